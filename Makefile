@@ -1,0 +1,53 @@
+# make demo     sheets of pictures from real photographs -> out/demo.png
+# make test     the tests (make test-long: those that take minutes; SHORT=1 shortens them)
+# make quality  what must be clean before a change lands; make style repairs what can be repaired
+# make bench    benchmarks of the operators -> out/bench_ops.json
+# Every target installs what it needs into $(VENV) first.
+
+PYTHON ?= python3.11
+VENV ?= .venv
+EXTRAS := encoders,hub,onnx,train,demo,test,dev
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+STAMP := $(VENV)/.installed
+NATIVE := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
+
+.PHONY: venv demo test test-long quality style bench clean
+
+venv: $(STAMP)
+
+# torch first: the native parts are compiled against the torch that is already there.
+$(STAMP): pyproject.toml setup.py constraints.txt $(NATIVE)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt torch torchvision
+	$(PIP) install -c constraints.txt -e ".[$(EXTRAS)]"
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/python examples/demo.py
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not long"
+
+# pytest's exit status 5 means that no test is marked long.
+test-long: $(STAMP)
+	$(BIN)/python -m pytest -m long $(if $(SHORT),--short) || test $$? -eq 5
+
+quality: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+style: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP)
+	mkdir -p out
+	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=out/bench_ops.json
+
+# Everything made here except $(VENV).
+clean:
+	rm -rf build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks
+	rm -f rcdm_fast/_build_info.py rcdm_fast/_C*.so $(STAMP)

@@ -1,0 +1,14 @@
+// pictures_to_uint8: float values in [-1,1] -> levels 0..255. See the reference in rcdm_fast/ops/reference.py.
+
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+
+namespace rcdm_fast::cpu {
+
+// float32, bfloat16 or float16 [...] -> uint8 [...]. A dense input keeps its strides.
+torch::stable::Tensor pictures_to_uint8(const torch::stable::Tensor& pictures);
+
+}  // namespace rcdm_fast::cpu

@@ -1,0 +1,60 @@
+"""`make demo`: real photographs, what the encoder sees of them, and samples from its backbone and its projector.
+
+Writes out/demo.png. The photographs are scikit-image's samples, so nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from PIL import Image
+from skimage import data
+
+import rcdm_fast
+from rcdm_fast import images
+
+MODELS = ("cifar10-simclr-trunk", "cifar10-simclr-head")
+PER = 8
+STEPS = 50
+OUT = Path("out/demo.png")
+
+
+def photographs() -> dict[str, Image.Image]:
+    """Six photographs that scikit-image installs."""
+    arrays = {
+        "cat": data.chelsea(),
+        "astronaut": data.astronaut(),
+        "coffee": data.coffee(),
+        "rocket": data.rocket(),
+        "Hubble": data.hubble_deep_field(),
+        "motorcycle": data.stereo_motorcycle()[0],
+    }
+    return {name: Image.fromarray(array) for name, array in arrays.items()}
+
+
+def main() -> None:
+    """Sample, time and lay out."""
+    photos = photographs()
+    rows = [[photo] for photo in photos.values()]
+    for number, name in enumerate(MODELS):
+        model = rcdm_fast.load(name)
+        if number == 0:
+            for row, photo in zip(rows, photos.values(), strict=True):
+                row.append(images.to_pil(model.view(photo)[0]))
+        h = model.encode(list(photos.values()))
+        start = time.perf_counter()
+        samples = model.sample(h, per=PER, steps=STEPS, seed=0)
+        seconds = (time.perf_counter() - start) / (len(rows) * PER)
+        for row, pictures in zip(rows, samples, strict=True):
+            row += [images.to_pil(picture) for picture in pictures]
+        print(model.describe())
+        print(f"NFE      {STEPS}, {seconds:.3g} s per picture\n")
+    titles = ["photo", "seen", "samples from the backbone", *[""] * (PER - 1), "samples from the projector"]
+    sheet = images.sheet(rows, cell=72, column_titles=titles, row_titles=list(photos), group_gaps=[2, 2 + PER])
+    images.save(sheet, OUT)
+    print(OUT)
+
+
+if __name__ == "__main__":
+    main()

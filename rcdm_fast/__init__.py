@@ -1,0 +1,67 @@
+"""rcdm_fast: see what a vision encoder's representation keeps, with a representation-conditioned diffusion model.
+
+    import rcdm_fast
+    model = rcdm_fast.load("cifar10-simclr-trunk")
+    pictures = model.sample(model.encode("photo.jpg"), per=8, steps=50)
+
+Importing this package is cheap: PyTorch and everything else is imported when a name is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rcdm_fast.checkpoint import CheckpointError, save_model
+    from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, ScheduleConfig, UNetConfig
+    from rcdm_fast.encoders import Encoder, EncoderError
+    from rcdm_fast.images import ImageError
+    from rcdm_fast.pipeline import Model, SamplingError, load
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "CheckpointError": "checkpoint",
+    "save_model": "checkpoint",
+    "ConfigError": "config",
+    "EncoderConfig": "config",
+    "ModelConfig": "config",
+    "ScheduleConfig": "config",
+    "UNetConfig": "config",
+    "Encoder": "encoders",
+    "EncoderError": "encoders",
+    "ImageError": "images",
+    "Model": "pipeline",
+    "SamplingError": "pipeline",
+    "load": "pipeline",
+}
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "Encoder",
+    "EncoderConfig",
+    "EncoderError",
+    "ImageError",
+    "Model",
+    "ModelConfig",
+    "SamplingError",
+    "ScheduleConfig",
+    "UNetConfig",
+    "__version__",
+    "load",
+    "save_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"rcdm_fast.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,284 @@
+"""Weights in and out: native safetensors files, published-format `.pt` files, names, and the Hugging Face hub.
+
+Whatever the source, the result is a `ModelConfig` and float32 tensors on the CPU, finite and fitting the network that
+it describes tensor by tensor. Nothing pickled is ever run.
+
+Knows nothing about devices, engines or encoders (`pipeline.py` puts a model together).
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rcdm_fast import config as configs
+from rcdm_fast import downloads, names, storage
+from rcdm_fast.config import ConfigError, ModelConfig, UNetConfig
+from rcdm_fast.encoders.native import METADATA_KEY as ENCODER_KEY
+from rcdm_fast.flags import FlagSource, FlagValue, configs_from_flags, read_flags
+from rcdm_fast.names import KnownModel as KnownModel
+from rcdm_fast.names import list_bundled as list_bundled
+from rcdm_fast.names import model_names as model_names
+from rcdm_fast.recognise import RELEASE_FLAGS, recognise
+from rcdm_fast.unet import UNet
+
+log = logging.getLogger(__name__)
+
+NATIVE_FILE = "model.safetensors"  # in a folder or a hub repository
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_WEIGHT_ENDINGS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
+_SHOWN = 3  # tensor names per message
+
+
+class CheckpointError(ValueError):
+    """Weights that are unknown, damaged, foreign, or do not fit their description; the message names the file."""
+
+
+def load_model(
+    source: str | os.PathLike[str], flags: FlagSource | None = None
+) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """Find and read a model.
+
+    A bundled or published name comes first, then an existing file or folder, then a hub id; a path object is always a
+    path. A published release is downloaded once into the cache.
+
+    Args:
+        source: a name (`model_names`), a native ``.safetensors`` file or a folder with ``model.safetensors``, a
+            published-format ``.pt`` (a bare state dict), or a hub id ``org/name`` (a repository with
+            ``model.safetensors``).
+        flags: published flags of a ``.pt``, or the path of a JSON file of them; what they leave out is read off the
+            tensors. Without flags only the published layouts are recognised in full.
+
+    Returns:
+        The configuration, and float32 tensors by name, ready for a strict load into ``UNet(config.unet)``. What was
+        recognised of a ``.pt`` is logged and kept in ``config.info["flags_recognised"]``.
+
+    Raises:
+        CheckpointError: no such model; a truncated, foreign or pickled-code file; flags that contradict the tensors;
+            missing, unexpected or misshapen tensors; NaN or infinite weights.
+        ConfigError: flags that are unknown or malformed.
+        downloads.DownloadError: a release that cannot be fetched.
+    """
+    given = None if flags is None else read_flags(flags)
+    if isinstance(source, str):
+        if source in list_bundled():
+            return _load_path(names.bundled_path(source), given)
+        if source in names.RELEASES:
+            return _load_release(source, given)
+        if not source or not Path(source).expanduser().exists():
+            return _load_elsewhere(source, given)
+    return _load_path(Path(source).expanduser(), given)
+
+
+def save_model(
+    path: str | os.PathLike[str],
+    config: ModelConfig,
+    state_dict: Mapping[str, Tensor],
+    dtype: torch.dtype = torch.float32,
+) -> Path:
+    """Write a native model file, atomically: tensors as `dtype`, the configuration as JSON in the metadata.
+
+    Args:
+        path: a ``.safetensors`` file, or a folder that gets ``model.safetensors``.
+        config: what the file says about itself.
+        state_dict: the tensors of ``UNet(config.unet)``.
+        dtype: torch.float32, bfloat16 or float16 on disk; loading gives float32 again.
+
+    Returns:
+        The file written.
+
+    Raises:
+        CheckpointError: the tensors do not fit the configuration, or are not finite as `dtype`.
+        StorageError: the file cannot be written.
+    """
+    target = Path(path)
+    if target.suffix != ".safetensors":
+        target = target / NATIVE_FILE
+    tensors = {name: tensor.detach().to("cpu", dtype) for name, tensor in state_dict.items()}
+    _check_fit(config.unet, tensors, str(target))
+    _check_finite(tensors, f"{target} (as {str(dtype).removeprefix('torch.')})")
+    storage.save_tensors(target, tensors, {names.MODEL_KEY: configs.to_json(config)})
+    return target
+
+
+def _load_path(path: Path, flags: Mapping[str, FlagValue] | None) -> tuple[ModelConfig, dict[str, Tensor]]:
+    if path.is_dir():
+        inside = path / NATIVE_FILE
+        if not inside.is_file():
+            found = sorted(item.name for item in path.iterdir())
+            raise CheckpointError(f"{path}: no {NATIVE_FILE} in this folder (found {_some(found) or 'nothing'})")
+        path = inside
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file or folder")
+    if path.suffix == ".safetensors":
+        return _load_safetensors(path, flags)
+    return _load_published(path, _read_pickle(path), flags)
+
+
+def _load_elsewhere(source: str, flags: Mapping[str, FlagValue] | None) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """A text that is neither a known name nor an existing path."""
+    if source.endswith(_WEIGHT_ENDINGS) or source.startswith((".", "/", "~")):
+        raise CheckpointError(f"{source}: no such file or folder")
+    if not _HUB_ID.fullmatch(source):
+        raise CheckpointError(f"unknown model {source!r}; {names.suggestion(source)}")
+    return _load_path(_from_hub(source), flags)
+
+
+def _from_hub(repository: str) -> Path:
+    try:
+        import huggingface_hub
+        from huggingface_hub.errors import HfHubHTTPError
+    except ImportError as error:
+        raise CheckpointError(
+            f"{repository}: no such file, and reading it from the Hugging Face hub needs huggingface_hub: "
+            "pip install 'rcdm_fast[hub]'"
+        ) from error
+    try:
+        return Path(huggingface_hub.hf_hub_download(repository, NATIVE_FILE, local_files_only=downloads.offline()))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise CheckpointError(
+            f"{repository}: no such file, and no {NATIVE_FILE} from the Hugging Face hub "
+            f"({type(error).__name__}: {reason})"
+        ) from error
+
+
+def _load_release(name: str, flags: Mapping[str, FlagValue] | None) -> tuple[ModelConfig, dict[str, Tensor]]:
+    release = names.RELEASES[name]
+    _tell_licence(names.RELEASE_LICENCE)
+    path = downloads.fetch(release.url, release.file)
+    flags = flags or RELEASE_FLAGS | {"feat_cond": True, "ssl_dim": release.encoder.dim}
+    try:
+        config, tensors = _load_published(path, _read_pickle(path), flags)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; delete {path} to download it again") from error
+    info = {**config.info, "url": release.url, "licence": names.RELEASE_LICENCE}
+    return ModelConfig(config.unet, config.schedule, release.encoder, name, info), tensors
+
+
+@functools.cache
+def _tell_licence(licence: str) -> None:
+    log.warning("the published RCDM weights are licensed %s: %s/LICENSE", licence, names.RELEASE_URL)
+
+
+def _load_safetensors(path: Path, flags: Mapping[str, FlagValue] | None) -> tuple[ModelConfig, dict[str, Tensor]]:
+    try:
+        metadata = storage.read_metadata(path)
+        if ENCODER_KEY in metadata:
+            raise CheckpointError(f"{path}: this is an encoder, not a model (give it as encoder=)")
+        found = storage.read_tensors(path)
+        if names.MODEL_KEY not in metadata:
+            return _load_published(path, found, flags)
+        config = configs.from_json(ModelConfig, metadata[names.MODEL_KEY], str(path))
+    except (storage.StorageError, ConfigError) as error:
+        raise CheckpointError(str(error)) from error
+    if flags is not None:
+        raise CheckpointError(f"{path}: a native file describes itself; flags are for published-format checkpoints")
+    return config, _checked(config.unet, found, str(path))
+
+
+def _load_published(
+    path: Path, found: Mapping[str, Tensor], flags: Mapping[str, FlagValue] | None
+) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """A bare state dict in the published naming, with the flags given or recognised."""
+    found = _without_ddp_prefix(found, path)
+    try:
+        recognition = recognise({name: tuple(tensor.shape) for name, tensor in found.items()}, flags)
+        unet, schedule = configs_from_flags(recognition.flags)
+    except ConfigError as error:
+        beside = path.with_name("flags.json")
+        hint = f" (flags={str(beside)!r} lies beside it)" if flags is None and beside.is_file() else ""
+        raise CheckpointError(f"{path}: {error}{hint}") from error
+    log.info("%s: %s", path, recognition.describe())
+    tensors = _checked(unet, found, str(path))
+    info = {"source": path.name, "flags_recognised": recognition.summary()}
+    return ModelConfig(unet, schedule, name=path.stem, info=info), tensors
+
+
+def _without_ddp_prefix(found: Mapping[str, Tensor], path: Path) -> Mapping[str, Tensor]:
+    """Migration: names as DistributedDataParallel saves them, all beginning with "module."."""
+    prefix = "module."
+    if not all(name.startswith(prefix) for name in found):
+        return found
+    log.info("%s: dropped the prefix %r of every name (saved from DistributedDataParallel)", path, prefix)
+    return {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    """A bare state dict of `torch.save`, read without running any code in it."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        if refused is None:
+            raise CheckpointError(f"{path}: truncated, or not a PyTorch checkpoint") from error
+        raise CheckpointError(
+            f"{path}: holds pickled code ({refused[1]}), which is never run; save the bare state_dict instead"
+        ) from error
+    except (FileNotFoundError, PermissionError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    except Exception as error:  # damaged bytes raise nearly anything inside the unpickler
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise CheckpointError(f"{path}: truncated, or not a PyTorch checkpoint ({reason})") from error
+    if not isinstance(found, Mapping):
+        raise CheckpointError(f"{path}: expected a state_dict (tensors by name), found {type(found).__name__}")
+    others = [str(key) for key, value in found.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
+    if others or not found:
+        raise CheckpointError(
+            f"{path}: expected a bare state_dict (tensors by name), found {_some(others) or 'nothing'}; if the weights "
+            "are inside, save that part alone"
+        )
+    return {name: tensor.detach() for name, tensor in found.items()}
+
+
+def _checked(unet: UNetConfig, found: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """The tensors as float32, after a strict comparison with the network."""
+    _check_fit(unet, found, where)
+    tensors = {name: tensor.to(torch.float32) for name, tensor in found.items()}
+    _check_finite(tensors, where)
+    return tensors
+
+
+def _check_fit(unet: UNetConfig, found: Mapping[str, Tensor], where: str) -> None:
+    with torch.device("meta"):
+        expected = {name: tensor.shape for name, tensor in UNet(unet).state_dict().items()}
+    problems = {
+        "missing": [name for name in expected if name not in found],
+        "unexpected": [name for name in found if name not in expected],
+        "wrong shape": [
+            f"{name} {list(found[name].shape)} instead of {list(shape)}"
+            for name, shape in expected.items()
+            if name in found and found[name].shape != shape
+        ],
+        "not floating-point": [name for name, tensor in found.items() if not tensor.is_floating_point()],
+    }
+    text = "; ".join(f"{kind}: {_some(items)}" for kind, items in problems.items() if items)
+    if text:
+        raise CheckpointError(f"{where}: the tensors do not fit the network. {text}")
+
+
+def _check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+    for name, tensor in tensors.items():
+        # numpy: one thread, no waiting for a second core that is busy with something else
+        finite = np.isfinite(tensor.to(torch.float32).numpy())
+        if not finite.all():
+            count = finite.size - int(finite.sum())
+            raise CheckpointError(f"{where}: {name} holds NaN or infinite weights ({count} of {tensor.numel()})")
+
+
+def _some(items: Iterable[Any]) -> str:
+    texts = [str(item) for item in items]
+    more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
+    return ", ".join(texts[:_SHOWN]) + more

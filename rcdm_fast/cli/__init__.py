@@ -1,0 +1,67 @@
+"""The `rcdm` command: argument parsing, messages and exit codes around the library.
+
+Exit codes: 0 done, 1 failed, 2 wrong input or usage, 130 interrupted. An error is one line; `--debug` adds the traceback.
+
+Nothing heavy is imported before a command needs it, so that `rcdm --help` answers at once. Knows nothing about how things
+are computed.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Annotated
+
+import typer
+
+from rcdm_fast.cli import about, sampling, training
+
+app = typer.Typer(
+    name="rcdm",
+    help="See in pictures what a vision encoder's representation keeps of a photo.\n\n"
+    "Example: rcdm sample photo.jpg --model cifar10-simclr-trunk --out sheet.png",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command()(sampling.sample)
+app.command()(sampling.encode)
+app.command()(sampling.interpolate)
+app.command()(training.train)
+app.command()(training.pretrain)
+app.command()(training.evaluate)
+app.command()(about.models)
+app.command()(about.info)
+
+_debug = False
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error, and debug logs.")] = False,
+) -> None:
+    global _debug
+    _debug = debug
+    logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "filelock", "urllib3", "PIL", "torch"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        app(given, standalone_mode=True, prog_name="rcdm")
+    except SystemExit as stop:
+        return int(stop.code) if isinstance(stop.code, int) else 1
+    except KeyboardInterrupt:
+        print("rcdm: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if _debug or "--debug" in given:
+            raise
+        text = " ".join(str(error).split()) or type(error).__name__
+        print(f"rcdm: {text}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError | OSError) else 1
+    return 0

@@ -1,0 +1,34 @@
+"""`rcdm models` and `rcdm info`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rcdm_fast.cli import common
+
+
+def models() -> None:
+    """List the models that can be named: bundled ones, and published ones that are downloaded when first used.
+
+    Example: rcdm models
+    """
+    from rcdm_fast import names
+
+    for name, known in names.model_names().items():
+        common.say(f"{name:28s} {known.describe()}")
+
+
+def info(
+    json: Annotated[Path | None, typer.Option("--json", help="Write the report to this file.")] = None,
+) -> None:
+    """Say what this installation has: versions, devices, native parts, runtimes, and why something is missing.
+
+    Example: rcdm info
+    """
+    from rcdm_fast import info as report
+
+    report.main()
+    common.write_json(json, report.report())

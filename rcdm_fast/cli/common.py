@@ -1,0 +1,59 @@
+"""Options that several commands share, and the two ways in which commands report numbers.
+
+Knows nothing about single commands.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rcdm_fast.pipeline import Model
+
+ModelName = Annotated[str, typer.Option("--model", "-m", help="Bundled or published name, file, folder or hub id.")]
+Flags = Annotated[Path | None, typer.Option(help="JSON file of published flags, for a .pt file.")]
+EncoderSpec = Annotated[str | None, typer.Option("--encoder", help="Other encoder, such as timm:resnet50?layer=layer3.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1... Default: CUDA if there is one.")]
+EngineName = Annotated[str, typer.Option("--engine", help="What runs the network.")]
+Precision = Annotated[str, typer.Option(help="fp32, bf16, fp16 or auto.")]
+Steps = Annotated[str, typer.Option(help="Network evaluations: 50, or a published text such as ddim25 or 10,10,5.")]
+SolverName = Annotated[str, typer.Option("--solver", help="ddim or ancestral.")]
+Seed = Annotated[int, typer.Option(help="Seed of all noise.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the measured numbers to this file.")]
+
+
+def open_model(
+    name: str, flags: Path | None, encoder: str | None, device: str | None, engine: str, precision: str
+) -> Model:
+    """Load the model that the options name, and say what runs."""
+    import rcdm_fast
+
+    model = rcdm_fast.load(name, flags, encoder, device, engine, precision)
+    say(model.describe())
+    return model
+
+
+def say(text: str) -> None:
+    """One message to the user, on standard output."""
+    print(text, flush=True)
+
+
+def interactive() -> bool:
+    """Whether progress bars make sense."""
+    return sys.stderr.isatty()
+
+
+def write_json(path: Path | None, data: Any) -> None:
+    """Write numbers to a file, if the user named one."""
+    if path is None:
+        return
+    from rcdm_fast import storage
+
+    plain = dataclasses.asdict(data) if dataclasses.is_dataclass(data) and not isinstance(data, type) else data
+    storage.write_json(path, json.loads(json.dumps(plain, default=str)))

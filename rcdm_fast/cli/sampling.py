@@ -1,0 +1,179 @@
+"""`rcdm sample`, `rcdm encode` and `rcdm interpolate`."""
+
+from __future__ import annotations
+
+import enum
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rcdm_fast.cli import common
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from rcdm_fast.pipeline import Model
+
+Photos = Annotated[list[Path], typer.Argument(help="Photographs, or folders of them.", show_default=False)]
+MAX_SHEET_ROWS = 200
+
+
+class Mode(enum.Enum):
+    """Kinds of way between two representations."""
+
+    linear = "linear"
+    spherical = "spherical"
+
+
+def sample(
+    photos: Photos,
+    model: common.ModelName = "cifar10-simclr-trunk",
+    per: Annotated[int, typer.Option(help="Samples of each photo.")] = 8,
+    steps: common.Steps = "50",
+    solver: common.SolverName = "ddim",
+    eta: Annotated[float, typer.Option(help="DDIM's share of fresh noise, 0 to 1.")] = 0.0,
+    seed: common.Seed = 0,
+    out: Annotated[Path, typer.Option(help="The sheet: photo, what the encoder sees, samples.")] = Path("sheet.png"),
+    pictures: Annotated[Path | None, typer.Option(help="Folder for every sample as a PNG of its own.")] = None,
+    encoder: common.EncoderSpec = None,
+    flags: common.Flags = None,
+    device: common.Device = None,
+    engine: common.EngineName = "auto",
+    precision: common.Precision = "auto",
+    batch_size: Annotated[int | None, typer.Option(help="Pictures per network evaluation.")] = None,
+    json: common.JsonFile = None,
+) -> None:
+    """Draw pictures from each photo's representation and put them on a sheet.
+
+    Interrupting keeps what is finished.
+
+    Example: rcdm sample cat.jpg dog.jpg --model cifar10-simclr-head --per 8 --out sheet.png
+    """
+    from rcdm_fast import images, storage
+
+    if out.suffix.lower() not in images.EXTENSIONS:
+        raise images.ImageError(f"{out}: the extension names no picture format")
+    storage.check_writable(out)
+    paths = images.expand(photos)
+    loaded = common.open_model(model, flags, encoder, device, engine, precision)
+    opened = [images.open_image(path) for path in paths]
+    h = loaded.encode(opened)
+    request = loaded.request(h, per=per, steps=steps, solver=solver, eta=eta, seed=seed)
+    finished: list[Tensor] = []
+    interrupted = False
+    start = time.perf_counter()
+    try:
+        for place, batch in loaded.batches(request, batch_size, progress=common.interactive()):
+            finished.extend(batch.cpu())
+            if pictures is not None:
+                for index, picture in zip(range(place.start, place.stop), batch, strict=True):
+                    name = f"{index // per:05d}-{paths[index // per].stem}-{index % per:03d}.png"
+                    images.save(images.to_pil(picture), pictures / name)
+    except KeyboardInterrupt:
+        interrupted = True
+    seconds = time.perf_counter() - start
+    if finished:
+        rows = _rows(loaded, opened, finished, per)[:MAX_SHEET_ROWS]
+        titles = ["photo", "seen", f"samples ({loaded.config.name or model})"]
+        images.save(images.sheet(rows, cell=96, column_titles=titles, group_gaps=[2]), out)
+        common.say(f"{out}: {len(finished)} pictures of {len(paths)} photos")
+    each = seconds / max(1, len(finished))
+    common.say(f"NFE {len(request.schedule)}, {each:.3g} s per picture")
+    common.write_json(
+        json,
+        {
+            "model": loaded.config.name or str(model),
+            "engine": loaded.engine.describe(),
+            "nfe": len(request.schedule),
+            "pictures": len(finished),
+            "seconds_per_picture": each,
+            "solver": solver,
+            "seed": seed,
+        },
+    )
+    if interrupted:
+        raise KeyboardInterrupt
+
+
+def _rows(model: Model, photos: list[Image.Image], samples: list[Tensor], per: int) -> list[list[Image.Image]]:
+    """Photo, the crop that the encoder sees, and the samples that are finished; photos without any are left out."""
+    from rcdm_fast import images
+
+    rows = []
+    for number, photo in enumerate(photos):
+        own = samples[number * per : (number + 1) * per]
+        if own:
+            seen = model.view(photo)
+            rows.append([photo, images.to_pil(seen[0]), *(images.to_pil(picture) for picture in own)])
+    return rows
+
+
+def encode(
+    photos: Photos,
+    model: common.ModelName = "cifar10-simclr-trunk",
+    out: Annotated[Path, typer.Option(help="Where the representations go: .npy, or .safetensors with names.")] = Path(
+        "representations.npy"
+    ),
+    encoder: common.EncoderSpec = None,
+    flags: common.Flags = None,
+    device: common.Device = None,
+) -> None:
+    """Write the representations of photos, float32 [N,D], in the order of the photos.
+
+    Example: rcdm encode photos/ --model cifar10-simclr-trunk --out h.npy
+    """
+    import json
+
+    import numpy as np
+    import torch
+
+    from rcdm_fast import images, storage
+    from rcdm_fast.config import ConfigError
+
+    if out.suffix not in (".npy", ".safetensors"):
+        raise ConfigError(f"{out}: representations are written as .npy or .safetensors")
+    paths = images.expand(photos)
+    loaded = common.open_model(model, flags, encoder, device, "auto", "auto")
+    h = torch.cat([loaded.encode(path).cpu() for path in paths])
+    if out.suffix == ".npy":
+        with storage.atomic(out) as temporary, open(temporary, "wb") as file:
+            np.save(file, h.numpy())
+    else:
+        storage.save_tensors(out, {"representations": h}, {"paths": json.dumps([str(path) for path in paths])})
+    common.say(f"{out}: {len(h)} representations of {h.shape[1]} numbers")
+
+
+def interpolate(
+    a: Annotated[Path, typer.Argument(help="First photo.", show_default=False)],
+    b: Annotated[Path, typer.Argument(help="Second photo.", show_default=False)],
+    model: common.ModelName = "cifar10-simclr-trunk",
+    frames: Annotated[int, typer.Option(help="Pictures along the way, both ends included.")] = 8,
+    per: Annotated[int, typer.Option(help="Ways, each from its own noise.")] = 4,
+    mode: Annotated[Mode, typer.Option(help="linear or spherical.")] = Mode.linear,
+    steps: common.Steps = "50",
+    seed: common.Seed = 0,
+    out: Annotated[Path, typer.Option(help="The sheet.")] = Path("interpolation.png"),
+    encoder: common.EncoderSpec = None,
+    flags: common.Flags = None,
+    device: common.Device = None,
+    engine: common.EngineName = "auto",
+    precision: common.Precision = "auto",
+) -> None:
+    """Draw pictures along the way from one photo's representation to another's.
+
+    Example: rcdm interpolate cat.jpg dog.jpg --model cifar10-simclr-trunk --frames 10 --out way.png
+    """
+    from rcdm_fast import images
+
+    opened = [images.open_image(a), images.open_image(b)]
+    loaded = common.open_model(model, flags, encoder, device, engine, precision)
+    h = loaded.encode(opened)
+    pictures = loaded.interpolate(
+        h[0], h[1], frames, per=per, mode=mode.value, steps=steps, seed=seed, progress=common.interactive()
+    )
+    sheet = [[opened[0], *(images.to_pil(picture) for picture in way), opened[1]] for way in pictures]
+    images.save(images.sheet(sheet, cell=96, column_titles=["A"], group_gaps=[1, frames + 1]), out)
+    common.say(f"{out}: {per} ways of {frames} pictures, {mode.value}")

@@ -1,0 +1,146 @@
+"""Encoders: pictures in, representations out, whatever the network behind them.
+
+`build` makes an encoder from a spec string, a configuration, a network or a function. Libraries that a family needs
+(timm, transformers, onnxruntime...) are imported when an encoder of that family is built, not before.
+
+Does not know about diffusion.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from rcdm_fast.config import ConfigError, EncoderConfig
+from rcdm_fast.encoders import (
+    native,
+    onnx_models,
+    published,
+    sources,
+    timm_models,
+    torchhub,
+    torchvision_models,
+    transformers_models,
+)
+from rcdm_fast.encoders.base import Encoder, ImageEncoder, Network
+from rcdm_fast.encoders.errors import EncoderError
+from rcdm_fast.encoders.layers import Forward
+from rcdm_fast.encoders.sources import Source
+
+__all__ = ["Encoder", "EncoderError", "ImageEncoder", "build"]
+
+
+def build(
+    source: str | EncoderConfig | Encoder | Forward,
+    device: str | torch.device = "cpu",
+    *,
+    config: EncoderConfig | None = None,
+    trust_repo: bool = False,
+) -> Encoder:
+    """Make an encoder ready.
+
+    Args:
+        source: one of
+
+            * a spec string: ``timm:NAME``, ``torchvision:NAME``, ``transformers:NAME_OR_FOLDER``,
+              ``torchhub:REPO:NAME``, ``onnx:PATH``, ``file:PATH``, ``bundled:NAME`` or ``published:NAME``, with options
+              as in ``timm:resnet50?pretrained=1&layer=layer3&pooling=mean``. The network's own convention is used where
+              no option says otherwise. Options: layer, pooling, image_size, resize, resize_to, interpolation, mean and
+              std (one number or three), normalize; weights (timm, torchvision, torchhub, published), pretrained (timm,
+              torchvision, torchhub), revision (transformers), trust_repo (torchhub);
+            * an `EncoderConfig`: the network that its `source` names, with exactly this convention;
+            * a module or function, called with normalised pictures [N,3,s,s]; `config` states its convention (by
+              default 224 px, [-1,1]);
+            * an encoder, returned as it is.
+        device: where to run. A module is moved there in place.
+        config: convention of a module or function; only for those.
+        trust_repo: allow a torch.hub repository to run its code.
+
+    Raises:
+        ConfigError: a spec or configuration that names no encoder.
+        EncoderError: a missing library, missing or damaged weights, an output that is no representation.
+        StorageError: a native encoder file that cannot be read.
+    """
+    if isinstance(source, str):
+        _no_config(config)
+        return _from_spec(source, device, trust_repo)
+    if isinstance(source, EncoderConfig):
+        _no_config(config)
+        return _from_config(source, device, trust_repo)
+    if isinstance(source, Encoder):
+        _no_config(config)
+        return source
+    if not callable(source):
+        raise EncoderError(f"{type(source).__name__} is no encoder: give a spec string, a module or a function")
+    return ImageEncoder(source, config or EncoderConfig("module"), device)
+
+
+def _no_config(config: EncoderConfig | None) -> None:
+    if config is not None:
+        raise ConfigError("config= is for modules and functions; other encoders bring their own convention")
+
+
+def _from_spec(text: str, device: str | torch.device, trust_repo: bool) -> Encoder:
+    options = {**OPTIONS, "torchhub": {*OPTIONS["torchhub"], torchhub.TRUST}}
+    source, fields = sources.parse(text, options)
+    trusted = trust_repo or source.flag(torchhub.TRUST)
+    kept = {key: value for key, value in source.options.items() if key != torchhub.TRUST}
+    source = dataclasses.replace(source, options=kept)
+    network = _load(source, fields, trusted)
+    return ImageEncoder(network, _complete(network.convention, source, fields), device)
+
+
+def _complete(convention: EncoderConfig, source: Source, fields: Mapping[str, Any]) -> EncoderConfig:
+    """A family's convention with what a spec string states; the width is kept only if it is still known."""
+    stated = dict(fields)
+    if "image_size" in stated and "resize_to" not in stated and convention.resize_to:
+        stated["resize_to"] = round(convention.resize_to * stated["image_size"] / convention.image_size)
+    config = dataclasses.replace(convention, source=str(source), **stated)
+    if (config.layer, config.pooling) != (convention.layer, convention.pooling):
+        config = dataclasses.replace(config, dim=0)
+    return config
+
+
+def _from_config(config: EncoderConfig, device: str | torch.device, trust_repo: bool) -> Encoder:
+    if config.source == "module":
+        raise ConfigError("this encoder was a module given in Python; give it again as encoder=")
+    source, stray = sources.parse(config.source, OPTIONS)
+    if stray:
+        raise ConfigError(f"{config.source!r}: {', '.join(stray)} belong into the fields of EncoderConfig")
+    fields = {item.name: getattr(config, item.name) for item in dataclasses.fields(config) if item.name != "source"}
+    return ImageEncoder(_load(source, fields, trust_repo), config, device)
+
+
+def _load(source: Source, fields: Mapping[str, Any], trusted: bool) -> Network:
+    if source.family == "torchhub":
+        return torchhub.load(source, fields, trusted)
+    return LOADERS[source.family](source, fields)
+
+
+def _native(source: Source, _fields: Mapping[str, Any]) -> Network:
+    bundled = source.family == "bundled"
+    return Network(*native.load(native.bundled_path(source.name) if bundled else source.name))
+
+
+LOADERS: dict[str, Callable[[Source, Mapping[str, Any]], Network]] = {
+    "bundled": _native,
+    "file": _native,
+    "published": published.load,
+    "timm": timm_models.load,
+    "torchvision": torchvision_models.load,
+    "transformers": transformers_models.load,
+    "onnx": onnx_models.load,
+}
+OPTIONS: dict[str, frozenset[str]] = {
+    "bundled": frozenset(),
+    "file": frozenset(),
+    "published": published.OPTIONS,
+    "timm": timm_models.OPTIONS,
+    "torchvision": torchvision_models.OPTIONS,
+    "transformers": transformers_models.OPTIONS,
+    "torchhub": torchhub.OPTIONS,
+    "onnx": onnx_models.OPTIONS,
+}

@@ -1,0 +1,248 @@
+"""The encoder protocol, and the one class that makes an encoder of any network or function.
+
+An encoder turns pictures into representations. How it sees a picture, which layer it reads and how that layer is
+pooled are data (`EncoderConfig`), never knowledge of the caller.
+
+Does not know where networks come from: one file per family beside this one does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+from typing import Any, Protocol, Self, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rcdm_fast import images as pictures
+from rcdm_fast.config import EncoderConfig
+from rcdm_fast.encoders import layers, preprocess
+from rcdm_fast.encoders.errors import EncoderError, reason
+from rcdm_fast.encoders.layers import Forward
+
+log = logging.getLogger(__name__)
+
+BATCH = 32
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """Anything that turns pictures into representations."""
+
+    @property
+    def config(self) -> EncoderConfig:
+        """Source, layer and input convention."""
+
+    @property
+    def dim(self) -> int:
+        """Width D of a representation."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network runs and where representations are returned."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Float [N,3,H,W] in [-1,1] -> float32 [N,D]."""
+
+    def view(self, images: Tensor) -> Tensor:
+        """Float [N,3,H,W] in [-1,1] -> the crop [N,3,s,s] that the network sees, before normalisation."""
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move the network in place."""
+
+
+@runtime_checkable
+class Movable(Protocol):
+    """A function that runs somewhere and can be sent elsewhere."""
+
+    def __call__(self, x: Tensor) -> Any:
+        """Normalised pictures [N,3,s,s] -> output."""
+
+    def to(self, device: torch.device) -> Any:
+        """Move in place."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """What a family hands over: a network and what is known about it.
+
+    `convention` holds the family's defaults. `forward` is what to call for the layer and pooling that were asked for,
+    None if the layer can be found by its name. `prefix_tokens` and `channels_last` describe the layer's output as
+    `layers.pool` needs them.
+    """
+
+    module: Forward
+    convention: EncoderConfig
+    forward: Forward | None = None
+    prefix_tokens: int | None = None
+    channels_last: bool = False
+
+
+def checked_device(device: str | torch.device) -> torch.device:
+    """A device that exists here. Raises `EncoderError`."""
+    try:
+        checked = torch.device(device)
+    except RuntimeError as error:
+        raise EncoderError(f"{device!r} is no device: {reason(error)}") from error
+    if checked.type == "cuda" and not torch.cuda.is_available():
+        raise EncoderError(f"device {device}: this machine or this torch build has no CUDA")
+    return checked
+
+
+class ImageEncoder:
+    """An encoder made of a network (or any function) and its convention.
+
+    A module is put into evaluation mode, and moved to `device`, in place.
+
+    Args:
+        network: the network and what its family knows; or a bare module or function, called with normalised pictures
+            [N,3,s,s] and returning representations.
+        config: layer, pooling and input convention. With `dim` 0 the width is found by encoding one grey picture.
+        device: where to run.
+        batch_size: pictures per call of the network.
+
+    Raises:
+        EncoderError: no such layer or device, or the network fails on a picture of the configured size.
+    """
+
+    def __init__(
+        self,
+        network: Network | Forward,
+        config: EncoderConfig,
+        device: str | torch.device = "cpu",
+        batch_size: int = BATCH,
+    ) -> None:
+        if not isinstance(network, Network):
+            network = Network(network, config)
+        if batch_size < 1:
+            raise EncoderError(f"batch_size must be positive, got {batch_size}")
+        self._config = config
+        self._network = network
+        self._forward = network.forward or layers.locate(network.module, config.layer)
+        stated = network.prefix_tokens
+        self._prefix_tokens = layers.prefix_tokens_of(network.module) if stated is None else stated
+        self._channels_last = network.channels_last or getattr(network.module, "output_fmt", None) == "NHWC"
+        self.batch_size = batch_size
+        self._device = checked_device("cpu")
+        self.to(device)
+        if config.dim == 0:
+            self._config = dataclasses.replace(config, dim=self._probe())
+
+    @property
+    def config(self) -> EncoderConfig:
+        """Source, layer and input convention; `dim` is known."""
+        return self._config
+
+    @property
+    def dim(self) -> int:
+        """Width D of a representation."""
+        return self._config.dim
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network runs and where representations are returned."""
+        return self._device
+
+    def __repr__(self) -> str:
+        c = self._config
+        return f"ImageEncoder({c.source}, layer={c.layer}, dim={c.dim}, {c.image_size} px, {self._device})"
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move the network to a device, in place; returns the encoder. Raises `EncoderError`."""
+        device = checked_device(device)
+        module = self._network.module
+        if isinstance(module, nn.Module):
+            module.to(device).eval()
+        elif isinstance(module, Movable):
+            module.to(device)
+        self._device = device
+        return self
+
+    def view(self, images: Tensor) -> Tensor:
+        """What the encoder sees of each picture, before normalisation.
+
+        Args:
+            images: float [N,3,H,W] in [-1,1].
+
+        Returns:
+            float32 [N,3,s,s] in [-1,1], where the pictures are.
+
+        Raises:
+            ImageError: not a batch of pictures in [-1,1].
+        """
+        return preprocess.view(pictures.check(images), self._config)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Representations of pictures, without gradients.
+
+        Args:
+            images: float [N,3,H,W] in [-1,1], one size per call.
+
+        Returns:
+            float32 [N,D] on `device`.
+
+        Raises:
+            ImageError: not a batch of pictures in [-1,1].
+            EncoderError: the network's output has another rank or width than configured, or is not finite.
+        """
+        pictures.check(images)
+        if not len(images):
+            return torch.zeros(0, self.dim, device=self._device)
+        parts: list[Tensor] = []
+        with torch.inference_mode():
+            for chunk in torch.split(images, self.batch_size):
+                seen = preprocess.view(chunk.to(self._device), self._config)
+                parts.append(self.represent(seen))
+            finite = [bool(part.isfinite().all()) for part in parts]
+        if not all(finite):
+            raise EncoderError(
+                f"{self._config.source}: the representation contains NaN or infinity; the weights are damaged, "
+                "or the input convention is not the network's"
+            )
+        # joined outside inference mode, so that training can use the result
+        return torch.cat(parts)
+
+    def represent(self, views: Tensor) -> Tensor:
+        """Representations of pictures that already have the encoder's size, in one call and with gradients.
+
+        Args:
+            views: float [N,3,s,s] in [-1,1] on `device`.
+
+        Returns:
+            float32 [N,D].
+
+        Raises:
+            EncoderError: the output has another rank or width than configured.
+        """
+        config, module = self._config, self._network.module
+        dtype = torch.float32
+        if isinstance(module, nn.Module):
+            if any(part.training for part in module.modules()):
+                module.eval()
+            dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), dtype)
+        output = self._forward(preprocess.normalise(views, config).to(dtype))
+        try:
+            output = layers.tensor_of(output, config.pooling)
+            h = layers.pool(output, config.pooling, self._prefix_tokens, self._channels_last).to(torch.float32)
+        except EncoderError as error:
+            raise EncoderError(f"{config.source}, layer {config.layer}: {reason(error)}") from error
+        if len(h) != len(views) or (config.dim and h.shape[1] != config.dim):
+            expected = [len(views), config.dim or "D"]
+            raise EncoderError(
+                f"{config.source}, layer {config.layer}: gives {list(h.shape)}, configured are {expected}"
+            )
+        return F.normalize(h, dim=1) if config.normalize else h
+
+    def _probe(self) -> int:
+        size = self._config.image_size
+        try:
+            return self.encode(torch.zeros(1, 3, size, size)).shape[1]
+        except (EncoderError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise EncoderError(
+                f"{self._config.source}: fails on a picture [1,3,{size},{size}]: {reason(error)}"
+            ) from error

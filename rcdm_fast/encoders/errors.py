@@ -1,0 +1,32 @@
+"""The one error that encoders raise beside `ConfigError`, and the import of optional libraries.
+
+Knows nothing about any encoder.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+
+class EncoderError(ValueError):
+    """An encoder that cannot be loaded or does not do what its configuration says; the message names it."""
+
+
+def reason(error: BaseException) -> str:
+    """What another library's error says, in one line of reasonable length."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 400 else f"{text[:400]}..."
+
+
+def need(module: str, extra: str) -> Any:
+    """Import an optional library.
+
+    Raises:
+        EncoderError: it is not installed; the message says which extra brings it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        name = module.partition(".")[0]
+        raise EncoderError(f"this encoder needs {name} ({error}): pip install 'rcdm_fast[{extra}]'") from error

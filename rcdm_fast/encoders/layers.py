@@ -1,0 +1,152 @@
+"""From a network to one vector per picture: which layer is taken, and how tokens or positions are pooled.
+
+Knows nothing about pictures, normalisation or where networks come from.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from rcdm_fast.encoders.errors import EncoderError
+
+Forward = Callable[[Tensor], Any]
+
+
+class _Reached(Exception):
+    """Raised inside a forward pass when the wanted layer has answered: nothing after it is computed."""
+
+    def __init__(self, output: Any) -> None:
+        super().__init__()
+        self.output = output
+
+
+class LayerOutput:
+    """Calls a network and returns the output of one sub-module, at its first use in the forward pass.
+
+    The forward pass stops there.
+
+    Args:
+        network: any module.
+        name: dotted name of a sub-module of it.
+    """
+
+    def __init__(self, network: nn.Module, name: str) -> None:
+        self.network = network
+        self.name = name
+        self.module = network.get_submodule(name)
+
+    def __call__(self, x: Tensor) -> Any:
+        """The sub-module's output for the network's input x."""
+
+        def stop(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            raise _Reached(output)
+
+        handle = self.module.register_forward_hook(stop)
+        try:
+            self.network(x)
+        except _Reached as reached:
+            return reached.output
+        finally:
+            handle.remove()
+        raise EncoderError(f"layer {self.name!r} is not used when the network sees a picture")
+
+
+def locate(network: Forward, layer: str) -> Forward:
+    """What to call so that the network's `layer` answers.
+
+    A sub-module of that name (also below ``backbone``) is found first; ``backbone`` otherwise means the network's own
+    output.
+
+    Raises:
+        EncoderError: there is no such layer.
+    """
+    names: list[str] = []
+    if isinstance(network, nn.Module):
+        names = [name for name, _ in network.named_modules() if name]
+        for candidate in (layer, f"backbone.{layer}"):
+            if candidate in names:
+                return LayerOutput(network, candidate)
+    if layer == "backbone":
+        return network
+    if not names:
+        raise EncoderError(f"a function has no layer {layer!r}; use layer 'backbone' for its output")
+    near = difflib.get_close_matches(layer, names, n=5, cutoff=0.4) or names[:5]
+    raise EncoderError(f"no layer {layer!r} in this network; there are, for example, {', '.join(near)}")
+
+
+def tensor_of(output: Any, pooling: str) -> Tensor:
+    """The tensor in whatever a network returned.
+
+    Of named outputs (transformers) ``none`` takes the pooled one and ``cls``/``mean`` the last hidden states; of a
+    tuple or list the first element counts.
+
+    Raises:
+        EncoderError: nothing usable in it.
+    """
+    if isinstance(output, Tensor):
+        return output
+    wanted = "pooler_output" if pooling == "none" else "last_hidden_state"
+    if isinstance(output, Mapping):
+        found = output.get(wanted)
+        if isinstance(found, Tensor):
+            return found
+        has = ", ".join(str(key) for key in output)
+        raise EncoderError(f"pooling {pooling!r} needs an output named {wanted}; the network returned {has}")
+    if isinstance(output, tuple | list) and output:
+        return tensor_of(output[0], pooling)
+    raise EncoderError(f"the network returned {type(output).__name__}, not a tensor")
+
+
+def pool(output: Tensor, pooling: str, prefix_tokens: int | None, channels_last: bool = False) -> Tensor:
+    """One vector per picture.
+
+    Args:
+        output: [N,D], tokens [N,T,D], or positions [N,C,H,W] ([N,H,W,C] with `channels_last`).
+        pooling: ``none`` takes [N,D] or [N,D,1,1]; ``cls`` takes token 0; ``mean`` averages patch tokens or positions.
+        prefix_tokens: tokens before the patches (class, registers), None if unknown. ``mean`` leaves them out.
+        channels_last: order of a four-dimensional output.
+
+    Returns:
+        [N,D].
+
+    Raises:
+        EncoderError: the output's rank does not fit the pooling.
+    """
+    shape = list(output.shape)
+    if pooling == "none":
+        if output.ndim == 2:
+            return output
+        if output.ndim == 4 and output.shape[2:] == (1, 1):
+            return output.flatten(1)
+        hint = {3: "pooling=cls or pooling=mean", 4: "pooling=mean"}.get(output.ndim)
+        raise EncoderError(f"the layer gives {shape}, not [N,D]" + (f"; choose {hint}" if hint else ""))
+    if output.ndim == 3:
+        if pooling == "mean":
+            return output[:, prefix_tokens or 0 :].mean(dim=1)
+        if prefix_tokens == 0:
+            raise EncoderError("pooling=cls: this network has no class token; choose pooling=mean")
+        return output[:, 0]
+    if output.ndim == 4 and pooling == "mean":
+        return output.mean(dim=(1, 2) if channels_last else (2, 3))
+    needs = "tokens [N,T,D]" if pooling == "cls" else "tokens [N,T,D] or positions [N,C,H,W]"
+    hint = "; choose pooling=none" if output.ndim == 2 else ""
+    raise EncoderError(f"pooling={pooling} needs {needs}, but the layer gives {shape}{hint}")
+
+
+def prefix_tokens_of(network: Any) -> int | None:
+    """Tokens before the patches, if the network says so; None if it does not.
+
+    Read from `num_prefix_tokens` (timm), or from a class token with `num_register_tokens` (DINOv2).
+    """
+    stated = getattr(network, "num_prefix_tokens", None)
+    if isinstance(stated, int):
+        return stated
+    for name in ("cls_token", "class_token"):
+        if isinstance(getattr(network, name, None), Tensor):
+            registers = getattr(network, "num_register_tokens", 0)
+            return 1 + (registers if isinstance(registers, int) else 0)
+    return None

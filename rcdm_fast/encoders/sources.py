@@ -1,0 +1,117 @@
+"""Encoder spec strings: ``FAMILY:NAME?key=value&key=value`` to plain data and back.
+
+Options either choose the network's weights (they stay part of `EncoderConfig.source`) or state fields of an
+`EncoderConfig` (layer, pooling, image size, normalisation). In names and values, ``%``, ``?`` and ``&`` are written
+percent-encoded.
+
+Does not know which families exist or what their options mean (`rcdm_fast.encoders`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote, unquote
+
+from rcdm_fast.config import ConfigError
+
+PLAIN = "/:,._-~+@= "  # characters that stay readable in a canonical spec
+
+
+@dataclass(frozen=True)
+class Source:
+    """A family, a name in it, and the options that choose weights."""
+
+    family: str
+    name: str
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        text = f"{self.family}:{quote(self.name, safe=PLAIN)}"
+        options = "&".join(f"{key}={quote(value, safe=PLAIN)}" for key, value in sorted(self.options.items()))
+        return f"{text}?{options}" if options else text
+
+    def flag(self, key: str) -> bool:
+        """A yes/no option; absent means no."""
+        return parse_bool(self.options.get(key, "0"), key)
+
+
+def parse(text: str, options: Mapping[str, Collection[str]]) -> tuple[Source, dict[str, Any]]:
+    """Split a spec string.
+
+    Args:
+        text: ``FAMILY:NAME`` with options after a question mark.
+        options: for every family, the options that choose its weights.
+
+    Returns:
+        The source, and the `EncoderConfig` fields stated by the remaining options.
+
+    Raises:
+        ConfigError: unknown family or option, or a value that cannot be read.
+    """
+    head, _, query = text.partition("?")
+    family, colon, name = head.partition(":")
+    if not colon or family not in options or not name:
+        known = ", ".join(f"{item}:..." for item in options)
+        raise ConfigError(f"{text!r} names no encoder; expected one of {known}")
+    chosen: dict[str, str] = {}
+    fields: dict[str, Any] = {}
+    for item in filter(None, query.split("&")):
+        key, _, raw = item.partition("=")
+        value = unquote(raw)
+        if key in options[family]:
+            chosen[key] = value
+        elif key in FIELDS:
+            fields[key] = FIELDS[key](value, key)
+        else:
+            raise ConfigError(
+                f"{text!r}: unknown option {key!r}; {family} takes {', '.join(sorted({*options[family], *FIELDS}))}"
+            )
+    return Source(family, unquote(name), chosen), fields
+
+
+def parse_bool(value: str, key: str) -> bool:
+    """1/0, true/false, yes/no, on/off. Raises `ConfigError`."""
+    text = value.lower()
+    if text in ("1", "true", "yes", "on"):
+        return True
+    if text in ("0", "false", "no", "off"):
+        return False
+    raise ConfigError(f"option {key}: expected 1 or 0, got {value!r}")
+
+
+def _text(value: str, key: str) -> str:
+    if not value:
+        raise ConfigError(f"option {key} is empty")
+    return value
+
+
+def _integer(value: str, key: str) -> int:
+    try:
+        return int(value)
+    except ValueError as error:
+        raise ConfigError(f"option {key}: expected a whole number, got {value!r}") from error
+
+
+def _channels(value: str, key: str) -> tuple[float, float, float]:
+    try:
+        numbers = [float(item) for item in value.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"option {key}: expected numbers, got {value!r}") from error
+    if len(numbers) not in (1, 3):
+        raise ConfigError(f"option {key}: expected one number or three separated by commas, got {value!r}")
+    return (numbers[0], numbers[len(numbers) // 2], numbers[-1])
+
+
+FIELDS = {
+    "layer": _text,
+    "pooling": _text,
+    "image_size": _integer,
+    "resize": _text,
+    "resize_to": _integer,
+    "interpolation": _text,
+    "mean": _channels,
+    "std": _channels,
+    "normalize": parse_bool,
+}

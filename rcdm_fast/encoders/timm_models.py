@@ -1,0 +1,93 @@
+"""Encoders of timm: ``timm:NAME``, with random, published or local weights.
+
+Does not know how pictures are resized or layers pooled (`base.py`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from rcdm_fast.config import EncoderConfig
+from rcdm_fast.encoders import weights
+from rcdm_fast.encoders.base import Network
+from rcdm_fast.encoders.errors import EncoderError, need, reason
+from rcdm_fast.encoders.sources import Source
+
+log = logging.getLogger(__name__)
+
+OPTIONS = frozenset({"pretrained", "weights"})
+INTERPOLATIONS = {"bilinear": "bilinear", "bicubic": "bicubic", "lanczos": "bicubic", "random": "bicubic"}
+
+
+def load(source: Source, fields: Mapping[str, Any]) -> Network:
+    """A timm model without its classifier, and the convention of its `pretrained_cfg`.
+
+    ``backbone`` with pooling ``none`` is the pooled representation before the classifier; with ``cls`` or ``mean`` the
+    unpooled `forward_features` is taken. Without ``pretrained=1`` or ``weights=FILE`` the weights are random,
+    the same every time.
+
+    Raises:
+        EncoderError: timm is missing, the name is unknown, or the weights cannot be had or do not fit.
+    """
+    timm = need("timm", "encoders")
+    pretrained, path = source.flag("pretrained"), source.options.get("weights")
+    if pretrained and path:
+        raise EncoderError(f"{source}: give pretrained=1 or weights=FILE, not both")
+    state = weights.read(path) if path else None
+    model = _create(timm, source, pretrained, fields.get("image_size"), state)
+    if state is not None:
+        weights.load(model, state, str(path))
+        model.reset_classifier(0)
+    elif not pretrained:
+        log.warning("%s: random weights (add pretrained=1 or weights=FILE)", source)
+    pooled = fields.get("layer", "backbone") == "backbone" and fields.get("pooling", "none") == "none"
+    unpooled = fields.get("layer", "backbone") == "backbone" and not pooled
+    return Network(model, _convention(timm, source, model), forward=model.forward_features if unpooled else None)
+
+
+def _create(
+    timm: Any, source: Source, pretrained: bool, image_size: int | None, state: Mapping[str, Any] | None
+) -> Any:
+    keywords: dict[str, Any] = {"num_classes": 0}
+    cfg = timm.get_pretrained_cfg(source.name) if timm.is_model(source.name) else None
+    if cfg is not None:
+        if state is not None:
+            keywords["num_classes"] = _classes(cfg.classifier, state)
+        if image_size is not None and cfg.fixed_input_size and image_size != cfg.input_size[-1]:
+            keywords["img_size"] = image_size
+    try:
+        with weights.repeatable():
+            return timm.create_model(source.name, pretrained=pretrained, **keywords)
+    except Exception as error:
+        near = difflib.get_close_matches(source.name, timm.list_models()) if cfg is None else []
+        hint = f"; there are {', '.join(near)}" if near else ""
+        raise EncoderError(f"{source}: timm cannot make this model ({reason(error)}){hint}") from error
+
+
+def _classes(classifier: str | tuple[str, ...] | None, state: Mapping[str, Any]) -> int:
+    """How many classes the classifier of a weights file has; 0 without one."""
+    for name in (classifier,) if isinstance(classifier, str) else classifier or ():
+        if f"{name}.weight" in state:
+            return int(state[f"{name}.weight"].shape[0])
+    return 0
+
+
+def _convention(timm: Any, source: Source, model: Any) -> EncoderConfig:
+    data = timm.data.resolve_model_data_config(model)
+    channels, height, width = data["input_size"]
+    if channels != 3 or height != width:
+        raise EncoderError(f"{source}: takes pictures [{channels},{height},{width}]; only square RGB is supported")
+    if data["crop_mode"] == "border":
+        log.warning("%s: pads its pictures to a square; here their short side is resized and the rest cropped", source)
+    return EncoderConfig(
+        source=str(source),
+        image_size=height,
+        resize="squash" if data["crop_mode"] == "squash" else "short_side",
+        resize_to=int(height / data["crop_pct"]),
+        interpolation=INTERPOLATIONS.get(data["interpolation"], "bicubic"),  # type: ignore[arg-type]
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+    )

@@ -1,0 +1,187 @@
+"""Encoders of Hugging Face transformers: ``transformers:NAME_OR_FOLDER`` (DINOv2, I-JEPA, CLIP, ViT, ConvNeXt...).
+
+The input convention comes from the model's image processor. Code inside model repositories is never run.
+
+Does not know how pictures are resized or layers pooled (`base.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rcdm_fast.config import EncoderConfig, Pooling
+from rcdm_fast.encoders import weights
+from rcdm_fast.encoders.base import Network
+from rcdm_fast.encoders.errors import EncoderError, need, reason
+from rcdm_fast.encoders.sources import Source
+
+log = logging.getLogger(__name__)
+
+OPTIONS = frozenset({"revision"})
+RESAMPLING = {1: "bicubic", 2: "bilinear", 3: "bicubic", 4: "area"}  # PIL's numbers; Lanczos becomes bicubic
+
+
+class Tower(nn.Module):
+    """A vision network called with pictures only; `projector` on top of its pooled output where there is one.
+
+    Args:
+        backbone: a vision network of transformers.
+        projector: its projection, or None.
+        image_size: pixels of the pictures it will see.
+    """
+
+    def __init__(self, backbone: nn.Module, projector: nn.Module | None, image_size: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        if projector is not None:
+            self.projector = projector
+        self.keywords: dict[str, Any] = {"return_dict": True}
+        trained_at = getattr(backbone.config, "image_size", image_size)
+        if trained_at != image_size and "interpolate_pos_encoding" in inspect.signature(backbone.forward).parameters:
+            self.keywords["interpolate_pos_encoding"] = True
+
+    def forward(self, x: Tensor) -> Any:
+        """[N,3,s,s] -> the backbone's named outputs, or [N,D] with a projector."""
+        output = self.backbone(pixel_values=x, **self.keywords)
+        return self.projector(output.pooler_output) if hasattr(self, "projector") else output
+
+
+def load(source: Source, fields: Mapping[str, Any]) -> Network:
+    """The vision network of a transformers model.
+
+    Pooling defaults to what the model is made for: ``none`` (its own pooled output) for CLIP, SigLIP and convolutional
+    networks, ``cls`` where there is a class token, ``mean`` otherwise. ``projector`` is CLIP's visual projection. A
+    masked auto-encoder sees the whole picture. The image processor is not read when size, mean and std are all given.
+
+    Raises:
+        EncoderError: transformers is missing; no such model, or not one of pictures; weights are missing from the file.
+    """
+    transformers = need("transformers", "encoders")
+    local = Path(source.name).is_dir()
+    where: dict[str, Any] = {"local_files_only": local}
+    if "revision" in source.options:
+        where["revision"] = source.options["revision"]
+    if {"image_size", "mean", "std"} <= fields.keys():
+        convention = EncoderConfig(str(source), image_size=fields["image_size"], mean=fields["mean"], std=fields["std"])
+    else:
+        convention = read_convention(source, _processor(transformers, source, where))
+    model, missing = _model(transformers, source, where)
+    backbone = getattr(model, "vision_model", model)
+    if not isinstance(backbone, nn.Module) or "pixel_values" not in inspect.signature(backbone.forward).parameters:
+        raise EncoderError(f"{source}: {type(model).__name__} does not take pictures")
+    projector = getattr(model, "visual_projection", None)
+    size = fields.get("image_size", convention.image_size)
+    tower = Tower(backbone, projector, size).eval()
+    pooling, prefix_tokens = _structure(source, tower, size)
+    if missing and fields.get("pooling", pooling) == "none":
+        raise EncoderError(f"{source}: the file has no weights of the pooler; choose pooling=cls or pooling=mean")
+    convention = dataclasses.replace(convention, pooling=pooling)
+    return Network(tower, convention, prefix_tokens=prefix_tokens)
+
+
+def _model(transformers: Any, source: Source, where: Mapping[str, Any]) -> tuple[nn.Module, list[str]]:
+    """The model, and names of pooler weights that its file lacks; other missing weights are an error."""
+    try:
+        config = transformers.AutoConfig.from_pretrained(source.name, **where)
+        if config.model_type == "vit_mae":
+            config.mask_ratio = 0.0
+        architecture = (config.architectures or [""])[0]
+        projects = architecture.endswith("VisionModelWithProjection")  # AutoModel would leave the projection out
+        with weights.repeatable():
+            model, report = getattr(transformers, architecture if projects else "AutoModel").from_pretrained(
+                source.name, config=config, dtype=torch.float32, output_loading_info=True, **where
+            )
+    except Exception as error:
+        raise EncoderError(f"{source}: transformers cannot load it ({reason(error)})") from error
+    missing = sorted(report["missing_keys"])
+    fatal = [name for name in missing if "pooler" not in name.split(".")]
+    if fatal:
+        raise EncoderError(f"{source}: the file has no weights for {', '.join(fatal[:5])} ({len(fatal)} in all)")
+    if report["unexpected_keys"]:
+        log.info("%s: %d weights in the file are not part of the encoder", source, len(report["unexpected_keys"]))
+    return model, missing
+
+
+def _structure(source: Source, tower: Tower, size: int) -> tuple[Pooling, int | None]:
+    """Default pooling, and the number of tokens before the patches (None without tokens), from one grey picture."""
+    try:
+        with torch.inference_mode():
+            output = tower.backbone(torch.zeros(1, 3, size, size), **tower.keywords)
+    except Exception as error:
+        raise EncoderError(f"{source}: fails on a picture of {size} px ({reason(error)})") from error
+    hidden, pooled = output.get("last_hidden_state"), output.get("pooler_output")
+    prefix: int | None = None
+    patch = getattr(tower.backbone.config, "patch_size", None)
+    if isinstance(hidden, Tensor) and hidden.ndim == 3 and isinstance(patch, int):
+        extra = hidden.shape[1] - (size // patch) ** 2
+        prefix = extra if extra > 0 else 0
+    if pooled is not None and (prefix in (None, 0) or hasattr(tower.backbone, "post_layernorm")):
+        return "none", prefix
+    return ("cls" if prefix else "mean"), prefix
+
+
+def _processor(transformers: Any, source: Source, where: Mapping[str, Any]) -> Mapping[str, Any]:
+    need("torchvision", "encoders")
+    try:
+        processor = transformers.AutoImageProcessor.from_pretrained(source.name, **where)
+    except Exception as error:
+        raise EncoderError(
+            f"{source}: no image processor ({reason(error)}); give image_size, mean and std as options to do without"
+        ) from error
+    data: Mapping[str, Any] = processor.to_dict()
+    return data
+
+
+def read_convention(source: Source, processor: Mapping[str, Any]) -> EncoderConfig:
+    """The input convention that an image processor describes.
+
+    Raises:
+        EncoderError: it pads, or resizes to something that is not square.
+    """
+    size, crop = processor.get("size") or {}, processor.get("crop_size") or {}
+    resizes, crops = processor.get("do_resize", True), processor.get("do_center_crop", False)
+    squash, resize_to = _sides(source, size, "size") if resizes and size else (False, 0)
+    image_size = _sides(source, crop, "crop_size")[1] if crops and crop else resize_to
+    crop_pct = processor.get("crop_pct")
+    if crop_pct and "shortest_edge" in size:  # ConvNeXt: below 384 px the size is that of the crop
+        squash, resize_to = (True, image_size) if image_size >= 384 else (False, int(image_size / crop_pct))
+    if not image_size:
+        raise EncoderError(f"{source}: its image processor states no picture size; give image_size, mean and std")
+    levels = 255 * processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 255.0
+    offset = 1.0 if processor.get("rescale_offset") else 0.0
+    normalises = processor.get("do_normalize", True) and processor.get("image_mean") is not None
+    mean = processor["image_mean"] if normalises else (0.0,) * 3
+    std = processor["image_std"] if normalises else (1.0,) * 3
+    return EncoderConfig(
+        source=str(source),
+        image_size=image_size,
+        resize="squash" if squash else "short_side",
+        resize_to=max(resize_to, image_size),
+        interpolation=_interpolation(source, processor.get("resample")),  # type: ignore[arg-type]
+        mean=tuple((value + offset) / levels for value in mean),  # type: ignore[arg-type]
+        std=tuple(value / levels for value in std),  # type: ignore[arg-type]
+    )
+
+
+def _interpolation(source: Source, resample: Any) -> str:
+    number = 2 if resample is None else int(resample)
+    if number not in RESAMPLING:
+        log.warning("%s: resampling %d is not supported; pictures are resized bilinearly", source, number)
+    return RESAMPLING.get(number, "bilinear")
+
+
+def _sides(source: Source, size: Mapping[str, int], key: str) -> tuple[bool, int]:
+    """(whether both sides are fixed, pixels) of a size entry."""
+    if "shortest_edge" in size:
+        return False, int(size["shortest_edge"])
+    if "height" in size and size.get("height") == size.get("width"):
+        return True, int(size["height"])
+    raise EncoderError(f"{source}: {key} {dict(size)} of its image processor is not supported")

@@ -1,0 +1,56 @@
+"""The eager engine: plain PyTorch, the truth that other engines are compared with.
+
+fp32 runs the network as it is written; bf16 and fp16 run it under autocast (weights stay fp32). Pictures and convolution
+weights are channels-last.
+
+Knows nothing about solvers or conditioning beyond the plan it is given.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rcdm_fast.conditioning import ConditioningPlan
+from rcdm_fast.unet import UNet
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def reasons_unavailable(device: torch.device, precision: str) -> list[str]:
+    """Why eager PyTorch cannot run on a device in a precision; empty if it can."""
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return ["this PyTorch sees no CUDA device"]
+    if precision != "fp32" and not torch.amp.is_autocast_available(device.type):
+        return [f"PyTorch has no autocast on {device.type}"]
+    return []
+
+
+class EagerEngine:
+    """See `rcdm_fast.engines.Engine`."""
+
+    name = "eager"
+
+    def __init__(self, network: UNet, device: torch.device, precision: str) -> None:
+        self.precision = precision
+        self.device = device
+        self._network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._plan: ConditioningPlan | None = None
+
+    def prepare(self, plan: ConditioningPlan, batch_size: int) -> None:
+        if len(plan.rows) != batch_size:
+            raise ValueError(f"the plan has rows for {len(plan.rows)} pictures, the batch {batch_size}")
+        self._plan = plan
+
+    @torch.inference_mode()
+    def predict(self, x: Tensor, k: int) -> Tensor:
+        if self._plan is None:
+            raise RuntimeError("predict before prepare")
+        emb = self._plan.embedding(k)
+        x = x.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, _DTYPES[self.precision], enabled=self.precision != "fp32"):
+            return self._network.denoise(x, emb).float()
+
+    def describe(self) -> str:
+        how = "as written" if self.precision == "fp32" else "under autocast"
+        return f"eager PyTorch {torch.__version__}, {self.precision} {how}, channels-last, on {self.device}"

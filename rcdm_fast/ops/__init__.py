@@ -1,0 +1,15 @@
+"""Custom operators: one schema each, a readable reference, native implementations where they were built.
+
+Importing this package declares the schemas and loads no native library; the first call of an operator does, or
+`load()`. Before `torch.compile` or `torch.export` call `load()`: a library cannot be loaded while a graph is traced.
+
+Knows nothing about models, engines or pictures files. How to add an operator: csrc/README.md.
+"""
+
+from __future__ import annotations
+
+from rcdm_fast.ops import reference, schema
+from rcdm_fast.ops.library import Part, describe, instruction_set, load
+from rcdm_fast.ops.wrappers import pictures_to_uint8
+
+__all__ = ["Part", "describe", "instruction_set", "load", "pictures_to_uint8", "reference", "schema"]

@@ -1,0 +1,526 @@
+"""Model: encode, sample, invert and interpolate; the only file that knows every stage.
+
+Everything a call needs is decided here (which noise, which rows, which batches) and handed to the stages, none of which
+knows the others.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rcdm_fast import checkpoint, conditioning, encoders, engines, images, solvers
+from rcdm_fast import noise as keyed
+from rcdm_fast.conditioning import ConditioningPlan
+from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, ScheduleConfig
+from rcdm_fast.encoders import Encoder
+from rcdm_fast.schedule import Schedule, network_timestep
+from rcdm_fast.unet import UNet
+
+log = logging.getLogger(__name__)
+
+Pictures = Tensor | str | os.PathLike[str] | Image.Image | Sequence[str | os.PathLike[str] | Image.Image]
+
+
+class SamplingError(RuntimeError):
+    """A request that cannot be sampled, or samples that are not finite."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One checked call of `Model.sample`.
+
+    Attributes:
+        representation: float32 [R,D], or None.
+        label: int64 [R], or None.
+        items: noise keys, one per representation.
+        per: samples of each.
+        schedule: kept steps.
+        solver, options: the solver and its settings.
+        seed: noise key.
+        noise: x_T instead of the keyed one, [R,per,3,H,W].
+        step_noise: step noise instead of the keyed one, [K,R,per,3,H,W].
+    """
+
+    representation: Tensor | None
+    label: Tensor | None
+    items: tuple[int, ...]
+    per: int
+    schedule: Schedule
+    solver: solvers.Solver
+    options: solvers.SolverOptions
+    seed: int
+    noise: Tensor | None
+    step_noise: Tensor | None
+
+    @property
+    def total(self) -> int:
+        return len(self.items) * self.per
+
+
+class Model:
+    """A network with its schedule, its encoder (if known) and the engine that runs it. Made by `rcdm_fast.load`.
+
+    Attributes:
+        config: what the weights file says about itself.
+        unet: the network in plain PyTorch.
+        engine: what evaluates it while sampling.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        unet: UNet,
+        engine: engines.Engine,
+        encoder: Encoder | EncoderConfig | None,
+        device: torch.device,
+    ) -> None:
+        self.config = config
+        self.unet = unet
+        self.engine = engine
+        self.device = device
+        self._encoder = encoder
+
+    @property
+    def encoder(self) -> Encoder | None:
+        """What turns pictures into representations, or None; built when first asked for (it may need a download)."""
+        if isinstance(self._encoder, EncoderConfig):
+            self._encoder = _checked_width(encoders.build(self._encoder, self.device), self.config)
+        return self._encoder
+
+    @classmethod
+    def from_network(
+        cls, network: UNet, schedule: ScheduleConfig, encoder: Encoder | None = None, device: str = "cpu"
+    ) -> Model:
+        """A model around a network made in Python, run by the eager engine in fp32."""
+        place = torch.device(device)
+        network = network.eval().requires_grad_(False)
+        config = ModelConfig(network.config, schedule, encoder.config if encoder is not None else None)
+        return cls(config, network, engines.make("eager", network, place, "fp32"), encoder, place)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the pictures it makes, in pixels."""
+        return self.config.unet.image_size
+
+    def describe(self) -> str:
+        """A few lines: name, network, engine, encoder."""
+        unet = self.config.unet
+        parameters = sum(parameter.numel() for parameter in self.unet.parameters())
+        encoder = self.config.encoder
+        lines = [
+            f"model    {self.config.name or '(unnamed)'}: {unet.image_size} px, {parameters / 1e6:.1f} M parameters",
+            f"engine   {self.engine.describe()}",
+            f"encoder  {encoder.source} ({encoder.layer})" if encoder is not None else "encoder  none",
+        ]
+        return "\n".join(lines)
+
+    def encode(self, pictures: Pictures) -> Tensor:
+        """Representations of pictures.
+
+        Args:
+            pictures: files, PIL pictures (one or several) or a float tensor [N,3,H,W] in [-1,1] of any size; they are
+                resized as the encoder's convention says.
+
+        Returns:
+            float32 [N,D] on the model's device.
+
+        Raises:
+            SamplingError: the model has no encoder.
+            images.ImageError: something that is no usable picture.
+        """
+        encoder = self._require_encoder()
+        if isinstance(pictures, Tensor):
+            return encoder.encode(images.check(pictures).to(self.device))
+        loaded = [images.load(picture) for picture in _listed(pictures)]
+        return torch.cat([encoder.encode(picture.to(self.device)) for picture in loaded])
+
+    def network(
+        self,
+        x: Tensor,  # [N,3,H,W]
+        t: Tensor,  # int64 [N]
+        representation: Tensor | None = None,  # [N,D]
+        label: Tensor | None = None,  # int64 [N]
+    ) -> Tensor:
+        """The raw network at base timesteps t in 0..T-1; float32 [N,3 or 6,H,W] (eps, then the variance value).
+
+        Runs the plain PyTorch network in fp32, whatever the engine; applies `rescale_timesteps` itself.
+        """
+        steps = self.config.schedule.diffusion_steps
+        if t.shape != (len(x),) or t.is_floating_point():
+            raise ConfigError(f"t must be int [{len(x)}], got {t.dtype} {list(t.shape)}")
+        if len(t) and not (0 <= int(t.min()) and int(t.max()) < steps):
+            raise ConfigError(f"t must be in 0..{steps - 1}")
+        self._check_size(x, "x")
+        representation, label = self._condition(representation, label)
+        count = len(x)
+        for name, value in (("representation", representation), ("label", label)):
+            if value is not None and len(value) != count:
+                raise ConfigError(f"{name} has {len(value)} rows for {count} pictures")
+        seen = t.to(self.device, torch.float32) * network_timestep(self.config.schedule, 1)
+        with torch.inference_mode():
+            out: Tensor = self.unet(x.to(self.device, torch.float32), seen, representation, label)
+        return out
+
+    def sample(
+        self,
+        h: Tensor | None = None,
+        *,
+        label: Tensor | None = None,
+        items: Tensor | Sequence[int] | None = None,
+        per: int = 8,
+        steps: int | str = 50,
+        solver: str = "ddim",
+        eta: float = 0.0,
+        seed: int = 0,
+        clip: bool = True,
+        noise: Tensor | None = None,
+        step_noise: Tensor | None = None,
+        batch_size: int | None = None,
+        progress: bool = False,
+    ) -> Tensor:
+        """Pictures that share a representation.
+
+        Args:
+            h: representations [R,D]; None for a class-conditional or unconditional model.
+            label: class labels, int64 [R], for a class-conditional model.
+            items: int64 [R]; key the noise of each representation. Default 0..R-1. Rows with the same item and
+                the same h give the same pictures.
+            per: samples of each representation.
+            steps: network evaluations: an int N, or a published respacing text ("ddim25", "10", "10,10,5").
+            solver: "ddim" or "ancestral".
+            eta: DDIM's share of fresh noise; 0 is deterministic.
+            seed: 0..2^64-1. One (seed, item, sample) has the same noise on every device, engine and precision,
+                whatever the batch.
+            clip: clip every x0 estimate to [-1,1].
+            noise: x_T [R,per,3,H,W] instead of the keyed noise.
+            step_noise: [K,R,per,3,H,W], in order of use, instead of the keyed noise.
+            batch_size: pictures per network evaluation; default 32 on CPU, 64 on GPU. Changes the pictures by
+                rounding only.
+            progress: show a progress bar.
+
+        Returns:
+            float32 [R,per,3,H,W] in [-1,1] on the model's device (values may pass the bounds if `clip` is False).
+
+        Raises:
+            ConfigError: a wrong shape, width, solver, step count or setting.
+            SamplingError: the result is not finite.
+        """
+        request = self.request(
+            h,
+            label=label,
+            items=items,
+            per=per,
+            steps=steps,
+            solver=solver,
+            eta=eta,
+            seed=seed,
+            clip=clip,
+            noise=noise,
+            step_noise=step_noise,
+        )
+        size = self.image_size
+        out = torch.empty(request.total, 3, size, size, device=self.device)
+        for place, pictures in self.batches(request, batch_size, progress):
+            out[place] = pictures
+        return out.view(len(request.items), request.per, 3, size, size)
+
+    def request(
+        self,
+        h: Tensor | None = None,
+        *,
+        label: Tensor | None = None,
+        items: Tensor | Sequence[int] | None = None,
+        per: int = 8,
+        steps: int | str = 50,
+        solver: str = "ddim",
+        eta: float = 0.0,
+        seed: int = 0,
+        clip: bool = True,
+        noise: Tensor | None = None,
+        step_noise: Tensor | None = None,
+    ) -> Request:
+        """Check the arguments of `sample` (which see) before any work is done; run the result with `batches`."""
+        if per < 1:
+            raise ConfigError(f"per must be at least 1, got {per}")
+        representation, label = self._condition(h, label)
+        if representation is not None:
+            rows = len(representation)
+        elif label is not None:
+            rows = len(label)
+        else:
+            rows = 1 if items is None else len(items)
+        keys = tuple(range(rows)) if items is None else tuple(int(item) for item in items)
+        if len(keys) != rows:
+            raise ConfigError(f"{len(keys)} items for {rows} representations")
+        schedule = Schedule.make(self.config.schedule, steps)
+        picture = (3, self.image_size, self.image_size)
+        for name, value, shape in (
+            ("noise", noise, (rows, per, *picture)),
+            ("step_noise", step_noise, (len(schedule), rows, per, *picture)),
+        ):
+            if value is not None and tuple(value.shape) != shape:
+                raise ConfigError(f"{name} must be {list(shape)}, got {list(value.shape)}")
+        options = solvers.SolverOptions(eta, clip)
+        return Request(
+            representation=representation,
+            label=label,
+            items=keys,
+            per=per,
+            schedule=schedule,
+            solver=solvers.find(solver),
+            options=options,
+            seed=keyed.check_seed(seed),
+            noise=noise,
+            step_noise=step_noise,
+        )
+
+    def batches(
+        self, request: Request, batch_size: int | None = None, progress: bool = False
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Run a request batch by batch: (places among the R x per pictures, pictures [n,3,H,W]) as they are finished."""
+        size = batch_size or (64 if self.device.type == "cuda" else 32)
+        if size < 1:
+            raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
+        plan = conditioning.make_plan(self.unet, request.schedule, request.representation, request.label)
+        bar = _bar(request.total * len(request.schedule), progress)
+        try:
+            for start in range(0, request.total, size):
+                place = slice(start, min(start + size, request.total))
+                pictures = self._batch(request, plan, place, bar)
+                if not bool(pictures.isfinite().all()):
+                    raise SamplingError("the samples are not finite: the representation or the weights are out of range")
+                yield place, pictures
+        finally:
+            bar.close()
+
+    def _batch(self, request: Request, plan: ConditioningPlan, place: slice, bar: Any) -> Tensor:
+        flat = range(place.start, place.stop)
+        keys = [(request.items[index // request.per], index % request.per) for index in flat]
+        unconditional = request.representation is None and request.label is None
+        rows = torch.tensor([0 if unconditional else index // request.per for index in flat])
+        self.engine.prepare(plan.with_rows(rows), len(flat))
+        shape = (3, self.image_size, self.image_size)
+
+        def step_noise(i: int) -> Tensor:
+            if request.step_noise is not None:
+                return request.step_noise[i].flatten(0, 1)[place].to(self.device, torch.float32)
+            return keyed.keyed_noise(request.seed, keys, i + 1, shape, self.device)
+
+        def predict(x: Tensor, k: int) -> Tensor:
+            bar.update(len(flat))
+            return self.engine.predict(x, k)
+
+        if request.noise is not None:
+            x = request.noise.flatten(0, 1)[place].to(self.device, torch.float32)
+        else:
+            x = keyed.keyed_noise(request.seed, keys, 0, shape, self.device)
+        with torch.inference_mode():
+            pictures = request.solver(predict, x, request.schedule, request.options, step_noise)
+        return pictures.clone()
+
+    def invert(
+        self,
+        pictures: Pictures,
+        h: Tensor | None = None,
+        *,
+        label: Tensor | None = None,
+        steps: int | str = 50,
+        clip: bool = True,
+        batch_size: int | None = None,
+    ) -> Tensor:
+        """The x_T from which DDIM (eta 0, same steps) leads back near the pictures: DDIM inversion.
+
+        Args:
+            pictures: files, PIL pictures or float [N,3,H,W] in [-1,1]; brought to the model's size (short side, centre).
+            h: representations [N,D]; computed by the encoder if left out.
+            label: int64 [N] for a class-conditional model.
+            steps: as in `sample`.
+            clip: clip every x0 estimate to [-1,1].
+            batch_size: pictures per network evaluation.
+
+        Returns:
+            float32 [N,3,H,W] on the model's device. The published last step goes to alpha_bar = 0, so the round trip
+            is close, not exact.
+        """
+        if isinstance(pictures, Tensor):
+            views = images.fit(images.check(pictures), self.image_size)
+        else:
+            views = torch.cat([images.fit(images.load(item), self.image_size) for item in _listed(pictures)])
+        views = views.to(self.device, torch.float32)
+        if h is None and self.config.unet.representation_dim:
+            h = self.encode(pictures)
+        h, label = self._condition(h, label)
+        for name, value in (("h", h), ("label", label)):
+            if value is not None and len(value) != len(views):
+                raise ConfigError(f"{name} has {len(value)} rows for {len(views)} pictures")
+        schedule = Schedule.make(self.config.schedule, steps)
+        plan = conditioning.make_plan(self.unet, schedule, h, label)
+        size = batch_size or (64 if self.device.type == "cuda" else 32)
+        options = solvers.SolverOptions(clip=clip)
+        parts = []
+        for start in range(0, len(views), size):
+            part = views[start : start + size]
+            rows = torch.arange(start, start + len(part)) if h is not None or label is not None else torch.zeros(
+                len(part), dtype=torch.int64
+            )
+            self.engine.prepare(plan.with_rows(rows), len(part))
+            with torch.inference_mode():
+                parts.append(solvers.ddim_inversion(self.engine.predict, part, schedule, options).clone())
+        return torch.cat(parts)
+
+    def interpolate(
+        self,
+        a: Tensor,
+        b: Tensor,
+        frames: int = 8,
+        *,
+        per: int = 1,
+        mode: Literal["linear", "spherical"] = "linear",
+        steps: int | str = 50,
+        seed: int = 0,
+        batch_size: int | None = None,
+        progress: bool = False,
+    ) -> Tensor:
+        """Samples along the way from one representation to another; all frames of a way start from one x_T.
+
+        Args:
+            a, b: representations [D] (or [1,D]).
+            frames: pictures of a way; the first has exactly a, the last exactly b.
+            per: ways, each with its own x_T.
+            mode: straight line, or along the sphere (lengths interpolated linearly).
+            steps, seed, batch_size, progress: as in `sample`.
+
+        Returns:
+            float32 [per,frames,3,H,W] in [-1,1].
+        """
+        if frames < 2:
+            raise ConfigError(f"an interpolation needs at least 2 frames, got {frames}")
+        path = interpolation_path(a.reshape(-1), b.reshape(-1), frames, mode)
+        pictures = self.sample(
+            path, items=[0] * frames, per=per, steps=steps, seed=seed, batch_size=batch_size, progress=progress
+        )
+        return pictures.transpose(0, 1)
+
+    def view(self, picture: str | os.PathLike[str] | Image.Image) -> Tensor:
+        """What the encoder sees of a picture, before normalisation; float32 [1,3,s,s] in [-1,1]."""
+        encoder = self._require_encoder()
+        return encoder.view(images.load(picture).to(self.device))
+
+    def _require_encoder(self) -> Encoder:
+        if self.encoder is None:
+            raise SamplingError("this model knows no encoder: give one to load(..., encoder=...), or pass h yourself")
+        return self.encoder
+
+    def _check_size(self, x: Tensor, name: str) -> None:
+        if x.ndim != 4 or tuple(x.shape[1:]) != (3, self.image_size, self.image_size):
+            raise ConfigError(f"{name} must be [N,3,{self.image_size},{self.image_size}], got {list(x.shape)}")
+
+    def _condition(self, h: Tensor | None, label: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Representation and label as this network needs them, on its device; `ConfigError` if they do not fit."""
+        unet = self.config.unet
+        if (h is None) != (unet.representation_dim == 0):
+            needs = f"needs h [R,{unet.representation_dim}]" if unet.representation_dim else "takes no representation"
+            raise ConfigError(f"this model {needs}")
+        if (label is None) != (unet.num_classes == 0):
+            raise ConfigError(
+                f"this model needs label= in 0..{unet.num_classes - 1}" if unet.num_classes else "this model takes no label"
+            )
+        if h is not None:
+            if h.ndim != 2 or h.shape[1] != unet.representation_dim:
+                raise ConfigError(f"h must be [R,{unet.representation_dim}], got {list(h.shape)}")
+            h = h.detach().to(self.device, torch.float32)
+            if not bool(h.isfinite().all()):
+                raise ConfigError("h contains NaN or infinity")
+        if label is not None:
+            if label.ndim != 1 or label.is_floating_point():
+                raise ConfigError(f"label must be int64 [R], got {label.dtype} {list(label.shape)}")
+            if len(label) and not (0 <= int(label.min()) and int(label.max()) < unet.num_classes):
+                raise ConfigError(f"label must be in 0..{unet.num_classes - 1}")
+            label = label.to(self.device, torch.int64)
+        return h, label
+
+
+def interpolation_path(a: Tensor, b: Tensor, frames: int, mode: str) -> Tensor:
+    """Points from a [D] to b [D], both ends included; float32 [frames,D]."""
+    a, b = a.float(), b.float()
+    if a.shape != b.shape:
+        raise ConfigError(f"the two representations have different widths: {len(a)} and {len(b)}")
+    weight = torch.linspace(0, 1, frames, device=a.device)[:, None]
+    if mode == "linear":
+        return torch.lerp(a[None], b[None], weight)
+    if mode != "spherical":
+        raise ConfigError(f"mode must be linear or spherical, got {mode!r}")
+    length_a, length_b = a.norm(), b.norm()
+    if not (length_a > 0 and length_b > 0):
+        raise ConfigError("a spherical path needs two representations that are not zero")
+    unit_a, unit_b = a / length_a, b / length_b
+    angle = torch.arccos((unit_a @ unit_b).clamp(-1, 1))
+    if float(angle.sin()) < 1e-4:
+        return torch.lerp(a[None], b[None], weight)
+    direction = ((1 - weight) * angle).sin() * unit_a + (weight * angle).sin() * unit_b
+    return direction / angle.sin() * torch.lerp(length_a, length_b, weight)
+
+
+def _listed(pictures: Pictures) -> list[str | os.PathLike[str] | Image.Image]:
+    if isinstance(pictures, str | os.PathLike | Image.Image):
+        return [pictures]
+    listed = list(pictures)
+    if not listed:
+        raise images.ImageError("no pictures given")
+    return listed
+
+
+def _bar(total: int, progress: bool) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=total, disable=not progress, unit="evaluation", leave=False)
+
+
+def load(
+    source: str | os.PathLike[str],
+    flags: dict[str, Any] | str | os.PathLike[str] | None = None,
+    encoder: Any = None,
+    device: str | torch.device | None = None,
+    engine: str = "auto",
+    precision: str = "auto",
+) -> Model:
+    """Load a model and make it ready.
+
+    Args:
+        source: a bundled or published name (`rcdm models`), a native .safetensors file or its folder, a published-format
+            .pt, or a Hugging Face hub id.
+        flags: published flags (dict, or path of a JSON file) of a .pt; recognised from its shapes where possible.
+        encoder: overrides the file's encoder: a specification such as "timm:resnet50", an EncoderConfig, an nn.Module, any
+            callable, or an Encoder. A file's own encoder is built at the first `encode`.
+        device: "cpu", "cuda", ...; default CUDA if there is one.
+        engine: "auto" or one of `rcdm_fast.engines.ENGINES`.
+        precision: "fp32", "bf16", "fp16" or "auto".
+
+    Raises:
+        checkpoint.CheckpointError: unknown, truncated, foreign or mismatched weights.
+        ConfigError: flags, engine or precision that make no sense here.
+    """
+    place = torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    config, tensors = checkpoint.load_model(source, flags)
+    network = UNet(config.unet).eval().requires_grad_(False)
+    network.load_state_dict(tensors, strict=True)
+    runner = engines.make(engine, network, place, precision)
+    if encoder is not None:
+        return Model(config, network, runner, _checked_width(encoders.build(encoder, place), config), place)
+    own = config.encoder if config.encoder is not None and config.encoder.source != "module" else None
+    return Model(config, network, runner, own, place)
+
+
+def _checked_width(encoder: Encoder, config: ModelConfig) -> Encoder:
+    wanted = config.unet.representation_dim
+    if encoder.dim != wanted:
+        raise ConfigError(f"the encoder gives {encoder.dim} numbers, the model expects {wanted}")
+    return encoder

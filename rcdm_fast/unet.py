@@ -1,0 +1,280 @@
+"""The ADM UNet in plain PyTorch: the readable truth that every engine is held to.
+
+Structure and parameter names follow the published guided-diffusion / RCDM code, so that a published `state_dict` loads as it
+is: Dhariwal and Nichol 2021 (section 3), with the representation h added to the time embedding, emb = time_mlp(t) + W h
+(Bordes et al. 2021, as released).
+
+Knows nothing about the diffusion process: `timesteps` are whatever numbers the time embedding is to see (see
+`Schedule.network_timesteps`), and the output is raw.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rcdm_fast.config import GROUPS, UNetConfig
+
+
+def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
+    """Sinusoids of the timesteps: [N] (any number type) -> float32 [N, dim], cosines first."""
+    half = dim // 2
+    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, device=timesteps.device).float() / half)
+    angles = timesteps.float()[:, None] * frequencies[None]
+    embedding = torch.cat([angles.cos(), angles.sin()], dim=1)
+    return F.pad(embedding, (0, dim % 2))
+
+
+def _group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(GROUPS, channels, eps=1e-5)
+
+
+def _zeroed(layer: nn.Conv1d | nn.Conv2d) -> nn.Conv1d | nn.Conv2d:
+    nn.init.zeros_(layer.weight)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class Upsample(nn.Module):
+    """Nearest neighbour, twice the resolution, then (`conv`) a 3x3 convolution."""
+
+    def __init__(self, channels: int, conv: bool) -> None:
+        super().__init__()
+        if conv:
+            self.conv: nn.Conv2d | None = nn.Conv2d(channels, channels, 3, padding=1)
+        else:
+            self.conv = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return x if self.conv is None else self.conv(x)
+
+
+class Downsample(nn.Module):
+    """Half the resolution: a strided 3x3 convolution, or 2x2 average pooling."""
+
+    def __init__(self, channels: int, conv: bool) -> None:
+        super().__init__()
+        self.op: nn.Module = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if conv else nn.AvgPool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.op(x)
+        return out
+
+
+class ResBlock(nn.Module):
+    """Two 3x3 convolutions with GroupNorm, conditioned on `emb`; optionally halves or doubles the resolution.
+
+    With scale-shift norm: conv(SiLU(GN(h) * (1 + scale) + shift)), (scale, shift) = Linear(SiLU(emb)); without:
+    conv(SiLU(GN(h + Linear(SiLU(emb))))).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        emb_channels: int,
+        *,
+        dropout: float,
+        scale_shift: bool,
+        up: bool = False,
+        down: bool = False,
+    ) -> None:
+        super().__init__()
+        self.scale_shift = scale_shift
+        self.in_layers = nn.Sequential(
+            _group_norm(in_channels), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        )
+        self.resample: nn.Module | None = None
+        if up:
+            self.resample = Upsample(in_channels, conv=False)
+        elif down:
+            self.resample = Downsample(in_channels, conv=False)
+        self.emb_layers = nn.Sequential(
+            nn.SiLU(), nn.Linear(emb_channels, 2 * out_channels if scale_shift else out_channels)
+        )
+        self.out_layers = nn.Sequential(
+            _group_norm(out_channels),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            _zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
+        )
+        self.skip_connection: nn.Module = nn.Identity()
+        if in_channels != out_channels:
+            self.skip_connection = nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """[N,in,H,W], [N,E] -> [N,out,H',W']."""
+        norm, activation, conv = self.in_layers
+        h = activation(norm(x))
+        if self.resample is not None:
+            h, x = self.resample(h), self.resample(x)
+        h = conv(h)
+        film = self.emb_layers(emb).to(h.dtype)[:, :, None, None]
+        out_norm, activation, dropout, out_conv = self.out_layers
+        if self.scale_shift:
+            scale, shift = film.chunk(2, dim=1)
+            h = out_norm(h) * (1 + scale) + shift
+        else:
+            h = out_norm(h + film)
+        h = out_conv(dropout(activation(h)))
+        out: Tensor = self.skip_connection(x) + h
+        return out
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over all positions, with a residual connection; [N,C,H,W] -> [N,C,H,W].
+
+    `new_order` False: the qkv channels are [head, (q,k,v), width]; True: [(q,k,v), head, width].
+    """
+
+    def __init__(self, channels: int, heads: int, new_order: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.new_order = new_order
+        self.norm = _group_norm(channels)
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.proj_out = _zeroed(nn.Conv1d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, height, width = x.shape
+        flat = x.reshape(n, c, height * width)
+        qkv = self.qkv(self.norm(flat))
+        if self.new_order:
+            q, k, v = qkv.reshape(n, 3, self.heads, c // self.heads, -1).unbind(dim=1)
+        else:
+            q, k, v = qkv.reshape(n, self.heads, 3, c // self.heads, -1).unbind(dim=2)
+        h = F.scaled_dot_product_attention(q.transpose(2, 3), k.transpose(2, 3), v.transpose(2, 3))
+        h = self.proj_out(h.transpose(2, 3).reshape(n, c, -1))
+        return (flat + h).reshape(n, c, height, width)
+
+
+class Stage(nn.Sequential):
+    """Layers in sequence; the residual blocks among them also receive `emb`."""
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]
+        for layer in self:
+            x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
+        return x
+
+
+class UNet(nn.Module):
+    """eps (and, with a learned variance, its interpolation value) from a noisy picture, a timestep and a condition."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        emb_channels = 4 * config.num_channels
+        self.time_embed = nn.Sequential(
+            nn.Linear(config.num_channels, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)
+        )
+        if config.num_classes:
+            self.label_emb = nn.Embedding(config.num_classes, emb_channels)
+        if config.representation_dim:
+            self.ssl_emb = nn.Linear(config.representation_dim, emb_channels)
+
+        channels = config.level_channels[0]
+        self.input_blocks = nn.ModuleList([Stage(nn.Conv2d(3, channels, 3, padding=1))])
+        skips = [channels]
+        last = len(config.level_channels) - 1
+        for level, width in enumerate(config.level_channels):
+            for _ in range(config.num_res_blocks):
+                self.input_blocks.append(self._stage(channels, width, level, upsampling=False))
+                channels = width
+                skips.append(channels)
+            if level != last:
+                self.input_blocks.append(Stage(self._down(channels)))
+                skips.append(channels)
+
+        self.middle_block = Stage(
+            self._block(channels, channels), self._attention(channels, False), self._block(channels, channels)
+        )
+
+        self.output_blocks = nn.ModuleList()
+        for level, width in reversed(list(enumerate(config.level_channels))):
+            for index in range(config.num_res_blocks + 1):
+                stage = self._stage(channels + skips.pop(), width, level, upsampling=True)
+                channels = width
+                if level and index == config.num_res_blocks:
+                    stage.append(self._up(channels))
+                self.output_blocks.append(stage)
+
+        self.out = nn.Sequential(
+            _group_norm(channels), nn.SiLU(), _zeroed(nn.Conv2d(channels, config.out_channels, 3, padding=1))
+        )
+
+    def _block(self, in_channels: int, out_channels: int, up: bool = False, down: bool = False) -> ResBlock:
+        return ResBlock(
+            in_channels,
+            out_channels,
+            4 * self.config.num_channels,
+            dropout=self.config.dropout,
+            scale_shift=self.config.use_scale_shift_norm,
+            up=up,
+            down=down,
+        )
+
+    def _attention(self, channels: int, upsampling: bool) -> AttentionBlock:
+        return AttentionBlock(
+            channels, self.config.heads(channels, upsampling), self.config.use_new_attention_order
+        )
+
+    def _stage(self, in_channels: int, out_channels: int, level: int, upsampling: bool) -> Stage:
+        stage = Stage(self._block(in_channels, out_channels))
+        if self.config.attends_at(level):
+            stage.append(self._attention(out_channels, upsampling))
+        return stage
+
+    def _down(self, channels: int) -> nn.Module:
+        if self.config.resblock_updown:
+            return self._block(channels, channels, down=True)
+        return Downsample(channels, self.config.conv_resample)
+
+    def _up(self, channels: int) -> nn.Module:
+        if self.config.resblock_updown:
+            return self._block(channels, channels, up=True)
+        return Upsample(channels, self.config.conv_resample)
+
+    def embed(
+        self,
+        timesteps: Tensor,  # [N]
+        representation: Tensor | None = None,  # [N,D]
+        label: Tensor | None = None,  # int64 [N]
+    ) -> Tensor:
+        """The conditioning vector time_mlp(t) + W h (+ label embedding); float [N,E].
+
+        It does not depend on the picture, so it can be computed once for a whole trajectory.
+        """
+        emb: Tensor = self.time_embed(timestep_embedding(timesteps, self.config.num_channels))
+        if label is not None:
+            emb = emb + self.label_emb(label)
+        if representation is not None:
+            emb = emb + self.ssl_emb(representation)
+        return emb
+
+    def denoise(self, x: Tensor, emb: Tensor) -> Tensor:
+        """The network proper: [N,3,H,W], [N,E] -> [N,3 or 6,H,W] (eps, then the variance value)."""
+        skips = []
+        h = x
+        for stage in self.input_blocks:
+            h = stage(h, emb)
+            skips.append(h)
+        h = self.middle_block(h, emb)
+        for stage in self.output_blocks:
+            h = stage(torch.cat([h, skips.pop()], dim=1), emb)
+        out: Tensor = self.out(h)
+        return out
+
+    def forward(
+        self,
+        x: Tensor,  # [N,3,H,W]
+        timesteps: Tensor,  # [N]
+        representation: Tensor | None = None,  # [N,D]
+        label: Tensor | None = None,  # int64 [N]
+    ) -> Tensor:
+        """`denoise` after `embed`; [N,3 or 6,H,W]."""
+        return self.denoise(x, self.embed(timesteps, representation, label))

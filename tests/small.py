@@ -1,0 +1,60 @@
+"""A small model with made-up weights, quick enough for any test, and pictures made from nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+from rcdm_fast.config import EncoderConfig, ScheduleConfig, UNetConfig
+from rcdm_fast.encoders import ImageEncoder
+from rcdm_fast.pipeline import Model
+from rcdm_fast.unet import UNet
+from tests.reference_weights import make_tensors
+
+DIM = 6
+UNET = UNetConfig(
+    image_size=8,
+    num_channels=32,
+    channel_mult=(1, 2),
+    num_res_blocks=1,
+    attention_resolutions=(4,),
+    learn_sigma=True,
+    representation_dim=DIM,
+)
+SCHEDULE = ScheduleConfig(diffusion_steps=1000, variance="learned_range")
+
+
+def network(**changes: object) -> UNet:
+    """A small network with weights that do something (a fresh one gives zeros)."""
+    unet = UNet(dataclasses.replace(UNET, **changes))  # type: ignore[arg-type]
+    unet.load_state_dict(make_tensors({name: tensor.shape for name, tensor in unet.state_dict().items()}), strict=True)
+    return unet
+
+
+class MeanColour(nn.Module):
+    """A representation of six numbers: mean and spread of each colour."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x.mean(dim=(2, 3)), x.std(dim=(2, 3))], dim=1)
+
+
+def encoder() -> ImageEncoder:
+    """An encoder that needs no training."""
+    return ImageEncoder(MeanColour(), EncoderConfig("module", image_size=8))
+
+
+def model(**changes: object) -> Model:
+    """A small model; with its encoder if it takes representations."""
+    unet = network(**changes)
+    variance = "learned_range" if unet.config.learn_sigma else "fixed_large"
+    schedule = dataclasses.replace(SCHEDULE, variance=variance)
+    return Model.from_network(unet, schedule, encoder() if unet.config.representation_dim else None)
+
+
+def pictures(count: int, size: int = 8, seed: int = 0) -> Tensor:
+    """Smooth colourful pictures; float32 [count,3,size,size] in [-1,1]."""
+    coarse = torch.rand(count, 3, 3, 3, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    smooth = torch.nn.functional.interpolate(coarse, (size, size), mode="bilinear", align_corners=True)
+    return smooth.clamp(-1, 1)

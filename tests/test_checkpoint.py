@@ -1,0 +1,441 @@
+"""Every way in for weights, and every way in which they can be wrong."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import safetensors.torch
+import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+from torch import Tensor
+
+from rcdm_fast import checkpoint, names, storage
+from rcdm_fast.checkpoint import CheckpointError, list_bundled, load_model, model_names, save_model
+from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, ScheduleConfig, UNetConfig, to_json
+from rcdm_fast.flags import configs_from_flags, flags_from_configs
+from rcdm_fast.unet import UNet
+from tests import reference_weights
+from tests.file_server import FileServer
+
+Tensors = dict[str, Tensor]
+
+CONFIG = ModelConfig(
+    UNetConfig(16, 32, (1, 2), num_res_blocks=1, attention_resolutions=(8,), representation_dim=5, learn_sigma=True),
+    ScheduleConfig(variance="learned_range", noise_schedule="cosine"),
+    EncoderConfig("bundled:small-encoder", image_size=32, dim=5),
+    "small",
+    {"steps": 12, "note": "for tests"},
+)
+FLAGS = flags_from_configs(CONFIG.unet, CONFIG.schedule)
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RCDM_FAST_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.delenv("RCDM_FAST_OFFLINE", raising=False)
+    (tmp_path / "bundled").mkdir()
+    monkeypatch.setattr(names, "bundled_folder", lambda: tmp_path / "bundled")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+
+@pytest.fixture(scope="module")
+def weights() -> Tensors:
+    with torch.device("meta"):
+        network = UNet(CONFIG.unet)
+    return reference_weights.make_tensors({name: tensor.shape for name, tensor in network.state_dict().items()})
+
+
+def equal(a: Tensors, b: Tensors) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def changed(weights: Tensors, **tensors: Tensor | None) -> Tensors:
+    """The weights with some replaced, added or (None) removed; two underscores stand for a dot."""
+    new = weights | {name.replace("__", "."): tensor for name, tensor in tensors.items()}
+    return {name: tensor for name, tensor in new.items() if tensor is not None}
+
+
+def test_native_round_trip(tmp_path: Path, weights: Tensors) -> None:
+    path = save_model(tmp_path / "small.safetensors", CONFIG, weights)
+    assert path == tmp_path / "small.safetensors"
+    for source in (path, str(path)):
+        config, tensors = load_model(source)
+        assert config == CONFIG
+        assert equal(tensors, weights)
+    assert json.loads(storage.read_metadata(path)["rcdm_fast.model"])["format_version"] == 1
+
+
+def test_native_folder(tmp_path: Path, weights: Tensors) -> None:
+    assert save_model(tmp_path / "runs" / "a", CONFIG, weights) == tmp_path / "runs" / "a" / "model.safetensors"
+    assert equal(load_model(tmp_path / "runs" / "a")[1], weights)
+    with pytest.raises(CheckpointError, match=r"runs: no model.safetensors in this folder \(found a\)"):
+        load_model(tmp_path / "runs")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_files_load_as_float32(tmp_path: Path, weights: Tensors, dtype: torch.dtype) -> None:
+    path = save_model(tmp_path / "small.safetensors", CONFIG, weights, dtype)
+    assert path.stat().st_size < 0.55 * sum(4 * tensor.numel() for tensor in weights.values())
+    tensors = load_model(path)[1]
+    assert all(tensor.dtype == torch.float32 for tensor in tensors.values())
+    assert equal(tensors, {name: tensor.to(dtype).float() for name, tensor in weights.items()})
+
+
+def test_loaded_tensors_fit_the_network_strictly(tmp_path: Path, weights: Tensors) -> None:
+    config, tensors = load_model(save_model(tmp_path / "small.safetensors", CONFIG, weights))
+    UNet(config.unet).load_state_dict(tensors, strict=True)
+
+
+@pytest.mark.parametrize("case", reference_weights.CASES)
+def test_published_checkpoint_with_flags(tmp_path: Path, case: str) -> None:
+    state = reference_weights.state_dict(case)
+    path = tmp_path / "checkpoint.pt"
+    torch.save(state, path)
+    expected = configs_from_flags(reference_weights.flags_path(case))
+    flags = json.loads(reference_weights.flags_path(case).read_text())
+    for given in (flags, reference_weights.flags_path(case), str(reference_weights.flags_path(case))):
+        config, tensors = load_model(path, given)
+        assert (config.unet, config.schedule) == expected
+        assert config.encoder is None
+        assert config.name == "checkpoint"
+        assert equal(tensors, state)
+
+
+def test_old_file_format_and_half_precision(tmp_path: Path, weights: Tensors) -> None:
+    path = tmp_path / "old.pth"
+    torch.save(
+        {name: torch.nn.Parameter(tensor.half()) for name, tensor in weights.items()},
+        path,
+        _use_new_zipfile_serialization=False,
+    )
+    tensors = load_model(path, FLAGS)[1]
+    assert equal(tensors, {name: tensor.half().float() for name, tensor in weights.items()})
+    assert not any(tensor.requires_grad for tensor in tensors.values())
+
+
+def test_bare_weights_in_safetensors(tmp_path: Path, weights: Tensors) -> None:
+    safetensors.torch.save_file(weights, tmp_path / "bare.safetensors")
+    config, tensors = load_model(tmp_path / "bare.safetensors", FLAGS)
+    assert config.unet == CONFIG.unet
+    assert equal(tensors, weights)
+
+
+def test_flags_are_completed_from_the_shapes_and_stated(
+    tmp_path: Path, weights: Tensors, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.save(weights, tmp_path / "a.pt")
+    with caplog.at_level(logging.INFO):
+        config, _ = load_model(tmp_path / "a.pt", {"image_size": 16, "noise_schedule": "cosine"})
+    assert (config.unet, config.schedule) == (CONFIG.unet, CONFIG.schedule)
+    assert "recognised from the tensors: num_channels 32, channel_mult 1,2" in caplog.text
+    assert "assumed (published defaults): num_heads 4" in caplog.text
+    stated = config.info["flags_recognised"]
+    assert stated["from_shapes"]["ssl_dim"] == 5
+    assert stated["given"] == {"image_size": 16, "noise_schedule": "cosine"}
+    assert stated["assumed"]["num_heads"] == 4
+    again, _ = load_model(save_model(tmp_path / "native.safetensors", config, weights))
+    assert again == config  # what is stated survives in the file
+
+
+def test_without_flags_the_error_lists_them(tmp_path: Path, weights: Tensors) -> None:
+    torch.save(weights, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=r"a\.pt: .*channel_mult 1,2.*cannot tell image_size") as raised:
+        load_model(tmp_path / "a.pt")
+    assert "flags.json" not in str(raised.value)
+    (tmp_path / "flags.json").write_text(json.dumps(FLAGS))
+    with pytest.raises(CheckpointError, match=r"flags\.json' lies beside it"):
+        load_model(tmp_path / "a.pt")
+
+
+def test_distributed_prefix_is_dropped(tmp_path: Path, weights: Tensors, caplog: pytest.LogCaptureFixture) -> None:
+    torch.save({f"module.{name}": tensor for name, tensor in weights.items()}, tmp_path / "a.pt")
+    with caplog.at_level(logging.INFO):
+        assert equal(load_model(tmp_path / "a.pt", FLAGS)[1], weights)
+    assert "DistributedDataParallel" in caplog.text
+
+
+def test_wrong_flags(tmp_path: Path, weights: Tensors) -> None:
+    torch.save(weights, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="num_channels is given as 64, the tensors say 32; ssl_dim"):
+        load_model(tmp_path / "a.pt", FLAGS | {"num_channels": 64, "ssl_dim": 512})
+    with pytest.raises(CheckpointError, match="do not split into 5 heads"):
+        load_model(tmp_path / "a.pt", FLAGS | {"num_heads": 5})
+    with pytest.raises(ConfigError, match="did you mean num_heads"):
+        load_model(tmp_path / "a.pt", {"num_head": 4})
+    with pytest.raises(ConfigError, match="no such flags file"):
+        load_model(tmp_path / "a.pt", tmp_path / "nothing.json")
+    native = save_model(tmp_path / "a.safetensors", CONFIG, weights)
+    with pytest.raises(CheckpointError, match="describes itself"):
+        load_model(native, FLAGS)
+
+
+Change = Callable[[Tensors], Tensors]
+
+BAD_TENSORS: dict[str, tuple[Change, str]] = {
+    "missing": (
+        lambda w: changed(w, middle_block__1__norm__bias=None),
+        "missing: middle_block.1.norm.bias",
+    ),
+    "unexpected": (lambda w: changed(w, extra=torch.zeros(1)), "unexpected: extra"),
+    "shape": (
+        lambda w: changed(w, middle_block__1__norm__bias=torch.zeros(7)),
+        r"wrong shape: middle_block.1.norm.bias \[7\] instead of \[64\]",
+    ),
+    "integers": (
+        lambda w: changed(w, out__2__bias=torch.zeros(6, dtype=torch.int64)),
+        "not floating-point: out.2.bias",
+    ),
+    "nan": (
+        lambda w: changed(w, out__2__bias=torch.tensor([0, 0, float("nan"), 0, 0, 0])),
+        r"out.2.bias holds NaN or infinite weights \(1 of 6\)",
+    ),
+    "infinite": (lambda w: changed(w, out__0__bias=torch.full((32,), torch.inf)), "out.0.bias holds NaN or infinite"),
+    "many": (
+        lambda w: {k: v for k, v in w.items() if "emb_layers" not in k or k.startswith("input_blocks.1")},
+        r"missing: .*, .*, .* and \d+ more",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_TENSORS)
+def test_bad_tensors(tmp_path: Path, weights: Tensors, kind: str) -> None:
+    change, message = BAD_TENSORS[kind]
+    bad = change(weights)
+    torch.save(bad, tmp_path / "bad.pt")
+    with pytest.raises(CheckpointError, match=rf"bad\.pt: .*{message}"):
+        load_model(tmp_path / "bad.pt", FLAGS)
+    safetensors.torch.save_file(bad, tmp_path / "bad.safetensors", metadata={"rcdm_fast.model": to_json(CONFIG)})
+    with pytest.raises(CheckpointError, match=rf"bad\.safetensors: .*{message}"):
+        load_model(tmp_path / "bad.safetensors")
+
+
+def test_nothing_unloadable_is_written(tmp_path: Path, weights: Tensors) -> None:
+    path = tmp_path / "small.safetensors"
+    with pytest.raises(CheckpointError, match="unexpected: extra"):
+        save_model(path, CONFIG, changed(weights, extra=torch.zeros(1)))
+    huge = changed(weights, out__2__bias=torch.full((6,), 1e6))
+    with pytest.raises(CheckpointError, match=r"\(as float16\): out.2.bias holds NaN or infinite"):
+        save_model(path, CONFIG, huge, torch.float16)
+    assert not path.exists()
+    save_model(path, CONFIG, huge, torch.bfloat16)
+
+
+class _Runs:
+    """Pickles to a call of os.mkdir."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (self.folder,)
+
+
+def test_pickled_code_is_refused_and_not_run(tmp_path: Path, weights: Tensors) -> None:
+    mark = tmp_path / "ran"
+    torch.save(weights | {"evil": _Runs(str(mark))}, tmp_path / "evil.pt")
+    with pytest.raises(CheckpointError, match=r"evil\.pt: holds pickled code \(posix\.mkdir\), which is never run"):
+        load_model(tmp_path / "evil.pt", FLAGS)
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(_Runs(str(mark)), protocol=2))
+    with pytest.raises(CheckpointError, match=r"plain\.pth: holds pickled code \(posix\.mkdir\)"):
+        load_model(tmp_path / "plain.pth", FLAGS)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("part", [0.0, 0.3, 0.999])
+def test_truncated_pickles(tmp_path: Path, weights: Tensors, zipped: bool, part: float) -> None:
+    path = tmp_path / "cut.pt"
+    torch.save(weights, path, _use_new_zipfile_serialization=zipped)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(part * len(content))])
+    with pytest.raises(CheckpointError, match=r"cut\.pt: truncated, or not a PyTorch checkpoint"):
+        load_model(path, FLAGS)
+
+
+@pytest.mark.parametrize("part", [0.0, 0.01, 0.5, 0.999])
+def test_truncated_native_files(tmp_path: Path, weights: Tensors, part: float) -> None:
+    path = save_model(tmp_path / "cut.safetensors", CONFIG, weights)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(part * len(content))])
+    with pytest.raises(CheckpointError, match=r"cut\.safetensors: not a readable safetensors file, or truncated"):
+        load_model(path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"hello, I am no checkpoint", b"\x89PNG\r\n\x1a\n", b"\x80\x02}q\x00.", bytes(100)]
+)
+def test_foreign_files(tmp_path: Path, content: bytes) -> None:
+    for name in ("foreign.pt", "foreign.safetensors", "foreign"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(CheckpointError, match=name):
+            load_model(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"state_dict": {"a": torch.zeros(1)}, "epoch": 3}, "bare state_dict .*found state_dict, epoch"),
+        ([torch.zeros(1)], "expected a state_dict .*found list"),
+        ({}, "found nothing"),
+        ({3: torch.zeros(1)}, "bare state_dict"),
+        ({"conv1.weight": torch.zeros(64, 3, 7, 7)}, r"not the tensors of an ADM UNet.*conv1\.weight"),
+    ],
+)
+def test_foreign_pickles(tmp_path: Path, content: object, message: str) -> None:
+    torch.save(content, tmp_path / "foreign.pt")
+    with pytest.raises(CheckpointError, match=rf"foreign\.pt: .*{message}"):
+        load_model(tmp_path / "foreign.pt")
+
+
+def test_foreign_metadata(tmp_path: Path, weights: Tensors) -> None:
+    path = tmp_path / "a.safetensors"
+    text = to_json(CONFIG)
+    for metadata, message in {
+        "not json": "not valid JSON",
+        "[1]": "expected an object",
+        text.replace('"format_version": 1', '"format_version": 99'): "format 99.*update rcdm_fast",
+        text.replace('"num_channels": 32', '"num_channels": 33'): "not a multiple of 32",
+        text.replace('"num_channels"', '"channels"'): "unknown key channels",
+    }.items():
+        safetensors.torch.save_file(weights, path, metadata={"rcdm_fast.model": metadata})
+        with pytest.raises(CheckpointError, match=message):
+            load_model(path)
+    safetensors.torch.save_file(weights, path, metadata={"rcdm_fast.encoder": to_json(EncoderConfig("module"))})
+    with pytest.raises(CheckpointError, match="this is an encoder, not a model"):
+        load_model(path)
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(CheckpointError, match=r"unknown model 'rcdm-simclr-trnk'; did you mean rcdm-simclr-trunk"):
+        load_model("rcdm-simclr-trnk")
+    with pytest.raises(CheckpointError, match=r"unknown model 'zzz'; Known names: .*rcdm-supervised"):
+        load_model("zzz")
+    with pytest.raises(CheckpointError, match="unknown model ''"):
+        load_model("")
+    for path in ("./a", "folder/a.pt", "a.safetensors", "~/a"):
+        with pytest.raises(CheckpointError, match="no such file or folder"):
+            load_model(path)
+    with pytest.raises(CheckpointError, match="rcdm-simclr-trunk: no such file"):
+        load_model(Path("rcdm-simclr-trunk"))  # a path object is never a name
+
+
+def test_bundled_models(tmp_path: Path, weights: Tensors) -> None:
+    assert list_bundled() == []
+    save_model(tmp_path / "bundled" / "small.safetensors", CONFIG, weights, torch.bfloat16)
+    (tmp_path / "bundled" / "small-encoder.safetensors").write_bytes(b"")
+    (tmp_path / "bundled" / "broken.safetensors").write_bytes(b"")
+    assert list_bundled() == ["broken", "small"]
+    assert load_model("small")[0] == CONFIG
+    known = model_names()
+    assert known["small"].kind == "bundled"
+    assert known["small"].about == "16 px, bundled:small-encoder backbone, 5 numbers"
+    assert "unreadable" in known["broken"].about
+
+
+def test_model_names() -> None:
+    known = model_names()
+    methods = ("simclr", "barlow", "vicreg", "dino")
+    assert set(known) == {f"rcdm-{m}-{part}" for m in methods for part in ("trunk", "head")} | {"rcdm-supervised"}
+    for name, entry in known.items():
+        assert entry.kind == "published"
+        assert not entry.present
+        file = name.replace("rcdm-", "rcdm_ema_").replace("-", "_")
+        assert entry.location == f"https://dl.fbaipublicfiles.com/rcdm/{file}.pt"
+        assert "CC-BY-NC" in entry.about
+    dims = {name: release.encoder.dim for name, release in names.RELEASES.items() if name.endswith("head")}
+    assert list(dims.values()) == [128, 8192, 8192, 256]
+    encoder = names.RELEASES["rcdm-dino-head"].encoder
+    assert (encoder.source, encoder.layer, encoder.mean, encoder.std) == (
+        "published:dino",
+        "projector",
+        (0.5, 0.5, 0.5),
+        (0.5, 0.5, 0.5),
+    )
+    assert names.RELEASES["rcdm-supervised"].encoder.source == "published:supervised"
+
+
+@pytest.fixture
+def release_server(weights: Tensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
+    torch.save(weights, tmp_path / "release.pt")
+    with FileServer((tmp_path / "release.pt").read_bytes()).running() as server:
+        monkeypatch.setattr(names, "RELEASE_URL", server.url)
+        checkpoint._tell_licence.cache_clear()
+        yield server
+
+
+def test_published_release(release_server: FileServer, weights: Tensors, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        config, tensors = load_model("rcdm-simclr-trunk", FLAGS)
+        load_model("rcdm-simclr-trunk", FLAGS)
+    assert len(release_server.requests) == 1
+    assert caplog.text.count("CC-BY-NC") == 1
+    assert equal(tensors, weights)
+    assert config.name == "rcdm-simclr-trunk"
+    assert config.encoder == names.RELEASES["rcdm-simclr-trunk"].encoder
+    assert "CC-BY-NC" in config.info["licence"]
+    entry = model_names()["rcdm-simclr-trunk"]
+    assert entry.present
+    assert entry.location.endswith("cache/rcdm_ema_simclr_trunk.pt")
+
+
+def test_a_release_must_be_what_it_is_called(release_server: FileServer) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"num_channels is given as 256.*; ssl_dim is given as 2048.*delete .*\.pt"
+    ):
+        load_model("rcdm-simclr-trunk")
+
+
+def test_no_network_for_a_release(release_server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RCDM_FAST_OFFLINE", "1")
+    with pytest.raises(OSError, match=r"rcdm_ema_dino_head\.pt is not in the cache and RCDM_FAST_OFFLINE forbids"):
+        load_model("rcdm-dino-head")
+
+
+def test_hub_id(tmp_path: Path, weights: Tensors, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save_model(tmp_path / "hub", CONFIG, weights)
+    asked = []
+
+    def download(repository: str, file: str, **options: object) -> str:
+        asked.append((repository, file, options))
+        return str(path)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert equal(load_model("someone/model")[1], weights)
+    assert asked == [("someone/model", "model.safetensors", {"local_files_only": False})]
+    monkeypatch.setenv("RCDM_FAST_OFFLINE", "1")
+    load_model("someone/model")
+    assert asked[1][2] == {"local_files_only": True}
+
+
+def test_an_existing_path_wins_over_a_hub_id(weights: Tensors, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: pytest.fail("asked the hub"))
+    save_model("someone/model", CONFIG, weights)  # in the current folder
+    assert equal(load_model("someone/model")[1], weights)
+
+
+def test_hub_errors_fit_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(*_: object, **__: object) -> str:
+        raise LocalEntryNotFoundError("\nno connection to the hub\nand so on")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", absent)
+    with pytest.raises(CheckpointError, match=r"someone/model: no such file, and no model\.safetensors") as raised:
+        load_model("someone/model")
+    assert "no connection to the hub" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_hub_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(CheckpointError, match=r"pip install 'rcdm_fast\[hub\]'"):
+        load_model("someone/model")

@@ -1,0 +1,189 @@
+"""The `rcdm` command, run as a user runs it: files written, messages, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rcdm_fast import images
+from rcdm_fast.cli import main
+from tests import small
+
+BUNDLED = ("cifar10-simclr-trunk", "cifar10-simclr-head", "cifar10-supervised")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    for number, picture in enumerate(small.pictures(3, size=48)):
+        images.to_pil(picture).save(folder / f"{number}.png")
+    return folder
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def test_sample_writes_a_sheet_pictures_and_numbers(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = run(
+        "sample", photos, "--per", 2, "--steps", 3, "--out", tmp_path / "sheet.png", "--pictures", tmp_path / "each",
+        "--json", tmp_path / "numbers.json", "--batch-size", 4,
+    )  # fmt: skip
+    assert code == 0
+    sheet = Image.open(tmp_path / "sheet.png")
+    assert sheet.width > 4 * 96
+    assert sheet.height > 3 * 96
+    assert sorted(path.name for path in (tmp_path / "each").iterdir()) == [
+        f"{number:05d}-{number}-{sample:03d}.png" for number in range(3) for sample in range(2)
+    ]
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert numbers["nfe"] == 3
+    assert numbers["pictures"] == 6
+    assert numbers["seconds_per_picture"] > 0
+    text = capsys.readouterr().out
+    assert "cifar10-simclr-trunk" in text
+    assert "eager" in text
+    assert "NFE 3" in text
+
+
+def test_sample_is_reproducible(photos: Path, tmp_path: Path) -> None:
+    for name, size in (("a", 1), ("b", 6)):
+        options = ("--per", 2, "--steps", 2, "--batch-size", size, "--pictures", tmp_path / name)
+        assert run("sample", photos / "0.png", *options, "--out", tmp_path / f"{name}.png") == 0
+    for path in (tmp_path / "a").iterdir():
+        first, second = (np.asarray(Image.open(tmp_path / name / path.name)).astype(int) for name in "ab")
+        assert np.abs(first - second).max() <= 1
+
+
+def test_encode(photos: Path, tmp_path: Path) -> None:
+    assert run("encode", photos, "--out", tmp_path / "h.npy") == 0
+    h = np.load(tmp_path / "h.npy")
+    assert h.dtype == np.float32
+    assert h.shape[0] == 3
+    assert run("encode", photos, "--out", tmp_path / "h.safetensors", "--model", BUNDLED[1]) == 0
+    assert run("encode", photos, "--out", tmp_path / "h.txt") == 2
+
+
+def test_interpolate(photos: Path, tmp_path: Path) -> None:
+    arguments = ("interpolate", photos / "0.png", photos / "1.png", "--frames", 3, "--per", 2, "--steps", 2)
+    assert run(*arguments, "--mode", "spherical", "--out", tmp_path / "way.png") == 0
+    assert Image.open(tmp_path / "way.png").width > 5 * 96
+
+
+def test_models_lists_bundled_and_published(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("models") == 0
+    text = capsys.readouterr().out
+    for name in (*BUNDLED, "rcdm-dino-head", "rcdm-supervised"):
+        assert name in text
+
+
+def test_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("info", "--json", tmp_path / "info.json") == 0
+    assert "torch" in capsys.readouterr().out
+    assert isinstance(json.loads((tmp_path / "info.json").read_text()), dict)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("sample", "missing.jpg"), "missing.jpg"),
+        (("sample", "{photos}", "--model", "cifar10-simclr-trnk"), "cifar10-simclr-trunk"),
+        (("sample", "{photos}", "--steps", "ddim333"), "ddim333"),
+        (("sample", "{photos}", "--solver", "euler"), "ancestral"),
+        (("sample", "{photos}", "--seed", "-1"), "seed"),
+        (("sample", "{photos}", "--engine", "warp"), "warp"),
+        (("sample", "{photos}", "--precision", "fp8"), "fp8"),
+        (("sample", "{photos}", "--out", "{tmp}/sheet.xyz"), "sheet.xyz"),
+        (("sample", "{photos}", "--out", "/proc/nowhere/sheet.png"), "cannot be written"),
+        (("sample", "{tmp}/empty"), "no pictures"),
+        (("sample", "{tmp}/text.png"), "text.png"),
+        (("train", "nobody", "--data", "{photos}"), "nobody"),
+        (("train", "cifar10-simclr-trunk", "--data", "{tmp}/empty"), "no pictures"),
+        (("evaluate", "cifar10-simclr-trunk", "--data", "{photos}", "--gallery", "9"), "the data has 3"),
+    ],
+)
+def test_errors_are_one_line(
+    arguments: tuple[str, ...], message: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.png").write_text("no picture")
+    code = run(*(text.format(photos=photos, tmp=tmp_path) for text in arguments))
+    error = capsys.readouterr().err
+    assert code in (1, 2)
+    assert message in error
+    assert "Traceback" not in error
+    assert len([line for line in error.splitlines() if line.startswith("rcdm:")]) == 1
+
+
+def test_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("sample") == 2
+    assert run("dance") == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_debug_shows_the_traceback() -> None:
+    with pytest.raises(images.ImageError):
+        run("--debug", "sample", "missing.jpg")
+
+
+def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("sample", "encode", "interpolate", "train", "pretrain", "evaluate", "models", "info"):
+        assert run(command, "--help") == 0
+        assert f"Example: rcdm {command}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_interrupt_keeps_finished_pictures(photos: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "import sys; from rcdm_fast.cli import main; sys.exit(main())", "sample"]
+    options = ["--per", "40", "--steps", "20", "--batch-size", "1", "--pictures", tmp_path / "each"]
+    process = subprocess.Popen(
+        [*command, str(photos), *map(str, options), "--out", str(tmp_path / "sheet.png")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "each").glob("*.png")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert "Traceback" not in error
+    assert Image.open(tmp_path / "sheet.png").height > 96
+    assert 1 <= len(list((tmp_path / "each").glob("*.png"))) < 120
+
+
+def test_evaluate_writes_its_interval(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "mrr.json"
+    arguments = ("--samples", 2, "--gallery", 3, "--steps", 2, "--json", out)
+    assert run("evaluate", "cifar10-simclr-head", "--data", photos, *arguments) == 0
+    assert set(json.loads(out.read_text())["mrr"]) == {"value", "low", "high"}
+
+
+def test_pretrain_and_train_from_the_command_line(photos: Path, tmp_path: Path) -> None:
+    settings = {
+        "name": "mine", "method": "simclr", "image_size": 8, "stem": 8, "widths": [8], "blocks": [1],
+        "projector": [8, 4], "batch_size": 2, "compile": False,
+    }  # fmt: skip
+    (tmp_path / "p.json").write_text(json.dumps(settings))
+    out = tmp_path / "run"
+    assert run("pretrain", "mine", "--data", photos, "--config", tmp_path / "p.json", "--pictures", 4, "--out", out) == 0
+    encoder = out / "mine-encoder.safetensors"
+    unet = {"image_size": 8, "num_channels": 32, "channel_mult": [1], "num_res_blocks": 1, "attention_resolutions": []}
+    (tmp_path / "t.json").write_text(json.dumps({"name": "x", "unet": unet, "batch_size": 2, "compile": False}))
+    arguments = ("--config", tmp_path / "t.json", "--pictures", 4, "--out", tmp_path / "model")
+    assert run("train", "mine", "--data", photos, "--encoder", f"file:{encoder}", *arguments) == 0
+    sheet = tmp_path / "sheet.png"
+    model = tmp_path / "model" / "mine.safetensors"
+    assert run("sample", photos / "0.png", "--model", model, "--per", 1, "--steps", 2, "--out", sheet) == 0
+    assert sheet.exists()

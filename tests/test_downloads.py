@@ -1,0 +1,250 @@
+"""The download cache against a local server that cuts, stalls, lies and forgets."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import tqdm
+
+from rcdm_fast import downloads
+from rcdm_fast.downloads import DownloadError, cached, fetch
+from tests.file_server import FileServer
+
+CONTENT = bytes(range(256)) * 12_000  # 3 MB: several chunks
+HALF = len(CONTENT) // 2
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("RCDM_FAST_CACHE", str(folder))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.delenv("RCDM_FAST_OFFLINE", raising=False)
+    return folder
+
+
+@pytest.fixture
+def server() -> Iterator[FileServer]:
+    with FileServer(CONTENT).running() as running:
+        yield running
+
+
+def interrupt(server: FileServer) -> None:
+    """Leave half of the file behind."""
+    server.cut_at = HALF
+    with pytest.raises(DownloadError, match=r"interrupted at 1.5 MB of 3.1 MB .*run again to continue"):
+        fetch(f"{server.url}/file", "file.pt")
+    server.cut_at = None
+    server.requests.clear()
+
+
+def files_in(cache: Path) -> set[str]:
+    return {path.name for path in cache.iterdir() if not path.name.endswith(".lock")}
+
+
+def test_fetches_once(server: FileServer, cache: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert cached("file.pt") is None
+    path = fetch(f"{server.url}/file", "file.pt", sha256=hashlib.sha256(CONTENT).hexdigest())
+    assert path == cache / "file.pt" == cached("file.pt")
+    assert path.read_bytes() == CONTENT
+    assert files_in(cache) == {"file.pt"}
+    assert fetch(f"{server.url}/file", "file.pt") == path
+    assert len(server.requests) == 1
+    assert capfd.readouterr() == ("", "")  # no bar where there is no terminal
+
+
+def test_cache_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RCDM_FAST_CACHE", "~/somewhere")
+    assert downloads.cache_dir() == Path.home() / "somewhere"
+    monkeypatch.delenv("RCDM_FAST_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert downloads.cache_dir() == tmp_path / "rcdm_fast"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert downloads.cache_dir() == Path.home() / ".cache" / "rcdm_fast"
+
+
+@pytest.mark.parametrize("etag", ['"v1"', ""])
+def test_continues_where_it_stopped(server: FileServer, cache: Path, etag: str) -> None:
+    server.etag = etag
+    interrupt(server)
+    assert files_in(cache) == {"file.pt.partial", "file.pt.partial.json"}
+    assert fetch(f"{server.url}/file", "file.pt").read_bytes() == CONTENT
+    assert [request["Range"] for request in server.requests] == [f"bytes={HALF}-"]
+    assert files_in(cache) == {"file.pt"}
+
+
+def test_starts_over_when_the_server_ignores_ranges(server: FileServer) -> None:
+    interrupt(server)
+    server.ranges = False
+    assert fetch(f"{server.url}/file", "file.pt").read_bytes() == CONTENT
+
+
+def test_starts_over_when_the_file_changed(server: FileServer) -> None:
+    interrupt(server)
+    server.content, server.etag = bytes(reversed(CONTENT)) + b"more", '"v2"'
+    assert fetch(f"{server.url}/file", "file.pt").read_bytes() == server.content
+
+
+def test_a_changed_file_without_validator_is_noticed(server: FileServer) -> None:
+    server.etag = ""
+    interrupt(server)
+    server.content += b"more"
+    with pytest.raises(DownloadError, match="continued a different file"):
+        fetch(f"{server.url}/file", "file.pt")
+    assert fetch(f"{server.url}/file", "file.pt").read_bytes() == server.content
+
+
+def test_another_address_is_not_continued(server: FileServer) -> None:
+    interrupt(server)
+    assert fetch(f"{server.url}/other", "file.pt").read_bytes() == CONTENT
+    assert "Range" not in server.requests[0]
+
+
+def test_a_server_that_lost_the_range_is_asked_for_the_whole(server: FileServer) -> None:
+    server.etag = ""
+    interrupt(server)
+    server.content = CONTENT[: HALF // 2]
+    assert fetch(f"{server.url}/file", "file.pt").read_bytes() == server.content
+    assert ["Range" in request for request in server.requests] == [True, False]
+
+
+def test_a_complete_partial_file_needs_no_network(server: FileServer, cache: Path) -> None:
+    interrupt(server)
+    (cache / "file.pt.partial").write_bytes(CONTENT)
+    assert fetch(f"{server.url}/file", "file.pt").read_bytes() == CONTENT
+    assert not server.requests
+
+
+@pytest.mark.parametrize("record", [b"", b"[]", b'{"url": 1}', b"\xff"])
+def test_a_damaged_record_starts_over(server: FileServer, cache: Path, record: bytes) -> None:
+    interrupt(server)
+    (cache / "file.pt.partial.json").write_bytes(record)
+    assert fetch(f"{server.url}/file", "file.pt").read_bytes() == CONTENT
+    assert "Range" not in server.requests[0]
+
+
+def test_unknown_length(server: FileServer) -> None:
+    server.send_length = False
+    assert fetch(f"{server.url}/file", "file.pt").read_bytes() == CONTENT
+
+
+def test_ctrl_c_keeps_what_came(server: FileServer, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pressed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tqdm.tqdm, "update", pressed)
+        with pytest.raises(KeyboardInterrupt):
+            fetch(f"{server.url}/file", "file.pt")
+    assert (cache / "file.pt.partial").stat().st_size == downloads.CHUNK_BYTES
+    assert fetch(f"{server.url}/file", "file.pt").read_bytes() == CONTENT
+    assert server.requests[-1]["Range"] == f"bytes={downloads.CHUNK_BYTES}-"
+
+
+def test_wrong_digest(server: FileServer, cache: Path) -> None:
+    with pytest.raises(DownloadError, match=r"sha256 is .*, expected 00"):
+        fetch(f"{server.url}/file", "file.pt", sha256="00" * 32)
+    assert files_in(cache) == set()
+
+
+@pytest.mark.parametrize(("status", "message"), [(404, "HTTP 404, there is no such file"), (503, "HTTP 503, Service")])
+def test_http_errors(server: FileServer, cache: Path, status: int, message: str) -> None:
+    server.status = status
+    with pytest.raises(DownloadError, match=message):
+        fetch(f"{server.url}/file", "file.pt")
+    assert files_in(cache) == set()
+
+
+def test_a_web_page_is_not_taken_for_the_file(server: FileServer) -> None:
+    server.content_type = "text/html; charset=utf-8"
+    with pytest.raises(DownloadError, match="web page"):
+        fetch(f"{server.url}/file", "file.pt")
+
+
+def test_silence(server: FileServer) -> None:
+    server.silent_s = 1.0
+    with pytest.raises(DownloadError, match="timed out"):
+        fetch(f"{server.url}/file", "file.pt", timeout_s=0.1)
+
+
+def test_no_network() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(DownloadError, match=r"cannot be reached \(Connection refused\); is there a network connection"):
+        fetch(f"http://127.0.0.1:{port}/file", "file.pt")
+    with pytest.raises(DownloadError, match="cannot be reached"):
+        fetch("http://no-such-host.invalid/file", "file.pt")
+
+
+def test_offline(server: FileServer, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RCDM_FAST_OFFLINE", "1")
+    with pytest.raises(DownloadError, match="RCDM_FAST_OFFLINE forbids") as raised:
+        fetch(f"{server.url}/file", "file.pt")
+    assert str(cache / "file.pt") in str(raised.value)
+    assert not server.requests
+    cache.mkdir()
+    (cache / "file.pt").write_bytes(b"by hand")
+    assert fetch(f"{server.url}/file", "file.pt").read_bytes() == b"by hand"
+
+
+def test_too_little_space_is_said_before_the_transfer(
+    server: FileServer, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1_000_000))
+    with pytest.raises(DownloadError, match=r"needs 3.1 MB, but only 1.0 MB are free.*RCDM_FAST_CACHE"):
+        fetch(f"{server.url}/file", "file.pt")
+    assert not (cache / "file.pt").exists()
+
+
+def test_a_disk_that_fills_up(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(DownloadError, match=r"disk of .* is full"):
+            fetch(f"{server.url}/file", "file.pt")
+    assert fetch(f"{server.url}/file", "file.pt").read_bytes() == CONTENT
+
+
+def test_a_cache_that_cannot_be_made(server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("RCDM_FAST_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(DownloadError, match=r"cannot be written .*RCDM_FAST_CACHE"):
+        fetch(f"{server.url}/file", "file.pt")
+
+
+@pytest.mark.parametrize("url", ["file:///etc/hostname", "ftp://127.0.0.1/file", "/etc/hostname"])
+def test_only_http(url: str) -> None:
+    with pytest.raises(DownloadError, match="only http"):
+        fetch(url, "file.pt")
+
+
+@pytest.mark.parametrize("name", ["../file.pt", "folder/file.pt", ".hidden", ""])
+def test_plain_names_only(name: str) -> None:
+    with pytest.raises(ValueError, match="plain name"):
+        cached(name)
+
+
+def test_two_processes_download_once(server: FileServer, cache: Path, checkout: Path) -> None:
+    server.silent_s = 0.3
+    command = [
+        sys.executable,
+        "-c",
+        f"from rcdm_fast.downloads import fetch; fetch({server.url + '/file'!r}, 'file.pt')",
+    ]
+    runs = [subprocess.Popen(command, cwd=checkout) for _ in range(3)]
+    assert [run.wait(timeout=60) for run in runs] == [0, 0, 0]
+    assert (cache / "file.pt").read_bytes() == CONTENT
+    assert len(server.requests) == 1

@@ -1,0 +1,272 @@
+"""The encoder protocol: what is seen, which layer is read, how it is pooled, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rcdm_fast.config import ConfigError, EncoderConfig
+from rcdm_fast.encoders import Encoder, EncoderError, ImageEncoder, build
+from rcdm_fast.images import ImageError, from_pil
+from tests.encoder_checks import close, pictures
+from tests.tolerances import ENCODER_CUDA_L2, RESIZE_ABS, RESIZE_HALVED_ABS
+
+
+class Tokens(nn.Module):
+    """[N,3,8,8] -> tokens [N,T,4], `prefix` of them before the four patches."""
+
+    def __init__(self, prefix: int) -> None:
+        super().__init__()
+        self.num_prefix_tokens = prefix
+        self.patches = nn.Conv2d(3, 4, 4, 4)
+        self.prefix = nn.Parameter(torch.randn(prefix, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = self.patches(x).flatten(2).transpose(1, 2)
+        return torch.cat([self.prefix.expand(len(x), -1, -1), patches], dim=1)
+
+
+class Permuted(nn.Module):
+    """[N,3,H,W] -> [N,H,W,3], said as timm says it."""
+
+    output_fmt = "NHWC"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(0, 2, 3, 1)
+
+
+class TwoParts(nn.Module):
+    """A backbone and a projector that must not be reached when the backbone is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.projector = nn.Linear(5, 2)
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.backbone(x)
+        self.calls += 1
+        out: Tensor = self.projector(h)
+        return out
+
+
+SMALL = EncoderConfig("module", image_size=8)
+
+
+def test_squash_sees_everything_and_short_side_the_centre() -> None:
+    wide = torch.full((1, 3, 20, 60), 0.5)
+    wide[..., :20] = -0.5  # the left third, outside the central square
+    encoder = build(nn.Flatten(), config=dataclasses.replace(SMALL, dim=192))
+    assert isinstance(encoder, ImageEncoder)
+    assert encoder.view(wide).min() > 0.3  # the filter reaches a little beyond the crop
+    squashed = build(nn.Flatten(), config=dataclasses.replace(SMALL, resize="squash", dim=192))
+    assert isinstance(squashed, ImageEncoder)
+    seen = squashed.view(wide)
+    assert seen.shape == (1, 3, 8, 8)
+    assert float(seen[..., 0].max()) < -0.49
+    assert float(seen[..., -1].min()) > 0.49
+
+
+def test_resize_to_crops_the_centre() -> None:
+    image = torch.zeros(1, 3, 32, 32)
+    image[..., 8:24, 8:24] = 1.0
+    config = dataclasses.replace(SMALL, resize_to=16, interpolation="area", dim=1)
+    encoder = ImageEncoder(nn.Flatten(), config)
+    assert torch.equal(encoder.view(image), torch.ones(1, 3, 8, 8))
+    squash = ImageEncoder(nn.Flatten(), dataclasses.replace(config, resize="squash"))
+    assert torch.equal(squash.view(image), torch.ones(1, 3, 8, 8))
+
+
+def test_a_picture_of_the_right_size_is_seen_as_it_is() -> None:
+    encoder = ImageEncoder(nn.Flatten(), dataclasses.replace(SMALL, resize_to=12))
+    images = pictures(8, 8, count=2)
+    assert torch.equal(encoder.view(images), images)
+    assert torch.equal(encoder.encode(images), images.flatten(1))  # mean and std 0.5 leave [-1,1] alone
+
+
+@pytest.mark.parametrize(("height", "width"), [(37, 53), (90, 41), (20, 21)])
+def test_bilinear_and_bicubic_resize_like_pil(height: int, width: int) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(64, 192, (height, width, 3), dtype=np.uint8))
+    filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+    for name, method in filters.items():
+        config = dataclasses.replace(SMALL, image_size=16, resize="squash", interpolation=name, dim=1)  # type: ignore[arg-type]
+        seen = ImageEncoder(nn.Flatten(), config).view(from_pil(image))
+        assert float((seen - from_pil(image.resize((16, 16), method))).abs().max()) <= RESIZE_ABS
+        assert float(seen.abs().max()) <= 1.0
+
+
+def test_box_bicubic_halves_first() -> None:
+    image = Image.fromarray(np.random.default_rng(1).integers(64, 192, (96, 144, 3), dtype=np.uint8))
+    config = dataclasses.replace(SMALL, image_size=20, interpolation="box_bicubic", dim=1)
+    seen = ImageEncoder(nn.Flatten(), config).view(from_pil(image))
+    halved = image.resize((72, 48), Image.Resampling.BOX).resize((36, 24), Image.Resampling.BOX)
+    expected = halved.resize((30, 20), Image.Resampling.BICUBIC).crop((5, 0, 25, 20))
+    assert float((seen - from_pil(expected)).abs().max()) <= RESIZE_HALVED_ABS
+    direct = ImageEncoder(nn.Flatten(), dataclasses.replace(config, interpolation="bicubic")).view(from_pil(image))
+    assert float((seen - direct).abs().max()) > RESIZE_HALVED_ABS
+
+
+def test_normalisation() -> None:
+    config = dataclasses.replace(SMALL, mean=(0.1, 0.2, 0.3), std=(0.5, 1.0, 2.0))
+    h = build(nn.Flatten(), config=config).encode(torch.zeros(1, 3, 8, 8)).reshape(3, 64)
+    assert close(h, torch.tensor([[0.8], [0.3], [0.1]]).expand(3, 64))
+
+
+def test_backbone_stops_before_the_projector_and_projector_is_the_output() -> None:
+    network = TwoParts()
+    images = pictures(8, 8, count=3)
+    encoder = build(network, config=SMALL)
+    h = encoder.encode(images)
+    assert encoder.dim == 5
+    assert network.calls == 0
+    assert close(h, network.backbone(images))
+    projection = build(network, config=dataclasses.replace(SMALL, layer="projector")).encode(images)
+    assert close(projection, network(images))
+    inside = build(network, config=dataclasses.replace(SMALL, layer="0", pooling="mean")).encode(images)
+    assert close(inside, network.backbone[0](images).mean((2, 3)))
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_mean_of_positions_in_either_order() -> None:
+    images = pictures(8, 8, count=2)
+    config = dataclasses.replace(SMALL, pooling="mean")
+    first = build(nn.Identity(), config=config).encode(images)
+    assert close(first, images.mean((2, 3)))
+    last = Permuted()
+    assert close(build(last, config=config).encode(images), first)
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 3])
+def test_cls_and_mean_of_tokens(prefix: int) -> None:
+    network = Tokens(prefix)
+    images = pictures(8, 8, count=2)
+    mean = build(network, config=dataclasses.replace(SMALL, pooling="mean")).encode(images)
+    assert close(mean, network.patches(images).mean((2, 3)))
+    if prefix:
+        cls = build(network, config=dataclasses.replace(SMALL, pooling="cls")).encode(images)
+        assert close(cls, network.prefix[0].expand(2, -1))
+    else:
+        with pytest.raises(EncoderError, match="no class token"):
+            build(network, config=dataclasses.replace(SMALL, pooling="cls"))
+
+
+def test_batches_do_not_matter() -> None:
+    encoder = ImageEncoder(TwoParts(), SMALL, batch_size=2)
+    images = pictures(11, 9, count=5)
+    whole = encoder.encode(images)
+    assert close(whole, torch.cat([encoder.encode(part) for part in (images[:1], images[1:])]))
+    assert close(whole, ImageEncoder(encoder._network, SMALL, batch_size=100).encode(images))
+    assert encoder.encode(images[:0]).shape == (0, 5)
+
+
+def test_evaluation_mode_and_no_gradients_but_usable_in_training() -> None:
+    network = TwoParts().train()
+    encoder = build(network, config=SMALL)
+    before = {name: value.clone() for name, value in network.named_buffers()}
+    network.train()
+    h = encoder.encode(pictures(8, 8, count=4))
+    assert not network.training
+    assert all(torch.equal(value, before[name]) for name, value in network.named_buffers())
+    assert not h.requires_grad
+    assert not h.is_inference()
+    layer = nn.Linear(5, 1)
+    (gradient,) = torch.autograd.grad(layer(h).sum(), layer.weight)
+    assert close(gradient, h.sum(0, keepdim=True))
+
+
+def test_represent_carries_gradients() -> None:
+    encoder = ImageEncoder(TwoParts(), SMALL)
+    images = pictures(8, 8, count=2).requires_grad_()
+    (gradient,) = torch.autograd.grad(encoder.represent(images).sum(), images)
+    assert float(gradient.abs().sum()) > 0
+
+
+def test_normalize_and_half_precision_networks() -> None:
+    images = pictures(8, 8, count=2)
+    network = TwoParts()
+    h = build(network, config=dataclasses.replace(SMALL, normalize=True)).encode(images)
+    assert close(h, F.normalize(network.backbone(images), dim=1))
+    half = build(TwoParts().to(torch.bfloat16), config=SMALL).encode(images)
+    assert half.dtype == torch.float32
+
+
+def test_functions_and_encoders() -> None:
+    def brightness(x: Tensor) -> Tensor:
+        return x.mean((2, 3))
+
+    encoder = build(brightness)
+    assert encoder.config == EncoderConfig("module", dim=3)
+    assert isinstance(encoder, Encoder)
+    assert build(encoder) is encoder
+    assert close(encoder.encode(torch.full((2, 3, 30, 40), 0.25)), torch.full((2, 3), 0.25))
+    with pytest.raises(EncoderError, match="a function has no layer"):
+        build(brightness, config=EncoderConfig("module", layer="projector"))
+    with pytest.raises(ConfigError, match="config="):
+        build(encoder, config=SMALL)
+
+
+@pytest.mark.parametrize(
+    ("network", "config", "message"),
+    [
+        (nn.Conv2d(3, 4, 3), SMALL, r"gives \[1, 4, 6, 6\], not \[N,D\]; choose pooling=mean"),
+        (Tokens(1), SMALL, "choose pooling=cls or pooling=mean"),
+        (nn.Flatten(), dataclasses.replace(SMALL, pooling="mean"), "choose pooling=none"),
+        (nn.Linear(9, 4), SMALL, r"fails on a picture \[1,3,8,8\]"),
+        (lambda x: x.sum(), SMALL, "not"),
+        (lambda x: "text", SMALL, "returned str, not a tensor"),
+        (lambda x: x.flatten(1) * float("nan"), SMALL, "NaN"),
+        (nn.Flatten(), dataclasses.replace(SMALL, layer="layer3"), "no layer 'layer3'"),
+    ],
+)
+def test_outputs_that_are_no_representation(network: nn.Module, config: EncoderConfig, message: str) -> None:
+    with pytest.raises(EncoderError, match=message):
+        build(network, config=config)
+
+
+def test_wrong_width_and_damaged_weights() -> None:
+    images = pictures(8, 8, count=1)
+    with pytest.raises(EncoderError, match=r"gives \[1, 5\], configured are \[1, 7\]"):
+        build(TwoParts(), config=dataclasses.replace(SMALL, dim=7)).encode(images)
+    network = TwoParts()
+    encoder = build(network, config=SMALL)
+    with torch.no_grad():
+        network.backbone[0].weight[0, 0, 0, 0] = float("nan")  # type: ignore[operator]
+    with pytest.raises(EncoderError, match="weights are damaged"):
+        encoder.encode(images)
+
+
+def test_what_is_no_batch_of_pictures() -> None:
+    encoder = build(TwoParts(), config=SMALL)
+    for wrong in (torch.zeros(3, 8, 8), torch.zeros(1, 4, 8, 8), torch.zeros(1, 3, 8, 8, dtype=torch.uint8)):
+        with pytest.raises(ImageError):
+            encoder.encode(wrong)
+    with pytest.raises(ImageError, match="values in"):
+        encoder.encode(torch.full((1, 3, 8, 8), 255.0))
+
+
+def test_devices() -> None:
+    encoder = build(TwoParts(), torch.device("cpu"), config=SMALL)
+    assert encoder.to("cpu") is encoder
+    assert encoder.device == torch.device("cpu")
+    with pytest.raises(EncoderError, match="no device"):
+        build(TwoParts(), "warp", config=SMALL)
+    if not torch.cuda.is_available():
+        with pytest.raises(EncoderError, match="no CUDA"):
+            encoder.to("cuda")
+
+
+@pytest.mark.gpu
+def test_cuda_agrees_with_cpu() -> None:
+    network, images = TwoParts(), pictures(20, 30, count=3)
+    on_cpu = build(network, config=SMALL).encode(images)
+    encoder = build(network, "cuda", config=SMALL)
+    h = encoder.encode(images)
+    assert h.device.type == "cuda"
+    assert close(h.cpu(), on_cpu, ENCODER_CUDA_L2)

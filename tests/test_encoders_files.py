@@ -1,0 +1,139 @@
+"""Encoders in files: ONNX graphs, our own safetensors, and weights that must not run code."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rcdm_fast import config as configs
+from rcdm_fast.config import ConfigError, EncoderConfig
+from rcdm_fast.encoders import EncoderError, build, native, weights
+from rcdm_fast.encoders.small_resnet import SmallResNet
+from tests.encoder_checks import close, pictures
+from tests.tolerances import ENCODER_ONNX_L2
+
+MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
+STD = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+
+
+class Exported(nn.Module):
+    """Two outputs: [N,6] and [N,2]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 6, 3, 2), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.projector = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.backbone(x)
+        return h, self.projector(h)
+
+
+def export(path: Path, batch: int, dynamic: bool) -> Exported:
+    module = Exported().eval()
+    torch.onnx.export(
+        module,
+        (torch.zeros(batch, 3, 16, 16),),
+        path,
+        input_names=["picture"],
+        output_names=["h", "z"],
+        dynamic_shapes={"x": {0: torch.export.Dim("n")}} if dynamic else None,
+        verbose=False,
+    )
+    return module
+
+
+@pytest.mark.parametrize(("batch", "dynamic"), [(2, True), (2, False)])
+def test_onnx_equals_torch(tmp_path: Path, batch: int, dynamic: bool) -> None:
+    path = tmp_path / "encoder.onnx"
+    module = export(path, batch, dynamic)
+    images = pictures(16, count=5)
+    with torch.inference_mode():
+        h, z = module(((images + 1) / 2 - MEAN) / STD)
+    options = "mean=0.485,0.456,0.406&std=0.229,0.224,0.225"
+    encoder = build(f"onnx:{path}?{options}")
+    assert (encoder.config.image_size, encoder.dim) == (16, 6)
+    assert close(encoder.encode(images), h, ENCODER_ONNX_L2)
+    assert close(build(f"onnx:{path}?{options}&layer=z").encode(images), z, ENCODER_ONNX_L2)
+    assert encoder.to("cpu") is encoder
+    with pytest.raises(EncoderError, match="there are h, z"):
+        build(f"onnx:{path}?layer=projector")
+    with pytest.raises(EncoderError, match="16 px, not 32"):
+        build(f"onnx:{path}?image_size=32")
+
+
+def test_onnx_metadata_and_channels_last(tmp_path: Path) -> None:
+    info = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("ReduceMean", ["x", "axes"], ["y"], keepdims=0)],
+        "means",
+        [info("x", onnx.TensorProto.FLOAT, ["n", 8, 8, 3])],
+        [info("y", onnx.TensorProto.FLOAT, ["n", 3])],
+        [onnx.numpy_helper.from_array(np.array([1, 2]), "axes")],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+    convention = EncoderConfig("onnx:elsewhere", image_size=8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    onnx.helper.set_model_props(model, {native.METADATA_KEY: configs.to_json(convention)})
+    path = tmp_path / "means.onnx"
+    onnx.save(model, path)
+    encoder = build(f"onnx:{path}")
+    assert encoder.config == dataclasses.replace(convention, source=f"onnx:{path}", dim=3)
+    images = pictures(8)
+    assert close(encoder.encode(images), (images.mean((2, 3)) + 1) / 2)
+
+
+def test_onnx_files_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(EncoderError, match="no such file"):
+        build("onnx:/nothing/here.onnx")
+    (tmp_path / "broken.onnx").write_bytes(b"nonsense")
+    with pytest.raises(EncoderError, match="cannot open"):
+        build(f"onnx:{tmp_path}/broken.onnx")
+
+
+def test_native_and_bundled_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape: dict[str, Any] = {"stem": 4, "widths": [4, 8], "blocks": [1, 1], "projector": [6, 5]}
+    network = SmallResNet(**shape).eval()
+    path = tmp_path / "tiny-encoder.safetensors"
+    native.save(path, network, EncoderConfig("module", image_size=32, architecture=shape), {})
+    images = pictures(32)
+    encoder = build(f"file:{path}")
+    assert encoder.dim == 8
+    assert close(encoder.encode(images), network.backbone(images))
+    monkeypatch.setattr(native, "BUNDLED", tmp_path)
+    assert native.bundled() == ["tiny"]
+    bundled = build("bundled:tiny?layer=projector")
+    assert (bundled.config.source, bundled.dim) == ("bundled:tiny", 5)
+    assert close(bundled.encode(images), network(images))
+    assert build(bundled.config).config == bundled.config
+    with pytest.raises(ConfigError, match="there are tiny"):
+        build("bundled:large")
+
+
+class Runs:
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.system, ("true",)
+
+
+def test_weights_files_cannot_run_code(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save({"weight": torch.ones(1), "hook": Runs()}, path)
+    with pytest.raises(EncoderError, match=r"system, which could run code"):
+        weights.read_pickle(path)
+    beside = {"args": argparse.Namespace(lr=0.1), "best": np.float64(3.5), "history": np.arange(3)}
+    torch.save({"model": {"weight": torch.ones(1)}, **beside}, path)
+    assert torch.equal(weights.read(path)["weight"], torch.ones(1))
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(EncoderError, match=r"weights\.pt"):
+        weights.read(path)
+    torch.save([1, 2], path)
+    with pytest.raises(EncoderError, match="no state dict"):
+        weights.read(path)

@@ -1,0 +1,87 @@
+"""Rank, MRR and distances of re-encoded samples."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rcdm_fast import images
+from rcdm_fast.config import ConfigError
+from rcdm_fast.training.data import ImageSet
+from rcdm_fast.training.evaluate import EvaluateConfig, bootstrap, evaluate, rank_of, squared_distances
+from tests import small
+
+
+def pictures(count: int) -> ImageSet:
+    pixels = images.to_uint8(small.pictures(count))
+    return ImageSet(pixels, None, (), tuple(Path(str(number)) for number in range(count)), "made-up")
+
+
+def test_ranks_count_closer_ones_and_half_the_ties() -> None:
+    distances = torch.tensor([[0.5, 0.1, 0.9], [0.0, 0.0, 0.0], [0.3, 0.3, 0.1]])
+    assert rank_of(distances, 0).tolist() == [2.0, 2.0, 2.5]
+    assert rank_of(distances, 1).tolist() == [1.0, 2.0, 2.5]
+
+
+def test_distances() -> None:
+    a, b = torch.randn(4, 5), torch.randn(3, 5)
+    expected = (a[:, None].double() - b[None].double()).square().sum(dim=2)
+    torch.testing.assert_close(squared_distances(a, b), expected)
+
+
+def test_bootstrap_covers_the_mean() -> None:
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(200):
+        interval = bootstrap(rng.normal(3.0, 1.0, 60), 400, rng)
+        assert interval.low < interval.value < interval.high
+        hits += interval.low < 3.0 < interval.high
+    assert 180 <= hits <= 199
+
+
+def test_a_model_that_returns_the_source_ranks_first_and_noise_ranks_by_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = pictures(60)
+    model = small.model()
+    floats = data.floats(slice(None))
+    config = EvaluateConfig(sources=20, samples=3, steps=2, resamples=200)
+
+    def perfect(h: torch.Tensor, *, items: torch.Tensor, per: int, **_: object) -> torch.Tensor:
+        return floats[items][:, None].expand(-1, per, -1, -1, -1)
+
+    monkeypatch.setattr(model, "sample", perfect)
+    exact = evaluate(model, data, config)
+    assert exact.mrr.value == 1
+    assert exact.mean_rank.value == 1
+    assert exact.distance.value == 0
+    assert exact.nearest > 0
+    assert exact.gallery == 60
+
+    def unrelated(h: torch.Tensor, *, items: torch.Tensor, per: int, **_: object) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(int(items[0]))
+        order = torch.randint(len(floats), (len(items), per), generator=generator)
+        return floats[order]
+
+    monkeypatch.setattr(model, "sample", unrelated)
+    chance = evaluate(model, data, dataclasses.replace(config, sources=60))
+    assert chance.chance_mean_rank == 30.5
+    assert chance.chance_mrr == pytest.approx(sum(1 / rank for rank in range(1, 61)) / 60)
+    assert chance.mean_rank.low < 30.5 < chance.mean_rank.high
+
+
+def test_the_real_path_and_its_numbers() -> None:
+    result = evaluate(small.model(), pictures(12), EvaluateConfig(samples=2, gallery=10, steps=2, resamples=50))
+    assert result.sources == result.gallery == 10
+    assert 0 < result.mrr.low <= result.mrr.value <= result.mrr.high <= 1
+    assert set(json.loads(json.dumps(dataclasses.asdict(result)))["mrr"]) == {"value", "low", "high"}
+
+
+def test_too_few_pictures_are_named() -> None:
+    with pytest.raises(ConfigError, match="the data has 5"):
+        evaluate(small.model(), pictures(5), EvaluateConfig(gallery=10))
+    with pytest.raises(ConfigError, match="at least 2"):
+        evaluate(small.model(), pictures(5), EvaluateConfig(sources=1))

@@ -1,0 +1,293 @@
+"""Published flags to configurations and back, and flags recognised from shapes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from rcdm_fast.config import ConfigError, ScheduleConfig, UNetConfig
+from rcdm_fast.flags import FlagValue, configs_from_flags, flags_from_configs, read_flags
+from rcdm_fast.recognise import LAYOUTS, RELEASE_FLAGS, recognise
+from rcdm_fast.unet import UNet
+from tests import reference_weights
+
+Shapes = dict[str, tuple[int, ...]]
+
+SMALL = UNetConfig(32, 32, (1, 2, 2), num_res_blocks=1, attention_resolutions=(16,), representation_dim=7)
+
+VARIANTS = {
+    "plain": SMALL,
+    "unconditional": dataclasses.replace(SMALL, representation_dim=0),
+    "classes": dataclasses.replace(SMALL, num_classes=10, representation_dim=0),
+    "both conditions": dataclasses.replace(SMALL, num_classes=1000),
+    "learned sigma, residual resampling": dataclasses.replace(SMALL, learn_sigma=True, resblock_updown=True),
+    "additive norm": dataclasses.replace(SMALL, use_scale_shift_norm=False),
+    "pooling instead of convolutions": dataclasses.replace(SMALL, conv_resample=False),
+    "one level": dataclasses.replace(SMALL, channel_mult=(1,), attention_resolutions=(32,)),
+    "no attention": dataclasses.replace(SMALL, attention_resolutions=()),
+    "attention everywhere, three blocks": dataclasses.replace(
+        SMALL, attention_resolutions=(32, 16, 8), num_res_blocks=3
+    ),
+    "half width": dataclasses.replace(SMALL, num_channels=64, channel_mult=(0.5, 1, 1.5)),
+    "heads": dataclasses.replace(
+        SMALL, num_head_channels=16, num_heads_upsample=2, use_new_attention_order=True, dropout=0.25
+    ),
+}
+
+
+def shapes_of(config: UNetConfig) -> Shapes:
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in UNet(config).state_dict().items()}
+
+
+def schedule_for(config: UNetConfig) -> ScheduleConfig:
+    return ScheduleConfig(variance="learned_range" if config.learn_sigma else "fixed_large")
+
+
+@pytest.mark.parametrize("case", reference_weights.CASES)
+def test_reference_flags(case: str) -> None:
+    path = reference_weights.flags_path(case)
+    unet, schedule = configs_from_flags(path)
+    assert unet.image_size == 32
+    assert unet.representation_dim == {"rcdm_32": 512, "rcdm_32_plain": 128}[case]
+    assert schedule.variance == {"rcdm_32": "learned_range", "rcdm_32_plain": "fixed_large"}[case]
+    assert flags_from_configs(unet, schedule) == json.loads(path.read_text())
+
+
+def test_command_line_values_mean_the_same_as_plain_data() -> None:
+    text = {
+        "image_size": "128",
+        "num_channels": "256",
+        "attention_resolutions": "32, 16,8",
+        "channel_mult": "",
+        "num_head_channels": "-1",
+        "resblock_updown": "True",
+        "learn_sigma": "yes",
+        "class_cond": "False",
+        "use_fp16": "0",
+        "dropout": "0.1",
+    }
+    data = {
+        "image_size": 128,
+        "num_channels": 256.0,
+        "attention_resolutions": [32, 16, 8],
+        "channel_mult": (1, 1, 2, 3, 4),
+        "resblock_updown": 1,
+        "learn_sigma": True,
+        "dropout": 0.1,
+    }
+    unet, schedule = configs_from_flags(text)
+    assert (unet, schedule) == configs_from_flags(data)
+    assert list(unet.channel_mult) == [1, 1, 2, 3, 4]
+    assert list(unet.attention_resolutions) == [32, 16, 8]
+
+
+def test_missing_flags_take_the_published_defaults() -> None:
+    unet, schedule = configs_from_flags({})
+    assert unet == UNetConfig(64, 128, (1, 2, 3, 4), attention_resolutions=(16, 8))
+    assert schedule == ScheduleConfig()
+
+
+def test_conditions() -> None:
+    assert configs_from_flags({"feat_cond": True})[0].representation_dim == 2048
+    assert configs_from_flags({"ssl_dim": 5})[0].representation_dim == 5
+    assert configs_from_flags({"ssl_dim": 5, "feat_cond": False})[0].representation_dim == 0
+    assert configs_from_flags({"class_cond": "true"})[0].num_classes == 1000
+    assert configs_from_flags({"num_classes": 10})[0].num_classes == 10
+
+
+def test_diffusion_flags() -> None:
+    flags = {"diffusion_steps": 4000, "noise_schedule": "cosine", "predict_xstart": True, "rescale_timesteps": True}
+    assert configs_from_flags(flags | {"sigma_small": True})[1] == ScheduleConfig(
+        4000, "cosine", "x0", "fixed_small", True
+    )
+    assert configs_from_flags({"learn_sigma": True, "sigma_small": True})[1].variance == "learned_range"
+
+
+def test_attention_falls_where_the_published_code_puts_it(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        unet, _ = configs_from_flags({"image_size": 16, "channel_mult": "1,2", "attention_resolutions": "32,16,7"})
+    assert unet.attention_resolutions == (16, 8)  # 16 // 7 is 2, the second level
+    assert "32" in caplog.text
+
+
+def test_flags_that_are_no_part_of_the_model_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        assert configs_from_flags({"use_kl": True, "G_shared": True, "use_checkpoint": True}) == configs_from_flags({})
+        assert not caplog.records
+        configs_from_flags({"timestep_respacing": "ddim25", "use_fp16": True})
+    assert "steps=" in caplog.text
+    assert "precision=" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"num_chanels": 64}, "num_chanels.*did you mean num_channels"),
+        ({"lr": 1, "image_size": 64}, "unknown flag 'lr'"),
+        ({"image_size": "big"}, "image_size='big'"),
+        ({"image_size": 64.5}, "whole number"),
+        ({"image_size": True}, "image_size=True"),
+        ({"image_size": None}, "image_size=None"),
+        ({"image_size": "inf"}, "image_size='inf'"),
+        ({"learn_sigma": "maybe"}, "learn_sigma='maybe'"),
+        ({"channel_mult": "1,x"}, "channel_mult='1,x'"),
+        ({"channel_mult": "1,nan"}, "channel_mult"),
+        ({"channel_mult": "1,-2"}, "positive"),
+        ({"attention_resolutions": "16,0"}, "positive"),
+        ({"attention_resolutions": "1.5"}, "whole numbers"),
+        ({"noise_schedule": "sqrt"}, "noise_schedule must be one of"),
+        ({"image_size": 32}, "channel_mult must be given for image_size 32"),
+        ({"image_size": 0, "channel_mult": "1"}, "image_size must be positive"),
+        ({"num_channels": 100}, "not a multiple of 32"),
+        ({"num_heads": 5}, "do not split into 5 heads"),
+        ({"feat_cond": True, "ssl_dim": 0}, "ssl_dim must be positive"),
+        ({"diffusion_steps": 0}, "diffusion_steps"),
+    ],
+)
+def test_bad_flags(flags: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        configs_from_flags(flags)
+
+
+def test_flags_files(tmp_path: Path) -> None:
+    path = tmp_path / "flags.json"
+    with pytest.raises(ConfigError, match="no such flags file"):
+        read_flags(path)
+    path.write_text('{"image_size": "64"}')
+    assert read_flags(str(path)) == {"image_size": 64}
+    path.write_text("[1]")
+    with pytest.raises(ConfigError, match="expected a JSON object"):
+        read_flags(path)
+    path.write_bytes(b"PK\x03\x04\xff")
+    with pytest.raises(ConfigError, match="cannot be read as a JSON file"):
+        read_flags(path)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_flags(tmp_path)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_round_trip(name: str) -> None:
+    unet = VARIANTS[name]
+    flags = flags_from_configs(unet, schedule_for(unet))
+    assert configs_from_flags(json.loads(json.dumps(flags))) == (unet, schedule_for(unet))
+
+
+def test_published_default_widths_stay_the_default() -> None:
+    unet = configs_from_flags({"image_size": 512, "num_channels": 256})[0]
+    flags = flags_from_configs(unet, ScheduleConfig())
+    assert flags["channel_mult"] == ""  # "0.5,1,..." cannot be said on the published command line
+    assert configs_from_flags(flags)[0] == unet
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_shapes_tell_the_structure(name: str) -> None:
+    unet = VARIANTS[name]
+    heads = ("num_heads", "num_head_channels", "num_heads_upsample", "use_new_attention_order")
+    given = {name: flags_from_configs(unet, schedule_for(unet))[name] for name in ("image_size", "dropout", *heads)}
+    recognition = recognise(shapes_of(unet), given)
+    assert configs_from_flags(recognition.flags) == (unet, schedule_for(unet))
+    assert set(recognition.given) == set(given)
+    assert not set(recognition.from_shapes) & set(given)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters_m"),
+    [("published 128-px layout", 422.6), ("published 64-px layout", None), ("published 512-px layout", None)],
+)
+def test_published_layouts_need_no_flags(name: str, parameters_m: float | None) -> None:
+    unet = configs_from_flags(LAYOUTS[name] | {"ssl_dim": 2048})[0]
+    with torch.device("meta"):
+        network = UNet(unet)
+    if parameters_m is not None:
+        count = sum(parameter.numel() for parameter in network.parameters())
+        assert count / 1e6 == pytest.approx(parameters_m, abs=0.05)
+    recognition = recognise({key: tuple(tensor.shape) for key, tensor in network.state_dict().items()})
+    assert recognition.layout == name
+    assert dataclasses.replace(configs_from_flags(recognition.flags)[0], dropout=unet.dropout) == unet
+    assert "image_size" in recognition.assumed
+    assert f"assumed ({name}): image_size {unet.image_size}" in recognition.describe()
+
+
+def test_a_layout_gives_way_to_flags() -> None:
+    shapes = shapes_of(configs_from_flags(RELEASE_FLAGS | {"ssl_dim": 4})[0])
+    recognition = recognise(shapes, {"image_size": 64, "num_heads": 8})
+    unet = configs_from_flags(recognition.flags)[0]
+    assert (unet.image_size, unet.num_heads, unet.attention_resolutions) == (64, 8, (16, 8, 4))
+
+
+def test_what_must_be_given_is_listed() -> None:
+    shapes = shapes_of(SMALL)
+    with pytest.raises(ConfigError, match="cannot tell image_size") as raised:
+        recognise(shapes)
+    for told in ("num_channels 32", "channel_mult 1,2,2", "ssl_dim 7", "num_heads 4", "noise_schedule linear"):
+        assert told in str(raised.value)
+    with pytest.raises(ConfigError, match="cannot tell image_size"):
+        recognise(shapes, {"num_heads": 2})
+
+
+def test_picture_size_follows_from_the_attention_given() -> None:
+    given: dict[str, FlagValue] = {"attention_resolutions": "16"}
+    recognition = recognise(shapes_of(SMALL), given)
+    assert recognition.flags["image_size"] == 32
+    assert "image_size" in recognition.from_shapes
+    assert "num_heads 4" in recognition.describe()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"num_channels": 64}, "num_channels is given as 64, the tensors say 32"),
+        ({"channel_mult": "1,2"}, "channel_mult is given as 1,2, the tensors say 1,2,2"),
+        ({"num_res_blocks": 2}, "num_res_blocks is given as 2, the tensors say 1"),
+        ({"learn_sigma": True}, "learn_sigma is given as True, the tensors say False"),
+        ({"resblock_updown": True}, "resblock_updown"),
+        ({"use_scale_shift_norm": False}, "use_scale_shift_norm"),
+        ({"feat_cond": False}, "feat_cond"),
+        ({"ssl_dim": 8}, "ssl_dim is given as 8, the tensors say 7"),
+        ({"class_cond": True}, "class_cond"),
+        ({"num_classes": 10}, "num_classes is given as 10, the tensors say no classes"),
+        ({"conv_resample": False}, "conv_resample"),
+        ({"attention_resolutions": "8"}, "attention_resolutions is given as 8, the tensors say 16"),
+        ({"attention_resolutions": ""}, "attention_resolutions is given as ''"),
+    ],
+)
+def test_flags_that_contradict_the_shapes(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        recognise(shapes_of(SMALL), read_flags({"image_size": 32} | wrong))
+
+
+def test_all_contradictions_are_named_at_once() -> None:
+    with pytest.raises(ConfigError, match=r"num_channels.*; ssl_dim"):
+        recognise(shapes_of(SMALL), {"image_size": 32, "num_channels": 64, "ssl_dim": 8})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"time_embed.0.weight": None}, "no time_embed.0.weight"),
+        ({"time_embed.0.weight": (128,)}, r"time_embed.0.weight has shape \[128\]"),
+        ({"time_embed.0.weight": (100, 32)}, "do not fit together"),
+        ({"input_blocks.0.0.weight": (32, 6, 3, 3)}, "pictures of 6 channels"),
+        ({"out.2.weight": None}, "no out.2.weight"),
+        ({"out.2.weight": (4, 32, 3, 3)}, "do not fit together"),
+        ({"input_blocks.9.0.in_layers.2.weight": (32, 32, 3, 3)}, "10 input blocks do not make"),
+        ({"input_blocks.3.0.in_layers.2.weight": None}, "no input_blocks.3.0.in_layers.2.weight"),
+    ],
+)
+def test_foreign_shapes(change: dict[str, tuple[int, ...] | None], message: str) -> None:
+    shapes = {**shapes_of(SMALL), **change}
+    with pytest.raises(ConfigError, match=message):
+        recognise({name: shape for name, shape in shapes.items() if shape is not None}, {"image_size": 32})
+
+
+def test_a_resnet_is_no_unet() -> None:
+    with pytest.raises(ConfigError, match=r"not the tensors of an ADM UNet.*conv1.weight"):
+        recognise({"conv1.weight": (64, 3, 7, 7), "bn1.weight": (64,)})
+    with pytest.raises(ConfigError, match="found nothing"):
+        recognise({})

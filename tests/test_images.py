@@ -1,0 +1,161 @@
+"""Pictures in and out, and files that are no usable pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rcdm_fast import images
+from rcdm_fast.images import ImageError
+from rcdm_fast.storage import StorageError
+
+
+def gradient(height: int = 20, width: int = 30) -> np.ndarray:
+    y, x = np.mgrid[0:height, 0:width]
+    return np.stack([x * 255 // width, y * 255 // height, (x + y) % 256], axis=2).astype(np.uint8)
+
+
+def test_levels_survive_the_round_trip() -> None:
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
+    floats = images.from_uint8(levels)
+    assert float(floats.min()) == -1
+    assert float(floats.max()) == 1
+    assert torch.equal(images.to_uint8(floats), levels)
+    assert images.to_uint8(torch.tensor([-5.0, 5.0])).tolist() == [0, 255]
+
+
+def test_nothing_is_stretched() -> None:
+    flat = torch.full((3, 8, 8), 0.1)
+    assert len(np.unique(np.asarray(images.to_pil(flat)))) == 1
+    assert np.asarray(images.to_pil(flat))[0, 0, 0] == round(1.1 * 127.5)
+
+
+def test_modes_become_rgb(tmp_path: Path) -> None:
+    base = Image.fromarray(gradient())
+    for mode in ("L", "P", "CMYK", "1", "RGBA", "LA", "YCbCr"):
+        path = tmp_path / f"{mode}.{'tif' if mode in ('CMYK', 'LA', 'YCbCr') else 'png'}"
+        (base.convert("L").convert("LA") if mode == "LA" else base.convert(mode)).save(path)
+        opened = images.open_image(path)
+        assert opened.mode == "RGB", mode
+        assert opened.size == base.size
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
+    levels = (np.arange(256, dtype=np.uint16).reshape(16, 16)) * 257
+    Image.fromarray(levels).save(tmp_path / "deep.png")
+    assert np.array_equal(np.asarray(images.open_image(tmp_path / "deep.png"))[:, :, 0], levels // 257)
+
+
+def test_transparency_lies_on_white() -> None:
+    clear = Image.new("RGBA", (8, 8), (10, 20, 30, 0))
+    assert np.asarray(images.open_image(clear)).min() == 255
+    half = np.asarray(images.open_image(Image.new("RGBA", (8, 8), (0, 0, 0, 128))))
+    assert 120 < half.mean() < 135
+
+
+def test_first_frame_of_an_animation(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (10, 10), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert np.asarray(images.open_image(tmp_path / "a.gif"))[0, 0].tolist() == [255, 0, 0]
+
+
+def test_orientation_is_applied(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(gradient()).save(tmp_path / "turned.jpg", exif=exif)
+    assert images.open_image(tmp_path / "turned.jpg").size == (20, 30)
+
+
+def test_large_pictures_are_reduced(tmp_path: Path) -> None:
+    Image.new("L", (10000, 9000), 77).save(tmp_path / "large.png")
+    loaded = images.load(tmp_path / "large.png")
+    assert max(loaded.shape) <= images.MAX_SIDE
+    assert images.to_uint8(loaded).unique().tolist() == [77]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 7)])
+def test_too_small(size: tuple[int, int], tmp_path: Path) -> None:
+    Image.new("RGB", size).save(tmp_path / "dot.png")
+    with pytest.raises(ImageError, match="dot.png.*at least 8"):
+        images.load(tmp_path / "dot.png")
+
+
+def test_too_large(tmp_path: Path) -> None:
+    Image.new("1", (20000, 10000)).save(tmp_path / "huge.png")
+    with pytest.raises(ImageError, match=r"huge.png"):
+        images.load(tmp_path / "huge.png")
+
+
+def test_files_that_are_no_pictures(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("not a picture")
+    (tmp_path / "empty.jpg").touch()
+    Image.fromarray(gradient(200, 200)).save(tmp_path / "whole.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:1500])
+    Image.fromarray(np.ones((9, 9), dtype=np.float32)).save(tmp_path / "float.tif")
+    for name in ("text.png", "empty.jpg", "cut.jpg", "float.tif", "missing.png"):
+        with pytest.raises(ImageError, match=name):
+            images.load(tmp_path / name)
+
+
+def test_folders(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="no pictures"):
+        images.find(tmp_path)
+    with pytest.raises(ImageError, match="no such folder"):
+        images.find(tmp_path / "nowhere")
+    for name in ("b/2.PNG", "a/1.jpg", "a/note.txt"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    assert [path.name for path in images.find(tmp_path)] == ["1.jpg", "2.PNG"]
+    assert [path.name for path in images.expand([tmp_path / "b", tmp_path / "a/1.jpg"])] == ["2.PNG", "1.jpg"]
+
+
+def test_fit_keeps_the_centre() -> None:
+    picture = torch.zeros(1, 3, 16, 64)
+    picture[:, :, :, 24:40] = 1
+    assert torch.equal(images.fit(picture, 16), torch.ones(1, 3, 16, 16))
+    shrunk = images.fit(picture, 8)
+    assert shrunk.shape == (1, 3, 8, 8)
+    assert float(shrunk[..., 2:6].min()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        torch.zeros(3, 8, 8),
+        torch.zeros(1, 1, 8, 8),
+        torch.zeros(1, 3, 8, 8, dtype=torch.uint8),
+        torch.full((1, 3, 8, 8), 2.0),
+        torch.full((1, 3, 8, 8), torch.nan),
+    ],
+)
+def test_tensors_that_are_no_pictures(wrong: torch.Tensor) -> None:
+    with pytest.raises(ImageError):
+        images.check(wrong)
+
+
+def test_saving_is_all_or_nothing(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "sheet.png"
+    picture = Image.fromarray(gradient())
+    images.save(picture, target)
+    assert np.array_equal(np.asarray(Image.open(target)), gradient())
+    assert [path.name for path in target.parent.iterdir()] == ["sheet.png"]
+    with pytest.raises(ImageError, match="names no picture format"):
+        images.save(picture, tmp_path / "sheet.xyz")
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="cannot be written"):
+        images.save(picture, tmp_path / "file" / "sheet.png")
+
+
+def test_sheet_layout() -> None:
+    red, blue = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (64, 32), "blue")
+    sheet = images.sheet([[red, blue], [blue]], cell=32, gap=2, group_gaps=[1])
+    pixels = np.asarray(sheet)
+    assert (pixels == [255, 0, 0]).all(axis=2).sum() == 32 * 32
+    assert (pixels == [0, 0, 255]).all(axis=2).sum() == 2 * 32 * 32
+    with pytest.raises(ImageError, match="at least one row"):
+        images.sheet([], cell=8)

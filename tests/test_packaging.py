@@ -1,0 +1,192 @@
+"""The wheel: what is in it, and that it works where the checkout is not on the path.
+
+Builds from a copy of the files a source distribution has, in pip's isolated build environment. A fresh environment
+borrows the packages of the running one through a .pth file, which comes after its own; torch is not installed again.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SOURCES = (
+    "CHANGELOG.md",
+    "LICENSE",
+    "MANIFEST.in",
+    "README.md",
+    "constraints.txt",
+    "csrc",
+    "kernels",
+    "pyproject.toml",
+    "rcdm_fast",
+    "setup.py",
+    "training",
+)
+OTHER_TORCH = "2.13.0"
+
+
+def _run(*command: str | Path, cwd: Path, env: Mapping[str, str] | None = None) -> str:
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env={**environment, **(env or {})},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def _build(checkout: Path, folder: Path, **env: str) -> Path:
+    """Copy the sources, build a wheel from them and return it."""
+    copy = folder / "source"
+    left_out = shutil.ignore_patterns("__pycache__", "*.so", "_build_info.py")
+    for name in SOURCES:
+        source = checkout / name
+        if source.is_dir():
+            shutil.copytree(source, copy / name, symlinks=True, ignore=left_out)
+        else:
+            copy.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, copy / name)
+    wheels = folder / "wheels"
+    _run(sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", wheels, copy, cwd=folder, env=env)
+    (wheel,) = wheels.glob("*.whl")
+    return wheel
+
+
+def _environment(folder: Path, *packages: str | Path) -> Path:
+    """A fresh environment with `packages` of its own and the running one's packages after them; its python."""
+    _run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder.parent)
+    python = folder / "bin" / "python"
+    paths = {"base": str(folder), "platbase": str(folder)}
+    own = Path(sysconfig.get_path("purelib", scheme="venv", vars=paths))
+    borrowed = dict.fromkeys((sysconfig.get_path("purelib"), sysconfig.get_path("platlib")))
+    (own / "borrowed.pth").write_text("\n".join(borrowed) + "\n", encoding="utf-8")
+    pip = (sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--force-reinstall")
+    _run(*pip, *packages, cwd=folder.parent)
+    return python
+
+
+@pytest.fixture(scope="module")
+def wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel with native code."""
+    return _build(checkout, tmp_path_factory.mktemp("native"), RCDM_FAST_REQUIRE="cpu")
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The python of a fresh environment with that wheel."""
+    return _environment(tmp_path_factory.mktemp("installed") / "venv", wheel)
+
+
+def _contents(wheel: Path) -> set[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return set(archive.namelist())
+
+
+def _modules(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*.py")}
+
+
+def test_only_one_name_is_importable(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (top,) = (name for name in archive.namelist() if name.endswith("top_level.txt"))
+        assert archive.read(top).decode().split() == ["rcdm_fast"]
+    assert {name.split("/")[0] for name in _contents(wheel)} == {"rcdm_fast", "rcdm_fast-0.1.0.dist-info"}
+
+
+def test_native_wheel_serves_every_later_python(wheel: Path) -> None:
+    assert wheel.name.startswith("rcdm_fast-0.1.0-cp310-abi3-")
+    assert "rcdm_fast/_C.abi3.so" in _contents(wheel)
+
+
+def test_wheel_has_every_module_and_every_bundled_file(wheel: Path, checkout: Path) -> None:
+    contents = _contents(wheel)
+    for folder, name in (
+        ("rcdm_fast", "rcdm_fast"),
+        ("training", "rcdm_fast/training"),
+        ("kernels", "rcdm_fast/kernels"),
+    ):
+        missing = {f"{name}/{module}" for module in _modules(checkout / folder)} - contents
+        assert not missing
+    data = [*checkout.glob("rcdm_fast/bundled/*.safetensors"), *checkout.glob("rcdm_fast/bundled/*.md")]
+    assert data
+    assert {f"rcdm_fast/bundled/{path.name}" for path in data} <= contents
+    assert {f"rcdm_fast/training/configs/{path.name}" for path in checkout.glob("training/configs/*")} <= contents
+    assert "rcdm_fast/py.typed" in contents
+
+
+def test_wheel_has_nothing_else(wheel: Path) -> None:
+    kinds = {Path(name).suffix for name in _contents(wheel) if name.startswith("rcdm_fast/")}
+    assert kinds <= {".py", ".so", ".typed", ".json", ".safetensors", ".md"}
+    assert not [name for name in _contents(wheel) if "test" in name or "csrc" in name or "bench" in name]
+
+
+def test_installed_wheel_imports_with_native_code(installed: Path, tmp_path: Path) -> None:
+    code = (
+        "import rcdm_fast, torch; from rcdm_fast import ops; import rcdm_fast.training.data;"
+        "(part,) = ops.describe(); assert part.loaded, part.reason;"
+        "assert ops.pictures_to_uint8(torch.ones(3)).tolist() == [255] * 3;"
+        "print(rcdm_fast.__file__); print(part.path)"
+    )
+    for path in _run(installed, "-P", "-c", code, cwd=tmp_path).split():
+        assert Path(path).is_relative_to(installed.parent.parent)
+
+
+def test_installed_wheel_samples_with_a_bundled_model(installed: Path, tmp_path: Path) -> None:
+    ramp = np.linspace(0, 255, 64, dtype=np.uint8)
+    pixels = np.stack([np.tile(ramp, (48, 1)), np.tile(ramp[:48, None], (1, 64)), np.full((48, 64), 90, np.uint8)], -1)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    command = "sample photo.png --model cifar10-simclr-trunk --per 2 --steps 2 --out sheet.png"
+    _run(installed.parent / "rcdm", *command.split(), cwd=tmp_path)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size[0] > sheet.size[1] > 32
+
+
+def test_pure_python_install_works_and_says_so(checkout: Path, tmp_path: Path) -> None:
+    wheel = _build(checkout, tmp_path, CXX="/nonexistent/c++")
+    assert wheel.name == "rcdm_fast-0.1.0-py3-none-any.whl"
+    assert not [name for name in _contents(wheel) if name.endswith(".so")]
+    python = _environment(tmp_path / "venv", wheel)
+    printed = _run(python, "-P", "-m", "rcdm_fast.info", cwd=tmp_path)
+    assert "missing: no C++ compiler (/nonexistent/c++ not found)" in printed
+    code = "import torch; from rcdm_fast import ops; print(ops.pictures_to_uint8(torch.zeros(2)).tolist())"
+    assert _run(python, "-P", "-c", code, cwd=tmp_path).strip() == "[128, 128]"
+
+
+def test_a_compiler_that_fails_leaves_the_part_out(checkout: Path, tmp_path: Path) -> None:
+    compiler = tmp_path / "c++"
+    compiler.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "odd compiler 1.0" && exit 0\nexit 3\n')
+    compiler.chmod(0o755)
+    wheel = _build(checkout, tmp_path, CXX=str(compiler))
+    assert "rcdm_fast/_C.abi3.so" not in _contents(wheel)
+    with zipfile.ZipFile(wheel) as archive:
+        assert "compiling failed" in archive.read("rcdm_fast/_build_info.py").decode()
+
+
+def test_a_required_part_that_cannot_be_built_is_an_error(checkout: Path, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="RCDM_FAST_REQUIRE=cpu, but it cannot be built: turned off"):
+        _build(checkout, tmp_path, RCDM_FAST_REQUIRE="cpu", RCDM_FAST_NATIVE="0")
+
+
+@pytest.mark.long
+def test_the_same_wheel_runs_under_another_torch(wheel: Path, tmp_path: Path) -> None:
+    python = _environment(tmp_path / "venv", wheel, f"torch=={OTHER_TORCH}")
+    code = (
+        "import torch; from rcdm_fast import images, ops; (part,) = ops.describe(); assert part.loaded, part.reason;"
+        "x = torch.randn(2, 3, 33, 31); assert torch.equal(ops.pictures_to_uint8(x), images.to_uint8(x));"
+        "torch.library.opcheck(torch.ops.rcdm_fast.pictures_to_uint8.default, (x,)); print(torch.__version__)"
+    )
+    assert _run(python, "-P", "-c", code, cwd=tmp_path).startswith(OTHER_TORCH)

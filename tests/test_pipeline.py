@@ -1,0 +1,226 @@
+"""Model: sampling requests of every shape, encoding, inversion, interpolation, and wrong input."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rcdm_fast import images, noise
+from rcdm_fast.config import ConfigError
+from rcdm_fast.pipeline import Model, SamplingError, interpolation_path
+from tests import small
+from tests.tolerances import BATCH_SPLIT_ABS
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return small.model()
+
+
+@pytest.fixture(scope="module")
+def h() -> Tensor:
+    return torch.randn(5, small.DIM, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("settings", [{}, {"eta": 0.6}, {"solver": "ancestral"}])
+def test_batch_size_changes_nothing(model: Model, h: Tensor, settings: dict[str, object]) -> None:
+    whole = model.sample(h, per=7, steps=6, batch_size=35, **settings)  # type: ignore[arg-type]
+    assert whole.shape == (5, 7, 3, 8, 8)
+    for size in (1, 4):
+        split = model.sample(h, per=7, steps=6, batch_size=size, **settings)  # type: ignore[arg-type]
+        assert float((split - whole).abs().max()) <= BATCH_SPLIT_ABS
+
+
+def test_a_batch_equals_single_runs(model: Model, h: Tensor) -> None:
+    together = model.sample(h[:3], items=[10, 20, 30], per=2, steps=5, eta=0.5)
+    for row, item in enumerate((10, 20, 30)):
+        alone = model.sample(h[row : row + 1], items=[item], per=2, steps=5, eta=0.5)
+        assert float((alone[0] - together[row]).abs().max()) <= BATCH_SPLIT_ABS
+
+
+def test_representations_are_not_mixed_up(model: Model, h: Tensor) -> None:
+    """Same noise, other h: other pictures; and each row follows its own h."""
+    out = model.sample(h[:2], items=[0, 0], per=1, steps=5)
+    swapped = model.sample(h[[1, 0]], items=[0, 0], per=1, steps=5)
+    assert float((out[0] - out[1]).abs().max()) > 1e-2
+    torch.testing.assert_close(swapped, out[[1, 0]], atol=BATCH_SPLIT_ABS, rtol=0)
+
+
+def test_same_item_and_representation_give_the_same_pictures(model: Model, h: Tensor) -> None:
+    out = model.sample(h[[0, 0]], items=[3, 3], per=2, steps=5, solver="ancestral")
+    torch.testing.assert_close(out[0], out[1], atol=BATCH_SPLIT_ABS, rtol=0)
+    assert float((out[0, 0] - out[0, 1]).abs().max()) > 1e-2
+
+
+def test_seed_changes_pictures(model: Model, h: Tensor) -> None:
+    assert not torch.equal(model.sample(h[:1], per=1, steps=2), model.sample(h[:1], per=1, steps=2, seed=1))
+
+
+def test_given_noise_replaces_the_keyed_one(model: Model, h: Tensor) -> None:
+    shape = (3, 8, 8)
+    x_T = noise.keyed_noise(0, [(r, s) for r in range(5) for s in range(2)], 0, shape, "cpu").view(5, 2, *shape)
+    steps = torch.stack(
+        [
+            noise.keyed_noise(0, [(r, s) for r in range(5) for s in range(2)], i + 1, shape, "cpu").view(5, 2, *shape)
+            for i in range(4)
+        ]
+    )
+    keyed = model.sample(h, per=2, steps=4, solver="ancestral")
+    given = model.sample(h, per=2, steps=4, solver="ancestral", noise=x_T, step_noise=steps, seed=99, batch_size=3)
+    torch.testing.assert_close(given, keyed, atol=BATCH_SPLIT_ABS, rtol=0)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_reduced_precision_stays_near(h: Tensor, precision: str) -> None:
+    full = small.model()
+    from rcdm_fast import engines
+
+    reduced = small.model()
+    reduced.engine = engines.make("eager", reduced.unet, reduced.device, precision)
+    x = torch.randn(3, 3, 8, 8)
+    expected = full.network(x, torch.full((3,), 500), h[:3])
+    from rcdm_fast import conditioning
+    from rcdm_fast.schedule import Schedule
+
+    plan = conditioning.make_plan(reduced.unet, Schedule.make(reduced.config.schedule), h[:3], None)
+    reduced.engine.prepare(plan.with_rows(torch.arange(3)), 3)
+    actual = reduced.engine.predict(x, 500)
+    assert actual.dtype == torch.float32
+    error = float((actual - expected).norm() / expected.norm())
+    assert 0 < error < 0.03
+    assert precision in reduced.engine.describe()
+
+
+def test_class_conditional_and_unconditional_models() -> None:
+    labelled = small.model(representation_dim=0, num_classes=4)
+    out = labelled.sample(label=torch.tensor([0, 3]), items=[0, 0], per=2, steps=3)
+    assert out.shape == (2, 2, 3, 8, 8)
+    assert float((out[0] - out[1]).abs().max()) > 1e-3
+    assert labelled.invert(small.pictures(2), label=torch.tensor([1, 2]), steps=3).shape == (2, 3, 8, 8)
+    free = small.model(representation_dim=0)
+    assert free.sample(per=3, steps=3).shape == (1, 3, 3, 8, 8)
+    assert free.sample(items=[4, 5], per=1, steps=3).shape == (2, 1, 3, 8, 8)
+    assert free.invert(small.pictures(2), steps=3).shape == (2, 3, 8, 8)
+    with pytest.raises(ConfigError, match="label"):
+        labelled.sample(per=1)
+    with pytest.raises(ConfigError, match=r"0\.\.3"):
+        labelled.sample(label=torch.tensor([4]))
+    with pytest.raises(ConfigError, match="no representation"):
+        free.sample(torch.zeros(1, 6))
+
+
+def test_fixed_variance_model() -> None:
+    fixed = small.model(learn_sigma=False)
+    assert fixed.sample(torch.zeros(1, small.DIM), per=2, steps=4, solver="ancestral").isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"h": torch.zeros(2, 5)}, r"\[R,6\]"),
+        ({"h": torch.zeros(6)}, r"\[R,6\]"),
+        ({"h": torch.full((1, 6), torch.nan)}, "NaN"),
+        ({}, r"needs h \[R,6\]"),
+        ({"h": torch.zeros(2, 6), "items": [1]}, "1 items for 2"),
+        ({"h": torch.zeros(2, 6), "per": 0}, "per"),
+        ({"h": torch.zeros(2, 6), "steps": 0}, "positive"),
+        ({"h": torch.zeros(2, 6), "solver": "magic"}, "no solver"),
+        ({"h": torch.zeros(2, 6), "noise": torch.zeros(2, 8, 3, 4, 4)}, "noise must be"),
+        ({"h": torch.zeros(2, 6), "step_noise": torch.zeros(2, 2, 8, 3, 8, 8)}, "step_noise must be"),
+        ({"h": torch.zeros(2, 6), "label": torch.zeros(2)}, "no label"),
+        ({"h": torch.zeros(2, 6), "batch_size": -1}, "batch_size"),
+    ],
+)
+def test_wrong_requests(model: Model, arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        model.sample(**arguments)  # type: ignore[arg-type]
+
+
+def test_samples_that_are_not_finite_are_reported(h: Tensor) -> None:
+    broken = small.model()
+    with torch.no_grad():
+        broken.unet.out[2].bias.fill_(torch.nan)
+    with pytest.raises(SamplingError, match="not finite"):
+        broken.sample(h[:1], per=1, steps=2)
+
+
+def test_encode_takes_files_pictures_and_tensors(model: Model, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    pixels = (np.random.default_rng(0).random((20, 30, 3)) * 255).astype(np.uint8)
+    picture = Image.fromarray(pixels)
+    picture.save(tmp_path / "a.png")
+    from_file = model.encode(tmp_path / "a.png")
+    assert from_file.shape == (1, small.DIM)
+    assert from_file.dtype == torch.float32
+    assert torch.equal(from_file, model.encode(picture))
+    assert torch.equal(from_file, model.encode(images.load(picture)))
+    both = model.encode([str(tmp_path / "a.png"), picture])
+    assert both.shape == (2, small.DIM)
+    assert model.view(picture).shape == (1, 3, 8, 8)
+    with pytest.raises(images.ImageError, match="no pictures"):
+        model.encode([])
+    with pytest.raises(images.ImageError, match=r"\[-1,1\]"):
+        model.encode(torch.full((1, 3, 8, 8), 255.0))
+
+
+def test_without_an_encoder_only_encode_fails(h: Tensor) -> None:
+    bare = Model.from_network(small.network(), small.SCHEDULE)
+    assert bare.sample(h[:1], per=1, steps=2).shape == (1, 1, 3, 8, 8)
+    with pytest.raises(SamplingError, match="encoder"):
+        bare.encode(small.pictures(1))
+    with pytest.raises(SamplingError, match="encoder"):
+        bare.invert(small.pictures(1))
+
+
+def test_inversion_encodes_by_itself_and_batches_alike(model: Model) -> None:
+    photos = small.pictures(5)
+    given = model.invert(photos, model.encode(photos), steps=4)
+    torch.testing.assert_close(model.invert(photos, steps=4, batch_size=2), given, atol=BATCH_SPLIT_ABS, rtol=0)
+    assert model.invert(small.pictures(2, size=21), steps=2).shape == (2, 3, 8, 8)
+
+
+def test_interpolation_ends_exactly_at_both(model: Model, h: Tensor) -> None:
+    ways = model.interpolate(h[0], h[1], frames=4, per=2, steps=4)
+    assert ways.shape == (2, 4, 3, 8, 8)
+    ends = model.sample(h[:2], items=[0, 0], per=2, steps=4)
+    torch.testing.assert_close(ways[:, 0], ends[0], atol=BATCH_SPLIT_ABS, rtol=0)
+    torch.testing.assert_close(ways[:, -1], ends[1], atol=BATCH_SPLIT_ABS, rtol=0)
+    with pytest.raises(ConfigError, match="2 frames"):
+        model.interpolate(h[0], h[1], frames=1)
+
+
+def test_interpolation_paths() -> None:
+    a, b = torch.tensor([2.0, 0.0]), torch.tensor([0.0, 4.0])
+    linear = interpolation_path(a, b, 3, "linear")
+    torch.testing.assert_close(linear, torch.tensor([[2.0, 0.0], [1.0, 2.0], [0.0, 4.0]]))
+    spherical = interpolation_path(a, b, 5, "spherical")
+    torch.testing.assert_close(spherical.norm(dim=1), torch.tensor([2.0, 2.5, 3.0, 3.5, 4.0]))
+    angles = torch.atan2(spherical[:, 1], spherical[:, 0])
+    torch.testing.assert_close(angles.diff(), torch.full((4,), torch.pi / 8))
+    with pytest.raises(ConfigError, match="not zero"):
+        interpolation_path(a, torch.zeros(2), 3, "spherical")
+    with pytest.raises(ConfigError, match="widths"):
+        interpolation_path(a, torch.zeros(3), 3, "linear")
+
+
+def test_network_checks_its_input(model: Model, h: Tensor) -> None:
+    x = torch.zeros(2, 3, 8, 8)
+    with pytest.raises(ConfigError, match=r"0\.\.999"):
+        model.network(x, torch.tensor([0, 1000]), h[:2])
+    with pytest.raises(ConfigError, match="5 rows for 2"):
+        model.network(x, torch.tensor([0, 1]), h)
+    with pytest.raises(ConfigError, match=r"\[N,3,8,8\]"):
+        model.network(torch.zeros(2, 3, 9, 9), torch.tensor([0, 1]), h[:2])
+    assert model.network(x, torch.tensor([0, 1]), h[:2]).shape == (2, 6, 8, 8)
+
+
+def test_interrupted_work_keeps_what_is_finished(model: Model, h: Tensor) -> None:
+    request = model.request(h, per=2, steps=2)
+    stream = model.batches(request, batch_size=4)
+    place, pictures = next(stream)
+    stream.close()
+    assert (place.start, place.stop) == (0, 4)
+    expected = model.sample(h, per=2, steps=2).flatten(0, 1)[:4]
+    torch.testing.assert_close(pictures, expected, atol=BATCH_SPLIT_ABS, rtol=0)

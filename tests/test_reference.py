@@ -1,0 +1,92 @@
+"""The network, the schedules and the solvers agree with outputs of the published code (tests/reference)."""
+
+from __future__ import annotations
+
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+import rcdm_fast
+from rcdm_fast import conditioning, solvers
+from rcdm_fast.schedule import Schedule
+from tests.reference_weights import CASES, FOLDER, flags_path, state_dict
+from tests.tolerances import FORWARD_L2, TRAJECTORY_L2
+
+
+def relative(actual: Tensor, expected: Tensor) -> float:
+    return float((actual - expected).norm() / expected.norm())
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[rcdm_fast.Model, dict[str, Tensor]]:
+    flags = flags_path(request.param)
+    path = tmp_path_factory.mktemp(request.param) / "checkpoint.pt"
+    torch.save(state_dict(request.param), path)
+    return rcdm_fast.load(path, flags), load_file(FOLDER / request.param / "reference.safetensors")
+
+
+def test_forward(case: tuple[rcdm_fast.Model, dict[str, Tensor]]) -> None:
+    model, reference = case
+    for key in [key for key in reference if key.startswith("forward_t")]:
+        t = torch.full((3,), int(key.removeprefix("forward_t")))
+        out = model.network(reference["x"], t, reference["representation"])
+        assert relative(out, reference[key]) <= FORWARD_L2, key
+
+
+@pytest.mark.parametrize("spec", ["ddim25", "10"])
+def test_kept_timesteps(case: tuple[rcdm_fast.Model, dict[str, Tensor]], spec: str) -> None:
+    model, reference = case
+    key = {"ddim25": "ddim25_timesteps", "10": "uniform10_timesteps"}[spec]
+    assert sorted(reference[key].tolist()) == list(Schedule.make(model.config.schedule, spec).timesteps)
+
+
+@pytest.mark.parametrize(
+    ("key", "settings"),
+    [
+        ("ddim25_ddim_eta0", {"steps": "ddim25"}),
+        ("uniform10_ddim_eta0", {"steps": "10"}),
+        ("uniform10_ddim_eta0", {"steps": 10}),
+        ("uniform10_ddim_eta0.7", {"steps": "10", "eta": 0.7}),
+        ("uniform10_ancestral", {"steps": "10", "solver": "ancestral"}),
+    ],
+)
+def test_trajectory(case: tuple[rcdm_fast.Model, dict[str, Tensor]], key: str, settings: dict[str, object]) -> None:
+    model, reference = case
+    out = model.sample(
+        reference["representation"],
+        per=1,
+        noise=reference["noise"][:, None],
+        step_noise=None if settings["steps"] == "ddim25" else reference["ancestral_noise"][:, :, None],
+        **settings,  # type: ignore[arg-type]
+    )
+    assert relative(out[:, 0], reference[key]) <= TRAJECTORY_L2
+
+
+def test_every_step_of_a_trajectory(case: tuple[rcdm_fast.Model, dict[str, Tensor]]) -> None:
+    model, reference = case
+    schedule = Schedule.make(model.config.schedule, "10")
+    plan = conditioning.make_plan(model.unet, schedule, reference["representation"], None)
+    model.engine.prepare(plan.with_rows(torch.arange(3)), 3)
+    seen: list[Tensor] = []
+    options = solvers.SolverOptions(observer=lambda _, x: seen.append(x))
+    solvers.ddim(model.engine.predict, reference["noise"], schedule, options, lambda _: torch.empty(0))
+    expected = reference["uniform10_ddim_eta0_trajectory"]
+    assert len(seen) == len(expected) == 10
+    for step in range(10):
+        assert relative(seen[step], expected[step]) <= TRAJECTORY_L2, step
+
+
+def test_inversion(case: tuple[rcdm_fast.Model, dict[str, Tensor]]) -> None:
+    model, reference = case
+    x_T = model.invert(reference["reverse_input"].clamp(-1, 1), reference["representation"], steps="10")
+    if bool((reference["reverse_input"].abs() <= 1).all()):
+        assert relative(x_T, reference["uniform10_ddim_reverse"]) <= TRAJECTORY_L2
+    schedule = Schedule.make(model.config.schedule, "10")
+    plan = conditioning.make_plan(model.unet, schedule, reference["representation"], None)
+    model.engine.prepare(plan.with_rows(torch.arange(3)), 3)
+    x_T = solvers.ddim_inversion(model.engine.predict, reference["reverse_input"], schedule, solvers.SolverOptions())
+    assert relative(x_T, reference["uniform10_ddim_reverse"]) <= TRAJECTORY_L2

@@ -1,0 +1,87 @@
+"""Schedules and respacing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rcdm_fast.config import ConfigError, ScheduleConfig
+from rcdm_fast.schedule import Schedule, betas_of, network_timestep, respace
+
+
+@pytest.mark.parametrize("steps", [25, 100, 1000, 4000])
+def test_linear_betas_keep_their_total_whatever_the_step_count(steps: int) -> None:
+    betas = betas_of("linear", steps)
+    assert betas.dtype == np.float64
+    assert betas.sum() == pytest.approx(1000 * (1e-4 + 2e-2) / 2, rel=1e-9)
+
+
+def test_cosine_alpha_bar_follows_its_formula() -> None:
+    steps = 1000
+    alpha_bar = np.cumprod(1 - betas_of("cosine", steps))
+    time = (np.arange(steps) + 1) / steps
+    expected = np.cos((time + 0.008) / 1.008 * np.pi / 2) ** 2 / np.cos(0.008 / 1.008 * np.pi / 2) ** 2
+    np.testing.assert_allclose(alpha_bar[:-1], expected[:-1], rtol=1e-9)
+    assert betas_of("cosine", steps)[-1] == 0.999
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 10, 37, 50, 250, 999, 1000])
+def test_any_number_of_steps(count: int) -> None:
+    kept = respace(1000, count)
+    assert len(kept) == count == len(set(kept))
+    assert list(kept) == sorted(kept)
+    assert kept == respace(1000, str(count))
+    assert kept[0] == 0
+    if count > 1:
+        assert kept[-1] == 999
+        gaps = np.diff(kept)
+        assert gaps.max() - gaps.min() <= 1
+
+
+def test_published_texts() -> None:
+    assert respace(1000, "ddim25") == tuple(range(0, 1000, 40))
+    assert respace(1000, "") == tuple(range(1000))
+    sections = respace(300, "10,15,20")
+    assert [sum(start <= t < start + 100 for t in sections) for start in (0, 100, 200)] == [10, 15, 20]
+    assert sections[9] == 99
+    assert sections[10] == 100
+
+
+@pytest.mark.parametrize("spec", ["ddim300", "ddim", "0", "-3", "fast", "10,x", "1001", "600,10", 0, "ddim0"])
+def test_impossible_texts_are_refused_by_name(spec: int | str) -> None:
+    with pytest.raises(ConfigError, match=str(spec).split(",")[0]):
+        respace(1000, spec)
+
+
+def test_respaced_schedule_keeps_alpha_bar() -> None:
+    config = ScheduleConfig()
+    full, short = Schedule.make(config), Schedule.make(config, 17)
+    np.testing.assert_array_equal(short.alpha_bar, full.alpha_bar[list(short.timesteps)])
+    np.testing.assert_allclose(np.cumprod(1 - short.betas), short.alpha_bar, rtol=1e-12)
+    assert short.alpha_bar_prev[0] == 1
+    assert short.alpha_bar_next[-1] == 0
+
+
+def test_posterior_is_bayes_rule() -> None:
+    """Mean and variance of q(x_{k-1} | x_k, x0) from the product of two Gaussians."""
+    schedule = Schedule.make(ScheduleConfig(noise_schedule="cosine"), 20)
+    of_x0, of_x = schedule.posterior_mean_coefficients
+    for k in range(1, 20):
+        beta, previous = schedule.betas[k], schedule.alpha_bar_prev[k]
+        precision = (1 - beta) / beta + 1 / (1 - previous)
+        assert schedule.posterior_variance[k] == pytest.approx(1 / precision)
+        assert of_x0[k] == pytest.approx(np.sqrt(previous) / (1 - previous) / precision)
+        assert of_x[k] == pytest.approx(np.sqrt(1 - beta) / beta / precision)
+
+
+def test_one_step_schedule_has_finite_numbers() -> None:
+    schedule = Schedule.make(ScheduleConfig(), 1)
+    for values in (schedule.posterior_log_variance, *schedule.log_variance_bounds, *schedule.posterior_mean_coefficients):
+        assert np.isfinite(values).all()
+
+
+def test_rescaled_timesteps() -> None:
+    config = ScheduleConfig(diffusion_steps=4000, rescale_timesteps=True)
+    assert network_timestep(config, 4000 - 1) == pytest.approx(999.75)
+    assert network_timestep(ScheduleConfig(diffusion_steps=4000), 3999) == 3999
+    assert Schedule.make(config, 2).network_timesteps == (0.0, 999.75)

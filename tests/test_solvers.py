@@ -1,0 +1,147 @@
+"""Solvers, against cases whose answer is known: a Gaussian, and a single picture."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from rcdm_fast import solvers
+from rcdm_fast.config import ConfigError, ScheduleConfig
+from rcdm_fast.schedule import Schedule
+from rcdm_fast.solvers import SolverOptions
+from tests.tolerances import ROUND_TRIP_ABS
+
+
+def no_noise(i: int) -> Tensor:
+    raise AssertionError(f"noise was drawn at step {i}")
+
+
+class Gaussian:
+    """The ideal eps for pictures whose values are independent N(0, deviation^2)."""
+
+    def __init__(self, schedule: Schedule, deviation: float) -> None:
+        self.schedule, self.deviation, self.calls = schedule, deviation, 0
+
+    def __call__(self, x: Tensor, k: int) -> Tensor:
+        self.calls += 1
+        alpha_bar = float(self.schedule.alpha_bar[k])
+        total = alpha_bar * self.deviation**2 + 1 - alpha_bar
+        return math.sqrt(1 - alpha_bar) / total * x
+
+
+def schedule_of(steps: int, variance: str = "fixed_small") -> Schedule:
+    return Schedule.make(ScheduleConfig(variance=variance), steps)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", sorted(solvers.SOLVERS))
+@pytest.mark.parametrize("steps", [1, 2, 13, 50])
+def test_one_network_evaluation_per_step(name: str, steps: int) -> None:
+    schedule = schedule_of(steps)
+    predict = Gaussian(schedule, 0.5)
+    x = torch.randn(2, 3, 4, 4)
+    out = solvers.find(name)(predict, x, schedule, SolverOptions(), lambda _: torch.zeros_like(x))
+    assert predict.calls == steps
+    assert out.shape == x.shape
+    assert out.isfinite().all()
+
+
+def test_ddim_converges_to_the_exact_flow_with_first_order() -> None:
+    """For a Gaussian the flow is linear: x0 = x_T * deviation / sqrt(total variance at T)."""
+    deviation = 0.5
+    x = torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    errors = []
+    for steps in (50, 100, 200):
+        schedule = schedule_of(steps)
+        out = solvers.ddim(Gaussian(schedule, deviation), x, schedule, SolverOptions(clip=False), no_noise)
+        last = float(schedule.alpha_bar[-1])
+        exact = x * deviation / math.sqrt(last * deviation**2 + 1 - last)
+        errors.append(float((out - exact).norm() / exact.norm()))
+    assert errors[0] > errors[1] > errors[2]
+    order = math.log2(errors[0] / errors[2]) / 2
+    assert 0.7 < order < 1.3, (order, errors)
+
+
+@pytest.mark.parametrize(("name", "eta"), [("ddim", 1.0), ("ddim", 0.5), ("ancestral", 0.0)])
+def test_stochastic_solvers_give_the_right_variance(name: str, eta: float, generator: torch.Generator) -> None:
+    deviation = 0.5
+    schedule = schedule_of(200)
+    x = torch.randn(64, 3, 16, 16, generator=generator)
+    noise = lambda _: torch.randn(x.shape, generator=generator)  # noqa: E731
+    out = solvers.find(name)(Gaussian(schedule, deviation), x, schedule, SolverOptions(eta, clip=False), noise)
+    assert float(out.std()) == pytest.approx(deviation, rel=0.05)
+
+
+@pytest.mark.parametrize(("name", "eta"), [("ddim", 0.7), ("ancestral", 0.0)])
+def test_no_noise_in_the_last_step(name: str, eta: float) -> None:
+    schedule = schedule_of(10)
+    asked: list[int] = []
+
+    def noise(i: int) -> Tensor:
+        asked.append(i)
+        return torch.zeros(1, 3, 4, 4)
+
+    solvers.find(name)(Gaussian(schedule, 0.5), torch.randn(1, 3, 4, 4), schedule, SolverOptions(eta), noise)
+    assert asked == list(range(9))
+
+
+def test_learned_variance_stays_between_its_bounds() -> None:
+    schedule = schedule_of(5, "learned_range")
+    x = torch.zeros(1, 3, 2, 2)
+    low, high = schedule.log_variance_bounds
+    for value, bounds in ((-1.0, low), (1.0, high)):
+        seen: list[Tensor] = []
+        predict = lambda x, k, value=value: torch.cat([torch.zeros_like(x), torch.full_like(x, value)], dim=1)  # noqa: E731
+        options = SolverOptions(observer=lambda _, x, seen=seen: seen.append(x))  # type: ignore[misc]
+        noise = lambda i: torch.ones(1, 3, 2, 2) if i == 0 else torch.zeros(1, 3, 2, 2)  # noqa: E731
+        solvers.ancestral(predict, x, schedule, options, noise)
+        torch.testing.assert_close(seen[0], torch.full_like(x, math.exp(0.5 * bounds[4])))
+
+
+def test_clipping_bounds_every_estimate() -> None:
+    schedule = schedule_of(10)
+    wild = lambda x, k: 5 * torch.ones_like(x)  # noqa: E731
+    out = solvers.ddim(wild, torch.randn(1, 3, 4, 4), schedule, SolverOptions(), no_noise)
+    assert float(out.abs().max()) <= 1
+    assert float(solvers.ddim(wild, torch.randn(1, 3, 4, 4), schedule, SolverOptions(clip=False), no_noise).abs().max()) > 1
+
+
+def test_a_network_that_predicts_x0() -> None:
+    picture = torch.rand(1, 3, 4, 4) * 2 - 1
+    schedule = Schedule.make(ScheduleConfig(prediction="x0"), 7)
+    out = solvers.ddim(lambda x, k: picture, torch.randn(1, 3, 4, 4), schedule, SolverOptions(), no_noise)
+    torch.testing.assert_close(out, picture, atol=1e-6, rtol=0)
+
+
+def test_inversion_and_back() -> None:
+    schedule = schedule_of(50)
+    predict = Gaussian(schedule, 0.5)
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64) * 0.5
+    x_T = solvers.ddim_inversion(predict, x, schedule, SolverOptions(clip=False))
+    finer = schedule_of(200)
+    far = solvers.ddim_inversion(Gaussian(finer, 0.5), x, finer, SolverOptions(clip=False))
+    error = float((solvers.ddim(predict, x_T, schedule, SolverOptions(clip=False), no_noise) - x).abs().max())
+    finer_error = float(
+        (solvers.ddim(Gaussian(finer, 0.5), far, finer, SolverOptions(clip=False), no_noise) - x).abs().max()
+    )
+    assert finer_error < error
+    assert finer_error < ROUND_TRIP_ABS * float(x.abs().max()) * 10
+
+
+@pytest.mark.parametrize("eta", [-0.1, math.nan, math.inf])
+def test_impossible_eta(eta: float) -> None:
+    with pytest.raises(ConfigError, match="eta"):
+        SolverOptions(eta)
+
+
+def test_eta_too_large_for_the_schedule() -> None:
+    schedule = schedule_of(10)
+    with pytest.raises(ConfigError, match="too large"):
+        solvers.ddim(Gaussian(schedule, 0.5), torch.randn(1, 3, 4, 4), schedule, SolverOptions(5.0), torch.zeros)
+
+
+def test_unknown_solver() -> None:
+    with pytest.raises(ConfigError, match="ancestral, ddim"):
+        solvers.find("euler")

@@ -1,0 +1,72 @@
+"""A program that uses the public API with types. mypy checks it; it is never run.
+
+What a reader of the documentation would write; `assert_type` holds the signatures to what they promise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import assert_type
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+import rcdm_fast
+from rcdm_fast import info, ops
+
+
+def from_photographs(paths: Sequence[Path]) -> Tensor:
+    """Photographs -> samples from their representations."""
+    model = rcdm_fast.load("cifar10-simclr-trunk")
+    assert_type(model, rcdm_fast.Model)
+    h = model.encode(paths)
+    assert_type(h, Tensor)
+    pictures = model.sample(h, per=4, steps=25, solver="ddim", eta=0.5, seed=1, clip=True, progress=True)
+    assert_type(pictures, Tensor)
+    return pictures
+
+
+def from_pictures(pictures: list[Image.Image], device: torch.device) -> Tensor:
+    """Every option by name."""
+    model = rcdm_fast.load(
+        Path("model.pt"),
+        flags={"image_size": 32, "num_channels": 32},
+        encoder=None,
+        device=device,
+        engine="auto",
+        precision="bf16",
+    )
+    items = torch.arange(len(pictures))
+    h = model.encode(pictures)
+    x = model.sample(h, items=items, per=2, steps="10,10,5", solver="ancestral", batch_size=8)
+    again = model.sample(h, per=2, steps=10, noise=torch.randn_like(x), step_noise=torch.randn(10, *x.shape))
+    return torch.cat([x, again])
+
+
+def inversion(batch: Tensor) -> Tensor:
+    """Float pictures [N,3,H,W] -> x_T -> the raw output of the network."""
+    model = rcdm_fast.load("model.safetensors", device="cpu", precision="fp32")
+    h = model.encode(batch)
+    noise = model.invert(batch, h, steps=50, clip=True)
+    assert_type(noise, Tensor)
+    t = torch.zeros(len(batch), dtype=torch.int64)
+    out = model.network(noise, t, representation=h)
+    assert_type(out, Tensor)
+    return out
+
+
+def with_labels(labels: Tensor) -> Tensor:
+    """A class-conditional model."""
+    model = rcdm_fast.load("classes.pt", flags="flags.json")
+    x = model.sample(label=labels, per=1)
+    return model.network(x[:, 0], torch.full((len(x),), 10), label=labels)
+
+
+def levels(pictures: Tensor) -> Tensor:
+    """The operators and the report have types too."""
+    assert_type(ops.describe(), tuple[ops.Part, ...])
+    facts = info.report()
+    assert facts["versions"]
+    return ops.pictures_to_uint8(pictures)

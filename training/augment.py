@@ -1,0 +1,110 @@
+"""SimCLR's random views, for a whole batch at once (Chen et al. 2020, appendix A, without blur as for CIFAR-10).
+
+Every picture of the batch gets its own crop, flip, colour jitter and grey decision; all of them are one affine resampling
+and one 3x3 colour matrix per picture, so the cost is small beside a CPU encoder's. Colour operations are applied in a
+fixed order (brightness, contrast, saturation, hue), hue as a rotation in YIQ space; the published pipeline
+shuffles the order and turns hue in HSV.
+
+Knows nothing about encoders or losses.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma
+_RGB_TO_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Strength of the views.
+
+    Attributes:
+        min_scale: smallest share of the picture's area that a crop keeps.
+        brightness, contrast, saturation: factors are drawn from [1 - v, 1 + v].
+        hue: largest rotation, in turns (0.5 is half the colour circle).
+        jitter: probability of any colour change.
+        grey: probability of dropping colour.
+    """
+
+    min_scale: float = 0.2
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.1
+    jitter: float = 0.8
+    grey: float = 0.2
+
+
+def random_views(images: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+    """One random view of every picture; float [N,3,H,W] in [-1,1] -> the same shape and range."""
+    views = random_crop_flip(images, config.min_scale, generator)
+    return random_colour(views, config, generator)
+
+
+def random_crop_flip(images: Tensor, min_scale: float, generator: torch.Generator) -> Tensor:
+    """Random resized crop (area share in [min_scale, 1], aspect in [3/4, 4/3]) and horizontal flip; [N,3,H,W]."""
+    count = len(images)
+    area = _uniform(count, min_scale, 1.0, generator)
+    aspect = torch.exp(_uniform(count, math.log(3 / 4), math.log(4 / 3), generator))
+    width = (area * aspect).sqrt().clamp(max=1.0)
+    height = (area / aspect).sqrt().clamp(max=1.0)
+    centre_x = _uniform(count, -1.0, 1.0, generator) * (1 - width)
+    centre_y = _uniform(count, -1.0, 1.0, generator) * (1 - height)
+    flip = 1 - 2 * (torch.rand(count, generator=generator) < 0.5).float()
+    zero = torch.zeros(count)
+    theta = torch.stack([width * flip, zero, centre_x, zero, height, centre_y], dim=1).view(count, 2, 3)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def random_colour(images: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+    """Colour jitter and grey, as one matrix and one offset per picture; [N,3,H,W] in [-1,1]."""
+    count = len(images)
+    pixels = images.flatten(2).add(1).div(2)  # [N,3,HW] in [0,1]
+    grey = torch.tensor(_GREY)
+    identity = torch.eye(3).expand(count, 3, 3)
+    to_grey = grey.expand(3, 3)
+
+    brightness = _factor(count, config.brightness, generator).view(-1, 1, 1)
+    contrast = _factor(count, config.contrast, generator).view(-1, 1, 1)
+    saturation = _factor(count, config.saturation, generator).view(-1, 1, 1)
+    hue = _rotation(_uniform(count, -config.hue, config.hue, generator))
+
+    mean_grey = torch.einsum("c,nc->n", grey, pixels.mean(dim=2)).view(-1, 1, 1) * brightness
+    colour = hue @ (saturation * identity + (1 - saturation) * to_grey)
+    matrix = colour * (brightness * contrast)
+    offset = (1 - contrast) * mean_grey  # a grey offset is unchanged by saturation and hue
+
+    keep = (torch.rand(count, generator=generator) >= config.jitter).view(-1, 1, 1)
+    matrix = torch.where(keep, identity, matrix)
+    offset = torch.where(keep, torch.zeros_like(offset), offset)
+    drop = (torch.rand(count, generator=generator) < config.grey).view(-1, 1, 1)
+    matrix = torch.where(drop, to_grey @ matrix, matrix)
+
+    out = torch.baddbmm(offset.expand(-1, 3, 1), matrix, pixels).clamp_(0, 1)
+    return out.mul_(2).sub_(1).view_as(images)
+
+
+def _uniform(count: int, low: float, high: float, generator: torch.Generator) -> Tensor:
+    return torch.rand(count, generator=generator) * (high - low) + low
+
+
+def _factor(count: int, strength: float, generator: torch.Generator) -> Tensor:
+    return _uniform(count, max(0.0, 1 - strength), 1 + strength, generator)
+
+
+def _rotation(turns: Tensor) -> Tensor:
+    """Colour matrices [N,3,3] that turn the hue by `turns` [N] in YIQ space."""
+    yiq = torch.tensor(_RGB_TO_YIQ)
+    angle = turns * 2 * math.pi
+    cos, sin = angle.cos(), angle.sin()
+    zero, one = torch.zeros_like(angle), torch.ones_like(angle)
+    turn = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], dim=1).view(-1, 3, 3)
+    return torch.linalg.inv(yiq) @ turn @ yiq

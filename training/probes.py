@@ -1,0 +1,58 @@
+"""How good a representation is at telling classes apart: k nearest neighbours and a linear probe.
+
+Knows nothing about pictures or encoders: it sees representations and labels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def knn_accuracy(
+    train: Tensor,  # [N,D]
+    train_labels: Tensor,  # int64 [N]
+    test: Tensor,  # [M,D]
+    test_labels: Tensor,  # int64 [M]
+    k: int = 200,
+    temperature: float = 0.1,
+) -> float:
+    """Weighted k-NN accuracy on cosine similarity, in [0,1] (Wu et al. 2018, section 3.4: k 200, temperature 0.1)."""
+    bank = F.normalize(train.float(), dim=1)
+    queries = F.normalize(test.float(), dim=1)
+    classes = int(train_labels.max()) + 1
+    correct = 0
+    for part, labels in zip(queries.split(1000), test_labels.split(1000), strict=True):
+        similarity, neighbours = (part @ bank.T).topk(min(k, len(bank)), dim=1)
+        weights = (similarity / temperature).exp()
+        votes = torch.zeros(len(part), classes).scatter_add_(1, train_labels[neighbours], weights)
+        correct += int((votes.argmax(dim=1) == labels).sum())
+    return correct / len(test)
+
+
+def linear_probe_accuracy(
+    train: Tensor,  # [N,D]
+    train_labels: Tensor,  # int64 [N]
+    test: Tensor,  # [M,D]
+    test_labels: Tensor,  # int64 [M]
+    weight_decay: float = 1e-5,
+    iterations: int = 100,
+) -> float:
+    """Accuracy in [0,1] of multinomial logistic regression on standardised features, fitted by L-BFGS."""
+    mean, std = train.float().mean(dim=0), train.float().std(dim=0).clamp_min(1e-6)
+    inputs, queries = (train.float() - mean) / std, (test.float() - mean) / std
+    probe = nn.Linear(inputs.shape[1], int(train_labels.max()) + 1)
+    nn.init.zeros_(probe.weight)
+    nn.init.zeros_(probe.bias)
+    optimizer = torch.optim.LBFGS(probe.parameters(), max_iter=iterations, line_search_fn="strong_wolfe")
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(probe(inputs), train_labels) + weight_decay * probe.weight.square().sum()
+        loss.backward()
+        return float(loss.detach())
+
+    optimizer.step(closure)
+    with torch.no_grad():
+        return float((probe(queries).argmax(dim=1) == test_labels).float().mean())
