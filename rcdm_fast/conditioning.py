@@ -1,7 +1,7 @@
 """What is constant along a trajectory: the conditioning vectors of all steps and all distinct representations.
 
-emb = time_mlp(t_k) + W h_r is a sum, so its two halves are computed once, [K,E] and [R,E]; a picture of the batch picks its
-representation by a row index, and pictures that share a representation share the row.
+emb = time_mlp(t_k) + W h_r is a sum, so its two halves are computed once, [K,E] and [R,E]; a picture of the batch
+picks its representation by a row index, and pictures that share a representation share the row.
 
 Knows nothing about solvers, noise or how an engine runs the network.
 """

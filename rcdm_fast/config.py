@@ -154,14 +154,15 @@ class EncoderConfig:
     """How a picture becomes a representation: which network, which layer, which input convention.
 
     `source` names the network: ``bundled:NAME``, ``file:PATH`` (native encoder file), ``timm:NAME``,
-    ``torchvision:NAME``, ``transformers:NAME``, ``torchhub:REPO:NAME``, ``onnx:PATH``, ``published:NAME`` or ``module``
-    (given in Python, cannot be rebuilt from a file); options that choose its weights may follow, as in
-    ``timm:resnet50?pretrained=1``. `layer` is ``backbone``, ``projector`` or the dotted name of a sub-module whose output
-    is taken. Pictures in [-1,1] are resized (`resize`: both sides, ``squash``, or the short one, ``short_side``) to
-    `resize_to` pixels, cropped at the centre to `image_size`, mapped to [0,1], and normalised by `mean` and `std`; a
-    picture that already has `image_size` is neither resized nor cropped. `interpolation` ``box_bicubic`` halves by 2x2
-    means while the target allows it and finishes bicubically (the published code). `normalize` divides the
-    representation by its L2 norm. `architecture` holds the keyword arguments of a native network.
+    ``torchvision:NAME``, ``transformers:NAME``, ``torchhub:REPO:NAME``, ``onnx:PATH``, ``published:NAME`` or
+    ``module`` (given in Python, cannot be rebuilt from a file); options that choose its weights may follow, as in
+    ``timm:resnet50?pretrained=1``. `layer` is ``backbone``, ``projector`` or the dotted name of a sub-module whose
+    output is taken. Pictures in [-1,1] are resized (`resize`: both sides, ``squash``, or the short one,
+    ``short_side``) to `resize_to` pixels, cropped at the centre to `image_size`, mapped to [0,1], and normalised by
+    `mean` and `std`; a picture that already has `image_size` is neither resized nor cropped. `interpolation`
+    ``box_bicubic`` halves by 2x2 means while the target allows it and finishes bicubically (the published code).
+    `normalize` divides the representation by its L2 norm. `architecture` holds the keyword arguments of a native
+    network.
     """
 
     source: str

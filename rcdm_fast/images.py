@@ -150,7 +150,7 @@ def to_pil(picture: Tensor) -> Image.Image:
 
 
 def fit(pictures: Tensor, size: int) -> Tensor:
-    """Short side resized to `size` (antialiased bicubic, clipped to [-1,1]), centre crop; [N,3,H,W] -> [N,3,size,size]."""
+    """Short side resized to `size` (antialiased bicubic, clipped), centre crop; [N,3,H,W] -> [N,3,size,size]."""
     height, width = pictures.shape[-2:]
     if (height, width) == (size, size):
         return pictures

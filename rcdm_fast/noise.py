@@ -1,7 +1,7 @@
 """Gaussian noise that belongs to a picture: keyed by (seed, item, sample, step), never by its place in a batch.
 
-The generator is Philox 4x64 (Salmon et al. 2011, counter-based, as in NumPy): key (seed, item), counter (block, 0, sample,
-step). Uniforms become normals by Box-Muller in float64 on the host and are rounded to float32 once, so every
+The generator is Philox 4x64 (Salmon et al. 2011, counter-based, as in NumPy): key (seed, item), counter (block, 0,
+sample, step). Uniforms become normals by Box-Muller in float64 on the host and are rounded to float32 once, so every
 device, engine and precision starts from the same bits.
 
 Knows nothing about schedules: step 0 is x_T, step i + 1 the noise of the i-th step in order of use.

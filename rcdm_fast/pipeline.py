@@ -285,7 +285,7 @@ class Model:
     def batches(
         self, request: Request, batch_size: int | None = None, progress: bool = False
     ) -> Iterator[tuple[slice, Tensor]]:
-        """Run a request batch by batch: (places among the R x per pictures, pictures [n,3,H,W]) as they are finished."""
+        """Run a request, yielding (places among the R x per pictures, pictures [n,3,H,W]) as they are finished."""
         size = batch_size or (64 if self.device.type == "cuda" else 32)
         if size < 1:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
@@ -296,7 +296,9 @@ class Model:
                 place = slice(start, min(start + size, request.total))
                 pictures = self._batch(request, plan, place, bar)
                 if not bool(pictures.isfinite().all()):
-                    raise SamplingError("the samples are not finite: the representation or the weights are out of range")
+                    raise SamplingError(
+                        "the samples are not finite: the representation or the weights are out of range"
+                    )
                 yield place, pictures
         finally:
             bar.close()
@@ -339,7 +341,8 @@ class Model:
         """The x_T from which DDIM (eta 0, same steps) leads back near the pictures: DDIM inversion.
 
         Args:
-            pictures: files, PIL pictures or float [N,3,H,W] in [-1,1]; brought to the model's size (short side, centre).
+            pictures: files, PIL pictures or float [N,3,H,W] in [-1,1]; brought to the model's size (short side,
+                centre).
             h: representations [N,D]; computed by the encoder if left out.
             label: int64 [N] for a class-conditional model.
             steps: as in `sample`.
@@ -368,8 +371,10 @@ class Model:
         parts = []
         for start in range(0, len(views), size):
             part = views[start : start + size]
-            rows = torch.arange(start, start + len(part)) if h is not None or label is not None else torch.zeros(
-                len(part), dtype=torch.int64
+            rows = (
+                torch.arange(start, start + len(part))
+                if h is not None or label is not None
+                else torch.zeros(len(part), dtype=torch.int64)
             )
             self.engine.prepare(plan.with_rows(rows), len(part))
             with torch.inference_mode():
@@ -431,7 +436,9 @@ class Model:
             raise ConfigError(f"this model {needs}")
         if (label is None) != (unet.num_classes == 0):
             raise ConfigError(
-                f"this model needs label= in 0..{unet.num_classes - 1}" if unet.num_classes else "this model takes no label"
+                f"this model needs label= in 0..{unet.num_classes - 1}"
+                if unet.num_classes
+                else "this model takes no label"
             )
         if h is not None:
             if h.ndim != 2 or h.shape[1] != unet.representation_dim:
@@ -495,11 +502,11 @@ def load(
     """Load a model and make it ready.
 
     Args:
-        source: a bundled or published name (`rcdm models`), a native .safetensors file or its folder, a published-format
-            .pt, or a Hugging Face hub id.
+        source: a bundled or published name (`rcdm models`), a native .safetensors file or its folder, a
+            published-format .pt, or a Hugging Face hub id.
         flags: published flags (dict, or path of a JSON file) of a .pt; recognised from its shapes where possible.
-        encoder: overrides the file's encoder: a specification such as "timm:resnet50", an EncoderConfig, an nn.Module, any
-            callable, or an Encoder. A file's own encoder is built at the first `encode`.
+        encoder: overrides the file's encoder: a specification such as "timm:resnet50", an EncoderConfig, an
+            nn.Module, any callable, or an Encoder. A file's own encoder is built at the first `encode`.
         device: "cpu", "cuda", ...; default CUDA if there is one.
         engine: "auto" or one of `rcdm_fast.engines.ENGINES`.
         precision: "fp32", "bf16", "fp16" or "auto".

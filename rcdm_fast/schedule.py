@@ -1,8 +1,8 @@
 """The diffusion schedule: betas, alpha_bar, and which of the base timesteps a run visits; all in float64.
 
-x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) eps (Ho et al. 2020). A respaced schedule keeps some of the T base timesteps
-and recomputes betas from the alpha_bar at those (Nichol and Dhariwal 2021, section 4). Index k counts the kept steps, from
-0 (least noise) to K-1.
+x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) eps (Ho et al. 2020). A respaced schedule keeps some of the T base
+timesteps and recomputes betas from the alpha_bar at those (Nichol and Dhariwal 2021, section 4). Index k counts the
+kept steps, from 0 (least noise) to K-1.
 
 Knows nothing about networks, pictures or the order in which a solver visits the steps.
 """
@@ -156,8 +156,8 @@ class Schedule:
     def log_variance_bounds(self) -> tuple[Floats, Floats]:
         """Smallest and largest log variance of a reverse step; two [K].
 
-        A learned variance interpolates between them (Nichol and Dhariwal 2021, equation 15); ``fixed_small`` is the first;
-        ``fixed_large`` the second, but for the first step.
+        A learned variance interpolates between them (Nichol and Dhariwal 2021, equation 15); ``fixed_small`` is the
+        first; ``fixed_large`` the second, but for the first step.
         """
         return self.posterior_log_variance, np.log(self.betas)
 

@@ -2,8 +2,8 @@
 
     solver(predict, x, schedule, options, step_noise) -> x0
 
-`predict(x, k)` is one network evaluation (the raw output at kept step k); every solver makes exactly one per step, so NFE is
-the length of the schedule. Scalars are computed in float64.
+`predict(x, k)` is one network evaluation (the raw output at kept step k); every solver makes exactly one per step, so
+NFE is the length of the schedule. Scalars are computed in float64.
 
 Knows nothing about networks, representations, batches or where noise comes from.
 """
@@ -27,10 +27,12 @@ Observer = Callable[[int, Tensor], None]  # (i, x after the i-th step)
 
 @dataclass(frozen=True)
 class SolverOptions:
-    """Attributes:
-    eta: DDIM's share of fresh noise, 0 (deterministic) to 1 (Song et al. 2020, equation 16).
-    clip: clip every x0 estimate to [-1,1], as published.
-    observer: sees every intermediate x.
+    """Settings that every solver understands.
+
+    Attributes:
+        eta: DDIM's share of fresh noise, 0 (deterministic) to 1 (Song et al. 2020, equation 16).
+        clip: clip every x0 estimate to [-1,1], as published.
+        observer: sees every intermediate x.
     """
 
     eta: float = 0.0
@@ -102,7 +104,7 @@ def ancestral(predict: Predict, x: Tensor, schedule: Schedule, options: SolverOp
 
 
 def ddim_inversion(predict: Predict, x: Tensor, schedule: Schedule, options: SolverOptions) -> Tensor:
-    """DDIM run from a picture towards noise; the last step goes to alpha_bar = 0, as published (so not exactly undone)."""
+    """DDIM from a picture towards noise; the last step goes to alpha_bar = 0, as published (so not quite undone)."""
     for i, k in enumerate(range(len(schedule))):
         x0 = estimate_x0(predict(x, k), x, schedule, k, options.clip)
         eps = implied_eps(x0, x, schedule, k)

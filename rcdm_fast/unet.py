@@ -1,8 +1,8 @@
 """The ADM UNet in plain PyTorch: the readable truth that every engine is held to.
 
-Structure and parameter names follow the published guided-diffusion / RCDM code, so that a published `state_dict` loads as it
-is: Dhariwal and Nichol 2021 (section 3), with the representation h added to the time embedding, emb = time_mlp(t) + W h
-(Bordes et al. 2021, as released).
+Structure and parameter names follow the published guided-diffusion / RCDM code, so that a published `state_dict`
+loads as it is: Dhariwal and Nichol 2021 (section 3), with the representation h added to the time embedding, emb =
+time_mlp(t) + W h (Bordes et al. 2021, as released).
 
 Knows nothing about the diffusion process: `timesteps` are whatever numbers the time embedding is to see (see
 `Schedule.network_timesteps`), and the output is raw.
@@ -219,9 +219,7 @@ class UNet(nn.Module):
         )
 
     def _attention(self, channels: int, upsampling: bool) -> AttentionBlock:
-        return AttentionBlock(
-            channels, self.config.heads(channels, upsampling), self.config.use_new_attention_order
-        )
+        return AttentionBlock(channels, self.config.heads(channels, upsampling), self.config.use_new_attention_order)
 
     def _stage(self, in_channels: int, out_channels: int, level: int, upsampling: bool) -> Stage:
         stage = Stage(self._block(in_channels, out_channels))

@@ -177,7 +177,9 @@ def test_pretrain_and_train_from_the_command_line(photos: Path, tmp_path: Path) 
     }  # fmt: skip
     (tmp_path / "p.json").write_text(json.dumps(settings))
     out = tmp_path / "run"
-    assert run("pretrain", "mine", "--data", photos, "--config", tmp_path / "p.json", "--pictures", 4, "--out", out) == 0
+    assert (
+        run("pretrain", "mine", "--data", photos, "--config", tmp_path / "p.json", "--pictures", 4, "--out", out) == 0
+    )
     encoder = out / "mine-encoder.safetensors"
     unet = {"image_size": 8, "num_channels": 32, "channel_mult": [1], "num_res_blocks": 1, "attention_resolutions": []}
     (tmp_path / "t.json").write_text(json.dumps({"name": "x", "unet": unet, "batch_size": 2, "compile": False}))

@@ -80,7 +80,7 @@ def test_large_pictures_are_reduced(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 7)])
 def test_too_small(size: tuple[int, int], tmp_path: Path) -> None:
     Image.new("RGB", size).save(tmp_path / "dot.png")
-    with pytest.raises(ImageError, match="dot.png.*at least 8"):
+    with pytest.raises(ImageError, match=r"dot.png.*at least 8"):
         images.load(tmp_path / "dot.png")
 
 

@@ -76,7 +76,11 @@ def test_posterior_is_bayes_rule() -> None:
 
 def test_one_step_schedule_has_finite_numbers() -> None:
     schedule = Schedule.make(ScheduleConfig(), 1)
-    for values in (schedule.posterior_log_variance, *schedule.log_variance_bounds, *schedule.posterior_mean_coefficients):
+    for values in (
+        schedule.posterior_log_variance,
+        *schedule.log_variance_bounds,
+        *schedule.posterior_mean_coefficients,
+    ):
         assert np.isfinite(values).all()
 
 

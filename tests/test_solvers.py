@@ -105,7 +105,10 @@ def test_clipping_bounds_every_estimate() -> None:
     wild = lambda x, k: 5 * torch.ones_like(x)  # noqa: E731
     out = solvers.ddim(wild, torch.randn(1, 3, 4, 4), schedule, SolverOptions(), no_noise)
     assert float(out.abs().max()) <= 1
-    assert float(solvers.ddim(wild, torch.randn(1, 3, 4, 4), schedule, SolverOptions(clip=False), no_noise).abs().max()) > 1
+    assert (
+        float(solvers.ddim(wild, torch.randn(1, 3, 4, 4), schedule, SolverOptions(clip=False), no_noise).abs().max())
+        > 1
+    )
 
 
 def test_a_network_that_predicts_x0() -> None:

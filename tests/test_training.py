@@ -291,9 +291,7 @@ def test_training_starts_from_a_model(data: ImageSet, encoder_file: Path, tmp_pa
         torch.testing.assert_close(after[name], before[name], atol=1e-6, rtol=1e-5)
     other = train_config(encoder_file, sheet_every=0, init=str(first))
     with pytest.raises(ConfigError, match="its network is"):
-        train(
-            dataclasses.replace(other, unet=dataclasses.replace(other.unet, num_heads=2)), data, tmp_path / "third"
-        )
+        train(dataclasses.replace(other, unet=dataclasses.replace(other.unet, num_heads=2)), data, tmp_path / "third")
 
 
 def test_wrong_data_and_encoders(data: ImageSet, encoder_file: Path, tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 """SimCLR's random views, for a whole batch at once (Chen et al. 2020, appendix A, without blur as for CIFAR-10).
 
-Every picture of the batch gets its own crop, flip, colour jitter and grey decision; all of them are one affine resampling
-and one 3x3 colour matrix per picture, so the cost is small beside a CPU encoder's. Colour operations are applied in a
-fixed order (brightness, contrast, saturation, hue), hue as a rotation in YIQ space; the published pipeline
-shuffles the order and turns hue in HSV.
+Every picture of the batch gets its own crop, flip, colour jitter and grey decision; all of them are one affine
+resampling and one 3x3 colour matrix per picture, so the cost is small beside a CPU encoder's. Colour operations are
+applied in a fixed order (brightness, contrast, saturation, hue), hue as a rotation in YIQ space; the published
+pipeline shuffles the order and turns hue in HSV.
 
 Knows nothing about encoders or losses.
 """

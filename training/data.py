@@ -49,7 +49,6 @@ class ImageSet:
         """The pictures at `index` as float32 in [-1,1]."""
         return images.from_uint8(self.pixels[index])
 
-
     def subset(self, index: Tensor) -> ImageSet:
         """The pictures at `index` (int64 [M]) as a set of its own, with the same classes."""
         labels = None if self.labels is None else self.labels[index]

@@ -1,9 +1,9 @@
 """How faithful samples are to the representation they were drawn from: mean rank and MRR of the source picture.
 
-Every sample is re-encoded; the gallery of real representations is ranked by squared distance to it, and the rank of the
-source picture's own representation is counted (1 is best; Bordes et al. 2021, section 4.1). Ties count half. Chance is a rank
-drawn uniformly from the gallery. Intervals are bootstrap intervals over source pictures, whose samples are not
-independent.
+Every sample is re-encoded; the gallery of real representations is ranked by squared distance to it, and the rank of
+the source picture's own representation is counted (1 is best; Bordes et al. 2021, section 4.1). Ties count half.
+Chance is a rank drawn uniformly from the gallery. Intervals are bootstrap intervals over source pictures, whose
+samples are not independent.
 
 Knows nothing about how a model was trained.
 """
@@ -56,13 +56,15 @@ class Interval:
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """Attributes:
-    mrr: mean reciprocal rank of the source, in (0,1].
-    mean_rank: mean rank of the source, from 1.
-    distance: mean squared distance between a sample's representation and h.
-    nearest: mean squared distance between h and its nearest other real representation.
-    chance_mrr, chance_mean_rank: of a rank drawn at random.
-    gallery, sources, samples: sizes.
+    """What `evaluate` measured.
+
+    Attributes:
+        mrr: mean reciprocal rank of the source, in (0,1].
+        mean_rank: mean rank of the source, from 1.
+        distance: mean squared distance between a sample's representation and h.
+        nearest: mean squared distance between h and its nearest other real representation.
+        chance_mrr, chance_mean_rank: of a rank drawn at random.
+        gallery, sources, samples: sizes.
     """
 
     mrr: Interval

@@ -1,7 +1,7 @@
 """The diffusion loss: L_simple, min-SNR weighting, and L_vlb for a learned variance.
 
-L_hybrid = L_simple + w L_vlb, the mean frozen inside L_vlb (Nichol and Dhariwal 2021, section 3.1; their lambda of 0.001 on a
-sum over 1000 steps is w = 1 on the mean over steps used here). Min-SNR: Hang et al. 2023, section 3.4.
+L_hybrid = L_simple + w L_vlb, the mean frozen inside L_vlb (Nichol and Dhariwal 2021, section 3.1; their lambda of
+0.001 on a sum over 1000 steps is w = 1 on the mean over steps used here). Min-SNR: Hang et al. 2023, section 3.4.
 
 Knows nothing about networks: it is given their output.
 """
@@ -88,7 +88,11 @@ class DiffusionLoss:
         share = (variance + 1) / 2
         log_variance = share * high + (1 - share) * low
         kl = 0.5 * (
-            log_variance - low - 1 + torch.exp(low - log_variance) + (true_mean - mean).square() * torch.exp(-log_variance)
+            log_variance
+            - low
+            - 1
+            + torch.exp(low - log_variance)
+            + (true_mean - mean).square() * torch.exp(-log_variance)
         )
         first = -_discrete_log_likelihood(x0, mean, 0.5 * log_variance)
         chosen = torch.where((t == 0)[:, None, None, None], first, kl)
@@ -100,7 +104,7 @@ def _at(table: Tensor, t: Tensor) -> Tensor:
 
 
 def _discrete_log_likelihood(x: Tensor, mean: Tensor, log_deviation: Tensor) -> Tensor:
-    """log probability of 8-bit values under a Gaussian cut into 256 bins; all [N,3,H,W] (Ho et al. 2020, equation 13)."""
+    """Log probability of 8-bit values under a Gaussian cut into 256 bins; [N,3,H,W] (Ho et al. 2020, eq. 13)."""
     inverse = torch.exp(-log_deviation)
     upper = torch.special.ndtr((x - mean + 1 / 255) * inverse)
     lower = torch.special.ndtr((x - mean - 1 / 255) * inverse)

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rcdm_fast import config as configs
 from rcdm_fast.config import ConfigError, EncoderConfig
 from rcdm_fast.encoders import native
 from rcdm_fast.encoders.small_resnet import SmallResNet
@@ -96,8 +95,7 @@ def pretrain(
     device: str = "cpu",
     progress: Callable[[int, int, float], None] | None = None,
 ) -> tuple[Path, dict[str, float]]:
-    """Train, resume if `out` holds an unfinished run, and write `out`/NAME-encoder.safetensors
-    (float16 matrices).
+    """Train, resume if `out` holds an unfinished run, and write `out`/NAME-encoder.safetensors (float16).
 
     Args:
         config: the run.

@@ -5,9 +5,9 @@ The cache is keyed by encoder and data, so another encoder or another folder nev
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-import dataclasses
 from pathlib import Path
 
 import torch

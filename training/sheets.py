@@ -34,7 +34,9 @@ class FixedBatch:
         return cls(data.floats(index), representations[index], per)
 
 
-def write(path: Path, unet: UNetConfig, schedule: ScheduleConfig, weights: Mapping[str, Tensor], batch: FixedBatch) -> None:
+def write(
+    path: Path, unet: UNetConfig, schedule: ScheduleConfig, weights: Mapping[str, Tensor], batch: FixedBatch
+) -> None:
     """Draw samples with 25 DDIM steps and save them, each source picture at the left of its row."""
     network = UNet(unet)
     network.load_state_dict(dict(weights), strict=True)

@@ -1,7 +1,7 @@
 """What a training run keeps on disk: its state for exact resume, its log, and the run folder's rules.
 
-A state file holds tensors and plain data only (read with weights_only=True) and is written atomically; the last `keep` are
-kept. Randomness is drawn per step (`data.step_generator`), so no random state needs to be stored.
+A state file holds tensors and plain data only (read with weights_only=True) and is written atomically; the last
+`keep` are kept. Randomness is drawn per step (`data.step_generator`), so no random state needs to be stored.
 """
 
 from __future__ import annotations
@@ -43,9 +43,7 @@ class RunFolder:
         current = json.loads(json.dumps(dict(config)))
         if file.exists():
             before = json.loads(file.read_text(encoding="utf-8"))
-            keys = sorted(
-                key for key in before.keys() | current.keys() if before.get(key) != current.get(key)
-            )
+            keys = sorted(key for key in before.keys() | current.keys() if before.get(key) != current.get(key))
             if keys:
                 changes = "; ".join(f"{key}: {before.get(key)!r} -> {current.get(key)!r}" for key in keys)
                 raise RunError(f"{self.path} holds a run with another configuration ({changes}); use another folder")

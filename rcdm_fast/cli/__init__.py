@@ -1,9 +1,10 @@
 """The `rcdm` command: argument parsing, messages and exit codes around the library.
 
-Exit codes: 0 done, 1 failed, 2 wrong input or usage, 130 interrupted. An error is one line; `--debug` adds the traceback.
+Exit codes: 0 done, 1 failed, 2 wrong input or usage, 130 interrupted. An error is one line; `--debug` adds the
+traceback.
 
-Nothing heavy is imported before a command needs it, so that `rcdm --help` answers at once. Knows nothing about how things
-are computed.
+Nothing heavy is imported before a command needs it, so that `rcdm --help` answers at once. Knows nothing about how
+things are computed.
 """
 
 from __future__ import annotations

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 ModelName = Annotated[str, typer.Option("--model", "-m", help="Bundled or published name, file, folder or hub id.")]
 Flags = Annotated[Path | None, typer.Option(help="JSON file of published flags, for a .pt file.")]
-EncoderSpec = Annotated[str | None, typer.Option("--encoder", help="Other encoder, such as timm:resnet50?layer=layer3.")]
+EncoderSpec = Annotated[
+    str | None, typer.Option("--encoder", help="Other encoder, such as timm:resnet50?layer=layer3.")
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1... Default: CUDA if there is one.")]
 EngineName = Annotated[str, typer.Option("--engine", help="What runs the network.")]
 Precision = Annotated[str, typer.Option(help="fp32, bf16, fp16 or auto.")]

@@ -92,7 +92,9 @@ def pretrain(
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Bundled or published name, file, folder or hub id.", show_default=False)],
+    model: Annotated[
+        str, typer.Argument(help="Bundled or published name, file, folder or hub id.", show_default=False)
+    ],
     data: DataFolder,
     sources: Annotated[int, typer.Option(help="Source pictures; 0: 256, or all there are.")] = 0,
     samples: Annotated[int, typer.Option(help="Samples of each source picture.")] = 4,

@@ -1,7 +1,7 @@
 """The eager engine: plain PyTorch, the truth that other engines are compared with.
 
-fp32 runs the network as it is written; bf16 and fp16 run it under autocast (weights stay fp32). Pictures and convolution
-weights are channels-last.
+fp32 runs the network as it is written; bf16 and fp16 run it under autocast (weights stay fp32). Pictures and
+convolution weights are channels-last.
 
 Knows nothing about solvers or conditioning beyond the plan it is given.
 """
