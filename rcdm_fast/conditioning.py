@@ -1,44 +1,62 @@
-"""What is constant along a trajectory: the conditioning vectors of all steps and all distinct representations.
+"""What is constant along a trajectory: the FiLM rows of all residual blocks, for all steps and representations.
 
-emb = time_mlp(t_k) + W h_r is a sum, so its two halves are computed once, [K,E] and [R,E]; a picture of the batch
-picks its representation by a row index, and pictures that share a representation share the row.
+film = Linear(SiLU(time_mlp(t_k) + W h_r)) of every block, side by side, [F] numbers for step k and representation r.
+All blocks' rows come from one product. Pictures that share a representation share its row and pick it by index.
+
+The products run in float64 and are rounded once: a matrix product's float32 rounding depends on the number of its
+rows, and early steps of a trajectory magnify it, so that pictures would depend on the batch they were drawn in.
 
 Knows nothing about solvers, noise or how an engine runs the network.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from rcdm_fast.schedule import Schedule
-from rcdm_fast.unet import UNet
+from rcdm_fast.unet import UNet, timestep_embedding
+
+TABLE_LIMIT_BYTES = 64 * 2**20  # larger tables are computed step by step
 
 
 @dataclass(frozen=True)
 class ConditioningPlan:
-    """Conditioning vectors of a job, and the rows that the current batch uses.
+    """FiLM rows of a job, and which of them the current batch uses.
 
     Attributes:
-        time: time_mlp(t_k), float32 [K,E].
-        condition: W h_r (or the label's embedding), float32 [R,E]; zeros for an unconditional network.
+        time: time_mlp(t_k), float64 [K,E].
+        condition: W h_r (or the label's embedding), float64 [R,E]; one row of zeros for an unconditional network.
+        weight, bias: of all blocks' linear layers, float64 [F,E] and [F].
+        table: the whole result, float32 [K,R,F], where it is small; None where rows are computed step by step.
         rows: row of `condition` for every picture of the batch, int64 [N].
     """
 
     time: Tensor
     condition: Tensor
+    weight: Tensor
+    bias: Tensor
+    table: Tensor | None
     rows: Tensor
 
     def with_rows(self, rows: Tensor) -> ConditioningPlan:
         """The same plan for another batch."""
         return dataclasses.replace(self, rows=rows.to(self.condition.device))
 
-    def embedding(self, k: int) -> Tensor:
-        """emb at kept step k for the batch; float32 [N,E]."""
-        return self.time[k] + self.condition[self.rows]
+    def film(self, k: int) -> Tensor:
+        """FiLM rows at kept step k for the batch; float32 [N,F]."""
+        if self.table is not None:
+            return self.table[k, self.rows]
+        distinct, place = self.rows.unique(return_inverse=True)
+        return self._product(self.time[k] + self.condition[distinct])[place]
+
+    def _product(self, emb: Tensor) -> Tensor:
+        return F.linear(F.silu(emb), self.weight, self.bias).float()
 
 
 @torch.inference_mode()
@@ -48,14 +66,23 @@ def make_plan(
     representation: Tensor | None,  # float32 [R,D]
     label: Tensor | None,  # int64 [R]
 ) -> ConditioningPlan:
-    """Compute both halves for a schedule and R conditions (one row of zeros if there is none)."""
-    device = network.time_embed[0].weight.device
+    """The plan for a schedule and R conditions."""
+    device = next(network.parameters()).device
     timesteps = torch.tensor(schedule.network_timesteps, dtype=torch.float32, device=device)
-    time = network.embed(timesteps)
+    sinusoids = timestep_embedding(timesteps, network.config.num_channels)
+    time = copy.deepcopy(network.time_embed).double()(sinusoids.double())
     if representation is not None:
-        condition = network.ssl_emb(representation)
+        condition = copy.deepcopy(network.ssl_emb).double()(representation.double())
     elif label is not None:
-        condition = network.label_emb(label)
+        condition = network.label_emb(label).double()
     else:
-        condition = torch.zeros(1, time.shape[1], device=device)
-    return ConditioningPlan(time, condition, torch.zeros(0, dtype=torch.int64, device=device))
+        condition = torch.zeros(1, time.shape[1], dtype=torch.float64, device=device)
+    layers = [block.film_layer for block in network.residual_blocks()]
+    weight = torch.cat([layer.weight for layer in layers]).double()
+    bias = torch.cat([layer.bias for layer in layers]).double()
+    nowhere = torch.zeros(0, dtype=torch.int64, device=device)
+    plan = ConditioningPlan(time, condition, weight, bias, None, nowhere)
+    if len(time) * len(condition) * len(bias) * 4 > TABLE_LIMIT_BYTES:
+        return plan
+    table = torch.stack([plan._product(step + condition) for step in time])
+    return dataclasses.replace(plan, table=table)

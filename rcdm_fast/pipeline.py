@@ -472,7 +472,7 @@ def interpolation_path(a: Tensor, b: Tensor, frames: int, mode: str) -> Tensor:
     angle = torch.arccos((unit_a @ unit_b).clamp(-1, 1))
     if float(angle.sin()) < 1e-4:
         return torch.lerp(a[None], b[None], weight)
-    direction = ((1 - weight) * angle).sin() * unit_a + (weight * angle).sin() * unit_b
+    direction: Tensor = ((1 - weight) * angle).sin() * unit_a + (weight * angle).sin() * unit_b
     return direction / angle.sin() * torch.lerp(length_a, length_b, weight)
 
 

@@ -59,9 +59,8 @@ def respace(base_steps: int, spec: int | str) -> tuple[int, ...]:
     if text.startswith("ddim"):
         count = _positive(text[4:], text)
         for stride in range(1, base_steps + 1):
-            kept = range(0, base_steps, stride)
-            if len(kept) == count:
-                return tuple(kept)
+            if len(range(0, base_steps, stride)) == count:
+                return tuple(range(0, base_steps, stride))
         raise ConfigError(f"{text!r}: no integer stride gives {count} of {base_steps} steps; use {count} instead")
     counts = [base_steps] if text == "" else [_positive(part, text) for part in text.split(",")]
     size, extra = divmod(base_steps, len(counts))
@@ -71,11 +70,11 @@ def respace(base_steps: int, spec: int | str) -> tuple[int, ...]:
         length = size + (1 if section < extra else 0)
         if count > length:
             raise ConfigError(f"{text!r}: asks for {count} steps out of a section of {length} (base: {base_steps})")
-        stride = (length - 1) / (count - 1) if count > 1 else 1.0
+        gap = (length - 1) / (count - 1) if count > 1 else 1.0
         position = 0.0
         for _ in range(count):
             kept_steps.append(start + round(position))
-            position += stride
+            position += gap
         start += length
     return tuple(kept_steps)
 
@@ -113,8 +112,9 @@ class Schedule:
     @cached_property
     def alpha_bar(self) -> Floats:
         """alpha_bar at the kept steps; [K], falling."""
-        base = np.cumprod(1 - betas_of(self.config.noise_schedule, self.config.diffusion_steps))
-        return base[list(self.timesteps)]
+        base = np.cumprod(1 - betas_of(self.config.noise_schedule, self.config.diffusion_steps), dtype=np.float64)
+        kept: Floats = base[list(self.timesteps)]
+        return kept
 
     @cached_property
     def alpha_bar_prev(self) -> Floats:

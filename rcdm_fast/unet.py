@@ -11,6 +11,7 @@ Knows nothing about the diffusion process: `timesteps` are whatever numbers the 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -67,10 +68,11 @@ class Downsample(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Two 3x3 convolutions with GroupNorm, conditioned on `emb`; optionally halves or doubles the resolution.
+    """Two 3x3 convolutions with GroupNorm, conditioned by `film`; optionally halves or doubles the resolution.
 
-    With scale-shift norm: conv(SiLU(GN(h) * (1 + scale) + shift)), (scale, shift) = Linear(SiLU(emb)); without:
-    conv(SiLU(GN(h + Linear(SiLU(emb))))).
+    film = emb_layers(emb) = Linear(SiLU(emb)) is computed by the caller, because it does not depend on the picture.
+    With scale-shift norm (scale, shift) = film and out = conv(SiLU(GN(h) * (1 + scale) + shift)); without, out =
+    conv(SiLU(GN(h + film))).
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class ResBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.scale_shift = scale_shift
+        self.film_width = 2 * out_channels if scale_shift else out_channels
         self.in_layers = nn.Sequential(
             _group_norm(in_channels), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1)
         )
@@ -94,9 +97,7 @@ class ResBlock(nn.Module):
             self.resample = Upsample(in_channels, conv=False)
         elif down:
             self.resample = Downsample(in_channels, conv=False)
-        self.emb_layers = nn.Sequential(
-            nn.SiLU(), nn.Linear(emb_channels, 2 * out_channels if scale_shift else out_channels)
-        )
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, self.film_width))
         self.out_layers = nn.Sequential(
             _group_norm(out_channels),
             nn.SiLU(),
@@ -107,14 +108,21 @@ class ResBlock(nn.Module):
         if in_channels != out_channels:
             self.skip_connection = nn.Conv2d(in_channels, out_channels, 1)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """[N,in,H,W], [N,E] -> [N,out,H',W']."""
+    @property
+    def film_layer(self) -> nn.Linear:
+        """The linear layer that gives `film`."""
+        layer = self.emb_layers[1]
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+    def forward(self, x: Tensor, film: Tensor) -> Tensor:
+        """[N,in,H,W], [N,film_width] -> [N,out,H',W']."""
         norm, activation, conv = self.in_layers
         h = activation(norm(x))
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
         h = conv(h)
-        film = self.emb_layers(emb).to(h.dtype)[:, :, None, None]
+        film = film.to(h.dtype)[:, :, None, None]
         out_norm, activation, dropout, out_conv = self.out_layers
         if self.scale_shift:
             scale, shift = film.chunk(2, dim=1)
@@ -149,16 +157,16 @@ class AttentionBlock(nn.Module):
         else:
             q, k, v = qkv.reshape(n, self.heads, 3, c // self.heads, -1).unbind(dim=2)
         h = F.scaled_dot_product_attention(q.transpose(2, 3), k.transpose(2, 3), v.transpose(2, 3))
-        h = self.proj_out(h.transpose(2, 3).reshape(n, c, -1))
-        return (flat + h).reshape(n, c, height, width)
+        out: Tensor = flat + self.proj_out(h.transpose(2, 3).reshape(n, c, -1))
+        return out.reshape(n, c, height, width)
 
 
 class Stage(nn.Sequential):
-    """Layers in sequence; the residual blocks among them also receive `emb`."""
+    """Layers in sequence; each residual block among them takes its own rows off `film`."""
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, film: Iterator[Tensor]) -> Tensor:  # type: ignore[override]
         for layer in self:
-            x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
+            x = layer(x, next(film)) if isinstance(layer, ResBlock) else layer(x)
         return x
 
 
@@ -254,16 +262,26 @@ class UNet(nn.Module):
             emb = emb + self.ssl_emb(representation)
         return emb
 
-    def denoise(self, x: Tensor, emb: Tensor) -> Tensor:
-        """The network proper: [N,3,H,W], [N,E] -> [N,3 or 6,H,W] (eps, then the variance value)."""
+    def residual_blocks(self) -> list[ResBlock]:
+        """All residual blocks, in the order in which a picture passes them."""
+        stages = [*self.input_blocks, self.middle_block, *self.output_blocks]
+        return [layer for stage in stages for layer in stage.children() if isinstance(layer, ResBlock)]
+
+    def film(self, emb: Tensor) -> Tensor:
+        """What conditions the residual blocks, side by side in their order: float [N,E] -> [N,F]."""
+        return torch.cat([block.emb_layers(emb) for block in self.residual_blocks()], dim=1)
+
+    def denoise(self, x: Tensor, film: Tensor) -> Tensor:
+        """The network proper: [N,3,H,W], [N,F] -> [N,3 or 6,H,W] (eps, then the variance value)."""
+        rows = iter(film.split([block.film_width for block in self.residual_blocks()], dim=1))
         skips = []
         h = x
         for stage in self.input_blocks:
-            h = stage(h, emb)
+            h = stage(h, rows)
             skips.append(h)
-        h = self.middle_block(h, emb)
+        h = self.middle_block(h, rows)
         for stage in self.output_blocks:
-            h = stage(torch.cat([h, skips.pop()], dim=1), emb)
+            h = stage(torch.cat([h, skips.pop()], dim=1), rows)
         out: Tensor = self.out(h)
         return out
 
@@ -274,5 +292,5 @@ class UNet(nn.Module):
         representation: Tensor | None = None,  # [N,D]
         label: Tensor | None = None,  # int64 [N]
     ) -> Tensor:
-        """`denoise` after `embed`; [N,3 or 6,H,W]."""
-        return self.denoise(x, self.embed(timesteps, representation, label))
+        """`denoise` after `embed` and `film`; [N,3 or 6,H,W]."""
+        return self.denoise(x, self.film(self.embed(timesteps, representation, label)))

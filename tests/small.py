@@ -48,8 +48,7 @@ def encoder() -> ImageEncoder:
 def model(**changes: object) -> Model:
     """A small model; with its encoder if it takes representations."""
     unet = network(**changes)
-    variance = "learned_range" if unet.config.learn_sigma else "fixed_large"
-    schedule = dataclasses.replace(SCHEDULE, variance=variance)
+    schedule = SCHEDULE if unet.config.learn_sigma else dataclasses.replace(SCHEDULE, variance="fixed_large")
     return Model.from_network(unet, schedule, encoder() if unet.config.representation_dim else None)
 
 

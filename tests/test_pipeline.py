@@ -142,7 +142,7 @@ def test_wrong_requests(model: Model, arguments: dict[str, object], message: str
 def test_samples_that_are_not_finite_are_reported(h: Tensor) -> None:
     broken = small.model()
     with torch.no_grad():
-        broken.unet.out[2].bias.fill_(torch.nan)
+        broken.unet.get_parameter("out.2.bias").fill_(torch.nan)
     with pytest.raises(SamplingError, match="not finite"):
         broken.sample(h[:1], per=1, steps=2)
 
@@ -220,7 +220,7 @@ def test_interrupted_work_keeps_what_is_finished(model: Model, h: Tensor) -> Non
     request = model.request(h, per=2, steps=2)
     stream = model.batches(request, batch_size=4)
     place, pictures = next(stream)
-    stream.close()
+    del stream
     assert (place.start, place.stop) == (0, 4)
     expected = model.sample(h, per=2, steps=2).flatten(0, 1)[:4]
     torch.testing.assert_close(pictures, expected, atol=BATCH_SPLIT_ABS, rtol=0)

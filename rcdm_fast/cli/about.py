@@ -18,7 +18,8 @@ def models() -> None:
     from rcdm_fast import names
 
     for name, known in names.model_names().items():
-        common.say(f"{name:28s} {known.describe()}")
+        where = "" if known.present else " (downloaded at first use)"
+        common.say(f"{name:24s} {known.kind:10s} {known.about}{where}")
 
 
 def info(
