@@ -70,6 +70,7 @@ def test_orientation_is_applied(tmp_path: Path) -> None:
     assert images.open_image(tmp_path / "turned.jpg").size == (20, 30)
 
 
+@pytest.mark.filterwarnings("ignore:.*decompression bomb.*")
 def test_large_pictures_are_reduced(tmp_path: Path) -> None:
     Image.new("L", (10000, 9000), 77).save(tmp_path / "large.png")
     loaded = images.load(tmp_path / "large.png")

@@ -149,6 +149,16 @@ def test_min_snr_caps_the_weight() -> None:
         assert float(terms["mse"]) == 1
 
 
+def test_clamped_snr_for_a_network_that_predicts_x0() -> None:
+    schedule = Schedule.make(ScheduleConfig(prediction="x0"))
+    loss = DiffusionLoss(schedule, LossConfig("clamped_snr", gamma=5.0))
+    output, x0 = torch.zeros(1, 3, 8, 8), torch.ones(1, 3, 8, 8)
+    for step in (0, 250, 500, 999):
+        snr = schedule.alpha_bar[step] / (1 - schedule.alpha_bar[step])
+        terms = loss(output, x0, x0, torch.zeros_like(x0), torch.tensor([step]))
+        assert float(terms["loss"]) == pytest.approx(min(max(snr, 1.0), 5.0), rel=1e-4)
+
+
 def test_probes_on_clouds(generator: torch.Generator) -> None:
     centres = torch.eye(3) * 4
     labels = torch.arange(300) % 3

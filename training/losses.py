@@ -18,12 +18,21 @@ from torch import Tensor
 
 from rcdm_fast.schedule import Schedule
 
-Weighting = Literal["uniform", "min_snr"]
+Weighting = Literal["uniform", "min_snr", "clamped_snr"]
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """`vlb_weight` matters only to a network that learns its variance; `gamma` only to min-SNR."""
+    """How errors at different steps count.
+
+    Attributes:
+        weighting: of the error in x0, in terms of snr = alpha_bar / (1 - alpha_bar): ``min_snr`` min(snr, gamma),
+            ``clamped_snr`` min(max(snr, 1), gamma), which does not forget the noisiest steps and suits a network
+            that predicts x0 (Salimans and Ho 2022, section 4, with min-SNR's cap). ``uniform`` weighs the error of
+            whatever the network predicts by 1.
+        gamma: the cap.
+        vlb_weight: matters only to a network that learns its variance.
+    """
 
     weighting: Weighting = "uniform"
     gamma: float = 5.0
@@ -43,8 +52,9 @@ class DiffusionLoss:
         self._signal = table(np.sqrt(schedule.alpha_bar))
         self._noise = table(np.sqrt(1 - schedule.alpha_bar))
         snr = schedule.alpha_bar / (1 - schedule.alpha_bar)
-        capped = np.minimum(snr, config.gamma)
-        self._weight = table(capped if schedule.config.prediction == "x0" else capped / snr)
+        of_error_in_x0 = np.minimum(np.maximum(snr, 1.0) if config.weighting == "clamped_snr" else snr, config.gamma)
+        weight = of_error_in_x0 if schedule.config.prediction == "x0" else of_error_in_x0 / snr
+        self._weight = table(np.ones_like(snr) if config.weighting == "uniform" else weight)
         of_x0, of_x = schedule.posterior_mean_coefficients
         self._of_x0, self._of_x = table(of_x0), table(of_x)
         low, high = schedule.log_variance_bounds
@@ -67,8 +77,7 @@ class DiffusionLoss:
         prediction = output[:, :3]
         target = x0 if self.schedule.config.prediction == "x0" else eps
         mse = (prediction - target).square().flatten(1).mean(dim=1)
-        weight = self._weight[t] if self.config.weighting == "min_snr" else torch.ones_like(mse)
-        loss = (weight * mse).mean()
+        loss = (self._weight[t] * mse).mean()
         terms = {"mse": mse.detach().mean()}
         if self.schedule.config.variance == "learned_range":
             vlb = self._vlb(prediction.detach(), output[:, 3:], x0, x_t, t).mean()

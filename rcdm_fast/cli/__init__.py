@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from typing import Annotated
 
 import typer
@@ -45,6 +46,8 @@ def _options(
     global _debug
     _debug = debug
     logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, format="%(message)s", stream=sys.stderr)
+    # Pictures up to images.MAX_PIXELS are welcome; Pillow warns from about half of that.
+    warnings.filterwarnings("ignore", message=".*decompression bomb.*")
     for noisy in ("httpx", "filelock", "urllib3", "PIL", "torch"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
