@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, ScheduleConfig, UNetConfig
     from rcdm_fast.encoders import Encoder, EncoderError
     from rcdm_fast.images import ImageError
-    from rcdm_fast.pipeline import Model, SamplingError, load
+    from rcdm_fast.pipeline import Model, load
+    from rcdm_fast.sampling import SamplingError
 
 __version__ = "0.1.0"
 
@@ -33,7 +34,7 @@ _HOMES = {
     "EncoderError": "encoders",
     "ImageError": "images",
     "Model": "pipeline",
-    "SamplingError": "pipeline",
+    "SamplingError": "sampling",
     "load": "pipeline",
 }
 

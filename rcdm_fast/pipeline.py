@@ -9,60 +9,23 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from rcdm_fast import checkpoint, conditioning, encoders, engines, images, solvers
+from rcdm_fast import checkpoint, conditioning, encoders, engines, images, sampling, solvers
 from rcdm_fast import noise as keyed
-from rcdm_fast.conditioning import ConditioningPlan
 from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, ScheduleConfig
 from rcdm_fast.encoders import Encoder
+from rcdm_fast.sampling import Request, SamplingError, interpolation_path
 from rcdm_fast.schedule import Schedule, network_timestep
 from rcdm_fast.unet import UNet
 
 log = logging.getLogger(__name__)
 
 Pictures = Tensor | str | os.PathLike[str] | Image.Image | Sequence[str | os.PathLike[str] | Image.Image]
-
-
-class SamplingError(RuntimeError):
-    """A request that cannot be sampled, or samples that are not finite."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """One checked call of `Model.sample`.
-
-    Attributes:
-        representation: float32 [R,D], or None.
-        label: int64 [R], or None.
-        items: noise keys, one per representation.
-        per: samples of each.
-        schedule: kept steps.
-        solver, options: the solver and its settings.
-        seed: noise key.
-        noise: x_T instead of the keyed one, [R,per,3,H,W].
-        step_noise: step noise instead of the keyed one, [K,R,per,3,H,W].
-    """
-
-    representation: Tensor | None
-    label: Tensor | None
-    items: tuple[int, ...]
-    per: int
-    schedule: Schedule
-    solver: solvers.Solver
-    options: solvers.SolverOptions
-    seed: int
-    noise: Tensor | None
-    step_noise: Tensor | None
-
-    @property
-    def total(self) -> int:
-        return len(self.items) * self.per
 
 
 class Model:
@@ -280,53 +243,15 @@ class Model:
             seed=keyed.check_seed(seed),
             noise=noise,
             step_noise=step_noise,
+            picture=picture,
         )
 
     def batches(
         self, request: Request, batch_size: int | None = None, progress: bool = False
     ) -> Iterator[tuple[slice, Tensor]]:
         """Run a request, yielding (places among the R x per pictures, pictures [n,3,H,W]) as they are finished."""
-        size = batch_size or (64 if self.device.type == "cuda" else 32)
-        if size < 1:
-            raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
         plan = conditioning.make_plan(self.unet, request.schedule, request.representation, request.label)
-        bar = _bar(request.total * len(request.schedule), progress)
-        try:
-            for start in range(0, request.total, size):
-                place = slice(start, min(start + size, request.total))
-                pictures = self._batch(request, plan, place, bar)
-                if not bool(pictures.isfinite().all()):
-                    raise SamplingError(
-                        "the samples are not finite: the representation or the weights are out of range"
-                    )
-                yield place, pictures
-        finally:
-            bar.close()
-
-    def _batch(self, request: Request, plan: ConditioningPlan, place: slice, bar: Any) -> Tensor:
-        flat = range(place.start, place.stop)
-        keys = [(request.items[index // request.per], index % request.per) for index in flat]
-        unconditional = request.representation is None and request.label is None
-        rows = torch.tensor([0 if unconditional else index // request.per for index in flat])
-        self.engine.prepare(plan.with_rows(rows), len(flat))
-        shape = (3, self.image_size, self.image_size)
-
-        def step_noise(i: int) -> Tensor:
-            if request.step_noise is not None:
-                return request.step_noise[i].flatten(0, 1)[place].to(self.device, torch.float32)
-            return keyed.keyed_noise(request.seed, keys, i + 1, shape, self.device)
-
-        def predict(x: Tensor, k: int) -> Tensor:
-            bar.update(len(flat))
-            return self.engine.predict(x, k)
-
-        if request.noise is not None:
-            x = request.noise.flatten(0, 1)[place].to(self.device, torch.float32)
-        else:
-            x = keyed.keyed_noise(request.seed, keys, 0, shape, self.device)
-        with torch.inference_mode():
-            pictures = request.solver(predict, x, request.schedule, request.options, step_noise)
-        return pictures.clone()
+        return sampling.run(self.engine, plan, request, self._batch_size(batch_size), progress)
 
     def invert(
         self,
@@ -366,7 +291,7 @@ class Model:
                 raise ConfigError(f"{name} has {len(value)} rows for {len(views)} pictures")
         schedule = Schedule.make(self.config.schedule, steps)
         plan = conditioning.make_plan(self.unet, schedule, h, label)
-        size = batch_size or (64 if self.device.type == "cuda" else 32)
+        size = self._batch_size(batch_size)
         options = solvers.SolverOptions(clip=clip)
         parts = []
         for start in range(0, len(views), size):
@@ -419,6 +344,13 @@ class Model:
         encoder = self._require_encoder()
         return encoder.view(images.load(picture).to(self.device))
 
+    def _batch_size(self, asked: int | None) -> int:
+        if asked is None:
+            return 64 if self.device.type == "cuda" else 32
+        if asked < 1:
+            raise ConfigError(f"batch_size must be at least 1, got {asked}")
+        return asked
+
     def _require_encoder(self) -> Encoder:
         if self.encoder is None:
             raise SamplingError("this model knows no encoder: give one to load(..., encoder=...), or pass h yourself")
@@ -455,27 +387,6 @@ class Model:
         return h, label
 
 
-def interpolation_path(a: Tensor, b: Tensor, frames: int, mode: str) -> Tensor:
-    """Points from a [D] to b [D], both ends included; float32 [frames,D]."""
-    a, b = a.float(), b.float()
-    if a.shape != b.shape:
-        raise ConfigError(f"the two representations have different widths: {len(a)} and {len(b)}")
-    weight = torch.linspace(0, 1, frames, device=a.device)[:, None]
-    if mode == "linear":
-        return torch.lerp(a[None], b[None], weight)
-    if mode != "spherical":
-        raise ConfigError(f"mode must be linear or spherical, got {mode!r}")
-    length_a, length_b = a.norm(), b.norm()
-    if not (length_a > 0 and length_b > 0):
-        raise ConfigError("a spherical path needs two representations that are not zero")
-    unit_a, unit_b = a / length_a, b / length_b
-    angle = torch.arccos((unit_a @ unit_b).clamp(-1, 1))
-    if float(angle.sin()) < 1e-4:
-        return torch.lerp(a[None], b[None], weight)
-    direction: Tensor = ((1 - weight) * angle).sin() * unit_a + (weight * angle).sin() * unit_b
-    return direction / angle.sin() * torch.lerp(length_a, length_b, weight)
-
-
 def _listed(pictures: Pictures) -> list[str | os.PathLike[str] | Image.Image]:
     if isinstance(pictures, str | os.PathLike | Image.Image):
         return [pictures]
@@ -483,12 +394,6 @@ def _listed(pictures: Pictures) -> list[str | os.PathLike[str] | Image.Image]:
     if not listed:
         raise images.ImageError("no pictures given")
     return listed
-
-
-def _bar(total: int, progress: bool) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(total=total, disable=not progress, unit="evaluation", leave=False)
 
 
 def load(

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from rcdm_fast import images, noise
 from rcdm_fast.config import ConfigError
-from rcdm_fast.pipeline import Model, SamplingError, interpolation_path
+from rcdm_fast.pipeline import Model
+from rcdm_fast.sampling import SamplingError, interpolation_path
 from tests import small
 from tests.tolerances import BATCH_SPLIT_ABS
 
@@ -132,6 +133,7 @@ def test_fixed_variance_model() -> None:
         ({"h": torch.zeros(2, 6), "step_noise": torch.zeros(2, 2, 8, 3, 8, 8)}, "step_noise must be"),
         ({"h": torch.zeros(2, 6), "label": torch.zeros(2)}, "no label"),
         ({"h": torch.zeros(2, 6), "batch_size": -1}, "batch_size"),
+        ({"h": torch.zeros(2, 6), "batch_size": 0}, "batch_size"),
     ],
 )
 def test_wrong_requests(model: Model, arguments: dict[str, object], message: str) -> None:

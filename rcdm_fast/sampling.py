@@ -1,0 +1,130 @@
+"""A sampling request, and how it is run: batch after batch, each with the noise that belongs to its pictures.
+
+Knows nothing about encoders, files or which network the engine runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rcdm_fast import noise, solvers
+from rcdm_fast.conditioning import ConditioningPlan
+from rcdm_fast.config import ConfigError
+from rcdm_fast.engines import Engine
+from rcdm_fast.schedule import Schedule
+
+
+class SamplingError(RuntimeError):
+    """A request that cannot be sampled, or samples that are not finite."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One checked call of `Model.sample`.
+
+    Attributes:
+        representation: float32 [R,D], or None.
+        label: int64 [R], or None.
+        items: noise keys, one per representation.
+        per: samples of each.
+        schedule: kept steps.
+        solver, options: the solver and its settings.
+        seed: noise key.
+        noise: x_T instead of the keyed one, [R,per,3,H,W].
+        step_noise: step noise instead of the keyed one, [K,R,per,3,H,W].
+        picture: shape of one picture, (3, H, W).
+    """
+
+    representation: Tensor | None
+    label: Tensor | None
+    items: tuple[int, ...]
+    per: int
+    schedule: Schedule
+    solver: solvers.Solver
+    options: solvers.SolverOptions
+    seed: int
+    noise: Tensor | None
+    step_noise: Tensor | None
+    picture: tuple[int, int, int]
+
+    @property
+    def total(self) -> int:
+        return len(self.items) * self.per
+
+
+def run(
+    engine: Engine, plan: ConditioningPlan, request: Request, batch_size: int, progress: bool
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield (places among the R x per pictures, pictures float32 [n,3,H,W]) as they are finished.
+
+    Raises:
+        SamplingError: a batch is not finite.
+    """
+    bar = _bar(request.total * len(request.schedule), progress)
+    try:
+        for start in range(0, request.total, batch_size):
+            place = slice(start, min(start + batch_size, request.total))
+            pictures = _batch(engine, plan, request, place, bar)
+            if not bool(pictures.isfinite().all()):
+                raise SamplingError("the samples are not finite: the representation or the weights are out of range")
+            yield place, pictures
+    finally:
+        bar.close()
+
+
+def _batch(engine: Engine, plan: ConditioningPlan, request: Request, place: slice, bar: Any) -> Tensor:
+    flat = range(place.start, place.stop)
+    keys = [(request.items[index // request.per], index % request.per) for index in flat]
+    unconditional = request.representation is None and request.label is None
+    rows = torch.tensor([0 if unconditional else index // request.per for index in flat])
+    engine.prepare(plan.with_rows(rows), len(flat))
+    device = plan.condition.device
+
+    def step_noise(i: int) -> Tensor:
+        if request.step_noise is not None:
+            return request.step_noise[i].flatten(0, 1)[place].to(device, torch.float32)
+        return noise.keyed_noise(request.seed, keys, i + 1, request.picture, device)
+
+    def predict(x: Tensor, k: int) -> Tensor:
+        bar.update(len(flat))
+        return engine.predict(x, k)
+
+    if request.noise is not None:
+        x = request.noise.flatten(0, 1)[place].to(device, torch.float32)
+    else:
+        x = noise.keyed_noise(request.seed, keys, 0, request.picture, device)
+    with torch.inference_mode():
+        pictures = request.solver(predict, x, request.schedule, request.options, step_noise)
+    return pictures.clone()
+
+
+def _bar(total: int, progress: bool) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=total, disable=not progress, unit="evaluation", leave=False)
+
+
+def interpolation_path(a: Tensor, b: Tensor, frames: int, mode: str) -> Tensor:
+    """Points from a [D] to b [D], both ends included; float32 [frames,D]."""
+    a, b = a.float(), b.float()
+    if a.shape != b.shape:
+        raise ConfigError(f"the two representations have different widths: {len(a)} and {len(b)}")
+    weight = torch.linspace(0, 1, frames, device=a.device)[:, None]
+    if mode == "linear":
+        return torch.lerp(a[None], b[None], weight)
+    if mode != "spherical":
+        raise ConfigError(f"mode must be linear or spherical, got {mode!r}")
+    length_a, length_b = a.norm(), b.norm()
+    if not (length_a > 0 and length_b > 0):
+        raise ConfigError("a spherical path needs two representations that are not zero")
+    unit_a, unit_b = a / length_a, b / length_b
+    angle = torch.arccos((unit_a @ unit_b).clamp(-1, 1))
+    if float(angle.sin()) < 1e-4:
+        return torch.lerp(a[None], b[None], weight)
+    direction: Tensor = ((1 - weight) * angle).sin() * unit_a + (weight * angle).sin() * unit_b
+    return direction / angle.sin() * torch.lerp(length_a, length_b, weight)
