@@ -7,7 +7,8 @@ from __future__ import annotations
 FORWARD_L2 = 1e-5
 TRAJECTORY_L2 = 1e-4
 
-# Largest difference between pictures of one request in other batch splits. Measured: 0 for batches of 1 to 35.
+# Largest difference between pictures of one request in other batch splits. Measured: 0 (equal bits) for
+# batches of 1, 4 and 35 with one and with two threads.
 BATCH_SPLIT_ABS = 1e-4
 
 # DDIM inversion and back, 50 steps, unclipped, with the ideal denoiser of one picture. Measured: 4e-3.

@@ -31,5 +31,6 @@ def info(
     """
     from rcdm_fast import info as report
 
-    report.main()
-    common.write_json(json, report.report())
+    facts = report.report()
+    common.say("\n".join(report.lines(facts)))
+    common.write_json(json, facts)
