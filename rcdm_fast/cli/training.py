@@ -159,6 +159,7 @@ class _bar:  # noqa: N801  (used like a function)
     def __enter__(self) -> Callable[[int, int, float], None]:
         from tqdm import tqdm
 
+        self._tenths = 0
         self._bar = tqdm(total=self.total, disable=not common.interactive())
         return self._show
 
@@ -167,7 +168,8 @@ class _bar:  # noqa: N801  (used like a function)
         self._bar.update(done - self._bar.n)
         if loss:
             self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-        if self._bar.disable and (done * 10) // total != ((done - 1) * 10) // total:
+        if self._bar.disable and done * 10 // total > self._tenths:
+            self._tenths = done * 10 // total
             common.say(f"{done} of {total}" + (f", loss {loss:.4f}" if loss else ""))
 
     def __exit__(self, *_: object) -> None:

@@ -14,9 +14,9 @@ from rcdm_fast.conditioning import ConditioningPlan
 from rcdm_fast.unet import UNet
 
 # In fp32 on the CPU pictures pass the network in groups of one fixed size, the last one padded. Otherwise a picture
-# would depend on its batch: which order a convolution or a GroupNorm sums in changes with the batch size and the number of
-# threads (by up to 1e-6), and the first steps of a trajectory magnify that up to 2e4 times. On two cores groups of four
-# 32-pixel pictures are as fast per picture as batches of 32.
+# would depend on its batch: the order in which a convolution or a GroupNorm sums changes with the batch size and the
+# number of threads (by up to 1e-6), and the first steps of a trajectory magnify that up to 2e4 times. On two cores
+# groups of four 32-pixel pictures are as fast per picture as batches of 32.
 GROUP_PIXELS = 4 * 32 * 32
 LARGEST_GROUP = 4
 
