@@ -16,7 +16,7 @@ from torch import Tensor
 from rcdm_fast import images, ops
 from rcdm_fast.ops import library, reference, schema
 
-DTYPES = schema.PICTURE_DTYPES
+DTYPES = schema.FLOAT_DTYPES
 SHAPES = [(0,), (1,), (31,), (2, 3, 0, 5), (1, 3, 7, 9), (3, 3, 33, 31), (5, 3, 128, 127)]
 
 

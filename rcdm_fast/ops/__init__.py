@@ -8,8 +8,20 @@ Knows nothing about models, engines or pictures files. How to add an operator: c
 
 from __future__ import annotations
 
-from rcdm_fast.ops import reference, schema
+from rcdm_fast.ops import reference, schema, selection
 from rcdm_fast.ops.library import Part, describe, instruction_set, load
-from rcdm_fast.ops.wrappers import pictures_to_uint8
+from rcdm_fast.ops.wrappers import attention, film_group_norm, pictures_to_uint8, solver_step
 
-__all__ = ["Part", "describe", "instruction_set", "load", "pictures_to_uint8", "reference", "schema"]
+__all__ = [
+    "Part",
+    "attention",
+    "describe",
+    "film_group_norm",
+    "instruction_set",
+    "load",
+    "pictures_to_uint8",
+    "reference",
+    "schema",
+    "selection",
+    "solver_step",
+]

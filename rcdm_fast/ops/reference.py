@@ -1,12 +1,14 @@
 """What every operator computes, in plain PyTorch: the truth that other implementations are tested against.
 
-Works on every device and every build. Knows nothing about native libraries or how an implementation is chosen.
+Works on every device and every build. Arithmetic is float32 (float64 for a float64 input, which only the tests use),
+rounded once to the output's dtype. Knows nothing about native libraries or how an implementation is chosen.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from rcdm_fast.ops.schema import check_picture_dtype
 
@@ -22,3 +24,98 @@ def pictures_to_uint8(pictures: Tensor) -> Tensor:  # float [...] in [-1,1] -> u
     check_picture_dtype(pictures)
     levels = pictures.to(torch.float32).add(1.0).mul_(127.5).round_().nan_to_num_(nan=0.0).clamp_(0, 255)
     return torch.empty_like(pictures, dtype=torch.uint8).copy_(levels)
+
+
+def solver_step(
+    x: Tensor,  # [N,C,H,W]
+    output: Tensor,  # [N,C or more,H,W]
+    terms: list[Tensor],  # each [N,C,H,W]
+    weights: list[float],
+    x_to_x0: float,
+    output_to_x0: float,
+    bound: float,
+    x0_to_next: float,
+    x_to_next: float,
+) -> tuple[Tensor, Tensor]:  # both [N,C,H,W]
+    """One update of a linear solver: (next x, x0).
+
+    x0 = clip(x_to_x0 x + output_to_x0 output[:, :C], -bound, bound); next = x0_to_next x0 + x_to_next x + sum of
+    weights times terms (earlier x0 of a multistep solver, fresh noise). NaN stays NaN.
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    x0 = (x_to_x0 * x.to(wide) + output_to_x0 * output[:, : x.shape[1]].to(wide)).clamp(-bound, bound)
+    following = x0_to_next * x0 + x_to_next * x.to(wide)
+    for weight, term in zip(weights, terms, strict=True):
+        following = following + weight * term.to(wide)
+    return following.contiguous(), x0.contiguous()
+
+
+def merge_phases(x: Tensor) -> Tensor:  # [N,4C,H+1,W+1] -> [N,C,2H,2W]
+    """The picture of which a 2x2 convolution with padding 1 computed the four phases, [even|odd row, even|odd column].
+
+    Phase (i, j) of pixel (y, x) lies at (y + i, x + j): what is left of the padding is dropped.
+    """
+    n, channels, height, width = x.shape
+    h, w = height - 1, width - 1
+    parts = x.unflatten(1, (2, 2, channels // 4))
+    rows = [torch.stack([parts[:, i, j, :, i : i + h, j : j + w] for j in (0, 1)], dim=-1).flatten(-2) for i in (0, 1)]
+    return torch.stack(rows, dim=-2).flatten(2, 3)
+
+
+def film_group_norm(
+    x: Tensor,  # [N,C,H,W]; with `phases` [N,4C,H/2+1,W/2+1]
+    skip: Tensor | None,  # [N,C',H,W]
+    weight: Tensor,  # [C+C']
+    bias: Tensor,  # [C+C']
+    film: Tensor | None,  # [R,2(C+C')] or [R,C+C']
+    rows: Tensor | None,  # int64 [N], each in 0..R-1
+    groups: int,
+    eps: float,
+    silu: bool,
+    resample: int,
+    phases: bool,
+) -> Tensor:
+    """GroupNorm of x (and skip, as if concatenated) with FiLM; [N,C+C',H,W], [..,2H,2W] or [..,H/2,W/2].
+
+    film row r: (scale, shift) side by side gives GN(x) (1 + scale) + shift; a row of C numbers is added to x before
+    the norm. Then SiLU, then nearest-neighbour upsampling (`resample` 1) or 2x2 averages (-1).
+    Source: Dhariwal and Nichol 2021, section 3 (AdaGN); Wu and He 2018 (GroupNorm, biased variance).
+    """
+    h = merge_phases(x) if phases else x
+    h = h if skip is None else torch.cat([h, skip], dim=1)
+    h = h.to(torch.promote_types(x.dtype, torch.float32))
+    picked = None if film is None or rows is None else film[rows][:, :, None, None].to(h.dtype)
+    if picked is not None and picked.shape[1] == h.shape[1]:
+        h = h + picked
+    h = F.group_norm(h, groups, weight.to(h.dtype), bias.to(h.dtype), eps)
+    if picked is not None and picked.shape[1] == 2 * h.shape[1]:
+        scale, shift = picked.chunk(2, dim=1)
+        h = h * (1 + scale) + shift
+    h = F.silu(h) if silu else h
+    if resample == 1:
+        h = F.interpolate(h, scale_factor=2.0, mode="nearest")
+    elif resample == -1:
+        h = F.avg_pool2d(h, 2)
+    return h.to(x.dtype).contiguous(memory_format=torch.channels_last)
+
+
+def split_heads(qkv: Tensor, heads: int, new_order: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Views q, k, v, each [N,heads,L,d], of packed channels [N,L,3C]; see `attention`."""
+    if new_order:
+        parts = qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    else:
+        parts = qkv.unflatten(2, (heads, 3, -1)).permute(3, 0, 2, 1, 4)
+    q, k, v = parts.unbind(0)
+    return q, k, v
+
+
+def attention(qkv: Tensor, heads: int, new_order: bool) -> Tensor:  # [N,L,3C] -> [N,L,C]
+    """softmax(q k^T / sqrt(d)) v for every head, heads side by side in the result.
+
+    Channels are [head, (q,k,v), d], or [(q,k,v), head, d] in the new order (the published flag
+    use_new_attention_order).
+    """
+    wide = torch.promote_types(qkv.dtype, torch.float32)
+    q, k, v = (part.to(wide) for part in split_heads(qkv, heads, new_order))
+    shares = torch.softmax(q @ k.transpose(2, 3) / q.shape[-1] ** 0.5, dim=-1)
+    return (shares @ v).transpose(1, 2).flatten(2).to(qkv.dtype)
