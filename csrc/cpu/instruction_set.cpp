@@ -8,7 +8,7 @@
 namespace rcdm_fast::cpu {
 namespace {
 
-constexpr const char* kNames[] = {"base", "avx2", "avx512"};
+constexpr const char* kNames[] = {"base", "avx2", "avx512", "avx512_bf16"};
 
 struct Choice {
   InstructionSet chosen;
@@ -21,7 +21,10 @@ InstructionSet best_supported() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  return avx512 ? InstructionSet::avx512 : avx2 ? InstructionSet::avx2 : InstructionSet::base;
+  if (avx512) {
+    return __builtin_cpu_supports("avx512bf16") ? InstructionSet::avx512_bf16 : InstructionSet::avx512;
+  }
+  return avx2 ? InstructionSet::avx2 : InstructionSet::base;
 #else
   return InstructionSet::base;
 #endif
@@ -34,13 +37,13 @@ Choice decide() {
     return {best, ""};
   }
   const std::string prefix = "RCDM_FAST_CPU_ISA=" + std::string(wanted);
-  for (int i = 0; i < 3; ++i) {
+  for (int i = 0; i < 4; ++i) {
     if (std::string(wanted) == kNames[i]) {
       const bool supported = i <= static_cast<int>(best);
       return {static_cast<InstructionSet>(i), supported ? "" : prefix + ": not supported by this processor"};
     }
   }
-  return {best, prefix + ": expected base, avx2 or avx512"};
+  return {best, prefix + ": expected base, avx2, avx512 or avx512_bf16"};
 }
 
 const Choice& choice() {

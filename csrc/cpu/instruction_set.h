@@ -4,19 +4,21 @@
 
 namespace rcdm_fast::cpu {
 
-enum class InstructionSet { base = 0, avx2 = 1, avx512 = 2 };
+enum class InstructionSet { base = 0, avx2 = 1, avx512 = 2, avx512_bf16 = 3 };
 
 // The best one this processor supports, or the one named by the environment variable RCDM_FAST_CPU_ISA
-// (base, avx2 or avx512; for tests and comparisons). Throws if that one is unknown or unsupported.
+// (base, avx2, avx512 or avx512_bf16; for tests and comparisons). Throws if that one is unknown or unsupported.
 InstructionSet instruction_set();
 
 // Its name, or why there is none; never throws.
 const char* instruction_set_report();
 
-// Of three builds of one kernel, the one to run.
+// Of the builds of one kernel, the one to run; a kernel without bf16 arithmetic has three.
 template <typename Kernel>
-Kernel choose(Kernel base, Kernel avx2, Kernel avx512) {
+Kernel choose(Kernel base, Kernel avx2, Kernel avx512, Kernel avx512_bf16) {
   switch (instruction_set()) {
+    case InstructionSet::avx512_bf16:
+      return avx512_bf16;
     case InstructionSet::avx512:
       return avx512;
     case InstructionSet::avx2:
@@ -24,6 +26,11 @@ Kernel choose(Kernel base, Kernel avx2, Kernel avx512) {
     default:
       return base;
   }
+}
+
+template <typename Kernel>
+Kernel choose(Kernel base, Kernel avx2, Kernel avx512) {
+  return choose(base, avx2, avx512, avx512);
 }
 
 }  // namespace rcdm_fast::cpu

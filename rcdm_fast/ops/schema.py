@@ -118,8 +118,8 @@ def check_film_group_norm(
             )
     n, channels, height, width = x.shape
     if phases:
-        if skip is not None:
-            raise ValueError("film_group_norm: phases and skip do not go together")
+        if skip is not None or resample:
+            raise ValueError("film_group_norm: phases go with neither skip nor resample")
         if channels % 4 or height < 2 or width < 2:
             raise ValueError(f"film_group_norm: phases need x [N,4C,H+1,W+1]; got {list(x.shape)}")
         channels, height, width = channels // 4, 2 * (height - 1), 2 * (width - 1)

@@ -1,0 +1,170 @@
+"""Candidates that are checked first and then timed in turn, and the ceilings of the machine they run on.
+
+A candidate whose result is wrong is red: no time is measured for it, its row says why, and the benchmark fails.
+
+Knows nothing about which candidates there are, or about files and tables.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.workload import Inputs, Workload
+from rcdm_fast import benchmarking
+from rcdm_fast.benchmarking import FP32_LIMIT, relative_l2
+
+Evaluate = Callable[[Inputs], Tensor]  # -> float32 [N,3 or 6,H,W]
+RIVAL_FACTOR = 2.0  # a rival's bf16 error may be so many times autocast's; ours may not be above it
+REFERENCE_CHUNK = 16  # pictures; the reference is not timed, it only has to fit into memory
+
+
+@dataclass
+class Candidate:
+    """A way to evaluate the network.
+
+    Attributes:
+        name, precision: what it is called in rows.
+        ours: whether it is an engine of the library.
+        build: makes it ready; what it returns evaluates a batch.
+        note: what a reader of the row should know.
+    """
+
+    name: str
+    precision: str
+    ours: bool
+    build: Callable[[], Evaluate]
+    note: str = ""
+    evaluate: Evaluate | None = None
+    numbers: dict[str, Any] = field(default_factory=dict)
+    why_not: str = ""
+    red: bool = False
+
+    @property
+    def key(self) -> str:
+        """Name in the tables of times."""
+        return f"{self.name} {self.precision}"
+
+    def row(self, times_ms: Sequence[float] = ()) -> dict[str, Any]:
+        """What is known so far."""
+        row = {"name": self.name, "precision": self.precision, "ours": self.ours, **self.numbers}
+        if self.note:
+            row["note"] = self.note
+        if self.why_not:
+            return row | {"why_not": self.why_not, "red": self.red}
+        return benchmarking.row(times_ms, **row) if times_ms else row
+
+
+class Gate:
+    """Decides from the errors on two different batches whether a candidate may be timed."""
+
+    def __init__(self, workload: Workload) -> None:
+        self._workload = workload
+        self._wanted: list[tuple[Inputs, Tensor]] = []
+        self._autocast: dict[str, float] = {}
+
+    def limit(self, candidate: Candidate) -> float:
+        """The largest relative L2 error to plain PyTorch in fp32 with which a candidate is timed."""
+        if candidate.precision == "fp32":
+            return FP32_LIMIT
+        if candidate.precision not in self._autocast:
+            self._autocast[candidate.precision] = self.error(self._evaluate_autocast(candidate.precision))
+        return self._autocast[candidate.precision] * (1.0 if candidate.ours else RIVAL_FACTOR)
+
+    def error(self, evaluate: Evaluate) -> float:
+        """The larger of the relative L2 errors on the two batches."""
+        if not self._wanted:
+            for inputs in (self._workload.timed, self._workload.other):
+                self._wanted.append((inputs, self._plain(inputs)))
+        return max(relative_l2(evaluate(inputs), want) for inputs, want in self._wanted)
+
+    @torch.inference_mode()
+    def _plain(self, inputs: Inputs) -> Tensor:
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            return _in_chunks(self._workload, inputs)
+
+    def _evaluate_autocast(self, precision: str) -> Evaluate:
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+        @torch.inference_mode()
+        def evaluate(inputs: Inputs) -> Tensor:
+            with torch.autocast(inputs.x.device.type, dtype):
+                return _in_chunks(self._workload, inputs).float()
+
+        return evaluate
+
+
+def _in_chunks(workload: Workload, inputs: Inputs) -> Tensor:
+    parts = zip(*(value.split(REFERENCE_CHUNK) for value in (inputs.x, inputs.t, inputs.h)), strict=True)
+    return torch.cat([workload.network(*part) for part in parts])
+
+
+def check(candidate: Candidate, gate: Gate, workload: Workload) -> None:
+    """Build a candidate, warm it up and compare it; afterwards it is ready to be timed, or says why not."""
+    start = time.perf_counter()
+    try:
+        evaluate = candidate.build()
+        evaluate(workload.timed)
+        benchmarking.wait(workload.device)
+    except (RuntimeError, ValueError, NotImplementedError, TypeError, ImportError) as error:
+        text = " ".join(str(error).split())[:300] or type(error).__name__
+        candidate.why_not, candidate.red = f"cannot be built or run: {text}", candidate.ours
+        return
+    candidate.numbers["ready_s"] = time.perf_counter() - start
+    error, limit = gate.error(evaluate), gate.limit(candidate)
+    candidate.numbers |= {"error": error, "error_limit": limit}
+    if error > limit:
+        candidate.why_not, candidate.red = f"wrong result: relative error {error:.2e}, allowed {limit:.2e}", True
+    else:
+        candidate.evaluate = evaluate
+
+
+def measure(
+    candidates: Sequence[Candidate],
+    workload: Workload,
+    *,
+    rounds: int,
+    warmup: int = 2,
+    deadline: float | None = None,
+    after_round: Callable[[dict[str, list[float]]], None] | None = None,
+) -> dict[str, list[float]]:
+    """Times of all candidates that passed their check, in turn; key -> milliseconds."""
+    ready = {each.key: each.evaluate for each in candidates if each.evaluate is not None}
+    runs = {key: (lambda evaluate=evaluate: evaluate(workload.timed)) for key, evaluate in ready.items()}
+    return benchmarking.in_turn(
+        runs,
+        workload.device,
+        rounds=rounds,
+        warmup=warmup,
+        settle_s=0.02 if workload.device.type == "cpu" else 0.0,
+        deadline=deadline,
+        after_round=after_round,
+    )
+
+
+def ceilings(device: torch.device, size: int = 4096, rounds: int = 5) -> list[dict[str, Any]]:
+    """What the machine can do at most: matrix products [size,size] per precision, and copying; one row each."""
+    rows = []
+    precisions = {"bf16": torch.bfloat16, "fp32": torch.float32}
+    if device.type == "cuda":
+        precisions["fp16"] = torch.float16
+    with torch.inference_mode():
+        for precision, dtype in precisions.items():
+            a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+            out = torch.empty_like(a)
+            run = {"gemm": lambda a=a, b=b, out=out: torch.mm(a, b, out=out)}
+            times_ms = benchmarking.in_turn(run, device, rounds=rounds, warmup=1)["gemm"]
+            row = benchmarking.row(times_ms, name=f"GEMM {size}", precision=precision)
+            rows.append(row | {"gflop_per_s": 2 * size**3 / row["p50_ms"] * 1e-6})
+        elements = 2**28 if device.type == "cuda" else 2**26  # far more than any cache holds
+        source = torch.ones(elements, device=device)
+        target = torch.empty_like(source)
+        times_ms = benchmarking.in_turn({"copy": lambda: target.copy_(source)}, device, rounds=rounds, warmup=1)["copy"]
+        row = benchmarking.row(times_ms, name="copy", precision="")
+        rows.append(row | {"bytes_per_s": 2 * 4 * elements / (row["p50_ms"] * 1e-3)})
+    return rows
