@@ -105,18 +105,30 @@ def _in_chunks(workload: Workload, inputs: Inputs) -> Tensor:
 
 
 def check(candidate: Candidate, gate: Gate, workload: Workload) -> None:
-    """Build a candidate, warm it up and compare it; afterwards it is ready to be timed, or says why not."""
+    """Build a candidate, warm it up and compare it; afterwards it is ready to be timed, or says why not.
+
+    On a GPU `memory_bytes` is the most that it needed beside what was there before, its own weights included.
+    """
+    device = workload.device
+    limit = gate.limit(candidate)
+    before_bytes = 0
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        before_bytes = torch.cuda.memory_allocated(device)
     start = time.perf_counter()
     try:
         evaluate = candidate.build()
         evaluate(workload.timed)
-        benchmarking.wait(workload.device)
+        benchmarking.wait(device)
     except (RuntimeError, ValueError, NotImplementedError, TypeError, ImportError) as error:
         text = " ".join(str(error).split())[:300] or type(error).__name__
         candidate.why_not, candidate.red = f"cannot be built or run: {text}", candidate.ours
         return
     candidate.numbers["ready_s"] = time.perf_counter() - start
-    error, limit = gate.error(evaluate), gate.limit(candidate)
+    if device.type == "cuda":
+        candidate.numbers["memory_bytes"] = torch.cuda.max_memory_allocated(device) - before_bytes
+    error = gate.error(evaluate)
     candidate.numbers |= {"error": error, "error_limit": limit}
     if error > limit:
         candidate.why_not, candidate.red = f"wrong result: relative error {error:.2e}, allowed {limit:.2e}", True

@@ -8,6 +8,7 @@ Knows nothing about rivals, engines' insides or times.
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from dataclasses import dataclass
@@ -85,9 +86,11 @@ def read_config(name: str) -> ModelConfig:
     return config.from_json(ModelConfig, path.read_text(encoding="utf-8"), str(path))
 
 
-def make(model: ModelConfig, batch: int = 0, device: torch.device | str = "cpu") -> Workload:
-    """The workload of a configuration, for another batch than its own if one is given."""
-    network = make_network(model.unet).to(device)
+def make(
+    model: ModelConfig, batch: int = 0, device: torch.device | str = "cpu", network: UNet | None = None
+) -> Workload:
+    """The workload of a configuration; for another batch than its own, or with a network at hand, if given."""
+    network = make_network(model.unet).to(device) if network is None else network
     schedule = Schedule.make(model.schedule, STEPS)
     batch = batch or int(model.info["batch"])
     timed, other = (make_inputs(model.unet, schedule, batch, k, device) for k in (TIMED_STEP, OTHER_STEP))
@@ -126,6 +129,11 @@ def make_network(unet: config.UNetConfig) -> UNet:
         elif isinstance(block, AttentionBlock):
             block.proj_out.weight.mul_(0.5)
     return network
+
+
+def copy_network(network: UNet) -> UNet:
+    """The same network with weights of its own, in the default layout."""
+    return copy.deepcopy(network).to(memory_format=torch.contiguous_format)
 
 
 def count_flops(unet: config.UNetConfig, batch: int) -> int:

@@ -130,23 +130,21 @@ struct Float16 {
   }
 };
 
-// 1 / (1 + exp(-x)). Relative error: below 4e-7, or (`kCoarse`, for results that are rounded to 16 bits) 1.7e-4.
-// exp(-x) = 2^n 2^r with n the nearest integer to -x log2(e), and a polynomial for 2^r on [-0.5, 0.5].
+inline Floats limited(Floats x, float low, float high) {  // a NaN passes unchanged
+  const Floats above = x < low ? splat(low) : x;
+  return above > high ? splat(high) : above;
+}
+
+// 2^(n + r) for r in [-0.5, 0.5], by a polynomial; n is the integer in the low bits of `shifted` = n + kIntegerBits.
+// Relative error: 1e-8 and rounding, or (`kCoarse`, for results that are rounded to 16 bits) 1.1e-4.
+constexpr float kIntegerBits = 0x1.8p23f;
+
 template <bool kCoarse>
-inline Floats sigmoid(Floats x) {
-  constexpr float kMinusLog2e = -1.44269504f, kMinusLog2eRest = -1.925963033e-8f;
-  // Beyond +-87 the result is 0 or 1 to the last digit, and 2^n stays a number. NaN passes both comparisons unchanged.
-  Floats bounded = x < -87.0f ? splat(-87.0f) : x;
-  bounded = bounded > 87.0f ? splat(87.0f) : bounded;
-  const Floats t = bounded * kMinusLog2e;
-  const Floats shifted = t + 0x1.8p23f;  // the integer is in the low bits, the fraction rounded away
-  const Floats n = shifted - 0x1.8p23f;
-  Floats r = t - n;
+inline Floats power_of_two(Floats r, Floats shifted) {
   Floats power;
   if constexpr (kCoarse) {
     power = ((0.0550089297f * r + 0.242210972f) * r + 0.693282929f) * r + 1.0f;
   } else {
-    r = bounded * kMinusLog2eRest + (bounded * kMinusLog2e - n);
     power = 1.53533620e-4f * r + 1.33988747e-3f;
     power = power * r + 9.61843736e-3f;
     power = power * r + 5.55033247e-2f;
@@ -154,8 +152,31 @@ inline Floats sigmoid(Floats x) {
     power = power * r + 6.93147203e-1f;
     power = power * r + 1.0f;
   }
-  const Floats exponential = (Floats)((Words)power + ((Words)shifted << 23));
-  const Floats divisor = exponential + 1.0f;
+  return (Floats)((Words)power + ((Words)shifted << 23));
+}
+
+// 2^t for t <= 0; 2^-126 below -126.
+template <bool kCoarse>
+inline Floats exp2_of(Floats t) {
+  const Floats bounded = t < -126.0f ? splat(-126.0f) : t;
+  const Floats shifted = bounded + kIntegerBits;
+  return power_of_two<kCoarse>(bounded - (shifted - kIntegerBits), shifted);
+}
+
+// 1 / (1 + exp(-x)). Relative error: below 4e-7, or (`kCoarse`) 1.7e-4. Beyond +-87 the result is 0 or 1 to the last
+// digit, and the exponential stays a number.
+template <bool kCoarse>
+inline Floats sigmoid(Floats x) {
+  constexpr float kMinusLog2e = -1.44269504f, kMinusLog2eRest = -1.925963033e-8f;
+  const Floats bounded = limited(x, -87.0f, 87.0f);
+  const Floats t = bounded * kMinusLog2e;
+  const Floats shifted = t + kIntegerBits;
+  const Floats n = shifted - kIntegerBits;
+  Floats r = t - n;
+  if constexpr (!kCoarse) {
+    r = bounded * kMinusLog2eRest + (bounded * kMinusLog2e - n);
+  }
+  const Floats divisor = power_of_two<kCoarse>(r, shifted) + 1.0f;
 #if RCDM_FAST_ISA >= 2
   const Floats guess = (Floats)_mm512_rcp14_ps((__m512)divisor);
   if constexpr (kCoarse) {

@@ -229,6 +229,7 @@ def _attention(qkv: Tensor, heads: int, new_order: bool) -> Tensor:
 
 
 for _name, _schema, _fake in (
+    ("attention", ATTENTION, _attention),
     ("pictures_to_uint8", PICTURES_TO_UINT8, _pictures_to_uint8),
     ("solver_step", SOLVER_STEP, _solver_step),
     ("film_group_norm", FILM_GROUP_NORM, _film_group_norm),

@@ -46,8 +46,11 @@ def film_group_norm_candidates(device: torch.device) -> dict[str, WriteNorm]:
 
 
 def attention_candidates(device: torch.device) -> dict[str, Attend]:
-    """The same for attention: PyTorch's fused one first, because it is the one that is measured everywhere."""
-    found: dict[str, Attend] = {"sdpa": _sdpa}
+    """The same for attention; "sdpa" is PyTorch's own."""
+    found: dict[str, Attend] = {}
+    if device.type == "cpu" and library.has_native("cpu"):
+        found["native"] = torch.ops.rcdm_fast.attention
+    found["sdpa"] = _sdpa
     if not triton_reason(device):
         found["triton"] = importlib.import_module("rcdm_fast.kernels.attention").attention
     return found

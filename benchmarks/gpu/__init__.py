@@ -1,0 +1,1 @@
+"""The parts of `make bench-gpu`, one file each; benchmarks/bench_gpu.py runs them."""

@@ -1,0 +1,224 @@
+// What a block of film_group_norm does: find its place, gather moments, join them, normalise and write.
+
+#pragma once
+
+#include "cuda/elements.cuh"
+#include "cuda/film_group_norm_plan.h"
+#include "cuda/moments.cuh"
+
+namespace rcdm_fast::cuda {
+
+struct FilmGroupNormParameters {
+  FilmGroupNormProblem problem;
+  FilmGroupNormPlan plan;
+  float2* moments;  // [N, chunks, groups]: mean and m2 of every chunk
+};
+
+// A block's picture, chunk and slab, and its threads as `lanes` rows of `tile` columns; a column is one vector of
+// channels. A slab wider than the block is one group, and its columns are done tile by tile.
+struct Place {
+  int64_t picture;
+  int chunk;
+  int first_channel;
+  int columns;
+  int groups;
+  int tile;
+  int lanes;
+  int lane;
+  int column;  // within a tile
+
+  __device__ __forceinline__ Place(const FilmGroupNormPlan& plan, unsigned block) {
+    const unsigned slab = block % plan.slabs;
+    const unsigned rest = block / plan.slabs;
+    chunk = rest % plan.chunks;
+    picture = rest / plan.chunks;
+    first_channel = slab * plan.slab_channels;
+    const int left = plan.channels - first_channel;
+    const int channels = left < plan.slab_channels ? left : plan.slab_channels;
+    columns = channels / plan.vector;
+    groups = channels / plan.per_group;
+    tile = columns < kThreads ? columns : kThreads;
+    lanes = kThreads / tile;
+    lane = threadIdx.x / tile;
+    column = threadIdx.x % tile;
+  }
+
+  // Whether this thread has a column in the tile that begins at `start`.
+  __device__ __forceinline__ bool has(int start) const {
+    return lane < lanes && start + column < columns;
+  }
+};
+
+// Row of the film table for a picture. `row` is nullptr without film, or when the picture's row is out of range.
+struct Film {
+  const float* row;
+  bool out_of_range;
+
+  __device__ __forceinline__ Film(const FilmGroupNormProblem& problem, int64_t picture) {
+    row = nullptr;
+    out_of_range = false;
+    if (problem.film != nullptr) {
+      const int64_t index = problem.rows[picture];
+      out_of_range = index < 0 || index >= problem.film_rows;
+      row = out_of_range ? nullptr : problem.film + index * problem.film_stride;
+    }
+  }
+};
+
+// A thread's column in memory: where its channels of a pixel lie.
+template <typename Element>
+struct Column {
+  using Storage = typename Element::Storage;
+  const Storage* base;
+  int64_t pitch;  // numbers from pixel to pixel
+  unsigned width;
+  int channels;
+  bool phases;
+
+  __device__ __forceinline__ Column(const FilmGroupNormProblem& problem, int64_t picture, int channel) {
+    phases = problem.phases;
+    width = problem.width;
+    channels = problem.x_channels;
+    int64_t pixels = static_cast<int64_t>(problem.height) * problem.width;
+    const void* source = problem.x;
+    pitch = problem.x_channels;
+    if (phases) {
+      pitch = int64_t{4} * problem.x_channels;
+      pixels = (static_cast<int64_t>(problem.height) / 2 + 1) * (problem.width / 2 + 1);
+    } else if (channel >= problem.x_channels) {
+      source = problem.skip;
+      pitch = problem.skip_channels;
+      channel -= problem.x_channels;
+    }
+    base = static_cast<const Storage*>(source) + picture * pixels * pitch + channel;
+  }
+
+  __device__ __forceinline__ const Storage* at(unsigned pixel) const {
+    if (!phases) {
+      return base + pixel * pitch;
+    }
+    const unsigned y = pixel / width;
+    const unsigned x = pixel - y * width;
+    const int64_t cell = static_cast<int64_t>((y + 1) / 2) * (width / 2 + 1) + (x + 1) / 2;
+    return base + cell * pitch + static_cast<int64_t>(2 * (y & 1) + (x & 1)) * channels;
+  }
+};
+
+// The same column in shared memory, where the fused kernel keeps the slab.
+template <typename Element, int Size>
+struct KeptColumn {
+  const Vector<Element, Size>* base;
+  int columns;
+
+  __device__ __forceinline__ void load(Vector<Element, Size>& vector, int pixel) const {
+    vector = base[static_cast<int64_t>(pixel) * columns];
+  }
+};
+
+template <typename Element, int Size>
+struct FarColumn {
+  Column<Element> column;
+
+  __device__ __forceinline__ void load(Vector<Element, Size>& vector, int pixel) const {
+    vector.load(column.at(pixel));
+  }
+};
+
+// Moments of a thread's column over pixels first + lane, + lanes, ... below end. `keep` (or nullptr) receives what was
+// read. Several loads are under way at once; past the end the last pixel is read again and not counted.
+template <typename Element, int Size, int Same>
+__device__ __forceinline__ void gather(const FilmGroupNormParameters& p, const Place& place, const Film& film,
+                                       int first, int end, Vector<Element, Size>* keep,
+                                       ThreadMoments<Size, Same>& moments) {
+  constexpr int kPixels = 4;
+  const bool adds = film.row != nullptr && p.problem.film_width == p.plan.channels;
+  for (int start = 0; start < place.columns; start += place.tile) {
+    if (!place.has(start)) {
+      continue;
+    }
+    const int channel = place.first_channel + (start + place.column) * Size;
+    const Column<Element> source(p.problem, place.picture, channel);
+    float added[Size];
+#pragma unroll
+    for (int i = 0; i < Size; ++i) {
+      added[i] = adds ? film.row[channel + i] : 0.0f;
+    }
+    for (int pixel = first + place.lane; pixel < end; pixel += kPixels * place.lanes) {
+      Vector<Element, Size> read[kPixels];
+#pragma unroll
+      for (int j = 0; j < kPixels; ++j) {
+        const int wanted = pixel + j * place.lanes;
+        read[j].load(source.at(wanted < end ? wanted : pixel));
+      }
+      if (keep != nullptr) {
+#pragma unroll
+        for (int j = 0; j < kPixels; ++j) {
+          const int wanted = pixel + j * place.lanes;
+          if (wanted < end) {
+            keep[static_cast<int64_t>(wanted) * place.columns + start + place.column] = read[j];
+          }
+        }
+      }
+      float values[kPixels][Size];
+#pragma unroll
+      for (int j = 0; j < kPixels; ++j) {
+        read[j].widen(values[j]);
+#pragma unroll
+        for (int i = 0; i < Size; ++i) {
+          values[j][i] += added[i];
+        }
+      }
+      moments.add(values, (end - pixel + place.lanes - 1) / place.lanes);
+    }
+  }
+}
+
+// Joins `total` moments for each of the block's groups; get(group, i) gives one of them. Several threads share a group
+// and one finishes it: two short loops instead of a long one. `reduce` has 3 kThreads + 2 kMostGroups floats, of which
+// the last hold the result: mean and m2 for every group. Every thread of the block must come here.
+template <typename Get>
+__device__ __forceinline__ void join_groups(int groups, int total, float* reduce, const Get& get) {
+  int helpers = 1;
+  while (2 * helpers * groups <= kThreads && helpers * helpers < total) {
+    helpers *= 2;
+  }
+  const int t = threadIdx.x;
+  if (t < helpers * groups) {
+    const int group = t / helpers;
+    const Moments part = join([&](int i) { return get(group, i); }, t % helpers, total, helpers);
+    reduce[t] = part.count;
+    reduce[kThreads + t] = part.mean;
+    reduce[2 * kThreads + t] = part.m2;
+  }
+  __syncthreads();
+  if (t < groups) {
+    const auto part = [&](int i) { return Moments{reduce[i], reduce[kThreads + i], reduce[2 * kThreads + i]}; };
+    const Moments whole = join(part, t * helpers, (t + 1) * helpers, 1);
+    reduce[3 * kThreads + t] = whole.mean;
+    reduce[3 * kThreads + kMostGroups + t] = whole.m2;
+  }
+  __syncthreads();
+}
+
+// Moments of the block's groups from those of its threads; the result as in join_groups. `sets` has room for every set
+// of every thread, `counts` for every thread.
+template <int Size, int Same>
+__device__ __forceinline__ void join_threads(const Place& place, int per_group,
+                                             const ThreadMoments<Size, Same>& moments, float2* sets, float* counts,
+                                             float* reduce) {
+  constexpr int kSets = Size / Same;
+  counts[threadIdx.x] = moments.count;
+#pragma unroll
+  for (int i = 0; i < kSets; ++i) {
+    sets[threadIdx.x * kSets + i] = make_float2(moments.mean[i], moments.m2[i]);
+  }
+  __syncthreads();
+  const int in_lane = place.tile * kSets;
+  const int of_group = place.columns > place.tile ? in_lane : per_group / Same;  // of one lane
+  join_groups(place.groups, place.lanes * of_group, reduce, [&](int group, int i) {
+    const int index = i / of_group * in_lane + group * of_group + i % of_group;
+    return Moments{counts[index / kSets], sets[index].x, sets[index].y};
+  });
+}
+
+}  // namespace rcdm_fast::cuda

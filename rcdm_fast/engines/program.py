@@ -1,0 +1,275 @@
+"""The network as a fast engine runs it: convolutions, our operators between them, nothing computed twice.
+
+Channels-last throughout. GroupNorm, FiLM, SiLU and average pooling are one operator; a skip connection is read beside
+its partner instead of being concatenated; the residual is added by the convolution that ends a block; an upsampled
+block's first convolution runs as four 2x2 phase convolutions on the small picture (16/36 of the work, exact).
+
+How a convolution runs is the backend's business (`Backend`). What the network computes is `rcdm_fast.unet`; this module
+follows it block by block and knows nothing about plans, solvers, CUDA graphs or how weights are packed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rcdm_fast.ops.wrappers import Resample
+from rcdm_fast.unet import AttentionBlock, Downsample, ResBlock, Stage, UNet, Upsample
+
+Observer = Callable[[str, Tensor], None]  # (layer's name in the state_dict, its output)
+
+
+class Convolution(Protocol):
+    """One prepared convolution with its bias."""
+
+    def __call__(self, x: Tensor, add: Tensor | None = None, overwrite: bool = False) -> Tensor:
+        """[N,C,H,W] channels-last -> the same; `add` is added to the result, and may be `overwrite`n by it."""
+
+
+class Backend(Protocol):
+    """How an engine runs convolutions, norms and attention in its dtype, on its device."""
+
+    def convolution(self, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Convolution:
+        """Prepare a convolution: float32 weight [O,I,k,k], bias [O]."""
+
+    def norm(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        *,
+        skip: Tensor | None = None,
+        film: Tensor | None = None,
+        rows: Tensor | None = None,
+        silu: bool = True,
+        resample: Resample = "none",
+        phases: bool = False,
+    ) -> Tensor:
+        """`ops.film_group_norm`; the result is valid until the next norm of the same shape."""
+
+    def attention(self, qkv: Tensor, heads: int, new_order: bool) -> Tensor:
+        """`ops.attention`."""
+
+
+def phase_weights(weight: Tensor) -> Tensor:
+    """Weights of the four 2x2 convolutions that equal upsampling and then a 3x3 convolution; [O,I,3,3] -> [4O,I,2,2].
+
+    Run on the small picture with padding 1 they give [N,4O,H+1,W+1], as `ops.reference.merge_phases` describes. In an
+    even row the kernel's rows 1 and 2 see the same pixel; in an odd row rows 0 and 1 do.
+    """
+    even, odd = ((0, 1, 1), (0, 0, 1))  # kernel row -> row of the 2x2 kernel
+    phases = []
+    for rows in (even, odd):
+        for columns in (even, odd):
+            small = weight.new_zeros(*weight.shape[:2], 2, 2)
+            for i, row in enumerate(rows):
+                for j, column in enumerate(columns):
+                    small[:, :, row, column] += weight[:, :, i, j]
+            phases.append(small)
+    return torch.cat(phases)
+
+
+class _Norm:
+    def __init__(self, norm: nn.GroupNorm, backend: Backend, device: torch.device) -> None:
+        self.weight = norm.weight.detach().to(device, torch.float32).contiguous()
+        self.bias = norm.bias.detach().to(device, torch.float32).contiguous()
+        self.backend = backend
+
+
+class _ResBlock:
+    """See `unet.ResBlock`; x may come in two parts, as if concatenated."""
+
+    def __init__(self, block: ResBlock, split: int, backend: Backend, device: torch.device, film_start: int) -> None:
+        first, last = block.in_layers[2], block.out_layers[3]
+        assert isinstance(first, nn.Conv2d)
+        assert isinstance(last, nn.Conv2d)
+        self.backend = backend
+        self.in_norm = _norm(block.in_layers[0], backend, device)
+        self.out_norm = _norm(block.out_layers[0], backend, device)
+        self.up = isinstance(block.resample, Upsample)
+        self.down = isinstance(block.resample, Downsample)
+        if self.up:
+            assert first.bias is not None
+            self.first = backend.convolution(phase_weights(first.weight), first.bias.repeat(4), 1, 1)
+        else:
+            self.first = backend.convolution(first.weight, first.bias, 1, 1)
+        self.last = backend.convolution(last.weight, last.bias, 1, 1)
+        self.film = slice(film_start, film_start + block.film_width)
+        self.projection: tuple[Convolution, Convolution | None] | None = None
+        if isinstance(block.skip_connection, nn.Conv2d):
+            weight, bias = block.skip_connection.weight, block.skip_connection.bias
+            other = backend.convolution(weight[:, split:], None, 1, 0) if split < weight.shape[1] else None
+            self.projection = backend.convolution(weight[:, :split], bias, 1, 0), other
+
+    def __call__(self, x: Tensor, skip: Tensor | None, film: Tensor, rows: Tensor) -> Tensor:
+        norm = self.backend.norm
+        resample: Resample = "down" if self.down else "none"
+        h = norm(x, self.in_norm.weight, self.in_norm.bias, skip=skip, resample=resample)
+        h = self.first(h)
+        h = norm(h, self.out_norm.weight, self.out_norm.bias, film=film[:, self.film], rows=rows, phases=self.up)
+        if self.up:
+            return self.last(h, add=_upsampled(x), overwrite=True)
+        if self.down:
+            return self.last(h, add=F.avg_pool2d(x, 2), overwrite=True)
+        if self.projection is None:
+            return self.last(h, add=x if skip is None else torch.cat([x, skip], dim=1))
+        direct, other = self.projection
+        residual = direct(x)
+        if other is not None and skip is not None:
+            residual = other(skip, add=residual, overwrite=True)
+        return self.last(h, add=residual, overwrite=True)
+
+
+class _Attention:
+    """See `unet.AttentionBlock`."""
+
+    def __init__(self, block: AttentionBlock, backend: Backend, device: torch.device) -> None:
+        self.backend = backend
+        self.norm = _norm(block.norm, backend, device)
+        self.qkv = backend.convolution(block.qkv.weight[..., None], block.qkv.bias, 1, 0)
+        self.out = backend.convolution(block.proj_out.weight[..., None], block.proj_out.bias, 1, 0)
+        self.heads, self.new_order = block.heads, block.new_order
+
+    def __call__(self, x: Tensor) -> Tensor:
+        n, c, height, width = x.shape
+        qkv = self.qkv(self.backend.norm(x, self.norm.weight, self.norm.bias, silu=False))
+        packed = qkv.permute(0, 2, 3, 1).reshape(n, height * width, 3 * c)
+        h = self.backend.attention(packed, self.heads, self.new_order)
+        return self.out(h.reshape(n, height, width, c).permute(0, 3, 1, 2), add=x)
+
+
+class _Resize:
+    """See `unet.Upsample` and `unet.Downsample` outside residual blocks."""
+
+    def __init__(self, layer: Upsample | Downsample, backend: Backend) -> None:
+        self.up = isinstance(layer, Upsample)
+        conv = layer.conv if isinstance(layer, Upsample) else layer.op
+        self.conv: Convolution | None = None
+        if isinstance(conv, nn.Conv2d):
+            self.conv = backend.convolution(conv.weight, conv.bias, 1 if self.up else 2, 1)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.up:
+            x = _upsampled(x)
+            return x if self.conv is None else self.conv(x)
+        return F.avg_pool2d(x, 2) if self.conv is None else self.conv(x)
+
+
+class _First:
+    """The first convolution."""
+
+    def __init__(self, conv: nn.Conv2d, backend: Backend) -> None:
+        self.conv = backend.convolution(conv.weight, conv.bias, 1, 1)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class Program:
+    """The network proper (`unet.UNet.denoise`) on a backend, in a dtype, on a device."""
+
+    def __init__(self, network: UNet, backend: Backend, dtype: torch.dtype, device: torch.device) -> None:
+        self.dtype = dtype
+        self._backend, self._device, self._film_start = backend, device, 0
+        self._names = {id(module): name for name, module in network.named_modules()}
+        self._observer: Observer | None = None
+        skips = [_channels(stage) for stage in network.input_blocks]
+        channels = 0
+        self._down, self._up = [], []
+        for stage in network.input_blocks:
+            self._down.append(self._stage(stage, channels))
+            channels = _channels(stage, channels)
+        self._middle = self._stage(network.middle_block, channels)
+        for stage in network.output_blocks:
+            skips.pop()
+            self._up.append(self._stage(stage, channels))
+            channels = _channels(stage, channels)
+        norm, _, last = network.out
+        assert isinstance(last, nn.Conv2d)
+        self._out_norm = _norm(norm, backend, device)
+        self._out = backend.convolution(last.weight, last.bias, 1, 1)
+
+    def _stage(self, stage: nn.Module, channels: int) -> list[tuple[str, _ResBlock | _Attention | _Resize | _First]]:
+        layers: list[tuple[str, _ResBlock | _Attention | _Resize | _First]] = []
+        for layer in stage.children():
+            made: _ResBlock | _Attention | _Resize | _First
+            if isinstance(layer, ResBlock):
+                made = _ResBlock(layer, channels, self._backend, self._device, self._film_start)
+                self._film_start += layer.film_width
+            elif isinstance(layer, AttentionBlock):
+                made = _Attention(layer, self._backend, self._device)
+            elif isinstance(layer, Upsample | Downsample):
+                made = _Resize(layer, self._backend)
+            else:
+                assert isinstance(layer, nn.Conv2d)
+                made = _First(layer, self._backend)
+            layers.append((self._names[id(layer)], made))
+        return layers
+
+    def denoise(self, x: Tensor, film: Tensor, rows: Tensor) -> Tensor:
+        """[N,3,H,W], FiLM rows float32 [R,F], row of every picture int64 [N] -> [N,3 or 6,H,W], channels-last."""
+        h = x.to(dtype=self.dtype, memory_format=torch.channels_last)
+        skips = []
+        for stage in self._down:
+            h = self._run(stage, h, None, film, rows)
+            skips.append(h)
+        h = self._run(self._middle, h, None, film, rows)
+        for stage in self._up:
+            h = self._run(stage, h, skips.pop(), film, rows)
+        h = self._out(self._backend.norm(h, self._out_norm.weight, self._out_norm.bias))
+        self._observe("out", h)
+        return h
+
+    def observed(self, x: Tensor, film: Tensor, rows: Tensor, observer: Observer) -> None:
+        """`denoise`, showing every layer's output to the observer as it is made."""
+        self._observer = observer
+        try:
+            self.denoise(x, film, rows)
+        finally:
+            self._observer = None
+
+    def _run(
+        self,
+        stage: list[tuple[str, _ResBlock | _Attention | _Resize | _First]],
+        h: Tensor,
+        skip: Tensor | None,
+        film: Tensor,
+        rows: Tensor,
+    ) -> Tensor:
+        for name, layer in stage:
+            if isinstance(layer, _ResBlock):
+                h = layer(h, skip, film, rows)
+                skip = None
+            else:
+                h = layer(h)
+            self._observe(name, h)
+        return h
+
+    def _observe(self, name: str, h: Tensor) -> None:
+        if self._observer is not None:
+            self._observer(name, h)
+
+
+def _norm(layer: nn.Module, backend: Backend, device: torch.device) -> _Norm:
+    assert isinstance(layer, nn.GroupNorm)
+    return _Norm(layer, backend, device)
+
+
+def _upsampled(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def _channels(stage: nn.Module, before: int = 0) -> int:
+    """Channels of what a stage gives."""
+    for layer in stage.children():
+        if isinstance(layer, ResBlock):
+            last = layer.out_layers[3]
+            assert isinstance(last, nn.Conv2d)
+            before = last.out_channels
+        elif isinstance(layer, nn.Conv2d):
+            before = layer.out_channels
+    return before

@@ -1,0 +1,203 @@
+"""The launchers of csrc/cuda, compiled for the CPU through the headers beside this file, as functions on tensors.
+
+Every tensor is handed over inside a larger buffer of NaN, so that a read outside of it shows in the result; what lies
+around an output is checked afterwards.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rcdm_fast.ops import schema
+
+FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+GUARD = 64  # numbers around a tensor; a multiple of 16 bytes in every dtype
+
+Pointer = ctypes.c_void_p
+Int = ctypes.c_int
+Int64 = ctypes.c_int64
+Float = ctypes.c_float
+
+
+class NormProblem(ctypes.Structure):
+    """`FilmGroupNormProblem` of csrc/cuda/film_group_norm_launch.h."""
+
+    _fields_ = [
+        *((name, Pointer) for name in ("x", "skip", "out", "weight", "bias", "film", "rows")),
+        *((name, Int64) for name in ("batch", "film_rows", "film_stride")),
+        *((name, Int) for name in ("film_width", "height", "width", "x_channels", "skip_channels", "groups")),
+        ("eps", Float),
+        ("format", Int),
+        ("resample", Int),
+        ("silu", ctypes.c_bool),
+        ("phases", ctypes.c_bool),
+    ]
+
+
+class StepProblem(ctypes.Structure):
+    """`SolverStepProblem` of csrc/cuda/solver_step_launch.h."""
+
+    _fields_ = [
+        *((name, Pointer) for name in ("x", "output", "following", "x0")),
+        ("terms", Pointer * 8),
+        ("weights", Float * 8),
+        ("strides", Int64 * 4),
+        ("batch", Int64),
+        *((name, Int) for name in ("channels", "height", "width", "term_count")),
+        *((name, Float) for name in ("x_to_x0", "output_to_x0", "bound", "x0_to_next", "x_to_next")),
+        ("format", Int),
+    ]
+
+
+def missing() -> str:
+    """Why the launchers cannot be compiled here; empty if they can."""
+    return "" if shutil.which("g++") else "no g++ to compile the kernels for the host"
+
+
+def compile_launchers(checkout: Path, folder: Path) -> Path:
+    """Compile every .cu file for the CPU into one library."""
+    library = folder / "cuda_on_host.so"
+    command = "g++ -std=c++17 -O1 -ffp-contract=off -fPIC -shared -Wall -Wextra -Werror -Wno-unknown-pragmas -x c++"
+    sources = sorted(checkout.glob("csrc/cuda/*.cu"))
+    folders = ("-I", checkout / "tests/cuda_on_host", "-I", checkout / "csrc")
+    done = subprocess.run(
+        [*command.split(), *folders, *sources, "-o", library], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return library
+
+
+def guarded(tensor: Tensor, offset: int = 0) -> Tensor:
+    """A copy with the same strides inside a buffer of NaN (of -1 for integers), `offset` numbers off alignment."""
+    poison = float("nan") if tensor.is_floating_point() else -1
+    room = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    buffer = torch.full((2 * GUARD + offset + max(room, 0),), poison, dtype=tensor.dtype)
+    shift = -buffer.data_ptr() % 16 // tensor.element_size()
+    assert shift == 0, "torch aligns its memory"
+    return buffer.as_strided(tensor.shape, tensor.stride(), GUARD + offset).copy_(tensor)
+
+
+def surroundings_untouched(tensor: Tensor) -> bool:
+    """Whether the buffer around a guarded dense tensor is still NaN."""
+    first = tensor.storage_offset()
+    buffer = tensor.as_strided((tensor.untyped_storage().nbytes() // tensor.element_size(),), (1,), 0)
+    return bool(buffer[:first].isnan().all() and buffer[first + tensor.numel() :].isnan().all())
+
+
+def address(tensor: Tensor | None) -> int | None:
+    """For a pointer field."""
+    return None if tensor is None else tensor.data_ptr()
+
+
+class Launchers:
+    """The library and its switches."""
+
+    def __init__(self, path: Path) -> None:
+        self.library = ctypes.CDLL(str(path))
+        for name in ("film_group_norm", "solver_step", "pictures_to_uint8"):
+            getattr(self.library, f"rcdm_fast_{name}").restype = ctypes.c_char_p
+        self.library.rcdm_fast_film_group_norm_workspace.restype = Int64
+        self.launches = 0  # of the last call
+
+    def run_backwards(self, backwards: bool) -> None:
+        """The order in which the threads of a block run between two barriers."""
+        Int.in_dll(self.library, "cuda_on_host_backwards").value = int(backwards)
+
+    def _call(self, name: str, *arguments: object) -> None:
+        counter = Int.in_dll(self.library, "cuda_on_host_launches")
+        before = counter.value
+        message = getattr(self.library, f"rcdm_fast_{name}")(*arguments)
+        self.launches = counter.value - before
+        assert message is None, message.decode()
+
+    def film_group_norm(
+        self,
+        x: Tensor,
+        skip: Tensor | None,
+        weight: Tensor,
+        bias: Tensor,
+        film: Tensor | None,
+        rows: Tensor | None,
+        groups: int,
+        eps: float,
+        silu: bool,
+        resample: int,
+        phases: bool,
+        offset: int = 0,
+    ) -> Tensor:
+        """As `torch.ops.rcdm_fast.film_group_norm`; tensors lie `offset` numbers off alignment."""
+        shape = schema.check_film_group_norm(x, skip, weight, bias, film, rows, groups, resample, phases)
+        x, weight, bias = guarded(x, offset), guarded(weight), guarded(bias)
+        skip, film = (None if tensor is None else guarded(tensor, offset) for tensor in (skip, film))
+        out = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+        out = guarded(out.fill_(float("nan")), offset)
+        height, width = (2 * (x.shape[2] - 1), 2 * (x.shape[3] - 1)) if phases else (x.shape[2], x.shape[3])
+        problem = NormProblem(
+            *(address(tensor) for tensor in (x, skip, out, weight, bias, film, rows)),
+            batch=x.shape[0],
+            film_rows=0 if film is None else film.shape[0],
+            film_stride=0 if film is None else film.stride(0),
+            film_width=0 if film is None else film.shape[1],
+            height=height,
+            width=width,
+            x_channels=x.shape[1] // 4 if phases else x.shape[1],
+            skip_channels=0 if skip is None else skip.shape[1],
+            groups=groups,
+            eps=eps,
+            format=FORMATS[x.dtype],
+            resample=resample,
+            silu=silu,
+            phases=phases,
+        )
+        floats = self.library.rcdm_fast_film_group_norm_workspace(ctypes.byref(problem))
+        workspace = guarded(torch.full((floats,), float("nan")))
+        self._call("film_group_norm", ctypes.byref(problem), Pointer(address(workspace)), None)
+        assert surroundings_untouched(out)
+        assert surroundings_untouched(workspace)
+        return out
+
+    def solver_step(
+        self,
+        x: Tensor,
+        output: Tensor,
+        terms: Sequence[Tensor],
+        weights: Sequence[float],
+        numbers: tuple[float, float, float, float, float],
+        offset: int = 0,
+    ) -> tuple[Tensor, Tensor]:
+        """As `torch.ops.rcdm_fast.solver_step`; `numbers` are its last five arguments."""
+        x, output, listed = guarded(x, offset), guarded(output, offset), [guarded(term, offset) for term in terms]
+        following, x0 = (guarded(torch.full_like(x, float("nan"))) for _ in range(2))
+        problem = StepProblem(
+            *(address(tensor) for tensor in (x, output, following, x0)),
+            (Pointer * 8)(*(address(term) for term in listed)),
+            (Float * 8)(*weights),
+            (Int64 * 4)(*output.stride()),
+            x.shape[0],
+            *x.shape[1:],
+            len(listed),
+            *numbers,
+            FORMATS[output.dtype],
+        )
+        self._call("solver_step", ctypes.byref(problem), None)
+        assert surroundings_untouched(x0)
+        assert surroundings_untouched(following)
+        return following, x0
+
+    def pictures_to_uint8(self, pictures: Tensor, offset: int = 0) -> Tensor:
+        """As `torch.ops.rcdm_fast.pictures_to_uint8` for a dense tensor."""
+        pictures = guarded(pictures, offset)
+        buffer = torch.full((pictures.numel() + 32,), 77, dtype=torch.uint8)
+        pointers = (Pointer(address(pictures)), Pointer(buffer[16:].data_ptr()))
+        self._call("pictures_to_uint8", *pointers, Int64(pictures.numel()), FORMATS[pictures.dtype], None)
+        levels = buffer[16:-16]
+        assert (buffer[:16] == 77).all()
+        assert (buffer[-16:] == 77).all()
+        return levels.as_strided(pictures.shape, pictures.stride())
