@@ -50,10 +50,18 @@ class ConditioningPlan:
 
     def film(self, k: int) -> Tensor:
         """FiLM rows at kept step k for the batch; float32 [N,F]."""
+        rows, place = self.film_rows(k)
+        return rows[place]
+
+    def film_rows(self, k: int) -> tuple[Tensor, Tensor]:
+        """FiLM rows at kept step k, float32 [R',F], and every picture's place among them, int64 [N].
+
+        R' is the whole table's R, or the number of distinct rows in the batch where there is no table.
+        """
         if self.table is not None:
-            return self.table[k, self.rows]
+            return self.table[k], self.rows
         distinct, place = self.rows.unique(return_inverse=True)
-        return self._product(self.time[k] + self.condition[distinct])[place]
+        return self._product(self.time[k] + self.condition[distinct]), place
 
     def _product(self, emb: Tensor) -> Tensor:
         return F.linear(F.silu(emb), self.weight, self.bias).float()

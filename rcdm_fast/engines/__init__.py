@@ -8,6 +8,7 @@ Knows nothing about solvers, encoders or files.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, Protocol
 
 import torch
@@ -15,13 +16,23 @@ from torch import Tensor
 
 from rcdm_fast.conditioning import ConditioningPlan
 from rcdm_fast.config import ConfigError
-from rcdm_fast.engines import eager
+from rcdm_fast.engines import compiled, eager, native
 from rcdm_fast.unet import UNet
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
-ENGINES = ("eager",)
+ENGINES = ("native", "compiled", "eager")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
+AUTOMATIC = (
+    "native",
+    "eager",
+)  # what ``auto`` tries, fastest first; compiling takes a minute and gains nothing over native
+
+_REASONS: dict[str, Callable[[torch.device, str], list[str]]] = {
+    "native": native.reasons_unavailable,
+    "compiled": compiled.reasons_unavailable,
+    "eager": eager.reasons_unavailable,
+}
 
 
 class Engine(Protocol):
@@ -36,28 +47,56 @@ class Engine(Protocol):
     def predict(self, x: Tensor, k: int) -> Tensor:
         """One network evaluation: x [batch,3,H,W] float32 at kept step k -> raw output [batch,3 or 6,H,W] float32."""
 
+    def first_nonfinite(self, x: Tensor, k: int) -> str | None:
+        """Name of the first layer whose output is not finite at step k, or None; slow, for error messages."""
+
     def describe(self) -> str:
         """One line: what runs, in which precision, on which device."""
 
 
 def reasons_unavailable(name: str, device: torch.device, precision: Precision) -> list[str]:
     """Why an engine cannot be used; empty if it can. `ConfigError` for a name that is no engine."""
-    if name == "eager":
-        return eager.reasons_unavailable(device, precision)
-    raise ConfigError(f"no engine called {name!r}; known: auto, {', '.join(ENGINES)}")
+    if name not in _REASONS:
+        raise ConfigError(f"no engine called {name!r}; known: auto, {', '.join(ENGINES)}")
+    return _REASONS[name](device, precision)
+
+
+def compare(device: torch.device, precision: Precision) -> dict[str, str]:
+    """What each engine says: "available", or why it is not."""
+    found = {name: reasons_unavailable(name, device, precision) for name in ENGINES}
+    return {name: "; ".join(reasons) or "available" for name, reasons in found.items()}
+
+
+def choose(device: torch.device, precision: Precision) -> str:
+    """The engine that ``auto`` stands for: the first of `AUTOMATIC` that can run.
+
+    Raises:
+        ConfigError: none can, with every engine's reasons.
+    """
+    for name in AUTOMATIC:
+        if not reasons_unavailable(name, device, precision):
+            return name
+    said = "; ".join(f"{name}: {what}" for name, what in compare(device, precision).items())
+    raise ConfigError(f"no engine can run {precision} on {device} ({said})")
 
 
 def make(name: str, network: UNet, device: torch.device, precision: str) -> Engine:
-    """Build an engine. ``auto`` is eager, and precision ``auto`` is fp32.
+    """Build an engine. ``auto`` is the fastest that can run here (`choose`), and precision ``auto`` is fp32.
 
     Raises:
-        ConfigError: unknown name or precision, or an engine that cannot run here (with its reasons).
+        ConfigError: unknown name or precision, or an engine that cannot run here (with every engine's reasons).
     """
     if precision not in (*PRECISIONS, "auto"):
         raise ConfigError(f"no precision called {precision!r}; known: auto, {', '.join(PRECISIONS)}")
     chosen: Precision = "fp32" if precision == "auto" else precision  # type: ignore[assignment]
-    kind = "eager" if name == "auto" else name
+    kind = choose(device, chosen) if name == "auto" else name
     reasons = reasons_unavailable(kind, device, chosen)
     if reasons:
-        raise ConfigError(f"engine {kind} cannot run here: {'; '.join(reasons)}")
-    return eager.EagerEngine(network, device, chosen)
+        others = "; ".join(f"{other}: {what}" for other, what in compare(device, chosen).items() if other != kind)
+        raise ConfigError(f"engine {kind} cannot run here: {'; '.join(reasons)} ({others})")
+    engines: dict[str, Callable[[UNet, torch.device, str], Engine]] = {
+        "native": native.NativeEngine,
+        "compiled": compiled.CompiledEngine,
+        "eager": eager.EagerEngine,
+    }
+    return engines[kind](network, device, chosen)

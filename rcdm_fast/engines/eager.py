@@ -1,6 +1,7 @@
 """The eager engine: plain PyTorch, the truth that other engines are compared with.
 
-fp32 runs the network as it is written; bf16 and fp16 run it channels-last under autocast (weights stay fp32).
+fp32 runs the network as it is written (on CPU in groups of one fixed size, so that a picture does not depend on its
+batch); bf16 and fp16 run it channels-last under autocast (weights stay fp32).
 
 Knows nothing about solvers or conditioning beyond the plan it is given.
 """
@@ -8,17 +9,11 @@ Knows nothing about solvers or conditioning beyond the plan it is given.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rcdm_fast.conditioning import ConditioningPlan
-from rcdm_fast.unet import UNet
-
-# In fp32 on the CPU pictures pass the network in groups of one fixed size, the last one padded. Otherwise a picture
-# would depend on its batch: the order in which a convolution or a GroupNorm sums changes with the batch size and the
-# number of threads (by up to 1e-6), and the first steps of a trajectory magnify that up to 2e4 times. On two cores
-# groups of four 32-pixel pictures are as fast per picture as batches of 32.
-GROUP_PIXELS = 4 * 32 * 32
-LARGEST_GROUP = 4
+from rcdm_fast.engines.groups import in_groups
+from rcdm_fast.unet import AttentionBlock, ResBlock, UNet
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -55,18 +50,30 @@ class EagerEngine:
             raise RuntimeError("predict before prepare")
         film = self._plan.film(k)
         if self.precision == "fp32" and self.device.type == "cpu":
-            return self._in_groups(x, film)
+            return in_groups(self._network.denoise, x, film)
         with torch.autocast(self.device.type, _DTYPES[self.precision], enabled=self.precision != "fp32"):
             return self._network.denoise(x.contiguous(memory_format=self._layout), film).float()
 
-    def _in_groups(self, x: Tensor, film: Tensor) -> Tensor:
-        group = max(1, min(LARGEST_GROUP, GROUP_PIXELS // (x.shape[2] * x.shape[3])))
-        out = []
-        for start in range(0, len(x), group):
-            part, rows = x[start : start + group], film[start : start + group]
-            padded = torch.arange(group) % len(part)
-            out.append(self._network.denoise(part[padded], rows[padded])[: len(part)])
-        return torch.cat(out)
+    @torch.inference_mode()
+    def first_nonfinite(self, x: Tensor, k: int) -> str | None:
+        """Name of the first layer whose output is not finite for these pictures at step k, or None."""
+        found: list[str] = []
+
+        def look(name: str, output: Tensor) -> None:
+            if not found and not bool(output.isfinite().all()):
+                found.append(name)
+
+        hooks = [
+            module.register_forward_hook(lambda _, __, output, name=name: look(name, output))
+            for name, module in self._network.named_modules()
+            if isinstance(module, ResBlock | AttentionBlock | nn.Conv2d)
+        ]
+        try:
+            self.predict(x, k)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found[0] if found else None
 
     def describe(self) -> str:
         how = "as written" if self.precision == "fp32" else "autocast, channels-last"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rcdm_fast.ops.wrappers import Resample
-from rcdm_fast.unet import AttentionBlock, Downsample, ResBlock, Stage, UNet, Upsample
+from rcdm_fast.unet import AttentionBlock, Downsample, ResBlock, UNet, Upsample
 
 Observer = Callable[[str, Tensor], None]  # (layer's name in the state_dict, its output)
 
@@ -224,13 +224,20 @@ class Program:
         self._observe("out", h)
         return h
 
-    def observed(self, x: Tensor, film: Tensor, rows: Tensor, observer: Observer) -> None:
-        """`denoise`, showing every layer's output to the observer as it is made."""
-        self._observer = observer
+    def first_nonfinite(self, x: Tensor, film: Tensor, rows: Tensor) -> str | None:
+        """Name of the first layer whose output is not finite, or None; runs the program once more."""
+        found: list[str] = []
+
+        def look(name: str, output: Tensor) -> None:
+            if not found and not bool(output.isfinite().all()):
+                found.append(name)
+
+        self._observer = look
         try:
             self.denoise(x, film, rows)
         finally:
             self._observer = None
+        return found[0] if found else None
 
     def _run(
         self,

@@ -19,7 +19,7 @@ import torch
 log = logging.getLogger(__name__)
 
 PACKAGE = Path(__file__).resolve().parent.parent
-FILES = {"cpu": "_C.abi3.so"}  # part, named after the device type it serves -> file
+FILES = {"cpu": "_C.abi3.so", "cuda": "_C_cuda.abi3.so"}  # part, named after the device type it serves -> file
 
 
 @dataclass(frozen=True)
@@ -38,44 +38,48 @@ _parts: dict[str, Part] = {}
 def load() -> None:
     """Load every native part that is not loaded yet; `describe()` tells what became of each."""
     for name in FILES:
-        if name not in _parts:
-            part = _load(name, PACKAGE / FILES[name])
-            log.debug("native part %s: %s", name, part.path if part.loaded else part.reason)
-            _parts[name] = part
+        _part(name)
 
 
 def describe() -> tuple[Part, ...]:
-    """The native parts of this install; loads them if that has not happened yet."""
-    load()
-    return tuple(_parts.values())
+    """The native parts of this install; loads them if that has not happened yet.
+
+    The CUDA part can be loaded on a machine without a GPU: what is loaded says nothing about devices.
+    """
+    return tuple(_part(name) for name in FILES)
 
 
 def has_native(device_type: str) -> bool:
     """Whether native implementations for this kind of device are loaded; loads them at the first call."""
-    if device_type not in FILES:
-        return False
-    if device_type not in _parts:
-        load()
-    return _parts[device_type].loaded
+    return device_type in FILES and _part(device_type).loaded
 
 
 def instruction_set() -> str:
     """The instruction set that native CPU code runs with, or why there is none."""
     if not has_native("cpu"):
         return "no native CPU code"
-    function = ctypes.CDLL(str(_parts["cpu"].path)).rcdm_fast_cpu_instruction_set
+    function = ctypes.CDLL(str(_part("cpu").path)).rcdm_fast_cpu_instruction_set
     function.restype = ctypes.c_char_p
     name: bytes = function()
     return name.decode()
 
 
 def build_facts() -> dict[str, str]:
-    """What setup.py recorded: torch and compiler of the build; empty when the package was never built."""
+    """What setup.py recorded: torch and the compilers of the build; empty when the package was never built."""
     try:
         module = importlib.import_module("rcdm_fast._build_info")
     except ModuleNotFoundError:
         return {}
-    return {"torch": str(module.TORCH), "compiler": str(module.COMPILER)}
+    names = {"torch": "TORCH", "compiler": "COMPILER", "nvcc": "NVCC"}
+    return {key: str(getattr(module, name, "")) for key, name in names.items()}
+
+
+def _part(name: str) -> Part:
+    part = _parts.get(name)
+    if part is None:
+        part = _parts[name] = _load(name, PACKAGE / FILES[name])
+        log.debug("native part %s: %s", name, part.path if part.loaded else part.reason)
+    return part
 
 
 def _load(name: str, path: Path) -> Part:

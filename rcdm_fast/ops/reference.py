@@ -55,8 +55,7 @@ def merge_phases(x: Tensor) -> Tensor:  # [N,4C,H+1,W+1] -> [N,C,2H,2W]
 
     Phase (i, j) of pixel (y, x) lies at (y + i, x + j): what is left of the padding is dropped.
     """
-    n, channels, height, width = x.shape
-    h, w = height - 1, width - 1
+    channels, h, w = x.shape[1], x.shape[2] - 1, x.shape[3] - 1
     parts = x.unflatten(1, (2, 2, channels // 4))
     rows = [torch.stack([parts[:, i, j, :, i : i + h, j : j + w] for j in (0, 1)], dim=-1).flatten(-2) for i in (0, 1)]
     return torch.stack(rows, dim=-2).flatten(2, 3)

@@ -95,6 +95,19 @@ def is_channels_last(x: Tensor) -> bool:
     return x.permute(0, 2, 3, 1).is_contiguous()
 
 
+def film_group_norm_shape(x: Tensor, skip: Tensor | None, resample: int, phases: bool) -> tuple[int, int, int, int]:
+    """Shape of the result, for inputs that are accepted."""
+    n, channels, height, width = x.shape
+    if phases:
+        return n, channels // 4, 2 * (height - 1), 2 * (width - 1)
+    channels += 0 if skip is None else skip.shape[1]
+    if resample == 1:
+        return n, channels, 2 * height, 2 * width
+    if resample == -1:
+        return n, channels, height // 2, width // 2
+    return n, channels, height, width
+
+
 def check_film_group_norm(
     x: Tensor,
     skip: Tensor | None,
@@ -146,11 +159,7 @@ def check_film_group_norm(
     given = [tensor for tensor in (skip, weight, bias, film, rows) if tensor is not None]
     if any(tensor.device != x.device for tensor in given):
         raise ValueError("film_group_norm: all tensors must be on one device")
-    if resample == 1:
-        return n, channels, 2 * height, 2 * width
-    if resample == -1:
-        return n, channels, height // 2, width // 2
-    return n, channels, height, width
+    return film_group_norm_shape(x, skip, resample, phases)
 
 
 def _check_film(n: int, channels: int, film: Tensor | None, rows: Tensor | None) -> None:

@@ -62,6 +62,17 @@ def film_group_norm(device: torch.device) -> WriteNorm:
     return candidates[_chosen.get(("film_group_norm", device.type)) or next(iter(candidates))]
 
 
+def film_group_norm_visible(device: torch.device) -> Callable[..., Tensor]:
+    """An implementation that torch.compile can place in a graph; takes the schema's inputs, returns a new tensor."""
+    if device.type == "cuda" and not triton_reason(device):
+        found: Callable[..., Tensor] = importlib.import_module("rcdm_fast.kernels.film_group_norm").film_group_norm
+        return found
+    if library.has_native(device.type):
+        native: Callable[..., Tensor] = torch.ops.rcdm_fast.film_group_norm
+        return native
+    return reference.film_group_norm
+
+
 def attention(device: torch.device) -> Attend:
     """The implementation that runs on a device."""
     candidates = attention_candidates(device)

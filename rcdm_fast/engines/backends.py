@@ -1,0 +1,169 @@
+"""Convolutions, norms and attention as the fast engines run them; see `program.Backend`.
+
+`OneDnnBackend` (CPU): weights packed once into oneDNN's own layout, bias and residual inside the convolution, results
+of norms in buffers that the backend keeps. `TorchBackend` (any device): PyTorch's convolutions in channels-last memory.
+`ModuleBackend`: the same for the compiler, without anything that it could not see.
+
+Knows nothing about the network.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rcdm_fast.engines.program import Convolution
+from rcdm_fast.ops import schema, selection
+from rcdm_fast.ops.wrappers import RESAMPLE, Resample
+
+GROUPS, EPS = 32, 1e-5  # of every GroupNorm in the network
+
+
+class _OneDnnConvolution:
+    def __init__(self, weight: Tensor, bias: Tensor | None, stride: int, padding: int, dtype: torch.dtype) -> None:
+        self._plain: Tensor | None = weight.detach().to("cpu", dtype).contiguous()
+        self._bias = None if bias is None else bias.detach().to("cpu", dtype)
+        self._geometry = ([padding] * 2, [stride] * 2, [1, 1], 1)
+        self._packed: Tensor | None = None
+
+    def __call__(self, x: Tensor, add: Tensor | None = None, overwrite: bool = False) -> Tensor:
+        run = torch.ops.mkldnn
+        if self._packed is None:
+            # The first picture's size decides the layout; oneDNN chooses the same one for other batches.
+            self._packed = run._reorder_convolution_weight(self._plain, *self._geometry, list(x.shape))
+            self._plain = None
+        weight, bias, geometry = self._packed, self._bias, self._geometry
+        out: Tensor
+        if add is None:
+            out = run._convolution_pointwise(x, weight, bias, *geometry, "none", [], "")
+        elif overwrite:
+            out = run._convolution_pointwise_.binary(add, x, weight, bias, *geometry, "add", 1.0, None, [], None)
+        else:
+            out = run._convolution_pointwise.binary(x, add, weight, bias, *geometry, "add", 1.0, None, [], None)
+        return out
+
+
+class OneDnnBackend:
+    """On the CPU, in float32 or bfloat16."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._buffers: dict[tuple[int, ...], Tensor] = {}
+
+    def convolution(self, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Convolution:
+        return _OneDnnConvolution(weight, bias, stride, padding, self._dtype)
+
+    def norm(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        *,
+        skip: Tensor | None = None,
+        film: Tensor | None = None,
+        rows: Tensor | None = None,
+        silu: bool = True,
+        resample: Resample = "none",
+        phases: bool = False,
+    ) -> Tensor:
+        mode = RESAMPLE[resample]
+        arguments = (x, skip, weight, bias, film, rows, GROUPS, EPS, silu, mode, phases)
+        shape = schema.film_group_norm_shape(x, skip, mode, phases)
+        out = self._buffers.get(shape)
+        if out is None:
+            out = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+            self._buffers[shape] = out
+        torch.ops.rcdm_fast.film_group_norm_out(out, *arguments)
+        return out
+
+    def attention(self, qkv: Tensor, heads: int, new_order: bool) -> Tensor:
+        out: Tensor = torch.ops.rcdm_fast.attention(qkv, heads, new_order)
+        return out
+
+    def forget_buffers(self) -> None:
+        """Give back the norms' buffers; for another batch size."""
+        self._buffers.clear()
+
+
+class _TorchConvolution(nn.Module):
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, stride: int, padding: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        super().__init__()
+        packed = weight.detach().to(device, dtype).contiguous(memory_format=torch.channels_last)
+        self.weight = nn.Parameter(packed, requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias.detach().to(device, dtype), requires_grad=False)
+        self.stride, self.padding = stride, padding
+
+    def forward(self, x: Tensor, add: Tensor | None = None, overwrite: bool = False) -> Tensor:
+        out = F.conv2d(x, self.weight, self.bias, self.stride, self.padding)
+        return out if add is None else out + add
+
+
+class ModuleBackend:
+    """On any device, in any float dtype; `made` lists the convolutions. Nothing is written in place."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self.made: list[nn.Module] = []
+        self._dtype, self._device = dtype, device
+
+    def convolution(self, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Convolution:
+        made = _TorchConvolution(weight, bias, stride, padding, self._dtype, self._device)
+        self.made.append(made)
+        return made
+
+    def norm(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        *,
+        skip: Tensor | None = None,
+        film: Tensor | None = None,
+        rows: Tensor | None = None,
+        silu: bool = True,
+        resample: Resample = "none",
+        phases: bool = False,
+    ) -> Tensor:
+        arguments = (x, skip, weight, bias, film, rows, GROUPS, EPS, silu, RESAMPLE[resample], phases)
+        return selection.film_group_norm_visible(self._device)(*arguments)
+
+    def attention(self, qkv: Tensor, heads: int, new_order: bool) -> Tensor:
+        return selection.attention(self._device)(qkv, heads, new_order)
+
+
+class TorchBackend(ModuleBackend):
+    """The same, writing norms into buffers; `calls` collects the operators' inputs while it is a dictionary."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__(dtype, device)
+        self.calls: dict[str, list[tuple[Any, ...]]] | None = None
+
+    def norm(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        *,
+        skip: Tensor | None = None,
+        film: Tensor | None = None,
+        rows: Tensor | None = None,
+        silu: bool = True,
+        resample: Resample = "none",
+        phases: bool = False,
+    ) -> Tensor:
+        arguments = (x, skip, weight, bias, film, rows, GROUPS, EPS, silu, RESAMPLE[resample], phases)
+        shape = schema.film_group_norm_shape(x, skip, RESAMPLE[resample], phases)
+        out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+        selection.film_group_norm(self._device)(out, *arguments)
+        if self.calls is not None:
+            self.calls.setdefault("film_group_norm", []).append((out, *arguments))
+        return out
+
+    def attention(self, qkv: Tensor, heads: int, new_order: bool) -> Tensor:
+        if self.calls is not None:
+            self.calls.setdefault("attention", []).append((qkv, heads, new_order))
+        return super().attention(qkv, heads, new_order)

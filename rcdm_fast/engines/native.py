@@ -1,0 +1,144 @@
+"""The native engine: the network as a program of fused operators, the fastest way that needs no other runtime.
+
+CPU: oneDNN convolutions with packed weights and our C++ operators, in fp32 or bf16. fp32 pictures run in groups of one
+fixed size and get equal bits in any batch; in bf16 a picture may differ with its batch by rounding. CUDA: cuDNN
+convolutions and our C++ or Triton operators (the faster of the two, measured while warming up), in fp32, bf16 or fp16,
+replayed as one CUDA graph per batch bucket.
+
+Knows nothing about solvers, or conditioning beyond the plan it is given.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rcdm_fast import ops
+from rcdm_fast.conditioning import ConditioningPlan
+from rcdm_fast.engines.backends import OneDnnBackend, TorchBackend
+from rcdm_fast.engines.graphs import GraphCache
+from rcdm_fast.engines.groups import in_groups
+from rcdm_fast.engines.program import Program
+from rcdm_fast.ops import library, selection
+from rcdm_fast.unet import UNet
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def reasons_unavailable(device: torch.device, precision: str) -> list[str]:
+    """Why the native engine cannot run on a device in a precision; empty if it can."""
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            return ["this PyTorch sees no CUDA device"]
+        if library.has_native("cuda") or not selection.triton_reason(device):
+            return []
+        return [f"no CUDA operators: {_missing('cuda')}; and {selection.triton_reason(device)}"]
+    if device.type != "cpu":
+        return [f"there are no native operators for {device.type}"]
+    reasons = []
+    if not library.has_native("cpu"):
+        reasons.append(f"no C++ operators: {_missing('cpu')}")
+    if not torch.backends.mkldnn.is_available():
+        reasons.append("this PyTorch was built without oneDNN")
+    elif precision == "fp16":
+        reasons.append("fp16 runs on CUDA only (use bf16)")
+    elif precision == "bf16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        reasons.append("oneDNN has no bf16 on this processor")
+    return reasons
+
+
+def _missing(part: str) -> str:
+    return next((found.reason for found in library.describe() if found.name == part), f"no part {part}")
+
+
+class NativeEngine:
+    """See `rcdm_fast.engines.Engine`."""
+
+    name = "native"
+
+    def __init__(self, network: UNet, device: torch.device, precision: str) -> None:
+        self.precision = precision
+        self.device = device
+        self._network = network.to(device)
+        self._plan: ConditioningPlan | None = None
+        self._program: Program | None = None
+        self._backend: OneDnnBackend | TorchBackend | None = None
+        self._graphs: GraphCache | None = None
+        self._batch_size = 0
+
+    def warmup(self, batch_sizes: tuple[int, ...] = (1,)) -> None:
+        """Prepare weights and, on CUDA, measure the operators and capture a graph for each batch size's bucket.
+
+        `prepare` does this for its own batch size where it has not been done; calling it first keeps the time out of
+        the first pictures.
+        """
+        program = self._made()
+        if self._graphs is not None:
+            for size in batch_sizes:
+                self._graphs.bucket(size)
+        elif self.device.type == "cpu":
+            size = self._network.config.image_size
+            width = sum(block.film_width for block in self._network.residual_blocks())
+            for count in batch_sizes:
+                x, rows = torch.zeros(count, 3, size, size), torch.zeros(count, dtype=torch.int64)
+                with torch.inference_mode():
+                    self._run(program, x, torch.zeros(1, width), rows)
+
+    def prepare(self, plan: ConditioningPlan, batch_size: int) -> None:
+        if len(plan.rows) != batch_size:
+            raise ValueError(f"the plan has rows for {len(plan.rows)} pictures, the batch {batch_size}")
+        self._made()
+        self._plan = plan
+        if self._graphs is not None:
+            self._graphs.prepare(plan, batch_size)
+        elif isinstance(self._backend, OneDnnBackend) and batch_size != self._batch_size:
+            self._backend.forget_buffers()
+        self._batch_size = batch_size
+
+    @torch.inference_mode()
+    def predict(self, x: Tensor, k: int) -> Tensor:
+        if self._plan is None:
+            raise RuntimeError("predict before prepare")
+        if self._graphs is not None:
+            return self._graphs.replay(x, k)
+        film, rows = self._plan.film_rows(k)
+        return self._run(self._made(), x, film, rows)
+
+    @torch.inference_mode()
+    def first_nonfinite(self, x: Tensor, k: int) -> str | None:
+        """Name of the first layer whose output is not finite for these pictures at step k, or None."""
+        if self._plan is None:
+            raise RuntimeError("first_nonfinite before prepare")
+        return self._made().first_nonfinite(x, *self._plan.film_rows(k))
+
+    def describe(self) -> str:
+        if self.device.type == "cpu":
+            return (
+                f"native, {self.precision}, on cpu: oneDNN convolutions with packed weights, "
+                f"C++ operators ({ops.instruction_set()})"
+            )
+        chosen = "; ".join(f"{name}: {what}" for name, what in selection.describe(self.device).items())
+        graphs = self._graphs.describe() if self._graphs is not None else "no graph captured yet"
+        return f"native, {self.precision}, on {self.device}: cuDNN convolutions, {chosen}; {graphs}"
+
+    def _run(self, program: Program, x: Tensor, film: Tensor, rows: Tensor) -> Tensor:
+        if self.precision == "fp32":
+            return in_groups(lambda part, own: program.denoise(part, film, own), x, rows).contiguous()
+        return program.denoise(x, film, rows).to(torch.float32, memory_format=torch.contiguous_format)
+
+    def _made(self) -> Program:
+        if self._program is not None:
+            return self._program
+        dtype = DTYPES[self.precision]
+        ops.load()
+        if self.device.type == "cpu":
+            self._backend = OneDnnBackend(dtype)
+            self._program = Program(self._network, self._backend, dtype, self.device)
+        else:
+            backend = TorchBackend(dtype, self.device)
+            self._backend = backend
+            self._program = Program(self._network, backend, dtype, self.device)
+            size = self._network.config.image_size
+            width = sum(block.film_width for block in self._network.residual_blocks())
+            self._graphs = GraphCache(self._program, backend, size, width, self.device)
+        return self._program
