@@ -81,9 +81,19 @@ class Model:
         lines = [
             f"model    {self.config.name or '(unnamed)'}: {unet.image_size} px, {parameters / 1e6:.1f} M parameters",
             f"engine   {self.engine.describe()}",
+            *(f"         not {name}: {why}" for name, why in self._other_engines().items()),
             f"encoder  {encoder.source} ({encoder.layer})" if encoder is not None else "encoder  none",
         ]
         return "\n".join(lines)
+
+    def _other_engines(self) -> dict[str, str]:
+        precision: engines.Precision = self.engine.precision  # type: ignore[assignment]
+        others = engines.compare(self.device, precision)
+        return {
+            name: engines.NOT_CHOSEN.get(name, "") if why == "available" else why
+            for name, why in others.items()
+            if name != self.engine.name
+        }
 
     def encode(self, pictures: Pictures) -> Tensor:
         """Representations of pictures.

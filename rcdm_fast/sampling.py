@@ -5,7 +5,7 @@ Knows nothing about encoders, files or which network the engine runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,13 +71,41 @@ def run(
             place = slice(start, min(start + batch_size, request.total))
             pictures = _batch(engine, plan, request, place, bar)
             if not bool(pictures.isfinite().all()):
-                raise SamplingError("the samples are not finite: the representation or the weights are out of range")
+                raise SamplingError(f"the samples are not finite{_origin(engine, plan, request, place)}")
             yield place, pictures
     finally:
         bar.close()
 
 
-def _batch(engine: Engine, plan: ConditioningPlan, request: Request, place: slice, bar: Any) -> Tensor:
+def _origin(engine: Engine, plan: ConditioningPlan, request: Request, place: slice) -> str:
+    """Where the first number that is not finite came from, found by drawing the batch once more."""
+
+    def look(x: Tensor, k: int, output: Tensor) -> None:
+        if not bool(x.isfinite().all()):
+            raise _Found(f" from the noise on (step {k})")
+        if not bool(output.isfinite().all()):
+            layer = engine.first_nonfinite(x, k) or "the output"
+            raise _Found(f": first in layer {layer}, at step {k} ({engine.precision}, {engine.name})")
+
+    try:
+        _batch(engine, plan, request, place, _bar(0, False), look)
+    except _Found as found:
+        return f"{found}; the representation or the weights are out of range"
+    return ": the solver's own arithmetic overflowed"
+
+
+class _Found(Exception):
+    pass
+
+
+def _batch(
+    engine: Engine,
+    plan: ConditioningPlan,
+    request: Request,
+    place: slice,
+    bar: Any,
+    look: Callable[[Tensor, int, Tensor], None] | None = None,
+) -> Tensor:
     flat = range(place.start, place.stop)
     keys = [(request.items[index // request.per], index % request.per) for index in flat]
     unconditional = request.representation is None and request.label is None
@@ -92,7 +120,10 @@ def _batch(engine: Engine, plan: ConditioningPlan, request: Request, place: slic
 
     def predict(x: Tensor, k: int) -> Tensor:
         bar.update(len(flat))
-        return engine.predict(x, k)
+        output = engine.predict(x, k)
+        if look is not None:
+            look(x, k, output)
+        return output
 
     if request.noise is not None:
         x = request.noise.flatten(0, 1)[place].to(device, torch.float32)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rcdm_fast import ops
 from rcdm_fast.config import ConfigError
 from rcdm_fast.schedule import Schedule
 
@@ -47,39 +48,67 @@ class SolverOptions:
 Solver = Callable[[Predict, Tensor, Schedule, SolverOptions, StepNoise], Tensor]
 
 
-def estimate_x0(output: Tensor, x: Tensor, schedule: Schedule, k: int, clip: bool) -> Tensor:
-    """The x0 that a raw network output stands for; [N,3,H,W] (Ho et al. 2020, equation 15)."""
-    prediction = output[:, : x.shape[1]].float()
+def x0_factors(schedule: Schedule, k: int) -> tuple[float, float]:
+    """(a, b) with x0 = a x + b output at kept step k (Ho et al. 2020, equation 15)."""
     if schedule.config.prediction == "x0":
-        x0 = prediction
-    else:
-        alpha_bar = float(schedule.alpha_bar[k])
-        x0 = math.sqrt(1 / alpha_bar) * x - math.sqrt(1 / alpha_bar - 1) * prediction
-    return x0.clamp(-1, 1) if clip else x0
-
-
-def implied_eps(x0: Tensor, x: Tensor, schedule: Schedule, k: int) -> Tensor:
-    """The eps that leads from x0 to x at step k; [N,3,H,W]. After clipping it differs from the predicted one."""
+        return 0.0, 1.0
     alpha_bar = float(schedule.alpha_bar[k])
-    return (math.sqrt(1 / alpha_bar) * x - x0) / math.sqrt(1 / alpha_bar - 1)
+    return math.sqrt(1 / alpha_bar), -math.sqrt(1 / alpha_bar - 1)
+
+
+def eps_factors(schedule: Schedule, k: int) -> tuple[float, float]:
+    """(a, b) with a x + b x0 the eps that leads from x0 to x at step k. After clipping it is not the predicted one."""
+    alpha_bar = float(schedule.alpha_bar[k])
+    share = math.sqrt(1 / alpha_bar - 1)
+    return math.sqrt(1 / alpha_bar) / share, -1 / share
+
+
+def _step(
+    x: Tensor,
+    output: Tensor,
+    schedule: Schedule,
+    k: int,
+    options: SolverOptions,
+    next_from: tuple[float, float],  # weights of x0 and of x
+    terms: tuple[Tensor, ...] = (),
+    weights: tuple[float, ...] = (),
+) -> Tensor:
+    x_to_x0, output_to_x0 = x0_factors(schedule, k)
+    following, _ = ops.solver_step(
+        x.contiguous(),
+        output,
+        x_to_x0=x_to_x0,
+        output_to_x0=output_to_x0,
+        bound=1.0 if options.clip else math.inf,
+        x0_to_next=next_from[0],
+        x_to_next=next_from[1],
+        terms=[term.contiguous() for term in terms],
+        weights=weights,
+    )
+    return following
 
 
 def ddim(predict: Predict, x: Tensor, schedule: Schedule, options: SolverOptions, step_noise: StepNoise) -> Tensor:
     """DDIM (Song et al. 2020, equation 12); noise is drawn only if eta > 0, and none is added in the last step."""
     for i, k in enumerate(reversed(range(len(schedule)))):
-        x0 = estimate_x0(predict(x, k), x, schedule, k, options.clip)
-        eps = implied_eps(x0, x, schedule, k)
         alpha_bar, target = float(schedule.alpha_bar[k]), float(schedule.alpha_bar_prev[k])
         variance = options.eta**2 * (1 - target) / (1 - alpha_bar) * (1 - alpha_bar / target)
         direction = 1 - target - variance
         if direction < 0:
             raise ConfigError(f"eta {options.eta} is too large for this schedule: at step {k} no variance is left")
-        x = math.sqrt(target) * x0 + math.sqrt(direction) * eps
-        if variance > 0 and k > 0:
-            x = x + math.sqrt(variance) * step_noise(i)
+        noisy = variance > 0 and k > 0
+        terms, weights = ((step_noise(i),), (math.sqrt(variance),)) if noisy else ((), ())
+        next_from = _towards(schedule, k, math.sqrt(target), math.sqrt(direction))
+        x = _step(x, predict(x, k), schedule, k, options, next_from, terms, weights)
         if options.observer is not None:
             options.observer(i, x)
     return x
+
+
+def _towards(schedule: Schedule, k: int, of_x0: float, of_eps: float) -> tuple[float, float]:
+    """Weights of x0 and x in of_x0 x0 + of_eps eps."""
+    x_to_eps, x0_to_eps = eps_factors(schedule, k)
+    return of_x0 + of_eps * x0_to_eps, of_eps * x_to_eps
 
 
 def ancestral(predict: Predict, x: Tensor, schedule: Schedule, options: SolverOptions, step_noise: StepNoise) -> Tensor:
@@ -89,15 +118,16 @@ def ancestral(predict: Predict, x: Tensor, schedule: Schedule, options: SolverOp
     low, high = schedule.log_variance_bounds
     for i, k in enumerate(reversed(range(len(schedule)))):
         output = predict(x, k)
-        x0 = estimate_x0(output, x, schedule, k, options.clip)
-        x = float(of_x0[k]) * x0 + float(of_x[k]) * x
-        if k > 0:
-            if schedule.config.variance == "learned_range":
-                share = (output[:, channels:].float() + 1) / 2
-                deviation = torch.exp(0.5 * (share * float(high[k]) + (1 - share) * float(low[k])))
-                x = x + deviation * step_noise(i)
-            else:
-                x = x + math.exp(0.5 * schedule.fixed_log_variance(k)) * step_noise(i)
+        next_from = float(of_x0[k]), float(of_x[k])
+        if k == 0:
+            x = _step(x, output, schedule, k, options, next_from)
+        elif schedule.config.variance == "learned_range":
+            share = (output[:, channels:].float() + 1) / 2
+            deviation = torch.exp(0.5 * (share * float(high[k]) + (1 - share) * float(low[k])))
+            x = _step(x, output, schedule, k, options, next_from, (deviation * step_noise(i),), (1.0,))
+        else:
+            deviation_k = math.exp(0.5 * schedule.fixed_log_variance(k))
+            x = _step(x, output, schedule, k, options, next_from, (step_noise(i),), (deviation_k,))
         if options.observer is not None:
             options.observer(i, x)
     return x
@@ -106,10 +136,9 @@ def ancestral(predict: Predict, x: Tensor, schedule: Schedule, options: SolverOp
 def ddim_inversion(predict: Predict, x: Tensor, schedule: Schedule, options: SolverOptions) -> Tensor:
     """DDIM from a picture towards noise; the last step goes to alpha_bar = 0, as published (so not quite undone)."""
     for i, k in enumerate(range(len(schedule))):
-        x0 = estimate_x0(predict(x, k), x, schedule, k, options.clip)
-        eps = implied_eps(x0, x, schedule, k)
         target = float(schedule.alpha_bar_next[k])
-        x = math.sqrt(target) * x0 + math.sqrt(1 - target) * eps
+        next_from = _towards(schedule, k, math.sqrt(target), math.sqrt(1 - target))
+        x = _step(x, predict(x, k), schedule, k, options, next_from)
         if options.observer is not None:
             options.observer(i, x)
     return x

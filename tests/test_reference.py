@@ -18,14 +18,17 @@ def relative(actual: Tensor, expected: Tensor) -> float:
     return float((actual - expected).norm() / expected.norm())
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(
+    scope="module", params=[(case, engine) for case in CASES for engine in ("eager", "native")], ids="-".join
+)
 def case(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[rcdm_fast.Model, dict[str, Tensor]]:
-    flags = flags_path(request.param)
-    path = tmp_path_factory.mktemp(request.param) / "checkpoint.pt"
-    torch.save(state_dict(request.param), path)
-    return rcdm_fast.load(path, flags), load_file(FOLDER / request.param / "reference.safetensors")
+    name, engine = request.param
+    path = tmp_path_factory.mktemp(name) / "checkpoint.pt"
+    torch.save(state_dict(name), path)
+    model = rcdm_fast.load(path, flags_path(name), device="cpu", engine=engine)
+    return model, load_file(FOLDER / name / "reference.safetensors")
 
 
 def test_forward(case: tuple[rcdm_fast.Model, dict[str, Tensor]]) -> None:

@@ -28,6 +28,12 @@ AUTOMATIC = (
     "eager",
 )  # what ``auto`` tries, fastest first; compiling takes a minute and gains nothing over native
 
+NOT_CHOSEN = {  # why an engine that can run does not, when nobody asked for it
+    "native": "available and faster (auto takes it)",
+    "compiled": "available, no faster than native, and every batch size takes time to compile",
+    "eager": "available, slower; the truth that the others are compared with",
+}
+
 _REASONS: dict[str, Callable[[torch.device, str], list[str]]] = {
     "native": native.reasons_unavailable,
     "compiled": compiled.reasons_unavailable,

@@ -56,9 +56,10 @@ def _pictures_to_uint8(pictures: Tensor) -> Tensor:
 
 def check_solver_step(x: Tensor, output: Tensor, terms: list[Tensor], weights: list[float], bound: float) -> None:
     """`TypeError` or `ValueError` for inputs that `solver_step` does not accept."""
-    if x.dtype != torch.float32:
-        raise TypeError(f"solver_step: expected x of dtype float32; got {dtype_name(x.dtype)}")
-    check_float_dtype("solver_step's output", output)
+    if x.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"solver_step: expected x of dtype float32 or float64; got {dtype_name(x.dtype)}")
+    if output.dtype != torch.float64:
+        check_float_dtype("solver_step's output", output)
     if x.ndim != 4 or not x.is_contiguous():
         raise ValueError(f"solver_step: x must be [N,C,H,W], contiguous; got {list(x.shape)}, strides {x.stride()}")
     same = output.ndim == 4 and output.shape[0] == x.shape[0] and output.shape[2:] == x.shape[2:]
@@ -67,7 +68,7 @@ def check_solver_step(x: Tensor, output: Tensor, terms: list[Tensor], weights: l
     if len(terms) != len(weights):
         raise ValueError(f"solver_step: {len(terms)} terms, {len(weights)} weights")
     for term in terms:
-        if term.shape != x.shape or term.dtype != torch.float32 or not term.is_contiguous():
+        if term.shape != x.shape or term.dtype != x.dtype or not term.is_contiguous():
             raise ValueError(f"solver_step: every term must be like x; got {dtype_name(term.dtype)} {list(term.shape)}")
     if math.isnan(bound) or bound < 0:
         raise ValueError(f"solver_step: bound must be >= 0, got {bound}")

@@ -104,6 +104,12 @@ def measure(operator: str, device: torch.device, inputs: list[tuple[Any, ...]], 
     return times
 
 
+def forget() -> None:
+    """Go back to the order of preference."""
+    _chosen.clear()
+    _times_ms.clear()
+
+
 def describe(device: torch.device) -> dict[str, str]:
     """Operator -> the implementation that runs on a device, with the measured times where there are some."""
     order = {

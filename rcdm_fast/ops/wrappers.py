@@ -48,7 +48,7 @@ def solver_step(
     """One update of a linear solver, (next x, x0), both float32 [N,C,H,W]; see `reference.solver_step`.
 
     Args:
-        x: the current picture, contiguous.
+        x: the current picture, contiguous. float64 works too, by the reference, for studies of solvers.
         output: what the network gave, float32, bfloat16 or float16 of any strides; channels beyond C are ignored.
         x_to_x0, output_to_x0: x0 is their combination of x and output,
         bound: clipped to [-bound, bound]; `math.inf` for no clipping.
@@ -61,7 +61,8 @@ def solver_step(
     listed, factors = list(terms), list(weights)
     schema.check_solver_step(x, output, listed, factors, bound)
     numbers = (x_to_x0, output_to_x0, bound, x0_to_next, x_to_next)
-    if library.has_native(x.device.type):
+    narrow = x.dtype == torch.float32 and output.dtype != torch.float64
+    if narrow and library.has_native(x.device.type):
         both: tuple[Tensor, Tensor] = torch.ops.rcdm_fast.solver_step(x, output, listed, factors, *numbers)
         return both
     return reference.solver_step(x, output, listed, factors, *numbers)

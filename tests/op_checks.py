@@ -1,0 +1,170 @@
+"""What the operators' tests share: plain PyTorch at the same dtype, errors against float64, and a quick round of all.
+
+`python -m tests.op_checks` checks small cases of every operator with the instruction set that RCDM_FAST_CPU_ISA names.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rcdm_fast import ops
+from rcdm_fast.ops import reference, schema
+from tests.tolerances import OP_ERROR_FLOOR, OP_ERROR_RATIO
+
+DTYPES = schema.FLOAT_DTYPES
+
+
+@dataclass(frozen=True)
+class NormCase:
+    """One call of film_group_norm: sizes and switches."""
+
+    channels: int
+    groups: int
+    height: int = 8
+    width: int = 6
+    skip: int = 0  # how many of the channels come from a second input
+    film: int = 2  # rows of film x channels numbers; 0: none
+    silu: bool = True
+    resample: int = 0
+    phases: bool = False
+    mean: float = 3.0
+    batch: int = 3
+
+    def inputs(self, dtype: torch.dtype) -> tuple[Any, ...]:
+        """Arguments in the schema's order; x is an offset view, film rows lie apart, rows repeat."""
+        first = self.channels - self.skip
+        if self.phases:
+            x = self._picture(4 * first, self.height // 2 + 1, self.width // 2 + 1, dtype)
+        else:
+            x = self._picture(first, self.height, self.width, dtype)
+        skip = self._picture(self.skip, self.height, self.width, dtype) if self.skip else None
+        weight, bias = torch.rand(self.channels) + 0.5, torch.randn(self.channels)
+        film = rows = None
+        if self.film:
+            film = torch.randn(4, 5 + self.film * self.channels)[:, 5:]
+            rows = torch.arange(self.batch) * 2 % 3
+        return x, skip, weight, bias, film, rows, self.groups, 1e-5, self.silu, self.resample, self.phases
+
+    def _picture(self, channels: int, height: int, width: int, dtype: torch.dtype) -> Tensor:
+        spread = torch.rand(1, channels, 1, 1) + 0.5
+        pictures = torch.randn(self.batch + 1, channels, height, width) * spread + self.mean
+        return pictures.to(dtype).to(memory_format=torch.channels_last)[1:]
+
+
+def plain_norm(
+    x: Tensor,
+    skip: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    film: Tensor | None,
+    rows: Tensor | None,
+    groups: int,
+    eps: float,
+    silu: bool,
+    resample: int,
+    phases: bool,
+) -> Tensor:
+    """film_group_norm as plain PyTorch does it at the input's dtype, each step rounded."""
+    h = reference.merge_phases(x) if phases else x
+    h = h if skip is None else torch.cat([h, skip], dim=1)
+    picked = None if film is None or rows is None else film[rows].to(h.dtype)[:, :, None, None]
+    if picked is not None and picked.shape[1] == h.shape[1]:
+        h = h + picked
+    h = F.group_norm(h, groups, weight.to(h.dtype), bias.to(h.dtype), eps)
+    if picked is not None and picked.shape[1] == 2 * h.shape[1]:
+        scale, shift = picked.chunk(2, dim=1)
+        h = h * (1 + scale) + shift
+    h = F.silu(h) if silu else h
+    if resample == 1:
+        h = F.interpolate(h, scale_factor=2.0)
+    elif resample == -1:
+        h = F.avg_pool2d(h, 2)
+    return h
+
+
+def error(got: Tensor, truth: Tensor) -> float:
+    """Relative L2."""
+    return float((got.double() - truth).norm() / truth.norm())
+
+
+def widened(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same arguments with float64 tensors."""
+    return tuple(
+        value.double() if isinstance(value, Tensor) and value.is_floating_point() else value for value in inputs
+    )
+
+
+def within_bar(got: Tensor, plain: Tensor, truth: Tensor) -> None:
+    """At most twice plain PyTorch's error."""
+    bar = OP_ERROR_RATIO * max(error(plain, truth), OP_ERROR_FLOOR[got.dtype])
+    assert got.isfinite().all()
+    assert error(got, truth) <= bar, f"error {error(got, truth):.2e}, bar {bar:.2e}"
+
+
+def check_norm(case: NormCase, dtype: torch.dtype) -> None:
+    """The native operator, into poisoned memory."""
+    inputs = case.inputs(dtype)
+    truth = reference.film_group_norm(*widened(inputs))
+    out = torch.full_like(truth, float("nan"), dtype=dtype, memory_format=torch.channels_last)
+    torch.ops.rcdm_fast.film_group_norm_out(out, *inputs)
+    within_bar(out, plain_norm(*inputs), truth)
+    again = torch.ops.rcdm_fast.film_group_norm(*inputs)
+    assert torch.equal(again, out)
+    assert again.stride() == out.stride()
+    assert schema.is_channels_last(again)
+
+
+def check_attention(length: int, heads: int, width: int, new_order: bool, dtype: torch.dtype, batch: int = 2) -> None:
+    """The native operator against PyTorch's fused one."""
+    qkv = (torch.randn(batch, length, 3 * heads * width) * 1.5 + 0.3).to(dtype)
+    truth = reference.attention(qkv.double(), heads, new_order)
+    q, k, v = reference.split_heads(qkv, heads, new_order)
+    plain = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    within_bar(torch.ops.rcdm_fast.attention(qkv, heads, new_order), plain, truth)
+
+
+STEP = {"x_to_x0": 1.7, "output_to_x0": -1.4, "bound": 1.0, "x0_to_next": 0.6, "x_to_next": 0.5}
+
+
+def check_solver_step(shape: tuple[int, int, int, int], dtype: torch.dtype, terms: int, layout: str) -> None:
+    """The wrapper (native) against float64."""
+    x = torch.randn(shape)
+    given = torch.randn(shape[0], 2 * shape[1], *shape[2:]).to(dtype)
+    if layout == "channels_last":
+        given = given.to(memory_format=torch.channels_last)
+    elif layout == "strided":
+        given = given.repeat_interleave(2, dim=3)[..., ::2]
+    others, weights = [torch.randn(shape) for _ in range(terms)], [0.3, -0.2, 0.1][:terms]
+    numbers = tuple(STEP.values())
+    truth = reference.solver_step(x.double(), given.double(), [o.double() for o in others], weights, *numbers)
+    got = ops.solver_step(x, given, terms=others, weights=weights, **STEP)
+    plain = reference.solver_step(x, given, others, weights, *numbers)
+    for ours, theirs, true in zip(got, plain, truth, strict=True):
+        within_bar(ours, theirs, true)
+
+
+def quick_round() -> None:
+    """Small cases of everything, for every dtype."""
+    for dtype in DTYPES:
+        for channels, groups in ((32, 32), (96, 32), (40, 8), (7, 7)):
+            check_norm(NormCase(channels, groups), dtype)
+            check_norm(NormCase(channels, groups, skip=channels // 3, film=1, resample=-1), dtype)
+            check_norm(NormCase(channels, groups, height=5, width=7, film=0, resample=1), dtype)
+            check_norm(NormCase(channels, groups, phases=True, silu=False), dtype)
+        for length, width, order in itertools.product((1, 17, 64), (7, 32, 96), (False, True)):
+            check_attention(length, 2, width, order, dtype)
+        for layout in ("contiguous", "channels_last", "strided"):
+            check_solver_step((2, 3, 5, 7), dtype, 2, layout)
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    ops.load()
+    quick_round()
+    print(ops.instruction_set())  # noqa: T201

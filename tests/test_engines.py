@@ -1,0 +1,244 @@
+"""Engines: the same pictures as the plain network, equal bits in any batch, reasons instead of surprises."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from rcdm_fast import conditioning, engines
+from rcdm_fast.config import ConfigError, ScheduleConfig
+from rcdm_fast.engines import compiled, graphs, groups, native
+from rcdm_fast.engines.backends import OneDnnBackend, TorchBackend
+from rcdm_fast.engines.program import Program
+from rcdm_fast.ops import library, selection
+from rcdm_fast.sampling import SamplingError
+from rcdm_fast.schedule import Schedule
+from rcdm_fast.unet import UNet
+from tests import small
+from tests.tolerances import ENGINE_FP32_L2
+
+CPU = torch.device("cpu")
+SCHEDULE = Schedule.make(ScheduleConfig(1000, variance="learned_range"), 4)
+NETWORKS: dict[str, dict[str, object]] = {
+    "convolutions resample": {},
+    "pooling resamples": {"conv_resample": False},
+    "blocks resample": {"resblock_updown": True, "image_size": 16, "channel_mult": (1, 2, 2), "num_res_blocks": 2},
+    "added film": {"use_scale_shift_norm": False},
+    "new order": {"use_new_attention_order": True, "num_heads": 2, "attention_resolutions": (8, 4)},
+    "labels": {"representation_dim": 0, "num_classes": 3},
+    "unconditional": {"representation_dim": 0, "learn_sigma": False},
+}
+
+
+def _plan(network: UNet, count: int, schedule: Schedule = SCHEDULE) -> conditioning.ConditioningPlan:
+    """Rows in another order than the pictures, one of them shared."""
+    config = network.config
+    h = torch.randn(4, config.representation_dim) if config.representation_dim else None
+    label = torch.tensor([2, 0, 1]) if config.num_classes else None
+    plan = conditioning.make_plan(network, schedule, h, label)
+    return plan.with_rows(torch.arange(count) * 2 % len(plan.condition))
+
+
+def _pictures(network: UNet, count: int) -> Tensor:
+    return torch.randn(count, 3, network.config.image_size, network.config.image_size)
+
+
+def _error(got: Tensor, want: Tensor) -> float:
+    return float((got - want).norm() / want.norm())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_native_computes_the_network(name: str) -> None:
+    network = small.network(**NETWORKS[name]).eval().requires_grad_(False)
+    plan, x = _plan(network, 5), _pictures(network, 5)
+    outputs = {}
+    for kind, precision in (("eager", "fp32"), ("native", "fp32"), ("native", "bf16"), ("eager", "bf16")):
+        engine = engines.make(kind, network, CPU, precision)
+        engine.prepare(plan, 5)
+        outputs[kind, precision] = engine.predict(x, 2)
+        assert outputs[kind, precision].dtype == torch.float32
+        assert outputs[kind, precision].is_contiguous() or kind == "eager"
+    truth = outputs["eager", "fp32"]
+    assert _error(outputs["native", "fp32"], truth) <= ENGINE_FP32_L2
+    assert _error(outputs["native", "bf16"], truth) <= 1.05 * _error(outputs["eager", "bf16"], truth)
+
+
+@pytest.mark.parametrize("name", ["blocks resample", "added film"])
+def test_the_torch_backend_runs_the_same_program(name: str) -> None:
+    """What runs on CUDA, here on the CPU; it notes the operators' inputs for `selection.measure`."""
+    network = small.network(**NETWORKS[name]).eval().requires_grad_(False)
+    plan, x = _plan(network, 3), _pictures(network, 3)
+    backend = TorchBackend(torch.float32, CPU)
+    program = Program(network, backend, torch.float32, CPU)
+    film, rows = plan.film_rows(1)
+    with torch.inference_mode():
+        want = network.denoise(x, plan.film(1))
+        backend.calls = {}
+        assert _error(program.denoise(x, film, rows), want) <= ENGINE_FP32_L2
+        times = {name: selection.measure(name, CPU, inputs, repeats=1) for name, inputs in backend.calls.items()}
+    assert set(times) == {"film_group_norm", "attention"}
+    assert set(times["attention"]) == {"native", "sdpa"}
+    said = selection.describe(CPU)["attention"]
+    assert "measured: " in said
+    selection.forget()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_picture_does_not_depend_on_its_batch(precision: str) -> None:
+    network = small.network(**NETWORKS["blocks resample"]).eval().requires_grad_(False)
+    engine, plan, x = engines.make("native", network, CPU, precision), _plan(network, 9), _pictures(network, 9)
+    engine.prepare(plan, 9)
+    whole = engine.predict(x, 3)
+    for start, count in ((0, 1), (2, 5), (5, 4)):
+        part = slice(start, start + count)
+        engine.prepare(plan.with_rows(plan.rows[part]), count)
+        assert torch.equal(engine.predict(x[part], 3), whole[part])
+
+
+def test_steps_without_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = small.network().eval().requires_grad_(False)
+    torch.manual_seed(1)
+    with_table = _plan(network, 5)
+    monkeypatch.setattr(conditioning, "TABLE_LIMIT_BYTES", 0)
+    torch.manual_seed(1)
+    without = _plan(network, 5)
+    assert without.table is None
+    x = _pictures(network, 5)
+    engine = engines.make("native", network, CPU, "fp32")
+    engine.prepare(with_table, 5)
+    want = engine.predict(x, 1)
+    engine.prepare(without, 5)
+    assert torch.equal(engine.predict(x, 1), want)
+
+
+def test_auto_takes_the_fastest_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small.model()
+    model.engine = engines.make("auto", model.unet, CPU, "auto")
+    assert model.engine.name == "native"
+    assert "not eager: available, slower" in model.describe()
+    monkeypatch.setattr(library, "has_native", lambda device: False)
+    assert engines.choose(CPU, "fp32") == "eager"
+    with pytest.raises(
+        ConfigError, match=r"engine native cannot run here: no C\+\+ operators: .*\(compiled: available"
+    ):
+        engines.make("native", model.unet, CPU, "fp32")
+
+
+def test_reasons() -> None:
+    assert native.reasons_unavailable(CPU, "fp16") == ["fp16 runs on CUDA only (use bf16)"]
+    assert native.reasons_unavailable(torch.device("mps"), "fp32") == ["there are no native operators for mps"]
+    assert engines.choose(CPU, "fp16") == "eager"
+    if not torch.cuda.is_available():
+        for name in engines.ENGINES:
+            assert "this PyTorch sees no CUDA device" in engines.reasons_unavailable(name, torch.device("cuda"), "fp16")
+        with pytest.raises(ConfigError, match=r"no engine can run fp16 on cuda \(native: this PyTorch sees no CUDA"):
+            engines.choose(torch.device("cuda"), "fp16")
+    with pytest.raises(ConfigError, match="no engine called 'warp'; known: auto, native, compiled, eager"):
+        engines.reasons_unavailable("warp", CPU, "fp32")
+
+
+@pytest.mark.parametrize("kind", ["native", "eager"])
+def test_a_nan_is_reported_with_its_layer(kind: str) -> None:
+    model = small.model()
+    layer = dict(model.unet.named_modules())["middle_block.0.in_layers.2"]
+    assert isinstance(layer, torch.nn.Conv2d)
+    layer.weight.data[3, 2, 1, 1] = float("nan")
+    model.engine = engines.make(kind, model.unet, CPU, "fp32")
+    with pytest.raises(
+        SamplingError, match=r"not finite: first in layer middle_block\.0\S*, at step 2 \(fp32, " + kind
+    ):
+        model.sample(torch.randn(2, small.DIM), per=1, steps=3)
+
+
+def test_wrong_use() -> None:
+    network = small.network().eval()
+    for kind in engines.ENGINES:
+        engine = engines.make(kind, network, CPU, "fp32")
+        with pytest.raises(RuntimeError, match="predict before prepare"):
+            engine.predict(_pictures(network, 2), 0)
+        with pytest.raises(ValueError, match="rows for 3 pictures, the batch 2"):
+            engine.prepare(_plan(network, 3), 2)
+
+
+def test_warmup_and_buffers() -> None:
+    network = small.network().eval().requires_grad_(False)
+    engine = native.NativeEngine(network, CPU, "bf16")
+    engine.warmup((1, 3))
+    for count in (3, 2, 3):
+        engine.prepare(_plan(network, count), count)
+        assert engine.predict(_pictures(network, count), 0).shape == (count, 6, 8, 8)
+    backend = engine._backend
+    assert isinstance(backend, OneDnnBackend)
+    assert {shape[0] for shape in backend._buffers} == {3}
+
+
+def test_groups_and_buckets() -> None:
+    assert [groups.group_size(size, size) for size in (8, 32, 64, 128)] == [4, 4, 1, 1]
+    x = torch.randn(6, 1, 32, 32)
+    seen: list[int] = []
+
+    def run(part: Tensor, own: Tensor) -> Tensor:
+        seen.append(len(part))
+        return part * own[:, None, None, None]
+
+    rows = torch.arange(6.0)
+    assert torch.equal(groups.in_groups(run, x, rows), x * rows[:, None, None, None])
+    assert seen == [4, 4]
+    assert [graphs.bucket_for(size) for size in (1, 3, 8, 33, 512, 700)] == [1, 4, 8, 48, 512, 700]
+
+
+def test_the_program_is_one_graph_for_the_compiler() -> None:
+    """No graph break, our operators in the graph; the compiler's own code generation is a long test."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    network = small.network(**NETWORKS["blocks resample"]).eval().requires_grad_(False)
+    module = compiled._Module(network, torch.float32, CPU).eval()
+    counter = CompileCounterWithBackend("eager")
+    plan, x = _plan(network, 3), _pictures(network, 3)
+    with torch.no_grad():
+        got = torch.compile(module, fullgraph=True, backend=counter)(x, *plan.film_rows(0))
+        want = network.denoise(x, plan.film(0))
+    assert _error(got, want) <= ENGINE_FP32_L2
+    assert counter.frame_count == 1
+    called = {str(node.target) for graph in counter.graphs for node in graph.graph.nodes}
+    assert any("film_group_norm" in target for target in called)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_compiled(precision: str, short: bool) -> None:
+    if short and precision == "fp32":
+        pytest.skip("left out of the short form")
+    network = small.network().eval().requires_grad_(False)
+    plan, x = _plan(network, 5), _pictures(network, 5)
+    outputs = []
+    for kind in ("eager", "native", "compiled"):
+        engine = engines.make(kind, network, CPU, "fp32" if kind == "eager" else precision)
+        engine.prepare(plan, 5)
+        outputs.append(engine.predict(x, 1))
+    bar = ENGINE_FP32_L2 if precision == "fp32" else 1.5 * _error(outputs[1], outputs[0])
+    assert _error(outputs[2], outputs[0]) <= bar
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_native_on_cuda(precision: str) -> None:
+    device = torch.device("cuda")
+    network = small.network(**NETWORKS["blocks resample"]).eval().requires_grad_(False)
+    plan, x = _plan(network, 5), _pictures(network, 5)
+    truth = network.denoise(x, plan.film(2))
+    engine = native.NativeEngine(network, device, precision)
+    moved = {
+        field.name: value.to(device) if isinstance(value, Tensor) else value
+        for field in dataclasses.fields(plan)
+        for value in [getattr(plan, field.name)]
+    }
+    for count in (5, 2, 5):
+        there = conditioning.ConditioningPlan(**moved)
+        engine.prepare(there.with_rows(plan.rows[:count]), count)
+        got = engine.predict(x[:count].to(device), 2).cpu()
+        assert _error(got, truth[:count]) <= {"fp32": 1e-3, "bf16": 3e-2, "fp16": 5e-3}[precision]
+    assert "2 captured" in engine.describe()
