@@ -1,8 +1,9 @@
 # make demo     sheets of pictures from real photographs -> out/demo.png
 # make test     the tests (make test-long: those that take minutes; SHORT=1 shortens them)
 # make quality  what must be clean before a change lands; make style repairs what can be repaired
-# make bench    benchmarks of the operators -> out/bench_ops.json
-# Every target installs what it needs into $(VENV) first.
+# make bench    benchmarks: operators, and network evaluations beside their rivals -> out/bench_*.json, out/bench_step.md
+# make bench-gpu PART=build|ops|step|tune   the same on a GPU, with the Python that is there -> $OUT or out/
+# Every other target installs what it needs into $(VENV) first.
 
 PYTHON ?= python3.11
 VENV ?= .venv
@@ -11,9 +12,10 @@ EXTRAS := encoders,hub,onnx,train,demo,test,dev
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
+BENCH_STAMP := $(VENV)/.installed-bench
 NATIVE := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
 
-.PHONY: venv demo test test-long quality style bench clean
+.PHONY: venv demo test test-long quality style bench bench-gpu clean
 
 venv: $(STAMP)
 
@@ -43,11 +45,22 @@ style: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(STAMP)
+$(BENCH_STAMP): $(STAMP)
+	$(PIP) install -c constraints.txt -e ".[bench]"
+	touch $@
+
+bench: $(BENCH_STAMP)
 	mkdir -p out
-	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=out/bench_ops.json
+	$(BIN)/python -m pytest benchmarks/bench_ops.py --benchmark-only --benchmark-json=out/bench_ops.json
+	$(BIN)/python benchmarks/bench_step.py --configs s --rounds 10 --json out/bench_step.json --markdown out/bench_step.md
+
+# No virtual environment and no downloads: a machine with a GPU may have neither. PYTHON=... names another Python.
+GPU_PYTHON := $(if $(filter file,$(origin PYTHON)),python3,$(PYTHON))
+bench-gpu:
+	$(if $(filter build ops step tune,$(PART)),,$(error bench-gpu needs PART=build, ops, step or tune))
+	$(GPU_PYTHON) benchmarks/bench_gpu.py $(PART)
 
 # Everything made here except $(VENV).
 clean:
 	rm -rf build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks
-	rm -f rcdm_fast/_build_info.py rcdm_fast/_C*.so $(STAMP)
+	rm -f rcdm_fast/_build_info.py rcdm_fast/_C*.so $(STAMP) $(BENCH_STAMP)

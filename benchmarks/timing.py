@@ -128,10 +128,10 @@ def check(candidate: Candidate, gate: Gate, workload: Workload) -> None:
     candidate.numbers["ready_s"] = time.perf_counter() - start
     if device.type == "cuda":
         candidate.numbers["memory_bytes"] = torch.cuda.max_memory_allocated(device) - before_bytes
-    error = gate.error(evaluate)
-    candidate.numbers |= {"error": error, "error_limit": limit}
-    if error > limit:
-        candidate.why_not, candidate.red = f"wrong result: relative error {error:.2e}, allowed {limit:.2e}", True
+    distance = gate.error(evaluate)
+    candidate.numbers |= {"error": distance, "error_limit": limit}
+    if distance > limit:
+        candidate.why_not, candidate.red = f"wrong result: relative error {distance:.2e}, allowed {limit:.2e}", True
     else:
         candidate.evaluate = evaluate
 

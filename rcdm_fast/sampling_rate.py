@@ -108,6 +108,9 @@ class TimedEngine:
         self.evaluations += 1
         return out
 
+    def first_nonfinite(self, x: Tensor, k: int) -> str | None:
+        return self._engine.first_nonfinite(x, k)
+
     def describe(self) -> str:
         return self._engine.describe()
 

@@ -57,7 +57,9 @@ def run(device: torch.device, file: RowFile, shared: Row, deadline: Deadline) ->
             for name in slow:
                 for _, batch in COMPILED_GROUPS:
                     limit_s = min(120.0, deadline.left_s - RESERVE_S)
-                    red += child.run(["--config", config, "--batch", str(batch), "--engines", name], limit_s, file, shared)
+                    red += child.run(
+                        ["--config", config, "--batch", str(batch), "--engines", name], limit_s, file, shared
+                    )
     return red
 
 
@@ -95,9 +97,7 @@ def measure_group(
     return sum(candidate.red for candidate in candidates)
 
 
-def _row(
-    candidate: Candidate, times: dict[str, list[float]], work: Workload, shared: Row, ceilings: Ceilings
-) -> Row:
+def _row(candidate: Candidate, times: dict[str, list[float]], work: Workload, shared: Row, ceilings: Ceilings) -> Row:
     row = {**candidate.row(times[candidate.key]), **shared}
     seconds = row["p50_ms"] * 1e-3
     rate = work.flops / seconds

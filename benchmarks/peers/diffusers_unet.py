@@ -49,7 +49,7 @@ def build_fp32(workload: Workload) -> Evaluate:
 
 def build_bf16(workload: Workload) -> Evaluate:
     """Under autocast, channels-last."""
-    model = convert(workload.network).to(workload.device, memory_format=torch.channels_last)
+    model = convert(workload.network).to(workload.device).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def evaluate(inputs: Inputs) -> Tensor:
@@ -68,7 +68,7 @@ def convert(network: UNet) -> nn.Module:
     config = network.config
     levels = len(config.level_channels)
     attends = [config.attends_at(level) for level in range(levels)]
-    model = UNet2DModel(
+    model: Any = UNet2DModel(
         sample_size=config.image_size,
         in_channels=3,
         out_channels=config.out_channels,
@@ -89,14 +89,16 @@ def convert(network: UNet) -> nn.Module:
     model.class_embedding = nn.Linear(config.representation_dim, 4 * config.num_channels)
     model.class_embedding.load_state_dict(network.ssl_emb.state_dict())
     _fill(model, network)
-    return model.requires_grad_(False)
+    finished: nn.Module = model.requires_grad_(False)
+    return finished
 
 
 def _fill(model: Any, network: UNet) -> None:
     """Copy the weights, walking through both networks in the order in which a picture passes them."""
     _copy(model.time_embedding.linear_1, network.time_embed[0])
     _copy(model.time_embedding.linear_2, network.time_embed[2])
-    _copy(model.conv_in, network.input_blocks[0][0])
+    (first,) = network.input_blocks[0].children()
+    _copy(model.conv_in, first)
     _copy(model.conv_norm_out, network.out[0])
     _copy(model.conv_out, network.out[2])
     down = [each for block in model.down_blocks for each in _layers(block, "downsamplers")]

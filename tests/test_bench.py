@@ -1,0 +1,299 @@
+"""Benchmarks: what they refuse, what their rows say, and the arithmetic of their claims. No speed is asserted."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from benchmarks import bench_gpu, bench_sampling, bench_step, rows, timing, workload
+from benchmarks.gpu import child, machine, ops, step
+from rcdm_fast import benchmarking, cli, sampling_rate, storage
+from rcdm_fast.benchmarking import Times, pair_ratio, relative_l2
+from rcdm_fast.checkpoint import save_model
+from rcdm_fast.config import ConfigError, ModelConfig
+from tests import small
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def tiny() -> workload.Workload:
+    return workload.make(ModelConfig(small.UNET, small.SCHEDULE, name="tiny", info={"batch": 3}))
+
+
+@pytest.fixture
+def model_file(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.safetensors"
+    model = small.model()
+    save_model(path, model.config, model.unet.state_dict())
+    return path
+
+
+def test_percentiles() -> None:
+    expected = {"p20_ms": 1.8, "p50_ms": 3.0, "p80_ms": 5.4, "runs": 5}
+    assert asdict(Times.of([1.0, 2.0, 3.0, 4.0, 11.0])) == pytest.approx(expected)
+    with pytest.raises(ValueError, match="no run"):
+        Times.of([])
+
+
+def test_pair_ratio_is_the_median_of_the_rounds_ratios() -> None:
+    # The medians themselves would give 1.5; a machine that is slow in whole rounds changes nothing here.
+    assert pair_ratio([2.0, 20.0, 3.0], [1.0, 10.0, 2.0]) == 2.0
+    assert pair_ratio([1.0], [4.0]) == 0.25
+    with pytest.raises(ValueError, match="do not pair"):
+        pair_ratio([1.0, 2.0], [1.0])
+    with pytest.raises(ValueError, match="do not pair"):
+        pair_ratio([], [])
+
+
+def test_relative_l2() -> None:
+    want = torch.tensor([3.0, 4.0])
+    assert relative_l2(want + torch.tensor([0.0, 0.5]), want) == pytest.approx(0.1)
+    assert relative_l2(torch.tensor([3.0, math.nan]), want) == math.inf
+    assert relative_l2(torch.ones(3), want) == math.inf
+
+
+def test_runs_take_turns_and_another_one_begins_each_time() -> None:
+    seen: list[str] = []
+    runs = {name: (lambda name=name: seen.append(name)) for name in "abc"}
+    times = benchmarking.in_turn(runs, CPU, rounds=4, warmup=1)
+    assert {name: len(each) for name, each in times.items()} == {"a": 4, "b": 4, "c": 4}
+    assert seen[:3] == list("abc")
+    assert ["".join(seen[i : i + 3]) for i in range(3, 15, 3)] == ["abc", "acb", "cab", "cba"]
+
+
+def test_a_deadline_ends_the_rounds_but_not_the_first() -> None:
+    times = benchmarking.in_turn({"a": lambda: None}, CPU, rounds=9, deadline=time.monotonic() - 1)
+    assert len(times["a"]) == 1
+
+
+@pytest.mark.parametrize(("name", "gflop"), [("s", 59), ("m", 313), ("release128", 8 * 614)])
+def test_configurations_have_the_operations_they_are_known_for(name: str, gflop: int) -> None:
+    model = workload.read_config(name)
+    assert workload.count_flops(model.unet, model.info["batch"]) * 1e-9 == pytest.approx(gflop, rel=0.02)
+
+
+def test_configurations_that_do_not_exist() -> None:
+    with pytest.raises(ConfigError, match="release128"):
+        workload.read_config("xl")
+
+
+def test_bytes_are_weights_and_activations(tiny: workload.Workload) -> None:
+    config = tiny.network.config
+    one, two = (workload.count_bytes(config, batch, 2) for batch in (1, 2))
+    weights = 2 * (2 * one - two) / 2  # what does not grow with the batch
+    layers = [
+        each for each in tiny.network.modules() if isinstance(each, torch.nn.Linear | torch.nn.Conv1d | torch.nn.Conv2d)
+    ]
+    assert weights == 2 * sum(parameter.numel() for layer in layers for parameter in layer.parameters())
+
+
+def test_made_up_weights_leave_nothing_out(tiny: workload.Workload) -> None:
+    assert all(bool((parameter != 0).any()) for parameter in tiny.network.parameters())
+    out = tiny.network(tiny.timed.x, tiny.timed.t, tiny.timed.h)
+    assert 0.1 < float(out.std()) < 10
+    again = workload.make_network(tiny.network.config)
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), tiny.network.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("fault", ["wrong", "raises", "other batch", "nan"])
+def test_a_red_candidate_is_not_timed(fault: str, tiny: workload.Workload, tmp_path: Path) -> None:
+    good = bench_step.build_engine(tiny, "eager", "fp32")
+
+    def evaluate(inputs: workload.Inputs) -> torch.Tensor:
+        if fault == "raises":
+            raise RuntimeError("out of\nsomething")
+        if fault == "other batch":
+            return good(tiny.timed)  # right for the batch that is timed, but only for that
+        return good(inputs) * (1.001 if fault == "wrong" else math.nan)
+
+    red = timing.Candidate("broken", "fp32", True, lambda: evaluate)
+    right = timing.Candidate("good", "fp32", True, lambda: good)
+    file = rows.RowFile(tmp_path / "rows.json", {}, bench_step.KEYS)
+    assert bench_step.measure(tiny, [red, right], 2, file, {})
+    written = {row["name"]: row for row in json.loads(file.path.read_text())["rows"]}
+    assert written["broken"]["red"]
+    assert "p50_ms" not in written["broken"]
+    assert written["broken"]["why_not"] in rows.table(file.rows, bench_step.COLUMNS)[1]
+    assert "broken" not in "".join(rows.markdown(file.rows, bench_step.COLUMNS))
+    assert written["good"]["p50_ms"] > 0
+    assert written["good"]["error"] < 1e-5
+
+
+def test_bf16_may_not_be_worse_than_autocast(tiny: workload.Workload) -> None:
+    gate = timing.Gate(tiny)
+    ours, rival = (timing.Candidate("x", "bf16", own, lambda: None) for own in (True, False))  # type: ignore[arg-type,return-value]
+    assert 1e-3 < gate.limit(ours) < 0.1
+    assert gate.limit(rival) == 2 * gate.limit(ours)
+
+
+def test_bench_step_writes_rows_one_by_one(
+    tiny: workload.Workload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    states: list[list[dict[str, object]]] = []
+    write = storage.write_json
+
+    def watch(path: Path, data: dict[str, list[dict[str, object]]]) -> None:
+        write(path, data)
+        states.append(json.loads(path.read_text())["rows"])
+
+    monkeypatch.setattr(storage, "write_json", watch)
+    monkeypatch.setattr(workload, "read_config", lambda name: None)
+    monkeypatch.setattr(workload, "make", lambda *_: tiny)
+    monkeypatch.setattr(timing, "ceilings", lambda device: [{"name": "GEMM", "precision": "fp32", "gflop_per_s": 1.0}])
+    arguments = ["--rounds", "2", "--peers", "pytorch-eager-fp32", "pytorch-autocast-bf16", "--engines", "eager"]
+    arguments += ["--precisions", "fp32", "--json", str(tmp_path / "r.json"), "--markdown", str(tmp_path / "r.md")]
+    assert bench_step.main(arguments) == 0
+    assert [len(state) for state in states] == [1, 2, 3, 4, 4, 4, 5]
+    final = {row["name"]: row for row in states[-1]}
+    for name in ("PyTorch eager", "PyTorch autocast", "rcdm_fast eager"):
+        row = final[name]
+        assert {"p20_ms", "p50_ms", "p80_ms", "device", "versions", "threads", "allocator", "error"} <= set(row)
+        assert {"gflop_per_s", "of_eager", "batch", "config", "ready_s"} <= set(row)
+        assert row["runs"] == 2
+    assert final["PyTorch eager"]["of_eager"] == 1.0
+    assert "conditioning plan, 50 steps, 3 representations" in final
+    assert "| rcdm_fast eager | fp32 |" in (tmp_path / "r.md").read_text()
+    assert "x eager fp32" in capsys.readouterr().out
+
+
+def test_bench_step_refuses_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench_step.main(["--configs", "xl", "--json", str(tmp_path / "r.json")]) == 2
+    assert "known: m, release128, s" in capsys.readouterr().err
+    assert bench_step.main(["--json", "/proc/nowhere/r.json"]) == 2
+    with pytest.raises(SystemExit):
+        bench_step.main(["--peers", "nobody"])
+
+
+def test_rcdm_bench(model_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "rates.json"
+    arguments = ["bench", str(model_file), "--steps", "2,3", "--solver", "ddim,ancestral", "--engine", "eager"]
+    arguments += ["--precision", "fp32,bf16", "--batch", "2", "--pictures", "4", "--rounds", "1", "--json", str(out)]
+    result = CliRunner().invoke(cli.app, [*arguments, "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    written = json.loads(out.read_text())["rows"]
+    assert len(written) == 1 + 2 * 2 * 2
+    for row in written:
+        assert {"p20_ms", "p50_ms", "p80_ms", "device", "versions", "threads", "times_published"} <= set(row)
+        assert row["pictures_per_s"] == pytest.approx(4 / (row["p50_ms"] * 1e-3))
+    assert (written[0]["engine"], written[0]["nfe"]) == (sampling_rate.PUBLISHED, 100)
+    assert "sampler_percent" not in written[0]
+    assert [row["nfe"] for row in written[1:]] == [2] * 4 + [3] * 4
+    assert all(0 < row["sampler_percent"] < 100 for row in written[1:])
+    assert "published recipe" in result.output
+
+
+@pytest.mark.parametrize(
+    "changes", [{"representation_dim": 0}, {"representation_dim": 0, "num_classes": 3, "learn_sigma": False}]
+)
+def test_rates_of_models_without_representations(changes: dict[str, object]) -> None:
+    plan = sampling_rate.Plan((sampling_rate.Case(steps=2),), batch=2, rounds=1)
+    first, second = sampling_rate.measure(small.model(**changes), plan, lambda rows, share: None)
+    assert first["pictures_per_s"] > 0
+    assert second["pictures_per_s"] > 0
+
+
+def test_rates_that_do_not_fit_into_the_budget_say_so() -> None:
+    plan = sampling_rate.Plan((sampling_rate.Case(steps=500),), batch=2, budget_s=1e-9)
+    both = sampling_rate.measure(small.model(), plan, lambda rows, share: None)
+    assert all("more than was left" in row["why_not"] for row in both)
+
+
+def test_a_wrong_engine_gets_no_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small.model()
+    predict = model.engine.predict
+    monkeypatch.setattr(model.engine, "predict", lambda x, k: predict(x, k) * 1.01)
+    plan = sampling_rate.Plan((sampling_rate.Case(steps=2),), batch=2, published=False)
+    (row,) = sampling_rate.measure(model, plan, lambda rows, share: None)
+    assert row["red"]
+    assert "wrong result" in row["why_not"]
+    assert "pictures_per_s" not in row
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--batch", "0"), "batch"),
+        (("--batch", "2", "--pictures", "3"), "multiple"),
+        (("--steps", "2,x"), "'x'"),
+        (("--steps", ","), "nothing to measure"),
+        (("--solver", "euler"), "euler"),
+        (("--engine", "warp", "--precision", "fp32"), "warp"),
+        (("--precision", "fp8"), "fp8"),
+        (("--budget", "0"), "budget"),
+        (("--json", "/proc/nowhere/r.json"), "cannot be written"),
+    ],
+)
+def test_rcdm_bench_errors_are_one_line(
+    arguments: tuple[str, ...], message: str, model_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["bench", str(model_file), *arguments]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len([line for line in errors if line.startswith("rcdm:")]) == 1
+    assert message in errors[-1]
+
+
+def test_bench_sampling_covers_every_sampler() -> None:
+    found = bench_sampling.cases(CPU, ["eager"], ["fp32"])
+    assert [(case.solver, case.steps) for case in found] == list(bench_sampling.SAMPLERS)
+
+
+def test_bench_gpu_says_that_there_is_no_gpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for part in bench_gpu.PARTS:
+        assert bench_gpu.main([part, "--out", str(tmp_path)]) == 2
+        assert "no CUDA device" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_peaks_of_gpus() -> None:
+    assert machine.peak_tflops("NVIDIA H100 80GB HBM3") == 989.4
+    assert machine.peak_tflops("NVIDIA H100 PCIe") == 756.0
+    assert machine.peak_tflops("something else") is None
+
+
+def test_gpu_rows_of_operators_and_steps(
+    tiny: workload.Workload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parts themselves, on the CPU and at sizes of nothing: their rows, not their numbers."""
+    monkeypatch.setattr(ops, "NORM_SHAPES", ((64, 4),))
+    monkeypatch.setattr(ops, "ATTENTION_SHAPES", ((64, 4),))
+    monkeypatch.setattr(ops, "PICTURE", (3, 8, 8))
+    ceilings = machine.Ceilings([], {"bf16": 1e12, "fp32": 1e12}, 1e10)
+    monkeypatch.setattr(machine.Ceilings, "measure", lambda device: ceilings)
+    shared = {"device": "NVIDIA H100 80GB HBM3"}
+    file = rows.RowFile(tmp_path / "ops.json", shared, bench_gpu.KEYS["ops"])
+    assert ops.run(CPU, file, shared, machine.Deadline.after(60), batches=(1,)) == 0
+    assert {row["operator"] for row in file.rows} >= {"film_group_norm skip", "attention", "solver_step"}
+    assert all(row["p50_ms"] > 0 for row in file.rows)
+    file = rows.RowFile(tmp_path / "step.json", shared, bench_gpu.KEYS["step"])
+    candidates = step.rivals(tiny)[:2] + bench_step.engine_candidates(tiny, ["eager"], ["fp32"])
+    assert step.measure_group(tiny, candidates, file, shared, ceilings, machine.Deadline.after(1)) == 0
+    found = {row["name"]: row for row in file.rows}
+    assert {"of_gemm_percent", "of_copy_percent", "bytes", "of_eager", "ready_s"} <= set(found["rcdm_fast eager"])
+    assert found["PyTorch autocast"]["mfu_percent"] > 0
+    assert file.path.exists()
+
+
+def test_a_child_that_takes_too_long_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = rows.RowFile(tmp_path / "step.json", {}, bench_gpu.KEYS["step"])
+    arguments = ["--config", "release128", "--batch", "1", "--tuned"]
+    assert child.run(arguments, 5, file, {}) == 0
+    assert file.rows[-1]["why_not"] == "no time left"
+
+    def expire(command: list[str], **options: object) -> None:
+        raise subprocess.TimeoutExpired(command, 11)
+
+    monkeypatch.setattr(subprocess, "run", expire)
+    assert child.run(arguments, 11, file, {}) == 0
+    assert file.rows[-1]["why_not"] == "not done within 11 s"
