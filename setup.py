@@ -4,12 +4,14 @@ The rest of the metadata is in pyproject.toml. torch is located, never imported,
 environment without installing a second torch. What was built goes into `rcdm_fast/_build_info.py`.
 
 Environment variables:
-    RCDM_FAST_NATIVE=0      build nothing native
-    RCDM_FAST_REQUIRE=cpu   fail when that part cannot be built, instead of leaving it out
-    RCDM_FAST_TORCH=DIR     the folder of the torch package to compile against
-    CXX                     the C++ compiler
+    RCDM_FAST_NATIVE=0           build nothing native
+    RCDM_FAST_REQUIRE=cpu,cuda   fail when one of these parts cannot be built, instead of leaving it out
+    RCDM_FAST_TORCH=DIR          the folder of the torch package to compile against
+    RCDM_FAST_CUDA_ARCHS=80,90   compute capabilities to compile for, the last one also as PTX for later chips
+    CUDA_HOME, CXX               the CUDA toolkit, the C++ compiler
 
-Knows nothing about operators: every .cpp file in csrc/ and csrc/cpu/ belongs to the `cpu` part.
+Knows nothing about operators: csrc/binding.cpp and csrc/cpu/ are the `cpu` part, csrc/binding_cuda.cpp and csrc/cuda/
+the `cuda` part.
 """
 
 from __future__ import annotations
@@ -22,19 +24,23 @@ import subprocess
 import sys
 import sysconfig
 from dataclasses import dataclass
+from functools import cache
 from importlib.machinery import PathFinder
 from pathlib import Path
+from typing import Any
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
-from setuptools.errors import CCompilerError, ExecError, PlatformError
+from setuptools.errors import CCompilerError, CompileError, ExecError, PlatformError
 
 ROOT = Path(__file__).resolve().parent
 OLDEST_TORCH = (2, 11)
 STABLE_ABI = 0x020A000000000000  # the stable interface of torch 2.10, which every later version keeps
 ABI_TAG = "cp310"
-PARTS = ("cpu",)
+MODULES = {"cpu": "rcdm_fast._C", "cuda": "rcdm_fast._C_cuda"}  # part -> its library
+CUDA_ARCHS = ["80", "90", "120"]
+CXX_FLAGS = "-std=c++20 -O3 -fPIC -fvisibility=hidden -fno-trapping-math -g0 -Wall -Wextra -Wno-unused-parameter"
 
 
 class CannotBuild(Exception):
@@ -43,26 +49,44 @@ class CannotBuild(Exception):
 
 @dataclass(frozen=True)
 class Torch:
-    """An installed torch: its package folder and its version."""
+    """An installed torch: its package folder, its version, the CUDA version it was built for (or an empty text)."""
 
     folder: Path
     version: str
+    cuda: str
 
 
+@dataclass(frozen=True)
+class Toolkit:
+    """A CUDA toolkit."""
+
+    nvcc: str
+    root: Path
+    release: str  # such as 13.0
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    """A command's result, whatever it is."""
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@cache
 def find_torch() -> Torch:
     """The torch to compile against: named by the user, on the path, or in the environment that runs this build."""
     for folder in torch_folders():
         version_file = folder / "version.py"
         if not version_file.is_file():
             continue
-        found = re.search(r"__version__\s*=\s*'([^']+)'", version_file.read_text(encoding="utf-8"))
+        text = version_file.read_text(encoding="utf-8")
+        found = re.search(r"__version__\s*=\s*'([^']+)'", text)
+        cuda = re.search(r"^cuda\b[^=\n]*=\s*'([^']+)'", text, re.MULTILINE)
         version = found.group(1) if found else "0"
         release = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
         if release < OLDEST_TORCH:
             raise CannotBuild(f"torch {version} in {folder} is older than {'.'.join(map(str, OLDEST_TORCH))}")
         if not (folder / "include/torch/csrc/stable/library.h").is_file():
             raise CannotBuild(f"torch {version} in {folder} has no C++ headers")
-        return Torch(folder, version)
+        return Torch(folder, version, cuda.group(1) if cuda else "")
     raise CannotBuild("torch was not installed when rcdm_fast was built; install torch first, then rcdm_fast again")
 
 
@@ -81,7 +105,7 @@ def torch_folders() -> list[Path]:
     for interpreter in interpreters:
         if shutil.which(interpreter):
             # -I: without the paths of pip's isolated build environment
-            answer = subprocess.run([interpreter, "-I", "-c", code], capture_output=True, text=True, check=False)
+            answer = run(interpreter, "-I", "-c", code)
             if answer.returncode == 0 and answer.stdout.strip():
                 folders.append(Path(answer.stdout.strip()).parent)
     return folders
@@ -92,35 +116,89 @@ def find_compiler() -> str:
     command = shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")
     if not shutil.which(command[0]):
         raise CannotBuild(f"no C++ compiler ({command[0]} not found)")
-    answer = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
-    if answer.returncode != 0 or not answer.stdout:
+    answer = run(*command, "--version")
+    if answer.returncode or not answer.stdout:
         raise CannotBuild(f"the C++ compiler does not work ({shlex.join(command)} --version)")
     return answer.stdout.splitlines()[0]
 
 
-def cpu_extension(torch: Torch) -> Extension:
-    """The `cpu` part: operators for the CPU through torch's stable ABI."""
-    sources = [*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp")]
-    flags = "-std=c++20 -O3 -fPIC -fvisibility=hidden -fno-trapping-math -g0 -Wall -Wextra -Wno-unused-parameter"
+@cache
+def find_toolkit(torch: Torch) -> Toolkit:
+    """The CUDA toolkit of the same major version as torch's."""
+    if not torch.cuda:
+        raise CannotBuild(f"torch {torch.version} was built without CUDA")
+    home = os.environ.get("CUDA_HOME")
+    nvcc = shutil.which(f"{home}/bin/nvcc") if home else shutil.which("nvcc")
+    if nvcc is None:
+        raise CannotBuild(f"no nvcc in CUDA_HOME={home}" if home else "no CUDA compiler (nvcc not found)")
+    release = re.search(r"release (\d+\.\d+)", run(nvcc, "--version").stdout)
+    if release is None:
+        raise CannotBuild(f"the CUDA compiler does not work ({nvcc} --version)")
+    if release.group(1).split(".")[0] != torch.cuda.split(".")[0]:
+        raise CannotBuild(f"{nvcc} is CUDA {release.group(1)}, but torch {torch.version} was built for {torch.cuda}")
+    # nvcc on the path may be a wrapper: it is asked where it really lies.
+    top = re.search(r"^#\$ TOP=(.+)$", run(nvcc, "--dryrun", "-x", "cu", os.devnull).stderr, re.MULTILINE)
+    return Toolkit(nvcc, Path(top.group(1) if top else Path(nvcc).resolve().parent.parent).resolve(), release.group(1))
+
+
+def find_cudart(torch: Torch, toolkit: Toolkit) -> str:
+    """The CUDA runtime to link: the one beside torch, which torch has loaded by then, or the toolkit's."""
+    name = f"libcudart.so.{toolkit.release.split('.')[0]}"
+    beside_torch = [torch.folder / "lib", *torch.folder.parent.glob("nvidia/*/lib")]
+    in_toolkit = [toolkit.root / "lib64", toolkit.root / "lib", *toolkit.root.glob("targets/*/lib")]
+    for folder in (*beside_torch, *in_toolkit):
+        if (folder / name).is_file():
+            return str(folder / name)
+    raise CannotBuild(f"{name} is neither beside torch nor in {toolkit.root}")
+
+
+def extension(part: str, torch: Torch, sources: list[Path], libraries: list[str]) -> Extension:
+    """A part's library, through torch's stable ABI."""
     return Extension(
-        "rcdm_fast._C",
-        sources=sorted(str(path.relative_to(ROOT)) for path in sources),
-        depends=sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*.h")),
+        MODULES[part],
+        sources=[str(path.relative_to(ROOT)) for path in sources],
+        depends=sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*.*h")),
         include_dirs=["csrc", str(torch.folder / "include")],
         library_dirs=[str(torch.folder / "lib")],
-        libraries=["torch_cpu"],
+        libraries=libraries,
         define_macros=[("TORCH_TARGET_VERSION", f"{STABLE_ABI:#018x}ULL"), ("Py_LIMITED_API", "0x030A0000")],
-        extra_compile_args=flags.split(),
+        extra_compile_args=CXX_FLAGS.split(),
         language="c++",
         py_limited_api=True,
     )
+
+
+def cpu_extension(torch: Torch) -> Extension:
+    """The `cpu` part: operators for the CPU."""
+    return extension("cpu", torch, [ROOT / "csrc/binding.cpp", *sorted(ROOT.glob("csrc/cpu/*.cpp"))], ["torch_cpu"])
+
+
+def cuda_extension(torch: Torch) -> Extension:
+    """The `cuda` part: operators for NVIDIA GPUs. C++ first: where that fails, nvcc need not start."""
+    cudart = find_cudart(torch, find_toolkit(torch))
+    files = [path for suffix in ("cpp", "cu") for path in sorted(ROOT.glob(f"csrc/cuda/*.{suffix}"))]
+    part = extension("cuda", torch, [ROOT / "csrc/binding_cuda.cpp", *files], ["torch_cuda", "torch_cpu"])
+    part.define_macros.append(("USE_CUDA", None))
+    part.extra_link_args.append(cudart)
+    return part
+
+
+def nvcc_command(toolkit: Toolkit, source: str, target: str) -> list[str]:
+    """How a .cu file is compiled; it includes neither torch nor Python."""
+    known = re.findall(r"sm_(\w+)", run(toolkit.nvcc, "--list-gpu-code").stdout)
+    named = os.environ.get("RCDM_FAST_CUDA_ARCHS")
+    wanted = named.split(",") if named else [arch for arch in CUDA_ARCHS if arch in known] or CUDA_ARCHS
+    machines = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in wanted]
+    machines.append(f"-gencode=arch=compute_{wanted[-1]},code=compute_{wanted[-1]}")
+    flags = "-std=c++17 -O3 --threads 0 -Icsrc -Xfatbin -compress-all -Xcompiler -fPIC,-fvisibility=hidden"
+    return [toolkit.nvcc, *flags.split(), *machines, "-c", source, "-o", target]
 
 
 class BuildRecord:
     """What this build contains, part by part; written where the package's files go."""
 
     def __init__(self) -> None:
-        self.torch = self.compiler = ""
+        self.torch = self.compiler = self.nvcc = ""
         self.missing: dict[str, str] = {}
 
     def plan(self) -> list[Extension]:
@@ -132,11 +210,20 @@ class BuildRecord:
                 raise CannotBuild("native parts are not built on Windows")
             self.compiler = find_compiler()
             torch = find_torch()
-            self.torch = torch.version
-            return [cpu_extension(torch)]
         except CannotBuild as reason:
-            self.leave_out("cpu", str(reason))
+            for part in MODULES:
+                self.leave_out(part, str(reason))
             return []
+        self.torch = torch.version
+        planned = []
+        for part, make in (("cpu", cpu_extension), ("cuda", cuda_extension)):
+            try:
+                planned.append(make(torch))
+            except CannotBuild as reason:
+                self.leave_out(part, str(reason))
+        if "cuda" not in self.missing:
+            self.nvcc = "{0.nvcc} {0.release}".format(find_toolkit(torch))
+        return planned
 
     def leave_out(self, part: str, reason: str) -> None:
         """Note why a part is missing, or fail when the user requires it."""
@@ -147,16 +234,16 @@ class BuildRecord:
 
     def write(self, package: Path) -> None:
         """Write `_build_info.py` into the package's folder and delete libraries of parts that were left out."""
-        reasons = {part: self.missing.get(part, "") for part in PARTS}
+        reasons = {part: self.missing.get(part, "") for part in MODULES}
         text = (
             '"""Written by setup.py: what this build of rcdm_fast contains."""\n\n'
             f"PARTS: dict[str, str] = {reasons!r}  # part -> why it was left out; empty when built\n"
-            f"TORCH: str = {self.torch!r}\nCOMPILER: str = {self.compiler!r}\n"
+            f"TORCH: str = {self.torch!r}\nCOMPILER: str = {self.compiler!r}\nNVCC: str = {self.nvcc!r}\n"
         )
         package.mkdir(parents=True, exist_ok=True)
         (package / "_build_info.py").write_text(text, encoding="utf-8")
-        if self.missing:
-            for stale in package.glob("_C*.so"):
+        for part in self.missing:
+            for stale in package.glob(MODULES[part].split(".")[1] + ".*so"):
                 stale.unlink()
 
 
@@ -175,15 +262,33 @@ class BuildNative(build_ext):
     """Compiles the extensions; one that does not compile is left out and recorded."""
 
     def build_extensions(self) -> None:
+        self._let_nvcc_compile_cuda()
         built = []
         for extension in self.extensions:
             try:
                 self.build_extension(extension)
                 built.append(extension)
             except (CCompilerError, ExecError, PlatformError) as error:
-                RECORD.leave_out("cpu", f"compiling failed: {error}")
+                (part,) = (part for part, module in MODULES.items() if module == extension.name)
+                RECORD.leave_out(part, f"compiling failed: {error}")
         self.extensions = built
         RECORD.write(Path(self.build_lib) / "rcdm_fast")
+
+    def _let_nvcc_compile_cuda(self) -> None:
+        """.cu files become objects among the others, so that setuptools knows what to link and what is up to date."""
+        self.compiler.src_extensions = [*self.compiler.src_extensions, ".cu"]
+        compile_other = self.compiler._compile
+
+        def compile_one(target: str, source: str, *arguments: Any) -> None:
+            if not source.endswith(".cu"):
+                compile_other(target, source, *arguments)
+                return
+            command = nvcc_command(find_toolkit(find_torch()), source, target)
+            print(shlex.join(command), flush=True)
+            if subprocess.run(command, check=False).returncode != 0:
+                raise CompileError(f"nvcc failed on {source}")
+
+        self.compiler._compile = compile_one
 
     def copy_extensions_to_source(self) -> None:
         super().copy_extensions_to_source()

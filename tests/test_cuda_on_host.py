@@ -6,6 +6,8 @@ rounding, speed, streams) is in test_ops_cuda.py.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ import torch
 from rcdm_fast.ops import reference
 from tests.cuda_on_host import launchers
 from tests.cuda_on_host.launchers import Launchers
-from tests.norm_cases import DTYPES, NormCase, error_bound, layouts, make_inputs
+from tests.norm_cases import DTYPES, Inputs, NormCase, error_bound, layouts, make_inputs
 
 pytestmark = pytest.mark.skipif(bool(launchers.missing()), reason=launchers.missing())
 
@@ -70,15 +72,13 @@ def test_a_picture_does_not_depend_on_its_batch(host: Launchers, size: tuple[int
     assert rows is not None
     together = host.film_group_norm(*inputs)
     for n in range(3):
-        alone = host.film_group_norm(x[n : n + 1], *inputs[1:5], rows[n : n + 1].clone(), *inputs[6:])
-        assert torch.equal(together[n : n + 1], alone)
+        alone: Inputs = (x[n : n + 1], *inputs[1:5], rows[n : n + 1].clone(), *inputs[6:])
+        assert torch.equal(together[n : n + 1], host.film_group_norm(*alone))
 
 
 @pytest.mark.parametrize("film", ["scale", "add"])
 @pytest.mark.parametrize("size", [(5, 7), (70, 64)])
-def test_a_row_out_of_range_gives_nan_for_its_picture_alone(
-    host: Launchers, film: str, size: tuple[int, int]
-) -> None:
+def test_a_row_out_of_range_gives_nan_for_its_picture_alone(host: Launchers, film: str, size: tuple[int, int]) -> None:
     inputs = make_inputs(NormCase(channels=32, size=size, batch=3, film=film))
     want = host.film_group_norm(*inputs)
     for bad in (-1, 5, 2**40):
@@ -90,9 +90,9 @@ def test_a_row_out_of_range_gives_nan_for_its_picture_alone(
 
 def test_large_fp16_activations_do_not_overflow(host: Launchers) -> None:
     for size in (8, 66):
-        inputs = list(make_inputs(NormCase(channels=64, size=(size, size), dtype=torch.float16)))
-        inputs[0] = torch.where(inputs[0] > 2.5, 6e4, -6e4).to(torch.float16)
-        assert host.film_group_norm(*inputs).isfinite().all()  # type: ignore[arg-type]
+        inputs = make_inputs(NormCase(channels=64, size=(size, size), dtype=torch.float16))
+        x = torch.where(inputs[0] > 3, 6e4, -6e4).to(torch.float16)
+        assert host.film_group_norm(x, *inputs[1:]).isfinite().all()
 
 
 STEPS = {
@@ -139,3 +139,84 @@ def test_pictures_to_uint8(host: Launchers, count: int, dtype: torch.dtype, offs
 def test_every_16_bit_number(host: Launchers, dtype: torch.dtype) -> None:
     x = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
     assert torch.equal(host.pictures_to_uint8(x), reference.pictures_to_uint8(x))
+
+
+OPERATORS = """
+import sys, torch
+from rcdm_fast.ops import reference
+from tests.norm_cases import NormCase, error_bound, layouts, make_inputs
+torch.ops.load_library(sys.argv[1])
+ops, check = torch.ops.rcdm_fast, torch.library.opcheck
+skipping = dict(test_utils=("test_schema", "test_faketensor"))
+for case in layouts()[::2]:
+    inputs = make_inputs(case)
+    truth, bound = error_bound(inputs)
+    out = torch.full_like(truth, float("nan"), dtype=case.dtype)
+    ops.film_group_norm_out(out, *inputs)
+    assert (out.double() - truth).abs().max() <= bound, case
+    assert torch.equal(out, ops.film_group_norm(*inputs)), case
+    if truth.numel() < 10000:
+        check(ops.film_group_norm.default, inputs, **skipping)
+        check(ops.film_group_norm_out.default, (out, *inputs), **skipping)
+empty = list(make_inputs(NormCase(64, film="scale")))
+empty[0], empty[5] = empty[0][:0], empty[5][:0]
+assert ops.film_group_norm(*empty).shape == (0, 64, 6, 10)
+
+x, output = torch.randn(2, 3, 8, 9), torch.randn(2, 6, 8, 9).bfloat16().contiguous(memory_format=torch.channels_last)
+for count in (0, 1, 8):
+    arguments = (x, output, [torch.randn_like(x) for _ in range(count)], [0.1] * count, 1.3, -0.7, 0.9, 0.8, 0.25)
+    for got, want in zip(ops.solver_step(*arguments), reference.solver_step(*arguments)):
+        torch.testing.assert_close(got, want)
+    check(ops.solver_step.default, arguments, **skipping)
+assert ops.solver_step(x[:0], output[:0], [], [], 1.0, 1.0, 1.0, 1.0, 1.0)[0].shape == (0, 3, 8, 9)
+
+for pictures in (x, x.transpose(1, 2), x[:, :, ::2], x[0, 0, 0, 0], x[:0], x.half()):
+    got, want = ops.pictures_to_uint8(pictures), reference.pictures_to_uint8(pictures)
+    assert torch.equal(got, want) and got.stride() == want.stride()
+
+def refuses(message, operator, *arguments):
+    try:
+        operator(*arguments)
+    except RuntimeError as error:
+        assert message in str(error), error
+    else:
+        raise AssertionError(f"accepted: {message}")
+
+good = list(make_inputs(NormCase(64, skip=32, film="scale")))
+def norm(**changes):
+    names = ("x", "skip", "weight", "bias", "film", "rows", "groups", "eps", "silu", "resample", "phases")
+    return [changes.get(name, value) for name, value in zip(names, good)]
+for message, changes in (
+    ("x must be [N,C,H,W] in channels-last", dict(x=good[0].contiguous())),
+    ("expected float32, bfloat16 or float16", dict(x=good[0].double(), skip=None)),
+    ("skip must have the dtype", dict(skip=good[1].half())),
+    ("skip does not fit", dict(skip=good[1][:1])),
+    ("do not form 7 groups", dict(groups=7)),
+    ("weight must be float32 [96]", dict(weight=good[2].half())),
+    ("bias must be float32 [96]", dict(bias=good[3][:-1])),
+    ("film and rows go together", dict(rows=None)),
+    ("film must be float32", dict(film=good[4][:, :-1])),
+    ("rows must be int64 [2]", dict(rows=good[5].int())),
+    ("resample must be", dict(resample=2)),
+    ("phases go with neither", dict(phases=True)),
+):
+    if message.startswith("expected"):
+        changes.update(weight=good[2][:64], bias=good[3][:64], film=None, rows=None)
+    refuses(message, ops.film_group_norm, *norm(**changes))
+refuses("out must be [2,96,6,10]", ops.film_group_norm_out, good[0].clone(), *good)
+step = (1.0, 1.0, 1.0, 1.0, 1.0)
+refuses("at most 8 terms", ops.solver_step, x, output, [x] * 9, [1.0] * 9, *step)
+refuses("1 terms, 0 weights", ops.solver_step, x, output, [x], [], *step)
+refuses("every term must be like x", ops.solver_step, x, output, [x.half()], [1.0], *step)
+refuses("output does not fit x", ops.solver_step, x, output[:, :2], [], [], *step)
+refuses("bound must be >= 0", ops.solver_step, x, output, [], [], 1.0, 1.0, -1.0, 1.0, 1.0)
+refuses("expected float32, bfloat16 or float16", ops.pictures_to_uint8, x.double())
+"""
+
+
+def test_host_code_and_registration(checkout: Path, tmp_path: Path) -> None:
+    library = launchers.compile_operators(checkout, tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", OPERATORS, str(library)], cwd=checkout, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -17,7 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+from rcdm_fast.ops import library
 
 SOURCES = (
     "CHANGELOG.md",
@@ -33,6 +36,7 @@ SOURCES = (
     "training",
 )
 OTHER_TORCH = "2.13.0"
+EXPECTED = {"cpu": True, "cuda": bool(torch.version.cuda and shutil.which("nvcc"))}  # part -> whether it is built here
 
 
 def _run(*command: str | Path, cwd: Path, env: Mapping[str, str] | None = None) -> str:
@@ -81,8 +85,10 @@ def _environment(folder: Path, *packages: str | Path) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel with native code."""
-    return _build(checkout, tmp_path_factory.mktemp("native"), RCDM_FAST_REQUIRE="cpu")
+    """The wheel with native code; for one GPU architecture, which is enough to see that it is built and loads."""
+    required = ",".join(part for part, expected in EXPECTED.items() if expected)
+    folder = tmp_path_factory.mktemp("native")
+    return _build(checkout, folder, RCDM_FAST_REQUIRE=required, RCDM_FAST_CUDA_ARCHS="90")
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +115,8 @@ def test_only_one_name_is_importable(wheel: Path) -> None:
 
 def test_native_wheel_serves_every_later_python(wheel: Path) -> None:
     assert wheel.name.startswith("rcdm_fast-0.1.0-cp310-abi3-")
-    assert "rcdm_fast/_C.abi3.so" in _contents(wheel)
+    libraries = {name for name in _contents(wheel) if name.endswith(".so")}
+    assert libraries == {f"rcdm_fast/{library.FILES[part]}" for part, expected in EXPECTED.items() if expected}
 
 
 def test_wheel_has_every_module_and_every_bundled_file(wheel: Path, checkout: Path) -> None:
@@ -137,9 +144,9 @@ def test_wheel_has_nothing_else(wheel: Path) -> None:
 def test_installed_wheel_imports_with_native_code(installed: Path, tmp_path: Path) -> None:
     code = (
         "import rcdm_fast, torch; from rcdm_fast import ops; import rcdm_fast.training.data;"
-        "(part,) = ops.describe(); assert part.loaded, part.reason;"
+        f"loaded = {{part.name: part.loaded for part in ops.describe()}}; assert loaded == {EXPECTED}, ops.describe();"
         "assert ops.pictures_to_uint8(torch.ones(3)).tolist() == [255] * 3;"
-        "print(rcdm_fast.__file__); print(part.path)"
+        "print(rcdm_fast.__file__, *(part.path for part in ops.describe()))"
     )
     for path in _run(installed, "-P", "-c", code, cwd=tmp_path).split():
         assert Path(path).is_relative_to(installed.parent.parent)
@@ -185,7 +192,7 @@ def test_a_required_part_that_cannot_be_built_is_an_error(checkout: Path, tmp_pa
 def test_the_same_wheel_runs_under_another_torch(wheel: Path, tmp_path: Path) -> None:
     python = _environment(tmp_path / "venv", wheel, f"torch=={OTHER_TORCH}")
     code = (
-        "import torch; from rcdm_fast import images, ops; (part,) = ops.describe(); assert part.loaded, part.reason;"
+        "import torch; from rcdm_fast import images, ops; assert ops.describe()[0].loaded, ops.describe();"
         "x = torch.randn(2, 3, 33, 31); assert torch.equal(ops.pictures_to_uint8(x), images.to_uint8(x));"
         "torch.library.opcheck(torch.ops.rcdm_fast.pictures_to_uint8.default, (x,)); print(torch.__version__)"
     )

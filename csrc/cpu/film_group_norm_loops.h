@@ -103,27 +103,29 @@ inline void apply_to(const Pixels& from, const Affine& affine, const Target& to,
     scale[v] = P::load(affine.scale + channel + v * kWidth, count);
     shift[v] = P::load(affine.shift + channel + v * kWidth, count);
   }
-  for (int64_t p = 0; p < from.pixels; ++p) {
+  // Copies: what lies behind a reference would be read again after every store.
+  const int64_t source_step = from.stride, target_step = to.stride, row = to.row;
+  for (int64_t left = from.pixels; left > 0; --left, source += source_step, target += target_step) {
     for (int v = 0; v < kVectors; ++v) {
-      const auto* read = source + p * from.stride + v * kWidth;
-      auto* write = target + p * to.stride + v * kWidth;
+      const auto* read = source + v * kWidth;
+      auto* write = target + v * kWidth;
       const auto value = [&](const typename Format::Storage* at) __attribute__((always_inline)) {
         const Floats y = (A::load(at, count) - centre[v]) * scale[v] + shift[v];
         return kSilu ? silu<Format::kCoarse>(y) : y;
       };
       if constexpr (kMode == Mode::down) {
-        const int64_t next = from.stride / 2;
+        const int64_t next = source_step / 2;
         const Floats above = value(read) + value(read + next);
-        const Floats below = value(read + to.row) + value(read + to.row + next);
+        const Floats below = value(read + row) + value(read + row + next);
         A::store(write, (above + below) * 0.25f, count);
       } else {
         const Floats y = value(read);
         A::store(write, y, count);
         if constexpr (kMode == Mode::up) {
-          const int64_t next = to.stride / 2;
+          const int64_t next = target_step / 2;
           A::store(write + next, y, count);
-          A::store(write + to.row, y, count);
-          A::store(write + to.row + next, y, count);
+          A::store(write + row, y, count);
+          A::store(write + row + next, y, count);
         }
       }
     }

@@ -131,11 +131,11 @@ __device__ __forceinline__ void write_column(const FilmGroupNormParameters& p, c
       if constexpr (Resample == 1) {
         const int y = wanted / width;
         const int x = wanted - y * width;
-        auto* corner = out + (static_cast<int64_t>(4) * y * width + 2 * x) * channels;
+        auto* corner = out + 2 * channels * (static_cast<int64_t>(2) * y * width + x);
         result.store(corner);
         result.store(corner + channels);
-        result.store(corner + 2 * width * channels);
-        result.store(corner + (2 * width + 1) * channels);
+        result.store(corner + 2 * channels * width);
+        result.store(corner + 2 * channels * width + channels);
       } else {
         result.store(out + wanted * channels);
       }

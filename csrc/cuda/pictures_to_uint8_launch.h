@@ -1,4 +1,4 @@
-// pictures_to_uint8 on plain pointers: what pictures_to_uint8.cpp asks of pictures_to_uint8.cu.
+// pictures_to_uint8 on plain pointers: what pictures_to_uint8_host.cpp asks of pictures_to_uint8.cu.
 
 #pragma once
 

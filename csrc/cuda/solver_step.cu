@@ -19,7 +19,7 @@ using Numbers = Vector<Float32, Size>;
 template <typename Element, int Size>
 __global__ void __launch_bounds__(kStepThreads) solver_step_kernel(const __grid_constant__ SolverStepProblem p) {
   const unsigned pieces = static_cast<unsigned>(p.height) * p.width / Size;
-  const unsigned warp = (blockIdx.x * kStepThreads + threadIdx.x) / kWarp;
+  const unsigned warp = blockIdx.x * (kStepThreads / kWarp) + threadIdx.x / kWarp;
   const unsigned channel = warp % p.channels;
   const unsigned piece = warp / p.channels * kWarp + threadIdx.x % kWarp;
   if (piece >= pieces) {

@@ -1,4 +1,4 @@
-// solver_step on plain pointers: what solver_step.cpp asks of solver_step.cu. Neither torch nor CUDA here.
+// solver_step on plain pointers: what solver_step_host.cpp asks of solver_step.cu. Neither torch nor CUDA here.
 
 #pragma once
 

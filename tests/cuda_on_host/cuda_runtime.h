@@ -2,8 +2,9 @@
 //
 // Every CUDA thread of a block is a fiber; __syncthreads() hands over to the next one. Blocks run one after another.
 // Shared memory is filled with NaN before every block and guarded behind its end. Found as errors: threads that miss a
-// barrier, shared memory beyond its size, unaligned vectors. `cuda_on_host_backwards` reverses the order of threads
-// between barriers: results that change show a missing barrier. Only what csrc/cuda uses is here.
+// barrier, writes beyond shared memory, unaligned vectors, reads outside of the inputs. `cuda_on_host_backwards`
+// reverses the order of threads between barriers: results that change show a missing barrier. Only what csrc/cuda uses
+// is here.
 
 #pragma once
 
@@ -11,12 +12,10 @@
 
 #include <cmath>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <string>
-#include <type_traits>
+#include <utility>
 #include <vector>
 
 #define __global__
@@ -52,9 +51,22 @@ inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) {
 
 inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 
+namespace cuda_on_host {
+inline std::vector<std::pair<uintptr_t, uintptr_t>> readable;  // first and past-the-last byte; empty: anything
+}
+
+// What the tests set and read. `allow` adds memory that bulk loads may touch, `forget` clears that list.
 extern "C" {
 inline int cuda_on_host_backwards = 0;
 inline int cuda_on_host_launches = 0;
+
+__attribute__((used)) inline void cuda_on_host_allow(const void* first, int64_t bytes) {
+  const auto begin = reinterpret_cast<uintptr_t>(first);
+  cuda_on_host::readable.emplace_back(begin, begin + bytes);
+}
+__attribute__((used)) inline void cuda_on_host_forget() {
+  cuda_on_host::readable.clear();
+}
 }
 
 namespace cuda_on_host {
@@ -110,13 +122,17 @@ inline void run_block(unsigned threads, const std::function<void()>& kernel) {
 }
 
 template <typename T>
-const T* check_aligned(const T* pointer) {
-  if (reinterpret_cast<uintptr_t>(pointer) % sizeof(T) != 0) {
-    problem = "unaligned access";
-    std::fprintf(stderr, "unaligned access\n");
-    std::abort();
+void check_access(const T* pointer) {
+  const auto begin = reinterpret_cast<uintptr_t>(pointer);
+  bool inside = readable.empty();
+  for (const auto& [first, end] : readable) {
+    inside = inside || (first <= begin && begin + sizeof(T) <= end);
   }
-  return pointer;
+  if (begin % sizeof(T) != 0) {
+    problem = "unaligned access";
+  } else if (!inside) {
+    problem = "a read outside of every input";
+  }
 }
 
 }  // namespace cuda_on_host
@@ -128,7 +144,8 @@ inline void __syncthreads() {
 
 template <typename T>
 T __ldcg(const T* pointer) {
-  return *cuda_on_host::check_aligned(pointer);
+  cuda_on_host::check_access(pointer);
+  return *pointer;
 }
 
 inline float __uint_as_float(unsigned bits) {

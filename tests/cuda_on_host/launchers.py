@@ -18,6 +18,7 @@ from torch import Tensor
 from rcdm_fast.ops import schema
 
 FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+WARNINGS = "-Wall -Wextra -Werror -Wno-unknown-pragmas"
 GUARD = 64  # numbers around a tensor; a multiple of 16 bytes in every dtype
 
 Pointer = ctypes.c_void_p
@@ -64,14 +65,28 @@ def missing() -> str:
 def compile_launchers(checkout: Path, folder: Path) -> Path:
     """Compile every .cu file for the CPU into one library."""
     library = folder / "cuda_on_host.so"
-    command = "g++ -std=c++17 -O1 -ffp-contract=off -fPIC -shared -Wall -Wextra -Werror -Wno-unknown-pragmas -x c++"
     sources = sorted(checkout.glob("csrc/cuda/*.cu"))
-    folders = ("-I", checkout / "tests/cuda_on_host", "-I", checkout / "csrc")
-    done = subprocess.run(
-        [*command.split(), *folders, *sources, "-o", library], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    _compile(checkout, f"-std=c++17 {WARNINGS} -shared -x c++", *sources, "-o", library)
     return library
+
+
+def compile_operators(checkout: Path, folder: Path) -> Path:
+    """Compile the whole CUDA part for the CPU: a library that registers its operators for CPU tensors."""
+    kernels = compile_launchers(checkout, folder)
+    library = folder / "operators_on_host.so"
+    torch_folder = Path(torch.__file__).parent
+    sources = [checkout / "csrc/binding_cuda.cpp", *sorted(checkout.glob("csrc/cuda/*.cpp"))]
+    flags = "-std=c++20 -DTORCH_TARGET_VERSION=0x020a000000000000ULL -DUSE_CUDA -shared -include redirect.h"
+    linked = ("-L", torch_folder / "lib", "-ltorch_cpu", f"-Wl,-rpath,{folder}")
+    _compile(checkout, flags, "-I", torch_folder / "include", *sources, kernels, *linked, "-o", library)
+    return library
+
+
+def _compile(checkout: Path, flags: str, *arguments: str | Path) -> None:
+    folders = ("-I", checkout / "tests/cuda_on_host", "-I", checkout / "csrc")
+    command = ("g++", "-O1", "-ffp-contract=off", "-fPIC", *folders, *flags.split(), *arguments)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def guarded(tensor: Tensor, offset: int = 0) -> Tensor:
@@ -110,7 +125,12 @@ class Launchers:
         """The order in which the threads of a block run between two barriers."""
         Int.in_dll(self.library, "cuda_on_host_backwards").value = int(backwards)
 
-    def _call(self, name: str, *arguments: object) -> None:
+    def _call(self, name: str, readable: Sequence[Tensor | None], *arguments: object) -> None:
+        self.library.cuda_on_host_forget()
+        for tensor in readable:
+            if tensor is not None:
+                size = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+                self.library.cuda_on_host_allow(Pointer(address(tensor)), Int64(size * tensor.element_size()))
         counter = Int.in_dll(self.library, "cuda_on_host_launches")
         before = counter.value
         message = getattr(self.library, f"rcdm_fast_{name}")(*arguments)
@@ -130,6 +150,7 @@ class Launchers:
         silu: bool,
         resample: int,
         phases: bool,
+        *,
         offset: int = 0,
     ) -> Tensor:
         """As `torch.ops.rcdm_fast.film_group_norm`; tensors lie `offset` numbers off alignment."""
@@ -158,7 +179,7 @@ class Launchers:
         )
         floats = self.library.rcdm_fast_film_group_norm_workspace(ctypes.byref(problem))
         workspace = guarded(torch.full((floats,), float("nan")))
-        self._call("film_group_norm", ctypes.byref(problem), Pointer(address(workspace)), None)
+        self._call("film_group_norm", (x, skip), ctypes.byref(problem), Pointer(address(workspace)), None)
         assert surroundings_untouched(out)
         assert surroundings_untouched(workspace)
         return out
@@ -186,7 +207,7 @@ class Launchers:
             *numbers,
             FORMATS[output.dtype],
         )
-        self._call("solver_step", ctypes.byref(problem), None)
+        self._call("solver_step", (x, output, *listed), ctypes.byref(problem), None)
         assert surroundings_untouched(x0)
         assert surroundings_untouched(following)
         return following, x0
@@ -196,7 +217,7 @@ class Launchers:
         pictures = guarded(pictures, offset)
         buffer = torch.full((pictures.numel() + 32,), 77, dtype=torch.uint8)
         pointers = (Pointer(address(pictures)), Pointer(buffer[16:].data_ptr()))
-        self._call("pictures_to_uint8", *pointers, Int64(pictures.numel()), FORMATS[pictures.dtype], None)
+        self._call("pictures_to_uint8", (pictures,), *pointers, Int64(pictures.numel()), FORMATS[pictures.dtype], None)
         levels = buffer[16:-16]
         assert (buffer[:16] == 77).all()
         assert (buffer[-16:] == 77).all()
