@@ -14,7 +14,8 @@ constexpr int kBlocksPerProcessor = Size == Same ? 3 : 2;
 
 // Moments of every group of one slab in one chunk of pixels.
 template <typename Element, int Size, int Same>
-__global__ void __launch_bounds__(kThreads, (kBlocksPerProcessor<Size, Same>)) moments_kernel(const __grid_constant__ FilmGroupNormParameters p) {
+__global__ void __launch_bounds__(kThreads, (kBlocksPerProcessor<Size, Same>))
+    moments_kernel(const __grid_constant__ FilmGroupNormParameters p) {
   RCDM_FAST_DYNAMIC_SHARED(shared);
   auto* sets = reinterpret_cast<float2*>(shared);
   auto* counts = reinterpret_cast<float*>(sets + kThreads * (Size / Same));
@@ -64,7 +65,8 @@ __global__ void __launch_bounds__(kThreads, 3) write_kernel(const __grid_constan
 
 // Everything at once for one slab of one picture, which stays in shared memory between the two halves.
 template <typename Element, int Size, int Same>
-__global__ void __launch_bounds__(kThreads, (kBlocksPerProcessor<Size, Same>)) fused_kernel(const __grid_constant__ FilmGroupNormParameters p) {
+__global__ void __launch_bounds__(kThreads, (kBlocksPerProcessor<Size, Same>))
+    fused_kernel(const __grid_constant__ FilmGroupNormParameters p) {
   RCDM_FAST_DYNAMIC_SHARED(shared);
   auto* kept = reinterpret_cast<Vector<Element, Size>*>(shared);
   auto* sets = reinterpret_cast<float2*>(shared + p.plan.kept_bytes);

@@ -1,4 +1,5 @@
-// film_group_norm on plain pointers: what film_group_norm_host.cpp asks of film_group_norm.cu. Neither torch nor CUDA here.
+// film_group_norm on plain pointers: what film_group_norm_host.cpp asks of film_group_norm.cu. Neither torch nor CUDA
+// here.
 
 #pragma once
 

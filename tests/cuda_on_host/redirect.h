@@ -1,5 +1,5 @@
-// Included before csrc/binding_cuda.cpp and csrc/cuda/*_host.cpp: their operators are registered for CPU tensors, so that
-// the host code runs too, with the kernels that cuda_runtime.h of this folder runs on the CPU.
+// Included before csrc/binding_cuda.cpp and csrc/cuda/*_host.cpp: their operators are registered for CPU tensors, so
+// that the host code runs too, with the kernels that cuda_runtime.h of this folder runs on the CPU.
 
 #pragma once
 

@@ -1,0 +1,288 @@
+"""What Triton kernels compute, against fp64: in Triton's interpreter without a GPU, and on a GPU where there is one.
+
+TRITON_INTERPRET must be set before Triton is imported, so `test_in_the_interpreter` runs this file once more in another
+process. There the same tests run on the CPU; here they are marked `gpu`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rcdm_fast.ops import reference
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from rcdm_fast.kernels import attention as attention_module
+from rcdm_fast.kernels import film_group_norm as norm_module
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# Tests that compute numbers; numpy, which the interpreter uses, warns when exp2 becomes inf.
+computes = pytest.mark.filterwarnings("ignore::RuntimeWarning") if INTERPRETED else pytest.mark.gpu
+
+
+@pytest.mark.skipif(INTERPRETED, reason="this is the interpreter's process")
+def test_in_the_interpreter() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not gpu", Path(__file__)],
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(autouse=True)
+def _poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New float tensors are full of NaN: outputs and workspaces that are not written show."""
+    made = torch.empty
+
+    def empty(*size: Any, **options: Any) -> Tensor:
+        tensor = made(*size, **options)
+        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+
+    monkeypatch.setattr(torch, "empty", empty)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """One call of `film_group_norm`; defaults are the harder choice."""
+
+    channels: int
+    groups: int
+    skip: int = 0
+    height: int = 9
+    width: int = 7
+    film: int = 2  # numbers per channel in a row
+    silu: bool = True
+    resample: int = 0
+    phases: bool = False
+    dtype: torch.dtype = torch.float32
+    pictures: int = 2
+
+    def inputs(self, mean: float = 30.0, std: float = 1.0) -> list[Any]:
+        """x, skip and film begin in the middle of their storages; the distance of film's rows is odd."""
+        height, width = (self.height // 2 + 1, self.width // 2 + 1) if self.phases else (self.height, self.width)
+        channels = self.channels + self.skip
+        x = self._picture(self.channels * (4 if self.phases else 1), height, width, mean, std)
+        skip = self._picture(self.skip, height, width, -0.2 * mean, 2 * std) if self.skip else None
+        weight, bias = torch.randn(channels) * 0.3 + 1, torch.randn(channels)
+        film = torch.randn(5, self.film * channels + 3)[:, 2:-1] if self.film else None
+        rows = torch.randint(0, 5, (self.pictures,)) if self.film else None
+        tensors = [tensor if tensor is None else tensor.to(DEVICE) for tensor in (x, skip, weight, bias, film, rows)]
+        return [*tensors, self.groups, 1e-5, self.silu, self.resample, self.phases]
+
+    def _picture(self, channels: int, height: int, width: int, mean: float, std: float) -> Tensor:
+        storage = torch.randn(3 + self.pictures * height * width * channels) * std + mean
+        view = storage.to(self.dtype).to(DEVICE)[3:].view(self.pictures, height, width, channels)
+        return view.permute(0, 3, 1, 2)
+
+
+def _ulp(dtype: torch.dtype) -> float:
+    """Relative error that the interpreter's truncating cast to bfloat16 may add."""
+    return torch.finfo(dtype).eps if INTERPRETED and dtype == torch.bfloat16 else 0.0
+
+
+def _check_norm(case: Norm, inputs: list[Any]) -> Tensor:
+    got = norm_module.film_group_norm(*inputs)
+    # Plain PyTorch's fp32 norm loses digits in channels-last memory on a CPU; it is given other memory.
+    plain_inputs = [v.contiguous() if isinstance(v, Tensor) else v for v in inputs]
+    wide_inputs = [v.double() if isinstance(v, Tensor) and v.dtype == case.dtype else v for v in inputs]
+    plain = reference.film_group_norm(*plain_inputs)
+    truth = reference.film_group_norm(*wide_inputs)
+    assert got.dtype == case.dtype
+    assert got.shape == truth.shape
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    _compare(got, plain, truth)
+    return got
+
+
+def _compare(got: Tensor, plain: Tensor, truth: Tensor) -> None:
+    bound = 2 * (plain.double() - truth).abs().max() + _ulp(got.dtype) * truth.abs().max()
+    error = (got.double() - truth).abs().max()
+    assert error <= bound, f"largest error {error:.2e}, bound {bound:.2e}"
+
+
+@pytest.fixture(params=["slab", "tiles"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """One kernel for small pictures, or the three for large ones whatever the size."""
+    if request.param == "tiles":
+        monkeypatch.setattr(norm_module, "SLAB_BYTES", 0)
+    return str(request.param)
+
+
+PER_GROUP = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 40, 48, 56, 64)
+
+
+@computes
+@pytest.mark.parametrize("dtype", DTYPES[: 2 if INTERPRETED else 3])
+@pytest.mark.parametrize("per_group", PER_GROUP)
+def test_norm_of_every_number_of_channels(per_group: int, dtype: torch.dtype, path: str) -> None:
+    groups = 32 if per_group < 4 else 4
+    case = Norm(groups * per_group, groups, film=PER_GROUP.index(per_group) % 3, dtype=dtype)
+    _check_norm(case, case.inputs())
+
+
+CASES = {
+    "boundary inside a group": Norm(40, 4, skip=56),
+    "boundary inside a vector": Norm(5, 3, skip=7, film=1),
+    "published widths": Norm(1024, 32, skip=1024, height=3, width=3, pictures=1),
+    "one group": Norm(36, 1),
+    "one channel": Norm(1, 1, pictures=3),
+    "one row": Norm(32, 8, height=1, width=37),
+    "no activation": Norm(32, 8, silu=False),
+    "up": Norm(64, 32, resample=1),
+    "up, odd": Norm(6, 3, skip=3, height=5, width=11, resample=1),
+    "down": Norm(64, 32, height=10, width=6, resample=-1),
+    "down, two inputs": Norm(40, 8, skip=24, height=6, width=14, film=1, resample=-1),
+    "phases": Norm(32, 8, height=10, width=6, phases=True),
+    "phases, added": Norm(12, 3, height=6, width=14, film=1, phases=True),
+}
+
+
+@computes
+@pytest.mark.parametrize("name", CASES)
+def test_norm(name: str, path: str) -> None:
+    _check_norm(CASES[name], CASES[name].inputs())
+
+
+@computes
+@pytest.mark.parametrize("resample", [-1, 0, 1])
+def test_norm_of_several_chunks_and_wide_offsets(resample: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(norm_module, "SLAB_BYTES", 0)
+    monkeypatch.setattr(norm_module, "WIDE_ELEMENTS", 0)
+    case = Norm(40, 4, skip=8, height=34, width=30, pictures=1, resample=resample)
+    assert norm_module.plan_tiles(34 * 30, 40, 8, 4).chunk < 34 * 30
+    _check_norm(case, case.inputs())
+
+
+@computes
+def test_norm_of_half_precision_does_not_overflow(path: str) -> None:
+    case = Norm(32, 8, height=8, width=8, dtype=torch.float16)
+    inputs = case.inputs()
+    inputs[0] = torch.where(torch.rand_like(inputs[0].float()) < 0.5, 6e4, -6e4).half()
+    inputs[0] = inputs[0].contiguous(memory_format=torch.channels_last)
+    _check_norm(case, inputs)
+
+
+@computes
+def test_norm_with_a_row_that_is_not_there(path: str) -> None:
+    for film in (1, 2):
+        inputs = Norm(32, 8, film=film, pictures=3).inputs()
+        want = norm_module.film_group_norm(*inputs)
+        inputs[5] = inputs[5].clone()
+        inputs[5][0], inputs[5][2] = -1, 5
+        got = norm_module.film_group_norm(*inputs)
+        assert got[[0, 2]].isnan().all()
+        assert torch.equal(got[1], want[1])
+
+
+@computes
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_norm_of_a_picture_does_not_depend_on_the_batch(dtype: torch.dtype, path: str) -> None:
+    inputs = Norm(48, 8, skip=16, height=16, width=10, dtype=dtype, pictures=3).inputs()
+    inputs[:2] = [picture.clone(memory_format=torch.preserve_format) for picture in inputs[:2]]
+    batch = norm_module.film_group_norm(*inputs)
+    for i in range(3):
+        x, skip, *parameters, film, rows = (
+            v[i : i + 1].clone() if k in (0, 1, 5) else v for k, v in enumerate(inputs[:6])
+        )
+        alone = norm_module.film_group_norm(x, skip, *parameters, film, rows, *inputs[6:])
+        assert torch.equal(alone[0], batch[i])
+
+
+@computes
+def test_norm_writes_into_a_given_tensor(path: str) -> None:
+    inputs = Norm(32, 8).inputs()
+    out = torch.empty_like(inputs[0], memory_format=torch.channels_last).fill_(float("nan"))
+    norm_module.film_group_norm_out(out, *inputs)
+    assert torch.equal(out, norm_module.film_group_norm(*inputs))
+
+
+@computes
+def test_norm_of_no_pictures() -> None:
+    assert norm_module.film_group_norm(*Norm(32, 8, pictures=0).inputs()).shape == (0, 32, 9, 7)
+
+
+@computes
+def test_norm_refuses_what_the_schema_refuses() -> None:
+    inputs = Norm(32, 8).inputs()
+    with pytest.raises(ValueError, match="channels-last memory"):
+        norm_module.film_group_norm(inputs[0].contiguous(), *inputs[1:])
+    with pytest.raises(ValueError, match="out must be"):
+        norm_module.film_group_norm_out(inputs[0][:1], *inputs)
+
+
+def _plain_attention(qkv: Tensor, heads: int, new_order: bool) -> Tensor:
+    q, k, v = reference.split_heads(qkv, heads, new_order)
+    shares = torch.softmax(q @ k.transpose(2, 3) / q.shape[-1] ** 0.5, dim=-1)
+    return (shares @ v).transpose(1, 2).flatten(2)
+
+
+def _qkv(pictures: int, length: int, heads: int, head: int, dtype: torch.dtype) -> Tensor:
+    size = pictures * length * 3 * heads * head
+    return (torch.randn(size + 3) + 0.5).to(dtype).to(DEVICE)[3:].view(pictures, length, -1)
+
+
+def _check_attention(qkv: Tensor, heads: int, new_order: bool) -> None:
+    got = attention_module.attention(qkv, heads, new_order)
+    truth = reference.attention(qkv.double(), heads, new_order)
+    assert got.dtype == qkv.dtype
+    assert got.shape == truth.shape
+    assert got.is_contiguous()
+    _compare(got, _plain_attention(qkv, heads, new_order), truth)
+
+
+@computes
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("head", [8, 16, 24, 32, 40, 48, 64, 72, 80, 96, 100, 128, 160, 192, 256])
+def test_attention_of_every_head(head: int, dtype: torch.dtype) -> None:
+    _check_attention(_qkv(2, 37, 2, head, dtype), 2, new_order=head % 3 == 0)
+
+
+@computes
+@pytest.mark.parametrize("new_order", [False, True])
+@pytest.mark.parametrize("length", [1, 2, 16, 31, 64, 65, 257])
+def test_attention_of_every_length(length: int, new_order: bool) -> None:
+    for dtype in (torch.float32, torch.float16):
+        _check_attention(_qkv(1, length, 3, 32, dtype), 3, new_order)
+
+
+@computes
+def test_attention_of_many_positions() -> None:
+    _check_attention(_qkv(1, attention_module.LONG + 1, 1, 16, torch.float16), 1, False)
+
+
+@computes
+def test_attention_with_large_scores() -> None:
+    qkv = _qkv(1, 70, 2, 32, torch.float32) * 30
+    assert attention_module.attention(qkv.half() * 100, 2, False).isfinite().all()
+    _check_attention(qkv, 2, False)
+
+
+@computes
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_attention_of_a_picture_does_not_depend_on_the_batch(dtype: torch.dtype) -> None:
+    qkv = _qkv(3, 40, 2, 48, dtype).clone()
+    batch = attention_module.attention(qkv, 2, False)
+    for i in range(3):
+        assert torch.equal(attention_module.attention(qkv[i : i + 1].clone(), 2, False)[0], batch[i])
+
+
+@computes
+def test_attention_of_nothing_and_of_a_long_head() -> None:
+    assert attention_module.attention(_qkv(0, 5, 1, 16, torch.float32), 1, False).shape == (0, 5, 16)
+    _check_attention(_qkv(1, 5, 1, 300, torch.float32), 1, True)
+    with pytest.raises(ValueError, match="are not q, k and v of 5 heads"):
+        attention_module.attention(_qkv(1, 5, 1, 16, torch.float32), 5, False)
