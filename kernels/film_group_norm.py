@@ -36,9 +36,11 @@ class Slab:
     rows: int
     block: int
 
-    @property
-    def warps(self) -> int:
-        return min(16, max(1, self.rows * self.block // 1024))
+    def warps(self, resample: int) -> int:
+        """Numbers per thread: 32, or up to 64 where 32 make ptxas spill to fit two programs on a multiprocessor."""
+        numbers = self.rows * self.block
+        most = 8 if resample == -1 and numbers <= 16384 else 16
+        return min(most, max(1, numbers // 1024))
 
 
 @dataclass(frozen=True)
@@ -117,13 +119,13 @@ def _write(
             out, x, second, weight, bias, table, picked, table_rows, table_stride, pixels, width, x_channels,
             skip_channels, x_picture, out_picture, per_group, sets, eps,
             SET_CHANNELS=slab.groups * per_group, SET_GROUPS=slab.groups, ROWS=slab.rows, BLOCK_C=slab.block,
-            BLOCK_G=next_power(slab.groups), FILM=added_or_scaled, **flags, **form, num_warps=slab.warps,
+            BLOCK_G=next_power(slab.groups), FILM=added_or_scaled, **flags, **form, num_warps=slab.warps(resample),
         )  # fmt: skip
         return
 
     tiles = plan_tiles(pixels, x_channels, skip_channels, x.element_size())
     chunks = -(-pixels // tiles.chunk)
-    partial = torch.empty((n, chunks, 2, channels), dtype=torch.float32, device=x.device)
+    partial = torch.empty((n, chunks, 3, channels), dtype=torch.float32, device=x.device)
     coefficients = torch.empty((n, 3, channels), dtype=torch.float32, device=x.device)
     wide = max(x_picture, out_picture, pixels * skip_channels) >= WIDE_ELEMENTS
     warps = THREADS // 32

@@ -104,11 +104,24 @@ def _source(
 
 
 @triton.jit
+def _from_pivot(
+    base, pixel, end, width, step, channel, used, pivot, PHASES: tl.constexpr, WIDE: tl.constexpr
+):  # fmt: skip
+    """What `read` gives, less the pivot; 0 for pixels that are not there."""
+    v = read(base, pixel, end, width, step, channel, used, PHASES, WIDE)
+    return tl.where((pixel < end)[:, None], v - pivot[None, :], 0.0)
+
+
+@triton.jit
 def moments_kernel(
     partial_ptr, x_ptr, skip_ptr, pixels, width, x_channels, skip_channels, x_picture, tiles, x_tiles, chunk_pixels,
     chunks, ROWS: tl.constexpr, BLOCK_C: tl.constexpr, PHASES: tl.constexpr, SKIP: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Mean and sum of squared deviations of one chunk of pixels, for a tile of channels; partial [N,chunks,2,C]."""
+    """Moments of one chunk of pixels, for a tile of channels; partial [N,chunks,3,C].
+
+    They are the mean's distance from a pivot, the sum of squared deviations, and the pivot: the chunk's first pixel. A
+    mean far from 0 would lose in float32 the digits that matter beside a small deviation.
+    """
     program = tl.program_id(0)
     chunk = program // tiles % chunks
     picture = (program // tiles // chunks).to(tl.int64)
@@ -119,6 +132,8 @@ def moments_kernel(
     used = channel < step
     row = tl.arange(0, ROWS)
     end = tl.minimum(chunk * chunk_pixels + chunk_pixels, pixels)
+    first_pixel = chunk * chunk_pixels + tl.arange(0, 1)
+    pivot = tl.sum(read(base, first_pixel, end, width, step, channel, used, PHASES, WIDE), 0)
     # Every place of the tile keeps the moments of its own pixels, so that the loop needs no exchange between threads.
     # Four loads are under way at a time; their moments are taken in two passes and joined to the rest (Chan et al.).
     mean = tl.zeros((ROWS, BLOCK_C), tl.float32)
@@ -127,10 +142,10 @@ def moments_kernel(
     for start in range(chunk * chunk_pixels, end, 4 * ROWS):
         p0 = start + row
         p1, p2, p3 = p0 + ROWS, p0 + 2 * ROWS, p0 + 3 * ROWS
-        v0 = read(base, p0, end, width, step, channel, used, PHASES, WIDE)
-        v1 = read(base, p1, end, width, step, channel, used, PHASES, WIDE)
-        v2 = read(base, p2, end, width, step, channel, used, PHASES, WIDE)
-        v3 = read(base, p3, end, width, step, channel, used, PHASES, WIDE)
+        v0 = _from_pivot(base, p0, end, width, step, channel, used, pivot, PHASES, WIDE)
+        v1 = _from_pivot(base, p1, end, width, step, channel, used, pivot, PHASES, WIDE)
+        v2 = _from_pivot(base, p2, end, width, step, channel, used, pivot, PHASES, WIDE)
+        v3 = _from_pivot(base, p3, end, width, step, channel, used, pivot, PHASES, WIDE)
         new = tl.minimum(tl.maximum(end - p0 + ROWS - 1, 0) // ROWS, 4).to(tl.float32)
         near = ((v0 + v1) + (v2 + v3)) * (1.0 / tl.maximum(new, 1.0))[:, None]
         d0 = v0 - near * (p0 < end).to(tl.float32)[:, None]  # 0 where there is no pixel
@@ -146,21 +161,23 @@ def moments_kernel(
     apart = mean - whole[None, :]
     squares = tl.sum(squares + apart * apart * count[:, None], 0)
     channels = x_channels + skip_channels
-    partial = partial_ptr + (picture * chunks + chunk) * 2 * channels + out_first + tl.arange(0, BLOCK_C)
+    partial = partial_ptr + (picture * chunks + chunk) * 3 * channels + out_first + tl.arange(0, BLOCK_C)
     tl.store(partial, whole, mask=used)
     tl.store(partial + channels, squares, mask=used)
+    tl.store(partial + 2 * channels, pivot, mask=used)
 
 
 @triton.jit
 def _chunks(partial, start, chunks, chunk_pixels, pixels, channels, used, BLOCK_S: tl.constexpr):
-    """Of some chunks: means, numbers of pixels (0 for what is not there) and sums of squared deviations."""
+    """Of some chunks: means from the pivot, pivots, numbers of pixels (0 for what is not there), squared deviations."""
     chunk = start + tl.arange(0, BLOCK_S)
     mask = (chunk < chunks)[:, None] & used[None, :]
-    at = partial + chunk[:, None] * 2 * channels
+    at = partial + chunk[:, None] * 3 * channels
     mean = tl.load(at, mask=mask, other=0.0)
     squares = tl.load(at + channels, mask=mask, other=0.0)
+    pivot = tl.load(at + 2 * channels, mask=mask, other=0.0)
     count = tl.where(mask, tl.minimum(chunk_pixels, pixels - chunk * chunk_pixels)[:, None], 0)
-    return mean, count, squares
+    return mean, pivot, count, squares
 
 
 @triton.jit
@@ -178,18 +195,18 @@ def coefficients_kernel(
     added = tl.zeros((BLOCK_C,), tl.float32)
     if FILM == 1:
         added = film_row(film_ptr, rows_ptr, picture, film_rows, film_stride, channel, used)
-    partial = partial_ptr + picture * chunks * 2 * channels + channel[None, :]
+    partial = partial_ptr + picture * chunks * 3 * channels + channel[None, :]
     total = pixels * 1.0 * per_group
     sums = tl.zeros((BLOCK_C,), tl.float32)
     for start in range(0, chunks, BLOCK_S):
-        mean, count, _ = _chunks(partial, start, chunks, chunk_pixels, pixels, channels, used, BLOCK_S)
-        sums += tl.sum((mean + added[None, :]) * count, 0)
+        mean, pivot, count, _ = _chunks(partial, start, chunks, chunk_pixels, pixels, channels, used, BLOCK_S)
+        sums += tl.sum(((pivot + added[None, :]) + mean) * count, 0)
     centre = tl.sum(sums, 0) / total - added
     sums = tl.zeros((BLOCK_C,), tl.float32)
     rests = tl.zeros((BLOCK_C,), tl.float32)
     for start in range(0, chunks, BLOCK_S):
-        mean, count, squares = _chunks(partial, start, chunks, chunk_pixels, pixels, channels, used, BLOCK_S)
-        apart = mean - centre[None, :]
+        mean, pivot, count, squares = _chunks(partial, start, chunks, chunk_pixels, pixels, channels, used, BLOCK_S)
+        apart = (pivot - centre[None, :]) + mean
         sums += tl.sum(squares + apart * apart * count, 0)
         rests += tl.sum(apart * count, 0)
     rest = tl.sum(rests, 0) / total  # what rounding left out of the centre

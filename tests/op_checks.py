@@ -129,7 +129,7 @@ def check_attention(length: int, heads: int, width: int, new_order: bool, dtype:
     within_bar(torch.ops.rcdm_fast.attention(qkv, heads, new_order), plain, truth)
 
 
-STEP = {"x_to_x0": 1.7, "output_to_x0": -1.4, "bound": 1.0, "x0_to_next": 0.6, "x_to_next": 0.5}
+STEP: dict[str, Any] = {"x_to_x0": 1.7, "output_to_x0": -1.4, "bound": 1.0, "x0_to_next": 0.6, "x_to_next": 0.5}
 
 
 def check_solver_step(shape: tuple[int, int, int, int], dtype: torch.dtype, terms: int, layout: str) -> None:

@@ -27,6 +27,7 @@ from rcdm_fast.kernels import film_group_norm as norm_module
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+SUMMED = DTYPES[:2] if INTERPRETED else DTYPES  # the interpreter multiplies matrices of bfloat16 as integers
 # Tests that compute numbers; numpy, which the interpreter uses, warns when exp2 becomes inf.
 computes = pytest.mark.filterwarnings("ignore::RuntimeWarning") if INTERPRETED else pytest.mark.gpu
 
@@ -81,7 +82,8 @@ class Norm:
         film = torch.randn(5, self.film * channels + 3)[:, 2:-1] if self.film else None
         rows = torch.randint(0, 5, (self.pictures,)) if self.film else None
         tensors = [tensor if tensor is None else tensor.to(DEVICE) for tensor in (x, skip, weight, bias, film, rows)]
-        return [*tensors, self.groups, 1e-5, self.silu, self.resample, self.phases]
+        settings: list[Any] = [self.groups, 1e-5, self.silu, self.resample, self.phases]
+        return [*tensors, *settings]
 
     def _picture(self, channels: int, height: int, width: int, mean: float, std: float) -> Tensor:
         storage = torch.randn(3 + self.pictures * height * width * channels) * std + mean
@@ -95,11 +97,11 @@ def _ulp(dtype: torch.dtype) -> float:
 
 
 def _check_norm(case: Norm, inputs: list[Any]) -> Tensor:
-    got = norm_module.film_group_norm(*inputs)
+    got: Tensor = norm_module.film_group_norm(*inputs)
     # Plain PyTorch's fp32 norm loses digits in channels-last memory on a CPU; it is given other memory.
-    plain_inputs = [v.contiguous() if isinstance(v, Tensor) else v for v in inputs]
-    wide_inputs = [v.double() if isinstance(v, Tensor) and v.dtype == case.dtype else v for v in inputs]
-    plain = reference.film_group_norm(*plain_inputs)
+    plain_inputs: list[Any] = [v.contiguous() if isinstance(v, Tensor) else v for v in inputs]
+    wide_inputs: list[Any] = [v.double() if isinstance(v, Tensor) and v.dtype == case.dtype else v for v in inputs]
+    plain: Tensor = reference.film_group_norm(*plain_inputs)
     truth = reference.film_group_norm(*wide_inputs)
     assert got.dtype == case.dtype
     assert got.shape == truth.shape
@@ -126,7 +128,7 @@ PER_GROUP = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 40, 48, 56, 64)
 
 
 @computes
-@pytest.mark.parametrize("dtype", DTYPES[: 2 if INTERPRETED else 3])
+@pytest.mark.parametrize("dtype", SUMMED)
 @pytest.mark.parametrize("per_group", PER_GROUP)
 def test_norm_of_every_number_of_channels(per_group: int, dtype: torch.dtype, path: str) -> None:
     groups = 32 if per_group < 4 else 4
@@ -183,7 +185,7 @@ def test_norm_with_a_row_that_is_not_there(path: str) -> None:
         want = norm_module.film_group_norm(*inputs)
         inputs[5] = inputs[5].clone()
         inputs[5][0], inputs[5][2] = -1, 5
-        got = norm_module.film_group_norm(*inputs)
+        got: Tensor = norm_module.film_group_norm(*inputs)
         assert got[[0, 2]].isnan().all()
         assert torch.equal(got[1], want[1])
 
@@ -231,8 +233,9 @@ def _plain_attention(qkv: Tensor, heads: int, new_order: bool) -> Tensor:
 
 
 def _qkv(pictures: int, length: int, heads: int, head: int, dtype: torch.dtype) -> Tensor:
-    size = pictures * length * 3 * heads * head
-    return (torch.randn(size + 3) + 0.5).to(dtype).to(DEVICE)[3:].view(pictures, length, -1)
+    channels = 3 * heads * head
+    drawn = torch.randn(pictures * length * channels + 3) + 0.5
+    return drawn.to(dtype).to(DEVICE)[3:].view(pictures, length, channels)
 
 
 def _check_attention(qkv: Tensor, heads: int, new_order: bool) -> None:
@@ -245,7 +248,7 @@ def _check_attention(qkv: Tensor, heads: int, new_order: bool) -> None:
 
 
 @computes
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", SUMMED)
 @pytest.mark.parametrize("head", [8, 16, 24, 32, 40, 48, 64, 72, 80, 96, 100, 128, 160, 192, 256])
 def test_attention_of_every_head(head: int, dtype: torch.dtype) -> None:
     _check_attention(_qkv(2, 37, 2, head, dtype), 2, new_order=head % 3 == 0)

@@ -53,11 +53,10 @@ def _norms_and_heads() -> tuple[set[tuple[int, int]], set[tuple[int, int]]]:
             network = UNet(config)
         for module in network.modules():
             if isinstance(module, ResBlock):
-                before = module.in_layers[0].num_channels
-                after = module.out_layers[0].num_channels
+                before, after = (int(layers[0].num_channels) for layers in (module.in_layers, module.out_layers))  # type: ignore[arg-type]
                 norms |= {(before, 0), (after, 0)}
                 if before > after:
-                    norms.add((after, before - after))  # type: ignore[operator]
+                    norms.add((after, before - after))
             elif isinstance(module, AttentionBlock):
                 channels = module.norm.num_channels
                 norms.add((channels, 0))
@@ -248,7 +247,7 @@ def test_wrong_solver_steps_are_refused() -> None:
         ({"x": x.transpose(2, 3)}, "contiguous"),
     ):
         with pytest.raises(ValueError, match=message):
-            ops.solver_step(**{"x": x, "output": x, **op_checks.STEP, **changes})  # type: ignore[arg-type]
+            ops.solver_step(**{"x": x, "output": x, **op_checks.STEP, **changes})
     with pytest.raises(TypeError, match="float32 or float64; got float16"):
         ops.solver_step(x.half(), x, **op_checks.STEP)
 

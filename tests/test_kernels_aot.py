@@ -1,0 +1,123 @@
+"""Triton kernels as machine code for three generations of GPUs, without a GPU: spills, shared memory, wide loads.
+
+The shapes are those of the published 128-pixel release; `--log-cli-level=info` prints a line per kernel. What the
+kernels compute is tested in test_kernels_numbers.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from rcdm_fast.kernels import attention as attention_module
+from rcdm_fast.kernels import film_group_norm as norm_module
+from rcdm_fast.ops import schema
+from tests import triton_aot
+from tests.norm_cases import NormCase
+
+HALF, FULL = torch.bfloat16, torch.float32
+NORMS = [
+    NormCase(256, size=(128, 128), dtype=HALF),
+    NormCase(256, size=(128, 128), dtype=FULL),
+    NormCase(512, skip=256, size=(64, 64), dtype=HALF),
+    NormCase(256, size=(64, 64), resample=1, film="scale", dtype=HALF),
+    NormCase(256, size=(64, 64), resample=-1, film="scale", dtype=HALF),
+    NormCase(256, size=(128, 128), phases=True, film="scale", dtype=HALF),
+    NormCase(1024, size=(16, 16), film="scale", dtype=HALF),
+    NormCase(512, size=(32, 32), film="add", dtype=torch.float16),
+    NormCase(512, skip=512, size=(32, 32), dtype=HALF),
+    NormCase(512, skip=512, size=(32, 32), dtype=FULL),
+    NormCase(256, size=(32, 32), resample=-1, film="scale", dtype=HALF),
+    NormCase(1024, skip=1024, size=(8, 8), dtype=HALF),
+]
+HEADS = (16, 32, 64, 96, 128, 192, 256)
+LENGTHS = (64, 250, 256, 1024, 4096)
+SHORT_ATTENTION = [(256, 64, HALF), (250, 96, HALF), (256, 192, HALF), (256, 256, HALF), (256, 64, FULL)]
+
+capabilities = pytest.mark.parametrize("capability", triton_aot.CAPABILITIES, ids="sm_{}".format)
+
+
+def _norm_call(case: NormCase) -> Callable[[], object]:
+    """Host code of one call on tensors without data."""
+
+    def empty(channels: int, height: int, width: int) -> torch.Tensor:
+        memory = torch.empty(1, height, width, channels, device="meta", dtype=case.dtype)
+        return memory.permute(0, 3, 1, 2)
+
+    height, width = case.size
+    total = case.channels + case.skip
+    phases = (4 * case.channels, height // 2 + 1, width // 2 + 1)
+    x = empty(*phases) if case.phases else empty(case.channels, height, width)
+    skip = empty(case.skip, height, width) if case.skip else None
+    weight = torch.empty(total, device="meta")
+    columns = {"none": 0, "add": total, "scale": 2 * total}[case.film]
+    film = torch.empty(7, columns, device="meta") if columns else None
+    rows = torch.empty(1, device="meta", dtype=torch.int64) if columns else None
+    out = empty(*schema.film_group_norm_shape(x, skip, case.resample, case.phases)[1:])
+    settings = (case.groups, 1e-5, case.silu, case.resample, case.phases)
+    return lambda: norm_module._write(out, x, skip, weight, weight, film, rows, *settings)
+
+
+def _check(facts: triton_aot.Facts) -> None:
+    logging.getLogger(__name__).info(facts)
+    assert facts.spills == 0
+    assert facts.stack == 0
+    assert facts.registers <= 255
+    assert facts.shared <= triton_aot.SHARED_LIMIT[facts.capability]
+
+
+@capabilities
+@pytest.mark.parametrize("case", NORMS, ids=str)
+def test_film_group_norm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, case: NormCase, capability: int) -> None:
+    launches = triton_aot.record(monkeypatch, norm_module, _norm_call(case))
+    assert len(launches) in (1, 3)
+    for launch in launches:
+        facts = triton_aot.compile_launch(launch, capability, tmp_path)
+        _check(facts)
+        if facts.name != "coefficients_kernel":  # which reads few numbers, most of them apart
+            assert facts.wide_loads > 0
+            assert facts.narrow_loads <= 1  # the row of the FiLM table, where there is one
+        if facts.name in ("slab_kernel", "apply_kernel") and case.resample != -1:  # averages are few: narrow, spread
+            assert facts.wide_stores > 0
+
+
+def _attention(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, capability: int, length: int, head: int, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(attention_module, "is_hopper", lambda _: capability == 90)
+    qkv = torch.empty(1, length, 3 * 4 * head, dtype=dtype, device="meta")
+    call = lambda: attention_module.attention._init_fn(qkv, 4, False)  # noqa: E731
+    (launch,) = triton_aot.record(monkeypatch, attention_module, call)
+    facts = triton_aot.compile_launch(launch, capability, folder)
+    _check(facts)
+    if dtype == FULL:
+        assert facts.matrix == 0  # no TF32
+    else:
+        assert facts.matrix > 0
+
+
+@capabilities
+@pytest.mark.parametrize(("length", "head", "dtype"), SHORT_ATTENTION)
+def test_attention(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capability: int, length: int, head: int, dtype: torch.dtype
+) -> None:
+    _attention(monkeypatch, tmp_path, capability, length, head, dtype)
+
+
+@pytest.mark.long
+@capabilities
+@pytest.mark.parametrize("dtype", [HALF, FULL], ids=str)
+def test_attention_of_every_head(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, short: bool, capability: int, dtype: torch.dtype
+) -> None:
+    heads, lengths = ((96, 192), (64,)) if short else (HEADS, LENGTHS)
+    for length, head in itertools.product(lengths, heads):
+        with monkeypatch.context() as patch:
+            _attention(patch, tmp_path, capability, length, head, dtype)
