@@ -46,7 +46,7 @@ def cases(device: torch.device, names: Sequence[str], precisions: Sequence[str])
 def make_model(model: ModelConfig, device: torch.device) -> Model:
     """A model with made-up weights, on the eager engine."""
     network = workload.make_network(model.unet).to(device)
-    return Model(model, network, engines.make("eager", network, device, "fp32"), None, device)
+    return Model(model, network, engines.make("eager", network, model, device, "fp32"), None, device)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

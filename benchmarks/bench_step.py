@@ -64,7 +64,7 @@ def build_engine(work: Workload, name: str, precision: str) -> Evaluate:
     """An engine behind the signature that rivals have; the plans of both batches are made here."""
     # An engine may lay the weights out anew, so it gets its own.
     network = workload.copy_network(work.network)
-    engine = engines.make(name, network, work.device, precision)
+    engine = engines.make(name, network, work.config, work.device, precision)
     plans = {inputs.k: work.plan(inputs) for inputs in (work.timed, work.other)}
     prepared: list[int] = []
 

@@ -67,6 +67,11 @@ class Workload:
         """Where network and inputs lie."""
         return self.timed.x.device
 
+    @property
+    def config(self) -> ModelConfig:
+        """Network and schedule."""
+        return ModelConfig(self.network.config, self.schedule.config)
+
     def plan(self, inputs: Inputs) -> ConditioningPlan:
         """The conditioning plan of the whole schedule for the representations of a batch."""
         return make_plan(self.network, self.schedule, inputs.h, None).with_rows(torch.arange(self.batch))

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -19,6 +20,7 @@ from rcdm_fast import checkpoint, conditioning, encoders, engines, images, sampl
 from rcdm_fast import noise as keyed
 from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, ScheduleConfig
 from rcdm_fast.encoders import Encoder
+from rcdm_fast.export import job as export_job
 from rcdm_fast.sampling import Request, SamplingError, interpolation_path
 from rcdm_fast.schedule import Schedule, network_timestep
 from rcdm_fast.unet import UNet
@@ -66,7 +68,7 @@ class Model:
         place = torch.device(device)
         network = network.eval().requires_grad_(False)
         config = ModelConfig(network.config, schedule, encoder.config if encoder is not None else None)
-        return cls(config, network, engines.make("eager", network, place, "fp32"), encoder, place)
+        return cls(config, network, engines.make("eager", network, config, place, "fp32"), encoder, place)
 
     @property
     def image_size(self) -> int:
@@ -114,6 +116,51 @@ class Model:
             return encoder.encode(images.check(pictures).to(self.device))
         loaded = [images.load(picture) for picture in _listed(pictures)]
         return torch.cat([encoder.encode(picture.to(self.device)) for picture in loaded])
+
+    def export(
+        self,
+        to: str,
+        out: str | os.PathLike[str],
+        *,
+        precision: str = "fp32",
+        targets: Sequence[str] = (),
+        batches: Sequence[int] = (1,),
+        dynamic: bool = False,
+        encoder: bool = True,
+        progress: Callable[[str], None] | None = None,
+    ) -> list[Path]:
+        """Write the model for another runtime or library, after checking its numbers against PyTorch.
+
+        Args:
+            to: "onnx", "openvino", "tensorrt", "diffusers" or "hub".
+            out: the folder to write.
+            precision: "fp32", "fp16", "bf16", "int8" or "fp8", as far as the format has it.
+            targets: GPU generations such as "sm89" for TensorRT; the GPU that is there if left out.
+            batches: pictures per evaluation that TensorRT builds for.
+            dynamic: one TensorRT engine for all batches up to the largest, instead of one for each.
+            encoder: export the encoder too, where there is one and the format takes it.
+            progress: takes one line at a time about what is being done.
+
+        Returns:
+            The files written.
+
+        Raises:
+            ConfigError: unknown format, or a precision that it does not have, or packages that are missing.
+            ExportError: the exported numbers are wrong; nothing is left at `out`.
+            StorageError: `out` cannot be written.
+        """
+        form = export_job.find(to, precision)
+        job = export_job.Job(
+            self.unet,
+            self.config,
+            self.encoder if encoder else None,
+            precision,
+            tuple(targets),
+            tuple(batches),
+            dynamic,
+            say=progress or (lambda _: None),
+        )
+        return form.write(Path(out), job)
 
     def network(
         self,
@@ -413,6 +460,7 @@ def load(
     device: str | torch.device | None = None,
     engine: str = "auto",
     precision: str = "auto",
+    engine_file: str | os.PathLike[str] | None = None,
 ) -> Model:
     """Load a model and make it ready.
 
@@ -425,6 +473,7 @@ def load(
         device: "cpu", "cuda", ...; default CUDA if there is one.
         engine: "auto" or one of `rcdm_fast.engines.ENGINES`.
         precision: "fp32", "bf16", "fp16" or "auto".
+        engine_file: an export of this very model that a runtime's engine is to run; made and cached if left out.
 
     Raises:
         checkpoint.CheckpointError: unknown, truncated, foreign or mismatched weights.
@@ -434,7 +483,7 @@ def load(
     config, tensors = checkpoint.load_model(source, flags)
     network = UNet(config.unet).eval().requires_grad_(False)
     network.load_state_dict(tensors, strict=True)
-    runner = engines.make(engine, network, place, precision)
+    runner = engines.make(engine, network, config, place, precision, engine_file)
     if encoder is not None:
         return Model(config, network, runner, _checked_width(encoders.build(encoder, place), config), place)
     own = config.encoder if config.encoder is not None and config.encoder.source != "module" else None

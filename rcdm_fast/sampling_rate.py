@@ -206,7 +206,7 @@ class _Bench:
                 network, runner = model.unet, model.engine
             else:
                 network = copy.deepcopy(model.unet)  # an engine may lay the weights out anew
-                runner = engines.make(engine, network, model.device, precision)
+                runner = engines.make(engine, network, model.config, model.device, precision)
             timed = TimedEngine(runner, model.device)
             self._drawing[key] = Model(model.config, network, timed, None, model.device)
         return self._drawing[key]

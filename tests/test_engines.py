@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import conditioning, engines
-from rcdm_fast.config import ConfigError, ScheduleConfig
+from rcdm_fast.config import ConfigError, ModelConfig, ScheduleConfig
 from rcdm_fast.engines import compiled, graphs, groups, native
 from rcdm_fast.engines.backends import OneDnnBackend, TorchBackend
 from rcdm_fast.engines.program import Program
@@ -42,6 +42,10 @@ def _plan(network: UNet, count: int, schedule: Schedule = SCHEDULE) -> condition
     return plan.with_rows(torch.arange(count) * 2 % len(plan.condition))
 
 
+def _config(network: UNet) -> ModelConfig:
+    return ModelConfig(network.config, SCHEDULE.config)
+
+
 def _pictures(network: UNet, count: int) -> Tensor:
     return torch.randn(count, 3, network.config.image_size, network.config.image_size)
 
@@ -56,7 +60,7 @@ def test_native_computes_the_network(name: str) -> None:
     plan, x = _plan(network, 5), _pictures(network, 5)
     outputs = {}
     for kind, precision in (("eager", "fp32"), ("native", "fp32"), ("native", "bf16"), ("eager", "bf16")):
-        engine = engines.make(kind, network, CPU, precision)
+        engine = engines.make(kind, network, _config(network), CPU, precision)
         engine.prepare(plan, 5)
         outputs[kind, precision] = engine.predict(x, 2)
         assert outputs[kind, precision].dtype == torch.float32
@@ -89,7 +93,11 @@ def test_the_torch_backend_runs_the_same_program(name: str) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_picture_does_not_depend_on_its_batch(precision: str) -> None:
     network = small.network(**NETWORKS["blocks resample"]).eval().requires_grad_(False)
-    engine, plan, x = engines.make("native", network, CPU, precision), _plan(network, 9), _pictures(network, 9)
+    engine, plan, x = (
+        engines.make("native", network, _config(network), CPU, precision),
+        _plan(network, 9),
+        _pictures(network, 9),
+    )
     engine.prepare(plan, 9)
     whole = engine.predict(x, 3)
     for start, count in ((0, 1), (2, 5), (5, 4)):
@@ -107,7 +115,7 @@ def test_steps_without_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
     without = _plan(network, 5)
     assert without.table is None
     x = _pictures(network, 5)
-    engine = engines.make("native", network, CPU, "fp32")
+    engine = engines.make("native", network, _config(network), CPU, "fp32")
     engine.prepare(with_table, 5)
     want = engine.predict(x, 1)
     engine.prepare(without, 5)
@@ -116,7 +124,7 @@ def test_steps_without_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_auto_takes_the_fastest_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small.model()
-    model.engine = engines.make("auto", model.unet, CPU, "auto")
+    model.engine = engines.make("auto", model.unet, model.config, CPU, "auto")
     assert model.engine.name == "native"
     assert "not eager: available, slower" in model.describe()
     monkeypatch.setattr(library, "has_native", lambda device: False)
@@ -124,7 +132,7 @@ def test_auto_takes_the_fastest_and_says_why(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(
         ConfigError, match=r"engine native cannot run here: no C\+\+ operators: .*\(compiled: available"
     ):
-        engines.make("native", model.unet, CPU, "fp32")
+        engines.make("native", model.unet, model.config, CPU, "fp32")
 
 
 def test_reasons() -> None:
@@ -146,7 +154,7 @@ def test_a_nan_is_reported_with_its_layer(kind: str) -> None:
     layer = dict(model.unet.named_modules())["middle_block.0.in_layers.2"]
     assert isinstance(layer, torch.nn.Conv2d)
     layer.weight.data[3, 2, 1, 1] = float("nan")
-    model.engine = engines.make(kind, model.unet, CPU, "fp32")
+    model.engine = engines.make(kind, model.unet, model.config, CPU, "fp32")
     with pytest.raises(
         SamplingError, match=r"not finite: first in layer middle_block\.0\S*, at step 2 \(fp32, " + kind
     ):
@@ -156,7 +164,7 @@ def test_a_nan_is_reported_with_its_layer(kind: str) -> None:
 def test_wrong_use() -> None:
     network = small.network().eval()
     for kind in engines.ENGINES:
-        engine = engines.make(kind, network, CPU, "fp32")
+        engine = engines.make(kind, network, _config(network), CPU, "fp32")
         with pytest.raises(RuntimeError, match="predict before prepare"):
             engine.predict(_pictures(network, 2), 0)
         with pytest.raises(ValueError, match="rows for 3 pictures, the batch 2"):
@@ -216,7 +224,7 @@ def test_compiled(precision: str, short: bool) -> None:
     plan, x = _plan(network, 5), _pictures(network, 5)
     outputs = []
     for kind in ("eager", "native", "compiled"):
-        engine = engines.make(kind, network, CPU, "fp32" if kind == "eager" else precision)
+        engine = engines.make(kind, network, _config(network), CPU, "fp32" if kind == "eager" else precision)
         engine.prepare(plan, 5)
         outputs.append(engine.predict(x, 1))
     bar = ENGINE_FP32_L2 if precision == "fp32" else 1.5 * _error(outputs[1], outputs[0])
@@ -237,7 +245,7 @@ def test_native_on_cuda(precision: str) -> None:
         for value in [getattr(plan, field.name)]
     }
     for count in (5, 2, 5):
-        there = conditioning.ConditioningPlan(**moved)
+        there = conditioning.ConditioningPlan(**moved)  # type: ignore[arg-type]
         engine.prepare(there.with_rows(plan.rows[:count]), count)
         got = engine.predict(x[:count].to(device), 2).cpu()
         assert _error(got, truth[:count]) <= {"fp32": 1e-3, "bf16": 3e-2, "fp16": 5e-3}[precision]

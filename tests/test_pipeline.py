@@ -80,7 +80,7 @@ def test_reduced_precision_stays_near(h: Tensor, precision: str) -> None:
     from rcdm_fast import engines
 
     reduced = small.model()
-    reduced.engine = engines.make("eager", reduced.unet, reduced.device, precision)
+    reduced.engine = engines.make("eager", reduced.unet, reduced.config, reduced.device, precision)
     x = torch.randn(3, 3, 8, 8)
     expected = full.network(x, torch.full((3,), 500), h[:3])
     from rcdm_fast import conditioning

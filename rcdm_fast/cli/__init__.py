@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from rcdm_fast.cli import about, bench, sampling, training
+from rcdm_fast.cli import about, bench, export, sampling, training
 
 app = typer.Typer(
     name="rcdm",
@@ -33,6 +33,7 @@ app.command()(sampling.interpolate)
 app.command()(training.train)
 app.command()(training.pretrain)
 app.command()(training.evaluate)
+app.command()(export.export)
 app.command()(bench.bench)
 app.command()(about.models)
 app.command()(about.info)

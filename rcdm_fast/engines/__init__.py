@@ -3,25 +3,29 @@
 An engine is chosen when a model is made ready. Each runtime says why it cannot be used here
 (`reasons_unavailable`), and a request that cannot be met lists every runtime's reasons.
 
-Knows nothing about solvers, encoders or files.
+Runtimes other than PyTorch run what `rcdm_fast.export` writes; they keep what they build in a cache.
+
+Knows nothing about solvers or encoders.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from rcdm_fast.conditioning import ConditioningPlan
-from rcdm_fast.config import ConfigError
-from rcdm_fast.engines import compiled, eager, native
+from rcdm_fast.config import ConfigError, ModelConfig
+from rcdm_fast.engines import compiled, eager, native, onnx_runtime
 from rcdm_fast.unet import UNet
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
-ENGINES = ("native", "compiled", "eager")
+ENGINES = ("native", "compiled", "eager", "onnxruntime")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
 AUTOMATIC = (
     "native",
@@ -31,6 +35,7 @@ AUTOMATIC = (
 NOT_CHOSEN = {  # why an engine that can run does not, when nobody asked for it
     "native": "available and faster (auto takes it)",
     "compiled": "available, no faster than native, and every batch size takes time to compile",
+    "onnxruntime": "available, slower than native; runs the exported ONNX",
     "eager": "available, slower; the truth that the others are compared with",
 }
 
@@ -38,6 +43,7 @@ _REASONS: dict[str, Callable[[torch.device, str], list[str]]] = {
     "native": native.reasons_unavailable,
     "compiled": compiled.reasons_unavailable,
     "eager": eager.reasons_unavailable,
+    "onnxruntime": onnx_runtime.reasons_unavailable,
 }
 
 
@@ -86,8 +92,18 @@ def choose(device: torch.device, precision: Precision) -> str:
     raise ConfigError(f"no engine can run {precision} on {device} ({said})")
 
 
-def make(name: str, network: UNet, device: torch.device, precision: str) -> Engine:
+def make(
+    name: str,
+    network: UNet,
+    config: ModelConfig,
+    device: torch.device,
+    precision: str,
+    file: str | os.PathLike[str] | None = None,
+) -> Engine:
     """Build an engine. ``auto`` is the fastest that can run here (`choose`), and precision ``auto`` is fp32.
+
+    `config` is that of the network's model: an exported network has to know the schedule's timesteps.
+    `file` is an export of this model to be used instead of the cache's.
 
     Raises:
         ConfigError: unknown name or precision, or an engine that cannot run here (with every engine's reasons).
@@ -105,4 +121,11 @@ def make(name: str, network: UNet, device: torch.device, precision: str) -> Engi
         "compiled": compiled.CompiledEngine,
         "eager": eager.EagerEngine,
     }
-    return engines[kind](network, device, chosen)
+    if kind in engines:
+        if file is not None:
+            raise ConfigError(f"engine {kind} runs the model itself, not a file ({file})")
+        return engines[kind](network, device, chosen)
+    runtimes: dict[str, Callable[[UNet, ModelConfig, torch.device, str, Path | None], Engine]] = {
+        "onnxruntime": onnx_runtime.OnnxRuntimeEngine,
+    }
+    return runtimes[kind](network, config, device, chosen, None if file is None else Path(file))

@@ -1,0 +1,168 @@
+"""The onnxruntime engine: the exported ONNX network, on the CPU or by CUDA or TensorRT execution providers.
+
+The file is exported once and kept in the cache. On a GPU inputs and outputs are bound to torch's memory, so that
+nothing passes through the host between steps. A picture may differ with its batch by rounding.
+
+Knows nothing about solvers; of conditioning it takes timesteps and representations, FiLM rows come from the graph.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rcdm_fast.conditioning import ConditioningPlan
+from rcdm_fast.config import ConfigError, ModelConfig
+from rcdm_fast.engines import cache
+from rcdm_fast.export import onnx as exported
+from rcdm_fast.export.graph import OUTPUT, input_names, weights_hash
+from rcdm_fast.unet import UNet
+
+FILE = "network.onnx"
+PROVIDERS = {"cpu": ("CPUExecutionProvider",), "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider")}
+
+
+def reasons_unavailable(device: torch.device, precision: str) -> list[str]:
+    """Why onnxruntime cannot run on a device in a precision; empty if it can."""
+    missing = exported.missing_packages()
+    if missing:
+        return [f"not installed: {', '.join(missing)} (pip install 'rcdm_fast[onnx]')"]
+    if device.type not in PROVIDERS:
+        return [f"onnxruntime has no provider for {device.type} here"]
+    import onnxruntime
+
+    wanted = PROVIDERS[device.type][0]
+    if wanted not in onnxruntime.get_available_providers():
+        return [f"this onnxruntime has no {wanted} (pip install 'rcdm_fast[onnxruntime-gpu]'); its engines: cpu"]
+    if device.type == "cpu" and precision != "fp32":
+        return [f"onnxruntime has no {precision} kernels for the CPU (use fp32, or native or openvino in bf16)"]
+    return []
+
+
+def network_file(network: UNet, config: ModelConfig, precision: str) -> Path:
+    """The exported network in the cache, written there if need be."""
+    key = {
+        "weights": weights_hash(network, config.schedule),
+        "config": repr(config),
+        "precision": precision,
+        "opset": str(exported.OPSET),
+        "rcdm_fast": exported.graph_info(network, config, precision).version,
+        "torch": torch.__version__,
+    }
+
+    def build(folder: Path) -> None:
+        exported.export_network(folder / FILE, network, config, precision)
+
+    return cache.entry("onnx", key, build) / FILE
+
+
+class OnnxRuntimeEngine:
+    """See `rcdm_fast.engines.Engine`.
+
+    Args:
+        network, config, device, precision: as of `engines.make`.
+        file: an exported network to use instead of the cache's; `GraphError` if it is not this model's.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(
+        self, network: UNet, config: ModelConfig, device: torch.device, precision: str, file: Path | None = None
+    ) -> None:
+        self.precision = precision
+        self.device = device
+        self._names = input_names(config.unet)
+        if file is None:
+            file = network_file(network, config, precision)
+        else:
+            exported.check_belongs(exported.read_info(file), network, config, str(file))
+        self._session = _session(file, device)
+        self._channels = config.unet.out_channels
+        self._plan: ConditioningPlan | None = None
+
+    def prepare(self, plan: ConditioningPlan, batch_size: int) -> None:
+        if len(plan.rows) != batch_size:
+            raise ValueError(f"the plan has rows for {len(plan.rows)} pictures, the batch {batch_size}")
+        self._plan = plan
+
+    @torch.inference_mode()
+    def predict(self, x: Tensor, k: int) -> Tensor:
+        if self._plan is None:
+            raise RuntimeError("predict before prepare")
+        values = graph_inputs(self._plan, x, k)
+        if self.device.type == "cpu":
+            feeds = {name: value.numpy() for name, value in zip(self._names, values, strict=True)}
+            return torch.from_numpy(self._session.run([OUTPUT], feeds)[0])
+        return self._bound(values)
+
+    def _bound(self, values: tuple[Tensor, ...]) -> Tensor:
+        """Run on torch's own memory: what torch queued is finished before, and this before it returns."""
+        n, _, height, width = values[0].shape
+        out = torch.empty((n, self._channels, height, width), dtype=torch.float32, device=self.device)
+        binding = self._session.io_binding()
+        index = self.device.index or 0
+        for name, value in zip(self._names, values, strict=True):
+            kind = "int64" if value.dtype == torch.int64 else "float32"
+            binding.bind_input(name, "cuda", index, _numpy_type(kind), tuple(value.shape), value.data_ptr())
+        binding.bind_output(OUTPUT, "cuda", index, _numpy_type("float32"), tuple(out.shape), out.data_ptr())
+        torch.cuda.current_stream(self.device).synchronize()
+        self._session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+        return out
+
+    def first_nonfinite(self, x: Tensor, k: int) -> str | None:
+        """The whole graph: onnxruntime shows no layers of it."""
+        return "the exported network" if not bool(self.predict(x, k).isfinite().all()) else None
+
+    def describe(self) -> str:
+        import onnxruntime
+
+        providers = ", ".join(self._session.get_providers())
+        return f"onnxruntime {onnxruntime.__version__} ({providers}), {self.precision}, on {self.device}"
+
+
+def graph_inputs(plan: ConditioningPlan, x: Tensor, k: int) -> tuple[Tensor, ...]:
+    """The exported graph's inputs for a batch at kept step k, contiguous, on x's device."""
+    timestep = torch.full((len(x),), plan.timesteps[k], dtype=torch.int64, device=x.device)
+    values = (x.float().contiguous(), timestep)
+    if plan.given is None:
+        return values
+    return (*values, plan.given[plan.rows].to(x.device).contiguous())
+
+
+def _numpy_type(kind: str) -> Any:
+    import numpy as np
+
+    return np.dtype(kind).type
+
+
+def _session(file: Path, device: torch.device) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.intra_op_num_threads = torch.get_num_threads()
+    providers: list[Any] = list(PROVIDERS[device.type])
+    if device.type == "cuda":
+        settings = {"device_id": str(device.index or 0)}
+        providers[0] = ("CUDAExecutionProvider", {**settings, "cudnn_conv_algo_search": "EXHAUSTIVE"})
+        if os.environ.get("RCDM_FAST_ORT_TENSORRT") == "1":
+            kept = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(cache.folder() / "ort-tensorrt")}
+            providers.insert(0, ("TensorrtExecutionProvider", {**settings, **kept}))
+    try:
+        session = onnxruntime.InferenceSession(str(file), options, providers=providers)
+    except Exception as error:  # onnxruntime's own classes
+        raise ConfigError(f"onnxruntime cannot open {file}: {' '.join(str(error).split())[:300]}") from error
+    wanted = [provider if isinstance(provider, str) else provider[0] for provider in providers]
+    absent = [name for name in wanted if name not in session.get_providers()]
+    if absent:  # onnxruntime itself only warns, and goes on without
+        running = ", ".join(session.get_providers())
+        raise ConfigError(
+            f"onnxruntime could not load {', '.join(absent)} (its libraries are missing or of another CUDA version); "
+            f"it would run on {running}. Use engine='native', or device='cpu'"
+        )
+    return session

@@ -1,0 +1,85 @@
+"""What is to be exported, and the formats there are; a format's module is imported when it is used.
+
+A format is a module of this package with ``PRECISIONS`` and ``write(out, job) -> list of files``, and a reason for not
+being available in ``missing_packages()``.
+
+Knows nothing about the formats themselves.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, cast
+
+from torch import Tensor
+
+from rcdm_fast.config import ConfigError, ModelConfig
+from rcdm_fast.encoders import Encoder
+from rcdm_fast.unet import UNet
+
+FORMATS = {
+    "onnx": "rcdm_fast.export.onnx_folder",
+    "openvino": "rcdm_fast.export.openvino",
+    "tensorrt": "rcdm_fast.export.tensorrt",
+    "diffusers": "rcdm_fast.export.diffusers",
+    "hub": "rcdm_fast.export.hub_folder",
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One export.
+
+    Attributes:
+        network: the model's, on any device; never changed.
+        config: the model's.
+        encoder: what makes representations; None leaves it out.
+        precision: "fp32", "fp16", "bf16", "int8" or "fp8", as far as a format has it.
+        targets: GPU generations such as "sm89", for formats that compile for one; empty: the GPU that is there.
+        batches: pictures per evaluation that a compiled format is made for.
+        dynamic: one file for all batches up to the largest of `batches`, where a format has the choice.
+        calibration: x, timesteps and conditions met while sampling, for int8; None where it is not needed.
+        say: takes one line about progress.
+    """
+
+    network: UNet
+    config: ModelConfig
+    encoder: Encoder | None = None
+    precision: str = "fp32"
+    targets: tuple[str, ...] = ()
+    batches: tuple[int, ...] = (1,)
+    dynamic: bool = False
+    calibration: tuple[Tensor, ...] | None = None
+    say: Callable[[str], None] = field(default=lambda _: None)
+
+
+class Format(Protocol):
+    """What a format's module offers."""
+
+    PRECISIONS: tuple[str, ...]
+
+    def missing_packages(self) -> list[str]:
+        """Packages that are not installed."""
+
+    def write(self, out: Path, job: Job) -> list[Path]:
+        """Export; the files written."""
+
+
+def find(name: str, precision: str) -> Format:
+    """A format that can be written here in a precision.
+
+    Raises:
+        ConfigError: unknown, without that precision, or without its packages.
+    """
+    if name not in FORMATS:
+        raise ConfigError(f"no export format called {name!r}; known: {', '.join(FORMATS)}")
+    module = cast(Format, importlib.import_module(FORMATS[name]))
+    if precision not in module.PRECISIONS:
+        raise ConfigError(f"{name} is not exported in {precision!r}; known: {', '.join(module.PRECISIONS)}")
+    missing = module.missing_packages()
+    if missing:
+        raise ConfigError(f"exporting to {name} needs packages that are not installed: {', '.join(missing)}")
+    return module

@@ -1,0 +1,25 @@
+"""`rcdm export --to onnx`: a folder with ``network.onnx`` and, where the model has an encoder, ``encoder.onnx``.
+
+Knows nothing about how either is written.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rcdm_fast.export import onnx
+from rcdm_fast.export.job import Job
+
+PRECISIONS = ("fp32", "fp16", "bf16")
+missing_packages = onnx.missing_packages
+
+
+def write(out: Path, job: Job) -> list[Path]:
+    """Write both, each checked against PyTorch; the encoder always in fp32.
+
+    Raises:
+        onnx.ExportError, StorageError: see `onnx.export_network`; files already written stay, complete.
+    """
+    job.say("network: exporting and checking")
+    files = [onnx.export_network(out / "network.onnx", job.network, job.config, job.precision)]
+    return files
