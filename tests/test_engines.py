@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import conditioning, engines
-from rcdm_fast.config import ConfigError, ModelConfig, ScheduleConfig
+from rcdm_fast.config import ConfigError, ModelConfig, ScheduleConfig, Variance
 from rcdm_fast.engines import compiled, graphs, groups, native
 from rcdm_fast.engines.backends import OneDnnBackend, TorchBackend
 from rcdm_fast.engines.program import Program
@@ -43,7 +43,8 @@ def _plan(network: UNet, count: int, schedule: Schedule = SCHEDULE) -> condition
 
 
 def _config(network: UNet) -> ModelConfig:
-    return ModelConfig(network.config, SCHEDULE.config)
+    variance: Variance = "learned_range" if network.config.learn_sigma else "fixed_large"
+    return ModelConfig(network.config, dataclasses.replace(SCHEDULE.config, variance=variance))
 
 
 def _pictures(network: UNet, count: int) -> Tensor:

@@ -33,6 +33,8 @@ def reasons_unavailable(device: torch.device, precision: str) -> list[str]:
         return [f"not installed: {', '.join(missing)} (pip install 'rcdm_fast[onnx]')"]
     if device.type not in PROVIDERS:
         return [f"onnxruntime has no provider for {device.type} here"]
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return ["this PyTorch sees no CUDA device"]
     import onnxruntime
 
     wanted = PROVIDERS[device.type][0]
