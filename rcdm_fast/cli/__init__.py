@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from rcdm_fast.cli import about, bench, export, sampling, training
+from rcdm_fast.cli import about, bench, compare, export, sampling, training
 
 app = typer.Typer(
     name="rcdm",
@@ -34,6 +34,7 @@ app.command()(training.train)
 app.command()(training.pretrain)
 app.command()(training.evaluate)
 app.command()(export.export)
+app.command()(compare.compare)
 app.command()(bench.bench)
 app.command()(about.models)
 app.command()(about.info)

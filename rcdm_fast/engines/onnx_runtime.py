@@ -83,6 +83,7 @@ class OnnxRuntimeEngine:
         else:
             exported.check_belongs(exported.read_info(file), network, config, str(file))
         self._session = _session(file, device)
+        self.files = tuple(sorted(file.parent.glob(f"{file.name}*")))
         self._channels = config.unet.out_channels
         self._plan: ConditioningPlan | None = None
 

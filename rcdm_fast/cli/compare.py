@@ -1,0 +1,173 @@
+"""`rcdm compare`."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rcdm_fast.cli import common
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rcdm_fast.drift import Case, Drift
+    from rcdm_fast.pipeline import Model
+
+SHOWN = 8  # pictures of each case on the sheet
+
+
+def compare(
+    model: Annotated[str, typer.Argument(help="Bundled or published name, file, folder or hub id.")],
+    photos: Annotated[list[Path] | None, typer.Argument(help="Photos whose representations are drawn.")] = None,
+    engines: Annotated[
+        str,
+        typer.Option("--engines", help="ENGINE[:PRECISION[=FILE]], as native:bf16,openvino:int8."),
+    ] = "native:fp32,native:bf16",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Sheet of the same pictures by every engine.")] = None,
+    steps: common.Steps = "25",
+    solver: common.SolverName = "ddim",
+    per: Annotated[int, typer.Option(help="Pictures of each photo.")] = 4,
+    seed: common.Seed = 0,
+    batch: Annotated[int, typer.Option(help="Pictures per network evaluation.")] = 8,
+    rounds: Annotated[int, typer.Option(help="Rounds in which one evaluation of each is timed.")] = 5,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Folder of pictures: also the MRR of the source picture.")
+    ] = None,
+    sources: Annotated[int, typer.Option(help="Source pictures for the MRR; 0: 256, or all there are.")] = 0,
+    gallery: Annotated[int, typer.Option(help="Pictures that a sample is ranked among; 0: all.")] = 0,
+    min_psnr: Annotated[float, typer.Option(help="Fail below this PSNR of the final pictures, in dB.")] = 0.0,
+    max_mrr_loss: Annotated[float, typer.Option(help="Fail if the MRR falls by more than this, in percent.")] = 100.0,
+    encoder: common.EncoderSpec = None,
+    flags: common.Flags = None,
+    device: common.Device = None,
+    json: common.JsonFile = None,
+) -> None:
+    """Compare engines and precisions with plain PyTorch in fp32 on the same noise: drift, speed, memory, size.
+
+    Without photos the representations are drawn from a normal distribution, which a trained model has not seen.
+
+    Example: rcdm compare cifar10-simclr-trunk photo.jpg --engines native:bf16,openvino:bf16 --out compare.png
+    """
+    import torch
+
+    import rcdm_fast
+    from rcdm_fast import drift, storage
+
+    cases = [drift.Case.parse(text) for text in engines.split(",")]
+    if json is not None:
+        storage.check_writable(json)
+    loaded = rcdm_fast.load(model, flags, encoder, device, "eager", "fp32")
+    h, label = _conditions(loaded, photos or [])
+    settings = drift.Settings(steps, solver, per, seed, batch, rounds)
+    with torch.random.fork_rng(devices=[]):
+        found = drift.compare(loaded, cases, h, settings, label=label, say=common.say)
+    mrr = _mrr(loaded, [each.case for each in found], data, sources, gallery, settings) if data is not None else {}
+    common.say("\n".join(table(found, mrr)))
+    common.write_json(json, {"rows": [{**each.row(), "mrr": mrr.get(each.case)} for each in found]})
+    if out is not None:
+        _sheet(found, out)
+    failures = list(_failures(found, mrr, min_psnr, max_mrr_loss))
+    if failures:
+        raise RuntimeError("; ".join(failures))
+
+
+def _conditions(model: Model, photos: list[Path]) -> tuple[Tensor | None, Tensor | None]:
+    import torch
+
+    unet = model.config.unet
+    if photos:
+        return model.encode(photos), None
+    generator = torch.Generator().manual_seed(0)
+    if unet.representation_dim:
+        return torch.randn(2, unet.representation_dim, generator=generator).to(model.device), None
+    return None, torch.arange(min(2, unet.num_classes), device=model.device) if unet.num_classes else None
+
+
+def _mrr(model: Model, cases: list[Case], data: Path, sources: int, gallery: int, drawn: object) -> dict[Case, float]:
+    """MRR of the source picture for every case, from the same noise."""
+    from rcdm_fast import drift
+    from rcdm_fast.training.data import load_folder
+    from rcdm_fast.training.evaluate import EvaluateConfig, evaluate
+
+    assert isinstance(drawn, drift.Settings)
+    pictures = load_folder(data, model.image_size)
+    config = EvaluateConfig(sources, drawn.per, gallery, drawn.steps, drawn.solver, drawn.seed)
+    found = {}
+    for case in cases:
+        common.say(f"{case}: ranking")
+        found[case] = evaluate(drift.with_engine(model, case, model.encoder), pictures, config).mrr.value
+    return found
+
+
+def table(found: list[Drift], mrr: dict[Case, float]) -> list[str]:
+    """One line per case, the reference first."""
+    rows = [
+        (
+            "engine",
+            "precision",
+            "step error",
+            "first step",
+            "trajectory",
+            "PSNR dB",
+            "MRR",
+            "change",
+            "ms",
+            "times",
+            "MB",
+        )
+    ]
+    first = mrr.get(found[0].case)
+    for each in found:
+        rank = mrr.get(each.case)
+        rows.append(
+            (
+                each.case.engine,
+                each.case.precision,
+                f"{max(each.step_errors):.1e}",
+                f"{each.step_errors[0]:.1e}",
+                f"{each.path_errors[-1]:.1e}",
+                "equal" if math.isinf(each.psnr_db) else f"{each.psnr_db:.1f}",
+                "" if rank is None else f"{rank:.4f}",
+                "" if rank is None or not first else f"{100 * (rank / first - 1):+.1f} %",
+                f"{each.times.p50_ms:.1f}",
+                f"{each.speedup:.2f}",
+                _sizes(each),
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in rows]
+
+
+def _sizes(each: Drift) -> str:
+    """Memory that the engine took, and its files."""
+    memory = "" if each.memory_bytes is None else f"{each.memory_bytes / 1e6:.0f}"
+    return f"{memory} + {each.file_bytes / 1e6:.1f} of files" if each.file_bytes else memory
+
+
+def _failures(found: list[Drift], mrr: dict[Case, float], min_psnr: float, max_mrr_loss: float) -> list[str]:
+    failures = [
+        f"{each.case}: PSNR {each.psnr_db:.1f} dB is below {min_psnr:g}" for each in found if each.psnr_db < min_psnr
+    ]
+    first = mrr.get(found[0].case)
+    for case, value in mrr.items():
+        if first and 100 * (1 - value / first) > max_mrr_loss:
+            failures.append(f"{case}: MRR {value:.4f} is more than {max_mrr_loss:g} % below {first:.4f}")
+    return failures
+
+
+def _sheet(found: list[Drift], out: Path) -> None:
+    """A row of pictures per case; below each but the first, eight times its distance from the first, around grey."""
+    from rcdm_fast import images
+
+    rows, titles = [], []
+    for each in found:
+        rows.append([images.to_pil(picture) for picture in each.pictures[:SHOWN]])
+        titles.append(str(each.case))
+        if each is not found[0]:
+            apart = (8 * (each.pictures[:SHOWN] - found[0].pictures[:SHOWN])).clamp(-1, 1)
+            rows.append([images.to_pil(picture) for picture in apart])
+            titles.append("difference x8")
+    images.save(images.sheet(rows, cell=96, row_titles=titles), out)

@@ -1,0 +1,275 @@
+"""How far engines and precisions drift from eager fp32 on the same noise, and what they cost: `rcdm compare`.
+
+For every case the network is evaluated on the reference's own trajectory, which shows the error of single steps, and
+a trajectory of its own is drawn from the same noise, which shows what becomes of those errors. It is the gate that a
+reduced precision has to pass before it is used.
+
+Knows nothing about how engines work, or about ranks (`training/evaluate.py`, which the command adds).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rcdm_fast import benchmarking, conditioning, engines
+from rcdm_fast.benchmarking import Times
+from rcdm_fast.conditioning import ConditioningPlan
+from rcdm_fast.config import ConfigError
+from rcdm_fast.encoders import Encoder
+from rcdm_fast.pipeline import Model
+from rcdm_fast.sampling import Request
+
+
+@dataclass(frozen=True)
+class Case:
+    """An engine in a precision, with an exported file for it if it is not to take the cache's."""
+
+    engine: str
+    precision: engines.Precision = "fp32"
+    file: Path | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Case:
+        """ENGINE[:PRECISION[=FILE]], such as ``native:bf16`` or ``openvino:int8=exported/network.xml``."""
+        name, _, rest = text.strip().partition(":")
+        precision, _, file = rest.partition("=")
+        if precision not in ("", *engines.PRECISIONS):
+            raise ConfigError(f"no precision called {precision!r}; known: {', '.join(engines.PRECISIONS)}")
+        return cls(
+            name,
+            precision or "fp32",  # type: ignore[arg-type]
+            Path(file) if file else None,
+        )
+
+    def __str__(self) -> str:
+        return f"{self.engine} {self.precision}"
+
+
+REFERENCE = Case("eager", "fp32")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is drawn: `per` pictures of every representation, in batches; each case is timed in `rounds` rounds."""
+
+    steps: int | str = 25
+    solver: str = "ddim"
+    per: int = 4
+    seed: int = 0
+    batch_size: int = 8
+    rounds: int = 5
+
+
+@dataclass(frozen=True)
+class Drift:
+    """One case beside the reference; errors are relative L2 norms.
+
+    Attributes:
+        case: engine and precision.
+        runs: what the engine says about itself.
+        step_errors: of the network's output at the reference's own x, step by step from the noisy end.
+        path_errors: of x along a trajectory of its own, step by step; the last entry is the final picture's.
+        psnr_db: of the final pictures against the reference's, for a range of 2 ([-1,1]); inf if they are equal.
+        times: of one network evaluation, in ms.
+        speedup: of the reference over this case, median of the ratios of rounds in which both were timed.
+        memory_bytes: by which this process grew while the engine was made and run once; None where it is not known.
+        file_bytes: of the exported files that the engine runs; 0 if it runs the model itself.
+        pictures: float32 [R x per,3,H,W].
+    """
+
+    case: Case
+    runs: str
+    step_errors: tuple[float, ...]
+    path_errors: tuple[float, ...]
+    psnr_db: float
+    times: Times
+    speedup: float
+    memory_bytes: int | None
+    file_bytes: int
+    pictures: Tensor = field(repr=False, compare=False)
+
+    def row(self) -> dict[str, object]:
+        """What can be written as JSON."""
+        return {
+            "engine": self.case.engine,
+            "precision": self.case.precision,
+            "runs": self.runs,
+            "step_errors": list(self.step_errors),
+            "path_errors": list(self.path_errors),
+            "psnr_db": self.psnr_db if math.isfinite(self.psnr_db) else None,
+            "p50_ms": self.times.p50_ms,
+            "p20_ms": self.times.p20_ms,
+            "p80_ms": self.times.p80_ms,
+            "speedup": self.speedup,
+            "memory_bytes": self.memory_bytes,
+            "file_bytes": self.file_bytes,
+        }
+
+
+class RecordingEngine:
+    """An engine that keeps every input and output of `predict`."""
+
+    def __init__(self, engine: engines.Engine) -> None:
+        self.name = engine.name
+        self.precision = engine.precision
+        self.seen: list[tuple[ConditioningPlan, int, Tensor, Tensor]] = []
+        self._engine = engine
+        self._plan: ConditioningPlan | None = None
+
+    def prepare(self, plan: ConditioningPlan, batch_size: int) -> None:
+        self._plan = plan
+        self._engine.prepare(plan, batch_size)
+
+    def predict(self, x: Tensor, k: int) -> Tensor:
+        out = self._engine.predict(x, k)
+        assert self._plan is not None
+        self.seen.append((self._plan, k, x.clone(), out.clone()))
+        return out
+
+    def first_nonfinite(self, x: Tensor, k: int) -> str | None:
+        return self._engine.first_nonfinite(x, k)
+
+    def describe(self) -> str:
+        return self._engine.describe()
+
+
+@dataclass
+class _Drawn:
+    """A case's trajectory, and a network evaluation of it that can be timed."""
+
+    engine: engines.Engine
+    recorded: list[tuple[ConditioningPlan, int, Tensor, Tensor]]
+    pictures: Tensor
+    memory_bytes: int | None
+
+    def evaluate(self) -> Tensor:
+        plan, k, x, _ = self.recorded[0]
+        self.engine.prepare(plan, len(x))
+        return self.engine.predict(x, k)
+
+
+def with_engine(model: Model, case: Case, encoder: Encoder | None = None) -> Model:
+    """The same model on another engine, with weights of its own (an engine may lay them out anew).
+
+    Raises:
+        ConfigError: no such engine or precision, or it cannot run here.
+    """
+    network = copy.deepcopy(model.unet)
+    runner = engines.make(case.engine, network, model.config, model.device, case.precision, case.file)
+    return Model(model.config, network, runner, encoder, model.device)
+
+
+def compare(
+    model: Model,
+    cases: Sequence[Case],
+    h: Tensor | None = None,
+    settings: Settings | None = None,
+    *,
+    label: Tensor | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> list[Drift]:
+    """Measure cases beside eager fp32, which comes first in the result.
+
+    Args:
+        model: any model; its own engine does not matter.
+        cases: what to compare.
+        h: float32 [R,D], or None for an unconditional network.
+        settings: what to draw.
+        label: int64 [R] for a class-conditional model.
+        say: takes one line about progress.
+
+    Raises:
+        ConfigError: a case that cannot run here, or settings that make no sense.
+    """
+    settings = settings or Settings()
+    if settings.rounds < 1:
+        raise ConfigError(f"rounds must be at least 1, got {settings.rounds}")
+    for case in cases:
+        reasons = engines.reasons_unavailable(case.engine, model.device, case.precision)
+        if reasons:
+            raise ConfigError(f"{case} cannot run here: {'; '.join(reasons)}")
+    listed = [REFERENCE, *(case for case in cases if case != REFERENCE)]
+    drawn = {}
+    for case in listed:
+        say(f"{case}: drawing")
+        drawn[case] = _draw(model, case, h, label, settings)
+    say(f"timing {len(listed)} cases in turn")
+    runs = {str(index): drawn[case].evaluate for index, case in enumerate(listed)}
+    times = benchmarking.in_turn(runs, model.device, rounds=settings.rounds, warmup=1, settle_s=0.1)
+    truth = drawn[REFERENCE]
+    return [_measure(case, drawn[case], truth, times[str(i)], times["0"]) for i, case in enumerate(listed)]
+
+
+def _draw(model: Model, case: Case, h: Tensor | None, label: Tensor | None, settings: Settings) -> _Drawn:
+    before = _resident_bytes(model.device)
+    drawing = with_engine(model, case)
+    request: Request = drawing.request(
+        h, label=label, per=settings.per, steps=settings.steps, solver=settings.solver, seed=settings.seed
+    )
+    own = drawing.engine
+    plan = conditioning.make_plan(drawing.unet, request.schedule, request.representation, request.label)
+    size = min(settings.batch_size, request.total)
+    own.prepare(plan.with_rows(torch.zeros(size, dtype=torch.int64)), size)
+    own.predict(torch.zeros(size, *request.picture, device=model.device), 0)
+    after = _resident_bytes(model.device)
+    recorder = RecordingEngine(own)
+    drawing.engine = recorder
+    pictures = torch.empty(request.total, *request.picture)
+    for place, part in drawing.batches(request, settings.batch_size):
+        pictures[place] = part.cpu()
+    grown = None if before is None or after is None else max(0, after - before)
+    return _Drawn(own, recorder.seen, pictures, grown)
+
+
+@torch.inference_mode()
+def _measure(case: Case, got: _Drawn, truth: _Drawn, times_ms: list[float], truth_ms: list[float]) -> Drift:
+    steps: dict[int, list[tuple[Tensor, Tensor]]] = {}
+    paths: dict[int, list[tuple[Tensor, Tensor]]] = {}
+    for (plan, k, x, out), (_, _, own_x, _) in zip(truth.recorded, got.recorded, strict=True):
+        got.engine.prepare(plan, len(x))
+        steps.setdefault(k, []).append((got.engine.predict(x, k).cpu(), out.cpu()))
+        paths.setdefault(k, []).append((own_x.cpu(), x.cpu()))
+    order = sorted(steps, reverse=True)
+    path_errors = [_relative(paths[k]) for k in order][1:]  # the first x is the noise itself
+    final = benchmarking.relative_l2(got.pictures, truth.pictures)
+    return Drift(
+        case=case,
+        runs=got.engine.describe(),
+        step_errors=tuple(_relative(steps[k]) for k in order),
+        path_errors=(*path_errors, final),
+        psnr_db=psnr_db(got.pictures, truth.pictures),
+        times=Times.of(times_ms),
+        speedup=benchmarking.pair_ratio(truth_ms, times_ms),
+        memory_bytes=got.memory_bytes,
+        file_bytes=sum(file.stat().st_size for file in getattr(got.engine, "files", ())),
+        pictures=got.pictures,
+    )
+
+
+def _relative(pairs: list[tuple[Tensor, Tensor]]) -> float:
+    return benchmarking.relative_l2(torch.cat([got for got, _ in pairs]), torch.cat([want for _, want in pairs]))
+
+
+def psnr_db(got: Tensor, want: Tensor) -> float:
+    """Peak signal-to-noise ratio of pictures in [-1,1], in decibels; inf if they are equal."""
+    error = float((got.clamp(-1, 1).double() - want.clamp(-1, 1).double()).square().mean())
+    return 10 * math.log10(4 / error) if error > 0 else math.inf
+
+
+def _resident_bytes(device: torch.device) -> int | None:
+    """Memory of this process on the host, or of torch on a GPU; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
