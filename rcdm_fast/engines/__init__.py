@@ -25,7 +25,7 @@ from rcdm_fast.unet import UNet
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
-ENGINES = ("native", "compiled", "eager", "onnxruntime")
+ENGINES = ("native", "compiled", "eager", "onnxruntime", "onnxruntime-tensorrt")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
 AUTOMATIC = (
     "native",
@@ -36,6 +36,7 @@ NOT_CHOSEN = {  # why an engine that can run does not, when nobody asked for it
     "native": "available and faster (auto takes it)",
     "compiled": "available, no faster than native, and every batch size takes time to compile",
     "onnxruntime": "available, slower than native; runs the exported ONNX",
+    "onnxruntime-tensorrt": "available; builds for minutes at every new batch size",
     "eager": "available, slower; the truth that the others are compared with",
 }
 
@@ -44,6 +45,7 @@ _REASONS: dict[str, Callable[[torch.device, str], list[str]]] = {
     "compiled": compiled.reasons_unavailable,
     "eager": eager.reasons_unavailable,
     "onnxruntime": onnx_runtime.reasons_unavailable,
+    "onnxruntime-tensorrt": onnx_runtime.tensorrt_reasons_unavailable,
 }
 
 
@@ -127,5 +129,6 @@ def make(
         return engines[kind](network, device, chosen)
     runtimes: dict[str, Callable[[UNet, ModelConfig, torch.device, str, Path | None], Engine]] = {
         "onnxruntime": onnx_runtime.OnnxRuntimeEngine,
+        "onnxruntime-tensorrt": onnx_runtime.OnnxRuntimeTensorRTEngine,
     }
     return runtimes[kind](network, config, device, chosen, None if file is None else Path(file))

@@ -8,7 +8,6 @@ Knows nothing about solvers; of conditioning it takes timesteps and representati
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from rcdm_fast.export.graph import OUTPUT, input_names, weights_hash
 from rcdm_fast.unet import UNet
 
 FILE = "network.onnx"
+TENSORRT = "TensorrtExecutionProvider"
 PROVIDERS = {"cpu": ("CPUExecutionProvider",), "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider")}
 
 
@@ -43,6 +43,19 @@ def reasons_unavailable(device: torch.device, precision: str) -> list[str]:
     if device.type == "cpu" and precision != "fp32":
         return [f"onnxruntime has no {precision} kernels for the CPU (use fp32, or native or openvino in bf16)"]
     return []
+
+
+def tensorrt_reasons_unavailable(device: torch.device, precision: str) -> list[str]:
+    """The same for onnxruntime's TensorRT provider."""
+    if device.type != "cuda":
+        return [f"TensorRT does not run on {device.type}"]
+    reasons = reasons_unavailable(device, precision)
+    if not reasons:
+        import onnxruntime
+
+        if TENSORRT not in onnxruntime.get_available_providers():
+            reasons.append(f"this onnxruntime has no {TENSORRT}")
+    return reasons
 
 
 def network_file(network: UNet, config: ModelConfig, precision: str) -> Path:
@@ -71,6 +84,7 @@ class OnnxRuntimeEngine:
     """
 
     name = "onnxruntime"
+    _tensorrt = False
 
     def __init__(
         self, network: UNet, config: ModelConfig, device: torch.device, precision: str, file: Path | None = None
@@ -82,7 +96,7 @@ class OnnxRuntimeEngine:
             file = network_file(network, config, precision)
         else:
             exported.check_belongs(exported.read_info(file), network, config, str(file))
-        self._session = _session(file, device)
+        self._session = _session(file, device, self._tensorrt)
         self.files = tuple(sorted(file.parent.glob(f"{file.name}*")))
         self._channels = config.unet.out_channels
         self._plan: ConditioningPlan | None = None
@@ -128,6 +142,13 @@ class OnnxRuntimeEngine:
         return f"onnxruntime {onnxruntime.__version__} ({providers}), {self.precision}, on {self.device}"
 
 
+class OnnxRuntimeTensorRTEngine(OnnxRuntimeEngine):
+    """The same with onnxruntime's TensorRT provider, which builds a plan for every new batch size and keeps it."""
+
+    name = "onnxruntime-tensorrt"
+    _tensorrt = True
+
+
 def graph_inputs(plan: ConditioningPlan, x: Tensor, k: int) -> tuple[Tensor, ...]:
     """The exported graph's inputs for a batch at kept step k, contiguous, on x's device."""
     timestep = torch.full((len(x),), plan.timesteps[k], dtype=torch.int64, device=x.device)
@@ -143,7 +164,7 @@ def _numpy_type(kind: str) -> Any:
     return np.dtype(kind).type
 
 
-def _session(file: Path, device: torch.device) -> Any:
+def _session(file: Path, device: torch.device, tensorrt: bool) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -153,9 +174,9 @@ def _session(file: Path, device: torch.device) -> Any:
     if device.type == "cuda":
         settings = {"device_id": str(device.index or 0)}
         providers[0] = ("CUDAExecutionProvider", {**settings, "cudnn_conv_algo_search": "EXHAUSTIVE"})
-        if os.environ.get("RCDM_FAST_ORT_TENSORRT") == "1":
+        if tensorrt:
             kept = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(cache.folder() / "ort-tensorrt")}
-            providers.insert(0, ("TensorrtExecutionProvider", {**settings, **kept}))
+            providers.insert(0, (TENSORRT, {**settings, **kept}))
     try:
         session = onnxruntime.InferenceSession(str(file), options, providers=providers)
     except Exception as error:  # onnxruntime's own classes
