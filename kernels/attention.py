@@ -45,7 +45,7 @@ BLOCKS = {
     (2, 128): (Blocks(64, 64, 4, 2), Blocks(128, 64, 8, 2)),
     (2, 192): (Blocks(64, 16, 4, 3), Blocks(64, 16, 4, 3)),
     (2, 256): (Blocks(64, 32, 4, 2), Blocks(64, 32, 4, 2)),
-    (4, 64): (Blocks(32, 32, 4, 2), Blocks(64, 32, 4, 2)),
+    (4, 64): (Blocks(32, 32, 4, 2), Blocks(32, 32, 4, 2)),
     (4, 128): (Blocks(32, 32, 4, 2), Blocks(32, 32, 4, 2)),
     (4, 256): (Blocks(32, 16, 8, 2), Blocks(32, 16, 8, 2)),
 }
@@ -71,27 +71,27 @@ def _load(base, start, offset, step, column, length, HEAD: tl.constexpr, MASK_RO
 @triton.jit
 def _join(
     start, q1, q2, top, total, sum1, sum2, k, v, step, length, scale, column1, column2,
-    HEAD: tl.constexpr, BLOCK_N: tl.constexpr, TWO: tl.constexpr, PADDED: tl.constexpr, LAST: tl.constexpr,
+    HEAD: tl.constexpr, BLOCK_N: tl.constexpr, TWO: tl.constexpr, PADDED: tl.constexpr, MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Take one block of positions into every row's maximum, sum of weights and weighted sums of v."""
     offset = tl.arange(0, BLOCK_N)
-    k1 = _load(k, start, offset, step, column1, length, HEAD, LAST, PADDED and not TWO)
+    k1 = _load(k, start, offset, step, column1, length, HEAD, MASKED, PADDED and not TWO)
     scores = tl.dot(q1, tl.trans(k1), input_precision=PRECISION)
     if TWO:
-        k2 = _load(k, start, offset, step, column2, length, HEAD, LAST, PADDED)
+        k2 = _load(k, start, offset, step, column2, length, HEAD, MASKED, PADDED)
         scores = tl.dot(q2, tl.trans(k2), scores, input_precision=PRECISION)
-    if LAST:
+    if MASKED:
         scores = tl.where((start + offset < length)[None, :], scores, float("-inf"))
     new_top = tl.maximum(top, tl.max(scores, 1) * scale)
     weights = tl.exp2(scores * scale - new_top[:, None])
     keep = tl.exp2(top - new_top)
     total = total * keep + tl.sum(weights, 1)
     weights = weights.to(q1.dtype)
-    v1 = _load(v, start, offset, step, column1, length, HEAD, LAST, PADDED and not TWO)
+    v1 = _load(v, start, offset, step, column1, length, HEAD, MASKED, PADDED and not TWO)
     sum1 = tl.dot(weights, v1, sum1 * keep[:, None], input_precision=PRECISION)
     if TWO:
-        v2 = _load(v, start, offset, step, column2, length, HEAD, LAST, PADDED)
+        v2 = _load(v, start, offset, step, column2, length, HEAD, MASKED, PADDED)
         sum2 = tl.dot(weights, v2, sum2 * keep[:, None], input_precision=PRECISION)
     return new_top, total, sum1, sum2
 
@@ -132,16 +132,12 @@ def attention_kernel(
         sum2 = tl.zeros((BLOCK_M, PART_2), tl.float32)
     top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
-    whole = length // BLOCK_N * BLOCK_N
-    for position in range(0, whole, BLOCK_N):
+    # Positions that fill no block are rare (odd sizes), so all blocks are masked then: a second copy of the loop's
+    # body for the last block would need more registers than there are.
+    for position in range(0, length, BLOCK_N):
         top, total, sum1, sum2 = _join(
             position, q1, q2, top, total, sum1, sum2, k, v, step, length, scale, column1, column2,
-            HEAD, BLOCK_N, TWO, PADDED, False, PRECISION,
-        )  # fmt: skip
-    if POSITIONS_LEFT:
-        top, total, sum1, sum2 = _join(
-            whole, q1, q2, top, total, sum1, sum2, k, v, step, length, scale, column1, column2,
-            HEAD, BLOCK_N, TWO, PADDED, True, PRECISION,
+            HEAD, BLOCK_N, TWO, PADDED, POSITIONS_LEFT, PRECISION,
         )  # fmt: skip
 
     out = out_ptr + (picture * length + start) * channels + head * HEAD + row[:, None] * channels
@@ -164,13 +160,16 @@ def split_head(head: int) -> tuple[int, int]:
 
 
 def plan(length: int, head: int, itemsize: int, hopper: bool) -> Blocks:
-    """The table's blocks, no larger than the next power of two from the number of positions."""
+    """The table's blocks, no larger than the next power of two from the number of positions; smaller if masked."""
     table = HOPPER_BLOCKS if hopper else BLOCKS
     size = sum(split_head(head))
     longest = min(longest for bytes_, longest in table if bytes_ == itemsize and size <= longest)
     blocks = table[itemsize, longest][length > LONG]
     enough = max(16, next_power(length))
-    return Blocks(min(blocks.rows, enough), min(blocks.positions, enough), blocks.warps, blocks.stages)
+    rows, positions = min(blocks.rows, enough), min(blocks.positions, enough)
+    if size > 64 and length % positions and not hopper:  # masks take registers
+        rows, positions = (rows, positions // 2) if positions > 16 else (rows // 2, positions)
+    return Blocks(rows, positions, blocks.warps, blocks.stages)
 
 
 @triton_op("rcdm_fast::attention_triton", mutates_args=(), schema=schema.ATTENTION)

@@ -146,6 +146,11 @@ class ImageEncoder:
         """Where the network runs and where representations are returned."""
         return self._device
 
+    @property
+    def network(self) -> Forward:
+        """What its family made: a module, or any function of normalised pictures."""
+        return self._network.module
+
     def __repr__(self) -> str:
         c = self._config
         return f"ImageEncoder({c.source}, layer={c.layer}, dim={c.dim}, {c.image_size} px, {self._device})"
@@ -229,7 +234,7 @@ class ImageEncoder:
             h = layers.pool(output, config.pooling, self._prefix_tokens, self._channels_last).to(torch.float32)
         except EncoderError as error:
             raise EncoderError(f"{config.source}, layer {config.layer}: {reason(error)}") from error
-        if len(h) != len(views) or (config.dim and h.shape[1] != config.dim):
+        if h.shape[0] != views.shape[0] or (config.dim and h.shape[1] != config.dim):
             expected = [len(views), config.dim or "D"]
             raise EncoderError(
                 f"{config.source}, layer {config.layer}: gives {list(h.shape)}, configured are {expected}"

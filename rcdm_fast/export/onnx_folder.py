@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rcdm_fast.export import onnx
+from rcdm_fast.export import encoder, onnx
 from rcdm_fast.export.job import Job
 
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -18,8 +18,13 @@ def write(out: Path, job: Job) -> list[Path]:
     """Write both, each checked against PyTorch; the encoder always in fp32.
 
     Raises:
-        onnx.ExportError, StorageError: see `onnx.export_network`; files already written stay, complete.
+        onnx.ExportError, StorageError: see `onnx.export_network` and `encoder.export_encoder`; files already written
+            stay, complete.
     """
+    files = []
+    if job.encoder is not None:
+        job.say("encoder: exporting and checking")
+        files.append(encoder.export_encoder(out / "encoder.onnx", job.encoder))
     job.say("network: exporting and checking")
-    files = [onnx.export_network(out / "network.onnx", job.network, job.config, job.precision)]
+    files.append(onnx.export_network(out / "network.onnx", job.network, job.config, job.precision))
     return files
