@@ -5,10 +5,12 @@ Knows nothing about pictures, normalisation or where networks come from.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from rcdm_fast.encoders.errors import EncoderError
@@ -19,15 +21,12 @@ Forward = Callable[[Tensor], Any]
 class _Reached(Exception):
     """Raised inside a forward pass when the wanted layer has answered: nothing after it is computed."""
 
-    def __init__(self, output: Any) -> None:
-        super().__init__()
-        self.output = output
-
 
 class LayerOutput:
     """Calls a network and returns the output of one sub-module, at its first use in the forward pass.
 
-    The forward pass stops there.
+    The forward pass stops there; while torch.export traces it, which no exception may interrupt, it runs to its end and
+    what follows the layer is left out of the graph as unused.
 
     Args:
         network: any module.
@@ -41,17 +40,21 @@ class LayerOutput:
 
     def __call__(self, x: Tensor) -> Any:
         """The sub-module's output for the network's input x."""
+        seen: list[Any] = []
 
         def stop(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            raise _Reached(output)
+            seen.append(output)
+            if not torch.compiler.is_exporting():
+                raise _Reached
 
         handle = self.module.register_forward_hook(stop)
         try:
-            self.network(x)
-        except _Reached as reached:
-            return reached.output
+            with contextlib.suppress(_Reached):
+                self.network(x)
         finally:
             handle.remove()
+        if seen:
+            return seen[0]
         raise EncoderError(f"layer {self.name!r} is not used when the network sees a picture")
 
 
