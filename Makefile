@@ -7,7 +7,7 @@
 
 PYTHON ?= python3.11
 VENV ?= .venv
-EXTRAS := encoders,hub,onnx,train,demo,test,dev
+EXTRAS := encoders,hub,onnx,diffusers,train,demo,test,dev
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check

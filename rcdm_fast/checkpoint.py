@@ -116,6 +116,8 @@ def save_model(
 def _load_path(path: Path, flags: Mapping[str, FlagValue] | None) -> tuple[ModelConfig, dict[str, Tensor]]:
     if path.is_dir():
         inside = path / NATIVE_FILE
+        if not inside.is_file() and (path / "unet").is_dir():
+            return _load_diffusers(path, flags)
         if not inside.is_file():
             found = sorted(item.name for item in path.iterdir())
             raise CheckpointError(f"{path}: no {NATIVE_FILE} in this folder (found {_some(found) or 'nothing'})")
@@ -125,6 +127,18 @@ def _load_path(path: Path, flags: Mapping[str, FlagValue] | None) -> tuple[Model
     if path.suffix == ".safetensors":
         return _load_safetensors(path, flags)
     return _load_published(path, _read_pickle(path), flags)
+
+
+def _load_diffusers(path: Path, flags: Mapping[str, FlagValue] | None) -> tuple[ModelConfig, dict[str, Tensor]]:
+    from rcdm_fast.export import diffusers  # needs an extra
+
+    if flags is not None:
+        raise CheckpointError(f"{path}: an exported folder describes itself; flags are for .pt files")
+    try:
+        config, found = diffusers.read(path)
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
+    return config, _checked(config.unet, found, str(path))
 
 
 def _load_elsewhere(source: str, flags: Mapping[str, FlagValue] | None) -> tuple[ModelConfig, dict[str, Tensor]]:
