@@ -139,6 +139,8 @@ def export_network(
         ExportError: packages are missing, or the exported numbers differ by more than `TOLERANCE`.
         StorageError: the file cannot be written.
     """
+    if check and precision == "bf16":
+        _need_openvino()
     graph = NetworkGraph(network, config.schedule, precision)
     names = input_names(config.unet)
     examples = example_inputs(config.unet, config.schedule, 2, torch.Generator().manual_seed(0))
@@ -251,10 +253,13 @@ def run_onnxruntime(path: Path) -> Any:
     return lambda feeds: session.run(None, feeds)[0]
 
 
-def _run_openvino(path: Path) -> Any:
-    """The same with OpenVINO: onnxruntime has no bf16 convolution on the CPU."""
+def _need_openvino() -> None:
     if importlib.util.find_spec("openvino") is None:
         raise ExportError("a bf16 file is checked with openvino, which is not installed (pip install openvino)")
+
+
+def _run_openvino(path: Path) -> Any:
+    """The same with OpenVINO: onnxruntime has no bf16 convolution on the CPU."""
     import openvino
 
     compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})

@@ -1,0 +1,172 @@
+"""The example without torch: the library's pictures, in an environment that has neither torch nor rcdm_fast."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import subprocess
+import venv
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import rcdm_fast
+from rcdm_fast import config as configs
+from rcdm_fast import images
+from rcdm_fast.config import EncoderConfig, ScheduleConfig
+from rcdm_fast.encoders import preprocess
+from rcdm_fast.noise import keyed_normal
+from rcdm_fast.schedule import Schedule, betas_of
+from tests import small
+from tests.tolerances import ENCODER_ONNX_L2, RESIZE_ABS, RESIZE_HALVED_ABS, TRAJECTORY_L2
+
+MODEL = "cifar10-simclr-trunk"
+FEEDS = ("sample", "timestep", "representation")
+NEEDS = ("numpy", "numpy.libs", "PIL", "pillow.libs", "onnxruntime")  # with the libraries that their wheels bundle
+
+
+@pytest.fixture(scope="module")
+def example(checkout: Path) -> ModuleType:
+    path = checkout / "examples" / "onnx_only.py"
+    spec = importlib.util.spec_from_file_location("onnx_only", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def model() -> rcdm_fast.Model:
+    return rcdm_fast.load(MODEL, device="cpu", engine="eager")
+
+
+@pytest.fixture(scope="module")
+def exported(model: rcdm_fast.Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported")
+    files = model.export("onnx", folder)
+    assert sorted(file.name for file in files) == ["encoder.onnx", "network.onnx"]
+    return folder
+
+
+def relative(got: np.ndarray, want: torch.Tensor) -> float:
+    return float((torch.from_numpy(got) - want).norm() / want.norm())
+
+
+def test_the_same_representations_and_pictures(example: ModuleType, model: rcdm_fast.Model, exported: Path) -> None:
+    pictures = small.pictures(3, size=32)
+    h = model.encode(pictures)
+    encoder = example.open_session(exported / "encoder.onnx")
+    got = encoder.run(None, {"picture": pictures.numpy()})[0]
+    assert relative(got, h) <= ENCODER_ONNX_L2
+    network = example.open_session(exported / "network.onnx")
+    config = example.metadata(network, "config")
+    assert config["schedule"]["prediction"] == "x0"
+    x_T = torch.randn(3, 3, 32, 32)
+    want = model.sample(h, per=1, steps=25, noise=x_T[:, None])[:, 0]
+    assert relative(example.ddim(network, config["schedule"], got, x_T.numpy(), 25), want) <= TRAJECTORY_L2
+
+
+@pytest.mark.parametrize("changes", [{}, {"noise_schedule": "cosine", "diffusion_steps": 200}, {"prediction": "x0"}])
+def test_every_kind_of_schedule(example: ModuleType, changes: dict[str, object]) -> None:
+    config = dataclasses.replace(ScheduleConfig(), **changes)  # type: ignore[arg-type]
+    data = dataclasses.asdict(config)
+    base = np.cumprod(1 - betas_of(config.noise_schedule, config.diffusion_steps))
+    np.testing.assert_allclose(example.alpha_bars(data), base, rtol=1e-9)
+    for steps in (1, 2, 7, 25, 50, 200):
+        assert tuple(example.spread(config.diffusion_steps, steps)) == Schedule.make(config, steps).timesteps
+
+
+class Session:
+    """The network itself behind onnxruntime's call."""
+
+    def __init__(self, model: rcdm_fast.Model) -> None:
+        self.model = model
+
+    def run(self, _outputs: None, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        return [self.model.network(*(torch.from_numpy(feeds[name]) for name in FEEDS)).numpy()]
+
+
+def test_a_network_that_predicts_eps(example: ModuleType) -> None:
+    model = small.model()
+    schedule = dataclasses.asdict(model.config.schedule)
+    assert schedule["prediction"] == "eps"
+    h, x_T = torch.randn(2, small.DIM), torch.randn(2, 3, 8, 8)
+    want = model.sample(h, per=1, steps=10, noise=x_T[:, None])[:, 0]
+    assert relative(example.ddim(Session(model), schedule, h.numpy(), x_T.numpy(), 10), want) <= TRAJECTORY_L2
+
+
+def test_the_same_noise(example: ModuleType) -> None:
+    for seed, sample in ((0, 0), (2**63 + 5, 3)):
+        np.testing.assert_array_equal(
+            example.keyed_noise(seed, sample, 3 * 7 * 7), keyed_normal(seed, 0, sample, 0, 147)
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "tolerance"),
+    [
+        ({}, RESIZE_ABS),
+        ({"resize": "squash", "interpolation": "bicubic"}, RESIZE_ABS),
+        ({"resize_to": 40, "interpolation": "box_bicubic"}, RESIZE_HALVED_ABS),
+    ],
+)
+def test_what_the_encoder_sees(example: ModuleType, changes: dict[str, object], tolerance: float) -> None:
+    convention = EncoderConfig("module", image_size=32, **changes)  # type: ignore[arg-type]
+    photo = images.to_pil(small.pictures(1, size=150)[0, :, :, :110])
+    want = preprocess.view(images.from_pil(photo), convention)
+    got = example.to_array(example.view(photo, dataclasses.asdict(convention)))
+    assert got.shape == (1, 3, 32, 32)
+    assert float((torch.from_numpy(got) - want).abs().max()) <= tolerance
+
+
+@pytest.fixture(scope="module")
+def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Python with numpy, Pillow and onnxruntime and nothing else."""
+    folder = tmp_path_factory.mktemp("bare")
+    venv.create(folder, with_pip=False)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    installed = Path(np.__file__).parents[1]
+    for name in NEEDS:
+        if (installed / name).exists():
+            (packages / name).symlink_to(installed / name)
+    return folder / "bin" / "python"
+
+
+def test_it_runs_without_torch(
+    bare_python: Path, model: rcdm_fast.Model, exported: Path, tmp_path: Path, checkout: Path
+) -> None:
+    absent = "import importlib.util as u; print([n for n in ('torch', 'rcdm_fast', 'onnx') if u.find_spec(n)])"
+    command = [str(bare_python), "-I"]
+    assert subprocess.run([*command, "-c", absent], capture_output=True, text=True, check=True).stdout == "[]\n"
+    photo, out = tmp_path / "photo.png", tmp_path / "out.png"
+    images.to_pil(small.pictures(1, size=32)[0]).save(photo)
+    arguments = [photo, exported, out, "--steps", 5, "--count", 2, "--seed", 7]
+    done = subprocess.run(
+        [*command, str(checkout / "examples" / "onnx_only.py"), *map(str, arguments)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert MODEL in done.stdout
+    sheet = Image.open(out)
+    assert sheet.size == (3 * 98, 96)
+    want = model.sample(model.encode(photo), per=2, steps=5, seed=7)[0]
+    for column, picture in enumerate([images.load(photo)[0], *want]):
+        cell = sheet.crop((column * 98, 0, column * 98 + 96, 96)).resize((32, 32), Image.Resampling.NEAREST)
+        difference = np.asarray(cell, dtype=int) - np.asarray(images.to_pil(picture), dtype=int)
+        assert np.abs(difference).max() <= 1
+
+
+def test_the_encoder_file_is_an_encoder(model: rcdm_fast.Model, exported: Path) -> None:
+    """Read back as ``onnx:PATH``: nothing is normalised twice."""
+    pictures = small.pictures(5, size=48)
+    again = rcdm_fast.load(MODEL, encoder=f"onnx:{exported / 'encoder.onnx'}", device="cpu", engine="eager")
+    assert relative(again.encode(pictures).numpy(), model.encode(pictures)) <= ENCODER_ONNX_L2
+    stated = again.encoder.config if again.encoder is not None else None
+    assert stated is not None
+    assert stated.dim == 192
+    assert configs.from_json(EncoderConfig, configs.to_json(stated)) == stated
