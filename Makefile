@@ -9,6 +9,9 @@ PYTHON ?= python3.11
 VENV ?= .venv
 EXTRAS := encoders,hub,onnx,diffusers,train,demo,test,dev
 
+# TensorRT-RTX comes as source packages that fetch nothing; they need the environment's own setuptools and wheel.
+RTX := tensorrt-rtx-cu13 tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings
+
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
@@ -22,8 +25,9 @@ venv: $(STAMP)
 # torch first: the native parts are compiled against the torch that is already there.
 $(STAMP): pyproject.toml setup.py constraints.txt $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install -c constraints.txt torch torchvision
+	$(PIP) install -c constraints.txt setuptools wheel torch torchvision
 	$(PIP) install -c constraints.txt -e ".[$(EXTRAS)]"
+	$(PIP) install -c constraints.txt --no-build-isolation $(RTX)
 	touch $@
 
 demo: $(STAMP)

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from rcdm_fast.conditioning import ConditioningPlan
 from rcdm_fast.config import ConfigError, ModelConfig
-from rcdm_fast.engines import compiled, eager, native, onnx_runtime
+from rcdm_fast.engines import compiled, eager, native, onnx_runtime, tensorrt_runtime
 from rcdm_fast.unet import UNet
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
-ENGINES = ("native", "compiled", "eager", "onnxruntime", "onnxruntime-tensorrt")
+ENGINES = ("native", "compiled", "eager", "onnxruntime", "onnxruntime-tensorrt", "tensorrt")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
 AUTOMATIC = (
     "native",
@@ -37,6 +37,7 @@ NOT_CHOSEN = {  # why an engine that can run does not, when nobody asked for it
     "compiled": "available, no faster than native, and every batch size takes time to compile",
     "onnxruntime": "available, slower than native; runs the exported ONNX",
     "onnxruntime-tensorrt": "available; builds for minutes at every new batch size",
+    "tensorrt": "available; builds a plan for every new batch bucket",
     "eager": "available, slower; the truth that the others are compared with",
 }
 
@@ -46,6 +47,7 @@ _REASONS: dict[str, Callable[[torch.device, str], list[str]]] = {
     "eager": eager.reasons_unavailable,
     "onnxruntime": onnx_runtime.reasons_unavailable,
     "onnxruntime-tensorrt": onnx_runtime.tensorrt_reasons_unavailable,
+    "tensorrt": tensorrt_runtime.reasons_unavailable,
 }
 
 
@@ -130,5 +132,6 @@ def make(
     runtimes: dict[str, Callable[[UNet, ModelConfig, torch.device, str, Path | None], Engine]] = {
         "onnxruntime": onnx_runtime.OnnxRuntimeEngine,
         "onnxruntime-tensorrt": onnx_runtime.OnnxRuntimeTensorRTEngine,
+        "tensorrt": tensorrt_runtime.TensorRTEngine,
     }
     return runtimes[kind](network, config, device, chosen, None if file is None else Path(file))

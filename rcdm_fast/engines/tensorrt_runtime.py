@@ -1,0 +1,188 @@
+"""The TensorRT engine: plans of the exported network, one for each batch bucket, on the GPU that is here.
+
+A plan is built when its bucket is first needed and kept in the cache, keyed by weights, precision, batch, library
+version and device. A plan that the user gives is checked by its header first; one with other weights is refitted if it
+can be. Inputs and outputs are torch's own memory on torch's own stream.
+
+Knows nothing about solvers; of conditioning it takes timesteps and representations, FiLM rows come from the graph.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rcdm_fast.conditioning import ConditioningPlan
+from rcdm_fast.config import ConfigError, ModelConfig
+from rcdm_fast.engines import cache
+from rcdm_fast.engines.onnx_runtime import graph_inputs, network_file
+from rcdm_fast.export import onnx, plan_file, tensorrt
+from rcdm_fast.export.graph import OUTPUT, input_names, weights_hash
+from rcdm_fast.export.onnx import GraphError
+from rcdm_fast.export.plan_file import PlanHeader
+from rcdm_fast.unet import UNet
+
+FILE = "network.plan"
+LARGEST_BUCKET = 256
+
+
+def reasons_unavailable(device: torch.device, precision: str) -> list[str]:
+    """Why TensorRT cannot run on a device in a precision; empty if it can."""
+    if device.type != "cuda":
+        return [f"TensorRT does not run on {device.type}"]
+    if not torch.cuda.is_available():
+        return ["this PyTorch sees no CUDA device"]
+    missing = tensorrt.missing_packages()
+    if missing:
+        return [f"not installed: {', '.join(missing)}"]
+    if precision not in tensorrt.PRECISIONS:
+        return [f"TensorRT plans are not built in {precision}"]
+    try:
+        tensorrt.check_targets(())
+    except ConfigError as error:
+        return [str(error)]
+    return []
+
+
+def bucket(size: int) -> int:
+    """The batch that a plan is built for: the next power of two, at most `LARGEST_BUCKET`.
+
+    Raises:
+        ConfigError: a batch that is larger.
+    """
+    if size > LARGEST_BUCKET:
+        raise ConfigError(f"a batch of {size} pictures is larger than TensorRT plans are built for ({LARGEST_BUCKET})")
+    return 1 << (size - 1).bit_length()
+
+
+class TensorRTEngine:
+    """See `rcdm_fast.engines.Engine`.
+
+    Args:
+        network, config, device, precision: as of `engines.make`.
+        file: a plan of `rcdm export --to tensorrt` to run instead of the cache's.
+    """
+
+    name = "tensorrt"
+
+    def __init__(
+        self, network: UNet, config: ModelConfig, device: torch.device, precision: str, file: Path | None = None
+    ) -> None:
+        self.precision = precision
+        self.device = device
+        self.files: tuple[Path, ...] = ()
+        self._network = network
+        self._config = config
+        self._trt = tensorrt.library()
+        self._names = input_names(config.unet)
+        self._contexts: dict[int, Any] = {}  # bucket -> execution context
+        self._plan: ConditioningPlan | None = None
+        self._given: tuple[PlanHeader, Any] | None = None
+        if file is not None:
+            self._given = self._from_file(file)
+
+    def _from_file(self, file: Path) -> tuple[PlanHeader, Any]:
+        header, plan = plan_file.read(file)
+        header.check_place(self._trt.__name__, self._trt.__version__, tensorrt.current_target(), str(file))
+        if header.precision != self.precision:
+            raise GraphError(f"{file}: built in {header.precision}, asked for is {self.precision}")
+        if header.config.unet != self._config.unet or header.config.schedule != self._config.schedule:
+            raise GraphError(f"{file}: built from a network of another structure or schedule")
+        engine = self._deserialise(plan, str(file))
+        if header.weights != weights_hash(self._network, self._config.schedule):
+            if not header.refittable:
+                raise GraphError(f"{file}: built from other weights, and cannot be refitted; export it again")
+            with torch.cuda.device(self.device):
+                tensorrt.refit(engine, network_file(self._network, self._config, self.precision))
+        self.files = (file,)
+        return header, engine
+
+    def prepare(self, plan: ConditioningPlan, batch_size: int) -> None:
+        if len(plan.rows) != batch_size:
+            raise ValueError(f"the plan has rows for {len(plan.rows)} pictures, the batch {batch_size}")
+        self._context(batch_size)
+        self._plan = plan
+
+    @torch.inference_mode()
+    def predict(self, x: Tensor, k: int) -> Tensor:
+        if self._plan is None:
+            raise RuntimeError("predict before prepare")
+        size, context = self._context(len(x))
+        values = [_padded(value, size) for value in graph_inputs(self._plan, x, k)]
+        out = torch.empty((size, self._config.unet.out_channels, *x.shape[2:]), dtype=torch.float32, device=self.device)
+        for name, value in zip(self._names, values, strict=True):
+            if not context.set_input_shape(name, tuple(value.shape)):
+                raise RuntimeError(f"TensorRT does not take {name} of shape {list(value.shape)}")
+            context.set_tensor_address(name, value.data_ptr())
+        context.set_tensor_address(OUTPUT, out.data_ptr())
+        if not context.execute_async_v3(torch.cuda.current_stream(self.device).cuda_stream):
+            raise RuntimeError("TensorRT could not run the plan")
+        return out[: len(x)]
+
+    def _context(self, batch_size: int) -> tuple[int, Any]:
+        """The batch to run, and the context that runs it."""
+        if self._given is not None:
+            header, engine = self._given
+            header.check_batch(batch_size, str(self.files[0]))
+            size = batch_size
+            make: Callable[[], Any] = lambda: engine  # noqa: E731
+            key = 0
+        else:
+            key = size = bucket(batch_size)
+            make = lambda: self._built(size)  # noqa: E731
+        if key not in self._contexts:
+            with torch.cuda.device(self.device):
+                self._contexts[key] = make().create_execution_context()
+        return size, self._contexts[key]
+
+    def _built(self, size: int) -> Any:
+        targets = tensorrt.check_targets(())
+        profile = (size, size, size)
+        header = tensorrt.describe(self._network, self._config, self.precision, profile, targets)
+
+        def build(folder: Path) -> None:
+            graph = network_file(self._network, self._config, self.precision)
+            plan_file.write(folder / FILE, header, tensorrt.build(graph, self._config, profile, targets))
+
+        key = {
+            "weights": header.weights,
+            "config": repr(self._config),
+            "precision": self.precision,
+            "batch": str(size),
+            "library": f"{header.library} {header.library_version}",
+            "device": f"{torch.cuda.get_device_name(self.device)} {targets[0]}",
+            "rcdm_fast": importlib.metadata.version("rcdm_fast"),
+            "opset": str(onnx.OPSET),
+        }
+        file = cache.entry("tensorrt", key, build) / FILE
+        self.files = (*self.files, file)
+        _, plan = plan_file.read(file)
+        return self._deserialise(plan, str(file))
+
+    def _deserialise(self, plan: bytes, where: str) -> Any:
+        logger = tensorrt.make_logger(self._trt)
+        with torch.cuda.device(self.device):
+            self._runtime = self._trt.Runtime(logger)
+            engine = self._runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            raise GraphError(f"{where}: TensorRT cannot load the plan: {logger.last or 'it does not say why'}")
+        return engine
+
+    def first_nonfinite(self, x: Tensor, k: int) -> str | None:
+        """The whole plan: TensorRT shows no layers of it."""
+        return "the TensorRT plan" if not bool(self.predict(x, k).isfinite().all()) else None
+
+    def describe(self) -> str:
+        return f"{self._trt.__name__} {self._trt.__version__}, {self.precision}, on {self.device}"
+
+
+def _padded(value: Tensor, size: int) -> Tensor:
+    """The same rows and zeros up to a bucket's size."""
+    missing = size - len(value)
+    return value if not missing else F.pad(value, (*[0, 0] * (value.dim() - 1), 0, missing)).contiguous()

@@ -1,0 +1,140 @@
+"""TensorRT plans in a container of our own, whose header says what a plan is before any runtime is asked.
+
+A runtime rejects a plan of another version, device or damage with a message about magic numbers, or not at all. The
+header names library and version, weights, precision, batches and GPU generations, and has the plan's checksum. It is
+read without TensorRT.
+
+Layout: 8 bytes of magic, the header's length (8 bytes, little endian), the header as JSON, the plan.
+
+Knows nothing about building or running plans.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from rcdm_fast import config as configs
+from rcdm_fast import storage
+from rcdm_fast.config import ModelConfig
+from rcdm_fast.export.onnx import GraphError
+
+MAGIC = b"RCDMPLN1"
+LARGEST_HEADER = 2**20
+
+
+@dataclass(frozen=True)
+class PlanHeader:
+    """What a plan is.
+
+    Attributes:
+        version: of rcdm_fast.
+        library, library_version: "tensorrt" or "tensorrt_rtx", and its version.
+        precision: "fp32", "fp16" or "bf16".
+        weights: `graph.weights_hash` of the model.
+        config: network and schedule.
+        batches: smallest, preferred and largest number of pictures per evaluation.
+        targets: GPU generations such as "sm89".
+        refittable: whether it can take other weights.
+        size_bytes, sha256: of the plan itself; filled in by `write`.
+    """
+
+    version: str
+    library: str
+    library_version: str
+    precision: str
+    weights: str
+    config: ModelConfig
+    batches: tuple[int, int, int]
+    targets: tuple[str, ...]
+    refittable: bool
+    size_bytes: int = 0
+    sha256: str = ""
+
+    def check_batch(self, size: int, where: str) -> None:
+        """`GraphError` if the plan does not take so many pictures."""
+        low, _, high = self.batches
+        if not low <= size <= high:
+            takes = f"{low} pictures" if low == high else f"{low} to {high} pictures"
+            raise GraphError(f"{where}: built for {takes} per evaluation, not {size}; export it with --batch {size}")
+
+    def check_place(self, library: str, library_version: str, target: str, where: str) -> None:
+        """`GraphError` if the plan was built by another library or version, or for other GPUs."""
+        if (self.library, self.library_version) != (library, library_version):
+            raise GraphError(
+                f"{where}: built by {self.library} {self.library_version}, here is {library} {library_version}; "
+                "plans are not portable between versions, export it again"
+            )
+        if target not in self.targets:
+            raise GraphError(f"{where}: built for {', '.join(self.targets)}, this GPU is {target}; export it again")
+
+
+def write(path: str | os.PathLike[str], header: PlanHeader, plan: bytes | memoryview) -> Path:
+    """Write a plan under its header, atomically.
+
+    Raises:
+        StorageError: no space, or a folder that cannot be written; nothing is left.
+    """
+    target = Path(path)
+    full = dataclasses.replace(header, size_bytes=len(plan), sha256=hashlib.sha256(plan).hexdigest())
+    values = {field.name: getattr(full, field.name) for field in dataclasses.fields(full)}
+    text = json.dumps({**values, "config": json.loads(configs.to_json(full.config))}).encode()
+    with storage.atomic(target) as temporary, temporary.open("wb") as file:
+        file.write(MAGIC + struct.pack("<Q", len(text)) + text)
+        file.write(plan)
+    return target
+
+
+def read_header(path: str | os.PathLike[str]) -> PlanHeader:
+    """The header alone.
+
+    Raises:
+        GraphError: no plan of rcdm_fast's, or a damaged header.
+    """
+    with _opened(path) as file:
+        return _header(file, str(path))
+
+
+def read(path: str | os.PathLike[str]) -> tuple[PlanHeader, bytes]:
+    """Header and plan.
+
+    Raises:
+        GraphError: no plan of rcdm_fast's, cut short, or damaged.
+    """
+    with _opened(path) as file:
+        header = _header(file, str(path))
+        plan = file.read()
+    if len(plan) != header.size_bytes:
+        raise GraphError(f"{path}: the plan has {len(plan)} bytes of {header.size_bytes}; export it again")
+    if hashlib.sha256(plan).hexdigest() != header.sha256:
+        raise GraphError(f"{path}: the plan is damaged (its checksum differs); export it again")
+    return header, plan
+
+
+def _opened(path: str | os.PathLike[str]) -> BinaryIO:
+    try:
+        return Path(path).open("rb")
+    except OSError as error:
+        raise GraphError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _header(file: BinaryIO, where: str) -> PlanHeader:
+    if file.read(len(MAGIC)) != MAGIC:
+        raise GraphError(f"{where}: no plan exported by rcdm_fast")
+    try:
+        (length,) = struct.unpack("<Q", file.read(8))
+        if length > LARGEST_HEADER:
+            raise ValueError(f"a header of {length} bytes")
+        found = json.loads(file.read(length))
+        found["config"] = configs.from_dict(ModelConfig, found["config"], where)
+        found["batches"] = tuple(int(size) for size in found["batches"])
+        found["targets"] = tuple(str(target) for target in found["targets"])
+        return PlanHeader(**found)
+    except (ValueError, KeyError, TypeError, struct.error) as error:
+        raise GraphError(f"{where}: its header is damaged ({error}); export it again") from error
