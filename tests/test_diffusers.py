@@ -2,125 +2,208 @@
 
 from __future__ import annotations
 
-import dataclasses
+import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import rcdm_fast
 from rcdm_fast import Model, names
-from rcdm_fast.config import ConfigError
+from rcdm_fast.config import ConfigError, ScheduleConfig
 from rcdm_fast.export import diffusers as exported
+from rcdm_fast.export import diffusers_unet
+from rcdm_fast.export.diffusers_pipeline import RcdmPipeline, build_unet, load_unet
 from rcdm_fast.export.onnx import ExportError
+from rcdm_fast.flags import configs_from_flags
+from rcdm_fast.recognise import RELEASE_FLAGS
 from rcdm_fast.storage import StorageError
+from rcdm_fast.unet import AttentionBlock, UNet
 from tests import small
+from tests.reference_weights import CASES, flags_path, state_dict
+from tests.tolerances import FORWARD_L2
 
 pytest.importorskip("diffusers", reason="diffusers is not installed")
 
-FITTING: dict[str, object] = {
-    "resblock_updown": True,
-    "image_size": 16,
-    "channel_mult": (1, 2, 2),
-    "attention_resolutions": (8, 4),
-    "num_res_blocks": 2,
+BLOCKS = {"resblock_updown": True, "image_size": 16, "channel_mult": (1, 2, 2), "attention_resolutions": (8, 4)}
+PLAIN: dict[str, dict[str, Any]] = {
+    "convolutions resample": {},
+    "blocks resample": {**BLOCKS, "num_res_blocks": 2},
+    "added film": {"use_scale_shift_norm": False},
+    "added film, blocks resample": {**BLOCKS, "use_scale_shift_norm": False},
+    "new order, no variance": {"use_new_attention_order": True, "learn_sigma": False, "num_heads": 2},
+    "labels": {"representation_dim": 0, "num_classes": 3},
+    "unconditional": {"representation_dim": 0},
+    "only the middle attends": {"attention_resolutions": ()},
+}
+HEADS: dict[str, dict[str, Any]] = {
+    "published": {**BLOCKS, "attention_resolutions": (16, 8, 4), "channel_mult": (1, 2, 3)},
+    "halves differ": {"num_heads_upsample": 8},
 }
 
 
-def _model(**changes: object) -> Model:
-    return small.model(**{**FITTING, **changes})
+def _condition(model: Model, count: int) -> tuple[Tensor | None, dict[str, Tensor]]:
+    """Representations or labels, and how the network takes them."""
+    unet = model.config.unet
+    if unet.representation_dim:
+        h = torch.randn(count, unet.representation_dim)
+        return h, {"representation": h}
+    if unet.num_classes:
+        label = torch.arange(count) % unet.num_classes
+        return label, {"label": label}
+    return None, {}
 
 
-@pytest.mark.parametrize("changes", [{}, {"use_new_attention_order": True}, {"learn_sigma": False}], ids=str)
-def test_eps_and_reading_back(tmp_path: Path, changes: dict[str, object]) -> None:
+def _error_of_eps(model: Model, folder: Path, unet: Any) -> float:
+    size = model.image_size
+    condition, named = _condition(model, 3)
+    x, t = torch.randn(3, 3, size, size), torch.tensor([0, 500, 999])
+    with torch.inference_mode():
+        got = unet(x, t, class_labels=RcdmPipeline.load(folder).class_labels(condition)).sample
+    want = model.network(x, t, **named)
+    return float((got - want).norm() / want.norm())
+
+
+def _same_weights(model: Model, folder: Path) -> None:
+    again = rcdm_fast.load(folder, device="cpu", engine="eager")
+    assert again.config == model.config
+    tensors = again.unet.state_dict()
+    for name, value in model.unet.state_dict().items():
+        assert torch.equal(tensors[name], value), name
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_what_diffusers_loads_by_itself(name: str, tmp_path: Path) -> None:
     from diffusers import UNet2DModel
 
-    model = _model(**changes)
+    model = small.model(**PLAIN[name])
     files = model.export("diffusers", tmp_path / "out")
     assert all(file.is_file() for file in files)
-    unet = UNet2DModel.from_pretrained(tmp_path / "out/unet")
-    x, h, t = torch.randn(3, 3, 16, 16), torch.randn(3, small.DIM), torch.tensor([0, 500, 999])
-    with torch.inference_mode():
-        want = model.unet(x, t, h)
-        got = unet(x, t, class_labels=model.unet.ssl_emb(h)).sample
-    assert float((got - want).norm() / want.norm()) < 1e-5
-
-    again = rcdm_fast.load(tmp_path / "out", engine="eager")
-    assert dataclasses.replace(again.config, encoder=None) == dataclasses.replace(model.config, encoder=None)
-    for name, value in model.unet.state_dict().items():
-        assert torch.equal(again.unet.state_dict()[name], value), name
+    unet = UNet2DModel.from_pretrained(tmp_path / "out" / "unet")
+    assert _error_of_eps(model, tmp_path / "out", unet) <= FORWARD_L2
+    _same_weights(model, tmp_path / "out")
 
 
-def _pictures(folder: Path, model: Model, h: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    from diffusers import DDIMScheduler, UNet2DModel
-    from safetensors.torch import load_file
+@pytest.mark.parametrize("name", HEADS)
+def test_attention_heads_of_several_widths(name: str, tmp_path: Path) -> None:
+    """diffusers alone must refuse the folder rather than compute something else."""
+    from diffusers import UNet2DModel
 
-    unet = UNet2DModel.from_pretrained(folder / "unet")
-    scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
-    embedding = load_file(folder / exported.EMBEDDING)
-    labels = torch.nn.functional.linear(h, embedding["weight"], embedding["bias"])
-    scheduler.set_timesteps(25)
-    x = noise
-    with torch.inference_mode():
-        for t in scheduler.timesteps:
-            output = unet(x, t, class_labels=labels).sample[:, :3]
-            x = scheduler.step(output, t, x, use_clipped_model_output=True).prev_sample
-    return x
+    model = small.model(**HEADS[name])
+    model.export("diffusers", tmp_path / "out")
+    with pytest.raises(TypeError):
+        UNet2DModel.from_pretrained(tmp_path / "out" / "unet", low_cpu_mem_usage=False)
+    with pytest.raises(TypeError):
+        UNet2DModel.from_pretrained(tmp_path / "out" / "unet")
+    assert "load_unet" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert _error_of_eps(model, tmp_path / "out", load_unet(tmp_path / "out")) <= FORWARD_L2
+    _same_weights(model, tmp_path / "out")
 
 
-def _compare_pictures(folder: Path, model: Model) -> None:
+def test_the_published_structure() -> None:
+    """128 px, heads of 128, 192 and 256: names and shapes of all layers, without memory."""
+    config, _ = configs_from_flags({**RELEASE_FLAGS, "feat_cond": True, "ssl_dim": 2048})
+    assert diffusers_unet.reasons_unavailable(config) == []
+    settings = diffusers_unet.settings(config)
+    assert settings["attention_head_dim"]["down"][2:] == [128, 192, 256]
+    with torch.device("meta"):
+        network = UNet(config)
+        pairs = list(diffusers_unet._pairs(build_unet(settings), network))
+    for left, layer in pairs:
+        right = layer.qkv if isinstance(layer, AttentionBlock) else layer
+        own = [left.to_q, left.to_k, left.to_v] if isinstance(layer, AttentionBlock) else [left]
+        count = sum(value.numel() for part in own for value in part.parameters())
+        assert count == sum(value.numel() for value in right.parameters())
+    given = {id(value) for _, layer in pairs for value in layer.parameters()}
+    assert {name for name, value in network.named_parameters() if id(value) not in given} == {
+        "ssl_emb.weight",
+        "ssl_emb.bias",
+    }
+
+
+def _largest_difference(model: Model, folder: Path) -> float:
     model.export("diffusers", folder)
-    h = torch.randn(2, model.config.unet.representation_dim)
-    noise = torch.randn(2, 1, 3, model.image_size, model.image_size)
-    want = model.sample(h, per=1, steps="ddim25", noise=noise)[:, 0]
-    got = _pictures(folder, model, h, noise[:, 0])
-    assert float((got - want).abs().max()) < 1e-3
+    h, named = _condition(model, 2)
+    noise = torch.randn(2, 3, model.image_size, model.image_size)
+    want = model.sample(named["representation"], per=1, steps="ddim25", noise=noise[:, None])[:, 0]
+    got = RcdmPipeline.load(folder)(h, steps=25, noise=noise)
+    return float((got - want).abs().max())
 
 
-def test_the_same_pictures(tmp_path: Path) -> None:
-    _compare_pictures(tmp_path / "linear", _model())
+@pytest.mark.parametrize("name", [*names.list_bundled(), *CASES])
+def test_the_same_pictures(tmp_path: Path, name: str) -> None:
+    source: Any = name
+    flags = None
+    if name in CASES:
+        source, flags = tmp_path / "checkpoint.pt", flags_path(name)
+        torch.save(state_dict(name), source)
+    model = rcdm_fast.load(source, flags, device="cpu", engine="eager")
+    assert _largest_difference(model, tmp_path / "out") < 1e-3
+    _same_weights(model, tmp_path / "out")
 
 
-@pytest.mark.parametrize("name", names.list_bundled())
-def test_the_same_pictures_of_bundled_models(tmp_path: Path, name: str) -> None:
-    model = rcdm_fast.load(name, engine="eager")
-    if exported.reasons_unavailable(model.config.unet):
-        with pytest.raises(ConfigError, match="cannot be diffusers' UNet2DModel"):
-            model.export("diffusers", tmp_path / name)
-        return
-    _compare_pictures(tmp_path / name, model)
+def test_another_number_of_steps(tmp_path: Path) -> None:
+    schedule = ScheduleConfig(500, variance="learned_range")
+    model = Model.from_network(small.network(), schedule)
+    assert _largest_difference(model, tmp_path / "out") < 1e-3
+
+
+def test_the_folder_needs_no_rcdm_fast(tmp_path: Path) -> None:
+    model = small.model()
+    model.export("diffusers", tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    example = text.split("```python\n")[1].split("```")[0].replace("steps=50", "steps=2")
+    code = f"import sys; sys.modules['rcdm_fast'] = None\n{example}\nprint(list(pictures.shape))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path / "out", capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[8, 3, 8, 8]\n"
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"resblock_updown": False}, "resample in residual blocks"),
-        ({"use_scale_shift_norm": False}, "scale-shift norm"),
-        ({"representation_dim": 0, "num_classes": 3}, "take representations"),
-        ({"attention_resolutions": (16, 8)}, "one width of attention heads"),
+        ({"conv_resample": False}, "no average pooling"),
+        ({"num_classes": 3}, "one class embedding"),
+        ({"channel_mult": (2, 4)}, "sinusoids"),
     ],
 )
-def test_what_does_not_fit_is_refused(tmp_path: Path, changes: dict[str, object], reason: str) -> None:
-    with pytest.raises(ConfigError, match=reason):
-        _model(**changes).export("diffusers", tmp_path / "out")
+def test_what_does_not_fit_is_refused(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=f"cannot be diffusers' UNet2DModel.*{reason}"):
+        small.model(**changes).export("diffusers", tmp_path / "out")
+    rescaled = Model.from_network(small.network(), ScheduleConfig(500, "linear", "eps", "learned_range", True))
+    with pytest.raises(ConfigError, match="rescale_timesteps"):
+        rescaled.export("diffusers", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_wrong_numbers_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exported, "TOLERANCE", 0.0)
-    monkeypatch.setattr(exported, "_split_qkv", lambda *_: None)
+    monkeypatch.setattr(diffusers_unet, "_split_qkv", lambda *_: None)
     with pytest.raises(ExportError, match="another eps"):
-        _model().export("diffusers", tmp_path / "out")
+        small.model().export("diffusers", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_other_folders_and_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small.model()
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(StorageError, match="no earlier export"):
-        _model().export("diffusers", tmp_path)
+        model.export("diffusers", tmp_path)
     out = tmp_path / "out"
-    _model().export("diffusers", out)
-    _model().export("diffusers", out)  # over an earlier one
+    model.export("diffusers", out)
+    model.export("diffusers", out)  # over an earlier one
+    with pytest.raises(ValueError, match="describes itself"):
+        rcdm_fast.load(out, {"image_size": 8})
+    settings = json.loads((out / "unet" / "config.json").read_text())
+    (out / "unet" / "config.json").write_text(json.dumps({**settings, "layers_per_block": 2}))
+    with pytest.raises(ValueError, match="no complete diffusers export"):
+        rcdm_fast.load(out)
+    (out / "unet" / "config.json").write_text(json.dumps(settings))
     weights = out / "unet/diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ValueError, match="no complete diffusers export"):
@@ -129,4 +212,4 @@ def test_other_folders_and_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(ValueError, match="needs diffusers"):
         rcdm_fast.load(out)
     with pytest.raises(ConfigError, match="not installed: diffusers"):
-        _model().export("diffusers", tmp_path / "other")
+        model.export("diffusers", tmp_path / "other")

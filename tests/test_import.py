@@ -11,6 +11,8 @@ import sys
 HEAVY = (
     "torch",
     "triton",
+    "diffusers",
+    "huggingface_hub",
     "onnx",
     "onnxruntime",
     "openvino",

@@ -11,20 +11,22 @@ from torch import Tensor
 from benchmarks.timing import Evaluate
 from benchmarks.workload import Inputs, Workload
 from rcdm_fast.export import diffusers as exported
+from rcdm_fast.export import diffusers_unet
 
 NOTE = "UNet2DModel with the same weights"
 
 
 def reasons_unavailable(workload: Workload) -> list[str]:
     """A missing package, or a network that UNet2DModel cannot be."""
-    missing = exported.missing_packages()
-    return missing or exported.reasons_unavailable(workload.network.config)
+    config = workload.network.config
+    given = [] if config.representation_dim else ["measured for networks that take representations only"]
+    return [*exported.missing_packages(), *diffusers_unet.reasons_unavailable(config), *given]
 
 
 def build_fp32(workload: Workload) -> Evaluate:
     """As diffusers gives it."""
     embedding = workload.network.ssl_emb
-    model = exported.convert(workload.network).to(workload.device)
+    model = diffusers_unet.convert(workload.network).to(workload.device)
 
     @torch.inference_mode()
     def evaluate(inputs: Inputs) -> Tensor:
@@ -38,7 +40,7 @@ def build_fp32(workload: Workload) -> Evaluate:
 def build_bf16(workload: Workload) -> Evaluate:
     """Under autocast, channels-last."""
     embedding = workload.network.ssl_emb
-    model = exported.convert(workload.network).to(workload.device).to(memory_format=torch.channels_last)
+    model = diffusers_unet.convert(workload.network).to(workload.device).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def evaluate(inputs: Inputs) -> Tensor:
