@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rcdm_fast.checkpoint import CheckpointError, save_model
     from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, ScheduleConfig, UNetConfig
     from rcdm_fast.encoders import Encoder, EncoderError
+    from rcdm_fast.hub import HubError
     from rcdm_fast.images import ImageError
     from rcdm_fast.pipeline import Model, load
     from rcdm_fast.sampling import SamplingError
@@ -32,6 +33,7 @@ _HOMES = {
     "UNetConfig": "config",
     "Encoder": "encoders",
     "EncoderError": "encoders",
+    "HubError": "hub",
     "ImageError": "images",
     "Model": "pipeline",
     "SamplingError": "sampling",
@@ -44,6 +46,7 @@ __all__ = [
     "Encoder",
     "EncoderConfig",
     "EncoderError",
+    "HubError",
     "ImageError",
     "Model",
     "ModelConfig",

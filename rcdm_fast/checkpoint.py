@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import config as configs
-from rcdm_fast import downloads, names, storage
+from rcdm_fast import downloads, hub, names, storage
 from rcdm_fast.config import ConfigError, ModelConfig, UNetConfig
 from rcdm_fast.encoders.native import METADATA_KEY as ENCODER_KEY
 from rcdm_fast.flags import FlagSource, FlagValue, configs_from_flags, read_flags
@@ -35,9 +35,8 @@ from rcdm_fast.unet import UNet
 
 log = logging.getLogger(__name__)
 
-NATIVE_FILE = "model.safetensors"  # in a folder or a hub repository
+NATIVE_FILE = hub.FILE  # in a folder or a hub repository
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _WEIGHT_ENDINGS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 _SHOWN = 3  # tensor names per message
 
@@ -145,28 +144,12 @@ def _load_elsewhere(source: str, flags: Mapping[str, FlagValue] | None) -> tuple
     """A text that is neither a known name nor an existing path."""
     if source.endswith(_WEIGHT_ENDINGS) or source.startswith((".", "/", "~")):
         raise CheckpointError(f"{source}: no such file or folder")
-    if not _HUB_ID.fullmatch(source):
+    if not hub.ID.fullmatch(source):
         raise CheckpointError(f"unknown model {source!r}; {names.suggestion(source)}")
-    return _load_path(_from_hub(source), flags)
-
-
-def _from_hub(repository: str) -> Path:
     try:
-        import huggingface_hub
-        from huggingface_hub.errors import HfHubHTTPError
-    except ImportError as error:
-        raise CheckpointError(
-            f"{repository}: no such file, and reading it from the Hugging Face hub needs huggingface_hub: "
-            "pip install 'rcdm_fast[hub]'"
-        ) from error
-    try:
-        return Path(huggingface_hub.hf_hub_download(repository, NATIVE_FILE, local_files_only=downloads.offline()))
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise CheckpointError(
-            f"{repository}: no such file, and no {NATIVE_FILE} from the Hugging Face hub "
-            f"({type(error).__name__}: {reason})"
-        ) from error
+        return _load_path(hub.fetch(source), flags)
+    except hub.HubError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def _load_release(name: str, flags: Mapping[str, FlagValue] | None) -> tuple[ModelConfig, dict[str, Tensor]]:
@@ -196,6 +179,7 @@ def _load_safetensors(path: Path, flags: Mapping[str, FlagValue] | None) -> tupl
         if names.MODEL_KEY not in metadata:
             return _load_published(path, found, flags)
         config = configs.from_json(ModelConfig, metadata[names.MODEL_KEY], str(path))
+        config = hub.with_encoder_beside(config, path)
     except (storage.StorageError, ConfigError) as error:
         raise CheckpointError(str(error)) from error
     if flags is not None:

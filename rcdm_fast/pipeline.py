@@ -6,7 +6,6 @@ knows the others.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,16 +20,15 @@ from rcdm_fast import noise as keyed
 from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, ScheduleConfig
 from rcdm_fast.encoders import Encoder
 from rcdm_fast.export import job as export_job
+from rcdm_fast.export.hub_folder import HubMethods
 from rcdm_fast.sampling import Request, SamplingError, interpolation_path
 from rcdm_fast.schedule import Schedule, network_timestep
 from rcdm_fast.unet import UNet
 
-log = logging.getLogger(__name__)
-
 Pictures = Tensor | str | os.PathLike[str] | Image.Image | Sequence[str | os.PathLike[str] | Image.Image]
 
 
-class Model:
+class Model(HubMethods):
     """A network with its schedule, its encoder (if known) and the engine that runs it. Made by `rcdm_fast.load`.
 
     Attributes:

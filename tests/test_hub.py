@@ -1,0 +1,242 @@
+"""The hub's form: a folder that loads again, a model card, and what is sent and fetched (a made-up hub)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub import ModelCard
+
+import rcdm_fast
+from rcdm_fast import ConfigError, HubError, Model
+from rcdm_fast.checkpoint import CheckpointError, save_model
+from rcdm_fast.config import EncoderConfig
+from rcdm_fast.encoders import build, native
+from rcdm_fast.storage import StorageError
+from tests import small
+
+BUNDLED = "cifar10-simclr-trunk"
+ENCODER = native.BUNDLED / "cifar10-simclr-encoder.safetensors"
+
+
+class Hub:
+    """Repositories as folders; stands in for HfApi and hf_hub_download."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.refuses = ""
+
+    def __call__(self, token: str | None = None) -> Hub:
+        self.calls.append(("HfApi", {"token": token}))
+        return self
+
+    def create_repo(self, repository: str, **options: Any) -> None:
+        self.calls.append(("create_repo", options))
+        if self.refuses:
+            raise OSError(f"{self.refuses}\nand more")
+        (self.root / repository).mkdir(parents=True, exist_ok=options["exist_ok"])
+
+    def upload_folder(self, repo_id: str, folder_path: Path, **options: Any) -> str:
+        self.calls.append(("upload_folder", options))
+        shutil.copytree(folder_path, self.root / repo_id, dirs_exist_ok=True)
+        return f"https://hub.example/{repo_id}/commit/1"
+
+    def download(self, repository: str, name: str, **options: Any) -> str:
+        """One file at a time into a cache of our own, as the real one does."""
+        self.calls.append((name, options))
+        source = self.root / repository / name
+        if not source.is_file():
+            raise FileNotFoundError(f"no {name} here")
+        target = self.root / ".cache" / repository / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+        return str(target)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    hub = Hub(tmp_path / "hub")
+    monkeypatch.setattr(huggingface_hub, "HfApi", hub)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hub.download)
+    monkeypatch.delenv("RCDM_FAST_OFFLINE", raising=False)
+    return hub
+
+
+def same(a: Model, b: Model) -> bool:
+    left, right = a.unet.state_dict(), b.unet.state_dict()
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def load(source: Any, **options: Any) -> Model:
+    return rcdm_fast.load(source, device="cpu", engine="eager", **options)
+
+
+def test_a_saved_folder_loads_again(tmp_path: Path) -> None:
+    model = load(BUNDLED)
+    files = model.save_pretrained(tmp_path / "out")
+    assert sorted(file.name for file in files) == ["README.md", "config.json", "model.safetensors"]
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == sorted(file.name for file in files)
+    for again in (load(tmp_path / "out"), Model.from_pretrained(tmp_path / "out", device="cpu", engine="eager")):
+        assert isinstance(again, Model)
+        assert same(model, again)
+        assert again.config == model.config
+    pictures = small.pictures(2, size=40)
+    assert torch.equal(again.encode(pictures), model.encode(pictures))
+    described = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert described["library_name"] == "rcdm_fast"
+    assert described["unet"]["image_size"] == 32
+    assert described["encoder"]["source"] == "bundled:cifar10-simclr"
+
+
+def test_the_card_of_a_bundled_model(tmp_path: Path) -> None:
+    load(BUNDLED).export("hub", tmp_path, precision="fp16")
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.to_dict() == {
+        "library_name": "rcdm_fast",
+        "license": "mit",
+        "pipeline_tag": "image-to-image",
+        "tags": ["diffusion", "representation-learning", "interpretability", "rcdm"],
+    }
+    assert "MRR of the source picture" in card.text
+    assert 'rcdm_fast.load(".")' in card.text
+    assert same(load(tmp_path), load(BUNDLED))  # stored as fp16 in the first place
+
+
+def test_the_card_of_any_model(tmp_path: Path) -> None:
+    model = small.model()
+    info = {"steps": 1200, "pictures_seen": 38_400, "run": {"much": "more"}, "licence": "CC-BY-NC 4.0 (and so on)"}
+    model.config = dataclasses.replace(model.config, name='my: "model"', info=info)
+    model.save_pretrained(tmp_path)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.license == "cc-by-nc-4.0"
+    assert "steps 1200; pictures seen 38400" in card.text
+    assert "given in Python" in card.text
+    assert "much" not in card.text
+    model.save_pretrained(tmp_path, licence="cc-by-4.0")
+    assert ModelCard.load(tmp_path / "README.md").data.license == "cc-by-4.0"
+    small.model(representation_dim=0).save_pretrained(tmp_path)
+    assert ModelCard.load(tmp_path / "README.md").data.license is None
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"representation_dim": 0, "num_classes": 3}, {"representation_dim": 0}], ids=str
+)
+def test_the_example_of_a_card_runs(changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small.model(**changes).save_pretrained(tmp_path)
+    code = (tmp_path / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code.replace("h = ...", f"import torch; h = torch.zeros(2, {small.DIM})").replace("=50", "=2"), names)
+    assert names["pictures"].shape[1:] == (8, 3, 8, 8)
+
+
+def test_an_encoder_file_goes_along(tmp_path: Path, hub: Hub) -> None:
+    encoder = tmp_path / "mine 50%.safetensors"
+    shutil.copyfile(ENCODER, encoder)
+    model = load(BUNDLED, encoder=f"file:{encoder}".replace("%", "%25"))
+    files = model.save_pretrained(tmp_path / "a")
+    assert sorted(file.name for file in files)[2] == "encoder.safetensors"
+    assert str(tmp_path).encode() not in (tmp_path / "a" / "model.safetensors").read_bytes()
+    encoder.unlink()
+    (tmp_path / "a").rename(tmp_path / "b%20")
+    pictures = small.pictures(2, size=32)
+    again = load(tmp_path / "b%20")
+    assert torch.equal(again.encode(pictures), model.encode(pictures))
+    again.save_pretrained(tmp_path / "b%20")  # over itself
+    assert torch.equal(load(tmp_path / "b%20").encode(pictures), model.encode(pictures))
+    again.push_to_hub("someone/model")
+    fetched = load("someone/model")
+    assert torch.equal(fetched.encode(pictures), model.encode(pictures))
+    assert [name for name, _ in hub.calls[-2:]] == ["model.safetensors", "encoder.safetensors"]
+    hub.calls.clear()
+    load("someone/model")
+    assert [name for name, _ in hub.calls] == ["model.safetensors"]
+
+
+def test_an_encoder_file_that_is_gone(tmp_path: Path) -> None:
+    copied = tmp_path / "encoder-copy.safetensors"
+    shutil.copyfile(ENCODER, copied)
+    model = load(BUNDLED, encoder=build(f"file:{copied}"))
+    copied.unlink()
+    with pytest.raises(StorageError, match=r"encoder-copy\.safetensors: the encoder cannot be read"):
+        model.save_pretrained(tmp_path / "out")
+
+
+def test_a_file_outside_the_folder_is_never_taken_for_the_encoder(tmp_path: Path) -> None:
+    """Whoever wrote a weights file does not choose files elsewhere by a relative name."""
+    shutil.copyfile(ENCODER, tmp_path / "encoder.safetensors")
+    model = load(BUNDLED)
+    for name in ("../encoder.safetensors", "..", ".encoder"):
+        config = dataclasses.replace(model.config, encoder=EncoderConfig(f"file:{name}", image_size=32, dim=192))
+        save_model(tmp_path / "out", config, model.unet.state_dict())
+        kept = load(tmp_path / "out").config.encoder
+        assert kept is not None
+        assert kept.source == f"file:{name}"
+
+
+def test_push_and_fetch(hub: Hub) -> None:
+    model = load(BUNDLED)
+    address = model.push_to_hub(
+        "someone/model", token="secret", private=True, precision="fp16", revision="next", commit_message="Hello"
+    )
+    assert address == "https://hub.example/someone/model/commit/1"
+    assert hub.calls == [
+        ("HfApi", {"token": "secret"}),
+        ("create_repo", {"private": True, "exist_ok": True}),
+        ("upload_folder", {"revision": "next", "create_pr": False, "commit_message": "Hello"}),
+    ]
+    sent = hub.root / "someone" / "model"
+    assert sorted(file.name for file in sent.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert 'rcdm_fast.load("someone/model")' in (sent / "README.md").read_text()
+    assert "secret" not in "".join(file.read_text() for file in sent.iterdir() if file.suffix != ".safetensors")
+    hub.calls.clear()
+    again = Model.from_pretrained("someone/model", revision="next", token="secret", device="cpu", engine="eager")
+    assert same(model, again)
+    assert hub.calls == [("model.safetensors", {"revision": "next", "token": "secret", "local_files_only": False})]
+    assert same(model, load("someone/model"))
+
+
+def test_from_pretrained_takes_names_and_says_what_does_not_fit(tmp_path: Path, hub: Hub) -> None:
+    assert same(Model.from_pretrained(BUNDLED, device="cpu", engine="eager"), load(BUNDLED))
+    with pytest.raises(ConfigError, match="revision are for hub ids"):
+        Model.from_pretrained(BUNDLED, revision="main")
+    with pytest.raises(CheckpointError, match="no such file or folder"):
+        Model.from_pretrained(tmp_path / "absent")
+    with pytest.raises(HubError, match=r"someone/else: no such file, and no model\.safetensors"):
+        Model.from_pretrained("someone/else")
+    with pytest.raises(CheckpointError, match="someone/else"):
+        load("someone/else")
+    assert [name for name, _ in hub.calls] == ["model.safetensors", "model.safetensors"]
+
+
+def test_what_push_to_hub_refuses(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small.model()
+    with pytest.raises(HubError, match="'no-id' is no hub id"):
+        model.push_to_hub("no-id")
+    with pytest.raises(ConfigError, match="int8"):
+        model.push_to_hub("someone/model", precision="int8")
+    hub.refuses = "401 Unauthorized"
+    with pytest.raises(HubError, match=r"someone/model: not uploaded \(OSError: 401 Unauthorized\)$"):
+        model.push_to_hub("someone/model")
+    monkeypatch.setenv("RCDM_FAST_OFFLINE", "1")
+    with pytest.raises(HubError, match="RCDM_FAST_OFFLINE"):
+        model.push_to_hub("someone/model")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(HubError, match=r"pip install 'rcdm_fast\[hub\]'"):
+        model.push_to_hub("someone/model")
+    assert not hub.root.exists()
+
+
+def test_saving_over_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("keep")
+    with pytest.raises(StorageError):
+        small.model().save_pretrained(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "keep"
