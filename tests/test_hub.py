@@ -17,6 +17,7 @@ from huggingface_hub import ModelCard
 import rcdm_fast
 from rcdm_fast import ConfigError, HubError, Model
 from rcdm_fast.checkpoint import CheckpointError, save_model
+from rcdm_fast.cli import main
 from rcdm_fast.config import EncoderConfig
 from rcdm_fast.encoders import build, native
 from rcdm_fast.storage import StorageError
@@ -136,6 +137,15 @@ def test_the_example_of_a_card_runs(changes: dict[str, Any], tmp_path: Path, mon
     names: dict[str, Any] = {}
     exec(code.replace("h = ...", f"import torch; h = torch.zeros(2, {small.DIM})").replace("=50", "=2"), names)
     assert names["pictures"].shape[1:] == (8, 3, 8, 8)
+
+
+def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["export", BUNDLED, "--to", "hub", "--out", str(tmp_path), "--precision", "bf16"]
+    assert main(arguments) == 0
+    assert f"{tmp_path / 'model.safetensors'}  2.5 MB" in capsys.readouterr().out
+    assert load(tmp_path).config == load(BUNDLED).config
+    assert main([*arguments[:-1], "int8"]) == 2
+    assert "hub is not exported in 'int8'" in capsys.readouterr().err
 
 
 def test_an_encoder_file_goes_along(tmp_path: Path, hub: Hub) -> None:
