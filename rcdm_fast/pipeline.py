@@ -125,6 +125,7 @@ class Model(HubMethods):
         batches: Sequence[int] = (1,),
         dynamic: bool = False,
         encoder: bool = True,
+        calibrate: Pictures | None = None,
         progress: Callable[[str], None] | None = None,
     ) -> list[Path]:
         """Write the model for another runtime or library, after checking its numbers against PyTorch.
@@ -137,6 +138,7 @@ class Model(HubMethods):
             batches: pictures per evaluation that TensorRT builds for.
             dynamic: one TensorRT engine for all batches up to the largest, instead of one for each.
             encoder: export the encoder too, where there is one and the format takes it.
+            calibrate: pictures whose representations int8 is calibrated with.
             progress: takes one line at a time about what is being done.
 
         Returns:
@@ -156,6 +158,7 @@ class Model(HubMethods):
             tuple(targets),
             tuple(batches),
             dynamic,
+            representations=None if calibrate is None else self.encode(calibrate),
             say=progress or (lambda _: None),
         )
         return form.write(Path(out), job)

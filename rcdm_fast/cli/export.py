@@ -9,6 +9,8 @@ import typer
 
 from rcdm_fast.cli import common
 
+CALIBRATED = 16  # pictures of a folder that int8 is calibrated with
+
 
 def export(
     model: Annotated[str, typer.Argument(help="Bundled or published name, file, folder or hub id.")],
@@ -22,6 +24,7 @@ def export(
     batch: Annotated[str, typer.Option(help="tensorrt: pictures per evaluation, separated by commas.")] = "1",
     dynamic: Annotated[bool, typer.Option(help="tensorrt: one engine for all batches up to the largest.")] = False,
     with_encoder: Annotated[bool, typer.Option("--with-encoder/--no-encoder", help="Export the encoder too.")] = True,
+    calibrate: Annotated[Path | None, typer.Option(help="int8: folder of pictures to calibrate with.")] = None,
     encoder: common.EncoderSpec = None,
     flags: common.Flags = None,
     device: common.Device = None,
@@ -31,6 +34,7 @@ def export(
     Example: rcdm export cifar10-simclr-trunk --to onnx --out exported
     """
     import rcdm_fast
+    from rcdm_fast import images
 
     files = rcdm_fast.load(model, flags, encoder, device or "cpu", "eager").export(
         to,
@@ -40,7 +44,14 @@ def export(
         batches=tuple(int(size) for size in batch.split(",")),
         dynamic=dynamic,
         encoder=with_encoder,
+        calibrate=_spread(images.find(calibrate)) if calibrate is not None else None,
         progress=common.say,
     )
     for file in files:
         common.say(f"{file}  {file.stat().st_size / 1e6:.1f} MB")
+
+
+def _spread(files: list[Path]) -> list[Path]:
+    """Files from all over a list, which may be sorted by class."""
+    count = min(CALIBRATED, len(files))
+    return [files[index * len(files) // count] for index in range(count)]

@@ -20,13 +20,13 @@ from torch import Tensor
 
 from rcdm_fast.conditioning import ConditioningPlan
 from rcdm_fast.config import ConfigError, ModelConfig
-from rcdm_fast.engines import compiled, eager, native, onnx_runtime, tensorrt_runtime
+from rcdm_fast.engines import compiled, eager, native, onnx_runtime, openvino_runtime, tensorrt_runtime
 from rcdm_fast.unet import UNet
 
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
 
-ENGINES = ("native", "compiled", "eager", "onnxruntime", "onnxruntime-tensorrt", "tensorrt")
-PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
+ENGINES = ("native", "compiled", "eager", "onnxruntime", "onnxruntime-tensorrt", "openvino", "tensorrt")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16", "int8")
 AUTOMATIC = (
     "native",
     "eager",
@@ -37,6 +37,7 @@ NOT_CHOSEN = {  # why an engine that can run does not, when nobody asked for it
     "compiled": "available, no faster than native, and every batch size takes time to compile",
     "onnxruntime": "available, slower than native; runs the exported ONNX",
     "onnxruntime-tensorrt": "available; builds for minutes at every new batch size",
+    "openvino": "available, slower than native; runs the exported network",
     "tensorrt": "available; builds a plan for every new batch bucket",
     "eager": "available, slower; the truth that the others are compared with",
 }
@@ -47,6 +48,7 @@ _REASONS: dict[str, Callable[[torch.device, str], list[str]]] = {
     "eager": eager.reasons_unavailable,
     "onnxruntime": onnx_runtime.reasons_unavailable,
     "onnxruntime-tensorrt": onnx_runtime.tensorrt_reasons_unavailable,
+    "openvino": openvino_runtime.reasons_unavailable,
     "tensorrt": tensorrt_runtime.reasons_unavailable,
 }
 
@@ -74,6 +76,8 @@ def reasons_unavailable(name: str, device: torch.device, precision: Precision) -
     """Why an engine cannot be used; empty if it can. `ConfigError` for a name that is no engine."""
     if name not in _REASONS:
         raise ConfigError(f"no engine called {name!r}; known: auto, {', '.join(ENGINES)}")
+    if precision == "int8" and name != "openvino":
+        return ["int8 runs in OpenVINO only"]
     return _REASONS[name](device, precision)
 
 
@@ -132,6 +136,7 @@ def make(
     runtimes: dict[str, Callable[[UNet, ModelConfig, torch.device, str, Path | None], Engine]] = {
         "onnxruntime": onnx_runtime.OnnxRuntimeEngine,
         "onnxruntime-tensorrt": onnx_runtime.OnnxRuntimeTensorRTEngine,
+        "openvino": openvino_runtime.OpenVINOEngine,
         "tensorrt": tensorrt_runtime.TensorRTEngine,
     }
     return runtimes[kind](network, config, device, chosen, None if file is None else Path(file))

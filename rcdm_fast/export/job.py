@@ -41,7 +41,7 @@ class Job:
         targets: GPU generations such as "sm89", for formats that compile for one; empty: the GPU that is there.
         batches: pictures per evaluation that a compiled format is made for.
         dynamic: one file for all batches up to the largest of `batches`, where a format has the choice.
-        calibration: x, timesteps and conditions met while sampling, for int8; None where it is not needed.
+        representations: float32 [R,D] of real pictures, to calibrate int8 with; None where it is not needed.
         say: takes one line about progress.
     """
 
@@ -52,7 +52,7 @@ class Job:
     targets: tuple[str, ...] = ()
     batches: tuple[int, ...] = (1,)
     dynamic: bool = False
-    calibration: tuple[Tensor, ...] | None = None
+    representations: Tensor | None = None
     say: Callable[[str], None] = field(default=lambda _: None)
 
 

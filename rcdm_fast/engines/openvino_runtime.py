@@ -1,0 +1,133 @@
+"""The OpenVINO engine: the exported network on the CPU in float32, bf16 or int8.
+
+float32 and bf16 run the ONNX file that is kept in the cache; int8 runs an export that was calibrated before. Shapes are
+static, which is several times faster than dynamic ones: one compiled network for every batch size, the last few kept in
+memory, all of them in OpenVINO's own cache. A picture may differ with its batch by rounding.
+
+Knows nothing about solvers; of conditioning it takes timesteps and representations, FiLM rows come from the graph.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rcdm_fast.conditioning import ConditioningPlan
+from rcdm_fast.config import ConfigError, ModelConfig
+from rcdm_fast.engines import cache
+from rcdm_fast.engines.onnx_runtime import graph_inputs, network_file
+from rcdm_fast.export import openvino as exported
+from rcdm_fast.export.graph import input_names
+from rcdm_fast.export.onnx import GraphError, check_belongs, read_info
+from rcdm_fast.unet import UNet
+
+HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "bf16"}  # int8: what is not quantised
+KEPT = 4  # compiled batch sizes
+
+
+def reasons_unavailable(device: torch.device, precision: str) -> list[str]:
+    """Why OpenVINO cannot run on a device in a precision; empty if it can."""
+    if device.type != "cpu":
+        return ["OpenVINO runs on the CPU here"]
+    missing = exported.missing_packages()
+    if missing:
+        return [f"not installed: {', '.join(missing)}"]
+    if precision not in HINTS:
+        return [f"OpenVINO has no {precision} on the CPU (use bf16)"]
+    import openvino
+
+    if precision == "bf16" and "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        return ["OpenVINO has no bf16 on this processor"]
+    return []
+
+
+class OpenVINOEngine:
+    """See `rcdm_fast.engines.Engine`.
+
+    Args:
+        network, config, device, precision: as of `engines.make`.
+        file: an exported ``network.xml`` (or ``.onnx``) instead of the cache's; int8 needs one.
+    """
+
+    name = "openvino"
+
+    def __init__(
+        self, network: UNet, config: ModelConfig, device: torch.device, precision: str, file: Path | None = None
+    ) -> None:
+        self.precision = precision
+        self.device = device
+        self._names = input_names(config.unet)
+        self._size = config.unet.image_size
+        if file is None and precision == "int8":
+            raise ConfigError(
+                "int8 needs a calibrated export: rcdm export MODEL --to openvino --precision int8 --calibrate PICTURES "
+                "--out DIR, then engine_file='DIR/network.xml'"
+            )
+        given = file is not None
+        file = file if file is not None else network_file(network, config, "fp32")
+        self._model = exported.read_model(file)
+        if given:
+            info = read_info(file) if file.suffix == ".onnx" else exported.read_info(self._model, str(file))
+            check_belongs(info, network, config, str(file))
+            if (info.precision == "int8") != (precision == "int8"):
+                raise GraphError(f"{file}: exported in {info.precision}, asked for is {precision}")
+        weights = file.with_suffix(".bin")
+        self.files: tuple[Path, ...] = (file, weights) if weights.exists() else (file,)
+        self._requests: OrderedDict[int, Any] = OrderedDict()
+        self._plan: ConditioningPlan | None = None
+
+    def prepare(self, plan: ConditioningPlan, batch_size: int) -> None:
+        if len(plan.rows) != batch_size:
+            raise ValueError(f"the plan has rows for {len(plan.rows)} pictures, the batch {batch_size}")
+        self._request(batch_size)
+        self._plan = plan
+
+    @torch.inference_mode()
+    def predict(self, x: Tensor, k: int) -> Tensor:
+        if self._plan is None:
+            raise RuntimeError("predict before prepare")
+        values = graph_inputs(self._plan, x, k)
+        feeds = {name: value.numpy() for name, value in zip(self._names, values, strict=True)}
+        result = self._request(len(x)).infer(feeds, share_inputs=True)
+        return torch.from_numpy(result[0])
+
+    def _request(self, batch_size: int) -> Any:
+        if batch_size not in self._requests:
+            self._requests[batch_size] = self._compiled(batch_size)
+            while len(self._requests) > KEPT:
+                self._requests.popitem(last=False)
+        self._requests.move_to_end(batch_size)
+        return self._requests[batch_size]
+
+    def _compiled(self, batch_size: int) -> Any:
+        import openvino
+
+        model = self._model.clone()
+        shapes = {}
+        for port in model.inputs:
+            rest = [dimension.get_length() for dimension in list(port.partial_shape)[1:]]
+            shapes[port] = openvino.PartialShape([batch_size, *rest])
+        model.reshape(shapes)
+        settings = {
+            "INFERENCE_PRECISION_HINT": HINTS[self.precision],
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "NUM_STREAMS": 1,
+            "PERFORMANCE_HINT": "LATENCY",
+            "CACHE_DIR": str(cache.folder() / "openvino"),
+        }
+        if self.precision == "fp32":
+            settings["SNIPPETS_MODE"] = "DISABLE"  # with them float32 loses digits
+        return openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+
+    def first_nonfinite(self, x: Tensor, k: int) -> str | None:
+        """The whole graph: OpenVINO shows no layers of it."""
+        return "the exported network" if not bool(self.predict(x, k).isfinite().all()) else None
+
+    def describe(self) -> str:
+        import openvino
+
+        return f"OpenVINO {openvino.__version__.split('-')[0]}, {self.precision}, on {self.device}"

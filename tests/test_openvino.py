@@ -1,0 +1,155 @@
+"""OpenVINO: the same numbers in float32 and bf16, int8 that was calibrated on trajectories, refusals that say why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import rcdm_fast
+from rcdm_fast import drift, engines
+from rcdm_fast.config import ConfigError
+from rcdm_fast.engines.openvino_runtime import KEPT, OpenVINOEngine
+from rcdm_fast.export import calibration
+from rcdm_fast.export import openvino as exported
+from rcdm_fast.export.onnx import ExportError, GraphError
+from tests import small
+from tests.reference_weights import CASES, flags_path, state_dict
+from tests.tolerances import FORWARD_L2, TRAJECTORY_L2
+
+pytest.importorskip("openvino", reason="openvino is not installed")
+
+CPU = torch.device("cpu")
+has_bf16 = not engines.reasons_unavailable("openvino", CPU, "bf16")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RCDM_FAST_CACHE", str(tmp_path / "cache"))
+
+
+def _relative(got: Tensor, want: Tensor) -> float:
+    return float((got - want).norm() / want.norm())
+
+
+def _reference(case: str, tmp_path: Path, engine: str, precision: str = "fp32") -> rcdm_fast.Model:
+    path = tmp_path / "checkpoint.pt"
+    torch.save(state_dict(case), path)
+    return rcdm_fast.load(path, flags_path(case), device="cpu", engine=engine, precision=precision)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_reference_cases(case: str, tmp_path: Path) -> None:
+    truth = _reference(case, tmp_path, "eager")
+    h = torch.randn(3, truth.config.unet.representation_dim)
+    cases = [drift.Case("openvino", "fp32"), *([drift.Case("openvino", "bf16")] if has_bf16 else [])]
+    cases.append(drift.Case("eager", "bf16"))
+    settings = drift.Settings(steps=5, per=1, batch_size=2, rounds=1)
+    _, exact, *reduced = drift.compare(truth, cases, h, settings)
+    assert max(exact.step_errors) <= FORWARD_L2
+    if has_bf16:
+        ours, autocast = reduced
+        assert max(ours.step_errors) <= 1.5 * max(autocast.step_errors)
+
+
+def test_a_whole_trajectory_of_a_bundled_model() -> None:
+    h = torch.randn(2, 192)
+    want, got = (rcdm_fast.load("cifar10-supervised", engine=engine) for engine in ("eager", "openvino"))
+    settings = drift.Settings(steps=25, per=2, rounds=1)
+    _, found = drift.compare(want, [drift.Case("openvino")], h, settings)
+    assert found.path_errors[-1] <= TRAJECTORY_L2
+    pictures = got.sample(h, per=2, steps=25, seed=settings.seed).flatten(0, 1)
+    assert _relative(pictures, found.pictures) <= TRAJECTORY_L2
+
+
+def test_batches_share_an_engine_and_few_are_kept() -> None:
+    model = small.model()
+    engine = OpenVINOEngine(model.unet, model.config, CPU, "fp32")
+    model.engine = engine
+    h = torch.randn(7, small.DIM)
+    want = model.sample(h, per=1, steps=2)
+    for size in range(1, 7):
+        assert _relative(model.sample(h, per=1, steps=2, batch_size=size), want) <= TRAJECTORY_L2
+    assert len(engine._requests) == KEPT
+
+
+def test_a_file_is_run_and_checked(tmp_path: Path) -> None:
+    model = small.model()
+    files = model.export("openvino", tmp_path / "out")
+    assert [file.name for file in files] == ["network.bin", "network.xml"]
+    h = torch.randn(2, small.DIM)
+    want = model.sample(h, per=1, steps=2)
+
+    def run(network: object, file: Path, precision: str = "fp32") -> Tensor:
+        model.engine = engines.make("openvino", network, model.config, CPU, precision, file)  # type: ignore[arg-type]
+        return model.sample(h, per=1, steps=2)
+
+    assert _relative(run(model.unet, files[1]), want) <= TRAJECTORY_L2
+    other = small.network()
+    with torch.no_grad():
+        next(other.out.parameters()).add_(1)
+    with pytest.raises(GraphError, match="exported from other weights"):
+        run(other, files[1])
+    with pytest.raises(GraphError, match="exported in fp32, asked for is int8"):
+        run(model.unet, files[1], "int8")
+    text = files[1].read_text()
+    foreign = tmp_path / "out/foreign.xml"
+    foreign.write_text(text.replace("<rcdm_fast>", "<someone>").replace("</rcdm_fast>", "</someone>"))
+    (tmp_path / "out/foreign.bin").write_bytes(files[0].read_bytes())
+    with pytest.raises(GraphError, match="not exported by rcdm_fast"):
+        run(model.unet, foreign)
+    files[1].write_text(text[: len(text) // 2])
+    with pytest.raises(GraphError, match="cannot read it"):
+        run(model.unet, files[1])
+
+
+def test_calibration_is_the_trajectory_itself() -> None:
+    model = small.model()
+    h = torch.randn(3, small.DIM)
+    x, timesteps, given = calibration.collect(model.unet, model.config, h, steps=4)
+    assert x.shape == (12, 3, 8, 8)
+    assert timesteps[::3].tolist() == [999, 666, 333, 0]
+    assert torch.equal(given[3:6], h)
+    recorder = drift.RecordingEngine(model.engine)
+    model.engine = recorder
+    model.sample(h, per=1, steps=4, seed=calibration.SEED)
+    assert _relative(x, torch.cat([seen for _, _, seen, _ in recorder.seen])) < 1e-5
+
+
+def test_int8_keeps_the_pictures(tmp_path: Path) -> None:
+    pytest.importorskip("nncf", reason="nncf is not installed")
+    model = rcdm_fast.load("cifar10-supervised", engine="eager")
+    pictures = small.pictures(8, 32)
+    said: list[str] = []
+    model.export("openvino", tmp_path / "out", precision="int8", calibrate=pictures, progress=said.append)
+    assert any("int8" in line and "relative error" in line for line in said)
+    case = drift.Case("openvino", "int8", tmp_path / "out/network.xml")
+    h = model.encode(small.pictures(2, 32, seed=5))
+    _, found = drift.compare(model, [case], h, drift.Settings(steps=25, per=2, rounds=1))
+    assert found.psnr_db >= 28
+    assert found.file_bytes < 0.75 * sum(4 * value.numel() for value in model.unet.parameters())
+
+
+def test_int8_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small.model()
+    with pytest.raises(ConfigError, match="give at least 4 pictures"):
+        model.export("openvino", tmp_path / "out", precision="int8")
+    with pytest.raises(ConfigError, match="int8 needs a calibrated export"):
+        engines.make("openvino", model.unet, model.config, CPU, "int8")
+    with pytest.raises(ConfigError, match="int8 runs in OpenVINO only"):
+        engines.make("native", model.unet, model.config, CPU, "int8")
+    pytest.importorskip("nncf", reason="nncf is not installed")
+    monkeypatch.setattr(exported, "INT8_TOLERANCE", 0.0)
+    monkeypatch.setattr(exported, "SCOPES", {"everything": {}})
+    with pytest.raises(ExportError, match=r"int8 drifts by more than 0 .*everything: "):
+        model.export("openvino", tmp_path / "out", precision="int8", calibrate=small.pictures(4))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_missing_packages_and_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert engines.reasons_unavailable("openvino", torch.device("cuda"), "fp32") == ["OpenVINO runs on the CPU here"]
+    assert "no fp16" in engines.reasons_unavailable("openvino", CPU, "fp16")[0]
+    monkeypatch.setattr(exported, "missing_packages", lambda: ["openvino"])
+    assert engines.reasons_unavailable("openvino", CPU, "fp32") == ["not installed: openvino"]
