@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import importlib.metadata
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from rcdm_fast import engines
 from rcdm_fast.cli import main
 from rcdm_fast.config import ConfigError
 from rcdm_fast.engines import tensorrt_runtime
+from rcdm_fast.export import onnx as onnx_export
 from rcdm_fast.export import plan_file, tensorrt
 from rcdm_fast.export.onnx import ExportError, GraphError
 from rcdm_fast.export.plan_file import PlanHeader
@@ -23,12 +26,17 @@ from tests import small
 from tests.reference_weights import CASES, flags_path, state_dict
 
 HEADER = PlanHeader(
-    "0.1.0", "tensorrt_rtx", "1.7.1", "fp16", "a" * 64, small.model().config, (1, 4, 8), ("sm89", "sm120"), False
+    importlib.metadata.version("rcdm_fast"),
+    "tensorrt_rtx",
+    "1.7.1",
+    "fp16",
+    "a" * 64,
+    small.model().config,
+    (1, 4, 8),
+    ("sm89", "sm120"),
+    False,
 )
-needs_rtx = pytest.mark.skipif(
-    not hasattr(pytest.importorskip("tensorrt_rtx", reason="no tensorrt_rtx"), "ComputeCapability"),
-    reason="another API",
-)
+needs_rtx = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed")
 
 
 @pytest.fixture(autouse=True)
@@ -42,33 +50,40 @@ def plan(tmp_path: Path) -> Path:
 
 
 @needs_rtx
-@pytest.mark.parametrize(("case", "targets"), [(CASES[0], ("sm89", "sm120")), (CASES[1], ("sm89",))])
-def test_reference_cases_are_built(tmp_path: Path, case: str, targets: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("case", "targets", "dynamic"), [(CASES[0], ("sm89", "sm120"), False), (CASES[1], ("sm89",), True)]
+)
+def test_reference_cases_are_built(tmp_path: Path, case: str, targets: tuple[str, ...], dynamic: bool) -> None:
     torch.save(state_dict(case), tmp_path / "checkpoint.pt")
     model = rcdm_fast.load(tmp_path / "checkpoint.pt", flags_path(case), device="cpu", engine="eager")
     said: list[str] = []
     (file,) = model.export(
-        "tensorrt", tmp_path / "out", precision="fp16", targets=targets, batches=(4,), progress=said.append
+        "tensorrt",
+        tmp_path / "out",
+        precision="fp16",
+        targets=targets,
+        batches=(4,),
+        dynamic=dynamic,
+        progress=said.append,
     )
+    assert file.name == ("network-fp16-b1to4.plan" if dynamic else "network-fp16-b4.plan")
     header, built = plan_file.read(file)
     assert header == plan_file.read_header(file)
     assert len(built) > sum(value.numel() for value in model.unet.parameters())  # half of each, and code
     assert header.config == model.config
-    assert (header.precision, header.batches, header.targets) == ("fp16", (4, 4, 4), targets)
-    assert header.refittable == torch.cuda.is_available()
+    assert (header.precision, header.batches, header.targets) == ("fp16", (1 if dynamic else 4, 4, 4), targets)
+    assert header.refittable == (targets == (tensorrt.current_target(),))
     assert any("building engine" in line for line in said)
 
 
 @needs_rtx
-def test_the_command_builds_dynamic_and_static_plans(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_builds_a_plan_for_every_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["export", "cifar10-supervised", "--to", "tensorrt", "--precision", "fp16", "--out", str(tmp_path / "p")]
     assert main([*command, "--target", "sm89", "--batch", "1,8"]) == 0
-    assert main([*command, "--target", "sm89", "--batch", "8", "--dynamic"]) == 0
     found = {path.name: plan_file.read_header(path).batches for path in (tmp_path / "p").iterdir()}
     assert found == {
         "network-fp16-b1.plan": (1, 1, 1),
         "network-fp16-b8.plan": (8, 8, 8),
-        "network-fp16-b1to8.plan": (1, 8, 8),
     }
     capsys.readouterr()
     assert main([*command, "--target", "sm90"]) == 2
@@ -119,13 +134,53 @@ def test_other_places_and_batches_are_recognised(tmp_path: Path) -> None:
     ):
         with pytest.raises(GraphError, match=message):
             HEADER.check_place(*place, "a.plan")
-    for size in (1, 4, 8):
-        HEADER.check_batch(size, "a.plan")
-    for size in (0, 9):
-        with pytest.raises(GraphError, match=f"1 to 8 pictures per evaluation, not {size}"):
-            HEADER.check_batch(size, "a.plan")
+    assert [HEADER.batch_for(size, "a.plan") for size in (1, 5, 8)] == [1, 5, 8]
+    static = dataclasses.replace(HEADER, batches=(8, 8, 8))
+    assert [static.batch_for(size, "a.plan") for size in (1, 5, 8)] == [8, 8, 8]
+    with pytest.raises(GraphError, match="at most 8 pictures per evaluation, not 9; sample with batch_size=8"):
+        static.batch_for(9, "a.plan")
     with pytest.raises(GraphError, match="cannot be read"):
         plan_file.read_header(tmp_path / "absent.plan")
+
+
+def test_other_networks_are_recognised() -> None:
+    config = HEADER.config
+    HEADER.check_network(config, "fp16", "a.plan")
+    other = small.model(num_res_blocks=2).config
+    schedule = dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, diffusion_steps=500))
+    for header, wanted, precision, message in (
+        (dataclasses.replace(HEADER, version="0.0.1"), config, "fp16", "exported by rcdm_fast 0.0.1, this is"),
+        (HEADER, config, "fp32", "built in fp16, asked for is fp32"),
+        (HEADER, other, "fp16", "another structure or schedule"),
+        (HEADER, schedule, "fp16", "another structure or schedule"),
+    ):
+        with pytest.raises(GraphError, match=message):
+            header.check_network(wanted, precision, "a.plan")
+
+
+def test_other_weights_need_a_plan_that_takes_them() -> None:
+    able = dataclasses.replace(HEADER, refittable=True)
+    assert [header.needs_refit("a" * 64, "a.plan") for header in (HEADER, able)] == [False, False]
+    assert able.needs_refit("b" * 64, "a.plan")
+    with pytest.raises(GraphError, match=r"built from other weights \(sha256 aaaaaaaaaaaa\) and not refittable"):
+        HEADER.needs_refit("b" * 64, "a.plan")
+
+
+def test_exports_of_one_structure_differ_in_weights_alone(tmp_path: Path) -> None:
+    """What a refit rests on: it finds weights by name."""
+    onnx = pytest.importorskip("onnx")
+    one, two = (small.network(channel_mult=(1,)) for _ in range(2))
+    with torch.no_grad():
+        for parameter in two.parameters():
+            parameter.mul_(1.5)
+    graphs = []
+    for name, network in (("one", one), ("two", two)):
+        path = onnx_export.export_network(tmp_path / f"{name}.onnx", network, HEADER.config, "fp16", check=False)
+        graphs.append(onnx.load(str(path)).graph)
+    assert list(graphs[0].node) == list(graphs[1].node)
+    weights = [{entry.name: entry.SerializeToString() for entry in graph.initializer} for graph in graphs]
+    assert weights[0].keys() == weights[1].keys()
+    assert sum(weights[0][name] != weights[1][name] for name in weights[0]) >= len(list(one.parameters())) // 2
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,6 +212,16 @@ def test_buckets() -> None:
         tensorrt_runtime.bucket(257)
 
 
+def test_a_batch_is_filled_up_to_its_bucket() -> None:
+    for value in (torch.randn(3, 3, 4, 4), torch.tensor([5, 6, 7]), torch.randn(3, 6)):
+        padded = tensorrt_runtime._padded(value, 4)
+        assert padded.shape == (4, *value.shape[1:])
+        assert padded.dtype == value.dtype
+        assert torch.equal(padded[:3], value)
+        assert not padded[3].any()
+        assert tensorrt_runtime._padded(value, 3) is value
+
+
 def _gpu_model(engine: str, precision: str, file: Path | None = None) -> rcdm_fast.Model:
     return rcdm_fast.load("cifar10-supervised", device="cuda", engine=engine, precision=precision, engine_file=file)
 
@@ -176,7 +241,7 @@ def test_the_engine_computes_the_network(precision: str, bound: float) -> None:
 def test_a_plan_with_other_weights_is_refitted(tmp_path: Path) -> None:
     if engines.reasons_unavailable("tensorrt", torch.device("cuda"), "fp16"):
         pytest.skip("TensorRT cannot build for this GPU")
-    (file,) = _gpu_model("eager", "fp32").export("tensorrt", tmp_path, precision="fp16", batches=(3,))
+    (file,) = _gpu_model("eager", "fp32").export("tensorrt", tmp_path, precision="fp16", batches=(4,))
     other = rcdm_fast.load("cifar10-simclr-trunk", device="cuda", engine="tensorrt", precision="fp16", engine_file=file)
     h = torch.randn(3, 192)
     want = rcdm_fast.load("cifar10-simclr-trunk", device="cuda", engine="eager").sample(h, per=1, steps=5)

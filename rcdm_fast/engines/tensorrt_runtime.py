@@ -44,7 +44,8 @@ def reasons_unavailable(device: torch.device, precision: str) -> list[str]:
     if precision not in tensorrt.PRECISIONS:
         return [f"TensorRT plans are not built in {precision}"]
     try:
-        tensorrt.check_targets(())
+        with torch.cuda.device(device):
+            tensorrt.check_targets(())
     except ConfigError as error:
         return [str(error)]
     return []
@@ -80,26 +81,25 @@ class TensorRTEngine:
         self._network = network
         self._config = config
         self._trt = tensorrt.library()
+        self._logger = tensorrt.make_logger(self._trt)
+        with torch.cuda.device(device):
+            self._runtime = self._trt.Runtime(self._logger)  # lives as long as the engines that it loads
         self._names = input_names(config.unet)
         self._contexts: dict[int, Any] = {}  # bucket -> execution context
         self._plan: ConditioningPlan | None = None
         self._given: tuple[PlanHeader, Any] | None = None
         if file is not None:
-            self._given = self._from_file(file)
+            with torch.cuda.device(device):
+                self._given = self._from_file(file)
 
     def _from_file(self, file: Path) -> tuple[PlanHeader, Any]:
         header, plan = plan_file.read(file)
+        header.check_network(self._config, self.precision, str(file))
+        refit = header.needs_refit(weights_hash(self._network, self._config.schedule), str(file))
         header.check_place(self._trt.__name__, self._trt.__version__, tensorrt.current_target(), str(file))
-        if header.precision != self.precision:
-            raise GraphError(f"{file}: built in {header.precision}, asked for is {self.precision}")
-        if header.config.unet != self._config.unet or header.config.schedule != self._config.schedule:
-            raise GraphError(f"{file}: built from a network of another structure or schedule")
         engine = self._deserialise(plan, str(file))
-        if header.weights != weights_hash(self._network, self._config.schedule):
-            if not header.refittable:
-                raise GraphError(f"{file}: built from other weights, and cannot be refitted; export it again")
-            with torch.cuda.device(self.device):
-                tensorrt.refit(engine, network_file(self._network, self._config, self.precision))
+        if refit:
+            tensorrt.refit(engine, network_file(self._network, self._config, self.precision))
         self.files = (file,)
         return header, engine
 
@@ -129,8 +129,7 @@ class TensorRTEngine:
         """The batch to run, and the context that runs it."""
         if self._given is not None:
             header, engine = self._given
-            header.check_batch(batch_size, str(self.files[0]))
-            size = batch_size
+            size = header.batch_for(batch_size, str(self.files[0]))
             make: Callable[[], Any] = lambda: engine  # noqa: E731
             key = 0
         else:
@@ -166,12 +165,9 @@ class TensorRTEngine:
         return self._deserialise(plan, str(file))
 
     def _deserialise(self, plan: bytes, where: str) -> Any:
-        logger = tensorrt.make_logger(self._trt)
-        with torch.cuda.device(self.device):
-            self._runtime = self._trt.Runtime(logger)
-            engine = self._runtime.deserialize_cuda_engine(plan)
+        engine = self._runtime.deserialize_cuda_engine(plan)
         if engine is None:
-            raise GraphError(f"{where}: TensorRT cannot load the plan: {logger.last or 'it does not say why'}")
+            raise GraphError(f"{where}: TensorRT cannot load the plan: {self._logger.last or 'it does not say why'}")
         return engine
 
     def first_nonfinite(self, x: Tensor, k: int) -> str | None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import json
 import os
 import struct
@@ -57,12 +58,35 @@ class PlanHeader:
     size_bytes: int = 0
     sha256: str = ""
 
-    def check_batch(self, size: int, where: str) -> None:
-        """`GraphError` if the plan does not take so many pictures."""
+    def batch_for(self, size: int, where: str) -> int:
+        """The batch to run for so many pictures, filled up to the smallest; `GraphError` if the plan takes fewer."""
         low, _, high = self.batches
-        if not low <= size <= high:
-            takes = f"{low} pictures" if low == high else f"{low} to {high} pictures"
-            raise GraphError(f"{where}: built for {takes} per evaluation, not {size}; export it with --batch {size}")
+        if size > high:
+            raise GraphError(
+                f"{where}: built for at most {high} pictures per evaluation, not {size}; "
+                f"sample with batch_size={high}, or export it with --batch {size}"
+            )
+        return max(size, low)
+
+    def check_network(self, config: ModelConfig, precision: str, where: str) -> None:
+        """`GraphError` if the plan is of another version, precision, structure or schedule."""
+        version = importlib.metadata.version("rcdm_fast")
+        if self.version != version:
+            raise GraphError(f"{where}: exported by rcdm_fast {self.version}, this is {version}; export it again")
+        if self.precision != precision:
+            raise GraphError(f"{where}: built in {self.precision}, asked for is {precision}")
+        if self.config.unet != config.unet or self.config.schedule != config.schedule:
+            raise GraphError(f"{where}: built from a network of another structure or schedule")
+
+    def needs_refit(self, weights: str, where: str) -> bool:
+        """Whether the plan has other weights than a model; `GraphError` if it has and cannot take the model's."""
+        if self.weights == weights:
+            return False
+        if not self.refittable:
+            raise GraphError(
+                f"{where}: built from other weights (sha256 {self.weights[:12]}) and not refittable; export it again"
+            )
+        return True
 
     def check_place(self, library: str, library_version: str, target: str, where: str) -> None:
         """`GraphError` if the plan was built by another library or version, or for other GPUs."""

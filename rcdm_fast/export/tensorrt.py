@@ -2,7 +2,8 @@
 
 The exported ONNX network, whose types are its precision (strongly typed), is parsed and built: by default one static
 plan for every batch size, which is faster than one with a dynamic batch. TensorRT-RTX compiles for GPU generations that
-are not there, so that a machine without a GPU can build; a plan that can be refitted needs the GPU, as it turned out.
+are not there, so that a machine without a GPU can build. A plan that takes other weights later (refit) is only built
+for the GPU that is here: without one TensorRT-RTX 1.7 fails while compiling such a plan.
 
 fp8 is not here: it needs scales of every product in the graph.
 
@@ -56,7 +57,7 @@ def library() -> Any:
 
 
 def current_target() -> str:
-    """The generation of the GPU that is here, such as "sm89"; "" if there is none."""
+    """The generation of torch's current GPU, such as "sm89"; "" if there is none."""
     if not torch.cuda.is_available():
         return ""
     major, minor = torch.cuda.get_device_capability()
@@ -127,13 +128,13 @@ def describe(
         config=config,
         batches=profile,
         targets=targets,
-        refittable=refittable(),
+        refittable=refittable(targets),
     )
 
 
-def refittable() -> bool:
-    """Whether plans built here can take other weights: that needs a GPU while building."""
-    return torch.cuda.is_available()
+def refittable(targets: tuple[str, ...]) -> bool:
+    """Whether plans built here for some GPUs can take other weights: they are built for the one that is here."""
+    return targets == (current_target(),)
 
 
 def build(
@@ -154,8 +155,7 @@ def build(
     trt = library()
     logger = make_logger(trt)
     builder = trt.Builder(logger)
-    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")  # noqa: B009
-    network = builder.create_network(1 << int(flag))
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(graph)):
         errors = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
@@ -165,7 +165,7 @@ def build(
         settings.num_compute_capabilities = len(targets)
         for index, target in enumerate(targets):
             settings.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), index)
-    if refittable():
+    if refittable(targets):
         settings.set_flag(trt.BuilderFlag.REFIT)
     shapes = builder.create_optimization_profile()
     for index in range(network.num_inputs):
