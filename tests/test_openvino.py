@@ -14,6 +14,7 @@ from rcdm_fast.config import ConfigError
 from rcdm_fast.engines.openvino_runtime import KEPT, OpenVINOEngine
 from rcdm_fast.export import calibration
 from rcdm_fast.export import openvino as exported
+from rcdm_fast.export.graph import NetworkGraph
 from rcdm_fast.export.onnx import ExportError, GraphError
 from tests import small
 from tests.reference_weights import CASES, flags_path, state_dict
@@ -100,6 +101,11 @@ def test_a_file_is_run_and_checked(tmp_path: Path) -> None:
     (tmp_path / "out/foreign.bin").write_bytes(files[0].read_bytes())
     with pytest.raises(GraphError, match="not exported by rcdm_fast"):
         run(model.unet, foreign)
+    weights = bytearray(files[0].read_bytes())
+    weights[len(weights) // 2] ^= 255
+    files[0].write_bytes(weights)
+    with pytest.raises(GraphError, match="its checksum differs"):
+        run(model.unet, files[1])
     files[1].write_text(text[: len(text) // 2])
     with pytest.raises(GraphError, match="cannot read it"):
         run(model.unet, files[1])
@@ -108,14 +114,15 @@ def test_a_file_is_run_and_checked(tmp_path: Path) -> None:
 def test_calibration_is_the_trajectory_itself() -> None:
     model = small.model()
     h = torch.randn(3, small.DIM)
-    x, timesteps, given = calibration.collect(model.unet, model.config, h, steps=4)
-    assert x.shape == (12, 3, 8, 8)
+    graph = NetworkGraph(model.unet, model.config.schedule)
+    pictures, (x, timesteps, given) = calibration.collect(graph, model.config, h, steps=4)
     assert timesteps[::3].tolist() == [999, 666, 333, 0]
     assert torch.equal(given[3:6], h)
     recorder = drift.RecordingEngine(model.engine)
     model.engine = recorder
-    model.sample(h, per=1, steps=4, seed=calibration.SEED)
+    want = model.sample(h, per=1, steps=4, seed=calibration.SEED)[:, 0]
     assert _relative(x, torch.cat([seen for _, _, seen, _ in recorder.seen])) < 1e-5
+    assert _relative(pictures, want) < 1e-5
 
 
 def test_int8_keeps_the_pictures(tmp_path: Path) -> None:
@@ -124,7 +131,7 @@ def test_int8_keeps_the_pictures(tmp_path: Path) -> None:
     pictures = small.pictures(8, 32)
     said: list[str] = []
     model.export("openvino", tmp_path / "out", precision="int8", calibrate=pictures, progress=said.append)
-    assert any("int8" in line and "relative error" in line for line in said)
+    assert any("int8" in line and "PSNR" in line for line in said)
     case = drift.Case("openvino", "int8", tmp_path / "out/network.xml")
     h = model.encode(small.pictures(2, 32, seed=5))
     _, found = drift.compare(model, [case], h, drift.Settings(steps=25, per=2, rounds=1))
@@ -141,9 +148,9 @@ def test_int8_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ConfigError, match="int8 runs in OpenVINO only"):
         engines.make("native", model.unet, model.config, CPU, "int8")
     pytest.importorskip("nncf", reason="nncf is not installed")
-    monkeypatch.setattr(exported, "INT8_TOLERANCE", 0.0)
-    monkeypatch.setattr(exported, "SCOPES", {"everything": {}})
-    with pytest.raises(ExportError, match=r"int8 drifts by more than 0 .*everything: "):
+    monkeypatch.setattr(exported, "INT8_PSNR_DB", 500.0)
+    monkeypatch.setattr(exported, "SCOPES", exported.SCOPES[1:])
+    with pytest.raises(ExportError, match=r"PSNR below 500 dB.*3x3 convolutions"):
         model.export("openvino", tmp_path / "out", precision="int8", calibrate=small.pictures(4))
     assert list((tmp_path / "out").iterdir()) == []
 
