@@ -8,6 +8,7 @@ Knows nothing about single engines or rivals, or about what is done with the num
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import time
@@ -60,6 +61,12 @@ def relative_l2(got: torch.Tensor, want: torch.Tensor) -> float:
         return float("inf")
     expected = want.double()
     return float((got.to(want.device).double() - expected).norm() / expected.norm())
+
+
+def psnr_db(got: torch.Tensor, want: torch.Tensor) -> float:
+    """Peak signal-to-noise ratio of pictures in [-1,1], in decibels; inf if they are equal."""
+    error = float((got.clamp(-1, 1).double() - want.clamp(-1, 1).double()).square().mean())
+    return 10 * math.log10(4 / error) if error > 0 else math.inf
 
 
 def wait(device: torch.device) -> None:

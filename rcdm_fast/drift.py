@@ -245,7 +245,7 @@ def _measure(case: Case, got: _Drawn, truth: _Drawn, times_ms: list[float], trut
         runs=got.engine.describe(),
         step_errors=tuple(_relative(steps[k]) for k in order),
         path_errors=(*path_errors, final),
-        psnr_db=psnr_db(got.pictures, truth.pictures),
+        psnr_db=benchmarking.psnr_db(got.pictures, truth.pictures),
         times=Times.of(times_ms),
         speedup=benchmarking.pair_ratio(truth_ms, times_ms),
         memory_bytes=got.memory_bytes,
@@ -256,12 +256,6 @@ def _measure(case: Case, got: _Drawn, truth: _Drawn, times_ms: list[float], trut
 
 def _relative(pairs: list[tuple[Tensor, Tensor]]) -> float:
     return benchmarking.relative_l2(torch.cat([got for got, _ in pairs]), torch.cat([want for _, want in pairs]))
-
-
-def psnr_db(got: Tensor, want: Tensor) -> float:
-    """Peak signal-to-noise ratio of pictures in [-1,1], in decibels; inf if they are equal."""
-    error = float((got.clamp(-1, 1).double() - want.clamp(-1, 1).double()).square().mean())
-    return 10 * math.log10(4 / error) if error > 0 else math.inf
 
 
 def _resident_bytes(device: torch.device) -> int | None:

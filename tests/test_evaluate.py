@@ -13,7 +13,7 @@ import torch
 from rcdm_fast import images
 from rcdm_fast.config import ConfigError
 from rcdm_fast.training.data import ImageSet
-from rcdm_fast.training.evaluate import EvaluateConfig, bootstrap, evaluate, rank_of, squared_distances
+from rcdm_fast.training.evaluate import EvaluateConfig, bootstrap, evaluate, mrr_change, rank_of, squared_distances
 from tests import small
 
 
@@ -85,3 +85,17 @@ def test_too_few_pictures_are_named() -> None:
         evaluate(small.model(), pictures(5), EvaluateConfig(gallery=10))
     with pytest.raises(ConfigError, match="at least 2"):
         evaluate(small.model(), pictures(5), EvaluateConfig(sources=1))
+
+
+def test_a_change_of_mrr_is_measured_in_pairs() -> None:
+    data = pictures(40)
+    want = evaluate(small.model(), data, EvaluateConfig(sources=20, samples=2, steps=2, resamples=200))
+    rng = np.random.default_rng(0)
+    same = mrr_change(want, want)
+    assert (same.value, same.low, same.high) == (0, 0, 0)
+    ranks = tuple(value * rng.uniform(0.88, 0.92) for value in want.reciprocal_ranks)
+    less = mrr_change(dataclasses.replace(want, reciprocal_ranks=ranks), want)
+    assert -0.12 < less.low < less.value < less.high < -0.08  # the MRR itself is not known half as well
+    assert want.mrr.high - want.mrr.low > 2 * (less.high - less.low) * want.mrr.value
+    with pytest.raises(ConfigError, match="the same sources"):
+        mrr_change(dataclasses.replace(want, sources=21), want)

@@ -12,7 +12,7 @@ import rcdm_fast
 from rcdm_fast import drift, engines
 from rcdm_fast.config import ConfigError
 from rcdm_fast.engines.openvino_runtime import KEPT, OpenVINOEngine
-from rcdm_fast.export import calibration
+from rcdm_fast.export import calibration, openvino_int8
 from rcdm_fast.export import openvino as exported
 from rcdm_fast.export.graph import NetworkGraph
 from rcdm_fast.export.onnx import ExportError, GraphError
@@ -135,8 +135,37 @@ def test_int8_keeps_the_pictures(tmp_path: Path) -> None:
     case = drift.Case("openvino", "int8", tmp_path / "out/network.xml")
     h = model.encode(small.pictures(2, 32, seed=5))
     _, found = drift.compare(model, [case], h, drift.Settings(steps=25, per=2, rounds=1))
-    assert found.psnr_db >= 28
+    assert found.psnr_db >= 35
+    assert "inner convolutions in int8, all but " in found.runs
     assert found.file_bytes < 0.75 * sum(4 * value.numel() for value in model.unet.parameters())
+
+
+@pytest.mark.parametrize("condition", ["label", pytest.param("nothing", marks=pytest.mark.long)])
+def test_int8_of_models_without_representations(
+    condition: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("nncf", reason="nncf is not installed")
+    monkeypatch.setattr(openvino_int8, "PSNR_DB", 15.0)  # made-up weights are rougher than trained ones
+    monkeypatch.setattr(openvino_int8, "MADE_UP", 8)
+    model = small.model(representation_dim=0, num_classes=3 if condition == "label" else 0)
+    said: list[str] = []
+    model.export("openvino", tmp_path / "out", precision="int8", progress=said.append)
+    assert "drawing 8 trajectories" in said[1]
+    model.engine = engines.make("openvino", model.unet, model.config, CPU, "int8", tmp_path / "out/network.xml")
+    label = torch.tensor([0, 2]) if condition == "label" else None
+    assert model.sample(label=label, per=1, steps=2).isfinite().all()
+
+
+@pytest.mark.parametrize("needed", range(8))
+def test_the_fewest_layers_that_are_enough(needed: int) -> None:
+    asked: list[int] = []
+
+    def enough(kept: int) -> bool:
+        asked.append(kept)
+        return kept >= needed
+
+    assert openvino_int8._fewest(6, enough) == min(needed, 6)
+    assert len(asked) <= 3
 
 
 def test_int8_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,9 +177,10 @@ def test_int8_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ConfigError, match="int8 runs in OpenVINO only"):
         engines.make("native", model.unet, model.config, CPU, "int8")
     pytest.importorskip("nncf", reason="nncf is not installed")
-    monkeypatch.setattr(exported, "INT8_PSNR_DB", 500.0)
-    monkeypatch.setattr(exported, "SCOPES", exported.SCOPES[1:])
-    with pytest.raises(ExportError, match=r"PSNR below 500 dB.*3x3 convolutions"):
+    monkeypatch.setattr(openvino_int8, "PSNR_DB", 500.0)
+    with pytest.raises(
+        ExportError, match=r"needed 500.*in floating point: (in|out)put_blocks\.\d+\.\d.*\(\d\.\de-\d\d\)"
+    ):
         model.export("openvino", tmp_path / "out", precision="int8", calibrate=small.pictures(4))
     assert list((tmp_path / "out").iterdir()) == []
 

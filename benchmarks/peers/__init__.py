@@ -48,6 +48,7 @@ _ALL = (
     Peer("onnxruntime", "fp32", onnx_runtime.reasons_unavailable, onnx_runtime.build, "static shapes"),
     Peer("OpenVINO", "fp32", openvino_runtime.reasons_unavailable, openvino_runtime.build_fp32, "static shapes"),
     Peer("OpenVINO", "bf16", openvino_runtime.reasons_unavailable, openvino_runtime.build_bf16, "static shapes"),
+    Peer("OpenVINO", "int8", openvino_runtime.reasons_no_int8, openvino_runtime.build_int8, "inner convolutions int8"),
 )
 PEERS = {peer.key.replace(" ", "-").lower(): peer for peer in _ALL}
 EAGER, COMPILED, OPENVINO = "PyTorch eager fp32", "torch.compile bf16", "OpenVINO bf16"  # `Candidate.key` of yardsticks

@@ -1,19 +1,30 @@
-"""Rival: OpenVINO on the CPU, in fp32 and bf16, with static shapes and one stream.
+"""Rival: OpenVINO on the CPU, in fp32, bf16 and int8, with static shapes and one stream.
 
 It is given the sinusoids of the timestep, which plain PyTorch computes in fp32: left to itself it computes them in bf16
 too, where the angle 510 is off by up to 1, and its error is five times as large. With fp32 its compiler of fused
 subgraphs ("snippets") crashes on this network (2026.4.1), so that is switched off there.
+
+int8 quantises all convolutions but the first and the last, calibrated on the batches themselves, and computes the rest
+in bf16: how fast int8 can be, not how good. What it does to pictures is measured on trained models (`rcdm compare`).
+It starts from the exported ONNX file, because calibrating the directly converted network crashes (2026.4.1).
 """
 
 from __future__ import annotations
 
 import importlib.util
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.timing import Evaluate
 from benchmarks.workload import Inputs, Workload
+from rcdm_fast.export.graph import input_names
+from rcdm_fast.export.onnx import export_network
+from rcdm_fast.export.openvino_int8 import quantise_convolutions
 from rcdm_fast.unet import UNet, timestep_embedding
 
 
@@ -32,6 +43,29 @@ def build_fp32(workload: Workload) -> Evaluate:
 def build_bf16(workload: Workload) -> Evaluate:
     """In bf16, where the CPU has it."""
     return _build(workload, "bf16")
+
+
+def reasons_no_int8(workload: Workload) -> list[str]:
+    """Also without NNCF."""
+    missing = importlib.util.find_spec("nncf") is None
+    return reasons_unavailable(workload) + (["not installed: nncf (pip install 'rcdm_fast[bench]')"] if missing else [])
+
+
+def build_int8(workload: Workload) -> Evaluate:
+    """Convolutions in int8, the rest in bf16."""
+    import openvino
+
+    def arguments(inputs: Inputs) -> tuple[Tensor, ...]:
+        timestep = torch.full((workload.batch,), workload.schedule.timesteps[inputs.k])
+        return inputs.x, timestep, inputs.h
+
+    example = arguments(workload.timed)
+    with tempfile.TemporaryDirectory() as folder:
+        file = export_network(Path(folder) / "network.onnx", workload.network, workload.config, check=False)
+        model = openvino.Core().read_model(file)
+    used = tuple(torch.cat(pair) for pair in zip(example, arguments(workload.other), strict=True))
+    model = quantise_convolutions(model, used, input_names(workload.config.unet), batch=workload.batch)
+    return _evaluator(_compiled(model, example, "bf16"), arguments)
 
 
 class _FromSinusoids(nn.Module):
@@ -57,6 +91,12 @@ def _build(workload: Workload, precision: str) -> Evaluate:
 
     example = arguments(workload.timed)
     model = openvino.convert_model(torch.export.export(_FromSinusoids(workload.network), example))
+    return _evaluator(_compiled(model, example, precision), arguments)
+
+
+def _compiled(model: Any, example: tuple[Tensor, ...], precision: str) -> Any:
+    import openvino
+
     # Without this the shapes stay dynamic, which is several times slower.
     model.reshape(
         {port: openvino.PartialShape(list(value.shape)) for port, value in zip(model.inputs, example, strict=True)}
@@ -69,8 +109,10 @@ def _build(workload: Workload, precision: str) -> Evaluate:
     }
     if precision == "f32":
         settings["SNIPPETS_MODE"] = "DISABLE"
-    request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+    return openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
 
+
+def _evaluator(request: Any, arguments: Callable[[Inputs], tuple[Tensor, ...]]) -> Evaluate:
     def evaluate(inputs: Inputs) -> Tensor:
         values = [value.numpy() for value in arguments(inputs)]
         result = request.infer(values, share_inputs=True, share_outputs=True)

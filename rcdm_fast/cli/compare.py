@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,8 +15,9 @@ from rcdm_fast.cli import common
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rcdm_fast.drift import Case, Drift
+    from rcdm_fast.drift import Case, Drift, Settings
     from rcdm_fast.pipeline import Model
+    from rcdm_fast.training.evaluate import Interval
 
 SHOWN = 8  # pictures of each case on the sheet
 
@@ -66,7 +69,7 @@ def compare(
         found = drift.compare(loaded, cases, h, settings, label=label, say=common.say)
     mrr = _mrr(loaded, [each.case for each in found], data, sources, gallery, settings) if data is not None else {}
     common.say("\n".join(table(found, mrr)))
-    common.write_json(json, {"rows": [{**each.row(), "mrr": mrr.get(each.case)} for each in found]})
+    common.write_json(json, {"rows": [{**each.row(), **_mrr_row(mrr, each.case)} for each in found]})
     if out is not None:
         _sheet(found, out)
     failures = list(_failures(found, mrr, min_psnr, max_mrr_loss))
@@ -86,23 +89,30 @@ def _conditions(model: Model, photos: list[Path]) -> tuple[Tensor | None, Tensor
     return None, torch.arange(min(2, unet.num_classes), device=model.device) if unet.num_classes else None
 
 
-def _mrr(model: Model, cases: list[Case], data: Path, sources: int, gallery: int, drawn: object) -> dict[Case, float]:
-    """MRR of the source picture for every case, from the same noise."""
+def _mrr(
+    model: Model, cases: list[Case], data: Path, sources: int, gallery: int, drawn: Settings
+) -> dict[Case, tuple[Interval, Interval]]:
+    """MRR of the source picture for every case, and its change from the first one's, from the same noise."""
     from rcdm_fast import drift
     from rcdm_fast.training.data import load_folder
-    from rcdm_fast.training.evaluate import EvaluateConfig, evaluate
+    from rcdm_fast.training.evaluate import EvaluateConfig, evaluate, mrr_change
 
-    assert isinstance(drawn, drift.Settings)
     pictures = load_folder(data, model.image_size)
     config = EvaluateConfig(sources, drawn.per, gallery, drawn.steps, drawn.solver, drawn.seed)
     found = {}
     for case in cases:
         common.say(f"{case}: ranking")
-        found[case] = evaluate(drift.with_engine(model, case, model.encoder), pictures, config).mrr.value
-    return found
+        found[case] = evaluate(drift.with_engine(model, case, model.encoder), pictures, config)
+    return {case: (each.mrr, mrr_change(each, found[cases[0]])) for case, each in found.items()}
 
 
-def table(found: list[Drift], mrr: dict[Case, float]) -> list[str]:
+def _mrr_row(mrr: Mapping[Case, tuple[Interval, Interval]], case: Case) -> dict[str, object]:
+    value, change = mrr.get(case, (None, None))
+    names = (("mrr", value), ("mrr_change", change))
+    return {name: None if each is None else dataclasses.asdict(each) for name, each in names}
+
+
+def table(found: list[Drift], mrr: Mapping[Case, tuple[Interval, Interval]]) -> list[str]:
     """One line per case, the reference first."""
     rows = [
         (
@@ -119,9 +129,8 @@ def table(found: list[Drift], mrr: dict[Case, float]) -> list[str]:
             "MB",
         )
     ]
-    first = mrr.get(found[0].case)
     for each in found:
-        rank = mrr.get(each.case)
+        rank, change = mrr.get(each.case, (None, None))
         rows.append(
             (
                 each.case.engine,
@@ -130,8 +139,8 @@ def table(found: list[Drift], mrr: dict[Case, float]) -> list[str]:
                 f"{each.step_errors[0]:.1e}",
                 f"{each.path_errors[-1]:.1e}",
                 "equal" if math.isinf(each.psnr_db) else f"{each.psnr_db:.1f}",
-                "" if rank is None else f"{rank:.4f}",
-                "" if rank is None or not first else f"{100 * (rank / first - 1):+.1f} %",
+                "" if rank is None else f"{rank.value:.4f}",
+                "" if change is None or each is found[0] else _percent(change),
                 f"{each.times.p50_ms:.1f}",
                 f"{each.speedup:.2f}",
                 _sizes(each),
@@ -141,20 +150,25 @@ def table(found: list[Drift], mrr: dict[Case, float]) -> list[str]:
     return ["  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in rows]
 
 
+def _percent(change: Interval) -> str:
+    return f"{100 * change.value:+.1f} % [{100 * change.low:+.1f}, {100 * change.high:+.1f}]"
+
+
 def _sizes(each: Drift) -> str:
     """Memory that the engine took, and its files."""
     memory = "" if each.memory_bytes is None else f"{each.memory_bytes / 1e6:.0f}"
     return f"{memory} + {each.file_bytes / 1e6:.1f} of files" if each.file_bytes else memory
 
 
-def _failures(found: list[Drift], mrr: dict[Case, float], min_psnr: float, max_mrr_loss: float) -> list[str]:
+def _failures(
+    found: list[Drift], mrr: Mapping[Case, tuple[Interval, Interval]], min_psnr: float, max_mrr_loss: float
+) -> list[str]:
     failures = [
         f"{each.case}: PSNR {each.psnr_db:.1f} dB is below {min_psnr:g}" for each in found if each.psnr_db < min_psnr
     ]
-    first = mrr.get(found[0].case)
-    for case, value in mrr.items():
-        if first and 100 * (1 - value / first) > max_mrr_loss:
-            failures.append(f"{case}: MRR {value:.4f} is more than {max_mrr_loss:g} % below {first:.4f}")
+    for case, (value, change) in mrr.items():
+        if -100 * change.value > max_mrr_loss:
+            failures.append(f"{case}: MRR {value.value:.4f} changed by {_percent(change)}; {max_mrr_loss:g} % allowed")
     return failures
 
 

@@ -24,9 +24,10 @@ from rcdm_fast.engines.onnx_runtime import graph_inputs, network_file
 from rcdm_fast.export import openvino as exported
 from rcdm_fast.export.graph import input_names
 from rcdm_fast.export.onnx import GraphError, check_belongs, read_info
+from rcdm_fast.export.openvino_int8 import floating_hint
 from rcdm_fast.unet import UNet
 
-HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "bf16"}  # int8: what is not quantised
+HINTS = {"fp32": "f32", "bf16": "bf16"}
 BLOB = "compiled.blob"
 KEPT = 4  # compiled batch sizes
 
@@ -38,7 +39,7 @@ def reasons_unavailable(device: torch.device, precision: str) -> list[str]:
     missing = exported.missing_packages()
     if missing:
         return [f"not installed: {', '.join(missing)}"]
-    if precision not in HINTS:
+    if precision not in (*HINTS, "int8"):
         return [f"OpenVINO has no {precision} on the CPU (use bf16)"]
     import openvino
 
@@ -116,7 +117,7 @@ class OpenVINOEngine:
             shapes[port] = openvino.PartialShape([batch_size, *rest])
         model.reshape(shapes)
         settings = {
-            "INFERENCE_PRECISION_HINT": HINTS[self.precision],
+            "INFERENCE_PRECISION_HINT": HINTS.get(self.precision) or floating_hint(),
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",
@@ -146,4 +147,6 @@ class OpenVINOEngine:
     def describe(self) -> str:
         import openvino
 
-        return f"OpenVINO {openvino.__version__.split('-')[0]}, {self.precision}, on {self.device}"
+        kept = exported.kept_in_words(self._model)
+        what = f"{self.precision} ({kept})" if kept else self.precision
+        return f"OpenVINO {openvino.__version__.split('-')[0]}, {what}, on {self.device}"

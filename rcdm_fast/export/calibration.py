@@ -21,18 +21,18 @@ from rcdm_fast.solvers import SolverOptions
 STEPS = 25
 SEED = 0
 
-
-Evaluate = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x, base timesteps, representations) -> raw output
+Evaluate = Callable[..., Tensor]  # (x, base timesteps, representations or labels if there are any) -> raw output
 
 
 @torch.inference_mode()
-def draw(evaluate: Evaluate, config: ModelConfig, h: Tensor, steps: int = STEPS) -> Tensor:
-    """One picture of every representation by DDIM, from the same noise whatever evaluates the network.
+def draw(evaluate: Evaluate, config: ModelConfig, given: Tensor | None, count: int = 0, steps: int = STEPS) -> Tensor:
+    """One picture of every representation or label by DDIM, from the same noise whatever evaluates the network.
 
     Args:
-        evaluate: the network; gets x float32 [R,3,H,W], timesteps int64 [R] and h.
+        evaluate: the network; gets x float32 [R,3,H,W], timesteps int64 [R], and `given` unless that is None.
         config: the model's.
-        h: float32 [R,D].
+        given: representations float32 [R,D] or labels int64 [R]; None for an unconditional network.
+        count: R where `given` is None.
         steps: network evaluations per picture.
 
     Returns:
@@ -40,24 +40,25 @@ def draw(evaluate: Evaluate, config: ModelConfig, h: Tensor, steps: int = STEPS)
     """
     schedule = Schedule.make(config.schedule, steps)
     size = config.unet.image_size
-    noise = keyed_noise(SEED, [(item, 0) for item in range(len(h))], 0, (3, size, size), h.device)
+    condition = () if given is None else (given,)
+    items = [(item, 0) for item in range(count if given is None else len(given))]
+    noise = keyed_noise(SEED, items, 0, (3, size, size), torch.device("cpu"))
 
     def predict(x: Tensor, k: int) -> Tensor:
-        return evaluate(x, torch.full((len(x),), schedule.timesteps[k], device=x.device), h)
+        return evaluate(x, torch.full((len(x),), schedule.timesteps[k]), *condition)
 
     return solvers.ddim(predict, noise, schedule, SolverOptions(), lambda _: noise)
 
 
 def collect(
-    evaluate: Evaluate, config: ModelConfig, h: Tensor, steps: int = STEPS
-) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """`draw`, and what the network was given in S steps: x [S*R,3,H,W], timesteps [S*R], representations [S*R,D]."""
-    seen: list[tuple[Tensor, Tensor, Tensor]] = []
+    evaluate: Evaluate, config: ModelConfig, given: Tensor | None, count: int = 0, steps: int = STEPS
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """`draw`, and what the network was given in S steps: x [S*R,3,H,W], timesteps [S*R], and `given` S times."""
+    seen: list[tuple[Tensor, ...]] = []
 
-    def watched(x: Tensor, timesteps: Tensor, given: Tensor) -> Tensor:
-        seen.append((x.clone(), timesteps, given))
-        return evaluate(x, timesteps, given)
+    def watched(x: Tensor, *rest: Tensor) -> Tensor:
+        seen.append((x.clone(), *rest))
+        return evaluate(x, *rest)
 
-    pictures = draw(watched, config, h, steps)
-    x, timesteps, given = (torch.cat(parts) for parts in zip(*seen, strict=True))
-    return pictures, (x, timesteps, given)
+    pictures = draw(watched, config, given, count, steps)
+    return pictures, tuple(torch.cat(parts) for parts in zip(*seen, strict=True))
