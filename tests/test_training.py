@@ -19,11 +19,13 @@ from rcdm_fast.encoders import native
 from rcdm_fast.schedule import Schedule
 from rcdm_fast.training import probes, representations
 from rcdm_fast.training.augment import AugmentConfig, random_colour, random_crop_flip, random_views
+from rcdm_fast.training.config import TrainConfig
 from rcdm_fast.training.data import BatchOrder, ImageSet, load_folder, step_generator
 from rcdm_fast.training.losses import DiffusionLoss, LossConfig
 from rcdm_fast.training.pretrain import PretrainConfig, learning_rate, pretrain
+from rcdm_fast.training.run import Standardisation
 from rcdm_fast.training.state import RunError
-from rcdm_fast.training.train import Standardisation, TrainConfig, train
+from rcdm_fast.training.train import train
 from tests import small
 
 
@@ -238,7 +240,7 @@ def train_config(encoder_file: Path, **changes: object) -> TrainConfig:
     base = TrainConfig(
         name="tiny", unet=dataclasses.replace(small.UNET, representation_dim=0), schedule=small.SCHEDULE,
         encoder=EncoderConfig(f"file:{encoder_file}", image_size=8), pictures=96, batch_size=16, compile=False,
-        bf16=False, save_every=2, sheet_every=6, weights="fp32",
+        precision="fp32", save_every=2, sheet_every=6, weights="fp32",
     )  # fmt: skip
     return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
 

@@ -71,19 +71,24 @@ class DiffusionLoss:
         x_t: Tensor,  # [N,3,H,W]
         eps: Tensor,  # [N,3,H,W]
         t: Tensor,  # int64 [N]
+        importance: Tensor | None = None,  # [N], weighs pictures; None: all alike
     ) -> dict[str, Tensor]:
-        """``loss`` (scalar, to minimise), ``mse`` (scalar, unweighted), ``vlb`` (scalar, bits per dimension)."""
+        """``loss`` (scalar, to minimise), ``mse`` (scalar, unweighted), ``vlb`` (scalar, bits per dimension).
+
+        ``each`` [N] is the loss of every picture before `importance`, detached.
+        """
         output = output.float()
         prediction = output[:, :3]
         target = x0 if self.schedule.config.prediction == "x0" else eps
         mse = (prediction - target).square().flatten(1).mean(dim=1)
-        loss = (self._weight[t] * mse).mean()
+        each = self._weight[t] * mse
         terms = {"mse": mse.detach().mean()}
         if self.schedule.config.variance == "learned_range":
-            vlb = self._vlb(prediction.detach(), output[:, 3:], x0, x_t, t).mean()
-            loss = loss + self.config.vlb_weight * vlb
-            terms["vlb"] = vlb.detach()
-        return {"loss": loss, **terms}
+            vlb = self._vlb(prediction.detach(), output[:, 3:], x0, x_t, t)
+            each = each + self.config.vlb_weight * vlb
+            terms["vlb"] = vlb.detach().mean()
+        loss = each.mean() if importance is None else (importance * each).mean()
+        return {"loss": loss, "each": each.detach(), **terms}
 
     def _vlb(self, prediction: Tensor, variance: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """Variational bound per picture at its step, in bits per dimension; [N]."""

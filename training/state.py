@@ -1,12 +1,21 @@
 """What a training run keeps on disk: its state for exact resume, its log, and the run folder's rules.
 
 A state file holds tensors and plain data only (read with weights_only=True) and is written atomically; the last
-`keep` are kept. Randomness is drawn per step (`data.step_generator`), so no random state needs to be stored.
+`keep` are kept, and one that cannot be read gives way to the one before. Randomness is drawn per step
+(`data.step_generator`), so no random state needs to be stored. The log is JSON lines, and TensorBoard's files where
+tensorboard is installed, and Weights & Biases where wandb is installed and WANDB_PROJECT is set.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import json
+import logging
+import os
+import pickle
+import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +23,9 @@ from typing import Any
 
 import torch
 
-from rcdm_fast import storage
+from rcdm_fast import benchmarking, storage
+
+log = logging.getLogger(__name__)
 
 
 class RunError(RuntimeError):
@@ -22,7 +33,7 @@ class RunError(RuntimeError):
 
 
 class RunFolder:
-    """A folder with `config.json`, `log.jsonl` and `state-STEP.pt` files."""
+    """A folder with `config.json`, `environment.jsonl` (a line per start), `log.jsonl` and `state-STEP.pt` files."""
 
     def __init__(self, folder: str | Path, keep: int = 2) -> None:
         self.path = Path(folder)
@@ -32,12 +43,14 @@ class RunFolder:
         except OSError as error:
             raise RunError(f"{self.path}: cannot be created ({error.strerror})") from error
         self._start = time.monotonic()
+        self._sinks: list[Any] | None = None
 
-    def open(self, config: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Begin or resume: the newest state, or None for a new run.
+    def open(self, config: Mapping[str, Any], write: bool = True) -> dict[str, Any] | None:
+        """Begin or resume: the newest readable state, or None for a new run; files change only if `write`.
 
         Raises:
-            RunError: the folder holds a run with another configuration; the differences are listed.
+            RunError: the folder holds a run with another configuration; the differences are listed. Or no state in it
+                can be read.
         """
         file = self.path / "config.json"
         current = json.loads(json.dumps(dict(config)))
@@ -47,13 +60,55 @@ class RunFolder:
             if keys:
                 changes = "; ".join(f"{key}: {before.get(key)!r} -> {current.get(key)!r}" for key in keys)
                 raise RunError(f"{self.path} holds a run with another configuration ({changes}); use another folder")
-        else:
+        elif write:
             storage.write_json(file, current)
-        states = self.states()
-        if not states:
-            return None
-        state: dict[str, Any] = torch.load(states[-1], map_location="cpu", weights_only=True)
+        if write:
+            for left in self.path.glob(".state-*.pt"):  # of a process that was killed while it wrote
+                left.unlink(missing_ok=True)
+        state = self._newest()
+        if write:
+            self._forget_after(int(state["step"]) if state is not None else 0)
         return state
+
+    def _newest(self) -> dict[str, Any] | None:
+        reasons = []
+        for file in reversed(self.states()):
+            try:
+                state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+            except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, ValueError) as error:
+                reasons.append(f"{file.name} ({' '.join(str(error).split())[:100]})")
+                log.warning("%s cannot be read; the state before it is taken", file)
+                continue
+            return state
+        if reasons:
+            raise RunError(f"{self.path}: no state can be read: {'; '.join(reasons)}; start again in another folder")
+        return None
+
+    def _forget_after(self, step: int) -> None:
+        """Drop lines of the log that belong to steps that will be done again, and one that was cut."""
+        file = self.path / "log.jsonl"
+        if not file.exists():
+            return
+        kept = []
+        for line in file.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                if json.loads(line).get("step", 0) <= step:
+                    kept.append(line + "\n")
+        with storage.atomic(file) as temporary:
+            temporary.write_text("".join(kept), encoding="utf-8")
+
+    def describe_start(self, step: int, device: torch.device, processes: int = 1) -> None:
+        """Append what this process runs on: versions, device, command, git revision, at which step it begins."""
+        row = {
+            "step": step,
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "command": sys.argv,
+            "git": _git_revision(),
+            "processes": processes,
+            **benchmarking.facts(device),
+        }
+        with open(self.path / "environment.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
 
     def states(self) -> list[Path]:
         """State files, oldest first."""
@@ -71,3 +126,45 @@ class RunFolder:
         line = {**row, "wall_s": round(time.monotonic() - self._start, 2)}
         with open(self.path / "log.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+        if self._sinks is None:
+            self._sinks = _sinks(self.path)
+        numbers = {name: float(value) for name, value in line.items() if isinstance(value, int | float)}
+        for sink in self._sinks:
+            sink(numbers, int(line.get("step", 0)))
+
+
+def _git_revision() -> str | None:
+    """Of the checkout that this code runs from; None for an installed package, or without git."""
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).resolve().parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() if found.returncode == 0 else None
+
+
+def _sinks(folder: Path) -> list[Any]:
+    """Takers of (numbers, step) beside the log file."""
+    found: list[Any] = []
+    if importlib.util.find_spec("tensorboard") is not None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        writer = SummaryWriter(str(folder / "tensorboard"))
+
+        def to_tensorboard(numbers: Mapping[str, float], step: int) -> None:
+            for name, value in numbers.items():
+                writer.add_scalar(name, value, step)
+            writer.flush()
+
+        found.append(to_tensorboard)
+    if importlib.util.find_spec("wandb") is not None and os.environ.get("WANDB_PROJECT"):
+        import wandb
+
+        run = wandb.init(dir=str(folder), name=folder.name, id=folder.name, resume="allow")
+        found.append(lambda numbers, step: run.log(dict(numbers), step=step))
+    return found

@@ -39,8 +39,8 @@ def train(
     """
     from rcdm_fast import encoders
     from rcdm_fast.config import from_dict
+    from rcdm_fast.training.config import TrainConfig
     from rcdm_fast.training.data import load_folder
-    from rcdm_fast.training.train import TrainConfig
     from rcdm_fast.training.train import train as run
 
     values = _configuration(name, config)

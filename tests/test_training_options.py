@@ -1,0 +1,275 @@
+"""What a run may be told: parts of batches, averages, steps drawn by loss; and what stops it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import rcdm_fast
+from rcdm_fast import storage
+from rcdm_fast.config import ConfigError
+from rcdm_fast.encoders import native
+from rcdm_fast.schedule import Schedule
+from rcdm_fast.training import team, timesteps
+from rcdm_fast.training.config import TrainConfig
+from rcdm_fast.training.data import BatchOrder, step_generator
+from rcdm_fast.training.losses import DiffusionLoss
+from rcdm_fast.training.pretrain import PretrainConfig, learning_rate
+from rcdm_fast.training.run import Run
+from rcdm_fast.training.state import RunError, RunFolder
+from rcdm_fast.training.train import train
+from tests import small, training_process
+
+DATA = training_process.data()
+
+
+@pytest.fixture(scope="module")
+def encoder_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = PretrainConfig(name="tiny", image_size=8, stem=8, widths=(8, 8), blocks=(1, 1), projector=(8, 4))
+    path = tmp_path_factory.mktemp("encoder") / "tiny-encoder.safetensors"
+    native.save(path, config.network(), config.encoder(), {})
+    return path
+
+
+def make_run(encoder_file: Path, **changes: object) -> Run:
+    config = training_process.config(str(encoder_file), **changes)
+    bank = torch.randn(2, len(DATA), small.DIM, generator=torch.Generator().manual_seed(0))
+    return Run(config, small.UNET, DATA, bank, team.Team())
+
+
+def curve(run: Run, steps: int = 4) -> list[float]:
+    return [run.advance()["loss"] for _ in range(steps)]
+
+
+def test_parts_of_a_batch_and_recomputed_blocks_change_nothing(encoder_file: Path) -> None:
+    want = curve(make_run(encoder_file))
+    for changes in ({"micro_batch": 5}, {"micro_batch": 16}, {"checkpoint_blocks": True}):
+        assert curve(make_run(encoder_file, **changes)) == pytest.approx(want, rel=1e-5)
+
+
+def test_recomputing_blocks_calls_them_twice(encoder_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    forward = rcdm_fast.unet.ResBlock.forward
+
+    def counted(self: nn.Module, *inputs: Tensor) -> Tensor:
+        calls.append(self)
+        return forward(self, *inputs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(rcdm_fast.unet.ResBlock, "forward", counted)
+    run = make_run(encoder_file, checkpoint_blocks=True)
+    run.advance()
+    assert len(calls) == 2 * len(set(map(id, calls)))
+
+
+def test_the_published_loss_curve(encoder_file: Path) -> None:
+    """Twenty steps against a loop in plain autograd on the same pictures, steps and noise."""
+    run = make_run(encoder_file, pictures=16 * 20)
+    torch.manual_seed(0)
+    with torch.random.fork_rng():
+        torch.manual_seed(run.config.seed)
+        network = rcdm_fast.unet.UNet(small.UNET)
+    network.train()
+    optimizer = torch.optim.AdamW(network.parameters(), run.config.learning_rate, weight_decay=0.0)
+    schedule = Schedule.make(run.config.schedule)
+    loss, order = DiffusionLoss(schedule, run.config.loss), BatchOrder(len(DATA), 16, 0)
+    alpha_bar = torch.from_numpy(schedule.alpha_bar)
+    want = []
+    for step in range(20):
+        index, generator = order(step), step_generator(0, step)
+        mirrored = torch.rand(16, generator=generator) < 0.5
+        t = torch.randint(1000, (16,), generator=generator)
+        eps = torch.randn(16, 3, 8, 8, generator=generator)
+        x0 = DATA.floats(index)
+        x0 = torch.stack([x.flip(2) if flip else x for x, flip in zip(x0, mirrored, strict=True)])
+        signal, noise = (
+            value.float()[:, None, None, None] for value in (alpha_bar[t].sqrt(), (1 - alpha_bar[t]).sqrt())
+        )
+        x_t = signal * x0 + noise * eps
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, 20, run.config.warmup, run.config.learning_rate)
+        terms = loss(network(x_t, t.float(), run.bank[mirrored.long(), index]), x0, x_t, eps, t)
+        optimizer.zero_grad()
+        terms["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        want.append(float(terms["loss"].detach()))
+    got = curve(run, 20)
+    assert got == pytest.approx(want, rel=1e-4)
+    assert want[-1] < 0.97 * want[0]
+
+
+def test_constant_rates_warm_up_and_stay(encoder_file: Path) -> None:
+    run = make_run(encoder_file, pictures=16 * 10, rates="constant", warmup=0.3)
+    rates = []
+    for _ in range(10):
+        rates.append(run._rate())
+        run.step += 1
+    assert rates[:3] == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3])
+    assert rates[3:] == [1e-3] * 7
+
+
+def test_several_averages_are_written(encoder_file: Path, tmp_path: Path) -> None:
+    config = training_process.config(str(encoder_file), ema=0.5, more_emas=(0.0, 0.99))
+    path = train(config, DATA, tmp_path)
+    files = sorted(file.name for file in tmp_path.glob("tiny*.safetensors"))
+    assert files == ["tiny-ema0.99.safetensors", "tiny-ema0.safetensors", "tiny.safetensors"]
+    kinds = [storage.read_tensors(tmp_path / name)["time_embed.0.weight"] for name in files]
+    assert not torch.equal(kinds[0], kinds[1])
+    assert not torch.equal(kinds[1], kinds[2])
+    assert rcdm_fast.load(path).config.info["ema"] == 0.5
+    assert rcdm_fast.load(tmp_path / files[0]).config.info["ema"] == 0.99
+    state = torch.load(max(tmp_path.glob("state-*.pt")), weights_only=True)
+    assert len(state["emas"]) == 3
+
+
+def test_steps_drawn_by_their_loss() -> None:
+    chosen = timesteps.LossAwareSteps(4)
+    generator = torch.Generator().manual_seed(0)
+    assert chosen.probabilities().tolist() == [0.25] * 4
+    for _ in range(timesteps.HISTORY + 3):
+        chosen.learn(torch.arange(4), torch.tensor([1.0, 1.0, 2.0, 4.0]))
+    share = chosen.probabilities()
+    torch.testing.assert_close(share, torch.tensor([1, 1, 2, 4], dtype=torch.float64) / 8, atol=1e-3, rtol=0)
+    steps, weights = chosen.draw(40_000, generator)
+    assert float((steps == 3).double().mean()) == pytest.approx(0.5, abs=0.02)
+    losses = torch.tensor([1.0, 1.0, 2.0, 4.0])[steps]
+    assert float((weights * losses).mean()) == pytest.approx(2.0, rel=0.02)  # the mean over all steps alike
+    again = timesteps.LossAwareSteps(4)
+    again.restore(chosen.state())
+    assert torch.equal(again.probabilities(), share)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(
+    encoder_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = training_process.config(str(encoder_file))
+    terms = Run._terms
+
+    def broken(self: Run, part: object) -> dict[str, Tensor]:
+        found = terms(self, part)  # type: ignore[arg-type]
+        return {**found, "loss": found["loss"] * float("nan")} if self.step == 4 else found
+
+    monkeypatch.setattr(Run, "_terms", broken)
+    with pytest.raises(RunError, match=r"the loss is nan at step 5; the last good state is in"):
+        train(config, DATA, tmp_path)
+    state = torch.load(max(tmp_path.glob("state-*.pt")), weights_only=True)
+    assert state["step"] == 4
+    assert all(bool(value.isfinite().all()) for value in state["network"].values())
+    monkeypatch.setattr(Run, "_terms", terms)
+    assert train(config, DATA, tmp_path).exists()
+
+
+def test_a_gradient_that_is_not_finite_names_its_layer(encoder_file: Path) -> None:
+    run = make_run(encoder_file)
+    run.advance()
+    before = {name: value.clone() for name, value in run.network.state_dict().items()}
+    handle = run.network.get_parameter("out.2.weight").register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(RunError, match=r"the gradient is not finite at step 2: out\.2\.weight"):
+        run.advance()
+    handle.remove()
+    assert all(torch.equal(value, before[name]) for name, value in run.network.state_dict().items())
+
+
+def test_out_of_memory_splits_the_batch_once(
+    encoder_file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    want = curve(make_run(encoder_file))
+    terms = Run._terms
+
+    def fits(limit: int) -> None:
+        def limited(self: Run, part: object) -> dict[str, Tensor]:
+            if len(part) > limit:  # type: ignore[arg-type]
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return terms(self, part)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(Run, "_terms", limited)
+
+    fits(8)
+    with caplog.at_level(logging.WARNING):
+        assert curve(make_run(encoder_file)) == pytest.approx(want, rel=1e-5)
+    assert caplog.text.count("the batch is computed 8 pictures at a time") == 1
+    fits(5)
+    with pytest.raises(RunError, match="out of memory at step 1 with 8 pictures at once; set a smaller micro_batch"):
+        make_run(encoder_file).advance()
+
+
+def test_a_damaged_state_gives_way_to_the_one_before(encoder_file: Path, tmp_path: Path) -> None:
+    config = training_process.config(str(encoder_file))
+    whole = storage.read_tensors(train(config, DATA, tmp_path / "whole"))
+    path = train(config, DATA, tmp_path / "cut")
+    newest = max((tmp_path / "cut").glob("state-*.pt"))
+    newest.write_bytes(newest.read_bytes()[:1000])
+    path.unlink()
+    got = storage.read_tensors(train(config, DATA, tmp_path / "cut"))
+    assert all(torch.equal(got[name], whole[name]) for name in whole)
+    for file in (tmp_path / "cut").glob("state-*.pt"):
+        file.write_bytes(b"no")
+    with pytest.raises(RunError, match=r"no state can be read: state-000000006\.pt"):
+        train(config, DATA, tmp_path / "cut")
+
+
+def test_a_full_disk_keeps_the_last_state(encoder_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = training_process.config(str(encoder_file))
+    save = torch.save
+
+    def full(state: dict[str, object], path: Path) -> None:
+        if state["step"] == 4:
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        save(state, path)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(storage.StorageError, match=r"state-000000004\.pt: cannot be written \(No space left"):
+        train(config, DATA, tmp_path)
+    assert [file.name for file in tmp_path.iterdir() if "state" in file.name] == ["state-000000002.pt"]
+
+
+def test_a_cut_log_line_and_lost_steps_are_dropped(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.open({"name": "a"})
+    for step in (1, 2, 3):
+        folder.log({"step": step, "loss": 1.0})
+    folder.save(2, {"step": 2})
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')
+    assert folder.open({"name": "a"}) == {"step": 2}
+    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [1, 2]
+
+
+def test_wrong_settings(encoder_file: Path) -> None:
+    def config(**changes: object) -> TrainConfig:
+        return training_process.config(str(encoder_file), **changes)
+
+    for changes, message in (
+        ({"pictures": 8}, "at least one batch of 16"),
+        ({"micro_batch": -1}, "cannot be negative"),
+        ({"save_every": 0}, "at least 1"),
+        ({"ema": 1.0}, r"must be in \[0, 1\)"),
+        ({"more_emas": (0.999,)}, "given twice"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            config(**changes)
+    with pytest.raises(ConfigError, match="start them with torchrun"):
+        team.Team(sharding="fully_shard")
+    with pytest.raises(ConfigError, match="fp16 needs a GPU"):
+        make_run(encoder_file, precision="fp16")
+    crew = team.Team()
+    crew.size = 3
+    with pytest.raises(ConfigError, match="a batch of 16 cannot be split evenly over 3"):
+        crew.share(16)
+
+
+def test_a_start_describes_itself(encoder_file: Path, tmp_path: Path) -> None:
+    train(training_process.config(str(encoder_file)), DATA, tmp_path)
+    (row,) = [json.loads(line) for line in (tmp_path / "environment.jsonl").read_text().splitlines()]
+    assert row["step"] == 0
+    assert row["processes"] == 1
+    assert "torch" in row["versions"]
+    assert len(row["git"]) == 40
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    assert list((tmp_path / "tensorboard").glob("events.*"))

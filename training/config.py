@@ -1,0 +1,91 @@
+"""What an RCDM training run is: one frozen, JSON-readable description.
+
+Knows nothing about how it is carried out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from rcdm_fast.config import ConfigError, EncoderConfig, ScheduleConfig, UNetConfig
+from rcdm_fast.training.losses import LossConfig
+
+LearningRates = Literal["cosine", "constant"]
+Precision = Literal["fp32", "bf16", "fp16"]
+Sharding = Literal["none", "fully_shard"]
+TimestepSampling = Literal["uniform", "loss_aware"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """An RCDM training run.
+
+    Attributes:
+        name: name of the model, written into its file.
+        unet: network; `representation_dim` 0 is filled in from the encoder.
+        schedule: forward process.
+        encoder: what conditions the model.
+        loss: weighting and L_vlb.
+        timesteps: ``uniform``, or ``loss_aware``: steps with larger losses are drawn more often (`timesteps.py`).
+        pictures: pictures seen in all; batches of `batch_size`, whatever the number of processes.
+        micro_batch: pictures that one process holds in memory at once; 0 means all of its share.
+        checkpoint_blocks: recompute activations of blocks in the backward pass instead of keeping them.
+        learning_rate: peak, after a linear warm-up over `warmup` of the run; then `rates`: cosine decay to zero, or
+            constant.
+        ema: decay per step of the averaged weights, reached gradually ((1 + step) / (10 + step) before).
+        more_emas: further decays; their weights are written beside, to choose from afterwards.
+        flips: mirror pictures at random, with the mirrored picture's own representation.
+        standardize: train on (h - mean) / std, folded into the weights when they are written.
+        precision: of autocast; fp16 scales the loss and needs a GPU.
+        sharding: ``fully_shard`` spreads weights, gradients and optimiser over processes; ``none``: a copy in each.
+        init: name or file of a model to start from ("" for fresh weights); same network and encoder width.
+        save_every, sheet_every: in steps; 0 means no sheets.
+        weights: how the finished weights are stored.
+    """
+
+    name: str
+    unet: UNetConfig
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    encoder: EncoderConfig | None = None
+    loss: LossConfig = field(default_factory=LossConfig)
+    timesteps: TimestepSampling = "uniform"
+    pictures: int = 200_000
+    batch_size: int = 64
+    micro_batch: int = 0
+    checkpoint_blocks: bool = False
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    warmup: float = 0.03
+    rates: LearningRates = "cosine"
+    ema: float = 0.999
+    more_emas: tuple[float, ...] = ()
+    clip_norm: float = 1.0
+    flips: bool = True
+    standardize: bool = True
+    precision: Precision = "bf16"
+    compile: bool = True
+    sharding: Sharding = "none"
+    seed: int = 0
+    init: str = ""
+    save_every: int = 500
+    sheet_every: int = 1000
+    weights: Precision = "fp16"
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.pictures < self.batch_size:
+            raise ConfigError(f"pictures ({self.pictures}) must make at least one batch of {self.batch_size}")
+        if self.micro_batch < 0:
+            raise ConfigError(f"micro_batch cannot be negative, got {self.micro_batch}")
+        if self.save_every < 1:
+            raise ConfigError(f"save_every must be at least 1, got {self.save_every}")
+        for decay in (self.ema, *self.more_emas):
+            if not 0 <= decay < 1:
+                raise ConfigError(f"an EMA decay must be in [0, 1), got {decay}")
+        if len({self.ema, *self.more_emas}) <= len(self.more_emas):
+            raise ConfigError(f"an EMA decay is given twice: {(self.ema, *self.more_emas)}")
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps in all."""
+        return self.pictures // self.batch_size

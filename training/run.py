@@ -1,0 +1,291 @@
+"""The moving parts of an RCDM training run: network, optimiser, averages, and one step of them.
+
+Every random number of step k depends on (seed, k) alone, and belongs to the whole batch: resumed runs and runs in
+several processes draw the same ones.
+
+Knows nothing about files; `train.py` does.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint import state_dict as full_state
+
+from rcdm_fast import checkpoint
+from rcdm_fast.config import ConfigError, UNetConfig
+from rcdm_fast.schedule import Schedule, network_timestep
+from rcdm_fast.training import ema, representations, team, timesteps
+from rcdm_fast.training.config import TrainConfig
+from rcdm_fast.training.data import BatchOrder, ImageSet, step_generator
+from rcdm_fast.training.losses import DiffusionLoss
+from rcdm_fast.training.pretrain import learning_rate
+from rcdm_fast.training.state import RunError
+from rcdm_fast.unet import UNet
+
+log = logging.getLogger(__name__)
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_WHOLE = full_state.StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+@dataclass(frozen=True)
+class Standardisation:
+    """h -> (h - mean) / std, folded into and out of the first linear layer W, b."""
+
+    mean: Tensor
+    std: Tensor
+
+    def fold(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights for raw h from weights for standardised h."""
+        weight = state["ssl_emb.weight"] / self.std
+        bias = state["ssl_emb.bias"] - weight @ self.mean
+        return {**state, "ssl_emb.weight": weight, "ssl_emb.bias": bias}
+
+    def unfold(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The inverse of `fold`."""
+        weight, bias = state["ssl_emb.weight"], state["ssl_emb.bias"]
+        return {**state, "ssl_emb.weight": weight * self.std, "ssl_emb.bias": bias + weight @ self.mean}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one process works on in a step; tensors of N pictures on its device."""
+
+    x0: Tensor
+    eps: Tensor
+    t: Tensor
+    importance: Tensor
+    h: Tensor
+
+    def part(self, place: slice) -> Batch:
+        return Batch(self.x0[place], self.eps[place], self.t[place], self.importance[place], self.h[place])
+
+    def __len__(self) -> int:
+        return len(self.t)
+
+
+class Run:
+    """See the module.
+
+    Args:
+        config: what to train; `unet` is the network with its representation's width filled in.
+        data: pictures.
+        bank: their representations, float32 [V,N,D], V = 2 with mirrored ones.
+        crew: the processes.
+
+    Raises:
+        ConfigError: fp16 without a GPU, or a batch that the processes cannot share.
+    """
+
+    def __init__(self, config: TrainConfig, unet: UNetConfig, data: ImageSet, bank: Tensor, crew: team.Team) -> None:
+        if config.precision == "fp16" and crew.device.type != "cuda":
+            raise ConfigError("training in fp16 needs a GPU; use bf16 or fp32")
+        crew.share(config.batch_size)
+        self.config, self.data, self.crew = config, data, crew
+        mean, std = representations.standardisation(bank)
+        if not config.standardize:
+            mean, std = torch.zeros_like(mean), torch.ones_like(std)
+        self.standard = Standardisation(mean, std)
+        self.bank = (bank - mean) / std
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            network = UNet(unet)
+        network = network.to(crew.device).to(memory_format=torch.channels_last)
+        network.train()
+        if config.checkpoint_blocks:
+            team.recompute_blocks(network)
+        self.network, self.optimizer = crew.spread(network, self._make_optimizer)
+        self.emas = [ema.Ema(self._state_dict(), decay) for decay in (config.ema, *config.more_emas)]
+        self.loss = DiffusionLoss(Schedule.make(config.schedule), config.loss, crew.device)
+        self.timesteps = timesteps.make(config.timesteps, config.schedule.diffusion_steps)
+        self.scaler = torch.amp.GradScaler(crew.device.type, enabled=config.precision == "fp16")
+        self.order = BatchOrder(len(data), config.batch_size, config.seed)
+        self.step = 0
+        self._micro = config.micro_batch
+        self._split_once = False
+        self._forward = torch.compile(self.network) if config.compile else self.network
+
+    def _make_optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
+        config = self.config
+        return torch.optim.AdamW(
+            network.parameters(), config.learning_rate, weight_decay=config.weight_decay, foreach=True
+        )
+
+    def _state_dict(self) -> dict[str, Tensor]:
+        return team.bare(self.network).state_dict()
+
+    def advance(self) -> dict[str, float]:
+        """One optimiser step; the loss terms of the whole batch and the gradient's norm.
+
+        Raises:
+            RunError: a loss or gradient that is not finite (the weights are still those of the step before), or a
+                batch that does not fit into memory, even in halves.
+        """
+        config = self.config
+        batch = self._draw()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rate()
+        terms, losses = self._backward_that_fits(batch)
+        self.scaler.unscale_(self.optimizer)
+        total = torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.clip_norm, foreach=True)
+        norm = float(ema.whole(total))
+        if not math.isfinite(terms["loss"]):
+            raise RunError(f"the loss is {terms['loss']} at step {self.step + 1}")
+        if not math.isfinite(norm) and not self.scaler.is_enabled():
+            raise RunError(f"the gradient is not finite at step {self.step + 1}: {self._where_not_finite()}")
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.step += 1
+        self.timesteps.learn(self.crew.gather(batch.t).cpu(), self.crew.gather(losses).cpu())
+        state = self._state_dict()
+        for average in self.emas:
+            average.update(state, self.step)
+        return {**{name: round(value, 6) for name, value in terms.items()}, "gradient_norm": round(norm, 6)}
+
+    def _rate(self) -> float:
+        config = self.config
+        rate = learning_rate(self.step, config.steps, config.warmup, config.learning_rate)
+        warm = max(1, int(config.warmup * config.steps))
+        return config.learning_rate if config.rates == "constant" and self.step >= warm else rate
+
+    def _draw(self) -> Batch:
+        """This process's share of the batch of the step."""
+        config = self.config
+        index = self.order(self.step)
+        generator = step_generator(config.seed, self.step)
+        view = torch.zeros(len(index), dtype=torch.int64)
+        if config.flips:
+            view = (torch.rand(len(index), generator=generator) < 0.5).long()
+        t, importance = self.timesteps.draw(len(index), generator)
+        size = config.unet.image_size
+        eps = torch.randn((len(index), 3, size, size), generator=generator)
+        own = self.crew.share(len(index))
+        index, view, t, importance, eps = (value[own] for value in (index, view, t, importance, eps))
+        x0 = self.data.floats(index)
+        x0 = torch.where(view.bool()[:, None, None, None], x0.flip(3), x0)
+        h = self.bank[view, index]
+        return Batch(*(value.to(self.crew.device) for value in (x0, eps, t, importance, h)))
+
+    def _backward_that_fits(self, batch: Batch) -> tuple[dict[str, float], Tensor]:
+        while True:
+            try:
+                return self._backward(batch)
+            except RuntimeError as error:
+                if not _out_of_memory(error):
+                    raise
+                self._split(len(batch), error)
+
+    def _split(self, count: int, error: RuntimeError) -> None:
+        """Halve the parts of a batch, once in a run of one process."""
+        now = self._micro or count
+        if self._split_once or self.crew.size > 1 or now == 1:
+            raise RunError(
+                f"out of memory at step {self.step + 1} with {now} pictures at once; set a smaller micro_batch "
+                "(the result stays the same), or checkpoint_blocks"
+            ) from error
+        self._split_once, self._micro = True, math.ceil(now / 2)
+        log.warning("out of memory: the batch is computed %d pictures at a time from here on", self._micro)
+        if self.crew.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _backward(self, batch: Batch) -> tuple[dict[str, float], Tensor]:
+        """Gradients of the whole batch, in parts; the mean terms and the losses of this process's pictures."""
+        self.optimizer.zero_grad(set_to_none=True)
+        size = self._micro or len(batch)
+        places = [slice(start, min(start + size, len(batch))) for start in range(0, len(batch), size)]
+        sums: dict[str, Tensor] = {}
+        losses = []
+        for place in places:
+            part = batch.part(place)
+            with self.crew.without_exchange(self.network, apply=place != places[-1]):
+                terms = self._terms(part)
+                losses.append(terms.pop("each"))
+                share = len(part) / len(batch)
+                self.scaler.scale(terms["loss"] * share).backward()
+            for name, value in terms.items():
+                sums[name] = sums.get(name, torch.zeros_like(value.detach())) + share * value.detach()
+        mean = self.crew.mean(torch.stack(list(sums.values()))).tolist()
+        return dict(zip(sums, mean, strict=True)), torch.cat(losses)
+
+    def _terms(self, part: Batch) -> dict[str, Tensor]:
+        config = self.config
+        x_t = self.loss.noisy(part.x0, part.eps, part.t).contiguous(memory_format=torch.channels_last)
+        seen = part.t.float() * network_timestep(config.schedule, 1)
+        dtype = _DTYPES[config.precision]
+        with torch.autocast(self.crew.device.type, dtype, enabled=config.precision != "fp32"):
+            output = self._forward(x_t, seen, part.h)
+        return self.loss(output, part.x0, x_t, part.eps, part.t, part.importance)
+
+    def _where_not_finite(self) -> str:
+        bad = [
+            name
+            for name, value in team.bare(self.network).named_parameters()
+            if value.grad is not None and not bool(ema.whole(value.grad).isfinite().all())
+        ]
+        return ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
+
+    def weights(self) -> list[tuple[float, dict[str, Tensor]]]:
+        """Every average, (decay, tensors that take raw representations); every process has to ask."""
+        return [(average.decay, self.standard.fold(average.whole())) for average in self.emas]
+
+    def start_from(self, source: str) -> None:
+        """Begin with the weights of another model.
+
+        Raises:
+            ConfigError: another network.
+        """
+        config, tensors = checkpoint.load_model(source)
+        own = team.bare(self.network).config
+        if config.unet != own:
+            raise ConfigError(f"init {source}: its network is {config.unet}, this run's is {own}")
+        inside = self.standard.unfold(tensors)
+        full_state.set_model_state_dict(self.network, dict(inside), options=_WHOLE)
+        for average in self.emas:
+            average.copy_(inside)
+
+    def state(self) -> dict[str, Any]:
+        """Everything a resumed run needs, whole tensors on the CPU; every process has to ask."""
+        network, optimizer = full_state.get_state_dict(self.network, _plain(self.optimizer), options=_WHOLE)
+        return {
+            "step": self.step,
+            "network": network,
+            "emas": [average.whole() for average in self.emas],
+            "optimizer": optimizer,
+            "timesteps": self.timesteps.state(),
+            "scaler": self.scaler.state_dict(),
+            "micro_batch": self._micro,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state`, in any number of processes."""
+        self.step = int(state["step"])
+        full_state.set_state_dict(
+            self.network,
+            _plain(self.optimizer),
+            model_state_dict=state["network"],
+            optim_state_dict=state["optimizer"],
+            options=_WHOLE,
+        )
+        for average, tensors in zip(self.emas, state["emas"], strict=True):
+            average.copy_(tensors)
+        self.timesteps.restore(state["timesteps"])
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
+        self._micro = int(state["micro_batch"])
+
+
+def _plain(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimiser inside accelerate's."""
+    inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+    return inner
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
