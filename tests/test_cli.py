@@ -110,6 +110,9 @@ def test_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (("sample", "{tmp}/text.png"), "text.png"),
         (("train", "nobody", "--data", "{photos}"), "nobody"),
         (("train", "cifar10-simclr-trunk", "--data", "{tmp}/empty"), "no pictures"),
+        (("train", "mine", "--data", "{photos}", "--config", "starter", "--set", "ema"), "expected KEY=VALUE"),
+        (("train", "mine", "--data", "{photos}", "--config", "starter", "--set", "loss.gama=3"), "gama"),
+        (("train", "mine", "--data", "{photos}", "--config", "starter"), "needs an encoder"),
         (("evaluate", "cifar10-simclr-trunk", "--data", "{photos}", "--gallery", "9"), "the data has 3"),
     ],
 )
@@ -183,9 +186,10 @@ def test_pretrain_and_train_from_the_command_line(photos: Path, tmp_path: Path) 
     encoder = out / "mine-encoder.safetensors"
     unet = {"image_size": 8, "num_channels": 32, "channel_mult": [1], "num_res_blocks": 1, "attention_resolutions": []}
     (tmp_path / "t.json").write_text(json.dumps({"name": "x", "unet": unet, "batch_size": 2, "compile": False}))
-    arguments = ("--config", tmp_path / "t.json", "--pictures", 4, "--out", tmp_path / "model")
+    arguments = ("--config", tmp_path / "t.json", "--pictures", 4, "--out", tmp_path / "model", "--set", "loss.gamma=3")
     assert run("train", "mine", "--data", photos, "--encoder", f"file:{encoder}", *arguments) == 0
     sheet = tmp_path / "sheet.png"
     model = tmp_path / "model" / "mine.safetensors"
+    assert json.loads((tmp_path / "model/config.json").read_text())["loss"]["gamma"] == 3
     assert run("sample", photos / "0.png", "--model", model, "--per", 1, "--steps", 2, "--out", sheet) == 0
     assert sheet.exists()

@@ -14,7 +14,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="JSON configuration; default: the one shipped under the given NAME.")
+    str | None,
+    typer.Option("--config", help="JSON file, or name of a shipped configuration; default: the one called NAME."),
+]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change of the configuration, as --set batch_size=64 --set loss.gamma=3; repeatable."),
 ]
 DataFolder = Annotated[Path, typer.Option("--data", help="Folder of pictures; sub-folders are classes.")]
 Name = Annotated[str, typer.Argument(help="Name of the model.", show_default=False)]
@@ -31,9 +36,12 @@ def train(
     encoder: common.EncoderSpec = None,
     pictures: PictureCount = None,
     compile: Annotated[bool | None, typer.Option("--compile/--no-compile", help="Use torch.compile.")] = None,
+    change: Changes = None,
     device: Annotated[str, typer.Option(help="cpu, cuda...")] = "cpu",
 ) -> None:
     """Train an RCDM on the representations of a frozen encoder; the same command resumes it.
+
+    Start it with accelerate launch or torchrun to train in several processes.
 
     Example: rcdm train cifar10-simclr-trunk --data cifar10/train --out runs/trunk
     """
@@ -43,7 +51,7 @@ def train(
     from rcdm_fast.training.data import load_folder
     from rcdm_fast.training.train import train as run
 
-    values = _configuration(name, config)
+    values = _changed(_configuration(name, config), change or [])
     changes = {"init": init, "pictures": pictures, "compile": compile, "name": name}
     values.update({key: value for key, value in changes.items() if value is not None})
     if encoder is not None:
@@ -129,24 +137,46 @@ def evaluate(
     common.write_json(json, result)
 
 
-def _configuration(name: str, file: Path | None) -> dict[str, Any]:
-    """The JSON configuration from a file, or the shipped one of that name."""
+def _configuration(name: str, given: str | None) -> dict[str, Any]:
+    """The JSON configuration from a file, or a shipped one."""
     import json
 
     from rcdm_fast.config import ConfigError
 
-    if file is None:
-        folder = Path(__file__).resolve().parent.parent / "training" / "configs"
-        file = folder / f"{name}.json"
-        if not file.exists():
-            known = ", ".join(sorted(path.stem for path in folder.glob("*.json")))
-            raise ConfigError(f"no shipped configuration is called {name!r} (known: {known}); name one with --config")
+    folder = Path(__file__).resolve().parent.parent / "training" / "configs"
+    file = Path(given) if given is not None else folder / f"{name}.json"
+    if not file.exists():
+        file = folder / f"{given or name}.json"
+    if not file.exists():
+        known = ", ".join(sorted(path.stem for path in folder.glob("*.json")))
+        raise ConfigError(f"no configuration {given or name!r} (shipped: {known}); name one, or a file, with --config")
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise ConfigError(f"{file}: not a readable JSON file ({error})") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: expected a JSON object")
+    return values
+
+
+def _changed(values: dict[str, Any], changes: list[str]) -> dict[str, Any]:
+    """The configuration with KEY=VALUE applied; VALUE is JSON, or text that is none."""
+    import contextlib
+    import json
+
+    from rcdm_fast.config import ConfigError
+
+    for change in changes:
+        key, equals, text = change.partition("=")
+        *outer, last = key.strip().split(".")
+        place: Any = values
+        for name in outer:
+            place = place.setdefault(name, {})
+        if not equals or not last or not isinstance(place, dict):
+            raise ConfigError(f"--set {change}: expected KEY=VALUE, as in --set loss.gamma=3")
+        place[last] = text
+        with contextlib.suppress(json.JSONDecodeError):
+            place[last] = json.loads(text)
     return values
 
 
