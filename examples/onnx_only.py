@@ -129,7 +129,10 @@ def ddim(session: Any, schedule: dict[str, Any], h: Floats, x: Floats, steps: in
         feeds = {"sample": x, "timestep": np.full(len(x), kept[k], dtype=np.int64), "representation": h}
         output = session.run(None, feeds)[0][:, :3]  # a learned variance, which DDIM does not use, comes after it
         signal, noise = math.sqrt(alpha_bar[k]), math.sqrt(1 - alpha_bar[k])
-        x0 = output if schedule["prediction"] == "x0" else (x - noise * output) / signal
+        if schedule["prediction"] == "v":
+            x0 = signal * x - noise * output
+        else:
+            x0 = output if schedule["prediction"] == "x0" else (x - noise * output) / signal
         x0 = x0.clip(-1, 1)
         eps = (x - signal * x0) / noise
         x = math.sqrt(before[k]) * x0 + math.sqrt(1 - before[k]) * eps

@@ -20,7 +20,7 @@ T = TypeVar("T")
 FORMAT_VERSION = 1
 
 NoiseSchedule = Literal["linear", "cosine"]
-Prediction = Literal["eps", "x0"]
+Prediction = Literal["eps", "x0", "v"]  # v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0
 Variance = Literal["learned_range", "fixed_large", "fixed_small"]
 Pooling = Literal["none", "cls", "mean"]
 Resize = Literal["squash", "short_side"]
@@ -190,13 +190,18 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything a weights file says about itself. `info` is free text and numbers for the reader (steps, data)."""
+    """Everything a weights file says about itself. `info` is free text and numbers for the reader (steps, data).
+
+    `representation_dropout` is the share of training pictures whose representation was replaced by zeros; with some,
+    sampling can be guided.
+    """
 
     unet: UNetConfig
     schedule: ScheduleConfig
     encoder: EncoderConfig | None = None
     name: str = ""
     info: Mapping[str, Any] = field(default_factory=dict)
+    representation_dropout: float = 0.0
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:

@@ -140,7 +140,12 @@ def flags_from_configs(unet: UNetConfig, schedule: ScheduleConfig) -> dict[str, 
     """The published flags of a model, complete; the inverse of `configs_from_flags`.
 
     Our own flags appear only where the model differs from what the published code can build.
+
+    Raises:
+        ConfigError: a network that predicts v, which no published flag says.
     """
+    if schedule.prediction == "v":
+        raise ConfigError("the published flags cannot describe a network that predicts v")
     flags = {name: value for name, value in DEFAULTS.items() if name not in NOT_ON_COMMAND_LINE}
     flags |= {
         "image_size": unet.image_size,

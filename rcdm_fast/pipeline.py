@@ -180,7 +180,7 @@ class Model(HubMethods):
         if len(t) and not (0 <= int(t.min()) and int(t.max()) < steps):
             raise ConfigError(f"t must be in 0..{steps - 1}")
         self._check_size(x, "x")
-        representation, label = self._condition(representation, label)
+        representation, label = sampling.checked_condition(self.config.unet, representation, label, self.device)
         count = len(x)
         for name, value in (("representation", representation), ("label", label)):
             if value is not None and len(value) != count:
@@ -200,6 +200,7 @@ class Model(HubMethods):
         steps: int | str = 50,
         solver: str = "ddim",
         eta: float = 0.0,
+        guidance: float = 1.0,
         seed: int = 0,
         clip: bool = True,
         noise: Tensor | None = None,
@@ -218,6 +219,8 @@ class Model(HubMethods):
             steps: network evaluations: an int N, or a published respacing text ("ddim25", "10", "10,10,5").
             solver: "ddim" or "ancestral".
             eta: DDIM's share of fresh noise; 0 is deterministic.
+            guidance: strength w of classifier-free guidance on h, null + w (conditional - null); 1 is none. Others
+                need a model trained with representation dropout, and two network evaluations per step.
             seed: 0..2^64-1. One (seed, item, sample) has the same noise on every device, engine and precision,
                 whatever the batch.
             clip: clip every x0 estimate to [-1,1].
@@ -242,6 +245,7 @@ class Model(HubMethods):
             steps=steps,
             solver=solver,
             eta=eta,
+            guidance=guidance,
             seed=seed,
             clip=clip,
             noise=noise,
@@ -263,6 +267,7 @@ class Model(HubMethods):
         steps: int | str = 50,
         solver: str = "ddim",
         eta: float = 0.0,
+        guidance: float = 1.0,
         seed: int = 0,
         clip: bool = True,
         noise: Tensor | None = None,
@@ -271,7 +276,7 @@ class Model(HubMethods):
         """Check the arguments of `sample` (which see) before any work is done; run the result with `batches`."""
         if per < 1:
             raise ConfigError(f"per must be at least 1, got {per}")
-        representation, label = self._condition(h, label)
+        representation, label = sampling.checked_condition(self.config.unet, h, label, self.device)
         if representation is not None:
             rows = len(representation)
         elif label is not None:
@@ -298,6 +303,7 @@ class Model(HubMethods):
             schedule=schedule,
             solver=solvers.find(solver),
             options=options,
+            guidance=sampling.checked_guidance(self.config, guidance),
             seed=keyed.check_seed(seed),
             noise=noise,
             step_noise=step_noise,
@@ -308,7 +314,7 @@ class Model(HubMethods):
         self, request: Request, batch_size: int | None = None, progress: bool = False
     ) -> Iterator[tuple[slice, Tensor]]:
         """Run a request, yielding (places among the R x per pictures, pictures [n,3,H,W]) as they are finished."""
-        plan = conditioning.make_plan(self.unet, request.schedule, request.representation, request.label)
+        plan = conditioning.make_plan(self.unet, request.schedule, request.conditions, request.label)
         return sampling.run(self.engine, plan, request, self._batch_size(batch_size), progress)
 
     def invert(
@@ -343,7 +349,7 @@ class Model(HubMethods):
         views = views.to(self.device, torch.float32)
         if h is None and self.config.unet.representation_dim:
             h = self.encode(pictures)
-        h, label = self._condition(h, label)
+        h, label = sampling.checked_condition(self.config.unet, h, label, self.device)
         for name, value in (("h", h), ("label", label)):
             if value is not None and len(value) != len(views):
                 raise ConfigError(f"{name} has {len(value)} rows for {len(views)} pictures")
@@ -417,32 +423,6 @@ class Model(HubMethods):
     def _check_size(self, x: Tensor, name: str) -> None:
         if x.ndim != 4 or tuple(x.shape[1:]) != (3, self.image_size, self.image_size):
             raise ConfigError(f"{name} must be [N,3,{self.image_size},{self.image_size}], got {list(x.shape)}")
-
-    def _condition(self, h: Tensor | None, label: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Representation and label as this network needs them, on its device; `ConfigError` if they do not fit."""
-        unet = self.config.unet
-        if (h is None) != (unet.representation_dim == 0):
-            needs = f"needs h [R,{unet.representation_dim}]" if unet.representation_dim else "takes no representation"
-            raise ConfigError(f"this model {needs}")
-        if (label is None) != (unet.num_classes == 0):
-            raise ConfigError(
-                f"this model needs label= in 0..{unet.num_classes - 1}"
-                if unet.num_classes
-                else "this model takes no label"
-            )
-        if h is not None:
-            if h.ndim != 2 or h.shape[1] != unet.representation_dim:
-                raise ConfigError(f"h must be [R,{unet.representation_dim}], got {list(h.shape)}")
-            h = h.detach().to(self.device, torch.float32)
-            if not bool(h.isfinite().all()):
-                raise ConfigError("h contains NaN or infinity")
-        if label is not None:
-            if label.ndim != 1 or label.is_floating_point():
-                raise ConfigError(f"label must be int64 [R], got {label.dtype} {list(label.shape)}")
-            if len(label) and not (0 <= int(label.min()) and int(label.max()) < unet.num_classes):
-                raise ConfigError(f"label must be in 0..{unet.num_classes - 1}")
-            label = label.to(self.device, torch.int64)
-        return h, label
 
 
 def _listed(pictures: Pictures) -> list[str | os.PathLike[str] | Image.Image]:

@@ -5,6 +5,7 @@ Knows nothing about encoders, files or which network the engine runs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from rcdm_fast import noise, solvers
 from rcdm_fast.conditioning import ConditioningPlan
-from rcdm_fast.config import ConfigError
+from rcdm_fast.config import ConfigError, ModelConfig, UNetConfig
 from rcdm_fast.engines import Engine
 from rcdm_fast.schedule import Schedule
 
@@ -34,6 +35,7 @@ class Request:
         per: samples of each.
         schedule: kept steps.
         solver, options: the solver and its settings.
+        guidance: strength of guidance; 1 is none.
         seed: noise key.
         noise: x_T instead of the keyed one, [R,per,3,H,W].
         step_noise: step noise instead of the keyed one, [K,R,per,3,H,W].
@@ -47,6 +49,7 @@ class Request:
     schedule: Schedule
     solver: solvers.Solver
     options: solvers.SolverOptions
+    guidance: float
     seed: int
     noise: Tensor | None
     step_noise: Tensor | None
@@ -55,6 +58,48 @@ class Request:
     @property
     def total(self) -> int:
         return len(self.items) * self.per
+
+    @property
+    def conditions(self) -> Tensor | None:
+        """`representation`, and below it the null one (zeros) if there is guidance."""
+        if self.representation is None or self.guidance == 1:
+            return self.representation
+        return torch.cat([self.representation, torch.zeros_like(self.representation[:1])])
+
+
+def checked_guidance(config: ModelConfig, guidance: float) -> float:
+    """A strength that the model can be guided with; `ConfigError` if it cannot."""
+    if not math.isfinite(guidance) or guidance < 0:
+        raise ConfigError(f"guidance must be a number >= 0, got {guidance}")
+    if guidance != 1 and not config.representation_dropout:
+        raise ConfigError("guidance needs a model that was trained with representation dropout; this one was not")
+    return guidance
+
+
+def checked_condition(
+    unet: UNetConfig, h: Tensor | None, label: Tensor | None, device: torch.device
+) -> tuple[Tensor | None, Tensor | None]:
+    """Representation and label as a network needs them, on its device; `ConfigError` if they do not fit."""
+    if (h is None) != (unet.representation_dim == 0):
+        needs = f"needs h [R,{unet.representation_dim}]" if unet.representation_dim else "takes no representation"
+        raise ConfigError(f"this model {needs}")
+    if (label is None) != (unet.num_classes == 0):
+        raise ConfigError(
+            f"this model needs label= in 0..{unet.num_classes - 1}" if unet.num_classes else "this model takes no label"
+        )
+    if h is not None:
+        if h.ndim != 2 or h.shape[1] != unet.representation_dim:
+            raise ConfigError(f"h must be [R,{unet.representation_dim}], got {list(h.shape)}")
+        h = h.detach().to(device, torch.float32)
+        if not bool(h.isfinite().all()):
+            raise ConfigError("h contains NaN or infinity")
+    if label is not None:
+        if label.ndim != 1 or label.is_floating_point():
+            raise ConfigError(f"label must be int64 [R], got {label.dtype} {list(label.shape)}")
+        if len(label) and not (0 <= int(label.min()) and int(label.max()) < unet.num_classes):
+            raise ConfigError(f"label must be in 0..{unet.num_classes - 1}")
+        label = label.to(device, torch.int64)
+    return h, label
 
 
 def run(
@@ -110,7 +155,10 @@ def _batch(
     keys = [(request.items[index // request.per], index % request.per) for index in flat]
     unconditional = request.representation is None and request.label is None
     rows = torch.tensor([0 if unconditional else index // request.per for index in flat])
-    engine.prepare(plan.with_rows(rows), len(flat))
+    guided = request.guidance != 1
+    if guided:
+        rows = torch.cat([rows, torch.full_like(rows, len(request.items))])  # the null representation
+    engine.prepare(plan.with_rows(rows), len(rows))
     device = plan.condition.device
 
     def step_noise(i: int) -> Tensor:
@@ -120,10 +168,11 @@ def _batch(
 
     def predict(x: Tensor, k: int) -> Tensor:
         bar.update(len(flat))
-        output = engine.predict(x, k)
+        given = torch.cat([x, x]) if guided else x
+        output = engine.predict(given, k)
         if look is not None:
-            look(x, k, output)
-        return output
+            look(given, k, output)
+        return _guided(output, request.guidance) if guided else output
 
     if request.noise is not None:
         x = request.noise.flatten(0, 1)[place].to(device, torch.float32)
@@ -132,6 +181,13 @@ def _batch(
     with torch.inference_mode():
         pictures = request.solver(predict, x, request.schedule, request.options, step_noise)
     return pictures.clone()
+
+
+def _guided(output: Tensor, strength: float) -> Tensor:
+    """Conditional half of a batch, pushed away from the null half (Ho and Salimans 2022); its variance stays."""
+    conditional, null = output.chunk(2)
+    mean = torch.lerp(null[:, :3], conditional[:, :3], strength)
+    return torch.cat([mean, conditional[:, 3:]], dim=1)
 
 
 def _bar(total: int, progress: bool) -> Any:

@@ -49,10 +49,12 @@ Solver = Callable[[Predict, Tensor, Schedule, SolverOptions, StepNoise], Tensor]
 
 
 def x0_factors(schedule: Schedule, k: int) -> tuple[float, float]:
-    """(a, b) with x0 = a x + b output at kept step k (Ho et al. 2020, equation 15)."""
+    """(a, b) with x0 = a x + b output at kept step k (Ho et al. 2020, equation 15; v: Salimans and Ho 2022, app. D)."""
     if schedule.config.prediction == "x0":
         return 0.0, 1.0
     alpha_bar = float(schedule.alpha_bar[k])
+    if schedule.config.prediction == "v":
+        return math.sqrt(alpha_bar), -math.sqrt(1 - alpha_bar)
     return math.sqrt(1 / alpha_bar), -math.sqrt(1 / alpha_bar - 1)
 
 

@@ -71,7 +71,9 @@ def test_the_same_representations_and_pictures(example: ModuleType, model: rcdm_
     assert relative(example.ddim(network, config["schedule"], got, x_T.numpy(), 25), want) <= TRAJECTORY_L2
 
 
-@pytest.mark.parametrize("changes", [{}, {"noise_schedule": "cosine", "diffusion_steps": 200}, {"prediction": "x0"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"noise_schedule": "cosine", "diffusion_steps": 200}, {"prediction": "x0"}, {"prediction": "v"}]
+)
 def test_every_kind_of_schedule(example: ModuleType, changes: dict[str, object]) -> None:
     config = dataclasses.replace(ScheduleConfig(), **changes)  # type: ignore[arg-type]
     data = dataclasses.asdict(config)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -116,6 +118,27 @@ def test_a_network_that_predicts_x0() -> None:
     schedule = Schedule.make(ScheduleConfig(prediction="x0"), 7)
     out = solvers.ddim(lambda x, k: picture, torch.randn(1, 3, 4, 4), schedule, SolverOptions(), no_noise)
     torch.testing.assert_close(out, picture, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "ancestral"])
+@pytest.mark.parametrize("prediction", ["x0", "v"])
+def test_what_the_network_predicts_makes_no_difference(solver: str, prediction: Literal["x0", "v"]) -> None:
+    """The same network in terms of eps, of x0 and of v gives the same pictures."""
+    schedule = schedule_of(20)
+    other = Schedule.make(dataclasses.replace(schedule.config, prediction=prediction), 20)
+    in_eps = Gaussian(schedule, 0.5)
+
+    def translated(x: Tensor, k: int) -> Tensor:
+        signal, noise = math.sqrt(schedule.alpha_bar[k]), math.sqrt(1 - schedule.alpha_bar[k])
+        eps = in_eps(x, k)[:, :3]
+        x0 = (x - noise * eps) / signal
+        return x0 if prediction == "x0" else signal * eps - noise * x0
+
+    x_T = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    run, options = solvers.find(solver), SolverOptions(clip=False)
+    steps = [torch.randn(2, 3, 4, 4, dtype=torch.float64) for _ in range(20)]
+    want = run(in_eps, x_T, schedule, options, lambda i: steps[i])
+    torch.testing.assert_close(run(translated, x_T, other, options, lambda i: steps[i]), want, atol=1e-9, rtol=1e-9)
 
 
 def test_inversion_and_back() -> None:

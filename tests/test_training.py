@@ -21,7 +21,7 @@ from rcdm_fast.training import probes, representations
 from rcdm_fast.training.augment import AugmentConfig, random_colour, random_crop_flip, random_views
 from rcdm_fast.training.config import TrainConfig
 from rcdm_fast.training.data import BatchOrder, ImageSet, load_folder, step_generator
-from rcdm_fast.training.losses import DiffusionLoss, LossConfig
+from rcdm_fast.training.losses import DiffusionLoss, LossConfig, Weighting
 from rcdm_fast.training.pretrain import PretrainConfig, learning_rate, pretrain
 from rcdm_fast.training.run import Standardisation
 from rcdm_fast.training.state import RunError
@@ -159,6 +159,26 @@ def test_clamped_snr_for_a_network_that_predicts_x0() -> None:
         snr = schedule.alpha_bar[step] / (1 - schedule.alpha_bar[step])
         terms = loss(output, x0, x0, torch.zeros_like(x0), torch.tensor([step]))
         assert float(terms["loss"]) == pytest.approx(min(max(snr, 1.0), 5.0), rel=1e-4)
+
+
+@pytest.mark.parametrize("weighting", ["min_snr", "clamped_snr"])
+def test_weights_by_snr_do_not_depend_on_what_is_predicted(weighting: Weighting, generator: torch.Generator) -> None:
+    """The same error of the picture costs the same, whether the network says eps, x0 or v."""
+    losses = []
+    x0, eps = small.pictures(3), torch.randn(3, 3, 8, 8, generator=generator)
+    t = torch.tensor([3, 300, 900])
+    for prediction in ("eps", "x0", "v"):
+        schedule = Schedule.make(ScheduleConfig(prediction=prediction, variance="learned_range"))
+        loss = DiffusionLoss(schedule, LossConfig(weighting, vlb_weight=1.0))
+        alpha_bar = torch.from_numpy(schedule.alpha_bar)[t][:, None, None, None].float()
+        x_t = loss.noisy(x0, eps, t)
+        wrong = x0 + 0.01
+        wrong_eps = (x_t - alpha_bar.sqrt() * wrong) / (1 - alpha_bar).sqrt()
+        said = {"eps": wrong_eps, "x0": wrong, "v": alpha_bar.sqrt() * wrong_eps - (1 - alpha_bar).sqrt() * wrong}
+        terms = loss(torch.cat([said[prediction], torch.zeros_like(x0)], dim=1), x0, x_t, eps, t)
+        losses.append(terms["each"])
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-2, atol=1e-6)
+    torch.testing.assert_close(losses[2], losses[1], rtol=1e-2, atol=1e-6)
 
 
 def test_probes_on_clouds(generator: torch.Generator) -> None:

@@ -36,6 +36,8 @@ class TrainConfig:
         ema: decay per step of the averaged weights, reached gradually ((1 + step) / (10 + step) before).
         more_emas: further decays; their weights are written beside, to choose from afterwards.
         flips: mirror pictures at random, with the mirrored picture's own representation.
+        representation_dropout: share of pictures whose representation is replaced by zeros, so that sampling can be
+            guided (Ho and Salimans 2022).
         standardize: train on (h - mean) / std, folded into the weights when they are written.
         precision: of autocast; fp16 scales the loss and needs a GPU.
         sharding: ``fully_shard`` spreads weights, gradients and optimiser over processes; ``none``: a copy in each.
@@ -62,6 +64,7 @@ class TrainConfig:
     more_emas: tuple[float, ...] = ()
     clip_norm: float = 1.0
     flips: bool = True
+    representation_dropout: float = 0.0
     standardize: bool = True
     precision: Precision = "bf16"
     compile: bool = True
@@ -79,6 +82,8 @@ class TrainConfig:
             raise ConfigError(f"micro_batch cannot be negative, got {self.micro_batch}")
         if self.save_every < 1:
             raise ConfigError(f"save_every must be at least 1, got {self.save_every}")
+        if not 0 <= self.representation_dropout < 1:
+            raise ConfigError(f"representation_dropout must be in [0, 1), got {self.representation_dropout}")
         for decay in (self.ema, *self.more_emas):
             if not 0 <= decay < 1:
                 raise ConfigError(f"an EMA decay must be in [0, 1), got {decay}")

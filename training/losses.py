@@ -53,7 +53,9 @@ class DiffusionLoss:
         self._noise = table(np.sqrt(1 - schedule.alpha_bar))
         snr = schedule.alpha_bar / (1 - schedule.alpha_bar)
         of_error_in_x0 = np.minimum(np.maximum(snr, 1.0) if config.weighting == "clamped_snr" else snr, config.gamma)
-        weight = of_error_in_x0 if schedule.config.prediction == "x0" else of_error_in_x0 / snr
+        # The error in x0 is that in eps over snr, and that in v times 1 / (1 + snr).
+        per_error = {"x0": 1.0, "eps": 1 / snr, "v": 1 / (1 + snr)}[schedule.config.prediction]
+        weight = of_error_in_x0 * per_error
         self._weight = table(np.ones_like(snr) if config.weighting == "uniform" else weight)
         of_x0, of_x = schedule.posterior_mean_coefficients
         self._of_x0, self._of_x = table(of_x0), table(of_x)
@@ -79,7 +81,10 @@ class DiffusionLoss:
         """
         output = output.float()
         prediction = output[:, :3]
-        target = x0 if self.schedule.config.prediction == "x0" else eps
+        if self.schedule.config.prediction == "v":
+            target = _at(self._signal, t) * eps - _at(self._noise, t) * x0
+        else:
+            target = x0 if self.schedule.config.prediction == "x0" else eps
         mse = (prediction - target).square().flatten(1).mean(dim=1)
         each = self._weight[t] * mse
         terms = {"mse": mse.detach().mean()}
@@ -94,6 +99,8 @@ class DiffusionLoss:
         """Variational bound per picture at its step, in bits per dimension; [N]."""
         if self.schedule.config.prediction == "x0":
             estimate = prediction
+        elif self.schedule.config.prediction == "v":
+            estimate = _at(self._signal, t) * x_t - _at(self._noise, t) * prediction
         else:
             estimate = (x_t - _at(self._noise, t) * prediction) / _at(self._signal, t)
         true_mean = _at(self._of_x0, t) * x0 + _at(self._of_x, t) * x_t

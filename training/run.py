@@ -42,6 +42,10 @@ class Standardisation:
     mean: Tensor
     std: Tensor
 
+    def __call__(self, h: Tensor) -> Tensor:
+        """Standardised representations."""
+        return (h - self.mean) / self.std
+
     def fold(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights for raw h from weights for standardised h."""
         weight = state["ssl_emb.weight"] / self.std
@@ -93,7 +97,7 @@ class Run:
         if not config.standardize:
             mean, std = torch.zeros_like(mean), torch.ones_like(std)
         self.standard = Standardisation(mean, std)
-        self.bank = (bank - mean) / std
+        self.bank = self.standard(bank)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             network = UNet(unet)
@@ -171,6 +175,9 @@ class Run:
         x0 = self.data.floats(index)
         x0 = torch.where(view.bool()[:, None, None, None], x0.flip(3), x0)
         h = self.bank[view, index]
+        if config.representation_dropout:
+            dropped = torch.rand(config.batch_size, generator=step_generator(config.seed, self.step, stream=2))[own]
+            h = torch.where((dropped < config.representation_dropout)[:, None], self.standard(torch.zeros_like(h)), h)
         return Batch(*(value.to(self.crew.device) for value in (x0, eps, t, importance, h)))
 
     def _backward_that_fits(self, batch: Batch) -> tuple[dict[str, float], Tensor]:

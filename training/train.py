@@ -102,7 +102,8 @@ def train(
     }
     target = folder.path / f"{config.name}.safetensors"
     for number, (decay, weights) in enumerate(run.weights()):
-        model = ModelConfig(unet, config.schedule, described, config.name, {**info, "ema": decay})
+        about = {**info, "ema": decay}
+        model = ModelConfig(unet, config.schedule, described, config.name, about, config.representation_dropout)
         file = folder.path / f"{config.name}-ema{decay:g}.safetensors" if number else target
         if crew.leads:
             checkpoint.save_model(file, model, weights, _DTYPES[config.weights])

@@ -35,6 +35,7 @@ def sample(
     steps: common.Steps = "50",
     solver: common.SolverName = "ddim",
     eta: Annotated[float, typer.Option(help="DDIM's share of fresh noise, 0 to 1.")] = 0.0,
+    guidance: Annotated[float, typer.Option(help="Strength of guidance, for models trained for it; 1: none.")] = 1.0,
     seed: common.Seed = 0,
     out: Annotated[Path, typer.Option(help="The sheet: photo, what the encoder sees, samples.")] = Path("sheet.png"),
     pictures: Annotated[Path | None, typer.Option(help="Folder for every sample as a PNG of its own.")] = None,
@@ -61,7 +62,7 @@ def sample(
     loaded = common.open_model(model, flags, encoder, device, engine, precision)
     opened = [images.open_image(path) for path in paths]
     h = loaded.encode(opened)
-    request = loaded.request(h, per=per, steps=steps, solver=solver, eta=eta, seed=seed)
+    request = loaded.request(h, per=per, steps=steps, solver=solver, eta=eta, guidance=guidance, seed=seed)
     finished: list[Tensor] = []
     interrupted = False
     start = time.perf_counter()

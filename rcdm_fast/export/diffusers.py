@@ -100,7 +100,7 @@ def scheduler(schedule: ScheduleConfig) -> Any:
         beta_schedule="linear" if linear else "squaredcos_cap_v2",
         clip_sample=True,
         set_alpha_to_one=True,
-        prediction_type="epsilon" if schedule.prediction == "eps" else "sample",
+        prediction_type={"eps": "epsilon", "x0": "sample", "v": "v_prediction"}[schedule.prediction],
         timestep_spacing="leading",
     )
 
@@ -169,7 +169,7 @@ pipeline = RcdmPipeline.load(".")
 pictures = pipeline(h, steps=50)  # [N, 3, {config.unet.image_size}, {config.unet.image_size}] in [-1, 1]
 ```
 
-{loads}; it predicts {"eps" if config.schedule.prediction == "eps" else "x0"}{variance}.
+{loads}; it predicts {config.schedule.prediction}{variance}.
 `class_labels` of a representation h are W h + b with the tensors of `{EMBEDDING}`.
 `scheduler.step` needs `use_clipped_model_output=True`. With the same noise and a number of steps N that divides
 {config.schedule.diffusion_steps}, these are the pictures of rcdm_fast with `steps="ddimN"`.

@@ -1,0 +1,93 @@
+"""Classifier-free guidance on the representation: what is drawn, what is refused, and how a model learns it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import rcdm_fast
+from rcdm_fast import solvers
+from rcdm_fast.config import ConfigError
+from rcdm_fast.encoders import native
+from rcdm_fast.pipeline import Model
+from rcdm_fast.schedule import Schedule
+from rcdm_fast.solvers import SolverOptions
+from rcdm_fast.training import team
+from rcdm_fast.training.pretrain import PretrainConfig
+from rcdm_fast.training.run import Run
+from rcdm_fast.training.train import train
+from tests import small, training_process
+
+
+def guidable() -> Model:
+    model = small.model()
+    return Model(
+        dataclasses.replace(model.config, representation_dropout=0.1),
+        model.unet,
+        model.engine,
+        None,
+        torch.device("cpu"),
+    )
+
+
+@pytest.mark.parametrize("solver", ["ddim", "ancestral"])
+def test_guidance_pushes_away_from_the_null_representation(solver: str) -> None:
+    model = guidable()
+    h, strength = torch.randn(3, small.DIM), 2.5
+    got = model.sample(h, per=2, steps=4, solver=solver, guidance=strength, batch_size=4)
+    rows = h.repeat_interleave(2, dim=0)
+    schedule = Schedule.make(model.config.schedule, 4)
+
+    @torch.inference_mode()
+    def predict(x: Tensor, k: int) -> Tensor:
+        t = torch.full((len(x),), schedule.network_timesteps[k])
+        conditional, null = (model.unet(x, t, given) for given in (rows, torch.zeros_like(rows)))
+        return torch.cat([(1 - strength) * null[:, :3] + strength * conditional[:, :3], conditional[:, 3:]], dim=1)
+
+    keys = [(item, sample) for item in range(3) for sample in range(2)]
+    noise = [rcdm_fast.noise.keyed_noise(0, keys, step, (3, 8, 8), torch.device("cpu")) for step in range(5)]
+    want = solvers.find(solver)(predict, noise[0], schedule, SolverOptions(), lambda i: noise[i + 1])
+    torch.testing.assert_close(got.flatten(0, 1), want, atol=2e-4, rtol=1e-3)
+    assert float((got - model.sample(h, per=2, steps=4, solver=solver)).abs().max()) > 0.01
+
+
+def test_no_guidance_and_no_representation() -> None:
+    model = guidable()
+    h = torch.randn(2, small.DIM)
+    assert torch.equal(model.sample(h, per=1, steps=3, guidance=1.0), small.model().sample(h, per=1, steps=3))
+    null = model.sample(torch.zeros_like(h), per=1, steps=3)
+    torch.testing.assert_close(model.sample(h, per=1, steps=3, guidance=0.0), null, atol=1e-5, rtol=1e-5)
+
+
+def test_guidance_is_refused_where_it_means_nothing() -> None:
+    h = torch.randn(2, small.DIM)
+    with pytest.raises(ConfigError, match="trained with representation dropout; this one was not"):
+        small.model().sample(h, guidance=2.0)
+    for wrong in (-1.0, float("nan")):
+        with pytest.raises(ConfigError, match="guidance must be a number >= 0"):
+            guidable().sample(h, guidance=wrong)
+
+
+def test_dropped_representations_are_zeros_for_the_encoder(tmp_path: Path) -> None:
+    encoder = PretrainConfig(name="tiny", image_size=8, stem=8, widths=(8, 8), blocks=(1, 1), projector=(8, 4))
+    file = tmp_path / "encoder.safetensors"
+    native.save(file, encoder.network(), encoder.encoder(), {})
+    config = training_process.config(str(file), representation_dropout=0.3)
+    data = training_process.data()
+    bank = torch.randn(2, len(data), small.DIM) + 5
+    run = Run(config, small.UNET, data, bank, team.Team())
+    dropped = 0
+    for _ in range(40):
+        h = run._draw().h * run.standard.std + run.standard.mean
+        run.step += 1
+        dropped += int((h.abs().max(dim=1).values < 1e-4).sum())
+    assert 0.25 < dropped / (40 * 16) < 0.35
+    model = rcdm_fast.load(train(config, data, tmp_path / "run"))
+    assert model.config.representation_dropout == 0.3
+    assert model.sample(model.encode(data.floats(slice(0, 2))), per=1, steps=2, guidance=3.0).isfinite().all()
+    with pytest.raises(ConfigError, match="representation_dropout must be"):
+        training_process.config(str(file), representation_dropout=1.0)
