@@ -1,6 +1,7 @@
 """The operators as functions: check the input, then run the implementation that `selection` names.
 
-The choice depends only on the input's device, on which parts are loaded, and on what `selection.measure` found faster.
+The choice depends only on the input's device, on which parts are loaded, on whether a gradient is wanted, and on what
+`selection.measure` found faster.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def film_group_norm(
         groups, eps: of the norm; statistics are float32.
         silu: apply SiLU after FiLM.
         resample: "up" (nearest neighbour) or "down" (2x2 averages) after that.
-        out: where to write the result; made if left out.
+        out: where to write the result; made if left out. Has no gradient.
 
     Returns:
         The dtype of x, channels-last.
@@ -108,11 +109,18 @@ def film_group_norm(
         raise ValueError(f"film_group_norm: resample must be none, up or down; got {resample!r}")
     mode = RESAMPLE[resample]
     shape = schema.check_film_group_norm(x, skip, weight, bias, film, rows, groups, mode, phases)
+    arguments = (x, skip, weight, bias, film, rows, groups, eps, silu, mode, phases)
+    if _wants_gradient(x, skip, weight, bias, film):
+        if out is not None:
+            raise ValueError("film_group_norm: a result written to out has no gradient")
+        native = library.has_native(x.device.type)
+        differentiable = torch.ops.rcdm_fast.film_group_norm if native else reference.film_group_norm
+        found: Tensor = differentiable(*arguments)
+        return found
     if out is None:
         out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     else:
         schema.check_out(out, shape, x)
-    arguments = (x, skip, weight, bias, film, rows, groups, eps, silu, mode, phases)
     selection.film_group_norm(x.device)(out, *arguments)
     return out
 
@@ -129,4 +137,10 @@ def attention(qkv: Tensor, heads: int, new_order: bool = False) -> Tensor:  # [N
         TypeError, ValueError: dtype, layout or shape that do not fit.
     """
     schema.check_attention(qkv, heads)
+    if _wants_gradient(qkv) and not (qkv.device.type == "cpu" and library.has_native("cpu")):
+        return selection.attention_candidates(qkv.device)["sdpa"](qkv, heads, new_order)  # PyTorch's own gradient
     return selection.attention(qkv.device)(qkv, heads, new_order)
+
+
+def _wants_gradient(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)

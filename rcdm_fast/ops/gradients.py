@@ -1,0 +1,165 @@
+"""Gradients of the operators, in plain PyTorch, registered once for every build and device.
+
+The forward pass keeps its inputs only; what the backward pass needs of it (statistics, normalised values, shares of
+attention) is computed again. Arithmetic is float32 (float64 for float64 inputs, which only the tests use).
+
+`pictures_to_uint8` has none: its result is a whole number.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rcdm_fast.ops import reference
+from rcdm_fast.ops.schema import NAMESPACE
+
+
+def split_phases(grad: Tensor) -> Tensor:  # [N,C,2H,2W] -> [N,4C,H+1,W+1]
+    """Gradient of `reference.merge_phases`: every pixel goes back to its phase, what was dropped gets zeros."""
+    h, w = grad.shape[2] // 2, grad.shape[3] // 2
+    parts = []
+    for i in (0, 1):
+        for j in (0, 1):
+            parts.append(F.pad(grad[:, :, i::2, j::2], (j, 1 - j, i, 1 - i)))
+    return torch.stack(parts, dim=1).reshape(grad.shape[0], -1, h + 1, w + 1)
+
+
+def film_group_norm(
+    grad: Tensor,  # like the result
+    x: Tensor,
+    skip: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    film: Tensor | None,
+    rows: Tensor | None,
+    groups: int,
+    eps: float,
+    silu: bool,
+    resample: int,
+    phases: bool,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None]:
+    """Gradients for x, skip, weight, bias and film; arguments as of `reference.film_group_norm`."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    h = reference.merge_phases(x) if phases else x
+    h = (h if skip is None else torch.cat([h, skip], dim=1)).to(wide)
+    picked = None if film is None or rows is None else film[rows].to(wide)
+    channels = h.shape[1]
+    added = picked is not None and picked.shape[1] == channels
+    if added and picked is not None:
+        h = h + picked[:, :, None, None]
+    n, hw = h.shape[0], h.shape[2] * h.shape[3]
+    h = h.contiguous()
+    gamma = weight.to(wide)
+    normed, mean, rstd = torch.native_group_norm(h, gamma, bias.to(wide), n, channels, hw, groups, eps)
+    modulated = normed
+    scale = None
+    if picked is not None and not added:
+        scale, shift = (part[:, :, None, None] for part in picked.chunk(2, dim=1))
+        modulated = normed * (1 + scale) + shift
+    g = grad.to(wide)
+    if resample == 1:
+        g = 4 * F.avg_pool2d(g, 2)
+    elif resample == -1:
+        g = F.interpolate(g, scale_factor=2.0, mode="nearest") / 4
+    if silu:
+        share = torch.sigmoid(modulated)
+        g = g * share * (1 + modulated * (1 - share))
+    of_rows = None
+    if scale is not None:
+        of_rows = torch.cat([(g * normed).sum(dim=(2, 3)), g.sum(dim=(2, 3))], dim=1)
+        g = g * (1 + scale)
+    of_h, of_weight, of_bias = torch.ops.aten.native_group_norm_backward(
+        g.contiguous(), h, mean, rstd, gamma, n, channels, hw, groups, [True, True, True]
+    )
+    if added:
+        of_rows = of_h.sum(dim=(2, 3))
+    of_film = None
+    if film is not None and rows is not None and of_rows is not None:
+        of_film = torch.zeros(film.shape, dtype=wide, device=film.device).index_add_(0, rows, of_rows).to(film.dtype)
+    own = x.shape[1] // 4 if phases else x.shape[1]
+    of_x = split_phases(of_h) if phases else of_h[:, :own]
+    of_skip = None if skip is None else _like(of_h[:, own:], skip)
+    return _like(of_x, x), of_skip, of_weight.to(weight.dtype), of_bias.to(bias.dtype), of_film
+
+
+def _like(grad: Tensor, value: Tensor) -> Tensor:
+    return grad.to(value.dtype).contiguous(memory_format=torch.channels_last)
+
+
+def attention(grad: Tensor, qkv: Tensor, heads: int, new_order: bool) -> Tensor:  # [N,L,C], [N,L,3C] -> [N,L,3C]
+    """Gradient for qkv; arguments as of `reference.attention`."""
+    wide = torch.promote_types(qkv.dtype, torch.float32)
+    q, k, v = (part.to(wide) for part in reference.split_heads(qkv, heads, new_order))
+    factor = q.shape[-1] ** -0.5
+    shares = torch.softmax(q @ k.transpose(2, 3) * factor, dim=-1)
+    g = grad.to(wide).unflatten(2, (heads, -1)).transpose(1, 2)
+    of_v = shares.transpose(2, 3) @ g
+    of_shares = g @ v.transpose(2, 3)
+    of_logits = shares * (of_shares - (of_shares * shares).sum(dim=-1, keepdim=True)) * factor
+    parts = torch.stack([of_logits @ k, of_logits.transpose(2, 3) @ q, of_v])  # [3,N,heads,L,d]
+    order = (1, 3, 0, 2, 4) if new_order else (1, 3, 2, 0, 4)
+    return parts.permute(*order).flatten(2).to(qkv.dtype).contiguous()
+
+
+def solver_step(
+    grads: tuple[Tensor, Tensor],  # for the next x, and for x0
+    x: Tensor,
+    output: Tensor,
+    weights: list[float],
+    x_to_x0: float,
+    output_to_x0: float,
+    bound: float,
+    x0_to_next: float,
+    x_to_next: float,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Gradients for x, output and terms; zero through an x0 that was clipped."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    of_next, of_x0 = (grad.to(wide) for grad in grads)
+    x0 = x_to_x0 * x.to(wide) + output_to_x0 * output[:, : x.shape[1]].to(wide)
+    through = torch.where(x0.abs() <= bound, of_x0 + x0_to_next * of_next, 0.0)
+    of_output = torch.zeros_like(output)
+    of_output[:, : x.shape[1]] = (output_to_x0 * through).to(output.dtype)
+    of_x = (x_to_next * of_next + x_to_x0 * through).to(x.dtype)
+    return of_x, of_output, [(weight * of_next).to(x.dtype) for weight in weights]
+
+
+def _keep(ctx: Any, tensors: tuple[Tensor | None, ...], others: tuple[Any, ...]) -> None:
+    ctx.save_for_backward(*tensors)
+    ctx.others = others
+
+
+def _keep_norm(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _keep(ctx, inputs[:6], inputs[6:])
+
+
+def _norm_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    return (*film_group_norm(grad, *ctx.saved_tensors, *ctx.others), *[None] * 6)
+
+
+def _keep_attention(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _keep(ctx, inputs[:1], inputs[1:])
+
+
+def _attention_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    return attention(grad, *ctx.saved_tensors, *ctx.others), None, None
+
+
+def _keep_step(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _keep(ctx, inputs[:2], inputs[3:])
+
+
+def _step_backward(ctx: Any, of_next: Tensor, of_x0: Tensor) -> tuple[Any, ...]:
+    of_x, of_output, of_terms = solver_step((of_next, of_x0), *ctx.saved_tensors, *ctx.others)
+    return of_x, of_output, of_terms, *[None] * 6
+
+
+for _name, _backward, _setup in (
+    ("film_group_norm", _norm_backward, _keep_norm),
+    ("attention", _attention_backward, _keep_attention),
+    ("solver_step", _step_backward, _keep_step),
+):
+    torch.library.register_autograd(f"{NAMESPACE}::{_name}", _backward, setup_context=_setup)
