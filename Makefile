@@ -1,7 +1,7 @@
 # make demo     sheets of pictures from real photographs -> out/demo.png
 # make test     the tests (make test-long: those that take minutes; SHORT=1 shortens them)
 # make quality  what must be clean before a change lands; make style repairs what can be repaired
-# make bench    benchmarks: operators, and network evaluations beside their rivals -> out/bench_*.json, out/bench_step.md
+# make bench    benchmarks: operators, network evaluations beside their rivals, a training step -> out/bench_*
 # make bench-gpu PART=build|ops|step|tune   the same on a GPU, with the Python that is there -> $OUT or out/
 # Every other target installs what it needs into $(VENV) first.
 
@@ -57,6 +57,7 @@ bench: $(BENCH_STAMP)
 	mkdir -p out
 	$(BIN)/python -m pytest benchmarks/bench_ops.py --benchmark-only --benchmark-json=out/bench_ops.json
 	$(BIN)/python benchmarks/bench_step.py --configs s --rounds 10 --json out/bench_step.json --markdown out/bench_step.md
+	$(BIN)/python benchmarks/bench_training.py --config s --rounds 8 --json out/bench_training.json
 
 # No virtual environment and no downloads: a machine with a GPU may have neither. PYTHON=... names another Python.
 GPU_PYTHON := $(if $(filter file,$(origin PYTHON)),python3,$(PYTHON))

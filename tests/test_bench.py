@@ -13,7 +13,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from benchmarks import bench_gpu, bench_sampling, bench_step, rows, timing, workload
+from benchmarks import bench_gpu, bench_sampling, bench_step, bench_training, rows, timing, workload
 from benchmarks.gpu import child, machine, ops, step
 from rcdm_fast import benchmarking, cli, sampling_rate, storage
 from rcdm_fast.benchmarking import Times, pair_ratio, relative_l2
@@ -163,6 +163,27 @@ def test_bench_step_writes_rows_one_by_one(
     assert "conditioning plan, 50 steps, 3 representations" in final
     assert "| rcdm_fast eager | fp32 |" in (tmp_path / "r.md").read_text()
     assert "x eager fp32" in capsys.readouterr().out
+
+
+def test_bench_training_writes_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ModelConfig(small.UNET, small.SCHEDULE, info={"batch": 3})
+    monkeypatch.setattr(workload, "read_config", lambda name: model)
+    arguments = ["--rounds", "2", "--no-compile", "--json", str(tmp_path / "r.json")]
+    assert bench_training.main(arguments) == 0
+    rows = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert [(row["name"], row["precision"]) for row in rows] == [
+        ("plain PyTorch", "fp32"), ("rcdm train", "fp32"), ("rcdm train", "bf16"),
+    ]  # fmt: skip
+    assert rows[0]["of_plain"] == 1.0
+    assert all(row["runs"] == 2 and row["pictures_per_s"] > 0 for row in rows)
+    assert rows[1]["loss_error"] < 1e-5
+    assert 0 < rows[2]["loss_error"]
+    assert "x plain fp32" in capsys.readouterr().out
+    monkeypatch.setitem(bench_training.LIMITS, "bf16", 0.0)
+    assert bench_training.main(arguments) == 1
+    assert "wrong result" in json.loads((tmp_path / "r.json").read_text())["rows"][2]["why_not"]
 
 
 def test_bench_step_refuses_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
