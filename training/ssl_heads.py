@@ -9,6 +9,7 @@ Knows nothing about losses, views or training.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 from torch import nn
@@ -57,6 +58,18 @@ def projector(method: str, channels: int, widths: Sequence[int]) -> nn.Sequentia
     elif method == "byol":
         head = heads.BYOLProjectionHead(channels, width, out)
     else:
-        head = heads.DINOProjectionHead(channels, width, out, output_dim=1, batch_norm=True)
+        head = dino_head(channels, width, out, 1)
     layers: nn.Sequential = head.layers
     return layers
+
+
+def dino_head(channels: int, width: int, bottleneck: int, outputs: int) -> nn.Module:
+    """lightly's whole head for DINO (`layers`, `last_layer`), with batch norm. Raises `RunError` without lightly."""
+    try:
+        from lightly.models.modules.heads import DINOProjectionHead
+    except ImportError as error:
+        raise missing_lightly(error) from error
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`?torch.nn.utils.weight_norm", FutureWarning)  # lightly's choice, not ours
+        head: nn.Module = DINOProjectionHead(channels, width, bottleneck, outputs, batch_norm=True)
+    return head

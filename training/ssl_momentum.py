@@ -18,7 +18,7 @@ from rcdm_fast.encoders.small_resnet import SmallResNet
 from rcdm_fast.training.augment import random_colour, random_crop_flip
 from rcdm_fast.training.data import step_generator
 from rcdm_fast.training.pretrain_config import PretrainConfig
-from rcdm_fast.training.ssl_heads import missing_lightly
+from rcdm_fast.training.ssl_heads import dino_head, missing_lightly
 from rcdm_fast.training.ssl_methods import Method
 
 
@@ -91,11 +91,7 @@ class Prototypes(nn.Module):
 
     def __init__(self, width: int, outputs: int) -> None:
         super().__init__()
-        try:
-            from lightly.models.modules.heads import DINOProjectionHead
-        except ImportError as error:
-            raise missing_lightly(error) from error
-        self.last_layer = DINOProjectionHead(1, 1, width, outputs).last_layer
+        self.last_layer = dino_head(1, 1, width, outputs).get_submodule("last_layer")
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
