@@ -1,5 +1,7 @@
 """SimCLR's random views, for a whole batch at once (Chen et al. 2020, appendix A, without blur as for CIFAR-10).
 
+The other methods' views differ by solarisation and, for DINO, by small crops.
+
 Every picture of the batch gets its own crop, flip, colour jitter and grey decision; all of them are one affine
 resampling and one 3x3 colour matrix per picture, so the cost is small beside a CPU encoder's. Colour operations are
 applied in a fixed order (brightness, contrast, saturation, hue), hue as a rotation in YIQ space; the published
@@ -48,10 +50,15 @@ def random_views(images: Tensor, config: AugmentConfig, generator: torch.Generat
     return random_colour(views, config, generator)
 
 
-def random_crop_flip(images: Tensor, min_scale: float, generator: torch.Generator) -> Tensor:
-    """Random resized crop (area share in [min_scale, 1], aspect in [3/4, 4/3]) and horizontal flip; [N,3,H,W]."""
+def random_crop_flip(
+    images: Tensor, min_scale: float, generator: torch.Generator, max_scale: float = 1.0, size: int | None = None
+) -> Tensor:
+    """Random resized crop (area share in [min_scale, max_scale], aspect in [3/4, 4/3]) and horizontal flip.
+
+    [N,3,H,W] -> the same, or [N,3,size,size] where a size (pixels) is given; bilinear, without low-pass filter.
+    """
     count = len(images)
-    area = _uniform(count, min_scale, 1.0, generator)
+    area = _uniform(count, min_scale, max_scale, generator)
     aspect = torch.exp(_uniform(count, math.log(3 / 4), math.log(4 / 3), generator))
     width = (area * aspect).sqrt().clamp(max=1.0)
     height = (area / aspect).sqrt().clamp(max=1.0)
@@ -60,7 +67,8 @@ def random_crop_flip(images: Tensor, min_scale: float, generator: torch.Generato
     flip = 1 - 2 * (torch.rand(count, generator=generator) < 0.5).float()
     zero = torch.zeros(count)
     theta = torch.stack([width * flip, zero, centre_x, zero, height, centre_y], dim=1).view(count, 2, 3)
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    shape = list(images.shape) if size is None else [count, images.shape[1], size, size]
+    grid = F.affine_grid(theta, shape, align_corners=False)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
@@ -90,6 +98,17 @@ def random_colour(images: Tensor, config: AugmentConfig, generator: torch.Genera
 
     out = torch.baddbmm(offset.expand(-1, 3, 1), matrix, pixels).clamp_(0, 1)
     return out.mul_(2).sub_(1).view_as(images)
+
+
+def random_solarize(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    """Turn over the upper half of the values of some pictures (Grill et al. 2020, appendix B); [N,3,H,W] in [-1,1].
+
+    Draws nothing when `probability` is 0.
+    """
+    if probability == 0:
+        return images
+    chosen = (torch.rand(len(images), generator=generator) < probability).view(-1, 1, 1, 1)
+    return torch.where(chosen & (images >= 0), -images, images)
 
 
 def _uniform(count: int, low: float, high: float, generator: torch.Generator) -> Tensor:

@@ -1,10 +1,10 @@
-"""Pre-train a small encoder: SimCLR (backbone + projector) or its supervised twin.
+"""Pre-train a small encoder (backbone + projector): SimCLR, VICReg, Barlow Twins, BYOL, DINO, or supervised.
 
-SimCLR: two random views of every picture, NT-Xent loss between their projections (Chen et al. 2020, section 2.1; the
-loss is lightly's). Supervised: one view (crop, flip, mild colour), cross-entropy on the projector's logits.
-AdamW, linear warm-up and cosine decay, bf16 autocast, optional torch.compile; exact resume.
+The methods themselves are in `ssl_methods` and `ssl_momentum`, their settings in `pretrain_config`; here is the loop
+that all of them share: AdamW (where most of the papers use LARS), linear warm-up and cosine decay, bf16 autocast,
+optional torch.compile; exact resume.
 
-Knows nothing about diffusion.
+Knows nothing about diffusion, nor about what a loss compares.
 """
 
 from __future__ import annotations
@@ -13,70 +13,36 @@ import dataclasses
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from rcdm_fast.config import ConfigError, EncoderConfig
+from rcdm_fast.config import ConfigError
 from rcdm_fast.encoders import native
 from rcdm_fast.encoders.small_resnet import SmallResNet
 from rcdm_fast.training import probes
-from rcdm_fast.training.augment import AugmentConfig, random_views
 from rcdm_fast.training.data import BatchOrder, ImageSet, step_generator
+from rcdm_fast.training.pretrain_config import METHODS
+from rcdm_fast.training.pretrain_config import PretrainConfig as PretrainConfig
+from rcdm_fast.training.ssl_methods import BarlowTwins, Method, SimCLR, Supervised, VICReg
+from rcdm_fast.training.ssl_momentum import BYOL, DINO
 from rcdm_fast.training.state import RunError, RunFolder
 
 log = logging.getLogger(__name__)
 
+_COLLAPSED = 0.01  # spread (see `Method`) below which a run is warned about
 
-@dataclass(frozen=True)
-class PretrainConfig:
-    """A pre-training run; `pictures` counts distinct pictures shown (SimCLR shows two views of each)."""
 
-    name: str
-    method: Literal["simclr", "supervised"] = "simclr"
-    image_size: int = 32
-    stem: int = 24
-    widths: tuple[int, ...] = (48, 96, 192)
-    blocks: tuple[int, ...] = (1, 1, 1)
-    projector: tuple[int, ...] = (192, 128)
-    pictures: int = 1_000_000
-    batch_size: int = 256
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-4
-    warmup: float = 0.05  # share of the run
-    temperature: float = 0.2
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    bf16: bool = True
-    compile: bool = True
-    seed: int = 0
-    save_every: int = 500  # steps
-
-    @property
-    def steps(self) -> int:
-        return self.pictures // self.batch_size
-
-    def network(self) -> SmallResNet:
-        """A fresh network with this run's seed."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            return SmallResNet(self.stem, self.widths, self.blocks, self.projector)
-
-    def encoder(self) -> EncoderConfig:
-        """The convention that the trained encoder expects."""
-        return EncoderConfig(
-            source="module",
-            image_size=self.image_size,
-            architecture={
-                "stem": self.stem,
-                "widths": list(self.widths),
-                "blocks": list(self.blocks),
-                "projector": list(self.projector),
-            },
-        )
+_METHODS: dict[str, type[Method]] = {
+    "supervised": Supervised,
+    "simclr": SimCLR,
+    "vicreg": VICReg,
+    "barlow": BarlowTwins,
+    "byol": BYOL,
+    "dino": DINO,
+}
 
 
 def learning_rate(step: int, steps: int, warmup: float, peak: float) -> float:
@@ -106,41 +72,60 @@ def pretrain(
     Returns:
         Path of the encoder file, and its accuracies (empty without `test`); see `accuracy`. The same network untrained
         is measured too, under names that begin with "untrained_".
+
+    Raises:
+        RunError: an unknown method, lightly missing, labels missing, a run of another configuration in `out`, or a
+            loss or weight that is no finite number (the last state in `out` is then from before).
+        ConfigError: a projector that the method or the classes do not fit.
     """
-    if config.method == "supervised":
-        if train.labels is None:
-            raise RunError("supervised pre-training needs sub-folders as classes; this folder has none")
-        if config.projector[-1] != len(train.classes):
-            raise ConfigError(f"projector ends in {config.projector[-1]} but the data has {len(train.classes)} classes")
+    chosen = _method(config, train)
+    network = config.network().to(device).to(memory_format=torch.channels_last).train()
+    method = chosen(config, network).to(device).train()
     folder = RunFolder(out)
     state = folder.open({**dataclasses.asdict(config), "data": train.fingerprint})
-    network = config.network().to(device).to(memory_format=torch.channels_last).train()
-    optimizer = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+    trained = [*network.parameters(), *(item for item in method.parameters() if item.requires_grad)]
+    optimizer = torch.optim.AdamW(trained, config.learning_rate, weight_decay=config.weight_decay)
     step = 0
     if state is not None:
         network.load_state_dict(state["network"])
+        method.load_state_dict(state.get("method", {}))  # runs from before other methods were known have none
         optimizer.load_state_dict(state["optimizer"])
         step = int(state["step"])
         log.info("resumed at step %d of %d", step, config.steps)
-    compute_loss = _loss_function(config, network, train)
+    forward: nn.Module = network
+    if config.compile:
+        forward = torch.compile(network, dynamic=False)  # type: ignore[assignment]
+        for child in method.children():
+            if isinstance(child, SmallResNet):
+                child.compile(dynamic=False)
     order = BatchOrder(len(train), config.batch_size, config.seed)
     while step < config.steps:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config.steps, config.warmup, config.learning_rate)
-        loss = compute_loss(order(step), step_generator(config.seed, step), device)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
+        index = order(step)
+        views = [view.to(device) for view in method.views(train.floats(index), step_generator(config.seed, step))]
+        labels = None if train.labels is None else train.labels[index].to(device)
+        loss = method.loss(forward, views, labels, step)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise RunError(f"the loss is {value} at step {step}; the last state in {folder.path} is from before")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        method.before_step(step)
+        optimizer.step()
+        method.after_step(network, step)
         step += 1
         if progress is not None:
             progress(step, config.steps, value)
         if step % 50 == 0 or step == config.steps:
-            folder.log({"step": step, "loss": round(value, 5), "pictures": step * config.batch_size})
+            spread = float(method.spread)
+            if spread < _COLLAPSED:
+                log.warning("step %d: the outputs have collapsed (spread %.2g)", step, spread)
+            row = {"step": step, "loss": round(value, 5), "pictures": step * config.batch_size}
+            folder.log({**row, "spread": round(spread, 5)})
         if step % config.save_every == 0 or step == config.steps:
-            folder.save(step, {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "step": step})
+            folder.save(step, _state(network, method, optimizer, step))
+    network = method.result(network)
     measured: dict[str, float] = {}
     if test is not None:
         measured = accuracy(network, train, test)
@@ -153,32 +138,29 @@ def pretrain(
     return target, measured
 
 
-def _loss_function(
-    config: PretrainConfig, network: SmallResNet, train: ImageSet
-) -> Callable[[Tensor, torch.Generator, str], Tensor]:
-    forward: nn.Module = torch.compile(network) if config.compile else network  # type: ignore[assignment]
-    contrast: nn.Module | None = None
-    if config.method == "simclr":
-        try:
-            from lightly.loss import NTXentLoss
-        except ImportError as error:
-            raise RunError("SimCLR's loss comes from lightly: pip install 'rcdm_fast[train]'") from error
-        contrast = NTXentLoss(temperature=config.temperature)
+def _method(config: PretrainConfig, train: ImageSet) -> type[Method]:
+    """The class of the run's method, once the data is known to suit it. Raises `RunError`, `ConfigError`."""
+    if config.method not in _METHODS:
+        raise RunError(f"no method of pre-training is called {config.method!r}; there are {', '.join(METHODS)}")
+    if config.method == "supervised":
+        if train.labels is None:
+            raise RunError("supervised pre-training needs sub-folders as classes; this folder has none")
+        if config.projector[-1] != len(train.classes):
+            raise ConfigError(f"projector ends in {config.projector[-1]} but the data has {len(train.classes)} classes")
+    return _METHODS[config.method]
 
-    def compute(index: Tensor, generator: torch.Generator, device: str) -> Tensor:
-        pictures = train.floats(index)
-        count = 2 if contrast is not None else 1
-        views = torch.cat([random_views(pictures, config.augment, generator) for _ in range(count)])
-        views = views.to(device).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=config.bf16):
-            outputs = forward(views).float()
-        if contrast is not None:
-            loss: Tensor = contrast(*outputs.chunk(2))
-            return loss
-        assert train.labels is not None
-        return F.cross_entropy(outputs, train.labels[index].to(device))
 
-    return compute
+def _state(network: SmallResNet, method: Method, optimizer: torch.optim.Optimizer, step: int) -> dict[str, Any]:
+    """What a resume needs. Raises `RunError` rather than hand out weights that are no numbers."""
+    for name, tensor in (*network.state_dict().items(), *method.state_dict().items()):
+        if not bool(tensor.isfinite().all()):
+            raise RunError(f"{name} is not finite after {step} steps; the last state is from before")
+    return {
+        "network": network.state_dict(),
+        "method": method.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "step": step,
+    }
 
 
 @torch.no_grad()

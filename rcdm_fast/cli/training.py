@@ -75,7 +75,7 @@ def pretrain(
     device: Annotated[str, typer.Option(help="cpu, cuda...")] = "cpu",
     json: common.JsonFile = None,
 ) -> None:
-    """Pre-train a small encoder (SimCLR, or supervised); the same command resumes it.
+    """Pre-train a small encoder (SimCLR, VICReg, Barlow Twins, BYOL, DINO, supervised); the same command resumes it.
 
     Example: rcdm pretrain cifar10-simclr-encoder --data cifar10/train --test cifar10/test --out runs/simclr
     """

@@ -2,8 +2,8 @@
 
 Follows the basic block of He et al. 2015 (two 3x3 convolutions, batch norm, ReLU, strided first convolution), made
 small enough for a CPU: the default is 0.09 GFLOP a picture. The backbone ends in ReLU and average pooling, so its
-representation is never negative; the projector is a linear layer for a supervised network and the two-layer MLP of
-SimCLR (Chen et al. 2020, section 2) otherwise.
+representation is never negative; the projector is a linear layer for a supervised network and an MLP otherwise
+(two layers in SimCLR: Chen et al. 2020, section 2).
 
 Knows nothing about training, files or input conventions.
 """
@@ -46,6 +46,10 @@ class SmallResNet(nn.Module):
         widths: channels of each stage; every stage halves the resolution in its first block.
         blocks: blocks of each stage.
         projector: widths of the projector's layers; the last is its output. One width means a linear classifier.
+        activation: of the projector: relu, or gelu as in DINO's head (Caron et al. 2021).
+
+    Raises:
+        ValueError: widths and blocks of different lengths, an unknown activation.
     """
 
     def __init__(
@@ -54,8 +58,11 @@ class SmallResNet(nn.Module):
         widths: Sequence[int] = (64, 128, 256),
         blocks: Sequence[int] = (1, 1, 1),
         projector: Sequence[int] = (256, 128),
+        activation: str = "relu",
     ) -> None:
         super().__init__()
+        if activation not in ("relu", "gelu"):
+            raise ValueError(f"activation {activation!r} is neither relu nor gelu")
         if len(widths) != len(blocks):
             raise ValueError(f"{len(widths)} widths but {len(blocks)} block counts")
         layers: list[nn.Module] = [
@@ -71,7 +78,8 @@ class SmallResNet(nn.Module):
         self.backbone = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         head: list[nn.Module] = []
         for width in projector[:-1]:
-            head += [nn.Linear(channels, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
+            act = nn.ReLU(inplace=True) if activation == "relu" else nn.GELU()
+            head += [nn.Linear(channels, width, bias=False), nn.BatchNorm1d(width), act]
             channels = width
         self.projector = nn.Sequential(*head, nn.Linear(channels, projector[-1]))
 

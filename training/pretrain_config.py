@@ -1,0 +1,173 @@
+"""The configuration of a pre-training run: one section for every method that has settings of its own.
+
+Knows nothing about data, devices or the loop.
+"""
+
+from __future__ import annotations
+
+import typing
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from rcdm_fast.config import ConfigError, EncoderConfig
+from rcdm_fast.encoders.small_resnet import SmallResNet
+from rcdm_fast.training import ssl_heads
+from rcdm_fast.training.augment import AugmentConfig
+
+MethodName = Literal["simclr", "supervised", "vicreg", "barlow", "byol", "dino"]
+METHODS: tuple[str, ...] = typing.get_args(MethodName)
+
+
+@dataclass(frozen=True)
+class VICRegConfig:
+    """VICReg (Bardes, Ponce, LeCun 2022, equation 6); the weights are those of section 4.2.
+
+    Attributes:
+        invariance, variance, covariance: weights of the three terms (lambda, mu, nu).
+        solarize: probability of solarisation, in both views (the paper's views are symmetric).
+    """
+
+    invariance: float = 25.0
+    variance: float = 25.0
+    covariance: float = 1.0
+    solarize: float = 0.1
+
+
+@dataclass(frozen=True)
+class BarlowConfig:
+    """Barlow Twins (Zbontar et al. 2021, equation 1); the weight is that of section 2.2.
+
+    Attributes:
+        redundancy: weight of the off-diagonal terms (lambda).
+        solarize: probability of solarisation, in the second view only.
+    """
+
+    redundancy: float = 0.005
+    solarize: float = 0.2
+
+
+@dataclass(frozen=True)
+class BYOLConfig:
+    """BYOL (Grill et al. 2020).
+
+    Attributes:
+        predictor: hidden width of the predictor (the paper's is that of its projector).
+        momentum: of the target network at the first step; rises to 1 by a cosine. The paper has 0.996 for 1000
+            epochs (section 3.2) and 0.99 for 300; a run of a few thousand steps wants the lower one.
+        solarize: probability of solarisation, in the second view only (appendix B).
+    """
+
+    predictor: int = 512
+    momentum: float = 0.99
+    solarize: float = 0.2
+
+
+@dataclass(frozen=True)
+class DINOConfig:
+    """DINO (Caron et al. 2021); temperatures and centre momentum are those of section 3.1 and appendix D.
+
+    Attributes:
+        outputs: width K of the output that is compared (65,536 in the paper, for 1.28 M pictures).
+        local_crops: small crops of each picture that only the student sees, beside the two global ones. May be 0.
+        local_size: pixels of a local crop (96 beside 224 in the paper).
+        local_min_scale, local_max_scale: share of the picture's area that a local crop keeps; the smallest share of a
+            global crop is `augment.min_scale` (0.4 in the paper).
+        momentum: of the teacher at the first step; rises to 1 by a cosine (0.996 in the paper).
+        student_temperature: constant.
+        teacher_temperature_start, teacher_temperature: first value, and value after the warm-up; linear between.
+        temperature_warmup: share of the run that the warm-up of the teacher's temperature takes.
+        center_momentum: of the moving mean of the teacher's outputs.
+        freeze: share of the run during which the last layer is not trained (the first epoch in the paper).
+        solarize: probability of solarisation, in the second global view only.
+    """
+
+    outputs: int = 2048
+    local_crops: int = 4
+    local_size: int = 16
+    local_min_scale: float = 0.1
+    local_max_scale: float = 0.4
+    momentum: float = 0.99
+    student_temperature: float = 0.1
+    teacher_temperature_start: float = 0.04
+    teacher_temperature: float = 0.07
+    temperature_warmup: float = 0.3
+    center_momentum: float = 0.9
+    freeze: float = 0.05
+    solarize: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.local_crops < 0 or self.local_size < 1:
+            raise ConfigError(f"dino: {self.local_crops} local crops of {self.local_size} pixels make no sense")
+        if not 0 < self.local_min_scale <= self.local_max_scale <= 1:
+            raise ConfigError(f"dino: local crops from {self.local_min_scale} to {self.local_max_scale} of the area")
+
+
+_SECTIONS: dict[str, type] = {"vicreg": VICRegConfig, "barlow": BarlowConfig, "byol": BYOLConfig, "dino": DINOConfig}
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """A pre-training run; `pictures` counts distinct pictures shown (SimCLR shows two views of each).
+
+    `method` names the section that is used; it is filled with defaults when not given, the others stay None.
+
+    Raises:
+        ConfigError: a section of another method.
+    """
+
+    name: str
+    method: MethodName = "simclr"
+    image_size: int = 32
+    stem: int = 24
+    widths: tuple[int, ...] = (48, 96, 192)
+    blocks: tuple[int, ...] = (1, 1, 1)
+    projector: tuple[int, ...] = (192, 128)
+    pictures: int = 1_000_000
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-4
+    warmup: float = 0.05  # share of the run
+    temperature: float = 0.2  # SimCLR's
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    bf16: bool = True
+    compile: bool = True
+    seed: int = 0
+    save_every: int = 500  # steps
+    vicreg: VICRegConfig | None = None
+    barlow: BarlowConfig | None = None
+    byol: BYOLConfig | None = None
+    dino: DINOConfig | None = None
+
+    def __post_init__(self) -> None:
+        foreign = [name for name in _SECTIONS if name != self.method and getattr(self, name) is not None]
+        if foreign:
+            raise ConfigError(f"{self.name}: settings for {', '.join(foreign)}, but the method is {self.method}")
+        if self.method in _SECTIONS and getattr(self, self.method) is None:
+            object.__setattr__(self, self.method, _SECTIONS[self.method]())
+
+    @property
+    def steps(self) -> int:
+        return self.pictures // self.batch_size
+
+    def network(self) -> SmallResNet:
+        """A fresh network with this run's seed. Raises as `ssl_heads.projector`."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            network = SmallResNet(self.stem, self.widths, self.blocks, self.projector)
+            if self.method in _SECTIONS:
+                network.projector = ssl_heads.projector(self.method, self.widths[-1], self.projector)
+        return network
+
+    def encoder(self) -> EncoderConfig:
+        """The convention that the trained encoder expects."""
+        architecture: dict[str, object] = {
+            "stem": self.stem,
+            "widths": list(self.widths),
+            "blocks": list(self.blocks),
+            "projector": list(self.projector),
+        }
+        if self.method == "dino":
+            architecture["activation"] = "gelu"
+        return EncoderConfig(source="module", image_size=self.image_size, architecture=architecture)
