@@ -27,7 +27,7 @@ from torch.func import functional_call
 
 from rcdm_fast import checkpoint
 from rcdm_fast import encoders as encoder_room
-from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, UNetConfig, from_dict
+from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, from_dict
 from rcdm_fast.schedule import Schedule, network_timestep
 from rcdm_fast.training import representations
 from rcdm_fast.training.data import BatchOrder, ImageSet, step_generator
@@ -101,19 +101,15 @@ def adapt(
 ) -> Path:
     """Adapt, resume if `out` holds an unfinished run, and write `out`/NAME.safetensors (averaged weights).
 
-    Args:
-        config: model, encoders and how long to train.
-        data: pictures of the size that the model makes, uint8 [N,3,S,S].
-        out: the run's folder.
-        device: where encoders and network run.
-        progress: called with (steps done, steps in all, loss).
+    `data` has pictures of the model's size; `progress` is called with (steps done, steps in all, loss).
 
     Raises:
         ConfigError: no new encoder, or a model without representations, with labels, or whose encoder is unknown.
         RunError: the folder holds another run, the loss is not finite, or the data has the wrong size.
         CheckpointError, EncoderError: a model or an encoder that cannot be loaded.
     """
-    if config.encoder is None:
+    new_config = config.encoder
+    if new_config is None:
         raise ConfigError("no new encoder is named; give one with --encoder")
     model, frozen = checkpoint.load_model(config.model)
     old_config = _old_encoder(config, model)
@@ -123,7 +119,7 @@ def adapt(
     folder = RunFolder(out)
     identity = {"data": data.fingerprint, "decoder": _fingerprint(frozen)}
     state = folder.open({**dataclasses.asdict(config), **identity})
-    encoder = encoder_room.build(config.encoder, device)
+    encoder = encoder_room.build(new_config, device)
     bank = representations.cached(encoder, data, folder.path, config.flips)
     standard = Standardisation(*representations.standardisation(bank))
     bank = (bank - standard.mean) / standard.std
@@ -134,8 +130,7 @@ def adapt(
         )
     start = ridge(bank, old, frozen[WEIGHT], frozen[BIAS])
     log.info("the closed form explains %.1f %% of the conditioning's variance", 100 * start.explained)
-    unet = dataclasses.replace(model.unet, representation_dim=bank.shape[-1])
-    run = Run(config, model, unet, frozen, start, device)
+    run = Run(config, model, frozen, start, device)
     if state is not None:
         run.restore(state)
         log.info("resumed at step %d of %d", run.step, config.steps)
@@ -152,7 +147,7 @@ def adapt(
         **identity,
     }
     target = folder.path / f"{config.name}.safetensors"
-    finished = ModelConfig(unet, model.schedule, described, config.name, info)
+    finished = ModelConfig(run.network.config, model.schedule, described, config.name, info)
     checkpoint.save_model(target, finished, standard.fold(run.weights()), _DTYPES[config.weights])
     return target
 
@@ -203,20 +198,13 @@ class Run:
 
     Args:
         config: with `loss` filled in.
-        model: the model that is adapted; `unet` the same network with the new encoder's width D.
-        frozen: its tensors.
-        start: the map to start from, for standardised representations.
+        model: the model that is adapted, and `frozen`, its tensors.
+        start: the map to start from, for standardised representations [V,N,D].
         device: where to run.
     """
 
     def __init__(
-        self,
-        config: AdaptConfig,
-        model: ModelConfig,
-        unet: UNetConfig,
-        frozen: Mapping[str, Tensor],
-        start: Ridge,
-        device: str,
+        self, config: AdaptConfig, model: ModelConfig, frozen: Mapping[str, Tensor], start: Ridge, device: str
     ) -> None:
         assert config.loss is not None
         self.config, self.device = config, device
@@ -224,6 +212,7 @@ class Run:
         fresh = {WEIGHT: start.weight.float(), BIAS: start.bias.float(), **_low_rank(config, self.frozen)}
         self.trained = {name: value.to(device).requires_grad_() for name, value in fresh.items()}
         self.average = {name: value.detach().clone() for name, value in self.trained.items()}
+        unet = dataclasses.replace(model.unet, representation_dim=start.weight.shape[1])
         self.network = UNet(unet).to(device).eval().requires_grad_(False)
         self.network.load_state_dict({**self.frozen, WEIGHT: fresh[WEIGHT], BIAS: fresh[BIAS]}, strict=True)
         self.network.to(memory_format=torch.channels_last)

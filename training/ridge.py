@@ -52,10 +52,10 @@ def ridge(inputs: Tensor, old: Tensor, weight: Tensor, bias: Tensor) -> Ridge:
     views, count, width = inputs.shape
     if count < 2:
         raise RunError(f"a regression needs at least 2 pictures, the data has {count}")
-    held, rest = _Moments(), _Moments()
+    held, rest = (_Moments(width + 1, len(bias)) for _ in range(2))
     for view in range(views):
-        for start in range(0, count, 8192):
-            part = slice(start, min(start + 8192, count))
+        for start in range(0, count, CHUNK):
+            part = slice(start, min(start + CHUNK, count))
             x = F.pad(inputs[view, part].double(), (0, 1), value=1.0)
             y = old[view, part].double() @ weight.T.double() + bias.double()
             chosen = torch.arange(part.start, part.stop) % HELD_OUT == 0
@@ -72,9 +72,9 @@ def ridge(inputs: Tensor, old: Tensor, weight: Tensor, bias: Tensor) -> Ridge:
 class _Moments:
     """Sums over pictures that least squares needs: x x', x y', y y' and the count; x ends with a 1."""
 
-    def __init__(self) -> None:
-        self.xx: Tensor | float = 0.0
-        self.xy: Tensor | float = 0.0
+    def __init__(self, inputs: int, outputs: int) -> None:
+        self.xx = torch.zeros(inputs, inputs, dtype=torch.float64)
+        self.xy = torch.zeros(inputs, outputs, dtype=torch.float64)
         self.yy = 0.0
         self.count = 0
 
@@ -85,21 +85,20 @@ class _Moments:
         self.count += len(x)
 
     def __add__(self, other: _Moments) -> _Moments:
-        total = _Moments()
+        total = _Moments(*self.xy.shape)
         total.xx, total.xy = self.xx + other.xx, self.xy + other.xy
         total.yy, total.count = self.yy + other.yy, self.count + other.count
         return total
 
     def solve(self, penalty: float) -> Tensor:
         """The map [D+1,E], its last row the bias."""
-        assert isinstance(self.xx, Tensor)
         weight = torch.full((len(self.xx),), penalty * self.count, dtype=torch.float64)
         weight[-1] = 0
-        return torch.linalg.solve(self.xx + weight.diag(), self.xy)
+        solution: Tensor = torch.linalg.solve(self.xx + weight.diag(), self.xy)
+        return solution
 
     def mean(self) -> Tensor:
         """The map [D+1,E] that always gives the mean of the targets."""
-        assert isinstance(self.xy, Tensor)
         solution = torch.zeros_like(self.xy)
         solution[-1] = self.xy[-1] / self.count
         return solution
