@@ -141,7 +141,8 @@ def test_debug_shows_the_traceback() -> None:
 
 
 def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("sample", "encode", "interpolate", "train", "pretrain", "evaluate", "bench", "models", "info"):
+    commands = "sample encode interpolate train pretrain adapt evaluate bench models info"
+    for command in commands.split():
         assert run(command, "--help") == 0
         assert f"Example: rcdm {command}" in " ".join(capsys.readouterr().out.split())
 

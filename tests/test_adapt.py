@@ -1,0 +1,233 @@
+"""Adapters: the closed form, the frozen decoder, folding, exact resume, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import rcdm_fast
+from rcdm_fast import checkpoint, images
+from rcdm_fast.cli import main
+from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig
+from rcdm_fast.encoders import native
+from rcdm_fast.schedule import Schedule
+from rcdm_fast.training import representations
+from rcdm_fast.training.adapt import AdaptConfig, adapt
+from rcdm_fast.training.data import ImageSet
+from rcdm_fast.training.losses import DiffusionLoss, LossConfig
+from rcdm_fast.training.pretrain import PretrainConfig
+from rcdm_fast.training.ridge import ridge
+from rcdm_fast.training.state import RunError
+from tests import small
+
+WIDTHS = {"old": 8, "new": 16}
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageSet:
+    pixels = images.to_uint8(small.pictures(64))
+    return ImageSet(pixels, None, (), tuple(Path(f"{number}.png") for number in range(64)), "made-up")
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, EncoderConfig]:
+    """Two encoders of different width."""
+    folder = tmp_path_factory.mktemp("encoders")
+    result = {}
+    for seed, (name, width) in enumerate(WIDTHS.items()):
+        made = PretrainConfig(name=name, image_size=8, stem=8, widths=(8, width), blocks=(1, 1), projector=(8, 4))
+        torch.manual_seed(seed)
+        path = folder / f"{name}.safetensors"
+        native.save(path, made.network(), made.encoder(), {})
+        result[name] = EncoderConfig(f"file:{path}", image_size=8)
+    return result
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory, encoders: dict[str, EncoderConfig]) -> Path:
+    """A small model for the old encoder, trained with a loss of its own."""
+    network = small.network(representation_dim=WIDTHS["old"])
+    info = {"run": {"loss": dataclasses.asdict(LossConfig("min_snr", gamma=3.0))}}
+    config = ModelConfig(network.config, small.SCHEDULE, encoders["old"], "small", info)
+    path = tmp_path_factory.mktemp("model") / "small.safetensors"
+    return checkpoint.save_model(path, config, network.state_dict())
+
+
+@pytest.fixture
+def config(model: Path, encoders: dict[str, EncoderConfig]) -> AdaptConfig:
+    return AdaptConfig(
+        "adapted", str(model), encoders["new"], steps=6, batch_size=16, bf16=False, save_every=2, warmup=0.2
+    )
+
+
+def tensors(path: Path) -> dict[str, Tensor]:
+    return checkpoint.load_model(path)[1]
+
+
+def test_ridge_recovers_a_linear_map(generator: torch.Generator) -> None:
+    truth, offset = torch.randn(5, 3, generator=generator), torch.randn(5, generator=generator)
+    x = torch.randn(2, 200, 3, generator=generator) + 2
+    found = ridge(x, x @ truth.T + offset, torch.eye(5), torch.zeros(5))
+    torch.testing.assert_close(found.weight.float(), truth, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(found.bias.float(), offset, atol=5e-3, rtol=1e-3)
+    assert found.explained > 0.9999
+
+
+def test_ridge_of_noise_explains_nothing_and_shrinks(generator: torch.Generator) -> None:
+    x = torch.randn(1, 60, 40, generator=generator)
+    y = torch.randn(1, 60, 4, generator=generator)
+    found = ridge(x, y, torch.eye(4), torch.zeros(4))
+    assert found.explained < 0.3
+    assert found.penalty == 1.0
+    with pytest.raises(RunError, match="at least 2"):
+        ridge(x[:, :1], y[:, :1], torch.eye(4), torch.zeros(4))
+
+
+def test_the_same_encoder_gives_the_same_conditioning(
+    config: AdaptConfig, data: ImageSet, encoders: dict[str, EncoderConfig], model: Path, tmp_path: Path
+) -> None:
+    """The closed form alone, folded into weights for raw representations."""
+    same = dataclasses.replace(config, encoder=encoders["old"], steps=0)
+    after, before = tensors(adapt(same, data, tmp_path)), tensors(model)
+    h = rcdm_fast.encoders.build(encoders["old"]).encode(data.floats(slice(0, 64)))
+    got, want = (h @ each["ssl_emb.weight"].T + each["ssl_emb.bias"] for each in (after, before))
+    assert float((got - want).norm() / (want - want.mean(dim=0)).norm()) < 1e-2
+
+
+def test_only_the_map_changes(config: AdaptConfig, data: ImageSet, model: Path, tmp_path: Path) -> None:
+    path = adapt(config, data, tmp_path)
+    before, after = tensors(model), tensors(path)
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {
+        "ssl_emb.weight",
+        "ssl_emb.bias",
+    }
+    assert after["ssl_emb.weight"].shape == (128, WIDTHS["new"])
+    loaded = rcdm_fast.load(path)
+    assert loaded.config.unet.representation_dim == WIDTHS["new"]
+    assert loaded.config.info["adapted_from"] == "small"
+    assert loaded.config.info["run"]["loss"]["weighting"] == "min_snr"  # that of the model's own training
+    h = loaded.encode(data.floats(slice(0, 2)))
+    assert loaded.sample(h, per=2, steps=3).isfinite().all()
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == 6
+    assert {"loss", "mse", "gradient_norm"} <= set(rows[-1])
+
+
+@pytest.mark.parametrize(("updated", "part"), [("film", "emb_layers.1.weight"), ("all", ".weight")])
+def test_low_rank_updates_fold_into_the_weights(
+    config: AdaptConfig, data: ImageSet, model: Path, tmp_path: Path, updated: str, part: str
+) -> None:
+    changes = {"rank": 2, "updated": updated, "learning_rate": 0.01}
+    after = tensors(adapt(dataclasses.replace(config, **changes), data, tmp_path))  # type: ignore[arg-type]
+    changed = 0
+    for name, value in tensors(model).items():
+        if name.startswith("ssl_emb") or torch.equal(value, after[name]):
+            continue
+        changed += 1
+        assert name.endswith(part)
+        singular = torch.linalg.svdvals((after[name] - value).flatten(1).double())
+        assert singular[2:].sum() < 1e-4 * singular.sum()
+    assert changed > 3
+
+
+def test_training_lowers_the_loss_of_the_closed_form(
+    config: AdaptConfig, data: ImageSet, tmp_path: Path, generator: torch.Generator
+) -> None:
+    trained = dataclasses.replace(config, steps=80, learning_rate=0.03, ema=0.9, flips=False, save_every=1000)
+    losses = []
+    x0 = data.floats(slice(0, 64)).repeat(4, 1, 1, 1)
+    t = torch.randint(1000, (256,), generator=generator)
+    eps = torch.randn(x0.shape, generator=generator)
+    for steps in (0, 80):
+        path = adapt(dataclasses.replace(trained, steps=steps), data, tmp_path / str(steps))
+        loaded = rcdm_fast.load(path, engine="eager")
+        loss = DiffusionLoss(Schedule.make(small.SCHEDULE), LossConfig("min_snr", gamma=3.0))
+        x_t = loss.noisy(x0, eps, t)
+        with torch.no_grad():
+            output = loaded.network(x_t, t, loaded.encode(x0))
+        losses.append(float(loss(output, x0, x_t, eps, t)["loss"]))
+    assert losses[1] < 0.99 * losses[0]
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_adapting_resumes_exactly(config: AdaptConfig, data: ImageSet, tmp_path: Path, rank: int) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(done: int, total: int, loss: float) -> None:
+        if done == 5:
+            raise Stop
+
+    config = dataclasses.replace(config, rank=rank)
+    whole = tensors(adapt(config, data, tmp_path / "whole"))
+    with pytest.raises(Stop):
+        adapt(config, data, tmp_path / "cut", progress=stop)
+    seen: list[int] = []
+    resumed = tensors(adapt(config, data, tmp_path / "cut", progress=lambda done, *_: seen.append(done)))
+    assert seen == [5, 6]
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+    with pytest.raises(RunError, match="learning_rate"):
+        adapt(dataclasses.replace(config, learning_rate=0.5), data, tmp_path / "cut")
+
+
+def test_what_cannot_be_adapted(
+    config: AdaptConfig, data: ImageSet, encoders: dict[str, EncoderConfig], tmp_path: Path
+) -> None:
+    def saved(name: str, encoder: EncoderConfig | None, **changes: object) -> str:
+        network = small.network(**changes)
+        made = ModelConfig(network.config, small.SCHEDULE, encoder, name)
+        return str(checkpoint.save_model(tmp_path / f"{name}.safetensors", made, network.state_dict()))
+
+    def refused(error: type[Exception], match: str, pictures: ImageSet = data, **changes: object) -> None:
+        with pytest.raises(error, match=match):
+            adapt(dataclasses.replace(config, **changes), pictures, tmp_path / "run")  # type: ignore[arg-type]
+
+    refused(ConfigError, "no new encoder", encoder=None)
+    refused(ConfigError, "no representations", model=saved("plain", None, representation_dim=0))
+    refused(ConfigError, "class labels", model=saved("labels", encoders["old"], num_classes=3))
+    refused(ConfigError, "--old-encoder", model=saved("nameless", None, representation_dim=8))
+    refused(checkpoint.CheckpointError, "unknown model", model="nobody")
+    bigger = dataclasses.replace(data, pixels=data.pixels.repeat(1, 1, 2, 2))
+    refused(RunError, "pictures are 16 px", bigger)
+    refused(ConfigError, "steps and rank", rank=-1)
+    assert not (tmp_path / "run").exists()
+    refused(ConfigError, "gives 16 numbers", old_encoder=encoders["new"])
+    nothing = dataclasses.replace(config, learning_rate=float("inf"))
+    with pytest.raises(RunError, match=r"the loss is (nan|inf) at step 2"):
+        adapt(nothing, data, tmp_path / "nan")
+    assert not list((tmp_path / "nan").glob("*.safetensors.tmp"))
+    assert not (tmp_path / "nan" / "adapted.safetensors").exists()
+
+
+def test_representations_of_both_encoders_are_kept(config: AdaptConfig, data: ImageSet, tmp_path: Path) -> None:
+    adapt(dataclasses.replace(config, steps=0), data, tmp_path)
+    kept = list(tmp_path.glob("representations-*-flips.safetensors"))
+    assert len(kept) == 2
+    widths = {rcdm_fast.storage.read_tensors(path)["representations"].shape[-1] for path in kept}
+    assert widths == set(WIDTHS.values())
+    assert representations.cached(rcdm_fast.encoders.build(config.encoder), data, tmp_path, True).shape[1] == 64  # type: ignore[arg-type]
+
+
+def test_from_the_command_line(
+    model: Path,
+    encoders: dict[str, EncoderConfig],
+    data: ImageSet,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(20):
+        images.save(images.to_pil(data.floats(slice(number, number + 1))[0]), folder / f"{number:02d}.png")
+    arguments = ["adapt", str(model), "--data", str(folder), "--steps", "2", "--batch-size", "4"]
+    new = ["--encoder", encoders["new"].source]
+    assert main([*arguments, *new, "--out", str(tmp_path / "mine"), "--rank", "1"]) == 0
+    assert rcdm_fast.load(tmp_path / "mine" / "mine.safetensors").config.name == "mine"
+    assert "finished" in capsys.readouterr().out
+    assert main([*arguments, "--encoder", "file:/nowhere", "--out", str(tmp_path / "b")]) != 0
+    assert "/nowhere" in capsys.readouterr().err

@@ -1,0 +1,300 @@
+"""Adapt a trained RCDM to another encoder: the decoder stays frozen, only what leads into it is learned.
+
+The decoder adds c = W h + b to its time embedding (`ssl_emb`). For representations h' of a new encoder, W' and b' are
+first solved in closed form (ridge regression from h' to the c of the old encoder, `ridge`), then trained by the
+diffusion loss for a few hundred steps, if asked for together with low-rank updates of the decoder's layers. All of it
+folds into ordinary weights: the file is a model like any other, with `ssl_emb` replaced and every layer that has no
+low-rank update as it was, bit for bit.
+
+Does not know what either encoder is, and learns no non-linear map: that would not fold into the published structure.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from rcdm_fast import checkpoint
+from rcdm_fast import encoders as encoder_room
+from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, from_dict
+from rcdm_fast.schedule import Schedule, network_timestep
+from rcdm_fast.training import representations
+from rcdm_fast.training.data import BatchOrder, ImageSet, step_generator
+from rcdm_fast.training.losses import DiffusionLoss, LossConfig
+from rcdm_fast.training.pretrain import learning_rate
+from rcdm_fast.training.ridge import Ridge, ridge
+from rcdm_fast.training.state import RunError, RunFolder
+from rcdm_fast.training.train import Standardisation
+from rcdm_fast.unet import UNet
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int, float], None]
+
+WEIGHT, BIAS = "ssl_emb.weight", "ssl_emb.bias"
+DOWN, UP = ".low_rank_down", ".low_rank_up"  # the factors of a layer's update, after the name of its weight
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class AdaptConfig:
+    """How a model is adapted to another encoder.
+
+    Attributes:
+        name: name of the adapted model, written into its file.
+        model: name, file, folder or hub id of the model whose decoder is kept.
+        encoder: the new encoder.
+        old_encoder: the encoder that the model was trained with; None for the one its file names.
+        loss: weighting; None for that of the model's own training, if its file tells, else `LossConfig()`.
+        steps: optimiser steps after the closed form; 0 keeps the closed form.
+        batch_size: pictures per step.
+        learning_rate: peak, after a linear warm-up over `warmup` of the run; cosine decay to zero.
+        ema: decay per step of the averaged weights, reached gradually ((1 + step) / (10 + step) before).
+        rank: rank of the updates of the decoder's layers; 0 for a decoder that stays as it is.
+        updated: layers that get such an update: ``film``, the linear layers behind the time embedding, or ``all``
+            convolutions and linear layers.
+        flips: mirror pictures at random, with the mirrored picture's own representation.
+        save_every: in steps.
+        weights: how the finished weights are stored.
+    """
+
+    name: str
+    model: str
+    encoder: EncoderConfig | None = None
+    old_encoder: EncoderConfig | None = None
+    loss: LossConfig | None = None
+    steps: int = 300
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    warmup: float = 0.03
+    ema: float = 0.99
+    clip_norm: float = 1.0
+    rank: int = 0
+    updated: Literal["film", "all"] = "film"
+    flips: bool = True
+    bf16: bool = True
+    seed: int = 0
+    save_every: int = 100
+    weights: Literal["fp32", "bf16", "fp16"] = "fp32"
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or self.rank < 0 or self.batch_size < 1 or self.save_every < 1:
+            raise ConfigError("steps and rank must be 0 or more, batch_size and save_every 1 or more")
+        if self.weights not in _DTYPES or self.updated not in ("film", "all"):
+            raise ConfigError(f"weights must be one of {', '.join(_DTYPES)}; updated must be film or all")
+
+
+def adapt(
+    config: AdaptConfig, data: ImageSet, out: str | Path, device: str = "cpu", progress: Progress | None = None
+) -> Path:
+    """Adapt, resume if `out` holds an unfinished run, and write `out`/NAME.safetensors (averaged weights).
+
+    `data` has pictures of the model's size; `progress` is called with (steps done, steps in all, loss).
+
+    Raises:
+        ConfigError: no new encoder, or a model without representations, with labels, or whose encoder is unknown.
+        RunError: the folder holds another run, the loss is not finite, or the data has the wrong size.
+        CheckpointError, EncoderError: a model or an encoder that cannot be loaded.
+    """
+    new_config = config.encoder
+    if new_config is None:
+        raise ConfigError("no new encoder is named; give one with --encoder")
+    model, frozen = checkpoint.load_model(config.model)
+    old_config = _old_encoder(config, model)
+    config = dataclasses.replace(config, loss=config.loss or _own_loss(model))
+    if data.pixels.shape[-1] != model.unet.image_size:
+        raise RunError(f"pictures are {data.pixels.shape[-1]} px, the network makes {model.unet.image_size} px")
+    folder = RunFolder(out)
+    identity = {"data": data.fingerprint, "decoder": _fingerprint(frozen)}
+    state = folder.open({**dataclasses.asdict(config), **identity})
+    encoder = encoder_room.build(new_config, device)
+    bank = representations.cached(encoder, data, folder.path, config.flips)
+    standard = Standardisation(*representations.standardisation(bank))
+    bank = (bank - standard.mean) / standard.std
+    old = representations.cached(encoder_room.build(old_config, device), data, folder.path, config.flips)
+    if old.shape[-1] != model.unet.representation_dim:
+        raise ConfigError(
+            f"the old encoder gives {old.shape[-1]} numbers, {config.model} expects {model.unet.representation_dim}"
+        )
+    start = ridge(bank, old, frozen[WEIGHT], frozen[BIAS])
+    log.info("the closed form explains %.1f %% of the conditioning's variance", 100 * start.explained)
+    run = Run(config, model, frozen, start, device)
+    if state is not None:
+        run.restore(state)
+        log.info("resumed at step %d of %d", run.step, config.steps)
+    else:
+        folder.log({"step": 0, "explained": round(start.explained, 4), "penalty": start.penalty})
+    _train(run, data, bank, folder, progress)
+    described = dataclasses.replace(encoder.config, dim=bank.shape[-1])
+    info = {
+        "adapted_from": model.name or config.model,
+        "explained": round(start.explained, 4),
+        "pictures_seen": run.step * config.batch_size,
+        "steps": run.step,
+        "run": dataclasses.asdict(config),
+        **identity,
+    }
+    target = folder.path / f"{config.name}.safetensors"
+    finished = ModelConfig(run.network.config, model.schedule, described, config.name, info)
+    checkpoint.save_model(target, finished, standard.fold(run.weights()), _DTYPES[config.weights])
+    return target
+
+
+def _train(run: Run, data: ImageSet, bank: Tensor, folder: RunFolder, progress: Progress | None) -> None:
+    config = run.config
+    order = BatchOrder(len(data), config.batch_size, config.seed) if config.steps else None
+    while order is not None and run.step < config.steps:
+        terms = run.advance(data, bank, order(run.step))
+        if not math.isfinite(terms["loss"]):
+            raise RunError(f"the loss is {terms['loss']} at step {run.step}; the last good state is in {folder.path}")
+        if progress is not None:
+            progress(run.step, config.steps, terms["loss"])
+        if run.step % 20 == 0 or run.step == config.steps:
+            folder.log({"step": run.step, **terms})
+        if run.step % config.save_every == 0 or run.step == config.steps:
+            folder.save(run.step, run.state())
+
+
+def _old_encoder(config: AdaptConfig, model: ModelConfig) -> EncoderConfig:
+    """What the model was trained with; raises `ConfigError` if it cannot be adapted."""
+    if not model.unet.representation_dim:
+        raise ConfigError(f"{config.model} takes no representations: there is nothing to adapt")
+    if model.unet.num_classes:
+        raise ConfigError(f"{config.model} takes class labels too; only models of representations alone can be adapted")
+    old = config.old_encoder or model.encoder
+    if old is None or old.source == "module":
+        raise ConfigError(f"{config.model} does not name its encoder; give the one of its training with --old-encoder")
+    return old
+
+
+def _own_loss(model: ModelConfig) -> LossConfig:
+    """The loss that the model was trained with, as far as its file tells."""
+    run = model.info.get("run")
+    stated = run.get("loss") if isinstance(run, Mapping) else None
+    return from_dict(LossConfig, stated, "info.run.loss") if isinstance(stated, Mapping) else LossConfig()
+
+
+def _fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(sorted(tensors)).encode())
+    for name in sorted(tensors):
+        digest.update(tensors[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+class Run:
+    """The moving parts: the frozen network, what is trained, its average, the optimiser and the step counter.
+
+    Args:
+        config: with `loss` filled in.
+        model: the model that is adapted, and `frozen`, its tensors.
+        start: the map to start from, for standardised representations [V,N,D].
+        device: where to run.
+    """
+
+    def __init__(
+        self, config: AdaptConfig, model: ModelConfig, frozen: Mapping[str, Tensor], start: Ridge, device: str
+    ) -> None:
+        assert config.loss is not None
+        self.config, self.device = config, device
+        self.frozen = {name: value.to(device) for name, value in frozen.items() if name not in (WEIGHT, BIAS)}
+        fresh = {WEIGHT: start.weight.float(), BIAS: start.bias.float(), **_low_rank(config, self.frozen)}
+        self.trained = {name: value.to(device).requires_grad_() for name, value in fresh.items()}
+        self.average = {name: value.detach().clone() for name, value in self.trained.items()}
+        unet = dataclasses.replace(model.unet, representation_dim=start.weight.shape[1])
+        self.network = UNet(unet).to(device).eval().requires_grad_(False)
+        self.network.load_state_dict({**self.frozen, WEIGHT: fresh[WEIGHT], BIAS: fresh[BIAS]}, strict=True)
+        self.network.to(memory_format=torch.channels_last)
+        self.optimizer = torch.optim.AdamW(
+            list(self.trained.values()), config.learning_rate, weight_decay=config.weight_decay
+        )
+        self.schedule = model.schedule
+        self.loss = DiffusionLoss(Schedule.make(model.schedule), config.loss, device)
+        self.step = 0
+
+    def advance(self, data: ImageSet, bank: Tensor, index: Tensor) -> dict[str, float]:
+        """One optimiser step on the pictures at `index` (int64 [B]); returns the loss terms and the gradient's norm.
+
+        `bank` holds standardised representations [V,N,D]. All random numbers depend on (seed, step) alone.
+        """
+        config, device = self.config, self.device
+        generator = step_generator(config.seed, self.step)
+        x0 = data.floats(index)
+        view = torch.zeros(len(index), dtype=torch.int64)
+        if config.flips:
+            view = (torch.rand(len(index), generator=generator) < 0.5).long()
+            x0 = torch.where(view.bool()[:, None, None, None], x0.flip(3), x0)
+        h = bank[view, index].to(device)
+        t = torch.randint(self.schedule.diffusion_steps, (len(index),), generator=generator).to(device)
+        eps = torch.randn(x0.shape, generator=generator).to(device)
+        x0 = x0.to(device)
+        x_t = self.loss.noisy(x0, eps, t).contiguous(memory_format=torch.channels_last)
+        seen = t.float() * network_timestep(self.schedule, 1)
+        with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=config.bf16):
+            output = functional_call(self.network, self._changed(self.trained), (x_t, seen, h))
+        terms = self.loss(output, x0, x_t, eps, t)
+        self.optimizer.zero_grad(set_to_none=True)
+        terms["loss"].backward()
+        norm = torch.nn.utils.clip_grad_norm_(list(self.trained.values()), config.clip_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, config.steps, config.warmup, config.learning_rate)
+        self.optimizer.step()
+        self.step += 1
+        decay = min(config.ema, (1 + self.step) / (10 + self.step))
+        for name, value in self.trained.items():
+            self.average[name].lerp_(value.detach(), 1 - decay)
+        return {name: round(float(value.detach()), 6) for name, value in {**terms, "gradient_norm": norm}.items()}
+
+    def _changed(self, learned: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights that differ from the model's: `ssl_emb`, and layers with their low-rank update added."""
+        changed = {WEIGHT: learned[WEIGHT], BIAS: learned[BIAS]}
+        for name in (key.removesuffix(UP) for key in learned if key.endswith(UP)):
+            update = learned[name + UP] @ learned[name + DOWN]
+            changed[name] = self.frozen[name] + update.view_as(self.frozen[name])
+        return changed
+
+    def weights(self) -> dict[str, Tensor]:
+        """All tensors of the adapted network, averaged, on the CPU; for standardised representations."""
+        return {name: value.cpu() for name, value in {**self.frozen, **self._changed(self.average)}.items()}
+
+    def state(self) -> dict[str, Any]:
+        """Everything a resumed run needs beside the model it began with."""
+        return {
+            "step": self.step,
+            "trained": {name: value.detach() for name, value in self.trained.items()},
+            "average": self.average,
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state`."""
+        self.step = int(state["step"])
+        with torch.no_grad():
+            for name, value in self.trained.items():
+                value.copy_(state["trained"][name])
+                self.average[name].copy_(state["average"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def _low_rank(config: AdaptConfig, frozen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Factors down [R,in] and up [out,R] for every layer to be updated; their product begins as zero."""
+    factors: dict[str, Tensor] = {}
+    generator = torch.Generator().manual_seed(config.seed)
+    for name, value in frozen.items() if config.rank else ():
+        if value.ndim < 2 or (config.updated == "film" and not name.endswith("emb_layers.1.weight")):
+            continue
+        fan_in = value[0].numel()
+        factors[name + DOWN] = torch.randn(config.rank, fan_in, generator=generator) / math.sqrt(fan_in)
+        factors[name + UP] = torch.zeros(len(value), config.rank)
+    return factors
