@@ -1,4 +1,4 @@
-"""`rcdm train`, `rcdm pretrain` and `rcdm evaluate`."""
+"""`rcdm train` and `rcdm pretrain`."""
 
 from __future__ import annotations
 
@@ -89,44 +89,6 @@ def pretrain(
         common.say(f"{key:32s} {value:.4f}")
     common.write_json(json, accuracy)
     common.say(f"{path}: finished; use it with --encoder file:{path}")
-
-
-def evaluate(
-    model: Annotated[
-        str, typer.Argument(help="Bundled or published name, file, folder or hub id.", show_default=False)
-    ],
-    data: DataFolder,
-    sources: Annotated[int, typer.Option(help="Source pictures; 0: 256, or all there are.")] = 0,
-    samples: Annotated[int, typer.Option(help="Samples of each source picture.")] = 4,
-    gallery: Annotated[int, typer.Option(help="Real representations that a sample is ranked among; 0: all.")] = 0,
-    steps: common.Steps = "50",
-    solver: common.SolverName = "ddim",
-    seed: common.Seed = 0,
-    encoder: common.EncoderSpec = None,
-    flags: common.Flags = None,
-    device: common.Device = None,
-    engine: common.EngineName = "auto",
-    precision: common.Precision = "auto",
-    json: common.JsonFile = None,
-) -> None:
-    """Measure how well samples keep their representation: mean rank and MRR of the source picture, beside chance.
-
-    Example: rcdm evaluate cifar10-simclr-trunk --data cifar10/test --samples 4 --gallery 10000 --json mrr.json
-    """
-    from rcdm_fast.training.data import load_folder
-    from rcdm_fast.training.evaluate import EvaluateConfig
-    from rcdm_fast.training.evaluate import evaluate as run
-
-    loaded = common.open_model(model, flags, encoder, device, engine, precision)
-    pictures = load_folder(data, loaded.image_size)
-    settings = EvaluateConfig(sources, samples, gallery, steps, solver, seed)
-    with _bar(sources or 256) as progress:
-        result = run(loaded, pictures, settings, lambda done, total: progress(done, total, 0.0))
-    for label, interval in (("MRR", result.mrr), ("mean rank", result.mean_rank), ("distance", result.distance)):
-        common.say(f"{label:10s} {interval.value:.4g}  [{interval.low:.4g}, {interval.high:.4g}]")
-    common.say(f"chance     MRR {result.chance_mrr:.3g}, mean rank {result.chance_mean_rank:.6g} of {result.gallery}")
-    common.say(f"nearest other real representation at distance {result.nearest:.4g}")
-    common.write_json(json, result)
 
 
 def _configuration(name: str, file: Path | None) -> dict[str, Any]:
