@@ -166,7 +166,8 @@ def _centred(real: Tensor, samples: Tensor, rows: int) -> tuple[Tensor, Tensor]:
 
 def _root(centred: Tensor) -> Tensor:
     """R [min(N,D),D] with R'R the covariance of centred [N,D]."""
-    return torch.linalg.qr(centred, mode="r").R / math.sqrt(len(centred) - 1)
+    root: Tensor = torch.linalg.qr(centred, mode="r").R
+    return root / math.sqrt(len(centred) - 1)
 
 
 def _mmd2(x: Tensor, y: Tensor) -> float:
