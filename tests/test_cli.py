@@ -180,7 +180,7 @@ def test_evaluate_compares_distributions_and_keeps_the_samples(
     np.savez(tmp_path / "real.npz", rng.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8))
     sizes = ("--data", photos, "--samples", 2, "--steps", 2)
     files = ("--json", tmp_path / "all.json", "--npz", tmp_path / "drawn.npz", "--reference-npz", tmp_path / "real.npz")
-    spec = "bundled:cifar10-supervised-encoder"
+    spec = "bundled:cifar10-supervised"
     assert run("evaluate", "cifar10-simclr-head", *sizes, *files, "--features", spec) == 0
     said = capsys.readouterr().out
     found = json.loads((tmp_path / "all.json").read_text())
