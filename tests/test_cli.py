@@ -114,6 +114,8 @@ def test_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (("train", "mine", "--data", "{photos}", "--config", "starter", "--set", "loss.gama=3"), "gama"),
         (("train", "mine", "--data", "{photos}", "--config", "starter"), "needs an encoder"),
         (("evaluate", "cifar10-simclr-trunk", "--data", "{photos}", "--gallery", "9"), "the data has 3"),
+        (("evaluate", "cifar10-simclr-trunk", "--data", "{photos}", "--features", "model"), "at least 6 real pictures"),
+        (("evaluate", "cifar10-simclr-trunk", "--data", "{photos}", "--inception", "{tmp}/no.pth"), "no such file"),
     ],
 )
 def test_errors_are_one_line(
@@ -172,6 +174,29 @@ def test_evaluate_writes_its_interval(photos: Path, tmp_path: Path) -> None:
     arguments = ("--samples", 2, "--gallery", 3, "--steps", 2, "--json", out)
     assert run("evaluate", "cifar10-simclr-head", "--data", photos, *arguments) == 0
     assert set(json.loads(out.read_text())["mrr"]) == {"value", "low", "high"}
+    assert json.loads(out.read_text())["distribution"] is None  # three pictures say nothing about a distribution
+
+
+def test_evaluate_compares_distributions_and_keeps_the_samples(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "real.npz", rng.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8))
+    sizes = ("--data", photos, "--samples", 2, "--steps", 2)
+    files = ("--json", tmp_path / "all.json", "--npz", tmp_path / "drawn.npz", "--reference-npz", tmp_path / "real.npz")
+    spec = "bundled:cifar10-supervised"
+    assert run("evaluate", "cifar10-simclr-head", *sizes, *files, "--features", spec) == 0
+    said = capsys.readouterr().out
+    found = json.loads((tmp_path / "all.json").read_text())
+    assert spec in found["distribution"]["features"]
+    assert (found["distribution"]["real"], found["distribution"]["samples"]) == (8, 6)
+    assert found["distribution"]["rank_deficient"]
+    assert set(found["nearest_real"]) == {"1"}
+    assert "6 samples beside 8 real pictures" in said
+    assert "singular" in said
+    assert "FID" not in said
+    with np.load(tmp_path / "drawn.npz") as stored:
+        assert stored["arr_0"].shape == (6, 32, 32, 3)
 
 
 def test_pretrain_and_train_from_the_command_line(photos: Path, tmp_path: Path) -> None:

@@ -34,8 +34,8 @@ from rcdm_fast.training.data import BatchOrder, ImageSet, step_generator
 from rcdm_fast.training.losses import DiffusionLoss, LossConfig
 from rcdm_fast.training.pretrain import learning_rate
 from rcdm_fast.training.ridge import Ridge, ridge
+from rcdm_fast.training.run import Standardisation
 from rcdm_fast.training.state import RunError, RunFolder
-from rcdm_fast.training.train import Standardisation
 from rcdm_fast.unet import UNet
 
 log = logging.getLogger(__name__)
@@ -254,7 +254,8 @@ class Run:
         decay = min(config.ema, (1 + self.step) / (10 + self.step))
         for name, value in self.trained.items():
             self.average[name].lerp_(value.detach(), 1 - decay)
-        return {name: round(float(value.detach()), 6) for name, value in {**terms, "gradient_norm": norm}.items()}
+        means = {name: value for name, value in terms.items() if name != "each"}
+        return {name: round(float(value.detach()), 6) for name, value in {**means, "gradient_norm": norm}.items()}
 
     def _changed(self, learned: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The weights that differ from the model's: `ssl_emb`, and layers with their low-rank update added."""

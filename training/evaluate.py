@@ -1,15 +1,17 @@
-"""How faithful samples are to the representation they were drawn from: mean rank and MRR of the source picture.
+"""How faithful samples are to the representation they were drawn from, and how like real pictures they are.
 
 Every sample is re-encoded; the gallery of real representations is ranked by squared distance to it, and the rank of
 the source picture's own representation is counted (1 is best; Bordes et al. 2021, section 4.1). Ties count half.
 Chance is a rank drawn uniformly from the gallery. Intervals are bootstrap intervals over source pictures, whose
-samples are not independent.
+samples are not independent. The distance of samples to h stands beside that of real neighbours, as in the
+paper. Distributions are compared in a feature space that the caller names (`features.py`).
 
-Knows nothing about how a model was trained.
+Samples are drawn once (`draw`) and every measurement reads them. Knows nothing about how a model was trained.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -17,10 +19,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rcdm_fast import images
 from rcdm_fast.config import ConfigError
+from rcdm_fast.encoders import Encoder
 from rcdm_fast.pipeline import Model
-from rcdm_fast.training import representations
+from rcdm_fast.training import distributions, representations
 from rcdm_fast.training.data import ImageSet
+from rcdm_fast.training.distributions import Distribution
+from rcdm_fast.training.features import FeatureSpace
+
+NEIGHBOURS = (1, 5, 10)
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,9 @@ class Faithfulness:
         chance_mrr, chance_mean_rank: of a rank drawn at random.
         gallery, sources, samples: sizes.
         reciprocal_ranks: of every source, the mean over its samples.
+        nearest_real: mean squared distance between h and its k-th nearest other real representation, by k (1, 5, 10,
+            as far as the gallery goes).
+        distribution: distances of distributions, if a feature space was given.
     """
 
     mrr: Interval
@@ -78,40 +89,91 @@ class Faithfulness:
     sources: int
     samples: int
     reciprocal_ranks: tuple[float, ...] = field(repr=False)
+    nearest_real: dict[int, Interval] = field(default_factory=dict)
+    distribution: Distribution | None = None
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Samples and what they are compared with; S sources, P samples of each, G gallery pictures.
+
+    Attributes:
+        encoder: what made the representations.
+        real: the gallery's pictures and labels.
+        gallery: their representations, float32 [G,D].
+        sources: places of the sources in the gallery, int64 [S].
+        pictures: samples, uint8 [S,P,3,H,W].
+        representations: of the samples before they were rounded to 8 bits, float32 [S,P,D].
+    """
+
+    encoder: Encoder
+    real: ImageSet
+    gallery: Tensor
+    sources: Tensor
+    pictures: Tensor
+    representations: Tensor
+
+    @property
+    def labels(self) -> Tensor | None:
+        """The source's label of every sample, int64 [S*P]; None if the data has no labels."""
+        if self.real.labels is None:
+            return None
+        return self.real.labels[self.sources].repeat_interleave(self.pictures.shape[1])
 
 
 def evaluate(
-    model: Model, data: ImageSet, config: EvaluateConfig, progress: Callable[[int, int], None] | None = None
+    model: Model,
+    data: ImageSet,
+    config: EvaluateConfig,
+    progress: Callable[[int, int], None] | None = None,
+    space: FeatureSpace | None = None,
 ) -> Faithfulness:
-    """Sample, re-encode and rank.
+    """Sample, re-encode, rank, and compare distributions if a feature space is given.
 
     Args:
         model: a model with an encoder.
         data: gallery and source pictures, of the size that the model makes.
         config: sizes and solver.
         progress: called with (sources done, sources in all).
+        space: where distributions are compared, gallery and samples.
 
     Raises:
         ConfigError: fewer pictures than asked for, or a model without an encoder.
     """
-    encoder = model.encoder
-    if encoder is None:
-        raise ConfigError("evaluation needs the model's encoder; give one with --encoder")
+    gallery, sources = counts(data, config)
+    if space is not None:
+        distributions.check_counts(gallery, sources * config.samples)
+    drawn = draw(model, data, config, progress)
+    result = faithfulness(drawn, config)
+    return result if space is None else dataclasses.replace(result, distribution=compare(drawn, space, config.seed))
+
+
+def counts(data: ImageSet, config: EvaluateConfig) -> tuple[int, int]:
+    """Gallery and source pictures that `config` means for this data. Raises `ConfigError` if there are too few."""
     size = config.gallery or len(data)
     count = config.sources or min(256, size)
     if size > len(data) or count > size:
         raise ConfigError(f"{count} sources in a gallery of {size} pictures: the data has {len(data)}")
     if count < 2 or config.samples < 1:
         raise ConfigError("an interval needs at least 2 source pictures and 1 sample of each")
-    chosen = torch.linspace(0, len(data) - 1, size).round().long()
-    gallery = representations.compute(encoder, data.subset(chosen))
+    return size, count
+
+
+def draw(
+    model: Model, data: ImageSet, config: EvaluateConfig, progress: Callable[[int, int], None] | None = None
+) -> Drawn:
+    """Encode the gallery, draw samples of the sources and encode those; arguments and errors as in `evaluate`."""
+    encoder = model.encoder
+    if encoder is None:
+        raise ConfigError("evaluation needs the model's encoder; give one with --encoder")
+    size, count = counts(data, config)
+    real = data.subset(torch.linspace(0, len(data) - 1, size).round().long())
+    gallery = representations.compute(encoder, real)
     sources = torch.linspace(0, size - 1, count).round().long()
-    ranks, distances = [], []
-    chunk = max(1, config.batch_size // config.samples)
-    for part in sources.split(chunk):
-        h = gallery[part]
+    drawn, again = [], []
+    for part in sources.split(max(1, config.batch_size // config.samples)):
         pictures = model.sample(
-            h,
+            gallery[part],
             items=part,
             per=config.samples,
             steps=config.steps,
@@ -119,31 +181,67 @@ def evaluate(
             seed=config.seed,
             batch_size=config.batch_size,
         )
-        again = encoder.encode(pictures.flatten(0, 1)).cpu().view(len(part), config.samples, -1)
-        for row, source in enumerate(part.tolist()):
-            to_gallery = squared_distances(again[row], gallery)
-            own = to_gallery[:, source]
-            distances.append(own)
-            ranks.append(rank_of(to_gallery, source))
+        again.append(encoder.encode(pictures.flatten(0, 1)).cpu().view(len(part), config.samples, -1))
+        drawn.append(images.to_uint8(pictures).cpu())
         if progress is not None:
-            progress(len(ranks), count)
-    rank = torch.stack(ranks).double().numpy()
-    to_others = torch.cat([squared_distances(gallery[part], gallery) for part in sources.split(256)])
-    to_others[torch.arange(len(sources)), sources] = torch.inf
+            progress(sum(map(len, drawn)), count)
+    return Drawn(encoder, real, gallery, sources, torch.cat(drawn), torch.cat(again))
+
+
+def faithfulness(drawn: Drawn, config: EvaluateConfig) -> Faithfulness:
+    """Ranks and distances in the space of the model's own encoder."""
+    gallery, size = drawn.gallery, len(drawn.gallery)
+    count, per = drawn.representations.shape[:2]
+    known = [k for k in NEIGHBOURS if k < size]
+    ranks, distances, near = [], [], []
+    for again, source in zip(drawn.representations, drawn.sources.tolist(), strict=True):
+        to_gallery = squared_distances(again, gallery)
+        distances.append(to_gallery[:, source])
+        ranks.append(rank_of(to_gallery, source))
+        to_others = squared_distances(gallery[source : source + 1], gallery)[0]
+        to_others[source] = torch.inf
+        near.append(to_others.topk(max(known), largest=False).values)
+    rank, neighbours = torch.stack(ranks).numpy(), torch.stack(near).numpy()
     rng = np.random.default_rng(config.seed)
     reciprocal = (1 / rank).mean(axis=1)
     return Faithfulness(
         mrr=bootstrap(reciprocal, config.resamples, rng),
         mean_rank=bootstrap(rank.mean(axis=1), config.resamples, rng),
-        distance=bootstrap(torch.stack(distances).double().numpy().mean(axis=1), config.resamples, rng),
-        nearest=float(to_others.min(dim=1).values.mean()),
+        distance=bootstrap(torch.stack(distances).numpy().mean(axis=1), config.resamples, rng),
+        nearest=float(neighbours[:, 0].mean()),
         chance_mrr=float((1 / np.arange(1, size + 1)).mean()),
         chance_mean_rank=(size + 1) / 2,
         gallery=size,
         sources=count,
-        samples=config.samples,
+        samples=per,
         reciprocal_ranks=tuple(reciprocal.tolist()),
+        nearest_real={k: bootstrap(neighbours[:, k - 1], config.resamples, rng) for k in known},
     )
+
+
+def compare(drawn: Drawn, space: FeatureSpace, seed: int = 0, reference: Tensor | None = None) -> Distribution:
+    """Distances between the distributions of samples and of real pictures.
+
+    Args:
+        drawn: samples; its gallery is the real set unless another is given.
+        space: where features come from. If it is the model's own encoder, nothing is encoded again.
+        seed: of random subsets.
+        reference: real pictures, uint8 [N,3,H,W].
+
+    Raises:
+        ConfigError: too few pictures (6 of each are needed).
+    """
+    own = space.encoder is drawn.encoder
+    logits = None
+    if own:
+        samples = drawn.representations.flatten(0, 1)
+    else:
+        samples, logits = space.of(drawn.pictures.flatten(0, 1))
+    if own and reference is None:
+        real = drawn.gallery
+    else:
+        real, _ = space.of(drawn.real.pixels if reference is None else reference)
+    return distributions.measure(space.name, real, samples, logits, seed)
 
 
 def mrr_change(got: Faithfulness, want: Faithfulness, resamples: int = 2000, seed: int = 0) -> Interval:

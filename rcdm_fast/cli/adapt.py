@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from rcdm_fast.cli import common
-from rcdm_fast.cli.training import DataFolder, _bar
+from rcdm_fast.cli.training import DataFolder
 
 
 def adapt(
@@ -56,6 +56,6 @@ def adapt(
     settings = from_dict(AdaptConfig, values, "options")
     pictures = load_folder(data, checkpoint.load_model(model)[0].unet.image_size)
     common.say(f"{len(pictures)} pictures, {settings.steps} steps of {settings.batch_size}")
-    with _bar(settings.steps) as progress:
+    with common.ProgressBar(settings.steps) as progress:
         path = run(settings, pictures, out, device, progress)
     common.say(f"{path}: finished; load it with rcdm_fast.load({str(path)!r})")

@@ -1,4 +1,4 @@
-"""Options that several commands share, and the two ways in which commands report numbers.
+"""Options that several commands share, and how commands report numbers and progress.
 
 Knows nothing about single commands.
 """
@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rcdm_fast.pipeline import Model
 
 ModelName = Annotated[str, typer.Option("--model", "-m", help="Bundled or published name, file, folder or hub id.")]
@@ -59,3 +61,29 @@ def write_json(path: Path | None, data: Any) -> None:
 
     plain = dataclasses.asdict(data) if dataclasses.is_dataclass(data) and not isinstance(data, type) else data
     storage.write_json(path, json.loads(json.dumps(plain, default=str)))
+
+
+class ProgressBar:
+    """A progress bar on a terminal; a line in ten on anything else."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+
+    def __enter__(self) -> Callable[[int, int, float], None]:
+        from tqdm import tqdm
+
+        self._tenths = 0
+        self._bar = tqdm(total=self.total, disable=not interactive())
+        return self._show
+
+    def _show(self, done: int, total: int, loss: float) -> None:
+        self._bar.total = total
+        self._bar.update(done - self._bar.n)
+        if loss:
+            self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        if self._bar.disable and done * 10 // total > self._tenths:
+            self._tenths = done * 10 // total
+            say(f"{done} of {total}" + (f", loss {loss:.4f}" if loss else ""))
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()

@@ -1,4 +1,4 @@
-"""`rcdm train`, `rcdm pretrain` and `rcdm evaluate`."""
+"""`rcdm train` and `rcdm pretrain`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from rcdm_fast.cli import common
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    pass
 
 ConfigFile = Annotated[
     str | None,
@@ -59,7 +59,7 @@ def train(
     settings = from_dict(TrainConfig, values, str(config or name))
     pictures_of_data = load_folder(data, settings.unet.image_size)
     common.say(f"{len(pictures_of_data)} pictures, {settings.steps} steps of {settings.batch_size}")
-    with _bar(settings.steps) as progress:
+    with common.ProgressBar(settings.steps) as progress:
         path = run(settings, pictures_of_data, out or Path("runs") / name, device, progress)
     common.say(f"{path}: finished; load it with rcdm_fast.load({str(path)!r})")
 
@@ -91,50 +91,12 @@ def pretrain(
     training_set = load_folder(data, settings.image_size)
     test_set = load_folder(test, settings.image_size) if test is not None else None
     common.say(f"{len(training_set)} pictures, {settings.steps} steps of {settings.batch_size}")
-    with _bar(settings.steps) as progress:
+    with common.ProgressBar(settings.steps) as progress:
         path, accuracy = run(settings, training_set, out or Path("runs") / name, test_set, device, progress)
     for key, value in accuracy.items():
         common.say(f"{key:32s} {value:.4f}")
     common.write_json(json, accuracy)
     common.say(f"{path}: finished; use it with --encoder file:{path}")
-
-
-def evaluate(
-    model: Annotated[
-        str, typer.Argument(help="Bundled or published name, file, folder or hub id.", show_default=False)
-    ],
-    data: DataFolder,
-    sources: Annotated[int, typer.Option(help="Source pictures; 0: 256, or all there are.")] = 0,
-    samples: Annotated[int, typer.Option(help="Samples of each source picture.")] = 4,
-    gallery: Annotated[int, typer.Option(help="Real representations that a sample is ranked among; 0: all.")] = 0,
-    steps: common.Steps = "50",
-    solver: common.SolverName = "ddim",
-    seed: common.Seed = 0,
-    encoder: common.EncoderSpec = None,
-    flags: common.Flags = None,
-    device: common.Device = None,
-    engine: common.EngineName = "auto",
-    precision: common.Precision = "auto",
-    json: common.JsonFile = None,
-) -> None:
-    """Measure how well samples keep their representation: mean rank and MRR of the source picture, beside chance.
-
-    Example: rcdm evaluate cifar10-simclr-trunk --data cifar10/test --samples 4 --gallery 10000 --json mrr.json
-    """
-    from rcdm_fast.training.data import load_folder
-    from rcdm_fast.training.evaluate import EvaluateConfig
-    from rcdm_fast.training.evaluate import evaluate as run
-
-    loaded = common.open_model(model, flags, encoder, device, engine, precision)
-    pictures = load_folder(data, loaded.image_size)
-    settings = EvaluateConfig(sources, samples, gallery, steps, solver, seed)
-    with _bar(sources or 256) as progress:
-        result = run(loaded, pictures, settings, lambda done, total: progress(done, total, 0.0))
-    for label, interval in (("MRR", result.mrr), ("mean rank", result.mean_rank), ("distance", result.distance)):
-        common.say(f"{label:10s} {interval.value:.4g}  [{interval.low:.4g}, {interval.high:.4g}]")
-    common.say(f"chance     MRR {result.chance_mrr:.3g}, mean rank {result.chance_mean_rank:.6g} of {result.gallery}")
-    common.say(f"nearest other real representation at distance {result.nearest:.4g}")
-    common.write_json(json, result)
 
 
 def _configuration(name: str, given: str | None) -> dict[str, Any]:
@@ -178,29 +140,3 @@ def _changed(values: dict[str, Any], changes: list[str]) -> dict[str, Any]:
         with contextlib.suppress(json.JSONDecodeError):
             place[last] = json.loads(text)
     return values
-
-
-class _bar:  # noqa: N801  (used like a function)
-    """A progress bar on a terminal; a line in ten on anything else."""
-
-    def __init__(self, total: int) -> None:
-        self.total = total
-
-    def __enter__(self) -> Callable[[int, int, float], None]:
-        from tqdm import tqdm
-
-        self._tenths = 0
-        self._bar = tqdm(total=self.total, disable=not common.interactive())
-        return self._show
-
-    def _show(self, done: int, total: int, loss: float) -> None:
-        self._bar.total = total
-        self._bar.update(done - self._bar.n)
-        if loss:
-            self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-        if self._bar.disable and done * 10 // total > self._tenths:
-            self._tenths = done * 10 // total
-            common.say(f"{done} of {total}" + (f", loss {loss:.4f}" if loss else ""))
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()

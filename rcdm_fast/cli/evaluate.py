@@ -1,0 +1,129 @@
+"""`rcdm evaluate`: ranks, distances and distributions of a model's samples.
+
+Knows nothing about formulas (`training/evaluate.py` and the modules it names).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rcdm_fast.cli import common
+from rcdm_fast.cli.training import DataFolder
+
+if TYPE_CHECKING:
+    from rcdm_fast.pipeline import Model
+    from rcdm_fast.training.evaluate import Faithfulness
+    from rcdm_fast.training.features import FeatureSpace
+
+FeatureSpec = Annotated[
+    str | None,
+    typer.Option(
+        help="Where distributions are compared: model (its own encoder), an encoder as --encoder takes, or none. "
+        "Default: model, if there are enough pictures."
+    ),
+]
+InceptionFile = Annotated[
+    Path | None, typer.Option(help="Inception weights (pt_inception-2015-12-05-6726825d.pth): FID and Inception Score.")
+]
+NpzFile = Annotated[Path | None, typer.Option("--npz", help="Write the samples to this file, for ADM's evaluation.")]
+ReferenceFile = Annotated[
+    Path | None,
+    typer.Option("--reference-npz", help="Real pictures (arr_0) for distributions, instead of the gallery."),
+]
+
+
+def evaluate(
+    model: Annotated[
+        str, typer.Argument(help="Bundled or published name, file, folder or hub id.", show_default=False)
+    ],
+    data: DataFolder,
+    sources: Annotated[int, typer.Option(help="Source pictures; 0: 256, or all there are.")] = 0,
+    samples: Annotated[int, typer.Option(help="Samples of each source picture.")] = 4,
+    gallery: Annotated[int, typer.Option(help="Real representations that a sample is ranked among; 0: all.")] = 0,
+    steps: common.Steps = "50",
+    solver: common.SolverName = "ddim",
+    seed: common.Seed = 0,
+    encoder: common.EncoderSpec = None,
+    features: FeatureSpec = None,
+    inception: InceptionFile = None,
+    reference_npz: ReferenceFile = None,
+    npz: NpzFile = None,
+    flags: common.Flags = None,
+    device: common.Device = None,
+    engine: common.EngineName = "auto",
+    precision: common.Precision = "auto",
+    json: common.JsonFile = None,
+) -> None:
+    """Measure how well samples keep their representation, and how like real pictures they are.
+
+    Mean rank and MRR of the source picture beside chance, distances beside those of real neighbours, and distances of
+    distributions (Fréchet, kernel, precision and recall, density and coverage) in a stated feature space.
+
+    Example: rcdm evaluate cifar10-simclr-trunk --data cifar10/test --samples 4 --gallery 10000 --json mrr.json
+    """
+    from rcdm_fast import storage
+    from rcdm_fast.config import ConfigError
+    from rcdm_fast.training import distributions, sample_files
+    from rcdm_fast.training import evaluate as measures
+    from rcdm_fast.training.data import load_folder
+
+    if inception is not None and features is not None:
+        raise ConfigError("--inception and --features both name a feature space; give one")
+    for file in (json, npz):
+        if file is not None:
+            storage.check_writable(file)
+    reference = sample_files.read_npz(reference_npz) if reference_npz is not None else None
+    loaded = common.open_model(model, flags, encoder, device, engine, precision)
+    space = _space(loaded, features, inception)
+    pictures = load_folder(data, loaded.image_size)
+    settings = measures.EvaluateConfig(sources, samples, gallery, steps, solver, seed)
+    size, count = measures.counts(pictures, settings)
+    if space is not None:
+        try:
+            distributions.check_counts(size if reference is None else len(reference), count * samples)
+        except ConfigError as error:
+            if features is not None or inception is not None or reference is not None:
+                raise
+            common.say(f"left out: {error}")
+            space = None
+    with common.ProgressBar(count) as progress:
+        drawn = measures.draw(loaded, pictures, settings, lambda done, total: progress(done, total, 0.0))
+    if npz is not None:
+        sample_files.write_npz(npz, drawn.pictures.flatten(0, 1), drawn.labels)
+        common.say(f"{npz}: {count * samples} samples")
+    result = measures.faithfulness(drawn, settings)
+    if space is not None:
+        found = measures.compare(drawn, space, seed, reference)
+        result = dataclasses.replace(result, distribution=found)
+    common.say("\n".join(table(result)))
+    common.write_json(json, result)
+
+
+def table(result: Faithfulness) -> list[str]:
+    """Lines for a reader: ranks, distances, distributions."""
+    from rcdm_fast.training import distributions
+
+    rows = [("MRR", result.mrr), ("mean rank", result.mean_rank), ("squared distance of samples to h", result.distance)]
+    for k, interval in result.nearest_real.items():
+        rows.append((f"  of its real neighbour number {k}", interval))
+    lines = [f"{label:34s} {each.value:.4g}  [{each.low:.4g}, {each.high:.4g}]" for label, each in rows]
+    chance = f"MRR {result.chance_mrr:.3g}, mean rank {result.chance_mean_rank:.6g} of {result.gallery}"
+    lines.append(f"{'chance':34s} {chance}")
+    return lines if result.distribution is None else lines + distributions.table(result.distribution)
+
+
+def _space(model: Model, features: str | None, inception: Path | None) -> FeatureSpace | None:
+    from rcdm_fast import encoders
+    from rcdm_fast.training import features as spaces
+
+    if inception is not None:
+        return spaces.of_inception(inception, model.device)
+    if features == "none":
+        return None
+    if features in (None, "model"):
+        return None if model.encoder is None else spaces.of_encoder(model.encoder)
+    return spaces.of_encoder(encoders.build(features, model.device))

@@ -1,0 +1,296 @@
+"""Distances of distributions against closed forms, torchmetrics and plain loops; feature spaces; .npz files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from rcdm_fast import images
+from rcdm_fast.config import ConfigError
+from rcdm_fast.training import distances, distributions, features, sample_files
+from rcdm_fast.training.data import ImageSet
+from rcdm_fast.training.evaluate import EvaluateConfig, compare, draw, evaluate
+from tests import small
+
+
+def gaussian(count: int, mean: Tensor, root: Tensor, seed: int = 0) -> Tensor:
+    """Points [count,D] whose mean and unbiased covariance root' root hold to rounding, not only on average."""
+    x = torch.randn(count, len(mean), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    x -= x.mean(dim=0)
+    whitening = torch.linalg.inv(torch.linalg.cholesky(x.T @ x / (count - 1))).T
+    points: Tensor = x @ whitening @ root + mean
+    return points
+
+
+def points(count: int, width: int = 5, seed: int = 0, shift: float = 0.0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, width, dtype=torch.float64, generator=generator) + shift
+
+
+def some_pictures(count: int, labels: bool = False) -> ImageSet:
+    pixels = images.to_uint8(small.pictures(count))
+    paths = tuple(Path(str(number)) for number in range(count))
+    return ImageSet(pixels, torch.arange(count) % 3 if labels else None, ("a", "b", "c") if labels else (), paths, "x")
+
+
+def test_frechet_distance_of_gaussians_in_closed_form() -> None:
+    ones = torch.ones(4, dtype=torch.float64)
+    scale_a, scale_b = torch.tensor([1.0, 2.0, 0.5, 3.0]).double(), torch.tensor([2.0, 2.0, 1.5, 0.1]).double()
+    a, b = gaussian(200, 0 * ones, scale_a.diag()), gaussian(300, 2 * ones, scale_b.diag(), seed=1)
+    expected = 4 * 4 + (scale_a - scale_b).square().sum()  # commuting covariances
+    assert distances.frechet_distance(a, b) == pytest.approx(float(expected), rel=1e-10)
+
+
+def test_frechet_distance_agrees_with_scipy_and_torchmetrics_on_other_covariances() -> None:
+    linalg = pytest.importorskip("scipy.linalg")
+    fid = pytest.importorskip("torchmetrics.image.fid")
+    a, b = points(120) @ points(5, seed=2), points(90, seed=1) @ points(5, seed=3) + 1
+    mu_a, mu_b, cov_a, cov_b = a.mean(dim=0), b.mean(dim=0), a.T.cov(), b.T.cov()
+    root = linalg.sqrtm((cov_a @ cov_b).numpy()).real
+    expected = float((mu_a - mu_b).square().sum() + (cov_a + cov_b).trace()) - 2 * np.trace(root)
+    got = distances.frechet_distance(a, b)
+    assert got == pytest.approx(expected, rel=1e-9)
+    assert got == pytest.approx(float(fid._compute_fid(mu_a, cov_a, mu_b, cov_b)), rel=1e-9)
+
+
+def test_frechet_distance_is_symmetric_blind_to_rotation_and_zero_for_equal_sets() -> None:
+    a, b = points(60), points(70, seed=1, shift=0.5)
+    rotation = torch.linalg.qr(points(5, seed=2)).Q
+    want = distances.frechet_distance(a, b)
+    assert distances.frechet_distance(b, a) == pytest.approx(want)
+    assert distances.frechet_distance(a @ rotation + 1e3, b @ rotation + 1e3) == pytest.approx(want)
+    assert distances.frechet_distance(3 * a, 3 * b) == pytest.approx(9 * want)
+    assert distances.frechet_distance(a, a) == pytest.approx(0, abs=1e-10)
+
+
+@pytest.mark.parametrize("constant", [False, True])
+def test_frechet_distance_holds_where_covariances_are_singular(constant: bool) -> None:
+    few = points(4, width=9)
+    if constant:
+        few[:, 3:] = 1e4
+    assert distances.frechet_distance(few, few) == pytest.approx(0, abs=1e-6)
+    assert distances.frechet_distance(few, few + 1) == pytest.approx(9, abs=1e-6)
+
+
+def test_kernel_distance_is_unbiased_for_equal_distributions_and_sees_a_shift() -> None:
+    found = [distances.kernel_distance(points(40, seed=s), points(30, seed=900 + s), 1)[0] for s in range(400)]
+    error = np.std(found) / np.sqrt(len(found))
+    assert abs(np.mean(found)) < 3.5 * error  # with the diagonal kept, the mean is 50 errors away
+    assert min(found) < 0
+    value, spread = distances.kernel_distance(points(200), points(200, seed=1, shift=1.0), 20, 50)
+    assert value > 5 * spread / np.sqrt(20) > 0
+
+
+def test_kernel_distance_agrees_with_torchmetrics() -> None:
+    kid = pytest.importorskip("torchmetrics.image.kid")
+    a, b = points(50), points(50, seed=1, shift=0.3)
+    value, spread = distances.kernel_distance(a, b, subsets=3)
+    assert value == pytest.approx(float(kid.poly_mmd(a, b)), rel=1e-9)
+    assert spread == pytest.approx(0, abs=1e-12)  # each subset is the whole set
+
+
+def test_precision_and_recall_of_equal_disjoint_and_nested_sets() -> None:
+    a = points(80)
+    assert distances.precision_recall(a, a) == (1, 1)
+    assert distances.precision_recall(a, a + 100) == (0, 0)
+    assert distances.density_coverage(a, a + 100) == (0, 0)
+    assert distances.density_coverage(a, a)[1] == 1
+    narrow = a[:40] * 0.01
+    precision, recall = distances.precision_recall(a, narrow)
+    assert precision == 1
+    assert recall < 0.1
+    assert distances.precision_recall(narrow, a) == (recall, precision)
+
+
+def test_precision_recall_density_and_coverage_agree_with_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distances, "CHUNK", 7)
+    real, samples = points(31) + 50, points(23, seed=1) + 51
+
+    def radius(set_: Tensor, index: int, k: int) -> float:
+        others = [float((set_[index] - set_[j]).norm()) for j in range(len(set_)) if j != index]
+        return sorted(others)[k - 1]
+
+    def inside(point: Tensor, set_: Tensor, k: int) -> list[bool]:
+        return [float((point - set_[i]).norm()) <= radius(set_, i, k) for i in range(len(set_))]
+
+    precision = np.mean([any(inside(s, real, 3)) for s in samples])
+    recall = np.mean([any(inside(r, samples, 3)) for r in real])
+    assert distances.precision_recall(real, samples) == pytest.approx((precision, recall))
+    assert 0 < precision < recall < 1
+    held = np.array([inside(s, real, 5) for s in samples])
+    expected = (held.sum() / (5 * len(samples)), held.any(axis=0).mean())
+    assert distances.density_coverage(real, samples) == pytest.approx(expected)
+
+
+def test_repeated_pictures_lie_in_their_own_balls() -> None:
+    repeated = points(3, width=40).repeat(6, 1) * 1e3
+    assert distances.precision_recall(repeated, repeated.flip(0)) == (1, 1)
+
+
+def test_inception_score_of_certain_and_of_uncertain_classes() -> None:
+    sure = 100 * torch.eye(4).repeat(30, 1)
+    mean, spread = distances.inception_score(sure, splits=10)
+    assert mean == pytest.approx(4)
+    assert spread == pytest.approx(0, abs=1e-9)
+    assert distances.inception_score(torch.zeros(50, 4))[0] == pytest.approx(1)
+
+
+def test_errors_of_distances() -> None:
+    with pytest.raises(ConfigError, match="not from one space"):
+        distances.frechet_distance(points(9), points(9, width=4))
+    with pytest.raises(ConfigError, match="samples: 3 pictures; this distance needs at least 4"):
+        distances.precision_recall(points(9), points(3))
+    with pytest.raises(ConfigError, match="NaN"):
+        distances.kernel_distance(points(9), points(9) * torch.nan)
+    with pytest.raises(ConfigError, match=r"\[N,D\]"):
+        distances.frechet_distance(points(9)[0], points(9))
+    with pytest.raises(ConfigError, match="at least 6 real pictures and 6 samples, got 9 and 5"):
+        distributions.measure("made up", points(9), points(5))
+
+
+def test_a_report_names_its_space_its_numbers_and_a_singular_covariance() -> None:
+    enough = distributions.measure("made up", points(30), points(20, seed=1))
+    assert (enough.features, enough.dim, enough.real, enough.samples) == ("made up", 5, 30, 20)
+    assert (enough.rank_deficient, enough.kernel_subset_size) == (False, 20)
+    assert "20 samples beside 30 real pictures; features: made up (5)" in distributions.table(enough)[0]
+    assert "warning" not in "\n".join(distributions.table(enough))
+    assert not distributions.measure("x", points(6), points(6, seed=1)).rank_deficient
+    singular = distributions.measure("x", points(30, width=20), points(20, width=20))
+    assert singular.rank_deficient
+    assert "under 21 pictures" in distributions.table(singular)[-1]
+
+
+def test_fid_and_inception_score_are_named_only_in_the_space_of_inception() -> None:
+    data = some_pictures(12)
+    drawn = draw(small.model(), data, EvaluateConfig(samples=2, steps=2))
+    plain = compare(drawn, features.of_encoder(small.encoder()))
+    text = "\n".join(distributions.table(plain))
+    assert plain.inception is None
+    assert "FID" not in text
+    assert "Inception" not in text
+    assert '"fid"' not in json.dumps(dataclasses.asdict(plain))
+    assert "Fréchet distance" in text
+
+    def network(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        assert pixels.dtype == torch.uint8
+        return pixels.float().mean(dim=(2, 3)), torch.zeros(len(pixels), 1008)
+
+    named = compare(drawn, features.FeatureSpace("Inception, made up", inception=network))
+    assert named.inception is not None
+    assert named.inception.fid == named.frechet_distance
+    assert named.inception.inception_score == pytest.approx(1)
+    text = "\n".join(distributions.table(named))
+    assert "FID" in text
+    assert "Inception Score" in text
+    assert "Fréchet distance   " not in text
+
+
+def test_inception_weights_are_known_by_their_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        features.of_inception(tmp_path / "none.pth")
+    other = tmp_path / "pt_inception-2015-12-05-6726825d.pth"
+    torch.save({"fc.weight": torch.zeros(1008, 2048)}, other)
+    with pytest.raises(ConfigError, match="not the weights that FID is defined by"):
+        features.of_inception(other)
+    monkeypatch.setattr(features, "SHA256_START", "")
+    with pytest.raises(ConfigError, match=r"damaged|pip install"):
+        features.of_inception(other)
+
+
+def test_the_inception_network_gives_features_and_logits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    monkeypatch.setattr(module, "load_state_dict_from_url", lambda *_, **__: {})
+    monkeypatch.setattr(module.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+    state = module.FeatureExtractorInceptionV3("made-up", ["2048"]).state_dict()
+    monkeypatch.undo()
+    monkeypatch.setattr(features, "SHA256_START", "")
+    torch.save(state, tmp_path / "weights.pth")
+    space = features.of_inception(tmp_path / "weights.pth")
+    found, logits = space.of(some_pictures(2).pixels)
+    assert found.shape == (2, 2048)
+    assert logits is not None
+    torch.testing.assert_close(logits, found @ state["fc.weight"].T, rtol=1e-4, atol=1e-5)
+
+
+def test_the_models_own_space_reuses_what_was_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, config = some_pictures(14, labels=True), EvaluateConfig(sources=5, samples=3, steps=2)
+    model = small.model()
+    calls: list[int] = []
+    sample = model.sample
+
+    def counted(*given: object, **options: object) -> Tensor:
+        calls.append(1)
+        return sample(*given, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(model, "sample", counted)
+    assert model.encoder is not None
+    result = evaluate(model, data, config, space=features.of_encoder(model.encoder))
+    assert len(calls) == 1
+    assert result.distribution is not None
+    assert (result.distribution.samples, result.distribution.real) == (15, 14)
+    drawn = draw(model, data, config)
+    assert drawn.labels is not None
+    assert drawn.labels.tolist() == (drawn.sources % 3).repeat_interleave(3).tolist()
+    again = compare(drawn, features.of_encoder(small.encoder()))  # the same network, encoding 8-bit pictures
+    assert again.frechet_distance == pytest.approx(result.distribution.frechet_distance, rel=0.02)
+    equal = compare(drawn, features.of_encoder(model.encoder), reference=drawn.pictures.flatten(0, 1))
+    assert equal.frechet_distance < 1e-3
+    with pytest.raises(ConfigError, match="at least 6 real"):
+        evaluate(model, some_pictures(5), config, space=features.of_encoder(model.encoder))
+
+
+def test_distances_of_real_neighbours() -> None:
+    data = some_pictures(12)
+    result = evaluate(small.model(), data, EvaluateConfig(samples=2, steps=2, resamples=50))
+    h = small.encoder().encode(data.floats(slice(None))).double()
+    squared = (h[:, None] - h[None]).square().sum(dim=2).sort(dim=1).values  # column 0 is the picture itself
+    assert set(result.nearest_real) == {1, 5, 10}
+    for k, interval in result.nearest_real.items():
+        assert interval.value == pytest.approx(float(squared[:, k].mean()))
+        assert interval.low < interval.value < interval.high
+    assert result.nearest == result.nearest_real[1].value
+    assert set(evaluate(small.model(), some_pictures(6), EvaluateConfig(steps=2)).nearest_real) == {1, 5}
+
+
+def test_npz_files_have_the_form_that_adm_reads(tmp_path: Path) -> None:
+    pixels = some_pictures(4).pixels
+    path = tmp_path / "new" / "samples.data"  # numpy would append .npz
+    sample_files.write_npz(path, pixels, torch.tensor([2, 0, 1, 1]))
+    assert [file.name for file in path.parent.iterdir()] == ["samples.data"]
+    with np.load(path) as stored:
+        assert set(stored) == {"arr_0", "arr_1"}
+        assert stored["arr_0"].dtype == np.uint8
+        assert stored["arr_0"].shape == (4, 8, 8, 3)
+        assert stored["arr_0"][1, 2, 3, 0] == pixels[1, 0, 2, 3]
+        assert stored["arr_1"].tolist() == [2, 0, 1, 1]
+    assert torch.equal(sample_files.read_npz(path), pixels)
+    sample_files.write_npz(path, pixels)
+    with np.load(path) as stored:
+        assert set(stored) == {"arr_0"}
+
+
+def test_errors_of_npz_files(tmp_path: Path) -> None:
+    pixels = some_pictures(4).pixels
+    path = tmp_path / "x.npz"
+    with pytest.raises(ConfigError, match="uint8"):
+        sample_files.write_npz(path, pixels.float())
+    with pytest.raises(ConfigError, match="4 pictures with labels"):
+        sample_files.write_npz(path, pixels, torch.zeros(3))
+    assert not path.exists()
+    with pytest.raises(ConfigError, match="not a readable"):
+        sample_files.read_npz(path)
+    path.write_text("text")
+    with pytest.raises(ConfigError, match="not a readable"):
+        sample_files.read_npz(path)
+    np.savez(path, other=np.zeros(3))
+    with pytest.raises(ConfigError, match="arr_0 is missing"):
+        sample_files.read_npz(path)
+    np.savez(path, np.zeros((2, 8, 8, 3)))
+    with pytest.raises(ConfigError, match="must be uint8"):
+        sample_files.read_npz(path)
