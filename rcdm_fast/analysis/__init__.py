@@ -1,0 +1,5 @@
+"""The experiments of Bordes et al. (2021) on any encoder, one file each: numbers with intervals, and a picture.
+
+Every experiment is a function of (model, pictures, config) that returns an `Analysis`. Nothing here knows about
+command lines or HTML.
+"""
