@@ -1,0 +1,90 @@
+"""Run experiments one after the other and write the page, and all numbers as JSON beside it.
+
+An experiment that cannot be run with what there is (too few pictures, no labels, a missing package) is left out, and
+the page says why; everything else that goes wrong is an error.
+
+Knows nothing about single experiments (`analysis/registry.py`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rcdm_fast import benchmarking, storage
+from rcdm_fast.analysis import registry
+from rcdm_fast.analysis.registry import Job
+from rcdm_fast.analysis.result import Analysis
+from rcdm_fast.config import ConfigError
+from rcdm_fast.report.page import render
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One experiment of a report: its name in the registry, and the job."""
+
+    name: str
+    job: Job
+
+
+def build(tasks: Sequence[Task], file: str | Path, *, title: str, about: str, command: str = "", note: Note = print) -> Path:
+    """Run the tasks and write `file` (HTML) and the JSON beside it.
+
+    Args:
+        tasks: what to run, in the order of the page.
+        file: the page; the numbers go to the same name with .json.
+        title, about: heading and first sentence.
+        command: how the report was asked for, shown on the page.
+        note: told what begins, and what is left out.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        ConfigError: nothing could be run.
+        StorageError: a file cannot be written.
+    """
+    page = Path(file)
+    storage.check_writable(page)
+    results: list[Analysis] = []
+    left_out: dict[str, str] = {}
+    took: dict[str, float] = {}
+    for number, task in enumerate(tasks):
+        note(f"{number + 1} of {len(tasks)}: {task.name}")
+        since = time.monotonic()
+        try:
+            results.append(registry.find(task.name).run(task.job))
+        except ConfigError as error:
+            left_out[task.name] = str(error)
+            note(f"left out: {error}")
+        took[task.name] = round(time.monotonic() - since, 1)
+    if not results:
+        raise ConfigError("nothing could be measured: " + "; ".join(f"{key}: {why}" for key, why in left_out.items()))
+    facts: dict[str, Any] = {
+        **benchmarking.facts(torch.device("cpu")),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "command": command,
+        "seconds": took,
+    }
+    storage.write_text(page, render(title, about, results, left_out, facts))
+    storage.write_json(page.with_suffix(".json"), as_json(title, results, left_out, facts))
+    return page
+
+
+def as_json(
+    title: str, results: Sequence[Analysis], left_out: Mapping[str, str], facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All numbers of a report as plain JSON values."""
+    return {
+        "title": title,
+        "experiments": {each.name: each.as_json() for each in results},
+        "left_out": dict(left_out),
+        "made_by": dict(facts),
+    }

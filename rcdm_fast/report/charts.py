@@ -1,0 +1,145 @@
+"""Tables of numbers with intervals as inline SVG: a line per row, or curves where the first column counts.
+
+Knows nothing about pages; a chart says everything that its table says, no more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from rcdm_fast.analysis.result import Table
+from rcdm_fast.training.evaluate import Interval
+
+WIDTH = 480  # units of the view box; the page scales it
+_ROW, _TOP, _LABEL, _RIGHT = 22, 30, 150, 16
+_COLOURS = ("#0b6e99", "#c2571a", "#4a7d2c", "#8a3b8f", "#7a6a00", "#444")
+_DASHES = ("", "6 3", "2 3", "8 3 2 3", "1 2", "10 4")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A range of values on a range of the view box."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        share = (value - self.low) / (self.high - self.low)
+        return round(self.start + share * (self.end - self.start), 1)
+
+    def ticks(self, count: int = 5) -> list[float]:
+        """Round values inside the range, about `count` of them."""
+        raw = (self.high - self.low) / count
+        step = 10 ** math.floor(math.log10(raw))
+        step *= next(factor for factor in (1, 2, 5, 10) if factor * step >= raw)
+        first = math.ceil(self.low / step - 1e-9)
+        last = math.floor(self.high / step + 1e-9)
+        return [round(number * step, 12) for number in range(first, last + 1)]
+
+
+def chart(table: Table) -> str:
+    """SVG of the table's intervals, or "" where there are none."""
+    columns = [number for number in range(1, len(table.columns)) if _intervals(table, number)]
+    if not columns:
+        return ""
+    numeric = all(isinstance(row[0], int | float) and not isinstance(row[0], bool) for row in table.rows)
+    return _curves(table, columns) if numeric and len(table.rows) > 2 else _lines(table, columns)
+
+
+def _intervals(table: Table, column: int) -> list[Interval]:
+    found = [row[column] for row in table.rows]
+    return [cell for cell in found if isinstance(cell, Interval) and math.isfinite(cell.low + cell.high)]
+
+
+def _span(intervals: Sequence[Interval]) -> tuple[float, float]:
+    """From the lowest to the highest end; zero belongs to it if it is near, and there is always some width."""
+    low, high = min(cell.low for cell in intervals), max(cell.high for cell in intervals)
+    low, high = min(low, 0.0) if low < 0.5 * high else low, max(high, 0.0) if high > 0.5 * low else high
+    pad = 0.04 * (high - low) or max(1e-9, 0.1 * abs(high))
+    return low - pad, high + pad
+
+
+def _lines(table: Table, columns: Sequence[int]) -> str:
+    """Rows under each other, a dot and a whisker per column. Columns share the axis, so they need one unit."""
+    everything = [cell for column in columns for cell in _intervals(table, column)]
+    axis = Axis(*_span(everything), _LABEL, WIDTH - _RIGHT)
+    height = _TOP + len(table.rows) * len(columns) * _ROW * 0.7 + len(table.rows) * 8 + 24
+    body = [_legend(table, columns)]
+    body += _vertical(axis, _TOP, height - 20)
+    y = float(_TOP + 8)
+    for row in table.rows:
+        middle = y + (len(columns) - 1) * _ROW * 0.35
+        label = str(row[0]) if len(str(row[0])) < 24 else f"{str(row[0])[:22]}…"
+        body.append(f'<text x="{_LABEL - 8}" y="{middle + 4:.1f}" text-anchor="end">{escape(label)}</text>')
+        for place, column in enumerate(columns):
+            cell = row[column]
+            if isinstance(cell, Interval) and math.isfinite(cell.low + cell.high):
+                colour = _COLOURS[place % len(_COLOURS)]
+                line = f'<line x1="{axis(cell.low)}" x2="{axis(cell.high)}" y1="{y:.1f}" y2="{y:.1f}"'
+                body.append(f'{line} stroke="{colour}" stroke-width="2"/>')
+                body.append(f'<circle cx="{axis(cell.value)}" cy="{y:.1f}" r="4" fill="{colour}"/>')
+            y += _ROW * 0.7
+        y += 8
+    return _svg(table, height, body)
+
+
+def _curves(table: Table, columns: Sequence[int]) -> str:
+    """One curve with its band per column over the first column."""
+    height = 280.0
+    x_values = [float(row[0]) for row in table.rows if isinstance(row[0], int | float)]
+    across = Axis(min(x_values), max(x_values), 60, WIDTH - _RIGHT)
+    everything = [cell for column in columns for cell in _intervals(table, column)]
+    up = Axis(*_span(everything), height - 44, _TOP + 6)
+    body = [_legend(table, columns)]
+    for tick in up.ticks():
+        body.append(f'<line class="grid" x1="60" x2="{WIDTH - _RIGHT}" y1="{up(tick)}" y2="{up(tick)}"/>')
+        body.append(f'<text x="54" y="{up(tick) + 4}" text-anchor="end">{tick:g}</text>')
+    for tick in across.ticks(6):
+        body.append(f'<text x="{across(tick)}" y="{height - 26}" text-anchor="middle">{tick:g}</text>')
+    middle = (60 + WIDTH - _RIGHT) / 2
+    body.append(f'<text x="{middle}" y="{height - 6}" text-anchor="middle">{escape(table.columns[0])}</text>')
+    for place, column in enumerate(columns):
+        points = [(x, row[column]) for x, row in zip(x_values, table.rows, strict=True)]
+        known = sorted((x, cell) for x, cell in points if isinstance(cell, Interval) and math.isfinite(cell.value))
+        colour, dash = _COLOURS[place % len(_COLOURS)], _DASHES[place % len(_DASHES)]
+        upper = [f"{across(x)},{up(cell.high)}" for x, cell in known]
+        lower = [f"{across(x)},{up(cell.low)}" for x, cell in reversed(known)]
+        body.append(f'<polygon points="{" ".join(upper + lower)}" fill="{colour}" opacity="0.15"/>')
+        line = " ".join(f"{across(x)},{up(cell.value)}" for x, cell in known)
+        body.append(
+            f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"/>'
+        )
+        body += [f'<circle cx="{across(x)}" cy="{up(cell.value)}" r="3" fill="{colour}"/>' for x, cell in known]
+    return _svg(table, height, body)
+
+
+def _vertical(axis: Axis, top: float, bottom: float) -> list[str]:
+    body = []
+    for tick in axis.ticks():
+        kind = "zero" if tick == 0 else "grid"
+        body.append(f'<line class="{kind}" x1="{axis(tick)}" x2="{axis(tick)}" y1="{top}" y2="{bottom:.1f}"/>')
+        body.append(f'<text x="{axis(tick)}" y="{bottom + 15:.1f}" text-anchor="middle">{tick:g}</text>')
+    return body
+
+
+def _legend(table: Table, columns: Sequence[int]) -> str:
+    if len(columns) == 1:
+        return f'<text x="8" y="18">{escape(table.columns[columns[0]])}</text>'
+    parts, x = [], 8.0
+    for place, column in enumerate(columns):
+        name = table.columns[column]
+        colour = _COLOURS[place % len(_COLOURS)]
+        parts.append(f'<circle cx="{x + 5:.1f}" cy="14" r="4" fill="{colour}"/>')
+        parts.append(f'<text x="{x + 14:.1f}" y="18">{escape(name)}</text>')
+        x += 26 + 6.6 * len(name)
+    return "".join(parts)
+
+
+def _svg(table: Table, height: float, body: Sequence[str]) -> str:
+    head = f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(table.title, quote=True)}">'
+    return head + "".join(body) + "</svg>"

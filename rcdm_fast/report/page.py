@@ -1,0 +1,94 @@
+"""The page: findings first, then every experiment with its pictures, charts, tables, method and settings.
+
+Everything is inside the one file; it loads nothing. Knows nothing about experiments but the type of their results.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+from PIL import Image
+
+from rcdm_fast.analysis.result import Analysis, Finding, Table, cell_text
+from rcdm_fast.report.charts import chart
+
+_VERDICTS = {True: ("holds", "holds"), False: ("fails", "does not hold"), None: ("open", "open")}
+
+
+def render(
+    title: str, about: str, results: Sequence[Analysis], left_out: Mapping[str, str], facts: Mapping[str, object]
+) -> str:
+    """The HTML text.
+
+    Args:
+        title, about: heading and the sentence below it.
+        results: what was measured, in the order of the page.
+        left_out: experiments that could not be run, with the reason.
+        facts: versions, device, date and command, shown at the end.
+    """
+    css = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+    parts = [f"<h1>{escape(title)}</h1>", f'<p class="soft">{escape(about)}</p>', _contents(results)]
+    found = [(result, finding) for result in results for finding in result.findings]
+    if found:
+        parts.append('<h2 id="findings">What was found</h2>')
+        parts += [_finding(finding, result.title) for result, finding in found]
+    parts += [_section(result) for result in results]
+    if left_out:
+        rows = "".join(f"<li><b>{escape(name)}</b>: {escape(reason)}</li>" for name, reason in left_out.items())
+        parts.append(f'<h2 id="left-out">Left out</h2><ul>{rows}</ul>')
+    parts.append(f'<h2 id="facts">Made by</h2><pre>{escape(json.dumps(facts, indent=1, default=str))}</pre>')
+    head = (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{css}</style></head><body>"
+    )
+    return head + "\n".join(parts) + "</body></html>\n"
+
+
+def _contents(results: Sequence[Analysis]) -> str:
+    links = "".join(f'<li><a href="#{escape(each.name)}">{escape(each.title)}</a></li>' for each in results)
+    return f"<nav><ul>{links}</ul></nav>"
+
+
+def _section(result: Analysis) -> str:
+    parts = [f'<section><h2 id="{escape(result.name)}">{escape(result.title)}</h2>']
+    parts += [_finding(finding) for finding in result.findings]
+    parts += [
+        _figure(result.name, name, picture, result.captions.get(name, "")) for name, picture in result.figures.items()
+    ]
+    parts += [_table(table) for table in result.tables]
+    settings = json.dumps(dict(result.settings), indent=1, default=str)
+    parts.append(f"<details><summary>Method and settings</summary><p>{escape(result.method)}</p>")
+    parts.append(f"<p>Model: {escape(result.model)}</p><pre>{escape(settings)}</pre></details></section>")
+    return "\n".join(parts)
+
+
+def _finding(finding: Finding, source: str = "") -> str:
+    kind, word = _VERDICTS[finding.holds]
+    origin = f' <span class="soft">({escape(source)})</span>' if source else ""
+    return (
+        f'<div class="finding {kind}">{escape(finding.claim)}: <span class="verdict">{word}</span>.'
+        f"{origin}<br>{escape(finding.measured)}</div>"
+    )
+
+
+def _figure(section: str, name: str, picture: Image.Image, caption: str) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    text = escape(caption or name)
+    image = f'<img src="data:image/png;base64,{data}" width="{picture.width}" height="{picture.height}" alt="{text}">'
+    return f'<figure id="{escape(section)}-{escape(name)}"><div class="wide">{image}</div><figcaption>{text}</figcaption></figure>'
+
+
+def _table(table: Table) -> str:
+    head = "".join(f"<th>{escape(column)}</th>" for column in table.columns)
+    rows = "".join("<tr>" + "".join(f"<td>{escape(cell_text(cell))}</td>" for cell in row) + "</tr>" for row in table.rows)
+    note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
+    body = f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    return f"<h3>{escape(table.title)}</h3>{chart(table)}{note}{body}"
