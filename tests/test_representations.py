@@ -110,7 +110,7 @@ def test_a_full_disk_is_an_error_that_loses_nothing(tmp_path: Path, monkeypatch:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(representations.os, "fsync", full)
+        patched.setattr("os.fsync", full)
         with pytest.raises(storage.StorageError, match="No space left"):
             representations.cached(small.encoder(), DATA, tmp_path, flips=False)
     found = representations.cached(small.encoder(), DATA, tmp_path, flips=False)
