@@ -104,8 +104,13 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
 
 def write_json(path: str | os.PathLike[str], data: Any) -> None:
     """Write data as indented JSON, atomically."""
+    write_text(path, json.dumps(data, indent=2, sort_keys=True) + "\n")
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write text as UTF-8, atomically."""
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

@@ -17,13 +17,14 @@ from rcdm_fast import images, storage
 from rcdm_fast.config import ConfigError, EncoderConfig, ScheduleConfig, from_json
 from rcdm_fast.encoders import native
 from rcdm_fast.schedule import Schedule
-from rcdm_fast.training import probes, representations
+from rcdm_fast.training import probes
 from rcdm_fast.training.augment import AugmentConfig, random_colour, random_crop_flip, random_views
 from rcdm_fast.training.config import TrainConfig
-from rcdm_fast.training.data import BatchOrder, ImageSet, load_folder, step_generator
+from rcdm_fast.training.data import BatchOrder, ImageSet, step_generator
 from rcdm_fast.training.losses import DiffusionLoss, LossConfig, Weighting
 from rcdm_fast.training.pretrain import PretrainConfig, learning_rate, pretrain
 from rcdm_fast.training.run import Standardisation
+from rcdm_fast.training.sources import open_data
 from rcdm_fast.training.state import RunError
 from rcdm_fast.training.train import train
 from tests import small
@@ -46,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(folder: Path) -> ImageSet:
-    return load_folder(folder, 8)
+    return open_data(folder, 8)
 
 
 def test_folder_becomes_a_set(folder: Path, data: ImageSet, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -56,18 +57,18 @@ def test_folder_becomes_a_set(folder: Path, data: ImageSet, tmp_path: Path, capl
     assert data.labels.tolist() == [0] * 24 + [1] * 24
     again = np.asarray(Image.open(data.paths[5]))
     assert np.array_equal(data.pixels[5].permute(1, 2, 0).numpy(), again)
-    assert load_folder(folder, 8).fingerprint == data.fingerprint
+    assert open_data(folder, 8).fingerprint == data.fingerprint
     assert data.subset(torch.tensor([1, 2])).fingerprint != data.fingerprint
     (tmp_path / "good.png").write_bytes(data.paths[0].read_bytes())
     (tmp_path / "bad.png").write_text("no")
-    one = load_folder(tmp_path, 8)
+    one = open_data(tmp_path, 8)
     assert len(one) == 1
     assert one.labels is None
     assert "bad.png" in caplog.text
-    assert "1 of 2 files skipped" in caplog.text
+    assert "1 of 2 items skipped" in caplog.text
     (tmp_path / "good.png").unlink()
     with pytest.raises(images.ImageError, match="none of 1"):
-        load_folder(tmp_path, 8)
+        open_data(tmp_path, 8)
 
 
 def test_batches_cover_an_epoch_and_depend_on_the_step_alone() -> None:
@@ -347,18 +348,6 @@ def test_folding_undoes_standardisation() -> None:
     back = standard.unfold(folded)
     for name, value in weights.items():
         torch.testing.assert_close(back[name], value)
-
-
-def test_representations_are_computed_once(data: ImageSet, tmp_path: Path) -> None:
-    encoder = small.encoder()
-    first = representations.cached(encoder, data, tmp_path, flips=True)
-    assert first.shape == (2, 48, small.DIM)
-    (file,) = tmp_path.glob("representations-*.safetensors")
-    stamp = file.stat().st_mtime_ns
-    assert torch.equal(representations.cached(encoder, data, tmp_path, flips=True), first)
-    assert file.stat().st_mtime_ns == stamp
-    representations.cached(encoder, data.subset(torch.arange(10)), tmp_path, flips=True)
-    assert len(list(tmp_path.glob("representations-*.safetensors"))) == 2
 
 
 def test_shipped_configurations_are_valid(checkout: Path) -> None:

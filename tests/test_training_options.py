@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from pathlib import Path
@@ -21,7 +22,7 @@ from rcdm_fast.training.data import BatchOrder, step_generator
 from rcdm_fast.training.losses import DiffusionLoss
 from rcdm_fast.training.pretrain import PretrainConfig, learning_rate
 from rcdm_fast.training.run import Run
-from rcdm_fast.training.state import RunError, RunFolder
+from rcdm_fast.training.state import Paused, RunError, RunFolder
 from rcdm_fast.training.train import train
 from tests import small, training_process
 
@@ -92,7 +93,7 @@ def test_the_published_loss_curve(encoder_file: Path) -> None:
         x_t = signal * x0 + noise * eps
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, 20, run.config.warmup, run.config.learning_rate)
-        terms = loss(network(x_t, t.float(), run.bank[mirrored.long(), index]), x0, x_t, eps, t)
+        terms = loss(network(x_t, t.float(), run.standard(run.bank[mirrored.long(), index])), x0, x_t, eps, t)
         optimizer.zero_grad()
         terms["loss"].backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -273,3 +274,17 @@ def test_a_start_describes_itself(encoder_file: Path, tmp_path: Path) -> None:
     assert len(row["git"]) == 40
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
+def test_a_run_in_pieces_gives_the_same_weights(encoder_file: Path, tmp_path: Path) -> None:
+    config = training_process.config(str(encoder_file), save_every=1000)
+    skipped = dataclasses.replace(DATA, skipped=("a.png: no picture", "b.png: truncated"))
+    whole = train(config, DATA, tmp_path / "whole")
+    for piece in range(1, config.steps):
+        with pytest.raises(Paused, match=f"0 minutes are over at step {piece} of {config.steps}"):
+            train(config, skipped, tmp_path / "pieces", minutes=0)
+    path = train(config, skipped, tmp_path / "pieces", minutes=0)
+    want, got = storage.read_tensors(whole), storage.read_tensors(path)
+    assert all(torch.equal(want[name], got[name]) for name in want)
+    assert (tmp_path / "pieces" / "skipped.txt").read_text() == "a.png: no picture\nb.png: truncated\n"
+    assert not (tmp_path / "whole" / "skipped.txt").exists()

@@ -68,7 +68,7 @@ def random_crop_flip(
     zero = torch.zeros(count)
     theta = torch.stack([width * flip, zero, centre_x, zero, height, centre_y], dim=1).view(count, 2, 3)
     shape = list(images.shape) if size is None else [count, images.shape[1], size, size]
-    grid = F.affine_grid(theta, shape, align_corners=False)
+    grid = F.affine_grid(theta.to(images.device), shape, align_corners=False)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
@@ -76,6 +76,7 @@ def random_colour(images: Tensor, config: AugmentConfig, generator: torch.Genera
     """Colour jitter and grey, as one matrix and one offset per picture; [N,3,H,W] in [-1,1]."""
     count = len(images)
     pixels = images.flatten(2).add(1).div(2)  # [N,3,HW] in [0,1]
+    means = pixels.mean(dim=2).cpu()
     grey = torch.tensor(_GREY)
     identity = torch.eye(3).expand(count, 3, 3)
     to_grey = grey.expand(3, 3)
@@ -85,7 +86,7 @@ def random_colour(images: Tensor, config: AugmentConfig, generator: torch.Genera
     saturation = _factor(count, config.saturation, generator).view(-1, 1, 1)
     hue = _rotation(_uniform(count, -config.hue, config.hue, generator))
 
-    mean_grey = torch.einsum("c,nc->n", grey, pixels.mean(dim=2)).view(-1, 1, 1) * brightness
+    mean_grey = torch.einsum("c,nc->n", grey, means).view(-1, 1, 1) * brightness
     colour = hue @ (saturation * identity + (1 - saturation) * to_grey)
     matrix = colour * (brightness * contrast)
     offset = (1 - contrast) * mean_grey  # a grey offset is unchanged by saturation and hue
@@ -96,7 +97,8 @@ def random_colour(images: Tensor, config: AugmentConfig, generator: torch.Genera
     drop = (torch.rand(count, generator=generator) < config.grey).view(-1, 1, 1)
     matrix = torch.where(drop, to_grey @ matrix, matrix)
 
-    out = torch.baddbmm(offset.expand(-1, 3, 1), matrix, pixels).clamp_(0, 1)
+    offset, matrix = offset.expand(-1, 3, 1).to(images.device), matrix.to(images.device)
+    out = torch.baddbmm(offset, matrix, pixels).clamp_(0, 1)
     return out.mul_(2).sub_(1).view_as(images)
 
 
@@ -108,7 +110,7 @@ def random_solarize(images: Tensor, probability: float, generator: torch.Generat
     if probability == 0:
         return images
     chosen = (torch.rand(len(images), generator=generator) < probability).view(-1, 1, 1, 1)
-    return torch.where(chosen & (images >= 0), -images, images)
+    return torch.where(chosen.to(images.device) & (images >= 0), -images, images)
 
 
 def _uniform(count: int, low: float, high: float, generator: torch.Generator) -> Tensor:

@@ -1,17 +1,17 @@
-"""Pictures for training: a folder becomes one uint8 array in memory, with labels when its sub-folders are classes.
+"""Pictures for training, as one uint8 array with labels, and the order in which a run sees them.
 
-Made for sets that fit in memory (50,000 pictures of 32 pixels are 150 MB). Batches are drawn by step number, not by
-an iterator with a state: the batch of step k depends on (seed, k) alone, which is what makes a resumed run exact.
+The array lies in memory, in a file that is mapped into memory (`pixel_store.py`), or on the device: a set knows where,
+its users do not care. Batches are drawn by step number, not by an iterator with a state: the batch of step k depends
+on (seed, k) alone, which is what makes a resumed run exact.
 
-Knows nothing about models or losses.
+Knows nothing about where pictures come from (`sources.py`), nor about models or losses.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,8 @@ from torch import Tensor
 
 from rcdm_fast import images
 
-log = logging.getLogger(__name__)
+RESIDENT = 0.25  # of a GPU's free memory: what a set may take to be kept there
+_HASHED = 4096  # pictures at once
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,11 @@ class ImageSet:
 
     Attributes:
         pixels: uint8 [N,3,S,S].
-        labels: int64 [N], or None when the folder has no sub-folders.
+        labels: int64 [N], or None when the source has none.
         classes: names of the labels.
-        paths: file of each picture.
+        paths: file of each picture, or shard / key, or array / number.
         fingerprint: hash of the pixels and labels; names caches and goes into model cards.
+        skipped: what was left out and why, a line each.
     """
 
     pixels: Tensor
@@ -41,66 +43,58 @@ class ImageSet:
     classes: tuple[str, ...]
     paths: tuple[Path, ...]
     fingerprint: str
+    skipped: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     def floats(self, index: Tensor | slice) -> Tensor:
-        """The pictures at `index` as float32 in [-1,1]."""
+        """The pictures at `index` as float32 in [-1,1], on the device of the pixels."""
+        if isinstance(index, Tensor):
+            index = index.to(self.pixels.device)
         return images.from_uint8(self.pixels[index])
 
     def subset(self, index: Tensor) -> ImageSet:
         """The pictures at `index` (int64 [M]) as a set of its own, with the same classes."""
         labels = None if self.labels is None else self.labels[index]
-        paths = tuple(self.paths[place] for place in index.tolist())
-        return ImageSet(self.pixels[index], labels, self.classes, paths, _fingerprint(self.pixels[index], labels))
+        paths = tuple(self.paths[place] for place in index.tolist()) if self.paths else ()
+        return ImageSet(self.pixels[index], labels, self.classes, paths, fingerprint(self.pixels[index], labels))
+
+    def to(self, device: torch.device | str) -> ImageSet:
+        """The same set with its pixels on `device`."""
+        return dataclasses.replace(self, pixels=self.pixels.to(device))
 
 
-def _fingerprint(pixels: Tensor, labels: Tensor | None) -> str:
-    digest = hashlib.sha256(pixels.numpy().tobytes())
+def fits(device: torch.device, *tensors: Tensor) -> bool:
+    """Whether tensors that every step reads from should move to a GPU: in all at most a quarter of its free memory."""
+    if device.type != "cuda":
+        return False
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return size <= RESIDENT * torch.cuda.mem_get_info(device)[0]
+
+
+def fingerprint(pixels: Tensor, labels: Tensor | None) -> str:
+    """Hash of uint8 pictures [N,3,S,S] on the CPU and their labels."""
+    digest = hashlib.sha256()
+    for part in pixels.split(_HASHED):
+        digest.update(part.contiguous().numpy().data)
     if labels is not None:
         digest.update(labels.numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def load_folder(folder: str | Path, size: int, workers: int = 8) -> ImageSet:
-    """Read every picture below `folder` at `size` x `size` pixels (short side resized, centre crop).
+def number_labels(names: Sequence[str | None]) -> tuple[Tensor | None, tuple[str, ...]]:
+    """Names of classes -> int64 [N] and the classes in order; (None, ()) if a picture has none.
 
-    If the pictures lie in sub-folders, the first level of them gives the labels. Unreadable files are skipped, counted
-    and named in the log.
-
-    Raises:
-        images.ImageError: the folder does not exist or holds no readable picture.
+    Names that are all whole numbers are ordered as numbers.
     """
-    root = Path(folder)
-    paths = images.find(root)
-
-    def read(path: Path) -> np.ndarray | None:
-        try:
-            return images.to_uint8_array(images.open_image(path), size)
-        except images.ImageError as error:
-            log.warning("skipped: %s", error)
-            return None
-
-    with ThreadPoolExecutor(workers) as pool:
-        arrays = list(pool.map(read, paths))
-    kept = [(path, array) for path, array in zip(paths, arrays, strict=True) if array is not None]
-    if not kept:
-        raise images.ImageError(f"{root}: none of {len(paths)} files could be read as a picture")
-    if len(kept) < len(paths):
-        log.warning("%s: %d of %d files skipped", root, len(paths) - len(kept), len(paths))
-    names = [path.relative_to(root).parts for path, _ in kept]
-    labels, classes = _labels_of(names)
-    pixels = torch.from_numpy(np.stack([array for _, array in kept])).permute(0, 3, 1, 2).contiguous()
-    return ImageSet(pixels, labels, classes, tuple(path for path, _ in kept), _fingerprint(pixels, labels))
-
-
-def _labels_of(names: Sequence[tuple[str, ...]]) -> tuple[Tensor | None, tuple[str, ...]]:
-    if not all(len(parts) > 1 for parts in names):
+    known = [name for name in names if name is not None]
+    if not known or len(known) < len(names):
         return None, ()
-    classes = tuple(sorted({parts[0] for parts in names}))
+    numeric = all(name.isdecimal() for name in set(known))
+    classes = tuple(sorted(set(known), key=int if numeric else None))
     index = {name: number for number, name in enumerate(classes)}
-    return torch.tensor([index[parts[0]] for parts in names]), classes
+    return torch.tensor([index[name] for name in known]), classes
 
 
 def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:

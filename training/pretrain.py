@@ -23,7 +23,7 @@ from rcdm_fast.config import ConfigError
 from rcdm_fast.encoders import native
 from rcdm_fast.encoders.small_resnet import SmallResNet
 from rcdm_fast.training import probes
-from rcdm_fast.training.data import BatchOrder, ImageSet, step_generator
+from rcdm_fast.training.data import BatchOrder, ImageSet, fits, step_generator
 from rcdm_fast.training.pretrain_config import METHODS
 from rcdm_fast.training.pretrain_config import PretrainConfig as PretrainConfig
 from rcdm_fast.training.ssl_methods import BarlowTwins, Method, SimCLR, Supervised, VICReg
@@ -79,6 +79,8 @@ def pretrain(
         ConfigError: a projector that the method or the classes do not fit.
     """
     chosen = _method(config, train)
+    if fits(torch.device(device), train.pixels):
+        train = train.to(device)  # and is augmented there
     network = config.network().to(device).to(memory_format=torch.channels_last).train()
     method = chosen(config, network).to(device).train()
     folder = RunFolder(out)

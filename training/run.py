@@ -23,7 +23,7 @@ from rcdm_fast.config import ConfigError, UNetConfig
 from rcdm_fast.schedule import Schedule, network_timestep
 from rcdm_fast.training import ema, representations, team, timesteps
 from rcdm_fast.training.config import TrainConfig
-from rcdm_fast.training.data import BatchOrder, ImageSet, step_generator
+from rcdm_fast.training.data import BatchOrder, ImageSet, fits, step_generator
 from rcdm_fast.training.losses import DiffusionLoss
 from rcdm_fast.training.pretrain import learning_rate
 from rcdm_fast.training.state import RunError
@@ -81,7 +81,7 @@ class Run:
     Args:
         config: what to train; `unet` is the network with its representation's width filled in.
         data: pictures.
-        bank: their representations, float32 [V,N,D], V = 2 with mirrored ones.
+        bank: their representations, float32 [V,N,D], V = 2 with mirrored ones. Both move to a GPU that has room.
         crew: the processes.
 
     Raises:
@@ -92,12 +92,14 @@ class Run:
         if config.precision == "fp16" and crew.device.type != "cuda":
             raise ConfigError("training in fp16 needs a GPU; use bf16 or fp32")
         crew.share(config.batch_size)
-        self.config, self.data, self.crew = config, data, crew
+        self.config, self.crew = config, crew
         mean, std = representations.standardisation(bank)
         if not config.standardize:
             mean, std = torch.zeros_like(mean), torch.ones_like(std)
         self.standard = Standardisation(mean, std)
-        self.bank = self.standard(bank)
+        place = crew.device if fits(crew.device, data.pixels, bank) else torch.device("cpu")
+        self.data, self.bank = data.to(place), bank.to(place)
+        self._near = Standardisation(mean.to(place), std.to(place))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             network = UNet(unet)
@@ -173,11 +175,13 @@ class Run:
         own = self.crew.share(len(index))
         index, view, t, importance, eps = (value[own] for value in (index, view, t, importance, eps))
         x0 = self.data.floats(index)
-        x0 = torch.where(view.bool()[:, None, None, None], x0.flip(3), x0)
-        h = self.bank[view, index]
+        x0 = torch.where(view.bool()[:, None, None, None].to(x0.device), x0.flip(3), x0)
+        bank = self.bank
+        h = self._near(bank[view.to(bank.device), index.to(bank.device)])
         if config.representation_dropout:
             dropped = torch.rand(config.batch_size, generator=step_generator(config.seed, self.step, stream=2))[own]
-            h = torch.where((dropped < config.representation_dropout)[:, None], self.standard(torch.zeros_like(h)), h)
+            null = self._near(torch.zeros_like(h))
+            h = torch.where((dropped < config.representation_dropout)[:, None].to(h.device), null, h)
         return Batch(*(value.to(self.crew.device) for value in (x0, eps, t, importance, h)))
 
     def _backward_that_fits(self, batch: Batch) -> tuple[dict[str, float], Tensor]:

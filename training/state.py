@@ -32,6 +32,10 @@ class RunError(RuntimeError):
     """A run that cannot start, resume or go on."""
 
 
+class Paused(Exception):
+    """A run that stopped because it was told to, with a state to go on from."""
+
+
 class RunFolder:
     """A folder with `config.json`, `environment.jsonl` (a line per start), `log.jsonl` and `state-STEP.pt` files."""
 

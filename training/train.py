@@ -17,14 +17,14 @@ from pathlib import Path
 
 import torch
 
-from rcdm_fast import checkpoint
+from rcdm_fast import checkpoint, storage
 from rcdm_fast import encoders as encoder_room
 from rcdm_fast.config import ConfigError, ModelConfig, UNetConfig
 from rcdm_fast.training import representations, sheets
 from rcdm_fast.training.config import TrainConfig
 from rcdm_fast.training.data import ImageSet
 from rcdm_fast.training.run import Run
-from rcdm_fast.training.state import RunError, RunFolder
+from rcdm_fast.training.state import Paused, RunError, RunFolder
 from rcdm_fast.training.team import Team
 
 log = logging.getLogger(__name__)
@@ -36,14 +36,26 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def train(
-    config: TrainConfig, data: ImageSet, out: str | Path, device: str = "cpu", progress: Progress | None = None
+    config: TrainConfig,
+    data: ImageSet,
+    out: str | Path,
+    device: str = "cpu",
+    progress: Progress | None = None,
+    minutes: float | None = None,
 ) -> Path:
     """Train, resume if `out` holds an unfinished run, and write `out`/NAME.safetensors (averaged weights).
 
     With `more_emas` their weights are written as NAME-ema0.9999.safetensors and so on. In several processes, all of
-    them call this with the same arguments.
+    them call this with the same arguments. What was left out of the data is listed in `out`/skipped.txt.
+
+    Args:
+        config, data, out, device: the run.
+        progress: called with (steps done, steps in all, loss).
+        minutes: stop once this call has trained for so long, with a state to go on from; representations that are
+            computed before count too. At least one step is done.
 
     Raises:
+        Paused: `minutes` ended before the run.
         RunError: the folder holds another run, a loss or gradient is not finite, out of memory, or the data has the
             wrong size.
         ConfigError: the encoder's width contradicts the network, or the processes cannot share the work.
@@ -53,11 +65,11 @@ def train(
         raise ConfigError("an RCDM needs an encoder; none is named in the configuration")
     if data.pixels.shape[-1] != config.unet.image_size:
         raise RunError(f"pictures are {data.pixels.shape[-1]} px, the network makes {config.unet.image_size} px")
+    end = None if minutes is None else time.monotonic() + 60 * minutes
     crew = Team(device, config.sharding)
     folder = RunFolder(out)
     encoder = encoder_room.build(config.encoder, str(crew.device))
-    with crew.leader_first():
-        bank = representations.cached(encoder, data, folder.path, config.flips)
+    bank = representations.cached(encoder, data, folder.path, config.flips, crew)
     unet = _with_width(config.unet, bank.shape[-1])
     run = Run(config, unet, data, bank, crew)
     with crew.leader_first():
@@ -69,6 +81,8 @@ def train(
         run.start_from(config.init)
     if crew.leads:
         folder.describe_start(run.step, crew.device, crew.size)
+        if data.skipped:
+            storage.write_text(folder.path / "skipped.txt", "\n".join(data.skipped) + "\n")
     fixed = sheets.FixedBatch.make(data, bank[0], count=8, per=6)
     since = time.monotonic()
     while run.step < config.steps:
@@ -79,12 +93,13 @@ def train(
         if progress is not None and crew.leads:
             progress(run.step, config.steps, terms["loss"])
         finished = run.step == config.steps
+        late = not finished and _late(end, crew)
         if crew.leads and (run.step % LOGGED == 0 or finished):
             rate = LOGGED * config.batch_size / max(1e-9, time.monotonic() - since)
             since = time.monotonic()
             seen = run.step * config.batch_size
             folder.log({"step": run.step, "pictures": seen, "pictures_per_s": round(rate, 1), **terms})
-        if run.step % config.save_every == 0 or finished:
+        if run.step % config.save_every == 0 or finished or late:
             state = run.state()
             if crew.leads:
                 folder.save(run.step, state)
@@ -93,6 +108,8 @@ def train(
             if crew.leads:
                 sheets.write(folder.path / f"samples-{run.step:09d}.png", unet, config.schedule, weights, fixed)
             since = time.monotonic()
+        if late:
+            raise Paused(f"{minutes:g} minutes are over at step {run.step} of {config.steps}")
     described = dataclasses.replace(encoder.config, dim=bank.shape[-1])
     info = {
         "pictures_seen": run.step * config.batch_size,
@@ -109,6 +126,14 @@ def train(
             checkpoint.save_model(file, model, weights, _DTYPES[config.weights])
     crew.wait()
     return target
+
+
+def _late(end: float | None, crew: Team) -> bool:
+    """Whether the time of any process is over; the same answer in all of them."""
+    if end is None:
+        return False
+    over = torch.tensor(float(time.monotonic() > end), device=crew.device)
+    return float(crew.mean(over)) > 0
 
 
 def _with_width(unet: UNetConfig, width: int) -> UNetConfig:

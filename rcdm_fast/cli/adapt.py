@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from rcdm_fast.cli import common
-from rcdm_fast.cli.training import DataFolder
+from rcdm_fast.cli.training import Data
 
 
 def adapt(
@@ -17,7 +17,7 @@ def adapt(
         str, typer.Argument(help="Model whose decoder is kept: name, file, folder or hub id.", show_default=False)
     ],
     encoder: Annotated[str, typer.Option("--encoder", help="The new encoder, such as timm:resnet18.")],
-    data: DataFolder,
+    data: Data,
     out: Annotated[Path, typer.Option("--out", help="Run folder (resumed if unfinished).")],
     name: Annotated[str | None, typer.Option(help="Name of the adapted model. Default: the run folder's.")] = None,
     old_encoder: Annotated[
@@ -39,7 +39,7 @@ def adapt(
     from rcdm_fast.config import from_dict
     from rcdm_fast.training.adapt import AdaptConfig
     from rcdm_fast.training.adapt import adapt as run
-    from rcdm_fast.training.data import load_folder
+    from rcdm_fast.training.sources import open_data
 
     values: dict[str, Any] = {"name": name or out.name, "model": model, "seed": seed}
     for key, spec in (("encoder", encoder), ("old_encoder", old_encoder)):
@@ -54,7 +54,7 @@ def adapt(
     }
     values.update({key: value for key, value in given.items() if value is not None})
     settings = from_dict(AdaptConfig, values, "options")
-    pictures = load_folder(data, checkpoint.load_model(model)[0].unet.image_size)
+    pictures = open_data(data, checkpoint.load_model(model)[0].unet.image_size)
     common.say(f"{len(pictures)} pictures, {settings.steps} steps of {settings.batch_size}")
     with common.ProgressBar(settings.steps) as progress:
         path = run(settings, pictures, out, device, progress)

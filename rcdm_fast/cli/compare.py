@@ -37,7 +37,7 @@ def compare(
     batch: Annotated[int, typer.Option(help="Pictures per network evaluation.")] = 8,
     rounds: Annotated[int, typer.Option(help="Rounds in which one evaluation of each is timed.")] = 5,
     data: Annotated[
-        Path | None, typer.Option("--data", help="Folder of pictures: also the MRR of the source picture.")
+        str | None, typer.Option("--data", help="Pictures, as for rcdm train: also the MRR of the source picture.")
     ] = None,
     sources: Annotated[int, typer.Option(help="Source pictures for the MRR; 0: 256, or all there are.")] = 0,
     gallery: Annotated[int, typer.Option(help="Pictures that a sample is ranked among; 0: all.")] = 0,
@@ -90,14 +90,14 @@ def _conditions(model: Model, photos: list[Path]) -> tuple[Tensor | None, Tensor
 
 
 def _mrr(
-    model: Model, cases: list[Case], data: Path, sources: int, gallery: int, drawn: Settings
+    model: Model, cases: list[Case], data: str, sources: int, gallery: int, drawn: Settings
 ) -> dict[Case, tuple[Interval, Interval]]:
     """MRR of the source picture for every case, and its change from the first one's, from the same noise."""
     from rcdm_fast import drift
-    from rcdm_fast.training.data import load_folder
     from rcdm_fast.training.evaluate import EvaluateConfig, evaluate, mrr_change
+    from rcdm_fast.training.sources import open_data
 
-    pictures = load_folder(data, model.image_size)
+    pictures = open_data(data, model.image_size)
     config = EvaluateConfig(sources, drawn.per, gallery, drawn.steps, drawn.solver, drawn.seed)
     found = {}
     for case in cases:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rcdm_fast.cli import common
-from rcdm_fast.cli.training import DataFolder
+from rcdm_fast.cli.training import Data
 
 if TYPE_CHECKING:
     from rcdm_fast.pipeline import Model
@@ -40,7 +40,7 @@ def evaluate(
     model: Annotated[
         str, typer.Argument(help="Bundled or published name, file, folder or hub id.", show_default=False)
     ],
-    data: DataFolder,
+    data: Data,
     sources: Annotated[int, typer.Option(help="Source pictures; 0: 256, or all there are.")] = 0,
     samples: Annotated[int, typer.Option(help="Samples of each source picture.")] = 4,
     gallery: Annotated[int, typer.Option(help="Real representations that a sample is ranked among; 0: all.")] = 0,
@@ -69,7 +69,7 @@ def evaluate(
     from rcdm_fast.config import ConfigError
     from rcdm_fast.training import distributions, sample_files
     from rcdm_fast.training import evaluate as measures
-    from rcdm_fast.training.data import load_folder
+    from rcdm_fast.training.sources import open_data
 
     if inception is not None and features is not None:
         raise ConfigError("--inception and --features both name a feature space; give one")
@@ -79,7 +79,7 @@ def evaluate(
     reference = sample_files.read_npz(reference_npz) if reference_npz is not None else None
     loaded = common.open_model(model, flags, encoder, device, engine, precision)
     space = _space(loaded, features, inception)
-    pictures = load_folder(data, loaded.image_size)
+    pictures = open_data(data, loaded.image_size)
     settings = measures.EvaluateConfig(sources, samples, gallery, steps, solver, seed)
     size, count = measures.counts(pictures, settings)
     if space is not None:

@@ -21,7 +21,18 @@ Changes = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change of the configuration, as --set batch_size=64 --set loss.gamma=3; repeatable."),
 ]
-DataFolder = Annotated[Path, typer.Option("--data", help="Folder of pictures; sub-folders are classes.")]
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        help="Folder of pictures (sub-folders are classes), .npy or .npz file, WebDataset shards "
+        "(train-{000..099}.tar), or hf:NAME?split=train.",
+    ),
+]
+Store = Annotated[
+    Path | None,
+    typer.Option(help="Keep decoded pictures in this folder and map them from there: for sets larger than memory."),
+]
 Name = Annotated[str, typer.Argument(help="Name of the model.", show_default=False)]
 Out = Annotated[Path | None, typer.Option("--out", help="Run folder (resumed if unfinished). Default: runs/NAME.")]
 PictureCount = Annotated[int | None, typer.Option(help="Pictures to be seen, instead of the configuration's.")]
@@ -29,7 +40,7 @@ PictureCount = Annotated[int | None, typer.Option(help="Pictures to be seen, ins
 
 def train(
     name: Name,
-    data: DataFolder,
+    data: Data,
     config: ConfigFile = None,
     out: Out = None,
     init: Annotated[str | None, typer.Option(help="Model to start from.")] = None,
@@ -37,6 +48,8 @@ def train(
     pictures: PictureCount = None,
     compile: Annotated[bool | None, typer.Option("--compile/--no-compile", help="Use torch.compile.")] = None,
     change: Changes = None,
+    store: Store = None,
+    minutes: Annotated[float | None, typer.Option(help="Stop after so long; the same command goes on.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda...")] = "cpu",
 ) -> None:
     """Train an RCDM on the representations of a frozen encoder; the same command resumes it.
@@ -48,7 +61,8 @@ def train(
     from rcdm_fast import encoders
     from rcdm_fast.config import from_dict
     from rcdm_fast.training.config import TrainConfig
-    from rcdm_fast.training.data import load_folder
+    from rcdm_fast.training.sources import open_data
+    from rcdm_fast.training.state import Paused
     from rcdm_fast.training.train import train as run
 
     values = _changed(_configuration(name, config), change or [])
@@ -57,19 +71,23 @@ def train(
     if encoder is not None:
         values["encoder"] = dataclasses.asdict(encoders.build(encoder, device).config)
     settings = from_dict(TrainConfig, values, str(config or name))
-    pictures_of_data = load_folder(data, settings.unet.image_size)
+    pictures_of_data = open_data(data, settings.unet.image_size, store=store)
     common.say(f"{len(pictures_of_data)} pictures, {settings.steps} steps of {settings.batch_size}")
     with common.ProgressBar(settings.steps) as progress:
-        path = run(settings, pictures_of_data, out or Path("runs") / name, device, progress)
+        try:
+            path = run(settings, pictures_of_data, out or Path("runs") / name, device, progress, minutes)
+        except Paused as pause:
+            common.say(f"{pause}; the same command goes on from there")
+            return
     common.say(f"{path}: finished; load it with rcdm_fast.load({str(path)!r})")
 
 
 def pretrain(
     name: Name,
-    data: DataFolder,
+    data: Data,
     config: ConfigFile = None,
     out: Out = None,
-    test: Annotated[Path | None, typer.Option(help="Folder of test pictures: kNN and linear-probe accuracy.")] = None,
+    test: Annotated[str | None, typer.Option(help="Test pictures, as --data: kNN and linear-probe accuracy.")] = None,
     pictures: PictureCount = None,
     compile: Annotated[bool | None, typer.Option("--compile/--no-compile", help="Use torch.compile.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda...")] = "cpu",
@@ -80,16 +98,16 @@ def pretrain(
     Example: rcdm pretrain cifar10-simclr-encoder --data cifar10/train --test cifar10/test --out runs/simclr
     """
     from rcdm_fast.config import from_dict
-    from rcdm_fast.training.data import load_folder
     from rcdm_fast.training.pretrain import PretrainConfig
     from rcdm_fast.training.pretrain import pretrain as run
+    from rcdm_fast.training.sources import open_data
 
     values = _configuration(name, config)
     changes = {"pictures": pictures, "compile": compile}
     values.update({key: value for key, value in changes.items() if value is not None})
     settings = from_dict(PretrainConfig, values, str(config or name))
-    training_set = load_folder(data, settings.image_size)
-    test_set = load_folder(test, settings.image_size) if test is not None else None
+    training_set = open_data(data, settings.image_size)
+    test_set = open_data(test, settings.image_size) if test is not None else None
     common.say(f"{len(training_set)} pictures, {settings.steps} steps of {settings.batch_size}")
     with common.ProgressBar(settings.steps) as progress:
         path, accuracy = run(settings, training_set, out or Path("runs") / name, test_set, device, progress)

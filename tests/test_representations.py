@@ -1,0 +1,124 @@
+"""The cache of representations: computed once, in blocks, by several processes, across interruptions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rcdm_fast import storage
+from rcdm_fast.training import representations
+from rcdm_fast.training.data import ImageSet
+from rcdm_fast.training.team import Team
+from tests import small, training_process
+
+DATA = training_process.data()
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(representations, "BLOCK", 10)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of the blocks that were computed."""
+    found: list[int] = []
+    before = representations.compute
+
+    def counted(*arguments: object, **options: object) -> torch.Tensor:
+        result = before(*arguments, **options)  # type: ignore[arg-type]
+        found.append(len(result))
+        return result
+
+    monkeypatch.setattr(representations, "compute", counted)
+    return found
+
+
+def test_computed_once_and_mapped(tmp_path: Path, calls: list[int]) -> None:
+    encoder = small.encoder()
+    first = representations.cached(encoder, DATA, tmp_path, flips=True)
+    assert first.shape == (2, len(DATA), small.DIM)
+    assert calls == [10, 10, 10, 10, 8] * 2
+    pictures = DATA.floats(slice(None))
+    torch.testing.assert_close(first, torch.stack([encoder.encode(pictures), encoder.encode(pictures.flip(3))]))
+    assert torch.equal(representations.cached(encoder, DATA, tmp_path, flips=True), first)
+    assert len(calls) == 10
+    (file,) = tmp_path.glob("representations-*.npy")
+    assert np.array_equal(np.load(file), first.numpy())
+    assert not list(tmp_path.glob("*.blocks"))
+    representations.cached(encoder, DATA.subset(torch.arange(10)), tmp_path, flips=True)
+    representations.cached(encoder, DATA, tmp_path, flips=False)
+    assert len(list(tmp_path.glob("representations-*.npy"))) == 3
+
+
+def test_goes_on_after_an_interruption(tmp_path: Path, calls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = small.encoder()
+    whole = representations.cached(encoder, DATA, tmp_path / "whole", flips=True)
+    calls.clear()
+    before = representations._Cache.write
+
+    def stop_in_fourth(self: representations._Cache, view: int, start: int, rows: torch.Tensor) -> None:
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        before(self, view, start, rows)
+
+    monkeypatch.setattr(representations._Cache, "write", stop_in_fourth)
+    with pytest.raises(KeyboardInterrupt):
+        representations.cached(encoder, DATA, tmp_path / "torn", flips=True)
+    monkeypatch.setattr(representations._Cache, "write", before)
+    calls.clear()
+    assert torch.equal(representations.cached(encoder, DATA, tmp_path / "torn", flips=True), whole)
+    assert calls == [10, 8, 10, 10, 10, 10, 8]
+
+
+def test_each_process_computes_its_share(tmp_path: Path, calls: list[int]) -> None:
+    """Two processes one after the other: the second finds the first one's blocks, and only it can finish."""
+
+    class Two(Team):
+        def __init__(self, rank: int) -> None:
+            super().__init__()
+            self.rank, self.size = rank, 2
+
+        def wait(self) -> None:
+            return
+
+    encoder = small.encoder()
+    want = representations.cached(encoder, DATA, tmp_path / "one", flips=False)
+    calls.clear()
+    with pytest.raises(storage.StorageError, match="2 blocks are missing"):
+        representations.cached(encoder, DATA, tmp_path / "two", flips=False, crew=Two(0))
+    assert calls == [10, 10, 8]
+    representations.cached(encoder, DATA, tmp_path / "two", flips=False, crew=Two(1))
+    assert calls == [10, 10, 8, 10, 10]
+    assert torch.equal(representations.cached(encoder, DATA, tmp_path / "two", flips=False, crew=Two(0)), want)
+    assert len(calls) == 5
+
+
+def test_a_damaged_file_is_an_error(tmp_path: Path) -> None:
+    representations.cached(small.encoder(), DATA, tmp_path, flips=False)
+    (file,) = tmp_path.glob("representations-*.npy")
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(storage.StorageError, match="delete it"):
+        representations.cached(small.encoder(), DATA, tmp_path, flips=False)
+
+
+def test_a_full_disk_is_an_error_that_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", full)
+        with pytest.raises(storage.StorageError, match="No space left"):
+            representations.cached(small.encoder(), DATA, tmp_path, flips=False)
+    found = representations.cached(small.encoder(), DATA, tmp_path, flips=False)
+    assert torch.equal(found, representations.cached(small.encoder(), DATA, tmp_path / "other", flips=False))
+
+
+def test_the_set_of_pictures_decides(tmp_path: Path) -> None:
+    other = ImageSet(DATA.pixels.flip(0), None, (), (), "other pictures")
+    a, b = (representations.cached(small.encoder(), data, tmp_path, flips=False) for data in (DATA, other))
+    torch.testing.assert_close(a, b.flip(1))
+    assert not torch.equal(a, b)

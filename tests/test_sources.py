@@ -1,0 +1,214 @@
+"""Pictures from folders, arrays, shards and datasets; the store; damaged and vanished sources."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rcdm_fast import images, storage
+from rcdm_fast.training import sources
+from rcdm_fast.training.data import ImageSet, number_labels
+from rcdm_fast.training.pixel_store import PixelStore
+from rcdm_fast.training.source_kinds import Item
+from rcdm_fast.training.sources import open_data
+from tests import small
+
+COUNT = 20
+
+
+@pytest.fixture(scope="module")
+def pixels() -> np.ndarray:
+    """uint8 [N,8,8,3]."""
+    return images.to_uint8(small.pictures(COUNT)).permute(0, 2, 3, 1).numpy()
+
+
+def png(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def write_shard(path: Path, members: list[tuple[str, bytes]]) -> None:
+    with tarfile.open(path, "w") as file:
+        for name, content in members:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            file.addfile(entry, io.BytesIO(content))
+
+
+def write_shards(folder: Path, pixels: np.ndarray) -> str:
+    """Two shards with labels in .cls; the pattern that means both."""
+    folder.mkdir(exist_ok=True)
+    for shard in range(2):
+        members = []
+        for number in range(shard * 10, shard * 10 + 10):
+            members += [(f"{number:03d}.png", png(pixels[number])), (f"{number:03d}.cls", str(number % 11).encode())]
+        write_shard(folder / f"part-{shard:02d}.tar", members)
+    return str(folder / "part-{00..01}.tar")
+
+
+def same(found: ImageSet, pixels: np.ndarray) -> bool:
+    return np.array_equal(found.pixels.permute(0, 2, 3, 1).numpy(), pixels)
+
+
+def test_arrays(tmp_path: Path, pixels: np.ndarray) -> None:
+    labels = np.arange(COUNT) % 11
+    np.save(tmp_path / "a.npy", pixels)
+    np.savez(tmp_path / "b.npz", images=pixels.transpose(0, 3, 1, 2), labels=labels)
+    one, two = open_data(tmp_path / "a.npy", 8), open_data(tmp_path / "b.npz", 8)
+    assert same(one, pixels)
+    assert same(two, pixels)
+    assert one.labels is None
+    assert two.classes == tuple(str(number) for number in range(11))  # as numbers: 10 after 9
+    assert two.labels is not None
+    assert two.labels.tolist() == labels.tolist()
+    assert open_data(tmp_path / "a.npy", 16).pixels.shape == (COUNT, 3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("name", "arrays", "message"),
+    [
+        ("x.npz", {"pixels": np.zeros((2, 8, 8, 3), np.uint8)}, "no array called images or x or arr_0"),
+        ("x.npz", {"x": np.zeros((2, 8, 8, 3), np.float32)}, "expected uint8"),
+        ("x.npz", {"x": np.zeros((2, 8, 8, 4), np.uint8)}, "expected uint8"),
+        ("x.npz", {"x": np.zeros((2, 8, 8, 3), np.uint8), "y": np.zeros(3)}, "2 pictures but labels of shape"),
+    ],
+)
+def test_wrong_arrays(tmp_path: Path, name: str, arrays: dict[str, np.ndarray], message: str) -> None:
+    np.savez(tmp_path / name, **arrays)  # type: ignore[arg-type]
+    with pytest.raises(images.ImageError, match=message):
+        open_data(tmp_path / name, 8)
+
+
+def test_no_such_source(tmp_path: Path) -> None:
+    (tmp_path / "torn.npz").write_bytes(b"PK not really")
+    for name in ("none.npy", "none.npz", "torn.npz", "nothing"):
+        with pytest.raises(images.ImageError):
+            open_data(tmp_path / name, 8)
+
+
+def test_shards(tmp_path: Path, pixels: np.ndarray, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("webdataset")
+    pattern = write_shards(tmp_path / "shards", pixels)
+    found = open_data(pattern, 8)
+    assert same(found, pixels)
+    assert found.labels is not None
+    assert found.labels.tolist() == [number % 11 for number in range(COUNT)]
+    assert open_data(tmp_path / "shards", 8).fingerprint == found.fingerprint
+    assert open_data(f"wds:{pattern}", 8).fingerprint == found.fingerprint
+    described = json.dumps({"label": "cat"}).encode()
+    write_shard(tmp_path / "mixed.tar", [("a.jpg", b"no picture"), ("b.png", png(pixels[0])), ("b.json", described)])
+    mixed = open_data(tmp_path / "mixed.tar", 8)
+    assert len(mixed) == 1
+    assert mixed.classes == ("cat",)
+    assert len(mixed.skipped) == 1
+    assert "mixed.tar/a" in mixed.skipped[0]
+    assert "1 of 2 items skipped" in caplog.text
+
+
+def test_a_vanished_or_torn_shard_is_an_error_that_names_it(tmp_path: Path, pixels: np.ndarray) -> None:
+    pytest.importorskip("webdataset")
+    pattern = write_shards(tmp_path / "shards", pixels)
+    second = tmp_path / "shards" / "part-01.tar"
+    whole = second.read_bytes()
+    second.write_bytes(whole[: len(whole) // 2 + 100])
+    with pytest.raises(images.ImageError, match=r"part-01\.tar: damaged"):
+        open_data(pattern, 8)
+    second.unlink()
+    with pytest.raises(images.ImageError, match=r"1 of 2 shards are missing: .*part-01\.tar"):
+        open_data(pattern, 8)
+
+
+def test_hugging_face_datasets(tmp_path: Path, pixels: np.ndarray) -> None:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["day", "night"])})
+    rows = {"img": [Image.fromarray(array) for array in pixels], "label": [number % 2 for number in range(COUNT)]}
+    table = datasets.Dataset.from_dict(rows, features=features)
+    table.save_to_disk(str(tmp_path / "one"))
+    found = open_data(tmp_path / "one", 8)
+    assert same(found, pixels)
+    assert found.classes == ("day", "night")
+    datasets.DatasetDict({"test": table}).save_to_disk(str(tmp_path / "splits"))
+    assert open_data(f"hf:{tmp_path / 'splits'}?split=test&image=img&label=label", 8).fingerprint == found.fingerprint
+    for spec, message in (
+        ("?split=none", "cannot be opened"),
+        ("?split=test&image=other", "no column 'other'"),
+        ("?split=test&colour=red", "unknown options colour"),
+    ):
+        with pytest.raises(images.ImageError, match=message):
+            open_data(f"hf:{tmp_path / 'splits'}{spec}", 8)
+
+
+def test_a_store_is_mapped_and_read_once(tmp_path: Path, pixels: np.ndarray) -> None:
+    source = tmp_path / "a.npz"
+    np.savez(source, x=pixels, y=np.arange(COUNT) % 3)
+    plain = open_data(source, 8)
+    kept = open_data(source, 8, store=tmp_path / "store")
+    source.unlink()
+    again = open_data(source, 8, store=tmp_path / "store")
+    for found in (kept, again):
+        assert torch.equal(found.pixels, plain.pixels)
+        assert found.labels is not None
+        assert plain.labels is not None
+        assert torch.equal(found.labels, plain.labels)
+        assert (found.fingerprint, found.paths, found.classes) == (plain.fingerprint, plain.paths, plain.classes)
+    with pytest.raises(storage.StorageError, match="holds pictures of"):
+        open_data(source, 16, store=tmp_path / "store")
+    (tmp_path / "store" / "pixels.u8").write_bytes(b"short")
+    with pytest.raises(storage.StorageError, match="delete the store"):
+        open_data(source, 8, store=tmp_path / "store")
+
+
+def test_a_store_goes_on_where_it_was_stopped(
+    tmp_path: Path, pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, store = tmp_path / "pictures", tmp_path / "store"
+    folder.mkdir()
+    for number, array in enumerate(pixels):
+        (folder / f"{number:02d}.png").write_bytes(png(array) if number != 3 else b"no picture")
+    monkeypatch.setattr(sources, "BLOCK", 6)
+    whole = open_data(folder, 8)
+    blocks = 0
+    before = PixelStore.append
+
+    def stop_in_third(self: PixelStore, *block: object) -> None:
+        nonlocal blocks
+        blocks += 1
+        if blocks == 3:
+            self._add("pixels.u8", b"half a block")  # written, but not yet told of in progress.json
+            raise KeyboardInterrupt
+        before(self, *block)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(PixelStore, "append", stop_in_third)
+    with pytest.raises(KeyboardInterrupt):
+        open_data(folder, 8, store=store)
+    state = json.loads((store / "progress.json").read_text())
+    assert (state["read"], state["kept"], state["complete"]) == (12, 11, False)
+    read: list[str] = []
+    decoded = sources._decoded
+    monkeypatch.setattr(PixelStore, "append", before)
+
+    def noted(item: Item, size: int) -> np.ndarray | str:
+        read.append(item.path.name)
+        return decoded(item, size)
+
+    monkeypatch.setattr(sources, "_decoded", noted)
+    found = open_data(folder, 8, store=store)
+    assert sorted(read) == [f"{number:02d}.png" for number in range(12, COUNT)]
+    assert torch.equal(found.pixels, whole.pixels)
+    assert (found.fingerprint, found.paths, found.skipped) == (whole.fingerprint, whole.paths, whole.skipped)
+    assert len(found.skipped) == 1
+
+
+def test_labels_need_a_name_for_every_picture() -> None:
+    assert number_labels(["b", None, "a"]) == (None, ())
+    labels, classes = number_labels(["10", "9", "10"])
+    assert labels is not None
+    assert (labels.tolist(), classes) == ([1, 0, 1], ("9", "10"))

@@ -1,0 +1,116 @@
+"""Pictures for training from any source: read by a pool of threads, resized, gathered in memory or in a store on disk.
+
+What cannot be read as a picture is skipped, counted and listed.
+
+Knows nothing about formats (`source_kinds.py`) or training.
+"""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rcdm_fast import images
+from rcdm_fast.training import data
+from rcdm_fast.training.data import ImageSet
+from rcdm_fast.training.pixel_store import PixelStore
+from rcdm_fast.training.source_kinds import Item, Source, find
+
+log = logging.getLogger(__name__)
+
+BLOCK = 2048  # items decoded before they are handed on together
+
+
+def open_data(source: str | Path, size: int, *, store: str | Path | None = None, workers: int = 8) -> ImageSet:
+    """All pictures of a source at `size` x `size` pixels (short side resized, centre crop).
+
+    Args:
+        source: a folder of pictures (first-level sub-folders are classes); an .npy or .npz file of uint8 [N,H,W,3] or
+            [N,3,H,W] (.npz: under "images", "x" or "arr_0", labels under "labels", "y" or "arr_1"); WebDataset
+            shards: a .tar file, a folder of them, a pattern as in ``train-{000..099}.tar``, or ``wds:`` and anything
+            that webdataset opens; a Hugging Face dataset: a folder written by save_to_disk, or
+            ``hf:NAME_OR_FOLDER?split=train&image=img&label=label&name=CONFIGURATION``.
+        size: pixels.
+        store: folder for the decoded pictures, which are then mapped into memory and not loaded; reading goes on
+            there after an interruption, and the same source is read only once. Without it they are kept in memory.
+        workers: threads that decode.
+
+    Raises:
+        images.ImageError: no such source, a shard is missing or damaged, or nothing could be read as a picture.
+        StorageError: the store cannot be written.
+    """
+    name = str(source)
+    if store is not None:
+        with PixelStore(store, {"source": name, "size": size}) as kept:
+            if not kept.complete:
+                _fill(find(source), kept, size, workers)
+            return _reported(kept.open(), name)
+    memory = _Memory()
+    _fill(find(source), memory, size, workers)
+    return _reported(memory.open(), name)
+
+
+class _Memory:
+    """Takes blocks of pictures and keeps them."""
+
+    def __init__(self) -> None:
+        self.read = 0
+        self._pixels: list[np.ndarray] = []
+        self._labels: list[str | None] = []
+        self._paths: list[str] = []
+        self._skipped: list[str] = []
+
+    def append(self, pixels: np.ndarray, labels: list[str | None], paths: list[str], skipped: list[str]) -> None:
+        self._pixels.append(pixels)
+        self._labels += labels
+        self._paths += paths
+        self._skipped += skipped
+
+    def finish(self) -> None:
+        return
+
+    def open(self) -> ImageSet:
+        pixels = torch.from_numpy(np.concatenate(self._pixels))
+        labels, classes = data.number_labels(self._labels)
+        paths = tuple(map(Path, self._paths))
+        return ImageSet(pixels, labels, classes, paths, data.fingerprint(pixels, labels), tuple(self._skipped))
+
+
+def _fill(source: Source, target: _Memory | PixelStore, size: int, workers: int) -> None:
+    """Decode what `target` has not seen yet and hand it over, block by block."""
+    kept = target.read > 0
+    rest = islice(source.items(), target.read, None)
+    with ThreadPoolExecutor(workers) as pool:
+        while block := list(islice(rest, BLOCK)):
+            results = list(pool.map(lambda item: _decoded(item, size), block))
+            good = [(item, found) for item, found in zip(block, results, strict=True) if not isinstance(found, str)]
+            skipped = [found for found in results if isinstance(found, str)]
+            for line in skipped:
+                log.warning("skipped: %s", line)
+            pixels = np.stack([found for _, found in good]) if good else np.empty((0, 3, size, size), np.uint8)
+            paths = [str(item.path) for item, _ in good]
+            target.append(pixels, [item.label for item, _ in good], paths, skipped)
+            kept = True
+    if not kept:
+        raise images.ImageError("the source has no pictures")
+    target.finish()
+
+
+def _decoded(item: Item, size: int) -> np.ndarray | str:
+    try:
+        return item.pixels(size)
+    except images.ImageError as error:
+        return str(error)
+
+
+def _reported(found: ImageSet, name: str) -> ImageSet:
+    if not len(found):
+        raise images.ImageError(f"{name}: none of {len(found.skipped)} items could be read as a picture")
+    if found.skipped:
+        log.warning("%s: %d of %d items skipped", name, len(found.skipped), len(found) + len(found.skipped))
+    return found
