@@ -122,7 +122,7 @@ def draw(model: Model, h: Tensor, items: Tensor, config: InvarianceConfig, per: 
         seed=config.seed,
         batch_size=config.batch_size,
     )
-    return pictures.cpu().unflatten(0, (versions, sources))
+    return pictures.cpu().view(versions, sources, *pictures.shape[1:])
 
 
 def measured(each: Property, pictures: Tensor) -> Tensor:

@@ -138,7 +138,7 @@ def recovery(changes: Changes, resamples: int = 2000, seed: int = 0) -> Recovery
     count = len(changes.weight)
     check_sources(count, count)
     correlation, slope = changes.statistics(np.ones((1, count)))
-    drawn_r, drawn_slope = changes.statistics(_resampled(count, resamples, seed))
+    drawn_r, drawn_slope = changes.statistics(resampled(count, resamples, seed))
     rng = np.random.default_rng([seed, 1])
     shuffles = (changes.shuffled(rng).statistics(np.ones((1, count)))[0][0] for _ in range(SHUFFLES))
     chance = float(np.quantile(np.abs(np.fromiter(shuffles, np.float64, SHUFFLES)), 0.95))
@@ -153,12 +153,12 @@ def difference(a: Changes, b: Changes, resamples: int = 2000, seed: int = 0, sha
     check_sources(count, count)
     if a.picture.shape != b.picture.shape or not torch.allclose(a.picture, b.picture):
         raise ConfigError("a difference of correlations needs the same pictures on both sides")
-    alone, drawn = np.ones((1, count)), _resampled(count, resamples, seed)
+    alone, drawn = np.ones((1, count)), resampled(count, resamples, seed)
     value = share * a.statistics(alone)[0] - b.statistics(alone)[0]
     return _interval(value[0], share * a.statistics(drawn)[0] - b.statistics(drawn)[0])
 
 
-def _resampled(count: int, resamples: int, seed: int) -> Floats:
+def resampled(count: int, resamples: int, seed: int) -> Floats:
     """How often each source is drawn in every resample; float64 [resamples,count]."""
     if resamples < 100:
         raise ConfigError(f"a 95 % interval needs at least 100 resamples, got {resamples}")
