@@ -196,7 +196,7 @@ def _open_table(layers: list[Layer], config: LayersConfig) -> Table:
     heads = ("of", *(layer.name for layer in layers))
     note = "0: fixed by the representation; 1: as free as between two real pictures, so not encoded (or not drawn)."
     title = "Left open at fixed h: variance across samples, share of real pictures' variance"
-    return Table("open", title, heads, lines, note)
+    return Table("open", title, heads, tuple(lines), note)
 
 
 def _unique(tables: list[Table]) -> list[Table]:
