@@ -18,6 +18,7 @@ from rcdm_fast.analysis.augment import AUGMENTATIONS
 from rcdm_fast.analysis.invariance import InvarianceConfig, measure
 from rcdm_fast.analysis.recovery import Changes, difference, recovery
 from rcdm_fast.config import ConfigError
+from rcdm_fast.drift import Case, with_engine
 from rcdm_fast.pipeline import Model
 from rcdm_fast.solvers import SolverOptions
 from rcdm_fast.training.data import ImageSet
@@ -158,14 +159,14 @@ def test_a_difference_is_measured_in_pairs() -> None:
 
 
 @pytest.mark.parametrize(("solver", "eta"), [("ddim", 0.0), ("ddim", 0.7), ("ancestral", 0.0)])
+@pytest.mark.parametrize("case", ["eager", "native", "native:bf16"])
 @pytest.mark.parametrize("batch_size", [3, 32])
 def test_rows_with_the_same_representation_are_identical_at_every_step(
-    solver: str, eta: float, batch_size: int
+    solver: str, eta: float, case: str, batch_size: int
 ) -> None:
-    model = small.model()
-    _identical_rows(
-        model, torch.randn(1, small.DIM, generator=torch.Generator().manual_seed(0)), solver, eta, batch_size
-    )
+    model = with_engine(small.model(), Case.parse(case))
+    h = torch.randn(1, small.DIM, generator=torch.Generator().manual_seed(0))
+    _identical_rows(model, h, solver, eta, batch_size)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.7])
