@@ -50,7 +50,7 @@ def settings():
 before = settings()
 import importlib, pkgutil
 import rcdm_fast
-for name in ("cli", "encoders", "engines", "export", "ops"):
+for name in ("analysis", "cli", "encoders", "engines", "export", "ops"):
     package = importlib.import_module(f"rcdm_fast.{name}")
     for module in pkgutil.iter_modules(package.__path__, f"rcdm_fast.{name}."):
         importlib.import_module(module.name)

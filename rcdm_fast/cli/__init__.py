@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from rcdm_fast.cli import about, adapt, bench, compare, evaluate, export, sampling, training
+from rcdm_fast.cli import about, adapt, analyze, bench, compare, evaluate, export, sampling, training
 
 app = typer.Typer(
     name="rcdm",
@@ -34,6 +34,7 @@ app.command()(training.train)
 app.command()(training.pretrain)
 app.command()(adapt.adapt)
 app.command()(evaluate.evaluate)
+app.command()(analyze.analyze)
 app.command()(export.export)
 app.command()(compare.compare)
 app.command()(bench.bench)

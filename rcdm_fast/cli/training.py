@@ -65,7 +65,7 @@ def train(
     from rcdm_fast.training.state import Paused
     from rcdm_fast.training.train import train as run
 
-    values = _changed(_configuration(name, config), change or [])
+    values = changed(_configuration(name, config), change or [])
     changes = {"init": init, "pictures": pictures, "compile": compile, "name": name}
     values.update({key: value for key, value in changes.items() if value is not None})
     if encoder is not None:
@@ -139,7 +139,7 @@ def _configuration(name: str, given: str | None) -> dict[str, Any]:
     return values
 
 
-def _changed(values: dict[str, Any], changes: list[str]) -> dict[str, Any]:
+def changed(values: dict[str, Any], changes: list[str]) -> dict[str, Any]:
     """The configuration with KEY=VALUE applied; VALUE is JSON, or text that is none."""
     import contextlib
     import json

@@ -1,0 +1,294 @@
+"""What a representation keeps of a transformed picture, and what it is invariant to (Bordes et al. 2021, section 5).
+
+For every source x, augmentation T and magnitude, samples are drawn from h(T(x)). All versions of one source share the
+noise of x_T and of every step (the noise is keyed by source and sample number), so two samples differ only by what
+their representations say. The property that T changes is measured in pictures and samples alike, and the change in the
+samples is held against the change in the picture (`recovery.py`).
+
+Knows nothing about other models (`layers.py` compares), nor how the decoder was trained: what it cannot draw is missing
+from the samples although h may hold it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rcdm_fast import images
+from rcdm_fast.analysis import augment, charts, properties
+from rcdm_fast.analysis.augment import Augmentation
+from rcdm_fast.analysis.properties import Property
+from rcdm_fast.analysis.recovery import Changes, Recovery, check_sources, recovery
+from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
+from rcdm_fast.config import ConfigError
+from rcdm_fast.pipeline import Model
+from rcdm_fast.training.data import ImageSet
+
+Progress = Callable[[int, int], None]
+
+METHOD = (
+    "Samples are drawn from the representation of every transformed picture, with the same noise at every step for all "
+    "versions of one source. The property that the transformation changes is measured in pictures and samples by the "
+    "same formula. r correlates its change in the samples with its change in the picture over all sources and "
+    "magnitudes (circular for hue and direction); the slope says how much is followed (1 entirely, 0 not at all). "
+    "Intervals: 95 %, bootstrap over sources. Chance: what |r| passes once in twenty times when the samples' changes "
+    "are dealt to other sources. A decoder that draws badly recovers less than h holds. After Bordes et al. (2021)."
+)
+
+
+@dataclass(frozen=True)
+class InvarianceConfig:
+    """What to sample.
+
+    Attributes:
+        sources: source pictures, spread evenly over the data; 0 means 64, or all there are if fewer.
+        samples: samples of each version; their changes are averaged.
+        augmentations: names in `augment.AUGMENTATIONS`; none means all.
+        steps, solver, seed, batch_size: as in `Model.sample`.
+        resamples: bootstrap draws behind the intervals.
+        shown: source pictures in the figures.
+    """
+
+    sources: int = 0
+    samples: int = 1
+    augmentations: tuple[str, ...] = ()
+    steps: int | str = 25
+    solver: str = "ddim"
+    seed: int = 0
+    batch_size: int = 64
+    resamples: int = 2000
+    shown: int = 2
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One augmentation over its magnitudes; F shown sources, M magnitudes.
+
+    Attributes:
+        augmentation: what was done to the pictures.
+        changes: of the property that it changes.
+        recovery: the numbers.
+        pictures, samples: shown rows, uint8 [F,M+1,3,H,W]; the untransformed version first.
+    """
+
+    augmentation: Augmentation
+    changes: Changes
+    recovery: Recovery
+    pictures: Tensor
+    samples: Tensor
+
+
+@dataclass(frozen=True)
+class Invariance:
+    """What `measure` found.
+
+    Attributes:
+        model: its name.
+        sources: places of the source pictures in the data, int64 [S].
+        sweeps: by name of the augmentation.
+        kept: of every property, its values in untransformed pictures beside those in their samples (M = 1).
+        repeated: largest difference between two drawings of the same h with the same noise; 0 where an engine's
+            results do not depend on the batch.
+    """
+
+    model: str
+    sources: Tensor
+    sweeps: dict[str, Sweep]
+    kept: dict[str, Changes]
+    repeated: float
+
+
+def choose_sources(data: ImageSet, asked: int, default: int = 64) -> Tensor:
+    """Places of source pictures, spread evenly over the data, int64 [S]. Raises `ConfigError` if there are too few."""
+    count = asked or max(min(default, len(data)), 1)
+    check_sources(count, len(data))
+    return torch.linspace(0, len(data) - 1, count).round().long()
+
+
+def draw(model: Model, h: Tensor, items: Tensor, config: InvarianceConfig, per: int | None = None) -> Tensor:
+    """Samples of V versions of S sources with shared noise; h [V,S,D], items int64 [S] -> [V,S,per,3,H,W], CPU."""
+    versions, sources = h.shape[:2]
+    pictures = model.sample(
+        h.flatten(0, 1),
+        items=items.repeat(versions),
+        per=config.samples if per is None else per,
+        steps=config.steps,
+        solver=config.solver,
+        seed=config.seed,
+        batch_size=config.batch_size,
+    )
+    return pictures.cpu().view(versions, sources, *pictures.shape[1:])
+
+
+def measured(each: Property, pictures: Tensor) -> Tensor:
+    """The property of pictures [...,3,H,W] -> [...]; samples may pass the bounds by rounding, so they are clipped."""
+    return each(pictures.flatten(0, -4).clamp(-1, 1)).view(pictures.shape[:-3])
+
+
+def measure(model: Model, data: ImageSet, config: InvarianceConfig, progress: Progress | None = None) -> Invariance:
+    """Draw and measure every augmentation.
+
+    Args:
+        model: a model with an encoder.
+        data: pictures that sources are taken from.
+        config: sizes and solver.
+        progress: called with (augmentations done, all of them).
+
+    Raises:
+        ConfigError: too few pictures, an unknown augmentation, a model without an encoder.
+    """
+    chosen = augment.find(config.augmentations)
+    if model.encoder is None:
+        raise ConfigError("this experiment encodes pictures: the model needs an encoder; give one with --encoder")
+    if config.samples < 1 or config.shown < 0:
+        raise ConfigError(f"samples must be at least 1 and shown not negative, got {config.samples}, {config.shown}")
+    items = choose_sources(data, config.sources)
+    plain = data.floats(items)
+    h = model.encode(plain)[None]
+    base = draw(model, h, items, config)[0]
+    again = draw(model, h[:, :1], items[:1], config)[0, 0]
+    sweeps = {}
+    for done, each in enumerate(chosen):
+        sweeps[each.name] = _sweep(model, each, plain, base, items, config)
+        if progress is not None:
+            progress(done + 1, len(chosen))
+    kept = {each.name: kept_values(each, plain, base) for each in properties.PROPERTIES.values()}
+    name = model.config.name or "(unnamed)"
+    return Invariance(name, items, sweeps, kept, float((again - base[0]).abs().max()))
+
+
+def _sweep(
+    model: Model, each: Augmentation, plain: Tensor, base: Tensor, items: Tensor, config: InvarianceConfig
+) -> Sweep:
+    versions = torch.stack([each(plain, magnitude) for magnitude in each.magnitudes])
+    h = model.encode(versions.flatten(0, 1)).unflatten(0, versions.shape[:2])
+    drawn = draw(model, h, items, config)
+    prop = properties.find(each.changes)
+    of_plain, of_base = measured(prop, plain), measured(prop, base)
+    in_pictures = prop.change(of_plain[None, :, None], measured(prop, versions)[..., None])
+    in_samples = prop.change(of_base[None], measured(prop, drawn))
+    changes = Changes(in_pictures.T, in_samples.T, prop.strength(of_plain), prop.period)
+    shown = slice(0, config.shown)
+    pictures = torch.cat([plain[None, shown], versions[:, shown]]).transpose(0, 1)
+    samples = torch.cat([base[None, shown, 0], drawn[:, shown, 0]]).transpose(0, 1)
+    found = recovery(changes, config.resamples, config.seed)
+    return Sweep(each, changes, found, images.to_uint8(pictures), images.to_uint8(samples))
+
+
+def kept_values(prop: Property, plain: Tensor, base: Tensor) -> Changes:
+    """A property of source pictures [S,3,H,W] beside the mean of their samples' [S,P,3,H,W]; M = 1."""
+    of_plain, of_base = measured(prop, plain), measured(prop, base)
+    if prop.period is None:
+        return Changes(of_plain[:, None], of_base.mean(dim=1)[:, None], torch.ones(len(plain), dtype=torch.float64))
+    directions = prop.degrees(of_plain)[:, None], prop.degrees(of_base.sum(dim=1))[:, None]
+    return Changes(*directions, of_plain.abs(), prop.period)
+
+
+def run(model: Model, data: ImageSet, config: InvarianceConfig, progress: Progress | None = None) -> Analysis:
+    """The experiment as tables, sentences and figures; arguments and errors as in `measure`."""
+    found = measure(model, data, config, progress)
+    bars = [charts.Bar(label(each), (each.recovery.correlation,), (each.recovery.chance,)) for each in _all(found)]
+    figures = {"recovered": charts.intervals(bars, [found.model], "Correlation of changes: samples with pictures")}
+    captions = {"recovered": "Dots: r with its 95 % interval. Grey: what chance gives."}
+    for each in _all(found) if config.shown else ():
+        name = f"rows-{each.augmentation.name}"
+        figures[name] = rows([each], ["samples"])
+        captions[name] = f"{each.augmentation.name} ({each.augmentation.about}); {sentence(each.recovery)}."
+    return Analysis(
+        name="invariance",
+        title=f"What {found.model} keeps of transformed pictures",
+        model=found.model,
+        settings=settings(config, data, found),
+        tables=(recovered_table(found), kept_table(found, config)),
+        findings=tuple(_finding(each) for each in _all(found)),
+        figures=figures,
+        captions=captions,
+        method=METHOD,
+    )
+
+
+def _all(found: Invariance) -> list[Sweep]:
+    return list(found.sweeps.values())
+
+
+def settings(config: InvarianceConfig, data: ImageSet, found: Invariance) -> dict[str, object]:
+    """What has to be repeated to get the same numbers."""
+    return {
+        **dataclasses.asdict(config),
+        "sources": len(found.sources),
+        "augmentations": {each.augmentation.name: list(each.augmentation.magnitudes) for each in _all(found)},
+        "data": data.fingerprint,
+        "same_noise_difference": found.repeated,
+    }
+
+
+def label(each: Sweep) -> str:
+    """For a row: "hue", "grayscale: saturation"."""
+    name, changed = each.augmentation.name, each.augmentation.changes
+    return name if name == changed else f"{name}: {changed}"
+
+
+def sentence(found: Recovery) -> str:
+    """The numbers in words."""
+    return f"r = {cell_text(found.correlation)}, slope {cell_text(found.slope)}, chance {found.chance:.2g}"
+
+
+def recovered_table(found: Invariance) -> Table:
+    """A row for each augmentation."""
+    lines: list[tuple[Cell, ...]] = []
+    for each in _all(found):
+        got = each.recovery
+        lines.append(
+            (each.augmentation.name, each.augmentation.changes, got.correlation, got.slope, got.chance, got.kept)
+        )
+    return Table(
+        "recovered",
+        f"{found.model}: change of the property in samples, against that in the picture",
+        ("augmentation", "property", "r", "slope", "chance of |r|", "kept"),
+        tuple(lines),
+        f"{len(found.sources)} sources; kept: the interval of r lies above chance; no: the slope is surely under 0.1.",
+    )
+
+
+def kept_table(found: Invariance, config: InvarianceConfig) -> Table:
+    """A row for each property: how far untransformed pictures share it with their samples."""
+    lines: list[tuple[Cell, ...]] = []
+    for name, changes in found.kept.items():
+        got = recovery(changes, config.resamples, config.seed)
+        lines.append((name, properties.find(name).about, got.correlation, got.chance))
+    return Table(
+        "shared",
+        f"{found.model}: property of a picture against that of its samples, over untransformed pictures",
+        ("property", "what", "r", "chance of |r|"),
+        tuple(lines),
+    )
+
+
+def _finding(each: Sweep) -> Finding:
+    name = each.augmentation
+    return Finding(
+        f"the representation keeps {name.changes} ({name.name})", each.recovery.kept, sentence(each.recovery)
+    )
+
+
+def rows(sweeps: list[Sweep], names: list[str], cell: int = 96) -> Image.Image:
+    """For every shown source a row of transformed pictures, and below it the samples of every sweep (one per model)."""
+    lines, titles = [], []
+    first = sweeps[0]
+    for number in range(len(first.pictures)):
+        lines.append([_pil(picture) for picture in first.pictures[number]])
+        titles.append("picture")
+        for sweep, name in zip(sweeps, names, strict=True):
+            lines.append([_pil(picture) for picture in sweep.samples[number]])
+            titles.append(name)
+    columns = ["as it is", *(f"{magnitude:g}" for magnitude in first.augmentation.magnitudes)]
+    return images.sheet(lines, cell=cell, row_titles=titles, column_titles=columns, group_gaps=(1,))
+
+
+def _pil(pixels: Tensor) -> Image.Image:
+    return images.to_pil(images.from_uint8(pixels))

@@ -1,0 +1,292 @@
+"""Several representations side by side: what one keeps and another drops, and what each leaves open.
+
+The same sources, augmentations and noise for every model (`invariance.py`), so differences are taken in pairs. Two
+controls stand beside: the variance across samples at fixed h (`spread.py`), and a linear readout of the property from h
+that needs no decoder (`readout.py`).
+
+Meant for the backbone and the projector of one encoder (Bordes et al. 2021, section 5), but any models do that make
+pictures of the same content. Knows nothing about how they were trained.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rcdm_fast import images
+from rcdm_fast.analysis import augment, charts, invariance, properties, readout
+from rcdm_fast.analysis import spread as spreads
+from rcdm_fast.analysis.invariance import Invariance, InvarianceConfig, Progress
+from rcdm_fast.analysis.recovery import Changes, Recovery, difference, recovery, resampled
+from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
+from rcdm_fast.analysis.spread import Spread
+from rcdm_fast.config import ConfigError
+from rcdm_fast.pipeline import Model
+from rcdm_fast.training.data import ImageSet
+from rcdm_fast.training.evaluate import Interval
+
+NOTE = (
+    "Difference of r with a 95 % interval over sources, paired. Yes: the first keeps the property (r above chance) and "
+    "the other's r is surely under half of it. No: it is surely over half, or the first does not keep the property."
+)
+METHOD = (
+    " The models share sources and noise. Open share: variance across samples of one h over the variance of real "
+    "pictures. Readout: the same r for the prediction of a ridge regression from h to the property, fitted on other "
+    "pictures; it does not depend on the decoder, which may be better for one model than for the other."
+)
+
+
+@dataclass(frozen=True)
+class LayersConfig(InvarianceConfig):
+    """What to sample, beyond the invariance.
+
+    Attributes:
+        spread_samples: samples of each source behind the variance at fixed h.
+        mapped: sources in the figure of variances.
+        fitted_on: pictures beside the sources that the linear readout is fitted on; 0 leaves it out.
+    """
+
+    spread_samples: int = 8
+    mapped: int = 6
+    fitted_on: int = 400
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What was found for one model: `samples` [S,P,3,H,W] behind `spread`; `readout` by augmentation, maybe empty."""
+
+    name: str
+    invariance: Invariance
+    samples: Tensor
+    spread: Spread
+    readout: dict[str, Changes]
+
+
+def names(models: Sequence[Model]) -> list[str]:
+    """How the models are called: by layer if they read different layers of one encoder, else by name or number."""
+    encoders = [model.config.encoder for model in models]
+    layers = [encoder.layer for encoder in encoders if encoder is not None]
+    if len(set(layers)) == len(models) and len({encoder.source for encoder in encoders if encoder is not None}) == 1:
+        return layers
+    given = [model.config.name or "(unnamed)" for model in models]
+    return [name if given.count(name) == 1 else f"{name} ({number + 1})" for number, name in enumerate(given)]
+
+
+def run(models: Sequence[Model], data: ImageSet, config: LayersConfig, progress: Progress | None = None) -> Analysis:
+    """The first model beside each of the others.
+
+    Args:
+        models: two or more, each with an encoder; the one that is expected to keep more comes first.
+        data: pictures that sources are taken from.
+        config: sizes and solver.
+        progress: called with (augmentations done, all of them).
+
+    Raises:
+        ConfigError: fewer than two models, too few pictures, a model without an encoder.
+    """
+    if len(models) < 2:
+        raise ConfigError("layers are compared: name another model with --against")
+    if config.spread_samples < 2:
+        raise ConfigError(f"a variance needs at least 2 samples of each source, got {config.spread_samples}")
+    each_takes = len(augment.find(config.augmentations))
+    layers = []
+    for number, (model, name) in enumerate(zip(models, names(models), strict=True)):
+        before = number * each_takes
+        layers.append(_layer(model, name, data, config, _from(progress, before, len(models) * each_takes)))
+    first, others = layers[0], layers[1:]
+    figures, captions = _figures(layers, data, config)
+    tables = [_side_by_side(first, other, config) for other in others]
+    tables += [invariance.recovered_table(_named(layer)) for layer in layers]
+    tables += [_open_table(layers, config)]
+    tables += [_readout_table(first, other, config) for other in others if first.readout]
+    found = first.invariance
+    details = invariance.settings(config, data, found)
+    details["same_noise_difference"] = max(layer.invariance.repeated for layer in layers)
+    details["fitted_on"] = len(_readers(data, found.sources, config))
+    return Analysis(
+        name="layers",
+        title=f"What {' and '.join(layer.name for layer in layers)} keep of transformed pictures",
+        model=", ".join(model.config.name or "(unnamed)" for model in models),
+        settings=details,
+        tables=tuple(_unique(tables)),
+        findings=tuple(finding for other in others for finding in _findings(first, other, config)),
+        figures=figures,
+        captions=captions,
+        method=invariance.METHOD + METHOD,
+    )
+
+
+def _from(progress: Progress | None, before: int, total: int) -> Progress | None:
+    return None if progress is None else lambda done, _: progress(before + done, total)
+
+
+def _layer(model: Model, name: str, data: ImageSet, config: LayersConfig, progress: Progress | None) -> Layer:
+    found = invariance.measure(model, data, config, progress)
+    assert model.encoder is not None, "measure has asked for it"
+    plain = data.floats(found.sources)
+    samples = invariance.draw(model, model.encode(plain)[None], found.sources, config, per=config.spread_samples)[0]
+    real = data.floats(torch.linspace(0, len(data) - 1, min(len(data), 2000)).round().long())
+    readers = data.floats(_readers(data, found.sources, config))
+    chosen = augment.find(config.augmentations) if len(readers) else ()
+    read = {each.name: readout.read(model.encoder, each, readers, plain) for each in chosen}
+    return Layer(name, found, samples, spreads.spread(samples, real), read)
+
+
+def _readers(data: ImageSet, sources: Tensor, config: LayersConfig) -> Tensor:
+    """Places of pictures that are no sources, spread evenly; none if the data has too few for a readout."""
+    rest = torch.ones(len(data), dtype=torch.bool)
+    rest[sources] = False
+    places = rest.nonzero().flatten()
+    count = min(config.fitted_on, len(places))
+    if count < readout.MIN_READERS:
+        return places[:0]
+    return places[torch.linspace(0, len(places) - 1, count).round().long()]
+
+
+def _named(layer: Layer) -> Invariance:
+    return dataclasses.replace(layer.invariance, model=layer.name)
+
+
+def verdict(a: Changes, b: Changes, of_a: Recovery, config: InvarianceConfig) -> bool | None:
+    """Whether a keeps the property and b drops it (`NOTE`); None if the intervals do not decide."""
+    half = difference(a, b, config.resamples, config.seed, share=0.5)  # r(a)/2 - r(b)
+    if of_a.kept and half.low > 0:
+        return True
+    return False if half.high < 0 or of_a.kept is False else None
+
+
+def _apart(a: Changes, b: Changes, config: InvarianceConfig) -> Interval:
+    return difference(a, b, config.resamples, config.seed)
+
+
+def _side_by_side(first: Layer, other: Layer, config: LayersConfig) -> Table:
+    lines: list[tuple[Cell, ...]] = []
+    for name, a in first.invariance.sweeps.items():
+        b = other.invariance.sweeps[name]
+        apart, decided = _apart(a.changes, b.changes, config), verdict(a.changes, b.changes, a.recovery, config)
+        property_name = a.augmentation.changes
+        lines.append((name, property_name, a.recovery.correlation, b.recovery.correlation, apart, decided))
+    heads = ("augmentation", "property", f"r {first.name}", f"r {other.name}", "difference", "kept, dropped")
+    title = f"Kept by {first.name}, dropped by {other.name}: correlation of the samples' changes with the pictures'"
+    return Table("side-by-side", title, heads, tuple(lines), NOTE)
+
+
+def _readout_table(first: Layer, other: Layer, config: LayersConfig) -> Table:
+    lines: list[tuple[Cell, ...]] = []
+    for name, a in first.readout.items():
+        b = other.readout[name]
+        of_a, of_b = (recovery(each, config.resamples, config.seed) for each in (a, b))
+        apart = _apart(a, b, config)
+        lines.append((name, augment.AUGMENTATIONS[name].changes, of_a.correlation, of_b.correlation, apart))
+    heads = ("augmentation", "property", f"r {first.name}", f"r {other.name}", "difference")
+    title = f"Without a decoder: r of a linear readout of the property, {first.name} and {other.name}"
+    return Table("readout", title, heads, tuple(lines))
+
+
+def _open_table(layers: list[Layer], config: LayersConfig) -> Table:
+    counts = resampled(len(layers[0].samples), config.resamples, config.seed)
+    found = [spreads.shares(layer.spread, counts) for layer in layers]
+    lines: list[tuple[Cell, ...]] = [(name, *(each[name] for each in found)) for name in found[0]]
+    heads = ("of", *(layer.name for layer in layers))
+    note = "0: fixed by the representation; 1: as free as between two real pictures, so not encoded (or not drawn)."
+    title = "Left open at fixed h: variance across samples, share of real pictures' variance"
+    return Table("open", title, heads, tuple(lines), note)
+
+
+def _unique(tables: list[Table]) -> list[Table]:
+    """Tables with a number after names that come twice."""
+    seen: dict[str, int] = {}
+    result = []
+    for table in tables:
+        seen[table.name] = seen.get(table.name, 0) + 1
+        number = seen[table.name]
+        result.append(dataclasses.replace(table, name=f"{table.name}-{number}") if number > 1 else table)
+    return result
+
+
+def _findings(first: Layer, other: Layer, config: LayersConfig) -> list[Finding]:
+    decided: dict[str, bool | None] = {}
+    found = []
+    for name, a in first.invariance.sweeps.items():
+        b = other.invariance.sweeps[name]
+        decided[name] = verdict(a.changes, b.changes, a.recovery, config)
+        numbers = (a.recovery.correlation, b.recovery.correlation, _apart(a.changes, b.changes, config))
+        text = "r = {} and {}, difference {}".format(*map(cell_text, numbers))
+        if name in first.readout:
+            read = (recovery(each.readout[name], config.resamples, config.seed) for each in (first, other))
+            text += "; linear readout {} and {}".format(*(cell_text(each.correlation) for each in read))
+        changed = a.augmentation.changes
+        found.append(Finding(f"{first.name} keeps {changed} ({name}), {other.name} drops it", decided[name], text))
+    colour = {name: decided[name] for name in ("grayscale", "hue") if name in decided}
+    if len(colour) == 2:
+        words = {True: "holds", False: "does not hold", None: "is open"}
+        text = ", ".join(f"{augment.AUGMENTATIONS[name].changes}: {words[each]}" for name, each in colour.items())
+        held = True if all(colour.values()) else False if False in colour.values() else None
+        found.append(Finding(f"{first.name} keeps colour, {other.name} drops it", held, text))
+    found.append(_open_finding(first, other, config))
+    return found
+
+
+def _open_finding(first: Layer, other: Layer, config: LayersConfig) -> Finding:
+    alone, counts = np.ones((1, len(first.samples))), resampled(len(first.samples), config.resamples, config.seed)
+    of_first, of_other = (
+        [spreads.share(layer.spread, "pixels", drawn) for drawn in (alone, counts)] for layer in (first, other)
+    )
+    low, high = np.quantile(of_other[1] - of_first[1], [0.025, 0.975])
+    held = True if low > 0 else False if high < 0 else None
+    apart = Interval(float(of_other[0][0] - of_first[0][0]), float(low), float(high))
+    text = (
+        f"{of_first[0][0]:.3g} and {of_other[0][0]:.3g} of the variance of real pixels, difference {cell_text(apart)}"
+    )
+    return Finding(f"{other.name} leaves more of the pixels open than {first.name}", held, text)
+
+
+def _figures(
+    layers: list[Layer], data: ImageSet, config: LayersConfig
+) -> tuple[dict[str, Image.Image], dict[str, str]]:
+    labels = [layer.name for layer in layers]
+    bars = []
+    for name, each in layers[0].invariance.sweeps.items():
+        found = [layer.invariance.sweeps[name].recovery for layer in layers]
+        row = tuple(each.correlation for each in found), tuple(each.chance for each in found)
+        bars.append(charts.Bar(invariance.label(each), *row))
+    figures = {"recovered": charts.intervals(bars, labels, "Correlation of changes: samples with pictures")}
+    captions = {"recovered": "Dots: r with its 95 % interval. Grey: what chance gives."}
+    counts = resampled(len(layers[0].samples), config.resamples, config.seed)
+    shares = [spreads.shares(layer.spread, counts) for layer in layers]
+    bars = [charts.Bar(name, tuple(each[name] for each in shares)) for name in ("pixels", *properties.PROPERTIES)]
+    figures["open"] = charts.intervals(bars, labels, "Left open at fixed h, share of real variance", 0.0, 1.2)
+    captions["open"] = "0: the representation fixes it; 1: samples differ as much as real pictures do."
+    for name in layers[0].invariance.sweeps if config.shown else ():
+        figures[f"rows-{name}"] = invariance.rows([layer.invariance.sweeps[name] for layer in layers], labels)
+        captions[f"rows-{name}"] = (
+            f"{name}: {augment.AUGMENTATIONS[name].about}; the same noise in all rows of a source."
+        )
+    if config.mapped:
+        figures["variance"] = _variance_figure(layers, data, config.mapped)
+        captions["variance"] = (
+            "Samples of each picture's representation, and the variance over all its samples (mean over channels): "
+            "black is none, white the variance of real pixels."
+        )
+    return figures, captions
+
+
+def _variance_figure(layers: list[Layer], data: ImageSet, count: int) -> Image.Image:
+    """A column for each source: the picture, then for every model samples and their variance."""
+    picked = torch.linspace(0, len(layers[0].samples) - 1, min(count, len(layers[0].samples))).round().long()
+    lines = [[images.to_pil(picture) for picture in data.floats(layers[0].invariance.sources[picked])]]
+    titles = ["picture"]
+    for layer in layers:
+        for number in range(min(3, layer.samples.shape[1])):
+            lines.append([images.to_pil(picture) for picture in layer.samples[picked, number].clamp(-1, 1)])
+            titles.append("" if number else layer.name)
+        maps = spreads.heat(layer.spread.maps[picked], layer.spread.between["pixels"])
+        lines.append([images.to_pil(each) for each in maps])
+        titles.append("variance")
+    return images.sheet(lines, cell=96, row_titles=titles)

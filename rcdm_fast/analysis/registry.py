@@ -1,0 +1,103 @@
+"""The experiments by name, each imported when it is run.
+
+To add one: a function that takes a `Job` and returns an `Analysis`, importing its module inside, and a line in
+`EXPERIMENTS`. Importing this file brings in no torch, so that command lines can list the names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rcdm_fast.analysis.result import Analysis
+    from rcdm_fast.pipeline import Model
+    from rcdm_fast.training.data import ImageSet
+
+
+@dataclass(frozen=True)
+class Job:
+    """What an experiment is asked to do.
+
+    Attributes:
+        model: the model in question.
+        data: pictures; always there if the experiment says `needs_data`.
+        against: other models, for experiments that compare.
+        settings: fields of the experiment's own configuration that are not to be its defaults.
+        progress: called with (done, in all).
+    """
+
+    model: Model
+    data: ImageSet | None = None
+    against: tuple[Model, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    progress: Callable[[int, int], None] | None = None
+
+    @property
+    def pictures(self) -> ImageSet:
+        """The data. Raises `ConfigError` if there is none."""
+        from rcdm_fast.config import ConfigError
+
+        if self.data is None:
+            raise ConfigError("this experiment needs pictures: name a folder of them with --data")
+        return self.data
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One entry: what it is for, how it is run, and what has to be there.
+
+    Attributes:
+        about: one line.
+        run: the job done.
+        needs_data: whether it needs a folder of pictures.
+        compares: whether it takes other models (`Job.against`); at least one is then needed.
+    """
+
+    about: str
+    run: Callable[[Job], Analysis]
+    needs_data: bool = True
+    compares: bool = False
+
+
+def _faithfulness(job: Job) -> Analysis:
+    from rcdm_fast.analysis import faithfulness
+    from rcdm_fast.config import from_dict
+    from rcdm_fast.training.evaluate import EvaluateConfig
+
+    config = from_dict(EvaluateConfig, job.settings, "settings of faithfulness")
+    return faithfulness.run(job.model, job.pictures, config, job.progress)
+
+
+def _invariance(job: Job) -> Analysis:
+    from rcdm_fast.analysis import invariance
+    from rcdm_fast.config import from_dict
+
+    config = from_dict(invariance.InvarianceConfig, job.settings, "settings of invariance")
+    return invariance.run(job.model, job.pictures, config, job.progress)
+
+
+def _layers(job: Job) -> Analysis:
+    from rcdm_fast.analysis import layers
+    from rcdm_fast.config import from_dict
+
+    config = from_dict(layers.LayersConfig, job.settings, "settings of layers")
+    return layers.run((job.model, *job.against), job.pictures, config, job.progress)
+
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "faithfulness": Experiment("rank of the source picture and distances of re-encoded samples", _faithfulness),
+    "invariance": Experiment("what samples recover of transformed pictures, augmentation by augmentation", _invariance),
+    "layers": Experiment("backbone beside projector: what one keeps and the other drops", _layers, compares=True),
+}
+
+
+def find(name: str) -> Experiment:
+    """The experiment of that name; `ConfigError` lists the known ones."""
+    from rcdm_fast.config import ConfigError
+
+    if name not in EXPERIMENTS:
+        known = "; ".join(f"{each} ({what.about})" for each, what in EXPERIMENTS.items())
+        raise ConfigError(f"no experiment called {name!r}; known: {known}")
+    return EXPERIMENTS[name]

@@ -1,0 +1,92 @@
+"""`rcdm analyze`: an experiment's tables on the terminal, its figures and numbers in a folder.
+
+Knows nothing about single experiments (`analysis/registry.py` lists them).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rcdm_fast.analysis.registry import EXPERIMENTS
+from rcdm_fast.cli import common
+
+if TYPE_CHECKING:
+    from rcdm_fast.analysis.result import Analysis
+
+Known = Annotated[str, typer.Argument(help=f"Experiment: {', '.join(EXPERIMENTS)}.", show_default=False)]
+
+
+def analyze(
+    name: Known,
+    model: Annotated[
+        str, typer.Argument(help="Bundled or published name, file, folder or hub id.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for figures (PNG) and NAME.json.")],
+    data: Annotated[Path | None, typer.Option("--data", help="Folder of pictures; sub-folders are classes.")] = None,
+    against: Annotated[
+        list[str] | None, typer.Option("--against", help="Another model, for experiments that compare; repeatable.")
+    ] = None,
+    sources: Annotated[int | None, typer.Option(help="Source pictures.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Samples of each representation.")] = None,
+    steps: Annotated[str | None, typer.Option(help="Network evaluations, as in rcdm sample.")] = None,
+    solver: Annotated[str | None, typer.Option("--solver", help="ddim or ancestral.")] = None,
+    seed: common.Seed = 0,
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Other setting of the experiment, as --set 'augmentations=[\"hue\"]'; repeatable."),
+    ] = None,
+    encoder: common.EncoderSpec = None,
+    flags: common.Flags = None,
+    device: common.Device = None,
+    engine: common.EngineName = "auto",
+    precision: common.Precision = "auto",
+) -> None:
+    """Run one of the paper's experiments: numbers with intervals, findings, figures.
+
+    Example: rcdm analyze layers cifar10-simclr-trunk --against cifar10-simclr-head --data cifar10/test --out found
+    """
+    import rcdm_fast
+    from rcdm_fast import storage
+    from rcdm_fast.analysis import registry
+    from rcdm_fast.cli.training import changed
+    from rcdm_fast.config import ConfigError
+    from rcdm_fast.training.data import load_folder
+
+    experiment = registry.find(name)
+    if experiment.compares != bool(against):
+        wanted = "compares models: name another with --against" if experiment.compares else "takes no --against"
+        raise ConfigError(f"the experiment {name} {wanted}")
+    if experiment.needs_data and data is None:
+        raise ConfigError(f"the experiment {name} needs pictures: name a folder of them with --data")
+    given = {"sources": sources, "samples": samples, "steps": _steps(steps), "solver": solver, "seed": seed}
+    settings = changed({key: value for key, value in given.items() if value is not None}, change or [])
+    storage.check_writable(out / f"{name}.json")
+    loaded = common.open_model(model, flags, encoder, device, engine, precision)
+    others = tuple(rcdm_fast.load(other, None, None, device, engine, precision) for other in against or ())
+    pictures = load_folder(data, loaded.image_size) if data is not None else None
+    with common.ProgressBar(1) as progress:
+        job = registry.Job(loaded, pictures, others, settings, lambda done, total: progress(done, total, 0.0))
+        found = experiment.run(job)
+    for path in write(found, out):
+        common.say(str(path))
+    common.say("\n" + found.as_text())
+
+
+def write(found: Analysis, folder: Path) -> list[Path]:
+    """NAME.json and a NAME-FIGURE.png for each figure; returns the files."""
+    from rcdm_fast import images
+
+    paths = [folder / f"{found.name}.json"]
+    common.write_json(paths[0], found.as_json())
+    for figure, picture in found.figures.items():
+        paths.append(folder / f"{found.name}-{figure}.png")
+        images.save(picture, paths[-1])
+    return paths
+
+
+def _steps(given: str | None) -> Any:
+    """A whole number where the text is one, as `Model.sample` takes it."""
+    return int(given) if given is not None and given.isdecimal() else given

@@ -1,0 +1,238 @@
+"""What representations keep: the recovery number against made-up samplers, shared noise, whole experiments."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import rcdm_fast
+from rcdm_fast import images
+from rcdm_fast.analysis import invariance
+from rcdm_fast.analysis.augment import AUGMENTATIONS
+from rcdm_fast.analysis.invariance import InvarianceConfig, measure
+from rcdm_fast.analysis.recovery import Changes, difference, recovery
+from rcdm_fast.config import ConfigError
+from rcdm_fast.drift import Case, with_engine
+from rcdm_fast.pipeline import Model
+from rcdm_fast.solvers import SolverOptions
+from rcdm_fast.training.data import ImageSet
+from tests import small
+
+QUICK = InvarianceConfig(steps=2, resamples=200)
+
+
+def photographs(count: int, size: int = 16) -> ImageSet:
+    """Colourful pictures with an off-centre blob, so that every property differs between them."""
+    generator = torch.Generator().manual_seed(1)
+    pictures = small.pictures(count, size, seed=3) * 0.5
+    for picture in pictures:
+        top, left = torch.randint(1, size - 4, (2,), generator=generator).tolist()
+        picture[:, top : top + 4, left : left + 3] += 0.8 * (torch.rand(3, 1, 1, generator=generator) - 0.4)
+    pixels = images.to_uint8(pictures.clamp(-1, 1))
+    return ImageSet(pixels, None, (), tuple(Path(str(number)) for number in range(count)), "made-up")
+
+
+class Flat:
+    """An encoder that keeps every pixel."""
+
+    config = small.encoder().config
+    dim = small.DIM
+    device = torch.device("cpu")
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        return pictures.flatten(1)
+
+
+def oracle(monkeypatch: pytest.MonkeyPatch, answer: object) -> Model:
+    model = small.model()
+    monkeypatch.setattr(model, "_encoder", Flat())
+    monkeypatch.setattr(model, "sample", answer)
+    return model
+
+
+def test_a_sampler_that_returns_the_picture_recovers_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    def perfect(h: Tensor, *, per: int, **_: object) -> Tensor:
+        return h.view(-1, 1, 3, 16, 16).expand(-1, per, -1, -1, -1)
+
+    found = measure(oracle(monkeypatch, perfect), photographs(24), dataclasses.replace(QUICK, samples=2))
+    assert found.sweeps.keys() == AUGMENTATIONS.keys()
+    for each in found.sweeps.values():
+        got = each.recovery
+        assert got.correlation.value == pytest.approx(1, abs=1e-6)
+        assert got.correlation.low == pytest.approx(1, abs=1e-6)
+        assert got.slope.value == pytest.approx(1, abs=1e-6)
+        assert 0.02 < got.chance < 0.5
+        assert got.kept is True
+        assert got.pairs == 24 * len(each.augmentation.magnitudes)
+
+
+def test_a_sampler_that_ignores_the_representation_recovers_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def deaf(h: Tensor, *, items: Tensor, per: int, **_: object) -> Tensor:
+        own = {item: small.pictures(per, 16, seed=item) for item in set(items.tolist())}
+        return torch.stack([own[item] for item in items.tolist()])
+
+    found = measure(oracle(monkeypatch, deaf), photographs(24), QUICK)
+    for each in found.sweeps.values():
+        got = each.recovery
+        assert (got.correlation.value, got.correlation.low, got.correlation.high) == (0, 0, 0)
+        assert got.slope.low <= got.slope.value == 0 <= got.slope.high
+        assert got.kept is False
+
+
+def test_changes_by_chance_give_an_interval_that_contains_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    def restless(h: Tensor, *, per: int, **_: object) -> Tensor:
+        seed = int(torch.frexp(h.double().sum()).mantissa * 1e9) & 0xFFFF
+        return small.pictures(len(h) * per, 16, seed=seed).view(len(h), per, 3, 16, 16)
+
+    found = measure(oracle(monkeypatch, restless), photographs(60), QUICK)
+    contained = [each.recovery.correlation.low < 0 < each.recovery.correlation.high for each in found.sweeps.values()]
+    assert sum(contained) >= 8  # of ten 95 % intervals
+    assert all(abs(each.recovery.correlation.value) < 0.4 for each in found.sweeps.values())
+    assert sum(each.recovery.kept is True for each in found.sweeps.values()) <= 1
+
+
+def test_half_followed_changes_have_slope_one_half() -> None:
+    rng = torch.Generator().manual_seed(0)
+    linear = torch.randn(40, 3, generator=rng).double()
+    weight = torch.ones(40, dtype=torch.float64)
+    got = recovery(Changes(linear, 0.5 * linear + 3, weight), 200)
+    assert got.correlation.value == pytest.approx(1)
+    assert got.slope.value == pytest.approx(0.5)
+    angles = torch.tensor([-90.0, -45.0, 45.0, 90.0]).double().expand(40, 4)
+    noise = 5 * torch.randn(40, 4, generator=rng).double()
+    turned = recovery(Changes(angles, 0.5 * angles + noise, weight, 360.0), 200)
+    assert turned.slope.value == pytest.approx(0.5, abs=0.03)
+    assert turned.correlation.value > 0.97
+    past = torch.tensor([150.0, 160.0, 170.0, -175.0]).double().repeat(30, 1) + 4 * torch.randn(30, 1, generator=rng)
+    wrapped = recovery(Changes(past, past % 360, weight[:30], 360.0), 200)  # the same angles, written in another way
+    assert wrapped.correlation.value == pytest.approx(1)
+
+
+def test_a_linear_correlation_is_numpys_and_weights_count() -> None:
+    rng = np.random.default_rng(2)
+    p = rng.normal(size=(30, 2))
+    q = 0.4 * p + rng.normal(size=(30, 2)) + 5
+    ones = torch.ones(30, dtype=torch.float64)
+    got = recovery(Changes(torch.tensor(p), torch.tensor(q), ones), 2000)
+    assert got.correlation.value == pytest.approx(np.corrcoef(p.ravel(), q.ravel())[0, 1])
+    assert got.slope.value == pytest.approx(np.polyfit(p.ravel(), q.ravel(), 1)[0])
+    half = torch.cat([torch.ones(15), torch.zeros(15)]).double()
+    weighed = recovery(Changes(torch.tensor(p), torch.tensor(q), half), 200)
+    assert weighed.correlation.value == pytest.approx(np.corrcoef(p[:15].ravel(), q[:15].ravel())[0, 1])
+
+
+def test_intervals_cover_the_truth_and_know_that_magnitudes_of_a_source_are_not_independent() -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(100):
+        p = np.repeat(rng.normal(size=(40, 1)), 4, axis=1)  # four times the same: 40 numbers, not 160
+        q = 0.5 * p + np.sqrt(0.75) * np.repeat(rng.normal(size=(40, 1)), 4, axis=1)
+        changes = Changes(torch.tensor(p), torch.tensor(q), torch.ones(40, dtype=torch.float64))
+        low, high = np.quantile(
+            changes.statistics(rng.multinomial(40, [1 / 40] * 40, 300).astype(float))[0], [0.025, 0.975]
+        )
+        covered += low < 0.5 < high
+    assert 85 <= covered <= 100
+
+
+def test_a_difference_is_measured_in_pairs() -> None:
+    rng = np.random.default_rng(1)
+    p = torch.tensor(rng.normal(size=(60, 3)))
+    weight = torch.ones(60, dtype=torch.float64)
+    good = Changes(p, p + 0.5 * torch.tensor(rng.normal(size=(60, 3))), weight)
+    bad = Changes(p, torch.tensor(rng.normal(size=(60, 3))), weight)
+    apart = difference(good, bad, 500)
+    assert apart.low > 0.5
+    same = difference(good, good, 500)
+    assert (same.value, same.low, same.high) == (0, 0, 0)
+    assert difference(good, bad, 500, share=0.5).value == pytest.approx(
+        0.5 * recovery(good, 100).correlation.value - recovery(bad, 100).correlation.value
+    )
+    with pytest.raises(ConfigError, match="same pictures"):
+        difference(good, Changes(p + 1, p, weight))
+
+
+@pytest.mark.parametrize(("solver", "eta"), [("ddim", 0.0), ("ddim", 0.7), ("ancestral", 0.0)])
+@pytest.mark.parametrize("case", ["eager", "native", "native:bf16"])
+@pytest.mark.parametrize("batch_size", [3, 32])
+def test_rows_with_the_same_representation_are_identical_at_every_step(
+    solver: str, eta: float, case: str, batch_size: int
+) -> None:
+    model = with_engine(small.model(), Case.parse(case))
+    h = torch.randn(1, small.DIM, generator=torch.Generator().manual_seed(0))
+    _identical_rows(model, h, solver, eta, batch_size)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.7])
+def test_noise_is_shared_by_the_engine_that_users_run(eta: float) -> None:
+    model = rcdm_fast.load("cifar10-simclr-head", precision="bf16", device="cpu")
+    _identical_rows(model, model.encode(small.pictures(1, 32)), "ddim", eta, 4)
+
+
+def _identical_rows(model: Model, h: Tensor, solver: str, eta: float, batch_size: int) -> None:
+    """Rows 0, 2 and 4 share representation, item and so the noise; row 1 differs in h, row 3 in its item."""
+    rows = torch.cat([h, 0.5 * h, h, h, h])
+    request = model.request(rows, items=[7, 7, 7, 8, 7], per=2, steps=4, solver=solver, eta=eta, seed=3)
+    seen: list[tuple[int, Tensor]] = []
+    options = SolverOptions(eta=eta, observer=lambda step, x: seen.append((step, x.clone())))
+    request = dataclasses.replace(request, options=options)
+    finished = torch.cat([pictures for _, pictures in model.batches(request, batch_size)])
+    steps = [torch.cat([x for number, x in seen if number == step]) for step in range(4)]
+    for x in [*steps, finished]:
+        each = x.view(5, 2, *x.shape[1:])
+        assert torch.equal(each[0], each[2])
+        assert torch.equal(each[0], each[4])
+        assert not torch.equal(each[0], each[1])
+        assert not torch.equal(each[0], each[3])
+        assert not torch.equal(each[0, 0], each[0, 1])
+
+
+def test_the_experiment_shares_noise_and_says_so() -> None:
+    model = small.model()
+    h = model.encode(small.pictures(3))
+    drawn = invariance.draw(model, torch.stack([h, h.flip(0), h]), torch.tensor([4, 5, 6]), QUICK, per=2)
+    assert drawn.shape == (3, 3, 2, 3, 8, 8)
+    assert torch.equal(drawn[0], drawn[2])
+    assert torch.equal(drawn[0, 1], drawn[1, 1])
+    assert not torch.equal(drawn[0, 0], drawn[1, 0])
+    alone = model.sample(h[1:2], items=[5], per=2, steps=2)
+    assert torch.equal(alone[0], drawn[0, 1])
+    result = invariance.run(model, photographs(20, 8), dataclasses.replace(QUICK, augmentations=("flip",)))
+    assert result.settings["same_noise_difference"] == 0
+
+
+def test_the_real_path_gives_tables_findings_and_figures() -> None:
+    done: list[tuple[int, int]] = []
+    config = dataclasses.replace(QUICK, augmentations=("hue", "grayscale"), sources=20)
+    result = invariance.run(small.model(), photographs(30, 8), config, lambda *each: done.append(each))
+    assert done == [(1, 2), (2, 2)]
+    assert result.figures.keys() == result.captions.keys() == {"recovered", "rows-hue", "rows-grayscale"}
+    assert result.figures["rows-hue"].width > 5 * 96
+    recovered = json.loads(json.dumps(result.as_json()))["tables"][0]
+    assert [row[0] for row in recovered["rows"]] == ["hue", "grayscale"]
+    assert -1 <= recovered["rows"][0][2]["low"] <= recovered["rows"][0][2]["high"] <= 1
+    assert len(result.findings) == 2
+    assert "grayscale" in result.as_text()
+    again = invariance.run(small.model(), photographs(30, 8), config)
+    assert again.tables == result.tables
+
+
+def test_wrong_input() -> None:
+    with pytest.raises(ConfigError, match="at least 20 of them, got 19"):
+        measure(small.model(), photographs(19, 8), QUICK)
+    with pytest.raises(ConfigError, match="the data has 25"):
+        measure(small.model(), photographs(25, 8), dataclasses.replace(QUICK, sources=30))
+    with pytest.raises(ConfigError, match="known: flip"):
+        measure(small.model(), photographs(20, 8), dataclasses.replace(QUICK, augmentations=("twist",)))
+    with pytest.raises(ConfigError, match="needs an encoder"):
+        measure(Model.from_network(small.network(), small.SCHEDULE), photographs(20, 8), QUICK)
+    with pytest.raises(ConfigError, match="samples must be"):
+        measure(small.model(), photographs(20, 8), dataclasses.replace(QUICK, samples=0))
+    with pytest.raises(ConfigError, match="100 resamples"):
+        measure(small.model(), photographs(20, 8), dataclasses.replace(QUICK, resamples=5))

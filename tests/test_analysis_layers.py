@@ -1,0 +1,237 @@
+"""Models side by side, variance at fixed h, linear readout, faithfulness, the registry and `rcdm analyze`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rcdm_fast import images
+from rcdm_fast.analysis import charts, faithfulness, layers, readout, registry
+from rcdm_fast.analysis import spread as spreads
+from rcdm_fast.analysis.augment import AUGMENTATIONS
+from rcdm_fast.analysis.layers import LayersConfig
+from rcdm_fast.analysis.recovery import recovery
+from rcdm_fast.analysis.result import Analysis, Table
+from rcdm_fast.cli import main
+from rcdm_fast.config import ConfigError
+from rcdm_fast.pipeline import Model
+from rcdm_fast.training.evaluate import EvaluateConfig, Interval
+from tests import small
+from tests.test_analysis import Flat, photographs
+
+QUICK = LayersConfig(steps=2, resamples=200, spread_samples=3, augmentations=("grayscale", "hue", "shift-x"))
+
+
+def sampler(monkeypatch: pytest.MonkeyPatch, deaf: bool) -> Model:
+    """A model that draws what it is given, or (deaf) pictures that depend on the noise alone."""
+    model = small.model()
+    monkeypatch.setattr(model, "_encoder", Flat())
+
+    def draw(h: Tensor, *, items: Tensor, per: int, **_: object) -> Tensor:
+        if deaf:
+            return torch.stack([small.pictures(per, 16, seed=item) for item in items.tolist()])
+        return h.view(-1, 1, 3, 16, 16).expand(-1, per, -1, -1, -1)
+
+    monkeypatch.setattr(model, "sample", draw)
+    return model
+
+
+def table(found: Analysis, name: str) -> Table:
+    return next(each for each in found.tables if each.name == name)
+
+
+def test_one_that_keeps_beside_one_that_drops(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = photographs(100)
+    config = dataclasses.replace(QUICK, sources=24)
+    found = layers.run([sampler(monkeypatch, False), sampler(monkeypatch, True)], data, config)
+    for row in table(found, "side-by-side").rows:
+        assert isinstance(row[4], Interval)
+        assert row[4].value == pytest.approx(1, abs=1e-6)
+        assert row[5] is True
+    findings = {each.claim: each for each in found.findings}
+    colour = next(each for claim, each in findings.items() if "keeps colour" in claim)
+    assert colour.holds is True
+    assert found.findings[-1].holds is True  # the deaf one leaves more open
+    opened = {row[0]: row for row in table(found, "open").rows}
+    for name in ("pixels", "saturation", "mass-x", "hue"):
+        certain, free = opened[name][1:]
+        assert isinstance(certain, Interval)
+        assert isinstance(free, Interval)
+        assert certain.value == pytest.approx(0, abs=1e-9)
+        assert free.low > 0.3
+    reverse = layers.run([sampler(monkeypatch, True), sampler(monkeypatch, False)], data, config)
+    assert [each.holds for each in reverse.findings] == [False] * 5
+    same = layers.run([sampler(monkeypatch, False), sampler(monkeypatch, False)], data, config)
+    assert [each.holds for each in same.findings] == [False] * 4 + [None]
+
+
+def test_figures_and_json_of_the_real_path() -> None:
+    done: list[tuple[int, int]] = []
+    config = dataclasses.replace(QUICK, sources=20, mapped=4)
+    found = layers.run([small.model()] * 3, photographs(80, 8), config, lambda *each: done.append(each))
+    assert done[0] == (1, 9)
+    assert done[-1] == (9, 9)
+    rows = {f"rows-{name}" for name in QUICK.augmentations}
+    assert found.figures.keys() == found.captions.keys() == {"recovered", "open", "variance"} | rows
+    assert found.figures["variance"].width > 4 * 96
+    names = [each["name"] for each in json.loads(json.dumps(found.as_json()))["tables"]]
+    assert len(set(names)) == len(names)
+    assert {"side-by-side", "side-by-side-2", "open", "readout"} <= set(names)
+    assert found.settings["fitted_on"] == 60
+    assert found.settings["same_noise_difference"] == 0
+    alone = layers.run([small.model()] * 2, photographs(60, 8), dataclasses.replace(config, sources=20, fitted_on=0))
+    assert "readout" not in {each.name for each in alone.tables}
+    assert alone.settings["fitted_on"] == 0
+
+
+def test_models_are_called_by_layer_where_that_tells_them_apart() -> None:
+    one, other = small.model(), small.model()
+    assert layers.names([one, other]) == ["(unnamed) (1)", "(unnamed) (2)"]
+    encoder = small.encoder().config
+    for model, layer in ((one, "backbone"), (other, "projector")):
+        model.config = dataclasses.replace(
+            model.config, encoder=dataclasses.replace(encoder, layer=layer), name=layer * 2
+        )
+    assert layers.names([one, other]) == ["backbone", "projector"]
+    other.config = dataclasses.replace(other.config, encoder=dataclasses.replace(encoder, source="another"))
+    assert layers.names([one, other]) == ["backbonebackbone", "projectorprojector"]
+
+
+def test_variances_of_made_up_samples() -> None:
+    generator = torch.Generator().manual_seed(0)
+    free = (torch.randn(30, 8, 3, 8, 8, generator=generator) * 0.2).clamp(-1, 1)
+    fixed = free[:, :1].expand(-1, 8, -1, -1, -1)
+    counts = np.ones((1, 30))
+    opened = spreads.spread(free, free.flatten(0, 1))
+    assert float(spreads.share(opened, "pixels", counts)[0]) == pytest.approx(1, abs=0.02)
+    for name in ("hue", "brightness", "mass-x", "saturation"):
+        assert float(spreads.share(opened, name, counts)[0]) == pytest.approx(1, abs=0.25), name
+    assert opened.maps.shape == (30, 8, 8)
+    torch.testing.assert_close(opened.maps[2], free[2].double().var(dim=0).mean(dim=0))
+    closed = spreads.spread(fixed, free.flatten(0, 1))
+    assert all(abs(float(spreads.share(closed, name, counts)[0])) < 1e-9 for name in closed.within)
+    with pytest.raises(ConfigError, match="at least 2 samples"):
+        spreads.spread(free[:, :1], free[0])
+    colours = spreads.heat(torch.tensor([[[0.0, 1 / 3, 2 / 3, 1.0, 5.0]]]), 1.0)[0, :, 0].T
+    expected = torch.tensor([[-1, -1, -1], [1, -1, -1], [1, 1, -1], [1, 1, 1], [1, 1, 1]], dtype=torch.float32)
+    torch.testing.assert_close(colours, expected, atol=1e-5, rtol=0)
+    with pytest.raises(ConfigError, match="positive"):
+        spreads.heat(torch.zeros(1, 2, 2), 0.0)
+
+
+def test_a_linear_map_reads_what_the_representation_has_and_nothing_else() -> None:
+    pictures = photographs(120).floats(slice(None))
+    encoder = small.encoder()  # mean and spread of each colour
+    bright = recovery(readout.read(encoder, AUGMENTATIONS["brightness"], pictures[40:], pictures[:40]), 200)
+    assert bright.correlation.low > 0.99
+    assert bright.slope.value == pytest.approx(1, abs=0.05)
+    mirrored = recovery(readout.read(encoder, AUGMENTATIONS["flip"], pictures[40:], pictures[:40]), 200)
+    assert abs(mirrored.slope.value) < 1e-3
+    assert mirrored.kept is False
+    with pytest.raises(ConfigError, match="at least 50 other pictures, got 10"):
+        readout.read(encoder, AUGMENTATIONS["flip"], pictures[:10], pictures)
+
+
+def test_faithfulness_is_what_evaluate_measures() -> None:
+    data = photographs(40, 8)
+    config = EvaluateConfig(sources=20, samples=2, steps=2, resamples=100)
+    found = faithfulness.run(small.model(), data, config)
+    from rcdm_fast.training.evaluate import evaluate
+
+    expected = evaluate(small.model(), data, config)
+    assert table(found, "ranks").rows[0][1] == expected.mrr
+    assert table(found, "distances").rows[0][1] == expected.distance
+    assert [row[0] for row in table(found, "distances").rows[1:]] == [f"real neighbour number {k}" for k in (1, 5, 10)]
+    assert found.figures["samples"].height > 6 * 96
+    assert len(found.findings) == 2
+    with pytest.raises(ConfigError, match="at least 20 of them, got 5"):
+        faithfulness.run(small.model(), data, dataclasses.replace(config, sources=5))
+
+
+def test_a_chart_puts_dots_where_the_values_are() -> None:
+    bar = charts.Bar("row", (Interval(0.5, 0.4, 0.6),))
+    chart = np.asarray(charts.intervals([bar], ["one"], "title", 0.0, 1.0, plot=600)).astype(int)
+    blue = tuple(int(charts.COLOURS[0][place : place + 2], 16) for place in (1, 3, 5))
+    columns = (np.abs(chart - np.array(blue)).sum(axis=2) == 0).any(axis=0).nonzero()[0]
+    assert columns.max() - columns.min() == pytest.approx(0.2 * 600, abs=3)
+    with pytest.raises(ValueError, match="one interval for each"):
+        charts.intervals([bar], ["one", "two"], "title")
+
+
+def test_too_few_models_samples_and_pictures() -> None:
+    data = photographs(30, 8)
+    with pytest.raises(ConfigError, match="--against"):
+        layers.run([small.model()], data, QUICK)
+    with pytest.raises(ConfigError, match="at least 2 samples"):
+        layers.run([small.model()] * 2, data, dataclasses.replace(QUICK, spread_samples=1))
+    with pytest.raises(ConfigError, match="at least 20 of them, got 10"):
+        layers.run([small.model()] * 2, photographs(10, 8), QUICK)
+    with pytest.raises(ConfigError, match="--data"):
+        registry.EXPERIMENTS["invariance"].run(registry.Job(small.model()))
+
+
+def test_experiments_are_listed_without_loading_them() -> None:
+    code = (
+        "import sys; from rcdm_fast.analysis import registry; assert 'layers' in registry.EXPERIMENTS;"
+        "print([name for name in ('torch', 'numpy', 'PIL') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("data")
+    for number, picture in enumerate(photographs(24, 32).floats(slice(None))):
+        images.to_pil(picture).save(place / f"{number:02d}.png")
+    return place
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def test_the_command_writes_figures_and_numbers(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = run(
+        "analyze", "layers", "cifar10-simclr-trunk", "--against", "cifar10-simclr-head", "--data", folder, "--out",
+        tmp_path, "--steps", 2, "--sources", 20, "--set", 'augmentations=["grayscale"]', "--set", "spread_samples=2",
+        "--set", "resamples=100",
+    )  # fmt: skip
+    assert code == 0, capsys.readouterr().err
+    figures = {"recovered", "open", "variance", "rows-grayscale"}
+    assert {path.name for path in tmp_path.iterdir()} == {"layers.json"} | {f"layers-{name}.png" for name in figures}
+    numbers = json.loads((tmp_path / "layers.json").read_text())
+    assert numbers["model"] == "cifar10-simclr-trunk, cifar10-simclr-head"
+    assert numbers["settings"]["steps"] == 2
+    assert numbers["tables"][0]["columns"][2:4] == ["r backbone", "r projector"]
+    assert Image.open(tmp_path / "layers-recovered.png").width > 500
+    text = capsys.readouterr().out
+    assert "backbone keeps saturation (grayscale), projector drops it" in text
+
+
+def test_wrong_commands_say_what_is_missing(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, out = "cifar10-simclr-head", ("--out", tmp_path / "out")
+    for given, said in (
+        (("analyze", "astrology", model, *out), "known: faithfulness"),
+        (("analyze", "invariance", model, *out), "--data"),
+        (("analyze", "layers", model, *out, "--data", folder), "--against"),
+        (("analyze", "invariance", model, *out, "--data", folder, "--against", model), "takes no --against"),
+        (("analyze", "invariance", model, *out, "--data", folder, "--sources", 3), "at least 20"),
+        (("analyze", "invariance", model, *out, "--data", folder, "--set", "colour=1"), "unknown key colour"),
+        (("analyze", "invariance", model, *out, "--data", tmp_path / "nowhere"), "no such folder"),
+    ):
+        assert run(*given) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1

@@ -1,0 +1,190 @@
+"""Augmentations and properties, against pictures whose numbers are known by construction."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from rcdm_fast.analysis import augment, properties
+from rcdm_fast.analysis.augment import AUGMENTATIONS
+from rcdm_fast.analysis.properties import PROPERTIES
+from rcdm_fast.config import ConfigError
+from rcdm_fast.images import ImageError
+from tests import small
+
+
+def square(top: int = 12, left: int = 12, side: int = 8, size: int = 32) -> Tensor:
+    """A light square on dark grey-blue."""
+    picture = torch.tensor([-0.5, -0.5, -0.4])[:, None, None].expand(3, size, size).clone()
+    picture[:, top : top + side, left : left + side] = torch.tensor([0.6, 0.5, 0.2])[:, None, None]
+    return picture[None]
+
+
+def stripes(degrees: float, size: int = 32) -> Tensor:
+    """Grey waves whose lines run at an angle, counterclockwise from the horizontal."""
+    y, x = torch.meshgrid(torch.arange(size) - 15.5, torch.arange(size) - 15.5, indexing="ij")
+    angle = math.radians(degrees)
+    across = x * math.sin(angle) + y * math.cos(angle)
+    return (0.7 * torch.sin(across * 0.6)).expand(1, 3, -1, -1)
+
+
+def value(name: str, pictures: Tensor) -> float:
+    return float(PROPERTIES[name](pictures)[0])
+
+
+def changed(augmentation: str, magnitude: float, pictures: Tensor) -> float:
+    each = AUGMENTATIONS[augmentation]
+    prop = PROPERTIES[each.changes]
+    before, after = prop(pictures), prop(each(pictures, magnitude))
+    return float(prop.change(before[:, None], after[:, None])[0])
+
+
+@pytest.mark.parametrize("share", [-0.25, -0.125, 0.125, 0.25])
+def test_a_square_moves_by_exactly_the_shift(share: float) -> None:
+    assert changed("shift-x", share, square()) == pytest.approx(share, abs=1e-6)
+    assert changed("shift-y", share, square()) == pytest.approx(share, abs=1e-6)
+    assert value("mass-x", AUGMENTATIONS["shift-y"](square(), share)) == pytest.approx(0, abs=1e-6)
+    assert value("mass-y", square(top=16, left=12)) == pytest.approx(4 / 32, abs=1e-6)  # downwards is positive
+
+
+def test_the_spread_of_a_square_is_known_and_grows_with_the_zoom() -> None:
+    exact = math.sqrt((8**2 - 1) / 6) / 32  # of 8 points in a row: (8^2 - 1) / 12, twice
+    assert value("scale", square()) == pytest.approx(exact, abs=1e-6)
+    for factor in (0.6, 0.8, 1.25, 1.6):
+        assert value("scale", AUGMENTATIONS["zoom"](square(), factor)) == pytest.approx(exact * factor, rel=0.06)
+    flat = torch.full((1, 3, 32, 32), 0.3)
+    assert value("scale", flat) == pytest.approx(math.sqrt(2 * (32**2 - 1) / 12) / 32, abs=1e-9)
+
+
+@pytest.mark.parametrize("degrees", [-90.0, -45.0, 30.0, 45.0, 90.0, 170.0])
+def test_turning_the_hue_turns_the_mean_hue_by_that_angle(degrees: float) -> None:
+    picture = small.pictures(1, size=16, seed=4)
+    assert changed("hue", degrees, picture) == pytest.approx(degrees, abs=1e-3)
+    turned = AUGMENTATIONS["hue"](picture, degrees)
+    assert value("saturation", turned) == pytest.approx(value("saturation", picture), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("colour", "degrees"),
+    [((1, -1, -1), 0), ((1, 1, -1), 60), ((-1, 1, -1), 120), ((-1, 1, 1), 180), ((-1, -1, 1), -120), ((1, -1, 1), -60)],
+)
+def test_hues_of_pure_colours(colour: tuple[int, int, int], degrees: float) -> None:
+    picture = torch.tensor(colour, dtype=torch.float32)[None, :, None, None].expand(1, 3, 8, 8)
+    read = PROPERTIES["hue"](picture)
+    assert float(PROPERTIES["hue"].degrees(read)[0]) == pytest.approx(degrees, abs=1e-9) or degrees == 180
+    assert abs(float(PROPERTIES["hue"].degrees(read)[0])) == pytest.approx(abs(degrees), abs=1e-9)
+    assert float(read.abs()) == pytest.approx(1)
+    green = AUGMENTATIONS["hue"](picture, 120 - degrees)
+    torch.testing.assert_close(green[0, :, 0, 0], torch.tensor([-1.0, 1.0, -1.0]), atol=1e-5, rtol=0)
+
+
+def test_a_grey_picture_has_no_hue_and_a_flat_one_no_direction() -> None:
+    grey = AUGMENTATIONS["grayscale"](small.pictures(1, size=16), 1.0)
+    assert float(PROPERTIES["hue"](grey).abs()) < 1e-6
+    assert value("saturation", grey) < 1e-6
+    assert float(PROPERTIES["orientation"](torch.zeros(1, 3, 16, 16)).abs()) == 0
+
+
+@pytest.mark.parametrize("amount", [0.0, 0.33, 1.0])
+def test_grey_takes_its_share_of_the_saturation_and_no_brightness(amount: float) -> None:
+    picture = small.pictures(1, size=16, seed=2)
+    grey = AUGMENTATIONS["grayscale"](picture, amount)
+    assert value("saturation", grey) == pytest.approx((1 - amount) * value("saturation", picture), abs=1e-6)
+    assert value("brightness", grey) == pytest.approx(value("brightness", picture), abs=1e-6)
+
+
+@pytest.mark.parametrize("degrees", [0.0, 25.0, 60.0, 90.0, 135.0])
+def test_the_direction_of_stripes(degrees: float) -> None:
+    read = PROPERTIES["orientation"](stripes(degrees))
+    off = (float(PROPERTIES["orientation"].degrees(read)[0]) - degrees + 90) % 180 - 90
+    assert abs(off) < 2
+    assert 0.95 < float(read.abs()[0]) < 1 + 1e-9
+
+
+@pytest.mark.parametrize("degrees", [-40.0, -20.0, 20.0, 40.0])
+def test_turning_a_picture_turns_its_lines(degrees: float) -> None:
+    assert changed("rotation", degrees, stripes(30)) == pytest.approx(degrees, abs=2)
+
+
+def test_a_picture_is_turned_counterclockwise() -> None:
+    at_the_top = square(top=2, left=12)
+    turned = AUGMENTATIONS["rotation"](at_the_top, 90)
+    torch.testing.assert_close(turned, torch.rot90(at_the_top, 1, (2, 3)), atol=1e-5, rtol=0)
+
+
+def test_brightness_doubles_and_highlights_fall() -> None:
+    dark = square() * 0.3 - 0.5
+    assert value("brightness", AUGMENTATIONS["brightness"](dark, 2)) == pytest.approx(2 * value("brightness", dark))
+    half = torch.full((1, 3, 8, 8), 0.5)  # 3/4 of the way from black to white
+    assert value("highlights", half) == pytest.approx(0.5)
+    assert value("highlights", AUGMENTATIONS["solarise"](half, 0.6)) == 0
+    assert value("highlights", AUGMENTATIONS["solarise"](half, 0.8)) == pytest.approx(0.5)
+
+
+def test_mirroring_changes_the_sign_of_the_asymmetry() -> None:
+    picture = small.pictures(1, size=16, seed=6)
+    assert abs(value("asymmetry", picture)) > 0.02
+    assert value("asymmetry", picture.flip(3)) == pytest.approx(-value("asymmetry", picture))
+    halves = torch.cat([torch.full((1, 3, 8, 4), -1.0), torch.full((1, 3, 8, 4), 1.0)], dim=3)
+    assert value("asymmetry", halves) == pytest.approx(1)
+
+
+def test_blur_takes_detail() -> None:
+    noisy = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) - 0.5
+    values = [value("sharpness", AUGMENTATIONS["blur"](noisy, share)) for share in (0, 0.02, 0.04, 0.08)]
+    assert values == sorted(values, reverse=True)
+    assert values[3] < 0.2 * values[0]
+    assert value("sharpness", torch.full((1, 3, 32, 32), 0.4)) == pytest.approx(0, abs=1e-6)
+    torch.testing.assert_close(AUGMENTATIONS["blur"](noisy, 0.04).mean(), noisy.mean(), atol=5e-3, rtol=0)
+
+
+NOTHING = {"flip": 0.0, "zoom": 1.0, "brightness": 1.0, "solarise": 1.0}
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_every_augmentation_keeps_shape_range_and_has_a_magnitude_that_changes_nothing(name: str) -> None:
+    each = AUGMENTATIONS[name]
+    noise = torch.rand(3, 3, 24, 20, generator=torch.Generator().manual_seed(0)) - 0.5
+    pictures = (small.pictures(3, size=24)[..., :20] + noise).clamp(-1, 1)
+    assert NOTHING.get(name, 0.0) not in each.magnitudes
+    torch.testing.assert_close(each(pictures, NOTHING.get(name, 0.0)), pictures, atol=2e-6, rtol=0)
+    prop = PROPERTIES[each.changes]
+    for magnitude in each.magnitudes:
+        changed_pictures = each(pictures, magnitude)
+        assert changed_pictures.shape == pictures.shape
+        assert changed_pictures.dtype == torch.float32
+        assert float(changed_pictures.abs().max()) <= 1
+        change = prop.change(prop(pictures)[:, None], prop(changed_pictures)[:, None])
+        assert float(change.abs().max()) > 1e-3
+        torch.testing.assert_close(each(pictures[1:2], magnitude), changed_pictures[1:2])
+
+
+@pytest.mark.parametrize("name", PROPERTIES)
+def test_a_property_is_one_number_per_picture_whatever_the_batch(name: str) -> None:
+    pictures = small.pictures(4, size=16)
+    read = PROPERTIES[name](pictures)
+    assert read.shape == (4,)
+    assert read.dtype == (torch.float64 if PROPERTIES[name].period is None else torch.complex128)
+    torch.testing.assert_close(PROPERTIES[name](pictures[2:3]), read[2:3])
+
+
+def test_wrong_magnitudes_names_and_pictures() -> None:
+    picture = small.pictures(1)
+    for name, magnitude in (("flip", 0.5), ("zoom", 0.0), ("grayscale", 1.5), ("brightness", -1.0), ("blur", -0.1)):
+        with pytest.raises(ConfigError):
+            AUGMENTATIONS[name](picture, magnitude)
+    with pytest.raises(ConfigError, match="must be a number"):
+        AUGMENTATIONS["hue"](picture, math.nan)
+    with pytest.raises(ConfigError, match="known: flip"):
+        augment.find(["twist"])
+    with pytest.raises(ConfigError, match="twice"):
+        augment.find(["hue", "hue"])
+    with pytest.raises(ConfigError, match="known: asymmetry"):
+        properties.find("charm")
+    with pytest.raises(ImageError):
+        AUGMENTATIONS["hue"](picture * 2, 10)
+    with pytest.raises(ImageError):
+        PROPERTIES["hue"](picture[0])
