@@ -68,7 +68,7 @@ def _ranks(found: Faithfulness) -> Table:
         ("mean rank", found.mean_rank, found.chance_mean_rank),
     )
     note = f"{found.sources} sources, {found.samples} samples of each, ranked among {found.gallery} real pictures."
-    return Table("ranks", "Rank of the source picture", ("measure", "value", "chance"), rows, note)
+    return Table("ranks", "Rank of the source picture", ("measure", "value", "chance"), rows, note, False)
 
 
 def _distances(found: Faithfulness) -> Table:

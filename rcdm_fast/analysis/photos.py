@@ -78,7 +78,9 @@ def run(
         again = model.encoder.encode(drawn).cpu()
         moved = ((again - h).double().norm(dim=1) / h.double().norm().clamp_min(1e-12)).numpy()
         spread = drawn.double().std(dim=0).mul(127.5).mean()
-        rows.append((data.paths[number].name if data.paths else number, bootstrap(moved, config.resamples, rng), float(spread)))
+        rows.append(
+            (data.paths[number].name if data.paths else number, bootstrap(moved, config.resamples, rng), float(spread))
+        )
         if number < SHOWN:
             pictures.append([images.to_pil(picture) for picture in (*source, *drawn)])
         if progress is not None:
@@ -94,7 +96,11 @@ def run(
             Table(
                 "photos",
                 "Samples of every photograph",
-                ("photograph", "distance of re-encoded samples to h, relative to |h|", "spread of samples (8-bit levels)"),
+                (
+                    "photograph",
+                    "distance of re-encoded samples to h, relative to |h|",
+                    "spread of samples (8-bit levels)",
+                ),
                 tuple(rows),
                 "Spread: standard deviation over samples, averaged over pixels and colours. Intervals over samples.",
             ),

@@ -23,6 +23,7 @@ class Job:
     Attributes:
         model: the model in question.
         data: pictures; always there if the experiment says `needs_data`.
+        photos: photographs to draw samples of; need not be like the data.
         against: other models, for experiments that compare.
         settings: fields of the experiment's own configuration that are not to be its defaults.
         progress: called with (done, in all).
@@ -30,6 +31,7 @@ class Job:
 
     model: Model
     data: ImageSet | None = None
+    photos: ImageSet | None = None
     against: tuple[Model, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     progress: Callable[[int, int], None] | None = None
@@ -86,7 +88,16 @@ def _layers(job: Job) -> Analysis:
     return layers.run((job.model, *job.against), job.pictures, config, job.progress)
 
 
+def _photos(job: Job) -> Analysis:
+    from rcdm_fast.analysis import photos
+    from rcdm_fast.config import from_dict
+
+    config = from_dict(photos.PhotosConfig, job.settings, "settings of photos")
+    return photos.run(job.model, job.photos or job.pictures, config, job.progress)
+
+
 EXPERIMENTS: dict[str, Experiment] = {
+    "photos": Experiment("samples of photographs beside them", _photos),
     "faithfulness": Experiment("rank of the source picture and distances of re-encoded samples", _faithfulness),
     "invariance": Experiment("what samples recover of transformed pictures, augmentation by augmentation", _invariance),
     "layers": Experiment("backbone beside projector: what one keeps and the other drops", _layers, compares=True),

@@ -28,6 +28,7 @@ class Table:
         columns: heads, the first one over the names of the rows; units in brackets.
         rows: as many cells each.
         note: how to read it, what chance would give.
+        one_unit: whether all intervals can be drawn on one axis.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     note: str = ""
+    one_unit: bool = True
 
     def __post_init__(self) -> None:
         wrong = [row for row in self.rows if len(row) != len(self.columns)]

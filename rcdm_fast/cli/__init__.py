@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from rcdm_fast.cli import about, adapt, analyze, bench, compare, evaluate, export, sampling, training
+from rcdm_fast.cli import about, adapt, analyze, bench, compare, evaluate, export, report, sampling, training
 
 app = typer.Typer(
     name="rcdm",
@@ -35,6 +35,7 @@ app.command()(training.pretrain)
 app.command()(adapt.adapt)
 app.command()(evaluate.evaluate)
 app.command()(analyze.analyze)
+app.command()(report.report)
 app.command()(export.export)
 app.command()(compare.compare)
 app.command()(bench.bench)

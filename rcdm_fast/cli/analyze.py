@@ -25,7 +25,7 @@ def analyze(
         str, typer.Argument(help="Bundled or published name, file, folder or hub id.", show_default=False)
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for figures (PNG) and NAME.json.")],
-    data: Annotated[Path | None, typer.Option("--data", help="Folder of pictures; sub-folders are classes.")] = None,
+    data: Annotated[str | None, typer.Option("--data", help="Pictures, as for rcdm train.")] = None,
     against: Annotated[
         list[str] | None, typer.Option("--against", help="Another model, for experiments that compare; repeatable.")
     ] = None,
@@ -53,7 +53,7 @@ def analyze(
     from rcdm_fast.analysis import registry
     from rcdm_fast.cli.training import changed
     from rcdm_fast.config import ConfigError
-    from rcdm_fast.training.data import load_folder
+    from rcdm_fast.training.sources import open_data
 
     experiment = registry.find(name)
     if experiment.compares != bool(against):
@@ -66,9 +66,11 @@ def analyze(
     storage.check_writable(out / f"{name}.json")
     loaded = common.open_model(model, flags, encoder, device, engine, precision)
     others = tuple(rcdm_fast.load(other, None, None, device, engine, precision) for other in against or ())
-    pictures = load_folder(data, loaded.image_size) if data is not None else None
+    pictures = open_data(data, loaded.image_size) if data is not None else None
     with common.ProgressBar(1) as progress:
-        job = registry.Job(loaded, pictures, others, settings, lambda done, total: progress(done, total, 0.0))
+        job = registry.Job(
+            loaded, pictures, against=others, settings=settings, progress=lambda done, total: progress(done, total, 0.0)
+        )
         found = experiment.run(job)
     for path in write(found, out):
         common.say(str(path))

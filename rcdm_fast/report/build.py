@@ -34,13 +34,23 @@ class Task:
     job: Job
 
 
-def build(tasks: Sequence[Task], file: str | Path, *, title: str, about: str, command: str = "", note: Note = print) -> Path:
+def build(
+    tasks: Sequence[Task],
+    file: str | Path,
+    *,
+    title: str,
+    about: str,
+    left_out: Mapping[str, str] | None = None,
+    command: str = "",
+    note: Note = print,
+) -> Path:
     """Run the tasks and write `file` (HTML) and the JSON beside it.
 
     Args:
         tasks: what to run, in the order of the page.
         file: the page; the numbers go to the same name with .json.
         title, about: heading and first sentence.
+        left_out: experiments that the caller already knows cannot be run, with the reason.
         command: how the report was asked for, shown on the page.
         note: told what begins, and what is left out.
 
@@ -54,7 +64,7 @@ def build(tasks: Sequence[Task], file: str | Path, *, title: str, about: str, co
     page = Path(file)
     storage.check_writable(page)
     results: list[Analysis] = []
-    left_out: dict[str, str] = {}
+    missing = dict(left_out or {})
     took: dict[str, float] = {}
     for number, task in enumerate(tasks):
         note(f"{number + 1} of {len(tasks)}: {task.name}")
@@ -62,19 +72,19 @@ def build(tasks: Sequence[Task], file: str | Path, *, title: str, about: str, co
         try:
             results.append(registry.find(task.name).run(task.job))
         except ConfigError as error:
-            left_out[task.name] = str(error)
+            missing[task.name] = str(error)
             note(f"left out: {error}")
         took[task.name] = round(time.monotonic() - since, 1)
     if not results:
-        raise ConfigError("nothing could be measured: " + "; ".join(f"{key}: {why}" for key, why in left_out.items()))
+        raise ConfigError("nothing could be measured: " + "; ".join(f"{key}: {why}" for key, why in missing.items()))
     facts: dict[str, Any] = {
         **benchmarking.facts(torch.device("cpu")),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "command": command,
         "seconds": took,
     }
-    storage.write_text(page, render(title, about, results, left_out, facts))
-    storage.write_json(page.with_suffix(".json"), as_json(title, results, left_out, facts))
+    storage.write_text(page, render(title, about, results, missing, facts))
+    storage.write_json(page.with_suffix(".json"), as_json(title, results, missing, facts))
     return page
 
 

@@ -43,9 +43,9 @@ class Axis:
 
 
 def chart(table: Table) -> str:
-    """SVG of the table's intervals, or "" where there are none."""
+    """SVG of the table's intervals, or "" where there are none, or of several units."""
     columns = [number for number in range(1, len(table.columns)) if _intervals(table, number)]
-    if not columns:
+    if not columns or not table.one_unit:
         return ""
     numeric = all(isinstance(row[0], int | float) and not isinstance(row[0], bool) for row in table.rows)
     return _curves(table, columns) if numeric and len(table.rows) > 2 else _lines(table, columns)

@@ -83,12 +83,15 @@ def _figure(section: str, name: str, picture: Image.Image, caption: str) -> str:
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     text = escape(caption or name)
     image = f'<img src="data:image/png;base64,{data}" width="{picture.width}" height="{picture.height}" alt="{text}">'
-    return f'<figure id="{escape(section)}-{escape(name)}"><div class="wide">{image}</div><figcaption>{text}</figcaption></figure>'
+    below = f"<figcaption>{text}</figcaption>"
+    return f'<figure id="{escape(section)}-{escape(name)}"><div class="wide">{image}</div>{below}</figure>'
 
 
 def _table(table: Table) -> str:
     head = "".join(f"<th>{escape(column)}</th>" for column in table.columns)
-    rows = "".join("<tr>" + "".join(f"<td>{escape(cell_text(cell))}</td>" for cell in row) + "</tr>" for row in table.rows)
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{escape(cell_text(cell))}</td>" for cell in row) + "</tr>" for row in table.rows
+    )
     note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
     body = f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
     return f"<h3>{escape(table.title)}</h3>{chart(table)}{note}{body}"

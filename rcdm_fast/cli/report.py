@@ -1,0 +1,81 @@
+"""`rcdm report`: the experiments of one model, and of others beside it, as one HTML page.
+
+Knows nothing about experiments (`analysis/`) or pages (`report/`).
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rcdm_fast.analysis.registry import EXPERIMENTS
+from rcdm_fast.cli import common
+
+
+def report(
+    model: Annotated[
+        str, typer.Argument(help="Bundled or published name, file, folder or hub id.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page (.html); the numbers go to .json beside it.")],
+    photos: Annotated[str | None, typer.Option(help="Photographs to draw samples of: a folder.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Pictures like those the model knows, as for rcdm train; classes if there are.")
+    ] = None,
+    against: Annotated[
+        list[str] | None, typer.Option("--against", help="Another model, for experiments that compare; repeatable.")
+    ] = None,
+    experiments: Annotated[str, typer.Option(help="Which, as invariance,layers; all: whatever can be run.")] = "all",
+    sources: Annotated[int, typer.Option(help="Source pictures of every experiment; 0: its default.")] = 0,
+    steps: Annotated[int, typer.Option(help="Network evaluations of every sample.")] = 25,
+    seed: common.Seed = 0,
+    encoder: common.EncoderSpec = None,
+    flags: common.Flags = None,
+    device: common.Device = None,
+    engine: common.EngineName = "auto",
+    precision: common.Precision = "auto",
+) -> None:
+    """Measure what a representation keeps, and write a page: findings, pictures, charts, tables, settings.
+
+    Example: rcdm report cifar10-simclr-trunk --data cifar10/test --against cifar10-simclr-head --out report.html
+    """
+    import rcdm_fast
+    from rcdm_fast import storage
+    from rcdm_fast.analysis import registry
+    from rcdm_fast.config import ConfigError
+    from rcdm_fast.report import build
+    from rcdm_fast.training.sources import open_data
+
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"{out}: a report is an .html file")
+    if photos is None and data is None:
+        raise ConfigError("a report needs pictures: photographs with --photos, a set of pictures with --data, or both")
+    storage.check_writable(out)
+    names = list(EXPERIMENTS) if experiments == "all" else [name.strip() for name in experiments.split(",")]
+    found = {name: registry.find(name) for name in names}
+    loaded = common.open_model(model, flags, encoder, device, engine, precision)
+    others = tuple(rcdm_fast.load(other, None, None, device, engine, precision) for other in against or ())
+    shown = open_data(photos, loaded.image_size) if photos is not None else None
+    known = open_data(data, loaded.image_size) if data is not None else None
+    tasks, left_out = [], {}
+    for name, experiment in found.items():
+        if experiment.compares and not others:
+            left_out[name] = "compares models: name another with --against"
+        elif experiment.needs_data and known is None and not (name == "photos" and shown is not None):
+            left_out[name] = "needs a set of pictures: name one with --data"
+        else:
+            settings: dict[str, Any] = {"steps": steps, "seed": seed}
+            if sources and name != "photos":
+                settings["sources"] = sources
+            job = registry.Job(loaded, known, shown, others if experiment.compares else (), settings)
+            tasks.append(build.Task(name, job))
+    title = f"What the representation of {loaded.config.name or model} keeps"
+    pictures = [
+        f"{len(each)} {what}" for each, what in ((known, "pictures"), (shown, "photographs")) if each is not None
+    ]
+    about = f"Measured on {' and '.join(pictures)}, {steps} steps, seed {seed}. Intervals are 95 % bootstrap intervals."
+    command = "rcdm " + " ".join(sys.argv[1:])
+    page = build.build(tasks, out, title=title, about=about, left_out=left_out, command=command, note=common.say)
+    common.say(f"{page}: finished; numbers in {page.with_suffix('.json')}")

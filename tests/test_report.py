@@ -1,0 +1,157 @@
+"""The report: what the page says, that it loads nothing, its charts, and what is left out."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from rcdm_fast import checkpoint, images
+from rcdm_fast.analysis import registry
+from rcdm_fast.analysis.photos import PhotosConfig
+from rcdm_fast.analysis.photos import run as photographs
+from rcdm_fast.analysis.registry import Experiment, Job
+from rcdm_fast.analysis.result import Analysis, Finding, Table
+from rcdm_fast.cli import main
+from rcdm_fast.config import ConfigError
+from rcdm_fast.report import build, charts
+from rcdm_fast.report.page import render
+from rcdm_fast.training.evaluate import Interval
+from tests import small, training_process
+
+TABLE = Table(
+    "kept",
+    "What is <kept>",
+    ("property", "backbone", "projector"),
+    (("hue", Interval(0.8, 0.7, 0.9), Interval(0.1, -0.1, 0.3)), ("place & size", Interval(0.5, 0.4, 0.6), None)),
+    "1 is all",
+)
+SWEEP = Table("sweep", "Attack", ("epsilon", "accuracy"), tuple((e, Interval(1 / (1 + e), 0, 1)) for e in (0, 2, 4, 8)))
+RESULT = Analysis(
+    "layers", "Layers", "some <model>", {"seed": 3}, (TABLE, SWEEP),
+    (Finding("colour is dropped", True, "0.8 against 0.1"), Finding("place is dropped", None, "who knows")),
+    {"rows": Image.new("RGB", (40, 20), "red")}, {"rows": "Pictures & samples"}, "as told",
+)  # fmt: skip
+
+
+class Reader(HTMLParser):
+    """Every tag closed in turn; sources and links collected; the text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.sources: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "img", "br", "line", "circle"):
+            self.open.append(tag)
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag in ("line", "circle", "polyline", "polygon")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def read(page: str) -> Reader:
+    reader = Reader()
+    reader.feed(page)
+    assert reader.open == []
+    return reader
+
+
+def test_the_page_says_everything_and_loads_nothing() -> None:
+    reader = read(render("A title", "A line", [RESULT], {"attack": "needs <labels>"}, {"torch": "1"}))
+    for text in (
+        "What is <kept>", "0.8 [0.7, 0.9]", "place & size", "colour is dropped: holds", "place is dropped: open",
+        "Pictures & samples", "as told", "some <model>", "needs <labels>", '"seed": 3', "1 is all",
+    ):  # fmt: skip
+        assert text in reader.text
+    assert all(source.startswith(("#", "data:image/png;base64,")) for source in reader.sources)
+    assert sum(source.startswith("data:") for source in reader.sources) == 1
+
+
+def test_charts_put_numbers_where_they_belong() -> None:
+    axis = charts.Axis(-1, 3, 100, 500)
+    assert [axis(-1), axis(0), axis(3)] == [100, 200, 500]
+    assert axis.ticks() == [-1, 0, 1, 2, 3]
+    assert charts.Axis(0.02, 0.11, 0, 1).ticks(4) == [0.05, 0.1]
+    lines = charts.chart(TABLE)
+    assert lines.count("<circle") == 3 + 2  # three intervals, two in the legend
+    whiskers = re.findall(r'<line x1="([\d.]+)" x2="([\d.]+)" y1="([\d.]+)" y2="\3"', lines)
+    assert len(whiskers) == 3
+    widths = [float(right) - float(left) for left, right, _ in whiskers]
+    assert widths[1] == pytest.approx(2 * widths[0], abs=0.2)  # 0.4 against 0.2
+    curves = charts.chart(SWEEP)
+    assert curves.count("<polyline") == curves.count("<polygon") == 1
+    ys = [float(y) for _, y in re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)" r="3"', curves)]
+    assert ys == sorted(ys)  # accuracy falls, and y grows downwards
+    plain = Table("x", "x", ("a", "b"), (("c", 1.0),))
+    assert charts.chart(plain) == ""
+    assert charts.chart(Table("x", "x", TABLE.columns, TABLE.rows, one_unit=False)) == ""
+
+
+def test_one_interval_without_width_is_drawn() -> None:
+    assert "circle" in charts.chart(Table("x", "x", ("a", "b"), (("c", Interval(1.0, 1.0, 1.0)),)))
+
+
+def test_what_cannot_be_run_is_left_out_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def few(job: Job) -> Analysis:
+        raise ConfigError("at least 20 pictures are needed")
+
+    monkeypatch.setitem(registry.EXPERIMENTS, "few", Experiment("x", few))
+    monkeypatch.setitem(registry.EXPERIMENTS, "good", Experiment("x", lambda job: RESULT))
+    job, told = Job(small.model()), list[str]()
+    tasks = [build.Task("few", job), build.Task("good", job)]
+    page = build.build(tasks, tmp_path / "r.html", title="t", about="a", note=told.append)
+    assert "at least 20 pictures" in read(page.read_text()).text
+    assert any("left out" in line for line in told)
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert found["left_out"] == {"few": "at least 20 pictures are needed"}
+    assert found["experiments"]["layers"]["tables"][0]["rows"][0][1] == {"value": 0.8, "low": 0.7, "high": 0.9}
+    with pytest.raises(ConfigError, match="nothing could be measured: few: at least 20"):
+        build.build(tasks[:1], tmp_path / "none.html", title="t", about="a", note=told.append)
+    assert not (tmp_path / "none.html").exists()
+
+
+def test_photographs() -> None:
+    model = small.model()
+    data = training_process.data()
+    found = photographs(model, data, PhotosConfig(samples=3, steps=3))
+    assert len(found.tables[0].rows) == len(data)
+    assert found.figures["samples"].width > 4 * 72
+    spread = [row[2] for row in found.tables[0].rows]
+    assert all(isinstance(value, float) and value > 0 for value in spread)
+    with pytest.raises(ConfigError, match="at least 2"):
+        photographs(model, data, PhotosConfig(samples=1))
+    model._encoder = None
+    with pytest.raises(ConfigError, match="encoder"):
+        photographs(model, data, PhotosConfig())
+
+
+def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = "cifar10-simclr-trunk"
+    assert checkpoint.load_model(model)
+    (tmp_path / "photos").mkdir()
+    for number, picture in enumerate(small.pictures(3, 40)):
+        images.to_pil(picture).save(tmp_path / "photos" / f"{number}.png")
+    page = tmp_path / "out" / "report.html"
+    arguments = ["report", model, "--photos", str(tmp_path / "photos"), "--out", str(page), "--steps", "2"]
+    assert main(arguments) == 0
+    text = read(page.read_text()).text
+    assert "Samples of photographs" in text
+    assert "compares models: name another with --against" in text
+    assert "needs a set of pictures: name one with --data" in text
+    assert main([*arguments[:5], str(tmp_path / "x.txt")]) == 2
+    assert "an .html file" in capsys.readouterr().err
+    assert main(["report", model, "--out", str(page)]) == 2
+    assert main([*arguments, "--experiments", "nonsense"]) == 2
