@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -21,7 +22,7 @@ from rcdm_fast.config import ConfigError
 from rcdm_fast.report import build, charts
 from rcdm_fast.report.page import render
 from rcdm_fast.training.evaluate import Interval
-from tests import small, training_process
+from tests import browser, small, training_process
 
 TABLE = Table(
     "kept",
@@ -155,3 +156,23 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "an .html file" in capsys.readouterr().err
     assert main(["report", model, "--out", str(page)]) == 2
     assert main([*arguments, "--experiments", "nonsense"]) == 2
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_in_a_browser(width: int, tmp_path: Path) -> None:
+    """Nothing is wider than the window but what scrolls by itself; pictures are there; nothing is requested."""
+    wide = dataclasses.replace(RESULT, figures={"rows": Image.new("RGB", (2000, 20), "red")})
+    page = tmp_path / "report.html"
+    page.write_text(render("A title", "A line", [wide], {}, {"torch": "1"}), encoding="utf-8")
+    with browser.chromium(tmp_path / "profile", width) as driver:
+        driver.get(page.as_uri())
+        assert driver.execute_script("return window.innerWidth") == width
+        assert driver.execute_script("return document.documentElement.scrollWidth") <= width
+        assert driver.execute_script("return document.querySelector('figure img').naturalWidth") == 2000
+        heights = driver.execute_script("return [...document.querySelectorAll('svg')].map(e => e.clientHeight)")
+        assert len(heights) == 2
+        assert min(heights) > 60
+        size = driver.execute_script("return parseFloat(getComputedStyle(document.body).fontSize)")
+        assert size >= 16
+        loaded = driver.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
+        assert [name for name in loaded if not name.startswith("data:")] == []
