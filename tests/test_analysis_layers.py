@@ -51,7 +51,7 @@ def table(found: Analysis, name: str) -> Table:
 
 def test_one_that_keeps_beside_one_that_drops(monkeypatch: pytest.MonkeyPatch) -> None:
     data = photographs(100)
-    config = dataclasses.replace(QUICK, sources=24)
+    config = dataclasses.replace(QUICK, sources=24, fitted_on=0)
     found = layers.run([sampler(monkeypatch, False), sampler(monkeypatch, True)], data, config)
     for row in table(found, "side-by-side").rows:
         assert isinstance(row[4], Interval)
@@ -68,6 +68,13 @@ def test_one_that_keeps_beside_one_that_drops(monkeypatch: pytest.MonkeyPatch) -
         assert isinstance(free, Interval)
         assert certain.value == pytest.approx(0, abs=1e-9)
         assert free.low > 0.3
+    read = dataclasses.replace(config, fitted_on=76)  # a readout finds all of it in both: the deaf one is a bad decoder
+    doubted = layers.run([sampler(monkeypatch, False), sampler(monkeypatch, True)], data, read)
+    assert next(each for each in doubted.findings if "(hue)" in each.claim).holds is None
+    assert "contradict" in next(each for each in doubted.findings if "(hue)" in each.claim).measured
+    own = {row[0]: row[1:] for row in table(found, "open-own").rows}
+    assert isinstance(own["saturation"][1], Interval)
+    assert own["saturation"][1].value == pytest.approx(1, abs=0.3)
     reverse = layers.run([sampler(monkeypatch, True), sampler(monkeypatch, False)], data, config)
     assert [each.holds for each in reverse.findings] == [False] * 5
     same = layers.run([sampler(monkeypatch, False), sampler(monkeypatch, False)], data, config)

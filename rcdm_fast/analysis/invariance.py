@@ -173,7 +173,7 @@ def _sweep(
     in_pictures = prop.change(of_plain[None, :, None], measured(prop, versions)[..., None])
     in_samples = prop.change(of_base[None], measured(prop, drawn))
     changes = Changes(in_pictures.T, in_samples.T, prop.strength(of_plain), prop.period)
-    shown = slice(0, config.shown)
+    shown = torch.linspace(0, len(items) - 1, min(config.shown, len(items))).round().long()  # data may lie by class
     pictures = torch.cat([plain[None, shown], versions[:, shown]]).transpose(0, 1)
     samples = torch.cat([base[None, shown, 0], drawn[:, shown, 0]]).transpose(0, 1)
     found = recovery(changes, config.resamples, config.seed)

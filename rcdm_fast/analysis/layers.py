@@ -16,11 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from rcdm_fast import images
-from rcdm_fast.analysis import augment, charts, invariance, properties, readout
+from rcdm_fast.analysis import augment, invariance, layer_figures, readout
 from rcdm_fast.analysis import spread as spreads
 from rcdm_fast.analysis.invariance import Invariance, InvarianceConfig, Progress
 from rcdm_fast.analysis.recovery import Changes, Recovery, difference, recovery, resampled
@@ -100,10 +98,10 @@ def run(models: Sequence[Model], data: ImageSet, config: LayersConfig, progress:
         before = number * each_takes
         layers.append(_layer(model, name, data, config, _from(progress, before, len(models) * each_takes)))
     first, others = layers[0], layers[1:]
-    figures, captions = _figures(layers, data, config)
+    figures, captions = layer_figures.figures_of(layers, data, config)
     tables = [_side_by_side(first, other, config) for other in others]
     tables += [invariance.recovered_table(_named(layer)) for layer in layers]
-    tables += [_open_table(layers, config)]
+    tables += [_open_table(layers, config, own) for own in (False, True)]
     tables += [_readout_table(first, other, config) for other in others if first.readout]
     found = first.invariance
     details = invariance.settings(config, data, found)
@@ -161,6 +159,25 @@ def verdict(a: Changes, b: Changes, of_a: Recovery, config: InvarianceConfig) ->
     return False if half.high < 0 or of_a.kept is False else None
 
 
+def decide(first: Layer, other: Layer, name: str, config: LayersConfig) -> tuple[bool | None, str]:
+    """Verdict on one augmentation from samples and readout together, and a word on which decided.
+
+    What the samples do not show although the readout finds it in the first representation is the decoder's fault: then
+    the readout alone decides. Where both decide and contradict each other, the question is open.
+    """
+    a, b = first.invariance.sweeps[name], other.invariance.sweeps[name]
+    by_samples = verdict(a.changes, b.changes, a.recovery, config)
+    if name not in first.readout:
+        return by_samples, ""
+    of_a = recovery(first.readout[name], config.resamples, config.seed)
+    by_readout = verdict(first.readout[name], other.readout[name], of_a, config)
+    if of_a.kept and not a.recovery.kept:
+        return by_readout, f"; samples of {first.name} do not show it, so the readout decides"
+    if None not in (by_samples, by_readout) and by_samples != by_readout:
+        return None, "; samples and readout contradict each other"
+    return by_samples, ""
+
+
 def _apart(a: Changes, b: Changes, config: InvarianceConfig) -> Interval:
     return difference(a, b, config.resamples, config.seed)
 
@@ -182,21 +199,25 @@ def _readout_table(first: Layer, other: Layer, config: LayersConfig) -> Table:
     for name, a in first.readout.items():
         b = other.readout[name]
         of_a, of_b = (recovery(each, config.resamples, config.seed) for each in (a, b))
-        apart = _apart(a, b, config)
-        lines.append((name, augment.AUGMENTATIONS[name].changes, of_a.correlation, of_b.correlation, apart))
-    heads = ("augmentation", "property", f"r {first.name}", f"r {other.name}", "difference")
+        apart, decided = _apart(a, b, config), verdict(a, b, of_a, config)
+        lines.append((name, augment.AUGMENTATIONS[name].changes, of_a.correlation, of_b.correlation, apart, decided))
+    heads = ("augmentation", "property", f"r {first.name}", f"r {other.name}", "difference", "kept, dropped")
     title = f"Without a decoder: r of a linear readout of the property, {first.name} and {other.name}"
     return Table("readout", title, heads, tuple(lines))
 
 
-def _open_table(layers: list[Layer], config: LayersConfig) -> Table:
+def _open_table(layers: list[Layer], config: LayersConfig, own: bool) -> Table:
     counts = resampled(len(layers[0].samples), config.resamples, config.seed)
-    found = [spreads.shares(layer.spread, counts) for layer in layers]
+    found = [spreads.shares(layer.spread, counts, own) for layer in layers]
     lines: list[tuple[Cell, ...]] = [(name, *(each[name] for each in found)) for name in found[0]]
-    heads = ("of", *(layer.name for layer in layers))
-    note = "0: fixed by the representation; 1: as free as between two real pictures, so not encoded (or not drawn)."
-    title = "Left open at fixed h: variance across samples, share of real pictures' variance"
-    return Table("open", title, heads, tuple(lines), note)
+    whole = "all samples' variance" if own else "real pictures' variance"
+    note = (
+        "1: samples differ as much within a source as between sources: nothing of it comes from the representation."
+        if own
+        else "0: fixed; 1: as free as between two real pictures, so not encoded. Low too where all samples are alike."
+    )
+    title = f"Left open at fixed h: variance across samples, share of {whole}"
+    return Table("open-own" if own else "open", title, ("of", *(layer.name for layer in layers)), tuple(lines), note)
 
 
 def _unique(tables: list[Table]) -> list[Table]:
@@ -215,12 +236,12 @@ def _findings(first: Layer, other: Layer, config: LayersConfig) -> list[Finding]
     found = []
     for name, a in first.invariance.sweeps.items():
         b = other.invariance.sweeps[name]
-        decided[name] = verdict(a.changes, b.changes, a.recovery, config)
+        decided[name], how = decide(first, other, name, config)
         numbers = (a.recovery.correlation, b.recovery.correlation, _apart(a.changes, b.changes, config))
         text = "r = {} and {}, difference {}".format(*map(cell_text, numbers))
         if name in first.readout:
             read = (recovery(each.readout[name], config.resamples, config.seed) for each in (first, other))
-            text += "; linear readout {} and {}".format(*(cell_text(each.correlation) for each in read))
+            text += "; linear readout {} and {}".format(*(cell_text(each.correlation) for each in read)) + how
         changed = a.augmentation.changes
         found.append(Finding(f"{first.name} keeps {changed} ({name}), {other.name} drops it", decided[name], text))
     colour = {name: decided[name] for name in ("grayscale", "hue") if name in decided}
@@ -245,48 +266,3 @@ def _open_finding(first: Layer, other: Layer, config: LayersConfig) -> Finding:
         f"{of_first[0][0]:.3g} and {of_other[0][0]:.3g} of the variance of real pixels, difference {cell_text(apart)}"
     )
     return Finding(f"{other.name} leaves more of the pixels open than {first.name}", held, text)
-
-
-def _figures(
-    layers: list[Layer], data: ImageSet, config: LayersConfig
-) -> tuple[dict[str, Image.Image], dict[str, str]]:
-    labels = [layer.name for layer in layers]
-    bars = []
-    for name, each in layers[0].invariance.sweeps.items():
-        found = [layer.invariance.sweeps[name].recovery for layer in layers]
-        row = tuple(each.correlation for each in found), tuple(each.chance for each in found)
-        bars.append(charts.Bar(invariance.label(each), *row))
-    figures = {"recovered": charts.intervals(bars, labels, "Correlation of changes: samples with pictures")}
-    captions = {"recovered": "Dots: r with its 95 % interval. Grey: what chance gives."}
-    counts = resampled(len(layers[0].samples), config.resamples, config.seed)
-    shares = [spreads.shares(layer.spread, counts) for layer in layers]
-    bars = [charts.Bar(name, tuple(each[name] for each in shares)) for name in ("pixels", *properties.PROPERTIES)]
-    figures["open"] = charts.intervals(bars, labels, "Left open at fixed h, share of real variance", 0.0, 1.2)
-    captions["open"] = "0: the representation fixes it; 1: samples differ as much as real pictures do."
-    for name in layers[0].invariance.sweeps if config.shown else ():
-        figures[f"rows-{name}"] = invariance.rows([layer.invariance.sweeps[name] for layer in layers], labels)
-        captions[f"rows-{name}"] = (
-            f"{name}: {augment.AUGMENTATIONS[name].about}; the same noise in all rows of a source."
-        )
-    if config.mapped:
-        figures["variance"] = _variance_figure(layers, data, config.mapped)
-        captions["variance"] = (
-            "Samples of each picture's representation, and the variance over all its samples (mean over channels): "
-            "black is none, white the variance of real pixels."
-        )
-    return figures, captions
-
-
-def _variance_figure(layers: list[Layer], data: ImageSet, count: int) -> Image.Image:
-    """A column for each source: the picture, then for every model samples and their variance."""
-    picked = torch.linspace(0, len(layers[0].samples) - 1, min(count, len(layers[0].samples))).round().long()
-    lines = [[images.to_pil(picture) for picture in data.floats(layers[0].invariance.sources[picked])]]
-    titles = ["picture"]
-    for layer in layers:
-        for number in range(min(3, layer.samples.shape[1])):
-            lines.append([images.to_pil(picture) for picture in layer.samples[picked, number].clamp(-1, 1)])
-            titles.append("" if number else layer.name)
-        maps = spreads.heat(layer.spread.maps[picked], layer.spread.between["pixels"])
-        lines.append([images.to_pil(each) for each in maps])
-        titles.append("variance")
-    return images.sheet(lines, cell=96, row_titles=titles)

@@ -1,8 +1,8 @@
 """What a representation leaves open: the variance across samples that share h (Bordes et al. 2021, figure 2).
 
 Where samples of one h agree, h decides; where they differ, only the noise does. Variances are put beside those of real
-pictures: a share of 0 says that h fixes it, 1 that it is as free as between any two pictures. A decoder that has not
-learned to use h raises the share, one that draws blurred means lowers it.
+pictures (0: h fixes it, 1: as free as between any two pictures) and beside that of all samples together. The first is
+low too where a decoder draws the same whatever h says, as one that paints everything grey does: the second is high.
 
 Knows nothing about augmentations.
 """
@@ -29,11 +29,13 @@ class Spread:
         maps: of every pixel across samples, mean over channels, pictures in [-1,1]; float64 [S,H,W].
         within: of pixels and of every property across the samples of a source, by name; float64 [S].
         between: the same of real pictures.
+        overall: the same of all samples together, whatever their source.
     """
 
     maps: Tensor
     within: dict[str, Floats]
     between: dict[str, float]
+    overall: dict[str, float]
 
 
 def spread(samples: Tensor, real: Tensor) -> Spread:
@@ -51,10 +53,13 @@ def spread(samples: Tensor, real: Tensor) -> Spread:
     maps = variance.mean(dim=1)
     within: dict[str, Floats] = {"pixels": maps.mean(dim=(1, 2)).numpy()}
     between = {"pixels": float(real.double().var(dim=0).mean())}
+    overall = {"pixels": float(samples.double().flatten(0, 1).var(dim=0).mean())}
     for each in properties.PROPERTIES.values():
-        within[each.name] = _variance(each(samples.flatten(0, 1).clamp(-1, 1)).view(samples.shape[:2])).numpy()
+        of_samples = each(samples.flatten(0, 1).clamp(-1, 1))
+        within[each.name] = _variance(of_samples.view(samples.shape[:2])).numpy()
+        overall[each.name] = float(_variance(of_samples[None])[0])
         between[each.name] = float(_variance(each(real)[None])[0])
-    return Spread(maps, within, between)
+    return Spread(maps, within, between, overall)
 
 
 def _variance(values: Tensor) -> Tensor:
@@ -66,19 +71,20 @@ def _variance(values: Tensor) -> Tensor:
     return 1 - (unit.sum(dim=1).abs().square() - count) / (count * (count - 1))
 
 
-def share(found: Spread, name: str, counts: Floats) -> Floats:
-    """Variance at fixed h over that of real pictures, when source s counts counts[b,s] times; [B,S] -> [B]."""
+def share(found: Spread, name: str, counts: Floats, own: bool = False) -> Floats:
+    """Variance at fixed h over that of real pictures, or (own) of all samples; counts as in `shares`, [B,S] -> [B]."""
     mean = counts @ found.within[name] / counts.sum(axis=1)
-    return mean / found.between[name] if found.between[name] > 0 else np.zeros(len(counts))
+    whole = (found.overall if own else found.between)[name]
+    return mean / whole if whole > 0 else np.zeros(len(counts))
 
 
-def shares(found: Spread, counts: Floats) -> dict[str, Interval]:
-    """The share of pixels and of every property, with intervals over sources; counts [B,S] are the resamples."""
+def shares(found: Spread, counts: Floats, own: bool = False) -> dict[str, Interval]:
+    """The share of pixels and of every property, with intervals over sources; source s counts counts[b,s] times."""
     alone = np.ones((1, counts.shape[1]))
     result = {}
     for name in found.within:
-        low, high = np.quantile(share(found, name, counts), [0.025, 0.975])
-        result[name] = Interval(float(share(found, name, alone)[0]), float(low), float(high))
+        low, high = np.quantile(share(found, name, counts, own), [0.025, 0.975])
+        result[name] = Interval(float(share(found, name, alone, own)[0]), float(low), float(high))
     return result
 
 

@@ -1,0 +1,66 @@
+"""The figures of `layers.py`: correlations, open shares, rows of samples and maps of variance for several models.
+
+Knows nothing about how they were measured.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+
+from rcdm_fast import images
+from rcdm_fast.analysis import augment, charts, invariance, properties
+from rcdm_fast.analysis import spread as spreads
+from rcdm_fast.analysis.recovery import resampled
+from rcdm_fast.training.data import ImageSet
+
+if TYPE_CHECKING:
+    from rcdm_fast.analysis.layers import Layer, LayersConfig
+
+
+def figures_of(
+    layers: list[Layer], data: ImageSet, config: LayersConfig
+) -> tuple[dict[str, Image.Image], dict[str, str]]:
+    """Figures and their captions, by name."""
+    labels = [layer.name for layer in layers]
+    bars = []
+    for name, each in layers[0].invariance.sweeps.items():
+        found = [layer.invariance.sweeps[name].recovery for layer in layers]
+        row = tuple(each.correlation for each in found), tuple(each.chance for each in found)
+        bars.append(charts.Bar(invariance.label(each), *row))
+    figures = {"recovered": charts.intervals(bars, labels, "Correlation of changes: samples with pictures")}
+    captions = {"recovered": "Dots: r with its 95 % interval. Grey: what chance gives."}
+    counts = resampled(len(layers[0].samples), config.resamples, config.seed)
+    shares = [spreads.shares(layer.spread, counts) for layer in layers]
+    bars = [charts.Bar(name, tuple(each[name] for each in shares)) for name in ("pixels", *properties.PROPERTIES)]
+    figures["open"] = charts.intervals(bars, labels, "Left open at fixed h, share of real variance", 0.0, 1.2)
+    captions["open"] = "0: the representation fixes it; 1: samples differ as much as real pictures do."
+    for name in layers[0].invariance.sweeps if config.shown else ():
+        figures[f"rows-{name}"] = invariance.rows([layer.invariance.sweeps[name] for layer in layers], labels)
+        captions[f"rows-{name}"] = (
+            f"{name}: {augment.AUGMENTATIONS[name].about}; the same noise in all rows of a source."
+        )
+    if config.mapped:
+        figures["variance"] = _variance_figure(layers, data, config.mapped)
+        captions["variance"] = (
+            "Samples of each picture's representation, and the variance over all its samples (mean over channels): "
+            "black is none, white the variance of real pixels."
+        )
+    return figures, captions
+
+
+def _variance_figure(layers: list[Layer], data: ImageSet, count: int) -> Image.Image:
+    """A column for each source: the picture, then for every model samples and their variance."""
+    picked = torch.linspace(0, len(layers[0].samples) - 1, min(count, len(layers[0].samples))).round().long()
+    lines = [[images.to_pil(picture) for picture in data.floats(layers[0].invariance.sources[picked])]]
+    titles = ["picture"]
+    for layer in layers:
+        for number in range(min(3, layer.samples.shape[1])):
+            lines.append([images.to_pil(picture) for picture in layer.samples[picked, number].clamp(-1, 1)])
+            titles.append("" if number else layer.name)
+        maps = spreads.heat(layer.spread.maps[picked], layer.spread.between["pixels"])
+        lines.append([images.to_pil(each) for each in maps])
+        titles.append("variance")
+    return images.sheet(lines, cell=96, row_titles=titles)
