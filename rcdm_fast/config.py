@@ -135,7 +135,9 @@ class ScheduleConfig:
     """The forward process, and what the network's output means.
 
     `rescale_timesteps` feeds the network t * 1000 / diffusion_steps, as published. `variance` matters to
-    ancestral sampling and to the L_vlb term only.
+    ancestral sampling and to the L_vlb term only. `clamp_variance` keeps a learned variance between its bounds in
+    ancestral sampling: a network with few steps of training asks for more than the largest, which the published code
+    lets it have, and with few sampling steps that explodes.
     """
 
     diffusion_steps: int = 1000
@@ -143,6 +145,7 @@ class ScheduleConfig:
     prediction: Prediction = "eps"
     variance: Variance = "fixed_large"
     rescale_timesteps: bool = False
+    clamp_variance: bool = False
 
     def __post_init__(self) -> None:
         _require(self.diffusion_steps > 0, f"diffusion_steps must be positive, got {self.diffusion_steps}")

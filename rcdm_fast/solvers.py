@@ -125,6 +125,8 @@ def ancestral(predict: Predict, x: Tensor, schedule: Schedule, options: SolverOp
             x = _step(x, output, schedule, k, options, next_from)
         elif schedule.config.variance == "learned_range":
             share = (output[:, channels:].float() + 1) / 2
+            if schedule.config.clamp_variance:
+                share = share.clamp(0, 1)
             deviation = torch.exp(0.5 * (share * float(high[k]) + (1 - share) * float(low[k])))
             x = _step(x, output, schedule, k, options, next_from, (deviation * step_noise(i),), (1.0,))
         else:

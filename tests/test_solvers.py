@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from rcdm_fast import solvers
+import rcdm_fast
+from rcdm_fast import images, names, solvers
 from rcdm_fast.config import ConfigError, ScheduleConfig
 from rcdm_fast.schedule import Schedule
 from rcdm_fast.solvers import SolverOptions
+from tests import small
 from tests.tolerances import ROUND_TRIP_ABS
 
 
@@ -171,3 +173,14 @@ def test_eta_too_large_for_the_schedule() -> None:
 def test_unknown_solver() -> None:
     with pytest.raises(ConfigError, match="ancestral, ddim"):
         solvers.find("euler")
+
+
+@pytest.mark.parametrize("name", names.list_bundled())
+def test_the_bundled_models_with_few_ancestral_steps(name: str) -> None:
+    """Their learned variance asks for more than its largest value; unclamped, samples explode and are clipped."""
+    model = rcdm_fast.load(name, engine="eager")
+    assert model.config.schedule.clamp_variance
+    h = model.encode([images.to_pil(picture) for picture in small.pictures(2, 32)])
+    drawn = model.sample(h, per=2, steps=10, solver="ancestral")
+    assert float((drawn.abs() > 0.999).float().mean()) < 0.2
+    assert float((drawn[0] - drawn[1]).abs().mean()) > 0.05
