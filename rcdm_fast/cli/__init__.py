@@ -16,7 +16,19 @@ from typing import Annotated
 
 import typer
 
-from rcdm_fast.cli import about, adapt, analyze, bench, compare, evaluate, export, report, sampling, training
+from rcdm_fast.cli import (
+    about,
+    adapt,
+    analyze,
+    bench,
+    compare,
+    evaluate,
+    export,
+    playground,
+    report,
+    sampling,
+    training,
+)
 
 app = typer.Typer(
     name="rcdm",
@@ -36,6 +48,7 @@ app.command()(adapt.adapt)
 app.command()(evaluate.evaluate)
 app.command()(analyze.analyze)
 app.command()(report.report)
+app.command()(playground.app)
 app.command()(export.export)
 app.command()(compare.compare)
 app.command()(bench.bench)

@@ -1,0 +1,153 @@
+"""What the playground does: a picture and settings in, pictures out as they are finished.
+
+One model is loaded at a time and one drawing runs at a time; the queue in front of it belongs to the page. Knows
+nothing about pages.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+import rcdm_fast
+from rcdm_fast import images, solvers
+from rcdm_fast.analysis.augment import AUGMENTATIONS
+from rcdm_fast.config import ConfigError
+from rcdm_fast.pipeline import Model
+
+NEUTRAL = {"zoom": 1.0, "brightness": 1.0, "solarise": 1.0}  # magnitudes that change nothing; 0 for the others
+MAX_STEPS, MAX_COUNT = 250, 32
+STREAMED = 4  # pictures that appear together
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to draw.
+
+    Attributes:
+        model: a name or file that the playground was opened with.
+        steps, solver, seed: as in `Model.sample`.
+        count: pictures.
+        augmentation: a name in `analysis.augment.AUGMENTATIONS`, or "" for none.
+        magnitude: of the augmentation, in its unit.
+        mix: 0..1, how far h goes on the straight line from the first picture's to the second's.
+    """
+
+    model: str
+    steps: int = 25
+    solver: str = "ddim"
+    seed: int = 0
+    count: int = 8
+    augmentation: str = ""
+    magnitude: float = 0.0
+    mix: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= MAX_STEPS:
+            raise ConfigError(f"steps must be in 1..{MAX_STEPS}, got {self.steps}")
+        if not 1 <= self.count <= MAX_COUNT:
+            raise ConfigError(f"count must be in 1..{MAX_COUNT}, got {self.count}")
+        if not 0 <= self.mix <= 1:
+            raise ConfigError(f"mix must be in 0..1, got {self.mix}")
+        if self.augmentation and self.augmentation not in AUGMENTATIONS:
+            raise ConfigError(f"no augmentation called {self.augmentation}; known: {', '.join(AUGMENTATIONS)}")
+        solvers.find(self.solver)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What there is so far: the pictures as the encoder sees them, and the samples."""
+
+    seen: tuple[Image.Image, ...]
+    samples: tuple[Image.Image, ...]
+    wanted: int
+
+
+@dataclass
+class Playground:
+    """See the module.
+
+    Attributes:
+        models: names or files to choose from, the first one at the start.
+        device, engine, precision: as in `rcdm_fast.load`.
+    """
+
+    models: Sequence[str]
+    device: str | None = None
+    engine: str = "auto"
+    precision: str = "auto"
+    _loaded: tuple[str, Model] | None = field(default=None, init=False, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+
+    def model(self, name: str) -> Model:
+        """The model of that name, loaded if it is not the one that was used last.
+
+        Raises:
+            ConfigError: the playground was not opened with it, or it has no encoder.
+        """
+        if name not in self.models:
+            raise ConfigError(f"{name!r} is not among the models of this playground: {', '.join(self.models)}")
+        if self._loaded is None or self._loaded[0] != name:
+            model = rcdm_fast.load(name, device=self.device, engine=self.engine, precision=self.precision)
+            if model.encoder is None:
+                raise ConfigError(f"{name} has no encoder, so a photograph cannot be given to it")
+            self._loaded = (name, model)
+        return self._loaded[1]
+
+    def draw(
+        self, settings: Settings, picture: Image.Image | None, other: Image.Image | None = None
+    ) -> Iterator[Drawn]:
+        """Samples of the picture's representation; yields the pictures seen at once, then more and more samples.
+
+        The same settings give the same pictures; another magnitude or mix changes h alone and keeps the noise.
+
+        Raises:
+            ConfigError, ImageError: no picture, a bad setting, or a picture that cannot be used.
+        """
+        if picture is None:
+            raise ConfigError("give a photograph first")
+        if settings.mix > 0 and other is None:
+            raise ConfigError("mixing needs a second photograph")
+        with self._lock:
+            model = self.model(settings.model)
+            seen = [self._seen(model, picture, settings)]
+            if other is not None:
+                seen.append(model.view(other))
+            shown = tuple(images.to_pil(each[0]) for each in seen)
+            yield Drawn(shown, (), settings.count)
+            request = model.request(
+                self._mixed(model, seen, settings.mix),
+                per=settings.count,
+                steps=settings.steps,
+                solver=settings.solver,
+                seed=settings.seed,
+            )
+            samples: list[Image.Image] = []
+            for _, pictures in model.batches(request, STREAMED):
+                samples += [images.to_pil(each) for each in pictures.cpu()]
+                yield Drawn(shown, tuple(samples), settings.count)
+
+    def _seen(self, model: Model, picture: Image.Image, settings: Settings) -> Tensor:
+        view = model.view(picture)
+        if not settings.augmentation:
+            return view
+        return AUGMENTATIONS[settings.augmentation](view, settings.magnitude)
+
+    def _mixed(self, model: Model, seen: Sequence[Tensor], mix: float) -> Tensor:
+        assert model.encoder is not None
+        h = model.encoder.encode(seen[0])
+        return h if mix == 0 else torch.lerp(h, model.encoder.encode(seen[1]), mix)
+
+
+def magnitudes(augmentation: str) -> tuple[float, float, float]:
+    """Least, greatest and neutral magnitude of an augmentation's slider; (0, 1, 0) for none."""
+    if not augmentation:
+        return 0.0, 1.0, 0.0
+    neutral = NEUTRAL.get(augmentation, 0.0)
+    values = (*AUGMENTATIONS[augmentation].magnitudes, neutral)
+    return min(values), max(values), neutral

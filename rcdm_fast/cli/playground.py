@@ -1,0 +1,44 @@
+"""`rcdm app`: the playground on this machine.
+
+Knows nothing about the page (`app/page.py`).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from rcdm_fast.cli import common
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def app(
+    model: Annotated[
+        list[str] | None, typer.Option("--model", "-m", help="Model to offer; repeatable. Default: the bundled ones.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; others than 127.0.0.1 let other machines in.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port.")] = 7860,
+    queue: Annotated[int, typer.Option(min=1, help="Requests that may wait.")] = 8,
+    upload_mib: Annotated[int, typer.Option(min=1, help="Largest upload in MiB.")] = 16,
+    device: common.Device = None,
+    engine: common.EngineName = "auto",
+    precision: common.Precision = "auto",
+) -> None:
+    """Open a page where a photo is dropped and samples of its representation appear.
+
+    Example: rcdm app --model cifar10-simclr-trunk --model cifar10-simclr-head
+    """
+    from rcdm_fast import checkpoint
+    from rcdm_fast.app import page
+    from rcdm_fast.app.playground import Playground
+
+    playground = Playground(tuple(model or checkpoint.list_bundled()), device, engine, precision)
+    playground.model(playground.models[0])
+    if host not in _LOOPBACK:
+        common.say(f"{host}: anybody who reaches this address can use the page")
+    common.say(f"http://{host}:{port}  (ctrl-c ends it)")
+    page.launch(playground, host=host, port=port, queue=queue, upload_mib=upload_mib)

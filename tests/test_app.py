@@ -1,0 +1,132 @@
+"""The playground: what it draws, its limits, and the page driven in a browser."""
+
+from __future__ import annotations
+
+import importlib.util
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import rcdm_fast
+from rcdm_fast import images
+from rcdm_fast.analysis.augment import AUGMENTATIONS
+from rcdm_fast.app import page
+from rcdm_fast.app.playground import Drawn, Playground, Settings, magnitudes
+from rcdm_fast.config import ConfigError
+from tests import browser, small
+
+needs_gradio = pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="gradio is not installed")
+
+
+@pytest.fixture
+def playground(monkeypatch: pytest.MonkeyPatch) -> Playground:
+    model = small.model()
+    monkeypatch.setattr(rcdm_fast, "load", lambda name, **_: model)
+    return Playground(("small", "other"))
+
+
+@pytest.fixture
+def photos() -> list[Image.Image]:
+    return [images.to_pil(picture) for picture in small.pictures(2, 40)]
+
+
+def same(one: tuple[Image.Image, ...], two: tuple[Image.Image, ...]) -> bool:
+    return [picture.tobytes() for picture in one] == [picture.tobytes() for picture in two]
+
+
+def last(playground: Playground, photos: list[Image.Image], **changes: Any) -> Drawn:
+    *_, found = playground.draw(Settings("small", steps=3, count=6, **changes), *photos)
+    return found
+
+
+def test_samples_appear_bit_by_bit(playground: Playground, photos: list[Image.Image]) -> None:
+    found = list(playground.draw(Settings("small", steps=3, count=6), photos[0]))
+    assert [len(each.samples) for each in found] == [0, 4, 6]
+    assert all(len(each.seen) == 1 and each.wanted == 6 for each in found)
+    assert found[0].seen[0].size == (8, 8)
+    model = playground.model("small")
+    want = model.sample(model.encode([photos[0]]), per=6, steps=3)[0]
+    assert same(found[-1].samples, tuple(images.to_pil(picture) for picture in want))
+
+
+def test_settings_decide(playground: Playground, photos: list[Image.Image]) -> None:
+    first = last(playground, photos)
+    assert same(last(playground, photos).samples, first.samples)
+    assert not same(last(playground, photos, seed=1).samples, first.samples)
+    second = last(playground, photos[::-1])
+    mixed = last(playground, photos, mix=1.0)
+    assert same(mixed.samples, second.samples)
+    assert len(mixed.seen) == 2
+    flipped = last(playground, photos, augmentation="flip", magnitude=1.0)
+    assert same(flipped.seen[:1], (first.seen[0].transpose(Image.Transpose.FLIP_LEFT_RIGHT),))
+
+
+def test_neutral_magnitudes_change_nothing() -> None:
+    pictures = small.pictures(2, 16)
+    for name, augmentation in AUGMENTATIONS.items():
+        low, high, neutral = magnitudes(name)
+        assert low <= neutral <= high
+        assert low < high
+        assert float((augmentation(pictures, neutral) - pictures).abs().max()) < 1e-5, name
+
+
+def test_what_is_refused(playground: Playground, photos: list[Image.Image]) -> None:
+    for changes, message in (
+        ({"steps": 0}, "steps"), ({"count": 33}, "count"), ({"mix": 1.5}, "mix"),
+        ({"augmentation": "x"}, "augmentation"), ({"solver": "euler"}, "solver"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=message):
+            Settings("small", **changes)
+    with pytest.raises(ConfigError, match="give a photograph"):
+        next(playground.draw(Settings("small"), None))
+    with pytest.raises(ConfigError, match="second photograph"):
+        next(playground.draw(Settings("small", mix=0.5), photos[0]))
+    with pytest.raises(ConfigError, match="not among the models"):
+        next(playground.draw(Settings("/etc/passwd"), photos[0]))
+    with pytest.raises(images.ImageError, match="at least 8"):
+        next(playground.draw(Settings("small"), Image.new("RGB", (4, 4))))
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@needs_gradio
+def test_in_a_browser(tmp_path: Path, photos: list[Image.Image]) -> None:
+    """Drop a photo, draw, change it, and see an error; nothing comes from elsewhere."""
+    playground = Playground(("cifar10-simclr-trunk", "cifar10-simclr-head"))
+    photos[0].save(tmp_path / "photo.png")
+    with browser.chromium(tmp_path / "profile", 1280) as driver:
+        blocks, address = page.launch(playground, host="127.0.0.1", port=free_port(), queue=2, upload_mib=1, wait=False)
+        try:
+            assert address.startswith("http://127.0.0.1:")
+            driver.get(address)
+            until(driver, "return !!document.querySelector('#draw')")
+            driver.execute_script("document.querySelector('#draw').click()")
+            until(driver, "return document.body.innerText.includes('give a photograph first')")
+            driver.find_element("css selector", "input[type=file]").send_keys(str(tmp_path / "photo.png"))
+            until(driver, "return !!document.querySelector('.image-frame img, [data-testid=image] img')")
+            driver.execute_script("document.querySelector('#draw').click()")
+            until(driver, "return document.querySelectorAll('#samples img').length >= 8")
+            assert "8 of 8 pictures" in driver.execute_script("return document.querySelector('#status').innerText")
+            names = driver.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
+            assert [name for name in names if not name.startswith((address, "data:", "blob:"))] == []
+            driver.save_screenshot(str(tmp_path / "page.png"))
+        finally:
+            blocks.close()
+
+
+def until(driver: Any, script: str, seconds: float = 60) -> None:
+    """Wait for a script to be true."""
+    end = time.monotonic() + seconds
+    while not driver.execute_script(script):
+        if time.monotonic() > end:
+            text = driver.execute_script("return document.body.innerText")
+            raise AssertionError(f"{script}: not within {seconds} s; the page says {text[-500:]}")
+        time.sleep(0.2)
