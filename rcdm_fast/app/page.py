@@ -23,6 +23,7 @@ SHOWN = 128  # pixels of a picture on the page
 _PLAIN = "none"
 _FONTS = ("system-ui", "sans-serif")
 _KEPT_S = 3600  # uploads are deleted after this time
+Shown = tuple[str, Image.Image, Image.Image | None, list[Image.Image]]  # status, the two pictures seen, samples
 
 
 def gradio() -> Any:
@@ -63,10 +64,13 @@ def build(playground: Playground, queue: int = 8) -> Any:
                     mix = gr.Slider(0, 1, value=0, label="Share of the second representation")
             with gr.Column(scale=2, min_width=280):
                 status = gr.Markdown("Give a photograph and press Draw.", elem_id="status")
-                seen = gr.Gallery(label="As the encoder sees it", columns=4, height="auto", elem_id="seen")
+                with gr.Row():
+                    options = {"height": 170, "interactive": False, "buttons": []}
+                    seen = gr.Image(label="As the encoder sees it", elem_id="seen", **options)
+                    second = gr.Image(label="The second photograph", **options)
                 samples = gr.Gallery(label="Samples", columns=4, height="auto", elem_id="samples")
 
-        def run(*values: Any) -> Iterator[tuple[str, list[Image.Image], list[Image.Image]]]:
+        def run(*values: Any) -> Iterator[Shown]:
             yield from _run(gr, playground, *values)
 
         def range_of(name: str) -> Any:
@@ -74,7 +78,7 @@ def build(playground: Playground, queue: int = 8) -> Any:
             return gr.Slider(low, high, value=neutral, label=_label(name))
 
         inputs = [picture, model, count, steps, solver, seed, augmentation, magnitude, other, mix]
-        outputs = [status, seen, samples]
+        outputs = [status, seen, second, samples]
         drawing = {"show_progress": "hidden", "concurrency_id": "draw"}
         events = [draw.click(run, inputs, outputs, concurrency_limit=1, **drawing)]
         events += [
@@ -132,14 +136,15 @@ def _run(
     magnitude: float,
     other: Image.Image | None,
     mix: float,
-) -> Iterator[tuple[str, list[Image.Image], list[Image.Image]]]:
-    """The handler: values of the page in its order; yields (status, pictures seen, samples)."""
+) -> Iterator[Shown]:
+    """The handler: values of the page in its order; see `Shown`."""
     chosen = "" if augmentation == _PLAIN else augmentation
     try:
         settings = Settings(model, int(steps), solver, int(seed or 0), int(count), chosen, magnitude, mix)
         for drawn in playground.draw(settings, picture, other):
             done = f"{len(drawn.samples)} of {drawn.wanted} pictures"
-            yield done, [_large(each) for each in drawn.seen], [_large(each) for each in drawn.samples]
+            first, *rest = (_large(each) for each in drawn.seen)
+            yield done, first, rest[0] if rest else None, [_large(each) for each in drawn.samples]
     except (ConfigError, images.ImageError, SamplingError, OSError) as error:
         raise gr.Error(str(error), print_exception=False) from error
 
