@@ -40,19 +40,37 @@ def linear_probe_accuracy(
     iterations: int = 100,
 ) -> float:
     """Accuracy in [0,1] of multinomial logistic regression on standardised features, fitted by L-BFGS."""
+    probe = fit_linear_probe(train, train_labels, weight_decay, iterations)
+    with torch.no_grad():
+        return float((probe(test.float()).argmax(dim=1) == test_labels).float().mean())
+
+
+def fit_linear_probe(
+    train: Tensor,  # [N,D]
+    labels: Tensor,  # int64 [N]
+    weight_decay: float = 1e-5,
+    iterations: int = 100,
+) -> nn.Linear:
+    """Multinomial logistic regression on standardised features, fitted by L-BFGS; takes features as they are.
+
+    Returns:
+        float32 [N,D] -> logits [N,C], C the largest label plus one; without gradients of its own.
+    """
     mean, std = train.float().mean(dim=0), train.float().std(dim=0).clamp_min(1e-6)
-    inputs, queries = (train.float() - mean) / std, (test.float() - mean) / std
-    probe = nn.Linear(inputs.shape[1], int(train_labels.max()) + 1)
+    inputs = (train.float() - mean) / std
+    probe = nn.Linear(inputs.shape[1], int(labels.max()) + 1)
     nn.init.zeros_(probe.weight)
     nn.init.zeros_(probe.bias)
     optimizer = torch.optim.LBFGS(probe.parameters(), max_iter=iterations, line_search_fn="strong_wolfe")
 
     def closure() -> float:
         optimizer.zero_grad()
-        loss = F.cross_entropy(probe(inputs), train_labels) + weight_decay * probe.weight.square().sum()
+        loss = F.cross_entropy(probe(inputs), labels) + weight_decay * probe.weight.square().sum()
         loss.backward()
         return float(loss.detach())
 
     optimizer.step(closure)
     with torch.no_grad():
-        return float((probe(queries).argmax(dim=1) == test_labels).float().mean())
+        probe.weight.div_(std)
+        probe.bias.sub_(probe.weight @ mean)
+    return probe.requires_grad_(False)

@@ -96,11 +96,22 @@ def _photos(job: Job) -> Analysis:
     return photos.run(job.model, job.photos or job.pictures, config, job.progress)
 
 
+def _attack(job: Job) -> Analysis:
+    from rcdm_fast.analysis import attack
+    from rcdm_fast.config import from_dict
+
+    config = from_dict(attack.AttackConfig, job.settings, "settings of attack")
+    return attack.run((job.model, *job.against), job.pictures, config, job.progress)
+
+
 EXPERIMENTS: dict[str, Experiment] = {
     "photos": Experiment("samples of photographs beside them", _photos),
     "faithfulness": Experiment("rank of the source picture and distances of re-encoded samples", _faithfulness),
     "invariance": Experiment("what samples recover of transformed pictures, augmentation by augmentation", _invariance),
     "layers": Experiment("backbone beside projector: what one keeps and the other drops", _layers, compares=True),
+    "attack": Experiment(
+        "pictures changed invisibly against a linear probe: accuracy, movement of h, samples", _attack, compares=True
+    ),
 }
 
 

@@ -1,0 +1,140 @@
+"""Attacks against closed forms and a toy that can be separated; the experiment's tables, findings and errors."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from rcdm_fast.analysis import attack
+from rcdm_fast.analysis.attack import AttackConfig
+from rcdm_fast.analysis.perturb import LEVEL, against_probe, fgsm, pgd
+from rcdm_fast.analysis.registry import EXPERIMENTS, Job
+from rcdm_fast.analysis.result import Analysis, Table
+from rcdm_fast.config import ConfigError
+from rcdm_fast.training import probes
+from rcdm_fast.training.data import ImageSet
+from rcdm_fast.training.evaluate import Interval
+from tests import small
+
+QUICK = AttackConfig(epsilons=(0, 2, 64), pgd_steps=5, steps=2, resamples=200, sources=20)
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageSet:
+    """Two classes, a little redder and a little bluer."""
+    pictures = small.pictures(120) * 0.2
+    labels = torch.arange(120) % 2
+    pictures[labels == 0, 0] += 0.3
+    pictures[labels == 1, 2] += 0.3
+    pixels = pictures.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+    paths = tuple(Path(f"{number}.png") for number in range(120))
+    return ImageSet(pixels, labels, ("red", "blue"), paths, "made-up")
+
+
+def test_closed_form_of_a_linear_loss(generator: torch.Generator) -> None:
+    pictures = torch.rand(4, 3, 8, 8, generator=generator) - 0.5
+    weight = torch.randn(3, 8, 8, generator=generator)
+    want = pictures + 8 * LEVEL * weight.sign()
+
+    def gradient(x: Tensor) -> Tensor:
+        return weight.expand_as(x)
+
+    torch.testing.assert_close(fgsm(pictures, gradient, 8), want)
+    torch.testing.assert_close(pgd(pictures, gradient, 8, 10), want)
+    torch.testing.assert_close(pgd(pictures, gradient, 8, 10, generator), want)
+    assert float(fgsm(pictures + 0.5, gradient, 100).max()) == 1.0
+
+
+def test_never_farther_than_epsilon(data: ImageSet) -> None:
+    encoder = small.encoder()
+    assert data.labels is not None
+    views = data.floats(slice(None))
+    probe = probes.fit_linear_probe(encoder.encode(views), data.labels)
+    for steps in (0, 4):
+        changed = against_probe(views, data.labels, encoder, probe, 3, steps, batch_size=50)
+        assert 2.9 * LEVEL < float((changed - views).abs().max()) <= 3 * LEVEL + 1e-6
+        assert float(changed.abs().max()) <= 1
+    assert against_probe(views, data.labels, encoder, probe, 0) is views
+
+
+def test_pgd_finds_what_fgsm_does_not() -> None:
+    """A loss with a ridge: the first gradient points over it."""
+
+    def gradient(x: Tensor) -> Tensor:
+        return -(x - 0.02).sign()
+
+    start = torch.zeros(1, 3, 2, 2)
+    assert float((fgsm(start, gradient, 16) - 0.02).abs().max()) > 0.1
+    assert float((pgd(start, gradient, 16, 20) - 0.02).abs().max()) < 0.02
+
+
+def value(found: Analysis, name: str, row: int, column: int = 1) -> float:
+    table: Table = next(each for each in found.tables if each.name == name)
+    cell = table.rows[row][column]
+    assert isinstance(cell, Interval)
+    return cell.value
+
+
+def test_a_probe_under_attack(data: ImageSet) -> None:
+    found = attack.run([small.model(), small.model()], data, QUICK)
+    for method in attack.METHODS:
+        assert value(found, f"accuracy-{method}", 0) > 0.95
+        assert value(found, f"accuracy-{method}", 2) < 0.1
+        assert value(found, f"moved-{method}", 0) == 0
+        assert value(found, f"moved-{method}", 2) > value(found, f"moved-{method}", 1) > 0
+    # the same model twice: nothing tells them apart
+    assert all(finding.holds is None for finding in found.findings)
+    assert len(found.findings) == 3
+    assert found.settings["pictures"] == 60
+    assert set(found.figures) == set(found.captions) == {"samples"}
+    again = attack.run([small.model(), small.model()], data, QUICK)
+    assert again.as_json() == found.as_json()
+
+
+def test_a_deaf_encoder_does_not_move(data: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    loud, quiet = small.model(), small.model()
+    assert quiet.encoder is not None
+    before = quiet.encoder.represent  # type: ignore[attr-defined]
+    monkeypatch.setattr(quiet.encoder, "represent", lambda views: before(views.detach() + 0 * views))
+    found = attack.run([quiet, loud], data, QUICK)
+    moved = [finding for finding in found.findings if "moves" in finding.claim]
+    assert [finding.holds for finding in moved] == [True, True]
+    assert "moves h of" in moved[0].claim
+
+
+def test_what_is_refused(data: ImageSet) -> None:
+    model = small.model()
+    with pytest.raises(ConfigError, match="labelled pictures"):
+        attack.run([model], dataclasses.replace(data, labels=None), QUICK)
+    with pytest.raises(ConfigError, match="at least 40 pictures"):
+        attack.run([model], data.subset(torch.arange(30)), QUICK)
+    with pytest.raises(ConfigError, match="at least 2 classes"):
+        attack.run([model], dataclasses.replace(data, labels=torch.zeros(120, dtype=torch.int64)), QUICK)
+    with pytest.raises(ConfigError, match="pictures to attack"):
+        attack.run([model], data, dataclasses.replace(QUICK, pictures=500))
+    with pytest.raises(ConfigError, match="begin with 0"):
+        AttackConfig(epsilons=(1, 2))
+    model._encoder = None
+    with pytest.raises(ConfigError, match="no encoder"):
+        attack.run([model], data, QUICK)
+
+
+def test_the_probe_takes_features_as_they_are(generator: torch.Generator) -> None:
+    features = torch.randn(200, 5, generator=generator) * torch.tensor([1.0, 10, 0.1, 1, 1]) + 3
+    labels = (features[:, 1] > 3).long()
+    probe = probes.fit_linear_probe(features, labels)
+    assert float((probe(features).argmax(dim=1) == labels).float().mean()) > 0.99
+    assert not any(parameter.requires_grad for parameter in probe.parameters())
+
+
+def test_from_the_registry(data: ImageSet) -> None:
+    settings = {name: getattr(QUICK, name) for name in ("epsilons", "pgd_steps", "steps", "resamples", "sources")}
+    settings["epsilons"] = list(settings["epsilons"])
+    found = EXPERIMENTS["attack"].run(Job(small.model(), data, against=(small.model(),), settings=settings))
+    assert found.name == "attack"
+    assert np.isfinite(value(found, "samples", 0, 3))
