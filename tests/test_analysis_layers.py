@@ -230,7 +230,7 @@ def test_the_command_writes_figures_and_numbers(
 def test_wrong_commands_say_what_is_missing(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, out = "cifar10-simclr-head", ("--out", tmp_path / "out")
     for given, said in (
-        (("analyze", "astrology", model, *out), "known: faithfulness"),
+        (("analyze", "astrology", model, *out), "known: photos ("),
         (("analyze", "invariance", model, *out), "--data"),
         (("analyze", "layers", model, *out, "--data", folder), "--against"),
         (("analyze", "invariance", model, *out, "--data", folder, "--against", model), "takes no --against"),

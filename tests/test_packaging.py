@@ -132,12 +132,12 @@ def test_wheel_has_every_module_and_every_bundled_file(wheel: Path, checkout: Pa
     assert data
     assert {f"rcdm_fast/bundled/{path.name}" for path in data} <= contents
     assert {f"rcdm_fast/training/configs/{path.name}" for path in checkout.glob("training/configs/*")} <= contents
-    assert "rcdm_fast/py.typed" in contents
+    assert {"rcdm_fast/py.typed", "rcdm_fast/report/page.css"} <= contents
 
 
 def test_wheel_has_nothing_else(wheel: Path) -> None:
     kinds = {Path(name).suffix for name in _contents(wheel) if name.startswith("rcdm_fast/")}
-    assert kinds <= {".py", ".so", ".typed", ".json", ".safetensors", ".md"}
+    assert kinds <= {".py", ".so", ".typed", ".json", ".safetensors", ".md", ".css"}
     assert not [name for name in _contents(wheel) if "test" in name or "csrc" in name or "benchmarks/" in name]
 
 
