@@ -104,11 +104,20 @@ def _attack(job: Job) -> Analysis:
     return attack.run((job.model, *job.against), job.pictures, config, job.progress)
 
 
+def _manipulate(job: Job) -> Analysis:
+    from rcdm_fast.analysis import manipulate
+    from rcdm_fast.config import from_dict
+
+    config = from_dict(manipulate.ManipulateConfig, job.settings, "settings of manipulate")
+    return manipulate.run(job.model, job.pictures, config, job.progress)
+
+
 EXPERIMENTS: dict[str, Experiment] = {
     "photos": Experiment("samples of photographs beside them", _photos),
     "faithfulness": Experiment("rank of the source picture and distances of re-encoded samples", _faithfulness),
     "invariance": Experiment("what samples recover of transformed pictures, augmentation by augmentation", _invariance),
     "layers": Experiment("backbone beside projector: what one keeps and the other drops", _layers, compares=True),
+    "manipulate": Experiment("changes of h: what moves in the samples, and whether the class is kept", _manipulate),
     "attack": Experiment(
         "pictures changed invisibly against a linear probe: accuracy, movement of h, samples", _attack, compares=True
     ),

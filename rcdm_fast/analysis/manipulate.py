@@ -1,0 +1,301 @@
+"""What happens to samples when h itself is changed: class kept, property moved.
+
+Two ways (Bordes et al. 2021, section 5.3, and its published code). *Dimensions*: those that are non-zero for more than
+`threshold` of the `neighbours` nearest neighbours of h are what the neighbourhood has in common; they are set to zero,
+or to a target picture's values. *Directions*, for encoders whose outputs are not sparse: h moves along the difference
+of mean representations of pictures with much and with little of a property, or along a principal component. Beside each
+stands a control of the same size: as many random dimensions, or a random direction of the same length.
+
+Neighbours are exact; a gallery of 100,000 takes seconds. Knows nothing about how properties are measured
+(`properties.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rcdm_fast import images
+from rcdm_fast.analysis import properties
+from rcdm_fast.analysis.directions import class_of, common_dimensions, mean_difference, principal_directions
+from rcdm_fast.analysis.recovery import MIN_SOURCES, check_sources
+from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table
+from rcdm_fast.config import ConfigError
+from rcdm_fast.pipeline import Model
+from rcdm_fast.training import representations
+from rcdm_fast.training.data import ImageSet
+from rcdm_fast.training.evaluate import Interval, bootstrap
+
+SPARSE = 0.2  # share of zeros from which "non-zero" tells dimensions apart
+
+
+@dataclass(frozen=True)
+class ManipulateConfig:
+    """What to change and sample.
+
+    Attributes:
+        sources: source pictures, spread evenly over one half of the data (the other is the gallery); 0 means 64.
+        samples: of each changed h.
+        neighbours, threshold: of the common dimensions; 20 and 14 as published.
+        properties: whose directions are tried; names in `properties.PROPERTIES`.
+        components: principal components tried.
+        strength: length of a step along a direction: of the difference of means, or of the component's deviation.
+        knn: neighbours that vote for a class.
+        steps, solver, seed, batch_size: as in `Model.sample`.
+        resamples: bootstrap draws behind the intervals, over sources.
+        shown: sources in the figure.
+    """
+
+    sources: int = 0
+    samples: int = 2
+    neighbours: int = 20
+    threshold: int = 14
+    properties: tuple[str, ...] = ("brightness", "sharpness", "asymmetry")
+    components: int = 2
+    strength: float = 2.0
+    knn: int = 20
+    steps: int | str = 25
+    solver: str = "ddim"
+    seed: int = 0
+    batch_size: int = 64
+    resamples: int = 2000
+    shown: int = 4
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold < self.neighbours:
+            raise ConfigError(f"threshold must be in 0..{self.neighbours - 1}, got {self.threshold}")
+        if min(self.samples, self.knn, self.shown) < 1 or self.components < 0:
+            raise ConfigError("samples, knn and shown must be at least 1, components at least 0")
+        for name in self.properties:
+            if properties.find(name).period is not None:
+                raise ConfigError(f"{name} is an angle: there is no more or less of it")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Gallery and sources; G gallery pictures, S sources."""
+
+    gallery: Tensor  # float32 [G,D]
+    gallery_pictures: Tensor  # float32 [G,3,H,W]
+    gallery_labels: Tensor | None  # int64 [G]
+    h: Tensor  # float32 [S,D]
+    pictures: Tensor  # float32 [S,3,H,W]
+    labels: Tensor | None  # int64 [S]
+    items: Tensor  # int64 [S]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One manipulation of all sources.
+
+    Attributes:
+        name: for tables.
+        h: changed representations, float32 [S,D].
+        control: the same with something random of the same size.
+        wanted: what should move: a property's name (upwards), or "target" (samples come nearer to `target`).
+        target: representations that samples should come nearer to, float32 [S,D].
+    """
+
+    name: str
+    h: Tensor
+    control: Tensor
+    wanted: str
+    target: Tensor | None = None
+
+
+def run(
+    model: Model, data: ImageSet, config: ManipulateConfig, progress: Callable[[int, int], None] | None = None
+) -> Analysis:
+    """All manipulations of all sources.
+
+    Args:
+        model: a model with an encoder.
+        data: pictures; class columns need labels.
+        config: sizes and solver.
+        progress: called with (manipulations done, all of them).
+
+    Raises:
+        ConfigError: too few pictures, or a model without an encoder.
+    """
+    setting = _setting(model, data, config)
+    changes = _changes(setting, config)
+    before = _drawn(model, setting.h, setting.items, config)
+    rows: list[tuple[Cell, ...]] = []
+    findings: list[Finding] = []
+    figure = [[setting.pictures[row], before[row, 0]] for row in range(min(config.shown, len(setting.h)))]
+    kept_before = _kept(model, before, setting, config)
+    for number, change in enumerate(changes):
+        after = _drawn(model, change.h, setting.items, config)
+        control = _drawn(model, change.control, setting.items, config)
+        moved, moved_control = (_moved(model, before, each, change) for each in (after, control))
+        gain = _interval(moved - moved_control, config)
+        kept, kept_control = (_kept(model, each, setting, config) for each in (after, control))
+        row: list[Cell] = [change.name, change.wanted, _interval(moved, config), _interval(moved_control, config), gain]
+        if kept is not None and kept_control is not None:
+            row += [_interval(kept, config), _interval(kept_control, config)]
+        rows.append(tuple(row))
+        findings.append(_finding(change, gain, moved, kept, kept_before, config))
+        for place, shown in enumerate(figure):
+            shown.append(after[place, 0])
+        if progress is not None:
+            progress(number + 1, len(changes))
+    name = model.config.name or "(unnamed)"
+    columns = ["manipulation", "wanted", "moved as wanted", "control", "difference"]
+    note = "Share of samples that move as wanted against the unchanged h with the same noise; by chance a half do."
+    if kept_before is not None:
+        columns += ["class kept", "class kept, control"]
+        note += (
+            f" Class by {config.knn}-NN of the re-encoded sample; unchanged h: {_text(_interval(kept_before, config))}."
+        )
+    titles = ["picture", "sample", *(change.name for change in changes)]
+    return Analysis(
+        name="manipulate",
+        title=f"Changes of the representation of {name}",
+        model=name,
+        settings={
+            **dataclasses.asdict(config),
+            "sources": len(setting.h),
+            "gallery": len(setting.gallery),
+            "zeros": round(float((setting.gallery == 0).float().mean()), 4),
+            "data": data.fingerprint,
+        },
+        tables=(Table("manipulations", "Moved as wanted, and class kept", tuple(columns), tuple(rows), note),),
+        findings=tuple(findings),
+        figures={
+            "rows": images.sheet(
+                [[images.to_pil(each) for each in row] for row in figure],
+                cell=80,
+                column_titles=titles,
+                group_gaps=[1, 2],
+            )
+        },
+        captions={"rows": "A picture, a sample of its h, and samples of the changed h with the same noise."},
+        method="Sources come from one half of the data, neighbours, directions and votes from the other. Dimensions: "
+        f"non-zero in more than {config.threshold} of {config.neighbours} nearest neighbours, set to zero or to the "
+        "values of a random target picture. Directions: difference of means between the upper and the lower third of a "
+        "property, and principal components. Controls: as many random dimensions; a random direction of the same "
+        "length. Intervals: 95 %, bootstrap over sources. After Bordes et al. (2021), section 5.3.",
+    )
+
+
+def _setting(model: Model, data: ImageSet, config: ManipulateConfig) -> Setting:
+    if model.encoder is None:
+        raise ConfigError("changes of h need the model's encoder; give one with --encoder")
+    needed = 2 * max(MIN_SOURCES, config.neighbours + 1)
+    if len(data) < needed:
+        raise ConfigError(f"at least {needed} pictures are needed, half of them as the gallery; got {len(data)}")
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(config.seed))
+    gallery, rest = order[: len(data) // 2].sort().values, order[len(data) // 2 :].sort().values
+    count = config.sources or min(64, len(rest))
+    check_sources(count, len(rest))
+    chosen = rest[torch.linspace(0, len(rest) - 1, count).round().long()]
+    labels = data.labels
+    return Setting(
+        representations.compute(model.encoder, data.subset(gallery)),
+        data.floats(gallery).cpu(),
+        None if labels is None else labels[gallery],
+        representations.compute(model.encoder, data.subset(chosen)),
+        data.floats(chosen).cpu(),
+        None if labels is None else labels[chosen],
+        chosen,
+    )
+
+
+def _changes(setting: Setting, config: ManipulateConfig) -> list[Change]:
+    generator = torch.Generator().manual_seed(config.seed)
+    h, gallery = setting.h, setting.gallery
+    changes = []
+    if float((gallery == 0).float().mean()) >= SPARSE:
+        common = common_dimensions(h, gallery, config.neighbours, config.threshold)
+        random = torch.stack([row[torch.randperm(len(row), generator=generator)] for row in common])
+        target = gallery[torch.randint(len(gallery), (len(h),), generator=generator)]
+        zeroed, other = torch.where(common, 0.0, h), torch.where(random, 0.0, h)
+        changes.append(Change("common dimensions zeroed", zeroed, other, "target", zeroed))
+        swapped, other = torch.where(common, target, h), torch.where(random, target, h)
+        changes.append(Change("common dimensions swapped", swapped, other, "target", target))
+    for name in config.properties:
+        values = properties.find(name)(setting.gallery_pictures)
+        direction = config.strength * mean_difference(gallery, values)
+        changes.append(Change(f"towards more {name}", h + direction, h + _random_like(direction, generator), name))
+    for number, component in enumerate(principal_directions(gallery, config.components)):
+        direction = config.strength * component
+        control = h + _random_like(direction, generator)
+        changes.append(Change(f"component {number + 1}", h + direction, control, "target", h + direction))
+    return changes
+
+
+def _random_like(direction: Tensor, generator: torch.Generator) -> Tensor:
+    random = torch.randn(direction.shape, generator=generator)
+    length: Tensor = direction.norm() / random.norm()
+    return random * length
+
+
+def _drawn(model: Model, h: Tensor, items: Tensor, config: ManipulateConfig) -> Tensor:
+    """Samples with the noise of the sources, float32 [S,P,3,H,W] on the CPU."""
+    return model.sample(
+        h,
+        items=items,
+        per=config.samples,
+        steps=config.steps,
+        solver=config.solver,
+        seed=config.seed,
+        batch_size=config.batch_size,
+    ).cpu()
+
+
+def _moved(model: Model, before: Tensor, after: Tensor, change: Change) -> np.ndarray:
+    """Share of each source's samples that moved as wanted, float64 [S]; a tie is a half."""
+    if change.target is None:
+        each = properties.find(change.wanted)
+        first, second = (each(part.flatten(0, 1).clamp(-1, 1)).view(before.shape[:2]) for part in (before, after))
+        step = (second - first).double()
+    else:
+        assert model.encoder is not None
+        target = change.target[:, None].double()
+        far = [
+            (model.encoder.encode(part.flatten(0, 1)).cpu().view(*before.shape[:2], -1).double() - target).norm(dim=2)
+            for part in (before, after)
+        ]
+        step = far[0] - far[1]
+    return ((step > 0).double() + 0.5 * (step == 0).double()).mean(dim=1).numpy()
+
+
+def _kept(model: Model, samples: Tensor, setting: Setting, config: ManipulateConfig) -> np.ndarray | None:
+    """Share of each source's samples that have its class, float64 [S]; None without labels."""
+    if setting.labels is None or setting.gallery_labels is None or model.encoder is None:
+        return None
+    again = model.encoder.encode(samples.flatten(0, 1)).cpu()
+    told = class_of(again, setting.gallery, setting.gallery_labels, config.knn).view(samples.shape[:2])
+    return (told == setting.labels[:, None]).double().mean(dim=1).numpy()
+
+
+def _finding(
+    change: Change,
+    gain: Interval,
+    moved: np.ndarray,
+    kept: np.ndarray | None,
+    kept_before: np.ndarray | None,
+    config: ManipulateConfig,
+) -> Finding:
+    holds = True if gain.low > 0 else False if gain.high < 0 else None
+    text = f"{_text(_interval(moved, config))} of samples move as wanted, {_text(gain)} more than with the control"
+    if kept is not None and kept_before is not None:
+        text += (
+            f"; the class is kept in {_text(_interval(kept, config))} "
+            f"(unchanged h: {_text(_interval(kept_before, config))})"
+        )
+    wanted = "the target" if change.target is not None else f"more {change.wanted}"
+    return Finding(f"{change.name}: samples move to {wanted}", holds, text)
+
+
+def _interval(values: np.ndarray, config: ManipulateConfig) -> Interval:
+    return bootstrap(values, config.resamples, np.random.default_rng(config.seed))
+
+
+def _text(interval: Interval) -> str:
+    return f"{100 * interval.value:.0f} % [{100 * interval.low:.0f}, {100 * interval.high:.0f}]"

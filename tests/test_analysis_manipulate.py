@@ -1,0 +1,129 @@
+"""Changes of h: common dimensions, directions with a known answer, what moves and what is kept, errors."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from rcdm_fast.analysis import manipulate
+from rcdm_fast.analysis.directions import class_of, common_dimensions, mean_difference, principal_directions
+from rcdm_fast.analysis.manipulate import ManipulateConfig
+from rcdm_fast.config import ConfigError
+from rcdm_fast.pipeline import Model
+from rcdm_fast.training.data import ImageSet
+from rcdm_fast.training.evaluate import Interval
+from tests import small
+from tests.test_analysis import Flat
+
+QUICK = ManipulateConfig(steps=2, resamples=200, sources=24, properties=("brightness",), components=1)
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageSet:
+    """Pictures of 16 pixels; the classes are dark and light."""
+    pictures = small.pictures(100, 16) * 0.3
+    labels = torch.arange(100) % 2
+    pictures[labels == 1] += 0.4
+    pictures[labels == 0] -= 0.4
+    pixels = pictures.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+    return ImageSet(pixels, labels, ("dark", "light"), tuple(Path(f"{n}.png") for n in range(100)), "made-up")
+
+
+@pytest.fixture
+def mirror(monkeypatch: pytest.MonkeyPatch) -> Model:
+    """A model whose representation is the picture and whose samples are the representation."""
+    model = small.model()
+    monkeypatch.setattr(model, "_encoder", Flat())
+
+    def draw(h: Tensor, *, items: Tensor, per: int, **_: object) -> Tensor:
+        return h.view(-1, 1, 3, 16, 16).expand(-1, per, -1, -1, -1).clamp(-1, 1)
+
+    monkeypatch.setattr(model, "sample", draw)
+    return model
+
+
+def test_common_dimensions() -> None:
+    gallery = torch.zeros(40, 4)
+    gallery[:20, 0] = 1.0  # near: always there
+    gallery[:14, 1] = 1e-3  # in 14 of 20: not more than 14
+    gallery[:15, 2] = 1e-3  # in 15
+    gallery[20:] = 100.0
+    found = common_dimensions(torch.tensor([[1.0, 0, 0, 0]]), gallery, 20, 14)
+    assert found.tolist() == [[True, False, True, False]]
+
+
+def test_directions_with_a_known_answer(generator: torch.Generator) -> None:
+    gallery = torch.randn(600, 5, generator=generator) * torch.tensor([1.0, 5.0, 1.0, 0.5, 1.0])
+    (first,) = principal_directions(gallery, 1)
+    assert abs(float(first[1])) / float(first.norm()) > 0.99
+    assert float(first.norm()) == pytest.approx(5, rel=0.1)
+    values = gallery[:, 3] * 7
+    direction = mean_difference(gallery, values)
+    assert float(direction[3]) > 0.8
+    assert float(direction[[0, 2, 4]].abs().max()) < 0.3
+
+
+def test_class_by_neighbours() -> None:
+    gallery = torch.tensor([[1.0, 0], [0.9, 0.1], [0, 1], [0.1, 0.9]])
+    labels = torch.tensor([0, 0, 1, 1])
+    assert class_of(torch.tensor([[5.0, 1], [1, 5]]), gallery, labels, 2).tolist() == [0, 1]
+
+
+def test_a_decoder_that_obeys(mirror: Model, data: ImageSet) -> None:
+    found = manipulate.run(mirror, data, QUICK)
+    bright, component = found.tables[0].rows
+    assert (bright[0], bright[1], component[0]) == ("towards more brightness", "brightness", "component 1")
+    assert isinstance(bright[2], Interval)
+    assert bright[2].value == 1.0
+    assert isinstance(component[2], Interval)
+    assert component[2].value == 1.0
+    assert isinstance(bright[5], Interval)
+    assert bright[5].value == pytest.approx(0.5, abs=0.25)  # dark ones became light
+    assert found.findings[0].holds is True
+    assert found.settings["zeros"] < manipulate.SPARSE
+
+
+def test_dimensions_are_swapped_where_representations_are_sparse(
+    mirror: Model, data: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manipulate, "SPARSE", 0.0)
+    zeroed, swapped, *_ = manipulate.run(mirror, data, QUICK).tables[0].rows
+    assert (zeroed[0], swapped[0]) == ("common dimensions zeroed", "common dimensions swapped")
+    for cell, value in ((swapped[2], 1.0), (swapped[3], 1.0), (swapped[4], 0.0)):  # all are non-zero: all are swapped
+        assert isinstance(cell, Interval)
+        assert cell.value == value
+
+
+def test_a_decoder_that_does_not_listen(mirror: Model, data: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    def draw(h: Tensor, *, items: Tensor, per: int, **_: object) -> Tensor:
+        return torch.stack([small.pictures(per, 16, seed=item) for item in items.tolist()])
+
+    monkeypatch.setattr(mirror, "sample", draw)
+    found = manipulate.run(mirror, data, QUICK)
+    for row in found.tables[0].rows:
+        assert isinstance(row[2], Interval)
+        assert row[2].value == 0.5
+    assert [finding.holds for finding in found.findings] == [None, None]
+
+
+def test_without_labels(mirror: Model, data: ImageSet) -> None:
+    found = manipulate.run(mirror, dataclasses.replace(data, labels=None), QUICK)
+    assert len(found.tables[0].columns) == 5
+
+
+def test_what_is_refused(mirror: Model, data: ImageSet) -> None:
+    with pytest.raises(ConfigError, match="at least 42 pictures"):
+        manipulate.run(mirror, data.subset(torch.arange(30)), QUICK)
+    with pytest.raises(ConfigError, match="threshold"):
+        ManipulateConfig(threshold=20)
+    with pytest.raises(ConfigError, match="no property"):
+        ManipulateConfig(properties=("beauty",))
+    with pytest.raises(ConfigError, match="is an angle"):
+        ManipulateConfig(properties=("hue",))
+    mirror._encoder = None
+    with pytest.raises(ConfigError, match="encoder"):
+        manipulate.run(mirror, data, QUICK)
