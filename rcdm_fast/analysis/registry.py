@@ -112,12 +112,30 @@ def _manipulate(job: Job) -> Analysis:
     return manipulate.run(job.model, job.pictures, config, job.progress)
 
 
+def _interpolate(job: Job) -> Analysis:
+    from rcdm_fast.analysis import interpolate
+    from rcdm_fast.config import from_dict
+
+    config = from_dict(interpolate.InterpolateConfig, job.settings, "settings of interpolate")
+    return interpolate.run(job.model, job.pictures, config, job.progress)
+
+
+def _invert(job: Job) -> Analysis:
+    from rcdm_fast.analysis import invert
+    from rcdm_fast.config import from_dict
+
+    config = from_dict(invert.InvertConfig, job.settings, "settings of invert")
+    return invert.run(job.model, job.pictures, config, job.progress)
+
+
 EXPERIMENTS: dict[str, Experiment] = {
     "photos": Experiment("samples of photographs beside them", _photos),
     "faithfulness": Experiment("rank of the source picture and distances of re-encoded samples", _faithfulness),
     "invariance": Experiment("what samples recover of transformed pictures, augmentation by augmentation", _invariance),
     "layers": Experiment("backbone beside projector: what one keeps and the other drops", _layers, compares=True),
     "manipulate": Experiment("changes of h: what moves in the samples, and whether the class is kept", _manipulate),
+    "interpolate": Experiment("samples on the way from one picture's h to another's", _interpolate),
+    "invert": Experiment("a picture's own x_T, and the same x_T with another's h", _invert),
     "attack": Experiment(
         "pictures changed invisibly against a linear probe: accuracy, movement of h, samples", _attack, compares=True
     ),

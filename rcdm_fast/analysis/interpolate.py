@@ -1,0 +1,151 @@
+"""Pictures along the way from one representation to another, and whether the way is even.
+
+Pairs of pictures, straight lines and great circles from h_a (0) to h_b (1), both ends exact; all frames of a pair start
+from one x_T. Re-encoded samples say where they are: the share of the way, projected onto h_b - h_a. On an even way it
+grows with the frame; where it jumps, the decoder knows no pictures in between. After Bordes et al. (2021), figure 7.
+
+Knows nothing about classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rcdm_fast import images
+from rcdm_fast.analysis.recovery import check_sources
+from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table
+from rcdm_fast.config import ConfigError
+from rcdm_fast.pipeline import Model
+from rcdm_fast.training.data import ImageSet
+from rcdm_fast.training.evaluate import Interval, bootstrap
+
+MODES: tuple[Literal["linear", "spherical"], ...] = ("linear", "spherical")
+
+
+@dataclass(frozen=True)
+class InterpolateConfig:
+    """What to sample.
+
+    Attributes:
+        sources: pairs of pictures; 0 means 32, or as many as there are.
+        frames: of a way, both ends included.
+        steps, seed, batch_size: as in `Model.interpolate`.
+        resamples: bootstrap draws behind the intervals, over pairs.
+        shown: pairs in the figure.
+    """
+
+    sources: int = 0
+    frames: int = 7
+    steps: int | str = 25
+    seed: int = 0
+    batch_size: int = 64
+    resamples: int = 2000
+    shown: int = 4
+
+    def __post_init__(self) -> None:
+        if self.frames < 3 or self.shown < 1:
+            raise ConfigError(f"a way needs at least 3 frames and 1 shown pair, got {self.frames} and {self.shown}")
+
+
+def run(
+    model: Model, data: ImageSet, config: InterpolateConfig, progress: Callable[[int, int], None] | None = None
+) -> Analysis:
+    """Both kinds of ways between all pairs.
+
+    Args:
+        model: a model with an encoder.
+        data: pictures.
+        config: sizes.
+        progress: called with (pairs done, all of them).
+
+    Raises:
+        ConfigError: too few pictures, or a model without an encoder.
+    """
+    encoder = model.encoder
+    if encoder is None:
+        raise ConfigError("ways between representations need the model's encoder; give one with --encoder")
+    pairs = _pairs(data, config)
+    shares: dict[str, list[Tensor]] = {mode: [] for mode in MODES}
+    rows: list[list[Tensor]] = []
+    names: list[str] = []
+    for number, (a, b) in enumerate(pairs.tolist()):
+        ends = data.floats(torch.tensor([a, b]))
+        h = encoder.encode(ends)
+        for mode in MODES:
+            drawn = model.interpolate(
+                h[0], h[1], config.frames, mode=mode, steps=config.steps, seed=config.seed, batch_size=config.batch_size
+            )[0]
+            shares[mode].append(share_of_way(encoder.encode(drawn).cpu(), *h.cpu()))
+            if number < config.shown:
+                rows.append([ends[0], *drawn.cpu(), ends[1]])
+                names.append(mode)
+        if progress is not None:
+            progress(number + 1, len(pairs))
+    found = {mode: torch.stack(parts).numpy() for mode, parts in shares.items()}
+    name = model.config.name or "(unnamed)"
+    titles = ["a", *(f"{frame / (config.frames - 1):.2f}" for frame in range(config.frames)), "b"]
+    sheet = [[images.to_pil(each) for each in row] for row in rows]
+    return Analysis(
+        name="interpolate",
+        title=f"Between two representations of {name}",
+        model=name,
+        settings={**dataclasses.asdict(config), "sources": len(pairs), "data": data.fingerprint},
+        tables=(_table(found, config),),
+        findings=tuple(_finding(mode, values, config) for mode, values in found.items()),
+        figures={
+            "ways": images.sheet(
+                sheet, cell=64, column_titles=titles, row_titles=names, group_gaps=[1, config.frames + 1]
+            )
+        },
+        captions={"ways": "Two pictures, and samples along the line and great circle between them, from one x_T."},
+        method="Frames lie at even distances from 0 (exactly h of the first picture) to 1 (exactly the second one's). "
+        "Share of the way: projection of the re-encoded sample minus h_a onto h_b - h_a, over its square. Intervals: "
+        "95 %, bootstrap over pairs. After Bordes et al. (2021), figure 7.",
+    )
+
+
+def _pairs(data: ImageSet, config: InterpolateConfig) -> Tensor:
+    """Places of pictures far apart in a random order, int64 [P,2]."""
+    count = config.sources or min(32, len(data) // 2)
+    check_sources(count, len(data) // 2)
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(config.seed))
+    return order[: 2 * count].view(count, 2)
+
+
+def share_of_way(h: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    """(h - start) . (end - start) / |end - start|^2; [F,D], [D], [D] -> float64 [F]."""
+    way = (end - start).double()
+    along: Tensor = (h.double() - start.double()) @ way
+    return along / way.square().sum().clamp_min(1e-24)
+
+
+def _table(found: dict[str, np.ndarray], config: InterpolateConfig) -> Table:
+    rows: list[tuple[Cell, ...]] = []
+    for frame in range(config.frames):
+        asked = frame / (config.frames - 1)
+        rows.append((round(asked, 4), *(_interval(values[:, frame], config) for values in found.values())))
+    columns = ("share of the way asked", *found)
+    note = "An obedient decoder gives the share that was asked; one that knows only pictures gives a step."
+    return Table("way", "Share of the way at which re-encoded samples lie", columns, tuple(rows), note)
+
+
+def _finding(mode: str, values: np.ndarray, config: InterpolateConfig) -> Finding:
+    """Whether each pair's shares grow with the frame: the rank correlation's interval lies above a half."""
+    frames = np.arange(config.frames)
+    ranks = values.argsort(axis=1).argsort(axis=1)
+    each = np.array([np.corrcoef(frames, row)[0, 1] for row in ranks])
+    found = _interval(each, config)
+    text = f"rank correlation of frame and share {found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
+    holds = True if found.low > 0.5 else False if found.high < 0.5 else None
+    return Finding(f"samples go from one picture to the other along the {mode} way", holds, text)
+
+
+def _interval(values: np.ndarray, config: InterpolateConfig) -> Interval:
+    return bootstrap(values, config.resamples, np.random.default_rng(config.seed))

@@ -1,0 +1,122 @@
+"""Ways between representations, and inversion with an exchanged representation."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from rcdm_fast.analysis import interpolate, invert
+from rcdm_fast.analysis.interpolate import InterpolateConfig, share_of_way
+from rcdm_fast.analysis.invert import InvertConfig
+from rcdm_fast.analysis.registry import EXPERIMENTS, Job
+from rcdm_fast.analysis.result import Analysis
+from rcdm_fast.config import ConfigError
+from rcdm_fast.pipeline import Model
+from rcdm_fast.training.data import ImageSet
+from rcdm_fast.training.evaluate import Interval
+from tests import small, training_process
+from tests.test_analysis import Flat, photographs
+
+WAYS = InterpolateConfig(sources=20, frames=5, steps=2, resamples=200)
+BACK = InvertConfig(sources=20, steps=10, resamples=200)
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageSet:
+    return photographs(60)
+
+
+@pytest.fixture
+def mirror(monkeypatch: pytest.MonkeyPatch) -> Model:
+    """A model whose representation is the picture and whose samples are the representation."""
+    model = small.model()
+    monkeypatch.setattr(model, "_encoder", Flat())
+
+    def draw(h: Tensor, *, per: int, **_: object) -> Tensor:
+        return h.view(-1, 1, 3, 16, 16).expand(-1, per, -1, -1, -1)
+
+    monkeypatch.setattr(model, "sample", draw)
+    return model
+
+
+def column(found: Analysis, table: int, place: int) -> list[float]:
+    cells = [row[place] for row in found.tables[table].rows]
+    return [cell.value for cell in cells if isinstance(cell, Interval)]
+
+
+def test_share_of_a_way() -> None:
+    start, end = torch.tensor([1.0, 0]), torch.tensor([3.0, 0])
+    assert share_of_way(torch.tensor([[1.0, 9], [2, -4], [3, 0], [5, 1]]), start, end).tolist() == [0, 0.5, 1, 2]
+
+
+def test_an_obedient_decoder_goes_evenly(mirror: Model, data: ImageSet) -> None:
+    found = interpolate.run(mirror, data, WAYS)
+    assert column(found, 0, 1) == pytest.approx([0, 0.25, 0.5, 0.75, 1], abs=1e-5)
+    assert [finding.holds for finding in found.findings] == [True, True]
+    asked = [row[0] for row in found.tables[0].rows]
+    assert asked == [0, 0.25, 0.5, 0.75, 1]
+
+
+def test_a_deaf_decoder_goes_nowhere(mirror: Model, data: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = iter(range(1000))
+
+    def draw(h: Tensor, *, per: int, **_: object) -> Tensor:
+        return small.pictures(len(h), 16, seed=next(calls))[:, None]
+
+    monkeypatch.setattr(mirror, "sample", draw)
+    found = interpolate.run(mirror, data, WAYS)
+    assert [finding.holds for finding in found.findings] == [False, False]
+
+
+def test_a_real_model_runs_both() -> None:
+    data, model = training_process.data(), small.model()
+    found = interpolate.run(model, data, WAYS)
+    assert found.figures["ways"].width > 7 * 64
+    again = EXPERIMENTS["interpolate"].run(
+        Job(model, data, settings={"sources": 20, "frames": 5, "steps": 2, "resamples": 200})
+    )
+    assert again.as_json() == found.as_json()
+
+
+def test_a_round_trip_is_nearer_than_a_fresh_sample() -> None:
+    data, model = training_process.data(), small.model()
+    found = invert.run(model, data, BACK)
+    back, fresh = column(found, 0, 1)
+    assert back < fresh
+    assert found.findings[0].holds is True
+    more = invert.run(model, data, dataclasses.replace(BACK, steps=100))
+    assert column(more, 0, 1)[0] < back
+
+
+def test_exchange(mirror: Model, data: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decoder that draws h alone takes everything from h; one that draws x_T alone takes nothing."""
+    monkeypatch.setattr(mirror, "invert", lambda pictures, h, **_: pictures)
+
+    def from_noise(h: Tensor, *, noise: Tensor | None, **_: object) -> Tensor:
+        return h.view(-1, 1, 3, 16, 16).flip(0) if noise is None else noise
+
+    found = invert.run(mirror, data, BACK)
+    assert column(found, 1, 1) == [1, 1]
+    assert [finding.holds for finding in found.findings] == [None, True, True]
+    monkeypatch.setattr(mirror, "sample", from_noise)
+    found = invert.run(mirror, data, BACK)
+    assert column(found, 1, 1) == [0, 0]
+    assert [finding.holds for finding in found.findings] == [True, False, False]
+
+
+def test_what_is_refused(data: ImageSet) -> None:
+    model = small.model()
+    with pytest.raises(ConfigError, match="at least 20"):
+        interpolate.run(model, data, dataclasses.replace(WAYS, sources=3))
+    with pytest.raises(ConfigError, match="at least 20"):
+        invert.run(model, data, dataclasses.replace(BACK, sources=3))
+    with pytest.raises(ConfigError, match="3 frames"):
+        InterpolateConfig(frames=2)
+    model._encoder = None
+    with pytest.raises(ConfigError, match="encoder"):
+        interpolate.run(model, data, WAYS)
+    with pytest.raises(ConfigError, match="encoder"):
+        invert.run(model, data, BACK)
