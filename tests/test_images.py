@@ -37,12 +37,20 @@ def test_nothing_is_stretched() -> None:
 
 def test_modes_become_rgb(tmp_path: Path) -> None:
     base = Image.fromarray(gradient())
-    for mode in ("L", "P", "CMYK", "1", "RGBA", "LA", "YCbCr"):
-        path = tmp_path / f"{mode}.{'tif' if mode in ('CMYK', 'LA', 'YCbCr') else 'png'}"
+    for mode in ("L", "P", "CMYK", "1", "RGBA", "LA"):
+        path = tmp_path / f"{mode}.{'tif' if mode in ('CMYK', 'LA') else 'png'}"
         (base.convert("L").convert("LA") if mode == "LA" else base.convert(mode)).save(path)
         opened = images.open_image(path)
         assert opened.mode == "RGB", mode
         assert opened.size == base.size
+
+
+def test_ycbcr_becomes_rgb() -> None:
+    """In memory: Pillow before 13 writes uncompressed YCbCr TIFF files that it cannot read."""
+    base = Image.fromarray(gradient())
+    opened = images.open_image(base.convert("YCbCr"))
+    assert opened.mode == "RGB"
+    assert np.abs(np.asarray(opened).astype(int) - gradient()).max() <= 3
 
 
 def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
