@@ -127,7 +127,7 @@ def test_calibration_is_the_trajectory_itself() -> None:
 
 def test_int8_keeps_the_pictures(tmp_path: Path) -> None:
     pytest.importorskip("nncf", reason="nncf is not installed")
-    model = rcdm_fast.load("cifar10-supervised", engine="eager")
+    model = rcdm_fast.load("cifar10-simclr-trunk", engine="eager")
     pictures = small.pictures(8, 32)
     said: list[str] = []
     model.export("openvino", tmp_path / "out", precision="int8", calibrate=pictures, progress=said.append)
