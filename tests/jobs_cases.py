@@ -30,7 +30,7 @@ def write_inputs(folder: Path, count: int = ITEMS) -> tuple[Path, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     model = small.model()
     config = dataclasses.replace(model.config, encoder=None, name="small")
-    checkpoint.save_model(folder / "small.safetensors", model.unet, config)
+    checkpoint.save_model(folder / "small.safetensors", config, model.unet.state_dict())
     np.save(folder / "h.npy", representations(count).numpy())
     return folder / "small.safetensors", folder / "h.npy"
 

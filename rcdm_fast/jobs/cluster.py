@@ -9,6 +9,7 @@ Knows nothing about drawing or files.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -127,7 +128,12 @@ def run(
         if missing:
             connected = ray.is_initialized()
             if not connected:
-                ray.init(address=None if address == "local" else address, include_dashboard=False, log_to_driver=False)
+                ray.init(
+                    address=None if address == "local" else address,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.WARNING,
+                )
             try:
                 if started is not None:
                     started(ray)
@@ -159,10 +165,8 @@ def _results(ray: Any, order: Order, missing: list[int], workers: int | None) ->
         compute=ray.data.ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=1),
         num_gpus=1 if wants_gpu else None,
         num_cpus=None if wants_gpu else 1,
-        max_restarts=-1,
-        max_task_retries=-1,
-    )
-    return drawn.iter_rows(prefetch_batches=0)
+    )  # Ray Data restarts actors that die, and repeats what they were at
+    return drawn.iter_rows()
 
 
 def _absolute(source: str) -> str:
