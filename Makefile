@@ -7,7 +7,7 @@
 
 PYTHON ?= python3.11
 VENV ?= .venv
-EXTRAS := encoders,hub,onnx,openvino,diffusers,train,data,app,demo,test,dev
+EXTRAS := encoders,hub,onnx,openvino,diffusers,train,data,jobs,app,demo,test,dev
 
 # TensorRT-RTX comes as source packages that fetch nothing; they need the environment's own setuptools and wheel.
 RTX := tensorrt-rtx-cu13 tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings

@@ -7,9 +7,10 @@ knows the others.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from PIL import Image
@@ -24,6 +25,10 @@ from rcdm_fast.export.hub_folder import HubMethods
 from rcdm_fast.sampling import Request, SamplingError, interpolation_path
 from rcdm_fast.schedule import Schedule, network_timestep
 from rcdm_fast.unet import UNet
+
+if TYPE_CHECKING:
+    from rcdm_fast.jobs.sources import Given
+    from rcdm_fast.jobs.stream import Generated
 
 Pictures = Tensor | str | os.PathLike[str] | Image.Image | Sequence[str | os.PathLike[str] | Image.Image]
 
@@ -50,6 +55,7 @@ class Model(HubMethods):
         self.engine = engine
         self.device = device
         self._encoder = encoder
+        self._turn = threading.Lock()  # an engine draws one batch at a time
 
     @property
     def encoder(self) -> Encoder | None:
@@ -272,10 +278,16 @@ class Model(HubMethods):
         clip: bool = True,
         noise: Tensor | None = None,
         step_noise: Tensor | None = None,
+        pairs: Sequence[tuple[int, int]] | None = None,
     ) -> Request:
-        """Check the arguments of `sample` (which see) before any work is done; run the result with `batches`."""
+        """Check the arguments of `sample` (which see) before any work is done; run the result with `batches`.
+
+        `pairs` draws just these (row, sample), in this order, instead of samples 0..per-1 of every row.
+        """
         if per < 1:
             raise ConfigError(f"per must be at least 1, got {per}")
+        if pairs is not None and (noise is not None or step_noise is not None):
+            raise ConfigError("pairs have keyed noise: noise and step_noise cannot be given with them")
         representation, label = sampling.checked_condition(self.config.unet, h, label, self.device)
         if representation is not None:
             rows = len(representation)
@@ -286,6 +298,10 @@ class Model(HubMethods):
         keys = tuple(range(rows)) if items is None else tuple(int(item) for item in items)
         if len(keys) != rows:
             raise ConfigError(f"{len(keys)} items for {rows} representations")
+        chosen = None if pairs is None else tuple((int(row), int(sample)) for row, sample in pairs)
+        for row, sample in chosen or ():
+            if not (0 <= row < rows and sample >= 0):
+                raise ConfigError(f"pair ({row}, {sample}): there are rows 0..{rows - 1}, and samples count from 0")
         schedule = Schedule.make(self.config.schedule, steps)
         picture = (3, self.image_size, self.image_size)
         for name, value, shape in (
@@ -308,14 +324,82 @@ class Model(HubMethods):
             noise=noise,
             step_noise=step_noise,
             picture=picture,
+            pairs=chosen,
         )
 
     def batches(
-        self, request: Request, batch_size: int | None = None, progress: bool = False
+        self,
+        request: Request,
+        batch_size: int | None = None,
+        progress: bool = False,
+        watch: sampling.Watch | None = None,
     ) -> Iterator[tuple[slice, Tensor]]:
-        """Run a request, yielding (places among the R x per pictures, pictures [n,3,H,W]) as they are finished."""
+        """Run a request, yielding (places among its pictures, pictures [n,3,H,W]) as they are finished.
+
+        Several threads may do so at once: their batches take turns. `watch` is shown (places, x_T) of every batch.
+        """
         plan = conditioning.make_plan(self.unet, request.schedule, request.conditions, request.label)
-        return sampling.run(self.engine, plan, request, self._batch_size(batch_size), progress)
+        found = sampling.run(self.engine, plan, request, self._batch_size(batch_size), progress, watch)
+        return self._in_turn(found)
+
+    def _in_turn(self, batches: Iterator[tuple[slice, Tensor]]) -> Iterator[tuple[slice, Tensor]]:
+        while True:
+            with self._turn:
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+
+    def generate(
+        self,
+        source: Given,
+        *,
+        per: int = 8,
+        steps: int | str = 50,
+        solver: str = "ddim",
+        eta: float = 0.0,
+        guidance: float = 1.0,
+        seed: int = 0,
+        batch_size: int | None = None,
+        threads: int = 4,
+        on_bad: Callable[[int, str], None] | None = None,
+    ) -> Iterator[Generated]:
+        """Pictures of many items as they are finished; items are read and encoded ahead.
+
+        Several threads may generate at once with one model: their batches take turns. `rcdm generate` (or
+        `rcdm_fast.jobs.local.run`) does the same into files, resumably.
+
+        Args:
+            source: a folder of pictures, WebDataset shards, .npy, .npz, .safetensors, Parquet or Arrow files of
+                pictures or representations; the arrays, pictures or paths themselves; labels for a class-conditional
+                model, a number of items for an unconditional one. See `rcdm_fast.jobs.sources.find`.
+            per: samples of each item. The noise of a picture depends on (seed, place of its item, sample) alone.
+            steps, solver, eta, guidance, seed: as in `sample`.
+            batch_size: pictures per network evaluation, packed across items; halved when memory does not suffice.
+            threads: that read pictures.
+            on_bad: told (item, reason) of an item that cannot be read or drawn, and the others go on; without it the
+                first such item is an error.
+
+        Returns:
+            batches: item and sample int64 [N], ids, pictures uint8 [N,3,H,W] on the CPU; in order.
+
+        Raises:
+            ConfigError, ImageError, StorageError: at once, if the source or the settings cannot be used.
+        """
+        from rcdm_fast.jobs import stream
+        from rcdm_fast.jobs.settings import JobConfig, RunOptions
+
+        config = JobConfig(per, steps, solver, eta, guidance, seed)
+        return stream.generate(self, source, config, RunOptions(batch_size, threads), on_bad)
+
+    def agenerate(self, source: Given, **settings: Any) -> AsyncIterator[Generated]:
+        """`generate` for asyncio (``async for batch in model.agenerate(...)``): each batch is drawn in a thread.
+
+        Takes and raises the same. Leaving the loop early stops the reading ahead.
+        """
+        from rcdm_fast.jobs import stream
+
+        return stream.agenerate(self.generate(source, **settings))
 
     def invert(
         self,

@@ -19,6 +19,8 @@ from rcdm_fast.config import ConfigError, ModelConfig, UNetConfig
 from rcdm_fast.engines import Engine
 from rcdm_fast.schedule import Schedule
 
+Watch = Callable[[slice, Tensor], None]  # places, x_T [n,3,H,W]
+
 
 class SamplingError(RuntimeError):
     """A request that cannot be sampled, or samples that are not finite."""
@@ -40,6 +42,7 @@ class Request:
         noise: x_T instead of the keyed one, [R,per,3,H,W].
         step_noise: step noise instead of the keyed one, [K,R,per,3,H,W].
         picture: shape of one picture, (3, H, W).
+        pairs: (row, sample) of every picture, in order; None: samples 0..per-1 of every row.
     """
 
     representation: Tensor | None
@@ -54,10 +57,15 @@ class Request:
     noise: Tensor | None
     step_noise: Tensor | None
     picture: tuple[int, int, int]
+    pairs: tuple[tuple[int, int], ...] | None = None
 
     @property
     def total(self) -> int:
-        return len(self.items) * self.per
+        return len(self.items) * self.per if self.pairs is None else len(self.pairs)
+
+    def pair(self, index: int) -> tuple[int, int]:
+        """Row and sample of the picture at that place."""
+        return divmod(index, self.per) if self.pairs is None else self.pairs[index]
 
     @property
     def conditions(self) -> Tensor | None:
@@ -103,9 +111,16 @@ def checked_condition(
 
 
 def run(
-    engine: Engine, plan: ConditioningPlan, request: Request, batch_size: int, progress: bool
+    engine: Engine,
+    plan: ConditioningPlan,
+    request: Request,
+    batch_size: int,
+    progress: bool,
+    watch: Watch | None = None,
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Yield (places among the R x per pictures, pictures float32 [n,3,H,W]) as they are finished.
+    """Yield (places among the request's pictures, pictures float32 [n,3,H,W]) as they are finished.
+
+    `watch` is shown (places, x_T) of every batch before it is drawn.
 
     Raises:
         SamplingError: a batch is not finite.
@@ -114,7 +129,7 @@ def run(
     try:
         for start in range(0, request.total, batch_size):
             place = slice(start, min(start + batch_size, request.total))
-            pictures = _batch(engine, plan, request, place, bar)
+            pictures = _batch(engine, plan, request, place, bar, watch=watch)
             if not bool(pictures.isfinite().all()):
                 raise SamplingError(f"the samples are not finite{_origin(engine, plan, request, place)}")
             yield place, pictures
@@ -150,11 +165,13 @@ def _batch(
     place: slice,
     bar: Any,
     look: Callable[[Tensor, int, Tensor], None] | None = None,
+    watch: Watch | None = None,
 ) -> Tensor:
     flat = range(place.start, place.stop)
-    keys = [(request.items[index // request.per], index % request.per) for index in flat]
+    pairs = [request.pair(index) for index in flat]
+    keys = [(request.items[row], sample) for row, sample in pairs]
     unconditional = request.representation is None and request.label is None
-    rows = torch.tensor([0 if unconditional else index // request.per for index in flat])
+    rows = torch.tensor([0 if unconditional else row for row, _ in pairs])
     guided = request.guidance != 1
     if guided:
         rows = torch.cat([rows, torch.full_like(rows, len(request.items))])  # the null representation
@@ -178,6 +195,8 @@ def _batch(
         x = request.noise.flatten(0, 1)[place].to(device, torch.float32)
     else:
         x = noise.keyed_noise(request.seed, keys, 0, request.picture, device)
+    if watch is not None:
+        watch(place, x)
     with torch.inference_mode():
         pictures = request.solver(predict, x, request.schedule, request.options, step_noise)
     return pictures.clone()

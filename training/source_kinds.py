@@ -21,8 +21,8 @@ from PIL import Image
 
 from rcdm_fast import images
 
-_SHARD_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "img")
-_IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "png")
+SHARD_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "img")
+IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "png")
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "cls")
 _ARRAY_NAMES = (("images", "x", "arr_0"), ("labels", "y", "arr_1"))
 
@@ -41,8 +41,8 @@ class Item:
     label: str | None
     content: Path | bytes | Image.Image | np.ndarray
 
-    def pixels(self, size: int) -> np.ndarray:
-        """uint8 [3,size,size]: short side resized, centre crop. Raises `images.ImageError`."""
+    def picture(self) -> Image.Image:
+        """Decoded, as 8-bit RGB. Raises `images.ImageError`."""
         content = self.content
         try:
             if isinstance(content, bytes):
@@ -52,10 +52,13 @@ class Item:
         except (OSError, SyntaxError, ValueError, TypeError) as error:
             raise images.ImageError(f"{self.path}: cannot be read as a picture ({error})") from error
         try:
-            picture = images.to_uint8_array(images.open_image(content), size)
+            return images.open_image(content)
         except images.ImageError as error:
             raise error if isinstance(content, Path) else images.ImageError(f"{self.path}: {error}") from error
-        return np.ascontiguousarray(picture.transpose(2, 0, 1))
+
+    def pixels(self, size: int) -> np.ndarray:
+        """uint8 [3,size,size]: short side resized, centre crop. Raises `images.ImageError`."""
+        return np.ascontiguousarray(images.to_uint8_array(self.picture(), size).transpose(2, 0, 1))
 
 
 class Source(Protocol):
@@ -147,12 +150,8 @@ class Shards:
     def items(self) -> Iterator[Item]:
         """See `Source`."""
         webdataset = _needed("webdataset", "data")
-        shards = self._shards(webdataset)
-        missing = [shard for shard in shards if not _remote(shard) and not Path(shard).is_file()]
-        if missing:
-            raise images.ImageError(f"{len(missing)} of {len(shards)} shards are missing: {', '.join(missing[:5])}")
-        for shard in shards:
-            if shard.endswith(".tar") and not _remote(shard) and not _ended(Path(shard)):
+        for shard in self.shards():
+            if shard.endswith(".tar") and not remote(shard) and not ended(Path(shard)):
                 raise images.ImageError(f"{shard}: damaged: the end of the archive is missing")
             try:
                 for sample in webdataset.WebDataset(shard, shardshuffle=False, empty_check=False):
@@ -162,22 +161,27 @@ class Shards:
             except Exception as error:  # tarfile, zlib, OS, pipe: all mean that this shard cannot be trusted
                 raise images.ImageError(f"{shard}: damaged or vanished while it was read ({error})") from error
 
-    def _shards(self, webdataset: Any) -> list[str]:
+    def shards(self) -> list[str]:
+        """Their names, in order. Raises `images.ImageError` where some that should be files here are missing."""
         path = Path(self.pattern)
         if path.is_dir():
             found = sorted(str(file) for file in path.glob("*.tar"))
             if not found:
                 raise images.ImageError(f"{path}: no .tar files here")
             return found
-        return list(webdataset.shardlists.expand_urls(self.pattern))
+        found = list(_needed("webdataset", "data").shardlists.expand_urls(self.pattern))
+        missing = [shard for shard in found if not remote(shard) and not Path(shard).is_file()]
+        if missing:
+            raise images.ImageError(f"{len(missing)} of {len(found)} shards are missing: {', '.join(missing[:5])}")
+        return found
 
     def _item(self, shard: str, sample: dict[str, Any]) -> Iterator[Item]:
-        found = next((sample[name] for name in _SHARD_EXTENSIONS if name in sample), None)
+        found = next((sample[name] for name in SHARD_EXTENSIONS if name in sample), None)
         if found is not None:
             yield Item(Path(shard) / sample["__key__"], _shard_label(sample), found)
 
 
-def _ended(shard: Path) -> bool:
+def ended(shard: Path) -> bool:
     """Whether a tar file has its closing blocks of zeros; Python's tarfile takes a torn one for a shorter one."""
     closing = 1024
     with open(shard, "rb") as file:
@@ -185,7 +189,8 @@ def _ended(shard: Path) -> bool:
         return file.read() == bytes(closing)
 
 
-def _remote(shard: str) -> bool:
+def remote(shard: str) -> bool:
+    """Whether a shard's name is no path of a file here."""
     return "://" in shard or shard.startswith("pipe:")
 
 
@@ -217,7 +222,7 @@ class HuggingFace:
         if unknown:
             raise images.ImageError(f"hf:{self.spec}: unknown options {', '.join(sorted(unknown))}")
         table = self._open(library, name, options)
-        column = self._column(table, options.get("image"), _IMAGE_COLUMNS, "image")
+        column = self._column(table, options.get("image"), IMAGE_COLUMNS, "image")
         if column is None:
             raise images.ImageError(
                 f"hf:{name}: no column of pictures among {', '.join(table.column_names)}; say image="

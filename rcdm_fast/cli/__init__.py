@@ -24,6 +24,7 @@ from rcdm_fast.cli import (
     compare,
     evaluate,
     export,
+    generate,
     playground,
     report,
     sampling,
@@ -42,6 +43,7 @@ app = typer.Typer(
 app.command()(sampling.sample)
 app.command()(sampling.encode)
 app.command()(sampling.interpolate)
+app.command()(generate.generate)
 app.command()(training.train)
 app.command()(training.pretrain)
 app.command()(adapt.adapt)

@@ -6,7 +6,7 @@ Knows nothing about single experiments (`analysis/registry.py` lists them).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -61,7 +61,13 @@ def analyze(
         raise ConfigError(f"the experiment {name} {wanted}")
     if experiment.needs_data and data is None:
         raise ConfigError(f"the experiment {name} needs pictures: name a folder of them with --data")
-    given = {"sources": sources, "samples": samples, "steps": _steps(steps), "solver": solver, "seed": seed}
+    given = {
+        "sources": sources,
+        "samples": samples,
+        "steps": common.whole_number(steps),
+        "solver": solver,
+        "seed": seed,
+    }
     settings = changed({key: value for key, value in given.items() if value is not None}, change or [])
     storage.check_writable(out / f"{name}.json")
     loaded = common.open_model(model, flags, encoder, device, engine, precision)
@@ -87,8 +93,3 @@ def write(found: Analysis, folder: Path) -> list[Path]:
         paths.append(folder / f"{found.name}-{figure}.png")
         images.save(picture, paths[-1])
     return paths
-
-
-def _steps(given: str | None) -> Any:
-    """A whole number where the text is one, as `Model.sample` takes it."""
-    return int(given) if given is not None and given.isdecimal() else given

@@ -43,6 +43,11 @@ def open_model(
     return model
 
 
+def whole_number(given: str | None) -> Any:
+    """A number of steps where the text is one, as `Model.sample` takes it."""
+    return int(given) if given is not None and given.isdecimal() else given
+
+
 def say(text: str) -> None:
     """One message to the user, on standard output."""
     print(text, flush=True)

@@ -1,0 +1,165 @@
+"""`rcdm generate`: many pictures into shards with a manifest, resumable; and the check of what is there.
+
+Exit codes beside the usual ones: 3, finished but some items were quarantined; 1, verification found faults.
+
+Knows nothing about how jobs are run (`jobs/`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rcdm_fast.cli import common
+
+if TYPE_CHECKING:
+    from rcdm_fast.jobs.ledger import Summary
+    from rcdm_fast.jobs.local import Progress, Report
+
+QUARANTINED = 3
+
+
+def generate(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            help="Pictures, representations or labels: a folder, shards (.tar), .npy, .npz, .safetensors, .parquet, "
+            ".arrow; or a number of items, for an unconditional model.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The job's folder; resumed if it is there.")] = Path("job"),
+    model: common.ModelName = "cifar10-simclr-trunk",
+    per: Annotated[int, typer.Option(help="Samples of each item.")] = 8,
+    steps: common.Steps = "50",
+    solver: common.SolverName = "ddim",
+    eta: Annotated[float, typer.Option(help="DDIM's share of fresh noise, 0 to 1.")] = 0.0,
+    guidance: Annotated[float, typer.Option(help="Strength of guidance, for models trained for it; 1: none.")] = 1.0,
+    seed: common.Seed = 0,
+    format: Annotated[str, typer.Option("--format", help="webdataset, folder, npz or parquet.")] = "webdataset",
+    encoding: Annotated[str, typer.Option(help="Of single pictures: png, jpeg or webp.")] = "png",
+    quality: Annotated[int, typer.Option(help="Of jpeg and webp; webp at 100 is lossless.")] = 95,
+    shard_pictures: Annotated[int, typer.Option(help="Most pictures in a shard.")] = 1024,
+    batch_size: Annotated[int | None, typer.Option(help="Pictures per network evaluation.")] = None,
+    threads: Annotated[int, typer.Option(help="Threads that read, and as many that encode pictures.")] = 4,
+    retry: Annotated[bool, typer.Option("--retry", help="Draw the shards of quarantined items again.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Only check what is there: checksums, every picture.")
+    ] = False,
+    ray: Annotated[str | None, typer.Option(help="Run on Ray: a cluster's address, or local.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Ray actors; default one for each GPU.")] = None,
+    encoder: common.EncoderSpec = None,
+    flags: common.Flags = None,
+    device: common.Device = None,
+    engine: common.EngineName = "auto",
+    precision: common.Precision = "auto",
+    json: common.JsonFile = None,
+) -> None:
+    """Draw pictures of many items into shards with a manifest; stop it at any time, the same command goes on.
+
+    Exit code 3: finished, but some items could not be read or drawn (quarantine.jsonl says why).
+
+    Example: rcdm generate photos/ --model cifar10-simclr-trunk --per 100 --steps 25 --out job
+    """
+    from rcdm_fast.config import ConfigError
+
+    if verify:
+        _verify(out, json)
+        return
+    if source is None:
+        raise ConfigError("generate needs items: a folder, a file or a number (or --verify to check a job)")
+    from rcdm_fast.jobs.settings import JobConfig, RunOptions
+
+    config = JobConfig(
+        per=per,
+        steps=common.whole_number(steps),
+        solver=solver,
+        eta=eta,
+        guidance=guidance,
+        seed=seed,
+        format=format,  # type: ignore[arg-type]
+        encoding=encoding,  # type: ignore[arg-type]
+        quality=quality,
+        shard_pictures=shard_pictures,
+    )
+    options = RunOptions(batch_size, threads, retry)
+    with _progress() as report:
+        if ray is None:
+            from rcdm_fast.jobs import local
+
+            loaded = common.open_model(model, flags, encoder, device, engine, precision)
+            summary = local.run(loaded, source, out, config, options, report)
+        else:
+            from rcdm_fast.jobs import cluster
+
+            spec = cluster.ModelSpec(model, str(flags) if flags else None, encoder, device, engine, precision)
+            summary = cluster.run(spec, source, out, config, options, address=ray, workers=workers, report=report)
+    _tell(summary, out, json)
+
+
+def _tell(summary: Summary, out: Path, json: Path | None) -> None:
+    common.say(
+        f"{out}: {summary.pictures} of {summary.wanted} pictures in {summary.shards} shards, "
+        f"{summary.quarantined} items quarantined"
+    )
+    common.write_json(json, {**vars(summary), "complete": summary.complete})
+    if summary.quarantined:
+        common.say(f"{out / 'quarantine.jsonl'} says why; --retry draws their shards again")
+        raise typer.Exit(QUARANTINED)
+
+
+def _verify(out: Path, json: Path | None) -> None:
+    from rcdm_fast.jobs.verify import verify
+
+    with common.ProgressBar(1) as progress:
+        found = verify(out, lambda done, total: progress(done, total, 0.0))
+    state = "complete" if found.complete else f"{found.missing_shards} shards not drawn yet"
+    common.say(f"{out}: {found.pictures} of {found.wanted} pictures with true checksums, {state}")
+    common.say(f"{found.quarantined} items quarantined, {found.faults} faults")
+    for line in found.examples:
+        common.say(f"  {line}")
+    common.write_json(json, {**vars(found), "sound": found.sound, "complete": found.complete})
+    if not found.sound:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _progress() -> Iterator[Report]:
+    """A live line on a terminal; elsewhere a line whenever another tenth is done."""
+    if not common.interactive():
+        yield _Lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns: tuple[Any, ...] = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        task = bar.add_task("reading", total=None)
+
+        def report(now: Any) -> None:
+            bar.update(task, completed=now.pictures, total=now.wanted, description=_rates(now))
+
+        yield report
+
+
+class _Lines:
+    def __init__(self) -> None:
+        self._tenths = -1
+
+    def __call__(self, now: Progress) -> None:
+        tenths = now.pictures * 10 // max(1, now.wanted)
+        if tenths > self._tenths:
+            self._tenths = tenths
+            left = (now.wanted - now.pictures) * now.seconds / max(1, now.drawn)
+            common.say(f"{now.pictures} of {now.wanted}, {_rates(now)}, {left:.0f} s left")
+
+
+def _rates(now: Progress) -> str:
+    text = f"{now.drawn / max(now.seconds, 1e-9):.3g} pictures/s"
+    if now.busy:
+        text += f", device busy {100 * now.busy:.0f} %"
+    return text + (f", {now.quarantined} quarantined" if now.quarantined else "")

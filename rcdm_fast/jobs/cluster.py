@@ -1,0 +1,182 @@
+"""The same job on Ray Data: units are dealt to actors, one for each device, and drawn again if an actor dies.
+
+Every actor loads the model itself and commits its units to the job's folder, which all machines must see. Manifest and
+shards are those of `local.py`; which actor drew a unit leaves no trace. Ray does the scheduling and the restarts.
+
+Knows nothing about drawing or files.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import rcdm_fast
+from rcdm_fast.config import ConfigError
+from rcdm_fast.jobs import local, sources
+from rcdm_fast.jobs.ledger import Summary
+from rcdm_fast.jobs.local import Report
+from rcdm_fast.jobs.settings import JobConfig, RunOptions
+from rcdm_fast.pipeline import Model
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Arguments of `rcdm_fast.load`, so that every worker can load the model; files must lie where all see them."""
+
+    name: str
+    flags: str | None = None
+    encoder: str | None = None
+    device: str | None = None
+    engine: str = "auto"
+    precision: str = "auto"
+
+    def load(self) -> Model:
+        """The model."""
+        return rcdm_fast.load(self.name, self.flags, self.encoder, self.device, self.engine, self.precision)
+
+
+@dataclass(frozen=True)
+class Order:
+    """All a worker has to know; plain values, so that it can be sent."""
+
+    spec: ModelSpec
+    source: str
+    folder: str
+    config: JobConfig
+    options: RunOptions
+    identity: dict[str, Any]
+
+
+class Worker:
+    """An actor: loads the model once, then draws the units that it is given."""
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+        self.model = order.spec.load()
+        found = sources.find(order.source)
+        self.prepared = local.prepare(self.model, found, Path(order.folder), order.config)
+        for part in ("model", "items"):
+            if self.prepared.identity[part] != order.identity[part]:
+                raise ConfigError(f"this worker sees another {part} than the job's: {self.prepared.identity[part]}")
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Draw the units batch["unit"]; what is committed already is left alone. Returns counts for each."""
+        ledger = self.prepared.ledger
+        counts: list[tuple[int, int]] = []
+        numbers = [int(number) for number in batch["unit"]]
+        for number in numbers:
+            if not (ledger.part(number).exists() and ledger.shard(number).exists()):
+                unit = ledger.layout.unit(number)
+                local.run_units(self.model, self.prepared, [unit], self.order.options)
+            counts.append(ledger.counts(number))
+        return {
+            "unit": numbers,
+            "pictures": [pictures for pictures, _ in counts],
+            "quarantined": [bad for _, bad in counts],
+            "process": [os.getpid()] * len(numbers),
+        }
+
+
+def run(
+    spec: ModelSpec,
+    source: str,
+    folder: str | Path,
+    config: JobConfig,
+    options: RunOptions,
+    *,
+    address: str = "local",
+    workers: int | None = None,
+    report: Report | None = None,
+    started: Callable[[Any], None] | None = None,
+) -> Summary:
+    """Draw all pictures of a job, or those that are missing, on a Ray cluster.
+
+    Args:
+        spec: the model.
+        source: items, named so that every worker finds them.
+        folder: of the job; every worker must see it.
+        config, options: as for `local.run`.
+        address: of a running cluster, or "local" to start one on this machine.
+        workers: actors; None: one for each GPU of the cluster, or for every 2 CPUs if there is none.
+        report: told after every unit (busy is not known and given as 0).
+        started: given the `ray` module once the cluster is connected.
+
+    Raises:
+        ConfigError: Ray is missing, the cluster has too little, or the folder holds another job.
+        and what `local.run` raises.
+    """
+    ray = _ray()
+    model = spec.load()
+    folder, source = Path(folder).resolve(), _absolute(source)
+    prepared = local.prepare(model, sources.find(source), folder, config)
+    ledger = prepared.ledger
+    del model
+    with ledger.locked():
+        ledger.start(prepared.identity)
+        ledger.tidy()
+        if options.retry:
+            ledger.forget_quarantined()
+        done = ledger.done()
+        missing = [number for number in range(ledger.layout.units) if number not in done]
+        told = local.reporter(ledger.summary(), report)
+        if missing:
+            connected = ray.is_initialized()
+            if not connected:
+                ray.init(
+                    address=None if address == "local" else address,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.WARNING,
+                )
+            try:
+                if started is not None:
+                    started(ray)
+                order = Order(spec, source, str(folder), config, options, prepared.identity)
+                for row in _results(ray, order, missing, workers):
+                    told(int(row["pictures"]), int(row["quarantined"]), 0.0)
+            finally:
+                if not connected:
+                    ray.shutdown()
+        return ledger.finish()
+
+
+def _results(ray: Any, order: Order, missing: list[int], workers: int | None) -> Any:
+    there = ray.cluster_resources()
+    gpus, cpus = int(there.get("GPU", 0)), int(there.get("CPU", 1))
+    wants_gpu = gpus > 0 and not (order.spec.device or "").startswith("cpu")
+    count = workers or (gpus if wants_gpu else max(1, cpus // 2))
+    most = gpus if wants_gpu else cpus
+    if count > most:
+        raise ConfigError(f"{count} workers were asked for, the cluster has {most} {'GPUs' if wants_gpu else 'CPUs'}")
+    count = min(count, len(missing))
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    units = ray.data.from_items([{"unit": number} for number in missing], override_num_blocks=len(missing))
+    drawn = units.map_batches(
+        Worker,
+        fn_constructor_args=(order,),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=1),
+        num_gpus=1 if wants_gpu else None,
+        num_cpus=None if wants_gpu else 1,
+    )  # Ray Data restarts actors that die, and repeats what they were at
+    return drawn.iter_rows()
+
+
+def _absolute(source: str) -> str:
+    return str(Path(source).resolve()) if Path(source).exists() else source
+
+
+def _ray() -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        importlib.import_module("ray.data")
+        return importlib.import_module("ray")
+    except ImportError as error:
+        raise ConfigError("a job on a cluster needs Ray (pip install 'rcdm_fast[jobs]')") from error

@@ -1,0 +1,162 @@
+"""A unit's pictures, whatever happens to single items or to memory.
+
+Batches are packed across items up to the bucket. When memory does not suffice the bucket is halved for good; when
+samples are not finite, the items of that batch are drawn one by one and those to blame are reported. Levels are rounded
+on the device, so that a quarter of the bytes travels.
+
+Knows nothing about files, or where items come from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from rcdm_fast import ops
+from rcdm_fast.config import ConfigError
+from rcdm_fast.jobs.feed import Ready
+from rcdm_fast.jobs.settings import JobConfig
+from rcdm_fast.pipeline import Model
+from rcdm_fast.sampling import SamplingError
+
+Pair = tuple[int, int]  # item, sample
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Finished pictures, N of them.
+
+    Attributes:
+        pairs: (item, sample) of each.
+        levels: uint8 [N,H,W,3] on the CPU.
+        noise: hash of each one's x_T, 16 hex digits.
+    """
+
+    pairs: list[Pair]
+    levels: Tensor
+    noise: list[str]
+
+
+@dataclass
+class Artist:
+    """Draws units with one model.
+
+    Attributes:
+        model: what draws.
+        config: steps, solver, seed.
+        bucket: pictures per network evaluation; shrinks.
+        on_bucket: told the new bucket when it has shrunk.
+        busy_s: seconds spent encoding and drawing.
+    """
+
+    model: Model
+    config: JobConfig
+    bucket: int
+    on_bucket: Callable[[int], None] = lambda bucket: None
+    busy_s: float = field(default=0.0, init=False)
+
+    def draw(self, ready: Ready) -> Iterator[Drawn]:
+        """The unit's pictures in order; `ready.bad` grows by the items that cannot be drawn.
+
+        Raises:
+            ConfigError: the settings do not fit the model.
+            torch.OutOfMemoryError, MemoryError, RuntimeError: not even one picture fits into memory.
+        """
+        self.busy_s += ready.busy_s
+        left = list(ready.unit.pairs(frozenset(ready.bad)))
+        while left:
+            count = 0
+            try:
+                for drawn in self._batches(ready, left):
+                    count += len(drawn.pairs)
+                    yield drawn
+                return
+            except SamplingError:
+                suspects, left = left[count : count + self.bucket], left[count + self.bucket :]
+                yield from self._one_by_one(ready, suspects)
+                left = [pair for pair in left if pair[0] not in ready.bad]
+            except (RuntimeError, MemoryError) as error:
+                left = left[count:]
+                if self.bucket == 1 or not out_of_memory(error):
+                    raise
+                self.bucket //= 2
+                self.on_bucket(self.bucket)
+                _release()
+
+    def _one_by_one(self, ready: Ready, pairs: list[Pair]) -> Iterator[Drawn]:
+        """Item by item; those whose samples are not finite become bad."""
+        for item in dict.fromkeys(item for item, _ in pairs):
+            own = [pair for pair in pairs if pair[0] == item]
+            try:
+                yield from list(self._batches(ready, own))
+            except SamplingError as error:
+                ready.bad[item] = str(error)
+
+    def _batches(self, ready: Ready, pairs: Sequence[Pair]) -> Iterator[Drawn]:
+        first, config = ready.unit.first_item, self.config
+        hashes: dict[int, list[str]] = {}
+
+        def watch(place: slice, x: Tensor) -> None:
+            hashes[place.start] = [_hash(each) for each in x.cpu()]
+
+        since = time.monotonic()
+        request = self.model.request(
+            ready.h,
+            label=ready.label,
+            items=ready.unit.items,
+            pairs=[(item - first, sample) for item, sample in pairs],
+            steps=config.steps,
+            solver=config.solver,
+            eta=config.eta,
+            guidance=config.guidance,
+            seed=config.seed,
+        )
+        for place, pictures in self.model.batches(request, self.bucket, watch=watch):
+            levels = ops.pictures_to_uint8(pictures.permute(0, 2, 3, 1).contiguous()).cpu()
+            self.busy_s += time.monotonic() - since
+            yield Drawn(list(pairs[place]), levels, hashes.pop(place.start))
+            since = time.monotonic()
+
+
+def default_bucket(model: Model) -> int:
+    """Pictures per network evaluation where nobody says otherwise."""
+    return 64 if model.device.type == "cuda" else 32
+
+
+def check_request(model: Model, config: JobConfig) -> int:
+    """Network evaluations per picture. Raises `ConfigError` if the settings do not fit the model."""
+    unet = model.config.unet
+    h = torch.zeros(1, unet.representation_dim) if unet.representation_dim else None
+    label = torch.zeros(1, dtype=torch.int64) if unet.num_classes else None
+    if config.guidance != 1 and h is None:
+        raise ConfigError("guidance needs a model that takes representations")
+    request = model.request(
+        h,
+        label=label,
+        per=1,
+        steps=config.steps,
+        solver=config.solver,
+        eta=config.eta,
+        guidance=config.guidance,
+        seed=config.seed,
+    )
+    return len(request.schedule) * (1 if config.guidance == 1 else 2)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory did not suffice, on a GPU or the CPU."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def _release() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _hash(x: Tensor) -> str:
+    return hashlib.sha256(x.contiguous().numpy().tobytes()).hexdigest()[:16]

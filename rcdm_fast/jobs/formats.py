@@ -1,0 +1,282 @@
+"""Shards: pictures of one unit in one file or folder, in four forms, written so that they appear whole or not at all.
+
+Every picture has a place in its shard (`offset`) and a payload, whose checksum is in the manifest: the bytes of a
+picture file, or for npz the levels themselves. Files depend on pictures alone: no times, no user names.
+
+Knows nothing about jobs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import io
+import json
+import os
+import shutil
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from rcdm_fast import storage
+from rcdm_fast.config import ConfigError
+from rcdm_fast.jobs.settings import Encoding, JobConfig
+
+_TAR_BLOCK = 512
+_BITS = 0o644
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One finished picture.
+
+    Attributes:
+        key: name in the shard, without extension.
+        about: what readers of the shard may want to know of it: item, id, sample, seed.
+        payload: its bytes (see module).
+    """
+
+    key: str
+    about: Mapping[str, Any]
+    payload: bytes
+
+
+class Shards(Protocol):
+    """A form of shards."""
+
+    @property
+    def suffix(self) -> str:
+        """Of a shard's name."""
+
+    def encode(self, levels: np.ndarray) -> bytes:
+        """uint8 [H,W,3] -> payload."""
+
+    def write(self, path: Path, pictures: Sequence[Picture], shape: tuple[int, int]) -> list[int]:
+        """Write a shard atomically; returns every picture's offset. Raises `StorageError`."""
+
+    def read(self, path: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[bytes]:
+        """Payloads of the manifest's rows of a shard, in their order. Raises `StorageError`."""
+
+
+def find(config: JobConfig) -> Shards:
+    """The form that a job asks for. Raises `ConfigError` if a package is missing."""
+    if config.format == "npz":
+        return Arrays()
+    encode = picture_encoder(config.encoding, config.quality)
+    extension = {"png": "png", "jpeg": "jpg", "webp": "webp"}[config.encoding]
+    if config.format == "webdataset":
+        return Tars(encode, extension)
+    if config.format == "folder":
+        return Folders(encode, extension)
+    return Tables(encode, extension)
+
+
+def checksum(payload: bytes) -> str:
+    """Hex SHA-256 of a payload."""
+    return hashlib.sha256(payload).hexdigest()
+
+
+def picture_encoder(encoding: Encoding, quality: int) -> Callable[[np.ndarray], bytes]:
+    """uint8 [H,W,3] -> a picture file's bytes."""
+    options: dict[str, dict[str, Any]] = {
+        "png": {},
+        "jpeg": {"quality": quality, "subsampling": 0},
+        "webp": {"lossless": True} if quality == 100 else {"quality": quality},
+    }
+
+    def encode(levels: np.ndarray) -> bytes:
+        file = io.BytesIO()
+        Image.fromarray(levels).save(file, format=encoding, **options[encoding])
+        return file.getvalue()
+
+    return encode
+
+
+@dataclass(frozen=True)
+class Tars:
+    """WebDataset: KEY.png (or .jpg, .webp) and KEY.json for every picture; offset: of the file's first byte."""
+
+    _encode: Callable[[np.ndarray], bytes]
+    extension: str
+    suffix: str = ".tar"
+
+    def encode(self, levels: np.ndarray) -> bytes:
+        """See `Shards`."""
+        return self._encode(levels)
+
+    def write(self, path: Path, pictures: Sequence[Picture], shape: tuple[int, int]) -> list[int]:
+        """See `Shards`."""
+        offsets = []
+        with storage.atomic(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for picture in pictures:
+                about = json.dumps(dict(picture.about), sort_keys=True).encode()
+                offsets.append(tar.offset + _TAR_BLOCK)
+                for extension, content in ((self.extension, picture.payload), ("json", about)):
+                    member = tarfile.TarInfo(f"{picture.key}.{extension}")
+                    member.size, member.mode = len(content), _BITS
+                    tar.addfile(member, io.BytesIO(content))
+        return offsets
+
+    def read(self, path: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[bytes]:
+        """See `Shards`."""
+        with _reading(path) as file:
+            for row in rows:
+                file.seek(row["offset"])
+                yield file.read(row["bytes"])
+
+
+@dataclass(frozen=True)
+class Folders:
+    """A folder of picture files, KEY.png (or .jpg, .webp), for each shard; offset: number of the file."""
+
+    _encode: Callable[[np.ndarray], bytes]
+    extension: str
+    suffix: str = ""
+
+    def encode(self, levels: np.ndarray) -> bytes:
+        """See `Shards`."""
+        return self._encode(levels)
+
+    def write(self, path: Path, pictures: Sequence[Picture], shape: tuple[int, int]) -> list[int]:
+        """See `Shards`."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+            try:
+                for picture in pictures:
+                    with open(temporary / f"{picture.key}.{self.extension}", "xb") as file:
+                        file.write(picture.payload)
+                        file.flush()
+                        os.fsync(file.fileno())
+                temporary.chmod(0o755)
+                if path.exists():  # left by a run that was stopped before it could commit
+                    shutil.rmtree(path)
+                os.replace(temporary, path)
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
+        except OSError as error:
+            raise storage.StorageError(f"{path}: cannot be written ({error.strerror or error})") from error
+        return list(range(len(pictures)))
+
+    def read(self, path: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[bytes]:
+        """See `Shards`."""
+        for row in rows:
+            with _reading(path / f"{row['key']}.{self.extension}") as file:
+                yield file.read()
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """One .npz with "arr_0" uint8 [N,H,W,3] for each shard; offset: place in the array."""
+
+    suffix: str = ".npz"
+
+    def encode(self, levels: np.ndarray) -> bytes:
+        """See `Shards`."""
+        return levels.tobytes()
+
+    def write(self, path: Path, pictures: Sequence[Picture], shape: tuple[int, int]) -> list[int]:
+        """See `Shards`."""
+        with storage.atomic(path) as temporary, _levels_file(temporary, len(pictures), shape) as file:
+            for picture in pictures:
+                file.write(picture.payload)
+        return list(range(len(pictures)))
+
+    def read(self, path: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[bytes]:
+        """See `Shards`."""
+        try:
+            with np.load(path) as file:
+                pixels = file["arr_0"]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise storage.StorageError(f"{path}: cannot be read ({error})") from error
+        for row in rows:
+            yield pixels[row["offset"]].tobytes() if row["offset"] < len(pixels) else b""
+
+
+@contextlib.contextmanager
+def _levels_file(path: Path, count: int, shape: tuple[int, int]) -> Iterator[Any]:
+    """An .npz with arr_0 uint8 [count,H,W,3], open for its levels to be written one picture after the other."""
+    member = zipfile.ZipInfo("arr_0.npy")  # its time is 1980: files depend on pictures alone
+    described = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape, 3)}
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive,
+        archive.open(member, "w", force_zip64=True) as file,
+    ):
+        np.lib.format.write_array_header_1_0(file, described)
+        yield file
+
+
+def join_arrays(shards: Sequence[Path], path: Path, count: int, shape: tuple[int, int]) -> None:
+    """All npz shards as one .npz, a shard at a time. Raises `StorageError`."""
+    with storage.atomic(path) as temporary, _levels_file(temporary, count, shape) as file:
+        for shard in shards:
+            with np.load(shard) as part:
+                file.write(part["arr_0"].tobytes())
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Parquet with columns image (bytes and file name, as Hugging Face datasets keep them), item, id, sample, seed.
+
+    offset: the row.
+    """
+
+    _encode: Callable[[np.ndarray], bytes]
+    extension: str
+    suffix: str = ".parquet"
+
+    def encode(self, levels: np.ndarray) -> bytes:
+        """See `Shards`."""
+        return self._encode(levels)
+
+    def write(self, path: Path, pictures: Sequence[Picture], shape: tuple[int, int]) -> list[int]:
+        """See `Shards`."""
+        arrow, parquet = pyarrow()
+        kinds = {"item": arrow.int64(), "id": arrow.string(), "sample": arrow.int64(), "seed": arrow.uint64()}
+        image = arrow.struct([("bytes", arrow.binary()), ("path", arrow.string())])
+        features = {"image": {"_type": "Image"}} | {
+            name: {"dtype": str(kind), "_type": "Value"} for name, kind in kinds.items()
+        }
+        described = {"huggingface": json.dumps({"info": {"features": features}})}
+        schema = arrow.schema([("image", image), *kinds.items()], metadata=described)
+        files = [{"bytes": each.payload, "path": f"{each.key}.{self.extension}"} for each in pictures]
+        columns = [arrow.array(files, image)]
+        columns += [arrow.array([each.about[name] for each in pictures], kind) for name, kind in kinds.items()]
+        with storage.atomic(path) as temporary:
+            parquet.write_table(arrow.table(columns, schema=schema), temporary, compression="none")
+        return list(range(len(pictures)))
+
+    def read(self, path: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[bytes]:
+        """See `Shards`."""
+        _, parquet = pyarrow()
+        try:
+            column = parquet.read_table(path, columns=["image"])["image"].combine_chunks().field("bytes")
+        except (OSError, ValueError) as error:
+            raise storage.StorageError(f"{path}: cannot be read ({error})") from error
+        for row in rows:
+            yield column[row["offset"]].as_py() if row["offset"] < len(column) else b""
+
+
+def pyarrow() -> tuple[Any, Any]:
+    """The modules pyarrow and pyarrow.parquet. Raises `ConfigError` if they are missing."""
+    try:
+        arrow, parquet = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise ConfigError("Parquet and Arrow need pyarrow (pip install 'rcdm_fast[jobs]')") from error
+    return arrow, parquet
+
+
+def _reading(path: Path) -> Any:
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise storage.StorageError(f"{path}: cannot be read ({error.strerror or error})") from error

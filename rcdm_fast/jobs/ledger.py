@@ -1,0 +1,283 @@
+"""What is known about a job in its folder, so that it can be stopped at any moment and resumed.
+
+    job.json                  what the job is; it cannot be resumed as another one
+    shards/000000.tar         pictures
+    manifest/000000.jsonl     a row for every picture of that shard: written last, it makes the shard count
+    quarantine/000000.jsonl   items of that shard that could not be drawn, with the reason
+    bucket.json               pictures per evaluation that memory was found to suffice for
+    manifest.jsonl, quarantine.jsonl, summary.json    all of it, when the job is finished (and samples.npz)
+
+Every file appears whole or not at all. What a stopped run left unfinished is ignored and written again. No times are
+kept, so clocks do not matter.
+
+Knows nothing about drawing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from rcdm_fast import storage
+from rcdm_fast.config import ConfigError
+from rcdm_fast.jobs import formats
+from rcdm_fast.jobs.layout import Layout, Unit
+from rcdm_fast.jobs.settings import JobConfig
+
+Row = dict[str, Any]
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a job stands.
+
+    Attributes:
+        pictures: in committed shards.
+        wanted: of the whole job.
+        quarantined: items that could not be drawn.
+        shards: committed.
+        shards_wanted: of the whole job.
+    """
+
+    pictures: int
+    wanted: int
+    quarantined: int
+    shards: int
+    shards_wanted: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether every shard is committed."""
+        return self.shards == self.shards_wanted
+
+
+class Ledger:
+    """The folder of one job.
+
+    Args:
+        folder: where.
+        config: the job's settings.
+        layout: its units.
+    """
+
+    def __init__(self, folder: Path, config: JobConfig, layout: Layout) -> None:
+        self.folder, self.config, self.layout = folder, config, layout
+        self.form = formats.find(config)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else runs the job meanwhile. Raises `ConfigError` if somebody does."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(self.folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout as error:
+            raise ConfigError(f"{self.folder}: another run of this job is under way") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def start(self, identity: Mapping[str, Any]) -> None:
+        """Write down what the job is, or compare all but what is under "about".
+
+        Raises:
+            ConfigError: the folder holds another job; with the differences.
+        """
+        file = self.folder / "job.json"
+        plain = json.loads(json.dumps({"version": VERSION, **identity}))
+        if not file.exists():
+            storage.check_writable(file)
+            foreign = [each.name for each in (self.folder / "manifest", self.folder / "shards") if each.exists()]
+            if foreign:
+                raise ConfigError(
+                    f"{self.folder}: there are {' and '.join(foreign)} but no job.json; take a new folder"
+                )
+            storage.write_json(file, plain)
+            return
+        before = read_identity(self.folder)
+        differences = list(_differences({**before, "about": None}, {**plain, "about": None}))
+        if differences:
+            raise ConfigError(
+                f"{self.folder} holds another job: {'; '.join(differences)}. Take a new folder, or the old settings"
+            )
+
+    def shard(self, number: int) -> Path:
+        """Where a unit's pictures are."""
+        return self.folder / "shards" / f"{number:06d}{self.form.suffix}"
+
+    def part(self, number: int) -> Path:
+        """The manifest of one shard."""
+        return self.folder / "manifest" / f"{number:06d}.jsonl"
+
+    def _quarantine(self, number: int) -> Path:
+        return self.folder / "quarantine" / f"{number:06d}.jsonl"
+
+    def done(self) -> set[int]:
+        """Numbers of the committed shards whose pictures are there."""
+        found = {int(each.stem) for each in self._parts("manifest")}
+        return {number for number in found if self.shard(number).exists()}
+
+    def forget_quarantined(self) -> None:
+        """Let the shards of quarantined items be drawn again."""
+        for each in self._parts("quarantine"):
+            self.part(int(each.stem)).unlink(missing_ok=True)
+            each.unlink()
+
+    def tidy(self) -> None:
+        """Remove temporary files of stopped runs; nobody else may be running the job."""
+        for folder in (self.folder, *(self.folder / name for name in ("shards", "manifest", "quarantine"))):
+            for each in folder.glob(".*") if folder.is_dir() else ():
+                if each.is_dir():
+                    shutil.rmtree(each)
+                elif each.name != ".lock":
+                    each.unlink()
+
+    def commit(
+        self, unit: Unit, rows: Sequence[Row], pictures: Sequence[formats.Picture], bad: Mapping[int, Row]
+    ) -> None:
+        """Make a unit count: its pictures, then its quarantined items, then its manifest.
+
+        Args:
+            unit: which.
+            rows: of the manifest, without shard, offset, bytes and sha256.
+            pictures: as many.
+            bad: rows of the quarantine by item.
+
+        Raises:
+            StorageError: something cannot be written; the unit then does not count.
+        """
+        path = self.shard(unit.number)
+        side = self._side(pictures)
+        offsets = self.form.write(path, pictures, side)
+        finished = [
+            {
+                **row,
+                "key": each.key,
+                "shard": path.relative_to(self.folder).as_posix(),
+                "offset": offset,
+                "bytes": len(each.payload),
+                "sha256": formats.checksum(each.payload),
+            }
+            for row, each, offset in zip(rows, pictures, offsets, strict=True)
+        ]
+        if bad:
+            _write_lines(self._quarantine(unit.number), bad.values())
+        else:
+            self._quarantine(unit.number).unlink(missing_ok=True)
+        _write_lines(self.part(unit.number), finished)
+
+    def _side(self, pictures: Sequence[formats.Picture]) -> tuple[int, int]:
+        if self.config.format != "npz" or not pictures:
+            return (0, 0)
+        side = round((len(pictures[0].payload) / 3) ** 0.5)
+        return (side, side)
+
+    def counts(self, number: int) -> tuple[int, int]:
+        """Pictures and quarantined items of a committed shard."""
+        quarantine = self._quarantine(number)
+        return _count_lines(self.part(number)), _count_lines(quarantine) if quarantine.exists() else 0
+
+    def bucket(self, device: str) -> int | None:
+        """What `remember_bucket` was told about a device, if anything."""
+        return _bucket_of(self.folder / "bucket.json").get(device)
+
+    def remember_bucket(self, device: str, bucket: int) -> None:
+        """Write down that memory suffices for no more pictures at once."""
+        known = _bucket_of(self.folder / "bucket.json")
+        storage.write_json(self.folder / "bucket.json", {**known, device: bucket})
+
+    def rows(self) -> Iterator[Row]:
+        """The manifest so far, shard by shard."""
+        for number in sorted(self.done()):
+            yield from read_lines(self.part(number))
+
+    def quarantined(self) -> Iterator[Row]:
+        """Items that could not be drawn; one that several shards wanted may come several times."""
+        done = self.done()
+        for each in self._parts("quarantine"):
+            if int(each.stem) in done:
+                yield from read_lines(each)
+
+    def summary(self) -> Summary:
+        """How the job stands."""
+        done = self.done()
+        pictures = sum(_count_lines(self.part(number)) for number in done)
+        bad = {row["item"] for row in self.quarantined()}
+        return Summary(pictures, self.layout.pictures, len(bad), len(done), self.layout.units)
+
+    def finish(self) -> Summary:
+        """Write the whole manifest, the quarantine, the summary and, for npz, all pictures in one file."""
+        found = self.summary()
+        _write_lines(self.folder / "manifest.jsonl", self.rows())
+        _write_lines(self.folder / "quarantine.jsonl", {row["item"]: row for row in self.quarantined()}.values())
+        if self.config.format == "npz" and found.pictures:
+            first = next(self.rows())
+            side = round((first["bytes"] / 3) ** 0.5)
+            shards = [self.shard(number) for number in sorted(self.done())]
+            formats.join_arrays(shards, self.folder / "samples.npz", found.pictures, (side, side))
+        storage.write_json(self.folder / "summary.json", {**vars(found), "complete": found.complete})
+        return found
+
+    def _parts(self, name: str) -> list[Path]:
+        return sorted(each for each in (self.folder / name).glob("*.jsonl") if each.stem.isdecimal())
+
+
+def read_identity(folder: Path) -> dict[str, Any]:
+    """What a job's folder says it is. Raises `ConfigError`."""
+    try:
+        found = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{folder}: no job.json here, so no job") from error
+    except ValueError as error:
+        raise ConfigError(f"{folder}/job.json: damaged ({error})") from error
+    if not isinstance(found, dict) or found.get("version") != VERSION:
+        raise ConfigError(f"{folder}/job.json: of another version than {VERSION}")
+    return found
+
+
+def read_lines(path: Path) -> Iterator[Row]:
+    """Rows of a .jsonl file. Raises `StorageError`."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            for line in file:
+                yield json.loads(line)
+    except (OSError, ValueError) as error:
+        raise storage.StorageError(f"{path}: cannot be read ({error})") from error
+
+
+def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    with storage.atomic(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row) + "\n")
+
+
+def _count_lines(path: Path) -> int:
+    with open(path, "rb") as file:
+        return sum(1 for _ in file)
+
+
+def _bucket_of(file: Path) -> dict[str, int]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    return {str(device): int(bucket) for device, bucket in found.items()}
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], where: str = "") -> Iterator[str]:
+    for key in sorted(before.keys() | now.keys()):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _differences(old, new, f"{where}{key}.")
+        elif old != new:
+            yield f"{where}{key} was {json.dumps(old)}, is {json.dumps(new)}"

@@ -1,0 +1,226 @@
+"""A job on one device: items are read ahead, pictures drawn, encoded by threads and committed shard by shard.
+
+At most two units wait to be written, so memory does not depend on the job's size.
+
+Knows nothing about clusters (`cluster.py` uses `run_units` in each of its workers).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import rcdm_fast
+from rcdm_fast.jobs import draw, feed, formats, sources
+from rcdm_fast.jobs.draw import Artist, Drawn
+from rcdm_fast.jobs.feed import Ready
+from rcdm_fast.jobs.layout import Layout, Unit
+from rcdm_fast.jobs.ledger import Ledger, Row, Summary
+from rcdm_fast.jobs.settings import JobConfig, RunOptions
+from rcdm_fast.jobs.sources import Given, Source
+from rcdm_fast.pipeline import Model
+
+WAITING = 2  # units that may wait to be written
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        pictures: committed, those of earlier runs included.
+        wanted: of the whole job.
+        drawn: committed by this run.
+        seconds: since this run began, of a clock that cannot be set.
+        busy: share of them in which the device drew or encoded.
+        quarantined: items so far that could not be drawn.
+    """
+
+    pictures: int
+    wanted: int
+    drawn: int
+    seconds: float
+    busy: float
+    quarantined: int
+
+
+Report = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A job that may begin.
+
+    Attributes:
+        identity: what goes into job.json.
+        ledger: its folder.
+        source: its items.
+        nfe: network evaluations per picture.
+    """
+
+    identity: dict[str, Any]
+    ledger: Ledger
+    source: Source
+    nfe: int
+
+
+def run(
+    model: Model,
+    source: Given,
+    folder: str | Path,
+    config: JobConfig | None = None,
+    options: RunOptions | None = None,
+    report: Report | None = None,
+) -> Summary:
+    """Draw all pictures of a job into a folder, or those that are missing there.
+
+    Args:
+        model: what draws.
+        source: items; see `jobs.sources.find`.
+        folder: where shards and manifest go; an unfinished job there is resumed.
+        config: what is drawn and kept.
+        options: how.
+        report: told after every shard.
+
+    Returns:
+        How the job stands: complete, unless it was interrupted.
+
+    Raises:
+        ConfigError: settings that do not fit, or the folder holds another job (with the differences).
+        ImageError, StorageError: the source is damaged, or something cannot be written.
+    """
+    options = options or RunOptions()
+    prepared = prepare(model, sources.find(source), Path(folder), config or JobConfig())
+    ledger = prepared.ledger
+    with ledger.locked():
+        ledger.start(prepared.identity)
+        ledger.tidy()
+        if options.retry:
+            ledger.forget_quarantined()
+        done = ledger.done()
+        missing = [ledger.layout.unit(number) for number in range(ledger.layout.units) if number not in done]
+        before = ledger.summary()
+        run_units(model, prepared, missing, options, reporter(before, report))
+        return ledger.finish()
+
+
+def prepare(model: Model, source: Source, folder: Path, config: JobConfig) -> Prepared:
+    """Check that a job can be done, and say what it is; nothing is written yet."""
+    feed.check_kind(model, source)
+    nfe = draw.check_request(model, config)
+    layout = Layout(len(source), config.per, config.shard_pictures)
+    identity = {
+        "model": {"name": model.config.name, "sha256": fingerprint(model)},
+        "engine": model.engine.name,
+        "precision": model.engine.precision,
+        "items": {"count": len(source), "kind": source.kind, "sha256": source.fingerprint()},
+        "settings": dataclasses.asdict(config),
+        "about": {"source": source.name, "rcdm_fast": rcdm_fast.__version__},
+    }
+    return Prepared(identity, Ledger(folder, config, layout), source, nfe)
+
+
+def run_units(
+    model: Model,
+    prepared: Prepared,
+    units: Sequence[Unit],
+    options: RunOptions,
+    committed: Callable[[int, int, float], None] | None = None,
+) -> None:
+    """Draw and commit units, in order. `committed` is told (pictures, quarantined items, busy seconds so far)."""
+    ledger, device = prepared.ledger, str(model.device)
+    known = ledger.bucket(device)
+    asked = options.batch_size or draw.default_bucket(model)
+    bucket = asked if known is None else min(asked, known)
+    artist = Artist(model, ledger.config, bucket, lambda bucket: ledger.remember_bucket(device, bucket))
+    about = {
+        "seed": ledger.config.seed,
+        "model": prepared.identity["model"]["sha256"],
+        "solver": ledger.config.solver,
+        "nfe": prepared.nfe,
+        "engine": f"{model.engine.name}:{model.engine.precision}",
+    }
+    waiting: deque[Future[tuple[int, int]]] = deque()
+
+    def settle(limit: int) -> None:
+        while len(waiting) > limit:
+            pictures, bad = waiting.popleft().result()
+            if committed is not None:
+                committed(pictures, bad, artist.busy_s)
+
+    with ThreadPoolExecutor(options.threads) as encoders, ThreadPoolExecutor(1) as writer:
+        try:
+            for ready in feed.ready_units(model, prepared.source, units, options.threads):
+                parts = [(drawn, encoders.submit(_payloads, ledger.form, drawn)) for drawn in artist.draw(ready)]
+                waiting.append(writer.submit(_commit, ledger, prepared.source, ready, parts, about))
+                settle(WAITING - 1)
+            settle(0)
+        except BaseException:
+            encoders.shutdown(wait=False, cancel_futures=True)
+            writer.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _payloads(form: formats.Shards, drawn: Drawn) -> list[bytes]:
+    return [form.encode(levels) for levels in drawn.levels.numpy()]
+
+
+def _commit(
+    ledger: Ledger,
+    source: Source,
+    ready: Ready,
+    parts: list[tuple[Drawn, Future[list[bytes]]]],
+    about: dict[str, Any],
+) -> tuple[int, int]:
+    rows: list[Row] = []
+    pictures: list[formats.Picture] = []
+    for drawn, payloads in parts:
+        for (item, sample), noise, payload in zip(drawn.pairs, drawn.noise, payloads.result(), strict=True):
+            if item in ready.bad:
+                continue
+            name = source.id(item)
+            rows.append({"item": item, "id": name, "sample": sample, **about, "noise": noise})
+            shown = {"item": item, "id": name, "sample": sample, "seed": about["seed"]}
+            pictures.append(formats.Picture(f"{item:09d}-{sample:06d}", shown, payload))
+    bad = {item: {"item": item, "id": source.id(item), "reason": reason} for item, reason in sorted(ready.bad.items())}
+    ledger.commit(ready.unit, rows, pictures, bad)
+    return len(pictures), len(bad)
+
+
+def reporter(before: Summary, report: Report | None) -> Callable[[int, int, float], None]:
+    """What turns a unit's counts (pictures, quarantined items, busy seconds so far) into progress of the job."""
+    since = time.monotonic()
+    drawn, quarantined = 0, before.quarantined
+
+    def committed(pictures: int, bad: int, busy_s: float) -> None:
+        nonlocal drawn, quarantined
+        drawn, quarantined = drawn + pictures, quarantined + bad
+        if report is not None:
+            seconds = time.monotonic() - since
+            busy = min(1.0, busy_s / max(seconds, 1e-9))
+            report(Progress(before.pictures + drawn, before.wanted, drawn, seconds, busy, quarantined))
+
+    return committed
+
+
+def fingerprint(model: Model) -> str:
+    """SHA-256 of the network's weights, its schedule and what is known about its encoder."""
+    digest = hashlib.sha256()
+    encoder = model.config.encoder
+    described = [dataclasses.asdict(model.config.schedule), dataclasses.asdict(model.config.unet)]
+    described.append(dataclasses.asdict(encoder) if encoder is not None else {})
+    digest.update(json.dumps(described, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.unet.state_dict().items()):
+        digest.update(name.encode() + b"\0")
+        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,93 @@
+"""Pictures of many items, batch after batch, for programs that take them as they come: `Model.generate`.
+
+The same reading ahead, packing and noise as a job, and no files.
+
+Knows nothing about what becomes of the pictures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rcdm_fast.images import ImageError
+from rcdm_fast.jobs import draw, feed, sources
+from rcdm_fast.jobs.draw import Artist
+from rcdm_fast.jobs.layout import Layout
+from rcdm_fast.jobs.settings import JobConfig, RunOptions
+from rcdm_fast.jobs.sources import Given
+from rcdm_fast.pipeline import Model
+
+log = logging.getLogger(__name__)
+
+OnBad = Callable[[int, str], None]
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A batch of finished pictures, N of them.
+
+    Attributes:
+        item: place of each one's item in the source, int64 [N].
+        sample: number of each among the samples of its item, int64 [N].
+        ids: what the source calls the items.
+        pictures: uint8 [N,3,H,W] on the CPU.
+    """
+
+    item: Tensor
+    sample: Tensor
+    ids: tuple[str, ...]
+    pictures: Tensor
+
+
+def generate(
+    model: Model, source: Given, config: JobConfig, options: RunOptions, on_bad: OnBad | None = None
+) -> Iterator[Generated]:
+    """See `Model.generate`; `config.format` and the like have no effect."""
+    found = sources.find(source)
+    feed.check_kind(model, found)
+    draw.check_request(model, config)
+    return _batches(model, found, config, options, on_bad)
+
+
+def _batches(
+    model: Model, source: sources.Source, config: JobConfig, options: RunOptions, on_bad: OnBad | None
+) -> Iterator[Generated]:
+    layout = Layout(len(source), config.per, config.shard_pictures)
+    artist = Artist(model, config, options.batch_size or draw.default_bucket(model), _smaller)
+    told: set[int] = set()
+
+    def tell(bad: dict[int, str]) -> None:
+        for item in sorted(bad.keys() - told):
+            if on_bad is None:
+                raise ImageError(bad[item])
+            told.add(item)
+            on_bad(item, bad[item])
+
+    for ready in feed.ready_units(model, source, map(layout.unit, range(layout.units)), options.threads):
+        tell(ready.bad)
+        for drawn in artist.draw(ready):
+            item, sample = torch.tensor(drawn.pairs, dtype=torch.int64).T
+            ids = tuple(source.id(place) for place, _ in drawn.pairs)
+            yield Generated(item, sample, ids, drawn.levels.permute(0, 3, 1, 2))
+        tell(ready.bad)
+
+
+def _smaller(bucket: int) -> None:
+    log.warning("out of memory: %d pictures at once from here on", bucket)
+
+
+async def agenerate(batches: Iterator[Generated]) -> AsyncIterator[Generated]:
+    """The same batches without blocking the event loop: each is drawn in a thread. See `Model.agenerate`."""
+    try:
+        while (batch := await asyncio.to_thread(next, batches, None)) is not None:
+            yield batch
+    finally:
+        close = getattr(batches, "close", None)
+        if close is not None:
+            await asyncio.shield(asyncio.to_thread(close))

@@ -1,0 +1,132 @@
+"""Whether a job's folder holds what its manifest says: every picture exactly once, every checksum true.
+
+Knows nothing about models: nothing is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rcdm_fast import storage
+from rcdm_fast.config import from_dict
+from rcdm_fast.jobs import formats
+from rcdm_fast.jobs.layout import Layout
+from rcdm_fast.jobs.ledger import Ledger, Row, read_identity, read_lines
+from rcdm_fast.jobs.settings import JobConfig
+
+SHOWN = 20  # faults that are listed; all are counted
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found.
+
+    Attributes:
+        pictures: with a true checksum.
+        wanted: of the whole job.
+        quarantined: items that could not be drawn.
+        missing_shards: that no run has committed yet.
+        faults: how many things are wrong.
+        examples: the first of them, a line each.
+    """
+
+    pictures: int
+    wanted: int
+    quarantined: int
+    missing_shards: int
+    faults: int
+    examples: tuple[str, ...]
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is wrong with what is there."""
+        return self.faults == 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of the job is there."""
+        return self.sound and not self.missing_shards
+
+
+def open_ledger(folder: str | Path) -> Ledger:
+    """The ledger of a job that has begun. Raises `ConfigError`."""
+    identity = read_identity(Path(folder))
+    config = from_dict(JobConfig, identity["settings"], f"{folder}/job.json, settings")
+    return Ledger(Path(folder), config, Layout(int(identity["items"]["count"]), config.per, config.shard_pictures))
+
+
+def verify(folder: str | Path, progress: Callable[[int, int], None] | None = None) -> Verdict:
+    """Read every committed shard again.
+
+    Args:
+        folder: of the job.
+        progress: called with (shards read, shards committed).
+
+    Raises:
+        ConfigError: no job there.
+    """
+    ledger = open_ledger(folder)
+    layout = ledger.layout
+    known = sorted(int(each.stem) for each in (ledger.folder / "manifest").glob("*.jsonl") if each.stem.isdecimal())
+    bad = {row["item"] for row in ledger.quarantined()}
+    seen = np.zeros(layout.pictures, dtype=bool)
+    faults: list[str] = []
+    count = good = 0
+    for number, shard in enumerate(known):
+        for fault in _shard_faults(ledger, shard, seen, bad):
+            count += 1
+            faults += [fault] if len(faults) < SHOWN else []
+        good = int(seen.sum())
+        if progress is not None:
+            progress(number + 1, len(known))
+    missing = layout.units - len([each for each in known if each < layout.units])
+    return Verdict(good, layout.pictures, len(bad), missing, count, tuple(faults))
+
+
+def _shard_faults(ledger: Ledger, number: int, seen: np.ndarray, bad: set[int]) -> Iterator[str]:
+    """Faults of one shard; `seen` is marked for every picture whose checksum is true."""
+    name = f"shard {number:06d}"
+    if number >= ledger.layout.units:
+        yield f"{name}: the job has {ledger.layout.units} shards"
+        return
+    try:
+        rows = list(read_lines(ledger.part(number)))
+    except storage.StorageError as error:
+        yield f"{name}: {error}"
+        return
+    wanted = {pair for pair in ledger.layout.unit(number).pairs() if pair[0] not in bad}
+    found = [(int(row["item"]), int(row["sample"])) for row in rows]
+    for pair in sorted(wanted - set(found))[:SHOWN]:
+        yield f"{name}: item {pair[0]}, sample {pair[1]} is not in the manifest"
+    unit = set(ledger.layout.unit(number).pairs())
+    for row, pair, payload in zip(rows, found, _payloads(ledger, number, rows), strict=True):
+        place = pair[0] * ledger.layout.per + pair[1]
+        if pair not in unit:
+            yield f"{name}: item {pair[0]}, sample {pair[1]} does not belong here"
+        elif seen[place]:
+            yield f"{name}: item {pair[0]}, sample {pair[1]} is there twice"
+        elif isinstance(payload, storage.StorageError):
+            yield str(payload)
+        elif formats.checksum(payload) != row["sha256"]:
+            yield f"{row['shard']}, {row['key']}: the checksum is wrong"
+        else:
+            seen[place] = True
+
+
+def _payloads(ledger: Ledger, number: int, rows: list[Row]) -> list[bytes | storage.StorageError]:
+    """Payloads of a shard; where the shard cannot be read, row by row what is wrong."""
+    path = ledger.shard(number)
+    try:
+        return list(ledger.form.read(path, rows))
+    except storage.StorageError:
+        found: list[bytes | storage.StorageError] = []
+        for row in rows:
+            try:
+                found += ledger.form.read(path, [row])
+            except storage.StorageError as error:
+                found.append(error)
+        return found

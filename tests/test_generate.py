@@ -1,0 +1,133 @@
+"""Pictures as a stream: the same as those of `sample`, from several threads, for asyncio, with bad items among them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from rcdm_fast import images
+from rcdm_fast.config import ConfigError
+from rcdm_fast.images import ImageError
+from rcdm_fast.jobs import feed
+from rcdm_fast.pipeline import Model
+from tests import small
+from tests.jobs_cases import representations
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return small.model()
+
+
+def collected(model: Model, h: Tensor, **settings: int) -> Tensor:
+    """uint8 [R,per,3,H,W], put together by item and sample."""
+    out = torch.zeros(len(h), settings.get("per", 8), 3, 8, 8, dtype=torch.uint8)
+    for batch in model.generate(h, **settings):  # type: ignore[arg-type]
+        out[batch.item, batch.sample] = batch.pictures
+    return out
+
+
+def test_the_pictures_of_sample(model: Model) -> None:
+    h = representations(7)
+    expected = images.to_uint8(model.sample(h, per=3, steps=3, seed=5))
+    assert torch.equal(collected(model, h, per=3, steps=3, seed=5), expected)
+    assert torch.equal(collected(model, h, per=3, steps=3, seed=5, batch_size=2), expected)
+
+
+def test_batches_are_full_and_in_order(model: Model) -> None:
+    batches = list(model.generate(representations(7), per=3, steps=1, batch_size=4))
+    assert [len(batch.pictures) for batch in batches] == [4, 4, 4, 4, 4, 1]
+    places = [pair for batch in batches for pair in zip(batch.item.tolist(), batch.sample.tolist(), strict=True)]
+    assert places == [(item, sample) for item in range(7) for sample in range(3)]
+
+
+def test_several_threads_share_a_model(model: Model) -> None:
+    given = [representations(6, seed=number) for number in range(3)]
+    expected = [images.to_uint8(model.sample(h, per=2, steps=3)) for h in given]
+    found: dict[int, Tensor] = {}
+
+    def work(number: int) -> None:
+        found[number] = collected(model, given[number], per=2, steps=3, batch_size=2)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(found[number], expected[number]) for number in range(3))
+
+
+def test_asyncio_goes_on_meanwhile(model: Model) -> None:
+    ticks = 0
+
+    async def clock() -> None:
+        nonlocal ticks
+        while True:
+            ticks += 1
+            await asyncio.sleep(0.001)
+
+    async def main() -> list[int]:
+        ticking = asyncio.create_task(clock())
+        sizes = [len(batch.pictures) async for batch in model.agenerate(representations(6), per=2, steps=5)]
+        ticking.cancel()
+        return sizes
+
+    assert asyncio.run(main()) == [12]
+    assert ticks > 5
+
+
+def test_leaving_early_stops_the_reader(model: Model) -> None:
+    batches = model.generate(representations(5000), per=2, steps=1)
+    next(batches)
+    assert any(thread.name == "rcdm-reader" for thread in threading.enumerate())
+    batches.close()  # type: ignore[attr-defined]
+    assert not any(thread.name == "rcdm-reader" for thread in threading.enumerate())
+
+
+def test_bad_items(model: Model, tmp_path: Path) -> None:
+    for number, each in enumerate(small.pictures(3, size=16)):
+        images.save(images.to_pil(each), tmp_path / f"{number}.png")
+    (tmp_path / "1.png").write_bytes(b"no picture")
+    with pytest.raises(ImageError, match=r"1\.png: cannot be read"):
+        list(model.generate(tmp_path, per=2, steps=1))
+    told: list[tuple[int, str]] = []
+    batches = list(model.generate(tmp_path, per=2, steps=1, on_bad=lambda item, why: told.append((item, why))))
+    assert [item for item, _ in told] == [1]
+    assert [item for batch in batches for item in batch.item.tolist()] == [0, 0, 2, 2]
+
+
+def test_wrong_settings_are_errors_at_once(model: Model, tmp_path: Path) -> None:
+    for settings, text in (({"solver": "none"}, "no solver called"), ({"per": 0}, "per and"), ({"steps": 0}, "steps")):
+        with pytest.raises(ConfigError, match=text):
+            model.generate(representations(), **settings)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="needs pictures or representations"):
+        model.generate(3)
+    with pytest.raises(ImageError, match="no such folder"):
+        model.generate(tmp_path / "none")
+
+
+def test_an_error_while_reading_reaches_the_caller(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("the network is gone")
+
+    monkeypatch.setattr(feed, "_read", fail)
+    with pytest.raises(RuntimeError, match="the network is gone"):
+        list(model.generate(representations(), per=1, steps=1))
+
+
+def test_pairs_choose_pictures(model: Model) -> None:
+    h = representations(3)
+    everything = model.sample(h, per=4, steps=3)
+    request = model.request(h, pairs=[(2, 1), (0, 3), (2, 0)], steps=3)
+    (found,) = [pictures for _, pictures in model.batches(request)]
+    assert torch.equal(found, torch.stack([everything[2, 1], everything[0, 3], everything[2, 0]]))
+    for pairs, text in (([(3, 0)], r"pair \(3, 0\): there are rows 0..2"), ([(0, -1)], "samples count from 0")):
+        with pytest.raises(ConfigError, match=text):
+            model.request(h, pairs=pairs)
+    with pytest.raises(ConfigError, match="pairs have keyed noise"):
+        model.request(h, per=1, noise=torch.zeros(3, 1, 3, 8, 8), pairs=[(0, 0)])

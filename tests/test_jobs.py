@@ -1,0 +1,372 @@
+"""A job on one device: its pictures, stops, changes, and what can go wrong."""
+
+from __future__ import annotations
+
+import io
+import json
+import resource
+import tarfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rcdm_fast import images
+from rcdm_fast.config import ConfigError
+from rcdm_fast.jobs import draw, formats, ledger, local
+from rcdm_fast.jobs.settings import JobConfig, RunOptions
+from rcdm_fast.jobs.verify import verify
+from rcdm_fast.pipeline import Model
+from rcdm_fast.sampling import SamplingError
+from rcdm_fast.storage import StorageError
+from tests import jobs_cases, small
+from tests.jobs_cases import ITEMS, manifest, representations, run
+
+PER = jobs_cases.CONFIG.per
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return small.model()
+
+
+@pytest.fixture(scope="module")
+def unbroken(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small job, drawn without a stop."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    run(model, folder)
+    return folder
+
+
+def pictures(folder: Path) -> Iterator[np.ndarray]:
+    """Levels of all pictures, in the manifest's order."""
+    for row in manifest(folder):
+        with tarfile.open(folder / row["shard"]) as tar:
+            member = tar.extractfile(f"{row['key']}.png")
+            assert member is not None
+            yield np.asarray(Image.open(io.BytesIO(member.read())))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files that a finished job is made of."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+def test_pictures_are_those_of_sample(model: Model, unbroken: Path) -> None:
+    rows = manifest(unbroken)
+    assert [(row["item"], row["sample"]) for row in rows] == [(i, s) for i in range(ITEMS) for s in range(PER)]
+    expected = images.to_uint8(model.sample(representations(), per=PER, steps=3)).flatten(0, 1)
+    for found, wanted in zip(pictures(unbroken), expected, strict=True):
+        assert np.array_equal(found, wanted.permute(1, 2, 0).numpy())
+
+
+def test_the_manifest_says_where_everything_is(model: Model, unbroken: Path) -> None:
+    for row in manifest(unbroken):
+        content = (unbroken / row["shard"]).read_bytes()[row["offset"] : row["offset"] + row["bytes"]]
+        assert formats.checksum(content) == row["sha256"]
+        assert Image.open(io.BytesIO(content)).size == (8, 8)
+        assert (row["nfe"], row["solver"], row["engine"], row["seed"]) == (3, "ddim", "eager:fp32", 0)
+        assert row["model"] == local.fingerprint(model)
+    assert verify(unbroken).complete
+
+
+@pytest.mark.parametrize("changes", [{"shard_pictures": 4}, {"shard_pictures": 2}, {"batch_size": 1}, {"threads": 1}])
+def test_any_split_gives_the_same_pictures(
+    model: Model, unbroken: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    run(model, tmp_path, **changes)
+    wanted = ("item", "id", "sample", "noise", "sha256")
+    assert [[row[key] for key in wanted] for row in manifest(tmp_path)] == [
+        [row[key] for key in wanted] for row in manifest(unbroken)
+    ]
+
+
+def test_noise_is_a_hash_of_x_t(model: Model, unbroken: Path) -> None:
+    seen: list[Tensor] = []
+    request = model.request(representations(), per=PER, steps=3)
+    for _ in model.batches(request, watch=lambda place, x: seen.append(x.clone())):
+        pass
+    hashes = [draw._hash(each) for each in torch.cat(seen)]
+    assert [row["noise"] for row in manifest(unbroken)] == hashes
+    assert len(set(hashes)) == len(hashes)
+
+
+def test_resumed_after_an_interruption(model: Model, unbroken: Path, tmp_path: Path) -> None:
+    for stop in (1, 3):
+
+        def report(now: local.Progress, stop: int = stop) -> None:
+            if now.drawn >= stop * 8 - 2 * stop:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            run(model, tmp_path, report=report)
+    assert 0 < len(list((tmp_path / "manifest").iterdir())) < 5
+    assert not (tmp_path / "manifest.jsonl").exists()
+    assert run(model, tmp_path).complete
+    assert contents(tmp_path) == contents(unbroken)
+
+
+def test_what_a_stop_left_behind_does_not_count(model: Model, unbroken: Path, tmp_path: Path) -> None:
+    """A shard without its manifest is written again; temporary files go."""
+    run(model, tmp_path)
+    (tmp_path / "manifest" / "000001.jsonl").unlink()
+    (tmp_path / "shards" / "000001.tar").write_bytes(b"half a shard")
+    (tmp_path / "shards" / ".000002.x.tar").write_bytes(b"temporary")
+    (tmp_path / "shards" / "000003.tar").unlink()
+    run(model, tmp_path)
+    assert contents(tmp_path) == contents(unbroken)
+
+
+def test_a_finished_job_draws_nothing(model: Model, unbroken: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model.engine, "predict", None)
+    before = contents(unbroken)
+    assert run(model, unbroken).complete
+    assert contents(unbroken) == before
+
+
+def test_another_job_is_refused_with_the_differences(model: Model, unbroken: Path) -> None:
+    before = contents(unbroken)
+    for changes, text in (
+        ({"steps": 4, "seed": 1}, "settings.seed was 0, is 1; settings.steps was 3, is 4"),
+        ({"given": representations(8)}, "items.count was 9, is 8"),
+        ({"given": representations(seed=1)}, "items.sha256 was"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            run(model, unbroken, **changes)
+    other = small.model()
+    with torch.no_grad():
+        other.unet.out[2].bias += 1
+    with pytest.raises(ConfigError, match=r"model\.sha256 was"):
+        run(other, unbroken)
+    assert contents(unbroken) == before
+
+
+def test_a_strange_folder_is_refused(model: Model, tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    with pytest.raises(ConfigError, match=r"there are shards but no job\.json"):
+        run(model, tmp_path)
+    with pytest.raises(ConfigError, match="so no job"):
+        verify(tmp_path)
+
+
+def test_two_runs_at_once_are_refused(model: Model, tmp_path: Path) -> None:
+    def report(now: local.Progress) -> None:
+        with pytest.raises(ConfigError, match="another run of this job is under way"):
+            run(model, tmp_path)
+
+    assert run(model, tmp_path, report=report).complete
+
+
+def test_unreadable_pictures_among_good_ones(model: Model, tmp_path: Path) -> None:
+    photos, job = tmp_path / "photos", tmp_path / "job"
+    photos.mkdir()
+    for number, each in enumerate(small.pictures(5, size=16)):
+        images.save(images.to_pil(each), photos / f"{number}.png")
+    good = (photos / "2.png").read_bytes()
+    (photos / "2.png").write_bytes(good[:60] + bytes(len(good) - 60))
+    summary = run(model, job, given=photos, per=2)
+    assert (summary.pictures, summary.quarantined, summary.complete) == (8, 1, True)
+    (bad,) = ledger.read_lines(job / "quarantine.jsonl")
+    assert (bad["item"], bad["id"]) == (2, "2.png")
+    assert "cannot be read as a picture" in bad["reason"]
+    assert verify(job).complete
+    others = {row["item"]: row["sha256"] for row in manifest(job) if row["sample"] == 0}
+    (photos / "2.png").write_bytes(good)
+    assert run(model, job, given=photos, per=2).quarantined == 1  # kept until asked
+    assert run(model, job, given=photos, per=2, retry=True).quarantined == 0
+    assert verify(job).complete
+    again = {row["item"]: row["sha256"] for row in manifest(job) if row["sample"] == 0}
+    assert {item: again[item] for item in others} == others
+    assert sorted(again) == [0, 1, 2, 3, 4]
+
+
+def test_pictures_get_the_representation_of_encode(model: Model, tmp_path: Path) -> None:
+    run(model, tmp_path / "a", given=small.pictures(4))
+    levels = images.from_uint8(images.to_uint8(small.pictures(4)))
+    run(model, tmp_path / "b", given=model.encode(levels))
+    assert [row["sha256"] for row in manifest(tmp_path / "a")] == [row["sha256"] for row in manifest(tmp_path / "b")]
+
+
+def test_a_poisoned_item_does_not_stop_the_job(model: Model, unbroken: Path, tmp_path: Path) -> None:
+    """One representation is infinite, another one makes the samples infinite."""
+    h = representations()
+    h[2, 0], h[5] = float("nan"), 1e38
+    summary = run(model, tmp_path, given=h, batch_size=4)
+    assert summary.quarantined == 2
+    reasons = {row["item"]: row["reason"] for row in ledger.read_lines(tmp_path / "quarantine.jsonl")}
+    assert "not finite" in reasons[2]
+    assert "the samples are not finite" in reasons[5]
+    kept = [row for row in manifest(unbroken) if row["item"] not in (2, 5)]
+    assert [row["sha256"] for row in manifest(tmp_path)] == [row["sha256"] for row in kept]
+    assert verify(tmp_path).complete
+
+
+def test_memory_halves_the_bucket_and_that_is_remembered(
+    model: Model, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    predict = model.engine.predict
+
+    def limited(x: Tensor, k: int) -> Tensor:
+        sizes.append(len(x))
+        if len(x) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return predict(x, k)
+
+    monkeypatch.setattr(model.engine, "predict", limited)
+    assert run(model, tmp_path, batch_size=8).complete
+    assert json.loads((tmp_path / "bucket.json").read_text()) == {"cpu": 2}
+    assert [row["sha256"] for row in manifest(tmp_path)] == [row["sha256"] for row in manifest(unbroken)]
+    (tmp_path / "manifest" / "000000.jsonl").unlink()
+    sizes.clear()
+    run(model, tmp_path, batch_size=8)
+    assert max(sizes) == 2
+    monkeypatch.setattr(model.engine, "predict", lambda x, k: limited(torch.cat([x, x, x]), k))
+    with pytest.raises(torch.OutOfMemoryError):
+        run(model, tmp_path / "other", batch_size=8)
+
+
+def test_other_errors_are_not_taken_for_poison(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(x: Tensor, k: int) -> Tensor:
+        raise RuntimeError("a driver's fault")
+
+    monkeypatch.setattr(model.engine, "predict", fail)
+    with pytest.raises(RuntimeError, match="a driver's fault"):
+        run(model, tmp_path)
+    assert not (tmp_path / "manifest.jsonl").exists()
+
+
+@pytest.mark.parametrize("form", ["webdataset", "npz", "parquet", "folder"])
+def test_a_full_disk_loses_nothing(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: Any) -> None:
+    """A limit on the size of files stands for the disk: writing a shard fails half-way, for real."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    commit = ledger.Ledger.commit
+
+    def full(self: ledger.Ledger, *arguments: Any) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (150, before[1]))
+        try:
+            commit(self, *arguments)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ledger.Ledger, "commit", full)
+        with pytest.raises(StorageError, match=r"shards/000000.* cannot be written \(.*File too large"):
+            run(model, tmp_path, format=form)
+    assert list((tmp_path / "shards").iterdir()) == []
+    assert not (tmp_path / "manifest").exists()
+    assert run(model, tmp_path, format=form).complete
+    assert verify(tmp_path).complete
+
+
+def test_clocks_may_jump(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jumps = iter(range(10**9, 0, -(10**5)))
+    monkeypatch.setattr(time, "time", lambda: float(next(jumps)))
+    told: list[local.Progress] = []
+    assert run(model, tmp_path, report=told.append).complete
+    assert all(0 <= now.seconds < 600 and 0 < now.busy <= 1 for now in told)
+    assert [now.drawn for now in told] == sorted(now.drawn for now in told)
+    assert told[-1].pictures == told[-1].wanted == ITEMS * PER
+
+
+def test_verification_finds_what_is_wrong(model: Model, tmp_path: Path) -> None:
+    run(model, tmp_path)
+    assert verify(tmp_path).complete
+    shard = tmp_path / "shards" / "000001.tar"
+    sound = shard.read_bytes()
+    row = next(row for row in manifest(tmp_path) if row["shard"].endswith("000001.tar"))
+    damaged = bytearray(sound)
+    damaged[row["offset"] + 20] ^= 1
+    shard.write_bytes(damaged)
+    found = verify(tmp_path)
+    assert (found.sound, found.faults, found.pictures) == (False, 1, ITEMS * PER - 1)
+    assert found.examples == (f"shards/000001.tar, {row['key']}: the checksum is wrong",)
+    shard.unlink()
+    assert verify(tmp_path).faults == 6
+    shard.write_bytes(sound)
+    part = tmp_path / "manifest" / "000002.jsonl"
+    lines = part.read_text().splitlines(keepends=True)
+    part.write_text("".join(lines[:-1]))
+    assert "item 5, sample 2 is not in the manifest" in verify(tmp_path).examples[0]
+    part.write_text("".join([*lines, lines[0]]))
+    assert "item 4, sample 0 is there twice" in verify(tmp_path).examples[0]
+    part.unlink()
+    found = verify(tmp_path)
+    assert (found.sound, found.complete, found.missing_shards) == (True, False, 1)
+
+
+def test_few_units_wait_for_a_slow_disk(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the job, drawing stops until what is drawn has been written."""
+    drawn: list[int] = []
+    go = threading.Event()
+    plain_draw, plain_commit = draw.Artist.draw, ledger.Ledger.commit
+
+    def counted(self: draw.Artist, ready: Any) -> Iterator[draw.Drawn]:
+        drawn.append(ready.unit.number)
+        return plain_draw(self, ready)
+
+    def slow(self: ledger.Ledger, *arguments: Any) -> None:
+        assert go.wait(60)
+        plain_commit(self, *arguments)
+
+    monkeypatch.setattr(draw.Artist, "draw", counted)
+    monkeypatch.setattr(ledger.Ledger, "commit", slow)
+    thread = threading.Thread(target=run, args=(model, tmp_path), kwargs={"given": representations(60)})
+    thread.start()
+    time.sleep(1.5)
+    waiting = len(drawn)
+    go.set()
+    thread.join()
+    assert waiting <= local.WAITING
+    assert len(drawn) == 30
+    assert verify(tmp_path).complete
+
+
+def test_labels_and_unconditional_models(tmp_path: Path) -> None:
+    labelled = small.model(representation_dim=0, num_classes=4)
+    run(labelled, tmp_path / "l", given=np.array([3, 1]))
+    assert len(manifest(tmp_path / "l")) == 6
+    plain = small.model(representation_dim=0)
+    run(plain, tmp_path / "n", given=5)
+    assert len({row["sha256"] for row in manifest(tmp_path / "n")}) == 15
+    for wrong, given, text in (
+        (plain, np.array([3, 1]), "needs a number of items, these are labels"),
+        (labelled, 5, "needs labels"),
+        (small.model(), 5, "needs pictures or representations"),
+        (small.model(), torch.zeros(2, 3), "representations have 3 numbers, the model needs 6"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            run(wrong, tmp_path / "wrong", given=given)
+
+
+def test_wrong_settings() -> None:
+    for changes, text in (
+        ({"per": 0}, "per and shard_pictures"),
+        ({"format": "zip"}, "known: webdataset, folder, npz, parquet"),
+        ({"encoding": "gif"}, "known: png, jpeg, webp"),
+        ({"quality": 0}, "quality must be in 1..100"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            JobConfig(**changes)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="threads and batch_size"):
+        RunOptions(threads=0)
+    with pytest.raises(ConfigError, match="no solver called"):
+        run(small.model(), Path("never"), solver="none")
+    assert not Path("never").exists()
+
+
+def test_errors_of_sampling_are_told_apart() -> None:
+    assert draw.out_of_memory(torch.OutOfMemoryError("x"))
+    assert draw.out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ..."))
+    assert not draw.out_of_memory(SamplingError("the samples are not finite"))

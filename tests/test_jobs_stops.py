@@ -1,0 +1,229 @@
+"""`rcdm generate` from outside: killed at random moments, on Ray with a worker killed, and what it tells the user."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import rcdm_fast
+from rcdm_fast.cli import main
+from rcdm_fast.config import ConfigError
+from rcdm_fast.jobs import local
+from rcdm_fast.jobs.settings import JobConfig, RunOptions
+from rcdm_fast.jobs.verify import verify
+from tests import jobs_cases
+from tests.jobs_cases import manifest, representations
+
+KILLS = 20
+SETTINGS = ("--per", "4", "--steps", "3", "--engine", "eager", "--device", "cpu")
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> tuple[str, str]:
+    """A model file and 300 representations."""
+    model, h = jobs_cases.write_inputs(tmp_path / "in", 300)
+    return str(model), str(h)
+
+
+def command(inputs: tuple[str, str], out: Path, *more: str) -> list[str]:
+    model, h = inputs
+    return ["generate", h, "--model", model, *SETTINGS, "--shard-pictures", "16", "--out", str(out), *more]
+
+
+def committed(out: Path) -> int:
+    return len(list((out / "manifest").glob("0*.jsonl")))
+
+
+@pytest.mark.long
+def test_killed_at_random_moments(inputs: tuple[str, str], tmp_path: Path, short: bool, checkout: Path) -> None:
+    """SIGKILL, again and again; the last run leaves the job that an unbroken one leaves, to the byte."""
+    kills = 4 if short else KILLS
+    out = tmp_path / "job"
+    dice = random.Random(0)
+    done = []
+    for _ in range(kills):
+        before = committed(out)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "rcdm_fast", *command(inputs, out)],
+            cwd=checkout,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        while process.poll() is None and committed(out) == before:
+            time.sleep(0.001)
+        time.sleep(dice.uniform(0, 0.15))
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+        process.wait()
+        done.append(committed(out))
+        assert verify(out).sound
+    assert sum(later > earlier for earlier, later in zip([0, *done], done, strict=False)) >= kills // 2
+    assert done[kills // 2] < 75, "the job was finished before it could be killed often"
+    assert main(command(inputs, out)) == 0
+    found = verify(out)
+    assert found.complete
+    assert found.pictures == found.wanted == 1200
+    assert main(command(inputs, tmp_path / "unbroken")) == 0
+    names = sorted(each.name for each in (out / "shards").iterdir())
+    assert names == sorted(each.name for each in (tmp_path / "unbroken" / "shards").iterdir())
+    for name in ("manifest.jsonl", *(f"shards/{name}" for name in names)):
+        assert (out / name).read_bytes() == (tmp_path / "unbroken" / name).read_bytes()
+
+
+def _actors() -> list[int]:
+    """Processes of Ray actors that draw."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal():
+            with contextlib.suppress(OSError):
+                title = (folder / "cmdline").read_bytes()
+                if title.startswith(b"ray::") and b"Worker" in title:
+                    found.append(int(folder.name))
+    return found
+
+
+@contextlib.contextmanager
+def _killer(out: Path, shards: int) -> Iterator[list[int]]:
+    """Kills one actor as soon as so many shards are committed; yields the list that its number will be in."""
+    killed: list[int] = []
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.is_set():
+            actors = _actors() if committed(out) >= shards else []
+            if actors:
+                killed.append(actors[0])
+                os.kill(actors[0], signal.SIGKILL)
+                return
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        stop.set()
+        thread.join()
+
+
+@pytest.mark.long
+def test_ray_with_a_worker_killed(inputs: tuple[str, str], tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    from rcdm_fast.jobs import cluster
+
+    model, h = inputs
+    config = JobConfig(per=4, steps=20, shard_pictures=48)
+    spec = cluster.ModelSpec(model, device="cpu", engine="eager")
+    told: list[local.Progress] = []
+    with _killer(tmp_path / "job", 3) as killed:
+        summary = cluster.run(spec, h, tmp_path / "job", config, RunOptions(), workers=2, report=told.append)
+    assert len(killed) == 1
+    assert summary.complete
+    assert verify(tmp_path / "job").complete
+    assert told[-1].pictures == 1200
+    local.run(spec.load(), h, tmp_path / "alone", config)
+    rows, alone = manifest(tmp_path / "job"), manifest(tmp_path / "alone")
+    differing = ("sha256", "bytes", "offset")  # another machine may round otherwise; here they are equal too
+    for row, wanted in zip(rows, alone, strict=True):
+        assert {key: row[key] for key in row if key not in differing} == {
+            key: wanted[key] for key in wanted if key not in differing
+        }
+    assert [row["noise"] for row in rows] == [row["noise"] for row in alone]
+    assert [row["sha256"] for row in rows] == [row["sha256"] for row in alone]
+
+
+def test_ray_workers_see_what_the_driver_sees(inputs: tuple[str, str], tmp_path: Path) -> None:
+    """A worker whose model file is another one refuses to draw."""
+    pytest.importorskip("ray")
+    from rcdm_fast.jobs import cluster, sources
+
+    model, h = inputs
+    spec = cluster.ModelSpec(model, device="cpu", engine="eager")
+    config = JobConfig(per=4, steps=3, shard_pictures=16)
+    prepared = local.prepare(spec.load(), sources.find(h), tmp_path / "job", config)
+    identity: dict[str, Any] = {**prepared.identity, "model": {"name": "small", "sha256": "0"}}
+    with pytest.raises(ConfigError, match="this worker sees another model"):
+        cluster.Worker(cluster.Order(spec, h, str(tmp_path / "job"), config, RunOptions(), identity))
+    worker = cluster.Worker(cluster.Order(spec, h, str(tmp_path / "job"), config, RunOptions(), prepared.identity))
+    told = worker({"unit": np.array([2, 0])})
+    assert (told["unit"], told["pictures"], told["quarantined"]) == ([2, 0], [16, 16], [0, 0])
+    before = prepared.ledger.shard(2).stat().st_mtime_ns
+    worker({"unit": np.array([2])})
+    assert prepared.ledger.shard(2).stat().st_mtime_ns == before
+
+
+def test_the_command(inputs: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, _ = inputs
+    h = representations(10)
+    np.save(tmp_path / "few.npy", h.numpy())
+    few = (model, str(tmp_path / "few.npy"))
+    out = tmp_path / "job"
+    assert main(command(few, out, "--json", str(tmp_path / "numbers.json"))) == 0
+    said = capsys.readouterr().out
+    assert "40 of 40 pictures in 3 shards, 0 items quarantined" in said
+    assert "pictures/s, device busy" in said
+    assert json.loads((tmp_path / "numbers.json").read_text())["complete"]
+    assert main(["generate", "--verify", "--out", str(out)]) == 0
+    assert "40 of 40 pictures with true checksums, complete" in capsys.readouterr().out
+    shard = out / "shards" / "000001.tar"
+    content = bytearray(shard.read_bytes())
+    content[600] ^= 1
+    shard.write_bytes(content)
+    assert main(["generate", "--verify", "--out", str(out)]) == 1
+    assert "the checksum is wrong" in capsys.readouterr().out
+    assert main(command(few, out, "--seed", "3")) == 2
+    assert "holds another job: settings.seed was 0, is 3" in capsys.readouterr().err
+    h[4] = float("nan")
+    np.save(tmp_path / "few.npy", h.numpy())
+    assert main(command(few, tmp_path / "poisoned")) == 3
+    said = capsys.readouterr().out
+    assert "36 of 40 pictures in 3 shards, 1 items quarantined" in said
+    assert "quarantine.jsonl says why" in said
+
+
+def test_wrong_commands(inputs: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, text in (
+        (["generate"], "generate needs items"),
+        (["generate", "--verify", "--out", str(tmp_path / "none")], "no job.json here, so no job"),
+        (command(inputs, tmp_path / "a", "--format", "zip"), "no format called 'zip'"),
+        (command(inputs, tmp_path / "a", "--solver", "euler"), "no solver called"),
+        (["generate", str(tmp_path / "none"), "--out", str(tmp_path / "a")], "no such folder"),
+    ):
+        assert main(arguments) == 2
+        assert text in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.long
+def test_memory_is_flat(tmp_path: Path, short: bool) -> None:
+    """Over 50,000 pictures at 2 steps the process grows by less than one shard's pictures."""
+    model = rcdm_fast.load("cifar10-simclr-trunk", device="cpu")
+    items = 250 if short else 6250
+    h = torch.randn(items, 192, generator=torch.Generator().manual_seed(0))
+    sizes: list[int] = []
+
+    def report(now: local.Progress) -> None:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        sizes.append(pages * resource.getpagesize())
+
+    summary = local.run(model, h, tmp_path, JobConfig(steps=2, shard_pictures=200), RunOptions(batch_size=50), report)
+    assert summary.complete
+    assert len(sizes) == items * 8 // 200
+    settled = len(sizes) // 5
+    growth = max(sizes[-settled:]) - max(sizes[settled : 2 * settled])
+    assert growth < 8 * 2**20, f"{summary.pictures} pictures: {growth / 2**20:.1f} MiB more than in the beginning"
