@@ -4,7 +4,7 @@
 
 The bare loop runs the same request in the same full batches and throws the pictures away. A job also hashes the
 weights, rounds to levels, encodes pictures, computes checksums and writes shards and a manifest. Before anything is
-timed, the job's pictures are compared with the loop's; ratios are medians over the rounds of the ratio within one round.
+timed, the job's pictures are compared with the loop's; ratios are medians over the rounds of the ratio within one.
 
 Knows nothing about clusters.
 """

@@ -74,7 +74,8 @@ def test_webdataset(run_snippet: Any, levels: np.ndarray, jobs: Path) -> None:
 
 def test_npz(run_snippet: Any, levels: np.ndarray) -> None:
     assert np.array_equal(run_snippet("np.load")["pictures"], levels)
-    assert (levels.shape, levels.dtype) == ((27, 8, 8, 3), np.uint8)
+    assert levels.shape == (27, 8, 8, 3)
+    assert levels.dtype == np.uint8
 
 
 def test_parquet(run_snippet: Any, levels: np.ndarray) -> None:

@@ -30,8 +30,9 @@ from rcdm_fast.training.data import ImageSet
 from rcdm_fast.training.evaluate import Interval
 
 NOTE = (
-    "Difference of r with a 95 % interval over sources, paired. Yes: the first keeps the property (r above chance) and "
-    "the other's r is surely under half of it. No: it is surely over half, or the first does not keep the property."
+    "Difference of r with a 95 % interval over sources, paired. Yes: the first keeps the property (r above chance); "
+    "the other's r is surely under half of it, or the other surely does not keep it (r not above chance, slope surely "
+    "under 0.1). No: its r is surely over half, or the first does not keep the property."
 )
 METHOD = (
     " The models share sources and noise. Open share: variance across samples of one h over the variance of real "
@@ -151,10 +152,10 @@ def _named(layer: Layer) -> Invariance:
     return dataclasses.replace(layer.invariance, model=layer.name)
 
 
-def verdict(a: Changes, b: Changes, of_a: Recovery, config: InvarianceConfig) -> bool | None:
+def verdict(a: Changes, b: Changes, of_a: Recovery, of_b: Recovery, config: InvarianceConfig) -> bool | None:
     """Whether a keeps the property and b drops it (`NOTE`); None if the intervals do not decide."""
     half = difference(a, b, config.resamples, config.seed, share=0.5)  # r(a)/2 - r(b)
-    if of_a.kept and half.low > 0:
+    if of_a.kept and (half.low > 0 or of_b.kept is False):
         return True
     return False if half.high < 0 or of_a.kept is False else None
 
@@ -166,11 +167,11 @@ def decide(first: Layer, other: Layer, name: str, config: LayersConfig) -> tuple
     the readout alone decides. Where both decide and contradict each other, the question is open.
     """
     a, b = first.invariance.sweeps[name], other.invariance.sweeps[name]
-    by_samples = verdict(a.changes, b.changes, a.recovery, config)
+    by_samples = verdict(a.changes, b.changes, a.recovery, b.recovery, config)
     if name not in first.readout:
         return by_samples, ""
-    of_a = recovery(first.readout[name], config.resamples, config.seed)
-    by_readout = verdict(first.readout[name], other.readout[name], of_a, config)
+    of_a, of_b = (recovery(each.readout[name], config.resamples, config.seed) for each in (first, other))
+    by_readout = verdict(first.readout[name], other.readout[name], of_a, of_b, config)
     if of_a.kept and not a.recovery.kept:
         return by_readout, f"; samples of {first.name} do not show it, so the readout decides"
     if None not in (by_samples, by_readout) and by_samples != by_readout:
@@ -186,7 +187,8 @@ def _side_by_side(first: Layer, other: Layer, config: LayersConfig) -> Table:
     lines: list[tuple[Cell, ...]] = []
     for name, a in first.invariance.sweeps.items():
         b = other.invariance.sweeps[name]
-        apart, decided = _apart(a.changes, b.changes, config), verdict(a.changes, b.changes, a.recovery, config)
+        apart = _apart(a.changes, b.changes, config)
+        decided = verdict(a.changes, b.changes, a.recovery, b.recovery, config)
         property_name = a.augmentation.changes
         lines.append((name, property_name, a.recovery.correlation, b.recovery.correlation, apart, decided))
     heads = ("augmentation", "property", f"r {first.name}", f"r {other.name}", "difference", "kept, dropped")
@@ -199,7 +201,7 @@ def _readout_table(first: Layer, other: Layer, config: LayersConfig) -> Table:
     for name, a in first.readout.items():
         b = other.readout[name]
         of_a, of_b = (recovery(each, config.resamples, config.seed) for each in (a, b))
-        apart, decided = _apart(a, b, config), verdict(a, b, of_a, config)
+        apart, decided = _apart(a, b, config), verdict(a, b, of_a, of_b, config)
         lines.append((name, augment.AUGMENTATIONS[name].changes, of_a.correlation, of_b.correlation, apart, decided))
     heads = ("augmentation", "property", f"r {first.name}", f"r {other.name}", "difference", "kept, dropped")
     title = f"Without a decoder: r of a linear readout of the property, {first.name} and {other.name}"

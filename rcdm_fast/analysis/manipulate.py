@@ -179,7 +179,8 @@ def run(
         f"non-zero in more than {config.threshold} of {config.neighbours} nearest neighbours, set to zero or to the "
         "values of a random target picture. Directions: difference of means between the upper and the lower third of a "
         "property, and principal components. Controls: as many random dimensions; a random direction of the same "
-        "length. Intervals: 95 %, bootstrap over sources. After Bordes et al. (2021), section 5.3.",
+        "length, another one for every source. Intervals: 95 %, bootstrap over sources. After Bordes et al. (2021), "
+        "section 5.3.",
     )
 
 
@@ -221,17 +222,19 @@ def _changes(setting: Setting, config: ManipulateConfig) -> list[Change]:
     for name in config.properties:
         values = properties.find(name)(setting.gallery_pictures)
         direction = config.strength * mean_difference(gallery, values)
-        changes.append(Change(f"towards more {name}", h + direction, h + _random_like(direction, generator), name))
+        control = h + _random_like(direction, len(h), generator)
+        changes.append(Change(f"towards more {name}", h + direction, control, name))
     for number, component in enumerate(principal_directions(gallery, config.components)):
         direction = config.strength * component
-        control = h + _random_like(direction, generator)
+        control = h + _random_like(direction, len(h), generator)
         changes.append(Change(f"component {number + 1}", h + direction, control, "target", h + direction))
     return changes
 
 
-def _random_like(direction: Tensor, generator: torch.Generator) -> Tensor:
-    random = torch.randn(direction.shape, generator=generator)
-    length: Tensor = direction.norm() / random.norm()
+def _random_like(direction: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Random directions of the same length, another one for every source; [D] -> [count,D]."""
+    random = torch.randn(count, len(direction), generator=generator)
+    length: Tensor = direction.norm() / random.norm(dim=1, keepdim=True)
     return random * length
 
 

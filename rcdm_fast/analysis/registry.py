@@ -55,12 +55,14 @@ class Experiment:
         run: the job done.
         needs_data: whether it needs a folder of pictures.
         compares: whether it takes other models (`Job.against`); at least one is then needed.
+        needs_photos: whether it needs photographs beside the data.
     """
 
     about: str
     run: Callable[[Job], Analysis]
     needs_data: bool = True
     compares: bool = False
+    needs_photos: bool = False
 
 
 def _faithfulness(job: Job) -> Analysis:
@@ -112,6 +114,24 @@ def _manipulate(job: Job) -> Analysis:
     return manipulate.run(job.model, job.pictures, config, job.progress)
 
 
+def _neighbours(job: Job) -> Analysis:
+    from rcdm_fast.analysis import neighbours
+    from rcdm_fast.config import from_dict
+
+    config = from_dict(neighbours.NeighboursConfig, job.settings, "settings of neighbours")
+    return neighbours.run(job.model, job.pictures, config, job.progress)
+
+
+def _unfamiliar(job: Job) -> Analysis:
+    from rcdm_fast.analysis import unfamiliar
+    from rcdm_fast.config import ConfigError, from_dict
+
+    if job.photos is None:
+        raise ConfigError("this experiment needs photographs beside the data: name a folder of them with --photos")
+    config = from_dict(unfamiliar.UnfamiliarConfig, job.settings, "settings of unfamiliar")
+    return unfamiliar.run(job.model, job.pictures, job.photos, config, job.progress)
+
+
 def _interpolate(job: Job) -> Analysis:
     from rcdm_fast.analysis import interpolate
     from rcdm_fast.config import from_dict
@@ -133,6 +153,10 @@ EXPERIMENTS: dict[str, Experiment] = {
     "faithfulness": Experiment("rank of the source picture and distances of re-encoded samples", _faithfulness),
     "invariance": Experiment("what samples recover of transformed pictures, augmentation by augmentation", _invariance),
     "layers": Experiment("backbone beside projector: what one keeps and the other drops", _layers, compares=True),
+    "unfamiliar": Experiment(
+        "photographs unlike the training data beside familiar pictures", _unfamiliar, needs_photos=True
+    ),
+    "neighbours": Experiment("real pictures near h, and near its samples", _neighbours),
     "manipulate": Experiment("changes of h: what moves in the samples, and whether the class is kept", _manipulate),
     "interpolate": Experiment("samples on the way from one picture's h to another's", _interpolate),
     "invert": Experiment("a picture's own x_T, and the same x_T with another's h", _invert),

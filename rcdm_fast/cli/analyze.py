@@ -26,6 +26,7 @@ def analyze(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for figures (PNG) and NAME.json.")],
     data: Annotated[str | None, typer.Option("--data", help="Pictures, as for rcdm train.")] = None,
+    photos: Annotated[str | None, typer.Option(help="Photographs, for experiments that want some.")] = None,
     against: Annotated[
         list[str] | None, typer.Option("--against", help="Another model, for experiments that compare; repeatable.")
     ] = None,
@@ -61,6 +62,8 @@ def analyze(
         raise ConfigError(f"the experiment {name} {wanted}")
     if experiment.needs_data and data is None:
         raise ConfigError(f"the experiment {name} needs pictures: name a folder of them with --data")
+    if experiment.needs_photos and photos is None:
+        raise ConfigError(f"the experiment {name} needs photographs: name a folder of them with --photos")
     given = {
         "sources": sources,
         "samples": samples,
@@ -73,9 +76,10 @@ def analyze(
     loaded = common.open_model(model, flags, encoder, device, engine, precision)
     others = tuple(rcdm_fast.load(other, None, None, device, engine, precision) for other in against or ())
     pictures = open_data(data, loaded.image_size) if data is not None else None
+    shown = open_data(photos, loaded.image_size) if photos is not None else None
     with common.ProgressBar(1) as progress:
         job = registry.Job(
-            loaded, pictures, against=others, settings=settings, progress=lambda done, total: progress(done, total, 0.0)
+            loaded, pictures, shown, others, settings, progress=lambda done, total: progress(done, total, 0.0)
         )
         found = experiment.run(job)
     for path in write(found, out):

@@ -63,6 +63,8 @@ def report(
     for name, experiment in found.items():
         if experiment.compares and not others:
             left_out[name] = "compares models: name another with --against"
+        elif experiment.needs_photos and shown is None:
+            left_out[name] = "needs photographs: name a folder of them with --photos"
         elif experiment.needs_data and known is None and not (name == "photos" and shown is not None):
             left_out[name] = "needs a set of pictures: name one with --data"
         else:
