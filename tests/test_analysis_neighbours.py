@@ -187,17 +187,19 @@ def test_what_is_refused(
     for config in (NeighboursConfig(sources=10), NeighboursConfig(neighbours=100)):
         with pytest.raises(ConfigError, match=r"at least|needed"):
             neighbours.run(mirror, data, config)
-    for config in (UnfamiliarConfig(gallery=10), UnfamiliarConfig(sources=81)):
+    for other in (UnfamiliarConfig(gallery=10), UnfamiliarConfig(sources=81)):
         with pytest.raises(ConfigError, match=r"are needed|the data has"):
-            unfamiliar.run(mirror, data, data, config)  # type: ignore[arg-type]
-    for wrong in ({"samples": 0}, {"neighbours": 0}):
-        with pytest.raises(ConfigError, match="at least 1"):
-            NeighboursConfig(**wrong)
+            unfamiliar.run(mirror, data, data, other)
+    with pytest.raises(ConfigError, match="at least 1"):
+        NeighboursConfig(neighbours=0)
+    with pytest.raises(ConfigError, match="at least 1"):
+        UnfamiliarConfig(samples=0)
     with pytest.raises(ConfigError, match="needs photographs beside the data"):
         EXPERIMENTS["unfamiliar"].run(Job(mirror, data))
     assert main(["analyze", "unfamiliar", "cifar10-simclr-trunk", "--data", "x", "--out", str(tmp_path)]) == 2
     assert "needs photographs: name a folder of them with --photos" in capsys.readouterr().err
     monkeypatch.setattr(mirror, "_encoder", None)
-    for run in (lambda: neighbours.run(mirror, data, NEAR), lambda: unfamiliar.run(mirror, data, data, STRANGE)):
-        with pytest.raises(ConfigError, match="need the model's encoder"):
-            run()
+    with pytest.raises(ConfigError, match="need the model's encoder"):
+        neighbours.run(mirror, data, NEAR)
+    with pytest.raises(ConfigError, match="need the model's encoder"):
+        unfamiliar.run(mirror, data, data, STRANGE)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import images
+from rcdm_fast.analysis.intervals import interval
 from rcdm_fast.analysis.layers import names as names_of
 from rcdm_fast.analysis.perturb import against_probe
 from rcdm_fast.analysis.recovery import MIN_SOURCES
@@ -27,7 +28,7 @@ from rcdm_fast.encoders import ImageEncoder
 from rcdm_fast.pipeline import Model
 from rcdm_fast.training import probes, representations
 from rcdm_fast.training.data import ImageSet
-from rcdm_fast.training.evaluate import Interval, bootstrap, squared_distances
+from rcdm_fast.training.evaluate import Interval, squared_distances
 
 METHODS = ("fgsm", "pgd")
 
@@ -224,15 +225,11 @@ def _attack(model: Model, name: str, data: ImageSet, known: Tensor, attacked: Te
     return Attacked(name, correct, moved, np.stack(kept), rows)
 
 
-def _interval(values: np.ndarray, config: AttackConfig) -> Interval:
-    return bootstrap(values.astype(np.float64), config.resamples, np.random.default_rng(config.seed))
-
-
 def _accuracy_table(results: Sequence[Attacked], method: str, config: AttackConfig) -> Table:
     columns = ("epsilon (8-bit levels)", *(result.name for result in results))
     rows: list[tuple[Cell, ...]] = []
     for place, epsilon in enumerate(config.epsilons):
-        rows.append((epsilon, *(_interval(result.correct[method][place], config) for result in results)))
+        rows.append((epsilon, *(interval(result.correct[method][place], config) for result in results)))
     return Table(f"accuracy-{method}", f"Accuracy of the probe under {method.upper()}", columns, tuple(rows))
 
 
@@ -240,7 +237,7 @@ def _moved_table(results: Sequence[Attacked], method: str, config: AttackConfig)
     columns = ("epsilon (8-bit levels)", *(result.name for result in results))
     rows: list[tuple[Cell, ...]] = []
     for place, epsilon in enumerate(config.epsilons):
-        rows.append((epsilon, *(_interval(result.moved[method][place], config) for result in results)))
+        rows.append((epsilon, *(interval(result.moved[method][place], config) for result in results)))
     note = "1 is the distance to the nearest other picture."
     return Table(f"moved-{method}", f"Movement of h under {method.upper()}", columns, tuple(rows), note)
 
@@ -250,7 +247,7 @@ def _kept_table(results: Sequence[Attacked], config: AttackConfig) -> Table:
     for result in results:
         clean, attacked = result.kept
         rows.append(
-            (result.name, _interval(clean, config), _interval(attacked, config), _interval(attacked - clean, config))
+            (result.name, interval(clean, config), interval(attacked, config), interval(attacked - clean, config))
         )
     title = f"Samples that the probe gives the true class, PGD with epsilon {config.epsilons[-1]:g}"
     return Table("samples", title, ("model", "of clean h", "of attacked h", "difference"), tuple(rows))
@@ -260,7 +257,7 @@ def _findings(first: Attacked, other: Attacked, config: AttackConfig) -> list[Fi
     """What the paper says of a self-supervised `first` and a supervised `other`, paired over pictures."""
     found = []
     for place, epsilon in enumerate(config.epsilons[1:], start=1):
-        far = _interval(first.moved["pgd"][place] - other.moved["pgd"][place], config)
+        far = interval(first.moved["pgd"][place] - other.moved["pgd"][place], config)
         found.append(
             Finding(
                 f"PGD with epsilon {epsilon:g} moves h of {first.name} less than h of {other.name}",
@@ -268,7 +265,7 @@ def _findings(first: Attacked, other: Attacked, config: AttackConfig) -> list[Fi
                 f"difference of movements {far.value:.3g} [{far.low:.3g}, {far.high:.3g}] nearest-neighbour distances",
             )
         )
-    lost = _interval((first.kept[1] - first.kept[0]) - (other.kept[1] - other.kept[0]), config)
+    lost = interval((first.kept[1] - first.kept[0]) - (other.kept[1] - other.kept[0]), config)
     found.append(
         Finding(
             f"samples of attacked pictures keep their class more often with {first.name} than with {other.name}",

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import images
+from rcdm_fast.analysis.intervals import interval
 from rcdm_fast.analysis.recovery import check_sources
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table
 from rcdm_fast.config import ConfigError
 from rcdm_fast.pipeline import Model
 from rcdm_fast.training.data import ImageSet
-from rcdm_fast.training.evaluate import Interval, bootstrap
 
 MODES: tuple[Literal["linear", "spherical"], ...] = ("linear", "spherical")
 
@@ -130,7 +130,7 @@ def _table(found: dict[str, np.ndarray], config: InterpolateConfig) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for frame in range(config.frames):
         asked = frame / (config.frames - 1)
-        rows.append((round(asked, 4), *(_interval(values[:, frame], config) for values in found.values())))
+        rows.append((round(asked, 4), *(interval(values[:, frame], config) for values in found.values())))
     columns = ("share of the way asked", *found)
     note = "An obedient decoder gives the share that was asked; one that knows only pictures gives a step."
     return Table("way", "Share of the way at which re-encoded samples lie", columns, tuple(rows), note)
@@ -141,11 +141,7 @@ def _finding(mode: str, values: np.ndarray, config: InterpolateConfig) -> Findin
     frames = np.arange(config.frames)
     ranks = values.argsort(axis=1).argsort(axis=1)
     each = np.array([np.corrcoef(frames, row)[0, 1] for row in ranks])
-    found = _interval(each, config)
+    found = interval(each, config)
     text = f"rank correlation of frame and share {found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
     holds = True if found.low > 0.5 else False if found.high < 0.5 else None
     return Finding(f"samples go from one picture to the other along the {mode} way", holds, text)
-
-
-def _interval(values: np.ndarray, config: InterpolateConfig) -> Interval:
-    return bootstrap(values, config.resamples, np.random.default_rng(config.seed))

@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import images
+from rcdm_fast.analysis.intervals import interval, positive
 from rcdm_fast.analysis.recovery import check_sources
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table
 from rcdm_fast.config import ConfigError
 from rcdm_fast.pipeline import Model
 from rcdm_fast.training.data import ImageSet
-from rcdm_fast.training.evaluate import Interval, bootstrap
+from rcdm_fast.training.evaluate import Interval
 
 
 @dataclass(frozen=True)
@@ -131,14 +132,14 @@ def _error(drawn: Tensor, pictures: Tensor) -> np.ndarray:
 
 
 def _error_table(errors: dict[str, np.ndarray], config: InvertConfig) -> Table:
-    rows: list[tuple[Cell, ...]] = [(name, _interval(each, config)) for name, each in errors.items()]
+    rows: list[tuple[Cell, ...]] = [(name, interval(each, config)) for name, each in errors.items()]
     return Table("round-trip", "Difference from the picture", ("drawn from", "error (8-bit levels)"), tuple(rows))
 
 
 def _exchange_table(representation: np.ndarray, pixels: np.ndarray, config: InvertConfig) -> Table:
     rows: list[tuple[Cell, ...]] = [
-        ("representation", _interval(representation, config)),
-        ("pixels", _interval(pixels, config)),
+        ("representation", interval(representation, config)),
+        ("pixels", interval(pixels, config)),
     ]
     note = "Samples from one picture's x_T with another's h; 1: always nearer to the picture of h, 0: to that of x_T."
     return Table("exchange", "Nearer to the picture that gave h", ("in", "share"), tuple(rows), note)
@@ -146,19 +147,15 @@ def _exchange_table(representation: np.ndarray, pixels: np.ndarray, config: Inve
 
 def _finding(claim: str, errors: dict[str, np.ndarray], config: InvertConfig) -> Finding:
     back, fresh = errors.values()
-    gain = _interval(fresh - back, config)
-    holds = True if gain.low > 0 else False if gain.high < 0 else None
+    gain = interval(fresh - back, config)
+    holds = positive(gain)
     return Finding(claim, holds, f"the round trip is {_text(gain)} levels nearer to the picture than a fresh sample")
 
 
 def _majority(claim: str, values: np.ndarray, config: InvertConfig) -> Finding:
-    share = _interval(values, config)
+    share = interval(values, config)
     holds = True if share.low > 0.5 else False if share.high < 0.5 else None
     return Finding(claim, holds, f"in a share of {_text(share)}")
-
-
-def _interval(values: np.ndarray, config: InvertConfig) -> Interval:
-    return bootstrap(values.astype(np.float64), config.resamples, np.random.default_rng(config.seed))
 
 
 def _text(interval: Interval) -> str:

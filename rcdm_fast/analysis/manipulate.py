@@ -23,13 +23,14 @@ from torch import Tensor
 from rcdm_fast import images
 from rcdm_fast.analysis import properties
 from rcdm_fast.analysis.directions import class_of, common_dimensions, mean_difference, principal_directions
+from rcdm_fast.analysis.intervals import interval, percent, positive
 from rcdm_fast.analysis.recovery import MIN_SOURCES, check_sources
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table
 from rcdm_fast.config import ConfigError
 from rcdm_fast.pipeline import Model
 from rcdm_fast.training import representations
 from rcdm_fast.training.data import ImageSet
-from rcdm_fast.training.evaluate import Interval, bootstrap
+from rcdm_fast.training.evaluate import Interval
 
 SPARSE = 0.2  # share of zeros from which "non-zero" tells dimensions apart
 
@@ -133,11 +134,11 @@ def run(
         after = _drawn(model, change.h, setting.items, config)
         control = _drawn(model, change.control, setting.items, config)
         moved, moved_control = (_moved(model, before, each, change) for each in (after, control))
-        gain = _interval(moved - moved_control, config)
+        gain = interval(moved - moved_control, config)
         kept, kept_control = (_kept(model, each, setting, config) for each in (after, control))
-        row: list[Cell] = [change.name, change.wanted, _interval(moved, config), _interval(moved_control, config), gain]
+        row: list[Cell] = [change.name, change.wanted, interval(moved, config), interval(moved_control, config), gain]
         if kept is not None and kept_control is not None:
-            row += [_interval(kept, config), _interval(kept_control, config)]
+            row += [interval(kept, config), interval(kept_control, config)]
         rows.append(tuple(row))
         findings.append(_finding(change, gain, moved, kept, kept_before, config))
         for place, shown in enumerate(figure):
@@ -149,9 +150,7 @@ def run(
     note = "Share of samples that move as wanted against the unchanged h with the same noise; by chance a half do."
     if kept_before is not None:
         columns += ["class kept", "class kept, control"]
-        note += (
-            f" Class by {config.knn}-NN of the re-encoded sample; unchanged h: {_text(_interval(kept_before, config))}."
-        )
+        note += f" Class by {config.knn}-NN of the re-encoded sample; unchanged h: {percent(interval(kept_before, config))}."
     titles = ["picture", "sample", *(change.name for change in changes)]
     return Analysis(
         name="manipulate",
@@ -285,20 +284,12 @@ def _finding(
     kept_before: np.ndarray | None,
     config: ManipulateConfig,
 ) -> Finding:
-    holds = True if gain.low > 0 else False if gain.high < 0 else None
-    text = f"{_text(_interval(moved, config))} of samples move as wanted, {_text(gain)} more than with the control"
+    holds = positive(gain)
+    text = f"{percent(interval(moved, config))} of samples move as wanted, {percent(gain)} more than with the control"
     if kept is not None and kept_before is not None:
         text += (
-            f"; the class is kept in {_text(_interval(kept, config))} "
-            f"(unchanged h: {_text(_interval(kept_before, config))})"
+            f"; the class is kept in {percent(interval(kept, config))} "
+            f"(unchanged h: {percent(interval(kept_before, config))})"
         )
     wanted = "the target" if change.target is not None else f"more {change.wanted}"
     return Finding(f"{change.name}: samples move to {wanted}", holds, text)
-
-
-def _interval(values: np.ndarray, config: ManipulateConfig) -> Interval:
-    return bootstrap(values, config.resamples, np.random.default_rng(config.seed))
-
-
-def _text(interval: Interval) -> str:
-    return f"{100 * interval.value:.0f} % [{100 * interval.low:.0f}, {100 * interval.high:.0f}]"

@@ -20,13 +20,13 @@ from torch import Tensor
 
 from rcdm_fast import images
 from rcdm_fast.analysis import reencoded
+from rcdm_fast.analysis.intervals import interval
 from rcdm_fast.analysis.recovery import MIN_SOURCES, check_sources
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
 from rcdm_fast.config import ConfigError
 from rcdm_fast.pipeline import Model
 from rcdm_fast.training import representations
 from rcdm_fast.training.data import ImageSet
-from rcdm_fast.training.evaluate import Interval, bootstrap
 
 COPY = 0.5  # of the usual distance to the nearest real picture: below, samples count as copies
 
@@ -107,7 +107,7 @@ def run(
     rows, findings = _overlap(found, len(gallery), config)
     if data.labels is not None:
         rows += _classes(found, data.labels[known], data.labels[chosen], config)
-    copies = _interval(found.copies, config)
+    copies = interval(found.copies, config)
     rows.append(("samples to their nearest real picture, over h to its own", copies, None))
     held = True if copies.low > COPY else False if copies.high < COPY else None
     findings.append(Finding("samples are no copies of the gallery's pictures", held, f"ratio {cell_text(copies)}"))
@@ -156,7 +156,7 @@ def neighbours(drawn: reencoded.Reencoded, gallery: Tensor, k: int) -> Found:
 def _overlap(found: Found, gallery: int, config: NeighboursConfig) -> tuple[list[tuple[Cell, ...]], list[Finding]]:
     shared = (found.of_h[:, :, None] == found.of_samples[:, None, :]).any(dim=2).double().mean(dim=1).numpy()
     chance = config.neighbours / gallery
-    value = _interval(shared, config)
+    value = interval(shared, config)
     held = True if value.low > chance else False if value.high < chance else None
     text = f"{cell_text(value)} in common, chance {chance:.3g}"
     finding = Finding("samples have the real neighbours of the picture they were drawn from", held, text)
@@ -168,12 +168,8 @@ def _classes(found: Found, gallery: Tensor, own: Tensor, config: NeighboursConfi
     rows: list[tuple[Cell, ...]] = []
     for name, places in (("h", found.of_h), ("samples", found.of_samples)):
         same = (gallery[places] == own[:, None]).double().mean(dim=1).numpy()
-        rows.append((f"neighbours of {name} with the source's class", _interval(same, config), chance))
+        rows.append((f"neighbours of {name} with the source's class", interval(same, config), chance))
     return rows
-
-
-def _interval(values: np.ndarray, config: NeighboursConfig) -> Interval:
-    return bootstrap(values, config.resamples, np.random.default_rng(config.seed))
 
 
 def _sheet(

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from rcdm_fast import images
 from rcdm_fast.analysis import reencoded
+from rcdm_fast.analysis.intervals import interval, positive
 from rcdm_fast.analysis.recovery import MIN_SOURCES, check_sources
 from rcdm_fast.analysis.reencoded import Reencoded
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
@@ -27,7 +28,7 @@ from rcdm_fast.config import ConfigError
 from rcdm_fast.pipeline import Model
 from rcdm_fast.training import representations
 from rcdm_fast.training.data import ImageSet
-from rcdm_fast.training.evaluate import Interval, bootstrap
+from rcdm_fast.training.evaluate import Interval
 
 SHOWN = 12  # photographs in the figure and in the table
 
@@ -151,7 +152,7 @@ def _groups_table(groups: tuple[Group, Group], chance: float, config: Unfamiliar
     unit = groups[0].apart.mean()
     rows: list[tuple[Cell, ...]] = []
     for group in groups:
-        cells = (_interval(each, config) for each in (group.apart / unit, group.error / unit, group.reciprocal))
+        cells = (interval(each, config) for each in (group.apart / unit, group.error / unit, group.reciprocal))
         rows.append((group.name, len(group.apart), *cells))
     columns = ("pictures", "number", "h to nearest real picture", "sample to h", "MRR of the source")
     note = f"Unit of distances: a familiar h to its nearest real picture. MRR by chance: {chance:.3g}."
@@ -180,9 +181,9 @@ def _findings(groups: tuple[Group, Group], chance: float, config: UnfamiliarConf
         ("samples of unfamiliar photographs are farther from h than those of familiar ones", (near.error, far.error)),
     ):
         apart = _difference(values[0] / unit, values[1] / unit, config)
-        held = None if few else True if apart.low > 0 else False if apart.high < 0 else None
+        held = None if few else positive(apart)
         found.append(Finding(claim, held, f"difference {cell_text(apart)} nearest-neighbour distances{lacking}"))
-    mrr = _interval(far.reciprocal, config)
+    mrr = interval(far.reciprocal, config)
     held = None if few else True if mrr.low > chance else False if mrr.high < chance else None
     text = f"MRR {cell_text(mrr)}, chance {chance:.3g}{lacking}"
     found.append(Finding("samples of unfamiliar photographs lead back to them, better than chance", held, text))
@@ -197,10 +198,6 @@ def _difference(near: np.ndarray, far: np.ndarray, config: UnfamiliarConfig) -> 
     ]
     low, high = np.quantile(means[1] - means[0], [0.025, 0.975])
     return Interval(float(far.mean() - near.mean()), float(low), float(high))
-
-
-def _interval(values: np.ndarray, config: UnfamiliarConfig) -> Interval:
-    return bootstrap(values, config.resamples, np.random.default_rng(config.seed))
 
 
 def _sheet(photos: ImageSet, found: Reencoded) -> Image.Image:
