@@ -84,7 +84,7 @@ def run(models: Sequence[Model], data: ImageSet, config: LayersConfig, progress:
         models: two or more, each with an encoder; the one that is expected to keep more comes first.
         data: pictures that sources are taken from.
         config: sizes and solver.
-        progress: called with (augmentations done, all of them).
+        progress: called with (parts done, all of them): augmentations, spread and readout of every model.
 
     Raises:
         ConfigError: fewer than two models, too few pictures, a model without an encoder.
@@ -93,7 +93,7 @@ def run(models: Sequence[Model], data: ImageSet, config: LayersConfig, progress:
         raise ConfigError("layers are compared: name another model with --against")
     if config.spread_samples < 2:
         raise ConfigError(f"a variance needs at least 2 samples of each source, got {config.spread_samples}")
-    each_takes = len(augment.find(config.augmentations))
+    each_takes = len(augment.find(config.augmentations)) + 2  # and the spread, and the readout
     layers = []
     for number, (model, name) in enumerate(zip(models, names(models), strict=True)):
         before = number * each_takes
@@ -130,11 +130,18 @@ def _layer(model: Model, name: str, data: ImageSet, config: LayersConfig, progre
     assert model.encoder is not None, "measure has asked for it"
     plain = data.floats(found.sources)
     samples = invariance.draw(model, model.encode(plain)[None], found.sources, config, per=config.spread_samples)[0]
+    told = progress if progress is not None else _silent
+    told(len(found.sweeps) + 1, 0)
     real = data.floats(torch.linspace(0, len(data) - 1, min(len(data), 2000)).round().long())
     readers = data.floats(_readers(data, found.sources, config))
     chosen = augment.find(config.augmentations) if len(readers) else ()
     read = {each.name: readout.read(model.encoder, each, readers, plain) for each in chosen}
+    told(len(found.sweeps) + 2, 0)
     return Layer(name, found, samples, spreads.spread(samples, real), read)
+
+
+def _silent(done: int, total: int) -> None:
+    return
 
 
 def _readers(data: ImageSet, sources: Tensor, config: LayersConfig) -> Tensor:

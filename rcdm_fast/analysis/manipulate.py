@@ -150,7 +150,8 @@ def run(
     note = "Share of samples that move as wanted against the unchanged h with the same noise; by chance a half do."
     if kept_before is not None:
         columns += ["class kept", "class kept, control"]
-        note += f" Class by {config.knn}-NN of the re-encoded sample; unchanged h: {percent(interval(kept_before, config))}."
+        before_text = percent(interval(kept_before, config))
+        note += f" Class by {config.knn}-NN of the re-encoded sample; unchanged h: {before_text}."
     titles = ["picture", "sample", *(change.name for change in changes)]
     return Analysis(
         name="manipulate",
