@@ -115,6 +115,26 @@ def test_perfect_prediction_has_no_loss_but_the_bound_of_the_variance(generator:
     assert float(loss(largest, x0, x_t, eps, t)["vlb"]) > float(terms["vlb"])
 
 
+def test_vlb_is_that_of_the_variance_that_sampling_uses() -> None:
+    """Where the schedule holds the variance in its bounds, outputs beyond them count as the bound and have no gradient."""
+    free, held = (
+        ScheduleConfig(variance="learned_range", prediction="x0", clamp_variance=clamp) for clamp in (False, True)
+    )
+    x0 = small.pictures(4)
+    eps = torch.randn(x0.shape)
+    t = torch.tensor([0, 0, 1, 500])
+    wild, bound = torch.full_like(x0, 8.0).requires_grad_(), torch.ones_like(x0)
+    for config, driven in ((free, True), (held, False)):
+        loss = DiffusionLoss(Schedule.make(config), LossConfig())
+        x_t = loss.noisy(x0, eps, t)
+        far = 0.5 * x0
+        found = loss(torch.cat([far, wild], dim=1), x0, x_t, eps, t)
+        (gradient,) = torch.autograd.grad(found["loss"], wild)
+        assert bool(gradient[0].abs().max() > 0) is driven
+        same = float(found["vlb"]) == float(loss(torch.cat([far, bound], dim=1), x0, x_t, eps, t)["vlb"])
+        assert same is not driven
+
+
 def test_bound_leaves_the_mean_alone(generator: torch.Generator) -> None:
     """L_vlb trains the variance only: its gradient with respect to eps is zero."""
     loss = DiffusionLoss(Schedule.make(ScheduleConfig(variance="learned_range")), LossConfig(vlb_weight=1.0))

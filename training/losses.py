@@ -96,7 +96,12 @@ class DiffusionLoss:
         return {"loss": loss, "each": each.detach(), **terms}
 
     def _vlb(self, prediction: Tensor, variance: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """Variational bound per picture at its step, in bits per dimension; [N]."""
+        """Variational bound per picture at its step, in bits per dimension; [N].
+
+        Of the variance that sampling uses: where that is held in its bounds, nothing is gained beyond them. Otherwise a
+        network that predicts x0 with errors far above the bounds of the first steps is driven to ever larger outputs
+        there, and its picture at t = 0 suffers.
+        """
         if self.schedule.config.prediction == "x0":
             estimate = prediction
         elif self.schedule.config.prediction == "v":
@@ -107,6 +112,8 @@ class DiffusionLoss:
         mean = _at(self._of_x0, t) * estimate + _at(self._of_x, t) * x_t
         low, high = _at(self._low, t), _at(self._high, t)
         share = (variance + 1) / 2
+        if self.schedule.config.clamp_variance:
+            share = share.clamp(0, 1)
         log_variance = share * high + (1 - share) * low
         kl = 0.5 * (
             log_variance
