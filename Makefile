@@ -1,13 +1,14 @@
 # make demo     sheets of pictures from real photographs -> out/demo.png
 # make test     the tests (make test-long: those that take minutes; SHORT=1 shortens them)
 # make quality  what must be clean before a change lands; make style repairs what can be repaired
+# make notebooks  run the notebooks in examples/ and keep their outputs in them
 # make bench    benchmarks: operators, network evaluations beside their rivals, a training step -> out/bench_*
 # make bench-gpu PART=build|ops|step|tune   the same on a GPU, with the Python that is there -> $OUT or out/
 # Every other target installs what it needs into $(VENV) first.
 
 PYTHON ?= python3.11
 VENV ?= .venv
-EXTRAS := encoders,hub,onnx,openvino,diffusers,train,data,jobs,app,demo,test,dev
+EXTRAS := encoders,hub,onnx,openvino,diffusers,train,data,jobs,app,demo,notebooks,test,dev
 
 # TensorRT-RTX comes as source packages that fetch nothing; they need the environment's own setuptools and wheel.
 RTX := tensorrt-rtx-cu13 tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings
@@ -18,7 +19,7 @@ STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 NATIVE := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: venv demo test test-long quality style bench bench-gpu clean
+.PHONY: venv demo notebooks test test-long quality style bench bench-gpu clean
 
 venv: $(STAMP)
 
@@ -32,6 +33,9 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(NATIVE)
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py
+
+notebooks: $(STAMP)
+	$(BIN)/python examples/run_notebooks.py
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not long"

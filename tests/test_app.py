@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import socket
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
+from torch import Tensor
 
 import rcdm_fast
 from rcdm_fast import images
 from rcdm_fast.analysis.augment import AUGMENTATIONS
-from rcdm_fast.app import page
+from rcdm_fast.analysis.properties import PROPERTIES
+from rcdm_fast.app import directions, page
 from rcdm_fast.app.playground import Drawn, Playground, Settings, magnitudes
 from rcdm_fast.config import ConfigError
 from tests import browser, small
@@ -74,10 +78,76 @@ def test_neutral_magnitudes_change_nothing() -> None:
         assert float((augmentation(pictures, neutral) - pictures).abs().max()) < 1e-5, name
 
 
+def drawn_from(playground: Playground, photos: list[Image.Image], **changes: Any) -> Tensor:
+    """The representation that a drawing of these settings is made of."""
+    model, asked = playground.model("small"), []
+    request = model.request
+    model.request = lambda h, **rest: asked.append(h) or request(h, **rest)  # type: ignore[method-assign, func-returns-value]
+    try:
+        last(playground, photos, **changes)
+    finally:
+        model.request = request  # type: ignore[method-assign]
+    found: Tensor = asked[0]
+    return found
+
+
+def direction_of(name: str, playground: Playground, photos: list[Image.Image]) -> Tensor:
+    return playground.direction(Settings("small", direction=name), playground.model("small").view(photos[0]))
+
+
+def test_h_moves_by_strength_times_direction(playground: Playground, photos: list[Image.Image]) -> None:
+    first, h = last(playground, photos), drawn_from(playground, photos)
+    for name in playground.directions:
+        assert same(last(playground, photos, direction=name).samples, first.samples)
+        direction = direction_of(name, playground, photos)
+        assert direction.shape == h.shape
+        for strength in (-2.0, 0.5):
+            moved = drawn_from(playground, photos, direction=name, strength=strength)
+            assert torch.equal(moved, h + strength * direction)
+    bright = last(playground, photos, direction="as brightness", strength=1.0)
+    assert same(bright.seen, first.seen)
+    assert not same(bright.samples, first.samples)
+    mixed = drawn_from(playground, photos, mix=1.0, direction="as brightness", strength=1.0)
+    assert torch.allclose(
+        mixed - drawn_from(playground, photos[::-1]), direction_of("as brightness", playground, photos)
+    )
+
+
+def test_a_direction_follows_its_augmentation() -> None:
+    """Mean colours as h: brightness raises them; magnitudes on the other side of neutral do not count."""
+    grey = torch.full((1, 3, 16, 16), -0.2)
+    up = directions.of_photograph(small.encoder(), grey, "as brightness")
+    assert torch.allclose(up[0, :3], torch.full((3,), 0.8 * 0.375), atol=1e-5)  # (0.25 + 0.5) / 2 of 0.8 above black
+    assert directions.magnitudes_of(AUGMENTATIONS["shift-x"]) == (0.125, 0.25)
+    assert directions.magnitudes_of(AUGMENTATIONS["solarise"]) == (0.8, 0.6, 0.4)
+
+
+def test_directions_from_data(playground: Playground, photos: list[Image.Image], tmp_path: Path) -> None:
+    for number, picture in enumerate(small.pictures(24, 12, seed=3)):
+        images.to_pil(picture).save(tmp_path / f"{number:02}.png")
+    playground.data = str(tmp_path)
+    found = playground.from_data("small")
+    assert tuple(found) == directions.OF_DATA == playground.directions[len(directions.OF_PHOTOGRAPH) :]
+    assert playground.from_data("small") is found
+    assert float(found["data: more brightness"][0, :3].mean()) > 0.05
+    h = drawn_from(playground, photos)
+    for name, direction in found.items():
+        assert torch.equal(drawn_from(playground, photos, direction=name, strength=1.0), h + direction)
+    assert {name.removeprefix("data: more ") for name in found if "more" in name} == {
+        each.name for each in PROPERTIES.values() if each.period is None
+    }
+    for path in sorted(tmp_path.iterdir())[19:]:
+        path.unlink()
+    with pytest.raises(ConfigError, match="at least 20 pictures, got 19"):
+        Playground(("small",), data=str(tmp_path)).from_data("small")
+
+
 def test_what_is_refused(playground: Playground, photos: list[Image.Image]) -> None:
     for changes, message in (
         ({"steps": 0}, "steps"), ({"count": 33}, "count"), ({"mix": 1.5}, "mix"),
         ({"augmentation": "x"}, "augmentation"), ({"solver": "euler"}, "solver"),
+        ({"strength": 2.5}, "strength"), ({"strength": float("nan")}, "strength"),
+        ({"direction": "x"}, "known: as flip, .*data: component 1"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=message):
             Settings("small", **changes)
@@ -85,6 +155,8 @@ def test_what_is_refused(playground: Playground, photos: list[Image.Image]) -> N
         next(playground.draw(Settings("small"), None))
     with pytest.raises(ConfigError, match="second photograph"):
         next(playground.draw(Settings("small", mix=0.5), photos[0]))
+    with pytest.raises(ConfigError, match=r"--data.*as flip"):
+        list(playground.draw(Settings("small", direction="data: component 1", strength=1.0), photos[0]))
     with pytest.raises(ConfigError, match="not among the models"):
         next(playground.draw(Settings("/etc/passwd"), photos[0]))
     with pytest.raises(images.ImageError, match="at least 8"):
@@ -115,11 +187,38 @@ def test_in_a_browser(tmp_path: Path, photos: list[Image.Image]) -> None:
             driver.execute_script("document.querySelector('#draw').click()")
             until(driver, "return document.querySelectorAll('#samples img').length >= 8")
             assert "8 of 8 pictures" in driver.execute_script("return document.querySelector('#status').innerText")
+            before = sources(driver)
+            move(driver, "as brightness", 2)
+            kept = f"{json.dumps(before)}.includes(e.src)"
+            new = f"[...document.querySelectorAll('#samples img')].filter(e => !({kept})).length"
+            until(driver, f"return {new} >= 8")
+            until(driver, "return document.querySelector('#status').innerText.includes('8 of 8 pictures')")
             names = driver.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
             assert [name for name in names if not name.startswith((address, "data:", "blob:"))] == []
             driver.save_screenshot(str(tmp_path / "page.png"))
         finally:
             blocks.close()
+
+
+def sources(driver: Any) -> list[str]:
+    """Addresses of the samples; Gradio names a picture's file by a hash of its content."""
+    found: list[str] = driver.execute_script("return [...document.querySelectorAll('#samples img')].map(e => e.src)")
+    return found
+
+
+def move(driver: Any, direction: str, strength: float) -> None:
+    """Open "Move the representation", choose a direction, set its strength and draw."""
+    driver.execute_script("[...document.querySelectorAll('#move button')][0].click()")
+    until(driver, "return !!document.querySelector('#direction input') && !!document.querySelector('#strength input')")
+    box = driver.find_element("css selector", "#direction input")
+    box.click()
+    until(driver, "return document.querySelectorAll('[role=option]').length > 5")
+    options = driver.find_elements("css selector", "[role=option]")
+    next(option for option in options if option.text.endswith(direction)).click()
+    number = driver.find_element("css selector", "#strength input[type=number]")
+    driver.execute_script("arguments[0].select()", number)
+    number.send_keys(f"{strength}\t")
+    driver.execute_script("document.querySelector('#draw').click()")
 
 
 def until(driver: Any, script: str, seconds: float = 60) -> None:

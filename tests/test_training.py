@@ -116,7 +116,7 @@ def test_perfect_prediction_has_no_loss_but_the_bound_of_the_variance(generator:
 
 
 def test_vlb_is_that_of_the_variance_that_sampling_uses() -> None:
-    """Where the schedule holds the variance in its bounds, outputs beyond them count as the bound and have no gradient."""
+    """Where the schedule holds the variance in its bounds, outputs beyond them count as the bound: no gradient."""
     free, held = (
         ScheduleConfig(variance="learned_range", prediction="x0", clamp_variance=clamp) for clamp in (False, True)
     )

@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from rcdm_fast import images
-from rcdm_fast.app.playground import MAX_COUNT, MAX_STEPS, Playground, Settings, magnitudes
+from rcdm_fast.app.playground import MAX_COUNT, MAX_STEPS, MAX_STRENGTH, Playground, Settings, magnitudes
 from rcdm_fast.config import ConfigError
 from rcdm_fast.sampling import SamplingError
 from rcdm_fast.solvers import SOLVERS
@@ -62,6 +62,12 @@ def build(playground: Playground, queue: int = 8) -> Any:
                 with gr.Accordion("Mix with another", open=False):
                     other = gr.Image(label="Second photograph", type="pil", sources=["upload", "clipboard"], height=180)
                     mix = gr.Slider(0, 1, value=0, label="Share of the second representation")
+                with gr.Accordion("Move the representation", open=False, elem_id="move"):
+                    named = [_PLAIN, *playground.directions]
+                    direction = gr.Dropdown(named, value=_PLAIN, label="Direction", elem_id="direction")
+                    strength = gr.Slider(
+                        -MAX_STRENGTH, MAX_STRENGTH, value=0, step=0.1, label="Strength", elem_id="strength"
+                    )
             with gr.Column(scale=2, min_width=280):
                 status = gr.Markdown("Give a photograph and press Draw.", elem_id="status")
                 with gr.Row():
@@ -77,12 +83,13 @@ def build(playground: Playground, queue: int = 8) -> Any:
             low, high, neutral = magnitudes("" if name == _PLAIN else name)
             return gr.Slider(low, high, value=neutral, label=_label(name))
 
-        inputs = [picture, model, count, steps, solver, seed, augmentation, magnitude, other, mix]
+        inputs = [picture, model, count, steps, solver, seed, augmentation, magnitude, other, mix, direction, strength]
         outputs = [status, seen, second, samples]
         drawing = {"show_progress": "hidden", "concurrency_id": "draw"}
         events = [draw.click(run, inputs, outputs, concurrency_limit=1, **drawing)]
         events += [
-            each.release(run, inputs, outputs, trigger_mode="always_last", **drawing) for each in (magnitude, mix)
+            each.release(run, inputs, outputs, trigger_mode="always_last", **drawing)
+            for each in (magnitude, mix, strength)
         ]
         stop.click(None, cancels=events, queue=False)
         augmentation.change(range_of, augmentation, magnitude, queue=False)
@@ -136,11 +143,15 @@ def _run(
     magnitude: float,
     other: Image.Image | None,
     mix: float,
+    direction: str,
+    strength: float,
 ) -> Iterator[Shown]:
     """The handler: values of the page in its order; see `Shown`."""
-    chosen = "" if augmentation == _PLAIN else augmentation
+    changed, towards = ("" if name == _PLAIN else name for name in (augmentation, direction))
     try:
-        settings = Settings(model, int(steps), solver, int(seed or 0), int(count), chosen, magnitude, mix)
+        settings = Settings(
+            model, int(steps), solver, int(seed or 0), int(count), changed, magnitude, mix, towards, strength
+        )
         for drawn in playground.draw(settings, picture, other):
             done = f"{len(drawn.samples)} of {drawn.wanted} pictures"
             first, *rest = (_large(each) for each in drawn.seen)

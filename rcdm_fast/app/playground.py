@@ -17,11 +17,13 @@ from torch import Tensor
 import rcdm_fast
 from rcdm_fast import images, solvers
 from rcdm_fast.analysis.augment import AUGMENTATIONS
+from rcdm_fast.app import directions
 from rcdm_fast.config import ConfigError
 from rcdm_fast.pipeline import Model
+from rcdm_fast.training.sources import open_data
 
-NEUTRAL = {"zoom": 1.0, "brightness": 1.0, "solarise": 1.0}  # magnitudes that change nothing; 0 for the others
 MAX_STEPS, MAX_COUNT = 250, 32
+MAX_STRENGTH = 2.0
 STREAMED = 4  # pictures that appear together
 
 
@@ -36,6 +38,8 @@ class Settings:
         augmentation: a name in `analysis.augment.AUGMENTATIONS`, or "" for none.
         magnitude: of the augmentation, in its unit.
         mix: 0..1, how far h goes on the straight line from the first picture's to the second's.
+        direction: a name in `Playground.directions`, or "" for none.
+        strength: -2..2, how far h then goes along it, in lengths of the direction.
     """
 
     model: str
@@ -46,6 +50,8 @@ class Settings:
     augmentation: str = ""
     magnitude: float = 0.0
     mix: float = 0.0
+    direction: str = ""
+    strength: float = 0.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= MAX_STEPS:
@@ -56,6 +62,11 @@ class Settings:
             raise ConfigError(f"mix must be in 0..1, got {self.mix}")
         if self.augmentation and self.augmentation not in AUGMENTATIONS:
             raise ConfigError(f"no augmentation called {self.augmentation}; known: {', '.join(AUGMENTATIONS)}")
+        if not -MAX_STRENGTH <= self.strength <= MAX_STRENGTH:
+            raise ConfigError(f"strength must be in {-MAX_STRENGTH:g}..{MAX_STRENGTH:g}, got {self.strength}")
+        known = (*directions.OF_PHOTOGRAPH, *directions.OF_DATA)
+        if self.direction and self.direction not in known:
+            raise ConfigError(f"no direction called {self.direction}; known: {', '.join(known)}")
         solvers.find(self.solver)
 
 
@@ -75,13 +86,17 @@ class Playground:
     Attributes:
         models: names or files to choose from, the first one at the start.
         device, engine, precision: as in `rcdm_fast.load`.
+        data: pictures for directions, as `rcdm train --data` takes them; without them there are those of the
+            photograph alone.
     """
 
     models: Sequence[str]
     device: str | None = None
     engine: str = "auto"
     precision: str = "auto"
+    data: str | None = None
     _loaded: tuple[str, Model] | None = field(default=None, init=False, repr=False)
+    _from_data: dict[str, dict[str, Tensor]] = field(default_factory=dict, init=False, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     def model(self, name: str) -> Model:
@@ -99,12 +114,49 @@ class Playground:
             self._loaded = (name, model)
         return self._loaded[1]
 
+    @property
+    def directions(self) -> tuple[str, ...]:
+        """Names of the directions along which h can be moved."""
+        return directions.OF_PHOTOGRAPH if self.data is None else (*directions.OF_PHOTOGRAPH, *directions.OF_DATA)
+
+    def from_data(self, name: str) -> dict[str, Tensor]:
+        """The directions of the data for a model, float32 [1,D] each; computed once.
+
+        Raises:
+            ConfigError, ImageError: no data, too few pictures, or none that can be read.
+        """
+        if self.data is None:
+            raise ConfigError(
+                f"directions from data need pictures (rcdm app --data); here: {', '.join(self.directions)}"
+            )
+        if name not in self._from_data:
+            model = self.model(name)
+            assert model.encoder is not None
+            self._from_data[name] = directions.of_data(model.encoder, open_data(self.data, model.image_size))
+        return self._from_data[name]
+
+    def direction(self, settings: Settings, view: Tensor) -> Tensor:
+        """The direction that the settings name, float32 [1,D]; `view` is the photograph, float32 [1,3,s,s].
+
+        Raises:
+            ConfigError, ImageError: as `from_data`, or a component that a narrow representation lacks.
+        """
+        if settings.direction in directions.OF_PHOTOGRAPH:
+            encoder = self.model(settings.model).encoder
+            assert encoder is not None
+            return directions.of_photograph(encoder, view, settings.direction)
+        found = self.from_data(settings.model)
+        if settings.direction not in found:
+            raise ConfigError(f"{settings.model} has no {settings.direction}; known: {', '.join(found)}")
+        return found[settings.direction]
+
     def draw(
         self, settings: Settings, picture: Image.Image | None, other: Image.Image | None = None
     ) -> Iterator[Drawn]:
         """Samples of the picture's representation; yields the pictures seen at once, then more and more samples.
 
-        The same settings give the same pictures; another magnitude or mix changes h alone and keeps the noise.
+        The same settings give the same pictures; another magnitude, mix or strength changes h alone and
+        keeps the noise.
 
         Raises:
             ConfigError, ImageError: no picture, a bad setting, or a picture that cannot be used.
@@ -121,7 +173,7 @@ class Playground:
             shown = tuple(images.to_pil(each[0]) for each in seen)
             yield Drawn(shown, (), settings.count)
             request = model.request(
-                self._mixed(model, seen, settings.mix),
+                self._moved(model, seen, settings),
                 per=settings.count,
                 steps=settings.steps,
                 solver=settings.solver,
@@ -138,16 +190,21 @@ class Playground:
             return view
         return AUGMENTATIONS[settings.augmentation](view, settings.magnitude)
 
-    def _mixed(self, model: Model, seen: Sequence[Tensor], mix: float) -> Tensor:
+    def _moved(self, model: Model, seen: Sequence[Tensor], settings: Settings) -> Tensor:
+        """h of the first picture, mixed with that of the second, then moved; [1,D]."""
         assert model.encoder is not None
         h = model.encoder.encode(seen[0])
-        return h if mix == 0 else torch.lerp(h, model.encoder.encode(seen[1]), mix)
+        if settings.mix:
+            h = torch.lerp(h, model.encoder.encode(seen[1]), settings.mix)
+        if settings.direction and settings.strength:
+            h = h + settings.strength * self.direction(settings, seen[0])
+        return h
 
 
 def magnitudes(augmentation: str) -> tuple[float, float, float]:
     """Least, greatest and neutral magnitude of an augmentation's slider; (0, 1, 0) for none."""
     if not augmentation:
         return 0.0, 1.0, 0.0
-    neutral = NEUTRAL.get(augmentation, 0.0)
+    neutral = directions.NEUTRAL.get(augmentation, 0.0)
     values = (*AUGMENTATIONS[augmentation].magnitudes, neutral)
     return min(values), max(values), neutral

@@ -18,6 +18,10 @@ def app(
     model: Annotated[
         list[str] | None, typer.Option("--model", "-m", help="Model to offer; repeatable. Default: the bundled ones.")
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Pictures, as for rcdm train, whose properties and components become directions."),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; others than 127.0.0.1 let other machines in.")] = (
         "127.0.0.1"
     ),
@@ -36,8 +40,10 @@ def app(
     from rcdm_fast.app import page
     from rcdm_fast.app.playground import Playground
 
-    playground = Playground(tuple(model or checkpoint.list_bundled()), device, engine, precision)
+    playground = Playground(tuple(model or checkpoint.list_bundled()), device, engine, precision, data)
     playground.model(playground.models[0])
+    if data is not None:
+        playground.from_data(playground.models[0])
     if host not in _LOOPBACK:
         common.say(f"{host}: anybody who reaches this address can use the page")
     common.say(f"http://{host}:{port}  (ctrl-c ends it)")
