@@ -42,7 +42,7 @@ def execute(notebook: Any, folder: Path = FOLDER) -> Any:
         coalesce_streams=True,
         resources={"metadata": {"path": str(folder)}},
     )
-    return clean(client.execute(env={**os.environ, "PYTHONWARNINGS": QUIET}))
+    return clean(client.execute(env={"OMP_WAIT_POLICY": "passive", **os.environ, "PYTHONWARNINGS": QUIET}))
 
 
 def clean(notebook: Any) -> Any:
