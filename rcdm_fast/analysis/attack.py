@@ -29,7 +29,7 @@ from rcdm_fast.encoders import ImageEncoder
 from rcdm_fast.pipeline import Model
 from rcdm_fast.training import probes, representations
 from rcdm_fast.training.data import ImageSet
-from rcdm_fast.training.evaluate import Interval, squared_distances
+from rcdm_fast.training.evaluate import squared_distances
 
 METHODS = ("fgsm", "pgd")
 
@@ -246,7 +246,7 @@ def _findings(first: Attacked, other: Attacked, config: AttackConfig) -> list[Fi
         found.append(
             Finding(
                 f"PGD with epsilon {epsilon:g} moves h of {first.name} less than h of {other.name}",
-                common.above(_negative(far)),
+                common.below(far),
                 f"difference of movements {cell_text(far)} nearest-neighbour distances",
             )
         )
@@ -259,7 +259,3 @@ def _findings(first: Attacked, other: Attacked, config: AttackConfig) -> list[Fi
         )
     )
     return found
-
-
-def _negative(found: Interval) -> Interval:
-    return Interval(-found.value, -found.high, -found.low)

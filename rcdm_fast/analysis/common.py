@@ -5,7 +5,7 @@ Knows nothing about any one experiment.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -146,11 +146,38 @@ def interval(values: np.ndarray, config: RunConfig) -> Interval:
     return bootstrap(values.astype(np.float64), config.resamples, np.random.default_rng(config.seed))
 
 
+def gain(own: np.ndarray, chance: np.ndarray, config: RunConfig) -> Interval:
+    """Mean of own - chance in pairs, [S] and [S], with its interval; what differs by rounding alone is equal."""
+    return interval(np.round(own - chance, 12), config)
+
+
+def difference(a: np.ndarray, b: np.ndarray, config: RunConfig) -> Interval:
+    """mean(a) - mean(b) of two groups that are not paired, [N] and [M], with its 95 % bootstrap interval."""
+    rng = np.random.default_rng(config.seed)
+    of_a, of_b = (each[rng.integers(0, len(each), size=(config.resamples, len(each)))].mean(axis=1) for each in (a, b))
+    low, high = np.quantile(of_a - of_b, [0.025, 0.975])
+    return Interval(float(a.mean() - b.mean()), float(low), float(high))
+
+
 def above(found: Interval, level: float = 0.0) -> bool | None:
     """True if the interval lies above the level, False if below it, None if it holds the level."""
     if found.low > level:
         return True
     return False if found.high < level else None
+
+
+def below(found: Interval, level: float = 0.0) -> bool | None:
+    """True if the interval lies below the level, False if above it, None if it holds the level."""
+    opposite = above(found, level)
+    return None if opposite is None else not opposite
+
+
+def all_hold(verdicts: Iterable[bool | None]) -> bool | None:
+    """True if all are, False if one is, None otherwise."""
+    known = list(verdicts)
+    if False in known:
+        return False
+    return None if None in known else True
 
 
 def text(found: Interval) -> str:

@@ -26,6 +26,9 @@ def analyze(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for figures (PNG) and NAME.json.")],
     data: Annotated[str | None, typer.Option("--data", help="Pictures, as for rcdm train.")] = None,
+    photos: Annotated[
+        str | None, typer.Option("--photos", help="Photographs that need not be like the data, for photos, unfamiliar.")
+    ] = None,
     against: Annotated[
         list[str] | None, typer.Option("--against", help="Another model, for experiments that compare; repeatable.")
     ] = None,
@@ -56,20 +59,23 @@ def analyze(
     from rcdm_fast.training.sources import open_data
 
     experiment = registry.find(name)
-    if experiment.compares != bool(against):
-        wanted = "compares models: name another with --against" if experiment.compares else "takes no --against"
-        raise ConfigError(f"the experiment {name} {wanted}")
-    if experiment.needs_data and data is None:
-        raise ConfigError(f"the experiment {name} needs pictures: name a folder of them with --data")
+    missing = experiment.lacks(data=data is not None, photos=photos is not None, against=bool(against))
+    if against and not experiment.compares:
+        missing = "takes no --against"
+    if photos is not None and not (experiment.needs_photos or experiment.takes_photos):
+        missing = "takes no --photos"
+    if missing:
+        raise ConfigError(f"the experiment {name} {missing}")
     given = {"sources": sources, "samples": samples, "steps": _steps(steps), "solver": solver, "seed": seed}
     settings = changed({key: value for key, value in given.items() if value is not None}, change or [])
     storage.check_writable(out / f"{name}.json")
     loaded = common.open_model(model, flags, encoder, device, engine, precision)
     others = tuple(rcdm_fast.load(other, None, None, device, engine, precision) for other in against or ())
     pictures = open_data(data, loaded.image_size) if data is not None else None
+    shown = open_data(photos, loaded.image_size) if photos is not None else None
     with common.ProgressBar(1) as progress:
         job = registry.Job(
-            loaded, pictures, against=others, settings=settings, progress=lambda done, total: progress(done, total, 0.0)
+            loaded, pictures, shown, others, settings, progress=lambda done, total: progress(done, total, 0.0)
         )
         found = experiment.run(job)
     for path in write(found, out):
