@@ -48,7 +48,8 @@ def apart(h: Tensor, gallery: Tensor) -> Tensor:
 
 def relative(again: Tensor, h: Tensor, unit: Tensor) -> Tensor:
     """Distance of samples' representations [S,P,D] to h [S,D] in units [S], mean over samples; float64 [S]."""
-    return (again.double() - h.double()[:, None]).norm(dim=2).mean(dim=1) / unit
+    far: Tensor = (again.double() - h.double()[:, None]).norm(dim=2).mean(dim=1)
+    return far / unit
 
 
 def ranks(again: Tensor, gallery: Tensor, places: Tensor) -> Tensor:
