@@ -1,205 +1,226 @@
-"""Neighbours by samples, and unfamiliar photographs: decoders that obey, that are deaf, and that copy."""
+"""Neighbours of samples beside neighbours of h, with decoders that obey, copy, average or are deaf; lists by hand."""
 
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
+import json
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from rcdm_fast.analysis import neighbours, reencoded, unfamiliar
-from rcdm_fast.analysis.neighbours import NeighboursConfig
-from rcdm_fast.analysis.reencoded import Reencoded
+from rcdm_fast import images
+from rcdm_fast.analysis import copies, nearest, neighbours
+from rcdm_fast.analysis.neighbours import NeighboursConfig, overlap, split
 from rcdm_fast.analysis.registry import EXPERIMENTS, Job
-from rcdm_fast.analysis.result import Analysis
-from rcdm_fast.analysis.unfamiliar import UnfamiliarConfig
-from rcdm_fast.cli import main
+from rcdm_fast.analysis.result import Analysis, Cell, Table
 from rcdm_fast.config import ConfigError
-from rcdm_fast.pipeline import Model
 from rcdm_fast.training.data import ImageSet
 from rcdm_fast.training.evaluate import Interval
-from tests import small, training_process
-from tests.test_analysis import Flat, photographs
+from tests import small
+from tests.test_analysis import oracle, photographs
 
-NEAR = NeighboursConfig(sources=20, samples=2, neighbours=3, steps=2, resamples=200)
-STRANGE = UnfamiliarConfig(sources=20, samples=2, steps=2, resamples=200)
+QUICK = NeighboursConfig(sources=24, samples=2, neighbours=3, steps=2, resamples=200)
+COUNT = 100
 
 
 @pytest.fixture(scope="module")
 def data() -> ImageSet:
-    return photographs(80)
+    """Noise, so that no picture is near another; one of four colours added, which is the class."""
+    generator = torch.Generator().manual_seed(4)
+    pictures = 0.3 * torch.randn(COUNT, 3, 16, 16, generator=generator)
+    labels = torch.arange(COUNT) % 4
+    for number, label in enumerate(labels.tolist()):
+        pictures[number] += torch.tensor([[-0.2, -0.2, 0], [0.2, -0.2, 0], [-0.2, 0.2, 0], [0.2, 0.2, 0]])[
+            label, :, None, None
+        ]
+    return ImageSet(images.to_uint8(pictures.clamp(-1, 1)), labels, ("a", "b", "c", "d"), (), "made-up")
 
 
-@pytest.fixture
-def mirror(monkeypatch: pytest.MonkeyPatch) -> Model:
-    """A model whose representation is the picture and whose samples are the representation."""
-    model = small.model()
-    monkeypatch.setattr(model, "_encoder", Flat())
-
-    def draw(h: Tensor, *, per: int, **_: object) -> Tensor:
-        return h.view(-1, 1, 3, 16, 16).expand(-1, per, -1, -1, -1)
-
-    monkeypatch.setattr(model, "sample", draw)
-    return model
+def obeys(h: Tensor, *, per: int, **_: object) -> Tensor:
+    return h.view(-1, 1, 3, 16, 16).expand(-1, per, -1, -1, -1)
 
 
-@pytest.fixture
-def deaf(mirror: Model, monkeypatch: pytest.MonkeyPatch) -> Model:
-    """The same, with samples that know nothing of h."""
-    calls = iter(range(1000))
-
-    def draw(h: Tensor, *, per: int, **_: object) -> Tensor:
-        return small.pictures(len(h) * per, 16, seed=next(calls)).view(len(h), per, 3, 16, 16)
-
-    monkeypatch.setattr(mirror, "sample", draw)
-    return mirror
+def deaf(h: Tensor, *, items: Tensor, per: int, **_: object) -> Tensor:
+    return torch.stack([small.pictures(per, 16, seed=item) for item in items.tolist()])
 
 
-def cell(found: Analysis, row: int, place: int, table: int = 0) -> float:
-    value = found.tables[table].rows[row][place]
-    assert isinstance(value, Interval)
-    return value.value
+def interval(cell: Cell) -> Interval:
+    assert isinstance(cell, Interval)
+    return cell
 
 
-def inverted(pictures: ImageSet) -> ImageSet:
-    """Pictures unlike the data: more contrast, colours turned round."""
-    pixels = (255 - pictures.pixels.float()).sub(128).mul(2).add(128).clamp(0, 255).to(torch.uint8)
-    return dataclasses.replace(pictures, pixels=pixels)
+def table(found: Analysis, name: str) -> Table:
+    return next(each for each in found.tables if each.name == name)
 
 
-def test_distances_and_ranks() -> None:
-    gallery = torch.tensor([[0.0, 0], [3, 4], [6, 8]])
-    assert reencoded.to_gallery(torch.zeros(1, 2), gallery).tolist() == [[0, 5, 10]]
-    assert reencoded.to_gallery(torch.zeros(1, 2), gallery, torch.tensor([0])).tolist() == [[torch.inf, 5, 10]]
-    h = torch.tensor([[3.0, 4]])
-    again = torch.tensor([[[3.0, 4], [0, 0], [6, 8]]])
-    assert reencoded.ranks(again, h, gallery, torch.tensor([1])).tolist() == [[1, 2, 2]]
-    assert reencoded.ranks(again, h, gallery).tolist() == [[1.5, 2.5, 2.5]]
-    found = Reencoded(h, torch.zeros(1, 3, 3, 8, 8), again)
-    assert found.distances().tolist() == [[0, 5, 5]]
+def verdicts(found: Analysis) -> dict[str, bool | None]:
+    """By the first word that tells findings apart."""
+    words = {"neighbourhood": "lists", "class": "class", "nearer to h": "near", "copies": "copies"}
+    return {name: each.holds for each in found.findings for word, name in words.items() if word in each.claim}
 
 
-def test_samples_are_drawn_with_their_items_noise() -> None:
-    """In pieces, the samples are those of one call."""
-    model = small.model()
-    h = torch.randn(20, small.DIM)
-    items = torch.arange(100, 120)
-    told: list[int] = []
-    found = reencoded.draw(model, h, items, NEAR, told.append)
-    assert torch.equal(found.pictures, model.sample(h, items=items, per=2, steps=2))
-    assert told == [16, 20]
+def test_a_decoder_that_obeys(monkeypatch: pytest.MonkeyPatch, data: ImageSet) -> None:
+    done: list[tuple[int, int]] = []
+    found = neighbours.run(oracle(monkeypatch, obeys), data, QUICK, lambda *each: done.append(each))
+    assert verdicts(found) == {"lists": True, "class": True, "near": True, "copies": True}
+    for row in table(found, "overlap").rows:
+        assert interval(row[1]).low == pytest.approx(1)
+        assert interval(row[2]).high < 0.3
+        assert row[3] == 3 / (COUNT - 24)
+    h, mean, each = table(found, "class").rows
+    assert interval(h[1]) == interval(mean[1]) == interval(each[1])
+    assert interval(h[1]).value > 0.9
+    assert interval(each[2]).value == 0
+    assert h[3] == pytest.approx(0.25, abs=0.02)
+    samples, real = table(found, "copies").rows
+    assert interval(samples[1]) == interval(real[1])  # samples are the sources, which are not in the gallery
+    assert interval(samples[1]).value == pytest.approx(1)
+    assert done[-1] == (24, 24)
+    assert found.settings["gallery"] == COUNT - 24
+    assert found.figures["neighbours"].width > (1 + 3 + 2 + 3) * 72
 
 
-def test_an_obedient_decoder_has_the_neighbours_of_h(mirror: Model, data: ImageSet) -> None:
-    found = neighbours.run(mirror, data, NEAR)
-    assert cell(found, 0, 1) == 1
-    assert [finding.holds for finding in found.findings] == [True, True]
-    assert cell(found, 1, 1) == pytest.approx(1)
+def test_a_deaf_decoder(monkeypatch: pytest.MonkeyPatch, data: ImageSet) -> None:
+    found = neighbours.run(oracle(monkeypatch, deaf), data, QUICK)
+    got = verdicts(found)
+    assert got["lists"] is not True
+    assert got["class"] is not True
+    assert got["near"] is False
+    assert got["copies"] is True  # bad, but no copies
 
 
-def test_a_deaf_decoder_has_not(deaf: Model, data: ImageSet) -> None:
-    found = neighbours.run(deaf, data, NEAR)
-    assert cell(found, 0, 1) < 0.4
+def test_hubs_are_no_merit(monkeypatch: pytest.MonkeyPatch, data: ImageSet) -> None:
+    """The same sample whatever h is: what its neighbours share with those of h they share with those of any h."""
+    floats = data.floats(slice(None))
+
+    def average(h: Tensor, *, per: int, **_: object) -> Tensor:
+        return floats.mean(dim=0).expand(len(h), per, -1, -1, -1)
+
+    found = neighbours.run(oracle(monkeypatch, average), data, QUICK)
+    _, each = table(found, "overlap").rows
+    assert interval(each[1]).value == pytest.approx(interval(each[2]).value, abs=1e-9)
+    got = verdicts(found)
+    assert got["lists"] is None
+    # the mean is nearer to pictures than they are to each other (by sqrt(2), were there no classes), and no copy
+    assert 0.7 < interval(table(found, "copies").rows[0][1]).value < 0.85
+    assert got["copies"] is True
 
 
-def test_copies_are_found(mirror: Model, data: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A decoder that gives the nearest real picture instead of one of its own."""
-    everything = data.floats(slice(None)).flatten(1)
+@pytest.mark.parametrize(("share", "holds"), [(1.0, False), (0.5, False), (0.0, True)])
+def test_copies(monkeypatch: pytest.MonkeyPatch, data: ImageSet, share: float, holds: bool) -> None:
+    """Sources' own pictures are no copies; gallery pictures are, also where only half of the samples are."""
+    sources, rest = split(data, QUICK)
+    gallery = data.floats(rest)
 
-    def copy(h: Tensor, *, per: int, **_: object) -> Tensor:
-        distances = reencoded.to_gallery(h, everything)
-        second = distances.topk(len(data) // 2, largest=False).indices
-        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
-        known = set(order[: len(data) // 2].tolist())
-        chosen = [next(place for place in row if place in known) for row in second.tolist()]
-        return everything[chosen].view(-1, 1, 3, 16, 16).expand(-1, per, -1, -1, -1)
+    def copied(h: Tensor, *, items: Tensor, per: int, **_: object) -> Tensor:
+        drawn = h.view(-1, 1, 3, 16, 16).repeat(1, per, 1, 1, 1)
+        drawn[:, : round(share * per)] = gallery[items % len(gallery)][:, None]
+        return drawn
 
-    monkeypatch.setattr(mirror, "sample", copy)
-    found = neighbours.run(mirror, data, NEAR)
-    assert found.findings[1].holds is False
-    assert cell(found, 1, 1) == 0
-
-
-def test_classes_of_neighbours(mirror: Model, data: ImageSet) -> None:
-    brightness = data.pixels.float().mean(dim=(1, 2, 3))
-    labels = (brightness > brightness.median()).long()
-    found = neighbours.run(mirror, dataclasses.replace(data, labels=labels, classes=("dark", "light")), NEAR)
-    rows = {str(row[0]): row for row in found.tables[0].rows}
-    of_h, of_samples = (
-        rows["neighbours of h with the source's class"],
-        rows["neighbours of samples with the source's class"],
-    )
-    assert of_h[1] == of_samples[1]
-    chance = of_h[2]
-    assert isinstance(chance, float)
-    assert 0.4 < chance < 0.6
+    found = neighbours.run(oracle(monkeypatch, copied), data, QUICK)
+    assert verdicts(found)["copies"] is holds
+    samples, real = table(found, "copies").rows
+    assert interval(samples[2]).value == share
+    assert interval(real[2]).value == 0
+    assert interval(samples[1]).value == pytest.approx(1 - share, abs=1e-6)
+    assert len(sources) == 24
 
 
-def test_familiar_and_unfamiliar(mirror: Model, data: ImageSet) -> None:
-    found = unfamiliar.run(mirror, data, inverted(photographs(30)), STRANGE)
-    near, far = (cell(found, row, 2) for row in (0, 1))
-    assert near == pytest.approx(1, abs=0.2)
-    assert far > near
-    assert [cell(found, row, 3) for row in (0, 1)] == [0, 0]
-    assert [cell(found, row, 4) for row in (0, 1)] == [1, 1]
-    farther, less_faithful, lead_back = (finding.holds for finding in found.findings)
-    assert (farther, less_faithful, lead_back) == (True, None, True)
-
-
-def test_a_decoder_deaf_to_unfamiliar_pictures(mirror: Model, data: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    draw, strange = mirror.sample, inverted(photographs(20))
-    theirs = strange.floats(slice(None)).flatten(1)
-
-    def partly(h: Tensor, *, per: int, **_: object) -> Tensor:
-        knows = not any(bool((theirs == row).all(dim=1).any()) for row in h)
-        return draw(h, per=per) if knows else torch.zeros(len(h), per, 3, 16, 16)
-
-    monkeypatch.setattr(mirror, "sample", partly)
-    found = unfamiliar.run(mirror, data, strange, STRANGE)
-    assert found.findings[1].holds is True
-    assert cell(found, 0, 3) == 0
-    assert cell(found, 1, 3) > 0
-    assert cell(found, 1, 4) < 0.5
-
-
-def test_few_photographs_decide_nothing(mirror: Model, data: ImageSet) -> None:
-    found = unfamiliar.run(mirror, data, inverted(photographs(3)), STRANGE)
-    assert [finding.holds for finding in found.findings] == [None, None, None]
-    assert "of 3 photographs; 20 are needed" in found.findings[0].measured
-    assert [row[0] for row in found.tables[1].rows] == ["0", "1", "2"]
-
-
-def test_a_real_model_runs_both() -> None:
-    data, model = training_process.data(), small.model()
-    settings = {"sources": 20, "samples": 2, "steps": 2, "resamples": 200}
-    for name in ("neighbours", "unfamiliar"):
-        job = Job(model, data, data, settings=settings)
-        found = EXPERIMENTS[name].run(job)
-        assert found.figures
-        assert found.as_json() == EXPERIMENTS[name].run(job).as_json()
-
-
-def test_what_is_refused(
-    data: ImageSet, mirror: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_data_that_holds_copies_itself_does_not_accuse_the_decoder(
+    monkeypatch: pytest.MonkeyPatch, data: ImageSet
 ) -> None:
-    for config in (NeighboursConfig(sources=10), NeighboursConfig(neighbours=100)):
-        with pytest.raises(ConfigError, match=r"at least|needed"):
-            neighbours.run(mirror, data, config)
-    for other in (UnfamiliarConfig(gallery=10), UnfamiliarConfig(sources=81)):
-        with pytest.raises(ConfigError, match=r"are needed|the data has"):
-            unfamiliar.run(mirror, data, data, other)
-    with pytest.raises(ConfigError, match="at least 1"):
+    """A third of the sources have a twin in the gallery: samples as near as the sources are no copies."""
+    sources, rest = split(data, QUICK)
+    pixels = data.pixels.clone()
+    pixels[rest[:8]] = pixels[sources[::3]]
+    found = neighbours.run(oracle(monkeypatch, obeys), dataclasses.replace(data, pixels=pixels), QUICK)
+    samples, real = table(found, "copies").rows
+    assert interval(samples[2]).value == interval(real[2]).value == pytest.approx(1 / 3)
+    assert verdicts(found)["copies"] is True
+
+
+def test_few_copies_leave_it_open(data: ImageSet) -> None:
+    generator = torch.Generator().manual_seed(0)
+    gallery, h = torch.randn(60, 200, generator=generator), torch.randn(40, 200, generator=generator)
+    again = h[:, None].repeat(1, 2, 1)
+    again[:4, 0] = gallery[:4]  # 5 % of all samples
+    assert copies.search(again, h, gallery, QUICK).finding().holds is None
+    again[:20, 0] = gallery[:20]  # 25 %, and the mean distance is still three quarters of the usual one
+    found = copies.search(again, h, gallery, QUICK)
+    assert found.ratio.value == pytest.approx(0.75, abs=0.03)
+    assert found.finding().holds is False
+    with pytest.raises(ConfigError, match="another picture"):
+        copies.search(again, gallery[:40], gallery, QUICK)
+
+
+def test_lists_by_hand() -> None:
+    of_h = torch.tensor([[[0, 1]], [[2, 3]], [[4, 5]]])
+    lists = torch.tensor([[[0, 1], [1, 9]], [[2, 9], [8, 9]], [[0, 2], [1, 3]]])
+    own, others = overlap(lists, of_h, 10)
+    assert own.tolist() == [0.75, 0.25, 0]
+    assert others.tolist() == [0, 0, 0.5]
+    gallery = torch.tensor([[0.0], [1], [3], [7]])
+    assert nearest.neighbours(torch.tensor([[2.5], [9]]), gallery, 2).tolist() == [[2, 1], [3, 2]]
+
+
+def test_lists_are_those_of_a_plain_search(monkeypatch: pytest.MonkeyPatch, data: ImageSet) -> None:
+    """Overlap of another picture's samples, beside one computed in a plain way."""
+
+    def next_one(h: Tensor, *, per: int, **_: object) -> Tensor:
+        return (0.5 * h + 0.5 * h.roll(1, 0)).view(-1, 1, 3, 16, 16).expand(-1, per, -1, -1, -1)
+
+    config = dataclasses.replace(QUICK, batch_size=64)
+    found = neighbours.run(oracle(monkeypatch, next_one), data, config)
+    sources, rest = split(data, config)
+    h, gallery = data.floats(sources).flatten(1).numpy(), data.floats(rest).flatten(1).numpy()
+    mixed = 0.5 * h + 0.5 * np.roll(h, 1, axis=0)
+
+    def lists(x: np.ndarray) -> list[set[int]]:
+        return [set(np.linalg.norm(gallery - row, axis=1).argsort()[:3].tolist()) for row in x]
+
+    shared = [len(a & b) / 3 for a, b in zip(lists(mixed), lists(h), strict=True)]
+    assert interval(table(found, "overlap").rows[1][1]).value == pytest.approx(np.mean(shared))
+    far = np.linalg.norm(mixed - h, axis=1) / [np.linalg.norm(gallery - row, axis=1).min() for row in h]
+    near = next(each for each in found.findings if "nearer to h" in each.claim)
+    assert f"distance to h {far.mean():.3g} [" in near.measured
+
+
+def test_without_labels_from_the_registry() -> None:
+    plain = photographs(50, 8)
+    settings = {"sources": 20, "samples": 2, "steps": 2, "resamples": 100}
+    found = EXPERIMENTS["neighbours"].run(Job(small.model(), plain, settings=settings))
+    assert [each.name for each in found.tables] == ["overlap", "copies"]
+    assert json.loads(json.dumps(found.as_json()))["settings"]["gallery"] == 30
+    again = EXPERIMENTS["neighbours"].run(Job(small.model(), plain, settings=settings))
+    assert again.as_json() == found.as_json()
+
+
+def test_sources_and_gallery_have_nothing_in_common(data: ImageSet) -> None:
+    for config in (QUICK, NeighboursConfig(), NeighboursConfig(neighbours=70)):
+        sources, rest = split(data, config)
+        assert sorted([*sources.tolist(), *rest.tolist()]) == list(range(COUNT))
+        assert len(sources) >= 20
+        assert len(rest) > config.neighbours
+    assert len(split(data, NeighboursConfig())[0]) == 50
+    assert len(split(data, NeighboursConfig(neighbours=70))[0]) == 29
+
+
+def test_what_is_refused(data: ImageSet) -> None:
+    model = small.model()
+    with pytest.raises(ConfigError, match="at least 40 pictures are needed, 20 of them as sources; got 30"):
+        neighbours.run(model, data.subset(torch.arange(30)), QUICK)
+    with pytest.raises(ConfigError, match="at least 101 pictures"):
+        split(data, NeighboursConfig(neighbours=80))
+    with pytest.raises(ConfigError, match="98 sources: at least 20, at most 96"):
+        split(data, dataclasses.replace(QUICK, sources=98))
+    with pytest.raises(ConfigError, match="5 sources: at least 20"):
+        split(data, dataclasses.replace(QUICK, sources=5))
+    with pytest.raises(ConfigError, match="neighbours and shown"):
         NeighboursConfig(neighbours=0)
-    with pytest.raises(ConfigError, match="at least 1"):
-        UnfamiliarConfig(samples=0)
-    with pytest.raises(ConfigError, match="needs photographs beside the data"):
-        EXPERIMENTS["unfamiliar"].run(Job(mirror, data))
-    assert main(["analyze", "unfamiliar", "cifar10-simclr-trunk", "--data", "x", "--out", str(tmp_path)]) == 2
-    assert "needs photographs: name a folder of them with --photos" in capsys.readouterr().err
-    monkeypatch.setattr(mirror, "_encoder", None)
-    with pytest.raises(ConfigError, match="need the model's encoder"):
-        neighbours.run(mirror, data, NEAR)
-    with pytest.raises(ConfigError, match="need the model's encoder"):
-        unfamiliar.run(mirror, data, data, STRANGE)
+    with pytest.raises(ConfigError, match="samples must be"):
+        NeighboursConfig(samples=0)
+    model._encoder = None
+    with pytest.raises(ConfigError, match="encoder"):
+        neighbours.run(model, data, QUICK)

@@ -10,7 +10,7 @@ samples of the attacked representation are: the class that the probe gives to th
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,53 +18,46 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import images
-from rcdm_fast.analysis.intervals import interval
+from rcdm_fast.analysis import common
+from rcdm_fast.analysis.common import Progress, SamplingConfig, interval
 from rcdm_fast.analysis.layers import names as names_of
 from rcdm_fast.analysis.perturb import against_probe
 from rcdm_fast.analysis.recovery import MIN_SOURCES
-from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table
+from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
 from rcdm_fast.config import ConfigError
 from rcdm_fast.encoders import ImageEncoder
 from rcdm_fast.pipeline import Model
 from rcdm_fast.training import probes, representations
 from rcdm_fast.training.data import ImageSet
-from rcdm_fast.training.evaluate import Interval, squared_distances
+from rcdm_fast.training.evaluate import squared_distances
 
 METHODS = ("fgsm", "pgd")
 
 
 @dataclass(frozen=True)
-class AttackConfig:
+class AttackConfig(SamplingConfig):
     """What to attack and sample.
 
     Attributes:
         pictures: attacked, spread evenly over their half of the data; 0 means 500, or all there are if fewer.
         sources: of these, drawn from (with the largest epsilon and with none); 0 means 64, or all if fewer.
-        samples: of each source.
         epsilons: largest change of a pixel, in 8-bit levels.
         pgd_steps: gradient steps of PGD, each of 2.5 epsilon / steps.
-        steps, solver, seed, batch_size: as in `Model.sample`.
-        resamples: bootstrap draws behind the intervals, over pictures.
         shown: sources in the figure.
     """
 
     pictures: int = 0
     sources: int = 0
-    samples: int = 2
     epsilons: tuple[float, ...] = (0, 1, 2, 4, 8, 16)
     pgd_steps: int = 10
-    steps: int | str = 25
-    solver: str = "ddim"
-    seed: int = 0
-    batch_size: int = 64
-    resamples: int = 2000
     shown: int = 4
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if len(self.epsilons) < 2 or self.epsilons[0] != 0 or list(self.epsilons) != sorted(set(self.epsilons)):
             raise ConfigError(f"epsilons begin with 0 and grow, got {self.epsilons}")
-        if self.pgd_steps < 1 or self.samples < 1 or self.shown < 1:
-            raise ConfigError("pgd_steps, samples and shown must be at least 1")
+        if self.pgd_steps < 1 or self.shown < 1:
+            raise ConfigError("pgd_steps and shown must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -90,7 +83,7 @@ def run(
     models: Sequence[Model],
     data: ImageSet,
     config: AttackConfig,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Analysis:
     """The models under the same attacks on the same pictures, each with a probe of its own.
 
@@ -120,7 +113,7 @@ def run(
     return Analysis(
         name="attack",
         title=f"{' and '.join(result.name for result in results)} under attack",
-        model=", ".join(model.config.name or "(unnamed)" for model in models),
+        model=", ".join(map(common.name_of, models)),
         settings={
             **dataclasses.asdict(config),
             "pictures": len(attacked),
@@ -167,7 +160,7 @@ def halves(data: ImageSet, config: AttackConfig) -> tuple[Tensor, Tensor]:
         raise ConfigError(
             f"{count} pictures to attack: at least {MIN_SOURCES}, at most the {len(rest)} not used to fit"
         )
-    return known, rest[torch.linspace(0, len(rest) - 1, count).round().long()]
+    return known, rest[common.evenly(count, len(rest))]
 
 
 def _sources(attacked: Tensor, config: AttackConfig) -> Tensor:
@@ -175,7 +168,7 @@ def _sources(attacked: Tensor, config: AttackConfig) -> Tensor:
     count = config.sources or min(64, len(attacked))
     if not MIN_SOURCES <= count <= len(attacked):
         raise ConfigError(f"{count} sources: at least {MIN_SOURCES}, at most the {len(attacked)} attacked pictures")
-    return torch.linspace(0, len(attacked) - 1, count).round().long()
+    return common.evenly(count, len(attacked))
 
 
 def _attack(model: Model, name: str, data: ImageSet, known: Tensor, attacked: Tensor, config: AttackConfig) -> Attacked:
@@ -206,15 +199,7 @@ def _attack(model: Model, name: str, data: ImageSet, known: Tensor, attacked: Te
         correct[method], moved[method] = np.stack(right), np.stack(far)
     kept, drawn = [], []
     for seen in (views[sources], strongest[sources]):
-        samples = model.sample(
-            encoder.encode(seen),
-            items=sources,
-            per=config.samples,
-            steps=config.steps,
-            solver=config.solver,
-            seed=config.seed,
-            batch_size=config.batch_size,
-        ).cpu()
+        samples = common.draw(model, encoder.encode(seen), sources, config)
         told = probe(encoder.encode(samples.flatten(0, 1))).argmax(dim=1).cpu().view(len(sources), -1)
         kept.append((told == labels[sources, None]).double().mean(dim=1).numpy())
         drawn.append(samples)
@@ -261,23 +246,16 @@ def _findings(first: Attacked, other: Attacked, config: AttackConfig) -> list[Fi
         found.append(
             Finding(
                 f"PGD with epsilon {epsilon:g} moves h of {first.name} less than h of {other.name}",
-                _sign(far),
-                f"difference of movements {far.value:.3g} [{far.low:.3g}, {far.high:.3g}] nearest-neighbour distances",
+                common.below(far),
+                f"difference of movements {cell_text(far)} nearest-neighbour distances",
             )
         )
     lost = interval((first.kept[1] - first.kept[0]) - (other.kept[1] - other.kept[0]), config)
     found.append(
         Finding(
             f"samples of attacked pictures keep their class more often with {first.name} than with {other.name}",
-            _sign(Interval(-lost.value, -lost.high, -lost.low)),
-            f"difference of the changes in accuracy {lost.value:.3g} [{lost.low:.3g}, {lost.high:.3g}]",
+            common.above(lost),
+            f"difference of the changes in accuracy {cell_text(lost)}",
         )
     )
     return found
-
-
-def _sign(interval: Interval) -> bool | None:
-    """True if surely below zero, False if surely above, None otherwise."""
-    if interval.high < 0:
-        return True
-    return False if interval.low > 0 else None

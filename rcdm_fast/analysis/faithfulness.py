@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from rcdm_fast import images
-from rcdm_fast.analysis.invariance import Progress
+from rcdm_fast.analysis.common import Progress
 from rcdm_fast.analysis.recovery import MIN_SOURCES
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
 from rcdm_fast.config import ConfigError

@@ -10,7 +10,6 @@ Knows nothing about classes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,7 +18,8 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import images
-from rcdm_fast.analysis.intervals import interval
+from rcdm_fast.analysis import common
+from rcdm_fast.analysis.common import Progress, RunConfig, interval
 from rcdm_fast.analysis.recovery import check_sources
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table
 from rcdm_fast.config import ConfigError
@@ -30,33 +30,26 @@ MODES: tuple[Literal["linear", "spherical"], ...] = ("linear", "spherical")
 
 
 @dataclass(frozen=True)
-class InterpolateConfig:
+class InterpolateConfig(RunConfig):
     """What to sample.
 
     Attributes:
         sources: pairs of pictures; 0 means 32, or as many as there are.
         frames: of a way, both ends included.
-        steps, seed, batch_size: as in `Model.interpolate`.
-        resamples: bootstrap draws behind the intervals, over pairs.
         shown: pairs in the figure.
     """
 
     sources: int = 0
     frames: int = 7
-    steps: int | str = 25
-    seed: int = 0
-    batch_size: int = 64
-    resamples: int = 2000
     shown: int = 4
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.frames < 3 or self.shown < 1:
             raise ConfigError(f"a way needs at least 3 frames and 1 shown pair, got {self.frames} and {self.shown}")
 
 
-def run(
-    model: Model, data: ImageSet, config: InterpolateConfig, progress: Callable[[int, int], None] | None = None
-) -> Analysis:
+def run(model: Model, data: ImageSet, config: InterpolateConfig, progress: Progress | None = None) -> Analysis:
     """Both kinds of ways between all pairs.
 
     Args:
@@ -68,9 +61,7 @@ def run(
     Raises:
         ConfigError: too few pictures, or a model without an encoder.
     """
-    encoder = model.encoder
-    if encoder is None:
-        raise ConfigError("ways between representations need the model's encoder; give one with --encoder")
+    encoder = common.encoder_of(model, "ways between representations need")
     pairs = _pairs(data, config)
     shares: dict[str, list[Tensor]] = {mode: [] for mode in MODES}
     rows: list[list[Tensor]] = []
@@ -89,7 +80,7 @@ def run(
         if progress is not None:
             progress(number + 1, len(pairs))
     found = {mode: torch.stack(parts).numpy() for mode, parts in shares.items()}
-    name = model.config.name or "(unnamed)"
+    name = common.name_of(model)
     titles = ["a", *(f"{frame / (config.frames - 1):.2f}" for frame in range(config.frames)), "b"]
     sheet = [[images.to_pil(each) for each in row] for row in rows]
     return Analysis(
@@ -142,6 +133,5 @@ def _finding(mode: str, values: np.ndarray, config: InterpolateConfig) -> Findin
     ranks = values.argsort(axis=1).argsort(axis=1)
     each = np.array([np.corrcoef(frames, row)[0, 1] for row in ranks])
     found = interval(each, config)
-    text = f"rank correlation of frame and share {found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
-    holds = True if found.low > 0.5 else False if found.high < 0.5 else None
-    return Finding(f"samples go from one picture to the other along the {mode} way", holds, text)
+    claim = f"samples go from one picture to the other along the {mode} way"
+    return Finding(claim, common.above(found, 0.5), f"rank correlation of frame and share {common.text(found)}")

@@ -12,7 +12,6 @@ from the samples although h may hold it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,16 +19,15 @@ from PIL import Image
 from torch import Tensor
 
 from rcdm_fast import images
-from rcdm_fast.analysis import augment, charts, properties
+from rcdm_fast.analysis import augment, charts, common, properties
 from rcdm_fast.analysis.augment import Augmentation
+from rcdm_fast.analysis.common import Progress, SamplingConfig, choose_sources
 from rcdm_fast.analysis.properties import Property
-from rcdm_fast.analysis.recovery import Changes, Recovery, check_sources, recovery
+from rcdm_fast.analysis.recovery import Changes, Recovery, recovery
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
 from rcdm_fast.config import ConfigError
 from rcdm_fast.pipeline import Model
 from rcdm_fast.training.data import ImageSet
-
-Progress = Callable[[int, int], None]
 
 METHOD = (
     "Samples are drawn from the representation of every transformed picture, with the same noise at every step for all "
@@ -42,27 +40,25 @@ METHOD = (
 
 
 @dataclass(frozen=True)
-class InvarianceConfig:
+class InvarianceConfig(SamplingConfig):
     """What to sample.
 
     Attributes:
         sources: source pictures, spread evenly over the data; 0 means 64, or all there are if fewer.
         samples: samples of each version; their changes are averaged.
         augmentations: names in `augment.AUGMENTATIONS`; none means all.
-        steps, solver, seed, batch_size: as in `Model.sample`.
-        resamples: bootstrap draws behind the intervals.
         shown: source pictures in the figures.
     """
 
     sources: int = 0
     samples: int = 1
     augmentations: tuple[str, ...] = ()
-    steps: int | str = 25
-    solver: str = "ddim"
-    seed: int = 0
-    batch_size: int = 64
-    resamples: int = 2000
     shown: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shown < 0:
+            raise ConfigError(f"shown must not be negative, got {self.shown}")
 
 
 @dataclass(frozen=True)
@@ -103,26 +99,11 @@ class Invariance:
     repeated: float
 
 
-def choose_sources(data: ImageSet, asked: int, default: int = 64) -> Tensor:
-    """Places of source pictures, spread evenly over the data, int64 [S]. Raises `ConfigError` if there are too few."""
-    count = asked or max(min(default, len(data)), 1)
-    check_sources(count, len(data))
-    return torch.linspace(0, len(data) - 1, count).round().long()
-
-
 def draw(model: Model, h: Tensor, items: Tensor, config: InvarianceConfig, per: int | None = None) -> Tensor:
     """Samples of V versions of S sources with shared noise; h [V,S,D], items int64 [S] -> [V,S,per,3,H,W], CPU."""
     versions, sources = h.shape[:2]
-    pictures = model.sample(
-        h.flatten(0, 1),
-        items=items.repeat(versions),
-        per=config.samples if per is None else per,
-        steps=config.steps,
-        solver=config.solver,
-        seed=config.seed,
-        batch_size=config.batch_size,
-    )
-    return pictures.cpu().view(versions, sources, *pictures.shape[1:])
+    pictures = common.draw(model, h.flatten(0, 1), items.repeat(versions), config, per)
+    return pictures.view(versions, sources, *pictures.shape[1:])
 
 
 def measured(each: Property, pictures: Tensor) -> Tensor:
@@ -143,10 +124,7 @@ def measure(model: Model, data: ImageSet, config: InvarianceConfig, progress: Pr
         ConfigError: too few pictures, an unknown augmentation, a model without an encoder.
     """
     chosen = augment.find(config.augmentations)
-    if model.encoder is None:
-        raise ConfigError("this experiment encodes pictures: the model needs an encoder; give one with --encoder")
-    if config.samples < 1 or config.shown < 0:
-        raise ConfigError(f"samples must be at least 1 and shown not negative, got {config.samples}, {config.shown}")
+    common.encoder_of(model, "this experiment needs")
     items = choose_sources(data, config.sources)
     plain = data.floats(items)
     h = model.encode(plain)[None]
@@ -158,7 +136,7 @@ def measure(model: Model, data: ImageSet, config: InvarianceConfig, progress: Pr
         if progress is not None:
             progress(done + 1, len(chosen))
     kept = {each.name: kept_values(each, plain, base) for each in properties.PROPERTIES.values()}
-    name = model.config.name or "(unnamed)"
+    name = common.name_of(model)
     return Invariance(name, items, sweeps, kept, float((again - base[0]).abs().max()))
 
 

@@ -12,47 +12,36 @@ Knows nothing about how inversion works (`Model.invert`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from rcdm_fast import images
-from rcdm_fast.analysis.intervals import interval, positive
-from rcdm_fast.analysis.recovery import check_sources
+from rcdm_fast.analysis import common
+from rcdm_fast.analysis.common import Progress, RunConfig, interval
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table
-from rcdm_fast.config import ConfigError
 from rcdm_fast.pipeline import Model
 from rcdm_fast.training.data import ImageSet
-from rcdm_fast.training.evaluate import Interval
 
 
 @dataclass(frozen=True)
-class InvertConfig:
+class InvertConfig(RunConfig):
     """What to invert.
 
     Attributes:
         sources: pictures, spread evenly over the data; 0 means 64, or all there are. Each takes the next one's h.
         steps: of inversion and of sampling; more bring the round trip nearer.
         seed: of the fresh noise that the round trip is compared with.
-        batch_size: pictures per network evaluation.
-        resamples: bootstrap draws behind the intervals, over pictures.
         shown: pictures in the figure.
     """
 
     sources: int = 0
     steps: int | str = 50
-    seed: int = 0
-    batch_size: int = 64
-    resamples: int = 2000
     shown: int = 6
 
 
-def run(
-    model: Model, data: ImageSet, config: InvertConfig, progress: Callable[[int, int], None] | None = None
-) -> Analysis:
+def run(model: Model, data: ImageSet, config: InvertConfig, progress: Progress | None = None) -> Analysis:
     """Round trips and exchanges.
 
     Args:
@@ -64,12 +53,9 @@ def run(
     Raises:
         ConfigError: too few pictures, or a model without an encoder.
     """
-    encoder = model.encoder
-    if encoder is None:
-        raise ConfigError("inversion needs the model's encoder; give one with --encoder")
-    count = config.sources or min(64, len(data))
-    check_sources(count, len(data))
-    pictures = data.floats(torch.linspace(0, len(data) - 1, count).round().long())
+    encoder = common.encoder_of(model, "inversion needs")
+    pictures = data.floats(common.choose_sources(data, config.sources))
+    count = len(pictures)
     told = progress if progress is not None else _silent
     h = encoder.encode(pictures)
     other = h.roll(-1, 0)
@@ -93,7 +79,7 @@ def run(
     to_h = (again - other.cpu()).double().norm(dim=1).numpy()
     to_x = (again - h.cpu()).double().norm(dim=1).numpy()
     pixels_h, pixels_x = _error(exchanged, pictures.roll(-1, 0)), _error(exchanged, pictures)
-    name = model.config.name or "(unnamed)"
+    name = common.name_of(model)
     sheet = [
         [images.to_pil(each[row].cpu()) for each in (pictures, back, fresh, exchanged, pictures.roll(-1, 0))]
         for row in range(min(config.shown, count))
@@ -148,15 +134,10 @@ def _exchange_table(representation: np.ndarray, pixels: np.ndarray, config: Inve
 def _finding(claim: str, errors: dict[str, np.ndarray], config: InvertConfig) -> Finding:
     back, fresh = errors.values()
     gain = interval(fresh - back, config)
-    holds = positive(gain)
-    return Finding(claim, holds, f"the round trip is {_text(gain)} levels nearer to the picture than a fresh sample")
+    measured = f"the round trip is {common.text(gain)} levels nearer to the picture than a fresh sample"
+    return Finding(claim, common.above(gain), measured)
 
 
 def _majority(claim: str, values: np.ndarray, config: InvertConfig) -> Finding:
     share = interval(values, config)
-    holds = True if share.low > 0.5 else False if share.high < 0.5 else None
-    return Finding(claim, holds, f"in a share of {_text(share)}")
-
-
-def _text(interval: Interval) -> str:
-    return f"{interval.value:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+    return Finding(claim, common.above(share, 0.5), f"in a share of {common.text(share)}")

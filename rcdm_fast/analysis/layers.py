@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rcdm_fast.analysis import augment, invariance, layer_figures, readout
+from rcdm_fast.analysis import augment, common, invariance, layer_figures, readout
 from rcdm_fast.analysis import spread as spreads
-from rcdm_fast.analysis.invariance import Invariance, InvarianceConfig, Progress
+from rcdm_fast.analysis.common import Progress
+from rcdm_fast.analysis.invariance import Invariance, InvarianceConfig
 from rcdm_fast.analysis.recovery import Changes, Recovery, difference, recovery, resampled
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
 from rcdm_fast.analysis.spread import Spread
@@ -73,7 +74,7 @@ def names(models: Sequence[Model]) -> list[str]:
     layers = [encoder.layer for encoder in encoders if encoder is not None]
     if len(set(layers)) == len(models) and len({encoder.source for encoder in encoders if encoder is not None}) == 1:
         return layers
-    given = [model.config.name or "(unnamed)" for model in models]
+    given = [common.name_of(model) for model in models]
     return [name if given.count(name) == 1 else f"{name} ({number + 1})" for number, name in enumerate(given)]
 
 
@@ -84,7 +85,8 @@ def run(models: Sequence[Model], data: ImageSet, config: LayersConfig, progress:
         models: two or more, each with an encoder; the one that is expected to keep more comes first.
         data: pictures that sources are taken from.
         config: sizes and solver.
-        progress: called with (parts done, all of them): augmentations, spread and readout of every model.
+        progress: called with (parts done, all of them): of every model each augmentation, the variance at fixed h, and
+            each augmentation's readout.
 
     Raises:
         ConfigError: fewer than two models, too few pictures, a model without an encoder.
@@ -93,11 +95,13 @@ def run(models: Sequence[Model], data: ImageSet, config: LayersConfig, progress:
         raise ConfigError("layers are compared: name another model with --against")
     if config.spread_samples < 2:
         raise ConfigError(f"a variance needs at least 2 samples of each source, got {config.spread_samples}")
-    each_takes = len(augment.find(config.augmentations)) + 2  # and the spread, and the readout
+    augmentations = len(augment.find(config.augmentations))
+    readers = _readers(data, common.choose_sources(data, config.sources), config)
+    each_takes = augmentations + 1 + (augmentations if len(readers) else 0)
     layers = []
     for number, (model, name) in enumerate(zip(models, names(models), strict=True)):
-        before = number * each_takes
-        layers.append(_layer(model, name, data, config, _from(progress, before, len(models) * each_takes)))
+        told = _from(progress, number * each_takes, len(models) * each_takes)
+        layers.append(_layer(model, name, data, readers, config, told))
     first, others = layers[0], layers[1:]
     figures, captions = layer_figures.figures_of(layers, data, config)
     tables = [_side_by_side(first, other, config) for other in others]
@@ -107,11 +111,11 @@ def run(models: Sequence[Model], data: ImageSet, config: LayersConfig, progress:
     found = first.invariance
     details = invariance.settings(config, data, found)
     details["same_noise_difference"] = max(layer.invariance.repeated for layer in layers)
-    details["fitted_on"] = len(_readers(data, found.sources, config))
+    details["fitted_on"] = len(readers)
     return Analysis(
         name="layers",
         title=f"What {' and '.join(layer.name for layer in layers)} keep of transformed pictures",
-        model=", ".join(model.config.name or "(unnamed)" for model in models),
+        model=", ".join(map(common.name_of, models)),
         settings=details,
         tables=tuple(_unique(tables)),
         findings=tuple(finding for other in others for finding in _findings(first, other, config)),
@@ -121,27 +125,30 @@ def run(models: Sequence[Model], data: ImageSet, config: LayersConfig, progress:
     )
 
 
-def _from(progress: Progress | None, before: int, total: int) -> Progress | None:
-    return None if progress is None else lambda done, _: progress(before + done, total)
+def _from(progress: Progress | None, before: int, total: int) -> Progress:
+    def told(done: int, _: int) -> None:
+        if progress is not None:
+            progress(before + done, total)
+
+    return told
 
 
-def _layer(model: Model, name: str, data: ImageSet, config: LayersConfig, progress: Progress | None) -> Layer:
+def _layer(model: Model, name: str, data: ImageSet, readers: Tensor, config: LayersConfig, progress: Progress) -> Layer:
+    """All of one model; `readers` are places of the pictures that readouts are fitted on, maybe none."""
     found = invariance.measure(model, data, config, progress)
     assert model.encoder is not None, "measure has asked for it"
     plain = data.floats(found.sources)
-    samples = invariance.draw(model, model.encode(plain)[None], found.sources, config, per=config.spread_samples)[0]
-    told = progress if progress is not None else _silent
-    told(len(found.sweeps) + 1, 0)
-    real = data.floats(torch.linspace(0, len(data) - 1, min(len(data), 2000)).round().long())
-    readers = data.floats(_readers(data, found.sources, config))
-    chosen = augment.find(config.augmentations) if len(readers) else ()
-    read = {each.name: readout.read(model.encoder, each, readers, plain) for each in chosen}
-    told(len(found.sweeps) + 2, 0)
-    return Layer(name, found, samples, spreads.spread(samples, real), read)
-
-
-def _silent(done: int, total: int) -> None:
-    return
+    samples = common.draw(model, model.encode(plain), found.sources, config, config.spread_samples)
+    real = data.floats(common.evenly(min(len(data), 2000), len(data)))
+    spread = spreads.spread(samples, real)
+    done = len(found.sweeps) + 1
+    progress(done, 0)
+    read = {}
+    fitted_on = data.floats(readers)
+    for each in augment.find(config.augmentations) if len(readers) else ():
+        read[each.name] = readout.read(model.encoder, each, fitted_on, plain)
+        progress(done + len(read), 0)
+    return Layer(name, found, samples, spread, read)
 
 
 def _readers(data: ImageSet, sources: Tensor, config: LayersConfig) -> Tensor:
@@ -152,7 +159,7 @@ def _readers(data: ImageSet, sources: Tensor, config: LayersConfig) -> Tensor:
     count = min(config.fitted_on, len(places))
     if count < readout.MIN_READERS:
         return places[:0]
-    return places[torch.linspace(0, len(places) - 1, count).round().long()]
+    return places[common.evenly(count, len(places))]
 
 
 def _named(layer: Layer) -> Invariance:

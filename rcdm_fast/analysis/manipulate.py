@@ -13,7 +13,6 @@ Neighbours are exact; a gallery of 100,000 takes seconds. Knows nothing about ho
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,9 +20,9 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import images
-from rcdm_fast.analysis import properties
+from rcdm_fast.analysis import common, properties
+from rcdm_fast.analysis.common import Progress, SamplingConfig, interval, percent
 from rcdm_fast.analysis.directions import class_of, common_dimensions, mean_difference, principal_directions
-from rcdm_fast.analysis.intervals import interval, percent, positive
 from rcdm_fast.analysis.recovery import MIN_SOURCES, check_sources
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table
 from rcdm_fast.config import ConfigError
@@ -36,42 +35,34 @@ SPARSE = 0.2  # share of zeros from which "non-zero" tells dimensions apart
 
 
 @dataclass(frozen=True)
-class ManipulateConfig:
+class ManipulateConfig(SamplingConfig):
     """What to change and sample.
 
     Attributes:
         sources: source pictures, spread evenly over one half of the data (the other is the gallery); 0 means 64.
-        samples: of each changed h.
         neighbours, threshold: of the common dimensions; 20 and 14 as published.
         properties: whose directions are tried; names in `properties.PROPERTIES`.
         components: principal components tried.
         strength: length of a step along a direction: of the difference of means, or of the component's deviation.
         knn: neighbours that vote for a class.
-        steps, solver, seed, batch_size: as in `Model.sample`.
-        resamples: bootstrap draws behind the intervals, over sources.
         shown: sources in the figure.
     """
 
     sources: int = 0
-    samples: int = 2
     neighbours: int = 20
     threshold: int = 14
     properties: tuple[str, ...] = ("brightness", "sharpness", "asymmetry")
     components: int = 2
     strength: float = 2.0
     knn: int = 20
-    steps: int | str = 25
-    solver: str = "ddim"
-    seed: int = 0
-    batch_size: int = 64
-    resamples: int = 2000
     shown: int = 4
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.threshold < self.neighbours:
             raise ConfigError(f"threshold must be in 0..{self.neighbours - 1}, got {self.threshold}")
-        if min(self.samples, self.knn, self.shown) < 1 or self.components < 0:
-            raise ConfigError("samples, knn and shown must be at least 1, components at least 0")
+        if min(self.knn, self.shown) < 1 or self.components < 0:
+            raise ConfigError("knn and shown must be at least 1, components at least 0")
         for name in self.properties:
             if properties.find(name).period is not None:
                 raise ConfigError(f"{name} is an angle: there is no more or less of it")
@@ -109,9 +100,7 @@ class Change:
     target: Tensor | None = None
 
 
-def run(
-    model: Model, data: ImageSet, config: ManipulateConfig, progress: Callable[[int, int], None] | None = None
-) -> Analysis:
+def run(model: Model, data: ImageSet, config: ManipulateConfig, progress: Progress | None = None) -> Analysis:
     """All manipulations of all sources.
 
     Args:
@@ -125,14 +114,14 @@ def run(
     """
     setting = _setting(model, data, config)
     changes = _changes(setting, config)
-    before = _drawn(model, setting.h, setting.items, config)
+    before = common.draw(model, setting.h, setting.items, config)
     rows: list[tuple[Cell, ...]] = []
     findings: list[Finding] = []
     figure = [[setting.pictures[row], before[row, 0]] for row in range(min(config.shown, len(setting.h)))]
     kept_before = _kept(model, before, setting, config)
     for number, change in enumerate(changes):
-        after = _drawn(model, change.h, setting.items, config)
-        control = _drawn(model, change.control, setting.items, config)
+        after = common.draw(model, change.h, setting.items, config)
+        control = common.draw(model, change.control, setting.items, config)
         moved, moved_control = (_moved(model, before, each, change) for each in (after, control))
         gain = interval(moved - moved_control, config)
         kept, kept_control = (_kept(model, each, setting, config) for each in (after, control))
@@ -145,13 +134,13 @@ def run(
             shown.append(after[place, 0])
         if progress is not None:
             progress(number + 1, len(changes))
-    name = model.config.name or "(unnamed)"
+    name = common.name_of(model)
     columns = ["manipulation", "wanted", "moved as wanted", "control", "difference"]
     note = "Share of samples that move as wanted against the unchanged h with the same noise; by chance a half do."
     if kept_before is not None:
         columns += ["class kept", "class kept, control"]
-        before_text = percent(interval(kept_before, config))
-        note += f" Class by {config.knn}-NN of the re-encoded sample; unchanged h: {before_text}."
+        unchanged = percent(interval(kept_before, config))
+        note += f" Class by {config.knn}-NN of the re-encoded sample; unchanged h: {unchanged}."
     titles = ["picture", "sample", *(change.name for change in changes)]
     return Analysis(
         name="manipulate",
@@ -185,8 +174,7 @@ def run(
 
 
 def _setting(model: Model, data: ImageSet, config: ManipulateConfig) -> Setting:
-    if model.encoder is None:
-        raise ConfigError("changes of h need the model's encoder; give one with --encoder")
+    encoder = common.encoder_of(model, "changes of h need")
     needed = 2 * max(MIN_SOURCES, config.neighbours + 1)
     if len(data) < needed:
         raise ConfigError(f"at least {needed} pictures are needed, half of them as the gallery; got {len(data)}")
@@ -194,13 +182,13 @@ def _setting(model: Model, data: ImageSet, config: ManipulateConfig) -> Setting:
     gallery, rest = order[: len(data) // 2].sort().values, order[len(data) // 2 :].sort().values
     count = config.sources or min(64, len(rest))
     check_sources(count, len(rest))
-    chosen = rest[torch.linspace(0, len(rest) - 1, count).round().long()]
+    chosen = rest[common.evenly(count, len(rest))]
     labels = data.labels
     return Setting(
-        representations.compute(model.encoder, data.subset(gallery)),
+        representations.compute(encoder, data.subset(gallery)),
         data.floats(gallery).cpu(),
         None if labels is None else labels[gallery],
-        representations.compute(model.encoder, data.subset(chosen)),
+        representations.compute(encoder, data.subset(chosen)),
         data.floats(chosen).cpu(),
         None if labels is None else labels[chosen],
         chosen,
@@ -238,19 +226,6 @@ def _random_like(direction: Tensor, count: int, generator: torch.Generator) -> T
     return random * length
 
 
-def _drawn(model: Model, h: Tensor, items: Tensor, config: ManipulateConfig) -> Tensor:
-    """Samples with the noise of the sources, float32 [S,P,3,H,W] on the CPU."""
-    return model.sample(
-        h,
-        items=items,
-        per=config.samples,
-        steps=config.steps,
-        solver=config.solver,
-        seed=config.seed,
-        batch_size=config.batch_size,
-    ).cpu()
-
-
 def _moved(model: Model, before: Tensor, after: Tensor, change: Change) -> np.ndarray:
     """Share of each source's samples that moved as wanted, float64 [S]; a tie is a half."""
     if change.target is None:
@@ -285,7 +260,6 @@ def _finding(
     kept_before: np.ndarray | None,
     config: ManipulateConfig,
 ) -> Finding:
-    holds = positive(gain)
     text = f"{percent(interval(moved, config))} of samples move as wanted, {percent(gain)} more than with the control"
     if kept is not None and kept_before is not None:
         text += (
@@ -293,4 +267,4 @@ def _finding(
             f"(unchanged h: {percent(interval(kept_before, config))})"
         )
     wanted = "the target" if change.target is not None else f"more {change.wanted}"
-    return Finding(f"{change.name}: samples move to {wanted}", holds, text)
+    return Finding(f"{change.name}: samples move to {wanted}", common.above(gain), text)

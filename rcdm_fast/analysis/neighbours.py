@@ -1,186 +1,260 @@
-"""Which real pictures are near h, and which are near its samples: the neighbourhood as the decoder sees it.
+"""Which real pictures are nearest to samples, beside those nearest to h; and whether samples are copies of any.
 
-If samples keep what h holds, their nearest real pictures are those of h. Numbers: the share of neighbours in common,
-the share with the source's class, and, as a check for copies, how near samples come to a single real picture. After
-Bordes et al. (2021), section 4, and common practice in looking at generative models' nearest neighbours.
+Samples of h should lie in its neighbourhood (Bordes et al. 2021): the k real pictures nearest to them are held against
+the k nearest to h, as lists and by class. Sources are not in the gallery, so they serve as held-out real pictures when
+samples are searched for copies (`copies.py`).
 
-Neighbours are exact. Knows nothing about pixels: "near" means in the encoder's representation.
+All sources and samples may have the same few neighbours (hubs of a high-dimensional space), so beside k / gallery, what
+random lists share, stands what the samples of a source share with the lists of other sources.
+
+Knows nothing about what the model was trained on.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from rcdm_fast import images
-from rcdm_fast.analysis import reencoded
-from rcdm_fast.analysis.intervals import interval
-from rcdm_fast.analysis.recovery import MIN_SOURCES, check_sources
+from rcdm_fast.analysis import common, copies, nearest
+from rcdm_fast.analysis.common import Progress, Redrawn, SamplingConfig
+from rcdm_fast.analysis.recovery import MIN_SOURCES, Floats
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
 from rcdm_fast.config import ConfigError
 from rcdm_fast.pipeline import Model
 from rcdm_fast.training import representations
 from rcdm_fast.training.data import ImageSet
 
-COPY = 0.5  # of the usual distance to the nearest real picture: below, samples count as copies
+METHOD = (
+    "Sources are spread evenly over the data; all other pictures are the gallery. Every sample is re-encoded. "
+    "Neighbours are exact, by Euclidean distance: of the mean representation of a source's samples, and of each sample "
+    "by itself. Chance: the share of k in the gallery, and the list of another source's h. "
+    f"{copies.METHOD} Intervals: 95 %, bootstrap over sources. After Bordes et al. (2021)."
+)
 
 
 @dataclass(frozen=True)
-class NeighboursConfig:
-    """What to sample and compare.
+class NeighboursConfig(SamplingConfig):
+    """What to sample and to compare.
 
     Attributes:
-        sources: source pictures, spread evenly over one half of the data (the other is the gallery); 0 means 64.
+        sources: source pictures, spread evenly over the data; 0 means 64, or half of the data if that is less.
         samples: of each source.
-        neighbours: real pictures that are compared.
-        steps, solver, seed, batch_size: as in `Model.sample`.
-        resamples: bootstrap draws behind the intervals, over sources.
+        neighbours: k, the length of lists.
         shown: sources in the figure.
     """
 
     sources: int = 0
     samples: int = 4
-    neighbours: int = 20
-    steps: int | str = 25
-    solver: str = "ddim"
-    seed: int = 0
-    batch_size: int = 64
-    resamples: int = 2000
-    shown: int = 5
+    neighbours: int = 5
+    shown: int = 4
 
     def __post_init__(self) -> None:
-        if min(self.samples, self.neighbours, self.shown) < 1:
-            raise ConfigError("samples, neighbours and shown must be at least 1")
+        super().__post_init__()
+        if self.neighbours < 1 or self.shown < 1:
+            raise ConfigError(f"neighbours and shown must be at least 1, got {self.neighbours} and {self.shown}")
 
 
 @dataclass(frozen=True)
-class Found:
-    """Neighbours among the gallery, nearest first; S sources, k neighbours.
+class Setting:
+    """Sources S and gallery G, samples P of each source, lists of K places in the gallery.
 
     Attributes:
-        of_h, of_samples: places in the gallery, int64 [S,k]; of samples: of their mean representation.
-        copies: mean distance of samples to their nearest real picture over that of h to its own, float64 [S].
+        sources, rest: their places in the data, int64 [S], [G].
+        h, gallery: representations, float32 [S,D], [G,D].
+        drawn: samples.
+        of_h: neighbours of h, int64 [S,1,K].
+        of_mean: of the mean of samples' representations, int64 [S,1,K].
+        of_each: of each sample, int64 [S,P,K].
     """
 
+    sources: Tensor
+    rest: Tensor
+    h: Tensor
+    gallery: Tensor
+    drawn: Redrawn
     of_h: Tensor
-    of_samples: Tensor
-    copies: np.ndarray
+    of_mean: Tensor
+    of_each: Tensor
 
 
-def run(
-    model: Model, data: ImageSet, config: NeighboursConfig, progress: Callable[[int, int], None] | None = None
-) -> Analysis:
-    """Neighbours of sources and of their samples.
+def run(model: Model, data: ImageSet, config: NeighboursConfig, progress: Progress | None = None) -> Analysis:
+    """Neighbours of samples beside neighbours of h, and a search for copies.
 
     Args:
         model: a model with an encoder.
-        data: pictures; shares of classes need labels.
+        data: sources and gallery; shares of classes need labels.
         config: sizes and solver.
         progress: called with (sources done, all of them).
 
     Raises:
         ConfigError: too few pictures, or a model without an encoder.
     """
-    if model.encoder is None:
-        raise ConfigError("neighbours need the model's encoder; give one with --encoder")
-    needed = 2 * max(MIN_SOURCES, config.neighbours + 1)
-    if len(data) < needed:
-        raise ConfigError(f"at least {needed} pictures are needed, half of them as the gallery; got {len(data)}")
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(config.seed))
-    known, rest = (part.sort().values for part in (order[: len(data) // 2], order[len(data) // 2 :]))
-    count = config.sources or min(64, len(rest))
-    check_sources(count, len(rest))
-    chosen = rest[torch.linspace(0, len(rest) - 1, count).round().long()]
-    gallery = representations.compute(model.encoder, data.subset(known))
-    h = representations.compute(model.encoder, data.subset(chosen))
-    drawn = reencoded.draw(
-        model, h, chosen, config, lambda done: progress(done, count) if progress is not None else None
-    )
-    found = neighbours(drawn, gallery, config.neighbours)
-    name = model.config.name or "(unnamed)"
-    rows, findings = _overlap(found, len(gallery), config)
+    found = _setting(model, data, config, progress)
+    size = len(found.rest)
+    lists = {"the mean of samples": found.of_mean, "each sample": found.of_each}
+    tables, findings = [_overlap_table(found, lists, config)], [_overlap_finding(found, config)]
     if data.labels is not None:
-        rows += _classes(found, data.labels[known], data.labels[chosen], config)
-    copies = interval(found.copies, config)
-    rows.append(("samples to their nearest real picture, over h to its own", copies, None))
-    held = True if copies.low > COPY else False if copies.high < COPY else None
-    findings.append(Finding("samples are no copies of the gallery's pictures", held, f"ratio {cell_text(copies)}"))
+        tables.append(_class_table(found, lists, data.labels, config))
+        findings.append(_class_finding(found, data.labels, config))
+    copied = copies.search(found.drawn.representations, found.h, found.gallery, config)
+    findings += [_near_finding(found, config), copied.finding()]
+    name = common.name_of(model)
     return Analysis(
         name="neighbours",
-        title=f"Nearest real pictures by representation and by samples of {name}",
+        title=f"Real pictures nearest to samples of {name}",
         model=name,
         settings={
             **dataclasses.asdict(config),
-            "sources": count,
-            "gallery": len(gallery),
+            "sources": len(found.sources),
+            "gallery": size,
             "data": data.fingerprint,
         },
-        tables=(
-            Table(
-                "neighbours",
-                f"The {config.neighbours} nearest of {len(gallery)} real pictures",
-                ("share", "value", "chance"),
-                tuple(rows),
-                "Neighbours of samples: of the mean representation of a source's samples.",
-                False,
-            ),
-        ),
+        tables=(*tables, copied.table()),
         findings=tuple(findings),
-        figures={"neighbours": _sheet(data, known, chosen, drawn.pictures, found, config)},
+        figures={"neighbours": _sheet(found, data, config)},
         captions={
-            "neighbours": "A picture; the real pictures nearest to its h; samples of h; those nearest to the samples."
+            "neighbours": "A picture, the gallery pictures nearest to its h, samples of h, and the gallery pictures "
+            "nearest to the mean of their representations."
         },
-        method="Sources come from one half of the data, real pictures from the other. Nearness: Euclidean distance of "
-        f"representations, exact. Copies: a ratio surely above {COPY:g} means that samples come hardly nearer to a "
-        "single real picture than pictures do to each other; only pictures in the data can be found, so to look for "
-        "copies of training pictures the data has to be these. Intervals: 95 %, bootstrap over sources.",
+        method=METHOD,
     )
 
 
-def neighbours(drawn: reencoded.Reencoded, gallery: Tensor, k: int) -> Found:
-    """The k nearest of a gallery float32 [G,D] to every h and to its samples."""
-    of_h = reencoded.to_gallery(drawn.h, gallery)
-    of_samples = reencoded.to_gallery(drawn.again.mean(dim=1), gallery)
-    single = torch.stack([reencoded.to_gallery(each, gallery).min(dim=1).values.mean() for each in drawn.again])
-    copies = single / of_h.min(dim=1).values.clamp_min(1e-12)
-    near_h, near_samples = (each.topk(k, dim=1, largest=False).indices for each in (of_h, of_samples))
-    return Found(near_h, near_samples, copies.numpy())
+def split(data: ImageSet, config: NeighboursConfig) -> tuple[Tensor, Tensor]:
+    """Places of sources and of the gallery. Raises `ConfigError` if there are too few pictures for both."""
+    needed = MIN_SOURCES + max(MIN_SOURCES, config.neighbours + 1)
+    if len(data) < needed:
+        raise ConfigError(f"at least {needed} pictures are needed, {MIN_SOURCES} of them as sources; got {len(data)}")
+    most = len(data) - config.neighbours - 1
+    count = config.sources or min(64, len(data) // 2, most)
+    if not MIN_SOURCES <= count <= most:
+        raise ConfigError(
+            f"{count} sources: at least {MIN_SOURCES}, at most {most}, so that the gallery has {config.neighbours + 1}"
+        )
+    sources = common.evenly(count, len(data))
+    rest = torch.ones(len(data), dtype=torch.bool)
+    rest[sources] = False
+    return sources, rest.nonzero().flatten()
 
 
-def _overlap(found: Found, gallery: int, config: NeighboursConfig) -> tuple[list[tuple[Cell, ...]], list[Finding]]:
-    shared = (found.of_h[:, :, None] == found.of_samples[:, None, :]).any(dim=2).double().mean(dim=1).numpy()
-    chance = config.neighbours / gallery
-    value = interval(shared, config)
-    held = True if value.low > chance else False if value.high < chance else None
-    text = f"{cell_text(value)} in common, chance {chance:.3g}"
-    finding = Finding("samples have the real neighbours of the picture they were drawn from", held, text)
-    return [("neighbours of h that are neighbours of its samples", value, chance)], [finding]
+def _setting(model: Model, data: ImageSet, config: NeighboursConfig, progress: Progress | None) -> Setting:
+    encoder = common.encoder_of(model, "neighbours of samples need")
+    sources, rest = split(data, config)
+    encoded = representations.compute(encoder, data)
+    h, gallery = encoded[sources], encoded[rest]
+    drawn = common.redraw(model, h, sources, config, progress)
+    count = config.neighbours
+    of_each = nearest.neighbours(drawn.representations.flatten(0, 1), gallery, count)
+    return Setting(
+        sources,
+        rest,
+        h,
+        gallery,
+        drawn,
+        nearest.neighbours(h, gallery, count)[:, None],
+        nearest.neighbours(drawn.representations.mean(dim=1), gallery, count)[:, None],
+        of_each.view(len(sources), -1, count),
+    )
 
 
-def _classes(found: Found, gallery: Tensor, own: Tensor, config: NeighboursConfig) -> list[tuple[Cell, ...]]:
-    chance = float((gallery[None] == own[:, None]).double().mean())
+def overlap(lists: Tensor, of_h: Tensor, size: int) -> tuple[Floats, Floats]:
+    """Share of lists that is in the list of the source's h, and in the lists of the other sources' h.
+
+    Args:
+        lists: places in the gallery, int64 [S,Q,K]; the Q lists of a source are averaged.
+        of_h: the same of h, int64 [S,1,K].
+        size: of the gallery.
+
+    Returns:
+        Both float64 [S]: own, and the mean over the other sources.
+    """
+    count = len(lists)
+    together = _membership(lists, size) @ _membership(of_h, size).T / lists.shape[2]
+    own = together.diagonal()
+    return own.numpy(), ((together.sum(dim=1) - own) / (count - 1)).numpy()
+
+
+def _membership(lists: Tensor, size: int) -> Tensor:
+    """In which share of a source's lists each gallery picture is; int64 [S,Q,K] -> float64 [S,G]."""
+    one = torch.full((len(lists), lists[0].numel()), 1 / lists.shape[1], dtype=torch.float64)
+    return torch.zeros(len(lists), size, dtype=torch.float64).scatter_add_(1, lists.flatten(1), one)
+
+
+def _overlap_table(found: Setting, lists: dict[str, Tensor], config: NeighboursConfig) -> Table:
+    size = len(found.rest)
     rows: list[tuple[Cell, ...]] = []
-    for name, places in (("h", found.of_h), ("samples", found.of_samples)):
-        same = (gallery[places] == own[:, None]).double().mean(dim=1).numpy()
-        rows.append((f"neighbours of {name} with the source's class", interval(same, config), chance))
-    return rows
+    for name, each in lists.items():
+        own, others = (common.interval(values, config) for values in overlap(each, found.of_h, size))
+        rows.append((name, own, others, config.neighbours / size))
+    title = f"Neighbours in common with h, of {config.neighbours} among {size} pictures"
+    columns = ("neighbours of", "in common with h", "with another source's h", "random lists")
+    return Table("overlap", title, columns, tuple(rows), "1: the same pictures; 0: none of them.")
 
 
-def _sheet(
-    data: ImageSet, known: Tensor, chosen: Tensor, samples: Tensor, found: Found, config: NeighboursConfig
-) -> Image.Image:
-    shown = min(4, config.neighbours)
-    rows = []
-    for row in range(min(config.shown, len(chosen))):
-        source = data.floats(chosen[row : row + 1]).cpu()
-        near = [data.floats(known[each[row, :shown]]).cpu() for each in (found.of_h, found.of_samples)]
-        rows.append([images.to_pil(each) for part in (source, near[0], samples[row], near[1]) for each in part])
-    per = samples.shape[1]
-    titles = ["picture", "near h", *[""] * (shown - 1), "samples", *[""] * (per - 1), "near samples"]
-    return images.sheet(rows, cell=64, column_titles=titles, group_gaps=[1, 1 + shown, 1 + shown + per])
+def _overlap_finding(found: Setting, config: NeighboursConfig) -> Finding:
+    own, others = overlap(found.of_each, found.of_h, len(found.rest))
+    gain = common.gain(own, others, config)
+    measured = (
+        f"{common.percent(common.interval(own, config))} of a sample's neighbours are neighbours of its h, "
+        f"{common.percent(gain)} more than of another source's h"
+    )
+    return Finding("samples lie in the neighbourhood of their h", common.above(gain), measured)
+
+
+def _of_class(found: Setting, lists: Tensor, labels: Tensor) -> Floats:
+    """Share of neighbours with the source's class, float64 [S]."""
+    same = labels[found.rest][lists] == labels[found.sources][:, None, None]
+    return same.double().flatten(1).mean(dim=1).numpy()
+
+
+def _frequency(found: Setting, labels: Tensor) -> Floats:
+    """Share of the gallery that has the source's class, float64 [S]."""
+    same: Tensor = labels[found.sources][:, None] == labels[found.rest][None]
+    return same.double().mean(dim=1).numpy()
+
+
+def _class_table(found: Setting, lists: dict[str, Tensor], labels: Tensor, config: NeighboursConfig) -> Table:
+    chance = float(_frequency(found, labels).mean())
+    of_h = _of_class(found, found.of_h, labels)
+    rows: list[tuple[Cell, ...]] = [("h", common.interval(of_h, config), None, chance)]
+    for name, each in lists.items():
+        values = _of_class(found, each, labels)
+        rows.append((name, common.interval(values, config), common.interval(values - of_h, config), chance))
+    columns = ("neighbours of", "of the source's class", "less those of h", "random pictures")
+    return Table("class", "Neighbours with the class of the source", columns, tuple(rows))
+
+
+def _class_finding(found: Setting, labels: Tensor, config: NeighboursConfig) -> Finding:
+    values, chance = _of_class(found, found.of_each, labels), _frequency(found, labels)
+    of_h = common.interval(_of_class(found, found.of_h, labels), config)
+    gain = common.gain(values, chance, config)
+    measured = (
+        f"{common.percent(common.interval(values, config))} of a sample's neighbours, "
+        f"{common.percent(of_h)} of the neighbours of h, {100 * chance.mean():.0f} % of the gallery"
+    )
+    claim = "neighbours of samples have the class of the source more often than chance"
+    return Finding(claim, common.above(gain), measured)
+
+
+def _near_finding(found: Setting, config: NeighboursConfig) -> Finding:
+    unit = nearest.apart(found.h, found.gallery)
+    far = common.interval(nearest.relative(found.drawn.representations, found.h, unit).numpy(), config)
+    measured = f"distance to h {cell_text(far)} of the distance from h to its nearest gallery picture"
+    return Finding("samples are nearer to h than any real picture", common.below(far, 1.0), measured)
+
+
+def _sheet(found: Setting, data: ImageSet, config: NeighboursConfig) -> Image.Image:
+    gallery, rows = found.rest, []
+    for row in common.evenly(min(config.shown, len(found.sources)), len(found.sources)).tolist():
+        source = data.floats(found.sources[row : row + 1]).cpu()
+        of_h, of_mean = (data.floats(gallery[each[row, 0]]).cpu() for each in (found.of_h, found.of_mean))
+        shown = (*source, *of_h, *found.drawn.pictures[row], *of_mean)
+        rows.append([images.to_pil(picture) for picture in shown])
+    count, per = config.neighbours, config.samples
+    titles = ["picture", "nearest to h", *[""] * (count - 1), "samples", *[""] * (per - 1), "nearest to samples"]
+    return images.sheet(rows, cell=72, column_titles=titles, group_gaps=(1, 1 + count, 1 + count + per))

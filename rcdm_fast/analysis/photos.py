@@ -8,13 +8,14 @@ of pictures; nothing here is a statistic over a population.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from rcdm_fast import images
+from rcdm_fast.analysis import common
+from rcdm_fast.analysis.common import Progress, SamplingConfig
 from rcdm_fast.analysis.result import Analysis, Cell, Table
 from rcdm_fast.config import ConfigError
 from rcdm_fast.pipeline import Model
@@ -25,26 +26,14 @@ SHOWN = 12  # photographs in the figure
 
 
 @dataclass(frozen=True)
-class PhotosConfig:
-    """What to sample.
-
-    Attributes:
-        samples: of each photograph.
-        steps, solver, seed, batch_size: as in `Model.sample`.
-        resamples: bootstrap draws behind the intervals, over the samples of one photograph.
-    """
+class PhotosConfig(SamplingConfig):
+    """What to sample; intervals are over the samples of one photograph."""
 
     samples: int = 8
     steps: int | str = 50
-    solver: str = "ddim"
-    seed: int = 0
-    batch_size: int = 64
-    resamples: int = 2000
 
 
-def run(
-    model: Model, data: ImageSet, config: PhotosConfig, progress: Callable[[int, int], None] | None = None
-) -> Analysis:
+def run(model: Model, data: ImageSet, config: PhotosConfig, progress: Progress | None = None) -> Analysis:
     """Samples of every photograph.
 
     Args:
@@ -56,8 +45,7 @@ def run(
     Raises:
         ConfigError: no encoder, or under 2 samples of each.
     """
-    if model.encoder is None:
-        raise ConfigError("samples of photographs need the model's encoder; give one with --encoder")
+    encoder = common.encoder_of(model, "samples of photographs need")
     if config.samples < 2:
         raise ConfigError(f"how much samples differ needs at least 2 of each photograph, got {config.samples}")
     rng = np.random.default_rng(config.seed)
@@ -65,19 +53,11 @@ def run(
     pictures = []
     for number in range(len(data)):
         source = data.floats(slice(number, number + 1))
-        h = model.encoder.encode(source).cpu()
-        drawn = model.sample(
-            h,
-            items=torch.tensor([number]),
-            per=config.samples,
-            steps=config.steps,
-            solver=config.solver,
-            seed=config.seed,
-            batch_size=config.batch_size,
-        )[0].cpu()
-        again = model.encoder.encode(drawn).cpu()
+        h = encoder.encode(source).cpu()
+        drawn = common.draw(model, h, torch.tensor([number]), config)[0]
+        again = encoder.encode(drawn).cpu()
         moved = ((again - h).double().norm(dim=1) / h.double().norm().clamp_min(1e-12)).numpy()
-        spread = drawn.double().std(dim=0).mul(127.5).mean()
+        spread = common.spread_of(drawn[None])[0]
         rows.append(
             (data.paths[number].name if data.paths else number, bootstrap(moved, config.resamples, rng), float(spread))
         )
@@ -85,7 +65,7 @@ def run(
             pictures.append([images.to_pil(picture) for picture in (*source, *drawn)])
         if progress is not None:
             progress(number + 1, len(data))
-    name = model.config.name or "(unnamed)"
+    name = common.name_of(model)
     titles = ["source", "samples"] + [""] * (config.samples - 1)
     return Analysis(
         name="photos",

@@ -23,7 +23,8 @@ class Job:
     Attributes:
         model: the model in question.
         data: pictures; always there if the experiment says `needs_data`.
-        photos: photographs to draw samples of; need not be like the data.
+        photos: photographs to draw samples of; need not be like the data; always there if the experiment says
+            `needs_photos`.
         against: other models, for experiments that compare.
         settings: fields of the experiment's own configuration that are not to be its defaults.
         progress: called with (done, in all).
@@ -45,6 +46,15 @@ class Job:
             raise ConfigError("this experiment needs pictures: name a folder of them with --data")
         return self.data
 
+    @property
+    def photographs(self) -> ImageSet:
+        """The photos. Raises `ConfigError` if there are none."""
+        from rcdm_fast.config import ConfigError
+
+        if self.photos is None:
+            raise ConfigError("this experiment needs photographs: name a folder of them with --photos")
+        return self.photos
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -54,15 +64,27 @@ class Experiment:
         about: one line.
         run: the job done.
         needs_data: whether it needs a folder of pictures.
+        needs_photos: whether it needs photographs, which it holds against the pictures.
+        takes_photos: whether photographs do in place of pictures.
         compares: whether it takes other models (`Job.against`); at least one is then needed.
-        needs_photos: whether it needs photographs beside the data.
     """
 
     about: str
     run: Callable[[Job], Analysis]
     needs_data: bool = True
-    compares: bool = False
     needs_photos: bool = False
+    takes_photos: bool = False
+    compares: bool = False
+
+    def lacks(self, *, data: bool, photos: bool, against: bool) -> str:
+        """Why it cannot be run with what is there, as the end of a sentence; empty if it can."""
+        if self.compares and not against:
+            return "compares models: name another with --against"
+        if self.needs_data and not data and not (self.takes_photos and photos):
+            return "needs a set of pictures: name one with --data"
+        if self.needs_photos and not photos:
+            return "needs photographs to hold against the pictures: name a folder of them with --photos"
+        return ""
 
 
 def _faithfulness(job: Job) -> Analysis:
@@ -114,24 +136,6 @@ def _manipulate(job: Job) -> Analysis:
     return manipulate.run(job.model, job.pictures, config, job.progress)
 
 
-def _neighbours(job: Job) -> Analysis:
-    from rcdm_fast.analysis import neighbours
-    from rcdm_fast.config import from_dict
-
-    config = from_dict(neighbours.NeighboursConfig, job.settings, "settings of neighbours")
-    return neighbours.run(job.model, job.pictures, config, job.progress)
-
-
-def _unfamiliar(job: Job) -> Analysis:
-    from rcdm_fast.analysis import unfamiliar
-    from rcdm_fast.config import ConfigError, from_dict
-
-    if job.photos is None:
-        raise ConfigError("this experiment needs photographs beside the data: name a folder of them with --photos")
-    config = from_dict(unfamiliar.UnfamiliarConfig, job.settings, "settings of unfamiliar")
-    return unfamiliar.run(job.model, job.pictures, job.photos, config, job.progress)
-
-
 def _interpolate(job: Job) -> Analysis:
     from rcdm_fast.analysis import interpolate
     from rcdm_fast.config import from_dict
@@ -148,15 +152,33 @@ def _invert(job: Job) -> Analysis:
     return invert.run(job.model, job.pictures, config, job.progress)
 
 
+def _unfamiliar(job: Job) -> Analysis:
+    from rcdm_fast.analysis import unfamiliar
+    from rcdm_fast.config import from_dict
+
+    config = from_dict(unfamiliar.UnfamiliarConfig, job.settings, "settings of unfamiliar")
+    return unfamiliar.run(job.model, job.pictures, job.photographs, config, job.progress)
+
+
+def _neighbours(job: Job) -> Analysis:
+    from rcdm_fast.analysis import neighbours
+    from rcdm_fast.config import from_dict
+
+    config = from_dict(neighbours.NeighboursConfig, job.settings, "settings of neighbours")
+    return neighbours.run(job.model, job.pictures, config, job.progress)
+
+
 EXPERIMENTS: dict[str, Experiment] = {
-    "photos": Experiment("samples of photographs beside them", _photos),
+    "photos": Experiment("samples of photographs beside them", _photos, takes_photos=True),
     "faithfulness": Experiment("rank of the source picture and distances of re-encoded samples", _faithfulness),
+    "neighbours": Experiment("real pictures nearest to samples and to h, and a search for copies", _neighbours),
+    "unfamiliar": Experiment(
+        "photographs unlike the data beside pictures of the data: distances, ranks, spread",
+        _unfamiliar,
+        needs_photos=True,
+    ),
     "invariance": Experiment("what samples recover of transformed pictures, augmentation by augmentation", _invariance),
     "layers": Experiment("backbone beside projector: what one keeps and the other drops", _layers, compares=True),
-    "unfamiliar": Experiment(
-        "photographs unlike the training data beside familiar pictures", _unfamiliar, needs_photos=True
-    ),
-    "neighbours": Experiment("real pictures near h, and near its samples", _neighbours),
     "manipulate": Experiment("changes of h: what moves in the samples, and whether the class is kept", _manipulate),
     "interpolate": Experiment("samples on the way from one picture's h to another's", _interpolate),
     "invert": Experiment("a picture's own x_T, and the same x_T with another's h", _invert),

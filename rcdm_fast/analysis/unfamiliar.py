@@ -1,16 +1,20 @@
-"""Photographs that are not like the training data, beside pictures that are: do their samples still share what h holds?
+"""Pictures unlike those that the model was trained for, beside familiar ones: are samples as faithful to them?
 
-Beside each other: how far h lies from the data, how far re-encoded samples lie from h, and the rank of the source's h
-among the data's. After Bordes et al. (2021), figure 2: conditioning on representations goes on working out of
-distribution, because h says what is to be drawn.
+A decoder could draw the familiar picture that is nearest to h. Bordes et al. (2021, figure 2 and section 4) show that
+samples of pictures from elsewhere resemble these. Three measurements, for both groups: how far re-encoded samples are
+from h, whether they lead back to the picture, and how much samples of one picture differ.
 
-Knows nothing about what makes a photograph unfamiliar: the user chose them.
+Two things would flatter unfamiliar pictures. Their nearest neighbour is far, so a distance in its units is small: the
+same distance stands in a unit that all pictures share, too. And whatever is badly drawn may be nearer to any photograph
+than to the data. So a picture is ranked among the data and *all* photographs, and chance is measured: it is the rank
+that the samples of the other pictures of its group give to it.
+
+Knows nothing about what the model was trained on: familiar is what the caller calls data.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,10 +23,9 @@ from PIL import Image
 from torch import Tensor
 
 from rcdm_fast import images
-from rcdm_fast.analysis import reencoded
-from rcdm_fast.analysis.intervals import interval, positive
-from rcdm_fast.analysis.recovery import MIN_SOURCES, check_sources
-from rcdm_fast.analysis.reencoded import Reencoded
+from rcdm_fast.analysis import common, nearest
+from rcdm_fast.analysis.common import Progress, Redrawn, SamplingConfig
+from rcdm_fast.analysis.recovery import MIN_SOURCES, Floats
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
 from rcdm_fast.config import ConfigError
 from rcdm_fast.pipeline import Model
@@ -30,180 +33,245 @@ from rcdm_fast.training import representations
 from rcdm_fast.training.data import ImageSet
 from rcdm_fast.training.evaluate import Interval
 
-SHOWN = 12  # photographs in the figure and in the table
+MARGIN = 0.25  # of a nearest-neighbour distance: a difference that is surely smaller counts as none
+
+HEADS = (
+    "nearest neighbour at",
+    "samples from h, of own neighbour's distance",
+    "samples from h, of the data's",
+    "MRR",
+    "MRR by others' samples",
+    "spread (8-bit levels)",
+)
+NOTE = (
+    "Distances in units of the mean distance from a familiar picture to its nearest neighbour in the data, or to the "
+    "picture's own nearest neighbour. MRR: mean reciprocal rank of the picture among the data and the photographs; "
+    "chance is what the samples of other pictures of the group give to it."
+)
+METHOD = (
+    "Every sample is re-encoded. Its distance to h is told in two units: the distance from h to its nearest neighbour "
+    "in the data, and the mean of that distance over familiar pictures. As faithful: in both units the mean over "
+    f"unfamiliar pictures is surely less than {MARGIN} larger; open where not even samples of familiar pictures lead "
+    "back to them. Back to the picture: its reciprocal rank among the data and all photographs by its own samples, "
+    "less that by the samples of the other pictures of its group, in pairs. Intervals: 95 %, bootstrap over pictures. "
+    "After Bordes et al. (2021), figure 2 and section 4."
+)
 
 
 @dataclass(frozen=True)
-class UnfamiliarConfig:
+class UnfamiliarConfig(SamplingConfig):
     """What to sample.
 
     Attributes:
-        sources: familiar pictures, spread evenly over the gallery; 0 means 64, or all there are if fewer.
-        gallery: pictures of the data that ranks and distances refer to, spread evenly; 0 means 2,000, or all.
-        samples: of each picture.
-        steps, solver, seed, batch_size: as in `Model.sample`.
-        resamples: bootstrap draws behind the intervals, over pictures.
+        sources: familiar pictures, spread evenly over the data; 0 means 64, or all there are if fewer.
+        samples: of each picture; at least 2.
+        shown: pictures of each group in the figures.
     """
 
     sources: int = 0
-    gallery: int = 0
     samples: int = 4
-    steps: int | str = 25
-    solver: str = "ddim"
-    seed: int = 0
-    batch_size: int = 64
-    resamples: int = 2000
+    shown: int = 8
 
     def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise ConfigError(f"samples must be at least 1, got {self.samples}")
+        super().__post_init__()
+        if self.samples < 2:
+            raise ConfigError(f"how much samples differ needs at least 2 of each picture, got {self.samples}")
+        if self.shown < 1:
+            raise ConfigError(f"shown must be at least 1, got {self.shown}")
+
+
+@dataclass(frozen=True)
+class Real:
+    """Representations of all real pictures.
+
+    Attributes:
+        h: of the data, then of the photographs; float32 [G,D].
+        known: how many of these are data.
+        unit: mean distance from a familiar picture to its nearest other picture of the data.
+    """
+
+    h: Tensor
+    known: int
+    unit: float
 
 
 @dataclass(frozen=True)
 class Group:
-    """What was found for one kind of pictures; all float64 [S].
+    """What was measured of one kind of pictures; S pictures, P samples of each.
 
     Attributes:
-        name: of the kind.
-        apart: distance of h to its nearest picture of the gallery.
-        error: mean distance of re-encoded samples to h.
-        reciprocal: mean reciprocal rank of h among the gallery.
+        name: for readers.
+        pictures: float32 [S,3,H,W].
+        samples: float32 [S,P,3,H,W].
+        apart: distance to the nearest other picture of the data, over the data's mean; float64 [S].
+        own: distance of samples to h over the distance to the nearest other picture; float64 [S].
+        shared: the same over the data's mean distance.
+        back: reciprocal rank of the picture by its own samples; float64 [S].
+        chance: the same by the samples of the other pictures; None for a single picture.
+        spread: of samples, in 8-bit levels; float64 [S].
     """
 
     name: str
-    apart: np.ndarray
-    error: np.ndarray
-    reciprocal: np.ndarray
+    pictures: Tensor
+    samples: Tensor
+    apart: Floats
+    own: Floats
+    shared: Floats
+    back: Floats
+    chance: Floats | None
+    spread: Floats
+
+    @property
+    def enough(self) -> bool:
+        """Whether there are enough pictures for intervals."""
+        return len(self.pictures) >= MIN_SOURCES
 
 
 def run(
-    model: Model,
-    data: ImageSet,
-    photos: ImageSet,
-    config: UnfamiliarConfig,
-    progress: Callable[[int, int], None] | None = None,
+    model: Model, data: ImageSet, photos: ImageSet, config: UnfamiliarConfig, progress: Progress | None = None
 ) -> Analysis:
-    """Samples of the photographs and of as many familiar pictures as the settings say.
+    """Samples of photographs and of familiar pictures, measured alike.
 
     Args:
         model: a model with an encoder.
-        data: pictures like those it was trained on.
-        photos: others.
+        data: familiar pictures, at least 20; sources and neighbours come from them.
+        photos: unfamiliar pictures, all of them drawn. With fewer than 20 there is no comparison, only their numbers.
         config: sizes and solver.
         progress: called with (pictures done, all of them).
 
     Raises:
-        ConfigError: too few pictures in the data, or a model without an encoder.
+        ConfigError: too few familiar pictures, no photograph, or a model without an encoder.
     """
-    if model.encoder is None:
-        raise ConfigError("samples of photographs need the model's encoder; give one with --encoder")
-    count = config.gallery or min(2000, len(data))
-    if not MIN_SOURCES < count <= len(data):
-        raise ConfigError(f"a gallery of {count}: more than {MIN_SOURCES} are needed, and the data has {len(data)}")
-    known = data.subset(torch.linspace(0, len(data) - 1, count).round().long())
-    wanted = config.sources or min(64, count)
-    check_sources(wanted, count)
-    own = torch.linspace(0, count - 1, wanted).round().long()
-    gallery = representations.compute(model.encoder, known)
-    strange = representations.compute(model.encoder, photos)
-    total = wanted + len(photos)
+    encoder = common.encoder_of(model, "a comparison of samples with h needs")
+    if not len(photos):
+        raise ConfigError("there are no photographs to draw samples of")
+    places = common.choose_sources(data, config.sources)
+    gallery, h = representations.compute(encoder, data), representations.compute(encoder, photos)
+    total = len(places) + len(photos)
 
-    def told(before: int) -> Callable[[int], None]:
-        return lambda done: progress(before + done, total) if progress is not None else None
+    def told(before: int) -> Progress | None:
+        return None if progress is None else lambda done, _: progress(before + done, total)
 
-    near = reencoded.draw(model, gallery[own], own, config, told(0))
-    far = reencoded.draw(model, strange, torch.arange(len(photos)), config, told(wanted))
-    groups = (
-        _group("familiar", near, gallery, own),
-        _group("unfamiliar", far, gallery, None),
-    )
-    name = model.config.name or "(unnamed)"
-    chance = float((1 / np.arange(1, count + 1)).mean())
+    real = Real(torch.cat([gallery, h]), len(data), float(nearest.apart(gallery[places], gallery).mean()))
+    drawn = common.redraw(model, gallery[places], places, config, told(0))
+    familiar = _group("familiar", data.floats(places).cpu(), drawn, places, real)
+    added = len(data) + torch.arange(len(photos))  # their places, and noise of their own
+    drawn = common.redraw(model, h, added, config, told(len(places)))
+    unfamiliar = _group("unfamiliar", photos.floats(slice(None)).cpu(), drawn, added, real)
+    tables = [_group_table((familiar, unfamiliar), len(real.h), config)]
+    if not unfamiliar.enough:
+        tables.append(_photo_table(unfamiliar, photos))
+    name = common.name_of(model)
     return Analysis(
         name="unfamiliar",
-        title=f"Photographs that {name} was not trained for",
+        title=f"Pictures that {name} does not know",
         model=name,
         settings={
             **dataclasses.asdict(config),
-            "sources": wanted,
-            "gallery": count,
+            "sources": len(places),
             "photographs": len(photos),
-            "data": known.fingerprint,
+            "data": data.fingerprint,
             "photos": photos.fingerprint,
         },
-        tables=(_groups_table(groups, chance, config), _photos_table(groups, photos)),
-        findings=_findings(groups, chance, config),
-        figures={"samples": _sheet(photos, far)},
-        captions={"samples": "Photographs at the size of the model, and samples of their representations."},
-        method=f"Distances are in units of the mean distance of a familiar h to its nearest of {count} real pictures. "
-        "Rank: of the source's h among these pictures' representations, itself left out, by distance to the re-encoded "
-        "sample. Intervals: 95 %, bootstrap over pictures, the two kinds independently. After Bordes et al. (2021), "
-        "figure 2.",
+        tables=tuple(tables),
+        findings=(_as_faithful(unfamiliar, familiar, config), _back(unfamiliar, config)),
+        figures={each.name: _sheet(each, config) for each in (unfamiliar, familiar)},
+        captions={
+            "unfamiliar": f"Photographs as {name} gets them, and samples of their representations.",
+            "familiar": "The same for pictures of the data.",
+        },
+        method=METHOD,
     )
 
 
-def _group(name: str, found: Reencoded, gallery: Tensor, own: Tensor | None) -> Group:
-    nearest = reencoded.to_gallery(found.h, gallery, own).min(dim=1).values
-    place = reencoded.ranks(found.again, found.h, gallery, own)
-    return Group(name, nearest.numpy(), found.distances().mean(dim=1).numpy(), (1 / place).mean(dim=1).numpy())
+def _group(name: str, pictures: Tensor, drawn: Redrawn, places: Tensor, real: Real) -> Group:
+    """The pictures at `places` among all real ones, measured."""
+    count, per = drawn.representations.shape[:2]
+    h = real.h[places]
+    apart = nearest.apart(h, real.h[: real.known])
+    reciprocal = 1 / nearest.ranks(drawn.representations.flatten(0, 1), real.h, places)
+    by_source = reciprocal.view(count, per, count).mean(dim=1)  # samples of a source, ranks of a picture
+    back = by_source.diagonal()
+    return Group(
+        name,
+        pictures,
+        drawn.pictures,
+        (apart / real.unit).numpy(),
+        nearest.relative(drawn.representations, h, apart).numpy(),
+        nearest.relative(drawn.representations, h, torch.full_like(apart, real.unit)).numpy(),
+        back.numpy(),
+        ((by_source.sum(dim=0) - back) / (count - 1)).numpy() if count > 1 else None,
+        common.spread_of(drawn.pictures).numpy(),
+    )
 
 
-def _groups_table(groups: tuple[Group, Group], chance: float, config: UnfamiliarConfig) -> Table:
-    unit = groups[0].apart.mean()
+def _numbers(group: Group) -> tuple[Floats | None, ...]:
+    """In the order of `HEADS`."""
+    return group.apart, group.own, group.shared, group.back, group.chance, group.spread
+
+
+def _group_table(groups: tuple[Group, ...], size: int, config: UnfamiliarConfig) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for group in groups:
-        cells = (interval(each, config) for each in (group.apart / unit, group.error / unit, group.reciprocal))
-        rows.append((group.name, len(group.apart), *cells))
-    columns = ("pictures", "number", "h to nearest real picture", "sample to h", "MRR of the source")
-    note = f"Unit of distances: a familiar h to its nearest real picture. MRR by chance: {chance:.3g}."
-    return Table("groups", "Familiar and unfamiliar pictures", columns, tuple(rows), note, False)
+        cells: list[Cell] = [group.name, len(group.pictures)]
+        for values in _numbers(group):
+            if values is None:
+                cells.append(None)
+            else:
+                cells.append(common.interval(values, config) if group.enough else float(values.mean()))
+        rows.append(tuple(cells))
+    drawn = float((1 / np.arange(1, size + 1)).mean())
+    note = f"{NOTE} A rank drawn at random from {size} pictures would give an MRR of {drawn:.2g}."
+    title = "Samples of familiar and of unfamiliar pictures"
+    return Table("groups", title, ("pictures", "number", *HEADS), tuple(rows), note, False)
 
 
-def _photos_table(groups: tuple[Group, Group], photos: ImageSet) -> Table:
-    unit, far = groups[0].apart.mean(), groups[1]
+def _photo_table(group: Group, photos: ImageSet) -> Table:
     rows: list[tuple[Cell, ...]] = []
-    for place in range(min(SHOWN, len(photos))):
-        name = photos.paths[place].name if photos.paths else place
-        numbers = (far.apart[place] / unit, far.error[place] / unit, far.reciprocal[place])
-        rows.append((name, *map(float, numbers)))
-    columns = ("photograph", "h to nearest real picture", "sample to h", "reciprocal rank")
-    return Table("photographs", "Single photographs", columns, tuple(rows))
+    for number in range(len(photos)):
+        name = photos.paths[number].name if photos.paths else number
+        values = (None if each is None else float(each[number]) for each in _numbers(group))
+        rows.append((name, *values))
+    return Table("photographs", "Every photograph", ("photograph", *HEADS), tuple(rows), one_unit=False)
 
 
-def _findings(groups: tuple[Group, Group], chance: float, config: UnfamiliarConfig) -> tuple[Finding, ...]:
-    near, far = groups
-    unit = near.apart.mean()
-    few = len(far.apart) < MIN_SOURCES
-    lacking = f" (of {len(far.apart)} photographs; {MIN_SOURCES} are needed to decide)" if few else ""
-    found = []
-    for claim, values in (
-        ("unfamiliar photographs lie farther from the data than familiar pictures", (near.apart, far.apart)),
-        ("samples of unfamiliar photographs are farther from h than those of familiar ones", (near.error, far.error)),
-    ):
-        apart = _difference(values[0] / unit, values[1] / unit, config)
-        held = None if few else positive(apart)
-        found.append(Finding(claim, held, f"difference {cell_text(apart)} nearest-neighbour distances{lacking}"))
-    mrr = interval(far.reciprocal, config)
-    held = None if few else True if mrr.low > chance else False if mrr.high < chance else None
-    text = f"MRR {cell_text(mrr)}, chance {chance:.3g}{lacking}"
-    found.append(Finding("samples of unfamiliar photographs lead back to them, better than chance", held, text))
-    return tuple(found)
+def _too_few(group: Group) -> str:
+    return f"an interval over photographs needs at least {MIN_SOURCES} of them, got {len(group.pictures)}"
 
 
-def _difference(near: np.ndarray, far: np.ndarray, config: UnfamiliarConfig) -> Interval:
-    """Mean of far minus mean of near, resampled independently."""
-    rng = np.random.default_rng(config.seed)
-    means = [
-        values[rng.integers(0, len(values), (config.resamples, len(values)))].mean(axis=1) for values in (near, far)
-    ]
-    low, high = np.quantile(means[1] - means[0], [0.025, 0.975])
-    return Interval(float(far.mean() - near.mean()), float(low), float(high))
+def _as_faithful(unfamiliar: Group, familiar: Group, config: UnfamiliarConfig) -> Finding:
+    claim = "samples of unfamiliar pictures are as faithful as those of familiar ones"
+    if not unfamiliar.enough:
+        return Finding(claim, None, _too_few(unfamiliar))
+    own = common.difference(unfamiliar.own, familiar.own, config)
+    shared = common.difference(unfamiliar.shared, familiar.shared, config)
+    holds = common.all_hold(common.below(each, MARGIN) for each in (own, shared))
+    measured = (
+        f"distance to h less that of familiar pictures: {cell_text(own)} of the own neighbour's distance, "
+        f"{cell_text(shared)} of the data's; surely under {MARGIN} in both counts as the same"
+    )
+    if holds and common.above(_gain(familiar, config)) is not True:
+        return Finding(claim, None, f"samples of familiar pictures do not lead back to them either; {measured}")
+    return Finding(claim, holds, measured)
 
 
-def _sheet(photos: ImageSet, found: Reencoded) -> Image.Image:
-    rows = []
-    for place in range(min(SHOWN, len(photos))):
-        source = photos.floats(slice(place, place + 1))[0].cpu()
-        rows.append([images.to_pil(each) for each in (source, *found.pictures[place])])
-    titles = ["photograph", "samples", *[""] * (found.pictures.shape[1] - 1)]
-    return images.sheet(rows, cell=80, column_titles=titles, group_gaps=[1])
+def _gain(group: Group, config: UnfamiliarConfig) -> Interval:
+    """Reciprocal rank by own samples less that by others', in pairs; at least two pictures."""
+    assert group.chance is not None
+    return common.gain(group.back, group.chance, config)
+
+
+def _back(group: Group, config: UnfamiliarConfig) -> Finding:
+    claim = "samples of unfamiliar pictures lead back to their picture better than chance"
+    if not group.enough or group.chance is None:
+        return Finding(claim, None, _too_few(group))
+    own, chance = common.interval(group.back, config), common.interval(group.chance, config)
+    gain = _gain(group, config)
+    measured = f"MRR {cell_text(own)}, by the samples of other photographs {cell_text(chance)}"
+    return Finding(claim, common.above(gain), f"{measured}, difference {cell_text(gain)}")
+
+
+def _sheet(group: Group, config: UnfamiliarConfig) -> Image.Image:
+    picked = common.evenly(min(config.shown, len(group.pictures)), len(group.pictures)).tolist()
+    rows = [[images.to_pil(each) for each in (group.pictures[row], *group.samples[row])] for row in picked]
+    return images.sheet(rows, cell=80, column_titles=("picture", "samples"), group_gaps=(1,))

@@ -26,7 +26,9 @@ def analyze(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for figures (PNG) and NAME.json.")],
     data: Annotated[str | None, typer.Option("--data", help="Pictures, as for rcdm train.")] = None,
-    photos: Annotated[str | None, typer.Option(help="Photographs, for experiments that want some.")] = None,
+    photos: Annotated[
+        str | None, typer.Option("--photos", help="Photographs that need not be like the data, for photos, unfamiliar.")
+    ] = None,
     against: Annotated[
         list[str] | None, typer.Option("--against", help="Another model, for experiments that compare; repeatable.")
     ] = None,
@@ -57,13 +59,13 @@ def analyze(
     from rcdm_fast.training.sources import open_data
 
     experiment = registry.find(name)
-    if experiment.compares != bool(against):
-        wanted = "compares models: name another with --against" if experiment.compares else "takes no --against"
-        raise ConfigError(f"the experiment {name} {wanted}")
-    if experiment.needs_data and data is None:
-        raise ConfigError(f"the experiment {name} needs pictures: name a folder of them with --data")
-    if experiment.needs_photos and photos is None:
-        raise ConfigError(f"the experiment {name} needs photographs: name a folder of them with --photos")
+    missing = experiment.lacks(data=data is not None, photos=photos is not None, against=bool(against))
+    if against and not experiment.compares:
+        missing = "takes no --against"
+    if photos is not None and not (experiment.needs_photos or experiment.takes_photos):
+        missing = "takes no --photos"
+    if missing:
+        raise ConfigError(f"the experiment {name} {missing}")
     given = {
         "sources": sources,
         "samples": samples,

@@ -61,12 +61,9 @@ def report(
     known = open_data(data, loaded.image_size) if data is not None else None
     tasks, left_out = [], {}
     for name, experiment in found.items():
-        if experiment.compares and not others:
-            left_out[name] = "compares models: name another with --against"
-        elif experiment.needs_photos and shown is None:
-            left_out[name] = "needs photographs: name a folder of them with --photos"
-        elif experiment.needs_data and known is None and not (name == "photos" and shown is not None):
-            left_out[name] = "needs a set of pictures: name one with --data"
+        missing = experiment.lacks(data=known is not None, photos=shown is not None, against=bool(others))
+        if missing:
+            left_out[name] = missing
         else:
             settings: dict[str, Any] = {"steps": steps, "seed": seed}
             if sources and name != "photos":

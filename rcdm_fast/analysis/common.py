@@ -1,0 +1,190 @@
+"""What experiments share: settings of a run, samples and what they re-encode to, intervals over sources, verdicts.
+
+Knows nothing about any one experiment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rcdm_fast.analysis.recovery import check_sources
+from rcdm_fast.config import ConfigError
+from rcdm_fast.encoders import Encoder
+from rcdm_fast.pipeline import Model
+from rcdm_fast.training.data import ImageSet
+from rcdm_fast.training.evaluate import Interval, bootstrap
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Settings of every experiment that draws.
+
+    Attributes:
+        steps, seed, batch_size: as in `Model.sample`.
+        resamples: bootstrap draws behind the intervals; at least 100.
+    """
+
+    steps: int | str = 25
+    seed: int = 0
+    batch_size: int = 64
+    resamples: int = 2000
+
+    def __post_init__(self) -> None:
+        if self.resamples < 100:
+            raise ConfigError(f"a 95 % interval needs at least 100 resamples, got {self.resamples}")
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1, got {self.batch_size}")
+
+
+@dataclass(frozen=True)
+class SamplingConfig(RunConfig):
+    """Settings of experiments that draw samples of representations from noise.
+
+    Attributes:
+        samples: of each representation.
+        solver: as in `Model.sample`.
+    """
+
+    samples: int = 2
+    solver: str = "ddim"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.samples < 1:
+            raise ConfigError(f"samples must be at least 1, got {self.samples}")
+
+
+@dataclass(frozen=True)
+class Redrawn:
+    """Samples of S sources, P of each, and what the encoder says of them.
+
+    Attributes:
+        pictures: float32 [S,P,3,H,W] in [-1,1], on the CPU.
+        representations: float32 [S,P,D], on the CPU.
+    """
+
+    pictures: Tensor
+    representations: Tensor
+
+
+def encoder_of(model: Model, what: str) -> Encoder:
+    """The model's encoder; `ConfigError` if it has none. `what` begins the sentence: "inversion needs"."""
+    if model.encoder is None:
+        raise ConfigError(f"{what} an encoder: give the model one with --encoder")
+    return model.encoder
+
+
+def name_of(model: Model) -> str:
+    """What readers call the model."""
+    return model.config.name or "(unnamed)"
+
+
+def evenly(count: int, available: int) -> Tensor:
+    """`count` places spread evenly over `available`, first and last included; int64 [count]."""
+    return torch.linspace(0, available - 1, count).round().long()
+
+
+def choose_sources(data: ImageSet, asked: int, default: int = 64) -> Tensor:
+    """Places of source pictures, spread evenly over the data, int64 [S]. Raises `ConfigError` if there are too few."""
+    count = asked or min(default, len(data))
+    check_sources(count, len(data))
+    return evenly(count, len(data))
+
+
+def draw(model: Model, h: Tensor, items: Tensor, config: SamplingConfig, per: int | None = None) -> Tensor:
+    """Samples of h [S,D] with the noise of items, int64 [S] -> float32 [S,P,3,H,W] on the CPU; P is `per`, if given."""
+    return model.sample(
+        h,
+        items=items,
+        per=config.samples if per is None else per,
+        steps=config.steps,
+        solver=config.solver,
+        seed=config.seed,
+        batch_size=config.batch_size,
+    ).cpu()
+
+
+def redraw(model: Model, h: Tensor, items: Tensor, config: SamplingConfig, progress: Progress | None = None) -> Redrawn:
+    """Samples of h and their representations, a batch at a time.
+
+    Args:
+        model: a model with an encoder.
+        h: representations, float32 [S,D].
+        items: keys of their noise, int64 [S].
+        config: how they are drawn.
+        progress: called with (sources done, all of them).
+    """
+    encoder = encoder_of(model, "re-encoding samples needs")
+    pictures: list[Tensor] = []
+    again: list[Tensor] = []
+    for part in torch.arange(len(h)).split(max(1, config.batch_size // config.samples)):
+        drawn = draw(model, h[part], items[part], config)
+        again.append(encoder.encode(drawn.flatten(0, 1)).cpu().view(len(part), config.samples, -1))
+        pictures.append(drawn)
+        if progress is not None:
+            progress(sum(map(len, pictures)), len(h))
+    return Redrawn(torch.cat(pictures), torch.cat(again))
+
+
+def spread_of(samples: Tensor) -> Tensor:
+    """How much the samples of one source differ: standard deviation over them, averaged over pixels and colours.
+
+    Samples [S,P,3,H,W] in [-1,1], P >= 2 -> float64 [S] in 8-bit levels.
+    """
+    return samples.double().std(dim=1).mul(127.5).flatten(1).mean(dim=1)
+
+
+def interval(values: np.ndarray, config: RunConfig) -> Interval:
+    """Mean of a number per source [S] with its 95 % bootstrap interval over sources."""
+    return bootstrap(values.astype(np.float64), config.resamples, np.random.default_rng(config.seed))
+
+
+def gain(own: np.ndarray, chance: np.ndarray, config: RunConfig) -> Interval:
+    """Mean of own - chance in pairs, [S] and [S], with its interval; what differs by rounding alone is equal."""
+    return interval(np.round(own - chance, 12), config)
+
+
+def difference(a: np.ndarray, b: np.ndarray, config: RunConfig) -> Interval:
+    """mean(a) - mean(b) of two groups that are not paired, [N] and [M], with its 95 % bootstrap interval."""
+    rng = np.random.default_rng(config.seed)
+    of_a, of_b = (each[rng.integers(0, len(each), size=(config.resamples, len(each)))].mean(axis=1) for each in (a, b))
+    low, high = np.quantile(of_a - of_b, [0.025, 0.975])
+    return Interval(float(a.mean() - b.mean()), float(low), float(high))
+
+
+def above(found: Interval, level: float = 0.0) -> bool | None:
+    """True if the interval lies above the level, False if below it, None if it holds the level."""
+    if found.low > level:
+        return True
+    return False if found.high < level else None
+
+
+def below(found: Interval, level: float = 0.0) -> bool | None:
+    """True if the interval lies below the level, False if above it, None if it holds the level."""
+    opposite = above(found, level)
+    return None if opposite is None else not opposite
+
+
+def all_hold(verdicts: Iterable[bool | None]) -> bool | None:
+    """True if all are, False if one is, None otherwise."""
+    known = list(verdicts)
+    if False in known:
+        return False
+    return None if None in known else True
+
+
+def text(found: Interval) -> str:
+    """An interval for a sentence, two places after the point: "0.52 [0.41, 0.60]"."""
+    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
+
+
+def percent(found: Interval) -> str:
+    """A share for a sentence: "52 % [41, 60]"."""
+    return f"{100 * found.value:.0f} % [{100 * found.low:.0f}, {100 * found.high:.0f}]"
