@@ -62,6 +62,7 @@ bench: $(BENCH_STAMP)
 	$(BIN)/python -m pytest benchmarks/bench_ops.py --benchmark-only --benchmark-json=out/bench_ops.json
 	$(BIN)/python benchmarks/bench_step.py --configs s --rounds 10 --json out/bench_step.json --markdown out/bench_step.md
 	$(BIN)/python benchmarks/bench_training.py --config s --rounds 8 --json out/bench_training.json
+	$(BIN)/python benchmarks/bench_generate.py --rounds 5 --pictures 256 --json out/bench_generate.json
 
 # No virtual environment and no downloads: a machine with a GPU may have neither. PYTHON=... names another Python.
 GPU_PYTHON := $(if $(filter file,$(origin PYTHON)),python3,$(PYTHON))

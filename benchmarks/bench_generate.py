@@ -66,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             runs[form] = _job(model, h, Path(scratch) / form, config, given.batch)
         runs["npz"]()
         found = np.load(Path(scratch) / "npz" / "samples.npz")["arr_0"]
-        if not np.array_equal(found, bare(model, h, given.steps, given.batch)):
+        drawn = images.to_uint8(torch.cat(bare(model, h, given.steps, given.batch)))
+        if not np.array_equal(found, drawn.permute(0, 2, 3, 1).numpy()):
             print("the job's pictures are not those of the bare loop: nothing was timed", file=sys.stderr)
             return 1
         times = benchmarking.in_turn(runs, model.device, rounds=given.rounds, warmup=1, settle_s=0.2)
@@ -86,11 +87,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def bare(model: Model, h: torch.Tensor, steps: int, batch: int) -> np.ndarray:
-    """The loop alone; uint8 [N,H,W,3] for the comparison (rounding them is part of neither)."""
+def bare(model: Model, h: torch.Tensor, steps: int, batch: int) -> list[torch.Tensor]:
+    """The loop alone; float32 pictures in [-1,1], one tensor [N,3,H,W] of each batch."""
     request = model.request(h, per=PER, steps=steps)
-    drawn = [pictures for _, pictures in model.batches(request, batch)]
-    return images.to_uint8(torch.cat(drawn)).permute(0, 2, 3, 1).numpy()
+    return [pictures for _, pictures in model.batches(request, batch)]
 
 
 def _job(model: Model, h: torch.Tensor, folder: Path, config: JobConfig, batch: int) -> Callable[[], object]:

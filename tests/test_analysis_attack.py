@@ -102,9 +102,12 @@ def test_a_deaf_encoder_does_not_move(data: ImageSet, monkeypatch: pytest.Monkey
     before = quiet.encoder.represent  # type: ignore[attr-defined]
     monkeypatch.setattr(quiet.encoder, "represent", lambda views: before(views.detach() + 0 * views))
     found = attack.run([quiet, loud], data, QUICK)
-    moved = [finding for finding in found.findings if "moves" in finding.claim]
-    assert [finding.holds for finding in moved] == [True, True]
-    assert "moves h of" in moved[0].claim
+    moved, right, _ = found.findings
+    assert (moved.holds, right.holds) == (True, True)
+    assert "moves h of" in moved.claim
+    assert "is right more often" in right.claim
+    assert "epsilon 64: " in moved.measured
+    assert right.measured.startswith("clean: 100 % [100, 100] and 100 % [100, 100]; epsilon")
 
 
 def test_what_is_refused(data: ImageSet) -> None:

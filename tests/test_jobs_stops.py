@@ -136,6 +136,8 @@ def test_ray_with_a_worker_killed(inputs: tuple[str, str], tmp_path: Path) -> No
     assert summary.complete
     assert verify(tmp_path / "job").complete
     assert told[-1].pictures == 1200
+    left = [path for path in (tmp_path / "job").rglob(".*") if path.name != ".lock"]
+    assert not left, "what the killed worker had begun is still there"
     local.run(spec.load(), h, tmp_path / "alone", config)
     rows, alone = manifest(tmp_path / "job"), manifest(tmp_path / "alone")
     differing = ("sha256", "bytes", "offset")  # another machine may round otherwise; here they are equal too

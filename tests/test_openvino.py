@@ -133,8 +133,10 @@ def test_int8_keeps_the_pictures(tmp_path: Path) -> None:
     model.export("openvino", tmp_path / "out", precision="int8", calibrate=pictures, progress=said.append)
     assert any("int8" in line and "PSNR" in line for line in said)
     case = drift.Case("openvino", "int8", tmp_path / "out/network.xml")
-    h = model.encode(small.pictures(2, 32, seed=5))
-    _, found = drift.compare(model, [case], h, drift.Settings(steps=25, per=2, rounds=1))
+    # Made-up pictures are unlike what the model was trained on: of the trajectories a few part early from float32's,
+    # and one of them decides about the PSNR of few pictures.
+    h = model.encode(small.pictures(24, 32, seed=5))
+    _, found = drift.compare(model, [case], h, drift.Settings(steps=25, per=1, rounds=1))
     assert found.psnr_db >= 35
     assert "inner convolutions in int8, all but " in found.runs
     assert found.file_bytes < 0.75 * sum(4 * value.numel() for value in model.unet.parameters())

@@ -77,6 +77,7 @@ def test_the_page_says_everything_and_loads_nothing() -> None:
         "Pictures & samples", "as told", "some <model>", "needs <labels>", '"seed": 3', "1 is all",
     ):  # fmt: skip
         assert text in reader.text
+    assert "2 claims (holds: 1; does not hold: 0; open: 1)." in reader.text
     assert all(source.startswith(("#", "data:image/png;base64,")) for source in reader.sources)
     assert sum(source.startswith("data:") for source in reader.sources) == 1
 

@@ -240,16 +240,30 @@ def _kept_table(results: Sequence[Attacked], config: AttackConfig) -> Table:
 
 def _findings(first: Attacked, other: Attacked, config: AttackConfig) -> list[Finding]:
     """What the paper says of a self-supervised `first` and a supervised `other`, paired over pictures."""
-    found = []
-    for place, epsilon in enumerate(config.epsilons[1:], start=1):
-        far = interval(first.moved["pgd"][place] - other.moved["pgd"][place], config)
-        found.append(
-            Finding(
-                f"PGD with epsilon {epsilon:g} moves h of {first.name} less than h of {other.name}",
-                common.below(far),
-                f"difference of movements {cell_text(far)} nearest-neighbour distances",
-            )
+    attacks = [(place, f"epsilon {epsilon:g}: ") for place, epsilon in enumerate(config.epsilons) if epsilon > 0]
+    apart = [interval(first.moved["pgd"][place] - other.moved["pgd"][place], config) for place, _ in attacks]
+    far = "; ".join(said + common.text(each) for (_, said), each in zip(attacks, apart, strict=True))
+    found = [
+        Finding(
+            f"PGD moves h of {first.name} less than h of {other.name}",
+            common.all_hold(common.below(each) for each in apart),
+            f"difference in distances to the nearest neighbour, {far}",
         )
+    ]
+    right = [result.correct["pgd"].astype(np.float64) for result in (first, other)]
+    clean = [interval(one[0], config) for one in right]
+    rates = [
+        said + " and ".join(common.percent(interval(one[place], config)) for one in right) for place, said in attacks
+    ]
+    gap = interval((right[0][1:] - right[1][1:]).mean(axis=0), config)
+    found.append(
+        Finding(
+            f"under PGD the probe of {first.name} is right more often than that of {other.name}",
+            common.above(gap),
+            f"clean: {common.percent(clean[0])} and {common.percent(clean[1])}; {'; '.join(rates)}; "
+            f"difference of the means over epsilons {cell_text(gap)}",
+        )
+    )
     lost = interval((first.kept[1] - first.kept[0]) - (other.kept[1] - other.kept[0]), config)
     found.append(
         Finding(

@@ -143,6 +143,7 @@ def run(
             finally:
                 if not connected:
                     ray.shutdown()
+            ledger.tidy()  # what workers that died had begun
         return ledger.finish()
 
 

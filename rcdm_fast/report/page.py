@@ -1,4 +1,4 @@
-"""The page: findings first, then every experiment with its pictures, charts, tables, method and settings.
+"""The page: verdicts first, then every experiment with its findings, pictures, charts, tables, method and settings.
 
 Everything is inside the one file; it loads nothing. Knows nothing about experiments but the type of their results.
 """
@@ -33,10 +33,7 @@ def render(
     """
     css = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
     parts = [f"<h1>{escape(title)}</h1>", f'<p class="soft">{escape(about)}</p>', _contents(results)]
-    found = [(result, finding) for result in results for finding in result.findings]
-    if found:
-        parts.append('<h2 id="findings">What was found</h2>')
-        parts += [_finding(finding, result.title) for result, finding in found]
+    parts += _verdicts(results)
     parts += [_section(result) for result in results]
     if left_out:
         rows = "".join(f"<li><b>{escape(name)}</b>: {escape(reason)}</li>" for name, reason in left_out.items())
@@ -55,6 +52,29 @@ def _contents(results: Sequence[Analysis]) -> str:
     return f"<nav><ul>{links}</ul></nav>"
 
 
+def _verdicts(results: Sequence[Analysis]) -> list[str]:
+    """Every claim and whether it holds, by experiment; the numbers are in the sections."""
+    findings = [finding for result in results for finding in result.findings]
+    if not findings:
+        return []
+    counts = [sum(finding.holds is verdict for finding in findings) for verdict in _VERDICTS]
+    told = "; ".join(f"{word}: {count}" for count, (_, word) in zip(counts, _VERDICTS.values(), strict=True))
+    parts = [
+        '<h2 id="findings">What was found</h2>',
+        f'<p class="soft">{len(findings)} claims ({told}). The numbers behind each are in its section.</p>',
+    ]
+    for result in results:
+        rows = [
+            f'<li class="{_VERDICTS[each.holds][0]}">{escape(each.claim)}: '
+            f'<span class="verdict">{_VERDICTS[each.holds][1]}</span></li>'
+            for each in result.findings
+        ]
+        if rows:
+            parts.append(f'<h3><a href="#{escape(result.name)}">{escape(result.title)}</a></h3>')
+            parts.append(f'<ul class="verdicts">{"".join(rows)}</ul>')
+    return parts
+
+
 def _section(result: Analysis) -> str:
     parts = [f'<section><h2 id="{escape(result.name)}">{escape(result.title)}</h2>']
     parts += [_finding(finding) for finding in result.findings]
@@ -68,12 +88,11 @@ def _section(result: Analysis) -> str:
     return "\n".join(parts)
 
 
-def _finding(finding: Finding, source: str = "") -> str:
+def _finding(finding: Finding) -> str:
     kind, word = _VERDICTS[finding.holds]
-    origin = f' <span class="soft">({escape(source)})</span>' if source else ""
     return (
         f'<div class="finding {kind}">{escape(finding.claim)}: <span class="verdict">{word}</span>.'
-        f"{origin}<br>{escape(finding.measured)}</div>"
+        f"<br>{escape(finding.measured)}</div>"
     )
 
 
