@@ -37,8 +37,9 @@ demo: $(STAMP)
 notebooks: $(STAMP)
 	$(BIN)/python examples/run_notebooks.py
 
+# Two files at once, a thread each: with more threads than cores PyTorch's wait for each other.
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not long"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile
 
 # pytest's exit status 5 means that no test is marked long.
 test-long: $(STAMP)

@@ -103,12 +103,10 @@ def test_noise_is_a_hash_of_x_t(model: Model, unbroken: Path) -> None:
 
 
 def test_resumed_after_an_interruption(model: Model, unbroken: Path, tmp_path: Path) -> None:
-    for stop in (1, 3):
+    def report(now: local.Progress) -> None:
+        raise KeyboardInterrupt
 
-        def report(now: local.Progress, stop: int = stop) -> None:
-            if now.drawn >= stop * 8 - 2 * stop:
-                raise KeyboardInterrupt
-
+    for _ in range(2):  # each time after at least one shard; others may be on their way
         with pytest.raises(KeyboardInterrupt):
             run(model, tmp_path, report=report)
     assert 0 < len(list((tmp_path / "manifest").iterdir())) < 5

@@ -9,7 +9,7 @@ import typer
 
 from rcdm_fast.cli import common
 
-CALIBRATED = 16  # pictures of a folder that int8 is calibrated with
+CALIBRATED = 32  # pictures of a folder that int8 is calibrated with
 
 
 def export(
