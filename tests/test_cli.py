@@ -155,6 +155,7 @@ def test_interrupt_keeps_finished_pictures(photos: Path, tmp_path: Path) -> None
     process = subprocess.Popen(
         [*command, str(photos), *map(str, options), "--out", str(tmp_path / "sheet.png")],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # jobs in the background ignore it
     )  # fmt: skip
     deadline = time.monotonic() + 120
     while not list((tmp_path / "each").glob("*.png")):
