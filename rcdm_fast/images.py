@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -90,7 +90,9 @@ def open_image(source: str | os.PathLike[str] | Image.Image) -> Image.Image:
         raise
     except FileNotFoundError as error:
         raise ImageError(f"{where}: no such file") from error
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders of damaged files raise whatever they stumble over
         raise ImageError(f"{where}: cannot be read as a picture ({error})") from error
 
 

@@ -449,8 +449,8 @@ class Model(HubMethods):
                 if h is not None or label is not None
                 else torch.zeros(len(part), dtype=torch.int64)
             )
-            self.engine.prepare(plan.with_rows(rows), len(part))
-            with torch.inference_mode():
+            with self._turn, torch.inference_mode():
+                self.engine.prepare(plan.with_rows(rows), len(part))
                 parts.append(solvers.ddim_inversion(self.engine.predict, part, schedule, options).clone())
         return torch.cat(parts)
 

@@ -81,6 +81,18 @@ def test_asyncio_goes_on_meanwhile(model: Model) -> None:
     assert ticks > 5
 
 
+def test_cancelled_while_a_batch_is_drawn(model: Model) -> None:
+    """The caller's timeout arrives, and the generator is closed after the batch under way."""
+
+    async def main() -> None:
+        batches = model.agenerate(representations(64), per=8, steps=200)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(batches), 0.2)
+
+    asyncio.run(main())
+    assert not any(thread.name == "rcdm-reader" for thread in threading.enumerate())
+
+
 def test_leaving_early_stops_the_reader(model: Model) -> None:
     batches = model.generate(representations(5000), per=2, steps=1)
     next(batches)

@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from rcdm_fast import images
 from rcdm_fast.config import ConfigError
-from rcdm_fast.jobs import draw, formats, ledger, local
+from rcdm_fast.encoders.base import ImageEncoder
+from rcdm_fast.jobs import draw, formats, ledger, local, memory
 from rcdm_fast.jobs.settings import JobConfig, RunOptions
 from rcdm_fast.jobs.verify import verify
 from rcdm_fast.pipeline import Model
@@ -120,7 +121,7 @@ def test_what_a_stop_left_behind_does_not_count(model: Model, unbroken: Path, tm
     run(model, tmp_path)
     (tmp_path / "manifest" / "000001.jsonl").unlink()
     (tmp_path / "shards" / "000001.tar").write_bytes(b"half a shard")
-    (tmp_path / "shards" / ".000002.x.tar").write_bytes(b"temporary")
+    (tmp_path / "shards" / ".000002.abcd_123.tar").write_bytes(b"temporary")
     (tmp_path / "shards" / "000003.tar").unlink()
     run(model, tmp_path)
     assert contents(tmp_path) == contents(unbroken)
@@ -172,7 +173,7 @@ def test_unreadable_pictures_among_good_ones(model: Model, tmp_path: Path) -> No
     for number, each in enumerate(small.pictures(5, size=16)):
         images.save(images.to_pil(each), photos / f"{number}.png")
     good = (photos / "2.png").read_bytes()
-    (photos / "2.png").write_bytes(good[:60] + bytes(len(good) - 60))
+    (photos / "2.png").write_bytes(good[:60])
     summary = run(model, job, given=photos, per=2)
     assert (summary.pictures, summary.quarantined, summary.complete) == (8, 1, True)
     (bad,) = ledger.read_lines(job / "quarantine.jsonl")
@@ -181,7 +182,13 @@ def test_unreadable_pictures_among_good_ones(model: Model, tmp_path: Path) -> No
     assert verify(job).complete
     others = {row["item"]: row["sha256"] for row in manifest(job) if row["sample"] == 0}
     (photos / "2.png").write_bytes(good)
-    assert run(model, job, given=photos, per=2).quarantined == 1  # kept until asked
+    with pytest.raises(ConfigError, match=r"items\.sha256 was .*if quarantined items were repaired, --retry"):
+        run(model, job, given=photos, per=2)
+    other = (photos / "3.png").read_bytes()
+    (photos / "3.png").write_bytes(other + b"more")
+    with pytest.raises(ConfigError, match="holds another job"):
+        run(model, job, given=photos, per=2, retry=True)  # that one was not quarantined
+    (photos / "3.png").write_bytes(other)
     assert run(model, job, given=photos, per=2, retry=True).quarantined == 0
     assert verify(job).complete
     again = {row["item"]: row["sha256"] for row in manifest(job) if row["sample"] == 0}
@@ -365,6 +372,80 @@ def test_wrong_settings() -> None:
 
 
 def test_errors_of_sampling_are_told_apart() -> None:
-    assert draw.out_of_memory(torch.OutOfMemoryError("x"))
-    assert draw.out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ..."))
-    assert not draw.out_of_memory(SamplingError("the samples are not finite"))
+    assert memory.out_of_memory(torch.OutOfMemoryError("x"))
+    assert memory.out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ..."))
+    assert not memory.out_of_memory(SamplingError("the samples are not finite"))
+    for said in (
+        "CUDA error: out of memory",
+        "CUBLAS_STATUS_ALLOC_FAILED",
+        "Failed to allocate memory for buffer",
+        "std::bad_alloc",
+    ):
+        assert memory.out_of_memory(Exception(said))
+
+
+def test_the_users_hidden_files_stay(model: Model, tmp_path: Path) -> None:
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "HEAD").write_text("kept")
+    (tmp_path / ".bashrc").write_text("kept")
+    assert run(model, tmp_path).complete
+    assert (tmp_path / ".git" / "HEAD").exists()
+    assert (tmp_path / ".bashrc").exists()
+
+
+def test_another_encoder_is_another_job(tmp_path: Path) -> None:
+    """Weights of the encoder count, where pictures are the items."""
+    first, second = small.model(), small.model()
+    for model, seed in ((first, 0), (second, 1)):
+        assert model.encoder is not None
+        torch.manual_seed(seed)
+        side = model.encoder.config.image_size
+        network = nn.Sequential(nn.Flatten(), nn.Linear(3 * side * side, small.DIM))
+        model._encoder = ImageEncoder(network, model.encoder.config)
+    run(first, tmp_path / "pictures", given=small.pictures(3))
+    with pytest.raises(ConfigError, match="encoder was"):
+        run(second, tmp_path / "pictures", given=small.pictures(3))
+    run(first, tmp_path / "h")
+    assert run(second, tmp_path / "h").complete
+
+
+def test_encoding_in_less_memory(model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert model.encoder is not None
+    whole, sizes = model.encoder.encode, []
+
+    def encode(views: Tensor) -> Tensor:
+        sizes.append(len(views))
+        if len(views) > 3:
+            raise RuntimeError("CUDA error: out of memory")
+        return whole(views)
+
+    monkeypatch.setattr(model.encoder, "encode", encode)
+    assert run(model, tmp_path, given=small.pictures(5), shard_pictures=15).complete
+    assert sizes == [5, 2, 3]
+
+
+def test_an_interrupted_retry_is_not_finished(model: Model, tmp_path: Path) -> None:
+    h = representations()
+    h[2, 0] = float("nan")
+    run(model, tmp_path, given=h)
+
+    def report(now: local.Progress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(model, tmp_path, given=h, retry=True, report=report)
+    assert not (tmp_path / "summary.json").exists()
+    assert not (tmp_path / "manifest.jsonl").exists()
+
+
+def test_what_is_made_of_all_shards_is_verified(model: Model, tmp_path: Path) -> None:
+    run(model, tmp_path, format="npz")
+    assert verify(tmp_path).complete
+    content = bytearray((tmp_path / "samples.npz").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "samples.npz").write_bytes(content)
+    assert not verify(tmp_path).sound
+    assert "samples.npz" in verify(tmp_path).examples[0]
+    run_again = tmp_path / "manifest.jsonl"
+    run_again.write_text("{}\n")
+    assert "manifest.jsonl: is not what" in verify(tmp_path).examples[0]

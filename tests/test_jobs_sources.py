@@ -58,9 +58,9 @@ def test_folder(tmp_path: Path) -> None:
     source = sources.find(tmp_path)
     same_pictures(source, levels())
     assert [source.id(place) for place in range(3)] == ["sub/0.png", "sub/1.png", "sub/2.png"]
-    before = source.fingerprint()
+    before = sources.fingerprint(source)
     (tmp_path / "sub" / "1.png").write_bytes(png(np.zeros((40, 40, 3), np.uint8)))
-    assert sources.find(tmp_path).fingerprint() != before
+    assert sources.fingerprint(sources.find(tmp_path)) != before
 
 
 def test_one_picture_is_a_source(tmp_path: Path) -> None:

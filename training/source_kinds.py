@@ -49,7 +49,9 @@ class Item:
                 content = Image.open(io.BytesIO(content))
             elif isinstance(content, np.ndarray):
                 content = Image.fromarray(content)
-        except (OSError, SyntaxError, ValueError, TypeError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # decoders of damaged files raise whatever they stumble over
             raise images.ImageError(f"{self.path}: cannot be read as a picture ({error})") from error
         try:
             return images.open_image(content)

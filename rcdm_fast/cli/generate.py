@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rcdm_fast.jobs.local import Progress, Report
 
 QUARANTINED = 3
+UNFINISHED = 4
 
 
 def generate(
@@ -125,6 +126,8 @@ def _verify(out: Path, json: Path | None) -> None:
     common.write_json(json, {**vars(found), "sound": found.sound, "complete": found.complete})
     if not found.sound:
         raise typer.Exit(1)
+    if not found.complete:
+        raise typer.Exit(UNFINISHED)
 
 
 @contextmanager

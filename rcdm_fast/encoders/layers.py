@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from rcdm_fast.encoders.errors import EncoderError
 
 Forward = Callable[[Tensor], Any]
+
+_ONE_THREAD = threading.RLock()  # hooks belong to modules, so a second thread in one would get the first one's output
 
 
 class _Reached(Exception):
@@ -47,12 +50,13 @@ class LayerOutput:
             if not torch.compiler.is_exporting():
                 raise _Reached
 
-        handle = self.module.register_forward_hook(stop)
-        try:
-            with contextlib.suppress(_Reached):
-                self.network(x)
-        finally:
-            handle.remove()
+        with _ONE_THREAD:
+            handle = self.module.register_forward_hook(stop)
+            try:
+                with contextlib.suppress(_Reached):
+                    self.network(x)
+            finally:
+                handle.remove()
         if seen:
             return seen[0]
         raise EncoderError(f"layer {self.name!r} is not used when the network sees a picture")

@@ -61,7 +61,7 @@ class Worker:
         self.model = order.spec.load()
         found = sources.find(order.source)
         self.prepared = local.prepare(self.model, found, Path(order.folder), order.config)
-        for part in ("model", "items"):
+        for part in ("model", "encoder", "items"):
             if self.prepared.identity[part] != order.identity[part]:
                 raise ConfigError(f"this worker sees another {part} than the job's: {self.prepared.identity[part]}")
 
@@ -118,18 +118,13 @@ def run(
     ledger = prepared.ledger
     del model
     with ledger.locked():
-        ledger.start(prepared.identity)
-        ledger.tidy()
-        if options.retry:
-            ledger.forget_quarantined()
-        done = ledger.done()
-        missing = [number for number in range(ledger.layout.units) if number not in done]
+        missing = local.begin(prepared, options)
         told = local.reporter(ledger.summary(), report)
         if missing:
             connected = ray.is_initialized()
             if not connected:
                 ray.init(
-                    address=None if address == "local" else address,
+                    address=address,
                     include_dashboard=False,
                     log_to_driver=False,
                     logging_level=logging.WARNING,

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from rcdm_fast import ops
 from rcdm_fast.config import ConfigError
+from rcdm_fast.jobs import memory
 from rcdm_fast.jobs.feed import Ready
 from rcdm_fast.jobs.settings import JobConfig
 from rcdm_fast.pipeline import Model
@@ -65,14 +66,14 @@ class Artist:
 
         Raises:
             ConfigError: the settings do not fit the model.
-            torch.OutOfMemoryError, MemoryError, RuntimeError: not even one picture fits into memory.
+            torch.OutOfMemoryError, MemoryError, or what the engine raises: not even one picture fits into memory.
         """
         self.busy_s += ready.busy_s
         left = list(ready.unit.pairs(frozenset(ready.bad)))
         while left:
             count = 0
             try:
-                for drawn in self._batches(ready, left):
+                for drawn in self._within_memory(ready, left):
                     count += len(drawn.pairs)
                     yield drawn
                 return
@@ -80,22 +81,33 @@ class Artist:
                 suspects, left = left[count : count + self.bucket], left[count + self.bucket :]
                 yield from self._one_by_one(ready, suspects)
                 left = [pair for pair in left if pair[0] not in ready.bad]
-            except (RuntimeError, MemoryError) as error:
-                left = left[count:]
-                if self.bucket == 1 or not out_of_memory(error):
-                    raise
-                self.bucket //= 2
-                self.on_bucket(self.bucket)
-                _release()
 
     def _one_by_one(self, ready: Ready, pairs: list[Pair]) -> Iterator[Drawn]:
         """Item by item; those whose samples are not finite become bad."""
         for item in dict.fromkeys(item for item, _ in pairs):
             own = [pair for pair in pairs if pair[0] == item]
             try:
-                yield from list(self._batches(ready, own))
+                yield from list(self._within_memory(ready, own))
             except SamplingError as error:
                 ready.bad[item] = str(error)
+
+    def _within_memory(self, ready: Ready, pairs: list[Pair]) -> Iterator[Drawn]:
+        """Batches of the bucket, which is halved as often as memory does not suffice."""
+        left = pairs
+        while left:
+            count = 0
+            try:
+                for drawn in self._batches(ready, left):
+                    count += len(drawn.pairs)
+                    yield drawn
+                return
+            except Exception as error:  # every engine has its own
+                if self.bucket == 1 or not memory.out_of_memory(error):
+                    raise
+                left = left[count:]
+                self.bucket //= 2
+                self.on_bucket(self.bucket)
+                memory.release()
 
     def _batches(self, ready: Ready, pairs: Sequence[Pair]) -> Iterator[Drawn]:
         first, config = ready.unit.first_item, self.config
@@ -146,16 +158,6 @@ def check_request(model: Model, config: JobConfig) -> int:
         seed=config.seed,
     )
     return len(request.schedule) * (1 if config.guidance == 1 else 2)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory did not suffice, on a GPU or the CPU."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
-def _release() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _hash(x: Tensor) -> str:

@@ -23,6 +23,7 @@ from torch import Tensor
 from rcdm_fast import images
 from rcdm_fast.config import ConfigError
 from rcdm_fast.encoders import Encoder, EncoderError
+from rcdm_fast.jobs import memory
 from rcdm_fast.jobs.layout import Unit
 from rcdm_fast.jobs.sources import Kind, Source
 from rcdm_fast.pipeline import Model
@@ -75,6 +76,11 @@ def check_kind(model: Model, source: Source) -> None:
         }
         needs = " or ".join(words[each] for each in wanted)
         raise ConfigError(f"{source.name}: the model needs {needs}, these are {words[source.kind]}")
+    width = source.width()
+    if width is not None and width != unet.representation_dim:
+        raise ConfigError(
+            f"{source.name}: representations have {width} numbers, the model needs {unet.representation_dim}"
+        )
     if source.kind == "picture" and model.encoder is None:
         raise ConfigError("pictures need the model's encoder; give one with --encoder, or give representations")
 
@@ -150,12 +156,22 @@ def _read(model: Model, source: Source, place: int) -> Tensor | str:
     try:
         value = source.read(place)
         if not isinstance(value, Image.Image):
-            return value
+            return _unfit(model, source, value) or value
         encoder = model.encoder
         assert encoder is not None, "check_kind has asked for it"
         return encoder.view(images.from_pil(value))
     except (images.ImageError, OSError) as error:
         return str(error)
+
+
+def _unfit(model: Model, source: Source, value: Tensor) -> str | None:
+    """Why the model cannot take a representation or a label."""
+    unet = model.config.unet
+    if source.kind == "representation" and value.numel() != unet.representation_dim:
+        return f"the representation has {value.numel()} numbers, the model needs {unet.representation_dim}"
+    if source.kind == "label" and not 0 <= int(value) < unet.num_classes:
+        return f"label {int(value)} is not in 0..{unet.num_classes - 1}"
+    return None
 
 
 def _ready(model: Model, kind: Kind, unit: Unit, groups: list[_Group]) -> Ready:
@@ -170,7 +186,7 @@ def _ready(model: Model, kind: Kind, unit: Unit, groups: list[_Group]) -> Ready:
     rows = []
     start, since = unit.first_item, time.monotonic()
     for group in groups:
-        rows.append(_encoded(model.encoder, group.values, start, bad))
+        rows.append(_encoded(model.encoder, _views(model.encoder, group.values), start, bad))
         start += len(group.values)
     return Ready(unit, torch.cat(rows), None, bad, time.monotonic() - since)
 
@@ -178,24 +194,32 @@ def _ready(model: Model, kind: Kind, unit: Unit, groups: list[_Group]) -> Ready:
 def _stacked(model: Model, groups: list[_Group]) -> Tensor:
     width = model.config.unet.representation_dim
     rows = [each for group in groups for each in group.values]
-    for row in rows:
-        if row.numel() not in (0, width):
-            raise ConfigError(f"representations have {row.numel()} numbers, the model needs {width}")
     return torch.stack([row if row.numel() else torch.zeros(width) for row in rows])
 
 
-def _encoded(encoder: Encoder, views: list[Tensor], start: int, bad: dict[int, str]) -> Tensor:
-    """Representations of a group, on the CPU; an item that makes the encoder fail is reported in `bad`."""
+def _views(encoder: Encoder, values: list[Tensor]) -> Tensor:
     size = encoder.config.image_size
-    whole = torch.cat([each if each.numel() else torch.zeros(1, 3, size, size) for each in views])
+    return torch.cat([each if each.numel() else torch.zeros(1, 3, size, size) for each in values])
+
+
+def _encoded(encoder: Encoder, views: Tensor, start: int, bad: dict[int, str]) -> Tensor:
+    """Representations of a group, on the CPU; an item that makes the encoder fail is reported in `bad`.
+
+    Halved for as long as memory does not suffice.
+    """
     try:
-        return encoder.encode(whole).cpu()
-    except EncoderError:
-        rows = []
-        for place, view in enumerate(whole, start):
-            try:
-                rows.append(encoder.encode(view[None]).cpu())
-            except EncoderError as error:
-                bad[place] = str(error)
-                rows.append(torch.zeros(1, encoder.dim))
-        return torch.cat(rows)
+        return encoder.encode(views).cpu()
+    except Exception as error:  # every runtime has its own
+        if memory.out_of_memory(error):
+            if len(views) == 1:
+                raise
+            memory.release()
+            half = len(views) // 2
+            parts = ((views[:half], start), (views[half:], start + half))
+            return torch.cat([_encoded(encoder, each, first, bad) for each, first in parts])
+        if not isinstance(error, EncoderError):
+            raise
+        if len(views) == 1:
+            bad[start] = str(error)
+            return torch.zeros(1, encoder.dim)
+        return torch.cat([_encoded(encoder, view[None], place, bad) for place, view in enumerate(views, start)])

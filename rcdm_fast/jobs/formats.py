@@ -76,6 +76,7 @@ def find(config: JobConfig) -> Shards:
         return Tars(encode, extension)
     if config.format == "folder":
         return Folders(encode, extension)
+    pyarrow()
     return Tables(encode, extension)
 
 
@@ -221,6 +222,22 @@ def join_arrays(shards: Sequence[Path], path: Path, count: int, shape: tuple[int
         for shard in shards:
             with np.load(shard) as part:
                 file.write(part["arr_0"].tobytes())
+
+
+def joined_payloads(path: Path) -> Iterator[bytes]:
+    """Payloads of all pictures in what `join_arrays` wrote, one after the other. Raises `StorageError`."""
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
+            if np.lib.format.read_magic(file) != (1, 0):
+                raise ValueError("another version of .npy")
+            (count, *shape), _, kind = np.lib.format.read_array_header_1_0(file)
+            size = int(np.prod(shape)) * kind.itemsize
+            for _ in range(count):
+                yield file.read(size)
+            if file.read(1):
+                raise ValueError("more than its header says")
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise storage.StorageError(f"{path}: cannot be read ({error})") from error
 
 
 @dataclass(frozen=True)

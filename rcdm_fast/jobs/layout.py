@@ -1,8 +1,8 @@
 """Which pictures belong together: items x samples cut into units, the same way on every machine.
 
 A unit is what is drawn, written and committed at once, and what a worker is given: one shard. Units hold whole items
-where several fit, else a part of one item's samples. Nothing here depends on batch sizes or on how many workers there
-are, so a unit has the same pictures wherever it is drawn.
+where several fit, else a part of one item's samples, the parts alike. Nothing here depends on batch sizes or on how
+many workers there are, so a unit has the same pictures wherever it is drawn.
 
 Knows nothing about pictures.
 """
@@ -80,4 +80,5 @@ class Layout:
             first = number * self._together
             return Unit(number, first, min(first + self._together, self.items), 0, self.per)
         item, part = divmod(number, self._parts)
-        return Unit(number, item, item + 1, part * self.limit, min((part + 1) * self.limit, self.per))
+        size = -(-self.per // self._parts)
+        return Unit(number, item, item + 1, part * size, min((part + 1) * size, self.per))

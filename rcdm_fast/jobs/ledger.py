@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,16 @@ from rcdm_fast.config import ConfigError
 from rcdm_fast.jobs import formats
 from rcdm_fast.jobs.layout import Layout, Unit
 from rcdm_fast.jobs.settings import JobConfig
+from rcdm_fast.jobs.sources import HASHES
 
 Row = dict[str, Any]
 
 VERSION = 1
+
+_WHOLE = ("summary.json", "manifest.jsonl", "quarantine.jsonl", "samples.npz")
+# What `storage.atomic` and `formats` call the files that they are writing; the user's own hidden files stay.
+_TEMPORARY = re.compile(r"\.(job|bucket|summary|manifest|quarantine|samples)\.[a-z0-9_]{8}\.(json|jsonl|npz)")
+_TEMPORARY_PART = re.compile(r"\.\d{6,}\.[a-z0-9_]{8}(\.[a-z]+)?")
 
 
 @dataclass(frozen=True)
@@ -87,8 +94,12 @@ class Ledger:
         finally:
             lock.release()
 
-    def start(self, identity: Mapping[str, Any]) -> None:
+    def start(self, identity: Mapping[str, Any], hash_of: Callable[[int], int] | None = None) -> None:
         """Write down what the job is, or compare all but what is under "about".
+
+        Args:
+            identity: what goes into job.json.
+            hash_of: an item's hash as it is now. With it, quarantined items may have been changed since.
 
         Raises:
             ConfigError: the folder holds another job; with the differences.
@@ -106,10 +117,23 @@ class Ledger:
             return
         before = read_identity(self.folder)
         differences = list(_differences({**before, "about": None}, {**plain, "about": None}))
-        if differences:
-            raise ConfigError(
-                f"{self.folder} holds another job: {'; '.join(differences)}. Take a new folder, or the old settings"
-            )
+        if not differences:
+            return
+        if hash_of is not None and self._repaired(before, plain, hash_of):
+            storage.write_json(file, plain)
+            return
+        advice = "Take a new folder, or the old settings"
+        if hash_of is None and any(self.quarantined()):
+            advice += "; if quarantined items were repaired, --retry"
+        raise ConfigError(f"{self.folder} holds another job: {'; '.join(differences)}. {advice}")
+
+    def _repaired(self, before: Row, now: Row, hash_of: Callable[[int], int]) -> bool:
+        """Whether nothing differs but what quarantined items contain."""
+        was, found = (int(each["items"]["sha256"], 16) for each in (before, now))
+        if list(_differences(_without_hash(before), _without_hash(now))):
+            return False
+        changed = {int(row["item"]): int(row["content"], 16) for row in self.quarantined()}
+        return (was + sum(hash_of(item) - old for item, old in changed.items()) - found) % HASHES == 0
 
     def shard(self, number: int) -> Path:
         """Where a unit's pictures are."""
@@ -135,12 +159,18 @@ class Ledger:
 
     def tidy(self) -> None:
         """Remove temporary files of stopped runs; nobody else may be running the job."""
-        for folder in (self.folder, *(self.folder / name for name in ("shards", "manifest", "quarantine"))):
-            for each in folder.glob(".*") if folder.is_dir() else ():
-                if each.is_dir():
-                    shutil.rmtree(each)
-                elif each.name != ".lock":
-                    each.unlink()
+        for each in self.folder.glob(".*"):
+            if _TEMPORARY.fullmatch(each.name):
+                each.unlink()
+        for folder in (self.folder / name for name in ("shards", "manifest", "quarantine")):
+            for each in folder.glob(".*"):
+                if _TEMPORARY_PART.fullmatch(each.name):
+                    shutil.rmtree(each) if each.is_dir() else each.unlink()
+
+    def reopen(self) -> None:
+        """Remove what says that the job is finished."""
+        for name in _WHOLE:
+            (self.folder / name).unlink(missing_ok=True)
 
     def commit(
         self, unit: Unit, rows: Sequence[Row], pictures: Sequence[formats.Picture], bad: Mapping[int, Row]
@@ -272,6 +302,11 @@ def _bucket_of(file: Path) -> dict[str, int]:
     except FileNotFoundError:
         return {}
     return {str(device): int(bucket) for device, bucket in found.items()}
+
+
+def _without_hash(identity: Row) -> Row:
+    items = {key: value for key, value in identity["items"].items() if key != "sha256"}
+    return {**identity, "items": items, "about": None}
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any], where: str = "") -> Iterator[str]:

@@ -12,13 +12,14 @@ import hashlib
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 import rcdm_fast
 from rcdm_fast.jobs import draw, feed, formats, sources
@@ -103,15 +104,30 @@ def run(
     prepared = prepare(model, sources.find(source), Path(folder), config or JobConfig())
     ledger = prepared.ledger
     with ledger.locked():
-        ledger.start(prepared.identity)
-        ledger.tidy()
-        if options.retry:
-            ledger.forget_quarantined()
-        done = ledger.done()
-        missing = [ledger.layout.unit(number) for number in range(ledger.layout.units) if number not in done]
+        missing = [ledger.layout.unit(number) for number in begin(prepared, options)]
         before = ledger.summary()
         run_units(model, prepared, missing, options, reporter(before, report))
         return ledger.finish()
+
+
+def begin(prepared: Prepared, options: RunOptions) -> list[int]:
+    """Numbers of the units that are to be drawn; the caller holds the folder's lock.
+
+    Raises:
+        ConfigError: the folder holds another job (with the differences).
+        StorageError: it cannot be written.
+    """
+    ledger, source = prepared.ledger, prepared.source
+    ledger.start(prepared.identity, (lambda item: sources.hash_of(source, item)) if options.retry else None)
+    ledger.tidy()
+    if options.retry and any(ledger.quarantined()):
+        ledger.reopen()
+        ledger.forget_quarantined()
+    done = ledger.done()
+    missing = [number for number in range(ledger.layout.units) if number not in done]
+    if missing:
+        ledger.reopen()
+    return missing
 
 
 def prepare(model: Model, source: Source, folder: Path, config: JobConfig) -> Prepared:
@@ -121,9 +137,10 @@ def prepare(model: Model, source: Source, folder: Path, config: JobConfig) -> Pr
     layout = Layout(len(source), config.per, config.shard_pictures)
     identity = {
         "model": {"name": model.config.name, "sha256": fingerprint(model)},
+        "encoder": encoder_fingerprint(model) if source.kind == "picture" else None,
         "engine": model.engine.name,
         "precision": model.engine.precision,
-        "items": {"count": len(source), "kind": source.kind, "sha256": source.fingerprint()},
+        "items": {"count": len(source), "kind": source.kind, "sha256": sources.fingerprint(source)},
         "settings": dataclasses.asdict(config),
         "about": {"source": source.name, "rcdm_fast": rcdm_fast.__version__},
     }
@@ -192,7 +209,15 @@ def _commit(
             rows.append({"item": item, "id": name, "sample": sample, **about, "noise": noise})
             shown = {"item": item, "id": name, "sample": sample, "seed": about["seed"]}
             pictures.append(formats.Picture(f"{item:09d}-{sample:06d}", shown, payload))
-    bad = {item: {"item": item, "id": source.id(item), "reason": reason} for item, reason in sorted(ready.bad.items())}
+    bad = {
+        item: {
+            "item": item,
+            "id": source.id(item),
+            "reason": reason,
+            "content": f"{sources.hash_of(source, item):064x}",
+        }
+        for item, reason in sorted(ready.bad.items())
+    }
     ledger.commit(ready.unit, rows, pictures, bad)
     return len(pictures), len(bad)
 
@@ -214,13 +239,24 @@ def reporter(before: Summary, report: Report | None) -> Callable[[int, int, floa
 
 
 def fingerprint(model: Model) -> str:
-    """SHA-256 of the network's weights, its schedule and what is known about its encoder."""
-    digest = hashlib.sha256()
+    """SHA-256 of the network's weights, its schedule and what its file says of its encoder."""
     encoder = model.config.encoder
     described = [dataclasses.asdict(model.config.schedule), dataclasses.asdict(model.config.unet)]
     described.append(dataclasses.asdict(encoder) if encoder is not None else {})
-    digest.update(json.dumps(described, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.unet.state_dict().items()):
+    return _hash(described, model.unet.state_dict())
+
+
+def encoder_fingerprint(model: Model) -> str:
+    """SHA-256 of the convention of the encoder in use, and of its weights if it is a PyTorch module."""
+    encoder = model.encoder
+    assert encoder is not None, "check_kind has asked for it"
+    network = getattr(encoder, "network", None)
+    return _hash(dataclasses.asdict(encoder.config), network.state_dict() if isinstance(network, nn.Module) else {})
+
+
+def _hash(described: Any, weights: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(weights.items()):
         digest.update(name.encode() + b"\0")
         digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
     return digest.hexdigest()

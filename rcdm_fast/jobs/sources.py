@@ -8,7 +8,6 @@ Knows nothing about models (what kind of item a model needs is asked in `feed.py
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -31,6 +30,7 @@ Kind = Literal["picture", "representation", "label", "nothing"]
 Given = str | os.PathLike[str] | int | Tensor | np.ndarray | Sequence[str | os.PathLike[str] | Image.Image]
 
 ARRAY_NAMES = ("representations", "representation", "h", "embeddings", "images", "labels", "x", "arr_0")
+HASHES = 1 << 256  # hashes of items are added up modulo this
 _ID_NAMES = ("ids", "id", "paths", "names")
 
 
@@ -49,8 +49,23 @@ class Source(Protocol):
     def read(self, place: int) -> Image.Image | Tensor:
         """A picture (8-bit RGB), a representation float32 [D], or a label int64 []. Raises `images.ImageError`."""
 
-    def fingerprint(self) -> str:
-        """Hash of ids and contents, as far as they can be told without decoding."""
+    def width(self) -> int | None:
+        """Numbers in every representation, as far as the source says."""
+
+    def content(self, place: int) -> bytes:
+        """What tells whether an item is still the same, as far as that can be told without decoding."""
+
+
+def hash_of(source: Source, place: int) -> int:
+    """SHA-256 of an item's place, id and content, as a number."""
+    digest = hashlib.sha256(f"{place}\0{source.id(place)}\0".encode("utf-8", "surrogateescape"))
+    digest.update(source.content(place))
+    return int.from_bytes(digest.digest())
+
+
+def fingerprint(source: Source) -> str:
+    """Hash of all items, 64 hex digits: the sum of theirs, so that single items can be exchanged."""
+    return f"{sum(hash_of(source, place) for place in range(len(source))) % HASHES:064x}"
 
 
 def find(given: Given) -> Source:
@@ -120,9 +135,12 @@ class Nothing:
         """See `Source`."""
         return torch.tensor(0)
 
-    def fingerprint(self) -> str:
+    def width(self) -> None:
         """See `Source`."""
-        return str(self._count)
+
+    def content(self, place: int) -> bytes:
+        """See `Source`."""
+        return b""
 
 
 class Rows:
@@ -158,17 +176,16 @@ class Rows:
         levels = np.asarray(row)
         return Item(Path(self.name) / str(place), None, _last(levels)).picture()
 
-    def fingerprint(self) -> str:
+    def width(self) -> int | None:
         """See `Source`."""
-        digest = hashlib.sha256(json.dumps([str(self._rows.dtype), *self._rows.shape]).encode())
-        step = max(1, 2**24 // max(1, int(np.prod(self._rows.shape[1:]))))
-        for start in range(0, len(self._rows), step):
-            part = self._rows[start : start + step]
-            plain = part.detach().cpu().float().numpy() if isinstance(part, Tensor) else np.ascontiguousarray(part)
-            digest.update(plain.tobytes())
-        for each in self._ids or ():
-            digest.update(each.encode() + b"\0")
-        return digest.hexdigest()
+        return int(self._rows.shape[1]) if self.kind == "representation" else None
+
+    def content(self, place: int) -> bytes:
+        """See `Source`."""
+        row = self._rows[place]
+        if isinstance(row, Tensor):
+            return row.contiguous().view(torch.uint8).numpy().tobytes() if row.ndim else str(int(row)).encode()
+        return np.ascontiguousarray(row).tobytes()
 
 
 def _copied(row: Tensor | np.ndarray) -> Tensor:
@@ -245,26 +262,28 @@ class Pictures:
         """See `Source`."""
         picture = self._pictures[place]
         if self._folder is not None:
-            return Path(picture).relative_to(self._folder).as_posix()
-        return str(picture) if isinstance(picture, str | os.PathLike) else str(place)
+            return _printable(Path(picture).relative_to(self._folder).as_posix())
+        return _printable(str(picture)) if isinstance(picture, str | os.PathLike) else str(place)
 
     def read(self, place: int) -> Image.Image:
         """See `Source`."""
         return images.open_image(self._pictures[place])
 
-    def fingerprint(self) -> str:
-        """See `Source`; of files: their names and sizes."""
-        digest = hashlib.sha256()
-        for place, picture in enumerate(self._pictures):
-            digest.update(self.id(place).encode() + b"\0")
-            if isinstance(picture, Image.Image):
-                digest.update(picture.tobytes())
-            else:
-                size = -1
-                with contextlib.suppress(OSError):
-                    size = os.stat(picture).st_size
-                digest.update(str(size).encode() + b"\0")
-        return digest.hexdigest()
+    def width(self) -> None:
+        """See `Source`."""
+
+    def content(self, place: int) -> bytes:
+        """See `Source`; of a file: its size."""
+        picture = self._pictures[place]
+        try:
+            return picture.tobytes() if isinstance(picture, Image.Image) else str(os.stat(picture).st_size).encode()
+        except Exception:  # damaged, as will be said of it when it is read
+            return b"unreadable"
+
+
+def _printable(name: str) -> str:
+    """A file's name, with escapes for bytes that are no UTF-8."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 class Shards:
@@ -288,9 +307,12 @@ class Shards:
         """See `Source`."""
         return Item(Path(self.name) / self.id(place), None, self._index.content(place)).picture()
 
-    def fingerprint(self) -> str:
-        """See `Source`; of keys, places and sizes."""
-        return self._index.fingerprint()
+    def width(self) -> None:
+        """See `Source`."""
+
+    def content(self, place: int) -> bytes:
+        """See `Source`; its size."""
+        return str(int(self._index.size[place])).encode()
 
 
 class Columns:
@@ -316,20 +338,23 @@ class Columns:
         with self._lock:
             value = self._table.value(place)
         if self.kind == "representation":
-            h = torch.tensor(value if value is not None else [], dtype=torch.float32)
-            if not len(h) or not bool(h.isfinite().all()):
+            if not value or None in value or not bool((h := torch.tensor(value, dtype=torch.float32)).isfinite().all()):
                 raise images.ImageError(
-                    f"{self.name}, item {self.id(place)}: the representation is empty or not finite"
+                    f"{self.name}, item {self.id(place)}: the representation is empty, has gaps, or is not finite"
                 )
             return h
         return Item(Path(self.name) / self.id(place), None, value or b"").picture()
 
-    def fingerprint(self) -> str:
-        """See `Source`; of the files' sizes and the ids."""
-        digest = hashlib.sha256(json.dumps(self._table.sizes()).encode())
-        for each in self._ids or ():
-            digest.update(each.encode() + b"\0")
-        return digest.hexdigest()
+    def width(self) -> int | None:
+        """See `Source`."""
+        with self._lock:
+            value = self._table.value(0) if self.kind == "representation" and len(self) else None
+        return None if value is None else len(value)
+
+    def content(self, place: int) -> bytes:
+        """See `Source`; of pictures: the size of all files."""
+        with self._lock:
+            return self._table.content(place)
 
 
 def check_ids(ids: Sequence[str], name: str) -> None:

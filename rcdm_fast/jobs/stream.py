@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -84,10 +85,15 @@ def _smaller(bucket: int) -> None:
 
 async def agenerate(batches: Iterator[Generated]) -> AsyncIterator[Generated]:
     """The same batches without blocking the event loop: each is drawn in a thread. See `Model.agenerate`."""
+    loop = asyncio.get_running_loop()
+    thread = ThreadPoolExecutor(1, "rcdm-agenerate")  # one, so that closing waits for the batch under way
     try:
-        while (batch := await asyncio.to_thread(next, batches, None)) is not None:
+        while (batch := await loop.run_in_executor(thread, next, batches, None)) is not None:
             yield batch
     finally:
         close = getattr(batches, "close", None)
-        if close is not None:
-            await asyncio.shield(asyncio.to_thread(close))
+        try:
+            if close is not None:
+                await asyncio.shield(loop.run_in_executor(thread, close))
+        finally:
+            thread.shutdown(wait=False)

@@ -86,24 +86,30 @@ class Table:
 
     def value(self, place: int) -> Any:
         """A list of numbers, a picture's bytes, the path of its file, or None."""
+        value = self._scalar(place).as_py()
+        if isinstance(value, dict):
+            return value.get("bytes") or (Path(value["path"]) if value.get("path") else None)
+        return value
+
+    def content(self, place: int) -> bytes:
+        """What tells whether a row is still the same: a representation's numbers; of pictures the size of all files."""
+        if self.kind == "picture":
+            return repr([file.stat().st_size for file in self._files]).encode()
+        numbers = self._scalar(place).values
+        return b"" if numbers is None else numbers.to_numpy(zero_copy_only=False).tobytes()
+
+    def _scalar(self, place: int) -> Any:
         part = bisect_right(self._ends, place)
         if self._kept[0] != part:
             parts, number = self._where[part]
             self._kept = (part, parts.part(number, self._column))
-        value = self._kept[1][place - (self._ends[part - 1] if part else 0)].as_py()
-        if isinstance(value, dict):
-            return value.get("bytes") or (Path(value["path"]) if value.get("path") else None)
-        return value
+        return self._kept[1][place - (self._ends[part - 1] if part else 0)]
 
     def ids(self) -> list[str] | None:
         """Ids of all rows, if there is a column of them."""
         if self._id is None:
             return None
         return [str(each) for parts, number in self._where for each in parts.part(number, self._id).to_pylist()]
-
-    def sizes(self) -> list[int]:
-        """Bytes of every file."""
-        return [file.stat().st_size for file in self._files]
 
 
 def open_files(files: Sequence[Path]) -> Table:

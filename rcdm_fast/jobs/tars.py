@@ -5,7 +5,6 @@ Knows nothing about what the pictures are for.
 
 from __future__ import annotations
 
-import hashlib
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -41,13 +40,6 @@ class Index:
                 return file.read(int(self.size[place]))
         except OSError as error:
             raise images.ImageError(f"{path}: cannot be read ({error.strerror or error})") from error
-
-    def fingerprint(self) -> str:
-        """Hash of keys, places and sizes."""
-        digest = hashlib.sha256(b"".join(each.tobytes() for each in (self.shard, self.offset, self.size)))
-        for key in self.keys:
-            digest.update(key.encode() + b"\0")
-        return digest.hexdigest()
 
 
 def index(pattern: str) -> Index:

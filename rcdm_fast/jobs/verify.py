@@ -5,6 +5,7 @@ Knows nothing about models: nothing is drawn.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,7 @@ def open_ledger(folder: str | Path) -> Ledger:
 
 
 def verify(folder: str | Path, progress: Callable[[int, int], None] | None = None) -> Verdict:
-    """Read every committed shard again.
+    """Read every committed shard again, and of a finished job what was made of all of them.
 
     Args:
         folder: of the job.
@@ -84,6 +85,9 @@ def verify(folder: str | Path, progress: Callable[[int, int], None] | None = Non
         if progress is not None:
             progress(number + 1, len(known))
     missing = layout.units - len([each for each in known if each < layout.units])
+    for fault in _whole_faults(ledger, known) if not missing else ():
+        count += 1
+        faults += [fault] if len(faults) < SHOWN else []
     return Verdict(good, layout.pictures, len(bad), missing, count, tuple(faults))
 
 
@@ -115,6 +119,28 @@ def _shard_faults(ledger: Ledger, number: int, seen: np.ndarray, bad: set[int]) 
             yield f"{row['shard']}, {row['key']}: the checksum is wrong"
         else:
             seen[place] = True
+
+
+def _whole_faults(ledger: Ledger, known: list[int]) -> Iterator[str]:
+    """Whether manifest.jsonl, and samples.npz, are made of the shards."""
+    if not (ledger.folder / "summary.json").exists():
+        return
+    whole = ledger.folder / "manifest.jsonl"
+
+    def rows() -> Iterator[Row]:
+        for number in known:
+            yield from read_lines(ledger.part(number))
+
+    try:
+        pairs = itertools.zip_longest(read_lines(whole), rows())
+        if any(line != row for line, row in pairs):
+            yield f"{whole.name}: is not what the shards' manifests say"
+        if ledger.config.format == "npz" and (samples := ledger.folder / "samples.npz").exists():
+            found = (formats.checksum(payload) for payload in formats.joined_payloads(samples))
+            if any(each != row for each, row in itertools.zip_longest(found, (row["sha256"] for row in rows()))):
+                yield f"{samples.name}: has other pictures than the shards"
+    except storage.StorageError as error:
+        yield str(error)
 
 
 def _payloads(ledger: Ledger, number: int, rows: list[Row]) -> list[bytes | storage.StorageError]:
