@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def model() -> Model:
 
 
 def collected(model: Model, h: Tensor, **settings: int) -> Tensor:
-    """uint8 [R,per,3,H,W], put together by item and sample."""
+    """uint8 [R,per,3,H,W], put together by item and sample; of representations or pictures."""
     out = torch.zeros(len(h), settings.get("per", 8), 3, 8, 8, dtype=torch.uint8)
     for batch in model.generate(h, **settings):  # type: ignore[arg-type]
         out[batch.item, batch.sample] = batch.pictures
@@ -46,20 +47,26 @@ def test_batches_are_full_and_in_order(model: Model) -> None:
     assert places == [(item, sample) for item in range(7) for sample in range(3)]
 
 
+def in_threads(model: Model, given: list[Tensor], **settings: int) -> list[Tensor]:
+    """`collected` of each, all at the same time."""
+    with ThreadPoolExecutor(len(given)) as pool:
+        return list(pool.map(lambda each: collected(model, each, **settings), given))
+
+
 def test_several_threads_share_a_model(model: Model) -> None:
     given = [representations(6, seed=number) for number in range(3)]
     expected = [images.to_uint8(model.sample(h, per=2, steps=3)) for h in given]
-    found: dict[int, Tensor] = {}
+    found = in_threads(model, given, per=2, steps=3, batch_size=2)
+    assert all(map(torch.equal, found, expected))
 
-    def work(number: int) -> None:
-        found[number] = collected(model, given[number], per=2, steps=3, batch_size=2)
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(torch.equal(found[number], expected[number]) for number in range(3))
+def test_several_threads_share_an_encoder(model: Model) -> None:
+    """Each thread's pictures follow the representations of its own photographs."""
+    given = [small.pictures(6, seed=number) for number in range(3)]
+    expected = [collected(model, each, per=2, steps=3, batch_size=12) for each in given]
+    found = in_threads(model, given, per=2, steps=3, batch_size=12)
+    assert all(map(torch.equal, found, expected))
+    assert not torch.equal(expected[0], expected[1])
 
 
 def test_asyncio_goes_on_meanwhile(model: Model) -> None:

@@ -15,8 +15,8 @@ from PIL import Image
 from rcdm_fast import images, storage
 from rcdm_fast.config import ConfigError
 from rcdm_fast.images import ImageError
-from rcdm_fast.jobs import sources
-from tests import small
+from rcdm_fast.jobs import ledger, sources
+from tests import jobs_cases, small
 
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -180,3 +180,41 @@ def test_bad_items_are_errors_of_their_own(tmp_path: Path) -> None:
     shard.read(1)
     with pytest.raises(ImageError, match="cannot be read as a picture"):
         shard.read(0)
+
+
+def test_rows_that_do_not_fit_are_quarantined(tmp_path: Path) -> None:
+    """Of another width, empty, missing, or with gaps: each is named, and the others are drawn."""
+    rows: list[list[float | None] | None] = [*H.tolist()]
+    rows[1], rows[2], rows[3] = rows[1][:4], None, [None, *H[3].tolist()[1:]]  # type: ignore[index]
+    kind = pyarrow.list_(pyarrow.float32())
+    table = pyarrow.table({"representation": pyarrow.array(rows, kind)})
+    parquet.write_table(table, tmp_path / "h.parquet")
+    summary = jobs_cases.run(small.model(), tmp_path / "job", given=tmp_path / "h.parquet", per=1)
+    assert (summary.pictures, summary.quarantined, summary.complete) == (2, 3, True)
+    bad = {row["item"]: row["reason"] for row in ledger.read_lines(tmp_path / "job" / "quarantine.jsonl")}
+    assert "has 4 numbers, the model needs 6" in bad[1]
+    assert all("is empty, has gaps, or is not finite" in bad[item] for item in (2, 3))
+    assert [row["item"] for row in jobs_cases.manifest(tmp_path / "job")] == [0, 4]
+
+
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+def test_changed_numbers_are_another_job(tmp_path: Path, form: str) -> None:
+    path = tmp_path / f"h.{form}"
+
+    def write(h: np.ndarray) -> None:
+        table = pyarrow.table({"representation": h.tolist()})
+        if form == "parquet":
+            parquet.write_table(table, path)
+            return
+        with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+
+    write(H)
+    jobs_cases.run(small.model(), tmp_path / "job", given=path, per=1)
+    write(H)  # the same numbers: nothing to do
+    assert jobs_cases.run(small.model(), tmp_path / "job", given=path, per=1).complete
+    changed = H.copy()
+    changed[4, 0] += 1
+    write(changed)
+    with pytest.raises(ConfigError, match=r"items\.sha256 was"):
+        jobs_cases.run(small.model(), tmp_path / "job", given=path, per=1)

@@ -184,6 +184,31 @@ def test_ray_workers_see_what_the_driver_sees(inputs: tuple[str, str], tmp_path:
     assert prepared.ledger.shard(2).stat().st_mtime_ns == before
 
 
+def test_the_cluster_that_was_asked_for(
+    inputs: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The address goes to Ray as it is given, and one that nobody answers is an error that leaves the job resumable."""
+    ray = pytest.importorskip("ray")
+    from rcdm_fast.jobs import cluster
+
+    asked: list[str] = []
+
+    def connect(*, address: str, **_: Any) -> None:
+        asked.append(address)
+        raise ConnectionError("nobody answers")
+
+    monkeypatch.setattr(ray, "init", connect)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    model, h = inputs
+    spec = cluster.ModelSpec(model, device="cpu", engine="eager")
+    config = JobConfig(per=1, steps=2)
+    for address in ("ray://head:10001", "10.0.0.1:6379", "auto", "local"):
+        with pytest.raises(ConnectionError, match="nobody answers"):
+            cluster.run(spec, h, tmp_path / "job", config, RunOptions(), address=address)
+    assert asked == ["ray://head:10001", "10.0.0.1:6379", "auto", "local"]
+    assert local.run(spec.load(), h, tmp_path / "job", config).complete
+
+
 def test_the_command(inputs: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, _ = inputs
     h = representations(10)
