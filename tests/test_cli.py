@@ -158,7 +158,8 @@ def test_interrupt_keeps_finished_pictures(photos: Path, tmp_path: Path) -> None
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # jobs in the background ignore it
     )  # fmt: skip
     deadline = time.monotonic() + 120
-    while not list((tmp_path / "each").glob("*.png")):
+    each = tmp_path / "each"
+    while not list(each.glob("[!.]*.png")):  # a hidden one is still being written
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -167,7 +168,8 @@ def test_interrupt_keeps_finished_pictures(photos: Path, tmp_path: Path) -> None
     assert process.returncode == 130, error
     assert "Traceback" not in error
     assert Image.open(tmp_path / "sheet.png").height > 96
-    assert 1 <= len(list((tmp_path / "each").glob("*.png"))) < 120
+    assert 1 <= len(list(each.glob("[!.]*.png"))) < 120
+    assert not list(each.glob(".*"))
 
 
 def test_evaluate_writes_its_interval(photos: Path, tmp_path: Path) -> None:
