@@ -138,11 +138,38 @@ def ancestral(predict: Predict, x: Tensor, schedule: Schedule, options: SolverOp
 
 
 def ddim_inversion(predict: Predict, x: Tensor, schedule: Schedule, options: SolverOptions) -> Tensor:
-    """DDIM from a picture towards noise; the last step goes to alpha_bar = 0, as published (so not quite undone)."""
+    """DDIM from a picture towards noise as published: each step is explicit, the last one goes to alpha_bar = 0.
+
+    The picture counts as the state at the first kept step, so `ddim` with the same schedule does not quite undo it.
+    """
     for i, k in enumerate(range(len(schedule))):
         target = float(schedule.alpha_bar_next[k])
         next_from = _towards(schedule, k, math.sqrt(target), math.sqrt(1 - target))
         x = _step(x, predict(x, k), schedule, k, options, next_from)
+        if options.observer is not None:
+            options.observer(i, x)
+    return x
+
+
+def implicit_inversion(
+    predict: Predict, x: Tensor, schedule: Schedule, options: SolverOptions, iterations: int = 1
+) -> Tensor:
+    """The x_T that `ddim` (eta 0, same schedule and clip) leads from to x: every step of it is solved backwards.
+
+    A step gives y = sqrt(alpha_bar_prev / alpha_bar) (x - c eps(x)). Its x is a fixed point of
+    sqrt(alpha_bar / alpha_bar_prev) y + c eps(x), sought from x = y on (Pan et al. 2023). With one iteration that is
+    DDIM inversion as it is common today; more bring the round trip nearer, but may lead x_T away from a normal one.
+
+    The first step has one iteration always: near the picture eps is steepest, and a trained network's fixed point there
+    is no better than its first guess.
+    """
+    for i, k in enumerate(range(len(schedule))):
+        signal, before = float(schedule.alpha_bar[k]), float(schedule.alpha_bar_prev[k])
+        scale = math.sqrt(signal / before)
+        share = math.sqrt(1 - signal) - scale * math.sqrt(1 - before)
+        y = x
+        for _ in range(iterations if k > 0 else 1):
+            x = _step(x, predict(x, k), schedule, k, options, _towards(schedule, k, 0.0, share), (y,), (scale,))
         if options.observer is not None:
             options.observer(i, x)
     return x

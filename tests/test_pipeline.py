@@ -181,6 +181,20 @@ def test_inversion_encodes_by_itself_and_batches_alike(model: Model) -> None:
     given = model.invert(photos, model.encode(photos), steps=4)
     torch.testing.assert_close(model.invert(photos, steps=4, batch_size=2), given, atol=BATCH_SPLIT_ABS, rtol=0)
     assert model.invert(small.pictures(2, size=21), steps=2).shape == (2, 3, 8, 8)
+    with pytest.raises(ConfigError, match="iterations must not be negative, got -1"):
+        model.invert(photos, iterations=-1)
+
+
+def test_inversion_leads_back_with_few_steps(model: Model) -> None:
+    photos = small.pictures(4)
+    h = model.encode(photos)
+
+    def error(iterations: int) -> float:
+        x_T = model.invert(photos, h, steps=25, iterations=iterations)
+        return float((model.sample(h, per=1, steps=25, noise=x_T[:, None])[:, 0].cpu() - photos).abs().mean())
+
+    published, one, three = error(0), error(1), error(3)
+    assert three < one < published
 
 
 def test_interpolation_ends_exactly_at_both(model: Model, h: Tensor) -> None:

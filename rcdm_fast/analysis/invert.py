@@ -32,12 +32,14 @@ class InvertConfig(RunConfig):
     Attributes:
         sources: pictures, spread evenly over the data; 0 means 64, or all there are. Each takes the next one's h.
         steps: of inversion and of sampling; more bring the round trip nearer.
+        iterations: of every step of inversion; see `Model.invert`.
         seed: of the fresh noise that the round trip is compared with.
         shown: pictures in the figure.
     """
 
     sources: int = 0
     steps: int | str = 50
+    iterations: int = 1
     shown: int = 6
 
 
@@ -59,7 +61,7 @@ def run(model: Model, data: ImageSet, config: InvertConfig, progress: Progress |
     told = progress if progress is not None else _silent
     h = encoder.encode(pictures)
     other = h.roll(-1, 0)
-    x_t = model.invert(pictures, h, steps=config.steps, batch_size=config.batch_size)
+    x_t = model.invert(pictures, h, steps=config.steps, iterations=config.iterations, batch_size=config.batch_size)
     told(1, 4)
     drawn = []
     for number, (given, noise) in enumerate(((h, x_t), (h, None), (other, x_t))):
@@ -84,7 +86,7 @@ def run(model: Model, data: ImageSet, config: InvertConfig, progress: Progress |
         [images.to_pil(each[row].cpu()) for each in (pictures, back, fresh, exchanged, pictures.roll(-1, 0))]
         for row in range(min(config.shown, count))
     ]
-    titles = ["picture", "its h and x_T", "its h, fresh noise", "next one's h", "next one"]
+    titles = ["picture", "its x_T", "fresh noise", "next one's h", "next one"]
     return Analysis(
         name="invert",
         title=f"Pictures inverted with {name}",
@@ -98,10 +100,11 @@ def run(model: Model, data: ImageSet, config: InvertConfig, progress: Progress |
         ),
         figures={"exchange": images.sheet(sheet, cell=96, column_titles=titles)},
         captions={
-            "exchange": "A picture; back from its x_T; a sample of its h; the next picture's h from the same x_T."
+            "exchange": "A picture; back from its x_T; a sample of its h; the next picture's h from the same x_T; that "
+            "picture."
         },
-        method="DDIM inversion with the picture's h, then DDIM with as many steps. The published last step of "
-        "inversion goes to alpha_bar = 0, so the round trip is close, not exact. Error: root mean square over pixels "
+        method="DDIM inversion with the picture's h, then DDIM with as many steps; every step is solved backwards by "
+        "fixed-point iteration, so the round trip is close, not exact. Error: root mean square over pixels "
         "and colours in 8-bit levels. Exchange: each x_T with the next picture's h. Intervals: 95 %, bootstrap over "
         "pictures.",
     )
