@@ -199,15 +199,16 @@ def sheet(
     Args:
         rows: pictures, row by row; rows may differ in length.
         cell: side of a cell in pixels. Small pictures are enlarged by nearest neighbour, so that pixels stay visible.
-        column_titles: one text per column; an empty text leaves the place of its left neighbour free to run on.
+        column_titles: one text per column, broken into lines where the next title begins; an empty text leaves its
+            place to its left neighbour.
         row_titles: one text per row, at the left.
         gap: pixels between cells.
         group_gaps: columns before which a wider gap is left.
     """
     if not rows:
         raise ImageError("a sheet needs at least one row")
-    font: Any = ImageFont.load_default(size=max(10, cell // 6))
-    top = max(10, cell // 6) + 8 if any(column_titles) else gap
+    size = max(10, cell // 6)
+    font: Any = ImageFont.load_default(size=size)
     left = gap + max((int(font.getlength(text)) + 8 for text in row_titles if text), default=0)
     columns = max(len(row) for row in rows)
     offsets, x = [], left
@@ -215,10 +216,17 @@ def sheet(
         x += 4 * gap if column in group_gaps else 0
         offsets.append(x)
         x += cell + gap
+    titles: list[tuple[int, list[str]]] = []
+    end = x
+    for column in reversed([number for number, text in enumerate(column_titles) if text]):
+        titles.append((offsets[column], _lines(column_titles[column], font, end - offsets[column] - 4)))
+        end = offsets[column]
+    top = max((len(lines) * (size + 2) for _, lines in titles), default=gap - 6) + 6
     canvas = Image.new("RGB", (x, top + len(rows) * (cell + gap)), "white")
     draw = ImageDraw.Draw(canvas)
-    for column, text in enumerate(column_titles):
-        draw.text((offsets[column], 2), text, fill="black", font=font)
+    for place, lines in titles:
+        for number, line in enumerate(lines):
+            draw.text((place, 2 + number * (size + 2)), line, fill="black", font=font)
     for number, row in enumerate(rows):
         y = top + number * (cell + gap)
         if number < len(row_titles):
@@ -228,3 +236,15 @@ def sheet(
             method = Image.Resampling.NEAREST if enlarge else Image.Resampling.BICUBIC
             canvas.paste(ImageOps.fit(picture, (cell, cell), method=method), (offsets[column], y))
     return canvas
+
+
+def _lines(text: str, font: Any, width: int) -> list[str]:
+    """The words of a text in lines that are at most so wide, single words apart."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines

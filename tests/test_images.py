@@ -184,3 +184,15 @@ def test_sheet_layout() -> None:
     assert (pixels == [0, 0, 255]).all(axis=2).sum() == 2 * 32 * 32
     with pytest.raises(ImageError, match="at least one row"):
         images.sheet([], cell=8)
+
+
+def test_titles_of_a_sheet_keep_to_their_columns() -> None:
+    """A long title is broken where the next one begins; where none follows it may run on."""
+    white = Image.new("RGB", (8, 8), "white")
+    titles = ("short", "quite a long title for a column", "next")
+    sheet = np.asarray(images.sheet([[white] * 3], cell=60, column_titles=titles).convert("L"))
+    assert (sheet[:, 122:126] == 255).all(), "ink between the second title and the third"
+    assert sheet.shape[0] > 62 + 3 * 12
+    alone = np.asarray(images.sheet([[white] * 3], cell=60, column_titles=("a long title, alone",)).convert("L"))
+    assert alone.shape[0] < 62 + 2 * 12
+    assert (alone[:, 70:] < 255).any()

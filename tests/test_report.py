@@ -34,7 +34,10 @@ TABLE = Table(
 SWEEP = Table("sweep", "Attack", ("epsilon", "accuracy"), tuple((e, Interval(1 / (1 + e), 0, 1)) for e in (0, 2, 4, 8)))
 RESULT = Analysis(
     "layers", "Layers", "some <model>", {"seed": 3}, (TABLE, SWEEP),
-    (Finding("colour is dropped", True, "0.8 against 0.1"), Finding("place is dropped", None, "who knows")),
+    (
+        Finding("colour is dropped", True, "0.8 against 0.1"), Finding("place is dropped", None, "who knows"),
+        *(Finding(f"h keeps {what}", what != "b & c", "so", "h keeps", what) for what in ("a", "b & c", "d")),
+    ),
     {"rows": Image.new("RGB", (40, 20), "red")}, {"rows": "Pictures & samples"}, "as told",
 )  # fmt: skip
 
@@ -74,10 +77,11 @@ def test_the_page_says_everything_and_loads_nothing() -> None:
     reader = read(render("A title", "A line", [RESULT], {"attack": "needs <labels>"}, {"torch": "1"}))
     for text in (
         "What is <kept>", "0.8 [0.7, 0.9]", "place & size", "colour is dropped: holds", "place is dropped: open",
+        "h keepsa, d: holdsb & c: does not hold", "h keeps d: holds.so",
         "Pictures & samples", "as told", "some <model>", "needs <labels>", '"seed": 3', "1 is all",
     ):  # fmt: skip
         assert text in reader.text
-    assert "2 claims (holds: 1; does not hold: 0; open: 1)." in reader.text
+    assert "5 claims (holds: 3; does not hold: 1; open: 1)." in reader.text
     assert all(source.startswith(("#", "data:image/png;base64,")) for source in reader.sources)
     assert sum(source.startswith("data:") for source in reader.sources) == 1
 
@@ -100,6 +104,29 @@ def test_charts_put_numbers_where_they_belong() -> None:
     plain = Table("x", "x", ("a", "b"), (("c", 1.0),))
     assert charts.chart(plain) == ""
     assert charts.chart(Table("x", "x", TABLE.columns, TABLE.rows, one_unit=False)) == ""
+
+
+def test_names_stay_inside_the_chart(tmp_path: Path) -> None:
+    """Long names of rows are shortened in the middle, those of columns go on in another line."""
+    value = Interval(0.5, 0.4, 0.6)
+    heads = ("of", *(f"a model with quite a long name, {number}" for number in range(3)))
+    rows = (("n02123045_a_photograph_with_a_very_long_name.JPEG", value, value, value), ("short", value, None, value))
+    table = Table("t", "t", heads, rows)
+    result = dataclasses.replace(
+        RESULT, tables=(table, dataclasses.replace(SWEEP, columns=("epsilon", "runs/folder/" * 9)))
+    )
+    page = tmp_path / "report.html"
+    page.write_text(render("A title", "A line", [result], {}, {}), encoding="utf-8")
+    assert "n02123045_a_photog…ame.JPEG" in read(page.read_text()).text
+    with browser.chromium(tmp_path / "profile", 390) as driver:
+        driver.get(page.as_uri())
+        outside = driver.execute_script(
+            "return [...document.querySelectorAll('svg text')].filter(e => { const a = e.getBoundingClientRect(),"
+            " b = e.closest('svg').getBoundingClientRect();"
+            " return a.left < b.left - 1 || a.right > b.right + 1 || a.top < b.top - 1 || a.bottom > b.bottom + 1;"
+            " }).map(e => e.textContent)"
+        )
+        assert outside == []
 
 
 def test_one_interval_without_width_is_drawn() -> None:
@@ -173,6 +200,11 @@ def test_in_a_browser(width: int, tmp_path: Path) -> None:
         heights = driver.execute_script("return [...document.querySelectorAll('svg')].map(e => e.clientHeight)")
         assert len(heights) == 2
         assert min(heights) > 60
+        numbers = "return document.querySelector('details.numbers table').checkVisibility()"
+        assert not driver.execute_script(numbers)
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+        assert driver.execute_script(numbers), "on paper nothing can be opened"
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
         size = driver.execute_script("return parseFloat(getComputedStyle(document.body).fontSize)")
         assert size >= 16
         loaded = driver.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")

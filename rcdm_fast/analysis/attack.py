@@ -112,7 +112,7 @@ def run(
     titles = ["picture", "samples", *[""] * (per - 1), "attacked", "samples", *[""] * (per - 1)]
     return Analysis(
         name="attack",
-        title=f"{' and '.join(result.name for result in results)} under attack",
+        title=f"{common.listed([result.name for result in results])} under attack",
         model=", ".join(map(common.name_of, models)),
         settings={
             **dataclasses.asdict(config),

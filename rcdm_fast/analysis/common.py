@@ -5,7 +5,7 @@ Knows nothing about any one experiment.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -178,6 +178,11 @@ def all_hold(verdicts: Iterable[bool | None]) -> bool | None:
     if False in known:
         return False
     return None if None in known else True
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence: "a", "a and b", "a, b and c"."""
+    return " and ".join([", ".join(names[:-1])] * (len(names) > 1) + [names[-1]])
 
 
 def text(found: Interval) -> str:

@@ -171,7 +171,8 @@ def run(model: Model, data: ImageSet, config: InvarianceConfig, progress: Progre
     """The experiment as tables, sentences and figures; arguments and errors as in `measure`."""
     found = measure(model, data, config, progress)
     bars = [charts.Bar(label(each), (each.recovery.correlation,), (each.recovery.chance,)) for each in _all(found)]
-    figures = {"recovered": charts.intervals(bars, [found.model], "Correlation of changes: samples with pictures")}
+    drawn = {"recovered": charts.intervals(bars, [found.model], "Correlation of changes: samples with pictures")}
+    figures = {}
     captions = {"recovered": "Dots: r with its 95 % interval. Grey: what chance gives."}
     for each in _all(found) if config.shown else ():
         name = f"rows-{each.augmentation.name}"
@@ -187,6 +188,7 @@ def run(model: Model, data: ImageSet, config: InvarianceConfig, progress: Progre
         figures=figures,
         captions=captions,
         method=METHOD,
+        charts=drawn,
     )
 
 
@@ -248,10 +250,8 @@ def kept_table(found: Invariance, config: InvarianceConfig) -> Table:
 
 
 def _finding(each: Sweep) -> Finding:
-    name = each.augmentation
-    return Finding(
-        f"the representation keeps {name.changes} ({name.name})", each.recovery.kept, sentence(each.recovery)
-    )
+    what, group = f"{each.augmentation.changes} ({each.augmentation.name})", "the representation keeps"
+    return Finding(f"{group} {what}", each.recovery.kept, sentence(each.recovery), group, what)
 
 
 def rows(sweeps: list[Sweep], names: list[str], cell: int = 96) -> Image.Image:

@@ -20,23 +20,31 @@ if TYPE_CHECKING:
     from rcdm_fast.analysis.layers import Layer, LayersConfig
 
 
-def figures_of(
-    layers: list[Layer], data: ImageSet, config: LayersConfig
-) -> tuple[dict[str, Image.Image], dict[str, str]]:
-    """Figures and their captions, by name."""
+def charts_of(layers: list[Layer], config: LayersConfig) -> tuple[dict[str, Image.Image], dict[str, str]]:
+    """Charts and their captions, by name."""
     labels = [layer.name for layer in layers]
     bars = []
     for name, each in layers[0].invariance.sweeps.items():
         found = [layer.invariance.sweeps[name].recovery for layer in layers]
         row = tuple(each.correlation for each in found), tuple(each.chance for each in found)
         bars.append(charts.Bar(invariance.label(each), *row))
-    figures = {"recovered": charts.intervals(bars, labels, "Correlation of changes: samples with pictures")}
+    drawn = {"recovered": charts.intervals(bars, labels, "Correlation of changes: samples with pictures")}
     captions = {"recovered": "Dots: r with its 95 % interval. Grey: what chance gives."}
     counts = resampled(len(layers[0].samples), config.resamples, config.seed)
     shares = [spreads.shares(layer.spread, counts) for layer in layers]
     bars = [charts.Bar(name, tuple(each[name] for each in shares)) for name in ("pixels", *properties.PROPERTIES)]
-    figures["open"] = charts.intervals(bars, labels, "Left open at fixed h, share of real variance", 0.0, 1.2)
+    drawn["open"] = charts.intervals(bars, labels, "Left open at fixed h, share of real variance", 0.0, 1.2)
     captions["open"] = "0: the representation fixes it; 1: samples differ as much as real pictures do."
+    return drawn, captions
+
+
+def figures_of(
+    layers: list[Layer], data: ImageSet, config: LayersConfig
+) -> tuple[dict[str, Image.Image], dict[str, str]]:
+    """Rows and maps, and their captions, by name."""
+    labels = [layer.name for layer in layers]
+    figures: dict[str, Image.Image] = {}
+    captions: dict[str, str] = {}
     for name in layers[0].invariance.sweeps if config.shown else ():
         figures[f"rows-{name}"] = invariance.rows([layer.invariance.sweeps[name] for layer in layers], labels)
         captions[f"rows-{name}"] = (

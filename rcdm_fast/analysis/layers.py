@@ -103,7 +103,8 @@ def run(models: Sequence[Model], data: ImageSet, config: LayersConfig, progress:
         told = _from(progress, number * each_takes, len(models) * each_takes)
         layers.append(_layer(model, name, data, readers, config, told))
     first, others = layers[0], layers[1:]
-    figures, captions = layer_figures.figures_of(layers, data, config)
+    drawn, below_charts = layer_figures.charts_of(layers, config)
+    figures, below_figures = layer_figures.figures_of(layers, data, config)
     tables = [_side_by_side(first, other, config) for other in others]
     tables += [invariance.recovered_table(_named(layer)) for layer in layers]
     tables += [_open_table(layers, config, own) for own in (False, True)]
@@ -114,14 +115,15 @@ def run(models: Sequence[Model], data: ImageSet, config: LayersConfig, progress:
     details["fitted_on"] = len(readers)
     return Analysis(
         name="layers",
-        title=f"What {' and '.join(layer.name for layer in layers)} keep of transformed pictures",
+        title=f"What {common.listed([layer.name for layer in layers])} keep of transformed pictures",
         model=", ".join(map(common.name_of, models)),
         settings=details,
         tables=tuple(_unique(tables)),
         findings=tuple(finding for other in others for finding in _findings(first, other, config)),
         figures=figures,
-        captions=captions,
+        captions=below_charts | below_figures,
         method=invariance.METHOD + METHOD,
+        charts=drawn,
     )
 
 
@@ -250,6 +252,7 @@ def _unique(tables: list[Table]) -> list[Table]:
 def _findings(first: Layer, other: Layer, config: LayersConfig) -> list[Finding]:
     decided: dict[str, bool | None] = {}
     found = []
+    group = f"{first.name} keeps it and {other.name} drops it"
     for name, a in first.invariance.sweeps.items():
         b = other.invariance.sweeps[name]
         decided[name], how = decide(first, other, name, config)
@@ -259,13 +262,15 @@ def _findings(first: Layer, other: Layer, config: LayersConfig) -> list[Finding]
             read = (recovery(each.readout[name], config.resamples, config.seed) for each in (first, other))
             text += "; linear readout {} and {}".format(*(cell_text(each.correlation) for each in read)) + how
         changed = a.augmentation.changes
-        found.append(Finding(f"{first.name} keeps {changed} ({name}), {other.name} drops it", decided[name], text))
+        claim = f"{first.name} keeps {changed} ({name}), {other.name} drops it"
+        found.append(Finding(claim, decided[name], text, group, f"{changed} ({name})"))
     colour = {name: decided[name] for name in ("grayscale", "hue") if name in decided}
     if len(colour) == 2:
         words = {True: "holds", False: "does not hold", None: "is open"}
         text = ", ".join(f"{augment.AUGMENTATIONS[name].changes}: {words[each]}" for name, each in colour.items())
         held = True if all(colour.values()) else False if False in colour.values() else None
-        found.append(Finding(f"{first.name} keeps colour, {other.name} drops it", held, text))
+        claim = f"{first.name} keeps colour, {other.name} drops it"
+        found.append(Finding(claim, held, text, group, "colour (saturation and hue)"))
     found.append(_open_finding(first, other, config))
     return found
 

@@ -267,4 +267,5 @@ def _finding(
             f"(unchanged h: {percent(interval(kept_before, config))})"
         )
     wanted = "the target" if change.target is not None else f"more {change.wanted}"
-    return Finding(f"{change.name}: samples move to {wanted}", common.above(gain), text)
+    claim, group = f"{change.name}: samples move to {wanted}", "samples move as the change says"
+    return Finding(claim, common.above(gain), text, group, change.name)

@@ -52,11 +52,15 @@ class Finding:
         claim: what the paper says, or what one would expect.
         holds: True or False where the interval decides, None where it leaves the question open.
         measured: the sentence with numbers, as it stands in the report.
+        group, subject: of a claim that is made of several things: what is said, and of which ("asymmetry (flip)"), so
+            that an overview can put them together; "" for one that stands alone.
     """
 
     claim: str
     holds: bool | None
     measured: str
+    group: str = ""
+    subject: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ class Analysis:
         settings: everything that has to be repeated to get the same numbers: seeds, steps, counts, fingerprint.
         tables, findings: see their types.
         figures: pictures by name; captions under the same names in `captions`.
+        charts: drawings of tables' numbers, by name and with captions like figures; pages draw their own.
         method: how it was measured, in a few sentences, with the source.
     """
 
@@ -82,6 +87,7 @@ class Analysis:
     figures: Mapping[str, Image.Image] = field(default_factory=dict)
     captions: Mapping[str, str] = field(default_factory=dict)
     method: str = ""
+    charts: Mapping[str, Image.Image] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """Everything but the pictures, as plain JSON values; an interval is {"value", "low", "high"}."""
@@ -92,7 +98,7 @@ class Analysis:
             "settings": dict(self.settings),
             "tables": [_table(table) for table in self.tables],
             "findings": [dataclasses.asdict(finding) for finding in self.findings],
-            "figures": {name: self.captions.get(name, "") for name in self.figures},
+            "figures": {name: self.captions.get(name, "") for name in (*self.charts, *self.figures)},
             "method": self.method,
         }
 

@@ -90,12 +90,12 @@ def analyze(
 
 
 def write(found: Analysis, folder: Path) -> list[Path]:
-    """NAME.json and a NAME-FIGURE.png for each figure; returns the files."""
+    """NAME.json and a NAME-FIGURE.png for each chart and figure; returns the files."""
     from rcdm_fast import images
 
     paths = [folder / f"{found.name}.json"]
     common.write_json(paths[0], found.as_json())
-    for figure, picture in found.figures.items():
+    for figure, picture in (*found.charts.items(), *found.figures.items()):
         paths.append(folder / f"{found.name}-{figure}.png")
         images.save(picture, paths[-1])
     return paths

@@ -13,8 +13,10 @@ from html import escape
 from rcdm_fast.analysis.result import Table
 from rcdm_fast.training.evaluate import Interval
 
-WIDTH = 480  # units of the view box; the page scales it
-_ROW, _TOP, _LABEL, _RIGHT = 22, 30, 150, 16
+WIDTH = 400  # units of the view box; about a phone's width in pixels, and the page scales it
+_ROW, _RIGHT = 22, 16
+_LETTER = 7.0  # units that a letter takes at most on average
+_LONGEST, _LONGEST_NAME = 27, 50  # letters of a row's label, of a column's name
 _COLOURS = ("#0b6e99", "#c2571a", "#4a7d2c", "#8a3b8f", "#7a6a00", "#444")
 _DASHES = ("", "6 3", "2 3", "8 3 2 3", "1 2", "10 4")
 
@@ -67,15 +69,16 @@ def _span(intervals: Sequence[Interval]) -> tuple[float, float]:
 def _lines(table: Table, columns: Sequence[int]) -> str:
     """Rows under each other, a dot and a whisker per column. Columns share the axis, so they need one unit."""
     everything = [cell for column in columns for cell in _intervals(table, column)]
-    axis = Axis(*_span(everything), _LABEL, WIDTH - _RIGHT)
-    height = _TOP + len(table.rows) * len(columns) * _ROW * 0.7 + len(table.rows) * 8 + 24
-    body = [_legend(table, columns)]
-    body += _vertical(axis, _TOP, height - 20)
-    y = float(_TOP + 8)
-    for row in table.rows:
+    labels = [_short(str(row[0])) for row in table.rows]
+    start = 24 + _LETTER * max(map(len, labels))
+    axis = Axis(*_span(everything), start, WIDTH - _RIGHT)
+    legend, top = _legend(table, columns)
+    height = top + len(table.rows) * len(columns) * _ROW * 0.7 + len(table.rows) * 8 + 24
+    body = [legend, *_vertical(axis, top, height - 20)]
+    y = top + 8.0
+    for label, row in zip(labels, table.rows, strict=True):
         middle = y + (len(columns) - 1) * _ROW * 0.35
-        label = str(row[0]) if len(str(row[0])) < 24 else f"{str(row[0])[:22]}…"
-        body.append(f'<text x="{_LABEL - 8}" y="{middle + 4:.1f}" text-anchor="end">{escape(label)}</text>')
+        body.append(f'<text x="{start - 8:.1f}" y="{middle + 4:.1f}" text-anchor="end">{escape(label)}</text>')
         for place, column in enumerate(columns):
             cell = row[column]
             if isinstance(cell, Interval) and math.isfinite(cell.low + cell.high):
@@ -88,14 +91,20 @@ def _lines(table: Table, columns: Sequence[int]) -> str:
     return _svg(table, height, body)
 
 
+def _short(label: str, longest: int = _LONGEST) -> str:
+    """The label, or its beginning and its end."""
+    return label if len(label) <= longest else f"{label[: longest - 9]}…{label[-8:]}"
+
+
 def _curves(table: Table, columns: Sequence[int]) -> str:
     """One curve with its band per column over the first column."""
-    height = 280.0
+    legend, top = _legend(table, columns)
+    height = top + 250.0
     x_values = [float(row[0]) for row in table.rows if isinstance(row[0], int | float)]
     across = Axis(min(x_values), max(x_values), 60, WIDTH - _RIGHT)
     everything = [cell for column in columns for cell in _intervals(table, column)]
-    up = Axis(*_span(everything), height - 44, _TOP + 6)
-    body = [_legend(table, columns)]
+    up = Axis(*_span(everything), height - 44, top + 6)
+    body = [legend]
     for tick in up.ticks():
         body.append(f'<line class="grid" x1="60" x2="{WIDTH - _RIGHT}" y1="{up(tick)}" y2="{up(tick)}"/>')
         body.append(f'<text x="54" y="{up(tick) + 4}" text-anchor="end">{tick:g}</text>')
@@ -127,17 +136,21 @@ def _vertical(axis: Axis, top: float, bottom: float) -> list[str]:
     return body
 
 
-def _legend(table: Table, columns: Sequence[int]) -> str:
+def _legend(table: Table, columns: Sequence[int]) -> tuple[str, float]:
+    """Names of the columns, in as many lines as they need, and where the chart may begin."""
     if len(columns) == 1:
-        return f'<text x="8" y="18">{escape(table.columns[columns[0]])}</text>'
-    parts, x = [], 8.0
+        return f'<text x="8" y="18">{escape(_short(table.columns[columns[0]], _LONGEST_NAME))}</text>', 30.0
+    parts, x, y = [], 8.0, 18.0
     for place, column in enumerate(columns):
-        name = table.columns[column]
+        name = _short(table.columns[column], _LONGEST_NAME)
         colour = _COLOURS[place % len(_COLOURS)]
-        parts.append(f'<circle cx="{x + 5:.1f}" cy="14" r="4" fill="{colour}"/>')
-        parts.append(f'<text x="{x + 14:.1f}" y="18">{escape(name)}</text>')
-        x += 26 + 6.6 * len(name)
-    return "".join(parts)
+        width = 26 + _LETTER * len(name)
+        if x > 8 and x + width > WIDTH:
+            x, y = 8.0, y + 18
+        parts.append(f'<circle cx="{x + 5:.1f}" cy="{y - 4:.1f}" r="4" fill="{colour}"/>')
+        parts.append(f'<text x="{x + 14:.1f}" y="{y:.1f}">{escape(name)}</text>')
+        x += width
+    return "".join(parts), y + 12
 
 
 def _svg(table: Table, height: float, body: Sequence[str]) -> str:

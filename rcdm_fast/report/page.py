@@ -1,6 +1,7 @@
 """The page: verdicts first, then every experiment with its findings, pictures, charts, tables, method and settings.
 
-Everything is inside the one file; it loads nothing. Knows nothing about experiments but the type of their results.
+Numbers behind a chart are folded away, but not on paper. Everything is inside the one file; it loads nothing. Knows
+nothing about experiments but the type of their results.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def _contents(results: Sequence[Analysis]) -> str:
 
 
 def _verdicts(results: Sequence[Analysis]) -> list[str]:
-    """Every claim and whether it holds, by experiment; the numbers are in the sections."""
+    """Every claim and whether it holds, by experiment, those of a group together; numbers are in the sections."""
     findings = [finding for result in results for finding in result.findings]
     if not findings:
         return []
@@ -64,15 +65,25 @@ def _verdicts(results: Sequence[Analysis]) -> list[str]:
         f'<p class="soft">{len(findings)} claims ({told}). The numbers behind each are in its section.</p>',
     ]
     for result in results:
-        rows = [
-            f'<li class="{_VERDICTS[each.holds][0]}">{escape(each.claim)}: '
-            f'<span class="verdict">{_VERDICTS[each.holds][1]}</span></li>'
-            for each in result.findings
-        ]
-        if rows:
+        if result.findings:
             parts.append(f'<h3><a href="#{escape(result.name)}">{escape(result.title)}</a></h3>')
-            parts.append(f'<ul class="verdicts">{"".join(rows)}</ul>')
+        groups: dict[str, list[Finding]] = {}
+        for each in result.findings:
+            groups.setdefault(each.group or each.claim, []).append(each)
+        lines = "".join(_verdict_lines(said, members) for said, members in groups.items())
+        parts += [f'<ul class="verdicts">{lines}</ul>'] if lines else []
     return parts
+
+
+def _verdict_lines(said: str, members: Sequence[Finding]) -> str:
+    """A claim and its verdict; of a group a line for every verdict that occurs, with what it is said of."""
+    lines = "" if len(members) == 1 else f'<li class="claim">{escape(said)}</li>'
+    for verdict, (kind, word) in _VERDICTS.items():
+        found = [each for each in members if each.holds is verdict]
+        of = ", ".join(each.subject for each in found) if lines else "".join(each.claim for each in found)
+        if found:
+            lines += f'<li class="{kind}">{escape(of)}: <span class="verdict">{word}</span></li>'
+    return lines
 
 
 def _section(result: Analysis) -> str:
@@ -113,4 +124,7 @@ def _table(table: Table) -> str:
     )
     note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
     body = f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
-    return f"<h3>{escape(table.title)}</h3>{chart(table)}{note}{body}"
+    drawn = chart(table)
+    if drawn:
+        body = f'<details class="numbers"><summary>Numbers</summary>{body}</details>'
+    return f"<h3>{escape(table.title)}</h3>{drawn}{note}{body}"
