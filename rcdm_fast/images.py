@@ -10,7 +10,7 @@ Knows nothing about models or encoders (`encoders/` decides at what size an enco
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +35,20 @@ class ImageError(ValueError):
     """A file or an array that is not a usable picture."""
 
 
+def below(folder: Path) -> Iterator[Path]:
+    """Files below a folder with a picture's extension; hidden ones, and what is in hidden folders, are not meant.
+
+    Hidden are names that begin with a dot: previews and attributes that systems put beside pictures ("._1.jpg"), and
+    files that are still being written.
+    """
+    for path in folder.rglob("*"):
+        shown = not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if shown and path.suffix.lower() in EXTENSIONS and path.is_file():
+            yield path
+
+
 def find(folder: str | os.PathLike[str]) -> list[Path]:
-    """All picture files below a folder, sorted by path.
+    """All picture files `below` a folder, sorted by path.
 
     Raises:
         ImageError: no such folder, or no file in it has a picture's extension.
@@ -44,7 +56,7 @@ def find(folder: str | os.PathLike[str]) -> list[Path]:
     root = Path(folder)
     if not root.is_dir():
         raise ImageError(f"{root}: no such folder")
-    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
+    paths = sorted(below(root))
     if not paths:
         raise ImageError(f"{root}: no pictures here (looked for {', '.join(sorted(EXTENSIONS))})")
     return paths

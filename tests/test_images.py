@@ -120,7 +120,12 @@ def test_folders(tmp_path: Path) -> None:
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.touch()
+    for name in ("a/._1.jpg", ".previews/1.jpg"):  # systems put them beside pictures
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
     assert [path.name for path in images.find(tmp_path)] == ["1.jpg", "2.PNG"]
+    assert [path.name for path in images.find(tmp_path / ".previews")] == ["1.jpg"]
     assert [path.name for path in images.expand([tmp_path / "b", tmp_path / "a/1.jpg"])] == ["2.PNG", "1.jpg"]
 
 

@@ -116,6 +116,8 @@ def test_shards(tmp_path: Path) -> None:
     source = sources.find(str(tmp_path / "s-{0..1}.tar"))
     same_pictures(source, pixels[:3])
     assert [source.id(place) for place in range(3)] == ["a/0", "a/1", "b2"]
+    for hidden in (".s-2.tar", "._a.png", ".c.parquet"):
+        (tmp_path / hidden).write_bytes(b"not finished")
     same_pictures(sources.find(tmp_path), pixels[:3])
 
 

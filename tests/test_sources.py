@@ -101,6 +101,8 @@ def test_shards(tmp_path: Path, pixels: np.ndarray, caplog: pytest.LogCaptureFix
     assert same(found, pixels)
     assert found.labels is not None
     assert found.labels.tolist() == [number % 11 for number in range(COUNT)]
+    for hidden in (".part-02.tar", "._part-01.png"):
+        (tmp_path / "shards" / hidden).write_bytes(b"not finished")
     assert open_data(tmp_path / "shards", 8).fingerprint == found.fingerprint
     assert open_data(f"wds:{pattern}", 8).fingerprint == found.fingerprint
     described = json.dumps({"label": "cat"}).encode()

@@ -84,13 +84,14 @@ def find(source: str | Path) -> Source:
         return Shards(name)
     if path.is_dir() and any((path / file).exists() for file in ("state.json", "dataset_dict.json")):
         return HuggingFace(name)
-    if path.is_dir() and next(path.glob("*.tar"), None) is not None and next(_pictures(path), None) is None:
+    if path.is_dir() and shards_in(path) and next(images.below(path), None) is None:
         return Shards(name)
     return Folder(path)
 
 
-def _pictures(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.rglob("*") if path.suffix.lower() in images.EXTENSIONS)
+def shards_in(folder: Path) -> list[Path]:
+    """WebDataset shards in a folder, sorted; hidden files are not meant, as in `images.below`."""
+    return sorted(folder.glob("[!.]*.tar"))
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ class Shards:
         """Their names, in order. Raises `images.ImageError` where some that should be files here are missing."""
         path = Path(self.pattern)
         if path.is_dir():
-            found = sorted(str(file) for file in path.glob("*.tar"))
+            found = [str(file) for file in shards_in(path)]
             if not found:
                 raise images.ImageError(f"{path}: no .tar files here")
             return found

@@ -24,7 +24,7 @@ from torch import Tensor
 from rcdm_fast import images, storage
 from rcdm_fast.config import ConfigError
 from rcdm_fast.jobs import tables, tars
-from rcdm_fast.training.source_kinds import Item
+from rcdm_fast.training.source_kinds import Item, shards_in
 
 Kind = Literal["picture", "representation", "label", "nothing"]
 Given = str | os.PathLike[str] | int | Tensor | np.ndarray | Sequence[str | os.PathLike[str] | Image.Image]
@@ -103,17 +103,12 @@ def _find(given: Given) -> Source:
         return Shards(name.removeprefix("wds:"))
     if path.is_file():
         return Pictures(name, [path])
-    if path.is_dir() and not (pictures := [each for each in path.rglob("*") if _is_picture(each)]):
-        if files := sorted(each for each in path.iterdir() if each.suffix in tables.EXTENSIONS):
+    if path.is_dir() and next(images.below(path), None) is None:
+        if files := sorted(each for each in path.glob("[!.]*") if each.suffix in tables.EXTENSIONS):
             return Columns(path, tables.open_files(files))
-        if next(path.glob("*.tar"), None) is not None:
+        if shards_in(path):
             return Shards(name)
-        del pictures
     return Pictures(name, list(images.find(path)), path)
-
-
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in images.EXTENSIONS
 
 
 class Nothing:
