@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from rcdm_fast.analysis import attack
-from rcdm_fast.analysis.attack import AttackConfig
+from rcdm_fast.analysis.attack import AttackConfig, Attacked
 from rcdm_fast.analysis.perturb import LEVEL, against_probe, fgsm, pgd
 from rcdm_fast.analysis.registry import EXPERIMENTS, Job
 from rcdm_fast.analysis.result import Analysis, Table
-from rcdm_fast.config import ConfigError
+from rcdm_fast.config import ConfigError, EncoderConfig
+from rcdm_fast.encoders import ImageEncoder
 from rcdm_fast.training import probes
 from rcdm_fast.training.data import ImageSet
 from rcdm_fast.training.evaluate import Interval
@@ -141,3 +142,65 @@ def test_from_the_registry(data: ImageSet) -> None:
     found = EXPERIMENTS["attack"].run(Job(small.model(), data, against=(small.model(),), settings=settings))
     assert found.name == "attack"
     assert np.isfinite(value(found, "samples", 0, 3))
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("pictures", [0, 30, 60])
+def test_what_is_attacked_was_not_fitted_on(data: ImageSet, seed: int, pictures: int) -> None:
+    known, attacked = attack.halves(data, dataclasses.replace(QUICK, seed=seed, pictures=pictures))
+    assert len(known) == 60
+    assert len(attacked) == (pictures or 60)
+    assert not set(known.tolist()) & set(attacked.tolist())
+    assert len(set(known.tolist())) == 60
+    assert len(set(attacked.tolist())) == len(attacked)
+    other, _ = attack.halves(data, dataclasses.replace(QUICK, seed=seed + 1, pictures=pictures))
+    assert other.tolist() != known.tolist()
+
+
+class _Pixels(torch.nn.Module):
+    """The picture itself as its representation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)
+
+
+def test_movement_is_a_distance_in_units_of_the_nearest_neighbours(data: ImageSet) -> None:
+    """With the picture as h one step of FGSM moves every number by epsilon: the length of the way is known."""
+    model = small.model()
+    model._encoder = ImageEncoder(_Pixels(), EncoderConfig("module", image_size=8))
+    config = dataclasses.replace(QUICK, epsilons=(0, 2), sources=20)
+    known, attacked = attack.halves(data, config)
+    model.sample = lambda h, *, per, **_: torch.zeros(len(h), per, 3, 8, 8)  # type: ignore[method-assign, assignment]
+    found = attack._attack(model, "it", data, known, attacked, config)
+    floats = data.floats(attacked).flatten(1).double()
+    apart = torch.stack([(floats - row).square().sum(dim=1).sqrt().topk(2, largest=False).values[1] for row in floats])
+    want = 2 * LEVEL * 192**0.5 / apart.numpy()
+    np.testing.assert_allclose(found.moved["fgsm"][1], want, rtol=1e-4)
+    assert (found.moved["fgsm"][0] == 0).all()
+    assert (found.moved["pgd"][1] <= want * 1.0001).all()
+    assert found.kept.shape == (2, 20)
+
+
+def _attacked(name: str, right: tuple[float, ...], moved: tuple[float, ...], kept: tuple[float, float]) -> Attacked:
+    """A model whose probe is right in these shares of 100 pictures, by epsilon."""
+    correct = np.stack([np.arange(100) < round(100 * share) for share in right])
+    far = np.stack([np.full(100, value) + np.linspace(-0.01, 0.01, 100) for value in moved])
+    kept_of = np.stack([np.full(40, value) for value in kept])
+    return Attacked(name, {"fgsm": correct, "pgd": correct}, {"fgsm": far, "pgd": far}, kept_of, [])
+
+
+def test_findings_have_the_sign_of_what_they_say_and_leave_the_clean_pictures_out() -> None:
+    config = AttackConfig(epsilons=(0, 1, 2), resamples=200)
+    calm = _attacked("calm", (0.1, 0.6, 0.6), (0, 0.2, 0.4), (0.5, 0.45))
+    shy = _attacked("shy", (1.0, 0.4, 0.4), (0, 0.5, 0.9), (0.9, 0.3))
+    moved, right, kept = attack._findings(calm, shy, config)
+    assert (moved.holds, right.holds, kept.holds) == (True, True, True)
+    assert moved.claim == "PGD moves h of calm less than h of shy"
+    assert "epsilon 1: -0.30 " in moved.measured
+    assert "epsilon 2: -0.50 " in moved.measured
+    assert "difference of the means over epsilons 0.2 " in right.measured  # with the clean ones it would be -0.17
+    assert "clean: 10 % " in right.measured
+    assert "difference of the changes in accuracy 0.55 " in kept.measured
+    turned = attack._findings(shy, calm, config)
+    assert [each.holds for each in turned] == [False, False, False]
+    assert "epsilon 1: 0.30 " in turned[0].measured

@@ -127,3 +127,79 @@ def test_what_is_refused(mirror: Model, data: ImageSet) -> None:
     mirror._encoder = None
     with pytest.raises(ConfigError, match="encoder"):
         manipulate.run(mirror, data, QUICK)
+
+
+def _sparse() -> manipulate.Setting:
+    """Two groups that have dimensions 0, 1 and 2, 3 in common; dimension 4 is anyone's, 5 nobody's."""
+    rows = torch.zeros(60, 6)
+    rows[:30, :2] = torch.linspace(4, 5, 60).view(30, 2)
+    rows[30:, 2:4] = torch.linspace(6, 7, 60).view(30, 2)
+    rows[::3, 4] = 0.25
+    gallery, h = rows[torch.arange(60) % 5 != 0], rows[::5]
+    pictures = small.pictures(60)
+    labels = (torch.arange(60) >= 30).long()
+    chosen = torch.arange(60) % 5 != 0
+    return manipulate.Setting(
+        gallery, pictures[chosen], labels[chosen], h, pictures[~chosen], labels[~chosen], torch.arange(0, 60, 5)
+    )
+
+
+def test_the_dimensions_in_common_are_changed_and_no_others() -> None:
+    setting = _sparse()
+    config = dataclasses.replace(QUICK, components=2)
+    zeroed, swapped, bright, *components = manipulate._changes(setting, config)
+    common = setting.h >= 4  # by construction
+    assert common.sum(dim=1).tolist() == [2] * 12
+    assert torch.equal(zeroed.h, torch.where(common, 0.0, setting.h))
+    assert (zeroed.h[:, :4] == 0).all()
+    assert torch.equal(zeroed.h[:, 4:], setting.h[:, 4:])
+    assert zeroed.target is zeroed.h
+    assert swapped.target is not None
+    assert torch.equal(swapped.h, torch.where(common, swapped.target, setting.h))
+    assert (swapped.target[:, None] == setting.gallery[None]).all(dim=2).any(dim=1).all()  # each a picture's own
+    assert len(swapped.target.unique(dim=0)) > 3
+    for change in (zeroed, swapped):  # as many random dimensions, not the same for every source
+        changed = change.control != setting.h
+        assert (changed.sum(dim=1) <= 2).all()
+        assert len(changed.unique(dim=0)) > 3
+    directions = [bright, *components]
+    assert len(components) == 2
+    for change in directions:
+        steps, controls = change.h - setting.h, change.control - setting.h
+        torch.testing.assert_close(steps, steps[:1].expand_as(steps))
+        torch.testing.assert_close(controls.norm(dim=1), steps.norm(dim=1), rtol=1e-4, atol=1e-5)
+        assert len(controls.unique(dim=0)) == len(controls)
+    want = manipulate.mean_difference(
+        setting.gallery, manipulate.properties.find("brightness")(setting.gallery_pictures)
+    )
+    torch.testing.assert_close(bright.h[0] - setting.h[0], config.strength * want)
+    assert bright.target is None
+    spread = float((setting.gallery @ (components[0].h - setting.h)[0] / (components[0].h - setting.h)[0].norm()).std())
+    assert float((components[0].h - setting.h)[0].norm()) == pytest.approx(config.strength * spread, rel=1e-3)
+
+
+def test_nearer_to_the_target_is_moved_as_wanted(mirror: Model) -> None:
+    before = small.pictures(4, 16)[:, None]
+    target = small.pictures(8, 16)[4:]
+    nearer, further = torch.lerp(before, target[:, None], 0.3), torch.lerp(before, target[:, None], -0.3)
+    after = torch.cat([nearer, further], dim=1)
+    change = manipulate.Change("it", target.flatten(1), target.flatten(1), "target", target.flatten(1))
+    moved = manipulate._moved(mirror, before.expand(-1, 2, -1, -1, -1), after, change)
+    assert moved.tolist() == [0.5] * 4
+    assert manipulate._moved(mirror, before, nearer, change).tolist() == [1.0] * 4
+    assert manipulate._moved(mirror, before, further, change).tolist() == [0.0] * 4
+    assert manipulate._moved(mirror, before, before, change).tolist() == [0.5] * 4
+
+
+def test_classes_are_voted_by_the_gallery(mirror: Model) -> None:
+    """Samples that look like class 1 of the gallery have class 1, whatever the sources around them are."""
+    pictures = small.pictures(6, 16)
+    gallery = pictures.flatten(1).repeat(4, 1)
+    labels = torch.arange(6).repeat(4) % 2
+    sources = torch.ones(6, dtype=torch.int64)  # all sources are of class 1
+    setting = manipulate.Setting(
+        gallery, pictures.repeat(4, 1, 1, 1), labels, pictures.flatten(1), pictures, sources, torch.arange(6)
+    )
+    kept = manipulate._kept(mirror, pictures[:, None], setting, dataclasses.replace(QUICK, knn=4))
+    assert kept is not None
+    assert kept.tolist() == [0.0, 1.0, 0.0, 1.0, 0.0, 1.0]

@@ -13,7 +13,17 @@ import torch
 from rcdm_fast import images
 from rcdm_fast.config import ConfigError
 from rcdm_fast.training.data import ImageSet
-from rcdm_fast.training.evaluate import EvaluateConfig, bootstrap, evaluate, mrr_change, rank_of, squared_distances
+from rcdm_fast.training.evaluate import (
+    Drawn,
+    EvaluateConfig,
+    bootstrap,
+    draw,
+    evaluate,
+    faithfulness,
+    mrr_change,
+    rank_of,
+    squared_distances,
+)
 from tests import small
 
 
@@ -99,3 +109,41 @@ def test_a_change_of_mrr_is_measured_in_pairs() -> None:
     assert want.mrr.high - want.mrr.low > 2 * (less.high - less.low) * want.mrr.value
     with pytest.raises(ConfigError, match="the same sources"):
         mrr_change(dataclasses.replace(want, sources=21), want)
+
+
+def test_the_gallery_is_spread_over_the_data_and_the_seed_reaches_the_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, model = pictures(40), small.model()
+    asked: list[dict[str, object]] = []
+    floats = data.floats(slice(None))
+
+    def sample(h: torch.Tensor, *, items: torch.Tensor, per: int, **rest: object) -> torch.Tensor:
+        asked.append(rest)
+        return torch.zeros(len(items), per, *floats.shape[1:])
+
+    monkeypatch.setattr(model, "sample", sample)
+    config = EvaluateConfig(sources=4, samples=1, gallery=5, steps=3, solver="ancestral", seed=7, batch_size=9)
+    drawn = draw(model, data, config)
+    assert torch.equal(drawn.real.pixels, data.pixels[[0, 10, 20, 29, 39]])  # 19.5 and 29.25 are rounded
+    assert drawn.sources.tolist() == [0, 1, 3, 4]
+    assert {tuple(sorted(rest.items())) for rest in asked} == {
+        (("batch_size", 9), ("seed", 7), ("solver", "ancestral"), ("steps", 3))
+    }
+    found, other = (faithfulness(drawn, dataclasses.replace(config, seed=seed)) for seed in (7, 8))
+    assert found == faithfulness(drawn, config)
+    assert (found.distance.low, found.distance.high) != (other.distance.low, other.distance.high)
+
+
+@pytest.mark.parametrize(("size", "known"), [(2, [1]), (5, [1]), (6, [1, 5]), (10, [1, 5]), (11, [1, 5, 10])])
+def test_neighbours_as_far_as_the_gallery_goes(size: int, known: list[int]) -> None:
+    """Of G pictures G - 1 are others: a tenth neighbour needs eleven."""
+    gallery = torch.arange(size, dtype=torch.float32)[:, None] ** 1.5
+    sources = torch.tensor([0, size - 1])
+    drawn = Drawn(
+        small.encoder(), pictures(size), gallery, sources, torch.zeros(2, 1, 3, 8, 8), gallery[sources][:, None]
+    )
+    found = faithfulness(drawn, EvaluateConfig(samples=1, resamples=100))
+    assert sorted(found.nearest_real) == known
+    for k in known:
+        each = [(gallery - gallery[source]).square().flatten().sort().values[k] for source in sources.tolist()]
+        assert found.nearest_real[k].value == pytest.approx(float(sum(each) / 2), rel=1e-5)
+        assert found.nearest_real[k].value < float("inf")

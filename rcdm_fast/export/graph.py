@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +68,27 @@ class NetworkGraph(nn.Module):
         return network.denoise(sample.to(self.dtype), network.film(emb)).float()
 
 
+def truth(network: UNet, schedule: ScheduleConfig) -> Callable[..., Tensor]:
+    """The model itself with the graph's inputs and output: what every export is compared with.
+
+    Runs the plain network as `Model.network` does, in float32 on the CPU. Nothing of `NetworkGraph` is in it, so that a
+    graph which leaves something out is found, too.
+
+    Args:
+        network: copied, never changed.
+        schedule: says what the network sees of a base timestep.
+    """
+    own = copy.deepcopy(network).cpu().float().eval().requires_grad_(False)
+
+    @torch.inference_mode()
+    def evaluate(sample: Tensor, timestep: Tensor, condition: Tensor | None = None) -> Tensor:
+        given = {"representation" if own.config.representation_dim else "label": condition}
+        out: Tensor = own(sample, timestep.float() * network_timestep(schedule, 1), **given)
+        return out
+
+    return evaluate
+
+
 def _reduce(network: nn.Module, dtype: torch.dtype) -> None:
     network.to(dtype)
     for parent in list(network.modules()):
@@ -96,9 +118,9 @@ def example_inputs(
 
 
 def weights_hash(network: UNet, schedule: ScheduleConfig) -> str:
-    """SHA-256 over the network's structure and weights and what it sees of timesteps: equal hashes, equal graphs."""
+    """SHA-256 over the network's structure and weights and its schedule: equal hashes, equal graphs and equal use."""
     digest = hashlib.sha256()
-    digest.update(repr((network.config, schedule.diffusion_steps, schedule.rescale_timesteps)).encode())
+    digest.update(repr((network.config, schedule)).encode())
     for name, value in sorted(network.state_dict().items()):
         digest.update(f"{name}{list(value.shape)}".encode())
         digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())

@@ -22,7 +22,7 @@ from torch import Tensor
 from rcdm_fast.benchmarking import psnr_db, relative_l2
 from rcdm_fast.config import ConfigError
 from rcdm_fast.export import calibration
-from rcdm_fast.export.graph import NetworkGraph, input_names
+from rcdm_fast.export.graph import input_names, truth
 from rcdm_fast.export.job import Job
 from rcdm_fast.export.onnx import ExportError
 
@@ -103,17 +103,17 @@ def quantise(model: Any, graph: Path, job: Job) -> Quantised:
     count = MADE_UP if given is None else len(given)
     held = torch.arange(count) % HELD_OUT == HELD_OUT - 1
     names = input_names(job.config.unet)
-    truth = NetworkGraph(job.network, job.config.schedule)
+    network = truth(job.network, job.config.schedule)
     job.say(f"drawing {count} trajectories to calibrate with and to check")
     to_use, to_check = ((None, int(part.sum())) if given is None else (given[part], 0) for part in (~held, held))
-    _, used = calibration.collect(truth, job.config, *to_use)
-    want = calibration.draw(truth, job.config, *to_check)
+    _, used = calibration.collect(network, job.config, *to_use)
+    want = calibration.draw(network, job.config, *to_check)
 
-    def psnr_of(network: Any) -> float:
-        return psnr_db(calibration.draw(runner(network, names, floating_hint()), job.config, *to_check), want)
+    def psnr_of(quantised: Any) -> float:
+        return psnr_db(calibration.draw(runner(quantised, names, floating_hint()), job.config, *to_check), want)
 
     rough = quantise_convolutions(model, used, names)
-    layers = _ranked(rough, graph, truth, used, names)
+    layers = _ranked(rough, graph, network, used, names)
     most = int(MOST_KEPT * len(layers))
     few = _fewest(most, lambda kept: psnr_of(_without(rough, layers[:kept])) >= PSNR_DB)
     for kept in range(few, most + 1):
@@ -175,7 +175,7 @@ def _without(model: Any, layers: list[Layer]) -> Any:
 
 
 def _ranked(
-    model: Any, graph: Path, truth: NetworkGraph, used: tuple[Tensor, ...], names: tuple[str, ...]
+    model: Any, graph: Path, network: Callable[..., Tensor], used: tuple[Tensor, ...], names: tuple[str, ...]
 ) -> list[Layer]:
     """All quantised convolutions, the one whose rounding costs most first."""
     some = torch.linspace(0, len(used[0]) - 1, min(RANKED, len(used[0]))).long()
@@ -189,8 +189,7 @@ def _ranked(
                 _exact_input(convolution)
         return relative_l2(runner(copy, names)(*inputs)[:, :3], want)
 
-    with torch.inference_mode():
-        want = truth(*inputs)[:, :3]
+    want = network(*inputs)[:, :3]
     of_weights = error_with(None)
     layers = []
     for convolution in _convolutions(model.clone()):
