@@ -251,6 +251,12 @@ def test_reduced_precision(model: rcdm_fast.Model, path: Path, precision: str, t
     kernels = [value for value in graph.graph.initializer if len(value.dims) == 4]
     assert kernels
     assert {value.data_type for value in kernels} == {reduced}
+    types = {
+        value.name: value.type.tensor_type.elem_type
+        for value in onnx.shape_inference.infer_shapes(graph).graph.value_info
+    }
+    norms = [types[node.input[0]] for node in graph.graph.node if node.op_type == "InstanceNormalization"]
+    assert set(norms) == {onnx.TensorProto.FLOAT}
     assert read_info(path).precision == precision
     assert path.stat().st_size < 0.65 * full.stat().st_size
     if precision == "fp16":

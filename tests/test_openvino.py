@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import rcdm_fast
-from rcdm_fast import drift, engines
+from rcdm_fast import benchmarking, drift, engines
 from rcdm_fast.config import ConfigError
 from rcdm_fast.engines.openvino_runtime import KEPT, OpenVINOEngine
 from rcdm_fast.export import calibration, openvino_int8
@@ -155,7 +155,13 @@ def test_int8_of_models_without_representations(
     assert "drawing 8 trajectories" in said[1]
     model.engine = engines.make("openvino", model.unet, model.config, CPU, "int8", tmp_path / "out/network.xml")
     label = torch.tensor([0, 2]) if condition == "label" else None
-    assert model.sample(label=label, per=1, steps=2).isfinite().all()
+    got = model.sample(label=label, per=4, steps=5)
+    model.engine = engines.make("eager", model.unet, model.config, CPU, "fp32")
+    want = model.sample(label=label, per=4, steps=5)
+    assert benchmarking.psnr_db(got, want) >= 15
+    if condition == "label":  # each label has pictures of its own, further from the other's than int8 moves them
+        turned = model.sample(label=label.flip(0), items=[0, 1], per=4, steps=5)  # type: ignore[union-attr]
+        assert benchmarking.psnr_db(got, want) > benchmarking.psnr_db(got, turned)
 
 
 @pytest.mark.parametrize("needed", range(8))
