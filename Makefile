@@ -1,5 +1,6 @@
 # make demo     sheets of pictures from real photographs -> out/demo.png
 # make test     the tests (make test-long: those that take minutes; SHORT=1 shortens them)
+# make mutants  small wrong changes of the code, one at a time: the tests must notice each
 # make quality  what must be clean before a change lands; make style repairs what can be repaired
 # make notebooks  run the notebooks in examples/ and keep their outputs in them
 # make bench    benchmarks: operators, network evaluations beside their rivals, a training step -> out/bench_*
@@ -19,7 +20,7 @@ STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 NATIVE := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: venv demo notebooks test test-long quality style bench bench-gpu clean
+.PHONY: venv demo notebooks test test-long mutants quality style bench bench-gpu clean
 
 venv: $(STAMP)
 
@@ -44,6 +45,10 @@ test: $(STAMP)
 # pytest's exit status 5 means that no test is marked long.
 test-long: $(STAMP)
 	$(BIN)/python -m pytest -m long $(if $(SHORT),--short) || test $$? -eq 5
+
+# ONLY=words picks mutants by name or file, EVERY=n every n-th.
+mutants: $(STAMP)
+	$(BIN)/python -m tests.mutants.run $(if $(ONLY),--only "$(ONLY)") $(if $(EVERY),--every $(EVERY))
 
 quality: $(STAMP)
 	$(BIN)/ruff format --check .

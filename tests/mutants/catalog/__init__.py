@@ -1,0 +1,10 @@
+"""All mutants, room by room."""
+
+from __future__ import annotations
+
+from tests.mutants.catalog.analysis import ANALYSIS
+from tests.mutants.catalog.export import EXPORT
+from tests.mutants.catalog.training import TRAINING
+from tests.mutants.mutant import Mutant
+
+MUTANTS: tuple[Mutant, ...] = (*ANALYSIS, *EXPORT, *TRAINING)

@@ -1,0 +1,26 @@
+"""What other runtimes get."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import Mutant
+
+_GRAPH, _FILE = "rcdm_fast/export/graph.py", "tests/test_export_truth.py"
+_TESTS = (
+    f"{_FILE}::test_the_truth_is_the_model",
+    f"{_FILE}::test_norms_are_float32_in_reduced_precision",
+    f"{_FILE}::test_hashes_tell_every_field_and_every_tensor",
+    f"{_FILE}::test_a_graph_that_leaves_something_out_fails_the_check",
+)
+_WRITTEN = (f"{_FILE}::test_a_label_graph_without_its_timestep_is_written_by_no_format[onnx-fp32]",)
+
+EXPORT = (
+    Mutant("labels take the timestep's place", _GRAPH, "emb = emb + network.label_emb(condition)", "emb = network.label_emb(condition)", _TESTS),
+    Mutant("the representation is left out", _GRAPH, "emb = emb + network.ssl_emb(condition.to(self.dtype))", "emb = emb + network.ssl_emb(0 * condition.to(self.dtype))", _TESTS),
+    Mutant("timesteps are not rescaled", _GRAPH, "times = [network_timestep(schedule, t)", "times = [float(t)", _TESTS),
+    Mutant("norms in 16 bits", _GRAPH, "self.norm(x.float())", "self.norm.to(x.dtype)(x)", _TESTS),
+    Mutant("the hash does not know the schedule", _GRAPH, "repr((network.config, schedule))", "repr((network.config, schedule.diffusion_steps))", _TESTS),
+    Mutant("the hash does not know the structure", _GRAPH, "repr((network.config, schedule))", "repr((None, schedule))", _TESTS),
+    Mutant("the hash knows shapes only", _GRAPH, "        digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())\n", "", _TESTS),
+    Mutant("exports are compared with the graph", "rcdm_fast/export/onnx.py", "model = truth(network, config.schedule)", "model = NetworkGraph(network, config.schedule).requires_grad_(False)", _WRITTEN),
+    Mutant("a wrong number passes", "rcdm_fast/export/onnx.py", "if not error <= tolerance:", "if error > 1e3 * tolerance:", _TESTS),
+)  # fmt: skip
