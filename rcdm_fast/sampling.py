@@ -216,7 +216,11 @@ def _bar(total: int, progress: bool) -> Any:
 
 
 def interpolation_path(a: Tensor, b: Tensor, frames: int, mode: str) -> Tensor:
-    """Points from a [D] to b [D], both ends included; float32 [frames,D]."""
+    """Points from a [D] to b [D], both ends included; float32 [frames,D].
+
+    Raises:
+        ConfigError: different widths, an unknown mode, or a spherical path from zero or to the opposite direction.
+    """
     a, b = a.float(), b.float()
     if a.shape != b.shape:
         raise ConfigError(f"the two representations have different widths: {len(a)} and {len(b)}")
@@ -231,6 +235,10 @@ def interpolation_path(a: Tensor, b: Tensor, frames: int, mode: str) -> Tensor:
     unit_a, unit_b = a / length_a, b / length_b
     angle = torch.arccos((unit_a @ unit_b).clamp(-1, 1))
     if float(angle.sin()) < 1e-4:
+        if float(unit_a @ unit_b) < 0:
+            raise ConfigError(
+                "the two representations are opposite: every way along the sphere is as short; use linear"
+            )
         return torch.lerp(a[None], b[None], weight)
     direction: Tensor = ((1 - weight) * angle).sin() * unit_a + (weight * angle).sin() * unit_b
     return direction / angle.sin() * torch.lerp(length_a, length_b, weight)

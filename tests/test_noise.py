@@ -26,6 +26,15 @@ def test_every_part_of_the_key_matters() -> None:
     assert len(set(drawn)) == len(keys)
 
 
+def test_items_on_both_sides_of_zero_differ() -> None:
+    items = [-(2**63), -2, -1, 0, 1, 2, 2**63 - 1]
+    drawn = {noise.keyed_normal(3, item, 0, 0, 64).tobytes() for item in items}
+    assert len(drawn) == len(items)
+    samples = {noise.keyed_normal(3, 0, sample, 0, 64).tobytes() for sample in range(5)}
+    steps = {noise.keyed_normal(3, 0, 0, step, 64).tobytes() for step in range(5)}
+    assert len(samples | steps) == 9  # sample 0 at step 0 is in both
+
+
 def test_the_bits_are_these() -> None:
     """Pinned: a change here changes every picture that anyone has made from a seed."""
     values = noise.keyed_normal(2021, 5, 3, 1, 1000)

@@ -47,6 +47,16 @@ def test_published_texts() -> None:
     assert sections[10] == 100
 
 
+def test_steps_that_sections_do_not_share_evenly_go_to_the_first_ones() -> None:
+    """As published: 10 steps in three sections are 4, 3 and 3."""
+    assert respace(10, "4,3,3") == tuple(range(10))
+    assert respace(11, "4,4,3") == tuple(range(11))
+    assert respace(10, "2,2,2") == (0, 3, 4, 6, 7, 9)
+    for spec in ("3,4,3", "3,3,4"):
+        with pytest.raises(ConfigError, match="4 steps out of a section of 3"):
+            respace(10, spec)
+
+
 @pytest.mark.parametrize("spec", ["ddim300", "ddim", "0", "-3", "fast", "10,x", "1001", "600,10", 0, "ddim0"])
 def test_impossible_texts_are_refused_by_name(spec: int | str) -> None:
     with pytest.raises(ConfigError, match=str(spec).split(",")[0]):

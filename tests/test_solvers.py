@@ -104,6 +104,39 @@ def test_learned_variance_stays_between_its_bounds() -> None:
         torch.testing.assert_close(seen[0], torch.full_like(x, math.exp(0.5 * bounds[4])))
 
 
+@pytest.mark.parametrize(("value", "place"), [(-5.0, 0), (-1.0, 0), (1.0, 1), (5.0, 1)])
+def test_a_clamped_variance_passes_neither_bound(value: float, place: int) -> None:
+    config = ScheduleConfig(variance="learned_range", clamp_variance=True)
+    schedule = Schedule.make(config, 5)
+    bound = schedule.log_variance_bounds[place][4]
+    seen: list[Tensor] = []
+    predict = lambda x, k: torch.cat([torch.zeros_like(x), torch.full_like(x, value)], dim=1)  # noqa: E731
+    noise = lambda i: torch.ones(1, 3, 2, 2) if i == 0 else torch.zeros(1, 3, 2, 2)  # noqa: E731
+    options = SolverOptions(observer=lambda _, x: seen.append(x))
+    solvers.ancestral(predict, torch.zeros(1, 3, 2, 2), schedule, options, noise)
+    torch.testing.assert_close(seen[0], torch.full((1, 3, 2, 2), math.exp(0.5 * bound)))
+
+
+def test_the_first_step_of_an_inversion_has_one_evaluation_however_many_the_others_have() -> None:
+    schedule = schedule_of(4)
+    gaussian = Gaussian(schedule, 0.5)
+    asked: list[int] = []
+
+    def predict(x: Tensor, k: int) -> Tensor:
+        asked.append(k)
+        return gaussian(x, k)
+
+    x = 0.3 * torch.randn(1, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    seen: list[Tensor] = []
+    options = SolverOptions(clip=False, observer=lambda _, x: seen.append(x))
+    solvers.implicit_inversion(predict, x, schedule, options, 3)
+    assert asked == [0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    # By hand: eps is linear in x, alpha_bar_prev is 1, so x = sqrt(alpha_bar) y + sqrt(1 - alpha_bar) eps(y)
+    alpha_bar = float(schedule.alpha_bar[0])
+    slope = math.sqrt(1 - alpha_bar) / (alpha_bar * 0.25 + 1 - alpha_bar)
+    torch.testing.assert_close(seen[0], (math.sqrt(alpha_bar) + math.sqrt(1 - alpha_bar) * slope) * x)
+
+
 def test_clipping_bounds_every_estimate() -> None:
     schedule = schedule_of(10)
     wild = lambda x, k: 5 * torch.ones_like(x)  # noqa: E731

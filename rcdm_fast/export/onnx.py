@@ -1,7 +1,7 @@
-"""ONNX files of the network: written, checked against the model itself, and read back with what they say about themselves.
+"""ONNX files of the network: written, checked against the model itself, and read back with what they say of themselves.
 
-A file gets its name only after its numbers were compared with the model's (`graph.truth`) on random inputs. Above 2 GB the weights lie in
-a second file beside it (``NAME.onnx.data``), because one protobuf cannot hold them.
+A file gets its name only after its numbers were compared with the model's (`graph.truth`) on random inputs. Above 2 GB
+the weights lie in a second file beside it (``NAME.onnx.data``), because one protobuf cannot hold them.
 
 GroupNorm is exported for opset 20, as Reshape and InstanceNormalization, which every runtime takes; the
 GroupNormalization of opset 21 is rejected, or computed wrongly, by some.
