@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import hashlib
+import io
+import logging
 import os
 import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import safetensors.torch
+import torch
 import tqdm
 
 from rcdm_fast import downloads
@@ -57,7 +62,7 @@ def test_fetches_once(server: FileServer, cache: Path, capfd: pytest.CaptureFixt
     path = fetch(f"{server.url}/file", "file.pt", sha256=hashlib.sha256(CONTENT).hexdigest())
     assert path == cache / "file.pt" == cached("file.pt")
     assert path.read_bytes() == CONTENT
-    assert files_in(cache) == {"file.pt"}
+    assert files_in(cache) == {"file.pt", "file.pt.sha256"}
     assert fetch(f"{server.url}/file", "file.pt") == path
     assert len(server.requests) == 1
     assert capfd.readouterr() == ("", "")  # no bar where there is no terminal
@@ -73,14 +78,25 @@ def test_cache_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert downloads.cache_dir() == Path.home() / ".cache" / "rcdm_fast"
 
 
-@pytest.mark.parametrize("etag", ['"v1"', ""])
-def test_continues_where_it_stopped(server: FileServer, cache: Path, etag: str) -> None:
-    server.etag = etag
+@pytest.mark.parametrize(
+    ("etag", "modified", "sha256"),
+    [
+        ('"v1"', "", None),
+        ("", "Wed, 01 Jan 2025 00:00:00 GMT", None),
+        ("", "", hashlib.sha256(CONTENT).hexdigest()),
+    ],
+)
+def test_continues_where_it_stopped(
+    server: FileServer, cache: Path, etag: str, modified: str, sha256: str | None
+) -> None:
+    """By what the server says of the file, or by the digest of the whole."""
+    server.etag, server.modified = etag, modified
     interrupt(server)
     assert files_in(cache) == {"file.pt.partial", "file.pt.partial.json"}
-    assert fetch(f"{server.url}/file", "file.pt").read_bytes() == CONTENT
+    assert fetch(f"{server.url}/file", "file.pt", sha256=sha256).read_bytes() == CONTENT
     assert [request["Range"] for request in server.requests] == [f"bytes={HALF}-"]
-    assert files_in(cache) == {"file.pt"}
+    assert server.requests[0].get("If-Range", "") == etag + modified
+    assert files_in(cache) == {"file.pt", "file.pt.sha256"}
 
 
 def test_starts_over_when_the_server_ignores_ranges(server: FileServer) -> None:
@@ -95,13 +111,41 @@ def test_starts_over_when_the_file_changed(server: FileServer) -> None:
     assert fetch(f"{server.url}/file", "file.pt").read_bytes() == server.content
 
 
-def test_a_changed_file_without_validator_is_noticed(server: FileServer) -> None:
+def test_without_a_validator_nothing_is_continued(server: FileServer) -> None:
+    """Another file of the same length could not be told from the first one."""
     server.etag = ""
     interrupt(server)
-    server.content += b"more"
-    with pytest.raises(DownloadError, match="continued a different file"):
-        fetch(f"{server.url}/file", "file.pt")
+    server.content = bytes(reversed(CONTENT))
     assert fetch(f"{server.url}/file", "file.pt").read_bytes() == server.content
+    assert "Range" not in server.requests[0]
+
+
+@pytest.mark.parametrize("etag", ['"v2"', "", 'W/"v1"'])
+def test_a_server_that_goes_on_with_another_file(server: FileServer, etag: str) -> None:
+    """It does not heed If-Range; that the version is another, or is not said, is noticed."""
+    interrupt(server)
+    server.content, server.etag, server.if_range = bytes(reversed(CONTENT)), etag, False
+    assert fetch(f"{server.url}/file", "file.pt").read_bytes() == server.content
+    assert ["Range" in request for request in server.requests] == [True, False]
+
+
+@pytest.mark.parametrize(
+    "told", ["bytes 0-9/3072000", "bytes {half}-{end}/*", "bytes {half}-{end}/9", "pages 1-2/3", ""]
+)
+def test_a_part_of_another_place_or_size(server: FileServer, told: str) -> None:
+    interrupt(server)
+    server.told_range = told.format(half=HALF, end=len(CONTENT) - 1) or "x"
+    assert fetch(f"{server.url}/file", "file.pt").read_bytes() == CONTENT
+    assert ["Range" in request for request in server.requests] == [True, False]
+
+
+def test_parts_that_do_not_make_the_file_are_discarded(server: FileServer, cache: Path) -> None:
+    server.etag = ""
+    interrupt(server)
+    server.content = bytes(reversed(CONTENT))
+    with pytest.raises(DownloadError, match=r"sha256 is .*, expected .*; the download was discarded"):
+        fetch(f"{server.url}/file", "file.pt", sha256=hashlib.sha256(CONTENT).hexdigest())
+    assert files_in(cache) == set()
 
 
 def test_another_address_is_not_continued(server: FileServer) -> None:
@@ -111,7 +155,6 @@ def test_another_address_is_not_continued(server: FileServer) -> None:
 
 
 def test_a_server_that_lost_the_range_is_asked_for_the_whole(server: FileServer) -> None:
-    server.etag = ""
     interrupt(server)
     server.content = CONTENT[: HALF // 2]
     assert fetch(f"{server.url}/file", "file.pt").read_bytes() == server.content
@@ -133,8 +176,135 @@ def test_a_damaged_record_starts_over(server: FileServer, cache: Path, record: b
     assert "Range" not in server.requests[0]
 
 
-def test_unknown_length(server: FileServer) -> None:
-    server.send_length = False
+def test_a_file_of_unknown_length_needs_a_digest(server: FileServer, cache: Path) -> None:
+    """The connection ends, and nothing tells whether the file does."""
+    server.send_length, server.cut_at = False, HALF
+    with pytest.raises(DownloadError, match="nothing tells whether all of it came"):
+        fetch(f"{server.url}/file", "file.pt")
+    with pytest.raises(DownloadError, match="sha256 is"):
+        fetch(f"{server.url}/file", "file.pt", sha256=hashlib.sha256(CONTENT).hexdigest())
+    assert files_in(cache) == set()
+    server.cut_at = None
+    whole = hashlib.sha256(CONTENT).hexdigest()
+    assert fetch(f"{server.url}/file", "file.pt", sha256=whole).read_bytes() == CONTENT
+
+
+def zipped() -> bytes:
+    stored = io.BytesIO()
+    torch.save({"w": torch.zeros(100_000)}, stored)
+    return stored.getvalue()
+
+
+def tensors() -> bytes:
+    return safetensors.torch.save({"w": torch.zeros(100_000)}, {"a": "b"})
+
+
+@pytest.mark.parametrize("make", [zipped, tensors])
+def test_a_file_of_unknown_length_that_opens_whole(server: FileServer, cache: Path, make: Callable[[], bytes]) -> None:
+    content = make()
+    server.content, server.send_length = content, False
+    for length in (len(content) // 2, len(content) - 1):
+        server.cut_at = length
+        with pytest.raises(DownloadError, match="damaged or not whole"):
+            fetch(f"{server.url}/file", "file.pt", whole=downloads.check_container)
+        assert files_in(cache) == set()
+    server.cut_at = None
+    assert fetch(f"{server.url}/file", "file.pt", whole=downloads.check_container).read_bytes() == content
+
+
+def test_a_container_is_looked_into_however_long_it_is_said_to_be(server: FileServer, cache: Path) -> None:
+    server.content = zipped()[:1000]
+    with pytest.raises(DownloadError, match="damaged or not whole"):
+        fetch(f"{server.url}/file", "file.pt", whole=downloads.check_container)
+    server.content = b'{"error": "no such bucket"}'
+    with pytest.raises(DownloadError, match="neither a zip container nor a safetensors file"):
+        fetch(f"{server.url}/file", "file.pt", whole=downloads.check_container)
+    assert files_in(cache) == set()
+
+
+@pytest.mark.parametrize(("status", "length"), [(204, False), (202, True), (203, True), (206, True)])
+def test_answers_without_the_file(server: FileServer, cache: Path, status: int, length: bool) -> None:
+    server.status, server.send_length = status, length
+    with pytest.raises(DownloadError, match=f"HTTP {status}, an answer without the file"):
+        fetch(f"{server.url}/file", "file.pt")
+    assert files_in(cache) == set()
+
+
+@pytest.mark.parametrize("length", [True, False])
+def test_an_empty_answer_is_no_file(server: FileServer, cache: Path, length: bool) -> None:
+    server.content, server.send_length = b"", length
+    with pytest.raises(DownloadError, match="the answer is empty"):
+        fetch(f"{server.url}/file", "file.pt")
+    assert files_in(cache) == set()
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "zstd", "aes128gcm"])
+def test_what_was_packed_for_the_way_is_refused(server: FileServer, cache: Path, encoding: str) -> None:
+    server.content, server.encoding = gzip.compress(CONTENT), encoding
+    with pytest.raises(DownloadError, match=rf"the server sends the file compressed \({encoding}\)"):
+        fetch(f"{server.url}/file", "file.pt")
+    assert server.requests[0]["Accept-Encoding"] == "identity"
+    assert files_in(cache) == set()
+
+
+def test_the_first_digest_is_shown_and_must_stay(
+    server: FileServer, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    with caplog.at_level(logging.INFO):
+        path = fetch(f"{server.url}/file", "file.pt")
+    assert f"sha256 {digest}" in caplog.text
+    assert (cache / "file.pt.sha256").read_text() == f"{digest}  file.pt\n"
+    changed = bytearray(CONTENT)
+    changed[1000] ^= 1
+    path.write_bytes(changed)
+    with pytest.raises(DownloadError, match=f"but was {digest} when it was first seen; delete it"):
+        fetch(f"{server.url}/file", "file.pt")
+    with pytest.raises(DownloadError, match=r"expected .*; delete it to download it again"):
+        fetch(f"{server.url}/file", "file.pt", sha256=digest)
+    path.unlink()
+    server.content, server.etag = bytes(changed), '"v2"'
+    with pytest.raises(DownloadError, match=rf"but was {digest} when the file was first downloaded.*file\.pt\.sha256"):
+        fetch(f"{server.url}/file", "file.pt")
+    assert files_in(cache) == {"file.pt.sha256"}
+    now = hashlib.sha256(changed).hexdigest()
+    assert fetch(f"{server.url}/file", "file.pt", sha256=now).read_bytes() == changed
+    assert fetch(f"{server.url}/file", "file.pt").read_bytes() == changed
+
+
+def test_the_start_of_a_digest_suffices(server: FileServer) -> None:
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    with pytest.raises(DownloadError, match="expected 00000000"):
+        fetch(f"{server.url}/file", "file.pt", sha256="0" * 8)
+    assert fetch(f"{server.url}/file", "file.pt", sha256=digest[:8].upper()).read_bytes() == CONTENT
+    for wrong in ("", "xyz", digest + "0"):
+        with pytest.raises(ValueError, match="64 hexadecimal digits"):
+            fetch(f"{server.url}/file", "file.pt", sha256=wrong)
+
+
+def test_a_cache_that_can_only_be_read(server: FileServer, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache.mkdir()
+    (cache / "file.pt").write_bytes(b"by hand")
+
+    def refused(*_: object) -> int:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "open", refused)
+    assert fetch(f"{server.url}/file", "file.pt").name == "file.pt"
+
+
+def test_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RCDM_FAST_CACHE", "~nosuchuser/cache")
+    assert cached("file.pt") is None
+    with pytest.raises(DownloadError, match="set RCDM_FAST_CACHE"):
+        fetch("http://127.0.0.1/file", "file.pt")
+
+
+def test_a_mount_without_locks(server: FileServer, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refused)
     assert fetch(f"{server.url}/file", "file.pt").read_bytes() == CONTENT
 
 
