@@ -43,6 +43,7 @@ def analyze(
     ] = None,
     encoder: common.EncoderSpec = None,
     flags: common.Flags = None,
+    sha256: common.Sha256 = None,
     device: common.Device = None,
     engine: common.EngineName = "auto",
     precision: common.Precision = "auto",
@@ -75,7 +76,7 @@ def analyze(
     }
     settings = changed({key: value for key, value in given.items() if value is not None}, change or [])
     storage.check_writable(out / f"{name}.json")
-    loaded = common.open_model(model, flags, encoder, device, engine, precision)
+    loaded = common.open_model(model, flags, encoder, device, engine, precision, sha256)
     others = tuple(rcdm_fast.load(other, None, None, device, engine, precision) for other in against or ())
     pictures = open_data(data, loaded.image_size) if data is not None else None
     shown = open_data(photos, loaded.image_size) if photos is not None else None

@@ -28,6 +28,7 @@ def bench(
     budget: Annotated[float, typer.Option(help="Seconds after which nothing more is begun.")] = 60.0,
     published: Annotated[bool, typer.Option(help="Measure the published recipe beside it.")] = True,
     flags: common.Flags = None,
+    sha256: common.Sha256 = None,
     device: common.Device = None,
     json: common.JsonFile = None,
 ) -> None:
@@ -42,7 +43,7 @@ def bench(
 
     if json is not None:
         storage.check_writable(json)
-    loaded = common.open_model(model, flags, None, device, "auto", "auto")
+    loaded = common.open_model(model, flags, None, device, "auto", "auto", sha256)
     plan = sampling_rate.Plan(
         _cases(loaded.device, engine, precision, solver, steps), batch, pictures, budget, rounds, published
     )

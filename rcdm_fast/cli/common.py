@@ -29,16 +29,25 @@ Precision = Annotated[str, typer.Option(help="fp32, bf16, fp16 or auto.")]
 Steps = Annotated[str, typer.Option(help="Network evaluations: 50, or a published text such as ddim25 or 10,10,5.")]
 SolverName = Annotated[str, typer.Option("--solver", help="ddim or ancestral.")]
 Seed = Annotated[int, typer.Option(help="Seed of all noise.")]
+Sha256 = Annotated[
+    str | None, typer.Option("--sha256", help="Digest that the model's file must have, such as that of a download.")
+]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the measured numbers to this file.")]
 
 
 def open_model(
-    name: str, flags: Path | None, encoder: str | None, device: str | None, engine: str, precision: str
+    name: str,
+    flags: Path | None,
+    encoder: str | None,
+    device: str | None,
+    engine: str,
+    precision: str,
+    sha256: str | None = None,
 ) -> Model:
     """Load the model that the options name, and say what runs."""
     import rcdm_fast
 
-    model = rcdm_fast.load(name, flags, encoder, device, engine, precision)
+    model = rcdm_fast.load(name, flags, encoder, device, engine, precision, sha256=sha256)
     say(model.describe())
     return model
 

@@ -45,6 +45,7 @@ def compare(
     max_mrr_loss: Annotated[float, typer.Option(help="Fail if the MRR falls by more than this, in percent.")] = 100.0,
     encoder: common.EncoderSpec = None,
     flags: common.Flags = None,
+    sha256: common.Sha256 = None,
     device: common.Device = None,
     json: common.JsonFile = None,
 ) -> None:
@@ -62,7 +63,7 @@ def compare(
     cases = [drift.Case.parse(text) for text in engines.split(",")]
     if json is not None:
         storage.check_writable(json)
-    loaded = rcdm_fast.load(model, flags, encoder, device, "eager", "fp32")
+    loaded = rcdm_fast.load(model, flags, encoder, device, "eager", "fp32", sha256=sha256)
     h, label = _conditions(loaded, photos or [])
     settings = drift.Settings(steps, solver, per, seed, batch, rounds)
     with torch.random.fork_rng(devices=[]):

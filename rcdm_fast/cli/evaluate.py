@@ -53,6 +53,7 @@ def evaluate(
     reference_npz: ReferenceFile = None,
     npz: NpzFile = None,
     flags: common.Flags = None,
+    sha256: common.Sha256 = None,
     device: common.Device = None,
     engine: common.EngineName = "auto",
     precision: common.Precision = "auto",
@@ -77,7 +78,7 @@ def evaluate(
         if file is not None:
             storage.check_writable(file)
     reference = sample_files.read_npz(reference_npz) if reference_npz is not None else None
-    loaded = common.open_model(model, flags, encoder, device, engine, precision)
+    loaded = common.open_model(model, flags, encoder, device, engine, precision, sha256)
     space = _space(loaded, features, inception)
     pictures = open_data(data, loaded.image_size)
     settings = measures.EvaluateConfig(sources, samples, gallery, steps, solver, seed)

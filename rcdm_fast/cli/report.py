@@ -33,6 +33,7 @@ def report(
     seed: common.Seed = 0,
     encoder: common.EncoderSpec = None,
     flags: common.Flags = None,
+    sha256: common.Sha256 = None,
     device: common.Device = None,
     engine: common.EngineName = "auto",
     precision: common.Precision = "auto",
@@ -55,7 +56,7 @@ def report(
     storage.check_writable(out)
     names = list(EXPERIMENTS) if experiments == "all" else [name.strip() for name in experiments.split(",")]
     found = {name: registry.find(name) for name in names}
-    loaded = common.open_model(model, flags, encoder, device, engine, precision)
+    loaded = common.open_model(model, flags, encoder, device, engine, precision, sha256)
     others = tuple(rcdm_fast.load(other, None, None, device, engine, precision) for other in against or ())
     shown = open_data(photos, loaded.image_size) if photos is not None else None
     known = open_data(data, loaded.image_size) if data is not None else None

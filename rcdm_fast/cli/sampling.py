@@ -41,6 +41,7 @@ def sample(
     pictures: Annotated[Path | None, typer.Option(help="Folder for every sample as a PNG of its own.")] = None,
     encoder: common.EncoderSpec = None,
     flags: common.Flags = None,
+    sha256: common.Sha256 = None,
     device: common.Device = None,
     engine: common.EngineName = "auto",
     precision: common.Precision = "auto",
@@ -59,7 +60,7 @@ def sample(
         raise images.ImageError(f"{out}: the extension names no picture format")
     storage.check_writable(out)
     paths = images.expand(photos)
-    loaded = common.open_model(model, flags, encoder, device, engine, precision)
+    loaded = common.open_model(model, flags, encoder, device, engine, precision, sha256)
     opened = [images.open_image(path) for path in paths]
     h = loaded.encode(opened)
     request = loaded.request(h, per=per, steps=steps, solver=solver, eta=eta, guidance=guidance, seed=seed)
@@ -120,6 +121,7 @@ def encode(
     ),
     encoder: common.EncoderSpec = None,
     flags: common.Flags = None,
+    sha256: common.Sha256 = None,
     device: common.Device = None,
 ) -> None:
     """Write the representations of photos, float32 [N,D], in the order of the photos.
@@ -137,7 +139,7 @@ def encode(
     if out.suffix not in (".npy", ".safetensors"):
         raise ConfigError(f"{out}: representations are written as .npy or .safetensors")
     paths = images.expand(photos)
-    loaded = common.open_model(model, flags, encoder, device, "auto", "auto")
+    loaded = common.open_model(model, flags, encoder, device, "auto", "auto", sha256)
     h = torch.cat([loaded.encode(path).cpu() for path in paths])
     if out.suffix == ".npy":
         with storage.atomic(out) as temporary, open(temporary, "wb") as file:
@@ -159,6 +161,7 @@ def interpolate(
     out: Annotated[Path, typer.Option(help="The sheet.")] = Path("interpolation.png"),
     encoder: common.EncoderSpec = None,
     flags: common.Flags = None,
+    sha256: common.Sha256 = None,
     device: common.Device = None,
     engine: common.EngineName = "auto",
     precision: common.Precision = "auto",
@@ -170,7 +173,7 @@ def interpolate(
     from rcdm_fast import images
 
     opened = [images.open_image(a), images.open_image(b)]
-    loaded = common.open_model(model, flags, encoder, device, engine, precision)
+    loaded = common.open_model(model, flags, encoder, device, engine, precision, sha256)
     h = loaded.encode(opened)
     pictures = loaded.interpolate(
         h[0], h[1], frames, per=per, mode=mode.value, steps=steps, seed=seed, progress=common.interactive()

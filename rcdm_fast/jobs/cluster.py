@@ -36,10 +36,12 @@ class ModelSpec:
     device: str | None = None
     engine: str = "auto"
     precision: str = "auto"
+    sha256: str | None = None
 
     def load(self) -> Model:
         """The model."""
-        return rcdm_fast.load(self.name, self.flags, self.encoder, self.device, self.engine, self.precision)
+        where = (self.device, self.engine, self.precision)
+        return rcdm_fast.load(self.name, self.flags, self.encoder, *where, sha256=self.sha256)
 
 
 @dataclass(frozen=True)
