@@ -193,22 +193,27 @@ def _remove(path: Path) -> None:
 def check_writable(path: str | os.PathLike[str], size_bytes: int = 4096) -> None:
     """Find out now, not after an hour of work, that `path` cannot be written, or has no room for so many bytes.
 
+    Nothing is left behind.
+
     Raises:
         StorageError: a name that is too long or no file's, a folder at this place, a folder that cannot be written, a
             full disk.
     """
+    target = doors.path(path, StorageError)
+    made = [folder for folder in target.parents if not os.path.lexists(folder)]
     try:
-        target = doors.path(path, StorageError)
         temporary = _begun(target)
         try:
             temporary.write_bytes(b"0" * 4096)
             free = shutil.disk_usage(temporary.parent).free
         finally:
             temporary.unlink(missing_ok=True)
-    except StorageError:
-        raise
     except OSError as error:
         raise StorageError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        for folder in made:  # the innermost first
+            with contextlib.suppress(OSError):
+                folder.rmdir()
     if 0 < free < size_bytes:  # some mounts know nothing about themselves and say 0
         raise StorageError(f"{path}: needs {size_bytes / 1e6:.1f} MB, but only {free / 1e6:.1f} MB are free there")
 

@@ -39,10 +39,9 @@ def bench(
 
     Example: rcdm bench cifar10-simclr-trunk --steps 10,50 --engine all --precision fp32,bf16 --json rates.json
     """
-    from rcdm_fast import sampling_rate, storage
+    from rcdm_fast import sampling_rate
 
-    if json is not None:
-        storage.check_writable(json)
+    common.check_writable(json)
     loaded = common.open_model(model, flags, None, device, "auto", "auto", sha256)
     plan = sampling_rate.Plan(
         _cases(loaded.device, engine, precision, solver, steps), batch, pictures, budget, rounds, published

@@ -64,17 +64,26 @@ def say(text: str) -> None:
 
 def interactive() -> bool:
     """Whether progress bars make sense."""
-    return sys.stderr.isatty()
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def write_json(path: Path | None, data: Any) -> None:
-    """Write numbers to a file, if the user named one."""
+    """Write numbers to a file, if the user named one; if that cannot be written after all, they are kept elsewhere."""
     if path is None:
         return
-    from rcdm_fast import storage
+    from rcdm_fast import outputs, storage
 
     plain = dataclasses.asdict(data) if dataclasses.is_dataclass(data) and not isinstance(data, type) else data
-    storage.write_json(path, json.loads(json.dumps(plain, default=str)))
+    outputs.keep(path, lambda file: storage.write_json(file, json.loads(json.dumps(plain, default=str))))
+
+
+def check_writable(*files: Path | None) -> None:
+    """Find out now, not after the work, that one of the files cannot be written. Raises `StorageError`."""
+    from rcdm_fast import storage
+
+    for file in files:
+        if file is not None:
+            storage.check_writable(file)
 
 
 class ProgressBar:

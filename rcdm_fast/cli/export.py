@@ -37,6 +37,7 @@ def export(
     import rcdm_fast
     from rcdm_fast import images
 
+    common.check_writable(out / "README.md")
     files = rcdm_fast.load(model, flags, encoder, device or "cpu", "eager", sha256=sha256).export(
         to,
         out,

@@ -69,6 +69,7 @@ def generate(
     """
     from rcdm_fast.config import ConfigError
 
+    common.check_writable(json)
     if verify:
         _verify(out, json)
         return

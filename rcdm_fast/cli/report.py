@@ -43,7 +43,6 @@ def report(
     Example: rcdm report cifar10-simclr-trunk --data cifar10/test --against cifar10-simclr-head --out report.html
     """
     import rcdm_fast
-    from rcdm_fast import storage
     from rcdm_fast.analysis import registry
     from rcdm_fast.config import ConfigError
     from rcdm_fast.report import build
@@ -53,7 +52,7 @@ def report(
         raise ConfigError(f"{out}: a report is an .html file")
     if photos is None and data is None:
         raise ConfigError("a report needs pictures: photographs with --photos, a set of pictures with --data, or both")
-    storage.check_writable(out)
+    common.check_writable(out, out.with_suffix(".json"))
     names = list(EXPERIMENTS) if experiments == "all" else [name.strip() for name in experiments.split(",")]
     found = {name: registry.find(name) for name in names}
     loaded = common.open_model(model, flags, encoder, device, engine, precision, sha256)
