@@ -17,7 +17,6 @@ import logging
 import os
 import socket
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,21 +64,33 @@ def locked(path: str | os.PathLike[str], *, wait: bool = False, what: str = "") 
 
 @contextlib.contextmanager
 def _kernel(file: Path, wait: bool, what: str) -> Iterator[None]:
+    _probe(file)
     lock = filelock.FileLock(file, thread_local=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that there is no flock is told by what holds instead of it
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout as error:
-            if not wait:
-                raise Busy(_busy(file, what, None)) from error
-            log.info("%s; waiting for it", _busy(file, what, None))
-            lock.acquire()
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        if not wait:
+            raise Busy(_busy(file, what, None)) from error
+        log.info("%s; waiting for it", _busy(file, what, None))
+        lock.acquire()
     try:
         yield
     finally:
         with contextlib.suppress(OSError):  # the mount is gone: so is the lock
             lock.release()
+
+
+def _probe(file: Path) -> None:
+    """Raise `OSError` where there is no flock at all, for which filelock has a way of its own."""
+    try:
+        import fcntl
+    except ImportError:  # Windows, whose locks are others
+        return
+    handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_UN)  # changes nothing
+    finally:
+        os.close(handle)
 
 
 @contextlib.contextmanager

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 _MARK = b"rcdm_fast sha256 "
 _SEAL_BYTES = len(_MARK) + 64
+_END_BYTES = 22  # of what ends a zip container, before its comment
 _PIECE_BYTES = 1 << 20
 
 
@@ -76,7 +77,12 @@ def _check(path: Path) -> None:
             return
     log.info("%s has no checksum of its own (of an earlier version?)", path)
     with open(path, "rb") as file:
-        if file.read(2) == b"PK":  # torch.load itself compares no CRC
+        if file.read(2) == b"PK":  # torch.load itself compares no CRC, and takes a container that was cut in its seal
+            file.seek(max(0, size - _SEAL_BYTES - _END_BYTES))
+            end = file.read()
+            place = end.rfind(b"PK\x05\x06")
+            if place < 0 or place + _END_BYTES + int.from_bytes(end[place + 20 : place + 22], "little") != len(end):
+                raise StorageError(f"{path}: damaged (it does not end as it should)")
             file.seek(0)
             with zipfile.ZipFile(file) as archive:
                 damaged = archive.testzip()

@@ -36,6 +36,7 @@ REFUSED = frozenset({errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSYS, errn
 
 _NO_RENAME = frozenset({errno.EXDEV, errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBUSY})
 _NAME_BYTES = 255
+_ENDING = 20  # characters of what can be an extension
 _RANDOM = random.SystemRandom()
 _LETTERS = string.ascii_lowercase + string.digits + "_"
 _SUM = "rcdm_fast.sha256"  # metadata key of the checksum of a safetensors file's tensors and other metadata
@@ -123,11 +124,11 @@ def new_folder(target: Path) -> Path:
 def _new(target: Path, make: Any) -> Path:
     with contextlib.suppress(FileNotFoundError):
         target.lstat()  # a name that is too long is known before the work
-    stem = target.stem
-    while len(os.fsencode(f".{stem}.12345678{target.suffix}")) > _NAME_BYTES and stem:
+    stem, ending = target.stem, target.suffix if len(target.suffix) <= _ENDING else ""
+    while len(os.fsencode(f".{stem}.12345678{ending}")) > _NAME_BYTES and stem:
         stem = stem[:-1]
     while True:
-        path = target.with_name(f".{stem}.{''.join(_RANDOM.choices(_LETTERS, k=8))}{target.suffix}")
+        path = target.with_name(f".{stem}.{''.join(_RANDOM.choices(_LETTERS, k=8))}{ending}")
         try:
             make(path)
         except FileExistsError:
