@@ -115,13 +115,14 @@ class _Cache:
             return
         self.open()
         try:
-            sums = dict(storage.read_json(self._about)).get("sha256")
-        except (storage.StorageError, TypeError, ValueError) as error:
-            log.warning("%s: %s; all of it is compared with nothing and computed again", self.path, error)
-            sums = {}
-        if sums is None:
+            about = storage.read_json(self._about)
+        except storage.StorageError as error:
+            log.warning("%s", error)
+            about = None
+        if isinstance(about, dict) and "shape" in about and "sha256" not in about:
             log.info("%s has no checksums (of an earlier version?)", self.path)
             return
+        sums = about.get("sha256") if isinstance(about, dict) else None
         sound = {}
         for view, start, stop in self.blocks():
             name = self._marker(view, start).name
