@@ -15,6 +15,7 @@ from pathlib import Path
 from PIL import Image
 
 from rcdm_fast import images, storage
+from rcdm_fast.doors import door
 from rcdm_fast.images import ImageError
 from rcdm_fast.storage import StorageError
 
@@ -109,4 +110,9 @@ def keep(path: str | os.PathLike[str], write: Callable[[Path], object], ending: 
 
 def save_picture(picture: Image.Image, path: str | os.PathLike[str]) -> None:
     """`images.save`, and `keep`: as PNG where the picture cannot be written under its name. Raises `StorageError`."""
-    keep(path, lambda file: images.save(picture, file), ".png")
+
+    def write(file: Path) -> None:
+        with door(StorageError, f"{file}: cannot be written"):  # formats have limits of their own
+            images.save(picture, file)
+
+    keep(path, write, ".png")

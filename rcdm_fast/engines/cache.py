@@ -112,6 +112,8 @@ def _built(place: Path, temporary: Path, key: str, build: Callable[[Path], None]
     try:
         if place.is_dir():
             shutil.rmtree(place, ignore_errors=True)
+        else:
+            place.unlink(missing_ok=True)
         storage.move(temporary, place)
     except StorageError:
         raise
