@@ -58,7 +58,7 @@ def largest_side(path: str | os.PathLike[str]) -> int:
     try:
         Image.new("RGB", (8, 8)).save(io.BytesIO(), form)
     except (KeyError, OSError, ValueError) as error:
-        raise ImageError(f"{path}: pictures are not written as {ending} here ({error or form})") from error
+        raise ImageError(f"{path}: pictures are not written as {ending} here ({error})") from error
     return LARGEST_SIDE.get(form, images.MAX_PIXELS)
 
 

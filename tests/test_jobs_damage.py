@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -306,3 +307,17 @@ def test_a_digest_of_the_model(tmp_path: Path, capsys: pytest.CaptureFixture[str
         checkpoint.load_model("cifar10-simclr-trunk", sha256="1" * 64)
     assert np.load(h).shape == (ITEMS, small.DIM)
     assert torch.isfinite(torch.from_numpy(np.load(h))).all()
+
+
+def test_what_no_disk_or_format_can_hold_is_an_error_before_drawing(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model.engine, "predict", None)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=9000))
+    with pytest.raises(StorageError, match=r"needs 0\.0 MB, but only 0\.0 MB are free"):
+        run(model, tmp_path, format="npz")
+    for encoding, side in (("jpeg", 65501), ("webp", 16384)):
+        with pytest.raises(ConfigError, match=f"pictures of {side} pixels are too large for {encoding}"):
+            formats.check_size(JobConfig(encoding=encoding), side)  # type: ignore[arg-type]
+        formats.check_size(JobConfig(encoding=encoding), side - 1)  # type: ignore[arg-type]
+        formats.check_size(JobConfig(encoding=encoding, format="npz"), side)  # type: ignore[arg-type]

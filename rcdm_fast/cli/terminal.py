@@ -76,7 +76,7 @@ def tolerant() -> Iterator[Stream]:
     """Inside, `sys.stdout` and `sys.stderr` are such streams; yields the former."""
     before = sys.stdout, sys.stderr
     out, err = (Stream(_Nowhere() if stream is None else stream) for stream in before)
-    sys.stdout, sys.stderr = out, err  # type: ignore[assignment]
+    sys.stdout, sys.stderr = out, err
     try:
         yield out
     finally:

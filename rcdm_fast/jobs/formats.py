@@ -24,10 +24,12 @@ import numpy as np
 from PIL import Image
 
 from rcdm_fast import storage
+from rcdm_fast.config import ConfigError
 from rcdm_fast.doors import door
 from rcdm_fast.jobs.settings import Encoding, JobConfig
 from rcdm_fast.jobs.shard_tables import Tables
 from rcdm_fast.jobs.shard_tables import pyarrow as pyarrow
+from rcdm_fast.outputs import LARGEST_SIDE
 
 _TAR_BLOCK = 512
 _BITS = 0o644
@@ -77,6 +79,18 @@ def find(config: JobConfig) -> Shards:
         return Folders(encode, extension)
     pyarrow()
     return Tables(encode, extension)
+
+
+def check_size(config: JobConfig, side: int) -> None:
+    """Raise `ConfigError` if pictures of `side` pixels a side cannot be kept in the form that a job asks for."""
+    most = LARGEST_SIDE.get(config.encoding.upper(), side)
+    if config.format != "npz" and side > most:
+        raise ConfigError(f"pictures of {side} pixels are too large for {config.encoding}, which has {most} at most")
+
+
+def size_bytes(config: JobConfig, side: int, missing: int, pictures: int) -> int:
+    """What a job will surely take: of npz all bytes, of compressed pictures nothing that is known before."""
+    return 3 * side**2 * (missing + pictures) if config.format == "npz" else 0
 
 
 def checksum(payload: bytes) -> str:

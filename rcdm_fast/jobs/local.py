@@ -74,12 +74,14 @@ class Prepared:
         ledger: its folder.
         source: its items.
         nfe: network evaluations per picture.
+        side: of a picture, in pixels.
     """
 
     identity: dict[str, Any]
     ledger: Ledger
     source: Source
     nfe: int
+    side: int
 
     @property
     def about(self) -> Row:
@@ -138,7 +140,7 @@ def begin(prepared: Prepared, options: RunOptions) -> list[int]:
 
     Raises:
         ConfigError: the folder holds another job (with the differences).
-        StorageError: it cannot be written.
+        StorageError: it cannot be written, or the disk has less room than is surely needed.
     """
     ledger, source = prepared.ledger, prepared.source
     ledger.start(prepared.identity, (lambda item: sources.hash_of(source, item)) if options.retry else None)
@@ -151,6 +153,9 @@ def begin(prepared: Prepared, options: RunOptions) -> list[int]:
     missing = [number for number in range(ledger.layout.units) if number not in done]
     if missing:
         ledger.reopen()
+        pictures = sum(ledger.layout.unit(number).pictures for number in missing)
+        size_bytes = formats.size_bytes(ledger.config, prepared.side, pictures, ledger.layout.pictures)
+        storage.check_writable(ledger.folder / "samples.npz", size_bytes)
     return missing
 
 
@@ -173,6 +178,7 @@ def prepare(model: Model, source: Source, folder: Path, config: JobConfig) -> Pr
     """Check that a job can be done, and say what it is; nothing is written yet."""
     feed.check_kind(model, source)
     nfe = draw.check_request(model, config)
+    formats.check_size(config, model.image_size)
     layout = Layout(len(source), config.per, config.shard_pictures)
     identity = {
         "model": {"name": model.config.name, "sha256": fingerprint(model)},
@@ -183,7 +189,7 @@ def prepare(model: Model, source: Source, folder: Path, config: JobConfig) -> Pr
         "settings": dataclasses.asdict(config),
         "about": {"source": source.name, "rcdm_fast": rcdm_fast.__version__},
     }
-    return Prepared(identity, Ledger(folder, config, layout), source, nfe)
+    return Prepared(identity, Ledger(folder, config, layout), source, nfe, model.image_size)
 
 
 def run_units(
