@@ -46,7 +46,7 @@ class CheckpointError(ValueError):
 
 
 def load_model(
-    source: str | os.PathLike[str], flags: FlagSource | None = None
+    source: str | os.PathLike[str], flags: FlagSource | None = None, sha256: str | None = None
 ) -> tuple[ModelConfig, dict[str, Tensor]]:
     """Find and read a model.
 
@@ -59,6 +59,8 @@ def load_model(
             ``model.safetensors``).
         flags: published flags of a ``.pt``, or the path of a JSON file of them; what they leave out is read off the
             tensors. Without flags only the published layouts are recognised in full.
+        sha256: hex digest that the model's file must have; a downloaded file without it has to stay what it was when
+            it was first seen.
 
     Returns:
         The configuration, and float32 tensors by name, ready for a strict load into ``UNet(config.unet)``. What was
@@ -66,19 +68,21 @@ def load_model(
 
     Raises:
         CheckpointError: no such model; a truncated, foreign or pickled-code file; flags that contradict the tensors;
-            missing, unexpected or misshapen tensors; NaN or infinite weights.
-        ConfigError: flags that are unknown or malformed.
+            missing, unexpected or misshapen tensors; NaN or infinite weights; another digest than `sha256`.
+        ConfigError: flags that are unknown or malformed, or a `sha256` that is none.
         downloads.DownloadError: a release that cannot be fetched.
     """
     given = None if flags is None else read_flags(flags)
+    if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
+        raise ConfigError(f"a SHA-256 has 64 hexadecimal digits, got {sha256!r}")
     if isinstance(source, str):
         if source in list_bundled():
-            return _load_path(names.bundled_path(source), given)
+            return _load_path(names.bundled_path(source), given, sha256)
         if source in names.RELEASES:
-            return _load_release(source, given)
+            return _load_release(source, given, sha256)
         if not source or not Path(source).expanduser().exists():
-            return _load_elsewhere(source, given)
-    return _load_path(Path(source).expanduser(), given)
+            return _load_elsewhere(source, given, sha256)
+    return _load_path(Path(source).expanduser(), given, sha256)
 
 
 def save_model(
@@ -112,10 +116,14 @@ def save_model(
     return target
 
 
-def _load_path(path: Path, flags: Mapping[str, FlagValue] | None) -> tuple[ModelConfig, dict[str, Tensor]]:
+def _load_path(
+    path: Path, flags: Mapping[str, FlagValue] | None, sha256: str | None = None
+) -> tuple[ModelConfig, dict[str, Tensor]]:
     if path.is_dir():
         inside = path / NATIVE_FILE
         if not inside.is_file() and (path / "unet").is_dir():
+            if sha256 is not None:
+                raise CheckpointError(f"{path}: a folder of several files, which no one SHA-256 describes")
             return _load_diffusers(path, flags)
         if not inside.is_file():
             found = sorted(item.name for item in path.iterdir())
@@ -123,6 +131,11 @@ def _load_path(path: Path, flags: Mapping[str, FlagValue] | None) -> tuple[Model
         path = inside
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file or folder")
+    if sha256 is not None:
+        try:
+            downloads.check_digest(path, sha256)
+        except downloads.DownloadError as error:
+            raise CheckpointError(str(error)) from error
     if path.suffix == ".safetensors":
         return _load_safetensors(path, flags)
     return _load_published(path, _read_pickle(path), flags)
@@ -140,22 +153,26 @@ def _load_diffusers(path: Path, flags: Mapping[str, FlagValue] | None) -> tuple[
     return config, _checked(config.unet, found, str(path))
 
 
-def _load_elsewhere(source: str, flags: Mapping[str, FlagValue] | None) -> tuple[ModelConfig, dict[str, Tensor]]:
+def _load_elsewhere(
+    source: str, flags: Mapping[str, FlagValue] | None, sha256: str | None
+) -> tuple[ModelConfig, dict[str, Tensor]]:
     """A text that is neither a known name nor an existing path."""
     if source.endswith(_WEIGHT_ENDINGS) or source.startswith((".", "/", "~")):
         raise CheckpointError(f"{source}: no such file or folder")
     if not hub.ID.fullmatch(source):
         raise CheckpointError(f"unknown model {source!r}; {names.suggestion(source)}")
     try:
-        return _load_path(hub.fetch(source), flags)
+        return _load_path(hub.fetch(source), flags, sha256)
     except hub.HubError as error:
         raise CheckpointError(str(error)) from error
 
 
-def _load_release(name: str, flags: Mapping[str, FlagValue] | None) -> tuple[ModelConfig, dict[str, Tensor]]:
+def _load_release(
+    name: str, flags: Mapping[str, FlagValue] | None, sha256: str | None
+) -> tuple[ModelConfig, dict[str, Tensor]]:
     release = names.RELEASES[name]
     _tell_licence(names.RELEASE_LICENCE)
-    path = downloads.fetch(release.url, release.file)
+    path = downloads.fetch(release.url, release.file, sha256=sha256, whole=_check_whole)
     flags = flags or RELEASE_FLAGS | {"feat_cond": True, "ssl_dim": release.encoder.dim}
     try:
         config, tensors = _load_published(path, _read_pickle(path), flags)
@@ -239,6 +256,13 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
             "are inside, save that part alone"
         )
     return {name: tensor.detach() for name, tensor in found.items()}
+
+
+def _check_whole(path: Path) -> None:
+    """Raise an error unless a download is a checkpoint from its beginning to its end."""
+    _read_pickle(path)
+    if zipfile.is_zipfile(path):
+        downloads.check_container(path)
 
 
 def _checked(unet: UNetConfig, found: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:

@@ -4,54 +4,45 @@ The cache is RCDM_FAST_CACHE, else XDG_CACHE_HOME/rcdm_fast, else ~/.cache/rcdm_
 with what is needed to continue it in NAME.partial.json, and becomes NAME only when it is complete. RCDM_FAST_OFFLINE=1
 forbids the network.
 
-Knows nothing about what the files hold.
+A file is compared with a SHA-256 whenever it is asked for: the one that the caller knows, or else the one that was
+recorded in NAME.sha256 when the file was first seen.
+
+Knows nothing about what the files hold, but how to see that a zip or safetensors container is whole.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
-import http.client
 import json
 import logging
 import os
 import re
-import shutil
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import filelock
-from tqdm import tqdm
+from rcdm_fast import locks, storage, transfers
+from rcdm_fast.doors import door
+from rcdm_fast.transfers import CHUNK_BYTES as CHUNK_BYTES
+from rcdm_fast.transfers import DownloadError as DownloadError
 
 log = logging.getLogger(__name__)
 
-CHUNK_BYTES = 1 << 20
+Whole = Callable[[Path], object]
 
-
-class DownloadError(OSError):
-    """A file that could not be fetched; the message says why, and what is left to do."""
-
-
-@dataclass(frozen=True)
-class _State:
-    """What a later run must know to continue a partial file."""
-
-    url: str
-    validator: str  # strong ETag or Last-Modified, "" if the server sent neither
-    size_bytes: int  # of the complete file, -1 if unknown
+_HEADER_BYTES = 100 << 20  # a safetensors file's own limit
 
 
 def cache_dir() -> Path:
-    """The folder that holds downloaded files (it may not exist yet)."""
-    own = os.environ.get("RCDM_FAST_CACHE")
-    if own:
-        return Path(own).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base).expanduser() if base else Path.home() / ".cache") / "rcdm_fast"
+    """The folder that holds downloaded files (it may not exist yet). Raises `DownloadError` if there is no home."""
+    own, base = os.environ.get("RCDM_FAST_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    try:
+        if own:
+            return Path(own).expanduser()
+        return (Path(base).expanduser() if base else Path.home() / ".cache") / "rcdm_fast"
+    except RuntimeError as error:
+        raise DownloadError(f"no folder for the cache ({error}); set RCDM_FAST_CACHE to one") from error
 
 
 def offline() -> bool:
@@ -61,11 +52,14 @@ def offline() -> bool:
 
 def cached(name: str) -> Path | None:
     """The complete file of that name in the cache, or None."""
-    path = _target(name)
-    return path if path.is_file() else None
+    try:
+        path = _target(name)
+    except DownloadError:
+        return None
+    return path if os.path.isfile(path) else None
 
 
-def fetch(url: str, name: str, *, sha256: str | None = None, timeout_s: float = 30) -> Path:
+def fetch(url: str, name: str, *, sha256: str | None = None, whole: Whole | None = None, timeout_s: float = 30) -> Path:
     """The cached file `name`, downloaded from `url` if it is not there yet.
 
     An interrupted transfer is continued by the next call where the server allows it, and started again where it does
@@ -74,27 +68,60 @@ def fetch(url: str, name: str, *, sha256: str | None = None, timeout_s: float = 
     Args:
         url: http or https address.
         name: file name in the cache, without folders.
-        sha256: hex digest to check a new download against.
+        sha256: hex digest that the file must have, or the start of it (8 digits or more). Without it the digest is
+            recorded when the file is first seen, and must stay the same.
+        whole: raises an error for a file that is not whole. A new download has to pass it; without it one whose length
+            the server does not tell needs a digest.
         timeout_s: longest silence of the server that is tolerated.
 
     Raises:
         DownloadError: no network, an HTTP error, a broken or stalled transfer (what came is kept), a full disk, a cache
-            that cannot be written, a wrong size or digest, or offline mode.
+            that cannot be written, a wrong size or digest, a file that is not whole, or offline mode.
+        ValueError: no such digest.
     """
+    if sha256 is not None and not re.fullmatch(r"[0-9a-f]{8,64}", sha256.lower()):
+        raise ValueError(f"a SHA-256 has 64 hexadecimal digits, got {sha256!r}")
     target = _target(name)
-    if target.is_file():
-        return target
-    if offline():
-        raise DownloadError(
-            f"{name} is not in the cache and RCDM_FAST_OFFLINE forbids downloading; fetch {url} elsewhere and save it "
-            f"as {target}"
-        )
-    if not url.startswith(("http://", "https://")):
-        raise DownloadError(f"{url}: only http and https addresses can be downloaded")
-    with _locked(target):
-        if not target.is_file():
-            _download(url, target, sha256, timeout_s)
+    if not os.path.isfile(target):
+        if offline():
+            raise DownloadError(
+                f"{name} is not in the cache and RCDM_FAST_OFFLINE forbids downloading; fetch {url} elsewhere and save "
+                f"it as {target}"
+            )
+        if not url.startswith(("http://", "https://")):
+            raise DownloadError(f"{url}: only http and https addresses can be downloaded")
+        with _locked(target):
+            if not target.is_file():
+                _download(url, target, sha256, whole, timeout_s)
+                return target
+    _compare(target, sha256)
     return target
+
+
+def check_container(path: Path) -> None:
+    """Raise an error (of any type) unless a zip container or a safetensors file is there whole."""
+    with open(path, "rb") as file:
+        start = file.read(9)
+        if start.startswith(b"PK"):
+            with zipfile.ZipFile(file) as archive:
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise ValueError(f"{damaged} in it is damaged")
+        elif start.endswith(b"{") and (length := int.from_bytes(start[:8], "little")) <= _HEADER_BYTES:
+            file.seek(8)
+            entries = json.loads(file.read(length))
+            end = max((each["data_offsets"][1] for name, each in entries.items() if name != "__metadata__"), default=0)
+            if path.stat().st_size != 8 + length + end:
+                raise ValueError(f"{path.stat().st_size} bytes instead of {8 + length + end}")
+        else:
+            raise ValueError("neither a zip container nor a safetensors file")
+
+
+def check_digest(path: Path, sha256: str) -> None:
+    """Raise `DownloadError` unless a file has that digest, or one that begins so."""
+    digest = _digest(path)
+    if not digest.startswith(sha256.lower()):
+        raise DownloadError(f"{path}: its sha256 is {digest}, expected {sha256}")
 
 
 def _target(name: str) -> Path:
@@ -105,15 +132,11 @@ def _target(name: str) -> Path:
 
 @contextmanager
 def _locked(target: Path) -> Iterator[None]:
-    """One process at a time per file; the lock goes with its process, also if that is killed."""
-    lock = filelock.FileLock(target.with_name(f".{target.name}.lock"))
+    """One process at a time per file."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            log.info("another process is downloading %s; waiting for it", target.name)
-            lock.acquire()
+        lock = locks.locked(target.with_name(f".{target.name}.lock"), wait=True, what=f"downloading {target.name}")
+        lock.__enter__()
     except OSError as error:
         raise DownloadError(
             f"the cache folder {target.parent} cannot be written ({error.strerror or error}); set RCDM_FAST_CACHE to "
@@ -122,17 +145,36 @@ def _locked(target: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.release()
+        lock.__exit__(None, None, None)
 
 
-def _download(url: str, target: Path, sha256: str | None, timeout_s: float) -> None:
+def _download(url: str, target: Path, sha256: str | None, whole: Whole | None, timeout_s: float) -> None:
     partial = target.with_name(f"{target.name}.partial")
     record = target.with_name(f"{target.name}.partial.json")
+    known = sha256 or _recorded(target)
     try:
-        _transfer(url, partial, record, timeout_s)
-        if sha256 is not None:
-            _check_digest(partial, record, sha256, url)
-        os.replace(partial, target)
+        complete = transfers.transfer(url, partial, record, timeout_s, known is not None)
+        digest = _digest(partial)
+        try:
+            if sha256 is not None and not digest.startswith(sha256.lower()):
+                raise DownloadError(f"{url}: sha256 is {digest}, expected {sha256}; the download was discarded")
+            if known is not None and not digest.startswith(known.lower()):
+                raise DownloadError(
+                    f"{url}: sha256 is {digest}, but was {known} when the file was first downloaded; the download was "
+                    f"discarded. If the file was meant to change, delete {_sum_file(target)}"
+                )
+            if whole is not None:
+                with door(DownloadError, f"{url}: what came is damaged or not whole, and was discarded"):
+                    whole(partial)
+            elif not complete and known is None:
+                raise DownloadError(
+                    f"{url}: the server does not say how long the file is, so nothing tells whether all of it came; it "
+                    "was discarded (its SHA-256 would tell)"
+                )
+        except DownloadError:
+            transfers.discard(partial, record)
+            raise
+        storage.move(partial, target)
         record.unlink(missing_ok=True)
     except DownloadError:
         raise
@@ -144,136 +186,44 @@ def _download(url: str, target: Path, sha256: str | None, timeout_s: float) -> N
             ) from error
         raise DownloadError(f"{partial}: cannot be written ({error.strerror or error})") from error
     log.info("%s downloaded to %s", url, target)
+    _record(target, digest)
 
 
-def _transfer(url: str, partial: Path, record: Path, timeout_s: float) -> None:
-    """Bring `partial` to its full length."""
-    state = _read_state(record, url)
-    offset = partial.stat().st_size if partial.is_file() else 0
-    if state is not None and offset == state.size_bytes:
-        return
-    headers = {"User-Agent": "rcdm_fast"}
-    if state is not None and 0 < offset < state.size_bytes:
-        headers["Range"] = f"bytes={offset}-"
-        if state.validator:
-            headers["If-Range"] = state.validator
-    with _opened(url, headers, timeout_s) as response:
-        if response.status == 206:
-            start, size = _content_range(response)
-            if state is None or start != offset or size != state.size_bytes:
-                raise _restart(
-                    partial, record, f"{url}: the server continued a different file; run again to start over"
-                )
-            log.info("%s: continuing at %s of %s", url, _megabytes(offset), _megabytes(size))
-        else:
-            offset, size = 0, int(response.headers.get("Content-Length") or -1)
-            partial.unlink(missing_ok=True)
-            record.write_text(json.dumps(asdict(_State(url, _validator(response), size))), encoding="utf-8")
-            log.info("downloading %s (%s) to %s", url, _megabytes(size), partial.parent)
-        free = shutil.disk_usage(partial.parent).free
-        if size - offset > free:
-            raise DownloadError(
-                f"{url}: needs {_megabytes(size - offset)}, but only {_megabytes(free)} are free in {partial.parent}; "
-                "free some space, or set RCDM_FAST_CACHE to another disk"
-            )
-        received = _receive(response, partial, offset, size, url)
-    if size >= 0 and received > size:
-        raise _restart(partial, record, f"{url}: sent {received} bytes instead of {size}; run again to start over")
-    if received < size:
-        raise DownloadError(_interrupted(url, received, size, "the connection was closed"))
+def _compare(target: Path, sha256: str | None) -> None:
+    """Whether a file of the cache is what it was, or what the caller knows."""
+    digest, recorded = _digest(target), _recorded(target)
+    if sha256 is not None and not digest.startswith(sha256.lower()):
+        raise DownloadError(f"{target}: its sha256 is {digest}, expected {sha256}; delete it to download it again")
+    if sha256 is None and recorded is not None and recorded != digest:
+        raise DownloadError(
+            f"{target}: its sha256 is {digest}, but was {recorded} when it was first seen; delete it to download it "
+            f"again, or {_sum_file(target)} if it was meant to change"
+        )
+    if recorded != digest:
+        _record(target, digest)
 
 
-def _receive(response: http.client.HTTPResponse, partial: Path, offset: int, size: int, url: str) -> int:
-    """Append the body to `partial`; returns the file's length, which may be short of `size`."""
-    received = offset
-    total = size if size >= 0 else None
-    bar = tqdm(total=total, initial=offset, unit="B", unit_scale=True, desc=partial.stem, disable=None)
-    with open(partial, "ab") as file, bar:
-        while True:
-            try:
-                chunk = response.read(CHUNK_BYTES)
-            except (OSError, http.client.HTTPException) as error:
-                raise DownloadError(_interrupted(url, received, size, _reason(error))) from error
-            if not chunk:
-                break
-            file.write(chunk)
-            received += len(chunk)
-            bar.update(len(chunk))
-        file.flush()
-        os.fsync(file.fileno())
-    return received
+def _sum_file(target: Path) -> Path:
+    return target.with_name(f"{target.name}.sha256")
 
 
-@contextmanager
-def _opened(url: str, headers: dict[str, str], timeout_s: float) -> Iterator[http.client.HTTPResponse]:
-    """The server's answer, 200 or 206."""
-    request = urllib.request.Request(url, headers=headers)
+def _recorded(target: Path) -> str | None:
+    """The digest in NAME.sha256, a line as sha256sum writes it; None if there is none that makes sense."""
     try:
-        response = urllib.request.urlopen(request, timeout=timeout_s)
-    except urllib.error.HTTPError as error:
-        if error.code == 416 and "Range" in headers:
-            without = {name: value for name, value in headers.items() if name not in ("Range", "If-Range")}
-            with _opened(url, without, timeout_s) as whole:
-                yield whole
-            return
-        meaning = "there is no such file on the server" if error.code in (404, 410) else error.reason
-        raise DownloadError(f"{url}: HTTP {error.code}, {meaning}") from error
-    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
-        raise DownloadError(f"{url}: cannot be reached ({_reason(error)}); is there a network connection?") from error
-    except ValueError as error:
-        raise DownloadError(f"{url}: not an address ({error})") from error
-    with response:
-        if response.headers.get_content_type() == "text/html":
-            raise DownloadError(f"{url}: the answer is a web page, not a file (a proxy or a login page in between?)")
-        yield response
+        words = _sum_file(target).read_text(encoding="utf-8").split()
+    except (OSError, ValueError):
+        return None
+    return words[0] if words and re.fullmatch(r"[0-9a-f]{64}", words[0]) else None
 
 
-def _read_state(record: Path, url: str) -> _State | None:
+def _record(target: Path, digest: str) -> None:
+    log.info("%s: sha256 %s", target, digest)
     try:
-        state = _State(**json.loads(record.read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError, TypeError):
-        return None  # nothing to continue
-    return state if state.url == url else None
+        storage.write_text(_sum_file(target), f"{digest}  {target.name}\n")
+    except storage.StorageError as error:  # a cache that is shared, and read only
+        log.info("the sha256 is not recorded (%s)", error)
 
 
-def _validator(response: http.client.HTTPResponse) -> str:
-    etag = response.headers.get("ETag", "")
-    return etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified", "")
-
-
-def _content_range(response: http.client.HTTPResponse) -> tuple[int, int]:
-    """First byte and total size of a 206 answer; -1 for what it does not say."""
-    match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "").strip())
-    if match is None:
-        return -1, -1
-    return int(match[1]), -1 if match[2] == "*" else int(match[2])
-
-
-def _check_digest(partial: Path, record: Path, expected: str, url: str) -> None:
-    with open(partial, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != expected.lower():
-        raise _restart(partial, record, f"{url}: sha256 is {digest}, expected {expected}; the download was discarded")
-
-
-def _restart(partial: Path, record: Path, message: str) -> DownloadError:
-    """Discard what came, so that the next call starts over; returns the error to raise."""
-    partial.unlink(missing_ok=True)
-    record.unlink(missing_ok=True)
-    return DownloadError(message)
-
-
-def _interrupted(url: str, received: int, size: int, reason: str) -> str:
-    return f"{url}: interrupted at {_megabytes(received)} of {_megabytes(size)} ({reason}); run again to continue"
-
-
-def _reason(error: BaseException) -> str:
-    inner = error.reason if isinstance(error, urllib.error.URLError) else error
-    if isinstance(inner, TimeoutError):
-        return "timed out"
-    text = getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
-    return str(text)
-
-
-def _megabytes(size_bytes: int) -> str:
-    return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 0 else "unknown size"
+def _digest(path: Path) -> str:
+    with door(DownloadError, f"{path}: cannot be read"):
+        return storage.sha256(path)

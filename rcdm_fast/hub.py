@@ -9,6 +9,7 @@ Knows nothing about networks, or what else is in a folder (`export/hub_folder.py
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import re
 from pathlib import Path
@@ -38,7 +39,8 @@ def fetch(repository: str, **options: Any) -> Path:
         options: of ``huggingface_hub.hf_hub_download``: revision, token, cache_dir, force_download...
 
     Raises:
-        HubError: huggingface_hub is missing, or no such repository or file, or no connection.
+        HubError: huggingface_hub is missing, or no such repository or file, or no connection; or a file in the cache
+            is not what the hub says it is.
     """
     try:
         import huggingface_hub
@@ -49,10 +51,15 @@ def fetch(repository: str, **options: Any) -> Path:
     name = FILE
     try:
         path = Path(huggingface_hub.hf_hub_download(repository, name, **options))
+        _check(path)
         wanted = _encoder_file(path)
         if wanted and not (path.parent / wanted).is_file():
             name = wanted
             huggingface_hub.hf_hub_download(repository, name, **options)
+        if wanted:
+            _check(path.parent / wanted)
+    except HubError:
+        raise
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise HubError(
             f"{repository}: no such file, and no {name} from the Hugging Face hub ({type(error).__name__}: "
@@ -108,6 +115,23 @@ def _encoder_file(path: Path) -> str | None:
         return None
     found = _BESIDE.fullmatch(config.encoder.source) if config.encoder is not None else None
     return found[2] if found else None
+
+
+def _check(path: Path) -> None:
+    """Compare a file in the hub's cache with its digest, by which it is called there: LFS's SHA-256, or git's SHA-1.
+
+    Where the cache has no links the name is an ordinary one, and nothing is known.
+    """
+    blob = path.resolve()
+    kind = {64: "sha256", 40: "sha1"}.get(len(blob.name))
+    if kind is None or not re.fullmatch(r"[0-9a-f]+", blob.name) or not blob.is_file():
+        return
+    digest = hashlib.new(kind, f"blob {blob.stat().st_size}\0".encode() if kind == "sha1" else b"")
+    with open(blob, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    if digest.hexdigest() != blob.name:
+        raise HubError(f"{path}: damaged (its {kind} is {digest.hexdigest()}); delete {blob} to download it again")
 
 
 def _first_line(error: Exception) -> str:

@@ -535,6 +535,7 @@ def load(
     engine: str = "auto",
     precision: str = "auto",
     engine_file: str | os.PathLike[str] | None = None,
+    sha256: str | None = None,
 ) -> Model:
     """Load a model and make it ready.
 
@@ -548,13 +549,14 @@ def load(
         engine: "auto" or one of `rcdm_fast.engines.ENGINES`.
         precision: "fp32", "bf16", "fp16" or "auto".
         engine_file: an export of this very model that a runtime's engine is to run; made and cached if left out.
+        sha256: hex digest that the model's file must have.
 
     Raises:
-        checkpoint.CheckpointError: unknown, truncated, foreign or mismatched weights.
+        checkpoint.CheckpointError: unknown, truncated, foreign or mismatched weights, or another digest.
         ConfigError: flags, engine or precision that make no sense here.
     """
     place = torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    config, tensors = checkpoint.load_model(source, flags)
+    config, tensors = checkpoint.load_model(source, flags, sha256)
     network = UNet(config.unet).eval().requires_grad_(False)
     network.load_state_dict(tensors, strict=True)
     runner = engines.make(engine, network, config, place, precision, engine_file)

@@ -23,6 +23,10 @@ class FileServer:
         silent_s: wait so long before the body.
         send_length: whether Content-Length is sent.
         content_type: of the answer.
+        modified: Last-Modified, or "" for none.
+        if_range: whether If-Range is honoured.
+        encoding: Content-Encoding, or "" for none.
+        told_range: Content-Range of a part, instead of the true one.
         requests: headers of the requests seen, oldest first.
     """
 
@@ -34,6 +38,10 @@ class FileServer:
     silent_s: float = 0.0
     send_length: bool = True
     content_type: str = "application/octet-stream"
+    modified: str = ""
+    if_range: bool = True
+    encoding: str = ""
+    told_range: str = ""
     requests: list[dict[str, str]] = field(default_factory=list)
     url: str = ""
 
@@ -74,9 +82,13 @@ def _handler(files: FileServer) -> type[BaseHTTPRequestHandler]:
                 self.send_header("Content-Length", str(len(body)))
             if files.etag:
                 self.send_header("ETag", files.etag)
+            if files.modified:
+                self.send_header("Last-Modified", files.modified)
+            if files.encoding:
+                self.send_header("Content-Encoding", files.encoding)
             if start:
                 total = len(files.content)
-                self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
+                self.send_header("Content-Range", files.told_range or f"bytes {start}-{total - 1}/{total}")
             self.end_headers()
             time.sleep(files.silent_s)
             with contextlib.suppress(ConnectionError):
@@ -84,7 +96,9 @@ def _handler(files: FileServer) -> type[BaseHTTPRequestHandler]:
 
         def _start(self) -> int:
             asked = self.headers.get("Range")
-            if not asked or not files.ranges or self.headers.get("If-Range", files.etag) != files.etag:
+            if not asked or not files.ranges:
+                return 0
+            if files.if_range and self.headers.get("If-Range", files.etag) not in (files.etag, files.modified):
                 return 0
             return int(asked.removeprefix("bytes=").removesuffix("-"))
 

@@ -57,7 +57,7 @@ def test_fetches_once(server: FileServer, cache: Path, capfd: pytest.CaptureFixt
     path = fetch(f"{server.url}/file", "file.pt", sha256=hashlib.sha256(CONTENT).hexdigest())
     assert path == cache / "file.pt" == cached("file.pt")
     assert path.read_bytes() == CONTENT
-    assert files_in(cache) == {"file.pt"}
+    assert files_in(cache) == {"file.pt", "file.pt.sha256"}
     assert fetch(f"{server.url}/file", "file.pt") == path
     assert len(server.requests) == 1
     assert capfd.readouterr() == ("", "")  # no bar where there is no terminal
@@ -73,14 +73,25 @@ def test_cache_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert downloads.cache_dir() == Path.home() / ".cache" / "rcdm_fast"
 
 
-@pytest.mark.parametrize("etag", ['"v1"', ""])
-def test_continues_where_it_stopped(server: FileServer, cache: Path, etag: str) -> None:
-    server.etag = etag
+@pytest.mark.parametrize(
+    ("etag", "modified", "sha256"),
+    [
+        ('"v1"', "", None),
+        ("", "Wed, 01 Jan 2025 00:00:00 GMT", None),
+        ("", "", hashlib.sha256(CONTENT).hexdigest()),
+    ],
+)
+def test_continues_where_it_stopped(
+    server: FileServer, cache: Path, etag: str, modified: str, sha256: str | None
+) -> None:
+    """By what the server says of the file, or by the digest of the whole."""
+    server.etag, server.modified = etag, modified
     interrupt(server)
     assert files_in(cache) == {"file.pt.partial", "file.pt.partial.json"}
-    assert fetch(f"{server.url}/file", "file.pt").read_bytes() == CONTENT
+    assert fetch(f"{server.url}/file", "file.pt", sha256=sha256).read_bytes() == CONTENT
     assert [request["Range"] for request in server.requests] == [f"bytes={HALF}-"]
-    assert files_in(cache) == {"file.pt"}
+    assert server.requests[0].get("If-Range", "") == etag + modified
+    assert files_in(cache) == {"file.pt", "file.pt.sha256"}
 
 
 def test_starts_over_when_the_server_ignores_ranges(server: FileServer) -> None:
@@ -95,13 +106,41 @@ def test_starts_over_when_the_file_changed(server: FileServer) -> None:
     assert fetch(f"{server.url}/file", "file.pt").read_bytes() == server.content
 
 
-def test_a_changed_file_without_validator_is_noticed(server: FileServer) -> None:
+def test_without_a_validator_nothing_is_continued(server: FileServer) -> None:
+    """Another file of the same length could not be told from the first one."""
     server.etag = ""
     interrupt(server)
-    server.content += b"more"
-    with pytest.raises(DownloadError, match="continued a different file"):
-        fetch(f"{server.url}/file", "file.pt")
+    server.content = bytes(reversed(CONTENT))
     assert fetch(f"{server.url}/file", "file.pt").read_bytes() == server.content
+    assert "Range" not in server.requests[0]
+
+
+@pytest.mark.parametrize("etag", ['"v2"', "", 'W/"v1"'])
+def test_a_server_that_goes_on_with_another_file(server: FileServer, etag: str) -> None:
+    """It does not heed If-Range; that the version is another, or is not said, is noticed."""
+    interrupt(server)
+    server.content, server.etag, server.if_range = bytes(reversed(CONTENT)), etag, False
+    assert fetch(f"{server.url}/file", "file.pt").read_bytes() == server.content
+    assert ["Range" in request for request in server.requests] == [True, False]
+
+
+@pytest.mark.parametrize(
+    "told", ["bytes 0-9/3072000", "bytes {half}-{end}/*", "bytes {half}-{end}/9", "pages 1-2/3", ""]
+)
+def test_a_part_of_another_place_or_size(server: FileServer, told: str) -> None:
+    interrupt(server)
+    server.told_range = told.format(half=HALF, end=len(CONTENT) - 1) or "x"
+    assert fetch(f"{server.url}/file", "file.pt").read_bytes() == CONTENT
+    assert ["Range" in request for request in server.requests] == [True, False]
+
+
+def test_parts_that_do_not_make_the_file_are_discarded(server: FileServer, cache: Path) -> None:
+    server.etag = ""
+    interrupt(server)
+    server.content = bytes(reversed(CONTENT))
+    with pytest.raises(DownloadError, match=r"sha256 is .*, expected .*; the download was discarded"):
+        fetch(f"{server.url}/file", "file.pt", sha256=hashlib.sha256(CONTENT).hexdigest())
+    assert files_in(cache) == set()
 
 
 def test_another_address_is_not_continued(server: FileServer) -> None:
@@ -111,7 +150,6 @@ def test_another_address_is_not_continued(server: FileServer) -> None:
 
 
 def test_a_server_that_lost_the_range_is_asked_for_the_whole(server: FileServer) -> None:
-    server.etag = ""
     interrupt(server)
     server.content = CONTENT[: HALF // 2]
     assert fetch(f"{server.url}/file", "file.pt").read_bytes() == server.content
@@ -131,11 +169,6 @@ def test_a_damaged_record_starts_over(server: FileServer, cache: Path, record: b
     (cache / "file.pt.partial.json").write_bytes(record)
     assert fetch(f"{server.url}/file", "file.pt").read_bytes() == CONTENT
     assert "Range" not in server.requests[0]
-
-
-def test_unknown_length(server: FileServer) -> None:
-    server.send_length = False
-    assert fetch(f"{server.url}/file", "file.pt").read_bytes() == CONTENT
 
 
 def test_ctrl_c_keeps_what_came(server: FileServer, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

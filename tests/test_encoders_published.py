@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rcdm_fast import downloads, names
+from rcdm_fast import downloads, names, storage
 from rcdm_fast.config import ConfigError
 from rcdm_fast.encoders import EncoderError, build, published
 from tests.encoder_checks import close, pictures
@@ -93,8 +93,10 @@ def test_trunk_and_projector(
     torch.save(checkpoint(name, trunk.state_dict(), head.state_dict()), path)
     asked: list[tuple[str, str]] = []
 
-    def fetch(url: str, file: str, *, sha256: str | None = None) -> Path:
+    def fetch(url: str, file: str, *, sha256: str | None, whole: Any) -> Path:
         asked.append((url, file))
+        assert sha256 is None
+        whole(path)
         return path
 
     monkeypatch.setattr(downloads, "fetch", fetch)
@@ -136,8 +138,10 @@ def test_supervised(small: dict[str, nn.Module], tmp_path: Path, monkeypatch: py
     torch.save({**trunk.state_dict(), "fc.weight": torch.zeros(3, WIDTH), "fc.bias": torch.zeros(3)}, path)
     asked = []
 
-    def fetch(url: str, file: str) -> Path:
+    def fetch(url: str, file: str, *, sha256: str | None, whole: Any) -> Path:
         asked.append(url)
+        assert sha256 == "0676ba61", "torchvision's names end in the first digits"
+        whole(path)
         return path
 
     monkeypatch.setattr(downloads, "fetch", fetch)
@@ -147,6 +151,30 @@ def test_supervised(small: dict[str, nn.Module], tmp_path: Path, monkeypatch: py
     assert asked[0].endswith("resnet50-0676ba61.pth")
     with pytest.raises(ConfigError, match="no projector"):
         build("published:supervised?layer=projector")
+
+
+def test_the_digest_that_a_specification_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "resnet.pth"
+    trunk = small_trunk()
+    monkeypatch.setitem(
+        published.RELEASES, "supervised", dataclasses.replace(published.RELEASES["supervised"], trunk=small_trunk)
+    )
+    torch.save({**trunk.state_dict(), "fc.weight": torch.zeros(3, WIDTH), "fc.bias": torch.zeros(3)}, path)
+    digest = storage.sha256(path)
+    asked: list[str | None] = []
+
+    def fetch(url: str, file: str, *, sha256: str | None, whole: Any) -> Path:
+        asked.append(sha256)
+        return path
+
+    monkeypatch.setattr(downloads, "fetch", fetch)
+    build(f"published:supervised?sha256={digest}")
+    assert asked == [digest]
+    build(f"published:supervised?weights={path}&sha256={digest}")
+    with pytest.raises(EncoderError, match=f"its sha256 is {digest}, expected 00"):
+        build(f"published:supervised?weights={path}&sha256={'0' * 64}")
+    with pytest.raises(ConfigError, match="64 hexadecimal digits"):
+        build("published:supervised?sha256=abc")
 
 
 def test_a_failed_download_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

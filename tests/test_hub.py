@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 import sys
@@ -16,6 +17,7 @@ from huggingface_hub import ModelCard
 
 import rcdm_fast
 from rcdm_fast import ConfigError, HubError, Model
+from rcdm_fast import hub as hub_module
 from rcdm_fast.checkpoint import CheckpointError, save_model
 from rcdm_fast.cli import main
 from rcdm_fast.config import EncoderConfig
@@ -250,3 +252,22 @@ def test_saving_over_a_file(tmp_path: Path) -> None:
     with pytest.raises(StorageError):
         small.model().save_pretrained(tmp_path / "file")
     assert (tmp_path / "file").read_text() == "keep"
+
+
+@pytest.mark.parametrize(("kind", "start"), [("sha256", b""), ("sha1", b"blob %d\0")])
+def test_a_damaged_file_in_the_hubs_cache(tmp_path: Path, hub: Hub, kind: str, start: bytes) -> None:
+    """The hub's cache calls files by their digest: LFS's SHA-256, or git's SHA-1 of small ones."""
+    small.model().save_pretrained(tmp_path / "out")
+    content = (tmp_path / "out" / "model.safetensors").read_bytes()
+    digest = hashlib.new(kind, (start % len(content) if start else b"") + content).hexdigest()
+    folder = hub.root / ".cache" / "org" / "name"
+    (folder / "blobs").mkdir(parents=True)
+    blob = folder / "blobs" / digest
+    blob.write_bytes(content)
+    (folder / "model.safetensors").symlink_to(blob)
+    hub_module._check(folder / "model.safetensors")
+    damaged = bytearray(content)
+    damaged[-9] ^= 1
+    blob.write_bytes(damaged)
+    with pytest.raises(HubError, match=f"model.safetensors: damaged .*; delete {blob}"):
+        hub_module._check(folder / "model.safetensors")

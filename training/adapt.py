@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from rcdm_fast import checkpoint
+from rcdm_fast import checkpoint, storage
 from rcdm_fast import encoders as encoder_room
 from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, from_dict
 from rcdm_fast.schedule import Schedule, network_timestep
@@ -105,11 +105,12 @@ def adapt(
 
     Raises:
         ConfigError: no new encoder, or a model without representations, with labels, or whose encoder is unknown.
-        RunError: the folder holds another run, the loss is not finite, or the data has the wrong size.
+        RunError: the folder holds another run, or one that is under way; the loss is not finite, or the data has the
+            wrong size.
         CheckpointError, EncoderError: a model or an encoder that cannot be loaded.
+        StorageError: a file cannot be written; the last state that was stays.
     """
-    new_config = config.encoder
-    if new_config is None:
+    if config.encoder is None:
         raise ConfigError("no new encoder is named; give one with --encoder")
     model, frozen = checkpoint.load_model(config.model)
     old_config = _old_encoder(config, model)
@@ -117,6 +118,23 @@ def adapt(
     if data.pixels.shape[-1] != model.unet.image_size:
         raise RunError(f"pictures are {data.pixels.shape[-1]} px, the network makes {model.unet.image_size} px")
     folder = RunFolder(out)
+    with folder.locked():
+        storage.check_writable(_target(folder, config))
+        return _adapt(config, data, model, frozen, old_config, folder, device, progress)
+
+
+def _adapt(
+    config: AdaptConfig,
+    data: ImageSet,
+    model: ModelConfig,
+    frozen: dict[str, Tensor],
+    old_config: EncoderConfig,
+    folder: RunFolder,
+    device: str,
+    progress: Progress | None,
+) -> Path:
+    new_config = config.encoder
+    assert new_config is not None, "adapt has asked for it"
     identity = {"data": data.fingerprint, "decoder": _fingerprint(frozen)}
     state = folder.open({**dataclasses.asdict(config), **identity})
     encoder = encoder_room.build(new_config, device)
@@ -146,10 +164,14 @@ def adapt(
         "run": dataclasses.asdict(config),
         **identity,
     }
-    target = folder.path / f"{config.name}.safetensors"
+    target = _target(folder, config)
     finished = ModelConfig(run.network.config, model.schedule, described, config.name, info)
     checkpoint.save_model(target, finished, standard.fold(run.weights()), _DTYPES[config.weights])
     return target
+
+
+def _target(folder: RunFolder, config: AdaptConfig) -> Path:
+    return folder.path / f"{config.name}.safetensors"
 
 
 def _train(run: Run, data: ImageSet, bank: Tensor, folder: RunFolder, progress: Progress | None) -> None:

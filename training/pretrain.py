@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rcdm_fast import storage
 from rcdm_fast.config import ConfigError
 from rcdm_fast.encoders import native
 from rcdm_fast.encoders.small_resnet import SmallResNet
@@ -74,16 +75,32 @@ def pretrain(
         is measured too, under names that begin with "untrained_".
 
     Raises:
-        RunError: an unknown method, lightly missing, labels missing, a run of another configuration in `out`, or a
-            loss or weight that is no finite number (the last state in `out` is then from before).
+        RunError: an unknown method, lightly missing, labels missing, a run of another configuration, or one that is
+            under way, in `out`, or a loss or weight that is no finite number (the last state in `out` is then from
+            before).
         ConfigError: a projector that the method or the classes do not fit.
+        StorageError: a file cannot be written; the last state that was stays.
     """
     chosen = _method(config, train)
+    folder = RunFolder(out)
+    with folder.locked():
+        storage.check_writable(_target(folder, config))
+        return _pretrain(config, chosen, train, folder, test, device, progress)
+
+
+def _pretrain(
+    config: PretrainConfig,
+    chosen: type[Method],
+    train: ImageSet,
+    folder: RunFolder,
+    test: ImageSet | None,
+    device: str,
+    progress: Callable[[int, int, float], None] | None,
+) -> tuple[Path, dict[str, float]]:
     if fits(torch.device(device), train.pixels):
         train = train.to(device)  # and is augmented there
     network = config.network().to(device).to(memory_format=torch.channels_last).train()
     method = chosen(config, network).to(device).train()
-    folder = RunFolder(out)
     state = folder.open({**dataclasses.asdict(config), "data": train.fingerprint})
     trained = [*network.parameters(), *(item for item in method.parameters() if item.requires_grad)]
     optimizer = torch.optim.AdamW(trained, config.learning_rate, weight_decay=config.weight_decay)
@@ -135,9 +152,12 @@ def pretrain(
         measured.update({f"untrained_{name}": value for name, value in untrained.items()})
         folder.log(measured)
     info: dict[str, Any] = {"run": dataclasses.asdict(config), "data": train.fingerprint, "accuracy": measured}
-    target = folder.path / f"{config.name}-encoder.safetensors"
-    native.save(target, network, config.encoder(), info, torch.float16)
-    return target, measured
+    native.save(_target(folder, config), network, config.encoder(), info, torch.float16)
+    return _target(folder, config), measured
+
+
+def _target(folder: RunFolder, config: PretrainConfig) -> Path:
+    return folder.path / f"{config.name}-encoder.safetensors"
 
 
 def _method(config: PretrainConfig, train: ImageSet) -> type[Method]:

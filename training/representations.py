@@ -12,19 +12,23 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rcdm_fast import storage
+from rcdm_fast.doors import door
 from rcdm_fast.encoders import Encoder
 from rcdm_fast.training.data import ImageSet
 from rcdm_fast.training.team import Team
+
+log = logging.getLogger(__name__)
 
 BLOCK = 4096  # pictures after which what was computed is on disk
 
@@ -61,12 +65,15 @@ def cached(
     described = json.dumps(dataclasses.asdict(encoder.config), sort_keys=True, default=str)
     key = hashlib.sha256(described.encode() + probe.numpy().tobytes() + data.fingerprint.encode()).hexdigest()[:16]
     cache = _Cache(Path(folder) / f"representations-{key}{'-flips' if flips else ''}.npy", 1 + flips, len(data))
+    with crew.leader_first():
+        if crew.leads:
+            cache.check()
     if not cache.complete:
         with crew.leader_first():
             cache.begin(probe.shape[1], crew.leads)
         own = list(cache.blocks())[crew.rank :: crew.size]
         for number, (view, start, stop) in enumerate(own):
-            if not cache.has(view, start):
+            if not cache.has(view, start, stop):
                 part = dataclasses.replace(data, pixels=data.pixels[start:stop])
                 cache.write(view, start, compute(encoder, part, flipped=view == 1))
             if progress is not None:
@@ -78,7 +85,11 @@ def cached(
 
 
 class _Cache:
-    """An .npy file; while it is filled, `NAME.blocks/` has an empty file for every block that is on disk."""
+    """An .npy file; while it is filled, `NAME.blocks/` has a file with the checksum of every block that is on disk.
+
+    When it is complete, `NAME.json` has them all. Blocks are checked whenever a run opens the file, and damaged ones
+    are computed again; files of earlier versions, without checksums, are taken as they are.
+    """
 
     def __init__(self, path: Path, views: int, count: int) -> None:
         self.path, self.views, self.count = path, views, count
@@ -94,56 +105,116 @@ class _Cache:
             for start in range(0, self.count, BLOCK):
                 yield view, start, min(start + BLOCK, self.count)
 
+    def check(self) -> None:
+        """Compare what is complete with its checksums; blocks that are damaged are then missing.
+
+        Raises:
+            StorageError: the file is not the array that it was.
+        """
+        if not self.complete:
+            return
+        self.open()
+        try:
+            about = storage.read_json(self._about)
+        except storage.StorageError as error:
+            log.warning("%s", error)
+            about = None
+        if isinstance(about, dict) and "shape" in about and "sha256" not in about:
+            log.info("%s has no checksums (of an earlier version?)", self.path)
+            return
+        sums = about.get("sha256") if isinstance(about, dict) else None
+        sound = {}
+        for view, start, stop in self.blocks():
+            name = self._marker(view, start).name
+            if isinstance(sums, dict) and self._sum(view, start, stop) == sums.get(name):
+                sound[name] = sums[name]
+            else:
+                log.warning("%s: representations %d to %d are damaged; computed again", self.path, start, stop - 1)
+        if len(sound) < len(list(self.blocks())):
+            shutil.rmtree(self._blocks, ignore_errors=True)
+            for name, digest in sound.items():
+                storage.write_text(self._blocks / name, digest)
+            self._blocks.mkdir(exist_ok=True)
+            self._about.unlink()  # last: until here the file counts as complete, and is checked again
+
     def begin(self, width: int, leads: bool) -> None:
         """The file in its full length and the folder of blocks, from before or new."""
-        if leads and not (self.path.exists() and self._blocks.is_dir()):
-            shutil.rmtree(self._blocks, ignore_errors=True)
-            shape = (self.views, self.count, width)
-            with storage.atomic(self.path) as temporary:
-                np.lib.format.open_memmap(temporary, "w+", np.float32, shape).flush()
-            self._blocks.mkdir()
+        if not leads:
+            return
+        wanted = (self.views, self.count, width)
+        if self._blocks.is_dir() and self._shape() == wanted:
+            return
+        shutil.rmtree(self._blocks, ignore_errors=True)
+        with storage.atomic(self.path) as temporary:
+            np.lib.format.open_memmap(temporary, "w+", np.float32, wanted).flush()
+        self._blocks.mkdir()
 
-    def has(self, view: int, start: int) -> bool:
-        return self._marker(view, start).exists()
+    def _shape(self) -> tuple[int, ...] | None:
+        """Of the array on disk; None if there is none of float32 in its full length."""
+        try:
+            array = self._array()
+        except storage.StorageError:
+            return None
+        return array.shape
+
+    def has(self, view: int, start: int, stop: int) -> bool:
+        try:
+            digest = self._marker(view, start).read_text(encoding="ascii")
+        except FileNotFoundError:
+            return False
+        except (OSError, ValueError) as error:
+            raise storage.StorageError(f"{self._marker(view, start)}: cannot be read ({error}); delete it") from error
+        return not digest or digest == self._sum(view, start, stop)  # empty: of an earlier version
 
     def _marker(self, view: int, start: int) -> Path:
         return self._blocks / f"{view}-{start:012d}"
 
+    def _sum(self, view: int, start: int, stop: int) -> str:
+        """Checksum of a block as it is on disk; empty if it is not there."""
+        shape = self._shape()
+        if shape is None or shape[:2] != (self.views, self.count):
+            return ""
+        return hashlib.sha256(self._array()[view, start:stop].data).hexdigest()
+
     def write(self, view: int, start: int, rows: Tensor) -> None:
         """Put rows on disk, then say so. Written, not mapped: a full disk is an error then, and not a fault."""
         width = rows.shape[1]
+        levels = rows.contiguous().numpy()
         try:
             with open(self.path, "r+b") as file:
                 np.lib.format.read_magic(file)
                 np.lib.format.read_array_header_1_0(file)
                 file.seek(file.tell() + 4 * width * (view * self.count + start))
-                file.write(rows.contiguous().numpy().data)
+                file.write(levels.data)
                 file.flush()
-                os.fsync(file.fileno())
-            self._marker(view, start).touch()
-        except OSError as error:
-            raise storage.StorageError(f"{self.path}: cannot be written ({error.strerror or error})") from error
+                storage.sync(file.fileno())
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise storage.StorageError(f"{self.path}: cannot be written ({reason})") from error
+        storage.write_text(self._marker(view, start), hashlib.sha256(levels.data).hexdigest())
 
     def finish(self, about: dict[str, object], leads: bool) -> None:
         if not leads or self.complete:
             return
-        missing = [start for view, start, _ in self.blocks() if not self.has(view, start)]
+        missing = [start for view, start, stop in self.blocks() if not self.has(view, start, stop)]
         if missing:
             raise storage.StorageError(f"{self.path}: {len(missing)} blocks are missing; start again to compute them")
-        storage.write_json(self._about, {**about, "shape": list(self.open().shape)})
+        sums = {self._marker(view, start).name: self._sum(view, start, stop) for view, start, stop in self.blocks()}
+        storage.write_json(self._about, {**about, "shape": list(self.open().shape), "sha256": sums})
         shutil.rmtree(self._blocks, ignore_errors=True)
 
     def open(self) -> Tensor:
-        try:
-            # "c": nothing is written back, and PyTorch does not warn about memory that it must not write to
-            array = np.load(self.path, mmap_mode="c")
-        except (OSError, ValueError) as error:
-            raise storage.StorageError(f"{self.path}: cannot be read ({error}); delete it") from error
+        array = self._array()
         if array.dtype != np.float32 or array.ndim != 3 or array.shape[:2] != (self.views, self.count):
             raise storage.StorageError(
                 f"{self.path}: {array.dtype} {list(array.shape)}, not what was written; delete it"
             )
         return torch.from_numpy(array)
+
+    def _array(self) -> np.ndarray:
+        with door(storage.StorageError, f"{self.path}: cannot be read; delete it"):
+            # "c": nothing is written back, and PyTorch does not warn about memory that it must not write to
+            return cast(np.ndarray, np.load(self.path, mmap_mode="c"))
 
 
 def standardisation(representations: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """What a training run keeps on disk: its state for exact resume, its log, and the run folder's rules.
 
-A state file holds tensors and plain data only (read with weights_only=True) and is written atomically; the last
-`keep` are kept, and one that cannot be read gives way to the one before. Randomness is drawn per step
+A state file holds tensors and plain data only, with a checksum (`sealed.py`), and is written atomically; the last
+`keep` are kept, and one that is damaged or cannot be read gives way to the one before. Randomness is drawn per step
 (`data.step_generator`), so no random state needs to be stored. The log is JSON lines, and TensorBoard's files where
 tensorboard is installed, and Weights & Biases where wandb is installed and WANDB_PROJECT is set.
 """
@@ -13,17 +13,17 @@ import importlib.util
 import json
 import logging
 import os
-import pickle
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rcdm_fast import benchmarking, storage
+from rcdm_fast import benchmarking, doors, locks, sealed, storage
+from rcdm_fast.doors import door
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +37,14 @@ class Paused(Exception):
 
 
 class RunFolder:
-    """A folder with `config.json`, `environment.jsonl` (a line per start), `log.jsonl` and `state-STEP.pt` files."""
+    """A folder with `config.json`, `environment.jsonl` (a line per start), `log.jsonl` and `state-STEP.pt` files.
+
+    Raises:
+        RunError: it cannot be created.
+    """
 
     def __init__(self, folder: str | Path, keep: int = 2) -> None:
-        self.path = Path(folder)
+        self.path = doors.path(folder, RunError)
         self.keep = keep
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -49,17 +53,39 @@ class RunFolder:
         self._start = time.monotonic()
         self._sinks: list[Any] | None = None
 
+    @contextlib.contextmanager
+    def locked(self, write: bool = True) -> Iterator[None]:
+        """Nobody else trains in this folder meanwhile; only the process that may `write` asks for that.
+
+        Raises:
+            RunError: somebody does.
+            StorageError: the folder cannot be written.
+        """
+        if not write:
+            yield
+            return
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(locks.locked(self.path / ".lock", what="a run of training"))
+            except locks.Busy as error:
+                raise RunError(str(error)) from error
+            yield
+
     def open(self, config: Mapping[str, Any], write: bool = True) -> dict[str, Any] | None:
-        """Begin or resume: the newest readable state, or None for a new run; files change only if `write`.
+        """Begin or resume: the newest sound state, or None for a new run; files change only if `write`.
+
+        States that are damaged get another name (`.damaged` behind it).
 
         Raises:
             RunError: the folder holds a run with another configuration; the differences are listed. Or no state in it
                 can be read.
+            StorageError: a file cannot be written.
         """
         file = self.path / "config.json"
         current = json.loads(json.dumps(dict(config)))
         if file.exists():
-            before = json.loads(file.read_text(encoding="utf-8"))
+            with door(RunError, f"{file}: not the configuration of a run"):
+                before = dict(json.loads(file.read_text(encoding="utf-8")))
             keys = sorted(key for key in before.keys() | current.keys() if before.get(key) != current.get(key))
             if keys:
                 changes = "; ".join(f"{key}: {before.get(key)!r} -> {current.get(key)!r}" for key in keys)
@@ -69,24 +95,31 @@ class RunFolder:
         if write:
             for left in self.path.glob(".state-*.pt"):  # of a process that was killed while it wrote
                 left.unlink(missing_ok=True)
-        state = self._newest()
+        state, damaged = self._newest()
         if write:
+            for each in damaged:  # so that it does not count among the states that are kept
+                os.replace(each, each.with_name(f"{each.name}.damaged"))
             self._forget_after(int(state["step"]) if state is not None else 0)
         return state
 
-    def _newest(self) -> dict[str, Any] | None:
-        reasons = []
+    def _newest(self) -> tuple[dict[str, Any] | None, list[Path]]:
+        """The newest sound state, and those after it, which are damaged."""
+        reasons: list[str] = []
+        damaged: list[Path] = []
         for file in reversed(self.states()):
             try:
-                state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-            except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, ValueError) as error:
-                reasons.append(f"{file.name} ({' '.join(str(error).split())[:100]})")
-                log.warning("%s cannot be read; the state before it is taken", file)
+                state = sealed.load(file)
+                if not isinstance(state, dict) or type(state.get("step")) is not int:
+                    raise storage.StorageError(f"{file}: not the state of a run")
+            except storage.StorageError as error:
+                reasons.append(f"{file.name} ({' '.join(str(error).split())[:200]})")
+                damaged.append(file)
+                log.warning("%s; the state before it is taken", error)
                 continue
-            return state
+            return state, damaged
         if reasons:
             raise RunError(f"{self.path}: no state can be read: {'; '.join(reasons)}; start again in another folder")
-        return None
+        return None, []
 
     def _forget_after(self, step: int) -> None:
         """Drop lines of the log that belong to steps that will be done again, and one that was cut."""
@@ -94,12 +127,11 @@ class RunFolder:
         if not file.exists():
             return
         kept = []
-        for line in file.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):
                 if json.loads(line).get("step", 0) <= step:
                     kept.append(line + "\n")
-        with storage.atomic(file) as temporary:
-            temporary.write_text("".join(kept), encoding="utf-8")
+        storage.write_text(file, "".join(kept))
 
     def describe_start(self, step: int, device: torch.device, processes: int = 1) -> None:
         """Append what this process runs on: versions, device, command, git revision, at which step it begins."""
@@ -111,30 +143,43 @@ class RunFolder:
             "processes": processes,
             **benchmarking.facts(device),
         }
-        with open(self.path / "environment.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        self._append("environment.jsonl", row)
 
     def states(self) -> list[Path]:
         """State files, oldest first."""
         return sorted(self.path.glob("state-*.pt"))
 
     def save(self, step: int, state: Mapping[str, Any]) -> None:
-        """Write the state after `step` steps and drop those beyond `keep`."""
-        with storage.atomic(self.path / f"state-{step:09d}.pt") as temporary:
-            torch.save(dict(state), temporary)
+        """Write the state after `step` steps with its checksum and drop those beyond `keep`. Raises `StorageError`."""
+        sealed.save(self.path / f"state-{step:09d}.pt", state)
         for old in self.states()[: -self.keep]:
-            old.unlink()
+            old.unlink(missing_ok=True)
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Append one JSON line; `wall_s` is the time since this process began the run."""
+        """Append one JSON line; `wall_s` is the time since this process began the run. Raises `StorageError`."""
         line = {**row, "wall_s": round(time.monotonic() - self._start, 2)}
-        with open(self.path / "log.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        if self._sinks is None:
-            self._sinks = _sinks(self.path)
+        self._append("log.jsonl", line)
         numbers = {name: float(value) for name, value in line.items() if isinstance(value, int | float)}
-        for sink in self._sinks:
-            sink(numbers, int(line.get("step", 0)))
+        try:
+            if self._sinks is None:
+                self._sinks = _sinks(self.path)
+            for sink in self._sinks:
+                sink(numbers, int(line.get("step", 0)))
+        except OSError as error:
+            raise storage.StorageError(f"{self.path}: cannot be written ({error.strerror or error})") from error
+
+    def _append(self, name: str, row: Mapping[str, Any]) -> None:
+        """Add a line to a file, behind whatever a process that was killed has left there."""
+        file = self.path / name
+        try:
+            with open(file, "a+b") as stream:
+                if stream.seek(0, os.SEEK_END):
+                    stream.seek(-1, os.SEEK_END)
+                    if stream.read(1) != b"\n":
+                        stream.write(b"\n")
+                stream.write(json.dumps(row).encode() + b"\n")
+        except OSError as error:
+            raise storage.StorageError(f"{file}: cannot be written ({error.strerror or error})") from error
 
 
 def _git_revision() -> str | None:

@@ -56,8 +56,8 @@ def train(
 
     Raises:
         Paused: `minutes` ended before the run.
-        RunError: the folder holds another run, a loss or gradient is not finite, out of memory, or the data has the
-            wrong size.
+        RunError: the folder holds another run, or one that is under way; a loss or gradient is not finite, out of
+            memory, or the data has the wrong size.
         ConfigError: the encoder's width contradicts the network, or the processes cannot share the work.
         StorageError: a file cannot be written; the last state that was stays.
     """
@@ -65,9 +65,25 @@ def train(
         raise ConfigError("an RCDM needs an encoder; none is named in the configuration")
     if data.pixels.shape[-1] != config.unet.image_size:
         raise RunError(f"pictures are {data.pixels.shape[-1]} px, the network makes {config.unet.image_size} px")
-    end = None if minutes is None else time.monotonic() + 60 * minutes
     crew = Team(device, config.sharding)
     folder = RunFolder(out)
+    with folder.locked(crew.leads):
+        if crew.leads:
+            for decay in (config.ema, *config.more_emas):
+                storage.check_writable(_target(folder, config, decay))
+        return _train(config, data, folder, crew, progress, minutes)
+
+
+def _train(
+    config: TrainConfig,
+    data: ImageSet,
+    folder: RunFolder,
+    crew: Team,
+    progress: Progress | None,
+    minutes: float | None,
+) -> Path:
+    assert config.encoder is not None, "train has asked for it"
+    end = None if minutes is None else time.monotonic() + 60 * minutes
     encoder = encoder_room.build(config.encoder, str(crew.device))
     bank = representations.cached(encoder, data, folder.path, config.flips, crew)
     unet = _with_width(config.unet, bank.shape[-1])
@@ -117,15 +133,19 @@ def train(
         "data": data.fingerprint,
         "run": dataclasses.asdict(config),
     }
-    target = folder.path / f"{config.name}.safetensors"
-    for number, (decay, weights) in enumerate(run.weights()):
+    for decay, weights in run.weights():
         about = {**info, "ema": decay}
         model = ModelConfig(unet, config.schedule, described, config.name, about, config.representation_dropout)
-        file = folder.path / f"{config.name}-ema{decay:g}.safetensors" if number else target
         if crew.leads:
-            checkpoint.save_model(file, model, weights, _DTYPES[config.weights])
+            checkpoint.save_model(_target(folder, config, decay), model, weights, _DTYPES[config.weights])
     crew.wait()
-    return target
+    return _target(folder, config, config.ema)
+
+
+def _target(folder: RunFolder, config: TrainConfig, decay: float) -> Path:
+    """Where averaged weights go."""
+    ending = "" if decay == config.ema else f"-ema{decay:g}"
+    return folder.path / f"{config.name}{ending}.safetensors"
 
 
 def _late(end: float | None, crew: Team) -> bool:

@@ -28,6 +28,7 @@ from rcdm_fast.cli import (
     playground,
     report,
     sampling,
+    terminal,
     training,
 )
 
@@ -76,6 +77,16 @@ def _options(
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
+    with terminal.tolerant() as out:
+        code = _run(given)
+        out.flush()
+        if out.lost is not None and code == 0:
+            print(f"rcdm: done, but not all of it could be shown ({out.lost.strerror})", file=sys.stderr)
+            return 1
+        return code
+
+
+def _run(given: list[str]) -> int:
     try:
         app(given, standalone_mode=True, prog_name="rcdm")
     except SystemExit as stop:

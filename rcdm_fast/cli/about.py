@@ -31,6 +31,7 @@ def info(
     """
     from rcdm_fast import info as report
 
+    common.check_writable(json)
     facts = report.report()
     common.say("\n".join(report.lines(facts)))
     common.write_json(json, facts)

@@ -29,6 +29,7 @@ def adapt(
     rank: Annotated[int | None, typer.Option(help="Rank of updates of the decoder's layers; 0: none.")] = None,
     updated: Annotated[str | None, typer.Option(help="Layers with such an update: film or all.")] = None,
     seed: common.Seed = 0,
+    sha256: common.Sha256 = None,
     device: Annotated[str, typer.Option(help="cpu, cuda...")] = "cpu",
 ) -> None:
     """Give a trained model another encoder: the decoder stays, the map into it is learned in minutes.
@@ -54,7 +55,7 @@ def adapt(
     }
     values.update({key: value for key, value in given.items() if value is not None})
     settings = from_dict(AdaptConfig, values, "options")
-    pictures = open_data(data, checkpoint.load_model(model)[0].unet.image_size)
+    pictures = open_data(data, checkpoint.load_model(model, None, sha256)[0].unet.image_size)
     common.say(f"{len(pictures)} pictures, {settings.steps} steps of {settings.batch_size}")
     with common.ProgressBar(settings.steps) as progress:
         path = run(settings, pictures, out, device, progress)

@@ -43,6 +43,7 @@ def analyze(
     ] = None,
     encoder: common.EncoderSpec = None,
     flags: common.Flags = None,
+    sha256: common.Sha256 = None,
     device: common.Device = None,
     engine: common.EngineName = "auto",
     precision: common.Precision = "auto",
@@ -52,7 +53,6 @@ def analyze(
     Example: rcdm analyze layers cifar10-simclr-trunk --against cifar10-simclr-head --data cifar10/test --out found
     """
     import rcdm_fast
-    from rcdm_fast import storage
     from rcdm_fast.analysis import registry
     from rcdm_fast.cli.training import changed
     from rcdm_fast.config import ConfigError
@@ -74,8 +74,8 @@ def analyze(
         "seed": seed,
     }
     settings = changed({key: value for key, value in given.items() if value is not None}, change or [])
-    storage.check_writable(out / f"{name}.json")
-    loaded = common.open_model(model, flags, encoder, device, engine, precision)
+    common.check_writable(out / f"{name}.json")
+    loaded = common.open_model(model, flags, encoder, device, engine, precision, sha256)
     others = tuple(rcdm_fast.load(other, None, None, device, engine, precision) for other in against or ())
     pictures = open_data(data, loaded.image_size) if data is not None else None
     shown = open_data(photos, loaded.image_size) if photos is not None else None
@@ -84,18 +84,20 @@ def analyze(
             loaded, pictures, shown, others, settings, progress=lambda done, total: progress(done, total, 0.0)
         )
         found = experiment.run(job)
-    for path in write(found, out):
-        common.say(str(path))
-    common.say("\n" + found.as_text())
+    try:
+        for path in write(found, out):
+            common.say(str(path))
+    finally:
+        common.say("\n" + found.as_text())
 
 
 def write(found: Analysis, folder: Path) -> list[Path]:
     """NAME.json and a NAME-FIGURE.png for each chart and figure; returns the files."""
-    from rcdm_fast import images
+    from rcdm_fast import outputs
 
     paths = [folder / f"{found.name}.json"]
     common.write_json(paths[0], found.as_json())
     for figure, picture in (*found.charts.items(), *found.figures.items()):
         paths.append(folder / f"{found.name}-{figure}.png")
-        images.save(picture, paths[-1])
+        outputs.save_picture(picture, paths[-1])
     return paths

@@ -28,6 +28,7 @@ def bench(
     budget: Annotated[float, typer.Option(help="Seconds after which nothing more is begun.")] = 60.0,
     published: Annotated[bool, typer.Option(help="Measure the published recipe beside it.")] = True,
     flags: common.Flags = None,
+    sha256: common.Sha256 = None,
     device: common.Device = None,
     json: common.JsonFile = None,
 ) -> None:
@@ -38,11 +39,10 @@ def bench(
 
     Example: rcdm bench cifar10-simclr-trunk --steps 10,50 --engine all --precision fp32,bf16 --json rates.json
     """
-    from rcdm_fast import sampling_rate, storage
+    from rcdm_fast import sampling_rate
 
-    if json is not None:
-        storage.check_writable(json)
-    loaded = common.open_model(model, flags, None, device, "auto", "auto")
+    common.check_writable(json)
+    loaded = common.open_model(model, flags, None, device, "auto", "auto", sha256)
     plan = sampling_rate.Plan(
         _cases(loaded.device, engine, precision, solver, steps), batch, pictures, budget, rounds, published
     )

@@ -29,16 +29,25 @@ Precision = Annotated[str, typer.Option(help="fp32, bf16, fp16 or auto.")]
 Steps = Annotated[str, typer.Option(help="Network evaluations: 50, or a published text such as ddim25 or 10,10,5.")]
 SolverName = Annotated[str, typer.Option("--solver", help="ddim or ancestral.")]
 Seed = Annotated[int, typer.Option(help="Seed of all noise.")]
+Sha256 = Annotated[
+    str | None, typer.Option("--sha256", help="Digest that the model's file must have, such as that of a download.")
+]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the measured numbers to this file.")]
 
 
 def open_model(
-    name: str, flags: Path | None, encoder: str | None, device: str | None, engine: str, precision: str
+    name: str,
+    flags: Path | None,
+    encoder: str | None,
+    device: str | None,
+    engine: str,
+    precision: str,
+    sha256: str | None = None,
 ) -> Model:
     """Load the model that the options name, and say what runs."""
     import rcdm_fast
 
-    model = rcdm_fast.load(name, flags, encoder, device, engine, precision)
+    model = rcdm_fast.load(name, flags, encoder, device, engine, precision, sha256=sha256)
     say(model.describe())
     return model
 
@@ -55,17 +64,26 @@ def say(text: str) -> None:
 
 def interactive() -> bool:
     """Whether progress bars make sense."""
-    return sys.stderr.isatty()
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def write_json(path: Path | None, data: Any) -> None:
-    """Write numbers to a file, if the user named one."""
+    """Write numbers to a file, if the user named one; if that cannot be written after all, they are kept elsewhere."""
     if path is None:
         return
-    from rcdm_fast import storage
+    from rcdm_fast import outputs, storage
 
     plain = dataclasses.asdict(data) if dataclasses.is_dataclass(data) and not isinstance(data, type) else data
-    storage.write_json(path, json.loads(json.dumps(plain, default=str)))
+    outputs.keep(path, lambda file: storage.write_json(file, json.loads(json.dumps(plain, default=str))))
+
+
+def check_writable(*files: Path | None) -> None:
+    """Find out now, not after the work, that one of the files cannot be written. Raises `StorageError`."""
+    from rcdm_fast import storage
+
+    for file in files:
+        if file is not None:
+            storage.check_writable(file)
 
 
 class ProgressBar:

@@ -45,6 +45,7 @@ def compare(
     max_mrr_loss: Annotated[float, typer.Option(help="Fail if the MRR falls by more than this, in percent.")] = 100.0,
     encoder: common.EncoderSpec = None,
     flags: common.Flags = None,
+    sha256: common.Sha256 = None,
     device: common.Device = None,
     json: common.JsonFile = None,
 ) -> None:
@@ -57,12 +58,13 @@ def compare(
     import torch
 
     import rcdm_fast
-    from rcdm_fast import drift, storage
+    from rcdm_fast import drift, outputs
 
     cases = [drift.Case.parse(text) for text in engines.split(",")]
-    if json is not None:
-        storage.check_writable(json)
-    loaded = rcdm_fast.load(model, flags, encoder, device, "eager", "fp32")
+    common.check_writable(json)
+    if out is not None:
+        outputs.rows_of_sheet(out, SHOWN, 2 * len(cases), cell=96)
+    loaded = rcdm_fast.load(model, flags, encoder, device, "eager", "fp32", sha256=sha256)
     h, label = _conditions(loaded, photos or [])
     settings = drift.Settings(steps, solver, per, seed, batch, rounds)
     with torch.random.fork_rng(devices=[]):
@@ -174,7 +176,7 @@ def _failures(
 
 def _sheet(found: list[Drift], out: Path) -> None:
     """A row of pictures per case; below each but the first, eight times its distance from the first, around grey."""
-    from rcdm_fast import images
+    from rcdm_fast import images, outputs
 
     rows, titles = [], []
     for each in found:
@@ -184,4 +186,4 @@ def _sheet(found: list[Drift], out: Path) -> None:
             apart = (8 * (each.pictures[:SHOWN] - found[0].pictures[:SHOWN])).clamp(-1, 1)
             rows.append([images.to_pil(picture) for picture in apart])
             titles.append("difference x8")
-    images.save(images.sheet(rows, cell=96, row_titles=titles), out)
+    outputs.save_picture(images.sheet(rows, cell=96, row_titles=titles), out)

@@ -53,6 +53,7 @@ def evaluate(
     reference_npz: ReferenceFile = None,
     npz: NpzFile = None,
     flags: common.Flags = None,
+    sha256: common.Sha256 = None,
     device: common.Device = None,
     engine: common.EngineName = "auto",
     precision: common.Precision = "auto",
@@ -65,7 +66,7 @@ def evaluate(
 
     Example: rcdm evaluate cifar10-simclr-trunk --data cifar10/test --samples 4 --gallery 10000 --json mrr.json
     """
-    from rcdm_fast import storage
+    from rcdm_fast import outputs, storage
     from rcdm_fast.config import ConfigError
     from rcdm_fast.training import distributions, sample_files
     from rcdm_fast.training import evaluate as measures
@@ -73,15 +74,15 @@ def evaluate(
 
     if inception is not None and features is not None:
         raise ConfigError("--inception and --features both name a feature space; give one")
-    for file in (json, npz):
-        if file is not None:
-            storage.check_writable(file)
+    common.check_writable(json, npz)
     reference = sample_files.read_npz(reference_npz) if reference_npz is not None else None
-    loaded = common.open_model(model, flags, encoder, device, engine, precision)
+    loaded = common.open_model(model, flags, encoder, device, engine, precision, sha256)
     space = _space(loaded, features, inception)
     pictures = open_data(data, loaded.image_size)
     settings = measures.EvaluateConfig(sources, samples, gallery, steps, solver, seed)
     size, count = measures.counts(pictures, settings)
+    if npz is not None:
+        storage.check_writable(npz, count * samples * 3 * loaded.image_size**2)
     if space is not None:
         try:
             distributions.check_counts(size if reference is None else len(reference), count * samples)
@@ -93,7 +94,7 @@ def evaluate(
     with common.ProgressBar(count) as progress:
         drawn = measures.draw(loaded, pictures, settings, lambda done, total: progress(done, total, 0.0))
     if npz is not None:
-        sample_files.write_npz(npz, drawn.pictures.flatten(0, 1), drawn.labels)
+        outputs.keep(npz, lambda file: sample_files.write_npz(file, drawn.pictures.flatten(0, 1), drawn.labels))
         common.say(f"{npz}: {count * samples} samples")
     result = measures.faithfulness(drawn, settings)
     if space is not None:

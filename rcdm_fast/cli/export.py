@@ -27,6 +27,7 @@ def export(
     calibrate: Annotated[Path | None, typer.Option(help="int8: folder of pictures to calibrate with.")] = None,
     encoder: common.EncoderSpec = None,
     flags: common.Flags = None,
+    sha256: common.Sha256 = None,
     device: common.Device = None,
 ) -> None:
     """Write a model for another runtime or library, after checking its numbers against PyTorch.
@@ -36,7 +37,8 @@ def export(
     import rcdm_fast
     from rcdm_fast import images
 
-    files = rcdm_fast.load(model, flags, encoder, device or "cpu", "eager").export(
+    common.check_writable(out / "README.md")
+    files = rcdm_fast.load(model, flags, encoder, device or "cpu", "eager", sha256=sha256).export(
         to,
         out,
         precision=precision,

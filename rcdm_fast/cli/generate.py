@@ -55,6 +55,7 @@ def generate(
     workers: Annotated[int | None, typer.Option(help="Ray actors; default one for each GPU.")] = None,
     encoder: common.EncoderSpec = None,
     flags: common.Flags = None,
+    sha256: common.Sha256 = None,
     device: common.Device = None,
     engine: common.EngineName = "auto",
     precision: common.Precision = "auto",
@@ -68,6 +69,7 @@ def generate(
     """
     from rcdm_fast.config import ConfigError
 
+    common.check_writable(json)
     if verify:
         _verify(out, json)
         return
@@ -92,12 +94,12 @@ def generate(
         if ray is None:
             from rcdm_fast.jobs import local
 
-            loaded = common.open_model(model, flags, encoder, device, engine, precision)
+            loaded = common.open_model(model, flags, encoder, device, engine, precision, sha256)
             summary = local.run(loaded, source, out, config, options, report)
         else:
             from rcdm_fast.jobs import cluster
 
-            spec = cluster.ModelSpec(model, str(flags) if flags else None, encoder, device, engine, precision)
+            spec = cluster.ModelSpec(model, str(flags) if flags else None, encoder, device, engine, precision, sha256)
             summary = cluster.run(spec, source, out, config, options, address=ray, workers=workers, report=report)
     _tell(summary, out, json)
 

@@ -33,6 +33,7 @@ def report(
     seed: common.Seed = 0,
     encoder: common.EncoderSpec = None,
     flags: common.Flags = None,
+    sha256: common.Sha256 = None,
     device: common.Device = None,
     engine: common.EngineName = "auto",
     precision: common.Precision = "auto",
@@ -42,7 +43,6 @@ def report(
     Example: rcdm report cifar10-simclr-trunk --data cifar10/test --against cifar10-simclr-head --out report.html
     """
     import rcdm_fast
-    from rcdm_fast import storage
     from rcdm_fast.analysis import registry
     from rcdm_fast.config import ConfigError
     from rcdm_fast.report import build
@@ -52,10 +52,10 @@ def report(
         raise ConfigError(f"{out}: a report is an .html file")
     if photos is None and data is None:
         raise ConfigError("a report needs pictures: photographs with --photos, a set of pictures with --data, or both")
-    storage.check_writable(out)
+    common.check_writable(out, out.with_suffix(".json"))
     names = list(EXPERIMENTS) if experiments == "all" else [name.strip() for name in experiments.split(",")]
     found = {name: registry.find(name) for name in names}
-    loaded = common.open_model(model, flags, encoder, device, engine, precision)
+    loaded = common.open_model(model, flags, encoder, device, engine, precision, sha256)
     others = tuple(rcdm_fast.load(other, None, None, device, engine, precision) for other in against or ())
     shown = open_data(photos, loaded.image_size) if photos is not None else None
     known = open_data(data, loaded.image_size) if data is not None else None

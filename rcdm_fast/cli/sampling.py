@@ -41,6 +41,7 @@ def sample(
     pictures: Annotated[Path | None, typer.Option(help="Folder for every sample as a PNG of its own.")] = None,
     encoder: common.EncoderSpec = None,
     flags: common.Flags = None,
+    sha256: common.Sha256 = None,
     device: common.Device = None,
     engine: common.EngineName = "auto",
     precision: common.Precision = "auto",
@@ -53,13 +54,12 @@ def sample(
 
     Example: rcdm sample cat.jpg dog.jpg --model cifar10-simclr-head --per 8 --out sheet.png
     """
-    from rcdm_fast import images, storage
+    from rcdm_fast import images, outputs
 
-    if out.suffix.lower() not in images.EXTENSIONS:
-        raise images.ImageError(f"{out}: the extension names no picture format")
-    storage.check_writable(out)
+    shown = outputs.rows_of_sheet(out, 2 + per, MAX_SHEET_ROWS, cell=96)
+    common.check_writable(json, None if pictures is None else pictures / "00000-000.png")
     paths = images.expand(photos)
-    loaded = common.open_model(model, flags, encoder, device, engine, precision)
+    loaded = common.open_model(model, flags, encoder, device, engine, precision, sha256)
     opened = [images.open_image(path) for path in paths]
     h = loaded.encode(opened)
     request = loaded.request(h, per=per, steps=steps, solver=solver, eta=eta, guidance=guidance, seed=seed)
@@ -71,15 +71,16 @@ def sample(
             finished.extend(batch.cpu())
             if pictures is not None:
                 for index, picture in zip(range(place.start, place.stop), batch, strict=True):
-                    name = f"{index // per:05d}-{paths[index // per].stem}-{index % per:03d}.png"
+                    ends = f"{index // per:05d}-", f"-{index % per:03d}.png"
+                    name = outputs.file_name(paths[index // per].stem, ends[1], ends[0])
                     images.save(images.to_pil(picture), pictures / name)
     except KeyboardInterrupt:
         interrupted = True
     seconds = time.perf_counter() - start
     if finished:
-        rows = _rows(loaded, opened, finished, per)[:MAX_SHEET_ROWS]
+        rows = _rows(loaded, opened, finished, per)[:shown]
         titles = ["photo", "seen", f"samples ({loaded.config.name or model})"]
-        images.save(images.sheet(rows, cell=96, column_titles=titles, group_gaps=[2]), out)
+        outputs.save_picture(images.sheet(rows, cell=96, column_titles=titles, group_gaps=[2]), out)
         common.say(f"{out}: {len(finished)} pictures of {len(paths)} photos")
     each = seconds / max(1, len(finished))
     common.say(f"NFE {len(request.schedule)}, {each:.3g} s per picture")
@@ -120,6 +121,7 @@ def encode(
     ),
     encoder: common.EncoderSpec = None,
     flags: common.Flags = None,
+    sha256: common.Sha256 = None,
     device: common.Device = None,
 ) -> None:
     """Write the representations of photos, float32 [N,D], in the order of the photos.
@@ -136,8 +138,9 @@ def encode(
 
     if out.suffix not in (".npy", ".safetensors"):
         raise ConfigError(f"{out}: representations are written as .npy or .safetensors")
+    common.check_writable(out)
     paths = images.expand(photos)
-    loaded = common.open_model(model, flags, encoder, device, "auto", "auto")
+    loaded = common.open_model(model, flags, encoder, device, "auto", "auto", sha256)
     h = torch.cat([loaded.encode(path).cpu() for path in paths])
     if out.suffix == ".npy":
         with storage.atomic(out) as temporary, open(temporary, "wb") as file:
@@ -159,6 +162,7 @@ def interpolate(
     out: Annotated[Path, typer.Option(help="The sheet.")] = Path("interpolation.png"),
     encoder: common.EncoderSpec = None,
     flags: common.Flags = None,
+    sha256: common.Sha256 = None,
     device: common.Device = None,
     engine: common.EngineName = "auto",
     precision: common.Precision = "auto",
@@ -167,14 +171,16 @@ def interpolate(
 
     Example: rcdm interpolate cat.jpg dog.jpg --model cifar10-simclr-trunk --frames 10 --out way.png
     """
-    from rcdm_fast import images
+    from rcdm_fast import images, outputs
 
+    if outputs.rows_of_sheet(out, frames + 2, per, cell=96) < per:
+        raise images.ImageError(f"{out}: {per} ways of {frames} pictures are too much for a sheet in this format")
     opened = [images.open_image(a), images.open_image(b)]
-    loaded = common.open_model(model, flags, encoder, device, engine, precision)
+    loaded = common.open_model(model, flags, encoder, device, engine, precision, sha256)
     h = loaded.encode(opened)
     pictures = loaded.interpolate(
         h[0], h[1], frames, per=per, mode=mode.value, steps=steps, seed=seed, progress=common.interactive()
     )
     sheet = [[opened[0], *(images.to_pil(picture) for picture in way), opened[1]] for way in pictures]
-    images.save(images.sheet(sheet, cell=96, column_titles=["A"], group_gaps=[1, frames + 1]), out)
+    outputs.save_picture(images.sheet(sheet, cell=96, column_titles=["A"], group_gaps=[1, frames + 1]), out)
     common.say(f"{out}: {per} ways of {frames} pictures, {mode.value}")

@@ -102,6 +102,7 @@ def pretrain(
     from rcdm_fast.training.pretrain import pretrain as run
     from rcdm_fast.training.sources import open_data
 
+    common.check_writable(json)
     values = _configuration(name, config)
     changes = {"pictures": pictures, "compile": compile}
     values.update({key: value for key, value in changes.items() if value is not None})

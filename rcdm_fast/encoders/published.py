@@ -17,6 +17,8 @@ Does not know about caches or networks (`rcdm_fast.downloads`).
 
 from __future__ import annotations
 
+import re
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +32,7 @@ from rcdm_fast.encoders.base import Network
 from rcdm_fast.encoders.errors import EncoderError, need
 from rcdm_fast.encoders.sources import Source
 
-OPTIONS = frozenset({"weights"})
+OPTIONS = frozenset({"weights", "sha256"})
 HOST = "https://dl.fbaipublicfiles.com"
 
 State = dict[str, Tensor]
@@ -57,16 +59,17 @@ class Release:
 def load(source: Source, fields: Mapping[str, Any]) -> Network:
     """A published encoder; downloaded once unless ``weights=FILE`` names a copy of its checkpoint.
 
+    ``sha256=DIGEST`` is what the checkpoint must have.
     The projector is made only if ``layer`` asks for it. Loading is strict.
 
     Raises:
-        ConfigError: unknown name or layer.
-        EncoderError: torchvision is missing, or the file is not that checkpoint.
+        ConfigError: unknown name or layer, or a digest that is none.
+        EncoderError: torchvision is missing, or the file is not that checkpoint, or has another digest.
     """
     layer = fields.get("layer", "backbone")
     convention = config(source.name, layer, str(source))
     release = RELEASES[source.name]
-    path = source.options.get("weights") or _download(release)
+    path = _checkpoint(release, source)
     try:
         trunk_state, projector_state = release.split(weights.read_pickle(path))
     except (KeyError, TypeError, AttributeError) as error:
@@ -200,13 +203,42 @@ def _renamed(name: str, prefixes: Mapping[str, str]) -> str:
     return name
 
 
-def _download(release: Release) -> Path:
+def _checkpoint(release: Release, source: Source) -> Path:
+    """Where the checkpoint is; downloaded if no file is named, and compared with the digest that the spec names."""
+    from rcdm_fast import downloads
+
+    sha256, file = source.options.get("sha256"), source.options.get("weights")
+    if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
+        raise ConfigError(f"{source}: a SHA-256 has 64 hexadecimal digits")
+    if file is None:
+        return _download(release, sha256)
+    if sha256 is not None:
+        try:
+            downloads.check_digest(Path(file), sha256)
+        except downloads.DownloadError as error:
+            raise EncoderError(str(error)) from error
+    return Path(file)
+
+
+def _download(release: Release, sha256: str | None) -> Path:
     from rcdm_fast import downloads
 
     url = release.url
     if not url:
         url = need("torchvision.models", "encoders").ResNet50_Weights.IMAGENET1K_V1.url
-    return downloads.fetch(url, release.file)
+    if sha256 is None:  # torchvision's names end in the digest's first digits
+        stated = re.search(r"-([0-9a-f]{8,64})\.pth$", url)
+        sha256 = stated[1] if stated else None
+    return downloads.fetch(url, release.file, sha256=sha256, whole=_check_whole)
+
+
+def _check_whole(path: Path) -> None:
+    """Raise an error unless a download is a checkpoint from its beginning to its end."""
+    from rcdm_fast import downloads
+
+    weights.read_pickle(path)
+    if zipfile.is_zipfile(path):
+        downloads.check_container(path)
 
 
 RELEASES: dict[str, Release] = {

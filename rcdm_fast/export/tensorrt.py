@@ -12,9 +12,11 @@ Knows nothing about running a plan (`engines/tensorrt_runtime.py`).
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
+import logging
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +33,8 @@ from rcdm_fast.export.job import Job
 from rcdm_fast.export.onnx import ExportError
 from rcdm_fast.export.plan_file import PlanHeader
 from rcdm_fast.unet import UNet
+
+log = logging.getLogger(__name__)
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 LIBRARIES = ("tensorrt", "tensorrt_rtx")
@@ -181,8 +185,11 @@ def build(
         names = ", ".join(input_names(config.unet))
         raise ExportError(f"TensorRT cannot build the network ({names}): {logger.last or 'it does not say why'}")
     if timing is not None:
-        with storage.atomic(_timing_file(trt)) as temporary:
-            temporary.write_bytes(timing.serialize())
+        try:
+            with storage.atomic(_timing_file(trt)) as temporary:
+                temporary.write_bytes(timing.serialize())
+        except OSError as error:  # the plan is what matters
+            log.warning("the next build will measure again: %s; RCDM_FAST_CACHE names another folder", error)
     return memoryview(plan)
 
 
@@ -202,8 +209,10 @@ def refit(engine: Any, graph: Path) -> None:
 
 def _use_timings(trt: Any, settings: Any) -> Any:
     """What earlier builds measured, which makes this one faster."""
-    file = _timing_file(trt)
-    timings = settings.create_timing_cache(file.read_bytes() if file.exists() else b"")
+    known = b""
+    with contextlib.suppress(OSError):  # none yet, or no cache
+        known = _timing_file(trt).read_bytes()
+    timings = settings.create_timing_cache(known)
     settings.set_timing_cache(timings, ignore_mismatch=False)
     return timings
 

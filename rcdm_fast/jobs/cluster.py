@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import rcdm_fast
+from rcdm_fast import doors, storage
 from rcdm_fast.config import ConfigError
 from rcdm_fast.jobs import local, sources
 from rcdm_fast.jobs.ledger import Summary
@@ -35,10 +36,12 @@ class ModelSpec:
     device: str | None = None
     engine: str = "auto"
     precision: str = "auto"
+    sha256: str | None = None
 
     def load(self) -> Model:
         """The model."""
-        return rcdm_fast.load(self.name, self.flags, self.encoder, self.device, self.engine, self.precision)
+        where = (self.device, self.engine, self.precision)
+        return rcdm_fast.load(self.name, self.flags, self.encoder, *where, sha256=self.sha256)
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def run(
     """
     ray = _ray()
     model = spec.load()
-    folder, source = Path(folder).resolve(), _absolute(source)
+    folder, source = doors.path(folder, storage.StorageError).resolve(), _absolute(source)
     prepared = local.prepare(model, sources.find(source), folder, config)
     ledger = prepared.ledger
     del model
@@ -166,7 +169,7 @@ def _results(ray: Any, order: Order, missing: list[int], workers: int | None) ->
 
 
 def _absolute(source: str) -> str:
-    return str(Path(source).resolve()) if Path(source).exists() else source
+    return str(Path(source).resolve()) if os.path.exists(source) else source  # unlike Path's, it takes any text
 
 
 def _ray() -> Any:

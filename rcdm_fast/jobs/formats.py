@@ -10,25 +10,26 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
 import io
 import json
-import os
 import shutil
 import tarfile
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from PIL import Image
 
 from rcdm_fast import storage
 from rcdm_fast.config import ConfigError
+from rcdm_fast.doors import door
 from rcdm_fast.jobs.settings import Encoding, JobConfig
+from rcdm_fast.jobs.shard_tables import Tables
+from rcdm_fast.jobs.shard_tables import pyarrow as pyarrow
+from rcdm_fast.outputs import LARGEST_SIDE
 
 _TAR_BLOCK = 512
 _BITS = 0o644
@@ -80,6 +81,18 @@ def find(config: JobConfig) -> Shards:
     return Tables(encode, extension)
 
 
+def check_size(config: JobConfig, side: int) -> None:
+    """Raise `ConfigError` if pictures of `side` pixels a side cannot be kept in the form that a job asks for."""
+    most = LARGEST_SIDE.get(config.encoding.upper(), side)
+    if config.format != "npz" and side > most:
+        raise ConfigError(f"pictures of {side} pixels are too large for {config.encoding}, which has {most} at most")
+
+
+def size_bytes(config: JobConfig, side: int, missing: int, pictures: int) -> int:
+    """What a job will surely take: of npz all bytes, of compressed pictures nothing that is known before."""
+    return 3 * side**2 * (missing + pictures) if config.format == "npz" else 0
+
+
 def checksum(payload: bytes) -> str:
     """Hex SHA-256 of a payload."""
     return hashlib.sha256(payload).hexdigest()
@@ -129,9 +142,12 @@ class Tars:
     def read(self, path: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[bytes]:
         """See `Shards`."""
         with _reading(path) as file:
-            for row in rows:
-                file.seek(row["offset"])
-                yield file.read(row["bytes"])
+            size = path.stat().st_size
+            for row in rows:  # a row that was changed may ask for more than memory holds
+                with door(storage.StorageError, f"{path}: cannot be read"):
+                    file.seek(min(row["offset"], size))
+                    content = file.read(min(row["bytes"], size))
+                yield content
 
 
 @dataclass(frozen=True)
@@ -150,20 +166,21 @@ class Folders:
         """See `Shards`."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+            temporary = storage.new_folder(path)
             try:
                 for picture in pictures:
                     with open(temporary / f"{picture.key}.{self.extension}", "xb") as file:
                         file.write(picture.payload)
                         file.flush()
-                        os.fsync(file.fileno())
-                temporary.chmod(0o755)
-                if path.exists():  # left by a run that was stopped before it could commit
+                        storage.sync(file.fileno())
+                if path.is_dir():  # left by a run that was stopped before it could commit, or damaged
                     shutil.rmtree(path)
-                os.replace(temporary, path)
             except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise
+            storage.move(temporary, path)
+        except storage.StorageError:
+            raise
         except OSError as error:
             raise storage.StorageError(f"{path}: cannot be written ({error.strerror or error})") from error
         return list(range(len(pictures)))
@@ -172,7 +189,9 @@ class Folders:
         """See `Shards`."""
         for row in rows:
             with _reading(path / f"{row['key']}.{self.extension}") as file:
-                yield file.read()
+                with door(storage.StorageError, f"{path}: cannot be read"):
+                    content = file.read()
+                yield content
 
 
 @dataclass(frozen=True)
@@ -194,11 +213,7 @@ class Arrays:
 
     def read(self, path: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[bytes]:
         """See `Shards`."""
-        try:
-            with np.load(path) as file:
-                pixels = file["arr_0"]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise storage.StorageError(f"{path}: cannot be read ({error})") from error
+        pixels = _array(path)
         for row in rows:
             yield pixels[row["offset"]].tobytes() if row["offset"] < len(pixels) else b""
 
@@ -220,76 +235,29 @@ def join_arrays(shards: Sequence[Path], path: Path, count: int, shape: tuple[int
     """All npz shards as one .npz, a shard at a time. Raises `StorageError`."""
     with storage.atomic(path) as temporary, _levels_file(temporary, count, shape) as file:
         for shard in shards:
-            with np.load(shard) as part:
-                file.write(part["arr_0"].tobytes())
+            file.write(_array(shard).tobytes())
+
+
+def _array(path: Path) -> np.ndarray:
+    with door(storage.StorageError, f"{path}: cannot be read"), np.load(path, allow_pickle=False) as part:
+        return cast(np.ndarray, part["arr_0"])
 
 
 def joined_payloads(path: Path) -> Iterator[bytes]:
     """Payloads of all pictures in what `join_arrays` wrote, one after the other. Raises `StorageError`."""
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
-            if np.lib.format.read_magic(file) != (1, 0):
-                raise ValueError("another version of .npy")
-            (count, *shape), _, kind = np.lib.format.read_array_header_1_0(file)
-            size = int(np.prod(shape)) * kind.itemsize
-            for _ in range(count):
-                yield file.read(size)
-            if file.read(1):
-                raise ValueError("more than its header says")
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise storage.StorageError(f"{path}: cannot be read ({error})") from error
-
-
-@dataclass(frozen=True)
-class Tables:
-    """Parquet with columns image (bytes and file name, as Hugging Face datasets keep them), item, id, sample, seed.
-
-    offset: the row.
-    """
-
-    _encode: Callable[[np.ndarray], bytes]
-    extension: str
-    suffix: str = ".parquet"
-
-    def encode(self, levels: np.ndarray) -> bytes:
-        """See `Shards`."""
-        return self._encode(levels)
-
-    def write(self, path: Path, pictures: Sequence[Picture], shape: tuple[int, int]) -> list[int]:
-        """See `Shards`."""
-        arrow, parquet = pyarrow()
-        kinds = {"item": arrow.int64(), "id": arrow.string(), "sample": arrow.int64(), "seed": arrow.uint64()}
-        image = arrow.struct([("bytes", arrow.binary()), ("path", arrow.string())])
-        features = {"image": {"_type": "Image"}} | {
-            name: {"dtype": str(kind), "_type": "Value"} for name, kind in kinds.items()
-        }
-        described = {"huggingface": json.dumps({"info": {"features": features}})}
-        schema = arrow.schema([("image", image), *kinds.items()], metadata=described)
-        files = [{"bytes": each.payload, "path": f"{each.key}.{self.extension}"} for each in pictures]
-        columns = [arrow.array(files, image)]
-        columns += [arrow.array([each.about[name] for each in pictures], kind) for name, kind in kinds.items()]
-        with storage.atomic(path) as temporary:
-            parquet.write_table(arrow.table(columns, schema=schema), temporary, compression="none")
-        return list(range(len(pictures)))
-
-    def read(self, path: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[bytes]:
-        """See `Shards`."""
-        _, parquet = pyarrow()
-        try:
-            column = parquet.read_table(path, columns=["image"])["image"].combine_chunks().field("bytes")
-        except (OSError, ValueError) as error:
-            raise storage.StorageError(f"{path}: cannot be read ({error})") from error
-        for row in rows:
-            yield column[row["offset"]].as_py() if row["offset"] < len(column) else b""
-
-
-def pyarrow() -> tuple[Any, Any]:
-    """The modules pyarrow and pyarrow.parquet. Raises `ConfigError` if they are missing."""
-    try:
-        arrow, parquet = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
-    except ImportError as error:
-        raise ConfigError("Parquet and Arrow need pyarrow (pip install 'rcdm_fast[jobs]')") from error
-    return arrow, parquet
+    with (
+        door(storage.StorageError, f"{path}: cannot be read"),
+        zipfile.ZipFile(path) as archive,
+        archive.open("arr_0.npy") as file,
+    ):
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError("another version of .npy")
+        (count, *shape), _, kind = np.lib.format.read_array_header_1_0(file)
+        size = int(np.prod(shape)) * kind.itemsize
+        for _ in range(count):
+            yield file.read(size)
+        if file.read(1):
+            raise ValueError("more than its header says")
 
 
 def _reading(path: Path) -> Any:

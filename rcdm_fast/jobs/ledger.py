@@ -17,25 +17,24 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import filelock
-
-from rcdm_fast import storage
+from rcdm_fast import locks, storage
 from rcdm_fast.config import ConfigError
 from rcdm_fast.jobs import formats
 from rcdm_fast.jobs.layout import Layout, Unit
+from rcdm_fast.jobs.rows import VERSION, Row, count_lines, read_identity, read_quarantine, write_lines
+from rcdm_fast.jobs.rows import read_lines as read_lines
 from rcdm_fast.jobs.settings import JobConfig
 from rcdm_fast.jobs.sources import HASHES
 
-Row = dict[str, Any]
-
-VERSION = 1
+log = logging.getLogger(__name__)
 
 _WHOLE = ("summary.json", "manifest.jsonl", "quarantine.jsonl", "samples.npz")
 # What `storage.atomic` and `formats` call the files that they are writing; the user's own hidden files stay.
@@ -82,17 +81,29 @@ class Ledger:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Nobody else runs the job meanwhile. Raises `ConfigError` if somebody does."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(self.folder / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout as error:
-            raise ConfigError(f"{self.folder}: another run of this job is under way") from error
+        """Nobody else runs the job meanwhile.
+
+        Raises:
+            ConfigError: somebody does.
+            StorageError: the folder cannot be written.
+        """
+        with contextlib.ExitStack() as held:
+            with self._writing():
+                self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                held.enter_context(locks.locked(self.folder / ".lock"))
+            except locks.Busy as error:
+                raise ConfigError(f"{self.folder}: another run of this job is under way ({error})") from error
+            yield
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
         try:
             yield
-        finally:
-            lock.release()
+        except storage.StorageError:
+            raise
+        except OSError as error:
+            raise storage.StorageError(f"{self.folder}: cannot be written ({error.strerror or error})") from error
 
     def start(self, identity: Mapping[str, Any], hash_of: Callable[[int], int] | None = None) -> None:
         """Write down what the job is, or compare all but what is under "about".
@@ -103,6 +114,7 @@ class Ledger:
 
         Raises:
             ConfigError: the folder holds another job; with the differences.
+            StorageError: it cannot be written.
         """
         file = self.folder / "job.json"
         plain = json.loads(json.dumps({"version": VERSION, **identity}))
@@ -143,7 +155,8 @@ class Ledger:
         """The manifest of one shard."""
         return self.folder / "manifest" / f"{number:06d}.jsonl"
 
-    def _quarantine(self, number: int) -> Path:
+    def quarantine(self, number: int) -> Path:
+        """Items of one shard that could not be drawn; there is no such file where all could."""
         return self.folder / "quarantine" / f"{number:06d}.jsonl"
 
     def done(self) -> set[int]:
@@ -153,24 +166,32 @@ class Ledger:
 
     def forget_quarantined(self) -> None:
         """Let the shards of quarantined items be drawn again."""
-        for each in self._parts("quarantine"):
-            self.part(int(each.stem)).unlink(missing_ok=True)
-            each.unlink()
+        with self._writing():
+            for each in self._parts("quarantine"):
+                self.part(int(each.stem)).unlink(missing_ok=True)
+                each.unlink()
+
+    def withdraw(self, number: int) -> None:
+        """Let a shard not count any longer, so that it is drawn again; its files stay until then."""
+        with self._writing():
+            self.part(number).unlink(missing_ok=True)
 
     def tidy(self) -> None:
         """Remove temporary files of stopped runs; nobody else may be running the job."""
-        for each in self.folder.glob(".*"):
-            if _TEMPORARY.fullmatch(each.name):
-                each.unlink()
-        for folder in (self.folder / name for name in ("shards", "manifest", "quarantine")):
-            for each in folder.glob(".*"):
-                if _TEMPORARY_PART.fullmatch(each.name):
-                    shutil.rmtree(each) if each.is_dir() else each.unlink()
+        with self._writing():
+            for each in self.folder.glob(".*"):
+                if _TEMPORARY.fullmatch(each.name):
+                    each.unlink()
+            for folder in (self.folder / name for name in ("shards", "manifest", "quarantine")):
+                for each in folder.glob(".*"):
+                    if _TEMPORARY_PART.fullmatch(each.name):
+                        shutil.rmtree(each) if each.is_dir() else each.unlink()
 
     def reopen(self) -> None:
         """Remove what says that the job is finished."""
-        for name in _WHOLE:
-            (self.folder / name).unlink(missing_ok=True)
+        with self._writing():
+            for name in _WHOLE:
+                (self.folder / name).unlink(missing_ok=True)
 
     def commit(
         self, unit: Unit, rows: Sequence[Row], pictures: Sequence[formats.Picture], bad: Mapping[int, Row]
@@ -201,10 +222,11 @@ class Ledger:
             for row, each, offset in zip(rows, pictures, offsets, strict=True)
         ]
         if bad:
-            _write_lines(self._quarantine(unit.number), bad.values())
+            write_lines(self.quarantine(unit.number), bad.values())
         else:
-            self._quarantine(unit.number).unlink(missing_ok=True)
-        _write_lines(self.part(unit.number), finished)
+            with self._writing():
+                self.quarantine(unit.number).unlink(missing_ok=True)
+        write_lines(self.part(unit.number), finished)
 
     def _side(self, pictures: Sequence[formats.Picture]) -> tuple[int, int]:
         if self.config.format != "npz" or not pictures:
@@ -214,8 +236,7 @@ class Ledger:
 
     def counts(self, number: int) -> tuple[int, int]:
         """Pictures and quarantined items of a committed shard."""
-        quarantine = self._quarantine(number)
-        return _count_lines(self.part(number)), _count_lines(quarantine) if quarantine.exists() else 0
+        return count_lines(self.part(number)), count_lines(self.quarantine(number))
 
     def bucket(self, device: str) -> int | None:
         """What `remember_bucket` was told about a device, if anything."""
@@ -236,20 +257,20 @@ class Ledger:
         done = self.done()
         for each in self._parts("quarantine"):
             if int(each.stem) in done:
-                yield from read_lines(each)
+                yield from read_quarantine(each)
 
     def summary(self) -> Summary:
         """How the job stands."""
         done = self.done()
-        pictures = sum(_count_lines(self.part(number)) for number in done)
+        pictures = sum(count_lines(self.part(number)) for number in done)
         bad = {row["item"] for row in self.quarantined()}
         return Summary(pictures, self.layout.pictures, len(bad), len(done), self.layout.units)
 
     def finish(self) -> Summary:
         """Write the whole manifest, the quarantine, the summary and, for npz, all pictures in one file."""
         found = self.summary()
-        _write_lines(self.folder / "manifest.jsonl", self.rows())
-        _write_lines(self.folder / "quarantine.jsonl", {row["item"]: row for row in self.quarantined()}.values())
+        write_lines(self.folder / "manifest.jsonl", self.rows())
+        write_lines(self.folder / "quarantine.jsonl", {row["item"]: row for row in self.quarantined()}.values())
         if self.config.format == "npz" and found.pictures:
             first = next(self.rows())
             side = round((first["bytes"] / 3) ** 0.5)
@@ -262,46 +283,15 @@ class Ledger:
         return sorted(each for each in (self.folder / name).glob("*.jsonl") if each.stem.isdecimal())
 
 
-def read_identity(folder: Path) -> dict[str, Any]:
-    """What a job's folder says it is. Raises `ConfigError`."""
-    try:
-        found = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{folder}: no job.json here, so no job") from error
-    except ValueError as error:
-        raise ConfigError(f"{folder}/job.json: damaged ({error})") from error
-    if not isinstance(found, dict) or found.get("version") != VERSION:
-        raise ConfigError(f"{folder}/job.json: of another version than {VERSION}")
-    return found
-
-
-def read_lines(path: Path) -> Iterator[Row]:
-    """Rows of a .jsonl file. Raises `StorageError`."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            for line in file:
-                yield json.loads(line)
-    except (OSError, ValueError) as error:
-        raise storage.StorageError(f"{path}: cannot be read ({error})") from error
-
-
-def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    with storage.atomic(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row) + "\n")
-
-
-def _count_lines(path: Path) -> int:
-    with open(path, "rb") as file:
-        return sum(1 for _ in file)
-
-
 def _bucket_of(file: Path) -> dict[str, int]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not file.exists():
         return {}
-    return {str(device): int(bucket) for device, bucket in found.items()}
+    try:
+        found = dict(storage.read_json(file))
+        return {device: int(bucket) for device, bucket in found.items() if int(bucket) > 0}
+    except (storage.StorageError, TypeError, ValueError) as error:
+        log.warning("%s: not what was written (%s); memory is tried anew", file, error)
+        return {}
 
 
 def _without_hash(identity: Row) -> Row:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -22,14 +23,20 @@ import torch
 from torch import Tensor, nn
 
 import rcdm_fast
+from rcdm_fast import doors, storage
+from rcdm_fast.images import ImageError
 from rcdm_fast.jobs import draw, feed, formats, sources
 from rcdm_fast.jobs.draw import Artist, Drawn
 from rcdm_fast.jobs.feed import Ready
 from rcdm_fast.jobs.layout import Layout, Unit
-from rcdm_fast.jobs.ledger import Ledger, Row, Summary
+from rcdm_fast.jobs.ledger import Ledger, Summary
+from rcdm_fast.jobs.rows import Row, key_of
 from rcdm_fast.jobs.settings import JobConfig, RunOptions
 from rcdm_fast.jobs.sources import Given, Source
+from rcdm_fast.jobs.verify import check_shard
 from rcdm_fast.pipeline import Model
+
+log = logging.getLogger(__name__)
 
 WAITING = 2  # units that may wait to be written
 
@@ -67,12 +74,26 @@ class Prepared:
         ledger: its folder.
         source: its items.
         nfe: network evaluations per picture.
+        side: of a picture, in pixels.
     """
 
     identity: dict[str, Any]
     ledger: Ledger
     source: Source
     nfe: int
+    side: int
+
+    @property
+    def about(self) -> Row:
+        """What is the same in every row of the manifest."""
+        settings = self.ledger.config
+        return {
+            "seed": settings.seed,
+            "model": self.identity["model"]["sha256"],
+            "solver": settings.solver,
+            "nfe": self.nfe,
+            "engine": f"{self.identity['engine']}:{self.identity['precision']}",
+        }
 
 
 def run(
@@ -101,7 +122,8 @@ def run(
         ImageError, StorageError: the source is damaged, or something cannot be written.
     """
     options = options or RunOptions()
-    prepared = prepare(model, sources.find(source), Path(folder), config or JobConfig())
+    place = doors.path(folder, storage.StorageError)
+    prepared = prepare(model, sources.find(source), place, config or JobConfig())
     ledger = prepared.ledger
     with ledger.locked():
         missing = [ledger.layout.unit(number) for number in begin(prepared, options)]
@@ -113,9 +135,12 @@ def run(
 def begin(prepared: Prepared, options: RunOptions) -> list[int]:
     """Numbers of the units that are to be drawn; the caller holds the folder's lock.
 
+    Every shard that is there is compared with its checksums; a damaged one, or one whose manifest is short, is drawn
+    again.
+
     Raises:
         ConfigError: the folder holds another job (with the differences).
-        StorageError: it cannot be written.
+        StorageError: it cannot be written, or the disk has less room than is surely needed.
     """
     ledger, source = prepared.ledger, prepared.source
     ledger.start(prepared.identity, (lambda item: sources.hash_of(source, item)) if options.retry else None)
@@ -123,17 +148,37 @@ def begin(prepared: Prepared, options: RunOptions) -> list[int]:
     if options.retry and any(ledger.quarantined()):
         ledger.reopen()
         ledger.forget_quarantined()
+    _withdraw_damaged(prepared, options)
     done = ledger.done()
     missing = [number for number in range(ledger.layout.units) if number not in done]
     if missing:
         ledger.reopen()
+        pictures = sum(ledger.layout.unit(number).pictures for number in missing)
+        size_bytes = formats.size_bytes(ledger.config, prepared.side, pictures, ledger.layout.pictures)
+        storage.check_writable(ledger.folder / "samples.npz", size_bytes)
     return missing
+
+
+def _withdraw_damaged(prepared: Prepared, options: RunOptions) -> None:
+    ledger, source = prepared.ledger, prepared.source
+
+    def expected(item: int) -> Row:
+        return {"id": source.id(item), **prepared.about}
+
+    done = sorted(ledger.done())
+    with ThreadPoolExecutor(options.threads) as pool:
+        for number, found in zip(done, pool.map(lambda each: check_shard(ledger, each, expected), done), strict=True):
+            if found.faults:
+                log.warning("%s: drawn again, %d faults: %s", ledger.shard(number), found.faults, found.examples[0])
+                ledger.reopen()
+                ledger.withdraw(number)
 
 
 def prepare(model: Model, source: Source, folder: Path, config: JobConfig) -> Prepared:
     """Check that a job can be done, and say what it is; nothing is written yet."""
     feed.check_kind(model, source)
     nfe = draw.check_request(model, config)
+    formats.check_size(config, model.image_size)
     layout = Layout(len(source), config.per, config.shard_pictures)
     identity = {
         "model": {"name": model.config.name, "sha256": fingerprint(model)},
@@ -144,7 +189,7 @@ def prepare(model: Model, source: Source, folder: Path, config: JobConfig) -> Pr
         "settings": dataclasses.asdict(config),
         "about": {"source": source.name, "rcdm_fast": rcdm_fast.__version__},
     }
-    return Prepared(identity, Ledger(folder, config, layout), source, nfe)
+    return Prepared(identity, Ledger(folder, config, layout), source, nfe, model.image_size)
 
 
 def run_units(
@@ -160,13 +205,7 @@ def run_units(
     asked = options.batch_size or draw.default_bucket(model)
     bucket = asked if known is None else min(asked, known)
     artist = Artist(model, ledger.config, bucket, lambda bucket: ledger.remember_bucket(device, bucket))
-    about = {
-        "seed": ledger.config.seed,
-        "model": prepared.identity["model"]["sha256"],
-        "solver": ledger.config.solver,
-        "nfe": prepared.nfe,
-        "engine": f"{model.engine.name}:{model.engine.precision}",
-    }
+    about = prepared.about
     waiting: deque[Future[tuple[int, int]]] = deque()
 
     def settle(limit: int) -> None:
@@ -208,18 +247,26 @@ def _commit(
             name = source.id(item)
             rows.append({"item": item, "id": name, "sample": sample, **about, "noise": noise})
             shown = {"item": item, "id": name, "sample": sample, "seed": about["seed"]}
-            pictures.append(formats.Picture(f"{item:09d}-{sample:06d}", shown, payload))
+            pictures.append(formats.Picture(key_of(item, sample), shown, payload))
     bad = {
         item: {
             "item": item,
             "id": source.id(item),
             "reason": reason,
-            "content": f"{sources.hash_of(source, item):064x}",
+            "content": f"{_content(source, item):064x}",
         }
         for item, reason in sorted(ready.bad.items())
     }
     ledger.commit(ready.unit, rows, pictures, bad)
     return len(pictures), len(bad)
+
+
+def _content(source: Source, item: int) -> int:
+    """Hash of an item that could not be drawn; 0 if it has vanished since the job began."""
+    try:
+        return sources.hash_of(source, item)
+    except (OSError, ImageError):
+        return 0
 
 
 def reporter(before: Summary, report: Report | None) -> Callable[[int, int, float], None]:

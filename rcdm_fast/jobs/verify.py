@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from rcdm_fast import storage
-from rcdm_fast.config import from_dict
+from rcdm_fast import doors, storage
+from rcdm_fast.config import ConfigError, from_dict
 from rcdm_fast.jobs import formats
 from rcdm_fast.jobs.layout import Layout
-from rcdm_fast.jobs.ledger import Ledger, Row, read_identity, read_lines
+from rcdm_fast.jobs.ledger import Ledger
+from rcdm_fast.jobs.rows import Row, read_identity, read_lines, read_manifest, read_quarantine
 from rcdm_fast.jobs.settings import JobConfig
 
 SHOWN = 20  # faults that are listed; all are counted
@@ -55,9 +54,10 @@ class Verdict:
 
 def open_ledger(folder: str | Path) -> Ledger:
     """The ledger of a job that has begun. Raises `ConfigError`."""
-    identity = read_identity(Path(folder))
-    config = from_dict(JobConfig, identity["settings"], f"{folder}/job.json, settings")
-    return Ledger(Path(folder), config, Layout(int(identity["items"]["count"]), config.per, config.shard_pictures))
+    place = doors.path(folder, ConfigError)
+    identity = read_identity(place)
+    config = from_dict(JobConfig, identity["settings"], f"{place}/job.json, settings")
+    return Ledger(place, config, Layout(identity["items"]["count"], config.per, config.shard_pictures))
 
 
 def verify(folder: str | Path, progress: Callable[[int, int], None] | None = None) -> Verdict:
@@ -73,15 +73,15 @@ def verify(folder: str | Path, progress: Callable[[int, int], None] | None = Non
     ledger = open_ledger(folder)
     layout = ledger.layout
     known = sorted(int(each.stem) for each in (ledger.folder / "manifest").glob("*.jsonl") if each.stem.isdecimal())
-    bad = {row["item"] for row in ledger.quarantined()}
-    seen = np.zeros(layout.pictures, dtype=bool)
     faults: list[str] = []
+    bad: set[int] = set()
     count = good = 0
     for number, shard in enumerate(known):
-        for fault in _shard_faults(ledger, shard, seen, bad):
-            count += 1
-            faults += [fault] if len(faults) < SHOWN else []
-        good = int(seen.sum())
+        found = check_shard(ledger, shard)
+        good += found.pictures
+        bad |= found.bad
+        count += found.faults
+        faults += found.examples[: SHOWN - len(faults)]
         if progress is not None:
             progress(number + 1, len(known))
     missing = layout.units - len([each for each in known if each < layout.units])
@@ -91,34 +91,73 @@ def verify(folder: str | Path, progress: Callable[[int, int], None] | None = Non
     return Verdict(good, layout.pictures, len(bad), missing, count, tuple(faults))
 
 
-def _shard_faults(ledger: Ledger, number: int, seen: np.ndarray, bad: set[int]) -> Iterator[str]:
-    """Faults of one shard; `seen` is marked for every picture whose checksum is true."""
+@dataclass(frozen=True)
+class Checked:
+    """One shard: pictures with a true checksum, items that could not be drawn, how many faults, the first of them."""
+
+    pictures: int
+    bad: frozenset[int]
+    faults: int
+    examples: tuple[str, ...]
+
+
+def check_shard(ledger: Ledger, number: int, expected: Callable[[int], Row] | None = None) -> Checked:
+    """Compare a committed shard with its manifest, and that with the job.
+
+    Args:
+        ledger: of the job.
+        number: of the shard.
+        expected: what the rows of an item must hold, if that is to be compared too.
+    """
+    good: list[tuple[int, int]] = []
+    bad: set[int] = set()
+    count, faults = 0, []
+    for fault in _shard_faults(ledger, number, good, bad, expected):
+        count += 1
+        faults += [fault] if len(faults) < SHOWN else []
+    return Checked(len(good), frozenset(bad), count, tuple(faults))
+
+
+def _shard_faults(
+    ledger: Ledger, number: int, good: list[tuple[int, int]], bad: set[int], expected: Callable[[int], Row] | None
+) -> Iterator[str]:
+    """Faults of one shard; `good` gets every picture whose checksum is true, `bad` the quarantined items."""
     name = f"shard {number:06d}"
     if number >= ledger.layout.units:
         yield f"{name}: the job has {ledger.layout.units} shards"
         return
     try:
-        rows = list(read_lines(ledger.part(number)))
+        rows = read_manifest(ledger.part(number))
+        bad.update(row["item"] for row in read_quarantine(ledger.quarantine(number)))
     except storage.StorageError as error:
         yield f"{name}: {error}"
         return
-    wanted = {pair for pair in ledger.layout.unit(number).pairs() if pair[0] not in bad}
-    found = [(int(row["item"]), int(row["sample"])) for row in rows]
-    for pair in sorted(wanted - set(found))[:SHOWN]:
-        yield f"{name}: item {pair[0]}, sample {pair[1]} is not in the manifest"
     unit = set(ledger.layout.unit(number).pairs())
+    found = [(row["item"], row["sample"]) for row in rows]
+    for pair in sorted({pair for pair in unit if pair[0] not in bad} - set(found)):
+        yield f"{name}: item {pair[0]}, sample {pair[1]} is not in the manifest"
+    place = ledger.shard(number).relative_to(ledger.folder).as_posix()
+    seen: set[tuple[int, int]] = set()
     for row, pair, payload in zip(rows, found, _payloads(ledger, number, rows), strict=True):
-        place = pair[0] * ledger.layout.per + pair[1]
         if pair not in unit:
             yield f"{name}: item {pair[0]}, sample {pair[1]} does not belong here"
-        elif seen[place]:
+        elif pair in seen:
             yield f"{name}: item {pair[0]}, sample {pair[1]} is there twice"
         elif isinstance(payload, storage.StorageError):
             yield str(payload)
+        elif row.get("shard") != place:
+            yield f"{name}: item {pair[0]}, sample {pair[1]} is said to be in another shard"
+        elif expected is not None and (other := _others(row, expected(pair[0]))):
+            yield f"{name}: item {pair[0]}, sample {pair[1]} has another {' and '.join(other)} in the manifest"
         elif formats.checksum(payload) != row["sha256"]:
-            yield f"{row['shard']}, {row['key']}: the checksum is wrong"
+            yield f"{place}, {row['key']}: the checksum is wrong"
         else:
-            seen[place] = True
+            seen.add(pair)
+            good.append(pair)
+
+
+def _others(row: Row, expected: Row) -> list[str]:
+    return [name for name, value in expected.items() if row.get(name) != value]
 
 
 def _whole_faults(ledger: Ledger, known: list[int]) -> Iterator[str]:
@@ -129,7 +168,7 @@ def _whole_faults(ledger: Ledger, known: list[int]) -> Iterator[str]:
 
     def rows() -> Iterator[Row]:
         for number in known:
-            yield from read_lines(ledger.part(number))
+            yield from read_manifest(ledger.part(number))
 
     try:
         pairs = itertools.zip_longest(read_lines(whole), rows())

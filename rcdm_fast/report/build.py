@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from rcdm_fast import benchmarking, storage
+from rcdm_fast import benchmarking, outputs, storage
 from rcdm_fast.analysis import registry
 from rcdm_fast.analysis.registry import Job
 from rcdm_fast.analysis.result import Analysis
@@ -62,7 +62,8 @@ def build(
         StorageError: a file cannot be written.
     """
     page = Path(file)
-    storage.check_writable(page)
+    for each in (page, page.with_suffix(".json")):
+        storage.check_writable(each)
     results: list[Analysis] = []
     missing = dict(left_out or {})
     took: dict[str, float] = {}
@@ -83,8 +84,9 @@ def build(
         "command": command,
         "seconds": took,
     }
-    storage.write_text(page, render(title, about, results, missing, facts))
-    storage.write_json(page.with_suffix(".json"), as_json(title, results, missing, facts))
+    outputs.keep(page, lambda file: storage.write_text(file, render(title, about, results, missing, facts)))
+    numbers = as_json(title, results, missing, facts)
+    outputs.keep(page.with_suffix(".json"), lambda file: storage.write_json(file, numbers))
     return page
 
 

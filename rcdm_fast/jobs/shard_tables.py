@@ -1,0 +1,95 @@
+"""Shards as Parquet files: see `formats.py`.
+
+Knows nothing about jobs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rcdm_fast import doors, storage
+from rcdm_fast.config import ConfigError
+from rcdm_fast.doors import door
+
+if TYPE_CHECKING:
+    from rcdm_fast.jobs.formats import Picture
+
+GROUP_BYTES = 1 << 30  # a column of bytes holds less than 2^31 of them
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Parquet with columns image (bytes and file name, as Hugging Face datasets keep them), item, id, sample, seed.
+
+    offset: the row.
+    """
+
+    _encode: Callable[[np.ndarray], bytes]
+    extension: str
+    suffix: str = ".parquet"
+
+    def encode(self, levels: np.ndarray) -> bytes:
+        """See `Shards`."""
+        return self._encode(levels)
+
+    def write(self, path: Path, pictures: Sequence[Picture], shape: tuple[int, int]) -> list[int]:
+        """See `Shards`."""
+        arrow, parquet = pyarrow()
+        kinds = {"item": arrow.int64(), "id": arrow.string(), "sample": arrow.int64(), "seed": arrow.uint64()}
+        image = arrow.struct([("bytes", arrow.binary()), ("path", arrow.string())])
+        features = {"image": {"_type": "Image"}} | {
+            name: {"dtype": str(kind), "_type": "Value"} for name, kind in kinds.items()
+        }
+        described = {"huggingface": json.dumps({"info": {"features": features}})}
+        schema = arrow.schema([("image", image), *kinds.items()], metadata=described)
+        with (
+            storage.atomic(path) as temporary,
+            parquet.ParquetWriter(temporary, schema, compression="none") as writer,
+        ):
+            for part in _groups(pictures):
+                files = [{"bytes": each.payload, "path": f"{each.key}.{self.extension}"} for each in part]
+                columns = [arrow.array(files, image)]
+                for name, kind in kinds.items():
+                    values = [each.about[name] for each in part]
+                    texts = [doors.escaped(each) if isinstance(each, str) else each for each in values]
+                    columns.append(arrow.array(texts, kind))
+                writer.write_table(arrow.table(columns, schema=schema))
+        return list(range(len(pictures)))
+
+    def read(self, path: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[bytes]:
+        """See `Shards`."""
+        _, parquet = pyarrow()
+        with door(storage.StorageError, f"{path}: cannot be read"):
+            chunks = parquet.read_table(path, columns=["image"])["image"].chunks
+            payloads = [payload for chunk in chunks for payload in chunk.field("bytes")]
+        for row in rows:
+            with door(storage.StorageError, f"{path}: cannot be read"):
+                content = payloads[row["offset"]].as_py() if row["offset"] < len(payloads) else None
+            yield content if isinstance(content, bytes) else b""
+
+
+def _groups(pictures: Sequence[Picture]) -> Iterator[Sequence[Picture]]:
+    """Pictures in groups that a column can hold; one group where all fit, also if there are none."""
+    start = size = 0
+    for place, picture in enumerate(pictures):
+        if size and size + len(picture.payload) > GROUP_BYTES:
+            yield pictures[start:place]
+            start, size = place, 0
+        size += len(picture.payload)
+    yield pictures[start:]
+
+
+def pyarrow() -> tuple[Any, Any]:
+    """The modules pyarrow and pyarrow.parquet. Raises `ConfigError` if they are missing."""
+    try:
+        arrow, parquet = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise ConfigError("Parquet and Arrow need pyarrow (pip install 'rcdm_fast[jobs]')") from error
+    return arrow, parquet

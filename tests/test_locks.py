@@ -1,0 +1,167 @@
+"""One at a time: by the kernel's lock, and by an exclusive file where a mount refuses it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rcdm_fast import locks
+from rcdm_fast.locks import Busy, locked
+from rcdm_fast.storage import StorageError
+
+REFUSALS = (0, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM)
+
+
+@pytest.fixture(params=REFUSALS, ids=lambda code: errno.errorcode.get(code, "locks"))
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """A mount with locks (0), and mounts that refuse them."""
+    if request.param:
+        refuse(monkeypatch, request.param)
+    return int(request.param)
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+
+
+def test_the_second_is_refused_and_the_next_one_not(tmp_path: Path, kind: int) -> None:
+    for _ in range(2):
+        with locked(tmp_path / ".lock", what="a test"):
+            if kind:
+                assert json.loads((tmp_path / ".lock.held").read_text())["pid"] == os.getpid()
+            with pytest.raises(Busy, match="another process is at work here"), locked(tmp_path / ".lock"):
+                raise AssertionError("two at once")
+        assert not (tmp_path / ".lock.held").exists()
+
+
+def test_an_error_inside_gives_it_back(tmp_path: Path, kind: int) -> None:
+    with pytest.raises(ZeroDivisionError), locked(tmp_path / ".lock"):
+        raise ZeroDivisionError
+    with locked(tmp_path / ".lock"):
+        pass
+
+
+def test_waiting(tmp_path: Path, kind: int, caplog: pytest.LogCaptureFixture) -> None:
+    inside: list[int] = []
+    most: list[int] = []
+
+    def work() -> None:
+        with locked(tmp_path / ".lock", wait=True):
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.05)
+            inside.pop()
+
+    with caplog.at_level(logging.INFO):
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+    assert most == [1, 1, 1, 1]
+    assert "waiting for it" in caplog.text
+
+
+def write(file: Path, **holder: object) -> None:
+    file.write_text(json.dumps({"host": socket.gethostname(), "boot": locks._boot(), "pid": 1, "began": "", **holder}))
+
+
+@pytest.fixture
+def held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """A lock's file that somebody left on a mount without locks."""
+    refuse(monkeypatch, errno.ENOLCK)
+
+    def make(**holder: Any) -> Path:
+        write(tmp_path / ".lock.held", **holder)
+        return tmp_path / ".lock"
+
+    return make
+
+
+def gone() -> int:
+    """Number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+@pytest.mark.parametrize("holder", [{"boot": "another start of this machine"}, {"pid": os.getpid(), "began": "5"}])
+def test_what_a_process_that_is_gone_left_is_taken_over(
+    held: Callable[..., Path], holder: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    with locked(held(**holder)):
+        pass
+    with locked(held(pid=gone())):
+        pass
+    assert "is gone; taken over" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "holder",
+    [
+        {"host": "elsewhere", "pid": 999_999},
+        {"pid": os.getpid(), "began": locks._began(os.getpid())},
+        {"pid": "text"},
+        {"pid": -1},
+        {"pid": 10**30},
+        {"host": None},
+    ],
+)
+def test_a_process_that_may_be_there_is_respected(held: Callable[..., Path], holder: dict[str, Any]) -> None:
+    file = held(**holder)
+    with pytest.raises(Busy, match=r"if it is no longer there, delete .*\.lock\.held"), locked(file):
+        raise AssertionError("two at once")
+
+
+@pytest.mark.parametrize("content", [b"", b"[" * 50_000, b"\xff", b"[]", b"null"])
+def test_a_file_that_does_not_say_who_made_it(held: Callable[..., Path], tmp_path: Path, content: bytes) -> None:
+    file = held()
+    (tmp_path / ".lock.held").write_bytes(content)
+    with pytest.raises(Busy, match="delete"), locked(file):
+        raise AssertionError("two at once")
+
+
+def test_one_that_is_killed(tmp_path: Path, checkout: Path) -> None:
+    """On a mount without locks, for real: another process holds it and is killed."""
+    program = f"""
+import fcntl, os, sys, time
+def flock(*_): raise OSError({errno.ENOLCK}, "No locks available")
+fcntl.flock = flock
+from rcdm_fast.locks import locked
+with locked({str(tmp_path / ".lock")!r}):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=checkout, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    with pytest.MonkeyPatch.context() as patch:
+        refuse(patch, errno.ENOLCK)
+        with pytest.raises(Busy, match=f"process {process.pid} on {socket.gethostname()}"), locked(tmp_path / ".lock"):
+            raise AssertionError("two at once")
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        with locked(tmp_path / ".lock"):
+            pass
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="cannot be written"), locked(tmp_path / "file" / ".lock"):
+        raise AssertionError("held without a file")
