@@ -71,7 +71,7 @@ def expand(sources: Iterable[str | os.PathLike[str]]) -> list[Path]:
     """Files and folders as a flat list of picture files, in the order given."""
     paths: list[Path] = []
     for source in sources:
-        path = Path(source)
+        path = doors.path(source, ImageError)
         if path.is_dir():
             paths += find(path)
         elif path.exists():

@@ -239,20 +239,19 @@ def test_damaged_exif_is_no_reason_to_refuse_a_picture(exif: bytes) -> None:
 def test_bands_change_nothing(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Large pictures are turned, converted and reduced band by band: the same levels as at once."""
     base = Image.fromarray(gradient(53, 37))
-    picture = (
-        base.convert("L").convert(mode)
-        if mode in ("LA", "1")
-        else base.convert("I").convert(mode)
-        if mode == "I;16"
-        else base.convert(mode)
-    )
+    between = {"LA": "L", "1": "L", "I;16": "I"}.get(mode, "RGB")
+    picture = base.convert(between).convert(mode)
     for orientation, factor in itertools.product(range(1, 9), (1, 3)):
         picture.getexif()[0x0112] = orientation
-        at_once = decoding.read(picture, shrink=lambda w, h: factor)
+
+        def read(factor: int = factor) -> np.ndarray:
+            return np.asarray(decoding.read(picture, shrink=lambda width, height: factor))
+
+        at_once = read()
         whole = decoding._to_rgb(ImageOps.exif_transpose(picture), "x")
-        assert np.array_equal(np.asarray(at_once), np.asarray(whole.reduce(factor) if factor > 1 else whole))
+        assert np.array_equal(at_once, np.asarray(whole.reduce(factor) if factor > 1 else whole))
         monkeypatch.setattr(decoding, "_BAND", 200)
-        assert np.array_equal(np.asarray(decoding.read(picture, shrink=lambda w, h: factor)), np.asarray(at_once))
+        assert np.array_equal(read(), at_once)
         monkeypatch.undo()
 
 
@@ -267,8 +266,9 @@ def test_everything_that_is_one_picture(tmp_path: Path, monkeypatch: pytest.Monk
     spooled.write(content)
     sources: list[Any] = [
         tmp_path / "x.png", str(tmp_path / "x.png"), "~/x.png", Path("~/x.png"), content, bytearray(content),
-        memoryview(content), io.BytesIO(content), spooled, base, pixels, pixels[:, ::-1][:, ::-1], np.asfortranarray(pixels),
-        pixels.astype(np.uint16) * 257, np.dstack([pixels, np.full((20, 30), 255, np.uint8)]),
+        memoryview(content), io.BytesIO(content), spooled, base, pixels, pixels[:, ::-1][:, ::-1],
+        np.asfortranarray(pixels), pixels.astype(np.uint16) * 257,
+        np.dstack([pixels, np.full((20, 30), 255, np.uint8)]),
         want, want[0], want.double(), want[0].numpy(), want.numpy().astype(">f8"),
     ]  # fmt: skip
     for number, source in enumerate(sources):
