@@ -195,7 +195,8 @@ def test_files_of_this_machine_are_not_read(server: Server, tmp_path: Path) -> N
     for given in (
         file_data(private), {"path": private}, {"path": None, "url": data}, {"path": private, "url": data},
         {"path": str(inside), "url": data}, file_data("http://127.0.0.1:9/x.png"), {"path": "http://127.0.0.1:9/x.png"},
-        {"path": f"{inside}/../../../{private}"}, {"path": str(inside.parent / "link.png")}, {"url": private}, {"path": ""},
+        {"path": f"{inside}/../../../{private}"}, {"path": str(inside.parent / "link.png")}, {"url": private},
+        {"path": ""},
         {"path": str(inside.parent.parent)},
     ):  # fmt: skip
         ended = server.draw(given)

@@ -81,7 +81,7 @@ def test_no_file_starts_a_program(called: Path, tmp_path: Path) -> None:
 
 def test_formats_are_told_by_content(tmp_path: Path) -> None:
     base = Image.fromarray(gradient())
-    kinds = ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "MPO"] + ["AVIF"] * features.check("avif")
+    kinds = ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "MPO"] + ["AVIF"] * bool(features.check("avif"))
     for kind in kinds:
         (tmp_path / "file.xyz").write_bytes(encoded(base, kind))
         seen = images.open_image(tmp_path / "file.xyz")
@@ -326,13 +326,14 @@ def test_everything_that_is_pictures(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     Image.fromarray(pixels).save(path)
     one = Image.fromarray(pixels)
-    for given, want in (
+    cases: list[tuple[Any, list[Any]]] = [
         (path, [path]), (str(path), [str(path)]), (tmp_path, [path]), (one, [one]), ((path, one), [path, one]),
         (iter([path]), [path]), ([batch[0], batch[1]], [batch[0], batch[1]]),
-    ):  # fmt: skip
-        found = images.several(given)  # type: ignore[arg-type]
-        assert isinstance(found, list)
-        assert all(a is b or str(a) == str(b) for a, b in zip(found, want, strict=True))
+    ]  # fmt: skip
+    for case, want in cases:
+        listed = images.several(case)
+        assert isinstance(listed, list)
+        assert all(a is b or str(a) == str(b) for a, b in zip(listed, want, strict=True))
     assert images.several(pixels)[0] is pixels
     assert images.several(path.read_bytes()) == [path.read_bytes()]
     film = Image.open(io.BytesIO(encoded(one, "GIF", save_all=True, append_images=[Image.fromarray(255 - pixels)])))

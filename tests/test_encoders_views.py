@@ -190,7 +190,7 @@ def test_the_example_without_torch_sees_the_same(checkout: Path) -> None:
     example: ModuleType = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
     for rounding in ("nearest", "torchvision", "transformers"):
-        config = EncoderConfig("module", image_size=224, resize_to=235, interpolation="bicubic", rounding=rounding)  # type: ignore[arg-type]
+        config = EncoderConfig("module", image_size=224, resize_to=235, interpolation="bicubic", rounding=rounding)
 
         def theirs(photo: Image.Image, config: EncoderConfig = config) -> Tensor:
             return torch.from_numpy(example.to_array(example.view(photo, dataclasses.asdict(config))))[0]

@@ -264,7 +264,7 @@ def _run(
         settings = Settings(
             model, int(steps), solver, int(seed or 0), int(count), changed, magnitude, mix, towards, strength
         )
-        for drawn in playground.draw(settings, picture, other, abandoned):
+        for drawn in playground.draw(settings, picture, other, abandoned=abandoned):
             done = f"{len(drawn.samples)} of {drawn.wanted} pictures"
             first, *rest = (_large(each) for each in drawn.seen)
             yield done, first, rest[0] if rest else None, [_large(each) for each in drawn.samples]

@@ -166,6 +166,7 @@ class Playground:
         settings: Settings,
         picture: ImageSource | None,
         other: ImageSource | None = None,
+        *,
         abandoned: Callable[[], bool] | None = None,
     ) -> Iterator[Drawn]:
         """Samples of the picture's representation; yields the pictures seen at once, then more and more samples.
