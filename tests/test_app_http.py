@@ -262,6 +262,9 @@ def test_uploads_are_limited_and_private(server: Server) -> None:
         server.ask("POST", "/gradio_api/upload", Content_Type="multipart/form-data", Transfer_Encoding="chunked")[0]
         == 411
     )
+    kind = {"Content_Type": "application/json"}
+    assert server.ask("POST", "/gradio_api/queue/join", b"[" * (2 << 20), **kind)[0] == 413
+    assert server.ask("POST", "/gradio_api/queue/join", Transfer_Encoding="chunked", **kind)[0] == 411
     filler = folder / "filler"
     with open(filler, "wb") as file:
         file.truncate(64 << 20)
@@ -271,6 +274,26 @@ def test_uploads_are_limited_and_private(server: Server) -> None:
     finally:
         filler.unlink()
     assert server.upload(png())[0] == 200
+
+
+def test_uploads_that_are_on_their_way_count(server: Server) -> None:
+    """Two at once, each of which alone is within the 64 MiB."""
+    first = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    first.putrequest("POST", "/gradio_api/upload")
+    first.putheader("Content-Type", "multipart/form-data; boundary=x")
+    first.putheader("Content-Length", str(60 << 20))
+    first.endheaders(b"--x\r\n")
+    try:
+        end = time.monotonic() + 10
+        while server.upload(b"x" * (5 << 20))[1].find("64 MiB") < 0:
+            assert time.monotonic() < end
+            time.sleep(0.1)
+    finally:
+        first.close()
+    end = time.monotonic() + 10
+    while server.upload(png())[0] != 200:
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 class Slow:

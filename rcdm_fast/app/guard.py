@@ -28,6 +28,8 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 _GRACE_S = 5.0  # a page that reconnects is away for a moment
 _REMEMBERED = 1000  # sessions
+_MAX_BODY = 1 << 20  # bytes of a request that is no upload
+_THROWN = 1 << 28  # bytes of a refused request that are read
 
 
 def is_loopback(host: str) -> bool:
@@ -103,6 +105,7 @@ class Guard:
         self.folder = folder
         self.quota_bytes = quota_bytes
         self.listeners = listeners
+        self._arriving = 0  # bytes of uploads that are not all there yet
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """One request."""
@@ -111,18 +114,21 @@ class Guard:
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         if refusal := self._refusal(scope, headers):
-            await _refuse(scope, send, *refusal)
+            await _refuse(scope, receive, send, *refusal)
             return
         path = str(scope["path"])
         session = "".join(parse_qs(scope["query_string"].decode("latin-1")).get("session_hash", [])[:1])
-        if not (session and path.endswith("/queue/data")):
-            await self.app(scope, receive, send)
-            return
-        self.listeners.enter(session)
+        listens = bool(session) and path.endswith("/queue/data")
+        arriving = int(headers["content-length"]) if _is_upload(scope) else 0
+        self._arriving += arriving
+        if listens:
+            self.listeners.enter(session)
         try:
             await self.app(scope, receive, send)
         finally:
-            self.listeners.leave(session)
+            self._arriving -= arriving
+            if listens:
+                self.listeners.leave(session)
 
     def _refusal(self, scope: MutableMapping[str, Any], headers: dict[str, str]) -> tuple[int, str] | None:
         if self.hosts is not None:
@@ -131,13 +137,20 @@ class Guard:
             origin = headers.get("origin")
             if origin is not None and (urlsplit(origin).hostname or "") not in self.hosts:
                 return 403, "pages from elsewhere may not use the playground"
-        if scope["type"] == "http" and scope["method"] == "POST" and str(scope["path"]).endswith("/upload"):
-            length = headers.get("content-length", "")
-            if not length.isdecimal():
-                return 411, "an upload must say how long it is"
-            if size_of(self.folder) + int(length) > self.quota_bytes:
-                return 413, f"uploads take more than {self.quota_bytes >> 20} MiB; they are deleted after an hour"
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            return None
+        length = headers.get("content-length", "" if _is_upload(scope) or "transfer-encoding" in headers else "0")
+        if not length.isdecimal():
+            return 411, "a request must say how long it is"
+        if not _is_upload(scope):
+            return (413, "this request is too long") if int(length) > _MAX_BODY else None
+        if size_of(self.folder) + self._arriving + int(length) > self.quota_bytes:
+            return 413, f"uploads take more than {self.quota_bytes >> 20} MiB; they are deleted after an hour"
         return None
+
+
+def _is_upload(scope: MutableMapping[str, Any]) -> bool:
+    return scope["type"] == "http" and scope["method"] == "POST" and str(scope["path"]).rstrip("/").endswith("/upload")
 
 
 def _name(host: str) -> str:
@@ -160,10 +173,16 @@ def size_of(folder: Path) -> int:
     return total
 
 
-async def _refuse(scope: MutableMapping[str, Any], send: Send, status: int, why: str) -> None:
+async def _refuse(scope: MutableMapping[str, Any], receive: Receive, send: Send, status: int, why: str) -> None:
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1008})
         return
+    # A browser that is cut off while it sends never reads why; so what comes is thrown away for a while.
+    thrown, more = 0, status == 413
+    while more and thrown < _THROWN:
+        message = await receive()
+        thrown += len(message.get("body", b""))
+        more = message["type"] == "http.request" and bool(message.get("more_body"))
     headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": why.encode()})
