@@ -8,7 +8,6 @@ Knows nothing about what becomes of the pictures (`sources.py`).
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -43,20 +42,7 @@ class Item:
 
     def picture(self) -> Image.Image:
         """Decoded, as 8-bit RGB. Raises `images.ImageError`."""
-        content = self.content
-        try:
-            if isinstance(content, bytes):
-                content = Image.open(io.BytesIO(content))
-            elif isinstance(content, np.ndarray):
-                content = Image.fromarray(content)
-        except MemoryError:
-            raise
-        except Exception as error:  # decoders of damaged files raise whatever they stumble over
-            raise images.ImageError(f"{self.path}: cannot be read as a picture ({error})") from error
-        try:
-            return images.open_image(content)
-        except images.ImageError as error:
-            raise error if isinstance(content, Path) else images.ImageError(f"{self.path}: {error}") from error
+        return images.open_image(self.content, name=str(self.path))
 
     def pixels(self, size: int) -> np.ndarray:
         """uint8 [3,size,size]: short side resized, centre crop. Raises `images.ImageError`."""

@@ -1,19 +1,29 @@
 """The playground's page, made with Gradio.
 
-It listens on this machine alone unless told otherwise, limits the size of uploads and the length of the queue, sends
-nothing anywhere and loads nothing from elsewhere. Knows nothing about how pictures are made (`playground.py`).
+It listens on this machine alone unless told otherwise, answers no other names then (`guard.py`), limits uploads and the
+length of the queue, keeps uploads where no other user can read them, sends nothing anywhere and loads nothing from
+elsewhere. Uploads are decoded by `rcdm_fast.images` alone. Knows nothing about how pictures are made (`playground.py`).
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import functools
 import os
-from collections.abc import Iterator
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from rcdm_fast import images
-from rcdm_fast.app.playground import MAX_COUNT, MAX_STEPS, MAX_STRENGTH, Playground, Settings, magnitudes
+from rcdm_fast import doors, images
+from rcdm_fast.app import guard
+from rcdm_fast.app.playground import MAX_COUNT, MAX_STEPS, MAX_STRENGTH, Abandoned, Playground, Settings, magnitudes
 from rcdm_fast.config import ConfigError
 from rcdm_fast.sampling import SamplingError
 from rcdm_fast.solvers import SOLVERS
@@ -37,17 +47,22 @@ def gradio() -> Any:
     return gradio
 
 
-def build(playground: Playground, queue: int = 8) -> Any:
-    """The page as `gradio.Blocks`; at most `queue` requests wait while one is served."""
+def build(playground: Playground, queue: int = 8, listeners: guard.Listeners | None = None) -> Any:
+    """The page as `gradio.Blocks`; at most `queue` requests wait while one is served.
+
+    With `listeners`, a drawing ends when nobody listens for it any more.
+    """
     gr = gradio()
+    _folder()
+    models = _labels(playground.models)
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(_KEPT_S, _KEPT_S)) as blocks:
         gr.Markdown(
             f"# {TITLE}\nAll pictures below the photograph share its representation: what they have in common is in it."
         )
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
-                picture = gr.Image(label="Photograph", type="pil", sources=["upload", "clipboard"], height=220)
-                model = gr.Dropdown(list(playground.models), value=playground.models[0], label="Model and layer")
+                picture = _upload(gr, label="Photograph", height=220)
+                model = gr.Dropdown(list(models), value=next(iter(models)), label="Model and layer")
                 draw = gr.Button("Draw", variant="primary", elem_id="draw")
                 stop = gr.Button("Stop", elem_id="stop")
                 count = gr.Slider(1, MAX_COUNT, value=8, step=1, label="Pictures")
@@ -60,7 +75,7 @@ def build(playground: Playground, queue: int = 8) -> Any:
                     augmentation = gr.Dropdown(names, value=_PLAIN, label="Augmentation", elem_id="augmentation")
                     magnitude = gr.Slider(0, 1, value=0, label="Magnitude")
                 with gr.Accordion("Mix with another", open=False):
-                    other = gr.Image(label="Second photograph", type="pil", sources=["upload", "clipboard"], height=180)
+                    other = _upload(gr, label="Second photograph", height=180)
                     mix = gr.Slider(0, 1, value=0, label="Share of the second representation")
                 with gr.Accordion("Move the representation", open=False, elem_id="move"):
                     named = [_PLAIN, *playground.directions]
@@ -76,8 +91,19 @@ def build(playground: Playground, queue: int = 8) -> Any:
                     second = gr.Image(label="The second photograph", **options)
                 samples = gr.Gallery(label="Samples", columns=4, height="auto", elem_id="samples")
 
-        def run(*values: Any) -> Iterator[Shown]:
-            yield from _run(gr, playground, *values)
+        def run(request: Any, picture: str | None, model: str, *values: Any) -> Iterator[Shown]:
+            session, begun = str(request.session_hash), time.monotonic()
+
+            def abandoned() -> bool:
+                return listeners is not None and listeners.gone(session, begun)
+
+            yield from _run(gr, playground, abandoned, picture, models.get(model, model), *values)
+
+        def halt(request: Any) -> None:
+            if listeners is not None:
+                listeners.stop(str(request.session_hash))
+
+        run.__annotations__ = halt.__annotations__ = {"request": gr.Request}  # Gradio gives it by its type
 
         def range_of(name: str) -> Any:
             low, high, neutral = magnitudes("" if name == _PLAIN else name)
@@ -92,30 +118,115 @@ def build(playground: Playground, queue: int = 8) -> Any:
             for each in (magnitude, mix, strength)
         ]
         stop.click(None, cancels=events, queue=False)
+        stop.click(halt, queue=False)
         augmentation.change(range_of, augmentation, magnitude, queue=False)
     blocks.queue(max_size=queue, default_concurrency_limit=1)
     return blocks
 
 
 def launch(
-    playground: Playground, *, host: str, port: int, queue: int, upload_mib: int, wait: bool = True
+    playground: Playground,
+    *,
+    host: str,
+    port: int,
+    queue: int,
+    upload_mib: int,
+    quota_mib: int = 1024,
+    allow_hosts: Sequence[str] = (),
+    wait: bool = True,
 ) -> tuple[Any, str]:
-    """Serve the page; returns (blocks, address) once it answers, or when it is stopped if `wait`."""
+    """Serve the page; returns (blocks, address) once it answers, or when it is stopped if `wait`.
+
+    Args:
+        playground: what draws.
+        host, port: where to listen.
+        queue: requests that may wait.
+        upload_mib: size of one upload.
+        quota_mib: size of all uploads and drawings that are kept, in a folder that only this user can read and that
+            goes with the page.
+        allow_hosts: names, beside this machine's, by which it may be reached where it listens on this machine alone
+            (behind a proxy); elsewhere any name may be used unless some are given.
+        wait: return only when it is stopped.
+    """
     gr = gradio()
-    blocks = build(playground, queue)
+    hosts = (*guard.THIS_MACHINE, host.strip("[]"), *allow_hosts) if guard.is_loopback(host) or allow_hosts else None
+    listeners = guard.Listeners()
+    folder = _folder()
+
+    @contextlib.asynccontextmanager
+    async def guarded(app: Any) -> AsyncIterator[None]:
+        # Around all of Gradio's own middleware, which otherwise answers strangers before anything else is asked.
+        app.middleware_stack = guard.Guard(app.middleware_stack, hosts, folder, quota_mib << 20, listeners)
+        yield
+
+    blocks = build(playground, queue, listeners)
     _, address, _ = blocks.launch(
         server_name=host,
         server_port=port,
         share=False,
         max_file_size=f"{upload_mib}mb",
-        prevent_thread_lock=not wait,
-        show_error=True,
+        prevent_thread_lock=True,
+        show_error=False,  # what is not said on purpose may name files of this machine
         quiet=True,
         ssr_mode=False,
         footer_links=[],
         theme=gr.themes.Default(font=_FONTS, font_mono=("ui-monospace", "monospace")),
+        app_kwargs={"lifespan": guarded},
     )
+    if wait:
+        blocks.block_thread()
     return blocks, str(address)
+
+
+@functools.cache
+def _folder() -> Path:
+    """Where Gradio keeps uploads and drawings: a folder for this process, open to this user alone, gone with it.
+
+    Gradio asks the environment for it at every request, so it is set as long as the process lasts.
+    """
+    name = "GRADIO_TEMP_DIR"
+    folder = tempfile.mkdtemp(prefix="rcdm-app-", dir=os.environ.get(name))  # made with mode 0700
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ[name] = folder
+    return Path(folder)
+
+
+def _upload(gr: Any, **options: Any) -> Any:
+    """A place for a photograph that hands on the path of what was uploaded.
+
+    Gradio would decode it, with every format that Pillow knows, fetch addresses, and open files of this machine that
+    a request names without saying that they are files.
+    """
+    photo = gr.Image(type="filepath", sources=["upload", "clipboard"], **options)
+    folder = Path(photo.GRADIO_CACHE).resolve()
+    move = photo.async_move_resource_to_block_cache
+
+    def path_of(payload: Any) -> str | None:
+        if payload is None:
+            return None
+        path = Path(payload.path or "").resolve() if not (payload.url or "").startswith("data:") else folder
+        if folder not in path.parents:
+            raise gr.Error("give a photograph as an upload", print_exception=False)
+        return str(path)
+
+    async def moved(given: Any) -> Any:
+        if not isinstance(given, str | os.PathLike) or "://" in str(given):
+            raise gr.Error("give a photograph as an upload", print_exception=False)
+        return await move(given)
+
+    photo.preprocess, photo.async_move_resource_to_block_cache = path_of, moved
+    return photo
+
+
+def _labels(models: Sequence[str]) -> dict[str, str]:
+    """What the page calls the models: files by their name without the folders of this machine."""
+    found: dict[str, str] = {}
+    for model in models:
+        name = label = Path(model).name if Path(model).is_absolute() or model.startswith(("~", ".")) else model
+        while label in found:
+            label = f"{name} ({sum(each.startswith(name) for each in found) + 1})"
+        found[label] = model
+    return found
 
 
 def _augmentations() -> list[str]:
@@ -133,7 +244,8 @@ def _label(name: str) -> str:
 def _run(
     gr: Any,
     playground: Playground,
-    picture: Image.Image | None,
+    abandoned: Callable[[], bool],
+    picture: str | None,
     model: str,
     count: float,
     steps: float,
@@ -141,7 +253,7 @@ def _run(
     seed: float | None,
     augmentation: str,
     magnitude: float,
-    other: Image.Image | None,
+    other: str | None,
     mix: float,
     direction: str,
     strength: float,
@@ -152,12 +264,25 @@ def _run(
         settings = Settings(
             model, int(steps), solver, int(seed or 0), int(count), changed, magnitude, mix, towards, strength
         )
-        for drawn in playground.draw(settings, picture, other):
+        for drawn in playground.draw(settings, picture, other, abandoned=abandoned):
             done = f"{len(drawn.samples)} of {drawn.wanted} pictures"
             first, *rest = (_large(each) for each in drawn.seen)
             yield done, first, rest[0] if rest else None, [_large(each) for each in drawn.samples]
+    except Abandoned:
+        return
     except (ConfigError, images.ImageError, SamplingError, OSError) as error:
-        raise gr.Error(str(error), print_exception=False) from error
+        raise gr.Error(_told(error, playground), print_exception=False) from error
+
+
+def _told(error: Exception, playground: Playground) -> str:
+    """What an error says, without the folders of this machine."""
+    text = doors.said(error)
+    names = {source: label for label, source in _labels(playground.models).items()}
+    if playground.data is not None:
+        names[playground.data] = Path(playground.data).name
+    for source, label in names.items():
+        text = text.replace(source, label)
+    return re.sub(r"(?<![\w.~:/])~?/(?:[^\s/:'\"]+/)+", "", text)
 
 
 def _large(picture: Image.Image) -> Image.Image:

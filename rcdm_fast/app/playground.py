@@ -6,8 +6,10 @@ nothing about pages.
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -19,12 +21,21 @@ from rcdm_fast import images, solvers
 from rcdm_fast.analysis.augment import AUGMENTATIONS
 from rcdm_fast.app import directions
 from rcdm_fast.config import ConfigError
+from rcdm_fast.images import ImageSource
 from rcdm_fast.pipeline import Model
+from rcdm_fast.sampling import Request
+from rcdm_fast.schedule import Schedule
+from rcdm_fast.solvers import Predict, SolverOptions, StepNoise
 from rcdm_fast.training.sources import open_data
 
 MAX_STEPS, MAX_COUNT = 250, 32
 MAX_STRENGTH = 2.0
 STREAMED = 4  # pictures that appear together
+MAX_PIXELS = 60_000_000  # of a photograph; phones have up to 50
+
+
+class Abandoned(Exception):
+    """Nobody waits for the drawing any more."""
 
 
 @dataclass(frozen=True)
@@ -151,15 +162,21 @@ class Playground:
         return found[settings.direction]
 
     def draw(
-        self, settings: Settings, picture: Image.Image | None, other: Image.Image | None = None
+        self,
+        settings: Settings,
+        picture: ImageSource | None,
+        other: ImageSource | None = None,
+        *,
+        abandoned: Callable[[], bool] | None = None,
     ) -> Iterator[Drawn]:
         """Samples of the picture's representation; yields the pictures seen at once, then more and more samples.
 
         The same settings give the same pictures; another magnitude, mix or strength changes h alone and
-        keeps the noise.
+        keeps the noise. `abandoned` is asked before every network evaluation.
 
         Raises:
             ConfigError, ImageError: no picture, a bad setting, or a picture that cannot be used.
+            Abandoned: `abandoned` said so.
         """
         if picture is None:
             raise ConfigError("give a photograph first")
@@ -169,9 +186,11 @@ class Playground:
             model = self.model(settings.model)
             seen = [self._seen(model, picture, settings)]
             if other is not None:
-                seen.append(model.view(other))
-            shown = tuple(images.to_pil(each[0]) for each in seen)
-            yield Drawn(shown, (), settings.count)
+                seen.append(self._view(model, other))
+        shown = tuple(images.to_pil(each[0]) for each in seen)
+        yield Drawn(shown, (), settings.count)
+        # The lock is not kept while a page looks at what it got: a drawing that nobody fetches would keep others out.
+        with self._lock:
             request = model.request(
                 self._moved(model, seen, settings),
                 per=settings.count,
@@ -179,13 +198,21 @@ class Playground:
                 solver=settings.solver,
                 seed=settings.seed,
             )
-            samples: list[Image.Image] = []
-            for _, pictures in model.batches(request, STREAMED):
-                samples += [images.to_pil(each) for each in pictures.cpu()]
-                yield Drawn(shown, tuple(samples), settings.count)
+        if abandoned is not None:
+            request = _while_wanted(request, abandoned)
+        samples: list[Image.Image] = []
+        for _, pictures in model.batches(request, STREAMED):
+            samples += [images.to_pil(each) for each in pictures.cpu()]
+            yield Drawn(shown, tuple(samples), settings.count)
 
-    def _seen(self, model: Model, picture: Image.Image, settings: Settings) -> Tensor:
-        view = model.view(picture)
+    def _view(self, model: Model, picture: ImageSource) -> Tensor:
+        name = "photograph" if not isinstance(picture, str | os.PathLike) else os.path.basename(picture)
+        loaded = images.load(picture, name=name, max_pixels=MAX_PIXELS)
+        assert model.encoder is not None
+        return model.encoder.view(loaded.to(model.device))
+
+    def _seen(self, model: Model, picture: ImageSource, settings: Settings) -> Tensor:
+        view = self._view(model, picture)
         if not settings.augmentation:
             return view
         return AUGMENTATIONS[settings.augmentation](view, settings.magnitude)
@@ -199,6 +226,23 @@ class Playground:
         if settings.direction and settings.strength:
             h = h + settings.strength * self.direction(settings, seen[0])
         return h
+
+
+def _while_wanted(request: Request, abandoned: Callable[[], bool]) -> Request:
+    """The request with a solver that gives up when nobody waits for its pictures."""
+    wanted = request.solver
+
+    def solver(
+        predict: Predict, x: Tensor, schedule: Schedule, options: SolverOptions, step_noise: StepNoise
+    ) -> Tensor:
+        def predicted(x: Tensor, k: int) -> Tensor:
+            if abandoned():
+                raise Abandoned
+            return predict(x, k)
+
+        return wanted(predicted, x, schedule, options, step_noise)
+
+    return dataclasses.replace(request, solver=solver)
 
 
 def magnitudes(augmentation: str) -> tuple[float, float, float]:

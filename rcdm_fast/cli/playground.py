@@ -11,8 +11,6 @@ import typer
 
 from rcdm_fast.cli import common
 
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
 
 def app(
     model: Annotated[
@@ -28,6 +26,15 @@ def app(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port.")] = 7860,
     queue: Annotated[int, typer.Option(min=1, help="Requests that may wait.")] = 8,
     upload_mib: Annotated[int, typer.Option(min=1, help="Largest upload in MiB.")] = 16,
+    quota_mib: Annotated[
+        int, typer.Option(min=1, help="MiB of uploads and drawings that are kept, for an hour.")
+    ] = 1024,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Name by which the page may be reached beside this machine's, as through a proxy; repeatable."
+        ),
+    ] = None,
     device: common.Device = None,
     engine: common.EngineName = "auto",
     precision: common.Precision = "auto",
@@ -37,14 +44,22 @@ def app(
     Example: rcdm app --model cifar10-simclr-trunk --model cifar10-simclr-head
     """
     from rcdm_fast import checkpoint
-    from rcdm_fast.app import page
+    from rcdm_fast.app import guard, page
     from rcdm_fast.app.playground import Playground
 
     playground = Playground(tuple(model or checkpoint.list_bundled()), device, engine, precision, data)
     playground.model(playground.models[0])
     if data is not None:
         playground.from_data(playground.models[0])
-    if host not in _LOOPBACK:
+    if not guard.is_loopback(host):
         common.say(f"{host}: anybody who reaches this address can use the page")
     common.say(f"http://{host}:{port}  (ctrl-c ends it)")
-    page.launch(playground, host=host, port=port, queue=queue, upload_mib=upload_mib)
+    page.launch(
+        playground,
+        host=host,
+        port=port,
+        queue=queue,
+        upload_mib=upload_mib,
+        quota_mib=quota_mib,
+        allow_hosts=tuple(allow_host or ()),
+    )
