@@ -1,0 +1,495 @@
+"""GPUs made of the CPU's memory: what a test without a GPU can know about code that is written for one.
+
+A tensor on a fake GPU is a `CudaTensor`: it says "cuda:1", and every operator on it runs on a CPU tensor inside. So
+numbers are real, and the rules of a GPU are kept: operators take tensors of one device; our kernels are launched on the
+current device; kernels that are launched while their stream is captured do not run, they run when the graph is
+replayed, with the memory they were captured with; what a capture forbids ends it; every wait of the host for a GPU is
+noted. Streams keep a clock that runs by `cost_ms` for every kernel. Inference tensors are PyTorch's own.
+
+    with fake_cuda(2) as machine:
+        model = rcdm_fast.load("cifar10-simclr", device="cuda:1")
+
+Knows nothing about our modules but the names of two operators written in Triton and the switch of native parts. It has
+no autograd, no races between streams, and layouts are those of the CPU's operators: those of CUDA's can be seen in
+`FakeTensorMode`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import return_and_correct_aliasing
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from rcdm_fast.ops import library
+
+SYNCHRONISING = (  # of aten; they need to know on the host what a tensor holds
+    *(
+        "_local_scalar_dense",
+        "nonzero",
+        "nonzero_static",
+        "masked_select",
+        "_unique2",
+        "unique_dim",
+        "unique_consecutive",
+    ),
+    *("equal", "is_nonzero", "bincount", "_assert_async"),
+)
+IN_TRITON = {
+    "film_group_norm_triton_out": "film_group_norm_out",
+    "film_group_norm_triton": "film_group_norm",
+    "attention_triton": "attention",
+}
+OF_ENGINES = ("film_group_norm_out", "film_group_norm", "attention")  # launched on the current device
+
+_running: list[Machine] = []
+
+
+class CudaTensor(Tensor):
+    """A tensor on a fake GPU; `inner` is where its numbers are."""
+
+    inner: Tensor
+
+    @staticmethod
+    def __new__(cls, inner: Tensor, device: torch.device) -> CudaTensor:
+        made: CudaTensor = Tensor._make_wrapper_subclass(
+            cls,
+            inner.size(),
+            strides=inner.stride(),
+            storage_offset=inner.storage_offset(),
+            dtype=inner.dtype,
+            layout=inner.layout,
+            device=device,
+            requires_grad=inner.requires_grad,
+        )
+        made.inner = inner
+        return made
+
+    def __repr__(self) -> str:  # type: ignore[override]
+        return f"CudaTensor({self.inner}, device={self.device})"
+
+    def __deepcopy__(self, memo: dict[int, object]) -> CudaTensor:
+        copy = self.detach().clone()
+        return torch.nn.Parameter(copy, self.requires_grad) if isinstance(self, torch.nn.Parameter) else copy  # type: ignore[return-value]
+
+    def data_ptr(self) -> int:
+        return self.inner.data_ptr()
+
+    def tolist(self) -> Any:
+        return self.cpu().tolist()
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _running[-1].launch(func, args, kwargs or {})
+
+
+class Stream:
+    """A queue of a device; number 0 is its default one."""
+
+    def __init__(self, device: Any = None, priority: int = 0, *, number: int | None = None) -> None:
+        machine = _running[-1]
+        self.device = machine.place(device)
+        self.device_index = self.device.index
+        self.stream_id = machine.next_number() if number is None else number
+        self.cuda_stream = 0 if self.stream_id == 0 else 0x1000 + self.stream_id
+        self.clock_ms = 0.0
+        self.waited_for: list[Stream] = []
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Stream) and (self.device, self.stream_id) == (other.device, other.stream_id)
+
+    def __hash__(self) -> int:
+        return hash((self.device, self.stream_id))
+
+    def wait_stream(self, other: Stream) -> None:
+        _running[-1].unsafe("wait_stream", lambda capture: other != capture.stream and self == capture.stream)
+        self.waited_for.append(other)
+
+    def synchronize(self) -> None:
+        _running[-1].sync("Stream.synchronize")
+
+
+class Event:
+    """A point in a stream's time."""
+
+    def __init__(self, enable_timing: bool = False, blocking: bool = False) -> None:
+        self._at_ms = 0.0
+
+    def record(self, stream: Stream | None = None) -> None:
+        self._at_ms = (stream or _running[-1].current_stream()).clock_ms
+
+    def synchronize(self) -> None:
+        _running[-1].sync("Event.synchronize")
+
+    def elapsed_time(self, end: Event) -> float:
+        return end._at_ms - self._at_ms
+
+
+@dataclass
+class _Kernel:
+    func: Any
+    args: Any
+    kwargs: Any
+    outputs: list[Tensor]
+    cost_ms: float
+
+
+@dataclass
+class Graph:
+    """What was launched on a stream between begin and end; see `torch.cuda.CUDAGraph`."""
+
+    kernels: list[_Kernel] = field(default_factory=list)
+    stream: Stream | None = None
+    mode: str = "global"
+    thread: int = 0
+    fault: str = ""
+    replays: int = 0
+
+    def capture_begin(self, pool: object = None, capture_error_mode: str = "global") -> None:
+        machine = _running[-1]
+        self.stream, self.mode, self.thread = machine.current_stream(), capture_error_mode, threading.get_ident()
+        if self.stream.stream_id == 0:
+            raise RuntimeError("CUDA graphs must be captured on a non-default stream")
+        if machine.captures:
+            raise RuntimeError("another capture is going on in this process")
+        machine.captures.append(self)
+
+    def capture_end(self) -> None:
+        machine = _running[-1]
+        machine.captures.remove(self)
+        machine.graphs.append(self)
+        if self.fault:
+            raise RuntimeError(f"the capture was invalidated by {self.fault}")
+
+    def replay(self) -> None:
+        assert self.stream is not None
+        stream = _running[-1].current_stream(self.stream.device)
+        self.replays += 1
+        with torch.inference_mode():
+            for kernel in self.kernels:
+                got = kernel.func(*kernel.args, **kernel.kwargs)
+                for old, new in zip(kernel.outputs, _tensors(got), strict=True):
+                    old.copy_(new)
+                stream.clock_ms += kernel.cost_ms
+
+
+class Capture:
+    """See `torch.cuda.graph`, whose own stream is made once, on the device that is current then."""
+
+    default_stream: ClassVar[Stream | None] = None
+
+    def __init__(
+        self, graph: Graph, pool: object = None, stream: Stream | None = None, capture_error_mode: str = "global"
+    ) -> None:
+        if stream is None and Capture.default_stream is None:
+            Capture.default_stream = Stream()
+        self._graph, self._pool, self._mode = graph, pool, capture_error_mode
+        self._context = _on_stream(stream or Capture.default_stream)
+
+    def __enter__(self) -> None:
+        _running[-1].sync("torch.cuda.graph")
+        self._context.__enter__()
+        self._graph.capture_begin(self._pool, self._mode)
+
+    def __exit__(self, *error: Any) -> None:
+        self._graph.capture_end()
+        self._context.__exit__(*error)
+
+
+@contextlib.contextmanager
+def _on_stream(stream: Stream | None) -> Iterator[None]:
+    machine = _running[-1]
+    if stream is None:
+        yield
+        return
+    device, before = machine.current_device(), machine.current_stream(stream.device)
+    machine.exchange_device(stream.device_index)
+    machine.streams[stream.device_index] = stream
+    try:
+        yield
+    finally:
+        machine.streams[stream.device_index] = before
+        machine.exchange_device(device)
+
+
+class _Entry(TorchFunctionMode):
+    """What makes tensors on a GPU from numbers or from the CPU's tensors. Holds for one thread."""
+
+    def __init__(self, machine: Machine) -> None:
+        super().__init__()
+        self._machine = machine
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        machine = self._machine
+        if func is Tensor.pin_memory:
+            pinned = args[0].clone()
+            pinned.is_fake_pinned = True
+            return pinned
+        if func is Tensor.cuda:
+            func, args = Tensor.to, (args[0], torch.device("cuda", machine.current_device()))
+        if func is Tensor.to and (target := _target(*args[1:], **kwargs)) is not None:
+            return machine.move(args[0], *target)
+        device = kwargs.get("device")
+        if device is None or torch.device(device).type != "cuda":
+            return func(*args, **kwargs)
+        if func in (torch.tensor, torch.as_tensor):
+            machine.sync(f"{func.__name__} from numbers of the host")
+        return machine.wrap(func(*args, **{**kwargs, "device": "cpu"}), machine.place(device))
+
+
+def _target(*args: Any, **kwargs: Any) -> tuple[torch.device, torch.dtype | None, bool, Any] | None:
+    copy = kwargs.pop("copy", False)
+    device, dtype, non_blocking, layout = torch._C._nn._parse_to(*args, **kwargs)
+    del copy
+    return (device, dtype, non_blocking, layout) if device is not None and device.type == "cuda" else None
+
+
+class Machine:
+    """The fake GPUs of a process, and what was done with them.
+
+    Attributes:
+        syncs: every time the host waited for a GPU, in words.
+        kernels: names of the operators that were launched, captured ones included.
+        graphs: what was captured.
+        cost_ms: of a kernel.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.syncs: list[str] = []
+        self.kernels: list[str] = []
+        self.graphs: list[Graph] = []
+        self.captures: list[Graph] = []
+        self.cost_ms = 0.001
+        self.peak_bytes = 0
+        self._memory: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._local = threading.local()
+        self._number = 0
+        self._allowed = True
+
+    # Devices and streams
+
+    def place(self, device: Any = None) -> torch.device:
+        found = torch.device("cuda", device) if isinstance(device, int) else torch.device(device or "cuda")
+        index = self.current_device() if found.index is None else found.index
+        if not 0 <= index < self.count:
+            raise RuntimeError(f"invalid device ordinal: {index}")
+        return torch.device("cuda", index)
+
+    def current_device(self) -> int:
+        return getattr(self._local, "device", 0)
+
+    def exchange_device(self, index: int) -> int:
+        before = self.current_device()
+        if index >= 0:
+            self._local.device = index
+        return before
+
+    @property
+    def streams(self) -> dict[int, Stream]:
+        if not hasattr(self._local, "streams"):
+            self._local.streams = {index: self.default_stream(index) for index in range(self.count)}
+        found: dict[int, Stream] = self._local.streams
+        return found
+
+    def default_stream(self, device: Any = None) -> Stream:
+        return Stream(device, number=0)
+
+    def current_stream(self, device: Any = None) -> Stream:
+        return self.streams[self.place(device).index]
+
+    def next_number(self) -> int:
+        self._number += 1
+        return self._number
+
+    @contextlib.contextmanager
+    def here(self) -> Iterator[None]:
+        """For the body of another thread: it sees the GPUs too."""
+        with _Entry(self):
+            yield
+
+    # Waiting, and what a capture forbids
+
+    def sync(self, what: str) -> None:
+        if not self._allowed:
+            raise RuntimeError(f"the host waits for the GPU: {what}")
+        self.unsafe(what)
+        self.syncs.append(what)
+
+    @contextlib.contextmanager
+    def no_waiting(self) -> Iterator[None]:
+        """Inside, a wait of the host for a GPU is an error."""
+        self._allowed = False
+        try:
+            yield
+        finally:
+            self._allowed = True
+
+    def unsafe(self, what: str, does_it: Callable[[Graph], bool] = lambda _: True) -> None:
+        """A call that a capture forbids: in its own thread, or in any ("global")."""
+        for capture in self.captures:
+            own = capture.thread == threading.get_ident()
+            if (own or capture.mode == "global") and does_it(capture):
+                capture.fault = capture.fault or what
+                if own:
+                    raise RuntimeError(f"operation not permitted when stream is capturing: {what}")
+
+    # Memory
+
+    def wrap(self, inner: Tensor, device: torch.device) -> CudaTensor:
+        """A CPU tensor as one of a GPU; its memory counts if it is new."""
+        storage = inner.untyped_storage()
+        if storage._cdata not in self._memory:
+            if not any(capture.thread == threading.get_ident() for capture in self.captures):
+                self.unsafe("an allocation")
+            self._memory[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+            self.peak_bytes = max(self.peak_bytes, self.allocated_bytes())
+        return CudaTensor(inner, device)
+
+    def allocated_bytes(self, device: Any = None) -> int:
+        self._memory = {key: each for key, each in self._memory.items() if not each[0].expired()}
+        return sum(size for _, size in self._memory.values())
+
+    def move(self, value: Tensor, device: torch.device, dtype: torch.dtype | None, later: bool, layout: Any) -> Tensor:
+        target = self.place(device)
+        if isinstance(value, CudaTensor):
+            if value.device == target and dtype in (None, value.dtype) and layout is None:
+                return value
+            keep = torch.preserve_format if layout is None else layout
+            return self.wrap(value.inner.to(dtype=dtype or value.dtype, memory_format=keep, copy=True), target)
+        if not (later and getattr(value, "is_fake_pinned", False)):
+            self.sync("a copy from the host")
+        keep = torch.preserve_format if layout is None else layout
+        return self.wrap(value.detach().to(dtype=dtype or value.dtype, memory_format=keep, copy=True), target)
+
+    # Kernels
+
+    def launch(self, func: Any, args: Any, kwargs: Any) -> Any:
+        name = func._schema.name.split("::")[1]
+        implicit = torch._C.DispatchKey.CompositeImplicitAutograd
+        if _aliases(func._schema.returns) and torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), implicit):
+            return func._op_dk(implicit, *args, **kwargs)  # a view or a copy: what it is made of will tell
+        if name == "_to_copy" and torch.device(kwargs.get("device") or "cuda").type == "cpu":
+            self.sync("a copy to the host")
+            return func(*tree_map_only(CudaTensor, _inner, args), **kwargs)
+        if name == "copy_" and isinstance(args[0], CudaTensor) != isinstance(args[1], CudaTensor):
+            self.sync("a copy between host and GPU")
+            args[0].inner.copy_(args[1]) if isinstance(args[0], CudaTensor) else args[0].copy_(args[1].inner)
+            return args[0]
+        if name in SYNCHRONISING:
+            self.sync(name)
+        if name in ("index", "index_put_", "index_put") and any(
+            index is not None and (index.dtype == torch.bool or not isinstance(index, CudaTensor)) for index in args[1]
+        ):
+            self.sync(f"{name} by a mask, or by numbers of the host")
+        return self._run(func, args, kwargs, name)
+
+    def _run(self, func: Any, args: Any, kwargs: Any, name: str) -> Any:
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        places = {leaf.device for leaf in tensors if isinstance(leaf, CudaTensor)}
+        host = [leaf for leaf in tensors if not isinstance(leaf, CudaTensor) and leaf.dim()]
+        device = next(iter(places))
+        if name not in ("copy_", "index", "index_put_") and (len(places) > 1 or host):
+            raise RuntimeError(
+                f"{name}: expected all tensors to be on one device, found {places} and {len(host)} of CPU"
+            )
+        if func.namespace == "rcdm_fast":
+            name = IN_TRITON.get(name, name)
+            func = getattr(torch.ops.rcdm_fast, name).default
+            if name in OF_ENGINES and device.index != self.current_device():
+                raise RuntimeError(f"{name} was launched on cuda:{self.current_device()} with memory of {device}")
+        schema = func._schema
+        writes = [alias for alias in _aliases(schema.arguments) if alias.is_write]
+        views = [alias for alias in _aliases(schema.returns) if not alias.is_write]
+        inner_args, inner_kwargs = (tree_map_only(CudaTensor, _inner, part) for part in (args, dict(kwargs)))
+        if "device" in inner_kwargs:
+            inner_kwargs["device"] = "cpu"
+        stream = self.current_stream(device)
+        capture = next((each for each in self.captures if each.stream == stream and not views), None)
+        if not views:
+            self.kernels.append(name)
+            stream.clock_ms += 0.0 if capture else self.cost_ms
+        if capture is not None and writes:
+            capture.kernels.append(_Kernel(func, inner_args, inner_kwargs, [], self.cost_ms))
+            return args[0] if schema.returns else None
+        got = func(*inner_args, **inner_kwargs)
+        if capture is not None:
+            outputs = _tensors(got)
+            capture.kernels.append(_Kernel(func, inner_args, inner_kwargs, outputs, self.cost_ms))
+            for output in outputs:  # nothing has run yet
+                output.fill_(torch.nan if output.is_floating_point() else 0)
+        first = next((leaf for leaf in tensors if isinstance(leaf, CudaTensor)), None)
+        of_view = first.is_inference() if views and first is not None else torch.is_inference_mode_enabled()
+        with torch.inference_mode(of_view):  # a view of an ordinary tensor is an ordinary tensor
+            made = tree_map_only(Tensor, lambda value: self.wrap(value, device), got)
+        return return_and_correct_aliasing(func, args, kwargs, made)
+
+
+def _inner(value: CudaTensor) -> Tensor:
+    return value.inner
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def _aliases(arguments: Sequence[Any]) -> list[Any]:
+    return [argument.alias_info for argument in arguments if argument.alias_info is not None]
+
+
+@contextlib.contextmanager
+def fake_cuda(count: int = 1, parts: Sequence[str] = ("cpu", "cuda")) -> Iterator[Machine]:
+    """A machine with `count` GPUs inside; `parts` are the native libraries that it seems to have."""
+    machine = Machine(count)
+    torch._C._ensureCUDADeviceGuardSet()  # without a driver PyTorch's own guards do nothing from here on
+    with pytest.MonkeyPatch.context() as patch:
+        _running.append(machine)
+        replaced: dict[str, Any] = {
+            "is_available": lambda: True,
+            "is_initialized": lambda: True,
+            "_lazy_init": lambda: None,
+            "device_count": lambda: count,
+            "current_device": machine.current_device,
+            "set_device": lambda device: machine.exchange_device(machine.place(device).index),
+            "_exchange_device": machine.exchange_device,
+            "_maybe_exchange_device": machine.exchange_device,
+            "current_stream": machine.current_stream,
+            "default_stream": machine.default_stream,
+            "stream": _on_stream,
+            "Stream": Stream,
+            "Event": Event,
+            "CUDAGraph": Graph,
+            "graph": Capture,
+            "graph_pool_handle": lambda: (0, machine.next_number()),
+            "synchronize": lambda device=None: machine.sync("torch.cuda.synchronize"),
+            "empty_cache": lambda: None,
+            "is_bf16_supported": lambda *_: True,
+            "get_device_capability": lambda device=None: (9, 0),
+            "get_device_name": lambda device=None: "a GPU of the CPU's memory",
+            "mem_get_info": lambda device=None: (2**33, 2**34),
+            "memory_allocated": machine.allocated_bytes,
+            "max_memory_allocated": lambda device=None: machine.peak_bytes,
+        }
+        for name, value in replaced.items():
+            patch.setattr(torch.cuda, name, value)
+        patch.setattr(torch.__future__, "get_overwrite_module_params_on_conversion", lambda: True)
+        patch.setattr(Capture, "default_stream", None)
+        patch.setattr(library, "has_native", lambda kind: kind in parts)
+        try:
+            with machine.here():
+                yield machine
+        finally:
+            _running.pop()
