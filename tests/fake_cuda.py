@@ -19,19 +19,18 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from rcdm_fast.ops import library
+from tests.fake_streams import Capture, Event, Graph, Kernel, Stream, on_stream, running, tensors_of
 
 SYNCHRONISING = (  # of aten; they need to know on the host what a tensor holds
     *(
@@ -52,13 +51,11 @@ IN_TRITON = {
 }
 OF_ENGINES = ("film_group_norm_out", "film_group_norm", "attention")  # launched on the current device
 
-_running: list[Machine] = []
-
 
 class CudaTensor(Tensor):
-    """A tensor on a fake GPU; `inner` is where its numbers are."""
+    """A tensor on a fake GPU; `numbers` is where its numbers are."""
 
-    inner: Tensor
+    numbers: Tensor
 
     @staticmethod
     def __new__(cls, inner: Tensor, device: torch.device) -> CudaTensor:
@@ -72,156 +69,27 @@ class CudaTensor(Tensor):
             device=device,
             requires_grad=inner.requires_grad,
         )
-        made.inner = inner
+        made.numbers = inner
         return made
 
     def __repr__(self) -> str:  # type: ignore[override]
-        return f"CudaTensor({self.inner}, device={self.device})"
+        return f"CudaTensor({self.numbers}, device={self.device})"
 
     def __deepcopy__(self, memo: dict[int, object]) -> CudaTensor:
         copy = self.detach().clone()
         return torch.nn.Parameter(copy, self.requires_grad) if isinstance(self, torch.nn.Parameter) else copy  # type: ignore[return-value]
 
     def data_ptr(self) -> int:
-        return self.inner.data_ptr()
+        return self.numbers.data_ptr()
 
     def tolist(self) -> Any:
         return self.cpu().tolist()
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return _running[-1].launch(func, args, kwargs or {})
-
-
-class Stream:
-    """A queue of a device; number 0 is its default one."""
-
-    def __init__(self, device: Any = None, priority: int = 0, *, number: int | None = None) -> None:
-        machine = _running[-1]
-        self.device = machine.place(device)
-        self.device_index = self.device.index
-        self.stream_id = machine.next_number() if number is None else number
-        self.cuda_stream = 0 if self.stream_id == 0 else 0x1000 + self.stream_id
-        self.clock_ms = 0.0
-        self.waited_for: list[Stream] = []
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Stream) and (self.device, self.stream_id) == (other.device, other.stream_id)
-
-    def __hash__(self) -> int:
-        return hash((self.device, self.stream_id))
-
-    def wait_stream(self, other: Stream) -> None:
-        _running[-1].unsafe("wait_stream", lambda capture: other != capture.stream and self == capture.stream)
-        self.waited_for.append(other)
-
-    def synchronize(self) -> None:
-        _running[-1].sync("Stream.synchronize")
-
-
-class Event:
-    """A point in a stream's time."""
-
-    def __init__(self, enable_timing: bool = False, blocking: bool = False) -> None:
-        self._at_ms = 0.0
-
-    def record(self, stream: Stream | None = None) -> None:
-        self._at_ms = (stream or _running[-1].current_stream()).clock_ms
-
-    def synchronize(self) -> None:
-        _running[-1].sync("Event.synchronize")
-
-    def elapsed_time(self, end: Event) -> float:
-        return end._at_ms - self._at_ms
-
-
-@dataclass
-class _Kernel:
-    func: Any
-    args: Any
-    kwargs: Any
-    outputs: list[Tensor]
-    cost_ms: float
-
-
-@dataclass
-class Graph:
-    """What was launched on a stream between begin and end; see `torch.cuda.CUDAGraph`."""
-
-    kernels: list[_Kernel] = field(default_factory=list)
-    stream: Stream | None = None
-    mode: str = "global"
-    thread: int = 0
-    fault: str = ""
-    replays: int = 0
-
-    def capture_begin(self, pool: object = None, capture_error_mode: str = "global") -> None:
-        machine = _running[-1]
-        self.stream, self.mode, self.thread = machine.current_stream(), capture_error_mode, threading.get_ident()
-        if self.stream.stream_id == 0:
-            raise RuntimeError("CUDA graphs must be captured on a non-default stream")
-        if machine.captures:
-            raise RuntimeError("another capture is going on in this process")
-        machine.captures.append(self)
-
-    def capture_end(self) -> None:
-        machine = _running[-1]
-        machine.captures.remove(self)
-        machine.graphs.append(self)
-        if self.fault:
-            raise RuntimeError(f"the capture was invalidated by {self.fault}")
-
-    def replay(self) -> None:
-        assert self.stream is not None
-        stream = _running[-1].current_stream(self.stream.device)
-        self.replays += 1
-        with torch.inference_mode():
-            for kernel in self.kernels:
-                got = kernel.func(*kernel.args, **kernel.kwargs)
-                for old, new in zip(kernel.outputs, _tensors(got), strict=True):
-                    old.copy_(new)
-                stream.clock_ms += kernel.cost_ms
-
-
-class Capture:
-    """See `torch.cuda.graph`, whose own stream is made once, on the device that is current then."""
-
-    default_stream: ClassVar[Stream | None] = None
-
-    def __init__(
-        self, graph: Graph, pool: object = None, stream: Stream | None = None, capture_error_mode: str = "global"
-    ) -> None:
-        if stream is None and Capture.default_stream is None:
-            Capture.default_stream = Stream()
-        self._graph, self._pool, self._mode = graph, pool, capture_error_mode
-        self._context = _on_stream(stream or Capture.default_stream)
-
-    def __enter__(self) -> None:
-        _running[-1].sync("torch.cuda.graph")
-        self._context.__enter__()
-        self._graph.capture_begin(self._pool, self._mode)
-
-    def __exit__(self, *error: Any) -> None:
-        self._graph.capture_end()
-        self._context.__exit__(*error)
-
-
-@contextlib.contextmanager
-def _on_stream(stream: Stream | None) -> Iterator[None]:
-    machine = _running[-1]
-    if stream is None:
-        yield
-        return
-    device, before = machine.current_device(), machine.current_stream(stream.device)
-    machine.exchange_device(stream.device_index)
-    machine.streams[stream.device_index] = stream
-    try:
-        yield
-    finally:
-        machine.streams[stream.device_index] = before
-        machine.exchange_device(device)
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        return running[-1].launch(func, args, kwargs or {})
 
 
 class _Entry(TorchFunctionMode):
@@ -369,7 +237,7 @@ class Machine:
             if value.device == target and dtype in (None, value.dtype) and layout is None:
                 return value
             keep = torch.preserve_format if layout is None else layout
-            return self.wrap(value.inner.to(dtype=dtype or value.dtype, memory_format=keep, copy=True), target)
+            return self.wrap(value.numbers.to(dtype=dtype or value.dtype, memory_format=keep, copy=True), target)
         if not (later and getattr(value, "is_fake_pinned", False)):
             self.sync("a copy from the host")
         keep = torch.preserve_format if layout is None else layout
@@ -387,7 +255,7 @@ class Machine:
             return func(*tree_map_only(CudaTensor, _inner, args), **kwargs)
         if name == "copy_" and isinstance(args[0], CudaTensor) != isinstance(args[1], CudaTensor):
             self.sync("a copy between host and GPU")
-            args[0].inner.copy_(args[1]) if isinstance(args[0], CudaTensor) else args[0].copy_(args[1].inner)
+            args[0].numbers.copy_(args[1]) if isinstance(args[0], CudaTensor) else args[0].copy_(args[1].numbers)
             return args[0]
         if name in SYNCHRONISING:
             self.sync(name)
@@ -423,12 +291,12 @@ class Machine:
             self.kernels.append(name)
             stream.clock_ms += 0.0 if capture else self.cost_ms
         if capture is not None and writes:
-            capture.kernels.append(_Kernel(func, inner_args, inner_kwargs, [], self.cost_ms))
+            capture.kernels.append(Kernel(func, inner_args, inner_kwargs, [], self.cost_ms))
             return args[0] if schema.returns else None
         got = func(*inner_args, **inner_kwargs)
         if capture is not None:
-            outputs = _tensors(got)
-            capture.kernels.append(_Kernel(func, inner_args, inner_kwargs, outputs, self.cost_ms))
+            outputs = tensors_of(got)
+            capture.kernels.append(Kernel(func, inner_args, inner_kwargs, outputs, self.cost_ms))
             for output in outputs:  # nothing has run yet
                 output.fill_(torch.nan if output.is_floating_point() else 0)
         first = next((leaf for leaf in tensors if isinstance(leaf, CudaTensor)), None)
@@ -439,11 +307,7 @@ class Machine:
 
 
 def _inner(value: CudaTensor) -> Tensor:
-    return value.inner
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+    return value.numbers
 
 
 def _aliases(arguments: Sequence[Any]) -> list[Any]:
@@ -456,7 +320,7 @@ def fake_cuda(count: int = 1, parts: Sequence[str] = ("cpu", "cuda")) -> Iterato
     machine = Machine(count)
     torch._C._ensureCUDADeviceGuardSet()  # without a driver PyTorch's own guards do nothing from here on
     with pytest.MonkeyPatch.context() as patch:
-        _running.append(machine)
+        running.append(machine)
         replaced: dict[str, Any] = {
             "is_available": lambda: True,
             "is_initialized": lambda: True,
@@ -468,7 +332,7 @@ def fake_cuda(count: int = 1, parts: Sequence[str] = ("cpu", "cuda")) -> Iterato
             "_maybe_exchange_device": machine.exchange_device,
             "current_stream": machine.current_stream,
             "default_stream": machine.default_stream,
-            "stream": _on_stream,
+            "stream": on_stream,
             "Stream": Stream,
             "Event": Event,
             "CUDAGraph": Graph,
@@ -492,4 +356,4 @@ def fake_cuda(count: int = 1, parts: Sequence[str] = ("cpu", "cuda")) -> Iterato
             with machine.here():
                 yield machine
         finally:
-            _running.pop()
+            running.pop()
