@@ -12,22 +12,23 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 
 IEEE = "ieee"
 _EXACT = (IEEE, "none")  # "none": nobody has allowed anything
+_backends: Any = torch.backends  # modules that were replaced by objects
 
 
 def _of_cpu() -> tuple[Any, ...]:
-    return torch.backends.mkldnn, torch.backends.mkldnn.conv, torch.backends.mkldnn.matmul
+    return _backends.mkldnn, _backends.mkldnn.conv, _backends.mkldnn.matmul
 
 
 def _of_cuda() -> tuple[Any, ...]:
-    cudnn = torch.backends.cudnn
-    return cudnn, cudnn.conv, cudnn.rnn, torch.backends.cuda.matmul
+    cudnn = _backends.cudnn
+    return cudnn, cudnn.conv, cudnn.rnn, _backends.cuda.matmul
 
 
 _SETTINGS = {"cpu": _of_cpu, "cuda": _of_cuda}  # the general one first, then those that count
@@ -50,6 +51,11 @@ def ieee_fp32(device: torch.device | str) -> Iterator[None]:
         yield
     finally:
         _calls.leave()
+
+
+def exact(precision: str, device: torch.device) -> AbstractContextManager[None]:
+    """`ieee_fp32` for what runs in "fp32"; nothing for other precisions."""
+    return ieee_fp32(device) if precision == "fp32" else nullcontext()
 
 
 class _Calls:
@@ -92,12 +98,12 @@ def _withdraw(general: Any, *leaves: Any) -> list[Callable[[], None]]:
         return []
     undo: list[Callable[[], None]] = [lambda: _put_back(leaves, before)]
     if legacy != "highest":
-        products = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+        products = (_backends.cuda.matmul, _backends.mkldnn.matmul)
         theirs = [product.fp32_precision for product in products]
         undo.append(lambda: _put_back(products, theirs))
         undo.append(lambda: torch.set_float32_matmul_precision(legacy))
         torch.set_float32_matmul_precision("highest")
-    for setting in (torch.backends, general, *leaves):
+    for setting in (_backends, general, *leaves):
         value = setting.fp32_precision
         if value != IEEE:
             undo.append(lambda setting=setting, value=value: _set(setting, value))  # type: ignore[misc]

@@ -18,19 +18,19 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from rcdm_fast.ops import library
-from tests.fake_streams import Capture, Event, Graph, Kernel, Stream, on_stream, running, tensors_of
+from tests.fake_streams import Capture, Event, Facts, Graph, Kernel, Stream, on_stream, running, tensors_of
 
 SYNCHRONISING = (  # of aten; they need to know on the host what a tensor holds
     *(
@@ -110,10 +110,13 @@ class _Entry(TorchFunctionMode):
             func, args = Tensor.to, (args[0], torch.device("cuda", machine.current_device()))
         if func is Tensor.to and (target := _target(*args[1:], **kwargs)) is not None:
             return machine.move(args[0], *target)
+        if func.__name__.startswith("new_") and isinstance(args[0], CudaTensor) and not kwargs.get("device"):
+            kwargs["device"] = args[0].device
+            args = (args[0].numbers, *args[1:])
         device = kwargs.get("device")
         if device is None or torch.device(device).type != "cuda":
             return func(*args, **kwargs)
-        if func in (torch.tensor, torch.as_tensor):
+        if func in (torch.tensor, torch.as_tensor, Tensor.new_tensor):
             machine.sync(f"{func.__name__} from numbers of the host")
         return machine.wrap(func(*args, **{**kwargs, "device": "cpu"}), machine.place(device))
 
@@ -139,11 +142,13 @@ class Machine:
         self.count = count
         self.syncs: list[str] = []
         self.kernels: list[str] = []
-        self.graphs: list[Graph] = []
-        self.captures: list[Graph] = []
+        self.graphs: list[Facts] = []
+        self.captures: list[Any] = []
         self.cost_ms = 0.001
         self.peak_bytes = 0
-        self._memory: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._memory: dict[int, tuple[int, int]] = {}  # storage -> tensors that use it, bytes
+        self._allocated = 0
+        self._lock = threading.RLock()
         self._local = threading.local()
         self._number = 0
         self._allowed = True
@@ -206,30 +211,47 @@ class Machine:
         finally:
             self._allowed = True
 
-    def unsafe(self, what: str, does_it: Callable[[Graph], bool] = lambda _: True) -> None:
+    def unsafe(self, what: str, does_it: Callable[[Facts], bool] = lambda _: True) -> None:
         """A call that a capture forbids: in its own thread, or in any ("global")."""
-        for capture in self.captures:
-            own = capture.thread == threading.get_ident()
-            if (own or capture.mode == "global") and does_it(capture):
-                capture.fault = capture.fault or what
+        for facts in [capture.facts for capture in self.captures if capture.facts is not None]:
+            own = facts.thread == threading.get_ident()
+            if (own or facts.mode == "global") and does_it(facts):
+                facts.fault = facts.fault or what
                 if own:
                     raise RuntimeError(f"operation not permitted when stream is capturing: {what}")
+
+    def capturing(self) -> bool:
+        """Whether this thread captures."""
+        return any(
+            capture.facts is not None and capture.facts.thread == threading.get_ident() for capture in self.captures
+        )
 
     # Memory
 
     def wrap(self, inner: Tensor, device: torch.device) -> CudaTensor:
-        """A CPU tensor as one of a GPU; its memory counts if it is new."""
+        """A CPU tensor as one of a GPU; its memory counts while one tensor of the GPU has it."""
         storage = inner.untyped_storage()
-        if storage._cdata not in self._memory:
-            if not any(capture.thread == threading.get_ident() for capture in self.captures):
-                self.unsafe("an allocation")
-            self._memory[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
-            self.peak_bytes = max(self.peak_bytes, self.allocated_bytes())
-        return CudaTensor(inner, device)
+        made = CudaTensor(inner, device)
+        with self._lock:
+            users, size = self._memory.get(storage._cdata, (0, storage.nbytes()))
+            self._memory[storage._cdata] = (users + 1, size)
+            self._allocated += 0 if users else size
+            self.peak_bytes = max(self.peak_bytes, self._allocated)
+        weakref.finalize(made, self._unused, storage._cdata)
+        if not users and not self.capturing():
+            self.unsafe("an allocation")
+        return made
+
+    def _unused(self, key: int) -> None:
+        with self._lock:
+            users, size = self._memory.pop(key)
+            if users > 1:
+                self._memory[key] = (users - 1, size)
+            else:
+                self._allocated -= size
 
     def allocated_bytes(self, device: Any = None) -> int:
-        self._memory = {key: each for key, each in self._memory.items() if not each[0].expired()}
-        return sum(size for _, size in self._memory.values())
+        return self._allocated
 
     def move(self, value: Tensor, device: torch.device, dtype: torch.dtype | None, later: bool, layout: Any) -> Tensor:
         target = self.place(device)
@@ -286,7 +308,7 @@ class Machine:
         if "device" in inner_kwargs:
             inner_kwargs["device"] = "cpu"
         stream = self.current_stream(device)
-        capture = next((each for each in self.captures if each.stream == stream and not views), None)
+        capture = next((each for each in self.captures if each.facts.stream == stream and not views), None)
         if not views:
             self.kernels.append(name)
             stream.clock_ms += 0.0 if capture else self.cost_ms

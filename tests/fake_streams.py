@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -34,7 +34,7 @@ class Stream:
         return hash((self.device, self.stream_id))
 
     def wait_stream(self, other: Stream) -> None:
-        running[-1].unsafe("wait_stream", lambda capture: other != capture.stream and self == capture.stream)
+        running[-1].unsafe("wait_stream", lambda facts: other != facts.stream and self == facts.stream)
         self.waited_for.append(other)
 
     def synchronize(self) -> None:
@@ -67,36 +67,44 @@ class Kernel:
 
 
 @dataclass
-class Graph:
-    """What was launched on a stream between begin and end; see `torch.cuda.CUDAGraph`."""
+class Facts:
+    """Of a graph: where, how and by whom it was captured, what went wrong, how often it ran."""
 
-    kernels: list[Kernel] = field(default_factory=list)
-    stream: Stream | None = None
-    mode: str = "global"
-    thread: int = 0
+    stream: Stream
+    mode: str
+    thread: int
     fault: str = ""
     replays: int = 0
 
+
+class Graph:
+    """What was launched on a stream between begin and end; see `torch.cuda.CUDAGraph`."""
+
+    def __init__(self) -> None:
+        self.kernels: list[Kernel] = []
+        self.facts: Facts | None = None
+
     def capture_begin(self, pool: object = None, capture_error_mode: str = "global") -> None:
         machine = running[-1]
-        self.stream, self.mode, self.thread = machine.current_stream(), capture_error_mode, threading.get_ident()
-        if self.stream.stream_id == 0:
+        self.facts = Facts(machine.current_stream(), capture_error_mode, threading.get_ident())
+        if self.facts.stream.stream_id == 0:
             raise RuntimeError("CUDA graphs must be captured on a non-default stream")
         if machine.captures:
+            machine.captures[0].facts.fault = "another capture in this process"
             raise RuntimeError("another capture is going on in this process")
         machine.captures.append(self)
+        machine.graphs.append(self.facts)
 
     def capture_end(self) -> None:
-        machine = running[-1]
-        machine.captures.remove(self)
-        machine.graphs.append(self)
-        if self.fault:
-            raise RuntimeError(f"the capture was invalidated by {self.fault}")
+        assert self.facts is not None
+        running[-1].captures.remove(self)
+        if self.facts.fault:
+            raise RuntimeError(f"the capture was invalidated by {self.facts.fault}")
 
     def replay(self) -> None:
-        assert self.stream is not None
-        stream = running[-1].current_stream(self.stream.device)
-        self.replays += 1
+        assert self.facts is not None
+        stream = running[-1].current_stream(self.facts.stream.device)
+        self.facts.replays += 1
         with torch.inference_mode():
             for kernel in self.kernels:
                 got = kernel.func(*kernel.args, **kernel.kwargs)
