@@ -37,6 +37,8 @@ class ConditioningPlan:
         timesteps: the base timestep of every kept step, K ints.
         given: what the conditions were made of: representations float32 [R,D], labels int64 [R], or None.
         rows: row of `condition` for every picture of the batch, int64 [N].
+        distinct: the rows that occur in the batch, int64 [R'], ascending.
+        place: of every picture among `distinct`, int64 [N].
     """
 
     time: Tensor
@@ -47,10 +49,14 @@ class ConditioningPlan:
     timesteps: tuple[int, ...]
     given: Tensor | None
     rows: Tensor
+    distinct: Tensor
+    place: Tensor
 
     def with_rows(self, rows: Tensor) -> ConditioningPlan:
-        """The same plan for another batch."""
-        return dataclasses.replace(self, rows=rows.to(self.condition.device))
+        """The same plan for another batch; rows on the CPU are looked through there, once for all steps."""
+        distinct, place = rows.unique(return_inverse=True)
+        device = self.condition.device
+        return dataclasses.replace(self, rows=rows.to(device), distinct=distinct.to(device), place=place.to(device))
 
     def film(self, k: int) -> Tensor:
         """FiLM rows at kept step k for the batch; float32 [N,F]."""
@@ -64,8 +70,14 @@ class ConditioningPlan:
         """
         if self.table is not None:
             return self.table[k], self.rows
-        distinct, place = self.rows.unique(return_inverse=True)
-        return self._product(self.time[k] + self.condition[distinct]), place
+        return self.film_of_distinct(k), self.place
+
+    def film_of_distinct(self, k: int, out: Tensor | None = None) -> Tensor:
+        """FiLM rows at kept step k of the rows that occur in the batch; float32 [R',F], in the order of `distinct`."""
+        if self.table is not None:
+            return torch.index_select(self.table[k], 0, self.distinct, out=out)
+        found = self._product(self.time[k] + self.condition.index_select(0, self.distinct))
+        return found if out is None else out.copy_(found)
 
     def _product(self, emb: Tensor) -> Tensor:
         return F.linear(F.silu(emb), self.weight, self.bias).float()
@@ -94,7 +106,7 @@ def make_plan(
     bias = torch.cat([layer.bias for layer in layers]).double()
     nowhere = torch.zeros(0, dtype=torch.int64, device=device)
     given = representation if representation is not None else label
-    plan = ConditioningPlan(time, condition, weight, bias, None, schedule.timesteps, given, nowhere)
+    plan = ConditioningPlan(time, condition, weight, bias, None, schedule.timesteps, given, nowhere, nowhere, nowhere)
     if len(time) * len(condition) * len(bias) * 4 > TABLE_LIMIT_BYTES:
         return plan
     table = torch.stack([plan._product(step + condition) for step in time])

@@ -16,12 +16,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rcdm_fast import checkpoint, conditioning, encoders, engines, images, sampling, solvers
+from rcdm_fast import checkpoint, conditioning, devices, encoders, engines, images, sampling, solvers
 from rcdm_fast import noise as keyed
 from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, ScheduleConfig
 from rcdm_fast.encoders import Encoder
 from rcdm_fast.export import job as export_job
 from rcdm_fast.export.hub_folder import HubMethods
+from rcdm_fast.precision import ieee_fp32
 from rcdm_fast.sampling import Request, SamplingError, interpolation_path
 from rcdm_fast.schedule import Schedule, network_timestep
 from rcdm_fast.unet import UNet
@@ -69,7 +70,7 @@ class Model(HubMethods):
         cls, network: UNet, schedule: ScheduleConfig, encoder: Encoder | None = None, device: str = "cpu"
     ) -> Model:
         """A model around a network made in Python, run by the eager engine in fp32."""
-        place = torch.device(device)
+        place = devices.placed(device)
         network = network.eval().requires_grad_(False)
         config = ModelConfig(network.config, schedule, encoder.config if encoder is not None else None)
         return cls(config, network, engines.make("eager", network, config, place, "fp32"), encoder, place)
@@ -193,7 +194,7 @@ class Model(HubMethods):
             if value is not None and len(value) != count:
                 raise ConfigError(f"{name} has {len(value)} rows for {count} pictures")
         seen = t.to(self.device, torch.float32) * network_timestep(self.config.schedule, 1)
-        with torch.inference_mode():
+        with torch.inference_mode(), ieee_fp32(self.device):
             out: Tensor = self.unet(x.to(self.device, torch.float32), seen, representation, label)
         return out
 
@@ -556,7 +557,7 @@ def load(
         checkpoint.CheckpointError: unknown, truncated, foreign or mismatched weights, or another digest.
         ConfigError: flags, engine or precision that make no sense here.
     """
-    place = torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    place = devices.placed(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
     config, tensors = checkpoint.load_model(source, flags, sha256)
     network = UNet(config.unet).eval().requires_grad_(False)
     network.load_state_dict(tensors, strict=True)

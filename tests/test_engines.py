@@ -13,10 +13,11 @@ from rcdm_fast.config import ConfigError, ModelConfig, ScheduleConfig, Variance
 from rcdm_fast.engines import compiled, graphs, groups, native
 from rcdm_fast.engines.backends import OneDnnBackend, TorchBackend
 from rcdm_fast.engines.program import Program
-from rcdm_fast.ops import library, selection
+from rcdm_fast.ops import library
+from rcdm_fast.ops.selection import Choices
 from rcdm_fast.sampling import SamplingError
 from rcdm_fast.schedule import Schedule
-from rcdm_fast.unet import UNet
+from rcdm_fast.unet import AttentionBlock, UNet
 from tests import small
 from tests.tolerances import ENGINE_FP32_L2
 
@@ -73,22 +74,27 @@ def test_native_computes_the_network(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["blocks resample", "added film"])
 def test_the_torch_backend_runs_the_same_program(name: str) -> None:
-    """What runs on CUDA, here on the CPU; it notes the operators' inputs for `selection.measure`."""
+    """What runs on CUDA, here on the CPU; it measures operators where it is told to."""
     network = small.network(**NETWORKS[name]).eval().requires_grad_(False)
     plan, x = _plan(network, 3), _pictures(network, 3)
     backend = TorchBackend(torch.float32, CPU)
     program = Program(network, backend, torch.float32, CPU)
     film, rows = plan.film_rows(1)
+    assert backend.choices.describe()["attention"] == "native (not measured)"
     with torch.inference_mode():
         want = network.denoise(x, plan.film(1))
-        backend.calls = {}
+        with backend.choices.measuring():
+            assert _error(program.denoise(x, film, rows), want) <= ENGINE_FP32_L2
         assert _error(program.denoise(x, film, rows), want) <= ENGINE_FP32_L2
-        times = {name: selection.measure(name, CPU, inputs, repeats=1) for name, inputs in backend.calls.items()}
-    assert set(times) == {"film_group_norm", "attention"}
-    assert set(times["attention"]) == {"native", "sdpa"}
-    said = selection.describe(CPU)["attention"]
-    assert "measured: " in said
-    selection.forget()
+    times = backend.choices.times_ms("attention")
+    assert {frozenset(each) for each in times.values()} == {frozenset({"native", "sdpa"})}
+    blocks = sum(isinstance(module, AttentionBlock) for module in network.modules())
+    assert len(times) == 1 < blocks  # one for every shape, not for every call
+    said = backend.choices.describe()
+    assert f"{blocks} calls (measured, all of them: " in said["attention"]
+    norms = sum(isinstance(module, torch.nn.GroupNorm) for module in network.modules())
+    assert said["film_group_norm"].startswith(f"native {norms} calls (measured")
+    assert Choices(CPU).describe()["attention"] == "native (not measured)"  # another engine's choices are its own
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

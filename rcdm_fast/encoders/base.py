@@ -22,6 +22,7 @@ from rcdm_fast.config import EncoderConfig
 from rcdm_fast.encoders import layers, preprocess
 from rcdm_fast.encoders.errors import EncoderError, reason
 from rcdm_fast.encoders.layers import Forward
+from rcdm_fast.precision import ieee_fp32
 
 log = logging.getLogger(__name__)
 
@@ -198,7 +199,7 @@ class ImageEncoder:
         if not len(images):
             return torch.zeros(0, self.dim, device=self._device)
         parts: list[Tensor] = []
-        with torch.inference_mode():
+        with torch.inference_mode(), ieee_fp32(self._device):
             for chunk in torch.split(images, self.batch_size):
                 seen, size = chunk.to(self._device, torch.float32), self._config.image_size
                 if tuple(seen.shape[-2:]) != (size, size):

@@ -9,8 +9,6 @@ Knows nothing about the network.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -136,11 +134,11 @@ class ModuleBackend:
 
 
 class TorchBackend(ModuleBackend):
-    """The same, writing norms into buffers; `calls` collects the operators' inputs while it is a dictionary."""
+    """The same, writing norms into buffers; `choices` says which implementations run, and measures them."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__(dtype, device)
-        self.calls: dict[str, list[tuple[Any, ...]]] | None = None
+        self.choices = selection.Choices(device)
 
     def norm(
         self,
@@ -158,12 +156,8 @@ class TorchBackend(ModuleBackend):
         arguments = (x, skip, weight, bias, film, rows, GROUPS, EPS, silu, RESAMPLE[resample], phases)
         shape = schema.film_group_norm_shape(x, skip, RESAMPLE[resample], phases)
         out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-        selection.film_group_norm(self._device)(out, *arguments)
-        if self.calls is not None:
-            self.calls.setdefault("film_group_norm", []).append((out, *arguments))
+        self.choices.film_group_norm(out, *arguments)
         return out
 
     def attention(self, qkv: Tensor, heads: int, new_order: bool) -> Tensor:
-        if self.calls is not None:
-            self.calls.setdefault("attention", []).append((qkv, heads, new_order))
-        return super().attention(qkv, heads, new_order)
+        return self.choices.attention(qkv, heads, new_order)

@@ -16,12 +16,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from rcdm_fast import ops
+from rcdm_fast import devices, ops
 from rcdm_fast.conditioning import ConditioningPlan
 from rcdm_fast.engines.backends import ModuleBackend
 from rcdm_fast.engines.groups import in_groups
 from rcdm_fast.engines.native import DTYPES
 from rcdm_fast.engines.program import Program
+from rcdm_fast.precision import exact
 from rcdm_fast.unet import UNet
 
 Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -51,8 +52,8 @@ class CompiledEngine:
 
     def __init__(self, network: UNet, device: torch.device, precision: str) -> None:
         self.precision = precision
-        self.device = device
-        self._network = network.to(device)
+        self.device = devices.placed(device)
+        self._network = network.to(self.device)
         self._plan: ConditioningPlan | None = None
         self._module: _Module | None = None
         self._compiled: Denoise | None = None
@@ -69,16 +70,18 @@ class CompiledEngine:
             raise RuntimeError("predict before prepare")
         run = self._made()
         film = self._plan.film(k)
-        if self.precision == "fp32" and self.device.type == "cpu":
-            return in_groups(lambda part, own: run(part, own, _rows(part)), x, film).contiguous()
-        return run(x, film, _rows(x)).to(torch.float32, memory_format=torch.contiguous_format)
+        with devices.current(self.device), exact(self.precision, self.device):
+            if self.precision == "fp32" and self.device.type == "cpu":
+                return in_groups(lambda part, own: run(part, own, _rows(part)), x, film).contiguous()
+            return run(x, film, _rows(x)).to(torch.float32, memory_format=torch.contiguous_format)
 
     @torch.no_grad()
     def first_nonfinite(self, x: Tensor, k: int) -> str | None:
         """Name of the first layer whose output is not finite for these pictures at step k, or None."""
         if self._plan is None or self._module is None:
             raise RuntimeError("first_nonfinite before prepare")
-        return self._module.program.first_nonfinite(x, *self._plan.film_rows(k))
+        with devices.current(self.device), exact(self.precision, self.device):
+            return self._module.program.first_nonfinite(x, *self._plan.film_rows(k))
 
     def describe(self) -> str:
         return (

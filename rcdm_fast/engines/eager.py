@@ -1,7 +1,7 @@
 """The eager engine: plain PyTorch, the truth that other engines are compared with.
 
-fp32 runs the network as it is written (on CPU in groups of one fixed size, so that a picture does not depend on its
-batch); bf16 and fp16 run it channels-last under autocast (weights stay fp32).
+fp32 runs the network as it is written, in float32 whatever the host program allows (on CPU in groups of one fixed size,
+so that a picture does not depend on its batch); bf16 and fp16 run it channels-last under autocast (weights stay fp32).
 
 Knows nothing about solvers or conditioning beyond the plan it is given.
 """
@@ -11,8 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from rcdm_fast import devices
 from rcdm_fast.conditioning import ConditioningPlan
 from rcdm_fast.engines.groups import in_groups
+from rcdm_fast.precision import exact
 from rcdm_fast.unet import AttentionBlock, ResBlock, UNet
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -34,9 +36,9 @@ class EagerEngine:
 
     def __init__(self, network: UNet, device: torch.device, precision: str) -> None:
         self.precision = precision
-        self.device = device
+        self.device = devices.placed(device)
         self._layout = torch.contiguous_format if precision == "fp32" else torch.channels_last
-        self._network = network.to(device).to(memory_format=self._layout)
+        self._network = network.to(self.device).to(memory_format=self._layout)
         self._plan: ConditioningPlan | None = None
 
     def prepare(self, plan: ConditioningPlan, batch_size: int) -> None:
@@ -49,10 +51,11 @@ class EagerEngine:
         if self._plan is None:
             raise RuntimeError("predict before prepare")
         film = self._plan.film(k)
-        if self.precision == "fp32" and self.device.type == "cpu":
-            return in_groups(self._network.denoise, x, film)
-        with torch.autocast(self.device.type, _DTYPES[self.precision], enabled=self.precision != "fp32"):
-            return self._network.denoise(x.contiguous(memory_format=self._layout), film).float()
+        with exact(self.precision, self.device):
+            if self.precision == "fp32" and self.device.type == "cpu":
+                return in_groups(self._network.denoise, x, film)
+            with torch.autocast(self.device.type, _DTYPES[self.precision], enabled=self.precision != "fp32"):
+                return self._network.denoise(x.contiguous(memory_format=self._layout), film).float()
 
     @torch.inference_mode()
     def first_nonfinite(self, x: Tensor, k: int) -> str | None:

@@ -2,27 +2,32 @@
 
 A batch is padded to the next bucket. A graph reads pictures, FiLM rows and row numbers from tensors of its own, which
 are filled before each replay, so that it never has to be captured again; results are copied out. All graphs share one
-memory pool, and the least recently used one is dropped when there are more than `MOST_GRAPHS`.
+memory pool, and the least recently used one is dropped when there are more than `MOST_GRAPHS`, never the one that is
+prepared. Other threads may use the GPU during a capture, but there is one capture at a time in a process.
 
 Not used on CPU. Knows nothing about solvers.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from rcdm_fast import devices
 from rcdm_fast.conditioning import ConditioningPlan
 from rcdm_fast.engines.backends import TorchBackend
 from rcdm_fast.engines.program import Program
-from rcdm_fast.ops import selection
+from rcdm_fast.precision import ieee_fp32
 
 BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 MOST_GRAPHS = 4
-WARM_RUNS = 3  # before a capture: cuDNN chooses its algorithms, kernels are loaded
+WARM_RUNS = 3  # before a capture: cuDNN times its algorithms, kernels are loaded
+
+_capturing = threading.Lock()  # PyTorch follows one capture at a time, whatever the number of models
 
 
 def bucket_for(batch_size: int) -> int:
@@ -48,12 +53,14 @@ class GraphCache:
         self._program, self._backend, self._device = program, backend, device
         self._size, self._width = image_size, film_width
         self._graphs: OrderedDict[int, _Captured] = OrderedDict()
-        self._pool = torch.cuda.graph_pool_handle()
+        with devices.current(device):
+            self._pool = torch.cuda.graph_pool_handle()
+            self._side = torch.cuda.Stream(device)  # graphs that share a pool are captured on one stream
         self._captures = 0
-        self._measured = False
         self._plan: ConditioningPlan | None = None
-        self._distinct = torch.zeros(0, dtype=torch.int64, device=device)
+        self._ready: _Captured | None = None  # what `prepare` filled
         self._count = 0
+        self._stream: torch.cuda.Stream | None = None  # on which a graph's tensors were used last
 
     def describe(self) -> str:
         """Which buckets are captured."""
@@ -61,60 +68,82 @@ class GraphCache:
             f"CUDA graphs for batches of {list(self._graphs)} ({self._captures} captured, at most {MOST_GRAPHS} kept)"
         )
 
+    @torch.inference_mode()
     def prepare(self, plan: ConditioningPlan, batch_size: int) -> None:
         """Make ready for a batch: capture its bucket if need be, and tell the graph each picture's row."""
-        captured = self.bucket(batch_size)
-        distinct, place = plan.rows.to(self._device).unique(return_inverse=True)
-        captured.rows.zero_()
-        captured.rows[:batch_size].copy_(place)
-        captured.x.zero_()
-        self._plan, self._distinct, self._count = plan, distinct, batch_size
-
-    def replay(self, x: Tensor, k: int) -> Tensor:
-        """One network evaluation; float32 [batch,3 or 6,H,W], a copy."""
-        assert self._plan is not None
-        captured = self.bucket(self._count)
-        captured.x[: self._count].copy_(x)
-        if self._plan.table is not None:
-            torch.index_select(self._plan.table[k], 0, self._distinct, out=captured.film[: len(self._distinct)])
-        else:
-            captured.film[: len(self._distinct)].copy_(self._plan.film_rows(k)[0])
-        captured.graph.replay()
-        return captured.out[: self._count].to(torch.float32, memory_format=torch.contiguous_format, copy=True)
-
-    def bucket(self, batch_size: int) -> _Captured:
-        """The graph for a batch size, captured now if it is not there."""
-        size = bucket_for(batch_size)
-        if size in self._graphs:
-            self._graphs.move_to_end(size)
-            return self._graphs[size]
-        while len(self._graphs) >= MOST_GRAPHS:
-            self._graphs.popitem(last=False)
-        self._graphs[size] = self._capture(size)
-        return self._graphs[size]
+        with devices.current(self._device):
+            captured = self._bucket(batch_size)
+            self._follow()
+            captured.rows.zero_()
+            captured.rows[:batch_size].copy_(plan.place)
+            captured.x.zero_()
+            self._plan, self._ready, self._count = plan, captured, batch_size
 
     @torch.inference_mode()
+    def replay(self, x: Tensor, k: int) -> Tensor:
+        """One network evaluation; float32 [batch,3 or 6,H,W], a copy. Waits for nothing on the GPU.
+
+        Raises:
+            ValueError: another number of pictures than was prepared.
+        """
+        plan, captured, count = self._plan, self._ready, self._count
+        assert plan is not None
+        assert captured is not None
+        if len(x) != count:
+            raise ValueError(f"{len(x)} pictures, prepared was a batch of {count}")
+        with devices.current(self._device):
+            self._follow()
+            captured.x[:count].copy_(x)
+            plan.film_of_distinct(k, out=captured.film[: len(plan.distinct)])
+            captured.graph.replay()
+            return captured.out[:count].to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+
+    def warm(self, batch_size: int) -> None:
+        """Capture the graph for a batch size if it is not there; what is prepared stays prepared."""
+        with devices.current(self._device):
+            self._bucket(batch_size)
+
+    def _bucket(self, batch_size: int) -> _Captured:
+        size = bucket_for(batch_size)
+        if size not in self._graphs:
+            self._make_room()
+            self._graphs[size] = self._capture(size)
+        self._graphs.move_to_end(size)
+        return self._graphs[size]
+
+    def _make_room(self) -> None:
+        """Drop graphs, the least recently used first, until one more may be kept."""
+        unused = [size for size, captured in self._graphs.items() if captured is not self._ready]
+        for size in unused[: max(0, len(self._graphs) - MOST_GRAPHS + 1)]:
+            if self._stream is not None:
+                self._stream.synchronize()  # it may be running
+            del self._graphs[size]
+
+    def _follow(self) -> None:
+        """Let the current stream wait for what the last one does with the tensors of a graph."""
+        stream = torch.cuda.current_stream(self._device)
+        if self._stream is not None and self._stream != stream:
+            stream.wait_stream(self._stream)
+        self._stream = stream
+
     def _capture(self, size: int) -> _Captured:
         device = self._device
-        x = torch.zeros(size, 3, self._size, self._size, device=device)
-        film = torch.zeros(size, self._width, device=device)
-        rows = torch.zeros(size, dtype=torch.int64, device=device)
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            x.normal_()
-            if not self._measured:
-                self._backend.calls = {}
-                self._program.denoise(x, film, rows)
-                calls, self._backend.calls = self._backend.calls, None
-                for operator, inputs in calls.items():
-                    selection.measure(operator, device, inputs)
-                self._measured = True
-            for _ in range(WARM_RUNS):
-                self._program.denoise(x, film, rows)
-        torch.cuda.current_stream(device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            out = self._program.denoise(x, film, rows)
+        with torch.inference_mode(False):  # tensors that may be written anywhere
+            x = torch.linspace(-1, 1, size * 3 * self._size**2, device=device).view(size, 3, self._size, self._size)
+            film = torch.zeros(size, self._width, device=device)
+            rows = torch.zeros(size, dtype=torch.int64, device=device)
+        stream = self._side
+        with _capturing, torch.inference_mode(), ieee_fp32(device), devices.timed_convolutions():
+            stream.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(stream):
+                with self._backend.choices.measuring():
+                    self._program.denoise(x, film, rows)
+                for _ in range(WARM_RUNS):
+                    self._program.denoise(x, film, rows)
+            torch.cuda.current_stream(device).wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            # In the mode "global" another thread that allocates memory meanwhile, to encode a picture, would end this.
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+                out = self._program.denoise(x, film, rows)
         self._captures += 1
         return _Captured(graph, x, film, rows, out)

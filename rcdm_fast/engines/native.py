@@ -2,8 +2,8 @@
 
 CPU: oneDNN convolutions with packed weights and our C++ operators, in fp32 or bf16. fp32 pictures run in groups of one
 fixed size and get equal bits in any batch; in bf16 a picture may differ with its batch by rounding. CUDA: cuDNN
-convolutions and our C++ or Triton operators (the faster of the two, measured while warming up), in fp32, bf16 or fp16,
-replayed as one CUDA graph per batch bucket.
+convolutions and our C++ or Triton operators (the faster of the two for every shape, measured while warming up), in
+fp32, bf16 or fp16, replayed as one CUDA graph per batch bucket. fp32 is float32 whatever the host program allows.
 
 Knows nothing about solvers, or conditioning beyond the plan it is given.
 """
@@ -13,13 +13,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rcdm_fast import ops
+from rcdm_fast import devices, ops
 from rcdm_fast.conditioning import ConditioningPlan
 from rcdm_fast.engines.backends import OneDnnBackend, TorchBackend
 from rcdm_fast.engines.graphs import GraphCache
 from rcdm_fast.engines.groups import in_groups
 from rcdm_fast.engines.program import Program
 from rcdm_fast.ops import library, selection
+from rcdm_fast.precision import exact
 from rcdm_fast.unet import UNet
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -58,8 +59,8 @@ class NativeEngine:
 
     def __init__(self, network: UNet, device: torch.device, precision: str) -> None:
         self.precision = precision
-        self.device = device
-        self._network = network.to(device)
+        self.device = devices.placed(device)
+        self._network = network.to(self.device)
         self._plan: ConditioningPlan | None = None
         self._program: Program | None = None
         self._backend: OneDnnBackend | TorchBackend | None = None
@@ -75,13 +76,13 @@ class NativeEngine:
         program = self._made()
         if self._graphs is not None:
             for size in batch_sizes:
-                self._graphs.bucket(size)
+                self._graphs.warm(size)
         elif self.device.type == "cpu":
             size = self._network.config.image_size
             width = sum(block.film_width for block in self._network.residual_blocks())
             for count in batch_sizes:
                 x, rows = torch.zeros(count, 3, size, size), torch.zeros(count, dtype=torch.int64)
-                with torch.inference_mode():
+                with torch.inference_mode(), exact(self.precision, self.device):
                     self._run(program, x, torch.zeros(1, width), rows)
 
     def prepare(self, plan: ConditioningPlan, batch_size: int) -> None:
@@ -102,14 +103,16 @@ class NativeEngine:
         if self._graphs is not None:
             return self._graphs.replay(x, k)
         film, rows = self._plan.film_rows(k)
-        return self._run(self._made(), x, film, rows)
+        with exact(self.precision, self.device):
+            return self._run(self._made(), x, film, rows)
 
     @torch.inference_mode()
     def first_nonfinite(self, x: Tensor, k: int) -> str | None:
         """Name of the first layer whose output is not finite for these pictures at step k, or None."""
         if self._plan is None:
             raise RuntimeError("first_nonfinite before prepare")
-        return self._made().first_nonfinite(x, *self._plan.film_rows(k))
+        with devices.current(self.device), exact(self.precision, self.device):
+            return self._made().first_nonfinite(x, *self._plan.film_rows(k))
 
     def describe(self) -> str:
         if self.device.type == "cpu":
@@ -117,7 +120,8 @@ class NativeEngine:
                 f"native, {self.precision}, on cpu: oneDNN convolutions with packed weights, "
                 f"C++ operators ({ops.instruction_set()})"
             )
-        chosen = "; ".join(f"{name}: {what}" for name, what in selection.describe(self.device).items())
+        choices = self._backend.choices if isinstance(self._backend, TorchBackend) else selection.Choices(self.device)
+        chosen = "; ".join(f"{name}: {what}" for name, what in choices.describe().items())
         graphs = self._graphs.describe() if self._graphs is not None else "no graph captured yet"
         return f"native, {self.precision}, on {self.device}: cuDNN convolutions, {chosen}; {graphs}"
 
@@ -137,7 +141,8 @@ class NativeEngine:
         else:
             backend = TorchBackend(dtype, self.device)
             self._backend = backend
-            self._program = Program(self._network, backend, dtype, self.device)
+            with devices.current(self.device):
+                self._program = Program(self._network, backend, dtype, self.device)
             size = self._network.config.image_size
             width = sum(block.film_width for block in self._network.residual_blocks())
             self._graphs = GraphCache(self._program, backend, size, width, self.device)

@@ -1,17 +1,20 @@
 """Which implementation of an operator runs on a device: native, Triton, the library's, or the reference.
 
-An order of preference holds until `measure` has timed the candidates there; engines do that while they warm up. What
-was found is kept for the process and reported by `describe`.
+An order of preference holds for whoever calls an operator by itself. An engine has `Choices` of its own, which time the
+candidates for every shape and dtype that it meets while it warms up: what one model found never changes what another
+one computes.
 
 Knows nothing about models: a caller brings the inputs that matter to it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,8 +26,8 @@ from rcdm_fast.ops import library, reference
 WriteNorm = Callable[..., None]  # (out, then film_group_norm's inputs in the schema's order)
 Attend = Callable[[Tensor, int, bool], Tensor]
 
-_chosen: dict[tuple[str, str], str] = {}  # (operator, device type) -> implementation
-_times_ms: dict[tuple[str, str], dict[str, float]] = {}
+CALLS = 10  # in one timed run: one alone is too short for the clock
+RUNS = 5  # of which the median counts
 
 
 def triton_reason(device: torch.device) -> str:
@@ -57,9 +60,8 @@ def attention_candidates(device: torch.device) -> dict[str, Attend]:
 
 
 def film_group_norm(device: torch.device) -> WriteNorm:
-    """The implementation that runs on a device."""
-    candidates = film_group_norm_candidates(device)
-    return candidates[_chosen.get(("film_group_norm", device.type)) or next(iter(candidates))]
+    """The preferred implementation on a device."""
+    return next(iter(film_group_norm_candidates(device).values()))
 
 
 def film_group_norm_visible(device: torch.device) -> Callable[..., Tensor]:
@@ -74,76 +76,128 @@ def film_group_norm_visible(device: torch.device) -> Callable[..., Tensor]:
 
 
 def attention(device: torch.device) -> Attend:
-    """The implementation that runs on a device."""
-    candidates = attention_candidates(device)
-    return candidates[_chosen.get(("attention", device.type)) or next(iter(candidates))]
+    """The preferred implementation on a device."""
+    return next(iter(attention_candidates(device).values()))
 
 
-def measure(operator: str, device: torch.device, inputs: list[tuple[Any, ...]], repeats: int = 10) -> dict[str, float]:
-    """Time every candidate on inputs that matter, keep the fastest for this device; name -> milliseconds in all.
+@dataclass
+class _Measured:
+    times_ms: dict[str, float]  # one call of every candidate
+    chosen: str
+    calls: int = 0  # in the passes that were measured
 
-    Args:
-        operator: "film_group_norm" (inputs begin with `out`) or "attention".
-        device: where; all tensors of `inputs` must lie there.
-        inputs: argument tuples; every candidate runs all of them.
-        repeats: runs, of which the median counts.
 
-    Raises:
-        KeyError: another operator.
+class Choices:
+    """What one engine runs on a device, by operator and kind of input: shapes, dtypes and settings.
+
+    The order of preference holds until a call is seen inside `measuring`.
     """
-    tables: dict[str, Callable[[torch.device], dict[str, Callable[..., object]]]] = {
-        "film_group_norm": lambda place: {**film_group_norm_candidates(place)},
-        "attention": lambda place: {**attention_candidates(place)},
-    }
-    candidates = tables[operator](device)
-    if len(candidates) > 1:
-        candidates.pop("reference", None)
-    times = {name: _median_ms(partial(_run_all, run, inputs), device, repeats) for name, run in candidates.items()}
-    _times_ms[operator, device.type] = times
-    _chosen[operator, device.type] = min(times, key=lambda name: times[name])
-    return times
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._candidates: dict[str, dict[str, Callable[..., Any]]] = {
+            "film_group_norm": {**film_group_norm_candidates(device)},
+            "attention": {**attention_candidates(device)},
+        }
+        self._measured: dict[tuple[object, ...], _Measured] = {}
+        self._measuring = False
+
+    @contextlib.contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Inside, the first call of every kind times all candidates on its own inputs, which are not kept."""
+        self._measuring = True
+        try:
+            yield
+        finally:
+            self._measuring = False
+
+    def film_group_norm(self, out: Tensor, *inputs: Any) -> None:
+        """`reference.film_group_norm` of the inputs, in the schema's order, written to `out`."""
+        self._run("film_group_norm", out, *inputs)
+
+    def attention(self, qkv: Tensor, heads: int, new_order: bool) -> Tensor:
+        """`reference.attention`."""
+        found: Tensor = self._run("attention", qkv, heads, new_order)
+        return found
+
+    def times_ms(self, operator: str) -> dict[tuple[object, ...], dict[str, float]]:
+        """What was measured: kind of input -> candidate -> time of one call."""
+        return {kind[1:]: found.times_ms for kind, found in self._measured.items() if kind[0] == operator}
+
+    def describe(self) -> dict[str, str]:
+        """Operator -> what runs, with the measured times of all its calls."""
+        return {operator: self._line(operator) for operator in self._candidates}
+
+    def _line(self, operator: str) -> str:
+        found = [measured for kind, measured in self._measured.items() if kind[0] == operator]
+        if not found:
+            return f"{next(iter(self._candidates[operator]))} (not measured)"
+        calls: dict[str, int] = {}
+        for measured in found:
+            calls[measured.chosen] = calls.get(measured.chosen, 0) + measured.calls
+        share = ", ".join(f"{name} {count}" for name, count in sorted(calls.items(), key=lambda each: -each[1]))
+        names = found[0].times_ms
+        sums = {name: sum(measured.times_ms[name] * measured.calls for measured in found) for name in names}
+        times = ", ".join(f"{name} {value:.3f} ms" for name, value in sums.items())
+        return f"{share} calls (measured, all of them: {times})"
+
+    def _run(self, operator: str, *arguments: Any) -> Any:
+        candidates = self._candidates[operator]
+        kind = (operator, *map(_kind, arguments))
+        if self._measuring:
+            if kind not in self._measured:
+                self._measured[kind] = _measure(candidates, arguments, self._device)
+            self._measured[kind].calls += 1
+        found = self._measured.get(kind)
+        return candidates[next(iter(candidates)) if found is None else found.chosen](*arguments)
 
 
-def forget() -> None:
-    """Go back to the order of preference."""
-    _chosen.clear()
-    _times_ms.clear()
+def _kind(argument: Any) -> object:
+    return (tuple(argument.shape), argument.dtype) if isinstance(argument, Tensor) else argument
 
 
-def describe(device: torch.device) -> dict[str, str]:
-    """Operator -> the implementation that runs on a device, with the measured times where there are some."""
-    order = {
-        "film_group_norm": next(iter(film_group_norm_candidates(device))),
-        "attention": next(iter(attention_candidates(device))),
-    }
-    lines = {}
-    for operator, first in order.items():
-        times = _times_ms.get((operator, device.type), {})
-        measured = ", ".join(f"{name} {value:.3f} ms" for name, value in times.items())
-        chosen = _chosen.get((operator, device.type), first)
-        lines[operator] = f"{chosen} (measured: {measured})" if measured else f"{chosen} (not measured)"
-    return lines
+def _measure(
+    candidates: dict[str, Callable[..., object]], arguments: tuple[Any, ...], device: torch.device
+) -> _Measured:
+    """Time every candidate; the reference only where there is nothing else."""
+    timed = {name: run for name, run in candidates.items() if name != "reference" or len(candidates) == 1}
+    clock = _time_in_a_graph_ms if device.type == "cuda" else _time_ms
+    times = {name: clock(partial(run, *arguments)) for name, run in timed.items()}
+    return _Measured(times, min(times, key=lambda name: times[name]))
 
 
-def _run_all(run: Callable[..., object], inputs: list[tuple[Any, ...]]) -> None:
-    for arguments in inputs:
-        run(*arguments)
+def _time_in_a_graph_ms(run: Callable[[], object]) -> float:
+    """One call as it will run: captured in a CUDA graph, on the current stream, without what Python takes to launch it.
+
+    The current stream must not be a device's default one, and no other capture may be going on.
+    """
+    run()  # kernels are loaded and compiled
+    stream = torch.cuda.current_stream()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        for _ in range(CALLS):
+            run()
+    graph.replay()
+    times = []
+    for _ in range(RUNS):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record(stream)
+        graph.replay()
+        end.record(stream)
+        end.synchronize()
+        times.append(float(start.elapsed_time(end)) / CALLS)
+    return sorted(times)[RUNS // 2]
 
 
-def _median_ms(run: Callable[[], None], device: torch.device, repeats: int) -> float:
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
+def _time_ms(run: Callable[[], object]) -> float:
     run()
     times = []
-    for _ in range(repeats):
-        wait()
+    for _ in range(RUNS):
         start = time.perf_counter()
-        run()
-        wait()
-        times.append((time.perf_counter() - start) * 1e3)
-    return sorted(times)[len(times) // 2]
+        for _ in range(CALLS):
+            run()
+        times.append((time.perf_counter() - start) * 1e3 / CALLS)
+    return sorted(times)[RUNS // 2]
 
 
 def _reference_norm(out: Tensor, *inputs: Any) -> None:

@@ -1,7 +1,6 @@
 """The operators as functions: check the input, then run the implementation that `selection` names.
 
-The choice depends only on the input's device, on which parts are loaded, on whether a gradient is wanted, and on what
-`selection.measure` found faster.
+The choice depends only on the input's device, on which parts are loaded, and on whether a gradient is wanted.
 """
 
 from __future__ import annotations

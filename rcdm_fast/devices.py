@@ -1,0 +1,41 @@
+"""Which GPU a call works on: named exactly when something is placed, made the current one while it is used.
+
+PyTorch's own operators find their device themselves. Streams, CUDA graphs, Triton and other libraries take the current
+one, which on a machine with two GPUs may be another than the tensors': then nothing fails, and numbers are wrong.
+
+Knows nothing about engines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+
+
+def placed(device: torch.device | str) -> torch.device:
+    """The device itself; "cuda" without a number is the GPU that is current now, and stays it.
+
+    Where there is no GPU "cuda" stays what it is: it is for engines to say so.
+    """
+    place = torch.device(device)
+    if str(place) == "cuda" and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return place
+
+
+def current(device: torch.device) -> AbstractContextManager[object]:
+    """Makes a GPU the current one inside, and restores the one before; nothing for other devices."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+@contextmanager
+def timed_convolutions() -> Iterator[None]:
+    """cuDNN times its algorithms at every new shape inside, instead of guessing; the host's setting is restored."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
