@@ -25,6 +25,9 @@ Variance = Literal["learned_range", "fixed_large", "fixed_small"]
 Pooling = Literal["none", "cls", "mean"]
 Resize = Literal["squash", "short_side"]
 Interpolation = Literal["bilinear", "bicubic", "area", "box_bicubic"]
+Border = Literal["none", "black"]
+ChannelOrder = Literal["rgb", "bgr"]
+Layout = Literal["auto", "nchw", "nhwc"]
 
 
 class ConfigError(ValueError):
@@ -165,7 +168,10 @@ class EncoderConfig:
     `mean` and `std`; a picture that already has `image_size` is neither resized nor cropped. `interpolation`
     ``box_bicubic`` halves by 2x2 means while the target allows it and finishes bicubically (the published code).
     `normalize` divides the representation by its L2 norm. `architecture` holds the keyword arguments of a native
-    network.
+    network. `border` ``black`` lets `resize_to` be smaller than `image_size`: what is missing around the picture is
+    black. `channel_order` is the one in which the network takes its colors; `mean` and `std` are in that order.
+    `layout` is the order of a layer's four-dimensional output, of which `pooling` ``mean`` averages rows and columns;
+    ``auto`` takes it from the network, or from trying it, and is an error where neither tells.
     """
 
     source: str
@@ -180,11 +186,14 @@ class EncoderConfig:
     normalize: bool = False
     dim: int = 0  # width of the representation; 0 means not known before the first picture
     architecture: Mapping[str, Any] = field(default_factory=dict)
+    border: Border = "none"
+    channel_order: ChannelOrder = "rgb"
+    layout: Layout = "auto"
 
     def __post_init__(self) -> None:
         _require(self.image_size > 0, f"encoder image_size must be positive, got {self.image_size}")
         _require(
-            self.resize_to == 0 or self.resize_to >= self.image_size,
+            self.resize_to == 0 or self.resize_to >= self.image_size or self.border != "none",
             f"encoder resize_to ({self.resize_to}) is smaller than image_size ({self.image_size})",
         )
         _require(all(value > 0 for value in self.std), f"encoder std must be positive, got {self.std}")

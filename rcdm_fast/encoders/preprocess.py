@@ -29,6 +29,8 @@ def view(images: Tensor, config: EncoderConfig) -> Tensor:
     height, width = images.shape[-2:]
     if (height, width) == (size, size):
         return images
+    if target < size:
+        return _bordered(images, config)
     if config.resize == "squash":
         images = _resize(images, target, target, config.interpolation)
     else:
@@ -36,6 +38,22 @@ def view(images: Tensor, config: EncoderConfig) -> Tensor:
         images = _resize(images, round(height * scale), round(width * scale), config.interpolation)
     top, left = (images.shape[-2] - size) // 2, (images.shape[-1] - size) // 2
     return images[..., top : top + size, left : left + size]
+
+
+def _bordered(images: Tensor, config: EncoderConfig) -> Tensor:
+    """Pictures that are made smaller than the encoder's size: the rest is black."""
+    size, target = config.image_size, config.resize_to
+    height, width = images.shape[-2:]
+    if config.resize == "squash":
+        height = width = target
+    else:
+        height, width = int(height * target / min(height, width)), int(width * target / min(height, width))
+    images = _resize(images, height, width, config.interpolation)
+    top, left = max(0, height - size) // 2, max(0, width - size) // 2
+    images = images[..., top : top + size, left : left + size]
+    height, width = images.shape[-2:]
+    top, left = (size - height) // 2, (size - width) // 2
+    return F.pad(images, (left, size - width - left, top, size - height - top), value=-1.0)
 
 
 def _resize(images: Tensor, height: int, width: int, interpolation: str) -> Tensor:
@@ -52,7 +70,9 @@ def _resize(images: Tensor, height: int, width: int, interpolation: str) -> Tens
 
 
 def normalise(views: Tensor, config: EncoderConfig) -> Tensor:
-    """Float [N,3,s,s] in [-1,1] -> the same pictures mapped to [0,1], minus `mean`, divided by `std`."""
+    """Float [N,3,s,s] in [-1,1] -> the same pictures mapped to [0,1], in `channel_order`, minus `mean`, by `std`."""
+    if config.channel_order == "bgr":
+        views = views.flip(1)
     mean = views.new_tensor(config.mean)[:, None, None]
     std = views.new_tensor(config.std)[:, None, None]
     return views * (0.5 / std) + (0.5 - mean) / std
