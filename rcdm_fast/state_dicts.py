@@ -35,6 +35,10 @@ class NotFound(ValueError):
     """No state dict of that network, or several; the message says what there is."""
 
 
+class Several(NotFound):
+    """Several copies that nothing tells apart."""
+
+
 @dataclass(frozen=True)
 class Found:
     """A network's tensors, by its own names, and others that lay below the same prefix.
@@ -63,7 +67,8 @@ def find(saved: Any, names: Collection[str], key: str | None = None, prefix: str
         all that lies below one prefix; names that are missing there are for a strict load to tell.
 
     Raises:
-        NotFound: nothing like the network is there, or several copies that nothing tells apart.
+        NotFound: nothing like the network is there.
+        Several: several copies are, and nothing tells which is meant.
     """
     places = _places(saved)
     if key is not None:
@@ -82,10 +87,7 @@ def find(saved: Any, names: Collection[str], key: str | None = None, prefix: str
     best = max(scores.values(), default=0)
     if 2 * best < len(wanted) or not best:
         raise NotFound(f"holds no weights of this network; {_listing(places)}")
-    chosen = _preferred([Found(*at, _below(places[at[0]], at[1])) for at, score in scores.items() if score == best])
-    if chosen.key or chosen.prefix:
-        log.info("weights taken at %s", chosen)
-    return chosen
+    return _preferred([Found(*at, _below(places[at[0]], at[1])) for at, score in scores.items() if score == best])
 
 
 def _places(saved: Any, key: str = "", depth: int = 0) -> dict[str, State]:
@@ -136,7 +138,7 @@ def _preferred(copies: list[Found]) -> Found:
     ranked = sorted(copies, key=rank, reverse=True)
     others = "; ".join(str(copy) for copy in ranked[1:])
     if rank(ranked[0]) == rank(ranked[1]):
-        raise NotFound(f"holds several copies of this network; choose one: {ranked[0]}; {others}")
+        raise Several(f"holds several copies of this network: {ranked[0]}; {others}")
     log.warning("several copies of this network: %s is taken (there are also %s)", ranked[0], others)
     return ranked[0]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -135,8 +136,9 @@ def _load(source: Source, fields: Mapping[str, Any], trusted: bool) -> Network:
             if source.family == "torchhub":
                 return torchhub.load(source, fields, trusted)
             return LOADERS[source.family](source, fields)
-    except (EncoderError, OSError) as error:
-        if not (downloads.offline() and offline.caused(error)):
+    except EncoderError as error:
+        remote = source.family == "transformers" and not Path(source.name).exists()  # which hides why it found nothing
+        if not (downloads.offline() and (remote or offline.caused(error))):
             raise
         local = LOCAL.get(source.family, "weights=FILE")
         raise EncoderError(

@@ -206,7 +206,10 @@ def _download(release: Release) -> Path:
     url = release.url
     if not url:
         url = need("torchvision.models", "encoders").ResNet50_Weights.IMAGENET1K_V1.url
-    return downloads.fetch(url, release.file)
+    try:
+        return downloads.fetch(url, release.file)
+    except downloads.DownloadError as error:
+        raise downloads.DownloadError(f"{error}; or give the file as weights=FILE") from error
 
 
 RELEASES: dict[str, Release] = {

@@ -104,9 +104,12 @@ def read(
     """
     saved = storage.read_tensors(path) if Path(path).suffix == ".safetensors" else read_pickle(path)
     try:
-        return state_dicts.find(saved, names, key, prefix).state
+        found = state_dicts.find(saved, names, key, prefix)
     except state_dicts.NotFound as error:
         raise EncoderError(f"{path}: {error}; say with key= and prefix= where the weights are") from error
+    if found.key or found.prefix:
+        log.info("%s: weights taken at %s", path, found)
+    return found.state
 
 
 def load_into(module: nn.Module, source: Source, heads: Collection[str] = ()) -> None:
