@@ -33,7 +33,7 @@ from rcdm_fast.encoders.errors import EncoderError
 from rcdm_fast.encoders.layers import Forward
 from rcdm_fast.encoders.sources import Source
 
-__all__ = ["Encoder", "EncoderError", "ImageEncoder", "build"]
+__all__ = ["Encoder", "EncoderError", "ImageEncoder", "build", "trusts"]
 
 
 def build(
@@ -97,9 +97,17 @@ def _no_config(config: EncoderConfig | None) -> None:
         raise ConfigError("config= is for modules and functions; other encoders bring their own convention")
 
 
+def trusts(spec: str) -> bool:
+    """Whether a spec string says that its torch.hub repository is trusted (``trust_repo=1``). Raises `ConfigError`."""
+    return _parsed(spec)[0].flag(torchhub.TRUST)
+
+
+def _parsed(text: str) -> tuple[Source, dict[str, Any]]:
+    return sources.parse(text, {**OPTIONS, "torchhub": {*OPTIONS["torchhub"], torchhub.TRUST}})
+
+
 def _from_spec(text: str, device: str | torch.device, trust_repo: bool) -> Encoder:
-    options = {**OPTIONS, "torchhub": {*OPTIONS["torchhub"], torchhub.TRUST}}
-    source, fields = sources.parse(text, options)
+    source, fields = _parsed(text)
     trusted = trust_repo or source.flag(torchhub.TRUST)
     kept = {key: value for key, value in source.options.items() if key != torchhub.TRUST}
     source = dataclasses.replace(source, options=kept)
