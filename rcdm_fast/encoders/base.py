@@ -291,13 +291,16 @@ class ImageEncoder:
         size = self._config.image_size
         with self._failing(), torch.no_grad():
             shape = tuple(self._output(torch.zeros(1, 3, size, size, device=self._device)).shape)
-        order = layout.by_shape(shape)
-        own = self._config.layer == "backbone" and self._prefix_tokens is not None
-        if order is None and len(shape) == 3 and own:
-            order = "nhwc"
+        own = self._config.layer == "backbone"
+        order: Order | None = "nhwc" if len(shape) == 3 and own and self._prefix_tokens is not None else None
         if order is None and len(shape) in (3, 4):
             with self._failing():
                 order = layout.by_trial(lambda pictures: self._output(pictures.to(self._device)), size)
+        if order is None and own:
+            width = getattr(self._network.module, "num_features", None)  # timm
+            order = layout.by_width(shape, width if isinstance(width, int) else None)
+        if order is None:
+            order = layout.by_shape(shape)
         if order is not None:
             self._config = dataclasses.replace(self._config, layout=order)
 
