@@ -13,7 +13,6 @@ import logging
 import os
 import pickle
 import re
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,11 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import config as configs
-from rcdm_fast import downloads, hub, names, storage
+from rcdm_fast import downloads, hub, names, state_dicts, storage
 from rcdm_fast.config import ConfigError, ModelConfig, UNetConfig
+from rcdm_fast.doors import said
 from rcdm_fast.encoders.native import METADATA_KEY as ENCODER_KEY
+from rcdm_fast.encoders.weights import load_pickle
 from rcdm_fast.flags import FlagSource, FlagValue, configs_from_flags, read_flags
 from rcdm_fast.names import KnownModel as KnownModel
 from rcdm_fast.names import list_bundled as list_bundled
@@ -39,6 +40,7 @@ NATIVE_FILE = hub.FILE  # in a folder or a hub repository
 
 _WEIGHT_ENDINGS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 _SHOWN = 3  # tensor names per message
+_MARKS = ("time_embed.0.weight", "time_embed.2.weight", "input_blocks.0.0.weight", "out.2.weight")  # of every network
 
 
 class CheckpointError(ValueError):
@@ -55,7 +57,8 @@ def load_model(
 
     Args:
         source: a name (`model_names`), a native ``.safetensors`` file or a folder with ``model.safetensors``, a
-            published-format ``.pt`` (a bare state dict), or a hub id ``org/name`` (a repository with
+            published-format ``.pt`` (a bare state dict, or one inside what a training script saved: DataParallel,
+            torch.compile, Lightning, averaged weights), or a hub id ``org/name`` (a repository with
             ``model.safetensors``).
         flags: published flags of a ``.pt``, or the path of a JSON file of them; what they leave out is read off the
             tensors. Without flags only the published layouts are recognised in full.
@@ -205,10 +208,10 @@ def _load_safetensors(path: Path, flags: Mapping[str, FlagValue] | None) -> tupl
 
 
 def _load_published(
-    path: Path, found: Mapping[str, Tensor], flags: Mapping[str, FlagValue] | None
+    path: Path, found: Mapping[Any, Any], flags: Mapping[str, FlagValue] | None
 ) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """A bare state dict in the published naming, with the flags given or recognised."""
-    found = _without_ddp_prefix(found, path)
+    """A state dict in the published naming, bare or inside what a training script saved; flags given or recognised."""
+    found = _inside(found, path)
     try:
         recognition = recognise({name: tuple(tensor.shape) for name, tensor in found.items()}, flags)
         unet, schedule = configs_from_flags(recognition.flags)
@@ -222,19 +225,29 @@ def _load_published(
     return ModelConfig(unet, schedule, name=path.stem, info=info), tensors
 
 
-def _without_ddp_prefix(found: Mapping[str, Tensor], path: Path) -> Mapping[str, Tensor]:
-    """Migration: names as DistributedDataParallel saves them, all beginning with "module."."""
-    prefix = "module."
-    if not all(name.startswith(prefix) for name in found):
-        return found
-    log.info("%s: dropped the prefix %r of every name (saved from DistributedDataParallel)", path, prefix)
-    return {name.removeprefix(prefix): tensor for name, tensor in found.items()}
-
-
-def _read_pickle(path: Path) -> dict[str, Tensor]:
-    """A bare state dict of `torch.save`, read without running any code in it."""
+def _inside(saved: Mapping[Any, Any], path: Path) -> Mapping[str, Tensor]:
+    """The network's tensors in a saved object, free of what wrappers and scripts put around them."""
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        found = state_dicts.find(saved, _MARKS)
+    except state_dicts.Several as error:
+        raise CheckpointError(f"{path}: {error}; save the one that is meant alone") from error
+    except state_dicts.NotFound as error:
+        others = [str(key) for key, item in saved.items() if not (isinstance(key, str) and isinstance(item, Tensor))]
+        if others or not saved:
+            raise CheckpointError(
+                f"{path}: expected a bare state_dict (tensors by name), found {_some(others) or 'nothing'}; no network "
+                "of this kind is inside"
+            ) from error
+        return saved
+    if found.prefix:
+        log.info("%s: dropped the prefix %r of every name (DistributedDataParallel, compile...)", path, found.prefix)
+    return {name: tensor.detach() for name, tensor in found.state.items()}
+
+
+def _read_pickle(path: Path) -> Mapping[Any, Any]:
+    """What `torch.save` saved, a dictionary, read without running any code in it."""
+    try:
+        found = load_pickle(path)
     except pickle.UnpicklingError as error:
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused is None:
@@ -245,17 +258,10 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     except (FileNotFoundError, PermissionError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     except Exception as error:  # damaged bytes raise nearly anything inside the unpickler
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise CheckpointError(f"{path}: truncated, or not a PyTorch checkpoint ({reason})") from error
+        raise CheckpointError(f"{path}: truncated, or not a PyTorch checkpoint ({said(error)})") from error
     if not isinstance(found, Mapping):
         raise CheckpointError(f"{path}: expected a state_dict (tensors by name), found {type(found).__name__}")
-    others = [str(key) for key, value in found.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
-    if others or not found:
-        raise CheckpointError(
-            f"{path}: expected a bare state_dict (tensors by name), found {_some(others) or 'nothing'}; if the weights "
-            "are inside, save that part alone"
-        )
-    return {name: tensor.detach() for name, tensor in found.items()}
+    return found
 
 
 def _check_whole(path: Path) -> None:
@@ -285,6 +291,9 @@ def _check_fit(unet: UNetConfig, found: Mapping[str, Tensor], where: str) -> Non
             if name in found and found[name].shape != shape
         ],
         "not floating-point": [name for name, tensor in found.items() if not tensor.is_floating_point()],
+        "not plain numbers": [
+            name for name, tensor in found.items() if tensor.layout != torch.strided or tensor.device.type == "meta"
+        ],
     }
     text = "; ".join(f"{kind}: {_some(items)}" for kind, items in problems.items() if items)
     if text:

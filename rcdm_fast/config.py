@@ -26,6 +26,9 @@ Pooling = Literal["none", "cls", "mean"]
 Resize = Literal["squash", "short_side"]
 Interpolation = Literal["bilinear", "bicubic", "area", "box_bicubic"]
 Rounding = Literal["nearest", "torchvision", "transformers"]
+Border = Literal["none", "black"]
+ChannelOrder = Literal["rgb", "bgr"]
+Layout = Literal["auto", "nchw", "nhwc"]
 
 
 class ConfigError(ValueError):
@@ -168,7 +171,10 @@ class EncoderConfig:
     side and takes a picture that already has `image_size` as it is; ``torchvision`` (timm, too) and ``transformers``
     cut the long side off to whole pixels and resize every picture. They differ in where half a pixel of the crop goes.
     `normalize` divides the representation by its L2 norm. `architecture` holds the keyword arguments of a native
-    network.
+    network. `border` ``black`` lets `resize_to` be smaller than `image_size`: what is missing around the picture is
+    black. `channel_order` is the one in which the network takes its colors; `mean` and `std` are in that order.
+    `layout` is the order of a layer's four-dimensional output, of which `pooling` ``mean`` averages rows and columns;
+    ``auto`` takes it from the network, or from trying it, and is an error where neither tells.
     """
 
     source: str
@@ -184,11 +190,14 @@ class EncoderConfig:
     normalize: bool = False
     dim: int = 0  # width of the representation; 0 means not known before the first picture
     architecture: Mapping[str, Any] = field(default_factory=dict)
+    border: Border = "none"
+    channel_order: ChannelOrder = "rgb"
+    layout: Layout = "auto"
 
     def __post_init__(self) -> None:
         _require(self.image_size > 0, f"encoder image_size must be positive, got {self.image_size}")
         _require(
-            self.resize_to == 0 or self.resize_to >= self.image_size,
+            self.resize_to == 0 or self.resize_to >= self.image_size or self.border != "none",
             f"encoder resize_to ({self.resize_to}) is smaller than image_size ({self.image_size})",
         )
         _require(all(value > 0 for value in self.std), f"encoder std must be positive, got {self.std}")

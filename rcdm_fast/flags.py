@@ -18,6 +18,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from rcdm_fast import doors
 from rcdm_fast.config import DEFAULT_CHANNEL_MULT, ConfigError, ScheduleConfig, UNetConfig
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,12 @@ DEFAULTS: dict[str, FlagValue] = {
     "conv_resample": True,
 }
 
+# Flags of the published sampling scripts, which are kept in the same files.
+OF_SAMPLING = frozenset(
+    "batch_size clip_denoised num_samples num_images use_ddim ddim_eta eta seed model_path data_dir out_dir type_model "
+    "use_head classifier_path classifier_scale classifier_use_fp16".split()
+)
+
 NOT_ON_COMMAND_LINE = ("G_shared", "pretrained", "sigma_small", "num_classes", "conv_resample")
 NUMBER_LISTS = ("attention_resolutions", "channel_mult")
 
@@ -71,8 +78,9 @@ _FALSE = ("no", "false", "f", "n", "0")
 def read_flags(source: FlagSource) -> dict[str, FlagValue]:
     """Flags from a mapping or a JSON file, names checked and values brought to their published types.
 
-    Values may be typed as on the command line ("16,8", "", "-1", "True") or as plain data (128, [16, 8], true). Only
-    the flags that are there are returned; nothing is filled in.
+    Flags of the published sampling scripts (`OF_SAMPLING`) say nothing about a model: they are left out, and that is
+    logged. Values may be typed as on the command line ("16,8", "", "-1", "True") or as plain data (128, [16, 8], true).
+    Only the flags that are there are returned; nothing is filled in.
 
     Raises:
         ConfigError: a file that cannot be read, an unknown flag (names close ones), a value of the wrong type.
@@ -81,10 +89,13 @@ def read_flags(source: FlagSource) -> dict[str, FlagValue]:
         where, data = "flags", source
     else:
         where, data = str(source), _read_json(source)
-    unknown = [name for name in data if name not in DEFAULTS]
+    of_sampling = sorted(name for name in data if name in OF_SAMPLING)
+    unknown = [name for name in data if name not in DEFAULTS and name not in OF_SAMPLING]
     if unknown:
         raise ConfigError(f"{where}: {'; '.join(_unknown(str(name)) for name in unknown)}")
-    return {name: _convert(name, value, where) for name, value in data.items()}
+    if of_sampling:
+        log.info("%s: not about the model, left out: %s (give them when sampling)", where, ", ".join(of_sampling))
+    return {name: _convert(name, value, where) for name, value in data.items() if name not in OF_SAMPLING}
 
 
 def configs_from_flags(flags: FlagSource) -> tuple[UNetConfig, ScheduleConfig]:
@@ -201,12 +212,11 @@ def attention_levels(resolutions: str, image_size: int, levels: int) -> tuple[in
 
 
 def _read_json(path: str | os.PathLike[str]) -> Mapping[str, object]:
-    try:
-        data = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such flags file") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as a JSON file of flags ({error})") from error
+    found = doors.path(path, ConfigError)
+    with doors.door(ConfigError, f"{path}: cannot be read as a JSON file of flags"):
+        if not found.exists():
+            raise ConfigError(f"{path}: no such flags file")
+        data = json.loads(found.read_text(encoding="utf-8"))
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected a JSON object of flags, got {type(data).__name__}")
     return data
@@ -243,7 +253,7 @@ def _convert(name: str, value: object, where: str) -> FlagValue:
             raise ValueError("expected text")
         return str(value).strip()
     except (ValueError, OverflowError) as error:
-        raise ConfigError(f"{where}: flag {name}={value!r}: {error}") from error
+        raise ConfigError(f"{where}: flag {name}={doors.printable(repr(value))}: {error}") from error
 
 
 def _number_list(name: str, value: object) -> str:

@@ -256,7 +256,7 @@ def _read_shapes(shapes: Shapes) -> _Seen:
     if stem[1] != 3:
         raise ConfigError(f"the network takes pictures of {stem[1]} channels (an upsampler?); only 3 are supported")
     out_channels = _shape(shapes, "out.2.weight", 4)[0]
-    if emb_channels != 4 * num_channels or out_channels not in (3, 6):
+    if not num_channels or emb_channels != 4 * num_channels or out_channels not in (3, 6):
         raise ConfigError("not the tensors of an ADM UNet: widths of time_embed.0 and out.2 do not fit together")
 
     stages = [_layers(shapes, "output_blocks", index) for index in range(_count(shapes, "output_blocks"))]

@@ -37,7 +37,7 @@ def cropped(images: Tensor, shape: tuple[int, int], corner: tuple[int, int], siz
     if tuple(images.shape[-2:]) == shape:
         return _own(images[..., top : top + size, left : left + size], images)
     if shape[0] * shape[1] <= _WASTE * size * size:
-        whole = _resized(images, shape, filter)
+        whole = resized(images, shape, filter)
         return _own(whole[..., top : top + size, left : left + size], whole)
     exact = torch.float32 if images.device.type == "mps" else torch.float64
     first_row, rows = _weights(images.shape[-2], shape[0], top, size, filter)
@@ -52,7 +52,8 @@ def _own(part: Tensor, whole: Tensor) -> Tensor:
     return part if part.numel() == whole.numel() else part.clone(memory_format=torch.contiguous_format)
 
 
-def _resized(images: Tensor, shape: tuple[int, int], filter: Filter) -> Tensor:
+def resized(images: Tensor, shape: tuple[int, int], filter: Filter) -> Tensor:
+    """The whole at `shape`, as PyTorch resizes it (antialiased); [N,C,H,W] -> [N,C,*shape]."""
     if filter == "area":
         return F.interpolate(images, size=shape, mode="area")
     return F.interpolate(images, size=shape, mode=filter, align_corners=False, antialias=True)

@@ -16,7 +16,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +29,7 @@ from rcdm_fast import checkpoint, storage
 from rcdm_fast import encoders as encoder_room
 from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, from_dict
 from rcdm_fast.schedule import Schedule, network_timestep
-from rcdm_fast.training import representations
+from rcdm_fast.training import representations, trust
 from rcdm_fast.training.data import BatchOrder, ImageSet, step_generator
 from rcdm_fast.training.losses import DiffusionLoss, LossConfig
 from rcdm_fast.training.pretrain import learning_rate
@@ -97,11 +97,17 @@ class AdaptConfig:
 
 
 def adapt(
-    config: AdaptConfig, data: ImageSet, out: str | Path, device: str = "cpu", progress: Progress | None = None
+    config: AdaptConfig,
+    data: ImageSet,
+    out: str | Path,
+    device: str = "cpu",
+    progress: Progress | None = None,
+    trusted: Collection[str] = (),
 ) -> Path:
     """Adapt, resume if `out` holds an unfinished run, and write `out`/NAME.safetensors (averaged weights).
 
-    `data` has pictures of the model's size; `progress` is called with (steps done, steps in all, loss).
+    `data` has pictures of the model's size; `progress` is called with (steps done, steps in all, loss). `trusted` are
+    sources of encoders whose code may be run (``torchhub:...``), now and when this folder's run is resumed.
 
     Raises:
         ConfigError: no new encoder, or a model without representations, with labels, or whose encoder is unknown.
@@ -137,11 +143,13 @@ def _adapt(
     assert new_config is not None, "adapt has asked for it"
     identity = {"data": data.fingerprint, "decoder": _fingerprint(frozen)}
     state = folder.open({**dataclasses.asdict(config), **identity})
-    encoder = encoder_room.build(new_config, device)
+    sources = trust.remembered(folder.path, trusted)
+    encoder = encoder_room.build(new_config, device, trust_repo=new_config.source in sources)
     bank = representations.cached(encoder, data, folder.path, config.flips)
     standard = Standardisation(*representations.standardisation(bank))
     bank = (bank - standard.mean) / standard.std
-    old = representations.cached(encoder_room.build(old_config, device), data, folder.path, config.flips)
+    old_encoder = encoder_room.build(old_config, device, trust_repo=old_config.source in sources)
+    old = representations.cached(old_encoder, data, folder.path, config.flips)
     if old.shape[-1] != model.unet.representation_dim:
         raise ConfigError(
             f"the old encoder gives {old.shape[-1]} numbers, {config.model} expects {model.unet.representation_dim}"

@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl
 import numpy as np
 from PIL import Image
 
-from rcdm_fast import images
+from rcdm_fast import images, offline
 
 SHARD_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "img")
 IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "png")
@@ -229,10 +229,11 @@ class HuggingFace:
     def _open(self, library: Any, name: str, options: dict[str, str]) -> Any:
         split = options.get("split", "train")
         try:
-            if any((Path(name) / file).exists() for file in ("state.json", "dataset_dict.json")):
-                found = library.load_from_disk(name)
-                return found[split] if isinstance(found, dict) else found
-            return library.load_dataset(name, options.get("name"), split=split, revision=options.get("revision"))
+            with offline.enforced():
+                if any((Path(name) / file).exists() for file in ("state.json", "dataset_dict.json")):
+                    found = library.load_from_disk(name)
+                    return found[split] if isinstance(found, dict) else found
+                return library.load_dataset(name, options.get("name"), split=split, revision=options.get("revision"))
         except Exception as error:  # many kinds, all of the library; its text says what is missing
             raise images.ImageError(f"hf:{name}: cannot be opened ({type(error).__name__}: {error})") from error
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ import torch
 from rcdm_fast import checkpoint, storage
 from rcdm_fast import encoders as encoder_room
 from rcdm_fast.config import ConfigError, ModelConfig, UNetConfig
-from rcdm_fast.training import representations, sheets
+from rcdm_fast.training import representations, sheets, trust
 from rcdm_fast.training.config import TrainConfig
 from rcdm_fast.training.data import ImageSet
 from rcdm_fast.training.run import Run
@@ -42,6 +42,7 @@ def train(
     device: str = "cpu",
     progress: Progress | None = None,
     minutes: float | None = None,
+    trusted: Collection[str] = (),
 ) -> Path:
     """Train, resume if `out` holds an unfinished run, and write `out`/NAME.safetensors (averaged weights).
 
@@ -53,6 +54,7 @@ def train(
         progress: called with (steps done, steps in all, loss).
         minutes: stop once this call has trained for so long, with a state to go on from; representations that are
             computed before count too. At least one step is done.
+        trusted: sources of encoders whose code may be run (``torchhub:...``), now and when this folder's run is resumed.
 
     Raises:
         Paused: `minutes` ended before the run.
@@ -71,7 +73,7 @@ def train(
         if crew.leads:
             for decay in (config.ema, *config.more_emas):
                 storage.check_writable(_target(folder, config, decay))
-        return _train(config, data, folder, crew, progress, minutes)
+        return _train(config, data, folder, crew, progress, minutes, trusted)
 
 
 def _train(
@@ -81,10 +83,13 @@ def _train(
     crew: Team,
     progress: Progress | None,
     minutes: float | None,
+    trusted: Collection[str],
 ) -> Path:
     assert config.encoder is not None, "train has asked for it"
     end = None if minutes is None else time.monotonic() + 60 * minutes
-    encoder = encoder_room.build(config.encoder, str(crew.device))
+    sources = trust.remembered(folder.path, trusted, crew.leads)
+    trusts = config.encoder.source in sources
+    encoder = encoder_room.build(config.encoder, str(crew.device), trust_repo=trusts)
     bank = representations.cached(encoder, data, folder.path, config.flips, crew)
     unet = _with_width(config.unet, bank.shape[-1])
     run = Run(config, unet, data, bank, crew)

@@ -43,9 +43,11 @@ def adapt(
     from rcdm_fast.training.sources import open_data
 
     values: dict[str, Any] = {"name": name or out.name, "model": model, "seed": seed}
+    trusted = []
     for key, spec in (("encoder", encoder), ("old_encoder", old_encoder)):
         if spec is not None:
             values[key] = dataclasses.asdict(encoders.build(spec, device).config)
+            trusted += [values[key]["source"]] if encoders.trusts(spec) else []
     given = {
         "steps": steps,
         "batch_size": batch_size,
@@ -58,5 +60,5 @@ def adapt(
     pictures = open_data(data, checkpoint.load_model(model, None, sha256)[0].unet.image_size)
     common.say(f"{len(pictures)} pictures, {settings.steps} steps of {settings.batch_size}")
     with common.ProgressBar(settings.steps) as progress:
-        path = run(settings, pictures, out, device, progress)
+        path = run(settings, pictures, out, device, progress, trusted)
     common.say(f"{path}: finished; load it with rcdm_fast.load({str(path)!r})")

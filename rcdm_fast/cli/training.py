@@ -50,6 +50,9 @@ def train(
     change: Changes = None,
     store: Store = None,
     minutes: Annotated[float | None, typer.Option(help="Stop after so long; the same command goes on.")] = None,
+    trust_repo: Annotated[
+        bool, typer.Option("--trust-repo", help="Run the code of the configured encoder's torch.hub repository.")
+    ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda...")] = "cpu",
 ) -> None:
     """Train an RCDM on the representations of a frozen encoder; the same command resumes it.
@@ -69,13 +72,15 @@ def train(
     changes = {"init": init, "pictures": pictures, "compile": compile, "name": name}
     values.update({key: value for key, value in changes.items() if value is not None})
     if encoder is not None:
-        values["encoder"] = dataclasses.asdict(encoders.build(encoder, device).config)
+        values["encoder"] = dataclasses.asdict(encoders.build(encoder, device, trust_repo=trust_repo).config)
+        trust_repo = trust_repo or encoders.trusts(encoder)
     settings = from_dict(TrainConfig, values, str(config or name))
+    trusted = [settings.encoder.source] if trust_repo and settings.encoder is not None else []
     pictures_of_data = open_data(data, settings.unet.image_size, store=store)
     common.say(f"{len(pictures_of_data)} pictures, {settings.steps} steps of {settings.batch_size}")
     with common.ProgressBar(settings.steps) as progress:
         try:
-            path = run(settings, pictures_of_data, out or Path("runs") / name, device, progress, minutes)
+            path = run(settings, pictures_of_data, out or Path("runs") / name, device, progress, minutes, trusted)
         except Paused as pause:
             common.say(f"{pause}; the same command goes on from there")
             return

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from rcdm_fast import downloads, offline
 from rcdm_fast.config import ConfigError, EncoderConfig
 from rcdm_fast.encoders import (
     native,
@@ -24,13 +26,14 @@ from rcdm_fast.encoders import (
     torchhub,
     torchvision_models,
     transformers_models,
+    weights,
 )
 from rcdm_fast.encoders.base import Encoder, ImageEncoder, Network
 from rcdm_fast.encoders.errors import EncoderError
 from rcdm_fast.encoders.layers import Forward
 from rcdm_fast.encoders.sources import Source
 
-__all__ = ["Encoder", "EncoderError", "ImageEncoder", "build"]
+__all__ = ["Encoder", "EncoderError", "ImageEncoder", "build", "trusts"]
 
 
 def build(
@@ -49,19 +52,28 @@ def build(
               ``torchhub:REPO:NAME``, ``onnx:PATH``, ``file:PATH``, ``bundled:NAME`` or ``published:NAME``, with options
               as in ``timm:resnet50?pretrained=1&layer=layer3&pooling=mean``. The network's own convention is used where
               no option says otherwise. Options: layer, pooling, image_size, resize, resize_to, interpolation, mean and
-              std (one number or three), normalize; weights (timm, torchvision, torchhub, published), pretrained (timm,
-              torchvision, torchhub), revision (transformers), trust_repo (torchhub);
+              std (one number or three), normalize, border, channel_order, layout; weights (timm, torchvision, torchhub,
+              published), pretrained (timm, torchvision, torchhub), revision (transformers), trust_repo (torchhub).
+              ``weights=FILE`` finds the network in what a training script saved: below whatever dictionaries and
+              prefixes (DataParallel, torch.compile, Lightning, MoCo, DINO, I-JEPA, BYOL...). Where several copies of
+              it are in the file, the average or the teacher is taken and that is logged; ``key=`` (dotted place of a
+              dictionary) and ``prefix=`` (what stands before every name) choose another, or are asked for;
             * an `EncoderConfig`: the network that its `source` names, with exactly this convention;
             * a module or function, called with normalised pictures [N,3,s,s]; `config` states its convention (by
-              default 224 px, [-1,1]);
+              default 224 px, [-1,1]). A module stays as it is: it is in evaluation mode during calls only, and its
+              weights stay on their device;
             * an encoder, returned as it is.
-        device: where to run. A module is moved there in place.
+        device: where to run, and where representations are returned.
         config: convention of a module or function; only for those.
         trust_repo: allow a torch.hub repository to run its code.
 
+    Nothing but a trusted torch.hub repository runs code that comes with a network: pickles are read without it, and
+    transformers' custom code is refused without asking. With RCDM_FAST_OFFLINE=1 no family reaches the network.
+
     Raises:
         ConfigError: a spec or configuration that names no encoder.
-        EncoderError: a missing library, missing or damaged weights, an output that is no representation.
+        EncoderError: a missing library, missing or damaged weights, an output that is no representation, an input
+            convention that is not understood.
         StorageError: a native encoder file that cannot be read.
     """
     if isinstance(source, str):
@@ -70,6 +82,8 @@ def build(
     if isinstance(source, EncoderConfig):
         _no_config(config)
         return _from_config(source, device, trust_repo)
+    if isinstance(source, type):
+        raise EncoderError(f"{source.__name__} is a class; give an instance of it: {source.__name__}(...)")
     if isinstance(source, Encoder):
         _no_config(config)
         return source
@@ -83,9 +97,17 @@ def _no_config(config: EncoderConfig | None) -> None:
         raise ConfigError("config= is for modules and functions; other encoders bring their own convention")
 
 
+def trusts(spec: str) -> bool:
+    """Whether a spec string says that its torch.hub repository is trusted (``trust_repo=1``). Raises `ConfigError`."""
+    return _parsed(spec)[0].flag(torchhub.TRUST)
+
+
+def _parsed(text: str) -> tuple[Source, dict[str, Any]]:
+    return sources.parse(text, {**OPTIONS, "torchhub": {*OPTIONS["torchhub"], torchhub.TRUST}})
+
+
 def _from_spec(text: str, device: str | torch.device, trust_repo: bool) -> Encoder:
-    options = {**OPTIONS, "torchhub": {*OPTIONS["torchhub"], torchhub.TRUST}}
-    source, fields = sources.parse(text, options)
+    source, fields = _parsed(text)
     trusted = trust_repo or source.flag(torchhub.TRUST)
     kept = {key: value for key, value in source.options.items() if key != torchhub.TRUST}
     source = dataclasses.replace(source, options=kept)
@@ -115,9 +137,21 @@ def _from_config(config: EncoderConfig, device: str | torch.device, trust_repo: 
 
 
 def _load(source: Source, fields: Mapping[str, Any], trusted: bool) -> Network:
-    if source.family == "torchhub":
-        return torchhub.load(source, fields, trusted)
-    return LOADERS[source.family](source, fields)
+    if weights.WHERE & source.options.keys() and not source.options.get("weights"):
+        raise ConfigError(f"{source}: key= and prefix= say where in weights=FILE the network is; give that too")
+    try:
+        with offline.enforced():
+            if source.family == "torchhub":
+                return torchhub.load(source, fields, trusted)
+            return LOADERS[source.family](source, fields)
+    except EncoderError as error:
+        remote = source.family == "transformers" and not Path(source.name).exists()  # which hides why it found nothing
+        if not (downloads.offline() and (remote or offline.caused(error))):
+            raise
+        local = LOCAL.get(source.family, "weights=FILE")
+        raise EncoderError(
+            f"{source}: {offline.FORBIDDEN}, and what it needs is not in its library's cache; give {local}"
+        ) from error
 
 
 def _native(source: Source, _fields: Mapping[str, Any]) -> Network:
@@ -125,6 +159,10 @@ def _native(source: Source, _fields: Mapping[str, Any]) -> Network:
     return Network(*native.load(native.bundled_path(source.name) if bundled else source.name))
 
 
+LOCAL = {  # what needs no network
+    "transformers": "a local folder with its weights (transformers:FOLDER)",
+    "torchhub": "a local folder (torchhub:FOLDER:NAME), and its weights as weights=FILE",
+}
 LOADERS: dict[str, Callable[[Source, Mapping[str, Any]], Network]] = {
     "bundled": _native,
     "file": _native,

@@ -8,8 +8,11 @@ Does not know where networks come from: one file per family beside this one does
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -19,9 +22,10 @@ from torch.nn import functional as F
 
 from rcdm_fast import images as pictures
 from rcdm_fast.config import EncoderConfig
-from rcdm_fast.encoders import layers, preprocess
+from rcdm_fast.encoders import layers, layout, modes, preprocess
 from rcdm_fast.encoders.errors import EncoderError, reason
 from rcdm_fast.encoders.layers import Forward
+from rcdm_fast.encoders.layout import Order
 from rcdm_fast.precision import ieee_fp32
 
 log = logging.getLogger(__name__)
@@ -71,15 +75,14 @@ class Network:
     """What a family hands over: a network and what is known about it.
 
     `convention` holds the family's defaults. `forward` is what to call for the layer and pooling that were asked for,
-    None if the layer can be found by its name. `prefix_tokens` and `channels_last` describe the layer's output as
-    `layers.pool` needs them.
+    None if the layer can be found by its name. `prefix_tokens` are the tokens before the patches in the layer's output,
+    as `layers.pool` needs them; stated, they also say that the network's own output is tokens [N,T,D].
     """
 
     module: Forward
     convention: EncoderConfig
     forward: Forward | None = None
     prefix_tokens: int | None = None
-    channels_last: bool = False
 
 
 def checked_device(device: str | torch.device) -> torch.device:
@@ -96,7 +99,9 @@ def checked_device(device: str | torch.device) -> torch.device:
 class ImageEncoder:
     """An encoder made of a network (or any function) and its convention.
 
-    A module is put into evaluation mode, and moved to `device`, in place.
+    A bare module stays its owner's: it is in evaluation mode during calls only, its weights stay where they are (pictures
+    go to them, and representations come back to `device`), and it is moved by `to` alone. The network of a family is
+    the encoder's own. An encoder can be pickled and copied as far as its network can.
 
     Args:
         network: the network and what its family knows; or a bare module or function, called with normalised pictures
@@ -106,7 +111,8 @@ class ImageEncoder:
         batch_size: pictures per call of the network.
 
     Raises:
-        EncoderError: no such layer or device, or the network fails on a picture of the configured size.
+        EncoderError: no such layer or device, the network fails on a picture of the configured size, or tokens or
+            positions are to be pooled and nothing tells where the channels are (`EncoderConfig.layout`).
     """
 
     def __init__(
@@ -116,6 +122,7 @@ class ImageEncoder:
         device: str | torch.device = "cpu",
         batch_size: int = BATCH,
     ) -> None:
+        self._owned = isinstance(network, Network)
         if not isinstance(network, Network):
             network = Network(network, config)
         if batch_size < 1:
@@ -125,12 +132,16 @@ class ImageEncoder:
         self._forward = network.forward or layers.locate(network.module, config.layer)
         stated = network.prefix_tokens
         self._prefix_tokens = layers.prefix_tokens_of(network.module) if stated is None else stated
-        self._channels_last = network.channels_last or getattr(network.module, "output_fmt", None) == "NHWC"
         self.batch_size = batch_size
-        self._device = checked_device("cpu")
-        self.to(device)
+        self._device = checked_device(device)
+        if self._owned or not isinstance(network.module, nn.Module):
+            self.to(device)
+        elif self.home.type != self._device.type or self._device.index not in (None, self.home.index):
+            log.warning("the encoder's weights are on %s and stay there; encoder.to(...) moves them", self.home)
+        if config.pooling != "none":
+            self._settle()
         if config.dim == 0:
-            self._config = dataclasses.replace(config, dim=self._probe())
+            self._config = dataclasses.replace(self._config, dim=self._probe())
 
     @property
     def config(self) -> EncoderConfig:
@@ -152,6 +163,13 @@ class ImageEncoder:
         """What its family made: a module, or any function of normalised pictures."""
         return self._network.module
 
+    @property
+    def home(self) -> torch.device:
+        """Where the weights are: `device`, unless a bare module was given that lies elsewhere."""
+        module = self._network.module
+        found = next(module.parameters(), None) if isinstance(module, nn.Module) else None
+        return self._device if found is None else found.device
+
     def __repr__(self) -> str:
         c = self._config
         return f"ImageEncoder({c.source}, layer={c.layer}, dim={c.dim}, {c.image_size} px, {self._device})"
@@ -161,7 +179,7 @@ class ImageEncoder:
         device = checked_device(device)
         module = self._network.module
         if isinstance(module, nn.Module):
-            module.to(device).eval()
+            module.to(device)
         elif isinstance(module, Movable):
             module.to(device)
         self._device = device
@@ -197,9 +215,10 @@ class ImageEncoder:
         """
         pictures.check(images)
         if not len(images):
-            return torch.zeros(0, self.dim, device=self._device)
+            return torch.zeros(0, self.dim, dtype=torch.float32, device=self._device)
         parts: list[Tensor] = []
-        with torch.inference_mode(), ieee_fp32(self._device):
+        # no inference mode: what a network keeps between calls (tables of positions) must do for its training, too
+        with torch.no_grad(), ieee_fp32(self._device):
             for chunk in torch.split(images, self.batch_size):
                 seen, size = chunk.to(self._device, torch.float32), self._config.image_size
                 if tuple(seen.shape[-2:]) != (size, size):
@@ -211,7 +230,6 @@ class ImageEncoder:
                 f"{self._config.source}: the representation contains NaN or infinity; the weights are damaged, "
                 "or the input convention is not the network's"
             )
-        # joined outside inference mode, so that training can use the result
         return torch.cat(parts)
 
     def represent(self, views: Tensor) -> Tensor:
@@ -226,16 +244,10 @@ class ImageEncoder:
         Raises:
             EncoderError: the output has another rank or width than configured.
         """
-        config, module = self._config, self._network.module
-        dtype = torch.float32
-        if isinstance(module, nn.Module):
-            if any(part.training for part in module.modules()):
-                module.eval()
-            dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), dtype)
-        output = self._forward(preprocess.normalise(views, config).to(dtype))
+        config = self._config
+        output = self._output(views)
         try:
-            output = layers.tensor_of(output, config.pooling)
-            h = layers.pool(output, config.pooling, self._prefix_tokens, self._channels_last).to(torch.float32)
+            h = layers.pool(output, config.pooling, self._prefix(output), self._order()).to(views.device, torch.float32)
         except EncoderError as error:
             raise EncoderError(f"{config.source}, layer {config.layer}: {reason(error)}") from error
         if h.shape[0] != views.shape[0] or (config.dim and h.shape[1] != config.dim):
@@ -245,13 +257,74 @@ class ImageEncoder:
             )
         return F.normalize(h, dim=1) if config.normalize else h
 
+    def _output(self, views: Tensor) -> Tensor:
+        """What the layer gives for pictures of the encoder's size."""
+        config, module = self._config, self._network.module
+        x = preprocess.normalise(views, config)
+        if isinstance(module, nn.Module):
+            dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+            x = x.to(self.home, dtype)
+        with contextlib.ExitStack() as stack:
+            if isinstance(module, nn.Module) and not self._owned:
+                stack.enter_context(modes.evaluating(module))
+            elif isinstance(module, nn.Module) and any(part.training for part in module.modules()):
+                module.eval()
+            if torch.is_autocast_enabled(x.device.type):  # a host's; representations are float32
+                stack.enter_context(torch.autocast(x.device.type, enabled=False))
+            output = self._forward(x)
+        try:
+            return layers.tensor_of(output, config.pooling)
+        except EncoderError as error:
+            raise EncoderError(f"{config.source}, layer {config.layer}: {reason(error)}") from error
+
+    def _order(self) -> Order | None:
+        return None if self._config.layout == "auto" else self._config.layout
+
+    def _prefix(self, output: Tensor) -> int | None:
+        """Tokens before the patches in this very output: layers before the class token is added have none."""
+        stated = self._prefix_tokens
+        if not stated or output.ndim != 3:
+            return stated
+        count = output.shape[2 if self._order() == "nchw" else 1]
+        return 0 if _is_square(count) and not _is_square(count - stated) else stated
+
+    def _settle(self) -> None:
+        """Find out where the channels of the layer's output are, if the configuration does not say."""
+        if self._order() is not None:
+            return
+        size = self._config.image_size
+        with self._failing(), torch.no_grad():
+            shape = tuple(self._output(torch.zeros(1, 3, size, size, device=self._device)).shape)
+        own = self._config.layer == "backbone"
+        order: Order | None = "nhwc" if len(shape) == 3 and own and self._prefix_tokens is not None else None
+        if order is None and len(shape) in (3, 4):
+            with self._failing():
+                order = layout.by_trial(lambda pictures: self._output(pictures.to(self._device)), size)
+        if order is None and own:
+            width = getattr(self._network.module, "num_features", None)  # timm
+            order = layout.by_width(shape, width if isinstance(width, int) else None)
+        if order is None:
+            order = layout.by_shape(shape)
+        if order is not None:
+            self._config = dataclasses.replace(self._config, layout=order)
+
     def _probe(self) -> int:
         size = self._config.image_size
-        try:
+        with self._failing():
             return self.encode(torch.zeros(1, 3, size, size)).shape[1]
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        size = self._config.image_size
+        try:
+            yield
         except (EncoderError, torch.OutOfMemoryError):
             raise
         except Exception as error:
             raise EncoderError(
                 f"{self._config.source}: fails on a picture [1,3,{size},{size}]: {reason(error)}"
             ) from error
+
+
+def _is_square(count: int) -> bool:
+    return count >= 0 and math.isqrt(count) ** 2 == count

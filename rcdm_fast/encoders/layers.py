@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rcdm_fast.encoders.errors import EncoderError
+from rcdm_fast.encoders.layout import Order
 
 Forward = Callable[[Tensor], Any]
 
@@ -108,40 +109,49 @@ def tensor_of(output: Any, pooling: str) -> Tensor:
     raise EncoderError(f"the network returned {type(output).__name__}, not a tensor")
 
 
-def pool(output: Tensor, pooling: str, prefix_tokens: int | None, channels_last: bool = False) -> Tensor:
+def pool(output: Tensor, pooling: str, prefix_tokens: int | None, order: Order | None = None) -> Tensor:
     """One vector per picture.
 
     Args:
-        output: [N,D], tokens [N,T,D], or positions [N,C,H,W] ([N,H,W,C] with `channels_last`).
-        pooling: ``none`` takes [N,D] or [N,D,1,1]; ``cls`` takes token 0; ``mean`` averages patch tokens or positions.
+        output: [N,D], tokens [N,T,D] ([N,D,T] in order ``nchw``), or positions [N,C,H,W] ([N,H,W,C] in order ``nhwc``).
+        pooling: ``none`` takes [N,D], [N,D,1,1] or [N,1,1,D]; ``cls`` takes token 0; ``mean`` averages patch tokens or
+            positions.
         prefix_tokens: tokens before the patches (class, registers), None if unknown. ``mean`` leaves them out.
-        channels_last: order of a four-dimensional output.
+        order: where the channels are; needed for ``mean``, and for ``cls``.
 
     Returns:
         [N,D].
 
     Raises:
-        EncoderError: the output's rank does not fit the pooling.
+        EncoderError: the output's rank does not fit the pooling, or its order is needed and not known.
     """
     shape = list(output.shape)
     if pooling == "none":
         if output.ndim == 2:
             return output
-        if output.ndim == 4 and output.shape[2:] == (1, 1):
+        if output.ndim == 4 and (shape[2:] == [1, 1] or shape[1:3] == [1, 1]):
             return output.flatten(1)
         hint = {3: "pooling=cls or pooling=mean", 4: "pooling=mean"}.get(output.ndim)
         raise EncoderError(f"the layer gives {shape}, not [N,D]" + (f"; choose {hint}" if hint else ""))
-    if output.ndim == 3:
-        if pooling == "mean":
-            return output[:, prefix_tokens or 0 :].mean(dim=1)
-        if prefix_tokens == 0:
-            raise EncoderError("pooling=cls: this network has no class token; choose pooling=mean")
-        return output[:, 0]
-    if output.ndim == 4 and pooling == "mean":
-        return output.mean(dim=(1, 2) if channels_last else (2, 3))
-    needs = "tokens [N,T,D]" if pooling == "cls" else "tokens [N,T,D] or positions [N,C,H,W]"
-    hint = "; choose pooling=none" if output.ndim == 2 else ""
-    raise EncoderError(f"pooling={pooling} needs {needs}, but the layer gives {shape}{hint}")
+    pooled = output.ndim == 3 or (output.ndim == 4 and pooling == "mean")
+    if not pooled:
+        needs = "tokens [N,T,D]" if pooling == "cls" else "tokens [N,T,D] or positions [N,C,H,W]"
+        hint = "; choose pooling=none" if output.ndim == 2 else ""
+        raise EncoderError(f"pooling={pooling} needs {needs}, but the layer gives {shape}{hint}")
+    if order is None:
+        choice = "[N,T,D] or [N,D,T]" if output.ndim == 3 else "[N,H,W,C] or [N,C,H,W]"
+        raise EncoderError(
+            f"the layer gives {shape}, and neither its shape nor a trial tells whether that is {choice}; say layout=nhwc "
+            "or layout=nchw"
+        )
+    if output.ndim == 4:
+        return output.mean(dim=(1, 2) if order == "nhwc" else (2, 3))
+    tokens = output if order == "nhwc" else output.transpose(1, 2)
+    if pooling == "mean":
+        return tokens[:, prefix_tokens or 0 :].mean(dim=1)
+    if prefix_tokens == 0:
+        raise EncoderError("pooling=cls: this network has no class token; choose pooling=mean")
+    return tokens[:, 0]
 
 
 def prefix_tokens_of(network: Any) -> int | None:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from rcdm_fast import config as configs
-from rcdm_fast import storage
+from rcdm_fast import doors, storage
 from rcdm_fast.config import ConfigError, EncoderConfig
 from rcdm_fast.encoders.small_resnet import SmallResNet
 
@@ -58,18 +58,18 @@ def load(path: str | os.PathLike[str]) -> tuple[SmallResNet, EncoderConfig]:
         raise ConfigError(f"{path}: not an encoder file written by rcdm_fast")
     config = configs.from_json(EncoderConfig, metadata[METADATA_KEY], str(path))
     try:
-        network = SmallResNet(**config.architecture)
+        with torch.device("meta"):  # nothing is allocated for a network that the file's tensors do not fit
+            network = SmallResNet(**config.architecture)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{path}: its architecture describes no encoder ({error})") from error
-    tensors = storage.read_tensors(path)
-    expected = network.state_dict()
-    for name, tensor in expected.items():
+        raise ConfigError(f"{path}: its architecture describes no encoder ({doors.said(error)})") from error
+    tensors = {name: tensor.to(torch.float32) for name, tensor in storage.read_tensors(path).items()}
+    for name in network.state_dict():
         if name.endswith("num_batches_tracked"):
-            tensors[name] = tensor
+            tensors[name] = torch.tensor(0)
     try:
-        network.load_state_dict(tensors, strict=True)
+        network.load_state_dict(tensors, strict=True, assign=True)
     except RuntimeError as error:
-        raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError(f"{path}: {doors.said(error)}") from error
     return network.eval(), dataclasses.replace(config, source=f"file:{path}")
 
 

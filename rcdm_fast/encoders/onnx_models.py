@@ -21,11 +21,12 @@ from rcdm_fast.encoders.native import METADATA_KEY
 from rcdm_fast.encoders.sources import Source
 
 OPTIONS: frozenset[str] = frozenset()
+MAX_BATCH = 1024  # pictures in a graph of fixed batch, which are made for every call
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 
 
 class OnnxNetwork:
-    """One output of an ONNX graph as a function of pictures.
+    """One output of an ONNX graph as a function of pictures. A pickled or copied one opens its file again where it is used.
 
     Args:
         path: the file.
@@ -36,8 +37,8 @@ class OnnxNetwork:
     """
 
     def __init__(self, path: str, output: str = "backbone") -> None:
-        self._runtime = need("onnxruntime", "onnx")
         self.path = path
+        self._file = str(Path(path).absolute())  # of a copy in a process with another working folder
         self._device = torch.device("cpu")
         self._session = self._open()
         inputs, outputs = self._session.get_inputs(), [item.name for item in self._session.get_outputs()]
@@ -52,6 +53,8 @@ class OnnxNetwork:
         if isinstance(height, int) and isinstance(width, int) and height != width:
             raise EncoderError(f"{path}: takes pictures of {height}x{width} pixels; only square ones are supported")
         self.batch: int | None = shape[0] if isinstance(shape[0], int) and shape[0] > 0 else None
+        if self.batch is not None and self.batch > MAX_BATCH:
+            raise EncoderError(f"{path}: takes {self.batch} pictures at once; at most {MAX_BATCH} are supported")
         self.image_size: int | None = height if isinstance(height, int) and height > 0 else None
         if output == "backbone" and output not in outputs:
             output = outputs[0]
@@ -63,6 +66,13 @@ class OnnxNetwork:
     def metadata(self) -> Mapping[str, str]:
         """Free text stored in the file."""
         return dict(self._session.get_modelmeta().custom_metadata_map)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_session"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._session = self._open()
 
     def to(self, device: torch.device) -> OnnxNetwork:
         """Run on another device. Raises `EncoderError` if this onnxruntime cannot."""
@@ -90,17 +100,18 @@ class OnnxNetwork:
         return torch.from_numpy(np.concatenate(parts)[:count]).to(x.device)
 
     def _open(self) -> Any:
+        runtime = need("onnxruntime", "onnx")
         providers: list[Any] = ["CPUExecutionProvider"]
         if self._device.type == "cuda":
-            if "CUDAExecutionProvider" not in self._runtime.get_available_providers():
+            if "CUDAExecutionProvider" not in runtime.get_available_providers():
                 raise EncoderError(f"{self.path}: this onnxruntime has no CUDA: pip install onnxruntime-gpu")
             providers.insert(0, ("CUDAExecutionProvider", {"device_id": self._device.index or 0}))
         elif self._device.type != "cpu":
             raise EncoderError(f"{self.path}: onnxruntime runs on cpu or cuda here, not {self._device}")
-        if not Path(self.path).is_file():
+        if not Path(self._file).is_file():
             raise EncoderError(f"{self.path}: no such file")
         try:
-            return self._runtime.InferenceSession(self.path, providers=providers)
+            return runtime.InferenceSession(self._file, providers=providers)
         except Exception as error:
             raise EncoderError(f"{self.path}: onnxruntime cannot open it ({reason(error)})") from error
 

@@ -32,6 +32,8 @@ def view(images: Tensor, config: EncoderConfig) -> Tensor:
     if tuple(images.shape[-2:]) == (size, size) and config.rounding == "nearest":
         return images
     shape = resized_shape(images.shape[-2], images.shape[-1], config)
+    if min(shape) < size:
+        return _bordered(images, shape, config)
     corner = (_offset(shape[0] - size, config), _offset(shape[1] - size, config))
     filter = config.interpolation
     if filter == "box_bicubic":
@@ -64,8 +66,25 @@ def _halved(images: Tensor, target: int) -> Tensor:
     return images
 
 
+def _bordered(images: Tensor, shape: tuple[int, int], config: EncoderConfig) -> Tensor:
+    """Pictures that are made smaller than the encoder's size: the rest is black."""
+    size, filter = config.image_size, config.interpolation
+    if filter == "box_bicubic":
+        images, filter = _halved(images, min(shape)), "bicubic"
+    if shape != tuple(images.shape[-2:]):
+        images = resizing.resized(images, shape, filter)
+        images = images if filter == "area" else images.clamp(-1.0, 1.0)
+    top, left = (_offset(max(0, side - size), config) for side in shape)
+    images = images[..., top : top + size, left : left + size]
+    height, width = images.shape[-2:]
+    top, left = (size - height) // 2, (size - width) // 2
+    return F.pad(images, (left, size - width - left, top, size - height - top), value=-1.0)
+
+
 def normalise(views: Tensor, config: EncoderConfig) -> Tensor:
-    """Float [N,3,s,s] in [-1,1] -> the same pictures mapped to [0,1], minus `mean`, divided by `std`."""
+    """Float [N,3,s,s] in [-1,1] -> the same pictures mapped to [0,1], in `channel_order`, minus `mean`, by `std`."""
+    if config.channel_order == "bgr":
+        views = views.flip(1)
     mean = views.new_tensor(config.mean)[:, None, None]
     std = views.new_tensor(config.std)[:, None, None]
     return views * (0.5 / std) + (0.5 - mean) / std

@@ -229,7 +229,10 @@ def _download(release: Release, sha256: str | None) -> Path:
     if sha256 is None:  # torchvision's names end in the digest's first digits
         stated = re.search(r"-([0-9a-f]{8,64})\.pth$", url)
         sha256 = stated[1] if stated else None
-    return downloads.fetch(url, release.file, sha256=sha256, whole=_check_whole)
+    try:
+        return downloads.fetch(url, release.file, sha256=sha256, whole=_check_whole)
+    except downloads.DownloadError as error:
+        raise downloads.DownloadError(f"{error}; or give the file as weights=FILE") from error
 
 
 def _check_whole(path: Path) -> None:

@@ -16,6 +16,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+# A file states an architecture, and every number of it is believed only so far.
+MAX_WIDTH = 8192
+MAX_PROJECTION = 65536
+MAX_STAGES = 16
+MAX_BLOCKS = 64  # of a stage
+
+
+def _limited(name: str, numbers: Sequence[int], most: int, count: int) -> None:
+    if isinstance(numbers, str) or not isinstance(numbers, Sequence) or not 1 <= len(numbers) <= count:
+        raise ValueError(f"{name} must be a list of 1 to {count} numbers")
+    for number in numbers:
+        if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= most:
+            raise ValueError(f"{name} must be whole numbers from 1 to {most}, got {number!r:.40}")
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut; [N, in, H, W] -> [N, out, H / stride, W / stride]."""
 
@@ -49,7 +64,8 @@ class SmallResNet(nn.Module):
         activation: of the projector: relu, or gelu as in DINO's head (Caron et al. 2021).
 
     Raises:
-        ValueError: widths and blocks of different lengths, an unknown activation.
+        ValueError: widths and blocks of different lengths, an unknown activation, numbers that are no whole numbers or
+            are beyond the limits (`MAX_WIDTH`, `MAX_STAGES`, `MAX_BLOCKS`).
     """
 
     def __init__(
@@ -65,6 +81,10 @@ class SmallResNet(nn.Module):
             raise ValueError(f"activation {activation!r} is neither relu nor gelu")
         if len(widths) != len(blocks):
             raise ValueError(f"{len(widths)} widths but {len(blocks)} block counts")
+        _limited("stem", [stem], MAX_WIDTH, 1)
+        _limited("widths", widths, MAX_WIDTH, MAX_STAGES)
+        _limited("blocks", blocks, MAX_BLOCKS, MAX_STAGES)
+        _limited("projector", projector, MAX_PROJECTION, MAX_STAGES)
         layers: list[nn.Module] = [
             nn.Conv2d(3, stem, 3, padding=1, bias=False),
             nn.BatchNorm2d(stem),

@@ -115,4 +115,7 @@ FIELDS = {
     "mean": _channels,
     "std": _channels,
     "normalize": parse_bool,
+    "border": _text,
+    "channel_order": _text,
+    "layout": _text,
 }

@@ -18,7 +18,7 @@ from rcdm_fast.encoders.sources import Source
 
 log = logging.getLogger(__name__)
 
-OPTIONS = frozenset({"pretrained", "weights"})
+OPTIONS = weights.OPTIONS | {"pretrained"}
 INTERPOLATIONS = {"bilinear": "bilinear", "bicubic": "bicubic", "lanczos": "bicubic", "random": "bicubic"}
 
 
@@ -37,11 +37,9 @@ def load(source: Source, fields: Mapping[str, Any]) -> Network:
     pretrained, path = source.flag("pretrained"), source.options.get("weights")
     if pretrained and path:
         raise EncoderError(f"{source}: give pretrained=1 or weights=FILE, not both")
-    state = weights.read(path) if path else None
-    model = _create(timm, source, pretrained, fields.get("image_size"), state)
-    if state is not None:
-        weights.load(model, state, str(path))
-        model.reset_classifier(0)
+    model = _create(timm, source, pretrained, fields.get("image_size"))
+    if path:
+        weights.load_into(model, source, _classifiers(model.pretrained_cfg))
     elif not pretrained:
         log.warning("%s: random weights (add pretrained=1 or weights=FILE)", source)
     pooled = fields.get("layer", "backbone") == "backbone" and fields.get("pooling", "none") == "none"
@@ -51,14 +49,10 @@ def load(source: Source, fields: Mapping[str, Any]) -> Network:
     )
 
 
-def _create(
-    timm: Any, source: Source, pretrained: bool, image_size: int | None, state: Mapping[str, Any] | None
-) -> Any:
+def _create(timm: Any, source: Source, pretrained: bool, image_size: int | None) -> Any:
     keywords: dict[str, Any] = {"num_classes": 0}
     cfg = timm.get_pretrained_cfg(source.name) if timm.is_model(source.name) else None
     if cfg is not None:
-        if state is not None:
-            keywords["num_classes"] = _classes(cfg.classifier, state)
         if image_size is not None and cfg.fixed_input_size and image_size != cfg.input_size[-1]:
             keywords["img_size"] = image_size
     try:
@@ -70,12 +64,10 @@ def _create(
         raise EncoderError(f"{source}: timm cannot make this model ({reason(error)}){hint}") from error
 
 
-def _classes(classifier: str | tuple[str, ...] | None, state: Mapping[str, Any]) -> int:
-    """How many classes the classifier of a weights file has; 0 without one."""
-    for name in (classifier,) if isinstance(classifier, str) else classifier or ():
-        if f"{name}.weight" in state:
-            return int(state[f"{name}.weight"].shape[0])
-    return 0
+def _classifiers(cfg: Any) -> tuple[str, ...]:
+    """Where the classifier was that this network is made without."""
+    named = cfg.get("classifier") or ()
+    return (named,) if isinstance(named, str) else tuple(named)
 
 
 def _convention(timm: Any, source: Source, model: Any, fields: Mapping[str, Any]) -> EncoderConfig:

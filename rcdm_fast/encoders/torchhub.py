@@ -21,7 +21,7 @@ from rcdm_fast.encoders.errors import EncoderError, reason
 from rcdm_fast.encoders.sources import Source
 from rcdm_fast.encoders.torchvision_models import IMAGENET_MEAN, IMAGENET_STD
 
-OPTIONS = frozenset({"pretrained", "weights"})
+OPTIONS = weights.OPTIONS | {"pretrained"}
 TRUST = "trust_repo"
 
 
@@ -51,8 +51,8 @@ def load(source: Source, fields: Mapping[str, Any], trusted: bool) -> Network:
         raise EncoderError(f"{source}: torch.hub cannot load it ({reason(error)})") from error
     if not isinstance(module, nn.Module):
         raise EncoderError(f"{source}: is {type(module).__name__}, not a network")
-    if path := source.options.get("weights"):
-        weights.load(module, weights.read(path), path)
+    if "weights" in source.options:
+        weights.load_into(module, source)
     return Network(module, convention(str(source)))
 
 

@@ -20,7 +20,8 @@ from rcdm_fast.encoders.sources import Source
 
 log = logging.getLogger(__name__)
 
-OPTIONS = frozenset({"pretrained", "weights"})
+OPTIONS = weights.OPTIONS | {"pretrained"}
+AUXILIARY = ("googlenet", "inception_v3")  # have classifiers in their middle, which are for training
 HEADS = ("fc", "classifier", "heads", "head")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -41,26 +42,24 @@ def load(source: Source, fields: Mapping[str, Any]) -> Network:
     if source.name not in models.list_models(module=models):
         raise EncoderError(f"{source}: torchvision has no classification model of that name")
     named, path = _named_weights(models, source)
-    state = weights.read(path) if path else None
     keywords: dict[str, Any] = {}
     if named is None and source.name.startswith("vit_") and "image_size" in fields:
         keywords["image_size"] = fields["image_size"]
-    if state is not None:
-        keywords["num_classes"] = _classes(models, source, state)
+    if path and source.name in AUXILIARY:
+        keywords["aux_logits"] = False
     model = _create(models, source, named, keywords)
-    if state is not None:
-        weights.load(model, state, str(path))
-    elif named is None:
-        log.warning("%s: random weights (add pretrained=1 or weights=...)", source)
     name, _ = last_linear(model, source)
     model.set_submodule(name, nn.Identity())
+    if path:
+        weights.load_into(model, source, (name,))
+    elif named is None:
+        log.warning("%s: random weights (add pretrained=1 or weights=...)", source)
     forward = None
     tokens = isinstance(model, models.VisionTransformer)
     if tokens and fields.get("layer", "backbone") == "backbone" and fields.get("pooling", "none") != "none":
         forward = LayerOutput(model, "encoder")
-    swin = isinstance(model, models.SwinTransformer) and fields.get("layer", "").startswith("features")
     convention = _convention(models, source, named, getattr(model, "image_size", None))
-    return Network(model, convention, forward, prefix_tokens=1 if tokens else None, channels_last=swin)
+    return Network(model, convention, forward, prefix_tokens=1 if tokens else None)
 
 
 def last_linear(model: nn.Module, source: Source) -> tuple[str, nn.Module]:
@@ -87,14 +86,6 @@ def _named_weights(models: Any, source: Source) -> tuple[Any, str | None]:
     if choice in known.__members__:
         return known[choice], None
     return None, choice
-
-
-def _classes(models: Any, source: Source, state: Mapping[str, Any]) -> int:
-    """How many classes a weights file has."""
-    name, _ = last_linear(_create(models, source, None, {}), source)
-    if f"{name}.weight" not in state:
-        raise EncoderError(f"{source}: the weights file has no {name}.weight; it is not of this model")
-    return int(state[f"{name}.weight"].shape[0])
 
 
 def _create(models: Any, source: Source, named: Any, keywords: Mapping[str, Any]) -> nn.Module:

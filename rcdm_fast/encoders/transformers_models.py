@@ -1,6 +1,7 @@
 """Encoders of Hugging Face transformers: ``transformers:NAME_OR_FOLDER`` (DINOv2, I-JEPA, CLIP, ViT, ConvNeXt...).
 
-The input convention comes from the model's image processor. Code inside model repositories is never run.
+The input convention comes from the model's image processor (`processors.py`). Code inside model repositories is never
+run.
 
 Does not know how pictures are resized or layers pooled (`base.py`).
 """
@@ -17,16 +18,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rcdm_fast import downloads
 from rcdm_fast.config import EncoderConfig, Pooling
 from rcdm_fast.encoders import weights
 from rcdm_fast.encoders.base import Network
 from rcdm_fast.encoders.errors import EncoderError, need, reason
+from rcdm_fast.encoders.processors import check, read_convention
 from rcdm_fast.encoders.sources import Source
 
 log = logging.getLogger(__name__)
 
 OPTIONS = frozenset({"revision"})
-RESAMPLING = {1: "bicubic", 2: "bilinear", 3: "bicubic", 4: "area"}  # PIL's numbers; Lanczos becomes bicubic
 
 
 class Tower(nn.Module):
@@ -65,14 +67,14 @@ def load(source: Source, fields: Mapping[str, Any]) -> Network:
         EncoderError: transformers is missing; no such model, or not one of pictures; weights are missing from the file.
     """
     transformers = need("transformers", "encoders")
-    local = Path(source.name).is_dir()
-    where: dict[str, Any] = {"local_files_only": local}
+    local = Path(source.name).is_dir() or downloads.offline()
+    where: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
     if "revision" in source.options:
         where["revision"] = source.options["revision"]
     if {"image_size", "mean", "std"} <= fields.keys():
         convention = EncoderConfig(str(source), image_size=fields["image_size"], mean=fields["mean"], std=fields["std"])
     else:
-        convention = read_convention(source, _processor(transformers, source, where))
+        convention = _convention(transformers, source, where, fields)
     model, missing = _model(transformers, source, where)
     backbone = getattr(model, "vision_model", model)
     if not isinstance(backbone, nn.Module) or "pixel_values" not in inspect.signature(backbone.forward).parameters:
@@ -128,61 +130,18 @@ def _structure(source: Source, tower: Tower, size: int) -> tuple[Pooling, int | 
     return ("cls" if prefix else "mean"), prefix
 
 
-def _processor(transformers: Any, source: Source, where: Mapping[str, Any]) -> Mapping[str, Any]:
+def _convention(
+    transformers: Any, source: Source, where: Mapping[str, Any], fields: Mapping[str, Any]
+) -> EncoderConfig:
+    """What the model's own image processor does, read from its keys and then tried on pictures."""
     need("torchvision", "encoders")
     try:
         processor = transformers.AutoImageProcessor.from_pretrained(source.name, **where)
+        data: Mapping[str, Any] = processor.to_dict()
     except Exception as error:
         raise EncoderError(
             f"{source}: no image processor ({reason(error)}); give image_size, mean and std as options to do without"
         ) from error
-    data: Mapping[str, Any] = processor.to_dict()
-    return data
-
-
-def read_convention(source: Source, processor: Mapping[str, Any]) -> EncoderConfig:
-    """The input convention that an image processor describes.
-
-    Raises:
-        EncoderError: it pads, or resizes to something that is not square.
-    """
-    size, crop = processor.get("size") or {}, processor.get("crop_size") or {}
-    resizes, crops = processor.get("do_resize", True), processor.get("do_center_crop", False)
-    squash, resize_to = _sides(source, size, "size") if resizes and size else (False, 0)
-    image_size = _sides(source, crop, "crop_size")[1] if crops and crop else resize_to
-    crop_pct = processor.get("crop_pct")
-    if crop_pct and "shortest_edge" in size:  # ConvNeXt: below 384 px the size is that of the crop
-        squash, resize_to = (True, image_size) if image_size >= 384 else (False, int(image_size / crop_pct))
-    if not image_size:
-        raise EncoderError(f"{source}: its image processor states no picture size; give image_size, mean and std")
-    levels = 255 * processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 255.0
-    offset = 1.0 if processor.get("rescale_offset") else 0.0
-    normalises = processor.get("do_normalize", True) and processor.get("image_mean") is not None
-    mean = processor["image_mean"] if normalises else (0.0,) * 3
-    std = processor["image_std"] if normalises else (1.0,) * 3
-    return EncoderConfig(
-        source=str(source),
-        image_size=image_size,
-        resize="squash" if squash else "short_side",
-        resize_to=max(resize_to, image_size),
-        interpolation=_interpolation(source, processor.get("resample")),  # type: ignore[arg-type]
-        rounding="transformers",
-        mean=tuple((value + offset) / levels for value in mean),  # type: ignore[arg-type]
-        std=tuple(value / levels for value in std),  # type: ignore[arg-type]
-    )
-
-
-def _interpolation(source: Source, resample: Any) -> str:
-    number = 2 if resample is None else int(resample)
-    if number not in RESAMPLING:
-        log.warning("%s: resampling %d is not supported; pictures are resized bilinearly", source, number)
-    return RESAMPLING.get(number, "bilinear")
-
-
-def _sides(source: Source, size: Mapping[str, int], key: str) -> tuple[bool, int]:
-    """(whether both sides are fixed, pixels) of a size entry."""
-    if "shortest_edge" in size:
-        return False, int(size["shortest_edge"])
-    if "height" in size and size.get("height") == size.get("width"):
-        return True, int(size["height"])
-    raise EncoderError(f"{source}: {key} {dict(size)} of its image processor is not supported")
+    convention = read_convention(source, data, fields.keys())
+    check(source, processor, convention)
+    return convention

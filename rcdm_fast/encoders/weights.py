@@ -8,11 +8,13 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import errno
+import logging
 import os
 import pickle
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rcdm_fast import storage
-from rcdm_fast.encoders.errors import EncoderError, reason
+from rcdm_fast import state_dicts, storage
+from rcdm_fast.doors import said
+from rcdm_fast.encoders.errors import EncoderError
+from rcdm_fast.encoders.sources import Source
 
-WRAPPERS = ("state_dict", "model")  # keys below which training scripts put the weights
+WHERE = frozenset({"key", "prefix"})  # options that say where in a file the network is
+OPTIONS = WHERE | {"weights"}  # of every family that can read a local file
+
+log = logging.getLogger(__name__)
+
+# First parts of the names of what self-supervised methods and classifiers train on top of a network.
+_HEADS = re.compile(
+    r"(fc|heads?|head_dist|classifier|proj\w*|pred\w*|prototypes?|expander|decoder\w*|mask_token|queue\w*|mlp_head|"
+    r"last_layer|aux\w*|linear|logit_scale|loss\w*|criterion\w*)(\.|$)",
+    re.IGNORECASE,
+)
 
 
 def _harmless() -> list[Any]:
@@ -38,10 +52,15 @@ def _harmless() -> list[Any]:
 
 @contextlib.contextmanager
 def repeatable() -> Iterator[None]:
-    """Networks made inside have the same random weights every time; the random state outside is not touched."""
+    """Networks made inside have the same random weights every time, in float32; what is outside is not touched."""
+    before = torch.get_default_dtype()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        yield
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
 
 
 def read_pickle(path: str | os.PathLike[str]) -> Any:
@@ -50,41 +69,79 @@ def read_pickle(path: str | os.PathLike[str]) -> Any:
     Raises:
         EncoderError: missing or truncated, or it holds objects other than tensors, numbers, text and their containers.
     """
-    if not Path(path).is_file():
-        raise EncoderError(f"{path}: no such file")
     try:
-        with torch.serialization.safe_globals(_harmless()):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        return load_pickle(path)
     except pickle.UnpicklingError as error:
         unknown = re.search(r"GLOBAL (\S+)", str(error))
         if unknown is None:
             raise EncoderError(f"{path}: not a weights file, or truncated") from error
         raise EncoderError(f"{path}: holds {unknown[1]}, which could run code when opened; refused") from error
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        raise EncoderError(f"{path}: not a readable weights file, or truncated ({reason(error)})") from error
+    except Exception as error:  # damaged bytes raise nearly anything inside the unpickler
+        raise EncoderError(f"{path}: not a readable weights file, or truncated ({said(error)})") from error
 
 
-def read(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """A state dict from a ``.safetensors`` file or a file of `torch.save`.
+def load_pickle(path: str | os.PathLike[str]) -> Any:
+    """What `read_pickle` reads, with whatever the reader raises."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
+    with torch.serialization.safe_globals(_harmless()):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
 
-    A dictionary below ``state_dict`` or ``model`` is unwrapped, and a ``module.`` before every name is dropped.
+
+def read(
+    path: str | os.PathLike[str], names: Collection[str] = (), key: str | None = None, prefix: str | None = None
+) -> dict[str, Tensor]:
+    """The state dict of a network in a ``.safetensors`` file or a file of `torch.save`.
+
+    Args:
+        path: the file.
+        names: what the network calls its tensors; without them the only dictionary of tensors is taken.
+        key, prefix: where to look, as in `state_dicts.find`.
 
     Raises:
-        EncoderError: no state dict in it.
+        EncoderError: a file that cannot be read or holds code, or that network is not in it, or several times.
         StorageError: a broken safetensors file.
     """
-    if Path(path).suffix == ".safetensors":
-        return storage.read_tensors(path)
-    found = read_pickle(path)
-    for key in WRAPPERS:
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
-    if not isinstance(found, Mapping) or not found or not all(isinstance(item, Tensor) for item in found.values()):
-        raise EncoderError(f"{path}: holds no state dict (names and tensors)")
-    state = dict(found)
-    if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    return state
+    saved = storage.read_tensors(path) if Path(path).suffix == ".safetensors" else read_pickle(path)
+    try:
+        found = state_dicts.find(saved, names, key, prefix)
+    except state_dicts.NotFound as error:
+        raise EncoderError(f"{path}: {error}; say with key= and prefix= where the weights are") from error
+    if found.key or found.prefix:
+        log.info("%s: weights taken at %s", path, found)
+    return found.state
+
+
+def load_into(module: nn.Module, source: Source, heads: Collection[str] = ()) -> None:
+    """Find a network's weights in the file that ``weights=`` names, and copy them into it.
+
+    All of its tensors must be there. Beside them there may be heads that were trained on top of it; anything else would
+    belong to another network. The options ``key`` and ``prefix`` say where to look.
+
+    Args:
+        module: the network, without what is not to be loaded.
+        source: the specification; its option ``weights`` is the file.
+        heads: prefixes of tensors of a classifier that was taken out of the network.
+
+    Raises:
+        EncoderError: as `read`; or tensors are missing or do not fit.
+        StorageError: a broken safetensors file.
+    """
+    path, expected = source.options["weights"], module.state_dict()
+    counters = {name: tensor for name, tensor in expected.items() if name.endswith("num_batches_tracked")}
+    found = read(path, expected.keys(), source.options.get("key"), source.options.get("prefix"))
+    own = {name.partition(".")[0] for name in expected}
+    beside = {name for name in found if name not in expected and _is_head(name, own, heads)}
+    if beside:
+        log.info("%s: %d tensors of heads are not part of the encoder, such as %s", path, len(beside), min(beside))
+    load(module, counters | {name: tensor for name, tensor in found.items() if name not in beside}, path)
+
+
+def _is_head(name: str, own: Collection[str], heads: Collection[str]) -> bool:
+    """Whether a tensor that the network does not have belongs to something that was trained on top of it."""
+    if any(name == head or name.startswith(f"{head}.") for head in heads):
+        return True
+    return name.partition(".")[0] not in own and _HEADS.match(name) is not None
 
 
 def load(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:

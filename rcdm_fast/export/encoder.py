@@ -83,7 +83,15 @@ def convention(config: EncoderConfig) -> EncoderConfig:
     """What the exported file states: pictures as the encoder sees them, nothing left to do to its output."""
     half = (0.5, 0.5, 0.5)
     return dataclasses.replace(
-        config, layer="backbone", pooling="none", mean=half, std=half, normalize=False, architecture={}
+        config,
+        layer="backbone",
+        pooling="none",
+        mean=half,
+        std=half,
+        normalize=False,
+        architecture={},
+        channel_order="rgb",
+        layout="auto",
     )
 
 
@@ -126,6 +134,7 @@ def _copy(target: Path, encoder: ImageEncoder, network: OnnxNetwork) -> None:
     model = onnx.load(network.path)
     graph = model.graph
     faults = {
+        "reorders colors outside the graph": config.channel_order != "rgb",
         "normalises outside the graph (mean and std are not 0.5)": config.mean + config.std != (0.5,) * 6,
         "pools outside the graph": config.pooling != "none",
         "divides by the L2 norm outside the graph": config.normalize,

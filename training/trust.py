@@ -1,0 +1,46 @@
+"""Which torch.hub repositories a run may run the code of, remembered for as long as the run goes on.
+
+Trust is given by a person, with a run, and kept in the cache of that person under the run folder's path: never in the
+run folder or in a model file, which come from elsewhere as easily as they go there.
+
+Knows nothing about encoders.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Collection
+from pathlib import Path
+
+from rcdm_fast import downloads, storage
+
+log = logging.getLogger(__name__)
+
+FILE = "trusted.json"
+
+
+def remembered(folder: Path, given: Collection[str], write: bool = True) -> frozenset[str]:
+    """The encoder sources that are trusted in a run folder: those given now and those given before.
+
+    Args:
+        folder: of the run.
+        given: sources that are trusted from now on.
+        write: whether to remember them (one of several processes does).
+    """
+    file, place = downloads.cache_dir() / FILE, str(folder.resolve())
+    everything: dict[str, list[str]] = {}
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            everything = {key: [str(name) for name in value] for key, value in found.items() if isinstance(value, list)}
+    before = frozenset(everything.get(place, ()))
+    trusted = before | frozenset(given)
+    if write and trusted != before:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            storage.write_json(file, everything | {place: sorted(trusted)})
+        except OSError as error:
+            log.warning("%s: cannot be written (%s); a resumed run has to be told again what it may trust", file, error)
+    return trusted
