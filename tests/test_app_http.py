@@ -258,13 +258,14 @@ def test_uploads_are_limited_and_private(server: Server) -> None:
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert folder.name.startswith("rcdm-app-")
     assert server.upload(b"x" * (3 << 20))[0] == 413
+    chunked = {"Transfer_Encoding": "chunked"}
     assert (
         server.ask("POST", "/gradio_api/upload", Content_Type="multipart/form-data", Transfer_Encoding="chunked")[0]
         == 411
     )
     kind = {"Content_Type": "application/json"}
     assert server.ask("POST", "/gradio_api/queue/join", b"[" * (2 << 20), **kind)[0] == 413
-    assert server.ask("POST", "/gradio_api/queue/join", Transfer_Encoding="chunked", **kind)[0] == 411
+    assert server.ask("POST", "/gradio_api/queue/join", None, **chunked, **kind)[0] == 411
     filler = folder / "filler"
     with open(filler, "wb") as file:
         file.truncate(64 << 20)
