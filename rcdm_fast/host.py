@@ -121,8 +121,8 @@ if hasattr(os, "register_at_fork"):
 def apart(gradients: bool = False) -> Iterator[None]:
     """Compute as a freshly imported PyTorch does, on the CPU unless a device is named; the host's settings come back.
 
-    Tensors made inside are ordinary ones, also where the host is in inference mode. Gradients are recorded only if asked
-    for.
+    Tensors made inside are ordinary ones, also where the host is in inference mode. Gradients are recorded only if
+    asked for.
     """
     with contextlib.ExitStack() as stack:
         _process.enter()

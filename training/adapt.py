@@ -27,6 +27,7 @@ from torch.func import functional_call
 
 from rcdm_fast import checkpoint
 from rcdm_fast import encoders as encoder_room
+from rcdm_fast.checks import Checked, Count, CountOrNone, NotNegative, Positive, Seed, Share, ShareBelowOne
 from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, from_dict
 from rcdm_fast.schedule import Schedule, network_timestep
 from rcdm_fast.training import representations
@@ -48,7 +49,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
-class AdaptConfig:
+class AdaptConfig(Checked):
     """How a model is adapted to another encoder.
 
     Attributes:
@@ -74,26 +75,20 @@ class AdaptConfig:
     encoder: EncoderConfig | None = None
     old_encoder: EncoderConfig | None = None
     loss: LossConfig | None = None
-    steps: int = 300
-    batch_size: int = 32
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.0
-    warmup: float = 0.03
-    ema: float = 0.99
-    clip_norm: float = 1.0
-    rank: int = 0
+    steps: CountOrNone = 300
+    batch_size: Count = 32
+    learning_rate: Positive = 1e-3
+    weight_decay: NotNegative = 0.0
+    warmup: Share = 0.03
+    ema: ShareBelowOne = 0.99
+    clip_norm: Positive = 1.0
+    rank: CountOrNone = 0
     updated: Literal["film", "all"] = "film"
     flips: bool = True
     bf16: bool = True
-    seed: int = 0
-    save_every: int = 100
+    seed: Seed = 0
+    save_every: Count = 100
     weights: Literal["fp32", "bf16", "fp16"] = "fp32"
-
-    def __post_init__(self) -> None:
-        if self.steps < 0 or self.rank < 0 or self.batch_size < 1 or self.save_every < 1:
-            raise ConfigError("steps and rank must be 0 or more, batch_size and save_every 1 or more")
-        if self.weights not in _DTYPES or self.updated not in ("film", "all"):
-            raise ConfigError(f"weights must be one of {', '.join(_DTYPES)}; updated must be film or all")
 
 
 def adapt(

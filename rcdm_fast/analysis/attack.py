@@ -24,6 +24,7 @@ from rcdm_fast.analysis.layers import names as names_of
 from rcdm_fast.analysis.perturb import against_probe
 from rcdm_fast.analysis.recovery import MIN_SOURCES
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
+from rcdm_fast.checks import CountOrNone
 from rcdm_fast.config import ConfigError
 from rcdm_fast.encoders import ImageEncoder
 from rcdm_fast.pipeline import Model
@@ -46,8 +47,8 @@ class AttackConfig(SamplingConfig):
         shown: sources in the figure.
     """
 
-    pictures: int = 0
-    sources: int = 0
+    pictures: CountOrNone = 0
+    sources: CountOrNone = 0
     epsilons: tuple[float, ...] = (0, 1, 2, 4, 8, 16)
     pgd_steps: int = 10
     shown: int = 4

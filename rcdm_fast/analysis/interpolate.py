@@ -22,6 +22,7 @@ from rcdm_fast.analysis import common
 from rcdm_fast.analysis.common import Progress, RunConfig, interval
 from rcdm_fast.analysis.recovery import check_sources
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table
+from rcdm_fast.checks import CountOrNone
 from rcdm_fast.config import ConfigError
 from rcdm_fast.pipeline import Model
 from rcdm_fast.training.data import ImageSet
@@ -39,7 +40,7 @@ class InterpolateConfig(RunConfig):
         shown: pairs in the figure.
     """
 
-    sources: int = 0
+    sources: CountOrNone = 0
     frames: int = 7
     shown: int = 4
 

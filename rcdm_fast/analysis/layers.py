@@ -25,6 +25,7 @@ from rcdm_fast.analysis.invariance import Invariance, InvarianceConfig
 from rcdm_fast.analysis.recovery import Changes, Recovery, difference, recovery, resampled
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
 from rcdm_fast.analysis.spread import Spread
+from rcdm_fast.checks import Count, CountOrNone
 from rcdm_fast.config import ConfigError
 from rcdm_fast.pipeline import Model
 from rcdm_fast.training.data import ImageSet
@@ -52,9 +53,9 @@ class LayersConfig(InvarianceConfig):
         fitted_on: pictures beside the sources that the linear readout is fitted on; 0 leaves it out.
     """
 
-    spread_samples: int = 8
-    mapped: int = 6
-    fitted_on: int = 400
+    spread_samples: Count = 8
+    mapped: CountOrNone = 6
+    fitted_on: CountOrNone = 400
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from rcdm_fast.analysis.common import Progress, SamplingConfig, interval, percen
 from rcdm_fast.analysis.directions import class_of, common_dimensions, mean_difference, principal_directions
 from rcdm_fast.analysis.recovery import MIN_SOURCES, check_sources
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table
+from rcdm_fast.checks import CountOrNone
 from rcdm_fast.config import ConfigError
 from rcdm_fast.pipeline import Model
 from rcdm_fast.training import representations
@@ -48,7 +49,7 @@ class ManipulateConfig(SamplingConfig):
         shown: sources in the figure.
     """
 
-    sources: int = 0
+    sources: CountOrNone = 0
     neighbours: int = 20
     threshold: int = 14
     properties: tuple[str, ...] = ("brightness", "sharpness", "asymmetry")
