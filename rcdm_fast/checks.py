@@ -24,6 +24,8 @@ from typing import Annotated, Any, Literal, Union
 _SHORT = reprlib.Repr()  # of wrong values in messages
 _SHORT.maxstring = _SHORT.maxother = 80
 _SHORT.maxlong = 40
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 3
+_SHORT.maxlevel = 2
 
 
 class ConfigError(ValueError):
