@@ -1,76 +1,62 @@
-"""What callers give as photographs, as single ones: files, folders, images in memory, batches of them.
+"""Photographs as callers give them, read one by one, with a say in what becomes of those that cannot be read.
 
-What counts as one image, and how it is read, is `images.py`'s to say.
+What counts as a picture, and how it is read, is `images.py`'s to say.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
 from torch import Tensor
 
 from rcdm_fast import images
-from rcdm_fast.checks import described
+from rcdm_fast.images import ImageSource
 
-One = str | os.PathLike[str] | Image.Image | Tensor | np.ndarray | Any  # a file (or a folder), or an image in memory
-Pictures = One | Iterable[One]
+Pictures = ImageSource | Iterable[ImageSource]  # a path may be a folder's
 OnBad = Callable[[int, str], None]
 
 
-def singles(given: Pictures) -> list[One]:
-    """Image by image; a folder stands for its images in the order of their paths.
+def several(given: Pictures) -> Tensor | list[Any]:
+    """A batch float [N,3,H,W] in [-1,1], or picture by picture what `images.load` takes.
+
+    A folder stands for its pictures in the order of their paths, also in a list.
 
     Raises:
-        ImageError: nothing, or something that holds no images.
+        ImageError: nothing, or what holds no pictures.
     """
-    if isinstance(given, str | os.PathLike | Image.Image | bytes) or hasattr(given, "read"):
-        found = list(_files(given))
-    elif isinstance(given, Tensor | np.ndarray):
-        found = list(given) if given.ndim == 4 else [given]
-    elif hasattr(given, "column_names") or (isinstance(given, Mapping) and not isinstance(given, Set)):
+    if hasattr(given, "column_names"):
         raise images.ImageError(
-            f"{type(given).__name__} has several columns; give the one with the images, as in dataset['image']"
+            f"a {type(given).__name__} has several columns: give the one with the pictures, as in dataset['image']"
         )
-    elif isinstance(given, Iterable) and not isinstance(given, Set):
-        found = [each for item in given for each in _files(item)]
-    else:
-        raise images.ImageError(
-            f"expected images (files, folders, PIL images, arrays or tensors), got {described(given)}"
-        )
-    if not found:
-        raise images.ImageError("no pictures given")
-    return found
+    found = images.several(given)
+    return found if isinstance(found, Tensor) else [each for single in found for each in _files(single)]
 
 
-def _files(given: One) -> Iterator[One]:
-    if isinstance(given, str | os.PathLike) and Path(given).expanduser().is_dir():
-        yield from images.find(Path(given).expanduser())
-    else:
-        yield given
+def _files(given: Any) -> list[Any]:
+    folder = isinstance(given, str | os.PathLike) and os.path.isdir(given)
+    return list(images.find(given)) if folder else [given]
 
 
-def load(given: Pictures, on_bad: OnBad | None = None) -> Iterator[tuple[int, Tensor]]:
-    """(place, image float32 [1,3,H,W] in [-1,1]) of every single one that can be read.
+def load(found: list[Any], on_bad: OnBad | None = None) -> Iterator[tuple[int, Tensor]]:
+    """(place, float32 [1,3,H,W] in [-1,1]) of every picture that can be read.
 
     Args:
-        given: see `singles`.
+        found: pictures one by one, as from `several`.
         on_bad: told (place, reason) of one that cannot be read; without it that is an error, which says which one.
 
     Raises:
         ImageError: see above, or none of them can be read.
     """
-    found, good = singles(given), 0
+    good = 0
     for place, single in enumerate(found):
         try:
             loaded = images.load(single)
         except (images.ImageError, OSError) as error:
-            named = isinstance(single, str | os.PathLike) or len(found) == 1
-            reason = str(error) if named else f"item {place}: {error}"
+            named = len(found) == 1 or isinstance(single, str | Path)
+            reason = str(error) if named else f"picture {place}: {error}"
             if on_bad is None:
                 raise images.ImageError(reason) from error
             on_bad(place, reason)
@@ -78,4 +64,4 @@ def load(given: Pictures, on_bad: OnBad | None = None) -> Iterator[tuple[int, Te
         good += 1
         yield place, loaded
     if not good:
-        raise images.ImageError(f"none of the {len(found)} images can be read")
+        raise images.ImageError(f"none of the {len(found)} pictures can be read")

@@ -148,10 +148,10 @@ class Model(ExportMethods, HubMethods, JobMethods, Portable):
             images.ImageError: something that is no usable picture, or nothing that is one.
         """
         encoder = self._require_encoder()
-        if isinstance(pictures, Tensor) and pictures.ndim == 4:
-            return encoder.encode(images.check(pictures).to(self.device))
-        loaded = inputs.load(pictures, on_bad)
-        return torch.cat([encoder.encode(picture.to(self.device)) for _, picture in loaded])
+        found = inputs.several(pictures)
+        if isinstance(found, Tensor):
+            return encoder.encode(found.to(self.device))
+        return torch.cat([self._encoded(picture) for _, picture in inputs.load(found, on_bad)])
 
     @host.guarded()
     def network(
@@ -350,14 +350,13 @@ class Model(ExportMethods, HubMethods, JobMethods, Portable):
         size = arguments.batch_size(batch_size, self.device)
         schedule = Schedule.make(self.config.schedule, steps)
         options = solvers.SolverOptions(clip=clip)
-        if isinstance(pictures, Tensor) and pictures.ndim == 4:
-            loaded = [images.check(pictures).to(self.device, torch.float32)]
-        else:
-            loaded = [picture.to(self.device) for _, picture in inputs.load(pictures)]
-        views = torch.cat([images.fit(each, self.image_size) for each in loaded])
+        found = inputs.several(pictures)
+        batch = isinstance(found, Tensor)
+        loaded = [found.float()] if isinstance(found, Tensor) else [picture for _, picture in inputs.load(found)]
+        views = torch.cat([images.fit(each.to(self.device), self.image_size) for each in loaded])
         if h is None and self.config.unet.representation_dim:
-            encoder = self._require_encoder()
-            h = torch.cat([encoder.encode(each) for each in loaded])
+            encode = self._require_encoder().encode if batch else self._encoded
+            h = torch.cat([encode(each.to(self.device)) for each in loaded])
         h, label = arguments.condition(self.config.unet, h, label, self.device)
         arguments.rows_for(len(views), h=h, label=label)
         self._check_process()
@@ -409,10 +408,15 @@ class Model(ExportMethods, HubMethods, JobMethods, Portable):
         return h[0]
 
     @host.guarded()
-    def view(self, picture: inputs.One) -> Tensor:
+    def view(self, picture: images.ImageSource) -> Tensor:
         """What the encoder sees of a picture, before normalisation; float32 [1,3,s,s] in [-1,1]."""
         encoder = self._require_encoder()
         return encoder.view(images.load(picture).to(self.device))
+
+    def _encoded(self, photograph: Tensor) -> Tensor:
+        """Its representation [1,D]; a photograph that has the encoder's size by chance is seen as any other is."""
+        encoder = self._require_encoder()
+        return encoder.encode(encoder.view(photograph.to(self.device)))
 
     def _require_encoder(self) -> Encoder:
         self._check_process()

@@ -25,12 +25,12 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from rcdm_fast import checkpoint
+from rcdm_fast import checkpoint, host
 from rcdm_fast import encoders as encoder_room
 from rcdm_fast.checks import Checked, Count, CountOrNone, NotNegative, Positive, Seed, Share, ShareBelowOne
 from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, from_dict
 from rcdm_fast.schedule import Schedule, network_timestep
-from rcdm_fast.training import representations
+from rcdm_fast.training import representations, resume
 from rcdm_fast.training.data import BatchOrder, ImageSet, step_generator
 from rcdm_fast.training.losses import DiffusionLoss, LossConfig
 from rcdm_fast.training.pretrain import learning_rate
@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, float], None]
 
+FREE = ("name", "weights", "save_every")  # what a run may be resumed with other values of
 WEIGHT, BIAS = "ssl_emb.weight", "ssl_emb.bias"
 DOWN, UP = ".low_rank_down", ".low_rank_up"  # the factors of a layer's update, after the name of its weight
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -91,6 +92,7 @@ class AdaptConfig(Checked):
     weights: Literal["fp32", "bf16", "fp16"] = "fp32"
 
 
+@host.guarded(gradients=True, random=True)
 def adapt(
     config: AdaptConfig, data: ImageSet, out: str | Path, device: str = "cpu", progress: Progress | None = None
 ) -> Path:
@@ -113,7 +115,11 @@ def adapt(
         raise RunError(f"pictures are {data.pixels.shape[-1]} px, the network makes {model.unet.image_size} px")
     folder = RunFolder(out)
     identity = {"data": data.fingerprint, "decoder": _fingerprint(frozen)}
-    state = folder.open({**dataclasses.asdict(config), **identity})
+    settings = {**dataclasses.asdict(config), **identity}
+    known = resume.as_before(folder.path, settings, FREE)
+    state = folder.open(known)
+    if known != settings:
+        resume.keep(folder.path, settings)
     encoder = encoder_room.build(new_config, device)
     bank = representations.cached(encoder, data, folder.path, config.flips)
     standard = Standardisation(*representations.standardisation(bank))

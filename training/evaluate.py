@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rcdm_fast import images
+from rcdm_fast import host, images
 from rcdm_fast.checks import Checked, ConfigError, Count, CountOrNone, Seed
 from rcdm_fast.encoders import Encoder
 from rcdm_fast.pipeline import Model
@@ -122,6 +122,7 @@ class Drawn:
         return self.real.labels[self.sources].repeat_interleave(self.pictures.shape[1])
 
 
+@host.guarded(gradients=True, random=True)
 def evaluate(
     model: Model,
     data: ImageSet,

@@ -19,10 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rcdm_fast import host
 from rcdm_fast.config import ConfigError
 from rcdm_fast.encoders import native
 from rcdm_fast.encoders.small_resnet import SmallResNet
-from rcdm_fast.training import probes
+from rcdm_fast.training import probes, resume
 from rcdm_fast.training.data import BatchOrder, ImageSet, fits, step_generator
 from rcdm_fast.training.pretrain_config import METHODS
 from rcdm_fast.training.pretrain_config import PretrainConfig as PretrainConfig
@@ -32,6 +33,7 @@ from rcdm_fast.training.state import RunError, RunFolder
 
 log = logging.getLogger(__name__)
 
+FREE = ("name", "save_every", "compile")  # what a run may be resumed with other values of
 _COLLAPSED = 0.01  # spread (see `Method`) below which a run is warned about
 
 
@@ -53,6 +55,7 @@ def learning_rate(step: int, steps: int, warmup: float, peak: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
+@host.guarded(gradients=True, random=True)
 def pretrain(
     config: PretrainConfig,
     train: ImageSet,
@@ -84,7 +87,11 @@ def pretrain(
     network = config.network().to(device).to(memory_format=torch.channels_last).train()
     method = chosen(config, network).to(device).train()
     folder = RunFolder(out)
-    state = folder.open({**dataclasses.asdict(config), "data": train.fingerprint})
+    settings = {**dataclasses.asdict(config), "data": train.fingerprint}
+    known = resume.as_before(folder.path, settings, FREE)
+    state = folder.open(known)
+    if known != settings:
+        resume.keep(folder.path, settings)
     trained = [*network.parameters(), *(item for item in method.parameters() if item.requires_grad)]
     optimizer = torch.optim.AdamW(trained, config.learning_rate, weight_decay=config.weight_decay)
     step = 0

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rcdm_fast import images
+from rcdm_fast import host, images
 from rcdm_fast.analysis import common
 from rcdm_fast.analysis.common import Progress, SamplingConfig, interval
 from rcdm_fast.analysis.layers import names as names_of
@@ -80,6 +80,7 @@ class Attacked:
     rows: list[list[Tensor]]
 
 
+@host.guarded(gradients=True, random=True)
 def run(
     models: Sequence[Model],
     data: ImageSet,

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rcdm_fast import images
+from rcdm_fast import host, images
 from rcdm_fast.analysis import common
 from rcdm_fast.analysis.common import Progress, RunConfig, interval
 from rcdm_fast.analysis.recovery import check_sources
@@ -50,6 +50,7 @@ class InterpolateConfig(RunConfig):
             raise ConfigError(f"a way needs at least 3 frames and 1 shown pair, got {self.frames} and {self.shown}")
 
 
+@host.guarded(gradients=True, random=True)
 def run(model: Model, data: ImageSet, config: InterpolateConfig, progress: Progress | None = None) -> Analysis:
     """Both kinds of ways between all pairs.
 

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rcdm_fast import images
+from rcdm_fast import host, images
 from rcdm_fast.analysis import augment, charts, common, properties
 from rcdm_fast.analysis.augment import Augmentation
 from rcdm_fast.analysis.common import Progress, SamplingConfig, choose_sources
@@ -168,6 +168,7 @@ def kept_values(prop: Property, plain: Tensor, base: Tensor) -> Changes:
     return Changes(*directions, of_plain.abs(), prop.period)
 
 
+@host.guarded(gradients=True, random=True)
 def run(model: Model, data: ImageSet, config: InvarianceConfig, progress: Progress | None = None) -> Analysis:
     """The experiment as tables, sentences and figures; arguments and errors as in `measure`."""
     found = measure(model, data, config, progress)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from rcdm_fast import images
+from rcdm_fast import host, images
 from rcdm_fast.analysis import common
 from rcdm_fast.analysis.common import Progress, RunConfig, interval
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table
@@ -44,6 +44,7 @@ class InvertConfig(RunConfig):
     shown: Count = 6
 
 
+@host.guarded(gradients=True, random=True)
 def run(model: Model, data: ImageSet, config: InvertConfig, progress: Progress | None = None) -> Analysis:
     """Round trips and exchanges.
 

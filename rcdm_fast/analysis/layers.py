@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rcdm_fast import host
 from rcdm_fast.analysis import augment, common, invariance, layer_figures, readout
 from rcdm_fast.analysis import spread as spreads
 from rcdm_fast.analysis.common import Progress
@@ -79,6 +80,7 @@ def names(models: Sequence[Model]) -> list[str]:
     return [name if given.count(name) == 1 else f"{name} ({number + 1})" for number, name in enumerate(given)]
 
 
+@host.guarded(gradients=True, random=True)
 def run(models: Sequence[Model], data: ImageSet, config: LayersConfig, progress: Progress | None = None) -> Analysis:
     """The first model beside each of the others.
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rcdm_fast import images
+from rcdm_fast import host, images
 from rcdm_fast.analysis import common, properties
 from rcdm_fast.analysis.common import Progress, SamplingConfig, interval, percent
 from rcdm_fast.analysis.directions import class_of, common_dimensions, mean_difference, principal_directions
@@ -101,6 +101,7 @@ class Change:
     target: Tensor | None = None
 
 
+@host.guarded(gradients=True, random=True)
 def run(model: Model, data: ImageSet, config: ManipulateConfig, progress: Progress | None = None) -> Analysis:
     """All manipulations of all sources.
 

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rcdm_fast import images
+from rcdm_fast import host, images
 from rcdm_fast.analysis import common, copies, nearest
 from rcdm_fast.analysis.common import Progress, Redrawn, SamplingConfig
 from rcdm_fast.analysis.recovery import MIN_SOURCES, Floats
@@ -83,6 +83,7 @@ class Setting:
     of_each: Tensor
 
 
+@host.guarded(gradients=True, random=True)
 def run(model: Model, data: ImageSet, config: NeighboursConfig, progress: Progress | None = None) -> Analysis:
     """Neighbours of samples beside neighbours of h, and a search for copies.
 

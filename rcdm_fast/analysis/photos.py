@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from rcdm_fast import images
+from rcdm_fast import host, images
 from rcdm_fast.analysis import common
 from rcdm_fast.analysis.common import Progress, SamplingConfig
 from rcdm_fast.analysis.result import Analysis, Cell, Table
@@ -34,6 +34,7 @@ class PhotosConfig(SamplingConfig):
     steps: Count | str = 50
 
 
+@host.guarded(gradients=True, random=True)
 def run(model: Model, data: ImageSet, config: PhotosConfig, progress: Progress | None = None) -> Analysis:
     """Samples of every photograph.
 

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rcdm_fast import images
+from rcdm_fast import host, images
 from rcdm_fast.analysis import common, nearest
 from rcdm_fast.analysis.common import Progress, Redrawn, SamplingConfig
 from rcdm_fast.analysis.recovery import MIN_SOURCES, Floats
@@ -128,6 +128,7 @@ class Group:
         return len(self.pictures) >= MIN_SOURCES
 
 
+@host.guarded(gradients=True, random=True)
 def run(
     model: Model, data: ImageSet, photos: ImageSet, config: UnfamiliarConfig, progress: Progress | None = None
 ) -> Analysis:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import rcdm_fast
+from rcdm_fast import host
 from rcdm_fast.jobs import draw, feed, formats, sources
 from rcdm_fast.jobs.draw import Artist, Drawn
 from rcdm_fast.jobs.feed import Ready
@@ -75,6 +76,7 @@ class Prepared:
     nfe: int
 
 
+@host.guarded(random=True)
 def run(
     model: Model,
     source: Given,
