@@ -248,7 +248,7 @@ def test_wrong_settings(encoder_file: Path) -> None:
 
     for changes, message in (
         ({"pictures": 8}, "at least one batch of 16"),
-        ({"micro_batch": -1}, "cannot be negative"),
+        ({"micro_batch": -1}, "micro_batch must be at least 0"),
         ({"save_every": 0}, "at least 1"),
         ({"ema": 1.0}, r"must be in \[0, 1\)"),
         ({"more_emas": (0.999,)}, "given twice"),

@@ -78,7 +78,7 @@ class AdaptConfig(Checked):
     loss: LossConfig | None = None
     steps: CountOrNone = 300
     batch_size: Count = 32
-    learning_rate: Positive = 1e-3
+    learning_rate: NotNegative = 1e-3
     weight_decay: NotNegative = 0.0
     warmup: Share = 0.03
     ema: ShareBelowOne = 0.99

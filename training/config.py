@@ -57,7 +57,7 @@ class TrainConfig(Checked):
     batch_size: Count = 64
     micro_batch: CountOrNone = 0
     checkpoint_blocks: bool = False
-    learning_rate: Positive = 1e-3
+    learning_rate: NotNegative = 1e-3
     weight_decay: NotNegative = 0.0
     warmup: Share = 0.03
     rates: LearningRates = "cosine"

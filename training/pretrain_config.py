@@ -129,7 +129,7 @@ class PretrainConfig(Checked):
     projector: tuple[Width, ...] = (192, 128)
     pictures: Count = 1_000_000
     batch_size: Count = 256
-    learning_rate: Positive = 1e-3
+    learning_rate: NotNegative = 1e-3
     weight_decay: NotNegative = 1e-4
     warmup: Share = 0.05  # share of the run
     temperature: Positive = 0.2  # SimCLR's

@@ -25,7 +25,7 @@ from rcdm_fast.analysis.common import Progress, SamplingConfig, choose_sources
 from rcdm_fast.analysis.properties import Property
 from rcdm_fast.analysis.recovery import Changes, Recovery, recovery
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
-from rcdm_fast.checks import CountOrNone
+from rcdm_fast.checks import Count, CountOrNone
 from rcdm_fast.config import ConfigError
 from rcdm_fast.pipeline import Model
 from rcdm_fast.training.data import ImageSet
@@ -52,7 +52,7 @@ class InvarianceConfig(SamplingConfig):
     """
 
     sources: CountOrNone = 0
-    samples: int = 1
+    samples: Count = 1
     augmentations: tuple[str, ...] = ()
     shown: int = 2
 

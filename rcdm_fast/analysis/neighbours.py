@@ -24,7 +24,7 @@ from rcdm_fast.analysis import common, copies, nearest
 from rcdm_fast.analysis.common import Progress, Redrawn, SamplingConfig
 from rcdm_fast.analysis.recovery import MIN_SOURCES, Floats
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
-from rcdm_fast.checks import CountOrNone
+from rcdm_fast.checks import Count, CountOrNone
 from rcdm_fast.config import ConfigError
 from rcdm_fast.pipeline import Model
 from rcdm_fast.training import representations
@@ -50,7 +50,7 @@ class NeighboursConfig(SamplingConfig):
     """
 
     sources: CountOrNone = 0
-    samples: int = 4
+    samples: Count = 4
     neighbours: int = 5
     shown: int = 4
 

@@ -27,7 +27,7 @@ from rcdm_fast.analysis import common, nearest
 from rcdm_fast.analysis.common import Progress, Redrawn, SamplingConfig
 from rcdm_fast.analysis.recovery import MIN_SOURCES, Floats
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
-from rcdm_fast.checks import CountOrNone
+from rcdm_fast.checks import Count, CountOrNone
 from rcdm_fast.config import ConfigError
 from rcdm_fast.pipeline import Model
 from rcdm_fast.training import representations
@@ -70,7 +70,7 @@ class UnfamiliarConfig(SamplingConfig):
     """
 
     sources: CountOrNone = 0
-    samples: int = 4
+    samples: Count = 4
     shown: int = 8
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rcdm_fast.cli import common
+from rcdm_fast.cli import photos as given
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -18,6 +20,12 @@ if TYPE_CHECKING:
     from rcdm_fast.pipeline import Model
 
 Photos = Annotated[list[Path], typer.Argument(help="Photographs, or folders of them.", show_default=False)]
+Items = Annotated[
+    list[Path],
+    typer.Argument(
+        help="Photographs, folders of them, or representations (.npy, .npz, .safetensors).", show_default=False
+    ),
+]
 MAX_SHEET_ROWS = 200
 
 
@@ -29,7 +37,7 @@ class Mode(enum.Enum):
 
 
 def sample(
-    photos: Photos,
+    photos: Items,
     model: common.ModelName = "cifar10-simclr-trunk",
     per: Annotated[int, typer.Option(help="Samples of each photo.")] = 8,
     steps: common.Steps = "50",
@@ -49,20 +57,26 @@ def sample(
 ) -> None:
     """Draw pictures from each photo's representation and put them on a sheet.
 
-    Interrupting keeps what is finished.
+    Interrupting keeps what is finished. Exit code 3: some items could not be read and were left out.
 
     Example: rcdm sample cat.jpg dog.jpg --model cifar10-simclr-head --per 8 --out sheet.png
     """
     from rcdm_fast import images, storage
+    from rcdm_fast.jobs import draw
+    from rcdm_fast.jobs.settings import JobConfig
 
     if out.suffix.lower() not in images.EXTENSIONS:
         raise images.ImageError(f"{out}: the extension names no picture format")
     storage.check_writable(out)
-    paths = images.expand(photos)
+    paths = given.expand(photos)
     loaded = common.open_model(model, flags, encoder, device, engine, precision)
-    opened = [images.open_image(path) for path in paths]
-    h = loaded.encode(opened)
-    request = loaded.request(h, per=per, steps=steps, solver=solver, eta=eta, guidance=guidance, seed=seed)
+    settings = JobConfig(per, common.whole_number(steps), solver, eta, guidance, seed)  # type: ignore[arg-type]
+    draw.check_request(loaded, settings)  # before anything is read
+    found = given.read(loaded, paths, MAX_SHEET_ROWS)
+    items = [row.place for row in found.rows]
+    request = loaded.request(
+        found.h, items=items, per=per, steps=steps, solver=solver, eta=eta, guidance=guidance, seed=seed
+    )
     finished: list[Tensor] = []
     interrupted = False
     start = time.perf_counter()
@@ -71,16 +85,16 @@ def sample(
             finished.extend(batch.cpu())
             if pictures is not None:
                 for index, picture in zip(range(place.start, place.stop), batch, strict=True):
-                    name = f"{index // per:05d}-{paths[index // per].stem}-{index % per:03d}.png"
+                    row = found.rows[index // per]
+                    name = f"{row.place:05d}-{_short(row.name)}-{index % per:03d}.png"
                     images.save(images.to_pil(picture), pictures / name)
     except KeyboardInterrupt:
         interrupted = True
     seconds = time.perf_counter() - start
     if finished:
-        rows = _rows(loaded, opened, finished, per)[:MAX_SHEET_ROWS]
-        titles = ["photo", "seen", f"samples ({loaded.config.name or model})"]
-        images.save(images.sheet(rows, cell=96, column_titles=titles, group_gaps=[2]), out)
-        common.say(f"{out}: {len(finished)} pictures of {len(paths)} photos")
+        images.save(_sheet(loaded, found.rows[:MAX_SHEET_ROWS], finished, per, loaded.config.name or model), out)
+        what = "photos" if any(row.photo for row in found.rows) else "representations"
+        common.say(f"{out}: {len(finished)} pictures of {len(found.rows)} {what}")
     each = seconds / max(1, len(finished))
     common.say(f"NFE {len(request.schedule)}, {each:.3g} s per picture")
     common.write_json(
@@ -90,6 +104,7 @@ def sample(
             "engine": loaded.engine.describe(),
             "nfe": len(request.schedule),
             "pictures": len(finished),
+            "left_out": len(found.left_out),
             "seconds_per_picture": each,
             "solver": solver,
             "seed": seed,
@@ -97,54 +112,84 @@ def sample(
     )
     if interrupted:
         raise KeyboardInterrupt
+    found.finish()
 
 
-def _rows(model: Model, photos: list[Image.Image], samples: list[Tensor], per: int) -> list[list[Image.Image]]:
-    """Photo, the crop that the encoder sees, and the samples that are finished; photos without any are left out."""
+def _short(name: str) -> str:
+    """Part of a file's name: a path's own name, without what file systems refuse."""
+    return re.sub(r"[^\w.+-]", "_", Path(name).stem)[:60]
+
+
+def _sheet(model: Model, rows: list[given.Row], samples: list[Tensor], per: int, title: str) -> Image.Image:
+    """Photo, the crop that the encoder sees, and the samples that are finished; rows without any are left out."""
+    from PIL import Image
+
     from rcdm_fast import images
 
-    rows = []
-    for number, photo in enumerate(photos):
+    seen = any(row.photo is not None for row in rows)
+    cells, names = [], []
+    for number, row in enumerate(rows):
         own = samples[number * per : (number + 1) * per]
-        if own:
-            seen = model.view(photo)
-            rows.append([photo, images.to_pil(seen[0]), *(images.to_pil(picture) for picture in own)])
-    return rows
+        if not own:
+            break
+        before = []
+        if row.photo is not None:
+            before = [row.photo, images.to_pil(model.view(row.photo)[0])]
+        elif seen:
+            before = [Image.new("RGB", (96, 96), "white")] * 2
+        cells.append([*before, *(images.to_pil(picture) for picture in own)])
+        names.append("" if seen else _short(row.name))
+    titles = ["photo", "seen"] if seen else []
+    return images.sheet(
+        cells, cell=96, column_titles=[*titles, f"samples ({title})"], row_titles=names, group_gaps=[2] if seen else []
+    )
 
 
 def encode(
     photos: Photos,
     model: common.ModelName = "cifar10-simclr-trunk",
-    out: Annotated[Path, typer.Option(help="Where the representations go: .npy, or .safetensors with names.")] = Path(
-        "representations.npy"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="Where the representations go: .npy, or .npz or .safetensors with names.")
+    ] = Path("representations.npy"),
     encoder: common.EncoderSpec = None,
     flags: common.Flags = None,
     device: common.Device = None,
 ) -> None:
     """Write the representations of photos, float32 [N,D], in the order of the photos.
 
+    Exit code 3: some could not be read and were left out; then NAME.paths.json beside an .npy lists the photos of the
+    rows.
+
     Example: rcdm encode photos/ --model cifar10-simclr-trunk --out h.npy
     """
     import json
 
     import numpy as np
-    import torch
 
-    from rcdm_fast import images, storage
+    from rcdm_fast import doors, storage
     from rcdm_fast.config import ConfigError
 
-    if out.suffix not in (".npy", ".safetensors"):
-        raise ConfigError(f"{out}: representations are written as .npy or .safetensors")
-    paths = images.expand(photos)
+    if out.suffix not in (".npy", ".npz", ".safetensors"):
+        raise ConfigError(f"{out}: representations are written as .npy, .npz or .safetensors")
+    storage.check_writable(out)
+    paths = given.expand(photos)
     loaded = common.open_model(model, flags, encoder, device, "auto", "auto")
-    h = torch.cat([loaded.encode(path).cpu() for path in paths])
-    if out.suffix == ".npy":
-        with storage.atomic(out) as temporary, open(temporary, "wb") as file:
-            np.save(file, h.numpy())
+    found = given.read(loaded, paths)
+    h, names = found.h, [doors.escaped(row.name) for row in found.rows]
+    if out.suffix == ".safetensors":
+        storage.save_tensors(out, {"representations": h}, {"paths": json.dumps(names)})
     else:
-        storage.save_tensors(out, {"representations": h}, {"paths": json.dumps([str(path) for path in paths])})
+        with storage.atomic(out) as temporary, open(temporary, "wb") as file:
+            if out.suffix == ".npz":
+                np.savez(file, representations=h.numpy(), paths=np.array(names))
+            else:
+                np.save(file, h.numpy())
+    if found.left_out and out.suffix == ".npy":
+        beside = out.with_suffix(".paths.json")
+        storage.write_json(beside, names)
+        common.say(f"{beside}: the photos of its rows")
     common.say(f"{out}: {len(h)} representations of {h.shape[1]} numbers")
+    found.finish()
 
 
 def interpolate(
