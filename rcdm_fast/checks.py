@@ -21,6 +21,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union
 
+LONGEST = 1000  # values of a list in a configuration
 _SHORT = reprlib.Repr()  # of wrong values in messages
 _SHORT.maxstring = _SHORT.maxother = 80
 _SHORT.maxlong = 40
@@ -236,6 +237,8 @@ def _demand(fault: ConfigError, name: str) -> str:
 def _tuple(hints: tuple[Any, ...], value: Any, name: str) -> tuple[Any, ...]:
     if not isinstance(value, list | tuple):
         raise ConfigError(f"{name} must be a list, got {described(value)}")
+    if len(value) > LONGEST:
+        raise ConfigError(f"{name} must have at most {LONGEST} values, got {len(value)}")
     if hints[-1] is Ellipsis:
         items = tuple(_fitted(hints[0], each, f"{name}[{place}]") for place, each in enumerate(value))
     else:

@@ -117,6 +117,16 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: _process.forked())
 
 
+def _within_autocast() -> bool:
+    """Whether the host is inside a block of autocast, on or off: casts of weights are then kept until that block ends.
+
+    Own blocks of autocast would find the casts of weights from before a step of training.
+    """
+    depth = torch.autocast_increment_nesting()
+    torch.autocast_decrement_nesting()
+    return depth > 1
+
+
 @contextlib.contextmanager
 def apart(gradients: bool = False) -> Iterator[None]:
     """Compute as a freshly imported PyTorch does, on the CPU unless a device is named; the host's settings come back.
@@ -133,6 +143,9 @@ def apart(gradients: bool = False) -> Iterator[None]:
         for kind in _AUTOCAST:
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.is_autocast_cache_enabled() and _within_autocast():
+            stack.callback(torch.set_autocast_cache_enabled, True)
+            torch.set_autocast_cache_enabled(False)
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
         yield

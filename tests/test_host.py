@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import locale
 import logging
 import os
@@ -22,12 +23,14 @@ import torch
 from torch import Tensor, nn
 
 import rcdm_fast
-from rcdm_fast import checkpoint, host
+from rcdm_fast import checkpoint, host, images
 from rcdm_fast.config import EncoderConfig
-from rcdm_fast.encoders import ImageEncoder
+from rcdm_fast.encoders import ImageEncoder, native
 from rcdm_fast.pipeline import Model
 from rcdm_fast.training.adapt import AdaptConfig, adapt
 from rcdm_fast.training.evaluate import EvaluateConfig, evaluate
+from rcdm_fast.training.pretrain_config import PretrainConfig
+from rcdm_fast.training.train import train
 from tests import small, training_process
 
 
@@ -40,6 +43,7 @@ def global_state() -> dict[str, Any]:
         "default dtype": torch.get_default_dtype(),
         "default device": torch.get_default_device(),
         "autocast": [torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")],
+        "autocast's cache": torch.is_autocast_cache_enabled(),
         "autocast dtype": torch.get_autocast_dtype("cpu"),
         "gradients": torch.is_grad_enabled(),
         "inference": torch.is_inference_mode_enabled(),
@@ -109,6 +113,7 @@ class Mixed(nn.Module):
         return out
 
 
+@pytest.fixture(scope="module")
 def network_of_encoder() -> Mixed:
     with torch.random.fork_rng():
         torch.manual_seed(3)
@@ -134,21 +139,21 @@ def given() -> dict[str, Tensor]:
     }
 
 
-def calls(saved: Path, given: dict[str, Tensor], engine: str) -> dict[str, Tensor]:
+def calls(saved: Path, given: dict[str, Tensor], network: nn.Module, engine: str) -> dict[str, Tensor]:
     """What the public methods of a model give that is loaded and used right here."""
-    encoder = ImageEncoder(network_of_encoder(), EncoderConfig("module", image_size=8, dim=small.DIM))
+    encoder = ImageEncoder(network, EncoderConfig("module", image_size=8, dim=small.DIM))
     model = rcdm_fast.load(saved, encoder=encoder, device="cpu", engine=engine, precision="fp32")
     h, pictures = given["h"], given["pictures"]
     drawn = list(model.generate(h, per=1, steps=2))
     return {
         "weights": next(model.unet.parameters()),
         "encode": model.encode(pictures),
-        "encode an image": model.encode([pictures[0]]) if False else model.encode(pictures[:1]),
-        "view": model.encoder.view(pictures) if model.encoder is not None else pictures,
+        "encode images": model.encode([pictures[0], images.to_pil(pictures[1])]),
+        "view": model.view(images.to_pil(pictures[0])),
         "sample": model.sample(h, per=2, steps=3, eta=0.5),
         "ancestral": model.sample(h, per=1, steps=3, solver="ancestral"),
-        "batches": torch.cat([part for _, part in model.batches(model.request(h, per=2, steps=2), 2)]),
-        "generate": torch.cat([each.pictures for each in drawn]),
+        "batches": [part for _, part in model.batches(model.request(h, per=2, steps=2), 3)][-1],
+        "generate": drawn[-1].pictures,
         "interpolate": model.interpolate(h[0], h[1], 3, steps=2),
         "invert": model.invert(pictures, steps=2),
         "network": model.network(given["x"], given["t"], h),
@@ -157,24 +162,30 @@ def calls(saved: Path, given: dict[str, Tensor], engine: str) -> dict[str, Tenso
 
 
 @pytest.fixture(scope="module", params=["eager", "native"])
-def plain(request: pytest.FixtureRequest, saved: Path, given: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
-    return request.param, calls(saved, given, request.param)
+def plain(
+    request: pytest.FixtureRequest, saved: Path, given: dict[str, Tensor], network_of_encoder: Mixed
+) -> tuple[str, dict[str, Tensor]]:
+    return request.param, calls(saved, given, network_of_encoder, request.param)
 
 
 @pytest.mark.parametrize("name", HOSTS)
 def test_a_host_and_the_library_leave_each_other_alone(
-    name: str, plain: tuple[str, dict[str, Tensor]], saved: Path, given: dict[str, Tensor]
+    name: str,
+    plain: tuple[str, dict[str, Tensor]],
+    saved: Path,
+    given: dict[str, Tensor],
+    network_of_encoder: Mixed,
 ) -> None:
     engine, expected = plain
     with HOSTS[name]():
         before = global_state()
-        found = calls(saved, given, engine)
+        found = calls(saved, given, network_of_encoder, engine)
         after = global_state()
     changed = [key for key, value in before.items() if after[key] != value]
     assert not changed, f"changed: {changed}"
     for call, value in expected.items():
-        assert found[call].dtype == value.dtype and found[call].device == value.device, call
-        assert not found[call].is_inference() and not found[call].requires_grad, call
+        assert (found[call].dtype, found[call].device) == (value.dtype, value.device), call
+        assert [found[call].is_inference(), found[call].requires_grad] == [False, False], call
         assert torch.equal(found[call], value), call
 
 
@@ -182,10 +193,10 @@ def test_a_host_and_the_library_leave_each_other_alone(
 def test_training_adapting_and_evaluating_too(name: str, tmp_path: Path) -> None:
     data = training_process.data()
 
-    def run(folder: Path) -> list[Tensor]:
-        from rcdm_fast.training.train import train
+    unet = dataclasses.replace(small.UNET, representation_dim=0, dropout=0.2)
 
-        trained = train(training_process.config(encoder, dropout=0.2), data, folder / "run")
+    def run(folder: Path) -> list[Tensor]:
+        trained = train(training_process.config(str(encoder), pictures=32, unet=unet), data, folder / "run")
         adapted = adapt(
             AdaptConfig("adapted", str(trained), EncoderConfig(f"file:{encoder}", image_size=8), steps=2, batch_size=4),
             data,
@@ -196,7 +207,9 @@ def test_training_adapting_and_evaluating_too(name: str, tmp_path: Path) -> None
         weights = [*checkpoint.load_model(trained)[1].values(), *checkpoint.load_model(adapted)[1].values()]
         return [*weights, torch.tensor(result.reciprocal_ranks, dtype=torch.float64)]
 
-    encoder = training_process.encoder_file(tmp_path)
+    pretraining = PretrainConfig("tiny", image_size=8, stem=8, widths=(8, 8), blocks=(1, 1), projector=(8, 4))
+    encoder = tmp_path / "encoder.safetensors"
+    native.save(encoder, pretraining.network(), pretraining.encoder(), {})
     expected = run(tmp_path / "plain")
     with HOSTS[name]():
         before = global_state()
@@ -261,7 +274,8 @@ def test_a_network_that_is_trained_goes_on_training(given: dict[str, Tensor]) ->
     weights = {name: value.clone() for name, value in network.state_dict().items()}
     model = Model.from_network(network, small.SCHEDULE)
     first = model.sample(given["h"], per=1, steps=2)
-    assert network.training and all(part.training for part in network.modules())
+    assert network.training
+    assert all(part.training for part in network.modules())
     assert all(parameter.requires_grad for parameter in network.parameters())
     assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
     network(given["x"], given["t"], given["h"]).sum().backward()
@@ -269,13 +283,14 @@ def test_a_network_that_is_trained_goes_on_training(given: dict[str, Tensor]) ->
         for parameter in network.parameters():
             parameter.add_(1.0)
     assert torch.equal(model.sample(given["h"], per=1, steps=2), first)
-    assert not model.unet.training and not any(parameter.requires_grad for parameter in model.unet.parameters())
+    assert not model.unet.training
+    assert not any(parameter.requires_grad for parameter in model.unet.parameters())
 
 
 def test_a_network_of_another_type_is_copied_as_float32(given: dict[str, Tensor]) -> None:
     model = Model.from_network(small.network().to(torch.bfloat16), small.SCHEDULE)
     assert model.sample(given["h"], per=1, steps=2).dtype == torch.float32
-    with pytest.raises(rcdm_fast.ConfigError, match="expected an rcdm_fast.unet.UNet, got Linear"):
+    with pytest.raises(rcdm_fast.ConfigError, match=r"expected an rcdm_fast\.unet\.UNet, got Linear"):
         Model.from_network(nn.Linear(2, 2), small.SCHEDULE)  # type: ignore[arg-type]
 
 
