@@ -5,8 +5,8 @@ A host may have autocast on, gradients off, another default dtype or device, or 
 thread is set for the calling thread alone. What belongs to the whole process is touched only where the host has changed
 it, and put back when the last call that needs it plain has ended, however calls of several threads overlap.
 
-A host's number of threads, its deterministic algorithms and its device's own switches are its own decisions: they are
-respected, and change no picture.
+A host's number of threads, its deterministic algorithms and its devices' own switches are its own decisions: they are
+respected. The number of threads may change the last bits of a result.
 
 Knows nothing about models.
 """

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rcdm_fast import images
+from rcdm_fast import doors, images
 from rcdm_fast.images import ImageSource
 
 Pictures = ImageSource | Iterable[ImageSource]  # a path may be a folder's
@@ -36,8 +36,10 @@ def several(given: Pictures) -> Tensor | list[Any]:
 
 
 def _files(given: Any) -> list[Any]:
-    folder = isinstance(given, str | os.PathLike) and os.path.isdir(given)
-    return list(images.find(given)) if folder else [given]
+    if not isinstance(given, str | os.PathLike):
+        return [given]
+    path = doors.path(given, images.ImageError)
+    return list(images.find(path)) if path.is_dir() else [given]
 
 
 def load(found: list[Any], on_bad: OnBad | None = None) -> Iterator[tuple[int, Tensor]]:

@@ -32,6 +32,7 @@ from rcdm_fast.training.evaluate import EvaluateConfig, evaluate
 from rcdm_fast.training.pretrain_config import PretrainConfig
 from rcdm_fast.training.train import train
 from tests import small, training_process
+from tests.tolerances import BATCH_SPLIT_ABS
 
 
 def global_state() -> dict[str, Any]:
@@ -186,7 +187,10 @@ def test_a_host_and_the_library_leave_each_other_alone(
     for call, value in expected.items():
         assert (found[call].dtype, found[call].device) == (value.dtype, value.device), call
         assert [found[call].is_inference(), found[call].requires_grad] == [False, False], call
-        assert torch.equal(found[call], value), call
+        allowed = BATCH_SPLIT_ABS if name == "one thread" else 0.0
+        torch.testing.assert_close(
+            found[call], value, atol=allowed, rtol=0, msg=lambda text, call=call: f"{call}: {text}"
+        )
 
 
 @pytest.mark.parametrize("name", ["autocast to bfloat16", "float64 by default", "inference", "another seed"])
