@@ -32,7 +32,7 @@ from rcdm_fast.training.evaluate import EvaluateConfig, evaluate
 from rcdm_fast.training.pretrain_config import PretrainConfig
 from rcdm_fast.training.train import train
 from tests import small, training_process
-from tests.tolerances import BATCH_SPLIT_ABS
+from tests.tolerances import THREADS_ABS
 
 
 def global_state() -> dict[str, Any]:
@@ -187,7 +187,9 @@ def test_a_host_and_the_library_leave_each_other_alone(
     for call, value in expected.items():
         assert (found[call].dtype, found[call].device) == (value.dtype, value.device), call
         assert [found[call].is_inference(), found[call].requires_grad] == [False, False], call
-        allowed = BATCH_SPLIT_ABS if name == "one thread" else 0.0
+        allowed = 0.0
+        if name == "one thread":  # it may round otherwise, by a level of 8 bits at most
+            allowed = 1.0 if value.dtype == torch.uint8 else THREADS_ABS
         torch.testing.assert_close(
             found[call], value, atol=allowed, rtol=0, msg=lambda text, call=call: f"{call}: {text}"
         )

@@ -256,7 +256,7 @@ def test_devices() -> None:
     assert arguments.device("cpu:0") == arguments.device(torch.device("cpu")) == torch.device("cpu")
     with pytest.raises(ConfigError, match=r"no device is called 'gpu'.*did you mean cuda\?"):
         arguments.device("gpu")
-    with pytest.raises(ConfigError, match="device must be a whole number, got 1.5"):
+    with pytest.raises(ConfigError, match="device must be a whole number"):
         arguments.device(1.5)
     if torch.cuda.is_available():
         with pytest.raises(ConfigError, match=rf"there are only cuda:0\.\.cuda:{torch.cuda.device_count() - 1}"):

@@ -20,6 +20,7 @@ import rcdm_fast
 from rcdm_fast import checkpoint, engines
 from rcdm_fast.pipeline import Model
 from tests import small
+from tests.tolerances import THREADS_ABS
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,7 @@ FORK = """
     if child == 0:
         torch.set_num_threads(int(sys.argv[3]))
         try:
-            print("near", torch.allclose(model.sample(h, per=4, steps=2), expected, atol=1e-4), flush=True)
+            print("near", torch.allclose(model.sample(h, per=4, steps=2), expected, atol=float(sys.argv[4])), flush=True)
         except rcdm_fast.SamplingError as error:
             print(error, flush=True)
         os._exit(0)
@@ -112,6 +113,6 @@ FORK = """
 @pytest.mark.parametrize("engine", ["eager", "native"])
 @pytest.mark.parametrize(("threads", "said"), [(2, "this is a fork of it"), (1, "near True")])
 def test_a_forked_process_is_told_or_works(engine: str, threads: int, said: str, saved: Path) -> None:
-    command = [sys.executable, "-c", textwrap.dedent(FORK), str(saved), engine, str(threads)]
+    command = [sys.executable, "-c", textwrap.dedent(FORK), str(saved), engine, str(threads), str(THREADS_ABS)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert said in done.stdout, done.stderr
