@@ -41,6 +41,7 @@ NATIVE_FILE = hub.FILE  # in a folder or a hub repository
 _WEIGHT_ENDINGS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 _SHOWN = 3  # tensor names per message
 _MARKS = ("time_embed.0.weight", "time_embed.2.weight", "input_blocks.0.0.weight", "out.2.weight")  # of every network
+_SMALL = 10_000_000  # parameters of a network that can be compared name by name, whatever the file lacks
 
 
 class CheckpointError(ValueError):
@@ -280,6 +281,11 @@ def _checked(unet: UNetConfig, found: Mapping[str, Tensor], where: str) -> dict[
 
 
 def _check_fit(unet: UNetConfig, found: Mapping[str, Tensor], where: str) -> None:
+    held = sum(tensor.numel() for tensor in found.values())
+    if unet.parameters > 2 * held + _SMALL:  # before thousands of layers are described to say what is missing
+        raise CheckpointError(
+            f"{where}: the configuration describes a network of {unet.parameters} parameters, the file holds {held}"
+        )
     with torch.device("meta"):
         expected = {name: tensor.shape for name, tensor in UNet(unet).state_dict().items()}
     problems = {

@@ -1,7 +1,9 @@
 """The frozen, versioned description of a model: network, diffusion schedule, encoder convention.
 
 A configuration is plain data. It is stored as JSON inside the weights file, so that a file explains itself,
-and it is checked when it is made: a value that no model can have never reaches a network.
+and it is checked when it is made: a value that no model can have never reaches a network. Limits are generous for real
+models (the published 512-px releases are far inside) and there so that a damaged or foreign file cannot ask for all
+memory or hours with one number.
 
 This module does not know about tensors, files or devices (`checkpoint.py` reads and writes them).
 """
@@ -13,7 +15,12 @@ import json
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from functools import cached_property
+from typing import Annotated, Any, Literal, TypeVar
+
+from rcdm_fast import size
+from rcdm_fast.checks import Checked, Count, Range, Share, ShareBelowOne, described, meant
+from rcdm_fast.checks import ConfigError as ConfigError
 
 T = TypeVar("T")
 
@@ -31,10 +38,6 @@ ChannelOrder = Literal["rgb", "bgr"]
 Layout = Literal["auto", "nchw", "nhwc"]
 
 
-class ConfigError(ValueError):
-    """A configuration, a flag or a combination of flags that describes no model."""
-
-
 # Published channel multipliers by image size (guided-diffusion `create_model`, empty `channel_mult`).
 DEFAULT_CHANNEL_MULT: dict[int, tuple[float, ...]] = {
     512: (0.5, 1, 1, 2, 2, 4, 4),
@@ -45,6 +48,17 @@ DEFAULT_CHANNEL_MULT: dict[int, tuple[float, ...]] = {
 
 GROUPS = 32  # of every GroupNorm in the network
 
+MAX_IMAGE_SIZE = 2048  # pixels a side that a network makes or an encoder sees
+MAX_RESIZE = 4096  # pixels that an encoder's pictures are resized to before they are cropped
+MAX_LEVELS = 12  # resolutions of a network
+MAX_BLOCKS = 64  # residual blocks of a level
+MAX_CHANNELS = 16_384  # of a level
+MAX_WIDTH = 2**20  # of a representation, and of the table of class labels
+MAX_DIFFUSION_STEPS = 100_000
+MAX_PARAMETERS = 20_000_000_000  # 80 GB in float32; the published 512-px networks have 0.6 billion
+
+_Side = Annotated[int, Range(1, MAX_IMAGE_SIZE)]
+
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
@@ -52,19 +66,22 @@ def _require(condition: bool, message: str) -> None:
 
 
 @dataclass(frozen=True)
-class UNetConfig:
+class UNetConfig(Checked):
     """Shape of the ADM UNet. Names are those of the published flags.
 
     `attention_resolutions` are picture sizes in pixels (32, 16, 8), not downsampling factors.
     `num_head_channels` and `num_heads_upsample` use -1 for "not set", as published.
     `representation_dim` is the published `ssl_dim`; 0 means that no representation conditions the network.
     `num_classes` 0 means that no class label conditions it.
+
+    Limits: 2048 pixels, 12 levels of 64 blocks, 16,384 channels, representations and labels up to 2^20, and 20 billion
+    parameters in all (`parameters`).
     """
 
-    image_size: int
-    num_channels: int
-    channel_mult: tuple[float, ...]
-    num_res_blocks: int = 2
+    image_size: _Side
+    num_channels: Annotated[int, Range(1, MAX_CHANNELS)]
+    channel_mult: tuple[Annotated[float, Range(above=0)], ...]
+    num_res_blocks: Annotated[int, Range(1, MAX_BLOCKS)] = 2
     attention_resolutions: tuple[int, ...] = (16, 8)
     num_heads: int = 4
     num_head_channels: int = -1
@@ -74,27 +91,30 @@ class UNetConfig:
     use_new_attention_order: bool = False
     conv_resample: bool = True
     learn_sigma: bool = False
-    representation_dim: int = 0
-    num_classes: int = 0
-    dropout: float = 0.0
+    representation_dim: Annotated[int, Range(0, MAX_WIDTH)] = 0
+    num_classes: Annotated[int, Range(0, MAX_WIDTH)] = 0
+    dropout: ShareBelowOne = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         levels = len(self.channel_mult)
         _require(levels > 0, "channel_mult is empty")
-        _require(self.image_size > 0, f"image_size must be positive, got {self.image_size}")
+        _require(levels <= MAX_LEVELS, f"channel_mult has {levels} levels, more than {MAX_LEVELS}")
         _require(
             self.image_size % 2 ** (levels - 1) == 0,
             f"image_size {self.image_size} cannot be halved {levels - 1} times (channel_mult has {levels} levels)",
         )
-        _require(self.num_res_blocks > 0, f"num_res_blocks must be positive, got {self.num_res_blocks}")
-        _require(0.0 <= self.dropout < 1.0, f"dropout must be in [0, 1), got {self.dropout}")
-        _require(self.representation_dim >= 0, "representation_dim (ssl_dim) cannot be negative")
-        _require(self.num_classes >= 0, "num_classes cannot be negative")
         for channels in self.level_channels:
             _require(
                 channels > 0 and channels % GROUPS == 0,
                 f"num_channels x channel_mult gives {channels} channels, not a multiple of {GROUPS} (GroupNorm)",
             )
+            _require(
+                channels <= MAX_CHANNELS,
+                f"num_channels x channel_mult gives {described(channels)} channels, more than {MAX_CHANNELS}",
+            )
+        count = len(self.attention_resolutions)
+        _require(count <= MAX_LEVELS, f"{count} attention resolutions, more than {MAX_LEVELS} levels can have")
         for resolution in self.attention_resolutions:
             _require(
                 resolution > 0 and self.image_size % resolution == 0,
@@ -104,6 +124,10 @@ class UNetConfig:
             if self.attends_at(level) or level == levels - 1:
                 for upsampling in (False, True):
                     self.heads(channels, upsampling)
+        _require(
+            self.parameters <= MAX_PARAMETERS,
+            f"this network has {self.parameters / 1e9:.3g} billion parameters, more than {MAX_PARAMETERS // 10**9}",
+        )
 
     @property
     def level_channels(self) -> tuple[int, ...]:
@@ -115,6 +139,11 @@ class UNetConfig:
         """3 (eps), or 6 when the variance is learned: eps first, then the variance value."""
         return 6 if self.learn_sigma else 3
 
+    @cached_property
+    def parameters(self) -> int:
+        """Numbers in all tensors of the network."""
+        return size.parameters(self)
+
     def attends_at(self, level: int) -> bool:
         """Whether the blocks of this level (0 is the finest) are followed by self-attention."""
         return self.image_size // 2**level in self.attention_resolutions
@@ -122,6 +151,7 @@ class UNetConfig:
     def heads(self, channels: int, upsampling: bool) -> int:
         """Number of attention heads at a width, in the encoder half or (`upsampling`) the decoder half."""
         if self.num_head_channels != -1:
+            _require(self.num_head_channels > 0, f"heads cannot have {self.num_head_channels} channels")
             heads, rest = divmod(channels, self.num_head_channels)
             _require(
                 rest == 0 and heads > 0, f"{channels} channels do not split into heads of {self.num_head_channels}"
@@ -135,29 +165,25 @@ class UNetConfig:
 
 
 @dataclass(frozen=True)
-class ScheduleConfig:
+class ScheduleConfig(Checked):
     """The forward process, and what the network's output means.
 
     `rescale_timesteps` feeds the network t * 1000 / diffusion_steps, as published. `variance` matters to
     ancestral sampling and to the L_vlb term only. `clamp_variance` keeps a learned variance between its bounds in
     ancestral sampling: a network with few steps of training asks for more than the largest, which the published code
-    lets it have, and with few sampling steps that explodes.
+    lets it have, and with few sampling steps that explodes. At most 100,000 steps.
     """
 
-    diffusion_steps: int = 1000
+    diffusion_steps: Annotated[int, Range(1, MAX_DIFFUSION_STEPS)] = 1000
     noise_schedule: NoiseSchedule = "linear"
     prediction: Prediction = "eps"
     variance: Variance = "fixed_large"
     rescale_timesteps: bool = False
     clamp_variance: bool = False
 
-    def __post_init__(self) -> None:
-        _require(self.diffusion_steps > 0, f"diffusion_steps must be positive, got {self.diffusion_steps}")
-        _require_choices(self)
-
 
 @dataclass(frozen=True)
-class EncoderConfig:
+class EncoderConfig(Checked):
     """How a picture becomes a representation: which network, which layer, which input convention.
 
     `source` names the network: ``bundled:NAME``, ``file:PATH`` (native encoder file), ``timm:NAME``,
@@ -174,38 +200,40 @@ class EncoderConfig:
     network. `border` ``black`` lets `resize_to` be smaller than `image_size`: what is missing around the picture is
     black. `channel_order` is the one in which the network takes its colors; `mean` and `std` are in that order.
     `layout` is the order of a layer's four-dimensional output, of which `pooling` ``mean`` averages rows and columns;
-    ``auto`` takes it from the network, or from trying it, and is an error where neither tells.
+    ``auto`` takes it from the network, or from trying it, and is an error where neither tells. `image_size` is at most
+    2048, `resize_to` 4096, `dim` 2^20.
     """
 
     source: str
     layer: str = "backbone"
     pooling: Pooling = "none"
-    image_size: int = 224
+    image_size: _Side = 224
     resize: Resize = "short_side"
-    resize_to: int = 0  # 0 means image_size
+    resize_to: Annotated[int, Range(0, MAX_RESIZE)] = 0  # 0 means image_size
     interpolation: Interpolation = "bilinear"
     rounding: Rounding = "nearest"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     normalize: bool = False
-    dim: int = 0  # width of the representation; 0 means not known before the first picture
+    dim: Annotated[int, Range(0, MAX_WIDTH)] = (
+        0  # width of the representation; 0 means not known before the first picture
+    )
     architecture: Mapping[str, Any] = field(default_factory=dict)
     border: Border = "none"
     channel_order: ChannelOrder = "rgb"
     layout: Layout = "auto"
 
     def __post_init__(self) -> None:
-        _require(self.image_size > 0, f"encoder image_size must be positive, got {self.image_size}")
+        super().__post_init__()
         _require(
             self.resize_to == 0 or self.resize_to >= self.image_size or self.border != "none",
             f"encoder resize_to ({self.resize_to}) is smaller than image_size ({self.image_size})",
         )
         _require(all(value > 0 for value in self.std), f"encoder std must be positive, got {self.std}")
-        _require_choices(self)
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Checked):
     """Everything a weights file says about itself. `info` is free text and numbers for the reader (steps, data).
 
     `representation_dropout` is the share of training pictures whose representation was replaced by zeros; with some,
@@ -217,25 +245,16 @@ class ModelConfig:
     encoder: EncoderConfig | None = None
     name: str = ""
     info: Mapping[str, Any] = field(default_factory=dict)
-    representation_dropout: float = 0.0
-    format_version: int = FORMAT_VERSION
+    representation_dropout: Share = 0.0
+    format_version: Count = FORMAT_VERSION
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         learned = self.schedule.variance == "learned_range"
         _require(
             learned == self.unet.learn_sigma,
             f"learn_sigma={self.unet.learn_sigma} contradicts variance={self.schedule.variance!r}",
         )
-
-
-def _require_choices(config: Any) -> None:
-    """Check every field of `config` whose type is a Literal."""
-    hints = typing.get_type_hints(type(config))
-    for name, hint in hints.items():
-        if typing.get_origin(hint) is Literal:
-            choices = typing.get_args(hint)
-            value = getattr(config, name)
-            _require(value in choices, f"{name} must be one of {', '.join(choices)}; got {value!r}")
 
 
 def to_json(config: Any) -> str:
@@ -252,8 +271,12 @@ def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "config") -> T
         raise ConfigError(f"{where}: expected an object, got {type(data).__name__}")
     hints = typing.get_type_hints(cls)
     fields = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    unknown = sorted(set(data) - set(fields))
-    _require(not unknown, f"{where}: unknown key {', '.join(unknown)}; known: {', '.join(sorted(fields))}")
+    unknown = sorted(str(key) for key in data if key not in fields)
+    if unknown:
+        near = next(
+            (text for each in unknown if (text := meant(each, fields))), f"; known: {', '.join(sorted(fields))}"
+        )
+        raise ConfigError(f"{where}: unknown key {', '.join(unknown)[:200]}{near}")
     missing = sorted(
         name
         for name, item in fields.items()
@@ -268,29 +291,32 @@ def from_json(cls: type[T], text: str, where: str = "config") -> T:
     """`from_dict` over JSON text."""
     try:
         data = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # too many digits and too many brackets are no JSONDecodeError
         raise ConfigError(f"{where}: not valid JSON ({error})") from error
-    if isinstance(data, dict) and data.get("format_version", FORMAT_VERSION) > FORMAT_VERSION:
+    version = data.get("format_version", FORMAT_VERSION) if isinstance(data, dict) else FORMAT_VERSION
+    if isinstance(version, int) and version > FORMAT_VERSION:
         raise ConfigError(
-            f"{where}: written in format {data['format_version']}, this version reads up to {FORMAT_VERSION}; "
+            f"{where}: written in format {described(version)}, this version reads up to {FORMAT_VERSION}; "
             "update rcdm_fast"
         )
     return from_dict(cls, data, where)
 
 
 def _coerce(hint: Any, value: Any, where: str) -> Any:
-    """One JSON value as the type that a field asks for."""
+    """One JSON value as the type that a field asks for, as far as that is about structure; the rest is `Checked`'s."""
     arguments = typing.get_args(hint)
     if type(None) in arguments:
         if value is None:
             return None
-        (hint,) = (item for item in arguments if item is not type(None))
+        inside = [item for item in arguments if item is not type(None)]
+        if len(inside) > 1:
+            return value
+        (hint,) = inside
         arguments = typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else from_dict(hint, value, where)  # type: ignore[arg-type]
-    origin = typing.get_origin(hint)
-    if origin is tuple:
-        _require(isinstance(value, list | tuple), f"{where}: expected a list, got {value!r}")
+    if typing.get_origin(hint) is tuple:
+        _require(isinstance(value, list | tuple), f"{where}: expected a list, got {described(value)}")
         item_hint = arguments[0]
         return tuple(_coerce(item_hint, item, where) for item in value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
@@ -298,6 +324,6 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
     if hint in (int, float, bool, str):
         _require(
             isinstance(value, hint) and not (hint is int and isinstance(value, bool)),
-            f"{where}: expected {hint.__name__}, got {value!r}",
+            f"{where}: expected {hint.__name__}, got {described(value)}",
         )
     return value

@@ -21,11 +21,13 @@ from torch import Tensor
 
 from rcdm_fast import benchmarking, conditioning, engines
 from rcdm_fast.benchmarking import Times
+from rcdm_fast.checks import Checked, Count, Seed
 from rcdm_fast.conditioning import ConditioningPlan
 from rcdm_fast.config import ConfigError
 from rcdm_fast.encoders import Encoder
 from rcdm_fast.pipeline import Model
 from rcdm_fast.sampling import Request
+from rcdm_fast.solvers import SolverName
 
 
 @dataclass(frozen=True)
@@ -57,15 +59,15 @@ REFERENCE = Case("eager", "fp32")
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """What is drawn: `per` pictures of every representation, in batches; each case is timed in `rounds` rounds."""
 
-    steps: int | str = 25
-    solver: str = "ddim"
-    per: int = 4
-    seed: int = 0
-    batch_size: int = 8
-    rounds: int = 5
+    steps: Count | str = 25
+    solver: SolverName = "ddim"
+    per: Count = 4
+    seed: Seed = 0
+    batch_size: Count = 8
+    rounds: Count = 5
 
 
 @dataclass(frozen=True)

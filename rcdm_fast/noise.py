@@ -10,20 +10,21 @@ Knows nothing about schedules: step 0 is x_T, step i + 1 the noise of the i-th s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rcdm_fast.checks import Range, whole
+
 MAX_SEED = 2**64
 
 
-def check_seed(seed: int) -> int:
-    """The seed itself, if it is an int in 0..2^64-1; `ValueError` otherwise."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < MAX_SEED:
-        raise ValueError(f"seed must be an int in 0..2^64-1, got {seed!r}")
-    return seed
+def check_seed(seed: Any) -> int:
+    """The seed as an int, if it is a whole number in 0..2^64-1; `ConfigError` otherwise."""
+    return whole(seed, "seed", Range(0, MAX_SEED - 1))
 
 
 def keyed_normal(seed: int, item: int, sample: int, step: int, count: int) -> NDArray[np.float32]:

@@ -5,7 +5,6 @@ Knows nothing about encoders, files or which network the engine runs.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rcdm_fast import noise, solvers
+from rcdm_fast import arguments, noise, solvers
+from rcdm_fast.checks import Range, whole
 from rcdm_fast.conditioning import ConditioningPlan
-from rcdm_fast.config import ConfigError, ModelConfig, UNetConfig
+from rcdm_fast.config import ConfigError, ModelConfig
 from rcdm_fast.engines import Engine
 from rcdm_fast.schedule import Schedule
 
@@ -75,39 +75,58 @@ class Request:
         return torch.cat([self.representation, torch.zeros_like(self.representation[:1])])
 
 
-def checked_guidance(config: ModelConfig, guidance: float) -> float:
-    """A strength that the model can be guided with; `ConfigError` if it cannot."""
-    if not math.isfinite(guidance) or guidance < 0:
-        raise ConfigError(f"guidance must be a number >= 0, got {guidance}")
-    if guidance != 1 and not config.representation_dropout:
-        raise ConfigError("guidance needs a model that was trained with representation dropout; this one was not")
-    return guidance
+def request(
+    config: ModelConfig,
+    device: torch.device,
+    h: Any,
+    *,
+    label: Any,
+    items: Any,
+    per: Any,
+    steps: int | str,
+    solver: str,
+    eta: Any,
+    guidance: Any,
+    seed: Any,
+    clip: Any,
+    given_noise: Any,
+    step_noise: Any,
+    pairs: Any,
+) -> Request:
+    """Check the arguments of `Model.sample` and `Model.request` (which see) for a model on a device.
 
-
-def checked_condition(
-    unet: UNetConfig, h: Tensor | None, label: Tensor | None, device: torch.device
-) -> tuple[Tensor | None, Tensor | None]:
-    """Representation and label as a network needs them, on its device; `ConfigError` if they do not fit."""
-    if (h is None) != (unet.representation_dim == 0):
-        needs = f"needs h [R,{unet.representation_dim}]" if unet.representation_dim else "takes no representation"
-        raise ConfigError(f"this model {needs}")
-    if (label is None) != (unet.num_classes == 0):
+    Raises:
+        ConfigError: the model cannot be asked for that.
+    """
+    per = whole(per, "per", Range(1))
+    if pairs is not None and (given_noise is not None or step_noise is not None):
+        raise ConfigError("pairs have keyed noise: noise and step_noise cannot be given with them")
+    h, label = arguments.condition(config.unet, h, label, device)
+    conditioned = next((len(value) for value in (h, label) if value is not None), None)
+    keys = arguments.keys(items, conditioned)
+    options = solvers.SolverOptions(eta, clip)
+    if solver == "ancestral" and options.eta:
         raise ConfigError(
-            f"this model needs label= in 0..{unet.num_classes - 1}" if unet.num_classes else "this model takes no label"
+            f"eta is a setting of ddim; ancestral sampling has none, so it must be 0, got {options.eta:g}"
         )
-    if h is not None:
-        if h.ndim != 2 or h.shape[1] != unet.representation_dim:
-            raise ConfigError(f"h must be [R,{unet.representation_dim}], got {list(h.shape)}")
-        h = h.detach().to(device, torch.float32)
-        if not bool(h.isfinite().all()):
-            raise ConfigError("h contains NaN or infinity")
-    if label is not None:
-        if label.ndim != 1 or label.is_floating_point():
-            raise ConfigError(f"label must be int64 [R], got {label.dtype} {list(label.shape)}")
-        if len(label) and not (0 <= int(label.min()) and int(label.max()) < unet.num_classes):
-            raise ConfigError(f"label must be in 0..{unet.num_classes - 1}")
-        label = label.to(device, torch.int64)
-    return h, label
+    schedule = Schedule.make(config.schedule, steps)
+    picture = (3, config.unet.image_size, config.unet.image_size)
+    shape = (len(keys), per, *picture)
+    return Request(
+        representation=h,
+        label=label,
+        items=keys,
+        per=per,
+        schedule=schedule,
+        solver=solvers.find(solver),
+        options=options,
+        guidance=arguments.guidance(config, guidance),
+        seed=noise.check_seed(seed),
+        noise=None if given_noise is None else arguments.noise(given_noise, "noise", shape),
+        step_noise=None if step_noise is None else arguments.noise(step_noise, "step_noise", (len(schedule), *shape)),
+        picture=picture,
+        pairs=None if pairs is None else arguments.pairs(pairs, len(keys)),
+    )
 
 
 def run(
@@ -216,15 +235,14 @@ def _bar(total: int, progress: bool) -> Any:
 
 
 def interpolation_path(a: Tensor, b: Tensor, frames: int, mode: str) -> Tensor:
-    """Points from a [D] to b [D], both ends included; float32 [frames,D].
+    """Points from a to b, float32 [D], both ends included; float32 [frames,D].
 
     Raises:
         ConfigError: different widths, an unknown mode, or a spherical path from zero or to the opposite direction.
     """
-    a, b = a.float(), b.float()
     if a.shape != b.shape:
         raise ConfigError(f"the two representations have different widths: {len(a)} and {len(b)}")
-    weight = torch.linspace(0, 1, frames, device=a.device)[:, None]
+    weight = torch.linspace(0, 1, frames, dtype=torch.float32, device=a.device)[:, None]
     if mode == "linear":
         return torch.lerp(a[None], b[None], weight)
     if mode != "spherical":

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import benchmarking, conditioning, engines, solvers
+from rcdm_fast.checks import Checked, Count
 from rcdm_fast.conditioning import ConditioningPlan
 from rcdm_fast.config import ConfigError
 from rcdm_fast.pipeline import Model
@@ -34,17 +35,17 @@ SEED = 0
 
 
 @dataclass(frozen=True)
-class Case:
+class Case(Checked):
     """One way to draw pictures. `engine` ``auto`` is the model's own."""
 
     engine: str = "auto"
     precision: str = "auto"
     solver: str = "ddim"
-    steps: int | str = 50
+    steps: Count | str = 50
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Checked):
     """What to measure.
 
     Attributes:
@@ -64,6 +65,7 @@ class Plan:
     published: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, value in (("batch", self.batch), ("rounds", self.rounds)):
             if value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")

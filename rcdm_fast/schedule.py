@@ -10,12 +10,14 @@ Knows nothing about networks, pictures or the order in which a solver visits the
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rcdm_fast.checks import described, whole
 from rcdm_fast.config import ConfigError, NoiseSchedule, ScheduleConfig
 
 Floats = NDArray[np.float64]
@@ -55,7 +57,7 @@ def respace(base_steps: int, spec: int | str) -> tuple[int, ...]:
     Raises:
         ConfigError: the text is none of these, or asks for more steps than there are.
     """
-    text = str(spec).strip()
+    text = spec.strip() if isinstance(spec, str) else str(whole(spec, "steps"))
     if text.startswith("ddim"):
         count = _positive(text[4:], text)
         for stride in range(1, base_steps + 1):
@@ -80,10 +82,9 @@ def respace(base_steps: int, spec: int | str) -> tuple[int, ...]:
 
 
 def _positive(text: str, spec: str) -> int:
-    try:
-        count = int(text)
-    except ValueError:
-        raise ConfigError(f"steps {spec!r}: expected an int, 'N', 'ddimN' or 'a,b,c'") from None
+    if not re.fullmatch(r"\s*-?[0-9]{1,9}\s*", text, re.ASCII):
+        raise ConfigError(f"steps {described(spec)}: expected an int, 'N', 'ddimN' or 'a,b,c'")
+    count = int(text)
     if count <= 0:
         raise ConfigError(f"steps {spec!r}: must be positive")
     return count

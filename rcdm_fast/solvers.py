@@ -13,21 +13,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from rcdm_fast import ops
-from rcdm_fast.config import ConfigError
+from rcdm_fast.checks import Checked, ConfigError, NotNegative, described, meant
 from rcdm_fast.schedule import Schedule
 
 Predict = Callable[[Tensor, int], Tensor]  # (x [N,3,H,W], k) -> raw output [N,3 or 6,H,W]
 StepNoise = Callable[[int], Tensor]  # i, the number of the step in order of use -> [N,3,H,W]
 Observer = Callable[[int, Tensor], None]  # (i, x after the i-th step)
+SolverName = Literal["ddim", "ancestral"]
 
 
 @dataclass(frozen=True)
-class SolverOptions:
+class SolverOptions(Checked):
     """Settings that every solver understands.
 
     Attributes:
@@ -36,13 +38,9 @@ class SolverOptions:
         observer: sees every intermediate x.
     """
 
-    eta: float = 0.0
+    eta: NotNegative = 0.0
     clip: bool = True
     observer: Observer | None = None
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.eta) and self.eta >= 0):
-            raise ConfigError(f"eta must be a number >= 0, got {self.eta}")
 
 
 Solver = Callable[[Predict, Tensor, Schedule, SolverOptions, StepNoise], Tensor]
@@ -180,6 +178,7 @@ SOLVERS: dict[str, Solver] = {"ddim": ddim, "ancestral": ancestral}
 
 def find(name: str) -> Solver:
     """The solver of that name; `ConfigError` lists the known ones."""
-    if name not in SOLVERS:
-        raise ConfigError(f"no solver called {name!r}; known: {', '.join(sorted(SOLVERS))}")
+    if not isinstance(name, str) or name not in SOLVERS:
+        listed = ", ".join(sorted(SOLVERS))
+        raise ConfigError(f"no solver called {described(name)}; known: {listed}{meant(name, SOLVERS)}")
     return SOLVERS[name]

@@ -143,7 +143,7 @@ def test_flags_that_are_no_part_of_the_model_are_named(caplog: pytest.LogCapture
         ({"attention_resolutions": "1.5"}, "whole numbers"),
         ({"noise_schedule": "sqrt"}, "noise_schedule must be one of"),
         ({"image_size": 32}, "channel_mult must be given for image_size 32"),
-        ({"image_size": 0, "channel_mult": "1"}, "image_size must be positive"),
+        ({"image_size": 0, "channel_mult": "1"}, r"image_size must be in 1\.\.2048, got 0"),
         ({"num_channels": 100}, "not a multiple of 32"),
         ({"num_heads": 5}, "do not split into 5 heads"),
         ({"feat_cond": True, "ssl_dim": 0}, "ssl_dim must be positive"),

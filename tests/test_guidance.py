@@ -67,8 +67,8 @@ def test_guidance_is_refused_where_it_means_nothing() -> None:
     h = torch.randn(2, small.DIM)
     with pytest.raises(ConfigError, match="trained with representation dropout; this one was not"):
         small.model().sample(h, guidance=2.0)
-    for wrong in (-1.0, float("nan")):
-        with pytest.raises(ConfigError, match="guidance must be a number >= 0"):
+    for wrong, demand in ((-1.0, "at least 0, got -1"), (float("nan"), "a finite number, got nan")):
+        with pytest.raises(ConfigError, match=f"guidance must be {demand}"):
             guidable().sample(h, guidance=wrong)
 
 

@@ -357,9 +357,10 @@ def test_labels_and_unconditional_models(tmp_path: Path) -> None:
 
 def test_wrong_settings() -> None:
     for changes, text in (
-        ({"per": 0}, "per and shard_pictures"),
-        ({"format": "zip"}, "known: webdataset, folder, npz, parquet"),
-        ({"encoding": "gif"}, "known: png, jpeg, webp"),
+        ({"per": 0}, "per must be at least 1, got 0"),
+        ({"shard_pictures": 0}, "shard_pictures must be at least 1, got 0"),
+        ({"format": "zip"}, "one of webdataset, folder, npz, parquet; got 'zip'"),
+        ({"encoding": "gif"}, "one of png, jpeg, webp; got 'gif'"),
         ({"quality": 0}, "quality must be in 1..100"),
     ):
         with pytest.raises(ConfigError, match=text):

@@ -181,7 +181,7 @@ def test_inversion_encodes_by_itself_and_batches_alike(model: Model) -> None:
     given = model.invert(photos, model.encode(photos), steps=4)
     torch.testing.assert_close(model.invert(photos, steps=4, batch_size=2), given, atol=BATCH_SPLIT_ABS, rtol=0)
     assert model.invert(small.pictures(2, size=21), steps=2).shape == (2, 3, 8, 8)
-    with pytest.raises(ConfigError, match="iterations must not be negative, got -1"):
+    with pytest.raises(ConfigError, match="iterations must be at least 0, got -1"):
         model.invert(photos, iterations=-1)
 
 

@@ -25,11 +25,12 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from rcdm_fast import checkpoint, storage
+from rcdm_fast import checkpoint, host, storage
 from rcdm_fast import encoders as encoder_room
+from rcdm_fast.checks import Checked, Count, CountOrNone, NotNegative, Positive, Seed, Share, ShareBelowOne
 from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, from_dict
 from rcdm_fast.schedule import Schedule, network_timestep
-from rcdm_fast.training import representations, trust
+from rcdm_fast.training import representations, resume, trust
 from rcdm_fast.training.data import BatchOrder, ImageSet, step_generator
 from rcdm_fast.training.losses import DiffusionLoss, LossConfig
 from rcdm_fast.training.pretrain import learning_rate
@@ -42,13 +43,14 @@ log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, float], None]
 
+FREE = ("name", "weights", "save_every")  # what a run may be resumed with other values of
 WEIGHT, BIAS = "ssl_emb.weight", "ssl_emb.bias"
 DOWN, UP = ".low_rank_down", ".low_rank_up"  # the factors of a layer's update, after the name of its weight
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
-class AdaptConfig:
+class AdaptConfig(Checked):
     """How a model is adapted to another encoder.
 
     Attributes:
@@ -74,28 +76,23 @@ class AdaptConfig:
     encoder: EncoderConfig | None = None
     old_encoder: EncoderConfig | None = None
     loss: LossConfig | None = None
-    steps: int = 300
-    batch_size: int = 32
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.0
-    warmup: float = 0.03
-    ema: float = 0.99
-    clip_norm: float = 1.0
-    rank: int = 0
+    steps: CountOrNone = 300
+    batch_size: Count = 32
+    learning_rate: NotNegative = 1e-3
+    weight_decay: NotNegative = 0.0
+    warmup: Share = 0.03
+    ema: ShareBelowOne = 0.99
+    clip_norm: Positive = 1.0
+    rank: CountOrNone = 0
     updated: Literal["film", "all"] = "film"
     flips: bool = True
     bf16: bool = True
-    seed: int = 0
-    save_every: int = 100
+    seed: Seed = 0
+    save_every: Count = 100
     weights: Literal["fp32", "bf16", "fp16"] = "fp32"
 
-    def __post_init__(self) -> None:
-        if self.steps < 0 or self.rank < 0 or self.batch_size < 1 or self.save_every < 1:
-            raise ConfigError("steps and rank must be 0 or more, batch_size and save_every 1 or more")
-        if self.weights not in _DTYPES or self.updated not in ("film", "all"):
-            raise ConfigError(f"weights must be one of {', '.join(_DTYPES)}; updated must be film or all")
 
-
+@host.guarded(gradients=True, random=True)
 def adapt(
     config: AdaptConfig,
     data: ImageSet,
@@ -126,7 +123,7 @@ def adapt(
     folder = RunFolder(out)
     with folder.locked():
         storage.check_writable(_target(folder, config))
-        return _adapt(config, data, model, frozen, old_config, folder, device, progress)
+        return _adapt(config, data, model, frozen, old_config, folder, device, progress, trusted)
 
 
 def _adapt(
@@ -138,11 +135,16 @@ def _adapt(
     folder: RunFolder,
     device: str,
     progress: Progress | None,
+    trusted: Collection[str],
 ) -> Path:
     new_config = config.encoder
     assert new_config is not None, "adapt has asked for it"
     identity = {"data": data.fingerprint, "decoder": _fingerprint(frozen)}
-    state = folder.open({**dataclasses.asdict(config), **identity})
+    settings = {**dataclasses.asdict(config), **identity}
+    known = resume.as_before(folder.path, settings, FREE)
+    state = folder.open(known)
+    if known != settings:
+        resume.keep(folder.path, settings)
     sources = trust.remembered(folder.path, trusted)
     encoder = encoder_room.build(new_config, device, trust_repo=new_config.source in sources)
     bank = representations.cached(encoder, data, folder.path, config.flips)

@@ -14,17 +14,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from rcdm_fast.checks import Checked, NotNegative, Range, Share
 
 _GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma
 _RGB_TO_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
 
 
 @dataclass(frozen=True)
-class AugmentConfig:
+class AugmentConfig(Checked):
     """Strength of the views.
 
     Attributes:
@@ -35,13 +38,13 @@ class AugmentConfig:
         grey: probability of dropping colour.
     """
 
-    min_scale: float = 0.2
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.4
-    hue: float = 0.1
-    jitter: float = 0.8
-    grey: float = 0.2
+    min_scale: Annotated[float, Range(above=0, most=1)] = 0.2
+    brightness: NotNegative = 0.4
+    contrast: NotNegative = 0.4
+    saturation: NotNegative = 0.4
+    hue: NotNegative = 0.1
+    jitter: Share = 0.8
+    grey: Share = 0.2
 
 
 def random_views(images: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:

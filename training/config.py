@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from rcdm_fast.checks import Checked, Count, CountOrNone, NotNegative, Positive, Seed, Share, ShareBelowOne
 from rcdm_fast.config import ConfigError, EncoderConfig, ScheduleConfig, UNetConfig
 from rcdm_fast.training.losses import LossConfig
 
@@ -18,7 +19,7 @@ TimestepSampling = Literal["uniform", "loss_aware"]
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Checked):
     """An RCDM training run.
 
     Attributes:
@@ -52,41 +53,33 @@ class TrainConfig:
     encoder: EncoderConfig | None = None
     loss: LossConfig = field(default_factory=LossConfig)
     timesteps: TimestepSampling = "uniform"
-    pictures: int = 200_000
-    batch_size: int = 64
-    micro_batch: int = 0
+    pictures: Count = 200_000
+    batch_size: Count = 64
+    micro_batch: CountOrNone = 0
     checkpoint_blocks: bool = False
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.0
-    warmup: float = 0.03
+    learning_rate: NotNegative = 1e-3
+    weight_decay: NotNegative = 0.0
+    warmup: Share = 0.03
     rates: LearningRates = "cosine"
-    ema: float = 0.999
-    more_emas: tuple[float, ...] = ()
-    clip_norm: float = 1.0
+    ema: ShareBelowOne = 0.999
+    more_emas: tuple[ShareBelowOne, ...] = ()
+    clip_norm: Positive = 1.0
     flips: bool = True
-    representation_dropout: float = 0.0
+    representation_dropout: ShareBelowOne = 0.0
     standardize: bool = True
     precision: Precision = "bf16"
     compile: bool = True
     sharding: Sharding = "none"
-    seed: int = 0
+    seed: Seed = 0
     init: str = ""
-    save_every: int = 500
-    sheet_every: int = 1000
+    save_every: Count = 500
+    sheet_every: CountOrNone = 1000
     weights: Precision = "fp16"
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.pictures < self.batch_size:
+        super().__post_init__()
+        if self.pictures < self.batch_size:
             raise ConfigError(f"pictures ({self.pictures}) must make at least one batch of {self.batch_size}")
-        if self.micro_batch < 0:
-            raise ConfigError(f"micro_batch cannot be negative, got {self.micro_batch}")
-        if self.save_every < 1:
-            raise ConfigError(f"save_every must be at least 1, got {self.save_every}")
-        if not 0 <= self.representation_dropout < 1:
-            raise ConfigError(f"representation_dropout must be in [0, 1), got {self.representation_dropout}")
-        for decay in (self.ema, *self.more_emas):
-            if not 0 <= decay < 1:
-                raise ConfigError(f"an EMA decay must be in [0, 1), got {decay}")
         if len({self.ema, *self.more_emas}) <= len(self.more_emas):
             raise ConfigError(f"an EMA decay is given twice: {(self.ema, *self.more_emas)}")
 

@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rcdm_fast import images
-from rcdm_fast.config import ConfigError
+from rcdm_fast import host, images
+from rcdm_fast.checks import Checked, ConfigError, Count, CountOrNone, Seed
 from rcdm_fast.encoders import Encoder
 from rcdm_fast.pipeline import Model
+from rcdm_fast.solvers import SolverName
 from rcdm_fast.training import distributions, representations
 from rcdm_fast.training.data import ImageSet
 from rcdm_fast.training.distributions import Distribution
@@ -32,7 +33,7 @@ NEIGHBOURS = (1, 5, 10)
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(Checked):
     """What to measure.
 
     Attributes:
@@ -43,14 +44,14 @@ class EvaluateConfig:
         resamples: bootstrap draws behind the 95 % intervals.
     """
 
-    sources: int = 0
+    sources: CountOrNone = 0
     samples: int = 4
-    gallery: int = 0
-    steps: int | str = 50
-    solver: str = "ddim"
-    seed: int = 0
-    batch_size: int = 64
-    resamples: int = 2000
+    gallery: CountOrNone = 0
+    steps: Count | str = 50
+    solver: SolverName = "ddim"
+    seed: Seed = 0
+    batch_size: Count = 64
+    resamples: Count = 2000
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,7 @@ class Drawn:
         return self.real.labels[self.sources].repeat_interleave(self.pictures.shape[1])
 
 
+@host.guarded(gradients=True, random=True)
 def evaluate(
     model: Model,
     data: ImageSet,

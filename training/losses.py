@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rcdm_fast.checks import Checked, NotNegative, Positive
 from rcdm_fast.schedule import Schedule
 
 Weighting = Literal["uniform", "min_snr", "clamped_snr"]
 
 
 @dataclass(frozen=True)
-class LossConfig:
+class LossConfig(Checked):
     """How errors at different steps count.
 
     Attributes:
@@ -35,8 +36,8 @@ class LossConfig:
     """
 
     weighting: Weighting = "uniform"
-    gamma: float = 5.0
-    vlb_weight: float = 1.0
+    gamma: Positive = 5.0
+    vlb_weight: NotNegative = 1.0
 
 
 class DiffusionLoss:

@@ -19,13 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rcdm_fast import storage
+from rcdm_fast import host, storage
 from rcdm_fast.config import ConfigError
 from rcdm_fast.encoders import native
 from rcdm_fast.encoders.small_resnet import SmallResNet
-from rcdm_fast.training import probes
+from rcdm_fast.training import probes, resume
 from rcdm_fast.training.data import BatchOrder, ImageSet, fits, step_generator
-from rcdm_fast.training.pretrain_config import METHODS
 from rcdm_fast.training.pretrain_config import PretrainConfig as PretrainConfig
 from rcdm_fast.training.ssl_methods import BarlowTwins, Method, SimCLR, Supervised, VICReg
 from rcdm_fast.training.ssl_momentum import BYOL, DINO
@@ -33,6 +32,7 @@ from rcdm_fast.training.state import RunError, RunFolder
 
 log = logging.getLogger(__name__)
 
+FREE = ("name", "save_every", "compile")  # what a run may be resumed with other values of
 _COLLAPSED = 0.01  # spread (see `Method`) below which a run is warned about
 
 
@@ -54,6 +54,7 @@ def learning_rate(step: int, steps: int, warmup: float, peak: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
+@host.guarded(gradients=True, random=True)
 def pretrain(
     config: PretrainConfig,
     train: ImageSet,
@@ -75,9 +76,8 @@ def pretrain(
         is measured too, under names that begin with "untrained_".
 
     Raises:
-        RunError: an unknown method, lightly missing, labels missing, a run of another configuration, or one that is
-            under way, in `out`, or a loss or weight that is no finite number (the last state in `out` is then from
-            before).
+        RunError: lightly missing, labels missing, a run of another configuration, or one that is under way, in `out`,
+            or a loss or weight that is no finite number (the last state in `out` is then from before).
         ConfigError: a projector that the method or the classes do not fit.
         StorageError: a file cannot be written; the last state that was stays.
     """
@@ -101,7 +101,11 @@ def _pretrain(
         train = train.to(device)  # and is augmented there
     network = config.network().to(device).to(memory_format=torch.channels_last).train()
     method = chosen(config, network).to(device).train()
-    state = folder.open({**dataclasses.asdict(config), "data": train.fingerprint})
+    settings = {**dataclasses.asdict(config), "data": train.fingerprint}
+    known = resume.as_before(folder.path, settings, FREE)
+    state = folder.open(known)
+    if known != settings:
+        resume.keep(folder.path, settings)
     trained = [*network.parameters(), *(item for item in method.parameters() if item.requires_grad)]
     optimizer = torch.optim.AdamW(trained, config.learning_rate, weight_decay=config.weight_decay)
     step = 0
@@ -162,8 +166,6 @@ def _target(folder: RunFolder, config: PretrainConfig) -> Path:
 
 def _method(config: PretrainConfig, train: ImageSet) -> type[Method]:
     """The class of the run's method, once the data is known to suit it. Raises `RunError`, `ConfigError`."""
-    if config.method not in _METHODS:
-        raise RunError(f"no method of pre-training is called {config.method!r}; there are {', '.join(METHODS)}")
     if config.method == "supervised":
         if train.labels is None:
             raise RunError("supervised pre-training needs sub-folders as classes; this folder has none")

@@ -7,21 +7,25 @@ from __future__ import annotations
 
 import typing
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 
-from rcdm_fast.config import ConfigError, EncoderConfig
+from rcdm_fast.checks import Checked, Count, CountOrNone, NotNegative, Positive, Range, Seed, Share
+from rcdm_fast.config import MAX_IMAGE_SIZE, MAX_LEVELS, ConfigError, EncoderConfig
 from rcdm_fast.encoders.small_resnet import SmallResNet
 from rcdm_fast.training import ssl_heads
 from rcdm_fast.training.augment import AugmentConfig
 
 MethodName = Literal["simclr", "supervised", "vicreg", "barlow", "byol", "dino"]
+Side = Annotated[int, Range(1, MAX_IMAGE_SIZE)]
+Width = Annotated[int, Range(1, 65_536)]
+Blocks = Annotated[int, Range(1, 64)]
 METHODS: tuple[str, ...] = typing.get_args(MethodName)
 
 
 @dataclass(frozen=True)
-class VICRegConfig:
+class VICRegConfig(Checked):
     """VICReg (Bardes, Ponce, LeCun 2022, equation 6); the weights are those of section 4.2.
 
     Attributes:
@@ -29,14 +33,14 @@ class VICRegConfig:
         solarize: probability of solarisation, in both views (the paper's views are symmetric).
     """
 
-    invariance: float = 25.0
-    variance: float = 25.0
-    covariance: float = 1.0
-    solarize: float = 0.1
+    invariance: NotNegative = 25.0
+    variance: NotNegative = 25.0
+    covariance: NotNegative = 1.0
+    solarize: Share = 0.1
 
 
 @dataclass(frozen=True)
-class BarlowConfig:
+class BarlowConfig(Checked):
     """Barlow Twins (Zbontar et al. 2021, equation 1); the weight is that of section 2.2.
 
     Attributes:
@@ -44,12 +48,12 @@ class BarlowConfig:
         solarize: probability of solarisation, in the second view only.
     """
 
-    redundancy: float = 0.005
-    solarize: float = 0.2
+    redundancy: NotNegative = 0.005
+    solarize: Share = 0.2
 
 
 @dataclass(frozen=True)
-class BYOLConfig:
+class BYOLConfig(Checked):
     """BYOL (Grill et al. 2020).
 
     Attributes:
@@ -59,13 +63,13 @@ class BYOLConfig:
         solarize: probability of solarisation, in the second view only (appendix B).
     """
 
-    predictor: int = 512
-    momentum: float = 0.99
-    solarize: float = 0.2
+    predictor: Width = 512
+    momentum: Share = 0.99
+    solarize: Share = 0.2
 
 
 @dataclass(frozen=True)
-class DINOConfig:
+class DINOConfig(Checked):
     """DINO (Caron et al. 2021); temperatures and centre momentum are those of section 3.1 and appendix D.
 
     Attributes:
@@ -83,23 +87,22 @@ class DINOConfig:
         solarize: probability of solarisation, in the second global view only.
     """
 
-    outputs: int = 2048
-    local_crops: int = 4
-    local_size: int = 16
+    outputs: Width = 2048
+    local_crops: CountOrNone = 4
+    local_size: Side = 16
     local_min_scale: float = 0.1
     local_max_scale: float = 0.4
-    momentum: float = 0.99
-    student_temperature: float = 0.1
-    teacher_temperature_start: float = 0.04
-    teacher_temperature: float = 0.07
-    temperature_warmup: float = 0.3
-    center_momentum: float = 0.9
-    freeze: float = 0.05
-    solarize: float = 0.2
+    momentum: Share = 0.99
+    student_temperature: Positive = 0.1
+    teacher_temperature_start: Positive = 0.04
+    teacher_temperature: Positive = 0.07
+    temperature_warmup: Share = 0.3
+    center_momentum: Share = 0.9
+    freeze: Share = 0.05
+    solarize: Share = 0.2
 
     def __post_init__(self) -> None:
-        if self.local_crops < 0 or self.local_size < 1:
-            raise ConfigError(f"dino: {self.local_crops} local crops of {self.local_size} pixels make no sense")
+        super().__post_init__()
         if not 0 < self.local_min_scale <= self.local_max_scale <= 1:
             raise ConfigError(f"dino: local crops from {self.local_min_scale} to {self.local_max_scale} of the area")
 
@@ -108,7 +111,7 @@ _SECTIONS: dict[str, type] = {"vicreg": VICRegConfig, "barlow": BarlowConfig, "b
 
 
 @dataclass(frozen=True)
-class PretrainConfig:
+class PretrainConfig(Checked):
     """A pre-training run; `pictures` counts distinct pictures shown (SimCLR shows two views of each).
 
     `method` names the section that is used; it is filled with defaults when not given, the others stay None.
@@ -119,29 +122,37 @@ class PretrainConfig:
 
     name: str
     method: MethodName = "simclr"
-    image_size: int = 32
-    stem: int = 24
-    widths: tuple[int, ...] = (48, 96, 192)
-    blocks: tuple[int, ...] = (1, 1, 1)
-    projector: tuple[int, ...] = (192, 128)
-    pictures: int = 1_000_000
-    batch_size: int = 256
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-4
-    warmup: float = 0.05  # share of the run
-    temperature: float = 0.2  # SimCLR's
+    image_size: Side = 32
+    stem: Width = 24
+    widths: tuple[Width, ...] = (48, 96, 192)
+    blocks: tuple[Blocks, ...] = (1, 1, 1)
+    projector: tuple[Width, ...] = (192, 128)
+    pictures: Count = 1_000_000
+    batch_size: Count = 256
+    learning_rate: NotNegative = 1e-3
+    weight_decay: NotNegative = 1e-4
+    warmup: Share = 0.05  # share of the run
+    temperature: Positive = 0.2  # SimCLR's
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     bf16: bool = True
     compile: bool = True
-    seed: int = 0
-    save_every: int = 500  # steps
+    seed: Seed = 0
+    save_every: Count = 500  # steps
     vicreg: VICRegConfig | None = None
     barlow: BarlowConfig | None = None
     byol: BYOLConfig | None = None
     dino: DINOConfig | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         foreign = [name for name in _SECTIONS if name != self.method and getattr(self, name) is not None]
+        if not 1 <= len(self.widths) == len(self.blocks) <= MAX_LEVELS:
+            raise ConfigError(
+                f"{self.name}: widths and blocks must have a value for each of 1..{MAX_LEVELS} levels, "
+                f"got {len(self.widths)} and {len(self.blocks)}"
+            )
+        if self.pictures < self.batch_size:
+            raise ConfigError(f"pictures ({self.pictures}) must make at least one batch of {self.batch_size}")
         if foreign:
             raise ConfigError(f"{self.name}: settings for {', '.join(foreign)}, but the method is {self.method}")
         if self.method in _SECTIONS and getattr(self, self.method) is None:

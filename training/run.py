@@ -8,9 +8,10 @@ Knows nothing about files; `train.py` does.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict as full_state
 
-from rcdm_fast import checkpoint
+from rcdm_fast import checkpoint, host
 from rcdm_fast.config import ConfigError, UNetConfig
 from rcdm_fast.schedule import Schedule, network_timestep
 from rcdm_fast.training import ema, representations, team, timesteps
@@ -134,6 +135,21 @@ class Run:
             RunError: a loss or gradient that is not finite (the weights are still those of the step before), or a
                 batch that does not fit into memory, even in halves.
         """
+        with self._own_dropout():
+            return self._advance()
+
+    @contextlib.contextmanager
+    def _own_dropout(self) -> Iterator[None]:
+        """Dropout draws from PyTorch's default generator: it is set for the step, and put back."""
+        if not self.config.unet.dropout:
+            yield
+            return
+        with host.own_random():
+            key = step_generator(self.config.seed, self.step, stream=3 + self.crew.rank).initial_seed()
+            torch.manual_seed(key)
+            yield
+
+    def _advance(self) -> dict[str, float]:
         config = self.config
         batch = self._draw()
         for group in self.optimizer.param_groups:
@@ -272,6 +288,7 @@ class Run:
             "timesteps": self.timesteps.state(),
             "scaler": self.scaler.state_dict(),
             "micro_batch": self._micro,
+            "micro_asked": self.config.micro_batch,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -289,7 +306,8 @@ class Run:
         self.timesteps.restore(state["timesteps"])
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
-        self._micro = int(state["micro_batch"])
+        if state.get("micro_asked", self.config.micro_batch) == self.config.micro_batch:  # else it was changed since
+            self._micro = int(state["micro_batch"])
 
 
 def _plain(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

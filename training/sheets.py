@@ -12,11 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rcdm_fast import images
+from rcdm_fast import images, networks
 from rcdm_fast.config import ScheduleConfig, UNetConfig
 from rcdm_fast.pipeline import Model
 from rcdm_fast.training.data import ImageSet
-from rcdm_fast.unet import UNet
 
 
 @dataclass(frozen=True)
@@ -38,9 +37,7 @@ def write(
     path: Path, unet: UNetConfig, schedule: ScheduleConfig, weights: Mapping[str, Tensor], batch: FixedBatch
 ) -> None:
     """Draw samples with 25 DDIM steps and save them, each source picture at the left of its row."""
-    network = UNet(unet)
-    network.load_state_dict(dict(weights), strict=True)
-    model = Model.from_network(network, schedule)
+    model = Model.from_network(networks.from_tensors(unet, weights), schedule)
     samples = model.sample(batch.representations, per=batch.per, steps=25)
     rows = [
         [images.to_pil(picture), *(images.to_pil(sample) for sample in row)]

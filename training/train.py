@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 
-from rcdm_fast import checkpoint, storage
+from rcdm_fast import checkpoint, host, storage
 from rcdm_fast import encoders as encoder_room
 from rcdm_fast.config import ConfigError, ModelConfig, UNetConfig
-from rcdm_fast.training import representations, sheets, trust
+from rcdm_fast.training import representations, resume, sheets, trust
 from rcdm_fast.training.config import TrainConfig
 from rcdm_fast.training.data import ImageSet
 from rcdm_fast.training.run import Run
@@ -31,10 +31,13 @@ log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, float], None]
 
+# What a run may be resumed with other values of.
+FREE = ("name", "weights", "save_every", "sheet_every", "micro_batch", "checkpoint_blocks", "compile", "sharding")
 LOGGED = 50  # steps between lines of the log
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+@host.guarded(gradients=True, random=True)
 def train(
     config: TrainConfig,
     data: ImageSet,
@@ -45,6 +48,8 @@ def train(
     trusted: Collection[str] = (),
 ) -> Path:
     """Train, resume if `out` holds an unfinished run, and write `out`/NAME.safetensors (averaged weights).
+
+    A run is resumed with the same configuration; only what does not change the weights may differ (`FREE`).
 
     With `more_emas` their weights are written as NAME-ema0.9999.safetensors and so on. In several processes, all of
     them call this with the same arguments. What was left out of the data is listed in `out`/skipped.txt.
@@ -94,7 +99,11 @@ def _train(
     unet = _with_width(config.unet, bank.shape[-1])
     run = Run(config, unet, data, bank, crew)
     with crew.leader_first():
-        state = folder.open({**dataclasses.asdict(config), "data": data.fingerprint}, crew.leads)
+        settings = {**dataclasses.asdict(config), "data": data.fingerprint}
+        known = resume.as_before(folder.path, settings, FREE)
+        state = folder.open(known, crew.leads)
+        if crew.leads and known != settings:
+            resume.keep(folder.path, settings)
     if state is not None:
         run.restore(state)
         log.info("resumed at step %d of %d", run.step, config.steps)

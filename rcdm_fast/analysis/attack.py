@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rcdm_fast import images
+from rcdm_fast import host, images
 from rcdm_fast.analysis import common
 from rcdm_fast.analysis.common import Progress, SamplingConfig, interval
 from rcdm_fast.analysis.layers import names as names_of
 from rcdm_fast.analysis.perturb import against_probe
 from rcdm_fast.analysis.recovery import MIN_SOURCES
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
+from rcdm_fast.checks import CountOrNone
 from rcdm_fast.config import ConfigError
 from rcdm_fast.encoders import ImageEncoder
 from rcdm_fast.pipeline import Model
@@ -46,8 +47,8 @@ class AttackConfig(SamplingConfig):
         shown: sources in the figure.
     """
 
-    pictures: int = 0
-    sources: int = 0
+    pictures: CountOrNone = 0
+    sources: CountOrNone = 0
     epsilons: tuple[float, ...] = (0, 1, 2, 4, 8, 16)
     pgd_steps: int = 10
     shown: int = 4
@@ -79,6 +80,7 @@ class Attacked:
     rows: list[list[Tensor]]
 
 
+@host.guarded(gradients=True, random=True)
 def run(
     models: Sequence[Model],
     data: ImageSet,

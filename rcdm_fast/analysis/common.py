@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from rcdm_fast.analysis.recovery import check_sources
-from rcdm_fast.config import ConfigError
+from rcdm_fast.checks import Checked, ConfigError, Count, Seed
 from rcdm_fast.encoders import Encoder
 from rcdm_fast.pipeline import Model
+from rcdm_fast.solvers import SolverName
 from rcdm_fast.training.data import ImageSet
 from rcdm_fast.training.evaluate import Interval, bootstrap
 
@@ -23,7 +24,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Checked):
     """Settings of every experiment that draws.
 
     Attributes:
@@ -31,16 +32,15 @@ class RunConfig:
         resamples: bootstrap draws behind the intervals; at least 100.
     """
 
-    steps: int | str = 25
-    seed: int = 0
-    batch_size: int = 64
-    resamples: int = 2000
+    steps: Count | str = 25
+    seed: Seed = 0
+    batch_size: Count = 64
+    resamples: Count = 2000
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.resamples < 100:
             raise ConfigError(f"a 95 % interval needs at least 100 resamples, got {self.resamples}")
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size must be at least 1, got {self.batch_size}")
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,8 @@ class SamplingConfig(RunConfig):
         solver: as in `Model.sample`.
     """
 
-    samples: int = 2
-    solver: str = "ddim"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.samples < 1:
-            raise ConfigError(f"samples must be at least 1, got {self.samples}")
+    samples: Count = 2
+    solver: SolverName = "ddim"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import dataclasses
 import torch
 from PIL import Image
 
-from rcdm_fast import images
+from rcdm_fast import host, images
 from rcdm_fast.analysis.common import Progress
 from rcdm_fast.analysis.recovery import MIN_SOURCES
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
@@ -24,6 +24,7 @@ from rcdm_fast.training.evaluate import Drawn, EvaluateConfig, Faithfulness
 SHOWN = 6  # sources in the figure
 
 
+@host.guarded(gradients=True, random=True)
 def run(model: Model, data: ImageSet, config: EvaluateConfig, progress: Progress | None = None) -> Analysis:
     """Ranks and distances as an `Analysis`.
 

@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rcdm_fast import images
+from rcdm_fast import host, images
 from rcdm_fast.analysis import common
 from rcdm_fast.analysis.common import Progress, RunConfig, interval
 from rcdm_fast.analysis.recovery import check_sources
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table
+from rcdm_fast.checks import CountOrNone
 from rcdm_fast.config import ConfigError
 from rcdm_fast.pipeline import Model
 from rcdm_fast.training.data import ImageSet
@@ -39,7 +40,7 @@ class InterpolateConfig(RunConfig):
         shown: pairs in the figure.
     """
 
-    sources: int = 0
+    sources: CountOrNone = 0
     frames: int = 7
     shown: int = 4
 
@@ -49,6 +50,7 @@ class InterpolateConfig(RunConfig):
             raise ConfigError(f"a way needs at least 3 frames and 1 shown pair, got {self.frames} and {self.shown}")
 
 
+@host.guarded(gradients=True, random=True)
 def run(model: Model, data: ImageSet, config: InterpolateConfig, progress: Progress | None = None) -> Analysis:
     """Both kinds of ways between all pairs.
 

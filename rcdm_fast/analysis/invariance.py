@@ -18,13 +18,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rcdm_fast import images
+from rcdm_fast import host, images
 from rcdm_fast.analysis import augment, charts, common, properties
 from rcdm_fast.analysis.augment import Augmentation
 from rcdm_fast.analysis.common import Progress, SamplingConfig, choose_sources
 from rcdm_fast.analysis.properties import Property
 from rcdm_fast.analysis.recovery import Changes, Recovery, recovery
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
+from rcdm_fast.checks import Count, CountOrNone
 from rcdm_fast.config import ConfigError
 from rcdm_fast.pipeline import Model
 from rcdm_fast.training.data import ImageSet
@@ -50,8 +51,8 @@ class InvarianceConfig(SamplingConfig):
         shown: source pictures in the figures.
     """
 
-    sources: int = 0
-    samples: int = 1
+    sources: CountOrNone = 0
+    samples: Count = 1
     augmentations: tuple[str, ...] = ()
     shown: int = 2
 
@@ -167,6 +168,7 @@ def kept_values(prop: Property, plain: Tensor, base: Tensor) -> Changes:
     return Changes(*directions, of_plain.abs(), prop.period)
 
 
+@host.guarded(gradients=True, random=True)
 def run(model: Model, data: ImageSet, config: InvarianceConfig, progress: Progress | None = None) -> Analysis:
     """The experiment as tables, sentences and figures; arguments and errors as in `measure`."""
     found = measure(model, data, config, progress)

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from rcdm_fast import images
+from rcdm_fast import host, images
 from rcdm_fast.analysis import common
 from rcdm_fast.analysis.common import Progress, RunConfig, interval
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table
+from rcdm_fast.checks import Count, CountOrNone
 from rcdm_fast.pipeline import Model
 from rcdm_fast.training.data import ImageSet
 
@@ -37,12 +38,13 @@ class InvertConfig(RunConfig):
         shown: pictures in the figure.
     """
 
-    sources: int = 0
-    steps: int | str = 50
-    iterations: int = 1
-    shown: int = 6
+    sources: CountOrNone = 0
+    steps: Count | str = 50
+    iterations: CountOrNone = 1
+    shown: Count = 6
 
 
+@host.guarded(gradients=True, random=True)
 def run(model: Model, data: ImageSet, config: InvertConfig, progress: Progress | None = None) -> Analysis:
     """Round trips and exchanges.
 

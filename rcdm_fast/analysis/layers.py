@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rcdm_fast import host
 from rcdm_fast.analysis import augment, common, invariance, layer_figures, readout
 from rcdm_fast.analysis import spread as spreads
 from rcdm_fast.analysis.common import Progress
@@ -25,6 +26,7 @@ from rcdm_fast.analysis.invariance import Invariance, InvarianceConfig
 from rcdm_fast.analysis.recovery import Changes, Recovery, difference, recovery, resampled
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
 from rcdm_fast.analysis.spread import Spread
+from rcdm_fast.checks import Count, CountOrNone
 from rcdm_fast.config import ConfigError
 from rcdm_fast.pipeline import Model
 from rcdm_fast.training.data import ImageSet
@@ -52,9 +54,9 @@ class LayersConfig(InvarianceConfig):
         fitted_on: pictures beside the sources that the linear readout is fitted on; 0 leaves it out.
     """
 
-    spread_samples: int = 8
-    mapped: int = 6
-    fitted_on: int = 400
+    spread_samples: Count = 8
+    mapped: CountOrNone = 6
+    fitted_on: CountOrNone = 400
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ def names(models: Sequence[Model]) -> list[str]:
     return [name if given.count(name) == 1 else f"{name} ({number + 1})" for number, name in enumerate(given)]
 
 
+@host.guarded(gradients=True, random=True)
 def run(models: Sequence[Model], data: ImageSet, config: LayersConfig, progress: Progress | None = None) -> Analysis:
     """The first model beside each of the others.
 

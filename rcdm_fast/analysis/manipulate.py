@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rcdm_fast import images
+from rcdm_fast import host, images
 from rcdm_fast.analysis import common, properties
 from rcdm_fast.analysis.common import Progress, SamplingConfig, interval, percent
 from rcdm_fast.analysis.directions import class_of, common_dimensions, mean_difference, principal_directions
 from rcdm_fast.analysis.recovery import MIN_SOURCES, check_sources
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table
+from rcdm_fast.checks import CountOrNone
 from rcdm_fast.config import ConfigError
 from rcdm_fast.pipeline import Model
 from rcdm_fast.training import representations
@@ -48,7 +49,7 @@ class ManipulateConfig(SamplingConfig):
         shown: sources in the figure.
     """
 
-    sources: int = 0
+    sources: CountOrNone = 0
     neighbours: int = 20
     threshold: int = 14
     properties: tuple[str, ...] = ("brightness", "sharpness", "asymmetry")
@@ -100,6 +101,7 @@ class Change:
     target: Tensor | None = None
 
 
+@host.guarded(gradients=True, random=True)
 def run(model: Model, data: ImageSet, config: ManipulateConfig, progress: Progress | None = None) -> Analysis:
     """All manipulations of all sources.
 

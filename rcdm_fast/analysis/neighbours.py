@@ -19,11 +19,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rcdm_fast import images
+from rcdm_fast import host, images
 from rcdm_fast.analysis import common, copies, nearest
 from rcdm_fast.analysis.common import Progress, Redrawn, SamplingConfig
 from rcdm_fast.analysis.recovery import MIN_SOURCES, Floats
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
+from rcdm_fast.checks import Count, CountOrNone
 from rcdm_fast.config import ConfigError
 from rcdm_fast.pipeline import Model
 from rcdm_fast.training import representations
@@ -48,8 +49,8 @@ class NeighboursConfig(SamplingConfig):
         shown: sources in the figure.
     """
 
-    sources: int = 0
-    samples: int = 4
+    sources: CountOrNone = 0
+    samples: Count = 4
     neighbours: int = 5
     shown: int = 4
 
@@ -82,6 +83,7 @@ class Setting:
     of_each: Tensor
 
 
+@host.guarded(gradients=True, random=True)
 def run(model: Model, data: ImageSet, config: NeighboursConfig, progress: Progress | None = None) -> Analysis:
     """Neighbours of samples beside neighbours of h, and a search for copies.
 

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from rcdm_fast import images
+from rcdm_fast import host, images
 from rcdm_fast.analysis import common
 from rcdm_fast.analysis.common import Progress, SamplingConfig
 from rcdm_fast.analysis.result import Analysis, Cell, Table
+from rcdm_fast.checks import Count
 from rcdm_fast.config import ConfigError
 from rcdm_fast.pipeline import Model
 from rcdm_fast.training.data import ImageSet
@@ -29,10 +30,11 @@ SHOWN = 12  # photographs in the figure
 class PhotosConfig(SamplingConfig):
     """What to sample; intervals are over the samples of one photograph."""
 
-    samples: int = 8
-    steps: int | str = 50
+    samples: Count = 8
+    steps: Count | str = 50
 
 
+@host.guarded(gradients=True, random=True)
 def run(model: Model, data: ImageSet, config: PhotosConfig, progress: Progress | None = None) -> Analysis:
     """Samples of every photograph.
 

@@ -22,11 +22,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rcdm_fast import images
+from rcdm_fast import host, images
 from rcdm_fast.analysis import common, nearest
 from rcdm_fast.analysis.common import Progress, Redrawn, SamplingConfig
 from rcdm_fast.analysis.recovery import MIN_SOURCES, Floats
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
+from rcdm_fast.checks import Count, CountOrNone
 from rcdm_fast.config import ConfigError
 from rcdm_fast.pipeline import Model
 from rcdm_fast.training import representations
@@ -68,8 +69,8 @@ class UnfamiliarConfig(SamplingConfig):
         shown: pictures of each group in the figures.
     """
 
-    sources: int = 0
-    samples: int = 4
+    sources: CountOrNone = 0
+    samples: Count = 4
     shown: int = 8
 
     def __post_init__(self) -> None:
@@ -127,6 +128,7 @@ class Group:
         return len(self.pictures) >= MIN_SOURCES
 
 
+@host.guarded(gradients=True, random=True)
 def run(
     model: Model, data: ImageSet, photos: ImageSet, config: UnfamiliarConfig, progress: Progress | None = None
 ) -> Analysis:

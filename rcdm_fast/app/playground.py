@@ -20,6 +20,7 @@ import rcdm_fast
 from rcdm_fast import images, solvers
 from rcdm_fast.analysis.augment import AUGMENTATIONS
 from rcdm_fast.app import directions
+from rcdm_fast.checks import Checked, Seed
 from rcdm_fast.config import ConfigError
 from rcdm_fast.images import ImageSource
 from rcdm_fast.pipeline import Model
@@ -39,7 +40,7 @@ class Abandoned(Exception):
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """What to draw.
 
     Attributes:
@@ -56,7 +57,7 @@ class Settings:
     model: str
     steps: int = 25
     solver: str = "ddim"
-    seed: int = 0
+    seed: Seed = 0
     count: int = 8
     augmentation: str = ""
     magnitude: float = 0.0
@@ -65,6 +66,7 @@ class Settings:
     strength: float = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 1 <= self.steps <= MAX_STEPS:
             raise ConfigError(f"steps must be in 1..{MAX_STEPS}, got {self.steps}")
         if not 1 <= self.count <= MAX_COUNT:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rcdm_fast.cli import common
+from rcdm_fast.cli import photos as given
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -18,6 +20,12 @@ if TYPE_CHECKING:
     from rcdm_fast.pipeline import Model
 
 Photos = Annotated[list[Path], typer.Argument(help="Photographs, or folders of them.", show_default=False)]
+Items = Annotated[
+    list[Path],
+    typer.Argument(
+        help="Photographs, folders of them, or representations (.npy, .npz, .safetensors).", show_default=False
+    ),
+]
 MAX_SHEET_ROWS = 200
 
 
@@ -29,7 +37,7 @@ class Mode(enum.Enum):
 
 
 def sample(
-    photos: Photos,
+    photos: Items,
     model: common.ModelName = "cifar10-simclr-trunk",
     per: Annotated[int, typer.Option(help="Samples of each photo.")] = 8,
     steps: common.Steps = "50",
@@ -50,19 +58,25 @@ def sample(
 ) -> None:
     """Draw pictures from each photo's representation and put them on a sheet.
 
-    Interrupting keeps what is finished.
+    Interrupting keeps what is finished. Exit code 3: some items could not be read and were left out.
 
     Example: rcdm sample cat.jpg dog.jpg --model cifar10-simclr-head --per 8 --out sheet.png
     """
     from rcdm_fast import images, outputs
+    from rcdm_fast.jobs import draw
+    from rcdm_fast.jobs.settings import JobConfig
 
     shown = outputs.rows_of_sheet(out, 2 + per, MAX_SHEET_ROWS, cell=96)
     common.check_writable(json, None if pictures is None else pictures / "00000-000.png")
-    paths = images.expand(photos)
+    paths = given.expand(photos)
     loaded = common.open_model(model, flags, encoder, device, engine, precision, sha256)
-    opened = [images.open_image(path) for path in paths]
-    h = loaded.encode(opened)
-    request = loaded.request(h, per=per, steps=steps, solver=solver, eta=eta, guidance=guidance, seed=seed)
+    settings = JobConfig(per, common.whole_number(steps), solver, eta, guidance, seed)  # type: ignore[arg-type]
+    draw.check_request(loaded, settings)  # before anything is read
+    found = given.read(loaded, paths, shown)
+    items = [row.place for row in found.rows]
+    request = loaded.request(
+        found.h, items=items, per=per, steps=steps, solver=solver, eta=eta, guidance=guidance, seed=seed
+    )
     finished: list[Tensor] = []
     interrupted = False
     start = time.perf_counter()
@@ -71,17 +85,18 @@ def sample(
             finished.extend(batch.cpu())
             if pictures is not None:
                 for index, picture in zip(range(place.start, place.stop), batch, strict=True):
-                    ends = f"{index // per:05d}-", f"-{index % per:03d}.png"
-                    name = outputs.file_name(paths[index // per].stem, ends[1], ends[0])
+                    row = found.rows[index // per]
+                    ends = f"{row.place:05d}-", f"-{index % per:03d}.png"
+                    name = outputs.file_name(_short(row.name), ends[1], ends[0])
                     images.save(images.to_pil(picture), pictures / name)
     except KeyboardInterrupt:
         interrupted = True
     seconds = time.perf_counter() - start
     if finished:
-        rows = _rows(loaded, opened, finished, per)[:shown]
-        titles = ["photo", "seen", f"samples ({loaded.config.name or model})"]
-        outputs.save_picture(images.sheet(rows, cell=96, column_titles=titles, group_gaps=[2]), out)
-        common.say(f"{out}: {len(finished)} pictures of {len(paths)} photos")
+        sheet = _sheet(loaded, found.rows[:shown], finished, per, loaded.config.name or model)
+        outputs.save_picture(sheet, out)
+        what = "photos" if any(row.photo for row in found.rows) else "representations"
+        common.say(f"{out}: {len(finished)} pictures of {len(found.rows)} {what}")
     each = seconds / max(1, len(finished))
     common.say(f"NFE {len(request.schedule)}, {each:.3g} s per picture")
     common.write_json(
@@ -91,6 +106,7 @@ def sample(
             "engine": loaded.engine.describe(),
             "nfe": len(request.schedule),
             "pictures": len(finished),
+            "left_out": len(found.left_out),
             "seconds_per_picture": each,
             "solver": solver,
             "seed": seed,
@@ -98,27 +114,45 @@ def sample(
     )
     if interrupted:
         raise KeyboardInterrupt
+    found.finish()
 
 
-def _rows(model: Model, photos: list[Image.Image], samples: list[Tensor], per: int) -> list[list[Image.Image]]:
-    """Photo, the crop that the encoder sees, and the samples that are finished; photos without any are left out."""
+def _short(name: str) -> str:
+    """Part of a file's name: a path's own name, without what file systems refuse."""
+    return re.sub(r"[^\w.+-]", "_", Path(name).stem)[:60]
+
+
+def _sheet(model: Model, rows: list[given.Row], samples: list[Tensor], per: int, title: str) -> Image.Image:
+    """Photo, the crop that the encoder sees, and the samples that are finished; rows without any are left out."""
+    from PIL import Image
+
     from rcdm_fast import images
 
-    rows = []
-    for number, photo in enumerate(photos):
+    seen = any(row.photo is not None for row in rows)
+    cells, names = [], []
+    for number, row in enumerate(rows):
         own = samples[number * per : (number + 1) * per]
-        if own:
-            seen = model.view(photo)
-            rows.append([photo, images.to_pil(seen[0]), *(images.to_pil(picture) for picture in own)])
-    return rows
+        if not own:
+            break
+        before = []
+        if row.photo is not None:
+            before = [row.photo, images.to_pil(model.view(row.photo)[0])]
+        elif seen:
+            before = [Image.new("RGB", (96, 96), "white")] * 2
+        cells.append([*before, *(images.to_pil(picture) for picture in own)])
+        names.append("" if seen else _short(row.name))
+    titles = ["photo", "seen"] if seen else []
+    return images.sheet(
+        cells, cell=96, column_titles=[*titles, f"samples ({title})"], row_titles=names, group_gaps=[2] if seen else []
+    )
 
 
 def encode(
     photos: Photos,
     model: common.ModelName = "cifar10-simclr-trunk",
-    out: Annotated[Path, typer.Option(help="Where the representations go: .npy, or .safetensors with names.")] = Path(
-        "representations.npy"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="Where the representations go: .npy, or .npz or .safetensors with names.")
+    ] = Path("representations.npy"),
     encoder: common.EncoderSpec = None,
     flags: common.Flags = None,
     sha256: common.Sha256 = None,
@@ -126,28 +160,39 @@ def encode(
 ) -> None:
     """Write the representations of photos, float32 [N,D], in the order of the photos.
 
+    Exit code 3: some could not be read and were left out; then NAME.paths.json beside an .npy lists the photos of the
+    rows.
+
     Example: rcdm encode photos/ --model cifar10-simclr-trunk --out h.npy
     """
     import json
 
     import numpy as np
-    import torch
 
-    from rcdm_fast import images, storage
+    from rcdm_fast import doors, storage
     from rcdm_fast.config import ConfigError
 
-    if out.suffix not in (".npy", ".safetensors"):
-        raise ConfigError(f"{out}: representations are written as .npy or .safetensors")
-    common.check_writable(out)
-    paths = images.expand(photos)
+    if out.suffix not in (".npy", ".npz", ".safetensors"):
+        raise ConfigError(f"{out}: representations are written as .npy, .npz or .safetensors")
+    beside = out.with_suffix(".paths.json")
+    common.check_writable(out, beside if out.suffix == ".npy" else None)
+    paths = given.expand(photos)
     loaded = common.open_model(model, flags, encoder, device, "auto", "auto", sha256)
-    h = torch.cat([loaded.encode(path).cpu() for path in paths])
-    if out.suffix == ".npy":
-        with storage.atomic(out) as temporary, open(temporary, "wb") as file:
-            np.save(file, h.numpy())
+    found = given.read(loaded, paths)
+    h, names = found.h, [doors.escaped(row.name) for row in found.rows]
+    if out.suffix == ".safetensors":
+        storage.save_tensors(out, {"representations": h}, {"paths": json.dumps(names)})
     else:
-        storage.save_tensors(out, {"representations": h}, {"paths": json.dumps([str(path) for path in paths])})
+        with storage.atomic(out) as temporary, open(temporary, "wb") as file:
+            if out.suffix == ".npz":
+                np.savez(file, representations=h.numpy(), paths=np.array(names))
+            else:
+                np.save(file, h.numpy())
+    if found.left_out and out.suffix == ".npy":
+        storage.write_json(beside, names)
+        common.say(f"{beside}: the photos of its rows")
     common.say(f"{out}: {len(h)} representations of {h.shape[1]} numbers")
+    found.finish()
 
 
 def interpolate(

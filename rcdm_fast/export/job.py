@@ -9,16 +9,22 @@ Knows nothing about the formats themselves.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from torch import Tensor
 
+from rcdm_fast import host
 from rcdm_fast.config import ConfigError, ModelConfig
 from rcdm_fast.encoders import Encoder
+from rcdm_fast.inputs import Pictures
 from rcdm_fast.unet import UNet
+
+if TYPE_CHECKING:
+    from rcdm_fast.pipeline import Model
 
 FORMATS = {
     "onnx": "rcdm_fast.export.onnx_folder",
@@ -83,3 +89,57 @@ def find(name: str, precision: str) -> Format:
     if missing:
         raise ConfigError(f"exporting to {name} needs packages that are not installed: {', '.join(missing)}")
     return module
+
+
+class ExportMethods:
+    """Methods of `Model`."""
+
+    @host.guarded(random=True)
+    def export(
+        self,
+        to: str,
+        out: str | os.PathLike[str],
+        *,
+        precision: str = "fp32",
+        targets: Sequence[str] = (),
+        batches: Sequence[int] = (1,),
+        dynamic: bool = False,
+        encoder: bool = True,
+        calibrate: Pictures | None = None,
+        progress: Callable[[str], None] | None = None,
+    ) -> list[Path]:
+        """Write the model for another runtime or library, after checking its numbers against PyTorch.
+
+        Args:
+            to: "onnx", "openvino", "tensorrt", "diffusers" or "hub".
+            out: the folder to write.
+            precision: "fp32", "fp16", "bf16", "int8" or "fp8", as far as the format has it.
+            targets: GPU generations such as "sm89" for TensorRT; the GPU that is there if left out.
+            batches: pictures per evaluation that TensorRT builds for.
+            dynamic: one TensorRT engine for all batches up to the largest, instead of one for each.
+            encoder: export the encoder too, where there is one and the format takes it.
+            calibrate: pictures whose representations int8 is calibrated with.
+            progress: takes one line at a time about what is being done.
+
+        Returns:
+            The files written.
+
+        Raises:
+            ConfigError: unknown format, or a precision that it does not have, or packages that are missing.
+            ExportError: the exported numbers are wrong; nothing is left at `out`.
+            StorageError: `out` cannot be written.
+        """
+        form = find(to, precision)
+        model = cast("Model", self)
+        job = Job(
+            model.unet,
+            model.config,
+            model.encoder if encoder else None,
+            precision,
+            tuple(targets),
+            tuple(batches),
+            dynamic,
+            representations=None if calibrate is None else model.encode(calibrate),
+            say=progress or (lambda _: None),
+        )
+        return form.write(Path(out), job)

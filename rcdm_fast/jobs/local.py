@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import rcdm_fast
-from rcdm_fast import doors, storage
+from rcdm_fast import doors, host, storage
 from rcdm_fast.images import ImageError
 from rcdm_fast.jobs import draw, feed, formats, sources
 from rcdm_fast.jobs.draw import Artist, Drawn
@@ -96,6 +96,7 @@ class Prepared:
         }
 
 
+@host.guarded(random=True)
 def run(
     model: Model,
     source: Given,

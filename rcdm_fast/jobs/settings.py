@@ -6,10 +6,10 @@ Knows nothing about how either is done.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from rcdm_fast import noise
-from rcdm_fast.config import ConfigError
+from rcdm_fast.checks import Checked, Count, NotNegative, Range, Seed
+from rcdm_fast.solvers import SolverName
 
 Format = Literal["webdataset", "folder", "npz", "parquet"]
 Encoding = Literal["png", "jpeg", "webp"]
@@ -19,7 +19,7 @@ ENCODINGS: tuple[Encoding, ...] = ("png", "jpeg", "webp")
 
 
 @dataclass(frozen=True)
-class JobConfig:
+class JobConfig(Checked):
     """What is drawn, and in what form it is kept. A job cannot be resumed with other values.
 
     Attributes:
@@ -32,31 +32,20 @@ class JobConfig:
         shard_pictures: the largest number of pictures in a shard; shards are what is committed at once.
     """
 
-    per: int = 8
-    steps: int | str = 50
-    solver: str = "ddim"
-    eta: float = 0.0
-    guidance: float = 1.0
-    seed: int = 0
+    per: Count = 8
+    steps: Count | str = 50
+    solver: SolverName = "ddim"
+    eta: NotNegative = 0.0
+    guidance: NotNegative = 1.0
+    seed: Seed = 0
     format: Format = "webdataset"
     encoding: Encoding = "png"
-    quality: int = 95
-    shard_pictures: int = 1024
-
-    def __post_init__(self) -> None:
-        if self.per < 1 or self.shard_pictures < 1:
-            raise ConfigError(f"per and shard_pictures must be at least 1, got {self.per} and {self.shard_pictures}")
-        if self.format not in FORMATS:
-            raise ConfigError(f"no format called {self.format!r}; known: {', '.join(FORMATS)}")
-        if self.encoding not in ENCODINGS:
-            raise ConfigError(f"no encoding called {self.encoding!r}; known: {', '.join(ENCODINGS)}")
-        if not 1 <= self.quality <= 100:
-            raise ConfigError(f"quality must be in 1..100, got {self.quality}")
-        noise.check_seed(self.seed)
+    quality: Annotated[int, Range(1, 100)] = 95
+    shard_pictures: Count = 1024
 
 
 @dataclass(frozen=True)
-class RunOptions:
+class RunOptions(Checked):
     """How a job is run; may differ from run to run.
 
     Attributes:
@@ -66,10 +55,6 @@ class RunOptions:
         retry: draw the shards of quarantined items again.
     """
 
-    batch_size: int | None = None
-    threads: int = 4
+    batch_size: Count | None = None
+    threads: Count = 4
     retry: bool = False
-
-    def __post_init__(self) -> None:
-        if self.threads < 1 or (self.batch_size is not None and self.batch_size < 1):
-            raise ConfigError(f"threads and batch_size must be at least 1, got {self.threads} and {self.batch_size}")

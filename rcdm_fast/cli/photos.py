@@ -1,0 +1,134 @@
+"""What `rcdm sample` and `rcdm encode` are given: photographs, folders of them, files of arrays; one bad one of many.
+
+As in `rcdm generate`, an item that cannot be read is left out, listed, and keeps its place: the others' noise, and the
+names of their files, do not depend on it. The exit code is then 3.
+
+Knows nothing about what becomes of the representations.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from rcdm_fast.cli.generate import QUARANTINED
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from rcdm_fast.pipeline import Model
+
+ARRAYS = (".npy", ".npz", ".safetensors")
+_LISTED = 20  # items left out that are named on the terminal
+
+
+@dataclass
+class Row:
+    """One item: its place among all that were given, what it is called, and the photograph if it is one."""
+
+    place: int
+    name: str
+    photo: Image.Image | None = None
+
+
+@dataclass
+class Rows:
+    """The items that could be read, with their representations [N,D] on the CPU, and why others could not."""
+
+    rows: list[Row] = field(default_factory=list)
+    representations: list[Tensor] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+    @property
+    def h(self) -> Tensor:
+        """float32 [N,D]."""
+        import torch
+
+        return torch.stack(self.representations)
+
+    def finish(self) -> None:
+        """End with exit code 3 if anything was left out."""
+        if self.left_out:
+            raise typer.Exit(QUARANTINED)
+
+
+def expand(given: Sequence[Path]) -> list[Path]:
+    """Files, and the pictures of folders. Raises `ImageError`."""
+    from rcdm_fast import images
+
+    return [path for each in given for path in ([each] if _is_array(each) else images.expand([each]))]
+
+
+def read(model: Model, paths: Sequence[Path], photos: int = 0) -> Rows:
+    """Read and encode, item by item; the first `photos` photographs are kept.
+
+    Raises:
+        ImageError: nothing can be read.
+        ConfigError, StorageError: a file of arrays that the model cannot take, or that is damaged.
+    """
+    from rcdm_fast import images
+    from rcdm_fast.encoders import EncoderError
+
+    found = Rows()
+    if model.config.unet.representation_dim and not all(map(_is_array, paths)):
+        assert model.encoder is None or model.encoder.dim  # built now: that it cannot be built is no item's fault
+    place = -1
+    for place, (name, item) in enumerate(_items(model, paths)):
+        try:
+            value = item()
+            encoded = value if not _is_picture(value) else model.encode(value)[0]
+        except (images.ImageError, EncoderError, OSError) as error:
+            found.left_out.append(str(error))
+            continue
+        kept = value if len(found.rows) < photos and _is_picture(value) else None
+        found.rows.append(Row(place, name, kept))
+        found.representations.append(encoded.float().cpu())
+    for reason in found.left_out[:_LISTED]:
+        print(f"left out: {_printable(reason)}", file=sys.stderr)
+    if len(found.left_out) > _LISTED:
+        print(f"left out: {len(found.left_out) - _LISTED} more", file=sys.stderr)
+    if not found.rows:
+        raise images.ImageError(f"none of the {place + 1} items can be read; the first: {found.left_out[0]}")
+    return found
+
+
+def _items(model: Model, paths: Sequence[Path]) -> Iterator[tuple[str, Any]]:
+    """Name of every item, and what reads it."""
+    from rcdm_fast import images
+    from rcdm_fast.config import ConfigError
+    from rcdm_fast.jobs import feed, sources
+
+    for path in paths:
+        if not _is_array(path):
+            yield str(path), lambda path=path: images.open_image(path)
+            continue
+        source = sources.find(path)
+        if source.kind not in ("representation", "picture"):
+            raise ConfigError(f"{path}: expected representations or pictures, these are {source.kind}s")
+        feed.check_kind(model, source)
+        for place in range(len(source)):
+            name = source.id(place)
+            yield (f"{path.stem}-{name}" if name == str(place) else name), lambda s=source, p=place: s.read(p)
+
+
+def _is_array(path: Path) -> bool:
+    return path.suffix.lower() in ARRAYS
+
+
+def _is_picture(value: Any) -> bool:
+    from PIL import Image
+
+    return isinstance(value, Image.Image)
+
+
+def _printable(text: str) -> str:
+    """One line that any terminal takes."""
+    from rcdm_fast import doors
+
+    return doors.printable(" ".join(text.split()))

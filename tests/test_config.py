@@ -1,0 +1,211 @@
+"""Configurations: what is refused when one is made, in every configuration of the package; limits; JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import pkgutil
+import time
+import typing
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+
+import rcdm_fast
+from rcdm_fast import config as configs
+from rcdm_fast.checks import Checked, ConfigError, Range
+from rcdm_fast.config import EncoderConfig, ModelConfig, ScheduleConfig, UNetConfig
+from rcdm_fast.training.config import TrainConfig
+from rcdm_fast.training.losses import LossConfig
+from rcdm_fast.unet import UNet
+from tests import small
+
+NAMES = ("Config", "Settings", "Options")  # what a configuration's class is called
+NEEDED: dict[str, dict[str, Any]] = {  # fields without a default
+    "UNetConfig": {"image_size": 32, "num_channels": 32, "channel_mult": (1, 2)},
+    "EncoderConfig": {"source": "module"},
+    "ModelConfig": {"unet": small.UNET, "schedule": small.SCHEDULE},
+    "TrainConfig": {"name": "x", "unet": small.UNET},
+    "AdaptConfig": {"name": "x", "model": "y"},
+    "PretrainConfig": {"name": "x"},
+    "Settings": {"model": "cifar10-simclr-trunk"},
+    "Plan": {"cases": ()},
+}
+
+
+def configurations() -> list[type[Any]]:
+    """Every frozen dataclass of the package that is called one."""
+    found: dict[str, type[Any]] = {}
+    training = importlib.import_module("rcdm_fast.training")  # a package without a file of its own
+    modules = [*pkgutil.walk_packages(rcdm_fast.__path__, "rcdm_fast.")]
+    modules += pkgutil.iter_modules(training.__path__, "rcdm_fast.training.")
+    for module in modules:
+        if module.name.rpartition(".")[2].startswith("_"):
+            continue
+        for value in vars(importlib.import_module(module.name)).values():
+            if not (isinstance(value, type) and dataclasses.is_dataclass(value) and value.__module__ == module.name):
+                continue
+            if value.__name__.endswith(NAMES) or value.__name__ == "Plan":
+                found[f"{value.__module__}.{value.__name__}"] = value
+    return list(found.values())
+
+
+CONFIGURATIONS = configurations()
+
+
+def made(cls: type[Any], **changes: Any) -> Any:
+    needed = NEEDED.get(cls.__name__, {})
+    fields = {field.name for field in dataclasses.fields(cls)}
+    if cls.__name__ == "Plan":
+        needed = {"cases": (importlib.import_module(cls.__module__).Case(),)}
+    return cls(**{**{key: value for key, value in needed.items() if key in fields}, **changes})
+
+
+def test_there_are_as_many_as_there_should_be() -> None:
+    names = {cls.__name__ for cls in CONFIGURATIONS}
+    assert names >= {"UNetConfig", "TrainConfig", "LossConfig", "PretrainConfig", "JobConfig", "AttackConfig"}
+    assert len(CONFIGURATIONS) >= 25
+
+
+@pytest.mark.parametrize("cls", CONFIGURATIONS, ids=lambda cls: f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}")
+def test_every_field_of_every_configuration_is_checked(cls: type[Any]) -> None:
+    assert issubclass(cls, Checked)
+    made(cls)
+    for name, hint in typing.get_type_hints(cls).items():
+        wrong: list[Any] = []
+        if typing.get_origin(hint) is Literal:
+            wrong = ["such_a_thing", None, 1, typing.get_args(hint)[0] + "n"]
+        elif hint is bool:
+            wrong = [1, "yes", None]
+        elif hint is int:
+            wrong = [1.5, True, "1", None, 1j]
+        elif hint is float:
+            wrong = [float("nan"), float("inf"), "1", True, 1j, None]
+        elif hint is str:
+            wrong = [1, None, b"x"]
+        elif typing.get_origin(hint) is tuple:
+            wrong = ["x", 1, None, ({},)]
+        for value in wrong:
+            with pytest.raises(ConfigError, match=name):
+                made(cls, **{name: value})
+
+
+def test_near_misses_are_offered() -> None:
+    for cls, name, value, offered in (
+        (LossConfig, "weighting", "clamped_srn", "clamped_snr"),
+        (TrainConfig, "timesteps", "loss-aware", "loss_aware"),
+        (TrainConfig, "rates", "const", "constant"),
+        (TrainConfig, "weights", "float16", None),
+        (TrainConfig, "sharding", "fsdp", None),
+        (ScheduleConfig, "noise_schedule", "Linear", "linear"),
+    ):
+        with pytest.raises(ConfigError, match=f"{name} must be one of .*; got '{value}'") as raised:
+            made(cls, **{name: value})
+        assert (f"did you mean {offered}?" in str(raised.value)) == (offered is not None)
+    with pytest.raises(ConfigError, match=r"unknown key learning_rat; did you mean learning_rate\?"):
+        configs.from_dict(TrainConfig, {"name": "x", "unet": dataclasses.asdict(small.UNET), "learning_rat": 1})
+
+
+def test_what_loses_nothing_is_taken() -> None:
+    config = UNetConfig(np.int64(32), torch.tensor(32), [np.float32(1), 2], dropout=np.float64(0.5))  # type: ignore[arg-type]
+    assert config == UNetConfig(32, 32, (1.0, 2), dropout=0.5)
+    assert [type(value) for value in (config.image_size, config.num_channels, config.dropout)] == [int, int, float]
+    assert configs.from_json(UNetConfig, configs.to_json(config)) == config
+    assert str(Range(0, below=1)) == "at least 0 and less than 1"
+
+
+PUBLISHED_512 = UNetConfig(512, 256, (0.5, 1, 1, 2, 2, 4, 4), 2, (32, 16, 8), resblock_updown=True, learn_sigma=True,
+    representation_dim=8192, num_classes=1000)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        small.UNET,
+        PUBLISHED_512,
+        UNetConfig(64, 64, (1, 2, 3, 4), 3, (32, 16), use_scale_shift_norm=False, conv_resample=False, num_classes=7),
+        UNetConfig(32, 32, (1, 1), 1, (), num_head_channels=16, num_heads_upsample=2),
+    ],
+)
+def test_parameters_are_counted_without_a_network(config: UNetConfig) -> None:
+    with torch.device("meta"):
+        assert config.parameters == sum(tensor.numel() for tensor in UNet(config).state_dict().values())
+
+
+@pytest.mark.parametrize(
+    ("cls", "name", "value"),
+    [
+        (UNetConfig, "num_res_blocks", 10**9),
+        (UNetConfig, "image_size", 10**6),
+        (UNetConfig, "num_classes", 10**12),
+        (UNetConfig, "representation_dim", 10**12),
+        (UNetConfig, "channel_mult", (1e9, 1)),
+        (UNetConfig, "channel_mult", (1.0,) * 100_000),
+        (UNetConfig, "num_channels", 2**40),
+        (UNetConfig, "attention_resolutions", (1,) * 10**6),
+        (UNetConfig, "num_head_channels", 0),
+        (UNetConfig, "num_channels", 16_384),  # in all: some 50 billion parameters
+        (ScheduleConfig, "diffusion_steps", 10**9),
+        (EncoderConfig, "resize_to", 20_000),
+        (EncoderConfig, "image_size", 10**6),
+        (EncoderConfig, "dim", 10**12),
+        (EncoderConfig, "mean", (0.5, 0.5)),
+        (ModelConfig, "representation_dropout", 2.0),
+    ],
+)
+def test_one_number_cannot_ask_for_everything(cls: type[Any], name: str, value: Any) -> None:
+    start = time.monotonic()
+    with pytest.raises(ConfigError) as raised:
+        made(cls, **{name: value})
+    assert time.monotonic() - start < 2
+    assert len(str(raised.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000 + "]" * 100_000, "not valid JSON"),
+        ('{"diffusion_steps": ' + "9" * 5000 + "}", "not valid JSON"),
+        ("[1]", "expected an object, got list"),
+        ('{"diffusion_steps": "1000"}', "expected int, got '1000'"),
+        ('{"diffusion_steps": true}', "expected int, got True"),
+        ('{"diffusion_steps": null}', "expected int, got None"),
+        ('{"diffusion_steps": 1e3}', "expected int, got 1000.0"),
+        ('{"noise_schedule": ["linear"]}', "noise_schedule must be one of linear, cosine; got "),
+        ('{"noise_schedule": {}}', "noise_schedule must be one of linear, cosine; got {}"),
+        ('{"format_version": "x"}', "unknown key format_version"),
+        ('{"format_version": 99}', "update rcdm_fast"),
+        ("", "not valid JSON"),
+    ],
+)
+def test_json_that_is_no_schedule(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        configs.from_json(ScheduleConfig, text, "file")
+    assert message in str(raised.value)
+
+
+def test_json_with_nan_or_wrong_types_deep_inside() -> None:
+    config = ModelConfig(small.UNET, small.SCHEDULE, EncoderConfig("module"))
+    data = json.loads(configs.to_json(config))
+    for place, value in (
+        (("unet", "dropout"), float("nan")),
+        (("unet", "channel_mult"), [1, None]),
+        (("unet", "channel_mult"), {"0": 1}),
+        (("encoder", "std"), [0, 1, 1]),
+        (("encoder", "std"), "111"),
+        (("encoder", "architecture"), [1]),
+        (("encoder",), 5),
+        (("info",), "text"),
+        (("name",), None),
+        (("schedule",), None),
+    ):
+        changed = json.loads(json.dumps(data))
+        inside = changed
+        for key in place[:-1]:
+            inside = inside[key]
+        inside[place[-1]] = value
+        with pytest.raises(ConfigError, match=place[-1]):
+            configs.from_json(ModelConfig, json.dumps(changed), "file")

@@ -1,0 +1,308 @@
+"""The library and the program around it: neither moves the other, whatever the program has set up."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import locale
+import logging
+import os
+import random
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import rcdm_fast
+from rcdm_fast import checkpoint, host, images
+from rcdm_fast.config import EncoderConfig
+from rcdm_fast.encoders import ImageEncoder, native
+from rcdm_fast.pipeline import Model
+from rcdm_fast.training.adapt import AdaptConfig, adapt
+from rcdm_fast.training.evaluate import EvaluateConfig, evaluate
+from rcdm_fast.training.pretrain_config import PretrainConfig
+from rcdm_fast.training.train import train
+from tests import small, training_process
+from tests.tolerances import THREADS_ABS
+
+
+def global_state() -> dict[str, Any]:
+    """Everything that a library could leave changed."""
+    mask = os.umask(0o22)
+    os.umask(mask)
+    backends = torch.backends
+    return {
+        "default dtype": torch.get_default_dtype(),
+        "default device": torch.get_default_device(),
+        "autocast": [torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")],
+        "autocast's cache": torch.is_autocast_cache_enabled(),
+        "autocast dtype": torch.get_autocast_dtype("cpu"),
+        "gradients": torch.is_grad_enabled(),
+        "inference": torch.is_inference_mode_enabled(),
+        "threads": torch.get_num_threads(),
+        "products": (backends.mkldnn.matmul.fp32_precision, backends.cuda.matmul.fp32_precision),
+        "convolutions": (backends.mkldnn.conv.fp32_precision, backends.cudnn.conv.fp32_precision),
+        "attention": (backends.cuda.flash_sdp_enabled(), backends.cuda.math_sdp_enabled()),
+        "cudnn": (backends.cudnn.enabled, backends.cudnn.benchmark, backends.cudnn.deterministic),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "torch's random state": torch.get_rng_state().numpy().tobytes(),
+        "numpy's random state": np.random.get_state()[1].tobytes(),  # type: ignore[union-attr, index]
+        "python's random state": random.getstate(),
+        "print options": torch._tensor_str.PRINT_OPTS.precision,
+        "warnings": list(warnings.filters),
+        "logging": (logging.root.level, list(logging.root.handlers)),
+        "environment": dict(os.environ),
+        "folder": os.getcwd(),
+        "umask": mask,
+        "signals": [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)],
+        "path": list(sys.path),
+        "locale": locale.setlocale(locale.LC_ALL),
+        "recursion": sys.getrecursionlimit(),
+        "hooks": (sys.excepthook, threading.excepthook, sys.stdout, sys.stderr),
+    }
+
+
+@contextlib.contextmanager
+def switched(write: Callable[[Any], Any], value: Any, back: Any) -> Iterator[None]:
+    write(value)
+    try:
+        yield
+    finally:
+        write(back)
+
+
+def other_products() -> AbstractContextManager[None]:
+    return switched(lambda value: setattr(torch.backends.mkldnn.conv, "fp32_precision", value), "bf16", "none")
+
+
+HOSTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "autocast to bfloat16": lambda: torch.autocast("cpu", torch.bfloat16),
+    "autocast to float16": lambda: torch.autocast("cpu", torch.float16),
+    "float64 by default": lambda: switched(torch.set_default_dtype, torch.float64, torch.float32),
+    "bfloat16 by default": lambda: switched(torch.set_default_dtype, torch.bfloat16, torch.float32),
+    "the meta device by default": lambda: switched(torch.set_default_device, "meta", None),
+    "inside the meta device": lambda: torch.device("meta"),
+    "no gradients": torch.no_grad,
+    "inference": torch.inference_mode,
+    "products in bfloat16": lambda: switched(torch.set_float32_matmul_precision, "medium", "highest"),
+    "convolutions in bfloat16": other_products,
+    "attention by the book": lambda: torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+    "deterministic": lambda: switched(torch.use_deterministic_algorithms, True, False),
+    "one thread": lambda: switched(torch.set_num_threads, 1, torch.get_num_threads()),
+    "another seed": lambda: switched(torch.manual_seed, 5, 6),
+}
+
+
+class Mixed(nn.Module):
+    """A representation with a convolution and a product, which other precisions would change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Linear(8, small.DIM)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(self.first(x).mean(dim=(2, 3)))
+        return out
+
+
+@pytest.fixture(scope="module")
+def network_of_encoder() -> Mixed:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return Mixed()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = small.model()
+    return checkpoint.save_model(
+        tmp_path_factory.mktemp("saved") / "small.safetensors", model.config, model.unet.state_dict()
+    )
+
+
+@pytest.fixture(scope="module")
+def given() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "h": torch.randn(2, small.DIM, generator=generator),
+        "x": torch.randn(2, 3, 8, 8, generator=generator),
+        "t": torch.tensor([10, 700]),
+        "pictures": small.pictures(2),
+    }
+
+
+def calls(saved: Path, given: dict[str, Tensor], network: nn.Module, engine: str) -> dict[str, Tensor]:
+    """What the public methods of a model give that is loaded and used right here."""
+    encoder = ImageEncoder(network, EncoderConfig("module", image_size=8, dim=small.DIM))
+    model = rcdm_fast.load(saved, encoder=encoder, device="cpu", engine=engine, precision="fp32")
+    h, pictures = given["h"], given["pictures"]
+    drawn = list(model.generate(h, per=1, steps=2))
+    return {
+        "weights": next(model.unet.parameters()),
+        "encode": model.encode(pictures),
+        "encode images": model.encode([pictures[0], images.to_pil(pictures[1])]),
+        "view": model.view(images.to_pil(pictures[0])),
+        "sample": model.sample(h, per=2, steps=3, eta=0.5),
+        "ancestral": model.sample(h, per=1, steps=3, solver="ancestral"),
+        "batches": [part for _, part in model.batches(model.request(h, per=2, steps=2), 3)][-1],
+        "generate": drawn[-1].pictures,
+        "interpolate": model.interpolate(h[0], h[1], 3, steps=2),
+        "invert": model.invert(pictures, steps=2),
+        "network": model.network(given["x"], given["t"], h),
+        "from a network": Model.from_network(model.unet, model.config.schedule).sample(h, per=1, steps=2),
+    }
+
+
+@pytest.fixture(scope="module", params=["eager", "native"])
+def plain(
+    request: pytest.FixtureRequest, saved: Path, given: dict[str, Tensor], network_of_encoder: Mixed
+) -> tuple[str, dict[str, Tensor]]:
+    return request.param, calls(saved, given, network_of_encoder, request.param)
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_a_host_and_the_library_leave_each_other_alone(
+    name: str,
+    plain: tuple[str, dict[str, Tensor]],
+    saved: Path,
+    given: dict[str, Tensor],
+    network_of_encoder: Mixed,
+) -> None:
+    engine, expected = plain
+    with HOSTS[name]():
+        before = global_state()
+        found = calls(saved, given, network_of_encoder, engine)
+        after = global_state()
+    changed = [key for key, value in before.items() if after[key] != value]
+    assert not changed, f"changed: {changed}"
+    for call, value in expected.items():
+        assert (found[call].dtype, found[call].device) == (value.dtype, value.device), call
+        assert [found[call].is_inference(), found[call].requires_grad] == [False, False], call
+        allowed = 0.0
+        if name == "one thread":  # it may round otherwise, by a level of 8 bits at most
+            allowed = 1.0 if value.dtype == torch.uint8 else THREADS_ABS
+        torch.testing.assert_close(
+            found[call], value, atol=allowed, rtol=0, msg=lambda text, call=call: f"{call}: {text}"
+        )
+
+
+@pytest.mark.parametrize("name", ["autocast to bfloat16", "float64 by default", "inference", "another seed"])
+def test_training_adapting_and_evaluating_too(name: str, tmp_path: Path) -> None:
+    data = training_process.data()
+
+    unet = dataclasses.replace(small.UNET, representation_dim=0, dropout=0.2)
+
+    def run(folder: Path) -> list[Tensor]:
+        trained = train(training_process.config(str(encoder), pictures=32, unet=unet), data, folder / "run")
+        adapted = adapt(
+            AdaptConfig("adapted", str(trained), EncoderConfig(f"file:{encoder}", image_size=8), steps=2, batch_size=4),
+            data,
+            folder / "adapted",
+        )
+        model = rcdm_fast.load(adapted, device="cpu")
+        result = evaluate(model, data, EvaluateConfig(4, 1, 8, 2, resamples=10))
+        weights = [*checkpoint.load_model(trained)[1].values(), *checkpoint.load_model(adapted)[1].values()]
+        return [*weights, torch.tensor(result.reciprocal_ranks, dtype=torch.float64)]
+
+    pretraining = PretrainConfig("tiny", image_size=8, stem=8, widths=(8, 8), blocks=(1, 1), projector=(8, 4))
+    encoder = tmp_path / "encoder.safetensors"
+    native.save(encoder, pretraining.network(), pretraining.encoder(), {})
+    expected = run(tmp_path / "plain")
+    with HOSTS[name]():
+        before = global_state()
+        found = run(tmp_path / "inside")
+        after = global_state()
+    assert [key for key, value in before.items() if after[key] != value] == []
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def test_between_batches_the_host_has_its_own_settings(saved: Path, given: dict[str, Tensor]) -> None:
+    model = rcdm_fast.load(saved, device="cpu", engine="eager")
+    with switched(torch.set_default_dtype, torch.float64, torch.float32):
+        for _ in model.batches(model.request(given["h"], per=2, steps=2), 1):
+            assert torch.ones(1).dtype == torch.float64
+        for _ in model.generate(given["h"], per=2, steps=2, batch_size=1):
+            assert torch.ones(1).dtype == torch.float64
+
+
+def test_an_error_puts_everything_back(saved: Path, given: dict[str, Tensor]) -> None:
+    model = rcdm_fast.load(saved, device="cpu", engine="eager")
+    with switched(torch.set_default_dtype, torch.float64, torch.float32), torch.autocast("cpu", torch.bfloat16):
+        before = global_state()
+        with pytest.raises(rcdm_fast.ConfigError):
+            model.sample(given["h"], per=0)
+        with pytest.raises(rcdm_fast.CheckpointError):
+            rcdm_fast.load("no-such-model")
+        assert global_state() == before
+
+
+def test_overlapping_calls_put_the_default_back_when_the_last_one_ends() -> None:
+    inside, leave = threading.Event(), threading.Event()
+
+    def call() -> None:
+        with host.apart():
+            inside.set()
+            leave.wait(10)
+
+    with switched(torch.set_default_dtype, torch.float64, torch.float32):
+        thread = threading.Thread(target=call)
+        thread.start()
+        inside.wait(10)
+        with host.apart():
+            assert torch.get_default_dtype() == torch.float32
+        assert torch.get_default_dtype() == torch.float32  # the other call is not done
+        leave.set()
+        thread.join()
+        assert torch.get_default_dtype() == torch.float64
+
+
+def test_inherited_precision_stays_inherited() -> None:
+    everything = torch.backends
+    with switched(lambda value: setattr(everything, "fp32_precision", value), "tf32", "none"):
+        with host.apart():
+            assert everything.mkldnn.conv.fp32_precision == "ieee"
+        assert everything.mkldnn.conv.fp32_precision == "tf32"
+        everything.fp32_precision = "ieee"
+        assert everything.mkldnn.conv.fp32_precision == "ieee"
+
+
+def test_a_network_that_is_trained_goes_on_training(given: dict[str, Tensor]) -> None:
+    network = small.network().train()
+    weights = {name: value.clone() for name, value in network.state_dict().items()}
+    model = Model.from_network(network, small.SCHEDULE)
+    first = model.sample(given["h"], per=1, steps=2)
+    assert network.training
+    assert all(part.training for part in network.modules())
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
+    network(given["x"], given["t"], given["h"]).sum().backward()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(1.0)
+    assert torch.equal(model.sample(given["h"], per=1, steps=2), first)
+    assert not model.unet.training
+    assert not any(parameter.requires_grad for parameter in model.unet.parameters())
+
+
+def test_a_network_of_another_type_is_copied_as_float32(given: dict[str, Tensor]) -> None:
+    model = Model.from_network(small.network().to(torch.bfloat16), small.SCHEDULE)
+    assert model.sample(given["h"], per=1, steps=2).dtype == torch.float32
+    with pytest.raises(rcdm_fast.ConfigError, match=r"expected an rcdm_fast\.unet\.UNet, got Linear"):
+        Model.from_network(nn.Linear(2, 2), small.SCHEDULE)  # type: ignore[arg-type]
+
+
+def test_loading_draws_nothing(saved: Path) -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    rcdm_fast.load(saved, device="cpu")
+    assert torch.equal(torch.rand(3), expected)

@@ -1,0 +1,118 @@
+"""Models in other processes: pickled, copied, sent to spawned workers, forked."""
+
+from __future__ import annotations
+
+import copy
+import io
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import rcdm_fast
+from rcdm_fast import checkpoint, engines
+from rcdm_fast.pipeline import Model
+from tests import small
+from tests.tolerances import THREADS_ABS
+
+
+@pytest.fixture(scope="module")
+def h() -> Tensor:
+    return torch.randn(2, small.DIM, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = small.model()
+    return checkpoint.save_model(tmp_path_factory.mktemp("model"), model.config, model.unet.state_dict())
+
+
+def pickled(model: Model) -> Model:
+    return pickle.loads(pickle.dumps(model))  # type: ignore[no-any-return]
+
+
+def torch_saved(model: Model) -> Model:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("engine", ["eager", "native"])
+@pytest.mark.parametrize("way", [pickled, copy.deepcopy, copy.copy, torch_saved])
+def test_a_copy_draws_the_same_pictures(way: Any, engine: str, saved: Path, h: Tensor) -> None:
+    model = rcdm_fast.load(saved, encoder=small.encoder(), device="cpu", engine=engine, precision="fp32")
+    expected = model.sample(h, per=2, steps=3)
+    other = way(model)
+    assert torch.equal(other.sample(h, per=2, steps=3), expected)
+    assert torch.equal(other.encode(small.pictures(2)), model.encode(small.pictures(2)))
+    assert (other.engine.name, other.engine.precision, other.config) == (engine, "fp32", model.config)
+    assert other.engine is not model.engine
+    with torch.no_grad():
+        other.unet.get_parameter("out.2.bias").fill_(torch.nan)
+    assert torch.equal(model.sample(h, per=2, steps=3), expected)
+
+
+def test_where_the_engine_is_missing_a_copy_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = pickle.dumps(small.model())
+    monkeypatch.setitem(engines._REASONS, "eager", lambda device, precision: ["it is not here"])
+    with pytest.raises(rcdm_fast.ConfigError, match=r"cannot run in this process as it did in its own.*not here"):
+        pickle.loads(data)
+
+
+class Encoded(torch.utils.data.Dataset[Tensor]):
+    """What a training script has its workers do."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, place: int) -> Tensor:
+        return self.model.encode(small.pictures(2)[place : place + 1])[0]
+
+
+def test_spawned_workers_encode() -> None:
+    model = small.model()
+    loader = torch.utils.data.DataLoader(
+        Encoded(model), batch_size=2, num_workers=1, multiprocessing_context="spawn", timeout=300
+    )
+    (found,) = list(loader)
+    torch.testing.assert_close(found, model.encode(small.pictures(2)), atol=1e-6, rtol=0)
+
+
+FORK = """
+    import os, sys, torch
+    import rcdm_fast
+    torch.set_num_threads(2)
+    model = rcdm_fast.load(sys.argv[1], device="cpu", engine=sys.argv[2], precision="fp32")
+    h = torch.ones(1, 6)
+    expected = model.sample(h, per=4, steps=2)
+    model._turn.acquire()  # another thread draws while this one forks
+    child = os.fork()
+    if child == 0:
+        torch.set_num_threads(int(sys.argv[3]))
+        try:
+            print("near", torch.allclose(model.sample(h, per=4, steps=2), expected, atol=float(sys.argv[4])), flush=True)
+        except rcdm_fast.SamplingError as error:
+            print(error, flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("engine", ["eager", "native"])
+@pytest.mark.parametrize(("threads", "said"), [(2, "this is a fork of it"), (1, "near True")])
+def test_a_forked_process_is_told_or_works(engine: str, threads: int, said: str, saved: Path) -> None:
+    command = [sys.executable, "-c", textwrap.dedent(FORK), str(saved), engine, str(threads), str(THREADS_ABS)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert said in done.stdout, done.stderr
