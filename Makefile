@@ -5,6 +5,7 @@
 # make notebooks  run the notebooks in examples/ and keep their outputs in them
 # make bench    benchmarks: operators, network evaluations beside their rivals, a training step -> out/bench_*
 # make bench-gpu PART=build|ops|step|tune   the same on a GPU, with the Python that is there -> $OUT or out/
+#   PART=tune BATCHES="1 64": which batches; REHEARSE=1: the same way on the CPU, at sizes of nothing
 # Every other target installs what it needs into $(VENV) first.
 
 PYTHON ?= python3.11
@@ -74,7 +75,7 @@ bench: $(BENCH_STAMP)
 GPU_PYTHON := $(if $(filter file,$(origin PYTHON)),python3,$(PYTHON))
 bench-gpu:
 	$(if $(filter build ops step tune,$(PART)),,$(error bench-gpu needs PART=build, ops, step or tune))
-	$(GPU_PYTHON) benchmarks/bench_gpu.py $(PART)
+	$(GPU_PYTHON) benchmarks/bench_gpu.py $(PART) $(if $(BATCHES),--batches $(BATCHES)) $(if $(REHEARSE),--rehearse)
 
 # Everything made here except $(VENV).
 clean:

@@ -1,10 +1,13 @@
 """Build the native parts where that is possible; otherwise install pure Python and record why.
 
+A part is left out where something that it needs is not there: a compiler, torch, a CUDA toolkit. Where all is there and
+compiling fails, the build fails: slower than it could be is not what anybody asked for, and nobody reads a build's log.
+
 The rest of the metadata is in pyproject.toml. torch is located, never imported, so that pip can build in an isolated
 environment without installing a second torch. What was built goes into `rcdm_fast/_build_info.py`.
 
 Environment variables:
-    RCDM_FAST_NATIVE=0           build nothing native
+    RCDM_FAST_NATIVE=0|cpu|cuda  build nothing native, or only this part
     RCDM_FAST_REQUIRE=cpu,cuda   fail when one of these parts cannot be built, instead of leaving it out
     RCDM_FAST_TORCH=DIR          the folder of the torch package to compile against
     RCDM_FAST_CUDA_ARCHS=80,90   compute capabilities to compile for, the last one also as PTX for later chips
@@ -39,7 +42,10 @@ OLDEST_TORCH = (2, 11)
 STABLE_ABI = 0x020A000000000000  # the stable interface of torch 2.10, which every later version keeps
 ABI_TAG = "cp310"
 MODULES = {"cpu": "rcdm_fast._C", "cuda": "rcdm_fast._C_cuda"}  # part -> its library
-CUDA_ARCHS = ["80", "90", "120"]
+# Machine code serves later chips of its generation: 80 serves 86 and 89, 100 serves 103, 120 serves 121. Others compile
+# PTX at their first launch: of 100 on 110, of the newest on what comes after it.
+CUDA_ARCHS = ["80", "90", "100", "120"]
+PTX_ARCHS = ["100"]
 CXX_FLAGS = "-std=c++20 -O3 -fPIC -fvisibility=hidden -fno-trapping-math -g0 -Wall -Wextra -Wno-unused-parameter"
 
 
@@ -65,6 +71,27 @@ class Toolkit:
     release: str  # such as 13.0
 
 
+def named_parts(variable: str) -> set[str] | None:
+    """The parts that an environment variable lists; None where it is not set. Any other word is an error."""
+    text = os.environ.get(variable)
+    if text is None:
+        return None
+    parts = {part.strip() for part in text.split(",") if part.strip()}
+    unknown = parts - set(MODULES)
+    if unknown:
+        known = ", ".join(MODULES)
+        raise SystemExit(f"rcdm_fast: {variable}={text}: there is no part {sorted(unknown)[0]!r}; parts are {known}")
+    return parts
+
+
+def wanted_parts() -> set[str]:
+    """What RCDM_FAST_NATIVE asks for; everything by default."""
+    text = os.environ.get("RCDM_FAST_NATIVE", "")
+    if text == "0":
+        return set()
+    return set(MODULES) if text in ("", "1") else named_parts("RCDM_FAST_NATIVE") or set()
+
+
 def run(*command: str) -> subprocess.CompletedProcess[str]:
     """A command's result, whatever it is."""
     return subprocess.run(command, capture_output=True, text=True, check=False)
@@ -87,6 +114,10 @@ def find_torch() -> Torch:
         if not (folder / "include/torch/csrc/stable/library.h").is_file():
             raise CannotBuild(f"torch {version} in {folder} has no C++ headers")
         return Torch(folder, version, cuda.group(1) if cuda else "")
+    if os.environ.get("RCDM_FAST_TORCH"):
+        raise SystemExit(
+            f"rcdm_fast: RCDM_FAST_TORCH={os.environ['RCDM_FAST_TORCH']} is no torch package (no version.py)"
+        )
     raise CannotBuild("torch was not installed when rcdm_fast was built; install torch first, then rcdm_fast again")
 
 
@@ -187,9 +218,14 @@ def nvcc_command(toolkit: Toolkit, source: str, target: str) -> list[str]:
     """How a .cu file is compiled; it includes neither torch nor Python."""
     known = re.findall(r"sm_(\w+)", run(toolkit.nvcc, "--list-gpu-code").stdout)
     named = os.environ.get("RCDM_FAST_CUDA_ARCHS")
-    wanted = named.split(",") if named else [arch for arch in CUDA_ARCHS if arch in known] or CUDA_ARCHS
+    wanted = [arch.strip() for arch in named.split(",")] if named else [arch for arch in CUDA_ARCHS if arch in known]
+    unknown = [arch for arch in wanted if known and arch.rstrip("af") not in known]
+    if unknown:
+        raise CompileError(f"RCDM_FAST_CUDA_ARCHS={named}: {toolkit.nvcc} knows {', '.join(known)}, not {unknown[0]!r}")
+    wanted = wanted or CUDA_ARCHS
     machines = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in wanted]
-    machines.append(f"-gencode=arch=compute_{wanted[-1]},code=compute_{wanted[-1]}")
+    portable = [arch for arch in wanted[:-1] if arch in PTX_ARCHS and not named] + wanted[-1:]
+    machines += [f"-gencode=arch=compute_{arch},code=compute_{arch}" for arch in portable]
     flags = "-std=c++17 -O3 --threads 0 -Icsrc -Xfatbin -compress-all -Xcompiler -fPIC,-fvisibility=hidden"
     return [toolkit.nvcc, *flags.split(), *machines, "-c", source, "-o", target]
 
@@ -200,23 +236,31 @@ class BuildRecord:
     def __init__(self) -> None:
         self.torch = self.compiler = self.nvcc = ""
         self.missing: dict[str, str] = {}
+        self.required: set[str] = set()
 
     def plan(self) -> list[Extension]:
         """The extensions that can be built; a part that cannot be is noted."""
+        self.required = named_parts("RCDM_FAST_REQUIRE") or set()
+        wanted = wanted_parts()
+        for part in sorted(set(MODULES) - wanted):
+            value = os.environ["RCDM_FAST_NATIVE"]
+            self.leave_out(part, f"turned off by RCDM_FAST_NATIVE={value} when rcdm_fast was built")
+        if not wanted:
+            return []
         try:
-            if os.environ.get("RCDM_FAST_NATIVE") == "0":
-                raise CannotBuild("turned off by RCDM_FAST_NATIVE=0 when rcdm_fast was built")
             if sys.platform == "win32":
                 raise CannotBuild("native parts are not built on Windows")
             self.compiler = find_compiler()
             torch = find_torch()
         except CannotBuild as reason:
-            for part in MODULES:
+            for part in sorted(wanted):
                 self.leave_out(part, str(reason))
             return []
         self.torch = torch.version
         planned = []
         for part, make in (("cpu", cpu_extension), ("cuda", cuda_extension)):
+            if part not in wanted:
+                continue
             try:
                 planned.append(make(torch))
             except CannotBuild as reason:
@@ -227,7 +271,7 @@ class BuildRecord:
 
     def leave_out(self, part: str, reason: str) -> None:
         """Note why a part is missing, or fail when the user requires it."""
-        if part in os.environ.get("RCDM_FAST_REQUIRE", "").split(","):
+        if part in self.required:
             raise SystemExit(f"rcdm_fast: RCDM_FAST_REQUIRE={part}, but it cannot be built: {reason}")
         print(f"rcdm_fast: native part {part!r} left out: {reason}", file=sys.stderr)
         self.missing[part] = reason
@@ -247,6 +291,18 @@ class BuildRecord:
                 stale.unlink()
 
 
+def failure(part: str, error: Exception) -> str:
+    """What to say when a part does not compile; setuptools prints it last."""
+    others = [other for other in MODULES if other != part and other not in RECORD.missing]
+    without = f"RCDM_FAST_NATIVE={','.join(others)}, to build without it, or " if others else ""
+    return (
+        f"\nrcdm_fast: the native part {part!r} does not compile: {error}\n"
+        f"  torch {RECORD.torch}; {RECORD.compiler}{f'; {RECORD.nvcc}' if part == 'cuda' else ''}; "
+        f"the compiler's messages are above.\n"
+        f"  Set {without}RCDM_FAST_NATIVE=0 to install without native parts: everything works, but slower.\n"
+    )
+
+
 RECORD = BuildRecord()
 
 
@@ -259,19 +315,16 @@ class BuildPython(build_py):
 
 
 class BuildNative(build_ext):
-    """Compiles the extensions; one that does not compile is left out and recorded."""
+    """Compiles the extensions; one that does not compile fails the build, and the message says how to do without."""
 
     def build_extensions(self) -> None:
         self._let_nvcc_compile_cuda()
-        built = []
         for extension in self.extensions:
             try:
                 self.build_extension(extension)
-                built.append(extension)
             except (CCompilerError, ExecError, PlatformError) as error:
                 (part,) = (part for part, module in MODULES.items() if module == extension.name)
-                RECORD.leave_out(part, f"compiling failed: {error}")
-        self.extensions = built
+                raise SystemExit(failure(part, error)) from error
         RECORD.write(Path(self.build_lib) / "rcdm_fast")
 
     def _let_nvcc_compile_cuda(self) -> None:

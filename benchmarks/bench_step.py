@@ -102,6 +102,8 @@ def measure(work: Workload, candidates: Sequence[Candidate], rounds: int, file: 
         file.put(*(_row(candidate, times, shared) for candidate in candidates if candidate.key in times))
 
     timing.measure(candidates, work, rounds=rounds, after_round=after_round)
+    for failed in (each for each in candidates if each.why_not):
+        file.put({**failed.row(), **shared})
     plan_ms = benchmarking.in_turn({"plan": lambda: work.plan(work.timed)}, work.device, rounds=5, warmup=1)["plan"]
     name = f"conditioning plan, {workload.STEPS} steps, {work.batch} representations"
     file.put({**benchmarking.row(plan_ms, name=name, precision="", ours=True), **shared})

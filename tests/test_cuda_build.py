@@ -10,11 +10,12 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-ARCHITECTURES = ("80", "90", "120")
+ARCHITECTURES = ("80", "90", "100", "120")
 NVCC = shutil.which("nvcc")
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="no nvcc on the path")
 
@@ -71,9 +72,11 @@ def _script(path: Path, text: str) -> Path:
     return path
 
 
-def _toolkit(folder: Path, release: str, compiles: str) -> Path:
+def _toolkit(folder: Path, release: str, compiles: str, knows: Sequence[str] = ()) -> Path:
     """A CUDA toolkit that consists of an nvcc that answers questions, and a runtime."""
-    _script(folder / "bin/nvcc", f'[ "$1" = --version ] && echo "release {release}" && exit 0\n{compiles}')
+    answers = f'[ "$1" = --version ] && echo "release {release}" && exit 0\n'
+    answers += f'[ "$1" = --list-gpu-code ] && echo "{" ".join(f"sm_{arch}" for arch in knows)}" && exit 0\n'
+    _script(folder / "bin/nvcc", answers + compiles)
     for major in ("12", "13"):
         (folder / "lib").mkdir(exist_ok=True)
         (folder / "lib" / f"libcudart.so.{major}").touch()
@@ -108,22 +111,92 @@ def test_reasons_for_leaving_the_cuda_part_out(checkout: Path, tmp_path: Path) -
         assert f"RCDM_FAST_REQUIRE=cuda, but it cannot be built: {reason}" in done.stderr
 
 
-def test_a_failing_nvcc_leaves_the_cpu_part_alone(checkout: Path, tmp_path: Path) -> None:
-    touch = 'while [ $# -gt 0 ]; do [ "$1" = -o ] && : > "$2"; shift; done; echo stub'
-    environment = {
-        "RCDM_FAST_TORCH": str(_torch_like(tmp_path / "torch", "13.0")),
-        "CUDA_HOME": str(_toolkit(tmp_path / "toolkit", "13.0", "exit 1")),
-        "CXX": str(_script(tmp_path / "c++", touch)),
+TOUCH = 'while [ $# -gt 0 ]; do [ "$1" = -o ] && : > "$2"; shift; done; echo stub'  # a compiler that compiles anything
+
+
+def _environment(folder: Path, toolkit: Path, **more: str) -> dict[str, str]:
+    torch = folder / "torch"
+    if not torch.exists():
+        _torch_like(torch, "13.0")
+    return {
+        "RCDM_FAST_TORCH": str(torch),
+        "CUDA_HOME": str(toolkit),
+        "CXX": str(_script(folder / "c++", TOUCH)),
+        **more,
     }
+
+
+def test_a_failing_nvcc_fails_the_build_and_the_message_says_how_to_do_without(checkout: Path, tmp_path: Path) -> None:
+    toolkit = _toolkit(tmp_path / "toolkit", "13.0", "exit 1")
+    done = _setup(checkout, tmp_path, "build_ext", **_environment(tmp_path, toolkit))
+    assert done.returncode != 0
+    assert "the native part 'cuda' does not compile: nvcc failed on csrc/cuda/" in done.stderr
+    assert f"torch 2.12.0; stub; {toolkit}/bin/nvcc 13.0" in done.stderr
+    assert "Set RCDM_FAST_NATIVE=cpu, to build without it, or RCDM_FAST_NATIVE=0" in done.stderr
     stale = tmp_path / "rcdm_fast/_C_cuda.abi3.so"
-    stale.parent.mkdir()
+    stale.parent.mkdir(exist_ok=True)
     stale.touch()
-    os.utime(stale, (0, 0))  # older than its sources
-    done = _setup(checkout, tmp_path, "build_ext", **environment)
+    done = _setup(checkout, tmp_path, "build_ext", **_environment(tmp_path, toolkit, RCDM_FAST_NATIVE="cpu"))
     assert done.returncode == 0, done.stderr
-    parts = _record(tmp_path)["PARTS"]
-    assert isinstance(parts, dict)
-    assert parts["cpu"] == ""
-    assert parts["cuda"].startswith("compiling failed: nvcc failed on csrc/cuda/")
+    turned_off = "turned off by RCDM_FAST_NATIVE=cpu when rcdm_fast was built"
+    assert _record(tmp_path)["PARTS"] == {"cpu": "", "cuda": turned_off}
     assert (tmp_path / "rcdm_fast/_C.abi3.so").exists()
     assert not stale.exists()
+
+
+def test_a_failing_compiler_fails_the_build_without_any_requirement(checkout: Path, tmp_path: Path) -> None:
+    toolkit = _toolkit(tmp_path / "toolkit", "13.0", TOUCH)
+    environment = _environment(tmp_path, toolkit)
+    _script(tmp_path / "c++", '[ "$1" = --version ] && echo stub && exit 0\nexit 1')
+    done = _setup(checkout, tmp_path, "build_ext", **environment)
+    assert done.returncode != 0
+    assert "the native part 'cpu' does not compile" in done.stderr
+    assert "RCDM_FAST_NATIVE=0 to install without native parts" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"RCDM_FAST_REQUIRE": "gpu"}, "RCDM_FAST_REQUIRE=gpu: there is no part 'gpu'; parts are cpu, cuda"),
+        ({"RCDM_FAST_NATIVE": "no"}, "RCDM_FAST_NATIVE=no: there is no part 'no'; parts are cpu, cuda"),
+        ({"RCDM_FAST_NATIVE": "cpu", "RCDM_FAST_REQUIRE": "cpu, cuda"}, "RCDM_FAST_REQUIRE=cuda, but it cannot be"),
+        ({"RCDM_FAST_TORCH": "/nowhere"}, "RCDM_FAST_TORCH=/nowhere is no torch package"),
+        ({"RCDM_FAST_CUDA_ARCHS": "9.0"}, "knows 80, 90, not '9.0'"),
+    ],
+)
+def test_a_setting_that_means_nothing_is_an_error(
+    checkout: Path, tmp_path: Path, changes: dict[str, str], message: str
+) -> None:
+    toolkit = _toolkit(tmp_path / "toolkit", "13.0", TOUCH, knows=("80", "90"))
+    done = _setup(checkout, tmp_path, "build_ext", **{**_environment(tmp_path, toolkit), **changes})
+    assert done.returncode != 0
+    assert message in done.stderr
+
+
+# What NVIDIA's GPUs of these generations answer for their compute capability.
+CHIPS = (80, 86, 87, 89, 90, 100, 103, 110, 120, 121, 130)
+
+
+@pytest.mark.parametrize(
+    ("knows", "machine_code"),
+    [
+        ((75, 80, 86, 87, 88, 89, 90, 100, 103, 110, 120, 121), {80, 86, 87, 89, 90, 100, 103, 120, 121}),  # 13.0
+        ((75, 80, 86, 87, 89, 90), {80, 86, 87, 89, 90}),  # 12.4
+    ],
+)
+def test_every_chip_is_served(checkout: Path, tmp_path: Path, knows: tuple[int, ...], machine_code: set[int]) -> None:
+    log = tmp_path / "log"
+    toolkit = _toolkit(tmp_path / "toolkit", "13.0", f'echo "$@" >> {log}\n{TOUCH}', [str(arch) for arch in knows])
+    done = _setup(checkout, tmp_path, "build_ext", **_environment(tmp_path, toolkit))
+    assert done.returncode == 0, done.stderr
+    commands = [line for line in log.read_text().splitlines() if ".cu" in line]
+    assert len(commands) == len(SOURCES)
+    for command in commands:
+        cubins = {int(arch) for arch in re.findall(r"code=sm_(\d+)", command)}
+        ptx = {int(arch) for arch in re.findall(r"code=compute_(\d+)", command)}
+        assert cubins == {int(arch) for arch in ARCHITECTURES} & set(knows)
+        # Machine code runs on chips of the same generation that are not older; PTX on all that are not older.
+        assert {chip for chip in CHIPS if any(c // 10 == chip // 10 and c <= chip for c in cubins)} == machine_code
+        assert all(chip in machine_code or any(arch <= chip for arch in ptx) for chip in CHIPS)
+        newest = max(arch for arch in ptx if arch <= 110)
+        assert newest == (100 if 100 in knows else 90)  # what compute capability 11.0 compiles

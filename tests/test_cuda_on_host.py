@@ -1,11 +1,12 @@
 """The logic of the CUDA kernels without a GPU: the same source, compiled for the CPU, against the reference.
 
 Covers indices, barriers, shared memory, the cutting into blocks and the arithmetic. What only a GPU shows (its own
-rounding, speed, streams) is in test_ops_cuda.py.
+rounding, speed) is in test_ops_cuda.py.
 """
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,22 @@ def test_order_of_threads_does_not_matter(host: Launchers, case: NormCase) -> No
 @pytest.mark.parametrize("size", [6, 66])
 def test_offset_views_take_the_scalar_path(host: Launchers, size: int, dtype: torch.dtype) -> None:
     _check(host, NormCase(channels=32, skip=32, size=(size, size), film="scale", dtype=dtype), offset=1)
+
+
+def test_shared_memory_beyond_the_default_is_asked_for_once_on_every_device(host: Launchers) -> None:
+    """What a launch asks for holds for the launches of other threads too: an amount that varied would fail theirs."""
+    inputs = make_inputs(NormCase(channels=64, size=(32, 64), batch=1, dtype=torch.bfloat16))
+    device, calls = host.number("device"), host.number("attributes")
+    asked = []
+    try:
+        for device.value in (0, 0, 1, 0, 1):
+            before = calls.value
+            host.film_group_norm(*inputs)
+            assert host.launches == 1  # fused: the slab lies in shared memory
+            asked.append(calls.value - before)
+    finally:
+        device.value = 0
+    assert asked == [1, 0, 1, 0, 0]
 
 
 def test_small_pictures_take_one_launch_and_large_ones_two(host: Launchers) -> None:
@@ -142,10 +159,13 @@ def test_every_16_bit_number(host: Launchers, dtype: torch.dtype) -> None:
 
 
 OPERATORS = """
-import sys, torch
+import ctypes, sys, torch
 from rcdm_fast.ops import reference
 from tests.norm_cases import NormCase, error_bound, layouts, make_inputs
 torch.ops.load_library(sys.argv[1])
+kernels = ctypes.CDLL(sys.argv[2])
+number = lambda name: ctypes.c_int.in_dll(kernels, "cuda_on_host_" + name)
+number("streams").value, number("device").value = 1000, 3  # streams are looked at; another device is the current one
 ops, check = torch.ops.rcdm_fast, torch.library.opcheck
 skipping = dict(test_utils=("test_schema", "test_faketensor"))
 for case in layouts()[::2]:
@@ -211,12 +231,76 @@ refuses("every term must be like x", ops.solver_step, x, output, [x.half()], [1.
 refuses("output does not fit x", ops.solver_step, x, output[:, :2], [], [], *step)
 refuses("bound must be >= 0", ops.solver_step, x, output, [], [], 1.0, 1.0, -1.0, 1.0, 1.0)
 refuses("expected float32, bfloat16 or float16", ops.pictures_to_uint8, x.double())
+device, launches = number("device").value, number("launches").value
+assert device == 3 and launches > 50, (device, launches)
 """
 
 
 def test_host_code_and_registration(checkout: Path, tmp_path: Path) -> None:
     library = launchers.compile_operators(checkout, tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-c", OPERATORS, str(library)], cwd=checkout, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-c", OPERATORS, str(library), str(tmp_path / "cuda_on_host.so")]
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+# Fused and in chunks, several tiles in a slab, both ways of resampling, vectors and single numbers.
+WATCHED = [
+    NormCase(32),
+    NormCase(192, skip=64, film="scale", dtype=torch.bfloat16),
+    NormCase(32, size=(50, 66), batch=1, resample=-1),
+    NormCase(9, groups=3, film="add", resample=1),
+    NormCase(2200, groups=1, size=(2, 32), batch=1, film="add", resample=1),
+    NormCase(64, size=(8, 12), film="scale", phases=True, dtype=torch.float16),
+]
+
+
+@pytest.fixture(scope="module")
+def watched(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Launchers:
+    """The same, with every access followed (cuda_on_host/shadow.h)."""
+    return Launchers(launchers.compile_launchers(checkout, tmp_path_factory.mktemp("watched"), shadow=True))
+
+
+@pytest.mark.parametrize("case", WATCHED, ids=str)
+def test_no_thread_depends_on_timing(watched: Launchers, case: NormCase) -> None:
+    _check(watched, case)
+
+
+def test_no_thread_depends_on_timing_in_small_operators(watched: Launchers) -> None:
+    x = torch.randn(2, 3, 33, 31)
+    assert torch.equal(watched.pictures_to_uint8(x), reference.pictures_to_uint8(x))
+    following, _ = watched.solver_step(x, x.clone(), [x.clone()], [0.1], (1.3, -0.7, 0.9, 0.8, 0.25))
+    assert following.isfinite().all()
+
+
+BARRIERS = {"film_group_norm_block.cuh": 3, "film_group_norm_write.cuh": 2}
+
+
+def test_every_barrier_is_tried(checkout: Path) -> None:
+    counted = {path.name: path.read_text().count("__syncthreads();") for path in checkout.glob("csrc/cuda/*.cu*")}
+    assert {name: count for name, count in counted.items() if count} == BARRIERS
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        pytest.param(name, number, marks=() if (name, number) == ("film_group_norm_block.cuh", 2) else pytest.mark.long)
+        for name, count in BARRIERS.items()
+        for number in range(count)
+    ],
+)
+def test_a_missing_barrier_is_found(checkout: Path, tmp_path: Path, name: str, number: int) -> None:
+    copy = tmp_path / "checkout"
+    shutil.copytree(checkout / "csrc", copy / "csrc")
+    shutil.copytree(checkout / "tests/cuda_on_host", copy / "tests/cuda_on_host")
+    pieces = (copy / "csrc/cuda" / name).read_text().split("__syncthreads();")
+    pieces[number : number + 2] = [";".join(pieces[number : number + 2])]
+    (copy / "csrc/cuda" / name).write_text("__syncthreads();".join(pieces))
+    library = launchers.compile_launchers(copy, tmp_path, shadow=True, sources=[copy / "csrc/cuda/film_group_norm.cu"])
+    unwatched = Launchers(library, names=("film_group_norm",))
+    said = []
+    for case in WATCHED:
+        try:
+            _check(unwatched, case)
+        except AssertionError as error:
+            said.append(str(error))
+    assert any("shared memory that another one" in each for each in said), said

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ import torch
 from PIL import Image
 
 from rcdm_fast.ops import library
+from tests import older
 
 SOURCES = (
     "CHANGELOG.md",
@@ -35,7 +37,6 @@ SOURCES = (
     "setup.py",
     "training",
 )
-OTHER_TORCH = "2.13.0"
 EXPECTED = {"cpu": True, "cuda": bool(torch.version.cuda and shutil.which("nvcc"))}  # part -> whether it is built here
 
 
@@ -70,13 +71,14 @@ def _build(checkout: Path, folder: Path, **env: str) -> Path:
     return wheel
 
 
-def _environment(folder: Path, *packages: str | Path) -> Path:
-    """A fresh environment with `packages` of its own and the running one's packages after them; its python."""
+def _environment(folder: Path, *packages: str | Path, first: tuple[Path, ...] = ()) -> Path:
+    """A fresh environment with `packages` of its own, then those of `first` and of the running one; its python."""
     _run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder.parent)
     python = folder / "bin" / "python"
     paths = {"base": str(folder), "platbase": str(folder)}
     own = Path(sysconfig.get_path("purelib", scheme="venv", vars=paths))
-    borrowed = dict.fromkeys((sysconfig.get_path("purelib"), sysconfig.get_path("platlib")))
+    running = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    borrowed = dict.fromkeys([*map(str, first), *running])
     (own / "borrowed.pth").write_text("\n".join(borrowed) + "\n", encoding="utf-8")
     pip = (sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--force-reinstall")
     _run(*pip, *packages, cwd=folder.parent)
@@ -173,14 +175,19 @@ def test_pure_python_install_works_and_says_so(checkout: Path, tmp_path: Path) -
     assert _run(python, "-P", "-c", code, cwd=tmp_path).strip() == "[128, 128]"
 
 
-def test_a_compiler_that_fails_leaves_the_part_out(checkout: Path, tmp_path: Path) -> None:
+def test_a_compiler_that_fails_fails_the_build_and_the_message_says_how_to_do_without(
+    checkout: Path, tmp_path: Path
+) -> None:
     compiler = tmp_path / "c++"
     compiler.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "odd compiler 1.0" && exit 0\nexit 3\n')
     compiler.chmod(0o755)
-    wheel = _build(checkout, tmp_path, CXX=str(compiler))
-    assert "rcdm_fast/_C.abi3.so" not in _contents(wheel)
+    with pytest.raises(AssertionError) as failed:
+        _build(checkout, tmp_path / "with", CXX=str(compiler))
+    for said in ("the native part 'cpu' does not compile", "odd compiler 1.0", "RCDM_FAST_NATIVE=0"):
+        assert said in str(failed.value)
+    wheel = _build(checkout, tmp_path / "without", CXX=str(compiler), RCDM_FAST_NATIVE="0")
     with zipfile.ZipFile(wheel) as archive:
-        assert "compiling failed" in archive.read("rcdm_fast/_build_info.py").decode()
+        assert "turned off by RCDM_FAST_NATIVE=0" in archive.read("rcdm_fast/_build_info.py").decode()
 
 
 def test_a_required_part_that_cannot_be_built_is_an_error(checkout: Path, tmp_path: Path) -> None:
@@ -188,12 +195,61 @@ def test_a_required_part_that_cannot_be_built_is_an_error(checkout: Path, tmp_pa
         _build(checkout, tmp_path, RCDM_FAST_REQUIRE="cpu", RCDM_FAST_NATIVE="0")
 
 
+def test_the_oldest_torch_is_the_one_that_is_asked_for(checkout: Path) -> None:
+    project = tomllib.loads((checkout / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (asked,) = (need for need in project["dependencies"] if need.startswith("torch"))
+    assert asked == f"torch>={older.OLDEST_TORCH.removesuffix('.0')}"
+
+
+@pytest.fixture(scope="module")
+def older_torch() -> Path:
+    """A folder for sys.path with the oldest torch that the package accepts."""
+    return older.installed("torch", older.OLDEST_TORCH)
+
+
+@pytest.fixture(scope="module")
+def older_wheel(checkout: Path, older_torch: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, compiled and linked against the oldest torch."""
+    required = ",".join(part for part, expected in EXPECTED.items() if expected)
+    environment = {"RCDM_FAST_TORCH": str(older_torch / "torch"), "RCDM_FAST_CUDA_ARCHS": "90"}
+    return _build(checkout, tmp_path_factory.mktemp("older"), RCDM_FAST_REQUIRE=required, **environment)
+
+
+UNDER_ANOTHER_TORCH = f"""
+import torch
+from rcdm_fast import images, ops
+from rcdm_fast.ops import reference
+loaded = {{part.name: part.loaded for part in ops.describe()}}
+assert loaded == {EXPECTED}, ops.describe()
+x, wide = torch.randn(2, 3, 33, 31), torch.randn(2, 64, 8, 9).contiguous(memory_format=torch.channels_last)
+assert torch.equal(ops.pictures_to_uint8(x), images.to_uint8(x))
+rows, parameters = torch.tensor([2, 0]), (torch.rand(64), torch.randn(64), torch.randn(3, 128))
+norm = (wide, None, *parameters, rows, 32, 1e-5, True, 0, False)
+native = torch.ops.rcdm_fast
+torch.testing.assert_close(native.film_group_norm(*norm), reference.film_group_norm(*norm))
+qkv = torch.randn(2, 20, 96)
+torch.testing.assert_close(native.attention(qkv, 2, False), reference.attention(qkv, 2, False))
+step = (x, x.clone(), [x.clone()], [0.1], 1.3, -0.7, 0.9, 0.8, 0.25)
+for got, want in zip(native.solver_step(*step), reference.solver_step(*step)):
+    torch.testing.assert_close(got, want)
+torch.library.opcheck(native.pictures_to_uint8.default, (x,))
+torch.library.opcheck(native.film_group_norm.default, norm)
+print(torch.__version__)
+"""
+
+
 @pytest.mark.long
-def test_the_same_wheel_runs_under_another_torch(wheel: Path, tmp_path: Path) -> None:
-    python = _environment(tmp_path / "venv", wheel, f"torch=={OTHER_TORCH}")
-    code = (
-        "import torch; from rcdm_fast import images, ops; assert ops.describe()[0].loaded, ops.describe();"
-        "x = torch.randn(2, 3, 33, 31); assert torch.equal(ops.pictures_to_uint8(x), images.to_uint8(x));"
-        "torch.library.opcheck(torch.ops.rcdm_fast.pictures_to_uint8.default, (x,)); print(torch.__version__)"
-    )
-    assert _run(python, "-P", "-c", code, cwd=tmp_path).startswith(OTHER_TORCH)
+@pytest.mark.parametrize(("built", "runs"), [("older", "older"), ("older", "newer"), ("newer", "older")])
+def test_one_wheel_serves_the_oldest_torch_and_this_one(
+    request: pytest.FixtureRequest, tmp_path: Path, built: str, runs: str
+) -> None:
+    wheel = request.getfixturevalue({"older": "older_wheel", "newer": "wheel"}[built])
+    first = (request.getfixturevalue("older_torch"),) if runs == "older" else ()
+    python = _environment(tmp_path / "venv", wheel, first=first)
+    version = _run(python, "-P", "-c", UNDER_ANOTHER_TORCH, cwd=tmp_path)
+    assert version.startswith(older.OLDEST_TORCH if runs == "older" else torch.__version__)
+    photo = tmp_path / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(photo)
+    command = "sample photo.png --model cifar10-simclr-trunk --per 2 --steps 2 --engine native --out sheet.png"
+    _run(python.parent / "rcdm", *command.split(), cwd=tmp_path)
+    assert (tmp_path / "sheet.png").exists()

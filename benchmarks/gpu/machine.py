@@ -1,17 +1,26 @@
 """The GPU that is measured on, what it could do at most, and how much time is left.
 
+    python -m benchmarks.gpu.machine --seconds 60 --json FILE    facts of the machine, and the ceilings as rows
+
 Knows nothing about what is measured.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks import timing
+from benchmarks.gpu.settings import chosen
+from rcdm_fast import benchmarking, storage
 
 # Dense bf16 and fp16 matrix products, TFLOP/s, as the maker states them; the first name that occurs in the device's.
 PEAK_TFLOPS = (
@@ -54,6 +63,10 @@ class Deadline:
         """So many seconds from now."""
         return cls(time.monotonic() + seconds)
 
+    def earlier(self, seconds: float) -> Deadline:
+        """One that leaves so many seconds for something else."""
+        return Deadline(self.end - seconds)
+
     @property
     def left_s(self) -> float:
         """Seconds left, not negative."""
@@ -69,9 +82,43 @@ class Ceilings:
     bytes_per_s: float
 
     @classmethod
-    def measure(cls, device: torch.device, size: int = 4096) -> Ceilings:
-        """In a second or two."""
-        rows = timing.ceilings(device, size)
+    def of(cls, rows: list[dict[str, Any]]) -> Ceilings:
+        """From the rows that `timing.ceilings` gives."""
         products = {row["precision"]: row["gflop_per_s"] * 1e9 for row in rows if "gflop_per_s" in row}
         (copying,) = (row["bytes_per_s"] for row in rows if "bytes_per_s" in row)
         return cls(rows, products, copying)
+
+
+def read(path: Path) -> tuple[dict[str, Any], Ceilings]:
+    """Facts and ceilings from the file that `main` wrote."""
+    data = json.loads(path.read_text(encoding="utf-8"))
+    return data["facts"], Ceilings.of(data["rows"])
+
+
+def answers(device: torch.device) -> bool:
+    """Whether a device still works: after an illegal access it does not, for this process."""
+    try:
+        return int(torch.ones(1, device=device).add(1).item()) == 2
+    except RuntimeError:
+        return False
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure the ceilings, in a second or two, and write them."""
+    parser = argparse.ArgumentParser(description="Facts and ceilings of the machine.")
+    parser.add_argument("--rehearse", action="store_true")
+    parser.add_argument("--seconds", type=float)
+    parser.add_argument("--keep", type=Path, help="write the same file here too")
+    parser.add_argument("--json", type=Path, required=True)
+    options = parser.parse_args(arguments)
+    settings = chosen(options.rehearse)
+    device = torch.device(settings.device)
+    found = {"facts": benchmarking.facts(device), "rows": timing.ceilings(device, settings.ceiling)}
+    for path in (options.json, options.keep):
+        if path is not None:
+            storage.write_json(path, found)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

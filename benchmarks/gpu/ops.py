@@ -1,34 +1,40 @@
 """`make bench-gpu PART=ops`: every implementation of every operator beside plain PyTorch, at the release's shapes.
 
+    python -m benchmarks.gpu.ops --machine FILE --seconds 60 --json FILE --names 0 1 2    these cases, in this process
+
 An implementation is compared with the reference in float64 first; one that is further from it than twice what plain
-PyTorch gives at the same dtype is not timed.
+PyTorch gives at the same dtype is not timed. Before anything is measured several processes compile what Triton needs,
+each a share of the cases.
 
 Knows nothing about networks; the shapes are those of the published 128-px size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.gpu.machine import Ceilings, Deadline
+from benchmarks.gpu import machine, process
+from benchmarks.gpu.machine import Deadline
+from benchmarks.gpu.settings import Settings, chosen
 from benchmarks.rows import Row, RowFile
 from rcdm_fast import benchmarking, ops
 from rcdm_fast.ops import reference, selection
+from rcdm_fast.precision import ieee_fp32
 
-BATCHES = (1, 8, 64)
-NORM_SHAPES = ((256, 128), (256, 64), (512, 32), (768, 16), (1024, 8))  # channels, side
-ATTENTION_SHAPES = ((512, 32), (768, 16), (1024, 8))
 HEADS = 4
-PICTURE = (3, 128, 128)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-REPEATS = 20  # calls per timed run: one alone is too short for the clock
+COMPILE_SHARE = 0.4  # of the time that is left
 PLAIN = "plain PyTorch"
 EXACT_LIMIT = 1e-6  # relative L2, where plain PyTorch itself makes no error worth doubling
 
@@ -51,81 +57,122 @@ class Case:
     wanted: Callable[[], Tensor]
     bytes: int
 
+    @property
+    def labels(self) -> Row:
+        """What its rows are known by."""
+        return {"operator": self.operator, "shape": self.shape, "precision": self.precision}
 
-def run(
-    device: torch.device, file: RowFile, shared: Row, deadline: Deadline, batches: tuple[int, ...] = BATCHES
-) -> int:
+
+def run(settings: Settings, file: RowFile, shared: Row, machine_file: Path, deadline: Deadline) -> int:
     """All cases; the number of wrong implementations."""
-    ceilings = Ceilings.measure(device)
-    file.put(*({**row, **shared, "operator": "ceilings"} for row in ceilings.rows))
-    red = 0
-    with torch.inference_mode():
-        for case in cases(device, batches):
-            if deadline.left_s < 5:
-                file.put({**_labels(case), **shared, "name": "all", "why_not": "no time left"})
-                continue
-            red += measure(case, device, file, shared, ceilings)
-    return red
+    arguments = ["--machine", str(machine_file), *(["--rehearse"] if settings.device == "cpu" else [])]
+    plans = list(plan(settings))
+    names = [str(number) for number in range(len(plans))]
+    compile_all(arguments, names, settings.workers, deadline.left_s * COMPILE_SHARE)
+
+    def label(name: str) -> Row:
+        return {**shared, **plans[int(name)].labels, "name": "all"}
+
+    return process.run_all("ops", arguments, names, lambda: deadline.left_s, file.put, label)
 
 
-def measure(case: Case, device: torch.device, file: RowFile, shared: Row, ceilings: Ceilings) -> int:
-    """Check and time a case; the number of wrong implementations."""
+def compile_all(arguments: list[str], names: list[str], workers: int, limit_s: float) -> None:
+    """Run every case once, untimed, shared among processes: Triton keeps on disk what it compiles."""
+    shares = [names[first::workers] for first in range(workers)]
+    with ThreadPoolExecutor(workers) as pool:
+        for share in filter(None, shares):
+            pool.submit(process.run_all, "ops", [*arguments, "--compile"], share, lambda: limit_s, _nothing, _no_label)
+
+
+def _nothing(row: Row) -> None:
+    """What is said while compiling is said again while measuring."""
+
+
+def _no_label(name: str) -> Row:
+    return {}
+
+
+def measure(
+    case: Case, device: torch.device, put: Callable[[Row], None], settings: Settings, bytes_per_s: float
+) -> None:
+    """Check and time a case; a wrong implementation, or one that cannot run, gets no time."""
     want = case.wanted()
     allowed = max(2 * benchmarking.relative_l2(case.candidates[PLAIN](), want), EXACT_LIMIT)
     runs: dict[str, Callable[[], object]] = {}
     errors: dict[str, float] = {}
-    red = 0
     for name, compute in case.candidates.items():
-        errors[name] = error = benchmarking.relative_l2(compute(), want)
+        row = {**case.labels, "name": name}
+        try:
+            errors[name] = error = benchmarking.relative_l2(compute(), want)
+            benchmarking.wait(device)
+        except Exception as error:  # an implementation is what is tried here: whatever it raises is its result
+            put({**row, "why_not": f"cannot run: {' '.join(str(error).split())[:300]}", "red": True})
+            if not machine.answers(device):
+                return
+            continue
         if error > allowed:
-            red += 1
             why_not = f"wrong result: relative error {error:.2e}, allowed {allowed:.2e}"
-            file.put({**_labels(case), **shared, "name": name, "error": error, "why_not": why_not, "red": True})
+            put({**row, "error": error, "why_not": why_not, "red": True})
         else:
-            runs[name] = partial(_repeatedly, compute)
-    times = benchmarking.in_turn(runs, device, rounds=20, warmup=1)
+            runs[name] = partial(_repeatedly, compute, settings.repeats)
+    times = benchmarking.in_turn(runs, device, rounds=settings.rounds, warmup=1)
     for name, each in times.items():
-        row = {**_labels(case), **shared, "name": name, "error": errors[name], "bytes": case.bytes}
-        row = benchmarking.row([time_ms / REPEATS for time_ms in each], **row)
-        row["of_copy_percent"] = 100 * case.bytes / (row["p50_ms"] * 1e-3) / ceilings.bytes_per_s
+        row = {**case.labels, "name": name, "error": errors[name], "bytes": case.bytes}
+        row = benchmarking.row([time_ms / settings.repeats for time_ms in each], **row)
+        row["of_copy_percent"] = 100 * case.bytes / (row["p50_ms"] * 1e-3) / bytes_per_s
         if PLAIN in times:
             row["of_plain"] = benchmarking.pair_ratio(times[PLAIN], each)
-        file.put(row)
-    return red
+        put(row)
 
 
-def _repeatedly(compute: Callable[[], Tensor]) -> None:
-    for _ in range(REPEATS):
+def _repeatedly(compute: Callable[[], Tensor], repeats: int) -> None:
+    for _ in range(repeats):
         compute()
 
 
-def _labels(case: Case) -> Row:
-    return {"operator": case.operator, "shape": case.shape, "precision": case.precision}
+@dataclass(frozen=True)
+class Plan:
+    """A case that is not made yet: what it is called, and how it is made on a device."""
+
+    labels: Row
+    make: Callable[[torch.device], Case]
 
 
-def cases(device: torch.device, batches: tuple[int, ...]) -> Iterator[Case]:
-    """One after the other, so that the memory of one is free before the next."""
-    generator = torch.Generator().manual_seed(0)
-
-    def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return (torch.randn(shape, generator=generator) * 0.6 + 0.1).to(device, dtype)
-
-    for batch in batches:
-        for precision, dtype in DTYPES.items():
-            for channels, side in NORM_SHAPES:
-                x = random(batch, channels, side, side, dtype=dtype).contiguous(memory_format=torch.channels_last)
-                skip = x.roll(1, 2).contiguous(memory_format=torch.channels_last)
-                for name, other, mode in (("", None, 0), (" skip", skip, 0), (" up", None, 1), (" down", None, -1)):
-                    yield _norm_case(name, x, other, mode, precision, random)
-            for channels, side in ATTENTION_SHAPES:
-                yield _attention_case(random(batch, side * side, 3 * channels, dtype=dtype), precision)
-        yield _picture_case(random(batch, *PICTURE))
-        yield _solver_case(random(batch, *PICTURE), random(batch, 6, *PICTURE[1:]))
+def plan(settings: Settings) -> Iterator[Plan]:
+    """All cases, without a tensor; in the same order in every process."""
+    for batch in settings.op_batches:
+        for precision in DTYPES:
+            for channels, side in settings.norm_shapes:
+                for name, mode in (("", 0), (" skip", 0), (" up", 1), (" down", -1)):
+                    shape = (batch, channels, side, side)
+                    yield _planned(f"film_group_norm{name}", shape, precision, partial(_norm_case, name, mode))
+            for width, side in settings.attention_shapes:
+                yield _planned("attention", (batch, side * side, 3 * width), precision, _attention_case)
+        picture = (batch, *settings.picture)
+        yield _planned("pictures_to_uint8", picture, "fp32", _picture_case)
+        yield _planned("solver_step", picture, "fp32", _solver_case)
 
 
-def _norm_case(
-    name: str, x: Tensor, skip: Tensor | None, mode: int, precision: str, random: Callable[..., Tensor]
-) -> Case:
+Random = Callable[..., Tensor]
+
+
+def _planned(
+    operator: str, shape: tuple[int, ...], precision: str, make: Callable[[Tensor, str, Random], Case]
+) -> Plan:
+    def made(device: torch.device) -> Case:
+        generator = torch.Generator().manual_seed(0)
+
+        def random(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return (torch.randn(size, generator=generator) * 0.6 + 0.1).to(device, dtype)
+
+        return make(random(*shape, dtype=DTYPES[precision]), precision, random)
+
+    return Plan({"operator": operator, "shape": str(list(shape)), "precision": precision}, made)
+
+
+def _norm_case(name: str, mode: int, x: Tensor, precision: str, random: Random) -> Case:
+    x = x.contiguous(memory_format=torch.channels_last)
+    skip = x.roll(1, 2).contiguous(memory_format=torch.channels_last) if name == " skip" else None
     channels = x.shape[1] + (0 if skip is None else skip.shape[1])
     weight, bias, film = random(channels) + 1, random(channels), random(len(x), 2 * channels)
     rows = torch.arange(len(x), device=x.device)
@@ -164,7 +211,7 @@ def _plain_norm(x: Tensor, skip: Tensor | None, weight: Tensor, bias: Tensor, fi
     return F.avg_pool2d(h, 2) if mode == -1 else h
 
 
-def _attention_case(qkv: Tensor, precision: str) -> Case:
+def _attention_case(qkv: Tensor, precision: str, random: Random) -> Case:
     def candidate(attend: Any) -> Callable[[], Tensor]:
         return lambda: attend(qkv, HEADS, False)
 
@@ -179,7 +226,7 @@ def _attention_case(qkv: Tensor, precision: str) -> Case:
     return Case("attention", str(list(qkv.shape)), precision, found, wanted, moved)
 
 
-def _picture_case(x: Tensor) -> Case:
+def _picture_case(x: Tensor, precision: str, random: Random) -> Case:
     found: dict[str, Callable[[], Tensor]] = {PLAIN: lambda: reference.pictures_to_uint8(x)}
     found["library"] = lambda: ops.pictures_to_uint8(x)
     return Case(
@@ -187,7 +234,8 @@ def _picture_case(x: Tensor) -> Case:
     )
 
 
-def _solver_case(x: Tensor, output: Tensor) -> Case:
+def _solver_case(x: Tensor, precision: str, random: Random) -> Case:
+    output = random(x.shape[0], 2 * x.shape[1], *x.shape[2:])
     numbers = (1.2, -0.7, 1.0, 0.8, 0.3)
 
     def library() -> Tensor:
@@ -202,3 +250,54 @@ def _solver_case(x: Tensor, output: Tensor) -> Case:
     return Case(
         "solver_step", str(list(x.shape)), "fp32", found, lambda: plain(x.double(), output.double()), x.numel() * 16
     )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure (or only compile) the cases of these numbers; `process.BROKEN` when the device stopped answering."""
+    parser = argparse.ArgumentParser(description="Some cases of PART=ops.")
+    parser.add_argument("--names", nargs="+", required=True)
+    parser.add_argument("--compile", action="store_true", help="run each once")
+    parser.add_argument("--rehearse", action="store_true")
+    parser.add_argument("--machine", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--json", type=Path, required=True)
+    options = parser.parse_args(arguments)
+    deadline = Deadline.after(options.seconds)
+    settings = chosen(options.rehearse)
+    device = torch.device(settings.device)
+    shared, ceilings = machine.read(options.machine)
+    file = RowFile(options.json, shared, ("item", "name"))
+    plans = list(plan(settings))
+    for name in options.names:
+        labels = {"item": name, **plans[int(name)].labels, **shared}
+        if deadline.left_s < 1:
+            file.put({**labels, "name": "all", "why_not": "no time left"})
+            continue
+        file.put({**labels, "name": "all", "begun": True})
+
+        def put(row: Row, labels: Row = labels) -> None:
+            file.put({**labels, **row})
+
+        with torch.inference_mode(), ieee_fp32(device):
+            case = plans[int(name)].make(device)
+            if options.compile:
+                _compile(case, device)
+            else:
+                measure(case, device, put, settings, ceilings.bytes_per_s)
+        if not machine.answers(device):
+            return process.BROKEN
+        del case
+    return 0
+
+
+def _compile(case: Case, device: torch.device) -> None:
+    for compute in case.candidates.values():
+        try:
+            compute()
+            benchmarking.wait(device)
+        except Exception:  # what it raises is told when it is measured
+            return
+
+
+if __name__ == "__main__":
+    sys.exit(main())

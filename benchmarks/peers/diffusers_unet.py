@@ -12,6 +12,7 @@ from benchmarks.timing import Evaluate
 from benchmarks.workload import Inputs, Workload
 from rcdm_fast.export import diffusers as exported
 from rcdm_fast.export import diffusers_unet
+from rcdm_fast.precision import ieee_fp32
 
 NOTE = "UNet2DModel with the same weights"
 
@@ -30,7 +31,7 @@ def build_fp32(workload: Workload) -> Evaluate:
 
     @torch.inference_mode()
     def evaluate(inputs: Inputs) -> Tensor:
-        with torch.backends.cudnn.flags(allow_tf32=False):
+        with ieee_fp32(inputs.x.device):
             out: Tensor = model(inputs.x, inputs.t, class_labels=embedding(inputs.h), return_dict=False)[0]
             return out
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from benchmarks.timing import Evaluate
 from benchmarks.workload import Inputs, Workload
+from rcdm_fast.precision import ieee_fp32
 
 
 def reasons_unavailable(workload: Workload) -> list[str]:
@@ -20,7 +21,7 @@ def build(workload: Workload) -> Evaluate:
 
     @torch.inference_mode()
     def evaluate(inputs: Inputs) -> Tensor:
-        with torch.backends.cudnn.flags(allow_tf32=False):
+        with ieee_fp32(inputs.x.device):
             out: Tensor = network(inputs.x, inputs.t, inputs.h)
             return out
 

@@ -7,6 +7,8 @@
 namespace rcdm_fast::cuda {
 namespace {
 
+static_assert(kMostShared <= kSharedAtMost);
+
 // Blocks that should run on one multiprocessor at a time: it decides how many registers a thread may have, and a thread
 // needs more the more sets of channels it keeps apart.
 template <int Size, int Same>
@@ -95,19 +97,19 @@ const char* launch_plan(const FilmGroupNormParameters& p, void* stream) {
   const FilmGroupNormPlan& plan = p.plan;
   const Grid grid{p.problem.batch * plan.chunks * plan.slabs, kThreads};
   if (plan.fused) {
-    return launch(&fused_kernel<Element, Size, Same>, grid, plan.shared_bytes, stream, p);
+    return launch<&fused_kernel<Element, Size, Same>>(grid, plan.shared_bytes, stream, p);
   }
-  const char* error = launch(&moments_kernel<Element, Size, Same>, grid, plan.shared_bytes, stream, p);
+  const char* error = launch<&moments_kernel<Element, Size, Same>>(grid, plan.shared_bytes, stream, p);
   if (error != nullptr) {
     return error;
   }
   switch (p.problem.resample) {
     case 0:
-      return launch(&write_kernel<Element, Size, 0>, grid, plan.shared_bytes_apply, stream, p);
+      return launch<&write_kernel<Element, Size, 0>>(grid, plan.shared_bytes_apply, stream, p);
     case 1:
-      return launch(&write_kernel<Element, Size, 1>, grid, plan.shared_bytes_apply, stream, p);
+      return launch<&write_kernel<Element, Size, 1>>(grid, plan.shared_bytes_apply, stream, p);
     default:
-      return launch(&write_kernel<Element, Size, -1>, grid, plan.shared_bytes_apply, stream, p);
+      return launch<&write_kernel<Element, Size, -1>>(grid, plan.shared_bytes_apply, stream, p);
   }
 }
 

@@ -62,7 +62,7 @@ template <typename Element>
 const char* launch_levels(const void* pictures, uint8_t* levels, int64_t count, void* stream) {
   constexpr int64_t kBlock = int64_t{kLevelThreads} * kLevels;
   const auto address = reinterpret_cast<uintptr_t>(pictures) | reinterpret_cast<uintptr_t>(levels);
-  return launch(&levels_kernel<Element>, {(count + kBlock - 1) / kBlock, kLevelThreads}, 0, stream,
+  return launch<&levels_kernel<Element>>({(count + kBlock - 1) / kBlock, kLevelThreads}, 0, stream,
                 static_cast<const typename Element::Storage*>(pictures), levels, count, address % 16 == 0);
 }
 

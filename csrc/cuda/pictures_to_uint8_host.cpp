@@ -19,7 +19,7 @@ Tensor empty_uint8_like(const Tensor& like) {
   const std::optional<ScalarType> dtype = ScalarType::Byte;
   std::array<StableIValue, 6> stack{from(like),         from(dtype),        from(std::nullopt),
                                     from(std::nullopt), from(std::nullopt), from(std::nullopt)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::empty_like", "", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::empty_like", "", stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 

@@ -83,7 +83,7 @@ const char* launch_step(const SolverStepProblem& p, void* stream) {
   const int64_t warps = (pieces + kWarp - 1) / kWarp * p.channels;
   const int64_t blocks = (warps * kWarp + kStepThreads - 1) / kStepThreads;
   const auto rows = static_cast<unsigned>(p.batch < kMostRows ? p.batch : kMostRows);
-  return launch(&solver_step_kernel<Element, Size>, {blocks, kStepThreads, rows}, 0, stream, p);
+  return launch<&solver_step_kernel<Element, Size>>({blocks, kStepThreads, rows}, 0, stream, p);
 }
 
 template <typename Element>

@@ -2,9 +2,10 @@
 //
 // Every CUDA thread of a block is a fiber; __syncthreads() hands over to the next one. Blocks run one after another.
 // Shared memory is filled with NaN before every block and guarded behind its end. Found as errors: threads that miss a
-// barrier, writes beyond shared memory, unaligned vectors, reads outside of the inputs. `cuda_on_host_backwards`
-// reverses the order of threads between barriers: results that change show a missing barrier. Only what csrc/cuda uses
-// is here.
+// barrier, writes beyond shared memory, unaligned vectors, reads outside of the inputs, launches on a stream of another
+// device than the current one. `cuda_on_host_backwards` reverses the order of threads between barriers: results that
+// change show a missing barrier; compiled with RCDM_FAST_SHADOW, every access is followed and each race found
+// (shadow.h). Only what csrc/cuda uses is here.
 
 #pragma once
 
@@ -14,6 +15,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <string>
 #include <utility>
 #include <vector>
@@ -24,6 +26,8 @@
 #define __forceinline__ inline
 #define __grid_constant__
 #define __launch_bounds__(...)
+// The stand-in's own accesses are not a kernel's.
+#define RCDM_FAST_UNFOLLOWED __attribute__((used, noinline, no_sanitize("thread")))
 #define RCDM_FAST_DYNAMIC_SHARED(name) unsigned char* name = cuda_on_host::shared.data()
 
 struct dim3 {
@@ -49,6 +53,8 @@ inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) {
   return {x, y, z, w};
 }
 
+enum cudaError_t { cudaSuccess, cudaErrorLaunchFailure };
+
 inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace cuda_on_host {
@@ -59,6 +65,10 @@ inline std::vector<std::pair<uintptr_t, uintptr_t>> readable;  // first and past
 extern "C" {
 inline int cuda_on_host_backwards = 0;
 inline int cuda_on_host_launches = 0;
+inline int cuda_on_host_device = 0;      // the current one
+inline int cuda_on_host_attributes = 0;  // calls of cudaFuncSetAttribute
+// A stream's handle is its device + cuda_on_host_streams; 0: streams are not looked at.
+inline int cuda_on_host_streams = 0;
 
 __attribute__((used)) inline void cuda_on_host_allow(const void* first, int64_t bytes) {
   const auto begin = reinterpret_cast<uintptr_t>(first);
@@ -78,7 +88,12 @@ constexpr size_t kSharedAtMost = 99 * 1024;  // sm_86, sm_89, sm_120
 
 inline std::vector<unsigned char> shared;
 inline std::string problem;
-inline size_t shared_allowed = kSharedByDefault;
+inline std::map<std::pair<const void*, int>, size_t> shared_allowed;  // (kernel, device) -> bytes
+
+inline cudaError_t fail(const char* what) {
+  problem = what;
+  return cudaErrorLaunchFailure;
+}
 
 struct Fiber {
   ucontext_t context;
@@ -89,10 +104,13 @@ inline ucontext_t scheduler;
 inline std::vector<Fiber> fibers;
 inline std::vector<unsigned char> stacks;
 inline unsigned running;
+inline unsigned interval = 0;  // between two barriers; counts on through all blocks
+inline bool in_kernel = false;
 inline const std::function<void()>* body;
 
-inline void fiber_main() {
+RCDM_FAST_UNFOLLOWED inline void fiber_main() {
   (*body)();
+  in_kernel = false;
   fibers[running].finished = true;
   swapcontext(&fibers[running].context, &scheduler);
 }
@@ -108,10 +126,13 @@ inline void run_block(unsigned threads, const std::function<void()>& kernel) {
     makecontext(&fibers[t].context, fiber_main, 0);
   }
   for (unsigned finished = 0; finished == 0;) {
+    ++interval;
     for (unsigned i = 0; i < threads; ++i) {
       running = cuda_on_host_backwards ? threads - 1 - i : i;
       threadIdx = dim3(running);
+      in_kernel = true;
       swapcontext(&scheduler, &fibers[running].context);
+      in_kernel = false;
       finished += fibers[running].finished;
     }
     if (finished != 0 && finished != threads) {
@@ -121,14 +142,13 @@ inline void run_block(unsigned threads, const std::function<void()>& kernel) {
   }
 }
 
-template <typename T>
-void check_access(const T* pointer) {
+RCDM_FAST_UNFOLLOWED inline void check_access(const void* pointer, size_t bytes) {
   const auto begin = reinterpret_cast<uintptr_t>(pointer);
   bool inside = readable.empty();
   for (const auto& [first, end] : readable) {
-    inside = inside || (first <= begin && begin + sizeof(T) <= end);
+    inside = inside || (first <= begin && begin + bytes <= end);
   }
-  if (begin % sizeof(T) != 0) {
+  if (begin % bytes != 0) {
     problem = "unaligned access";
   } else if (!inside) {
     problem = "a read outside of every input";
@@ -137,14 +157,19 @@ void check_access(const T* pointer) {
 
 }  // namespace cuda_on_host
 
-inline void __syncthreads() {
+#ifdef RCDM_FAST_SHADOW
+#include "shadow.h"
+#endif
+
+RCDM_FAST_UNFOLLOWED inline void __syncthreads() {
   using namespace cuda_on_host;
+  in_kernel = false;
   swapcontext(&fibers[running].context, &scheduler);
 }
 
 template <typename T>
 T __ldcg(const T* pointer) {
-  cuda_on_host::check_access(pointer);
+  cuda_on_host::check_access(pointer, sizeof(T));
   return *pointer;
 }
 
@@ -182,7 +207,6 @@ T min(T a, T b) {
 }
 
 using cudaStream_t = void*;
-enum cudaError_t { cudaSuccess, cudaErrorLaunchFailure };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
@@ -196,10 +220,18 @@ inline cudaError_t cudaGetLastError() {
 inline const char* cudaGetErrorString(cudaError_t) {
   return cuda_on_host::problem.c_str();
 }
-inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int bytes) {
-  cuda_on_host::problem = "more shared memory than every chip has";
-  cuda_on_host::shared_allowed = static_cast<size_t>(bytes);
-  return cuda_on_host::shared_allowed <= cuda_on_host::kSharedAtMost ? cudaSuccess : cudaErrorLaunchFailure;
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = cuda_on_host_device;
+  return cudaSuccess;
+}
+inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int bytes) {
+  using namespace cuda_on_host;
+  ++cuda_on_host_attributes;
+  if (static_cast<size_t>(bytes) > kSharedAtMost) {
+    return fail("more shared memory than every chip has");
+  }
+  shared_allowed[{kernel, cuda_on_host_device}] = static_cast<size_t>(bytes);
+  return cudaSuccess;
 }
 
 template <typename... Parameters, typename... Arguments>
@@ -208,16 +240,17 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   using namespace cuda_on_host;
   ++cuda_on_host_launches;
   const size_t bytes = config->dynamicSmemBytes;
-  const size_t allowed = shared_allowed;
-  shared_allowed = kSharedByDefault;
-  if (bytes > allowed) {
-    problem = "more shared memory than was asked for";
-    return cudaErrorLaunchFailure;
+  const auto found = shared_allowed.find({reinterpret_cast<const void*>(kernel), cuda_on_host_device});
+  if (bytes > (found == shared_allowed.end() ? kSharedByDefault : found->second)) {
+    return fail("more shared memory than was asked for");
   }
   if (config->gridDim.y > 65535 || config->gridDim.z > 65535 || config->blockDim.x > 1024 || config->gridDim.x == 0 ||
       config->gridDim.y == 0) {
-    problem = "no such grid";
-    return cudaErrorLaunchFailure;
+    return fail("no such grid");
+  }
+  if (cuda_on_host_streams != 0 &&
+      reinterpret_cast<intptr_t>(config->stream) != cuda_on_host_streams + cuda_on_host_device) {
+    return fail("a stream of another device than the current one");
   }
   problem.clear();
   gridDim = config->gridDim;
@@ -226,6 +259,9 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
     for (unsigned x = 0; x < gridDim.x; ++x) {
       blockIdx = dim3(x, y);
       shared.assign(bytes + kGuard, 0xff);
+#ifdef RCDM_FAST_SHADOW
+      start_block(x, y);
+#endif
       run_block(blockDim.x, [&] { kernel(arguments...); });
       for (size_t i = bytes; i < shared.size(); ++i) {
         if (shared[i] != 0xff) {

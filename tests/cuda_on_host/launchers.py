@@ -62,11 +62,20 @@ def missing() -> str:
     return "" if shutil.which("g++") else "no g++ to compile the kernels for the host"
 
 
-def compile_launchers(checkout: Path, folder: Path) -> Path:
-    """Compile every .cu file for the CPU into one library."""
+def compile_launchers(checkout: Path, folder: Path, shadow: bool = False, sources: Sequence[Path] = ()) -> Path:
+    """Compile every .cu file (or others) for the CPU into one library; with `shadow` it finds races, and is slow."""
     library = folder / "cuda_on_host.so"
-    sources = sorted(checkout.glob("csrc/cuda/*.cu"))
-    _compile(checkout, f"-std=c++17 {WARNINGS} -shared -x c++", *sources, "-o", library)
+    flags = f"-std=c++17 {WARNINGS}"
+    listed = sources or sorted(checkout.glob("csrc/cuda/*.cu"))
+    if not shadow:
+        _compile(checkout, f"{flags} -shared -x c++", *listed, "-o", library)
+        return library
+    # Instrumented, but linked without the sanitizer's own library: shadow.h takes its place.
+    flags += " -fsanitize=thread -DRCDM_FAST_SHADOW -c -x c++"
+    objects = [folder / f"{source.stem}.o" for source in listed]
+    for source, target in zip(listed, objects, strict=True):
+        _compile(checkout, flags, source, "-o", target)
+    _compile(checkout, "-shared", *objects, "-o", library)
     return library
 
 
@@ -114,16 +123,22 @@ def address(tensor: Tensor | None) -> int | None:
 class Launchers:
     """The library and its switches."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self, path: Path, names: Sequence[str] = ("film_group_norm", "solver_step", "pictures_to_uint8")
+    ) -> None:
         self.library = ctypes.CDLL(str(path))
-        for name in ("film_group_norm", "solver_step", "pictures_to_uint8"):
+        for name in names:
             getattr(self.library, f"rcdm_fast_{name}").restype = ctypes.c_char_p
         self.library.rcdm_fast_film_group_norm_workspace.restype = Int64
         self.launches = 0  # of the last call
 
+    def number(self, name: str) -> ctypes.c_int:
+        """A variable of cuda_runtime.h."""
+        return Int.in_dll(self.library, f"cuda_on_host_{name}")
+
     def run_backwards(self, backwards: bool) -> None:
         """The order in which the threads of a block run between two barriers."""
-        Int.in_dll(self.library, "cuda_on_host_backwards").value = int(backwards)
+        self.number("backwards").value = int(backwards)
 
     def _call(self, name: str, readable: Sequence[Tensor | None], *arguments: object) -> None:
         self.library.cuda_on_host_forget()
@@ -131,7 +146,7 @@ class Launchers:
             if tensor is not None:
                 size = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
                 self.library.cuda_on_host_allow(Pointer(address(tensor)), Int64(size * tensor.element_size()))
-        counter = Int.in_dll(self.library, "cuda_on_host_launches")
+        counter = self.number("launches")
         before = counter.value
         message = getattr(self.library, f"rcdm_fast_{name}")(*arguments)
         self.launches = counter.value - before

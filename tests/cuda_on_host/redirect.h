@@ -8,18 +8,33 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+// The stand-in's current device and streams: a launch on a stream of another device than the current one is an error.
+extern "C" {
+extern int cuda_on_host_device;
+extern int cuda_on_host_streams;
+}
+
 namespace torch::stable::accelerator {
-struct NoGuard {
-  explicit NoGuard(int32_t) {}
+class HostGuard {
+ public:
+  explicit HostGuard(int32_t device) : before_(cuda_on_host_device) {
+    cuda_on_host_device = device;
+  }
+  ~HostGuard() {
+    cuda_on_host_device = before_;
+  }
+
+ private:
+  int before_;
 };
 }  // namespace torch::stable::accelerator
 
-inline AOTITorchError no_stream(int32_t, void** stream) {
-  *stream = nullptr;
+inline AOTITorchError stream_on_host(int32_t device, void** stream) {
+  *stream = reinterpret_cast<void*>(static_cast<intptr_t>(cuda_on_host_streams + device));
   return 0;
 }
 
 #define CUDA CPU
 #define is_cuda is_cpu
-#define DeviceGuard NoGuard
-#define aoti_torch_get_current_cuda_stream no_stream
+#define DeviceGuard HostGuard
+#define aoti_torch_get_current_cuda_stream stream_on_host
