@@ -1,0 +1,94 @@
+"""Doors for input that comes from elsewhere: whatever its reader raises becomes the error that is documented for it.
+
+A reader of a foreign format (a decoder, an archive, a table, a header that is parsed as Python) raises whatever it
+stumbles over in a damaged file, and no list of types stays complete. So each kind of input has one door: a block in
+which its readers run, and out of which come its documented error and the project's own errors only, the cause chained.
+A door belongs around a reader, never around the project's own work: there an unknown error is a fault to be seen.
+
+Knows nothing about formats.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+_SHOWN = 300  # characters of what a reader said, or of a name, that a message repeats
+
+
+@contextlib.contextmanager
+def door(kind: type[Exception], text: str, *, memory: bool = True) -> Iterator[None]:
+    """Whatever is raised inside leaves as `kind`: "TEXT (what was said)", with its cause chained.
+
+    The project's own errors pass as they are, for they say what is wrong already; so do interrupts and exits.
+
+    Args:
+        kind: the error that is documented for this input.
+        text: what cannot be done, with the name of the input: "PATH: cannot be read".
+        memory: whether that goes for memory that does not suffice, too. False where one item of many is read below a
+            bound on its size: there it tells of the machine and not of the item, which must not be given up for it.
+
+    Raises:
+        kind: something was raised.
+        MemoryError: it was, and not `memory`.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not _of_reader(error) or (isinstance(error, MemoryError) and not memory):
+            raise
+        raise kind(f"{printable(text)} ({said(error)})") from error
+
+
+def said(error: BaseException) -> str:
+    """What an error says, in one line of bounded length; never empty."""
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, MemoryError):
+        return "memory does not suffice"
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return printable(" ".join(text.split())) or type(error).__name__
+
+
+def printable(name: object) -> str:
+    """A name or a text for messages and for files of UTF-8: escapes for what is no UTF-8, bounded in length."""
+    text = escaped(str(name))
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}...{text[-_SHOWN // 2 :]}"
+
+
+def escaped(name: str) -> str:
+    r"""A file's name as text that UTF-8 can hold: bytes that are no UTF-8 become escapes, as in "caf\xe9"."""
+    try:
+        return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half a character of UTF-16, which no file system gives
+        return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def path(given: str | bytes | os.PathLike[str] | os.PathLike[bytes], kind: type[Exception]) -> Path:
+    """The path that a person means: "~" is the home folder, unless something here has that very name.
+
+    It may name nothing that exists, but it can be asked about without an error. Not for names that were found.
+
+    Raises:
+        kind: a zero byte, no such user, a name that is too long or no name at all.
+    """
+    with door(kind, f"{printable(given)}: not a usable name"):
+        name = os.fsdecode(given)
+        if not name:
+            raise kind("an empty name names no file")
+        found = Path(name)
+        if name.startswith("~") and not os.path.lexists(name):
+            found = found.expanduser()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            os.stat(found)
+        return found
+
+
+def _of_reader(error: BaseException) -> bool:
+    """Neither the project's own, nor an interrupt or an exit; readers in Rust panic with what is no `Exception`."""
+    own = type(error).__module__.partition(".")[0] == __name__.partition(".")[0]
+    return not own and (isinstance(error, Exception) or type(error).__name__ == "PanicException")
