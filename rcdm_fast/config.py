@@ -25,6 +25,7 @@ Variance = Literal["learned_range", "fixed_large", "fixed_small"]
 Pooling = Literal["none", "cls", "mean"]
 Resize = Literal["squash", "short_side"]
 Interpolation = Literal["bilinear", "bicubic", "area", "box_bicubic"]
+Rounding = Literal["nearest", "torchvision", "transformers"]
 
 
 class ConfigError(ValueError):
@@ -162,8 +163,10 @@ class EncoderConfig:
     ``timm:resnet50?pretrained=1``. `layer` is ``backbone``, ``projector`` or the dotted name of a sub-module whose
     output is taken. Pictures in [-1,1] are resized (`resize`: both sides, ``squash``, or the short one,
     ``short_side``) to `resize_to` pixels, cropped at the centre to `image_size`, mapped to [0,1], and normalised by
-    `mean` and `std`; a picture that already has `image_size` is neither resized nor cropped. `interpolation`
-    ``box_bicubic`` halves by 2x2 means while the target allows it and finishes bicubically (the published code).
+    `mean` and `std`. `interpolation` ``box_bicubic`` halves by 2x2 means while the target allows it and finishes
+    bicubically (the published code). `rounding` says whose transforms the sizes follow: ``nearest`` rounds the long
+    side and takes a picture that already has `image_size` as it is; ``torchvision`` (timm, too) and ``transformers``
+    cut the long side off to whole pixels and resize every picture. They differ in where half a pixel of the crop goes.
     `normalize` divides the representation by its L2 norm. `architecture` holds the keyword arguments of a native
     network.
     """
@@ -175,6 +178,7 @@ class EncoderConfig:
     resize: Resize = "short_side"
     resize_to: int = 0  # 0 means image_size
     interpolation: Interpolation = "bilinear"
+    rounding: Rounding = "nearest"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     normalize: bool = False

@@ -9,30 +9,35 @@ Knows nothing about models or encoders (`encoders/` decides at what size an enco
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
-from torch.nn import functional as F
 
-from rcdm_fast import storage
+from rcdm_fast import decoding, doors, resizing, storage
+from rcdm_fast.decoding import MAX_PIXELS, MIN_SIDE, ImageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+__all__ = [
+    "EXTENSIONS", "MAX_PIXELS", "MAX_SIDE", "MIN_SIDE", "ImageError", "ImageSource", "below", "check", "expand", "find",
+    "fit", "from_pil", "from_uint8", "load", "open_image", "save", "several", "sheet", "to_pil", "to_uint8",
+    "to_uint8_array",
+]  # fmt: skip
+
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
-MIN_SIDE = 8  # pixels; below, "what the picture shows" has no meaning
-MAX_PIXELS = 170_000_000
 MAX_SIDE = 4096  # larger pictures are box-reduced on reading; encoders see 32..518 pixels
+_KEPT_SIDE = 640  # pixels; a long strip is not reduced to fewer in its short side
 
-
-class ImageError(ValueError):
-    """A file or an array that is not a usable picture."""
+# Anything that is one picture: a path, its bytes, a file open for reading bytes, a PIL picture, an array or a tensor.
+ImageSource = str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | np.ndarray | Tensor
 
 
 def below(folder: Path) -> Iterator[Path]:
@@ -76,50 +81,102 @@ def expand(sources: Iterable[str | os.PathLike[str]]) -> list[Path]:
     return paths
 
 
-def open_image(source: str | os.PathLike[str] | Image.Image) -> Image.Image:
+def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read one picture as 8-bit RGB.
 
     EXIF orientation is applied; 16-bit grey is scaled to 8 bits; transparency is laid over white; CMYK and palettes are
-    converted; of an animation the first frame is taken.
+    converted. A file, or its bytes, mean the first frame of an animation; a PIL picture means the frame that it stands
+    on, and stays there. The formats are `decoding.FORMATS`, told by a file's content.
+
+    Args:
+        source: a path ("~" is the home folder), bytes, a file open for reading bytes, a PIL picture, an array uint8 or
+            uint16 [H,W], [H,W,3] or [H,W,4]; a float [3,H,W] or [1,3,H,W] in [-1,1] is rounded to 8 bits.
+        max_pixels: what has more is refused before it is decoded.
 
     Raises:
         ImageError: no picture, truncated, under 8 pixels a side, over 170 megapixels, or floating-point pixels.
     """
-    name = source.filename if isinstance(source, Image.Image) and hasattr(source, "filename") else source
-    where = str(name) if isinstance(name, str | os.PathLike) and str(name) else "picture"
-    try:
-        picture = source if isinstance(source, Image.Image) else Image.open(source)
-        width, height = picture.size
-        if width * height > MAX_PIXELS:
-            raise ImageError(f"{where}: {width}x{height} is {width * height / 1e6:.0f} megapixels, more than 170")
-        if min(width, height) < MIN_SIDE:
-            raise ImageError(f"{where}: {width}x{height} pixels; at least {MIN_SIDE} a side are needed")
-        if getattr(picture, "is_animated", False):
-            picture.seek(0)
-        picture.load()
-        return _to_rgb(ImageOps.exif_transpose(picture), where)
-    except ImageError:
-        raise
-    except FileNotFoundError as error:
-        raise ImageError(f"{where}: no such file") from error
-    except MemoryError:
-        raise
-    except Exception as error:  # decoders of damaged files raise whatever they stumble over
-        raise ImageError(f"{where}: cannot be read as a picture ({error})") from error
+    floats = _floats(source)
+    return decoding.read(source, max_pixels=max_pixels) if floats is None else to_pil(floats[0])
 
 
-def _to_rgb(picture: Image.Image, where: str) -> Image.Image:
-    if picture.mode == "F":
-        raise ImageError(f"{where}: floating-point pixels have no agreed range; save the picture as 8 or 16 bit")
-    if picture.mode.startswith("I"):
-        levels = np.asarray(picture).astype(np.int64)
-        if levels.min() < 0 or levels.max() > 65535:
-            raise ImageError(f"{where}: integer pixels outside 0..65535")
-        return Image.fromarray(((levels + 128) // 257).astype(np.uint8)).convert("RGB")
-    if "transparency" in picture.info or picture.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
-        layer = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, (255, 255, 255, 255)), layer).convert("RGB")
-    return picture.convert("RGB")
+def load(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """Anything that is one picture -> float32 [1,3,H,W] in [-1,1]; takes what `open_image` takes.
+
+    A float tensor or array [3,H,W] or [1,3,H,W] in [-1,1] is taken as it is. Of a picture with a side above 4096
+    pixels boxes of pixels are averaged, but not below 640 pixels in the short side.
+
+    Raises:
+        ImageError: as `open_image`; floats as `check`.
+    """
+    floats = _floats(source)
+    if floats is not None:
+        return floats.to(torch.float32)
+    rgb = decoding.read(source, max_pixels=max_pixels, shrink=_reduction)
+    array = torch.from_numpy(np.array(rgb, dtype=np.uint8)).permute(2, 0, 1)
+    return from_uint8(array[None])
+
+
+def from_pil(picture: Image.Image) -> Tensor:
+    """PIL picture (any mode, the frame it stands on) -> float32 [1,3,H,W] in [-1,1], as `load`."""
+    return load(picture)
+
+
+def several(given: ImageSource | Iterable[ImageSource]) -> Tensor | list[Any]:
+    """Anything that is pictures, as one batch or as a list of what `load` takes one by one.
+
+    A float [N,3,H,W] in [-1,1], or uint8 array [N,H,W,3], is a batch and becomes float [N,3,H,W]; one picture a list
+    of one; a folder the list of its files; anything else is gone through.
+
+    Raises:
+        ImageError: nothing in it, a mapping, an animation given again and again (it stands on one frame), a batch that
+            is none of pictures, or what `find` says of a folder.
+    """
+    if isinstance(given, np.ndarray) and given.ndim == 4:
+        if given.dtype == np.uint8 and given.shape[3] == 3:
+            return from_uint8(torch.from_numpy(np.ascontiguousarray(given.transpose(0, 3, 1, 2))))
+        if given.dtype.kind != "f":
+            raise ImageError(
+                f"an array {given.dtype} {list(given.shape)} is no batch of pictures: "
+                "give uint8 [N,H,W,3] or float [N,3,H,W] in [-1,1]"
+            )
+        return check(torch.from_numpy(np.ascontiguousarray(given, dtype=np.float32)))
+    if isinstance(given, Tensor) and given.ndim not in (3,):
+        return check(given)
+    if isinstance(given, str | os.PathLike):
+        path = doors.path(given, ImageError)
+        return list(find(path)) if path.is_dir() else [given]
+    if isinstance(given, bytes | bytearray | memoryview | Image.Image | np.ndarray | Tensor) or hasattr(given, "read"):
+        return [given]
+    if isinstance(given, Mapping):
+        raise ImageError(f"a {type(given).__name__} of {', '.join(map(str, list(given)[:5]))} is no picture: give one")
+    if not isinstance(given, Iterable):
+        raise ImageError(f"{type(given).__name__} is no picture: give {decoding.KINDS}")
+    listed = list(given)
+    if not listed:
+        raise ImageError("no pictures given")
+    animations = [id(each) for each in listed if isinstance(each, Image.Image) and getattr(each, "is_animated", False)]
+    if len(set(animations)) < len(animations):
+        raise ImageError("the same animated picture is given several times, and stands on one frame; copy() each frame")
+    return listed
+
+
+def _floats(source: Any) -> Tensor | None:
+    """One picture given as floats, checked, [1,3,H,W]; None for what is to be decoded."""
+    if isinstance(source, np.ndarray) and source.dtype.kind == "f":
+        source = torch.from_numpy(np.ascontiguousarray(source, dtype=np.float32))
+    if not isinstance(source, Tensor):
+        return None
+    found = check(source[None] if source.ndim == 3 else source)
+    if len(found) != 1 or not found.numel():
+        raise ImageError(f"expected one picture, [3,H,W] or [1,3,H,W], got {list(source.shape)}")
+    return found
+
+
+def _reduction(width: int, height: int) -> int:
+    """By how much `load` reduces a picture: to `MAX_SIDE`, but a strip only as far as memory asks for."""
+    factor = min(-(-max(width, height) // MAX_SIDE), max(1, min(width, height) // _KEPT_SIDE))
+    return max(factor, math.ceil(math.sqrt(width * height) / MAX_SIDE))
 
 
 def to_uint8_array(picture: Image.Image, size: int) -> NDArray[np.uint8]:
@@ -127,23 +184,6 @@ def to_uint8_array(picture: Image.Image, size: int) -> NDArray[np.uint8]:
     if picture.size != (size, size):
         picture = ImageOps.fit(picture, (size, size), method=Image.Resampling.BICUBIC)
     return np.asarray(picture, dtype=np.uint8)
-
-
-def from_pil(picture: Image.Image) -> Tensor:
-    """PIL picture (any mode) -> float32 [1,3,H,W] in [-1,1]; sides above 4096 pixels are box-reduced."""
-    rgb = open_image(picture)
-    factor = -(-max(rgb.size) // MAX_SIDE)
-    if factor > 1:
-        rgb = rgb.reduce(factor)
-    array = torch.from_numpy(np.array(rgb, dtype=np.uint8)).permute(2, 0, 1)
-    return from_uint8(array[None])
-
-
-def load(source: str | os.PathLike[str] | Image.Image) -> Tensor:
-    """File or PIL picture -> float32 [1,3,H,W] in [-1,1]. Raises `ImageError`."""
-    if isinstance(source, Image.Image):
-        return from_pil(source)
-    return from_pil(open_image(source))
 
 
 def from_uint8(pixels: Tensor) -> Tensor:
@@ -169,10 +209,9 @@ def fit(pictures: Tensor, size: int) -> Tensor:
     if (height, width) == (size, size):
         return pictures
     scale = size / min(height, width)
-    shape = [max(size, round(height * scale)), max(size, round(width * scale))]
-    resized = F.interpolate(pictures.float(), shape, mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)
-    top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
-    return resized[..., top : top + size, left : left + size].contiguous()
+    shape = (max(size, round(height * scale)), max(size, round(width * scale)))
+    corner = ((shape[0] - size) // 2, (shape[1] - size) // 2)
+    return resizing.cropped(pictures.float(), shape, corner, size, "bicubic").clamp(-1, 1)
 
 
 def check(pictures: Tensor) -> Tensor:

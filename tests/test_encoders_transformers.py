@@ -172,6 +172,7 @@ def test_conventions_of_image_processors() -> None:
         resize="squash",
         resize_to=30,
         interpolation="bicubic",
+        rounding="transformers",
         mean=(0.1, 0.2, 0.3),
         std=(0.5, 0.6, 0.7),
     )

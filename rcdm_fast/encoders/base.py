@@ -184,7 +184,8 @@ class ImageEncoder:
         """Representations of pictures, without gradients.
 
         Args:
-            images: float [N,3,H,W] in [-1,1], one size per call.
+            images: float [N,3,H,W] in [-1,1], one size per call; at the encoder's size they are taken for what `view`
+                returns, and seen as they are.
 
         Returns:
             float32 [N,D] on `device`.
@@ -199,7 +200,9 @@ class ImageEncoder:
         parts: list[Tensor] = []
         with torch.inference_mode():
             for chunk in torch.split(images, self.batch_size):
-                seen = preprocess.view(chunk.to(self._device), self._config)
+                seen, size = chunk.to(self._device, torch.float32), self._config.image_size
+                if tuple(seen.shape[-2:]) != (size, size):
+                    seen = preprocess.view(seen, self._config)
                 parts.append(self.represent(seen))
             finite = [bool(part.isfinite().all()) for part in parts]
         if not all(finite):

@@ -9,46 +9,59 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rcdm_fast import resizing
 from rcdm_fast.config import EncoderConfig
 
 
 def view(images: Tensor, config: EncoderConfig) -> Tensor:
     """The part of each picture that the encoder sees, at the encoder's size.
 
-    Resizing is antialiased; what a bicubic filter overshoots is clipped, as in 8-bit pictures.
+    Resizing is antialiased; what a bicubic filter overshoots is clipped, as in 8-bit pictures. Only the part that is
+    seen is computed, and what is returned keeps no more than that in memory.
 
     Args:
         images: float [N,3,H,W] in [-1,1].
-        config: `image_size`, `resize`, `resize_to` and `interpolation` are used.
+        config: `image_size`, `resize`, `resize_to`, `rounding` and `interpolation` are used.
 
     Returns:
-        float32 [N,3,s,s] in [-1,1] with s = `config.image_size`; the pictures themselves if they have that size.
+        float32 [N,3,s,s] in [-1,1] with s = `config.image_size`; with rounding ``nearest`` the pictures themselves if
+        they have that size.
     """
     images = images.to(torch.float32)
-    size, target = config.image_size, config.resize_to or config.image_size
-    height, width = images.shape[-2:]
-    if (height, width) == (size, size):
+    size = config.image_size
+    if tuple(images.shape[-2:]) == (size, size) and config.rounding == "nearest":
         return images
+    shape = resized_shape(images.shape[-2], images.shape[-1], config)
+    corner = (_offset(shape[0] - size, config), _offset(shape[1] - size, config))
+    filter = config.interpolation
+    if filter == "box_bicubic":
+        images, filter = _halved(images, min(shape)), "bicubic"
+    seen = resizing.cropped(images, shape, corner, size, filter)
+    return seen if filter == "area" or shape == tuple(images.shape[-2:]) else seen.clamp(-1.0, 1.0)
+
+
+def resized_shape(height: int, width: int, config: EncoderConfig) -> tuple[int, int]:
+    """Height and width of a picture after resizing, before the crop."""
+    target = config.resize_to or config.image_size
     if config.resize == "squash":
-        images = _resize(images, target, target, config.interpolation)
-    else:
+        return target, target
+    if config.rounding == "nearest":
         scale = target / min(height, width)
-        images = _resize(images, round(height * scale), round(width * scale), config.interpolation)
-    top, left = (images.shape[-2] - size) // 2, (images.shape[-1] - size) // 2
-    return images[..., top : top + size, left : left + size]
+        return round(height * scale), round(width * scale)
+    if width <= height:
+        return int(target * height / width), target
+    return target, int(target * width / height)
 
 
-def _resize(images: Tensor, height: int, width: int, interpolation: str) -> Tensor:
-    if interpolation == "box_bicubic":
-        while min(images.shape[-2:]) >= 2 * min(height, width):
-            images = F.interpolate(images, size=(images.shape[-2] // 2, images.shape[-1] // 2), mode="area")
-    if tuple(images.shape[-2:]) == (height, width):
-        return images
-    if interpolation == "area":
-        return F.interpolate(images, size=(height, width), mode="area")
-    mode = "bilinear" if interpolation == "bilinear" else "bicubic"
-    resized = F.interpolate(images, size=(height, width), mode=mode, align_corners=False, antialias=True)
-    return resized.clamp(-1.0, 1.0)
+def _offset(rest: int, config: EncoderConfig) -> int:
+    """Where the crop begins when `rest` pixels are left over; torchvision rounds halves to even."""
+    return round(rest / 2) if config.rounding == "torchvision" else rest // 2
+
+
+def _halved(images: Tensor, target: int) -> Tensor:
+    while min(images.shape[-2:]) >= 2 * target:
+        images = F.interpolate(images, size=(images.shape[-2] // 2, images.shape[-1] // 2), mode="area")
+    return images
 
 
 def normalise(views: Tensor, config: EncoderConfig) -> Tensor:

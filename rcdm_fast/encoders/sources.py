@@ -111,6 +111,7 @@ FIELDS = {
     "resize": _text,
     "resize_to": _integer,
     "interpolation": _text,
+    "rounding": _text,
     "mean": _channels,
     "std": _channels,
     "normalize": parse_bool,

@@ -30,7 +30,8 @@ def load(source: Source, fields: Mapping[str, Any]) -> Network:
     the same every time.
 
     Raises:
-        EncoderError: timm is missing, the name is unknown, or the weights cannot be had or do not fit.
+        EncoderError: timm is missing, the name is unknown, the weights cannot be had or do not fit, or the model's own
+            transform pads pictures and no option says what to do instead.
     """
     timm = need("timm", "encoders")
     pretrained, path = source.flag("pretrained"), source.options.get("weights")
@@ -45,7 +46,9 @@ def load(source: Source, fields: Mapping[str, Any]) -> Network:
         log.warning("%s: random weights (add pretrained=1 or weights=FILE)", source)
     pooled = fields.get("layer", "backbone") == "backbone" and fields.get("pooling", "none") == "none"
     unpooled = fields.get("layer", "backbone") == "backbone" and not pooled
-    return Network(model, _convention(timm, source, model), forward=model.forward_features if unpooled else None)
+    return Network(
+        model, _convention(timm, source, model, fields), forward=model.forward_features if unpooled else None
+    )
 
 
 def _create(
@@ -75,19 +78,26 @@ def _classes(classifier: str | tuple[str, ...] | None, state: Mapping[str, Any])
     return 0
 
 
-def _convention(timm: Any, source: Source, model: Any) -> EncoderConfig:
+def _convention(timm: Any, source: Source, model: Any, fields: Mapping[str, Any]) -> EncoderConfig:
+    """At the stated size, if there is one: timm divides by the share of the crop, and rounds, at that size."""
     data = timm.data.resolve_model_data_config(model)
     channels, height, width = data["input_size"]
     if channels != 3 or height != width:
         raise EncoderError(f"{source}: takes pictures [{channels},{height},{width}]; only square RGB is supported")
-    if data["crop_mode"] == "border":
-        log.warning("%s: pads its pictures to a square; here their short side is resized and the rest cropped", source)
+    size = fields.get("image_size", height)
+    resize_to = int(size / data["crop_pct"])
+    if (data["crop_mode"] == "border" and "resize" not in fields) or (resize_to < size and "resize_to" not in fields):
+        raise EncoderError(
+            f"{source}: its own transform pads pictures, which is not supported; to do without it say "
+            f"resize=short_side or resize=squash, and resize_to={size}"
+        )
     return EncoderConfig(
         source=str(source),
-        image_size=height,
+        image_size=size,
         resize="squash" if data["crop_mode"] == "squash" else "short_side",
-        resize_to=int(height / data["crop_pct"]),
+        resize_to=max(size, resize_to),
         interpolation=INTERPOLATIONS.get(data["interpolation"], "bicubic"),  # type: ignore[arg-type]
+        rounding="torchvision",
         mean=tuple(data["mean"]),
         std=tuple(data["std"]),
     )

@@ -58,4 +58,6 @@ def load(source: Source, fields: Mapping[str, Any], trusted: bool) -> Network:
 
 def convention(source: str) -> EncoderConfig:
     """The customary ImageNet convention."""
-    return EncoderConfig(source, resize_to=256, interpolation="bicubic", mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    return EncoderConfig(
+        source, resize_to=256, interpolation="bicubic", rounding="torchvision", mean=IMAGENET_MEAN, std=IMAGENET_STD
+    )

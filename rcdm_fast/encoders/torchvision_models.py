@@ -116,6 +116,7 @@ def _convention(models: Any, source: Source, named: Any, image_size: int | None)
         image_size=size,
         resize_to=resize_to,
         interpolation="bicubic" if preset.interpolation.value == "bicubic" else "bilinear",
+        rounding="torchvision",
         mean=tuple(preset.mean) if preset.mean else IMAGENET_MEAN,
         std=tuple(preset.std) if preset.std else IMAGENET_STD,
     )

@@ -166,6 +166,7 @@ def read_convention(source: Source, processor: Mapping[str, Any]) -> EncoderConf
         resize="squash" if squash else "short_side",
         resize_to=max(resize_to, image_size),
         interpolation=_interpolation(source, processor.get("resample")),  # type: ignore[arg-type]
+        rounding="transformers",
         mean=tuple((value + offset) / levels for value in mean),  # type: ignore[arg-type]
         std=tuple(value / levels for value in std),  # type: ignore[arg-type]
     )
