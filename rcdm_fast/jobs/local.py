@@ -101,7 +101,7 @@ def run(
         ImageError, StorageError: the source is damaged, or something cannot be written.
     """
     options = options or RunOptions()
-    prepared = prepare(model, sources.find(source), Path(folder), config or JobConfig())
+    prepared = prepare(model, sources.find(source, feed.wanted_kinds(model)), Path(folder), config or JobConfig())
     ledger = prepared.ledger
     with ledger.locked():
         missing = [ledger.layout.unit(number) for number in begin(prepared, options)]
