@@ -119,7 +119,8 @@ class Model(HubMethods):
         if isinstance(pictures, Tensor):
             return encoder.encode(images.check(pictures).to(self.device))
         loaded = [images.load(picture) for picture in _listed(pictures)]
-        return torch.cat([encoder.encode(picture.to(self.device)) for picture in loaded])
+        # A view first: a photograph that happens to have the encoder's size goes through the same transform as others.
+        return torch.cat([encoder.encode(encoder.view(picture.to(self.device))) for picture in loaded])
 
     def export(
         self,

@@ -181,7 +181,9 @@ def _attack(model: Model, name: str, data: ImageSet, known: Tensor, attacked: Te
     fitted = representations.compute(encoder, data.subset(known))
     probe = probes.fit_linear_probe(fitted, data.labels[known]).to(encoder.device)
     labels = data.labels[attacked]
-    views = encoder.view(data.floats(attacked))
+    views = data.floats(attacked)
+    if views.shape[-1] != encoder.config.image_size:  # data of the encoder's size are seen as they are, as in training
+        views = encoder.view(views)
     clean = encoder.encode(views).cpu()
     apart = squared_distances(clean, clean).fill_diagonal_(torch.inf).min(dim=1).values.sqrt().clamp_min(1e-12)
     sources = _sources(attacked, config)
