@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 Floats = NDArray[np.float32]
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # Pillow starts programs for some others
 FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -43,7 +44,7 @@ def metadata(session: Any, key: str) -> Any:
 
 def open_photo(path: Path) -> Image.Image:
     """A picture as RGB: turned as its EXIF entry says, transparency over white."""
-    photo = ImageOps.exif_transpose(Image.open(path))
+    photo = ImageOps.exif_transpose(Image.open(path, formats=FORMATS))
     if "A" in photo.getbands() or "transparency" in photo.info:
         photo = photo.convert("RGBA")
         photo = Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo)
@@ -53,19 +54,26 @@ def open_photo(path: Path) -> Image.Image:
 def view(photo: Image.Image, convention: dict[str, Any]) -> Image.Image:
     """What the encoder sees of a photo: resized and cropped as its convention says."""
     size, target = convention["image_size"], convention["resize_to"] or convention["image_size"]
-    if photo.size == (size, size):
+    rounding = convention.get("rounding", "nearest")
+    if photo.size == (size, size) and rounding == "nearest":
         return photo
     if convention["resize"] == "squash":
         wanted = (target, target)
-    else:
+    elif rounding == "nearest":
         scale = target / min(photo.size)
         wanted = (round(photo.width * scale), round(photo.height * scale))
+    elif photo.width <= photo.height:
+        wanted = (target, int(target * photo.height / photo.width))
+    else:
+        wanted = (int(target * photo.width / photo.height), target)
     if convention["interpolation"] == "box_bicubic":
         while min(photo.size) >= 2 * min(wanted):
             photo = photo.resize((photo.width // 2, photo.height // 2), Image.Resampling.BOX)
-    photo = photo.resize(wanted, FILTERS[convention["interpolation"]])
-    left, top = (photo.width - size) // 2, (photo.height - size) // 2
-    return photo.crop((left, top, left + size, top + size))
+    box: list[float] = []  # the part of the photo that is cut out; resized whole, a strip would take gigabytes
+    for side, resized in zip(photo.size, wanted, strict=True):
+        first = round((resized - size) / 2) if rounding == "torchvision" else (resized - size) // 2
+        box += [side * first / resized, min(side, side * (first + size) / resized)]
+    return photo.resize((size, size), FILTERS[convention["interpolation"]], box=(box[0], box[2], box[1], box[3]))
 
 
 def to_array(picture: Image.Image) -> Floats:

@@ -60,7 +60,7 @@ class ImageError(ValueError):
     """A file or an array that is not a usable picture."""
 
 
-def read(source: Any, *, max_pixels: int = MAX_PIXELS, shrink: Shrink | None = None) -> Image.Image:
+def read(source: Any, *, name: str = "", max_pixels: int = MAX_PIXELS, shrink: Shrink | None = None) -> Image.Image:
     """One picture as 8-bit RGB, upright, on white.
 
     A PIL picture means the frame that it stands on, and is left there; a file or its bytes mean the first frame.
@@ -69,13 +69,14 @@ def read(source: Any, *, max_pixels: int = MAX_PIXELS, shrink: Shrink | None = N
     Args:
         source: a path, bytes, a file open for reading (read from its start, its position is restored), a PIL
             picture, or an array uint8 or uint16 [H,W], [H,W,1], [H,W,3] or [H,W,4] in RGB(A) order.
+        name: what to call it in messages, if it does not say so itself.
         max_pixels: refuse more before they are decoded.
         shrink: the result is reduced by that factor, by means of boxes.
 
     Raises:
         ImageError: no picture in a documented format, truncated, too small, too large, or floating-point pixels.
     """
-    where = name_of(source)
+    where = doors.printable(name) or name_of(source)
     with doors.door(ImageError, f"{where}: cannot be read as a picture", memory=False):
         if isinstance(source, Image.Image):
             with _LOCKS[id(source) // 16 % len(_LOCKS)]:

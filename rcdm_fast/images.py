@@ -79,7 +79,7 @@ def expand(sources: Iterable[str | os.PathLike[str]]) -> list[Path]:
     return paths
 
 
-def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_image(source: ImageSource, *, name: str = "", max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read one picture as 8-bit RGB.
 
     EXIF orientation is applied; 16-bit grey is scaled to 8 bits; transparency is laid over white; CMYK and palettes are
@@ -89,16 +89,17 @@ def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
     Args:
         source: a path ("~" is the home folder), bytes, a file open for reading bytes, a PIL picture, an array uint8 or
             uint16 [H,W], [H,W,3] or [H,W,4]; a float [3,H,W] or [1,3,H,W] in [-1,1] is rounded to 8 bits.
+        name: what to call it in messages, if it does not say so itself.
         max_pixels: what has more is refused before it is decoded.
 
     Raises:
         ImageError: no picture, truncated, under 8 pixels a side, over 170 megapixels, or floating-point pixels.
     """
     floats = _floats(source)
-    return decoding.read(source, max_pixels=max_pixels) if floats is None else to_pil(floats[0])
+    return decoding.read(source, name=name, max_pixels=max_pixels) if floats is None else to_pil(floats[0])
 
 
-def load(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Tensor:
+def load(source: ImageSource, *, name: str = "", max_pixels: int = MAX_PIXELS) -> Tensor:
     """Anything that is one picture -> float32 [1,3,H,W] in [-1,1]; takes what `open_image` takes.
 
     A float tensor or array [3,H,W] or [1,3,H,W] in [-1,1] is taken as it is. Of a picture with a side above 4096
@@ -110,7 +111,7 @@ def load(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     floats = _floats(source)
     if floats is not None:
         return floats.to(torch.float32)
-    rgb = decoding.read(source, max_pixels=max_pixels, shrink=_reduction)
+    rgb = decoding.read(source, name=name, max_pixels=max_pixels, shrink=_reduction)
     array = torch.from_numpy(np.array(rgb, dtype=np.uint8)).permute(2, 0, 1)
     return from_uint8(array[None])
 

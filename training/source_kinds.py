@@ -55,12 +55,7 @@ class Item:
             content = levels(content)
         elif isinstance(content, Path) and os.path.exists(content) and not os.path.isfile(content):
             raise images.ImageError(f"{printable(content)}: no file")  # a device or a pipe never ends
-        try:
-            return images.open_image(content)
-        except images.ImageError as error:
-            raise (
-                error if isinstance(content, Path) else images.ImageError(f"{printable(self.path)}: {error}")
-            ) from error
+        return images.open_image(content, name=str(content if isinstance(content, Path) else self.path))
 
     def pixels(self, size: int) -> np.ndarray:
         """uint8 [3,size,size]: short side resized, centre crop. Raises `images.ImageError`."""
