@@ -146,7 +146,10 @@ class _Message:
     def __init__(self, file: Any, start: int, size: int) -> None:
         self.kind, self.end = 0, start
         file.seek(start)
-        (length,) = struct.unpack("<i", (file.read(4) or bytes(4)))
+        first = file.read(4)
+        if len(first) < 4:  # a stream may end so, but a torn one ends so, too
+            raise EOFError("its closing mark is missing")
+        (length,) = struct.unpack("<i", first)
         before = 4
         if length == -1:  # since Arrow 0.15 there are eight bytes before a message
             (length,), before = struct.unpack("<i", file.read(4)), 8

@@ -63,7 +63,7 @@ class Table:
             raise ConfigError(f"{printable(self._files[0].parent)}: the files have different columns")
         self._about = _features(schema)
         self._schema = schema
-        self._choice = _choose(schema, self._files[0], wanted, self._about, column)
+        self._choice = _choose(schema, self._files[0], wanted, column)
         self.kind: Kind = self._choice.kind
 
     def __len__(self) -> int:
@@ -204,7 +204,7 @@ def _features(schema: Any) -> dict[str, Any]:
     return about if isinstance(about, dict) else {}
 
 
-def _choose(schema: Any, file: Path, wanted: Sequence[Kind], about: dict[str, Any], column: str | None) -> _Choice:
+def _choose(schema: Any, file: Path, wanted: Sequence[Kind], column: str | None) -> _Choice:
     """The column that is meant: one with a usual name, else the only one that could be."""
     kinds: Sequence[Kind] = wanted or ("representation", "picture", "label")
     usual: dict[Kind, tuple[str, ...]] = {
@@ -214,14 +214,17 @@ def _choose(schema: Any, file: Path, wanted: Sequence[Kind], about: dict[str, An
     }
     if len(set(schema.names)) != len(schema.names):
         raise ConfigError(f"{printable(file)}: several columns have the same name")
-    for kind in kinds:
-        for name in usual[kind] if column is None else (column,):
-            if name in schema.names and _fits(schema.field(name).type, kind, True):
-                return _Choice((name,), kind)
+
+    def by_name(kind: Kind) -> list[str]:
+        given = usual[kind] if column is None else (column,)
+        return [name for name in given if name in schema.names and _fits(schema.field(name).type, kind, True)]
+
+    items = [kind for kind in kinds if kind != "label"]  # labels beside them are about them
+    for kind in items:
+        if found := by_name(kind):
+            return _Choice((found[0],), kind)
     others = [name for name in schema.names if name not in (*ID_COLUMNS, *LABEL_COLUMNS)] if column is None else []
-    for kind in kinds:
-        if kind == "label":
-            continue
+    for kind in items:
         found = [name for name in others if _fits(schema.field(name).type, kind, False)]
         if len(found) == 1:
             return _Choice((found[0],), kind)
@@ -230,6 +233,8 @@ def _choose(schema: Any, file: Path, wanted: Sequence[Kind], about: dict[str, An
     floats = [name for name in others if pyarrow()[0].types.is_floating(schema.field(name).type)]
     if "representation" in kinds and len(floats) > 1:
         return _Choice(tuple(floats), "representation")
+    if "label" in kinds and (found := by_name("label")):
+        return _Choice((found[0],), "label")
     looked = ", ".join(column or name for kind in kinds for name in usual[kind])
     raise ConfigError(
         f"{printable(file)}: no column of representations (lists of floats) or pictures among "
