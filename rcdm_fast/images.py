@@ -20,7 +20,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
-from rcdm_fast import decoding, doors, resizing, storage
+from rcdm_fast import decoding, doors, folders, resizing, storage
 from rcdm_fast.decoding import MAX_PIXELS, MIN_SIDE, ImageError
 
 if TYPE_CHECKING:
@@ -32,7 +32,10 @@ __all__ = [
     "to_uint8_array",
 ]  # fmt: skip
 
-EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+EXTENSIONS = frozenset(
+    {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+    | {".avif", ".jfif", ".jpe", ".apng", ".pbm", ".pnm"}
+)
 MAX_SIDE = 4096  # larger pictures are box-reduced on reading; encoders see 32..518 pixels
 _KEPT_SIDE = 640  # pixels; a long strip is not reduced to fewer in its short side
 
@@ -41,29 +44,24 @@ ImageSource = str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | np.ndar
 
 
 def below(folder: Path) -> Iterator[Path]:
-    """Files below a folder with a picture's extension; hidden ones, and what is in hidden folders, are not meant.
-
-    Hidden are names that begin with a dot: previews and attributes that systems put beside pictures ("._1.jpg"), and
-    files that are still being written.
-    """
-    for path in folder.rglob("*"):
-        shown = not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if shown and path.suffix.lower() in EXTENSIONS and path.is_file():
-            yield path
+    """Files below a folder with a picture's extension, linked folders included, in order; see `folders.tree`."""
+    return (path for path in folders.tree(folder).files if path.suffix.lower() in EXTENSIONS)
 
 
 def find(folder: str | os.PathLike[str]) -> list[Path]:
-    """All picture files `below` a folder, sorted by path.
+    """All picture files `below` a folder, sorted by path; what else lies there is counted in the log.
 
     Raises:
         ImageError: no such folder, or no file in it has a picture's extension.
     """
-    root = Path(folder)
+    root = doors.path(folder, ImageError)
     if not root.is_dir():
-        raise ImageError(f"{root}: no such folder")
-    paths = sorted(below(root))
+        raise ImageError(f"{doors.printable(root)}: no such folder")
+    found = folders.tree(root)
+    paths = [path for path in found.files if path.suffix.lower() in EXTENSIONS]
+    folders.report(root, set(found.files).difference(paths), found.unseen)
     if not paths:
-        raise ImageError(f"{root}: no pictures here (looked for {', '.join(sorted(EXTENSIONS))})")
+        raise ImageError(f"{doors.printable(root)}: no pictures here (looked for {', '.join(sorted(EXTENSIONS))})")
     return paths
 
 

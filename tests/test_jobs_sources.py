@@ -130,8 +130,7 @@ def test_columns_of_pictures(tmp_path: Path) -> None:
 
 def test_ids_that_come_twice_are_refused(tmp_path: Path) -> None:
     content = png(levels()[0])
-    write_shard(tmp_path / "a.tar", [("x.png", content), ("y.png", content)])
-    write_shard(tmp_path / "b.tar", [("x.png", content)])
+    write_shard(tmp_path / "a.tar", [("x.png", content), ("y.png", content), ("x.png", content)])
     with pytest.raises(ConfigError, match="1 of 3 items have an id that another one has: x"):
         sources.find(tmp_path)
     np.savez(tmp_path / "h.npz", h=H, ids=np.array(["a", "b", "a", "b", "a"]))

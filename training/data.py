@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import images
+
+log = logging.getLogger(__name__)
 
 RESIDENT = 0.25  # of a GPU's free memory: what a set may take to be kept there
 _HASHED = 4096  # pictures at once
@@ -90,6 +93,8 @@ def number_labels(names: Sequence[str | None]) -> tuple[Tensor | None, tuple[str
     """
     known = [name for name in names if name is not None]
     if not known or len(known) < len(names):
+        if known:
+            log.warning("%d of %d pictures have no label, so no label is used", len(names) - len(known), len(names))
         return None, ()
     numeric = all(name.isdecimal() for name in set(known))
     classes = tuple(sorted(set(known), key=int if numeric else None))

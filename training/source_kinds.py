@@ -1,29 +1,32 @@
-"""Kinds of sources of pictures: a folder, an array file, WebDataset shards, a Hugging Face dataset.
+"""Kinds of sources of pictures: a folder, an array file, WebDataset shards, tables, a Hugging Face dataset.
 
 Each lists its pictures in an order that is the same every time, without decoding them. A source that is itself damaged
-(a shard that is missing or torn) is an error, for then nobody knows what is missing.
+(a shard that is missing or torn) is an error, for then nobody knows what is missing. What a person writes may mean a
+pattern, a command or an address; a name that was found never does, and where there is a file of exactly the name that
+was written, that file is meant.
 
 Knows nothing about what becomes of the pictures (`sources.py`).
 """
 
 from __future__ import annotations
 
-import json
+import importlib
+import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import parse_qsl
 
 import numpy as np
 from PIL import Image
 
-from rcdm_fast import images, offline
+from rcdm_fast import archives, arrays, doors, folders, images
+from rcdm_fast.doors import door, printable
+from rcdm_fast.jobs import tables, tars
+from rcdm_fast.jobs.tars import Piece
 
-SHARD_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "img")
-IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "png")
-_LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "cls")
-_ARRAY_NAMES = (("images", "x", "arr_0"), ("labels", "y", "arr_1"))
+_ARRAY_NAMES = (("images", "x", "arr_0", "image", "data"), ("labels", "y", "arr_1", "label", "targets"))
 
 
 @dataclass(frozen=True)
@@ -33,16 +36,26 @@ class Item:
     Attributes:
         path: what it is called in messages.
         label: name of its class, if it has one.
-        content: a file, its bytes, a PIL picture, or uint8 [H,W,3].
+        content: a file or a part of one, its bytes, a PIL picture, uint8 [H,W], [H,W,3] or [3,H,W], or why it cannot
+            be read.
     """
 
     path: Path
     label: str | None
-    content: Path | bytes | Image.Image | np.ndarray
+    content: Path | Piece | bytes | Image.Image | np.ndarray | images.ImageError
 
     def picture(self) -> Image.Image:
         """Decoded, as 8-bit RGB. Raises `images.ImageError`."""
-        return images.open_image(self.content, name=str(self.path))
+        content = self.content
+        if isinstance(content, images.ImageError):
+            raise content
+        if isinstance(content, Piece):
+            content = content.read()
+        elif isinstance(content, np.ndarray):
+            content = levels(content)
+        elif isinstance(content, Path) and os.path.exists(content) and not os.path.isfile(content):
+            raise images.ImageError(f"{printable(content)}: no file")  # a device or a pipe never ends
+        return images.open_image(content, name=str(content if isinstance(content, Path) else self.path))
 
     def pixels(self, size: int) -> np.ndarray:
         """uint8 [3,size,size]: short side resized, centre crop. Raises `images.ImageError`."""
@@ -58,26 +71,83 @@ class Source(Protocol):
 
 def find(source: str | Path) -> Source:
     """The source that a name means. Raises `images.ImageError`."""
-    name = str(source)
-    if name.startswith("wds:"):
-        return Shards(name.removeprefix("wds:"))
-    if name.startswith("hf:"):
-        return HuggingFace(name.removeprefix("hf:"))
-    path = Path(source)
-    if path.suffix in (".npy", ".npz"):
+    from rcdm_fast.training import hugging_face
+
+    name = os.fspath(source)
+    if not os.path.lexists(name):
+        if name.startswith("wds:"):
+            return Shards(name.removeprefix("wds:"), remote=True)
+        if name.startswith("hf:"):
+            return hugging_face.find(name.removeprefix("hf:"))
+    path = doors.path(source, images.ImageError)
+    if path.suffix.lower() in (".npy", ".npz"):
         return Arrays(path)
-    if path.suffix == ".tar" or "{" in name:
-        return Shards(name)
-    if path.is_dir() and any((path / file).exists() for file in ("state.json", "dataset_dict.json")):
-        return HuggingFace(name)
-    if path.is_dir() and shards_in(path) and next(images.below(path), None) is None:
-        return Shards(name)
-    return Folder(path)
+    if path.suffix.lower() in tables.NAMED_EXTENSIONS:
+        return Tables((path,))
+    if path.is_dir():
+        return hugging_face.Saved(path) if hugging_face.is_saved(path) else _folder(path)
+    if path.is_file() and path.suffix.lower() in images.EXTENSIONS:
+        return Folder(path.parent, (path,))
+    if tars.is_shard(path.name) or (path.is_file() and is_archive(path)) or "{" in name:
+        return Shards(str(path))
+    if path.is_file():
+        return Folder(path.parent, (path,))
+    raise images.ImageError(f"{printable(path)}: no such folder or file")
 
 
-def shards_in(folder: Path) -> list[Path]:
-    """WebDataset shards in a folder, sorted; hidden files are not meant, as in `images.below`."""
-    return sorted(folder.glob("[!.]*.tar"))
+def is_archive(path: Path) -> bool:
+    """Whether a file is a tar archive or something packed, by its first bytes."""
+    with door(images.ImageError, f"{printable(path)}: cannot be read"):
+        return archives.is_tar(path) or archives.compression(path) is not None
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a folder holds, sorted by path."""
+
+    pictures: tuple[Path, ...]
+    shards: tuple[Path, ...]
+    tables: tuple[Path, ...]
+
+
+def contents(root: Path) -> Contents:
+    """What there is below a folder; pictures and shards are both taken, tables where there is neither.
+
+    What is left out is counted in the log.
+    """
+    found = folders.tree(root)
+    pictures = tuple(path for path in found.files if path.suffix.lower() in images.EXTENSIONS)
+    shards = tuple(path for path in found.files if tars.is_shard(path.name))
+    others = () if pictures or shards else found.files
+    rows = tuple(path for path in others if path.suffix.lower() in tables.EXTENSIONS)
+    folders.report(root, set(found.files).difference(pictures, shards, rows), found.unseen)
+    return Contents(pictures, shards, rows)
+
+
+def _folder(root: Path) -> Source:
+    found = contents(root)
+    if found.pictures and found.shards:
+        return Several((Folder(root, found.pictures), Shards(str(root), found.shards)))
+    if found.shards:
+        return Shards(str(root), found.shards)
+    if found.tables:
+        return Tables(found.tables)
+    if not found.pictures:
+        looked = ", ".join(sorted(images.EXTENSIONS))
+        raise images.ImageError(f"{printable(root)}: no pictures here (looked for {looked}, shards and tables)")
+    return Folder(root, found.pictures)
+
+
+@dataclass(frozen=True)
+class Several:
+    """Sources one behind the other."""
+
+    sources: tuple[Source, ...]
+
+    def items(self) -> Iterator[Item]:
+        """See `Source`."""
+        for source in self.sources:
+            yield from source.items()
 
 
 @dataclass(frozen=True)
@@ -85,10 +155,11 @@ class Folder:
     """Picture files below a folder, by path; first-level sub-folders are classes if every file lies in one."""
 
     root: Path
+    files: tuple[Path, ...] = ()
 
     def items(self) -> Iterator[Item]:
         """See `Source`."""
-        paths = images.find(self.root)
+        paths = self.files or tuple(images.find(self.root))
         inside = [path.relative_to(self.root).parts for path in paths]
         sorted_in = all(len(parts) > 1 for parts in inside)
         for path, parts in zip(paths, inside, strict=True):
@@ -97,156 +168,113 @@ class Folder:
 
 @dataclass(frozen=True)
 class Arrays:
-    """An .npy or .npz file; .npy is mapped, not loaded."""
+    """An .npy or .npz file, read row by row."""
 
     path: Path
 
     def items(self) -> Iterator[Item]:
         """See `Source`."""
         pixels, labels = self._read()
-        if pixels.ndim != 4 or pixels.dtype != np.uint8 or 3 not in (pixels.shape[1], pixels.shape[3]):
-            expected = "uint8 [N,H,W,3] or [N,3,H,W]"
+        if not is_levels(pixels):
+            expected = "uint8 [N,H,W,3], [N,3,H,W] or [N,H,W]"
             raise images.ImageError(f"{self.path}: expected {expected}, got {pixels.dtype} {list(pixels.shape)}")
-        if labels is not None and labels.shape != pixels.shape[:1]:
+        if labels is not None and labels.shape not in (pixels.shape[:1], (*pixels.shape[:1], 1)):
             raise images.ImageError(f"{self.path}: {len(pixels)} pictures but labels of shape {list(labels.shape)}")
-        first = pixels.shape[3] != 3
         for number, array in enumerate(pixels):
-            label = None if labels is None else str(labels[number])
-            picture = np.ascontiguousarray(array.transpose(1, 2, 0) if first else array)
-            yield Item(self.path / str(number), label, picture)
+            label = None if labels is None else text(labels[number])
+            yield Item(self.path / str(number), label, array)
 
-    def _read(self) -> tuple[np.ndarray, np.ndarray | None]:
-        try:
-            if self.path.suffix == ".npy":
-                return np.load(self.path, mmap_mode="r"), None
-            with np.load(self.path) as file:
-                found = [next((file[key] for key in keys if key in file), None) for keys in _ARRAY_NAMES]
-                if found[0] is None:
-                    raise images.ImageError(f"{self.path}: no array called {' or '.join(_ARRAY_NAMES[0])}")
-                return found[0], found[1]
-        except FileNotFoundError as error:
-            raise images.ImageError(f"{self.path}: no such file") from error
-        except (OSError, ValueError, EOFError) as error:
-            raise images.ImageError(f"{self.path}: cannot be read ({error})") from error
+    def _read(self) -> tuple[arrays.Rows, arrays.Rows | None]:
+        held = arrays.read(self.path, images.ImageError)
+        if "" in held:
+            return held[""], None
+        found = [next((held[key] for key in keys if key in held), None) for keys in _ARRAY_NAMES]
+        if found[0] is None:
+            raise images.ImageError(f"{self.path}: no array called {' or '.join(_ARRAY_NAMES[0])}")
+        return found[0], found[1]
+
+
+def is_levels(rows: Any) -> bool:
+    """Whether rows of this shape and type are pictures: uint8 [N,H,W,3], [N,3,H,W], or grey with or without its 1."""
+    shape = tuple(rows.shape)
+    coloured = len(shape) == 4 and {1, 3} & {shape[1], shape[3]}
+    return bool(str(rows.dtype).endswith("uint8") and (coloured or len(shape) == 3))
+
+
+def levels(array: np.ndarray) -> np.ndarray:
+    """One such picture as [H,W] or [H,W,3]."""
+    if array.ndim == 3 and array.shape[2] not in (1, 3, 4):
+        array = array.transpose(1, 2, 0)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    return np.ascontiguousarray(array)
+
+
+def text(value: np.ndarray) -> str:
+    """A label, or an id, of an array of one number or text."""
+    found = value.reshape(-1)[0].item()
+    return found.decode("utf-8", "replace") if isinstance(found, bytes) else str(found)
 
 
 @dataclass(frozen=True)
 class Shards:
-    """WebDataset shards, in the order of the pattern: pictures by their usual extensions, labels in .cls or .json."""
+    """WebDataset shards in the order of the pattern: pictures by their usual extensions, labels in .cls or .json.
+
+    Attributes:
+        pattern: what was written.
+        found: the archives, if they are known.
+        remote: whether commands and addresses in the pattern are run and fetched, as webdataset does.
+    """
 
     pattern: str
+    found: tuple[Path, ...] = ()
+    remote: bool = False
 
     def items(self) -> Iterator[Item]:
         """See `Source`."""
-        webdataset = _needed("webdataset", "data")
-        for shard in self.shards():
-            if shard.endswith(".tar") and not remote(shard) and not ended(Path(shard)):
-                raise images.ImageError(f"{shard}: damaged: the end of the archive is missing")
-            try:
-                for sample in webdataset.WebDataset(shard, shardshuffle=False, empty_check=False):
-                    yield from self._item(shard, sample)
-            except images.ImageError:
-                raise
-            except Exception as error:  # tarfile, zlib, OS, pipe: all mean that this shard cannot be trusted
-                raise images.ImageError(f"{shard}: damaged or vanished while it was read ({error})") from error
+        left: Counter[str] = Counter()
+        for name in [str(path) for path in self.found] or tars.shards(self.pattern):
+            source: Any = self._opened(name) if tars.remote(name) and not os.path.lexists(name) else Path(name)
+            for sample in tars.samples(source, name, left):
+                yield Item(Path(name) / sample.key, sample.label(), sample.content)
+        tars.report(self.pattern, left)
 
-    def shards(self) -> list[str]:
-        """Their names, in order. Raises `images.ImageError` where some that should be files here are missing."""
-        path = Path(self.pattern)
-        if path.is_dir():
-            found = [str(file) for file in shards_in(path)]
-            if not found:
-                raise images.ImageError(f"{path}: no .tar files here")
-            return found
-        found = list(_needed("webdataset", "data").shardlists.expand_urls(self.pattern))
-        missing = [shard for shard in found if not remote(shard) and not Path(shard).is_file()]
-        if missing:
-            raise images.ImageError(f"{len(missing)} of {len(found)} shards are missing: {', '.join(missing[:5])}")
-        return found
-
-    def _item(self, shard: str, sample: dict[str, Any]) -> Iterator[Item]:
-        found = next((sample[name] for name in SHARD_EXTENSIONS if name in sample), None)
-        if found is not None:
-            yield Item(Path(shard) / sample["__key__"], _shard_label(sample), found)
-
-
-def ended(shard: Path) -> bool:
-    """Whether a tar file has its closing blocks of zeros; Python's tarfile takes a torn one for a shorter one."""
-    closing = 1024
-    with open(shard, "rb") as file:
-        file.seek(max(0, shard.stat().st_size - closing))
-        return file.read() == bytes(closing)
-
-
-def remote(shard: str) -> bool:
-    """Whether a shard's name is no path of a file here."""
-    return "://" in shard or shard.startswith("pipe:")
-
-
-def _shard_label(sample: dict[str, Any]) -> str | None:
-    if "cls" in sample:
-        return str(sample["cls"].decode("utf-8", "replace")).strip()
-    if "json" in sample:
-        try:
-            described = json.loads(sample["json"])
-        except (ValueError, UnicodeDecodeError):
-            return None
-        if isinstance(described, dict) and "label" in described:
-            return str(described["label"])
-    return None
+    def _opened(self, name: str) -> Any:
+        if not self.remote:
+            raise images.ImageError(
+                f"{printable(name)}: no such file; wds:{printable(name)} runs and fetches what it says"
+            )
+        webdataset = needed("webdataset", "data")
+        with door(images.ImageError, f"{printable(name)}: cannot be opened"):
+            return webdataset.gopen(name)
 
 
 @dataclass(frozen=True)
-class HuggingFace:
-    """A dataset of the `datasets` library: NAME_OR_FOLDER?split=train&image=img&label=label&name=CONFIGURATION."""
+class Tables:
+    """A column of pictures in Parquet, Arrow or CSV files, and one of labels."""
 
-    spec: str
+    files: tuple[Path, ...]
+    column: str | None = None
+    label: str | None = None
 
     def items(self) -> Iterator[Item]:
         """See `Source`."""
-        library = _needed("datasets", "data")
-        name, _, query = self.spec.partition("?")
-        options = dict(parse_qsl(query))
-        unknown = options.keys() - {"split", "image", "label", "name", "revision"}
-        if unknown:
-            raise images.ImageError(f"hf:{self.spec}: unknown options {', '.join(sorted(unknown))}")
-        table = self._open(library, name, options)
-        column = self._column(table, options.get("image"), IMAGE_COLUMNS, "image")
-        if column is None:
-            raise images.ImageError(
-                f"hf:{name}: no column of pictures among {', '.join(table.column_names)}; say image="
-            )
-        label = self._column(table, options.get("label"), _LABEL_COLUMNS, "label")
-        names = getattr(table.features[label], "names", None) if label is not None else None
-        table = table.cast_column(column, library.Image(decode=False))
-        for number, row in enumerate(table):
-            value = row[label] if label is not None else None
-            told = None if value is None else str(names[value]) if names and isinstance(value, int) else str(value)
-            content = row[column] or {}
-            found = content.get("bytes") or (Path(content["path"]) if content.get("path") else b"")
-            yield Item(Path(name) / str(number), told, found)
-
-    def _open(self, library: Any, name: str, options: dict[str, str]) -> Any:
-        split = options.get("split", "train")
         try:
-            with offline.enforced():
-                if any((Path(name) / file).exists() for file in ("state.json", "dataset_dict.json")):
-                    found = library.load_from_disk(name)
-                    return found[split] if isinstance(found, dict) else found
-                return library.load_dataset(name, options.get("name"), split=split, revision=options.get("revision"))
-        except Exception as error:  # many kinds, all of the library; its text says what is missing
-            raise images.ImageError(f"hf:{name}: cannot be opened ({type(error).__name__}: {error})") from error
-
-    def _column(self, table: Any, asked: str | None, usual: tuple[str, ...], what: str) -> str | None:
-        if asked is not None and asked not in table.column_names:
-            known = ", ".join(table.column_names)
-            raise images.ImageError(f"hf:{self.spec}: no column {asked!r} for {what}; there are {known}")
-        return asked or next((name for name in usual if name in table.column_names), None)
+            table = tables.open_files(self.files, ("picture",), self.column)
+            labels = table.labels(self.label)
+            where = self.files[0] if len(self.files) == 1 else self.files[0].parent
+            for number in range(len(table)):
+                value = table.value(number)
+                content = value if isinstance(value, bytes | Path | np.ndarray) else images.ImageError("no picture")
+                if isinstance(content, images.ImageError):
+                    content = images.ImageError(f"{printable(where / str(number))}: the row has no picture")
+                yield Item(where / str(number), labels[number], content)
+        except (tables.StorageError, tables.ConfigError) as error:
+            raise images.ImageError(str(error)) from error
 
 
-def _needed(module: str, extra: str) -> Any:
-    import importlib
-
+def needed(module: str, extra: str) -> Any:
+    """An optional package. Raises `images.ImageError` that says what to install."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

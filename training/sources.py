@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from rcdm_fast import images
+from rcdm_fast.doors import escaped, printable
 from rcdm_fast.training import data
 from rcdm_fast.training.data import ImageSet
 from rcdm_fast.training.pixel_store import PixelStore
@@ -30,11 +31,14 @@ def open_data(source: str | Path, size: int, *, store: str | Path | None = None,
     """All pictures of a source at `size` x `size` pixels (short side resized, centre crop).
 
     Args:
-        source: a folder of pictures (first-level sub-folders are classes); an .npy or .npz file of uint8 [N,H,W,3] or
-            [N,3,H,W] (.npz: under "images", "x" or "arr_0", labels under "labels", "y" or "arr_1"); WebDataset
-            shards: a .tar file, a folder of them, a pattern as in ``train-{000..099}.tar``, or ``wds:`` and anything
-            that webdataset opens; a Hugging Face dataset: a folder written by save_to_disk, or
-            ``hf:NAME_OR_FOLDER?split=train&image=img&label=label&name=CONFIGURATION``.
+        source: a folder of pictures (first-level sub-folders are classes; linked ones count) or one picture; an .npy
+            or .npz file of uint8 [N,H,W,3], [N,3,H,W] or [N,H,W] (.npz: under "images", "x" or "arr_0", labels under
+            "labels", "y" or "arr_1"); WebDataset shards: a .tar file, a folder of them, a pattern as in
+            ``train-{000..099}.tar``, or ``wds:`` and anything that webdataset opens (commands are run, so only what
+            was written by hand may begin so); Parquet, Arrow or CSV files, or a folder of them, with a column of
+            pictures or of their paths; a Hugging Face dataset: a folder written by save_to_disk, or
+            ``hf:NAME_OR_FOLDER?split=train&image=img&label=label&name=CONFIGURATION``. Where there is a file of
+            exactly that name, it is meant.
         size: pixels.
         store: folder for the decoded pictures, which are then mapped into memory and not loaded; reading goes on
             there after an interruption, and the same source is read only once. Without it they are kept in memory.
@@ -89,12 +93,13 @@ def _fill(source: Source, target: _Memory | PixelStore, size: int, workers: int)
         while block := list(islice(rest, BLOCK)):
             results = list(pool.map(lambda item: _decoded(item, size), block))
             good = [(item, found) for item, found in zip(block, results, strict=True) if not isinstance(found, str)]
-            skipped = [found for found in results if isinstance(found, str)]
+            skipped = [escaped(found) for found in results if isinstance(found, str)]
             for line in skipped:
                 log.warning("skipped: %s", line)
             pixels = np.stack([found for _, found in good]) if good else np.empty((0, 3, size, size), np.uint8)
-            paths = [str(item.path) for item, _ in good]
-            target.append(pixels, [item.label for item, _ in good], paths, skipped)
+            paths = [escaped(str(item.path)) for item, _ in good]
+            labels = [None if item.label is None else escaped(item.label) for item, _ in good]
+            target.append(pixels, labels, paths, skipped)
             kept = True
     if not kept:
         raise images.ImageError("the source has no pictures")
@@ -110,7 +115,7 @@ def _decoded(item: Item, size: int) -> np.ndarray | str:
 
 def _reported(found: ImageSet, name: str) -> ImageSet:
     if not len(found):
-        raise images.ImageError(f"{name}: none of {len(found.skipped)} items could be read as a picture")
+        raise images.ImageError(f"{printable(name)}: none of {len(found.skipped)} items could be read as a picture")
     if found.skipped:
         log.warning("%s: %d of %d items skipped", name, len(found.skipped), len(found) + len(found.skipped))
     return found

@@ -59,22 +59,25 @@ class _Group:
     bad: dict[int, str]
 
 
+def wanted_kinds(model: Model) -> tuple[Kind, ...]:
+    """Kinds of items that a model can be conditioned on."""
+    unet = model.config.unet
+    if unet.representation_dim:
+        return ("picture", "representation")
+    return ("label",) if unet.num_classes else ("nothing",)
+
+
 def check_kind(model: Model, source: Source) -> None:
     """Raise `ConfigError` unless the model can be conditioned on such items."""
     unet = model.config.unet
-    wanted: tuple[Kind, ...] = ("nothing",)
-    if unet.representation_dim:
-        wanted = ("picture", "representation")
-    elif unet.num_classes:
-        wanted = ("label",)
-    if source.kind not in wanted:
+    if source.kind not in wanted_kinds(model):
         words = {
             "picture": "pictures",
             "representation": "representations",
             "label": "labels (whole numbers)",
             "nothing": "a number of items",
         }
-        needs = " or ".join(words[each] for each in wanted)
+        needs = " or ".join(words[each] for each in wanted_kinds(model))
         raise ConfigError(f"{source.name}: the model needs {needs}, these are {words[source.kind]}")
     width = source.width()
     if width is not None and width != unet.representation_dim:

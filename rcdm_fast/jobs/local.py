@@ -124,7 +124,7 @@ def run(
     """
     options = options or RunOptions()
     place = doors.path(folder, storage.StorageError)
-    prepared = prepare(model, sources.find(source), place, config or JobConfig())
+    prepared = prepare(model, sources.find(source, feed.wanted_kinds(model)), place, config or JobConfig())
     ledger = prepared.ledger
     with ledger.locked():
         missing = [ledger.layout.unit(number) for number in begin(prepared, options)]

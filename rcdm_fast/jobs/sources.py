@@ -8,107 +8,102 @@ Knows nothing about models (what kind of item a model needs is asked in `feed.py
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import threading
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from rcdm_fast import images, storage
+from rcdm_fast import doors, images
 from rcdm_fast.config import ConfigError
 from rcdm_fast.jobs import tables, tars
-from rcdm_fast.training.source_kinds import Item, shards_in
+from rcdm_fast.jobs.array_rows import Rows, array_file, to_float32
+from rcdm_fast.jobs.items import HASHES, Kind, Source, check_ids, fingerprint, hash_of
+from rcdm_fast.training.source_kinds import Item, contents, is_archive
 
-Kind = Literal["picture", "representation", "label", "nothing"]
+__all__ = ["HASHES", "Given", "Kind", "Source", "check_ids", "find", "fingerprint", "hash_of"]
+
 Given = str | os.PathLike[str] | int | Tensor | np.ndarray | Sequence[str | os.PathLike[str] | Image.Image]
 
-ARRAY_NAMES = ("representations", "representation", "h", "embeddings", "images", "labels", "x", "arr_0")
-HASHES = 1 << 256  # hashes of items are added up modulo this
-_ID_NAMES = ("ids", "id", "paths", "names")
 
-
-class Source(Protocol):
-    """Items by place."""
-
-    kind: Kind
-    name: str
-
-    def __len__(self) -> int:
-        """How many items."""
-
-    def id(self, place: int) -> str:
-        """What an item is called in the manifest."""
-
-    def read(self, place: int) -> Image.Image | Tensor:
-        """A picture (8-bit RGB), a representation float32 [D], or a label int64 []. Raises `images.ImageError`."""
-
-    def width(self) -> int | None:
-        """Numbers in every representation, as far as the source says."""
-
-    def content(self, place: int) -> bytes:
-        """What tells whether an item is still the same, as far as that can be told without decoding."""
-
-
-def hash_of(source: Source, place: int) -> int:
-    """SHA-256 of an item's place, id and content, as a number."""
-    digest = hashlib.sha256(f"{place}\0{source.id(place)}\0".encode("utf-8", "surrogateescape"))
-    digest.update(source.content(place))
-    return int.from_bytes(digest.digest())
-
-
-def fingerprint(source: Source) -> str:
-    """Hash of all items, 64 hex digits: the sum of theirs, so that single items can be exchanged."""
-    return f"{sum(hash_of(source, place) for place in range(len(source))) % HASHES:064x}"
-
-
-def find(given: Given) -> Source:
+def find(given: Given, wanted: Sequence[Kind] = ()) -> Source:
     """The source that is meant.
 
     Args:
         given: a folder of pictures, or one picture; WebDataset shards with pictures (a .tar, a folder of them, a
             pattern as in ``in-{000..099}.tar``); .npy, .npz or .safetensors with representations [N,D], pictures
-            uint8 [N,H,W,3] or [N,3,H,W], or labels (whole numbers [N]); Parquet or Arrow files, or a folder of them,
-            with a column of pictures or of representations; a number of items for an unconditional model; or the
-            tensors, arrays, pictures and paths themselves.
+            uint8 [N,H,W,3] or [N,3,H,W], or labels (whole numbers [N]); Parquet, Arrow or CSV files, or a folder of
+            them, with a column of pictures, of representations, or of labels; a number of items for an unconditional
+            model; or the tensors, arrays, pictures and paths themselves. Where there is a file of exactly the name
+            that is given, it is meant, and no pattern.
+        wanted: kinds that are of use, for files that hold several; none given: any.
 
     Raises:
         ImageError, ConfigError, StorageError: no such source, or one that is damaged, empty, or has ids twice.
     """
-    found = _find(given)
+    found = _find(given, wanted)
     if not len(found):
         raise images.ImageError(f"{found.name}: there is nothing in it")
     return found
 
 
-def _find(given: Given) -> Source:
-    if isinstance(given, int) or (isinstance(given, str) and given.isdecimal()):
-        return Nothing(int(given))
+def _find(given: Given, wanted: Sequence[Kind]) -> Source:
+    if isinstance(given, int):
+        return Nothing(given)
     if isinstance(given, Tensor | np.ndarray):
-        return Rows("(given)", _tensor(given, "(given)"))
+        return Rows("(given)", given.detach().cpu() if isinstance(given, Tensor) else given)
     if not isinstance(given, str | os.PathLike):
         return Pictures("(given)", list(given))
-    name, path = str(given), Path(given)
-    if path.suffix in (".npy", ".npz", ".safetensors"):
-        return _array_file(path)
-    if path.suffix in tables.EXTENSIONS:
-        return Columns(path, tables.open_files([path]))
-    if path.suffix == ".tar" or "{" in name or name.startswith("wds:"):
+    name = os.fspath(given)
+    there = os.path.lexists(name)
+    if name.isdecimal() and not there:
+        return Nothing(int(name)) if len(name) < 19 else Nothing(_too_many(name))
+    if not there and name.startswith("wds:"):
         return Shards(name.removeprefix("wds:"))
-    if path.is_file():
-        return Pictures(name, [path])
-    if path.is_dir() and next(images.below(path), None) is None:
-        if files := sorted(each for each in path.glob("[!.]*") if each.suffix in tables.EXTENSIONS):
-            return Columns(path, tables.open_files(files))
-        if shards_in(path):
-            return Shards(name)
-    return Pictures(name, list(images.find(path)), path)
+    path = doors.path(given, images.ImageError)
+    suffix = path.suffix.lower()
+    if suffix in (".npy", ".npz", ".safetensors"):
+        return array_file(path, wanted)
+    if suffix in tables.NAMED_EXTENSIONS:
+        return Columns(path, tables.open_files([path], _columns(wanted)))
+    if path.is_dir():
+        return _folder(path, wanted)
+    if tars.is_shard(name) or (not there and ("{" in name or tars.remote(name))):
+        return Shards(name)
+    if not path.is_file():
+        raise images.ImageError(f"{doors.printable(path)}: no such folder or file")
+    return Shards(name) if suffix not in images.EXTENSIONS and is_archive(path) else Pictures(name, [path])
+
+
+def _too_many(count: str) -> int:
+    raise ConfigError(f"{doors.printable(count)} items are too many")
+
+
+def _columns(wanted: Sequence[Kind]) -> list[tables.Kind]:
+    return [kind for kind in wanted if kind != "nothing"]
+
+
+def _folder(path: Path, wanted: Sequence[Kind]) -> Source:
+    found = contents(path)
+    name = str(path)
+    pictures = Pictures(name, list(found.pictures), path)
+    if found.pictures and found.shards:
+        return Several(name, [pictures, Shards(name, found.shards)])
+    if found.shards:
+        return Shards(name, found.shards)
+    if found.tables:
+        return Columns(path, tables.open_files(found.tables, _columns(wanted)))
+    if not found.pictures:
+        looked = ", ".join(sorted(images.EXTENSIONS))
+        raise images.ImageError(f"{doors.printable(name)}: no pictures here (looked for {looked}, shards and tables)")
+    return pictures
 
 
 class Nothing:
@@ -138,107 +133,6 @@ class Nothing:
         return b""
 
 
-class Rows:
-    """An array in memory or mapped from a file: representations, pictures, or labels, by its shape and type."""
-
-    def __init__(self, name: str, rows: Tensor | np.ndarray, ids: Sequence[str] | None = None) -> None:
-        self.name, self._rows, self._ids = name, rows, ids
-        self.kind: Kind = _kind_of(rows, name)
-        if ids is not None:
-            if len(ids) != len(rows):
-                raise ConfigError(f"{name}: {len(ids)} ids for {len(rows)} rows")
-            check_ids(ids, name)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def id(self, place: int) -> str:
-        """See `Source`."""
-        return str(place) if self._ids is None else self._ids[place]
-
-    def read(self, place: int) -> Image.Image | Tensor:
-        """See `Source`."""
-        row = self._rows[place]
-        if self.kind == "representation":
-            h = _copied(row).to(torch.float32)
-            if not bool(h.isfinite().all()):
-                raise images.ImageError(f"{self.name}, item {self.id(place)}: the representation is not finite")
-            return h
-        if self.kind == "label":
-            return _copied(row).to(torch.int64)
-        if isinstance(row, Tensor) and row.is_floating_point():
-            return images.to_pil(images.check(row[None])[0])
-        levels = np.asarray(row)
-        return Item(Path(self.name) / str(place), None, _last(levels)).picture()
-
-    def width(self) -> int | None:
-        """See `Source`."""
-        return int(self._rows.shape[1]) if self.kind == "representation" else None
-
-    def content(self, place: int) -> bytes:
-        """See `Source`."""
-        row = self._rows[place]
-        if isinstance(row, Tensor):
-            return row.contiguous().view(torch.uint8).numpy().tobytes() if row.ndim else str(int(row)).encode()
-        return np.ascontiguousarray(row).tobytes()
-
-
-def _copied(row: Tensor | np.ndarray) -> Tensor:
-    return row.clone() if isinstance(row, Tensor) else torch.from_numpy(np.array(row))
-
-
-def _last(levels: np.ndarray) -> np.ndarray:
-    """Colours last: [3,H,W] -> [H,W,3]."""
-    return np.ascontiguousarray(levels if levels.shape[-1] == 3 else levels.transpose(1, 2, 0))
-
-
-def _tensor(given: Tensor | np.ndarray, name: str) -> Tensor | np.ndarray:
-    if isinstance(given, Tensor):
-        return given.detach().cpu()
-    return given
-
-
-def _kind_of(rows: Tensor | np.ndarray, name: str) -> Kind:
-    floating = rows.is_floating_point() if isinstance(rows, Tensor) else np.issubdtype(rows.dtype, np.floating)
-    if rows.ndim == 2 and floating:
-        return "representation"
-    whole = not floating and not (rows.dtype == torch.bool or rows.dtype == np.bool_)
-    if rows.ndim == 1 and whole:
-        return "label"
-    levels = str(rows.dtype).endswith("uint8") or (floating and isinstance(rows, Tensor))
-    if rows.ndim == 4 and levels and 3 in (rows.shape[1], rows.shape[3]):
-        return "picture"
-    expected = "representations float [N,D], pictures uint8 [N,H,W,3] or [N,3,H,W], or labels int [N]"
-    raise ConfigError(f"{name}: expected {expected}, got {rows.dtype} {list(rows.shape)}")
-
-
-def _array_file(path: Path) -> Rows:
-    name = str(path)
-    if path.suffix == ".safetensors":
-        tensors, about = storage.read_tensors(path), storage.read_metadata(path)
-        key = next((each for each in ARRAY_NAMES if each in tensors), None)
-        if key is None:
-            raise ConfigError(f"{path}: no tensor called {' or '.join(ARRAY_NAMES)}; there are {', '.join(tensors)}")
-        ids = next((json.loads(about[each]) for each in _ID_NAMES if each in about), None)
-        return Rows(name, tensors[key], ids)
-    try:
-        if path.suffix == ".npy":
-            return Rows(name, np.load(path, mmap_mode="r"))
-        with np.load(path) as file:
-            key = next((each for each in ARRAY_NAMES if each in file), None)
-            if key is None:
-                raise ConfigError(f"{path}: no array called {' or '.join(ARRAY_NAMES)}; there are {', '.join(file)}")
-            named = next((each for each in _ID_NAMES if each in file), None)
-            ids = None if named is None else [str(each) for each in file[named]]
-            return Rows(name, file[key], ids)
-    except FileNotFoundError as error:
-        raise storage.StorageError(f"{path}: no such file") from error
-    except ConfigError:
-        raise
-    except (OSError, ValueError, EOFError) as error:
-        raise storage.StorageError(f"{path}: cannot be read ({error})") from error
-
-
 class Pictures:
     """Picture files, or pictures in memory; ids are paths below the folder."""
 
@@ -257,8 +151,8 @@ class Pictures:
         """See `Source`."""
         picture = self._pictures[place]
         if self._folder is not None:
-            return _printable(Path(picture).relative_to(self._folder).as_posix())
-        return _printable(str(picture)) if isinstance(picture, str | os.PathLike) else str(place)
+            return doors.escaped(Path(picture).relative_to(self._folder).as_posix())
+        return doors.escaped(str(picture)) if isinstance(picture, str | os.PathLike) else str(place)
 
     def read(self, place: int) -> Image.Image:
         """See `Source`."""
@@ -276,19 +170,14 @@ class Pictures:
             return b"unreadable"
 
 
-def _printable(name: str) -> str:
-    """A file's name, with escapes for bytes that are no UTF-8."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
 class Shards:
     """Pictures in WebDataset shards, found in the archives' heads; ids are the samples' keys."""
 
     kind: Kind = "picture"
 
-    def __init__(self, pattern: str) -> None:
+    def __init__(self, pattern: str, found: Sequence[Path] = ()) -> None:
         self.name = pattern
-        self._index = tars.index(pattern)
+        self._index = tars.index(pattern, found)
         check_ids(self._index.keys, pattern)
 
     def __len__(self) -> int:
@@ -296,7 +185,7 @@ class Shards:
 
     def id(self, place: int) -> str:
         """See `Source`."""
-        return self._index.keys[place]
+        return doors.escaped(self._index.keys[place])
 
     def read(self, place: int) -> Image.Image:
         """See `Source`."""
@@ -332,19 +221,25 @@ class Columns:
         """See `Source`."""
         with self._lock:
             value = self._table.value(place)
+        where = f"{self.name}, item {self.id(place)}"
+        if self.kind == "label":
+            if not isinstance(value, int):
+                raise images.ImageError(f"{where}: no label")
+            return torch.tensor(value)
         if self.kind == "representation":
-            if not value or None in value or not bool((h := torch.tensor(value, dtype=torch.float32)).isfinite().all()):
-                raise images.ImageError(
-                    f"{self.name}, item {self.id(place)}: the representation is empty, has gaps, or is not finite"
-                )
+            h = to_float32(value) if isinstance(value, np.ndarray) else torch.empty(0)
+            if not h.numel() or not bool(h.isfinite().all()):
+                raise images.ImageError(f"{where}: the representation is empty, has gaps, or is not finite")
             return h
-        return Item(Path(self.name) / self.id(place), None, value or b"").picture()
+        if not isinstance(value, bytes | Path | np.ndarray):
+            raise images.ImageError(f"{where}: the row has no picture")
+        return Item(Path(self.name) / self.id(place), None, value).picture()
 
     def width(self) -> int | None:
         """See `Source`."""
         with self._lock:
             value = self._table.value(0) if self.kind == "representation" and len(self) else None
-        return None if value is None else len(value)
+        return len(value) if isinstance(value, np.ndarray) else None
 
     def content(self, place: int) -> bytes:
         """See `Source`; of pictures: the size of all files."""
@@ -352,11 +247,37 @@ class Columns:
             return self._table.content(place)
 
 
-def check_ids(ids: Sequence[str], name: str) -> None:
-    """Raise `ConfigError` if ids occur twice, naming some."""
-    if len(set(ids)) == len(ids):
-        return
-    seen: set[str] = set()
-    twice = [each for each in ids if each in seen or seen.add(each)]  # type: ignore[func-returns-value]
-    shown = ", ".join(sorted(set(twice))[:5])
-    raise ConfigError(f"{name}: {len(twice)} of {len(ids)} items have an id that another one has: {shown}")
+class Several:
+    """Sources of pictures one behind the other."""
+
+    kind: Kind = "picture"
+
+    def __init__(self, name: str, sources: Sequence[Source]) -> None:
+        self.name, self._sources = name, sources
+        self._ends = list(accumulate(map(len, sources)))
+        check_ids([self.id(place) for place in range(len(self))], name)
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def _at(self, place: int) -> tuple[Source, int]:
+        number = bisect_right(self._ends, place)
+        return self._sources[number], place - (self._ends[number - 1] if number else 0)
+
+    def id(self, place: int) -> str:
+        """See `Source`."""
+        source, inside = self._at(place)
+        return source.id(inside)
+
+    def read(self, place: int) -> Image.Image | Tensor:
+        """See `Source`."""
+        source, inside = self._at(place)
+        return source.read(inside)
+
+    def width(self) -> None:
+        """See `Source`."""
+
+    def content(self, place: int) -> bytes:
+        """See `Source`."""
+        source, inside = self._at(place)
+        return source.content(inside)

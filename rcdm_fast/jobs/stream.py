@@ -50,7 +50,7 @@ def generate(
     model: Model, source: Given, config: JobConfig, options: RunOptions, on_bad: OnBad | None = None
 ) -> Iterator[Generated]:
     """See `Model.generate`; `config.format` and the like have no effect."""
-    found = sources.find(source)
+    found = sources.find(source, feed.wanted_kinds(model))
     feed.check_kind(model, found)
     draw.check_request(model, config)
     return _batches(model, found, config, options, on_bad)

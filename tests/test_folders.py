@@ -1,0 +1,87 @@
+"""What lies below a folder: linked folders once, circles, what cannot be seen, and what is left out is told."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from rcdm_fast import folders, images
+from rcdm_fast.training.sources import open_data
+
+
+def picture(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (16, 16)).save(path, "PNG")
+    return path
+
+
+def names(root: Path) -> list[str]:
+    return [path.relative_to(root).as_posix() for path in folders.tree(root).files]
+
+
+def test_linked_class_folders_are_classes(tmp_path: Path) -> None:
+    picture(tmp_path / "store" / "dogs" / "1.png")
+    picture(tmp_path / "data" / "cat" / "2.png")
+    (tmp_path / "data" / "dog").symlink_to(tmp_path / "store" / "dogs")
+    (tmp_path / "data" / "cat" / "3.png").symlink_to(tmp_path / "store" / "dogs" / "1.png")
+    found = open_data(tmp_path / "data", 16)
+    assert (len(found), found.classes) == (3, ("cat", "dog"))
+    assert names(tmp_path / "data") == ["cat/2.png", "cat/3.png", "dog/1.png"]
+
+
+def test_links_in_circles_end_and_nothing_counts_twice(tmp_path: Path) -> None:
+    root = tmp_path / "above" / "data"
+    picture(root / "a" / "1.png")
+    picture(root / "b" / "2.png")
+    (root / "a" / "back").symlink_to(root)
+    (root / "a" / "up").symlink_to(tmp_path)
+    (root / "a" / "all").symlink_to("/")
+    (root / "a" / "b").symlink_to(root / "b")
+    (root / "b" / "a").symlink_to(root / "a")
+    (root / "loop").symlink_to(root / "loop")
+    outside = tmp_path / "outside"
+    picture(outside / "deep" / "3.png")
+    (root / "c").symlink_to(outside / "deep")
+    (root / "d").symlink_to(outside)  # holds what is listed already under c
+    assert names(root) == ["a/1.png", "b/2.png", "c/3.png"]
+    assert len(folders.tree(root).unseen) == 7
+
+
+def test_what_is_left_out_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    picture(tmp_path / "1.png")
+    picture(tmp_path / ".hidden" / "2.png")
+    for name in ("a.heic", "b.HEIC", "notes.txt", "README", ".DS_Store"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    assert [path.name for path in images.find(tmp_path)] == ["1.png"]
+    assert "4 files left out, by their extensions: 2 .heic, 1 without extension, 1 .txt" in caplog.text
+    assert "gone.png" in caplog.text
+    assert "pipe.png" in caplog.text
+
+
+def test_a_folder_that_cannot_be_listed_is_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture(tmp_path / "a" / "1.png")
+    picture(tmp_path / "shut" / "2.png")
+    listed = os.scandir
+
+    def scandir(folder: Path) -> object:
+        if Path(folder).name == "shut":
+            raise PermissionError(13, "Permission denied")
+        return listed(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert len(images.find(tmp_path)) == 1
+    assert "shut (Permission denied)" in caplog.text
+
+
+@pytest.mark.parametrize("extension", [".jfif", ".jpe", ".avif", ".pbm", ".pnm", ".apng", ".JPEG"])
+def test_extensions_of_the_formats_that_are_read(tmp_path: Path, extension: str) -> None:
+    form = {".avif": "AVIF", ".apng": "PNG", ".pbm": "PPM", ".pnm": "PPM"}.get(extension, "JPEG")
+    Image.new("1" if extension == ".pbm" else "RGB", (16, 16)).save(tmp_path / f"a{extension}", form)
+    assert len(open_data(tmp_path, 16)) == 1
