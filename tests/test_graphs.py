@@ -161,46 +161,64 @@ def test_another_thread_encodes_during_a_capture(machine: Machine) -> None:
         with machine.here():
             found.append(encoder.encode(pictures.to("cuda")))
 
-    _meanwhile(machine, engine, encode, wait=True)
+    _meanwhile(machine, engine, encode, until=threading.Event())
     engine.prepare(plan.with_rows(torch.tensor([1])), 1)
     assert len(found) == 1
     assert torch.allclose(found[0].cpu(), want)
     assert _close(engine.predict(_pictures(1).to("cuda"), 0), _truth(_pictures(1), [1], 0))
 
 
-def test_two_models_capture_one_after_the_other(machine: Machine) -> None:
+def test_two_models_capture_one_after_the_other(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     (first, plan), (second, other) = _engine(), _engine("cuda:1")
     ended: list[str] = []
+    asks = threading.Event()
 
     def prepare() -> None:
         with machine.here():
             second.prepare(other.with_rows(torch.tensor([0])), 1)
             ended.append("second")
 
-    thread = _meanwhile(machine, first, prepare, wait=False)
+    class Asked:
+        """The lock, which tells when the second one stands before it."""
+
+        def __init__(self, lock: threading.Lock) -> None:
+            self._lock = lock
+
+        def __enter__(self) -> None:
+            if threading.current_thread() is not threading.main_thread():
+                asks.set()
+            self._lock.acquire()
+
+        def __exit__(self, *error: object) -> None:
+            self._lock.release()
+
+    monkeypatch.setattr(graphs, "_capturing", Asked(graphs._capturing))
+    thread = _meanwhile(machine, first, prepare, until=asks)
     first.prepare(plan.with_rows(torch.tensor([0])), 1)
     ended.append("first")
-    thread[0].join(60)
+    thread.join(60)
     assert sorted(ended) == ["first", "second"]
     assert not [graph.fault for graph in machine.graphs if graph.fault]
 
 
-def _meanwhile(machine: Machine, engine: NativeEngine, work: Callable[[], None], wait: bool) -> list[threading.Thread]:
-    """Let another thread work while the engine's first graph is captured."""
+def _meanwhile(
+    machine: Machine, engine: NativeEngine, work: Callable[[], None], until: threading.Event
+) -> threading.Thread:
+    """Let another thread work while the engine's first graph is captured, until it ends or says so."""
     denoise = engine._made().denoise
-    threads: list[threading.Thread] = []
+    thread = threading.Thread(target=work)
 
     def hooked(*inputs: Any) -> Tensor:
         out = denoise(*inputs)
         mine = [capture for capture in machine.captures if capture.facts.thread == threading.get_ident()]
-        if mine and not threads:
-            threads.append(threading.Thread(target=work))
-            threads[0].start()
-            threads[0].join(60 if wait else 0.3)
+        if mine and thread.ident is None:
+            thread.start()
+            while thread.is_alive() and not until.wait(0.05):
+                pass
         return out
 
     engine._made().denoise = hooked  # type: ignore[method-assign]
-    return threads
+    return thread
 
 
 def test_streams_follow_each_other(machine: Machine) -> None:

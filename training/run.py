@@ -1,7 +1,8 @@
 """The moving parts of an RCDM training run: network, optimiser, averages, and one step of them.
 
 Every random number of step k depends on (seed, k) alone, and belongs to the whole batch: resumed runs and runs in
-several processes draw the same ones.
+several processes draw the same ones. On a GPU the pictures and the noise of the next step are drawn while it works on
+this one, and the host waits for it once a step.
 
 Knows nothing about files; `train.py` does.
 """
@@ -21,6 +22,7 @@ from torch.distributed.checkpoint import state_dict as full_state
 
 from rcdm_fast import checkpoint, host
 from rcdm_fast.config import ConfigError, UNetConfig
+from rcdm_fast.precision import exact
 from rcdm_fast.schedule import Schedule, network_timestep
 from rcdm_fast.training import ema, representations, team, timesteps
 from rcdm_fast.training.config import TrainConfig
@@ -60,6 +62,16 @@ class Standardisation:
 
 
 @dataclass(frozen=True)
+class _Drawn:
+    """What a step needs and what no loss can change; tensors of N pictures on the process's device."""
+
+    step: int
+    x0: Tensor
+    eps: Tensor
+    h: Tensor
+
+
+@dataclass(frozen=True)
 class Batch:
     """What one process works on in a step; tensors of N pictures on its device."""
 
@@ -68,9 +80,11 @@ class Batch:
     t: Tensor
     importance: Tensor
     h: Tensor
+    all_t: Tensor  # of the whole batch, on the CPU
 
     def part(self, place: slice) -> Batch:
-        return Batch(self.x0[place], self.eps[place], self.t[place], self.importance[place], self.h[place])
+        x0, eps, t, importance, h = (value[place] for value in (self.x0, self.eps, self.t, self.importance, self.h))
+        return Batch(x0, eps, t, importance, h, self.all_t)
 
     def __len__(self) -> int:
         return len(self.t)
@@ -117,6 +131,7 @@ class Run:
         self.step = 0
         self._micro = config.micro_batch
         self._split_once = False
+        self._ahead: _Drawn | None = None
         self._forward = torch.compile(self.network) if config.compile else self.network
 
     def _make_optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
@@ -154,10 +169,13 @@ class Run:
         batch = self._draw()
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate()
-        terms, losses = self._backward_that_fits(batch)
+        with exact(config.precision, self.crew.device):
+            sums, losses = self._backward_that_fits(batch)
         self.scaler.unscale_(self.optimizer)
         total = torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.clip_norm, foreach=True)
-        norm = float(ema.whole(total))
+        if self.crew.device.type == "cuda":
+            self._ahead = self._pictures(self.step + 1)
+        terms, norm, losses = self._read(sums, ema.whole(total), self.crew.gather(losses))
         if not math.isfinite(terms["loss"]):
             raise RunError(f"the loss is {terms['loss']} at step {self.step + 1}")
         if not math.isfinite(norm) and not self.scaler.is_enabled():
@@ -165,7 +183,7 @@ class Run:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.step += 1
-        self.timesteps.learn(self.crew.gather(batch.t).cpu(), self.crew.gather(losses).cpu())
+        self.timesteps.learn(batch.all_t, losses)
         state = self._state_dict()
         for average in self.emas:
             average.update(state, self.step)
@@ -177,30 +195,56 @@ class Run:
         warm = max(1, int(config.warmup * config.steps))
         return config.learning_rate if config.rates == "constant" and self.step >= warm else rate
 
+    def _read(self, terms: dict[str, Tensor], norm: Tensor, losses: Tensor) -> tuple[dict[str, float], float, Tensor]:
+        """Mean terms of the whole batch, the gradient's norm, the losses [N] of its pictures: the step's only wait."""
+        means = self.crew.mean(torch.stack(list(terms.values())))
+        read = torch.cat([means.float(), norm.detach().float().reshape(1), losses.float()]).cpu()
+        *numbers, length = read[: len(terms) + 1].tolist()
+        return dict(zip(terms, numbers, strict=True)), length, read[len(terms) + 1 :]
+
     def _draw(self) -> Batch:
         """This process's share of the batch of the step."""
-        config = self.config
-        index = self.order(self.step)
-        generator = step_generator(config.seed, self.step)
-        view = torch.zeros(len(index), dtype=torch.int64)
-        if config.flips:
-            view = (torch.rand(len(index), generator=generator) < 0.5).long()
-        t, importance = self.timesteps.draw(len(index), generator)
+        ahead, self._ahead = self._ahead, None
+        drawn = ahead if ahead is not None and ahead.step == self.step else self._pictures(self.step)
+        count = self.config.batch_size
+        _, generator = self._views(self.step)
+        all_t, importance = self.timesteps.draw(count, generator)
+        own = self.crew.share(count)
+        t, importance = (_sent(value[own], self.crew.device) for value in (all_t, importance))
+        return Batch(drawn.x0, drawn.eps, t, importance, drawn.h, all_t)
+
+    def _views(self, step: int) -> tuple[Tensor, torch.Generator]:
+        """Which pictures of a step's batch are mirrored, int64 [N], and the generator of its further numbers."""
+        generator = step_generator(self.config.seed, step)
+        count = self.config.batch_size
+        if not self.config.flips:
+            return torch.zeros(count, dtype=torch.int64), generator
+        return (torch.rand(count, generator=generator) < 0.5).long(), generator
+
+    def _pictures(self, step: int) -> _Drawn:
+        """Pictures, noise and representations of a step, on their way to the device: nothing waits for it."""
+        config, device = self.config, self.crew.device
+        index = self.order(step)
+        view, generator = self._views(step)
+        self.timesteps.draw(
+            len(index), generator
+        )  # what comes before the noise; `_draw` draws it, once losses are known
         size = config.unet.image_size
         eps = torch.randn((len(index), 3, size, size), generator=generator)
         own = self.crew.share(len(index))
-        index, view, t, importance, eps = (value[own] for value in (index, view, t, importance, eps))
+        index, view, eps = (value[own] for value in (index, view, eps))
+        place = self.data.pixels.device
+        index, view = _sent(index, place), _sent(view, place)
         x0 = self.data.floats(index)
-        x0 = torch.where(view.bool()[:, None, None, None].to(x0.device), x0.flip(3), x0)
-        bank = self.bank
-        h = self._near(bank[view.to(bank.device), index.to(bank.device)])
+        x0 = torch.where(view.bool()[:, None, None, None], x0.flip(3), x0)
+        h = self._near(self.bank[view, index])
         if config.representation_dropout:
-            dropped = torch.rand(config.batch_size, generator=step_generator(config.seed, self.step, stream=2))[own]
+            dropped = torch.rand(config.batch_size, generator=step_generator(config.seed, step, stream=2))[own]
             null = self._near(torch.zeros_like(h))
-            h = torch.where((dropped < config.representation_dropout)[:, None].to(h.device), null, h)
-        return Batch(*(value.to(self.crew.device) for value in (x0, eps, t, importance, h)))
+            h = torch.where(_sent(dropped < config.representation_dropout, place)[:, None], null, h)
+        return _Drawn(step, *(_sent(value, device) for value in (x0, eps, h)))
 
-    def _backward_that_fits(self, batch: Batch) -> tuple[dict[str, float], Tensor]:
+    def _backward_that_fits(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         while True:
             try:
                 return self._backward(batch)
@@ -222,8 +266,8 @@ class Run:
         if self.crew.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _backward(self, batch: Batch) -> tuple[dict[str, float], Tensor]:
-        """Gradients of the whole batch, in parts; the mean terms and the losses of this process's pictures."""
+    def _backward(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        """Gradients of the whole batch, in parts; the mean terms and the losses [N] of this process's pictures."""
         self.optimizer.zero_grad(set_to_none=True)
         size = self._micro or len(batch)
         places = [slice(start, min(start + size, len(batch))) for start in range(0, len(batch), size)]
@@ -238,8 +282,7 @@ class Run:
                 self.scaler.scale(terms["loss"] * share).backward()
             for name, value in terms.items():
                 sums[name] = sums.get(name, torch.zeros_like(value.detach())) + share * value.detach()
-        mean = self.crew.mean(torch.stack(list(sums.values()))).tolist()
-        return dict(zip(sums, mean, strict=True)), torch.cat(losses)
+        return sums, torch.cat(losses)
 
     def _terms(self, part: Batch) -> dict[str, Tensor]:
         config = self.config
@@ -314,6 +357,13 @@ def _plain(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """The optimiser inside accelerate's."""
     inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
     return inner
+
+
+def _sent(value: Tensor, device: torch.device) -> Tensor:
+    """The value on a device; on its way to a GPU, which is not waited for."""
+    if device.type == "cuda" and value.device.type == "cpu":
+        return value.pin_memory().to(device, non_blocking=True)
+    return value.to(device)
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

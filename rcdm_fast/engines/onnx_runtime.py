@@ -1,19 +1,23 @@
 """The onnxruntime engine: the exported ONNX network, on the CPU or by CUDA or TensorRT execution providers.
 
 The file is exported once and kept in the cache. On a GPU inputs and outputs are bound to torch's memory, so that
-nothing passes through the host between steps. A picture may differ with its batch by rounding.
+nothing passes through the host between steps, and fp32 is float32, not TF32. A picture may differ with its batch by
+rounding.
 
 Knows nothing about solvers; of conditioning it takes timesteps and representations, FiLM rows come from the graph.
 """
 
 from __future__ import annotations
 
+import functools
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rcdm_fast import devices
 from rcdm_fast.conditioning import ConditioningPlan
 from rcdm_fast.config import ConfigError, ModelConfig
 from rcdm_fast.engines import cache
@@ -22,12 +26,22 @@ from rcdm_fast.export.graph import OUTPUT, input_names, weights_hash
 from rcdm_fast.unet import UNet
 
 FILE = "network.onnx"
+CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
-PROVIDERS = {"cpu": ("CPUExecutionProvider",), "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider")}
+PROVIDERS = {"cpu": ("CPUExecutionProvider",), "cuda": (CUDA, "CPUExecutionProvider")}
 
 
 def reasons_unavailable(device: torch.device, precision: str) -> list[str]:
     """Why onnxruntime cannot run on a device in a precision; empty if it can."""
+    reasons = _absent(device)
+    if not reasons and device.type == "cpu" and precision != "fp32":
+        return [f"onnxruntime has no {precision} kernels for the CPU (use fp32, or native or openvino in bf16)"]
+    if not reasons and device.type == "cuda" and precision == "bf16":
+        return _without_bf16(CUDA, devices.placed(device).index)
+    return reasons
+
+
+def _absent(device: torch.device) -> list[str]:
     missing = exported.missing_packages()
     if missing:
         return [f"not installed: {', '.join(missing)} (pip install 'rcdm_fast[onnx]')"]
@@ -40,8 +54,6 @@ def reasons_unavailable(device: torch.device, precision: str) -> list[str]:
     wanted = PROVIDERS[device.type][0]
     if wanted not in onnxruntime.get_available_providers():
         return [f"this onnxruntime has no {wanted} (pip install 'rcdm_fast[onnxruntime-gpu]'); its engines: cpu"]
-    if device.type == "cpu" and precision != "fp32":
-        return [f"onnxruntime has no {precision} kernels for the CPU (use fp32, or native or openvino in bf16)"]
     return []
 
 
@@ -49,13 +61,40 @@ def tensorrt_reasons_unavailable(device: torch.device, precision: str) -> list[s
     """The same for onnxruntime's TensorRT provider."""
     if device.type != "cuda":
         return [f"TensorRT does not run on {device.type}"]
-    reasons = reasons_unavailable(device, precision)
-    if not reasons:
-        import onnxruntime
+    reasons = _absent(device)
+    if reasons:
+        return reasons
+    import onnxruntime
 
-        if TENSORRT not in onnxruntime.get_available_providers():
-            reasons.append(f"this onnxruntime has no {TENSORRT}")
-    return reasons
+    if TENSORRT not in onnxruntime.get_available_providers():
+        return [f"this onnxruntime has no {TENSORRT}"]
+    if precision == "fp32" and os.environ.get("NVIDIA_TF32_OVERRIDE") != "0":
+        return [f"{TENSORRT} computes float32 in TF32 unless NVIDIA_TF32_OVERRIDE=0 is in the environment"]
+    return _without_bf16(TENSORRT, devices.placed(device).index) if precision == "bf16" else []
+
+
+@functools.cache
+def _without_bf16(provider: str, index: int) -> list[str]:
+    """Why a provider cannot compute in bf16; empty if it can. It depends on the version, so it is asked."""
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    kind = TensorProto.BFLOAT16
+    nodes = [helper.make_node("Conv", ["x", "w"], ["c"]), helper.make_node("MatMul", ["c", "c"], ["y"])]
+    x, w, y = (
+        helper.make_tensor_value_info(name, kind, [1, 8, 1, 1] if name != "w" else [8, 8, 1, 1]) for name in "xwy"
+    )
+    opset = [helper.make_opsetid("", exported.OPSET)]
+    model = helper.make_model(helper.make_graph(nodes, "bf16", [x, w], [y]), opset_imports=opset, ir_version=10)
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    try:
+        onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=[(provider, {"device_id": str(index)})]
+        )
+    except Exception as error:  # onnxruntime's own classes
+        return [f"this onnxruntime has no bf16 convolutions in {provider} ({' '.join(str(error).split())[:200]})"]
+    return []
 
 
 def network_file(network: UNet, config: ModelConfig, precision: str) -> Path:
@@ -90,13 +129,13 @@ class OnnxRuntimeEngine:
         self, network: UNet, config: ModelConfig, device: torch.device, precision: str, file: Path | None = None
     ) -> None:
         self.precision = precision
-        self.device = device
+        self.device = devices.placed(device)
         self._names = input_names(config.unet)
         if file is None:
             file = network_file(network, config, precision)
         else:
             exported.check_belongs(exported.read_info(file), network, config, str(file))
-        self._session = _session(file, device, self._tensorrt)
+        self._session = _session(file, self.device, self._tensorrt)
         self.files = tuple(sorted(file.parent.glob(f"{file.name}*")))
         self._channels = config.unet.out_channels
         self._plan: ConditioningPlan | None = None
@@ -114,14 +153,15 @@ class OnnxRuntimeEngine:
         if self.device.type == "cpu":
             feeds = {name: value.numpy() for name, value in zip(self._names, values, strict=True)}
             return torch.from_numpy(self._session.run([OUTPUT], feeds)[0])
-        return self._bound(values)
+        with devices.current(self.device):
+            return self._bound(values)
 
     def _bound(self, values: tuple[Tensor, ...]) -> Tensor:
         """Run on torch's own memory: what torch queued is finished before, and this before it returns."""
         n, _, height, width = values[0].shape
         out = torch.empty((n, self._channels, height, width), dtype=torch.float32, device=self.device)
         binding = self._session.io_binding()
-        index = self.device.index or 0
+        index = self.device.index
         for name, value in zip(self._names, values, strict=True):
             kind = "int64" if value.dtype == torch.int64 else "float32"
             binding.bind_input(name, "cuda", index, _numpy_type(kind), tuple(value.shape), value.data_ptr())
@@ -172,8 +212,8 @@ def _session(file: Path, device: torch.device, tensorrt: bool) -> Any:
     options.intra_op_num_threads = torch.get_num_threads()
     providers: list[Any] = list(PROVIDERS[device.type])
     if device.type == "cuda":
-        settings = {"device_id": str(device.index or 0)}
-        providers[0] = ("CUDAExecutionProvider", {**settings, "cudnn_conv_algo_search": "EXHAUSTIVE"})
+        settings = {"device_id": str(device.index)}
+        providers[0] = (CUDA, {**settings, "cudnn_conv_algo_search": "EXHAUSTIVE", "use_tf32": "0"})
         if tensorrt:
             kept = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(cache.folder() / "ort-tensorrt")}
             providers.insert(0, (TENSORRT, {**settings, **kept}))

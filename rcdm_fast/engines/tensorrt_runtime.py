@@ -1,8 +1,9 @@
 """The TensorRT engine: plans of the exported network, one for each batch bucket, on the GPU that is here.
 
 A plan is built when its bucket is first needed and kept in the cache, keyed by weights, precision, batch, library
-version and device. A plan that the user gives is checked by its header first; one with other weights is refitted if it
-can be. Inputs and outputs are torch's own memory on torch's own stream.
+version and device; the last few are kept in memory, since each has weights of its own. A plan that the user gives is
+checked by its header first; one with other weights is refitted if it can be. Inputs and outputs are torch's own memory;
+plans run on a stream of the engine's, which TensorRT wants, after what torch has queued and before what it queues next.
 
 Knows nothing about solvers; of conditioning it takes timesteps and representations, FiLM rows come from the graph.
 """
@@ -10,6 +11,7 @@ Knows nothing about solvers; of conditioning it takes timesteps and representati
 from __future__ import annotations
 
 import importlib.metadata
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rcdm_fast import devices
 from rcdm_fast.conditioning import ConditioningPlan
 from rcdm_fast.config import ConfigError, ModelConfig
 from rcdm_fast.engines import cache
@@ -30,6 +33,7 @@ from rcdm_fast.unet import UNet
 
 FILE = "network.plan"
 LARGEST_BUCKET = 256
+KEPT = 3  # plans in memory
 
 
 def reasons_unavailable(device: torch.device, precision: str) -> list[str]:
@@ -76,20 +80,21 @@ class TensorRTEngine:
         self, network: UNet, config: ModelConfig, device: torch.device, precision: str, file: Path | None = None
     ) -> None:
         self.precision = precision
-        self.device = device
+        self.device = devices.placed(device)
         self.files: tuple[Path, ...] = ()
         self._network = network
         self._config = config
         self._trt = tensorrt.library()
         self._logger = tensorrt.make_logger(self._trt)
-        with torch.cuda.device(device):
+        with devices.current(self.device):
             self._runtime = self._trt.Runtime(self._logger)  # lives as long as the engines that it loads
+            self._stream = torch.cuda.Stream(self.device)
         self._names = input_names(config.unet)
-        self._contexts: dict[int, Any] = {}  # bucket -> execution context
+        self._contexts: OrderedDict[int, Any] = OrderedDict()  # bucket -> execution context
         self._plan: ConditioningPlan | None = None
         self._given: tuple[PlanHeader, Any] | None = None
         if file is not None:
-            with torch.cuda.device(device):
+            with devices.current(self.device):
                 self._given = self._from_file(file)
 
     def _from_file(self, file: Path) -> tuple[PlanHeader, Any]:
@@ -113,17 +118,22 @@ class TensorRTEngine:
     def predict(self, x: Tensor, k: int) -> Tensor:
         if self._plan is None:
             raise RuntimeError("predict before prepare")
-        size, context = self._context(len(x))
-        values = [_padded(value, size) for value in graph_inputs(self._plan, x, k)]
-        out = torch.empty((size, self._config.unet.out_channels, *x.shape[2:]), dtype=torch.float32, device=self.device)
-        for name, value in zip(self._names, values, strict=True):
-            if not context.set_input_shape(name, tuple(value.shape)):
-                raise RuntimeError(f"TensorRT does not take {name} of shape {list(value.shape)}")
-            context.set_tensor_address(name, value.data_ptr())
-        context.set_tensor_address(OUTPUT, out.data_ptr())
-        if not context.execute_async_v3(torch.cuda.current_stream(self.device).cuda_stream):
-            raise RuntimeError("TensorRT could not run the plan")
-        return out[: len(x)]
+        with devices.current(self.device):
+            size, context = self._context(len(x))
+            values = [_padded(value, size) for value in graph_inputs(self._plan, x, k)]
+            shape = (size, self._config.unet.out_channels, *x.shape[2:])
+            out = torch.empty(shape, dtype=torch.float32, device=self.device)
+            for name, value in zip(self._names, values, strict=True):
+                if not context.set_input_shape(name, tuple(value.shape)):
+                    raise RuntimeError(f"TensorRT does not take {name} of shape {list(value.shape)}")
+                _bind(context, name, value)
+            _bind(context, OUTPUT, out)
+            torchs = torch.cuda.current_stream(self.device)
+            self._stream.wait_stream(torchs)
+            if not context.execute_async_v3(self._stream.cuda_stream):
+                raise RuntimeError("TensorRT could not run the plan")
+            torchs.wait_stream(self._stream)
+            return out[: len(x)]
 
     def _context(self, batch_size: int) -> tuple[int, Any]:
         """The batch to run, and the context that runs it."""
@@ -136,9 +146,20 @@ class TensorRTEngine:
             key = size = bucket(batch_size)
             make = lambda: self._built(size)  # noqa: E731
         if key not in self._contexts:
-            with torch.cuda.device(self.device):
-                self._contexts[key] = make().create_execution_context()
+            with devices.current(self.device):
+                while len(self._contexts) >= KEPT:
+                    self._stream.synchronize()  # it may be running
+                    self._contexts.popitem(last=False)
+                self._contexts[key] = self._started(make(), size)
+        self._contexts.move_to_end(key)
         return size, self._contexts[key]
+
+    def _started(self, engine: Any, size: int) -> Any:
+        context = engine.create_execution_context()
+        if context is None:
+            why = self._logger.last or "it does not say why"
+            raise RuntimeError(f"TensorRT cannot start the plan for {size} pictures: {why}")
+        return context
 
     def _built(self, size: int) -> Any:
         targets = tensorrt.check_targets(())
@@ -158,9 +179,10 @@ class TensorRTEngine:
             "device": f"{torch.cuda.get_device_name(self.device)} {targets[0]}",
             "rcdm_fast": importlib.metadata.version("rcdm_fast"),
             "opset": str(onnx.OPSET),
+            "float32": "ieee",
         }
         file = cache.entry("tensorrt", key, build) / FILE
-        self.files = (*self.files, file)
+        self.files = (*(known for known in self.files if known != file), file)
         _, plan = plan_file.read(file)
         return self._deserialise(plan, str(file))
 
@@ -176,6 +198,11 @@ class TensorRTEngine:
 
     def describe(self) -> str:
         return f"{self._trt.__name__} {self._trt.__version__}, {self.precision}, on {self.device}"
+
+
+def _bind(context: Any, name: str, value: Tensor) -> None:
+    if not context.set_tensor_address(name, value.data_ptr()):
+        raise RuntimeError(f"TensorRT does not take the memory of {name}")
 
 
 def _padded(value: Tensor, size: int) -> Tensor:

@@ -165,6 +165,7 @@ def build(
         errors = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
         raise ExportError(f"TensorRT cannot parse the network: {errors}")
     settings = builder.create_builder_config()
+    settings.clear_flag(trt.BuilderFlag.TF32)  # what is float32 in the graph is computed in float32
     if hasattr(trt, "ComputeCapability"):
         settings.num_compute_capabilities = len(targets)
         for index, target in enumerate(targets):

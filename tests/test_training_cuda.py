@@ -1,0 +1,76 @@
+"""What a training step waits for on a GPU made of the CPU's memory, which has no gradients: they are left out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from rcdm_fast.training import run as training_run
+from rcdm_fast.training import team
+from rcdm_fast.training.run import Batch, Run
+from tests import small, training_process
+from tests.fake_cuda import CudaTensor, fake_cuda
+
+DATA = training_process.data()
+STEPS = 3
+
+
+def _run(device: str, **changes: object) -> Run:
+    config = training_process.config("none", flips=True, representation_dropout=0.3, **changes)
+    bank = torch.randn(2, len(DATA), small.DIM, generator=torch.Generator().manual_seed(0))
+    return Run(config, small.UNET, DATA, bank, team.Team(device))
+
+
+def _watched(run: Run) -> list[Batch]:
+    """Leave the gradients out; gives the batches that steps worked on."""
+    seen: list[Batch] = []
+
+    def backward(batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        seen.append(batch)
+        losses = batch.x0.mean(dim=(1, 2, 3)) + batch.t / 1000
+        return {"loss": losses.mean(), "mse": losses.mean()}, losses
+
+    run._backward = backward  # type: ignore[method-assign]
+    return seen
+
+
+@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize("timesteps", ["uniform", "loss_aware"])
+def test_a_step_waits_once(timesteps: str, resident: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And works on the batches that a CPU would; those of the next step are drawn before it waits."""
+    on_cpu = _run("cpu", timesteps=timesteps)
+    wanted = _watched(on_cpu)
+    terms = [on_cpu.advance() for _ in range(STEPS)]
+    with fake_cuda(1) as machine:
+        monkeypatch.setattr(training_run, "fits", lambda *_: resident)
+        run = _run("cuda", timesteps=timesteps)
+        monkeypatch.setattr(run.optimizer, "step", lambda *_: None)
+        monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_, **__: torch.zeros((), device="cuda"))
+        for average in run.emas:
+            monkeypatch.setattr(average, "update", lambda *_: None)
+        batches = _watched(run)
+        for step in range(STEPS):
+            machine.syncs.clear()
+            drawn: list[int] = []
+            pictures = run._pictures
+
+            def look(of: int, drawn: list[int] = drawn, pictures=pictures) -> object:  # type: ignore[no-untyped-def]
+                assert not machine.syncs
+                drawn.append(of)
+                return pictures(of)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(run, "_pictures", look)
+                got = run.advance()
+            assert machine.syncs == ["a copy to the host"]
+            assert drawn == ([0, 1] if step == 0 else [step + 1])
+            assert got["loss"] == pytest.approx(terms[step]["loss"], rel=1e-5)
+    for got_batch, want in zip(batches, wanted, strict=True):
+        for name in ("x0", "eps", "t", "importance", "h"):
+            there = getattr(got_batch, name)
+            assert isinstance(there, CudaTensor)
+            assert torch.equal(there.numbers, getattr(want, name)), name
+    if timesteps == "loss_aware":
+        assert torch.allclose(run.timesteps.state()["losses"], on_cpu.timesteps.state()["losses"])
+        assert int(run.timesteps.state()["counts"].sum()) == STEPS * run.config.batch_size
