@@ -1,5 +1,6 @@
 # make demo     sheets of pictures from real photographs -> out/demo.png
 # make test     the tests (make test-long: those that take minutes; SHORT=1 shortens them)
+# make fuzz MINUTES=60  damaged and hostile inputs for every reader, in watched processes -> out/fuzz
 # make quality  what must be clean before a change lands; make style repairs what can be repaired
 # make notebooks  run the notebooks in examples/ and keep their outputs in them
 # make bench    benchmarks: operators, network evaluations beside their rivals, a training step -> out/bench_*
@@ -19,7 +20,7 @@ STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 NATIVE := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: venv demo notebooks test test-long quality style bench bench-gpu clean
+.PHONY: venv demo notebooks test test-long fuzz quality style bench bench-gpu clean
 
 venv: $(STAMP)
 
@@ -44,6 +45,11 @@ test: $(STAMP)
 # pytest's exit status 5 means that no test is marked long.
 test-long: $(STAMP)
 	$(BIN)/python -m pytest -m long $(if $(SHORT),--short) || test $$? -eq 5
+
+# Equally many inputs of every kind; FUZZ="--kind tar --number 12" reads a single one, and so on.
+MINUTES ?= 60
+fuzz: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.run --minutes $(MINUTES) $(FUZZ)
 
 quality: $(STAMP)
 	$(BIN)/ruff format --check .
