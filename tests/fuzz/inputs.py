@@ -21,6 +21,7 @@ class Link:
     to: str
 
 
+@dataclass(frozen=True)
 class Pipe:
     """A named pipe that nobody writes to: opening it waits for ever."""
 
