@@ -78,7 +78,9 @@ def read(path: Path, target: str = "") -> Input:
     return Input(path.name, entries, target)
 
 
-def damaged(seeds: Sequence[Input], rng: Random, mutable: str, suffixes: Sequence[str], names: float) -> Input:
+def damaged(
+    seeds: Sequence[Input], rng: Random, mutable: str, suffixes: Sequence[str], names: float, foreign: bool
+) -> Input:
     """One of the seeds, changed in one to three places.
 
     Args:
@@ -87,11 +89,16 @@ def damaged(seeds: Sequence[Input], rng: Random, mutable: str, suffixes: Sequenc
         mutable: entries whose path begins so may change.
         suffixes: endings that the input may have instead of its own.
         names: share of changes that concern names, links and missing entries rather than contents.
+        foreign: whether strangers hand such folders over, in which there may be pipes.
     """
     found = rng.choice(seeds)
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         change = _with_other_entries if rng.random() < names else _with_other_content
         found = change(found, seeds, rng, mutable)
+    if not foreign:
+        found = replace(
+            found, entries={name: b"" if entry == Pipe() else entry for name, entry in found.entries.items()}
+        )
     if suffixes and rng.random() < 0.1:
         found = replace(found, name=Path(found.name).stem + rng.choice(suffixes))
     return found

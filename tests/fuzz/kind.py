@@ -37,7 +37,7 @@ class Kind:
         mutable: only what lies below a seed under a path that begins so is changed.
         suffixes: endings that a file may have instead of its own.
         names: share of changes that concern names and links, not contents.
-        own: whether reading may write into the input's own folder.
+        own: whether the input is a folder of our own making, into which reading may write.
         named: whether an error's message has to name a file of the input.
         good: whether the doors accept every seed as it is.
         warm: seeds that are read once unwatched, so that libraries are loaded.
@@ -70,4 +70,4 @@ class Kind:
         if number < len(seeds):
             return seeds[number]
         rng = Random(f"{self.name} {number}")
-        return inputs.damaged(seeds, rng, self.mutable, self.suffixes, self.names)
+        return inputs.damaged(seeds, rng, self.mutable, self.suffixes, self.names, not self.own)

@@ -194,7 +194,8 @@ def _network() -> Any:
 def _predict(make: Callable[[], Any]) -> None:
     engine = make()
     schedule = Schedule.make(model()[0].schedule, 2)
-    engine.prepare(conditioning.make_plan(_network(), schedule, torch.zeros(1, small.DIM), None), 1)
+    plan = conditioning.make_plan(_network(), schedule, torch.zeros(1, small.DIM), None)
+    engine.prepare(plan.with_rows(torch.zeros(1, dtype=torch.int64)), 1)
     engine.predict(torch.zeros(1, 3, 8, 8), 0)
 
 

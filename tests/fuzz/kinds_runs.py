@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import importlib.metadata
+import io
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from rcdm_fast import checkpoint, cli, downloads, pipeline, storage
 from rcdm_fast import config as configs
-from rcdm_fast import downloads, pipeline, storage
 from rcdm_fast.analysis import attack, invariance, layers, neighbours
 from rcdm_fast.app.playground import Settings
 from rcdm_fast.cli import training as commands
@@ -41,6 +46,7 @@ from rcdm_fast.unet import UNet
 from tests import small
 from tests.file_server import FileServer
 from tests.fuzz.kind import Door, Kind
+from tests.fuzz.kinds_images import encoded
 from tests.fuzz.kinds_models import encode
 
 TRAIN = TrainConfig("fuzz", small.UNET, small.SCHEDULE, pictures=40, batch_size=4, compile=False, precision="fp32")
@@ -70,14 +76,12 @@ def _state(folder: Path) -> None:
 
 
 def resume(path: Path) -> None:
-    """As `rcdm train` on a folder that is there, up to the first step."""
+    """As `rcdm train` on a folder that is there, up to its first step."""
     running, kept = run(path)
     state = kept.open(dataclasses.asdict(TRAIN))
     if state is not None:
         running.restore(state)
     assert 0 <= running.step <= TRAIN.steps, running.step
-    if running.step < TRAIN.steps:
-        running.advance()
 
 
 JOB = JobConfig(per=2, steps=1, shard_pictures=4)
@@ -131,9 +135,12 @@ def cached(path: Path) -> None:
     assert (cache.entry("fuzz", KEY, _build) / "network.bin").read_bytes() == BUILT
 
 
+VERSION = importlib.metadata.version("rcdm_fast")
+
+
 def _plan(folder: Path) -> None:
     config = configs.ModelConfig(small.UNET, small.SCHEDULE)
-    header = plan_file.PlanHeader("0.1", "tensorrt", "10", "fp16", "00", config, (1, 4, 8), ("sm89",), False)
+    header = plan_file.PlanHeader(VERSION, "tensorrt", "10", "fp16", "00", config, (1, 4, 8), ("sm89",), False)
     plan_file.write(folder / "network.plan", header, b"plan" * 100)
 
 
@@ -250,13 +257,53 @@ def text(path: Path) -> None:
         configs.from_dict(TrainConfig, commands.changed(values, [value]), "--set")
 
 
+class Refused(ValueError):
+    """The command said in one line why it does not do it, with the exit code for wrong input."""
+
+
+@functools.cache
+def _weights() -> bytes:
+    """The model's file, with its encoder's inside the package."""
+    encoder = configs.EncoderConfig("bundled:cifar10-simclr", image_size=32, dim=128)
+    unet = dataclasses.replace(small.UNET, representation_dim=128)
+    config = configs.ModelConfig(unet, small.SCHEDULE, encoder)
+    with tempfile.TemporaryDirectory() as folder:
+        made = checkpoint.save_model(folder, config, small.network(representation_dim=128).state_dict())
+        return made.read_bytes()
+
+
+def _given(folder: Path) -> None:
+    h = torch.randn(2, 128, generator=torch.Generator().manual_seed(0))
+    np.save(folder / "h.npy", h.numpy())
+    np.savez(folder / "h.npz", representations=h.numpy())
+    storage.save_tensors(folder / "h.safetensors", {"representations": h}, {})
+    (folder / "photo.png").write_bytes(encoded("png"))
+    (folder / "album").mkdir()
+    (folder / "album" / "a.png").write_bytes(encoded("png"))
+    (folder / "album" / "b.jpg").write_bytes(encoded("jpeg"))
+
+
+def command(path: Path) -> None:
+    """`rcdm sample` itself: its exit code, and what it says."""
+    Path("model.safetensors").write_bytes(_weights())
+    options = "--model model.safetensors --per 1 --steps 1 --engine eager --precision fp32 --device cpu --out s.png"
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        code = cli.main(["sample", *options.split(), "--", str(path)])
+    last = said.getvalue().rstrip("\n").rpartition("\n")[2]
+    if code == WRONG_INPUT:
+        raise Refused(last)
+    assert code in (0, SOME_LEFT_OUT), f"exit code {code}: {last}"
+
+
+WRONG_INPUT, SOME_LEFT_OUT = 2, 3
 RUN = (RunError, ConfigError, StorageError)
 JOBS = (ConfigError, StorageError, ImageError)
 KINDS = (
     Kind("state", _state, (Door(resume, RUN),), own=True, names=0.1),
     Kind("job", _job, (Door(verified, JOBS), Door(continued, JOBS)), own=True, names=0.2),
     Kind("engine-cache", _cache, (Door(cached, (StorageError,)),), own=True, names=0.2),
-    Kind("plan", _plan, (Door(plan, (GraphError,)),), good=False),
+    Kind("plan", _plan, (Door(plan, (GraphError,)),)),
     Kind("download", _download, (Door(fetched, (DownloadError,)),), mutable="file.bin.partial.json", own=True),
     Kind("configuration", _configurations, (Door(configuration, (ConfigError,)),), names=0.0),
     Kind(
