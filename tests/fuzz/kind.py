@@ -19,10 +19,14 @@ Errors = tuple[type[Exception], ...]
 
 @dataclass(frozen=True)
 class Door:
-    """What reads an input: a function of its path, and the errors that it documents."""
+    """What reads an input: a function of its path, and the errors that it documents.
+
+    `later` are documented errors of what is done with the content afterwards; they need not name a file.
+    """
 
     read: Callable[[Path], object]
     errors: Errors
+    later: Errors = ()
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ from tests.fuzz.kind import Door, Errors, Kind
 
 CPU = torch.device("cpu")
 ENCODER: Errors = (EncoderError, ConfigError, StorageError)
-MODEL: Errors = (CheckpointError, SamplingError, *ENCODER)
+MODEL: Errors = (CheckpointError, *ENCODER)
+LATER: Errors = (SamplingError,)
 SHAPE: dict[str, Any] = {"stem": 8, "widths": [8, small.DIM], "blocks": [1, 1], "projector": [8, 4]}
 
 
@@ -206,15 +207,15 @@ def metadata(path: Path) -> None:
         configs.from_json(ModelConfig, text, str(path))
 
 
-LOAD = Door(load, MODEL)
+LOAD = Door(load, MODEL, LATER)
 WEIGHTS = Door(reads(f"{TIMM}?weights={{}}"), ENCODER)
 KINDS = (
     Kind("model-native", _native, (LOAD, Door(metadata, (StorageError, ConfigError)))),
-    Kind("model-published", _published, (Door(published, MODEL),), target="model.pt", mutable="model.pt"),
+    Kind("model-published", _published, (Door(published, MODEL, LATER),), target="model.pt", mutable="model.pt"),
     Kind("model-recognised", _published, (LOAD,), target="model.pt", mutable="model.pt", good=False),
     Kind("model-hub-folder", _hub, (LOAD,), names=0.1),
     Kind("model-diffusers", _diffusers, (LOAD,), names=0.1),
-    Kind("flags", _flags, (Door(flags_file, MODEL),), target="flags.json", mutable="flags.json"),
+    Kind("flags", _flags, (Door(flags_file, MODEL, LATER),), target="flags.json", mutable="flags.json"),
     Kind("encoder-native", _encoder, (Door(reads("file:{}"), ENCODER),)),
     Kind("encoder-weights", _weights, (WEIGHTS,), suffixes=(".pt", ".ckpt", ".safetensors")),
     Kind("encoder-transformers", _transformers, (Door(reads("transformers:{}"), ENCODER),), names=0.1),

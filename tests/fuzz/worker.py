@@ -82,11 +82,11 @@ class Worker:
         for index, door in enumerate(kind.doors):
             if index and kind.own:  # the door before may have changed it
                 path = self._place(found)
-            verdicts.append(self._through(kind, door, path, found, number < len(seeds) and kind.good))
+            verdicts.append(self._through(kind, door, path, found, seeds))
         worst = max(verdicts, key=lambda each: RANKS.index(each["verdict"]))
         yield {**worst, "seconds": time.monotonic() - start, "bytes": max(0, _memory("VmHWM") - idle)}
 
-    def _through(self, kind: Kind, door: Door, path: Path, found: Input, must_be_read: bool) -> dict[str, Any]:
+    def _through(self, kind: Kind, door: Door, path: Path, found: Input, seeds: list[Input]) -> dict[str, Any]:
         may_write = [self._box / "work", *([self._box / "input"] if kind.own else [])]
         error: BaseException | None = None
         before = {**os.environ}
@@ -104,12 +104,13 @@ class Worker:
             return _finding("deed", door, "; ".join(dict.fromkeys(notes))[:2000], error, notes[0].partition(":")[0])
         if error is None:
             return {"verdict": "read"}
-        if not isinstance(error, door.errors):
+        if not isinstance(error, (*door.errors, *door.later)):
             return _finding("bare", door, f"{type(error).__name__}: {told[:500]}", error)
-        fault = _fault(told, path, found, kind.named)
+        names = {path.name, found.name}.union(*(map(os.path.basename, each.entries) for each in (found, *seeds)))
+        fault = _fault(told, names - {""}, kind.named and not isinstance(error, door.later))
         if fault:
             return _finding("message", door, f"{fault}: {type(error).__name__}: {told[:500]!r}", error, fault)
-        if must_be_read:
+        if kind.good and found in seeds:
             return _finding("refused", door, f"a good input: {type(error).__name__}: {told[:500]}", error)
         return {"verdict": "refused as documented", "text": f"{type(error).__name__}: {told}"}
 
@@ -118,9 +119,8 @@ FOREIGN = ("site-packages", "/lib/python", "/fuzz/worker.py", "<frozen")  # fram
 RANKS = ("read", "refused as documented", "refused", "message", "bare", "deed")
 
 
-def _fault(told: str, path: Path, found: Input, named: bool) -> str:
+def _fault(told: str, names: set[str], named: bool) -> str:
     """What is wrong with an error's message; "" if nothing is."""
-    names = {path.name, found.name, *(Path(name).name for name in found.entries)} - {""}
     if named and not any(_shown(name)[-40:] in " ".join(told.split()) for name in names):
         return "no file of the input is named"
     for name in names:
