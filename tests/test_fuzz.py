@@ -100,8 +100,13 @@ def test_an_input_depends_on_its_kind_and_number_alone(tmp_path: Path, kind: Kin
 
 
 def test_an_input_with_links_is_written_and_read_back(tmp_path: Path) -> None:
-    entries = {"a/b.png": b"x", "link": inputs.Link("a/b.png"), "empty": None, "\udcff.png": b"y"}
-    made = inputs.Input("tree", dict(entries))
+    entries: dict[str, inputs.Entry] = {
+        "a/b.png": b"x",
+        "link": inputs.Link("a/b.png"),
+        "empty": None,
+        "\udcff.png": b"y",
+    }
+    made = inputs.Input("tree", entries)
     assert made.write(tmp_path) == tmp_path / "tree"
     assert inputs.read(tmp_path / "tree") == made
 
@@ -139,7 +144,7 @@ def test_changes_of_heads_leave_lengths_and_checksums_true() -> None:
 def test_a_short_run_finds_nothing(tmp_path: Path, short: bool) -> None:
     campaign = Campaign("tests.fuzz.kinds", (), tmp_path, Limits(seconds=60))
     count = 25 if short else 150
-    campaign.run(range(count), minutes=30)
+    campaign.run(range(count), minutes=30, workers=2)
     table, _ = campaign.report()
     found = {name: dict(tally.findings) for name, tally in campaign.tallies.items() if tally.findings}
     assert not found, table

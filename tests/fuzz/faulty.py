@@ -7,7 +7,6 @@ import os
 import pickle
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -105,7 +104,7 @@ def _asking(path: Path) -> None:
 
 
 def _in_thread(path: Path) -> None:
-    thread = threading.Thread(target=lambda: sys.intern(3))  # type: ignore[arg-type]
+    thread = threading.Thread(target=lambda: {}["missing"])
     thread.start()
     thread.join()
 

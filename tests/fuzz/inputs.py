@@ -41,7 +41,9 @@ class Input:
         """Put it below `folder`, as far as the file system lets it; the path that the reader is given."""
         root = folder / self.name
         for name, entry in self.entries.items():
-            _write(root / name if name else root, entry)
+            path = root / name if name else root
+            if path.parent.resolve().is_relative_to(folder.resolve()):  # and not through a link to elsewhere
+                _write(path, entry)
         if not root.exists() and not root.is_symlink():
             root.mkdir()
         return root / self.target if self.target else root

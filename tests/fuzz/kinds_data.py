@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import importlib
 import io
 import json
 import tarfile
@@ -17,6 +18,7 @@ from rcdm_fast import images, storage
 from rcdm_fast.config import ConfigError
 from rcdm_fast.images import ImageError
 from rcdm_fast.jobs import sources as jobs
+from rcdm_fast.jobs.formats import pyarrow
 from rcdm_fast.storage import StorageError
 from rcdm_fast.training import sample_files, sources
 from tests import small
@@ -103,20 +105,19 @@ def _shards(folder: Path) -> None:
 
 def tables() -> dict[str, Any]:
     """Tables with pictures or representations."""
-    import pyarrow
-
+    arrow, _ = pyarrow()
     png = [encoded("png", mode) for mode in ("RGB", "L", "P", "RGBA", "1")]
-    dictionary = pyarrow.array([str(number) for number in range(COUNT)]).dictionary_encode()
-    structs = pyarrow.array([{"bytes": each, "path": None} for each in png])
+    dictionary = arrow.array([str(number) for number in range(COUNT)]).dictionary_encode()
+    structs = arrow.array([{"bytes": each, "path": None} for each in png])
     h = representations()
-    fixed = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(h.ravel()), small.DIM)
-    ragged = pyarrow.array([[1.0, 2.0], None, [], [None], [3.0]], pyarrow.list_(pyarrow.float64()))
+    fixed = arrow.FixedSizeListArray.from_arrays(arrow.array(h.ravel()), small.DIM)
+    ragged = arrow.array([[1.0, 2.0], None, [], [None], [3.0]], arrow.list_(arrow.float64()))
     return {
-        "bytes": pyarrow.table({"image": png, "id": dictionary}),
-        "structs": pyarrow.table({"image": structs, "label": list(range(COUNT))}),
-        "h": pyarrow.table({"h": h.tolist(), "key": [f"k{number}" for number in range(COUNT)]}),
-        "fixed": pyarrow.table({"embedding": fixed}),
-        "ragged": pyarrow.table({"h": ragged}),
+        "bytes": arrow.table({"image": png, "id": dictionary}),
+        "structs": arrow.table({"image": structs, "label": list(range(COUNT))}),
+        "h": arrow.table({"h": h.tolist(), "key": [f"k{number}" for number in range(COUNT)]}),
+        "fixed": arrow.table({"embedding": fixed}),
+        "ragged": arrow.table({"h": ragged}),
     }
 
 
@@ -124,35 +125,32 @@ COMPRESSIONS = {"bytes": "none", "structs": "snappy", "h": "zstd", "fixed": "non
 
 
 def _parquet(folder: Path) -> None:
-    from pyarrow import parquet
-
+    _, parquet = pyarrow()
     for name, table in tables().items():
         parquet.write_table(table, folder / f"{name}.parquet", compression=COMPRESSIONS[name], row_group_size=3)
 
 
 def _arrow_file(folder: Path) -> None:
-    import pyarrow
-    from pyarrow import feather
-
+    arrow, _ = pyarrow()
     for name, table in tables().items():
-        with pyarrow.ipc.new_file(folder / f"{name}.arrow", table.schema) as file:
+        packed = name == "h"
+        options = arrow.ipc.IpcWriteOptions(compression="lz4" if packed else None)
+        path = folder / f"{name}.{'feather' if packed else 'arrow'}"
+        with arrow.ipc.new_file(path, table.schema, options=options) as file:
             file.write_table(table, max_chunksize=3)
-    feather.write_feather(tables()["h"], folder / "h.feather", compression="lz4")
 
 
 def _arrow_stream(folder: Path) -> None:
-    import pyarrow
-
+    arrow, _ = pyarrow()
     for name, table in tables().items():
-        options = pyarrow.ipc.IpcWriteOptions(compression="zstd" if name in ("h", "ragged") else None)
-        with pyarrow.ipc.new_stream(folder / f"{name}.arrow", table.schema, options=options) as file:
+        options = arrow.ipc.IpcWriteOptions(compression="zstd" if name in ("h", "ragged") else None)
+        with arrow.ipc.new_stream(folder / f"{name}.arrow", table.schema, options=options) as file:
             file.write_table(table, max_chunksize=3)
 
 
 def _hugging_face(folder: Path) -> None:
     """Datasets as save_to_disk leaves them; their fingerprints are drawn by chance, so they are made equal."""
-    import datasets
-
+    datasets: Any = importlib.import_module("datasets")
     png = [{"bytes": encoded("png"), "path": None} for _ in range(COUNT)]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list("abc"))})
     data = datasets.Dataset.from_dict({"image": png, "label": [0, 1, 2, 0, 1]}, features=features)

@@ -108,7 +108,12 @@ def _weights(folder: Path) -> None:
 def _transformers(folder: Path) -> None:
     import transformers
 
-    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    shape: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network: Any = transformers.ViTModel(transformers.ViTConfig(image_size=16, patch_size=8, **shape))

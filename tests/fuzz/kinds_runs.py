@@ -30,7 +30,7 @@ from rcdm_fast.export import plan_file
 from rcdm_fast.export.onnx import GraphError
 from rcdm_fast.images import ImageError
 from rcdm_fast.jobs import local, verify
-from rcdm_fast.jobs.settings import JobConfig
+from rcdm_fast.jobs.settings import FORMATS, JobConfig
 from rcdm_fast.schedule import Schedule
 from rcdm_fast.storage import StorageError
 from rcdm_fast.training import representations
@@ -94,8 +94,8 @@ def model() -> pipeline.Model:
 
 
 def _job(folder: Path) -> None:
-    for form in ("webdataset", "folder", "npz", "parquet"):
-        config = dataclasses.replace(JOB, format=form)  # type: ignore[arg-type]
+    for form in FORMATS:
+        config = dataclasses.replace(JOB, format=form)
         local.run(model(), torch.zeros(3, small.DIM), folder / form, config)
     unfinished = folder / "unfinished"
     local.run(model(), torch.zeros(3, small.DIM), unfinished, JOB)
@@ -110,8 +110,8 @@ def verified(path: Path) -> None:
 
 def continued(path: Path) -> None:
     """As `rcdm generate` on a folder that is there."""
-    form = path.name if path.name in ("folder", "npz", "parquet") else "webdataset"
-    config = dataclasses.replace(JOB, format=form)  # type: ignore[arg-type]
+    form = next((each for each in FORMATS if each == path.name), JOB.format)
+    config = dataclasses.replace(JOB, format=form)
     summary = local.run(model(), torch.zeros(3, small.DIM), path, config)
     assert summary.complete
 
@@ -153,6 +153,7 @@ def plan(path: Path) -> None:
     header.batch_for(3, str(path))
 
 
+RECORD = "file.bin.partial.json"
 CONTENT = b"content of a file " * 4000
 URL = b"http://at.example"  # stands for the server's address, which is another one every time
 
@@ -170,7 +171,7 @@ def _download(folder: Path) -> None:
 
 def _replace(folder: Path, old: bytes, new: bytes) -> None:
     for record in folder.glob("*.json"):
-        if record.is_file():
+        if record.is_file() and not record.is_symlink():
             record.write_bytes(record.read_bytes().replace(old, new))
 
 
@@ -264,16 +265,16 @@ class Refused(ValueError):
 @functools.cache
 def _weights() -> bytes:
     """The model's file, with its encoder's inside the package."""
-    encoder = configs.EncoderConfig("bundled:cifar10-simclr", image_size=32, dim=128)
-    unet = dataclasses.replace(small.UNET, representation_dim=128)
+    encoder = configs.EncoderConfig("bundled:cifar10-simclr", image_size=32, dim=WIDTH)
+    unet = dataclasses.replace(small.UNET, representation_dim=WIDTH)
     config = configs.ModelConfig(unet, small.SCHEDULE, encoder)
     with tempfile.TemporaryDirectory() as folder:
-        made = checkpoint.save_model(folder, config, small.network(representation_dim=128).state_dict())
+        made = checkpoint.save_model(folder, config, small.network(representation_dim=WIDTH).state_dict())
         return made.read_bytes()
 
 
 def _given(folder: Path) -> None:
-    h = torch.randn(2, 128, generator=torch.Generator().manual_seed(0))
+    h = torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(0))
     np.save(folder / "h.npy", h.numpy())
     np.savez(folder / "h.npz", representations=h.numpy())
     storage.save_tensors(folder / "h.safetensors", {"representations": h}, {})
@@ -296,6 +297,7 @@ def command(path: Path) -> None:
     assert code in (0, SOME_LEFT_OUT), f"exit code {code}: {last}"
 
 
+WIDTH = 192  # of the representations of the encoder inside the package
 WRONG_INPUT, SOME_LEFT_OUT = 2, 3
 RUN = (RunError, ConfigError, StorageError)
 JOBS = (ConfigError, StorageError, ImageError)
@@ -304,8 +306,16 @@ KINDS = (
     Kind("job", _job, (Door(verified, JOBS), Door(continued, JOBS)), own=True, names=0.2),
     Kind("engine-cache", _cache, (Door(cached, (StorageError,)),), own=True, names=0.2),
     Kind("plan", _plan, (Door(plan, (GraphError,)),)),
-    Kind("download", _download, (Door(fetched, (DownloadError,)),), mutable="file.bin.partial.json", own=True),
+    Kind(
+        "download",
+        _download,
+        (Door(fetched, (DownloadError,)),),
+        mutable="file.bin.partial.json",
+        own=True,
+        named=False,
+    ),
     Kind("configuration", _configurations, (Door(configuration, (ConfigError,)),), names=0.0),
+    Kind("command", _given, (Door(command, (Refused,)),), names=0.2, good=False),
     Kind(
         "option", _texts, (Door(text, (ConfigError, EncoderError, StorageError)),), named=False, names=0.0, good=False
     ),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from random import Random
+from typing import Literal
 
 _NEAR = (
     (bits, sign, step) for bits in (7, 8, 15, 16, 31, 32, 33, 53, 63, 64) for sign in (1, -1) for step in (-1, 0, 1)
@@ -36,7 +37,7 @@ def _stretch(content: bytes, rng: Random) -> tuple[int, int]:
 
 def _flip(content: bytes, _: bytes, rng: Random) -> bytes:
     changed = bytearray(content)
-    for _ in range(rng.choice((1, 1, 2, 8))):
+    for _again in range(rng.choice((1, 1, 2, 8))):
         if changed:
             changed[min(len(changed) - 1, _place(content, rng))] ^= 1 << rng.randrange(8)
     return bytes(changed)
@@ -83,12 +84,13 @@ def _splice(content: bytes, other: bytes, rng: Random) -> bytes:
 
 def _integer(content: bytes, _: bytes, rng: Random) -> bytes:
     """A binary number of 1, 2, 4 or 8 bytes, in either order, becomes an unlikely one or moves a little."""
-    size, order = rng.choice((1, 2, 4, 8)), rng.choice(("little", "big"))
+    size = rng.choice((1, 2, 4, 8))
+    order: Literal["little", "big"] = "little" if rng.random() < 0.5 else "big"
     start = _place(content, rng)
     start -= start % size if rng.random() < 0.7 else 0
-    old = int.from_bytes(content[start : start + size], order)  # type: ignore[arg-type]
-    new = rng.choice((rng.choice(INTEGERS), old + rng.choice((-1, 1, 8)), old * 1000, len(content)))
-    return content[:start] + (new % 256**size).to_bytes(size, order) + content[start + size :]  # type: ignore[arg-type]
+    old = int.from_bytes(content[start : start + size], order)
+    new: int = rng.choice((rng.choice(INTEGERS), old + rng.choice((-1, 1, 8)), old * 1000, len(content)))
+    return content[:start] + (new % 256**size).to_bytes(size, order) + content[start + size :]
 
 
 def _digits(content: bytes, _: bytes, rng: Random) -> bytes:

@@ -5,6 +5,7 @@ A text inside a JSON value that is JSON itself (metadata of safetensors) is chan
 
 from __future__ import annotations
 
+import copy
 import json
 import string
 from random import Random
@@ -47,10 +48,32 @@ def _with_line(lines: list[str], rng: Random) -> bytes:
     return "\n".join(lines).encode() + b"\n"
 
 
+TEXTS = ("", "x", "x" * 3000, "../..", "\0", "\ud800")
+FLOATS = (0.5, 1e308, -1e308, float("nan"), float("inf"))
+ODD: tuple[Any, ...] = (None, True, False, [], {}, [0] * 50, [[]], *TEXTS, *FLOATS)
+
+
 def value(rng: Random) -> Any:
     """An unlikely value of any type."""
-    odd = (None, True, False, [], {}, "", "x", "x" * 3000, "../..", "\0", "\ud800", 0.5, 1e308, -1e308, [0] * 50, [[]])
-    made = rng.choice(INTEGERS) if rng.random() < 0.4 else rng.choice((*odd, float("nan"), float("inf")))
+    odd: tuple[Any, ...] = (
+        None,
+        True,
+        False,
+        [],
+        {},
+        "",
+        "x",
+        "x" * 3000,
+        "../..",
+        "\0",
+        "\ud800",
+        0.5,
+        1e308,
+        -1e308,
+        [0] * 50,
+        [[]],
+    )
+    made = rng.choice(INTEGERS) if rng.random() < 0.4 else copy.deepcopy(rng.choice(ODD))
     if rng.random() < 0.2:
         return rng.choice(([made], {"x": made}, str(made)))
     return made
