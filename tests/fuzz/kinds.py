@@ -5,9 +5,10 @@ The module is named to the workers, so that their own tests can give them other 
 
 from __future__ import annotations
 
-from tests.fuzz import kinds_data, kinds_images, kinds_models, kinds_runs
+from tests.fuzz import kinds_data, kinds_images, kinds_models, kinds_options, kinds_runs
 from tests.fuzz.kind import Kind
 
 KINDS: dict[str, Kind] = {
-    kind.name: kind for kind in (*kinds_images.KINDS, *kinds_data.KINDS, *kinds_models.KINDS, *kinds_runs.KINDS)
+    kind.name: kind
+    for kind in (*kinds_images.KINDS, *kinds_data.KINDS, *kinds_models.KINDS, *kinds_runs.KINDS, *kinds_options.KINDS)
 }

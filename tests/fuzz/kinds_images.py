@@ -18,8 +18,8 @@ from tests.fuzz.kind import Door, Kind
 SUFFIXES = (*sorted(images.EXTENSIONS), ".eps", ".pdf", ".PNG", "")
 
 
-def picture(mode: str = "RGB", width: int = 21, height: int = 17) -> Image.Image:
-    """A smooth picture that is not square."""
+def sample(mode: str = "RGB", width: int = 21, height: int = 17) -> Image.Image:
+    """A smooth image that is not square."""
     pixels = images.to_uint8(small.pictures(1, 32)[0]).permute(1, 2, 0).numpy()
     found = Image.fromarray(pixels).resize((width, height)).convert("RGB" if mode in ("I;16", "F") else mode)
     if mode == "I;16":
@@ -28,9 +28,9 @@ def picture(mode: str = "RGB", width: int = 21, height: int = 17) -> Image.Image
 
 
 def encoded(form: str, mode: str = "RGB", **options: Any) -> bytes:
-    """A picture as a file of a format."""
+    """An image as a file of a format."""
     made = io.BytesIO()
-    picture(mode).save(made, form, **options)
+    sample(mode).save(made, form, **options)
     return made.getvalue()
 
 
@@ -51,7 +51,7 @@ def _png(folder: Path) -> None:
     for mode in ("RGB", "RGBA", "L", "LA", "P", "1", "I;16"):
         (folder / f"{mode.replace(';', '')}.png").write_bytes(encoded("png", mode))
     (folder / "told.png").write_bytes(encoded("png", pnginfo=told, exif=exif(), dpi=(72, 72), icc_profile=b"x" * 200))
-    frames = [picture(width=20 + number, height=20).resize((20, 20)) for number in range(3)]
+    frames = [sample(width=20 + number, height=20).resize((20, 20)) for number in range(3)]
     frames[0].save(folder / "moving.png", save_all=True, append_images=frames[1:], duration=50)
 
 
@@ -67,7 +67,7 @@ def _jpeg(folder: Path) -> None:
 def _webp(folder: Path) -> None:
     (folder / "lossy.webp").write_bytes(encoded("webp", exif=exif()))
     (folder / "lossless.webp").write_bytes(encoded("webp", "RGBA", lossless=True))
-    picture().save(folder / "moving.webp", save_all=True, append_images=[picture("L").convert("RGB")] * 2)
+    sample().save(folder / "moving.webp", save_all=True, append_images=[sample("L").convert("RGB")] * 2)
 
 
 def _bmp(folder: Path) -> None:
@@ -77,7 +77,7 @@ def _bmp(folder: Path) -> None:
 
 def _gif(folder: Path) -> None:
     (folder / "still.gif").write_bytes(encoded("gif", "P"))
-    frames = [picture("P"), picture("L"), picture("1")]
+    frames = [sample("P"), sample("L"), sample("1")]
     frames[0].save(folder / "moving.gif", save_all=True, append_images=frames[1:], transparency=0, disposal=2)
 
 
@@ -87,7 +87,7 @@ def _tiff(folder: Path) -> None:
         (folder / f"{name}.tif").write_bytes(encoded("tiff", mode, compression=name))
     for mode in ("RGBA", "L", "I;16", "CMYK", "P"):
         (folder / f"{mode.replace(';', '')}.tiff").write_bytes(encoded("tiff", mode))
-    picture().save(folder / "pages.tif", save_all=True, append_images=[picture("L")])
+    sample().save(folder / "pages.tif", save_all=True, append_images=[sample("L")])
 
 
 def _ppm(folder: Path) -> None:
@@ -120,7 +120,7 @@ def _foreign(folder: Path) -> None:
 
 
 def load(path: Path) -> None:
-    """As every command that takes a picture."""
+    """As every command that takes an image."""
     loaded = images.load(path)
     assert loaded.dtype == torch.float32, loaded.dtype
     assert loaded.ndim == 4, loaded.shape

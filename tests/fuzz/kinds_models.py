@@ -217,7 +217,7 @@ WEIGHTS = Door(reads(f"{TIMM}?weights={{}}"), ENCODER)
 KINDS = (
     Kind("model-native", _native, (LOAD, Door(metadata, (StorageError, ConfigError)))),
     Kind("model-published", _published, (Door(published, MODEL, LATER),), target="model.pt", mutable="model.pt"),
-    Kind("model-recognised", _published, (LOAD,), target="model.pt", mutable="model.pt", good=False),
+    Kind("model-recognized", _published, (LOAD,), target="model.pt", mutable="model.pt", good=False),
     Kind("model-hub-folder", _hub, (LOAD,), names=0.1),
     Kind("model-diffusers", _diffusers, (LOAD,), names=0.1),
     Kind("flags", _flags, (Door(flags_file, MODEL, LATER),), target="flags.json", mutable="flags.json"),
