@@ -1,6 +1,7 @@
 # make demo     sheets of pictures from real photographs -> out/demo.png
 # make test     the tests (make test-long: those that take minutes; SHORT=1 shortens them)
 # make mutants  small wrong changes of the code, one at a time: the tests must notice each
+# make fuzz MINUTES=60  damaged and hostile inputs for every reader, in watched processes -> out/fuzz
 # make quality  what must be clean before a change lands; make style repairs what can be repaired
 # make notebooks  run the notebooks in examples/ and keep their outputs in them
 # make bench    benchmarks: operators, network evaluations beside their rivals, a training step -> out/bench_*
@@ -21,7 +22,7 @@ STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 NATIVE := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: venv demo notebooks test test-long mutants quality style bench bench-gpu clean
+.PHONY: venv demo notebooks test test-long fuzz mutants quality style bench bench-gpu clean
 
 venv: $(STAMP)
 
@@ -50,6 +51,11 @@ test-long: $(STAMP)
 # ONLY=words picks mutants by name or file, EVERY=n every n-th.
 mutants: $(STAMP)
 	$(BIN)/python -m tests.mutants.run $(if $(ONLY),--only "$(ONLY)") $(if $(EVERY),--every $(EVERY))
+
+# Equally many inputs of every kind; FUZZ="--kind tar --number 12" reads a single one, and so on.
+MINUTES ?= 60
+fuzz: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.run --minutes $(MINUTES) $(FUZZ)
 
 quality: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests import mutants
+from tests import damage
 
 pa = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -95,7 +95,7 @@ def check(found: Counter[str], expected: int) -> None:
 def test_mutants(tmp_path: Path, name: str, short: bool) -> None:
     WRITERS[name](tmp_path / name)
     count = FEW if short else MANY
-    check(mutants.count(tmp_path / name, count), count)
+    check(damage.count(tmp_path / name, count), count)
 
 
 @pytest.mark.long
@@ -103,7 +103,7 @@ def test_mutants(tmp_path: Path, name: str, short: bool) -> None:
 def test_mutants_of_a_saved_dataset(tmp_path: Path, name: str, short: bool) -> None:
     saved(tmp_path)
     count = FEW if short else MANY
-    check(mutants.count(tmp_path / name, count, tmp_path), count)
+    check(damage.count(tmp_path / name, count, tmp_path), count)
 
 
 def saved(folder: Path) -> None:
@@ -116,4 +116,4 @@ def saved(folder: Path) -> None:
 def test_some_mutants_of_arrow(tmp_path: Path) -> None:
     """The form whose damage used to end the process: about one in thirty."""
     WRITERS["h.arrow"](tmp_path / "h.arrow")
-    check(mutants.count(tmp_path / "h.arrow", 150), 150)
+    check(damage.count(tmp_path / "h.arrow", 150), 150)

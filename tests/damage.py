@@ -1,6 +1,6 @@
 """Damaged variants of a file, read one after the other in a process of its own, which a crash may end.
 
-    python -m tests.mutants SEED_FILE FIRST LAST
+    python -m tests.damage SEED_FILE FIRST LAST
 
 Says what becomes of each, a line before it is read and a line after. Which reader: `read`, by the name.
 """
@@ -82,7 +82,7 @@ def count(seed: Path, mutants: int, beside: Path | None = None) -> Counter[str]:
     found: Counter[str] = Counter()
     first = 0
     while first < mutants:
-        command = [sys.executable, "-m", "tests.mutants", str(seed), str(first), str(mutants), str(beside or "")]
+        command = [sys.executable, "-m", "tests.damage", str(seed), str(first), str(mutants), str(beside or "")]
         done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=Path(__file__).parent.parent)
         lines = [line.split(maxsplit=2) for line in done.stdout.splitlines() if line.startswith("mutant ")]
         found.update(line[2] for line in lines if len(line) == 3)
