@@ -18,7 +18,7 @@ import torch
 from rcdm_fast import checkpoint, doors
 from rcdm_fast.cli import main
 from rcdm_fast.config import ConfigError
-from rcdm_fast.jobs import formats, ledger, local, shard_tables, sources
+from rcdm_fast.jobs import draw, formats, ledger, local, shard_tables, sources
 from rcdm_fast.jobs.settings import FORMATS, JobConfig
 from rcdm_fast.jobs.verify import verify
 from rcdm_fast.pipeline import Model
@@ -118,11 +118,12 @@ def replaced(line: bytes) -> Callable[[list[bytes]], list[bytes]]:
     return lambda lines: [line + b"\n", *lines[1:]]
 
 
+WRONG: tuple[Any, ...] = (None, -1, 10**30, "x", "../../etc/passwd", [], {}, True, 1.5)
 EDITS = [
     short, empty, twice,
     *(replaced(line) for line in (b"[" * 100_000, b"3", b"null", b"[1]", b"\xff", b"{", b"{}")),
     *(changed(**{name: value}) for name in ("item", "sample", "offset", "bytes", "sha256", "key", "shard")
-      for value in (None, -1, 10**30, "x", "../../etc/passwd", [], {}, True, 1.5)),
+      for value in WRONG),
     changed(item=1 << 62), changed(offset=1 << 62), changed(bytes=1 << 62), changed(sha256="0" * 64),
 ]  # fmt: skip
 
@@ -271,14 +272,14 @@ def test_an_item_that_has_vanished(model: Model, tmp_path: Path, monkeypatch: py
     h = representations()
     h[4] = float("nan")
     before = sources.hash_of
-    monkeypatch.setattr(local.draw.Artist, "draw", forget_content(monkeypatch, local.draw.Artist.draw))
+    monkeypatch.setattr(draw.Artist, "draw", forget_content(monkeypatch, draw.Artist.draw))
     summary = run(model, tmp_path, given=h)
     assert (summary.pictures, summary.quarantined) == ((ITEMS - 1) * jobs_cases.CONFIG.per, 1)
     monkeypatch.setattr(sources, "hash_of", before)
     assert verify(tmp_path).complete
 
 
-def forget_content(monkeypatch: pytest.MonkeyPatch, draw: Any) -> Any:
+def forget_content(monkeypatch: pytest.MonkeyPatch, before: Any) -> Any:
     """`Artist.draw`, after which the content of items is gone."""
 
     def drawn(self: Any, ready: Any) -> Iterator[Any]:
@@ -286,7 +287,7 @@ def forget_content(monkeypatch: pytest.MonkeyPatch, draw: Any) -> Any:
             raise FileNotFoundError(errno.ENOENT, "No such file or directory")
 
         monkeypatch.setattr(sources, "hash_of", gone)
-        yield from draw(self, ready)
+        yield from before(self, ready)
 
     return drawn
 

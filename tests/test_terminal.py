@@ -72,7 +72,11 @@ def test_a_command_goes_on_to_its_end(monkeypatch: pytest.MonkeyPatch, code: int
 
 
 def test_streams_that_were_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "app", lambda *_, **__: (common.say(SAID), common.interactive()))
+    def work(*_: Any, **__: Any) -> None:
+        common.say(SAID)
+        assert not common.interactive()
+
+    monkeypatch.setattr(cli, "app", work)
     monkeypatch.setattr(sys, "stdout", None)
     monkeypatch.setattr(sys, "stderr", None)
     assert main([]) == 0

@@ -29,7 +29,8 @@ from rcdm_fast import locks, storage
 from rcdm_fast.config import ConfigError
 from rcdm_fast.jobs import formats
 from rcdm_fast.jobs.layout import Layout, Unit
-from rcdm_fast.jobs.rows import VERSION, Row, count_lines, read_identity, read_quarantine, write_lines
+from rcdm_fast.jobs.rows import VERSION, count_lines, read_identity, read_quarantine, write_lines
+from rcdm_fast.jobs.rows import Row as Row
 from rcdm_fast.jobs.rows import read_lines as read_lines
 from rcdm_fast.jobs.settings import JobConfig
 from rcdm_fast.jobs.sources import HASHES

@@ -111,7 +111,8 @@ def check_shard(ledger: Ledger, number: int, expected: Callable[[int], Row] | No
     """
     good: list[tuple[int, int]] = []
     bad: set[int] = set()
-    count, faults = 0, []
+    faults: list[str] = []
+    count = 0
     for fault in _shard_faults(ledger, number, good, bad, expected):
         count += 1
         faults += [fault] if len(faults) < SHOWN else []
