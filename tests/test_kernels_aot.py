@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +22,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 from rcdm_fast.kernels import attention as attention_module
 from rcdm_fast.kernels import film_group_norm as norm_module
 from rcdm_fast.ops import schema
-from tests import triton_aot
+from tests import older, triton_aot
 from tests.norm_cases import NormCase
 
 HALF, FULL = torch.bfloat16, torch.float32
@@ -121,3 +124,23 @@ def test_attention_of_every_head(
     for length, head in itertools.product(lengths, heads):
         with monkeypatch.context() as patch:
             _attention(patch, tmp_path, capability, length, head, dtype)
+
+
+@pytest.mark.long
+@capabilities
+def test_the_oldest_triton_compiles_the_same(checkout: Path, short: bool, capability: int) -> None:
+    """The tests of this file once more, under the oldest torch that is accepted and the Triton that comes with it."""
+    path = [older.installed("torch", older.OLDEST_TORCH), older.installed("triton", older.OLDEST_TRITON)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}
+
+    def run(*arguments: str) -> str:
+        command = [sys.executable, *arguments]
+        done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    versions = "import torch, triton; print(torch.__version__.split('+')[0], triton.__version__)"
+    assert run("-c", versions).split() == [older.OLDEST_TORCH, older.OLDEST_TRITON]
+    which = f"sm_{capability}" + (" and attention" if short and capability != 90 else "")
+    tests = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not long", "-k", which, __file__]
+    assert " passed" in run(*tests)

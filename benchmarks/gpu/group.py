@@ -40,7 +40,7 @@ class Group:
     def __init__(self, work: Workload, file: RowFile, shared: Row, ceilings: Ceilings, settings: Settings) -> None:
         self._work, self._file, self._ceilings, self._settings = work, file, ceilings, settings
         self._shared = {**shared, "config": work.name, "batch": work.batch, "flop": work.flops}
-        self._gate = timing.Gate(work)
+        self._gate = timing.Gate(work, timing.OUR_FACTOR["cuda"])  # in a rehearsal too
         self._stay: dict[str, Candidate] = {}
 
     def stay(self, name: str) -> Candidate:

@@ -19,6 +19,7 @@ class Settings:
         device: where everything is measured.
         groups: what `step` measures, in this order.
         compiled_groups: the same for engines that compile for minutes, each in a process of its own.
+        compiled_s: how long one of these processes may take.
         largest_fp32_batch: plain fp32 is there to compare with, not worth minutes.
         tuned: the configuration that `tune` measures.
         norm_shapes: channels and side of pictures, for `ops`.
@@ -35,6 +36,7 @@ class Settings:
     device: str
     groups: Groups
     compiled_groups: tuple[tuple[str, int], ...]
+    compiled_s: float
     largest_fp32_batch: int
     tuned: str
     norm_shapes: tuple[tuple[int, int], ...]
@@ -52,6 +54,7 @@ REAL = Settings(
     device="cuda",
     groups=(("release128", (1, 8, 64, 256)), ("s", (16, 256)), ("m", (4, 64))),
     compiled_groups=(("release128", 1), ("release128", 64)),
+    compiled_s=100.0,
     largest_fp32_batch=8,
     tuned="release128",
     norm_shapes=((256, 128), (256, 64), (512, 32), (768, 16), (1024, 8)),
@@ -68,6 +71,7 @@ REHEARSAL = Settings(
     device="cpu",
     groups=(("rehearsal", (1, 3)),),
     compiled_groups=(("rehearsal", 2),),
+    compiled_s=200.0,
     largest_fp32_batch=1,
     tuned="rehearsal",
     norm_shapes=((64, 4),),

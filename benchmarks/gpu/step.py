@@ -17,13 +17,12 @@ from benchmarks.rows import Row, RowFile
 from rcdm_fast import engines
 
 RESERVE_S = 25.0  # a batch begins only if so much is left
-COMPILED_S = 100.0  # for one engine that compiles, on one batch
 
 
 def run(settings: Settings, file: RowFile, shared: Row, machine: Path, deadline: Deadline) -> int:
     """All batches; the number of wrong candidates."""
     slow = [name for name in engines.ENGINES if name in candidates.SLOW_TO_BUILD]
-    reserved = COMPILED_S * len(slow) * len(settings.compiled_groups)
+    reserved = settings.compiled_s * len(slow) * len(settings.compiled_groups)
     red = 0
     first = settings.groups[0][0]
     for config, batches in settings.groups:
@@ -37,7 +36,7 @@ def run(settings: Settings, file: RowFile, shared: Row, machine: Path, deadline:
         if config == first:
             for name in slow:
                 for slow_config, batch in settings.compiled_groups:
-                    left = Deadline.after(min(COMPILED_S, deadline.left_s))
+                    left = Deadline.after(min(settings.compiled_s, deadline.left_s))
                     names = [f"{name}-bf16"]
                     # Rivals are measured again in that process: their rows are its own.
                     red += measure(settings, slow_config, batch, names, file, shared, machine, left, part=name)
