@@ -86,10 +86,10 @@ def whole(value: Any, name: str, limits: Range = ANY) -> int:
 def real(value: Any, name: str, limits: Range = ANY) -> float:
     """The finite number that `value` is; an int stays one. `ConfigError` for anything else."""
     given = _scalar(value)
-    if isinstance(given, bool) or not isinstance(given, numbers.Real):
+    if isinstance(given, bool) or not isinstance(given, int | numbers.Real):
         raise ConfigError(f"{name} must be a number, got {described(value)}")
     try:
-        number = given if isinstance(given, int) else float(given)
+        number: float = given if type(given) is int else float(given)
         finite = math.isfinite(number)
     except OverflowError:
         finite = False
@@ -166,7 +166,8 @@ class Checked:
     """
 
     def __post_init__(self) -> None:
-        hints = _hints(type(self))
+        cls: Any = type(self)
+        hints = _hints(cls)
         for item in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, item.name)
             fitting = _fitted(hints[item.name], value, item.name)
@@ -175,7 +176,7 @@ class Checked:
 
 
 @functools.cache
-def _hints(cls: type) -> dict[str, Any]:
+def _hints(cls: Any) -> dict[str, Any]:
     return typing.get_type_hints(cls, include_extras=True)
 
 

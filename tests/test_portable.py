@@ -101,7 +101,8 @@ FORK = """
     if child == 0:
         torch.set_num_threads(int(sys.argv[3]))
         try:
-            print("near", torch.allclose(model.sample(h, per=4, steps=2), expected, atol=float(sys.argv[4])), flush=True)
+            found = model.sample(h, per=4, steps=2)
+            print("near", torch.allclose(found, expected, atol=float(sys.argv[4])), flush=True)
         except rcdm_fast.SamplingError as error:
             print(error, flush=True)
         os._exit(0)
