@@ -538,6 +538,12 @@ def load(
 ) -> Model:
     """Load a model and make it ready.
 
+    A model file may come from anyone, and may name an encoder. What it names is built at the first `encode` without a
+    question, because it is read as data: a bundled or published encoder, a network of timm, torchvision or transformers
+    by its name (downloaded by those libraries, weights without pickled code), a native or ONNX file on this machine.
+    What would run code that comes with a network is refused: torch.hub always (give it as ``encoder=`` with
+    trust_repo=1), and transformers' custom code. With RCDM_FAST_OFFLINE=1 nothing is downloaded.
+
     Args:
         source: a bundled or published name (`rcdm models`), a native .safetensors file or its folder, a
             published-format .pt, or a Hugging Face hub id.
