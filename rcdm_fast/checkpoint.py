@@ -13,6 +13,7 @@ import logging
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,8 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import config as configs
-from rcdm_fast import downloads, hub, names, state_dicts, storage
+from rcdm_fast import doors, downloads, hub, names, state_dicts, storage
 from rcdm_fast.config import ConfigError, ModelConfig, UNetConfig
-from rcdm_fast.doors import said
 from rcdm_fast.encoders.native import METADATA_KEY as ENCODER_KEY
 from rcdm_fast.encoders.weights import load_pickle
 from rcdm_fast.flags import FlagSource, FlagValue, configs_from_flags, read_flags
@@ -84,9 +84,9 @@ def load_model(
             return _load_path(names.bundled_path(source), given, sha256)
         if source in names.RELEASES:
             return _load_release(source, given, sha256)
-        if not source or not Path(source).expanduser().exists():
+        if not source or not doors.path(source, CheckpointError).exists():
             return _load_elsewhere(source, given, sha256)
-    return _load_path(Path(source).expanduser(), given, sha256)
+    return _load_path(doors.path(source, CheckpointError), given, sha256)
 
 
 def save_model(
@@ -259,7 +259,7 @@ def _read_pickle(path: Path) -> Mapping[Any, Any]:
     except (FileNotFoundError, PermissionError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     except Exception as error:  # damaged bytes raise nearly anything inside the unpickler
-        raise CheckpointError(f"{path}: truncated, or not a PyTorch checkpoint ({said(error)})") from error
+        raise CheckpointError(f"{path}: truncated, or not a PyTorch checkpoint ({doors.said(error)})") from error
     if not isinstance(found, Mapping):
         raise CheckpointError(f"{path}: expected a state_dict (tensors by name), found {type(found).__name__}")
     return found

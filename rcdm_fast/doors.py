@@ -89,6 +89,11 @@ def path(given: str | bytes | os.PathLike[str] | os.PathLike[bytes], kind: type[
 
 
 def _of_reader(error: BaseException) -> bool:
-    """Neither the project's own, nor an interrupt or an exit; readers in Rust panic with what is no `Exception`."""
+    """Neither the project's own, nor an interrupt or an exit; readers in Rust panic with what is no `Exception`.
+
+    A name that is not defined is no input's fault.
+    """
+    if isinstance(error, NameError):
+        return False
     own = type(error).__module__.partition(".")[0] == __name__.partition(".")[0]
     return not own and (isinstance(error, Exception) or type(error).__name__ == "PanicException")

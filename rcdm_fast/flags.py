@@ -16,7 +16,6 @@ import logging
 import math
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 from rcdm_fast import doors
 from rcdm_fast.config import DEFAULT_CHANNEL_MULT, ConfigError, ScheduleConfig, UNetConfig
@@ -64,8 +63,24 @@ DEFAULTS: dict[str, FlagValue] = {
 
 # Flags of the published sampling scripts, which are kept in the same files.
 OF_SAMPLING = frozenset(
-    "batch_size clip_denoised num_samples num_images use_ddim ddim_eta eta seed model_path data_dir out_dir type_model "
-    "use_head classifier_path classifier_scale classifier_use_fp16".split()
+    [
+        "batch_size",
+        "clip_denoised",
+        "num_samples",
+        "num_images",
+        "use_ddim",
+        "ddim_eta",
+        "eta",
+        "seed",
+        "model_path",
+        "data_dir",
+        "out_dir",
+        "type_model",
+        "use_head",
+        "classifier_path",
+        "classifier_scale",
+        "classifier_use_fp16",
+    ]
 )
 
 NOT_ON_COMMAND_LINE = ("G_shared", "pretrained", "sigma_small", "num_classes", "conv_resample")

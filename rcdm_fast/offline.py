@@ -1,7 +1,7 @@
 """RCDM_FAST_OFFLINE, kept by other libraries too: inside `enforced` nothing reaches the network.
 
-Libraries that fetch models and data have switches of their own, or none. Inside, those of the Hugging Face libraries are
-on (what is in their caches is found, and nothing is tried again and again), and this thread opens no connection.
+Libraries that fetch models and data have switches of their own, or none. Inside, those of the Hugging Face libraries
+are on (what is in their caches is found, and nothing is tried again and again), and this thread opens no connection.
 
 Knows nothing about what is fetched.
 """

@@ -33,11 +33,11 @@ from rcdm_fast.checks import Range, whole
 from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, ScheduleConfig
 from rcdm_fast.encoders import Encoder
 from rcdm_fast.export.hub_folder import HubMethods
-from rcdm_fast.precision import ieee_fp32
 from rcdm_fast.export.job import ExportMethods
 from rcdm_fast.inputs import OnBad, Pictures
 from rcdm_fast.jobs.methods import JobMethods
 from rcdm_fast.portable import Portable
+from rcdm_fast.precision import ieee_fp32
 from rcdm_fast.sampling import Request, SamplingError, interpolation_path
 from rcdm_fast.schedule import Schedule, network_timestep
 from rcdm_fast.unet import UNet
@@ -438,6 +438,12 @@ def load(
     sha256: str | None = None,
 ) -> Model:
     """Load a model and make it ready.
+
+    A model file may come from anyone, and may name an encoder. What it names is built at the first `encode` without a
+    question, because it is read as data: a bundled or published encoder, a network of timm, torchvision or transformers
+    by its name (downloaded by those libraries, weights without pickled code), a native or ONNX file on this machine.
+    What would run code that comes with a network is refused: torch.hub always (give it as ``encoder=`` with
+    trust_repo=1), and transformers' custom code. With RCDM_FAST_OFFLINE=1 nothing is downloaded.
 
     Args:
         source: a bundled or published name (`rcdm models`), a native .safetensors file or its folder, a

@@ -23,7 +23,7 @@ State = dict[str, Tensor]
 
 # Modules that wrap another one under a name of their own, anywhere in a tensor's name.
 WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"})
-# Of several copies of one network, what their authors evaluate: averages first, then the one that was trained by gradients.
+# Of several copies of one network, what their authors evaluate: averages, then the one that was trained by gradients.
 _AVERAGES = ("target_encoder", "teacher", "ema")
 _TRAINED = ("encoder_q", "online")
 _OTHERS = ("encoder_k", "momentum", "student", "target")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import os
@@ -129,6 +130,45 @@ def test_bare_weights_in_safetensors(tmp_path: Path, weights: Tensors) -> None:
     config, tensors = load_model(tmp_path / "bare.safetensors", FLAGS)
     assert config.unet == CONFIG.unet
     assert equal(tensors, weights)
+
+
+WRAPPED: dict[str, Callable[[Tensors], Any]] = {
+    "compiled": lambda w: {f"_orig_mod.{name}": tensor for name, tensor in w.items()},
+    "compiled in DataParallel": lambda w: {f"module._orig_mod.{name}": tensor for name, tensor in w.items()},
+    "a script's dictionary": lambda w: {"state_dict": w, "epoch": 3, "args": argparse.Namespace(lr=0.1)},
+    "Lightning": lambda w: {
+        "state_dict": {f"model.{name}": tensor for name, tensor in w.items()} | {"encoder.conv.weight": torch.ones(3)},
+        "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(3)}}}],
+    },
+    "averaged beside": lambda w: {"model": {name: tensor + 1 for name, tensor in w.items()}, "ema": w, "step": 5},
+    "AveragedModel": lambda w: {"n_averaged": torch.tensor(3)} | {f"module.{name}": t for name, t in w.items()},
+}
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_weights_inside_what_training_scripts_save(tmp_path: Path, weights: Tensors, kind: str) -> None:
+    torch.save(WRAPPED[kind](weights), tmp_path / "a.pt")
+    assert equal(load_model(tmp_path / "a.pt", FLAGS)[1], weights)
+
+
+def test_copies_that_nothing_tells_apart_are_named(tmp_path: Path, weights: Tensors) -> None:
+    torch.save({"first": weights, "second": weights}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=r"a\.pt: .*several copies.*key=first.*key=second.*save the one"):
+        load_model(tmp_path / "a.pt", FLAGS)
+
+
+def test_tensors_without_plain_numbers(tmp_path: Path, weights: Tensors) -> None:
+    for tensor in (torch.zeros(6).to_sparse(), torch.zeros(6, device="meta")):
+        torch.save(changed(weights, out__2__bias=tensor), tmp_path / "a.pt")
+        with pytest.raises(CheckpointError, match=r"a\.pt: .*not plain numbers: out\.2\.bias"):
+            load_model(tmp_path / "a.pt", FLAGS)
+
+
+@pytest.mark.parametrize("name", ["~nosuchuser/a.pt", "a" * 3000, "a\0b"])
+def test_names_that_are_none(name: str) -> None:
+    for source in (name, Path(name)):
+        with pytest.raises(CheckpointError):
+            load_model(source)
 
 
 def test_flags_are_completed_from_the_shapes_and_stated(

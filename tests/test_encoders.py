@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import threading
 
 import numpy as np
 import pytest
@@ -120,7 +122,7 @@ def test_normalisation() -> None:
 
 
 def test_backbone_stops_before_the_projector_and_projector_is_the_output() -> None:
-    network = TwoParts()
+    network = TwoParts().eval()
     images = pictures(8, 8, count=3)
     encoder = build(network, config=SMALL)
     h = encoder.encode(images)
@@ -170,15 +172,82 @@ def test_evaluation_mode_and_no_gradients_but_usable_in_training() -> None:
     network = TwoParts().train()
     encoder = build(network, config=SMALL)
     before = {name: value.clone() for name, value in network.named_buffers()}
-    network.train()
-    h = encoder.encode(pictures(8, 8, count=4))
-    assert not network.training
+    network.projector.eval()
+    modes = {name: module.training for name, module in network.named_modules()}
+    images = pictures(8, 8, count=4)
+    h = encoder.encode(images)
+    assert {name: module.training for name, module in network.named_modules()} == modes  # as its owner has it
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    with torch.no_grad():
+        assert close(h, copy.deepcopy(network).eval().backbone(images))
     assert all(torch.equal(value, before[name]) for name, value in network.named_buffers())
     assert not h.requires_grad
     assert not h.is_inference()
     layer = nn.Linear(5, 1)
     (gradient,) = torch.autograd.grad(layer(h).sum(), layer.weight)
     assert close(gradient, h.sum(0, keepdim=True))
+
+
+def test_several_threads_in_a_network_that_is_training() -> None:
+    network = TwoParts().train()
+    encoder = build(network, config=SMALL)
+    images = pictures(8, 8, count=4)
+    expected = encoder.encode(images)
+    before = {name: value.clone() for name, value in network.named_buffers()}
+    found: list[Tensor] = []
+    threads = [threading.Thread(target=lambda: found.extend(encoder.encode(images) for _ in range(30))) for _ in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 60
+    assert all(torch.equal(h, expected) for h in found)
+    assert all(torch.equal(value, before[name]) for name, value in network.named_buffers())
+    assert network.training
+
+
+def test_a_hosts_autocast_and_default_dtype_change_nothing() -> None:
+    network, images = TwoParts(), pictures(8, 8, count=2)
+    expected = build(network, config=SMALL).encode(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(build(network, config=SMALL).encode(images), expected)
+        assert torch.is_autocast_enabled("cpu")
+    drawn = build("timm:test_resnet").encode(pictures(160))
+    torch.set_default_dtype(torch.float64)
+    try:
+        late = build("timm:test_resnet")
+        assert late.encode(torch.zeros(0, 3, 9, 9)).dtype == torch.float32
+        assert {value.dtype for value in late.network.parameters()} == {torch.float32}  # type: ignore[attr-defined]
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert drawn.dtype == torch.float32
+
+
+def test_tables_that_a_network_keeps_do_for_its_training() -> None:
+    class Kept(nn.Module):
+        """Makes a table at its first call."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3))
+            self.table: Tensor | None = None
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.table is None:
+                self.table = torch.ones(3)
+            return x.mean((2, 3)) * self.table * self.weight
+
+    network = Kept()
+    build(network, config=SMALL).encode(pictures(8))
+    network(pictures(8)).sum().backward()
+    assert network.weight.grad is not None
+
+
+def test_a_class_is_no_encoder() -> None:
+    for given in (TwoParts, ImageEncoder, torch.nn.Identity):
+        with pytest.raises(EncoderError, match=f"{given.__name__} is a class; give an instance"):
+            build(given)  # type: ignore[arg-type]
 
 
 def test_represent_carries_gradients() -> None:
@@ -190,7 +259,7 @@ def test_represent_carries_gradients() -> None:
 
 def test_normalize_and_half_precision_networks() -> None:
     images = pictures(8, 8, count=2)
-    network = TwoParts()
+    network = TwoParts().eval()
     h = build(network, config=dataclasses.replace(SMALL, normalize=True)).encode(images)
     assert close(h, F.normalize(network.backbone(images), dim=1))
     half = build(TwoParts().to(torch.bfloat16), config=SMALL).encode(images)

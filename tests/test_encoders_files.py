@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import resource
+import time
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +139,60 @@ def test_weights_files_cannot_run_code(tmp_path: Path) -> None:
     torch.save([1, 2], path)
     with pytest.raises(EncoderError, match="no state dict"):
         weights.read(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"stem": 10**9},
+        {"blocks": [10**9, 1]},
+        {"widths": [4, 10**9]},
+        {"widths": [8192, 8192]},  # within the limits, and not what the file holds
+        {"widths": [4] * 10**4, "blocks": [1] * 10**4},
+        {"projector": [10**9]},
+        {"projector": []},
+        {"blocks": [True, 1]},
+        {"widths": "48"},
+        {"widths": {"a": 1}},
+        {"stem": 4.0},
+        {"depth": 3},
+        {"activation": ["relu"]},
+    ],
+)
+def test_numbers_of_an_architecture_are_checked_before_it_is_built(change: dict[str, Any], tmp_path: Path) -> None:
+    shape: dict[str, Any] = {"stem": 4, "widths": [4, 8], "blocks": [1, 1], "projector": [6, 5]}
+    path = tmp_path / "tiny.safetensors"
+    config = EncoderConfig("module", image_size=32, architecture={**shape, **change})
+    native.save(path, SmallResNet(**shape), config, {})
+    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    with pytest.raises(ConfigError, match=r"tiny\.safetensors"):
+        build(f"file:{path}")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+    assert time.monotonic() - started < 20
+
+
+def test_reading_an_encoder_leaves_the_random_state_alone(tmp_path: Path) -> None:
+    before = torch.get_rng_state()
+    build("bundled:cifar10-simclr")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_graphs_of_an_enormous_batch_are_refused(tmp_path: Path) -> None:
+    info = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", ["x"], ["y"])],
+        "same",
+        [info("x", onnx.TensorProto.FLOAT, [10**9, 3, 8, 8])],
+        [info("y", onnx.TensorProto.FLOAT, [10**9, 3, 8, 8])],
+    )
+    onnx.save(onnx.helper.make_model(graph, ir_version=9), tmp_path / "same.onnx")
+    with pytest.raises(EncoderError, match="1000000000 pictures at once"):
+        build(f"onnx:{tmp_path}/same.onnx")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\3\4x", b"\x80\x02]q\x00" + b"(" * 5000, bytes(300), b"\x80\x02c" * 99])
+def test_weights_that_cannot_be_read(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    path.write_bytes(content)
+    with pytest.raises(EncoderError, match=r"weights\.pt"):
+        build(f"timm:test_resnet?weights={path}")

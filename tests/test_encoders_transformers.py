@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from rcdm_fast.config import EncoderConfig
 from rcdm_fast.encoders import EncoderError, build
+from rcdm_fast.encoders.processors import read_convention
 from rcdm_fast.encoders.sources import Source
-from rcdm_fast.encoders.transformers_models import read_convention
 from tests.encoder_checks import close, pictures
 
 SHAPE: dict[str, Any] = {

@@ -291,3 +291,36 @@ def test_a_resnet_is_no_unet() -> None:
         recognise({"conv1.weight": (64, 3, 7, 7), "bn1.weight": (64,)})
     with pytest.raises(ConfigError, match="found nothing"):
         recognise({})
+
+
+def test_sampling_flags_are_left_out_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sampling = {"batch_size": 16, "num_samples": 100, "use_ddim": True, "clip_denoised": True, "model_path": "a.pt"}
+    flags = {"image_size": 64, "timestep_respacing": "ddim25", **sampling}
+    path = tmp_path / "flags.json"
+    path.write_text(json.dumps(flags), encoding="utf-8")
+    with caplog.at_level(logging.INFO):
+        assert read_flags(path) == {"image_size": 64, "timestep_respacing": "ddim25"}
+    for name in sampling:
+        assert name in caplog.text
+    assert configs_from_flags(path) == configs_from_flags({"image_size": 64})
+    with pytest.raises(ConfigError, match="unknown flag 'num_sample'"):
+        read_flags({**flags, "num_sample": 3})
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"a":' * 100_000, '{"image_size": ' + "9" * 5000 + "}", "\0", "", "nul"]
+)
+def test_flags_files_that_cannot_be_read(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "flags.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"flags\.json: ") as raised:
+        read_flags(path)
+    assert len(str(raised.value)) < 1000
+    with pytest.raises(ConfigError):
+        read_flags("~nosuchuser/flags.json")
+
+
+def test_shapes_of_no_width() -> None:
+    shapes = {"time_embed.0.weight": (0, 0), "input_blocks.0.0.weight": (0, 3, 3, 3), "out.2.weight": (3, 0, 3, 3)}
+    with pytest.raises(ConfigError, match="not the tensors"):
+        recognise(shapes)

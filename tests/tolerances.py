@@ -30,8 +30,8 @@ ENCODER_CUDA_L2 = 1e-3
 RESIZE_ABS = 1.5 / 127.5
 RESIZE_HALVED_ABS = 3 / 127.5
 
-# What an encoder sees, against its own image processor, which rounds resized pictures to 8 bits: relative L2 error. Measured
-# over all processors of transformers that are matched: at most 0.005 (0.002 where nothing divides by a std below 1).
+# What an encoder sees, against its own image processor, which rounds resized pictures to 8 bits: relative L2 error.
+# Measured over all processors of transformers that are matched: at most 0.005 (0.002 where no std below 1 divides).
 PROCESSOR_L2 = 0.006
 
 # An operator's relative L2 error against float64, in multiples of plain PyTorch's at the same dtype, or of the floor

@@ -59,7 +59,7 @@ def train(
         progress: called with (steps done, steps in all, loss).
         minutes: stop once this call has trained for so long, with a state to go on from; representations that are
             computed before count too. At least one step is done.
-        trusted: sources of encoders whose code may be run (``torchhub:...``), now and when this folder's run is resumed.
+        trusted: sources of encoders whose code may be run (``torchhub:...``), now and when the run is resumed.
 
     Raises:
         Paused: `minutes` ended before the run.
@@ -93,8 +93,7 @@ def _train(
     assert config.encoder is not None, "train has asked for it"
     end = None if minutes is None else time.monotonic() + 60 * minutes
     sources = trust.remembered(folder.path, trusted, crew.leads)
-    trusts = config.encoder.source in sources
-    encoder = encoder_room.build(config.encoder, str(crew.device), trust_repo=trusts)
+    encoder = encoder_room.build(config.encoder, str(crew.device), trust_repo=config.encoder.source in sources)
     bank = representations.cached(encoder, data, folder.path, config.flips, crew)
     unet = _with_width(config.unet, bank.shape[-1])
     run = Run(config, unet, data, bank, crew)

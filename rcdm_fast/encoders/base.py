@@ -99,9 +99,9 @@ def checked_device(device: str | torch.device) -> torch.device:
 class ImageEncoder:
     """An encoder made of a network (or any function) and its convention.
 
-    A bare module stays its owner's: it is in evaluation mode during calls only, its weights stay where they are (pictures
-    go to them, and representations come back to `device`), and it is moved by `to` alone. The network of a family is
-    the encoder's own. An encoder can be pickled and copied as far as its network can.
+    A bare module stays its owner's: it is in evaluation mode during calls only, its weights stay where they are
+    (pictures go to them, and representations come back to `device`), and it is moved by `to` alone. The network of a
+    family is the encoder's own. An encoder can be pickled and copied as far as its network can.
 
     Args:
         network: the network and what its family knows; or a bare module or function, called with normalised pictures
@@ -178,9 +178,7 @@ class ImageEncoder:
         """Move the network to a device, in place; returns the encoder. Raises `EncoderError`."""
         device = checked_device(device)
         module = self._network.module
-        if isinstance(module, nn.Module):
-            module.to(device)
-        elif isinstance(module, Movable):
+        if isinstance(module, Movable):
             module.to(device)
         self._device = device
         return self

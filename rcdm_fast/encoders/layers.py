@@ -141,13 +141,15 @@ def pool(output: Tensor, pooling: str, prefix_tokens: int | None, order: Order |
     if order is None:
         choice = "[N,T,D] or [N,D,T]" if output.ndim == 3 else "[N,H,W,C] or [N,C,H,W]"
         raise EncoderError(
-            f"the layer gives {shape}, and neither its shape nor a trial tells whether that is {choice}; say layout=nhwc "
-            "or layout=nchw"
+            f"the layer gives {shape}, and neither its shape nor a trial tells whether that is {choice}; say "
+            "layout=nhwc or layout=nchw"
         )
     if output.ndim == 4:
         return output.mean(dim=(1, 2) if order == "nhwc" else (2, 3))
     tokens = output if order == "nhwc" else output.transpose(1, 2)
     if pooling == "mean":
+        if tokens.shape[1] <= (prefix_tokens or 0):
+            raise EncoderError(f"pooling=mean: the layer gives {shape}, no tokens of patches; choose pooling=cls")
         return tokens[:, prefix_tokens or 0 :].mean(dim=1)
     if prefix_tokens == 0:
         raise EncoderError("pooling=cls: this network has no class token; choose pooling=mean")

@@ -26,7 +26,7 @@ DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(do
 
 
 class OnnxNetwork:
-    """One output of an ONNX graph as a function of pictures. A pickled or copied one opens its file again where it is used.
+    """One output of an ONNX graph as a function of pictures; a pickled or copied one opens its file again.
 
     Args:
         path: the file.

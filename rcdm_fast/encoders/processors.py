@@ -9,20 +9,18 @@ Knows nothing about networks or where a processor comes from.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from rcdm_fast import images as pictures
 from rcdm_fast.config import EncoderConfig, Interpolation
 from rcdm_fast.doors import door
 from rcdm_fast.encoders import preprocess
-from rcdm_fast.encoders.errors import EncoderError, reason
+from rcdm_fast.encoders.errors import EncoderError
 from rcdm_fast.encoders.sources import Source
 
 BY_HAND = "state image_size, mean and std (and resize, resize_to, interpolation, channel_order) as options instead"
@@ -31,22 +29,89 @@ TOLERANCE = 0.02  # relative L2; rounding to 8 bits and to whole pixels make up 
 RESAMPLING: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
 # Resize, centre crop, rescale, normalise, each if its key says so.
 _PLAIN = frozenset(
-    "Beit Bit Blip CLIP Chameleon ChineseCLIP DINOv3ViT DPT DeiT DepthPro Flava Gemma3 Llava MobileNetV1 MobileNetV2 "
-    "OwlViT PPChart2Table PPDocLayoutV2 PPDocLayoutV3 PPDocLayoutV4 PromptDepthAnything Pvt RTDetr Sam2 Sam3 SegGpt "
-    "Segformer Siglip Tipsv2 Tipsv2Dpt ViT".split()
+    [
+        "Beit",
+        "Bit",
+        "Blip",
+        "CLIP",
+        "Chameleon",
+        "ChineseCLIP",
+        "DINOv3ViT",
+        "DPT",
+        "DeiT",
+        "DepthPro",
+        "Flava",
+        "Gemma3",
+        "Llava",
+        "MobileNetV1",
+        "MobileNetV2",
+        "OwlViT",
+        "PPChart2Table",
+        "PPDocLayoutV2",
+        "PPDocLayoutV3",
+        "PPDocLayoutV4",
+        "PromptDepthAnything",
+        "Pvt",
+        "RTDetr",
+        "Sam2",
+        "Sam3",
+        "SegGpt",
+        "Segformer",
+        "Siglip",
+        "Tipsv2",
+        "Tipsv2Dpt",
+        "ViT",
+    ]
 )
-_SPECIAL = frozenset("ConvNext EfficientNet Levit MobileViT PoolFormer".split())
+_SPECIAL = frozenset(["ConvNext", "EfficientNet", "Levit", "MobileViT", "PoolFormer"])
 _PIXEL_KEYS = frozenset(
-    "size crop_size resample do_resize do_center_crop do_rescale rescale_factor do_normalize image_mean image_std "
-    "crop_pct rescale_offset include_top do_flip_channel_order".split()
+    [
+        "size",
+        "crop_size",
+        "resample",
+        "do_resize",
+        "do_center_crop",
+        "do_rescale",
+        "rescale_factor",
+        "do_normalize",
+        "image_mean",
+        "image_std",
+        "crop_pct",
+        "rescale_offset",
+        "include_top",
+        "do_flip_channel_order",
+    ]
 )
 # About other outputs than the picture, or about forms in which a picture never comes here.
 _WITHOUT_EFFECT = frozenset(
-    "image_processor_type feature_extractor_type processor_class model_input_names data_format input_data_format "
-    "return_tensors device disable_grouping do_convert_rgb default_to_square do_reduce_labels reduce_labels "
-    "do_convert_annotations format mask_size prompt_scale_to_meter input_size_patches total_mask_patches "
-    "mask_group_min_patches mask_group_max_patches mask_group_min_aspect_ratio mask_group_max_aspect_ratio "
-    "return_image_mask return_codebook_pixels _valid_processor_keys".split()
+    [
+        "image_processor_type",
+        "feature_extractor_type",
+        "processor_class",
+        "model_input_names",
+        "data_format",
+        "input_data_format",
+        "return_tensors",
+        "device",
+        "disable_grouping",
+        "do_convert_rgb",
+        "default_to_square",
+        "do_reduce_labels",
+        "reduce_labels",
+        "do_convert_annotations",
+        "format",
+        "mask_size",
+        "prompt_scale_to_meter",
+        "input_size_patches",
+        "total_mask_patches",
+        "mask_group_min_patches",
+        "mask_group_max_patches",
+        "mask_group_min_aspect_ratio",
+        "mask_group_max_aspect_ratio",
+        "return_image_mask",
+        "return_codebook_pixels",
+        "_valid_processor_keys",
+    ]
 )
 _NEUTRAL = {"ensure_multiple_of": 1, "size_divisor": 1}  # values of keys that then change nothing
 
@@ -63,8 +128,8 @@ def read_convention(
             error then.
 
     Raises:
-        EncoderError: an unknown class or key, values of wrong types, or steps that an `EncoderConfig` cannot say: padding,
-            tiles, another resampling than bilinear and bicubic, pictures that are not resized or not square.
+        EncoderError: an unknown class or key, values of wrong types, or steps that an `EncoderConfig` cannot say:
+            padding, tiles, another resampling than bilinear and bicubic, pictures that are not resized or not square.
     """
     with door(EncoderError, f"{source}: its image processor cannot be read"):
         return _read(source, processor, stated)
@@ -148,7 +213,7 @@ def _understood(source: Source, name: str, kind: str, processor: Mapping[str, An
         known = key in _PIXEL_KEYS or key in _WITHOUT_EFFECT or key.startswith("codebook_")
         neutral = value is None or value is False or value in ({}, [], "", 0) or value == _NEUTRAL.get(key)
         if not known and not neutral:
-            raise EncoderError(f"{source}: {key}={reason_of(value)} of its {name} is not supported; {BY_HAND}")
+            raise EncoderError(f"{source}: {key}={_shown(value)} of its {name} is not supported; {BY_HAND}")
     own = {"include_top": "EfficientNet", "rescale_offset": "EfficientNet", "do_flip_channel_order": "MobileViT"}
     for key, owner in own.items():
         if processor.get(key) and kind not in ("", owner):
@@ -157,7 +222,7 @@ def _understood(source: Source, name: str, kind: str, processor: Mapping[str, An
         raise EncoderError(f"{source}: crop_pct of its {name} is not supported; {BY_HAND}")
 
 
-def reason_of(value: Any) -> str:
+def _shown(value: Any) -> str:
     """A value in an error, of reasonable length."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:60]}..."
@@ -218,7 +283,7 @@ def _sides(source: Source, name: str, size: Any, key: str) -> tuple[bool, int]:
 
 
 def _photo(width: int, height: int) -> Image.Image:
-    """Slow gradients, another one in every colour: a pixel's shift is nothing to them, another crop or filter is much."""
+    """Slow gradients, another one in every color: a pixel's shift is little to them, another crop is much."""
     y, x = np.mgrid[0:height, 0:width]
     red, green, blue = x / width, y / height, (np.sin(9 * x / width) * np.cos(7 * y / height) + 1) / 2
     return Image.fromarray((20 + 215 * np.stack([red, green, blue], -1)).astype(np.uint8))

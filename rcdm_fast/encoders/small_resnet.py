@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
 # A file states an architecture, and every number of it is believed only so far.
 MAX_WIDTH = 8192
 MAX_PROJECTION = 65536
@@ -23,8 +22,8 @@ MAX_STAGES = 16
 MAX_BLOCKS = 64  # of a stage
 
 
-def _limited(name: str, numbers: Sequence[int], most: int, count: int) -> None:
-    if isinstance(numbers, str) or not isinstance(numbers, Sequence) or not 1 <= len(numbers) <= count:
+def _limited(name: str, numbers: object, most: int, count: int) -> None:
+    if not isinstance(numbers, list | tuple) or not 1 <= len(numbers) <= count:
         raise ValueError(f"{name} must be a list of 1 to {count} numbers")
     for number in numbers:
         if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= most:

@@ -52,9 +52,8 @@ def load(source: Source, fields: Mapping[str, Any]) -> Network:
 def _create(timm: Any, source: Source, pretrained: bool, image_size: int | None) -> Any:
     keywords: dict[str, Any] = {"num_classes": 0}
     cfg = timm.get_pretrained_cfg(source.name) if timm.is_model(source.name) else None
-    if cfg is not None:
-        if image_size is not None and cfg.fixed_input_size and image_size != cfg.input_size[-1]:
-            keywords["img_size"] = image_size
+    if cfg is not None and image_size is not None and cfg.fixed_input_size and image_size != cfg.input_size[-1]:
+        keywords["img_size"] = image_size
     try:
         with weights.repeatable():
             return timm.create_model(source.name, pretrained=pretrained, **keywords)

@@ -1,0 +1,134 @@
+"""Networks inside what training scripts save, by what the network calls its tensors."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor
+
+from rcdm_fast import state_dicts
+from rcdm_fast.config import ConfigError
+from rcdm_fast.encoders import EncoderError, build
+
+State = dict[str, Tensor]
+
+
+def network(seed: int) -> Any:
+    torch.manual_seed(seed)
+    return timm.create_model("test_vit", num_classes=0).eval()
+
+
+def below(prefix: str, state: State) -> State:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+GOOD, OTHER = network(1).state_dict(), network(2).state_dict()
+HEAD = {"head.mlp.0.weight": torch.ones(2, 3), "head.last_layer.weight_g": torch.ones(3)}
+SAVED: dict[str, Any] = {
+    "bare": GOOD,
+    "a classifier on top": GOOD | {"head.weight": torch.ones(5, 64), "head.bias": torch.ones(5)},
+    "DataParallel": below("module.", GOOD),
+    "torch.compile": below("_orig_mod.", GOOD),
+    "both": below("module._orig_mod.", GOOD),
+    "compiled blocks": {name.replace("blocks.0.", "blocks.0._orig_mod."): tensor for name, tensor in GOOD.items()},
+    "FSDP": {f"_fsdp_wrapped_module.{name}": tensor for name, tensor in GOOD.items()},
+    "Lightning": {"state_dict": below("model.backbone.", GOOD) | {"model.loss.weight": torch.ones(3)}, "epoch": 3},
+    "VICReg": {"model": below("module.backbone.", GOOD) | {"module.projector.0.weight": torch.ones(3, 3)}},
+    "MoCo": {
+        "state_dict": below("module.encoder_q.", GOOD)
+        | below("module.encoder_q.", {"fc.0.weight": torch.ones(2, 2), "fc.2.weight": torch.ones(2, 2)})
+        | below("module.encoder_k.", OTHER)
+        | {"module.queue": torch.ones(2, 5)},
+        "arch": "vit",
+    },
+    "DINO": {
+        "student": below("module.backbone.", OTHER) | below("module.", HEAD),
+        "teacher": below("backbone.", GOOD) | HEAD,
+        "args": argparse.Namespace(arch="vit_small"),
+        "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0.1}]},
+    },
+    "I-JEPA": {"encoder": below("module.", OTHER), "target_encoder": below("module.", GOOD), "predictor": {}},
+    "BYOL": below("online_network.", GOOD) | below("target_network.", OTHER),
+    "averaged": {"state_dict": OTHER, "state_dict_ema": GOOD},
+    "momentum": below("backbone.", GOOD) | below("backbone_momentum.", OTHER),
+    "AveragedModel": {"n_averaged": torch.tensor(7), **below("module.", GOOD)},
+}
+
+
+@pytest.mark.parametrize("method", SAVED)
+def test_encoders_of_training_scripts(method: str, tmp_path: Path) -> None:
+    path = tmp_path / "saved.pt"
+    torch.save(SAVED[method], path)
+    encoder = build(f"timm:test_vit?weights={path}")
+    state = encoder.network.state_dict()  # type: ignore[attr-defined]
+    assert all(torch.equal(state[name], tensor) for name, tensor in GOOD.items())
+
+
+def test_a_choice_can_be_made_and_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "saved.pt"
+    torch.save(SAVED["DINO"], path)
+    with caplog.at_level(logging.WARNING):
+        build(f"timm:test_vit?weights={path}")
+    assert "key=teacher, prefix=backbone. is taken (there are also key=student, prefix=module.backbone.)" in caplog.text
+    student = build(f"timm:test_vit?weights={path}&key=student")
+    assert torch.equal(student.network.state_dict()["cls_token"], OTHER["cls_token"])  # type: ignore[attr-defined]
+    assert build(student.config).config.source == student.config.source
+    torch.save(SAVED["MoCo"], path)
+    slow = build(f"timm:test_vit?weights={path}&prefix=module.encoder_k.")
+    assert torch.equal(slow.network.state_dict()["cls_token"], OTHER["cls_token"])  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("saved", "options", "message"),
+    [
+        (
+            {"a": GOOD, "b": OTHER},
+            "",
+            "several copies of this network: key=a, prefix=; key=b, prefix=.*key= and prefix=",
+        ),
+        ({"net": {"conv.weight": torch.ones(3)}}, "", r"no weights of this network; key=net has 1 tensors below conv"),
+        ({"net": GOOD}, "&key=model", "nothing named key=model holds tensors; key=net has"),
+        (below("a.", GOOD), "&prefix=b.", "no weights of this network"),
+        ({k: v for k, v in GOOD.items() if k != "cls_token"}, "", "Missing key.*cls_token"),
+        (GOOD | {"blocks.9.norm1.weight": torch.ones(64)}, "", r"Unexpected key.*blocks\.9"),  # a deeper network
+        (GOOD | {"reg_token": torch.ones(1, 4, 64)}, "", "Unexpected key.*reg_token"),
+        ({"epoch": 3}, "", "no state dict"),
+        ([GOOD], "", "no state dict"),
+    ],
+)
+def test_what_is_not_that_network(saved: Any, options: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "saved.pt"
+    torch.save(saved, path)
+    with pytest.raises(EncoderError, match=message):
+        build(f"timm:test_vit?weights={path}{options}")
+
+
+def test_a_place_without_a_file() -> None:
+    with pytest.raises(ConfigError, match="give that too"):
+        build("timm:test_vit?key=teacher")
+
+
+@pytest.mark.parametrize("family", ["timm", "torchvision"])
+def test_networks_without_their_classifier(family: str, tmp_path: Path) -> None:
+    module: Any = timm.create_model("resnet18", num_classes=0)
+    state = {name: tensor for name, tensor in module.state_dict().items() if not name.endswith("num_batches_tracked")}
+    torch.save({"state_dict": below("module.encoder.", state)}, tmp_path / "saved.pt")
+    encoder = build(f"{family}:resnet18?image_size=32&weights={tmp_path}/saved.pt")
+    assert torch.equal(encoder.network.state_dict()["conv1.weight"], state["conv1.weight"])  # type: ignore[attr-defined]
+
+
+def test_deep_and_foreign_dictionaries() -> None:
+    deep: Any = {"weight": torch.ones(1)}
+    for _ in range(5000):
+        deep = {"a": deep}
+    with pytest.raises(state_dicts.NotFound):
+        state_dicts.find(deep, ["weight"])
+    for saved in (None, 3, "text", {}, {3: torch.ones(1)}, {"a": [torch.ones(1)]}):
+        with pytest.raises(state_dicts.NotFound):
+            state_dicts.find(saved, ["weight"])
