@@ -7,6 +7,7 @@ import math
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -148,8 +149,8 @@ def test_the_reference_is_ieee_fp32_with_cudnn(tiny: workload.Workload, monkeypa
     seen: list[tuple[bool, bool]] = []
     forward = type(tiny.network).forward
 
-    def watch(*arguments: torch.Tensor) -> torch.Tensor:
-        backends = torch.backends
+    def watch(*arguments: Any) -> torch.Tensor:
+        backends: Any = torch.backends
         exact = (backends.cudnn.conv, backends.cuda.matmul) if kind == "cuda" else (backends.mkldnn.matmul,)
         seen.append((backends.cudnn.enabled, all(each.fp32_precision in ("ieee", "none") for each in exact)))
         return forward(*arguments)

@@ -21,7 +21,7 @@ from benchmarks.gpu.machine import Ceilings, Deadline
 from benchmarks.gpu.process import Ended
 from benchmarks.gpu.settings import REAL, REHEARSAL
 from benchmarks.rows import Row
-from rcdm_fast import storage
+from rcdm_fast import engines, storage
 
 CEILINGS = Ceilings([], {"bf16": 1e12, "fp32": 1e12}, 1e10)
 SHARED = {"device": "NVIDIA H100 80GB HBM3"}
@@ -280,7 +280,7 @@ def test_batches_begin_only_while_there_is_time(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(process, "run_all", lambda *_: pytest.fail("begun"))
     file = rows.RowFile(tmp_path / "r.json", {}, bench_gpu.KEYS["step"])
     monkeypatch.setattr(candidates, "SLOW_TO_BUILD", ())
-    monkeypatch.setattr(step.engines, "ENGINES", {})
+    monkeypatch.setattr(engines, "ENGINES", {})
     assert step.run(REAL, file, SHARED, tmp_path, Deadline.after(3)) == 0
     assert [row["batch"] for row in file.rows] == [1, 8, 64, 256, 16, 256, 4, 64]
     assert {row["why_not"] for row in file.rows} == {"no time left"}

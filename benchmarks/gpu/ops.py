@@ -103,13 +103,14 @@ def measure(
     for name, compute in case.candidates.items():
         row = {**case.labels, "name": name}
         try:
-            errors[name] = error = benchmarking.relative_l2(compute(), want)
+            error = benchmarking.relative_l2(compute(), want)
             benchmarking.wait(device)
-        except Exception as error:  # an implementation is what is tried here: whatever it raises is its result
-            put({**row, "why_not": f"cannot run: {' '.join(str(error).split())[:300]}", "red": True})
+        except Exception as raised:  # an implementation is what is tried here: whatever it raises is its result
+            put({**row, "why_not": f"cannot run: {' '.join(str(raised).split())[:300]}", "red": True})
             if not machine.answers(device):
                 return
             continue
+        errors[name] = error
         if error > allowed:
             why_not = f"wrong result: relative error {error:.2e}, allowed {allowed:.2e}"
             put({**row, "error": error, "why_not": why_not, "red": True})
