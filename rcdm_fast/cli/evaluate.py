@@ -80,7 +80,7 @@ def evaluate(
     loaded = common.open_model(model, flags, encoder, device, engine, precision)
     space = _space(loaded, features, inception)
     pictures = open_data(data, loaded.image_size)
-    settings = measures.EvaluateConfig(sources, samples, gallery, steps, solver, seed)
+    settings = measures.EvaluateConfig(sources, samples, gallery, steps, solver, seed)  # type: ignore[arg-type]
     size, count = measures.counts(pictures, settings)
     if space is not None:
         try:
