@@ -85,10 +85,10 @@ def representations(h: Any, width: int, place: torch.device, name: str = "h") ->
 
 def vector(h: Any, name: str) -> Tensor:
     """One representation, [D] or [1,D], as float32 [D]."""
-    h = floating(h, name, "[D]")
-    if not (h.ndim == 1 or (h.ndim == 2 and len(h) == 1)):
-        raise ConfigError(f"{name} must be one representation [D], got {list(h.shape)}")
-    return h.reshape(-1)
+    found = floating(h, name, "[D]")
+    if not (found.ndim == 1 or (found.ndim == 2 and len(found) == 1)):
+        raise ConfigError(f"{name} must be one representation [D], got {list(found.shape)}")
+    return found.reshape(-1)
 
 
 def labels(label: Any, classes: int, place: torch.device) -> Tensor:
@@ -165,12 +165,12 @@ def condition(unet: UNetConfig, h: Any, label: Any, place: torch.device) -> tupl
 
 def guidance(config: ModelConfig, strength: Any) -> float:
     """A strength that the model can be guided with; `ConfigError` if it cannot."""
-    strength = real(strength, "guidance", Range(0))
-    if strength != 1 and not config.representation_dropout:
+    found = real(strength, "guidance", Range(0))
+    if found != 1 and not config.representation_dropout:
         raise ConfigError("guidance needs a model that was trained with representation dropout; this one was not")
-    if strength != 1 and not config.unet.representation_dim:
+    if found != 1 and not config.unet.representation_dim:
         raise ConfigError("guidance needs a model that takes representations")
-    return strength
+    return found
 
 
 def rows_for(count: int, **given: Tensor | None) -> None:

@@ -143,7 +143,7 @@ def test_whole_numbers_of_any_kind(model: Model, h: Tensor) -> None:
     for kind in (np.int64, np.uint8, np.int16, torch.tensor):
         items = np.array([3, -4], dtype=np.int32)
         found = model.sample(
-            h, items=items, per=kind(2), steps=kind(3), seed=kind(7), batch_size=kind(2)  # type: ignore[operator, arg-type]
+            h, items=items, per=kind(2), steps=kind(3), seed=kind(7), batch_size=kind(2)  # type: ignore[arg-type]
         )  # fmt: skip
         assert torch.equal(found, expected)
     assert torch.equal(model.sample(h, items=torch.tensor([3, -4]), per=2, steps="3", seed=7, batch_size=2), expected)

@@ -80,7 +80,7 @@ def generate(
     config = JobConfig(
         per=per,
         steps=common.whole_number(steps),
-        solver=solver,
+        solver=solver,  # type: ignore[arg-type]
         eta=eta,
         guidance=guidance,
         seed=seed,
