@@ -70,7 +70,7 @@ def configuration(path: Path) -> None:
     """As `--config FILE` and what is built first of it; the file's name says of what command."""
     cls = CONFIGURATIONS[path.stem]
     found = configs.from_dict(cls, commands._configuration("fuzz", str(path)), str(path))
-    with torch.device("meta"):
+    with torch.device("meta"), contextlib.suppress(ConfigError):  # what does not fit together need not name the file
         if isinstance(found, TrainConfig):
             UNet(found.unet)
             Schedule.make(found.schedule)

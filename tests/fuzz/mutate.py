@@ -90,7 +90,7 @@ def _integer(content: bytes, _: bytes, rng: Random) -> bytes:
     start -= start % size if rng.random() < 0.7 else 0
     old = int.from_bytes(content[start : start + size], order)
     new: int = rng.choice((rng.choice(INTEGERS), old + rng.choice((-1, 1, 8)), old * 1000, len(content)))
-    return content[:start] + (new % 256**size).to_bytes(size, order) + content[start + size :]
+    return content[:start] + (new & (1 << 8 * size) - 1).to_bytes(size, order) + content[start + size :]
 
 
 def _digits(content: bytes, _: bytes, rng: Random) -> bytes:

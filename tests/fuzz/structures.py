@@ -236,7 +236,7 @@ def _pickle(content: bytes, rng: Random) -> bytes | None:
     if not places or rng.random() < 0.3:
         return blind(content, rng)
     at, size = rng.choice(places)
-    return content[:at] + (rng.choice(INTEGERS) % 256**size).to_bytes(size, "little") + content[at + size :]
+    return content[:at] + (rng.choice(INTEGERS) & (1 << 8 * size) - 1).to_bytes(size, "little") + content[at + size :]
 
 
 FOOT = 8  # bytes at the end of a Parquet file: the length of the metadata before it, and PAR1
@@ -261,7 +261,7 @@ def _arrow(content: bytes, rng: Random) -> bytes | None:
     place = min(len(content) - size, at + 4 + size * rng.randrange(-(-length // size)))
     old = int.from_bytes(content[place : place + size], "little")
     new: int = rng.choice((rng.choice(INTEGERS), old + rng.choice((-1, 1, 4, 8, 64)), old * 256))
-    return content[:place] + (new % 256**size).to_bytes(size, "little") + content[place + size :]
+    return content[:place] + (new & (1 << 8 * size) - 1).to_bytes(size, "little") + content[place + size :]
 
 
 def _jpeg(content: bytes, rng: Random) -> bytes | None:

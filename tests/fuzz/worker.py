@@ -59,7 +59,8 @@ class Worker:
         os.chdir(self._box)
         for name in ("input", "work"):
             shutil.rmtree(self._box / name, ignore_errors=True)
-            (self._box / name).mkdir()
+        for name in ("input", "work/tmp"):
+            (self._box / name).mkdir(parents=True)
         os.chdir(self._box / "work")
 
     def _place(self, found: Input) -> Path:
