@@ -340,6 +340,7 @@ def _aliases(arguments: Sequence[Any]) -> list[Any]:
 def fake_cuda(count: int = 1, parts: Sequence[str] = ("cpu", "cuda")) -> Iterator[Machine]:
     """A machine with `count` GPUs inside; `parts` are the native libraries that it seems to have."""
     machine = Machine(count)
+    library.load()  # its operators for the CPU do the work
     torch._C._ensureCUDADeviceGuardSet()  # without a driver PyTorch's own guards do nothing from here on
     with pytest.MonkeyPatch.context() as patch:
         running.append(machine)

@@ -74,7 +74,7 @@ def test_the_main_job(machine: Machine, place: str, tmp_path: Path) -> None:
     on_cpu = rcdm_fast.load(file, encoder=small.encoder(), device="cpu")
     want = on_cpu.sample(on_cpu.encode(pictures), per=2, steps=3, batch_size=4)
     given = {"device": place} if place else {}
-    model = rcdm_fast.load(file, encoder=small.encoder().to(place or "cuda"), **given)  # type: ignore[arg-type]
+    model = rcdm_fast.load(file, encoder=small.encoder().to(place or "cuda"), **given)
     assert model.engine.name == "native"
     h = model.encode(pictures)
     got = model.sample(h, per=2, steps=3, batch_size=4)
@@ -217,7 +217,7 @@ def _meanwhile(
                 pass
         return out
 
-    engine._made().denoise = hooked  # type: ignore[method-assign]
+    engine._made().denoise = hooked  # type: ignore[assignment, method-assign]
     return thread
 
 
@@ -312,6 +312,35 @@ def test_settings_while_a_graph_is_captured(machine: Machine, monkeypatch: pytes
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.parametrize("what", ["eager", "network", "encode"])
+def test_float32_is_float32_wherever_the_plain_network_runs(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    seen = set()
+    convolution = torch.nn.functional.conv2d
+
+    def look(*arguments: Any, **settings: Any) -> Tensor:
+        seen.add(torch.backends.cudnn.conv.fp32_precision)  # type: ignore[attr-defined]
+        return convolution(*arguments, **settings)
+
+    place = torch.device("cuda")
+    config, network = small.model().config, _network()
+    layer = torch.nn.Conv2d(3, 4, 3).requires_grad_(False)
+    encoder = small.encoder()
+    network.representation_encoder = layer  # to be moved with it
+    engine = engines.make("eager", network, config, place, "fp32")
+    model = rcdm_fast.Model(config, network, engine, encoder.to(place), place)
+    monkeypatch.setattr(torch.nn.functional, "conv2d", look)
+    if what == "eager":
+        model.sample(REPRESENTATIONS, per=1, steps=1)
+    elif what == "network":
+        model.network(_pictures(4), torch.tensor([5, 6, 7, 8]), REPRESENTATIONS)
+    else:
+        monkeypatch.setattr(encoder, "_forward", lambda x: layer(x)[:, 0].flatten(1)[:, : small.DIM])
+        model.encode(small.pictures(2))
+    assert seen == {"ieee"}
+
+
 def test_the_first_layer_that_is_not_finite(machine: Machine) -> None:
     model = small.model()
     layer = dict(model.unet.named_modules())["middle_block.0.in_layers.2"]
@@ -327,12 +356,10 @@ def test_the_first_layer_that_is_not_finite(machine: Machine) -> None:
 
 def test_measuring_keeps_no_operands(machine: Machine) -> None:
     """The peak of a pass that measures is that of a pass that does not, and the scratch of one operator."""
-    engine, _ = _engine()
+    engine, plan = _engine()
     program, backend = engine._made(), engine._backend
-    x, film, rows = (
-        torch.zeros(*shape, device="cuda") for shape in ((16, 3, 8, 8), (16, engine._graphs._width), (16,))
-    )  # type: ignore[union-attr]
-    rows = rows.long()
+    x, film = torch.zeros(16, 3, 8, 8, device="cuda"), torch.zeros(16, len(plan.bias), device="cuda")
+    rows = torch.zeros(16, dtype=torch.int64, device="cuda")
     peaks = []
     for measuring in (False, True):
         machine.peak_bytes = machine.allocated_bytes()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from typing import Any
 
 import pytest
 import torch
@@ -108,7 +109,7 @@ def test_the_hosts_settings_count_for_nothing_and_are_restored() -> None:
 
 
 def test_overlapping_calls_restore_what_the_first_one_found() -> None:
-    setting = torch.backends.mkldnn.conv
+    setting: Any = torch.backends.mkldnn.conv  # type: ignore[attr-defined]
     before = setting.fp32_precision
     inside, leave = threading.Event(), threading.Event()
 

@@ -40,7 +40,7 @@ class Watch(TorchDispatchMode):
     """Counts launches, and the bytes of what was made inside and lives; fails where the host would have to wait."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.launched: collections.Counter[str] = collections.Counter()
         self.peak_bytes = 0
         self._live: dict[int, tuple[StorageWeakRef, int]] = {}

@@ -14,7 +14,7 @@ import torch
 
 from rcdm_fast import conditioning, engines
 from rcdm_fast.config import ScheduleConfig
-from rcdm_fast.engines import onnx_runtime, tensorrt_runtime
+from rcdm_fast.engines import onnx_runtime
 from rcdm_fast.engines.onnx_runtime import OnnxRuntimeEngine
 from rcdm_fast.engines.tensorrt_runtime import TensorRTEngine
 from rcdm_fast.export import onnx, tensorrt
@@ -102,7 +102,7 @@ def contexts(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> dict[int, Con
             made[self.size] = Context(machine, self.size)
             return None if Context.refuses == "start" else made[self.size]
 
-    monkeypatch.setattr(tensorrt_runtime.tensorrt, "library", lambda: Library)
+    monkeypatch.setattr(tensorrt, "library", lambda: Library)
     monkeypatch.setattr(TensorRTEngine, "_built", lambda self, size: Engine(size))
     return made
 
