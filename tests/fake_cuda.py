@@ -363,6 +363,8 @@ def fake_cuda(count: int = 1, parts: Sequence[str] = ("cpu", "cuda")) -> Iterato
             "graph_pool_handle": lambda: (0, machine.next_number()),
             "synchronize": lambda device=None: machine.sync("torch.cuda.synchronize"),
             "empty_cache": lambda: None,
+            "get_rng_state": lambda device="cuda": torch.empty(0, dtype=torch.uint8),
+            "set_rng_state": lambda state, device="cuda": None,
             "is_bf16_supported": lambda *_: True,
             "get_device_capability": lambda device=None: (9, 0),
             "get_device_name": lambda device=None: "a GPU of the CPU's memory",
