@@ -69,6 +69,7 @@ Share = Annotated[float, Range(0, 1)]
 ShareBelowOne = Annotated[float, Range(0, below=1)]
 Positive = Annotated[float, Range(above=0)]
 NotNegative = Annotated[float, Range(0)]
+LearningRate = Annotated[float, Range(0, 1e37)]  # float32 cannot hold a step of more
 Seed = Annotated[int, Range(0, 2**64 - 1)]
 
 

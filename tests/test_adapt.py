@@ -198,7 +198,7 @@ def test_what_cannot_be_adapted(
     refused(ConfigError, "rank must be at least 0, got -1", rank=-1)
     assert not (tmp_path / "run").exists()
     refused(ConfigError, "gives 16 numbers", old_encoder=encoders["new"])
-    nothing = dataclasses.replace(config, learning_rate=1e38)
+    nothing = dataclasses.replace(config, learning_rate=1e37)
     with pytest.raises(RunError, match=r"the loss is (nan|inf) at step 2"):
         adapt(nothing, data, tmp_path / "nan")
     assert not list((tmp_path / "nan").glob("*.safetensors.tmp"))

@@ -27,7 +27,17 @@ from torch.func import functional_call
 
 from rcdm_fast import checkpoint, host, storage
 from rcdm_fast import encoders as encoder_room
-from rcdm_fast.checks import Checked, Count, CountOrNone, NotNegative, Positive, Seed, Share, ShareBelowOne
+from rcdm_fast.checks import (
+    Checked,
+    Count,
+    CountOrNone,
+    LearningRate,
+    NotNegative,
+    Positive,
+    Seed,
+    Share,
+    ShareBelowOne,
+)
 from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, from_dict
 from rcdm_fast.schedule import Schedule, network_timestep
 from rcdm_fast.training import representations, resume, trust
@@ -78,7 +88,7 @@ class AdaptConfig(Checked):
     loss: LossConfig | None = None
     steps: CountOrNone = 300
     batch_size: Count = 32
-    learning_rate: NotNegative = 1e-3
+    learning_rate: LearningRate = 1e-3
     weight_decay: NotNegative = 0.0
     warmup: Share = 0.03
     ema: ShareBelowOne = 0.99

@@ -8,7 +8,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from rcdm_fast.checks import Checked, Count, CountOrNone, NotNegative, Positive, Seed, Share, ShareBelowOne
+from rcdm_fast.checks import (
+    Checked,
+    Count,
+    CountOrNone,
+    LearningRate,
+    NotNegative,
+    Positive,
+    Seed,
+    Share,
+    ShareBelowOne,
+)
 from rcdm_fast.config import ConfigError, EncoderConfig, ScheduleConfig, UNetConfig
 from rcdm_fast.training.losses import LossConfig
 
@@ -57,7 +67,7 @@ class TrainConfig(Checked):
     batch_size: Count = 64
     micro_batch: CountOrNone = 0
     checkpoint_blocks: bool = False
-    learning_rate: NotNegative = 1e-3
+    learning_rate: LearningRate = 1e-3
     weight_decay: NotNegative = 0.0
     warmup: Share = 0.03
     rates: LearningRates = "cosine"

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import torch
 
-from rcdm_fast.checks import Checked, Count, CountOrNone, NotNegative, Positive, Range, Seed, Share
+from rcdm_fast.checks import Checked, Count, CountOrNone, LearningRate, NotNegative, Positive, Range, Seed, Share
 from rcdm_fast.config import MAX_IMAGE_SIZE, MAX_LEVELS, ConfigError, EncoderConfig
 from rcdm_fast.encoders.small_resnet import SmallResNet
 from rcdm_fast.training import ssl_heads
@@ -129,7 +129,7 @@ class PretrainConfig(Checked):
     projector: tuple[Width, ...] = (192, 128)
     pictures: Count = 1_000_000
     batch_size: Count = 256
-    learning_rate: NotNegative = 1e-3
+    learning_rate: LearningRate = 1e-3
     weight_decay: NotNegative = 1e-4
     warmup: Share = 0.05  # share of the run
     temperature: Positive = 0.2  # SimCLR's
