@@ -104,7 +104,7 @@ def _asking(path: Path) -> None:
 
 
 def _in_thread(path: Path) -> None:
-    thread = threading.Thread(target=lambda: os.environ["no such variable"])
+    thread = threading.Thread(target=lambda: [].pop())
     thread.start()
     thread.join()
 

@@ -98,6 +98,9 @@ def _shards(folder: Path) -> None:
     place.mkdir()
     for number in range(2):
         (place / f"part-{number}.tar").write_bytes(shard(members(2 * number)))
+
+
+def _packed(folder: Path) -> None:
     (folder / "packed").mkdir()
     (folder / "packed" / "a.tar.gz").write_bytes(gzip.compress(shard(members()), mtime=0))
     (folder / "packed" / "a.tar").write_bytes(shard(members()))
@@ -251,6 +254,7 @@ KINDS = (
     Kind("data-safetensors", _safetensors, (GENERATE,)),
     Kind("tar", _tar, (TRAIN, GENERATE), suffixes=(".tgz", ".tar.gz", ".png")),
     Kind("shards", _shards, (TRAIN, GENERATE, INSIDE), names=0.2),
+    Kind("shards-packed", _packed, (TRAIN, GENERATE), names=0.1, good=False),
     Kind("parquet", _parquet, (GENERATE,), suffixes=(".arrow",)),
     Kind("arrow-file", _arrow_file, (GENERATE,), suffixes=(".feather", ".parquet")),
     Kind("arrow-stream", _arrow_stream, (GENERATE,), suffixes=(".feather",)),
