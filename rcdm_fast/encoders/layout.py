@@ -19,8 +19,8 @@ from torch import Tensor
 Order = Literal["nchw", "nhwc"]  # of tokens, nhwc means [N,T,D] and nchw [N,D,T]
 
 DRAWS = 2  # of the patterns; what moves in all of them moves
-# Of an axis' length: by less, nothing was seen to move. With random weights convolutions and windows move by 0.7 to 0.9,
-# attention by 0.5; channels by 0.02, a few of them by up to 0.1.
+# Of an axis' length: by less, nothing was seen to move. With random weights convolutions and windows move by 0.7 to
+# 0.9, attention by 0.5; channels by 0.02, a few of them by up to 0.1.
 SHIFT = 0.15
 TIMES = 3.0  # by which one order must move more than the other
 
