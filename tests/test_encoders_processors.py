@@ -197,7 +197,8 @@ def test_an_encoder_sees_what_its_processor_makes(tmp_path: Path) -> None:
         "neck_hidden_sizes": [4, 4, 4, 8, 8, 8, 16],
         "num_attention_heads": 2,
     }
-    network: Any = transformers.MobileViTModel(transformers.MobileViTConfig(image_size=64, **shape)).eval()
+    network: Any = transformers.MobileViTModel(transformers.MobileViTConfig(image_size=64, **shape))
+    network.eval()
     network.save_pretrained(tmp_path)
     processor = made("MobileViTImageProcessor", size={"shortest_edge": 72}, crop_size={"height": 64, "width": 64})
     processor.save_pretrained(tmp_path)

@@ -299,11 +299,14 @@ IMAGENET = EncoderConfig("module", image_size=12, mean=(0.485, 0.456, 0.406), st
 
 
 @pytest.mark.parametrize(
-    "changes", [{"normalize": True}, {"layer": "norm", "pooling": "mean"}], ids=["normalised", "layer inside"]
+    "changes",
+    [{"normalize": True, "channel_order": "bgr"}, {"layer": "norm", "pooling": "mean"}],
+    ids=["normalised", "layer inside"],
 )
 def test_encoders(changes: dict[str, Any], tmp_path: Path) -> None:
     encoder = ImageEncoder(Layered(), dataclasses.replace(IMAGENET, **changes))
     path = export_encoder(tmp_path / "encoder.onnx", encoder)
+    assert all(module.training for module in encoder.network.modules())  # type: ignore[attr-defined]
     again = build(f"onnx:{path}")
     assert again.dim == encoder.dim
     for count, size in ((1, 12), (4, 12), (7, 30)):

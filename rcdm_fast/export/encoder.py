@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from rcdm_fast import config as configs
 from rcdm_fast.config import EncoderConfig
-from rcdm_fast.encoders import Encoder, ImageEncoder
+from rcdm_fast.encoders import Encoder, ImageEncoder, modes
 from rcdm_fast.encoders.errors import reason
 from rcdm_fast.encoders.native import METADATA_KEY
 from rcdm_fast.encoders.onnx_models import OnnxNetwork
@@ -64,18 +64,21 @@ def export_encoder(path: str | os.PathLike[str], encoder: Encoder) -> Path:
     target = Path(path)
     if not isinstance(encoder, ImageEncoder):
         raise ExportError(f"{type(encoder).__name__}: only encoders made by rcdm_fast.encoders are exported; {WITHOUT}")
-    network, device = encoder.network, encoder.device
+    network, device, home = encoder.network, encoder.device, encoder.home
     encoder.to("cpu")
     try:
         if isinstance(network, OnnxNetwork):
             _copy(target, encoder, network)
         elif isinstance(network, nn.Module):
-            _export(target, encoder, network)
+            with modes.evaluating(network):
+                _export(target, encoder, network)
         else:
             kind = getattr(network, "__name__", type(network).__name__)
             raise ExportError(f"the encoder is a Python function ({kind}), no module; {WITHOUT}")
     finally:
         encoder.to(device)
+        if home != device and isinstance(network, nn.Module):
+            network.to(home)
     return target
 
 
