@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from rcdm_fast.doors import door, printable
 
@@ -157,8 +157,8 @@ class _Packed:
         packed = _packed(begun.head)
         openers: dict[str | None, Callable[[], Any]] = {
             None: lambda: begun,
-            "gzip": lambda: gzip.GzipFile(fileobj=begun),
-            "bzip2": lambda: bz2.BZ2File(begun),
+            "gzip": lambda: gzip.GzipFile(fileobj=cast(Any, begun)),
+            "bzip2": lambda: bz2.BZ2File(cast(Any, begun)),
             "xz": lambda: _Xz(begun),
         }
         if packed not in openers:

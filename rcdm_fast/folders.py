@@ -73,7 +73,8 @@ def report(root: Path, others: Collection[Path], unseen: Sequence[str]) -> None:
     """Say in the log what a reader of a folder leaves out: files of other kinds, counted, and what cannot be seen."""
     if others:
         counts = Counter(path.suffix.lower() or "without extension" for path in others)
-        listed = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common(_LISTED))
+        frequent = sorted(counts.items(), key=lambda each: (-each[1], each[0]))[:_LISTED]
+        listed = ", ".join(f"{count} {suffix}" for suffix, count in frequent)
         log.warning("%s: %d files left out, by their extensions: %s", printable(root), len(others), printable(listed))
     for line in unseen[:_LISTED]:
         log.warning("left out: %s", printable(line))

@@ -58,7 +58,7 @@ def test_what_is_left_out_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
     os.mkfifo(tmp_path / "pipe.png")
     assert [path.name for path in images.find(tmp_path)] == ["1.png"]
-    assert "4 files left out, by their extensions: 2 .heic, 1 without extension, 1 .txt" in caplog.text
+    assert "4 files left out, by their extensions: 2 .heic, 1 .txt, 1 without extension" in caplog.text
     assert "gone.png" in caplog.text
     assert "pipe.png" in caplog.text
 

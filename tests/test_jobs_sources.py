@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import tarfile
@@ -16,6 +17,7 @@ from rcdm_fast import images, storage
 from rcdm_fast.config import ConfigError
 from rcdm_fast.images import ImageError
 from rcdm_fast.jobs import ledger, sources
+from rcdm_fast.training.sources import open_data
 from tests import jobs_cases, small
 
 pyarrow = pytest.importorskip("pyarrow")
@@ -219,3 +221,119 @@ def test_changed_numbers_are_another_job(tmp_path: Path, form: str) -> None:
     write(changed)
     with pytest.raises(ConfigError, match=r"items\.sha256 was"):
         jobs_cases.run(small.model(), tmp_path / "job", given=path, per=1)
+
+
+@pytest.mark.parametrize("key", ["images", "x", "arr_0", "photographs"])
+def test_labelled_pictures_are_pictures_or_labels_as_wanted(tmp_path: Path, key: str) -> None:
+    arrays = {"labels": np.array([[5], [6], [7]]), key: levels()}
+    np.savez(tmp_path / "set.npz", **arrays)  # type: ignore[arg-type]
+    same_pictures(sources.find(tmp_path / "set.npz", ("picture", "representation")), levels())
+    if key != "photographs":
+        same_pictures(sources.find(tmp_path / "set.npz"), levels())
+    labels = sources.find(tmp_path / "set.npz", ("label",))
+    assert [int(np.asarray(labels.read(place))) for place in range(3)] == [5, 6, 7]
+
+
+def test_a_model_takes_of_a_file_what_it_needs(tmp_path: Path) -> None:
+    np.savez(tmp_path / "set.npz", images=levels(), labels=np.array([1, 0, 1]), embeddings=H[:3])
+    for model, drawn in ((small.model(), 3), (small.model(representation_dim=0, num_classes=2), 3)):
+        summary = jobs_cases.run(
+            model, tmp_path / f"job-{model.config.unet.num_classes}", given=tmp_path / "set.npz", per=1
+        )
+        assert (summary.pictures, summary.quarantined) == (drawn, 0)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        H.astype(np.float64),
+        H.astype(">f4"),
+        np.asfortranarray(H),
+        H.reshape(5, 1, 6),
+        H.reshape(5, 6, 1, 1),
+        H.astype(np.longdouble),
+    ],
+)
+def test_forms_of_representations(tmp_path: Path, rows: np.ndarray) -> None:
+    np.save(tmp_path / "h.npy", rows)
+    np.savez_compressed(tmp_path / "h.npz", clip=rows, note=np.array(["a", "b"]))
+    for given in (tmp_path / "h.npy", tmp_path / "h.npz", rows):
+        source = sources.find(given)
+        assert (source.kind, len(source), source.width()) == ("representation", 5, 6)
+        assert np.array_equal(np.asarray(source.read(3)), H[3])
+
+
+def test_structured_arrays(tmp_path: Path) -> None:
+    table = np.zeros(5, dtype=[("id", "U3"), ("embedding", "<f4", (6,)), ("label", "<i8")])
+    table["id"], table["embedding"], table["label"] = list("pqrst"), H, np.arange(5)
+    np.save(tmp_path / "a.npy", table)
+    source = sources.find(tmp_path / "a.npy")
+    assert (source.kind, source.id(1)) == ("representation", "q")
+    assert np.array_equal(np.asarray(source.read(4)), H[4])
+
+
+def test_grey_pictures(tmp_path: Path) -> None:
+    grey = levels()[..., 0]
+    for form in (grey, grey[..., None], grey[:, None]):
+        np.save(tmp_path / "a.npy", form)
+        same_pictures(sources.find(tmp_path / "a.npy"), np.repeat(grey[..., None], 3, axis=3))
+
+
+def test_names_of_classes_are_no_ids(tmp_path: Path) -> None:
+    for names in (["cat", "dog"], ["cat", "dog", "cat", "cat", "dog"]):
+        np.savez(tmp_path / "h.npz", h=H, names=np.array(names))
+        assert sources.find(tmp_path / "h.npz").id(3) == "3"
+    np.savez(tmp_path / "h.npz", h=H, names=np.array(list("pqrst")))
+    assert sources.find(tmp_path / "h.npz").id(3) == "s"
+
+
+def test_ids_of_safetensors_that_are_none(tmp_path: Path) -> None:
+    for told in ("[" * 100_000, "{", "3", '{"a": 1}', "[[1], 2]"):
+        storage.save_tensors(tmp_path / "h.safetensors", {"h": torch.from_numpy(H)}, {"ids": told})
+        with pytest.raises(storage.StorageError, match="its ids cannot be read"):
+            sources.find(tmp_path / "h.safetensors")
+
+
+def test_the_same_keys_in_two_shards(tmp_path: Path) -> None:
+    pixels = levels(4)
+    for name, first in (("train/a.tar", 0), ("val/a.tar", 2)):
+        (tmp_path / name).parent.mkdir()
+        write_shard(tmp_path / name, [(f"{number}.png", png(pixels[first + number])) for number in range(2)])
+    source = sources.find(tmp_path)
+    same_pictures(source, pixels)
+    assert [source.id(place) for place in range(4)] == ["train/a/0", "train/a/1", "val/a/0", "val/a/1"]
+    joined = (tmp_path / "train" / "a.tar").read_bytes() + (tmp_path / "val" / "a.tar").read_bytes()
+    (tmp_path / "joined.tar").write_bytes(joined)
+    source = sources.find(tmp_path / "joined.tar")
+    same_pictures(source, pixels)
+    assert [source.id(place) for place in range(4)] == ["joined/0", "joined/1", "joined/2/0", "joined/2/1"]
+
+
+def test_members_with_dots_and_links(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pixels = levels(5)
+    names = ["a.jpg", "b.v2.jfif", "b.v3.avif", "c.JPEG", "d.png"]
+    members = [(name, png(each)) for name, each in zip(names, pixels, strict=True)]
+    write_shard(tmp_path / "a.tar", [*members, ("d.seg.png", b"x"), ("e.heic", b"x"), ("._f.jpg", b"x")])
+    source = sources.find(tmp_path / "a.tar")
+    same_pictures(source, pixels)
+    assert [source.id(place) for place in range(5)] == ["a", "b.v2", "b.v3", "c", "d"]
+    assert "2 members left out: 1 .seg.png, 1 .heic" in caplog.text
+    with tarfile.open(tmp_path / "links.tar", "w") as tar:
+        first = tarfile.TarInfo("x/a.png")
+        first.size = len(png(pixels[0]))
+        tar.addfile(first, io.BytesIO(png(pixels[0])))
+        for name, kind, link in (("b.png", tarfile.LNKTYPE, "x/a.png"), ("x/c.png", tarfile.SYMTYPE, "a.png")):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, link
+            tar.addfile(member)
+    same_pictures(sources.find(tmp_path / "links.tar"), pixels[[0, 0, 0]])
+
+
+@pytest.mark.parametrize("name", ["a.tgz", "a.tar.gz", "a.tar", "a.dat", "a.zip"])
+def test_a_packed_archive_is_no_picture(tmp_path: Path, name: str) -> None:
+    write_shard(tmp_path / "whole", [("x.png", png(levels()[0]))])
+    (tmp_path / name).write_bytes(gzip.compress((tmp_path / "whole").read_bytes()))
+    with pytest.raises(ImageError, match="packed with gzip; a job reads uncompressed"):
+        sources.find(tmp_path / name)
+    assert len(open_data(tmp_path / name, 8)) == 1
+    same_pictures(sources.find(tmp_path / "whole"), levels(1))

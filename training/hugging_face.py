@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl
 
 from rcdm_fast import doors, folders, images, offline
 from rcdm_fast.doors import door, printable
-from rcdm_fast.jobs import tables
+from rcdm_fast.jobs import table_files, tables
 from rcdm_fast.training.source_kinds import Item, Source, Tables, needed
 
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
@@ -98,7 +98,7 @@ class Saved:
 
 def _columns(files: tuple[Path, ...], where: str) -> list[str]:
     with door(images.ImageError, f"{where}: cannot be opened"):
-        return list(tables.open_file(files[0]).schema.names)
+        return list(table_files.open_file(files[0]).schema.names)
 
 
 def _read(file: Path) -> Any:

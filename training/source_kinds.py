@@ -22,9 +22,11 @@ import numpy as np
 from PIL import Image
 
 from rcdm_fast import archives, arrays, doors, folders, images
+from rcdm_fast.config import ConfigError
 from rcdm_fast.doors import door, printable
 from rcdm_fast.jobs import tables, tars
 from rcdm_fast.jobs.tars import Piece
+from rcdm_fast.storage import StorageError
 
 _ARRAY_NAMES = (("images", "x", "arr_0", "image", "data"), ("labels", "y", "arr_1", "label", "targets"))
 
@@ -269,7 +271,7 @@ class Tables:
                 if isinstance(content, images.ImageError):
                     content = images.ImageError(f"{printable(where / str(number))}: the row has no picture")
                 yield Item(where / str(number), labels[number], content)
-        except (tables.StorageError, tables.ConfigError) as error:
+        except (StorageError, ConfigError) as error:
             raise images.ImageError(str(error)) from error
 
 
