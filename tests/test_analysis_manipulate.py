@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rcdm_fast.analysis import manipulate
+from rcdm_fast.analysis import manipulate, properties
 from rcdm_fast.analysis.directions import class_of, common_dimensions, mean_difference, principal_directions
 from rcdm_fast.analysis.manipulate import ManipulateConfig
 from rcdm_fast.config import ConfigError
@@ -169,9 +169,7 @@ def test_the_dimensions_in_common_are_changed_and_no_others() -> None:
         torch.testing.assert_close(steps, steps[:1].expand_as(steps))
         torch.testing.assert_close(controls.norm(dim=1), steps.norm(dim=1), rtol=1e-4, atol=1e-5)
         assert len(controls.unique(dim=0)) == len(controls)
-    want = manipulate.mean_difference(
-        setting.gallery, manipulate.properties.find("brightness")(setting.gallery_pictures)
-    )
+    want = mean_difference(setting.gallery, properties.find("brightness")(setting.gallery_pictures))
     torch.testing.assert_close(bright.h[0] - setting.h[0], config.strength * want)
     assert bright.target is None
     spread = float((setting.gallery @ (components[0].h - setting.h)[0] / (components[0].h - setting.h)[0].norm()).std())

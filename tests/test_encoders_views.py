@@ -21,9 +21,9 @@ from rcdm_fast import config as configs
 from rcdm_fast import images
 from rcdm_fast.config import EncoderConfig
 from rcdm_fast.encoders import EncoderError, ImageEncoder, build, preprocess
+from rcdm_fast.encoders.processors import read_convention
 from rcdm_fast.encoders.sources import Source
 from rcdm_fast.encoders.timm_models import _convention
-from rcdm_fast.encoders.transformers_models import read_convention
 from rcdm_fast.pipeline import Model
 from tests import small
 from tests.tolerances import VIEW_LEVELS, VIEW_MEAN_LEVELS

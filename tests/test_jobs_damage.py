@@ -18,7 +18,7 @@ import torch
 from rcdm_fast import checkpoint, doors
 from rcdm_fast.cli import main
 from rcdm_fast.config import ConfigError
-from rcdm_fast.jobs import draw, formats, ledger, local, shard_tables, sources
+from rcdm_fast.jobs import array_rows, draw, formats, ledger, local, shard_tables, sources
 from rcdm_fast.jobs.settings import FORMATS, JobConfig
 from rcdm_fast.jobs.verify import verify
 from rcdm_fast.pipeline import Model
@@ -249,7 +249,7 @@ def test_ids_that_no_text_can_hold(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, form: str
 ) -> None:
     """However the source calls an item: what was drawn is written."""
-    monkeypatch.setattr(sources.Rows, "id", lambda self, place: f"{place}-{name}")
+    monkeypatch.setattr(array_rows.Rows, "id", lambda self, place: f"{place}-{name}")
     assert run(model, tmp_path, format=form).complete
     assert [row["id"] for row in manifest(tmp_path)][:1] == [f"0-{name}"]
     if form == "parquet":

@@ -236,7 +236,8 @@ def _pickle(content: bytes, rng: Random) -> bytes | None:
     if not places or rng.random() < 0.3:
         return blind(content, rng)
     at, size = rng.choice(places)
-    return content[:at] + (rng.choice(INTEGERS) & (1 << 8 * size) - 1).to_bytes(size, "little") + content[at + size :]
+    new: int = rng.choice(INTEGERS)
+    return content[:at] + (new & (1 << 8 * size) - 1).to_bytes(size, "little") + content[at + size :]
 
 
 FOOT = 8  # bytes at the end of a Parquet file: the length of the metadata before it, and PAR1
