@@ -109,6 +109,14 @@ def test_layers_before_the_class_token_have_none() -> None:
         build(f"{spec}&pooling=cls")
 
 
+def test_a_class_token_alone_has_no_patches_to_average() -> None:
+    network = Arranged(8, lambda x: x.mean((2, 3))[:, None])
+    network.num_prefix_tokens = 1  # type: ignore[assignment]
+    with pytest.raises(EncoderError, match="no tokens of patches; choose pooling=cls"):
+        build(network, config=CONFIG)
+    assert build(network, config=dataclasses.replace(CONFIG, pooling="cls")).dim == 8
+
+
 def normalised(config: EncoderConfig, images: Tensor) -> Tensor:
     mean, std = torch.tensor(config.mean)[:, None, None], torch.tensor(config.std)[:, None, None]
     return ((images + 1) / 2 - mean) / std
