@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,16 +15,15 @@ from torch import Tensor
 import rcdm_fast
 from rcdm_fast import checkpoint, conditioning, devices, engines
 from rcdm_fast.config import ScheduleConfig
-from rcdm_fast.engines import graphs, native
+from rcdm_fast.engines import graphs
 from rcdm_fast.engines.native import NativeEngine
-from rcdm_fast.ops import library, reference, selection
+from rcdm_fast.ops import selection
 from rcdm_fast.sampling import SamplingError
 from rcdm_fast.schedule import Schedule
 from rcdm_fast.unet import UNet
 from tests import small
 from tests.fake_cuda import CudaTensor, Machine, fake_cuda
 from tests.tolerances import ENGINE_FP32_L2, TRAJECTORY_L2
-from tests.traced_lines import traced
 
 CPU = torch.device("cpu")
 SCHEDULE = Schedule.make(ScheduleConfig(1000, variance="learned_range"), 4)
@@ -38,22 +36,22 @@ def machine() -> Iterator[Machine]:
         yield found
 
 
-def _network() -> UNet:
+def make_network() -> UNet:
     return small.network().eval().requires_grad_(False)
 
 
 def _engine(device: str = "cuda:0", precision: str = "fp32") -> tuple[NativeEngine, conditioning.ConditioningPlan]:
-    network = _network()
+    network = make_network()
     engine = NativeEngine(network, torch.device(device), precision)
     return engine, conditioning.make_plan(network, SCHEDULE, REPRESENTATIONS.to(device), None)
 
 
-def _pictures(count: int) -> Tensor:
+def made_pictures(count: int) -> Tensor:
     return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(count))
 
 
-def _truth(x: Tensor, rows: list[int], k: int) -> Tensor:
-    network = _network()
+def truth(x: Tensor, rows: list[int], k: int) -> Tensor:
+    network = make_network()
     plan = conditioning.make_plan(network, SCHEDULE, REPRESENTATIONS, None)
     with torch.inference_mode():
         return network.denoise(x, plan.with_rows(torch.tensor(rows)).film(k))
@@ -92,54 +90,54 @@ def test_a_step_waits_for_nothing(machine: Machine, table: bool, monkeypatch: py
     engine, plan = _engine()
     assert (plan.table is None) == (not table)
     for rows in ([3, 0, 3], [1, 2, 3, 0, 0]):
-        x = _pictures(len(rows))
+        x = made_pictures(len(rows))
         engine.prepare(plan.with_rows(torch.tensor(rows)), len(rows))
         there = x.to("cuda")
         for k in (3, 1):
             with machine.no_waiting():
                 got = engine.predict(there, k)
-            assert _close(got, _truth(x, rows, k))
+            assert _close(got, truth(x, rows, k))
 
 
 def test_preparing_and_predicting_in_any_mode(machine: Machine) -> None:
     """A graph's tensors are ordinary ones: they can be written inside inference mode and outside."""
     engine, plan = _engine()
-    x = _pictures(2)
+    x = made_pictures(2)
     with torch.inference_mode():
         engine.warmup((2,))
     for inside in (False, True, False):
         with torch.inference_mode(inside):
             engine.prepare(plan.with_rows(torch.tensor([2, 1])), 2)
             got = engine.predict(x.to("cuda"), 2)
-        assert _close(got, _truth(x, [2, 1], 2))
+        assert _close(got, truth(x, [2, 1], 2))
 
 
 def test_what_is_prepared_stays_prepared(machine: Machine) -> None:
     """Whatever is captured between two steps: the pictures keep their representations."""
     engine, plan = _engine()
     rows = [3, 1]
-    x = _pictures(2)
+    x = made_pictures(2)
     engine.prepare(plan.with_rows(torch.tensor(rows)), 2)
     for step in range(2):
         engine.warmup((1, 3, 5, 9)[:: 1 if step else -1])
-        assert _close(engine.predict(x.to("cuda"), 1), _truth(x, rows, 1))
+        assert _close(engine.predict(x.to("cuda"), 1), truth(x, rows, 1))
     kept = engine.describe().split("batches of ")[1].split(" (")[0]
     assert len(kept.split(",")) == graphs.MOST_GRAPHS
     assert "2" in kept
     with pytest.raises(ValueError, match="3 pictures, prepared was a batch of 2"):
-        engine.predict(_pictures(3).to("cuda"), 1)
+        engine.predict(made_pictures(3).to("cuda"), 1)
 
 
 def test_the_other_gpu(machine: Machine) -> None:
     """With another GPU current: captured, measured and replayed where the weights are."""
-    x, rows = _pictures(3), [0, 2, 1]
+    x, rows = made_pictures(3), [0, 2, 1]
     for device, current in (("cuda:1", 0), ("cuda:0", 1)):
         engine, plan = _engine(device)
         torch.cuda.set_device(current)
         engine.prepare(plan.with_rows(torch.tensor(rows)), 3)
         got = engine.predict(x.to(device), 2)
         assert str(got.device) == device
-        assert _close(got, _truth(x, rows, 2))
+        assert _close(got, truth(x, rows, 2))
         assert torch.cuda.current_device() == current
         assert engine.first_nonfinite(x.to(device), 2) is None
         torch.cuda.set_device(0)
@@ -165,7 +163,7 @@ def test_another_thread_encodes_during_a_capture(machine: Machine) -> None:
     engine.prepare(plan.with_rows(torch.tensor([1])), 1)
     assert len(found) == 1
     assert torch.allclose(found[0].cpu(), want)
-    assert _close(engine.predict(_pictures(1).to("cuda"), 0), _truth(_pictures(1), [1], 0))
+    assert _close(engine.predict(made_pictures(1).to("cuda"), 0), truth(made_pictures(1), [1], 0))
 
 
 def test_two_models_capture_one_after_the_other(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +224,7 @@ def test_streams_follow_each_other(machine: Machine) -> None:
     engine, plan = _engine()
     engine.prepare(plan.with_rows(torch.tensor([0])), 1)
     default, other = torch.cuda.current_stream(), torch.cuda.Stream()
-    x = _pictures(1).to("cuda")
+    x = made_pictures(1).to("cuda")
     engine.predict(x, 0)
     with torch.cuda.stream(other):
         engine.predict(x, 0)
@@ -272,7 +270,7 @@ def test_implementations_are_chosen_for_every_shape_by_what_they_take_in_a_graph
         assert measured == pytest.approx(
             {"native": 0.02 if small_picture else 0.05, "triton": 0.05 if small_picture else 0.02}
         )
-    norms = sum(isinstance(module, torch.nn.GroupNorm) for module in _network().modules())
+    norms = sum(isinstance(module, torch.nn.GroupNorm) for module in make_network().modules())
     assert len(times) < norms
     said = choices.describe()["film_group_norm"]
     assert said == "native 14, triton 7 calls (measured, all of them: native 0.630 ms, triton 0.840 ms)"
@@ -280,7 +278,7 @@ def test_implementations_are_chosen_for_every_shape_by_what_they_take_in_a_graph
     _engine()[0].warmup((2,))  # another model, for which the opposite is true
     assert called
     assert engine._backend.choices.times_ms("film_group_norm") == times  # type: ignore[union-attr]
-    x = _pictures(2).to("cuda")
+    x = made_pictures(2).to("cuda")
     before = len(machine.kernels)
     assert engine.first_nonfinite(x, 1) is None
     assert machine.kernels[before:].count("film_group_norm_out") == norms
@@ -303,7 +301,7 @@ def test_settings_while_a_graph_is_captured(machine: Machine, monkeypatch: pytes
     engine.prepare(plan.with_rows(torch.tensor([0])), 1)
     assert seen == {(True, "ieee", "ieee")}
     seen.clear()
-    x = _pictures(1).to("cuda")
+    x = made_pictures(1).to("cuda")
     engine.predict(x, 1)
     assert not seen  # a replay launches nothing by itself
     engine.first_nonfinite(x, 1)
@@ -324,7 +322,7 @@ def test_float32_is_float32_wherever_the_plain_network_runs(
         return convolution(*arguments, **settings)
 
     place = torch.device("cuda")
-    config, network = small.model().config, _network()
+    config, network = small.model().config, make_network()
     layer = torch.nn.Conv2d(3, 4, 3).requires_grad_(False)
     encoder = small.encoder()
     network.representation_encoder = layer  # to be moved with it
@@ -334,7 +332,7 @@ def test_float32_is_float32_wherever_the_plain_network_runs(
     if what == "eager":
         model.sample(REPRESENTATIONS, per=1, steps=1)
     elif what == "network":
-        model.network(_pictures(4), torch.tensor([5, 6, 7, 8]), REPRESENTATIONS)
+        model.network(made_pictures(4), torch.tensor([5, 6, 7, 8]), REPRESENTATIONS)
     else:
         monkeypatch.setattr(encoder, "_forward", lambda x: layer(x)[:, 0].flatten(1)[:, : small.DIM])
         model.encode(small.pictures(2))
@@ -372,83 +370,3 @@ def test_measuring_keeps_no_operands(machine: Machine) -> None:
                 program.denoise(x, film, rows)
         peaks.append(machine.peak_bytes - before)
     assert peaks[1] <= 1.5 * peaks[0], peaks
-
-
-def test_every_line_of_the_gpu_path_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The main job on a GPU, what goes wrong there, and what is said where there is none."""
-    file = tmp_path / "small.safetensors"
-    made = small.model()
-    checkpoint.save_model(file, made.config, made.unet.state_dict())
-    with traced(graphs, native, selection) as left:
-        with fake_cuda(2):
-            model = rcdm_fast.load(file, encoder=small.encoder().to("cuda"))
-            assert "not measured" in model.engine.describe()
-            h = model.encode(small.pictures(2))
-            for batch_size in (1, 2, 3, 5, 9):
-                model.sample(h[:1], per=batch_size, steps=1)
-            assert isinstance(model.engine, NativeEngine)
-            model.engine.warmup((17,))
-            with torch.cuda.stream(torch.cuda.Stream()):
-                model.sample(h, per=1, steps=1)
-            assert "captured" in model.engine.describe()
-            x = _pictures(2).to("cuda")
-            assert model.engine.first_nonfinite(x, 0) is None
-            with pytest.raises(ValueError, match="prepared was"):
-                model.engine.predict(_pictures(1).to("cuda"), 0)
-            visible = selection.film_group_norm_visible(torch.device("cuda"))
-            assert visible is importlib.import_module("rcdm_fast.kernels.film_group_norm").film_group_norm
-            assert engines.reasons_unavailable("native", torch.device("cuda"), "bf16") == []
-        with fake_cuda(1, parts=("cpu",)):
-            monkeypatch.setattr(selection, "triton_reason", lambda _: "triton is not installed")
-            (reason,) = engines.reasons_unavailable("native", torch.device("cuda"), "fp32")
-            assert reason.startswith("no CUDA operators: ")
-            assert reason.endswith("and triton is not installed")
-            monkeypatch.undo()
-        _on_the_cpu(monkeypatch)
-    assert {Path(name).name: sorted(lines) for name, lines in left.items()} == {
-        "graphs.py": [],
-        "native.py": [],
-        "selection.py": [],
-    }
-
-
-def _on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = _network()
-    engine = NativeEngine(network, CPU, "fp32")
-    with pytest.raises(RuntimeError, match="predict before prepare"):
-        engine.predict(_pictures(1), 0)
-    with pytest.raises(RuntimeError, match="first_nonfinite before prepare"):
-        engine.first_nonfinite(_pictures(1), 0)
-    engine.warmup((1,))
-    plan = conditioning.make_plan(network, SCHEDULE, REPRESENTATIONS, None).with_rows(torch.tensor([1, 3]))
-    with pytest.raises(ValueError, match="rows for 2 pictures, the batch 1"):
-        engine.prepare(plan, 1)
-    engine.prepare(plan, 2)
-    x = _pictures(2)
-    fp32 = engine.predict(x, 1)
-    assert float((fp32 - _truth(x, [1, 3], 1)).norm() / fp32.norm()) <= ENGINE_FP32_L2
-    assert "oneDNN" in engine.describe()
-    engine.precision = "bf16"  # only how results are put together: the program stays what it is
-    assert torch.allclose(engine.predict(x, 1), fp32, atol=1e-4)
-    for place, precision in ((torch.device("cuda"), "fp32"), (torch.device("mps"), "fp32"), (CPU, "fp16")):
-        assert native.reasons_unavailable(place, precision)
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False, raising=False)
-        assert native.reasons_unavailable(CPU, "bf16") == ["oneDNN has no bf16 on this processor"]
-        patch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-        assert native.reasons_unavailable(CPU, "fp32") == ["this PyTorch was built without oneDNN"]
-        assert selection.film_group_norm_visible(CPU) is torch.ops.rcdm_fast.film_group_norm
-        patch.setattr(library, "has_native", lambda _: False)
-        assert native.reasons_unavailable(CPU, "fp32")[0].startswith("no C++ operators: ")
-        assert selection.film_group_norm_visible(CPU) is reference.film_group_norm
-        choices = selection.Choices(CPU)
-        x = torch.randn(1, 32, 4, 4).contiguous(memory_format=torch.channels_last)
-        inputs = (x, None, torch.ones(32), torch.zeros(32), None, None, 32, 1e-5, True, 0, False)
-        out = torch.empty_like(x)
-        with choices.measuring():
-            choices.film_group_norm(out, *inputs)
-        assert torch.equal(out, reference.film_group_norm(*inputs))
-        assert [list(times) for times in choices.times_ms("film_group_norm").values()] == [["reference"]]
-        assert choices.describe()["film_group_norm"].startswith("reference 1 calls (measured")
-    assert selection.film_group_norm(CPU) is torch.ops.rcdm_fast.film_group_norm_out
-    assert selection.attention(CPU) is torch.ops.rcdm_fast.attention

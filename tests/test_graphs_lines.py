@@ -1,0 +1,100 @@
+"""Every line of the native engine's GPU path runs: the main job, what goes wrong there, what is said without a GPU."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+import torch
+
+import rcdm_fast
+from rcdm_fast import checkpoint, conditioning, engines
+from rcdm_fast.engines import graphs, native
+from rcdm_fast.engines.native import NativeEngine
+from rcdm_fast.ops import library, reference, selection
+from tests import small
+from tests.fake_cuda import fake_cuda
+from tests.test_graphs import CPU, REPRESENTATIONS, SCHEDULE, made_pictures, make_network, truth
+from tests.tolerances import ENGINE_FP32_L2
+from tests.traced_lines import traced
+
+
+def test_every_line_of_the_gpu_path_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The main job on a GPU, what goes wrong there, and what is said where there is none."""
+    file = tmp_path / "small.safetensors"
+    made = small.model()
+    checkpoint.save_model(file, made.config, made.unet.state_dict())
+    with traced(graphs, native, selection) as left:
+        with fake_cuda(2):
+            model = rcdm_fast.load(file, encoder=small.encoder().to("cuda"))
+            assert "not measured" in model.engine.describe()
+            h = model.encode(small.pictures(2))
+            for batch_size in (1, 2, 3, 5, 9):
+                model.sample(h[:1], per=batch_size, steps=1)
+            assert isinstance(model.engine, NativeEngine)
+            model.engine.warmup((17,))
+            with torch.cuda.stream(torch.cuda.Stream()):
+                model.sample(h, per=1, steps=1)
+            assert "captured" in model.engine.describe()
+            x = made_pictures(2).to("cuda")
+            assert model.engine.first_nonfinite(x, 0) is None
+            with pytest.raises(ValueError, match="prepared was"):
+                model.engine.predict(made_pictures(1).to("cuda"), 0)
+            visible = selection.film_group_norm_visible(torch.device("cuda"))
+            assert visible is importlib.import_module("rcdm_fast.kernels.film_group_norm").film_group_norm
+            assert engines.reasons_unavailable("native", torch.device("cuda"), "bf16") == []
+        with fake_cuda(1, parts=("cpu",)):
+            monkeypatch.setattr(selection, "triton_reason", lambda _: "triton is not installed")
+            (reason,) = engines.reasons_unavailable("native", torch.device("cuda"), "fp32")
+            assert reason.startswith("no CUDA operators: ")
+            assert reason.endswith("and triton is not installed")
+            monkeypatch.undo()
+        _on_the_cpu(monkeypatch)
+    assert {Path(name).name: sorted(lines) for name, lines in left.items()} == {
+        "graphs.py": [],
+        "native.py": [],
+        "selection.py": [],
+    }
+
+
+def _on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = make_network()
+    engine = NativeEngine(network, CPU, "fp32")
+    with pytest.raises(RuntimeError, match="predict before prepare"):
+        engine.predict(made_pictures(1), 0)
+    with pytest.raises(RuntimeError, match="first_nonfinite before prepare"):
+        engine.first_nonfinite(made_pictures(1), 0)
+    engine.warmup((1,))
+    plan = conditioning.make_plan(network, SCHEDULE, REPRESENTATIONS, None).with_rows(torch.tensor([1, 3]))
+    with pytest.raises(ValueError, match="rows for 2 pictures, the batch 1"):
+        engine.prepare(plan, 1)
+    engine.prepare(plan, 2)
+    x = made_pictures(2)
+    fp32 = engine.predict(x, 1)
+    assert float((fp32 - truth(x, [1, 3], 1)).norm() / fp32.norm()) <= ENGINE_FP32_L2
+    assert "oneDNN" in engine.describe()
+    engine.precision = "bf16"  # only how results are put together: the program stays what it is
+    assert torch.allclose(engine.predict(x, 1), fp32, atol=1e-4)
+    for place, precision in ((torch.device("cuda"), "fp32"), (torch.device("mps"), "fp32"), (CPU, "fp16")):
+        assert native.reasons_unavailable(place, precision)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False, raising=False)
+        assert native.reasons_unavailable(CPU, "bf16") == ["oneDNN has no bf16 on this processor"]
+        patch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+        assert native.reasons_unavailable(CPU, "fp32") == ["this PyTorch was built without oneDNN"]
+        assert selection.film_group_norm_visible(CPU) is torch.ops.rcdm_fast.film_group_norm
+        patch.setattr(library, "has_native", lambda _: False)
+        assert native.reasons_unavailable(CPU, "fp32")[0].startswith("no C++ operators: ")
+        assert selection.film_group_norm_visible(CPU) is reference.film_group_norm
+        choices = selection.Choices(CPU)
+        x = torch.randn(1, 32, 4, 4).contiguous(memory_format=torch.channels_last)
+        inputs = (x, None, torch.ones(32), torch.zeros(32), None, None, 32, 1e-5, True, 0, False)
+        out = torch.empty_like(x)
+        with choices.measuring():
+            choices.film_group_norm(out, *inputs)
+        assert torch.equal(out, reference.film_group_norm(*inputs))
+        assert [list(times) for times in choices.times_ms("film_group_norm").values()] == [["reference"]]
+        assert choices.describe()["film_group_norm"].startswith("reference 1 calls (measured")
+    assert selection.film_group_norm(CPU) is torch.ops.rcdm_fast.film_group_norm_out
+    assert selection.attention(CPU) is torch.ops.rcdm_fast.attention
