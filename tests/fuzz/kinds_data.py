@@ -243,8 +243,8 @@ def samples(path: Path) -> None:
 
 TRAIN = Door(train, (ImageError, StorageError))
 GENERATE = Door(generate, (ImageError, ConfigError, StorageError))
-INSIDE = Door(train_from_inside, (ImageError, StorageError))
-GENERATE_INSIDE = Door(generate_from_inside, (ImageError, ConfigError, StorageError))
+INSIDE = Door(train_from_inside, (), (ImageError, StorageError))  # the folder that it names is "."
+GENERATE_INSIDE = Door(generate_from_inside, (), (ImageError, ConfigError, StorageError))
 DATASET = Door(dataset, (ImageError, StorageError))
 KINDS = (
     Kind("data-npy", _npy, (TRAIN, GENERATE)),

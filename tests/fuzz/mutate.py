@@ -90,7 +90,13 @@ def _integer(content: bytes, _: bytes, rng: Random) -> bytes:
     start -= start % size if rng.random() < 0.7 else 0
     old = int.from_bytes(content[start : start + size], order)
     new: int = rng.choice((rng.choice(INTEGERS), old + rng.choice((-1, 1, 8)), old * 1000, len(content)))
-    return content[:start] + (new & (1 << 8 * size) - 1).to_bytes(size, order) + content[start + size :]
+    return content[:start] + binary(new, size, order) + content[start + size :]
+
+
+def binary(value: int, size: int, order: Literal["little", "big"] = "little") -> bytes:
+    """The lowest `size` bytes of a number of any sign."""
+    made = value.to_bytes(64, order, signed=True)
+    return made[:size] if order == "little" else made[-size:]
 
 
 def _digits(content: bytes, _: bytes, rng: Random) -> bytes:

@@ -60,6 +60,8 @@ def _part(content: bytes, rng: Random) -> bytes:
 def _zip(content: bytes, rng: Random) -> bytes | None:
     """Members with changed content, true checksums and lengths; or other names, methods, orders."""
     with zipfile.ZipFile(io.BytesIO(content)) as file:
+        if sum(item.file_size for item in file.infolist()) > mutate.LARGEST:
+            return None
         members = [(item.filename, file.read(item)) for item in file.infolist()]
     at = rng.randrange(len(members))
     name, data = members[at]
@@ -224,20 +226,21 @@ CODE = (
 )
 
 
+NUMBERS = {"BININT": 4, "BININT1": 1, "BININT2": 2}  # instructions of pickles, and bytes of the number behind them
+
+
 def _pickle(content: bytes, rng: Random) -> bytes | None:
     """Numbers and names among the instructions; or other instructions."""
     if rng.random() < 0.1:
         return rng.choice(CODE)
     places: list[tuple[int, int]] = []
     for opcode, _, at in pickletools.genops(content):
-        size = {"BININT": 4, "BININT1": 1, "BININT2": 2}.get(opcode.name)
-        if at is not None and size is not None:
-            places.append((at + 1, size))
+        if at is not None and opcode.name in NUMBERS:
+            places.append((at + 1, NUMBERS[opcode.name]))
     if not places or rng.random() < 0.3:
         return blind(content, rng)
     at, size = rng.choice(places)
-    new: int = rng.choice(INTEGERS)
-    return content[:at] + (new & (1 << 8 * size) - 1).to_bytes(size, "little") + content[at + size :]
+    return content[:at] + mutate.binary(rng.choice(INTEGERS), size) + content[at + size :]
 
 
 FOOT = 8  # bytes at the end of a Parquet file: the length of the metadata before it, and PAR1
@@ -261,8 +264,8 @@ def _arrow(content: bytes, rng: Random) -> bytes | None:
     size = rng.choice((1, 2, 4, 4, 8, 8))
     place = min(len(content) - size, at + 4 + size * rng.randrange(-(-length // size)))
     old = int.from_bytes(content[place : place + size], "little")
-    new: int = rng.choice((rng.choice(INTEGERS), old + rng.choice((-1, 1, 4, 8, 64)), old * 256))
-    return content[:place] + (new & (1 << 8 * size) - 1).to_bytes(size, "little") + content[place + size :]
+    new = rng.choice([rng.choice(INTEGERS), old + rng.choice((-1, 1, 4, 8, 64)), old * 256])
+    return content[:place] + mutate.binary(new, size) + content[place + size :]
 
 
 def _jpeg(content: bytes, rng: Random) -> bytes | None:

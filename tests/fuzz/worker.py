@@ -107,10 +107,9 @@ class Worker:
             return {"verdict": "read"}
         if not isinstance(error, (*door.errors, *door.later)):
             return _finding("bare", door, f"{type(error).__name__}: {told[:500]}", error)
-        names = {path.name, found.name}.union(*(map(os.path.basename, each.entries) for each in (found, *seeds)))
-        fault = _fault(
-            told, {each for each in names if len(each) > 2}, kind.named and not isinstance(error, door.later)
-        )
+        inside = {os.path.basename(name) for each in (found, *seeds) for name in each.entries}
+        names = {path.name, found.name, *(name for name in inside if len(name) > 2)}
+        fault = _fault(told, names, kind.named and not isinstance(error, door.later))
         if fault:
             return _finding("message", door, f"{fault}: {type(error).__name__}: {told[:500]!r}", error, fault)
         if kind.good and found in seeds:
