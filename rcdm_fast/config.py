@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from rcdm_fast import size
 from rcdm_fast.checks import Checked, Count, Range, Share, ShareBelowOne, described, meant
 from rcdm_fast.checks import ConfigError as ConfigError
+from rcdm_fast.doors import printable
 
 T = TypeVar("T")
 
@@ -271,7 +272,7 @@ def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "config") -> T
         raise ConfigError(f"{where}: expected an object, got {type(data).__name__}")
     hints = typing.get_type_hints(cls)
     fields = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    unknown = sorted(str(key) for key in data if key not in fields)
+    unknown = sorted(" ".join(printable(key).split()) for key in data if key not in fields)
     if unknown:
         near = next(
             (text for each in unknown if (text := meant(each, fields))), f"; known: {', '.join(sorted(fields))}"
@@ -284,7 +285,10 @@ def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "config") -> T
     )
     _require(not missing, f"{where}: missing key {', '.join(missing)}")
     values = {name: _coerce(hints[name], value, f"{where}.{name}") for name, value in data.items()}
-    return cls(**values)
+    try:
+        return cls(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def from_json(cls: type[T], text: str, where: str = "config") -> T:

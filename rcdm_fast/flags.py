@@ -240,7 +240,7 @@ def _read_json(path: str | os.PathLike[str]) -> Mapping[str, object]:
 def _unknown(name: str) -> str:
     close = difflib.get_close_matches(name, DEFAULTS, n=3)
     hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(sorted(DEFAULTS))}"
-    return f"unknown flag {name!r} ({hint})"
+    return f"unknown flag {doors.printable(name)!r} ({hint})"
 
 
 def _convert(name: str, value: object, where: str) -> FlagValue:

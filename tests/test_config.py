@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import os
 import pkgutil
 import time
 import typing
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +19,7 @@ import torch
 import rcdm_fast
 from rcdm_fast import config as configs
 from rcdm_fast.checks import Checked, ConfigError, Range
+from rcdm_fast.cli.training import _configuration
 from rcdm_fast.config import EncoderConfig, ModelConfig, ScheduleConfig, UNetConfig
 from rcdm_fast.training.config import TrainConfig
 from rcdm_fast.training.losses import LossConfig
@@ -209,3 +212,33 @@ def test_json_with_nan_or_wrong_types_deep_inside() -> None:
         inside[place[-1]] = value
         with pytest.raises(ConfigError, match=place[-1]):
             configs.from_json(ModelConfig, json.dumps(changed), "file")
+
+
+def test_whatever_is_wrong_in_a_file_its_name_is_told_and_nothing_is_repeated_at_length() -> None:
+    for text, message in (
+        ('{"diffusion_steps": 0}', "diffusion_steps"),
+        ('{"prediction": "epsilon"}', "prediction"),
+        (json.dumps({"x" * 3000: 1}), "unknown key"),
+        ('{"a\\nb": 1}', "unknown key a b"),
+    ):
+        with pytest.raises(ConfigError, match=message) as raised:
+            configs.from_json(ScheduleConfig, text, "my.json")
+        assert str(raised.value).startswith("my.json")
+        assert len(str(raised.value)) < 700
+        assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "content", [b'{"name": "\xe1"}', b"[" * 200_000, b'{"pictures": ' + b"9" * 5000 + b"}", b"", b"[1]", None]
+)
+def test_damaged_configuration_files_are_named(tmp_path: Path, content: bytes | None) -> None:
+    file = tmp_path / "mine.json"
+    if content is None:
+        os.mkfifo(file)
+    else:
+        file.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"mine\.json"):
+        _configuration("anything", str(file))
+    with pytest.raises(ConfigError, match="no configuration"):
+        _configuration("x" * 200, None)
+    assert _configuration("starter", None)["name"] == _configuration("anything", "starter")["name"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,11 @@ def test_configurations_that_cannot_be_built(tmp_path: Path) -> None:
     (tmp_path / "broken.safetensors").write_bytes(b"not weights")
     with pytest.raises(OSError, match=r"broken\.safetensors"):
         build(f"file:{tmp_path}/broken.safetensors")
+
+
+def test_names_that_are_no_utf8_come_back_and_half_characters_are_escaped() -> None:
+    name = os.fsdecode(b"a/caf\xe9 1?&.onnx")
+    source = sources.Source("onnx", name, {"weights": name})
+    again, _ = sources.parse(str(source), {"onnx": frozenset({"weights"})})
+    assert (again.name, again.options["weights"]) == (name, name)
+    assert "%5Cud898" in str(sources.Source("file", "\ud898.pt", {}))

@@ -117,6 +117,8 @@ def test_a_plan_is_what_it_was(plan: Path) -> None:
         (lambda data: data[:20] + b"\x00" + data[21:], "header is damaged"),
         (lambda data: data[:12], "header is damaged"),
         (lambda data: b"", "no plan exported by rcdm_fast"),
+        (lambda data: data[:8] + (200_000).to_bytes(8, "little") + b"[" * 200_000, "header is damaged"),
+        (lambda data: data.replace(b'"image_size": 8', b'"image_size":-8'), "header is damaged"),
     ],
 )
 def test_damage_is_recognised(plan: Path, damage: Callable[[bytes], bytes], message: str) -> None:

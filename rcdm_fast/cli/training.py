@@ -127,19 +127,18 @@ def _configuration(name: str, given: str | None) -> dict[str, Any]:
     """The JSON configuration from a file, or a shipped one."""
     import json
 
+    from rcdm_fast import doors
     from rcdm_fast.config import ConfigError
 
     folder = Path(__file__).resolve().parent.parent / "training" / "configs"
-    file = Path(given) if given is not None else folder / f"{name}.json"
-    if not file.exists():
-        file = folder / f"{given or name}.json"
-    if not file.exists():
+    chosen = doors.path(given or name, ConfigError)
+    shipped = folder / f"{given or name}.json"
+    file = next((each for each in ([shipped] if given is None else [chosen, shipped]) if each.is_file()), None)
+    if file is None:
         known = ", ".join(sorted(path.stem for path in folder.glob("*.json")))
-        raise ConfigError(f"no configuration {given or name!r} (shipped: {known}); name one, or a file, with --config")
-    try:
+        raise ConfigError(f"no configuration {str(chosen)!r} (shipped: {known}); name one, or a file, with --config")
+    with doors.door(ConfigError, f"{file}: not a readable JSON file"):
         values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{file}: not a readable JSON file ({error})") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: expected a JSON object")
     return values

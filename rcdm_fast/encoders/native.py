@@ -81,5 +81,5 @@ def bundled() -> list[str]:
 def bundled_path(name: str) -> Path:
     """The file of a bundled encoder. Raises `ConfigError`."""
     if name not in bundled():
-        raise ConfigError(f"no bundled encoder {name!r}; there are {', '.join(bundled()) or 'none'}")
+        raise ConfigError(f"no bundled encoder {doors.printable(name)!r}; there are {', '.join(bundled()) or 'none'}")
     return BUNDLED / f"{name}{SUFFIX}"

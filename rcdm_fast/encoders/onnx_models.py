@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rcdm_fast import config as configs
 from rcdm_fast.config import EncoderConfig
+from rcdm_fast.doors import door
 from rcdm_fast.encoders.base import Network
 from rcdm_fast.encoders.errors import EncoderError, need, reason
 from rcdm_fast.encoders.native import METADATA_KEY
@@ -65,7 +66,8 @@ class OnnxNetwork:
     @property
     def metadata(self) -> Mapping[str, str]:
         """Free text stored in the file."""
-        return dict(self._session.get_modelmeta().custom_metadata_map)
+        with door(EncoderError, "its metadata cannot be read"):
+            return dict(self._session.get_modelmeta().custom_metadata_map)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_session"}

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, unquote
 
+from rcdm_fast import doors
 from rcdm_fast.config import ConfigError
 
 PLAIN = "/:,._-~+@= "  # characters that stay readable in a canonical spec
@@ -28,13 +29,21 @@ class Source:
     options: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        text = f"{self.family}:{quote(self.name, safe=PLAIN)}"
-        options = "&".join(f"{key}={quote(value, safe=PLAIN)}" for key, value in sorted(self.options.items()))
+        text = f"{self.family}:{_quoted(self.name)}"
+        options = "&".join(f"{key}={_quoted(value)}" for key, value in sorted(self.options.items()))
         return f"{text}?{options}" if options else text
 
     def flag(self, key: str) -> bool:
         """A yes/no option; absent means no."""
         return parse_bool(self.options.get(key, "0"), key)
+
+
+def _quoted(text: str) -> str:
+    """For a specification; a file's name that is no UTF-8 comes back as it was."""
+    try:
+        return quote(text, safe=PLAIN, errors="surrogateescape")
+    except UnicodeEncodeError:  # half a character of UTF-16
+        return quote(doors.escaped(text), safe=PLAIN)
 
 
 def parse(text: str, options: Mapping[str, Collection[str]]) -> tuple[Source, dict[str, Any]]:
@@ -59,7 +68,7 @@ def parse(text: str, options: Mapping[str, Collection[str]]) -> tuple[Source, di
     fields: dict[str, Any] = {}
     for item in filter(None, query.split("&")):
         key, _, raw = item.partition("=")
-        value = unquote(raw)
+        value = unquote(raw, errors="surrogateescape")
         if key in options[family]:
             chosen[key] = value
         elif key in FIELDS:
@@ -68,7 +77,7 @@ def parse(text: str, options: Mapping[str, Collection[str]]) -> tuple[Source, di
             raise ConfigError(
                 f"{text!r}: unknown option {key!r}; {family} takes {', '.join(sorted({*options[family], *FIELDS}))}"
             )
-    return Source(family, unquote(name), chosen), fields
+    return Source(family, unquote(name, errors="surrogateescape"), chosen), fields
 
 
 def parse_bool(value: str, key: str) -> bool:

@@ -11,19 +11,22 @@ Knows nothing about building or running plans.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
 import json
 import os
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from rcdm_fast import config as configs
 from rcdm_fast import storage
-from rcdm_fast.config import ModelConfig
+from rcdm_fast.config import ConfigError, ModelConfig
+from rcdm_fast.doors import door
 from rcdm_fast.export.onnx import GraphError
 
 MAGIC = b"RCDMPLN1"
@@ -148,10 +151,19 @@ def _opened(path: str | os.PathLike[str]) -> BinaryIO:
         raise GraphError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
+@contextlib.contextmanager
+def _understood(where: str) -> Iterator[None]:
+    """A configuration that describes no model is a damaged header, too."""
+    try:
+        yield
+    except ConfigError as error:
+        raise GraphError(f"{where}: its header is damaged ({error}); export it again") from error
+
+
 def _header(file: BinaryIO, where: str) -> PlanHeader:
     if file.read(len(MAGIC)) != MAGIC:
         raise GraphError(f"{where}: no plan exported by rcdm_fast")
-    try:
+    with _understood(where), door(GraphError, f"{where}: its header is damaged; export it again"):
         (length,) = struct.unpack("<Q", file.read(8))
         if length > LARGEST_HEADER:
             raise ValueError(f"a header of {length} bytes")
@@ -160,5 +172,3 @@ def _header(file: BinaryIO, where: str) -> PlanHeader:
         found["batches"] = tuple(int(size) for size in found["batches"])
         found["targets"] = tuple(str(target) for target in found["targets"])
         return PlanHeader(**found)
-    except (ValueError, KeyError, TypeError, struct.error) as error:
-        raise GraphError(f"{where}: its header is damaged ({error}); export it again") from error
