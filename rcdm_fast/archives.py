@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from rcdm_fast.doors import door, printable
+from rcdm_fast.doors import door, printable, regular
 
 BLOCK = 512
 PIECE_BYTES = 1 << 20
@@ -66,12 +66,14 @@ class Member:
 
 def compression(path: Path) -> str | None:
     """What a file is packed with, by its first bytes: "gzip", "bzip2", "xz", "zstd", "zip"...; None: nothing known."""
+    regular(path)
     with open(path, "rb") as file:
         return _packed(file.read(_MAGIC_BYTES))
 
 
 def is_tar(path: Path) -> bool:
     """Whether a file begins as an uncompressed tar archive does."""
+    regular(path)
     with open(path, "rb") as file:
         return _is_header(file.read(BLOCK))
 
@@ -352,12 +354,14 @@ def _pax(content: bytes) -> dict[str, str]:
 
 def pread(path: Path, start: int, size: int, kind: type[Exception]) -> bytes:
     """`size` bytes of a file from `start` on. Raises `kind`, also if the file has become shorter."""
-    with door(kind, f"{printable(path)}: cannot be read", memory=False), open(path, "rb", buffering=0) as file:
-        pieces = []
-        while size:
-            piece = os.pread(file.fileno(), size, start)
-            if not piece:
-                raise EOFError("the file has become shorter")
-            pieces.append(piece)
-            size, start = size - len(piece), start + len(piece)
-        return b"".join(pieces)
+    with door(kind, f"{printable(path)}: cannot be read", memory=False):
+        regular(path)
+        with open(path, "rb", buffering=0) as file:
+            pieces = []
+            while size:
+                piece = os.pread(file.fileno(), size, start)
+                if not piece:
+                    raise EOFError("the file has become shorter")
+                pieces.append(piece)
+                size, start = size - len(piece), start + len(piece)
+            return b"".join(pieces)

@@ -14,6 +14,7 @@ import contextlib
 import math
 import os
 import struct
+import sys
 import weakref
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -22,7 +23,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from rcdm_fast.doors import door, printable
+from rcdm_fast.doors import door, printable, regular
 
 _HEADER = 10_000  # characters; numpy's own bound
 _FREE_BYTES = 1 << 28  # what a compressed array may take without a question
@@ -66,7 +67,10 @@ class Rows:
         """One row, a copy. Raises the error that the file was opened with."""
         with door(self._kind, f"{self._name}: row {place} cannot be read", memory=False):
             row = self._held[place]
-            return np.array(row if self._field is None else row[self._field], dtype=self.dtype)
+            copy = np.array(row if self._field is None else row[self._field], dtype=self.dtype)
+            if self.dtype.kind == "U" and (np.frombuffer(copy.tobytes(), np.uint32) > sys.maxunicode).any():
+                raise ValueError("a text of what are no characters")  # Python's own would be broken ones
+            return copy
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return (self[place] for place in range(len(self)))
@@ -105,6 +109,7 @@ def read(path: Path, kind: type[Exception]) -> Mapping[str, Rows]:
         kind: no such file, a damaged one, one whose headers claim more than it holds or than is plausible, or objects.
     """
     with door(kind, f"{printable(path)}: cannot be read"):
+        regular(path)
         if path.suffix.lower() == ".npy":
             with open(path, "rb") as file:
                 shape, dtype, fortran = _header(file)

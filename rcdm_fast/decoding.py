@@ -88,7 +88,9 @@ def read(source: Any, *, name: str = "", max_pixels: int = MAX_PIXELS, shrink: S
         if isinstance(source, str | os.PathLike):
             if isinstance(source, str) and source.startswith(("http://", "https://")):
                 raise ImageError(f"{where}: an address, not a file; fetch the picture first and give its bytes")
-            with open(doors.path(source, ImageError), "rb") as file:
+            path = doors.path(source, ImageError)
+            doors.regular(path)
+            with open(path, "rb") as file:
                 return _decode(file, where, max_pixels, shrink)
         if hasattr(source, "read"):
             return _decode(io.BytesIO(_content(source, where)), where, max_pixels, shrink)

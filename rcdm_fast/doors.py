@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,6 +87,16 @@ def path(given: str | bytes | os.PathLike[str] | os.PathLike[bytes], kind: type[
         with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
             os.stat(found)
         return found
+
+
+def regular(path: str | os.PathLike[str]) -> None:
+    """Raise `OSError` if a path names a pipe, a device or a socket: opening or reading one may never end.
+
+    Links are followed. What is missing, or a folder, is left to whoever opens it. Belongs into a door, before opening.
+    """
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError("no regular file")
 
 
 def _of_reader(error: BaseException) -> bool:

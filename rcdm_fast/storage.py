@@ -259,6 +259,7 @@ def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str
 @contextlib.contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
     try:
+        doors.regular(path)
         with safetensors.safe_open(str(path), framework="pt") as file:
             yield file
     except FileNotFoundError as error:
@@ -281,6 +282,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 def read_json(path: str | os.PathLike[str]) -> Any:
     """The content of a JSON file. Raises `StorageError`: missing, no UTF-8, no JSON, or nested too deeply."""
     with doors.door(StorageError, f"{path}: cannot be read"):
+        doors.regular(path)
         return json.loads(Path(path).read_text(encoding="utf-8"))
 
 

@@ -58,6 +58,7 @@ LIES: list[tuple[bytes, str]] = [
     (npy("(True, 3)"), "no shape"),
     (npy("(2.5, 3)"), "no shape"),
     (npy("(1000000000000, 0, 3)"), "its rows are empty"),
+    (npy("(3,)", "'|S0'"), "its rows are empty"),
     (npy("(1000000000000,)", "'<U0'"), "its rows are empty"),
     (npy("(1,)", "'|O'", b"cos\nsystem\n"), "Python objects"),
     (npy("((("), "cannot be read"),

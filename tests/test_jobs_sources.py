@@ -337,3 +337,61 @@ def test_a_packed_archive_is_no_picture(tmp_path: Path, name: str) -> None:
         sources.find(tmp_path / name)
     assert len(open_data(tmp_path / name, 8)) == 1
     same_pictures(sources.find(tmp_path / "whole"), levels(1))
+
+
+def test_names_in_shards_that_are_no_utf8(tmp_path: Path) -> None:
+    write_shard(tmp_path / "a.tar", [("caf\udce9.png", png(levels()[0]))])
+    source = sources.find(tmp_path / "a.tar")
+    assert source.id(0) == "caf\\xe9"
+    assert len(sources.fingerprint(source)) == 64
+    write_shard(tmp_path / "a.tar", [("caf\udce9.png", png(levels()[0])), ("caf\\xe9.png", png(levels()[1]))])
+    with pytest.raises(ConfigError, match="id that another one has"):
+        sources.find(tmp_path / "a.tar")
+
+
+def test_hashes_of_halves_of_characters() -> None:
+    class Odd(sources.Nothing):
+        def id(self, place: int) -> str:
+            return "\ud800\udce9\udfff"[place]
+
+    odd = Odd(3)
+    assert len({sources.hash_of(odd, place) for place in range(3)} | {sources.hash_of(sources.Nothing(1), 0)}) == 4
+
+
+STRANGE = ["|V3", "<M8[ns]", "<m8[s]", "|S1", "<U7", "<c8", [("a", "<f4", (0,)), ("b", "<f4")], [("a", [("b", "<f4")])]]
+
+
+@pytest.mark.parametrize("kind", STRANGE, ids=str)
+def test_arrays_of_strange_types(tmp_path: Path, kind: np.typing.DTypeLike) -> None:
+    array = np.zeros(3, kind)
+    np.save(tmp_path / "x.npy", array)
+    np.savez(tmp_path / "x.npz", x=array)
+    for name in ("x.npy", "x.npz"):
+        with pytest.raises(ConfigError, match=r"expected representations|no array called"):
+            sources.find(tmp_path / name)
+        with pytest.raises(ImageError, match=r"expected uint8|no array called"):
+            open_data(tmp_path / name, 8)
+
+
+def test_columns_that_hold_rows(tmp_path: Path) -> None:
+    array = np.zeros(2, [("h", "<f4", (2,))])
+    array["h"] = [[1, 2], [3, 4]]
+    np.save(tmp_path / "x.npy", array)
+    source = sources.find(tmp_path / "x.npy")
+    assert isinstance(found := source.read(1), torch.Tensor)
+    assert found.tolist() == [3, 4]
+
+
+def test_values_that_are_no_ids_and_no_labels(tmp_path: Path) -> None:
+    broken = np.full(3, 0xFFFFFFFF, "<u4").view("<U1")
+    np.savez(tmp_path / "x.npz", images=levels(), ids=broken, labels=broken)
+    with pytest.raises(storage.StorageError, match=r"row 0 cannot be read .*no characters"):
+        sources.find(tmp_path / "x.npz")
+    with pytest.raises(ImageError, match=r"row 0 cannot be read .*no characters"):
+        open_data(tmp_path / "x.npz", 8)
+    np.save(tmp_path / "y.npy", np.array([5, 1 << 63], np.uint64))
+    source = sources.find(tmp_path / "y.npy")
+    assert isinstance(label := source.read(0), torch.Tensor)
+    assert int(label) == 5
+    with pytest.raises(ImageError, match="item 1: no usable label"):
+        source.read(1)

@@ -102,6 +102,7 @@ def _columns(files: tuple[Path, ...], where: str) -> list[str]:
 
 
 def _read(file: Path) -> Any:
+    doors.regular(file)
     if file.stat().st_size > _DESCRIBED_BYTES:
         raise ValueError(f"{file.name} has {file.stat().st_size} bytes")
     found = json.loads(file.read_text(encoding="utf-8"))

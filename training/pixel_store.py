@@ -134,6 +134,7 @@ class PixelStore:
     def _rows(self) -> list[dict[str, Any]]:
         file = self.folder / "items.jsonl"
         with door(storage.StorageError, f"{file}: cannot be read; delete the store"):
+            doors.regular(file)
             rows = [dict(json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
             for row in rows:
                 if not isinstance(row.get("skipped", row.get("path")), str):
@@ -147,6 +148,7 @@ class PixelStore:
             start = {"read": 0, "kept": 0, "items_bytes": 0, "complete": False, "blocks": []}
             return {"made_from": self.made_from, **start}
         with door(storage.StorageError, f"{file}: cannot be read; delete the store"):
+            doors.regular(file)
             state = dict(json.loads(file.read_text(encoding="utf-8")))
             before = dict(state["made_from"])
             _check_counts(state)

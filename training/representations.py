@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import storage
-from rcdm_fast.doors import door
+from rcdm_fast.doors import door, regular
 from rcdm_fast.encoders import Encoder
 from rcdm_fast.training.data import ImageSet
 from rcdm_fast.training.team import Team
@@ -213,6 +213,7 @@ class _Cache:
 
     def _array(self) -> np.ndarray:
         with door(storage.StorageError, f"{self.path}: cannot be read; delete it"):
+            regular(self.path)
             # "c": nothing is written back, and PyTorch does not warn about memory that it must not write to
             return cast(np.ndarray, np.load(self.path, mmap_mode="c"))
 

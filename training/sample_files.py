@@ -8,13 +8,12 @@ Knows nothing about models.
 from __future__ import annotations
 
 import os
-import zipfile
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rcdm_fast import storage
+from rcdm_fast import arrays, doors, storage
 from rcdm_fast.config import ConfigError
 
 
@@ -43,15 +42,14 @@ def write_npz(path: str | os.PathLike[str], pixels: Tensor, labels: Tensor | Non
 
 def read_npz(path: str | os.PathLike[str]) -> Tensor:
     """Pictures of such a file, uint8 [N,3,H,W]. Raises `ConfigError` for any other file."""
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            if "arr_0" not in stored:
-                raise ConfigError(f"{path}: no pictures: arr_0 is missing")
-            array = stored["arr_0"]
-    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{path}: not a readable .npz file ({error})") from error
-    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or not len(array):
-        raise ConfigError(f"{path}: arr_0 must be uint8 [N,H,W,3], is {array.dtype} {list(array.shape)}")
-    return torch.from_numpy(array).permute(0, 3, 1, 2).contiguous()
+    where = doors.printable(path)
+    stored = arrays.read(doors.path(path, ConfigError), ConfigError)
+    if "arr_0" not in stored:
+        raise ConfigError(f"{where}: no pictures: arr_0 is missing")
+    rows = stored["arr_0"]
+    if rows.dtype != np.uint8 or rows.ndim != 4 or rows.shape[3] != 3 or not len(rows):
+        raise ConfigError(f"{where}: arr_0 must be uint8 [N,H,W,3], is {rows.dtype} {list(rows.shape)}")
+    pixels = np.empty((len(rows), 3, *rows.shape[1:3]), np.uint8)
+    for place, row in enumerate(rows):
+        pixels[place] = row.transpose(2, 0, 1)
+    return torch.from_numpy(pixels)

@@ -55,8 +55,6 @@ class Item:
             content = content.read()
         elif isinstance(content, np.ndarray):
             content = levels(content)
-        elif isinstance(content, Path) and os.path.exists(content) and not os.path.isfile(content):
-            raise images.ImageError(f"{printable(content)}: no file")  # a device or a pipe never ends
         return images.open_image(content, name=str(content if isinstance(content, Path) else self.path))
 
     def pixels(self, size: int) -> np.ndarray:

@@ -85,6 +85,7 @@ class RunFolder:
         current = json.loads(json.dumps(dict(config)))
         if file.exists():
             with door(RunError, f"{file}: not the configuration of a run"):
+                doors.regular(file)
                 before = dict(json.loads(file.read_text(encoding="utf-8")))
             keys = sorted(key for key in before.keys() | current.keys() if before.get(key) != current.get(key))
             if keys:

@@ -56,7 +56,8 @@ class Rows:
                 raise images.ImageError(f"{self.name}, item {self.id(place)}: the representation is not finite")
             return h
         if self.kind == "label":
-            return torch.tensor(int(row.reshape(-1)[0]))
+            with door(images.ImageError, f"{self.name}, item {self.id(place)}: no usable label"):
+                return torch.tensor(int(row.reshape(-1)[0]), dtype=torch.int64)
         if isinstance(row, Tensor) and row.is_floating_point():
             return images.to_pil(images.check(row[None])[0])
         return Item(Path(self.name) / str(place), None, np.asarray(row)).picture()
@@ -88,7 +89,9 @@ def _known_kind(rows: Tensor | np.ndarray | arrays.Rows) -> Kind | None:
         floating = rows.is_floating_point()
         whole = not floating and not rows.is_complex() and rows.dtype != torch.bool
     else:
-        floating, whole = np.issubdtype(rows.dtype, np.floating), np.issubdtype(rows.dtype, np.integer)
+        floating, whole = rows.dtype.kind == "f", rows.dtype.kind in "iu"  # numpy calls durations integers
+    if 0 in shape[1:]:
+        return None
     if floating and len(shape) > 1 and sum(side != 1 for side in shape[1:]) <= 1 and len(shape) < 6:
         return "representation"
     if is_levels(rows) or (isinstance(rows, Tensor) and floating and len(shape) == 4 and 3 in (shape[1], shape[3])):
@@ -131,7 +134,7 @@ def _texts(ids: Any) -> list[str]:
 def _ids(held: Mapping[str, Any], count: int, name: str) -> list[str] | None:
     """The first array of ids; "names" may be those of classes, and then they are none."""
     for key in _ID_NAMES:
-        if key not in held or not any(np.issubdtype(held[key].dtype, kind) for kind in (np.character, np.integer)):
+        if key not in held or held[key].dtype.kind not in "SUiu":
             continue
         found = [doors.escaped(text(each)) for each in held[key]]
         if key == "names" and len(set(found)) != count:

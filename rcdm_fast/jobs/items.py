@@ -44,7 +44,7 @@ class Source(Protocol):
 
 def hash_of(source: Source, place: int) -> int:
     """SHA-256 of an item's place, id and content, as a number."""
-    digest = hashlib.sha256(f"{place}\0{source.id(place)}\0".encode("utf-8", "surrogateescape"))
+    digest = hashlib.sha256(f"{place}\0{source.id(place)}\0".encode("utf-8", "surrogatepass"))
     digest.update(source.content(place))
     return int.from_bytes(digest.digest())
 

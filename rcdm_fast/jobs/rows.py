@@ -14,7 +14,7 @@ from typing import Any
 
 from rcdm_fast import storage
 from rcdm_fast.config import ConfigError
-from rcdm_fast.doors import door
+from rcdm_fast.doors import door, regular
 
 Row = dict[str, Any]
 
@@ -30,6 +30,7 @@ def read_identity(folder: Path) -> Row:
     if not file.exists():
         raise ConfigError(f"{folder}: no job.json here, so no job")
     with door(ConfigError, f"{file}: damaged"):
+        regular(file)
         found = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(found, dict) or found.get("version") != VERSION:
         raise ConfigError(f"{file}: of another version than {VERSION}")

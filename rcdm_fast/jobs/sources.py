@@ -178,7 +178,7 @@ class Shards:
     def __init__(self, pattern: str, found: Sequence[Path] = ()) -> None:
         self.name = pattern
         self._index = tars.index(pattern, found)
-        check_ids(self._index.keys, pattern)
+        check_ids([doors.escaped(key) for key in self._index.keys], pattern)
 
     def __len__(self) -> int:
         return len(self._index.keys)
@@ -225,7 +225,8 @@ class Columns:
         if self.kind == "label":
             if not isinstance(value, int):
                 raise images.ImageError(f"{where}: no label")
-            return torch.tensor(value)
+            with doors.door(images.ImageError, f"{where}: no usable label"):
+                return torch.tensor(value, dtype=torch.int64)
         if self.kind == "representation":
             h = to_float32(value) if isinstance(value, np.ndarray) else torch.empty(0)
             if not h.numel() or not bool(h.isfinite().all()):

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from rcdm_fast.doors import regular
 from rcdm_fast.jobs.formats import pyarrow
 
 EXTENSIONS = (".parquet", ".arrow", ".feather")
@@ -46,6 +47,7 @@ class Parts(Protocol):
 
 def open_file(path: Path) -> Parts:
     """The parts of a file. Raises whatever its reader stumbles over, `ConfigError` without pyarrow."""
+    regular(path)
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         return _Parquet(path)
