@@ -367,3 +367,12 @@ def test_a_manifest_that_vanishes_is_drawn_again(
     assert run(model, job).complete
     assert drawn == [1]
     assert contents(job) == contents(unbroken("webdataset"))
+
+
+def test_a_job_that_differs_much_is_told_in_short(model: Model, job: Path) -> None:
+    told = json.loads((job / "job.json").read_text())
+    told["model"]["name"] = "x" * 100_000
+    (job / "job.json").write_text(json.dumps(told))
+    with pytest.raises(ConfigError, match=r'holds another job: model\.name was "xxx.*\.\.\..*x", is ') as caught:
+        run(model, job)
+    assert len(str(caught.value)) < 1000
