@@ -22,7 +22,7 @@ from pathlib import Path
 
 import filelock
 
-from rcdm_fast.storage import REFUSED, StorageError
+from rcdm_fast.storage import REFUSED, StorageError, no_link
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def _probe(file: Path) -> None:
         import fcntl
     except ImportError:  # Windows, whose locks are others
         return
-    handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+    handle = no_link(str(file), os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(handle, fcntl.LOCK_UN)  # changes nothing
     finally:

@@ -51,7 +51,7 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on a clean exit it is flushed to disk and renamed to `path`.
 
     On an error the temporary file is removed and whatever was at `path` stays. A pipe or a device at `path` is written
-    to, not replaced.
+    to, not replaced. A link at `path` is replaced, and what it leads to stays as it is: folders come from strangers.
 
     Raises:
         StorageError: the folder cannot be written, the name is no file's, or the disk is full.
@@ -81,7 +81,7 @@ def _begun(target: Path) -> Path:
         handle, name = tempfile.mkstemp(suffix=target.suffix)
         os.close(handle)
         return Path(name)
-    if target.is_dir():
+    if target.is_dir() and not target.is_symlink():
         raise IsADirectoryError(errno.EISDIR, "it is a folder")
     target.parent.mkdir(parents=True, exist_ok=True)
     return new_file(target)
@@ -105,9 +105,11 @@ def _finish(temporary: Path, target: Path, mode: int) -> None:
 
 
 def _is_device(target: Path) -> bool:
-    """Whether a path is a pipe, a terminal or the like."""
+    """Whether a path is a pipe, a terminal or the like; links to such count where the system has made them."""
     if str(target) in ("/dev/stdout", "/dev/stderr") or str(target).startswith("/dev/fd/"):
         return True
+    if target.is_symlink() and str(target.parent) != "/dev" and not target.is_relative_to("/proc"):
+        return False
     return target.exists() and not target.is_file() and not target.is_dir()
 
 
@@ -134,6 +136,20 @@ def _new(target: Path, make: Any) -> Path:
         except FileExistsError:
             continue
         return path
+
+
+def no_link(path: str, flags: int) -> int:
+    """Opener for `open` of a file that is changed in place: itself, never what a link of its name leads to.
+
+    Raises:
+        OSError: a link, or what `os.open` raises.
+    """
+    try:
+        return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP and os.path.islink(path):
+            raise OSError(errno.ELOOP, "it is a link to another place", path) from error
+        raise
 
 
 def flush(path: Path) -> None:
@@ -173,6 +189,8 @@ def move(finished: Path, target: Path) -> None:
             raise
         log.info("%s cannot be renamed (%s): copied", target, error.strerror)
     try:
+        if target.is_symlink():  # a copy would go where it leads
+            target.unlink()
         if finished.is_dir():
             shutil.copytree(finished, target, copy_function=shutil.copyfile)
         else:

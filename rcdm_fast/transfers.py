@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 CHUNK_BYTES = 1 << 20
 
+_SENDABLE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")  # what the header of a request can hold
+
 
 class DownloadError(OSError):
     """A file that could not be fetched; the message says why, and what is left to do."""
@@ -65,7 +67,7 @@ def transfer(url: str, partial: Path, record: Path, timeout_s: float, digest_kno
         OSError: `partial` or `record` cannot be written.
     """
     state = _read_state(record, url)
-    offset = partial.stat().st_size if partial.is_file() else 0
+    offset = partial.stat().st_size if partial.is_file() and not partial.is_symlink() else 0
     if state is not None and 0 < offset == state.size_bytes:
         return True
     if state is not None and 0 < offset < state.size_bytes and (state.validator or digest_known):
@@ -139,7 +141,7 @@ def _append(response: http.client.HTTPResponse, partial: Path, offset: int, size
     received = offset
     total = size if size >= 0 else None
     bar = tqdm(total=total, initial=offset, unit="B", unit_scale=True, desc=partial.stem, disable=None)
-    with open(partial, "ab") as file, bar:
+    with open(partial, "ab", opener=storage.no_link) as file, bar:
         while True:
             try:
                 chunk = response.read(CHUNK_BYTES)
@@ -200,6 +202,7 @@ def _read_state(record: Path, url: str) -> _State | None:
     except (storage.StorageError, TypeError):
         return None  # nothing to continue
     fits = isinstance(state.validator, str) and type(state.size_bytes) is int and state.url == url
+    fits = fits and _SENDABLE.fullmatch(state.validator) is not None
     return state if fits else None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 import socket
@@ -169,6 +170,25 @@ def test_a_damaged_record_starts_over(server: FileServer, cache: Path, record: b
     (cache / "file.pt.partial.json").write_bytes(record)
     assert fetch(f"{server.url}/file", "file.pt").read_bytes() == CONTENT
     assert "Range" not in server.requests[0]
+
+
+@pytest.mark.parametrize("validator", ["\u4e16", "\ud800", "a\nHost: b", "\0", "\x7f"])
+def test_a_record_that_no_header_can_hold_starts_over(server: FileServer, cache: Path, validator: str) -> None:
+    interrupt(server)
+    record = cache / "file.pt.partial.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "validator": validator}))
+    assert fetch(f"{server.url}/file", "file.pt").read_bytes() == CONTENT
+    assert "Range" not in server.requests[0]
+
+
+def test_a_partial_file_that_is_a_link_starts_over(server: FileServer, cache: Path, tmp_path: Path) -> None:
+    interrupt(server)
+    there = (cache / "file.pt.partial").rename(tmp_path / "there")
+    (cache / "file.pt.partial").symlink_to(there)
+    found = fetch(f"{server.url}/file", "file.pt")
+    assert found.read_bytes() == CONTENT
+    assert not found.is_symlink()
+    assert there.read_bytes() == CONTENT[:HALF]
 
 
 def test_ctrl_c_keeps_what_came(server: FileServer, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -106,6 +107,17 @@ def test_other_files_in_an_entry(built: list[Path], build: Callable[[Path], None
     place.rename(place.with_name("away"))
     place.write_text("a file in its place")
     assert whole(cache.entry("x", KEY, build))
+
+
+def test_a_link_in_place_of_an_entry(tmp_path: Path, built: list[Path], build: Callable[[Path], None]) -> None:
+    place = cache.entry("x", KEY, build)
+    shutil.rmtree(place)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "a").write_text("precious")
+    place.symlink_to(tmp_path / "there")
+    assert whole(cache.entry("x", KEY, build))
+    assert not place.is_symlink()
+    assert [each.name for each in (tmp_path / "there").iterdir()] == ["a"]
 
 
 def test_a_build_that_writes_nothing_or_fails(home: Path) -> None:

@@ -322,3 +322,57 @@ def test_what_no_disk_or_format_can_hold_is_an_error_before_drawing(
             formats.check_size(JobConfig(encoding=encoding), side)  # type: ignore[arg-type]
         formats.check_size(JobConfig(encoding=encoding), side - 1)  # type: ignore[arg-type]
         formats.check_size(JobConfig(encoding=encoding, format="npz"), side)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("form", ["webdataset", "folder"])
+def test_links_in_a_job_are_replaced(model: Model, unbroken: Callable[[str], Path], tmp_path: Path, form: str) -> None:
+    folder = tmp_path / "job"
+    shutil.copytree(unbroken(form), folder)
+    shard = min((folder / "shards").iterdir())
+    shutil.rmtree(shard) if shard.is_dir() else shard.unlink()
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "a").write_text("precious")
+    for file in (shard, folder / "manifest.jsonl", folder / "summary.json"):
+        file.unlink(missing_ok=True)
+        file.symlink_to(tmp_path / "there" if form == "folder" and file == shard else tmp_path / "there" / "a")
+    assert run(model, folder, format=form).complete
+    assert contents(folder) == contents(unbroken(form))
+    assert not any(each.is_symlink() for each in folder.rglob("*"))
+    assert contents(tmp_path / "there") == {"a": b"precious"}
+
+
+@pytest.mark.parametrize("name", ["shards", "manifest", "quarantine"])
+def test_a_folder_of_a_job_that_is_a_link(model: Model, job: Path, tmp_path: Path, name: str) -> None:
+    shutil.rmtree(job / name, ignore_errors=True)
+    (tmp_path / "there").mkdir()
+    (job / name).symlink_to(tmp_path / "there")
+    with pytest.raises(StorageError, match=rf"{name}: cannot be written \(it is a link to another place\)"):
+        run(model, job)
+    assert list((tmp_path / "there").iterdir()) == []
+
+
+def test_a_manifest_that_vanishes_is_drawn_again(
+    model: Model, unbroken: Callable[[str], Path], job: Path, monkeypatch: pytest.MonkeyPatch, drawn: list[int]
+) -> None:
+    """Between the look at what is there and the count of its lines."""
+    part, count = job / "manifest" / "000001.jsonl", ledger.count_lines
+    vanish = [part]
+
+    def counted(path: Path) -> int:
+        if path == part and vanish:
+            vanish.pop().unlink()
+        return count(path)
+
+    monkeypatch.setattr(ledger, "count_lines", counted)
+    assert run(model, job).complete
+    assert drawn == [1]
+    assert contents(job) == contents(unbroken("webdataset"))
+
+
+def test_a_job_that_differs_much_is_told_in_short(model: Model, job: Path) -> None:
+    told = json.loads((job / "job.json").read_text())
+    told["model"]["name"] = "x" * 100_000
+    (job / "job.json").write_text(json.dumps(told))
+    with pytest.raises(ConfigError, match=r'holds another job: model\.name was "xxx.*\.\.\..*x", is ') as caught:
+        run(model, job)
+    assert len(str(caught.value)) < 1000

@@ -165,3 +165,13 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="cannot be written"), locked(tmp_path / "file" / ".lock"):
         raise AssertionError("held without a file")
+
+
+@pytest.mark.parametrize("there", ["there", "nothing"])
+def test_a_lock_that_is_a_link(tmp_path: Path, there: str) -> None:
+    (tmp_path / "there").write_text("precious")
+    (tmp_path / ".lock").symlink_to(tmp_path / there)
+    with pytest.raises(StorageError, match="it is a link to another place"), locks.locked(tmp_path / ".lock"):
+        pass
+    assert (tmp_path / "there").read_text() == "precious"
+    assert not (tmp_path / "nothing").exists()

@@ -157,3 +157,43 @@ def test_a_flipped_bit_in_tensors_or_metadata_is_noticed(tmp_path: Path) -> None
         file.write_bytes(damaged)
         with pytest.raises(StorageError, match="checksum"):
             storage.read_tensors(file)
+
+
+@pytest.mark.parametrize("code", [0, errno.EXDEV])
+@pytest.mark.parametrize("kind", ["file", "nothing", "folder", "pipe", "device"])
+def test_a_link_is_replaced_and_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, code: int
+) -> None:
+    """Wherever it leads, and where the mount cannot rename, too."""
+    there = tmp_path / "there" if kind != "device" else Path("/dev/null")
+    if kind == "file":
+        there.write_text("precious")
+    elif kind == "folder":
+        there.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(there)
+    (tmp_path / "a.json").symlink_to(there)
+    if code:
+        monkeypatch.setattr(os, "replace", refuse(code))
+    storage.check_writable(tmp_path / "a.json")
+    storage.write_json(tmp_path / "a.json", 3)
+    assert not (tmp_path / "a.json").is_symlink()
+    assert storage.read_json(tmp_path / "a.json") == 3
+    if kind == "file":
+        assert there.read_text() == "precious"
+    assert there.exists() == (kind != "nothing")
+    assert kind != "folder" or list(there.iterdir()) == []
+
+
+@pytest.mark.parametrize("mode", ["ab", "a+b", "r+b"])
+@pytest.mark.parametrize("there", ["there", "nothing"])
+def test_what_is_changed_in_place_is_no_link(tmp_path: Path, mode: str, there: str) -> None:
+    (tmp_path / "there").write_text("precious")
+    (tmp_path / "a").symlink_to(tmp_path / there)
+    with pytest.raises(OSError, match="it is a link to another place"):
+        open(tmp_path / "a", mode, opener=storage.no_link)  # noqa: SIM115  (it opens nothing)
+    assert (tmp_path / "there").read_text() == "precious"
+    assert not (tmp_path / "nothing").exists()
+    with open(tmp_path / "there", mode, opener=storage.no_link) as file:
+        file.write(b"PRECIOUS")
+    assert (tmp_path / "there").read_text().endswith("PRECIOUS")

@@ -17,6 +17,7 @@ import torch
 
 from rcdm_fast import storage
 from rcdm_fast.encoders import native
+from rcdm_fast.storage import StorageError
 from rcdm_fast.training import representations, sources, state
 from rcdm_fast.training.adapt import AdaptConfig, adapt
 from rcdm_fast.training.data import ImageSet, fingerprint
@@ -303,3 +304,40 @@ def test_a_store_on_a_mount_without_locks(tmp_path: Path, monkeypatch: pytest.Mo
     np.savez(tmp_path / "a.npz", x=np.zeros((3, 8, 8, 3), np.uint8))
     assert len(open_data(tmp_path / "a.npz", 8, store=tmp_path / "store")) == 3
     assert not (tmp_path / "store" / ".lock.held").exists()
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "environment.jsonl"])
+def test_lines_do_not_go_through_links(tmp_path: Path, name: str) -> None:
+    (tmp_path / "there").write_text("precious\n")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).symlink_to(tmp_path / "there")
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(StorageError, match="it is a link to another place"):
+        folder.log({"step": 1}) if name == "log.jsonl" else folder.describe_start(0, torch.device("cpu"))
+    assert (tmp_path / "there").read_text() == "precious\n"
+
+
+@pytest.mark.parametrize("name", ["pixels.u8", "items.jsonl"])
+def test_stored_pictures_do_not_go_through_links(tmp_path: Path, name: str) -> None:
+    (tmp_path / "there").write_text("precious")
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / name).symlink_to(tmp_path / "there")
+    np.savez(tmp_path / "a.npz", x=np.zeros((2, 8, 8, 3), np.uint8), y=np.arange(2))
+    with pytest.raises(StorageError, match="it is a link to another place"):
+        open_data(tmp_path / "a.npz", 8, store=tmp_path / "store")
+    assert (tmp_path / "there").read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", ".state-x.pt"])
+def test_a_folder_where_a_file_of_a_run_should_be(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(StorageError, match=rf"{name}: cannot be (read|changed) \("):
+        RunFolder(tmp_path).open({"a": 1})
+
+
+def test_a_configuration_that_differs_much_is_told_in_short(tmp_path: Path) -> None:
+    many = {f"k{number:02d}": 1 for number in range(1000)}
+    RunFolder(tmp_path).open({"a": "x" * 100_000, "b" * 100_000: 1, **many})
+    with pytest.raises(RunError, match=r"another configuration \(a: 'xxx.*x' -> 1; .* and 982 more\)") as caught:
+        RunFolder(tmp_path).open({"a": 1})
+    assert len(str(caught.value)) < 3000

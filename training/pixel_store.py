@@ -155,7 +155,8 @@ class PixelStore:
             for each in state.get("blocks", []):
                 _check_counts(each)
         if before != self.made_from:
-            raise storage.StorageError(f"{self.folder} holds pictures of {before}, not of {self.made_from}")
+            was, wanted = doors.printable(before), doors.printable(self.made_from)
+            raise storage.StorageError(f"{self.folder} holds pictures of {was}, not of {wanted}")
         return state
 
     def _check(self) -> None:
@@ -207,7 +208,7 @@ class PixelStore:
     def _add(self, name: str, content: bytes | memoryview) -> None:
         file = self.folder / name
         try:
-            with open(file, "ab") as stream:
+            with open(file, "ab", opener=storage.no_link) as stream:
                 stream.write(content)
                 stream.flush()
                 storage.sync(stream.fileno())
@@ -217,10 +218,10 @@ class PixelStore:
     def _cut(self, name: str, length: int) -> None:
         file = self.folder / name
         try:
-            file.touch()
-            size = file.stat().st_size
-            if size > length:
-                os.truncate(file, length)
+            with open(file, "ab", opener=storage.no_link) as stream:
+                size = stream.seek(0, os.SEEK_END)
+                if size > length:
+                    stream.truncate(length)
         except OSError as error:
             raise storage.StorageError(f"{file}: cannot be written ({error.strerror or error})") from error
         if size < length:

@@ -181,7 +181,7 @@ class _Cache:
         width = rows.shape[1]
         levels = rows.contiguous().numpy()
         try:
-            with open(self.path, "r+b") as file:
+            with open(self.path, "r+b", opener=storage.no_link) as file:
                 np.lib.format.read_magic(file)
                 np.lib.format.read_array_header_1_0(file)
                 file.seek(file.tell() + 4 * width * (view * self.count + start))

@@ -27,6 +27,8 @@ from rcdm_fast.doors import door
 
 log = logging.getLogger(__name__)
 
+_SHOWN = 20  # settings that differ, in a message
+
 
 class RunError(RuntimeError):
     """A run that cannot start, resume or go on."""
@@ -89,19 +91,30 @@ class RunFolder:
                 before = dict(json.loads(file.read_text(encoding="utf-8")))
             keys = sorted(key for key in before.keys() | current.keys() if before.get(key) != current.get(key))
             if keys:
-                changes = "; ".join(f"{key}: {before.get(key)!r} -> {current.get(key)!r}" for key in keys)
+                changes = "; ".join(_change(key, before.get(key), current.get(key)) for key in keys[:_SHOWN])
+                changes += f"; and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
                 raise RunError(f"{self.path} holds a run with another configuration ({changes}); use another folder")
         elif write:
             storage.write_json(file, current)
         if write:
-            for left in self.path.glob(".state-*.pt"):  # of a process that was killed while it wrote
-                left.unlink(missing_ok=True)
+            with self._changing():
+                for left in self.path.glob(".state-*.pt"):  # of a process that was killed while it wrote
+                    left.unlink(missing_ok=True)
         state, damaged = self._newest()
         if write:
-            for each in damaged:  # so that it does not count among the states that are kept
-                os.replace(each, each.with_name(f"{each.name}.damaged"))
+            with self._changing():
+                for each in damaged:  # so that it does not count among the states that are kept
+                    os.replace(each, each.with_name(f"{each.name}.damaged"))
             self._forget_after(int(state["step"]) if state is not None else 0)
         return state
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        """What the system refuses leaves as a `StorageError`."""
+        try:
+            yield
+        except OSError as error:
+            raise storage.StorageError(f"{error.filename}: cannot be changed ({error.strerror})") from error
 
     def _newest(self) -> tuple[dict[str, Any] | None, list[Path]]:
         """The newest sound state, and those after it, which are damaged."""
@@ -128,7 +141,9 @@ class RunFolder:
         if not file.exists():
             return
         kept = []
-        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        with door(storage.StorageError, f"{file}: cannot be read"):
+            lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+        for line in lines:
             with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):
                 if json.loads(line).get("step", 0) <= step:
                     kept.append(line + "\n")
@@ -153,8 +168,9 @@ class RunFolder:
     def save(self, step: int, state: Mapping[str, Any]) -> None:
         """Write the state after `step` steps with its checksum and drop those beyond `keep`. Raises `StorageError`."""
         sealed.save(self.path / f"state-{step:09d}.pt", state)
-        for old in self.states()[: -self.keep]:
-            old.unlink(missing_ok=True)
+        with self._changing():
+            for old in self.states()[: -self.keep]:
+                old.unlink(missing_ok=True)
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one JSON line; `wall_s` is the time since this process began the run. Raises `StorageError`."""
@@ -173,7 +189,7 @@ class RunFolder:
         """Add a line to a file, behind whatever a process that was killed has left there."""
         file = self.path / name
         try:
-            with open(file, "a+b") as stream:
+            with open(file, "a+b", opener=storage.no_link) as stream:
                 if stream.seek(0, os.SEEK_END):
                     stream.seek(-1, os.SEEK_END)
                     if stream.read(1) != b"\n":
@@ -181,6 +197,10 @@ class RunFolder:
                 stream.write(json.dumps(row).encode() + b"\n")
         except OSError as error:
             raise storage.StorageError(f"{file}: cannot be written ({error.strerror or error})") from error
+
+
+def _change(key: str, before: Any, now: Any) -> str:
+    return f"{doors.printable(key)}: {doors.printable(repr(before))} -> {doors.printable(repr(now))}"
 
 
 def _git_revision() -> str | None:

@@ -110,7 +110,7 @@ def _built(place: Path, temporary: Path, key: str, build: Callable[[Path], None]
             raise StorageError(f"{place}: cannot be built ({_advice(error)})") from error
         raise
     try:
-        if place.is_dir():
+        if place.is_dir() and not place.is_symlink():
             shutil.rmtree(place, ignore_errors=True)
         else:
             place.unlink(missing_ok=True)

@@ -173,7 +173,9 @@ class Folders:
                         file.write(picture.payload)
                         file.flush()
                         storage.sync(file.fileno())
-                if path.is_dir():  # left by a run that was stopped before it could commit, or damaged
+                if path.is_symlink():
+                    path.unlink()
+                elif path.is_dir():  # left by a run that was stopped before it could commit, or damaged
                     shutil.rmtree(path)
             except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)

@@ -27,6 +27,7 @@ from typing import Any
 
 from rcdm_fast import locks, storage
 from rcdm_fast.config import ConfigError
+from rcdm_fast.doors import printable
 from rcdm_fast.jobs import formats
 from rcdm_fast.jobs.layout import Layout, Unit
 from rcdm_fast.jobs.rows import VERSION, count_lines, read_identity, read_quarantine, write_lines
@@ -37,6 +38,7 @@ from rcdm_fast.jobs.sources import HASHES
 
 log = logging.getLogger(__name__)
 
+_FOLDERS = ("shards", "manifest", "quarantine")
 _WHOLE = ("summary.json", "manifest.jsonl", "quarantine.jsonl", "samples.npz")
 # What `storage.atomic` and `formats` call the files that they are writing; the user's own hidden files stay.
 _TEMPORARY = re.compile(r"\.(job|bucket|summary|manifest|quarantine|samples)\.[a-z0-9_]{8}\.(json|jsonl|npz)")
@@ -86,11 +88,14 @@ class Ledger:
 
         Raises:
             ConfigError: somebody does.
-            StorageError: the folder cannot be written.
+            StorageError: the folder cannot be written, or one in it is a link, which could lead anywhere.
         """
         with contextlib.ExitStack() as held:
             with self._writing():
                 self.folder.mkdir(parents=True, exist_ok=True)
+            for each in (self.folder / name for name in _FOLDERS):
+                if each.is_symlink():
+                    raise storage.StorageError(f"{each}: cannot be written (it is a link to another place)")
             try:
                 held.enter_context(locks.locked(self.folder / ".lock"))
             except locks.Busy as error:
@@ -165,6 +170,11 @@ class Ledger:
         found = {int(each.stem) for each in self._parts("manifest")}
         return {number for number in found if self.shard(number).exists()}
 
+    def missing(self) -> list[int]:
+        """Numbers of the shards that are to be drawn."""
+        done = self.done()
+        return [number for number in range(self.layout.units) if number not in done]
+
     def forget_quarantined(self) -> None:
         """Let the shards of quarantined items be drawn again."""
         with self._writing():
@@ -183,7 +193,7 @@ class Ledger:
             for each in self.folder.glob(".*"):
                 if _TEMPORARY.fullmatch(each.name):
                     each.unlink()
-            for folder in (self.folder / name for name in ("shards", "manifest", "quarantine")):
+            for folder in (self.folder / name for name in _FOLDERS):
                 for each in folder.glob(".*"):
                     if _TEMPORARY_PART.fullmatch(each.name):
                         shutil.rmtree(each) if each.is_dir() else each.unlink()
@@ -262,8 +272,9 @@ class Ledger:
 
     def summary(self) -> Summary:
         """How the job stands."""
-        done = self.done()
-        pictures = sum(count_lines(self.part(number)) for number in done)
+        counted = {number: count_lines(self.part(number)) for number in self.done()}
+        done = self.done() & counted.keys()  # a manifest that has vanished meanwhile does not count
+        pictures = sum(counted[number] for number in done)
         bad = {row["item"] for row in self.quarantined()}
         return Summary(pictures, self.layout.pictures, len(bad), len(done), self.layout.units)
 
@@ -306,4 +317,4 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any], where: str =
         if isinstance(old, dict) and isinstance(new, dict):
             yield from _differences(old, new, f"{where}{key}.")
         elif old != new:
-            yield f"{where}{key} was {json.dumps(old)}, is {json.dumps(new)}"
+            yield f"{printable(where + key)} was {printable(json.dumps(old))}, is {printable(json.dumps(new))}"

@@ -127,8 +127,9 @@ def run(
     prepared = prepare(model, sources.find(source, feed.wanted_kinds(model)), place, config or JobConfig())
     ledger = prepared.ledger
     with ledger.locked():
-        missing = [ledger.layout.unit(number) for number in begin(prepared, options)]
+        begin(prepared, options)
         before = ledger.summary()
+        missing = [ledger.layout.unit(number) for number in ledger.missing()]  # asked last: files may have vanished
         run_units(model, prepared, missing, options, reporter(before, report))
         return ledger.finish()
 
@@ -150,8 +151,7 @@ def begin(prepared: Prepared, options: RunOptions) -> list[int]:
         ledger.reopen()
         ledger.forget_quarantined()
     _withdraw_damaged(prepared, options)
-    done = ledger.done()
-    missing = [number for number in range(ledger.layout.units) if number not in done]
+    missing = ledger.missing()
     if missing:
         ledger.reopen()
         pictures = sum(ledger.layout.unit(number).pictures for number in missing)

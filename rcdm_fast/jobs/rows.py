@@ -98,10 +98,12 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def count_lines(path: Path) -> int:
     """How many lines a file has; 0 if there is none. Raises `StorageError`."""
-    if not path.exists():
-        return 0
-    with door(storage.StorageError, f"{path}: cannot be read"), open(path, "rb") as file:
-        return sum(1 for _ in file)
+    with door(storage.StorageError, f"{path}: cannot be read"):
+        try:
+            with open(path, "rb") as file:
+                return sum(1 for _ in file)
+        except FileNotFoundError:
+            return 0
 
 
 def _is_count(value: Any) -> bool:
