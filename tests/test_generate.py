@@ -121,7 +121,7 @@ def test_bad_items(model: Model, tmp_path: Path) -> None:
 
 
 def test_wrong_settings_are_errors_at_once(model: Model, tmp_path: Path) -> None:
-    for settings, text in (({"solver": "none"}, "no solver called"), ({"per": 0}, "per and"), ({"steps": 0}, "steps")):
+    for settings, text in (({"solver": "none"}, "got .none."), ({"per": 0}, "per must be"), ({"steps": 0}, "steps")):
         with pytest.raises(ConfigError, match=text):
             model.generate(representations(), **settings)
     with pytest.raises(ConfigError, match="needs pictures or representations"):

@@ -365,9 +365,9 @@ def test_wrong_settings() -> None:
     ):
         with pytest.raises(ConfigError, match=text):
             JobConfig(**changes)
-    with pytest.raises(ConfigError, match="threads and batch_size"):
+    with pytest.raises(ConfigError, match="threads must be at least 1, got 0"):
         RunOptions(threads=0)
-    with pytest.raises(ConfigError, match="no solver called"):
+    with pytest.raises(ConfigError, match="solver must be one of ddim, ancestral; got 'none'"):
         run(small.model(), Path("never"), solver="none")
     assert not Path("never").exists()
 

@@ -139,7 +139,9 @@ def test_int8_keeps_the_pictures(tmp_path: Path) -> None:
     _, found = drift.compare(model, [case], h, drift.Settings(steps=25, per=1, rounds=1))
     assert found.psnr_db >= 35
     assert "inner convolutions in int8, all but " in found.runs
-    assert found.file_bytes < 0.75 * sum(4 * value.numel() for value in model.unet.parameters())
+    # Processors without bf16 have no 8-bit products that add up in 32 bits: sums saturate, and more layers stay.
+    share = 0.75 if has_bf16 else 0.85
+    assert found.file_bytes < share * sum(4 * value.numel() for value in model.unet.parameters())
 
 
 @pytest.mark.parametrize("condition", ["label", pytest.param("nothing", marks=pytest.mark.long)])
