@@ -242,7 +242,7 @@ def test_wrong_commands(inputs: tuple[str, str], tmp_path: Path, capsys: pytest.
     for arguments, text in (
         (["generate"], "generate needs items"),
         (["generate", "--verify", "--out", str(tmp_path / "none")], "no job.json here, so no job"),
-        (command(inputs, tmp_path / "a", "--format", "zip"), "no format called 'zip'"),
+        (command(inputs, tmp_path / "a", "--format", "zip"), "got 'zip'"),
         (command(inputs, tmp_path / "a", "--solver", "euler"), "solver must be one of ddim, ancestral; got 'euler'"),
         (["generate", str(tmp_path / "none"), "--out", str(tmp_path / "a")], "no such folder"),
     ):
