@@ -17,7 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
+
+from rcdm_fast.engines import reasons_unavailable
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
@@ -95,6 +98,8 @@ def test_ruff_looks_at_them(path: Path, tmp_path: Path, checkout: Path) -> None:
 @pytest.mark.long
 def test_it_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkout: Path) -> None:
     """Afresh, in an empty folder; each takes about a minute, with --short too."""
+    if path.stem == "your_own_encoder" and reasons_unavailable("native", torch.device("cpu"), "bf16"):
+        pytest.skip("it trains in bf16, which this processor does not have")
     for package in ("nbclient", "nbformat", "ipykernel", "skimage", "timm", "onnxruntime", "onnxscript"):
         pytest.importorskip(package, reason=f"{package} is not installed")
     import nbformat
