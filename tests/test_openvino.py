@@ -139,7 +139,7 @@ def test_int8_keeps_the_pictures(tmp_path: Path) -> None:
     _, found = drift.compare(model, [case], h, drift.Settings(steps=25, per=1, rounds=1))
     assert found.psnr_db >= 35
     assert "inner convolutions in int8, all but " in found.runs
-    # Processors without bf16 have no 8-bit products that add up in 32 bits: sums saturate, and more layers stay.
+    # Measured on a processor with AVX2 alone: 0.82, with more layers in floating point; why was not looked into.
     share = 0.75 if has_bf16 else 0.85
     assert found.file_bytes < share * sum(4 * value.numel() for value in model.unet.parameters())
 
