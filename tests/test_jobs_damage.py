@@ -18,7 +18,7 @@ import torch
 from rcdm_fast import checkpoint, doors
 from rcdm_fast.cli import main
 from rcdm_fast.config import ConfigError
-from rcdm_fast.jobs import array_rows, draw, formats, ledger, local, shard_tables, sources
+from rcdm_fast.jobs import array_rows, draw, formats, ledger, local, rows, shard_tables, sources
 from rcdm_fast.jobs.settings import FORMATS, JobConfig
 from rcdm_fast.jobs.verify import verify
 from rcdm_fast.pipeline import Model
@@ -355,7 +355,7 @@ def test_a_manifest_that_vanishes_is_drawn_again(
     model: Model, unbroken: Callable[[str], Path], job: Path, monkeypatch: pytest.MonkeyPatch, drawn: list[int]
 ) -> None:
     """Between the look at what is there and the count of its lines."""
-    part, count = job / "manifest" / "000001.jsonl", ledger.count_lines
+    part, count = job / "manifest" / "000001.jsonl", rows.count_lines
     vanish = [part]
 
     def counted(path: Path) -> int:
