@@ -59,6 +59,26 @@ def resized(images: Tensor, shape: tuple[int, int], filter: Filter) -> Tensor:
     return F.interpolate(images, size=shape, mode=filter, align_corners=False, antialias=True)
 
 
+def halved(images: Tensor, dimension: int) -> Tensor:
+    """Means of two neighbors along one dimension; float [...,L,...] -> [...,L//2,...].
+
+    Of an odd number of pixels some are of three: those whose centers lie in the box, as in PIL's box filter, and by its
+    arithmetic where a center lies on an edge.
+    """
+    length = images.shape[dimension]
+    scale = length / (length // 2)
+    centers = (torch.arange(length // 2, dtype=torch.float64) + 0.5) * scale
+    first = (centers - 0.5 * scale + 0.5).long()
+    pixels = first[:, None] + torch.arange(3)
+    distance = (pixels - centers[:, None] + 0.5) * (1 / scale)
+    inside = (distance > -0.5) & (distance <= 0.5) & (pixels < length)
+    weights = (inside / inside.sum(dim=1, keepdim=True)).to(images)
+    shape = [-1 if each == dimension % images.ndim else 1 for each in range(images.ndim)]
+    places = pixels.clamp_max(length - 1).to(images.device)
+    parts = [images.index_select(dimension, places[:, each]) * weights[:, each].view(shape) for each in range(3)]
+    return parts[0] + parts[1] + parts[2]
+
+
 def _weights(length: int, resized: int, start: int, count: int, filter: Filter) -> tuple[int, Tensor]:
     """What pixels `start` to `start + count` of a resized line are made of.
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import threading
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from torch.nn import functional as F
 
 from rcdm_fast.config import ConfigError, EncoderConfig
 from rcdm_fast.encoders import Encoder, EncoderError, ImageEncoder, build
-from rcdm_fast.images import ImageError, from_pil
+from rcdm_fast.images import ImageError, from_pil, to_uint8
 from tests.encoder_checks import close, pictures
 from tests.tolerances import ENCODER_CUDA_L2, RESIZE_ABS, RESIZE_HALVED_ABS
 
@@ -93,26 +95,67 @@ def test_a_picture_of_the_right_size_is_seen_as_it_is() -> None:
     assert torch.equal(encoder.encode(images), images.flatten(1))  # mean and std 0.5 leave [-1,1] alone
 
 
-@pytest.mark.parametrize(("height", "width"), [(37, 53), (90, 41), (20, 21)])
+def edges_and_noise(height: int, width: int) -> list[Image.Image]:
+    """Black and white stripes both ways, beside which a bicubic filter overshoots, and noise that stays in its range.
+
+    Not both at once: PIL clips between its two directions.
+    """
+    random = np.random.default_rng(height)
+    across = random.integers(0, 2, (1, -(-width // 4), 3)).repeat(4, 1)[:, :width].repeat(height, 0) * 255
+    down = random.integers(0, 2, (-(-height // 4), 1, 3)).repeat(4, 0)[:height].repeat(width, 1) * 255
+    noise = random.integers(64, 192, (height, width, 3))
+    return [Image.fromarray(each.astype(np.uint8)) for each in (across, down, noise)]
+
+
+@pytest.mark.parametrize(("height", "width"), [(37, 53), (90, 41), (20, 21), (11, 13)])
 def test_bilinear_and_bicubic_resize_like_pil(height: int, width: int) -> None:
-    image = Image.fromarray(np.random.default_rng(0).integers(64, 192, (height, width, 3), dtype=np.uint8))
     filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-    for name, method in filters.items():
+    for image, (name, method) in itertools.product(edges_and_noise(height, width), filters.items()):
         config = dataclasses.replace(SMALL, image_size=16, resize="squash", interpolation=name, dim=1)  # type: ignore[arg-type]
         seen = ImageEncoder(nn.Flatten(), config).view(from_pil(image))
         assert float((seen - from_pil(image.resize((16, 16), method))).abs().max()) <= RESIZE_ABS
         assert float(seen.abs().max()) <= 1.0
+    bare = nn.functional.interpolate(
+        from_pil(edges_and_noise(height, width)[0]), (16, 16), mode="bicubic", antialias=True
+    )
+    assert float(bare.abs().max()) > 1.02  # there is something to be clipped
 
 
-def test_box_bicubic_halves_first() -> None:
-    image = Image.fromarray(np.random.default_rng(1).integers(64, 192, (96, 144, 3), dtype=np.uint8))
+@pytest.mark.parametrize("resize", ["short_side", "squash"])
+def test_a_picture_smaller_than_the_view_lies_on_black(resize: Literal["short_side", "squash"]) -> None:
+    """Resized to less than the encoder sees, as torchvision's transforms do it, overshoot clipped."""
+    for image in edges_and_noise(30, 45):
+        config = dataclasses.replace(
+            SMALL, image_size=24, resize=resize, resize_to=10, border="black", interpolation="bicubic", dim=1
+        )
+        seen = to_uint8(ImageEncoder(nn.Flatten(), config).view(from_pil(image)))[0].permute(1, 2, 0).numpy()
+        reduced = image.resize((10, 10) if resize == "squash" else (15, 10), Image.Resampling.BICUBIC)
+        want = Image.new("RGB", (24, 24))
+        want.paste(reduced, ((24 - reduced.width) // 2, 7))
+        assert np.abs(seen.astype(int) - np.asarray(want)).max() <= RESIZE_ABS * 127.5
+        assert set(np.unique(seen[:7])) == {0}
+
+
+@pytest.mark.parametrize(
+    ("side", "halvings"),
+    [(19, 0), (39, 0), (40, 1), (79, 1), (80, 2), (96, 2)],  # a side of exactly twice the target is halved
+)
+def test_box_bicubic_halves_first(side: int, halvings: int) -> None:
     config = dataclasses.replace(SMALL, image_size=20, interpolation="box_bicubic", dim=1)
-    seen = ImageEncoder(nn.Flatten(), config).view(from_pil(image))
-    halved = image.resize((72, 48), Image.Resampling.BOX).resize((36, 24), Image.Resampling.BOX)
-    expected = halved.resize((30, 20), Image.Resampling.BICUBIC).crop((5, 0, 25, 20))
-    assert float((seen - from_pil(expected)).abs().max()) <= RESIZE_HALVED_ABS
-    direct = ImageEncoder(nn.Flatten(), dataclasses.replace(config, interpolation="bicubic")).view(from_pil(image))
-    assert float((seen - direct).abs().max()) > RESIZE_HALVED_ABS
+    apart = 0.0
+    for image in edges_and_noise(side, side * 3 // 2):
+        seen = ImageEncoder(nn.Flatten(), config).view(from_pil(image))
+        expected = image
+        for _ in range(halvings):
+            expected = expected.resize((expected.width // 2, expected.height // 2), Image.Resampling.BOX)
+        wide = round(image.width * 20 / side)
+        left = (wide - 20) // 2
+        expected = expected.resize((wide, 20), Image.Resampling.BICUBIC).crop((left, 0, left + 20, 20))
+        assert float((seen - from_pil(expected)).abs().max()) <= RESIZE_HALVED_ABS
+        assert float(seen.abs().max()) <= 1.0
+        direct = ImageEncoder(nn.Flatten(), dataclasses.replace(config, interpolation="bicubic")).view(from_pil(image))
+        apart = max(apart, float((seen - direct).abs().max()))
+    assert (apart > RESIZE_HALVED_ABS) == (halvings > 0)
 
 
 def test_normalisation() -> None:

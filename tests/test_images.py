@@ -13,6 +13,7 @@ from PIL import Image
 from rcdm_fast import images
 from rcdm_fast.images import ImageError
 from rcdm_fast.storage import StorageError
+from tests.tolerances import RESIZE_ABS
 
 
 def gradient(height: int = 20, width: int = 30) -> np.ndarray:
@@ -26,7 +27,10 @@ def test_levels_survive_the_round_trip() -> None:
     assert float(floats.min()) == -1
     assert float(floats.max()) == 1
     assert torch.equal(images.to_uint8(floats), levels)
-    assert images.to_uint8(torch.tensor([-5.0, 5.0])).tolist() == [0, 255]
+    assert images.to_uint8(torch.tensor([-5.0, -1.01, 1.01, 5.0])).tolist() == [0, 0, 255, 255]
+    between = torch.tensor([0.4, 0.6, 100.4, 100.6, 254.4, 254.6]) / 127.5 - 1
+    assert images.to_uint8(between).tolist() == [0, 1, 100, 101, 254, 255]
+    assert images.to_uint8(between.double()).tolist() == [0, 1, 100, 101, 254, 255]
 
 
 def test_nothing_is_stretched() -> None:
@@ -53,10 +57,15 @@ def test_ycbcr_becomes_rgb() -> None:
     assert np.abs(np.asarray(opened).astype(int) - gradient()).max() <= 3
 
 
-def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
-    levels = (np.arange(256, dtype=np.uint16).reshape(16, 16)) * 257
+def test_sixteen_bits_are_rounded_to_the_nearest_of_256_levels(tmp_path: Path) -> None:
+    """All 65536 of them, from a file and from an array: 257 steps to a level, half-way at 128.5."""
+    levels = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    want = np.rint(levels / 257).astype(np.uint8)
     Image.fromarray(levels).save(tmp_path / "deep.png")
-    assert np.array_equal(np.asarray(images.open_image(tmp_path / "deep.png"))[:, :, 0], levels // 257)
+    for given in (tmp_path / "deep.png", levels, np.stack([levels] * 3, 2), Image.fromarray(levels.astype(np.int32))):
+        found = np.asarray(images.open_image(given))
+        assert found.shape == (256, 256, 3)
+        assert all(np.array_equal(found[:, :, channel], want) for channel in range(3))
 
 
 def test_transparency_lies_on_white() -> None:
@@ -136,6 +145,22 @@ def test_fit_keeps_the_centre() -> None:
     shrunk = images.fit(picture, 8)
     assert shrunk.shape == (1, 3, 8, 8)
     assert float(shrunk[..., 2:6].min()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("size", [(24, 40), (40, 24), (17, 16), (9, 30)])
+def test_fit_is_a_clipped_bicubic_resize_of_the_middle(size: tuple[int, int]) -> None:
+    """Of stripes, which a bicubic filter overshoots; beside PIL, along and across."""
+    stripes = np.random.default_rng(4).integers(0, 2, (8, 1, 3)).repeat(5, 0).repeat(40, 1).astype(np.uint8) * 255
+    scale = 16 / min(size)
+    height, width = round(size[0] * scale), round(size[1] * scale)
+    top, left = (height - 16) // 2, (width - 16) // 2
+    for turned in (stripes, stripes.transpose(1, 0, 2)):
+        pixels = np.ascontiguousarray(turned[: size[0], : size[1]])
+        fitted = images.fit(images.load(pixels), 16)
+        whole = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+        want = images.load(whole.crop((left, top, left + 16, top + 16)))
+        assert float((fitted - want).abs().max()) <= RESIZE_ABS
+        assert float(fitted.abs().max()) <= 1
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -62,6 +64,16 @@ def test_ordinary_pictures_have_the_bits_of_pytorch(filter: resizing.Filter) -> 
         else F.interpolate(pictures, (40, 54), mode=filter, align_corners=False, antialias=True)
     )
     assert torch.equal(resizing.cropped(pictures, (40, 54), (4, 11), 32, filter), resized[..., 4:36, 11:43])
+
+
+@pytest.mark.parametrize("length", [*range(2, 150), 427, 640, 4001])
+def test_halves_are_those_of_pils_box_filter(length: int) -> None:
+    """In floating point, both directions: an odd number of pixels has boxes of three, and centers on their edges."""
+    line = np.random.default_rng(length).random((1, length), dtype=np.float32)
+    want = torch.from_numpy(np.array(Image.fromarray(line).resize((length // 2, 1), Image.Resampling.BOX)))
+    row = torch.from_numpy(line)[None, None]
+    torch.testing.assert_close(resizing.halved(row, -1)[0, 0], want)
+    torch.testing.assert_close(resizing.halved(row.mT, 2)[0, 0], want.mT)
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "area", "box_bicubic"])

@@ -62,7 +62,7 @@ def _offset(rest: int, config: EncoderConfig) -> int:
 
 def _halved(images: Tensor, target: int) -> Tensor:
     while min(images.shape[-2:]) >= 2 * target:
-        images = F.interpolate(images, size=(images.shape[-2] // 2, images.shape[-1] // 2), mode="area")
+        images = resizing.halved(resizing.halved(images, -2), -1)
     return images
 
 
