@@ -66,3 +66,13 @@ def test_extreme_keys() -> None:
 def test_impossible_seeds(seed: object) -> None:
     with pytest.raises(ValueError, match="seed"):
         noise.check_seed(seed)
+
+
+def test_seeds_up_to_both_ends() -> None:
+    assert [noise.check_seed(seed) for seed in (0, 1, 2**64 - 1)] == [0, 1, 2**64 - 1]
+
+
+def test_the_shape_is_the_pictures() -> None:
+    found = noise.keyed_noise(3, [(1, 0), (1, 2)], 5, (2, 3, 4), "cpu")
+    assert (found.shape, found.dtype) == ((2, 2, 3, 4), torch.float32)
+    assert np.array_equal(found[1].flatten().numpy(), noise.keyed_normal(3, 1, 2, 5, 24))

@@ -99,3 +99,20 @@ def test_rescaled_timesteps() -> None:
     assert network_timestep(config, 4000 - 1) == pytest.approx(999.75)
     assert network_timestep(ScheduleConfig(diffusion_steps=4000), 3999) == 3999
     assert Schedule.make(config, 2).network_timesteps == (0.0, 999.75)
+
+
+def test_variances_that_are_not_learned() -> None:
+    """``fixed_large`` is beta but for the first step, whose posterior variance is zero; ``fixed_small`` the posterior."""
+    for steps in (2, 5):
+        large = Schedule.make(ScheduleConfig(diffusion_steps=1000, variance="fixed_large"), steps)
+        small = Schedule.make(ScheduleConfig(diffusion_steps=1000, variance="fixed_small"), steps)
+        posterior = large.betas[1:] * (1 - large.alpha_bar[:-1]) / (1 - large.alpha_bar[1:])
+        want = [posterior[0], *posterior]
+        assert [small.fixed_log_variance(k) for k in range(steps)] == pytest.approx(np.log(want))
+        assert [large.fixed_log_variance(k) for k in range(steps)] == pytest.approx(np.log([want[0], *large.betas[1:]]))
+
+
+def test_a_linear_schedule_reaches_a_beta_of_one_at_20_steps() -> None:
+    with pytest.raises(ConfigError, match="more than 20 diffusion steps"):
+        betas_of("linear", 20)
+    assert betas_of("linear", 21)[-1] == pytest.approx(1000 / 21 * 0.02)
