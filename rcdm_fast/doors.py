@@ -99,6 +99,23 @@ def regular(path: str | os.PathLike[str]) -> None:
         raise OSError("no regular file")
 
 
+def regular_folder(folder: str | os.PathLike[str]) -> None:
+    """Raise `OSError`, which names it, if something below a folder is a pipe, a device or a socket; see `regular`.
+
+    For folders that another library reads, of which nobody knows what it opens. Links lead to what they lead to; those
+    that lead nowhere are left to whoever opens them. Belongs into a door.
+    """
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                try:
+                    regular(os.path.join(place, name))
+                except OSError as error:
+                    if isinstance(error, FileNotFoundError):
+                        raise
+                    raise OSError(f"{name}: {said(error)}") from error
+
+
 def _of_reader(error: BaseException) -> bool:
     """Neither the project's own, nor an interrupt or an exit; readers in Rust panic with what is no `Exception`.
 

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -187,13 +187,13 @@ def test_a_link_is_replaced_and_not_followed(
 
 @pytest.mark.parametrize("mode", ["ab", "a+b", "r+b"])
 @pytest.mark.parametrize("there", ["there", "nothing"])
-def test_what_is_changed_in_place_is_no_link(tmp_path: Path, mode: str, there: str) -> None:
+def test_what_is_changed_in_place_is_no_link(tmp_path: Path, mode: Literal["ab", "a+b", "r+b"], there: str) -> None:
     (tmp_path / "there").write_text("precious")
     (tmp_path / "a").symlink_to(tmp_path / there)
     with pytest.raises(OSError, match="it is a link to another place"):
-        open(tmp_path / "a", mode, opener=storage.no_link)  # noqa: SIM115  (it opens nothing)
+        storage.open_in_place(tmp_path / "a", mode)
     assert (tmp_path / "there").read_text() == "precious"
     assert not (tmp_path / "nothing").exists()
-    with open(tmp_path / "there", mode, opener=storage.no_link) as file:
+    with storage.open_in_place(tmp_path / "there", mode) as file:
         file.write(b"PRECIOUS")
     assert (tmp_path / "there").read_text().endswith("PRECIOUS")

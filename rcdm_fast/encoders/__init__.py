@@ -144,6 +144,8 @@ def _load(source: Source, fields: Mapping[str, Any], trusted: bool) -> Network:
             if source.family == "torchhub":
                 return torchhub.load(source, fields, trusted)
             return LOADERS[source.family](source, fields)
+    except ConfigError as error:  # what a file says about its pictures is out of bounds
+        raise error if str(source) in str(error) else ConfigError(f"{source}: {error}") from error
     except EncoderError as error:
         remote = source.family == "transformers" and not Path(source.name).exists()  # which hides why it found nothing
         if not (downloads.offline() and (remote or offline.caused(error))):

@@ -66,7 +66,7 @@ class OnnxNetwork:
     @property
     def metadata(self) -> Mapping[str, str]:
         """Free text stored in the file."""
-        with door(EncoderError, "its metadata cannot be read"):
+        with door(EncoderError, f"{self.path}: its metadata cannot be read"):
             return dict(self._session.get_modelmeta().custom_metadata_map)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from rcdm_fast import downloads
 from rcdm_fast.config import EncoderConfig, Pooling
+from rcdm_fast.doors import door, regular_folder
 from rcdm_fast.encoders import weights
 from rcdm_fast.encoders.base import Network
 from rcdm_fast.encoders.errors import EncoderError, need, reason
@@ -67,7 +68,11 @@ def load(source: Source, fields: Mapping[str, Any]) -> Network:
         EncoderError: transformers is missing; no such model, or not one of pictures; weights are missing from the file.
     """
     transformers = need("transformers", "encoders")
-    local = Path(source.name).is_dir() or downloads.offline()
+    folder = Path(source.name).is_dir()
+    if folder:
+        with door(EncoderError, f"{source}: cannot be read"):
+            regular_folder(source.name)
+    local = folder or downloads.offline()
     where: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
     if "revision" in source.options:
         where["revision"] = source.options["revision"]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import config as configs
-from rcdm_fast import storage
+from rcdm_fast import doors, storage
 from rcdm_fast.config import ConfigError, ModelConfig, ScheduleConfig
 from rcdm_fast.export import diffusers_pipeline
 from rcdm_fast.export.diffusers_pipeline import EMBEDDING, RcdmPipeline
@@ -114,6 +114,7 @@ def read(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     if missing_packages():
         raise ConfigError(f"{folder}: reading a diffusers folder needs {missing_packages()[0]}")
     try:
+        doors.regular_folder(folder)
         config = configs.from_json(ModelConfig, (folder / CONFIG).read_text(encoding="utf-8"), str(folder / CONFIG))
         network = UNet(config.unet)
         if config.unet.representation_dim:
