@@ -91,6 +91,9 @@ def test_onnx_metadata_and_channels_last(tmp_path: Path) -> None:
     assert encoder.config == dataclasses.replace(convention, source=f"onnx:{path}", dim=3)
     images = pictures(8)
     assert close(encoder.encode(images), (images.mean((2, 3)) + 1) / 2)
+    path.write_bytes(path.read_bytes().replace(b"elsewhere", b"elsewher\xf6"))
+    with pytest.raises(EncoderError, match=r"means\.onnx: its metadata cannot be read"):
+        build(f"onnx:{path}")
 
 
 def test_onnx_files_that_are_none(tmp_path: Path) -> None:

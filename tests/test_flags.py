@@ -169,6 +169,14 @@ def test_flags_files(tmp_path: Path) -> None:
         read_flags(path)
     with pytest.raises(ConfigError, match="cannot be read"):
         read_flags(tmp_path)
+    path.write_text(json.dumps({"num_heads": "x" * 10_000}))
+    with pytest.raises(ConfigError, match=r"flags\.json: flag num_heads='xxx") as raised:
+        read_flags(path)
+    assert len(str(raised.value)) < 1000
+    for wrong in ({"num_channels": -1}, {"dropout": 1e9}, {"num_heads": 3}, {"ssl_dim": 0}):
+        path.write_text(json.dumps(wrong))
+        with pytest.raises(ConfigError, match=r"flags\.json: "):
+            configs_from_flags(path)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

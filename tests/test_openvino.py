@@ -106,6 +106,9 @@ def test_a_file_is_run_and_checked(tmp_path: Path) -> None:
     files[0].write_bytes(weights)
     with pytest.raises(GraphError, match="its checksum differs"):
         run(model.unet, files[1])
+    files[1].write_text(text.replace('"timestep"', '"timestop"'))
+    with pytest.raises(GraphError, match="damaged"):
+        run(model.unet, files[1])
     files[1].write_text(text[: len(text) // 2])
     with pytest.raises(GraphError, match="cannot read it"):
         run(model.unet, files[1])

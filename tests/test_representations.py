@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,17 @@ def test_a_damaged_file_is_an_error(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:200])
     with pytest.raises(storage.StorageError, match="delete it"):
         representations.cached(small.encoder(), DATA, tmp_path, flips=False)
+
+
+@pytest.mark.parametrize("write", [np.savez, lambda file, rows: np.save(file, np.asfortranarray(rows))])
+def test_an_array_of_another_form_is_an_error(tmp_path: Path, write: Callable[..., None]) -> None:
+    """Under the right name: several arrays, or one whose rows do not lie one after another."""
+    want = representations.cached(small.encoder(), DATA, tmp_path, flips=True).numpy().copy()
+    (name,) = tmp_path.glob("representations-*.npy")
+    with open(name, "wb") as file:
+        write(file, want)
+    with pytest.raises(storage.StorageError, match=rf"{name.name}: cannot be read; delete it"):
+        representations.cached(small.encoder(), DATA, tmp_path, flips=True)
 
 
 def test_a_full_disk_is_an_error_that_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

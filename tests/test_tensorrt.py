@@ -119,6 +119,7 @@ def test_a_plan_is_what_it_was(plan: Path) -> None:
         (lambda data: b"", "no plan exported by rcdm_fast"),
         (lambda data: data[:8] + (200_000).to_bytes(8, "little") + b"[" * 200_000, "header is damaged"),
         (lambda data: data.replace(b'"image_size": 8', b'"image_size":-8'), "header is damaged"),
+        (lambda data: data.replace(b'"batches": [1, ', b'"batches": [9, '), "header is damaged"),
     ],
 )
 def test_damage_is_recognised(plan: Path, damage: Callable[[bytes], bytes], message: str) -> None:
