@@ -318,6 +318,18 @@ def test_a_torn_shard_keeps_what_can_be_read(tmp_path: Path) -> None:
     assert "000000002-000000.png: cannot be read (No such file" in found.examples[0]
 
 
+def test_a_quarantine_that_says_what_is_not_so(tmp_path: Path) -> None:
+    """Of an item that was drawn, or of another shard's: what is said of the job would be wrong."""
+    ledger = start(ledger_of(tmp_path, 6, per=2, shard_pictures=6))
+    commit(ledger, 0, frozenset({1}))
+    commit(ledger, 1)
+    assert verify(tmp_path).complete
+    for item, said in ((4, "and in the manifest"), (1, "and does not belong here"), (9, "and does not belong here")):
+        rows.write_lines(ledger.quarantine(1), [{"item": item, "content": HASH}])
+        found = verify(tmp_path)
+        assert (found.complete, found.examples) == (False, (f"shard 000001: item {item} is quarantined {said}",))
+
+
 def test_shards_that_the_job_does_not_have(tmp_path: Path) -> None:
     ledger = start(ledger_of(tmp_path, 2, per=1, shard_pictures=1))
     commit(ledger, 0)
