@@ -5,7 +5,8 @@ from __future__ import annotations
 from tests.mutants.catalog.analysis import ANALYSIS
 from tests.mutants.catalog.diffusion import DIFFUSION
 from tests.mutants.catalog.export import EXPORT
+from tests.mutants.catalog.jobs import JOBS
 from tests.mutants.catalog.training import TRAINING
 from tests.mutants.mutant import Mutant
 
-MUTANTS: tuple[Mutant, ...] = (*ANALYSIS, *DIFFUSION, *EXPORT, *TRAINING)
+MUTANTS: tuple[Mutant, ...] = (*ANALYSIS, *DIFFUSION, *EXPORT, *JOBS, *TRAINING)
