@@ -122,9 +122,16 @@ TRAINING = (
             Row("--config", "given/train2.json", {"train.config.batch_size": 32}),
             path("--out", "other", "train.out"),
             row("--init", "old.safetensors", "train.config.init"),
-            Row("--encoder", TRUSTED, {
-                "train.config.encoder.source": HUB, "train.config.encoder.dim": small.DIM, "train.trusted": [HUB],
-                **again("build", source=TRUSTED, **BUILT)}),
+            Row(
+                "--encoder",
+                TRUSTED,
+                {
+                    "train.config.encoder.source": HUB,
+                    "train.config.encoder.dim": small.DIM,
+                    "train.trusted": [HUB],
+                    **again("build", source=TRUSTED, **BUILT),
+                },
+            ),
             row("--pictures", 640, "train.config.pictures"),
             switch("--no-compile", "train.config.compile", False),
             Row("--set", "loss.gamma=3", {"train.config.loss.gamma": 3}),
@@ -133,8 +140,12 @@ TRAINING = (
             Row("--trust-repo", None, {"train.trusted": ["timm:resnet18"]}),
             of_device("train"),
         ),
-        {"train.config.encoder": GONE, "train.config.encoder.image_size": 8, "train.trusted": [],
-         "train.config.unet.attention_resolutions": ()},
+        {
+            "train.config.encoder": GONE,
+            "train.config.encoder.image_size": 8,
+            "train.trusted": [],
+            "train.config.unet.attention_resolutions": (),
+        },
     ),
     Usage(
         "pretrain mine --data D --config given/pretrain.json",
@@ -143,8 +154,11 @@ TRAINING = (
             row("--data", "E", "open_data.source", pretrain__train="pictures of E"),
             Row("--config", "given/pretrain2.json", {"pretrain.config.batch_size": 32}),
             path("--out", "other", "pretrain.out"),
-            Row("--test", "T", {
-                "pretrain.test": "pictures of T", **again("open_data#2", source="T", **READ | {"size": 32})}),
+            Row(
+                "--test",
+                "T",
+                {"pretrain.test": "pictures of T", **again("open_data#2", source="T", **READ | {"size": 32})},
+            ),
             row("--pictures", 640, "pretrain.config.pictures"),
             switch("--no-compile", "pretrain.config.compile", False),
             of_device("pretrain"),
@@ -155,14 +169,23 @@ TRAINING = (
         "adapt m --encoder timm:resnet18 --data D --out runs/new",
         (
             row(0, "other", "load_model.source", "adapt.config.model"),
-            Row("--encoder", TRUSTED, {
-                "build.source": TRUSTED, "adapt.config.encoder.source": HUB, "adapt.trusted": [HUB]}),
+            Row(
+                "--encoder",
+                TRUSTED,
+                {"build.source": TRUSTED, "adapt.config.encoder.source": HUB, "adapt.trusted": [HUB]},
+            ),
             row("--data", "E", "open_data.source", adapt__data="pictures of E"),
             path("--out", "runs/other", "adapt.out", adapt__config__name="other"),
             row("--name", "mine", "adapt.config.name"),
-            Row("--old-encoder", TRUSTED, {
-                **encoder("adapt.config.old_encoder", HUB), "adapt.trusted": [HUB],
-                **again("build#2", source=TRUSTED, **BUILT)}),
+            Row(
+                "--old-encoder",
+                TRUSTED,
+                {
+                    **encoder("adapt.config.old_encoder", HUB),
+                    "adapt.trusted": [HUB],
+                    **again("build#2", source=TRUSTED, **BUILT),
+                },
+            ),
             row("--steps", 7, "adapt.config.steps"),
             row("--batch-size", 5, "adapt.config.batch_size"),
             row("--learning-rate", 0.01, "adapt.config.learning_rate"),
@@ -172,8 +195,12 @@ TRAINING = (
             row("--sha256", "ab" * 32, "load_model.sha256"),
             of_device("adapt build"),
         ),
-        {"adapt.config.encoder": GONE, "adapt.config.encoder.image_size": 8, "adapt.config.encoder.dim": small.DIM,
-         "adapt.trusted": []},
+        {
+            "adapt.config.encoder": GONE,
+            "adapt.config.encoder.image_size": 8,
+            "adapt.config.encoder.dim": small.DIM,
+            "adapt.trusted": [],
+        },
     ),
 )
 MEASURING = (
@@ -181,22 +208,47 @@ MEASURING = (
         "evaluate m --data D",
         (
             row(0, "other", "load.source", draw__model="model other"),
-            row("--data", "E", "open_data.source", **dict.fromkeys(
-                ("draw__data", "faithfulness__drawn__real", "distribution__drawn__real"), "pictures of E")),
+            row(
+                "--data",
+                "E",
+                "open_data.source",
+                **dict.fromkeys(
+                    ("draw__data", "faithfulness__drawn__real", "distribution__drawn__real"), "pictures of E"
+                ),
+            ),
             row("--sources", 3, *all_of("draw faithfulness", "config.sources"), check_counts__samples=12),
             row("--samples", 2, *all_of("draw faithfulness", "config.samples"), check_counts__samples=12),
-            row("--gallery", 5, *all_of("draw faithfulness", "config.gallery"), "check_counts.real",
-                check_counts__samples=20),
+            row(
+                "--gallery",
+                5,
+                *all_of("draw faithfulness", "config.gallery"),
+                "check_counts.real",
+                check_counts__samples=20,
+            ),
             row("--steps", 7, *all_of("draw faithfulness", "config.steps")),
             row("--solver", "ancestral", *all_of("draw faithfulness", "config.solver")),
             row("--seed", 9, *all_of("draw faithfulness", "config.seed"), "distribution.seed"),
             *of_file(),
-            row("--features", "timm:resnet18", "build.source", of_encoder__encoder="encoder timm:resnet18",
-                build__device=CPU, build__config=None, build__trust_repo=False),
-            path("--inception", "i.pth", "of_inception.weights", of_inception__device=CPU,
-                 distribution__space="features of Inception", of_encoder__encoder=GONE),
-            path("--reference-npz", "r.npz", "read_npz.path", distribution__reference=[9, 3, 8, 8],
-                 check_counts__real=9),
+            row(
+                "--features",
+                "timm:resnet18",
+                "build.source",
+                of_encoder__encoder="encoder timm:resnet18",
+                build__device=CPU,
+                build__config=None,
+                build__trust_repo=False,
+            ),
+            path(
+                "--inception",
+                "i.pth",
+                "of_inception.weights",
+                of_inception__device=CPU,
+                distribution__space="features of Inception",
+                of_encoder__encoder=GONE,
+            ),
+            path(
+                "--reference-npz", "r.npz", "read_npz.path", distribution__reference=[9, 3, 8, 8], check_counts__real=9
+            ),
             writes("--npz", "drawn.npz"),
             writes("--json", "mrr.json"),
             *of_engine(),
@@ -227,13 +279,26 @@ MEASURING = (
     Usage(
         "report m --data D --against other --experiments layers,faithfulness --out r.html",
         (
-            Row(0, "new", {"load.source": "new", "page.title": "What the representation of new keeps",
-                           **dict.fromkeys(all_of(TASKS, "model"), "model new")}),
+            Row(
+                0,
+                "new",
+                {
+                    "load.source": "new",
+                    "page.title": "What the representation of new keeps",
+                    **dict.fromkeys(all_of(TASKS, "model"), "model new"),
+                },
+            ),
             path("--out", "new.html", "page.file"),
-            Row("--photos", "P", {
-                **dict.fromkeys(all_of(TASKS, "photos"), "pictures of P"), "open_data.source": "P",
-                **again("open_data#2", source="D", **READ),
-                "page.about": ABOUT.format("6 pictures and 6 photographs", 25, 0)}),
+            Row(
+                "--photos",
+                "P",
+                {
+                    **dict.fromkeys(all_of(TASKS, "photos"), "pictures of P"),
+                    "open_data.source": "P",
+                    **again("open_data#2", source="D", **READ),
+                    "page.about": ABOUT.format("6 pictures and 6 photographs", 25, 0),
+                },
+            ),
             Row("--data", "E", {"open_data.source": "E", **dict.fromkeys(all_of(TASKS, "data"), "pictures of E")}),
             Row("--against", "third", {"page.tasks[0].job.against[1]": "model third", **THIRD}),
             Row("--experiments", "layers", gone("page.tasks[1]", TASK)),
@@ -247,9 +312,14 @@ MEASURING = (
     ),
     Usage(
         "report m --photos P --sources 4 --out r.html",
-        other={"page.tasks[0].name": "photos", "page.tasks[0].job.photos": "pictures of P",
-               "page.tasks[0].job.settings.steps": 25, "page.tasks[0].job.settings.sources": GONE,
-               "page.tasks[1].name": GONE, "page.command": "rcdm ..."},
+        other={
+            "page.tasks[0].name": "photos",
+            "page.tasks[0].job.photos": "pictures of P",
+            "page.tasks[0].job.settings.steps": 25,
+            "page.tasks[0].job.settings.sources": GONE,
+            "page.tasks[1].name": GONE,
+            "page.command": "rcdm ...",
+        },
     ),
     Usage(
         "bench m --steps 7",
@@ -274,13 +344,29 @@ MEASURING = (
     Usage(
         "compare m --data D",
         (
-            row(0, "new", "load.source", compare__model="model new", **dict.fromkeys(
-                ("with_engine__model", "with_engine#2__model", "evaluate__model", "evaluate#2__model"), "model new")),
-            Row(LAST, "given/a.png", {
-                "compare.h": [1, 6], "encode.pictures": [Path("given/a.png")], "encode.on_bad": None}),
-            Row("--engines", "eager:fp16", {
-                "compare.cases[0].engine": "eager", "compare.cases[0].precision": "fp16",
-                **gone("compare.cases[1]", "engine precision file")}),
+            row(
+                0,
+                "new",
+                "load.source",
+                compare__model="model new",
+                **dict.fromkeys(
+                    ("with_engine__model", "with_engine#2__model", "evaluate__model", "evaluate#2__model"), "model new"
+                ),
+            ),
+            Row(
+                LAST,
+                "given/a.png",
+                {"compare.h": [1, 6], "encode.pictures": [Path("given/a.png")], "encode.on_bad": None},
+            ),
+            Row(
+                "--engines",
+                "eager:fp16",
+                {
+                    "compare.cases[0].engine": "eager",
+                    "compare.cases[0].precision": "fp16",
+                    **gone("compare.cases[1]", "engine precision file"),
+                },
+            ),
             writes("--out", "sheet.webp"),
             row("--steps", 7, "compare.settings.steps", *all_of(RANKED, "config.steps")),
             row("--solver", "ancestral", "compare.settings.solver", *all_of(RANKED, "config.solver")),
@@ -288,8 +374,13 @@ MEASURING = (
             row("--seed", 9, "compare.settings.seed", *all_of(RANKED, "config.seed")),
             row("--batch", 5, "compare.settings.batch_size"),
             row("--rounds", 3, "compare.settings.rounds"),
-            row("--data", "E", "open_data.source", evaluate__data="pictures of E", **{
-                "evaluate#2__data": "pictures of E"}),
+            row(
+                "--data",
+                "E",
+                "open_data.source",
+                evaluate__data="pictures of E",
+                **{"evaluate#2__data": "pictures of E"},
+            ),
             row("--sources", 3, *all_of(RANKED, "config.sources")),
             row("--gallery", 5, *all_of(RANKED, "config.gallery")),
             row("--min-psnr", 31.5, "failures.min_psnr"),
@@ -298,10 +389,17 @@ MEASURING = (
             of_device(),
             writes("--json", "rows.json"),
         ),
-        {"load.engine": "eager", "load.precision": "fp32", **dict.fromkeys(all_of(RANKED, "config.steps"), 25),
-         **dict.fromkeys(("with_engine.encoder", "with_engine#2.encoder"), "encoder module"),
-         "compare.cases[0].engine": "native", "compare.cases[1].engine": "native", "compare.cases[1].precision": "bf16",
-         "failures.min_psnr": 0.0, "failures.max_mrr_loss": 100.0},
+        {
+            "load.engine": "eager",
+            "load.precision": "fp32",
+            **dict.fromkeys(all_of(RANKED, "config.steps"), 25),
+            **dict.fromkeys(("with_engine.encoder", "with_engine#2.encoder"), "encoder module"),
+            "compare.cases[0].engine": "native",
+            "compare.cases[1].engine": "native",
+            "compare.cases[1].precision": "bf16",
+            "failures.min_psnr": 0.0,
+            "failures.max_mrr_loss": 100.0,
+        },
     ),
 )
 OTHERS = (
