@@ -19,6 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import typer
@@ -132,7 +133,8 @@ _UNSEEN = (Image.Image, Request)  # told by what they are made from
 def run(calls: Calls, arguments: list[str], folder: Path) -> Seen:
     """Run a command in an empty folder: what it called, the files that it wrote, and its exit code.
 
-    `folder` may hold what the command is given, below ``given``. Numbers in ``numbers.json`` are spread out, too.
+    `folder` may hold what the command is given, below ``given``. Numbers in ``numbers.json`` are spread out, too, and
+    the shapes of an .npz file.
     """
     before = {path for path in folder.rglob("*") if path.is_file()}
     calls.clear()
@@ -144,6 +146,9 @@ def run(calls: Calls, arguments: list[str], folder: Path) -> Seen:
         if path.name == "numbers.json":
             numbers = json.loads(path.read_text())
             found |= {at: value for at, (value, _) in spread("numbers", numbers) if not isinstance(value, float)}
+        elif path.suffix == ".npz":
+            with np.load(path) as arrays:
+                found |= {f"arrays.{name}": list(array.shape) for name, array in arrays.items()}
         path.unlink()
     return found
 
@@ -169,7 +174,7 @@ def _load(source: str, **_: Any) -> Model:
 def _pictures(source: str, **_: Any) -> ImageSet:
     """Six pictures that know where they are from."""
     pixels = images.to_uint8(small.pictures(6))
-    return ImageSet(pixels, None, (), tuple(Path(source) for _ in range(6)), "made-up")
+    return ImageSet(pixels, torch.arange(6), tuple("abcdef"), tuple(Path(source) for _ in range(6)), "made-up")
 
 
 def _build(source: str, **_: Any) -> Any:
@@ -189,7 +194,8 @@ def _draw(data: ImageSet, **_: Any) -> evaluate.Drawn:
     return evaluate.Drawn(small.encoder(), data, torch.zeros(6, 6), torch.arange(2), pictures, torch.zeros(2, 1, 6))
 
 
-def _drift(engine: str) -> Drift:
+def drift(engine: str) -> Drift:
+    """What a comparison finds of an engine."""
     times = Times(1.0, 1.0, 1.0, 1)
     return Drift(Case(engine), "", (0.0,), (0.0,), 50.0, times, 1.0, None, 0, torch.zeros(2, 3, 8, 8))
 
@@ -230,7 +236,7 @@ CALLS: tuple[tuple[str, str, Callable[..., Any] | None], ...] = (
     ("rcdm_fast.training.features:of_inception", "of_inception", lambda **_: "features of Inception"),
     ("rcdm_fast.training.distributions:check_counts", "check_counts", lambda **_: None),
     ("rcdm_fast.training.sample_files:read_npz", "read_npz", lambda **_: torch.zeros(9, 3, 8, 8, dtype=torch.uint8)),
-    ("rcdm_fast.drift:compare", "compare", lambda **_: [_drift("eager"), _drift("native")]),
+    ("rcdm_fast.drift:compare", "compare", lambda **_: [drift("eager"), drift("native")]),
     ("rcdm_fast.drift:with_engine", "with_engine", lambda model, **_: model),
     ("rcdm_fast.cli.compare:_failures", "failures", lambda **_: []),
     ("rcdm_fast.sampling_rate:measure", "measure", _measure),

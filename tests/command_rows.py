@@ -16,6 +16,7 @@ from tests.command_calls import Seen, spread
 
 GONE = "(gone)"  # in place of a value that is not there
 LAST = 99  # the place behind everything else
+READ = {"size": 8, "store": None, "workers": 8}  # pictures of a small model
 
 
 class Row(NamedTuple):

@@ -83,6 +83,16 @@ def test_what_is_not_given_is_the_librarys_default(usage: Usage, calls: Calls, f
     assert different == {}
 
 
+def test_an_address_that_others_can_reach_is_told(
+    calls: Calls, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for host, told in (("127.0.0.1", False), ("localhost", False), ("0.0.0.0", True), ("192.168.3.4", True)):
+        command_calls.run(calls, ["app", "--model", "m", "--host", host], folder)
+        text = capsys.readouterr().out
+        assert f"http://{host}:7860" in text
+        assert ("anybody who reaches this address" in text) is told
+
+
 def test_every_option_of_every_command_has_a_row() -> None:
     rows = [(usage.command.split()[0], row) for usage in USAGES for row in usage.rows]
     total = 0

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import typer
 from PIL import Image
 
 import rcdm_fast
 from rcdm_fast import engines, images
 from rcdm_fast.analysis import registry
+from rcdm_fast.analysis.result import Analysis
 from rcdm_fast.benchmarking import Times
-from rcdm_fast.cli import bench, common, compare, export, generate, main, training
+from rcdm_fast.cli import analyze, bench, common, compare, export, generate, main, photos, sampling, training
 from rcdm_fast.config import ConfigError
-from rcdm_fast.drift import Case, Drift
+from rcdm_fast.drift import Case, Drift, Settings
 from rcdm_fast.jobs.ledger import Summary
+from rcdm_fast.jobs.local import Progress
 from rcdm_fast.jobs.verify import Verdict
+from rcdm_fast.names import KnownModel
 from rcdm_fast.pipeline import Model
 from rcdm_fast.sampling_rate import Case as Way
-from rcdm_fast.training.evaluate import Interval
+from rcdm_fast.training.evaluate import Faithfulness, Interval
 from tests import small
 
 
@@ -40,17 +45,37 @@ def test_compare_fails_below_a_psnr_and_beyond_a_loss_of_mrr() -> None:
     (told,) = failures(40.0, -0.06, 30.0, 5.0)
     assert told == "native fp32: MRR 0.9000 changed by -6.0 % [-16.0, +4.0]; 5 % allowed"
     assert failures(40.0, 0.5, 30.0, 5.0) == []  # a gain is no loss
+    ranks = {Case("native"): (Interval(0.9, 0.8, 1.0), Interval(-0.1, -0.2, 0.0))}
+    assert compare._mrr_row(ranks, Case("native")) == {
+        "mrr": {"value": 0.9, "low": 0.8, "high": 1.0}, "mrr_change": {"value": -0.1, "low": -0.2, "high": 0.0},
+    }  # fmt: skip
+    assert compare._mrr_row(ranks, Case("eager")) == {"mrr": None, "mrr_change": None}
+
+
+def test_compare_holds_ranks_against_those_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that has half of the reference's MRR has lost half of it; the reference nothing."""
+    ranks, half = {"eager": (1.0, 0.8), "native": (0.5, 0.4)}, Interval(0.5, 0.5, 0.5)
+
+    def evaluate(case: Case, *_: Any) -> Faithfulness:
+        return Faithfulness(half, half, half, 0.5, 0.5, 3.5, 6, 2, 1, ranks[case.engine])
+
+    monkeypatch.setattr("rcdm_fast.training.evaluate.evaluate", evaluate)
+    monkeypatch.setattr("rcdm_fast.training.sources.open_data", lambda *_: "pictures")
+    monkeypatch.setattr("rcdm_fast.drift.with_engine", lambda model, case, encoder: case)
+    cases = [Case("eager"), Case("native")]
+    found = compare._mrr(small.model(), cases, "D", 0, 0, Settings())
+    assert [found[case][1].value for case in cases] == pytest.approx([0.0, -0.5])
 
 
 def test_compare_shows_eight_times_the_distance(tmp_path: Path) -> None:
     """A row for each case, and below all but the first their difference from it around grey."""
     first, other = (drift(40.0, name) for name in ("eager", "native"))
     object.__setattr__(first, "pictures", torch.full((1, 3, 96, 96), -0.5))
-    object.__setattr__(other, "pictures", torch.full((1, 3, 96, 96), -0.45))
+    object.__setattr__(other, "pictures", torch.full((1, 3, 96, 96), -0.46))
     compare._sheet([first, other], tmp_path / "a.png")
-    levels = set(Image.open(tmp_path / "a.png").convert("RGB").get_flattened_data())
-    expected = [round((value + 1) * 127.5) for value in (-0.5, -0.45, 8 * 0.05)]
-    assert {(level, level, level) for level in expected} <= levels
+    shown = Counter(Image.open(tmp_path / "a.png").convert("L").get_flattened_data())
+    cells = [round((value + 1) * 127.5) for value in (-0.5, -0.46, 8 * 0.04)]
+    assert [shown[level] // 96**2 for level in cells] == [1, 1, 1]
 
 
 def test_calibration_takes_files_from_all_over() -> None:
@@ -79,6 +104,99 @@ def test_bench_measures_every_combination_quick_ones_first(
     )  # fmt: skip
     assert asked == [(name, "cpu", precision) for name in engines.ENGINES for precision in ("fp32", "bf16")]
     assert capsys.readouterr().out.count("it is not here") == 2 * (len(engines.ENGINES) - 1)
+
+
+def test_bench_fails_where_an_engine_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"engine": "native", "precision": "fp32", "solver": "ddim", "steps": "2", "batch": 1, "threads": 1}
+    row |= {"device": "cpu", "versions": {}, "why_not": "a wrong result"}
+    monkeypatch.setattr(rcdm_fast, "load", lambda *_, **__: small.model())
+    for red in (False, True):
+        monkeypatch.setattr("rcdm_fast.sampling_rate.measure", lambda *_, red=red: [{**row, "red": red}])
+        assert main(["bench", "m"]) == int(red)
+
+
+def test_models_that_are_not_there_yet_say_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = {name: KnownModel(name, "bundled", "a model", "", there) for name, there in (("a", True), ("b", False))}
+    monkeypatch.setattr("rcdm_fast.names.model_names", lambda: known)
+    assert main(["models"]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines == ["a bundled a model", "b bundled a model (downloaded at first use)"]
+
+
+def test_photographs_with_bad_ones_among_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every item keeps its place and name; as many photographs are kept as are shown."""
+    paths = [tmp_path / f"{number}.png" for number in range(4)]
+    for path, picture in zip(paths, small.pictures(4, size=16), strict=True):
+        images.save(images.to_pil(picture), path)
+    for path in (paths[0], paths[2]):
+        path.write_bytes(b"no picture")
+    model = small.model()
+    found = photos.read(model, paths, photos=1)
+    assert [(row.place, row.name) for row in found.rows] == [(1, str(paths[1])), (3, str(paths[3]))]
+    assert found.rows[0].photo is not None
+    assert found.rows[1].photo is None
+    for h, path in zip(found.h, (paths[1], paths[3]), strict=True):
+        torch.testing.assert_close(h, model.encode(path)[0])
+    assert capsys.readouterr().err.count("left out: ") == len(found.left_out) == 2
+    with pytest.raises(typer.Exit) as stop:
+        found.finish()
+    assert stop.value.exit_code == 3
+    photos.Rows().finish()
+    with pytest.raises(images.ImageError, match=r"none of the 2 items can be read; the first: .*0\.png"):
+        photos.read(model, [paths[0], paths[2]])
+    capsys.readouterr()
+    photos.read(model, [paths[0]] * (photos._LISTED + 3) + [paths[1]])
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == photos._LISTED + 1
+    assert lines[-1] == "left out: 3 more"
+
+
+def test_a_sheet_has_photo_view_and_samples() -> None:
+    """Rows in order; the last one has those that are finished, and a row without any is left out."""
+    model, samples = small.model(), list(small.pictures(5))
+    rows = [photos.Row(n, f"photos/{n} ?.png", Image.new("RGB", (16, 16), (90 * n, 0, 0))) for n in range(4)]
+    rows[1].photo = None
+    found = sampling._sheet(model, rows, samples, 2, "a model")
+    drawn = [images.to_pil(picture) for picture in samples]
+    seen = {n: images.to_pil(model.view(rows[n].photo)[0]) for n in (0, 2)}  # type: ignore[arg-type]
+    white = Image.new("RGB", (96, 96), "white")
+    cells = [
+        [rows[0].photo, seen[0], *drawn[:2]], [white, white, *drawn[2:4]], [rows[2].photo, seen[2], drawn[4]],
+    ]  # fmt: skip
+    titles = ["photo", "seen", "samples (a model)"]
+    wanted = images.sheet(cells, cell=96, column_titles=titles, row_titles=["", "", ""], group_gaps=[2])  # type: ignore[arg-type]
+    assert found == wanted
+    bare = sampling._sheet(model, [rows[1]], samples[:2], 2, "a model")
+    titles, names = ["samples (a model)"], ["1__"]
+    assert bare == images.sheet([drawn[:2]], cell=96, column_titles=titles, row_titles=names, group_gaps=[])
+
+
+def test_lines_of_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    """One for every tenth: what is there, how fast this run is, what is left at that pace."""
+    report = generate._Lines()
+    for pictures, drawn in ((0, 0), (45, 5), (49, 9), (60, 20), (100, 60)):
+        report(Progress(pictures, 100, drawn, seconds=10.0, busy=0.5 if drawn > 5 else 0.0, quarantined=drawn // 60))
+    assert capsys.readouterr().out.splitlines() == [
+        "0 of 100, 0 pictures/s, 1000 s left",
+        "45 of 100, 0.5 pictures/s, 110 s left",
+        "60 of 100, 2 pictures/s, device busy 50 %, 20 s left",
+        "100 of 100, 6 pictures/s, device busy 50 %, 1 quarantined, 0 s left",
+    ]
+    with common.ProgressBar(20) as show:
+        for done in (1, 2, 3, 10, 20):
+            show(done, 20, 0.25 if done > 5 else 0.0)
+    assert capsys.readouterr().out.splitlines() == ["2 of 20", "10 of 20, loss 0.2500", "20 of 20, loss 0.2500"]
+
+
+def test_files_of_an_experiment(tmp_path: Path) -> None:
+    small_one, large = Image.new("RGB", (8, 8)), Image.new("RGB", (9, 9))
+    found = Analysis("layers", "t", "m", {"seed": 3}, figures={"rows": small_one}, charts={"bars": large})
+    files = analyze.write(found, tmp_path)
+    assert [file.name for file in files] == ["layers.json", "layers-bars.png", "layers-rows.png"]
+    assert [Image.open(file).size for file in files[1:]] == [(9, 9), (8, 8)]
+    assert json.loads(files[0].read_text())["settings"] == {"seed": 3}
 
 
 def test_a_configuration_by_name_by_file_or_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,9 +277,9 @@ def test_interpolation_goes_from_the_first_photo_to_the_second(tmp_path: Path, m
     monkeypatch.setattr(Model, "interpolate", interpolate)
     for name, value in (("a", -1.0), ("b", -0.5)):
         images.save(images.to_pil(torch.full((3, 96, 96), value)), tmp_path / f"{name}.png")
-    photos = [str(tmp_path / f"{name}.png") for name in "ab"]
-    assert main(["interpolate", *photos, "--frames", "3", "--per", "2", "--out", str(tmp_path / "way.png")]) == 0
-    for found, photo in zip(seen, photos, strict=True):
+    ends = [str(tmp_path / f"{name}.png") for name in "ab"]
+    assert main(["interpolate", *ends, "--frames", "3", "--per", "2", "--out", str(tmp_path / "way.png")]) == 0
+    for found, photo in zip(seen, ends, strict=True):
         torch.testing.assert_close(found, model.encode(photo)[0])
     sheet = Image.open(tmp_path / "way.png").convert("L")
     middle = [sheet.getpixel((x, sheet.height * 3 // 4)) for x in range(sheet.width)]
