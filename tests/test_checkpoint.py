@@ -232,6 +232,14 @@ BAD_TENSORS: dict[str, tuple[Change, str]] = {
         lambda w: changed(w, middle_block__1__norm__bias=torch.zeros(7)),
         r"wrong shape: middle_block.1.norm.bias \[7\] instead of \[64\]",
     ),
+    "transposed": (
+        lambda w: changed(w, middle_block__1__qkv__weight=w["middle_block.1.qkv.weight"].transpose(0, 1).contiguous()),
+        r"wrong shape: middle_block.1.qkv.weight \[64, 192, 1\] instead of \[192, 64, 1\]",
+    ),
+    "flat": (
+        lambda w: changed(w, middle_block__1__qkv__weight=w["middle_block.1.qkv.weight"].flatten()),
+        r"wrong shape: middle_block.1.qkv.weight \[12288\] instead of \[192, 64, 1\]",
+    ),
     "integers": (
         lambda w: changed(w, out__2__bias=torch.zeros(6, dtype=torch.int64)),
         "not floating-point: out.2.bias",
@@ -264,6 +272,9 @@ def test_nothing_unloadable_is_written(tmp_path: Path, weights: Tensors) -> None
     path = tmp_path / "small.safetensors"
     with pytest.raises(CheckpointError, match="unexpected: extra"):
         save_model(path, CONFIG, changed(weights, extra=torch.zeros(1)))
+    turned = changed(weights, middle_block__1__qkv__weight=weights["middle_block.1.qkv.weight"].transpose(0, 1))
+    with pytest.raises(CheckpointError, match=r"wrong shape: middle_block\.1\.qkv\.weight"):
+        save_model(path, CONFIG, turned)
     huge = changed(weights, out__2__bias=torch.full((6,), 1e6))
     with pytest.raises(CheckpointError, match=r"\(as float16\): out.2.bias holds NaN or infinite"):
         save_model(path, CONFIG, huge, torch.float16)
