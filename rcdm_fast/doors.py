@@ -56,9 +56,14 @@ def said(error: BaseException) -> str:
 
 
 def printable(name: object) -> str:
-    """A name or a text for messages and for files of UTF-8: escapes for what is no UTF-8, bounded in length."""
-    text = escaped(str(name))
+    """A name or a text for messages, in one line of bounded length: escapes for what is no UTF-8 or ends a line."""
+    text = "".join(_shown(sign) for sign in escaped(str(name)))
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}...{text[-_SHOWN // 2 :]}"
+
+
+def _shown(sign: str) -> str:
+    """A character, or its escape where it would not be seen or would end the line."""
+    return sign if sign.isprintable() else repr(sign)[1:-1]
 
 
 def escaped(name: str) -> str:

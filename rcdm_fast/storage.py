@@ -290,14 +290,16 @@ def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str
 
 @contextlib.contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
+    found = doors.path(path, StorageError)
+    where = doors.printable(path)
     try:
-        doors.regular(path)
-        with safetensors.safe_open(str(path), framework="pt") as file:
+        doors.regular(found)
+        with safetensors.safe_open(str(found), framework="pt") as file:
             yield file
     except FileNotFoundError as error:
-        raise StorageError(f"{path}: no such file") from error
+        raise StorageError(f"{where}: no such file") from error
     except (safetensors.SafetensorError, OSError) as error:
-        raise StorageError(f"{path}: not a readable safetensors file, or truncated ({doors.said(error)})") from error
+        raise StorageError(f"{where}: not a readable safetensors file, or truncated ({doors.said(error)})") from error
 
 
 def write_json(path: str | os.PathLike[str], data: Any) -> None:

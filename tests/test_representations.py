@@ -117,6 +117,15 @@ def test_an_array_of_another_form_is_an_error(tmp_path: Path, write: Callable[..
         representations.cached(small.encoder(), DATA, tmp_path, flips=True)
 
 
+def test_a_folder_in_place_of_what_is_known_is_an_error(tmp_path: Path) -> None:
+    representations.cached(small.encoder(), DATA, tmp_path, flips=False)
+    (about,) = tmp_path.glob("representations-*.json")
+    about.unlink()
+    about.mkdir()
+    with pytest.raises(storage.StorageError, match="it is a folder"):
+        representations.cached(small.encoder(), DATA, tmp_path, flips=False)
+
+
 def test_a_full_disk_is_an_error_that_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")

@@ -142,6 +142,15 @@ def test_json_that_is_none(tmp_path: Path, content: bytes) -> None:
         storage.read_json(tmp_path / "a.json")
 
 
+@pytest.mark.parametrize("name", ["a\0b.safetensors", "a\nb.safetensors", "x" * 3000])
+def test_names_that_are_none_of_files(tmp_path: Path, name: str) -> None:
+    for read in (storage.read_tensors, storage.read_metadata):
+        with pytest.raises(StorageError) as raised:
+            read(tmp_path / name)
+        assert "\n" not in str(raised.value)
+        assert len(str(raised.value)) < 1000
+
+
 def test_a_flipped_bit_in_tensors_or_metadata_is_noticed(tmp_path: Path) -> None:
     file = tmp_path / "a.safetensors"
     tensors = {"w": torch.arange(20.0), "b": torch.ones(3, dtype=torch.bfloat16), "s": torch.tensor(1)}

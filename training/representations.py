@@ -98,7 +98,7 @@ class _Cache:
 
     @property
     def complete(self) -> bool:
-        return self._about.exists() and self.path.exists()
+        return self._about.is_file() and self.path.is_file()
 
     def blocks(self) -> Iterator[tuple[int, int, int]]:
         for view in range(self.views):

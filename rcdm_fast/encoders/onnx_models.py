@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rcdm_fast import config as configs
 from rcdm_fast.config import EncoderConfig
-from rcdm_fast.doors import door
+from rcdm_fast.doors import door, printable
 from rcdm_fast.encoders.base import Network
 from rcdm_fast.encoders.errors import EncoderError, need, reason
 from rcdm_fast.encoders.native import METADATA_KEY
@@ -111,7 +111,7 @@ class OnnxNetwork:
         elif self._device.type != "cpu":
             raise EncoderError(f"{self.path}: onnxruntime runs on cpu or cuda here, not {self._device}")
         if not Path(self._file).is_file():
-            raise EncoderError(f"{self.path}: no such file")
+            raise EncoderError(f"{printable(self.path)}: no such file")
         try:
             return runtime.InferenceSession(self._file, providers=providers)
         except Exception as error:

@@ -124,7 +124,7 @@ def read_header(path: str | os.PathLike[str]) -> PlanHeader:
     Raises:
         GraphError: no plan of rcdm_fast's, or a damaged header.
     """
-    with _opened(path) as file:
+    with _opened(path) as file, door(GraphError, f"{path}: cannot be read"):
         return _header(file, str(path))
 
 
@@ -134,7 +134,7 @@ def read(path: str | os.PathLike[str]) -> tuple[PlanHeader, bytes]:
     Raises:
         GraphError: no plan of rcdm_fast's, cut short, or damaged.
     """
-    with _opened(path) as file:
+    with _opened(path) as file, door(GraphError, f"{path}: cannot be read"):
         header = _header(file, str(path))
         plan = file.read()
     if len(plan) != header.size_bytes:
