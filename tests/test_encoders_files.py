@@ -7,6 +7,7 @@ import dataclasses
 import os
 import resource
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -199,3 +200,14 @@ def test_weights_that_cannot_be_read(content: bytes, tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(EncoderError, match=r"weights\.pt"):
         build(f"timm:test_resnet?weights={path}")
+
+
+def test_an_archive_that_claims_more_than_it_is(tmp_path: Path) -> None:
+    """Of a few bytes that become many when they are unpacked, which `torch.save` never writes."""
+    path = tmp_path / "weights.pt"
+    torch.save(torch.zeros(10), path)
+    assert torch.equal(weights.read_pickle(path), torch.zeros(10))
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("weights/version", bytes(10_000_000))
+    with pytest.raises(EncoderError, match=r"weights\.pt: not a readable.*version claims 10000000 bytes"):
+        weights.read_pickle(path)

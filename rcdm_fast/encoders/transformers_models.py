@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from rcdm_fast import downloads
 from rcdm_fast.config import EncoderConfig, Pooling
-from rcdm_fast.doors import door, regular_folder
+from rcdm_fast.doors import door, printable, regular_folder
 from rcdm_fast.encoders import weights
 from rcdm_fast.encoders.base import Network
 from rcdm_fast.encoders.errors import EncoderError, need, reason
@@ -30,6 +30,7 @@ from rcdm_fast.encoders.sources import Source
 log = logging.getLogger(__name__)
 
 OPTIONS = frozenset({"revision"})
+MAX_DEPTH = 1000  # layers; the deepest vision networks have about a hundred
 
 
 class Tower(nn.Module):
@@ -100,6 +101,7 @@ def _model(transformers: Any, source: Source, where: Mapping[str, Any]) -> tuple
         config = transformers.AutoConfig.from_pretrained(source.name, **where)
         if config.model_type == "vit_mae":
             config.mask_ratio = 0.0
+        _check_depth(config.to_dict())
         architecture = (config.architectures or [""])[0]
         projects = architecture.endswith("VisionModelWithProjection")  # AutoModel would leave the projection out
         with weights.repeatable():
@@ -115,6 +117,17 @@ def _model(transformers: Any, source: Source, where: Mapping[str, Any]) -> tuple
     if report["unexpected_keys"]:
         log.info("%s: %d weights in the file are not part of the encoder", source, len(report["unexpected_keys"]))
     return model, missing
+
+
+def _check_depth(config: Mapping[str, Any]) -> None:
+    """Layers are built one by one, before anything shows that the file has no weights for them."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            _check_depth(value)
+        named = any(word in str(key) for word in ("layers", "depth", "blocks"))
+        numbers = value if isinstance(value, list | tuple) else [value]
+        if named and any(isinstance(number, int) and number > MAX_DEPTH for number in numbers):
+            raise ValueError(f"{key} is {printable(value)}; at most {MAX_DEPTH} are built")
 
 
 def _structure(source: Source, tower: Tower, size: int) -> tuple[Pooling, int | None]:
