@@ -92,7 +92,7 @@ def load_pickle(path: str | os.PathLike[str]) -> Any:
 
 
 def _check_claims(path: Path) -> None:
-    """`torch.save` compresses nothing: what entries claim to hold is in the file, which is seen before memory is taken."""
+    """`torch.save` compresses nothing: what entries claim to hold must be in the file. Seen before memory is taken."""
     size = path.stat().st_size
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
