@@ -166,9 +166,12 @@ def test_where_pictures_lie(tmp_path: Path) -> None:
     apart += write(tmp_path / "y", [("a.cls", b"7"), ("b.png", P)]).read_bytes()
     (tmp_path / "apart.tar").write_bytes(apart)  # what describes "a" in another archive does not belong to it
     assert found(tmp_path / "apart.tar") == ([("a", None), ("b", None)], {".cls": 1})
-    holes = tars.Index((first,), ["a"], np.array([0]), np.array([-1]), np.array([0]))
-    with pytest.raises(ImageError, match=r"one\.tar: a is a file with holes"):
-        holes.content(0)
+    with tarfile.open(tmp_path / "holes.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        member = tarfile.TarInfo("a.png")
+        member.size, member.pax_headers = 4, {"GNU.sparse.size": "3000000000", "GNU.sparse.map": "0,4"}
+        tar.addfile(member, io.BytesIO(b"abcd"))
+    with pytest.raises(ImageError, match=r"holes\.tar: a is a file with holes"):
+        tars.index("", (tmp_path / "holes.tar",)).content(0)
     with pytest.raises(ImageError, match=r"a picture of 1\.1 GB"):
         tars.Piece(first, 0, (1 << 30) + 1).read()
 
