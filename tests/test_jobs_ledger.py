@@ -194,7 +194,7 @@ def test_a_folder_that_is_another_ones(tmp_path: Path, name: str) -> None:
         start(ledger_of(tmp_path, 1))
 
 
-def test_the_hash_of_all_items_is_the_sum_of_theirs() -> None:
+def test_the_hash_of_all_items_is_the_sum_of_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Place, id and content, a zero byte between; a job refuses anything else, also the same items in another order."""
     source = Letters()
     parts = (b"0\0a\0one", b"1\0b\0", b"2\0c\0three")
@@ -203,6 +203,8 @@ def test_the_hash_of_all_items_is_the_sum_of_theirs() -> None:
     assert items.fingerprint(source) == f"{sum(hashes) % 2**256:064x}"
     other = Letters("bac", (b"", b"one", b"three"))
     assert items.fingerprint(other) != items.fingerprint(source)
+    monkeypatch.setattr(items, "hash_of", lambda source, place: 2**256 - 1 if place else 7)
+    assert items.fingerprint(source) == "0" * 63 + "5"
 
 
 def test_quarantined_items_may_be_repaired_and_others_may_not(tmp_path: Path) -> None:
