@@ -320,6 +320,27 @@ def test_a_torn_shard_keeps_what_can_be_read(tmp_path: Path) -> None:
     assert "000000002-000000.png: cannot be read (No such file" in found.examples[0]
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ([{}, {}], ["item 0, sample 0 is there twice"]),
+        ([{"sample": 5, "key": "000000000-000005"}],
+         ["item 0, sample 0 is not in the manifest", "item 0, sample 5 does not belong here"]),
+        ([{"shard": "shards/000001.tar"}], ["item 0, sample 0 is said to be in another shard"]),
+        ([{"offset": 0}], ["the checksum is wrong"]),
+    ],
+)  # fmt: skip
+def test_rows_that_are_wrong_in_themselves(tmp_path: Path, changes: list[dict[str, Any]], said: list[str]) -> None:
+    """Of a shard with samples 0..2 of 9 of an item: what its first row says instead."""
+    ledger = start(ledger_of(tmp_path, 1, per=9, shard_pictures=4))
+    commit(ledger, 0)
+    first, *others = rows.read_manifest(ledger.part(0))
+    rows.write_lines(ledger.part(0), [*({**first, **each} for each in changes), *others])
+    found = verify(tmp_path)
+    assert (found.pictures, found.faults) == (2 + (len(changes) == 2), len(said))
+    assert all(each.endswith(wanted) for each, wanted in zip(found.examples, said, strict=True))
+
+
 def test_a_quarantine_that_says_what_is_not_so(tmp_path: Path) -> None:
     """Of an item that was drawn, or of another shard's: what is said of the job would be wrong."""
     ledger = start(ledger_of(tmp_path, 6, per=2, shard_pictures=6))
