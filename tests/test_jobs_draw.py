@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rcdm_fast import images, noise
 from rcdm_fast.config import ConfigError
-from rcdm_fast.encoders import EncoderError
+from rcdm_fast.encoders import EncoderError, ImageEncoder
 from rcdm_fast.jobs import draw, feed, local, memory, sources
 from rcdm_fast.jobs.draw import Artist
 from rcdm_fast.jobs.feed import Ready
@@ -375,6 +375,11 @@ def test_what_a_model_is(model: Model) -> None:
         next(changed[3].unet.parameters()).view(-1)[0] += 1e-3
     prints = [local.fingerprint(each) for each in (model, *changed)]
     assert len(set(prints)) == 5
+    assert model.encoder is not None
+    before = local.encoder_fingerprint(model)
+    view = dataclasses.replace(model.encoder.config, mean=(0.5, 0.5, 0.4))
+    changed[0]._encoder = ImageEncoder(small.MeanColour(), view)
+    assert local.encoder_fingerprint(changed[0]) != before == local.encoder_fingerprint(changed[1])
     named = small.model()
     named.config = dataclasses.replace(named.config, name="another")
     assert local.fingerprint(named) == prints[0]

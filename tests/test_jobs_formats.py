@@ -164,9 +164,9 @@ def test_names_in_a_shard(tmp_path: Path, encoding: Any) -> None:
     """Whatever the form: the key, and the usual extension; a tar describes every picture beside it."""
     extension = {"png": "png", "jpeg": "jpg", "webp": "webp"}[encoding]
     names = [f"k{number}.{extension}" for number in range(2)]
-    for form in ("webdataset", "folder", "parquet"):
+    for form, offsets in (("webdataset", [512, 512 + 4 * 512]), ("folder", [0, 1]), ("parquet", [0, 1])):
         shards = formats.find(JobConfig(format=form, encoding=encoding))
-        shards.write(tmp_path / form, made([4, 5]), (0, 0))
+        assert shards.write(tmp_path / form, made([4, 5]), (0, 0)) == offsets
     assert sorted(each.name for each in (tmp_path / "folder").iterdir()) == names
     with tarfile.open(tmp_path / "webdataset") as tar:
         members = tar.getmembers()

@@ -70,6 +70,7 @@ def found(path: Path) -> tuple[list[tuple[str, str | None]], dict[str, int]]:
 def test_names_that_a_pattern_means(pattern: str, names: str) -> None:
     """As a shell has them; of commands, so that nothing need be there."""
     assert tars.shards(f"pipe:{pattern}::pipe:last") == [*(f"pipe:{name}" for name in names.split(" ")), "pipe:last"]
+    assert tars.shards(f"s3://of/{pattern}") == [f"s3://of/{name}" for name in names.split(" ")]
 
 
 def test_patterns_that_mean_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,10 +87,11 @@ def test_patterns_that_mean_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_names_of_shards(tmp_path: Path, name: str) -> None:
     assert tars.is_shard(name)
     assert not tars.is_shard(name + "x")
-    for other in ("x.txt", "y.png", name):
+    for other in ("x.txt", "y.png", name, "z.tar"):
         (tmp_path / other).touch()
-    assert tars.shards(str(tmp_path)) == [str(tmp_path / name)]
+    assert tars.shards(str(tmp_path)) == [str(tmp_path / name), str(tmp_path / "z.tar")]
     (tmp_path / name).unlink()
+    (tmp_path / "z.tar").unlink()
     with pytest.raises(ImageError, match=r"no \.tar files here"):
         tars.shards(str(tmp_path))
     (tmp_path / "folder.tar").mkdir()
@@ -113,6 +115,7 @@ LABEL = json.dumps({"label": "json"}).encode()
         ([("a.png", P), ("a.json", LABEL.ljust(1 << 20))], [("a", "json")], {}),
         ([("x/a.PNG", P), ("y/a.png", P), ("./z/a.png", P)], [("x/a", None), ("y/a", None), ("z/a", None)], {}),
         ([(".a.png", P), (".x/b.png", P), ("x/.c/d.png", P), ("e", P), ("f.png", P)], [("f", None)], {}),
+        ([("../a.png", P), ("x/../a.png", P)], [("../a", None), ("x/../a", None)], {}),
         ([("a.png", P), ("a.png", P), ("b.png", P)], [("a", None), ("a", None), ("b", None)], {}),
         ([("a.png", P), ("a.jpg", P), ("a.seg.png", P), ("a.txt", b"")], [("a", None)], {".png": 1, ".seg.png": 1}),
         ([("a.txt", b""), ("a.json", b""), ("b.img", P)], [("b", None)], {".txt": 1, ".json": 1}),
@@ -130,9 +133,16 @@ def test_pictures_of_an_archive(
 
 def test_pictures_of_a_packed_archive(tmp_path: Path) -> None:
     """Their bytes are kept, and what describes them; a link leads to what is no longer there."""
-    members = [("a.png", P), ("a.cls", b"7"), ("a.txt", b"x"), ("b.png", b"-> a.png"), ("c.png", png(1))]
+    members = [
+        ("a.png", P),
+        ("a.cls", b"7"),
+        ("a.txt", b"x"),
+        ("b.png", b"-> a.png"),
+        ("c.png", png(1)),
+        ("c.json", LABEL),
+    ]
     write(tmp_path / "a.tgz", members, "w:gz")
-    assert found(tmp_path / "a.tgz") == ([("a", "7"), ("c", None)], {"links": 1})
+    assert found(tmp_path / "a.tgz") == ([("a", "7"), ("c", "json")], {"links": 1})
     contents = [each.content for each in tars.samples(tmp_path / "a.tgz", "a.tgz", Counter())]
     assert contents == [P, png(1)]
 
@@ -156,9 +166,12 @@ def test_where_pictures_lie(tmp_path: Path) -> None:
     apart += write(tmp_path / "y", [("a.cls", b"7"), ("b.png", P)]).read_bytes()
     (tmp_path / "apart.tar").write_bytes(apart)  # what describes "a" in another archive does not belong to it
     assert found(tmp_path / "apart.tar") == ([("a", None), ("b", None)], {".cls": 1})
-    holes = tars.Index((first,), ["a"], np.array([0]), np.array([-1]), np.array([0]))
-    with pytest.raises(ImageError, match=r"one\.tar: a is a file with holes"):
-        holes.content(0)
+    with tarfile.open(tmp_path / "holes.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        member = tarfile.TarInfo("a.png")
+        member.size, member.pax_headers = 4, {"GNU.sparse.size": "3000000000", "GNU.sparse.map": "0,4"}
+        tar.addfile(member, io.BytesIO(b"abcd"))
+    with pytest.raises(ImageError, match=r"holes\.tar: a is a file with holes"):
+        tars.index("", (tmp_path / "holes.tar",)).content(0)
     with pytest.raises(ImageError, match=r"a picture of 1\.1 GB"):
         tars.Piece(first, 0, (1 << 30) + 1).read()
 

@@ -194,7 +194,7 @@ def test_a_folder_that_is_another_ones(tmp_path: Path, name: str) -> None:
         start(ledger_of(tmp_path, 1))
 
 
-def test_the_hash_of_all_items_is_the_sum_of_theirs() -> None:
+def test_the_hash_of_all_items_is_the_sum_of_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Place, id and content, a zero byte between; a job refuses anything else, also the same items in another order."""
     source = Letters()
     parts = (b"0\0a\0one", b"1\0b\0", b"2\0c\0three")
@@ -203,6 +203,8 @@ def test_the_hash_of_all_items_is_the_sum_of_theirs() -> None:
     assert items.fingerprint(source) == f"{sum(hashes) % 2**256:064x}"
     other = Letters("bac", (b"", b"one", b"three"))
     assert items.fingerprint(other) != items.fingerprint(source)
+    monkeypatch.setattr(items, "hash_of", lambda source, place: 2**256 - 1 if place else 7)
+    assert items.fingerprint(source) == "0" * 63 + "5"
 
 
 def test_quarantined_items_may_be_repaired_and_others_may_not(tmp_path: Path) -> None:
@@ -316,6 +318,27 @@ def test_a_torn_shard_keeps_what_can_be_read(tmp_path: Path) -> None:
     found = verify(tmp_path)
     assert (found.pictures, found.faults) == (3, 1)
     assert "000000002-000000.png: cannot be read (No such file" in found.examples[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ([{}, {}], ["item 0, sample 0 is there twice"]),
+        ([{"sample": 5, "key": "000000000-000005"}],
+         ["item 0, sample 0 is not in the manifest", "item 0, sample 5 does not belong here"]),
+        ([{"shard": "shards/000001.tar"}], ["item 0, sample 0 is said to be in another shard"]),
+        ([{"offset": 0}], ["the checksum is wrong"]),
+    ],
+)  # fmt: skip
+def test_rows_that_are_wrong_in_themselves(tmp_path: Path, changes: list[dict[str, Any]], said: list[str]) -> None:
+    """Of a shard with samples 0..2 of 9 of an item: what its first row says instead."""
+    ledger = start(ledger_of(tmp_path, 1, per=9, shard_pictures=4))
+    commit(ledger, 0)
+    first, *others = rows.read_manifest(ledger.part(0))
+    rows.write_lines(ledger.part(0), [*({**first, **each} for each in changes), *others])
+    found = verify(tmp_path)
+    assert (found.pictures, found.faults) == (2 + (len(changes) == 2), len(said))
+    assert all(each.endswith(wanted) for each, wanted in zip(found.examples, said, strict=True))
 
 
 def test_a_quarantine_that_says_what_is_not_so(tmp_path: Path) -> None:
