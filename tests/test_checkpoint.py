@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import logging
 import os
@@ -347,6 +348,26 @@ def test_foreign_pickles(tmp_path: Path, content: object, message: str) -> None:
     torch.save(content, tmp_path / "foreign.pt")
     with pytest.raises(CheckpointError, match=rf"foreign\.pt: .*{message}"):
         load_model(tmp_path / "foreign.pt")
+
+
+def test_digests(tmp_path: Path, weights: Tensors) -> None:
+    """Of a file, of a folder's file, of a bundled model; in capitals, too."""
+    file = save_model(tmp_path / "bundled" / "small.safetensors", CONFIG, weights)
+    folder = save_model(tmp_path / "folder", CONFIG, weights).parent
+    torch.save(weights, tmp_path / "a.pt")
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    for source, flags in ((file, None), (str(file), None), (folder, None), ("small", None), (tmp_path / "a.pt", FLAGS)):
+        good = hashlib.sha256((tmp_path / "a.pt").read_bytes()).hexdigest() if flags else digest
+        for given in (good, good.upper()):
+            assert equal(load_model(source, flags, given)[1], weights)
+        with pytest.raises(CheckpointError, match="SHA-256|sha256"):
+            load_model(source, flags, "0" * 64)
+    for wrong in ("", "0" * 63, "0" * 65, "g" * 64, f" {digest[1:]}"):
+        with pytest.raises(ConfigError, match="64 hexadecimal digits"):
+            load_model(file, None, wrong)
+    (tmp_path / "several" / "unet").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="no one SHA-256 describes"):
+        load_model(tmp_path / "several", None, digest)
 
 
 def test_foreign_metadata(tmp_path: Path, weights: Tensors) -> None:

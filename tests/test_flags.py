@@ -221,7 +221,8 @@ EACH: dict[str, tuple[FlagValue, dict[str, Any]]] = {
 def test_every_flag_says_one_thing_and_comes_back() -> None:
     assert EACH.keys() == DEFAULTS.keys()
     unet, schedule = configs_from_flags(BASE)
-    plain, said = {**dataclasses.asdict(unet), **dataclasses.asdict(schedule)}, set()
+    plain = {**dataclasses.asdict(unet), **dataclasses.asdict(schedule)}
+    said: set[str] = set()
     for name, (value, changes) in EACH.items():
         for given in (value, str(value), str(value).lower()):
             own = configs_from_flags(BASE | {name: given})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -171,7 +173,8 @@ def test_levels_are_no_pictures_in_floats(model: Model) -> None:
     """Values 0..255 are refused wherever pictures are taken, also where none is encoded; 8-bit ones are understood."""
     photos = small.pictures(2)
     h, levels = model.encode(photos), (photos + 1) * 127.5
-    for given in (levels, levels.numpy(), list(levels), [levels[0].numpy(), levels[1]]):
+    forms: tuple[Any, ...] = (levels, levels.numpy(), list(levels), [levels[0].numpy(), levels[1]])
+    for given in forms:
         for call in (model.encode, model.invert, lambda pictures: model.invert(pictures, h, steps=2)):
             with pytest.raises(images.ImageError, match=r"expected pictures in \[-1,1\], got values in"):
                 call(given)

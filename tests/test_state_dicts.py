@@ -103,6 +103,7 @@ def test_a_choice_can_be_made_and_is_told(tmp_path: Path, caplog: pytest.LogCapt
             r"size mismatch for blocks\.0\.attn\.qkv\.weight",
         ),
         (GOOD | {"reg_token": torch.ones(1, 4, 64)}, "", "Unexpected key.*reg_token"),
+        ({name: GOOD[name] for name in sorted(GOOD)[::3]}, "", "no weights of this network"),  # less than half of it
         ({"epoch": 3}, "", "no state dict"),
         ([GOOD], "", "no state dict"),
     ],
