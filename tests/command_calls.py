@@ -155,6 +155,8 @@ def run(calls: Calls, arguments: list[str], folder: Path) -> Seen:
 
 def watched(patch: pytest.MonkeyPatch) -> Calls:
     """Every command's calls, each giving something small."""
+    for name in rcdm_fast.__all__:
+        getattr(rcdm_fast, name)  # looked up once and kept: what is watched now would stay in its place
     calls = Calls(patch)
     for place, name, gives in CALLS:
         calls.watch(place, name, gives)
