@@ -132,7 +132,7 @@ def configs_from_flags(flags: FlagSource) -> tuple[UNetConfig, ScheduleConfig]:
 
 
 def _configs(given: Mapping[str, FlagValue]) -> tuple[UNetConfig, ScheduleConfig]:
-    values = DEFAULTS | given
+    values = {**DEFAULTS, **given}
     _report_unused(values)
     image_size = _int(values, "image_size")
     mult = _channel_mult(str(values["channel_mult"]), image_size)

@@ -20,7 +20,7 @@ from PIL import Image
 import rcdm_fast
 from rcdm_fast import images, storage
 from rcdm_fast.jobs import formats, shard_tables
-from rcdm_fast.jobs.settings import FORMATS, JobConfig
+from rcdm_fast.jobs.settings import FORMATS, Format, JobConfig
 from tests import jobs_cases, small
 from tests.jobs_cases import manifest
 
@@ -164,7 +164,8 @@ def test_names_in_a_shard(tmp_path: Path, encoding: Any) -> None:
     """Whatever the form: the key, and the usual extension; a tar describes every picture beside it."""
     extension = {"png": "png", "jpeg": "jpg", "webp": "webp"}[encoding]
     names = [f"k{number}.{extension}" for number in range(2)]
-    for form, offsets in (("webdataset", [512, 512 + 4 * 512]), ("folder", [0, 1]), ("parquet", [0, 1])):
+    starts: dict[Format, list[int]] = {"webdataset": [512, 512 + 4 * 512], "folder": [0, 1], "parquet": [0, 1]}
+    for form, offsets in starts.items():
         shards = formats.find(JobConfig(format=form, encoding=encoding))
         assert shards.write(tmp_path / form, made([4, 5]), (0, 0)) == offsets
     assert sorted(each.name for each in (tmp_path / "folder").iterdir()) == names
