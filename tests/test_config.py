@@ -106,7 +106,7 @@ ALONE = {"format_version", "observer"}  # has one value; is a function
 
 def others(hint: Any, value: Any) -> Iterator[Any]:
     """Values that a field of that type may have instead, likely ones first."""
-    kind = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+    kind: Any = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         yield from (each for each in arguments if each != value)
@@ -118,8 +118,9 @@ def others(hint: Any, value: Any) -> Iterator[Any]:
     elif isinstance(origin, type) and issubclass(origin, Mapping):
         yield {"a": [1, 2.5, "x", None]}
     elif dataclasses.is_dataclass(kind):
-        for item in dataclasses.fields(made(kind) if value is None else value):
-            yield from variants(kind, made(kind) if value is None else value, item.name)
+        cls = typing.cast("type[Any]", kind)
+        for item in dataclasses.fields(cls):
+            yield from variants(cls, made(cls) if value is None else value, item.name)
     elif kind is bool:
         yield not value
     elif kind is str:

@@ -17,6 +17,7 @@ from rcdm_fast.config import EncoderConfig, ModelConfig
 from rcdm_fast.encoders import native
 from rcdm_fast.training import adapt, pretrain, train
 from rcdm_fast.training.pretrain import PretrainConfig, learning_rate
+from rcdm_fast.training.ssl_momentum import BYOL
 from rcdm_fast.unet import UNet
 from tests import small, training_process
 
@@ -46,7 +47,7 @@ def pretrained(folder: Path, **settings: Any) -> int:
     )  # fmt: skip
     pretrain.pretrain(config, DATA, folder)
     network = config.network()
-    predictor = [name for name, _ in pretrain.BYOL(config, network).named_parameters() if name.startswith("predictor")]
+    predictor = [name for name, _ in BYOL(config, network).named_parameters() if name.startswith("predictor")]
     return len(list(network.parameters())) + len(predictor)
 
 
