@@ -360,7 +360,7 @@ def test_digests(tmp_path: Path, weights: Tensors) -> None:
         good = hashlib.sha256((tmp_path / "a.pt").read_bytes()).hexdigest() if flags else digest
         for given in (good, good.upper()):
             assert equal(load_model(source, flags, given)[1], weights)
-        with pytest.raises(CheckpointError, match="SHA-256|sha256"):
+        with pytest.raises(CheckpointError, match=r"SHA-256|sha256"):
             load_model(source, flags, "0" * 64)
     for wrong in ("", "0" * 63, "0" * 65, "g" * 64, f" {digest[1:]}"):
         with pytest.raises(ConfigError, match="64 hexadecimal digits"):
