@@ -12,16 +12,18 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from rcdm_fast.version import __version__
+
 if TYPE_CHECKING:
     from rcdm_fast.checkpoint import CheckpointError, save_model
     from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, ScheduleConfig, UNetConfig
     from rcdm_fast.encoders import Encoder, EncoderError
+    from rcdm_fast.exporting import export
     from rcdm_fast.hub import HubError
     from rcdm_fast.images import ImageError
+    from rcdm_fast.jobs.stream import agenerate, generate
     from rcdm_fast.pipeline import Model, load
     from rcdm_fast.sampling import SamplingError
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "CheckpointError": "checkpoint",
@@ -35,6 +37,9 @@ _HOMES = {
     "EncoderError": "encoders",
     "HubError": "hub",
     "ImageError": "images",
+    "agenerate": "jobs.stream",
+    "export": "exporting",
+    "generate": "jobs.stream",
     "Model": "pipeline",
     "SamplingError": "sampling",
     "load": "pipeline",
@@ -54,6 +59,9 @@ __all__ = [
     "ScheduleConfig",
     "UNetConfig",
     "__version__",
+    "agenerate",
+    "export",
+    "generate",
     "load",
     "save_model",
 ]

@@ -28,6 +28,7 @@ from rcdm_fast.config import ConfigError, ModelConfig, UNetConfig
 from rcdm_fast.encoders.native import METADATA_KEY as ENCODER_KEY
 from rcdm_fast.encoders.weights import load_pickle
 from rcdm_fast.flags import FlagSource, FlagValue, configs_from_flags, read_flags
+from rcdm_fast.models import diffusers_folder
 from rcdm_fast.names import KnownModel as KnownModel
 from rcdm_fast.names import list_bundled as list_bundled
 from rcdm_fast.names import model_names as model_names
@@ -146,12 +147,10 @@ def _load_path(
 
 
 def _load_diffusers(path: Path, flags: Mapping[str, FlagValue] | None) -> tuple[ModelConfig, dict[str, Tensor]]:
-    from rcdm_fast.export import diffusers  # needs an extra
-
     if flags is not None:
         raise CheckpointError(f"{path}: an exported folder describes itself; flags are for .pt files")
     try:
-        config, found = diffusers.read(path)
+        config, found = diffusers_folder.read(path)
     except ConfigError as error:
         raise CheckpointError(str(error)) from error
     return config, _checked(config.unet, found, str(path))

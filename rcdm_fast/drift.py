@@ -24,6 +24,7 @@ from rcdm_fast.benchmarking import Times
 from rcdm_fast.checks import Checked, Count, Seed
 from rcdm_fast.conditioning import ConditioningPlan
 from rcdm_fast.config import ConfigError
+from rcdm_fast.diffusion.engine import Engine
 from rcdm_fast.encoders import Encoder
 from rcdm_fast.pipeline import Model
 from rcdm_fast.sampling import Request
@@ -119,7 +120,7 @@ class Drift:
 class RecordingEngine:
     """An engine that keeps every input and output of `predict`."""
 
-    def __init__(self, engine: engines.Engine) -> None:
+    def __init__(self, engine: Engine) -> None:
         self.name = engine.name
         self.precision = engine.precision
         self.seen: list[tuple[ConditioningPlan, int, Tensor, Tensor]] = []
@@ -147,7 +148,7 @@ class RecordingEngine:
 class _Drawn:
     """A case's trajectory, and a network evaluation of it that can be timed."""
 
-    engine: engines.Engine
+    engine: Engine
     recorded: list[tuple[ConditioningPlan, int, Tensor, Tensor]]
     pictures: Tensor
     memory_bytes: int | None

@@ -3,7 +3,7 @@
 A repository holds ``model.safetensors``, which describes itself, and the encoder's file if the description names one
 that lies beside it (``file:encoder.safetensors``, ``onnx:encoder.onnx``).
 
-Knows nothing about networks, or what else is in a folder (`export/hub_folder.py` writes it).
+Knows nothing about networks, or what else is in a folder (`exporters/hub_folder.py` writes it).
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rcdm_fast import solvers
 from rcdm_fast.conditioning import ConditioningPlan
-from rcdm_fast.engines import Engine
+from rcdm_fast.diffusion.engine import Engine
 from rcdm_fast.schedule import Schedule
 
 

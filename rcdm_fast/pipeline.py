@@ -7,8 +7,8 @@ knows the others.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from collections.abc import Sequence
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -25,30 +25,22 @@ from rcdm_fast import (
     inputs,
     inversion,
     networks,
-    sampling,
     solvers,
 )
 from rcdm_fast.arguments import Numbers
 from rcdm_fast.checks import Range, whole
 from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, ScheduleConfig
+from rcdm_fast.diffusion.engine import Engine
 from rcdm_fast.encoders import Encoder
-from rcdm_fast.export.hub_folder import HubMethods
-from rcdm_fast.export.job import ExportMethods
 from rcdm_fast.inputs import OnBad, Pictures
-from rcdm_fast.jobs.methods import JobMethods
-from rcdm_fast.portable import Portable
-from rcdm_fast.precision import ieee_fp32
-from rcdm_fast.sampling import Request, SamplingError, interpolation_path
-from rcdm_fast.schedule import Schedule, network_timestep
+from rcdm_fast.pretrained import Pretrained
+from rcdm_fast.sampler import Sampler
+from rcdm_fast.sampling import SamplingError, interpolation_path
+from rcdm_fast.schedule import Schedule
 from rcdm_fast.unet import UNet
 
-if TYPE_CHECKING:
-    pass
 
-T = TypeVar("T")
-
-
-class Model(ExportMethods, HubMethods, JobMethods, Portable):
+class Model(Pretrained, Sampler):
     """A network with its schedule, its encoder (if known) and the engine that runs it. Made by `rcdm_fast.load`.
 
     It can be pickled, copied and sent to other processes; the engine is made again there. What a program has set up in
@@ -65,7 +57,7 @@ class Model(ExportMethods, HubMethods, JobMethods, Portable):
         self,
         config: ModelConfig,
         unet: UNet,
-        engine: engines.Engine,
+        engine: Engine,
         encoder: Encoder | EncoderConfig | None,
         device: torch.device,
         engine_file: str | os.PathLike[str] | None = None,
@@ -103,10 +95,10 @@ class Model(ExportMethods, HubMethods, JobMethods, Portable):
         config = ModelConfig(own.config, schedule, encoder.config if encoder is not None else None)
         return cls(config, own, engines.make("eager", own, config, place, "fp32"), encoder, place)
 
-    @property
-    def image_size(self) -> int:
-        """Side of the pictures it makes, in pixels."""
-        return self.config.unet.image_size
+    @classmethod
+    def _loaded(cls, source: str | os.PathLike[str], **options: Any) -> Self:
+        model: Any = load(source, **options)
+        return model  # type: ignore[no-any-return]
 
     def describe(self) -> str:
         """A few lines: name, network, engine, encoder."""
@@ -116,19 +108,10 @@ class Model(ExportMethods, HubMethods, JobMethods, Portable):
         lines = [
             f"model    {self.config.name or '(unnamed)'}: {unet.image_size} px, {parameters / 1e6:.1f} M parameters",
             f"engine   {self.engine.describe()}",
-            *(f"         not {name}: {why}" for name, why in self._other_engines().items()),
+            *(f"         not {name}: {why}" for name, why in engines.not_chosen(self.engine, self.device).items()),
             f"encoder  {encoder.source} ({encoder.layer})" if encoder is not None else "encoder  none",
         ]
         return "\n".join(lines)
-
-    def _other_engines(self) -> dict[str, str]:
-        precision: engines.Precision = self.engine.precision  # type: ignore[assignment]
-        others = engines.compare(self.device, precision)
-        return {
-            name: engines.NOT_CHOSEN.get(name, "") if why == "available" else why
-            for name, why in others.items()
-            if name != self.engine.name
-        }
 
     @host.guarded()
     def encode(self, pictures: Pictures, *, on_bad: OnBad | None = None) -> Tensor:
@@ -153,171 +136,6 @@ class Model(ExportMethods, HubMethods, JobMethods, Portable):
         if isinstance(found, Tensor):
             return encoder.encode(found.to(self.device))
         return torch.cat([self._encoded(picture) for _, picture in inputs.load(found, on_bad)])
-
-    @host.guarded()
-    def network(
-        self,
-        x: Tensor,  # [N,3,H,W]
-        t: Tensor,  # int64 [N]
-        representation: Tensor | None = None,  # [N,D]
-        label: Tensor | None = None,  # int64 [N]
-    ) -> Tensor:
-        """The raw network at base timesteps t in 0..T-1; float32 [N,3 or 6,H,W] (eps, then the variance value).
-
-        Runs the plain PyTorch network in fp32, whatever the engine; applies `rescale_timesteps` itself.
-        """
-        self._check_process()
-        x = arguments.floating(x, "x", f"[N,3,{self.image_size},{self.image_size}]")
-        if x.ndim != 4 or tuple(x.shape[1:]) != (3, self.image_size, self.image_size):
-            raise ConfigError(f"x must be [N,3,{self.image_size},{self.image_size}], got {list(x.shape)}")
-        times = arguments.integers(t, "t")
-        steps = self.config.schedule.diffusion_steps
-        if len(times) != len(x):
-            raise ConfigError(f"t must be int [{len(x)}], got {len(times)} numbers")
-        if times and not (0 <= min(times) and max(times) < steps):
-            raise ConfigError(f"t must be in 0..{steps - 1}")
-        representation, label = arguments.condition(self.config.unet, representation, label, self.device)
-        arguments.rows_for(len(x), representation=representation, label=label)
-        seen = torch.tensor(times, dtype=torch.float32, device=self.device) * network_timestep(self.config.schedule, 1)
-        with torch.inference_mode(), ieee_fp32(self.device):
-            out: Tensor = self.unet(x.to(self.device), seen, representation, label)
-        return out.clone()
-
-    @host.guarded()
-    def sample(
-        self,
-        h: Numbers | None = None,
-        *,
-        label: Numbers | Sequence[int] | None = None,
-        items: Numbers | Sequence[int] | None = None,
-        per: int = 8,
-        steps: int | str = 50,
-        solver: str = "ddim",
-        eta: float = 0.0,
-        guidance: float = 1.0,
-        seed: int = 0,
-        clip: bool = True,
-        noise: Numbers | None = None,
-        step_noise: Numbers | None = None,
-        batch_size: int | None = None,
-        progress: bool = False,
-    ) -> Tensor:
-        """Pictures that share a representation.
-
-        Args:
-            h: representations [R,D], a tensor or array of floats (used as float32); None for a class-conditional or
-                unconditional model.
-            label: class labels, whole numbers [R], for a class-conditional model.
-            items: whole numbers [R] that fit into int64; key the noise of each representation. Default 0..R-1. Rows
-                with the same item and the same h give the same pictures.
-            per: samples of each representation.
-            steps: network evaluations: an int N, or a published respacing text ("ddim25", "10", "10,10,5").
-            solver: "ddim" or "ancestral".
-            eta: DDIM's share of fresh noise; 0 is deterministic. Ancestral sampling has no such setting.
-            guidance: strength w of classifier-free guidance on h, null + w (conditional - null); 1 is none. Others
-                need a model trained with representation dropout, and two network evaluations per step.
-            seed: 0..2^64-1. One (seed, item, sample) has the same noise on every device, engine and precision,
-                whatever the batch.
-            clip: clip every x0 estimate to [-1,1].
-            noise: x_T [R,per,3,H,W] instead of the keyed noise.
-            step_noise: [K,R,per,3,H,W], in order of use, instead of the keyed noise.
-            batch_size: pictures per network evaluation; default 32 on CPU, 64 on GPU. Changes the pictures by
-                rounding only.
-            progress: show a progress bar.
-
-        Returns:
-            float32 [R,per,3,H,W] in [-1,1] on the model's device (values may pass the bounds if `clip` is False).
-
-        Raises:
-            ConfigError: a wrong shape, width, solver, step count or setting.
-            SamplingError: the result is not finite.
-        """
-        request = self.request(
-            h,
-            label=label,
-            items=items,
-            per=per,
-            steps=steps,
-            solver=solver,
-            eta=eta,
-            guidance=guidance,
-            seed=seed,
-            clip=clip,
-            noise=noise,
-            step_noise=step_noise,
-        )
-        size = self.image_size
-        out = torch.empty(request.total, 3, size, size, device=self.device)
-        for place, pictures in self.batches(request, batch_size, progress):
-            out[place] = pictures
-        return out.view(len(request.items), request.per, 3, size, size)
-
-    def request(
-        self,
-        h: Numbers | None = None,
-        *,
-        label: Numbers | Sequence[int] | None = None,
-        items: Numbers | Sequence[int] | None = None,
-        per: int = 8,
-        steps: int | str = 50,
-        solver: str = "ddim",
-        eta: float = 0.0,
-        guidance: float = 1.0,
-        seed: int = 0,
-        clip: bool = True,
-        noise: Numbers | None = None,
-        step_noise: Numbers | None = None,
-        pairs: Sequence[tuple[int, int]] | None = None,
-    ) -> Request:
-        """Check the arguments of `sample` (which see) before any work is done; run the result with `batches`.
-
-        `pairs` draws just these (row, sample), in this order, instead of samples 0..per-1 of every row.
-        """
-        with host.apart():
-            return sampling.request(
-                self.config,
-                self.device,
-                h,
-                label=label,
-                items=items,
-                per=per,
-                steps=steps,
-                solver=solver,
-                eta=eta,
-                guidance=guidance,
-                seed=seed,
-                clip=clip,
-                given_noise=noise,
-                step_noise=step_noise,
-                pairs=pairs,
-            )
-
-    def batches(
-        self,
-        request: Request,
-        batch_size: int | None = None,
-        progress: bool = False,
-        watch: sampling.Watch | None = None,
-    ) -> Iterator[tuple[slice, Tensor]]:
-        """Run a request, yielding (places among its pictures, pictures [n,3,H,W]) as they are finished.
-
-        Several threads may do so at once: their batches take turns. `watch` is shown (places, x_T) of every batch.
-        """
-        size = arguments.batch_size(batch_size, self.device)
-        with host.apart():
-            self._check_process()
-            plan = conditioning.make_plan(self.unet, request.schedule, request.conditions, request.label)
-        return self._in_turn(sampling.run(self.engine, plan, request, size, progress, watch))
-
-    def _in_turn(self, batches: Iterator[T]) -> Iterator[T]:
-        apart = host.guarded_each(batches)
-        while True:
-            self._check_process()
-            with self._turn:
-                batch = next(apart, None)
-            if batch is None:
-                return
-            yield batch
 
     @host.guarded()
     def invert(

@@ -17,6 +17,7 @@ import torch
 
 from rcdm_fast import engines, host, networks
 from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig
+from rcdm_fast.diffusion.engine import Engine
 from rcdm_fast.encoders import Encoder
 from rcdm_fast.sampling import SamplingError
 from rcdm_fast.unet import UNet
@@ -29,7 +30,7 @@ class Portable:
 
     config: ModelConfig
     unet: UNet
-    engine: engines.Engine
+    engine: Engine
     device: torch.device
     _encoder: Encoder | EncoderConfig | None
 

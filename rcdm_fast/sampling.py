@@ -16,7 +16,7 @@ from rcdm_fast import arguments, noise, solvers
 from rcdm_fast.checks import Range, whole
 from rcdm_fast.conditioning import ConditioningPlan
 from rcdm_fast.config import ConfigError, ModelConfig
-from rcdm_fast.engines import Engine
+from rcdm_fast.diffusion.engine import Engine
 from rcdm_fast.schedule import Schedule
 
 Watch = Callable[[slice, Tensor], None]  # places, x_T [n,3,H,W]

@@ -18,13 +18,14 @@ from rcdm_fast import images
 from rcdm_fast.analysis import charts, faithfulness, layers, readout, registry
 from rcdm_fast.analysis import spread as spreads
 from rcdm_fast.analysis.augment import AUGMENTATIONS
-from rcdm_fast.analysis.layers import LayersConfig
+from rcdm_fast.analysis.layer import LayersConfig
 from rcdm_fast.analysis.recovery import recovery
 from rcdm_fast.analysis.result import Analysis, Table
 from rcdm_fast.cli import main
 from rcdm_fast.config import ConfigError
+from rcdm_fast.metrics.intervals import Interval
 from rcdm_fast.pipeline import Model
-from rcdm_fast.training.evaluate import EvaluateConfig, Interval
+from rcdm_fast.training.evaluate import EvaluateConfig
 from tests import small
 from tests.test_analysis import Flat, photographs
 

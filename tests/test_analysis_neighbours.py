@@ -16,8 +16,8 @@ from rcdm_fast.analysis.neighbours import NeighboursConfig, overlap, split
 from rcdm_fast.analysis.registry import EXPERIMENTS, Job
 from rcdm_fast.analysis.result import Analysis, Cell, Table
 from rcdm_fast.config import ConfigError
+from rcdm_fast.metrics.intervals import Interval
 from rcdm_fast.training.data import ImageSet
-from rcdm_fast.training.evaluate import Interval
 from tests import small
 from tests.test_analysis import oracle, photographs
 

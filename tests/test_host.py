@@ -146,7 +146,7 @@ def calls(saved: Path, given: dict[str, Tensor], network: nn.Module, engine: str
     encoder = ImageEncoder(network, EncoderConfig("module", image_size=8, dim=small.DIM))
     model = rcdm_fast.load(saved, encoder=encoder, device="cpu", engine=engine, precision="fp32")
     h, pictures = given["h"], given["pictures"]
-    drawn = list(model.generate(h, per=1, steps=2))
+    drawn = list(rcdm_fast.generate(model, h, per=1, steps=2))
     return {
         "weights": next(model.unet.parameters()),
         "encode": model.encode(pictures),
@@ -229,7 +229,7 @@ def test_between_batches_the_host_has_its_own_settings(saved: Path, given: dict[
     with switched(torch.set_default_dtype, torch.float64, torch.float32):
         for _ in model.batches(model.request(given["h"], per=2, steps=2), 1):
             assert torch.ones(1).dtype == torch.float64
-        for _ in model.generate(given["h"], per=2, steps=2, batch_size=1):
+        for _ in rcdm_fast.generate(model, given["h"], per=2, steps=2, batch_size=1):
             assert torch.ones(1).dtype == torch.float64
 
 

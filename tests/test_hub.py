@@ -100,7 +100,7 @@ def test_a_saved_folder_loads_again(tmp_path: Path) -> None:
 
 
 def test_the_card_of_a_bundled_model(tmp_path: Path) -> None:
-    load(BUNDLED).export("hub", tmp_path, precision="fp16")
+    rcdm_fast.export(load(BUNDLED), "hub", tmp_path, precision="fp16")
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.to_dict() == {
         "library_name": "rcdm_fast",

@@ -20,6 +20,7 @@ from rcdm_fast.cli import main
 from rcdm_fast.config import ConfigError
 from rcdm_fast.jobs import array_rows, draw, formats, ledger, local, rows, shard_tables, sources
 from rcdm_fast.jobs.settings import FORMATS, JobConfig
+from rcdm_fast.jobs.table_files import pyarrow
 from rcdm_fast.jobs.verify import verify
 from rcdm_fast.pipeline import Model
 from rcdm_fast.storage import StorageError
@@ -253,7 +254,7 @@ def test_ids_that_no_text_can_hold(
     assert run(model, tmp_path, format=form).complete
     assert [row["id"] for row in manifest(tmp_path)][:1] == [f"0-{name}"]
     if form == "parquet":
-        _, parquet = shard_tables.pyarrow()
+        _, parquet = pyarrow()
         table = parquet.read_table(tmp_path / "shards" / "000000.parquet")
         assert table["id"].to_pylist()[0] == doors.escaped(f"0-{name}")
 
@@ -262,7 +263,7 @@ def test_columns_that_hold_no_more_bytes(model: Model, tmp_path: Path, monkeypat
     """A shard of more than 2 GiB goes into several groups of rows, and reads as one."""
     monkeypatch.setattr(shard_tables, "GROUP_BYTES", 300)
     assert run(model, tmp_path, format="parquet").complete
-    _, parquet = shard_tables.pyarrow()
+    _, parquet = pyarrow()
     assert parquet.ParquetFile(tmp_path / "shards" / "000000.parquet").num_row_groups > 1
     assert verify(tmp_path).complete
 

@@ -103,7 +103,7 @@ def test_the_same_pictures_in_every_form(jobs: Path) -> None:
 
 
 def test_generate_in_python(run_snippet: Any) -> None:
-    batch = run_snippet("model.generate")["batch"]
+    batch = run_snippet("rcdm_fast.generate")["batch"]
     assert batch.pictures.shape == (12, 3, 32, 32)
     assert batch.ids == tuple(f"{number}.png" for number in range(3) for _ in range(4))
 

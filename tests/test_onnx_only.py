@@ -48,7 +48,7 @@ def model() -> rcdm_fast.Model:
 @pytest.fixture(scope="module")
 def exported(model: rcdm_fast.Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported")
-    files = model.export("onnx", folder)
+    files = rcdm_fast.export(model, "onnx", folder)
     assert sorted(file.name for file in files) == ["encoder.onnx", "network.onnx"]
     return folder
 

@@ -12,10 +12,10 @@ import rcdm_fast
 from rcdm_fast import benchmarking, drift, engines
 from rcdm_fast.config import ConfigError
 from rcdm_fast.engines.openvino_runtime import KEPT, OpenVINOEngine
-from rcdm_fast.export import calibration, openvino_int8
-from rcdm_fast.export import openvino as exported
-from rcdm_fast.export.graph import NetworkGraph
-from rcdm_fast.export.onnx import ExportError, GraphError
+from rcdm_fast.exporters import calibration, openvino_int8
+from rcdm_fast.exporters import openvino as exported
+from rcdm_fast.exporters.graph import NetworkGraph
+from rcdm_fast.exporters.onnx import ExportError, GraphError
 from tests import small
 from tests.reference_weights import CASES, flags_path, state_dict
 from tests.tolerances import FORWARD_L2, TRAJECTORY_L2
@@ -78,7 +78,7 @@ def test_batches_share_an_engine_and_few_are_kept() -> None:
 
 def test_a_file_is_run_and_checked(tmp_path: Path) -> None:
     model = small.model()
-    files = model.export("openvino", tmp_path / "out")
+    files = rcdm_fast.export(model, "openvino", tmp_path / "out")
     assert [file.name for file in files] == ["network.bin", "network.xml"]
     h = torch.randn(2, small.DIM)
     want = model.sample(h, per=1, steps=2)
@@ -130,7 +130,7 @@ def test_int8_keeps_the_pictures(tmp_path: Path) -> None:
     model = rcdm_fast.load("cifar10-simclr-trunk", engine="eager")
     pictures = small.pictures(8, 32)
     said: list[str] = []
-    model.export("openvino", tmp_path / "out", precision="int8", calibrate=pictures, progress=said.append)
+    rcdm_fast.export(model, "openvino", tmp_path / "out", precision="int8", calibrate=pictures, progress=said.append)
     assert any("int8" in line and "PSNR" in line for line in said)
     case = drift.Case("openvino", "int8", tmp_path / "out/network.xml")
     # Made-up pictures are unlike what the model was trained on: of the trajectories a few part early from float32's,
@@ -153,7 +153,7 @@ def test_int8_of_models_without_representations(
     monkeypatch.setattr(openvino_int8, "MADE_UP", 8)
     model = small.model(representation_dim=0, num_classes=3 if condition == "label" else 0)
     said: list[str] = []
-    model.export("openvino", tmp_path / "out", precision="int8", progress=said.append)
+    rcdm_fast.export(model, "openvino", tmp_path / "out", precision="int8", progress=said.append)
     assert "drawing 8 trajectories" in said[1]
     model.engine = engines.make("openvino", model.unet, model.config, CPU, "int8", tmp_path / "out/network.xml")
     label = torch.tensor([0, 2]) if condition == "label" else None
@@ -181,7 +181,7 @@ def test_the_fewest_layers_that_are_enough(needed: int) -> None:
 def test_int8_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = small.model()
     with pytest.raises(ConfigError, match="give at least 4 pictures"):
-        model.export("openvino", tmp_path / "out", precision="int8")
+        rcdm_fast.export(model, "openvino", tmp_path / "out", precision="int8")
     with pytest.raises(ConfigError, match="int8 needs a calibrated export"):
         engines.make("openvino", model.unet, model.config, CPU, "int8")
     with pytest.raises(ConfigError, match="int8 runs in OpenVINO only"):
@@ -191,7 +191,7 @@ def test_int8_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(
         ExportError, match=r"needed 500.*in floating point: (in|out)put_blocks\.\d+\.\d.*\(\d\.\de-\d\d\)"
     ):
-        model.export("openvino", tmp_path / "out", precision="int8", calibrate=small.pictures(4))
+        rcdm_fast.export(model, "openvino", tmp_path / "out", precision="int8", calibrate=small.pictures(4))
     assert list((tmp_path / "out").iterdir()) == []
 
 

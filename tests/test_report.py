@@ -19,9 +19,9 @@ from rcdm_fast.analysis.registry import Experiment, Job
 from rcdm_fast.analysis.result import Analysis, Finding, Table
 from rcdm_fast.cli import main
 from rcdm_fast.config import ConfigError
+from rcdm_fast.metrics.intervals import Interval
 from rcdm_fast.report import build, charts
 from rcdm_fast.report.page import render
-from rcdm_fast.training.evaluate import Interval
 from tests import browser, small, training_process
 
 TABLE = Table(

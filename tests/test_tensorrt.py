@@ -17,10 +17,10 @@ from rcdm_fast import engines
 from rcdm_fast.cli import main
 from rcdm_fast.config import ConfigError
 from rcdm_fast.engines import tensorrt_runtime
-from rcdm_fast.export import onnx as onnx_export
-from rcdm_fast.export import plan_file, tensorrt
-from rcdm_fast.export.onnx import ExportError, GraphError
-from rcdm_fast.export.plan_file import PlanHeader
+from rcdm_fast.exporters import onnx as onnx_export
+from rcdm_fast.exporters import plan_file, tensorrt
+from rcdm_fast.exporters.onnx import ExportError, GraphError
+from rcdm_fast.exporters.plan_file import PlanHeader
 from rcdm_fast.storage import StorageError
 from tests import small
 from tests.reference_weights import CASES, flags_path, state_dict
@@ -57,7 +57,8 @@ def test_reference_cases_are_built(tmp_path: Path, case: str, targets: tuple[str
     torch.save(state_dict(case), tmp_path / "checkpoint.pt")
     model = rcdm_fast.load(tmp_path / "checkpoint.pt", flags_path(case), device="cpu", engine="eager")
     said: list[str] = []
-    (file,) = model.export(
+    (file,) = rcdm_fast.export(
+        model,
         "tensorrt",
         tmp_path / "out",
         precision="fp16",
@@ -203,7 +204,7 @@ def test_without_a_library_or_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         engines.make("tensorrt", small.network(), HEADER.config, torch.device("cpu"), "fp16")
     monkeypatch.setattr(tensorrt, "LIBRARIES", ("tensorrt_of_nobody",))
     with pytest.raises(ConfigError, match="not installed: tensorrt or tensorrt_rtx"):
-        small.model().export("tensorrt", tmp_path, targets=("sm89",))
+        rcdm_fast.export(small.model(), "tensorrt", tmp_path, targets=("sm89",))
     with pytest.raises(ConfigError, match=r"no TensorRT \(tensorrt_of_nobody"):
         tensorrt.library()
 
@@ -243,7 +244,7 @@ def test_the_engine_computes_the_network(precision: str, bound: float) -> None:
 def test_a_plan_with_other_weights_is_refitted(tmp_path: Path) -> None:
     if engines.reasons_unavailable("tensorrt", torch.device("cuda"), "fp16"):
         pytest.skip("TensorRT cannot build for this GPU")
-    (file,) = _gpu_model("eager", "fp32").export("tensorrt", tmp_path, precision="fp16", batches=(4,))
+    (file,) = rcdm_fast.export(_gpu_model("eager", "fp32"), "tensorrt", tmp_path, precision="fp16", batches=(4,))
     other = rcdm_fast.load("cifar10-simclr-trunk", device="cuda", engine="tensorrt", precision="fp16", engine_file=file)
     h = torch.randn(3, 192)
     want = rcdm_fast.load("cifar10-simclr-trunk", device="cuda", engine="eager").sample(h, per=1, steps=5)

@@ -20,8 +20,11 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import host, images
+from rcdm_fast.analysis.nearest import rank_of, squared_distances
 from rcdm_fast.checks import Checked, ConfigError, Count, CountOrNone, Seed
 from rcdm_fast.encoders import Encoder
+from rcdm_fast.metrics import intervals
+from rcdm_fast.metrics.intervals import Interval, bootstrap
 from rcdm_fast.pipeline import Model
 from rcdm_fast.solvers import SolverName
 from rcdm_fast.training import distributions, representations
@@ -52,15 +55,6 @@ class EvaluateConfig(Checked):
     seed: Seed = 0
     batch_size: Count = 64
     resamples: Count = 2000
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A value with its 95 % bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -257,26 +251,5 @@ def mrr_change(got: Faithfulness, want: Faithfulness, resamples: int = 2000, see
     if (got.sources, got.samples, got.gallery) != (want.sources, want.samples, want.gallery):
         raise ConfigError("a change of MRR needs the same sources, samples and gallery on both sides")
     a, b = np.array(got.reciprocal_ranks), np.array(want.reciprocal_ranks)
-    draws = np.random.default_rng(seed).integers(0, len(a), size=(resamples, len(a)))
-    low, high = np.quantile(a[draws].mean(axis=1) / b[draws].mean(axis=1) - 1, [0.025, 0.975])
-    return Interval(float(a.mean() / b.mean() - 1), float(low), float(high))
-
-
-def squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """sum (a_i - b_j)^2 in float64; [N,D], [M,D] -> [N,M]."""
-    return torch.cdist(a.double(), b.double(), compute_mode="donot_use_mm_for_euclid_dist").square()
-
-
-def rank_of(distances: Tensor, index: int) -> Tensor:
-    """Rank of column `index` in every row of [N,M], 1 for the smallest; ties count half; float64 [N]."""
-    own = distances[:, index : index + 1]
-    closer = (distances < own).sum(dim=1)
-    ties = (distances == own).sum(dim=1) - 1
-    return 1 + closer.double() + ties.double() / 2
-
-
-def bootstrap(values: np.ndarray, resamples: int, rng: np.random.Generator) -> Interval:
-    """Mean of `values` [N] with its 95 % percentile bootstrap interval."""
-    draws = rng.integers(0, len(values), size=(resamples, len(values)))
-    low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
-    return Interval(float(values.mean()), float(low), float(high))
+    drawn = intervals.draws(len(a), resamples, np.random.default_rng(seed))
+    return intervals.of(a.mean() / b.mean() - 1, a[drawn].mean(axis=1) / b[drawn].mean(axis=1) - 1)

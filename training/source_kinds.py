@@ -1,11 +1,9 @@
-"""Kinds of sources of pictures: a folder, an array file, WebDataset shards, tables, a Hugging Face dataset.
+"""Kinds of sources of pictures: a folder, an array file, WebDataset shards, tables.
 
 Each lists its pictures in an order that is the same every time, without decoding them. A source that is itself damaged
-(a shard that is missing or torn) is an error, for then nobody knows what is missing. What a person writes may mean a
-pattern, a command or an address; a name that was found never does, and where there is a file of exactly the name that
-was written, that file is meant.
+(a shard that is missing or torn) is an error, for then nobody knows what is missing.
 
-Knows nothing about what becomes of the pictures (`sources.py`).
+Knows nothing about which source a name means, or what becomes of the pictures (`sources.py`).
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from rcdm_fast import archives, arrays, doors, folders, images
+from rcdm_fast import archives, arrays, folders, images
 from rcdm_fast.config import ConfigError
 from rcdm_fast.doors import door, printable
 from rcdm_fast.jobs import tables, tars
@@ -69,32 +67,6 @@ class Source(Protocol):
         """From the first one on. Raises `images.ImageError` where the source is damaged."""
 
 
-def find(source: str | Path) -> Source:
-    """The source that a name means. Raises `images.ImageError`."""
-    from rcdm_fast.training import hugging_face
-
-    name = os.fspath(source)
-    if not os.path.lexists(name):
-        if name.startswith("wds:"):
-            return Shards(name.removeprefix("wds:"), remote=True)
-        if name.startswith("hf:"):
-            return hugging_face.find(name.removeprefix("hf:"))
-    path = doors.path(source, images.ImageError)
-    if path.suffix.lower() in (".npy", ".npz"):
-        return Arrays(path)
-    if path.suffix.lower() in tables.NAMED_EXTENSIONS:
-        return Tables((path,))
-    if path.is_dir():
-        return hugging_face.Saved(path) if hugging_face.is_saved(path) else _folder(path)
-    if path.is_file() and path.suffix.lower() in images.EXTENSIONS:
-        return Folder(path.parent, (path,))
-    if tars.is_shard(path.name) or (path.is_file() and is_archive(path)) or "{" in name:
-        return Shards(str(path))
-    if path.is_file():
-        return Folder(path.parent, (path,))
-    raise images.ImageError(f"{printable(path)}: no such folder or file")
-
-
 def is_archive(path: Path) -> bool:
     """Whether a file is a tar archive or something packed, by its first bytes."""
     with door(images.ImageError, f"{printable(path)}: cannot be read"):
@@ -122,20 +94,6 @@ def contents(root: Path) -> Contents:
     rows = tuple(path for path in others if path.suffix.lower() in tables.EXTENSIONS)
     folders.report(root, set(found.files).difference(pictures, shards, rows), found.unseen)
     return Contents(pictures, shards, rows)
-
-
-def _folder(root: Path) -> Source:
-    found = contents(root)
-    if found.pictures and found.shards:
-        return Several((Folder(root, found.pictures), Shards(str(root), found.shards)))
-    if found.shards:
-        return Shards(str(root), found.shards)
-    if found.tables:
-        return Tables(found.tables)
-    if not found.pictures:
-        looked = ", ".join(sorted(images.EXTENSIONS))
-        raise images.ImageError(f"{printable(root)}: no pictures here (looked for {looked}, shards and tables)")
-    return Folder(root, found.pictures)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """Pictures for training from any source: read by a pool of threads, resized, gathered in memory or in a store on disk.
 
-What cannot be read as a picture is skipped, counted and listed.
+What cannot be read as a picture is skipped, counted and listed. What a person writes may mean a pattern, a command or
+an address; a name that was found never does, and where there is a file of exactly the name that was written, that file
+is meant.
 
 Knows nothing about formats (`source_kinds.py`) or training.
 """
@@ -8,6 +10,7 @@ Knows nothing about formats (`source_kinds.py`) or training.
 from __future__ import annotations
 
 import logging
+import os
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -15,12 +18,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rcdm_fast import images
+from rcdm_fast import doors, images
 from rcdm_fast.doors import escaped, printable
-from rcdm_fast.training import data
+from rcdm_fast.jobs import tables, tars
+from rcdm_fast.training import data, hugging_face
 from rcdm_fast.training.data import ImageSet
 from rcdm_fast.training.pixel_store import PixelStore
-from rcdm_fast.training.source_kinds import Item, Source, find
+from rcdm_fast.training.source_kinds import Arrays, Folder, Item, Several, Shards, Source, Tables, contents, is_archive
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +61,44 @@ def open_data(source: str | Path, size: int, *, store: str | Path | None = None,
     memory = _Memory()
     _fill(find(source), memory, size, workers)
     return _reported(memory.open(), name)
+
+
+def find(source: str | Path) -> Source:
+    """The source that a name means. Raises `images.ImageError`."""
+    name = os.fspath(source)
+    if not os.path.lexists(name):
+        if name.startswith("wds:"):
+            return Shards(name.removeprefix("wds:"), remote=True)
+        if name.startswith("hf:"):
+            return hugging_face.find(name.removeprefix("hf:"))
+    path = doors.path(source, images.ImageError)
+    if path.suffix.lower() in (".npy", ".npz"):
+        return Arrays(path)
+    if path.suffix.lower() in tables.NAMED_EXTENSIONS:
+        return Tables((path,))
+    if path.is_dir():
+        return hugging_face.Saved(path) if hugging_face.is_saved(path) else _folder(path)
+    if path.is_file() and path.suffix.lower() in images.EXTENSIONS:
+        return Folder(path.parent, (path,))
+    if tars.is_shard(path.name) or (path.is_file() and is_archive(path)) or "{" in name:
+        return Shards(str(path))
+    if path.is_file():
+        return Folder(path.parent, (path,))
+    raise images.ImageError(f"{printable(path)}: no such folder or file")
+
+
+def _folder(root: Path) -> Source:
+    found = contents(root)
+    if found.pictures and found.shards:
+        return Several((Folder(root, found.pictures), Shards(str(root), found.shards)))
+    if found.shards:
+        return Shards(str(root), found.shards)
+    if found.tables:
+        return Tables(found.tables)
+    if not found.pictures:
+        looked = ", ".join(sorted(images.EXTENSIONS))
+        raise images.ImageError(f"{printable(root)}: no pictures here (looked for {looked}, shards and tables)")
+    return Folder(root, found.pictures)
 
 
 class _Memory:

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from benchmarks.timing import Evaluate
 from benchmarks.workload import Inputs, Workload
-from rcdm_fast.export.graph import input_names
-from rcdm_fast.export.onnx import export_network
-from rcdm_fast.export.openvino_int8 import quantise_convolutions
+from rcdm_fast.exporters.graph import input_names
+from rcdm_fast.exporters.onnx import export_network
+from rcdm_fast.exporters.openvino_int8 import quantise_convolutions
 from rcdm_fast.unet import UNet, timestep_embedding
 
 

@@ -10,10 +10,22 @@ import torch
 from torch import Tensor
 
 from rcdm_fast.config import ConfigError
-from rcdm_fast.training.evaluate import squared_distances
 
 SAME = 1e-5  # of |h|: what two encodings of one picture may differ by, in batches of different sizes
 ROWS = 64  # held against the gallery at once: [64, 50,000] float64 are 26 MB
+
+
+def squared_distances(a: Tensor, b: Tensor) -> Tensor:
+    """sum (a_i - b_j)^2 in float64; [N,D], [M,D] -> [N,M]."""
+    return torch.cdist(a.double(), b.double(), compute_mode="donot_use_mm_for_euclid_dist").square()
+
+
+def rank_of(distances: Tensor, index: int) -> Tensor:
+    """Rank of column `index` in every row of [N,M], 1 for the smallest; ties count half; float64 [N]."""
+    own = distances[:, index : index + 1]
+    closer = (distances < own).sum(dim=1)
+    ties = (distances == own).sum(dim=1) - 1
+    return 1 + closer.double() + ties.double() / 2
 
 
 def neighbours(h: Tensor, gallery: Tensor, count: int) -> Tensor:

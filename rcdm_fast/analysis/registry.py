@@ -106,9 +106,10 @@ def _invariance(job: Job) -> Analysis:
 
 def _layers(job: Job) -> Analysis:
     from rcdm_fast.analysis import layers
+    from rcdm_fast.analysis.layer import LayersConfig
     from rcdm_fast.config import from_dict
 
-    config = from_dict(layers.LayersConfig, job.settings, "settings of layers")
+    config = from_dict(LayersConfig, job.settings, "settings of layers")
     return layers.run((job.model, *job.against), job.pictures, config, job.progress)
 
 

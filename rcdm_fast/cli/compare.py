@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rcdm_fast.drift import Case, Drift, Settings
+    from rcdm_fast.metrics.intervals import Interval
     from rcdm_fast.pipeline import Model
-    from rcdm_fast.training.evaluate import Interval
 
 SHOWN = 8  # pictures of each case on the sheet
 

@@ -46,7 +46,7 @@ def reasons_unavailable(device: torch.device, precision: str) -> list[str]:
 
 
 class CompiledEngine:
-    """See `rcdm_fast.engines.Engine`."""
+    """See `rcdm_fast.diffusion.engine.Engine`."""
 
     name = "compiled"
 

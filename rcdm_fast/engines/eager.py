@@ -30,7 +30,7 @@ def reasons_unavailable(device: torch.device, precision: str) -> list[str]:
 
 
 class EagerEngine:
-    """See `rcdm_fast.engines.Engine`."""
+    """See `rcdm_fast.diffusion.engine.Engine`."""
 
     name = "eager"
 

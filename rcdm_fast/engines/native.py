@@ -53,7 +53,7 @@ def _missing(part: str) -> str:
 
 
 class NativeEngine:
-    """See `rcdm_fast.engines.Engine`."""
+    """See `rcdm_fast.diffusion.engine.Engine`."""
 
     name = "native"
 

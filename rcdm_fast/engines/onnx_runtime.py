@@ -21,8 +21,8 @@ from rcdm_fast import devices
 from rcdm_fast.conditioning import ConditioningPlan
 from rcdm_fast.config import ConfigError, ModelConfig
 from rcdm_fast.engines import cache
-from rcdm_fast.export import onnx as exported
-from rcdm_fast.export.graph import OUTPUT, input_names, weights_hash
+from rcdm_fast.exporters import onnx as exported
+from rcdm_fast.exporters.graph import OUTPUT, input_names, weights_hash
 from rcdm_fast.unet import UNet
 
 FILE = "network.onnx"
@@ -115,7 +115,7 @@ def network_file(network: UNet, config: ModelConfig, precision: str) -> Path:
 
 
 class OnnxRuntimeEngine:
-    """See `rcdm_fast.engines.Engine`.
+    """See `rcdm_fast.diffusion.engine.Engine`.
 
     Args:
         network, config, device, precision: as of `engines.make`.

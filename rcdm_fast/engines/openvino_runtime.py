@@ -21,10 +21,10 @@ from rcdm_fast.conditioning import ConditioningPlan
 from rcdm_fast.config import ConfigError, ModelConfig
 from rcdm_fast.engines import cache
 from rcdm_fast.engines.onnx_runtime import graph_inputs, network_file
-from rcdm_fast.export import openvino as exported
-from rcdm_fast.export.graph import input_names
-from rcdm_fast.export.onnx import GraphError, check_belongs, read_info
-from rcdm_fast.export.openvino_int8 import floating_hint
+from rcdm_fast.exporters import openvino as exported
+from rcdm_fast.exporters.graph import input_names
+from rcdm_fast.exporters.onnx import GraphError, check_belongs, read_info
+from rcdm_fast.exporters.openvino_int8 import floating_hint
 from rcdm_fast.unet import UNet
 
 HINTS = {"fp32": "f32", "bf16": "bf16"}
@@ -49,7 +49,7 @@ def reasons_unavailable(device: torch.device, precision: str) -> list[str]:
 
 
 class OpenVINOEngine:
-    """See `rcdm_fast.engines.Engine`.
+    """See `rcdm_fast.diffusion.engine.Engine`.
 
     Args:
         network, config, device, precision: as of `engines.make`.

@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import rcdm_fast
 from rcdm_fast import doors, storage
 from rcdm_fast.config import ConfigError
 from rcdm_fast.jobs import feed, local, sources
 from rcdm_fast.jobs.ledger import Summary
 from rcdm_fast.jobs.local import Report
 from rcdm_fast.jobs.settings import JobConfig, RunOptions
-from rcdm_fast.pipeline import Model
+from rcdm_fast.pipeline import Model, load
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class ModelSpec:
     def load(self) -> Model:
         """The model."""
         where = (self.device, self.engine, self.precision)
-        return rcdm_fast.load(self.name, self.flags, self.encoder, *where, sha256=self.sha256)
+        return load(self.name, self.flags, self.encoder, *where, sha256=self.sha256)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
@@ -27,44 +27,13 @@ from rcdm_fast import storage
 from rcdm_fast.config import ConfigError
 from rcdm_fast.doors import door
 from rcdm_fast.jobs.settings import Encoding, JobConfig
+from rcdm_fast.jobs.shard import Picture, Shards
 from rcdm_fast.jobs.shard_tables import Tables
-from rcdm_fast.jobs.shard_tables import pyarrow as pyarrow
+from rcdm_fast.jobs.table_files import pyarrow
 from rcdm_fast.outputs import LARGEST_SIDE
 
 _TAR_BLOCK = 512
 _BITS = 0o644
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One finished picture.
-
-    Attributes:
-        key: name in the shard, without extension.
-        about: what readers of the shard may want to know of it: item, id, sample, seed.
-        payload: its bytes (see module).
-    """
-
-    key: str
-    about: Mapping[str, Any]
-    payload: bytes
-
-
-class Shards(Protocol):
-    """A form of shards."""
-
-    @property
-    def suffix(self) -> str:
-        """Of a shard's name."""
-
-    def encode(self, levels: np.ndarray) -> bytes:
-        """uint8 [H,W,3] -> payload."""
-
-    def write(self, path: Path, pictures: Sequence[Picture], shape: tuple[int, int]) -> list[int]:
-        """Write a shard atomically; returns every picture's offset. Raises `StorageError`."""
-
-    def read(self, path: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[bytes]:
-        """Payloads of the manifest's rows of a shard, in their order. Raises `StorageError`."""
 
 
 def find(config: JobConfig) -> Shards:

@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import rcdm_fast
 from rcdm_fast import doors, host, storage
 from rcdm_fast.images import ImageError
 from rcdm_fast.jobs import draw, feed, formats, sources
@@ -32,9 +31,11 @@ from rcdm_fast.jobs.layout import Layout, Unit
 from rcdm_fast.jobs.ledger import Ledger, Summary
 from rcdm_fast.jobs.rows import Row, key_of
 from rcdm_fast.jobs.settings import JobConfig, RunOptions
+from rcdm_fast.jobs.shard import Picture, Shards
 from rcdm_fast.jobs.sources import Given, Source
 from rcdm_fast.jobs.verify import check_shard
 from rcdm_fast.pipeline import Model
+from rcdm_fast.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -188,7 +189,7 @@ def prepare(model: Model, source: Source, folder: Path, config: JobConfig) -> Pr
         "precision": model.engine.precision,
         "items": {"count": len(source), "kind": source.kind, "sha256": sources.fingerprint(source)},
         "settings": dataclasses.asdict(config),
-        "about": {"source": source.name, "rcdm_fast": rcdm_fast.__version__},
+        "about": {"source": source.name, "rcdm_fast": __version__},
     }
     return Prepared(identity, Ledger(folder, config, layout), source, nfe, model.image_size)
 
@@ -228,7 +229,7 @@ def run_units(
             raise
 
 
-def _payloads(form: formats.Shards, drawn: Drawn) -> list[bytes]:
+def _payloads(form: Shards, drawn: Drawn) -> list[bytes]:
     return [form.encode(levels) for levels in drawn.levels.numpy()]
 
 
@@ -240,7 +241,7 @@ def _commit(
     about: dict[str, Any],
 ) -> tuple[int, int]:
     rows: list[Row] = []
-    pictures: list[formats.Picture] = []
+    pictures: list[Picture] = []
     for drawn, payloads in parts:
         for (item, sample), noise, payload in zip(drawn.pairs, drawn.noise, payloads.result(), strict=True):
             if item in ready.bad:
@@ -248,7 +249,7 @@ def _commit(
             name = source.id(item)
             rows.append({"item": item, "id": name, "sample": sample, **about, "noise": noise})
             shown = {"item": item, "id": name, "sample": sample, "seed": about["seed"]}
-            pictures.append(formats.Picture(key_of(item, sample), shown, payload))
+            pictures.append(Picture(key_of(item, sample), shown, payload))
     bad = {
         item: {
             "item": item,

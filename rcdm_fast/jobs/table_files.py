@@ -9,14 +9,15 @@ Knows nothing about what columns are for.
 
 from __future__ import annotations
 
+import importlib
 import os
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from rcdm_fast.config import ConfigError
 from rcdm_fast.doors import regular
-from rcdm_fast.jobs.formats import pyarrow
 
 EXTENSIONS = (".parquet", ".arrow", ".feather")
 NAMED_EXTENSIONS = (*EXTENSIONS, ".csv", ".tsv")  # what is a table if a person names it; beside pictures .csv is a note
@@ -213,10 +214,8 @@ class _Message:
 
 class _Csv:
     def __init__(self, path: Path) -> None:
-        from importlib import import_module
-
         pyarrow()
-        csv = import_module("pyarrow.csv")
+        csv = importlib.import_module("pyarrow.csv")
         self.path = path
         with open(path, encoding="utf-8-sig") as file:
             first = file.readline(1 << 20)
@@ -249,3 +248,12 @@ def _read(file: Any, start: int, size: int) -> bytes:
     if len(found) != size:
         raise EOFError("its end is missing")
     return found
+
+
+def pyarrow() -> tuple[Any, Any]:
+    """The modules pyarrow and pyarrow.parquet. Raises `ConfigError` if they are missing."""
+    try:
+        arrow, parquet = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise ConfigError("Parquet and Arrow need pyarrow (pip install 'rcdm_fast[jobs]')") from error
+    return arrow, parquet

@@ -18,7 +18,7 @@ from rcdm_fast import images, storage
 from rcdm_fast.config import ConfigError
 from rcdm_fast.images import ImageError
 from rcdm_fast.jobs import sources as jobs
-from rcdm_fast.jobs.formats import pyarrow
+from rcdm_fast.jobs.table_files import pyarrow
 from rcdm_fast.storage import StorageError
 from rcdm_fast.training import sample_files, sources
 from tests import small

@@ -19,7 +19,8 @@ import torch
 
 from rcdm_fast import checkpoint, cli, storage
 from rcdm_fast import config as configs
-from rcdm_fast.analysis import attack, invariance, layers, neighbours
+from rcdm_fast.analysis import attack, invariance, neighbours
+from rcdm_fast.analysis.layer import LayersConfig
 from rcdm_fast.app.playground import Settings
 from rcdm_fast.cli import training as commands
 from rcdm_fast.cli.common import whole_number
@@ -46,7 +47,7 @@ CONFIGURATIONS: dict[str, Any] = {
     "evaluate": EvaluateConfig,
     "job": JobConfig,
     "invariance": invariance.InvarianceConfig,
-    "layers": layers.LayersConfig,
+    "layers": LayersConfig,
     "attack": attack.AttackConfig,
     "neighbours": neighbours.NeighboursConfig,
     "playground": Settings,

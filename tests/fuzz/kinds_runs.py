@@ -15,8 +15,8 @@ from rcdm_fast import downloads, pipeline
 from rcdm_fast.config import ConfigError
 from rcdm_fast.downloads import DownloadError
 from rcdm_fast.engines import cache
-from rcdm_fast.export import plan_file
-from rcdm_fast.export.onnx import GraphError
+from rcdm_fast.exporters import plan_file
+from rcdm_fast.exporters.onnx import GraphError
 from rcdm_fast.images import ImageError
 from rcdm_fast.jobs import local, verify
 from rcdm_fast.jobs.settings import FORMATS, JobConfig

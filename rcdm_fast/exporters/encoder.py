@@ -24,7 +24,7 @@ from rcdm_fast.encoders import Encoder, ImageEncoder, modes
 from rcdm_fast.encoders.errors import reason
 from rcdm_fast.encoders.native import METADATA_KEY
 from rcdm_fast.encoders.onnx_models import OnnxNetwork
-from rcdm_fast.export.onnx import CHECKED_BATCHES, PREFIX, ExportError, check_close, run_onnxruntime, written
+from rcdm_fast.exporters.onnx import CHECKED_BATCHES, PREFIX, ExportError, check_close, run_onnxruntime, written
 from rcdm_fast.storage import StorageError, atomic
 
 INPUT = "picture"

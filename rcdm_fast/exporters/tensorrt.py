@@ -27,11 +27,11 @@ import torch
 from rcdm_fast import storage
 from rcdm_fast.config import ConfigError, ModelConfig
 from rcdm_fast.downloads import cache_dir
-from rcdm_fast.export import onnx, plan_file
-from rcdm_fast.export.graph import input_names, weights_hash
-from rcdm_fast.export.job import Job
-from rcdm_fast.export.onnx import ExportError
-from rcdm_fast.export.plan_file import PlanHeader
+from rcdm_fast.exporters import onnx, plan_file
+from rcdm_fast.exporters.graph import input_names, weights_hash
+from rcdm_fast.exporters.job import Job
+from rcdm_fast.exporters.onnx import ExportError
+from rcdm_fast.exporters.plan_file import PlanHeader
 from rcdm_fast.unet import UNet
 
 log = logging.getLogger(__name__)

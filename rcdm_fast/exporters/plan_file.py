@@ -27,7 +27,7 @@ from rcdm_fast import config as configs
 from rcdm_fast import storage
 from rcdm_fast.config import ConfigError, ModelConfig
 from rcdm_fast.doors import door
-from rcdm_fast.export.onnx import GraphError
+from rcdm_fast.exporters.onnx import GraphError
 
 MAGIC = b"RCDMPLN1"
 LARGEST_HEADER = 2**20

@@ -13,7 +13,7 @@ from torch import nn
 
 from rcdm_fast import config as configs
 from rcdm_fast.config import UNetConfig
-from rcdm_fast.export.diffusers_pipeline import build_unet
+from rcdm_fast.exporters.diffusers_pipeline import build_unet
 from rcdm_fast.unet import AttentionBlock, Downsample, ResBlock, UNet, Upsample
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rcdm_fast.export import encoder, onnx
-from rcdm_fast.export.job import Job
+from rcdm_fast.exporters import encoder, onnx
+from rcdm_fast.exporters.job import Job
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 missing_packages = onnx.missing_packages

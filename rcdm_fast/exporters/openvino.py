@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from rcdm_fast.export import onnx, openvino_int8
-from rcdm_fast.export.graph import example_inputs, input_names, truth
-from rcdm_fast.export.job import Job
-from rcdm_fast.export.onnx import GraphError, GraphInfo, graph_info
-from rcdm_fast.export.openvino_int8 import runner
+from rcdm_fast.exporters import onnx, openvino_int8
+from rcdm_fast.exporters.graph import example_inputs, input_names, truth
+from rcdm_fast.exporters.job import Job
+from rcdm_fast.exporters.onnx import GraphError, GraphInfo, graph_info
+from rcdm_fast.exporters.openvino_int8 import runner
 from rcdm_fast.storage import StorageError
 
 PRECISIONS = ("fp32", "int8")

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from rcdm_fast.benchmarking import psnr_db, relative_l2
 from rcdm_fast.config import ConfigError
-from rcdm_fast.export import calibration
-from rcdm_fast.export.graph import input_names, truth
-from rcdm_fast.export.job import Job
-from rcdm_fast.export.onnx import ExportError
+from rcdm_fast.exporters import calibration
+from rcdm_fast.exporters.graph import input_names, truth
+from rcdm_fast.exporters.job import Job
+from rcdm_fast.exporters.onnx import ExportError
 
 PSNR_DB = 43.0  # of the final pictures against float32, 25 steps; below it the rank of the source picture suffers
 MOST_KEPT = 0.5  # of the convolutions; with more in floating point int8 gains nothing over bf16

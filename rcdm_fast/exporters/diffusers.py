@@ -1,4 +1,4 @@
-"""A folder that diffusers loads: ``UNet2DModel`` and ``DDIMScheduler`` with the same numbers; and reading it back.
+"""A folder that diffusers loads: ``UNet2DModel`` and ``DDIMScheduler`` with the same numbers.
 
 UNet2DModel takes its class embedding as it is ("identity"), so the folder also holds the linear layer that makes it of
 a representation: class_labels = W h + b. ``rcdm_pipeline.py`` puts the parts together without rcdm_fast.
@@ -8,7 +8,6 @@ Knows nothing about samplers but the scheduler's settings.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import tempfile
@@ -16,30 +15,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from rcdm_fast import config as configs
 from rcdm_fast import storage
 from rcdm_fast.config import ConfigError, ModelConfig, ScheduleConfig
-from rcdm_fast.export import diffusers_pipeline
-from rcdm_fast.export.diffusers_pipeline import EMBEDDING, RcdmPipeline
-from rcdm_fast.export.diffusers_unet import convert, convert_back, reasons_unavailable
-from rcdm_fast.export.graph import example_inputs
-from rcdm_fast.export.job import Job
-from rcdm_fast.export.onnx import ExportError
+from rcdm_fast.exporters import diffusers_pipeline
+from rcdm_fast.exporters.diffusers_pipeline import EMBEDDING, RcdmPipeline
+from rcdm_fast.exporters.diffusers_unet import convert, reasons_unavailable
+from rcdm_fast.exporters.graph import example_inputs
+from rcdm_fast.exporters.job import Job
+from rcdm_fast.exporters.onnx import ExportError
+from rcdm_fast.models import diffusers_folder
+from rcdm_fast.models.diffusers_folder import CONFIG
 from rcdm_fast.storage import StorageError
 from rcdm_fast.unet import UNet
 
 PRECISIONS = ("fp32",)
-CONFIG = "rcdm_fast.json"
 PIPELINE = "rcdm_pipeline.py"
 TOLERANCE = 1e-5  # relative L2 error of eps
 
-
-def missing_packages() -> list[str]:
-    """Packages that are not installed."""
-    there = importlib.util.find_spec("diffusers") is not None
-    return [] if there else ["diffusers (pip install 'rcdm_fast[diffusers]')"]
+missing_packages = diffusers_folder.missing_packages
 
 
 def write(out: Path, job: Job) -> list[Path]:
@@ -103,25 +98,6 @@ def scheduler(schedule: ScheduleConfig) -> Any:
         prediction_type={"eps": "epsilon", "x0": "sample", "v": "v_prediction"}[schedule.prediction],
         timestep_spacing="leading",
     )
-
-
-def read(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Configuration and tensors of an exported folder, bit for bit those that were written.
-
-    Raises:
-        ConfigError: diffusers is missing, or the folder is incomplete or damaged.
-    """
-    if missing_packages():
-        raise ConfigError(f"{folder}: reading a diffusers folder needs {missing_packages()[0]}")
-    try:
-        config = configs.from_json(ModelConfig, (folder / CONFIG).read_text(encoding="utf-8"), str(folder / CONFIG))
-        network = UNet(config.unet)
-        if config.unet.representation_dim:
-            network.ssl_emb.load_state_dict(storage.read_tensors(folder / EMBEDDING))
-        convert_back(diffusers_pipeline.load_unet(folder), network)
-    except Exception as error:  # OSError, and what diffusers and safetensors raise about damaged files
-        raise ConfigError(f"{folder}: no complete diffusers export ({' '.join(str(error).split())[:300]})") from error
-    return config, dict(network.state_dict())
 
 
 @torch.inference_mode()
