@@ -26,9 +26,9 @@ from benchmarks import workload
 from benchmarks.rows import RowFile, table
 from rcdm_fast import benchmarking
 from rcdm_fast.config import ConfigError, ModelConfig
-from rcdm_fast.schedule import network_timestep
+from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.diffusion.schedule import network_timestep
 from rcdm_fast.training.config import TrainConfig
-from rcdm_fast.training.data import ImageSet
 from rcdm_fast.training.run import Run
 from rcdm_fast.training.team import Team
 

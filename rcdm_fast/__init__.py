@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING, Any
 from rcdm_fast.version import __version__
 
 if TYPE_CHECKING:
-    from rcdm_fast.checkpoint import CheckpointError, save_model
     from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, ScheduleConfig, UNetConfig
+    from rcdm_fast.diffusion.sampling import SamplingError
     from rcdm_fast.encoders import Encoder, EncoderError
     from rcdm_fast.exporting import export
-    from rcdm_fast.hub import HubError
     from rcdm_fast.images import ImageError
     from rcdm_fast.jobs.stream import agenerate, generate
-    from rcdm_fast.pipeline import Model, load
-    from rcdm_fast.sampling import SamplingError
+    from rcdm_fast.model import Model, load
+    from rcdm_fast.models.checkpoint import CheckpointError, save_model
+    from rcdm_fast.models.hub import HubError
 
 _HOMES = {
-    "CheckpointError": "checkpoint",
-    "save_model": "checkpoint",
+    "CheckpointError": "models.checkpoint",
+    "save_model": "models.checkpoint",
     "ConfigError": "config",
     "EncoderConfig": "config",
     "ModelConfig": "config",
@@ -35,14 +35,14 @@ _HOMES = {
     "UNetConfig": "config",
     "Encoder": "encoders",
     "EncoderError": "encoders",
-    "HubError": "hub",
+    "HubError": "models.hub",
     "ImageError": "images",
     "agenerate": "jobs.stream",
     "export": "exporting",
     "generate": "jobs.stream",
-    "Model": "pipeline",
-    "SamplingError": "sampling",
-    "load": "pipeline",
+    "Model": "model",
+    "SamplingError": "diffusion.sampling",
+    "load": "model",
 }
 
 __all__ = [

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from rcdm_fast import host
 from rcdm_fast.config import ConfigError
+from rcdm_fast.data.inputs import Pictures
 from rcdm_fast.exporters.job import Format, Job
-from rcdm_fast.inputs import Pictures
-from rcdm_fast.pipeline import Model
+from rcdm_fast.model import Model
 
 FORMATS = ("onnx", "openvino", "tensorrt", "diffusers", "hub")
 

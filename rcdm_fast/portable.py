@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 
-from rcdm_fast import engines, host, networks
+from rcdm_fast import engines, host
 from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig
 from rcdm_fast.diffusion.engine import Engine
+from rcdm_fast.diffusion.sampling import SamplingError
 from rcdm_fast.encoders import Encoder
-from rcdm_fast.sampling import SamplingError
-from rcdm_fast.unet import UNet
+from rcdm_fast.models import networks
+from rcdm_fast.models.unet import UNet
 
 _OWN_THREADS = ("onnxruntime", "onnxruntime-tensorrt", "openvino", "tensorrt")  # engines that PyTorch's are not
 

@@ -11,11 +11,11 @@ import tempfile
 from pathlib import Path
 from typing import Any, Self
 
-from rcdm_fast import hub, names
 from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig
 from rcdm_fast.encoders import Encoder
 from rcdm_fast.exporters import hub_folder
-from rcdm_fast.unet import UNet
+from rcdm_fast.models import hub, zoo
+from rcdm_fast.models.unet import UNet
 
 
 class Pretrained:
@@ -64,7 +64,7 @@ class Pretrained:
         wanted: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
         wanted |= {"force_download": force_download, "local_files_only": local_files_only}
         asked = {key: value for key, value in wanted.items() if value}
-        here = Path(source).expanduser().exists() or str(source) in names.model_names()
+        here = Path(source).expanduser().exists() or str(source) in zoo.model_names()
         if isinstance(source, str) and not here and hub.ID.fullmatch(source):
             source = hub.fetch(source, **asked)
         elif asked:

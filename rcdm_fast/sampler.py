@@ -12,13 +12,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from rcdm_fast import arguments, conditioning, host, sampling
+from rcdm_fast import arguments, host
 from rcdm_fast.arguments import Numbers
 from rcdm_fast.config import ConfigError
+from rcdm_fast.diffusion import conditioning, sampling
+from rcdm_fast.diffusion.sampling import Request
+from rcdm_fast.diffusion.schedule import network_timestep
 from rcdm_fast.portable import Portable
 from rcdm_fast.precision import ieee_fp32
-from rcdm_fast.sampling import Request
-from rcdm_fast.schedule import network_timestep
 
 T = TypeVar("T")
 

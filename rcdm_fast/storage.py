@@ -1,7 +1,7 @@
 """Files that appear complete or not at all, and safetensors files whose metadata explains them and holds a checksum.
 
 Only what every mount offers is relied on: no change of modes, no links, no locks (`locks.py`); where a file cannot be
-flushed or renamed, what is left is done. Knows nothing about what the tensors mean (`checkpoint.py`,
+flushed or renamed, what is left is done. Knows nothing about what the tensors mean (`models/checkpoint.py`,
 `encoders/native.py`).
 """
 

@@ -23,9 +23,9 @@ from rcdm_fast.analysis.recovery import recovery
 from rcdm_fast.analysis.result import Analysis, Table
 from rcdm_fast.cli import main
 from rcdm_fast.config import ConfigError
+from rcdm_fast.evaluation import EvaluateConfig
 from rcdm_fast.metrics.intervals import Interval
-from rcdm_fast.pipeline import Model
-from rcdm_fast.training.evaluate import EvaluateConfig
+from rcdm_fast.model import Model
 from tests import small
 from tests.test_analysis import Flat, photographs
 
@@ -156,7 +156,7 @@ def test_faithfulness_is_what_evaluate_measures() -> None:
     data = photographs(40, 8)
     config = EvaluateConfig(sources=20, samples=2, steps=2, resamples=100)
     found = faithfulness.run(small.model(), data, config)
-    from rcdm_fast.training.evaluate import evaluate
+    from rcdm_fast.evaluation import evaluate
 
     expected = evaluate(small.model(), data, config)
     assert table(found, "ranks").rows[0][1] == expected.mrr

@@ -17,8 +17,8 @@ from benchmarks import bench_sampling, bench_step, bench_training, rows, timing,
 from benchmarks.peers import eager
 from rcdm_fast import benchmarking, cli, precision, sampling_rate, storage
 from rcdm_fast.benchmarking import Times, pair_ratio, relative_l2
-from rcdm_fast.checkpoint import save_model
 from rcdm_fast.config import ConfigError, ModelConfig
+from rcdm_fast.models.checkpoint import save_model
 from tests import small
 
 CPU = torch.device("cpu")

@@ -19,11 +19,12 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import Tensor
 
-from rcdm_fast import checkpoint, names, storage
-from rcdm_fast.checkpoint import CheckpointError, list_bundled, load_model, model_names, save_model
+from rcdm_fast import storage
 from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, ScheduleConfig, UNetConfig, to_json
-from rcdm_fast.flags import configs_from_flags, flags_from_configs
-from rcdm_fast.unet import UNet
+from rcdm_fast.models import checkpoint, zoo
+from rcdm_fast.models.checkpoint import CheckpointError, list_bundled, load_model, model_names, save_model
+from rcdm_fast.models.flags import configs_from_flags, flags_from_configs
+from rcdm_fast.models.unet import UNet
 from tests import reference_weights
 from tests.file_server import FileServer
 
@@ -45,7 +46,7 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.delenv("RCDM_FAST_OFFLINE", raising=False)
     (tmp_path / "bundled").mkdir()
-    monkeypatch.setattr(names, "bundled_folder", lambda: tmp_path / "bundled")
+    monkeypatch.setattr(zoo, "bundled_folder", lambda: tmp_path / "bundled")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
 
@@ -393,23 +394,23 @@ def test_model_names() -> None:
         file = name.replace("rcdm-", "rcdm_ema_").replace("-", "_")
         assert entry.location == f"https://dl.fbaipublicfiles.com/rcdm/{file}.pt"
         assert "CC-BY-NC" in entry.about
-    dims = {name: release.encoder.dim for name, release in names.RELEASES.items() if name.endswith("head")}
+    dims = {name: release.encoder.dim for name, release in zoo.RELEASES.items() if name.endswith("head")}
     assert list(dims.values()) == [128, 8192, 8192, 256]
-    encoder = names.RELEASES["rcdm-dino-head"].encoder
+    encoder = zoo.RELEASES["rcdm-dino-head"].encoder
     assert (encoder.source, encoder.layer, encoder.mean, encoder.std) == (
         "published:dino",
         "projector",
         (0.5, 0.5, 0.5),
         (0.5, 0.5, 0.5),
     )
-    assert names.RELEASES["rcdm-supervised"].encoder.source == "published:supervised"
+    assert zoo.RELEASES["rcdm-supervised"].encoder.source == "published:supervised"
 
 
 @pytest.fixture
 def release_server(weights: Tensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
     torch.save(weights, tmp_path / "release.pt")
     with FileServer((tmp_path / "release.pt").read_bytes()).running() as server:
-        monkeypatch.setattr(names, "RELEASE_URL", server.url)
+        monkeypatch.setattr(zoo, "RELEASE_URL", server.url)
         checkpoint._tell_licence.cache_clear()
         yield server
 
@@ -422,7 +423,7 @@ def test_published_release(release_server: FileServer, weights: Tensors, caplog:
     assert caplog.text.count("CC-BY-NC") == 1
     assert equal(tensors, weights)
     assert config.name == "rcdm-simclr-trunk"
-    assert config.encoder == names.RELEASES["rcdm-simclr-trunk"].encoder
+    assert config.encoder == zoo.RELEASES["rcdm-simclr-trunk"].encoder
     assert "CC-BY-NC" in config.info["licence"]
     entry = model_names()["rcdm-simclr-trunk"]
     assert entry.present

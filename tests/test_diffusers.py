@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 import rcdm_fast
-from rcdm_fast import Model, names
+from rcdm_fast import Model
 from rcdm_fast.config import ConfigError, ScheduleConfig
 from rcdm_fast.exporters import diffusers as exported
-from rcdm_fast.exporters import diffusers_unet
-from rcdm_fast.exporters.diffusers_pipeline import RcdmPipeline, build_unet, load_unet
 from rcdm_fast.exporters.onnx import ExportError
-from rcdm_fast.flags import configs_from_flags
-from rcdm_fast.recognise import RELEASE_FLAGS
+from rcdm_fast.models import diffusers_unet, zoo
+from rcdm_fast.models.diffusers_pipeline import RcdmPipeline, build_unet, load_unet
+from rcdm_fast.models.flags import configs_from_flags
+from rcdm_fast.models.infer_flags import RELEASE_FLAGS
+from rcdm_fast.models.unet import AttentionBlock, UNet
 from rcdm_fast.storage import StorageError
-from rcdm_fast.unet import AttentionBlock, UNet
 from tests import small
 from tests.reference_weights import CASES, flags_path, state_dict
 from tests.tolerances import FORWARD_L2
@@ -134,7 +134,7 @@ def _largest_difference(model: Model, folder: Path) -> float:
     return float((got - want).abs().max())
 
 
-@pytest.mark.parametrize("name", [*names.list_bundled(), *CASES])
+@pytest.mark.parametrize("name", [*zoo.list_bundled(), *CASES])
 def test_the_same_pictures(tmp_path: Path, name: str) -> None:
     source: Any = name
     flags = None

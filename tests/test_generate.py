@@ -16,7 +16,7 @@ from rcdm_fast import images
 from rcdm_fast.config import ConfigError
 from rcdm_fast.images import ImageError
 from rcdm_fast.jobs import feed
-from rcdm_fast.pipeline import Model
+from rcdm_fast.model import Model
 from tests import small
 from tests.jobs_cases import representations
 

@@ -23,12 +23,13 @@ import torch
 from torch import Tensor, nn
 
 import rcdm_fast
-from rcdm_fast import checkpoint, host, images
+from rcdm_fast import host, images
 from rcdm_fast.config import EncoderConfig
 from rcdm_fast.encoders import ImageEncoder, native
-from rcdm_fast.pipeline import Model
+from rcdm_fast.evaluation import EvaluateConfig, evaluate
+from rcdm_fast.model import Model
+from rcdm_fast.models import checkpoint
 from rcdm_fast.training.adapt import AdaptConfig, adapt
-from rcdm_fast.training.evaluate import EvaluateConfig, evaluate
 from rcdm_fast.training.pretrain_config import PretrainConfig
 from rcdm_fast.training.train import train
 from tests import small, training_process

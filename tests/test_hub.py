@@ -17,11 +17,11 @@ from huggingface_hub import ModelCard
 
 import rcdm_fast
 from rcdm_fast import ConfigError, HubError, Model
-from rcdm_fast import hub as hub_module
-from rcdm_fast.checkpoint import CheckpointError, save_model
 from rcdm_fast.cli import main
 from rcdm_fast.config import EncoderConfig
 from rcdm_fast.encoders import build, native
+from rcdm_fast.models import hub as hub_module
+from rcdm_fast.models.checkpoint import CheckpointError, save_model
 from rcdm_fast.storage import StorageError
 from tests import small
 

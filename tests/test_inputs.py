@@ -16,7 +16,7 @@ from torch import Tensor
 import rcdm_fast
 from rcdm_fast import arguments, images
 from rcdm_fast.config import ConfigError
-from rcdm_fast.pipeline import Model
+from rcdm_fast.model import Model
 from tests import small
 
 TEXT: Any = "2"  # where a number is wanted

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from rcdm_fast import images
 from rcdm_fast.config import ConfigError
+from rcdm_fast.diffusion.sampling import SamplingError
 from rcdm_fast.encoders.base import ImageEncoder
 from rcdm_fast.jobs import draw, formats, ledger, local, memory
 from rcdm_fast.jobs.settings import JobConfig, RunOptions
 from rcdm_fast.jobs.verify import verify
-from rcdm_fast.pipeline import Model
-from rcdm_fast.sampling import SamplingError
+from rcdm_fast.model import Model
 from rcdm_fast.storage import StorageError
 from tests import jobs_cases, small
 from tests.jobs_cases import ITEMS, manifest, representations, run

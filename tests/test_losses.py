@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rcdm_fast.config import ScheduleConfig
-from rcdm_fast.schedule import Schedule
+from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.training.ema import Ema
 from rcdm_fast.training.losses import DiffusionLoss, LossConfig, _discrete_log_likelihood
 

@@ -18,9 +18,9 @@ import rcdm_fast
 from rcdm_fast import config as configs
 from rcdm_fast import images
 from rcdm_fast.config import EncoderConfig, ScheduleConfig
+from rcdm_fast.diffusion.noise import keyed_normal
+from rcdm_fast.diffusion.schedule import Schedule, betas_of
 from rcdm_fast.encoders import preprocess
-from rcdm_fast.noise import keyed_normal
-from rcdm_fast.schedule import Schedule, betas_of
 from tests import small
 from tests.tolerances import ENCODER_ONNX_L2, RESIZE_ABS, RESIZE_HALVED_ABS, TRAJECTORY_L2
 

@@ -145,7 +145,7 @@ def test_wheel_has_nothing_else(wheel: Path) -> None:
 
 def test_installed_wheel_imports_with_native_code(installed: Path, tmp_path: Path) -> None:
     code = (
-        "import rcdm_fast, torch; from rcdm_fast import ops; import rcdm_fast.training.data;"
+        "import rcdm_fast, torch; from rcdm_fast import ops; import rcdm_fast.data.image_set;"
         f"loaded = {{part.name: part.loaded for part in ops.describe()}}; assert loaded == {EXPECTED}, ops.describe();"
         "assert ops.pictures_to_uint8(torch.ones(3)).tolist() == [255] * 3;"
         "print(rcdm_fast.__file__, *(part.path for part in ops.describe()))"

@@ -20,8 +20,8 @@ from torch.utils._pytree import tree_leaves
 from benchmarks import workload
 from rcdm_fast.engines.backends import TorchBackend
 from rcdm_fast.engines.program import Program
+from rcdm_fast.models.unet import AttentionBlock, UNet
 from rcdm_fast.ops import library, schema, selection
-from rcdm_fast.unet import AttentionBlock, UNet
 
 CUDA = torch.device("cuda")
 PEAK_BYTES = 65 * 2**20  # of one picture in float16; measured 64.2 MiB

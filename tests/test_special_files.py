@@ -13,13 +13,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from rcdm_fast import archives, arrays, images, storage
+from rcdm_fast import images, storage
 from rcdm_fast.config import ConfigError
+from rcdm_fast.data import random_access
+from rcdm_fast.data import sources as training_sources
+from rcdm_fast.data.readers import archives, arrays, hugging_face
 from rcdm_fast.images import ImageError
-from rcdm_fast.jobs import rows, sources
+from rcdm_fast.jobs import rows
 from rcdm_fast.storage import StorageError
-from rcdm_fast.training import hugging_face, state
-from rcdm_fast.training import sources as training_sources
+from rcdm_fast.training import state
 from rcdm_fast.training.state import RunError
 
 NAMES = ("x.npy", "x.npz", "x.safetensors", "x.parquet", "x.arrow", "x.feather", "x.csv", "x.tsv", "x.tar", "x.tgz")
@@ -55,7 +57,7 @@ def test_named_in_a_job(tmp_path: Path, name: str, make: Callable[[Path], Path])
     if name.endswith((".parquet", ".arrow", ".feather", ".csv", ".tsv")):
         pytest.importorskip("pyarrow")
     with pytest.raises((ImageError, StorageError), match="no regular file"):
-        sources.find(make(tmp_path / name))
+        random_access.find(make(tmp_path / name))
 
 
 @pytest.mark.parametrize("make", [pipe, zeros])
@@ -91,7 +93,9 @@ def test_among_files_of_a_folder(tmp_path: Path) -> None:
     found = training_sources.open_data(tmp_path, 8)
     assert [path.name for path in found.paths] == ["good.png"]
     assert found.pixels[0, :, 0, 0].tolist() == [1, 2, 3]
-    assert [sources.find(tmp_path).id(place) for place in range(len(sources.find(tmp_path)))] == ["good.png"]
+    assert [random_access.find(tmp_path).id(place) for place in range(len(random_access.find(tmp_path)))] == [
+        "good.png"
+    ]
 
 
 @pytest.mark.parametrize("bad", ["state.json", "data-0.arrow"])

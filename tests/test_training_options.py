@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 import rcdm_fast
-from rcdm_fast import checkpoint, storage
+from rcdm_fast import storage
 from rcdm_fast.config import ConfigError
+from rcdm_fast.data.image_set import BatchOrder, step_generator
+from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.encoders import native
-from rcdm_fast.schedule import Schedule
+from rcdm_fast.models import checkpoint
 from rcdm_fast.training import team, timesteps
 from rcdm_fast.training.config import TrainConfig
-from rcdm_fast.training.data import BatchOrder, step_generator
 from rcdm_fast.training.losses import DiffusionLoss
 from rcdm_fast.training.pretrain import PretrainConfig, learning_rate
 from rcdm_fast.training.run import Run
@@ -55,13 +56,13 @@ def test_parts_of_a_batch_and_recomputed_blocks_change_nothing(encoder_file: Pat
 
 def test_recomputing_blocks_calls_them_twice(encoder_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    forward = rcdm_fast.unet.ResBlock.forward
+    forward = rcdm_fast.models.unet.ResBlock.forward
 
     def counted(self: nn.Module, *inputs: Tensor) -> Tensor:
         calls.append(self)
         return forward(self, *inputs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(rcdm_fast.unet.ResBlock, "forward", counted)
+    monkeypatch.setattr(rcdm_fast.models.unet.ResBlock, "forward", counted)
     run = make_run(encoder_file, checkpoint_blocks=True)
     run.advance()
     assert len(calls) == 2 * len(set(map(id, calls)))
@@ -73,7 +74,7 @@ def test_the_published_loss_curve(encoder_file: Path) -> None:
     torch.manual_seed(0)
     with torch.random.fork_rng():
         torch.manual_seed(run.config.seed)
-        network = rcdm_fast.unet.UNet(small.UNET)
+        network = rcdm_fast.models.unet.UNet(small.UNET)
     network.train()
     optimizer = torch.optim.AdamW(network.parameters(), run.config.learning_rate, weight_decay=0.0)
     schedule = Schedule.make(run.config.schedule)

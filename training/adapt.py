@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from rcdm_fast import checkpoint, host, storage
 from rcdm_fast import encoders as encoder_room
+from rcdm_fast import host, storage
 from rcdm_fast.checks import (
     Checked,
     Count,
@@ -39,15 +39,16 @@ from rcdm_fast.checks import (
     ShareBelowOne,
 )
 from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, from_dict
-from rcdm_fast.schedule import Schedule, network_timestep
+from rcdm_fast.data.image_set import BatchOrder, ImageSet, step_generator
+from rcdm_fast.diffusion.schedule import Schedule, network_timestep
+from rcdm_fast.metrics.ridge import Ridge, ridge
+from rcdm_fast.models import checkpoint
+from rcdm_fast.models.unet import UNet
 from rcdm_fast.training import representations, resume, trust
-from rcdm_fast.training.data import BatchOrder, ImageSet, step_generator
 from rcdm_fast.training.losses import DiffusionLoss, LossConfig
 from rcdm_fast.training.pretrain import learning_rate
-from rcdm_fast.training.ridge import Ridge, ridge
 from rcdm_fast.training.run import Standardisation
 from rcdm_fast.training.state import RunError, RunFolder
-from rcdm_fast.unet import UNet
 
 log = logging.getLogger(__name__)
 

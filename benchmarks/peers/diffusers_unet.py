@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.timing import Evaluate
 from benchmarks.workload import Inputs, Workload
-from rcdm_fast.exporters import diffusers_unet
+from rcdm_fast.models import diffusers_unet
 from rcdm_fast.models.diffusers_folder import missing_packages
 from rcdm_fast.precision import ieee_fp32
 

@@ -25,7 +25,7 @@ from benchmarks.workload import Inputs, Workload
 from rcdm_fast.exporters.graph import input_names
 from rcdm_fast.exporters.onnx import export_network
 from rcdm_fast.exporters.openvino_int8 import quantise_convolutions
-from rcdm_fast.unet import UNet, timestep_embedding
+from rcdm_fast.models.unet import UNet, timestep_embedding
 
 
 def reasons_unavailable(workload: Workload) -> list[str]:

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from rcdm_fast.analysis.recovery import check_sources
 from rcdm_fast.checks import Checked, ConfigError, Count, Seed
+from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.diffusion.solvers import SolverName
 from rcdm_fast.encoders import Encoder
 from rcdm_fast.metrics import intervals
 from rcdm_fast.metrics.intervals import Interval, bootstrap
-from rcdm_fast.pipeline import Model
-from rcdm_fast.solvers import SolverName
-from rcdm_fast.training.data import ImageSet
+from rcdm_fast.model import Model
 
 Progress = Callable[[int, int], None]
 

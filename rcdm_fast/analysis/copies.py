@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from rcdm_fast.analysis import common, nearest
+from rcdm_fast.analysis import common
 from rcdm_fast.analysis.common import RunConfig
 from rcdm_fast.analysis.result import Cell, Finding, Table, cell_text
 from rcdm_fast.config import ConfigError
-from rcdm_fast.metrics import intervals
+from rcdm_fast.metrics import intervals, nearest
 from rcdm_fast.metrics.intervals import Floats, Interval
 
 COPY = 0.5  # of the usual distance; see above

@@ -12,8 +12,8 @@ from rcdm_fast import images
 from rcdm_fast.analysis import augment, charts, invariance, properties
 from rcdm_fast.analysis import spread as spreads
 from rcdm_fast.analysis.layer import Layer, LayersConfig
+from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.metrics.intervals import resampled
-from rcdm_fast.training.data import ImageSet
 
 
 def charts_of(layers: list[Layer], config: LayersConfig) -> tuple[dict[str, Image.Image], dict[str, str]]:

@@ -26,10 +26,10 @@ from rcdm_fast.analysis.layer import Layer, LayersConfig
 from rcdm_fast.analysis.recovery import Changes, Recovery, difference, recovery
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
 from rcdm_fast.config import ConfigError
+from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.metrics import intervals
 from rcdm_fast.metrics.intervals import Interval, resampled
-from rcdm_fast.pipeline import Model
-from rcdm_fast.training.data import ImageSet
+from rcdm_fast.model import Model
 
 NOTE = (
     "Difference of r with a 95 % interval over sources, paired. Yes: the first keeps the property (r above chance); "

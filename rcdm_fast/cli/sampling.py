@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from rcdm_fast.pipeline import Model
+    from rcdm_fast.model import Model
 
 Photos = Annotated[list[Path], typer.Argument(help="Photographs, or folders of them.", show_default=False)]
 Items = Annotated[

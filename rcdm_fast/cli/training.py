@@ -63,8 +63,8 @@ def train(
     """
     from rcdm_fast import encoders
     from rcdm_fast.config import from_dict
+    from rcdm_fast.data.sources import open_data
     from rcdm_fast.training.config import TrainConfig
-    from rcdm_fast.training.sources import open_data
     from rcdm_fast.training.state import Paused
     from rcdm_fast.training.train import train as run
 
@@ -103,9 +103,9 @@ def pretrain(
     Example: rcdm pretrain cifar10-simclr-encoder --data cifar10/train --test cifar10/test --out runs/simclr
     """
     from rcdm_fast.config import from_dict
+    from rcdm_fast.data.sources import open_data
     from rcdm_fast.training.pretrain import PretrainConfig
     from rcdm_fast.training.pretrain import pretrain as run
-    from rcdm_fast.training.sources import open_data
 
     common.check_writable(json)
     values = _configuration(name, config)

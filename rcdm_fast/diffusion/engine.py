@@ -9,7 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from rcdm_fast.conditioning import ConditioningPlan
+from rcdm_fast.diffusion.conditioning import ConditioningPlan
 
 
 class Engine(Protocol):

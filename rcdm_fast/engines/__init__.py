@@ -20,7 +20,7 @@ import torch
 from rcdm_fast.config import ConfigError, ModelConfig
 from rcdm_fast.diffusion.engine import Engine
 from rcdm_fast.engines import compiled, eager, native, onnx_runtime, openvino_runtime, tensorrt_runtime
-from rcdm_fast.unet import UNet
+from rcdm_fast.models.unet import UNet
 
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 

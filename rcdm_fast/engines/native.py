@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import devices, ops
-from rcdm_fast.conditioning import ConditioningPlan
+from rcdm_fast.diffusion.conditioning import ConditioningPlan
 from rcdm_fast.engines.backends import OneDnnBackend, TorchBackend
 from rcdm_fast.engines.graphs import GraphCache
 from rcdm_fast.engines.groups import in_groups
 from rcdm_fast.engines.program import Program
+from rcdm_fast.models.unet import UNet
 from rcdm_fast.ops import library, selection
 from rcdm_fast.precision import exact
-from rcdm_fast.unet import UNet
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import devices
-from rcdm_fast.conditioning import ConditioningPlan
 from rcdm_fast.config import ConfigError, ModelConfig
+from rcdm_fast.diffusion.conditioning import ConditioningPlan
 from rcdm_fast.engines import cache
 from rcdm_fast.exporters import onnx as exported
 from rcdm_fast.exporters.graph import OUTPUT, input_names, weights_hash
-from rcdm_fast.unet import UNet
+from rcdm_fast.models.unet import UNet
 
 FILE = "network.onnx"
 CUDA = "CUDAExecutionProvider"

@@ -17,15 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rcdm_fast.conditioning import ConditioningPlan
 from rcdm_fast.config import ConfigError, ModelConfig
+from rcdm_fast.diffusion.conditioning import ConditioningPlan
 from rcdm_fast.engines import cache
 from rcdm_fast.engines.onnx_runtime import graph_inputs, network_file
 from rcdm_fast.exporters import openvino as exported
 from rcdm_fast.exporters.graph import input_names
 from rcdm_fast.exporters.onnx import GraphError, check_belongs, read_info
 from rcdm_fast.exporters.openvino_int8 import floating_hint
-from rcdm_fast.unet import UNet
+from rcdm_fast.models.unet import UNet
 
 HINTS = {"fp32": "f32", "bf16": "bf16"}
 BLOB = "compiled.blob"

@@ -12,11 +12,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rcdm_fast import solvers
 from rcdm_fast.config import ModelConfig
-from rcdm_fast.noise import keyed_noise
-from rcdm_fast.schedule import Schedule
-from rcdm_fast.solvers import SolverOptions
+from rcdm_fast.diffusion import solvers
+from rcdm_fast.diffusion.noise import keyed_noise
+from rcdm_fast.diffusion.schedule import Schedule
+from rcdm_fast.diffusion.solvers import SolverOptions
 
 STEPS = 25
 SEED = 0

@@ -19,16 +19,15 @@ import torch
 from rcdm_fast import config as configs
 from rcdm_fast import storage
 from rcdm_fast.config import ConfigError, ModelConfig, ScheduleConfig
-from rcdm_fast.exporters import diffusers_pipeline
-from rcdm_fast.exporters.diffusers_pipeline import EMBEDDING, RcdmPipeline
-from rcdm_fast.exporters.diffusers_unet import convert, reasons_unavailable
 from rcdm_fast.exporters.graph import example_inputs
 from rcdm_fast.exporters.job import Job
 from rcdm_fast.exporters.onnx import ExportError
-from rcdm_fast.models import diffusers_folder
+from rcdm_fast.models import diffusers_folder, diffusers_pipeline
 from rcdm_fast.models.diffusers_folder import CONFIG
+from rcdm_fast.models.diffusers_pipeline import EMBEDDING, RcdmPipeline
+from rcdm_fast.models.diffusers_unet import convert, reasons_unavailable
+from rcdm_fast.models.unet import UNet
 from rcdm_fast.storage import StorageError
-from rcdm_fast.unet import UNet
 
 PRECISIONS = ("fp32",)
 PIPELINE = "rcdm_pipeline.py"

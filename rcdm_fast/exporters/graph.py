@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from rcdm_fast.config import ScheduleConfig, UNetConfig
-from rcdm_fast.schedule import network_timestep
-from rcdm_fast.unet import UNet, timestep_embedding
+from rcdm_fast.diffusion.schedule import network_timestep
+from rcdm_fast.models.unet import UNet, timestep_embedding
 
 OUTPUT = "eps"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

@@ -3,7 +3,7 @@
 The weights file describes itself; ``config.json`` repeats its description for readers and for the hub. The README is a
 model card with the hub's metadata header. An encoder that lives in a file of its own is copied beside the model.
 
-Knows nothing about the hub's own interface (`rcdm_fast.hub`).
+Knows nothing about the hub's own interface (`rcdm_fast.models.hub`).
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rcdm_fast import checkpoint, encoders, names, storage
+from rcdm_fast import encoders, storage
 from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig
 from rcdm_fast.encoders import sources
 from rcdm_fast.exporters.graph import DTYPES
 from rcdm_fast.exporters.job import Job
-from rcdm_fast.unet import UNet
+from rcdm_fast.models import checkpoint, zoo
+from rcdm_fast.models.unet import UNet
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 TAGS = ("diffusion", "representation-learning", "interpretability", "rcdm")
@@ -96,8 +97,8 @@ def _encoder_beside(out: Path, encoder: EncoderConfig) -> tuple[EncoderConfig, l
 def card(config: ModelConfig, parameters: int, precision: str, licence: str, repository: str) -> str:
     """The model card: metadata header, then the bundled model's own card or one made of the configuration."""
     name = config.name or "rcdm"
-    own = names.bundled_folder() / f"{name}.md"
-    bundled = name in names.list_bundled() and own.is_file()
+    own = zoo.bundled_folder() / f"{name}.md"
+    bundled = name in zoo.list_bundled() and own.is_file()
     stated = str(config.info.get("licence", "MIT" if bundled else ""))
     licence = licence or next((known for start, known in LICENCES.items() if stated.startswith(start)), "")
     header = ["---", "library_name: rcdm_fast", "pipeline_tag: image-to-image"]

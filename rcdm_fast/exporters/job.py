@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rcdm_fast.config import ModelConfig
 from rcdm_fast.encoders import Encoder
-from rcdm_fast.unet import UNet
+from rcdm_fast.models.unet import UNet
 
 
 @dataclass(frozen=True)

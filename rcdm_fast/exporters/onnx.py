@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from rcdm_fast import config as configs
 from rcdm_fast.config import ModelConfig
 from rcdm_fast.exporters.graph import OUTPUT, NetworkGraph, example_inputs, input_names, truth, weights_hash
+from rcdm_fast.models.unet import UNet
 from rcdm_fast.storage import StorageError
-from rcdm_fast.unet import UNet
 
 OPSET = 20
 LARGEST_BYTES = 2_000_000_000  # of weights inside the .onnx file

@@ -32,7 +32,7 @@ from rcdm_fast.exporters.graph import input_names, weights_hash
 from rcdm_fast.exporters.job import Job
 from rcdm_fast.exporters.onnx import ExportError
 from rcdm_fast.exporters.plan_file import PlanHeader
-from rcdm_fast.unet import UNet
+from rcdm_fast.models.unet import UNet
 
 log = logging.getLogger(__name__)
 

@@ -18,11 +18,12 @@ from typing import Any
 
 from rcdm_fast import doors, storage
 from rcdm_fast.config import ConfigError
-from rcdm_fast.jobs import feed, local, sources
+from rcdm_fast.data import random_access
+from rcdm_fast.jobs import feed, local
 from rcdm_fast.jobs.ledger import Summary
 from rcdm_fast.jobs.local import Report
 from rcdm_fast.jobs.settings import JobConfig, RunOptions
-from rcdm_fast.pipeline import Model, load
+from rcdm_fast.model import Model, load
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Worker:
     def __init__(self, order: Order) -> None:
         self.order = order
         self.model = order.spec.load()
-        found = sources.find(order.source, feed.wanted_kinds(self.model))
+        found = random_access.find(order.source, feed.wanted_kinds(self.model))
         self.prepared = local.prepare(self.model, found, Path(order.folder), order.config)
         for part in ("model", "encoder", "items"):
             if self.prepared.identity[part] != order.identity[part]:
@@ -116,7 +117,7 @@ def run(
     ray = _ray()
     model = spec.load()
     folder, source = doors.path(folder, storage.StorageError).resolve(), _absolute(source)
-    prepared = local.prepare(model, sources.find(source, feed.wanted_kinds(model)), folder, config)
+    prepared = local.prepare(model, random_access.find(source, feed.wanted_kinds(model)), folder, config)
     ledger = prepared.ledger
     del model
     with ledger.locked():

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from rcdm_fast import ops
 from rcdm_fast.config import ConfigError
+from rcdm_fast.diffusion.sampling import SamplingError
 from rcdm_fast.jobs import memory
 from rcdm_fast.jobs.feed import Ready
 from rcdm_fast.jobs.settings import JobConfig
-from rcdm_fast.pipeline import Model
-from rcdm_fast.sampling import SamplingError
+from rcdm_fast.model import Model
 
 Pair = tuple[int, int]  # item, sample
 

@@ -25,11 +25,11 @@ from PIL import Image
 
 from rcdm_fast import storage
 from rcdm_fast.config import ConfigError
+from rcdm_fast.data.readers.table_files import pyarrow
 from rcdm_fast.doors import door
 from rcdm_fast.jobs.settings import Encoding, JobConfig
 from rcdm_fast.jobs.shard import Picture, Shards
 from rcdm_fast.jobs.shard_tables import Tables
-from rcdm_fast.jobs.table_files import pyarrow
 from rcdm_fast.outputs import LARGEST_SIDE
 
 _TAR_BLOCK = 512

@@ -27,6 +27,7 @@ from typing import Any
 
 from rcdm_fast import locks, storage
 from rcdm_fast.config import ConfigError
+from rcdm_fast.data.random_access import HASHES
 from rcdm_fast.doors import printable
 from rcdm_fast.jobs import formats
 from rcdm_fast.jobs.layout import Layout, Unit
@@ -35,7 +36,6 @@ from rcdm_fast.jobs.rows import Row as Row
 from rcdm_fast.jobs.rows import read_lines as read_lines
 from rcdm_fast.jobs.settings import JobConfig
 from rcdm_fast.jobs.shard import Picture
-from rcdm_fast.jobs.sources import HASHES
 
 log = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from rcdm_fast import doors, storage
+from rcdm_fast.data.readers.table_files import pyarrow
 from rcdm_fast.doors import door
 from rcdm_fast.jobs.shard import Picture
-from rcdm_fast.jobs.table_files import pyarrow
 
 GROUP_BYTES = 1 << 30  # a column of bytes holds less than 2^31 of them
 

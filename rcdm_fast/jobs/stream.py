@@ -18,14 +18,15 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import host
+from rcdm_fast.data import random_access
+from rcdm_fast.data.inputs import OnBad
+from rcdm_fast.data.random_access import Given
 from rcdm_fast.images import ImageError
-from rcdm_fast.inputs import OnBad
-from rcdm_fast.jobs import draw, feed, sources
+from rcdm_fast.jobs import draw, feed
 from rcdm_fast.jobs.draw import Artist
 from rcdm_fast.jobs.layout import Layout
 from rcdm_fast.jobs.settings import JobConfig, RunOptions
-from rcdm_fast.jobs.sources import Given
-from rcdm_fast.pipeline import Model
+from rcdm_fast.model import Model
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def generate(
         model: what draws.
         source: a folder of pictures, WebDataset shards, .npy, .npz, .safetensors, Parquet or Arrow files of
             pictures or representations; the arrays, pictures or paths themselves; labels for a class-conditional
-            model, a number of items for an unconditional one. See `rcdm_fast.jobs.sources.find`.
+            model, a number of items for an unconditional one. See `rcdm_fast.data.random_access.find`.
         per: samples of each item. The noise of a picture depends on (seed, place of its item, sample) alone.
         steps, solver, eta, guidance, seed: as in `Model.sample`.
         batch_size: pictures per network evaluation, packed across items; halved when memory does not suffice.
@@ -102,14 +103,14 @@ def _generated(
     model: Model, source: Given, config: JobConfig, options: RunOptions, on_bad: OnBad | None = None
 ) -> Iterator[Generated]:
     """`config.format` and the like have no effect."""
-    found = sources.find(source, feed.wanted_kinds(model))
+    found = random_access.find(source, feed.wanted_kinds(model))
     feed.check_kind(model, found)
     draw.check_request(model, config)
     return _batches(model, found, config, options, on_bad)
 
 
 def _batches(
-    model: Model, source: sources.Source, config: JobConfig, options: RunOptions, on_bad: OnBad | None
+    model: Model, source: random_access.Source, config: JobConfig, options: RunOptions, on_bad: OnBad | None
 ) -> Iterator[Generated]:
     layout = Layout(len(source), config.per, config.shard_pictures)
     artist = Artist(model, config, options.batch_size or draw.default_bucket(model), _smaller)

@@ -13,10 +13,10 @@ from torch import Tensor
 from rcdm_fast import config as configs
 from rcdm_fast import storage
 from rcdm_fast.config import ConfigError, ModelConfig
-from rcdm_fast.exporters import diffusers_pipeline
-from rcdm_fast.exporters.diffusers_pipeline import EMBEDDING
-from rcdm_fast.exporters.diffusers_unet import convert_back
-from rcdm_fast.unet import UNet
+from rcdm_fast.models import diffusers_pipeline
+from rcdm_fast.models.diffusers_pipeline import EMBEDDING
+from rcdm_fast.models.diffusers_unet import convert_back
+from rcdm_fast.models.unet import UNet
 
 CONFIG = "rcdm_fast.json"
 

@@ -72,7 +72,8 @@ def film_group_norm_visible(device: torch.device) -> Callable[..., Tensor]:
     if device.type == "cuda" and not triton_reason(device):
         from rcdm_fast.kernels import film_group_norm as kernel  # needs triton
 
-        return kernel.film_group_norm
+        found: Callable[..., Tensor] = kernel.film_group_norm
+        return found
     if library.has_native(device.type):
         native: Callable[..., Tensor] = torch.ops.rcdm_fast.film_group_norm
         return native

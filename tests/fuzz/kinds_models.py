@@ -12,16 +12,18 @@ import torch
 from torch import Tensor
 
 import rcdm_fast
-from rcdm_fast import checkpoint, conditioning, encoders, flags, storage
 from rcdm_fast import config as configs
-from rcdm_fast.checkpoint import CheckpointError
+from rcdm_fast import encoders, storage
 from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig
+from rcdm_fast.diffusion import conditioning
+from rcdm_fast.diffusion.sampling import SamplingError
+from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.encoders import EncoderError, native
 from rcdm_fast.encoders.small_resnet import SmallResNet
 from rcdm_fast.exporters.job import Job
 from rcdm_fast.exporters.onnx import GraphError
-from rcdm_fast.sampling import SamplingError
-from rcdm_fast.schedule import Schedule
+from rcdm_fast.models import checkpoint, flags
+from rcdm_fast.models.checkpoint import CheckpointError
 from rcdm_fast.storage import StorageError
 from tests import small
 from tests.fuzz.kind import Door, Errors, Kind

@@ -19,8 +19,8 @@ from typing import Any, Literal
 import numpy as np
 
 from rcdm_fast.config import ConfigError
+from rcdm_fast.data.readers.table_files import EXTENSIONS, NAMED_EXTENSIONS, Parts, open_file, pyarrow
 from rcdm_fast.doors import door, escaped, printable
-from rcdm_fast.jobs.table_files import EXTENSIONS, NAMED_EXTENSIONS, Parts, open_file, pyarrow
 from rcdm_fast.storage import StorageError
 
 log = logging.getLogger(__name__)

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from rcdm_fast import config as configs
-from rcdm_fast import downloads, names, storage
+from rcdm_fast import downloads, storage
 from rcdm_fast.config import ConfigError, ModelConfig
 from rcdm_fast.encoders.sources import Source
+from rcdm_fast.models import zoo
 
 FILE = "model.safetensors"
 ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -110,7 +111,7 @@ def with_encoder_beside(config: ModelConfig, path: str | os.PathLike[str]) -> Mo
 def _encoder_file(path: Path) -> str | None:
     """Name of the encoder's file that a model file wants beside it; what is wrong with a model is not told here."""
     try:
-        config = configs.from_json(ModelConfig, storage.read_metadata(path).get(names.MODEL_KEY, ""), str(path))
+        config = configs.from_json(ModelConfig, storage.read_metadata(path).get(zoo.MODEL_KEY, ""), str(path))
     except (ConfigError, storage.StorageError):
         return None
     found = _BESIDE.fullmatch(config.encoder.source) if config.encoder is not None else None

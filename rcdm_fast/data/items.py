@@ -1,6 +1,6 @@
 """What items of a job are: their kinds, what is asked of a source of them, their hashes and ids.
 
-Knows nothing about where items come from (`sources.py`, `array_rows.py`).
+Knows nothing about where items come from (`random_access.py`, `data/readers/array_rows.py`).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Whatever the source, the result is a `ModelConfig` and float32 tensors on the CPU, finite and fitting the network that
 it describes tensor by tensor. Nothing pickled is ever run.
 
-Knows nothing about devices, engines or encoders (`pipeline.py` puts a model together).
+Knows nothing about devices, engines or encoders (`model.py` puts a model together).
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import config as configs
-from rcdm_fast import doors, downloads, hub, names, state_dicts, storage
+from rcdm_fast import doors, downloads, state_dicts, storage
 from rcdm_fast.config import ConfigError, ModelConfig, UNetConfig
 from rcdm_fast.encoders.native import METADATA_KEY as ENCODER_KEY
 from rcdm_fast.encoders.weights import load_pickle
-from rcdm_fast.flags import FlagSource, FlagValue, configs_from_flags, read_flags
-from rcdm_fast.models import diffusers_folder
-from rcdm_fast.names import KnownModel as KnownModel
-from rcdm_fast.names import list_bundled as list_bundled
-from rcdm_fast.names import model_names as model_names
-from rcdm_fast.recognise import RELEASE_FLAGS, recognise
-from rcdm_fast.unet import UNet
+from rcdm_fast.models import diffusers_folder, hub, zoo
+from rcdm_fast.models.flags import FlagSource, FlagValue, configs_from_flags, read_flags
+from rcdm_fast.models.infer_flags import RELEASE_FLAGS, recognise
+from rcdm_fast.models.unet import UNet
+from rcdm_fast.models.zoo import KnownModel as KnownModel
+from rcdm_fast.models.zoo import list_bundled as list_bundled
+from rcdm_fast.models.zoo import model_names as model_names
 
 log = logging.getLogger(__name__)
 
@@ -82,8 +82,8 @@ def load_model(
         raise ConfigError(f"a SHA-256 has 64 hexadecimal digits, got {sha256!r}")
     if isinstance(source, str):
         if source in list_bundled():
-            return _load_path(names.bundled_path(source), given, sha256)
-        if source in names.RELEASES:
+            return _load_path(zoo.bundled_path(source), given, sha256)
+        if source in zoo.RELEASES:
             return _load_release(source, given, sha256)
         if not source or not doors.path(source, CheckpointError).exists():
             return _load_elsewhere(source, given, sha256)
@@ -117,7 +117,7 @@ def save_model(
     tensors = {name: tensor.detach().to("cpu", dtype) for name, tensor in state_dict.items()}
     _check_fit(config.unet, tensors, str(target))
     _check_finite(tensors, f"{target} (as {str(dtype).removeprefix('torch.')})")
-    storage.save_tensors(target, tensors, {names.MODEL_KEY: configs.to_json(config)})
+    storage.save_tensors(target, tensors, {zoo.MODEL_KEY: configs.to_json(config)})
     return target
 
 
@@ -163,7 +163,7 @@ def _load_elsewhere(
     if source.endswith(_WEIGHT_ENDINGS) or source.startswith((".", "/", "~")):
         raise CheckpointError(f"{source}: no such file or folder")
     if not hub.ID.fullmatch(source):
-        raise CheckpointError(f"unknown model {source!r}; {names.suggestion(source)}")
+        raise CheckpointError(f"unknown model {source!r}; {zoo.suggestion(source)}")
     try:
         return _load_path(hub.fetch(source), flags, sha256)
     except hub.HubError as error:
@@ -173,21 +173,21 @@ def _load_elsewhere(
 def _load_release(
     name: str, flags: Mapping[str, FlagValue] | None, sha256: str | None
 ) -> tuple[ModelConfig, dict[str, Tensor]]:
-    release = names.RELEASES[name]
-    _tell_licence(names.RELEASE_LICENCE)
+    release = zoo.RELEASES[name]
+    _tell_licence(zoo.RELEASE_LICENCE)
     path = downloads.fetch(release.url, release.file, sha256=sha256, whole=_check_whole)
     flags = flags or RELEASE_FLAGS | {"feat_cond": True, "ssl_dim": release.encoder.dim}
     try:
         config, tensors = _load_published(path, _read_pickle(path), flags)
     except CheckpointError as error:
         raise CheckpointError(f"{error}; delete {path} to download it again") from error
-    info = {**config.info, "url": release.url, "licence": names.RELEASE_LICENCE}
+    info = {**config.info, "url": release.url, "licence": zoo.RELEASE_LICENCE}
     return ModelConfig(config.unet, config.schedule, release.encoder, name, info), tensors
 
 
 @functools.cache
 def _tell_licence(licence: str) -> None:
-    log.warning("the published RCDM weights are licensed %s: %s/LICENSE", licence, names.RELEASE_URL)
+    log.warning("the published RCDM weights are licensed %s: %s/LICENSE", licence, zoo.RELEASE_URL)
 
 
 def _load_safetensors(path: Path, flags: Mapping[str, FlagValue] | None) -> tuple[ModelConfig, dict[str, Tensor]]:
@@ -196,9 +196,9 @@ def _load_safetensors(path: Path, flags: Mapping[str, FlagValue] | None) -> tupl
         if ENCODER_KEY in metadata:
             raise CheckpointError(f"{path}: this is an encoder, not a model (give it as encoder=)")
         found = storage.read_tensors(path)
-        if names.MODEL_KEY not in metadata:
+        if zoo.MODEL_KEY not in metadata:
             return _load_published(path, found, flags)
-        config = configs.from_json(ModelConfig, metadata[names.MODEL_KEY], str(path))
+        config = configs.from_json(ModelConfig, metadata[zoo.MODEL_KEY], str(path))
         config = hub.with_encoder_beside(config, path)
     except (storage.StorageError, ConfigError) as error:
         raise CheckpointError(str(error)) from error

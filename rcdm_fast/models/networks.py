@@ -16,7 +16,7 @@ from torch import Tensor
 from rcdm_fast import host
 from rcdm_fast.checks import ConfigError, described
 from rcdm_fast.config import UNetConfig
-from rcdm_fast.unet import UNet
+from rcdm_fast.models.unet import UNet
 
 
 @host.guarded()
@@ -40,7 +40,7 @@ def copy_of(network: UNet, device: torch.device | str = "cpu") -> UNet:
         ConfigError: something that is no `UNet`, or has no values yet.
     """
     if not isinstance(network, UNet):
-        raise ConfigError(f"expected an rcdm_fast.unet.UNet, got {described(network)}")
+        raise ConfigError(f"expected an rcdm_fast.models.unet.UNet, got {described(network)}")
     if any(parameter.is_meta for parameter in network.parameters()):
         raise ConfigError("the network has no values yet (its parameters are on the meta device)")
     return from_tensors(network.config, network.state_dict(), device)

@@ -4,8 +4,8 @@ All take features [N,D] of real pictures and [M,D] of samples and compute in flo
 have the first two, for pictures; they are written again because there the root is taken of a product that is not
 symmetric (and torchmetrics sums covariances as differences of squares). Tests hold ours to theirs.
 
-Knows nothing about where features come from: a number is only as good as the feature space (`features.py`), and numbers
-of two spaces must not be compared.
+Knows nothing about where features come from: a number is only as good as the feature space
+(`encoders/features.py`), and numbers of two spaces must not be compared.
 """
 
 from __future__ import annotations

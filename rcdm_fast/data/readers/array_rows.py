@@ -1,6 +1,6 @@
 """Items that are rows of an array: given in memory, or held by .npy, .npz and .safetensors files.
 
-Knows nothing about other sources (`sources.py`), nor how arrays lie in files (`rcdm_fast.arrays`).
+Knows nothing about other sources (`data/random_access.py`), nor how arrays lie in files (`arrays.py`).
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rcdm_fast import arrays, doors, images, storage
+from rcdm_fast import doors, images, storage
 from rcdm_fast.config import ConfigError
+from rcdm_fast.data.items import Kind, check_ids
+from rcdm_fast.data.readers import arrays
+from rcdm_fast.data.readers.pictures import Item, is_levels, text
 from rcdm_fast.doors import door
-from rcdm_fast.jobs.items import Kind, check_ids
-from rcdm_fast.training.source_kinds import Item, is_levels, text
 
 log = logging.getLogger(__name__)
 

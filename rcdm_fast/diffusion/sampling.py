@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rcdm_fast import arguments, noise, solvers
+from rcdm_fast import arguments
 from rcdm_fast.checks import Range, whole
-from rcdm_fast.conditioning import ConditioningPlan
 from rcdm_fast.config import ConfigError, ModelConfig
+from rcdm_fast.diffusion import noise, solvers
+from rcdm_fast.diffusion.conditioning import ConditioningPlan
 from rcdm_fast.diffusion.engine import Engine
-from rcdm_fast.schedule import Schedule
+from rcdm_fast.diffusion.schedule import Schedule
 
 Watch = Callable[[slice, Tensor], None]  # places, x_T [n,3,H,W]
 

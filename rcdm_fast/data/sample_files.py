@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rcdm_fast import arrays, doors, storage
+from rcdm_fast import doors, storage
 from rcdm_fast.config import ConfigError
+from rcdm_fast.data.readers import arrays
 
 
 def write_npz(path: str | os.PathLike[str], pixels: Tensor, labels: Tensor | None = None) -> None:

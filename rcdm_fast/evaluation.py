@@ -4,7 +4,7 @@ Every sample is re-encoded; the gallery of real representations is ranked by squ
 the source picture's own representation is counted (1 is best; Bordes et al. 2021, section 4.1). Ties count half.
 Chance is a rank drawn uniformly from the gallery. Intervals are bootstrap intervals over source pictures, whose
 samples are not independent. The distance of samples to h stands beside that of real neighbours, as in the
-paper. Distributions are compared in a feature space that the caller names (`features.py`).
+paper. Distributions are compared in a feature space that the caller names (`encoders/features.py`).
 
 Samples are drawn once (`draw`) and every measurement reads them. Knows nothing about how a model was trained.
 """
@@ -20,17 +20,17 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import host, images
-from rcdm_fast.analysis.nearest import rank_of, squared_distances
 from rcdm_fast.checks import Checked, ConfigError, Count, CountOrNone, Seed
+from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.diffusion.solvers import SolverName
 from rcdm_fast.encoders import Encoder
-from rcdm_fast.metrics import intervals
+from rcdm_fast.encoders.features import FeatureSpace
+from rcdm_fast.metrics import distributions, intervals
+from rcdm_fast.metrics.distributions import Distribution
 from rcdm_fast.metrics.intervals import Interval, bootstrap
-from rcdm_fast.pipeline import Model
-from rcdm_fast.solvers import SolverName
-from rcdm_fast.training import distributions, representations
-from rcdm_fast.training.data import ImageSet
-from rcdm_fast.training.distributions import Distribution
-from rcdm_fast.training.features import FeatureSpace
+from rcdm_fast.metrics.nearest import rank_of, squared_distances
+from rcdm_fast.model import Model
+from rcdm_fast.training import representations
 
 NEIGHBOURS = (1, 5, 10)
 

@@ -5,7 +5,7 @@ meanings and defaults are those of the guided-diffusion / RCDM release (`model_a
 ours and are written only when a model needs them: `num_classes` (published: 1000, fixed), `conv_resample` (published:
 always on) and `sigma_small` (published, but not on the command line).
 
-Knows nothing about tensors or checkpoints (`recognise.py` works flags out from a checkpoint's shapes).
+Knows nothing about tensors or checkpoints (`infer_flags.py` works flags out from a checkpoint's shapes).
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rcdm_fast import ops
 from rcdm_fast.checks import Checked, ConfigError, NotNegative, described, meant
-from rcdm_fast.schedule import Schedule
+from rcdm_fast.diffusion.schedule import Schedule
 
 Predict = Callable[[Tensor, int], Tensor]  # (x [N,3,H,W], k) -> raw output [N,3 or 6,H,W]
 StepNoise = Callable[[int], Tensor]  # i, the number of the step in order of use -> [N,3,H,W]

@@ -1,6 +1,6 @@
 """Pictures for training, as one uint8 array with labels, and the order in which a run sees them.
 
-The array lies in memory, in a file that is mapped into memory (`pixel_store.py`), or on the device: a set knows where,
+The array lies in memory, in a file that is mapped into memory (`block_file.py`), or on the device: a set knows where,
 its users do not care. Batches are drawn by step number, not by an iterator with a state: the batch of step k depends
 on (seed, k) alone, which is what makes a resumed run exact.
 

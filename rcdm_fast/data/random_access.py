@@ -3,7 +3,7 @@
 A job asks for items by place, in the order of its units, on several machines at once, so a source answers by place and
 its order is the same every time. Every item has an id for readers of the manifest; its place keys its noise.
 
-Knows nothing about models (what kind of item a model needs is asked in `feed.py`).
+Knows nothing about models (what kind of item a model needs is asked in `jobs/feed.py`).
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from torch import Tensor
 
 from rcdm_fast import doors, images
 from rcdm_fast.config import ConfigError
-from rcdm_fast.jobs import tables, tars
-from rcdm_fast.jobs.array_rows import Rows, array_file, to_float32
-from rcdm_fast.jobs.items import HASHES, Kind, Source, check_ids, fingerprint, hash_of
-from rcdm_fast.training.source_kinds import Item, contents, is_archive
+from rcdm_fast.data.items import HASHES, Kind, Source, check_ids, fingerprint, hash_of
+from rcdm_fast.data.readers import tables, tars
+from rcdm_fast.data.readers.array_rows import Rows, array_file, to_float32
+from rcdm_fast.data.readers.pictures import Item, contents, is_archive
 
 __all__ = ["HASHES", "Given", "Kind", "Source", "check_ids", "find", "fingerprint", "hash_of"]
 

@@ -4,7 +4,7 @@ What cannot be read as a picture is skipped, counted and listed. What a person w
 an address; a name that was found never does, and where there is a file of exactly the name that was written, that file
 is meant.
 
-Knows nothing about formats (`source_kinds.py`) or training.
+Knows nothing about formats (`data/readers/pictures.py`) or training.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import numpy as np
 import torch
 
 from rcdm_fast import doors, images
+from rcdm_fast.data import image_set
+from rcdm_fast.data.block_file import PixelStore
+from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.data.readers import hugging_face, tables, tars
+from rcdm_fast.data.readers.pictures import Arrays, Folder, Item, Several, Shards, Source, Tables, contents, is_archive
 from rcdm_fast.doors import escaped, printable
-from rcdm_fast.jobs import tables, tars
-from rcdm_fast.training import data, hugging_face
-from rcdm_fast.training.data import ImageSet
-from rcdm_fast.training.pixel_store import PixelStore
-from rcdm_fast.training.source_kinds import Arrays, Folder, Item, Several, Shards, Source, Tables, contents, is_archive
 
 log = logging.getLogger(__name__)
 
@@ -122,9 +122,9 @@ class _Memory:
 
     def open(self) -> ImageSet:
         pixels = torch.from_numpy(np.concatenate(self._pixels))
-        labels, classes = data.number_labels(self._labels)
+        labels, classes = image_set.number_labels(self._labels)
         paths = tuple(map(Path, self._paths))
-        return ImageSet(pixels, labels, classes, paths, data.fingerprint(pixels, labels), tuple(self._skipped))
+        return ImageSet(pixels, labels, classes, paths, image_set.fingerprint(pixels, labels), tuple(self._skipped))
 
 
 def _fill(source: Source, target: _Memory | PixelStore, size: int, workers: int) -> None:

@@ -17,9 +17,9 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from rcdm_fast import doors, folders, images, offline
+from rcdm_fast.data.readers import table_files, tables
+from rcdm_fast.data.readers.pictures import Item, Source, Tables, needed
 from rcdm_fast.doors import door, printable
-from rcdm_fast.jobs import table_files, tables
-from rcdm_fast.training.source_kinds import Item, Source, Tables, needed
 
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
 _DESCRIBED_BYTES = 1 << 26

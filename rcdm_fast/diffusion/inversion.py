@@ -10,10 +10,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from rcdm_fast import solvers
-from rcdm_fast.conditioning import ConditioningPlan
+from rcdm_fast.diffusion import solvers
+from rcdm_fast.diffusion.conditioning import ConditioningPlan
 from rcdm_fast.diffusion.engine import Engine
-from rcdm_fast.schedule import Schedule
+from rcdm_fast.diffusion.schedule import Schedule
 
 
 def batches(

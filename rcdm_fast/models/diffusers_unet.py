@@ -13,8 +13,8 @@ from torch import nn
 
 from rcdm_fast import config as configs
 from rcdm_fast.config import UNetConfig
-from rcdm_fast.exporters.diffusers_pipeline import build_unet
-from rcdm_fast.unet import AttentionBlock, Downsample, ResBlock, UNet, Upsample
+from rcdm_fast.models.diffusers_pipeline import build_unet
+from rcdm_fast.models.unet import AttentionBlock, Downsample, ResBlock, UNet, Upsample
 
 
 def reasons_unavailable(config: UNetConfig) -> list[str]:

@@ -3,7 +3,7 @@
 Each lists its pictures in an order that is the same every time, without decoding them. A source that is itself damaged
 (a shard that is missing or torn) is an error, for then nobody knows what is missing.
 
-Knows nothing about which source a name means, or what becomes of the pictures (`sources.py`).
+Knows nothing about which source a name means, or what becomes of the pictures (`data/sources.py`).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from rcdm_fast import archives, arrays, folders, images
+from rcdm_fast import folders, images
 from rcdm_fast.config import ConfigError
+from rcdm_fast.data.readers import archives, arrays, tables, tars
+from rcdm_fast.data.readers.tars import Piece
 from rcdm_fast.doors import door, printable
-from rcdm_fast.jobs import tables, tars
-from rcdm_fast.jobs.tars import Piece
 from rcdm_fast.storage import StorageError
 
 _ARRAY_NAMES = (("images", "x", "arr_0", "image", "data"), ("labels", "y", "arr_1", "label", "targets"))

@@ -22,8 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from rcdm_fast import archives, folders, images
-from rcdm_fast.archives import Archive, Member
+from rcdm_fast import folders, images
+from rcdm_fast.data.readers import archives
+from rcdm_fast.data.readers.archives import Archive, Member
 from rcdm_fast.doors import door, printable
 
 log = logging.getLogger(__name__)

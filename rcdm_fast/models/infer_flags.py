@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rcdm_fast.config import DEFAULT_CHANNEL_MULT, ConfigError
-from rcdm_fast.flags import DEFAULTS, FlagValue, attention_levels, join_numbers, read_flags, split_numbers
+from rcdm_fast.models.flags import DEFAULTS, FlagValue, attention_levels, join_numbers, read_flags, split_numbers
 
 Shapes = Mapping[str, Sequence[int]]
 

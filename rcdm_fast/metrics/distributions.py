@@ -2,7 +2,7 @@
 
 A Fréchet distance is called FID only in the space of the published Inception weights; so is the Inception Score.
 
-Knows nothing about how samples were drawn; formulas are in `distances.py`, feature spaces in `features.py`.
+Knows nothing about how samples were drawn; formulas are in `distances.py`, feature spaces in `encoders/features.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rcdm_fast.config import ConfigError
-from rcdm_fast.training import distances
+from rcdm_fast.metrics import distances
 
 BALL = 3  # neighbours of precision and recall (Kynkaanniemi et al. 2019)
 COVERAGE_BALL = 5  # neighbours of density and coverage (Naeem et al. 2020)

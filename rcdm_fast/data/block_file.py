@@ -27,9 +27,9 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import doors, locks, storage
+from rcdm_fast.data import image_set
+from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.doors import door
-from rcdm_fast.training import data
-from rcdm_fast.training.data import ImageSet
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ class PixelStore:
         """The pictures, mapped into memory. Raises `StorageError` if the files are not what they were."""
         rows = self._rows()
         kept = [row for row in rows if "path" in row]
-        labels, classes = data.number_labels([row["label"] for row in kept])
+        labels, classes = image_set.number_labels([row["label"] for row in kept])
         paths = tuple(Path(row["path"]) for row in kept)
         skipped = tuple(row["skipped"] for row in rows if "skipped" in row)
         return ImageSet(self._mapped(), labels, classes, paths, self._state["fingerprint"], skipped)
@@ -198,8 +198,8 @@ class PixelStore:
         return True
 
     def _fingerprint(self) -> str:
-        labels, _ = data.number_labels([row["label"] for row in self._rows() if "path" in row])
-        return data.fingerprint(self._mapped(), labels)
+        labels, _ = image_set.number_labels([row["label"] for row in self._rows() if "path" in row])
+        return image_set.fingerprint(self._mapped(), labels)
 
     def _save(self, **changes: Any) -> None:
         self._state = {**self._state, **changes}

@@ -14,30 +14,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rcdm_fast import (
-    arguments,
-    checkpoint,
-    conditioning,
-    encoders,
-    engines,
-    host,
-    images,
-    inputs,
-    inversion,
-    networks,
-    solvers,
-)
+from rcdm_fast import arguments, encoders, engines, host, images
 from rcdm_fast.arguments import Numbers
 from rcdm_fast.checks import Range, whole
 from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, ScheduleConfig
+from rcdm_fast.data import inputs
+from rcdm_fast.data.inputs import OnBad, Pictures
+from rcdm_fast.diffusion import conditioning, inversion, solvers
 from rcdm_fast.diffusion.engine import Engine
+from rcdm_fast.diffusion.sampling import SamplingError, interpolation_path
+from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.encoders import Encoder
-from rcdm_fast.inputs import OnBad, Pictures
+from rcdm_fast.models import checkpoint, networks
+from rcdm_fast.models.unet import UNet
 from rcdm_fast.pretrained import Pretrained
 from rcdm_fast.sampler import Sampler
-from rcdm_fast.sampling import SamplingError, interpolation_path
-from rcdm_fast.schedule import Schedule
-from rcdm_fast.unet import UNet
 
 
 class Model(Pretrained, Sampler):

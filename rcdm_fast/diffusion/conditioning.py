@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rcdm_fast.schedule import Schedule
-from rcdm_fast.unet import UNet, timestep_embedding
+from rcdm_fast.diffusion.schedule import Schedule
+from rcdm_fast.models.unet import UNet, timestep_embedding
 
 TABLE_LIMIT_BYTES = 64 * 2**20  # larger tables are computed step by step
 
