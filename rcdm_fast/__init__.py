@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, ScheduleConfig, UNetConfig
     from rcdm_fast.diffusion.sampling import SamplingError
     from rcdm_fast.encoders import Encoder, EncoderError
+    from rcdm_fast.errors import RcdmError
     from rcdm_fast.exporting import export
     from rcdm_fast.images import ImageError
     from rcdm_fast.jobs.stream import agenerate, generate
@@ -41,6 +42,7 @@ _HOMES = {
     "export": "exporting",
     "generate": "jobs.stream",
     "Model": "model",
+    "RcdmError": "errors",
     "SamplingError": "diffusion.sampling",
     "load": "model",
 }
@@ -55,6 +57,7 @@ __all__ = [
     "ImageError",
     "Model",
     "ModelConfig",
+    "RcdmError",
     "SamplingError",
     "ScheduleConfig",
     "UNetConfig",

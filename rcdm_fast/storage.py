@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import doors
+from rcdm_fast.errors import RcdmError
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ _LETTERS = string.ascii_lowercase + string.digits + "_"
 _SUM = "rcdm_fast.sha256"  # metadata key of the checksum of a safetensors file's tensors and other metadata
 
 
-class StorageError(OSError):
+class StorageError(RcdmError, OSError):
     """A file that cannot be written, read or understood; the message names it."""
 
 

@@ -18,11 +18,11 @@ from rcdm_fast.config import ConfigError
 from rcdm_fast.data import random_access
 from rcdm_fast.data import sources as training_sources
 from rcdm_fast.data.readers import archives, arrays, hugging_face
+from rcdm_fast.errors import RunError
 from rcdm_fast.images import ImageError
 from rcdm_fast.jobs import rows
 from rcdm_fast.storage import StorageError
 from rcdm_fast.training import state
-from rcdm_fast.training.state import RunError
 
 NAMES = ("x.npy", "x.npz", "x.safetensors", "x.parquet", "x.arrow", "x.feather", "x.csv", "x.tsv", "x.tar", "x.tgz")
 

@@ -17,13 +17,14 @@ from rcdm_fast.config import ConfigError
 from rcdm_fast.data.image_set import BatchOrder, step_generator
 from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.encoders import native
+from rcdm_fast.errors import RunError
 from rcdm_fast.models import checkpoint
 from rcdm_fast.training import team, timesteps
 from rcdm_fast.training.config import TrainConfig
 from rcdm_fast.training.losses import DiffusionLoss
 from rcdm_fast.training.pretrain import PretrainConfig, learning_rate
 from rcdm_fast.training.run import Run
-from rcdm_fast.training.state import Paused, RunError, RunFolder
+from rcdm_fast.training.state import Paused, RunFolder
 from rcdm_fast.training.train import train
 from tests import small, training_process
 

@@ -41,6 +41,7 @@ from rcdm_fast.checks import (
 from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, from_dict
 from rcdm_fast.data.image_set import BatchOrder, ImageSet, step_generator
 from rcdm_fast.diffusion.schedule import Schedule, network_timestep
+from rcdm_fast.errors import RunError
 from rcdm_fast.metrics.ridge import Ridge, ridge
 from rcdm_fast.models import checkpoint
 from rcdm_fast.models.unet import UNet
@@ -48,7 +49,7 @@ from rcdm_fast.training import representations, resume, trust
 from rcdm_fast.training.losses import DiffusionLoss, LossConfig
 from rcdm_fast.training.pretrain import learning_rate
 from rcdm_fast.training.run import Standardisation
-from rcdm_fast.training.state import RunError, RunFolder
+from rcdm_fast.training.state import RunFolder
 
 log = logging.getLogger(__name__)
 

@@ -24,12 +24,13 @@ from rcdm_fast.config import ConfigError
 from rcdm_fast.data.image_set import BatchOrder, ImageSet, fits, step_generator
 from rcdm_fast.encoders import native
 from rcdm_fast.encoders.small_resnet import SmallResNet
+from rcdm_fast.errors import RunError
 from rcdm_fast.metrics import probes
 from rcdm_fast.training import resume
 from rcdm_fast.training.pretrain_config import PretrainConfig as PretrainConfig
 from rcdm_fast.training.ssl_methods import BarlowTwins, Method, SimCLR, Supervised, VICReg
 from rcdm_fast.training.ssl_momentum import BYOL, DINO
-from rcdm_fast.training.state import RunError, RunFolder
+from rcdm_fast.training.state import RunFolder
 
 log = logging.getLogger(__name__)
 

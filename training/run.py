@@ -24,6 +24,7 @@ from rcdm_fast import host
 from rcdm_fast.config import ConfigError, UNetConfig
 from rcdm_fast.data.image_set import BatchOrder, ImageSet, fits, step_generator
 from rcdm_fast.diffusion.schedule import Schedule, network_timestep
+from rcdm_fast.errors import RunError
 from rcdm_fast.models import checkpoint
 from rcdm_fast.models.unet import UNet
 from rcdm_fast.precision import exact
@@ -31,7 +32,6 @@ from rcdm_fast.training import ema, representations, team, timesteps
 from rcdm_fast.training.config import TrainConfig
 from rcdm_fast.training.losses import DiffusionLoss
 from rcdm_fast.training.pretrain import learning_rate
-from rcdm_fast.training.state import RunError
 
 log = logging.getLogger(__name__)
 

@@ -21,11 +21,12 @@ from rcdm_fast import encoders as encoder_room
 from rcdm_fast import host, storage
 from rcdm_fast.config import ConfigError, ModelConfig, UNetConfig
 from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.errors import RunError
 from rcdm_fast.models import checkpoint
 from rcdm_fast.training import representations, resume, sheets, trust
 from rcdm_fast.training.config import TrainConfig
 from rcdm_fast.training.run import Run
-from rcdm_fast.training.state import Paused, RunError, RunFolder
+from rcdm_fast.training.state import Paused, RunFolder
 from rcdm_fast.training.team import Team
 
 log = logging.getLogger(__name__)

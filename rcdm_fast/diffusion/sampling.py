@@ -19,11 +19,12 @@ from rcdm_fast.diffusion import noise, solvers
 from rcdm_fast.diffusion.conditioning import ConditioningPlan
 from rcdm_fast.diffusion.engine import Engine
 from rcdm_fast.diffusion.schedule import Schedule
+from rcdm_fast.errors import RcdmError
 
 Watch = Callable[[slice, Tensor], None]  # places, x_T [n,3,H,W]
 
 
-class SamplingError(RuntimeError):
+class SamplingError(RcdmError, RuntimeError):
     """A request that cannot be sampled, or samples that are not finite."""
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from rcdm_fast.errors import RcdmError
 
-class EncoderError(ValueError):
+
+class EncoderError(RcdmError, ValueError):
     """An encoder that cannot be loaded or does not do what its configuration says; the message names it."""
 
 

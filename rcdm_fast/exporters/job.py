@@ -50,7 +50,9 @@ class Job:
 class Format(Protocol):
     """What a format's module offers."""
 
-    PRECISIONS: tuple[str, ...]
+    @property
+    def PRECISIONS(self) -> tuple[str, ...]:  # noqa: N802 # a module's constant
+        """What it is written in."""
 
     def missing_packages(self) -> list[str]:
         """Packages that are not installed."""

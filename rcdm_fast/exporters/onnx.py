@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from rcdm_fast import config as configs
 from rcdm_fast.config import ModelConfig
+from rcdm_fast.errors import RcdmError
 from rcdm_fast.exporters.graph import OUTPUT, NetworkGraph, example_inputs, input_names, truth, weights_hash
 from rcdm_fast.models.unet import UNet
 from rcdm_fast.storage import StorageError
@@ -40,11 +41,11 @@ CHECKED_BATCHES = (1, 3)
 PREFIX = "rcdm_fast."
 
 
-class ExportError(RuntimeError):
+class ExportError(RcdmError, RuntimeError):
     """An export that failed or whose numbers are wrong; nothing was left at its path."""
 
 
-class GraphError(ValueError):
+class GraphError(RcdmError, ValueError):
     """A file that is no export of the model it is to be used for; the message says what differs."""
 
 

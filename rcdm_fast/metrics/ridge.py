@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rcdm_fast.training.state import RunError
+from rcdm_fast.errors import RunError
 
 HELD_OUT = 10  # every tenth picture chooses the penalty
 PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # per picture and standardised number

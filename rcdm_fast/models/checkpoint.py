@@ -27,6 +27,7 @@ from rcdm_fast import doors, downloads, state_dicts, storage
 from rcdm_fast.config import ConfigError, ModelConfig, UNetConfig
 from rcdm_fast.encoders.native import METADATA_KEY as ENCODER_KEY
 from rcdm_fast.encoders.weights import load_pickle
+from rcdm_fast.errors import RcdmError
 from rcdm_fast.models import diffusers_folder, hub, zoo
 from rcdm_fast.models.flags import FlagSource, FlagValue, configs_from_flags, read_flags
 from rcdm_fast.models.infer_flags import RELEASE_FLAGS, recognise
@@ -45,7 +46,7 @@ _MARKS = ("time_embed.0.weight", "time_embed.2.weight", "input_blocks.0.0.weight
 _SMALL = 10_000_000  # parameters of a network that can be compared name by name, whatever the file lacks
 
 
-class CheckpointError(ValueError):
+class CheckpointError(RcdmError, ValueError):
     """Weights that are unknown, damaged, foreign, or do not fit their description; the message names the file."""
 
 

@@ -19,6 +19,7 @@ from rcdm_fast import config as configs
 from rcdm_fast import downloads, storage
 from rcdm_fast.config import ConfigError, ModelConfig
 from rcdm_fast.encoders.sources import Source
+from rcdm_fast.errors import RcdmError
 from rcdm_fast.models import zoo
 
 FILE = "model.safetensors"
@@ -28,7 +29,7 @@ _BESIDE = re.compile(r"(file|onnx):([\w-][\w.-]*)")  # an encoder's file in the 
 _NEEDED = "needs huggingface_hub: pip install 'rcdm_fast[hub]'"
 
 
-class HubError(OSError):
+class HubError(RcdmError, OSError):
     """A repository that cannot be read or written; the message names it."""
 
 

@@ -9,7 +9,6 @@ Knows nothing about single operators.
 from __future__ import annotations
 
 import ctypes
-import importlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,8 +66,8 @@ def instruction_set() -> str:
 def build_facts() -> dict[str, str]:
     """What setup.py recorded: torch and the compilers of the build; empty when the package was never built."""
     try:
-        module = importlib.import_module("rcdm_fast._build_info")
-    except ModuleNotFoundError:
+        import rcdm_fast._build_info as module
+    except ImportError:
         return {}
     names = {"torch": "TORCH", "compiler": "COMPILER", "nvcc": "NVCC"}
     return {key: str(getattr(module, name, "")) for key, name in names.items()}
@@ -95,8 +94,8 @@ def _load(name: str, path: Path) -> Part:
 
 def _reason_left_out(name: str) -> str:
     try:
-        module = importlib.import_module("rcdm_fast._build_info")
-    except ModuleNotFoundError:
+        import rcdm_fast._build_info as module
+    except ImportError:
         return "the package was not built: it runs from source files without an install"
     reasons: dict[str, str] = module.PARTS
     return reasons.get(name) or f"{FILES[name]} was built but is not there any more; install the package again"

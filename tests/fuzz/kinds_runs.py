@@ -16,6 +16,7 @@ from rcdm_fast.config import ConfigError
 from rcdm_fast.data.image_set import ImageSet, fingerprint
 from rcdm_fast.downloads import DownloadError
 from rcdm_fast.engines import cache
+from rcdm_fast.errors import RunError
 from rcdm_fast.exporters import plan_file
 from rcdm_fast.exporters.onnx import GraphError
 from rcdm_fast.images import ImageError
@@ -26,7 +27,7 @@ from rcdm_fast.storage import StorageError
 from rcdm_fast.training import representations
 from rcdm_fast.training.config import TrainConfig
 from rcdm_fast.training.run import Run
-from rcdm_fast.training.state import RunError, RunFolder
+from rcdm_fast.training.state import RunFolder
 from rcdm_fast.training.team import Team
 from tests import small
 from tests.file_server import FileServer
