@@ -48,7 +48,7 @@ def levels(jobs: Path) -> np.ndarray:
 def snippets(checkout: Path) -> dict[str, str]:
     """Python examples of the page, by a word that each has."""
     blocks = re.findall(r"```python\n(.*?)```", (checkout / "docs" / "generate.md").read_text(), re.DOTALL)
-    words = ("webdataset", "np.load", "read_table", "job-folder", "model.generate")
+    words = ("webdataset", "np.load", "read_table", "job-folder", "rcdm_fast.generate")
     found = {word: next(block for block in blocks if word in block) for word in words}
     assert len(set(found.values())) == len(blocks) == len(words)
     return found
