@@ -10,7 +10,6 @@ What is already as it should be stays as it is.
 from __future__ import annotations
 
 import ast
-import json
 import re
 import subprocess
 import sys
@@ -83,7 +82,9 @@ SYMBOLS = {
     for name in names.split()
 }
 METHODS = ("export", "generate", "agenerate")
-RECEIVER = re.compile(r"(.*\.)?(model|m|again|rescaled)|(.*\b)?(_?model|_?gpu_model|rescaled|load|_loaded)\(.*\)|models\[.*\]", re.S)
+RECEIVER = re.compile(
+    r"(.*\.)?(model|m|again|rescaled)|(.*\b)?(_?model|_?gpu_model|rescaled|load|_loaded)\(.*\)|models\[.*\]", re.S
+)
 FUNCTIONS = {P + "export"}  # what is a function now and must not be taken for the old package of that name
 SKIP = ("CHANGELOG.md",)
 SHOWN = {".py", ".md", ".toml", ".ipynb", ".cfg", ".in", ".sh", ".yaml", ".h", ".cpp", ".cu", ".cuh", ".json", ""}
@@ -115,8 +116,15 @@ def files(root: Path) -> list[Path]:
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=root, capture_output=True, text=True, check=True
     ).stdout.splitlines()
     found = [root / name for name in names]
-    return [each for each in found if each.is_file() and not each.is_symlink() and each.suffix in SHOWN
-            and each.name not in SKIP and "results" not in each.parts]
+    return [
+        each
+        for each in found
+        if each.is_file()
+        and not each.is_symlink()
+        and each.suffix in SHOWN
+        and each.name not in SKIP
+        and "results" not in each.parts
+    ]
 
 
 def move(root: Path) -> None:
@@ -164,12 +172,16 @@ def rewrite_imports(text: str) -> str:
     lines = text.split("\n")
     renames: dict[str, str] = {}
     edits: list[tuple[int, int, list[str]]] = []
-    used = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} | {
-        n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)
-    } | {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
-    stored = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)} | {
-        n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)
-    } | {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    used = (
+        {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
+        | {n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)}
+        | {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    )
+    stored = (
+        {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)}
+        | {n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)}
+        | {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    )
     bound: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
@@ -190,7 +202,9 @@ def rewrite_imports(text: str) -> str:
                         bound.add(name)
                     else:
                         asname = alias.name
-                groups.setdefault(parent, []).append(name + (f" as {asname}" if asname and asname != name or alias.asname else ""))
+                groups.setdefault(parent, []).append(
+                    name + (f" as {asname}" if (asname and asname != name) or alias.asname else "")
+                )
             if changed:
                 first = lines[node.lineno - 1]
                 indent = first[: node.col_offset]
@@ -208,7 +222,11 @@ def rewrite_imports(text: str) -> str:
         if isinstance(node, ast.Import):
             if any(mapped(a.name) != a.name for a in node.names if a.name.startswith(P)):
                 indent = lines[node.lineno - 1][: node.col_offset]
-                new = [f"{indent}import {mapped(a.name) if a.name.startswith(P) else a.name}" + (f" as {a.asname}" if a.asname else "") for a in node.names]
+                new = [
+                    f"{indent}import {mapped(a.name) if a.name.startswith(P) else a.name}"
+                    + (f" as {a.asname}" if a.asname else "")
+                    for a in node.names
+                ]
                 edits.append((node.lineno - 1, node.end_lineno, new))
     if renames:
         spots = sorted(
@@ -246,7 +264,8 @@ def rewrite_attributes(text: str) -> str:
                 continue
             module = bound[node.value.id]
             target = SYMBOLS.get((module, node.attr)) or next(
-                (new for (old, name), new in SYMBOLS.items() if name == node.attr and mapped(old) == module != new), None
+                (new for (old, name), new in SYMBOLS.items() if name == node.attr and mapped(old) == module != new),
+                None,
             )
             if target is None or node.lineno != node.end_lineno:
                 continue
@@ -304,7 +323,9 @@ def rewrite_methods(text: str) -> str:
             return text
         text = raw.decode()
         if not re.search(r"^import rcdm_fast$", text, re.M):
-            text = re.sub(r"^(from __future__ import annotations\n)", r"\1\nimport rcdm_fast\n", text, count=1, flags=re.M)
+            text = re.sub(
+                r"^(from __future__ import annotations\n)", r"\1\nimport rcdm_fast\n", text, count=1, flags=re.M
+            )
     return text
 
 
@@ -344,7 +365,9 @@ for _old in MODULES:
 
 def paths(match: re.Match[str]) -> str:
     given = match[0]
-    short = given.removeprefix("rcdm_fast/") if given.startswith(("rcdm_fast/training/", "rcdm_fast/kernels/")) else given
+    short = (
+        given.removeprefix("rcdm_fast/") if given.startswith(("rcdm_fast/training/", "rcdm_fast/kernels/")) else given
+    )
     if short.startswith("rcdm_fast/export/"):
         short = short.replace("rcdm_fast/export/", "rcdm_fast/exporters/", 1)
         given = short
@@ -393,9 +416,11 @@ def rewrite(file: Path, root: Path) -> bool:
         text = rewrite_imports(text)
         if file.parts[len(root.parts)] in ("tests", "examples", "benchmarks", "rcdm_fast", "training"):
             text = rewrite_methods(text)
-    text = re.sub(r"from (rcdm_fast[\w.]*) import (\w+(?: as \w+)?(?:, \w+(?: as \w+)?)*)(?![\w(])", snippet, text) if (
-        file.suffix != ".py" or "import" in text
-    ) else text
+    text = (
+        re.sub(r"from (rcdm_fast[\w.]*) import (\w+(?: as \w+)?(?:, \w+(?: as \w+)?)*)(?![\w(])", snippet, text)
+        if (file.suffix != ".py" or "import" in text)
+        else text
+    )
     text = re.sub(r"\brcdm_fast(?:\.[A-Za-z_]\w*)+", dotted, text)
     text = re.sub(r"(?<![\w/.-])(?:rcdm_fast|training)/[\w/]+\.py\b", paths, text)
     if file.suffix in (".py", ".md"):

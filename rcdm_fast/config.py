@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from rcdm_fast import size
 from rcdm_fast.checks import Checked, Count, Range, Share, ShareBelowOne, described, meant
 from rcdm_fast.checks import ConfigError as ConfigError
-from rcdm_fast.doors import printable
+from rcdm_fast.doors import printable, said
 
 T = TypeVar("T")
 
@@ -296,7 +296,7 @@ def from_json(cls: type[T], text: str, where: str = "config") -> T:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:  # too many digits and too many brackets are no JSONDecodeError
-        raise ConfigError(f"{where}: not valid JSON ({error})") from error
+        raise ConfigError(f"{where}: not valid JSON ({said(error)})") from error
     version = data.get("format_version", FORMAT_VERSION) if isinstance(data, dict) else FORMAT_VERSION
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise ConfigError(

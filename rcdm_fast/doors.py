@@ -56,9 +56,14 @@ def said(error: BaseException) -> str:
 
 
 def printable(name: object) -> str:
-    """A name or a text for messages and for files of UTF-8: escapes for what is no UTF-8, bounded in length."""
-    text = escaped(str(name))
+    """A name or a text for messages, in one line of bounded length: escapes for what is no UTF-8 or ends a line."""
+    text = "".join(_shown(sign) for sign in escaped(str(name)))
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}...{text[-_SHOWN // 2 :]}"
+
+
+def _shown(sign: str) -> str:
+    """A character, or its escape where it would not be seen or would end the line."""
+    return sign if sign.isprintable() else repr(sign)[1:-1]
 
 
 def escaped(name: str) -> str:
@@ -97,6 +102,23 @@ def regular(path: str | os.PathLike[str]) -> None:
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise OSError("no regular file")
+
+
+def regular_folder(folder: str | os.PathLike[str]) -> None:
+    """Raise `OSError`, which names it, if something below a folder is a pipe, a device or a socket; see `regular`.
+
+    For folders that another library reads, of which nobody knows what it opens. Links lead to what they lead to; those
+    that lead nowhere are left to whoever opens them. Belongs into a door.
+    """
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                try:
+                    regular(os.path.join(place, name))
+                except OSError as error:
+                    if isinstance(error, FileNotFoundError):
+                        raise
+                    raise OSError(f"{name}: {said(error)}") from error
 
 
 def _of_reader(error: BaseException) -> bool:

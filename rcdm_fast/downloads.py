@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rcdm_fast import locks, storage, transfers
-from rcdm_fast.doors import door
+from rcdm_fast.doors import door, regular
 from rcdm_fast.transfers import CHUNK_BYTES as CHUNK_BYTES
 from rcdm_fast.transfers import DownloadError as DownloadError
 
@@ -210,6 +210,7 @@ def _sum_file(target: Path) -> Path:
 def _recorded(target: Path) -> str | None:
     """The digest in NAME.sha256, a line as sha256sum writes it; None if there is none that makes sense."""
     try:
+        regular(_sum_file(target))
         words = _sum_file(target).read_text(encoding="utf-8").split()
     except (OSError, ValueError):
         return None

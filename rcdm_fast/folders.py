@@ -60,12 +60,15 @@ def tree(root: Path) -> Tree:
             path = folder / entry.name
             if entry.name.startswith("."):
                 continue
-            if path.is_dir():
-                (linked if entry.is_symlink() else plain).append(path)
-            elif path.is_file():
-                files.append(path)
-            else:
-                unseen.append(f"{path} (no file, or a link that leads nowhere)")
+            try:
+                if path.is_dir():
+                    (linked if entry.is_symlink() else plain).append(path)
+                elif path.is_file():
+                    files.append(path)
+                else:
+                    unseen.append(f"{path} (no file, or a link that leads nowhere)")
+            except OSError as error:  # a link into a place that may not be looked at
+                unseen.append(f"{path} ({error.strerror or error})")
     return Tree(tuple(sorted(files)), tuple(unseen))
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import filelock
 
+from rcdm_fast.doors import regular
 from rcdm_fast.storage import REFUSED, StorageError, no_link
 
 log = logging.getLogger(__name__)
@@ -154,6 +155,7 @@ def _cleared(file: Path, holder: dict[str, object]) -> bool:
 def _holder(file: Path) -> dict[str, object] | None:
     """Who made the file; empty if it does not say, None if it is gone."""
     try:
+        regular(file)
         found = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None

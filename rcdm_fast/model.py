@@ -155,6 +155,11 @@ class Model(Pretrained, Sampler):
 
         Returns:
             float32 [N,3,H,W] on the model's device. The round trip is close, not exact.
+
+        Raises:
+            images.ImageError: what is no picture; floats outside [-1,1], such as levels 0..255, are none.
+            ConfigError: a wrong shape, width, step count or setting.
+            SamplingError: no `h`, and the model has no encoder.
         """
         iterations = whole(iterations, "iterations", Range(0))
         size = arguments.batch_size(batch_size, self.device)

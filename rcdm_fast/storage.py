@@ -20,7 +20,7 @@ import string
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal
 
 import safetensors
 import safetensors.torch
@@ -36,6 +36,11 @@ log = logging.getLogger(__name__)
 REFUSED = frozenset({errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 
 _NO_RENAME = frozenset({errno.EXDEV, errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBUSY})
+_IN_PLACE = {
+    "ab": os.O_WRONLY | os.O_CREAT | os.O_APPEND,
+    "a+b": os.O_RDWR | os.O_CREAT | os.O_APPEND,
+    "r+b": os.O_RDWR,
+}
 _NAME_BYTES = 255
 _ENDING = 20  # characters of what can be an extension
 _RANDOM = random.SystemRandom()
@@ -70,7 +75,7 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     except OSError as error:
         raise StorageError(f"{path}: cannot be written ({error.strerror or error})") from error
     except safetensors.SafetensorError as error:
-        raise StorageError(f"{path}: cannot be written ({error})") from error
+        raise StorageError(f"{path}: cannot be written ({doors.said(error)})") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -140,7 +145,7 @@ def _new(target: Path, make: Any) -> Path:
 
 
 def no_link(path: str, flags: int) -> int:
-    """Opener for `open` of a file that is changed in place: itself, never what a link of its name leads to.
+    """`os.open` of a file itself, never of what a link of its name leads to.
 
     Raises:
         OSError: a link, or what `os.open` raises.
@@ -151,6 +156,15 @@ def no_link(path: str, flags: int) -> int:
         if error.errno == errno.ELOOP and os.path.islink(path):
             raise OSError(errno.ELOOP, "it is a link to another place", path) from error
         raise
+
+
+def open_in_place(path: Path, mode: Literal["ab", "a+b", "r+b"]) -> IO[bytes]:
+    """Open a file that is changed in place; a link of its name is never followed.
+
+    Raises:
+        OSError: a link, or what `os.open` raises.
+    """
+    return os.fdopen(no_link(str(path), _IN_PLACE[mode]), mode)
 
 
 def flush(path: Path) -> None:
@@ -277,14 +291,16 @@ def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str
 
 @contextlib.contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
+    found = doors.path(path, StorageError)
+    where = doors.printable(path)
     try:
-        doors.regular(path)
-        with safetensors.safe_open(str(path), framework="pt") as file:
+        doors.regular(found)
+        with safetensors.safe_open(str(found), framework="pt") as file:
             yield file
     except FileNotFoundError as error:
-        raise StorageError(f"{path}: no such file") from error
+        raise StorageError(f"{where}: no such file") from error
     except (safetensors.SafetensorError, OSError) as error:
-        raise StorageError(f"{path}: not a readable safetensors file, or truncated ({error})") from error
+        raise StorageError(f"{where}: not a readable safetensors file, or truncated ({doors.said(error)})") from error
 
 
 def write_json(path: str | os.PathLike[str], data: Any) -> None:

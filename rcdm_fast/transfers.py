@@ -23,7 +23,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from rcdm_fast import storage
+from rcdm_fast import doors, storage
 from rcdm_fast.errors import RcdmError
 
 log = logging.getLogger(__name__)
@@ -142,7 +142,7 @@ def _append(response: http.client.HTTPResponse, partial: Path, offset: int, size
     received = offset
     total = size if size >= 0 else None
     bar = tqdm(total=total, initial=offset, unit="B", unit_scale=True, desc=partial.stem, disable=None)
-    with open(partial, "ab", opener=storage.no_link) as file, bar:
+    with storage.open_in_place(partial, "ab") as file, bar:
         while True:
             try:
                 chunk = response.read(CHUNK_BYTES)
@@ -175,7 +175,7 @@ def _opened(url: str, range_headers: dict[str, str], timeout_s: float) -> Iterat
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
         raise DownloadError(f"{url}: cannot be reached ({_reason(error)}); is there a network connection?") from error
     except ValueError as error:
-        raise DownloadError(f"{url}: not an address ({error})") from error
+        raise DownloadError(f"{url}: not an address ({doors.said(error)})") from error
     with response:
         wrong = _no_file(url, response, bool(range_headers))
         if wrong:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import logging
 import os
@@ -233,6 +234,14 @@ BAD_TENSORS: dict[str, tuple[Change, str]] = {
         lambda w: changed(w, middle_block__1__norm__bias=torch.zeros(7)),
         r"wrong shape: middle_block.1.norm.bias \[7\] instead of \[64\]",
     ),
+    "transposed": (
+        lambda w: changed(w, middle_block__1__qkv__weight=w["middle_block.1.qkv.weight"].transpose(0, 1).contiguous()),
+        r"wrong shape: middle_block.1.qkv.weight \[64, 192, 1\] instead of \[192, 64, 1\]",
+    ),
+    "flat": (
+        lambda w: changed(w, middle_block__1__qkv__weight=w["middle_block.1.qkv.weight"].flatten()),
+        r"wrong shape: middle_block.1.qkv.weight \[12288\] instead of \[192, 64, 1\]",
+    ),
     "integers": (
         lambda w: changed(w, out__2__bias=torch.zeros(6, dtype=torch.int64)),
         "not floating-point: out.2.bias",
@@ -265,6 +274,9 @@ def test_nothing_unloadable_is_written(tmp_path: Path, weights: Tensors) -> None
     path = tmp_path / "small.safetensors"
     with pytest.raises(CheckpointError, match="unexpected: extra"):
         save_model(path, CONFIG, changed(weights, extra=torch.zeros(1)))
+    turned = changed(weights, middle_block__1__qkv__weight=weights["middle_block.1.qkv.weight"].transpose(0, 1))
+    with pytest.raises(CheckpointError, match=r"wrong shape: middle_block\.1\.qkv\.weight"):
+        save_model(path, CONFIG, turned)
     huge = changed(weights, out__2__bias=torch.full((6,), 1e6))
     with pytest.raises(CheckpointError, match=r"\(as float16\): out.2.bias holds NaN or infinite"):
         save_model(path, CONFIG, huge, torch.float16)
@@ -337,6 +349,27 @@ def test_foreign_pickles(tmp_path: Path, content: object, message: str) -> None:
     torch.save(content, tmp_path / "foreign.pt")
     with pytest.raises(CheckpointError, match=rf"foreign\.pt: .*{message}"):
         load_model(tmp_path / "foreign.pt")
+
+
+def test_digests(tmp_path: Path, weights: Tensors) -> None:
+    """Of a file, of a folder's file, of a bundled model; in capitals, too."""
+    file = save_model(tmp_path / "bundled" / "small.safetensors", CONFIG, weights)
+    folder = save_model(tmp_path / "folder", CONFIG, weights).parent
+    torch.save(weights, tmp_path / "a.pt")
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    for source, flags in ((file, None), (str(file), None), (folder, None), ("small", None), (tmp_path / "a.pt", FLAGS)):
+        read = tmp_path / "a.pt" if flags else folder / "model.safetensors" if source == folder else file
+        good = hashlib.sha256(read.read_bytes()).hexdigest()
+        for given in (good, good.upper()):
+            assert equal(load_model(source, flags, given)[1], weights)
+        with pytest.raises(CheckpointError, match=r"SHA-256|sha256"):
+            load_model(source, flags, "0" * 64)
+    for wrong in ("", "0" * 63, "0" * 65, "g" * 64, f" {digest[1:]}"):
+        with pytest.raises(ConfigError, match="64 hexadecimal digits"):
+            load_model(file, None, wrong)
+    (tmp_path / "several" / "unet").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="no one SHA-256 describes"):
+        load_model(tmp_path / "several", None, digest)
 
 
 def test_foreign_metadata(tmp_path: Path, weights: Tensors) -> None:

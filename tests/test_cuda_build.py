@@ -27,7 +27,7 @@ def test_every_source_is_tested(checkout: Path) -> None:
 
 
 @needs_nvcc
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", [pytest.param(SOURCES[0], marks=pytest.mark.long), *SOURCES[1:]])
 def test_kernels_compile_without_spills(checkout: Path, tmp_path: Path, source: str) -> None:
     command = [str(NVCC), "-std=c++17", "-O3", "--threads", "0", "-I", str(checkout / "csrc"), "-Xptxas", "-v"]
     command += [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURES]

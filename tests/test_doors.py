@@ -83,3 +83,4 @@ def test_names_for_messages() -> None:
     assert doors.escaped("caf\u00e9.png") == "caf\u00e9.png"
     doors.escaped("\ud800 \udce9").encode("utf-8")
     assert len(doors.printable("n" * 10_000)) == 303
+    assert doors.printable("a\nb\x00\u2028\u00e9 \u5199") == "a\\nb\\x00\\u2028\u00e9 \u5199"

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import resource
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,9 @@ def test_onnx_metadata_and_channels_last(tmp_path: Path) -> None:
     assert encoder.config == dataclasses.replace(convention, source=f"onnx:{path}", dim=3)
     images = pictures(8)
     assert close(encoder.encode(images), (images.mean((2, 3)) + 1) / 2)
+    path.write_bytes(path.read_bytes().replace(b"elsewhere", b"elsewher\xf6"))
+    with pytest.raises(EncoderError, match=r"means\.onnx: its metadata cannot be read"):
+        build(f"onnx:{path}")
 
 
 def test_onnx_files_that_are_none(tmp_path: Path) -> None:
@@ -196,3 +200,14 @@ def test_weights_that_cannot_be_read(content: bytes, tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(EncoderError, match=r"weights\.pt"):
         build(f"timm:test_resnet?weights={path}")
+
+
+def test_an_archive_that_claims_more_than_it_is(tmp_path: Path) -> None:
+    """Of a few bytes that become many when they are unpacked, which `torch.save` never writes."""
+    path = tmp_path / "weights.pt"
+    torch.save(torch.zeros(10), path)
+    assert torch.equal(weights.read_pickle(path), torch.zeros(10))
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("weights/version", bytes(10_000_000))
+    with pytest.raises(EncoderError, match=r"weights\.pt: not a readable.*version claims 10000000 bytes"):
+        weights.read_pickle(path)

@@ -159,6 +159,10 @@ def test_folders_that_hold_no_encoder(tmp_path: Path) -> None:
     transformers.BertModel(words).save_pretrained(tmp_path / "words")
     with pytest.raises(EncoderError, match="does not take pictures"):
         build(f"transformers:{tmp_path}/words?image_size=28&mean=0.5&std=0.5")
+    text = (tmp_path / "words" / "config.json").read_text()
+    (tmp_path / "words" / "config.json").write_text(text.replace('hidden_layers": 1', 'hidden_layers": 32769'))
+    with pytest.raises(EncoderError, match="num_hidden_layers is 32769; at most 1000 are built"):
+        build(f"transformers:{tmp_path}/words?image_size=28&mean=0.5&std=0.5")
 
 
 SOURCE = Source("transformers", "somewhere")

@@ -6,12 +6,13 @@ import dataclasses
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from rcdm_fast.config import ConfigError, ScheduleConfig, UNetConfig
-from rcdm_fast.models.flags import FlagValue, configs_from_flags, flags_from_configs, read_flags
+from rcdm_fast.models.flags import DEFAULTS, FlagValue, configs_from_flags, flags_from_configs, read_flags
 from rcdm_fast.models.infer_flags import LAYOUTS, RELEASE_FLAGS, recognise
 from rcdm_fast.models.unet import UNet
 from tests import reference_weights
@@ -169,6 +170,73 @@ def test_flags_files(tmp_path: Path) -> None:
         read_flags(path)
     with pytest.raises(ConfigError, match="cannot be read"):
         read_flags(tmp_path)
+    path.write_text(json.dumps({"num_heads": "x" * 10_000}))
+    with pytest.raises(ConfigError, match=r"flags\.json: flag num_heads='xxx") as raised:
+        read_flags(path)
+    assert len(str(raised.value)) < 1000
+    for wrong in ({"num_channels": -1}, {"dropout": 1e9}, {"num_heads": 3}, {"ssl_dim": 0}):
+        path.write_text(json.dumps(wrong))
+        with pytest.raises(ConfigError, match=r"flags\.json: "):
+            configs_from_flags(path)
+
+
+BASE: dict[str, FlagValue] = {
+    "image_size": 64, "num_channels": 64, "channel_mult": "1,2,3,4", "attention_resolutions": "32,16", "ssl_dim": 7,
+}  # fmt: skip
+# Every flag with another value than in BASE or its default, and what that makes of the network and the process.
+EACH: dict[str, tuple[FlagValue, dict[str, Any]]] = {
+    "image_size": (128, {"image_size": 128}),
+    "num_channels": (96, {"num_channels": 96}),
+    "num_res_blocks": (3, {"num_res_blocks": 3}),
+    "num_heads": (2, {"num_heads": 2}),
+    "num_heads_upsample": (2, {"num_heads_upsample": 2}),
+    "num_head_channels": (16, {"num_head_channels": 16}),
+    "attention_resolutions": ("16", {"attention_resolutions": (16,)}),
+    "channel_mult": ("1,2,2,4", {"channel_mult": (1, 2, 2, 4)}),
+    "dropout": (0.25, {"dropout": 0.25}),
+    "class_cond": (True, {"num_classes": 1000}),
+    "use_checkpoint": (True, {}),
+    "use_scale_shift_norm": (False, {"use_scale_shift_norm": False}),
+    "resblock_updown": (True, {"resblock_updown": True}),
+    "use_fp16": (True, {}),
+    "use_new_attention_order": (True, {"use_new_attention_order": True}),
+    "learn_sigma": (True, {"learn_sigma": True, "variance": "learned_range"}),
+    "diffusion_steps": (500, {"diffusion_steps": 500}),
+    "noise_schedule": ("cosine", {"noise_schedule": "cosine"}),
+    "timestep_respacing": ("ddim25", {}),
+    "use_kl": (True, {}),
+    "predict_xstart": (True, {"prediction": "x0"}),
+    "rescale_timesteps": (True, {"rescale_timesteps": True}),
+    "rescale_learned_sigmas": (True, {}),
+    "feat_cond": (False, {"representation_dim": 0}),
+    "ssl_dim": (9, {"representation_dim": 9}),
+    "G_shared": (True, {}),
+    "pretrained": (True, {}),
+    "sigma_small": (True, {"variance": "fixed_small"}),
+    "num_classes": (10, {"num_classes": 10}),
+    "conv_resample": (False, {"conv_resample": False}),
+}
+
+
+def test_every_flag_says_one_thing_and_comes_back() -> None:
+    assert EACH.keys() == DEFAULTS.keys()
+    unet, schedule = configs_from_flags(BASE)
+    plain = {**dataclasses.asdict(unet), **dataclasses.asdict(schedule)}
+    said: set[str] = set()
+    for name, (value, changes) in EACH.items():
+        for given in (value, str(value), str(value).lower()):
+            own = configs_from_flags(BASE | {name: given})
+            found = {**dataclasses.asdict(own[0]), **dataclasses.asdict(own[1])}
+            assert {key: found[key] for key in plain if found[key] != plain[key]} == changes, name
+        flags = flags_from_configs(*own)
+        assert configs_from_flags(json.loads(json.dumps(flags))) == own, name
+        assert not changes or str(flags[name]) == str(value), name
+        said |= changes.keys()
+    fields = {item.name for cls in (UNetConfig, ScheduleConfig) for item in dataclasses.fields(cls)}
+    assert said == fields - {"clamp_variance"}
+    for beyond in ({"prediction": "v"}, {"clamp_variance": True}):
+        with pytest.raises(ConfigError, match="published flags cannot describe"):
+            flags_from_configs(unet, dataclasses.replace(schedule, **beyond))
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -75,9 +75,19 @@ def test_a_folder_that_cannot_be_listed_is_told_of(
             raise PermissionError(13, "Permission denied")
         return listed(folder)
 
+    looked = Path.is_dir
+
+    def is_dir(path: Path, *options: object) -> bool:
+        if path.name == "secret":  # a link into a place that may not be looked at
+            raise PermissionError(13, "Permission denied")
+        return looked(path)
+
+    (tmp_path / "secret").symlink_to("/proc/1/cwd")
     monkeypatch.setattr(os, "scandir", scandir)
+    monkeypatch.setattr(Path, "is_dir", is_dir)
     assert len(images.find(tmp_path)) == 1
     assert "shut (Permission denied)" in caplog.text
+    assert "secret (Permission denied)" in caplog.text
 
 
 @pytest.mark.parametrize("extension", [".jfif", ".jpe", ".avif", ".pbm", ".pnm", ".apng", ".JPEG"])

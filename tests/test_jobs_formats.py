@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import runpy
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -16,14 +18,15 @@ import pytest
 from PIL import Image
 
 import rcdm_fast
-from rcdm_fast import images
-from rcdm_fast.jobs import formats
-from rcdm_fast.jobs.settings import FORMATS, JobConfig
+from rcdm_fast import images, storage
+from rcdm_fast.jobs import formats, shard_tables
+from rcdm_fast.jobs.settings import FORMATS, Format, JobConfig
+from rcdm_fast.jobs.shard import Picture
 from tests import jobs_cases, small
 from tests.jobs_cases import manifest
 
 pytest.importorskip("webdataset")
-pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +132,125 @@ def test_encodings(tmp_path: Path, encoding: Any, quality: int, exact: bool) -> 
         assert file.format == encoding.upper()
         difference = np.abs(np.asarray(file).astype(int) - picture).max()
     assert (difference == 0) if exact else (0 < difference < 12)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "quality", "options"),
+    [
+        ("jpeg", 95, {"quality": 95, "subsampling": "4:4:4"}),
+        ("jpeg", 30, {"quality": 30, "subsampling": "4:4:4"}),
+        ("jpeg", 100, {"quality": 100, "subsampling": "4:4:4"}),
+        ("webp", 99, {"quality": 99}),
+        ("webp", 100, {"lossless": True}),
+        ("png", 30, {}),
+    ],
+)
+def test_files_are_as_pillow_writes_them(encoding: Any, quality: int, options: dict[str, Any]) -> None:
+    """Colour at full resolution in a JPEG, WebP without loss at 100 only."""
+    levels = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(levels).save(file, encoding, **options)
+    assert formats.find(JobConfig(encoding=encoding, quality=quality)).encode(levels) == file.getvalue()
+
+
+def made(sizes: list[int], seed: int = 0) -> list[Picture]:
+    return [
+        Picture(f"k{number}", {"item": 3, "id": f"n{number}", "sample": number, "seed": seed}, bytes(size))
+        for number, size in enumerate(sizes)
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["png", "jpeg", "webp"])
+def test_names_in_a_shard(tmp_path: Path, encoding: Any) -> None:
+    """Whatever the form: the key, and the usual extension; a tar describes every picture beside it."""
+    extension = {"png": "png", "jpeg": "jpg", "webp": "webp"}[encoding]
+    names = [f"k{number}.{extension}" for number in range(2)]
+    starts: dict[Format, list[int]] = {"webdataset": [512, 512 + 4 * 512], "folder": [0, 1], "parquet": [0, 1]}
+    for form, offsets in starts.items():
+        shards = formats.find(JobConfig(format=form, encoding=encoding))
+        assert shards.write(tmp_path / form, made([4, 5]), (0, 0)) == offsets
+    assert sorted(each.name for each in (tmp_path / "folder").iterdir()) == names
+    with tarfile.open(tmp_path / "webdataset") as tar:
+        members = tar.getmembers()
+        assert [each.name for each in members] == [names[0], "k0.json", names[1], "k1.json"]
+        assert {(each.mode, each.mtime, each.uid, each.uname) for each in members} == {(0o644, 0, 0, "")}
+        about = tar.extractfile("k1.json")
+        assert about is not None
+        assert json.loads(about.read()) == {"item": 3, "id": "n1", "sample": 1, "seed": 0}
+    found = parquet.read_table(tmp_path / "parquet")
+    assert [each["path"] for each in found["image"].to_pylist()] == names
+
+
+def test_rows_of_a_table(tmp_path: Path) -> None:
+    """The largest seed too; and the features that Hugging Face datasets reads are those of the columns."""
+    formats.find(JobConfig(format="parquet")).write(tmp_path / "a.parquet", made([4, 5], 2**64 - 1), (0, 0))
+    found = parquet.read_table(tmp_path / "a.parquet")
+    assert found.column_names == ["image", "item", "id", "sample", "seed"]
+    assert found.select(["item", "id", "sample", "seed"]).to_pylist() == [
+        {"item": 3, "id": f"n{number}", "sample": number, "seed": 2**64 - 1} for number in range(2)
+    ]
+    features = json.loads(found.schema.metadata[b"huggingface"])["info"]["features"]
+    kinds = {name: each.get("dtype", each["_type"]) for name, each in features.items()}
+    assert kinds == {"image": "Image", "item": "int64", "id": "string", "sample": "int64", "seed": "uint64"}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "groups"),
+    [
+        ([], [0]),
+        ([400], [1]),
+        ([100, 200], [2]),
+        ([100, 200, 1], [2, 1]),
+        ([100, 150, 100, 150, 100], [2, 2, 1]),
+        ([301, 301], [1, 1]),
+    ],
+)
+def test_groups_of_rows_hold_what_a_column_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: list[int], groups: list[int]
+) -> None:
+    monkeypatch.setattr(shard_tables, "GROUP_BYTES", 300)
+    pictures = made(sizes)
+    shards = formats.find(JobConfig(format="parquet"))
+    offsets = shards.write(tmp_path / "a.parquet", pictures, (0, 0))
+    file = parquet.ParquetFile(tmp_path / "a.parquet")
+    assert [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)] == groups
+    assert list(shards.read(tmp_path / "a.parquet", [{"offset": each} for each in offsets])) == [
+        each.payload for each in pictures
+    ]
+
+
+@pytest.mark.parametrize("form", ["webdataset", "npz", "parquet"])
+def test_rows_in_any_order_and_beyond_the_shard(tmp_path: Path, form: Any) -> None:
+    shards = formats.find(JobConfig(format=form))
+    pictures = [Picture(each.key, each.about, bytes([number]) * 12) for number, each in enumerate(made([12] * 3))]
+    offsets = shards.write(tmp_path / "shard", pictures, (2, 2))
+    rows = [{"offset": offset, "bytes": 12} for offset in (offsets[2], offsets[0], offsets[0], 1 << 40, offsets[1])]
+    assert list(shards.read(tmp_path / "shard", rows)) == [bytes([2]) * 12, bytes(12), bytes(12), b"", bytes([1]) * 12]
+    if form != "webdataset":
+        assert list(shards.read(tmp_path / "shard", [{"offset": 3, "bytes": 12}])) == [b""]
+
+
+def test_arrays_are_joined_and_read_to_their_end(tmp_path: Path) -> None:
+    shards = formats.find(JobConfig(format="npz"))
+    for number in range(3):
+        contents = [bytes([10 * number + place]) * 36 for place in range(2)]
+        pictures = [Picture("k", {}, content) for content in contents]
+        shards.write(tmp_path / f"{number}.npz", pictures, (3, 4))
+    paths = [tmp_path / f"{number}.npz" for number in (2, 0, 1)]
+    formats.join_arrays(paths, tmp_path / "all.npz", 6, (3, 4))
+    with np.load(tmp_path / "all.npz") as found:
+        assert (found["arr_0"].shape, found["arr_0"].dtype) == ((6, 3, 4, 3), np.uint8)
+        assert found["arr_0"][:, 2, 3, 1].tolist() == [20, 21, 0, 1, 10, 11]
+    assert [each[0] for each in formats.joined_payloads(tmp_path / "all.npz")] == [20, 21, 0, 1, 10, 11]
+    formats.join_arrays(paths, tmp_path / "long.npz", 5, (3, 4))
+    with pytest.raises(storage.StorageError, match=r"long\.npz: cannot be read \(.*more than its header says"):
+        list(formats.joined_payloads(tmp_path / "long.npz"))
+
+
+def test_room_that_is_surely_needed() -> None:
+    """Of npz the shards that are missing, and all pictures once more in one file."""
+    assert formats.size_bytes(JobConfig(format="npz"), 16, 5, 20) == 16 * 16 * 3 * 25
+    assert formats.size_bytes(JobConfig(), 16, 5, 20) == 0
 
 
 def test_shards_do_not_depend_on_time_or_user(jobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

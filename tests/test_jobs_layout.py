@@ -28,3 +28,11 @@ def test_items_stay_whole_where_they_fit() -> None:
 def test_there_is_no_unit_beyond_the_last() -> None:
     with pytest.raises(IndexError):
         Layout(3, 2, 2).unit(3)
+
+
+@pytest.mark.parametrize(("per", "limit", "sizes"), [(10, 6, [5, 5]), (9, 4, [3, 3, 3]), (12, 7, [6, 6]), (8, 8, [8])])
+def test_parts_of_an_item_are_alike(per: int, limit: int, sizes: list[int]) -> None:
+    layout = Layout(2, per, limit)
+    units = [layout.unit(number) for number in range(layout.units)]
+    assert [unit.pictures for unit in units] == sizes * 2
+    assert [unit.first_item for unit in units] == [0] * len(sizes) + [1] * len(sizes)

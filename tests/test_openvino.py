@@ -41,12 +41,12 @@ def _reference(case: str, tmp_path: Path, engine: str, precision: str = "fp32") 
     return rcdm_fast.load(path, flags_path(case), device="cpu", engine=engine, precision=precision)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param(CASES[0], marks=pytest.mark.long), *CASES[1:]])
 def test_reference_cases(case: str, tmp_path: Path) -> None:
     truth = _reference(case, tmp_path, "eager")
     h = torch.randn(3, truth.config.unet.representation_dim)
-    cases = [drift.Case("openvino", "fp32"), *([drift.Case("openvino", "bf16")] if has_bf16 else [])]
-    cases.append(drift.Case("eager", "bf16"))
+    cases = [drift.Case("openvino", "fp32")]
+    cases += [drift.Case(engine, "bf16") for engine in ("openvino", "eager")] if has_bf16 else []
     settings = drift.Settings(steps=5, per=1, batch_size=2, rounds=1)
     _, exact, *reduced = drift.compare(truth, cases, h, settings)
     assert max(exact.step_errors) <= FORWARD_L2
@@ -106,6 +106,9 @@ def test_a_file_is_run_and_checked(tmp_path: Path) -> None:
     files[0].write_bytes(weights)
     with pytest.raises(GraphError, match="its checksum differs"):
         run(model.unet, files[1])
+    files[1].write_text(text.replace('"timestep"', '"timestop"'))
+    with pytest.raises(GraphError, match="damaged"):
+        run(model.unet, files[1])
     files[1].write_text(text[: len(text) // 2])
     with pytest.raises(GraphError, match="cannot read it"):
         run(model.unet, files[1])
@@ -125,6 +128,7 @@ def test_calibration_is_the_trajectory_itself() -> None:
     assert _relative(pictures, want) < 1e-5
 
 
+@pytest.mark.long
 def test_int8_keeps_the_pictures(tmp_path: Path) -> None:
     pytest.importorskip("nncf", reason="nncf is not installed")
     model = rcdm_fast.load("cifar10-simclr-trunk", engine="eager")
@@ -144,7 +148,8 @@ def test_int8_keeps_the_pictures(tmp_path: Path) -> None:
     assert found.file_bytes < share * sum(4 * value.numel() for value in model.unet.parameters())
 
 
-@pytest.mark.parametrize("condition", ["label", pytest.param("nothing", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("condition", ["label", "nothing"])
 def test_int8_of_models_without_representations(
     condition: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,7 +183,7 @@ def test_the_fewest_layers_that_are_enough(needed: int) -> None:
     assert len(asked) <= 3
 
 
-def test_int8_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int8_says_what_it_needs(tmp_path: Path) -> None:
     model = small.model()
     with pytest.raises(ConfigError, match="give at least 4 pictures"):
         rcdm_fast.export(model, "openvino", tmp_path / "out", precision="int8")
@@ -186,8 +191,14 @@ def test_int8_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         engines.make("openvino", model.unet, model.config, CPU, "int8")
     with pytest.raises(ConfigError, match="int8 runs in OpenVINO only"):
         engines.make("native", model.unet, model.config, CPU, "int8")
+
+
+@pytest.mark.long
+def test_int8_that_cannot_be_good_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("nncf", reason="nncf is not installed")
+    model = small.model()
     monkeypatch.setattr(openvino_int8, "PSNR_DB", 500.0)
+    monkeypatch.setattr(openvino_int8, "MOST_KEPT", 0.15)  # fewer to go through
     with pytest.raises(
         ExportError, match=r"needed 500.*in floating point: (in|out)put_blocks\.\d+\.\d.*\(\d\.\de-\d\d\)"
     ):

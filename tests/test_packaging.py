@@ -108,6 +108,7 @@ def _modules(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*.py")}
 
 
+@pytest.mark.long
 def test_only_one_name_is_importable(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         (top,) = (name for name in archive.namelist() if name.endswith("top_level.txt"))
@@ -115,12 +116,14 @@ def test_only_one_name_is_importable(wheel: Path) -> None:
     assert {name.split("/")[0] for name in _contents(wheel)} == {"rcdm_fast", "rcdm_fast-0.1.0.dist-info"}
 
 
+@pytest.mark.long
 def test_native_wheel_serves_every_later_python(wheel: Path) -> None:
     assert wheel.name.startswith("rcdm_fast-0.1.0-cp310-abi3-")
     libraries = {name for name in _contents(wheel) if name.endswith(".so")}
     assert libraries == {f"rcdm_fast/{library.FILES[part]}" for part, expected in EXPECTED.items() if expected}
 
 
+@pytest.mark.long
 def test_wheel_has_every_module_and_every_bundled_file(wheel: Path, checkout: Path) -> None:
     contents = _contents(wheel)
     for folder, name in (
@@ -137,12 +140,14 @@ def test_wheel_has_every_module_and_every_bundled_file(wheel: Path, checkout: Pa
     assert {"rcdm_fast/py.typed", "rcdm_fast/report/page.css"} <= contents
 
 
+@pytest.mark.long
 def test_wheel_has_nothing_else(wheel: Path) -> None:
     kinds = {Path(name).suffix for name in _contents(wheel) if name.startswith("rcdm_fast/")}
     assert kinds <= {".py", ".so", ".typed", ".json", ".safetensors", ".md", ".css"}
     assert not [name for name in _contents(wheel) if "test" in name or "csrc" in name or "benchmarks/" in name]
 
 
+@pytest.mark.long
 def test_installed_wheel_imports_with_native_code(installed: Path, tmp_path: Path) -> None:
     code = (
         "import rcdm_fast, torch; from rcdm_fast import ops; import rcdm_fast.data.image_set;"
@@ -154,6 +159,7 @@ def test_installed_wheel_imports_with_native_code(installed: Path, tmp_path: Pat
         assert Path(path).is_relative_to(installed.parent.parent)
 
 
+@pytest.mark.long
 def test_installed_wheel_samples_with_a_bundled_model(installed: Path, tmp_path: Path) -> None:
     ramp = np.linspace(0, 255, 64, dtype=np.uint8)
     pixels = np.stack([np.tile(ramp, (48, 1)), np.tile(ramp[:48, None], (1, 64)), np.full((48, 64), 90, np.uint8)], -1)

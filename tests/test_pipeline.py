@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -166,6 +168,25 @@ def test_encode_takes_files_pictures_and_tensors(model: Model, tmp_path) -> None
         model.encode([])
     with pytest.raises(images.ImageError, match=r"\[-1,1\]"):
         model.encode(torch.full((1, 3, 8, 8), 255.0))
+
+
+def test_levels_are_no_pictures_in_floats(model: Model) -> None:
+    """Values 0..255 are refused wherever pictures are taken, also where none is encoded; 8-bit ones are understood."""
+    photos = small.pictures(2)
+    h, levels = model.encode(photos), (photos + 1) * 127.5
+    forms: tuple[Any, ...] = (levels, levels.numpy(), list(levels), [levels[0].numpy(), levels[1]])
+    for given in forms:
+        for call in (model.encode, model.invert, lambda pictures: model.invert(pictures, h, steps=2)):
+            with pytest.raises(images.ImageError, match=r"expected pictures in \[-1,1\], got values in"):
+                call(given)
+    for given in (levels[0], levels[:1], photos[0] + 1):
+        with pytest.raises(images.ImageError, match=r"expected pictures in \[-1,1\], got values in"):
+            model.invert(given, h[:1])
+    bytes_ = images.to_uint8(photos)
+    exact = model.invert(images.from_uint8(bytes_), h, steps=2)
+    assert torch.equal(model.invert(bytes_.permute(0, 2, 3, 1).numpy(), h, steps=2), exact)
+    with pytest.raises(images.ImageError, match="uint8"):
+        model.invert(bytes_, h)
 
 
 def test_without_an_encoder_only_encode_fails(h: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,26 @@ def test_a_damaged_file_is_an_error(tmp_path: Path) -> None:
     (file,) = tmp_path.glob("representations-*.npy")
     file.write_bytes(file.read_bytes()[:200])
     with pytest.raises(storage.StorageError, match="delete it"):
+        representations.cached(small.encoder(), DATA, tmp_path, flips=False)
+
+
+@pytest.mark.parametrize("write", [np.savez, lambda file, rows: np.save(file, np.asfortranarray(rows))])
+def test_an_array_of_another_form_is_an_error(tmp_path: Path, write: Callable[..., None]) -> None:
+    """Under the right name: several arrays, or one whose rows do not lie one after another."""
+    want = representations.cached(small.encoder(), DATA, tmp_path, flips=True).numpy().copy()
+    (name,) = tmp_path.glob("representations-*.npy")
+    with open(name, "wb") as file:
+        write(file, want)
+    with pytest.raises(storage.StorageError, match=rf"{name.name}: cannot be read; delete it"):
+        representations.cached(small.encoder(), DATA, tmp_path, flips=True)
+
+
+def test_a_folder_in_place_of_what_is_known_is_an_error(tmp_path: Path) -> None:
+    representations.cached(small.encoder(), DATA, tmp_path, flips=False)
+    (about,) = tmp_path.glob("representations-*.json")
+    about.unlink()
+    about.mkdir()
+    with pytest.raises(storage.StorageError, match="it is a folder"):
         representations.cached(small.encoder(), DATA, tmp_path, flips=False)
 
 

@@ -102,7 +102,7 @@ def test_rescaled_timesteps() -> None:
 
 
 def test_variances_that_are_not_learned() -> None:
-    """``fixed_large`` is beta but for the first step, of posterior variance zero; ``fixed_small`` the posterior."""
+    """The posterior's (small) or beta (large); the first step, whose posterior has none, takes the next one's."""
     for steps in (2, 5):
         large = Schedule.make(ScheduleConfig(diffusion_steps=1000, variance="fixed_large"), steps)
         small = Schedule.make(ScheduleConfig(diffusion_steps=1000, variance="fixed_small"), steps)

@@ -209,6 +209,17 @@ def test_a_store_goes_on_where_it_was_stopped(
     assert len(found.skipped) == 1
 
 
+@pytest.mark.parametrize("change", [{"fingerprint": None}, {"complete": "yes"}, {"complete": None}])
+def test_a_store_whose_progress_is_none(pixels: np.ndarray, tmp_path: Path, change: dict[str, object]) -> None:
+    file, store = tmp_path / "a.npy", tmp_path / "store"
+    np.save(file, pixels)
+    open_data(file, 8, store=store)
+    state = json.loads((store / "progress.json").read_text())
+    (store / "progress.json").write_text(json.dumps({**state, **change}))
+    with pytest.raises(storage.StorageError, match=r"progress\.json: cannot be read; delete the store"):
+        open_data(file, 8, store=store)
+
+
 def test_labels_need_a_name_for_every_picture() -> None:
     assert number_labels(["b", None, "a"]) == (None, ())
     labels, classes = number_labels(["10", "9", "10"])

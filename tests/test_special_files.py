@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -13,14 +14,19 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from rcdm_fast import images, storage
+from rcdm_fast import doors, images, storage
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data import random_access
 from rcdm_fast.data import sources as training_sources
 from rcdm_fast.data.readers import archives, arrays, hugging_face
+from rcdm_fast.encoders import EncoderError, build
 from rcdm_fast.errors import RunError
+from rcdm_fast.exporters import onnx, openvino, plan_file
+from rcdm_fast.exporters.onnx import GraphError
 from rcdm_fast.images import ImageError
 from rcdm_fast.jobs import rows
+from rcdm_fast.models import diffusers_folder
+from rcdm_fast.models.flags import read_flags
 from rcdm_fast.storage import StorageError
 from rcdm_fast.training import state
 
@@ -80,7 +86,14 @@ def test_readers(tmp_path: Path, make: Callable[[Path], Path]) -> None:
         (lambda: arrays.read(path, KeyError), KeyError),
         (lambda: archives.Archive(path, "x", KeyError), KeyError),
         (lambda: archives.pread(path, 0, 3, KeyError), KeyError),
+        (lambda: read_flags(path), ConfigError),
+        (lambda: rows.count_lines(path), StorageError),
+        (lambda: plan_file.read(path), GraphError),
     ]
+    if importlib.util.find_spec("onnx"):
+        readers.append((lambda: onnx.read_info(path), GraphError))
+    if importlib.util.find_spec("openvino"):
+        readers.append((lambda: openvino.read_model(path), GraphError))
     for read, kind in readers:
         with pytest.raises(kind, match="no regular file"):
             read()
@@ -121,6 +134,24 @@ def test_in_stores_runs_and_jobs(tmp_path: Path) -> None:
     pipe(tmp_path / "config.json")
     with pytest.raises(RunError, match="no regular file"):
         state.RunFolder(tmp_path).open({})
+
+
+@pytest.mark.parametrize("make", [pipe, zeros])
+def test_in_folders_that_another_library_reads(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+    """Which opens what it likes; the message names what is in the way."""
+    (tmp_path / "inside").mkdir()
+    make(tmp_path / "inside" / "config.json")
+    (tmp_path / "gone").symlink_to("nowhere")
+    with pytest.raises(OSError, match=r"config\.json: no regular file"):
+        doors.regular_folder(tmp_path)
+    pytest.importorskip("transformers")
+    with pytest.raises(EncoderError, match=r"config\.json: no regular file"):
+        build(f"transformers:{tmp_path}")
+    pytest.importorskip("diffusers")
+    with pytest.raises(ConfigError, match=r"config\.json: no regular file"):
+        diffusers_folder.read(tmp_path)
+    (tmp_path / "inside" / "config.json").unlink()
+    doors.regular_folder(tmp_path)
 
 
 def test_links_to_files_are_files(tmp_path: Path) -> None:

@@ -97,7 +97,13 @@ def test_a_choice_can_be_made_and_is_told(tmp_path: Path, caplog: pytest.LogCapt
         (below("a.", GOOD), "&prefix=b.", "no weights of this network"),
         ({k: v for k, v in GOOD.items() if k != "cls_token"}, "", "Missing key.*cls_token"),
         (GOOD | {"blocks.9.norm1.weight": torch.ones(64)}, "", r"Unexpected key.*blocks\.9"),  # a deeper network
+        (
+            GOOD | {"blocks.0.attn.qkv.weight": GOOD["blocks.0.attn.qkv.weight"].T.contiguous()},
+            "",
+            r"size mismatch for blocks\.0\.attn\.qkv\.weight",
+        ),
         (GOOD | {"reg_token": torch.ones(1, 4, 64)}, "", "Unexpected key.*reg_token"),
+        ({name: GOOD[name] for name in sorted(GOOD)[::3]}, "", "no weights of this network"),  # less than half of it
         ({"epoch": 3}, "", "no state dict"),
         ([GOOD], "", "no state dict"),
     ],

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -142,6 +142,15 @@ def test_json_that_is_none(tmp_path: Path, content: bytes) -> None:
         storage.read_json(tmp_path / "a.json")
 
 
+@pytest.mark.parametrize("name", ["a\0b.safetensors", "a\nb.safetensors", "x" * 3000])
+def test_names_that_are_none_of_files(tmp_path: Path, name: str) -> None:
+    for read in (storage.read_tensors, storage.read_metadata):
+        with pytest.raises(StorageError) as raised:
+            read(tmp_path / name)
+        assert "\n" not in str(raised.value)
+        assert len(str(raised.value)) < 1000
+
+
 def test_a_flipped_bit_in_tensors_or_metadata_is_noticed(tmp_path: Path) -> None:
     file = tmp_path / "a.safetensors"
     tensors = {"w": torch.arange(20.0), "b": torch.ones(3, dtype=torch.bfloat16), "s": torch.tensor(1)}
@@ -187,13 +196,13 @@ def test_a_link_is_replaced_and_not_followed(
 
 @pytest.mark.parametrize("mode", ["ab", "a+b", "r+b"])
 @pytest.mark.parametrize("there", ["there", "nothing"])
-def test_what_is_changed_in_place_is_no_link(tmp_path: Path, mode: str, there: str) -> None:
+def test_what_is_changed_in_place_is_no_link(tmp_path: Path, mode: Literal["ab", "a+b", "r+b"], there: str) -> None:
     (tmp_path / "there").write_text("precious")
     (tmp_path / "a").symlink_to(tmp_path / there)
     with pytest.raises(OSError, match="it is a link to another place"):
-        open(tmp_path / "a", mode, opener=storage.no_link)  # noqa: SIM115  (it opens nothing)
+        storage.open_in_place(tmp_path / "a", mode)
     assert (tmp_path / "there").read_text() == "precious"
     assert not (tmp_path / "nothing").exists()
-    with open(tmp_path / "there", mode, opener=storage.no_link) as file:
+    with storage.open_in_place(tmp_path / "there", mode) as file:
         file.write(b"PRECIOUS")
     assert (tmp_path / "there").read_text().endswith("PRECIOUS")

@@ -51,7 +51,11 @@ def plan(tmp_path: Path) -> Path:
 
 @needs_rtx
 @pytest.mark.parametrize(
-    ("case", "targets", "dynamic"), [(CASES[0], ("sm89", "sm120"), False), (CASES[1], ("sm89",), True)]
+    ("case", "targets", "dynamic"),
+    [
+        pytest.param(CASES[0], ("sm89", "sm120"), False, marks=pytest.mark.long),
+        (CASES[1], ("sm89",), True),
+    ],
 )
 def test_reference_cases_are_built(tmp_path: Path, case: str, targets: tuple[str, ...], dynamic: bool) -> None:
     torch.save(state_dict(case), tmp_path / "checkpoint.pt")
@@ -120,6 +124,7 @@ def test_a_plan_is_what_it_was(plan: Path) -> None:
         (lambda data: b"", "no plan exported by rcdm_fast"),
         (lambda data: data[:8] + (200_000).to_bytes(8, "little") + b"[" * 200_000, "header is damaged"),
         (lambda data: data.replace(b'"image_size": 8', b'"image_size":-8'), "header is damaged"),
+        (lambda data: data.replace(b'"batches": [1, ', b'"batches": [9, '), "header is damaged"),
     ],
 )
 def test_damage_is_recognised(plan: Path, damage: Callable[[bytes], bytes], message: str) -> None:

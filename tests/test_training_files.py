@@ -160,7 +160,7 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("builtins.open", full)
+    monkeypatch.setattr(storage, "open_in_place", full)
     with pytest.raises(storage.StorageError, match=rf"{tmp_path}/log\.jsonl: cannot be written \(No space left"):
         folder.log({"step": 1})
     with pytest.raises(storage.StorageError, match=r"environment\.jsonl: cannot be written \(No space left"):

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from rcdm_fast import storage
 from rcdm_fast.data.image_set import ImageSet
-from rcdm_fast.doors import door, regular
+from rcdm_fast.doors import door, regular, said
 from rcdm_fast.encoders import Encoder
 from rcdm_fast.training.team import Team
 
@@ -98,7 +98,7 @@ class _Cache:
 
     @property
     def complete(self) -> bool:
-        return self._about.exists() and self.path.exists()
+        return self._about.is_file() and self.path.is_file()
 
     def blocks(self) -> Iterator[tuple[int, int, int]]:
         for view in range(self.views):
@@ -159,11 +159,14 @@ class _Cache:
 
     def has(self, view: int, start: int, stop: int) -> bool:
         try:
+            regular(self._marker(view, start))
             digest = self._marker(view, start).read_text(encoding="ascii")
         except FileNotFoundError:
             return False
         except (OSError, ValueError) as error:
-            raise storage.StorageError(f"{self._marker(view, start)}: cannot be read ({error}); delete it") from error
+            raise storage.StorageError(
+                f"{self._marker(view, start)}: cannot be read ({said(error)}); delete it"
+            ) from error
         return not digest or digest == self._sum(view, start, stop)  # empty: of an earlier version
 
     def _marker(self, view: int, start: int) -> Path:
@@ -181,7 +184,7 @@ class _Cache:
         width = rows.shape[1]
         levels = rows.contiguous().numpy()
         try:
-            with open(self.path, "r+b", opener=storage.no_link) as file:
+            with storage.open_in_place(self.path, "r+b") as file:
                 np.lib.format.read_magic(file)
                 np.lib.format.read_array_header_1_0(file)
                 file.seek(file.tell() + 4 * width * (view * self.count + start))
@@ -215,7 +218,10 @@ class _Cache:
         with door(storage.StorageError, f"{self.path}: cannot be read; delete it"):
             regular(self.path)
             # "c": nothing is written back, and PyTorch does not warn about memory that it must not write to
-            return cast(np.ndarray, np.load(self.path, mmap_mode="c"))
+            array = cast(np.ndarray, np.lib.format.open_memmap(self.path, "c"))
+            if not array.flags.c_contiguous:
+                raise ValueError("its rows do not lie one after another")
+            return array
 
 
 def standardisation(representations: Tensor) -> tuple[Tensor, Tensor]:

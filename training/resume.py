@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rcdm_fast import storage
+from rcdm_fast.doors import regular
 
 FILE = "config.json"
 
@@ -20,6 +21,7 @@ def as_before(folder: Path, settings: Mapping[str, Any], free: Collection[str]) 
     """The settings with those in `free` as the run in the folder has them, so that only others can contradict it."""
     before: Any = None
     with contextlib.suppress(OSError, ValueError, RecursionError):  # whoever opens the run says what is wrong
+        regular(folder / FILE)
         before = json.loads((folder / FILE).read_text(encoding="utf-8"))
     if not isinstance(before, dict):
         return dict(settings)

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from rcdm_fast import benchmarking, doors, locks, sealed, storage
-from rcdm_fast.doors import door
+from rcdm_fast.doors import door, regular
 from rcdm_fast.errors import RunError
 
 log = logging.getLogger(__name__)
@@ -139,6 +139,7 @@ class RunFolder:
             return
         kept = []
         with door(storage.StorageError, f"{file}: cannot be read"):
+            regular(file)
             lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
         for line in lines:
             with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):
@@ -186,7 +187,7 @@ class RunFolder:
         """Add a line to a file, behind whatever a process that was killed has left there."""
         file = self.path / name
         try:
-            with open(file, "a+b", opener=storage.no_link) as stream:
+            with storage.open_in_place(file, "a+b") as stream:
                 if stream.seek(0, os.SEEK_END):
                     stream.seek(-1, os.SEEK_END)
                     if stream.read(1) != b"\n":

@@ -15,6 +15,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from rcdm_fast import downloads, storage
+from rcdm_fast.doors import regular
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ def remembered(folder: Path, given: Collection[str], write: bool = True) -> froz
     file, place = downloads.cache_dir() / FILE, str(folder.resolve())
     everything: dict[str, list[str]] = {}
     with contextlib.suppress(OSError, ValueError, RecursionError):
+        regular(file)
         found = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(found, dict):
             everything = {key: [str(name) for name in value] for key, value in found.items() if isinstance(value, list)}

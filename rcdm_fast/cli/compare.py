@@ -66,7 +66,7 @@ def compare(
         outputs.rows_of_sheet(out, SHOWN, 2 * len(cases), cell=96)
     loaded = rcdm_fast.load(model, flags, encoder, device, "eager", "fp32", sha256=sha256)
     h, label = _conditions(loaded, photos or [])
-    settings = drift.Settings(steps, solver, per, seed, batch, rounds)  # type: ignore[arg-type]
+    settings = drift.Settings(common.whole_number(steps), solver, per, seed, batch, rounds)  # type: ignore[arg-type]
     with torch.random.fork_rng(devices=[]):
         found = drift.compare(loaded, cases, h, settings, label=label, say=common.say)
     mrr = _mrr(loaded, [each.case for each in found], data, sources, gallery, settings) if data is not None else {}

@@ -80,7 +80,8 @@ def evaluate(
     loaded = common.open_model(model, flags, encoder, device, engine, precision, sha256)
     space = _space(loaded, features, inception)
     pictures = open_data(data, loaded.image_size)
-    settings = measures.EvaluateConfig(sources, samples, gallery, steps, solver, seed)  # type: ignore[arg-type]
+    nfe = common.whole_number(steps)
+    settings = measures.EvaluateConfig(sources, samples, gallery, nfe, solver, seed)  # type: ignore[arg-type]
     size, count = measures.counts(pictures, settings)
     if npz is not None:
         storage.check_writable(npz, count * samples * 3 * loaded.image_size**2)

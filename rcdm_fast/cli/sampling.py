@@ -75,7 +75,7 @@ def sample(
     found = given.read(loaded, paths, shown)
     items = [row.place for row in found.rows]
     request = loaded.request(
-        found.h, items=items, per=per, steps=steps, solver=solver, eta=eta, guidance=guidance, seed=seed
+        found.h, items=items, per=per, steps=settings.steps, solver=solver, eta=eta, guidance=guidance, seed=seed
     )
     finished: list[Tensor] = []
     interrupted = False
@@ -223,9 +223,8 @@ def interpolate(
     opened = [images.open_image(a), images.open_image(b)]
     loaded = common.open_model(model, flags, encoder, device, engine, precision, sha256)
     h = loaded.encode(opened)
-    pictures = loaded.interpolate(
-        h[0], h[1], frames, per=per, mode=mode.value, steps=steps, seed=seed, progress=common.interactive()
-    )
+    nfe, bar = common.whole_number(steps), common.interactive()
+    pictures = loaded.interpolate(h[0], h[1], frames, per=per, mode=mode.value, steps=nfe, seed=seed, progress=bar)
     sheet = [[opened[0], *(images.to_pil(picture) for picture in way), opened[1]] for way in pictures]
     outputs.save_picture(images.sheet(sheet, cell=96, column_titles=["A"], group_gaps=[1, frames + 1]), out)
     common.say(f"{out}: {per} ways of {frames} pictures, {mode.value}")

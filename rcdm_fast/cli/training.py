@@ -149,6 +149,7 @@ def changed(values: dict[str, Any], changes: list[str]) -> dict[str, Any]:
     import contextlib
     import json
 
+    from rcdm_fast import doors
     from rcdm_fast.config import ConfigError
 
     for change in changes:
@@ -156,9 +157,10 @@ def changed(values: dict[str, Any], changes: list[str]) -> dict[str, Any]:
         *outer, last = key.strip().split(".")
         place: Any = values
         for name in outer:
-            place = place.setdefault(name, {})
+            place = place.setdefault(name, {}) if isinstance(place, dict) else None
         if not equals or not last or not isinstance(place, dict):
-            raise ConfigError(f"--set {change}: expected KEY=VALUE, as in --set loss.gamma=3")
+            shown = doors.printable(" ".join(change.split()))
+            raise ConfigError(f"--set {shown}: expected KEY=VALUE, as in --set loss.gamma=3")
         place[last] = text
         with contextlib.suppress(json.JSONDecodeError):
             place[last] = json.loads(text)

@@ -154,6 +154,8 @@ class PixelStore:
             _check_counts(state)
             for each in state.get("blocks", []):
                 _check_counts(each)
+            if not isinstance(state["complete"], bool) or (state["complete"] and type(state["fingerprint"]) is not str):
+                raise ValueError("complete without a fingerprint")
         if before != self.made_from:
             was, wanted = doors.printable(before), doors.printable(self.made_from)
             raise storage.StorageError(f"{self.folder} holds pictures of {was}, not of {wanted}")
@@ -186,13 +188,14 @@ class PixelStore:
             digest = hashlib.sha256()
             start, left = before[count] * size, (block[count] - before[count]) * size
             try:
+                doors.regular(self.folder / file)
                 with open(self.folder / file, "rb") as stream:
                     stream.seek(start)
                     while left > 0 and (piece := stream.read(min(left, _PIECE_BYTES))):
                         digest.update(piece)
                         left -= len(piece)
             except OSError as error:
-                raise storage.StorageError(f"{self.folder / file}: cannot be read ({error.strerror})") from error
+                raise storage.StorageError(f"{self.folder / file}: cannot be read ({doors.said(error)})") from error
             if left or digest.hexdigest() != block.get(name):
                 return False
         return True
@@ -208,7 +211,7 @@ class PixelStore:
     def _add(self, name: str, content: bytes | memoryview) -> None:
         file = self.folder / name
         try:
-            with open(file, "ab", opener=storage.no_link) as stream:
+            with storage.open_in_place(file, "ab") as stream:
                 stream.write(content)
                 stream.flush()
                 storage.sync(stream.fileno())
@@ -218,7 +221,7 @@ class PixelStore:
     def _cut(self, name: str, length: int) -> None:
         file = self.folder / name
         try:
-            with open(file, "ab", opener=storage.no_link) as stream:
+            with storage.open_in_place(file, "ab") as stream:
                 size = stream.seek(0, os.SEEK_END)
                 if size > length:
                     stream.truncate(length)

@@ -56,10 +56,10 @@ def open_data(source: str | Path, size: int, *, store: str | Path | None = None,
     if store is not None:
         with PixelStore(store, {"source": name, "size": size}) as kept:
             if not kept.complete:
-                _fill(find(source), kept, size, workers)
+                _fill(find(source), name, kept, size, workers)
             return _reported(kept.open(), name)
     memory = _Memory()
-    _fill(find(source), memory, size, workers)
+    _fill(find(source), name, memory, size, workers)
     return _reported(memory.open(), name)
 
 
@@ -127,7 +127,7 @@ class _Memory:
         return ImageSet(pixels, labels, classes, paths, image_set.fingerprint(pixels, labels), tuple(self._skipped))
 
 
-def _fill(source: Source, target: _Memory | PixelStore, size: int, workers: int) -> None:
+def _fill(source: Source, name: str, target: _Memory | PixelStore, size: int, workers: int) -> None:
     """Decode what `target` has not seen yet and hand it over, block by block."""
     kept = target.read > 0
     rest = islice(source.items(), target.read, None)
@@ -144,7 +144,7 @@ def _fill(source: Source, target: _Memory | PixelStore, size: int, workers: int)
             target.append(pixels, labels, paths, skipped)
             kept = True
     if not kept:
-        raise images.ImageError("the source has no pictures")
+        raise images.ImageError(f"{printable(name)}: no pictures in it")
     target.finish()
 
 

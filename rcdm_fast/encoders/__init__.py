@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from rcdm_fast import downloads, offline
+from rcdm_fast import doors, downloads, offline
 from rcdm_fast.config import ConfigError, EncoderConfig
 from rcdm_fast.encoders import (
     native,
@@ -144,6 +144,9 @@ def _load(source: Source, fields: Mapping[str, Any], trusted: bool) -> Network:
             if source.family == "torchhub":
                 return torchhub.load(source, fields, trusted)
             return LOADERS[source.family](source, fields)
+    except ConfigError as error:  # what a file says about its pictures is out of bounds
+        where = doors.printable(str(source))
+        raise error if where in str(error) else ConfigError(f"{where}: {error}") from error
     except EncoderError as error:
         remote = source.family == "transformers" and not Path(source.name).exists()  # which hides why it found nothing
         if not (downloads.offline() and (remote or offline.caused(error))):

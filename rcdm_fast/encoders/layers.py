@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rcdm_fast.doors import printable
 from rcdm_fast.encoders.errors import EncoderError
 from rcdm_fast.encoders.layout import Order
 
@@ -81,9 +82,9 @@ def locate(network: Forward, layer: str) -> Forward:
     if layer == "backbone":
         return network
     if not names:
-        raise EncoderError(f"a function has no layer {layer!r}; use layer 'backbone' for its output")
+        raise EncoderError(f"a function has no layer {printable(repr(layer))}; use layer 'backbone' for its output")
     near = difflib.get_close_matches(layer, names, n=5, cutoff=0.4) or names[:5]
-    raise EncoderError(f"no layer {layer!r} in this network; there are, for example, {', '.join(near)}")
+    raise EncoderError(f"no layer {printable(repr(layer))} in this network; there are, for example, {', '.join(near)}")
 
 
 def tensor_of(output: Any, pooling: str) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rcdm_fast import config as configs
 from rcdm_fast.config import EncoderConfig
-from rcdm_fast.doors import door
+from rcdm_fast.doors import door, printable
 from rcdm_fast.encoders.base import Network
 from rcdm_fast.encoders.errors import EncoderError, need, reason
 from rcdm_fast.encoders.native import METADATA_KEY
@@ -66,7 +66,7 @@ class OnnxNetwork:
     @property
     def metadata(self) -> Mapping[str, str]:
         """Free text stored in the file."""
-        with door(EncoderError, "its metadata cannot be read"):
+        with door(EncoderError, f"{self.path}: its metadata cannot be read"):
             return dict(self._session.get_modelmeta().custom_metadata_map)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -111,7 +111,7 @@ class OnnxNetwork:
         elif self._device.type != "cpu":
             raise EncoderError(f"{self.path}: onnxruntime runs on cpu or cuda here, not {self._device}")
         if not Path(self._file).is_file():
-            raise EncoderError(f"{self.path}: no such file")
+            raise EncoderError(f"{printable(self.path)}: no such file")
         try:
             return runtime.InferenceSession(self._file, providers=providers)
         except Exception as error:

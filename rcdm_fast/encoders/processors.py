@@ -18,7 +18,7 @@ from PIL import Image
 
 from rcdm_fast import images as pictures
 from rcdm_fast.config import EncoderConfig, Interpolation
-from rcdm_fast.doors import door
+from rcdm_fast.doors import door, printable
 from rcdm_fast.encoders import preprocess
 from rcdm_fast.encoders.errors import EncoderError
 from rcdm_fast.encoders.sources import Source
@@ -137,8 +137,9 @@ def read_convention(
 
 def _read(source: Source, processor: Mapping[str, Any], stated: Collection[str]) -> EncoderConfig:
     typed = "image_processor_type" in processor
-    name = str(processor.get("image_processor_type", "image processor"))
-    kind = name.removesuffix("Pil").removesuffix("Fast").removesuffix("ImageProcessor")
+    given = str(processor.get("image_processor_type", "image processor"))
+    name = printable(given)
+    kind = given.removesuffix("Pil").removesuffix("Fast").removesuffix("ImageProcessor")
     _understood(source, name, kind if typed else "", processor)
 
     def on(key: str) -> bool:  # an instance leaves out what is None; a bare description leaves out what is usual
@@ -213,7 +214,7 @@ def _understood(source: Source, name: str, kind: str, processor: Mapping[str, An
         known = key in _PIXEL_KEYS or key in _WITHOUT_EFFECT or key.startswith("codebook_")
         neutral = value is None or value is False or value in ({}, [], "", 0) or value == _NEUTRAL.get(key)
         if not known and not neutral:
-            raise EncoderError(f"{source}: {key}={_shown(value)} of its {name} is not supported; {BY_HAND}")
+            raise EncoderError(f"{source}: {printable(key)}={_shown(value)} of its {name} is not supported; {BY_HAND}")
     own = {"include_top": "EfficientNet", "rescale_offset": "EfficientNet", "do_flip_channel_order": "MobileViT"}
     for key, owner in own.items():
         if processor.get(key) and kind not in ("", owner):

@@ -16,6 +16,7 @@ from urllib.parse import quote, unquote
 
 from rcdm_fast import doors
 from rcdm_fast.config import ConfigError
+from rcdm_fast.doors import printable
 
 PLAIN = "/:,._-~+@= "  # characters that stay readable in a canonical spec
 
@@ -63,7 +64,7 @@ def parse(text: str, options: Mapping[str, Collection[str]]) -> tuple[Source, di
     family, colon, name = head.partition(":")
     if not colon or family not in options or not name:
         known = ", ".join(f"{item}:..." for item in options)
-        raise ConfigError(f"{text!r} names no encoder; expected one of {known}")
+        raise ConfigError(f"{printable(repr(text))} names no encoder; expected one of {known}")
     chosen: dict[str, str] = {}
     fields: dict[str, Any] = {}
     for item in filter(None, query.split("&")):
@@ -74,9 +75,8 @@ def parse(text: str, options: Mapping[str, Collection[str]]) -> tuple[Source, di
         elif key in FIELDS:
             fields[key] = FIELDS[key](value, key)
         else:
-            raise ConfigError(
-                f"{text!r}: unknown option {key!r}; {family} takes {', '.join(sorted({*options[family], *FIELDS}))}"
-            )
+            known = ", ".join(sorted({*options[family], *FIELDS}))
+            raise ConfigError(f"{printable(repr(text))}: unknown option {printable(repr(key))}; {family} takes {known}")
     return Source(family, unquote(name, errors="surrogateescape"), chosen), fields
 
 
@@ -87,7 +87,7 @@ def parse_bool(value: str, key: str) -> bool:
         return True
     if text in ("0", "false", "no", "off"):
         return False
-    raise ConfigError(f"option {key}: expected 1 or 0, got {value!r}")
+    raise ConfigError(f"option {key}: expected 1 or 0, got {printable(repr(value))}")
 
 
 def _text(value: str, key: str) -> str:
@@ -100,16 +100,18 @@ def _integer(value: str, key: str) -> int:
     try:
         return int(value)
     except ValueError as error:
-        raise ConfigError(f"option {key}: expected a whole number, got {value!r}") from error
+        raise ConfigError(f"option {key}: expected a whole number, got {printable(repr(value))}") from error
 
 
 def _channels(value: str, key: str) -> tuple[float, float, float]:
     try:
         numbers = [float(item) for item in value.split(",")]
     except ValueError as error:
-        raise ConfigError(f"option {key}: expected numbers, got {value!r}") from error
+        raise ConfigError(f"option {key}: expected numbers, got {printable(repr(value))}") from error
     if len(numbers) not in (1, 3):
-        raise ConfigError(f"option {key}: expected one number or three separated by commas, got {value!r}")
+        raise ConfigError(
+            f"option {key}: expected one number or three separated by commas, got {printable(repr(value))}"
+        )
     return (numbers[0], numbers[len(numbers) // 2], numbers[-1])
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from rcdm_fast import downloads
 from rcdm_fast.config import EncoderConfig, Pooling
+from rcdm_fast.doors import door, printable, regular_folder
 from rcdm_fast.encoders import weights
 from rcdm_fast.encoders.base import Network
 from rcdm_fast.encoders.errors import EncoderError, need, reason
@@ -29,6 +30,7 @@ from rcdm_fast.encoders.sources import Source
 log = logging.getLogger(__name__)
 
 OPTIONS = frozenset({"revision"})
+MAX_DEPTH = 1000  # layers; the deepest vision networks have about a hundred
 
 
 class Tower(nn.Module):
@@ -67,7 +69,11 @@ def load(source: Source, fields: Mapping[str, Any]) -> Network:
         EncoderError: transformers is missing; no such model, or not one of pictures; weights are missing from the file.
     """
     transformers = need("transformers", "encoders")
-    local = Path(source.name).is_dir() or downloads.offline()
+    folder = Path(source.name).is_dir()
+    if folder:
+        with door(EncoderError, f"{source}: cannot be read"):
+            regular_folder(source.name)
+    local = folder or downloads.offline()
     where: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
     if "revision" in source.options:
         where["revision"] = source.options["revision"]
@@ -95,6 +101,7 @@ def _model(transformers: Any, source: Source, where: Mapping[str, Any]) -> tuple
         config = transformers.AutoConfig.from_pretrained(source.name, **where)
         if config.model_type == "vit_mae":
             config.mask_ratio = 0.0
+        _check_depth(config.to_dict())
         architecture = (config.architectures or [""])[0]
         projects = architecture.endswith("VisionModelWithProjection")  # AutoModel would leave the projection out
         with weights.repeatable():
@@ -110,6 +117,17 @@ def _model(transformers: Any, source: Source, where: Mapping[str, Any]) -> tuple
     if report["unexpected_keys"]:
         log.info("%s: %d weights in the file are not part of the encoder", source, len(report["unexpected_keys"]))
     return model, missing
+
+
+def _check_depth(config: Mapping[str, Any]) -> None:
+    """Layers are built one by one, before anything shows that the file has no weights for them."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            _check_depth(value)
+        named = any(word in str(key) for word in ("layers", "depth", "blocks"))
+        numbers = value if isinstance(value, list | tuple) else [value]
+        if named and any(isinstance(number, int) and number > MAX_DEPTH for number in numbers):
+            raise ValueError(f"{key} is {printable(value)}; at most {MAX_DEPTH} are built")
 
 
 def _structure(source: Source, tower: Tower, size: int) -> tuple[Pooling, int | None]:

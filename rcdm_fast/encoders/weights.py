@@ -84,8 +84,20 @@ def load_pickle(path: str | os.PathLike[str]) -> Any:
     """What `read_pickle` reads, with whatever the reader raises."""
     if not Path(path).is_file():
         raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
+    packed = zipfile.is_zipfile(path)
+    if packed:
+        _check_claims(Path(path))
     with torch.serialization.safe_globals(_harmless()):
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=packed)
+
+
+def _check_claims(path: Path) -> None:
+    """`torch.save` compresses nothing: what entries claim to hold must be in the file. Seen before memory is taken."""
+    size = path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if entry.file_size > size:
+                raise ValueError(f"{entry.filename} claims {entry.file_size} bytes in a file of {size}")
 
 
 def read(

@@ -22,7 +22,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from rcdm_fast import storage
+from rcdm_fast import doors, storage
 from rcdm_fast.downloads import DownloadError, cache_dir
 from rcdm_fast.storage import StorageError
 
@@ -159,5 +159,5 @@ def _fault(place: Path, key: str) -> str:
             if _facts(place / name) != facts:
                 return f"{name} is damaged"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"unreadable ({error})"
+        return f"unreadable ({doors.said(error)})"
     return ""

@@ -78,6 +78,7 @@ class OpenVINOEngine:
             check_belongs(info, network, config, str(file))
             if (info.precision == "int8") != (precision == "int8"):
                 raise GraphError(f"{file}: exported in {info.precision}, asked for is {precision}")
+        exported.check_inputs(self._model, self._names, str(file))
         weights = file.with_suffix(".bin")
         self.files: tuple[Path, ...] = (file, weights) if weights.exists() else (file,)
         self._digest = " ".join(hashlib.sha256(each.read_bytes()).hexdigest() for each in self.files)

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from rcdm_fast import config as configs
 from rcdm_fast.config import ModelConfig
+from rcdm_fast.doors import regular
 from rcdm_fast.errors import RcdmError
 from rcdm_fast.exporters.graph import OUTPUT, NetworkGraph, example_inputs, input_names, truth, weights_hash
 from rcdm_fast.models.unet import UNet
@@ -274,6 +275,7 @@ def read_info(path: str | os.PathLike[str]) -> GraphInfo:
     import onnx
 
     try:
+        regular(path)
         model = onnx.load(str(path), load_external_data=False)
     except Exception as error:  # protobuf's own error classes, OSError
         raise GraphError(f"{path}: no readable ONNX file ({' '.join(str(error).split())[:200]})") from error

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from rcdm_fast.doors import door, regular
 from rcdm_fast.exporters import onnx, openvino_int8
 from rcdm_fast.exporters.graph import example_inputs, input_names, truth
 from rcdm_fast.exporters.job import Job
@@ -81,7 +82,8 @@ def read_info(model: Any, where: str) -> GraphInfo:
     if not model.has_rt_info([INFO]):
         raise GraphError(f"{where}: not exported by rcdm_fast")
     keys = ("version", "precision", "weights", "config")
-    found = {key: str(model.get_rt_info([INFO, key]).value) for key in keys if model.has_rt_info([INFO, key])}
+    with door(onnx.GraphError, f"{where}: what it says about itself cannot be read; export it again"):
+        found = {key: str(model.get_rt_info([INFO, key]).value) for key in keys if model.has_rt_info([INFO, key])}
     return GraphInfo.from_metadata({onnx.PREFIX + key: value for key, value in found.items()}, where)
 
 
@@ -98,16 +100,28 @@ def read_model(path: Path) -> Any:
     """
     import openvino
 
-    try:
+    weights = path.with_suffix(".bin")
+    with door(GraphError, f"{path}: OpenVINO cannot read it; export it again"):
+        for file in (path, weights):
+            if file.exists():
+                regular(file)
         model = openvino.Core().read_model(path)
-    except RuntimeError as error:
-        text = " ".join(str(error).split())[:200]
-        raise GraphError(f"{path}: OpenVINO cannot read it ({text}); export it again") from error
-    if model.has_rt_info([INFO, DIGEST]):
-        weights = path.with_suffix(".bin")
-        if str(model.get_rt_info([INFO, DIGEST]).value) != _digest(weights):
+        digest = str(model.get_rt_info([INFO, DIGEST]).value) if model.has_rt_info([INFO, DIGEST]) else None
+        if digest is not None and digest != _digest(weights):
             raise GraphError(f"{weights}: damaged (its checksum differs); export it again")
     return model
+
+
+def check_inputs(model: Any, names: tuple[str, ...], where: str) -> None:
+    """Whether a graph takes what a network of its kind is given.
+
+    Raises:
+        GraphError: it has other inputs.
+    """
+    with door(GraphError, f"{where}: its inputs cannot be read; export it again"):
+        found = sorted(port.get_any_name() for port in model.inputs)
+        if found != sorted(names):
+            raise GraphError(f"{where}: damaged (its inputs are {', '.join(found)}); export it again")
 
 
 def _digest(path: Path) -> str:

@@ -26,7 +26,7 @@ from typing import BinaryIO
 from rcdm_fast import config as configs
 from rcdm_fast import storage
 from rcdm_fast.config import ConfigError, ModelConfig
-from rcdm_fast.doors import door
+from rcdm_fast.doors import door, regular
 from rcdm_fast.exporters.onnx import GraphError
 
 MAGIC = b"RCDMPLN1"
@@ -124,7 +124,7 @@ def read_header(path: str | os.PathLike[str]) -> PlanHeader:
     Raises:
         GraphError: no plan of rcdm_fast's, or a damaged header.
     """
-    with _opened(path) as file:
+    with _opened(path) as file, door(GraphError, f"{path}: cannot be read"):
         return _header(file, str(path))
 
 
@@ -134,7 +134,7 @@ def read(path: str | os.PathLike[str]) -> tuple[PlanHeader, bytes]:
     Raises:
         GraphError: no plan of rcdm_fast's, cut short, or damaged.
     """
-    with _opened(path) as file:
+    with _opened(path) as file, door(GraphError, f"{path}: cannot be read"):
         header = _header(file, str(path))
         plan = file.read()
     if len(plan) != header.size_bytes:
@@ -146,6 +146,7 @@ def read(path: str | os.PathLike[str]) -> tuple[PlanHeader, bytes]:
 
 def _opened(path: str | os.PathLike[str]) -> BinaryIO:
     try:
+        regular(path)
         return Path(path).open("rb")
     except OSError as error:
         raise GraphError(f"{path}: cannot be read ({error.strerror or error})") from error
@@ -169,6 +170,9 @@ def _header(file: BinaryIO, where: str) -> PlanHeader:
             raise ValueError(f"a header of {length} bytes")
         found = json.loads(file.read(length))
         found["config"] = configs.from_dict(ModelConfig, found["config"], where)
-        found["batches"] = tuple(int(size) for size in found["batches"])
+        low, usual, high = (int(size) for size in found["batches"])
+        if not 0 < low <= usual <= high:
+            raise ValueError(f"batches of {low}, {usual} and {high}")
+        found["batches"] = (low, usual, high)
         found["targets"] = tuple(str(target) for target in found["targets"])
         return PlanHeader(**found)

@@ -26,7 +26,7 @@ from PIL import Image
 from rcdm_fast import storage
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.readers.table_files import pyarrow
-from rcdm_fast.doors import door
+from rcdm_fast.doors import door, regular
 from rcdm_fast.jobs.settings import Encoding, JobConfig
 from rcdm_fast.jobs.shard import Picture, Shards
 from rcdm_fast.jobs.shard_tables import Tables
@@ -233,6 +233,7 @@ def joined_payloads(path: Path) -> Iterator[bytes]:
 
 def _reading(path: Path) -> Any:
     try:
+        regular(path)
         return open(path, "rb")
     except OSError as error:
         raise storage.StorageError(f"{path}: cannot be read ({error.strerror or error})") from error

@@ -100,6 +100,7 @@ def count_lines(path: Path) -> int:
     """How many lines a file has; 0 if there is none. Raises `StorageError`."""
     with door(storage.StorageError, f"{path}: cannot be read"):
         try:
+            regular(path)
             with open(path, "rb") as file:
                 return sum(1 for _ in file)
         except FileNotFoundError:

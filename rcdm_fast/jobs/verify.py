@@ -135,8 +135,13 @@ def _shard_faults(
         return
     unit = set(ledger.layout.unit(number).pairs())
     found = [(row["item"], row["sample"]) for row in rows]
+    own, drawn = {item for item, _ in unit}, {item for item, _ in found}
     for pair in sorted({pair for pair in unit if pair[0] not in bad} - set(found)):
         yield f"{name}: item {pair[0]}, sample {pair[1]} is not in the manifest"
+    for item in sorted(bad - own):
+        yield f"{name}: item {item} is quarantined and does not belong here"
+    for item in sorted(bad & own & drawn):
+        yield f"{name}: item {item} is quarantined and in the manifest"
     place = ledger.shard(number).relative_to(ledger.folder).as_posix()
     seen: set[tuple[int, int]] = set()
     for row, pair, payload in zip(rows, found, _payloads(ledger, number, rows), strict=True):

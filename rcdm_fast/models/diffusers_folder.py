@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from rcdm_fast import config as configs
-from rcdm_fast import storage
+from rcdm_fast import doors, storage
 from rcdm_fast.config import ConfigError, ModelConfig
 from rcdm_fast.models import diffusers_pipeline
 from rcdm_fast.models.diffusers_pipeline import EMBEDDING
@@ -36,6 +36,7 @@ def read(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     if missing_packages():
         raise ConfigError(f"{folder}: reading a diffusers folder needs {missing_packages()[0]}")
     try:
+        doors.regular_folder(folder)
         config = configs.from_json(ModelConfig, (folder / CONFIG).read_text(encoding="utf-8"), str(folder / CONFIG))
         network = UNet(config.unet)
         if config.unet.representation_dim:

@@ -123,7 +123,16 @@ def configs_from_flags(flags: FlagSource) -> tuple[UNetConfig, ScheduleConfig]:
         ConfigError: as `read_flags`, or flags that describe no model.
     """
     given = read_flags(flags)
-    values = DEFAULTS | given
+    if isinstance(flags, Mapping):
+        return _configs(given)
+    try:
+        return _configs(given)
+    except ConfigError as error:
+        raise ConfigError(f"{flags}: {error}") from error
+
+
+def _configs(given: Mapping[str, FlagValue]) -> tuple[UNetConfig, ScheduleConfig]:
+    values = {**DEFAULTS, **given}
     _report_unused(values)
     image_size = _int(values, "image_size")
     mult = _channel_mult(str(values["channel_mult"]), image_size)
@@ -168,10 +177,12 @@ def flags_from_configs(unet: UNetConfig, schedule: ScheduleConfig) -> dict[str, 
     Our own flags appear only where the model differs from what the published code can build.
 
     Raises:
-        ConfigError: a network that predicts v, which no published flag says.
+        ConfigError: a network that predicts v, or a variance that is kept in its bounds, which no published flag says.
     """
     if schedule.prediction == "v":
         raise ConfigError("the published flags cannot describe a network that predicts v")
+    if schedule.clamp_variance:
+        raise ConfigError("the published flags cannot describe a variance that is kept in its bounds (clamp_variance)")
     flags = {name: value for name, value in DEFAULTS.items() if name not in NOT_ON_COMMAND_LINE}
     flags |= {
         "image_size": unet.image_size,
@@ -231,6 +242,7 @@ def _read_json(path: str | os.PathLike[str]) -> Mapping[str, object]:
     with doors.door(ConfigError, f"{path}: cannot be read as a JSON file of flags"):
         if not found.exists():
             raise ConfigError(f"{path}: no such flags file")
+        doors.regular(found)
         data = json.loads(found.read_text(encoding="utf-8"))
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected a JSON object of flags, got {type(data).__name__}")
@@ -268,7 +280,7 @@ def _convert(name: str, value: object, where: str) -> FlagValue:
             raise ValueError("expected text")
         return str(value).strip()
     except (ValueError, OverflowError) as error:
-        raise ConfigError(f"{where}: flag {name}={doors.printable(repr(value))}: {error}") from error
+        raise ConfigError(f"{where}: flag {name}={doors.printable(repr(value))}: {doors.said(error)}") from error
 
 
 def _number_list(name: str, value: object) -> str:

@@ -9,7 +9,7 @@ import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
-from rcdm_fast import downloads, storage
+from rcdm_fast import doors, downloads, storage
 from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, from_json
 from rcdm_fast.encoders import native, published
 
@@ -98,7 +98,7 @@ def _about_bundled(path: Path) -> str:
     try:
         config = from_json(ModelConfig, storage.read_metadata(path)[MODEL_KEY], str(path))
     except (OSError, KeyError, ConfigError) as error:
-        return f"unreadable ({error})"
+        return f"unreadable ({doors.said(error)})"
     encoder = config.encoder
     seen = f"{encoder.source} {encoder.layer}, " if encoder is not None else ""
     return f"{config.unet.image_size} px, {seen}{config.unet.representation_dim} numbers"

@@ -46,6 +46,7 @@ class Process:
         self._kinds, self._seeds, self.box, self._limits = kinds, seeds, box, limits
         self._child: subprocess.Popen[bytes] | None = None
         self._orders, self._answers, self._rest = -1, -1, b""
+        self._before = "nothing"
 
     def __enter__(self) -> Process:
         return self
@@ -60,7 +61,8 @@ class Process:
         os.write(self._orders, json.dumps({"kind": name, "number": number}).encode() + b"\n")
         begun = self._answer(time.monotonic() + BEGIN_S, None)
         if "idle_bytes" not in begun:
-            return self._ended({**begun, "text": f"before it was read: {begun['text']}"})
+            return self._ended({**begun, "text": f"before it was read, after {self._before}: {begun['text']}"})
+        self._before = f"{name} {number}"
         start = time.monotonic()
         found = self._answer(start + self._limits.seconds, begun["idle_bytes"] + self._limits.bytes)
         found.setdefault("seconds", time.monotonic() - start)
@@ -118,7 +120,8 @@ class Process:
         """End the process, which says where it was."""
         self._end()
         log = self.box / "log"
-        said = log.read_text(encoding="utf-8", errors="replace")[-6000:] if log.exists() else ""
+        told = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+        said = "\n".join(line for line in told if not line.startswith("Extension modules:"))[-6000:]
         lines = [line for line in said.splitlines() if "File " in line and not any(each in line for each in FOREIGN)]
         at = lines[0].split("/")[-1].replace('"', "") if lines else ""
         return {**found, "trace": said, "signature": f"{found['signature']} {at}".strip()}

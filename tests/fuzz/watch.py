@@ -89,20 +89,30 @@ class Watch:
     def _written(self, event: str, path: Any) -> None:
         if isinstance(path, int) or path is None:
             return
-        real = os.path.realpath(os.fsdecode(path))
+        self._checked(event, os.path.realpath(os.fsdecode(path)))
+
+    def _checked(self, event: str, real: str) -> None:
         if not self._below(real, self._may) and real not in NOWHERE:
             self._note(f"wrote outside ({event}): {real}")
 
     def _open(self, event: str, arguments: Any) -> None:
         path, _, flags = arguments
-        if flags & WRITES:
+        if flags & WRITES and flags & os.O_NOFOLLOW:  # opens no link
+            self._itself(event, path)
+        elif flags & WRITES:
             self._written(event, path)
 
     def _change(self, event: str, arguments: Any) -> None:
         for path in arguments[: CHANGES[event]]:
-            if not isinstance(path, int):  # a link itself is changed, not what it points to
-                place, name = os.path.split(os.fsdecode(path))
-                self._written(event, os.path.join(os.path.realpath(place or "."), name) if name else place)
+            self._itself(event, path)
+
+    def _itself(self, event: str, path: Any) -> None:
+        """A name in a folder: a link itself is changed, not what it points to."""
+        if not isinstance(path, int):
+            place, name = os.path.split(os.fsdecode(path))
+            self._checked(
+                event, os.path.join(os.path.realpath(place or "."), name) if name else os.path.realpath(place)
+            )
 
     def _link(self, event: str, arguments: Any) -> None:
         self._change("os.remove", arguments[1:])

@@ -45,12 +45,13 @@ class Worker:
     def _load(self, name: str) -> list[Input]:
         kind = self._kinds[name]
         self._clear()
-        found = kind.load_seeds(self._seeds_folder)
-        for seed in found[: kind.warm]:
-            path = self._place(seed)
-            for door in kind.doors:
-                with contextlib.suppress(Exception):
-                    door.read(path)
+        with _same_environment():
+            found = kind.load_seeds(self._seeds_folder)
+            for seed in found[: kind.warm]:
+                path = self._place(seed)
+                for door in kind.doors:
+                    with contextlib.suppress(Exception):
+                        door.read(path)
         gc.collect()
         gc.freeze()  # collecting what all those libraries made would take longer than most inputs do
         return found
@@ -90,14 +91,11 @@ class Worker:
     def _through(self, kind: Kind, door: Door, path: Path, found: Input, seeds: list[Input]) -> dict[str, Any]:
         may_write = [self._box / "work", *([self._box / "input"] if kind.own else [])]
         error: BaseException | None = None
-        before = {**os.environ}
-        with self._watch.on(self._box / "input", may_write) as notes:
+        with _same_environment(), self._watch.on(self._box / "input", may_write) as notes:
             try:
                 door.read(path)
             except BaseException as raised:
                 error = raised
-        os.environ.clear()
-        os.environ.update(before)
         gc.collect()
         notes += self._elsewhere
         told = "" if error is None else str(error)
@@ -115,6 +113,17 @@ class Worker:
         if kind.good and found in seeds:
             return _finding("refused", door, f"a good input: {type(error).__name__}: {told[:500]}", error)
         return {"verdict": "refused as documented", "text": f"{type(error).__name__}: {told}"}
+
+
+@contextlib.contextmanager
+def _same_environment() -> Iterator[None]:
+    """Variables that are set inside are as before afterwards."""
+    before = {**os.environ}
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 FOREIGN = ("site-packages", "/lib/python", "/fuzz/worker.py", "<frozen")  # frames that say little

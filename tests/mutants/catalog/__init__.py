@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from tests.mutants.catalog.analysis import ANALYSIS
+from tests.mutants.catalog.commands import COMMANDS
 from tests.mutants.catalog.diffusion import DIFFUSION
 from tests.mutants.catalog.export import EXPORT
+from tests.mutants.catalog.jobs import JOBS
 from tests.mutants.catalog.training import TRAINING
 from tests.mutants.mutant import Mutant
 
-MUTANTS: tuple[Mutant, ...] = (*ANALYSIS, *DIFFUSION, *EXPORT, *TRAINING)
+MUTANTS: tuple[Mutant, ...] = (*ANALYSIS, *COMMANDS, *DIFFUSION, *EXPORT, *JOBS, *TRAINING)

@@ -1,0 +1,244 @@
+"""The options of the commands that measure: evaluate, analyze, report, bench, compare (see `command_options.py`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from tests import command_calls
+from tests.command_rows import (
+    GONE,
+    LAST,
+    READ,
+    Row,
+    Usage,
+    again,
+    all_of,
+    gone,
+    of_device,
+    of_engine,
+    of_file,
+    path,
+    row,
+    switch,
+    writes,
+)  # fmt: skip
+
+CPU = torch.device("cpu")
+HALF = {"value": 0.5, "low": 0.5, "high": 0.5}
+AS_FIRST = {"flags": None, "encoder": None, "device": None, "engine": "auto", "precision": "auto"}
+THIRD = again("load#3", source="third", engine_file=None, sha256=None, **AS_FIRST)
+ABOUT = "Measured on {}, {} steps, seed {}. Intervals are 95 % bootstrap intervals."
+TASKS, RANKED = "page.tasks[0].job page.tasks[1].job", "evaluate evaluate#2"
+TASK = "name job.model job.data job.photos job.against job.progress job.settings.steps job.settings.seed"
+
+MEASURING = (
+    Usage(
+        "evaluate m --data D",
+        (
+            row(0, "other", "load.source", draw__model="model other"),
+            row(
+                "--data",
+                "E",
+                "open_data.source",
+                **dict.fromkeys(
+                    ("draw__data", "faithfulness__drawn__real", "distribution__drawn__real"), "pictures of E"
+                ),
+            ),
+            row("--sources", 3, *all_of("draw faithfulness", "config.sources"), check_counts__samples=12),
+            row("--samples", 2, *all_of("draw faithfulness", "config.samples"), check_counts__samples=12),
+            row(
+                "--gallery",
+                5,
+                *all_of("draw faithfulness", "config.gallery"),
+                "check_counts.real",
+                check_counts__samples=20,
+            ),
+            row("--steps", 7, *all_of("draw faithfulness", "config.steps")),
+            row("--solver", "ancestral", *all_of("draw faithfulness", "config.solver")),
+            row("--seed", 9, *all_of("draw faithfulness", "config.seed"), "distribution.seed"),
+            *of_file(),
+            row(
+                "--features",
+                "timm:resnet18",
+                "build.source",
+                of_encoder__encoder="encoder timm:resnet18",
+                build__device=CPU,
+                build__config=None,
+                build__trust_repo=False,
+            ),
+            path(
+                "--inception",
+                "i.pth",
+                "of_inception.weights",
+                of_inception__device=CPU,
+                distribution__space="features of Inception",
+                of_encoder__encoder=GONE,
+            ),
+            path(
+                "--reference-npz", "r.npz", "read_npz.path", distribution__reference=[9, 3, 8, 8], check_counts__real=9
+            ),
+            Row("--npz", "s.npz", {"files": ["s.npz"], "arrays.arr_0": [2, 8, 8, 3], "arrays.arr_1": [2]}),
+            writes("--json", "mrr.json"),
+            *of_engine(),
+        ),
+    ),
+    Usage(
+        "analyze layers m --data D --out o --against other",
+        (
+            row(0, "attack", "experiment.name", files=["o/attack.json"]),
+            row(1, "new", "load.source", experiment__job__model="model new"),
+            Row("--out", "found", {"files": ["found/layers.json"]}),
+            row("--data", "E", "open_data.source", experiment__job__data="pictures of E"),
+            Row("--against", "third", {"experiment.job.against[1]": "model third", **THIRD}),
+            *(row(f"--{name}", 7, f"experiment.job.settings.{name}") for name in ("sources", "samples", "steps")),
+            row("--solver", "ancestral", "experiment.job.settings.solver"),
+            row("--seed", 9, "experiment.job.settings.seed"),
+            Row("--set", 'kinds=["hue"]', {"experiment.job.settings.kinds": ["hue"]}),
+            *of_file(),
+            *of_engine("load load#2"),
+        ),
+        {"experiment.job.data": "pictures of D", "load.source": "m", "load#2.source": "other"},
+    ),
+    Usage(
+        "analyze unfamiliar m --data D --photos P --out o",
+        (row("--photos", "Q", "open_data#2.source", experiment__job__photos="pictures of Q"),),
+        {"experiment.job.data": "pictures of D", "experiment.job.photos": "pictures of P"},
+    ),
+    Usage(
+        "report m --data D --against other --experiments layers,faithfulness --out r.html",
+        (
+            Row(
+                0,
+                "new",
+                {
+                    "load.source": "new",
+                    "page.title": "What the representation of new keeps",
+                    **dict.fromkeys(all_of(TASKS, "model"), "model new"),
+                },
+            ),
+            path("--out", "new.html", "page.file"),
+            Row(
+                "--photos",
+                "P",
+                {
+                    **dict.fromkeys(all_of(TASKS, "photos"), "pictures of P"),
+                    "open_data.source": "P",
+                    **again("open_data#2", source="D", **READ),
+                    "page.about": ABOUT.format("6 pictures and 6 photographs", 25, 0),
+                },
+            ),
+            Row("--data", "E", {"open_data.source": "E", **dict.fromkeys(all_of(TASKS, "data"), "pictures of E")}),
+            Row("--against", "third", {"page.tasks[0].job.against[1]": "model third", **THIRD}),
+            Row("--experiments", "layers", gone("page.tasks[1]", TASK)),
+            row("--sources", 4, *all_of(TASKS, "settings.sources")),
+            row("--steps", 7, *all_of(TASKS, "settings.steps"), page__about=ABOUT.format("6 pictures", 7, 0)),
+            row("--seed", 9, *all_of(TASKS, "settings.seed"), page__about=ABOUT.format("6 pictures", 25, 9)),
+            *of_file(),
+            *of_engine("load load#2"),
+        ),
+        {**dict.fromkeys(all_of(TASKS, "data"), "pictures of D"), "page.command": "rcdm ..."},
+    ),
+    Usage(
+        "report m --photos P --sources 4 --out r.html",
+        other={
+            "page.tasks[0].name": "photos",
+            "page.tasks[0].job.photos": "pictures of P",
+            "page.tasks[0].job.settings.steps": 25,
+            "page.tasks[0].job.settings.sources": GONE,
+            "page.tasks[1].name": GONE,
+            "page.command": "rcdm ...",
+        },
+    ),
+    Usage(
+        "bench m --steps 7",
+        (
+            row(0, "new", "load.source", measure__model="model new"),
+            row("--steps", "8", "measure.plan.cases[0].steps"),
+            row("--solver", "ancestral", "measure.plan.cases[0].solver"),
+            row("--engine", "eager", "measure.plan.cases[0].engine"),
+            row("--precision", "bf16", "measure.plan.cases[0].precision"),
+            row("--batch", 4, "measure.plan.batch"),
+            row("--pictures", 32, "measure.plan.pictures"),
+            row("--rounds", 3, "measure.plan.rounds"),
+            row("--budget", 2.5, "measure.plan.budget_s"),
+            switch("--no-published", "measure.plan.published", False),
+            *(each for each in of_file() if each.option != "--encoder"),
+            of_device(),
+            writes("--json", "rates.json"),
+        ),
+        {"measure.plan.cases[0].steps": "7"},
+    ),
+    Usage("bench m", other={f"measure.plan.cases[{k}].steps": n for k, n in enumerate(("10", "25", "50", "100"))}),
+    Usage(
+        "compare m --data D",
+        (
+            row(
+                0,
+                "new",
+                "load.source",
+                compare__model="model new",
+                **dict.fromkeys(
+                    ("with_engine__model", "with_engine#2__model", "evaluate__model", "evaluate#2__model"), "model new"
+                ),
+            ),
+            Row(
+                LAST,
+                "given/a.png",
+                {"compare.h": [1, 6], "encode.pictures": [Path("given/a.png")], "encode.on_bad": None},
+            ),
+            Row(
+                "--engines",
+                "eager:fp16",
+                {
+                    "compare.cases[0].engine": "eager",
+                    "compare.cases[0].precision": "fp16",
+                    **gone("compare.cases[1]", "engine precision file"),
+                },
+            ),
+            writes("--out", "sheet.webp"),
+            row("--steps", 7, "compare.settings.steps", *all_of(RANKED, "config.steps")),
+            row("--solver", "ancestral", "compare.settings.solver", *all_of(RANKED, "config.solver")),
+            row("--per", 3, "compare.settings.per", *all_of(RANKED, "config.samples")),
+            row("--seed", 9, "compare.settings.seed", *all_of(RANKED, "config.seed")),
+            row("--batch", 5, "compare.settings.batch_size"),
+            row("--rounds", 3, "compare.settings.rounds"),
+            row(
+                "--data",
+                "E",
+                "open_data.source",
+                evaluate__data="pictures of E",
+                **{"evaluate#2__data": "pictures of E"},
+            ),
+            row("--sources", 3, *all_of(RANKED, "config.sources")),
+            row("--gallery", 5, *all_of(RANKED, "config.gallery")),
+            row("--min-psnr", 31.5, "failures.min_psnr"),
+            row("--max-mrr-loss", 1.5, "failures.max_mrr_loss"),
+            *of_file(),
+            of_device(),
+            Row(
+                "--json",
+                "numbers.json",
+                {
+                    "files": ["numbers.json"],
+                    "numbers.rows": [
+                        {**command_calls.drift(name).row(), "mrr": HALF, "mrr_change": HALF}
+                        for name in ("eager", "native")
+                    ],
+                },
+            ),
+        ),
+        {
+            "load.engine": "eager",
+            "load.precision": "fp32",
+            **dict.fromkeys(all_of(RANKED, "config.steps"), 25),
+            **dict.fromkeys(("with_engine.encoder", "with_engine#2.encoder"), "encoder module"),
+            "compare.cases[0].engine": "native",
+            "compare.cases[1].engine": "native",
+            "compare.cases[1].precision": "bf16",
+            "failures.min_psnr": 0.0,
+            "failures.max_mrr_loss": 100.0,
+        },
+    ),
+)

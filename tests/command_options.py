@@ -1,0 +1,234 @@
+"""Every option of every command, with a value that it does not have by itself, and all that changes then.
+
+Names of what changes are those of `command_calls`: ``call.argument.field``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests import small
+from tests.command_measures import MEASURING
+from tests.command_rows import (
+    GONE,
+    READ,
+    Row,
+    Usage,
+    again,
+    all_of,
+    encoder,
+    gone,
+    job,
+    of_device,
+    of_engine,
+    of_file,
+    path,
+    row,
+    switch,
+    writes,
+)  # fmt: skip
+
+HUB = "torchhub:a/b:c"  # whose code is trusted with the option behind it
+TRUSTED = f"{HUB}?trust_repo=1"
+DEFAULT = {"load.source": "cifar10-simclr-trunk"}
+BUILT = {"device": "cpu", "config": None, "trust_repo": False}
+NUMBERS = gone("numbers", "model engine nfe pictures left_out solver seed")
+PAGE = "playground launch.playground"
+DRAWING = (
+    Usage(
+        "sample given/a.png --json numbers.json",
+        (
+            Row(0, "given/b.png", {"open_image.source": Path("given/b.png")}),
+            row("--model", "other", "load.source", "numbers.model", check__model="model other"),
+            row("--per", 3, "check.config.per", "request.per", "numbers.pictures"),
+            row("--steps", 7, "check.config.steps", "request.steps", "numbers.nfe"),
+            row("--solver", "ancestral", *all_of("check.config request numbers", "solver")),
+            row("--eta", 0.5, "check.config.eta", "request.eta"),
+            row("--guidance", 2.5, "check.config.guidance", "request.guidance"),
+            row("--seed", 9, *all_of("check.config request numbers", "seed")),
+            writes("--out", "a.webp", beside="numbers.json"),
+            writes("--pictures", "p", beside="numbers.json sheet.png", folder=[f"00000-a-00{k}.png" for k in range(8)]),
+            row("--batch-size", 5, "batches.batch_size"),
+            Row("--json", "x.json", {"files": ["sheet.png", "x.json"], **NUMBERS}),
+            *of_file(),
+            *of_engine(),
+        ),
+        {**DEFAULT, "request.h": [1, 6], "request.items": [0]},
+    ),
+    Usage(
+        "encode given/a.png",
+        (
+            Row(0, "given/b.png", {"open_image.source": Path("given/b.png")}),
+            row("--model", "other", "load.source"),
+            writes("--out", "h.safetensors"),
+            *of_file(),
+            of_device(),
+        ),
+        DEFAULT,
+    ),
+    Usage(
+        "interpolate given/a.png given/b.png",
+        (
+            Row(0, "given/c.png", {"open_image.source": Path("given/c.png")}),
+            Row(1, "given/c.png", {"open_image#2.source": Path("given/c.png")}),
+            row("--model", "other", "load.source"),
+            row("--frames", 3, "interpolate.frames"),
+            row("--per", 2, "interpolate.per"),
+            row("--mode", "spherical", "interpolate.mode"),
+            row("--steps", 7, "interpolate.steps"),
+            row("--seed", 9, "interpolate.seed"),
+            writes("--out", "a.webp"),
+            *of_file(),
+            *of_engine(),
+        ),
+        {**DEFAULT, "interpolate.per": 4},
+    ),
+    Usage(
+        "generate 5",
+        (*job("job"), row("--model", "other", "load.source", job__model="model other"), *of_file(), *of_engine()),
+        DEFAULT,
+    ),
+    Usage(
+        "generate 5 --ray local",
+        (
+            *job("cluster"),
+            row("--model", "other", "cluster.spec.name"),
+            row("--ray", "10.0.0.1:6379", "cluster.address"),
+            row("--workers", 2, "cluster.workers"),
+            *of_file("cluster.spec", str),
+            *of_engine("cluster.spec"),
+        ),
+    ),
+    Usage(
+        "generate --verify",
+        (Row("--verify", None, {}), path("--out", "other", "verify.folder"), writes("--json", "found.json")),
+        {"verify.folder": Path("job"), "load.source": GONE, "job.folder": GONE},
+    ),
+)
+TRAINING = (
+    Usage(
+        "train mine --data D --config given/train.json",
+        (
+            row(0, "other", "train.config.name", train__out=Path("runs/other")),
+            row("--data", "E", "open_data.source", train__data="pictures of E"),
+            Row("--config", "given/train2.json", {"train.config.batch_size": 32}),
+            path("--out", "other", "train.out"),
+            row("--init", "old.safetensors", "train.config.init"),
+            Row(
+                "--encoder",
+                TRUSTED,
+                {
+                    "train.config.encoder.source": HUB,
+                    "train.config.encoder.dim": small.DIM,
+                    "train.trusted": [HUB],
+                    **again("build", source=TRUSTED, **BUILT),
+                },
+            ),
+            row("--pictures", 640, "train.config.pictures"),
+            switch("--no-compile", "train.config.compile", False),
+            Row("--set", "loss.gamma=3", {"train.config.loss.gamma": 3}),
+            path("--store", "kept", "open_data.store"),
+            row("--minutes", 1.5, "train.minutes"),
+            Row("--trust-repo", None, {"train.trusted": ["timm:resnet18"]}),
+            of_device("train"),
+        ),
+        {
+            "train.config.encoder": GONE,
+            "train.config.encoder.image_size": 8,
+            "train.trusted": [],
+            "train.config.unet.attention_resolutions": (),
+        },
+    ),
+    Usage(
+        "pretrain mine --data D --config given/pretrain.json",
+        (
+            Row(0, "other", {"pretrain.out": Path("runs/other")}),
+            row("--data", "E", "open_data.source", pretrain__train="pictures of E"),
+            Row("--config", "given/pretrain2.json", {"pretrain.config.batch_size": 32}),
+            path("--out", "other", "pretrain.out"),
+            Row(
+                "--test",
+                "T",
+                {"pretrain.test": "pictures of T", **again("open_data#2", source="T", **READ | {"size": 32})},
+            ),
+            row("--pictures", 640, "pretrain.config.pictures"),
+            switch("--no-compile", "pretrain.config.compile", False),
+            of_device("pretrain"),
+            writes("--json", "knn.json"),
+        ),
+    ),
+    Usage(
+        "adapt m --encoder timm:resnet18 --data D --out runs/new",
+        (
+            row(0, "other", "load_model.source", "adapt.config.model"),
+            Row(
+                "--encoder",
+                TRUSTED,
+                {"build.source": TRUSTED, "adapt.config.encoder.source": HUB, "adapt.trusted": [HUB]},
+            ),
+            row("--data", "E", "open_data.source", adapt__data="pictures of E"),
+            path("--out", "runs/other", "adapt.out", adapt__config__name="other"),
+            row("--name", "mine", "adapt.config.name"),
+            Row(
+                "--old-encoder",
+                TRUSTED,
+                {
+                    **encoder("adapt.config.old_encoder", HUB),
+                    "adapt.trusted": [HUB],
+                    **again("build#2", source=TRUSTED, **BUILT),
+                },
+            ),
+            row("--steps", 7, "adapt.config.steps"),
+            row("--batch-size", 5, "adapt.config.batch_size"),
+            row("--learning-rate", 0.01, "adapt.config.learning_rate"),
+            row("--rank", 2, "adapt.config.rank"),
+            row("--updated", "all", "adapt.config.updated"),
+            row("--seed", 9, "adapt.config.seed"),
+            row("--sha256", "ab" * 32, "load_model.sha256"),
+            of_device("adapt build"),
+        ),
+        {
+            "adapt.config.encoder": GONE,
+            "adapt.config.encoder.image_size": 8,
+            "adapt.config.encoder.dim": small.DIM,
+            "adapt.trusted": [],
+        },
+    ),
+)
+OTHERS = (
+    Usage(
+        "app --model m",
+        (
+            Row("--model", "new", dict.fromkeys(all_of(PAGE, "models"), ("m", "new"))),
+            row("--data", "D", *all_of(PAGE, "data"), from_data__name="m"),
+            row("--host", "0.0.0.0", "launch.host"),
+            *(row(f"--{name}", 19, f"launch.{name.replace('-', '_')}") for name in (
+                "port", "queue", "upload-mib", "quota-mib")),
+            Row("--allow-host", "a.example", {"launch.allow_hosts": ("a.example",)}),
+            *of_engine(PAGE),
+        ),
+        {"launch.host": "127.0.0.1", "launch.port": 7860, "launch.queue": 8, "launch.upload_mib": 16},
+    ),
+    Usage("app", other=dict.fromkeys(
+        all_of(PAGE, "models"), ("cifar10-simclr-head", "cifar10-simclr-trunk", "cifar10-supervised"))),
+    Usage(
+        "export m --to onnx --out e",
+        (
+            row(0, "new", "load.source"),
+            row("--to", "openvino", "export.to"),
+            path("--out", "f", "export.out"),
+            row("--precision", "fp16", "export.precision"),
+            Row("--target", "sm86,sm89", {"export.targets": ("sm86", "sm89")}),
+            Row("--batch", "1,4", {"export.batches": (1, 4)}),
+            switch("--dynamic", "export.dynamic"),
+            switch("--no-encoder", "export.encoder", False),
+            Row("--calibrate", "given", {"export.calibrate": [Path(f"given/{name}.png") for name in "abc"]}),
+            *of_file(),
+            of_device(),
+        ),
+        {"load.device": "cpu", "load.engine": "eager"},
+    ),
+    Usage("models"),
+    Usage("info", (writes("--json", "info.json"),)),
+)  # fmt: skip
+USAGES = (*DRAWING, *TRAINING, *MEASURING, *OTHERS)

@@ -1,0 +1,136 @@
+"""Every option of every command arrives where it says, and changes nothing else; the rest is the library's default.
+
+A command is run with its work left out (`command_calls`), once without an option and once for each option of
+`command_options`. The options are those that the parser knows: one without a row is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rcdm_fast
+from rcdm_fast import images
+from rcdm_fast.cli import main
+from rcdm_fast.jobs import local
+from rcdm_fast.jobs.settings import JobConfig
+from tests import command_calls, jobs_cases, small
+from tests.command_calls import COMMANDS, Calls, Seen
+from tests.command_options import USAGES
+from tests.command_rows import GONE, LAST, Row, Usage
+
+UNET = {"image_size": 8, "num_channels": 32, "channel_mult": [1], "attention_resolutions": []}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where commands are run, with what they are given."""
+    place = tmp_path_factory.mktemp("commands")
+    given = place / "given"
+    given.mkdir()
+    for name, picture in zip("abc", small.pictures(3, size=16), strict=True):
+        images.to_pil(picture).save(given / f"{name}.png")
+    train = {"name": "x", "unet": UNET, "encoder": {"source": "timm:resnet18", "image_size": 8}}
+    for name, values in (("train", train), ("pretrain", {"name": "x"})):
+        (given / f"{name}.json").write_text(json.dumps(values))
+        (given / f"{name}2.json").write_text(json.dumps({**values, "batch_size": 32}))
+    return place
+
+
+@pytest.fixture
+def calls(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Calls:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["rcdm", "..."])
+    return command_calls.watched(monkeypatch)
+
+
+def changed(before: Seen, after: Seen) -> Seen:
+    """What differs, a value of another type, too."""
+    keys = (key for key in {**before, **after} if not same(before.get(key, GONE), after.get(key, GONE)))
+    return {key: after.get(key, GONE) for key in keys}
+
+
+def same(one: Any, other: Any) -> bool:
+    return type(one) is type(other) and bool(one == other)
+
+
+def arguments(command: str, row: Row) -> list[str]:
+    words = command.split()
+    if isinstance(row.option, int):
+        return [*words[: 1 + row.option], str(row.text), *words[2 + row.option :]]
+    return [*words, row.option, *([] if row.text is None else [row.text])]
+
+
+@pytest.mark.parametrize("usage", USAGES, ids=lambda usage: usage.command)
+def test_an_option_changes_what_it_names_and_nothing_else(usage: Usage, calls: Calls, folder: Path) -> None:
+    before = command_calls.run(calls, usage.command.split(), folder)
+    assert before["exit code"] == 0
+    for row in usage.rows:
+        found = changed(before, command_calls.run(calls, arguments(usage.command, row), folder))
+        assert found == row.changes, row.option
+        assert all(same(found[key], value) for key, value in row.changes.items()), (row.option, found)
+
+
+@pytest.mark.parametrize("usage", USAGES, ids=lambda usage: usage.command)
+def test_what_is_not_given_is_the_librarys_default(usage: Usage, calls: Calls, folder: Path) -> None:
+    found = command_calls.run(calls, usage.command.split(), folder)
+    wanted = {key: value for key, value in calls.defaults.items() if key in found} | usage.other
+    different = {key: found.get(key, GONE) for key, value in wanted.items() if not same(found.get(key, GONE), value)}
+    assert different == {}
+
+
+def test_an_address_that_others_can_reach_is_told(
+    calls: Calls, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for host, told in (("127.0.0.1", False), ("localhost", False), ("0.0.0.0", True), ("192.168.3.4", True)):
+        command_calls.run(calls, ["app", "--model", "m", "--host", host], folder)
+        text = capsys.readouterr().out
+        assert f"http://{host}:7860" in text
+        assert ("anybody who reaches this address" in text) is told
+
+
+def test_every_option_of_every_command_has_a_row() -> None:
+    rows = [(usage.command.split()[0], row) for usage in USAGES for row in usage.rows]
+    total = 0
+    for name, command in COMMANDS.commands.items():
+        given = {row.option: row for each, row in rows if each == name}
+        places = [each for each in command.params if each.param_type_name == "argument"]
+        for each in command.params:
+            names = {*each.opts, *each.secondary_opts} if each not in places else {places.index(each), LAST}
+            found = names & given.keys()
+            assert found, f"{name}: no row for {each.name}"
+            total += 1
+            if each not in places:
+                assert (given[found.pop()].text is None) == each.is_flag, each.name
+        known = {text for each in command.params for text in (*each.opts, *each.secondary_opts)}
+        assert {option for option in given if isinstance(option, str)} <= known
+    assert total > 180
+
+
+@pytest.mark.parametrize(
+    ("options", "config"),
+    [
+        ("", JobConfig()),
+        (
+            "--per 3 --steps 7 --eta 0.5 --seed 9 --format folder --encoding webp --quality 80 --shard-pictures 6",
+            JobConfig(3, 7, "ddim", 0.5, 1.0, 9, "folder", "webp", 80, 6),
+        ),
+        ("--per 2 --steps 10,5 --solver ancestral --format npz", JobConfig(2, "10,5", "ancestral", format="npz")),
+    ],
+)
+def test_a_job_of_the_command_is_the_librarys(options: str, config: JobConfig, tmp_path: Path) -> None:
+    """What one has drawn is complete for the other: the settings, their types and the model are the same."""
+    file, h = jobs_cases.write_inputs(tmp_path, 1)
+    job = tmp_path / "job"
+    words = [*options.split(), "--model", str(file), "--engine", "eager", "--precision", "fp32", "--device", "cpu"]
+    assert main(["generate", str(h), "--out", str(job), *words]) == 0
+    drawn = {path: path.read_bytes() for path in job.rglob("*") if path.is_file()}
+    model = rcdm_fast.load(file, device="cpu", engine="eager", precision="fp32")
+    assert local.run(model, h, job, config).complete
+    assert {path: path.read_bytes() for path in job.rglob("*") if path.is_file()} == drawn
+    identity = json.loads((job / "job.json").read_text())
+    assert identity["settings"] == json.loads(json.dumps(vars(config)))

@@ -1,0 +1,328 @@
+"""What commands decide themselves, by hand: which configuration, which settings, which cases, when to fail."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer
+from PIL import Image
+
+import rcdm_fast
+from rcdm_fast import engines, images
+from rcdm_fast.analysis import registry
+from rcdm_fast.analysis.result import Analysis
+from rcdm_fast.benchmarking import Times
+from rcdm_fast.cli import analyze, bench, common, compare, export, generate, main, photos, sampling, training
+from rcdm_fast.config import ConfigError
+from rcdm_fast.drift import Case, Drift, Settings
+from rcdm_fast.evaluation import Faithfulness
+from rcdm_fast.jobs.ledger import Summary
+from rcdm_fast.jobs.local import Progress
+from rcdm_fast.jobs.verify import Verdict
+from rcdm_fast.metrics.intervals import Interval
+from rcdm_fast.model import Model
+from rcdm_fast.models.zoo import KnownModel
+from rcdm_fast.sampling_rate import Case as Way
+from tests import small
+
+
+def drift(psnr_db: float, engine: str = "native") -> Drift:
+    return Drift(Case(engine), "", (0.0,), (0.0,), psnr_db, Times(1.0, 1.0, 1.0, 1), 1.0, None, 0, torch.zeros(1))
+
+
+def test_compare_fails_below_a_psnr_and_beyond_a_loss_of_mrr() -> None:
+    def failures(psnr_db: float, change: float, *limits: float) -> list[str]:
+        ranks = {Case("native"): (Interval(0.9, 0.8, 1.0), Interval(change, change - 0.1, change + 0.1))}
+        return compare._failures([drift(math.inf, "eager"), drift(psnr_db)], ranks, *limits)
+
+    assert failures(30.0, -0.05, 30.0, 5.0) == []  # the limits themselves are allowed
+    assert failures(29.9, -0.04, 30.0, 5.0) == ["native fp32: PSNR 29.9 dB is below 30"]
+    (told,) = failures(40.0, -0.06, 30.0, 5.0)
+    assert told == "native fp32: MRR 0.9000 changed by -6.0 % [-16.0, +4.0]; 5 % allowed"
+    assert failures(40.0, 0.5, 30.0, 5.0) == []  # a gain is no loss
+    ranks = {Case("native"): (Interval(0.9, 0.8, 1.0), Interval(-0.1, -0.2, 0.0))}
+    assert compare._mrr_row(ranks, Case("native")) == {
+        "mrr": {"value": 0.9, "low": 0.8, "high": 1.0}, "mrr_change": {"value": -0.1, "low": -0.2, "high": 0.0},
+    }  # fmt: skip
+    assert compare._mrr_row(ranks, Case("eager")) == {"mrr": None, "mrr_change": None}
+
+
+def test_compare_holds_ranks_against_those_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that has half of the reference's MRR has lost half of it; the reference nothing."""
+    ranks, half = {"eager": (1.0, 0.8), "native": (0.5, 0.4)}, Interval(0.5, 0.5, 0.5)
+
+    def evaluate(case: Case, *_: Any) -> Faithfulness:
+        return Faithfulness(half, half, half, 0.5, 0.5, 3.5, 6, 2, 1, ranks[case.engine])
+
+    monkeypatch.setattr("rcdm_fast.evaluation.evaluate", evaluate)
+    monkeypatch.setattr("rcdm_fast.data.sources.open_data", lambda *_: "pictures")
+    monkeypatch.setattr("rcdm_fast.drift.with_engine", lambda model, case, encoder: case)
+    cases = [Case("eager"), Case("native")]
+    found = compare._mrr(small.model(), cases, "D", 0, 0, Settings())
+    assert [found[case][1].value for case in cases] == pytest.approx([0.0, -0.5])
+
+
+def test_compare_shows_eight_times_the_distance(tmp_path: Path) -> None:
+    """A row for each case, and below all but the first their difference from it around grey."""
+    first, other = (drift(40.0, name) for name in ("eager", "native"))
+    object.__setattr__(first, "pictures", torch.full((1, 3, 96, 96), -0.5))
+    object.__setattr__(other, "pictures", torch.full((1, 3, 96, 96), -0.46))
+    compare._sheet([first, other], tmp_path / "a.png")
+    shown = Counter(Image.open(tmp_path / "a.png").convert("L").get_flattened_data())
+    cells = [round((value + 1) * 127.5) for value in (-0.5, -0.46, 8 * 0.04)]
+    assert [shown[level] // 96**2 for level in cells] == [1, 1, 1]
+
+
+def test_calibration_takes_files_from_all_over() -> None:
+    files = [Path(f"{number:03d}.png") for number in range(100)]
+    found = export._spread(files)
+    assert len(found) == export.CALIBRATED == 32
+    assert [int(each.stem) for each in found] == [number * 100 // 32 for number in range(32)]
+    assert export._spread(files[:5]) == files[:5]
+
+
+def test_bench_measures_every_combination_quick_ones_first(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = bench._cases("cpu", "eager, native", "fp32,bf16", "ddim,ancestral", "2,3")
+    pairs = [("eager", "fp32"), ("eager", "bf16"), ("native", "fp32"), ("native", "bf16")]
+    assert found == tuple(Way(*pair, how, n) for n in ("2", "3") for how in ("ddim", "ancestral") for pair in pairs)
+    asked = []
+
+    def reasons(name: str, device: Any, precision: str) -> list[str]:
+        asked.append((name, device, precision))
+        return [] if name == "native" else ["it is not here"]
+
+    monkeypatch.setattr(engines, "reasons_unavailable", reasons)
+    assert bench._cases("cpu", "all", "auto,bf16", "ddim", "2") == (
+        Way("native", "fp32", "ddim", "2"), Way("native", "bf16", "ddim", "2"),
+    )  # fmt: skip
+    assert asked == [(name, "cpu", precision) for name in engines.ENGINES for precision in ("fp32", "bf16")]
+    assert capsys.readouterr().out.count("it is not here") == 2 * (len(engines.ENGINES) - 1)
+
+
+def test_bench_fails_where_an_engine_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"engine": "native", "precision": "fp32", "solver": "ddim", "steps": "2", "batch": 1, "threads": 1}
+    row |= {"device": "cpu", "versions": {}, "why_not": "a wrong result"}
+    monkeypatch.setattr(rcdm_fast, "load", lambda *_, **__: small.model())
+    for red in (False, True):
+        monkeypatch.setattr("rcdm_fast.sampling_rate.measure", lambda *_, red=red: [{**row, "red": red}])
+        assert main(["bench", "m"]) == int(red)
+
+
+def test_models_that_are_not_there_yet_say_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = {name: KnownModel(name, "bundled", "a model", "", there) for name, there in (("a", True), ("b", False))}
+    monkeypatch.setattr("rcdm_fast.models.zoo.model_names", lambda: known)
+    assert main(["models"]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines == ["a bundled a model", "b bundled a model (downloaded at first use)"]
+
+
+def test_photographs_with_bad_ones_among_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every item keeps its place and name; as many photographs are kept as are shown."""
+    paths = [tmp_path / f"{number}.png" for number in range(4)]
+    for path, picture in zip(paths, small.pictures(4, size=16), strict=True):
+        images.save(images.to_pil(picture), path)
+    for path in (paths[0], paths[2]):
+        path.write_bytes(b"no picture")
+    model = small.model()
+    found = photos.read(model, paths, photos=1)
+    assert [(row.place, row.name) for row in found.rows] == [(1, str(paths[1])), (3, str(paths[3]))]
+    assert found.rows[0].photo is not None
+    assert found.rows[1].photo is None
+    for h, path in zip(found.h, (paths[1], paths[3]), strict=True):
+        torch.testing.assert_close(h, model.encode(path)[0])
+    assert capsys.readouterr().err.count("left out: ") == len(found.left_out) == 2
+    with pytest.raises(typer.Exit) as stop:
+        found.finish()
+    assert stop.value.exit_code == 3
+    photos.Rows().finish()
+    with pytest.raises(images.ImageError, match=r"none of the 2 items can be read; the first: .*0\.png"):
+        photos.read(model, [paths[0], paths[2]])
+    capsys.readouterr()
+    photos.read(model, [paths[0]] * (photos._LISTED + 3) + [paths[1]])
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == photos._LISTED + 1
+    assert lines[-1] == "left out: 3 more"
+
+
+def test_a_sheet_has_photo_view_and_samples() -> None:
+    """Rows in order; the last one has those that are finished, and a row without any is left out."""
+    model, samples = small.model(), list(small.pictures(5))
+    rows = [photos.Row(n, f"photos/{n} ?.png", Image.new("RGB", (16, 16), (90 * n, 0, 0))) for n in range(4)]
+    rows[1].photo = None
+    found = sampling._sheet(model, rows, samples, 2, "a model")
+    drawn = [images.to_pil(picture) for picture in samples]
+    seen = {n: images.to_pil(model.view(rows[n].photo)[0]) for n in (0, 2)}  # type: ignore[arg-type]
+    white = Image.new("RGB", (96, 96), "white")
+    cells = [
+        [rows[0].photo, seen[0], *drawn[:2]], [white, white, *drawn[2:4]], [rows[2].photo, seen[2], drawn[4]],
+    ]  # fmt: skip
+    titles = ["photo", "seen", "samples (a model)"]
+    wanted = images.sheet(cells, cell=96, column_titles=titles, row_titles=["", "", ""], group_gaps=[2])  # type: ignore[arg-type]
+    assert found == wanted
+    bare = sampling._sheet(model, [rows[1]], samples[:2], 2, "a model")
+    titles, names = ["samples (a model)"], ["1__"]
+    assert bare == images.sheet([drawn[:2]], cell=96, column_titles=titles, row_titles=names, group_gaps=[])
+
+
+def test_lines_of_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    """One for every tenth: what is there, how fast this run is, what is left at that pace."""
+    report = generate._Lines()
+    for pictures, drawn in ((0, 0), (45, 5), (49, 9), (60, 20), (100, 60)):
+        report(Progress(pictures, 100, drawn, seconds=10.0, busy=0.5 if drawn > 5 else 0.0, quarantined=drawn // 60))
+    assert capsys.readouterr().out.splitlines() == [
+        "0 of 100, 0 pictures/s, 1000 s left",
+        "45 of 100, 0.5 pictures/s, 110 s left",
+        "60 of 100, 2 pictures/s, device busy 50 %, 20 s left",
+        "100 of 100, 6 pictures/s, device busy 50 %, 1 quarantined, 0 s left",
+    ]
+    with common.ProgressBar(20) as show:
+        for done in (1, 2, 3, 10, 20):
+            show(done, 20, 0.25 if done > 5 else 0.0)
+    assert capsys.readouterr().out.splitlines() == ["2 of 20", "10 of 20, loss 0.2500", "20 of 20, loss 0.2500"]
+
+
+def test_files_of_an_experiment(tmp_path: Path) -> None:
+    small_one, large = Image.new("RGB", (8, 8)), Image.new("RGB", (9, 9))
+    found = Analysis("layers", "t", "m", {"seed": 3}, figures={"rows": small_one}, charts={"bars": large})
+    files = analyze.write(found, tmp_path)
+    assert [file.name for file in files] == ["layers.json", "layers-bars.png", "layers-rows.png"]
+    assert [Image.open(file).size for file in files[1:]] == [(9, 9), (8, 8)]
+    assert json.loads(files[0].read_text())["settings"] == {"seed": 3}
+
+
+def test_a_configuration_by_name_by_file_or_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NAME alone means a shipped one, --config a file, then a shipped one."""
+    monkeypatch.chdir(tmp_path)
+    Path("starter").write_text('{"name": "of the file"}')
+    assert training._configuration("starter", None)["name"] == "starter"
+    assert training._configuration("mine", "starter") == {"name": "of the file"}
+    Path("starter").unlink()
+    assert training._configuration("mine", "starter")["name"] == "starter"
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        ("batch_size=64", {"batch_size": 64, "loss": {"gamma": 5}}),
+        ("loss.gamma=3.5", {"loss": {"gamma": 3.5}}),
+        ("loss.weighting=min_snr", {"loss": {"gamma": 5, "weighting": "min_snr"}}),
+        ("unet.a.b=true", {"loss": {"gamma": 5}, "unet": {"a": {"b": True}}}),
+        (" name =a=b", {"loss": {"gamma": 5}, "name": "a=b"}),
+        ("encoder=null", {"loss": {"gamma": 5}, "encoder": None}),
+        ('kinds=["hue", 2]', {"loss": {"gamma": 5}, "kinds": ["hue", 2]}),
+    ],
+)
+def test_changes_of_a_configuration(change: str, wanted: dict[str, Any]) -> None:
+    assert training.changed({"loss": {"gamma": 5}}, [change]) == wanted
+    assert training.changed({"loss": {"gamma": 5}}, ["loss=0", "loss=1"]) == {"loss": 1}  # the last one counts
+    for wrong in ("loss", "=3", "loss.gamma.x=3", "loss.=3"):
+        with pytest.raises(ConfigError, match="expected KEY=VALUE"):
+            training.changed({"loss": {"gamma": 5}}, [wrong])
+
+
+def test_step_counts() -> None:
+    given = ("50", "ddim25", "10,5", None, "", " 7")
+    assert [common.whole_number(text) for text in given] == [50, "ddim25", "10,5", None, "", " 7"]
+
+
+@pytest.mark.parametrize(
+    ("found", "code"),
+    [
+        (Verdict(8, 8, 0, 0, 0, ()), None),
+        (Verdict(8, 8, 1, 0, 0, ()), None),
+        (Verdict(4, 8, 0, 1, 0, ()), 4),
+        (Verdict(7, 8, 0, 0, 1, ("a picture",)), 1),
+        (Verdict(3, 8, 0, 1, 1, ("a picture",)), 1),
+    ],
+)
+def test_verifying_ends_with_what_it_found(
+    found: Verdict, code: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rcdm_fast.jobs.verify.verify", lambda folder, report: found)
+    assert main(["generate", "--verify", "--json", str(tmp_path / "a.json")]) == (code or 0)
+    written = json.loads((tmp_path / "a.json").read_text())
+    assert (written["sound"], written["complete"], written["faults"]) == (not found.faults, code is None, found.faults)
+
+
+@pytest.mark.parametrize("quarantined", [0, 2])
+def test_a_job_tells_how_it_stands(
+    quarantined: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = Summary(pictures=6, wanted=8, quarantined=quarantined, shards=3, shards_wanted=3)
+    monkeypatch.setattr("rcdm_fast.jobs.local.run", lambda *_: summary)
+    monkeypatch.setattr(rcdm_fast, "load", lambda *_, **__: small.model())
+    code = main(["generate", "2", "--out", "job", "--json", str(tmp_path / "a.json")])
+    assert code == (generate.QUARANTINED if quarantined else 0) == (3 if quarantined else 0)
+    assert f"job: 6 of 8 pictures in 3 shards, {quarantined} items quarantined" in capsys.readouterr().out
+    assert json.loads((tmp_path / "a.json").read_text()) == {**vars(summary), "complete": True}
+
+
+def test_interpolation_goes_from_the_first_photo_to_the_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = small.model(), []
+
+    def interpolate(self: Model, a: torch.Tensor, b: torch.Tensor, frames: int, **_: Any) -> torch.Tensor:
+        seen.extend([a, b])
+        return torch.linspace(0, 1, frames).view(1, frames, 1, 1, 1).expand(2, frames, 3, 96, 96)
+
+    monkeypatch.setattr(rcdm_fast, "load", lambda *_, **__: model)
+    monkeypatch.setattr(Model, "interpolate", interpolate)
+    for name, value in (("a", -1.0), ("b", -0.5)):
+        images.save(images.to_pil(torch.full((3, 96, 96), value)), tmp_path / f"{name}.png")
+    ends = [str(tmp_path / f"{name}.png") for name in "ab"]
+    assert main(["interpolate", *ends, "--frames", "3", "--per", "2", "--out", str(tmp_path / "way.png")]) == 0
+    for found, photo in zip(seen, ends, strict=True):
+        torch.testing.assert_close(found, model.encode(photo)[0])
+    sheet = Image.open(tmp_path / "way.png").convert("L")
+    middle = [sheet.getpixel((x, sheet.height * 3 // 4)) for x in range(sheet.width)]
+    order = [
+        level for place, level in enumerate(middle) if level != middle[place - 1] and level in (0, 128, 191, 255, 64)
+    ]
+    assert [level for level in order if level != 255][:4] == [0, 128, 191, 64]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("analyze photos m --data D --against other", "takes no --against"),
+        ("analyze layers m --data D", "compares models: name another with --against"),
+        ("analyze invariance m --photos P --data D", "takes no --photos"),
+        ("analyze unfamiliar m --data D", "needs photographs"),
+        ("analyze invariance m", "needs a set of pictures"),
+        ("evaluate m --data D --features none --inception i.pth", "both name a feature space"),
+        ("report m --out r.txt --data D", "is an .html file"),
+        ("report m --out r.html", "a report needs pictures"),
+        ("generate", "generate needs items"),
+    ],
+)
+def test_what_does_not_go_together(
+    words: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is said before a model is loaded."""
+    monkeypatch.setattr(rcdm_fast, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    assert main([*words.split(), *(["--out", "o"] if words.startswith("analyze") else [])]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("text"), 2), (ValueError("text"), 2), (FileNotFoundError("text"), 2), (RuntimeError("text"), 1),
+        (KeyError("text"), 1), (KeyboardInterrupt(), 130), (SystemExit(7), 7),
+    ],
+)  # fmt: skip
+def test_exit_codes(error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(registry, "find", fails)
+    assert main(["analyze", "layers", "m", "--out", "o"]) == code
