@@ -80,6 +80,22 @@ def attention(device: torch.device) -> Attend:
     return next(iter(attention_candidates(device).values()))
 
 
+def film_group_norm_backward(device: torch.device) -> Callable[..., tuple[Tensor, ...]] | None:
+    """What `schema_backward` declares, where something computes it; None: `gradients` does, in plain PyTorch."""
+    if device.type == "cpu" and library.has_native("cpu"):
+        native: Callable[..., tuple[Tensor, ...]] = torch.ops.rcdm_fast.film_group_norm_backward
+        return native
+    return None
+
+
+def attention_backward(device: torch.device) -> Callable[..., Tensor] | None:
+    """The same for attention."""
+    if device.type == "cpu" and library.has_native("cpu"):
+        native: Callable[..., Tensor] = torch.ops.rcdm_fast.attention_backward
+        return native
+    return None
+
+
 @dataclass
 class _Measured:
     times_ms: dict[str, float]  # one call of every candidate
