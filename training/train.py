@@ -1,6 +1,6 @@
 """Train an RCDM: a diffusion model conditioned on the representations of a frozen encoder.
 
-AdamW, averaged weights, autocast, optional torch.compile; one process or several (`team.py`); exact resume after any
+AdamW, averaged weights, autocast, fused operators or torch.compile; one process or several (`team.py`); exact resume after any
 interruption, also in another number of processes.
 
 With `standardize` the network is trained on (h - mean) / std and the affine map is folded into W when weights are
@@ -20,7 +20,7 @@ import torch
 from rcdm_fast import checkpoint, host, storage
 from rcdm_fast import encoders as encoder_room
 from rcdm_fast.config import ConfigError, ModelConfig, UNetConfig
-from rcdm_fast.training import representations, resume, sheets, trust
+from rcdm_fast.training import memory, representations, resume, sheets, trust
 from rcdm_fast.training.config import TrainConfig
 from rcdm_fast.training.data import ImageSet
 from rcdm_fast.training.run import Run
@@ -74,7 +74,7 @@ def train(
         raise RunError(f"pictures are {data.pixels.shape[-1]} px, the network makes {config.unet.image_size} px")
     crew = Team(device, config.sharding)
     folder = RunFolder(out)
-    with folder.locked(crew.leads):
+    with folder.locked(crew.leads), memory.kept():
         if crew.leads:
             for decay in (config.ema, *config.more_emas):
                 storage.check_writable(_target(folder, config, decay))
