@@ -178,7 +178,9 @@ def measure(options: argparse.Namespace) -> int:
             row["of_floor"] = benchmarking.pair_ratio(taken, times[f"{FLOOR} {row['precision']}"])
             file.put(row)
 
-    benchmarking.in_turn({**steps, **floors}, device, rounds=options.rounds, warmup=1, settle_s=0.1, after_round=after_round)
+    benchmarking.in_turn(
+        {**steps, **floors}, device, rounds=options.rounds, warmup=1, settle_s=0.1, after_round=after_round
+    )
     print("\n".join(table(file.rows, COLUMNS)))
     print(f"{options.config}, batch {batch}; {facts['device']}, {facts['threads']} threads")
     return int(red)

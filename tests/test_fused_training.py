@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import resource
 import subprocess
 import sys
 from typing import Any
@@ -52,14 +51,13 @@ def answers(network: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
 @pytest.mark.parametrize("changes", NETWORKS, ids=str)
 def test_gradients_are_those_of_the_plain_network(changes: dict[str, Any]) -> None:
     plain, other = pair(**changes)
-    truth = copy.deepcopy(plain)
-    truth.load_state_dict(plain.state_dict())
     (want, wanted), (got, found) = answers(plain), answers(other)
     torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-5)
     assert found.keys() == wanted.keys()
     for name, gradient in found.items():
-        error = float((gradient - wanted[name]).norm() / wanted[name].norm())
-        assert error < 2e-5, name
+        # Biases before a norm of single channels have no gradient but rounding; others are of norm 0.1 to 100.
+        error = float((gradient - wanted[name]).norm())
+        assert error < 2e-5 * max(1.0, float(wanted[name].norm())), name
         assert gradient.shape == wanted[name].shape
 
 
@@ -71,8 +69,8 @@ def test_bf16_is_as_near_to_fp32_as_autocast() -> None:
         _, ours = answers(other)
     for name, want in truth.items():
         assert ours[name].dtype == want.dtype
-        error, limit = (float((each[name] - want).norm() / want.norm()) for each in (ours, theirs))
-        assert error < 2 * limit + 5e-3, name
+        error, limit = (float((each[name] - want).norm()) for each in (ours, theirs))
+        assert error < 2 * limit + 5e-3 * max(1.0, float(want.norm())), name
 
 
 def test_dropout_drops_after_the_activation() -> None:
@@ -81,13 +79,14 @@ def test_dropout_drops_after_the_activation() -> None:
     want = answers(plain)[0]
     torch.manual_seed(5)
     got = answers(other)[0]
-    # The same masks only where memory is laid out alike: what must agree is that dropout acts, and not in evaluation.
-    assert not torch.allclose(got, answers(other)[0])
-    assert float((got - want).norm() / want.norm()) < 1.0
+    torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-5)  # the same masks
+    assert not torch.allclose(got, answers(other)[0], atol=1e-2)
     torch.testing.assert_close(answers(other.eval())[0], answers(plain.eval())[0], atol=2e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("inputs", "kernel", "stride", "padding"), [(16, 3, 1, 1), (16, 3, 2, 1), (3, 3, 1, 1), (9, 1, 1, 0)])
+@pytest.mark.parametrize(
+    ("inputs", "kernel", "stride", "padding"), [(16, 3, 1, 1), (16, 3, 2, 1), (3, 3, 1, 1), (9, 1, 1, 0)]
+)
 def test_convolution_is_pytorchs(inputs: int, kernel: int, stride: int, padding: int) -> None:
     """In value and every gradient, from any layout, whoever computes the weight's."""
     x = torch.randn(2, inputs, 6, 6, requires_grad=True)
@@ -168,7 +167,7 @@ def test_freed_memory_is_faulted_in_once() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     before, inside, after = map(int, done.stdout.split())
-    pages = 10 * 40_000_000 // resource.getpagesize()
+    pages = 10 * 40_000_000 // 4096
     if before < pages / 2:
         pytest.skip("this system does not fault in page by page")
     assert inside < pages / 50

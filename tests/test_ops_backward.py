@@ -1,6 +1,6 @@
 """The native operators of the backward pass against autograd in float64, on every instruction set of this processor.
 
-    python -m tests.test_ops_backward    a round of all of them, on the instruction set that RCDM_FAST_CPU_ISA names
+python -m tests.test_ops_backward    a round of all of them, on the instruction set that RCDM_FAST_CPU_ISA names
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def check_attention(length: int, heads: int, width: int, new_order: bool, dtype:
         for each in (qkv.double().requires_grad_(), qkv.clone().requires_grad_())
     )
     if length == 1:  # a single share is 1 whatever q and k are: their gradients are zero
-        q, k, v = reference.split_heads(got, heads, new_order)
+        q, k, _ = reference.split_heads(got, heads, new_order)
         assert float(q.abs().max()) == float(k.abs().max()) == 0.0
     op_checks.within_bar(got, plain, truth)
 
@@ -159,7 +159,7 @@ def test_every_instruction_set(name: str) -> None:
 
 
 def test_sums_depend_neither_on_the_batch_nor_on_threads() -> None:
-    """A picture's gradients have the same bits alone; what is summed over pictures has them for any number of threads."""
+    """A picture's gradients have the same bits alone; sums over pictures have them for any number of threads."""
     case = NormCase(96, 32, height=8, width=6, skip=32, film=1, batch=5)
     x, skip, weight, bias, film, rows, *others = case.inputs(torch.float32)
     grad = torch.randn(5, 96, 8, 6).to(memory_format=torch.channels_last)

@@ -1,7 +1,7 @@
 """Train an RCDM: a diffusion model conditioned on the representations of a frozen encoder.
 
-AdamW, averaged weights, autocast, fused operators or torch.compile; one process or several (`team.py`); exact resume after any
-interruption, also in another number of processes.
+AdamW, averaged weights, autocast, fused operators or torch.compile; one process or several (`team.py`); exact resume
+after any interruption, also in another number of processes.
 
 With `standardize` the network is trained on (h - mean) / std and the affine map is folded into W when weights are
 written, so a finished file takes raw representations and has the published structure.

@@ -23,6 +23,7 @@ __all__ = [
     "pictures_to_uint8",
     "reference",
     "schema",
+    "schema_backward",
     "selection",
     "solver_step",
 ]

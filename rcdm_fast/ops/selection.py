@@ -85,6 +85,10 @@ def film_group_norm_backward(device: torch.device) -> Callable[..., tuple[Tensor
     if device.type == "cpu" and library.has_native("cpu"):
         native: Callable[..., tuple[Tensor, ...]] = torch.ops.rcdm_fast.film_group_norm_backward
         return native
+    if not triton_reason(device):
+        module = importlib.import_module("rcdm_fast.kernels.film_group_norm_backward")
+        found: Callable[..., tuple[Tensor, ...]] = module.film_group_norm_backward
+        return found
     return None
 
 
