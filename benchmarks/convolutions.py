@@ -1,8 +1,8 @@
 """The floor under a training step: its convolutions alone, forward and both ways back, as oneDNN runs them.
 
 Every convolution of the network, as often as it occurs, channels-last, each on tensors of its own that are used again:
-what lies between convolutions, and memory that is new, cost nothing here. A step that is faster than its floor does less
-work (upsampled pictures) or does it better than oneDNN.
+what lies between convolutions, and memory that is new, cost nothing here. A step that is faster than its floor does
+less work (upsampled pictures) or does it better than oneDNN.
 
 Knows nothing about training.
 """

@@ -1,5 +1,5 @@
-// The table through which the gradient of attention reaches its loops. Includes nothing but <cstdint>: the files that set
-// an instruction set include it.
+// The table through which the gradient of attention reaches its loops. Includes nothing but <cstdint>: the files that
+// set an instruction set include it.
 
 #pragma once
 
@@ -7,8 +7,8 @@
 
 namespace rcdm_fast::cpu {
 
-// One head of one picture: rows of q, k and v, `stride` elements apart, and rows of their gradients, as far apart; rows of
-// the result's gradient, `grad_stride` apart.
+// One head of one picture: rows of q, k and v, `stride` elements apart, and rows of their gradients, as far apart; rows
+// of the result's gradient, `grad_stride` apart.
 struct HeadGradient {
   const void* q;
   const void* k;

@@ -73,7 +73,7 @@ GradientLine Call::line_of(int input, int64_t first, int64_t count, int64_t chan
           grad + (grad_start * channels + channel) * element_bytes, grad_stride, grad_row, pixels, count};
 }
 
-// `sums`: four numbers per channel: the gradient's sum, its sum with x - centre, the slope and the offset of x's gradient.
+// `sums`, four numbers per channel: the gradient's sum, its sum with x - centre, slope and offset of x's gradient.
 void Call::differentiate(const Channels& some, float* sums) const {
   for (int64_t run = 0; run < runs(); ++run) {
     take_moments(some, run);

@@ -1,8 +1,8 @@
 // The loops of film_group_norm's gradient, compiled once per instruction set. A file that includes this one defines
 // RCDM_FAST_LOOPS, the name of its table, and RCDM_FAST_ISA. Internal linkage: see csrc/README.md.
 //
-// Channels are the inner dimension, as in the forward pass. The gradient before SiLU is computed twice, once for the sums
-// and once for the result: storing it would cost more than the sigmoid.
+// Channels are the inner dimension, as in the forward pass. The gradient before SiLU is computed twice, for the sums and
+// for the result: in 16 bits it could not be kept without loss.
 
 #pragma once
 

@@ -7,7 +7,7 @@
 
 namespace rcdm_fast::cpu {
 
-// A line of pixels of x, `x_stride` elements apart, their gradients to be written, and the gradients of what they became.
+// A line of pixels of x, `x_stride` elements apart, their gradients (to be written), and the gradients of the result.
 //   keep: a gradient for every pixel;
 //   up:   2x2 gradients for every pixel, the second row `grad_row` elements on, the second column half a `grad_stride`;
 //   down: a gradient for two pixels, `pixels` counts gradients.

@@ -120,7 +120,8 @@ struct FilmGroupNormWork {
   void for_inputs(const Channels& some, Use&& use) const {
     int64_t start = 0;
     for (int i = 0; i < input_count; ++i) {
-      const int64_t first = std::max(some.begin, start), last = std::min(some.begin + some.count, start + inputs[i].channels);
+      const int64_t first = std::max(some.begin, start);
+      const int64_t last = std::min(some.begin + some.count, start + inputs[i].channels);
       if (first < last) {
         use(i, first - start, last - first, first - some.begin);
       }

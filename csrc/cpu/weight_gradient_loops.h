@@ -14,7 +14,7 @@ namespace {
 
 constexpr int kVectors = 2;
 constexpr int kInputs = kVectors * kWidth;
-constexpr int kOutputs = RCDM_FAST_ISA >= 2 ? 12 : 6;  // x kVectors sums, the vectors and one broadcast: 16 or 32 registers
+constexpr int kOutputs = RCDM_FAST_ISA >= 2 ? 12 : 6;  // times kVectors sums fit into 32 or 16 registers
 
 void tile(const float* grad, const float* x, const Stretch& stretch, float* to) {
   Floats sums[kOutputs][kVectors] = {};
