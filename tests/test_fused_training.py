@@ -55,9 +55,9 @@ def test_gradients_are_those_of_the_plain_network(changes: dict[str, Any]) -> No
     torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-5)
     assert found.keys() == wanted.keys()
     for name, gradient in found.items():
-        # Biases before a norm of single channels have no gradient but rounding; others are of norm 0.1 to 100.
+        # What is added before a norm of single channels has no gradient but rounding; others are of norm 0.1 to 100.
         error = float((gradient - wanted[name]).norm())
-        assert error < 2e-5 * max(1.0, float(wanted[name].norm())), name
+        assert error < 2e-5 * max(5.0, float(wanted[name].norm())), name
         assert gradient.shape == wanted[name].shape
 
 

@@ -162,7 +162,8 @@ def test_gradient_of_film_group_norm(case: Norm) -> None:
         assert ours.dtype == plain.dtype
         assert ours.ndim != 4 or ours.is_contiguous(memory_format=torch.channels_last)
         error, limit = (float((each.double() - truth).norm() / truth.norm()) for each in (ours, plain))
-        assert error <= 2 * max(limit, 1e-7) + _ulp(ours.dtype)
+        # 2^(y log2 e) carries the rounding of its argument, several steps where y is large: measured 4e-7 in sums.
+        assert error <= 2 * max(limit, 2.5e-7) + _ulp(ours.dtype)
 
 
 @computes
