@@ -129,8 +129,13 @@ def test_steps_are_fused_unless_something_else_is_asked_for(monkeypatch: pytest.
         run = make_run(compile=asked)
         assert run.computed == "fused"
         assert "denoise" in vars(run.network)
-    made = []
-    monkeypatch.setattr(torch, "compile", lambda network: made.append(network) or network)
+    made: list[nn.Module] = []
+
+    def compiled(network: nn.Module) -> nn.Module:
+        made.append(network)
+        return network
+
+    monkeypatch.setattr(torch, "compile", compiled)
     run = make_run(compile=True)
     assert run.computed == "compiled"
     assert made == [run.network]

@@ -94,11 +94,9 @@ def check_attention(length: int, heads: int, width: int, new_order: bool, dtype:
     op_checks.within_bar(got, plain, truth)
 
 
-def check_convolution(
-    batch: int, inputs: int, outputs: int, size: tuple[int, int], kernel: int, stride: int, padding: int,
-    dtype: torch.dtype,
-) -> None:  # fmt: skip
+def check_convolution(shape: tuple[int, int, int, tuple[int, int], int, int, int], dtype: torch.dtype) -> None:
     """Gradients of weight and bias, float32 from any dtype: what is rounded is the inputs."""
+    batch, inputs, outputs, size, kernel, stride, padding = shape
     x = (torch.randn(batch, inputs, *size) + 1).to(dtype, memory_format=torch.channels_last)
     weight = torch.randn(outputs, inputs, kernel, kernel, dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(outputs, dtype=torch.float64, requires_grad=True)
@@ -121,7 +119,7 @@ def quick_round() -> None:
         for length, width, order in itertools.product((1, 17, 70), (7, 32, 40), (False, True)):
             check_attention(length, 2, width, order, dtype)
         for shape in CONVOLUTIONS:
-            check_convolution(*shape, dtype)
+            check_convolution(shape, dtype)
 
 
 pytestmark = pytest.mark.skipif(not library.has_native("cpu"), reason="the native part was not built")
@@ -142,8 +140,10 @@ def test_attention(length: int, width: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", CONVOLUTIONS, ids=str)
-def test_convolution_weight_gradient(shape: tuple[Any, ...], dtype: torch.dtype) -> None:
-    check_convolution(*shape, dtype)
+def test_convolution_weight_gradient(
+    shape: tuple[int, int, int, tuple[int, int], int, int, int], dtype: torch.dtype
+) -> None:
+    check_convolution(shape, dtype)
 
 
 @pytest.mark.parametrize("name", ["base", "avx2", "avx512", "avx512_bf16"])

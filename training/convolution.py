@@ -29,7 +29,7 @@ def convolution(
     kind = x.device.type
     if torch.is_autocast_enabled(kind):
         x = x.to(torch.get_autocast_dtype(kind))
-    out: Tensor = _Convolution.apply(x, weight, bias, add, stride, padding)  # type: ignore[no-untyped-call]
+    out: Tensor = _Convolution.apply(x, weight, bias, add, stride, padding)
     return out
 
 

@@ -37,11 +37,11 @@ def attach(network: UNet) -> None:
     """Let a network, and its blocks, compute with fused operators from here on."""
     for module in network.modules():
         if isinstance(module, ResBlock):
-            module.forward = functools.partial(res_block, module)
+            module.forward = functools.partial(res_block, module)  # type: ignore[method-assign]
         elif isinstance(module, AttentionBlock):
-            module.forward = functools.partial(attention_block, module)
+            module.forward = functools.partial(attention_block, module)  # type: ignore[method-assign]
         elif isinstance(module, nn.Conv2d):
-            module.forward = functools.partial(_layer, module)
+            module.forward = functools.partial(_layer, module)  # type: ignore[method-assign]
     network.denoise = functools.partial(denoise, network)  # type: ignore[method-assign]
 
 

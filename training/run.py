@@ -149,10 +149,11 @@ class Run:
         return "fused"
 
     def _make_optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
-        config = self.config
+        config, passes = self.config, self._passes()
         return torch.optim.AdamW(
-            network.parameters(), config.learning_rate, weight_decay=config.weight_decay, **self._passes()
-        )
+            network.parameters(), config.learning_rate, weight_decay=config.weight_decay,
+            foreach=passes["foreach"], fused=passes["fused"],
+        )  # fmt: skip
 
     def _passes(self) -> dict[str, bool]:
         """How AdamW goes over its tensors; in a single process on the CPU each is read and written once."""

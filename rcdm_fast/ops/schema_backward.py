@@ -41,9 +41,8 @@ def _film_group_norm_backward(grad: Tensor, x: Tensor, skip: Tensor | None, *oth
     weight, bias, film, rows, groups, _, _, resample, phases = others
     shape = check_film_group_norm(x, skip, weight, bias, film, rows, groups, resample, phases)
     check_out(grad, shape, x)
-    float32 = {"dtype": torch.float32, "device": x.device}
-    of_skip = torch.empty(0, **float32) if skip is None else torch.empty_like(skip)
-    of_rows = torch.empty((0, 0) if film is None else (x.shape[0], film.shape[1]), **float32)
+    of_skip = weight.new_empty(0) if skip is None else torch.empty_like(skip)
+    of_rows = weight.new_empty((0, 0) if film is None else (x.shape[0], film.shape[1]))
     return torch.empty_like(x), of_skip, torch.empty_like(weight), torch.empty_like(bias), of_rows
 
 
