@@ -409,7 +409,10 @@ def mention(file: Path, root: Path, text: str) -> str:
 
 
 def rewrite(file: Path, root: Path) -> bool:
-    before = file.read_text(encoding="utf-8")
+    try:
+        before = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return False
     text = before
     if file.suffix == ".py":
         text = rewrite_attributes(text)

@@ -6,6 +6,7 @@ process. There the same tests run on the CPU; here they are marked `gpu`.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -18,12 +19,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from rcdm_fast.ops import reference
+from rcdm_fast.ops import gradients, reference
 
 pytest.importorskip("triton", reason="triton is not installed")
 
 from rcdm_fast.kernels import attention as attention_module
 from rcdm_fast.kernels import film_group_norm as norm_module
+from rcdm_fast.kernels import film_group_norm_backward as norm_backward
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -125,6 +127,55 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     if request.param == "tiles":
         monkeypatch.setattr(norm_module, "SLAB_BYTES", 0)
     return str(request.param)
+
+
+GRADIENTS = (
+    Norm(64, 32),
+    Norm(40, 8, skip=24, film=1),  # a group lies across x and skip
+    Norm(7, 7, film=0),
+    Norm(24, 4, skip=8, height=8, width=6, resample=-1),
+    Norm(96, 32, resample=1, silu=False),
+    Norm(12, 3, height=8, width=6, phases=True),
+    Norm(48, 8, height=16, width=20, phases=True, film=1, pictures=1),
+    Norm(64, 2, height=33, width=21, film=2, pictures=1),  # several steps over the pixels
+)
+
+
+@computes
+@pytest.mark.parametrize(
+    "case", [*GRADIENTS, *(dataclasses.replace(GRADIENTS[1], dtype=dtype) for dtype in DTYPES[1:])], ids=str
+)
+def test_gradient_of_film_group_norm(case: Norm) -> None:
+    """Against the plain gradient in float64, which gradcheck has seen."""
+    dtype = case.dtype
+    inputs = case.inputs(mean=3.0)
+    grad = torch.randn(reference.film_group_norm(*inputs).shape).to(DEVICE, dtype, memory_format=torch.channels_last)
+    *got, of_rows = norm_backward.film_group_norm_backward(grad, *inputs)
+    film, rows = inputs[4], inputs[5]
+    got.append(None if film is None else torch.zeros_like(film).index_add_(0, rows, of_rows))
+    wide: list[Any] = [v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for v in inputs]
+    truths = gradients.film_group_norm(grad.double(), *wide)
+    plains = gradients.film_group_norm(grad, *inputs)
+    for ours, plain, truth in zip(got, plains, truths, strict=True):
+        if truth is None or plain is None:
+            assert ours is None or ours.numel() == 0
+            continue
+        assert ours is not None
+        assert ours.dtype == plain.dtype
+        assert ours.ndim != 4 or ours.is_contiguous(memory_format=torch.channels_last)
+        error, limit = (float((each.double() - truth).norm() / truth.norm()) for each in (ours, plain))
+        # 2^(y log2 e) carries the rounding of its argument, several steps where y is large: measured 4e-7 in sums.
+        assert error <= 2 * max(limit, 2.5e-7) + _ulp(ours.dtype)
+
+
+@computes
+def test_a_pictures_gradients_do_not_depend_on_its_batch() -> None:
+    x, skip, weight, bias, film, rows, *others = Norm(40, 8, skip=24, pictures=3).inputs()
+    grad = torch.randn(3, 64, 9, 7).to(DEVICE, memory_format=torch.channels_last)
+    run = norm_backward.film_group_norm_backward
+    whole = run(grad, x, skip, weight, bias, film, rows, *others)
+    alone = run(grad[1:2], x[1:2], skip[1:2], weight, bias, film, rows[1:2], *others)
+    assert all(torch.equal(whole[i][1:2], alone[i]) for i in (0, 1, 4))
 
 
 PER_GROUP = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 40, 48, 56, 64)

@@ -51,6 +51,8 @@ class TrainConfig(Checked):
             guided (Ho and Salimans 2022).
         standardize: train on (h - mean) / std, folded into the weights when they are written.
         precision: of autocast; fp16 scales the loss and needs a GPU.
+        compile: torch.compile, which takes minutes at every start; None: on a GPU only. Otherwise steps run on fused
+            operators where their native part was built, and on PyTorch's own where not.
         sharding: ``fully_shard`` spreads weights, gradients and optimiser over processes; ``none``: a copy in each.
         init: name or file of a model to start from ("" for fresh weights); same network and encoder width.
         save_every, sheet_every: in steps; 0 means no sheets.
@@ -78,7 +80,7 @@ class TrainConfig(Checked):
     representation_dropout: ShareBelowOne = 0.0
     standardize: bool = True
     precision: Precision = "bf16"
-    compile: bool = True
+    compile: bool | None = None
     sharding: Sharding = "none"
     seed: Seed = 0
     init: str = ""

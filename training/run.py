@@ -28,7 +28,7 @@ from rcdm_fast.errors import RunError
 from rcdm_fast.models import checkpoint
 from rcdm_fast.models.unet import UNet
 from rcdm_fast.precision import exact
-from rcdm_fast.training import ema, representations, team, timesteps
+from rcdm_fast.training import ema, fused, representations, team, timesteps
 from rcdm_fast.training.config import TrainConfig
 from rcdm_fast.training.losses import DiffusionLoss
 from rcdm_fast.training.pretrain import learning_rate
@@ -121,6 +121,7 @@ class Run:
             network = UNet(unet)
         network = network.to(crew.device).to(memory_format=torch.channels_last)
         network.train()
+        self.computed = self._computed(network)
         if config.checkpoint_blocks:
             team.recompute_blocks(network)
         self.network, self.optimizer = crew.spread(network, self._make_optimizer)
@@ -133,13 +134,32 @@ class Run:
         self._micro = config.micro_batch
         self._split_once = False
         self._ahead: _Drawn | None = None
-        self._forward = torch.compile(self.network) if config.compile else self.network
+        self._forward = torch.compile(self.network) if self.computed == "compiled" else self.network
+
+    def _computed(self, network: UNet) -> str:
+        """How steps are computed: ``compiled``, ``fused`` (then the network is changed so) or ``plain``."""
+        compile = self.crew.device.type == "cuda" if self.config.compile is None else self.config.compile
+        reasons = fused.reasons_unavailable(self.crew.device)
+        if self.crew.sharding == "fully_shard":
+            reasons.append("sharded weights go with PyTorch's own operators")
+        if compile or reasons:
+            log.info("steps are %s: %s", "compiled" if compile else "plain PyTorch", "; ".join(reasons) or "as asked")
+            return "compiled" if compile else "plain"
+        fused.attach(network)
+        log.info("steps run on fused operators")
+        return "fused"
 
     def _make_optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
-        config = self.config
+        config, passes = self.config, self._passes()
         return torch.optim.AdamW(
-            network.parameters(), config.learning_rate, weight_decay=config.weight_decay, foreach=True
-        )
+            network.parameters(), config.learning_rate, weight_decay=config.weight_decay,
+            foreach=passes["foreach"], fused=passes["fused"],
+        )  # fmt: skip
+
+    def _passes(self) -> dict[str, bool]:
+        """How AdamW goes over its tensors; in a single process on the CPU each is read and written once."""
+        once = self.crew.device.type == "cpu" and self.crew.size == 1
+        return {"foreach": not once, "fused": once}
 
     def _state_dict(self) -> dict[str, Tensor]:
         return team.bare(self.network).state_dict()
@@ -345,6 +365,8 @@ class Run:
             optim_state_dict=state["optimizer"],
             options=_WHOLE,
         )
+        for group in self.optimizer.param_groups:
+            group.update(self._passes())  # a state brings those of the processes that wrote it
         for average, tensors in zip(self.emas, state["emas"], strict=True):
             average.copy_(tensors)
         self.timesteps.restore(state["timesteps"])

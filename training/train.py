@@ -1,7 +1,7 @@
 """Train an RCDM: a diffusion model conditioned on the representations of a frozen encoder.
 
-AdamW, averaged weights, autocast, optional torch.compile; one process or several (`team.py`); exact resume after any
-interruption, also in another number of processes.
+AdamW, averaged weights, autocast, fused operators or torch.compile; one process or several (`team.py`); exact resume
+after any interruption, also in another number of processes.
 
 With `standardize` the network is trained on (h - mean) / std and the affine map is folded into W when weights are
 written, so a finished file takes raw representations and has the published structure.
@@ -23,7 +23,7 @@ from rcdm_fast.config import ConfigError, ModelConfig, UNetConfig
 from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.errors import RunError
 from rcdm_fast.models import checkpoint
-from rcdm_fast.training import representations, resume, sheets, trust
+from rcdm_fast.training import memory, representations, resume, sheets, trust
 from rcdm_fast.training.config import TrainConfig
 from rcdm_fast.training.run import Run
 from rcdm_fast.training.state import Paused, RunFolder
@@ -76,7 +76,7 @@ def train(
         raise RunError(f"pictures are {data.pixels.shape[-1]} px, the network makes {config.unet.image_size} px")
     crew = Team(device, config.sharding)
     folder = RunFolder(out)
-    with folder.locked(crew.leads):
+    with folder.locked(crew.leads), memory.kept():
         if crew.leads:
             for decay in (config.ema, *config.more_emas):
                 storage.check_writable(_target(folder, config, decay))

@@ -8,7 +8,7 @@ Knows nothing about models, engines or pictures files. How to add an operator: c
 
 from __future__ import annotations
 
-from rcdm_fast.ops import gradients, reference, schema, selection
+from rcdm_fast.ops import gradients, reference, schema, schema_backward, selection
 from rcdm_fast.ops.library import Part, describe, instruction_set, load
 from rcdm_fast.ops.wrappers import attention, film_group_norm, pictures_to_uint8, solver_step
 
@@ -23,6 +23,7 @@ __all__ = [
     "pictures_to_uint8",
     "reference",
     "schema",
+    "schema_backward",
     "selection",
     "solver_step",
 ]

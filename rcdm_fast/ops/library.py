@@ -9,6 +9,7 @@ Knows nothing about single operators.
 from __future__ import annotations
 
 import ctypes
+import functools
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,7 @@ def has_native(device_type: str) -> bool:
     return device_type in FILES and _part(device_type).loaded
 
 
+@functools.cache
 def instruction_set() -> str:
     """The instruction set that native CPU code runs with, or why there is none."""
     if not has_native("cpu"):

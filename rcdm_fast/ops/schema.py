@@ -23,12 +23,12 @@ SOLVER_STEP = (
     "(Tensor x, Tensor output, Tensor[] terms, float[] weights, float x_to_x0, float output_to_x0, float bound, "
     "float x0_to_next, float x_to_next) -> (Tensor, Tensor)"
 )
-_NORM_INPUTS = (
+NORM_INPUTS = (
     "Tensor x, Tensor? skip, Tensor weight, Tensor bias, Tensor? film, Tensor? rows, int groups, float eps, "
     "bool silu, int resample, bool phases"
 )
-FILM_GROUP_NORM = f"({_NORM_INPUTS}) -> Tensor"
-FILM_GROUP_NORM_OUT = f"(Tensor(a!) out, {_NORM_INPUTS}) -> ()"
+FILM_GROUP_NORM = f"({NORM_INPUTS}) -> Tensor"
+FILM_GROUP_NORM_OUT = f"(Tensor(a!) out, {NORM_INPUTS}) -> ()"
 ATTENTION = "(Tensor qkv, int heads, bool new_order) -> Tensor"
 
 
