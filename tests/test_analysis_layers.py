@@ -82,6 +82,7 @@ def test_one_that_keeps_beside_one_that_drops(monkeypatch: pytest.MonkeyPatch) -
     assert [each.holds for each in same.findings] == [False] * 4 + [None]
 
 
+@pytest.mark.long
 def test_figures_and_json_of_the_real_path() -> None:
     done: list[tuple[int, int]] = []
     config = dataclasses.replace(QUICK, sources=20, mapped=4)

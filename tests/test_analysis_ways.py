@@ -81,6 +81,7 @@ def test_a_real_model_runs_both() -> None:
     assert again.as_json() == found.as_json()
 
 
+@pytest.mark.long
 def test_a_round_trip_is_nearer_than_a_fresh_sample() -> None:
     data, model = training_process.data(), small.model()
     found = invert.run(model, data, BACK)

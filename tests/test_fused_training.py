@@ -120,10 +120,10 @@ def test_what_is_frozen_changes_no_other_gradient(
     for name, leaf in leaves.items():
         leaf.requires_grad_(name not in frozen)
     given = torch.randn(2, 12, 6, 6)
-    convolution(**leaves, padding=1).backward(given)
+    convolution(leaves["x"], leaves["weight"], leaves["bias"], padding=1).backward(given)
     found = {name: leaf.grad for name, leaf in leaves.items()}
-    again = [leaf.detach().double().requires_grad_() for leaf in leaves.values()]
-    truths = torch.autograd.grad(torch.conv2d(*again, padding=1), again, given.double())
+    x, weight, bias = (leaf.detach().double().requires_grad_() for leaf in leaves.values())
+    truths = torch.autograd.grad(torch.conv2d(x, weight, bias, padding=1), (x, weight, bias), given.double())
     for (name, grad), truth in zip(found.items(), truths, strict=True):
         assert (grad is None) == (name in frozen)
         if grad is not None:

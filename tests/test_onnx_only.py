@@ -57,6 +57,7 @@ def relative(got: np.ndarray, want: torch.Tensor) -> float:
     return float((torch.from_numpy(got) - want).norm() / want.norm())
 
 
+@pytest.mark.long
 def test_the_same_representations_and_pictures(example: ModuleType, model: rcdm_fast.Model, exported: Path) -> None:
     pictures = small.pictures(3, size=32)
     h = model.encode(pictures)

@@ -55,6 +55,7 @@ def test_reference_cases(case: str, tmp_path: Path) -> None:
         assert max(ours.step_errors) <= 1.5 * max(autocast.step_errors)
 
 
+@pytest.mark.long
 def test_a_whole_trajectory_of_a_bundled_model() -> None:
     h = torch.randn(2, 192)
     want, got = (rcdm_fast.load("cifar10-supervised", engine=engine) for engine in ("eager", "openvino"))
