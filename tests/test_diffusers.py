@@ -15,9 +15,8 @@ from torch import Tensor
 import rcdm_fast
 from rcdm_fast import Model
 from rcdm_fast.config import ConfigError, ScheduleConfig
-from rcdm_fast.exporters import diffusers as exported
 from rcdm_fast.exporters.onnx import ExportError
-from rcdm_fast.models import diffusers_unet, zoo
+from rcdm_fast.models import diffusers_folder, diffusers_unet, zoo
 from rcdm_fast.models.diffusers_pipeline import RcdmPipeline, build_unet, load_unet
 from rcdm_fast.models.flags import configs_from_flags
 from rcdm_fast.models.infer_flags import RELEASE_FLAGS
@@ -208,7 +207,7 @@ def test_other_folders_and_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ValueError, match="no complete diffusers export"):
         rcdm_fast.load(out)
-    monkeypatch.setattr(exported, "missing_packages", lambda: ["diffusers"])
+    monkeypatch.setattr(diffusers_folder, "missing_packages", lambda: ["diffusers"])
     with pytest.raises(ValueError, match="needs diffusers"):
         rcdm_fast.load(out)
     with pytest.raises(ConfigError, match="not installed: diffusers"):

@@ -33,8 +33,7 @@ from tests.reference_weights import CASES, flags_path, state_dict
 from tests.tolerances import ENCODER_ONNX_L2, FORWARD_L2, TRAJECTORY_L2
 
 BUNDLED = ("cifar10-simclr-trunk", "cifar10-simclr-head", "cifar10-supervised")
-# the other two have the first one's structure
-MODELS = [BUNDLED[0], *CASES, *(pytest.param(name, marks=pytest.mark.long) for name in BUNDLED[1:])]
+MODELS = [BUNDLED[0], CASES[1], *(pytest.param(name, marks=pytest.mark.long) for name in (CASES[0], *BUNDLED[1:]))]
 CPU = torch.device("cpu")
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rcdm_fast.models.unet import ResBlock, UNet
-from rcdm_fast.ops import library, selection
+from rcdm_fast.ops import library, selection_backward
 from rcdm_fast.training import fused, team
 from rcdm_fast.training.config import TrainConfig
 from rcdm_fast.training.convolution import convolution
@@ -115,7 +115,7 @@ def test_what_is_frozen_changes_no_other_gradient(
     frozen: set[str], native: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not native:
-        monkeypatch.setattr(selection, "weight_gradient", lambda x, weight: None)
+        monkeypatch.setattr(selection_backward, "weight_gradient", lambda x, weight: None)
     leaves = {"x": torch.randn(2, 16, 6, 6), "weight": torch.randn(12, 16, 3, 3), "bias": torch.randn(12)}
     for name, leaf in leaves.items():
         leaf.requires_grad_(name not in frozen)
@@ -135,8 +135,8 @@ def test_who_computes_a_weight_gradient(monkeypatch: pytest.MonkeyPatch) -> None
     wide, narrow = torch.randn(8, 16, 3, 3), torch.randn(8, 3, 3, 3)
     for name, native in (("avx2", True), ("avx512", False), ("avx512_bf16", False), ("base", False)):
         monkeypatch.setattr(library, "instruction_set", lambda name=name: name)
-        assert (selection.weight_gradient(x, wide) is not None) == (native and library.has_native("cpu"))
-        assert selection.weight_gradient(few, narrow) is None
+        assert (selection_backward.weight_gradient(x, wide) is not None) == (native and library.has_native("cpu"))
+        assert selection_backward.weight_gradient(few, narrow) is None
 
 
 def make_run(**changes: Any) -> Run:

@@ -93,7 +93,7 @@ def test_cancelled_while_a_batch_is_drawn(model: Model) -> None:
     """The caller's timeout arrives, and the generator is closed after the batch under way."""
 
     async def main() -> None:
-        batches = rcdm_fast.agenerate(model, representations(64), per=8, steps=200)
+        batches = rcdm_fast.agenerate(model, representations(64), per=8, steps=60)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(anext(batches), 0.2)
 

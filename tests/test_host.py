@@ -295,7 +295,7 @@ def test_a_network_that_is_trained_goes_on_training(given: dict[str, Tensor]) ->
 def test_a_network_of_another_type_is_copied_as_float32(given: dict[str, Tensor]) -> None:
     model = Model.from_network(small.network().to(torch.bfloat16), small.SCHEDULE)
     assert model.sample(given["h"], per=1, steps=2).dtype == torch.float32
-    with pytest.raises(rcdm_fast.ConfigError, match=r"expected an rcdm_fast\.unet\.UNet, got Linear"):
+    with pytest.raises(rcdm_fast.ConfigError, match=r"expected an rcdm_fast\.models\.unet\.UNet, got Linear"):
         Model.from_network(nn.Linear(2, 2), small.SCHEDULE)  # type: ignore[arg-type]
 
 

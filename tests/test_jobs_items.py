@@ -351,11 +351,11 @@ def test_arguments_of_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     """All different, so that none can take another one's place."""
     given: list[Any] = []
 
-    def generate(*arguments: Any) -> Iterator[stream.Generated]:
+    def generated(*arguments: Any) -> Iterator[stream.Generated]:
         given.extend(arguments)
         return iter(())
 
-    monkeypatch.setattr(stream, "generate", generate)
+    monkeypatch.setattr(stream, "_generated", generated)
     model, tell = small.model(), print
     settings: dict[str, Any] = {"per": 2, "steps": 3, "solver": "ddim", "eta": 0.25, "guidance": 1.5, "seed": 4}
     list(rcdm_fast.generate(model, "photos", **settings, batch_size=5, threads=6, on_bad=tell))

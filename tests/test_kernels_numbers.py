@@ -188,7 +188,7 @@ def _many(values: tuple[int, ...], quick: tuple[int, ...]) -> list[Any]:
 
 
 @computes
-@pytest.mark.parametrize("dtype", SUMMED)
+@pytest.mark.parametrize("dtype", [SUMMED[0], *(pytest.param(each, marks=pytest.mark.long) for each in SUMMED[1:])])
 @pytest.mark.parametrize("per_group", _many(PER_GROUP, (1, 6, 12, 40, 64)))
 def test_norm_of_every_number_of_channels(per_group: int, dtype: torch.dtype, path: str) -> None:
     groups = 32 if per_group < 4 else 4
@@ -316,7 +316,7 @@ def _check_attention(qkv: Tensor, heads: int, new_order: bool) -> None:
 
 
 @computes
-@pytest.mark.parametrize("dtype", SUMMED)
+@pytest.mark.parametrize("dtype", [SUMMED[0], *(pytest.param(each, marks=pytest.mark.long) for each in SUMMED[1:])])
 @pytest.mark.parametrize("head", _many(HEADS, (8, 24, 64, 100, 256)))
 def test_attention_of_every_head(head: int, dtype: torch.dtype) -> None:
     _check_attention(_qkv(2, 37, 2, head, dtype), 2, new_order=head % 3 == 0)

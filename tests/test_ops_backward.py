@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import ops
-from rcdm_fast.ops import gradients, library, reference, schema, selection
+from rcdm_fast.ops import gradients, library, reference, schema, selection, selection_backward
 from tests import op_checks
 from tests.op_checks import NormCase, widened
 from tests.tolerances import OP_ERROR_FLOOR, OP_ERROR_RATIO
@@ -260,10 +260,28 @@ def test_the_native_gradients_are_the_ones_that_run(monkeypatch: pytest.MonkeyPa
         patched.setattr(gradients, "film_group_norm", refuse)
         patched.setattr(gradients, "attention", refuse)
         native = both()
-    monkeypatch.setattr(selection, "film_group_norm_backward", lambda device: None)
-    monkeypatch.setattr(selection, "attention_backward", lambda device: None)
+    monkeypatch.setattr(selection_backward, "film_group_norm_backward", lambda device: None)
+    monkeypatch.setattr(selection_backward, "attention_backward", lambda device: None)
     for ours, plain in zip(native, both(), strict=True):
         assert op_checks.error(ours, plain.double()) < OP_ERROR_RATIO * 1e-6 + OP_ERROR_FLOOR[torch.float32]
+
+
+def test_who_computes_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """C++ on the CPU, Triton on a GPU where it is installed, else plain PyTorch."""
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    if library.has_native("cpu"):
+        assert selection_backward.film_group_norm_backward(cpu) is torch.ops.rcdm_fast.film_group_norm_backward
+        assert selection_backward.attention_backward(cpu) is torch.ops.rcdm_fast.attention_backward
+    if not selection.triton_reason(gpu):
+        from rcdm_fast.kernels import film_group_norm_backward as kernels
+
+        assert selection_backward.film_group_norm_backward(gpu) is kernels.film_group_norm_backward
+    assert selection_backward.attention_backward(gpu) is None
+    monkeypatch.setattr(library, "has_native", lambda _: False)
+    monkeypatch.setattr(selection_backward, "triton_reason", lambda _: "triton is not installed")
+    for device in (cpu, gpu):
+        assert selection_backward.film_group_norm_backward(device) is None
+        assert selection_backward.attention_backward(device) is None
 
 
 if __name__ == "__main__":

@@ -49,13 +49,11 @@ def plan(tmp_path: Path) -> Path:
     return plan_file.write(tmp_path / "a.plan", HEADER, b"a plan" * 1000)
 
 
+@pytest.mark.long
 @needs_rtx
 @pytest.mark.parametrize(
     ("case", "targets", "dynamic"),
-    [
-        pytest.param(CASES[0], ("sm89", "sm120"), False, marks=pytest.mark.long),
-        (CASES[1], ("sm89",), True),
-    ],
+    [(CASES[0], ("sm89", "sm120"), False), (CASES[1], ("sm89",), True)],
 )
 def test_reference_cases_are_built(tmp_path: Path, case: str, targets: tuple[str, ...], dynamic: bool) -> None:
     torch.save(state_dict(case), tmp_path / "checkpoint.pt")

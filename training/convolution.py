@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rcdm_fast.ops import schema, selection
+from rcdm_fast.ops import schema, selection_backward
 
 
 def convolution(
@@ -56,7 +56,7 @@ class _Convolution(torch.autograd.Function):
         of_add = grad if of_add_wanted else None
         grad = grad.to(x.dtype, memory_format=torch.channels_last)
         of_x = of_weight = of_bias = None
-        own = selection.weight_gradient(x, weight) if of_weight_wanted else None
+        own = selection_backward.weight_gradient(x, weight) if of_weight_wanted else None
         if own is not None:
             of_weight, of_bias = own(grad, x, weight.shape[2], stride, padding)
         rest = [of_x_wanted, of_weight_wanted and own is None, of_bias_wanted and own is None]

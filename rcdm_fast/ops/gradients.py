@@ -1,7 +1,7 @@
 """Gradients of the operators, registered once for every build and device.
 
-What they are is written here in plain PyTorch; where `selection` knows a faster implementation for a device (C++,
-Triton), that runs. The forward pass keeps its inputs only; what the backward pass needs of it (statistics, normalised
+What they are is written here in plain PyTorch; where `selection_backward` knows a faster implementation for a device
+(C++, Triton), that runs. The forward pass keeps its inputs only; what the backward pass needs of it (statistics, normalised
 values, shares of attention) is computed again. Arithmetic is float32 (float64 for float64 inputs, which only the tests
 use).
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rcdm_fast.ops import reference, selection
+from rcdm_fast.ops import reference, selection_backward
 from rcdm_fast.ops.schema import NAMESPACE
 
 
@@ -144,7 +144,7 @@ def _keep_norm(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _norm_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     inputs = (*ctx.saved_tensors, *ctx.others)
-    backward = selection.film_group_norm_backward(grad.device)
+    backward = selection_backward.film_group_norm_backward(grad.device)
     if backward is None:
         return (*film_group_norm(grad, *inputs), *[None] * 6)
     _, skip, _, _, film, rows, *_ = inputs
@@ -159,7 +159,7 @@ def _keep_attention(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _attention_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    backward = selection.attention_backward(grad.device) or attention
+    backward = selection_backward.attention_backward(grad.device) or attention
     return backward(grad.contiguous(), *ctx.saved_tensors, *ctx.others), None, None
 
 
