@@ -214,7 +214,7 @@ OTHERS = (
     Usage(
         "export m --to onnx --out e",
         (
-            row(0, "new", "load.source"),
+            Row(0, "new", {"load.source": "new", "export.model": "model new"}),
             row("--to", "openvino", "export.to"),
             path("--out", "f", "export.out"),
             row("--precision", "fp16", "export.precision"),

@@ -207,7 +207,8 @@ def test_other_folders_and_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ValueError, match="no complete diffusers export"):
         rcdm_fast.load(out)
-    monkeypatch.setattr(diffusers_folder, "missing_packages", lambda: ["diffusers"])
+    for reads_or_writes in (diffusers_folder, exported):
+        monkeypatch.setattr(reads_or_writes, "missing_packages", lambda: ["diffusers"])
     with pytest.raises(ValueError, match="needs diffusers"):
         rcdm_fast.load(out)
     with pytest.raises(ConfigError, match="not installed: diffusers"):

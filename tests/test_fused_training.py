@@ -108,24 +108,20 @@ def test_convolution_is_pytorchs(inputs: int, kernel: int, stride: int, padding:
 
 
 @pytest.mark.parametrize("native", [True, False])
-@pytest.mark.parametrize(
-    "frozen", [{"x"}, {"weight"}, {"bias"}, {"x", "weight"}, {"x", "bias"}, {"weight", "bias"}], ids=str
-)
-def test_what_is_frozen_changes_no_other_gradient(
-    frozen: set[str], native: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("frozen", ["x", "weight", "bias", "x weight", "x bias", "weight bias"])
+def test_what_is_frozen_changes_no_other_gradient(frozen: str, native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not native:
         monkeypatch.setattr(selection_backward, "weight_gradient", lambda x, weight: None)
     leaves = {"x": torch.randn(2, 16, 6, 6), "weight": torch.randn(12, 16, 3, 3), "bias": torch.randn(12)}
     for name, leaf in leaves.items():
-        leaf.requires_grad_(name not in frozen)
+        leaf.requires_grad_(name not in frozen.split())
     given = torch.randn(2, 12, 6, 6)
     convolution(leaves["x"], leaves["weight"], leaves["bias"], padding=1).backward(given)
     found = {name: leaf.grad for name, leaf in leaves.items()}
     x, weight, bias = (leaf.detach().double().requires_grad_() for leaf in leaves.values())
     truths = torch.autograd.grad(torch.conv2d(x, weight, bias, padding=1), (x, weight, bias), given.double())
     for (name, grad), truth in zip(found.items(), truths, strict=True):
-        assert (grad is None) == (name in frozen)
+        assert (grad is None) == (name in frozen.split())
         if grad is not None:
             torch.testing.assert_close(grad.double(), truth, atol=2e-5, rtol=1e-5)
 
