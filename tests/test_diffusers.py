@@ -15,6 +15,7 @@ from torch import Tensor
 import rcdm_fast
 from rcdm_fast import Model
 from rcdm_fast.config import ConfigError, ScheduleConfig
+from rcdm_fast.exporters import diffusers as exported
 from rcdm_fast.exporters.onnx import ExportError
 from rcdm_fast.models import diffusers_folder, diffusers_unet, zoo
 from rcdm_fast.models.diffusers_pipeline import RcdmPipeline, build_unet, load_unet
