@@ -33,7 +33,7 @@ from tests.reference_weights import CASES, flags_path, state_dict
 from tests.tolerances import ENCODER_ONNX_L2, FORWARD_L2, TRAJECTORY_L2
 
 BUNDLED = ("cifar10-simclr-trunk", "cifar10-simclr-head", "cifar10-supervised")
-MODELS = [BUNDLED[0], CASES[1], *(pytest.param(name, marks=pytest.mark.long) for name in (CASES[0], *BUNDLED[1:]))]
+MODELS = [BUNDLED[0], *(pytest.param(name, marks=pytest.mark.long) for name in (*CASES, *BUNDLED[1:]))]
 CPU = torch.device("cpu")
 
 
@@ -239,7 +239,7 @@ def test_unknown_formats_and_precisions() -> None:
         find("onnx", "int8")
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("precision", ["fp16", pytest.param("bf16", marks=pytest.mark.long)])
 def test_reduced_precision(model: rcdm_fast.Model, path: Path, precision: str, tmp_path: Path) -> None:
     full = path
     if precision == "bf16":

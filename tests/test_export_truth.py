@@ -58,7 +58,8 @@ def test_the_truth_is_the_model(kind: str, schedule: str) -> None:
     assert _relative(NetworkGraph(model.unet, model.config.schedule)(*inputs), want) <= FORWARD_L2
 
 
-@pytest.mark.parametrize("kind", ["label", pytest.param("nothing", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["label", "nothing"])
 def test_files_have_the_numbers_of_the_model(kind: str, tmp_path: Path) -> None:
     """Those of networks with representations are compared in `test_export_onnx.py` and `test_openvino.py`."""
     model = _model(kind, "rescaled")

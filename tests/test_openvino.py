@@ -41,7 +41,8 @@ def _reference(case: str, tmp_path: Path, engine: str, precision: str = "fp32") 
     return rcdm_fast.load(path, flags_path(case), device="cpu", engine=engine, precision=precision)
 
 
-@pytest.mark.parametrize("case", [pytest.param(CASES[0], marks=pytest.mark.long), *CASES[1:]])
+@pytest.mark.long
+@pytest.mark.parametrize("case", CASES)
 def test_reference_cases(case: str, tmp_path: Path) -> None:
     truth = _reference(case, tmp_path, "eager")
     h = torch.randn(3, truth.config.unet.representation_dim)

@@ -181,6 +181,7 @@ def test_pure_python_install_works_and_says_so(checkout: Path, tmp_path: Path) -
     assert _run(python, "-P", "-c", code, cwd=tmp_path).strip() == "[128, 128]"
 
 
+@pytest.mark.long
 def test_a_compiler_that_fails_fails_the_build_and_the_message_says_how_to_do_without(
     checkout: Path, tmp_path: Path
 ) -> None:

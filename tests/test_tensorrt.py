@@ -172,6 +172,7 @@ def test_other_weights_need_a_plan_that_takes_them() -> None:
         HEADER.needs_refit("b" * 64, "a.plan")
 
 
+@pytest.mark.long
 def test_exports_of_one_structure_differ_in_weights_alone(tmp_path: Path) -> None:
     """What a refit rests on: it finds weights by name."""
     onnx = pytest.importorskip("onnx")
