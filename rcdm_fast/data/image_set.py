@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import images
+from rcdm_fast.checks import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ class BatchOrder:
 
     def __init__(self, count: int, batch_size: int, seed: int) -> None:
         if batch_size > count:
-            raise ValueError(f"batch_size {batch_size} exceeds the {count} pictures of the set")
+            raise ConfigError(f"batch_size {batch_size} exceeds the {count} pictures of the set")
         self.count, self.batch_size, self.seed = count, batch_size, seed
         self.per_epoch = count // batch_size
         self._epoch = -1
