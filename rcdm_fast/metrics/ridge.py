@@ -1,4 +1,4 @@
-"""Ridge regression from one encoder's representations to the conditioning vectors of another, in closed form.
+"""Ridge regression in closed form: `ridge`, from one encoder's representations to the conditioning vectors of another.
 
 Sums over pictures are kept in float64 and are all that is needed, so the pictures are passed once and any number of
 penalties can be tried. Knows nothing about networks, encoders or files.
@@ -52,7 +52,7 @@ def ridge(inputs: Tensor, old: Tensor, weight: Tensor, bias: Tensor) -> Ridge:
     views, count, width = inputs.shape
     if count < 2:
         raise RunError(f"a regression needs at least 2 pictures, the data has {count}")
-    held, rest = (_Moments(width + 1, len(bias)) for _ in range(2))
+    held, rest = (Moments(width + 1, len(bias)) for _ in range(2))
     for view in range(views):
         for start in range(0, count, CHUNK):
             part = slice(start, min(start + CHUNK, count))
@@ -69,7 +69,7 @@ def ridge(inputs: Tensor, old: Tensor, weight: Tensor, bias: Tensor) -> Ridge:
     return Ridge(solution[:width].T.contiguous(), solution[width].clone(), PENALTIES[best], explained)
 
 
-class _Moments:
+class Moments:
     """Sums over pictures that least squares needs: x x', x y', y y' and the count; x ends with a 1."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -84,8 +84,8 @@ class _Moments:
         self.yy += float(y.square().sum())
         self.count += len(x)
 
-    def __add__(self, other: _Moments) -> _Moments:
-        total = _Moments(*self.xy.shape)
+    def __add__(self, other: Moments) -> Moments:
+        total = Moments(*self.xy.shape)
         total.xx, total.xy = self.xx + other.xx, self.xy + other.xy
         total.yy, total.count = self.yy + other.yy, self.count + other.count
         return total
