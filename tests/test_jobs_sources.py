@@ -7,6 +7,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -129,6 +130,41 @@ def test_columns_of_pictures(tmp_path: Path) -> None:
     for number, part in enumerate((files[:2], files[2:])):
         parquet.write_table(pyarrow.table({"image": part}), tmp_path / f"{number}.parquet")
     same_pictures(random_access.find(tmp_path), levels())
+
+
+def test_hugging_face_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A saved folder, one with splits, and a name that the library knows: the same rows, at any place."""
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["day", "night"])})
+    rows = {"img": [Image.fromarray(array) for array in levels()], "label": [0, 1, 0]}
+    table = datasets.Dataset.from_dict(rows, features=features)
+    other = datasets.Dataset.from_dict({name: values[:1] for name, values in rows.items()}, features=features)
+    table.save_to_disk(str(tmp_path / "one"))
+    datasets.DatasetDict({"train": other, "test": table}).save_to_disk(str(tmp_path / "splits"))
+    asked: list[tuple[Any, ...]] = []
+
+    def load_dataset(name: str, configuration: str | None, *, split: str, revision: str | None) -> Any:
+        asked.append((name, configuration, split, revision))
+        return table if split == "test" else other
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    split = "?split=test&image=img"
+    for name in (tmp_path / "one", f"hf:{tmp_path / 'one'}", f"hf:{tmp_path / 'splits'}{split}", f"hf:a/b{split}"):
+        same_pictures(random_access.find(name, ("picture", "representation")), levels())
+    assert asked == [("a/b", None, "test", None)]
+    assert len(random_access.find(tmp_path / "splits")) == 1  # the training split, as in training
+    fetched = random_access.find(f"hf:a/b{split}")
+    assert [fetched.id(place) for place in range(3)] == ["0", "1", "2"]
+    assert len({random_access.hash_of(fetched, place) for place in range(3)}) == 3
+    for wrong, message in (
+        ("?split=none", "no split"),
+        ("?split=test&image=x", "no column 'x'"),
+        ("?color=x", "unknown"),
+    ):
+        with pytest.raises(ImageError, match=message):
+            random_access.find(f"hf:{tmp_path / 'splits'}{wrong}")
+    with pytest.raises(ImageError, match="no column 'x'"):
+        random_access.find("hf:a/b?image=x")
 
 
 def test_ids_that_come_twice_are_refused(tmp_path: Path) -> None:
@@ -355,11 +391,5 @@ def test_hashes_of_halves_of_characters() -> None:
         def id(self, place: int) -> str:
             return "\ud800\udce9\udfff"[place]
 
-    odd = Odd(3)
-    assert (
-        len(
-            {random_access.hash_of(odd, place) for place in range(3)}
-            | {random_access.hash_of(random_access.Nothing(1), 0)}
-        )
-        == 4
-    )
+    hashes = [random_access.hash_of(Odd(3), place) for place in range(3)]
+    assert len({*hashes, random_access.hash_of(random_access.Nothing(1), 0)}) == 4

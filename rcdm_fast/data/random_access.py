@@ -24,7 +24,7 @@ from torch import Tensor
 from rcdm_fast import doors, images
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.items import HASHES, Kind, Source, check_ids, fingerprint, hash_of
-from rcdm_fast.data.readers import tables, tars
+from rcdm_fast.data.readers import hugging_face, tables, tars
 from rcdm_fast.data.readers.array_rows import Rows, array_file, to_float32
 from rcdm_fast.data.readers.pictures import Item, contents, is_archive
 
@@ -38,11 +38,11 @@ def find(given: Given, wanted: Sequence[Kind] = ()) -> Source:
 
     Args:
         given: a folder of pictures, or one picture; WebDataset shards with pictures (a .tar, a folder of them, a
-            pattern as in ``in-{000..099}.tar``); .npy, .npz or .safetensors with representations [N,D], pictures
-            uint8 [N,H,W,3] or [N,3,H,W], or labels (whole numbers [N]); Parquet, Arrow or CSV files, or a folder of
-            them, with a column of pictures, of representations, or of labels; a number of items for an unconditional
-            model; or the tensors, arrays, pictures and paths themselves. Where there is a file of exactly the name
-            that is given, it is meant, and no pattern.
+            pattern as in ``in-{000..099}.tar``); a dataset ``hf:NAME_OR_FOLDER?split=train&image=img``; .npy, .npz or
+            .safetensors with representations [N,D], pictures uint8 [N,H,W,3] or [N,3,H,W], or labels (whole numbers
+            [N]); Parquet, Arrow or CSV files, or a folder of them, with a column of pictures, of representations, or
+            of labels; a number of items for an unconditional model; or the tensors, arrays, pictures and paths
+            themselves. Where there is a file of exactly the name that is given, it is meant, and no pattern.
         wanted: kinds that are of use, for files that hold several; none given: any.
 
     Raises:
@@ -67,12 +67,16 @@ def _find(given: Given, wanted: Sequence[Kind]) -> Source:
         return Nothing(int(name)) if len(name) < 19 else Nothing(_too_many(name))
     if not there and name.startswith("wds:"):
         return Shards(name.removeprefix("wds:"))
+    if not there and name.startswith("hf:"):
+        return _hugging_face(name, hugging_face.find(name.removeprefix("hf:")), wanted)
     path = doors.path(given, images.ImageError)
     suffix = path.suffix.lower()
     if suffix in (".npy", ".npz", ".safetensors"):
         return array_file(path, wanted)
     if suffix in tables.NAMED_EXTENSIONS:
         return Columns(path, tables.open_files([path], _columns(wanted)))
+    if path.is_dir() and hugging_face.is_saved(path):
+        return _hugging_face(name, hugging_face.Saved(path), wanted)
     if path.is_dir():
         return _folder(path, wanted)
     if tars.is_shard(name) or (not there and ("{" in name or tars.remote(name))):
@@ -80,6 +84,13 @@ def _find(given: Given, wanted: Sequence[Kind]) -> Source:
     if not path.is_file():
         raise images.ImageError(f"{doors.printable(path)}: no such folder or file")
     return Shards(name) if suffix not in images.EXTENSIONS and is_archive(path) else Pictures(name, [path])
+
+
+def _hugging_face(name: str, found: hugging_face.Found, wanted: Sequence[Kind]) -> Source:
+    if isinstance(found, hugging_face.Fetched):
+        return Fetched(name, found.rows())
+    table = found.table() if isinstance(found, hugging_face.Saved) else found
+    return Columns(Path(name), tables.open_files(table.files, _columns(wanted), table.column))
 
 
 def _too_many(count: str) -> int:
@@ -246,6 +257,38 @@ class Columns:
         """See `Source`; of pictures: the size of all files."""
         with self._lock:
             return self._table.content(place)
+
+
+class Fetched:
+    """Pictures of a dataset that the `datasets` library knows by name; ids are the numbers of its rows."""
+
+    kind: Kind = "picture"
+
+    def __init__(self, name: str, rows: hugging_face.Rows) -> None:
+        self.name, self._rows = name, rows
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def id(self, place: int) -> str:
+        """See `Source`."""
+        return str(place)
+
+    def read(self, place: int) -> Image.Image:
+        """See `Source`."""
+        with self._lock:
+            item = self._rows.item(place)
+        return item.picture()
+
+    def width(self) -> None:
+        """See `Source`."""
+
+    def content(self, place: int) -> bytes:
+        """See `Source`; its size."""
+        with self._lock:
+            content = self._rows.item(place).content
+        return str(len(content)).encode() if isinstance(content, bytes) else b""
 
 
 class Several:

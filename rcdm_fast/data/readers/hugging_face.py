@@ -10,22 +10,25 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import parse_qsl
 
 from rcdm_fast import doors, folders, images, offline
 from rcdm_fast.data.readers import table_files, tables
-from rcdm_fast.data.readers.pictures import Item, Source, Tables, needed
+from rcdm_fast.data.readers.pictures import Item, Tables, needed
 from rcdm_fast.doors import door, printable
 
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
 _DESCRIBED_BYTES = 1 << 26
 
 
-def find(spec: str) -> Source:
+Found: TypeAlias = "Saved | Fetched | Tables"
+
+
+def find(spec: str) -> Found:
     """The dataset NAME_OR_FOLDER?split=train&image=img&label=label&name=CONFIGURATION. Raises `images.ImageError`."""
     name, _, query = spec.partition("?")
     options = dict(parse_qsl(query))
@@ -45,7 +48,7 @@ def is_saved(path: Path) -> bool:
     return any(os.path.isfile(path / file) for file in (_STATE, _SPLITS))
 
 
-def _of_folder(path: Path, options: Mapping[str, str]) -> Source:
+def _of_folder(path: Path, options: Mapping[str, str]) -> Tables:
     """Parquet or Arrow files as they lie in a dataset's repository; a split is part of their names."""
     split = options.get("split", "train")
     files = [each for each in folders.tree(path).files if each.suffix.lower() in tables.EXTENSIONS]
@@ -68,6 +71,11 @@ class Saved:
 
     def items(self) -> Iterator[Item]:
         """See `Source`."""
+        for number, item in enumerate(self.table().items()):
+            yield Item(self.path / str(number), item.label, item.content)
+
+    def table(self) -> Tables:
+        """The files that it consists of. Raises `images.ImageError`: none of such a folder, or no such columns."""
         where = f"hf:{printable(self.path)}"
         with door(images.ImageError, f"{where}: cannot be opened"):
             folder = self.path
@@ -91,9 +99,7 @@ class Saved:
             if self.options.get(asked) not in (None, *columns):
                 known = printable(", ".join(columns))
                 raise images.ImageError(f"{where}: no column {self.options[asked]!r} for {what}; there are {known}")
-        table = Tables(files, self.options.get("image"), self.options.get("label"))
-        for number, item in enumerate(table.items()):
-            yield Item(self.path / str(number), item.label, item.content)
+        return Tables(files, self.options.get("image"), self.options.get("label"))
 
 
 def _columns(files: tuple[Path, ...], where: str) -> list[str]:
@@ -125,6 +131,12 @@ class Fetched:
 
     def items(self) -> Iterator[Item]:
         """See `Source`."""
+        rows = self.rows()
+        for place in range(len(rows)):
+            yield rows.item(place)
+
+    def rows(self) -> Rows:
+        """Its rows by place, fetched if they are not here. Raises `images.ImageError`."""
         library = needed("datasets", "data")
         where = f"hf:{printable(self.name)}"
         options = self.options
@@ -138,22 +150,35 @@ class Fetched:
         label = self._column(table, options.get("label"), tables.LABEL_COLUMNS, "label")
         with door(images.ImageError, f"{where}: cannot be read"):
             names = getattr(table.features[label], "names", None) if label is not None else None
-            rows = iter(table.cast_column(column, library.Image(decode=False)))
-        number = 0
-        while True:
-            with door(images.ImageError, f"{where}: row {number} cannot be read"):
-                row = next(rows, None)
-                if row is None:
-                    return
-                value = row[label] if label is not None else None
-                told = None if value is None else str(names[value]) if names and isinstance(value, int) else str(value)
-                content = row[column] or {}
-                found = content.get("bytes") or (Path(content["path"]) if content.get("path") else b"")
-            yield Item(Path(self.name) / str(number), told, found)
-            number += 1
+            return Rows(self.name, table.cast_column(column, library.Image(decode=False)), column, label, names)
 
     def _column(self, table: Any, asked: str | None, usual: tuple[str, ...], what: str) -> str | None:
         if asked is not None and asked not in table.column_names:
             known = ", ".join(table.column_names)
             raise images.ImageError(f"hf:{self.name}: no column {asked!r} for {what}; there are {known}")
         return asked or next((name for name in usual if name in table.column_names), None)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a dataset of the library, whose pictures are not decoded by it."""
+
+    name: str
+    table: Any  # a datasets.Dataset
+    column: str
+    label: str | None
+    classes: Sequence[str] | None
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def item(self, place: int) -> Item:
+        """The picture of a row, and its class. Raises `images.ImageError`."""
+        with door(images.ImageError, f"hf:{printable(self.name)}: row {place} cannot be read"):
+            row = self.table[place]
+            value = row[self.label] if self.label is not None else None
+            known = self.classes is not None and isinstance(value, int)
+            label = None if value is None else str(self.classes[value]) if known and self.classes else str(value)
+            content = row[self.column] or {}
+            found = content.get("bytes") or (Path(content["path"]) if content.get("path") else b"")
+        return Item(Path(self.name) / str(place), label, found)
