@@ -88,7 +88,7 @@ def _find(given: Given, wanted: Sequence[Kind]) -> Source:
 
 def _hugging_face(name: str, found: hugging_face.Found, wanted: Sequence[Kind]) -> Source:
     if isinstance(found, hugging_face.Fetched):
-        return Fetched(name, found.rows())
+        return HubPictures(name, found.rows())
     table = found.table() if isinstance(found, hugging_face.Saved) else found
     return Columns(Path(name), tables.open_files(table.files, _columns(wanted), table.column))
 
@@ -259,7 +259,7 @@ class Columns:
             return self._table.content(place)
 
 
-class Fetched:
+class HubPictures:
     """Pictures of a dataset that the `datasets` library knows by name; ids are the numbers of its rows."""
 
     kind: Kind = "picture"
