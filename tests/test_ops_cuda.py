@@ -123,7 +123,7 @@ def test_in_a_cuda_graph() -> None:
     def everything() -> tuple[Tensor, ...]:
         norms = [torch.ops.rcdm_fast.film_group_norm(*given) for given in (inputs, small)]
         step = torch.ops.rcdm_fast.solver_step(x, noise, [noise], [0.5], 1.0, 0.5, 1.0, 0.5, 0.5)
-        return (*norms, *step, torch.ops.rcdm_fast.pictures_to_uint8(x))
+        return (*norms, *step)
 
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
@@ -160,7 +160,6 @@ def test_empty_batches() -> None:
     assert empty.shape == (0, 64, 6, 10)
     x = torch.randn(0, 3, 8, 8, device="cuda")
     assert ops.solver_step(x, x, x_to_x0=1, output_to_x0=1, bound=1, x0_to_next=1, x_to_next=1)[0].shape == x.shape
-    assert ops.pictures_to_uint8(x).shape == x.shape
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -182,23 +181,6 @@ def test_solver_step(shape: tuple[int, int, int, int], dtype: torch.dtype, terms
     torch.library.opcheck(
         torch.ops.rcdm_fast.solver_step.default, (x[:2], wide[:2], [t[:2] for t in listed], weights, *numbers)
     )
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_pictures_to_uint8(dtype: torch.dtype) -> None:
-    whole = (torch.randn(3, 3, 401, 397, device="cuda") * 0.8 + 0.1).to(dtype)
-    views = (whole, whole.contiguous(memory_format=torch.channels_last), whole[:, :, ::2, 1::3], whole[0, 0, 0, 0])
-    for pictures in (*views, whole.flatten()[3:], whole[:0]):
-        got, want = torch.ops.rcdm_fast.pictures_to_uint8(pictures), reference.pictures_to_uint8(pictures)
-        assert torch.equal(got, want)
-        assert got.stride() == want.stride()
-        torch.library.opcheck(torch.ops.rcdm_fast.pictures_to_uint8.default, (pictures,))
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_every_16_bit_number(dtype: torch.dtype) -> None:
-    x = torch.arange(-(2**15), 2**15, dtype=torch.int16, device="cuda").view(dtype)
-    assert torch.equal(torch.ops.rcdm_fast.pictures_to_uint8(x), reference.pictures_to_uint8(x))
 
 
 def test_the_wrappers_choose_the_native_operators() -> None:

@@ -45,7 +45,7 @@ class OnnxNetwork:
         inputs, outputs = self._session.get_inputs(), [item.name for item in self._session.get_outputs()]
         if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in DTYPES:
             found = ", ".join(f"{item.name} {item.type} {item.shape}" for item in inputs)
-            raise EncoderError(f"{path}: expected one input of pictures [N,3,H,W], the graph has {found}")
+            raise EncoderError(f"{path}: expected one input of pictures [N,3,H,W], the graph has {printable(found)}")
         self._input: str = inputs[0].name
         self._dtype = DTYPES[inputs[0].type]
         shape = inputs[0].shape
@@ -60,7 +60,9 @@ class OnnxNetwork:
         if output == "backbone" and output not in outputs:
             output = outputs[0]
         if output not in outputs:
-            raise EncoderError(f"{path}: no output {output!r}; there are {', '.join(outputs)}")
+            raise EncoderError(
+                f"{path}: no output {printable(repr(output))}; there are {printable(', '.join(outputs))}"
+            )
         self._output = output
 
     @property

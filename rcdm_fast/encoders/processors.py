@@ -225,7 +225,7 @@ def _understood(source: Source, name: str, kind: str, processor: Mapping[str, An
 
 def _shown(value: Any) -> str:
     """A value in an error, of reasonable length."""
-    text = repr(value)
+    text = printable(repr(value))
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
@@ -261,7 +261,7 @@ def _three(value: Any) -> tuple[float, float, float]:
 def _interpolation(source: Source, name: str, resample: Any, stated: Collection[str]) -> Interpolation:
     number = 2 if resample is None else int(resample)
     if number not in RESAMPLING and "interpolation" not in stated:
-        known = {0: "nearest", 1: "Lanczos", 4: "box", 5: "Hamming"}.get(number, str(number))
+        known = {0: "nearest", 1: "Lanczos", 4: "box", 5: "Hamming"}.get(number, _shown(number))
         raise EncoderError(
             f"{source}: its {name} resizes by {known} interpolation, which is not supported; to see pictures as nearly "
             "as can be, say interpolation=bicubic"
@@ -280,7 +280,7 @@ def _sides(source: Source, name: str, size: Any, key: str) -> tuple[bool, int]:
         return True, int(stated["height"])
     if not stated:
         raise EncoderError(f"{source}: its {name} states no picture size; {BY_HAND}")
-    raise EncoderError(f"{source}: {key} {stated} of its {name} is not supported; {BY_HAND}")
+    raise EncoderError(f"{source}: {key} {_shown(stated)} of its {name} is not supported; {BY_HAND}")
 
 
 def _photo(width: int, height: int) -> Image.Image:

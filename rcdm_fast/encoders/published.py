@@ -27,6 +27,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from rcdm_fast.config import ConfigError, EncoderConfig
+from rcdm_fast.doors import printable
 from rcdm_fast.encoders import weights
 from rcdm_fast.encoders.base import Network
 from rcdm_fast.encoders.errors import EncoderError, need
@@ -73,7 +74,9 @@ def load(source: Source, fields: Mapping[str, Any]) -> Network:
     try:
         trunk_state, projector_state = release.split(weights.read_pickle(path))
     except (KeyError, TypeError, AttributeError) as error:
-        raise EncoderError(f"{path}: not laid out as the published {source.name} checkpoint ({error!r})") from error
+        raise EncoderError(
+            f"{path}: not laid out as the published {source.name} checkpoint ({printable(repr(error))})"
+        ) from error
     trunk = release.trunk()
     weights.load(trunk, trunk_state, f"{path} (trunk)")
     projector = None

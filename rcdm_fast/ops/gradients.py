@@ -4,8 +4,6 @@ What they are is written here in plain PyTorch; where `selection_backward` knows
 (C++, Triton), that runs. The forward pass keeps its inputs only; what the backward pass needs of it (statistics,
 normalised values, shares of attention) is computed again. Arithmetic is float32 (float64 for float64 inputs, which
 only the tests use).
-
-`pictures_to_uint8` has none: its result is a whole number.
 """
 
 from __future__ import annotations
