@@ -232,7 +232,7 @@ def test_an_encoder_sees_what_its_processor_makes(tmp_path: Path) -> None:
         {"k\n" * 5000: 1},
         {"padding": ["p" * 5000]},
         {"image_processor_type": "t\n" * 5000},
-        {"image_mean": ["m" * 5000] * 3},
+        {"image_mean": ["m" * 5000] * 3, "do_normalize": True},
     ],
     ids=lambda changes: " ".join(key[:20].strip() for key in changes),
 )
