@@ -200,7 +200,11 @@ def test_other_folders_and_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(ValueError, match="describes itself"):
         rcdm_fast.load(out, {"image_size": 8})
     settings = json.loads((out / "unet" / "config.json").read_text())
-    (out / "unet" / "config.json").write_text(json.dumps({**settings, "layers_per_block": 2}))
+    for key, value in (("layers_per_block", 2), ("layers_per_block", 10**9), ("block_out_channels", [2**40] * 9)):
+        (out / "unet" / "config.json").write_text(json.dumps({**settings, key: value}))
+        with pytest.raises(ValueError, match=f"no complete diffusers export .*of another network .*: {key}"):
+            rcdm_fast.load(out)
+    (out / "unet" / "config.json").write_text("[]")
     with pytest.raises(ValueError, match="no complete diffusers export"):
         rcdm_fast.load(out)
     (out / "unet" / "config.json").write_text(json.dumps(settings))

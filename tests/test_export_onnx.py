@@ -366,3 +366,12 @@ def test_an_encoder_whose_numbers_are_wrong_gets_no_file(tmp_path: Path) -> None
         export_encoder(tmp_path / "encoder.onnx", ImageEncoder(Random(), IMAGENET))
     assert list(tmp_path.iterdir()) == []
     assert encoder_export.TOLERANCE <= ENCODER_ONNX_L2
+
+
+@pytest.mark.parametrize("changes", [{"version": "0.1.0\n" * 1000}, {"weights": "\n" * 12}], ids=["version", "weights"])
+def test_what_a_file_says_of_itself_is_repeated_in_one_line(model: rcdm_fast.Model, changes: dict[str, str]) -> None:
+    info = dataclasses.replace(exported.graph_info(model.unet, model.config, "fp32"), **changes)  # type: ignore[arg-type]
+    with pytest.raises(GraphError, match=r"^a\.onnx: exported ") as raised:
+        exported.check_belongs(info, model.unet, model.config, "a.onnx")
+    assert str(raised.value).isprintable()
+    assert len(str(raised.value)) < 1000

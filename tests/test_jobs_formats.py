@@ -273,3 +273,48 @@ def test_npz_is_a_plain_archive(jobs: Path) -> None:
     with zipfile.ZipFile(jobs / "job-npz" / "samples.npz") as archive:
         assert archive.testzip() is None
     assert json.loads((jobs / "job-npz" / "summary.json").read_text())["pictures"] == 27
+
+
+def _npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+_LEVELS = np.zeros((2, 8, 8, 3), np.uint8)
+_CLAIMS = _npy(_LEVELS).replace(b"(2, 8, 8, 3)", b"(2, 99999, 8, 3)").replace(b"    \n", b"\n", 1)
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {},
+        {"arr_0": b"no array at all"},
+        {"arr_0.npy": b"no array at all"},
+        {"arr_0.npy": _npy(_LEVELS.astype(np.float32))},
+        {"arr_0.npy": _npy(_LEVELS[0])},
+        {"arr_0.npy": _CLAIMS},
+        {"arr_1.npy": _npy(_LEVELS)},
+    ],
+    ids=["none", "bytes", "text", "floats", "one", "claims", "another"],
+)
+def test_a_file_that_is_no_array_of_pictures(members: dict[str, bytes], tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "000000.npz", "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    with pytest.raises(storage.StorageError, match=r"000000\.npz"):
+        list(formats.Arrays().read(tmp_path / "000000.npz", [{"offset": 0}]))
+    with pytest.raises(storage.StorageError, match=r"000000\.npz"):
+        formats.join_arrays([tmp_path / "000000.npz"], tmp_path / "samples.npz", 2, (8, 8))
+    if "arr_0.npy" not in members or members["arr_0.npy"][:1] != b"\x93":
+        with pytest.raises(storage.StorageError, match=r"000000\.npz"):
+            list(formats.joined_payloads(tmp_path / "000000.npz"))
+
+
+def test_joined_pictures_that_claim_more_than_there_is(tmp_path: Path) -> None:
+    for shape in (b"(9**9, 8, 8, 3)", b"(2, 0, 8, 3)   ", b"(999999, 8,8,3)"):
+        header = _npy(_LEVELS).replace(b"(2, 8, 8, 3), }", shape[:15].rstrip() + b", }")
+        with zipfile.ZipFile(tmp_path / "samples.npz", "w") as archive:
+            archive.writestr("arr_0.npy", header)
+        with pytest.raises(storage.StorageError, match=r"samples\.npz"):
+            list(formats.joined_payloads(tmp_path / "samples.npz"))

@@ -71,8 +71,7 @@ def same(output):  # the output alone, so that nothing is rounded but its conver
     return torch.equal(got.nan_to_num(nan=7e37), want.nan_to_num(nan=7e37))
 halves = [numbers.view(torch.bfloat16), numbers.view(torch.float16), torch.randn(65536) * 0.8]
 equal = all(map(same, halves))
-torch.set_flush_denormal(True)
-print(json.dumps([ops.instruction_set(), equal and same(halves[1])]))
+print(json.dumps([ops.instruction_set(), equal]))
 """
 
 

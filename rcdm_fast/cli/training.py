@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -133,7 +134,7 @@ def _configuration(name: str, given: str | None) -> dict[str, Any]:
     folder = Path(__file__).resolve().parent.parent / "training" / "configs"
     chosen = doors.path(given or name, ConfigError)
     shipped = folder / f"{given or name}.json"
-    file = next((each for each in ([shipped] if given is None else [chosen, shipped]) if each.is_file()), None)
+    file = next((each for each in ([shipped] if given is None else [chosen, shipped]) if os.path.isfile(each)), None)
     if file is None:
         known = ", ".join(sorted(path.stem for path in folder.glob("*.json")))
         raise ConfigError(f"no configuration {str(chosen)!r} (shipped: {known}); name one, or a file, with --config")

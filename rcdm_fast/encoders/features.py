@@ -11,6 +11,7 @@ Knows nothing about distances.
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ def of_inception(weights: str | Path, device: str | torch.device = "cpu") -> Fea
         ConfigError: torch-fidelity is not installed; no such file, or not these weights.
     """
     path = Path(weights)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ConfigError(f"{path}: no such file (pt_inception-2015-12-05-{SHA256_START}.pth is expected)")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()

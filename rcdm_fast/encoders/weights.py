@@ -74,17 +74,17 @@ def read_pickle(path: str | os.PathLike[str]) -> Any:
     except pickle.UnpicklingError as error:
         unknown = re.search(r"GLOBAL (\S+)", str(error))
         if unknown is None:
-            raise EncoderError(f"{path}: not a weights file, or truncated") from error
+            raise EncoderError(f"{printable(path)}: not a weights file, or truncated") from error
         raise EncoderError(
-            f"{path}: holds {printable(unknown[1])}, which could run code when opened; refused"
+            f"{printable(path)}: holds {printable(unknown[1])}, which could run code when opened; refused"
         ) from error
     except Exception as error:  # damaged bytes raise nearly anything inside the unpickler
-        raise EncoderError(f"{path}: not a readable weights file, or truncated ({said(error)})") from error
+        raise EncoderError(f"{printable(path)}: not a readable weights file, or truncated ({said(error)})") from error
 
 
 def load_pickle(path: str | os.PathLike[str]) -> Any:
     """What `read_pickle` reads, with whatever the reader raises."""
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
     packed = zipfile.is_zipfile(path)
     if packed:
@@ -120,7 +120,7 @@ def read(
     try:
         found = state_dicts.find(saved, names, key, prefix)
     except state_dicts.NotFound as error:
-        raise EncoderError(f"{path}: {error}; say with key= and prefix= where the weights are") from error
+        raise EncoderError(f"{printable(path)}: {error}; say with key= and prefix= where the weights are") from error
     if found.key or found.prefix:
         log.info("%s: weights taken at %s", path, found)
     return found.state

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from rcdm_fast.config import ConfigError, ModelConfig
 from rcdm_fast.diffusion.conditioning import ConditioningPlan
+from rcdm_fast.doors import door, printable
 from rcdm_fast.engines import cache
 from rcdm_fast.engines.onnx_runtime import graph_inputs, network_file
 from rcdm_fast.exporters import openvino as exported
@@ -72,12 +74,12 @@ class OpenVINOEngine:
             )
         given = file is not None
         file = file if file is not None else network_file(network, config, "fp32")
-        self._model = exported.read_model(file)
+        self._model, self._file = exported.read_model(file), file
         if given:
             info = read_info(file) if file.suffix == ".onnx" else exported.read_info(self._model, str(file))
             check_belongs(info, network, config, str(file))
             if (info.precision == "int8") != (precision == "int8"):
-                raise GraphError(f"{file}: exported in {info.precision}, asked for is {precision}")
+                raise GraphError(f"{file}: exported in {printable(info.precision)}, asked for is {precision}")
         exported.check_inputs(self._model, self._names, str(file))
         weights = file.with_suffix(".bin")
         self.files: tuple[Path, ...] = (file, weights) if weights.exists() else (file,)
@@ -88,7 +90,8 @@ class OpenVINOEngine:
     def prepare(self, plan: ConditioningPlan, batch_size: int) -> None:
         if len(plan.rows) != batch_size:
             raise ValueError(f"the plan has rows for {len(plan.rows)} pictures, the batch {batch_size}")
-        self._request(batch_size)
+        with self._running():
+            self._request(batch_size)
         self._plan = plan
 
     @torch.inference_mode()
@@ -97,8 +100,12 @@ class OpenVINOEngine:
             raise RuntimeError("predict before prepare")
         values = graph_inputs(self._plan, x, k)
         feeds = {name: value.numpy() for name, value in zip(self._names, values, strict=True)}
-        result = self._request(len(x)).infer(feeds, share_inputs=True)
-        return torch.from_numpy(result[0])
+        with self._running():
+            return torch.from_numpy(self._request(len(x)).infer(feeds, share_inputs=True)[0])
+
+    def _running(self) -> AbstractContextManager[None]:
+        """What OpenVINO raises of a graph that it could read."""
+        return door(GraphError, f"{self._file}: OpenVINO cannot run it; export it again", memory=False)
 
     def _request(self, batch_size: int) -> Any:
         if batch_size not in self._requests:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from rcdm_fast import config as configs
 from rcdm_fast.config import ModelConfig
-from rcdm_fast.doors import regular
+from rcdm_fast.doors import printable, regular
 from rcdm_fast.errors import RcdmError
 from rcdm_fast.exporters.graph import OUTPUT, NetworkGraph, example_inputs, input_names, truth, weights_hash
 from rcdm_fast.models.unet import UNet
@@ -108,10 +108,10 @@ def check_belongs(info: GraphInfo, network: UNet, config: ModelConfig, where: st
     if info.config.unet != config.unet:
         raise GraphError(f"{where}: exported from a network of another structure")
     if info.weights != weights_hash(network, config.schedule):
-        raise GraphError(f"{where}: exported from other weights (sha256 {info.weights[:12]}); export again")
+        raise GraphError(f"{where}: exported from other weights (sha256 {printable(info.weights[:12])}); export again")
     version = importlib.metadata.version("rcdm_fast")
     if info.version != version:
-        raise GraphError(f"{where}: exported by rcdm_fast {info.version}, this is {version}; export again")
+        raise GraphError(f"{where}: exported by rcdm_fast {printable(info.version)}, this is {version}; export again")
 
 
 def missing_packages() -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from rcdm_fast.doors import door, regular
+from rcdm_fast.doors import door, printable, regular
 from rcdm_fast.exporters import onnx, openvino_int8
 from rcdm_fast.exporters.graph import example_inputs, input_names, truth
 from rcdm_fast.exporters.job import Job
@@ -121,7 +121,7 @@ def check_inputs(model: Any, names: tuple[str, ...], where: str) -> None:
     with door(GraphError, f"{where}: its inputs cannot be read; export it again"):
         found = sorted(port.get_any_name() for port in model.inputs)
         if found != sorted(names):
-            raise GraphError(f"{where}: damaged (its inputs are {', '.join(found)}); export it again")
+            raise GraphError(f"{where}: damaged (its inputs are {printable(', '.join(found))}); export it again")
 
 
 def _digest(path: Path) -> str:

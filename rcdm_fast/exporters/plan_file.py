@@ -26,7 +26,7 @@ from typing import BinaryIO
 from rcdm_fast import config as configs
 from rcdm_fast import storage
 from rcdm_fast.config import ConfigError, ModelConfig
-from rcdm_fast.doors import door, regular
+from rcdm_fast.doors import door, printable, regular
 from rcdm_fast.exporters.onnx import GraphError
 
 MAGIC = b"RCDMPLN1"
@@ -75,9 +75,11 @@ class PlanHeader:
         """`GraphError` if the plan is of another version, precision, structure or schedule."""
         version = importlib.metadata.version("rcdm_fast")
         if self.version != version:
-            raise GraphError(f"{where}: exported by rcdm_fast {self.version}, this is {version}; export it again")
+            raise GraphError(
+                f"{where}: exported by rcdm_fast {printable(self.version)}, this is {version}; export it again"
+            )
         if self.precision != precision:
-            raise GraphError(f"{where}: built in {self.precision}, asked for is {precision}")
+            raise GraphError(f"{where}: built in {printable(self.precision)}, asked for is {precision}")
         if self.config.unet != config.unet or self.config.schedule != config.schedule:
             raise GraphError(f"{where}: built from a network of another structure or schedule")
 
@@ -86,20 +88,23 @@ class PlanHeader:
         if self.weights == weights:
             return False
         if not self.refittable:
+            weights = printable(self.weights[:12])
             raise GraphError(
-                f"{where}: built from other weights (sha256 {self.weights[:12]}) and not refittable; export it again"
+                f"{where}: built from other weights (sha256 {weights}) and not refittable; export it again"
             )
         return True
 
     def check_place(self, library: str, library_version: str, target: str, where: str) -> None:
         """`GraphError` if the plan was built by another library or version, or for other GPUs."""
         if (self.library, self.library_version) != (library, library_version):
+            built = printable(f"{self.library} {self.library_version}")
             raise GraphError(
-                f"{where}: built by {self.library} {self.library_version}, here is {library} {library_version}; "
+                f"{where}: built by {built}, here is {library} {library_version}; "
                 "plans are not portable between versions, export it again"
             )
         if target not in self.targets:
-            raise GraphError(f"{where}: built for {', '.join(self.targets)}, this GPU is {target}; export it again")
+            targets = printable(", ".join(self.targets))
+            raise GraphError(f"{where}: built for {targets}, this GPU is {target}; export it again")
 
 
 def write(path: str | os.PathLike[str], header: PlanHeader, plan: bytes | memoryview) -> Path:

@@ -162,7 +162,7 @@ def _load_elsewhere(
 ) -> tuple[ModelConfig, dict[str, Tensor]]:
     """A text that is neither a known name nor an existing path."""
     if source.endswith(_WEIGHT_ENDINGS) or source.startswith((".", "/", "~")):
-        raise CheckpointError(f"{source}: no such file or folder")
+        raise CheckpointError(f"{doors.printable(source)}: no such file or folder")
     if not hub.ID.fullmatch(source):
         raise CheckpointError(f"unknown model {source!r}; {zoo.suggestion(source)}")
     try:

@@ -6,6 +6,7 @@ Knows nothing about how it is written (`exporters/diffusers.py`).
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 
 from torch import Tensor
@@ -15,7 +16,7 @@ from rcdm_fast import doors, storage
 from rcdm_fast.config import ConfigError, ModelConfig
 from rcdm_fast.models import diffusers_pipeline
 from rcdm_fast.models.diffusers_pipeline import EMBEDDING
-from rcdm_fast.models.diffusers_unet import convert_back
+from rcdm_fast.models.diffusers_unet import convert_back, settings
 from rcdm_fast.models.unet import UNet
 
 CONFIG = "rcdm_fast.json"
@@ -41,7 +42,16 @@ def read(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
         network = UNet(config.unet)
         if config.unet.representation_dim:
             network.ssl_emb.load_state_dict(storage.read_tensors(folder / EMBEDDING))
+        _check_structure(folder, config)
         convert_back(diffusers_pipeline.load_unet(folder), network)
     except Exception as error:  # OSError, and what diffusers and safetensors raise about damaged files
         raise ConfigError(f"{folder}: no complete diffusers export ({' '.join(str(error).split())[:300]})") from error
     return config, dict(network.state_dict())
+
+
+def _check_structure(folder: Path, config: ModelConfig) -> None:
+    """Diffusers builds what the folder's other file says, however large: it must be the network of the first."""
+    stated = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
+    differing = [key for key, value in settings(config.unet).items() if stated.get(key) != value]
+    if differing:
+        raise ValueError(f"unet/config.json is of another network than {CONFIG}: {', '.join(differing)}")

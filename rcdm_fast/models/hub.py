@@ -55,7 +55,7 @@ def fetch(repository: str, **options: Any) -> Path:
         path = Path(huggingface_hub.hf_hub_download(repository, name, **options))
         _check(path)
         wanted = _encoder_file(path)
-        if wanted and not (path.parent / wanted).is_file():
+        if wanted and not os.path.isfile(path.parent / wanted):
             name = wanted
             huggingface_hub.hf_hub_download(repository, name, **options)
         if wanted:
@@ -103,7 +103,7 @@ def send(folder: Path, repository: str, token: str | None, private: bool | None,
 def with_encoder_beside(config: ModelConfig, path: str | os.PathLike[str]) -> ModelConfig:
     """The configuration with the encoder's file named by its full path, if it lies beside the model's file."""
     found = _BESIDE.fullmatch(config.encoder.source) if config.encoder is not None else None
-    if config.encoder is None or found is None or not (Path(path).parent / found[2]).is_file():
+    if config.encoder is None or found is None or not os.path.isfile(Path(path).parent / found[2]):
         return config
     source = Source(found[1], str(Path(path).parent.absolute() / found[2]))
     return dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, source=str(source)))
