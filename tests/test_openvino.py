@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,10 +17,11 @@ import rcdm_fast
 from rcdm_fast import benchmarking, drift, engines
 from rcdm_fast.config import ConfigError
 from rcdm_fast.engines.openvino_runtime import KEPT, OpenVINOEngine
-from rcdm_fast.exporters import calibration, openvino_int8
+from rcdm_fast.exporters import calibration, openvino_core, openvino_int8
 from rcdm_fast.exporters import openvino as exported
 from rcdm_fast.exporters.graph import NetworkGraph
 from rcdm_fast.exporters.onnx import ExportError, GraphError
+from rcdm_fast.models import checkpoint
 from tests import small
 from tests.reference_weights import CASES, flags_path, state_dict
 from tests.tolerances import FORWARD_L2, TRAJECTORY_L2
@@ -114,6 +120,58 @@ def test_a_file_is_run_and_checked(tmp_path: Path) -> None:
     files[1].write_text(text[: len(text) // 2])
     with pytest.raises(GraphError, match="cannot read it"):
         run(model.unet, files[1])
+
+
+SIGNALED = """
+    import ctypes, signal, sys, threading
+    import torch
+    import rcdm_fast
+    from tests import small
+
+    def stack():
+        words = (ctypes.c_size_t * 3)()
+        assert ctypes.CDLL(None).sigaltstack(None, words) == 0
+        return list(words)
+
+    signal.signal(signal.SIGUSR1, lambda *_: print("handled", flush=True))
+    before = stack()
+    models = [rcdm_fast.load(sys.argv[1], device="cpu", engine="openvino", precision="fp32") for _ in range(2)]
+    for model in models:
+        model.sample(torch.ones(1, small.DIM), per=1, steps=2)
+    del models[0], model
+    signal.raise_signal(signal.SIGUSR1)
+    other = threading.Thread(target=models.clear)
+    other.start()
+    other.join()
+    signal.raise_signal(signal.SIGUSR1)
+    print(stack() == before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sigaltstack as Linux has it")
+def test_signals_find_a_stack_when_engines_are_gone(tmp_path: Path, checkout: Path) -> None:
+    """In whatever order and thread they go."""
+    model = small.model()
+    saved = checkpoint.save_model(tmp_path / "model", model.config, model.unet.state_dict())
+    command = [sys.executable, "-c", textwrap.dedent(SIGNALED), str(saved)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=checkout)
+    assert done.stdout.split() == ["handled", "handled", "True"], (done.returncode, done.stderr)
+
+
+def test_threads_that_come_at_once_get_one_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino_core, "_MADE", {})
+    together = threading.Barrier(4)
+    real = openvino_core._loaded
+
+    def late() -> object:
+        made = real()
+        together.wait(timeout=60)
+        return made
+
+    monkeypatch.setattr(openvino_core, "_loaded", late)
+    with ThreadPoolExecutor(4) as pool:
+        found = [each.result() for each in [pool.submit(openvino_core.core) for _ in range(4)]]
+    assert all(each is found[0] for each in found)
 
 
 def test_calibration_is_the_trajectory_itself() -> None:

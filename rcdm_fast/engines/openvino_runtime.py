@@ -26,6 +26,7 @@ from rcdm_fast.engines.onnx_runtime import graph_inputs, network_file
 from rcdm_fast.exporters import openvino as exported
 from rcdm_fast.exporters.graph import input_names
 from rcdm_fast.exporters.onnx import GraphError, check_belongs, read_info
+from rcdm_fast.exporters.openvino_core import core
 from rcdm_fast.exporters.openvino_int8 import floating_hint
 from rcdm_fast.models.unet import UNet
 
@@ -43,9 +44,7 @@ def reasons_unavailable(device: torch.device, precision: str) -> list[str]:
         return [f"not installed: {', '.join(missing)}"]
     if precision not in (*HINTS, "int8"):
         return [f"OpenVINO has no {precision} on the CPU (use bf16)"]
-    import openvino
-
-    if precision == "bf16" and "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if precision == "bf16" and "BF16" not in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         return ["OpenVINO has no bf16 on this processor"]
     return []
 
@@ -132,21 +131,21 @@ class OpenVINOEngine:
         }
         if self.precision == "fp32":
             settings["SNIPPETS_MODE"] = "DISABLE"  # with them float32 loses digits
-        core = openvino.Core()
+        runtime = core()
         key = {
             "files": self._digest,
             "batch": str(batch_size),
             "settings": repr(sorted(settings.items())),
             "openvino": openvino.__version__,
-            "processor": core.get_property("CPU", "FULL_DEVICE_NAME"),
+            "processor": runtime.get_property("CPU", "FULL_DEVICE_NAME"),
         }
 
         def build(folder: Path) -> None:
-            (folder / BLOB).write_bytes(core.compile_model(model, "CPU", settings).export_model().getvalue())
+            (folder / BLOB).write_bytes(runtime.compile_model(model, "CPU", settings).export_model().getvalue())
 
         # Not OpenVINO's own cache: it runs a damaged entry without a word.
         blob = (cache.entry("openvino", key, build) / BLOB).read_bytes()
-        return core.import_model(blob, "CPU", settings).create_infer_request()
+        return runtime.import_model(blob, "CPU", settings).create_infer_request()
 
     def first_nonfinite(self, x: Tensor, k: int) -> str | None:
         """The whole graph: OpenVINO shows no layers of it."""

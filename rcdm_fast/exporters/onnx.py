@@ -32,6 +32,7 @@ from rcdm_fast.config import ModelConfig
 from rcdm_fast.doors import printable, regular
 from rcdm_fast.errors import RcdmError
 from rcdm_fast.exporters.graph import OUTPUT, NetworkGraph, example_inputs, input_names, truth, weights_hash
+from rcdm_fast.exporters.openvino_core import core
 from rcdm_fast.models.unet import UNet
 from rcdm_fast.storage import StorageError
 
@@ -260,9 +261,7 @@ def _need_openvino() -> None:
 
 def _run_openvino(path: Path) -> Any:
     """The same with OpenVINO: onnxruntime has no bf16 convolution on the CPU."""
-    import openvino
-
-    compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return lambda feeds: compiled(feeds)[0]
 
 

@@ -21,6 +21,7 @@ from rcdm_fast.exporters import onnx, openvino_int8
 from rcdm_fast.exporters.graph import example_inputs, input_names, truth
 from rcdm_fast.exporters.job import Job
 from rcdm_fast.exporters.onnx import GraphError, GraphInfo, graph_info
+from rcdm_fast.exporters.openvino_core import core
 from rcdm_fast.exporters.openvino_int8 import runner
 from rcdm_fast.storage import StorageError
 
@@ -53,7 +54,7 @@ def write(out: Path, job: Job) -> list[Path]:
             place = Path(folder)
             job.say("network: exporting and checking")
             graph = onnx.export_network(place / "network.onnx", job.network, job.config, check=False)
-            model = openvino.Core().read_model(graph)
+            model = core().read_model(graph)
             _check(model, job)
             if job.precision == "int8":
                 found = openvino_int8.quantise(model, graph, job)
@@ -98,14 +99,12 @@ def read_model(path: Path) -> Any:
     Raises:
         GraphError: unreadable.
     """
-    import openvino
-
-    weights = path.with_suffix(".bin")
+    runtime, weights = core(), path.with_suffix(".bin")
     with door(GraphError, f"{path}: OpenVINO cannot read it; export it again"):
         for file in (path, weights):
             if file.exists():
                 regular(file)
-        model = openvino.Core().read_model(path)
+        model = runtime.read_model(path)
         digest = str(model.get_rt_info([INFO, DIGEST]).value) if model.has_rt_info([INFO, DIGEST]) else None
         if digest is not None and digest != _digest(weights):
             raise GraphError(f"{weights}: damaged (its checksum differs); export it again")

@@ -25,6 +25,7 @@ from rcdm_fast.exporters import calibration
 from rcdm_fast.exporters.graph import input_names, truth
 from rcdm_fast.exporters.job import Job
 from rcdm_fast.exporters.onnx import ExportError
+from rcdm_fast.exporters.openvino_core import core
 
 PSNR_DB = 43.0  # of the final pictures against float32, 25 steps; below it the rank of the source picture suffers
 MOST_KEPT = 0.5  # of the convolutions; with more in floating point int8 gains nothing over bf16
@@ -67,9 +68,7 @@ class Quantised:
 
 def runner(model: Any, names: tuple[str, ...], hint: str = "f32") -> Callable[..., Tensor]:
     """A function that evaluates a network on the CPU: tensors as `names` says -> its output."""
-    import openvino
-
-    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": hint})
+    compiled = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": hint})
 
     def run(*inputs: Tensor) -> Tensor:
         feeds = {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
@@ -80,9 +79,7 @@ def runner(model: Any, names: tuple[str, ...], hint: str = "f32") -> Callable[..
 
 def floating_hint() -> str:
     """What is not quantised is computed in: bf16 where the processor has it."""
-    import openvino
-
-    return "bf16" if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
+    return "bf16" if "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
 
 
 def quantise(model: Any, graph: Path, job: Job) -> Quantised:
