@@ -23,6 +23,7 @@ from torch.distributed.checkpoint import state_dict as full_state
 from rcdm_fast import host
 from rcdm_fast.config import ConfigError, UNetConfig
 from rcdm_fast.data.image_set import BatchOrder, ImageSet, fits, step_generator
+from rcdm_fast.devices import sent
 from rcdm_fast.diffusion.schedule import Schedule, network_timestep
 from rcdm_fast.errors import RunError
 from rcdm_fast.models import checkpoint
@@ -231,7 +232,7 @@ class Run:
         _, generator = self._views(self.step)
         all_t, importance = self.timesteps.draw(count, generator)
         own = self.crew.share(count)
-        t, importance = (_sent(value[own], self.crew.device) for value in (all_t, importance))
+        t, importance = (sent(value[own], self.crew.device) for value in (all_t, importance))
         return Batch(drawn.x0, drawn.eps, t, importance, drawn.h, all_t)
 
     def _views(self, step: int) -> tuple[Tensor, torch.Generator]:
@@ -255,15 +256,15 @@ class Run:
         own = self.crew.share(len(index))
         index, view, eps = (value[own] for value in (index, view, eps))
         place = self.data.pixels.device
-        index, view = _sent(index, place), _sent(view, place)
+        index, view = sent(index, place), sent(view, place)
         x0 = self.data.floats(index)
         x0 = torch.where(view.bool()[:, None, None, None], x0.flip(3), x0)
         h = self._near(self.bank[view, index])
         if config.representation_dropout:
             dropped = torch.rand(config.batch_size, generator=step_generator(config.seed, step, stream=2))[own]
             null = self._near(torch.zeros_like(h))
-            h = torch.where(_sent(dropped < config.representation_dropout, place)[:, None], null, h)
-        return _Drawn(step, *(_sent(value, device) for value in (x0, eps, h)))
+            h = torch.where(sent(dropped < config.representation_dropout, place)[:, None], null, h)
+        return _Drawn(step, *(sent(value, device) for value in (x0, eps, h)))
 
     def _backward_that_fits(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         while True:
@@ -380,13 +381,6 @@ def _plain(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """The optimiser inside accelerate's."""
     inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
     return inner
-
-
-def _sent(value: Tensor, device: torch.device) -> Tensor:
-    """The value on a device; on its way to a GPU, which is not waited for."""
-    if device.type == "cuda" and value.device.type == "cpu":
-        return value.pin_memory().to(device, non_blocking=True)
-    return value.to(device)
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
