@@ -5,6 +5,7 @@ Knows no single kind (`kinds.py`).
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -66,7 +67,12 @@ class Kind:
             folder.mkdir(parents=True, exist_ok=True)
             making = Path(tempfile.mkdtemp(prefix=f".{self.name}-", dir=folder))
             self.seeds(making)
-            making.rename(place)
+            try:
+                making.rename(place)
+            except OSError:  # another worker was there first
+                if not place.exists():
+                    raise
+                shutil.rmtree(making)
         return [inputs.read(each, self.target) for each in sorted(place.iterdir())]
 
     def make(self, seeds: list[Input], number: int) -> Input:
