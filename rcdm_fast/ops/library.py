@@ -49,6 +49,8 @@ def describe() -> tuple[Part, ...]:
     return tuple(_part(name) for name in FILES)
 
 
+# What is loaded stays so, and loading cannot be traced.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def has_native(device_type: str) -> bool:
     """Whether native implementations for this kind of device are loaded; loads them at the first call."""
     return device_type in FILES and _part(device_type).loaded
