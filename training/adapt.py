@@ -79,6 +79,7 @@ class AdaptConfig(Checked):
         updated: layers that get such an update: ``film``, the linear layers behind the time embedding, or ``all``
             convolutions and linear layers.
         flips: mirror pictures at random, with the mirrored picture's own representation.
+        bf16: autocast; None: as the run in the folder was begun, a new one where the device has instructions for it.
         save_every: in steps.
         weights: how the finished weights are stored.
     """
@@ -98,7 +99,7 @@ class AdaptConfig(Checked):
     rank: CountOrNone = 0
     updated: Literal["film", "all"] = "film"
     flips: bool = True
-    bf16: bool = True
+    bf16: bool | None = None
     seed: Seed = 0
     save_every: Count = 100
     weights: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -151,6 +152,7 @@ def _adapt(
 ) -> Path:
     new_config = config.encoder
     assert new_config is not None, "adapt has asked for it"
+    config = dataclasses.replace(config, bf16=resume.bf16(folder.path, config.bf16, device))
     identity = {"data": data.fingerprint, "decoder": _fingerprint(frozen)}
     settings = {**dataclasses.asdict(config), **identity}
     known = resume.as_before(folder.path, settings, FREE)
@@ -285,7 +287,7 @@ class Run:
         x0 = x0.to(device)
         x_t = self.loss.noisy(x0, eps, t).contiguous(memory_format=torch.channels_last)
         seen = t.float() * network_timestep(self.schedule, 1)
-        with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=config.bf16):
+        with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=bool(config.bf16)):
             output = functional_call(self.network, self._changed(self.trained), (x_t, seen, h))
         terms = self.loss(output, x0, x_t, eps, t)
         self.optimizer.zero_grad(set_to_none=True)

@@ -100,6 +100,7 @@ def _pretrain(
     device: str,
     progress: Callable[[int, int, float], None] | None,
 ) -> tuple[Path, dict[str, float]]:
+    config = dataclasses.replace(config, bf16=resume.bf16(folder.path, config.bf16, device))
     place = torch.device(device)
     if fits(place, train.pixels):
         train = train.to(device)  # and is augmented there

@@ -10,6 +10,7 @@ Knows nothing about files; `train.py` does.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import math
 from collections.abc import Iterator, Mapping
@@ -29,7 +30,7 @@ from rcdm_fast.errors import RunError
 from rcdm_fast.models import checkpoint
 from rcdm_fast.models.unet import UNet
 from rcdm_fast.precision import exact
-from rcdm_fast.training import ema, fused, representations, team, timesteps
+from rcdm_fast.training import ema, fused, representations, resume, team, timesteps
 from rcdm_fast.training.config import TrainConfig
 from rcdm_fast.training.losses import DiffusionLoss
 from rcdm_fast.training.pretrain import learning_rate
@@ -108,6 +109,8 @@ class Run:
     def __init__(self, config: TrainConfig, unet: UNetConfig, data: ImageSet, bank: Tensor, crew: team.Team) -> None:
         if config.precision == "fp16" and crew.device.type != "cuda":
             raise ConfigError("training in fp16 needs a GPU; use bf16 or fp32")
+        if config.precision == "auto":
+            config = dataclasses.replace(config, precision=resume.automatic(crew.device))
         crew.share(config.batch_size)
         self.config, self.crew = config, crew
         mean, std = representations.standardisation(bank)

@@ -98,6 +98,9 @@ def _train(
     encoder = encoder_room.build(config.encoder, str(crew.device), trust_repo=config.encoder.source in sources)
     bank = representations.cached(encoder, data, folder.path, config.flips, crew)
     unet = _with_width(config.unet, bank.shape[-1])
+    with crew.leader_first():
+        settled = resume.precision(folder.path, config.precision, crew.device)
+    config = dataclasses.replace(config, precision=settled)
     run = Run(config, unet, data, bank, crew)
     with crew.leader_first():
         settings = {**dataclasses.asdict(config), "data": data.fingerprint}

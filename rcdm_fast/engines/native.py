@@ -21,7 +21,7 @@ from rcdm_fast.engines.groups import in_groups
 from rcdm_fast.engines.program import Program
 from rcdm_fast.models.unet import UNet
 from rcdm_fast.ops import library, selection
-from rcdm_fast.precision import exact
+from rcdm_fast.precision import exact, without_bf16
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -43,8 +43,8 @@ def reasons_unavailable(device: torch.device, precision: str) -> list[str]:
         reasons.append("this PyTorch was built without oneDNN")
     elif precision == "fp16":
         reasons.append("fp16 runs on CUDA only (use bf16)")
-    elif precision == "bf16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        reasons.append("oneDNN has no bf16 on this processor")
+    elif precision == "bf16" and without_bf16(device):
+        reasons.append(without_bf16(device))
     return reasons
 
 
