@@ -1,7 +1,7 @@
 """rcdm_fast: see what a vision encoder's representation keeps, with a representation-conditioned diffusion model.
 
     import rcdm_fast
-    model = rcdm_fast.load("cifar10-simclr-trunk")
+    model = rcdm_fast.load("cifar10-simclr-wide")
     pictures = model.sample(model.encode("photo.jpg"), per=8, steps=50)
 
 Importing this package is cheap: PyTorch and everything else is imported when a name is first used.

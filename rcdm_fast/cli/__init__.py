@@ -36,7 +36,7 @@ from rcdm_fast.errors import RcdmError
 app = typer.Typer(
     name="rcdm",
     help="See in pictures what a vision encoder's representation keeps of a photo.\n\n"
-    "Example: rcdm sample photo.jpg --model cifar10-simclr-trunk --out sheet.png",
+    "Example: rcdm sample photo.jpg --model cifar10-simclr-wide --out sheet.png",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

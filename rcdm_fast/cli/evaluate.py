@@ -64,7 +64,7 @@ def evaluate(
     Mean rank and MRR of the source picture beside chance, distances beside those of real neighbours, and distances of
     distributions (Fréchet, kernel, precision and recall, density and coverage) in a stated feature space.
 
-    Example: rcdm evaluate cifar10-simclr-trunk --data cifar10/test --samples 4 --gallery 10000 --json mrr.json
+    Example: rcdm evaluate cifar10-simclr-wide --data cifar10/test --samples 4 --gallery 10000 --json mrr.json
     """
     from rcdm_fast import evaluation as measures
     from rcdm_fast import outputs, storage
