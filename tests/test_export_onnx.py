@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import importlib.util
 import logging
 import shutil
@@ -28,6 +27,7 @@ from rcdm_fast.exporters.encoder import export_encoder
 from rcdm_fast.exporters.graph import NetworkGraph
 from rcdm_fast.exporters.onnx import ExportError, GraphError, export_network, read_info, run_onnxruntime
 from rcdm_fast.exporting import find
+from rcdm_fast.version import __version__
 from tests import small
 from tests.reference_weights import CASES, flags_path, state_dict
 from tests.tolerances import ENCODER_ONNX_L2, FORWARD_L2, TRAJECTORY_L2
@@ -107,7 +107,7 @@ def test_the_file_is_one_that_every_runtime_takes(model: rcdm_fast.Model, path: 
     assert [value.name for value in graph.graph.output] == ["eps"]
     info = read_info(path)
     assert info.config == model.config
-    assert (info.precision, info.version) == ("fp32", importlib.metadata.version("rcdm_fast"))
+    assert (info.precision, info.version) == ("fp32", __version__)
 
 
 def _load(model: rcdm_fast.Model, path: Path) -> Engine:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import importlib.metadata
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -22,11 +21,12 @@ from rcdm_fast.exporters import plan_file, tensorrt
 from rcdm_fast.exporters.onnx import ExportError, GraphError
 from rcdm_fast.exporters.plan_file import PlanHeader
 from rcdm_fast.storage import StorageError
+from rcdm_fast.version import __version__
 from tests import small
 from tests.reference_weights import CASES, flags_path, state_dict
 
 HEADER = PlanHeader(
-    importlib.metadata.version("rcdm_fast"),
+    __version__,
     "tensorrt_rtx",
     "1.7.1",
     "fp16",
