@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 
+#include "check.h"
 #include "cpu/attention_table.h"
 #include "cpu/instruction_set.h"
 #include "cpu/layout.h"
@@ -23,10 +24,10 @@ constexpr int64_t kSmallestShare = 64;  // rows of q that make it worth packing 
 Tensor attention(const Tensor& qkv, int64_t heads, bool new_order) {
   const auto* all = choose(&kAttentionBase, &kAttentionAvx2, &kAttentionAvx512, &kAttentionAvx512Bf16);
   const auto* loops = format_of(*all, qkv.scalar_type(), "attention");
-  STD_TORCH_CHECK(qkv.is_cpu() && qkv.dim() == 3 && qkv.is_contiguous(),
+  RCDM_FAST_CHECK(qkv.is_cpu() && qkv.dim() == 3 && qkv.is_contiguous(),
                   "attention: qkv must be [N,L,3C], contiguous, on the CPU");
   const int64_t n = qkv.size(0), length = qkv.size(1), packed = qkv.size(2);
-  STD_TORCH_CHECK(heads > 0 && packed > 0 && packed % (3 * heads) == 0, "attention: ", packed,
+  RCDM_FAST_CHECK(heads > 0 && packed > 0 && packed % (3 * heads) == 0, "attention: ", packed,
                   " channels are not q, k and v of ", heads, " heads");
   const int64_t channels = packed / 3, width = channels / heads, bytes = static_cast<int64_t>(qkv.element_size());
   const std::array<int64_t, 3> shape{n, length, channels};

@@ -5,6 +5,7 @@
 
 #include <array>
 
+#include "check.h"
 #include "cpu/attention_backward_table.h"
 #include "cpu/instruction_set.h"
 #include "cpu/layout.h"
@@ -18,13 +19,13 @@ using torch::stable::Tensor;
 Tensor attention_backward(const Tensor& grad, const Tensor& qkv, int64_t heads, bool new_order) {
   const auto* all = choose(&kAttentionBackwardBase, &kAttentionBackwardAvx2, &kAttentionBackwardAvx512);
   const auto* loops = format_of(*all, qkv.scalar_type(), "attention");
-  STD_TORCH_CHECK(qkv.is_cpu() && qkv.dim() == 3 && qkv.is_contiguous(),
+  RCDM_FAST_CHECK(qkv.is_cpu() && qkv.dim() == 3 && qkv.is_contiguous(),
                   "attention: qkv must be [N,L,3C], contiguous, on the CPU");
   const int64_t n = qkv.size(0), length = qkv.size(1), packed = qkv.size(2);
-  STD_TORCH_CHECK(heads > 0 && packed > 0 && packed % (3 * heads) == 0, "attention: ", packed,
+  RCDM_FAST_CHECK(heads > 0 && packed > 0 && packed % (3 * heads) == 0, "attention: ", packed,
                   " channels are not q, k and v of ", heads, " heads");
   const int64_t channels = packed / 3, width = channels / heads, bytes = static_cast<int64_t>(qkv.element_size());
-  STD_TORCH_CHECK(grad.is_cpu() && grad.dim() == 3 && grad.is_contiguous() && grad.size(0) == n &&
+  RCDM_FAST_CHECK(grad.is_cpu() && grad.dim() == 3 && grad.is_contiguous() && grad.size(0) == n &&
                       grad.size(1) == length && grad.size(2) == channels && grad.scalar_type() == qkv.scalar_type(),
                   "attention: grad does not fit the result");
   const std::array<int64_t, 3> shape{n, length, packed};

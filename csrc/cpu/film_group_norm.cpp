@@ -5,6 +5,7 @@
 #include <array>
 #include <vector>
 
+#include "check.h"
 #include "cpu/film_group_norm_work.h"
 
 namespace rcdm_fast::cpu {
@@ -101,7 +102,7 @@ void film_group_norm_out(const Tensor& out, const Tensor& x, const std::optional
   Call work({x, skip, weight, bias, film, rows, groups, eps, silu, resample, phases});
   const int64_t height = work.out_height(), width = work.out_width();
   check_picture(out, x, "out");
-  STD_TORCH_CHECK(out.size(0) == work.n && out.size(1) == work.channels && out.size(2) == height &&
+  RCDM_FAST_CHECK(out.size(0) == work.n && out.size(1) == work.channels && out.size(2) == height &&
                       out.size(3) == width,
                   "film_group_norm: out must be [", work.n, ",", work.channels, ",", height, ",", width, "]");
   work.out = static_cast<char*>(out.mutable_data_ptr());
@@ -113,12 +114,12 @@ void film_group_norm_out(const Tensor& out, const Tensor& x, const std::optional
 Tensor film_group_norm(const Tensor& x, const std::optional<Tensor>& skip, const Tensor& weight, const Tensor& bias,
                        const std::optional<Tensor>& film, const std::optional<Tensor>& rows, int64_t groups, double eps,
                        bool silu, int64_t resample, bool phases) {
-  STD_TORCH_CHECK(x.dim() == 4, "film_group_norm: x must be [N,C,H,W]");
+  RCDM_FAST_CHECK(x.dim() == 4, "film_group_norm: x must be [N,C,H,W]");
   const int64_t channels = phases ? x.size(1) / 4 : x.size(1) + (skip ? skip->size(1) : 0);
   int64_t height = phases ? 2 * (x.size(2) - 1) : x.size(2), width = phases ? 2 * (x.size(3) - 1) : x.size(3);
   height = resample == 1 ? 2 * height : resample == -1 ? height / 2 : height;
   width = resample == 1 ? 2 * width : resample == -1 ? width / 2 : width;
-  STD_TORCH_CHECK(height >= 0 && width >= 0, "film_group_norm: phases need x [N,4C,H+1,W+1]");
+  RCDM_FAST_CHECK(height >= 0 && width >= 0, "film_group_norm: phases need x [N,4C,H+1,W+1]");
   const std::array<int64_t, 4> shape{x.size(0), channels, height, width};
   Tensor out = torch::stable::empty(shape, x.scalar_type(), std::nullopt, x.device(), std::nullopt,
                                     torch::headeronly::MemoryFormat::ChannelsLast);

@@ -8,6 +8,7 @@
 #include <numeric>
 #include <vector>
 
+#include "check.h"
 #include "cpu/film_group_norm_backward_table.h"
 #include "cpu/film_group_norm_work.h"
 #include "cpu/instruction_set.h"
@@ -167,7 +168,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> film_group_norm_backward(
     int64_t resample, bool phases) {
   Call call({x, skip, weight, bias, film, rows, groups, eps, silu, resample, phases});
   check_picture(grad, x, "grad");
-  STD_TORCH_CHECK(grad.size(0) == call.n && grad.size(1) == call.channels && grad.size(2) == call.out_height() &&
+  RCDM_FAST_CHECK(grad.size(0) == call.n && grad.size(1) == call.channels && grad.size(2) == call.out_height() &&
                       grad.size(3) == call.out_width(),
                   "film_group_norm: grad does not fit the result");
   const auto* all = choose(&kFilmGroupNormBackwardBase, &kFilmGroupNormBackwardAvx2, &kFilmGroupNormBackwardAvx512,

@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "check.h"
 #include "cpu/instruction_set.h"
 #include "cpu/layout.h"
 
@@ -14,22 +15,22 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 const float* parameter(const Tensor& values, int64_t channels, const char* name) {
-  STD_TORCH_CHECK(values.is_cpu() && values.dim() == 1 && values.size(0) == channels && values.is_contiguous() &&
+  RCDM_FAST_CHECK(values.is_cpu() && values.dim() == 1 && values.size(0) == channels && values.is_contiguous() &&
                       values.scalar_type() == ScalarType::Float,
                   "film_group_norm: ", name, " must be float32 [", channels, "], contiguous, on the CPU");
   return static_cast<const float*>(values.const_data_ptr());
 }
 
 void set_film(FilmGroupNormWork& work, const std::optional<Tensor>& film, const std::optional<Tensor>& rows) {
-  STD_TORCH_CHECK(film.has_value() == rows.has_value(), "film_group_norm: film and rows go together");
+  RCDM_FAST_CHECK(film.has_value() == rows.has_value(), "film_group_norm: film and rows go together");
   if (!film) {
     return;
   }
   const bool fits = film->is_cpu() && film->dim() == 2 && film->scalar_type() == ScalarType::Float &&
                     (film->size(1) == work.channels || film->size(1) == 2 * work.channels) && film->stride(1) == 1;
-  STD_TORCH_CHECK(fits, "film_group_norm: film must be float32 [R,", 2 * work.channels, "] or [R,", work.channels,
+  RCDM_FAST_CHECK(fits, "film_group_norm: film must be float32 [R,", 2 * work.channels, "] or [R,", work.channels,
                   "], dense along its rows, on the CPU");
-  STD_TORCH_CHECK(rows->is_cpu() && rows->dim() == 1 && rows->size(0) == work.n && rows->is_contiguous() &&
+  RCDM_FAST_CHECK(rows->is_cpu() && rows->dim() == 1 && rows->size(0) == work.n && rows->is_contiguous() &&
                       rows->scalar_type() == ScalarType::Long,
                   "film_group_norm: rows must be int64 [", work.n, "], contiguous, on the CPU");
   work.film = static_cast<const float*>(film->const_data_ptr());
@@ -38,7 +39,7 @@ void set_film(FilmGroupNormWork& work, const std::optional<Tensor>& film, const 
   work.rows = static_cast<const int64_t*>(rows->const_data_ptr());
   for (int64_t image = 0; image < work.n; ++image) {
     const int64_t row = work.rows[image];
-    STD_TORCH_CHECK(0 <= row && row < film->size(0), "film_group_norm: row ", row, " of picture ", image,
+    RCDM_FAST_CHECK(0 <= row && row < film->size(0), "film_group_norm: row ", row, " of picture ", image,
                     " is out of range: film has ", film->size(0), " rows");
   }
 }
@@ -46,9 +47,9 @@ void set_film(FilmGroupNormWork& work, const std::optional<Tensor>& film, const 
 }  // namespace
 
 void check_picture(const Tensor& x, const Tensor& like, const char* name) {
-  STD_TORCH_CHECK(x.is_cpu() && x.dim() == 4 && is_channels_last(x), "film_group_norm: ", name,
+  RCDM_FAST_CHECK(x.is_cpu() && x.dim() == 4 && is_channels_last(x), "film_group_norm: ", name,
                   " must be [N,C,H,W] in channels-last memory without gaps, on the CPU");
-  STD_TORCH_CHECK(x.scalar_type() == like.scalar_type(), "film_group_norm: ", name, " has another dtype than x");
+  RCDM_FAST_CHECK(x.scalar_type() == like.scalar_type(), "film_group_norm: ", name, " has another dtype than x");
 }
 
 FilmGroupNormWork::FilmGroupNormWork(const FilmGroupNormInputs& given)
@@ -63,8 +64,8 @@ FilmGroupNormWork::FilmGroupNormWork(const FilmGroupNormInputs& given)
   height = x.size(2);
   width = x.size(3);
   if (phases) {
-    STD_TORCH_CHECK(!given.skip && resample == 0, "film_group_norm: phases go with neither skip nor resample");
-    STD_TORCH_CHECK(channels % 4 == 0 && height > 1 && width > 1, "film_group_norm: phases need x [N,4C,H+1,W+1]");
+    RCDM_FAST_CHECK(!given.skip && resample == 0, "film_group_norm: phases go with neither skip nor resample");
+    RCDM_FAST_CHECK(channels % 4 == 0 && height > 1 && width > 1, "film_group_norm: phases need x [N,4C,H+1,W+1]");
     channels /= 4;
     height = 2 * (height - 1);
     width = 2 * (width - 1);
@@ -74,16 +75,16 @@ FilmGroupNormWork::FilmGroupNormWork(const FilmGroupNormInputs& given)
   if (given.skip) {
     const Tensor& skip = *given.skip;
     check_picture(skip, x, "skip");
-    STD_TORCH_CHECK(skip.size(0) == n && skip.size(2) == height && skip.size(3) == width,
+    RCDM_FAST_CHECK(skip.size(0) == n && skip.size(2) == height && skip.size(3) == width,
                     "film_group_norm: skip does not fit x");
     inputs[1] = {static_cast<const char*>(skip.const_data_ptr()), skip.size(1)};
     input_count = 2;
     channels += skip.size(1);
   }
-  STD_TORCH_CHECK(groups > 0 && channels > 0 && channels % groups == 0, "film_group_norm: ", channels,
+  RCDM_FAST_CHECK(groups > 0 && channels > 0 && channels % groups == 0, "film_group_norm: ", channels,
                   " channels do not form ", groups, " groups");
-  STD_TORCH_CHECK(-1 <= resample && resample <= 1, "film_group_norm: resample must be -1, 0 or 1");
-  STD_TORCH_CHECK(resample != -1 || (height % 2 == 0 && width % 2 == 0),
+  RCDM_FAST_CHECK(-1 <= resample && resample <= 1, "film_group_norm: resample must be -1, 0 or 1");
+  RCDM_FAST_CHECK(resample != -1 || (height % 2 == 0 && width % 2 == 0),
                   "film_group_norm: an odd size cannot be halved");
   element_bytes = static_cast<int64_t>(x.element_size());
   weight = parameter(given.weight, channels, "weight");

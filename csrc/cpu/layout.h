@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#include "check.h"
+
 namespace rcdm_fast::cpu {
 
 // Whether [N,C,H,W] lies in memory as [N,H,W,C] without gaps.
@@ -33,7 +35,7 @@ const typename Loops::Format* format_of(const Loops& loops, torch::headeronly::S
     case ScalarType::Half:
       return &loops.float16;
     default:
-      STD_TORCH_CHECK(false, name, ": expected float32, bfloat16 or float16, got ", dtype);
+      RCDM_FAST_CHECK(false, name, ": expected float32, bfloat16 or float16, got ", dtype);
   }
 }
 

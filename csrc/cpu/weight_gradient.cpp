@@ -8,6 +8,7 @@
 #include <functional>
 #include <vector>
 
+#include "check.h"
 #include "cpu/instruction_set.h"
 #include "cpu/layout.h"
 #include "cpu/weight_gradient_table.h"
@@ -155,12 +156,12 @@ void flatten(Work& work) {
 std::tuple<Tensor, Tensor> convolution_weight_gradient(const Tensor& grad, const Tensor& x, int64_t kernel,
                                                        int64_t stride, int64_t padding) {
   for (const auto* each : {&grad, &x}) {
-    STD_TORCH_CHECK(each->is_cpu() && each->dim() == 4 && is_channels_last(*each) &&
+    RCDM_FAST_CHECK(each->is_cpu() && each->dim() == 4 && is_channels_last(*each) &&
                         each->scalar_type() == x.scalar_type(),
                     "convolution_weight_gradient: grad and x must be [N,C,H,W] of one dtype in channels-last memory "
                     "without gaps, on the CPU");
   }
-  STD_TORCH_CHECK(kernel > 0 && stride > 0 && 0 <= padding && padding < kernel,
+  RCDM_FAST_CHECK(kernel > 0 && stride > 0 && 0 <= padding && padding < kernel,
                   "convolution_weight_gradient: kernel ", kernel, ", stride ", stride, ", padding ", padding);
   Work work{};
   work.loops = choose(&kWeightGradientBase, &kWeightGradientAvx2, &kWeightGradientAvx512);
@@ -169,7 +170,7 @@ std::tuple<Tensor, Tensor> convolution_weight_gradient(const Tensor& grad, const
   work.outputs = grad.size(1), work.out_height = grad.size(2), work.out_width = grad.size(3);
   work.kernel = kernel, work.stride = stride, work.padding = padding;
   const int64_t high = work.height + 2 * padding - kernel, wide = work.width + 2 * padding - kernel;
-  STD_TORCH_CHECK(grad.size(0) == work.images && high >= 0 && wide >= 0 && work.out_height == high / stride + 1 &&
+  RCDM_FAST_CHECK(grad.size(0) == work.images && high >= 0 && wide >= 0 && work.out_height == high / stride + 1 &&
                       work.out_width == wide / stride + 1,
                   "convolution_weight_gradient: grad does not fit x");
   const std::array<int64_t, 4> shape{work.outputs, work.inputs, kernel, kernel};
