@@ -56,12 +56,14 @@ def has_native(device_type: str) -> bool:
     return device_type in FILES and _part(device_type).loaded
 
 
-@functools.cache
 def instruction_set() -> str:
     """The instruction set that native CPU code runs with, or why there is none."""
-    if not has_native("cpu"):
-        return "no native CPU code"
-    function = ctypes.CDLL(str(_part("cpu").path)).rcdm_fast_cpu_instruction_set
+    return _instruction_set(str(_part("cpu").path)) if has_native("cpu") else "no native CPU code"
+
+
+@functools.cache
+def _instruction_set(path: str) -> str:
+    function = ctypes.CDLL(path).rcdm_fast_cpu_instruction_set
     function.restype = ctypes.c_char_p
     name: bytes = function()
     return name.decode()
