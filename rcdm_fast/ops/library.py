@@ -11,12 +11,16 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
 log = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer", bound=Callable[..., Any])
 
 PACKAGE = Path(__file__).resolve().parent.parent
 FILES = {"cpu": "_C.abi3.so", "cuda": "_C_cuda.abi3.so"}  # part, named after the device type it serves -> file
@@ -49,8 +53,16 @@ def describe() -> tuple[Part, ...]:
     return tuple(_part(name) for name in FILES)
 
 
-# What is loaded stays so, and loading cannot be traced.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def settled(function: Answer) -> Answer:
+    """`torch.compiler.assume_constant_result` without importing the compiler, and Triton with it, for this alone.
+
+    Of a question whose answer stays the same, and which cannot be traced.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@settled
 def has_native(device_type: str) -> bool:
     """Whether native implementations for this kind of device are loaded; loads them at the first call."""
     return device_type in FILES and _part(device_type).loaded

@@ -30,7 +30,7 @@ RUNS = 5  # of which the median counts
 
 
 # The compiler of torch 2.11 refuses `find_spec` inside what it traces.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@library.settled
 def triton_reason(device: torch.device) -> str:
     """Why Triton kernels cannot run on a device; empty if they can."""
     if device.type != "cuda":
