@@ -59,6 +59,7 @@ fuzz: $(STAMP)
 quality: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/mypy
 
 style: $(STAMP)

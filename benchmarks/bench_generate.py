@@ -30,7 +30,7 @@ from benchmarks.rows import RowFile, table
 from rcdm_fast import benchmarking, images
 from rcdm_fast.jobs import local
 from rcdm_fast.jobs.settings import FORMATS, JobConfig, RunOptions
-from rcdm_fast.pipeline import Model
+from rcdm_fast.model import Model
 
 KEYS = ("model", "name", "precision", "steps")
 COLUMNS = (

@@ -64,28 +64,6 @@ def _name(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
 
 
-@pytest.mark.parametrize("implementation", ["native", "reference"])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", PICTURES, ids=_name)
-def bench_pictures_to_uint8(
-    benchmark: Any, shape: tuple[int, ...], dtype: str, layout: str, implementation: str
-) -> None:
-    _require_native(implementation)
-    generator = torch.Generator().manual_seed(0)
-    x = (torch.randn(shape, generator=generator) * 0.6 + 0.1).to(getattr(torch, dtype))
-    if layout == "channels_last":
-        x = x.to(memory_format=torch.channels_last)
-    native = torch.ops.rcdm_fast.pictures_to_uint8
-    run = native if implementation == "native" else reference.pictures_to_uint8
-    with torch.inference_mode():
-        want, got = reference.pictures_to_uint8(x), run(x)
-        assert torch.equal(got, want), "wrong result: no time is reported"
-        assert got.stride() == want.stride()
-        group = f"pictures_to_uint8 {dtype} {layout} {list(shape)}"
-        _time(benchmark, group, lambda: run(x), x.numel() * (x.element_size() + 1))
-
-
 def _plain_norm(x: Tensor, weight: Tensor, bias: Tensor, film: Tensor) -> Tensor:
     scale, shift = film.to(x.dtype)[:, :, None, None].chunk(2, dim=1)
     return F.silu(F.group_norm(x, 32, weight.to(x.dtype), bias.to(x.dtype)) * (1 + scale) + shift)

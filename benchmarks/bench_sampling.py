@@ -25,7 +25,7 @@ from benchmarks.rows import RowFile
 from rcdm_fast import benchmarking, config, engines, sampling_rate
 from rcdm_fast.cli.bench import table
 from rcdm_fast.config import ModelConfig
-from rcdm_fast.pipeline import Model
+from rcdm_fast.model import Model
 from rcdm_fast.sampling_rate import Case, Plan
 
 SAMPLERS = (("ddim", 10), ("ddim", 25), ("ddim", 50), ("ddim", 100), ("ancestral", 100))

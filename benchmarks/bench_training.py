@@ -6,6 +6,10 @@ A step is forward, loss, backward, clipping and AdamW on the same made-up pictur
 the first loss and gradient norm of each are compared with plain PyTorch's; a wrong one is not timed and the exit status
 is 1. Ratios are medians over the rounds of the ratio within one round.
 
+The floor is timed in the same rounds: the network's convolutions alone, forward and backward, as oneDNN runs them
+(`convolutions.py`); the rates of every shape are among the facts of the file. Memory that a step gives back is kept for
+the next one, as `rcdm train` keeps it, for all of them.
+
 Knows nothing about data sets or files of a run.
 """
 
@@ -22,13 +26,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import workload
+from benchmarks import convolutions, workload
 from benchmarks.rows import RowFile, table
 from rcdm_fast import benchmarking
 from rcdm_fast.config import ConfigError, ModelConfig
-from rcdm_fast.schedule import network_timestep
+from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.diffusion.schedule import network_timestep
+from rcdm_fast.models.unet import UNet
+from rcdm_fast.training import memory
 from rcdm_fast.training.config import TrainConfig
-from rcdm_fast.training.data import ImageSet
 from rcdm_fast.training.run import Run
 from rcdm_fast.training.team import Team
 
@@ -43,9 +49,12 @@ COLUMNS = (
     ("loss error", "loss_error", ".1e"),
     ("gradient error", "norm_error", ".1e"),
     ("x plain fp32", "of_plain", ".2f"),
+    ("x floor", "of_floor", ".2f"),
     ("ready s", "ready_s", ".0f"),
 )
 PLAIN = "plain PyTorch"
+FLOOR = "convolutions alone"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LIMITS = {"fp32": 1e-4, "bf16": 3e-2}  # relative, of the first loss and of the first gradient's norm
 Step = Callable[[], dict[str, float]]
 
@@ -70,7 +79,8 @@ def make_run(model: ModelConfig, batch: int, precision: str, compile: bool) -> R
 
 def plain_step(run: Run) -> Step:
     """A step as a textbook writes it: the default layout, fp32, one average of the weights."""
-    network = copy.deepcopy(run.network).to(memory_format=torch.contiguous_format)
+    network = UNet(run.config.unet)
+    network.load_state_dict(run.network.state_dict())
     optimizer = torch.optim.AdamW(network.parameters(), run.config.learning_rate, weight_decay=0.0)
     average = copy.deepcopy(network)
 
@@ -101,6 +111,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=8, help="timed steps of each")
     parser.add_argument("--batch", type=int, default=0, help="instead of the configuration's own")
     parser.add_argument("--no-compile", action="store_true", help="leave out what torch.compile makes (minutes)")
+    parser.add_argument("--no-bf16", action="store_true", help="leave out bf16, which is slow on CPUs without it")
     parser.add_argument("--json", type=Path, default=Path("out/bench_training.json"))
     options = parser.parse_args(arguments)
     if options.rounds < 1 or options.batch < 0:
@@ -110,19 +121,26 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; the exit status is 1 if a result was wrong."""
-    options = parse(arguments)
+    with memory.kept():
+        return measure(parse(arguments))
+
+
+def measure(options: argparse.Namespace) -> int:
+    """`main` for a command line that was understood."""
     device = torch.device("cpu")
     facts = benchmarking.facts(device)
     try:
         model = workload.read_config(options.config)
-        file = RowFile(options.json, facts, KEYS)
+        batch = options.batch or int(model.info["batch"])
+        precisions = ("fp32",) if options.no_bf16 else ("fp32", "bf16")
+        rates = {name: convolutions.rates(model.unet, batch, DTYPES[name]) for name in precisions}
+        file = RowFile(options.json, {**facts, "convolutions": rates}, KEYS)
     except (ConfigError, OSError) as error:
         print(f"bench_training: {error}", file=sys.stderr)
         return 2
-    batch = options.batch or int(model.info["batch"])
-    kinds = [(PLAIN, "fp32", False), ("rcdm train", "fp32", False), ("rcdm train", "bf16", False)]
+    kinds = [(PLAIN, "fp32", False), *(("rcdm train", precision, False) for precision in precisions)]
     if not options.no_compile:
-        kinds.append(("rcdm train, compiled", "bf16", True))
+        kinds.append(("rcdm train, compiled", precisions[-1], True))
     steps: dict[str, Step] = {}
     rows: dict[str, dict[str, object]] = {}
     truth: dict[str, float] = {}
@@ -147,14 +165,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         file.put(row)
         print(f"{name} {precision}: {row.get('why_not', 'right')}", file=sys.stderr, flush=True)
 
+    floors: dict[str, Callable[[], object]] = {}
+    for precision in precisions:
+        floors[f"{FLOOR} {precision}"] = convolutions.alone(model.unet, batch, DTYPES[precision])
+        rows[f"{FLOOR} {precision}"] = {"config": options.config, "name": FLOOR, "precision": precision, "batch": batch}
+
     def after_round(times: dict[str, list[float]]) -> None:
         for key, taken in times.items():
             row = benchmarking.row(taken, **rows[key])
             row["pictures_per_s"] = 1e3 * batch / row["p50_ms"]
             row["of_plain"] = benchmarking.pair_ratio(times[f"{PLAIN} fp32"], taken)
+            row["of_floor"] = benchmarking.pair_ratio(taken, times[f"{FLOOR} {row['precision']}"])
             file.put(row)
 
-    benchmarking.in_turn(steps, device, rounds=options.rounds, warmup=1, settle_s=0.1, after_round=after_round)
+    benchmarking.in_turn(
+        {**steps, **floors}, device, rounds=options.rounds, warmup=1, settle_s=0.1, after_round=after_round
+    )
     print("\n".join(table(file.rows, COLUMNS)))
     print(f"{options.config}, batch {batch}; {facts['device']}, {facts['threads']} threads")
     return int(red)

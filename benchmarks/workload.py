@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from rcdm_fast import config
-from rcdm_fast.conditioning import ConditioningPlan, make_plan
 from rcdm_fast.config import ModelConfig
-from rcdm_fast.schedule import Schedule
-from rcdm_fast.unet import AttentionBlock, ResBlock, UNet
+from rcdm_fast.diffusion.conditioning import ConditioningPlan, make_plan
+from rcdm_fast.diffusion.schedule import Schedule
+from rcdm_fast.models.unet import AttentionBlock, ResBlock, UNet
 
 CONFIGS = Path(__file__).parent / "configs"
 STEPS = 50  # of the schedule that a plan is made for

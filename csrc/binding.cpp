@@ -4,16 +4,20 @@
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/attention.h"
+#include "cpu/attention_backward.h"
 #include "cpu/film_group_norm.h"
+#include "cpu/film_group_norm_backward.h"
 #include "cpu/instruction_set.h"
-#include "cpu/pictures_to_uint8.h"
 #include "cpu/solver_step.h"
+#include "cpu/weight_gradient.h"
 
 STABLE_TORCH_LIBRARY_IMPL(rcdm_fast, CPU, m) {
   m.impl("attention", TORCH_BOX(&rcdm_fast::cpu::attention));
+  m.impl("attention_backward", TORCH_BOX(&rcdm_fast::cpu::attention_backward));
+  m.impl("convolution_weight_gradient", TORCH_BOX(&rcdm_fast::cpu::convolution_weight_gradient));
   m.impl("film_group_norm", TORCH_BOX(&rcdm_fast::cpu::film_group_norm));
+  m.impl("film_group_norm_backward", TORCH_BOX(&rcdm_fast::cpu::film_group_norm_backward));
   m.impl("film_group_norm_out", TORCH_BOX(&rcdm_fast::cpu::film_group_norm_out));
-  m.impl("pictures_to_uint8", TORCH_BOX(&rcdm_fast::cpu::pictures_to_uint8));
   m.impl("solver_step", TORCH_BOX(&rcdm_fast::cpu::solver_step));
 }
 

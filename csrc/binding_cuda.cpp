@@ -4,12 +4,10 @@
 #include <torch/csrc/stable/library.h>
 
 #include "cuda/film_group_norm.h"
-#include "cuda/pictures_to_uint8.h"
 #include "cuda/solver_step.h"
 
 STABLE_TORCH_LIBRARY_IMPL(rcdm_fast, CUDA, m) {
   m.impl("film_group_norm", TORCH_BOX(&rcdm_fast::cuda::film_group_norm));
   m.impl("film_group_norm_out", TORCH_BOX(&rcdm_fast::cuda::film_group_norm_out));
-  m.impl("pictures_to_uint8", TORCH_BOX(&rcdm_fast::cuda::pictures_to_uint8));
   m.impl("solver_step", TORCH_BOX(&rcdm_fast::cuda::solver_step));
 }

@@ -1,4 +1,4 @@
-"""`make demo`: real photographs, what the encoder sees of them, and samples from its backbone and its projector.
+"""`make demo`: real photographs, what the encoder sees of them, and samples from its backbone.
 
 Writes out/demo.png. The photographs are scikit-image's samples, so nothing is downloaded.
 """
@@ -14,8 +14,8 @@ from skimage import data
 import rcdm_fast
 from rcdm_fast import images
 
-MODELS = ("cifar10-simclr-trunk", "cifar10-simclr-head")
-PER = 8
+MODEL = "cifar10-simclr-wide"
+PER = 10
 STEPS = 50
 OUT = Path("out/demo.png")
 
@@ -36,22 +36,19 @@ def photographs() -> dict[str, Image.Image]:
 def main() -> None:
     """Sample, time and lay out."""
     photos = photographs()
-    rows = [[photo] for photo in photos.values()]
-    for number, name in enumerate(MODELS):
-        model = rcdm_fast.load(name)
-        if number == 0:
-            for row, photo in zip(rows, photos.values(), strict=True):
-                row.append(images.to_pil(model.view(photo)[0]))
-        h = model.encode(list(photos.values()))
-        start = time.perf_counter()
-        samples = model.sample(h, per=PER, steps=STEPS, seed=0)
-        seconds = (time.perf_counter() - start) / (len(rows) * PER)
-        for row, pictures in zip(rows, samples, strict=True):
-            row += [images.to_pil(picture) for picture in pictures]
-        print(model.describe())
-        print(f"NFE      {STEPS}, {seconds:.3g} s per picture\n")
-    titles = ["photo", "seen", "samples from the backbone", *[""] * (PER - 1), "samples from the projector"]
-    sheet = images.sheet(rows, cell=72, column_titles=titles, row_titles=list(photos), group_gaps=[2, 2 + PER])
+    model = rcdm_fast.load(MODEL)
+    h = model.encode(list(photos.values()))
+    start = time.perf_counter()
+    samples = model.sample(h, per=PER, steps=STEPS, seed=0)
+    seconds = (time.perf_counter() - start) / (len(photos) * PER)
+    rows = [
+        [photo, images.to_pil(model.view(photo)[0]), *(images.to_pil(picture) for picture in pictures)]
+        for photo, pictures in zip(photos.values(), samples, strict=True)
+    ]
+    print(model.describe())
+    print(f"NFE      {STEPS}, {seconds:.3g} s per picture\n")
+    titles = ["photo", "seen", "samples from the backbone", *[""] * (PER - 1)]
+    sheet = images.sheet(rows, cell=72, column_titles=titles, row_titles=list(photos), group_gaps=[2])
     images.save(sheet, OUT)
     print(OUT)
 

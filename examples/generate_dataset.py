@@ -26,7 +26,7 @@ class Samples(IterableDataset[tuple[Tensor, int]]):
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
         kept: list[tuple[Tensor, int]] = []
         order = random.Random(0)
-        for batch in self.model.generate(self.source, per=self.per, steps=self.steps):
+        for batch in rcdm_fast.generate(self.model, self.source, per=self.per, steps=self.steps):
             kept += zip(batch.pictures, batch.item.tolist(), strict=True)
             order.shuffle(kept)
             while len(kept) > self.buffer:

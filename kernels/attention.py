@@ -2,7 +2,8 @@
 
 One program computes BLOCK_M rows of one head and reads k and v in blocks of BLOCK_N positions. Scores of 16-bit inputs
 come from tensor cores with float32 sums; float32 inputs are multiplied in float32 ("ieee"), not TF32, so that the error
-stays that of plain PyTorch. A head of 96 or 192 numbers is taken as 64 + 32 or 128 + 64, not padded to a power of two.
+stays that of plain PyTorch. A head of 96 or 192 numbers is taken as 64 + 32 or 128 + 64, not padded to a power of two
+(but see `HOPPER_PART`).
 
 Knows nothing about models or how an implementation is chosen. Inference only. Importing this needs Triton. Method: Dao
 et al. 2022 (FlashAttention), Milakov and Gimelshein 2018 (online softmax).
@@ -52,6 +53,9 @@ BLOCKS = {
 # Where matrix instructions read shared memory (compute capability 9), q needs no registers, and 16 positions are too
 # few for one of them.
 HOPPER_BLOCKS = {**BLOCKS, (2, 192): (Blocks(64, 32, 4, 2), Blocks(64, 32, 4, 2))}
+# Measured on an H100 with Triton 3.6, in 16 bits: heads of two parts whose second has 16 or 32 numbers (40 to 96, 160)
+# come out wrong, those with 64 (192) right. The former are padded to a power of two there.
+HOPPER_PART = 64
 
 
 @triton.jit
@@ -149,20 +153,28 @@ def attention_kernel(
         tl.store(out + column2[None, :], whole2, mask=there & (column2 < HEAD)[None, :])
 
 
-def split_head(head: int) -> tuple[int, int]:
-    """Two powers of two, 0 or at least 16, that hold `head` numbers: 192 is 128 + 64, 100 is 128 + 0."""
+def split_head(head: int, least: int = 16) -> tuple[int, int]:
+    """Two powers of two, 0 or at least 16, that hold `head` numbers: 192 is 128 + 64, 100 is 128 + 0.
+
+    A second part of less than `least` numbers is joined to the first: 96 is 64 + 32, or with 64 as the least 128 + 0.
+    """
     whole = max(16, 1 << (head.bit_length() - 1))
     rest = head - whole
     if rest <= 0:
         return whole, 0
     second = max(16, next_power(rest))
-    return (whole, second) if second < whole else (2 * whole, 0)
+    return (whole, second) if least <= second < whole else (2 * whole, 0)
+
+
+def least_part(itemsize: int, hopper: bool) -> int:
+    """How long the second part of a head must be; see `HOPPER_PART`."""
+    return HOPPER_PART if hopper and itemsize == 2 else 16
 
 
 def plan(length: int, head: int, itemsize: int, hopper: bool) -> Blocks:
     """The table's blocks, no larger than the next power of two from the number of positions; smaller if masked."""
     table = HOPPER_BLOCKS if hopper else BLOCKS
-    size = sum(split_head(head))
+    size = sum(split_head(head, least_part(itemsize, hopper)))
     longest = min(longest for bytes_, longest in table if bytes_ == itemsize and size <= longest)
     blocks = table[itemsize, longest][length > LONG]
     enough = max(16, next_power(length))
@@ -182,15 +194,17 @@ def attention(qkv: Tensor, heads: int, new_order: bool) -> Tensor:  # [N,L,3C] -
     channels = schema.check_attention(qkv, heads)
     head = channels // heads
     if head > MAX_HEAD:
-        q, k, v = reference.split_heads(qkv, heads, new_order)
+        # Memory of their own: PyTorch's kernels may read 16 bytes at once, wherever qkv begins.
+        q, k, v = (part.contiguous() for part in reference.split_heads(qkv, heads, new_order))
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
     n, length, _ = qkv.shape
     out = torch.empty((n, length, channels), dtype=qkv.dtype, device=qkv.device)
     if n == 0 or length == 0:
         return out
-    cut = plan(length, head, qkv.element_size(), is_hopper(qkv))
+    hopper = is_hopper(qkv)
+    cut = plan(length, head, qkv.element_size(), hopper)
     blocks = -(-length // cut.rows)
-    first, second = split_head(head)
+    first, second = split_head(head, least_part(qkv.element_size(), hopper))
     with device_of(qkv):
         wrap_triton(attention_kernel)[(n * heads * blocks,)](
             out, qkv, length, heads, blocks, LOG2_E / head**0.5,

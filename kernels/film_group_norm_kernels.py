@@ -13,17 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from rcdm_fast.kernels.film_group_norm_parts import activate, affine, film_row, read, store
-
-
-@triton.jit
-def _over_groups(value, member, GROUPS: tl.constexpr):
-    """For every channel the sum over its group."""
-    if GROUPS == 1:
-        return tl.zeros_like(value) + tl.sum(value, 0)
-    else:
-        sums = tl.sum(tl.where(member, value[:, None], 0.0), 0)
-        return tl.sum(tl.where(member, sums[None, :], 0.0), 1)
+from rcdm_fast.kernels.film_group_norm_parts import activate, affine, film_row, over_groups, read, store
 
 
 @triton.jit
@@ -59,10 +49,10 @@ def slab_kernel(
     if FILM == 1:
         added = film_row(film_ptr, rows_ptr, picture, film_rows, film_stride, channel, used)
     member = (k // per_group)[:, None] == tl.arange(0, BLOCK_G)[None, :]
-    centre = _over_groups(tl.where(used, mean + added, 0.0), member, SET_GROUPS) / per_group - added
+    centre = over_groups(tl.where(used, mean + added, 0.0), member, SET_GROUPS) / per_group - added
     apart = tl.where(used, mean - centre + rest, 0.0)
-    rest = _over_groups(apart, member, SET_GROUPS) / per_group
-    squares = _over_groups(squares + apart * apart * pixels, member, SET_GROUPS)
+    rest = over_groups(apart, member, SET_GROUPS) / per_group
+    squares = over_groups(squares + apart * apart * pixels, member, SET_GROUPS)
     rstd = 1.0 / tl.sqrt_rn(squares / (pixels * 1.0 * per_group) + eps)
     factor, offset = affine(
         rstd, channel, used, weight_ptr, bias_ptr, film_ptr, rows_ptr, picture, film_rows, film_stride, channels, FILM

@@ -10,7 +10,7 @@ import triton.language as tl
 
 
 @triton.jit
-def _places(pixel, width, step, PHASES: tl.constexpr, WIDE: tl.constexpr):
+def places(pixel, width, step, PHASES: tl.constexpr, WIDE: tl.constexpr):
     """Where the channels of pixels begin in one picture; `step` is the number of channels."""
     if WIDE:
         pixel = pixel.to(tl.int64)
@@ -26,7 +26,7 @@ def _places(pixel, width, step, PHASES: tl.constexpr, WIDE: tl.constexpr):
 @triton.jit
 def read(base, pixel, end, width, step, channel, used, PHASES: tl.constexpr, WIDE: tl.constexpr):
     """Pixels before `end` and channels that are used, as float32; zeros for the others."""
-    at = base + _places(pixel, width, step, PHASES, WIDE)[:, None] + channel[None, :]
+    at = base + places(pixel, width, step, PHASES, WIDE)[:, None] + channel[None, :]
     return tl.load(at, mask=(pixel < end)[:, None] & used[None, :], other=0.0).to(tl.float32)
 
 
@@ -77,3 +77,13 @@ def affine(
         weight = weight * scale
         bias = bias * scale + shift
     return weight * rstd, bias
+
+
+@triton.jit
+def over_groups(value, member, GROUPS: tl.constexpr):
+    """For every channel the sum over its group."""
+    if GROUPS == 1:
+        return tl.zeros_like(value) + tl.sum(value, 0)
+    else:
+        sums = tl.sum(tl.where(member, value[:, None], 0.0), 0)
+        return tl.sum(tl.where(member, sums[None, :], 0.0), 1)

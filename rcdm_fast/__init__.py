@@ -1,7 +1,7 @@
 """rcdm_fast: see what a vision encoder's representation keeps, with a representation-conditioned diffusion model.
 
     import rcdm_fast
-    model = rcdm_fast.load("cifar10-simclr-trunk")
+    model = rcdm_fast.load("cifar10-simclr-wide")
     pictures = model.sample(model.encode("photo.jpg"), per=8, steps=50)
 
 Importing this package is cheap: PyTorch and everything else is imported when a name is first used.
@@ -12,20 +12,23 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from rcdm_fast.checkpoint import CheckpointError, save_model
-    from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, ScheduleConfig, UNetConfig
-    from rcdm_fast.encoders import Encoder, EncoderError
-    from rcdm_fast.hub import HubError
-    from rcdm_fast.images import ImageError
-    from rcdm_fast.pipeline import Model, load
-    from rcdm_fast.sampling import SamplingError
+from rcdm_fast.version import __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, ScheduleConfig, UNetConfig
+    from rcdm_fast.diffusion.sampling import SamplingError
+    from rcdm_fast.encoders import Encoder, EncoderError
+    from rcdm_fast.errors import RcdmError
+    from rcdm_fast.exporting import export
+    from rcdm_fast.images import ImageError
+    from rcdm_fast.jobs.stream import agenerate, generate
+    from rcdm_fast.model import Model, load
+    from rcdm_fast.models.checkpoint import CheckpointError, save_model
+    from rcdm_fast.models.hub import HubError
 
 _HOMES = {
-    "CheckpointError": "checkpoint",
-    "save_model": "checkpoint",
+    "CheckpointError": "models.checkpoint",
+    "save_model": "models.checkpoint",
     "ConfigError": "config",
     "EncoderConfig": "config",
     "ModelConfig": "config",
@@ -33,11 +36,15 @@ _HOMES = {
     "UNetConfig": "config",
     "Encoder": "encoders",
     "EncoderError": "encoders",
-    "HubError": "hub",
+    "HubError": "models.hub",
     "ImageError": "images",
-    "Model": "pipeline",
-    "SamplingError": "sampling",
-    "load": "pipeline",
+    "agenerate": "jobs.stream",
+    "export": "exporting",
+    "generate": "jobs.stream",
+    "Model": "model",
+    "RcdmError": "errors",
+    "SamplingError": "diffusion.sampling",
+    "load": "model",
 }
 
 __all__ = [
@@ -50,10 +57,14 @@ __all__ = [
     "ImageError",
     "Model",
     "ModelConfig",
+    "RcdmError",
     "SamplingError",
     "ScheduleConfig",
     "UNetConfig",
     "__version__",
+    "agenerate",
+    "export",
+    "generate",
     "load",
     "save_model",
 ]

@@ -21,6 +21,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union
 
+from rcdm_fast.errors import RcdmError
+
 LONGEST = 1000  # values of a list in a configuration
 _SHORT = reprlib.Repr()  # of wrong values in messages
 _SHORT.maxstring = _SHORT.maxother = 80
@@ -29,7 +31,7 @@ _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 3
 _SHORT.maxlevel = 2
 
 
-class ConfigError(ValueError):
+class ConfigError(RcdmError, ValueError):
     """A configuration, a flag, an argument or a combination of them that makes no sense."""
 
 

@@ -5,7 +5,7 @@ and it is checked when it is made: a value that no model can have never reaches 
 models (the published 512-px releases are far inside) and there so that a damaged or foreign file cannot ask for all
 memory or hours with one number.
 
-This module does not know about tensors, files or devices (`checkpoint.py` reads and writes them).
+This module does not know about tensors, files or devices (`models/checkpoint.py` reads and writes them).
 """
 
 from __future__ import annotations

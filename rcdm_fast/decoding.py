@@ -29,6 +29,7 @@ from PIL import (
 )
 
 from rcdm_fast import doors
+from rcdm_fast.errors import RcdmError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -56,7 +57,7 @@ _LOCKS = tuple(threading.Lock() for _ in range(64))
 Shrink = Callable[[int, int], int]  # (width, height) -> by which number of pixels a side is to be divided
 
 
-class ImageError(ValueError):
+class ImageError(RcdmError, ValueError):
     """A file or an array that is not a usable picture."""
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
+from torch import Tensor
 
 
 def placed(device: torch.device | str) -> torch.device:
@@ -39,3 +40,10 @@ def timed_convolutions() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.benchmark = before
+
+
+def sent(value: Tensor, device: torch.device) -> Tensor:
+    """The value on a device; on its way to a GPU, which is not waited for."""
+    if device.type == "cuda" and value.device.type == "cpu":
+        return value.pin_memory().to(device, non_blocking=True)
+    return value.to(device)

@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rcdm_fast import locks, storage, transfers
+from rcdm_fast.checks import ConfigError
 from rcdm_fast.doors import door, regular
 from rcdm_fast.transfers import CHUNK_BYTES as CHUNK_BYTES
 from rcdm_fast.transfers import DownloadError as DownloadError
@@ -77,10 +78,10 @@ def fetch(url: str, name: str, *, sha256: str | None = None, whole: Whole | None
     Raises:
         DownloadError: no network, an HTTP error, a broken or stalled transfer (what came is kept), a full disk, a cache
             that cannot be written, a wrong size or digest, a file that is not whole, or offline mode.
-        ValueError: no such digest.
+        ConfigError: no such digest, or name.
     """
     if sha256 is not None and not re.fullmatch(r"[0-9a-f]{8,64}", sha256.lower()):
-        raise ValueError(f"a SHA-256 has 64 hexadecimal digits, got {sha256!r}")
+        raise ConfigError(f"a SHA-256 has 64 hexadecimal digits, got {sha256!r}")
     target = _target(name)
     if not os.path.isfile(target):
         if offline():
@@ -126,7 +127,7 @@ def check_digest(path: Path, sha256: str) -> None:
 
 def _target(name: str) -> Path:
     if not name or name != Path(name).name or name.startswith("."):
-        raise ValueError(f"a cached file needs a plain name, got {name!r}")
+        raise ConfigError(f"a cached file needs a plain name, got {name!r}")
     return cache_dir() / name
 
 

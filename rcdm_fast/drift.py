@@ -4,7 +4,7 @@ For every case the network is evaluated on the reference's own trajectory, which
 a trajectory of its own is drawn from the same noise, which shows what becomes of those errors. It is the gate that a
 reduced precision has to pass before it is used.
 
-Knows nothing about how engines work, or about ranks (`training/evaluate.py`, which the command adds).
+Knows nothing about how engines work, or about ranks (`rcdm_fast/evaluation.py`, which the command adds).
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rcdm_fast import benchmarking, conditioning, engines
+from rcdm_fast import benchmarking, engines
 from rcdm_fast.benchmarking import Times
 from rcdm_fast.checks import Checked, Count, Seed
-from rcdm_fast.conditioning import ConditioningPlan
 from rcdm_fast.config import ConfigError
+from rcdm_fast.diffusion import conditioning
+from rcdm_fast.diffusion.conditioning import ConditioningPlan
+from rcdm_fast.diffusion.engine import Engine
+from rcdm_fast.diffusion.sampling import Request
+from rcdm_fast.diffusion.solvers import SolverName
 from rcdm_fast.encoders import Encoder
-from rcdm_fast.pipeline import Model
-from rcdm_fast.sampling import Request
-from rcdm_fast.solvers import SolverName
+from rcdm_fast.model import Model
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ class Drift:
 class RecordingEngine:
     """An engine that keeps every input and output of `predict`."""
 
-    def __init__(self, engine: engines.Engine) -> None:
+    def __init__(self, engine: Engine) -> None:
         self.name = engine.name
         self.precision = engine.precision
         self.seen: list[tuple[ConditioningPlan, int, Tensor, Tensor]] = []
@@ -147,7 +149,7 @@ class RecordingEngine:
 class _Drawn:
     """A case's trajectory, and a network evaluation of it that can be timed."""
 
-    engine: engines.Engine
+    engine: Engine
     recorded: list[tuple[ConditioningPlan, int, Tensor, Tensor]]
     pictures: Tensor
     memory_bytes: int | None

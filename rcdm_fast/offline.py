@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from rcdm_fast import downloads
+from rcdm_fast.errors import RcdmError
 
 FORBIDDEN = "RCDM_FAST_OFFLINE forbids the network"
 
@@ -30,7 +31,7 @@ _INSIDE: list[int] = []  # threads
 _BEFORE: list[tuple[Any, str, Any]] = []  # what was there, to be put back
 
 
-class OfflineError(OSError):
+class OfflineError(RcdmError, OSError):
     """A connection that RCDM_FAST_OFFLINE forbids."""
 
 

@@ -15,11 +15,13 @@ from typing import Any
 
 import torch
 
-from rcdm_fast import engines, host, networks
+from rcdm_fast import engines, host
 from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig
+from rcdm_fast.diffusion.engine import Engine
+from rcdm_fast.diffusion.sampling import SamplingError
 from rcdm_fast.encoders import Encoder
-from rcdm_fast.sampling import SamplingError
-from rcdm_fast.unet import UNet
+from rcdm_fast.models import networks
+from rcdm_fast.models.unet import UNet
 
 _OWN_THREADS = ("onnxruntime", "onnxruntime-tensorrt", "openvino", "tensorrt")  # engines that PyTorch's are not
 
@@ -29,7 +31,7 @@ class Portable:
 
     config: ModelConfig
     unet: UNet
-    engine: engines.Engine
+    engine: Engine
     device: torch.device
     _encoder: Encoder | EncoderConfig | None
 

@@ -22,12 +22,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rcdm_fast import benchmarking, conditioning, engines, solvers
+from rcdm_fast import benchmarking, engines
 from rcdm_fast.checks import Checked, Count
-from rcdm_fast.conditioning import ConditioningPlan
 from rcdm_fast.config import ConfigError
-from rcdm_fast.pipeline import Model
-from rcdm_fast.schedule import Schedule
+from rcdm_fast.diffusion import conditioning, solvers
+from rcdm_fast.diffusion.conditioning import ConditioningPlan
+from rcdm_fast.diffusion.engine import Engine
+from rcdm_fast.diffusion.schedule import Schedule
+from rcdm_fast.model import Model
 
 PUBLISHED_STEPS = 100
 PUBLISHED = "published recipe"
@@ -90,7 +92,7 @@ class Plan(Checked):
 class TimedEngine:
     """An engine that adds up the time of its network evaluations. On a GPU it waits for each of them."""
 
-    def __init__(self, engine: engines.Engine, device: torch.device) -> None:
+    def __init__(self, engine: Engine, device: torch.device) -> None:
         self.name = engine.name
         self.precision = engine.precision
         self.evaluations_ms = 0.0

@@ -5,13 +5,53 @@ Counts what `unet.UNet` builds, block by block. Knows nothing about tensors.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from rcdm_fast.config import UNetConfig
+from typing import Protocol
 
 
-def parameters(config: UNetConfig) -> int:
+class Widths(Protocol):
+    """What decides the size of a network: see `config.UNetConfig`, which has all of it."""
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the first level."""
+
+    @property
+    def num_res_blocks(self) -> int:
+        """Residual blocks of a level on the way down."""
+
+    @property
+    def num_classes(self) -> int:
+        """Classes; 0 without labels."""
+
+    @property
+    def representation_dim(self) -> int:
+        """Numbers in a representation; 0 without one."""
+
+    @property
+    def use_scale_shift_norm(self) -> bool:
+        """Whether conditions scale as well as shift."""
+
+    @property
+    def resblock_updown(self) -> bool:
+        """Whether residual blocks change the resolution."""
+
+    @property
+    def conv_resample(self) -> bool:
+        """Whether convolutions do, where residual blocks do not."""
+
+    @property
+    def level_channels(self) -> tuple[int, ...]:
+        """Channels of every level."""
+
+    @property
+    def out_channels(self) -> int:
+        """3, or 6 with a learned variance."""
+
+    def attends_at(self, level: int) -> bool:
+        """Whether a level has attention."""
+
+
+def parameters(config: Widths) -> int:
     """Numbers in all tensors of ``UNet(config)``."""
     embedding = 4 * config.num_channels
     total = _linear(config.num_channels, embedding) + _linear(embedding, embedding)

@@ -17,6 +17,8 @@ from typing import Any
 
 from torch import Tensor
 
+from rcdm_fast.errors import RcdmError
+
 log = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
@@ -31,7 +33,7 @@ _DEPTH = 4  # of dictionaries in a file
 _SHOWN = 6
 
 
-class NotFound(ValueError):
+class NotFound(RcdmError, ValueError):
     """No state dict of that network, or several; the message says what there is."""
 
 

@@ -1,7 +1,7 @@
 """Files that appear complete or not at all, and safetensors files whose metadata explains them and holds a checksum.
 
 Only what every mount offers is relied on: no change of modes, no links, no locks (`locks.py`); where a file cannot be
-flushed or renamed, what is left is done. Knows nothing about what the tensors mean (`checkpoint.py`,
+flushed or renamed, what is left is done. Knows nothing about what the tensors mean (`models/checkpoint.py`,
 `encoders/native.py`).
 """
 
@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import doors
+from rcdm_fast.errors import RcdmError
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ _LETTERS = string.ascii_lowercase + string.digits + "_"
 _SUM = "rcdm_fast.sha256"  # metadata key of the checksum of a safetensors file's tensors and other metadata
 
 
-class StorageError(OSError):
+class StorageError(RcdmError, OSError):
     """A file that cannot be written, read or understood; the message names it."""
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from rcdm_fast import doors, storage
+from rcdm_fast.errors import RcdmError
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ CHUNK_BYTES = 1 << 20
 _SENDABLE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")  # what the header of a request can hold
 
 
-class DownloadError(OSError):
+class DownloadError(RcdmError, OSError):
     """A file that could not be fetched; the message says why, and what is left to do."""
 
 

@@ -27,21 +27,22 @@ from PIL import Image
 from torch import Tensor
 
 import rcdm_fast
-from rcdm_fast import images, pipeline
+from rcdm_fast import evaluation, images
+from rcdm_fast import model as pipeline
 from rcdm_fast.analysis import registry
 from rcdm_fast.analysis.result import Analysis
 from rcdm_fast.benchmarking import Times
 from rcdm_fast.cli import app
 from rcdm_fast.config import EncoderConfig
+from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.diffusion.sampling import Request
 from rcdm_fast.drift import Case, Drift
 from rcdm_fast.jobs.ledger import Summary
 from rcdm_fast.jobs.verify import Verdict
-from rcdm_fast.pipeline import Model
+from rcdm_fast.metrics.intervals import Interval
+from rcdm_fast.model import Model
 from rcdm_fast.report.build import Task
-from rcdm_fast.sampling import Request
 from rcdm_fast.sampling_rate import Case as SampleCase
-from rcdm_fast.training import evaluate
-from rcdm_fast.training.data import ImageSet
 from tests import small
 
 Seen = dict[str, Any]
@@ -191,9 +192,9 @@ def _experiment(job: registry.Job, name: str) -> Analysis:
     return Analysis(name, name, job.model.config.name, {})
 
 
-def _draw(data: ImageSet, **_: Any) -> evaluate.Drawn:
+def _draw(data: ImageSet, **_: Any) -> evaluation.Drawn:
     pictures = torch.zeros(2, 1, 3, 8, 8, dtype=torch.uint8)
-    return evaluate.Drawn(small.encoder(), data, torch.zeros(6, 6), torch.arange(2), pictures, torch.zeros(2, 1, 6))
+    return evaluation.Drawn(small.encoder(), data, torch.zeros(6, 6), torch.arange(2), pictures, torch.zeros(2, 1, 6))
 
 
 def drift(engine: str) -> Drift:
@@ -208,36 +209,36 @@ def _measure(report: Callable[[list[dict[str, Any]], float], None], **_: Any) ->
 
 
 _MODEL = small.model()
-_ONE = evaluate.Interval(0.5, 0.5, 0.5)
-_RANKED = evaluate.Faithfulness(_ONE, _ONE, _ONE, 0.5, 0.5, 3.5, 6, 2, 1, (0.5, 0.5))
+_ONE = Interval(0.5, 0.5, 0.5)
+_RANKED = evaluation.Faithfulness(_ONE, _ONE, _ONE, 0.5, 0.5, 3.5, 6, 2, 1, (0.5, 0.5))
 _STANDS = Summary(1, 1, 0, 1, 1)
 CALLS: tuple[tuple[str, str, Callable[..., Any] | None], ...] = (
-    ("rcdm_fast.pipeline:load", "load", _load),
-    ("rcdm_fast.checkpoint:load_model", "load_model", lambda **_: (small.model().config, {})),
+    ("rcdm_fast.model:load", "load", _load),
+    ("rcdm_fast.models.checkpoint:load_model", "load_model", lambda **_: (small.model().config, {})),
     ("rcdm_fast.encoders:build", "build", _build),
-    ("rcdm_fast.training.sources:open_data", "open_data", _pictures),
+    ("rcdm_fast.data.sources:open_data", "open_data", _pictures),
     ("rcdm_fast.images:open_image", "open_image", None),
     ("rcdm_fast.jobs.draw:check_request", "check", lambda **_: 1),
-    ("rcdm_fast.pipeline:Model.encode", "encode", None),
-    ("rcdm_fast.pipeline:Model.request", "request", None),
-    ("rcdm_fast.pipeline:Model.batches", "batches", _batches),
-    ("rcdm_fast.pipeline:Model.interpolate", "interpolate", lambda frames, per, **_: torch.zeros(per, frames, 3, 8, 8)),
-    ("rcdm_fast.pipeline:Model.export", "export", lambda **_: []),
+    ("rcdm_fast.model:Model.encode", "encode", None),
+    ("rcdm_fast.model:Model.request", "request", None),
+    ("rcdm_fast.model:Model.batches", "batches", _batches),
+    ("rcdm_fast.model:Model.interpolate", "interpolate", lambda frames, per, **_: torch.zeros(per, frames, 3, 8, 8)),
+    ("rcdm_fast:export", "export", lambda **_: []),
     ("rcdm_fast.jobs.local:run", "job", lambda **_: _STANDS),
     ("rcdm_fast.jobs.cluster:run", "cluster", lambda **_: _STANDS),
     ("rcdm_fast.jobs.verify:verify", "verify", lambda **_: Verdict(1, 1, 0, 0, 0, ())),
     ("rcdm_fast.training.train:train", "train", lambda **_: Path("done")),
     ("rcdm_fast.training.pretrain:pretrain", "pretrain", lambda **_: (Path("done"), {"knn": 0.5})),
     ("rcdm_fast.training.adapt:adapt", "adapt", lambda **_: Path("done")),
-    ("rcdm_fast.training.evaluate:draw", "draw", _draw),
-    ("rcdm_fast.training.evaluate:evaluate", "evaluate", lambda **_: _RANKED),
-    ("rcdm_fast.training.evaluate:mrr_change", "mrr_change", lambda **_: _ONE),
-    ("rcdm_fast.training.evaluate:faithfulness", "faithfulness", lambda **_: _RANKED),
-    ("rcdm_fast.training.evaluate:compare", "distribution", lambda **_: None),
-    ("rcdm_fast.training.features:of_encoder", "of_encoder", lambda **_: "features of an encoder"),
-    ("rcdm_fast.training.features:of_inception", "of_inception", lambda **_: "features of Inception"),
-    ("rcdm_fast.training.distributions:check_counts", "check_counts", lambda **_: None),
-    ("rcdm_fast.training.sample_files:read_npz", "read_npz", lambda **_: torch.zeros(9, 3, 8, 8, dtype=torch.uint8)),
+    ("rcdm_fast.evaluation:draw", "draw", _draw),
+    ("rcdm_fast.evaluation:evaluate", "evaluate", lambda **_: _RANKED),
+    ("rcdm_fast.evaluation:mrr_change", "mrr_change", lambda **_: _ONE),
+    ("rcdm_fast.evaluation:faithfulness", "faithfulness", lambda **_: _RANKED),
+    ("rcdm_fast.evaluation:compare", "distribution", lambda **_: None),
+    ("rcdm_fast.encoders.features:of_encoder", "of_encoder", lambda **_: "features of an encoder"),
+    ("rcdm_fast.encoders.features:of_inception", "of_inception", lambda **_: "features of Inception"),
+    ("rcdm_fast.metrics.distributions:check_counts", "check_counts", lambda **_: None),
+    ("rcdm_fast.data.sample_files:read_npz", "read_npz", lambda **_: torch.zeros(9, 3, 8, 8, dtype=torch.uint8)),
     ("rcdm_fast.drift:compare", "compare", lambda **_: [drift("eager"), drift("native")]),
     ("rcdm_fast.drift:with_engine", "with_engine", lambda model, **_: model),
     ("rcdm_fast.cli.compare:_failures", "failures", lambda **_: []),

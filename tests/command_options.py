@@ -30,7 +30,8 @@ from tests.command_rows import (
 
 HUB = "torchhub:a/b:c"  # whose code is trusted with the option behind it
 TRUSTED = f"{HUB}?trust_repo=1"
-DEFAULT = {"load.source": "cifar10-simclr-trunk"}
+DEFAULT = {"load.source": "cifar10-simclr-wide"}
+BUNDLED = ("cifar10-simclr-head", "cifar10-simclr-trunk", "cifar10-simclr-wide", "cifar10-supervised")
 BUILT = {"device": "cpu", "config": None, "trust_repo": False}
 NUMBERS = gone("numbers", "model engine nfe pictures left_out solver seed")
 PAGE = "playground launch.playground"
@@ -209,12 +210,11 @@ OTHERS = (
         ),
         {"launch.host": "127.0.0.1", "launch.port": 7860, "launch.queue": 8, "launch.upload_mib": 16},
     ),
-    Usage("app", other=dict.fromkeys(
-        all_of(PAGE, "models"), ("cifar10-simclr-head", "cifar10-simclr-trunk", "cifar10-supervised"))),
+    Usage("app", other=dict.fromkeys(all_of(PAGE, "models"), BUNDLED)),
     Usage(
         "export m --to onnx --out e",
         (
-            row(0, "new", "load.source"),
+            Row(0, "new", {"load.source": "new", "export.model": "model new"}),
             row("--to", "openvino", "export.to"),
             path("--out", "f", "export.out"),
             row("--precision", "fp16", "export.precision"),

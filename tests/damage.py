@@ -53,10 +53,10 @@ def mutant(content: bytes, number: int) -> bytes:
 def read(path: Path) -> None:
     """All of a source as a job and as training see it; documented errors are in order."""
     from rcdm_fast.config import ConfigError
+    from rcdm_fast.data import random_access
+    from rcdm_fast.data.sources import open_data
     from rcdm_fast.images import ImageError
-    from rcdm_fast.jobs import sources
     from rcdm_fast.storage import StorageError
-    from rcdm_fast.training.sources import open_data
 
     documented = (ConfigError, ImageError, StorageError)
     with contextlib.suppress(*documented):
@@ -64,7 +64,7 @@ def read(path: Path) -> None:
     if path.is_dir():
         return
     with contextlib.suppress(*documented):
-        source = sources.find(path)
+        source = random_access.find(path)
         for place in range(min(64, len(source))):
             with contextlib.suppress(*documented):
                 source.read(place)

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from rcdm_fast import checkpoint
 from rcdm_fast.jobs import local
 from rcdm_fast.jobs.ledger import Row, Summary, read_lines
 from rcdm_fast.jobs.settings import JobConfig, RunOptions
-from rcdm_fast.pipeline import Model
+from rcdm_fast.model import Model
+from rcdm_fast.models import checkpoint
 from tests import small
 
 CONFIG = JobConfig(per=3, steps=3, shard_pictures=8)

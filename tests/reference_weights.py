@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rcdm_fast.flags import configs_from_flags
-from rcdm_fast.unet import UNet
+from rcdm_fast.models.flags import configs_from_flags
+from rcdm_fast.models.unet import UNet
 
 FOLDER = Path(__file__).parent / "reference"
 CASES = ("rcdm_32", "rcdm_32_plain")

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from rcdm_fast.config import EncoderConfig, ScheduleConfig, UNetConfig
 from rcdm_fast.encoders import ImageEncoder
-from rcdm_fast.pipeline import Model
-from rcdm_fast.unet import UNet
+from rcdm_fast.model import Model
+from rcdm_fast.models.unet import UNet
 from tests.reference_weights import make_tensors
 
 DIM = 6

@@ -12,18 +12,19 @@ import torch
 from torch import Tensor
 
 import rcdm_fast
-from rcdm_fast import checkpoint, images
+from rcdm_fast import images
 from rcdm_fast.cli import main
 from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig
+from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.encoders import native
-from rcdm_fast.schedule import Schedule
+from rcdm_fast.errors import RunError
+from rcdm_fast.metrics.ridge import ridge
+from rcdm_fast.models import checkpoint
 from rcdm_fast.training import representations
 from rcdm_fast.training.adapt import AdaptConfig, adapt
-from rcdm_fast.training.data import ImageSet
 from rcdm_fast.training.losses import DiffusionLoss, LossConfig
 from rcdm_fast.training.pretrain import PretrainConfig
-from rcdm_fast.training.ridge import ridge
-from rcdm_fast.training.state import RunError
 from tests import small
 
 WIDTHS = {"old": 8, "new": 16}

@@ -18,10 +18,10 @@ from rcdm_fast.analysis.augment import AUGMENTATIONS
 from rcdm_fast.analysis.invariance import InvarianceConfig, measure
 from rcdm_fast.analysis.recovery import Changes, difference, recovery
 from rcdm_fast.config import ConfigError
+from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.diffusion.solvers import SolverOptions
 from rcdm_fast.drift import Case, with_engine
-from rcdm_fast.pipeline import Model
-from rcdm_fast.solvers import SolverOptions
-from rcdm_fast.training.data import ImageSet
+from rcdm_fast.model import Model
 from tests import small
 
 QUICK = InvarianceConfig(steps=2, resamples=200)

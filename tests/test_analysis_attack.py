@@ -16,10 +16,10 @@ from rcdm_fast.analysis.perturb import LEVEL, against_probe, fgsm, pgd
 from rcdm_fast.analysis.registry import EXPERIMENTS, Job
 from rcdm_fast.analysis.result import Analysis, Table
 from rcdm_fast.config import ConfigError, EncoderConfig
+from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.encoders import ImageEncoder
-from rcdm_fast.training import probes
-from rcdm_fast.training.data import ImageSet
-from rcdm_fast.training.evaluate import Interval
+from rcdm_fast.metrics import probes
+from rcdm_fast.metrics.intervals import Interval
 from tests import small
 
 QUICK = AttackConfig(epsilons=(0, 2, 64), pgd_steps=5, steps=2, resamples=200, sources=20)

@@ -18,13 +18,14 @@ from rcdm_fast import images
 from rcdm_fast.analysis import charts, faithfulness, layers, readout, registry
 from rcdm_fast.analysis import spread as spreads
 from rcdm_fast.analysis.augment import AUGMENTATIONS
-from rcdm_fast.analysis.layers import LayersConfig
+from rcdm_fast.analysis.layer import LayersConfig
 from rcdm_fast.analysis.recovery import recovery
 from rcdm_fast.analysis.result import Analysis, Table
 from rcdm_fast.cli import main
 from rcdm_fast.config import ConfigError
-from rcdm_fast.pipeline import Model
-from rcdm_fast.training.evaluate import EvaluateConfig, Interval
+from rcdm_fast.evaluation import EvaluateConfig
+from rcdm_fast.metrics.intervals import Interval
+from rcdm_fast.model import Model
 from tests import small
 from tests.test_analysis import Flat, photographs
 
@@ -81,6 +82,7 @@ def test_one_that_keeps_beside_one_that_drops(monkeypatch: pytest.MonkeyPatch) -
     assert [each.holds for each in same.findings] == [False] * 4 + [None]
 
 
+@pytest.mark.long
 def test_figures_and_json_of_the_real_path() -> None:
     done: list[tuple[int, int]] = []
     config = dataclasses.replace(QUICK, sources=20, mapped=4)
@@ -155,7 +157,7 @@ def test_faithfulness_is_what_evaluate_measures() -> None:
     data = photographs(40, 8)
     config = EvaluateConfig(sources=20, samples=2, steps=2, resamples=100)
     found = faithfulness.run(small.model(), data, config)
-    from rcdm_fast.training.evaluate import evaluate
+    from rcdm_fast.evaluation import evaluate
 
     expected = evaluate(small.model(), data, config)
     assert table(found, "ranks").rows[0][1] == expected.mrr

@@ -13,9 +13,9 @@ from rcdm_fast.analysis import manipulate, properties
 from rcdm_fast.analysis.directions import class_of, common_dimensions, mean_difference, principal_directions
 from rcdm_fast.analysis.manipulate import ManipulateConfig
 from rcdm_fast.config import ConfigError
-from rcdm_fast.pipeline import Model
-from rcdm_fast.training.data import ImageSet
-from rcdm_fast.training.evaluate import Interval
+from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.metrics.intervals import Interval
+from rcdm_fast.model import Model
 from tests import small
 from tests.test_analysis import Flat
 

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import images
-from rcdm_fast.analysis import copies, nearest, neighbours
+from rcdm_fast.analysis import copies, neighbours
 from rcdm_fast.analysis.neighbours import NeighboursConfig, overlap, split
 from rcdm_fast.analysis.registry import EXPERIMENTS, Job
 from rcdm_fast.analysis.result import Analysis, Cell, Table
 from rcdm_fast.config import ConfigError
-from rcdm_fast.training.data import ImageSet
-from rcdm_fast.training.evaluate import Interval
+from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.metrics import nearest
+from rcdm_fast.metrics.intervals import Interval
 from tests import small
 from tests.test_analysis import oracle, photographs
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rcdm_fast.analysis.recovery import FOLLOWED, Changes, Recovery, difference, recovery
-from rcdm_fast.training.evaluate import Interval
+from rcdm_fast.metrics.intervals import Interval
 
 
 def _changes(p: np.ndarray, q: np.ndarray) -> Changes:

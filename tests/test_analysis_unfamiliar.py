@@ -12,16 +12,18 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import images
-from rcdm_fast.analysis import nearest, unfamiliar
+from rcdm_fast.analysis import unfamiliar
 from rcdm_fast.analysis.common import all_hold, below, difference
 from rcdm_fast.analysis.registry import EXPERIMENTS, Job
 from rcdm_fast.analysis.result import Analysis, Cell
 from rcdm_fast.analysis.unfamiliar import UnfamiliarConfig
 from rcdm_fast.cli import main
 from rcdm_fast.config import ConfigError
-from rcdm_fast.pipeline import Model
-from rcdm_fast.training.data import ImageSet
-from rcdm_fast.training.evaluate import Interval, rank_of, squared_distances
+from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.metrics import nearest
+from rcdm_fast.metrics.intervals import Interval
+from rcdm_fast.metrics.nearest import rank_of, squared_distances
+from rcdm_fast.model import Model
 from tests import small
 from tests.test_analysis import Flat, oracle, photographs
 

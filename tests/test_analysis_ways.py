@@ -14,9 +14,9 @@ from rcdm_fast.analysis.invert import InvertConfig
 from rcdm_fast.analysis.registry import EXPERIMENTS, Job
 from rcdm_fast.analysis.result import Analysis
 from rcdm_fast.config import ConfigError
-from rcdm_fast.pipeline import Model
-from rcdm_fast.training.data import ImageSet
-from rcdm_fast.training.evaluate import Interval
+from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.metrics.intervals import Interval
+from rcdm_fast.model import Model
 from tests import small, training_process
 from tests.test_analysis import Flat, photographs
 
@@ -81,6 +81,7 @@ def test_a_real_model_runs_both() -> None:
     assert again.as_json() == found.as_json()
 
 
+@pytest.mark.long
 def test_a_round_trip_is_nearer_than_a_fresh_sample() -> None:
     data, model = training_process.data(), small.model()
     found = invert.run(model, data, BACK)

@@ -22,7 +22,7 @@ from PIL import EpsImagePlugin, Image
 import rcdm_fast
 from rcdm_fast.app import guard, page
 from rcdm_fast.app.playground import Playground
-from rcdm_fast.pipeline import Model
+from rcdm_fast.model import Model
 from tests import small
 from tests.test_app import free_port
 from tests.test_decoding import EPS

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from rcdm_fast import archives
-from rcdm_fast.archives import Archive, Member, pread
+from rcdm_fast.data.readers import archives
+from rcdm_fast.data.readers.archives import Archive, Member, pread
 
 CONTENT = {
     "a.jpg": b"a" * 700,

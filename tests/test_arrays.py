@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rcdm_fast import arrays
+from rcdm_fast.data.readers import arrays
 
 VALUES = np.random.default_rng(0).standard_normal((5, 7, 3))
 

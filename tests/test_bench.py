@@ -11,14 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from benchmarks import bench_sampling, bench_step, bench_training, rows, timing, workload
+from benchmarks import bench_sampling, bench_step, bench_training, convolutions, rows, timing, workload
 from benchmarks.peers import eager
 from rcdm_fast import benchmarking, cli, precision, sampling_rate, storage
 from rcdm_fast.benchmarking import Times, pair_ratio, relative_l2
-from rcdm_fast.checkpoint import save_model
 from rcdm_fast.config import ConfigError, ModelConfig
+from rcdm_fast.models.checkpoint import save_model
+from rcdm_fast.models.unet import UNet
 from tests import small
 
 CPU = torch.device("cpu")
@@ -235,7 +237,9 @@ def test_bench_training_writes_rows(
     rows = json.loads((tmp_path / "r.json").read_text())["rows"]
     assert [(row["name"], row["precision"]) for row in rows] == [
         ("plain PyTorch", "fp32"), ("rcdm train", "fp32"), ("rcdm train", "bf16"),
+        ("convolutions alone", "fp32"), ("convolutions alone", "bf16"),
     ]  # fmt: skip
+    assert rows[3]["of_floor"] == rows[4]["of_floor"] == 1.0
     assert rows[0]["of_plain"] == 1.0
     assert all(row["runs"] == 2 and row["pictures_per_s"] > 0 for row in rows)
     assert rows[1]["loss_error"] < 1e-5
@@ -244,6 +248,21 @@ def test_bench_training_writes_rows(
     monkeypatch.setitem(bench_training.LIMITS, "bf16", 0.0)
     assert bench_training.main(arguments) == 1
     assert "wrong result" in json.loads((tmp_path / "r.json").read_text())["rows"][2]["why_not"]
+
+
+def test_the_floor_has_all_convolutions_of_a_network() -> None:
+    """As many operations as PyTorch counts, less attention's and the linear layers'; and every shape is timed."""
+    found = convolutions.rates(small.UNET, 2, torch.float32, repeats=1)
+    first = next(row for row in found if row["inputs"] == 3)
+    assert (first["outputs"], first["size"], first["kernel"], first["count"]) == (32, 8, 3, 1)
+    assert first["gflop"] == pytest.approx(2 * 2 * 32 * 8 * 8 * 3 * 9 / 1e9)
+    with torch.device("meta"), torch.no_grad():
+        network = UNet(small.UNET)
+        with FlopCounterMode(display=False) as counter:
+            network(torch.empty(2, 3, 8, 8), torch.empty(2), torch.empty(2, small.DIM))
+    counted = counter.get_flop_counts()["Global"][torch.ops.aten.convolution]
+    assert sum(row["gflop"] * row["count"] for row in found) == pytest.approx(counted / 1e9)
+    assert all(row[f"{part}_ms"] > 0 for row in found for part in convolutions.PARTS)
 
 
 def test_bench_step_refuses_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

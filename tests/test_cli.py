@@ -52,7 +52,7 @@ def test_sample_writes_a_sheet_pictures_and_numbers(
     assert numbers["pictures"] == 6
     assert numbers["seconds_per_picture"] > 0
     text = capsys.readouterr().out
-    assert "cifar10-simclr-trunk" in text
+    assert "cifar10-simclr-wide" in text
     assert "eager" in text
     assert "NFE 3" in text
 

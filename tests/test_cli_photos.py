@@ -11,7 +11,7 @@ from PIL import Image
 
 from rcdm_fast import storage
 from rcdm_fast.cli import main
-from rcdm_fast.jobs import sources
+from rcdm_fast.data import random_access
 
 DRAWN = ("--per", "2", "--steps", "2")
 
@@ -52,7 +52,7 @@ def test_encode_leaves_out_what_cannot_be_read(
     assert run("encode", photos, "--out", tmp_path / "h.safetensors") == 3
     assert json.loads(storage.read_metadata(tmp_path / "h.safetensors")["paths"]) == names
     for file in ("h.npz", "h.safetensors"):
-        source = sources.find(tmp_path / file)
+        source = random_access.find(tmp_path / file)
         assert [source.id(place) for place in range(len(source))] == names
 
 

@@ -21,13 +21,16 @@ from rcdm_fast.benchmarking import Times
 from rcdm_fast.cli import analyze, bench, common, compare, export, generate, main, photos, sampling, training
 from rcdm_fast.config import ConfigError
 from rcdm_fast.drift import Case, Drift, Settings
+from rcdm_fast.evaluation import Faithfulness
+from rcdm_fast.exporters.onnx import ExportError
 from rcdm_fast.jobs.ledger import Summary
 from rcdm_fast.jobs.local import Progress
 from rcdm_fast.jobs.verify import Verdict
-from rcdm_fast.names import KnownModel
-from rcdm_fast.pipeline import Model
+from rcdm_fast.metrics.intervals import Interval
+from rcdm_fast.model import Model
+from rcdm_fast.models.zoo import KnownModel
 from rcdm_fast.sampling_rate import Case as Way
-from rcdm_fast.training.evaluate import Faithfulness, Interval
+from rcdm_fast.storage import StorageError
 from tests import small
 
 
@@ -59,8 +62,8 @@ def test_compare_holds_ranks_against_those_of_the_first(monkeypatch: pytest.Monk
     def evaluate(case: Case, *_: Any) -> Faithfulness:
         return Faithfulness(half, half, half, 0.5, 0.5, 3.5, 6, 2, 1, ranks[case.engine])
 
-    monkeypatch.setattr("rcdm_fast.training.evaluate.evaluate", evaluate)
-    monkeypatch.setattr("rcdm_fast.training.sources.open_data", lambda *_: "pictures")
+    monkeypatch.setattr("rcdm_fast.evaluation.evaluate", evaluate)
+    monkeypatch.setattr("rcdm_fast.data.sources.open_data", lambda *_: "pictures")
     monkeypatch.setattr("rcdm_fast.drift.with_engine", lambda model, case, encoder: case)
     cases = [Case("eager"), Case("native")]
     found = compare._mrr(small.model(), cases, "D", 0, 0, Settings())
@@ -119,7 +122,7 @@ def test_models_that_are_not_there_yet_say_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     known = {name: KnownModel(name, "bundled", "a model", "", there) for name, there in (("a", True), ("b", False))}
-    monkeypatch.setattr("rcdm_fast.names.model_names", lambda: known)
+    monkeypatch.setattr("rcdm_fast.models.zoo.model_names", lambda: known)
     assert main(["models"]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert lines == ["a bundled a model", "b bundled a model (downloaded at first use)"]
@@ -313,15 +316,23 @@ def test_what_does_not_go_together(
 
 
 @pytest.mark.parametrize(
-    ("error", "code"),
+    ("error", "code", "said"),
     [
-        (ConfigError("text"), 2), (ValueError("text"), 2), (FileNotFoundError("text"), 2), (RuntimeError("text"), 1),
-        (KeyError("text"), 1), (KeyboardInterrupt(), 130), (SystemExit(7), 7),
+        (ConfigError("text"), 2, "rcdm: text"), (FileNotFoundError("text"), 2, "rcdm: text"),
+        (StorageError("text"), 2, "rcdm: text"), (ExportError("text"), 1, "rcdm: text"),
+        (ValueError("text"), 1, "rcdm: ValueError: text"), (RuntimeError("text"), 1, "rcdm: RuntimeError: text"),
+        (KeyError("text"), 1, "rcdm: KeyError: 'text'"), (AssertionError(), 1, "rcdm: AssertionError"),
+        (KeyboardInterrupt(), 130, "rcdm: interrupted"), (SystemExit(7), 7, ""),
     ],
 )  # fmt: skip
-def test_exit_codes(error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exit_codes(
+    error: BaseException, code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was given or refused is 2; a failure is 1, and so is a ValueError of nobody's, which names its type."""
+
     def fails(*_: Any, **__: Any) -> Any:
         raise error
 
     monkeypatch.setattr(registry, "find", fails)
     assert main(["analyze", "layers", "m", "--out", "o"]) == code
+    assert capsys.readouterr().err.rstrip() == said

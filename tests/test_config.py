@@ -24,9 +24,9 @@ from rcdm_fast import config as configs
 from rcdm_fast.checks import Checked, ConfigError, Range
 from rcdm_fast.cli.training import _configuration
 from rcdm_fast.config import EncoderConfig, ModelConfig, ScheduleConfig, UNetConfig
+from rcdm_fast.models.unet import UNet
 from rcdm_fast.training.config import TrainConfig
 from rcdm_fast.training.losses import LossConfig
-from rcdm_fast.unet import UNet
 from tests import small
 
 NAMES = ("Config", "Settings", "Options")  # what a configuration's class is called

@@ -21,8 +21,8 @@ import torch
 from PIL import EpsImagePlugin, Image, ImageOps, ImageSequence, features
 
 from rcdm_fast import decoding, images
+from rcdm_fast.data.readers.pictures import Item
 from rcdm_fast.images import ImageError
-from rcdm_fast.training.source_kinds import Item
 
 EPS = (
     b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\n(any PostScript program) pop\nshowpage\n%%EOF\n"

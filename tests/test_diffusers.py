@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 import rcdm_fast
-from rcdm_fast import Model, names
+from rcdm_fast import Model
 from rcdm_fast.config import ConfigError, ScheduleConfig
-from rcdm_fast.export import diffusers as exported
-from rcdm_fast.export import diffusers_unet
-from rcdm_fast.export.diffusers_pipeline import RcdmPipeline, build_unet, load_unet
-from rcdm_fast.export.onnx import ExportError
-from rcdm_fast.flags import configs_from_flags
-from rcdm_fast.recognise import RELEASE_FLAGS
+from rcdm_fast.exporters import diffusers as exported
+from rcdm_fast.exporters.onnx import ExportError
+from rcdm_fast.models import diffusers_folder, diffusers_unet, zoo
+from rcdm_fast.models.diffusers_pipeline import RcdmPipeline, build_unet, load_unet
+from rcdm_fast.models.flags import configs_from_flags
+from rcdm_fast.models.infer_flags import RELEASE_FLAGS
+from rcdm_fast.models.unet import AttentionBlock, UNet
 from rcdm_fast.storage import StorageError
-from rcdm_fast.unet import AttentionBlock, UNet
 from tests import small
 from tests.reference_weights import CASES, flags_path, state_dict
 from tests.tolerances import FORWARD_L2
@@ -81,7 +81,7 @@ def test_what_diffusers_loads_by_itself(name: str, tmp_path: Path) -> None:
     from diffusers import UNet2DModel
 
     model = small.model(**PLAIN[name])
-    files = model.export("diffusers", tmp_path / "out")
+    files = rcdm_fast.export(model, "diffusers", tmp_path / "out")
     assert all(file.is_file() for file in files)
     unet = UNet2DModel.from_pretrained(tmp_path / "out" / "unet")
     assert _error_of_eps(model, tmp_path / "out", unet) <= FORWARD_L2
@@ -94,7 +94,7 @@ def test_attention_heads_of_several_widths(name: str, tmp_path: Path) -> None:
     from diffusers import UNet2DModel
 
     model = small.model(**HEADS[name])
-    model.export("diffusers", tmp_path / "out")
+    rcdm_fast.export(model, "diffusers", tmp_path / "out")
     with pytest.raises(TypeError):
         UNet2DModel.from_pretrained(tmp_path / "out" / "unet", low_cpu_mem_usage=False)
     with pytest.raises(TypeError):
@@ -126,7 +126,7 @@ def test_the_published_structure() -> None:
 
 
 def _largest_difference(model: Model, folder: Path) -> float:
-    model.export("diffusers", folder)
+    rcdm_fast.export(model, "diffusers", folder)
     h, named = _condition(model, 2)
     noise = torch.randn(2, 3, model.image_size, model.image_size)
     want = model.sample(named["representation"], per=1, steps="ddim25", noise=noise[:, None])[:, 0]
@@ -134,7 +134,7 @@ def _largest_difference(model: Model, folder: Path) -> float:
     return float((got - want).abs().max())
 
 
-@pytest.mark.parametrize("name", [*names.list_bundled(), *CASES])
+@pytest.mark.parametrize("name", [*zoo.list_bundled(), *CASES])
 def test_the_same_pictures(tmp_path: Path, name: str) -> None:
     source: Any = name
     flags = None
@@ -154,7 +154,7 @@ def test_another_number_of_steps(tmp_path: Path) -> None:
 
 def test_the_folder_needs_no_rcdm_fast(tmp_path: Path) -> None:
     model = small.model()
-    model.export("diffusers", tmp_path / "out")
+    rcdm_fast.export(model, "diffusers", tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     example = text.split("```python\n")[1].split("```")[0].replace("steps=50", "steps=2")
     code = f"import sys; sys.modules['rcdm_fast'] = None\n{example}\nprint(list(pictures.shape))"
@@ -175,17 +175,17 @@ def test_the_folder_needs_no_rcdm_fast(tmp_path: Path) -> None:
 )
 def test_what_does_not_fit_is_refused(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(ConfigError, match=f"cannot be diffusers' UNet2DModel.*{reason}"):
-        small.model(**changes).export("diffusers", tmp_path / "out")
+        rcdm_fast.export(small.model(**changes), "diffusers", tmp_path / "out")
     rescaled = Model.from_network(small.network(), ScheduleConfig(500, "linear", "eps", "learned_range", True))
     with pytest.raises(ConfigError, match="rescale_timesteps"):
-        rescaled.export("diffusers", tmp_path / "out")
+        rcdm_fast.export(rescaled, "diffusers", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_wrong_numbers_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diffusers_unet, "_split_qkv", lambda *_: None)
     with pytest.raises(ExportError, match="another eps"):
-        small.model().export("diffusers", tmp_path / "out")
+        rcdm_fast.export(small.model(), "diffusers", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -193,14 +193,18 @@ def test_other_folders_and_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     model = small.model()
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(StorageError, match="no earlier export"):
-        model.export("diffusers", tmp_path)
+        rcdm_fast.export(model, "diffusers", tmp_path)
     out = tmp_path / "out"
-    model.export("diffusers", out)
-    model.export("diffusers", out)  # over an earlier one
+    rcdm_fast.export(model, "diffusers", out)
+    rcdm_fast.export(model, "diffusers", out)  # over an earlier one
     with pytest.raises(ValueError, match="describes itself"):
         rcdm_fast.load(out, {"image_size": 8})
     settings = json.loads((out / "unet" / "config.json").read_text())
-    (out / "unet" / "config.json").write_text(json.dumps({**settings, "layers_per_block": 2}))
+    for key, value in (("layers_per_block", 2), ("layers_per_block", 10**9), ("block_out_channels", [2**40] * 9)):
+        (out / "unet" / "config.json").write_text(json.dumps({**settings, key: value}))
+        with pytest.raises(ValueError, match=f"no complete diffusers export .*of another network .*: {key}"):
+            rcdm_fast.load(out)
+    (out / "unet" / "config.json").write_text("[]")
     with pytest.raises(ValueError, match="no complete diffusers export"):
         rcdm_fast.load(out)
     (out / "unet" / "config.json").write_text(json.dumps(settings))
@@ -208,8 +212,9 @@ def test_other_folders_and_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ValueError, match="no complete diffusers export"):
         rcdm_fast.load(out)
-    monkeypatch.setattr(exported, "missing_packages", lambda: ["diffusers"])
+    for reads_or_writes in (diffusers_folder, exported):
+        monkeypatch.setattr(reads_or_writes, "missing_packages", lambda: ["diffusers"])
     with pytest.raises(ValueError, match="needs diffusers"):
         rcdm_fast.load(out)
     with pytest.raises(ConfigError, match="not installed: diffusers"):
-        model.export("diffusers", tmp_path / "other")
+        rcdm_fast.export(model, "diffusers", tmp_path / "other")

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from rcdm_fast import images
 from rcdm_fast.config import ConfigError
-from rcdm_fast.training import distances, distributions, features, sample_files
-from rcdm_fast.training.data import ImageSet
-from rcdm_fast.training.evaluate import EvaluateConfig, compare, draw, evaluate
+from rcdm_fast.data import sample_files
+from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.encoders import features
+from rcdm_fast.evaluation import EvaluateConfig, compare, draw, evaluate
+from rcdm_fast.metrics import distances, distributions
 from tests import small
 
 

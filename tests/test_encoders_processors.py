@@ -218,3 +218,27 @@ def test_an_encoder_sees_what_its_processor_makes(tmp_path: Path) -> None:
         f"transformers:{tmp_path}?image_size=64&resize_to=72&mean=0&std=1&channel_order=bgr&interpolation=bicubic"
     )
     assert (by_hand.encode(images.from_pil(picture)) - expected).norm() <= PROCESSOR_L2 * expected.norm()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"size": {"height": 16, "width": "x" * 5000}},
+        {"size": {"x\n" * 5000: 3}},
+        {"size": "y" * 5000},
+        {"crop_size": {"height": [7] * 5000, "width": 3}, "do_center_crop": True},
+        {"resample": 10**3000},
+        {"resample": "z" * 5000},
+        {"k\n" * 5000: 1},
+        {"padding": ["p" * 5000]},
+        {"image_processor_type": "t\n" * 5000},
+        {"image_mean": ["m" * 5000] * 3, "do_normalize": True},
+    ],
+    ids=lambda changes: " ".join(key[:20].strip() for key in changes),
+)
+def test_what_a_file_says_is_repeated_in_one_line_of_bounded_length(changes: dict[str, Any]) -> None:
+    whole = {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}, "do_resize": True}
+    message = refused({**whole, **changes})
+    assert message.startswith("transformers:somewhere: ")
+    assert len(message) < 1000
+    assert message.isprintable()

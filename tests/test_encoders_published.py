@@ -14,9 +14,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rcdm_fast import downloads, names, storage
+from rcdm_fast import downloads, storage
 from rcdm_fast.config import ConfigError
 from rcdm_fast.encoders import EncoderError, build, published
+from rcdm_fast.models import zoo
 from tests.encoder_checks import close, pictures
 
 WIDTH = 16  # of the small trunk
@@ -192,9 +193,9 @@ def test_unknown_name() -> None:
 def test_conventions_are_those_of_the_releases() -> None:
     for name in published.RELEASES:
         trunk = "rcdm-supervised" if name == "supervised" else f"rcdm-{name}-trunk"
-        assert published.config(name) == names.RELEASES[trunk].encoder
+        assert published.config(name) == zoo.RELEASES[trunk].encoder
         if name != "supervised":
-            assert published.config(name, "projector") == names.RELEASES[f"rcdm-{name}-head"].encoder
+            assert published.config(name, "projector") == zoo.RELEASES[f"rcdm-{name}-head"].encoder
         assert published.config(name).mean == published.config(name).std == (0.5, 0.5, 0.5)
 
 

@@ -215,3 +215,29 @@ def test_a_missing_library_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(EncoderError, match=r"rcdm_fast\[onnx\]"):
         build("onnx:file.onnx")
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "timm:z" + "\0" * 2000,
+        "torchvision:" + "x" * 5000,
+        "timm:" + "y" * 5000 + "?pretrained=1&weights=z",
+        "torchhub:" + "a" * 9000,
+        "torchhub:" + "a" * 400 + ":x?trust_repo=1",
+        "torchhub:" + "/e" * 4000 + ":x?trust_repo=1",
+        "onnx:" + "a" * 300 + ".onnx",
+        "onnx:" + "/a" * 4000,
+        "transformers:" + "/c" * 3000,
+        "timm:resnet18?weights=" + "b" * 5000,
+        "published:simclr?weights=" + "h" * 400,
+        "native:" + "f" * 400,
+        "bundled:" + "g" * 4000,
+    ],
+    ids=lambda spec: f"{spec[:10]!a}{len(spec)}",
+)
+def test_a_specification_is_repeated_at_bounded_length(spec: str) -> None:
+    with pytest.raises((EncoderError, ConfigError)) as raised:
+        build(spec)
+    assert len(str(raised.value)) < 1500
+    assert str(raised.value).isprintable()

@@ -24,7 +24,7 @@ from rcdm_fast.encoders import EncoderError, ImageEncoder, build, preprocess
 from rcdm_fast.encoders.processors import read_convention
 from rcdm_fast.encoders.sources import Source
 from rcdm_fast.encoders.timm_models import _convention
-from rcdm_fast.pipeline import Model
+from rcdm_fast.model import Model
 from tests import small
 from tests.tolerances import VIEW_LEVELS, VIEW_MEAN_LEVELS
 

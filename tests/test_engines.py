@@ -8,16 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from rcdm_fast import conditioning, engines
+from rcdm_fast import engines
 from rcdm_fast.config import ConfigError, ModelConfig, ScheduleConfig, Variance
+from rcdm_fast.diffusion import conditioning
+from rcdm_fast.diffusion.sampling import SamplingError
+from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.engines import compiled, graphs, groups, native
 from rcdm_fast.engines.backends import OneDnnBackend, TorchBackend
 from rcdm_fast.engines.program import Program
+from rcdm_fast.models.unet import AttentionBlock, UNet
 from rcdm_fast.ops import library
 from rcdm_fast.ops.selection import Choices
-from rcdm_fast.sampling import SamplingError
-from rcdm_fast.schedule import Schedule
-from rcdm_fast.unet import AttentionBlock, UNet
 from tests import small
 from tests.tolerances import ENGINE_FP32_L2
 

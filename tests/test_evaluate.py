@@ -12,18 +12,10 @@ import torch
 
 from rcdm_fast import images
 from rcdm_fast.config import ConfigError
-from rcdm_fast.training.data import ImageSet
-from rcdm_fast.training.evaluate import (
-    Drawn,
-    EvaluateConfig,
-    bootstrap,
-    draw,
-    evaluate,
-    faithfulness,
-    mrr_change,
-    rank_of,
-    squared_distances,
-)
+from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.evaluation import Drawn, EvaluateConfig, draw, evaluate, faithfulness, mrr_change
+from rcdm_fast.metrics.intervals import bootstrap
+from rcdm_fast.metrics.nearest import rank_of, squared_distances
 from tests import small
 
 

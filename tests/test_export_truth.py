@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import rcdm_fast
 from rcdm_fast.config import ScheduleConfig
-from rcdm_fast.export import openvino_int8
-from rcdm_fast.export.graph import NetworkGraph, example_inputs, input_names, truth, weights_hash
-from rcdm_fast.export.onnx import ExportError, export_network, run_onnxruntime
+from rcdm_fast.exporters import openvino_int8
+from rcdm_fast.exporters.graph import NetworkGraph, example_inputs, input_names, truth, weights_hash
+from rcdm_fast.exporters.onnx import ExportError, export_network, run_onnxruntime
 from tests import small
 from tests.tolerances import FORWARD_L2
 
@@ -58,19 +58,20 @@ def test_the_truth_is_the_model(kind: str, schedule: str) -> None:
     assert _relative(NetworkGraph(model.unet, model.config.schedule)(*inputs), want) <= FORWARD_L2
 
 
-@pytest.mark.parametrize("kind", ["label", pytest.param("nothing", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["label", "nothing"])
 def test_files_have_the_numbers_of_the_model(kind: str, tmp_path: Path) -> None:
     """Those of networks with representations are compared in `test_export_onnx.py` and `test_openvino.py`."""
     model = _model(kind, "rescaled")
     inputs = _inputs(model)
     want = _numbers(model, inputs)
-    (path,) = model.export("onnx", tmp_path / "onnx", encoder=False)
+    (path,) = rcdm_fast.export(model, "onnx", tmp_path / "onnx", encoder=False)
     feeds = {name: value.numpy() for name, value in zip(input_names(model.config.unet), inputs, strict=True)}
     assert _relative(torch.from_numpy(run_onnxruntime(path)(feeds)), want) <= FORWARD_L2
     pytest.importorskip("openvino", reason="openvino is not installed")
-    from rcdm_fast.export.openvino import read_model
+    from rcdm_fast.exporters.openvino import read_model
 
-    _, graph = model.export("openvino", tmp_path / "openvino")
+    _, graph = rcdm_fast.export(model, "openvino", tmp_path / "openvino")
     run = openvino_int8.runner(read_model(graph), input_names(model.config.unet))
     assert _relative(run(*inputs), want) <= FORWARD_L2
 
@@ -111,8 +112,8 @@ def test_a_graph_that_leaves_something_out_fails_the_check(
 
     def check(graph: NetworkGraph) -> None:
         for name in ("run_onnxruntime", "_run_openvino"):
-            monkeypatch.setattr(f"rcdm_fast.export.onnx.{name}", lambda _: evaluated(graph))
-        monkeypatch.setattr("rcdm_fast.export.onnx._write", lambda path, *_: path.write_bytes(b""))
+            monkeypatch.setattr(f"rcdm_fast.exporters.onnx.{name}", lambda _: evaluated(graph))
+        monkeypatch.setattr("rcdm_fast.exporters.onnx._write", lambda path, *_: path.write_bytes(b""))
         export_network(tmp_path / "network.onnx", model.unet, model.config, precision)
 
     graph = _Forgetful(model.unet, model.config.schedule, precision)
@@ -140,10 +141,12 @@ def test_a_label_graph_without_its_timestep_is_written_by_no_format(
     for module in modules[form]:
         pytest.importorskip(module, reason=f"{module} is not installed")
     monkeypatch.setenv("RCDM_FAST_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("rcdm_fast.export.onnx.NetworkGraph", _Forgetful)
+    monkeypatch.setattr("rcdm_fast.exporters.onnx.NetworkGraph", _Forgetful)
     monkeypatch.setattr(_Forgetful, "left_out", "time")
     with pytest.raises(ExportError, match="the exported numbers differ"):
-        _model("label").export(form, tmp_path / "out", precision=precision, targets=("sm89",) * (form == "tensorrt"))
+        rcdm_fast.export(
+            _model("label"), form, tmp_path / "out", precision=precision, targets=("sm89",) * (form == "tensorrt")
+        )
     assert not any(path.is_file() for path in (tmp_path / "out").rglob("*"))
 
 

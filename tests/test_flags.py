@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from rcdm_fast.config import ConfigError, ScheduleConfig, UNetConfig
-from rcdm_fast.flags import DEFAULTS, FlagValue, configs_from_flags, flags_from_configs, read_flags
-from rcdm_fast.recognise import LAYOUTS, RELEASE_FLAGS, recognise
-from rcdm_fast.unet import UNet
+from rcdm_fast.models.flags import DEFAULTS, FlagValue, configs_from_flags, flags_from_configs, read_flags
+from rcdm_fast.models.infer_flags import LAYOUTS, RELEASE_FLAGS, recognise
+from rcdm_fast.models.unet import UNet
 from tests import reference_weights
 
 Shapes = dict[str, tuple[int, ...]]

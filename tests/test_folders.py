@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from rcdm_fast import folders, images
-from rcdm_fast.training.sources import open_data
+from rcdm_fast.data.sources import open_data
 
 
 def picture(path: Path) -> Path:

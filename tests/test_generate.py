@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
+import rcdm_fast
 from rcdm_fast import images
 from rcdm_fast.config import ConfigError
 from rcdm_fast.images import ImageError
 from rcdm_fast.jobs import feed
-from rcdm_fast.pipeline import Model
+from rcdm_fast.model import Model
 from tests import small
 from tests.jobs_cases import representations
 
@@ -28,7 +29,7 @@ def model() -> Model:
 def collected(model: Model, h: Tensor, **settings: int) -> Tensor:
     """uint8 [R,per,3,H,W], put together by item and sample; of representations or pictures."""
     out = torch.zeros(len(h), settings.get("per", 8), 3, 8, 8, dtype=torch.uint8)
-    for batch in model.generate(h, **settings):  # type: ignore[arg-type]
+    for batch in rcdm_fast.generate(model, h, **settings):  # type: ignore[arg-type]
         out[batch.item, batch.sample] = batch.pictures
     return out
 
@@ -41,7 +42,7 @@ def test_the_pictures_of_sample(model: Model) -> None:
 
 
 def test_batches_are_full_and_in_order(model: Model) -> None:
-    batches = list(model.generate(representations(7), per=3, steps=1, batch_size=4))
+    batches = list(rcdm_fast.generate(model, representations(7), per=3, steps=1, batch_size=4))
     assert [len(batch.pictures) for batch in batches] == [4, 4, 4, 4, 4, 1]
     places = [pair for batch in batches for pair in zip(batch.item.tolist(), batch.sample.tolist(), strict=True)]
     assert places == [(item, sample) for item in range(7) for sample in range(3)]
@@ -80,7 +81,7 @@ def test_asyncio_goes_on_meanwhile(model: Model) -> None:
 
     async def main() -> list[int]:
         ticking = asyncio.create_task(clock())
-        sizes = [len(batch.pictures) async for batch in model.agenerate(representations(6), per=2, steps=5)]
+        sizes = [len(batch.pictures) async for batch in rcdm_fast.agenerate(model, representations(6), per=2, steps=5)]
         ticking.cancel()
         return sizes
 
@@ -92,7 +93,7 @@ def test_cancelled_while_a_batch_is_drawn(model: Model) -> None:
     """The caller's timeout arrives, and the generator is closed after the batch under way."""
 
     async def main() -> None:
-        batches = model.agenerate(representations(64), per=8, steps=200)
+        batches = rcdm_fast.agenerate(model, representations(64), per=8, steps=60)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(anext(batches), 0.2)
 
@@ -101,7 +102,7 @@ def test_cancelled_while_a_batch_is_drawn(model: Model) -> None:
 
 
 def test_leaving_early_stops_the_reader(model: Model) -> None:
-    batches = model.generate(representations(5000), per=2, steps=1)
+    batches = rcdm_fast.generate(model, representations(5000), per=2, steps=1)
     next(batches)
     assert any(thread.name == "rcdm-reader" for thread in threading.enumerate())
     batches.close()  # type: ignore[attr-defined]
@@ -113,9 +114,11 @@ def test_bad_items(model: Model, tmp_path: Path) -> None:
         images.save(images.to_pil(each), tmp_path / f"{number}.png")
     (tmp_path / "1.png").write_bytes(b"no picture")
     with pytest.raises(ImageError, match=r"1\.png: cannot be read"):
-        list(model.generate(tmp_path, per=2, steps=1))
+        list(rcdm_fast.generate(model, tmp_path, per=2, steps=1))
     told: list[tuple[int, str]] = []
-    batches = list(model.generate(tmp_path, per=2, steps=1, on_bad=lambda item, why: told.append((item, why))))
+    batches = list(
+        rcdm_fast.generate(model, tmp_path, per=2, steps=1, on_bad=lambda item, why: told.append((item, why)))
+    )
     assert [item for item, _ in told] == [1]
     assert [item for batch in batches for item in batch.item.tolist()] == [0, 0, 2, 2]
 
@@ -123,11 +126,11 @@ def test_bad_items(model: Model, tmp_path: Path) -> None:
 def test_wrong_settings_are_errors_at_once(model: Model, tmp_path: Path) -> None:
     for settings, text in (({"solver": "none"}, "got .none."), ({"per": 0}, "per must be"), ({"steps": 0}, "steps")):
         with pytest.raises(ConfigError, match=text):
-            model.generate(representations(), **settings)
+            rcdm_fast.generate(model, representations(), **settings)
     with pytest.raises(ConfigError, match="needs pictures or representations"):
-        model.generate(3)
+        rcdm_fast.generate(model, 3)
     with pytest.raises(ImageError, match="no such folder"):
-        model.generate(tmp_path / "none")
+        rcdm_fast.generate(model, tmp_path / "none")
 
 
 def test_an_error_while_reading_reaches_the_caller(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +139,7 @@ def test_an_error_while_reading_reaches_the_caller(model: Model, monkeypatch: py
 
     monkeypatch.setattr(feed, "_read", fail)
     with pytest.raises(RuntimeError, match="the network is gone"):
-        list(model.generate(representations(), per=1, steps=1))
+        list(rcdm_fast.generate(model, representations(), per=1, steps=1))
 
 
 def test_pairs_choose_pictures(model: Model) -> None:

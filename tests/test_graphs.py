@@ -13,14 +13,16 @@ import torch
 from torch import Tensor
 
 import rcdm_fast
-from rcdm_fast import checkpoint, conditioning, devices, engines
+from rcdm_fast import devices, engines
 from rcdm_fast.config import ScheduleConfig
+from rcdm_fast.diffusion import conditioning
+from rcdm_fast.diffusion.sampling import SamplingError
+from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.engines import graphs
 from rcdm_fast.engines.native import NativeEngine
+from rcdm_fast.models import checkpoint
+from rcdm_fast.models.unet import UNet
 from rcdm_fast.ops import selection
-from rcdm_fast.sampling import SamplingError
-from rcdm_fast.schedule import Schedule
-from rcdm_fast.unet import UNet
 from tests import small
 from tests.fake_cuda import CudaTensor, Machine, fake_cuda
 from tests.tolerances import ENGINE_FP32_L2, TRAJECTORY_L2

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 import rcdm_fast
-from rcdm_fast import checkpoint, conditioning, engines
+from rcdm_fast import engines
+from rcdm_fast.diffusion import conditioning
 from rcdm_fast.engines import graphs, native
 from rcdm_fast.engines.native import NativeEngine
+from rcdm_fast.models import checkpoint
 from rcdm_fast.ops import library, reference, selection
 from tests import small
 from tests.fake_cuda import fake_cuda

@@ -23,12 +23,13 @@ import torch
 from torch import Tensor, nn
 
 import rcdm_fast
-from rcdm_fast import checkpoint, host, images
+from rcdm_fast import host, images
 from rcdm_fast.config import EncoderConfig
 from rcdm_fast.encoders import ImageEncoder, native
-from rcdm_fast.pipeline import Model
+from rcdm_fast.evaluation import EvaluateConfig, evaluate
+from rcdm_fast.model import Model
+from rcdm_fast.models import checkpoint
 from rcdm_fast.training.adapt import AdaptConfig, adapt
-from rcdm_fast.training.evaluate import EvaluateConfig, evaluate
 from rcdm_fast.training.pretrain_config import PretrainConfig
 from rcdm_fast.training.train import train
 from tests import small, training_process
@@ -146,7 +147,7 @@ def calls(saved: Path, given: dict[str, Tensor], network: nn.Module, engine: str
     encoder = ImageEncoder(network, EncoderConfig("module", image_size=8, dim=small.DIM))
     model = rcdm_fast.load(saved, encoder=encoder, device="cpu", engine=engine, precision="fp32")
     h, pictures = given["h"], given["pictures"]
-    drawn = list(model.generate(h, per=1, steps=2))
+    drawn = list(rcdm_fast.generate(model, h, per=1, steps=2))
     return {
         "weights": next(model.unet.parameters()),
         "encode": model.encode(pictures),
@@ -229,7 +230,7 @@ def test_between_batches_the_host_has_its_own_settings(saved: Path, given: dict[
     with switched(torch.set_default_dtype, torch.float64, torch.float32):
         for _ in model.batches(model.request(given["h"], per=2, steps=2), 1):
             assert torch.ones(1).dtype == torch.float64
-        for _ in model.generate(given["h"], per=2, steps=2, batch_size=1):
+        for _ in rcdm_fast.generate(model, given["h"], per=2, steps=2, batch_size=1):
             assert torch.ones(1).dtype == torch.float64
 
 
@@ -294,7 +295,7 @@ def test_a_network_that_is_trained_goes_on_training(given: dict[str, Tensor]) ->
 def test_a_network_of_another_type_is_copied_as_float32(given: dict[str, Tensor]) -> None:
     model = Model.from_network(small.network().to(torch.bfloat16), small.SCHEDULE)
     assert model.sample(given["h"], per=1, steps=2).dtype == torch.float32
-    with pytest.raises(rcdm_fast.ConfigError, match=r"expected an rcdm_fast\.unet\.UNet, got Linear"):
+    with pytest.raises(rcdm_fast.ConfigError, match=r"expected an rcdm_fast\.models\.unet\.UNet, got Linear"):
         Model.from_network(nn.Linear(2, 2), small.SCHEDULE)  # type: ignore[arg-type]
 
 

@@ -17,11 +17,11 @@ from huggingface_hub import ModelCard
 
 import rcdm_fast
 from rcdm_fast import ConfigError, HubError, Model
-from rcdm_fast import hub as hub_module
-from rcdm_fast.checkpoint import CheckpointError, save_model
 from rcdm_fast.cli import main
 from rcdm_fast.config import EncoderConfig
 from rcdm_fast.encoders import build, native
+from rcdm_fast.models import hub as hub_module
+from rcdm_fast.models.checkpoint import CheckpointError, save_model
 from rcdm_fast.storage import StorageError
 from tests import small
 
@@ -100,7 +100,7 @@ def test_a_saved_folder_loads_again(tmp_path: Path) -> None:
 
 
 def test_the_card_of_a_bundled_model(tmp_path: Path) -> None:
-    load(BUNDLED).export("hub", tmp_path, precision="fp16")
+    rcdm_fast.export(load(BUNDLED), "hub", tmp_path, precision="fp16")
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.to_dict() == {
         "library_name": "rcdm_fast",

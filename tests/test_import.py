@@ -50,12 +50,9 @@ def settings():
 before = settings()
 import importlib, pkgutil
 import rcdm_fast
-for name in ("analysis", "cli", "encoders", "engines", "export", "ops"):
-    package = importlib.import_module(f"rcdm_fast.{name}")
-    for module in pkgutil.iter_modules(package.__path__, f"rcdm_fast.{name}."):
-        importlib.import_module(module.name)
-for module in pkgutil.iter_modules(rcdm_fast.__path__, "rcdm_fast."):
-    if not module.name.endswith((".__main__", ".training", ".kernels", "._C", "._C_cuda")):
+OWN_SETTINGS = ("app", "jobs", "report", "training", "kernels", "_C", "_C_cuda", "__main__")
+for module in pkgutil.walk_packages(rcdm_fast.__path__, "rcdm_fast."):
+    if module.name.split(".")[1] not in OWN_SETTINGS:
         importlib.import_module(module.name)
 for name in getattr(rcdm_fast, "__all__", ()):
     getattr(rcdm_fast, name)

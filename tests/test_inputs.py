@@ -13,10 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import rcdm_fast
 from rcdm_fast import arguments, images
 from rcdm_fast.config import ConfigError
-from rcdm_fast.pipeline import Model
+from rcdm_fast.model import Model
 from tests import small
+
+TEXT: Any = "2"  # where a number is wanted
 
 
 @pytest.fixture(scope="module")
@@ -242,9 +245,12 @@ def test_wrong_labels_are_refused(label: Any) -> None:
         (lambda m, x: m.network(x + torch.nan, torch.tensor([1, 2]), torch.zeros(2, 6)), "x contains NaN"),
         (lambda m, x: m.request(torch.zeros(2, 6), pairs=[(0, 0.5)]), "the sample of a pair"),
         (lambda m, x: m.request(torch.zeros(2, 6), pairs=[(2, 0)]), r"rows 0\.\.1"),
-        (lambda m, x: next(m.generate(torch.zeros(2, 6), per="2")), "per must be a whole number"),
-        (lambda m, x: next(m.generate(torch.zeros(2, 6), threads=0)), "threads must be at least 1"),
-        (lambda m, x: next(m.generate(torch.zeros(2, 6), eta=1, solver="ancestral")), "eta is a setting of ddim"),
+        (lambda m, x: next(rcdm_fast.generate(m, torch.zeros(2, 6), per=TEXT)), "per must be a whole number"),
+        (lambda m, x: next(rcdm_fast.generate(m, torch.zeros(2, 6), threads=0)), "threads must be at least 1"),
+        (
+            lambda m, x: next(rcdm_fast.generate(m, torch.zeros(2, 6), eta=1, solver="ancestral")),
+            "eta is a setting of ddim",
+        ),
     ],
 )
 def test_wrong_arguments_of_other_methods(call: Any, message: str, model: Model) -> None:

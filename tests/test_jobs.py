@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
-import resource
 import tarfile
 import threading
 import time
@@ -20,13 +18,12 @@ from torch import Tensor, nn
 
 from rcdm_fast import images
 from rcdm_fast.config import ConfigError
+from rcdm_fast.diffusion.sampling import SamplingError
 from rcdm_fast.encoders.base import ImageEncoder
 from rcdm_fast.jobs import draw, formats, ledger, local, memory
 from rcdm_fast.jobs.settings import JobConfig, RunOptions
 from rcdm_fast.jobs.verify import verify
-from rcdm_fast.pipeline import Model
-from rcdm_fast.sampling import SamplingError
-from rcdm_fast.storage import StorageError
+from rcdm_fast.model import Model
 from tests import jobs_cases, small
 from tests.jobs_cases import ITEMS, manifest, representations, run
 
@@ -203,78 +200,6 @@ def test_pictures_get_the_representation_of_encode(model: Model, tmp_path: Path)
     assert [row["sha256"] for row in manifest(tmp_path / "a")] == [row["sha256"] for row in manifest(tmp_path / "b")]
 
 
-def test_a_poisoned_item_does_not_stop_the_job(model: Model, unbroken: Path, tmp_path: Path) -> None:
-    """One representation is infinite, another one makes the samples infinite."""
-    h = representations()
-    h[2, 0], h[5] = float("nan"), 1e38
-    summary = run(model, tmp_path, given=h, batch_size=4)
-    assert summary.quarantined == 2
-    reasons = {row["item"]: row["reason"] for row in ledger.read_lines(tmp_path / "quarantine.jsonl")}
-    assert "not finite" in reasons[2]
-    assert "the samples are not finite" in reasons[5]
-    kept = [row for row in manifest(unbroken) if row["item"] not in (2, 5)]
-    assert [row["sha256"] for row in manifest(tmp_path)] == [row["sha256"] for row in kept]
-    assert verify(tmp_path).complete
-
-
-def test_memory_halves_the_bucket_and_that_is_remembered(
-    model: Model, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sizes: list[int] = []
-    predict = model.engine.predict
-
-    def limited(x: Tensor, k: int) -> Tensor:
-        sizes.append(len(x))
-        if len(x) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return predict(x, k)
-
-    monkeypatch.setattr(model.engine, "predict", limited)
-    assert run(model, tmp_path, batch_size=8).complete
-    assert json.loads((tmp_path / "bucket.json").read_text()) == {"cpu": 2}
-    assert [row["sha256"] for row in manifest(tmp_path)] == [row["sha256"] for row in manifest(unbroken)]
-    (tmp_path / "manifest" / "000000.jsonl").unlink()
-    sizes.clear()
-    run(model, tmp_path, batch_size=8)
-    assert max(sizes) == 2
-    monkeypatch.setattr(model.engine, "predict", lambda x, k: limited(torch.cat([x, x, x]), k))
-    with pytest.raises(torch.OutOfMemoryError):
-        run(model, tmp_path / "other", batch_size=8)
-
-
-def test_other_errors_are_not_taken_for_poison(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(x: Tensor, k: int) -> Tensor:
-        raise RuntimeError("a driver's fault")
-
-    monkeypatch.setattr(model.engine, "predict", fail)
-    with pytest.raises(RuntimeError, match="a driver's fault"):
-        run(model, tmp_path)
-    assert not (tmp_path / "manifest.jsonl").exists()
-
-
-@pytest.mark.parametrize("form", ["webdataset", "npz", "parquet", "folder"])
-def test_a_full_disk_loses_nothing(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: Any) -> None:
-    """A limit on the size of files stands for the disk: writing a shard fails half-way, for real."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    commit = ledger.Ledger.commit
-
-    def full(self: ledger.Ledger, *arguments: Any) -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (150, before[1]))
-        try:
-            commit(self, *arguments)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(ledger.Ledger, "commit", full)
-        with pytest.raises(StorageError, match=r"shards/000000.* cannot be written \(.*File too large"):
-            run(model, tmp_path, format=form)
-    assert list((tmp_path / "shards").iterdir()) == []
-    assert not (tmp_path / "manifest").exists()
-    assert run(model, tmp_path, format=form).complete
-    assert verify(tmp_path).complete
-
-
 def test_clocks_may_jump(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jumps = iter(range(10**9, 0, -(10**5)))
     monkeypatch.setattr(time, "time", lambda: float(next(jumps)))
@@ -408,21 +333,6 @@ def test_another_encoder_is_another_job(tmp_path: Path) -> None:
         run(second, tmp_path / "pictures", given=small.pictures(3))
     run(first, tmp_path / "h")
     assert run(second, tmp_path / "h").complete
-
-
-def test_encoding_in_less_memory(model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert model.encoder is not None
-    whole, sizes = model.encoder.encode, []
-
-    def encode(views: Tensor) -> Tensor:
-        sizes.append(len(views))
-        if len(views) > 3:
-            raise RuntimeError("CUDA error: out of memory")
-        return whole(views)
-
-    monkeypatch.setattr(model.encoder, "encode", encode)
-    assert run(model, tmp_path, given=small.pictures(5), shard_pictures=15).complete
-    assert sizes == [5, 2, 3]
 
 
 def test_an_interrupted_retry_is_not_finished(model: Model, tmp_path: Path) -> None:

@@ -15,13 +15,17 @@ import numpy as np
 import pytest
 import torch
 
-from rcdm_fast import checkpoint, doors
+from rcdm_fast import doors
 from rcdm_fast.cli import main
 from rcdm_fast.config import ConfigError
-from rcdm_fast.jobs import array_rows, draw, formats, ledger, local, rows, shard_tables, sources
+from rcdm_fast.data import random_access
+from rcdm_fast.data.readers import array_rows
+from rcdm_fast.data.readers.table_files import pyarrow
+from rcdm_fast.jobs import draw, formats, ledger, local, rows, shard_tables
 from rcdm_fast.jobs.settings import FORMATS, JobConfig
 from rcdm_fast.jobs.verify import verify
-from rcdm_fast.pipeline import Model
+from rcdm_fast.model import Model
+from rcdm_fast.models import checkpoint
 from rcdm_fast.storage import StorageError
 from tests import jobs_cases, small
 from tests.jobs_cases import ITEMS, manifest, representations, run
@@ -253,7 +257,7 @@ def test_ids_that_no_text_can_hold(
     assert run(model, tmp_path, format=form).complete
     assert [row["id"] for row in manifest(tmp_path)][:1] == [f"0-{name}"]
     if form == "parquet":
-        _, parquet = shard_tables.pyarrow()
+        _, parquet = pyarrow()
         table = parquet.read_table(tmp_path / "shards" / "000000.parquet")
         assert table["id"].to_pylist()[0] == doors.escaped(f"0-{name}")
 
@@ -262,7 +266,7 @@ def test_columns_that_hold_no_more_bytes(model: Model, tmp_path: Path, monkeypat
     """A shard of more than 2 GiB goes into several groups of rows, and reads as one."""
     monkeypatch.setattr(shard_tables, "GROUP_BYTES", 300)
     assert run(model, tmp_path, format="parquet").complete
-    _, parquet = shard_tables.pyarrow()
+    _, parquet = pyarrow()
     assert parquet.ParquetFile(tmp_path / "shards" / "000000.parquet").num_row_groups > 1
     assert verify(tmp_path).complete
 
@@ -271,11 +275,11 @@ def test_an_item_that_has_vanished(model: Model, tmp_path: Path, monkeypatch: py
     """It is quarantined like any other bad item, and the rest of its shard is kept."""
     h = representations()
     h[4] = float("nan")
-    before = sources.hash_of
+    before = random_access.hash_of
     monkeypatch.setattr(draw.Artist, "draw", forget_content(monkeypatch, draw.Artist.draw))
     summary = run(model, tmp_path, given=h)
     assert (summary.pictures, summary.quarantined) == ((ITEMS - 1) * jobs_cases.CONFIG.per, 1)
-    monkeypatch.setattr(sources, "hash_of", before)
+    monkeypatch.setattr(random_access, "hash_of", before)
     assert verify(tmp_path).complete
 
 
@@ -286,7 +290,7 @@ def forget_content(monkeypatch: pytest.MonkeyPatch, before: Any) -> Any:
         def gone(source: Any, place: int) -> int:
             raise FileNotFoundError(errno.ENOENT, "No such file or directory")
 
-        monkeypatch.setattr(sources, "hash_of", gone)
+        monkeypatch.setattr(random_access, "hash_of", gone)
         yield from before(self, ready)
 
     return drawn

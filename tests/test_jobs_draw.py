@@ -15,17 +15,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from rcdm_fast import images, noise
+import rcdm_fast
+from rcdm_fast import images
 from rcdm_fast.config import ConfigError
+from rcdm_fast.data import random_access
+from rcdm_fast.diffusion import noise
 from rcdm_fast.encoders import EncoderError, ImageEncoder
-from rcdm_fast.jobs import draw, feed, local, memory, sources
+from rcdm_fast.jobs import draw, feed, local, memory
 from rcdm_fast.jobs.draw import Artist
 from rcdm_fast.jobs.feed import Ready
 from rcdm_fast.jobs.layout import Layout
 from rcdm_fast.jobs.ledger import Summary, read_lines
 from rcdm_fast.jobs.settings import JobConfig, RunOptions
 from rcdm_fast.jobs.verify import verify
-from rcdm_fast.pipeline import Model
+from rcdm_fast.model import Model
 from tests import small
 from tests.fake_cuda import fake_cuda
 from tests.jobs_cases import manifest, representations, run
@@ -109,7 +112,9 @@ def test_the_same_in_a_stream(model: Model, monkeypatch: pytest.MonkeyPatch) -> 
     h[12, 0], h[40] = float("nan"), 1e38
     limited(monkeypatch, model, lambda calls: 8 if calls <= 3 else 5)
     told: list[int] = []
-    batches = list(model.generate(h, per=2, steps=1, batch_size=8, on_bad=lambda item, why: told.append(item)))
+    batches = list(
+        rcdm_fast.generate(model, h, per=2, steps=1, batch_size=8, on_bad=lambda item, why: told.append(item))
+    )
     pairs = [pair for each in batches for pair in zip(each.item.tolist(), each.sample.tolist(), strict=True)]
     assert pairs == [(item, sample) for item in range(45) if item not in (12, 40) for sample in range(2)]
     assert [name for each in batches for name in each.ids] == [str(item) for item, _ in pairs]
@@ -194,7 +199,7 @@ def test_encoding_with_bad_pictures_in_less_memory(
 
     monkeypatch.setattr(model.encoder, "encode", encode)
     layout = Layout(80, 1, 40)
-    (found,) = feed.ready_units(model, sources.find(given), [layout.unit(1)], 2)
+    (found,) = feed.ready_units(model, random_access.find(given), [layout.unit(1)], 2)
     assert sizes == [32, 16, 8, *[1] * 8, 8, 16, 8, 8, *[1] * 8, 8, *[1] * 8]
     assert sorted(found.bad) == [44, 69, 75, 77]
     assert found.bad[44] == found.bad[69] == found.bad[75] == "not finite"
@@ -204,7 +209,7 @@ def test_encoding_with_bad_pictures_in_less_memory(
     assert torch.allclose(found.h[good], wanted[good], rtol=0, atol=1e-6)
     assert found.h[[4, 29, 35]].abs().max() == 0
     monkeypatch.setattr(model.encoder, "encode", whole)
-    (plain,) = feed.ready_units(model, sources.find(given), [layout.unit(1)], 2)
+    (plain,) = feed.ready_units(model, random_access.find(given), [layout.unit(1)], 2)
     assert plain.h is not None
     zero = whole(torch.zeros(1, 3, 8, 8))  # what stands in for an unreadable picture is nobody else's
     assert torch.allclose(plain.h[[37]], zero, rtol=0, atol=1e-6)
@@ -215,7 +220,7 @@ def test_more_labels_than_a_group_has(tmp_path: Path) -> None:
     labels[[33, 66]] = 4, -1
     labelled = small.model(representation_dim=0, num_classes=4)
     layout = Layout(70, 1, 40)
-    found = list(feed.ready_units(labelled, sources.find(labels), [layout.unit(0), layout.unit(1)], 2))
+    found = list(feed.ready_units(labelled, random_access.find(labels), [layout.unit(0), layout.unit(1)], 2))
     assert [sorted(each.bad.items()) for each in found] == [
         [(33, "label 4 is not in 0..3")],
         [(66, "label -1 is not in 0..3")],
@@ -250,7 +255,7 @@ def test_settings_reach_the_pictures_and_the_manifest(tmp_path: Path, settings: 
         assert (row["solver"], row["nfe"]) == (settings.get("solver", "ddim"), nfe)
     assert np.array_equal(levels(tmp_path), expected.reshape(6, 8, 8, 3))
     drawn = np.zeros_like(expected)
-    for batch in model.generate(h, per=2, **{"steps": 2, **settings}):
+    for batch in rcdm_fast.generate(model, h, per=2, **{"steps": 2, **settings}):
         drawn[batch.item, batch.sample] = batch.pictures.permute(0, 2, 3, 1)
     assert np.array_equal(drawn, expected)
 
@@ -353,7 +358,7 @@ def test_a_stale_folder_of_a_shard_is_replaced(model: Model, tmp_path: Path) -> 
     """Pictures that a stopped run left, of items that are bad now, are not among those of the shard."""
     h = representations(2)
     h[1] = float("nan")
-    prepared = local.prepare(model, sources.find(h), tmp_path, JobConfig(per=2, steps=1, format="folder"))
+    prepared = local.prepare(model, random_access.find(h), tmp_path, JobConfig(per=2, steps=1, format="folder"))
     prepared.ledger.start(prepared.identity)
     stale = prepared.ledger.shard(0)
     stale.mkdir(parents=True)

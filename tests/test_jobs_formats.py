@@ -21,6 +21,7 @@ import rcdm_fast
 from rcdm_fast import images, storage
 from rcdm_fast.jobs import formats, shard_tables
 from rcdm_fast.jobs.settings import FORMATS, Format, JobConfig
+from rcdm_fast.jobs.shard import Picture
 from tests import jobs_cases, small
 from tests.jobs_cases import manifest
 
@@ -50,7 +51,7 @@ def levels(jobs: Path) -> np.ndarray:
 def snippets(checkout: Path) -> dict[str, str]:
     """Python examples of the page, by a word that each has."""
     blocks = re.findall(r"```python\n(.*?)```", (checkout / "docs" / "generate.md").read_text(), re.DOTALL)
-    words = ("webdataset", "np.load", "read_table", "job-folder", "model.generate")
+    words = ("webdataset", "np.load", "read_table", "job-folder", "rcdm_fast.generate")
     found = {word: next(block for block in blocks if word in block) for word in words}
     assert len(set(found.values())) == len(blocks) == len(words)
     return found
@@ -105,7 +106,7 @@ def test_the_same_pictures_in_every_form(jobs: Path) -> None:
 
 
 def test_generate_in_python(run_snippet: Any) -> None:
-    batch = run_snippet("model.generate")["batch"]
+    batch = run_snippet("rcdm_fast.generate")["batch"]
     assert batch.pictures.shape == (12, 3, 32, 32)
     assert batch.ids == tuple(f"{number}.png" for number in range(3) for _ in range(4))
 
@@ -152,9 +153,9 @@ def test_files_are_as_pillow_writes_them(encoding: Any, quality: int, options: d
     assert formats.find(JobConfig(encoding=encoding, quality=quality)).encode(levels) == file.getvalue()
 
 
-def made(sizes: list[int], seed: int = 0) -> list[formats.Picture]:
+def made(sizes: list[int], seed: int = 0) -> list[Picture]:
     return [
-        formats.Picture(f"k{number}", {"item": 3, "id": f"n{number}", "sample": number, "seed": seed}, bytes(size))
+        Picture(f"k{number}", {"item": 3, "id": f"n{number}", "sample": number, "seed": seed}, bytes(size))
         for number, size in enumerate(sizes)
     ]
 
@@ -221,9 +222,7 @@ def test_groups_of_rows_hold_what_a_column_can(
 @pytest.mark.parametrize("form", ["webdataset", "npz", "parquet"])
 def test_rows_in_any_order_and_beyond_the_shard(tmp_path: Path, form: Any) -> None:
     shards = formats.find(JobConfig(format=form))
-    pictures = [
-        formats.Picture(each.key, each.about, bytes([number]) * 12) for number, each in enumerate(made([12] * 3))
-    ]
+    pictures = [Picture(each.key, each.about, bytes([number]) * 12) for number, each in enumerate(made([12] * 3))]
     offsets = shards.write(tmp_path / "shard", pictures, (2, 2))
     rows = [{"offset": offset, "bytes": 12} for offset in (offsets[2], offsets[0], offsets[0], 1 << 40, offsets[1])]
     assert list(shards.read(tmp_path / "shard", rows)) == [bytes([2]) * 12, bytes(12), bytes(12), b"", bytes([1]) * 12]
@@ -235,7 +234,7 @@ def test_arrays_are_joined_and_read_to_their_end(tmp_path: Path) -> None:
     shards = formats.find(JobConfig(format="npz"))
     for number in range(3):
         contents = [bytes([10 * number + place]) * 36 for place in range(2)]
-        pictures = [formats.Picture("k", {}, content) for content in contents]
+        pictures = [Picture("k", {}, content) for content in contents]
         shards.write(tmp_path / f"{number}.npz", pictures, (3, 4))
     paths = [tmp_path / f"{number}.npz" for number in (2, 0, 1)]
     formats.join_arrays(paths, tmp_path / "all.npz", 6, (3, 4))
@@ -274,3 +273,48 @@ def test_npz_is_a_plain_archive(jobs: Path) -> None:
     with zipfile.ZipFile(jobs / "job-npz" / "samples.npz") as archive:
         assert archive.testzip() is None
     assert json.loads((jobs / "job-npz" / "summary.json").read_text())["pictures"] == 27
+
+
+def _npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+_LEVELS = np.zeros((2, 8, 8, 3), np.uint8)
+_CLAIMS = _npy(_LEVELS).replace(b"(2, 8, 8, 3)", b"(2, 99999, 8, 3)").replace(b"    \n", b"\n", 1)
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {},
+        {"arr_0": b"no array at all"},
+        {"arr_0.npy": b"no array at all"},
+        {"arr_0.npy": _npy(_LEVELS.astype(np.float32))},
+        {"arr_0.npy": _npy(_LEVELS[0])},
+        {"arr_0.npy": _CLAIMS},
+        {"arr_1.npy": _npy(_LEVELS)},
+    ],
+    ids=["none", "bytes", "text", "floats", "one", "claims", "another"],
+)
+def test_a_file_that_is_no_array_of_pictures(members: dict[str, bytes], tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "000000.npz", "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    with pytest.raises(storage.StorageError, match=r"000000\.npz"):
+        list(formats.Arrays().read(tmp_path / "000000.npz", [{"offset": 0}]))
+    with pytest.raises(storage.StorageError, match=r"000000\.npz"):
+        formats.join_arrays([tmp_path / "000000.npz"], tmp_path / "samples.npz", 2, (8, 8))
+    if "arr_0.npy" not in members or members["arr_0.npy"][:1] != b"\x93":
+        with pytest.raises(storage.StorageError, match=r"000000\.npz"):
+            list(formats.joined_payloads(tmp_path / "000000.npz"))
+
+
+def test_joined_pictures_that_claim_more_than_there_is(tmp_path: Path) -> None:
+    for shape in (b"(9**9, 8, 8, 3)", b"(2, 0, 8, 3)   ", b"(999999, 8,8,3)"):
+        header = _npy(_LEVELS).replace(b"(2, 8, 8, 3), }", shape[:15].rstrip() + b", }")
+        with zipfile.ZipFile(tmp_path / "samples.npz", "w") as archive:
+            archive.writestr("arr_0.npy", header)
+        with pytest.raises(storage.StorageError, match=r"samples\.npz"):
+            list(formats.joined_payloads(tmp_path / "samples.npz"))

@@ -16,12 +16,15 @@ import pytest
 import torch
 from PIL import Image
 
+import rcdm_fast
 from rcdm_fast import images, storage
 from rcdm_fast.config import ConfigError
+from rcdm_fast.data import random_access
+from rcdm_fast.data.readers import array_rows, tars
 from rcdm_fast.images import ImageError
-from rcdm_fast.jobs import array_rows, local, memory, sources, stream, tars
+from rcdm_fast.jobs import local, memory, stream
 from rcdm_fast.jobs.settings import ENCODINGS, FORMATS, JobConfig, RunOptions
-from rcdm_fast.pipeline import Model
+from rcdm_fast.model import Model
 from tests import small
 
 H = np.arange(15, dtype=np.float32).reshape(5, 3) / 7
@@ -204,9 +207,9 @@ def test_where_pictures_lie(tmp_path: Path) -> None:
 def test_what_rows_are(rows: Any, kind: str | None) -> None:
     if kind is None:
         with pytest.raises(ConfigError, match="expected representations"):
-            sources.find(rows)
+            random_access.find(rows)
     else:
-        assert (sources.find(rows).kind, len(sources.find(rows))) == (kind, 2)
+        assert (random_access.find(rows).kind, len(random_access.find(rows))) == (kind, 2)
 
 
 @pytest.mark.parametrize(
@@ -237,9 +240,9 @@ def test_arrays_that_are_meant(
     np.savez(tmp_path / "a.npz", **arrays)
     if kind is None:
         with pytest.raises(ConfigError, match=first):
-            sources.find(tmp_path / "a.npz", wanted)
+            random_access.find(tmp_path / "a.npz", wanted)
         return
-    source = sources.find(tmp_path / "a.npz", wanted)
+    source = random_access.find(tmp_path / "a.npz", wanted)
     assert (source.kind, source.id(0), len(source)) == (kind, ids or "0", 5)
     assert np.array_equal(np.asarray(source.read(0)), first)
 
@@ -247,21 +250,21 @@ def test_arrays_that_are_meant(
 def test_rows_are_copied_and_told_apart() -> None:
     """To the last bit of each, however they lie in memory; and what is read is not the caller's."""
     h = torch.from_numpy(H.copy())
-    source = sources.find(h)
+    source = random_access.find(h)
     read = source.read(2)
     assert isinstance(read, torch.Tensor)
     read.zero_()
     assert np.array_equal(h.numpy(), H)
     for rows in (H, torch.from_numpy(H), H.astype(np.float64), np.asfortranarray(H), torch.from_numpy(H).half()):
-        hashes = {sources.fingerprint(sources.find(rows))}
+        hashes = {random_access.fingerprint(random_access.find(rows))}
         for place in ((0, 0), (4, 2)):
             changed = rows.copy() if isinstance(rows, np.ndarray) else rows.clone()
             changed[place] += 2.0**-6
-            hashes.add(sources.fingerprint(sources.find(changed)))
+            hashes.add(random_access.fingerprint(random_access.find(changed)))
         assert len(hashes) == 3
-    assert sources.find(H).content(1) == H[1].tobytes()
-    assert sources.find(torch.from_numpy(H)).content(1) == H[1].tobytes()
-    labels = [sources.find(np.arange(300)), sources.find(torch.arange(300))]
+    assert random_access.find(H).content(1) == H[1].tobytes()
+    assert random_access.find(torch.from_numpy(H)).content(1) == H[1].tobytes()
+    labels = [random_access.find(np.arange(300)), random_access.find(torch.arange(300))]
     assert labels[0].content(257) == (257).to_bytes(8, "little")
     assert labels[1].content(257) == b"257"
 
@@ -270,15 +273,15 @@ def test_values_of_rows(recwarn: pytest.WarningsRecorder) -> None:
     for wrong in (np.nan, np.inf, -np.inf, 1e300):
         h = H.astype(np.float64)
         h[1, 2] = wrong
-        source = sources.find(h)
+        source = random_access.find(h)
         with pytest.raises(ImageError, match="item 1: the representation is not finite"):
             source.read(1)
         assert np.array_equal(np.asarray(source.read(0)), H[0])
     assert not recwarn.list
-    assert sources.find(H.reshape(5, 1, 3, 1)).width() == 3
-    assert sources.find(np.arange(5)).width() is None
+    assert random_access.find(H.reshape(5, 1, 3, 1)).width() == 3
+    assert random_access.find(np.arange(5)).width() is None
     pictures = images.from_uint8(torch.from_numpy(PIXELS.copy()).permute(0, 3, 1, 2))
-    assert np.array_equal(np.asarray(sources.find(pictures).read(3)), PIXELS[3])
+    assert np.array_equal(np.asarray(random_access.find(pictures).read(3)), PIXELS[3])
     assert array_rows.to_float32(np.array([1.5], np.float16)).tolist() == [1.5]
 
 
@@ -286,7 +289,7 @@ def test_ids_of_safetensors(tmp_path: Path) -> None:
     """Those called "ids" before those called "names"; numbers as texts."""
     about = {"names": json.dumps(list("pqrst")), "ids": json.dumps([9, "b", "c", "d", "e"])}
     storage.save_tensors(tmp_path / "h.safetensors", {"h": torch.from_numpy(H)}, about)
-    source = sources.find(tmp_path / "h.safetensors")
+    source = random_access.find(tmp_path / "h.safetensors")
     assert [source.id(place) for place in range(5)] == ["9", "b", "c", "d", "e"]
 
 
@@ -327,7 +330,7 @@ def test_defaults_are_those_of_sample() -> None:
     assert RunOptions() == RunOptions(batch_size=None, threads=4, retry=False)
     assert (FORMATS, ENCODINGS) == (("webdataset", "folder", "npz", "parquet"), ("png", "jpeg", "webp"))
     shared = ("per", "steps", "solver", "eta", "guidance", "seed")
-    for call in (Model.sample, Model.generate):
+    for call in (Model.sample, stream.generate):
         defaults = {name: inspect.signature(call).parameters[name].default for name in shared}
         assert defaults == {name: getattr(config, name) for name in shared}
     for changes, said in (
@@ -348,14 +351,14 @@ def test_arguments_of_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     """All different, so that none can take another one's place."""
     given: list[Any] = []
 
-    def generate(*arguments: Any) -> Iterator[stream.Generated]:
+    def generated(*arguments: Any) -> Iterator[stream.Generated]:
         given.extend(arguments)
         return iter(())
 
-    monkeypatch.setattr(stream, "generate", generate)
+    monkeypatch.setattr(stream, "_generated", generated)
     model, tell = small.model(), print
     settings: dict[str, Any] = {"per": 2, "steps": 3, "solver": "ddim", "eta": 0.25, "guidance": 1.5, "seed": 4}
-    list(model.generate("photos", **settings, batch_size=5, threads=6, on_bad=tell))
+    list(rcdm_fast.generate(model, "photos", **settings, batch_size=5, threads=6, on_bad=tell))
     assert given == [model, "photos", JobConfig(**settings), RunOptions(batch_size=5, threads=6), tell]
     assert isinstance(given[2], JobConfig)
     assert local.WAITING == 2

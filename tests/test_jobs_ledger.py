@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 
 from rcdm_fast.config import ConfigError
-from rcdm_fast.jobs import formats, items, rows
+from rcdm_fast.data import items
+from rcdm_fast.jobs import formats, rows
 from rcdm_fast.jobs.layout import Layout
 from rcdm_fast.jobs.ledger import Ledger, Summary
 from rcdm_fast.jobs.settings import JobConfig
+from rcdm_fast.jobs.shard import Picture
 from rcdm_fast.jobs.verify import SHOWN, verify
 from rcdm_fast.storage import StorageError
 
@@ -69,7 +71,7 @@ def commit(ledger: Ledger, number: int, bad: frozenset[int] = frozenset()) -> No
     if ledger.config.format == "npz":
         contents = [bytes([sample]) * 12 for _, sample in pairs]
     about = [{"item": item, "id": f"n{item}", "sample": sample, "seed": 0} for item, sample in pairs]
-    pictures = [formats.Picture(key, each, content) for key, each, content in zip(keys, about, contents, strict=True)]
+    pictures = [Picture(key, each, content) for key, each, content in zip(keys, about, contents, strict=True)]
     quarantined = {item: {"item": item, "id": f"n{item}", "reason": "torn", "content": HASH} for item in bad}
     ledger.commit(unit, about, pictures, quarantined)
 
@@ -128,7 +130,7 @@ def test_shards_are_told_in_their_order(tmp_path: Path) -> None:
     """Whichever was committed first, and however Python orders a set of few numbers."""
     ledger = ledger_of(tmp_path, 9, per=1, shard_pictures=1, format="npz")
     for number in (8, 1):
-        arrays = formats.Picture(rows.key_of(number, 0), {}, bytes([number]) * 12)
+        arrays = Picture(rows.key_of(number, 0), {}, bytes([number]) * 12)
         unit = ledger.layout.unit(number)
         ledger.commit(unit, [{"item": number, "sample": 0}], [arrays], {})
     assert list(ledger.done()) == [8, 1]  # as a set has them

@@ -176,12 +176,13 @@ def test_ray_with_a_worker_killed(inputs: tuple[str, str], tmp_path: Path) -> No
 def test_ray_workers_see_what_the_driver_sees(inputs: tuple[str, str], tmp_path: Path) -> None:
     """A worker whose model file is another one refuses to draw."""
     pytest.importorskip("ray")
-    from rcdm_fast.jobs import cluster, sources
+    from rcdm_fast.data import random_access
+    from rcdm_fast.jobs import cluster
 
     model, h = inputs
     spec = cluster.ModelSpec(model, device="cpu", engine="eager")
     config = JobConfig(per=4, steps=3, shard_pictures=16)
-    prepared = local.prepare(spec.load(), sources.find(h), tmp_path / "job", config)
+    prepared = local.prepare(spec.load(), random_access.find(h), tmp_path / "job", config)
     identity: dict[str, Any] = {**prepared.identity, "model": {"name": "small", "sha256": "0"}}
     with pytest.raises(ConfigError, match="this worker sees another model"):
         cluster.Worker(cluster.Order(spec, h, str(tmp_path / "job"), config, RunOptions(), identity))

@@ -44,7 +44,12 @@ HEADS = (16, 32, 64, 96, 128, 192, 256)
 LENGTHS = (64, 250, 256, 1024, 4096)
 SHORT_ATTENTION = [(256, 64, HALF), (250, 96, HALF), (256, 192, HALF), (256, 256, HALF), (256, 64, FULL)]
 
-capabilities = pytest.mark.parametrize("capability", triton_aot.CAPABILITIES, ids="sm_{}".format)
+QUICK = 90  # the others belong to tests marked long
+capabilities = pytest.mark.parametrize(
+    "capability",
+    [each if each == QUICK else pytest.param(each, marks=pytest.mark.long) for each in triton_aot.CAPABILITIES],
+    ids="sm_{}".format,
+)
 
 
 def _norm_call(case: NormCase) -> Callable[[], object]:
@@ -141,6 +146,6 @@ def test_the_oldest_triton_compiles_the_same(checkout: Path, short: bool, capabi
 
     versions = "import torch, triton; print(torch.__version__.split('+')[0], triton.__version__)"
     assert run("-c", versions).split() == [older.OLDEST_TORCH, older.OLDEST_TRITON]
-    which = f"sm_{capability}" + (" and attention" if short and capability != 90 else "")
-    tests = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not long", "-k", which, __file__]
+    which = f"sm_{capability} and not oldest" + (" and attention" if short and capability != 90 else "")
+    tests = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", which, __file__]
     assert " passed" in run(*tests)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rcdm_fast.config import Prediction, ScheduleConfig
-from rcdm_fast.schedule import Schedule
+from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.training.ema import Ema
 from rcdm_fast.training.losses import DiffusionLoss, LossConfig, Weighting, _discrete_log_likelihood
 from tests import small

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rcdm_fast import noise
+from rcdm_fast.diffusion import noise
 
 SHAPE = (3, 8, 8)
 

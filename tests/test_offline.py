@@ -13,8 +13,8 @@ import huggingface_hub.constants
 import pytest
 
 from rcdm_fast import images, offline
+from rcdm_fast.data.sources import open_data
 from rcdm_fast.encoders import EncoderError, build
-from rcdm_fast.training.sources import open_data
 
 
 @pytest.fixture

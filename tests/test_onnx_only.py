@@ -18,9 +18,9 @@ import rcdm_fast
 from rcdm_fast import config as configs
 from rcdm_fast import images
 from rcdm_fast.config import EncoderConfig, ScheduleConfig
+from rcdm_fast.diffusion.noise import keyed_normal
+from rcdm_fast.diffusion.schedule import Schedule, betas_of
 from rcdm_fast.encoders import preprocess
-from rcdm_fast.noise import keyed_normal
-from rcdm_fast.schedule import Schedule, betas_of
 from tests import small
 from tests.tolerances import ENCODER_ONNX_L2, RESIZE_ABS, RESIZE_HALVED_ABS, TRAJECTORY_L2
 
@@ -48,7 +48,7 @@ def model() -> rcdm_fast.Model:
 @pytest.fixture(scope="module")
 def exported(model: rcdm_fast.Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported")
-    files = model.export("onnx", folder)
+    files = rcdm_fast.export(model, "onnx", folder)
     assert sorted(file.name for file in files) == ["encoder.onnx", "network.onnx"]
     return folder
 
@@ -57,6 +57,7 @@ def relative(got: np.ndarray, want: torch.Tensor) -> float:
     return float((torch.from_numpy(got) - want).norm() / want.norm())
 
 
+@pytest.mark.long
 def test_the_same_representations_and_pictures(example: ModuleType, model: rcdm_fast.Model, exported: Path) -> None:
     pictures = small.pictures(3, size=32)
     h = model.encode(pictures)

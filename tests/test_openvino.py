@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,10 +17,11 @@ import rcdm_fast
 from rcdm_fast import benchmarking, drift, engines
 from rcdm_fast.config import ConfigError
 from rcdm_fast.engines.openvino_runtime import KEPT, OpenVINOEngine
-from rcdm_fast.export import calibration, openvino_int8
-from rcdm_fast.export import openvino as exported
-from rcdm_fast.export.graph import NetworkGraph
-from rcdm_fast.export.onnx import ExportError, GraphError
+from rcdm_fast.exporters import calibration, openvino_core, openvino_int8
+from rcdm_fast.exporters import openvino as exported
+from rcdm_fast.exporters.graph import NetworkGraph
+from rcdm_fast.exporters.onnx import ExportError, GraphError
+from rcdm_fast.models import checkpoint
 from tests import small
 from tests.reference_weights import CASES, flags_path, state_dict
 from tests.tolerances import FORWARD_L2, TRAJECTORY_L2
@@ -41,7 +47,8 @@ def _reference(case: str, tmp_path: Path, engine: str, precision: str = "fp32") 
     return rcdm_fast.load(path, flags_path(case), device="cpu", engine=engine, precision=precision)
 
 
-@pytest.mark.parametrize("case", [pytest.param(CASES[0], marks=pytest.mark.long), *CASES[1:]])
+@pytest.mark.long
+@pytest.mark.parametrize("case", CASES)
 def test_reference_cases(case: str, tmp_path: Path) -> None:
     truth = _reference(case, tmp_path, "eager")
     h = torch.randn(3, truth.config.unet.representation_dim)
@@ -55,6 +62,7 @@ def test_reference_cases(case: str, tmp_path: Path) -> None:
         assert max(ours.step_errors) <= 1.5 * max(autocast.step_errors)
 
 
+@pytest.mark.long
 def test_a_whole_trajectory_of_a_bundled_model() -> None:
     h = torch.randn(2, 192)
     want, got = (rcdm_fast.load("cifar10-supervised", engine=engine) for engine in ("eager", "openvino"))
@@ -78,7 +86,7 @@ def test_batches_share_an_engine_and_few_are_kept() -> None:
 
 def test_a_file_is_run_and_checked(tmp_path: Path) -> None:
     model = small.model()
-    files = model.export("openvino", tmp_path / "out")
+    files = rcdm_fast.export(model, "openvino", tmp_path / "out")
     assert [file.name for file in files] == ["network.bin", "network.xml"]
     h = torch.randn(2, small.DIM)
     want = model.sample(h, per=1, steps=2)
@@ -114,6 +122,58 @@ def test_a_file_is_run_and_checked(tmp_path: Path) -> None:
         run(model.unet, files[1])
 
 
+SIGNALED = """
+    import ctypes, signal, sys, threading
+    import torch
+    import rcdm_fast
+    from tests import small
+
+    def stack():
+        words = (ctypes.c_size_t * 3)()
+        assert ctypes.CDLL(None).sigaltstack(None, words) == 0
+        return list(words)
+
+    signal.signal(signal.SIGUSR1, lambda *_: print("handled", flush=True))
+    before = stack()
+    models = [rcdm_fast.load(sys.argv[1], device="cpu", engine="openvino", precision="fp32") for _ in range(2)]
+    for model in models:
+        model.sample(torch.ones(1, small.DIM), per=1, steps=2)
+    del models[0], model
+    signal.raise_signal(signal.SIGUSR1)
+    other = threading.Thread(target=models.clear)
+    other.start()
+    other.join()
+    signal.raise_signal(signal.SIGUSR1)
+    print(stack() == before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sigaltstack as Linux has it")
+def test_signals_find_a_stack_when_engines_are_gone(tmp_path: Path, checkout: Path) -> None:
+    """In whatever order and thread they go."""
+    model = small.model()
+    saved = checkpoint.save_model(tmp_path / "model", model.config, model.unet.state_dict())
+    command = [sys.executable, "-c", textwrap.dedent(SIGNALED), str(saved)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=checkout)
+    assert done.stdout.split() == ["handled", "handled", "True"], (done.returncode, done.stderr)
+
+
+def test_threads_that_come_at_once_get_one_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino_core, "_MADE", {})
+    together = threading.Barrier(4)
+    real = openvino_core._loaded
+
+    def late() -> object:
+        made = real()
+        together.wait(timeout=60)
+        return made
+
+    monkeypatch.setattr(openvino_core, "_loaded", late)
+    with ThreadPoolExecutor(4) as pool:
+        found = [each.result() for each in [pool.submit(openvino_core.core) for _ in range(4)]]
+    assert all(each is found[0] for each in found)
+
+
 def test_calibration_is_the_trajectory_itself() -> None:
     model = small.model()
     h = torch.randn(3, small.DIM)
@@ -134,7 +194,7 @@ def test_int8_keeps_the_pictures(tmp_path: Path) -> None:
     model = rcdm_fast.load("cifar10-simclr-trunk", engine="eager")
     pictures = small.pictures(8, 32)
     said: list[str] = []
-    model.export("openvino", tmp_path / "out", precision="int8", calibrate=pictures, progress=said.append)
+    rcdm_fast.export(model, "openvino", tmp_path / "out", precision="int8", calibrate=pictures, progress=said.append)
     assert any("int8" in line and "PSNR" in line for line in said)
     case = drift.Case("openvino", "int8", tmp_path / "out/network.xml")
     # Made-up pictures are unlike what the model was trained on: of the trajectories a few part early from float32's,
@@ -158,7 +218,7 @@ def test_int8_of_models_without_representations(
     monkeypatch.setattr(openvino_int8, "MADE_UP", 8)
     model = small.model(representation_dim=0, num_classes=3 if condition == "label" else 0)
     said: list[str] = []
-    model.export("openvino", tmp_path / "out", precision="int8", progress=said.append)
+    rcdm_fast.export(model, "openvino", tmp_path / "out", precision="int8", progress=said.append)
     assert "drawing 8 trajectories" in said[1]
     model.engine = engines.make("openvino", model.unet, model.config, CPU, "int8", tmp_path / "out/network.xml")
     label = torch.tensor([0, 2]) if condition == "label" else None
@@ -186,7 +246,7 @@ def test_the_fewest_layers_that_are_enough(needed: int) -> None:
 def test_int8_says_what_it_needs(tmp_path: Path) -> None:
     model = small.model()
     with pytest.raises(ConfigError, match="give at least 4 pictures"):
-        model.export("openvino", tmp_path / "out", precision="int8")
+        rcdm_fast.export(model, "openvino", tmp_path / "out", precision="int8")
     with pytest.raises(ConfigError, match="int8 needs a calibrated export"):
         engines.make("openvino", model.unet, model.config, CPU, "int8")
     with pytest.raises(ConfigError, match="int8 runs in OpenVINO only"):
@@ -202,7 +262,7 @@ def test_int8_that_cannot_be_good_enough(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(
         ExportError, match=r"needed 500.*in floating point: (in|out)put_blocks\.\d+\.\d.*\(\d\.\de-\d\d\)"
     ):
-        model.export("openvino", tmp_path / "out", precision="int8", calibrate=small.pictures(4))
+        rcdm_fast.export(model, "openvino", tmp_path / "out", precision="int8", calibrate=small.pictures(4))
     assert list((tmp_path / "out").iterdir()) == []
 
 

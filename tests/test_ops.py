@@ -6,28 +6,23 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from rcdm_fast import images, ops
-from rcdm_fast.ops import library, reference, schema
-
-DTYPES = schema.FLOAT_DTYPES
-SHAPES = [(0,), (1,), (31,), (2, 3, 0, 5), (1, 3, 7, 9), (3, 3, 33, 31), (5, 3, 128, 127)]
+from rcdm_fast import ops
+from rcdm_fast.ops import library
 
 
 def _pictures(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return (torch.randn(shape) * 0.8 + 0.1).to(dtype)  # non-zero mean, some values outside [-1,1]
 
 
-def _equal(got: Tensor, want: Tensor) -> None:
-    assert got.dtype == want.dtype == torch.uint8
-    assert got.shape == want.shape
-    assert torch.equal(got, want)
+def _step(x: Tensor) -> Tensor:
+    """A solver's step whose result is 2 clip(x)."""
+    return ops.solver_step(x, x, x_to_x0=1, output_to_x0=0, bound=1, x0_to_next=2, x_to_next=0)[0]
 
 
 def _cpu_part() -> library.Part:
@@ -35,109 +30,27 @@ def _cpu_part() -> library.Part:
     return part
 
 
-@pytest.fixture(scope="module")
-def native() -> Callable[[Tensor], Tensor]:
-    """The native CPU implementation; every test environment has it (`make` needs a compiler)."""
-    part = _cpu_part()
-    assert part.loaded, part.reason
-    operator: Callable[[Tensor], Tensor] = torch.ops.rcdm_fast.pictures_to_uint8
-    return operator
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_native_equals_reference(
-    native: Callable[[Tensor], Tensor], shape: tuple[int, ...], dtype: torch.dtype
-) -> None:
-    x = _pictures(*shape, dtype=dtype)
-    _equal(native(x), reference.pictures_to_uint8(x))
-    _equal(ops.pictures_to_uint8(x), images.to_uint8(x))
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_every_16_bit_number(native: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
-    x = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
-    _equal(native(x), reference.pictures_to_uint8(x))
-    finite = x[x.isfinite()]
-    _equal(native(finite), images.to_uint8(finite))
-
-
-def test_ties_round_to_even_and_neighbours_do_not(native: Callable[[Tensor], Tensor]) -> None:
-    ties = (torch.arange(0, 255, dtype=torch.float64) + 0.5) / 127.5 - 1
-    exact = ties.to(torch.float32)
-    x = torch.cat([exact, exact.nextafter(torch.tensor(2.0)), exact.nextafter(torch.tensor(-2.0))])
-    _equal(native(x), images.to_uint8(x))
-
-
-def test_special_values(native: Callable[[Tensor], Tensor]) -> None:
-    x = torch.tensor([float("nan"), float("inf"), -float("inf"), -0.0, 1e-40, 3e38, -3e38, 1.0, -1.0])
-    want = torch.tensor([0, 255, 0, 128, 128, 255, 0, 255, 0], dtype=torch.uint8)
-    for dtype in DTYPES:
-        _equal(native(x.to(dtype)), want)
-        _equal(reference.pictures_to_uint8(x.to(dtype)), want)
-
-
-VIEWS: dict[str, Callable[[], Tensor]] = {
-    "offset": lambda: _pictures(1000)[3:],
-    "channels_last": lambda: _pictures(2, 3, 9, 7).to(memory_format=torch.channels_last),
-    "transposed": lambda: _pictures(5, 7).t(),
-    "strided": lambda: _pictures(4, 3, 10, 12)[:, :, ::2, 1::3],
-    "reversed_by_flip": lambda: _pictures(3, 5).flip(0),
-    "expanded": lambda: _pictures(1, 3, 1, 5).expand(4, 3, 6, 5),
-    "scalar": lambda: _pictures(1)[0],
-    "negative_bit": lambda: torch.complex(_pictures(8), _pictures(8)).conj().imag,
-}
-
-
-@pytest.mark.parametrize("view", VIEWS)
-def test_views_keep_values_and_strides(native: Callable[[Tensor], Tensor], view: str) -> None:
-    x = VIEWS[view]()
-    want = reference.pictures_to_uint8(x)
-    got = native(x)
-    _equal(got, want)
-    assert got.stride() == want.stride() == torch.empty_like(x).stride()
-
-
-def test_many_threads_leave_no_gap(native: Callable[[Tensor], Tensor]) -> None:
-    x = _pictures(3, 3, 401, 397)  # several grains, odd everywhere
-    _equal(native(x), images.to_uint8(x))
-
-
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float64])
-def test_other_dtypes_are_refused(native: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
-    x = torch.zeros(3, dtype=dtype)
-    for function in (ops.pictures_to_uint8, reference.pictures_to_uint8):
-        with pytest.raises(TypeError, match="expected pictures of dtype float32, bfloat16, float16; got"):
-            function(x)
-    with pytest.raises(RuntimeError, match="expected float32, bfloat16 or float16"):
-        native(x)
-    with pytest.raises(TypeError, match="expected pictures of dtype"):
-        native(x.to("meta"))
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_registration(dtype: torch.dtype) -> None:
+def test_registration() -> None:
+    """The operators whose files have no tests of it (`test_ops_native.py`, `test_ops_backward.py`)."""
     ops.load()
-    for x in (
-        _pictures(2, 3, 5, 7, dtype=dtype),
-        _pictures(2, 3, 8, 6, dtype=dtype).to(memory_format=torch.channels_last),
-        _pictures(4, 9, dtype=dtype)[:, 1::2],
-        _pictures(0, 3, 4, 4, dtype=dtype),
-    ):
-        torch.library.opcheck(torch.ops.rcdm_fast.pictures_to_uint8.default, (x,))
+    x = _pictures(2, 3, 5, 7)
+    for output in (x, x.bfloat16(), _pictures(2, 6, 5, 7).contiguous(memory_format=torch.channels_last)):
+        for terms in ([], [x.clone(), x * 2]):
+            arguments = (x, output, terms, [0.5] * len(terms), 1.3, -0.7, 0.9, 0.8, 0.25)
+            torch.library.opcheck(torch.ops.rcdm_fast.solver_step.default, arguments)
 
 
 def test_is_part_of_an_exported_graph() -> None:
     class Module(torch.nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return ops.pictures_to_uint8(x * 0.5)
+            return _step(x * 0.5)
 
     ops.load()
     batch = torch.export.Dim("batch")
     exported = torch.export.export(Module(), (_pictures(2, 3, 5, 5),), dynamic_shapes={"x": {0: batch}})
-    assert torch.ops.rcdm_fast.pictures_to_uint8.default in {node.target for node in exported.graph.nodes}
+    assert torch.ops.rcdm_fast.solver_step.default in {node.target for node in exported.graph.nodes}
     x = _pictures(7, 3, 5, 5)
-    _equal(exported.module()(x), images.to_uint8(x * 0.5))
+    torch.testing.assert_close(exported.module()(x), _step(x * 0.5))
 
 
 def _run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -148,18 +61,17 @@ def _run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 COMPARE = """
 import json, torch
-from rcdm_fast import images, ops
+from rcdm_fast import ops
 ops.describe()
-x = torch.arange(-(2**15), 2**15, dtype=torch.int16)
-y = torch.randn(65539) * 0.8
-same = all(
-    torch.equal(ops.pictures_to_uint8(v), ops.reference.pictures_to_uint8(v))
-    for v in (x.view(torch.bfloat16), x.view(torch.float16), y)
-)
-torch.set_flush_denormal(True)
-half = x.view(torch.float16)
-same = same and torch.equal(ops.pictures_to_uint8(half), ops.reference.pictures_to_uint8(half))
-print(json.dumps([ops.instruction_set(), same]))
+numbers = torch.arange(-(2**15), 2**15, dtype=torch.int16)
+zero = torch.zeros(1, 1, 256, 256)
+def same(output):  # the output alone, so that nothing is rounded but its conversion
+    step = (zero, output.view_as(zero), [], [], 0.0, 1.0, float("inf"), 1.0, 0.0)
+    got, want = (each.solver_step(*step)[1] for each in (torch.ops.rcdm_fast, ops.reference))
+    return torch.equal(got.nan_to_num(nan=7e37), want.nan_to_num(nan=7e37))
+halves = [numbers.view(torch.bfloat16), numbers.view(torch.float16), torch.randn(65536) * 0.8]
+equal = all(map(same, halves))
+print(json.dumps([ops.instruction_set(), equal]))
 """
 
 
@@ -192,7 +104,7 @@ def _without_native(monkeypatch: pytest.MonkeyPatch, package: Path) -> None:
 def test_a_missing_library_means_the_reference(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     _without_native(monkeypatch, tmp_path)
     x = _pictures(2, 3, 4, 5)
-    _equal(ops.pictures_to_uint8(x), images.to_uint8(x))
+    assert torch.equal(_step(x), 2 * x.clamp(-1, 1))
     part = _cpu_part()
     assert not part.loaded
     assert "_C.abi3.so was built but is not there any more" in part.reason
@@ -206,4 +118,4 @@ def test_an_unusable_library_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert not part.loaded
     assert "cannot be loaded" in part.reason
     assert "file too short" in part.reason or "invalid ELF header" in part.reason
-    _equal(ops.pictures_to_uint8(torch.zeros(3)), torch.full((3,), 128, dtype=torch.uint8))
+    assert torch.equal(_step(torch.ones(1, 3, 2, 2)), torch.full((1, 3, 2, 2), 2.0))

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rcdm_fast import ops
 from rcdm_fast.ops import library, reference
+from tests import native_errors
 from tests.norm_cases import DTYPES, Inputs, NormCase, error_bound, layouts, make_inputs
 
 pytestmark = pytest.mark.gpu
@@ -123,7 +124,7 @@ def test_in_a_cuda_graph() -> None:
     def everything() -> tuple[Tensor, ...]:
         norms = [torch.ops.rcdm_fast.film_group_norm(*given) for given in (inputs, small)]
         step = torch.ops.rcdm_fast.solver_step(x, noise, [noise], [0.5], 1.0, 0.5, 1.0, 0.5, 0.5)
-        return (*norms, *step, torch.ops.rcdm_fast.pictures_to_uint8(x))
+        return (*norms, *step)
 
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
@@ -160,7 +161,6 @@ def test_empty_batches() -> None:
     assert empty.shape == (0, 64, 6, 10)
     x = torch.randn(0, 3, 8, 8, device="cuda")
     assert ops.solver_step(x, x, x_to_x0=1, output_to_x0=1, bound=1, x0_to_next=1, x_to_next=1)[0].shape == x.shape
-    assert ops.pictures_to_uint8(x).shape == x.shape
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -184,23 +184,6 @@ def test_solver_step(shape: tuple[int, int, int, int], dtype: torch.dtype, terms
     )
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_pictures_to_uint8(dtype: torch.dtype) -> None:
-    whole = (torch.randn(3, 3, 401, 397, device="cuda") * 0.8 + 0.1).to(dtype)
-    views = (whole, whole.contiguous(memory_format=torch.channels_last), whole[:, :, ::2, 1::3], whole[0, 0, 0, 0])
-    for pictures in (*views, whole.flatten()[3:], whole[:0]):
-        got, want = torch.ops.rcdm_fast.pictures_to_uint8(pictures), reference.pictures_to_uint8(pictures)
-        assert torch.equal(got, want)
-        assert got.stride() == want.stride()
-        torch.library.opcheck(torch.ops.rcdm_fast.pictures_to_uint8.default, (pictures,))
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_every_16_bit_number(dtype: torch.dtype) -> None:
-    x = torch.arange(-(2**15), 2**15, dtype=torch.int16, device="cuda").view(dtype)
-    assert torch.equal(torch.ops.rcdm_fast.pictures_to_uint8(x), reference.pictures_to_uint8(x))
-
-
 def test_the_wrappers_choose_the_native_operators() -> None:
     inputs = make_inputs(NormCase(64, film="scale"), "cuda")
     x, skip, weight, bias, film, rows = inputs[:6]
@@ -211,9 +194,16 @@ def test_the_wrappers_choose_the_native_operators() -> None:
 
 
 def test_tensors_on_two_devices_are_refused() -> None:
-    x, skip, weight, *rest = make_inputs(NormCase(64), "cuda")
-    with pytest.raises(RuntimeError, match="weight must be float32"):
-        torch.ops.rcdm_fast.film_group_norm(x, skip, weight.cpu(), *rest)
+    """By the wrapper in Python; by the operator itself in C++, in a process of its own.
+
+    On the first H100 (torch 2.11, a g++ of that machine) the latter ended the process; see `test_native_errors.py`,
+    which asks the same of both parts without a GPU.
+    """
+    x, _, weight, bias, *_ = make_inputs(NormCase(64), "cuda")
+    with pytest.raises(ValueError, match="on one device"):
+        ops.film_group_norm(x, weight.cpu(), bias)
+    done = native_errors.run("two_devices")
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import ops
-from rcdm_fast.checkpoint import load_model
 from rcdm_fast.config import ModelConfig, UNetConfig, from_json
-from rcdm_fast.flags import configs_from_flags
+from rcdm_fast.models.checkpoint import load_model
+from rcdm_fast.models.flags import configs_from_flags
+from rcdm_fast.models.unet import AttentionBlock, ResBlock, UNet
 from rcdm_fast.ops import library, reference
-from rcdm_fast.unet import AttentionBlock, ResBlock, UNet
 from tests import op_checks
 from tests.op_checks import DTYPES, NormCase, check_attention, check_norm, check_solver_step
 from tests.reference_weights import CASES, flags_path

@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from rcdm_fast import checkpoint, sealed
+from rcdm_fast import sealed
 from rcdm_fast.config import EncoderConfig, ModelConfig
 from rcdm_fast.encoders import native
+from rcdm_fast.models import checkpoint
+from rcdm_fast.models.unet import UNet
 from rcdm_fast.training import adapt, pretrain, train
 from rcdm_fast.training.pretrain import PretrainConfig, learning_rate
 from rcdm_fast.training.ssl_momentum import BYOL
-from rcdm_fast.unet import UNet
 from tests import small, training_process
 
 DATA = training_process.data()

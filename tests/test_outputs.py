@@ -17,7 +17,7 @@ from PIL import Image
 from rcdm_fast import images, outputs, storage
 from rcdm_fast.cli import main
 from rcdm_fast.images import ImageError
-from rcdm_fast.pipeline import Model
+from rcdm_fast.model import Model
 from rcdm_fast.storage import StorageError
 from tests import small
 
@@ -135,8 +135,8 @@ def test_outputs_are_checked_before_the_work(
     photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     arguments: tuple[str, ...],
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("rcdm_fast.checkpoint.load_model", None)
-    monkeypatch.setattr("rcdm_fast.training.sources.open_data", None)
+    monkeypatch.setattr("rcdm_fast.models.checkpoint.load_model", None)
+    monkeypatch.setattr("rcdm_fast.data.sources.open_data", None)
     (tmp_path / "file").touch()
     if arguments[0] == "generate" and "{long}" in arguments:
         monkeypatch.undo()

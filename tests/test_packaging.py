@@ -150,9 +150,11 @@ def test_wheel_has_nothing_else(wheel: Path) -> None:
 @pytest.mark.long
 def test_installed_wheel_imports_with_native_code(installed: Path, tmp_path: Path) -> None:
     code = (
-        "import rcdm_fast, torch; from rcdm_fast import ops; import rcdm_fast.training.data;"
+        "import rcdm_fast, torch; from rcdm_fast import ops; import rcdm_fast.data.image_set;"
         f"loaded = {{part.name: part.loaded for part in ops.describe()}}; assert loaded == {EXPECTED}, ops.describe();"
-        "assert ops.pictures_to_uint8(torch.ones(3)).tolist() == [255] * 3;"
+        "x = torch.ones(1, 3, 2, 2);"
+        "step = ops.solver_step(x, x, x_to_x0=1, output_to_x0=1, bound=1, x0_to_next=1, x_to_next=1);"
+        "assert step[0].eq(2).all();"
         "print(rcdm_fast.__file__, *(part.path for part in ops.describe()))"
     )
     for path in _run(installed, "-P", "-c", code, cwd=tmp_path).split():
@@ -177,10 +179,15 @@ def test_pure_python_install_works_and_says_so(checkout: Path, tmp_path: Path) -
     python = _environment(tmp_path / "venv", wheel)
     printed = _run(python, "-P", "-m", "rcdm_fast.info", cwd=tmp_path)
     assert "missing: no C++ compiler (/nonexistent/c++ not found)" in printed
-    code = "import torch; from rcdm_fast import ops; print(ops.pictures_to_uint8(torch.zeros(2)).tolist())"
-    assert _run(python, "-P", "-c", code, cwd=tmp_path).strip() == "[128, 128]"
+    code = (
+        "import torch; from rcdm_fast import ops; x = torch.ones(1, 3, 2, 2);"
+        "step = ops.solver_step(x, x, x_to_x0=1, output_to_x0=1, bound=1, x0_to_next=1, x_to_next=1);"
+        "print(step[0].unique().tolist())"
+    )
+    assert _run(python, "-P", "-c", code, cwd=tmp_path).strip() == "[2.0]"
 
 
+@pytest.mark.long
 def test_a_compiler_that_fails_fails_the_build_and_the_message_says_how_to_do_without(
     checkout: Path, tmp_path: Path
 ) -> None:
@@ -223,12 +230,11 @@ def older_wheel(checkout: Path, older_torch: Path, tmp_path_factory: pytest.Temp
 
 UNDER_ANOTHER_TORCH = f"""
 import torch
-from rcdm_fast import images, ops
+from rcdm_fast import ops
 from rcdm_fast.ops import reference
 loaded = {{part.name: part.loaded for part in ops.describe()}}
 assert loaded == {EXPECTED}, ops.describe()
 x, wide = torch.randn(2, 3, 33, 31), torch.randn(2, 64, 8, 9).contiguous(memory_format=torch.channels_last)
-assert torch.equal(ops.pictures_to_uint8(x), images.to_uint8(x))
 rows, parameters = torch.tensor([2, 0]), (torch.rand(64), torch.randn(64), torch.randn(3, 128))
 norm = (wide, None, *parameters, rows, 32, 1e-5, True, 0, False)
 native = torch.ops.rcdm_fast
@@ -238,7 +244,7 @@ torch.testing.assert_close(native.attention(qkv, 2, False), reference.attention(
 step = (x, x.clone(), [x.clone()], [0.1], 1.3, -0.7, 0.9, 0.8, 0.25)
 for got, want in zip(native.solver_step(*step), reference.solver_step(*step)):
     torch.testing.assert_close(got, want)
-torch.library.opcheck(native.pictures_to_uint8.default, (x,))
+torch.library.opcheck(native.solver_step.default, step)
 torch.library.opcheck(native.film_group_norm.default, norm)
 print(torch.__version__)
 """

@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rcdm_fast import images, noise
+from rcdm_fast import images
 from rcdm_fast.config import ConfigError
-from rcdm_fast.pipeline import Model
-from rcdm_fast.sampling import SamplingError, interpolation_path
+from rcdm_fast.diffusion import noise
+from rcdm_fast.diffusion.sampling import SamplingError, interpolation_path
+from rcdm_fast.model import Model
 from tests import small
 from tests.tolerances import BATCH_SPLIT_ABS
 
@@ -85,8 +86,8 @@ def test_reduced_precision_stays_near(h: Tensor, precision: str) -> None:
     reduced.engine = engines.make("eager", reduced.unet, reduced.config, reduced.device, precision)
     x = torch.randn(3, 3, 8, 8)
     expected = full.network(x, torch.full((3,), 500), h[:3])
-    from rcdm_fast import conditioning
-    from rcdm_fast.schedule import Schedule
+    from rcdm_fast.diffusion import conditioning
+    from rcdm_fast.diffusion.schedule import Schedule
 
     plan = conditioning.make_plan(reduced.unet, Schedule.make(reduced.config.schedule), h[:3], None)
     reduced.engine.prepare(plan.with_rows(torch.arange(3)), 3)

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 import rcdm_fast
-from rcdm_fast import checkpoint, engines
-from rcdm_fast.pipeline import Model
+from rcdm_fast import engines
+from rcdm_fast.model import Model
+from rcdm_fast.models import checkpoint
 from tests import small
 from tests.tolerances import THREADS_ABS
 

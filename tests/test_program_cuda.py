@@ -6,8 +6,11 @@ In float16: what PyTorch says about bfloat16 convolutions depends on the GPU, an
 from __future__ import annotations
 
 import collections
+import importlib.util
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -18,10 +21,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks import workload
+from rcdm_fast import ops
+from rcdm_fast.engines import compiled
 from rcdm_fast.engines.backends import TorchBackend
 from rcdm_fast.engines.program import Program
+from rcdm_fast.models.unet import AttentionBlock, UNet
 from rcdm_fast.ops import library, schema, selection
-from rcdm_fast.unet import AttentionBlock, UNet
+from tests import small
 
 CUDA = torch.device("cuda")
 PEAK_BYTES = 65 * 2**20  # of one picture in float16; measured 64.2 MiB
@@ -123,3 +129,51 @@ def test_blocks_of_the_plain_network_keep_channels_last(network: UNet) -> None:
     for hook in hooks:
         hook.remove()
     assert seen == [(True, True)] * KERNELS["aten::scaled_dot_product_attention"]
+
+
+@contextmanager
+def _nothing_asked_while_traced() -> Iterator[None]:
+    """Dynamo refuses to trace `find_spec`, as that of torch 2.11 does by itself."""
+    refused = torch._dynamo.disable(importlib.util.find_spec)
+    with mock.patch.object(importlib.util, "find_spec", refused):
+        yield
+
+
+def _compiled(function: Callable[..., Tensor], *inputs: Tensor) -> set[str]:
+    """The operators of ours in the one graph that a function becomes."""
+    found: set[str] = set()
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., object]:
+        targets = [str(node.target) for node in graph.graph.nodes]
+        found.update(name.removeprefix("rcdm_fast.") for name in targets if name.startswith("rcdm_fast."))
+        return graph.forward
+
+    torch._dynamo.reset()
+    with torch.no_grad(), _nothing_asked_while_traced():
+        out = torch.compile(function, fullgraph=True, dynamic=False, backend=backend)(*inputs)
+    assert out.device.type == CUDA.type
+    return found
+
+
+def test_the_compiled_program_is_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs is settled when the module is made."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        with torch.device(CUDA):
+            network = small.network().eval().requires_grad_(False)
+            module = compiled._Module(network, torch.float16, CUDA).eval()
+            x, *rest = _inputs(network, 2)
+        triton = not selection.triton_reason(CUDA)
+        for name in ("triton_reason", "film_group_norm_visible", "attention"):
+            monkeypatch.setattr(selection, name, None)
+        found = _compiled(module, x.contiguous(memory_format=torch.channels_last), *rest)
+    assert ("film_group_norm_triton.default" in found) == triton
+
+
+def test_the_wrappers_are_compiled_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is asked, and no library loaded, in a way that the compiler refuses."""
+    monkeypatch.setattr(library, "_parts", {})
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        x = torch.zeros(1, 64, 8, 8, device=CUDA).contiguous(memory_format=torch.channels_last)
+        weight = torch.zeros(64, device=CUDA)
+        _compiled(lambda x, w: ops.film_group_norm(x, w, w), x, weight)
+        _compiled(lambda qkv: ops.attention(qkv, 2), torch.zeros(1, 16, 96, device=CUDA))

@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import rcdm_fast
-from rcdm_fast import conditioning, solvers
-from rcdm_fast.schedule import Schedule
+from rcdm_fast.diffusion import conditioning, solvers
+from rcdm_fast.diffusion.schedule import Schedule
 from tests.reference_weights import CASES, FOLDER, flags_path, state_dict
 from tests.tolerances import BATCH_SPLIT_ABS, FORWARD_L2, TRAJECTORY_L2
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from rcdm_fast import checkpoint, images
+from rcdm_fast import images
 from rcdm_fast.analysis import registry
 from rcdm_fast.analysis.photos import PhotosConfig
 from rcdm_fast.analysis.photos import run as photographs
@@ -19,9 +19,10 @@ from rcdm_fast.analysis.registry import Experiment, Job
 from rcdm_fast.analysis.result import Analysis, Finding, Table
 from rcdm_fast.cli import main
 from rcdm_fast.config import ConfigError
+from rcdm_fast.metrics.intervals import Interval
+from rcdm_fast.models import checkpoint
 from rcdm_fast.report import build, charts
 from rcdm_fast.report.page import render
-from rcdm_fast.training.evaluate import Interval
 from tests import browser, small, training_process
 
 TABLE = Table(

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from rcdm_fast import storage
+from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.training import representations
-from rcdm_fast.training.data import ImageSet
 from rcdm_fast.training.team import Team
 from tests import small, training_process
 

@@ -12,14 +12,15 @@ import onnxruntime
 import pytest
 import torch
 
-from rcdm_fast import conditioning, engines
+from rcdm_fast import engines
 from rcdm_fast.config import ScheduleConfig
+from rcdm_fast.diffusion import conditioning
+from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.engines import onnx_runtime
 from rcdm_fast.engines.onnx_runtime import OnnxRuntimeEngine
 from rcdm_fast.engines.tensorrt_runtime import TensorRTEngine
-from rcdm_fast.export import onnx, tensorrt
-from rcdm_fast.export.graph import OUTPUT
-from rcdm_fast.schedule import Schedule
+from rcdm_fast.exporters import onnx, tensorrt
+from rcdm_fast.exporters.graph import OUTPUT
 from tests import small
 from tests.fake_cuda import CudaTensor, Machine, fake_cuda
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rcdm_fast.config import ConfigError
-from rcdm_fast.sampling import interpolation_path
+from rcdm_fast.diffusion.sampling import interpolation_path
 
 
 def test_parallel_representations_have_a_straight_way() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rcdm_fast.config import ConfigError, ScheduleConfig
-from rcdm_fast.schedule import Schedule, betas_of, network_timestep, respace
+from rcdm_fast.diffusion.schedule import Schedule, betas_of, network_timestep, respace
 
 
 @pytest.mark.parametrize("steps", [25, 100, 1000, 4000])

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 import rcdm_fast
-from rcdm_fast import images, names, solvers
+from rcdm_fast import images
 from rcdm_fast.config import ConfigError, ScheduleConfig
-from rcdm_fast.schedule import Schedule
-from rcdm_fast.solvers import SolverOptions
+from rcdm_fast.diffusion import solvers
+from rcdm_fast.diffusion.schedule import Schedule
+from rcdm_fast.diffusion.solvers import SolverOptions
+from rcdm_fast.models import zoo
 from tests import small
 from tests.tolerances import ROUND_TRIP_ABS
 
@@ -229,7 +231,7 @@ def test_unknown_solver() -> None:
         solvers.find("euler")
 
 
-@pytest.mark.parametrize("name", names.list_bundled())
+@pytest.mark.parametrize("name", zoo.list_bundled())
 def test_the_bundled_models_with_few_ancestral_steps(name: str) -> None:
     """Their learned variance asks for more than its largest value; unclamped, samples explode and are clipped."""
     model = rcdm_fast.load(name, engine="eager")

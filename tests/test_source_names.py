@@ -16,10 +16,11 @@ from PIL import Image
 
 from rcdm_fast import images
 from rcdm_fast.config import ConfigError
-from rcdm_fast.jobs import local, sources
+from rcdm_fast.data import random_access
+from rcdm_fast.data.sources import open_data
+from rcdm_fast.jobs import local
 from rcdm_fast.jobs.settings import JobConfig
 from rcdm_fast.storage import StorageError
-from rcdm_fast.training.sources import open_data
 from tests import small
 
 pytest.importorskip("pyarrow")
@@ -74,10 +75,10 @@ def test_a_found_name_is_a_file_and_nothing_else(tmp_path: Path, name: str, monk
     monkeypatch.chdir(tmp_path)
     shard(Path("data") / name, "x.png", "y.png")
     assert len(open_data("data", 16)) == 2
-    assert len(sources.find("data")) == 2
+    assert len(random_access.find("data")) == 2
     os.rename(Path("data") / name, name)  # as a shell's * would hand it over
     assert len(open_data(name, 16)) == 2
-    assert len(sources.find(name)) == 2
+    assert len(random_access.find(name)) == 2
     assert not Path("PWNED").exists()
 
 
@@ -89,7 +90,7 @@ def test_a_command_without_wds_is_no_command(tmp_path: Path, monkeypatch: pytest
         with pytest.raises(images.ImageError):
             open_data(name, 16)
         with pytest.raises(images.ImageError):
-            sources.find(name)
+            random_access.find(name)
 
 
 def test_what_a_person_writes_is_a_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +111,7 @@ def test_what_a_person_writes_is_a_pattern(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(images.ImageError, match="means 1000000000 shards"):
         open_data("a-{0..999999999}.tar", 16)
     with pytest.raises(images.ImageError, match=r"1 of 3 shards are missing: a-002\.tar"):
-        sources.find("a-{000..002}.tar")
+        random_access.find("a-{000..002}.tar")
 
 
 @pytest.mark.parametrize(
@@ -140,7 +141,7 @@ def test_names_that_name_nothing(name: str, tmp_path: Path, monkeypatch: pytest.
         open_data(name, 16)
     assert len(str(found.value)) < 1500
     with pytest.raises((images.ImageError, StorageError, ConfigError)) as again:
-        sources.find(name)
+        random_access.find(name)
     assert len(str(again.value)) < 1500
 
 
@@ -189,11 +190,11 @@ import sys
 seen = []
 watched = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "socket.connect")
 watched += ("pickle.find_class",)
-from rcdm_fast.training.sources import open_data
-from rcdm_fast.jobs import sources
+from rcdm_fast.data.sources import open_data
+from rcdm_fast.data import random_access
 sys.addaudithook(lambda event, args: seen.append((event, args)) if event in watched else None)
 for name in sys.argv[1:]:
-    assert len(open_data(name, 16)) == len(sources.find(name)) == 2
+    assert len(open_data(name, 16)) == len(random_access.find(name)) == 2
 assert not seen, seen
 assert "webdataset" not in sys.modules and "datasets" not in sys.modules
 """
@@ -204,6 +205,6 @@ def test_shards_beside_a_picture_are_taken(tmp_path: Path) -> None:
     (tmp_path / "preview.jpg").write_bytes(png())
     shard(tmp_path / "deep" / "er" / "a.tar", "x.png", "y.png")
     assert len(open_data(tmp_path, 16)) == 3
-    found = sources.find(tmp_path)
+    found = random_access.find(tmp_path)
     assert [found.id(place) for place in range(3)] == ["preview.jpg", "x", "y"]
     assert [np.asarray(found.read(place)).shape for place in range(3)] == [(16, 16, 3)] * 3

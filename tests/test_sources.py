@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 from rcdm_fast import images, storage
-from rcdm_fast.training import sources
-from rcdm_fast.training.data import ImageSet, number_labels
-from rcdm_fast.training.pixel_store import PixelStore
-from rcdm_fast.training.source_kinds import Item
-from rcdm_fast.training.sources import open_data
+from rcdm_fast.data import sources
+from rcdm_fast.data.block_file import PixelStore
+from rcdm_fast.data.image_set import ImageSet, number_labels
+from rcdm_fast.data.readers.pictures import Item
+from rcdm_fast.data.sources import open_data
 from tests import small
 
 COUNT = 20

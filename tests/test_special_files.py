@@ -14,18 +14,21 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from rcdm_fast import archives, arrays, doors, images, storage
+from rcdm_fast import doors, images, storage
 from rcdm_fast.config import ConfigError
+from rcdm_fast.data import random_access
+from rcdm_fast.data import sources as training_sources
+from rcdm_fast.data.readers import archives, arrays, hugging_face
 from rcdm_fast.encoders import EncoderError, build
-from rcdm_fast.export import diffusers, onnx, openvino, plan_file
-from rcdm_fast.export.onnx import GraphError
-from rcdm_fast.flags import read_flags
+from rcdm_fast.errors import RunError
+from rcdm_fast.exporters import onnx, openvino, plan_file
+from rcdm_fast.exporters.onnx import GraphError
 from rcdm_fast.images import ImageError
-from rcdm_fast.jobs import rows, sources
+from rcdm_fast.jobs import rows
+from rcdm_fast.models import diffusers_folder
+from rcdm_fast.models.flags import read_flags
 from rcdm_fast.storage import StorageError
-from rcdm_fast.training import hugging_face, state
-from rcdm_fast.training import sources as training_sources
-from rcdm_fast.training.state import RunError
+from rcdm_fast.training import state
 
 NAMES = ("x.npy", "x.npz", "x.safetensors", "x.parquet", "x.arrow", "x.feather", "x.csv", "x.tsv", "x.tar", "x.tgz")
 
@@ -60,7 +63,7 @@ def test_named_in_a_job(tmp_path: Path, name: str, make: Callable[[Path], Path])
     if name.endswith((".parquet", ".arrow", ".feather", ".csv", ".tsv")):
         pytest.importorskip("pyarrow")
     with pytest.raises((ImageError, StorageError), match="no regular file"):
-        sources.find(make(tmp_path / name))
+        random_access.find(make(tmp_path / name))
 
 
 @pytest.mark.parametrize("make", [pipe, zeros])
@@ -103,7 +106,9 @@ def test_among_files_of_a_folder(tmp_path: Path) -> None:
     found = training_sources.open_data(tmp_path, 8)
     assert [path.name for path in found.paths] == ["good.png"]
     assert found.pixels[0, :, 0, 0].tolist() == [1, 2, 3]
-    assert [sources.find(tmp_path).id(place) for place in range(len(sources.find(tmp_path)))] == ["good.png"]
+    assert [random_access.find(tmp_path).id(place) for place in range(len(random_access.find(tmp_path)))] == [
+        "good.png"
+    ]
 
 
 @pytest.mark.parametrize("bad", ["state.json", "data-0.arrow"])
@@ -144,7 +149,7 @@ def test_in_folders_that_another_library_reads(tmp_path: Path, make: Callable[[P
         build(f"transformers:{tmp_path}")
     pytest.importorskip("diffusers")
     with pytest.raises(ConfigError, match=r"config\.json: no regular file"):
-        diffusers.read(tmp_path)
+        diffusers_folder.read(tmp_path)
     (tmp_path / "inside" / "config.json").unlink()
     doors.regular_folder(tmp_path)
 

@@ -14,9 +14,10 @@ from torch import Tensor
 import rcdm_fast
 from rcdm_fast import images, storage
 from rcdm_fast.config import ConfigError
+from rcdm_fast.data.image_set import ImageSet, step_generator
 from rcdm_fast.encoders import native
+from rcdm_fast.errors import RunError
 from rcdm_fast.training.augment import AugmentConfig, random_crop_flip, random_solarize
-from rcdm_fast.training.data import ImageSet, step_generator
 from rcdm_fast.training.pretrain import features, pretrain
 from rcdm_fast.training.pretrain_config import (
     BarlowConfig,
@@ -26,7 +27,6 @@ from rcdm_fast.training.pretrain_config import (
 )
 from rcdm_fast.training.ssl_methods import Method, SimCLR, VICReg
 from rcdm_fast.training.ssl_momentum import BYOL, DINO
-from rcdm_fast.training.state import RunError
 from tests import small
 
 pytest.importorskip("lightly")

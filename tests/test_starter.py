@@ -12,6 +12,7 @@ from rcdm_fast.cli import main
 from tests import small
 
 
+@pytest.mark.long
 def test_from_a_folder_and_a_timm_encoder_to_a_sheet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkout: Path
 ) -> None:

@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 
 from rcdm_fast.config import ConfigError
+from rcdm_fast.data import random_access
+from rcdm_fast.data.readers import table_files
+from rcdm_fast.data.sources import open_data
 from rcdm_fast.images import ImageError
-from rcdm_fast.jobs import sources, table_files
 from rcdm_fast.storage import StorageError
-from rcdm_fast.training.sources import open_data
 
 pa = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -69,7 +70,7 @@ REPRESENTATIONS: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("column", ["representation", "clip_features"])
 def test_representations(tmp_path: Path, name: str, form: str, column: str) -> None:
     table = pa.table({"url": list("abcde"), column: REPRESENTATIONS[form](), "label": [0, 1, 0, 1, 0]})
-    source = sources.find(write(tmp_path / name, table))
+    source = random_access.find(write(tmp_path / name, table))
     assert (source.kind, len(source), source.width()) == ("representation", 5, 6)
     for place in (4, 0, 3, 1, 2):
         found = source.read(place)
@@ -83,7 +84,7 @@ def test_representations(tmp_path: Path, name: str, form: str, column: str) -> N
 def test_a_column_for_every_number(tmp_path: Path, name: str, names: list[str]) -> None:
     columns = {each: H[:, number].astype(np.float64) for number, each in enumerate(names)}
     table = pa.table({"id": ["p", "q", "r", "s", "t"], **columns, "label": [1, 2, 3, 4, 5]})
-    source = sources.find(write(tmp_path / name, table))
+    source = random_access.find(write(tmp_path / name, table))
     assert (source.kind, source.id(3), source.width()) == ("representation", "s", 6)
     assert np.allclose(np.asarray(source.read(3)), H[3], atol=0)
 
@@ -92,7 +93,7 @@ def test_csv_without_a_head(tmp_path: Path) -> None:
     np.savetxt(tmp_path / "a.csv", H, delimiter=",", fmt="%.9g")
     np.savetxt(tmp_path / "a.tsv", H, delimiter="\t", fmt="%.9g")
     for name in ("a.csv", "a.tsv"):
-        source = sources.find(tmp_path / name)
+        source = random_access.find(tmp_path / name)
         assert len(source) == 5
         assert np.array_equal(np.asarray(source.read(4)), H[4])
 
@@ -121,7 +122,7 @@ def pictures(form: str) -> Any:
 def test_pictures(tmp_path: Path, name: str, form: str, column: str) -> None:
     classes = pa.array(["day", "night", "day", "day", "night"]).dictionary_encode()
     path = write(tmp_path / name, pa.table({column: pictures(form), "label": classes}))
-    source = sources.find(path, ("picture", "representation"))
+    source = random_access.find(path, ("picture", "representation"))
     assert (source.kind, len(source)) == ("picture", 5)
     for place in (4, 0, 3, 1, 2):
         assert np.array_equal(np.asarray(source.read(place)), PIXELS[place])
@@ -139,7 +140,7 @@ def test_paths_of_pictures_are_beside_the_table(tmp_path: Path, name: str) -> No
     path = write(tmp_path / name, pa.table({"file_name": names, "label": ["a"] * 5}))
     found = open_data(path, 8)
     assert (len(found), found.classes, len(found.skipped)) == (4, ("a",), 1)
-    source = sources.find(path)
+    source = random_access.find(path)
     assert np.array_equal(np.asarray(source.read(4)), PIXELS[4])
     with pytest.raises(ImageError):
         source.read(3)
@@ -147,7 +148,7 @@ def test_paths_of_pictures_are_beside_the_table(tmp_path: Path, name: str) -> No
 
 def test_labels_are_items_where_they_are_wanted(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", pa.table({"image": pictures("struct"), "label": [3, 1, 4, None, 5]}))
-    source = sources.find(path, ("label",))
+    source = random_access.find(path, ("label",))
     assert source.kind == "label"
     assert [int(np.asarray(source.read(place))) for place in (0, 2, 4)] == [3, 4, 5]
     with pytest.raises(ImageError, match="item 3: no label"):
@@ -166,7 +167,7 @@ def test_labels_are_items_where_they_are_wanted(tmp_path: Path) -> None:
 )
 def test_a_column_of_classes_holds_no_ids(tmp_path: Path, column: dict[str, list[Any]], ids: list[str]) -> None:
     table = pa.table({"h": lists(pa.list_(pa.float32())), **column})
-    source = sources.find(write(tmp_path / "a.parquet", table))
+    source = random_access.find(write(tmp_path / "a.parquet", table))
     assert [source.id(place) for place in range(3)] == ids
 
 
@@ -176,11 +177,11 @@ def test_class_labels_of_the_datasets_library(tmp_path: Path) -> None:
     table = pa.table({"img": pictures("struct"), "name": [0, 1, 2, 3, 4], "label": [0, 1, 0, 1, 0]})
     path = write(tmp_path / "a.parquet", table.replace_schema_metadata(about))
     assert open_data(path, 8).classes == ("day", "night")
-    assert sources.find(path).id(4) == "4"
+    assert random_access.find(path).id(4) == "4"
     for damaged in ("[" * 100_000, '{"info": 3}', "{", '{"info": {"features": {"label": 7}}}'):
         write(path, table.replace_schema_metadata({"huggingface": damaged}))
         try:
-            sources.find(path)
+            random_access.find(path)
         except StorageError as error:
             assert "cannot be read" in str(error)  # noqa: PT017  (others are believed without their names)
 
@@ -188,7 +189,7 @@ def test_class_labels_of_the_datasets_library(tmp_path: Path) -> None:
 def test_several_columns_that_could_be_meant(tmp_path: Path) -> None:
     table = pa.table({"clip": lists(pa.list_(pa.float32())), "dino": lists(pa.list_(pa.float32()))})
     with pytest.raises(ConfigError, match="which of the columns clip, dino is meant"):
-        sources.find(write(tmp_path / "a.parquet", table))
+        random_access.find(write(tmp_path / "a.parquet", table))
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.feather"])
@@ -202,11 +203,11 @@ def test_content_that_claims_too_much(tmp_path: Path, name: str, monkeypatch: py
         feather.write_feather(pa.table({"image": zeros}), path, compression="zstd")
     assert path.stat().st_size < 1 << 15
     with pytest.raises(StorageError, match="claims"):
-        sources.find(path).read(0)
+        random_access.find(path).read(0)
     monkeypatch.setattr(table_files, "_ROWS", 3)
     monkeypatch.setattr(table_files, "_ROWS_PER_BYTE", 0)
     with pytest.raises(StorageError, match="claims 5 rows"):
-        sources.find(write(path, pa.table({"h": lists(pa.list_(pa.float32()))}), 5))
+        random_access.find(write(path, pa.table({"h": lists(pa.list_(pa.float32()))}), 5))
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -216,7 +217,7 @@ def test_torn_files(tmp_path: Path, name: str) -> None:
     for length in (0, 5, 8, 100, len(whole) // 2, len(whole) - 8):
         path.write_bytes(whole[:length])
         with pytest.raises(StorageError, match="cannot be read"):
-            sources.find(path)
+            random_access.find(path)
 
 
 def test_a_stream_that_ends_between_two_parts_is_torn(tmp_path: Path) -> None:
@@ -227,8 +228,8 @@ def test_a_stream_that_ends_between_two_parts_is_torn(tmp_path: Path) -> None:
             writer.write_batch(batch)
             ends.append(file.tell())
     whole = (tmp_path / "a.arrow").read_bytes()
-    assert len(sources.find(tmp_path / "a.arrow")) == 5
+    assert len(random_access.find(tmp_path / "a.arrow")) == 5
     for end in ends:
         (tmp_path / "a.arrow").write_bytes(whole[:end])
         with pytest.raises(StorageError, match="its closing mark is missing"):
-            sources.find(tmp_path / "a.arrow")
+            random_access.find(tmp_path / "a.arrow")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import importlib.metadata
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -17,16 +16,17 @@ from rcdm_fast import engines
 from rcdm_fast.cli import main
 from rcdm_fast.config import ConfigError
 from rcdm_fast.engines import tensorrt_runtime
-from rcdm_fast.export import onnx as onnx_export
-from rcdm_fast.export import plan_file, tensorrt
-from rcdm_fast.export.onnx import ExportError, GraphError
-from rcdm_fast.export.plan_file import PlanHeader
+from rcdm_fast.exporters import onnx as onnx_export
+from rcdm_fast.exporters import plan_file, tensorrt
+from rcdm_fast.exporters.onnx import ExportError, GraphError
+from rcdm_fast.exporters.plan_file import PlanHeader
 from rcdm_fast.storage import StorageError
+from rcdm_fast.version import __version__
 from tests import small
 from tests.reference_weights import CASES, flags_path, state_dict
 
 HEADER = PlanHeader(
-    importlib.metadata.version("rcdm_fast"),
+    __version__,
     "tensorrt_rtx",
     "1.7.1",
     "fp16",
@@ -49,19 +49,18 @@ def plan(tmp_path: Path) -> Path:
     return plan_file.write(tmp_path / "a.plan", HEADER, b"a plan" * 1000)
 
 
+@pytest.mark.long
 @needs_rtx
 @pytest.mark.parametrize(
     ("case", "targets", "dynamic"),
-    [
-        pytest.param(CASES[0], ("sm89", "sm120"), False, marks=pytest.mark.long),
-        (CASES[1], ("sm89",), True),
-    ],
+    [(CASES[0], ("sm89", "sm120"), False), (CASES[1], ("sm89",), True)],
 )
 def test_reference_cases_are_built(tmp_path: Path, case: str, targets: tuple[str, ...], dynamic: bool) -> None:
     torch.save(state_dict(case), tmp_path / "checkpoint.pt")
     model = rcdm_fast.load(tmp_path / "checkpoint.pt", flags_path(case), device="cpu", engine="eager")
     said: list[str] = []
-    (file,) = model.export(
+    (file,) = rcdm_fast.export(
+        model,
         "tensorrt",
         tmp_path / "out",
         precision="fp16",
@@ -173,6 +172,7 @@ def test_other_weights_need_a_plan_that_takes_them() -> None:
         HEADER.needs_refit("b" * 64, "a.plan")
 
 
+@pytest.mark.long
 def test_exports_of_one_structure_differ_in_weights_alone(tmp_path: Path) -> None:
     """What a refit rests on: it finds weights by name."""
     onnx = pytest.importorskip("onnx")
@@ -208,7 +208,7 @@ def test_without_a_library_or_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         engines.make("tensorrt", small.network(), HEADER.config, torch.device("cpu"), "fp16")
     monkeypatch.setattr(tensorrt, "LIBRARIES", ("tensorrt_of_nobody",))
     with pytest.raises(ConfigError, match="not installed: tensorrt or tensorrt_rtx"):
-        small.model().export("tensorrt", tmp_path, targets=("sm89",))
+        rcdm_fast.export(small.model(), "tensorrt", tmp_path, targets=("sm89",))
     with pytest.raises(ConfigError, match=r"no TensorRT \(tensorrt_of_nobody"):
         tensorrt.library()
 
@@ -248,7 +248,7 @@ def test_the_engine_computes_the_network(precision: str, bound: float) -> None:
 def test_a_plan_with_other_weights_is_refitted(tmp_path: Path) -> None:
     if engines.reasons_unavailable("tensorrt", torch.device("cuda"), "fp16"):
         pytest.skip("TensorRT cannot build for this GPU")
-    (file,) = _gpu_model("eager", "fp32").export("tensorrt", tmp_path, precision="fp16", batches=(4,))
+    (file,) = rcdm_fast.export(_gpu_model("eager", "fp32"), "tensorrt", tmp_path, precision="fp16", batches=(4,))
     other = rcdm_fast.load("cifar10-simclr-trunk", device="cuda", engine="tensorrt", precision="fp16", engine_file=file)
     h = torch.randn(3, 192)
     want = rcdm_fast.load("cifar10-simclr-trunk", device="cuda", engine="eager").sample(h, per=1, steps=5)

@@ -15,17 +15,17 @@ from PIL import Image
 import rcdm_fast
 from rcdm_fast import images, storage
 from rcdm_fast.config import ConfigError, EncoderConfig, ScheduleConfig, from_json
+from rcdm_fast.data.image_set import BatchOrder, ImageSet, step_generator
+from rcdm_fast.data.sources import open_data
+from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.encoders import native
-from rcdm_fast.schedule import Schedule
-from rcdm_fast.training import probes
+from rcdm_fast.errors import RunError
+from rcdm_fast.metrics import probes
 from rcdm_fast.training.augment import AugmentConfig, random_colour, random_crop_flip, random_views
 from rcdm_fast.training.config import TrainConfig
-from rcdm_fast.training.data import BatchOrder, ImageSet, step_generator
 from rcdm_fast.training.losses import DiffusionLoss, LossConfig, Weighting
 from rcdm_fast.training.pretrain import PretrainConfig, learning_rate, pretrain
 from rcdm_fast.training.run import Standardisation
-from rcdm_fast.training.sources import open_data
-from rcdm_fast.training.state import RunError
 from rcdm_fast.training.train import train
 from tests import small
 

@@ -16,15 +16,17 @@ import pytest
 import torch
 
 from rcdm_fast import storage
+from rcdm_fast.data import sources
+from rcdm_fast.data.block_file import PixelStore
+from rcdm_fast.data.image_set import ImageSet, fingerprint
+from rcdm_fast.data.sources import open_data
 from rcdm_fast.encoders import native
+from rcdm_fast.errors import RunError
 from rcdm_fast.storage import StorageError
-from rcdm_fast.training import representations, sources, state
+from rcdm_fast.training import representations, state
 from rcdm_fast.training.adapt import AdaptConfig, adapt
-from rcdm_fast.training.data import ImageSet, fingerprint
-from rcdm_fast.training.pixel_store import PixelStore
 from rcdm_fast.training.pretrain import PretrainConfig, pretrain
-from rcdm_fast.training.sources import open_data
-from rcdm_fast.training.state import RunError, RunFolder
+from rcdm_fast.training.state import RunFolder
 from rcdm_fast.training.train import train
 from tests import small, training_process
 

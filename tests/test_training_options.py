@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,17 +13,19 @@ import torch
 from torch import Tensor, nn
 
 import rcdm_fast
-from rcdm_fast import checkpoint, storage
+from rcdm_fast import storage
 from rcdm_fast.config import ConfigError
+from rcdm_fast.data.image_set import BatchOrder, step_generator
+from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.encoders import native
-from rcdm_fast.schedule import Schedule
-from rcdm_fast.training import team, timesteps
+from rcdm_fast.errors import RunError
+from rcdm_fast.models import checkpoint
+from rcdm_fast.training import fused, team, timesteps
 from rcdm_fast.training.config import TrainConfig
-from rcdm_fast.training.data import BatchOrder, step_generator
 from rcdm_fast.training.losses import DiffusionLoss
 from rcdm_fast.training.pretrain import PretrainConfig, learning_rate
 from rcdm_fast.training.run import Run
-from rcdm_fast.training.state import Paused, RunError, RunFolder
+from rcdm_fast.training.state import Paused, RunFolder
 from rcdm_fast.training.train import train
 from tests import small, training_process
 
@@ -55,16 +58,20 @@ def test_parts_of_a_batch_and_recomputed_blocks_change_nothing(encoder_file: Pat
 
 def test_recomputing_blocks_calls_them_twice(encoder_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    forward = rcdm_fast.unet.ResBlock.forward
 
-    def counted(self: nn.Module, *inputs: Tensor) -> Tensor:
-        calls.append(self)
-        return forward(self, *inputs)  # type: ignore[arg-type]
+    def counting(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def counted(block: nn.Module, *inputs: Tensor) -> Tensor:
+            calls.append(block)
+            return forward(block, *inputs)
 
-    monkeypatch.setattr(rcdm_fast.unet.ResBlock, "forward", counted)
+        return counted
+
+    monkeypatch.setattr(rcdm_fast.models.unet.ResBlock, "forward", counting(rcdm_fast.models.unet.ResBlock.forward))
+    monkeypatch.setattr(fused, "res_block", counting(fused.res_block))
     run = make_run(encoder_file, checkpoint_blocks=True)
     run.advance()
-    assert len(calls) == 2 * len(set(map(id, calls)))
+    blocks = [module for module in run.network.modules() if isinstance(module, rcdm_fast.models.unet.ResBlock)]
+    assert sorted(map(id, calls)) == sorted(2 * [*map(id, blocks)])
 
 
 def test_the_published_loss_curve(encoder_file: Path) -> None:
@@ -73,7 +80,7 @@ def test_the_published_loss_curve(encoder_file: Path) -> None:
     torch.manual_seed(0)
     with torch.random.fork_rng():
         torch.manual_seed(run.config.seed)
-        network = rcdm_fast.unet.UNet(small.UNET)
+        network = rcdm_fast.models.unet.UNet(small.UNET)
     network.train()
     optimizer = torch.optim.AdamW(network.parameters(), run.config.learning_rate, weight_decay=0.0)
     schedule = Schedule.make(run.config.schedule)

@@ -57,7 +57,8 @@ def alone(encoder_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     return out, losses(start(out, encoder_file, CURVE))
 
 
-@pytest.mark.parametrize("sharding", ["none", pytest.param("fully_shard", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("sharding", ["none", "fully_shard"])
 def test_two_processes_follow_one(
     sharding: str, alone: tuple[Path, list[float]], encoder_file: Path, tmp_path: Path
 ) -> None:

@@ -9,14 +9,15 @@ import pytest
 import torch
 
 import rcdm_fast
-from rcdm_fast import checkpoint, encoders, images, storage
+from rcdm_fast import encoders, images, storage
 from rcdm_fast.cli import main
 from rcdm_fast.config import EncoderConfig, ModelConfig
+from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.encoders import EncoderError
+from rcdm_fast.models import checkpoint
 from rcdm_fast.training import trust
 from rcdm_fast.training.adapt import AdaptConfig, adapt
 from rcdm_fast.training.config import TrainConfig
-from rcdm_fast.training.data import ImageSet
 from rcdm_fast.training.train import train
 from tests import small
 

@@ -13,8 +13,8 @@ import torch
 
 from rcdm_fast import images
 from rcdm_fast.config import EncoderConfig
+from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.training.config import TrainConfig
-from rcdm_fast.training.data import ImageSet
 from rcdm_fast.training.train import train
 from tests import small
 

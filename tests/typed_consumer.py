@@ -69,4 +69,5 @@ def levels(pictures: Tensor) -> Tensor:
     assert_type(ops.describe(), tuple[ops.Part, ...])
     facts = info.report()
     assert facts["versions"]
-    return ops.pictures_to_uint8(pictures)
+    following, _ = ops.solver_step(pictures, pictures, x_to_x0=1, output_to_x0=1, bound=1, x0_to_next=1, x_to_next=1)
+    return following

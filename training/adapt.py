@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from rcdm_fast import checkpoint, host, storage
 from rcdm_fast import encoders as encoder_room
+from rcdm_fast import host, storage
 from rcdm_fast.checks import (
     Checked,
     Count,
@@ -39,15 +39,17 @@ from rcdm_fast.checks import (
     ShareBelowOne,
 )
 from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, from_dict
-from rcdm_fast.schedule import Schedule, network_timestep
+from rcdm_fast.data.image_set import BatchOrder, ImageSet, step_generator
+from rcdm_fast.diffusion.schedule import Schedule, network_timestep
+from rcdm_fast.errors import RunError
+from rcdm_fast.metrics.ridge import Ridge, ridge
+from rcdm_fast.models import checkpoint
+from rcdm_fast.models.unet import UNet
 from rcdm_fast.training import representations, resume, trust
-from rcdm_fast.training.data import BatchOrder, ImageSet, step_generator
 from rcdm_fast.training.losses import DiffusionLoss, LossConfig
 from rcdm_fast.training.pretrain import learning_rate
-from rcdm_fast.training.ridge import Ridge, ridge
 from rcdm_fast.training.run import Standardisation
-from rcdm_fast.training.state import RunError, RunFolder
-from rcdm_fast.unet import UNet
+from rcdm_fast.training.state import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +79,7 @@ class AdaptConfig(Checked):
         updated: layers that get such an update: ``film``, the linear layers behind the time embedding, or ``all``
             convolutions and linear layers.
         flips: mirror pictures at random, with the mirrored picture's own representation.
+        bf16: autocast; None: as the run in the folder was begun, a new one where the device has instructions for it.
         save_every: in steps.
         weights: how the finished weights are stored.
     """
@@ -96,7 +99,7 @@ class AdaptConfig(Checked):
     rank: CountOrNone = 0
     updated: Literal["film", "all"] = "film"
     flips: bool = True
-    bf16: bool = True
+    bf16: bool | None = None
     seed: Seed = 0
     save_every: Count = 100
     weights: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -149,6 +152,7 @@ def _adapt(
 ) -> Path:
     new_config = config.encoder
     assert new_config is not None, "adapt has asked for it"
+    config = dataclasses.replace(config, bf16=resume.bf16(folder.path, config.bf16, device))
     identity = {"data": data.fingerprint, "decoder": _fingerprint(frozen)}
     settings = {**dataclasses.asdict(config), **identity}
     known = resume.as_before(folder.path, settings, FREE)
@@ -283,7 +287,7 @@ class Run:
         x0 = x0.to(device)
         x_t = self.loss.noisy(x0, eps, t).contiguous(memory_format=torch.channels_last)
         seen = t.float() * network_timestep(self.schedule, 1)
-        with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=config.bf16):
+        with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=bool(config.bf16)):
             output = functional_call(self.network, self._changed(self.trained), (x_t, seen, h))
         terms = self.loss(output, x0, x_t, eps, t)
         self.optimizer.zero_grad(set_to_none=True)

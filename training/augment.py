@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rcdm_fast.checks import Checked, NotNegative, Range, Share
+from rcdm_fast.devices import sent
 
 _GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma
 _RGB_TO_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
@@ -71,7 +72,7 @@ def random_crop_flip(
     zero = torch.zeros(count)
     theta = torch.stack([width * flip, zero, centre_x, zero, height, centre_y], dim=1).view(count, 2, 3)
     shape = list(images.shape) if size is None else [count, images.shape[1], size, size]
-    grid = F.affine_grid(theta.to(images.device), shape, align_corners=False)
+    grid = F.affine_grid(sent(theta, images.device), shape, align_corners=False)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
@@ -79,29 +80,32 @@ def random_colour(images: Tensor, config: AugmentConfig, generator: torch.Genera
     """Colour jitter and grey, as one matrix and one offset per picture; [N,3,H,W] in [-1,1]."""
     count = len(images)
     pixels = images.flatten(2).add(1).div(2)  # [N,3,HW] in [0,1]
-    means = pixels.mean(dim=2).cpu()
-    grey = torch.tensor(_GREY)
-    identity = torch.eye(3).expand(count, 3, 3)
+    drawn = [
+        _factor(count, config.brightness, generator),
+        _factor(count, config.contrast, generator),
+        _factor(count, config.saturation, generator),
+        _uniform(count, -config.hue, config.hue, generator),
+        torch.rand(count, generator=generator),
+        torch.rand(count, generator=generator),
+    ]
+    # One small transfer, and a GPU is never waited for: what follows is computed where the pictures are.
+    brightness, contrast, saturation, turns, jittered, greyed = sent(torch.stack(drawn), images.device)[..., None, None]
+    grey = sent(torch.tensor(_GREY), images.device)
+    identity = torch.eye(3, device=images.device).expand(count, 3, 3)
     to_grey = grey.expand(3, 3)
+    hue = _rotation(turns.flatten())
 
-    brightness = _factor(count, config.brightness, generator).view(-1, 1, 1)
-    contrast = _factor(count, config.contrast, generator).view(-1, 1, 1)
-    saturation = _factor(count, config.saturation, generator).view(-1, 1, 1)
-    hue = _rotation(_uniform(count, -config.hue, config.hue, generator))
-
-    mean_grey = torch.einsum("c,nc->n", grey, means).view(-1, 1, 1) * brightness
+    mean_grey = torch.einsum("c,nc->n", grey, pixels.mean(dim=2)).view(-1, 1, 1) * brightness
     colour = hue @ (saturation * identity + (1 - saturation) * to_grey)
     matrix = colour * (brightness * contrast)
     offset = (1 - contrast) * mean_grey  # a grey offset is unchanged by saturation and hue
 
-    keep = (torch.rand(count, generator=generator) >= config.jitter).view(-1, 1, 1)
+    keep = jittered >= config.jitter
     matrix = torch.where(keep, identity, matrix)
     offset = torch.where(keep, torch.zeros_like(offset), offset)
-    drop = (torch.rand(count, generator=generator) < config.grey).view(-1, 1, 1)
-    matrix = torch.where(drop, to_grey @ matrix, matrix)
+    matrix = torch.where(greyed < config.grey, to_grey @ matrix, matrix)
 
-    offset, matrix = offset.expand(-1, 3, 1).to(images.device), matrix.to(images.device)
-    out = torch.baddbmm(offset, matrix, pixels).clamp_(0, 1)
+    out = torch.baddbmm(offset.expand(-1, 3, 1), matrix, pixels).clamp_(0, 1)
     return out.mul_(2).sub_(1).view_as(images)
 
 
@@ -113,7 +117,7 @@ def random_solarize(images: Tensor, probability: float, generator: torch.Generat
     if probability == 0:
         return images
     chosen = (torch.rand(len(images), generator=generator) < probability).view(-1, 1, 1, 1)
-    return torch.where(chosen.to(images.device) & (images >= 0), -images, images)
+    return torch.where(sent(chosen, images.device) & (images >= 0), -images, images)
 
 
 def _uniform(count: int, low: float, high: float, generator: torch.Generator) -> Tensor:
@@ -127,9 +131,10 @@ def _factor(count: int, strength: float, generator: torch.Generator) -> Tensor:
 def _rotation(turns: Tensor) -> Tensor:
     """Colour matrices [N,3,3] that turn the hue by `turns` [N] in YIQ space."""
     yiq = torch.tensor(_RGB_TO_YIQ)
+    back = sent(torch.linalg.inv(yiq), turns.device)
     angle = turns * 2 * math.pi
     cos, sin = angle.cos(), angle.sin()
     zero, one = torch.zeros_like(angle), torch.ones_like(angle)
     turn = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], dim=1).view(-1, 3, 3)
-    matrix: Tensor = torch.linalg.inv(yiq) @ turn @ yiq
+    matrix: Tensor = back @ turn @ sent(yiq, turns.device)
     return matrix

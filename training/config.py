@@ -24,6 +24,7 @@ from rcdm_fast.training.losses import LossConfig
 
 LearningRates = Literal["cosine", "constant"]
 Precision = Literal["fp32", "bf16", "fp16"]
+Computed = Literal["auto", "fp32", "bf16", "fp16"]
 Sharding = Literal["none", "fully_shard"]
 TimestepSampling = Literal["uniform", "loss_aware"]
 
@@ -50,7 +51,10 @@ class TrainConfig(Checked):
         representation_dropout: share of pictures whose representation is replaced by zeros, so that sampling can be
             guided (Ho and Salimans 2022).
         standardize: train on (h - mean) / std, folded into the weights when they are written.
-        precision: of autocast; fp16 scales the loss and needs a GPU.
+        precision: of autocast; fp16 scales the loss and needs a GPU. ``auto``: what the run in the folder was begun in;
+            for a new one bf16 where the device has instructions for it, else fp32.
+        compile: torch.compile, which takes minutes at every start; None: on a GPU only. Otherwise steps run on fused
+            operators where their native part was built, and on PyTorch's own where not.
         sharding: ``fully_shard`` spreads weights, gradients and optimiser over processes; ``none``: a copy in each.
         init: name or file of a model to start from ("" for fresh weights); same network and encoder width.
         save_every, sheet_every: in steps; 0 means no sheets.
@@ -77,8 +81,8 @@ class TrainConfig(Checked):
     flips: bool = True
     representation_dropout: ShareBelowOne = 0.0
     standardize: bool = True
-    precision: Precision = "bf16"
-    compile: bool = True
+    precision: Computed = "auto"
+    compile: bool | None = None
     sharding: Sharding = "none"
     seed: Seed = 0
     init: str = ""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rcdm_fast.checks import Checked, NotNegative, Positive
-from rcdm_fast.schedule import Schedule
+from rcdm_fast.diffusion.schedule import Schedule
 
 Weighting = Literal["uniform", "min_snr", "clamped_snr"]
 

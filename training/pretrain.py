@@ -21,14 +21,17 @@ from torch import Tensor, nn
 
 from rcdm_fast import host, storage
 from rcdm_fast.config import ConfigError
+from rcdm_fast.data.image_set import BatchOrder, ImageSet, fits, step_generator
+from rcdm_fast.devices import sent
 from rcdm_fast.encoders import native
 from rcdm_fast.encoders.small_resnet import SmallResNet
-from rcdm_fast.training import probes, resume
-from rcdm_fast.training.data import BatchOrder, ImageSet, fits, step_generator
+from rcdm_fast.errors import RunError
+from rcdm_fast.metrics import probes
+from rcdm_fast.training import resume
 from rcdm_fast.training.pretrain_config import PretrainConfig as PretrainConfig
 from rcdm_fast.training.ssl_methods import BarlowTwins, Method, SimCLR, Supervised, VICReg
 from rcdm_fast.training.ssl_momentum import BYOL, DINO
-from rcdm_fast.training.state import RunError, RunFolder
+from rcdm_fast.training.state import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +100,9 @@ def _pretrain(
     device: str,
     progress: Callable[[int, int, float], None] | None,
 ) -> tuple[Path, dict[str, float]]:
-    if fits(torch.device(device), train.pixels):
+    config = dataclasses.replace(config, bf16=resume.bf16(folder.path, config.bf16, device))
+    place = torch.device(device)
+    if fits(place, train.pixels):
         train = train.to(device)  # and is augmented there
     network = config.network().to(device).to(memory_format=torch.channels_last).train()
     method = chosen(config, network).to(device).train()
@@ -122,18 +127,26 @@ def _pretrain(
             if isinstance(child, SmallResNet):
                 child.compile(dynamic=False)
     order = BatchOrder(len(train), config.batch_size, config.seed)
+
+    def drawn(step: int) -> tuple[list[Tensor], Tensor | None]:
+        index = order(step)
+        pictures = train.floats(sent(index, train.pixels.device))
+        views = [sent(view, place) for view in method.views(pictures, step_generator(config.seed, step))]
+        return views, None if train.labels is None else sent(train.labels[index], place)
+
+    ahead: tuple[list[Tensor], Tensor | None] | None = None
     while step < config.steps:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config.steps, config.warmup, config.learning_rate)
-        index = order(step)
-        views = [view.to(device) for view in method.views(train.floats(index), step_generator(config.seed, step))]
-        labels = None if train.labels is None else train.labels[index].to(device)
+        views, labels = ahead if ahead is not None else drawn(step)
         loss = method.loss(forward, views, labels, step)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if place.type == "cuda":
+            ahead = drawn(step + 1)  # while the GPU works; the next line waits for it
         value = float(loss.detach())
         if not math.isfinite(value):
             raise RunError(f"the loss is {value} at step {step}; the last state in {folder.path} is from before")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
         method.before_step(step)
         optimizer.step()
         method.after_step(network, step)

@@ -134,7 +134,7 @@ class PretrainConfig(Checked):
     warmup: Share = 0.05  # share of the run
     temperature: Positive = 0.2  # SimCLR's
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    bf16: bool = True
+    bf16: bool | None = None  # autocast; None: as the run was begun, at first where the device has instructions for it
     compile: bool = True
     seed: Seed = 0
     save_every: Count = 500  # steps

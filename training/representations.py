@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import storage
+from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.doors import door, regular, said
 from rcdm_fast.encoders import Encoder
-from rcdm_fast.training.data import ImageSet
 from rcdm_fast.training.team import Team
 
 log = logging.getLogger(__name__)

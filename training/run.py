@@ -10,6 +10,7 @@ Knows nothing about files; `train.py` does.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import math
 from collections.abc import Iterator, Mapping
@@ -20,17 +21,19 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict as full_state
 
-from rcdm_fast import checkpoint, host
+from rcdm_fast import host
 from rcdm_fast.config import ConfigError, UNetConfig
+from rcdm_fast.data.image_set import BatchOrder, ImageSet, fits, step_generator
+from rcdm_fast.devices import sent
+from rcdm_fast.diffusion.schedule import Schedule, network_timestep
+from rcdm_fast.errors import RunError
+from rcdm_fast.models import checkpoint
+from rcdm_fast.models.unet import UNet
 from rcdm_fast.precision import exact
-from rcdm_fast.schedule import Schedule, network_timestep
-from rcdm_fast.training import ema, representations, team, timesteps
+from rcdm_fast.training import ema, fused, representations, resume, team, timesteps
 from rcdm_fast.training.config import TrainConfig
-from rcdm_fast.training.data import BatchOrder, ImageSet, fits, step_generator
 from rcdm_fast.training.losses import DiffusionLoss
 from rcdm_fast.training.pretrain import learning_rate
-from rcdm_fast.training.state import RunError
-from rcdm_fast.unet import UNet
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +109,8 @@ class Run:
     def __init__(self, config: TrainConfig, unet: UNetConfig, data: ImageSet, bank: Tensor, crew: team.Team) -> None:
         if config.precision == "fp16" and crew.device.type != "cuda":
             raise ConfigError("training in fp16 needs a GPU; use bf16 or fp32")
+        if config.precision == "auto":
+            config = dataclasses.replace(config, precision=resume.automatic(crew.device))
         crew.share(config.batch_size)
         self.config, self.crew = config, crew
         mean, std = representations.standardisation(bank)
@@ -120,6 +125,7 @@ class Run:
             network = UNet(unet)
         network = network.to(crew.device).to(memory_format=torch.channels_last)
         network.train()
+        self.computed = self._computed(network)
         if config.checkpoint_blocks:
             team.recompute_blocks(network)
         self.network, self.optimizer = crew.spread(network, self._make_optimizer)
@@ -132,13 +138,32 @@ class Run:
         self._micro = config.micro_batch
         self._split_once = False
         self._ahead: _Drawn | None = None
-        self._forward = torch.compile(self.network) if config.compile else self.network
+        self._forward = torch.compile(self.network) if self.computed == "compiled" else self.network
+
+    def _computed(self, network: UNet) -> str:
+        """How steps are computed: ``compiled``, ``fused`` (then the network is changed so) or ``plain``."""
+        compile = self.crew.device.type == "cuda" if self.config.compile is None else self.config.compile
+        reasons = fused.reasons_unavailable(self.crew.device)
+        if self.crew.sharding == "fully_shard":
+            reasons.append("sharded weights go with PyTorch's own operators")
+        if compile or reasons:
+            log.info("steps are %s: %s", "compiled" if compile else "plain PyTorch", "; ".join(reasons) or "as asked")
+            return "compiled" if compile else "plain"
+        fused.attach(network)
+        log.info("steps run on fused operators")
+        return "fused"
 
     def _make_optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
-        config = self.config
+        config, passes = self.config, self._passes()
         return torch.optim.AdamW(
-            network.parameters(), config.learning_rate, weight_decay=config.weight_decay, foreach=True
-        )
+            network.parameters(), config.learning_rate, weight_decay=config.weight_decay,
+            foreach=passes["foreach"], fused=passes["fused"],
+        )  # fmt: skip
+
+    def _passes(self) -> dict[str, bool]:
+        """How AdamW goes over its tensors; in a single process on the CPU each is read and written once."""
+        once = self.crew.device.type == "cpu" and self.crew.size == 1
+        return {"foreach": not once, "fused": once}
 
     def _state_dict(self) -> dict[str, Tensor]:
         return team.bare(self.network).state_dict()
@@ -210,7 +235,7 @@ class Run:
         _, generator = self._views(self.step)
         all_t, importance = self.timesteps.draw(count, generator)
         own = self.crew.share(count)
-        t, importance = (_sent(value[own], self.crew.device) for value in (all_t, importance))
+        t, importance = (sent(value[own], self.crew.device) for value in (all_t, importance))
         return Batch(drawn.x0, drawn.eps, t, importance, drawn.h, all_t)
 
     def _views(self, step: int) -> tuple[Tensor, torch.Generator]:
@@ -234,15 +259,15 @@ class Run:
         own = self.crew.share(len(index))
         index, view, eps = (value[own] for value in (index, view, eps))
         place = self.data.pixels.device
-        index, view = _sent(index, place), _sent(view, place)
+        index, view = sent(index, place), sent(view, place)
         x0 = self.data.floats(index)
         x0 = torch.where(view.bool()[:, None, None, None], x0.flip(3), x0)
         h = self._near(self.bank[view, index])
         if config.representation_dropout:
             dropped = torch.rand(config.batch_size, generator=step_generator(config.seed, step, stream=2))[own]
             null = self._near(torch.zeros_like(h))
-            h = torch.where(_sent(dropped < config.representation_dropout, place)[:, None], null, h)
-        return _Drawn(step, *(_sent(value, device) for value in (x0, eps, h)))
+            h = torch.where(sent(dropped < config.representation_dropout, place)[:, None], null, h)
+        return _Drawn(step, *(sent(value, device) for value in (x0, eps, h)))
 
     def _backward_that_fits(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         while True:
@@ -344,6 +369,8 @@ class Run:
             optim_state_dict=state["optimizer"],
             options=_WHOLE,
         )
+        for group in self.optimizer.param_groups:
+            group.update(self._passes())  # a state brings those of the processes that wrote it
         for average, tensors in zip(self.emas, state["emas"], strict=True):
             average.copy_(tensors)
         self.timesteps.restore(state["timesteps"])
@@ -357,13 +384,6 @@ def _plain(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """The optimiser inside accelerate's."""
     inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
     return inner
-
-
-def _sent(value: Tensor, device: torch.device) -> Tensor:
-    """The value on a device; on its way to a GPU, which is not waited for."""
-    if device.type == "cuda" and value.device.type == "cpu":
-        return value.pin_memory().to(device, non_blocking=True)
-    return value.to(device)
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

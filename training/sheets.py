@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rcdm_fast import images, networks
+from rcdm_fast import images
 from rcdm_fast.config import ScheduleConfig, UNetConfig
-from rcdm_fast.pipeline import Model
-from rcdm_fast.training.data import ImageSet
+from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.model import Model
+from rcdm_fast.models import networks
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from rcdm_fast.config import ConfigError
-from rcdm_fast.training.state import RunError
+from rcdm_fast.errors import RunError
 
 _LAYERS = {"vicreg": "at least 2", "barlow": "3", "byol": "2", "dino": "3"}
 

@@ -63,7 +63,7 @@ class Method(nn.Module):
     def outputs(self, module: nn.Module, images: Tensor) -> Tensor:
         """`module` on `images`, in bf16 where the run says so; float32."""
         images = images.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.config.bf16):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bool(self.config.bf16)):
             out: Tensor = module(images).float()
         return out
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rcdm_fast.data.image_set import step_generator
 from rcdm_fast.encoders.small_resnet import SmallResNet
 from rcdm_fast.training.augment import random_colour, random_crop_flip
-from rcdm_fast.training.data import step_generator
 from rcdm_fast.training.pretrain_config import PretrainConfig
 from rcdm_fast.training.ssl_heads import dino_head, missing_lightly
 from rcdm_fast.training.ssl_methods import Method

@@ -24,14 +24,11 @@ import torch
 
 from rcdm_fast import benchmarking, doors, locks, sealed, storage
 from rcdm_fast.doors import door, regular
+from rcdm_fast.errors import RunError
 
 log = logging.getLogger(__name__)
 
 _SHOWN = 20  # settings that differ, in a message
-
-
-class RunError(RuntimeError):
-    """A run that cannot start, resume or go on."""
 
 
 class Paused(Exception):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from rcdm_fast.config import ConfigError
-from rcdm_fast.unet import AttentionBlock, ResBlock
+from rcdm_fast.models.unet import AttentionBlock, ResBlock
 
 MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
 

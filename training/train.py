@@ -1,7 +1,7 @@
 """Train an RCDM: a diffusion model conditioned on the representations of a frozen encoder.
 
-AdamW, averaged weights, autocast, optional torch.compile; one process or several (`team.py`); exact resume after any
-interruption, also in another number of processes.
+AdamW, averaged weights, autocast, fused operators or torch.compile; one process or several (`team.py`); exact resume
+after any interruption, also in another number of processes.
 
 With `standardize` the network is trained on (h - mean) / std and the affine map is folded into W when weights are
 written, so a finished file takes raw representations and has the published structure.
@@ -17,14 +17,16 @@ from pathlib import Path
 
 import torch
 
-from rcdm_fast import checkpoint, host, storage
 from rcdm_fast import encoders as encoder_room
+from rcdm_fast import host, storage
 from rcdm_fast.config import ConfigError, ModelConfig, UNetConfig
-from rcdm_fast.training import representations, resume, sheets, trust
+from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.errors import RunError
+from rcdm_fast.models import checkpoint
+from rcdm_fast.training import memory, representations, resume, sheets, trust
 from rcdm_fast.training.config import TrainConfig
-from rcdm_fast.training.data import ImageSet
 from rcdm_fast.training.run import Run
-from rcdm_fast.training.state import Paused, RunError, RunFolder
+from rcdm_fast.training.state import Paused, RunFolder
 from rcdm_fast.training.team import Team
 
 log = logging.getLogger(__name__)
@@ -74,7 +76,7 @@ def train(
         raise RunError(f"pictures are {data.pixels.shape[-1]} px, the network makes {config.unet.image_size} px")
     crew = Team(device, config.sharding)
     folder = RunFolder(out)
-    with folder.locked(crew.leads):
+    with folder.locked(crew.leads), memory.kept():
         if crew.leads:
             for decay in (config.ema, *config.more_emas):
                 storage.check_writable(_target(folder, config, decay))
@@ -96,6 +98,9 @@ def _train(
     encoder = encoder_room.build(config.encoder, str(crew.device), trust_repo=config.encoder.source in sources)
     bank = representations.cached(encoder, data, folder.path, config.flips, crew)
     unet = _with_width(config.unet, bank.shape[-1])
+    with crew.leader_first():
+        settled = resume.precision(folder.path, config.precision, crew.device)
+    config = dataclasses.replace(config, precision=settled)
     run = Run(config, unet, data, bank, crew)
     with crew.leader_first():
         settings = {**dataclasses.asdict(config), "data": data.fingerprint}

@@ -150,7 +150,6 @@ def plan(settings: Settings) -> Iterator[Plan]:
             for width, side in settings.attention_shapes:
                 yield _planned("attention", (batch, side * side, 3 * width), precision, _attention_case)
         picture = (batch, *settings.picture)
-        yield _planned("pictures_to_uint8", picture, "fp32", _picture_case)
         yield _planned("solver_step", picture, "fp32", _solver_case)
 
 
@@ -225,14 +224,6 @@ def _attention_case(qkv: Tensor, precision: str, random: Random) -> Case:
     moved = qkv.numel() // 3 * 4 * qkv.element_size()
     wanted = lambda: reference.attention(qkv.double(), HEADS, False)  # noqa: E731
     return Case("attention", str(list(qkv.shape)), precision, found, wanted, moved)
-
-
-def _picture_case(x: Tensor, precision: str, random: Random) -> Case:
-    found: dict[str, Callable[[], Tensor]] = {PLAIN: lambda: reference.pictures_to_uint8(x)}
-    found["library"] = lambda: ops.pictures_to_uint8(x)
-    return Case(
-        "pictures_to_uint8", str(list(x.shape)), "fp32", found, lambda: reference.pictures_to_uint8(x), x.numel() * 5
-    )
 
 
 def _solver_case(x: Tensor, precision: str, random: Random) -> Case:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from benchmarks.timing import Evaluate
 from benchmarks.workload import Inputs, Workload
-from rcdm_fast.export import diffusers as exported
-from rcdm_fast.export import diffusers_unet
+from rcdm_fast.models import diffusers_unet
+from rcdm_fast.models.diffusers_folder import missing_packages
 from rcdm_fast.precision import ieee_fp32
 
 NOTE = "UNet2DModel with the same weights"
@@ -21,7 +21,7 @@ def reasons_unavailable(workload: Workload) -> list[str]:
     """A missing package, or a network that UNet2DModel cannot be."""
     config = workload.network.config
     given = [] if config.representation_dim else ["measured for networks that take representations only"]
-    return [*exported.missing_packages(), *diffusers_unet.reasons_unavailable(config), *given]
+    return [*missing_packages(), *diffusers_unet.reasons_unavailable(config), *given]
 
 
 def build_fp32(workload: Workload) -> Evaluate:

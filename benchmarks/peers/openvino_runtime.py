@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from benchmarks.timing import Evaluate
 from benchmarks.workload import Inputs, Workload
-from rcdm_fast.export.graph import input_names
-from rcdm_fast.export.onnx import export_network
-from rcdm_fast.export.openvino_int8 import quantise_convolutions
-from rcdm_fast.unet import UNet, timestep_embedding
+from rcdm_fast.exporters.graph import input_names
+from rcdm_fast.exporters.onnx import export_network
+from rcdm_fast.exporters.openvino_core import core
+from rcdm_fast.exporters.openvino_int8 import quantise_convolutions
+from rcdm_fast.models.unet import UNet, timestep_embedding
 
 
 def reasons_unavailable(workload: Workload) -> list[str]:
@@ -53,7 +54,6 @@ def reasons_no_int8(workload: Workload) -> list[str]:
 
 def build_int8(workload: Workload) -> Evaluate:
     """Convolutions in int8, the rest in bf16."""
-    import openvino
 
     def arguments(inputs: Inputs) -> tuple[Tensor, ...]:
         timestep = torch.full((workload.batch,), workload.schedule.timesteps[inputs.k])
@@ -62,7 +62,7 @@ def build_int8(workload: Workload) -> Evaluate:
     example = arguments(workload.timed)
     with tempfile.TemporaryDirectory() as folder:
         file = export_network(Path(folder) / "network.onnx", workload.network, workload.config, check=False)
-        model = openvino.Core().read_model(file)
+        model = core().read_model(file)
     used = tuple(torch.cat(pair) for pair in zip(example, arguments(workload.other), strict=True))
     model = quantise_convolutions(model, used, input_names(workload.config.unet), batch=workload.batch)
     return _evaluator(_compiled(model, example, "bf16"), arguments)
@@ -109,7 +109,7 @@ def _compiled(model: Any, example: tuple[Tensor, ...], precision: str) -> Any:
     }
     if precision == "f32":
         settings["SNIPPETS_MODE"] = "DISABLE"
-    return openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+    return core().compile_model(model, "CPU", settings).create_infer_request()
 
 
 def _evaluator(request: Any, arguments: Callable[[Inputs], tuple[Tensor, ...]]) -> Evaluate:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from benchmarks import workload
 from benchmarks.timing import Evaluate
 from benchmarks.workload import Inputs, Workload
-from rcdm_fast.unet import UNet, timestep_embedding
+from rcdm_fast.models.unet import UNet, timestep_embedding
 
 
 class _Half(nn.Module):

@@ -5,49 +5,29 @@
 
 #include <algorithm>
 #include <array>
-#include <memory>
-#include <new>
 
+#include "check.h"
 #include "cpu/attention_table.h"
 #include "cpu/instruction_set.h"
+#include "cpu/layout.h"
+#include "cpu/scratch.h"
 
 namespace rcdm_fast::cpu {
 namespace {
 
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int64_t kAlignment = 64;
 constexpr int64_t kSmallestShare = 64;  // rows of q that make it worth packing k and v once more, in another thread
-
-const AttentionLoops::Format* loops_for(ScalarType dtype) {
-  const auto* loops = choose(&kAttentionBase, &kAttentionAvx2, &kAttentionAvx512, &kAttentionAvx512Bf16);
-  switch (dtype) {
-    case ScalarType::Float:
-      return &loops->float32;
-    case ScalarType::BFloat16:
-      return &loops->bfloat16;
-    case ScalarType::Half:
-      return &loops->float16;
-    default:
-      STD_TORCH_CHECK(false, "attention: expected float32, bfloat16 or float16, got ", dtype);
-  }
-}
-
-struct Free {
-  void operator()(char* memory) const {
-    ::operator delete[](memory, std::align_val_t{kAlignment});
-  }
-};
 
 }  // namespace
 
 Tensor attention(const Tensor& qkv, int64_t heads, bool new_order) {
-  const auto* loops = loops_for(qkv.scalar_type());
-  STD_TORCH_CHECK(qkv.is_cpu() && qkv.dim() == 3 && qkv.is_contiguous(),
+  const auto* all = choose(&kAttentionBase, &kAttentionAvx2, &kAttentionAvx512, &kAttentionAvx512Bf16);
+  const auto* loops = format_of(*all, qkv.scalar_type(), "attention");
+  RCDM_FAST_CHECK(qkv.is_cpu() && qkv.dim() == 3 && qkv.is_contiguous(),
                   "attention: qkv must be [N,L,3C], contiguous, on the CPU");
   const int64_t n = qkv.size(0), length = qkv.size(1), packed = qkv.size(2);
-  STD_TORCH_CHECK(heads > 0 && packed > 0 && packed % (3 * heads) == 0, "attention: ", packed,
+  RCDM_FAST_CHECK(heads > 0 && packed > 0 && packed % (3 * heads) == 0, "attention: ", packed,
                   " channels are not q, k and v of ", heads, " heads");
   const int64_t channels = packed / 3, width = channels / heads, bytes = static_cast<int64_t>(qkv.element_size());
   const std::array<int64_t, 3> shape{n, length, channels};
@@ -62,8 +42,7 @@ Tensor attention(const Tensor& qkv, int64_t heads, bool new_order) {
   const int64_t wanted = (threads + n * heads - 1) / (n * heads), most = (length + kSmallestShare - 1) / kSmallestShare;
   const int64_t shares = std::clamp<int64_t>(wanted, 1, most), share = (length + shares - 1) / shares;
   torch::stable::parallel_for(0, n * heads * shares, 1, [&](int64_t begin, int64_t end) {
-    const int64_t scratch = loops->scratch(length, width);
-    const std::unique_ptr<char[], Free> memory(static_cast<char*>(::operator new[](scratch, std::align_val_t{kAlignment})));
+    const Scratch memory = make_scratch(loops->scratch(length, width));
     for (int64_t task = begin; task < end; ++task) {
       const int64_t part = task % shares, head = task / shares % heads, image = task / (shares * heads);
       const char* q = from + (image * length * packed + head * width * (new_order ? 1 : 3)) * bytes;

@@ -6,41 +6,13 @@
 
 #pragma once
 
+#include "cpu/channels.h"
 #include "cpu/film_group_norm_table.h"
-#include "cpu/simd.h"
 
 namespace rcdm_fast::cpu {
 namespace {
 
 constexpr int kBlock = 64 / kWidth > 4 ? 4 : 64 / kWidth;
-
-// Reads and writes whole vectors.
-template <typename Format>
-struct Whole {
-  using Storage = typename Format::Storage;
-  static inline Floats load(const Storage* from, int64_t) {
-    return Format::load(from);
-  }
-  static inline void store(Storage* to, Floats value, int64_t) {
-    Format::store(to, value);
-  }
-};
-
-// Reads and writes the first `count` elements of a vector.
-template <typename Format>
-struct Partial {
-  using Storage = typename Format::Storage;
-  static inline Floats load(const Storage* from, int64_t count) {
-    Storage padded[kWidth] = {};
-    std::memcpy(padded, from, count * sizeof(Storage));
-    return Format::load(padded);
-  }
-  static inline void store(Storage* to, Floats value, int64_t count) {
-    Storage padded[kWidth];
-    Format::store(padded, value);
-    std::memcpy(to, padded, count * sizeof(Storage));
-  }
-};
 
 // Two passes over pixels that the first one has brought into the cache.
 template <typename Format, template <typename> class Access, int kVectors>

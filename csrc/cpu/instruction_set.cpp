@@ -1,9 +1,9 @@
 #include "cpu/instruction_set.h"
 
-#include <torch/headeronly/util/Exception.h>
-
 #include <cstdlib>
 #include <string>
+
+#include "check.h"
 
 namespace rcdm_fast::cpu {
 namespace {
@@ -54,7 +54,7 @@ const Choice& choice() {
 }  // namespace
 
 InstructionSet instruction_set() {
-  STD_TORCH_CHECK(choice().error.empty(), choice().error);
+  RCDM_FAST_CHECK(choice().error.empty(), choice().error);
   return choice().chosen;
 }
 

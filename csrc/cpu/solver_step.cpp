@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "check.h"
 #include "cpu/instruction_set.h"
 #include "cpu/solver_step_table.h"
 
@@ -26,7 +27,7 @@ SolverStepLoops::Loop loop_for(ScalarType dtype) {
     case ScalarType::Half:
       return loops->float16;
     default:
-      STD_TORCH_CHECK(false, "solver_step: expected an output of float32, bfloat16 or float16, got ", dtype);
+      RCDM_FAST_CHECK(false, "solver_step: expected an output of float32, bfloat16 or float16, got ", dtype);
   }
 }
 
@@ -35,7 +36,7 @@ void check_like(const Tensor& tensor, const Tensor& x, const char* name) {
   for (int64_t d = 0; same && d < 4; ++d) {
     same = tensor.size(d) == x.size(d);
   }
-  STD_TORCH_CHECK(same, "solver_step: ", name, " must be float32 [N,C,H,W], contiguous, on the CPU, and as large as x");
+  RCDM_FAST_CHECK(same, "solver_step: ", name, " must be float32 [N,C,H,W], contiguous, on the CPU, and as large as x");
 }
 
 }  // namespace
@@ -43,15 +44,15 @@ void check_like(const Tensor& tensor, const Tensor& x, const char* name) {
 std::tuple<Tensor, Tensor> solver_step(const Tensor& x, const Tensor& output, const std::vector<Tensor>& terms,
                                        const std::vector<double>& weights, double x_to_x0, double output_to_x0,
                                        double bound, double x0_to_next, double x_to_next) {
-  STD_TORCH_CHECK(x.dim() == 4, "solver_step: x must be [N,C,H,W]");
+  RCDM_FAST_CHECK(x.dim() == 4, "solver_step: x must be [N,C,H,W]");
   check_like(x, x, "x");
   const auto loop = loop_for(output.scalar_type());
   const int64_t n = x.size(0), channels = x.size(1), height = x.size(2), width = x.size(3);
-  STD_TORCH_CHECK(output.is_cpu() && output.dim() == 4 && output.size(0) == n && output.size(1) >= channels &&
+  RCDM_FAST_CHECK(output.is_cpu() && output.dim() == 4 && output.size(0) == n && output.size(1) >= channels &&
                       output.size(2) == height && output.size(3) == width,
                   "solver_step: output does not fit x");
-  STD_TORCH_CHECK(terms.size() == weights.size(), "solver_step: as many weights as terms are needed");
-  STD_TORCH_CHECK(bound >= 0, "solver_step: bound must be >= 0, got ", bound);
+  RCDM_FAST_CHECK(terms.size() == weights.size(), "solver_step: as many weights as terms are needed");
+  RCDM_FAST_CHECK(bound >= 0, "solver_step: bound must be >= 0, got ", bound);
   std::vector<const float*> others;
   for (const Tensor& term : terms) {
     check_like(term, x, "every term");

@@ -20,14 +20,14 @@ struct Checked {
 };
 
 void check_activations(const Tensor& tensor, const Tensor& like, const char* name) {
-  STD_TORCH_CHECK(is_channels_last(tensor), "film_group_norm: ", name,
+  RCDM_FAST_CHECK(is_channels_last(tensor), "film_group_norm: ", name,
                   " must be [N,C,H,W] in channels-last memory without gaps");
-  STD_TORCH_CHECK(tensor.scalar_type() == like.scalar_type() && on_same_device(tensor, like), "film_group_norm: ",
+  RCDM_FAST_CHECK(tensor.scalar_type() == like.scalar_type() && on_same_device(tensor, like), "film_group_norm: ",
                   name, " must have the dtype and the device of x");
 }
 
 const float* parameter(const Tensor& values, int64_t channels, const Tensor& like, const char* name) {
-  STD_TORCH_CHECK(values.dim() == 1 && values.size(0) == channels && values.is_contiguous() &&
+  RCDM_FAST_CHECK(values.dim() == 1 && values.size(0) == channels && values.is_contiguous() &&
                       values.scalar_type() == ScalarType::Float && on_same_device(values, like),
                   "film_group_norm: ", name, " must be float32 [", channels, "], contiguous, on the device of x");
   return static_cast<const float*>(values.const_data_ptr());
@@ -35,16 +35,16 @@ const float* parameter(const Tensor& values, int64_t channels, const Tensor& lik
 
 void set_film(FilmGroupNormProblem& problem, int64_t channels, const std::optional<Tensor>& film,
               const std::optional<Tensor>& rows, const Tensor& like) {
-  STD_TORCH_CHECK(film.has_value() == rows.has_value(), "film_group_norm: film and rows go together");
+  RCDM_FAST_CHECK(film.has_value() == rows.has_value(), "film_group_norm: film and rows go together");
   if (!film) {
     return;
   }
-  STD_TORCH_CHECK(film->dim() == 2 && film->scalar_type() == ScalarType::Float && on_same_device(*film, like) &&
+  RCDM_FAST_CHECK(film->dim() == 2 && film->scalar_type() == ScalarType::Float && on_same_device(*film, like) &&
                       (film->size(1) == channels || film->size(1) == 2 * channels) &&
                       (film->stride(1) == 1 || film->size(1) == 1),
                   "film_group_norm: film must be float32 [R,", 2 * channels, "] or [R,", channels,
                   "], dense along its rows, on the device of x");
-  STD_TORCH_CHECK(rows->dim() == 1 && rows->size(0) == problem.batch && rows->is_contiguous() &&
+  RCDM_FAST_CHECK(rows->dim() == 1 && rows->size(0) == problem.batch && rows->is_contiguous() &&
                       rows->scalar_type() == ScalarType::Long && on_same_device(*rows, like),
                   "film_group_norm: rows must be int64 [", problem.batch, "], contiguous, on the device of x");
   problem.film = static_cast<const float*>(film->const_data_ptr());
@@ -60,8 +60,8 @@ Checked check(const Tensor& x, const std::optional<Tensor>& skip, const Tensor& 
   check_activations(x, x, "x");
   int64_t channels = x.size(1), height = x.size(2), width = x.size(3);
   if (phases) {
-    STD_TORCH_CHECK(!skip && resample == 0, "film_group_norm: phases go with neither skip nor resample");
-    STD_TORCH_CHECK(channels % 4 == 0 && height > 1 && width > 1, "film_group_norm: phases need x [N,4C,H+1,W+1]");
+    RCDM_FAST_CHECK(!skip && resample == 0, "film_group_norm: phases go with neither skip nor resample");
+    RCDM_FAST_CHECK(channels % 4 == 0 && height > 1 && width > 1, "film_group_norm: phases need x [N,4C,H+1,W+1]");
     channels /= 4;
     height = 2 * (height - 1);
     width = 2 * (width - 1);
@@ -70,18 +70,18 @@ Checked check(const Tensor& x, const std::optional<Tensor>& skip, const Tensor& 
   problem.x_channels = static_cast<int>(channels);
   if (skip) {
     check_activations(*skip, x, "skip");
-    STD_TORCH_CHECK(skip->size(0) == x.size(0) && skip->size(2) == height && skip->size(3) == width,
+    RCDM_FAST_CHECK(skip->size(0) == x.size(0) && skip->size(2) == height && skip->size(3) == width,
                     "film_group_norm: skip does not fit x");
     problem.skip = skip->const_data_ptr();
     problem.skip_channels = static_cast<int>(skip->size(1));
     channels += skip->size(1);
   }
-  STD_TORCH_CHECK(groups > 0 && channels > 0 && channels % groups == 0, "film_group_norm: ", channels,
+  RCDM_FAST_CHECK(groups > 0 && channels > 0 && channels % groups == 0, "film_group_norm: ", channels,
                   " channels do not form ", groups, " groups");
-  STD_TORCH_CHECK(-1 <= resample && resample <= 1, "film_group_norm: resample must be -1, 0 or 1");
-  STD_TORCH_CHECK(resample != -1 || (height % 2 == 0 && width % 2 == 0),
+  RCDM_FAST_CHECK(-1 <= resample && resample <= 1, "film_group_norm: resample must be -1, 0 or 1");
+  RCDM_FAST_CHECK(resample != -1 || (height % 2 == 0 && width % 2 == 0),
                   "film_group_norm: an odd size cannot be halved");
-  STD_TORCH_CHECK(channels <= kMostNumbers / 8 && height <= kMostNumbers && width <= kMostNumbers &&
+  RCDM_FAST_CHECK(channels <= kMostNumbers / 8 && height <= kMostNumbers && width <= kMostNumbers &&
                       height * width <= kMostNumbers,
                   "film_group_norm: a picture is too large");
   problem.x = x.const_data_ptr();
@@ -128,7 +128,7 @@ void film_group_norm_out(const Tensor& out, const Tensor& x, const std::optional
   const Checked checked = check(x, skip, weight, bias, film, rows, groups, eps, silu, resample, phases);
   check_activations(out, x, "out");
   for (int d = 0; d < 4; ++d) {
-    STD_TORCH_CHECK(out.size(d) == checked.shape[d], "film_group_norm: out must be [", checked.shape[0], ",",
+    RCDM_FAST_CHECK(out.size(d) == checked.shape[d], "film_group_norm: out must be [", checked.shape[0], ",",
                     checked.shape[1], ",", checked.shape[2], ",", checked.shape[3], "]");
   }
   run(checked.problem, out);

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 
+#include "check.h"
 #include "cuda/format.h"
 
 namespace rcdm_fast::cuda {
@@ -41,7 +42,7 @@ inline Format format_of(const torch::stable::Tensor& tensor, const char* what) {
     case ScalarType::Half:
       return Format::kFloat16;
     default:
-      STD_TORCH_CHECK(false, what, ": expected float32, bfloat16 or float16, got ", tensor.scalar_type());
+      RCDM_FAST_CHECK(false, what, ": expected float32, bfloat16 or float16, got ", tensor.scalar_type());
   }
 }
 
@@ -65,7 +66,7 @@ inline bool is_channels_last(const torch::stable::Tensor& tensor) {
 }
 
 inline void check_launch(const char* operator_name, const char* error) {
-  STD_TORCH_CHECK(error == nullptr, operator_name, ": ", error);
+  RCDM_FAST_CHECK(error == nullptr, operator_name, ": ", error);
 }
 
 }  // namespace rcdm_fast::cuda

@@ -26,27 +26,27 @@ bool like_x(const Tensor& tensor, const Tensor& x) {
 std::tuple<Tensor, Tensor> solver_step(const Tensor& x, const Tensor& output, const std::vector<Tensor>& terms,
                                        const std::vector<double>& weights, double x_to_x0, double output_to_x0,
                                        double bound, double x0_to_next, double x_to_next) {
-  STD_TORCH_CHECK(like_x(x, x), "solver_step: x must be float32 [N,C,H,W], contiguous");
-  STD_TORCH_CHECK(output.dim() == 4 && on_same_device(output, x) && output.size(0) == x.size(0) &&
+  RCDM_FAST_CHECK(like_x(x, x), "solver_step: x must be float32 [N,C,H,W], contiguous");
+  RCDM_FAST_CHECK(output.dim() == 4 && on_same_device(output, x) && output.size(0) == x.size(0) &&
                       output.size(1) >= x.size(1) && output.size(2) == x.size(2) && output.size(3) == x.size(3),
                   "solver_step: output does not fit x");
-  STD_TORCH_CHECK(terms.size() == weights.size(), "solver_step: ", terms.size(), " terms, ", weights.size(),
+  RCDM_FAST_CHECK(terms.size() == weights.size(), "solver_step: ", terms.size(), " terms, ", weights.size(),
                   " weights");
-  STD_TORCH_CHECK(terms.size() <= kMostTerms, "solver_step: at most ", kMostTerms, " terms, got ", terms.size());
-  STD_TORCH_CHECK(bound >= 0, "solver_step: bound must be >= 0, got ", bound);
+  RCDM_FAST_CHECK(terms.size() <= kMostTerms, "solver_step: at most ", kMostTerms, " terms, got ", terms.size());
+  RCDM_FAST_CHECK(bound >= 0, "solver_step: bound must be >= 0, got ", bound);
   Tensor following = torch::stable::empty_like(x);
   Tensor x0 = torch::stable::empty_like(x);
   SolverStepProblem problem = {};
   problem.format = format_of(output, "solver_step's output");
   for (size_t k = 0; k < terms.size(); ++k) {
-    STD_TORCH_CHECK(like_x(terms[k], x), "solver_step: every term must be like x");
+    RCDM_FAST_CHECK(like_x(terms[k], x), "solver_step: every term must be like x");
     problem.terms[k] = static_cast<const float*>(terms[k].const_data_ptr());
     problem.weights[k] = static_cast<float>(weights[k]);
   }
   if (x.numel() == 0) {
     return {following, x0};
   }
-  STD_TORCH_CHECK(x.numel() / x.size(0) <= kMostNumbers, "solver_step: a picture is too large");
+  RCDM_FAST_CHECK(x.numel() / x.size(0) <= kMostNumbers, "solver_step: a picture is too large");
   problem.x = static_cast<const float*>(x.const_data_ptr());
   problem.output = output.const_data_ptr();
   problem.following = static_cast<float*>(following.mutable_data_ptr());

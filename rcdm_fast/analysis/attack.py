@@ -26,11 +26,12 @@ from rcdm_fast.analysis.recovery import MIN_SOURCES
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
 from rcdm_fast.checks import CountOrNone
 from rcdm_fast.config import ConfigError
+from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.encoders import ImageEncoder
-from rcdm_fast.pipeline import Model
-from rcdm_fast.training import probes, representations
-from rcdm_fast.training.data import ImageSet
-from rcdm_fast.training.evaluate import squared_distances
+from rcdm_fast.metrics import probes
+from rcdm_fast.metrics.nearest import squared_distances
+from rcdm_fast.model import Model
+from rcdm_fast.training import representations
 
 METHODS = ("fgsm", "pgd")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from rcdm_fast.training.evaluate import Interval
+from rcdm_fast.metrics.intervals import Interval
 
 COLOURS = ("#0b5fa5", "#d1495b", "#3a7d44", "#8a5a9e", "#b8860b")
 SIZE = 26  # of letters, pixels

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from rcdm_fast.analysis.recovery import check_sources
 from rcdm_fast.checks import Checked, ConfigError, Count, Seed
+from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.diffusion.solvers import SolverName
 from rcdm_fast.encoders import Encoder
-from rcdm_fast.pipeline import Model
-from rcdm_fast.solvers import SolverName
-from rcdm_fast.training.data import ImageSet
-from rcdm_fast.training.evaluate import Interval, bootstrap
+from rcdm_fast.metrics import intervals
+from rcdm_fast.metrics.intervals import Interval, bootstrap
+from rcdm_fast.model import Model
 
 Progress = Callable[[int, int], None]
 
@@ -148,10 +149,7 @@ def gain(own: np.ndarray, chance: np.ndarray, config: RunConfig) -> Interval:
 
 def difference(a: np.ndarray, b: np.ndarray, config: RunConfig) -> Interval:
     """mean(a) - mean(b) of two groups that are not paired, [N] and [M], with its 95 % bootstrap interval."""
-    rng = np.random.default_rng(config.seed)
-    of_a, of_b = (each[rng.integers(0, len(each), size=(config.resamples, len(each)))].mean(axis=1) for each in (a, b))
-    low, high = np.quantile(of_a - of_b, [0.025, 0.975])
-    return Interval(float(a.mean() - b.mean()), float(low), float(high))
+    return intervals.difference(a, b, config.resamples, np.random.default_rng(config.seed))
 
 
 def above(found: Interval, level: float = 0.0) -> bool | None:

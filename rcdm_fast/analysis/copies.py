@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from rcdm_fast.analysis import common, nearest
+from rcdm_fast.analysis import common
 from rcdm_fast.analysis.common import RunConfig
-from rcdm_fast.analysis.recovery import Floats
 from rcdm_fast.analysis.result import Cell, Finding, Table, cell_text
 from rcdm_fast.config import ConfigError
-from rcdm_fast.training.evaluate import Interval
+from rcdm_fast.metrics import intervals, nearest
+from rcdm_fast.metrics.intervals import Floats, Interval
 
 COPY = 0.5  # of the usual distance; see above
 TOLERATED = 0.05  # share of samples nearer than that, beyond the share of real pictures
@@ -107,7 +107,4 @@ def search(again: Tensor, h: Tensor, gallery: Tensor, config: RunConfig) -> Copi
 
 def _ratio(top: Floats, bottom: Floats, config: RunConfig) -> Interval:
     """mean(top) / mean(bottom) with its interval; a resample in which all of bottom is zero gives a large one."""
-    draws = np.random.default_rng(config.seed).integers(0, len(top), size=(config.resamples, len(top)))
-    ratios = top[draws].mean(axis=1) / np.maximum(bottom[draws].mean(axis=1), 1e-12)
-    low, high = np.quantile(ratios, [0.025, 0.975])
-    return Interval(float(top.mean() / bottom.mean()), float(low), float(high))
+    return intervals.ratio(top, bottom, config.resamples, np.random.default_rng(config.seed))

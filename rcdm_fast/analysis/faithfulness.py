@@ -11,15 +11,14 @@ import dataclasses
 import torch
 from PIL import Image
 
-from rcdm_fast import host, images
+from rcdm_fast import evaluation, host, images
 from rcdm_fast.analysis.common import Progress
 from rcdm_fast.analysis.recovery import MIN_SOURCES
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
 from rcdm_fast.config import ConfigError
-from rcdm_fast.pipeline import Model
-from rcdm_fast.training import evaluate
-from rcdm_fast.training.data import ImageSet
-from rcdm_fast.training.evaluate import Drawn, EvaluateConfig, Faithfulness
+from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.evaluation import Drawn, EvaluateConfig, Faithfulness
+from rcdm_fast.model import Model
 
 SHOWN = 6  # sources in the figure
 
@@ -37,11 +36,11 @@ def run(model: Model, data: ImageSet, config: EvaluateConfig, progress: Progress
     Raises:
         ConfigError: fewer pictures than asked for, under 20 sources, or a model without an encoder.
     """
-    _, sources = evaluate.counts(data, config)
+    _, sources = evaluation.counts(data, config)
     if sources < MIN_SOURCES:
         raise ConfigError(f"an interval over source pictures needs at least {MIN_SOURCES} of them, got {sources}")
-    drawn = evaluate.draw(model, data, config, progress)
-    found = evaluate.faithfulness(drawn, config)
+    drawn = evaluation.draw(model, data, config, progress)
+    found = evaluation.faithfulness(drawn, config)
     name = model.config.name or "(unnamed)"
     return Analysis(
         name="faithfulness",

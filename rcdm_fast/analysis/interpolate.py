@@ -24,8 +24,8 @@ from rcdm_fast.analysis.recovery import check_sources
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table
 from rcdm_fast.checks import CountOrNone
 from rcdm_fast.config import ConfigError
-from rcdm_fast.pipeline import Model
-from rcdm_fast.training.data import ImageSet
+from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.model import Model
 
 MODES: tuple[Literal["linear", "spherical"], ...] = ("linear", "spherical")
 

@@ -27,8 +27,8 @@ from rcdm_fast.analysis.recovery import Changes, Recovery, recovery
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
 from rcdm_fast.checks import Count, CountOrNone
 from rcdm_fast.config import ConfigError
-from rcdm_fast.pipeline import Model
-from rcdm_fast.training.data import ImageSet
+from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.model import Model
 
 METHOD = (
     "Samples are drawn from the representation of every transformed picture, with the same noise at every step for all "

@@ -22,8 +22,8 @@ from rcdm_fast.analysis import common
 from rcdm_fast.analysis.common import Progress, RunConfig, interval
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table
 from rcdm_fast.checks import Count, CountOrNone
-from rcdm_fast.pipeline import Model
-from rcdm_fast.training.data import ImageSet
+from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.model import Model
 
 
 @dataclass(frozen=True)

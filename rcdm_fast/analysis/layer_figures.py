@@ -5,19 +5,15 @@ Knows nothing about how they were measured.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from PIL import Image
 
 from rcdm_fast import images
 from rcdm_fast.analysis import augment, charts, invariance, properties
 from rcdm_fast.analysis import spread as spreads
-from rcdm_fast.analysis.recovery import resampled
-from rcdm_fast.training.data import ImageSet
-
-if TYPE_CHECKING:
-    from rcdm_fast.analysis.layers import Layer, LayersConfig
+from rcdm_fast.analysis.layer import Layer, LayersConfig
+from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.metrics.intervals import resampled
 
 
 def charts_of(layers: list[Layer], config: LayersConfig) -> tuple[dict[str, Image.Image], dict[str, str]]:

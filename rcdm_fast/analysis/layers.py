@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -23,14 +22,14 @@ from rcdm_fast.analysis import augment, common, invariance, layer_figures, reado
 from rcdm_fast.analysis import spread as spreads
 from rcdm_fast.analysis.common import Progress
 from rcdm_fast.analysis.invariance import Invariance, InvarianceConfig
-from rcdm_fast.analysis.recovery import Changes, Recovery, difference, recovery, resampled
+from rcdm_fast.analysis.layer import Layer, LayersConfig
+from rcdm_fast.analysis.recovery import Changes, Recovery, difference, recovery
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
-from rcdm_fast.analysis.spread import Spread
-from rcdm_fast.checks import Count, CountOrNone
 from rcdm_fast.config import ConfigError
-from rcdm_fast.pipeline import Model
-from rcdm_fast.training.data import ImageSet
-from rcdm_fast.training.evaluate import Interval
+from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.metrics import intervals
+from rcdm_fast.metrics.intervals import Interval, resampled
+from rcdm_fast.model import Model
 
 NOTE = (
     "Difference of r with a 95 % interval over sources, paired. Yes: the first keeps the property (r above chance); "
@@ -42,32 +41,6 @@ METHOD = (
     "pictures. Readout: the same r for the prediction of a ridge regression from h to the property, fitted on other "
     "pictures; it does not depend on the decoder, which may be better for one model than for the other."
 )
-
-
-@dataclass(frozen=True)
-class LayersConfig(InvarianceConfig):
-    """What to sample, beyond the invariance.
-
-    Attributes:
-        spread_samples: samples of each source behind the variance at fixed h.
-        mapped: sources in the figure of variances.
-        fitted_on: pictures beside the sources that the linear readout is fitted on; 0 leaves it out.
-    """
-
-    spread_samples: Count = 8
-    mapped: CountOrNone = 6
-    fitted_on: CountOrNone = 400
-
-
-@dataclass(frozen=True)
-class Layer:
-    """What was found for one model: `samples` [S,P,3,H,W] behind `spread`; `readout` by augmentation, maybe empty."""
-
-    name: str
-    invariance: Invariance
-    samples: Tensor
-    spread: Spread
-    readout: dict[str, Changes]
 
 
 def names(models: Sequence[Model]) -> list[str]:
@@ -283,9 +256,8 @@ def _open_finding(first: Layer, other: Layer, config: LayersConfig) -> Finding:
     of_first, of_other = (
         [spreads.share(layer.spread, "pixels", drawn) for drawn in (alone, counts)] for layer in (first, other)
     )
-    low, high = np.quantile(of_other[1] - of_first[1], [0.025, 0.975])
-    held = True if low > 0 else False if high < 0 else None
-    apart = Interval(float(of_other[0][0] - of_first[0][0]), float(low), float(high))
+    apart = intervals.of(of_other[0][0] - of_first[0][0], of_other[1] - of_first[1])
+    held = common.above(apart)
     text = (
         f"{of_first[0][0]:.3g} and {of_other[0][0]:.3g} of the variance of real pixels, difference {cell_text(apart)}"
     )

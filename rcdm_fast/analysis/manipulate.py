@@ -27,10 +27,10 @@ from rcdm_fast.analysis.recovery import MIN_SOURCES, check_sources
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table
 from rcdm_fast.checks import CountOrNone
 from rcdm_fast.config import ConfigError
-from rcdm_fast.pipeline import Model
+from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.metrics.intervals import Interval
+from rcdm_fast.model import Model
 from rcdm_fast.training import representations
-from rcdm_fast.training.data import ImageSet
-from rcdm_fast.training.evaluate import Interval
 
 SPARSE = 0.2  # share of zeros from which "non-zero" tells dimensions apart
 

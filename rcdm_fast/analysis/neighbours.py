@@ -20,15 +20,17 @@ from PIL import Image
 from torch import Tensor
 
 from rcdm_fast import host, images
-from rcdm_fast.analysis import common, copies, nearest
+from rcdm_fast.analysis import common, copies
 from rcdm_fast.analysis.common import Progress, Redrawn, SamplingConfig
-from rcdm_fast.analysis.recovery import MIN_SOURCES, Floats
+from rcdm_fast.analysis.recovery import MIN_SOURCES
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
 from rcdm_fast.checks import Count, CountOrNone
 from rcdm_fast.config import ConfigError
-from rcdm_fast.pipeline import Model
+from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.metrics import nearest
+from rcdm_fast.metrics.intervals import Floats
+from rcdm_fast.model import Model
 from rcdm_fast.training import representations
-from rcdm_fast.training.data import ImageSet
 
 METHOD = (
     "Sources are spread evenly over the data; all other pictures are the gallery. Every sample is re-encoded. "

@@ -19,9 +19,9 @@ from rcdm_fast.analysis.common import Progress, SamplingConfig
 from rcdm_fast.analysis.result import Analysis, Cell, Table
 from rcdm_fast.checks import Count
 from rcdm_fast.config import ConfigError
-from rcdm_fast.pipeline import Model
-from rcdm_fast.training.data import ImageSet
-from rcdm_fast.training.evaluate import bootstrap
+from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.metrics.intervals import bootstrap
+from rcdm_fast.model import Model
 
 SHOWN = 12  # photographs in the figure
 

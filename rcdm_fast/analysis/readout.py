@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from rcdm_fast.analysis import properties
 from rcdm_fast.analysis.augment import Augmentation
 from rcdm_fast.analysis.recovery import Changes
 from rcdm_fast.config import ConfigError
 from rcdm_fast.encoders import Encoder
+from rcdm_fast.metrics.ridge import Moments
 
 MIN_READERS = 50  # pictures to fit on; below, a map from a hundred numbers is mostly noise
 RIDGE = 0.01  # penalty per picture, on standardised h
@@ -45,7 +47,7 @@ def read(encoder: Encoder, each: Augmentation, fitted_on: Tensor, sources: Tenso
         return h, torch.stack([prop(version) for version in all_of_them])
 
     h, target = versions(fitted_on)
-    predict = _Ridge(h.flatten(0, 1), target.flatten())
+    predict = _Readout(h.flatten(0, 1), target.flatten())
     h, actual = versions(sources)
     predicted = predict(h.flatten(0, 1)).view(actual.shape)
     in_pictures = prop.change(actual[:1, :, None], actual[1:, :, None])
@@ -53,17 +55,21 @@ def read(encoder: Encoder, each: Augmentation, fitted_on: Tensor, sources: Tenso
     return Changes(in_pictures.T, in_readout.T, prop.strength(actual[0]), prop.period)
 
 
-class _Ridge:
+class _Readout:
     """h [N,D] -> value [N] (real or complex), fitted by least squares with a penalty."""
 
     def __init__(self, h: Tensor, values: Tensor) -> None:
         self.mean, deviation = h.mean(dim=0), h.std(dim=0)
         self.deviation = deviation.clamp_min(1e-6 * float(deviation.max()) + 1e-12)
-        x = (h - self.mean) / self.deviation
-        self.offset = values.mean()
-        gram = x.T @ x + RIDGE * len(x) * torch.eye(x.shape[1], dtype=x.dtype)
-        self.weight = torch.linalg.solve(gram.to(values.dtype), x.T.to(values.dtype) @ (values - self.offset))
+        self.complex = values.is_complex()
+        numbers = torch.view_as_real(values) if self.complex else values[:, None]
+        moments = Moments(h.shape[1] + 1, numbers.shape[1])
+        moments.add(self._inputs(h), numbers.double())
+        self.solution = moments.solve(RIDGE)
 
     def __call__(self, h: Tensor) -> Tensor:
-        predicted: Tensor = ((h - self.mean) / self.deviation).to(self.weight.dtype) @ self.weight + self.offset
-        return predicted
+        numbers = self._inputs(h) @ self.solution
+        return torch.view_as_complex(numbers) if self.complex else numbers[:, 0]
+
+    def _inputs(self, h: Tensor) -> Tensor:
+        return F.pad(((h - self.mean) / self.deviation).double(), (0, 1), value=1.0)

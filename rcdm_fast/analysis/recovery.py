@@ -23,18 +23,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from rcdm_fast.config import ConfigError
-from rcdm_fast.training.evaluate import Interval
+from rcdm_fast.metrics import intervals
+from rcdm_fast.metrics.intervals import Floats, Interval, resampled
 
 MIN_SOURCES = 20  # below, the percentiles of a bootstrap over sources mean little
 SHUFFLES = 500
 FOLLOWED = 0.1  # a slope surely below it counts as "dropped"
 SLOPES = np.linspace(-1, 2, 301)
-
-Floats = NDArray[np.float64]
 
 
 def check_sources(count: int, available: int) -> None:
@@ -143,7 +141,11 @@ def recovery(changes: Changes, resamples: int = 2000, seed: int = 0) -> Recovery
     shuffles = (changes.shuffled(rng).statistics(np.ones((1, count)))[0][0] for _ in range(SHUFFLES))
     chance = float(np.quantile(np.abs(np.fromiter(shuffles, np.float64, SHUFFLES)), 0.95))
     return Recovery(
-        _interval(correlation[0], drawn_r), _interval(slope[0], drawn_slope), chance, count, changes.picture.numel()
+        intervals.of(correlation[0], drawn_r),
+        intervals.of(slope[0], drawn_slope),
+        chance,
+        count,
+        changes.picture.numel(),
     )
 
 
@@ -155,17 +157,4 @@ def difference(a: Changes, b: Changes, resamples: int = 2000, seed: int = 0, sha
         raise ConfigError("a difference of correlations needs the same pictures on both sides")
     alone, drawn = np.ones((1, count)), resampled(count, resamples, seed)
     value = share * a.statistics(alone)[0] - b.statistics(alone)[0]
-    return _interval(value[0], share * a.statistics(drawn)[0] - b.statistics(drawn)[0])
-
-
-def resampled(count: int, resamples: int, seed: int) -> Floats:
-    """How often each source is drawn in every resample; float64 [resamples,count]."""
-    if resamples < 100:
-        raise ConfigError(f"a 95 % interval needs at least 100 resamples, got {resamples}")
-    equal = np.full(count, 1 / count)
-    return np.random.default_rng(seed).multinomial(count, equal, size=resamples).astype(np.float64)
-
-
-def _interval(value: float, drawn: Floats) -> Interval:
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return Interval(float(value), float(low), float(high))
+    return intervals.of(value[0], share * a.statistics(drawn)[0] - b.statistics(drawn)[0])

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rcdm_fast.analysis.result import Analysis
-    from rcdm_fast.pipeline import Model
-    from rcdm_fast.training.data import ImageSet
+    from rcdm_fast.data.image_set import ImageSet
+    from rcdm_fast.model import Model
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Experiment:
 def _faithfulness(job: Job) -> Analysis:
     from rcdm_fast.analysis import faithfulness
     from rcdm_fast.config import from_dict
-    from rcdm_fast.training.evaluate import EvaluateConfig
+    from rcdm_fast.evaluation import EvaluateConfig
 
     config = from_dict(EvaluateConfig, job.settings, "settings of faithfulness")
     return faithfulness.run(job.model, job.pictures, config, job.progress)
@@ -106,9 +106,10 @@ def _invariance(job: Job) -> Analysis:
 
 def _layers(job: Job) -> Analysis:
     from rcdm_fast.analysis import layers
+    from rcdm_fast.analysis.layer import LayersConfig
     from rcdm_fast.config import from_dict
 
-    config = from_dict(layers.LayersConfig, job.settings, "settings of layers")
+    config = from_dict(LayersConfig, job.settings, "settings of layers")
     return layers.run((job.model, *job.against), job.pictures, config, job.progress)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from rcdm_fast.training.evaluate import Interval
+from rcdm_fast.metrics.intervals import Interval
 
 Cell = str | int | float | bool | None | Interval
 

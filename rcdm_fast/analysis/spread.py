@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from rcdm_fast.analysis import properties
-from rcdm_fast.analysis.recovery import Floats
 from rcdm_fast.config import ConfigError
-from rcdm_fast.training.evaluate import Interval
+from rcdm_fast.metrics import intervals
+from rcdm_fast.metrics.intervals import Floats, Interval
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,7 @@ def shares(found: Spread, counts: Floats, own: bool = False) -> dict[str, Interv
     alone = np.ones((1, counts.shape[1]))
     result = {}
     for name in found.within:
-        low, high = np.quantile(share(found, name, counts, own), [0.025, 0.975])
-        result[name] = Interval(float(share(found, name, alone, own)[0]), float(low), float(high))
+        result[name] = intervals.of(share(found, name, alone, own)[0], share(found, name, counts, own))
     return result
 
 

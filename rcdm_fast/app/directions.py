@@ -17,9 +17,9 @@ from rcdm_fast.analysis.directions import mean_difference, principal_directions
 from rcdm_fast.analysis.properties import PROPERTIES
 from rcdm_fast.analysis.recovery import MIN_SOURCES
 from rcdm_fast.config import ConfigError
+from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.encoders import Encoder
 from rcdm_fast.training import representations
-from rcdm_fast.training.data import ImageSet
 
 NEUTRAL = {"zoom": 1.0, "brightness": 1.0, "solarise": 1.0}  # magnitudes that change nothing; 0 for the others
 MAX_PICTURES = 2000

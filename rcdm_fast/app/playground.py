@@ -17,17 +17,18 @@ from PIL import Image
 from torch import Tensor
 
 import rcdm_fast
-from rcdm_fast import images, solvers
+from rcdm_fast import images
 from rcdm_fast.analysis.augment import AUGMENTATIONS
 from rcdm_fast.app import directions
 from rcdm_fast.checks import Checked, Seed
 from rcdm_fast.config import ConfigError
+from rcdm_fast.data.sources import open_data
+from rcdm_fast.diffusion import solvers
+from rcdm_fast.diffusion.sampling import Request
+from rcdm_fast.diffusion.schedule import Schedule
+from rcdm_fast.diffusion.solvers import Predict, SolverOptions, StepNoise
 from rcdm_fast.images import ImageSource
-from rcdm_fast.pipeline import Model
-from rcdm_fast.sampling import Request
-from rcdm_fast.schedule import Schedule
-from rcdm_fast.solvers import Predict, SolverOptions, StepNoise
-from rcdm_fast.training.sources import open_data
+from rcdm_fast.model import Model
 
 MAX_STEPS, MAX_COUNT = 250, 32
 MAX_STRENGTH = 2.0

@@ -31,11 +31,12 @@ from rcdm_fast.cli import (
     terminal,
     training,
 )
+from rcdm_fast.errors import RcdmError
 
 app = typer.Typer(
     name="rcdm",
     help="See in pictures what a vision encoder's representation keeps of a photo.\n\n"
-    "Example: rcdm sample photo.jpg --model cifar10-simclr-trunk --out sheet.png",
+    "Example: rcdm sample photo.jpg --model cifar10-simclr-wide --out sheet.png",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -58,6 +59,7 @@ app.command()(bench.bench)
 app.command()(about.models)
 app.command()(about.info)
 
+INTERRUPTED = 130
 _debug = False
 
 
@@ -89,15 +91,23 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(given: list[str]) -> int:
     try:
         app(given, standalone_mode=True, prog_name="rcdm")
-    except SystemExit as stop:
-        return int(stop.code) if isinstance(stop.code, int) else 1
-    except KeyboardInterrupt:
-        print("rcdm: interrupted", file=sys.stderr)
-        return 130
+    except (SystemExit, KeyboardInterrupt) as stop:
+        code = stop.code if isinstance(stop, SystemExit) else INTERRUPTED
+        if code == INTERRUPTED:  # typer's, which says nothing
+            print("rcdm: interrupted", file=sys.stderr)
+        return code if isinstance(code, int) else 1
     except Exception as error:
         if _debug or "--debug" in given:
             raise
-        text = " ".join(str(error).split()) or type(error).__name__
+        text = " ".join(str(error).split())
+        if not isinstance(error, RcdmError | OSError) or not text:  # nothing that anybody foresaw
+            text = f"{type(error).__name__}: {text}".rstrip(": ")
         print(f"rcdm: {text}", file=sys.stderr)
-        return 2 if isinstance(error, ValueError | OSError) else 1
+        return _exit_code(error)
     return 0
+
+
+def _exit_code(error: Exception) -> int:
+    """2 for what was given and what the system refuses; 1 for what failed, as a ValueError that is no RcdmError."""
+    given = isinstance(error, RcdmError) and isinstance(error, ValueError)
+    return 2 if given or isinstance(error, OSError) else 1

@@ -15,9 +15,9 @@ def models() -> None:
 
     Example: rcdm models
     """
-    from rcdm_fast import names
+    from rcdm_fast.models import zoo
 
-    for name, known in names.model_names().items():
+    for name, known in zoo.model_names().items():
         where = "" if known.present else " (downloaded at first use)"
         common.say(f"{name:24s} {known.kind:10s} {known.about}{where}")
 

@@ -36,11 +36,12 @@ def adapt(
 
     Example: rcdm adapt cifar10-simclr-trunk --encoder bundled:cifar10-supervised --data cifar10/train --out runs/new
     """
-    from rcdm_fast import checkpoint, encoders
+    from rcdm_fast import encoders
     from rcdm_fast.config import from_dict
+    from rcdm_fast.data.sources import open_data
+    from rcdm_fast.models import checkpoint
     from rcdm_fast.training.adapt import AdaptConfig
     from rcdm_fast.training.adapt import adapt as run
-    from rcdm_fast.training.sources import open_data
 
     values: dict[str, Any] = {"name": name or out.name, "model": model, "seed": seed}
     trusted = []

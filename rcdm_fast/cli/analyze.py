@@ -56,7 +56,7 @@ def analyze(
     from rcdm_fast.analysis import registry
     from rcdm_fast.cli.training import changed
     from rcdm_fast.config import ConfigError
-    from rcdm_fast.training.sources import open_data
+    from rcdm_fast.data.sources import open_data
 
     experiment = registry.find(name)
     missing = experiment.lacks(data=data is not None, photos=photos is not None, against=bool(against))

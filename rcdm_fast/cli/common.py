@@ -16,7 +16,7 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from rcdm_fast.pipeline import Model
+    from rcdm_fast.model import Model
 
 ModelName = Annotated[str, typer.Option("--model", "-m", help="Bundled or published name, file, folder or hub id.")]
 Flags = Annotated[Path | None, typer.Option(help="JSON file of published flags, for a .pt file.")]

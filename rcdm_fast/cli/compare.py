@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rcdm_fast.drift import Case, Drift, Settings
-    from rcdm_fast.pipeline import Model
-    from rcdm_fast.training.evaluate import Interval
+    from rcdm_fast.metrics.intervals import Interval
+    from rcdm_fast.model import Model
 
 SHOWN = 8  # pictures of each case on the sheet
 
@@ -96,8 +96,8 @@ def _mrr(
 ) -> dict[Case, tuple[Interval, Interval]]:
     """MRR of the source picture for every case, and its change from the first one's, from the same noise."""
     from rcdm_fast import drift
-    from rcdm_fast.training.evaluate import EvaluateConfig, evaluate, mrr_change
-    from rcdm_fast.training.sources import open_data
+    from rcdm_fast.data.sources import open_data
+    from rcdm_fast.evaluation import EvaluateConfig, evaluate, mrr_change
 
     pictures = open_data(data, model.image_size)
     config = EvaluateConfig(sources, drawn.per, gallery, drawn.steps, drawn.solver, drawn.seed)

@@ -1,6 +1,6 @@
 """`rcdm evaluate`: ranks, distances and distributions of a model's samples.
 
-Knows nothing about formulas (`training/evaluate.py` and the modules it names).
+Knows nothing about formulas (`rcdm_fast/evaluation.py` and the modules it names).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from rcdm_fast.cli import common
 from rcdm_fast.cli.training import Data
 
 if TYPE_CHECKING:
-    from rcdm_fast.pipeline import Model
-    from rcdm_fast.training.evaluate import Faithfulness
-    from rcdm_fast.training.features import FeatureSpace
+    from rcdm_fast.encoders.features import FeatureSpace
+    from rcdm_fast.evaluation import Faithfulness
+    from rcdm_fast.model import Model
 
 FeatureSpec = Annotated[
     str | None,
@@ -64,13 +64,14 @@ def evaluate(
     Mean rank and MRR of the source picture beside chance, distances beside those of real neighbours, and distances of
     distributions (Fréchet, kernel, precision and recall, density and coverage) in a stated feature space.
 
-    Example: rcdm evaluate cifar10-simclr-trunk --data cifar10/test --samples 4 --gallery 10000 --json mrr.json
+    Example: rcdm evaluate cifar10-simclr-wide --data cifar10/test --samples 4 --gallery 10000 --json mrr.json
     """
+    from rcdm_fast import evaluation as measures
     from rcdm_fast import outputs, storage
     from rcdm_fast.config import ConfigError
-    from rcdm_fast.training import distributions, sample_files
-    from rcdm_fast.training import evaluate as measures
-    from rcdm_fast.training.sources import open_data
+    from rcdm_fast.data import sample_files
+    from rcdm_fast.data.sources import open_data
+    from rcdm_fast.metrics import distributions
 
     if inception is not None and features is not None:
         raise ConfigError("--inception and --features both name a feature space; give one")
@@ -107,7 +108,7 @@ def evaluate(
 
 def table(result: Faithfulness) -> list[str]:
     """Lines for a reader: ranks, distances, distributions."""
-    from rcdm_fast.training import distributions
+    from rcdm_fast.metrics import distributions
 
     rows = [("MRR", result.mrr), ("mean rank", result.mean_rank), ("squared distance of samples to h", result.distance)]
     for k, interval in result.nearest_real.items():
@@ -120,7 +121,7 @@ def table(result: Faithfulness) -> list[str]:
 
 def _space(model: Model, features: str | None, inception: Path | None) -> FeatureSpace | None:
     from rcdm_fast import encoders
-    from rcdm_fast.training import features as spaces
+    from rcdm_fast.encoders import features as spaces
 
     if inception is not None:
         return spaces.of_inception(inception, model.device)

@@ -38,7 +38,8 @@ def export(
     from rcdm_fast import images
 
     common.check_writable(out / "README.md")
-    files = rcdm_fast.load(model, flags, encoder, device or "cpu", "eager", sha256=sha256).export(
+    files = rcdm_fast.export(
+        rcdm_fast.load(model, flags, encoder, device or "cpu", "eager", sha256=sha256),
         to,
         out,
         precision=precision,

@@ -29,12 +29,12 @@ def generate(
         str | None,
         typer.Argument(
             help="Pictures, representations or labels: a folder, shards (.tar), .npy, .npz, .safetensors, .parquet, "
-            ".arrow; or a number of items, for an unconditional model.",
+            ".arrow, hf:NAME_OR_FOLDER; or a number of items, for an unconditional model.",
             show_default=False,
         ),
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The job's folder; resumed if it is there.")] = Path("job"),
-    model: common.ModelName = "cifar10-simclr-trunk",
+    model: common.ModelName = "cifar10-simclr-wide",
     per: Annotated[int, typer.Option(help="Samples of each item.")] = 8,
     steps: common.Steps = "50",
     solver: common.SolverName = "ddim",
@@ -65,7 +65,7 @@ def generate(
 
     Exit code 3: finished, but some items could not be read or drawn (quarantine.jsonl says why).
 
-    Example: rcdm generate photos/ --model cifar10-simclr-trunk --per 100 --steps 25 --out job
+    Example: rcdm generate photos/ --model cifar10-simclr-wide --per 100 --steps 25 --out job
     """
     from rcdm_fast.config import ConfigError
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from rcdm_fast.pipeline import Model
+    from rcdm_fast.model import Model
 
 ARRAYS = (".npy", ".npz", ".safetensors")
 _LISTED = 20  # items left out that are named on the terminal
@@ -102,13 +102,14 @@ def _items(model: Model, paths: Sequence[Path]) -> Iterator[tuple[str, Any]]:
     """Name of every item, and what reads it."""
     from rcdm_fast import images
     from rcdm_fast.config import ConfigError
-    from rcdm_fast.jobs import feed, sources
+    from rcdm_fast.data import random_access
+    from rcdm_fast.jobs import feed
 
     for path in paths:
         if not _is_array(path):
             yield str(path), lambda path=path: images.open_image(path)
             continue
-        source = sources.find(path)
+        source = random_access.find(path)
         if source.kind not in ("representation", "picture"):
             raise ConfigError(f"{path}: expected representations or pictures, these are {source.kind}s")
         feed.check_kind(model, source)

@@ -43,9 +43,9 @@ def app(
 
     Example: rcdm app --model cifar10-simclr-trunk --model cifar10-simclr-head
     """
-    from rcdm_fast import checkpoint
     from rcdm_fast.app import guard, page
     from rcdm_fast.app.playground import Playground
+    from rcdm_fast.models import checkpoint
 
     playground = Playground(tuple(model or checkpoint.list_bundled()), device, engine, precision, data)
     playground.model(playground.models[0])

@@ -45,8 +45,8 @@ def report(
     import rcdm_fast
     from rcdm_fast.analysis import registry
     from rcdm_fast.config import ConfigError
+    from rcdm_fast.data.sources import open_data
     from rcdm_fast.report import build
-    from rcdm_fast.training.sources import open_data
 
     if out.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"{out}: a report is an .html file")

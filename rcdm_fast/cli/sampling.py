@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from rcdm_fast.pipeline import Model
+    from rcdm_fast.model import Model
 
 Photos = Annotated[list[Path], typer.Argument(help="Photographs, or folders of them.", show_default=False)]
 Items = Annotated[
@@ -38,7 +38,7 @@ class Mode(enum.Enum):
 
 def sample(
     photos: Items,
-    model: common.ModelName = "cifar10-simclr-trunk",
+    model: common.ModelName = "cifar10-simclr-wide",
     per: Annotated[int, typer.Option(help="Samples of each photo.")] = 8,
     steps: common.Steps = "50",
     solver: common.SolverName = "ddim",
@@ -149,7 +149,7 @@ def _sheet(model: Model, rows: list[given.Row], samples: list[Tensor], per: int,
 
 def encode(
     photos: Photos,
-    model: common.ModelName = "cifar10-simclr-trunk",
+    model: common.ModelName = "cifar10-simclr-wide",
     out: Annotated[
         Path, typer.Option(help="Where the representations go: .npy, or .npz or .safetensors with names.")
     ] = Path("representations.npy"),
@@ -163,7 +163,7 @@ def encode(
     Exit code 3: some could not be read and were left out; then NAME.paths.json beside an .npy lists the photos of the
     rows.
 
-    Example: rcdm encode photos/ --model cifar10-simclr-trunk --out h.npy
+    Example: rcdm encode photos/ --model cifar10-simclr-wide --out h.npy
     """
     import json
 
@@ -198,7 +198,7 @@ def encode(
 def interpolate(
     a: Annotated[Path, typer.Argument(help="First photo.", show_default=False)],
     b: Annotated[Path, typer.Argument(help="Second photo.", show_default=False)],
-    model: common.ModelName = "cifar10-simclr-trunk",
+    model: common.ModelName = "cifar10-simclr-wide",
     frames: Annotated[int, typer.Option(help="Pictures along the way, both ends included.")] = 8,
     per: Annotated[int, typer.Option(help="Ways, each from its own noise.")] = 4,
     mode: Annotated[Mode, typer.Option(help="linear or spherical.")] = Mode.linear,
@@ -214,7 +214,7 @@ def interpolate(
 ) -> None:
     """Draw pictures along the way from one photo's representation to another's.
 
-    Example: rcdm interpolate cat.jpg dog.jpg --model cifar10-simclr-trunk --frames 10 --out way.png
+    Example: rcdm interpolate cat.jpg dog.jpg --model cifar10-simclr-wide --frames 10 --out way.png
     """
     from rcdm_fast import images, outputs
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -63,8 +64,8 @@ def train(
     """
     from rcdm_fast import encoders
     from rcdm_fast.config import from_dict
+    from rcdm_fast.data.sources import open_data
     from rcdm_fast.training.config import TrainConfig
-    from rcdm_fast.training.sources import open_data
     from rcdm_fast.training.state import Paused
     from rcdm_fast.training.train import train as run
 
@@ -103,9 +104,9 @@ def pretrain(
     Example: rcdm pretrain cifar10-simclr-encoder --data cifar10/train --test cifar10/test --out runs/simclr
     """
     from rcdm_fast.config import from_dict
+    from rcdm_fast.data.sources import open_data
     from rcdm_fast.training.pretrain import PretrainConfig
     from rcdm_fast.training.pretrain import pretrain as run
-    from rcdm_fast.training.sources import open_data
 
     common.check_writable(json)
     values = _configuration(name, config)
@@ -133,7 +134,7 @@ def _configuration(name: str, given: str | None) -> dict[str, Any]:
     folder = Path(__file__).resolve().parent.parent / "training" / "configs"
     chosen = doors.path(given or name, ConfigError)
     shipped = folder / f"{given or name}.json"
-    file = next((each for each in ([shipped] if given is None else [chosen, shipped]) if each.is_file()), None)
+    file = next((each for each in ([shipped] if given is None else [chosen, shipped]) if os.path.isfile(each)), None)
     if file is None:
         known = ", ".join(sorted(path.stem for path in folder.glob("*.json")))
         raise ConfigError(f"no configuration {str(chosen)!r} (shipped: {known}); name one, or a file, with --config")

@@ -9,13 +9,13 @@ Does not know about diffusion.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from rcdm_fast import doors, downloads, offline
+from rcdm_fast import downloads, offline
 from rcdm_fast.config import ConfigError, EncoderConfig
 from rcdm_fast.encoders import (
     native,
@@ -138,22 +138,22 @@ def _from_config(config: EncoderConfig, device: str | torch.device, trust_repo: 
 
 def _load(source: Source, fields: Mapping[str, Any], trusted: bool) -> Network:
     if weights.WHERE & source.options.keys() and not source.options.get("weights"):
-        raise ConfigError(f"{source}: key= and prefix= say where in weights=FILE the network is; give that too")
+        raise ConfigError(f"{source.shown}: key= and prefix= say where in weights=FILE the network is; give that too")
     try:
         with offline.enforced():
             if source.family == "torchhub":
                 return torchhub.load(source, fields, trusted)
             return LOADERS[source.family](source, fields)
     except ConfigError as error:  # what a file says about its pictures is out of bounds
-        where = doors.printable(str(source))
+        where = source.shown
         raise error if where in str(error) else ConfigError(f"{where}: {error}") from error
     except EncoderError as error:
-        remote = source.family == "transformers" and not Path(source.name).exists()  # which hides why it found nothing
+        remote = source.family == "transformers" and not os.path.exists(source.name)  # which hides why it found nothing
         if not (downloads.offline() and (remote or offline.caused(error))):
             raise
         local = LOCAL.get(source.family, "weights=FILE")
         raise EncoderError(
-            f"{source}: {offline.FORBIDDEN}, and what it needs is not in its library's cache; give {local}"
+            f"{source.shown}: {offline.FORBIDDEN}, and what it needs is not in its library's cache; give {local}"
         ) from error
 
 

@@ -8,15 +8,17 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from rcdm_fast.doors import printable
+from rcdm_fast.errors import RcdmError
 
-class EncoderError(ValueError):
+
+class EncoderError(RcdmError, ValueError):
     """An encoder that cannot be loaded or does not do what its configuration says; the message names it."""
 
 
 def reason(error: BaseException) -> str:
     """What another library's error says, in one line of reasonable length."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 400 else f"{text[:400]}..."
+    return printable(" ".join(str(error).split()) or type(error).__name__)
 
 
 def need(module: str, extra: str) -> Any:

@@ -83,8 +83,8 @@ def locate(network: Forward, layer: str) -> Forward:
         return network
     if not names:
         raise EncoderError(f"a function has no layer {printable(repr(layer))}; use layer 'backbone' for its output")
-    near = difflib.get_close_matches(layer, names, n=5, cutoff=0.4) or names[:5]
-    raise EncoderError(f"no layer {printable(repr(layer))} in this network; there are, for example, {', '.join(near)}")
+    near = printable(", ".join(difflib.get_close_matches(layer, names, n=5, cutoff=0.4) or names[:5]))
+    raise EncoderError(f"no layer {printable(repr(layer))} in this network; there are, for example, {near}")
 
 
 def tensor_of(output: Any, pooling: str) -> Tensor:

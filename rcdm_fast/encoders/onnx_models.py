@@ -5,6 +5,7 @@ Does not know how pictures are resized or representations pooled (`base.py`).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,35 +39,37 @@ class OnnxNetwork:
     """
 
     def __init__(self, path: str, output: str = "backbone") -> None:
-        self.path = path
+        self.path, where = path, printable(path)
         self._file = str(Path(path).absolute())  # of a copy in a process with another working folder
         self._device = torch.device("cpu")
         self._session = self._open()
         inputs, outputs = self._session.get_inputs(), [item.name for item in self._session.get_outputs()]
         if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in DTYPES:
             found = ", ".join(f"{item.name} {item.type} {item.shape}" for item in inputs)
-            raise EncoderError(f"{path}: expected one input of pictures [N,3,H,W], the graph has {found}")
+            raise EncoderError(f"{where}: expected one input of pictures [N,3,H,W], the graph has {printable(found)}")
         self._input: str = inputs[0].name
         self._dtype = DTYPES[inputs[0].type]
         shape = inputs[0].shape
         self.channels_last = shape[1] != 3 and shape[3] == 3
         height, width = shape[1:3] if self.channels_last else shape[2:4]
         if isinstance(height, int) and isinstance(width, int) and height != width:
-            raise EncoderError(f"{path}: takes pictures of {height}x{width} pixels; only square ones are supported")
+            raise EncoderError(f"{where}: takes pictures of {height}x{width} pixels; only square ones are supported")
         self.batch: int | None = shape[0] if isinstance(shape[0], int) and shape[0] > 0 else None
         if self.batch is not None and self.batch > MAX_BATCH:
-            raise EncoderError(f"{path}: takes {self.batch} pictures at once; at most {MAX_BATCH} are supported")
+            raise EncoderError(f"{where}: takes {self.batch} pictures at once; at most {MAX_BATCH} are supported")
         self.image_size: int | None = height if isinstance(height, int) and height > 0 else None
         if output == "backbone" and output not in outputs:
             output = outputs[0]
         if output not in outputs:
-            raise EncoderError(f"{path}: no output {output!r}; there are {', '.join(outputs)}")
+            raise EncoderError(
+                f"{where}: no output {printable(repr(output))}; there are {printable(', '.join(outputs))}"
+            )
         self._output = output
 
     @property
     def metadata(self) -> Mapping[str, str]:
         """Free text stored in the file."""
-        with door(EncoderError, f"{self.path}: its metadata cannot be read"):
+        with door(EncoderError, f"{printable(self.path)}: its metadata cannot be read"):
             return dict(self._session.get_modelmeta().custom_metadata_map)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -106,16 +109,16 @@ class OnnxNetwork:
         providers: list[Any] = ["CPUExecutionProvider"]
         if self._device.type == "cuda":
             if "CUDAExecutionProvider" not in runtime.get_available_providers():
-                raise EncoderError(f"{self.path}: this onnxruntime has no CUDA: pip install onnxruntime-gpu")
+                raise EncoderError(f"{printable(self.path)}: this onnxruntime has no CUDA: pip install onnxruntime-gpu")
             providers.insert(0, ("CUDAExecutionProvider", {"device_id": self._device.index or 0}))
         elif self._device.type != "cpu":
-            raise EncoderError(f"{self.path}: onnxruntime runs on cpu or cuda here, not {self._device}")
-        if not Path(self._file).is_file():
+            raise EncoderError(f"{printable(self.path)}: onnxruntime runs on cpu or cuda here, not {self._device}")
+        if not os.path.isfile(self._file):
             raise EncoderError(f"{printable(self.path)}: no such file")
         try:
             return runtime.InferenceSession(self._file, providers=providers)
         except Exception as error:
-            raise EncoderError(f"{self.path}: onnxruntime cannot open it ({reason(error)})") from error
+            raise EncoderError(f"{printable(self.path)}: onnxruntime cannot open it ({reason(error)})") from error
 
 
 def load(source: Source, fields: Mapping[str, Any]) -> Network:
@@ -136,5 +139,5 @@ def load(source: Source, fields: Mapping[str, Any]) -> Network:
         convention = EncoderConfig(str(source), image_size=network.image_size or 224)
     asked = fields.get("image_size", convention.image_size)
     if network.image_size not in (None, asked):
-        raise EncoderError(f"{source}: the graph takes pictures of {network.image_size} px, not {asked}")
+        raise EncoderError(f"{source.shown}: the graph takes pictures of {network.image_size} px, not {asked}")
     return Network(network, convention, forward=network)

@@ -131,7 +131,7 @@ def read_convention(
         EncoderError: an unknown class or key, values of wrong types, or steps that an `EncoderConfig` cannot say:
             padding, tiles, another resampling than bilinear and bicubic, pictures that are not resized or not square.
     """
-    with door(EncoderError, f"{source}: its image processor cannot be read"):
+    with door(EncoderError, f"{source.shown}: its image processor cannot be read"):
         return _read(source, processor, stated)
 
 
@@ -146,7 +146,7 @@ def _read(source: Source, processor: Mapping[str, Any], stated: Collection[str])
         return bool(processor.get(key, not typed))
 
     if not on("do_resize"):
-        raise EncoderError(f"{source}: its {name} does not resize pictures, which must have one size; {BY_HAND}")
+        raise EncoderError(f"{source.shown}: its {name} does not resize pictures, which must have one size; {BY_HAND}")
     squash, resize_to = _sides(source, name, processor.get("size") or {}, "size")
     image_size = resize_to
     if kind == "ConvNext":  # below 384 px the size is that of the crop
@@ -159,13 +159,13 @@ def _read(source: Source, processor: Mapping[str, Any], stated: Collection[str])
         squash, resize_to = False, int(resize_to / processor["crop_pct"])
         image_size = resize_to
     elif not typed and processor.get("crop_pct"):
-        raise EncoderError(f"{source}: crop_pct of an unnamed image processor is not understood; {BY_HAND}")
+        raise EncoderError(f"{source.shown}: crop_pct of an unnamed image processor is not understood; {BY_HAND}")
     if processor.get("do_center_crop"):
         fixed, image_size = _sides(source, name, processor.get("crop_size") or {}, "crop_size")
         if not fixed:
-            raise EncoderError(f"{source}: crop_size of its {name} is not supported; {BY_HAND}")
+            raise EncoderError(f"{source.shown}: crop_size of its {name} is not supported; {BY_HAND}")
     if not squash and image_size == resize_to and not _square(kind, processor):
-        raise EncoderError(f"{source}: its {name} makes pictures that are not square; {BY_HAND}")
+        raise EncoderError(f"{source.shown}: its {name} makes pictures that are not square; {BY_HAND}")
     mean, std = _normalisation(kind, processor, on)
     return EncoderConfig(
         source=str(source),
@@ -189,43 +189,46 @@ def check(source: Source, processor: Any, convention: EncoderConfig) -> None:
     """
     for width, height in ((480, 320), (320, 480), (800, 200)):
         photo = _photo(width, height)
-        with door(EncoderError, f"{source}: {type(processor).__name__} fails on a picture; {BY_HAND}"):
+        with door(EncoderError, f"{source.shown}: {type(processor).__name__} fails on a picture; {BY_HAND}"):
             theirs = processor(photo, return_tensors="pt")["pixel_values"]
             theirs = theirs.to(torch.float32)
         ours = preprocess.normalise(preprocess.view(pictures.from_pil(photo), convention), convention)
         shape = list(getattr(theirs, "shape", ()))
         if shape != list(ours.shape):
             raise EncoderError(
-                f"{source}: {type(processor).__name__} makes {shape} of a picture, not {list(ours.shape)}; {BY_HAND}"
+                f"{source.shown}: {type(processor).__name__} makes {shape} of a picture, not {list(ours.shape)}; "
+                f"{BY_HAND}"
             )
         error = float((ours - theirs).norm() / theirs.norm().clamp_min(1e-12))
         if not error <= TOLERANCE:
             raise EncoderError(
-                f"{source}: what {type(processor).__name__} does to pictures is not understood here (relative error "
-                f"{error:.2f} on a picture of {width}x{height}); {BY_HAND}"
+                f"{source.shown}: what {type(processor).__name__} does to pictures is not understood here (relative "
+                f"error {error:.2f} on a picture of {width}x{height}); {BY_HAND}"
             )
 
 
 def _understood(source: Source, name: str, kind: str, processor: Mapping[str, Any]) -> None:
     """Refuse a class and keys that are not on the lists; "" stands for a plain processor without a name."""
     if kind and kind not in _PLAIN | _SPECIAL:
-        raise EncoderError(f"{source}: the image processor {name} is not supported; {BY_HAND}")
+        raise EncoderError(f"{source.shown}: the image processor {name} is not supported; {BY_HAND}")
     for key, value in processor.items():
         known = key in _PIXEL_KEYS or key in _WITHOUT_EFFECT or key.startswith("codebook_")
         neutral = value is None or value is False or value in ({}, [], "", 0) or value == _NEUTRAL.get(key)
         if not known and not neutral:
-            raise EncoderError(f"{source}: {printable(key)}={_shown(value)} of its {name} is not supported; {BY_HAND}")
+            raise EncoderError(
+                f"{source.shown}: {printable(key)}={_shown(value)} of its {name} is not supported; {BY_HAND}"
+            )
     own = {"include_top": "EfficientNet", "rescale_offset": "EfficientNet", "do_flip_channel_order": "MobileViT"}
     for key, owner in own.items():
         if processor.get(key) and kind not in ("", owner):
-            raise EncoderError(f"{source}: {key} of its {name} is not supported; {BY_HAND}")
+            raise EncoderError(f"{source.shown}: {key} of its {name} is not supported; {BY_HAND}")
     if processor.get("crop_pct") and kind not in ("", "ConvNext", "PoolFormer"):
-        raise EncoderError(f"{source}: crop_pct of its {name} is not supported; {BY_HAND}")
+        raise EncoderError(f"{source.shown}: crop_pct of its {name} is not supported; {BY_HAND}")
 
 
 def _shown(value: Any) -> str:
     """A value in an error, of reasonable length."""
-    text = repr(value)
+    text = printable(repr(value))
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
@@ -261,10 +264,10 @@ def _three(value: Any) -> tuple[float, float, float]:
 def _interpolation(source: Source, name: str, resample: Any, stated: Collection[str]) -> Interpolation:
     number = 2 if resample is None else int(resample)
     if number not in RESAMPLING and "interpolation" not in stated:
-        known = {0: "nearest", 1: "Lanczos", 4: "box", 5: "Hamming"}.get(number, str(number))
+        known = {0: "nearest", 1: "Lanczos", 4: "box", 5: "Hamming"}.get(number, _shown(number))
         raise EncoderError(
-            f"{source}: its {name} resizes by {known} interpolation, which is not supported; to see pictures as nearly "
-            "as can be, say interpolation=bicubic"
+            f"{source.shown}: its {name} resizes by {known} interpolation, which is not supported; to see pictures as "
+            "nearly as can be, say interpolation=bicubic"
         )
     return RESAMPLING.get(number, "bicubic")
 
@@ -279,8 +282,8 @@ def _sides(source: Source, name: str, size: Any, key: str) -> tuple[bool, int]:
     if stated.keys() == {"height", "width"} and stated["height"] == stated["width"]:
         return True, int(stated["height"])
     if not stated:
-        raise EncoderError(f"{source}: its {name} states no picture size; {BY_HAND}")
-    raise EncoderError(f"{source}: {key} {stated} of its {name} is not supported; {BY_HAND}")
+        raise EncoderError(f"{source.shown}: its {name} states no picture size; {BY_HAND}")
+    raise EncoderError(f"{source.shown}: {key} {_shown(stated)} of its {name} is not supported; {BY_HAND}")
 
 
 def _photo(width: int, height: int) -> Image.Image:

@@ -27,6 +27,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from rcdm_fast.config import ConfigError, EncoderConfig
+from rcdm_fast.doors import printable
 from rcdm_fast.encoders import weights
 from rcdm_fast.encoders.base import Network
 from rcdm_fast.encoders.errors import EncoderError, need
@@ -73,7 +74,9 @@ def load(source: Source, fields: Mapping[str, Any]) -> Network:
     try:
         trunk_state, projector_state = release.split(weights.read_pickle(path))
     except (KeyError, TypeError, AttributeError) as error:
-        raise EncoderError(f"{path}: not laid out as the published {source.name} checkpoint ({error!r})") from error
+        raise EncoderError(
+            f"{printable(path)}: not laid out as the published {source.name} checkpoint ({printable(repr(error))})"
+        ) from error
     trunk = release.trunk()
     weights.load(trunk, trunk_state, f"{path} (trunk)")
     projector = None
@@ -209,7 +212,7 @@ def _checkpoint(release: Release, source: Source) -> Path:
 
     sha256, file = source.options.get("sha256"), source.options.get("weights")
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
-        raise ConfigError(f"{source}: a SHA-256 has 64 hexadecimal digits")
+        raise ConfigError(f"{source.shown}: a SHA-256 has 64 hexadecimal digits")
     if file is None:
         return _download(release, sha256)
     if sha256 is not None:

@@ -34,6 +34,11 @@ class Source:
         options = "&".join(f"{key}={_quoted(value)}" for key, value in sorted(self.options.items()))
         return f"{text}?{options}" if options else text
 
+    @property
+    def shown(self) -> str:
+        """The specification for messages, of bounded length."""
+        return printable(str(self))
+
     def flag(self, key: str) -> bool:
         """A yes/no option; absent means no."""
         return parse_bool(self.options.get(key, "0"), key)

@@ -36,7 +36,7 @@ def load(source: Source, fields: Mapping[str, Any]) -> Network:
     timm = need("timm", "encoders")
     pretrained, path = source.flag("pretrained"), source.options.get("weights")
     if pretrained and path:
-        raise EncoderError(f"{source}: give pretrained=1 or weights=FILE, not both")
+        raise EncoderError(f"{source.shown}: give pretrained=1 or weights=FILE, not both")
     model = _create(timm, source, pretrained, fields.get("image_size"))
     if path:
         weights.load_into(model, source, _classifiers(model.pretrained_cfg))
@@ -60,7 +60,7 @@ def _create(timm: Any, source: Source, pretrained: bool, image_size: int | None)
     except Exception as error:
         near = difflib.get_close_matches(source.name, timm.list_models()) if cfg is None else []
         hint = f"; there are {', '.join(near)}" if near else ""
-        raise EncoderError(f"{source}: timm cannot make this model ({reason(error)}){hint}") from error
+        raise EncoderError(f"{source.shown}: timm cannot make this model ({reason(error)}){hint}") from error
 
 
 def _classifiers(cfg: Any) -> tuple[str, ...]:
@@ -74,12 +74,14 @@ def _convention(timm: Any, source: Source, model: Any, fields: Mapping[str, Any]
     data = timm.data.resolve_model_data_config(model)
     channels, height, width = data["input_size"]
     if channels != 3 or height != width:
-        raise EncoderError(f"{source}: takes pictures [{channels},{height},{width}]; only square RGB is supported")
+        raise EncoderError(
+            f"{source.shown}: takes pictures [{channels},{height},{width}]; only square RGB is supported"
+        )
     size = fields.get("image_size", height)
     resize_to = int(size / data["crop_pct"])
     if (data["crop_mode"] == "border" and "resize" not in fields) or (resize_to < size and "resize_to" not in fields):
         raise EncoderError(
-            f"{source}: its own transform pads pictures, which is not supported; to do without it say "
+            f"{source.shown}: its own transform pads pictures, which is not supported; to do without it say "
             f"resize=short_side or resize=squash, and resize_to={size}"
         )
     return EncoderConfig(

@@ -7,14 +7,15 @@ Does not know how pictures are resized or layers pooled (`base.py`).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from rcdm_fast.config import ConfigError, EncoderConfig
+from rcdm_fast.doors import printable
 from rcdm_fast.encoders import weights
 from rcdm_fast.encoders.base import Network
 from rcdm_fast.encoders.errors import EncoderError, reason
@@ -38,19 +39,21 @@ def load(source: Source, fields: Mapping[str, Any], trusted: bool) -> Network:
     """
     repository, colon, name = source.name.rpartition(":")
     if not colon or not repository or not name:
-        raise ConfigError(f"{source}: expected torchhub:REPOSITORY:NAME")
+        raise ConfigError(f"{source.shown}: expected torchhub:REPOSITORY:NAME")
     if not trusted:
-        raise EncoderError(f"{source}: loading it runs the code of {repository}; if you trust it, say trust_repo=1")
+        raise EncoderError(
+            f"{source.shown}: loading it runs the code of {printable(repository)}; if you trust it, say trust_repo=1"
+        )
     keywords: dict[str, Any] = {"pretrained": source.flag("pretrained")} if "pretrained" in source.options else {}
-    where = "local" if Path(repository).is_dir() else "github"
+    where = "local" if os.path.isdir(repository) else "github"
     hub: Any = torch.hub
     try:
         with weights.repeatable():
             module = hub.load(repository, name, source=where, trust_repo=True, verbose=False, **keywords)
     except Exception as error:
-        raise EncoderError(f"{source}: torch.hub cannot load it ({reason(error)})") from error
+        raise EncoderError(f"{source.shown}: torch.hub cannot load it ({reason(error)})") from error
     if not isinstance(module, nn.Module):
-        raise EncoderError(f"{source}: is {type(module).__name__}, not a network")
+        raise EncoderError(f"{source.shown}: is {type(module).__name__}, not a network")
     if "weights" in source.options:
         weights.load_into(module, source)
     return Network(module, convention(str(source)))

@@ -40,7 +40,7 @@ def load(source: Source, fields: Mapping[str, Any]) -> Network:
     """
     models = need("torchvision.models", "encoders")
     if source.name not in models.list_models(module=models):
-        raise EncoderError(f"{source}: torchvision has no classification model of that name")
+        raise EncoderError(f"{source.shown}: torchvision has no classification model of that name")
     named, path = _named_weights(models, source)
     keywords: dict[str, Any] = {}
     if named is None and source.name.startswith("vit_") and "image_size" in fields:
@@ -70,7 +70,7 @@ def last_linear(model: nn.Module, source: Source) -> tuple[str, nn.Module]:
             linear: list[tuple[str, nn.Module]] = [i for i in layers if isinstance(i[1], nn.Linear | nn.Conv2d)]
             if linear:
                 return linear[-1]
-    raise EncoderError(f"{source}: no classifier to remove in this model")
+    raise EncoderError(f"{source.shown}: no classifier to remove in this model")
 
 
 def _named_weights(models: Any, source: Source) -> tuple[Any, str | None]:
@@ -82,7 +82,7 @@ def _named_weights(models: Any, source: Source) -> tuple[Any, str | None]:
     if not choice:
         return known.DEFAULT, None
     if source.flag("pretrained"):
-        raise EncoderError(f"{source}: give pretrained=1 or weights=..., not both")
+        raise EncoderError(f"{source.shown}: give pretrained=1 or weights=..., not both")
     if choice in known.__members__:
         return known[choice], None
     return None, choice
@@ -93,7 +93,7 @@ def _create(models: Any, source: Source, named: Any, keywords: Mapping[str, Any]
         with weights.repeatable():
             model: nn.Module = models.get_model(source.name, weights=named, **keywords)
     except Exception as error:
-        raise EncoderError(f"{source}: torchvision cannot make this model ({reason(error)})") from error
+        raise EncoderError(f"{source.shown}: torchvision cannot make this model ({reason(error)})") from error
     return model
 
 

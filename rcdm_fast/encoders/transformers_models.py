@@ -11,8 +11,8 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
+import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,9 +69,9 @@ def load(source: Source, fields: Mapping[str, Any]) -> Network:
         EncoderError: transformers is missing; no such model, or not one of pictures; weights are missing from the file.
     """
     transformers = need("transformers", "encoders")
-    folder = Path(source.name).is_dir()
+    folder = os.path.isdir(source.name)
     if folder:
-        with door(EncoderError, f"{source}: cannot be read"):
+        with door(EncoderError, f"{source.shown}: cannot be read"):
             regular_folder(source.name)
     local = folder or downloads.offline()
     where: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
@@ -84,13 +84,13 @@ def load(source: Source, fields: Mapping[str, Any]) -> Network:
     model, missing = _model(transformers, source, where)
     backbone = getattr(model, "vision_model", model)
     if not isinstance(backbone, nn.Module) or "pixel_values" not in inspect.signature(backbone.forward).parameters:
-        raise EncoderError(f"{source}: {type(model).__name__} does not take pictures")
+        raise EncoderError(f"{source.shown}: {type(model).__name__} does not take pictures")
     projector = getattr(model, "visual_projection", None)
     size = fields.get("image_size", convention.image_size)
     tower = Tower(backbone, projector, size).eval()
     pooling, prefix_tokens = _structure(source, tower, size)
     if missing and fields.get("pooling", pooling) == "none":
-        raise EncoderError(f"{source}: the file has no weights of the pooler; choose pooling=cls or pooling=mean")
+        raise EncoderError(f"{source.shown}: the file has no weights of the pooler; choose pooling=cls or pooling=mean")
     convention = dataclasses.replace(convention, pooling=pooling)
     return Network(tower, convention, prefix_tokens=prefix_tokens)
 
@@ -109,11 +109,11 @@ def _model(transformers: Any, source: Source, where: Mapping[str, Any]) -> tuple
                 source.name, config=config, dtype=torch.float32, output_loading_info=True, **where
             )
     except Exception as error:
-        raise EncoderError(f"{source}: transformers cannot load it ({reason(error)})") from error
+        raise EncoderError(f"{source.shown}: transformers cannot load it ({reason(error)})") from error
     missing = sorted(report["missing_keys"])
     fatal = [name for name in missing if "pooler" not in name.split(".")]
     if fatal:
-        raise EncoderError(f"{source}: the file has no weights for {', '.join(fatal[:5])} ({len(fatal)} in all)")
+        raise EncoderError(f"{source.shown}: the file has no weights for {', '.join(fatal[:5])} ({len(fatal)} in all)")
     if report["unexpected_keys"]:
         log.info("%s: %d weights in the file are not part of the encoder", source, len(report["unexpected_keys"]))
     return model, missing
@@ -136,7 +136,7 @@ def _structure(source: Source, tower: Tower, size: int) -> tuple[Pooling, int | 
         with torch.inference_mode():
             output = tower.backbone(torch.zeros(1, 3, size, size), **tower.keywords)
     except Exception as error:
-        raise EncoderError(f"{source}: fails on a picture of {size} px ({reason(error)})") from error
+        raise EncoderError(f"{source.shown}: fails on a picture of {size} px ({reason(error)})") from error
     hidden, pooled = output.get("last_hidden_state"), output.get("pooler_output")
     prefix: int | None = None
     patch = getattr(tower.backbone.config, "patch_size", None)
@@ -158,7 +158,8 @@ def _convention(
         data: Mapping[str, Any] = processor.to_dict()
     except Exception as error:
         raise EncoderError(
-            f"{source}: no image processor ({reason(error)}); give image_size, mean and std as options to do without"
+            f"{source.shown}: no image processor ({reason(error)}); give image_size, mean and std as options to do "
+            "without"
         ) from error
     convention = read_convention(source, data, fields.keys())
     check(source, processor, convention)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from rcdm_fast import state_dicts, storage
-from rcdm_fast.doors import said
+from rcdm_fast.doors import printable, said
 from rcdm_fast.encoders.errors import EncoderError
 from rcdm_fast.encoders.sources import Source
 
@@ -74,15 +74,17 @@ def read_pickle(path: str | os.PathLike[str]) -> Any:
     except pickle.UnpicklingError as error:
         unknown = re.search(r"GLOBAL (\S+)", str(error))
         if unknown is None:
-            raise EncoderError(f"{path}: not a weights file, or truncated") from error
-        raise EncoderError(f"{path}: holds {unknown[1]}, which could run code when opened; refused") from error
+            raise EncoderError(f"{printable(path)}: not a weights file, or truncated") from error
+        raise EncoderError(
+            f"{printable(path)}: holds {printable(unknown[1])}, which could run code when opened; refused"
+        ) from error
     except Exception as error:  # damaged bytes raise nearly anything inside the unpickler
-        raise EncoderError(f"{path}: not a readable weights file, or truncated ({said(error)})") from error
+        raise EncoderError(f"{printable(path)}: not a readable weights file, or truncated ({said(error)})") from error
 
 
 def load_pickle(path: str | os.PathLike[str]) -> Any:
     """What `read_pickle` reads, with whatever the reader raises."""
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
     packed = zipfile.is_zipfile(path)
     if packed:
@@ -118,7 +120,7 @@ def read(
     try:
         found = state_dicts.find(saved, names, key, prefix)
     except state_dicts.NotFound as error:
-        raise EncoderError(f"{path}: {error}; say with key= and prefix= where the weights are") from error
+        raise EncoderError(f"{printable(path)}: {error}; say with key= and prefix= where the weights are") from error
     if found.key or found.prefix:
         log.info("%s: weights taken at %s", path, found)
     return found.state
@@ -169,4 +171,5 @@ def _explained(where: str) -> Iterator[None]:
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:]]
         text = " ".join(line if len(line) <= 300 else f"{line[:300]}..." for line in lines)
+        text = text if len(text) <= 1000 else f"{text[:1000]}..."
         raise EncoderError(f"{where}: the weights do not fit the network. {text}") from error

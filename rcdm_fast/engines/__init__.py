@@ -1,4 +1,4 @@
-"""Engines: the ways to evaluate the network, behind one protocol; one file per runtime.
+"""Engines: the ways to evaluate the network, behind one protocol (`diffusion/engine.py`); one file per runtime.
 
 An engine is chosen when a model is made ready. Each runtime says why it cannot be used here
 (`reasons_unavailable`), and a request that cannot be met lists every runtime's reasons.
@@ -13,15 +13,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
-from torch import Tensor
 
-from rcdm_fast.conditioning import ConditioningPlan
 from rcdm_fast.config import ConfigError, ModelConfig
+from rcdm_fast.diffusion.engine import Engine
 from rcdm_fast.engines import compiled, eager, native, onnx_runtime, openvino_runtime, tensorrt_runtime
-from rcdm_fast.unet import UNet
+from rcdm_fast.models.unet import UNet
 
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 
@@ -53,25 +52,6 @@ _REASONS: dict[str, Callable[[torch.device, str], list[str]]] = {
 }
 
 
-class Engine(Protocol):
-    """Evaluates the network along a trajectory."""
-
-    name: str
-    precision: str
-
-    def prepare(self, plan: ConditioningPlan, batch_size: int) -> None:
-        """Make ready for batches of `batch_size` pictures whose conditions are `plan.rows`."""
-
-    def predict(self, x: Tensor, k: int) -> Tensor:
-        """One network evaluation: x [batch,3,H,W] float32 at kept step k -> raw output [batch,3 or 6,H,W] float32."""
-
-    def first_nonfinite(self, x: Tensor, k: int) -> str | None:
-        """Name of the first layer whose output is not finite at step k, or None; slow, for error messages."""
-
-    def describe(self) -> str:
-        """One line: what runs, in which precision, on which device."""
-
-
 def reasons_unavailable(name: str, device: torch.device, precision: Precision) -> list[str]:
     """Why an engine cannot be used; empty if it can. `ConfigError` for a name that is no engine."""
     if name not in _REASONS:
@@ -85,6 +65,17 @@ def compare(device: torch.device, precision: Precision) -> dict[str, str]:
     """What each engine says: "available", or why it is not."""
     found = {name: reasons_unavailable(name, device, precision) for name in ENGINES}
     return {name: "; ".join(reasons) or "available" for name, reasons in found.items()}
+
+
+def not_chosen(engine: Engine, device: torch.device) -> dict[str, str]:
+    """Why each of the other engines does not run in this one's place."""
+    precision: Precision = engine.precision  # type: ignore[assignment]
+    others = compare(device, precision)
+    return {
+        name: NOT_CHOSEN.get(name, "") if why == "available" else why
+        for name, why in others.items()
+        if name != engine.name
+    }
 
 
 def choose(device: torch.device, precision: Precision) -> str:

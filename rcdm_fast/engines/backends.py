@@ -102,11 +102,16 @@ class _TorchConvolution(nn.Module):
 
 
 class ModuleBackend:
-    """On any device, in any float dtype; `made` lists the convolutions. Nothing is written in place."""
+    """On any device, in any float dtype; `made` lists the convolutions. Nothing is written in place.
+
+    What runs is settled here, before anything is traced: the compiler refuses questions about what is installed.
+    """
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self.made: list[nn.Module] = []
         self._dtype, self._device = dtype, device
+        self._norm = selection.film_group_norm_visible(device)
+        self._attention = selection.attention(device)
 
     def convolution(self, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Convolution:
         made = _TorchConvolution(weight, bias, stride, padding, self._dtype, self._device)
@@ -127,10 +132,10 @@ class ModuleBackend:
         phases: bool = False,
     ) -> Tensor:
         arguments = (x, skip, weight, bias, film, rows, GROUPS, EPS, silu, RESAMPLE[resample], phases)
-        return selection.film_group_norm_visible(self._device)(*arguments)
+        return self._norm(*arguments)
 
     def attention(self, qkv: Tensor, heads: int, new_order: bool) -> Tensor:
-        return selection.attention(self._device)(qkv, heads, new_order)
+        return self._attention(qkv, heads, new_order)
 
 
 class TorchBackend(ModuleBackend):

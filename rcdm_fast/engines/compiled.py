@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from rcdm_fast import devices, ops
-from rcdm_fast.conditioning import ConditioningPlan
+from rcdm_fast.diffusion.conditioning import ConditioningPlan
 from rcdm_fast.engines.backends import ModuleBackend
 from rcdm_fast.engines.groups import in_groups
 from rcdm_fast.engines.native import DTYPES
 from rcdm_fast.engines.program import Program
+from rcdm_fast.models.unet import UNet
 from rcdm_fast.precision import exact
-from rcdm_fast.unet import UNet
 
 Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -46,7 +46,7 @@ def reasons_unavailable(device: torch.device, precision: str) -> list[str]:
 
 
 class CompiledEngine:
-    """See `rcdm_fast.engines.Engine`."""
+    """See `rcdm_fast.diffusion.engine.Engine`."""
 
     name = "compiled"
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from rcdm_fast import devices
-from rcdm_fast.conditioning import ConditioningPlan
+from rcdm_fast.diffusion.conditioning import ConditioningPlan
 from rcdm_fast.engines.groups import in_groups
+from rcdm_fast.models.unet import AttentionBlock, ResBlock, UNet
 from rcdm_fast.precision import exact
-from rcdm_fast.unet import AttentionBlock, ResBlock, UNet
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -30,7 +30,7 @@ def reasons_unavailable(device: torch.device, precision: str) -> list[str]:
 
 
 class EagerEngine:
-    """See `rcdm_fast.engines.Engine`."""
+    """See `rcdm_fast.diffusion.engine.Engine`."""
 
     name = "eager"
 

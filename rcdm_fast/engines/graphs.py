@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import devices
-from rcdm_fast.conditioning import ConditioningPlan
+from rcdm_fast.diffusion.conditioning import ConditioningPlan
 from rcdm_fast.engines.backends import TorchBackend
 from rcdm_fast.engines.program import Program
 from rcdm_fast.precision import ieee_fp32

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import devices, ops
-from rcdm_fast.conditioning import ConditioningPlan
+from rcdm_fast.diffusion.conditioning import ConditioningPlan
 from rcdm_fast.engines.backends import OneDnnBackend, TorchBackend
 from rcdm_fast.engines.graphs import GraphCache
 from rcdm_fast.engines.groups import in_groups
 from rcdm_fast.engines.program import Program
+from rcdm_fast.models.unet import UNet
 from rcdm_fast.ops import library, selection
-from rcdm_fast.precision import exact
-from rcdm_fast.unet import UNet
+from rcdm_fast.precision import exact, without_bf16
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -43,8 +43,8 @@ def reasons_unavailable(device: torch.device, precision: str) -> list[str]:
         reasons.append("this PyTorch was built without oneDNN")
     elif precision == "fp16":
         reasons.append("fp16 runs on CUDA only (use bf16)")
-    elif precision == "bf16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        reasons.append("oneDNN has no bf16 on this processor")
+    elif precision == "bf16" and without_bf16(device):
+        reasons.append(without_bf16(device))
     return reasons
 
 
@@ -53,7 +53,7 @@ def _missing(part: str) -> str:
 
 
 class NativeEngine:
-    """See `rcdm_fast.engines.Engine`."""
+    """See `rcdm_fast.diffusion.engine.Engine`."""
 
     name = "native"
 

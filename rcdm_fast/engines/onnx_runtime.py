@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import devices
-from rcdm_fast.conditioning import ConditioningPlan
 from rcdm_fast.config import ConfigError, ModelConfig
+from rcdm_fast.diffusion.conditioning import ConditioningPlan
+from rcdm_fast.doors import door
 from rcdm_fast.engines import cache
-from rcdm_fast.export import onnx as exported
-from rcdm_fast.export.graph import OUTPUT, input_names, weights_hash
-from rcdm_fast.unet import UNet
+from rcdm_fast.exporters import onnx as exported
+from rcdm_fast.exporters.graph import OUTPUT, input_names, weights_hash
+from rcdm_fast.models.unet import UNet
 
 FILE = "network.onnx"
 CUDA = "CUDAExecutionProvider"
@@ -115,7 +117,7 @@ def network_file(network: UNet, config: ModelConfig, precision: str) -> Path:
 
 
 class OnnxRuntimeEngine:
-    """See `rcdm_fast.engines.Engine`.
+    """See `rcdm_fast.diffusion.engine.Engine`.
 
     Args:
         network, config, device, precision: as of `engines.make`.
@@ -136,6 +138,7 @@ class OnnxRuntimeEngine:
         else:
             exported.check_belongs(exported.read_info(file), network, config, str(file))
         self._session = _session(file, self.device, self._tensorrt)
+        self._file = file
         self.files = tuple(sorted(file.parent.glob(f"{file.name}*")))
         self._channels = config.unet.out_channels
         self._plan: ConditioningPlan | None = None
@@ -152,9 +155,14 @@ class OnnxRuntimeEngine:
         values = graph_inputs(self._plan, x, k)
         if self.device.type == "cpu":
             feeds = {name: value.numpy() for name, value in zip(self._names, values, strict=True)}
-            return torch.from_numpy(self._session.run([OUTPUT], feeds)[0])
-        with devices.current(self.device):
+            with self._running():
+                return torch.from_numpy(self._session.run([OUTPUT], feeds)[0])
+        with devices.current(self.device), self._running():
             return self._bound(values)
+
+    def _running(self) -> AbstractContextManager[None]:
+        """What onnxruntime raises of a graph that it could open."""
+        return door(exported.GraphError, f"{self._file}: onnxruntime cannot run it; export it again", memory=False)
 
     def _bound(self, values: tuple[Tensor, ...]) -> Tensor:
         """Run on torch's own memory: what torch queued is finished before, and this before it returns."""

@@ -11,21 +11,24 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rcdm_fast.conditioning import ConditioningPlan
 from rcdm_fast.config import ConfigError, ModelConfig
+from rcdm_fast.diffusion.conditioning import ConditioningPlan
+from rcdm_fast.doors import door, printable
 from rcdm_fast.engines import cache
 from rcdm_fast.engines.onnx_runtime import graph_inputs, network_file
-from rcdm_fast.export import openvino as exported
-from rcdm_fast.export.graph import input_names
-from rcdm_fast.export.onnx import GraphError, check_belongs, read_info
-from rcdm_fast.export.openvino_int8 import floating_hint
-from rcdm_fast.unet import UNet
+from rcdm_fast.exporters import openvino as exported
+from rcdm_fast.exporters.graph import input_names
+from rcdm_fast.exporters.onnx import GraphError, check_belongs, read_info
+from rcdm_fast.exporters.openvino_core import core
+from rcdm_fast.exporters.openvino_int8 import floating_hint
+from rcdm_fast.models.unet import UNet
 
 HINTS = {"fp32": "f32", "bf16": "bf16"}
 BLOB = "compiled.blob"
@@ -41,15 +44,13 @@ def reasons_unavailable(device: torch.device, precision: str) -> list[str]:
         return [f"not installed: {', '.join(missing)}"]
     if precision not in (*HINTS, "int8"):
         return [f"OpenVINO has no {precision} on the CPU (use bf16)"]
-    import openvino
-
-    if precision == "bf16" and "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if precision == "bf16" and "BF16" not in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         return ["OpenVINO has no bf16 on this processor"]
     return []
 
 
 class OpenVINOEngine:
-    """See `rcdm_fast.engines.Engine`.
+    """See `rcdm_fast.diffusion.engine.Engine`.
 
     Args:
         network, config, device, precision: as of `engines.make`.
@@ -72,12 +73,12 @@ class OpenVINOEngine:
             )
         given = file is not None
         file = file if file is not None else network_file(network, config, "fp32")
-        self._model = exported.read_model(file)
+        self._model, self._file = exported.read_model(file), file
         if given:
             info = read_info(file) if file.suffix == ".onnx" else exported.read_info(self._model, str(file))
             check_belongs(info, network, config, str(file))
             if (info.precision == "int8") != (precision == "int8"):
-                raise GraphError(f"{file}: exported in {info.precision}, asked for is {precision}")
+                raise GraphError(f"{file}: exported in {printable(info.precision)}, asked for is {precision}")
         exported.check_inputs(self._model, self._names, str(file))
         weights = file.with_suffix(".bin")
         self.files: tuple[Path, ...] = (file, weights) if weights.exists() else (file,)
@@ -88,7 +89,8 @@ class OpenVINOEngine:
     def prepare(self, plan: ConditioningPlan, batch_size: int) -> None:
         if len(plan.rows) != batch_size:
             raise ValueError(f"the plan has rows for {len(plan.rows)} pictures, the batch {batch_size}")
-        self._request(batch_size)
+        with self._running():
+            self._request(batch_size)
         self._plan = plan
 
     @torch.inference_mode()
@@ -97,8 +99,12 @@ class OpenVINOEngine:
             raise RuntimeError("predict before prepare")
         values = graph_inputs(self._plan, x, k)
         feeds = {name: value.numpy() for name, value in zip(self._names, values, strict=True)}
-        result = self._request(len(x)).infer(feeds, share_inputs=True)
-        return torch.from_numpy(result[0])
+        with self._running():
+            return torch.from_numpy(self._request(len(x)).infer(feeds, share_inputs=True)[0])
+
+    def _running(self) -> AbstractContextManager[None]:
+        """What OpenVINO raises of a graph that it could read."""
+        return door(GraphError, f"{self._file}: OpenVINO cannot run it; export it again", memory=False)
 
     def _request(self, batch_size: int) -> Any:
         if batch_size not in self._requests:
@@ -125,21 +131,21 @@ class OpenVINOEngine:
         }
         if self.precision == "fp32":
             settings["SNIPPETS_MODE"] = "DISABLE"  # with them float32 loses digits
-        core = openvino.Core()
+        runtime = core()
         key = {
             "files": self._digest,
             "batch": str(batch_size),
             "settings": repr(sorted(settings.items())),
             "openvino": openvino.__version__,
-            "processor": core.get_property("CPU", "FULL_DEVICE_NAME"),
+            "processor": runtime.get_property("CPU", "FULL_DEVICE_NAME"),
         }
 
         def build(folder: Path) -> None:
-            (folder / BLOB).write_bytes(core.compile_model(model, "CPU", settings).export_model().getvalue())
+            (folder / BLOB).write_bytes(runtime.compile_model(model, "CPU", settings).export_model().getvalue())
 
         # Not OpenVINO's own cache: it runs a damaged entry without a word.
         blob = (cache.entry("openvino", key, build) / BLOB).read_bytes()
-        return core.import_model(blob, "CPU", settings).create_infer_request()
+        return runtime.import_model(blob, "CPU", settings).create_infer_request()
 
     def first_nonfinite(self, x: Tensor, k: int) -> str | None:
         """The whole graph: OpenVINO shows no layers of it."""

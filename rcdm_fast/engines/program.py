@@ -4,8 +4,8 @@ Channels-last throughout. GroupNorm, FiLM, SiLU and average pooling are one oper
 its partner instead of being concatenated; the residual is added by the convolution that ends a block; an upsampled
 block's first convolution runs as four 2x2 phase convolutions on the small picture (16/36 of the work, exact).
 
-How a convolution runs is the backend's business (`Backend`). What the network computes is `rcdm_fast.unet`; this module
-follows it block by block and knows nothing about plans, solvers, CUDA graphs or how weights are packed.
+How a convolution runs is the backend's business (`Backend`). What the network computes is `rcdm_fast.models.unet`;
+this module follows it block by block and knows nothing about plans, solvers, CUDA graphs or how weights are packed.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rcdm_fast.models.unet import AttentionBlock, Downsample, ResBlock, UNet, Upsample
 from rcdm_fast.ops.wrappers import Resample
-from rcdm_fast.unet import AttentionBlock, Downsample, ResBlock, UNet, Upsample
 
 Observer = Callable[[str, Tensor], None]  # (layer's name in the state_dict, its output)
 

@@ -21,15 +21,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rcdm_fast import devices
-from rcdm_fast.conditioning import ConditioningPlan
 from rcdm_fast.config import ConfigError, ModelConfig
+from rcdm_fast.diffusion.conditioning import ConditioningPlan
 from rcdm_fast.engines import cache
 from rcdm_fast.engines.onnx_runtime import graph_inputs, network_file
-from rcdm_fast.export import onnx, plan_file, tensorrt
-from rcdm_fast.export.graph import OUTPUT, input_names, weights_hash
-from rcdm_fast.export.onnx import GraphError
-from rcdm_fast.export.plan_file import PlanHeader
-from rcdm_fast.unet import UNet
+from rcdm_fast.exporters import onnx, plan_file, tensorrt
+from rcdm_fast.exporters.graph import OUTPUT, input_names, weights_hash
+from rcdm_fast.exporters.onnx import GraphError
+from rcdm_fast.exporters.plan_file import PlanHeader
+from rcdm_fast.models.unet import UNet
 
 FILE = "network.plan"
 LARGEST_BUCKET = 256
@@ -67,7 +67,7 @@ def bucket(size: int) -> int:
 
 
 class TensorRTEngine:
-    """See `rcdm_fast.engines.Engine`.
+    """See `rcdm_fast.diffusion.engine.Engine`.
 
     Args:
         network, config, device, precision: as of `engines.make`.

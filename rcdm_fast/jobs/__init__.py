@@ -2,11 +2,12 @@
 
 settings  what a job is
 layout    which pictures belong together (a unit of work, a shard)
-sources   items: pictures, representations, labels
 feed      reading and encoding ahead of the device
 draw      a unit's pictures, whatever goes wrong with single items or memory
 formats   shards: WebDataset, folders, npz, Parquet
 ledger    what is finished: manifest, quarantine, settings of the job
 local     the job on one device; cluster: on Ray
-stream    the same without files: `Model.generate`
+stream    the same without files: `rcdm_fast.generate`
+
+Items come from `rcdm_fast.data.random_access`.
 """

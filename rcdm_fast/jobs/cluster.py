@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import rcdm_fast
 from rcdm_fast import doors, storage
 from rcdm_fast.config import ConfigError
-from rcdm_fast.jobs import feed, local, sources
+from rcdm_fast.data import random_access
+from rcdm_fast.jobs import feed, local
 from rcdm_fast.jobs.ledger import Summary
 from rcdm_fast.jobs.local import Report
 from rcdm_fast.jobs.settings import JobConfig, RunOptions
-from rcdm_fast.pipeline import Model
+from rcdm_fast.model import Model, load
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class ModelSpec:
     def load(self) -> Model:
         """The model."""
         where = (self.device, self.engine, self.precision)
-        return rcdm_fast.load(self.name, self.flags, self.encoder, *where, sha256=self.sha256)
+        return load(self.name, self.flags, self.encoder, *where, sha256=self.sha256)
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Worker:
     def __init__(self, order: Order) -> None:
         self.order = order
         self.model = order.spec.load()
-        found = sources.find(order.source, feed.wanted_kinds(self.model))
+        found = random_access.find(order.source, feed.wanted_kinds(self.model))
         self.prepared = local.prepare(self.model, found, Path(order.folder), order.config)
         for part in ("model", "encoder", "items"):
             if self.prepared.identity[part] != order.identity[part]:
@@ -117,7 +117,7 @@ def run(
     ray = _ray()
     model = spec.load()
     folder, source = doors.path(folder, storage.StorageError).resolve(), _absolute(source)
-    prepared = local.prepare(model, sources.find(source, feed.wanted_kinds(model)), folder, config)
+    prepared = local.prepare(model, random_access.find(source, feed.wanted_kinds(model)), folder, config)
     ledger = prepared.ledger
     del model
     with ledger.locked():

@@ -17,13 +17,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from rcdm_fast import ops
+from rcdm_fast import images
 from rcdm_fast.config import ConfigError
+from rcdm_fast.diffusion.sampling import SamplingError
 from rcdm_fast.jobs import memory
 from rcdm_fast.jobs.feed import Ready
 from rcdm_fast.jobs.settings import JobConfig
-from rcdm_fast.pipeline import Model
-from rcdm_fast.sampling import SamplingError
+from rcdm_fast.model import Model
 
 Pair = tuple[int, int]  # item, sample
 
@@ -129,7 +129,7 @@ class Artist:
             seed=config.seed,
         )
         for place, pictures in self.model.batches(request, self.bucket, watch=watch):
-            levels = ops.pictures_to_uint8(pictures.permute(0, 2, 3, 1).contiguous()).cpu()
+            levels = images.to_uint8(pictures.permute(0, 2, 3, 1)).contiguous().cpu()
             self.busy_s += time.monotonic() - since
             yield Drawn(list(pairs[place]), levels, hashes.pop(place.start))
             since = time.monotonic()

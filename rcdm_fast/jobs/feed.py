@@ -22,11 +22,11 @@ from torch import Tensor
 
 from rcdm_fast import images
 from rcdm_fast.config import ConfigError
+from rcdm_fast.data.random_access import Kind, Source
 from rcdm_fast.encoders import Encoder, EncoderError
 from rcdm_fast.jobs import memory
 from rcdm_fast.jobs.layout import Unit
-from rcdm_fast.jobs.sources import Kind, Source
-from rcdm_fast.pipeline import Model
+from rcdm_fast.model import Model
 
 GROUP = 32  # items that are encoded together
 AHEAD = 8  # groups that wait

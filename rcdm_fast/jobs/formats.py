@@ -12,59 +12,30 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from rcdm_fast import storage
 from rcdm_fast.config import ConfigError
-from rcdm_fast.doors import door, regular
+from rcdm_fast.data.readers import arrays
+from rcdm_fast.data.readers.table_files import pyarrow
+from rcdm_fast.doors import door, printable, regular
 from rcdm_fast.jobs.settings import Encoding, JobConfig
+from rcdm_fast.jobs.shard import Picture, Shards
 from rcdm_fast.jobs.shard_tables import Tables
-from rcdm_fast.jobs.shard_tables import pyarrow as pyarrow
 from rcdm_fast.outputs import LARGEST_SIDE
 
 _TAR_BLOCK = 512
 _BITS = 0o644
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One finished picture.
-
-    Attributes:
-        key: name in the shard, without extension.
-        about: what readers of the shard may want to know of it: item, id, sample, seed.
-        payload: its bytes (see module).
-    """
-
-    key: str
-    about: Mapping[str, Any]
-    payload: bytes
-
-
-class Shards(Protocol):
-    """A form of shards."""
-
-    @property
-    def suffix(self) -> str:
-        """Of a shard's name."""
-
-    def encode(self, levels: np.ndarray) -> bytes:
-        """uint8 [H,W,3] -> payload."""
-
-    def write(self, path: Path, pictures: Sequence[Picture], shape: tuple[int, int]) -> list[int]:
-        """Write a shard atomically; returns every picture's offset. Raises `StorageError`."""
-
-    def read(self, path: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[bytes]:
-        """Payloads of the manifest's rows of a shard, in their order. Raises `StorageError`."""
 
 
 def find(config: JobConfig) -> Shards:
@@ -237,12 +208,19 @@ def join_arrays(shards: Sequence[Path], path: Path, count: int, shape: tuple[int
     """All npz shards as one .npz, a shard at a time. Raises `StorageError`."""
     with storage.atomic(path) as temporary, _levels_file(temporary, count, shape) as file:
         for shard in shards:
-            file.write(_array(shard).tobytes())
+            for picture in _array(shard):
+                file.write(picture.tobytes())
 
 
-def _array(path: Path) -> np.ndarray:
-    with door(storage.StorageError, f"{path}: cannot be read"), np.load(path, allow_pickle=False) as part:
-        return cast(np.ndarray, part["arr_0"])
+def _array(path: Path) -> arrays.Rows:
+    """The pictures of an npz shard, uint8 [N,H,W,3]. Raises `StorageError`."""
+    found = arrays.read(path, storage.StorageError)
+    if "arr_0" not in found:
+        raise storage.StorageError(f"{printable(path)}: it has no array arr_0")
+    pictures = found["arr_0"]
+    if pictures.dtype != np.uint8 or pictures.ndim != 4:
+        raise storage.StorageError(f"{printable(path)}: {list(pictures.shape)} of {pictures.dtype} are no pictures")
+    return pictures
 
 
 def joined_payloads(path: Path) -> Iterator[bytes]:
@@ -255,7 +233,9 @@ def joined_payloads(path: Path) -> Iterator[bytes]:
         if np.lib.format.read_magic(file) != (1, 0):
             raise ValueError("another version of .npy")
         (count, *shape), _, kind = np.lib.format.read_array_header_1_0(file)
-        size = int(np.prod(shape)) * kind.itemsize
+        size = math.prod(shape) * kind.itemsize
+        if size <= 0 or count * size > archive.getinfo("arr_0.npy").file_size:
+            raise ValueError("its header claims what it does not hold")
         for _ in range(count):
             yield file.read(size)
         if file.read(1):

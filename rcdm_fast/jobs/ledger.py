@@ -27,6 +27,7 @@ from typing import Any
 
 from rcdm_fast import locks, storage
 from rcdm_fast.config import ConfigError
+from rcdm_fast.data.random_access import HASHES
 from rcdm_fast.doors import printable
 from rcdm_fast.jobs import formats
 from rcdm_fast.jobs.layout import Layout, Unit
@@ -34,7 +35,7 @@ from rcdm_fast.jobs.rows import VERSION, count_lines, read_identity, read_quaran
 from rcdm_fast.jobs.rows import Row as Row
 from rcdm_fast.jobs.rows import read_lines as read_lines
 from rcdm_fast.jobs.settings import JobConfig
-from rcdm_fast.jobs.sources import HASHES
+from rcdm_fast.jobs.shard import Picture
 
 log = logging.getLogger(__name__)
 
@@ -204,9 +205,7 @@ class Ledger:
             for name in _WHOLE:
                 (self.folder / name).unlink(missing_ok=True)
 
-    def commit(
-        self, unit: Unit, rows: Sequence[Row], pictures: Sequence[formats.Picture], bad: Mapping[int, Row]
-    ) -> None:
+    def commit(self, unit: Unit, rows: Sequence[Row], pictures: Sequence[Picture], bad: Mapping[int, Row]) -> None:
         """Make a unit count: its pictures, then its quarantined items, then its manifest.
 
         Args:
@@ -239,7 +238,7 @@ class Ledger:
                 self.quarantine(unit.number).unlink(missing_ok=True)
         write_lines(self.part(unit.number), finished)
 
-    def _side(self, pictures: Sequence[formats.Picture]) -> tuple[int, int]:
+    def _side(self, pictures: Sequence[Picture]) -> tuple[int, int]:
         if self.config.format != "npz" or not pictures:
             return (0, 0)
         side = round((len(pictures[0].payload) / 3) ** 0.5)

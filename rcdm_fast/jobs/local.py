@@ -22,19 +22,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import rcdm_fast
 from rcdm_fast import doors, host, storage
+from rcdm_fast.data import random_access
+from rcdm_fast.data.random_access import Given, Source
 from rcdm_fast.images import ImageError
-from rcdm_fast.jobs import draw, feed, formats, sources
+from rcdm_fast.jobs import draw, feed, formats
 from rcdm_fast.jobs.draw import Artist, Drawn
 from rcdm_fast.jobs.feed import Ready
 from rcdm_fast.jobs.layout import Layout, Unit
 from rcdm_fast.jobs.ledger import Ledger, Summary
 from rcdm_fast.jobs.rows import Row, key_of
 from rcdm_fast.jobs.settings import JobConfig, RunOptions
-from rcdm_fast.jobs.sources import Given, Source
+from rcdm_fast.jobs.shard import Picture, Shards
 from rcdm_fast.jobs.verify import check_shard
-from rcdm_fast.pipeline import Model
+from rcdm_fast.model import Model
+from rcdm_fast.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +126,7 @@ def run(
     """
     options = options or RunOptions()
     place = doors.path(folder, storage.StorageError)
-    prepared = prepare(model, sources.find(source, feed.wanted_kinds(model)), place, config or JobConfig())
+    prepared = prepare(model, random_access.find(source, feed.wanted_kinds(model)), place, config or JobConfig())
     ledger = prepared.ledger
     with ledger.locked():
         begin(prepared, options)
@@ -145,7 +147,7 @@ def begin(prepared: Prepared, options: RunOptions) -> list[int]:
         StorageError: it cannot be written, or the disk has less room than is surely needed.
     """
     ledger, source = prepared.ledger, prepared.source
-    ledger.start(prepared.identity, (lambda item: sources.hash_of(source, item)) if options.retry else None)
+    ledger.start(prepared.identity, (lambda item: random_access.hash_of(source, item)) if options.retry else None)
     ledger.tidy()
     if options.retry and any(ledger.quarantined()):
         ledger.reopen()
@@ -186,9 +188,9 @@ def prepare(model: Model, source: Source, folder: Path, config: JobConfig) -> Pr
         "encoder": encoder_fingerprint(model) if source.kind == "picture" else None,
         "engine": model.engine.name,
         "precision": model.engine.precision,
-        "items": {"count": len(source), "kind": source.kind, "sha256": sources.fingerprint(source)},
+        "items": {"count": len(source), "kind": source.kind, "sha256": random_access.fingerprint(source)},
         "settings": dataclasses.asdict(config),
-        "about": {"source": source.name, "rcdm_fast": rcdm_fast.__version__},
+        "about": {"source": source.name, "rcdm_fast": __version__},
     }
     return Prepared(identity, Ledger(folder, config, layout), source, nfe, model.image_size)
 
@@ -228,7 +230,7 @@ def run_units(
             raise
 
 
-def _payloads(form: formats.Shards, drawn: Drawn) -> list[bytes]:
+def _payloads(form: Shards, drawn: Drawn) -> list[bytes]:
     return [form.encode(levels) for levels in drawn.levels.numpy()]
 
 
@@ -240,7 +242,7 @@ def _commit(
     about: dict[str, Any],
 ) -> tuple[int, int]:
     rows: list[Row] = []
-    pictures: list[formats.Picture] = []
+    pictures: list[Picture] = []
     for drawn, payloads in parts:
         for (item, sample), noise, payload in zip(drawn.pairs, drawn.noise, payloads.result(), strict=True):
             if item in ready.bad:
@@ -248,7 +250,7 @@ def _commit(
             name = source.id(item)
             rows.append({"item": item, "id": name, "sample": sample, **about, "noise": noise})
             shown = {"item": item, "id": name, "sample": sample, "seed": about["seed"]}
-            pictures.append(formats.Picture(key_of(item, sample), shown, payload))
+            pictures.append(Picture(key_of(item, sample), shown, payload))
     bad = {
         item: {
             "item": item,
@@ -265,7 +267,7 @@ def _commit(
 def _content(source: Source, item: int) -> int:
     """Hash of an item that could not be drawn; 0 if it has vanished since the job began."""
     try:
-        return sources.hash_of(source, item)
+        return random_access.hash_of(source, item)
     except (OSError, ImageError):
         return 0
 

@@ -5,21 +5,18 @@ Knows nothing about jobs.
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from rcdm_fast import doors, storage
-from rcdm_fast.config import ConfigError
+from rcdm_fast.data.readers.table_files import pyarrow
 from rcdm_fast.doors import door
-
-if TYPE_CHECKING:
-    from rcdm_fast.jobs.formats import Picture
+from rcdm_fast.jobs.shard import Picture
 
 GROUP_BYTES = 1 << 30  # a column of bytes holds less than 2^31 of them
 
@@ -84,12 +81,3 @@ def _groups(pictures: Sequence[Picture]) -> Iterator[Sequence[Picture]]:
             start, size = place, 0
         size += len(picture.payload)
     yield pictures[start:]
-
-
-def pyarrow() -> tuple[Any, Any]:
-    """The modules pyarrow and pyarrow.parquet. Raises `ConfigError` if they are missing."""
-    try:
-        arrow, parquet = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
-    except ImportError as error:
-        raise ConfigError("Parquet and Arrow need pyarrow (pip install 'rcdm_fast[jobs]')") from error
-    return arrow, parquet

@@ -1,4 +1,4 @@
-"""Pictures of many items, batch after batch, for programs that take them as they come: `Model.generate`.
+"""Pictures of many items, batch after batch, for programs that take them as they come: `rcdm_fast.generate`.
 
 The same reading ahead, packing and noise as a job, and no files.
 
@@ -9,24 +9,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from rcdm_fast import host
+from rcdm_fast.data import random_access
+from rcdm_fast.data.inputs import OnBad
+from rcdm_fast.data.random_access import Given
 from rcdm_fast.images import ImageError
-from rcdm_fast.jobs import draw, feed, sources
+from rcdm_fast.jobs import draw, feed
 from rcdm_fast.jobs.draw import Artist
 from rcdm_fast.jobs.layout import Layout
 from rcdm_fast.jobs.settings import JobConfig, RunOptions
-from rcdm_fast.jobs.sources import Given
-from rcdm_fast.pipeline import Model
+from rcdm_fast.model import Model
 
 log = logging.getLogger(__name__)
-
-OnBad = Callable[[int, str], None]
 
 
 @dataclass(frozen=True)
@@ -47,17 +49,68 @@ class Generated:
 
 
 def generate(
+    model: Model,
+    source: Given,
+    *,
+    per: int = 8,
+    steps: int | str = 50,
+    solver: str = "ddim",
+    eta: float = 0.0,
+    guidance: float = 1.0,
+    seed: int = 0,
+    batch_size: int | None = None,
+    threads: int = 4,
+    on_bad: OnBad | None = None,
+) -> Iterator[Generated]:
+    """Pictures of many items as they are finished; items are read and encoded ahead.
+
+    Several threads may generate at once with one model: their batches take turns. `rcdm generate` (or
+    `rcdm_fast.jobs.local.run`) does the same into files, resumably.
+
+    Args:
+        model: what draws.
+        source: a folder of pictures, WebDataset shards, .npy, .npz, .safetensors, Parquet or Arrow files of
+            pictures or representations; the arrays, pictures or paths themselves; labels for a class-conditional
+            model, a number of items for an unconditional one. See `rcdm_fast.data.random_access.find`.
+        per: samples of each item. The noise of a picture depends on (seed, place of its item, sample) alone.
+        steps, solver, eta, guidance, seed: as in `Model.sample`.
+        batch_size: pictures per network evaluation, packed across items; halved when memory does not suffice.
+        threads: that read pictures.
+        on_bad: told (item, reason) of an item that cannot be read or drawn, and the others go on; without it the
+            first such item is an error.
+
+    Returns:
+        batches: item and sample int64 [N], ids, pictures uint8 [N,3,H,W] on the CPU; in order.
+
+    Raises:
+        ConfigError, ImageError, StorageError: at once, if the source or the settings cannot be used.
+    """
+    config = JobConfig(per, steps, solver, eta, guidance, seed)  # type: ignore[arg-type]  # checked there
+    with host.apart():
+        found = _generated(model, source, config, RunOptions(batch_size, threads), on_bad)
+    return host.guarded_each(found)
+
+
+def agenerate(model: Model, source: Given, **settings: Any) -> AsyncIterator[Generated]:
+    """`generate` for asyncio (``async for batch in rcdm_fast.agenerate(model, ...)``): each batch is drawn in a thread.
+
+    Takes and raises the same. Leaving the loop early stops the reading ahead.
+    """
+    return _in_a_thread(generate(model, source, **settings))
+
+
+def _generated(
     model: Model, source: Given, config: JobConfig, options: RunOptions, on_bad: OnBad | None = None
 ) -> Iterator[Generated]:
-    """See `Model.generate`; `config.format` and the like have no effect."""
-    found = sources.find(source, feed.wanted_kinds(model))
+    """`config.format` and the like have no effect."""
+    found = random_access.find(source, feed.wanted_kinds(model))
     feed.check_kind(model, found)
     draw.check_request(model, config)
     return _batches(model, found, config, options, on_bad)
 
 
 def _batches(
-    model: Model, source: sources.Source, config: JobConfig, options: RunOptions, on_bad: OnBad | None
+    model: Model, source: random_access.Source, config: JobConfig, options: RunOptions, on_bad: OnBad | None
 ) -> Iterator[Generated]:
     layout = Layout(len(source), config.per, config.shard_pictures)
     artist = Artist(model, config, options.batch_size or draw.default_bucket(model), _smaller)
@@ -83,8 +136,8 @@ def _smaller(bucket: int) -> None:
     log.warning("out of memory: %d pictures at once from here on", bucket)
 
 
-async def agenerate(batches: Iterator[Generated]) -> AsyncIterator[Generated]:
-    """The same batches without blocking the event loop: each is drawn in a thread. See `Model.agenerate`."""
+async def _in_a_thread(batches: Iterator[Generated]) -> AsyncIterator[Generated]:
+    """The same batches without blocking the event loop: each is drawn in a thread."""
     loop = asyncio.get_running_loop()
     thread = ThreadPoolExecutor(1, "rcdm-agenerate")  # one, so that closing waits for the batch under way
     try:

@@ -8,9 +8,9 @@ Knows nothing about models, engines or pictures files. How to add an operator: c
 
 from __future__ import annotations
 
-from rcdm_fast.ops import gradients, reference, schema, selection
+from rcdm_fast.ops import gradients, reference, schema, schema_backward, selection
 from rcdm_fast.ops.library import Part, describe, instruction_set, load
-from rcdm_fast.ops.wrappers import attention, film_group_norm, pictures_to_uint8, solver_step
+from rcdm_fast.ops.wrappers import attention, film_group_norm, solver_step
 
 __all__ = [
     "Part",
@@ -20,9 +20,9 @@ __all__ = [
     "gradients",
     "instruction_set",
     "load",
-    "pictures_to_uint8",
     "reference",
     "schema",
+    "schema_backward",
     "selection",
     "solver_step",
 ]

@@ -1,9 +1,9 @@
-"""Gradients of the operators, in plain PyTorch, registered once for every build and device.
+"""Gradients of the operators, registered once for every build and device.
 
-The forward pass keeps its inputs only; what the backward pass needs of it (statistics, normalised values, shares of
-attention) is computed again. Arithmetic is float32 (float64 for float64 inputs, which only the tests use).
-
-`pictures_to_uint8` has none: its result is a whole number.
+What they are is written here in plain PyTorch; where `selection_backward` knows a faster implementation for a device
+(C++, Triton), that runs. The forward pass keeps its inputs only; what the backward pass needs of it (statistics,
+normalised values, shares of attention) is computed again. Arithmetic is float32 (float64 for float64 inputs, which
+only the tests use).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rcdm_fast.ops import reference
+from rcdm_fast.ops import reference, selection_backward
 from rcdm_fast.ops.schema import NAMESPACE
 
 
@@ -77,13 +77,17 @@ def film_group_norm(
     )
     if added:
         of_rows = of_h.sum(dim=(2, 3))
-    of_film = None
-    if film is not None and rows is not None and of_rows is not None:
-        of_film = torch.zeros(film.shape, dtype=wide, device=film.device).index_add_(0, rows, of_rows).to(film.dtype)
+    of_film = None if film is None or rows is None or of_rows is None else _put_back(of_rows, film, rows)
     own = x.shape[1] // 4 if phases else x.shape[1]
     of_x = split_phases(of_h) if phases else of_h[:, :own]
     of_skip = None if skip is None else _like(of_h[:, own:], skip)
     return _like(of_x, x), of_skip, of_weight.to(weight.dtype), of_bias.to(bias.dtype), of_film
+
+
+def _put_back(of_rows: Tensor, film: Tensor, rows: Tensor) -> Tensor:
+    """Gradient of `film`, given that of the rows that were picked."""
+    whole = torch.zeros(film.shape, dtype=of_rows.dtype, device=film.device)
+    return whole.index_add_(0, rows, of_rows).to(film.dtype)
 
 
 def _like(grad: Tensor, value: Tensor) -> Tensor:
@@ -137,7 +141,15 @@ def _keep_norm(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _norm_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    return (*film_group_norm(grad, *ctx.saved_tensors, *ctx.others), *[None] * 6)
+    inputs = (*ctx.saved_tensors, *ctx.others)
+    backward = selection_backward.film_group_norm_backward(grad.device)
+    if backward is None:
+        return (*film_group_norm(grad, *inputs), *[None] * 6)
+    _, skip, _, _, film, rows, *_ = inputs
+    grad = grad.contiguous(memory_format=torch.channels_last)
+    of_x, of_skip, of_weight, of_bias, of_rows = backward(grad, *inputs)
+    of_film = None if film is None else _put_back(of_rows, film, rows)
+    return (of_x, None if skip is None else of_skip, of_weight, of_bias, of_film, *[None] * 6)
 
 
 def _keep_attention(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -145,7 +157,8 @@ def _keep_attention(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _attention_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    return attention(grad, *ctx.saved_tensors, *ctx.others), None, None
+    backward = selection_backward.attention_backward(grad.device) or attention
+    return backward(grad.contiguous(), *ctx.saved_tensors, *ctx.others), None, None
 
 
 def _keep_step(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

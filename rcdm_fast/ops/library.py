@@ -9,14 +9,18 @@ Knows nothing about single operators.
 from __future__ import annotations
 
 import ctypes
-import importlib
+import functools
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
 log = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer", bound=Callable[..., Any])
 
 PACKAGE = Path(__file__).resolve().parent.parent
 FILES = {"cpu": "_C.abi3.so", "cuda": "_C_cuda.abi3.so"}  # part, named after the device type it serves -> file
@@ -49,6 +53,16 @@ def describe() -> tuple[Part, ...]:
     return tuple(_part(name) for name in FILES)
 
 
+def settled(function: Answer) -> Answer:
+    """`torch.compiler.assume_constant_result` without importing the compiler, and Triton with it, for this alone.
+
+    Of a question whose answer stays the same, and which cannot be traced.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@settled
 def has_native(device_type: str) -> bool:
     """Whether native implementations for this kind of device are loaded; loads them at the first call."""
     return device_type in FILES and _part(device_type).loaded
@@ -56,9 +70,12 @@ def has_native(device_type: str) -> bool:
 
 def instruction_set() -> str:
     """The instruction set that native CPU code runs with, or why there is none."""
-    if not has_native("cpu"):
-        return "no native CPU code"
-    function = ctypes.CDLL(str(_part("cpu").path)).rcdm_fast_cpu_instruction_set
+    return _instruction_set(str(_part("cpu").path)) if has_native("cpu") else "no native CPU code"
+
+
+@functools.cache
+def _instruction_set(path: str) -> str:
+    function = ctypes.CDLL(path).rcdm_fast_cpu_instruction_set
     function.restype = ctypes.c_char_p
     name: bytes = function()
     return name.decode()
@@ -67,8 +84,8 @@ def instruction_set() -> str:
 def build_facts() -> dict[str, str]:
     """What setup.py recorded: torch and the compilers of the build; empty when the package was never built."""
     try:
-        module = importlib.import_module("rcdm_fast._build_info")
-    except ModuleNotFoundError:
+        import rcdm_fast._build_info as module
+    except ImportError:
         return {}
     names = {"torch": "TORCH", "compiler": "COMPILER", "nvcc": "NVCC"}
     return {key: str(getattr(module, name, "")) for key, name in names.items()}
@@ -95,8 +112,8 @@ def _load(name: str, path: Path) -> Part:
 
 def _reason_left_out(name: str) -> str:
     try:
-        module = importlib.import_module("rcdm_fast._build_info")
-    except ModuleNotFoundError:
+        import rcdm_fast._build_info as module
+    except ImportError:
         return "the package was not built: it runs from source files without an install"
     reasons: dict[str, str] = module.PARTS
     return reasons.get(name) or f"{FILES[name]} was built but is not there any more; install the package again"

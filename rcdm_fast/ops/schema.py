@@ -18,17 +18,16 @@ FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 
-PICTURES_TO_UINT8 = "(Tensor pictures) -> Tensor"
 SOLVER_STEP = (
     "(Tensor x, Tensor output, Tensor[] terms, float[] weights, float x_to_x0, float output_to_x0, float bound, "
     "float x0_to_next, float x_to_next) -> (Tensor, Tensor)"
 )
-_NORM_INPUTS = (
+NORM_INPUTS = (
     "Tensor x, Tensor? skip, Tensor weight, Tensor bias, Tensor? film, Tensor? rows, int groups, float eps, "
     "bool silu, int resample, bool phases"
 )
-FILM_GROUP_NORM = f"({_NORM_INPUTS}) -> Tensor"
-FILM_GROUP_NORM_OUT = f"(Tensor(a!) out, {_NORM_INPUTS}) -> ()"
+FILM_GROUP_NORM = f"({NORM_INPUTS}) -> Tensor"
+FILM_GROUP_NORM_OUT = f"(Tensor(a!) out, {NORM_INPUTS}) -> ()"
 ATTENTION = "(Tensor qkv, int heads, bool new_order) -> Tensor"
 
 
@@ -42,16 +41,6 @@ def check_float_dtype(what: str, tensor: Tensor) -> None:
     if tensor.dtype not in FLOAT_DTYPES:
         expected = ", ".join(map(dtype_name, FLOAT_DTYPES))
         raise TypeError(f"expected {what} of dtype {expected}; got {dtype_name(tensor.dtype)}")
-
-
-def check_picture_dtype(pictures: Tensor) -> None:
-    """`TypeError` unless the dtype is one of `FLOAT_DTYPES`."""
-    check_float_dtype("pictures", pictures)
-
-
-def _pictures_to_uint8(pictures: Tensor) -> Tensor:
-    check_picture_dtype(pictures)
-    return torch.empty_like(pictures, dtype=torch.uint8)
 
 
 def check_solver_step(x: Tensor, output: Tensor, terms: list[Tensor], weights: list[float], bound: float) -> None:
@@ -240,7 +229,6 @@ def _attention(qkv: Tensor, heads: int, new_order: bool) -> Tensor:
 
 for _name, _schema, _fake in (
     ("attention", ATTENTION, _attention),
-    ("pictures_to_uint8", PICTURES_TO_UINT8, _pictures_to_uint8),
     ("solver_step", SOLVER_STEP, _solver_step),
     ("film_group_norm", FILM_GROUP_NORM, _film_group_norm),
     ("film_group_norm_out", FILM_GROUP_NORM_OUT, _film_group_norm_out),

@@ -10,7 +10,6 @@ Knows nothing about models: a caller brings the inputs that matter to it.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import importlib.util
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +29,8 @@ CALLS = 10  # in one timed run: one alone is too short for the clock
 RUNS = 5  # of which the median counts
 
 
+# The compiler of torch 2.11 refuses `find_spec` inside what it traces.
+@library.settled
 def triton_reason(device: torch.device) -> str:
     """Why Triton kernels cannot run on a device; empty if they can."""
     if device.type != "cuda":
@@ -43,7 +44,9 @@ def film_group_norm_candidates(device: torch.device) -> dict[str, WriteNorm]:
     if library.has_native(device.type):
         found["native"] = torch.ops.rcdm_fast.film_group_norm_out
     if not triton_reason(device):
-        found["triton"] = importlib.import_module("rcdm_fast.kernels.film_group_norm").film_group_norm_out
+        from rcdm_fast.kernels import film_group_norm as kernel  # needs triton
+
+        found["triton"] = kernel.film_group_norm_out
     found["reference"] = _reference_norm
     return found
 
@@ -55,7 +58,9 @@ def attention_candidates(device: torch.device) -> dict[str, Attend]:
         found["native"] = torch.ops.rcdm_fast.attention
     found["sdpa"] = _sdpa
     if not triton_reason(device):
-        found["triton"] = importlib.import_module("rcdm_fast.kernels.attention").attention
+        from rcdm_fast.kernels import attention as kernel  # needs triton
+
+        found["triton"] = kernel.attention
     return found
 
 
@@ -67,7 +72,9 @@ def film_group_norm(device: torch.device) -> WriteNorm:
 def film_group_norm_visible(device: torch.device) -> Callable[..., Tensor]:
     """An implementation that torch.compile can place in a graph; takes the schema's inputs, returns a new tensor."""
     if device.type == "cuda" and not triton_reason(device):
-        found: Callable[..., Tensor] = importlib.import_module("rcdm_fast.kernels.film_group_norm").film_group_norm
+        from rcdm_fast.kernels import film_group_norm as kernel  # needs triton
+
+        found: Callable[..., Tensor] = kernel.film_group_norm
         return found
     if library.has_native(device.type):
         native: Callable[..., Tensor] = torch.ops.rcdm_fast.film_group_norm

@@ -17,22 +17,6 @@ Resample = Literal["none", "up", "down"]
 RESAMPLE: dict[Resample, int] = {"none": 0, "up": 1, "down": -1}
 
 
-def pictures_to_uint8(pictures: Tensor) -> Tensor:  # float [...] in [-1,1] -> uint8 [...] in 0..255
-    """Levels 0..255 of pictures in [-1,1], as `reference.pictures_to_uint8` defines them, bit for bit.
-
-    Args:
-        pictures: float32, bfloat16 or float16 of any shape; a dense tensor's strides are kept.
-
-    Raises:
-        TypeError: another dtype.
-    """
-    schema.check_picture_dtype(pictures)
-    if library.has_native(pictures.device.type):
-        levels: Tensor = torch.ops.rcdm_fast.pictures_to_uint8(pictures)
-        return levels
-    return reference.pictures_to_uint8(pictures)
-
-
 def solver_step(
     x: Tensor,  # float32 [N,C,H,W]
     output: Tensor,  # [N,C or more,H,W]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from html import escape
 
 from rcdm_fast.analysis.result import Table
-from rcdm_fast.training.evaluate import Interval
+from rcdm_fast.metrics.intervals import Interval
 
 WIDTH = 400  # units of the view box; about a phone's width in pixels, and the page scales it
 _ROW, _RIGHT = 22, 16

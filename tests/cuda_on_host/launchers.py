@@ -123,9 +123,7 @@ def address(tensor: Tensor | None) -> int | None:
 class Launchers:
     """The library and its switches."""
 
-    def __init__(
-        self, path: Path, names: Sequence[str] = ("film_group_norm", "solver_step", "pictures_to_uint8")
-    ) -> None:
+    def __init__(self, path: Path, names: Sequence[str] = ("film_group_norm", "solver_step")) -> None:
         self.library = ctypes.CDLL(str(path))
         for name in names:
             getattr(self.library, f"rcdm_fast_{name}").restype = ctypes.c_char_p
@@ -226,14 +224,3 @@ class Launchers:
         assert surroundings_untouched(x0)
         assert surroundings_untouched(following)
         return following, x0
-
-    def pictures_to_uint8(self, pictures: Tensor, offset: int = 0) -> Tensor:
-        """As `torch.ops.rcdm_fast.pictures_to_uint8` for a dense tensor."""
-        pictures = guarded(pictures, offset)
-        buffer = torch.full((pictures.numel() + 32,), 77, dtype=torch.uint8)
-        pointers = (Pointer(address(pictures)), Pointer(buffer[16:].data_ptr()))
-        self._call("pictures_to_uint8", (pictures,), *pointers, Int64(pictures.numel()), FORMATS[pictures.dtype], None)
-        levels = buffer[16:-16]
-        assert (buffer[:16] == 77).all()
-        assert (buffer[-16:] == 77).all()
-        return levels.as_strided(pictures.shape, pictures.stride())

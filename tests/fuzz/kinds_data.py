@@ -16,11 +16,11 @@ import torch
 
 from rcdm_fast import images, storage
 from rcdm_fast.config import ConfigError
+from rcdm_fast.data import random_access as jobs
+from rcdm_fast.data import sample_files, sources
+from rcdm_fast.data.readers.table_files import pyarrow
 from rcdm_fast.images import ImageError
-from rcdm_fast.jobs import sources as jobs
-from rcdm_fast.jobs.formats import pyarrow
 from rcdm_fast.storage import StorageError
-from rcdm_fast.training import sample_files, sources
 from tests import small
 from tests.fuzz.kind import Door, Kind
 from tests.fuzz.kinds_images import encoded

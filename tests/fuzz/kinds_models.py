@@ -12,16 +12,18 @@ import torch
 from torch import Tensor
 
 import rcdm_fast
-from rcdm_fast import checkpoint, conditioning, encoders, flags, storage
 from rcdm_fast import config as configs
-from rcdm_fast.checkpoint import CheckpointError
+from rcdm_fast import encoders, storage
 from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig
+from rcdm_fast.diffusion import conditioning
+from rcdm_fast.diffusion.sampling import SamplingError
+from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.encoders import EncoderError, native
 from rcdm_fast.encoders.small_resnet import SmallResNet
-from rcdm_fast.export.job import Job
-from rcdm_fast.export.onnx import GraphError
-from rcdm_fast.sampling import SamplingError
-from rcdm_fast.schedule import Schedule
+from rcdm_fast.exporters.job import Job
+from rcdm_fast.exporters.onnx import GraphError
+from rcdm_fast.models import checkpoint, flags
+from rcdm_fast.models.checkpoint import CheckpointError
 from rcdm_fast.storage import StorageError
 from tests import small
 from tests.fuzz.kind import Door, Errors, Kind
@@ -73,7 +75,7 @@ def _hub(folder: Path) -> None:
 
 
 def _diffusers(folder: Path) -> None:
-    from rcdm_fast.export import diffusers
+    from rcdm_fast.exporters import diffusers
 
     config, weights = model()
     network = small.network()
@@ -123,7 +125,7 @@ def _transformers(folder: Path) -> None:
 
 
 def _onnx(folder: Path) -> None:
-    from rcdm_fast.export.encoder import export_encoder
+    from rcdm_fast.exporters.encoder import export_encoder
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -133,14 +135,14 @@ def _onnx(folder: Path) -> None:
 
 
 def _graph(folder: Path) -> None:
-    from rcdm_fast.export.onnx import export_network
+    from rcdm_fast.exporters.onnx import export_network
 
     config, _ = model()
     export_network(folder / "network.onnx", small.network(), config, "fp32")
 
 
 def _openvino(folder: Path) -> None:
-    from rcdm_fast.export import openvino
+    from rcdm_fast.exporters import openvino
 
     config, _ = model()
     openvino.write(folder / "exported", Job(small.network(), config, None, "fp32"))

@@ -17,22 +17,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from rcdm_fast import checkpoint, cli, storage
+from rcdm_fast import cli, storage
 from rcdm_fast import config as configs
-from rcdm_fast.analysis import attack, invariance, layers, neighbours
+from rcdm_fast.analysis import attack, invariance, neighbours
+from rcdm_fast.analysis.layer import LayersConfig
 from rcdm_fast.app.playground import Settings
 from rcdm_fast.cli import training as commands
 from rcdm_fast.cli.common import whole_number
 from rcdm_fast.config import ConfigError
+from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.encoders import EncoderError
+from rcdm_fast.evaluation import EvaluateConfig
 from rcdm_fast.jobs.settings import JobConfig
-from rcdm_fast.schedule import Schedule
+from rcdm_fast.models import checkpoint
+from rcdm_fast.models.unet import UNet
 from rcdm_fast.storage import StorageError
 from rcdm_fast.training.adapt import AdaptConfig
 from rcdm_fast.training.config import TrainConfig
-from rcdm_fast.training.evaluate import EvaluateConfig
 from rcdm_fast.training.pretrain_config import PretrainConfig
-from rcdm_fast.unet import UNet
 from tests import small
 from tests.fuzz.kind import Door, Kind
 from tests.fuzz.kinds_images import encoded
@@ -46,7 +48,7 @@ CONFIGURATIONS: dict[str, Any] = {
     "evaluate": EvaluateConfig,
     "job": JobConfig,
     "invariance": invariance.InvarianceConfig,
-    "layers": layers.LayersConfig,
+    "layers": LayersConfig,
     "attack": attack.AttackConfig,
     "neighbours": neighbours.NeighboursConfig,
     "playground": Settings,

@@ -11,21 +11,23 @@ from pathlib import Path
 import torch
 
 from rcdm_fast import config as configs
-from rcdm_fast import downloads, pipeline
+from rcdm_fast import downloads
 from rcdm_fast.config import ConfigError
+from rcdm_fast.data.image_set import ImageSet, fingerprint
 from rcdm_fast.downloads import DownloadError
 from rcdm_fast.engines import cache
-from rcdm_fast.export import plan_file
-from rcdm_fast.export.onnx import GraphError
+from rcdm_fast.errors import RunError
+from rcdm_fast.exporters import plan_file
+from rcdm_fast.exporters.onnx import GraphError
 from rcdm_fast.images import ImageError
 from rcdm_fast.jobs import local, verify
 from rcdm_fast.jobs.settings import FORMATS, JobConfig
+from rcdm_fast.model import Model
 from rcdm_fast.storage import StorageError
 from rcdm_fast.training import representations
 from rcdm_fast.training.config import TrainConfig
-from rcdm_fast.training.data import ImageSet, fingerprint
 from rcdm_fast.training.run import Run
-from rcdm_fast.training.state import RunError, RunFolder
+from rcdm_fast.training.state import RunFolder
 from rcdm_fast.training.team import Team
 from tests import small
 from tests.file_server import FileServer
@@ -70,7 +72,7 @@ JOB = JobConfig(per=2, steps=1, shard_pictures=4)
 
 
 @functools.cache
-def model() -> pipeline.Model:
+def model() -> Model:
     """What draws the pictures of jobs."""
     return small.model()
 

@@ -6,7 +6,8 @@ from tests.mutants.mutant import Mutant
 
 _ATTACK, _MANIPULATE = "rcdm_fast/analysis/attack.py", "rcdm_fast/analysis/manipulate.py"
 _RECOVERY, _COMMON = "rcdm_fast/analysis/recovery.py", "rcdm_fast/analysis/common.py"
-_EVALUATE = "training/evaluate.py"
+_EVALUATE = "rcdm_fast/evaluation.py"
+_NEAREST = "rcdm_fast/metrics/nearest.py"
 
 _OF_ATTACK = ("tests/test_analysis_attack.py",)
 _OF_MANIPULATE = ("tests/test_analysis_manipulate.py",)
@@ -46,6 +47,6 @@ ANALYSIS = (
     Mutant("the bootstrap has a seed of its own", _EVALUATE, "np.random.default_rng(config.seed)", "np.random.default_rng(0)", _OF_EVALUATE),
     Mutant("a neighbour too many", _EVALUATE, "if k < size]", "if k <= size]", _OF_EVALUATE),
     Mutant("h is its own nearest picture", _EVALUATE, "        to_others[source] = torch.inf\n", "", _OF_EVALUATE),
-    Mutant("ties do not count", _EVALUATE, "ties.double() / 2", "0 * ties.double()", _OF_EVALUATE),
-    Mutant("distances are not squared", _EVALUATE, '"donot_use_mm_for_euclid_dist").square()', '"donot_use_mm_for_euclid_dist")', _OF_EVALUATE),
+    Mutant("ties do not count", _NEAREST, "ties.double() / 2", "0 * ties.double()", _OF_EVALUATE),
+    Mutant("distances are not squared", _NEAREST, '"donot_use_mm_for_euclid_dist").square()', '"donot_use_mm_for_euclid_dist")', _OF_EVALUATE),
 )  # fmt: skip

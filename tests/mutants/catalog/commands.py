@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.mutants.mutant import Mutant
 
-_CLI, _CHECKPOINT, _FLAGS = "rcdm_fast/cli", "rcdm_fast/checkpoint.py", "rcdm_fast/flags.py"
+_CLI, _CHECKPOINT, _FLAGS = "rcdm_fast/cli", "rcdm_fast/models/checkpoint.py", "rcdm_fast/models/flags.py"
 _RUN, _PRETRAIN, _ADAPT = "training/run.py", "training/pretrain.py", "training/adapt.py"
 _GENERATE, _SAMPLING, _EVALUATE = f"{_CLI}/generate.py", f"{_CLI}/sampling.py", f"{_CLI}/evaluate.py"
 _COMPARE, _TRAIN, _COMMON = f"{_CLI}/compare.py", f"{_CLI}/training.py", f"{_CLI}/common.py"

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from tests.mutants.mutant import Mutant
 
-_SCHEDULE, _SOLVERS, _NOISE = "rcdm_fast/schedule.py", "rcdm_fast/solvers.py", "rcdm_fast/noise.py"
-_SAMPLING = "rcdm_fast/sampling.py"
+_SCHEDULE, _SOLVERS, _NOISE = (
+    "rcdm_fast/diffusion/schedule.py",
+    "rcdm_fast/diffusion/solvers.py",
+    "rcdm_fast/diffusion/noise.py",
+)
+_SAMPLING = "rcdm_fast/diffusion/sampling.py"
 
 _OF_SCHEDULE, _OF_SOLVERS, _OF_NOISE = ("tests/test_schedule.py",), ("tests/test_solvers.py",), ("tests/test_noise.py",)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.mutants.mutant import Mutant
 
-_GRAPH, _FILE = "rcdm_fast/export/graph.py", "tests/test_export_truth.py"
+_GRAPH, _FILE = "rcdm_fast/exporters/graph.py", "tests/test_export_truth.py"
 _TESTS = (
     f"{_FILE}::test_the_truth_is_the_model",
     f"{_FILE}::test_norms_are_float32_in_reduced_precision",
@@ -12,6 +12,7 @@ _TESTS = (
     f"{_FILE}::test_a_graph_that_leaves_something_out_fails_the_check",
 )
 _WRITTEN = (f"{_FILE}::test_a_label_graph_without_its_timestep_is_written_by_no_format[onnx-fp32]",)
+_OPENVINO = ("tests/test_openvino.py::test_signals_find_a_stack_when_engines_are_gone",)
 
 EXPORT = (
     Mutant("labels take the timestep's place", _GRAPH, "emb = emb + network.label_emb(condition)", "emb = network.label_emb(condition)", _TESTS),
@@ -21,6 +22,7 @@ EXPORT = (
     Mutant("the hash does not know the schedule", _GRAPH, "repr((network.config, schedule))", "repr((network.config, schedule.diffusion_steps))", _TESTS),
     Mutant("the hash does not know the structure", _GRAPH, "repr((network.config, schedule))", "repr((None, schedule))", _TESTS),
     Mutant("the hash knows shapes only", _GRAPH, "        digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())\n", "", _TESTS),
-    Mutant("exports are compared with the graph", "rcdm_fast/export/onnx.py", "model = truth(network, config.schedule)", "model = NetworkGraph(network, config.schedule).requires_grad_(False)", _WRITTEN),
-    Mutant("a wrong number passes", "rcdm_fast/export/onnx.py", "if not error <= tolerance:", "if error > 1e3 * tolerance:", _TESTS),
+    Mutant("exports are compared with the graph", "rcdm_fast/exporters/onnx.py", "model = truth(network, config.schedule)", "model = NetworkGraph(network, config.schedule).requires_grad_(False)", _WRITTEN),
+    Mutant("OpenVINO's signal stack becomes the caller's", "rcdm_fast/exporters/openvino_core.py", "pool.submit(_loaded).result()", "_loaded()", _OPENVINO),
+    Mutant("a wrong number passes", "rcdm_fast/exporters/onnx.py", "if not error <= tolerance:", "if error > 1e3 * tolerance:", _TESTS),
 )  # fmt: skip

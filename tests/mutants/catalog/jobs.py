@@ -10,15 +10,15 @@ _LOCAL = "rcdm_fast/jobs/local.py"
 _LEDGER = "rcdm_fast/jobs/ledger.py"
 _ROWS = "rcdm_fast/jobs/rows.py"
 _VERIFY = "rcdm_fast/jobs/verify.py"
-_ITEMS = "rcdm_fast/jobs/items.py"
+_ITEMS = "rcdm_fast/data/items.py"
 _LAYOUT = "rcdm_fast/jobs/layout.py"
 _FORMATS = "rcdm_fast/jobs/formats.py"
 _SHARD_TABLES = "rcdm_fast/jobs/shard_tables.py"
 _SETTINGS = "rcdm_fast/jobs/settings.py"
-_METHODS = "rcdm_fast/jobs/methods.py"
 _MEMORY = "rcdm_fast/jobs/memory.py"
-_ARRAY_ROWS = "rcdm_fast/jobs/array_rows.py"
-_TARS = "rcdm_fast/jobs/tars.py"
+_STREAM = "rcdm_fast/jobs/stream.py"
+_ARRAY_ROWS = "rcdm_fast/data/readers/array_rows.py"
+_TARS = "rcdm_fast/data/readers/tars.py"
 
 _DRAW_TESTS = "tests/test_jobs_draw.py"
 _OF_LEDGER = ("tests/test_jobs_ledger.py",)
@@ -118,8 +118,8 @@ JOBS = (
     Mutant("another default of steps", _SETTINGS, "Count | str = 50", "Count | str = 25", _OF_ITEMS),
     Mutant("another default quality", _SETTINGS, "Range(1, 100)] = 95", "Range(1, 100)] = 75", _OF_ITEMS),
     Mutant("a quality above all", _SETTINGS, "Range(1, 100)", "Range(1, 101)", _OF_ITEMS),
-    Mutant("eta and guidance are swapped", _METHODS, "JobConfig(per, steps, solver, eta, guidance, seed)", "JobConfig(per, steps, solver, guidance, eta, seed)", _OF_ITEMS),
-    Mutant("the threads are lost (generate)", _METHODS, "RunOptions(batch_size, threads)", "RunOptions(batch_size)", _OF_ITEMS),
+    Mutant("eta and guidance are swapped", _STREAM, "JobConfig(per, steps, solver, eta, guidance, seed)", "JobConfig(per, steps, solver, guidance, eta, seed)", _OF_ITEMS),
+    Mutant("the threads are lost (generate)", _STREAM, "RunOptions(batch_size, threads)", "RunOptions(batch_size)", _OF_ITEMS),
     Mutant("one way to say it is unknown", _MEMORY, '"cannot allocate memory", ', "", _OF_ITEMS),
     Mutant("another way to say it is unknown", _MEMORY, '    "bad_alloc", "bad allocation",\n', '    "bad_alloc",\n', _OF_ITEMS),
     Mutant("nothing is given back", _MEMORY, "        torch.cuda.empty_cache()\n", "        pass\n", _OF_ITEMS),

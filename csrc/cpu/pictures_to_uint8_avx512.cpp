@@ -1,5 +1,0 @@
-#if defined(__x86_64__)
-#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
-#endif
-#define RCDM_FAST_LOOPS kPicturesToUint8Avx512
-#include "cpu/pictures_to_uint8_loops.h"

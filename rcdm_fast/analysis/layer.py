@@ -1,0 +1,41 @@
+"""What the comparison of several models asks for, and what it finds for one of them.
+
+Knows nothing about how that is measured (`layers.py`) or shown (`layer_figures.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from rcdm_fast.analysis.invariance import Invariance, InvarianceConfig
+from rcdm_fast.analysis.recovery import Changes
+from rcdm_fast.analysis.spread import Spread
+from rcdm_fast.checks import Count, CountOrNone
+
+
+@dataclass(frozen=True)
+class LayersConfig(InvarianceConfig):
+    """What to sample, beyond the invariance.
+
+    Attributes:
+        spread_samples: samples of each source behind the variance at fixed h.
+        mapped: sources in the figure of variances.
+        fitted_on: pictures beside the sources that the linear readout is fitted on; 0 leaves it out.
+    """
+
+    spread_samples: Count = 8
+    mapped: CountOrNone = 6
+    fitted_on: CountOrNone = 400
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What was found for one model: `samples` [S,P,3,H,W] behind `spread`; `readout` by augmentation, maybe empty."""
+
+    name: str
+    invariance: Invariance
+    samples: Tensor
+    spread: Spread
+    readout: dict[str, Changes]

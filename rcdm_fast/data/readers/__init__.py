@@ -1,0 +1,1 @@
+"""Formats: folders and files of pictures, arrays, archives, tables, saved datasets; none believes a header."""

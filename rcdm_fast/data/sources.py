@@ -1,0 +1,163 @@
+"""Pictures for training from any source: read by a pool of threads, resized, gathered in memory or in a store on disk.
+
+What cannot be read as a picture is skipped, counted and listed. What a person writes may mean a pattern, a command or
+an address; a name that was found never does, and where there is a file of exactly the name that was written, that file
+is meant.
+
+Knows nothing about formats (`data/readers/pictures.py`) or training.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rcdm_fast import doors, images
+from rcdm_fast.data import image_set
+from rcdm_fast.data.block_file import PixelStore
+from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.data.readers import hugging_face, tables, tars
+from rcdm_fast.data.readers.pictures import Arrays, Folder, Item, Several, Shards, Source, Tables, contents, is_archive
+from rcdm_fast.doors import escaped, printable
+
+log = logging.getLogger(__name__)
+
+BLOCK = 2048  # items decoded before they are handed on together
+
+
+def open_data(source: str | Path, size: int, *, store: str | Path | None = None, workers: int = 8) -> ImageSet:
+    """All pictures of a source at `size` x `size` pixels (short side resized, centre crop).
+
+    Args:
+        source: a folder of pictures (first-level sub-folders are classes; linked ones count) or one picture; an .npy
+            or .npz file of uint8 [N,H,W,3], [N,3,H,W] or [N,H,W] (.npz: under "images", "x" or "arr_0", labels under
+            "labels", "y" or "arr_1"); WebDataset shards: a .tar file, a folder of them, a pattern as in
+            ``train-{000..099}.tar``, or ``wds:`` and anything that webdataset opens (commands are run, so only what
+            was written by hand may begin so); Parquet, Arrow or CSV files, or a folder of them, with a column of
+            pictures or of their paths; a Hugging Face dataset: a folder written by save_to_disk, or
+            ``hf:NAME_OR_FOLDER?split=train&image=img&label=label&name=CONFIGURATION``. Where there is a file of
+            exactly that name, it is meant.
+        size: pixels.
+        store: folder for the decoded pictures, which are then mapped into memory and not loaded; reading goes on
+            there after an interruption, and the same source is read only once. Without it they are kept in memory.
+        workers: threads that decode.
+
+    Raises:
+        images.ImageError: no such source, a shard is missing or damaged, or nothing could be read as a picture.
+        StorageError: the store cannot be written.
+    """
+    name = str(source)
+    if store is not None:
+        with PixelStore(store, {"source": name, "size": size}) as kept:
+            if not kept.complete:
+                _fill(find(source), name, kept, size, workers)
+            return _reported(kept.open(), name)
+    memory = _Memory()
+    _fill(find(source), name, memory, size, workers)
+    return _reported(memory.open(), name)
+
+
+def find(source: str | Path) -> Source:
+    """The source that a name means. Raises `images.ImageError`."""
+    name = os.fspath(source)
+    if not os.path.lexists(name):
+        if name.startswith("wds:"):
+            return Shards(name.removeprefix("wds:"), remote=True)
+        if name.startswith("hf:"):
+            return hugging_face.find(name.removeprefix("hf:"))
+    path = doors.path(source, images.ImageError)
+    if path.suffix.lower() in (".npy", ".npz"):
+        return Arrays(path)
+    if path.suffix.lower() in tables.NAMED_EXTENSIONS:
+        return Tables((path,))
+    if path.is_dir():
+        return hugging_face.Saved(path) if hugging_face.is_saved(path) else _folder(path)
+    if path.is_file() and path.suffix.lower() in images.EXTENSIONS:
+        return Folder(path.parent, (path,))
+    if tars.is_shard(path.name) or (path.is_file() and is_archive(path)) or "{" in name:
+        return Shards(str(path))
+    if path.is_file():
+        return Folder(path.parent, (path,))
+    raise images.ImageError(f"{printable(path)}: no such folder or file")
+
+
+def _folder(root: Path) -> Source:
+    found = contents(root)
+    if found.pictures and found.shards:
+        return Several((Folder(root, found.pictures), Shards(str(root), found.shards)))
+    if found.shards:
+        return Shards(str(root), found.shards)
+    if found.tables:
+        return Tables(found.tables)
+    if not found.pictures:
+        looked = ", ".join(sorted(images.EXTENSIONS))
+        raise images.ImageError(f"{printable(root)}: no pictures here (looked for {looked}, shards and tables)")
+    return Folder(root, found.pictures)
+
+
+class _Memory:
+    """Takes blocks of pictures and keeps them."""
+
+    def __init__(self) -> None:
+        self.read = 0
+        self._pixels: list[np.ndarray] = []
+        self._labels: list[str | None] = []
+        self._paths: list[str] = []
+        self._skipped: list[str] = []
+
+    def append(self, pixels: np.ndarray, labels: list[str | None], paths: list[str], skipped: list[str]) -> None:
+        self._pixels.append(pixels)
+        self._labels += labels
+        self._paths += paths
+        self._skipped += skipped
+
+    def finish(self) -> None:
+        return
+
+    def open(self) -> ImageSet:
+        pixels = torch.from_numpy(np.concatenate(self._pixels))
+        labels, classes = image_set.number_labels(self._labels)
+        paths = tuple(map(Path, self._paths))
+        return ImageSet(pixels, labels, classes, paths, image_set.fingerprint(pixels, labels), tuple(self._skipped))
+
+
+def _fill(source: Source, name: str, target: _Memory | PixelStore, size: int, workers: int) -> None:
+    """Decode what `target` has not seen yet and hand it over, block by block."""
+    kept = target.read > 0
+    rest = islice(source.items(), target.read, None)
+    with ThreadPoolExecutor(workers) as pool:
+        while block := list(islice(rest, BLOCK)):
+            results = list(pool.map(lambda item: _decoded(item, size), block))
+            good = [(item, found) for item, found in zip(block, results, strict=True) if not isinstance(found, str)]
+            skipped = [escaped(found) for found in results if isinstance(found, str)]
+            for line in skipped:
+                log.warning("skipped: %s", line)
+            pixels = np.stack([found for _, found in good]) if good else np.empty((0, 3, size, size), np.uint8)
+            paths = [escaped(str(item.path)) for item, _ in good]
+            labels = [None if item.label is None else escaped(item.label) for item, _ in good]
+            target.append(pixels, labels, paths, skipped)
+            kept = True
+    if not kept:
+        raise images.ImageError(f"{printable(name)}: no pictures in it")
+    target.finish()
+
+
+def _decoded(item: Item, size: int) -> np.ndarray | str:
+    try:
+        return item.pixels(size)
+    except images.ImageError as error:
+        return str(error)
+
+
+def _reported(found: ImageSet, name: str) -> ImageSet:
+    if not len(found):
+        raise images.ImageError(f"{printable(name)}: none of {len(found.skipped)} items could be read as a picture")
+    if found.skipped:
+        log.warning("%s: %d of %d items skipped", name, len(found.skipped), len(found) + len(found.skipped))
+    return found

@@ -1,0 +1,113 @@
+"""What is constant along a trajectory: the FiLM rows of all residual blocks, for all steps and representations.
+
+film = Linear(SiLU(time_mlp(t_k) + W h_r)) of every block, side by side, [F] numbers for step k and representation r.
+All blocks' rows come from one product. Pictures that share a representation share its row and pick it by index.
+
+The products run in float64 and are rounded once: a matrix product's float32 rounding depends on the number of its
+rows, and early steps of a trajectory magnify it, so that pictures would depend on the batch they were drawn in.
+
+Knows nothing about solvers, noise or how an engine runs the network.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rcdm_fast.diffusion.schedule import Schedule
+from rcdm_fast.models.unet import UNet, timestep_embedding
+
+TABLE_LIMIT_BYTES = 64 * 2**20  # larger tables are computed step by step
+
+
+@dataclass(frozen=True)
+class ConditioningPlan:
+    """FiLM rows of a job, and which of them the current batch uses.
+
+    Attributes:
+        time: time_mlp(t_k), float64 [K,E].
+        condition: W h_r (or the label's embedding), float64 [R,E]; one row of zeros for an unconditional network.
+        weight, bias: of all blocks' linear layers, float64 [F,E] and [F].
+        table: the whole result, float32 [K,R,F], where it is small; None where rows are computed step by step.
+        timesteps: the base timestep of every kept step, K ints.
+        given: what the conditions were made of: representations float32 [R,D], labels int64 [R], or None.
+        rows: row of `condition` for every picture of the batch, int64 [N].
+        distinct: the rows that occur in the batch, int64 [R'], ascending.
+        place: of every picture among `distinct`, int64 [N].
+    """
+
+    time: Tensor
+    condition: Tensor
+    weight: Tensor
+    bias: Tensor
+    table: Tensor | None
+    timesteps: tuple[int, ...]
+    given: Tensor | None
+    rows: Tensor
+    distinct: Tensor
+    place: Tensor
+
+    def with_rows(self, rows: Tensor) -> ConditioningPlan:
+        """The same plan for another batch; rows on the CPU are looked through there, once for all steps."""
+        distinct, place = rows.unique(return_inverse=True)
+        device = self.condition.device
+        return dataclasses.replace(self, rows=rows.to(device), distinct=distinct.to(device), place=place.to(device))
+
+    def film(self, k: int) -> Tensor:
+        """FiLM rows at kept step k for the batch; float32 [N,F]."""
+        rows, place = self.film_rows(k)
+        return rows[place]
+
+    def film_rows(self, k: int) -> tuple[Tensor, Tensor]:
+        """FiLM rows at kept step k, float32 [R',F], and every picture's place among them, int64 [N].
+
+        R' is the whole table's R, or the number of distinct rows in the batch where there is no table.
+        """
+        if self.table is not None:
+            return self.table[k], self.rows
+        return self.film_of_distinct(k), self.place
+
+    def film_of_distinct(self, k: int, out: Tensor | None = None) -> Tensor:
+        """FiLM rows at kept step k of the rows that occur in the batch; float32 [R',F], in the order of `distinct`."""
+        if self.table is not None:
+            return torch.index_select(self.table[k], 0, self.distinct, out=out)
+        found = self._product(self.time[k] + self.condition.index_select(0, self.distinct))
+        return found if out is None else out.copy_(found)
+
+    def _product(self, emb: Tensor) -> Tensor:
+        return F.linear(F.silu(emb), self.weight, self.bias).float()
+
+
+@torch.inference_mode()
+def make_plan(
+    network: UNet,
+    schedule: Schedule,
+    representation: Tensor | None,  # float32 [R,D]
+    label: Tensor | None,  # int64 [R]
+) -> ConditioningPlan:
+    """The plan for a schedule and R conditions."""
+    device = next(network.parameters()).device
+    timesteps = torch.tensor(schedule.network_timesteps, dtype=torch.float32, device=device)
+    sinusoids = timestep_embedding(timesteps, network.config.num_channels)
+    time = copy.deepcopy(network.time_embed).double()(sinusoids.double())
+    if representation is not None:
+        condition = copy.deepcopy(network.ssl_emb).double()(representation.double())
+    elif label is not None:
+        condition = network.label_emb(label).double()
+    else:
+        condition = torch.zeros(1, time.shape[1], dtype=torch.float64, device=device)
+    layers = [block.film_layer for block in network.residual_blocks()]
+    weight = torch.cat([layer.weight for layer in layers]).double()
+    bias = torch.cat([layer.bias for layer in layers]).double()
+    nowhere = torch.zeros(0, dtype=torch.int64, device=device)
+    given = representation if representation is not None else label
+    plan = ConditioningPlan(time, condition, weight, bias, None, schedule.timesteps, given, nowhere, nowhere, nowhere)
+    if len(time) * len(condition) * len(bias) * 4 > TABLE_LIMIT_BYTES:
+        return plan
+    table = torch.stack([plan._product(step + condition) for step in time])
+    return dataclasses.replace(plan, table=table)

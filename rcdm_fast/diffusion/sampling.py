@@ -1,0 +1,264 @@
+"""A sampling request, and how it is run: batch after batch, each with the noise that belongs to its pictures.
+
+Knows nothing about encoders, files or which network the engine runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rcdm_fast import arguments
+from rcdm_fast.checks import Range, whole
+from rcdm_fast.config import ConfigError, ModelConfig
+from rcdm_fast.diffusion import noise, solvers
+from rcdm_fast.diffusion.conditioning import ConditioningPlan
+from rcdm_fast.diffusion.engine import Engine
+from rcdm_fast.diffusion.schedule import Schedule
+from rcdm_fast.errors import RcdmError
+
+Watch = Callable[[slice, Tensor], None]  # places, x_T [n,3,H,W]
+
+
+class SamplingError(RcdmError, RuntimeError):
+    """A request that cannot be sampled, or samples that are not finite."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One checked call of `Model.sample`.
+
+    Attributes:
+        representation: float32 [R,D], or None.
+        label: int64 [R], or None.
+        items: noise keys, one per representation.
+        per: samples of each.
+        schedule: kept steps.
+        solver, options: the solver and its settings.
+        guidance: strength of guidance; 1 is none.
+        seed: noise key.
+        noise: x_T instead of the keyed one, [R,per,3,H,W].
+        step_noise: step noise instead of the keyed one, [K,R,per,3,H,W].
+        picture: shape of one picture, (3, H, W).
+        pairs: (row, sample) of every picture, in order; None: samples 0..per-1 of every row.
+    """
+
+    representation: Tensor | None
+    label: Tensor | None
+    items: tuple[int, ...]
+    per: int
+    schedule: Schedule
+    solver: solvers.Solver
+    options: solvers.SolverOptions
+    guidance: float
+    seed: int
+    noise: Tensor | None
+    step_noise: Tensor | None
+    picture: tuple[int, int, int]
+    pairs: tuple[tuple[int, int], ...] | None = None
+
+    @property
+    def total(self) -> int:
+        return len(self.items) * self.per if self.pairs is None else len(self.pairs)
+
+    def pair(self, index: int) -> tuple[int, int]:
+        """Row and sample of the picture at that place."""
+        return divmod(index, self.per) if self.pairs is None else self.pairs[index]
+
+    @property
+    def conditions(self) -> Tensor | None:
+        """`representation`, and below it the null one (zeros) if there is guidance."""
+        if self.representation is None or self.guidance == 1:
+            return self.representation
+        return torch.cat([self.representation, torch.zeros_like(self.representation[:1])])
+
+
+def request(
+    config: ModelConfig,
+    device: torch.device,
+    h: Any,
+    *,
+    label: Any,
+    items: Any,
+    per: Any,
+    steps: int | str,
+    solver: str,
+    eta: Any,
+    guidance: Any,
+    seed: Any,
+    clip: Any,
+    given_noise: Any,
+    step_noise: Any,
+    pairs: Any,
+) -> Request:
+    """Check the arguments of `Model.sample` and `Model.request` (which see) for a model on a device.
+
+    Raises:
+        ConfigError: the model cannot be asked for that.
+    """
+    per = whole(per, "per", Range(1))
+    if pairs is not None and (given_noise is not None or step_noise is not None):
+        raise ConfigError("pairs have keyed noise: noise and step_noise cannot be given with them")
+    h, label = arguments.condition(config.unet, h, label, device)
+    conditioned = next((len(value) for value in (h, label) if value is not None), None)
+    keys = arguments.keys(items, conditioned)
+    options = solvers.SolverOptions(eta, clip)
+    if solver == "ancestral" and options.eta:
+        raise ConfigError(
+            f"eta is a setting of ddim; ancestral sampling has none, so it must be 0, got {options.eta:g}"
+        )
+    schedule = Schedule.make(config.schedule, steps)
+    picture = (3, config.unet.image_size, config.unet.image_size)
+    shape = (len(keys), per, *picture)
+    return Request(
+        representation=h,
+        label=label,
+        items=keys,
+        per=per,
+        schedule=schedule,
+        solver=solvers.find(solver),
+        options=options,
+        guidance=arguments.guidance(config, guidance),
+        seed=noise.check_seed(seed),
+        noise=None if given_noise is None else arguments.noise(given_noise, "noise", shape),
+        step_noise=None if step_noise is None else arguments.noise(step_noise, "step_noise", (len(schedule), *shape)),
+        picture=picture,
+        pairs=None if pairs is None else arguments.pairs(pairs, len(keys)),
+    )
+
+
+def run(
+    engine: Engine,
+    plan: ConditioningPlan,
+    request: Request,
+    batch_size: int,
+    progress: bool,
+    watch: Watch | None = None,
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield (places among the request's pictures, pictures float32 [n,3,H,W]) as they are finished.
+
+    `watch` is shown (places, x_T) of every batch before it is drawn.
+
+    Raises:
+        SamplingError: a batch is not finite.
+    """
+    bar = _bar(request.total * len(request.schedule), progress)
+    try:
+        for start in range(0, request.total, batch_size):
+            place = slice(start, min(start + batch_size, request.total))
+            pictures = _batch(engine, plan, request, place, bar, watch=watch)
+            if not bool(pictures.isfinite().all()):
+                raise SamplingError(f"the samples are not finite{_origin(engine, plan, request, place)}")
+            yield place, pictures
+    finally:
+        bar.close()
+
+
+def _origin(engine: Engine, plan: ConditioningPlan, request: Request, place: slice) -> str:
+    """Where the first number that is not finite came from, found by drawing the batch once more."""
+
+    def look(x: Tensor, k: int, output: Tensor) -> None:
+        if not bool(x.isfinite().all()):
+            raise _Found(f" from the noise on (step {k})")
+        if not bool(output.isfinite().all()):
+            layer = engine.first_nonfinite(x, k) or "the output"
+            raise _Found(f": first in layer {layer}, at step {k} ({engine.precision}, {engine.name})")
+
+    try:
+        _batch(engine, plan, request, place, _bar(0, False), look)
+    except _Found as found:
+        return f"{found}; the representation or the weights are out of range"
+    return ": the solver's own arithmetic overflowed"
+
+
+class _Found(Exception):
+    pass
+
+
+def _batch(
+    engine: Engine,
+    plan: ConditioningPlan,
+    request: Request,
+    place: slice,
+    bar: Any,
+    look: Callable[[Tensor, int, Tensor], None] | None = None,
+    watch: Watch | None = None,
+) -> Tensor:
+    flat = range(place.start, place.stop)
+    pairs = [request.pair(index) for index in flat]
+    keys = [(request.items[row], sample) for row, sample in pairs]
+    unconditional = request.representation is None and request.label is None
+    rows = torch.tensor([0 if unconditional else row for row, _ in pairs])
+    guided = request.guidance != 1
+    if guided:
+        rows = torch.cat([rows, torch.full_like(rows, len(request.items))])  # the null representation
+    engine.prepare(plan.with_rows(rows), len(rows))
+    device = plan.condition.device
+
+    def step_noise(i: int) -> Tensor:
+        if request.step_noise is not None:
+            return request.step_noise[i].flatten(0, 1)[place].to(device, torch.float32)
+        return noise.keyed_noise(request.seed, keys, i + 1, request.picture, device)
+
+    def predict(x: Tensor, k: int) -> Tensor:
+        bar.update(len(flat))
+        given = torch.cat([x, x]) if guided else x
+        output = engine.predict(given, k)
+        if look is not None:
+            look(given, k, output)
+        return _guided(output, request.guidance) if guided else output
+
+    if request.noise is not None:
+        x = request.noise.flatten(0, 1)[place].to(device, torch.float32)
+    else:
+        x = noise.keyed_noise(request.seed, keys, 0, request.picture, device)
+    if watch is not None:
+        watch(place, x)
+    with torch.inference_mode():
+        pictures = request.solver(predict, x, request.schedule, request.options, step_noise)
+    return pictures.clone()
+
+
+def _guided(output: Tensor, strength: float) -> Tensor:
+    """Conditional half of a batch, pushed away from the null half (Ho and Salimans 2022); its variance stays."""
+    conditional, null = output.chunk(2)
+    mean = torch.lerp(null[:, :3], conditional[:, :3], strength)
+    return torch.cat([mean, conditional[:, 3:]], dim=1)
+
+
+def _bar(total: int, progress: bool) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=total, disable=not progress, unit="evaluation", leave=False)
+
+
+def interpolation_path(a: Tensor, b: Tensor, frames: int, mode: str) -> Tensor:
+    """Points from a to b, float32 [D], both ends included; float32 [frames,D].
+
+    Raises:
+        ConfigError: different widths, an unknown mode, or a spherical path from zero or to the opposite direction.
+    """
+    if a.shape != b.shape:
+        raise ConfigError(f"the two representations have different widths: {len(a)} and {len(b)}")
+    weight = torch.linspace(0, 1, frames, dtype=torch.float32, device=a.device)[:, None]
+    if mode == "linear":
+        return torch.lerp(a[None], b[None], weight)
+    if mode != "spherical":
+        raise ConfigError(f"mode must be linear or spherical, got {mode!r}")
+    length_a, length_b = a.norm(), b.norm()
+    if not (length_a > 0 and length_b > 0):
+        raise ConfigError("a spherical path needs two representations that are not zero")
+    unit_a, unit_b = a / length_a, b / length_b
+    angle = torch.arccos((unit_a @ unit_b).clamp(-1, 1))
+    if float(angle.sin()) < 1e-4:
+        if float(unit_a @ unit_b) < 0:
+            raise ConfigError(
+                "the two representations are opposite: every way along the sphere is as short; use linear"
+            )
+        return torch.lerp(a[None], b[None], weight)
+    direction: Tensor = ((1 - weight) * angle).sin() * unit_a + (weight * angle).sin() * unit_b
+    return direction / angle.sin() * torch.lerp(length_a, length_b, weight)

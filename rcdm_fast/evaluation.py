@@ -1,0 +1,255 @@
+"""How faithful samples are to the representation they were drawn from, and how like real pictures they are.
+
+Every sample is re-encoded; the gallery of real representations is ranked by squared distance to it, and the rank of
+the source picture's own representation is counted (1 is best; Bordes et al. 2021, section 4.1). Ties count half.
+Chance is a rank drawn uniformly from the gallery. Intervals are bootstrap intervals over source pictures, whose
+samples are not independent. The distance of samples to h stands beside that of real neighbours, as in the
+paper. Distributions are compared in a feature space that the caller names (`encoders/features.py`).
+
+Samples are drawn once (`draw`) and every measurement reads them. Knows nothing about how a model was trained.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rcdm_fast import host, images
+from rcdm_fast.checks import Checked, ConfigError, Count, CountOrNone, Seed
+from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.diffusion.solvers import SolverName
+from rcdm_fast.encoders import Encoder
+from rcdm_fast.encoders.features import FeatureSpace
+from rcdm_fast.metrics import distributions, intervals
+from rcdm_fast.metrics.distributions import Distribution
+from rcdm_fast.metrics.intervals import Interval, bootstrap
+from rcdm_fast.metrics.nearest import rank_of, squared_distances
+from rcdm_fast.model import Model
+from rcdm_fast.training import representations
+
+NEIGHBOURS = (1, 5, 10)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(Checked):
+    """What to measure.
+
+    Attributes:
+        sources: source pictures, spread evenly over the gallery; 0 means 256, or the whole gallery if it is smaller.
+        samples: samples of each.
+        gallery: real pictures that a sample is ranked among, spread evenly over the data; 0 means all.
+        steps, solver, seed, batch_size: as in `Model.sample`.
+        resamples: bootstrap draws behind the 95 % intervals.
+    """
+
+    sources: CountOrNone = 0
+    samples: int = 4
+    gallery: CountOrNone = 0
+    steps: Count | str = 50
+    solver: SolverName = "ddim"
+    seed: Seed = 0
+    batch_size: Count = 64
+    resamples: Count = 2000
+
+
+@dataclass(frozen=True)
+class Faithfulness:
+    """What `evaluate` measured.
+
+    Attributes:
+        mrr: mean reciprocal rank of the source, in (0,1].
+        mean_rank: mean rank of the source, from 1.
+        distance: mean squared distance between a sample's representation and h.
+        nearest: mean squared distance between h and its nearest other real representation.
+        chance_mrr, chance_mean_rank: of a rank drawn at random.
+        gallery, sources, samples: sizes.
+        reciprocal_ranks: of every source, the mean over its samples.
+        nearest_real: mean squared distance between h and its k-th nearest other real representation, by k (1, 5, 10,
+            as far as the gallery goes).
+        distribution: distances of distributions, if a feature space was given.
+    """
+
+    mrr: Interval
+    mean_rank: Interval
+    distance: Interval
+    nearest: float
+    chance_mrr: float
+    chance_mean_rank: float
+    gallery: int
+    sources: int
+    samples: int
+    reciprocal_ranks: tuple[float, ...] = field(repr=False)
+    nearest_real: dict[int, Interval] = field(default_factory=dict)
+    distribution: Distribution | None = None
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Samples and what they are compared with; S sources, P samples of each, G gallery pictures.
+
+    Attributes:
+        encoder: what made the representations.
+        real: the gallery's pictures and labels.
+        gallery: their representations, float32 [G,D].
+        sources: places of the sources in the gallery, int64 [S].
+        pictures: samples, uint8 [S,P,3,H,W].
+        representations: of the samples before they were rounded to 8 bits, float32 [S,P,D].
+    """
+
+    encoder: Encoder
+    real: ImageSet
+    gallery: Tensor
+    sources: Tensor
+    pictures: Tensor
+    representations: Tensor
+
+    @property
+    def labels(self) -> Tensor | None:
+        """The source's label of every sample, int64 [S*P]; None if the data has no labels."""
+        if self.real.labels is None:
+            return None
+        return self.real.labels[self.sources].repeat_interleave(self.pictures.shape[1])
+
+
+@host.guarded(gradients=True, random=True)
+def evaluate(
+    model: Model,
+    data: ImageSet,
+    config: EvaluateConfig,
+    progress: Callable[[int, int], None] | None = None,
+    space: FeatureSpace | None = None,
+) -> Faithfulness:
+    """Sample, re-encode, rank, and compare distributions if a feature space is given.
+
+    Args:
+        model: a model with an encoder.
+        data: gallery and source pictures, of the size that the model makes.
+        config: sizes and solver.
+        progress: called with (sources done, sources in all).
+        space: where distributions are compared, gallery and samples.
+
+    Raises:
+        ConfigError: fewer pictures than asked for, or a model without an encoder.
+    """
+    gallery, sources = counts(data, config)
+    if space is not None:
+        distributions.check_counts(gallery, sources * config.samples)
+    drawn = draw(model, data, config, progress)
+    result = faithfulness(drawn, config)
+    return result if space is None else dataclasses.replace(result, distribution=compare(drawn, space, config.seed))
+
+
+def counts(data: ImageSet, config: EvaluateConfig) -> tuple[int, int]:
+    """Gallery and source pictures that `config` means for this data. Raises `ConfigError` if there are too few."""
+    size = config.gallery or len(data)
+    count = config.sources or min(256, size)
+    if size > len(data) or count > size:
+        raise ConfigError(f"{count} sources in a gallery of {size} pictures: the data has {len(data)}")
+    if count < 2 or config.samples < 1:
+        raise ConfigError("an interval needs at least 2 source pictures and 1 sample of each")
+    return size, count
+
+
+def draw(
+    model: Model, data: ImageSet, config: EvaluateConfig, progress: Callable[[int, int], None] | None = None
+) -> Drawn:
+    """Encode the gallery, draw samples of the sources and encode those; arguments and errors as in `evaluate`."""
+    encoder = model.encoder
+    if encoder is None:
+        raise ConfigError("evaluation needs the model's encoder; give one with --encoder")
+    size, count = counts(data, config)
+    real = data.subset(torch.linspace(0, len(data) - 1, size).round().long())
+    gallery = representations.compute(encoder, real)
+    sources = torch.linspace(0, size - 1, count).round().long()
+    drawn, again = [], []
+    for part in sources.split(max(1, config.batch_size // config.samples)):
+        pictures = model.sample(
+            gallery[part],
+            items=part,
+            per=config.samples,
+            steps=config.steps,
+            solver=config.solver,
+            seed=config.seed,
+            batch_size=config.batch_size,
+        )
+        again.append(encoder.encode(pictures.flatten(0, 1)).cpu().view(len(part), config.samples, -1))
+        drawn.append(images.to_uint8(pictures).cpu())
+        if progress is not None:
+            progress(sum(map(len, drawn)), count)
+    return Drawn(encoder, real, gallery, sources, torch.cat(drawn), torch.cat(again))
+
+
+def faithfulness(drawn: Drawn, config: EvaluateConfig) -> Faithfulness:
+    """Ranks and distances in the space of the model's own encoder."""
+    gallery, size = drawn.gallery, len(drawn.gallery)
+    count, per = drawn.representations.shape[:2]
+    known = [k for k in NEIGHBOURS if k < size]
+    ranks, distances, near = [], [], []
+    for again, source in zip(drawn.representations, drawn.sources.tolist(), strict=True):
+        to_gallery = squared_distances(again, gallery)
+        distances.append(to_gallery[:, source])
+        ranks.append(rank_of(to_gallery, source))
+        to_others = squared_distances(gallery[source : source + 1], gallery)[0]
+        to_others[source] = torch.inf
+        near.append(to_others.topk(max(known), largest=False).values)
+    rank, neighbours = torch.stack(ranks).numpy(), torch.stack(near).numpy()
+    rng = np.random.default_rng(config.seed)
+    reciprocal = (1 / rank).mean(axis=1)
+    return Faithfulness(
+        mrr=bootstrap(reciprocal, config.resamples, rng),
+        mean_rank=bootstrap(rank.mean(axis=1), config.resamples, rng),
+        distance=bootstrap(torch.stack(distances).numpy().mean(axis=1), config.resamples, rng),
+        nearest=float(neighbours[:, 0].mean()),
+        chance_mrr=float((1 / np.arange(1, size + 1)).mean()),
+        chance_mean_rank=(size + 1) / 2,
+        gallery=size,
+        sources=count,
+        samples=per,
+        reciprocal_ranks=tuple(reciprocal.tolist()),
+        nearest_real={k: bootstrap(neighbours[:, k - 1], config.resamples, rng) for k in known},
+    )
+
+
+def compare(drawn: Drawn, space: FeatureSpace, seed: int = 0, reference: Tensor | None = None) -> Distribution:
+    """Distances between the distributions of samples and of real pictures.
+
+    Args:
+        drawn: samples; its gallery is the real set unless another is given.
+        space: where features come from. If it is the model's own encoder, nothing is encoded again.
+        seed: of random subsets.
+        reference: real pictures, uint8 [N,3,H,W].
+
+    Raises:
+        ConfigError: too few pictures (6 of each are needed).
+    """
+    own = space.encoder is drawn.encoder
+    logits = None
+    if own:
+        samples = drawn.representations.flatten(0, 1)
+    else:
+        samples, logits = space.of(drawn.pictures.flatten(0, 1))
+    if own and reference is None:
+        real = drawn.gallery
+    else:
+        real, _ = space.of(drawn.real.pixels if reference is None else reference)
+    return distributions.measure(space.name, real, samples, logits, seed)
+
+
+def mrr_change(got: Faithfulness, want: Faithfulness, resamples: int = 2000, seed: int = 0) -> Interval:
+    """Relative change of the MRR between two ways to draw the same samples, with its interval; -0.02 is 2 % less.
+
+    Both come from the same sources and noise, so sources are drawn in pairs: the interval is that of the change alone.
+
+    Raises:
+        ConfigError: not the same sources.
+    """
+    if (got.sources, got.samples, got.gallery) != (want.sources, want.samples, want.gallery):
+        raise ConfigError("a change of MRR needs the same sources, samples and gallery on both sides")
+    a, b = np.array(got.reciprocal_ranks), np.array(want.reciprocal_ranks)
+    drawn = intervals.draws(len(a), resamples, np.random.default_rng(seed))
+    return intervals.of(a.mean() / b.mean() - 1, a[drawn].mean(axis=1) / b[drawn].mean(axis=1) - 1)

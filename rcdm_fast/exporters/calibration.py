@@ -1,0 +1,64 @@
+"""What a network meets while pictures are drawn, for quantisation: x, timesteps and representations of trajectories.
+
+Random numbers in place of x would calibrate for pictures that never occur.
+
+Knows nothing about quantisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from rcdm_fast.config import ModelConfig
+from rcdm_fast.diffusion import solvers
+from rcdm_fast.diffusion.noise import keyed_noise
+from rcdm_fast.diffusion.schedule import Schedule
+from rcdm_fast.diffusion.solvers import SolverOptions
+
+STEPS = 25
+SEED = 0
+
+Evaluate = Callable[..., Tensor]  # (x, base timesteps, representations or labels if there are any) -> raw output
+
+
+@torch.inference_mode()
+def draw(evaluate: Evaluate, config: ModelConfig, given: Tensor | None, count: int = 0, steps: int = STEPS) -> Tensor:
+    """One picture of every representation or label by DDIM, from the same noise whatever evaluates the network.
+
+    Args:
+        evaluate: the network; gets x float32 [R,3,H,W], timesteps int64 [R], and `given` unless that is None.
+        config: the model's.
+        given: representations float32 [R,D] or labels int64 [R]; None for an unconditional network.
+        count: R where `given` is None.
+        steps: network evaluations per picture.
+
+    Returns:
+        float32 [R,3,H,W].
+    """
+    schedule = Schedule.make(config.schedule, steps)
+    size = config.unet.image_size
+    condition = () if given is None else (given,)
+    items = [(item, 0) for item in range(count if given is None else len(given))]
+    noise = keyed_noise(SEED, items, 0, (3, size, size), torch.device("cpu"))
+
+    def predict(x: Tensor, k: int) -> Tensor:
+        return evaluate(x, torch.full((len(x),), schedule.timesteps[k]), *condition)
+
+    return solvers.ddim(predict, noise, schedule, SolverOptions(), lambda _: noise)
+
+
+def collect(
+    evaluate: Evaluate, config: ModelConfig, given: Tensor | None, count: int = 0, steps: int = STEPS
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """`draw`, and what the network was given in S steps: x [S*R,3,H,W], timesteps [S*R], and `given` S times."""
+    seen: list[tuple[Tensor, ...]] = []
+
+    def watched(x: Tensor, *rest: Tensor) -> Tensor:
+        seen.append((x.clone(), *rest))
+        return evaluate(x, *rest)
+
+    pictures = draw(watched, config, given, count, steps)
+    return pictures, tuple(torch.cat(parts) for parts in zip(*seen, strict=True))

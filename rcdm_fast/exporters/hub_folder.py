@@ -1,0 +1,165 @@
+"""A folder as a repository of the Hugging Face hub holds it: ``model.safetensors``, ``config.json``, ``README.md``.
+
+The weights file describes itself; ``config.json`` repeats its description for readers and for the hub. The README is a
+model card with the hub's metadata header. An encoder that lives in a file of its own is copied beside the model.
+
+Knows nothing about the hub's own interface (`rcdm_fast.models.hub`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rcdm_fast import encoders, storage
+from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig
+from rcdm_fast.encoders import sources
+from rcdm_fast.exporters.graph import DTYPES
+from rcdm_fast.exporters.job import Job
+from rcdm_fast.models import checkpoint, zoo
+from rcdm_fast.models.unet import UNet
+
+PRECISIONS = ("fp32", "fp16", "bf16")
+TAGS = ("diffusion", "representation-learning", "interpretability", "rcdm")
+LICENCES = {"CC-BY-NC 4.0": "cc-by-nc-4.0", "MIT": "mit"}  # how a description begins -> the hub's identifier
+
+
+def missing_packages() -> list[str]:
+    """None: only sending a folder needs huggingface_hub."""
+    return []
+
+
+def write(out: Path, job: Job) -> list[Path]:
+    """`save` for `rcdm export --to hub`."""
+    job.say("writing weights and model card")
+    config = job.config
+    if job.encoder is not None:
+        config = dataclasses.replace(config, encoder=job.encoder.config)
+    return save(out, job.network, config, job.precision)
+
+
+def save(
+    out: Path, network: UNet, config: ModelConfig, precision: str = "fp32", licence: str = "", repository: str = ""
+) -> list[Path]:
+    """Write the folder; `rcdm_fast.load` reads it back.
+
+    Args:
+        out: the folder; files of the same names are replaced.
+        network: its weights are written.
+        config: what the model says about itself. An encoder whose source is a local file is copied.
+        precision: of the weights on disk.
+        licence: identifier of the weights' licence on the hub ("mit", "cc-by-4.0"); by default what the model itself
+            says about it, if anything.
+        repository: ``org/name`` for the card's example; by default the example reads the folder.
+
+    Raises:
+        ConfigError: unknown precision.
+        CheckpointError: weights that are not finite in that precision.
+        StorageError: the folder cannot be written, or the encoder's file not be read.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigError(f"weights are saved in {', '.join(PRECISIONS)}; got {precision!r}")
+    files = []
+    if config.encoder is not None:
+        encoder, copies = _encoder_beside(out, config.encoder)
+        config = dataclasses.replace(config, encoder=encoder)
+        files += copies
+    files.append(checkpoint.save_model(out, config, network.state_dict(), DTYPES[precision]))
+    description = {"library_name": "rcdm_fast", "model_type": "rcdm", **dataclasses.asdict(config)}
+    storage.write_json(out / "config.json", description)
+    parameters = sum(value.numel() for value in network.parameters())
+    text = card(config, parameters, precision, licence, repository)
+    with storage.atomic(out / "README.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return [*files, out / "config.json", out / "README.md"]
+
+
+def _encoder_beside(out: Path, encoder: EncoderConfig) -> tuple[EncoderConfig, list[Path]]:
+    """The encoder's configuration, and its file copied into the folder, where it is a local file."""
+    if not encoder.source.startswith(("file:", "onnx:")):
+        return encoder, []
+    source, _ = sources.parse(encoder.source, encoders.OPTIONS)
+    original = Path(source.name)
+    copied = out / ("encoder.onnx" if source.family == "onnx" else "encoder.safetensors")
+    if original.absolute() != copied.absolute():
+        try:
+            content = original.read_bytes()
+        except OSError as error:
+            raise storage.StorageError(f"{original}: the encoder cannot be read ({error.strerror})") from error
+        with storage.atomic(copied) as temporary:
+            temporary.write_bytes(content)
+    return dataclasses.replace(encoder, source=f"{source.family}:{copied.name}"), [copied]
+
+
+def card(config: ModelConfig, parameters: int, precision: str, licence: str, repository: str) -> str:
+    """The model card: metadata header, then the bundled model's own card or one made of the configuration."""
+    name = config.name or "rcdm"
+    own = zoo.bundled_folder() / f"{name}.md"
+    bundled = name in zoo.list_bundled() and own.is_file()
+    stated = str(config.info.get("licence", "MIT" if bundled else ""))
+    licence = licence or next((known for start, known in LICENCES.items() if stated.startswith(start)), "")
+    header = ["---", "library_name: rcdm_fast", "pipeline_tag: image-to-image"]
+    header += [f"license: {json.dumps(licence)}"] if licence else []
+    header += ["tags:", *(f"- {tag}" for tag in TAGS), "---", ""]
+    body = own.read_text(encoding="utf-8").rstrip() if bundled else _describe(name, config, parameters, precision)
+    return "\n".join([*header, body, "", *_example(config, repository), ""])
+
+
+def _describe(name: str, config: ModelConfig, parameters: int, precision: str) -> str:
+    unet, schedule, encoder = config.unet, config.schedule, config.encoder
+    lines = [f"# {name}", ""]
+    if unet.representation_dim:
+        lines.append(
+            f"A representation-conditioned diffusion model (RCDM): {unet.image_size}-pixel pictures from "
+            f"representations of {unet.representation_dim} numbers."
+        )
+    else:
+        lines.append(f"A diffusion model of {unet.image_size}-pixel pictures.")
+    lines += [
+        "",
+        f"* **Network**: ADM UNet, {parameters / 1e6:.2f} M parameters; stored as {precision}; predicts "
+        f"{schedule.prediction}; {schedule.noise_schedule} schedule, {schedule.diffusion_steps} steps.",
+    ]
+    if encoder is not None:
+        lines.append(
+            f"* **Encoder**: `{encoder.source}`, layer {encoder.layer}; pictures of {encoder.image_size} px, mean "
+            f"{_plain(encoder.mean)}, std {_plain(encoder.std)}."
+            + (" It was given in Python and is not in this repository." if encoder.source == "module" else "")
+        )
+    training = [f"{key.replace('_', ' ')} {value}" for key, value in config.info.items() if _short(value)]
+    if training:
+        lines.append(f"* **Training**: {'; '.join(training)}.")
+    return "\n".join(lines)
+
+
+def _short(value: Any) -> bool:
+    return isinstance(value, int | float) or (isinstance(value, str) and len(value) <= 200)
+
+
+def _plain(values: Sequence[float]) -> str:
+    distinct = list(dict.fromkeys(values))
+    return str(distinct[0]) if len(distinct) == 1 else ", ".join(map(str, values))
+
+
+def _example(config: ModelConfig, repository: str) -> list[str]:
+    known = config.encoder is not None and config.encoder.source != "module"
+    lines = [
+        "## Use",
+        "",
+        "```python",
+        "import rcdm_fast",
+        "",
+        f"model = rcdm_fast.load({json.dumps(repository or '.')})",
+    ]
+    if config.unet.representation_dim:
+        lines.append('h = model.encode("photo.jpg")' if known else "h = ...  # [R, D]: the encoder's representations")
+        lines.append("pictures = model.sample(h, per=8, steps=50)  # [R, 8, 3, H, W] in [-1, 1]")
+    elif config.unet.num_classes:
+        lines.append("pictures = model.sample(label=torch.tensor([0, 1]), per=8)  # [2, 8, 3, H, W] in [-1, 1]")
+        lines.insert(3, "import torch")
+    else:
+        lines.append("pictures = model.sample(per=8)  # [1, 8, 3, H, W] in [-1, 1]")
+    return [*lines, "```"]

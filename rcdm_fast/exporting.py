@@ -1,0 +1,95 @@
+"""A model for another runtime or library: `rcdm_fast.export`, and the formats there are.
+
+To add a format: a module of `export` (see `exporters/job.py`), and its name here.
+
+Knows nothing about how a format is written.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rcdm_fast import host
+from rcdm_fast.config import ConfigError
+from rcdm_fast.data.inputs import Pictures
+from rcdm_fast.exporters.job import Format, Job
+from rcdm_fast.model import Model
+
+FORMATS = ("onnx", "openvino", "tensorrt", "diffusers", "hub")
+
+
+def _module(name: str) -> Format:
+    from rcdm_fast.exporters import diffusers, hub_folder, onnx_folder, openvino, tensorrt
+
+    formats: tuple[Format, ...] = (onnx_folder, openvino, tensorrt, diffusers, hub_folder)
+    return dict(zip(FORMATS, formats, strict=True))[name]
+
+
+def find(name: str, precision: str) -> Format:
+    """A format that can be written here in a precision.
+
+    Raises:
+        ConfigError: unknown, without that precision, or without its packages.
+    """
+    if name not in FORMATS:
+        raise ConfigError(f"no export format called {name!r}; known: {', '.join(FORMATS)}")
+    module = _module(name)
+    if precision not in module.PRECISIONS:
+        raise ConfigError(f"{name} is not exported in {precision!r}; known: {', '.join(module.PRECISIONS)}")
+    missing = module.missing_packages()
+    if missing:
+        raise ConfigError(f"exporting to {name} needs packages that are not installed: {', '.join(missing)}")
+    return module
+
+
+@host.guarded(random=True)
+def export(
+    model: Model,
+    to: str,
+    out: str | os.PathLike[str],
+    *,
+    precision: str = "fp32",
+    targets: Sequence[str] = (),
+    batches: Sequence[int] = (1,),
+    dynamic: bool = False,
+    encoder: bool = True,
+    calibrate: Pictures | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> list[Path]:
+    """Write a model for another runtime or library, after checking its numbers against PyTorch.
+
+    Args:
+        model: as `rcdm_fast.load` gives it; on any device.
+        to: "onnx", "openvino", "tensorrt", "diffusers" or "hub".
+        out: the folder to write.
+        precision: "fp32", "fp16", "bf16", "int8" or "fp8", as far as the format has it.
+        targets: GPU generations such as "sm89" for TensorRT; the GPU that is there if left out.
+        batches: pictures per evaluation that TensorRT builds for.
+        dynamic: one TensorRT engine for all batches up to the largest, instead of one for each.
+        encoder: export the encoder too, where there is one and the format takes it.
+        calibrate: pictures whose representations int8 is calibrated with.
+        progress: takes one line at a time about what is being done.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ConfigError: unknown format, or a precision that it does not have, or packages that are missing.
+        ExportError: the exported numbers are wrong; nothing is left at `out`.
+        StorageError: `out` cannot be written.
+    """
+    form = find(to, precision)
+    job = Job(
+        model.unet,
+        model.config,
+        model.encoder if encoder else None,
+        precision,
+        tuple(targets),
+        tuple(batches),
+        dynamic,
+        representations=None if calibrate is None else model.encode(calibrate),
+        say=progress or (lambda _: None),
+    )
+    return form.write(Path(out), job)

@@ -1,0 +1,294 @@
+"""Model: encode, sample, invert and interpolate; the only file that knows every stage.
+
+Everything a call needs is decided here (which noise, which rows, which batches) and handed to the stages, none of which
+knows the others.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rcdm_fast import arguments, encoders, engines, host, images
+from rcdm_fast.arguments import Numbers
+from rcdm_fast.checks import Range, whole
+from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, ScheduleConfig
+from rcdm_fast.data import inputs
+from rcdm_fast.data.inputs import OnBad, Pictures
+from rcdm_fast.diffusion import conditioning, inversion, solvers
+from rcdm_fast.diffusion.engine import Engine
+from rcdm_fast.diffusion.sampling import SamplingError, interpolation_path
+from rcdm_fast.diffusion.schedule import Schedule
+from rcdm_fast.encoders import Encoder
+from rcdm_fast.models import checkpoint, networks
+from rcdm_fast.models.unet import UNet
+from rcdm_fast.pretrained import Pretrained
+from rcdm_fast.sampler import Sampler
+
+
+class Model(Pretrained, Sampler):
+    """A network with its schedule, its encoder (if known) and the engine that runs it. Made by `rcdm_fast.load`.
+
+    It can be pickled, copied and sent to other processes; the engine is made again there. What a program has set up in
+    PyTorch (autocast, default dtype and device, precision of float32 products, gradients) neither reaches a model nor
+    is changed by one.
+
+    Attributes:
+        config: what the weights file says about itself.
+        unet: the network in plain PyTorch.
+        engine: what evaluates it while sampling.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        unet: UNet,
+        engine: Engine,
+        encoder: Encoder | EncoderConfig | None,
+        device: torch.device,
+        engine_file: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self.config = config
+        self.unet = unet
+        self.engine = engine
+        self.device = device
+        self._encoder = encoder
+        self._settle(engine_file)
+
+    @property
+    def encoder(self) -> Encoder | None:
+        """What turns pictures into representations, or None; built when first asked for (it may need a download)."""
+        if isinstance(self._encoder, EncoderConfig):
+            with host.apart(), host.own_random():
+                self._encoder = _checked_width(encoders.build(self._encoder, self.device), self.config)
+        return self._encoder
+
+    @classmethod
+    @host.guarded()
+    def from_network(
+        cls,
+        network: UNet,
+        schedule: ScheduleConfig,
+        encoder: Encoder | None = None,
+        device: str | torch.device | int = "cpu",
+    ) -> Model:
+        """A model around a copy of a network made in Python, run by the eager engine in fp32.
+
+        The network itself stays as it is, and what becomes of it later does not reach the model.
+        """
+        place = arguments.device(device)
+        own = networks.copy_of(network)
+        config = ModelConfig(own.config, schedule, encoder.config if encoder is not None else None)
+        return cls(config, own, engines.make("eager", own, config, place, "fp32"), encoder, place)
+
+    @classmethod
+    def _loaded(cls, source: str | os.PathLike[str], **options: Any) -> Self:
+        model: Any = load(source, **options)
+        return model  # type: ignore[no-any-return]
+
+    def describe(self) -> str:
+        """A few lines: name, network, engine, encoder."""
+        unet = self.config.unet
+        parameters = sum(parameter.numel() for parameter in self.unet.parameters())
+        encoder = self.config.encoder
+        lines = [
+            f"model    {self.config.name or '(unnamed)'}: {unet.image_size} px, {parameters / 1e6:.1f} M parameters",
+            f"engine   {self.engine.describe()}",
+            *(f"         not {name}: {why}" for name, why in engines.not_chosen(self.engine, self.device).items()),
+            f"encoder  {encoder.source} ({encoder.layer})" if encoder is not None else "encoder  none",
+        ]
+        return "\n".join(lines)
+
+    @host.guarded()
+    def encode(self, pictures: Pictures, *, on_bad: OnBad | None = None) -> Tensor:
+        """Representations of pictures.
+
+        Args:
+            pictures: whatever `images.load` takes, one or several: files, PIL images, arrays...; folders, which stand
+                for their images in the order of their paths; or a float tensor [N,3,H,W] in [-1,1]. They may have any
+                size and are resized as the encoder's convention says.
+            on_bad: told (place, reason) of a picture that cannot be read, and the others go on, as in `generate`;
+                without it the first such picture is an error.
+
+        Returns:
+            float32 [N,D] on the model's device: of all that could be read, in their order.
+
+        Raises:
+            SamplingError: the model has no encoder.
+            images.ImageError: something that is no usable picture, or nothing that is one.
+        """
+        encoder = self._require_encoder()
+        found = inputs.several(pictures)
+        if isinstance(found, Tensor):
+            return encoder.encode(found.to(self.device))
+        return torch.cat([self._encoded(picture) for _, picture in inputs.load(found, on_bad)])
+
+    @host.guarded()
+    def invert(
+        self,
+        pictures: Pictures,
+        h: Numbers | None = None,
+        *,
+        label: Numbers | Sequence[int] | None = None,
+        steps: int | str = 50,
+        iterations: int = 1,
+        clip: bool = True,
+        batch_size: int | None = None,
+    ) -> Tensor:
+        """The x_T from which DDIM (eta 0, same steps) leads back to the pictures: DDIM inversion.
+
+        Args:
+            pictures: as in `encode`; brought to the model's size (short side, centre).
+            h: representations [N,D]; computed by the encoder if left out.
+            label: int64 [N] for a class-conditional model.
+            steps: as in `sample`.
+            iterations: network evaluations per step (`solvers.implicit_inversion`); more bring the round trip nearer,
+                but x_T is then less like normal noise. 0: one explicit evaluation, as published; that leads back
+                near the pictures only with many steps.
+            clip: clip every x0 estimate to [-1,1].
+            batch_size: pictures per network evaluation.
+
+        Returns:
+            float32 [N,3,H,W] on the model's device. The round trip is close, not exact.
+
+        Raises:
+            images.ImageError: what is no picture; floats outside [-1,1], such as levels 0..255, are none.
+            ConfigError: a wrong shape, width, step count or setting.
+            SamplingError: no `h`, and the model has no encoder.
+        """
+        iterations = whole(iterations, "iterations", Range(0))
+        size = arguments.batch_size(batch_size, self.device)
+        schedule = Schedule.make(self.config.schedule, steps)
+        options = solvers.SolverOptions(clip=clip)
+        found = inputs.several(pictures)
+        batch = isinstance(found, Tensor)
+        loaded = [found.float()] if isinstance(found, Tensor) else [picture for _, picture in inputs.load(found)]
+        views = torch.cat([images.fit(each.to(self.device), self.image_size) for each in loaded])
+        if h is None and self.config.unet.representation_dim:
+            encode = self._require_encoder().encode if batch else self._encoded
+            h = torch.cat([encode(each.to(self.device)) for each in loaded])
+        h, label = arguments.condition(self.config.unet, h, label, self.device)
+        arguments.rows_for(len(views), h=h, label=label)
+        self._check_process()
+        plan = conditioning.make_plan(self.unet, schedule, h, label)
+        parts = inversion.batches(self.engine, plan, views, schedule, options, iterations, size)
+        return torch.cat(list(self._in_turn(parts)))
+
+    @host.guarded()
+    def interpolate(
+        self,
+        a: Numbers | Pictures,
+        b: Numbers | Pictures,
+        frames: int = 8,
+        *,
+        per: int = 1,
+        mode: Literal["linear", "spherical"] = "linear",
+        steps: int | str = 50,
+        seed: int = 0,
+        batch_size: int | None = None,
+        progress: bool = False,
+    ) -> Tensor:
+        """Samples along the way from one representation to another; all frames of a way start from one x_T.
+
+        Args:
+            a, b: representations [D] (or [1,D]), or a picture each, as in `encode`.
+            frames: pictures of a way; the first has exactly a, the last exactly b.
+            per: ways, each with its own x_T.
+            mode: straight line, or along the sphere (lengths interpolated linearly).
+            steps, seed, batch_size, progress: as in `sample`.
+
+        Returns:
+            float32 [per,frames,3,H,W] in [-1,1].
+        """
+        if whole(frames, "frames") < 2:
+            raise ConfigError(f"an interpolation needs at least 2 frames, got {frames}")
+        path = interpolation_path(self._end(a, "a"), self._end(b, "b"), frames, mode)
+        pictures = self.sample(
+            path, items=[0] * frames, per=per, steps=steps, seed=seed, batch_size=batch_size, progress=progress
+        )
+        return pictures.transpose(0, 1)
+
+    def _end(self, given: Numbers | Pictures, name: str) -> Tensor:
+        """The representation [D] that is given, or that of the picture."""
+        if isinstance(given, Numbers) and given.ndim <= 2 and given.dtype not in (torch.uint8, np.uint8):
+            return arguments.vector(given, name).to(self.device)
+        h = self.encode(given)
+        if len(h) != 1:
+            raise ConfigError(f"{name} must be one picture, got {len(h)}")
+        return h[0]
+
+    @host.guarded()
+    def view(self, picture: images.ImageSource) -> Tensor:
+        """What the encoder sees of a picture, before normalisation; float32 [1,3,s,s] in [-1,1]."""
+        encoder = self._require_encoder()
+        return encoder.view(images.load(picture).to(self.device))
+
+    def _encoded(self, photograph: Tensor) -> Tensor:
+        """Its representation [1,D]; a photograph that has the encoder's size by chance is seen as any other is."""
+        encoder = self._require_encoder()
+        return encoder.encode(encoder.view(photograph.to(self.device)))
+
+    def _require_encoder(self) -> Encoder:
+        self._check_process()
+        if self.encoder is None:
+            raise SamplingError("this model knows no encoder: give one to load(..., encoder=...), or pass h yourself")
+        return self.encoder
+
+
+@host.guarded(random=True)
+def load(
+    source: str | os.PathLike[str],
+    flags: dict[str, Any] | str | os.PathLike[str] | None = None,
+    encoder: Any = None,
+    device: str | torch.device | int | None = None,
+    engine: str = "auto",
+    precision: str = "auto",
+    engine_file: str | os.PathLike[str] | None = None,
+    sha256: str | None = None,
+) -> Model:
+    """Load a model and make it ready.
+
+    A model file may come from anyone, and may name an encoder. What it names is built at the first `encode` without a
+    question, because it is read as data: a bundled or published encoder, a network of timm, torchvision or transformers
+    by its name (downloaded by those libraries, weights without pickled code), a native or ONNX file on this machine.
+    What would run code that comes with a network is refused: torch.hub always (give it as ``encoder=`` with
+    trust_repo=1), and transformers' custom code. With RCDM_FAST_OFFLINE=1 nothing is downloaded.
+
+    Args:
+        source: a bundled or published name (`rcdm models`), a native .safetensors file or its folder, a
+            published-format .pt, or a Hugging Face hub id.
+        flags: published flags (dict, or path of a JSON file) of a .pt; recognised from its shapes where possible.
+        encoder: overrides the file's encoder: a specification such as "timm:resnet50", an EncoderConfig, an
+            nn.Module, any callable, or an Encoder. A file's own encoder is built at the first `encode`.
+        device: "cpu", "cuda", "cuda:1" (or 1), ...; default CUDA if there is one.
+        engine: "auto" or one of `rcdm_fast.engines.ENGINES`.
+        precision: "fp32", "bf16", "fp16" or "auto".
+        engine_file: an export of this very model that a runtime's engine is to run; made and cached if left out.
+        sha256: hex digest that the model's file must have.
+
+    Raises:
+        checkpoint.CheckpointError: unknown, truncated, foreign or mismatched weights, or another digest.
+        ConfigError: flags, device, engine or precision that make no sense here.
+    """
+    place = arguments.device(device)
+    config, tensors = checkpoint.load_model(source, flags, sha256)
+    network = networks.from_tensors(config.unet, tensors)
+    runner = engines.make(engine, network, config, place, precision, engine_file)
+    if encoder is not None:
+        return Model(
+            config, network, runner, _checked_width(encoders.build(encoder, place), config), place, engine_file
+        )
+    own = config.encoder if config.encoder is not None and config.encoder.source != "module" else None
+    return Model(config, network, runner, own, place, engine_file)
+
+
+def _checked_width(encoder: Encoder, config: ModelConfig) -> Encoder:
+    wanted = config.unet.representation_dim
+    if encoder.dim != wanted:
+        raise ConfigError(f"the encoder gives {encoder.dim} numbers, the model expects {wanted}")
+    return encoder

@@ -1,0 +1,1 @@
+"""The network, what describes it, and files that hold it."""

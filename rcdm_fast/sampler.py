@@ -1,0 +1,198 @@
+"""Sampler: a network, its schedule and the engine that runs it; what of `Model` needs no encoder.
+
+Everything a call needs is decided here (which noise, which rows, which batches) and handed to the stages, none of which
+knows the others. Knows nothing about pictures of other forms than tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from rcdm_fast import arguments, host
+from rcdm_fast.arguments import Numbers
+from rcdm_fast.config import ConfigError
+from rcdm_fast.diffusion import conditioning, sampling
+from rcdm_fast.diffusion.sampling import Request
+from rcdm_fast.diffusion.schedule import network_timestep
+from rcdm_fast.portable import Portable
+from rcdm_fast.precision import ieee_fp32
+
+T = TypeVar("T")
+
+
+class Sampler(Portable):
+    """Draws pictures of representations that are given."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of the pictures it makes, in pixels."""
+        return self.config.unet.image_size
+
+    @host.guarded()
+    def network(
+        self,
+        x: Tensor,  # [N,3,H,W]
+        t: Tensor,  # int64 [N]
+        representation: Tensor | None = None,  # [N,D]
+        label: Tensor | None = None,  # int64 [N]
+    ) -> Tensor:
+        """The raw network at base timesteps t in 0..T-1; float32 [N,3 or 6,H,W] (eps, then the variance value).
+
+        Runs the plain PyTorch network in fp32, whatever the engine; applies `rescale_timesteps` itself.
+        """
+        self._check_process()
+        x = arguments.floating(x, "x", f"[N,3,{self.image_size},{self.image_size}]")
+        if x.ndim != 4 or tuple(x.shape[1:]) != (3, self.image_size, self.image_size):
+            raise ConfigError(f"x must be [N,3,{self.image_size},{self.image_size}], got {list(x.shape)}")
+        times = arguments.integers(t, "t")
+        steps = self.config.schedule.diffusion_steps
+        if len(times) != len(x):
+            raise ConfigError(f"t must be int [{len(x)}], got {len(times)} numbers")
+        if times and not (0 <= min(times) and max(times) < steps):
+            raise ConfigError(f"t must be in 0..{steps - 1}")
+        representation, label = arguments.condition(self.config.unet, representation, label, self.device)
+        arguments.rows_for(len(x), representation=representation, label=label)
+        seen = torch.tensor(times, dtype=torch.float32, device=self.device) * network_timestep(self.config.schedule, 1)
+        with torch.inference_mode(), ieee_fp32(self.device):
+            out: Tensor = self.unet(x.to(self.device), seen, representation, label)
+        return out.clone()
+
+    @host.guarded()
+    def sample(
+        self,
+        h: Numbers | None = None,
+        *,
+        label: Numbers | Sequence[int] | None = None,
+        items: Numbers | Sequence[int] | None = None,
+        per: int = 8,
+        steps: int | str = 50,
+        solver: str = "ddim",
+        eta: float = 0.0,
+        guidance: float = 1.0,
+        seed: int = 0,
+        clip: bool = True,
+        noise: Numbers | None = None,
+        step_noise: Numbers | None = None,
+        batch_size: int | None = None,
+        progress: bool = False,
+    ) -> Tensor:
+        """Pictures that share a representation.
+
+        Args:
+            h: representations [R,D], a tensor or array of floats (used as float32); None for a class-conditional or
+                unconditional model.
+            label: class labels, whole numbers [R], for a class-conditional model.
+            items: whole numbers [R] that fit into int64; key the noise of each representation. Default 0..R-1. Rows
+                with the same item and the same h give the same pictures.
+            per: samples of each representation.
+            steps: network evaluations: an int N, or a published respacing text ("ddim25", "10", "10,10,5").
+            solver: "ddim" or "ancestral".
+            eta: DDIM's share of fresh noise; 0 is deterministic. Ancestral sampling has no such setting.
+            guidance: strength w of classifier-free guidance on h, null + w (conditional - null); 1 is none. Others
+                need a model trained with representation dropout, and two network evaluations per step.
+            seed: 0..2^64-1. One (seed, item, sample) has the same noise on every device, engine and precision,
+                whatever the batch.
+            clip: clip every x0 estimate to [-1,1].
+            noise: x_T [R,per,3,H,W] instead of the keyed noise.
+            step_noise: [K,R,per,3,H,W], in order of use, instead of the keyed noise.
+            batch_size: pictures per network evaluation; default 32 on CPU, 64 on GPU. Changes the pictures by
+                rounding only.
+            progress: show a progress bar.
+
+        Returns:
+            float32 [R,per,3,H,W] in [-1,1] on the model's device (values may pass the bounds if `clip` is False).
+
+        Raises:
+            ConfigError: a wrong shape, width, solver, step count or setting.
+            SamplingError: the result is not finite.
+        """
+        request = self.request(
+            h,
+            label=label,
+            items=items,
+            per=per,
+            steps=steps,
+            solver=solver,
+            eta=eta,
+            guidance=guidance,
+            seed=seed,
+            clip=clip,
+            noise=noise,
+            step_noise=step_noise,
+        )
+        size = self.image_size
+        out = torch.empty(request.total, 3, size, size, device=self.device)
+        for place, pictures in self.batches(request, batch_size, progress):
+            out[place] = pictures
+        return out.view(len(request.items), request.per, 3, size, size)
+
+    def request(
+        self,
+        h: Numbers | None = None,
+        *,
+        label: Numbers | Sequence[int] | None = None,
+        items: Numbers | Sequence[int] | None = None,
+        per: int = 8,
+        steps: int | str = 50,
+        solver: str = "ddim",
+        eta: float = 0.0,
+        guidance: float = 1.0,
+        seed: int = 0,
+        clip: bool = True,
+        noise: Numbers | None = None,
+        step_noise: Numbers | None = None,
+        pairs: Sequence[tuple[int, int]] | None = None,
+    ) -> Request:
+        """Check the arguments of `sample` (which see) before any work is done; run the result with `batches`.
+
+        `pairs` draws just these (row, sample), in this order, instead of samples 0..per-1 of every row.
+        """
+        with host.apart():
+            return sampling.request(
+                self.config,
+                self.device,
+                h,
+                label=label,
+                items=items,
+                per=per,
+                steps=steps,
+                solver=solver,
+                eta=eta,
+                guidance=guidance,
+                seed=seed,
+                clip=clip,
+                given_noise=noise,
+                step_noise=step_noise,
+                pairs=pairs,
+            )
+
+    def batches(
+        self,
+        request: Request,
+        batch_size: int | None = None,
+        progress: bool = False,
+        watch: sampling.Watch | None = None,
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Run a request, yielding (places among its pictures, pictures [n,3,H,W]) as they are finished.
+
+        Several threads may do so at once: their batches take turns. `watch` is shown (places, x_T) of every batch.
+        """
+        size = arguments.batch_size(batch_size, self.device)
+        with host.apart():
+            self._check_process()
+            plan = conditioning.make_plan(self.unet, request.schedule, request.conditions, request.label)
+        return self._in_turn(sampling.run(self.engine, plan, request, size, progress, watch))
+
+    def _in_turn(self, batches: Iterator[T]) -> Iterator[T]:
+        apart = host.guarded_each(batches)
+        while True:
+            self._check_process()
+            with self._turn:
+                batch = next(apart, None)
+            if batch is None:
+                return
+            yield batch
