@@ -1,4 +1,4 @@
-"""Which GPU a call works on: named exactly when something is placed, made the current one while it is used.
+"""Which GPU a call works on: named exactly when something is placed, made the current one while it is used, sent to.
 
 PyTorch's own operators find their device themselves. Streams, CUDA graphs, Triton and other libraries take the current
 one, which on a machine with two GPUs may be another than the tensors': then nothing fails, and numbers are wrong.
