@@ -22,8 +22,15 @@ class Ema:
     @torch.no_grad()
     def update(self, state: Mapping[str, Tensor], step: int) -> None:
         """Move towards the weights after `step` steps."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(_held(self.tensors.values()), _held(state.values()), 1 - decay)
+        torch._foreach_lerp_(_held(self.tensors.values()), _held(state.values()), self.share(step))
+
+    def share(self, step: int) -> float:
+        """How far the average moves towards the weights after `step` steps."""
+        return 1 - min(self.decay, (1 + step) / (10 + step))
+
+    def pairs(self, state: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """The average's tensors of this process, and those of `state` that they follow."""
+        return _held(self.tensors.values()), _held(state.values())
 
     def whole(self) -> dict[str, Tensor]:
         """The average on the CPU; every process has to ask."""

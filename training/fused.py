@@ -20,14 +20,18 @@ from rcdm_fast import ops
 from rcdm_fast.engines.program import phase_weights
 from rcdm_fast.models.unet import AttentionBlock, Downsample, ResBlock, UNet, Upsample
 from rcdm_fast.ops import library
+from rcdm_fast.ops.selection import triton_reason
 from rcdm_fast.ops.wrappers import Resample
 from rcdm_fast.training.convolution import convolution
 
 
 def reasons_unavailable(device: torch.device) -> list[str]:
     """Why the fused operators would not make training faster on a device; empty if they do."""
+    if device.type == "cuda":
+        reason = triton_reason(device)
+        return [reason] if reason else []
     if device.type != "cpu":
-        return [f"fused training steps have not been measured on {device.type}"]
+        return [f"there are no fused operators on {device.type}"]
     if not library.has_native("cpu"):
         return [part.reason for part in library.describe() if part.name == "cpu"]
     return []

@@ -30,7 +30,7 @@ from rcdm_fast.errors import RunError
 from rcdm_fast.models import checkpoint
 from rcdm_fast.models.unet import UNet
 from rcdm_fast.precision import exact
-from rcdm_fast.training import ema, fused, representations, resume, team, timesteps
+from rcdm_fast.training import ema, fused, graphed, representations, resume, team, timesteps
 from rcdm_fast.training.config import TrainConfig
 from rcdm_fast.training.losses import DiffusionLoss
 from rcdm_fast.training.pretrain import learning_rate
@@ -139,13 +139,16 @@ class Run:
         self._split_once = False
         self._ahead: _Drawn | None = None
         self._forward = torch.compile(self.network) if self.computed == "compiled" else self.network
+        self._graphed = self._make_graphed()
 
     def _computed(self, network: UNet) -> str:
         """How steps are computed: ``compiled``, ``fused`` (then the network is changed so) or ``plain``."""
-        compile = self.crew.device.type == "cuda" if self.config.compile is None else self.config.compile
         reasons = fused.reasons_unavailable(self.crew.device)
         if self.crew.sharding == "fully_shard":
             reasons.append("sharded weights go with PyTorch's own operators")
+        compile = self.config.compile
+        if compile is None:
+            compile = self.crew.device.type == "cuda" and bool(reasons)
         if compile or reasons:
             log.info("steps are %s: %s", "compiled" if compile else "plain PyTorch", "; ".join(reasons) or "as asked")
             return "compiled" if compile else "plain"
@@ -161,9 +164,22 @@ class Run:
         )  # fmt: skip
 
     def _passes(self) -> dict[str, bool]:
-        """How AdamW goes over its tensors; in a single process on the CPU each is read and written once."""
-        once = self.crew.device.type == "cpu" and self.crew.size == 1
+        """How AdamW goes over its tensors; in a single process each is read and written once."""
+        once = self.crew.size == 1 and self.crew.device.type in ("cpu", "cuda")
         return {"foreach": not once, "fused": once}
+
+    def _make_graphed(self) -> graphed.GraphedStep[Batch] | None:
+        """The step as a CUDA graph, where every launch of it is known beforehand."""
+        config = self.config
+        several = self.crew.size > 1 or (config.micro_batch and config.micro_batch < config.batch_size)
+        if self.crew.device.type != "cuda" or self.computed != "fused" or several or self.scaler.is_enabled():
+            return None
+        if config.unet.dropout or config.checkpoint_blocks:
+            return None
+        log.info("steps run as a CUDA graph")
+        state = self._state_dict()
+        averages = [average.pairs(state) for average in self.emas]
+        return graphed.GraphedStep(self._backward, self.network, self.optimizer, averages, config.clip_norm)
 
     def _state_dict(self) -> dict[str, Tensor]:
         return team.bare(self.network).state_dict()
@@ -190,6 +206,8 @@ class Run:
             yield
 
     def _advance(self) -> dict[str, float]:
+        if self._graphed is not None:
+            return self._advance_graphed(self._graphed)
         config = self.config
         batch = self._draw()
         for group in self.optimizer.param_groups:
@@ -201,10 +219,7 @@ class Run:
         if self.crew.device.type == "cuda":
             self._ahead = self._pictures(self.step + 1)
         terms, norm, losses = self._read(sums, ema.whole(total), self.crew.gather(losses))
-        if not math.isfinite(terms["loss"]):
-            raise RunError(f"the loss is {terms['loss']} at step {self.step + 1}")
-        if not math.isfinite(norm) and not self.scaler.is_enabled():
-            raise RunError(f"the gradient is not finite at step {self.step + 1}: {self._where_not_finite()}")
+        self._check(terms, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.step += 1
@@ -213,6 +228,33 @@ class Run:
         for average in self.emas:
             average.update(state, self.step)
         return {**{name: round(value, 6) for name, value in terms.items()}, "gradient_norm": round(norm, 6)}
+
+    def _advance_graphed(self, step: graphed.GraphedStep[Batch]) -> dict[str, float]:
+        """`_advance` where the GPU does everything by itself; the weights stay if a loss or gradient is not finite."""
+        batch = self._draw()
+        shares = [average.share(self.step + 1) for average in self.emas]
+        try:
+            with exact(self.config.precision, self.crew.device):
+                sums, norm, losses = step(batch, self._rate(), shares)
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            self._split(len(batch), error)
+            step.release()
+            self._graphed = None
+            return self._advance()
+        self._ahead = self._pictures(self.step + 1)
+        terms, length, losses = self._read(sums, norm, losses)
+        self._check(terms, length)
+        self.step += 1
+        self.timesteps.learn(batch.all_t, losses)
+        return {**{name: round(value, 6) for name, value in terms.items()}, "gradient_norm": round(length, 6)}
+
+    def _check(self, terms: Mapping[str, float], norm: float) -> None:
+        if not math.isfinite(terms["loss"]):
+            raise RunError(f"the loss is {terms['loss']} at step {self.step + 1}")
+        if not math.isfinite(norm) and not self.scaler.is_enabled():
+            raise RunError(f"the gradient is not finite at step {self.step + 1}: {self._where_not_finite()}")
 
     def _rate(self) -> float:
         config = self.config
@@ -314,7 +356,7 @@ class Run:
         x_t = self.loss.noisy(part.x0, part.eps, part.t).contiguous(memory_format=torch.channels_last)
         seen = part.t.float() * network_timestep(config.schedule, 1)
         dtype = _DTYPES[config.precision]
-        with torch.autocast(self.crew.device.type, dtype, enabled=config.precision != "fp32"):
+        with torch.autocast(self.crew.device.type, dtype, config.precision != "fp32", cache_enabled=self._graphed is None):
             output = self._forward(x_t, seen, part.h)
         return self.loss(output, part.x0, x_t, part.eps, part.t, part.importance)
 
@@ -348,6 +390,8 @@ class Run:
     def state(self) -> dict[str, Any]:
         """Everything a resumed run needs, whole tensors on the CPU; every process has to ask."""
         network, optimizer = full_state.get_state_dict(self.network, _plain(self.optimizer), options=_WHOLE)
+        for group in optimizer["param_groups"]:
+            group.update(lr=float(group["lr"]), capturable=False)
         return {
             "step": self.step,
             "network": network,
@@ -362,6 +406,8 @@ class Run:
     def restore(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state`, in any number of processes."""
         self.step = int(state["step"])
+        if self._graphed is not None:
+            self._graphed.release()
         full_state.set_state_dict(
             self.network,
             _plain(self.optimizer),
@@ -371,6 +417,9 @@ class Run:
         )
         for group in self.optimizer.param_groups:
             group.update(self._passes())  # a state brings those of the processes that wrote it
+        if self._passes()["fused"]:
+            for values in _plain(self.optimizer).state.values():
+                values["step"] = values["step"].to(self.crew.device, torch.float32)
         for average, tensors in zip(self.emas, state["emas"], strict=True):
             average.copy_(tensors)
         self.timesteps.restore(state["timesteps"])

@@ -8,13 +8,14 @@ only the tests use).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rcdm_fast.ops import reference, selection_backward
+from rcdm_fast.ops import library, reference, selection, selection_backward
 from rcdm_fast.ops.schema import NAMESPACE
 
 
@@ -150,6 +151,33 @@ def _norm_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     of_x, of_skip, of_weight, of_bias, of_rows = backward(grad, *inputs)
     of_film = None if film is None else _put_back(of_rows, film, rows)
     return (of_x, None if skip is None else of_skip, of_weight, of_bias, of_film, *[None] * 6)
+
+
+class _TritonNorm(torch.autograd.Function):
+    """For a GPU whose native part was not built: both ways in Triton."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        from rcdm_fast.kernels import film_group_norm as kernel  # needs triton
+
+        _keep(ctx, inputs[:6], inputs[6:])
+        out: Tensor = kernel.film_group_norm(*inputs)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        return _norm_backward(ctx, *grads)
+
+
+def differentiable_film_group_norm(device: torch.device) -> Callable[..., Tensor]:
+    """What has a gradient on a device; takes the schema's inputs."""
+    if library.has_native(device.type):
+        native: Callable[..., Tensor] = torch.ops.rcdm_fast.film_group_norm
+        return native
+    if not selection.triton_reason(device):
+        made: Callable[..., Tensor] = _TritonNorm.apply
+        return made
+    return reference.film_group_norm
 
 
 def _keep_attention(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rcdm_fast.ops import library, reference, schema, selection
+from rcdm_fast.ops import gradients, library, reference, schema, selection
 
 Resample = Literal["none", "up", "down"]
 RESAMPLE: dict[Resample, int] = {"none": 0, "up": 1, "down": -1}
@@ -96,9 +96,7 @@ def film_group_norm(
     if _wants_gradient(x, skip, weight, bias, film):
         if out is not None:
             raise ValueError("film_group_norm: a result written to out has no gradient")
-        native = library.has_native(x.device.type)
-        differentiable = torch.ops.rcdm_fast.film_group_norm if native else reference.film_group_norm
-        found: Tensor = differentiable(*arguments)
+        found: Tensor = gradients.differentiable_film_group_norm(x.device)(*arguments)
         return found
     if out is None:
         out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
