@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rcdm_fast.models.unet import ResBlock, UNet
-from rcdm_fast.ops import library, selection_backward
+from rcdm_fast.ops import gradients, library, reference, selection, selection_backward
 from rcdm_fast.training import fused, team
 from rcdm_fast.training.config import TrainConfig
 from rcdm_fast.training.convolution import convolution
@@ -161,7 +161,30 @@ def test_steps_are_fused_unless_something_else_is_asked_for(monkeypatch: pytest.
     assert not any("forward" in vars(module) for module in run.network.modules() if isinstance(module, ResBlock))
     monkeypatch.setattr(library, "has_native", lambda kind: False)
     assert make_run(compile=None).computed == "plain"
-    assert fused.reasons_unavailable(torch.device("cuda")) == ["fused training steps have not been measured on cuda"]
+    assert fused.reasons_unavailable(torch.device("mps")) == ["there are no fused operators on mps"]
+
+
+def test_a_gpu_needs_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The forward pass runs natively where that part was built, the backward pass in Triton always."""
+    cuda = torch.device("cuda")
+    assert fused.reasons_unavailable(cuda) == []
+    monkeypatch.setattr(fused, "triton_reason", lambda device: "triton is not installed")
+    assert fused.reasons_unavailable(cuda) == ["triton is not installed"]
+
+
+def test_norms_have_gradients_on_every_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    native = torch.ops.rcdm_fast.film_group_norm
+    for built, triton, wanted in (
+        (True, True, native),
+        (True, False, native),
+        (False, True, gradients._TritonNorm.apply),
+        (False, False, reference.film_group_norm),
+    ):
+        monkeypatch.setattr(library, "has_native", lambda kind, built=built: built)
+        monkeypatch.setattr(selection, "triton_reason", lambda device, triton=triton: "" if triton else "not there")
+        assert gradients.differentiable_film_group_norm(cuda) == wanted
+        assert gradients.differentiable_film_group_norm(cpu) == wanted
 
 
 def test_plain_and_fused_runs_take_the_same_steps(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from rcdm_fast.training import run as training_run
 from rcdm_fast.training import team
+from rcdm_fast.training.graphed import GraphedStep
 from rcdm_fast.training.run import Batch, Run
 from tests import small, training_process
 from tests.fake_cuda import CudaTensor, fake_cuda
@@ -35,9 +40,22 @@ def _watched(run: Run) -> list[Batch]:
     return seen
 
 
+def _as_graph(run: Run) -> Callable[..., tuple[dict[str, Tensor], Tensor, Tensor]]:
+    """What a graph would do of this: nothing else waits."""
+
+    def step(batch: Batch, rate: float, shares: list[float]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        assert rate == run._rate()
+        assert shares == [average.share(run.step + 1) for average in run.emas]
+        terms, losses = run._backward(batch)
+        return terms, torch.zeros((), device="cuda"), losses
+
+    return step
+
+
 @pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize("graphed", [True, False])
 @pytest.mark.parametrize("timesteps", ["uniform", "loss_aware"])
-def test_a_step_waits_once(timesteps: str, resident: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_waits_once(timesteps: str, graphed: bool, resident: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """And works on the batches that a CPU would; those of the next step are drawn before it waits."""
     on_cpu = _run("cpu", timesteps=timesteps)
     wanted = _watched(on_cpu)
@@ -45,6 +63,9 @@ def test_a_step_waits_once(timesteps: str, resident: bool, monkeypatch: pytest.M
     with fake_cuda(1) as machine:
         monkeypatch.setattr(training_run, "fits", lambda *_: resident)
         run = _run("cuda", timesteps=timesteps)
+        assert run.computed == "fused"
+        assert isinstance(run._graphed, GraphedStep)
+        monkeypatch.setattr(run, "_graphed", _as_graph(run) if graphed else None)
         monkeypatch.setattr(run.optimizer, "step", lambda *_: None)
         monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_, **__: torch.zeros((), device="cuda"))
         for average in run.emas:
@@ -74,3 +95,21 @@ def test_a_step_waits_once(timesteps: str, resident: bool, monkeypatch: pytest.M
     if timesteps == "loss_aware":
         assert torch.allclose(run.timesteps.state()["losses"], on_cpu.timesteps.state()["losses"])
         assert int(run.timesteps.state()["counts"].sum()) == STEPS * run.config.batch_size
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"compile": True},
+        {"micro_batch": 4},
+        {"checkpoint_blocks": True},
+        {"precision": "fp16"},
+        {"unet": dataclasses.replace(small.UNET, representation_dim=0, dropout=0.1)},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_what_a_graph_cannot_hold_runs_without_one(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda network: network)
+    with fake_cuda(1):
+        assert _run("cuda", micro_batch=training_process.config("none").batch_size)._graphed is not None
+        assert _run("cuda", **changes)._graphed is None

@@ -1,9 +1,9 @@
 """A step of training as one CUDA graph: thousands of launches cost as much as one.
 
-The graph holds everything between a batch and the next weights: loss, gradients, their norm, AdamW, averages. What changes
-from step to step is read from tensors that are filled before it is replayed. A step whose loss or gradient is not finite
-changes nothing, by the optimizer's own `found_inf`; so do the steps that are run before the capture, in which kernels
-are loaded and cuDNN times its algorithms.
+The graph holds everything between a batch and the next weights: loss, gradients, their norm, AdamW, averages. What
+changes from step to step is read from tensors that are filled before it is replayed. A step whose loss or gradient is
+not finite changes nothing, by the optimizer's own `found_inf`; so do the steps that are run before the capture, in
+which kernels are loaded and cuDNN times its algorithms.
 
 On a CPU nothing is captured and every call runs the same code: that is for tests. Knows nothing about losses.
 """
@@ -12,25 +12,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from rcdm_fast import devices
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 WARM_STEPS = 3  # before the capture
 
 Terms = dict[str, Tensor]
 
 
-class Dataclass(Protocol):
-    """Any dataclass of tensors."""
-
-    __dataclass_fields__: dict[str, dataclasses.Field[object]]
-
-
-B = TypeVar("B", bound=Dataclass)
+B = TypeVar("B", bound="DataclassInstance")
 
 
 class GraphedStep(Generic[B]):
@@ -98,7 +95,7 @@ class GraphedStep(Generic[B]):
 
     def _prepare(self, batch: B) -> None:
         own = {name: getattr(batch, name).clone() for name in _on(self._device, batch)}
-        self._batch = dataclasses.replace(batch, **own)  # type: ignore[type-var]
+        self._batch = dataclasses.replace(batch, **own)
         for group in self._optimizer.param_groups:
             group.update(lr=self._rate, capturable=self._device.type == "cuda")
         self._held.fill_(1.0)
@@ -134,7 +131,7 @@ class GraphedStep(Generic[B]):
         return terms, norm.detach(), losses
 
 
-def _on(device: torch.device, batch: Dataclass) -> list[str]:
+def _on(device: torch.device, batch: DataclassInstance) -> list[str]:
     """The fields of a batch whose tensors are on a device."""
     fields = [field.name for field in dataclasses.fields(batch)]
     return [name for name in fields if getattr(batch, name).device.type == device.type]

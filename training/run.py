@@ -355,8 +355,8 @@ class Run:
         config = self.config
         x_t = self.loss.noisy(part.x0, part.eps, part.t).contiguous(memory_format=torch.channels_last)
         seen = part.t.float() * network_timestep(config.schedule, 1)
-        dtype = _DTYPES[config.precision]
-        with torch.autocast(self.crew.device.type, dtype, config.precision != "fp32", cache_enabled=self._graphed is None):
+        dtype, lowered = _DTYPES[config.precision], config.precision != "fp32"
+        with torch.autocast(self.crew.device.type, dtype, lowered, cache_enabled=self._graphed is None):
             output = self._forward(x_t, seen, part.h)
         return self.loss(output, part.x0, x_t, part.eps, part.t, part.importance)
 
@@ -390,7 +390,8 @@ class Run:
     def state(self) -> dict[str, Any]:
         """Everything a resumed run needs, whole tensors on the CPU; every process has to ask."""
         network, optimizer = full_state.get_state_dict(self.network, _plain(self.optimizer), options=_WHOLE)
-        for group in optimizer["param_groups"]:
+        groups: Any = optimizer["param_groups"]
+        for group in groups:  # a graph's rate is a tensor
             group.update(lr=float(group["lr"]), capturable=False)
         return {
             "step": self.step,
