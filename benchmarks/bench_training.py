@@ -85,7 +85,7 @@ def plain_step(run: Run) -> Step:
     average = copy.deepcopy(network)
 
     def step() -> dict[str, float]:
-        batch = run._draw()
+        batch = run.batches.draw(run.step)
         x_t = run.loss.noisy(batch.x0, batch.eps, batch.t)
         seen = batch.t.float() * network_timestep(run.config.schedule, 1)
         terms = run.loss(network(x_t, seen, batch.h), batch.x0, x_t, batch.eps, batch.t)

@@ -6,6 +6,9 @@ Chance is a rank drawn uniformly from the gallery. Intervals are bootstrap inter
 samples are not independent. The distance of samples to h stands beside that of real neighbours, as in the
 paper. Distributions are compared in a feature space that the caller names (`encoders/features.py`).
 
+Beside them stands a ceiling: the same numbers of the sources themselves, blurred by one pixel. Variance over the
+samples of one representation is what it leaves open; classes are read by a linear probe on another encoder.
+
 Samples are drawn once (`draw`) and every measurement reads them. Knows nothing about how a model was trained.
 """
 
@@ -20,12 +23,12 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import host, images
-from rcdm_fast.checks import Checked, ConfigError, Count, CountOrNone, Seed
+from rcdm_fast.checks import Checked, ConfigError, Count, CountOrNone, NotNegative, Seed
 from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.diffusion.solvers import SolverName
 from rcdm_fast.encoders import Encoder
-from rcdm_fast.encoders.features import FeatureSpace
-from rcdm_fast.metrics import distributions, intervals
+from rcdm_fast.encoders.features import FeatureSpace, of_encoder
+from rcdm_fast.metrics import distributions, intervals, probes
 from rcdm_fast.metrics.distributions import Distribution
 from rcdm_fast.metrics.intervals import Interval, bootstrap
 from rcdm_fast.metrics.nearest import rank_of, squared_distances
@@ -33,6 +36,7 @@ from rcdm_fast.model import Model
 from rcdm_fast.training import representations
 
 NEIGHBOURS = (1, 5, 10)
+BLUR = 1.0  # pixels, of the ceiling
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class EvaluateConfig(Checked):
         sources: source pictures, spread evenly over the gallery; 0 means 256, or the whole gallery if it is smaller.
         samples: samples of each.
         gallery: real pictures that a sample is ranked among, spread evenly over the data; 0 means all.
-        steps, solver, seed, batch_size: as in `Model.sample`.
+        steps, solver, seed, batch_size, guidance: as in `Model.sample`.
         resamples: bootstrap draws behind the 95 % intervals.
     """
 
@@ -55,6 +59,22 @@ class EvaluateConfig(Checked):
     seed: Seed = 0
     batch_size: Count = 64
     resamples: Count = 2000
+    guidance: NotNegative = 1.0
+
+
+@dataclass(frozen=True)
+class Recognized:
+    """How often a linear probe reads a source's class.
+
+    Attributes:
+        encoder: what the probe was fitted on.
+        samples: share of samples whose class is their source's, in [0,1].
+        sources: share of the sources themselves that are read rightly.
+    """
+
+    encoder: str
+    samples: Interval
+    sources: Interval
 
 
 @dataclass(frozen=True)
@@ -72,6 +92,9 @@ class Faithfulness:
         nearest_real: mean squared distance between h and its k-th nearest other real representation, by k (1, 5, 10,
             as far as the gallery goes).
         distribution: distances of distributions, if a feature space was given.
+        blurred_mrr, blurred_distance: MRR and squared distance to h of the sources blurred by one pixel (Gaussian).
+        variance: of a pixel's value in [-1,1] over the samples of one source (unbiased); None for one sample each.
+        recognized: classes, if a probe was asked for.
     """
 
     mrr: Interval
@@ -86,6 +109,10 @@ class Faithfulness:
     reciprocal_ranks: tuple[float, ...] = field(repr=False)
     nearest_real: dict[int, Interval] = field(default_factory=dict)
     distribution: Distribution | None = None
+    blurred_mrr: Interval | None = None
+    blurred_distance: Interval | None = None
+    variance: Interval | None = None
+    recognized: Recognized | None = None
 
 
 @dataclass(frozen=True)
@@ -176,6 +203,7 @@ def draw(
             solver=config.solver,
             seed=config.seed,
             batch_size=config.batch_size,
+            guidance=config.guidance,
         )
         again.append(encoder.encode(pictures.flatten(0, 1)).cpu().view(len(part), config.samples, -1))
         drawn.append(images.to_uint8(pictures).cpu())
@@ -200,6 +228,7 @@ def faithfulness(drawn: Drawn, config: EvaluateConfig) -> Faithfulness:
     rank, neighbours = torch.stack(ranks).numpy(), torch.stack(near).numpy()
     rng = np.random.default_rng(config.seed)
     reciprocal = (1 / rank).mean(axis=1)
+    blurred_ranks, blurred_distances = _blurred(drawn)
     return Faithfulness(
         mrr=bootstrap(reciprocal, config.resamples, rng),
         mean_rank=bootstrap(rank.mean(axis=1), config.resamples, rng),
@@ -212,7 +241,66 @@ def faithfulness(drawn: Drawn, config: EvaluateConfig) -> Faithfulness:
         samples=per,
         reciprocal_ranks=tuple(reciprocal.tolist()),
         nearest_real={k: bootstrap(neighbours[:, k - 1], config.resamples, rng) for k in known},
+        blurred_mrr=bootstrap(1 / blurred_ranks, config.resamples, rng),
+        blurred_distance=bootstrap(blurred_distances, config.resamples, rng),
+        variance=None if per < 2 else bootstrap(_variances(drawn.pictures), config.resamples, rng),
     )
+
+
+def _blurred(drawn: Drawn) -> tuple[np.ndarray, np.ndarray]:
+    """Rank and squared distance of every source, blurred; [S] each."""
+    seen = drawn.encoder.encode(images.blur(drawn.real.floats(drawn.sources), BLUR)).cpu()
+    distances = squared_distances(seen, drawn.gallery)
+    places = enumerate(drawn.sources.tolist())
+    ranks = torch.stack([rank_of(distances[number : number + 1], source)[0] for number, source in places])
+    return ranks.numpy(), distances.gather(1, drawn.sources[:, None])[:, 0].numpy()
+
+
+def _variances(pictures: Tensor) -> np.ndarray:  # uint8 [S,P,3,H,W] -> [S]
+    return np.stack([images.from_uint8(each).var(dim=0).mean().numpy() for each in pictures])
+
+
+def recognition(drawn: Drawn, encoder: Encoder, known: ImageSet, config: EvaluateConfig) -> Recognized:
+    """How often the source's class is read off samples, by a linear probe that had no part in drawing them.
+
+    Args:
+        drawn: samples, of labeled data.
+        encoder: whose representations the probe reads (multinomial logistic regression).
+        known: labeled images of the same classes that the probe is fitted on.
+        config: bootstrap draws and seed.
+
+    Raises:
+        ConfigError: images without labels, or of other classes.
+    """
+    check_classes(drawn.real, known)
+    assert drawn.real.labels is not None
+    assert known.labels is not None
+    probe = probes.fit_linear_probe(representations.compute(encoder, known), known.labels)
+    labels = drawn.real.labels[drawn.sources]
+    sources, per = drawn.pictures.shape[:2]
+    of_sources = encoder.encode(drawn.real.floats(drawn.sources)).cpu()
+    seen = [encoder.encode(images.from_uint8(part)).cpu() for part in drawn.pictures.flatten(0, 1).split(256)]
+    with torch.no_grad():
+        right = (probe(torch.cat(seen)).argmax(dim=1).view(sources, per) == labels[:, None]).double().mean(dim=1)
+        ceiling = (probe(of_sources).argmax(dim=1) == labels).double()
+    rng = np.random.default_rng(config.seed)
+    return Recognized(
+        of_encoder(encoder).name,
+        bootstrap(right.numpy(), config.resamples, rng),
+        bootstrap(ceiling.numpy(), config.resamples, rng),
+    )
+
+
+def check_classes(data: ImageSet, known: ImageSet) -> None:
+    """Raises `ConfigError` unless both are labeled, with the same classes."""
+    for each, what in ((data, "the data"), (known, "the images that a probe is fitted on")):
+        if each.labels is None:
+            raise ConfigError(f"classes cannot be read: {what} have no labels")
+    if data.classes != known.classes:
+        raise ConfigError(
+            f"a probe must be fitted on the classes of the data, {', '.join(data.classes[:5])}...; "
+            f"it would be on {', '.join(known.classes[:5])}..."
+        )
 
 
 def compare(drawn: Drawn, space: FeatureSpace, seed: int = 0, reference: Tensor | None = None) -> Distribution:

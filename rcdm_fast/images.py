@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
+from torch.nn import functional as F
 
 from rcdm_fast import decoding, doors, folders, resizing, storage
 from rcdm_fast.decoding import MAX_PIXELS, MIN_SIDE, ImageError
@@ -225,6 +226,24 @@ def check(pictures: Tensor) -> Tensor:
     if low < -1.01 or high > 1.01:
         raise ImageError(f"expected pictures in [-1,1], got values in [{low:.3g}, {high:.3g}]")
     return pictures
+
+
+def blur(pictures: Tensor, deviation: float) -> Tensor:
+    """Gaussian blur; float [N,3,H,W] -> [N,3,H,W].
+
+    Args:
+        pictures: of any range; beyond their edges the last pixel goes on.
+        deviation: of the Gaussian, in pixels, at least 0.
+    """
+    if deviation == 0:
+        return pictures
+    radius = max(1, math.ceil(3 * deviation))
+    x = torch.arange(-radius, radius + 1, device=pictures.device, dtype=pictures.dtype)
+    kernel = torch.exp(-0.5 * (x / deviation).square())
+    kernel = (kernel / kernel.sum()).expand(3, 1, 1, -1)
+    padded = F.pad(pictures, (radius, radius, radius, radius), mode="replicate")
+    across = F.conv2d(padded, kernel, groups=3)
+    return F.conv2d(across, kernel.transpose(2, 3), groups=3)
 
 
 def save(picture: Image.Image, path: str | os.PathLike[str]) -> None:

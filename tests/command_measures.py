@@ -57,6 +57,7 @@ MEASURING = (
             ),
             row("--steps", 7, *all_of("draw faithfulness", "config.steps")),
             row("--solver", "ancestral", *all_of("draw faithfulness", "config.solver")),
+            row("--guidance", 2.5, *all_of("draw faithfulness", "config.guidance")),
             row("--seed", 9, *all_of("draw faithfulness", "config.seed"), "distribution.seed"),
             *of_file(),
             row(
@@ -83,6 +84,19 @@ MEASURING = (
             writes("--json", "mrr.json"),
             *of_engine(),
         ),
+    ),
+    Usage(
+        "evaluate m --data D --probe bundled:a --probe-data F",
+        (
+            row("--probe", "bundled:b", "build.source", recognized__encoder="encoder bundled:b"),
+            row(
+                "--probe-data",
+                "G",
+                "open_data#2.source",
+                **dict.fromkeys(("recognized__known", "check_classes__known"), "pictures of G"),
+            ),
+        ),
+        {"recognized.drawn.real": "pictures of D", "check_classes.data": "pictures of D", "build.device": CPU},
     ),
     Usage(
         "analyze layers m --data D --out o --against other",

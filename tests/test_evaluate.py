@@ -13,7 +13,16 @@ import torch
 from rcdm_fast import images
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.image_set import ImageSet
-from rcdm_fast.evaluation import Drawn, EvaluateConfig, draw, evaluate, faithfulness, mrr_change
+from rcdm_fast.evaluation import (
+    Drawn,
+    EvaluateConfig,
+    check_classes,
+    draw,
+    evaluate,
+    faithfulness,
+    mrr_change,
+    recognition,
+)
 from rcdm_fast.metrics.intervals import bootstrap
 from rcdm_fast.metrics.nearest import rank_of, squared_distances
 from tests import small
@@ -118,7 +127,7 @@ def test_the_gallery_is_spread_over_the_data_and_the_seed_reaches_the_noise(monk
     assert torch.equal(drawn.real.pixels, data.pixels[[0, 10, 20, 29, 39]])  # 19.5 and 29.25 are rounded
     assert drawn.sources.tolist() == [0, 1, 3, 4]
     assert {tuple(sorted(rest.items())) for rest in asked} == {
-        (("batch_size", 9), ("seed", 7), ("solver", "ancestral"), ("steps", 3))
+        (("batch_size", 9), ("guidance", 1.0), ("seed", 7), ("solver", "ancestral"), ("steps", 3))
     }
     found, other = (faithfulness(drawn, dataclasses.replace(config, seed=seed)) for seed in (7, 8))
     assert found == faithfulness(drawn, config)
@@ -128,7 +137,7 @@ def test_the_gallery_is_spread_over_the_data_and_the_seed_reaches_the_noise(monk
 @pytest.mark.parametrize(("size", "known"), [(2, [1]), (5, [1]), (6, [1, 5]), (10, [1, 5]), (11, [1, 5, 10])])
 def test_neighbours_as_far_as_the_gallery_goes(size: int, known: list[int]) -> None:
     """Of G pictures G - 1 are others: a tenth neighbour needs eleven."""
-    gallery = torch.arange(size, dtype=torch.float32)[:, None] ** 1.5
+    gallery = torch.nn.functional.pad(torch.arange(size, dtype=torch.float32)[:, None] ** 1.5, (0, small.DIM - 1))
     sources = torch.tensor([0, size - 1])
     drawn = Drawn(
         small.encoder(), pictures(size), gallery, sources, torch.zeros(2, 1, 3, 8, 8), gallery[sources][:, None]
@@ -136,6 +145,97 @@ def test_neighbours_as_far_as_the_gallery_goes(size: int, known: list[int]) -> N
     found = faithfulness(drawn, EvaluateConfig(samples=1, resamples=100))
     assert sorted(found.nearest_real) == known
     for k in known:
-        each = [(gallery - gallery[source]).square().flatten().sort().values[k] for source in sources.tolist()]
+        each = [(gallery - gallery[source]).square().sum(dim=1).sort().values[k] for source in sources.tolist()]
         assert found.nearest_real[k].value == pytest.approx(float(sum(each) / 2), rel=1e-5)
         assert found.nearest_real[k].value < float("inf")
+
+
+def labeled(count: int, classes: tuple[str, ...] = ("dark", "light")) -> ImageSet:
+    """Images of two classes that differ in their light."""
+    floats = small.pictures(count) * 0.2
+    labels = torch.arange(count) % 2
+    floats = floats + torch.where(labels == 1, 0.6, -0.6)[:, None, None, None]
+    paths = tuple(Path(str(number)) for number in range(count))
+    return ImageSet(images.to_uint8(floats), labels, classes, paths, "made-up")
+
+
+def test_guidance_reaches_the_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = small.model(), pictures(8)
+    asked: list[object] = []
+
+    def sample(h: torch.Tensor, *, items: torch.Tensor, per: int, guidance: float, **_: object) -> torch.Tensor:
+        asked.append(guidance)
+        return torch.zeros(len(items), per, 3, 8, 8)
+
+    monkeypatch.setattr(model, "sample", sample)
+    draw(model, data, EvaluateConfig(samples=1, guidance=1.75))
+    draw(model, data, EvaluateConfig(samples=1))
+    assert asked == [1.75, 1.0]
+    with pytest.raises(ConfigError, match="guidance"):
+        EvaluateConfig(guidance=-0.5)
+
+
+def test_the_ceiling_is_the_blurred_source_and_variance_is_over_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand: an encoder that gives pixels, sources that are rows of the gallery, samples of known spread."""
+    model, data = small.model(), pictures(12)
+    config = EvaluateConfig(sources=6, samples=4, steps=1, resamples=50)
+    drawn = draw(model, data, config)
+    spread = torch.tensor([0, 0, 255, 255], dtype=torch.uint8)[None, :, None, None, None].expand(6, 4, 3, 8, 8).clone()
+    spread[0] = 7
+    found = faithfulness(dataclasses.replace(drawn, pictures=spread), config)
+    assert found.variance is not None
+    assert found.variance.value == pytest.approx(5 / 6 * 4 / 3, rel=1e-4)  # of -1, -1, 1, 1; none in the first
+    seen = drawn.encoder.encode(images.blur(data.floats(drawn.sources), 1.0)).cpu()
+    distances = squared_distances(seen, drawn.gallery)
+    rows = torch.arange(6)
+    ranks = (distances < distances[rows, drawn.sources][:, None]).sum(dim=1) + 1
+    assert found.blurred_mrr is not None
+    assert found.blurred_mrr.value == pytest.approx(float((1 / ranks.double()).mean()))
+    assert found.blurred_distance is not None
+    assert found.blurred_distance.value == pytest.approx(float(distances[rows, drawn.sources].mean()), rel=1e-5)
+    assert found.blurred_distance.value > 0
+    alone = dataclasses.replace(drawn, pictures=spread[:, :1], representations=drawn.representations[:, :1])
+    assert faithfulness(alone, config).variance is None
+
+
+def test_classes_are_read_off_samples_by_a_probe_of_other_images() -> None:
+    model, data, known = small.model(), labeled(40), labeled(60)
+    config = EvaluateConfig(sources=20, samples=4, steps=1, resamples=100)
+    drawn = draw(model, data, config)
+    assert drawn.real.labels is not None
+    same = data.pixels[drawn.sources][:, None].expand(-1, 4, -1, -1, -1).clone()
+    encoder = drawn.encoder
+    found = recognition(dataclasses.replace(drawn, pictures=same), encoder, known, config)
+    assert found.sources.value > 0.9
+    assert found.samples.value == pytest.approx(found.sources.value)
+    labels = drawn.real.labels[drawn.sources]
+    turned = same.flip(0)
+    same[:, :2] = turned[:, :2]  # half of the samples show another source
+    mixed = recognition(dataclasses.replace(drawn, pictures=same), encoder, known, config)
+    wrong = (labels != labels.flip(0)).double().mean()
+    assert float(wrong) > 0.2
+    assert mixed.samples.value == pytest.approx(1 - 0.5 * float(wrong), abs=0.1)
+    assert mixed.sources.value == found.sources.value
+
+
+def test_a_probe_needs_the_same_classes() -> None:
+    with pytest.raises(ConfigError, match="the data have no labels"):
+        check_classes(pictures(4), labeled(4))
+    with pytest.raises(ConfigError, match="fitted on have no labels"):
+        check_classes(labeled(4), pictures(4))
+    with pytest.raises(ConfigError, match=r"classes of the data, dark, light.*on light, dark"):
+        check_classes(labeled(4), labeled(4, ("light", "dark")))
+    check_classes(labeled(4), labeled(6))
+
+
+def test_blur_keeps_what_is_even_and_spreads_a_point() -> None:
+    even = torch.full((1, 3, 9, 9), 0.25)
+    torch.testing.assert_close(images.blur(even, 1.0), even)
+    point = torch.zeros(1, 3, 15, 15)
+    point[0, 1, 7, 7] = 1
+    seen = images.blur(point, 1.0)
+    assert seen[0, 0].abs().max() == 0
+    assert float(seen.sum()) == pytest.approx(1, abs=1e-5)
+    assert float(seen[0, 1, 7, 7]) == pytest.approx(1 / (2 * np.pi), rel=0.01)
+    assert float(seen[0, 1, 7, 8] / seen[0, 1, 7, 7]) == pytest.approx(np.exp(-0.5), rel=1e-4)
+    assert images.blur(point, 0.0) is point

@@ -82,7 +82,7 @@ def test_dropped_representations_are_zeros_for_the_encoder(tmp_path: Path) -> No
     run = Run(config, small.UNET, data, bank, team.Team())
     dropped = 0
     for _ in range(40):
-        h = run._draw().h * run.standard.std + run.standard.mean
+        h = run.batches.draw(run.step).h * run.batches.standard.std + run.batches.standard.mean
         run.step += 1
         dropped += int((h.abs().max(dim=1).values < 1e-4).sum())
     assert 0.25 < dropped / (40 * 16) < 0.35

@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rcdm_fast.ops import gradients, reference
+from rcdm_fast.ops import gradients, library, reference, selection, selection_backward
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -166,6 +166,28 @@ def test_gradient_of_film_group_norm(case: Norm) -> None:
         error, limit = (float((each.double() - truth).norm() / truth.norm()) for each in (ours, plain))
         # 2^(y log2 e) carries the rounding of its argument, several steps where y is large: measured 4e-7 in sums.
         assert error <= 2 * max(limit, 2.5e-7) + _ulp(ours.dtype)
+
+
+@computes
+def test_a_gpu_without_a_native_part_differentiates_the_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways in Triton, down to the FiLM rows that several pictures share."""
+    monkeypatch.setattr(
+        selection_backward, "film_group_norm_backward", lambda device: norm_backward.film_group_norm_backward
+    )
+    monkeypatch.setattr(library, "has_native", lambda kind: False)
+    monkeypatch.setattr(selection, "triton_reason", lambda device: "")
+    *tensors, rows, groups, eps, silu, resample, phases = Norm(40, 8, skip=24, film=2, pictures=3).inputs()
+    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+    out = gradients.differentiable_film_group_norm(torch.device(DEVICE))(
+        *leaves, rows, groups, eps, silu, resample, phases
+    )
+    grad = torch.randn(out.shape).to(DEVICE, memory_format=torch.channels_last)
+    found = torch.autograd.grad(out, leaves, grad)
+    wide = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    want = reference.film_group_norm(*wide, rows, groups, eps, silu, resample, phases)  # type: ignore[call-arg]
+    torch.testing.assert_close(out.double(), want, atol=1e-5, rtol=1e-5)
+    for ours, truth in zip(found, torch.autograd.grad(want, wide, grad.double()), strict=True):
+        torch.testing.assert_close(ours.double(), truth, atol=2e-5, rtol=2e-5)
 
 
 @computes

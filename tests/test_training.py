@@ -22,10 +22,10 @@ from rcdm_fast.encoders import native
 from rcdm_fast.errors import RunError
 from rcdm_fast.metrics import probes
 from rcdm_fast.training.augment import AugmentConfig, random_colour, random_crop_flip, random_views
+from rcdm_fast.training.batches import Standardisation
 from rcdm_fast.training.config import TrainConfig
 from rcdm_fast.training.losses import DiffusionLoss, LossConfig, Weighting
 from rcdm_fast.training.pretrain import PretrainConfig, learning_rate, pretrain
-from rcdm_fast.training.run import Standardisation
 from rcdm_fast.training.train import train
 from tests import small
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from rcdm_fast.training import run as training_run
-from rcdm_fast.training import team
+from rcdm_fast.training import batches, team
+from rcdm_fast.training.batches import Batch
 from rcdm_fast.training.graphed import GraphedStep
-from rcdm_fast.training.run import Batch, Run
+from rcdm_fast.training.run import Run
 from tests import small, training_process
 from tests.fake_cuda import CudaTensor, fake_cuda
 
@@ -61,7 +61,7 @@ def test_a_step_waits_once(timesteps: str, graphed: bool, resident: bool, monkey
     wanted = _watched(on_cpu)
     terms = [on_cpu.advance() for _ in range(STEPS)]
     with fake_cuda(1) as machine:
-        monkeypatch.setattr(training_run, "fits", lambda *_: resident)
+        monkeypatch.setattr(batches, "fits", lambda *_: resident)
         run = _run("cuda", timesteps=timesteps)
         assert run.computed == "fused"
         assert isinstance(run._graphed, GraphedStep)
@@ -70,11 +70,11 @@ def test_a_step_waits_once(timesteps: str, graphed: bool, resident: bool, monkey
         monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_, **__: torch.zeros((), device="cuda"))
         for average in run.emas:
             monkeypatch.setattr(average, "update", lambda *_: None)
-        batches = _watched(run)
+        seen = _watched(run)
         for step in range(STEPS):
             machine.syncs.clear()
             drawn: list[int] = []
-            pictures = run._pictures
+            pictures = run.batches.drawn
 
             def look(of: int, drawn: list[int] = drawn, pictures=pictures) -> object:  # type: ignore[no-untyped-def]
                 assert not machine.syncs
@@ -82,19 +82,19 @@ def test_a_step_waits_once(timesteps: str, graphed: bool, resident: bool, monkey
                 return pictures(of)
 
             with monkeypatch.context() as patch:
-                patch.setattr(run, "_pictures", look)
+                patch.setattr(run.batches, "drawn", look)
                 got = run.advance()
             assert machine.syncs == ["a copy to the host"]
             assert drawn == ([0, 1] if step == 0 else [step + 1])
             assert got["loss"] == pytest.approx(terms[step]["loss"], rel=1e-5)
-    for got_batch, want in zip(batches, wanted, strict=True):
+    for got_batch, want in zip(seen, wanted, strict=True):
         for name in ("x0", "eps", "t", "importance", "h"):
             there = getattr(got_batch, name)
             assert isinstance(there, CudaTensor)
             assert torch.equal(there.numbers, getattr(want, name)), name
     if timesteps == "loss_aware":
-        assert torch.allclose(run.timesteps.state()["losses"], on_cpu.timesteps.state()["losses"])
-        assert int(run.timesteps.state()["counts"].sum()) == STEPS * run.config.batch_size
+        assert torch.allclose(run.batches.timesteps.state()["losses"], on_cpu.batches.timesteps.state()["losses"])
+        assert int(run.batches.timesteps.state()["counts"].sum()) == STEPS * run.config.batch_size
 
 
 @pytest.mark.parametrize(

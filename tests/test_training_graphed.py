@@ -12,8 +12,9 @@ import torch
 from rcdm_fast.errors import RunError
 from rcdm_fast.ops import library
 from rcdm_fast.training import team
+from rcdm_fast.training.batches import Batch
 from rcdm_fast.training.graphed import GraphedStep
-from rcdm_fast.training.run import Batch, Run
+from rcdm_fast.training.run import Run
 from tests import small, training_process
 
 DATA = training_process.data()
@@ -65,10 +66,10 @@ def test_a_step_that_is_not_finite_changes_nothing(what: str, monkeypatch: pytes
     run = make_run()
     run.advance()
     before, counts = everything(run), [int(values["step"]) for values in run.optimizer.state.values()]
-    right = run._draw
+    right = run.batches.draw
     if what == "loss":
-        wrong = dataclasses.replace(right(), x0=torch.full_like(right().x0, float("nan")))
-        monkeypatch.setattr(run, "_draw", lambda: wrong)
+        wrong = dataclasses.replace(right(1), x0=torch.full_like(right(1).x0, float("nan")))
+        monkeypatch.setattr(run.batches, "draw", lambda step: wrong)
     else:
         weight = next(run.network.parameters())
         hook = weight.register_hook(lambda grad: grad * float("inf"))
@@ -78,7 +79,7 @@ def test_a_step_that_is_not_finite_changes_nothing(what: str, monkeypatch: pytes
     assert [int(values["step"]) for values in run.optimizer.state.values()] == counts
     assert run.step == 1
     if what == "loss":
-        monkeypatch.setattr(run, "_draw", right)
+        monkeypatch.setattr(run.batches, "draw", right)
     else:
         hook.remove()
     other = make_run(graphed=False)
@@ -161,9 +162,9 @@ def test_on_a_gpu_it_is_the_cpus_run(precision: str, native: bool, monkeypatch: 
 def test_on_a_gpu_a_step_that_is_not_finite_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run("cuda")
     run.advance()
-    before, right = everything(run), run._draw
-    wrong = dataclasses.replace(right(), x0=torch.full_like(right().x0, float("nan")))
-    monkeypatch.setattr(run, "_draw", lambda: wrong)
+    before, right = everything(run), run.batches.draw
+    wrong = dataclasses.replace(right(1), x0=torch.full_like(right(1).x0, float("nan")))
+    monkeypatch.setattr(run.batches, "draw", lambda step: wrong)
     with pytest.raises(RunError, match="the loss is nan at step 2"):
         run.advance()
     assert distance(everything(run), before) == 0

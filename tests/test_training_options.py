@@ -100,7 +100,9 @@ def test_the_published_loss_curve(encoder_file: Path) -> None:
         x_t = signal * x0 + noise * eps
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, 20, run.config.warmup, run.config.learning_rate)
-        terms = loss(network(x_t, t.float(), run.standard(run.bank[mirrored.long(), index])), x0, x_t, eps, t)
+        terms = loss(
+            network(x_t, t.float(), run.batches.standard(run.batches.bank[mirrored.long(), index])), x0, x_t, eps, t
+        )
         optimizer.zero_grad()
         terms["loss"].backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)

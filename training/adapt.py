@@ -46,9 +46,9 @@ from rcdm_fast.metrics.ridge import Ridge, ridge
 from rcdm_fast.models import checkpoint
 from rcdm_fast.models.unet import UNet
 from rcdm_fast.training import representations, resume, trust
+from rcdm_fast.training.batches import Standardisation
 from rcdm_fast.training.losses import DiffusionLoss, LossConfig
 from rcdm_fast.training.pretrain import learning_rate
-from rcdm_fast.training.run import Standardisation
 from rcdm_fast.training.state import RunFolder
 
 log = logging.getLogger(__name__)

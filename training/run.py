@@ -1,8 +1,7 @@
-"""The moving parts of an RCDM training run: network, optimiser, averages, and one step of them.
+"""The moving parts of an RCDM training run: network, optimizer, averages, and one step of them.
 
-Every random number of step k depends on (seed, k) alone, and belongs to the whole batch: resumed runs and runs in
-several processes draw the same ones. On a GPU the pictures and the noise of the next step are drawn while it works on
-this one, and the host waits for it once a step.
+Resumed runs and runs in several processes take the same steps (`batches.py`). On a GPU the images and the noise of the
+next step are drawn while it works on this one, and the host waits for it once a step.
 
 Knows nothing about files; `train.py` does.
 """
@@ -14,7 +13,6 @@ import dataclasses
 import logging
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,14 +21,14 @@ from torch.distributed.checkpoint import state_dict as full_state
 
 from rcdm_fast import host
 from rcdm_fast.config import ConfigError, UNetConfig
-from rcdm_fast.data.image_set import BatchOrder, ImageSet, fits, step_generator
-from rcdm_fast.devices import sent
+from rcdm_fast.data.image_set import ImageSet, step_generator
 from rcdm_fast.diffusion.schedule import Schedule, network_timestep
 from rcdm_fast.errors import RunError
 from rcdm_fast.models import checkpoint
 from rcdm_fast.models.unet import UNet
 from rcdm_fast.precision import exact
-from rcdm_fast.training import ema, fused, graphed, representations, resume, team, timesteps
+from rcdm_fast.training import ema, fused, graphed, resume, team
+from rcdm_fast.training.batches import Batch, Batches
 from rcdm_fast.training.config import TrainConfig
 from rcdm_fast.training.losses import DiffusionLoss
 from rcdm_fast.training.pretrain import learning_rate
@@ -39,58 +37,6 @@ log = logging.getLogger(__name__)
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _WHOLE = full_state.StateDictOptions(full_state_dict=True, cpu_offload=True)
-
-
-@dataclass(frozen=True)
-class Standardisation:
-    """h -> (h - mean) / std, folded into and out of the first linear layer W, b."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __call__(self, h: Tensor) -> Tensor:
-        """Standardised representations."""
-        return (h - self.mean) / self.std
-
-    def fold(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights for raw h from weights for standardised h."""
-        weight = state["ssl_emb.weight"] / self.std
-        bias = state["ssl_emb.bias"] - weight @ self.mean
-        return {**state, "ssl_emb.weight": weight, "ssl_emb.bias": bias}
-
-    def unfold(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The inverse of `fold`."""
-        weight, bias = state["ssl_emb.weight"], state["ssl_emb.bias"]
-        return {**state, "ssl_emb.weight": weight * self.std, "ssl_emb.bias": bias + weight @ self.mean}
-
-
-@dataclass(frozen=True)
-class _Drawn:
-    """What a step needs and what no loss can change; tensors of N pictures on the process's device."""
-
-    step: int
-    x0: Tensor
-    eps: Tensor
-    h: Tensor
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What one process works on in a step; tensors of N pictures on its device."""
-
-    x0: Tensor
-    eps: Tensor
-    t: Tensor
-    importance: Tensor
-    h: Tensor
-    all_t: Tensor  # of the whole batch, on the CPU
-
-    def part(self, place: slice) -> Batch:
-        x0, eps, t, importance, h = (value[place] for value in (self.x0, self.eps, self.t, self.importance, self.h))
-        return Batch(x0, eps, t, importance, h, self.all_t)
-
-    def __len__(self) -> int:
-        return len(self.t)
 
 
 class Run:
@@ -113,13 +59,7 @@ class Run:
             config = dataclasses.replace(config, precision=resume.automatic(crew.device))
         crew.share(config.batch_size)
         self.config, self.crew = config, crew
-        mean, std = representations.standardisation(bank)
-        if not config.standardize:
-            mean, std = torch.zeros_like(mean), torch.ones_like(std)
-        self.standard = Standardisation(mean, std)
-        place = crew.device if fits(crew.device, data.pixels, bank) else torch.device("cpu")
-        self.data, self.bank = data.to(place), bank.to(place)
-        self._near = Standardisation(mean.to(place), std.to(place))
+        self.batches = Batches(config, data, bank, crew)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             network = UNet(unet)
@@ -131,13 +71,10 @@ class Run:
         self.network, self.optimizer = crew.spread(network, self._make_optimizer)
         self.emas = [ema.Ema(self._state_dict(), decay) for decay in (config.ema, *config.more_emas)]
         self.loss = DiffusionLoss(Schedule.make(config.schedule), config.loss, crew.device)
-        self.timesteps = timesteps.make(config.timesteps, config.schedule.diffusion_steps)
         self.scaler = torch.amp.GradScaler(crew.device.type, enabled=config.precision == "fp16")
-        self.order = BatchOrder(len(data), config.batch_size, config.seed)
         self.step = 0
         self._micro = config.micro_batch
         self._split_once = False
-        self._ahead: _Drawn | None = None
         self._forward = torch.compile(self.network) if self.computed == "compiled" else self.network
         self._graphed = self._make_graphed()
 
@@ -209,7 +146,7 @@ class Run:
         if self._graphed is not None:
             return self._advance_graphed(self._graphed)
         config = self.config
-        batch = self._draw()
+        batch = self.batches.draw(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate()
         with exact(config.precision, self.crew.device):
@@ -217,13 +154,13 @@ class Run:
         self.scaler.unscale_(self.optimizer)
         total = torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.clip_norm, foreach=True)
         if self.crew.device.type == "cuda":
-            self._ahead = self._pictures(self.step + 1)
+            self.batches.look_ahead(self.step + 1)
         terms, norm, losses = self._read(sums, ema.whole(total), self.crew.gather(losses))
         self._check(terms, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.step += 1
-        self.timesteps.learn(batch.all_t, losses)
+        self.batches.timesteps.learn(batch.all_t, losses)
         state = self._state_dict()
         for average in self.emas:
             average.update(state, self.step)
@@ -231,7 +168,7 @@ class Run:
 
     def _advance_graphed(self, step: graphed.GraphedStep[Batch]) -> dict[str, float]:
         """`_advance` where the GPU does everything by itself; the weights stay if a loss or gradient is not finite."""
-        batch = self._draw()
+        batch = self.batches.draw(self.step)
         shares = [average.share(self.step + 1) for average in self.emas]
         try:
             with exact(self.config.precision, self.crew.device):
@@ -243,11 +180,11 @@ class Run:
             step.release()
             self._graphed = None
             return self._advance()
-        self._ahead = self._pictures(self.step + 1)
+        self.batches.look_ahead(self.step + 1)
         terms, length, losses = self._read(sums, norm, losses)
         self._check(terms, length)
         self.step += 1
-        self.timesteps.learn(batch.all_t, losses)
+        self.batches.timesteps.learn(batch.all_t, losses)
         return {**{name: round(value, 6) for name, value in terms.items()}, "gradient_norm": round(length, 6)}
 
     def _check(self, terms: Mapping[str, float], norm: float) -> None:
@@ -268,48 +205,6 @@ class Run:
         read = torch.cat([means.float(), norm.detach().float().reshape(1), losses.float()]).cpu()
         *numbers, length = read[: len(terms) + 1].tolist()
         return dict(zip(terms, numbers, strict=True)), length, read[len(terms) + 1 :]
-
-    def _draw(self) -> Batch:
-        """This process's share of the batch of the step."""
-        ahead, self._ahead = self._ahead, None
-        drawn = ahead if ahead is not None and ahead.step == self.step else self._pictures(self.step)
-        count = self.config.batch_size
-        _, generator = self._views(self.step)
-        all_t, importance = self.timesteps.draw(count, generator)
-        own = self.crew.share(count)
-        t, importance = (sent(value[own], self.crew.device) for value in (all_t, importance))
-        return Batch(drawn.x0, drawn.eps, t, importance, drawn.h, all_t)
-
-    def _views(self, step: int) -> tuple[Tensor, torch.Generator]:
-        """Which pictures of a step's batch are mirrored, int64 [N], and the generator of its further numbers."""
-        generator = step_generator(self.config.seed, step)
-        count = self.config.batch_size
-        if not self.config.flips:
-            return torch.zeros(count, dtype=torch.int64), generator
-        return (torch.rand(count, generator=generator) < 0.5).long(), generator
-
-    def _pictures(self, step: int) -> _Drawn:
-        """Pictures, noise and representations of a step, on their way to the device: nothing waits for it."""
-        config, device = self.config, self.crew.device
-        index = self.order(step)
-        view, generator = self._views(step)
-        self.timesteps.draw(
-            len(index), generator
-        )  # what comes before the noise; `_draw` draws it, once losses are known
-        size = config.unet.image_size
-        eps = torch.randn((len(index), 3, size, size), generator=generator)
-        own = self.crew.share(len(index))
-        index, view, eps = (value[own] for value in (index, view, eps))
-        place = self.data.pixels.device
-        index, view = sent(index, place), sent(view, place)
-        x0 = self.data.floats(index)
-        x0 = torch.where(view.bool()[:, None, None, None], x0.flip(3), x0)
-        h = self._near(self.bank[view, index])
-        if config.representation_dropout:
-            dropped = torch.rand(config.batch_size, generator=step_generator(config.seed, step, stream=2))[own]
-            null = self._near(torch.zeros_like(h))
-            h = torch.where(sent(dropped < config.representation_dropout, place)[:, None], null, h)
-        return _Drawn(step, *(sent(value, device) for value in (x0, eps, h)))
 
     def _backward_that_fits(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         while True:
@@ -370,7 +265,7 @@ class Run:
 
     def weights(self) -> list[tuple[float, dict[str, Tensor]]]:
         """Every average, (decay, tensors that take raw representations); every process has to ask."""
-        return [(average.decay, self.standard.fold(average.whole())) for average in self.emas]
+        return [(average.decay, self.batches.standard.fold(average.whole())) for average in self.emas]
 
     def start_from(self, source: str) -> None:
         """Begin with the weights of another model.
@@ -382,7 +277,7 @@ class Run:
         own = team.bare(self.network).config
         if config.unet != own:
             raise ConfigError(f"init {source}: its network is {config.unet}, this run's is {own}")
-        inside = self.standard.unfold(tensors)
+        inside = self.batches.standard.unfold(tensors)
         full_state.set_model_state_dict(self.network, dict(inside), options=_WHOLE)
         for average in self.emas:
             average.copy_(inside)
@@ -398,7 +293,7 @@ class Run:
             "network": network,
             "emas": [average.whole() for average in self.emas],
             "optimizer": optimizer,
-            "timesteps": self.timesteps.state(),
+            "timesteps": self.batches.timesteps.state(),
             "scaler": self.scaler.state_dict(),
             "micro_batch": self._micro,
             "micro_asked": self.config.micro_batch,
@@ -423,7 +318,7 @@ class Run:
                 values["step"] = values["step"].to(self.crew.device, torch.float32)
         for average, tensors in zip(self.emas, state["emas"], strict=True):
             average.copy_(tensors)
-        self.timesteps.restore(state["timesteps"])
+        self.batches.timesteps.restore(state["timesteps"])
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
         if state.get("micro_asked", self.config.micro_batch) == self.config.micro_batch:  # else it was changed since

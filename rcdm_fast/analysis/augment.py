@@ -148,16 +148,7 @@ def blur(pictures: Tensor, share: float) -> Tensor:
     """Gaussian blur whose standard deviation is a share of the width."""
     if share < 0:
         raise ConfigError(f"the width of a blur must not be negative, got {share}")
-    sigma = share * pictures.shape[3]
-    if sigma == 0:
-        return pictures
-    radius = max(1, math.ceil(3 * sigma))
-    x = torch.arange(-radius, radius + 1, device=pictures.device, dtype=pictures.dtype)
-    kernel = torch.exp(-0.5 * (x / sigma).square())
-    kernel = (kernel / kernel.sum()).expand(3, 1, 1, -1)
-    padded = F.pad(pictures, (radius, radius, radius, radius), mode="replicate")
-    across = F.conv2d(padded, kernel, groups=3)
-    return F.conv2d(across, kernel.transpose(2, 3), groups=3)
+    return images.blur(pictures, share * pictures.shape[3])
 
 
 def solarise(pictures: Tensor, threshold: float) -> Tensor:

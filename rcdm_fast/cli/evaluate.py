@@ -29,6 +29,15 @@ FeatureSpec = Annotated[
 InceptionFile = Annotated[
     Path | None, typer.Option(help="Inception weights (pt_inception-2015-12-05-6726825d.pth): FID and Inception Score.")
 ]
+ProbeSpec = Annotated[
+    str | None,
+    typer.Option(
+        "--probe", help="Read the sources' classes off samples, by a linear probe on this encoder (as --encoder takes)."
+    ),
+]
+ProbeData = Annotated[
+    str | None, typer.Option("--probe-data", help="Labeled pictures that the probe is fitted on, as --data takes.")
+]
 NpzFile = Annotated[Path | None, typer.Option("--npz", help="Write the samples to this file, for ADM's evaluation.")]
 ReferenceFile = Annotated[
     Path | None,
@@ -46,8 +55,11 @@ def evaluate(
     gallery: Annotated[int, typer.Option(help="Real representations that a sample is ranked among; 0: all.")] = 0,
     steps: common.Steps = "50",
     solver: common.SolverName = "ddim",
+    guidance: Annotated[float, typer.Option(help="Strength of guidance, for models trained for it; 1: none.")] = 1.0,
     seed: common.Seed = 0,
     encoder: common.EncoderSpec = None,
+    probe: ProbeSpec = None,
+    probe_data: ProbeData = None,
     features: FeatureSpec = None,
     inception: InceptionFile = None,
     reference_npz: ReferenceFile = None,
@@ -61,13 +73,14 @@ def evaluate(
 ) -> None:
     """Measure how well samples keep their representation, and how like real pictures they are.
 
-    Mean rank and MRR of the source picture beside chance, distances beside those of real neighbours, and distances of
-    distributions (Fréchet, kernel, precision and recall, density and coverage) in a stated feature space.
+    Mean rank and MRR of the source picture beside chance and beside a blurred source, distances beside those of real
+    neighbours, variance over samples, and distances of distributions (Fréchet, kernel, precision and recall, density
+    and coverage) in a stated feature space.
 
     Example: rcdm evaluate cifar10-simclr-wide --data cifar10/test --samples 4 --gallery 10000 --json mrr.json
     """
+    from rcdm_fast import encoders, outputs, storage
     from rcdm_fast import evaluation as measures
-    from rcdm_fast import outputs, storage
     from rcdm_fast.config import ConfigError
     from rcdm_fast.data import sample_files
     from rcdm_fast.data.sources import open_data
@@ -75,13 +88,18 @@ def evaluate(
 
     if inception is not None and features is not None:
         raise ConfigError("--inception and --features both name a feature space; give one")
+    if (probe is None) != (probe_data is None):
+        raise ConfigError("--probe names an encoder and --probe-data what the probe is fitted on; give both or neither")
     common.check_writable(json, npz)
     reference = sample_files.read_npz(reference_npz) if reference_npz is not None else None
     loaded = common.open_model(model, flags, encoder, device, engine, precision, sha256)
     space = _space(loaded, features, inception)
     pictures = open_data(data, loaded.image_size)
     nfe = common.whole_number(steps)
-    settings = measures.EvaluateConfig(sources, samples, gallery, nfe, solver, seed)  # type: ignore[arg-type]
+    settings = measures.EvaluateConfig(sources, samples, gallery, nfe, solver, seed, guidance=guidance)  # type: ignore[arg-type]
+    if probe is not None and probe_data is not None:
+        reader, known = encoders.build(probe, loaded.device), open_data(probe_data, loaded.image_size)
+        measures.check_classes(pictures, known)
     size, count = measures.counts(pictures, settings)
     if npz is not None:
         storage.check_writable(npz, count * samples * 3 * loaded.image_size**2)
@@ -102,6 +120,8 @@ def evaluate(
     if space is not None:
         found = measures.compare(drawn, space, seed, reference)
         result = dataclasses.replace(result, distribution=found)
+    if probe is not None:
+        result = dataclasses.replace(result, recognized=measures.recognition(drawn, reader, known, settings))
     common.say("\n".join(table(result)))
     common.write_json(json, result)
 
@@ -113,9 +133,19 @@ def table(result: Faithfulness) -> list[str]:
     rows = [("MRR", result.mrr), ("mean rank", result.mean_rank), ("squared distance of samples to h", result.distance)]
     for k, interval in result.nearest_real.items():
         rows.append((f"  of its real neighbour number {k}", interval))
+    further = {
+        "variance of a pixel over samples": result.variance,
+        "MRR of the source, blurred by 1 px": result.blurred_mrr,
+        "  its squared distance": result.blurred_distance,
+        "class read off samples": result.recognized and result.recognized.samples,
+        "  off the sources themselves": result.recognized and result.recognized.sources,
+    }
+    rows += [(label, each) for label, each in further.items() if each is not None]
     lines = [f"{label:34s} {each.value:.4g}  [{each.low:.4g}, {each.high:.4g}]" for label, each in rows]
     chance = f"MRR {result.chance_mrr:.3g}, mean rank {result.chance_mean_rank:.6g} of {result.gallery}"
     lines.append(f"{'chance':34s} {chance}")
+    if result.recognized is not None:
+        lines.append(f"{'classes are read by a probe on':34s} {result.recognized.encoder}")
     return lines if result.distribution is None else lines + distributions.table(result.distribution)
 
 

@@ -1,0 +1,142 @@
+"""What a step of training works on: images, noise, timesteps and representations, as one process sees them.
+
+Every random number of step k depends on (seed, k) alone, and belongs to the whole batch: resumed runs and runs in
+several processes draw the same ones. What no loss can change may be drawn ahead, while a GPU works.
+
+Knows nothing about networks or losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rcdm_fast.data.image_set import BatchOrder, ImageSet, fits, step_generator
+from rcdm_fast.devices import sent
+from rcdm_fast.training import representations, team, timesteps
+from rcdm_fast.training.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Standardisation:
+    """h -> (h - mean) / std, folded into and out of the first linear layer W, b."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __call__(self, h: Tensor) -> Tensor:
+        """Standardised representations."""
+        return (h - self.mean) / self.std
+
+    def fold(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights for raw h from weights for standardised h."""
+        weight = state["ssl_emb.weight"] / self.std
+        bias = state["ssl_emb.bias"] - weight @ self.mean
+        return {**state, "ssl_emb.weight": weight, "ssl_emb.bias": bias}
+
+    def unfold(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The inverse of `fold`."""
+        weight, bias = state["ssl_emb.weight"], state["ssl_emb.bias"]
+        return {**state, "ssl_emb.weight": weight * self.std, "ssl_emb.bias": bias + weight @ self.mean}
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """What a step needs and what no loss can change; tensors of N pictures on the process's device."""
+
+    step: int
+    x0: Tensor
+    eps: Tensor
+    h: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one process works on in a step; tensors of N pictures on its device."""
+
+    x0: Tensor
+    eps: Tensor
+    t: Tensor
+    importance: Tensor
+    h: Tensor
+    all_t: Tensor  # of the whole batch, on the CPU
+
+    def part(self, place: slice) -> Batch:
+        x0, eps, t, importance, h = (value[place] for value in (self.x0, self.eps, self.t, self.importance, self.h))
+        return Batch(x0, eps, t, importance, h, self.all_t)
+
+    def __len__(self) -> int:
+        return len(self.t)
+
+
+class Batches:
+    """The batches of a run; see the module.
+
+    Args:
+        config: the run.
+        data: images.
+        bank: their representations, float32 [V,N,D], V = 2 with mirrored ones. Both move to a GPU that has room.
+        crew: the processes.
+    """
+
+    def __init__(self, config: TrainConfig, data: ImageSet, bank: Tensor, crew: team.Team) -> None:
+        self._config, self._crew = config, crew
+        mean, std = representations.standardisation(bank)
+        if not config.standardize:
+            mean, std = torch.zeros_like(mean), torch.ones_like(std)
+        self.standard = Standardisation(mean, std)
+        place = crew.device if fits(crew.device, data.pixels, bank) else torch.device("cpu")
+        self.data, self.bank = data.to(place), bank.to(place)
+        self._near = Standardisation(mean.to(place), std.to(place))
+        self.order = BatchOrder(len(data), config.batch_size, config.seed)
+        self.timesteps = timesteps.make(config.timesteps, config.schedule.diffusion_steps)
+        self._ahead: _Drawn | None = None
+
+    def draw(self, step: int) -> Batch:
+        """This process's share of the batch of a step."""
+        ahead, self._ahead = self._ahead, None
+        drawn = ahead if ahead is not None and ahead.step == step else self.drawn(step)
+        count = self._config.batch_size
+        _, generator = self._views(step)
+        all_t, importance = self.timesteps.draw(count, generator)
+        own = self._crew.share(count)
+        t, importance = (sent(value[own], self._crew.device) for value in (all_t, importance))
+        return Batch(drawn.x0, drawn.eps, t, importance, drawn.h, all_t)
+
+    def look_ahead(self, step: int) -> None:
+        """Draw what no loss can change of a step that comes next; nothing waits for it."""
+        self._ahead = self.drawn(step)
+
+    def _views(self, step: int) -> tuple[Tensor, torch.Generator]:
+        """Which pictures of a step's batch are mirrored, int64 [N], and the generator of its further numbers."""
+        generator = step_generator(self._config.seed, step)
+        count = self._config.batch_size
+        if not self._config.flips:
+            return torch.zeros(count, dtype=torch.int64), generator
+        return (torch.rand(count, generator=generator) < 0.5).long(), generator
+
+    def drawn(self, step: int) -> _Drawn:
+        """Images, noise and representations of a step, on their way to the device: nothing waits for it."""
+        config, device = self._config, self._crew.device
+        index = self.order(step)
+        view, generator = self._views(step)
+        self.timesteps.draw(
+            len(index), generator
+        )  # what comes before the noise; `_draw` draws it, once losses are known
+        size = config.unet.image_size
+        eps = torch.randn((len(index), 3, size, size), generator=generator)
+        own = self._crew.share(len(index))
+        index, view, eps = (value[own] for value in (index, view, eps))
+        place = self.data.pixels.device
+        index, view = sent(index, place), sent(view, place)
+        x0 = self.data.floats(index)
+        x0 = torch.where(view.bool()[:, None, None, None], x0.flip(3), x0)
+        h = self._near(self.bank[view, index])
+        if config.representation_dropout:
+            dropped = torch.rand(config.batch_size, generator=step_generator(config.seed, step, stream=2))[own]
+            null = self._near(torch.zeros_like(h))
+            h = torch.where(sent(dropped < config.representation_dropout, place)[:, None], null, h)
+        return _Drawn(step, *(sent(value, device) for value in (x0, eps, h)))
