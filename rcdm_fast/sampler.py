@@ -89,9 +89,11 @@ class Sampler(Portable):
             items: whole numbers [R] that fit into int64; key the noise of each representation. Default 0..R-1. Rows
                 with the same item and the same h give the same pictures.
             per: samples of each representation.
-            steps: network evaluations: an int N, or a published respacing text ("ddim25", "10", "10,10,5").
-            solver: "ddim" or "ancestral".
-            eta: DDIM's share of fresh noise; 0 is deterministic. Ancestral sampling has no such setting.
+            steps: network evaluations: an int N, placed as the solver likes them best; "uniform10", "quadratic10" or
+                "logsnr10" (`diffusion.schedule.place`); or a published respacing text ("ddim25", "10,10,5").
+            solver: "ddim"; "dpmpp_2m" or "dpmpp_3m" (deterministic too, from the x0 estimates of several steps: nearer
+                to the same pictures in fewer steps); "ancestral"; "dpmpp_2m_sde" (fresh noise in every step).
+            eta: DDIM's share of fresh noise; 0 is deterministic. Other solvers have no such setting.
             guidance: strength w of classifier-free guidance on h, null + w (conditional - null); 1 is none. Others
                 need a model trained with representation dropout, and two network evaluations per step.
             seed: 0..2^64-1. One (seed, item, sample) has the same noise on every device, engine and precision,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rcdm_fast.config import ConfigError, ScheduleConfig
-from rcdm_fast.diffusion.schedule import Schedule, betas_of, network_timestep, respace
+from rcdm_fast.diffusion.schedule import Schedule, betas_of, network_timestep, place, respace
 
 
 @pytest.mark.parametrize("steps", [25, 100, 1000, 4000])
@@ -116,3 +116,46 @@ def test_a_linear_schedule_reaches_a_beta_of_one_at_20_steps() -> None:
     with pytest.raises(ConfigError, match="more than 20 diffusion steps"):
         betas_of("linear", 20)
     assert betas_of("linear", 21)[-1] == pytest.approx(1000 / 21 * 0.02)
+
+
+@pytest.mark.parametrize("noise_schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("placement", ["quadratic", "logsnr"])
+@pytest.mark.parametrize("count", [1, 2, 5, 10, 60, 250, 999, 1000])
+def test_placed_steps_are_distinct_and_reach_both_ends(count: int, placement: str, noise_schedule: str) -> None:
+    config = ScheduleConfig(noise_schedule=noise_schedule)  # type: ignore[arg-type]
+    steps = Schedule.make(config, f"{placement}{count}").timesteps
+    assert len(steps) == count == len(set(steps))
+    assert list(steps) == sorted(steps)
+    assert steps[-1] == 999
+    assert count == 1 or steps[0] == 0
+    assert steps == Schedule.make(config, count, placement).timesteps  # type: ignore[arg-type]
+    assert steps == Schedule.make(config, str(count), placement).timesteps  # type: ignore[arg-type]
+
+
+def test_where_placed_steps_lie() -> None:
+    """Even in t^(1/2), and in the logarithm of the signal over the noise, as far as whole timesteps allow."""
+    assert Schedule.make(ScheduleConfig(), "quadratic5").timesteps == (0, 62, 250, 562, 999)
+    schedule = Schedule.make(ScheduleConfig(), "logsnr8")
+    snr = np.log(schedule.alpha_bar / (1 - schedule.alpha_bar))
+    gaps = -np.diff(snr)
+    assert gaps[3:] == pytest.approx([(snr[0] - snr[-1]) / 7] * 4, rel=0.02)  # those before are rounded to timesteps
+    assert gaps == pytest.approx([(snr[0] - snr[-1]) / 7] * 7, rel=0.25)
+    assert place(np.array([0.9, 0.5, 0.1]), 3, "logsnr") == (0, 1, 2)
+    with pytest.raises(ConfigError, match="4 steps out of 3"):
+        place(np.array([0.9, 0.5, 0.1]), 4, "logsnr")
+
+
+def test_a_placement_is_that_of_the_text_if_it_names_one() -> None:
+    config = ScheduleConfig()
+    uniform = Schedule.make(config, 10).timesteps
+    assert Schedule.make(config, "uniform10", "logsnr").timesteps == uniform
+    assert Schedule.make(config, 1, "uniform").timesteps == Schedule.make(config, "uniform1").timesteps == (0,)
+    assert Schedule.make(config, "ddim25", "logsnr").timesteps == respace(1000, "ddim25")
+    assert Schedule.make(config, "4,3", "logsnr").timesteps == respace(1000, "4,3")
+    assert Schedule.make(config, "", "logsnr").timesteps == tuple(range(1000))
+    for wrong in ("logsnr", "logsnr0", "logsnr-3", "quadraticx", "logsnr1.5", "snr10"):
+        with pytest.raises(ConfigError, match="steps"):
+            Schedule.make(config, wrong)
+    for many in ("logsnr1001", "uniform1001"):
+        with pytest.raises(ConfigError, match="1001"):
+            Schedule.make(config, many)

@@ -70,7 +70,7 @@ def test_ddim_converges_to_the_exact_flow_with_first_order() -> None:
     assert 0.7 < order < 1.3, (order, errors)
 
 
-@pytest.mark.parametrize(("name", "eta"), [("ddim", 1.0), ("ddim", 0.5), ("ancestral", 0.0)])
+@pytest.mark.parametrize(("name", "eta"), [("ddim", 1.0), ("ddim", 0.5), ("ancestral", 0.0), ("dpmpp_2m_sde", 0.0)])
 def test_stochastic_solvers_give_the_right_variance(name: str, eta: float, generator: torch.Generator) -> None:
     deviation = 0.5
     schedule = schedule_of(200)
@@ -80,7 +80,7 @@ def test_stochastic_solvers_give_the_right_variance(name: str, eta: float, gener
     assert float(out.std()) == pytest.approx(deviation, rel=0.05)
 
 
-@pytest.mark.parametrize(("name", "eta"), [("ddim", 0.7), ("ancestral", 0.0)])
+@pytest.mark.parametrize(("name", "eta"), [("ddim", 0.7), ("ancestral", 0.0), ("dpmpp_2m_sde", 0.0)])
 def test_no_noise_in_the_last_step(name: str, eta: float) -> None:
     schedule = schedule_of(10)
     asked: list[int] = []
@@ -157,7 +157,7 @@ def test_a_network_that_predicts_x0() -> None:
     torch.testing.assert_close(out, picture, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("solver", ["ddim", "ancestral"])
+@pytest.mark.parametrize("solver", sorted(solvers.SOLVERS))
 @pytest.mark.parametrize("prediction", ["x0", "v"])
 def test_what_the_network_predicts_makes_no_difference(solver: str, prediction: Literal["x0", "v"]) -> None:
     """The same network in terms of eps, of x0 and of v gives the same pictures."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def bench(
     model: Annotated[str, typer.Argument(help="Bundled or published name, file, folder or hub id.")],
     steps: Annotated[str, typer.Option(help="Step counts, separated by commas.")] = "10,25,50,100",
-    solver: Annotated[str, typer.Option(help="Solvers, separated by commas: ddim, ancestral.")] = "ddim",
+    solver: Annotated[str, typer.Option(help="Solvers, separated by commas: ddim, ancestral, dpmpp_2m...")] = "ddim",
     engine: Annotated[
         str, typer.Option(help="Engines, separated by commas; all: every one that can run here.")
     ] = "auto",

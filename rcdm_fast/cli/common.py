@@ -26,8 +26,13 @@ EncoderSpec = Annotated[
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1... Default: CUDA if there is one.")]
 EngineName = Annotated[str, typer.Option("--engine", help="What runs the network.")]
 Precision = Annotated[str, typer.Option(help="fp32, bf16, fp16 or auto.")]
-Steps = Annotated[str, typer.Option(help="Network evaluations: 50, or a published text such as ddim25 or 10,10,5.")]
-SolverName = Annotated[str, typer.Option("--solver", help="ddim or ancestral.")]
+Steps = Annotated[
+    str,
+    typer.Option(
+        help="Network evaluations: 50; uniform10, quadratic10, logsnr10; or a published text such as ddim25 or 10,10,5."
+    ),
+]
+SolverName = Annotated[str, typer.Option("--solver", help="ddim, ancestral, dpmpp_2m, dpmpp_3m or dpmpp_2m_sde.")]
 Seed = Annotated[int, typer.Option(help="Seed of all noise.")]
 Sha256 = Annotated[
     str | None, typer.Option("--sha256", help="Digest that the model's file must have, such as that of a download.")

@@ -137,10 +137,11 @@ def table(result: Faithfulness) -> list[str]:
         "variance of a pixel over samples": result.variance,
         "MRR of the source, blurred by 1 px": result.blurred_mrr,
         "  its squared distance": result.blurred_distance,
-        "class read off samples": result.recognized and result.recognized.samples,
-        "  off the sources themselves": result.recognized and result.recognized.sources,
     }
     rows += [(label, each) for label, each in further.items() if each is not None]
+    if result.recognized is not None:
+        rows.append(("class read off samples", result.recognized.samples))
+        rows.append(("  off the sources themselves", result.recognized.sources))
     lines = [f"{label:34s} {each.value:.4g}  [{each.low:.4g}, {each.high:.4g}]" for label, each in rows]
     chance = f"MRR {result.chance_mrr:.3g}, mean rank {result.chance_mean_rank:.6g} of {result.gallery}"
     lines.append(f"{'chance':34s} {chance}")

@@ -107,11 +107,9 @@ def request(
     conditioned = next((len(value) for value in (h, label) if value is not None), None)
     keys = arguments.keys(items, conditioned)
     options = solvers.SolverOptions(eta, clip)
-    if solver == "ancestral" and options.eta:
-        raise ConfigError(
-            f"eta is a setting of ddim; ancestral sampling has none, so it must be 0, got {options.eta:g}"
-        )
-    schedule = Schedule.make(config.schedule, steps)
+    solvers.find(solver)
+    schedule = Schedule.make(config.schedule, steps, solvers.placement(solver))
+    chosen = solvers.check(solver, len(schedule), options.eta)
     picture = (3, config.unet.image_size, config.unet.image_size)
     shape = (len(keys), per, *picture)
     return Request(
@@ -120,7 +118,7 @@ def request(
         items=keys,
         per=per,
         schedule=schedule,
-        solver=solvers.find(solver),
+        solver=chosen,
         options=options,
         guidance=arguments.guidance(config, guidance),
         seed=noise.check_seed(seed),

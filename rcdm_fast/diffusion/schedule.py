@@ -13,6 +13,7 @@ import math
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,8 @@ from rcdm_fast.checks import described, whole
 from rcdm_fast.config import ConfigError, NoiseSchedule, ScheduleConfig
 
 Floats = NDArray[np.float64]
+Placement = Literal["uniform", "quadratic", "logsnr"]
+PLACEMENTS: tuple[Placement, ...] = get_args(Placement)
 
 MAX_BETA = 0.999  # of the cosine schedule (Nichol and Dhariwal 2021, section 3.2)
 
@@ -43,6 +46,35 @@ def betas_of(noise_schedule: NoiseSchedule, steps: int) -> Floats:
 
     ratios = [alpha_bar((i + 1) / steps) / alpha_bar(i / steps) for i in range(steps)]
     return np.minimum(1 - np.array(ratios, dtype=np.float64), MAX_BETA)
+
+
+def place(alpha_bar: Floats, count: int, placement: Placement) -> tuple[int, ...]:
+    """So many of the base timesteps, ascending, both ends included.
+
+    Args:
+        alpha_bar: of the base schedule; [T].
+        count: in 1..T; one step is the last one.
+        placement: even steps of t (``uniform``), of the root of t (``quadratic``: Song et al. 2020, appendix D.3), or
+            of log(alpha_bar / (1 - alpha_bar)) (``logsnr``: Lu et al. 2022), each rounded to a timestep of its own.
+            ``uniform`` is `respace`, but for a single step.
+    """
+    last = len(alpha_bar) - 1
+    if count > last + 1:
+        raise ConfigError(f"{count} steps out of {last + 1}")
+    share = np.linspace(0, 1, count) if count > 1 else np.ones(1)
+    if placement == "uniform":
+        wanted = share * last
+    elif placement == "quadratic":
+        wanted = share**2 * last
+    else:
+        snr = np.log(alpha_bar) - np.log1p(-alpha_bar)
+        wanted = np.interp(snr[0] + share * (snr[-1] - snr[0]), snr[::-1], np.arange(last, -1, -1))
+    steps = np.rint(wanted).astype(int)
+    for i in range(1, count):  # steps that fell together move apart, towards noise
+        steps[i] = max(steps[i], steps[i - 1] + 1)
+    for i in range(count):  # ... and back, where there is no room
+        steps[-1 - i] = min(steps[-1 - i], last - i)
+    return tuple(int(step) for step in steps)
 
 
 def respace(base_steps: int, spec: int | str) -> tuple[int, ...]:
@@ -83,7 +115,9 @@ def respace(base_steps: int, spec: int | str) -> tuple[int, ...]:
 
 def _positive(text: str, spec: str) -> int:
     if not re.fullmatch(r"\s*-?[0-9]{1,9}\s*", text, re.ASCII):
-        raise ConfigError(f"steps {described(spec)}: expected an int, 'N', 'ddimN' or 'a,b,c'")
+        raise ConfigError(
+            f"steps {described(spec)}: expected an int, 'N', 'ddimN', 'uniformN', 'quadraticN', 'logsnrN' or 'a,b,c'"
+        )
     count = int(text)
     if count <= 0:
         raise ConfigError(f"steps {spec!r}: must be positive")
@@ -103,9 +137,28 @@ class Schedule:
     timesteps: tuple[int, ...]
 
     @classmethod
-    def make(cls, config: ScheduleConfig, steps: int | str = "") -> Schedule:
-        """The schedule with `steps` respaced as by `respace`."""
-        return cls(config, respace(config.diffusion_steps, steps))
+    def make(cls, config: ScheduleConfig, steps: int | str = "", placement: Placement = "uniform") -> Schedule:
+        """The schedule with some of its steps kept.
+
+        Args:
+            config: the base schedule.
+            steps: an int N or "N": N steps, placed as `placement` says; "uniformN", "quadraticN", "logsnrN": placed as
+                the word says (`place`); else as by `respace`.
+            placement: where steps lie unless `steps` says so.
+
+        Raises:
+            ConfigError: `steps` is none of these, or more than there are.
+        """
+        text = steps.strip() if isinstance(steps, str) else str(whole(steps, "steps"))
+        named: Placement | None = next((each for each in PLACEMENTS if text.startswith(each)), None)
+        if named is None and (not text or text.startswith("ddim") or "," in text):
+            return cls(config, respace(config.diffusion_steps, steps))
+        count = _positive(text.removeprefix(named or ""), text)
+        if (named or placement) == "uniform":
+            return cls(config, respace(config.diffusion_steps, count))
+        if count > config.diffusion_steps:
+            raise ConfigError(f"{text!r}: asks for {count} of {config.diffusion_steps} steps")
+        return cls(config, place(cls(config, respace(config.diffusion_steps, "")).alpha_bar, count, named or placement))
 
     def __len__(self) -> int:
         return len(self.timesteps)

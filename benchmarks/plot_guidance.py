@@ -1,0 +1,73 @@
+"""A plot of what guidance does, from what `rcdm evaluate --guidance W --json` wrote for several W.
+
+    python benchmarks/plot_guidance.py benchmarks/results/guidance_wide_h100.json docs/guidance.svg
+
+The file holds {W: what evaluate measured}. Knows nothing about how it was measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rcdm_fast.analysis.result import Table
+from rcdm_fast.metrics.intervals import Interval
+from rcdm_fast.report import charts
+
+STYLE = (
+    "<style>text{font:12px sans-serif;fill:#222}.grid{stroke:#ddd}.zero{stroke:#888}svg{background:#fff}</style>"
+    '<rect width="100%" height="100%" fill="#fff"/>'
+)
+
+
+def table(found: dict[str, dict[str, Any]]) -> Table:
+    """Shares, and quantities as multiples of those without guidance."""
+
+    def interval(value: dict[str, float], unit: float = 1.0) -> Interval:
+        return Interval(value["value"] / unit, value["low"] / unit, value["high"] / unit)
+
+    def frechet(row: dict[str, Any]) -> float:
+        return float(row["distribution"]["frechet_distance"])
+
+    first = found["1"]
+    rows = []
+    for strength in sorted(found, key=float):
+        row = found[strength]
+        ratio = frechet(row) / frechet(first)
+        rows.append(
+            (
+                float(strength),
+                interval(row["mrr"]),
+                interval(row["recognized"]["samples"]),
+                interval(row["variance"], first["variance"]["value"]),
+                interval(row["distance"], row["nearest"]),
+                Interval(ratio, ratio, ratio),
+            )
+        )
+    columns = (
+        "guidance",
+        "MRR of the source",
+        "class read off samples",
+        "variance over samples / that at 1",
+        "squared distance to h / of the nearest image",
+        "Fréchet distance / that at 1",
+    )
+    return Table("guidance", "Guidance against what samples keep", columns, tuple(rows))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description="Plot what guidance does.")
+    parser.add_argument("measured", type=Path)
+    parser.add_argument("plot", type=Path)
+    given = parser.parse_args(arguments)
+    svg = charts.chart(table(json.loads(given.measured.read_text())))
+    head, rest = svg.split(">", 1)
+    given.plot.write_text(f'{head} xmlns="http://www.w3.org/2000/svg" width="800">{STYLE}{rest}\n')
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""Multistep solvers: orders of convergence where the score is known, rivals' trajectories, what they refuse."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from rcdm_fast.config import ConfigError, ScheduleConfig
+from rcdm_fast.diffusion import solvers
+from rcdm_fast.diffusion.schedule import Schedule
+from rcdm_fast.diffusion.solvers import SolverOptions
+from tests import small
+
+WEIGHTS, MEANS, DEVIATIONS = (0.4, 0.6), (-0.6, 0.5), (0.3, 0.4)  # of values, independent of each other
+FREE = SolverOptions(clip=False)
+
+
+def posterior_mean(x: Tensor, alpha_bar: float) -> Tensor:
+    """E[x0 | x] for values of the mixture."""
+    signal, noise = math.sqrt(alpha_bar), 1 - alpha_bar
+    logs, means = [], []
+    for weight, mean, deviation in zip(WEIGHTS, MEANS, DEVIATIONS, strict=True):
+        total = alpha_bar * deviation**2 + noise
+        logs.append(math.log(weight) - 0.5 * math.log(total) - (x - signal * mean) ** 2 / (2 * total))
+        means.append(mean + signal * deviation**2 / total * (x - signal * mean))
+    share = torch.softmax(torch.stack(logs), dim=0)
+    return (share * torch.stack(means)).sum(dim=0)
+
+
+class Ladder:
+    """A schedule with any signal at its steps, of a network that gives x0."""
+
+    config = ScheduleConfig(prediction="x0")
+
+    def __init__(self, log_snr: np.ndarray) -> None:  # halves of it: log(alpha / sigma), falling
+        self.alpha_bar = 1 / (1 + np.exp(-2 * log_snr))
+        self.alpha_bar_prev = np.append(1.0, self.alpha_bar[:-1])
+
+    def __len__(self) -> int:
+        return len(self.alpha_bar)
+
+
+def flow(x: Tensor, begin: float, end: float, steps: int = 4000) -> Tensor:
+    """The probability flow from one log(alpha / sigma) to another, by Runge and Kutta in y = x / sigma."""
+
+    def slope(y: Tensor, at: float) -> Tensor:
+        alpha_bar = 1 / (1 + math.exp(-2 * at))
+        return math.exp(at) * posterior_mean(y * math.sqrt(1 - alpha_bar), alpha_bar)
+
+    def sigma(at: float) -> float:
+        return math.sqrt(1 / (1 + math.exp(2 * at)))
+
+    y, h = x / sigma(begin), (end - begin) / steps
+    for i in range(steps):
+        at = begin + i * h
+        k1 = slope(y, at)
+        k2 = slope(y + h / 2 * k1, at + h / 2)
+        k3 = slope(y + h / 2 * k2, at + h / 2)
+        k4 = slope(y + h * k3, at + h)
+        y = y + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+    return y * sigma(end)
+
+
+def error(name: str, steps: int, x: Tensor, exact: Tensor, begin: float, end: float) -> float:
+    schedule: Any = Ladder(np.linspace(end, begin, steps + 1))
+    seen: list[Tensor] = []
+    options = SolverOptions(clip=False, observer=lambda i, x: seen.append(x))
+    solvers.find(name)(lambda x, k: posterior_mean(x, float(schedule.alpha_bar[k])), x, schedule, options, refuse)
+    return float((seen[steps - 1] - exact).norm() / exact.norm())
+
+
+def refuse(i: int) -> Tensor:
+    raise AssertionError(f"noise was drawn at step {i}")
+
+
+@pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("dpmpp_2m", 2), ("dpmpp_3m", 3)])
+def test_order_of_convergence(name: str, order: int) -> None:
+    """Between two finite signals, in steps that are even in log(alpha / sigma).
+
+    The first steps are of lower order, which hardly matters where nearly all is noise and x0 does not move.
+    """
+    begin, end = -6.0, 1.5
+    x = torch.randn(4, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    exact = flow(x, begin, end)
+    errors = [error(name, steps, x, exact, begin, end) for steps in (80, 160, 320)]
+    orders = [math.log2(errors[i] / errors[i + 1]) for i in (0, 1)]
+    assert all(abs(each - order) < 0.2 for each in orders), (orders, errors)
+
+
+def test_the_sde_solver_has_the_exact_mean_and_variance() -> None:
+    """Of a Gaussian: mean and variance of what is drawn, after 200 steps."""
+    deviation, mean = 0.4, 0.3
+    generator = torch.Generator().manual_seed(0)
+    schedule = Schedule.make(ScheduleConfig(prediction="x0"), 200, "logsnr")
+
+    def predict(x: Tensor, k: int) -> Tensor:
+        alpha_bar = float(schedule.alpha_bar[k])
+        total = alpha_bar * deviation**2 + 1 - alpha_bar
+        return mean + math.sqrt(alpha_bar) * deviation**2 / total * (x - math.sqrt(alpha_bar) * mean)
+
+    x = torch.randn(200_000, dtype=torch.float64, generator=generator).view(1, 1, 400, 500)
+    noise = lambda i: torch.randn(x.shape, dtype=torch.float64, generator=generator)  # noqa: E731
+    out = solvers.dpmpp_2m_sde(predict, x, schedule, FREE, noise)
+    assert float(out.mean()) == pytest.approx(mean, abs=0.005)
+    assert float(out.std()) == pytest.approx(deviation, rel=0.01)
+    again = solvers.dpmpp_2m_sde(predict, x, schedule, FREE, noise)
+    assert float(torch.corrcoef(torch.stack([out.flatten(), again.flatten()]))[0, 1]) < 0.2  # x_T is forgotten
+    same = solvers.dpmpp_2m(predict, x, schedule, FREE, refuse)
+    assert float(torch.corrcoef(torch.stack([same.flatten(), x.flatten()]))[0, 1]) > 0.999  # here it is not
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m", "dpmpp_2m_sde"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_trajectories_of_diffusers(name: str, prediction: str) -> None:
+    diffusers: Any = pytest.importorskip("diffusers")
+    ours = "eps" if prediction == "epsilon" else "v"
+    schedule = Schedule.make(ScheduleConfig(prediction=ours), 12, "logsnr")  # type: ignore[arg-type]
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        num_train_timesteps=1000, beta_start=1e-4, beta_end=2e-2, beta_schedule="linear", solver_order=2,
+        algorithm_type="sde-dpmsolver++" if name.endswith("sde") else "dpmsolver++", solver_type="midpoint",
+        prediction_type=prediction, lower_order_final=True, final_sigmas_type="zero", timestep_spacing="linspace",
+    )  # fmt: skip
+    scheduler.set_timesteps(timesteps=list(reversed(schedule.timesteps)))
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(2, 3, 8, 8, generator=generator)
+    noise = [torch.randn(2, 3, 8, 8, generator=generator) for _ in range(12)]
+    mix = torch.randn(3, 3, generator=generator) / 2
+
+    def network(x: Tensor, t: float) -> Tensor:
+        return torch.einsum("ij,njhw->nihw", mix, x).tanh() + math.sin(t / 300)
+
+    theirs = x
+    for i, t in enumerate(scheduler.timesteps):
+        theirs = scheduler.step(network(theirs, float(t)), t, theirs, variance_noise=noise[i]).prev_sample
+    seen: list[Tensor] = []
+    options = SolverOptions(clip=False, observer=lambda i, x: seen.append(x))
+    predict = lambda x, k: network(x, float(schedule.timesteps[k]))  # noqa: E731
+    got = solvers.find(name)(predict, x, schedule, options, lambda i: noise[i])
+    assert len(seen) == 12
+    torch.testing.assert_close(got, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_clipped_estimates_are_what_history_keeps() -> None:
+    """The second step reads the first x0 after clipping."""
+    schedule = Schedule.make(ScheduleConfig(prediction="x0"), 3, "logsnr")
+    wild = torch.full((1, 3, 4, 4), 3.0)
+
+    def run(value: Tensor, clip: bool) -> Tensor:
+        return solvers.dpmpp_2m(lambda x, k: value, torch.zeros_like(wild), schedule, SolverOptions(clip=clip), refuse)
+
+    torch.testing.assert_close(run(wild, True), run(torch.ones_like(wild), False))
+    assert float(run(wild, False).max()) == pytest.approx(3)
+
+
+def test_what_they_refuse() -> None:
+    model, h = small.model(), torch.zeros(1, small.DIM)
+    for name, steps, message in (
+        ("dpmpp_2m", 1, "dpmpp_2m goes on from 2 steps, so it needs at least 2, got 1; or use ddim"),
+        ("dpmpp_3m", 2, "at least 3, got 2"),
+        ("dpmpp_2m", "logsnr1", "at least 2"),
+        ("dpmpp_2m", 1001, "asks for 1001 of 1000 steps"),
+        ("dpmpp", 5, r"no solver called 'dpmpp'.*did you mean"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            model.sample(h, steps=steps, solver=name)
+    for name in ("dpmpp_2m", "dpmpp_2m_sde"):
+        with pytest.raises(ConfigError, match=f"eta is a setting of ddim; {name} has none"):
+            model.sample(h, steps=5, solver=name, eta=0.5)
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m", "dpmpp_3m", "dpmpp_2m_sde"])
+def test_images_do_not_depend_on_the_batch(name: str) -> None:
+    """And a solver of a higher order is nearer to where DDIM leads in many steps, from the same noise."""
+    model = small.model()
+    h = torch.randn(3, small.DIM, generator=torch.Generator().manual_seed(0))
+    together = model.sample(h, per=2, steps=6, solver=name, seed=3)
+    alone = model.sample(h[1:2], items=[1], per=2, steps=6, solver=name, seed=3, batch_size=1)
+    assert torch.equal(together[1:2], alone)
