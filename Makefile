@@ -3,6 +3,7 @@
 # make mutants  small wrong changes of the code, one at a time: the tests must notice each
 # make fuzz MINUTES=60  damaged and hostile inputs for every reader, in watched processes -> out/fuzz
 # make quality  what must be clean before a change lands; make style repairs what can be repaired
+# make train-bundled  the bundled models again, stage by stage (DATA=, TEST=: CIFAR-10; DEVICE=cuda; LIST=1) -> out/bundled
 # make notebooks  run the notebooks in examples/ and keep their outputs in them
 # make bench    benchmarks: operators, network evaluations beside their rivals, a training step -> out/bench_*
 # make bench-gpu PART=build|ops|step|tune   the same on a GPU, with the Python that is there -> $OUT or out/
@@ -22,7 +23,7 @@ STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 NATIVE := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: venv demo notebooks test test-long fuzz mutants quality style bench bench-gpu clean
+.PHONY: venv demo notebooks train-bundled test test-long fuzz mutants quality style bench bench-gpu clean
 
 venv: $(STAMP)
 
@@ -39,6 +40,12 @@ demo: $(STAMP)
 
 notebooks: $(STAMP)
 	$(BIN)/python examples/run_notebooks.py
+
+DATA ?= cifar10/train
+TEST ?= cifar10/test
+DEVICE ?= cpu
+train-bundled: $(STAMP)
+	$(BIN)/python -m rcdm_fast.training.bundled --data $(DATA) --test $(TEST) --device $(DEVICE) $(if $(LIST),--list)
 
 # Two files at once, a thread each: with more threads than cores PyTorch's wait for each other.
 test: $(STAMP)

@@ -26,8 +26,8 @@ from rcdm_fast.config import ConfigError
 from rcdm_fast.diffusion import conditioning
 from rcdm_fast.diffusion.conditioning import ConditioningPlan
 from rcdm_fast.diffusion.engine import Engine
+from rcdm_fast.diffusion.registry import SolverName
 from rcdm_fast.diffusion.sampling import Request
-from rcdm_fast.diffusion.solvers import SolverName
 from rcdm_fast.encoders import Encoder
 from rcdm_fast.model import Model
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from rcdm_fast import host, images
 from rcdm_fast.checks import Checked, ConfigError, Count, CountOrNone, NotNegative, Seed
 from rcdm_fast.data.image_set import ImageSet
-from rcdm_fast.diffusion.solvers import SolverName
+from rcdm_fast.diffusion.registry import SolverName
 from rcdm_fast.encoders import Encoder
 from rcdm_fast.encoders.features import FeatureSpace, of_encoder
 from rcdm_fast.metrics import distributions, intervals, probes

@@ -91,8 +91,9 @@ class Sampler(Portable):
             per: samples of each representation.
             steps: network evaluations: an int N, placed as the solver likes them best; "uniform10", "quadratic10" or
                 "logsnr10" (`diffusion.schedule.place`); or a published respacing text ("ddim25", "10,10,5").
-            solver: "ddim"; "dpmpp_2m" or "dpmpp_3m" (deterministic too, from the x0 estimates of several steps: nearer
-                to the same pictures in fewer steps); "ancestral"; "dpmpp_2m_sde" (fresh noise in every step).
+            solver: "ddim"; "dpmpp_2m", "dpmpp_3m", "unipc_2", "unipc_3", "deis" or "ipndm", which go on from several
+                steps and come nearer to the same pictures in fewer; "ancestral" or "dpmpp_2m_sde", which draw fresh
+                noise in every step.
             eta: DDIM's share of fresh noise; 0 is deterministic. Other solvers have no such setting.
             guidance: strength w of classifier-free guidance on h, null + w (conditional - null); 1 is none. Others
                 need a model trained with representation dropout, and two network evaluations per step.

@@ -16,6 +16,7 @@ from PIL import Image
 
 from rcdm_fast import images
 from rcdm_fast.cli import main
+from rcdm_fast.diffusion import registry
 from tests import small
 
 BUNDLED = ("cifar10-simclr-trunk", "cifar10-simclr-head", "cifar10-supervised")
@@ -140,6 +141,13 @@ def test_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:
 def test_debug_shows_the_traceback() -> None:
     with pytest.raises(images.ImageError):
         run("--debug", "sample", "missing.jpg")
+
+
+def test_help_names_every_solver(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("sample", "generate", "evaluate", "compare"):
+        assert run(command, "--help") == 0
+        words = capsys.readouterr().out.replace(",", " ").replace(".", " ").split()
+        assert set(registry.SOLVERS) <= set(words), command
 
 
 def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:

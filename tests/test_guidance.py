@@ -11,7 +11,7 @@ from torch import Tensor
 
 import rcdm_fast
 from rcdm_fast.config import ConfigError
-from rcdm_fast.diffusion import solvers
+from rcdm_fast.diffusion import registry
 from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.diffusion.solvers import SolverOptions
 from rcdm_fast.encoders import native
@@ -50,7 +50,7 @@ def test_guidance_pushes_away_from_the_null_representation(solver: str) -> None:
 
     keys = [(item, sample) for item in range(3) for sample in range(2)]
     noise = [rcdm_fast.diffusion.noise.keyed_noise(0, keys, step, (3, 8, 8), torch.device("cpu")) for step in range(5)]
-    want = solvers.find(solver)(predict, noise[0], schedule, SolverOptions(), lambda i: noise[i + 1])
+    want = registry.find(solver).run(predict, noise[0], schedule, SolverOptions(), lambda i: noise[i + 1])
     torch.testing.assert_close(got.flatten(0, 1), want, atol=2e-4, rtol=1e-3)
     assert float((got - model.sample(h, per=2, steps=4, solver=solver)).abs().max()) > 0.01
 

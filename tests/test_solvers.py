@@ -13,7 +13,7 @@ from torch import Tensor
 import rcdm_fast
 from rcdm_fast import images
 from rcdm_fast.config import ConfigError, ScheduleConfig
-from rcdm_fast.diffusion import solvers
+from rcdm_fast.diffusion import registry, solvers
 from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.diffusion.solvers import SolverOptions
 from rcdm_fast.models import zoo
@@ -42,13 +42,13 @@ def schedule_of(steps: int, variance: str = "fixed_small") -> Schedule:
     return Schedule.make(ScheduleConfig(variance=variance), steps)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", sorted(solvers.SOLVERS))
+@pytest.mark.parametrize("name", sorted(registry.SOLVERS))
 @pytest.mark.parametrize("steps", [1, 2, 13, 50])
 def test_one_network_evaluation_per_step(name: str, steps: int) -> None:
     schedule = schedule_of(steps)
     predict = Gaussian(schedule, 0.5)
     x = torch.randn(2, 3, 4, 4)
-    out = solvers.find(name)(predict, x, schedule, SolverOptions(), lambda _: torch.zeros_like(x))
+    out = registry.find(name).run(predict, x, schedule, SolverOptions(), lambda _: torch.zeros_like(x))
     assert predict.calls == steps
     assert out.shape == x.shape
     assert out.isfinite().all()
@@ -76,7 +76,7 @@ def test_stochastic_solvers_give_the_right_variance(name: str, eta: float, gener
     schedule = schedule_of(200)
     x = torch.randn(64, 3, 16, 16, generator=generator)
     noise = lambda _: torch.randn(x.shape, generator=generator)  # noqa: E731
-    out = solvers.find(name)(Gaussian(schedule, deviation), x, schedule, SolverOptions(eta, clip=False), noise)
+    out = registry.find(name).run(Gaussian(schedule, deviation), x, schedule, SolverOptions(eta, clip=False), noise)
     assert float(out.std()) == pytest.approx(deviation, rel=0.05)
 
 
@@ -89,7 +89,7 @@ def test_no_noise_in_the_last_step(name: str, eta: float) -> None:
         asked.append(i)
         return torch.zeros(1, 3, 4, 4)
 
-    solvers.find(name)(Gaussian(schedule, 0.5), torch.randn(1, 3, 4, 4), schedule, SolverOptions(eta), noise)
+    registry.find(name).run(Gaussian(schedule, 0.5), torch.randn(1, 3, 4, 4), schedule, SolverOptions(eta), noise)
     assert asked == list(range(9))
 
 
@@ -157,7 +157,7 @@ def test_a_network_that_predicts_x0() -> None:
     torch.testing.assert_close(out, picture, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("solver", sorted(solvers.SOLVERS))
+@pytest.mark.parametrize("solver", sorted(registry.SOLVERS))
 @pytest.mark.parametrize("prediction", ["x0", "v"])
 def test_what_the_network_predicts_makes_no_difference(solver: str, prediction: Literal["x0", "v"]) -> None:
     """The same network in terms of eps, of x0 and of v gives the same pictures."""
@@ -172,7 +172,7 @@ def test_what_the_network_predicts_makes_no_difference(solver: str, prediction: 
         return x0 if prediction == "x0" else signal * eps - noise * x0
 
     x_T = torch.randn(2, 3, 4, 4, dtype=torch.float64)
-    run, options = solvers.find(solver), SolverOptions(clip=False)
+    run, options = registry.find(solver).run, SolverOptions(clip=False)
     steps = [torch.randn(2, 3, 4, 4, dtype=torch.float64) for _ in range(20)]
     want = run(in_eps, x_T, schedule, options, lambda i: steps[i])
     torch.testing.assert_close(run(translated, x_T, other, options, lambda i: steps[i]), want, atol=1e-9, rtol=1e-9)
@@ -228,7 +228,7 @@ def test_eta_too_large_for_the_schedule() -> None:
 
 def test_unknown_solver() -> None:
     with pytest.raises(ConfigError, match="ancestral, ddim"):
-        solvers.find("euler")
+        registry.find("euler")
 
 
 @pytest.mark.parametrize("name", zoo.list_bundled())

@@ -15,7 +15,7 @@ from torch import Tensor
 from rcdm_fast.analysis.recovery import check_sources
 from rcdm_fast.checks import Checked, ConfigError, Count, Seed
 from rcdm_fast.data.image_set import ImageSet
-from rcdm_fast.diffusion.solvers import SolverName
+from rcdm_fast.diffusion.registry import SolverName
 from rcdm_fast.encoders import Encoder
 from rcdm_fast.metrics import intervals
 from rcdm_fast.metrics.intervals import Interval, bootstrap

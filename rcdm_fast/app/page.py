@@ -25,8 +25,8 @@ from rcdm_fast import doors, images
 from rcdm_fast.app import guard
 from rcdm_fast.app.playground import MAX_COUNT, MAX_STEPS, MAX_STRENGTH, Abandoned, Playground, Settings, magnitudes
 from rcdm_fast.config import ConfigError
+from rcdm_fast.diffusion.registry import SOLVERS
 from rcdm_fast.diffusion.sampling import SamplingError
-from rcdm_fast.diffusion.solvers import SOLVERS
 
 TITLE = "What a representation keeps"
 SHOWN = 128  # pixels of a picture on the page

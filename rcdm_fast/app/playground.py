@@ -23,7 +23,7 @@ from rcdm_fast.app import directions
 from rcdm_fast.checks import Checked, Seed
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.sources import open_data
-from rcdm_fast.diffusion import solvers
+from rcdm_fast.diffusion import registry
 from rcdm_fast.diffusion.sampling import Request
 from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.diffusion.solvers import Predict, SolverOptions, StepNoise
@@ -81,7 +81,7 @@ class Settings(Checked):
         known = (*directions.OF_PHOTOGRAPH, *directions.OF_DATA)
         if self.direction and self.direction not in known:
             raise ConfigError(f"no direction called {self.direction}; known: {', '.join(known)}")
-        solvers.find(self.solver)
+        registry.find(self.solver)
 
 
 @dataclass(frozen=True)

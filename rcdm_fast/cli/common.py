@@ -32,7 +32,13 @@ Steps = Annotated[
         help="Network evaluations: 50; uniform10, quadratic10, logsnr10; or a published text such as ddim25 or 10,10,5."
     ),
 ]
-SolverName = Annotated[str, typer.Option("--solver", help="ddim, ancestral, dpmpp_2m, dpmpp_3m or dpmpp_2m_sde.")]
+SolverName = Annotated[
+    str,
+    typer.Option(
+        "--solver",
+        help="ddim, ancestral, dpmpp_2m, dpmpp_3m, dpmpp_2m_sde, unipc_2, unipc_3, deis or ipndm.",
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Seed of all noise.")]
 Sha256 = Annotated[
     str | None, typer.Option("--sha256", help="Digest that the model's file must have, such as that of a download.")

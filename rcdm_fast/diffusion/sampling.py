@@ -15,7 +15,7 @@ from torch import Tensor
 from rcdm_fast import arguments
 from rcdm_fast.checks import Range, whole
 from rcdm_fast.config import ConfigError, ModelConfig
-from rcdm_fast.diffusion import noise, solvers
+from rcdm_fast.diffusion import noise, registry, solvers
 from rcdm_fast.diffusion.conditioning import ConditioningPlan
 from rcdm_fast.diffusion.engine import Engine
 from rcdm_fast.diffusion.schedule import Schedule
@@ -107,9 +107,9 @@ def request(
     conditioned = next((len(value) for value in (h, label) if value is not None), None)
     keys = arguments.keys(items, conditioned)
     options = solvers.SolverOptions(eta, clip)
-    solvers.find(solver)
-    schedule = Schedule.make(config.schedule, steps, solvers.placement(solver))
-    chosen = solvers.check(solver, len(schedule), options.eta)
+    known = registry.find(solver)
+    schedule = Schedule.make(config.schedule, steps, known.placement)
+    registry.check(solver, len(schedule), options.eta)
     picture = (3, config.unet.image_size, config.unet.image_size)
     shape = (len(keys), per, *picture)
     return Request(
@@ -118,7 +118,7 @@ def request(
         items=keys,
         per=per,
         schedule=schedule,
-        solver=chosen,
+        solver=known.run,
         options=options,
         guidance=arguments.guidance(config, guidance),
         seed=noise.check_seed(seed),

@@ -1,11 +1,12 @@
-"""Solvers: from x_T to x0, as pure loops with one signature.
+"""Solvers of first order, and their ways back: from x_T to x0, as pure loops with one signature.
 
     solver(predict, x, schedule, options, step_noise) -> x0
 
 `predict(x, k)` is one network evaluation (the raw output at kept step k); every solver makes exactly one per step, so
 NFE is the length of the schedule. Scalars are computed in float64.
 
-Knows nothing about networks, representations, batches or where noise comes from.
+Others are in `multistep.py`; `registry.py` knows them all by name. Knows nothing about networks, representations,
+batches or where noise comes from.
 """
 
 from __future__ import annotations
@@ -13,19 +14,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from rcdm_fast import ops
-from rcdm_fast.checks import Checked, ConfigError, NotNegative, described, meant
-from rcdm_fast.diffusion.schedule import Placement, Schedule
+from rcdm_fast.checks import Checked, ConfigError, NotNegative
+from rcdm_fast.diffusion.schedule import Schedule
 
 Predict = Callable[[Tensor, int], Tensor]  # (x [N,3,H,W], k) -> raw output [N,3 or 6,H,W]
 StepNoise = Callable[[int], Tensor]  # i, the number of the step in order of use -> [N,3,H,W]
 Observer = Callable[[int, Tensor], None]  # (i, x after the i-th step)
-SolverName = Literal["ddim", "ancestral", "dpmpp_2m", "dpmpp_3m", "dpmpp_2m_sde"]
 
 
 @dataclass(frozen=True)
@@ -73,10 +72,10 @@ def _step(
     terms: tuple[Tensor, ...] = (),
     weights: tuple[float, ...] = (),
 ) -> Tensor:
-    return _step_and_x0(x, output, schedule, k, options, next_from, terms, weights)[0]
+    return step_and_x0(x, output, schedule, k, options, next_from, terms, weights)[0]
 
 
-def _step_and_x0(
+def step_and_x0(
     x: Tensor,
     output: Tensor,
     schedule: Schedule,
@@ -86,6 +85,7 @@ def _step_and_x0(
     terms: tuple[Tensor, ...],
     weights: tuple[float, ...],
 ) -> tuple[Tensor, Tensor]:
+    """One linear update from a network's output, (next x, x0 estimate as it was clipped); float32 [N,3,H,W] both."""
     x_to_x0, output_to_x0 = x0_factors(schedule, k)
     return ops.solver_step(
         x.contiguous(),
@@ -147,101 +147,6 @@ def ancestral(predict: Predict, x: Tensor, schedule: Schedule, options: SolverOp
     return x
 
 
-def _multistep(
-    predict: Predict,
-    x: Tensor,
-    schedule: Schedule,
-    options: SolverOptions,
-    order: int,
-    weigh: Callable[[float, float, list[float]], tuple[float, list[float], float]],
-    step_noise: StepNoise | None = None,
-) -> Tensor:
-    """A solver that goes on from the x0 estimates of several steps, in the variable l = log(alpha / sigma).
-
-    `weigh(alpha, h, gaps)` gives, for a step of length h in l and the lengths of those before it (newest first), what x
-    is multiplied with besides the ratio of the sigmas, the weights of the x0 estimates (newest first), and the standard
-    deviation of fresh noise in units of sigma. The last step gives the x0 estimate itself.
-    """
-    estimates: list[Tensor] = []  # newest first
-    gaps: list[float] = []
-    for i, k in enumerate(reversed(range(len(schedule)))):
-        signal, target = float(schedule.alpha_bar[k]), float(schedule.alpha_bar_prev[k])
-        if k == 0:
-            return _observed(options, i, _step(x, predict(x, k), schedule, k, options, (1.0, 0.0)))
-        h = 0.5 * (math.log(target / signal) - math.log((1 - target) / (1 - signal)))
-        factor, (newest, *older), deviation = weigh(math.sqrt(target), h, gaps)
-        sigma = math.sqrt(1 - target)
-        next_from = newest, factor * sigma / math.sqrt(1 - signal)
-        terms = tuple(estimates[: len(older)])
-        if deviation and step_noise is not None:
-            terms, older = (*terms, step_noise(i)), [*older, deviation * sigma]
-        x, estimate = _step_and_x0(x, predict(x, k), schedule, k, options, next_from, terms, tuple(older))
-        _observed(options, i, x)
-        estimates, gaps = [estimate, *estimates][: order - 1], [h, *gaps][: order - 1]
-    return x
-
-
-def _observed(options: SolverOptions, i: int, x: Tensor) -> Tensor:
-    if options.observer is not None:
-        options.observer(i, x)
-    return x
-
-
-def dpmpp_2m(predict: Predict, x: Tensor, schedule: Schedule, options: SolverOptions, step_noise: StepNoise) -> Tensor:
-    """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2): second order from the x0 of two steps."""
-
-    def weigh(alpha: float, h: float, gaps: list[float]) -> tuple[float, list[float], float]:
-        gain = -alpha * math.expm1(-h)
-        if not gaps:
-            return 1.0, [gain], 0.0
-        half = h / gaps[0] / 2
-        return 1.0, [gain * (1 + half), -gain * half], 0.0
-
-    return _multistep(predict, x, schedule, options, 2, weigh)
-
-
-def dpmpp_3m(predict: Predict, x: Tensor, schedule: Schedule, options: SolverOptions, step_noise: StepNoise) -> Tensor:
-    """DPM-Solver++ of third order from the x0 of three steps (Lu et al. 2022, appendix B, with multistep estimates).
-
-    x0 is a parabola in l through the last three estimates, by divided differences; the first steps have orders 1 and 2.
-    """
-
-    def weigh(alpha: float, h: float, gaps: list[float]) -> tuple[float, list[float], float]:
-        # Integrals of e^(l - l_next) times 1, (l - l_now), (l - l_now)^2 over the step, times alpha.
-        first = -math.expm1(-h)
-        second = h - first
-        third = h * h - 2 * second
-        if not gaps:
-            return 1.0, [alpha * first], 0.0
-        # Newton's form: D0 + D01 u + D012 u (u + g0), u = l - l_now.
-        of_slope = alpha * second
-        if len(gaps) == 1:
-            return 1.0, [alpha * first + of_slope / gaps[0], -of_slope / gaps[0]], 0.0
-        g0, g1 = gaps
-        of_bend = alpha * (third + g0 * second) / (g0 + g1)
-        newest = alpha * first + of_slope / g0 + of_bend / g0
-        middle = -of_slope / g0 - of_bend / g0 - of_bend / g1
-        return 1.0, [newest, middle, of_bend / g1], 0.0
-
-    return _multistep(predict, x, schedule, options, 3, weigh)
-
-
-def dpmpp_2m_sde(
-    predict: Predict, x: Tensor, schedule: Schedule, options: SolverOptions, step_noise: StepNoise
-) -> Tensor:
-    """SDE-DPM-Solver++(2M) (Lu et al. 2022, section 4.3): `dpmpp_2m` along the reverse SDE, with fresh noise."""
-
-    def weigh(alpha: float, h: float, gaps: list[float]) -> tuple[float, list[float], float]:
-        gain = -alpha * math.expm1(-2 * h)
-        factor, deviation = math.exp(-h), math.sqrt(-math.expm1(-2 * h))
-        if not gaps:
-            return factor, [gain], deviation
-        half = h / gaps[0] / 2
-        return factor, [gain * (1 + half), -gain * half], deviation
-
-    return _multistep(predict, x, schedule, options, 2, weigh, step_noise)
-
-
 def ddim_inversion(predict: Predict, x: Tensor, schedule: Schedule, options: SolverOptions) -> Tensor:
     """DDIM from a picture towards noise as published: each step is explicit, the last one goes to alpha_bar = 0.
 
@@ -278,41 +183,3 @@ def implicit_inversion(
         if options.observer is not None:
             options.observer(i, x)
     return x
-
-
-SOLVERS: dict[str, Solver] = {
-    "ddim": ddim,
-    "ancestral": ancestral,
-    "dpmpp_2m": dpmpp_2m,
-    "dpmpp_3m": dpmpp_3m,
-    "dpmpp_2m_sde": dpmpp_2m_sde,
-}
-_ORDERS = {"dpmpp_2m": 2, "dpmpp_3m": 3, "dpmpp_2m_sde": 2}  # the fewest steps that make sense
-
-
-def placement(name: str) -> Placement:
-    """Where a solver's steps lie unless their text says so."""
-    return "logsnr" if name in _ORDERS else "uniform"
-
-
-def check(name: str, steps: int, eta: float) -> Solver:
-    """The solver of that name, for a number of steps and a share of fresh noise.
-
-    Raises:
-        ConfigError: no such solver; fewer steps than its order; an eta for one that has none.
-    """
-    found = find(name)
-    least = _ORDERS.get(name, 1)
-    if steps < least:
-        raise ConfigError(f"{name} goes on from {least} steps, so it needs at least {least}, got {steps}; or use ddim")
-    if eta and name != "ddim":
-        raise ConfigError(f"eta is a setting of ddim; {name} has none, so it must be 0, got {eta:g}")
-    return found
-
-
-def find(name: str) -> Solver:
-    """The solver of that name; `ConfigError` lists the known ones."""
-    if not isinstance(name, str) or name not in SOLVERS:
-        listed = ", ".join(sorted(SOLVERS))
-        raise ConfigError(f"no solver called {described(name)}; known: {listed}{meant(name, SOLVERS)}")
-    return SOLVERS[name]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from rcdm_fast.checks import Checked, Count, NotNegative, Range, Seed
-from rcdm_fast.diffusion.solvers import SolverName
+from rcdm_fast.diffusion.registry import SolverName
 
 Format = Literal["webdataset", "folder", "npz", "parquet"]
 Encoding = Literal["png", "jpeg", "webp"]

@@ -1,0 +1,131 @@
+"""The stages that make the bundled models, one after another; what is there already is left alone.
+
+    python -m rcdm_fast.training.bundled --data cifar10/train --test cifar10/test --out out/bundled [--list]
+
+Every stage is a command of its own, and each goes on where it was interrupted: so does this. Knows nothing about how a
+stage works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run.
+
+    Attributes:
+        name: of its run's folder.
+        words: of the command after ``rcdm``; {NAME} is the file that stage NAME made, {out} the stage's own folder.
+        file: what it makes, in its folder.
+        takes: how long that was, where it was measured.
+    """
+
+    name: str
+    words: str
+    file: str
+    takes: str = "not measured"
+
+
+def _encoder(name: str, takes: str) -> Stage:
+    words = f"pretrain {name}-encoder --data {{data}} --test {{test}} --out {{out}}"
+    return Stage(f"{name}-encoder", words, f"{name}-encoder.safetensors", takes)
+
+
+def _adapted(name: str, source: str) -> Stage:
+    words = f'adapt {{cifar10-simclr-trunk}} --encoder "file:{source}" --data {{data}} --steps 800 --out {{out}}'
+    return Stage(name, words, f"{name}.safetensors")
+
+
+STAGES = (
+    _encoder("cifar10-simclr", "1.1 M images; on two cores with bf16"),
+    _encoder("cifar10-supervised", "on two cores with bf16"),
+    Stage(
+        "cifar10-simclr-trunk-first",
+        "train cifar10-simclr-trunk --data {data} --encoder file:{cifar10-simclr-encoder} --out {out}",
+        "cifar10-simclr-trunk.safetensors",
+        "151,000 images; on two cores with bf16",
+    ),
+    Stage(
+        "cifar10-simclr-trunk",
+        "train cifar10-simclr-trunk --data {data} --encoder file:{cifar10-simclr-encoder} "
+        "--init {cifar10-simclr-trunk-first} --pictures 250000 --set learning_rate=0.0008 --set ema=0.9995 "
+        "--set seed=1 --out {out}",
+        "cifar10-simclr-trunk.safetensors",
+        "250,000 images; on two cores with bf16",
+    ),
+    _adapted("cifar10-simclr-head", "{cifar10-simclr-encoder}?layer=projector"),
+    _adapted("cifar10-supervised", "{cifar10-supervised-encoder}"),
+    _encoder("cifar10-simclr-wide", "145 s on an H100"),
+    _encoder("cifar10-supervised-wide", "53 s on an H100, beside the stage before"),
+    Stage(
+        "cifar10-simclr-wide-first",
+        "train cifar10-simclr-wide --data {data} --encoder file:{cifar10-simclr-wide-encoder} --out {out}",
+        "cifar10-simclr-wide.safetensors",
+        "301 s on an H100, compiled; at the rate of the next stage an estimate of 200 s",
+    ),
+    Stage(
+        "cifar10-simclr-wide",
+        "train cifar10-simclr-wide --data {data} --encoder file:{cifar10-simclr-wide-encoder} "
+        "--init {cifar10-simclr-wide-first} --pictures 3641856 --out {out}",
+        "cifar10-simclr-wide.safetensors",
+        "344 s on an H100",
+    ),
+)
+
+
+def made(stage: Stage, out: Path) -> Path:
+    """Where a stage's file lies, or will."""
+    return out / stage.name / stage.file
+
+
+def command(stage: Stage, data: str, test: str, out: Path, device: str) -> list[str]:
+    """The words of a stage's command after ``rcdm``."""
+    known = {other.name: str(made(other, out)) for other in STAGES}
+    known |= {"data": data, "test": test, "out": str(out / stage.name)}
+    words = shlex.split(stage.words)
+    for name, value in known.items():
+        words = [word.replace(f"{{{name}}}", value) for word in words]
+    return [*words, "--device", device]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """List the stages, and run those whose file is missing; the first failing one ends it. The exit status."""
+    parser = argparse.ArgumentParser(description="Make the bundled models again, stage by stage.")
+    parser.add_argument("--data", default="cifar10/train", help="the training images of CIFAR-10, as rcdm train takes")
+    parser.add_argument("--test", default="cifar10/test", help="its test images")
+    parser.add_argument("--out", type=Path, default=Path("out/bundled"))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--list", action="store_true", help="only list what is made and what is missing")
+    given = parser.parse_args(arguments)
+    missing = [stage for stage in STAGES if not made(stage, given.out).exists()]
+
+    def words(stage: Stage) -> list[str]:
+        return command(stage, given.data, given.test, given.out, given.device)
+
+    for stage in STAGES:
+        _say(f"{'missing' if stage in missing else 'made':8s} {stage.name:28s} {stage.takes}")
+        _say(f"         rcdm {shlex.join(words(stage))}")
+    for stage in [] if given.list else missing:
+        _say(f"== {stage.name}")
+        status = subprocess.run([sys.executable, "-m", "rcdm_fast", *words(stage)], check=False).returncode
+        if status:
+            _say(f"{stage.name} ended with status {status}; the same command goes on from there")
+            return status
+    return 0
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
