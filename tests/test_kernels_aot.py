@@ -20,6 +20,7 @@ import torch
 pytest.importorskip("triton", reason="triton is not installed")
 
 from rcdm_fast.kernels import attention as attention_module
+from rcdm_fast.kernels import bias as bias_module
 from rcdm_fast.kernels import film_group_norm as norm_module
 from rcdm_fast.ops import schema
 from tests import older, triton_aot
@@ -94,6 +95,30 @@ def test_film_group_norm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, case: 
             assert facts.narrow_loads <= 1  # the row of the FiLM table, where there is one
         if facts.name in ("slab_kernel", "apply_kernel") and case.resample != -1:  # averages are few: narrow, spread
             assert facts.wide_stores > 0
+
+
+@capabilities
+@pytest.mark.parametrize("dtype", [HALF, FULL], ids=str)
+@pytest.mark.parametrize("shape", [(512, 64, 32, 32), (2, 128, 8, 8)], ids=str)
+def test_bias(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shape: tuple[int, ...], dtype: torch.dtype, capability: int
+) -> None:
+    n, channels, height, width = shape
+    out = torch.empty(n, height, width, channels, device="meta", dtype=dtype).permute(0, 3, 1, 2)
+    bias = torch.empty(channels, device="meta")
+
+    def call() -> None:
+        bias_module.add_(out, bias, None)
+        bias_module.add_(out, bias, out)
+        bias_module.sums(out)
+
+    launches = triton_aot.record(monkeypatch, bias_module, call)
+    assert [launch.kernel.__name__ for launch in launches] == ["add_kernel", "add_kernel", "sums_kernel"]
+    for launch in launches:
+        facts = triton_aot.compile_launch(launch, capability, tmp_path)
+        _check(facts)
+        assert facts.wide_loads > 0
+        assert facts.wide_stores > 0 or facts.name == "sums_kernel"
 
 
 def _attention(

@@ -24,8 +24,10 @@ from rcdm_fast.ops import gradients, library, reference, selection, selection_ba
 pytest.importorskip("triton", reason="triton is not installed")
 
 from rcdm_fast.kernels import attention as attention_module
+from rcdm_fast.kernels import bias as bias_module
 from rcdm_fast.kernels import film_group_norm as norm_module
 from rcdm_fast.kernels import film_group_norm_backward as norm_backward
+from rcdm_fast.training.convolution import convolution
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -188,6 +190,64 @@ def test_a_gpu_without_a_native_part_differentiates_the_norm(monkeypatch: pytest
     torch.testing.assert_close(out.double(), want, atol=1e-5, rtol=1e-5)
     for ours, truth in zip(found, torch.autograd.grad(want, wide, grad.double()), strict=True):
         torch.testing.assert_close(ours.double(), truth, atol=2e-5, rtol=2e-5)
+
+
+BIASED = [(2, 64, 9, 7), (3, 24, 5, 5), (1, 3, 40, 31), (2, 300, 4, 4), (0, 8, 4, 4), (5, 128, 32, 32)]
+
+
+@computes
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", BIASED, ids=str)
+def test_biases_are_added_and_summed(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+    def values() -> Tensor:
+        return (torch.randn(shape) + 0.5).to(DEVICE, dtype, memory_format=torch.channels_last)
+
+    out, add, bias = values(), values(), torch.randn(shape[1], device=DEVICE)
+    step = torch.finfo(dtype).eps * (2 if INTERPRETED else 1)  # the interpreter truncates
+    for other in (None, add, add.float().contiguous(memory_format=torch.channels_last)):
+        whole = out.double() + bias.double()[:, None, None] + (0 if other is None else other.double())
+        got = bias_module.add_(out.clone(memory_format=torch.preserve_format), bias, other)
+        assert got.dtype == dtype
+        torch.testing.assert_close(got.double(), whole, atol=1e-6, rtol=step)
+    sums = bias_module.sums(out)
+    assert sums.dtype == torch.float32
+    torch.testing.assert_close(sums.double(), out.double().sum(dim=(0, 2, 3)), atol=1e-3, rtol=1e-6)
+    assert torch.equal(sums, bias_module.sums(out))
+
+
+@computes
+def test_sums_of_several_steps_and_wide_offsets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bias_module, "MOST_CHUNKS", 3)
+    monkeypatch.setattr(bias_module, "WIDE_ELEMENTS", 1)
+    out = torch.randn(3, 64, 17, 13).to(DEVICE, memory_format=torch.channels_last)
+    torch.testing.assert_close(bias_module.sums(out).double(), out.double().sum(dim=(0, 2, 3)), atol=1e-4, rtol=1e-5)
+    got = bias_module.add_(out.clone(memory_format=torch.preserve_format), torch.ones(64, device=DEVICE), out)
+    torch.testing.assert_close(got, 2 * out + 1)
+
+
+@computes
+def test_a_convolution_of_training_on_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Value and gradients, with a residual and without, frozen and not."""
+    monkeypatch.setattr(selection_backward, "bias_kernels", lambda device: bias_module)
+    monkeypatch.setattr(selection_backward, "weight_gradient", lambda x, weight: None)
+    x = torch.randn(2, 16, 6, 6, device=DEVICE, requires_grad=True)
+    weight = torch.randn(12, 16, 3, 3, device=DEVICE, requires_grad=True)
+    bias = torch.randn(12, device=DEVICE, requires_grad=True)
+    add = torch.randn(2, 12, 6, 6, device=DEVICE, requires_grad=True)
+    want = torch.conv2d(x.double(), weight.double(), bias.double(), padding=1)
+    grad = torch.randn(want.shape, device=DEVICE)
+    truths = torch.autograd.grad(want, (x, weight, bias), grad.double())
+    for residual in (None, add):
+        got = convolution(x, weight, bias, padding=1, add=residual)
+        torch.testing.assert_close(got.double(), want + (0 if residual is None else residual), atol=1e-4, rtol=1e-4)
+        for ours, truth in zip(torch.autograd.grad(got, (x, weight, bias), grad), truths, strict=True):
+            torch.testing.assert_close(ours.double(), truth.double(), atol=1e-4, rtol=1e-4)
+    frozen = convolution(x.detach(), weight.detach(), bias, padding=1)
+    (alone,) = torch.autograd.grad(frozen, (bias,), grad)
+    torch.testing.assert_close(alone.double(), truths[2].double(), atol=1e-4, rtol=1e-4)
+    without = convolution(x, weight.detach(), None, padding=1)
+    (of_x,) = torch.autograd.grad(without, (x,), grad)
+    torch.testing.assert_close(of_x.double(), truths[0].double(), atol=1e-4, rtol=1e-4)
 
 
 @computes

@@ -42,9 +42,14 @@ class _Convolution(torch.autograd.Function):
         used = weight.to(x.dtype, memory_format=torch.channels_last)
         context.save_for_backward(x, used)
         context.geometry = stride, padding, bias is not None
-        out = torch.conv2d(x, used, None if bias is None else bias.to(x.dtype), stride, padding)
+        kernels = None if bias is None else selection_backward.bias_kernels(x.device)
+        inside = None if bias is None or kernels is not None else bias.to(x.dtype)
+        out = torch.conv2d(x, used, inside, stride, padding)
         if not schema.is_channels_last(out):
             out = out.contiguous(memory_format=torch.channels_last)
+        if bias is not None and kernels is not None:
+            last = None if add is None else add.contiguous(memory_format=torch.channels_last)
+            return kernels.add_(out, bias, last)
         return out if add is None else out.add_(add)
 
     @staticmethod
@@ -59,13 +64,18 @@ class _Convolution(torch.autograd.Function):
         own = selection_backward.weight_gradient(x, weight) if of_weight_wanted else None
         if own is not None:
             of_weight, of_bias = own(grad, x, weight.shape[2], stride, padding)
-        rest = [of_x_wanted, of_weight_wanted and own is None, of_bias_wanted and own is None]
+        kernels = selection_backward.bias_kernels(x.device) if of_bias_wanted and own is None else None
+        if kernels is not None:
+            of_bias = kernels.sums(grad)
+        rest = [of_x_wanted, of_weight_wanted and own is None, of_bias_wanted and own is None and kernels is None]
         if any(rest):
             found = torch.ops.aten.convolution_backward(
                 grad, x, weight, [weight.shape[0]] if biased else None, [stride] * 2, [padding] * 2, [1, 1], False,
                 [0, 0], 1, rest,
             )  # fmt: skip
             of_x = found[0]
-            if own is None:
-                of_weight, of_bias = (each if each is None else each.float() for each in found[1:])
+            if rest[1]:
+                of_weight = found[1].float()
+            if rest[2]:
+                of_bias = found[2].float()
         return of_x, of_weight, of_bias if of_bias_wanted else None, of_add, None, None

@@ -6,6 +6,7 @@ Knows nothing about forward passes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -33,6 +34,23 @@ def attention_backward(device: torch.device) -> Callable[..., Tensor] | None:
         native: Callable[..., Tensor] = torch.ops.rcdm_fast.attention_backward
         return native
     return None
+
+
+class BiasKernels(Protocol):
+    """What adds a convolution's bias to [N,C,H,W], and the gradient of that; see `kernels.bias`."""
+
+    def add_(self, out: Tensor, bias: Tensor, add: Tensor | None) -> Tensor: ...
+
+    def sums(self, grad: Tensor) -> Tensor: ...
+
+
+def bias_kernels(device: torch.device) -> BiasKernels | None:
+    """Those of a device where they are faster than PyTorch's (on a GPU, by what PyTorch's took there), else None."""
+    if device.type != "cuda" or triton_reason(device):
+        return None
+    from rcdm_fast.kernels import bias  # triton is imported late
+
+    return bias
 
 
 def weight_gradient(x: Tensor, weight: Tensor) -> Callable[..., tuple[Tensor, Tensor]] | None:
