@@ -93,7 +93,7 @@ class Sampler(Portable):
                 "logsnr10" (`diffusion.schedule.place`); or a published respacing text ("ddim25", "10,10,5").
             solver: "ddim"; "dpmpp_2m", "dpmpp_3m", "unipc_2", "unipc_3", "deis" or "ipndm", which go on from several
                 steps and come nearer to the same pictures in fewer; "ancestral" or "dpmpp_2m_sde", which draw fresh
-                noise in every step.
+                noise in every step; "heun", which asks the network twice a step (`steps` counts its evaluations).
             eta: DDIM's share of fresh noise; 0 is deterministic. Other solvers have no such setting.
             guidance: strength w of classifier-free guidance on h, null + w (conditional - null); 1 is none. Others
                 need a model trained with representation dropout, and two network evaluations per step.

@@ -187,7 +187,7 @@ class _Bench:
         labels = {"engine": timed.name, "precision": timed.precision, "solver": case.solver, "steps": str(case.steps)}
         labels["runs"] = timed.describe()
         why_not = self._why_not(evaluation(), timed.precision, inputs)
-        return _Runner(labels, len(request.schedule) * plan.batches, run, evaluation, timed, why_not)
+        return _Runner(labels, request.evaluations * plan.batches, run, evaluation, timed, why_not)
 
     @torch.inference_mode()
     def _why_not(self, got: Tensor, precision: str, inputs: tuple[Tensor | None, ...]) -> str:

@@ -45,7 +45,7 @@ DRAWING = (
             row("--steps", 7, "check.config.steps", "request.steps", "numbers.nfe"),
             row("--solver", "ancestral", *all_of("check.config request numbers", "solver")),
             row("--eta", 0.5, "check.config.eta", "request.eta"),
-            row("--guidance", 2.5, "check.config.guidance", "request.guidance"),
+            row("--guidance", 2.5, "check.config.guidance", "request.guidance", numbers__nfe=100),
             row("--seed", 9, *all_of("check.config request numbers", "seed")),
             writes("--out", "a.webp", beside="numbers.json"),
             writes("--pictures", "p", beside="numbers.json sheet.png", folder=[f"00000-a-00{k}.png" for k in range(8)]),

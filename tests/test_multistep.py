@@ -184,6 +184,58 @@ def test_trajectories_of_diffusers(name: str, prediction: str) -> None:
         torch.testing.assert_close(seen[i], theirs[i + 1], atol=1e-4, rtol=1e-4)
 
 
+def test_heun_is_that_of_diffusers() -> None:
+    """Which works on y = x / alpha: the network sees y scaled, and every step of ours is two of theirs."""
+    diffusers: Any = pytest.importorskip("diffusers")
+    scheduler = diffusers.HeunDiscreteScheduler(beta_start=1e-4, beta_end=2e-2, beta_schedule="linear")
+    scheduler.set_timesteps(9)
+    schedule = Schedule(ScheduleConfig(), tuple(sorted({int(t) for t in scheduler.timesteps.round().tolist()})))
+    scheduler.set_timesteps(timesteps=list(reversed(schedule.timesteps)))
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+    def network(x: Tensor, t: float) -> Tensor:
+        return (x * 0.9).tanh() + math.sin(t / 300)
+
+    y = x / math.sqrt(float(schedule.alpha_bar[-1]))
+    for t in scheduler.timesteps:
+        y = scheduler.step(network(scheduler.scale_model_input(y, t), float(t)), t, y).prev_sample
+    calls: list[int] = []
+
+    def predict(x: Tensor, k: int) -> Tensor:
+        calls.append(k)
+        return network(x, float(schedule.timesteps[k]))
+
+    got = multistep.heun(predict, x, schedule, FREE, refuse)
+    torch.testing.assert_close(got, y, atol=1e-3, rtol=1e-3)
+    assert len(calls) == 2 * len(schedule) - 1 == registry.find("heun").evaluations(schedule)
+
+
+def test_evaluations_are_those_asked_for() -> None:
+    """Of every solver, counted at the engine; heun refuses even numbers and names their neighbours."""
+    model, h = small.model(), torch.zeros(1, small.DIM)
+    counted: list[int] = []
+    predict = model.engine.predict
+
+    def counting(x: Tensor, k: int) -> Tensor:
+        counted.append(len(x))
+        return predict(x, k)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model.engine, "predict", counting)
+        for name in registry.SOLVERS:
+            for steps in (5, 9, "quadratic7"):
+                counted.clear()
+                model.sample(h, per=2, steps=steps, solver=name)
+                wanted = int(str(steps).removeprefix("quadratic"))
+                assert counted == [2] * wanted, (name, steps)
+                assert model.request(h, steps=steps, solver=name).evaluations == wanted
+    with pytest.raises(ConfigError, match="an odd number of times: 7 or 9, not 8"):
+        model.sample(h, steps=8, solver="heun")
+    for wrong in ("ddim25", "3,4"):
+        with pytest.raises(ConfigError, match="heun takes a number of evaluations"):
+            model.sample(h, steps=wrong, solver="heun")
+
+
 def test_clipped_estimates_are_what_history_keeps() -> None:
     """The second step reads the first x0 after clipping."""
     schedule = Schedule.make(ScheduleConfig(prediction="x0"), 3, "logsnr")
@@ -218,6 +270,6 @@ def test_what_they_refuse() -> None:
 def test_images_do_not_depend_on_the_batch(name: str) -> None:
     model = small.model()
     h = torch.randn(3, small.DIM, generator=torch.Generator().manual_seed(0))
-    together = model.sample(h, per=2, steps=6, solver=name, seed=3)
-    alone = model.sample(h[1:2], items=[1], per=2, steps=6, solver=name, seed=3, batch_size=1)
+    together = model.sample(h, per=2, steps=7, solver=name, seed=3)
+    alone = model.sample(h[1:2], items=[1], per=2, steps=7, solver=name, seed=3, batch_size=1)
     assert torch.equal(together[1:2], alone)

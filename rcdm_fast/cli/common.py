@@ -36,7 +36,7 @@ SolverName = Annotated[
     str,
     typer.Option(
         "--solver",
-        help="ddim, ancestral, dpmpp_2m, dpmpp_3m, dpmpp_2m_sde, unipc_2, unipc_3, deis or ipndm.",
+        help="ddim, ancestral, dpmpp_2m, dpmpp_3m, dpmpp_2m_sde, unipc_2, unipc_3, deis, ipndm or heun.",
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of all noise.")]

@@ -98,13 +98,14 @@ def sample(
         what = "photos" if any(row.photo for row in found.rows) else "representations"
         common.say(f"{out}: {len(finished)} pictures of {len(found.rows)} {what}")
     each = seconds / max(1, len(finished))
-    common.say(f"NFE {len(request.schedule)}, {each:.3g} s per picture")
+    evaluations = request.evaluations * (1 if guidance == 1 else 2)
+    common.say(f"NFE {evaluations}, {each:.3g} s per picture")
     common.write_json(
         json,
         {
             "model": loaded.config.name or str(model),
             "engine": loaded.engine.describe(),
-            "nfe": len(request.schedule),
+            "nfe": evaluations,
             "pictures": len(finished),
             "left_out": len(found.left_out),
             "seconds_per_picture": each,

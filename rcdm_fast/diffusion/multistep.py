@@ -1,4 +1,6 @@
-"""Solvers that go on from several steps: from x_T to x0, as pure loops with the signature of `solvers.py`.
+"""Solvers of higher order: from x_T to x0, as pure loops with the signature of `solvers.py`.
+
+All but `heun` go on from what the network said at several steps, and ask it once a step.
 
 All work in l = log(alpha / sigma), half the logarithm of the signal-to-noise ratio. Between two signals the flow is
 solved by an integral over what the network says, which is put through the last estimates as a polynomial. The last step
@@ -178,6 +180,30 @@ def ipndm(predict: Predict, x: Tensor, schedule: Schedule, options: SolverOption
         return [whole * factor for factor in _ADAMS_BASHFORTH[len(gaps)]]
 
     return _run_eps(predict, x, schedule, options, 4, weigh)
+
+
+def heun(predict: Predict, x: Tensor, schedule: Schedule, options: SolverOptions, step_noise: StepNoise) -> Tensor:
+    """Heun's method on x / alpha over sigma / alpha (Karras et al. 2022, algorithm 1): second order from one step.
+
+    Two evaluations a step, the second where DDIM leads; one in the last.
+    """
+    for i, k in enumerate(reversed(range(len(schedule)))):
+        signal, target = float(schedule.alpha_bar[k]), float(schedule.alpha_bar_prev[k])
+        output = predict(x, k)
+        if k == 0:
+            x, _ = step_and_x0(x, output, schedule, k, options, (1.0, 0.0), (), ())
+        else:
+            ratio = math.sqrt(target / signal)
+            whole = math.sqrt(1 - target) - ratio * math.sqrt(1 - signal)  # what DDIM gives eps
+            of_x, of_x0 = eps_factors(schedule, k)
+            after = eps_factors(schedule, k - 1)
+            there, x0 = step_and_x0(x, output, schedule, k, options, (whole * of_x0, ratio + whole * of_x), (), ())
+            _, again = step_and_x0(there, predict(there, k - 1), schedule, k - 1, options, (1.0, 0.0), (), ())
+            eps = (x * of_x + x0 * of_x0 + there * after[0] + again * after[1]) / 2
+            x = x * ratio + eps * whole
+        if options.observer is not None:
+            options.observer(i, x)
+    return x
 
 
 def unipc_2(predict: Predict, x: Tensor, schedule: Schedule, options: SolverOptions, step_noise: StepNoise) -> Tensor:

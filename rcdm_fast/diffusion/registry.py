@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from rcdm_fast.checks import ConfigError, described, meant
+from rcdm_fast.config import ScheduleConfig
 from rcdm_fast.diffusion import multistep, solvers
-from rcdm_fast.diffusion.schedule import Placement
+from rcdm_fast.diffusion.schedule import Placement, Schedule
 from rcdm_fast.diffusion.solvers import Solver
 
 SolverName = Literal[
-    "ddim", "ancestral", "dpmpp_2m", "dpmpp_3m", "dpmpp_2m_sde", "unipc_2", "unipc_3", "deis", "ipndm"
+    "ddim", "ancestral", "dpmpp_2m", "dpmpp_3m", "dpmpp_2m_sde", "unipc_2", "unipc_3", "deis", "ipndm", "heun"
 ]  # fmt: skip
 
 
@@ -27,12 +28,18 @@ class Known:
         least: fewest steps that it can be asked for, its order.
         placement: where its steps lie unless their text says so.
         eta: whether it takes a share of fresh noise.
+        twice: whether it asks the network twice in every step but the last.
     """
 
     run: Solver
     least: int = 1
     placement: Placement = "logsnr"
     eta: bool = False
+    twice: bool = False
+
+    def evaluations(self, schedule: Schedule) -> int:
+        """How often the network is asked for an image."""
+        return 2 * len(schedule) - 1 if self.twice else len(schedule)
 
 
 SOLVERS: dict[str, Known] = {
@@ -45,6 +52,7 @@ SOLVERS: dict[str, Known] = {
     "unipc_3": Known(multistep.unipc_3, 3),
     "deis": Known(multistep.deis, 3),
     "ipndm": Known(multistep.ipndm, 4),
+    "heun": Known(multistep.heun, 1, twice=True),
 }
 assert set(SOLVERS) == set(get_args(SolverName))
 
@@ -57,16 +65,36 @@ def find(name: str) -> Known:
     return SOLVERS[name]
 
 
-def check(name: str, steps: int, eta: float) -> None:
-    """Whether a solver can be run in so many steps, with that share of fresh noise.
+def schedule(config: ScheduleConfig, name: str, steps: int | str, eta: float = 0.0) -> Schedule:
+    """The steps of a solver that asks the network as often as `steps` says.
+
+    Args:
+        config: the base schedule.
+        name: the solver.
+        steps: as of `Schedule.make`.
+        eta: the share of fresh noise.
 
     Raises:
-        ConfigError: no such solver; fewer steps than its order; an eta for one that has none.
+        ConfigError: no such solver; a text or number that is none, or more than there are; fewer evaluations than the
+            solver's order, or a number that it cannot make; an eta for one that has none.
     """
     known = find(name)
-    if steps < known.least:
+    made = Schedule.make(config, steps, known.placement)
+    count = len(made)
+    if count < known.least:
         raise ConfigError(
-            f"{name} goes on from {known.least} steps, so it needs at least {known.least}, got {steps}; or use ddim"
+            f"{name} goes on from {known.least} steps, so it needs at least {known.least}, got {count}; or use ddim"
         )
     if eta and not known.eta:
         raise ConfigError(f"eta is a setting of ddim; {name} has none, so it must be 0, got {eta:g}")
+    if not known.twice:
+        return made
+    if count % 2 == 0:
+        raise ConfigError(
+            f"{name} asks the network twice in every step but the last, so an odd number of times: "
+            f"{count - 1} or {count + 1}, not {count}"
+        )
+    text = str(steps).strip()
+    if not text.endswith(str(count)) or text.startswith("ddim") or "," in text:
+        raise ConfigError(f"{name} takes a number of evaluations, such as {count}, got {text!r}")
+    return Schedule.make(config, f"{text.removesuffix(str(count)) or known.placement}{(count + 1) // 2}")

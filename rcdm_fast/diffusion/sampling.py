@@ -39,6 +39,7 @@ class Request:
         per: samples of each.
         schedule: kept steps.
         solver, options: the solver and its settings.
+        evaluations: how often it asks the network for an image; twice as often with guidance.
         guidance: strength of guidance; 1 is none.
         seed: noise key.
         noise: x_T instead of the keyed one, [R,per,3,H,W].
@@ -53,6 +54,7 @@ class Request:
     per: int
     schedule: Schedule
     solver: solvers.Solver
+    evaluations: int
     options: solvers.SolverOptions
     guidance: float
     seed: int
@@ -107,9 +109,8 @@ def request(
     conditioned = next((len(value) for value in (h, label) if value is not None), None)
     keys = arguments.keys(items, conditioned)
     options = solvers.SolverOptions(eta, clip)
+    schedule = registry.schedule(config.schedule, solver, steps, options.eta)
     known = registry.find(solver)
-    schedule = Schedule.make(config.schedule, steps, known.placement)
-    registry.check(solver, len(schedule), options.eta)
     picture = (3, config.unet.image_size, config.unet.image_size)
     shape = (len(keys), per, *picture)
     return Request(
@@ -119,6 +120,7 @@ def request(
         per=per,
         schedule=schedule,
         solver=known.run,
+        evaluations=known.evaluations(schedule),
         options=options,
         guidance=arguments.guidance(config, guidance),
         seed=noise.check_seed(seed),
@@ -144,7 +146,7 @@ def run(
     Raises:
         SamplingError: a batch is not finite.
     """
-    bar = _bar(request.total * len(request.schedule), progress)
+    bar = _bar(request.total * request.evaluations, progress)
     try:
         for start in range(0, request.total, batch_size):
             place = slice(start, min(start + batch_size, request.total))

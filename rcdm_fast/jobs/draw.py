@@ -157,7 +157,7 @@ def check_request(model: Model, config: JobConfig) -> int:
         guidance=config.guidance,
         seed=config.seed,
     )
-    return len(request.schedule) * (1 if config.guidance == 1 else 2)
+    return request.evaluations * (1 if config.guidance == 1 else 2)
 
 
 def _hash(x: Tensor) -> str:
