@@ -16,6 +16,7 @@ from torch.library import wrap_triton
 from rcdm_fast.kernels.bias_kernels import add_kernel, sums_kernel
 from rcdm_fast.kernels.film_group_norm import WIDE_ELEMENTS
 from rcdm_fast.kernels.launch import device_of, next_power
+from rcdm_fast.ops import schema
 
 TILE = 4096  # numbers that a program of 128 threads holds at a time: 32 in each
 WARPS = 4
@@ -29,6 +30,11 @@ def _blocks(value: Tensor) -> tuple[int, int, int, int]:
     return n * height * width, channels, TILE // block, block
 
 
+def _check(*tensors: Tensor) -> None:
+    if any(not schema.is_channels_last(tensor) or tensor.shape != tensors[0].shape for tensor in tensors):
+        raise ValueError("bias: tensors must be channels-last, and of one shape")
+
+
 def add_(out: Tensor, bias: Tensor, add: Tensor | None) -> Tensor:
     """out += bias (+ add), in place, rounded once.
 
@@ -37,6 +43,7 @@ def add_(out: Tensor, bias: Tensor, add: Tensor | None) -> Tensor:
         bias: float32 [C].
         add: [N,C,H,W] of any floating dtype, channels-last; None for nothing.
     """
+    _check(out, *([] if add is None else [add]))
     pixels, channels, rows, block = _blocks(out)
     if out.numel() == 0:
         return out
@@ -51,6 +58,7 @@ def add_(out: Tensor, bias: Tensor, add: Tensor | None) -> Tensor:
 
 def sums(grad: Tensor) -> Tensor:
     """Sums over pixels; [N,C,H,W], channels-last -> float32 [C]."""
+    _check(grad)
     pixels, channels, rows, block = _blocks(grad)
     if grad.numel() == 0:
         return torch.zeros(channels, dtype=torch.float32, device=grad.device)

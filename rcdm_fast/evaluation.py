@@ -6,7 +6,7 @@ Chance is a rank drawn uniformly from the gallery. Intervals are bootstrap inter
 samples are not independent. The distance of samples to h stands beside that of real neighbours, as in the
 paper. Distributions are compared in a feature space that the caller names (`encoders/features.py`).
 
-Beside them stands a ceiling: the same numbers of the sources themselves, blurred by one pixel. Variance over the
+Beside them stand the same numbers of the sources themselves, blurred by one pixel, as a yardstick. Variance over the
 samples of one representation is what it leaves open; classes are read by a linear probe on another encoder.
 
 Samples are drawn once (`draw`) and every measurement reads them. Knows nothing about how a model was trained.
@@ -36,7 +36,8 @@ from rcdm_fast.model import Model
 from rcdm_fast.training import representations
 
 NEIGHBOURS = (1, 5, 10)
-BLUR = 1.0  # pixels, of the ceiling
+BLUR = 1.0  # pixels
+PART = 256  # images that are encoded at a time
 
 
 @dataclass(frozen=True)
@@ -249,11 +250,13 @@ def faithfulness(drawn: Drawn, config: EvaluateConfig) -> Faithfulness:
 
 def _blurred(drawn: Drawn) -> tuple[np.ndarray, np.ndarray]:
     """Rank and squared distance of every source, blurred; [S] each."""
-    seen = drawn.encoder.encode(images.blur(drawn.real.floats(drawn.sources), BLUR)).cpu()
-    distances = squared_distances(seen, drawn.gallery)
-    places = enumerate(drawn.sources.tolist())
-    ranks = torch.stack([rank_of(distances[number : number + 1], source)[0] for number, source in places])
-    return ranks.numpy(), distances.gather(1, drawn.sources[:, None])[:, 0].numpy()
+    ranks, own = [], []
+    for part in drawn.sources.split(PART):
+        seen = drawn.encoder.encode(images.blur(drawn.real.floats(part), BLUR)).cpu()
+        for each, source in zip(squared_distances(seen, drawn.gallery), part.tolist(), strict=True):
+            ranks.append(rank_of(each[None], source)[0])
+            own.append(each[source])
+    return torch.stack(ranks).numpy(), torch.stack(own).numpy()
 
 
 def _variances(pictures: Tensor) -> np.ndarray:  # uint8 [S,P,3,H,W] -> [S]
@@ -278,8 +281,8 @@ def recognition(drawn: Drawn, encoder: Encoder, known: ImageSet, config: Evaluat
     probe = probes.fit_linear_probe(representations.compute(encoder, known), known.labels)
     labels = drawn.real.labels[drawn.sources]
     sources, per = drawn.pictures.shape[:2]
-    of_sources = encoder.encode(drawn.real.floats(drawn.sources)).cpu()
-    seen = [encoder.encode(images.from_uint8(part)).cpu() for part in drawn.pictures.flatten(0, 1).split(256)]
+    of_sources = torch.cat([encoder.encode(drawn.real.floats(part)).cpu() for part in drawn.sources.split(PART)])
+    seen = [encoder.encode(images.from_uint8(part)).cpu() for part in drawn.pictures.flatten(0, 1).split(PART)]
     with torch.no_grad():
         right = (probe(torch.cat(seen)).argmax(dim=1).view(sources, per) == labels[:, None]).double().mean(dim=1)
         ceiling = (probe(of_sources).argmax(dim=1) == labels).double()

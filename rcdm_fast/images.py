@@ -234,7 +234,12 @@ def blur(pictures: Tensor, deviation: float) -> Tensor:
     Args:
         pictures: of any range; beyond their edges the last pixel goes on.
         deviation: of the Gaussian, in pixels, at least 0.
+
+    Raises:
+        ImageError: a negative deviation.
     """
+    if not deviation >= 0:
+        raise ImageError(f"the deviation of a blur must not be negative, got {deviation}")
     if deviation == 0:
         return pictures
     radius = max(1, math.ceil(3 * deviation))

@@ -175,7 +175,7 @@ def test_guidance_reaches_the_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
         EvaluateConfig(guidance=-0.5)
 
 
-def test_the_ceiling_is_the_blurred_source_and_variance_is_over_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_yardstick_is_the_blurred_source_and_variance_is_over_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """By hand: an encoder that gives pixels, sources that are rows of the gallery, samples of known spread."""
     model, data = small.model(), pictures(12)
     config = EvaluateConfig(sources=6, samples=4, steps=1, resamples=50)

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from rcdm_fast.models.unet import ResBlock, UNet
 from rcdm_fast.ops import gradients, library, reference, selection, selection_backward
 from rcdm_fast.training import fused, team
+from rcdm_fast.training import run as training_run
 from rcdm_fast.training.config import TrainConfig
 from rcdm_fast.training.convolution import convolution
 from rcdm_fast.training.run import Run
 from tests import small, training_process
+from tests.fake_cuda import fake_cuda
 
 NETWORKS: tuple[dict[str, Any], ...] = (
     {},
@@ -170,6 +172,18 @@ def test_a_gpu_needs_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fused.reasons_unavailable(cuda) == []
     monkeypatch.setattr(fused, "triton_reason", lambda device: "triton is not installed")
     assert fused.reasons_unavailable(cuda) == ["triton is not installed"]
+
+
+def test_where_a_gpu_has_no_triton_steps_are_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiler needs it as well."""
+    monkeypatch.setattr(fused, "triton_reason", lambda device: "triton is not installed")
+    monkeypatch.setattr(training_run, "triton_reason", lambda device: "triton is not installed")
+    with fake_cuda(1):
+        config = training_process.config("unused", compile=None)
+        bank = torch.randn(2, 48, small.DIM)
+        run = Run(config, small.UNET, training_process.data(), bank, team.Team("cuda"))
+        assert run.computed == "plain"
+        assert run._graphed is None
 
 
 def test_norms_have_gradients_on_every_build(monkeypatch: pytest.MonkeyPatch) -> None:

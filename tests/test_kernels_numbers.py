@@ -242,6 +242,14 @@ def test_a_convolution_of_training_on_them(monkeypatch: pytest.MonkeyPatch) -> N
         torch.testing.assert_close(got.double(), want + (0 if residual is None else residual), atol=1e-4, rtol=1e-4)
         for ours, truth in zip(torch.autograd.grad(got, (x, weight, bias), grad), truths, strict=True):
             torch.testing.assert_close(ours.double(), truth.double(), atol=1e-4, rtol=1e-4)
+    got = convolution(x, weight, bias, padding=1, add=add)
+    (of_add,) = torch.autograd.grad(got, (add,), grad, retain_graph=True)
+    assert torch.equal(of_add, grad)
+    wider = torch.cat([grad, grad], dim=1).contiguous(memory_format=torch.channels_last)
+    (of_bias,) = torch.autograd.grad(got, (bias,), wider[:, :12])  # every second run of memory
+    torch.testing.assert_close(of_bias.double(), truths[2].double(), atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="channels-last"):
+        bias_module.sums(wider[:, :12])
     frozen = convolution(x.detach(), weight.detach(), bias, padding=1)
     (alone,) = torch.autograd.grad(frozen, (bias,), grad)
     torch.testing.assert_close(alone.double(), truths[2].double(), atol=1e-4, rtol=1e-4)

@@ -39,7 +39,8 @@ def test_a_stage_is_a_command(stage: bundled.Stage, calls: command_calls.Calls, 
     assert found["exit code"] == 0
     run = {"pretrain": "pretrain", "train": "train", "adapt": "adapt"}[stage.words.split()[0]]
     assert any(key.startswith(f"{run}.") for key in found)
-    assert str(made(stage, Path("o"))).startswith(f"o/{stage.name}/")
+    name = found[f"{run}.config.name"]
+    assert stage.file == (f"{name}-encoder.safetensors" if run == "pretrain" else f"{name}.safetensors")
 
 
 def test_what_is_missing_is_made_in_order(

@@ -74,7 +74,7 @@ def test_a_step_waits_once(timesteps: str, graphed: bool, resident: bool, monkey
         for step in range(STEPS):
             machine.syncs.clear()
             drawn: list[int] = []
-            pictures = run.batches.drawn
+            pictures = run.batches._drawn
 
             def look(of: int, drawn: list[int] = drawn, pictures=pictures) -> object:  # type: ignore[no-untyped-def]
                 assert not machine.syncs
@@ -82,7 +82,7 @@ def test_a_step_waits_once(timesteps: str, graphed: bool, resident: bool, monkey
                 return pictures(of)
 
             with monkeypatch.context() as patch:
-                patch.setattr(run.batches, "drawn", look)
+                patch.setattr(run.batches, "_drawn", look)
                 got = run.advance()
             assert machine.syncs == ["a copy to the host"]
             assert drawn == ([0, 1] if step == 0 else [step + 1])

@@ -98,7 +98,7 @@ class Batches:
     def draw(self, step: int) -> Batch:
         """This process's share of the batch of a step."""
         ahead, self._ahead = self._ahead, None
-        drawn = ahead if ahead is not None and ahead.step == step else self.drawn(step)
+        drawn = ahead if ahead is not None and ahead.step == step else self._drawn(step)
         count = self._config.batch_size
         _, generator = self._views(step)
         all_t, importance = self.timesteps.draw(count, generator)
@@ -108,7 +108,7 @@ class Batches:
 
     def look_ahead(self, step: int) -> None:
         """Draw what no loss can change of a step that comes next; nothing waits for it."""
-        self._ahead = self.drawn(step)
+        self._ahead = self._drawn(step)
 
     def _views(self, step: int) -> tuple[Tensor, torch.Generator]:
         """Which pictures of a step's batch are mirrored, int64 [N], and the generator of its further numbers."""
@@ -118,14 +118,14 @@ class Batches:
             return torch.zeros(count, dtype=torch.int64), generator
         return (torch.rand(count, generator=generator) < 0.5).long(), generator
 
-    def drawn(self, step: int) -> _Drawn:
+    def _drawn(self, step: int) -> _Drawn:
         """Images, noise and representations of a step, on their way to the device: nothing waits for it."""
         config, device = self._config, self._crew.device
         index = self.order(step)
         view, generator = self._views(step)
         self.timesteps.draw(
             len(index), generator
-        )  # what comes before the noise; `_draw` draws it, once losses are known
+        )  # what comes before the noise; `draw` draws it, once losses are known
         size = config.unet.image_size
         eps = torch.randn((len(index), 3, size, size), generator=generator)
         own = self._crew.share(len(index))

@@ -53,8 +53,9 @@ class TrainConfig(Checked):
         standardize: train on (h - mean) / std, folded into the weights when they are written.
         precision: of autocast; fp16 scales the loss and needs a GPU. ``auto``: what the run in the folder was begun in;
             for a new one bf16 where the device has instructions for it, else fp32.
-        compile: torch.compile, which takes minutes at every start; None: only on a GPU without Triton. Otherwise steps
-            run on fused operators (on a CPU where the native part was built), and on PyTorch's own where not.
+        compile: torch.compile, which takes minutes at every start; None: only for weights that are sharded over GPUs.
+            Otherwise steps run on fused operators where they can (on a CPU with the native part, on a GPU with Triton),
+            and on PyTorch's own where not.
         sharding: ``fully_shard`` spreads weights, gradients and optimiser over processes; ``none``: a copy in each.
         init: name or file of a model to start from ("" for fresh weights); same network and encoder width.
         save_every, sheet_every: in steps; 0 means no sheets.

@@ -59,7 +59,7 @@ class _Convolution(torch.autograd.Function):
         stride, padding, biased = context.geometry
         of_x_wanted, of_weight_wanted, of_bias_wanted, of_add_wanted, *_ = context.needs_input_grad
         of_add = grad if of_add_wanted else None
-        grad = grad.to(x.dtype, memory_format=torch.channels_last)
+        grad = grad.to(x.dtype).contiguous(memory_format=torch.channels_last)
         of_x = of_weight = of_bias = None
         own = selection_backward.weight_gradient(x, weight) if of_weight_wanted else None
         if own is not None:

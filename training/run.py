@@ -26,6 +26,7 @@ from rcdm_fast.diffusion.schedule import Schedule, network_timestep
 from rcdm_fast.errors import RunError
 from rcdm_fast.models import checkpoint
 from rcdm_fast.models.unet import UNet
+from rcdm_fast.ops.selection import triton_reason
 from rcdm_fast.precision import exact
 from rcdm_fast.training import ema, fused, graphed, resume, team
 from rcdm_fast.training.batches import Batch, Batches
@@ -85,7 +86,7 @@ class Run:
             reasons.append("sharded weights go with PyTorch's own operators")
         compile = self.config.compile
         if compile is None:
-            compile = self.crew.device.type == "cuda" and bool(reasons)
+            compile = self.crew.device.type == "cuda" and bool(reasons) and not triton_reason(self.crew.device)
         if compile or reasons:
             log.info("steps are %s: %s", "compiled" if compile else "plain PyTorch", "; ".join(reasons) or "as asked")
             return "compiled" if compile else "plain"
@@ -176,9 +177,10 @@ class Run:
         except RuntimeError as error:
             if not _out_of_memory(error):
                 raise
-            self._split(len(batch), error)
             step.release()
             self._graphed = None
+            self._split(len(batch), error)
+        if self._graphed is None:  # what the failed try held went with its error
             return self._advance()
         self.batches.look_ahead(self.step + 1)
         terms, length, losses = self._read(sums, norm, losses)
@@ -313,9 +315,9 @@ class Run:
         )
         for group in self.optimizer.param_groups:
             group.update(self._passes())  # a state brings those of the processes that wrote it
-        if self._passes()["fused"]:
-            for values in _plain(self.optimizer).state.values():
-                values["step"] = values["step"].to(self.crew.device, torch.float32)
+        place = self.crew.device if self._passes()["fused"] else torch.device("cpu")
+        for values in _plain(self.optimizer).state.values():
+            values["step"] = values["step"].to(place, torch.float32)
         for average, tensors in zip(self.emas, state["emas"], strict=True):
             average.copy_(tensors)
         self.batches.timesteps.restore(state["timesteps"])
@@ -323,6 +325,8 @@ class Run:
             self.scaler.load_state_dict(state["scaler"])
         if state.get("micro_asked", self.config.micro_batch) == self.config.micro_batch:  # else it was changed since
             self._micro = int(state["micro_batch"])
+        if 0 < self._micro < self.config.batch_size:
+            self._graphed = None
 
 
 def _plain(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
@@ -331,5 +335,9 @@ def _plain(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     return inner
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def _out_of_memory(error: BaseException | None) -> bool:
+    while error is not None:  # leaving a capture that failed raises another error
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            return True
+        error = error.__context__
+    return False

@@ -35,7 +35,7 @@ def analyze(
     sources: Annotated[int | None, typer.Option(help="Source pictures.")] = None,
     samples: Annotated[int | None, typer.Option(help="Samples of each representation.")] = None,
     steps: Annotated[str | None, typer.Option(help="Network evaluations, as in rcdm sample.")] = None,
-    solver: Annotated[str | None, typer.Option("--solver", help="As of rcdm sample.")] = None,
+    solver: Annotated[str | None, typer.Option("--solver", help="As in rcdm sample.")] = None,
     seed: common.Seed = 0,
     change: Annotated[
         list[str] | None,

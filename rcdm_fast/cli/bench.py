@@ -63,10 +63,10 @@ def bench(
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
     """Rows as lines of text."""
-    title = f"{'engine':18s} {'precision':9s} {'solver':9s} {'steps':>6s}"
+    title = f"{'engine':18s} {'precision':9s} {'solver':12s} {'steps':>11s}"
     lines = [f"{title} {'pictures/s':>10s}  {'p50 s':>7s} {'sampler':>8s}  times published"]
     for row in rows:
-        head = f"{row['engine']:18s} {row['precision']:9s} {row['solver']:9s} {row['steps']:>6s}"
+        head = f"{row['engine']:18s} {row['precision']:9s} {row['solver']:12s} {row['steps']:>11s}"
         if "why_not" in row:
             lines.append(f"{head} not measured: {row['why_not']}")
             continue

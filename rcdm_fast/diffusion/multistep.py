@@ -2,9 +2,9 @@
 
 All but `heun` go on from what the network said at several steps, and ask it once a step.
 
-All work in l = log(alpha / sigma), half the logarithm of the signal-to-noise ratio. Between two signals the flow is
-solved by an integral over what the network says, which is put through the last estimates as a polynomial. The last step
-gives the network's x0 estimate itself. An x0 that was clipped is kept as it was clipped.
+Their variable is l = log(alpha / sigma), half the logarithm of the signal-to-noise ratio, or sigma / alpha = e^-l.
+Between two signals the flow is an integral over what the network says; most put a polynomial through its last
+estimates. The last step gives the network's x0 estimate itself. An x0 that was clipped is kept as it was clipped.
 
 Scalars are float64. Knows nothing about networks, representations, batches or where noise comes from.
 """

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 from rcdm_fast.checks import ConfigError, described, meant
 from rcdm_fast.config import ScheduleConfig
 from rcdm_fast.diffusion import multistep, solvers
-from rcdm_fast.diffusion.schedule import Placement, Schedule
+from rcdm_fast.diffusion.schedule import PLACEMENTS, Placement, Schedule
 from rcdm_fast.diffusion.solvers import Solver
 
 SolverName = Literal[
@@ -25,7 +25,7 @@ class Known:
 
     Attributes:
         run: the solver itself.
-        least: fewest steps that it can be asked for, its order.
+        least: fewest steps that it can be asked for: as many estimates as a step goes on from.
         placement: where its steps lie unless their text says so.
         eta: whether it takes a share of fresh noise.
         twice: whether it asks the network twice in every step but the last.
@@ -95,6 +95,7 @@ def schedule(config: ScheduleConfig, name: str, steps: int | str, eta: float = 0
             f"{count - 1} or {count + 1}, not {count}"
         )
     text = str(steps).strip()
-    if not text.endswith(str(count)) or text.startswith("ddim") or "," in text:
+    placement = text.rstrip("0123456789") or known.placement
+    if placement not in PLACEMENTS:
         raise ConfigError(f"{name} takes a number of evaluations, such as {count}, got {text!r}")
-    return Schedule.make(config, f"{text.removesuffix(str(count)) or known.placement}{(count + 1) // 2}")
+    return Schedule.make(config, f"{placement}{(count + 1) // 2}")

@@ -2,8 +2,8 @@
 
     solver(predict, x, schedule, options, step_noise) -> x0
 
-`predict(x, k)` is one network evaluation (the raw output at kept step k); every solver makes exactly one per step, so
-NFE is the length of the schedule. Scalars are computed in float64.
+`predict(x, k)` is one network evaluation (the raw output at kept step k); those here make exactly one per step. Scalars
+are computed in float64.
 
 Others are in `multistep.py`; `registry.py` knows them all by name. Knows nothing about networks, representations,
 batches or where noise comes from.

@@ -45,7 +45,7 @@ class BiasKernels(Protocol):
 
 
 def bias_kernels(device: torch.device) -> BiasKernels | None:
-    """Those of a device where they are faster than PyTorch's (on a GPU, by what PyTorch's took there), else None."""
+    """Those of a GPU with Triton, else None. Chosen by what PyTorch's took on an H100; not measured themselves yet."""
     if device.type != "cuda" or triton_reason(device):
         return None
     from rcdm_fast.kernels import bias  # triton is imported late
