@@ -286,7 +286,7 @@ def recognition(drawn: Drawn, encoder: Encoder, known: ImageSet, config: Evaluat
     with torch.no_grad():
         right = (probe(torch.cat(seen)).argmax(dim=1).view(sources, per) == labels[:, None]).double().mean(dim=1)
         ceiling = (probe(of_sources).argmax(dim=1) == labels).double()
-    rng = np.random.default_rng(config.seed)
+    rng = np.random.default_rng(seed=config.seed)
     return Recognized(
         of_encoder(encoder).name,
         bootstrap(right.numpy(), config.resamples, rng),
