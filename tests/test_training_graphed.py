@@ -62,6 +62,13 @@ def test_the_same_steps_as_without(timesteps: str) -> None:
     assert distance(everything(ours), begin) > 1e-3
 
 
+def test_the_rate_moves() -> None:
+    changes: dict[str, Any] = {"rates": "cosine", "warmup": 0.3, "pictures": 160}
+    ours, theirs = make_run(**changes), make_run(graphed=False, **changes)
+    for _ in range(8):
+        assert ours.advance()["loss"] == pytest.approx(theirs.advance()["loss"], rel=1e-5)
+
+
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_a_step_that_is_not_finite_changes_nothing(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run()

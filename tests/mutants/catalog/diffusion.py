@@ -9,29 +9,143 @@ _SCHEDULE, _SOLVERS, _NOISE = (
     "rcdm_fast/diffusion/solvers.py",
     "rcdm_fast/diffusion/noise.py",
 )
+_MULTISTEP, _REGISTRY = "rcdm_fast/diffusion/multistep.py", "rcdm_fast/diffusion/registry.py"
+_OF_MULTISTEP = ("tests/test_multistep.py",)
 _SAMPLING = "rcdm_fast/diffusion/sampling.py"
 
 _OF_SCHEDULE, _OF_SOLVERS, _OF_NOISE = ("tests/test_schedule.py",), ("tests/test_solvers.py",), ("tests/test_noise.py",)
 
 DIFFUSION = (
-    Mutant("steps left over go to the last sections", _SCHEDULE, "1 if section < extra else 0", "1 if section >= len(counts) - extra else 0", _OF_SCHEDULE),
+    Mutant(
+        "steps left over go to the last sections",
+        _SCHEDULE,
+        "1 if section < extra else 0",
+        "1 if section >= len(counts) - extra else 0",
+        _OF_SCHEDULE,
+    ),
     Mutant("a section begins where the one before began", _SCHEDULE, "start += length", "start += size", _OF_SCHEDULE),
-    Mutant("the last timestep is left out", _SCHEDULE, "gap = (length - 1) / (count - 1)", "gap = length / count", _OF_SCHEDULE),
-    Mutant("a cosine without its offset", _SCHEDULE, "math.cos((time + 0.008) / 1.008", "math.cos(time / 1.0", _OF_SCHEDULE),
-    Mutant("the posterior has the forward variance", _SCHEDULE, "self.betas * (1 - self.alpha_bar_prev) / (1 - self.alpha_bar)\n\n    @cached_property\n    def posterior_log", "self.betas\n\n    @cached_property\n    def posterior_log", _OF_SCHEDULE),
-    Mutant("timesteps are rescaled the other way", _SCHEDULE, "t * 1000.0 / config.diffusion_steps", "t * config.diffusion_steps / 1000.0", _OF_SCHEDULE),
-    Mutant("the first step of an inversion is repeated too", _SOLVERS, "iterations if k > 0 else 1", "iterations", _OF_SOLVERS),
-    Mutant("an inversion steps from the last guess", _SOLVERS, "        y = x\n", "        y = x * scale\n", _OF_SOLVERS),
-    Mutant("the variance is not held from below", _SOLVERS, "share = share.clamp(0, 1)", "share = share.clamp(max=1)", _OF_SOLVERS),
-    Mutant("the variance is not held from above", _SOLVERS, "share = share.clamp(0, 1)", "share = share.clamp(min=0)", _OF_SOLVERS),
-    Mutant("noise in the last step", _SOLVERS, "noisy = variance > 0 and k > 0", "noisy = variance > 0 or k == 0 and options.eta > 0", _OF_SOLVERS),
-    Mutant("the direction keeps the variance", _SOLVERS, "direction = 1 - target - variance", "direction = 1 - target", _OF_SOLVERS),
-    Mutant("bounds are exchanged", _SOLVERS, "share * float(high[k]) + (1 - share) * float(low[k])", "share * float(low[k]) + (1 - share) * float(high[k])", _OF_SOLVERS),
-    Mutant("v has the other sign", _SOLVERS, "return math.sqrt(alpha_bar), -math.sqrt(1 - alpha_bar)", "return math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)", _OF_SOLVERS),
+    Mutant(
+        "the last timestep is left out",
+        _SCHEDULE,
+        "gap = (length - 1) / (count - 1)",
+        "gap = length / count",
+        _OF_SCHEDULE,
+    ),
+    Mutant(
+        "a cosine without its offset", _SCHEDULE, "math.cos((time + 0.008) / 1.008", "math.cos(time / 1.0", _OF_SCHEDULE
+    ),
+    Mutant(
+        "the posterior has the forward variance",
+        _SCHEDULE,
+        "self.betas * (1 - self.alpha_bar_prev) / (1 - self.alpha_bar)\n\n    @cached_property\n    def posterior_log",
+        "self.betas\n\n    @cached_property\n    def posterior_log",
+        _OF_SCHEDULE,
+    ),
+    Mutant(
+        "timesteps are rescaled the other way",
+        _SCHEDULE,
+        "t * 1000.0 / config.diffusion_steps",
+        "t * config.diffusion_steps / 1000.0",
+        _OF_SCHEDULE,
+    ),
+    Mutant(
+        "the first step of an inversion is repeated too",
+        _SOLVERS,
+        "iterations if k > 0 else 1",
+        "iterations",
+        _OF_SOLVERS,
+    ),
+    Mutant(
+        "an inversion steps from the last guess", _SOLVERS, "        y = x\n", "        y = x * scale\n", _OF_SOLVERS
+    ),
+    Mutant(
+        "the variance is not held from below",
+        _SOLVERS,
+        "share = share.clamp(0, 1)",
+        "share = share.clamp(max=1)",
+        _OF_SOLVERS,
+    ),
+    Mutant(
+        "the variance is not held from above",
+        _SOLVERS,
+        "share = share.clamp(0, 1)",
+        "share = share.clamp(min=0)",
+        _OF_SOLVERS,
+    ),
+    Mutant(
+        "noise in the last step",
+        _SOLVERS,
+        "noisy = variance > 0 and k > 0",
+        "noisy = variance > 0 or k == 0 and options.eta > 0",
+        _OF_SOLVERS,
+    ),
+    Mutant(
+        "the direction keeps the variance",
+        _SOLVERS,
+        "direction = 1 - target - variance",
+        "direction = 1 - target",
+        _OF_SOLVERS,
+    ),
+    Mutant(
+        "bounds are exchanged",
+        _SOLVERS,
+        "share * float(high[k]) + (1 - share) * float(low[k])",
+        "share * float(low[k]) + (1 - share) * float(high[k])",
+        _OF_SOLVERS,
+    ),
+    Mutant(
+        "v has the other sign",
+        _SOLVERS,
+        "return math.sqrt(alpha_bar), -math.sqrt(1 - alpha_bar)",
+        "return math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)",
+        _OF_SOLVERS,
+    ),
     Mutant("items lose their sign", _NOISE, "item & (MAX_SEED - 1)", "abs(item)", _OF_NOISE),
     Mutant("samples share their noise", _NOISE, "np.array([0, 0, sample, step]", "np.array([0, 0, 0, step]", _OF_NOISE),
     Mutant("steps share their noise", _NOISE, "np.array([0, 0, sample, step]", "np.array([0, 0, sample, 0]", _OF_NOISE),
-    Mutant("steps continue samples", _NOISE, "np.array([0, 0, sample, step]", "np.array([0, 0, 0, sample + step]", _OF_NOISE),
-    Mutant("opposite representations take the straight way", _SAMPLING, "if float(unit_a @ unit_b) < 0:", "if False:", ("tests/test_sampling.py",)),
-    Mutant("lengths are not interpolated", _SAMPLING, "* torch.lerp(length_a, length_b, weight)", "* length_a", ("tests/test_sampling.py",)),
-)  # fmt: skip
+    Mutant(
+        "steps continue samples",
+        _NOISE,
+        "np.array([0, 0, sample, step]",
+        "np.array([0, 0, 0, sample + step]",
+        _OF_NOISE,
+    ),
+    Mutant(
+        "opposite representations take the straight way",
+        _SAMPLING,
+        "if float(unit_a @ unit_b) < 0:",
+        "if False:",
+        ("tests/test_sampling.py",),
+    ),
+    Mutant(
+        "lengths are not interpolated",
+        _SAMPLING,
+        "* torch.lerp(length_a, length_b, weight)",
+        "* length_a",
+        ("tests/test_sampling.py",),
+    ),
+    Mutant(
+        "steps that fell together stay",
+        _SCHEDULE,
+        "steps[i] = max(steps[i], steps[i - 1] + 1)",
+        "steps[i] = max(steps[i], steps[i - 1])",
+        _OF_SCHEDULE,
+    ),
+    Mutant("quadratic steps are even", _SCHEDULE, "share**2 * last", "share * last", _OF_SCHEDULE),
+    Mutant("eta for everyone", _REGISTRY, "if eta and not known.eta", 'if eta and name == "ancestral"', _OF_MULTISTEP),
+    Mutant("even evaluations of heun", _REGISTRY, "if count % 2 == 0", "if count == 0", _OF_MULTISTEP),
+    Mutant(
+        "a corrector reads the old estimate",
+        _MULTISTEP,
+        "[others[-1], begin, *others[:-1]] if corrects",
+        "[begin, others[-1], *others[:-1]] if corrects",
+        _OF_MULTISTEP,
+    ),
+    Mutant(
+        "the moments of another step",
+        _MULTISTEP,
+        "found.append(h**n - n * found[-1])",
+        "found.append(h**n - found[-1])",
+        _OF_MULTISTEP,
+    ),
+)

@@ -5,14 +5,58 @@ from __future__ import annotations
 from tests.mutants.mutant import Mutant
 
 _LOSSES, _EMA = "training/losses.py", "training/ema.py"
+_GRAPHED, _BUNDLED = "training/graphed.py", "training/bundled.py"
 _TESTS = ("tests/test_losses.py",)
+_OF_GRAPHED, _OF_BUNDLED = ("tests/test_training_graphed.py",), ("tests/test_training_bundled.py",)
 
 TRAINING = (
-    Mutant("the average has no early ramp", _EMA, "decay = min(self.decay, (1 + step) / (10 + step))", "decay = self.decay", _TESTS),
-    Mutant("the average is turned", _EMA, "1 - decay)", "decay)", _TESTS),
+    Mutant(
+        "the average has no early ramp", _EMA, "1 - min(self.decay, (1 + step) / (10 + step))", "1 - self.decay", _TESTS
+    ),
+    Mutant("the average is turned", _EMA, "return 1 - min(self.decay,", "return min(self.decay,", _TESTS),
     Mutant("importance is ignored", _LOSSES, "else (importance * each).mean()", "else each.mean()", _TESTS),
-    Mutant("importance weighs itself out", _LOSSES, "else (importance * each).mean()", "else (importance * each).sum() / importance.sum()", _TESTS),
-    Mutant("the last bin has an upper edge", _LOSSES, "    upper = torch.where(x > 0.999, torch.ones_like(upper), upper)\n", "", _TESTS),
-    Mutant("the first bin has a lower edge", _LOSSES, "    lower = torch.where(x < -0.999, torch.zeros_like(lower), lower)\n", "", _TESTS),
-    Mutant("bins are half as wide", _LOSSES, "upper = torch.special.ndtr((x - mean + 1 / 255)", "upper = torch.special.ndtr((x - mean + 0 / 255)", _TESTS),
-)  # fmt: skip
+    Mutant(
+        "importance weighs itself out",
+        _LOSSES,
+        "else (importance * each).mean()",
+        "else (importance * each).sum() / importance.sum()",
+        _TESTS,
+    ),
+    Mutant(
+        "the last bin has an upper edge",
+        _LOSSES,
+        "    upper = torch.where(x > 0.999, torch.ones_like(upper), upper)\n",
+        "",
+        _TESTS,
+    ),
+    Mutant(
+        "the first bin has a lower edge",
+        _LOSSES,
+        "    lower = torch.where(x < -0.999, torch.zeros_like(lower), lower)\n",
+        "",
+        _TESTS,
+    ),
+    Mutant(
+        "bins are half as wide",
+        _LOSSES,
+        "upper = torch.special.ndtr((x - mean + 1 / 255)",
+        "upper = torch.special.ndtr((x - mean + 0 / 255)",
+        _TESTS,
+    ),
+    Mutant(
+        "a graph steps on what is no number",
+        _GRAPHED,
+        "torch.maximum(self._held, 1.0 - finite.float())",
+        "self._held",
+        _OF_GRAPHED,
+    ),
+    Mutant("averages move without their weights", _GRAPHED, "share * (1.0 - stays)", "share", _OF_GRAPHED),
+    Mutant(
+        "a graph keeps the first rate",
+        _GRAPHED,
+        "self._rate.fill_(rate)",
+        "self._rate.fill_(rate) if self._found is None and self._rate == 0 else None",
+        _OF_GRAPHED,
+    ),
+    Mutant("what is made is made again", _BUNDLED, "if not made(stage, given.out).exists()]", "if stage]", _OF_BUNDLED),
+)
