@@ -253,7 +253,7 @@ def test_wrong_commands(inputs: tuple[str, str], tmp_path: Path, capsys: pytest.
         (["generate"], "generate needs items"),
         (["generate", "--verify", "--out", str(tmp_path / "none")], "no job.json here, so no job"),
         (command(inputs, tmp_path / "a", "--format", "zip"), "got 'zip'"),
-        (command(inputs, tmp_path / "a", "--solver", "euler"), "solver must be one of ddim, ancestral; got 'euler'"),
+        (command(inputs, tmp_path / "a", "--solver", "euler"), "heun; got 'euler'"),
         (["generate", str(tmp_path / "none"), "--out", str(tmp_path / "a")], "no such folder"),
     ):
         assert main(arguments) == 2

@@ -192,7 +192,7 @@ def test_a_gpu_without_a_native_part_differentiates_the_norm(monkeypatch: pytest
         torch.testing.assert_close(ours.double(), truth, atol=2e-5, rtol=2e-5)
 
 
-BIASED = [(2, 64, 9, 7), (3, 24, 5, 5), (1, 3, 40, 31), (2, 300, 4, 4), (0, 8, 4, 4), (5, 128, 32, 32)]
+BIASED = [(2, 64, 9, 7), (3, 24, 5, 5), (1, 3, 40, 31), (2, 300, 4, 4), (0, 8, 4, 4)]
 
 
 @computes
