@@ -287,7 +287,7 @@ class Run:
     def state(self) -> dict[str, Any]:
         """Everything a resumed run needs, whole tensors on the CPU; every process has to ask."""
         network, optimizer = full_state.get_state_dict(self.network, _plain(self.optimizer), options=_WHOLE)
-        groups: Any = optimizer["param_groups"]
+        groups: Any = optimizer.get("param_groups", ())  # only the first process is given it
         for group in groups:  # a graph's rate is a tensor
             group.update(lr=float(group["lr"]), capturable=False)
         return {
