@@ -292,7 +292,7 @@ def test_wrong_settings() -> None:
             JobConfig(**changes)
     with pytest.raises(ConfigError, match="threads must be at least 1, got 0"):
         RunOptions(threads=0)
-    with pytest.raises(ConfigError, match="solver must be one of ddim, ancestral, .*; got 'none'"):
+    with pytest.raises(ConfigError, match=r"solver must be one of ddim, ancestral, .*; got 'none'"):
         run(small.model(), Path("never"), solver="none")
     assert not Path("never").exists()
 
