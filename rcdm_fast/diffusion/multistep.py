@@ -248,7 +248,7 @@ def _unipc(predict: Predict, x: Tensor, schedule: Schedule, options: SolverOptio
 
 def _sum(scale: float, x: Tensor, weights: Sequence[float], estimates: Sequence[Tensor]) -> Tensor:
     total = x * scale
-    for weight, estimate in zip(weights, estimates, strict=False):
+    for weight, estimate in zip(weights, estimates, strict=True):
         total = total + estimate * weight
     return total
 
