@@ -25,6 +25,7 @@ from rcdm_fast.training import representations
 from rcdm_fast.training.adapt import AdaptConfig, adapt
 from rcdm_fast.training.losses import DiffusionLoss, LossConfig
 from rcdm_fast.training.pretrain import PretrainConfig
+from rcdm_fast.training.views import Views
 from tests import small
 
 WIDTHS = {"old": 8, "new": 16}
@@ -212,7 +213,7 @@ def test_representations_of_both_encoders_are_kept(config: AdaptConfig, data: Im
     assert len(kept) == 2
     widths = {np.load(path).shape[-1] for path in kept}
     assert widths == set(WIDTHS.values())
-    assert representations.cached(rcdm_fast.encoders.build(config.encoder), data, tmp_path, True).shape[1] == 64  # type: ignore[arg-type]
+    assert representations.cached(rcdm_fast.encoders.build(config.encoder), data, tmp_path, Views(True)).shape[1] == 64  # type: ignore[arg-type]
 
 
 def test_from_the_command_line(

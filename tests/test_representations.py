@@ -13,6 +13,7 @@ from rcdm_fast import storage
 from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.training import representations
 from rcdm_fast.training.team import Team
+from rcdm_fast.training.views import Views
 from tests import small, training_process
 
 DATA = training_process.data()
@@ -40,24 +41,24 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_computed_once_and_mapped(tmp_path: Path, calls: list[int]) -> None:
     encoder = small.encoder()
-    first = representations.cached(encoder, DATA, tmp_path, flips=True)
+    first = representations.cached(encoder, DATA, tmp_path, views=Views(True))
     assert first.shape == (2, len(DATA), small.DIM)
     assert calls == [10, 10, 10, 10, 8] * 2
     pictures = DATA.floats(slice(None))
     torch.testing.assert_close(first, torch.stack([encoder.encode(pictures), encoder.encode(pictures.flip(3))]))
-    assert torch.equal(representations.cached(encoder, DATA, tmp_path, flips=True), first)
+    assert torch.equal(representations.cached(encoder, DATA, tmp_path, views=Views(True)), first)
     assert len(calls) == 10
     (file,) = tmp_path.glob("representations-*.npy")
     assert np.array_equal(np.load(file), first.numpy())
     assert not list(tmp_path.glob("*.blocks"))
-    representations.cached(encoder, DATA.subset(torch.arange(10)), tmp_path, flips=True)
-    representations.cached(encoder, DATA, tmp_path, flips=False)
+    representations.cached(encoder, DATA.subset(torch.arange(10)), tmp_path, views=Views(True))
+    representations.cached(encoder, DATA, tmp_path, views=Views(False))
     assert len(list(tmp_path.glob("representations-*.npy"))) == 3
 
 
 def test_goes_on_after_an_interruption(tmp_path: Path, calls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = small.encoder()
-    whole = representations.cached(encoder, DATA, tmp_path / "whole", flips=True)
+    whole = representations.cached(encoder, DATA, tmp_path / "whole", views=Views(True))
     calls.clear()
     before = representations._Cache.write
 
@@ -68,10 +69,10 @@ def test_goes_on_after_an_interruption(tmp_path: Path, calls: list[int], monkeyp
 
     monkeypatch.setattr(representations._Cache, "write", stop_in_fourth)
     with pytest.raises(KeyboardInterrupt):
-        representations.cached(encoder, DATA, tmp_path / "torn", flips=True)
+        representations.cached(encoder, DATA, tmp_path / "torn", views=Views(True))
     monkeypatch.setattr(representations._Cache, "write", before)
     calls.clear()
-    assert torch.equal(representations.cached(encoder, DATA, tmp_path / "torn", flips=True), whole)
+    assert torch.equal(representations.cached(encoder, DATA, tmp_path / "torn", views=Views(True)), whole)
     assert calls == [10, 8, 10, 10, 10, 10, 8]
 
 
@@ -87,43 +88,43 @@ def test_each_process_computes_its_share(tmp_path: Path, calls: list[int]) -> No
             return
 
     encoder = small.encoder()
-    want = representations.cached(encoder, DATA, tmp_path / "one", flips=False)
+    want = representations.cached(encoder, DATA, tmp_path / "one", views=Views(False))
     calls.clear()
     with pytest.raises(storage.StorageError, match="2 blocks are missing"):
-        representations.cached(encoder, DATA, tmp_path / "two", flips=False, crew=Two(0))
+        representations.cached(encoder, DATA, tmp_path / "two", views=Views(False), crew=Two(0))
     assert calls == [10, 10, 8]
-    representations.cached(encoder, DATA, tmp_path / "two", flips=False, crew=Two(1))
+    representations.cached(encoder, DATA, tmp_path / "two", views=Views(False), crew=Two(1))
     assert calls == [10, 10, 8, 10, 10]
-    assert torch.equal(representations.cached(encoder, DATA, tmp_path / "two", flips=False, crew=Two(0)), want)
+    assert torch.equal(representations.cached(encoder, DATA, tmp_path / "two", views=Views(False), crew=Two(0)), want)
     assert len(calls) == 5
 
 
 def test_a_damaged_file_is_an_error(tmp_path: Path) -> None:
-    representations.cached(small.encoder(), DATA, tmp_path, flips=False)
+    representations.cached(small.encoder(), DATA, tmp_path, views=Views(False))
     (file,) = tmp_path.glob("representations-*.npy")
     file.write_bytes(file.read_bytes()[:200])
     with pytest.raises(storage.StorageError, match="delete it"):
-        representations.cached(small.encoder(), DATA, tmp_path, flips=False)
+        representations.cached(small.encoder(), DATA, tmp_path, views=Views(False))
 
 
 @pytest.mark.parametrize("write", [np.savez, lambda file, rows: np.save(file, np.asfortranarray(rows))])
 def test_an_array_of_another_form_is_an_error(tmp_path: Path, write: Callable[..., None]) -> None:
     """Under the right name: several arrays, or one whose rows do not lie one after another."""
-    want = representations.cached(small.encoder(), DATA, tmp_path, flips=True).numpy().copy()
+    want = representations.cached(small.encoder(), DATA, tmp_path, views=Views(True)).numpy().copy()
     (name,) = tmp_path.glob("representations-*.npy")
     with open(name, "wb") as file:
         write(file, want)
     with pytest.raises(storage.StorageError, match=rf"{name.name}: cannot be read; delete it"):
-        representations.cached(small.encoder(), DATA, tmp_path, flips=True)
+        representations.cached(small.encoder(), DATA, tmp_path, views=Views(True))
 
 
 def test_a_folder_in_place_of_what_is_known_is_an_error(tmp_path: Path) -> None:
-    representations.cached(small.encoder(), DATA, tmp_path, flips=False)
+    representations.cached(small.encoder(), DATA, tmp_path, views=Views(False))
     (about,) = tmp_path.glob("representations-*.json")
     about.unlink()
     about.mkdir()
     with pytest.raises(storage.StorageError, match="it is a folder"):
-        representations.cached(small.encoder(), DATA, tmp_path, flips=False)
+        representations.cached(small.encoder(), DATA, tmp_path, views=Views(False))
 
 
 def test_a_full_disk_is_an_error_that_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,13 +134,13 @@ def test_a_full_disk_is_an_error_that_loses_nothing(tmp_path: Path, monkeypatch:
     with monkeypatch.context() as patched:
         patched.setattr("os.fsync", full)
         with pytest.raises(storage.StorageError, match="No space left"):
-            representations.cached(small.encoder(), DATA, tmp_path, flips=False)
-    found = representations.cached(small.encoder(), DATA, tmp_path, flips=False)
-    assert torch.equal(found, representations.cached(small.encoder(), DATA, tmp_path / "other", flips=False))
+            representations.cached(small.encoder(), DATA, tmp_path, views=Views(False))
+    found = representations.cached(small.encoder(), DATA, tmp_path, views=Views(False))
+    assert torch.equal(found, representations.cached(small.encoder(), DATA, tmp_path / "other", views=Views(False)))
 
 
 def test_the_set_of_pictures_decides(tmp_path: Path) -> None:
     other = ImageSet(DATA.pixels.flip(0), None, (), (), "other pictures")
-    a, b = (representations.cached(small.encoder(), data, tmp_path, flips=False) for data in (DATA, other))
+    a, b = (representations.cached(small.encoder(), data, tmp_path, views=Views(False)) for data in (DATA, other))
     torch.testing.assert_close(a, b.flip(1))
     assert not torch.equal(a, b)

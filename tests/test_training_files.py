@@ -27,6 +27,7 @@ from rcdm_fast.training import representations, state
 from rcdm_fast.training.adapt import AdaptConfig, adapt
 from rcdm_fast.training.pretrain import PretrainConfig, pretrain
 from rcdm_fast.training.state import RunFolder
+from rcdm_fast.training.views import Views
 from rcdm_fast.training.train import train
 from tests import small, training_process
 
@@ -176,25 +177,25 @@ def test_a_flipped_bit_in_representations(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(representations, "BLOCK", 10)
     pictures = (small.pictures(48) * 127.5 + 127.5).to(torch.uint8)
     data = ImageSet(pictures, None, (), (), fingerprint(pictures, None))
-    whole = representations.cached(small.encoder(), data, tmp_path, flips=True).clone()
+    whole = representations.cached(small.encoder(), data, tmp_path, views=Views(True)).clone()
     (file,) = tmp_path.glob("representations-*.npy")
     calls: list[int] = []
     compute = representations.compute
 
-    def counted(encoder: Any, data: ImageSet, flipped: bool = False) -> torch.Tensor:
+    def counted(encoder: Any, data: ImageSet, *seen: Any) -> torch.Tensor:
         calls.append(len(data))
-        return compute(encoder, data, flipped)
+        return compute(encoder, data, *seen)
 
     monkeypatch.setattr(representations, "compute", counted)
     flip(file, file.stat().st_size - 1)
-    assert torch.equal(representations.cached(small.encoder(), data, tmp_path, flips=True), whole)
+    assert torch.equal(representations.cached(small.encoder(), data, tmp_path, views=Views(True)), whole)
     assert calls == [8]
-    assert torch.equal(representations.cached(small.encoder(), data, tmp_path, flips=True), whole)
+    assert torch.equal(representations.cached(small.encoder(), data, tmp_path, views=Views(True)), whole)
     assert calls == [8]
     about = file.with_suffix(".json")
     for content in (b"{", b"[]", b"[" * 100_000, b'{"sha256": 3}'):
         about.write_bytes(content)
-        assert torch.equal(representations.cached(small.encoder(), data, tmp_path, flips=True), whole)
+        assert torch.equal(representations.cached(small.encoder(), data, tmp_path, views=Views(True)), whole)
         assert set(json.loads(about.read_text())) == {"encoder", "data", "shape", "sha256"}
 
 
@@ -204,30 +205,30 @@ def test_a_flipped_bit_in_representations_that_are_not_complete(
     monkeypatch.setattr(representations, "BLOCK", 10)
     pictures = (small.pictures(30) * 127.5 + 127.5).to(torch.uint8)
     data = ImageSet(pictures, None, (), (), "pictures")
-    whole = representations.cached(small.encoder(), data, tmp_path / "whole", flips=False)
+    whole = representations.cached(small.encoder(), data, tmp_path / "whole", views=Views(False))
     compute = representations.compute
 
-    def stop_at_third(encoder: Any, part: ImageSet, flipped: bool = False) -> torch.Tensor:
+    def stop_at_third(encoder: Any, part: ImageSet, *seen: Any) -> torch.Tensor:
         if torch.equal(part.pixels, pictures[20:30]):
             raise KeyboardInterrupt
-        return compute(encoder, part, flipped)
+        return compute(encoder, part, *seen)
 
     monkeypatch.setattr(representations, "compute", stop_at_third)
     with pytest.raises(KeyboardInterrupt):
-        representations.cached(small.encoder(), data, tmp_path, flips=False)
+        representations.cached(small.encoder(), data, tmp_path, views=Views(False))
     monkeypatch.setattr(representations, "compute", compute)
     (file,) = tmp_path.glob("representations-*.npy")
     flip(file, 200)
-    assert torch.equal(representations.cached(small.encoder(), data, tmp_path, flips=False), whole)
+    assert torch.equal(representations.cached(small.encoder(), data, tmp_path, views=Views(False)), whole)
 
 
 def test_representations_of_an_earlier_version(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    whole = representations.cached(small.encoder(), DATA, tmp_path, flips=False).clone()
+    whole = representations.cached(small.encoder(), DATA, tmp_path, views=Views(False)).clone()
     (about,) = tmp_path.glob("representations-*.json")
     before = {key: value for key, value in json.loads(about.read_text()).items() if key != "sha256"}
     about.write_text(json.dumps(before))
     with caplog.at_level(logging.INFO):
-        assert torch.equal(representations.cached(small.encoder(), DATA, tmp_path, flips=False), whole)
+        assert torch.equal(representations.cached(small.encoder(), DATA, tmp_path, views=Views(False)), whole)
     assert "has no checksums" in caplog.text
 
 

@@ -50,6 +50,7 @@ from rcdm_fast.training.batches import Standardisation
 from rcdm_fast.training.losses import DiffusionLoss, LossConfig
 from rcdm_fast.training.pretrain import learning_rate
 from rcdm_fast.training.state import RunFolder
+from rcdm_fast.training.views import Views
 
 log = logging.getLogger(__name__)
 
@@ -161,11 +162,11 @@ def _adapt(
         resume.keep(folder.path, settings)
     sources = trust.remembered(folder.path, trusted)
     encoder = encoder_room.build(new_config, device, trust_repo=new_config.source in sources)
-    bank = representations.cached(encoder, data, folder.path, config.flips)
+    bank = representations.cached(encoder, data, folder.path, Views(config.flips))
     standard = Standardisation(*representations.standardisation(bank))
     bank = (bank - standard.mean) / standard.std
     old_encoder = encoder_room.build(old_config, device, trust_repo=old_config.source in sources)
-    old = representations.cached(old_encoder, data, folder.path, config.flips)
+    old = representations.cached(old_encoder, data, folder.path, Views(config.flips))
     if old.shape[-1] != model.unet.representation_dim:
         raise ConfigError(
             f"the old encoder gives {old.shape[-1]} numbers, {config.model} expects {model.unet.representation_dim}"

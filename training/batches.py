@@ -18,14 +18,20 @@ from rcdm_fast.data.image_set import BatchOrder, ImageSet, fits, step_generator
 from rcdm_fast.devices import sent
 from rcdm_fast.training import representations, team, timesteps
 from rcdm_fast.training.config import TrainConfig
+from rcdm_fast.training.views import Views
 
 
 @dataclass(frozen=True)
 class Standardisation:
-    """h -> (h - mean) / std, folded into and out of the first linear layer W, b."""
+    """h -> (h - mean) / std, folded into and out of the first linear layer W, b.
+
+    With h the layer may be given `told` further numbers, zero in use (`views.py`): weights for raw h have no columns
+    for them, and get columns of zeros back.
+    """
 
     mean: Tensor
     std: Tensor
+    told: int = 0
 
     def __call__(self, h: Tensor) -> Tensor:
         """Standardised representations."""
@@ -33,14 +39,15 @@ class Standardisation:
 
     def fold(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights for raw h from weights for standardised h."""
-        weight = state["ssl_emb.weight"] / self.std
+        weight = state["ssl_emb.weight"][:, : len(self.std)] / self.std
         bias = state["ssl_emb.bias"] - weight @ self.mean
         return {**state, "ssl_emb.weight": weight, "ssl_emb.bias": bias}
 
     def unfold(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The inverse of `fold`."""
         weight, bias = state["ssl_emb.weight"], state["ssl_emb.bias"]
-        return {**state, "ssl_emb.weight": weight * self.std, "ssl_emb.bias": bias + weight @ self.mean}
+        inside = torch.cat([weight * self.std, weight.new_zeros((len(weight), self.told))], dim=1)
+        return {**state, "ssl_emb.weight": inside, "ssl_emb.bias": bias + weight @ self.mean}
 
 
 @dataclass(frozen=True)
@@ -78,16 +85,17 @@ class Batches:
     Args:
         config: the run.
         data: images.
-        bank: their representations, float32 [V,N,D], V = 2 with mirrored ones. Both move to a GPU that has room.
+        bank: their representations in every view, float32 [V,N,D]. Both move to a GPU that has room.
         crew: the processes.
     """
 
     def __init__(self, config: TrainConfig, data: ImageSet, bank: Tensor, crew: team.Team) -> None:
         self._config, self._crew = config, crew
-        mean, std = representations.standardisation(bank)
+        self.views = Views(config.flips, config.augmented_views)
+        mean, std = representations.standardisation(bank[: self.views.still])
         if not config.standardize:
             mean, std = torch.zeros_like(mean), torch.ones_like(std)
-        self.standard = Standardisation(mean, std)
+        self.standard = Standardisation(mean, std, self.views.told)
         place = crew.device if fits(crew.device, data.pixels, bank) else torch.device("cpu")
         self.data, self.bank = data.to(place), bank.to(place)
         self._near = Standardisation(mean.to(place), std.to(place))
@@ -100,7 +108,7 @@ class Batches:
         ahead, self._ahead = self._ahead, None
         drawn = ahead if ahead is not None and ahead.step == step else self._drawn(step)
         count = self._config.batch_size
-        _, generator = self._views(step)
+        _, generator = self._seen(step)
         all_t, importance = self.timesteps.draw(count, generator)
         own = self._crew.share(count)
         t, importance = (sent(value[own], self._crew.device) for value in (all_t, importance))
@@ -110,19 +118,16 @@ class Batches:
         """Draw what no loss can change of a step that comes next; nothing waits for it."""
         self._ahead = self._drawn(step)
 
-    def _views(self, step: int) -> tuple[Tensor, torch.Generator]:
-        """Which pictures of a step's batch are mirrored, int64 [N], and the generator of its further numbers."""
+    def _seen(self, step: int) -> tuple[Tensor, torch.Generator]:
+        """The views of a step's batch, int64 [N], and the generator of its further numbers."""
         generator = step_generator(self._config.seed, step)
-        count = self._config.batch_size
-        if not self._config.flips:
-            return torch.zeros(count, dtype=torch.int64), generator
-        return (torch.rand(count, generator=generator) < 0.5).long(), generator
+        return self.views.draw(self._config.batch_size, generator), generator
 
     def _drawn(self, step: int) -> _Drawn:
         """Images, noise and representations of a step, on their way to the device: nothing waits for it."""
         config, device = self._config, self._crew.device
         index = self.order(step)
-        view, generator = self._views(step)
+        view, generator = self._seen(step)
         self.timesteps.draw(
             len(index), generator
         )  # what comes before the noise; `draw` draws it, once losses are known
@@ -132,11 +137,11 @@ class Batches:
         index, view, eps = (value[own] for value in (index, view, eps))
         place = self.data.pixels.device
         index, view = sent(index, place), sent(view, place)
-        x0 = self.data.floats(index)
-        x0 = torch.where(view.bool()[:, None, None, None], x0.flip(3), x0)
+        x0, told = self.views.see(self.data.floats(index), view, index)
         h = self._near(self.bank[view, index])
         if config.representation_dropout:
             dropped = torch.rand(config.batch_size, generator=step_generator(config.seed, step, stream=2))[own]
             null = self._near(torch.zeros_like(h))
             h = torch.where(sent(dropped < config.representation_dropout, place)[:, None], null, h)
+        h = torch.cat([h, told], dim=1)
         return _Drawn(step, *(sent(value, device) for value in (x0, eps, h)))

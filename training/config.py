@@ -48,6 +48,8 @@ class TrainConfig(Checked):
         ema: decay per step of the averaged weights, reached gradually ((1 + step) / (10 + step) before).
         more_emas: further decays; their weights are written beside, to choose from afterwards.
         flips: mirror pictures at random, with the mirrored picture's own representation.
+        augmented_views: further views of every image, moved by random affine maps, each with its own representation and
+            told to the network while it is trained (`views.py`): a decoder of few images overfits less.
         representation_dropout: share of pictures whose representation is replaced by zeros, so that sampling can be
             guided (Ho and Salimans 2022).
         standardize: train on (h - mean) / std, folded into the weights when they are written.
@@ -80,6 +82,7 @@ class TrainConfig(Checked):
     more_emas: tuple[ShareBelowOne, ...] = ()
     clip_norm: Positive = 1.0
     flips: bool = True
+    augmented_views: CountOrNone = 0
     representation_dropout: ShareBelowOne = 0.0
     standardize: bool = True
     precision: Computed = "auto"

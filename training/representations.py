@@ -27,18 +27,32 @@ from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.doors import door, regular, said
 from rcdm_fast.encoders import Encoder
 from rcdm_fast.training.team import Team
+from rcdm_fast.training.views import VERSION, Views
 
 log = logging.getLogger(__name__)
 
 BLOCK = 4096  # pictures after which what was computed is on disk
 
 
-def compute(encoder: Encoder, data: ImageSet, flipped: bool = False, batch: int = 500) -> Tensor:
-    """Representations of all pictures (mirrored left-right if `flipped`); float32 [N,D] on the CPU."""
+def compute(
+    encoder: Encoder, data: ImageSet, views: Views | None = None, view: int = 0, first: int = 0, batch: int = 500
+) -> Tensor:
+    """Representations of all pictures, in one of their views; float32 [N,D] on the CPU.
+
+    Args:
+        encoder, data: see above.
+        views, view: how the pictures are seen; as they are without.
+        first: the number in the set of `data`'s first picture.
+        batch: pictures at once.
+    """
     parts = []
     for start in range(0, len(data), batch):
         pictures = data.floats(slice(start, start + batch))
-        parts.append(encoder.encode(pictures.flip(3) if flipped else pictures).cpu())
+        if views is not None:
+            pictures = pictures.to(encoder.device)
+            index = torch.arange(first + start, first + start + len(pictures), device=pictures.device)
+            pictures, _ = views.see(pictures, torch.full_like(index, view), index)
+        parts.append(encoder.encode(pictures).cpu())
     return torch.cat(parts)
 
 
@@ -46,14 +60,14 @@ def cached(
     encoder: Encoder,
     data: ImageSet,
     folder: str | Path,
-    flips: bool,
+    views: Views,
     crew: Team | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Representations [V,N,D] with V = 2 (as they are, mirrored) if `flips`, else 1; mapped from a file in `folder`.
+    """Representations of all images in all views, float32 [V,N,D]; mapped from a file in `folder`.
 
     Args:
-        encoder, data, folder, flips: see above.
+        encoder, data, folder, views: see above.
         crew: the processes; all of them call this, and each computes its share of the blocks.
         progress: called with (representations there, representations in all) of this process's share.
 
@@ -64,7 +78,10 @@ def cached(
     probe = encoder.encode(data.floats(slice(0, 2))).cpu()
     described = json.dumps(dataclasses.asdict(encoder.config), sort_keys=True, default=str)
     key = hashlib.sha256(described.encode() + probe.numpy().tobytes() + data.fingerprint.encode()).hexdigest()[:16]
-    cache = _Cache(Path(folder) / f"representations-{key}{'-flips' if flips else ''}.npy", 1 + flips, len(data))
+    name = f"representations-{key}{'-flips' if views.flips else ''}"
+    if views.augmented:
+        name += f"-augmented{views.augmented}-v{VERSION}"
+    cache = _Cache(Path(folder) / f"{name}.npy", len(views), len(data))
     with crew.leader_first():
         if crew.leads:
             cache.check()
@@ -75,7 +92,7 @@ def cached(
         for number, (view, start, stop) in enumerate(own):
             if not cache.has(view, start, stop):
                 part = dataclasses.replace(data, pixels=data.pixels[start:stop])
-                cache.write(view, start, compute(encoder, part, flipped=view == 1))
+                cache.write(view, start, compute(encoder, part, views, view, start))
             if progress is not None:
                 progress(number + 1, len(own))
         crew.wait()

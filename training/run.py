@@ -46,7 +46,7 @@ class Run:
     Args:
         config: what to train; `unet` is the network with its representation's width filled in.
         data: pictures.
-        bank: their representations, float32 [V,N,D], V = 2 with mirrored ones. Both move to a GPU that has room.
+        bank: their representations in every view, float32 [V,N,D]. Both move to a GPU that has room.
         crew: the processes.
 
     Raises:
@@ -59,11 +59,11 @@ class Run:
         if config.precision == "auto":
             config = dataclasses.replace(config, precision=resume.automatic(crew.device))
         crew.share(config.batch_size)
-        self.config, self.crew = config, crew
+        self.config, self.crew, self._unet = config, crew, unet
         self.batches = Batches(config, data, bank, crew)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            network = UNet(unet)
+            network = UNet(self._inside(unet))
         network = network.to(crew.device).to(memory_format=torch.channels_last)
         network.train()
         self.computed = self._computed(network)
@@ -78,6 +78,10 @@ class Run:
         self._split_once = False
         self._forward = torch.compile(self.network) if self.computed == "compiled" else self.network
         self._graphed = self._make_graphed()
+
+    def _inside(self, unet: UNetConfig) -> UNetConfig:
+        """The network that is trained: what it is told about views comes with the representation."""
+        return dataclasses.replace(unet, representation_dim=unet.representation_dim + self.batches.views.told)
 
     def _computed(self, network: UNet) -> str:
         """How steps are computed: ``compiled``, ``fused`` (then the network is changed so) or ``plain``."""
@@ -277,8 +281,8 @@ class Run:
         """
         config, tensors = checkpoint.load_model(source)
         own = team.bare(self.network).config
-        if config.unet != own:
-            raise ConfigError(f"init {source}: its network is {config.unet}, this run's is {own}")
+        if self._inside(config.unet) != own:
+            raise ConfigError(f"init {source}: its network is {config.unet}, this run's is {self._unet}")
         inside = self.batches.standard.unfold(tensors)
         full_state.set_model_state_dict(self.network, dict(inside), options=_WHOLE)
         for average in self.emas:

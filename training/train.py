@@ -28,6 +28,7 @@ from rcdm_fast.training.config import TrainConfig
 from rcdm_fast.training.run import Run
 from rcdm_fast.training.state import Paused, RunFolder
 from rcdm_fast.training.team import Team
+from rcdm_fast.training.views import Views
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +97,8 @@ def _train(
     end = None if minutes is None else time.monotonic() + 60 * minutes
     sources = trust.remembered(folder.path, trusted, crew.leads)
     encoder = encoder_room.build(config.encoder, str(crew.device), trust_repo=config.encoder.source in sources)
-    bank = representations.cached(encoder, data, folder.path, config.flips, crew)
+    views = Views(config.flips, config.augmented_views)
+    bank = representations.cached(encoder, data, folder.path, views, crew)
     unet = _with_width(config.unet, bank.shape[-1])
     with crew.leader_first():
         settled = resume.precision(folder.path, config.precision, crew.device)

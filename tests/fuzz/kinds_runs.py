@@ -29,6 +29,7 @@ from rcdm_fast.training.config import TrainConfig
 from rcdm_fast.training.run import Run
 from rcdm_fast.training.state import RunFolder
 from rcdm_fast.training.team import Team
+from rcdm_fast.training.views import Views
 from tests import small
 from tests.file_server import FileServer
 from tests.fuzz.kind import Door, Kind
@@ -45,7 +46,7 @@ def data() -> ImageSet:
 
 def run(folder: Path) -> tuple[Run, RunFolder]:
     """A run of training, with its representations in the folder."""
-    bank = representations.cached(small.encoder(), data(), folder, TRAIN.flips, Team())
+    bank = representations.cached(small.encoder(), data(), folder, Views(TRAIN.flips), Team())
     return Run(TRAIN, small.UNET, data(), bank, Team()), RunFolder(folder)
 
 
