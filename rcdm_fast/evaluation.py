@@ -96,6 +96,7 @@ class Faithfulness:
         blurred_mrr, blurred_distance: MRR and squared distance to h of the sources blurred by one pixel (Gaussian).
         variance: of a pixel's value in [-1,1] over the samples of one source (unbiased); None for one sample each.
         recognized: classes, if a probe was asked for.
+        x0_errors: by timestep, if they were asked for (`denoising.py`).
     """
 
     mrr: Interval
@@ -114,6 +115,7 @@ class Faithfulness:
     blurred_distance: Interval | None = None
     variance: Interval | None = None
     recognized: Recognized | None = None
+    x0_errors: dict[int, Interval] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from rcdm_fast.kernels import attention as attention_module
 from rcdm_fast.kernels import bias as bias_module
 from rcdm_fast.kernels import film_group_norm as norm_module
 from rcdm_fast.kernels import film_group_norm_backward as norm_backward
+from rcdm_fast.precision import ieee_fp32
 from rcdm_fast.training.convolution import convolution
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -237,25 +238,26 @@ def test_a_convolution_of_training_on_them(monkeypatch: pytest.MonkeyPatch) -> N
     want = torch.conv2d(x.double(), weight.double(), bias.double(), padding=1)
     grad = torch.randn(want.shape, device=DEVICE)
     truths = torch.autograd.grad(want, (x, weight, bias), grad.double())
-    for residual in (None, add):
-        got = convolution(x, weight, bias, padding=1, add=residual)
-        torch.testing.assert_close(got.double(), want + (0 if residual is None else residual), atol=1e-4, rtol=1e-4)
-        for ours, truth in zip(torch.autograd.grad(got, (x, weight, bias), grad), truths, strict=True):
-            torch.testing.assert_close(ours.double(), truth.double(), atol=1e-4, rtol=1e-4)
-    got = convolution(x, weight, bias, padding=1, add=add)
-    (of_add,) = torch.autograd.grad(got, (add,), grad, retain_graph=True)
-    assert torch.equal(of_add, grad)
-    wider = torch.cat([grad, grad], dim=1).contiguous(memory_format=torch.channels_last)
-    (of_bias,) = torch.autograd.grad(got, (bias,), wider[:, :12])  # every second run of memory
-    torch.testing.assert_close(of_bias.double(), truths[2].double(), atol=1e-4, rtol=1e-4)
-    with pytest.raises(ValueError, match="channels-last"):
-        bias_module.sums(wider[:, :12])
-    frozen = convolution(x.detach(), weight.detach(), bias, padding=1)
-    (alone,) = torch.autograd.grad(frozen, (bias,), grad)
-    torch.testing.assert_close(alone.double(), truths[2].double(), atol=1e-4, rtol=1e-4)
-    without = convolution(x, weight.detach(), None, padding=1)
-    (of_x,) = torch.autograd.grad(without, (x,), grad)
-    torch.testing.assert_close(of_x.double(), truths[0].double(), atol=1e-4, rtol=1e-4)
+    with ieee_fp32(DEVICE):  # cuDNN would multiply in TF32
+        for residual in (None, add):
+            got = convolution(x, weight, bias, padding=1, add=residual)
+            torch.testing.assert_close(got.double(), want + (0 if residual is None else residual), atol=1e-4, rtol=1e-4)
+            for ours, truth in zip(torch.autograd.grad(got, (x, weight, bias), grad), truths, strict=True):
+                torch.testing.assert_close(ours.double(), truth.double(), atol=1e-4, rtol=1e-4)
+        got = convolution(x, weight, bias, padding=1, add=add)
+        (of_add,) = torch.autograd.grad(got, (add,), grad, retain_graph=True)
+        assert torch.equal(of_add, grad)
+        wider = torch.cat([grad, grad], dim=1).contiguous(memory_format=torch.channels_last)
+        (of_bias,) = torch.autograd.grad(got, (bias,), wider[:, :12])  # every second run of memory
+        torch.testing.assert_close(of_bias.double(), truths[2].double(), atol=1e-4, rtol=1e-4)
+        with pytest.raises(ValueError, match="channels-last"):
+            bias_module.sums(wider[:, :12])
+        frozen = convolution(x.detach(), weight.detach(), bias, padding=1)
+        (alone,) = torch.autograd.grad(frozen, (bias,), grad)
+        torch.testing.assert_close(alone.double(), truths[2].double(), atol=1e-4, rtol=1e-4)
+        without = convolution(x, weight.detach(), None, padding=1)
+        (of_x,) = torch.autograd.grad(without, (x,), grad)
+        torch.testing.assert_close(of_x.double(), truths[0].double(), atol=1e-4, rtol=1e-4)
 
 
 @computes

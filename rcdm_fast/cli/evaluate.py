@@ -38,6 +38,14 @@ ProbeSpec = Annotated[
 ProbeData = Annotated[
     str | None, typer.Option("--probe-data", help="Labeled pictures that the probe is fitted on, as --data takes.")
 ]
+Denoising = Annotated[
+    bool,
+    typer.Option(
+        "--denoising",
+        help="Also the error of x0 predicted from one noisy picture, by noise level. Higher than on training pictures "
+        "means that those were memorized.",
+    ),
+]
 NpzFile = Annotated[Path | None, typer.Option("--npz", help="Write the samples to this file, for ADM's evaluation.")]
 ReferenceFile = Annotated[
     Path | None,
@@ -64,6 +72,7 @@ def evaluate(
     inception: InceptionFile = None,
     reference_npz: ReferenceFile = None,
     npz: NpzFile = None,
+    denoising: Denoising = False,
     flags: common.Flags = None,
     sha256: common.Sha256 = None,
     device: common.Device = None,
@@ -84,6 +93,7 @@ def evaluate(
     from rcdm_fast.config import ConfigError
     from rcdm_fast.data import sample_files
     from rcdm_fast.data.sources import open_data
+    from rcdm_fast.denoising import x0_errors
     from rcdm_fast.metrics import distributions
 
     if inception is not None and features is not None:
@@ -122,6 +132,9 @@ def evaluate(
         result = dataclasses.replace(result, distribution=found)
     if probe is not None:
         result = dataclasses.replace(result, recognized=measures.recognition(drawn, reader, known, settings))
+    if denoising:
+        errors = x0_errors(loaded, drawn.real, drawn.sources, seed=seed)
+        result = dataclasses.replace(result, x0_errors=errors)
     common.say("\n".join(table(result)))
     common.write_json(json, result)
 
@@ -139,6 +152,7 @@ def table(result: Faithfulness) -> list[str]:
         "  its squared distance": result.blurred_distance,
     }
     rows += [(label, each) for label, each in further.items() if each is not None]
+    rows += [(f"squared error of x0 at t = {t}", each) for t, each in result.x0_errors.items()]
     if result.recognized is not None:
         rows.append(("class read off samples", result.recognized.samples))
         rows.append(("  off the sources themselves", result.recognized.sources))

@@ -1,0 +1,102 @@
+"""Errors of x0 by noise level: against the formula of what is predicted, and a network that is right."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from rcdm_fast.cli import main
+from rcdm_fast.config import ConfigError, ScheduleConfig
+from rcdm_fast.data.image_set import ImageSet, fingerprint
+from rcdm_fast.denoising import SHARES, x0_errors
+from rcdm_fast.diffusion.schedule import Schedule
+from rcdm_fast.model import Model
+from tests import small
+
+PIXELS = ((small.pictures(10) + 1) * 127.5).round().to(torch.uint8)
+DATA = ImageSet(PIXELS, None, (), (), fingerprint(PIXELS, None))
+
+
+def knows(prediction: str, wrong: float, monkeypatch: pytest.MonkeyPatch) -> Model:
+    """A model whose x0 is off by `wrong` everywhere, whatever it predicts; it knows the images by their h."""
+    schedule = ScheduleConfig(prediction=prediction, variance="learned_range")  # type: ignore[arg-type]
+    model = Model.from_network(small.network(), schedule, small.encoder())
+    full, images = Schedule.make(schedule), DATA.floats(slice(None))
+    known = small.encoder().encode(images)
+
+    def network(x: Tensor, t: Tensor, h: Tensor) -> Tensor:
+        alpha_bar = torch.tensor(full.alpha_bar)[t].float()[:, None, None, None]
+        x0 = images[torch.cdist(h, known).argmin(dim=1)] + wrong
+        eps = (x - alpha_bar.sqrt() * x0) / (1 - alpha_bar).sqrt()
+        out = {"x0": x0, "eps": eps, "v": alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * x0}[prediction]
+        return torch.cat([out, torch.full_like(out, 7.0)], dim=1)
+
+    monkeypatch.setattr(model, "network", network)
+    return model
+
+
+@pytest.mark.parametrize("prediction", ["x0", "eps", "v"])
+def test_a_network_that_is_off_by_a_known_amount(prediction: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = x0_errors(knows(prediction, 0.25, monkeypatch), DATA, torch.arange(1, 9), batch_size=3)
+    assert list(found) == [int(share * 1000) for share in SHARES]
+    for each in found.values():
+        assert (each.low, each.value, each.high) == pytest.approx((0.0625,) * 3, rel=1e-3)
+
+
+def test_the_noise_is_that_of_the_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that gives back what it sees is off by the noise and by what is left of the image."""
+    model = small.model()
+    model.config = dataclasses.replace(model.config, schedule=ScheduleConfig(prediction="x0", variance="learned_range"))
+    monkeypatch.setattr(model, "network", lambda x, t, h: torch.cat([x, x], dim=1))
+    found = x0_errors(model, DATA, torch.arange(10), (20, 500, 999))
+    full = Schedule.make(model.config.schedule)
+    power = float(DATA.floats(slice(None)).square().mean())
+    for t, each in found.items():
+        alpha_bar = float(full.alpha_bar[t])
+        assert each.value == pytest.approx((1 - math.sqrt(alpha_bar)) ** 2 * power + 1 - alpha_bar, rel=0.08)
+        assert each.low < each.value < each.high
+    other = x0_errors(model, DATA, torch.arange(10), (500,), seed=1)
+    assert other[500].value != found[500].value
+    assert x0_errors(model, DATA, torch.arange(10), (500,))[500] == found[500]
+
+
+def test_what_cannot_be_measured_is_named() -> None:
+    with pytest.raises(ConfigError, match="at least 2 images, got 1"):
+        x0_errors(small.model(), DATA, torch.arange(1))
+    with pytest.raises(ConfigError, match=r"\[1000\] are not among the 1000"):
+        x0_errors(small.model(), DATA, torch.arange(2), (3, 1000))
+    bare = Model.from_network(small.network(), small.SCHEDULE)
+    with pytest.raises(ConfigError, match="need the model's encoder"):
+        x0_errors(bare, DATA, torch.arange(2))
+
+
+def test_the_command_prints_and_writes_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def measured(model: Model, data: ImageSet, index: Tensor, **options: Any) -> Any:
+        asked.append((len(data), index.tolist(), options))
+        return x0_errors(model, data, index, (10, 900), **options)
+
+    monkeypatch.setattr("rcdm_fast.denoising.x0_errors", measured)
+    pixels = ((small.pictures(10, size=32) + 1) * 127.5).round().to(torch.uint8)
+    np.save(tmp_path / "data.npy", pixels.permute(0, 2, 3, 1).numpy())
+    words = ["evaluate", "cifar10-simclr-head", "--data", str(tmp_path / "data.npy"), "--sources", "3"]
+    words += ["--samples", "2", "--steps", "2", "--seed", "4", "--device", "cpu", "--features", "none"]
+    assert main([*words, "--denoising", "--json", str(tmp_path / "out.json")]) == 0
+    out = capsys.readouterr()
+    assert "squared error of x0 at t = 900" in out.out + out.err
+    written = json.loads((tmp_path / "out.json").read_text())["x0_errors"]
+    assert set(written) == {"10", "900"}
+    assert asked == [(10, [0, 4, 9], {"seed": 4})]
+    assert main(words) == 0
+    assert len(asked) == 1
