@@ -163,14 +163,41 @@ def condition(unet: UNetConfig, h: Any, label: Any, place: torch.device) -> tupl
     return h, label
 
 
-def guidance(config: ModelConfig, strength: Any) -> float:
-    """A strength that the model can be guided with; `ConfigError` if it cannot."""
+def guidance(config: ModelConfig, strength: Any, guide: ModelConfig | None = None) -> float:
+    """A strength that the model can be guided with, by itself or by a guide; `ConfigError` if it cannot."""
     found = real(strength, "guidance", Range(0))
+    if guide is not None:
+        if found == 1:
+            raise ConfigError("a guide does nothing at guidance 1; give guidance=1.5, say")
+        _check_guide(config, guide)
+        return found
     if found != 1 and not config.representation_dropout:
-        raise ConfigError("guidance needs a model that was trained with representation dropout; this one was not")
+        raise ConfigError(
+            "guidance needs a model that was trained with representation dropout, which this one was not, or a guide"
+        )
     if found != 1 and not config.unet.representation_dim:
         raise ConfigError("guidance needs a model that takes representations")
     return found
+
+
+def _check_guide(config: ModelConfig, guide: ModelConfig) -> None:
+    """Raise `ConfigError` unless both networks can be asked the same and answer the same."""
+
+    def asked(of: ModelConfig) -> dict[str, Any]:
+        unet, schedule = of.unet, of.schedule
+        return {
+            "image size": unet.image_size,
+            "width of representations": unet.representation_dim,
+            "classes": unet.num_classes,
+            "diffusion steps": schedule.diffusion_steps,
+            "noise schedule": schedule.noise_schedule,
+            "prediction": schedule.prediction,
+        }
+
+    ours, theirs = asked(config), asked(guide)
+    wrong = [f"{name} {theirs[name]} instead of {ours[name]}" for name in ours if ours[name] != theirs[name]]
+    if wrong:
+        raise ConfigError(f"the guide is a model of another kind: {', '.join(wrong)}")
 
 
 def rows_for(count: int, **given: Tensor | None) -> None:

@@ -62,7 +62,9 @@ def x0_errors(
         timesteps = sorted({int(share * len(schedule)) for share in SHARES})
     wrong = [t for t in timesteps if not 0 <= t < len(schedule)]
     if wrong:
-        raise ConfigError(f"timesteps {wrong} are not among the {len(schedule)} of the schedule, 0 to {len(schedule) - 1}")
+        raise ConfigError(
+            f"timesteps {wrong} are not among the {len(schedule)} of the schedule, 0 to {len(schedule) - 1}"
+        )
     errors: dict[int, list[torch.Tensor]] = {t: [] for t in timesteps}
     for number, part in enumerate(index.split(batch_size)):
         x0 = data.floats(part).cpu()

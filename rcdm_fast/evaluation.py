@@ -153,6 +153,7 @@ def evaluate(
     config: EvaluateConfig,
     progress: Callable[[int, int], None] | None = None,
     space: FeatureSpace | None = None,
+    guide: Model | None = None,
 ) -> Faithfulness:
     """Sample, re-encode, rank, and compare distributions if a feature space is given.
 
@@ -162,6 +163,7 @@ def evaluate(
         config: sizes and solver.
         progress: called with (sources done, sources in all).
         space: where distributions are compared, gallery and samples.
+        guide: as in `Model.sample`.
 
     Raises:
         ConfigError: fewer pictures than asked for, or a model without an encoder.
@@ -169,7 +171,7 @@ def evaluate(
     gallery, sources = counts(data, config)
     if space is not None:
         distributions.check_counts(gallery, sources * config.samples)
-    drawn = draw(model, data, config, progress)
+    drawn = draw(model, data, config, progress, guide)
     result = faithfulness(drawn, config)
     return result if space is None else dataclasses.replace(result, distribution=compare(drawn, space, config.seed))
 
@@ -186,7 +188,11 @@ def counts(data: ImageSet, config: EvaluateConfig) -> tuple[int, int]:
 
 
 def draw(
-    model: Model, data: ImageSet, config: EvaluateConfig, progress: Callable[[int, int], None] | None = None
+    model: Model,
+    data: ImageSet,
+    config: EvaluateConfig,
+    progress: Callable[[int, int], None] | None = None,
+    guide: Model | None = None,
 ) -> Drawn:
     """Encode the gallery, draw samples of the sources and encode those; arguments and errors as in `evaluate`."""
     encoder = model.encoder
@@ -207,6 +213,7 @@ def draw(
             seed=config.seed,
             batch_size=config.batch_size,
             guidance=config.guidance,
+            guide=guide,
         )
         again.append(encoder.encode(pictures.flatten(0, 1)).cpu().view(len(part), config.samples, -1))
         drawn.append(images.to_uint8(pictures).cpu())

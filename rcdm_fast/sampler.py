@@ -6,6 +6,7 @@ knows the others. Knows nothing about pictures of other forms than tensors.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
@@ -73,6 +74,7 @@ class Sampler(Portable):
         solver: str = "ddim",
         eta: float = 0.0,
         guidance: float = 1.0,
+        guide: Sampler | None = None,
         seed: int = 0,
         clip: bool = True,
         noise: Numbers | None = None,
@@ -97,7 +99,9 @@ class Sampler(Portable):
                 noise in every step; "heun", which asks the network twice a step (`steps` counts its evaluations).
             eta: DDIM's share of fresh noise; 0 is deterministic. Other solvers have no such setting.
             guidance: strength w of classifier-free guidance on h, null + w (conditional - null); 1 is none. Others
-                need a model trained with representation dropout, and two network evaluations per step.
+                need a model trained with representation dropout, or a guide, and two network evaluations per step.
+            guide: a weaker model of the same kind on the same device (fewer weights, or an earlier state of the same
+                training): guide + w (conditional - guide) instead (autoguidance, Karras et al. 2024).
             seed: 0..2^64-1. One (seed, item, sample) has the same noise on every device, engine and precision,
                 whatever the batch.
             clip: clip every x0 estimate to [-1,1].
@@ -123,6 +127,7 @@ class Sampler(Portable):
             solver=solver,
             eta=eta,
             guidance=guidance,
+            guide=guide,
             seed=seed,
             clip=clip,
             noise=noise,
@@ -130,7 +135,7 @@ class Sampler(Portable):
         )
         size = self.image_size
         out = torch.empty(request.total, 3, size, size, device=self.device)
-        for place, pictures in self.batches(request, batch_size, progress):
+        for place, pictures in self.batches(request, batch_size, progress, guide=guide):
             out[place] = pictures
         return out.view(len(request.items), request.per, 3, size, size)
 
@@ -145,6 +150,7 @@ class Sampler(Portable):
         solver: str = "ddim",
         eta: float = 0.0,
         guidance: float = 1.0,
+        guide: Sampler | None = None,
         seed: int = 0,
         clip: bool = True,
         noise: Numbers | None = None,
@@ -155,6 +161,7 @@ class Sampler(Portable):
 
         `pairs` draws just these (row, sample), in this order, instead of samples 0..per-1 of every row.
         """
+        self.check_guidance(guidance, guide)
         with host.apart():
             return sampling.request(
                 self.config,
@@ -172,7 +179,16 @@ class Sampler(Portable):
                 given_noise=noise,
                 step_noise=step_noise,
                 pairs=pairs,
+                guide=None if guide is None else guide.config,
             )
+
+    def check_guidance(self, guidance: float, guide: Sampler | None = None) -> None:
+        """Raise `ConfigError` unless the model can be guided so (`sample`)."""
+        if guide is not None and guide.device != self.device:
+            raise ConfigError(f"the guide is on {guide.device}, the model on {self.device}")
+        if guide is self:
+            raise ConfigError("a model cannot guide itself; guidance without a guide is away from no representation")
+        arguments.guidance(self.config, guidance, None if guide is None else guide.config)
 
     def batches(
         self,
@@ -180,22 +196,39 @@ class Sampler(Portable):
         batch_size: int | None = None,
         progress: bool = False,
         watch: sampling.Watch | None = None,
+        guide: Sampler | None = None,
     ) -> Iterator[tuple[slice, Tensor]]:
         """Run a request, yielding (places among its pictures, pictures [n,3,H,W]) as they are finished.
 
-        Several threads may do so at once: their batches take turns. `watch` is shown (places, x_T) of every batch.
+        Several threads may do so at once: their batches take turns. `watch` is shown (places, x_T) of every batch;
+        `guide` is the request's.
+
+        Raises:
+            ConfigError: another guide than the request was checked for.
         """
         size = arguments.batch_size(batch_size, self.device)
+        if request.guide != (None if guide is None else guide.config):
+            raise ConfigError("give request and batches the same guide")
         with host.apart():
             self._check_process()
             plan = conditioning.make_plan(self.unet, request.schedule, request.conditions, request.label)
-        return self._in_turn(sampling.run(self.engine, plan, request, size, progress, watch))
+            weaker = None
+            if guide is not None:
+                guide._check_process()
+                theirs = conditioning.make_plan(guide.unet, request.schedule, request.conditions, request.label)
+                weaker = guide.engine, theirs
+        others = () if guide is None else (guide,)
+        return self._in_turn(sampling.run(self.engine, plan, request, size, progress, watch, weaker), *others)
 
-    def _in_turn(self, batches: Iterator[T]) -> Iterator[T]:
+    def _in_turn(self, batches: Iterator[T], *others: Sampler) -> Iterator[T]:
+        """One after another, while no other thread draws with this model or the others."""
         apart = host.guarded_each(batches)
+        models = sorted((self, *others), key=id)  # always in the same order: no two threads wait for each other
         while True:
             self._check_process()
-            with self._turn:
+            with contextlib.ExitStack() as held:
+                for each in models:
+                    held.enter_context(each._turn)
                 batch = next(apart, None)
             if batch is None:
                 return

@@ -236,6 +236,7 @@ CALLS: tuple[tuple[str, str, Callable[..., Any] | None], ...] = (
     ("rcdm_fast.evaluation:faithfulness", "faithfulness", lambda **_: _RANKED),
     ("rcdm_fast.evaluation:compare", "distribution", lambda **_: None),
     ("rcdm_fast.evaluation:check_classes", "check_classes", lambda **_: None),
+    ("rcdm_fast.denoising:x0_errors", "x0_errors", lambda **_: {1: _ONE}),
     ("rcdm_fast.evaluation:recognition", "recognized", lambda **_: evaluation.Recognized("probe", _ONE, _ONE)),
     ("rcdm_fast.encoders.features:of_encoder", "of_encoder", lambda **_: "features of an encoder"),
     ("rcdm_fast.encoders.features:of_inception", "of_inception", lambda **_: "features of Inception"),

@@ -86,6 +86,36 @@ MEASURING = (
         ),
     ),
     Usage(
+        "evaluate m --data D --guidance 2.5 --guide weak",
+        (row("--guide", "other", "load#2.source", draw__guide="model other"),),
+        {
+            "load#2.device": CPU,
+            "load#2.precision": "fp32",
+            "draw.guide": "model weak",
+            **dict.fromkeys(all_of("draw.config faithfulness.config", "guidance"), 2.5),
+        },
+    ),
+    Usage(
+        "evaluate m --data D --seed 4",
+        (
+            Row(
+                "--denoising",
+                None,
+                again(
+                    "x0_errors",
+                    model="model m",
+                    data="pictures of D",
+                    index=[2],
+                    timesteps=None,
+                    seed=4,
+                    batch_size=64,
+                    resamples=2000,
+                ),
+            ),
+        ),
+        dict.fromkeys((*all_of("draw.config faithfulness.config", "seed"), "distribution.seed"), 4),
+    ),
+    Usage(
         "evaluate m --data D --probe bundled:a --probe-data F",
         (
             row("--probe", "bundled:b", "build.source", recognized__encoder="encoder bundled:b"),

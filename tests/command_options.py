@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests import small
-from tests.command_measures import MEASURING
+from tests.command_measures import CPU, MEASURING
 from tests.command_rows import (
     GONE,
     READ,
@@ -33,7 +33,7 @@ TRUSTED = f"{HUB}?trust_repo=1"
 DEFAULT = {"load.source": "cifar10-simclr-wide"}
 BUNDLED = ("cifar10-simclr-head", "cifar10-simclr-trunk", "cifar10-simclr-wide", "cifar10-supervised")
 BUILT = {"device": "cpu", "config": None, "trust_repo": False}
-NUMBERS = gone("numbers", "model engine nfe pictures left_out solver seed")
+NUMBERS = gone("numbers", "model engine nfe pictures left_out solver guide seed")
 PAGE = "playground launch.playground"
 DRAWING = (
     Usage(
@@ -55,6 +55,27 @@ DRAWING = (
             *of_engine(),
         ),
         {**DEFAULT, "request.h": [1, 6], "request.items": [0]},
+    ),
+    Usage(
+        "sample given/a.png --guidance 2.5 --guide weak",
+        (
+            row(
+                "--guide",
+                "other",
+                "load#2.source",
+                **dict.fromkeys(("check__guide", "request__guide", "batches__guide"), "model other"),
+            ),
+        ),
+        {
+            **DEFAULT,
+            **dict.fromkeys(all_of("check request batches", "guide"), "model weak"),
+            **dict.fromkeys(all_of("check.config request", "guidance"), 2.5),
+            "load#2.source": "weak",
+            "load#2.device": CPU,
+            "load#2.precision": "fp32",
+            "request.h": [1, 6],
+            "request.items": [0],
+        },
     ),
     Usage(
         "encode given/a.png",

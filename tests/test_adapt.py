@@ -19,7 +19,7 @@ from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.encoders import native
 from rcdm_fast.errors import RunError
-from rcdm_fast.metrics.ridge import ridge
+from rcdm_fast.metrics.ridge import Moments, ridge
 from rcdm_fast.models import checkpoint
 from rcdm_fast.training import representations
 from rcdm_fast.training.adapt import AdaptConfig, adapt
@@ -79,6 +79,15 @@ def test_ridge_recovers_a_linear_map(generator: torch.Generator) -> None:
     torch.testing.assert_close(found.weight.float(), truth, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(found.bias.float(), offset, atol=5e-3, rtol=1e-3)
     assert found.explained > 0.9999
+
+
+def test_the_penalty_leaves_the_bias_alone(generator: torch.Generator) -> None:
+    x = torch.nn.functional.pad(torch.randn(50, 3, generator=generator).double(), (0, 1), value=1.0)
+    sums = Moments(4, 2)
+    sums.add(x - x.mean(dim=0) + torch.tensor([0.0, 0, 0, 1]), torch.tensor([[100.0, -7.0]]).double().expand(50, 2))
+    solved = sums.solve(1e6)
+    assert solved[:3].abs().max() < 1e-3
+    assert solved[3].tolist() == pytest.approx([100, -7])
 
 
 def test_ridge_of_noise_explains_nothing_and_shrinks(generator: torch.Generator) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor
 
 import rcdm_fast
 from rcdm_fast import engines, images
-from rcdm_fast.analysis import invariance
+from rcdm_fast.analysis import common, invariance
 from rcdm_fast.analysis.augment import AUGMENTATIONS
 from rcdm_fast.analysis.invariance import InvarianceConfig, measure
 from rcdm_fast.analysis.recovery import Changes, difference, recovery
@@ -239,3 +240,28 @@ def test_wrong_input() -> None:
         measure(small.model(), photographs(20, 8), dataclasses.replace(QUICK, samples=0))
     with pytest.raises(ConfigError, match="100 resamples"):
         measure(small.model(), photographs(20, 8), dataclasses.replace(QUICK, resamples=5))
+
+
+def test_every_setting_of_an_experiment_reaches_the_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, h, items = small.model(), torch.randn(4, small.DIM), torch.tensor([3, 1, 4, 1])
+    config = common.SamplingConfig(steps=7, seed=5, batch_size=9, samples=3, solver="ancestral")
+    sample, asked = model.sample, []
+
+    def noted(given: Tensor, **options: Any) -> Tensor:
+        asked.append({**options, "h": given, "items": options["items"].tolist()})
+        return sample(given, **options)
+
+    monkeypatch.setattr(model, "sample", noted)
+    drawn = common.draw(model, h, items, config)
+    (first,) = asked
+    assert torch.equal(first.pop("h"), h)
+    assert first == {
+        "items": items.tolist(), "per": 3, "steps": 7, "solver": "ancestral", "seed": 5, "batch_size": 9,
+    }  # fmt: skip
+    again = common.redraw(model, h, items, config)
+    for each in asked[1:]:
+        assert {name: each[name] for name in ("per", "steps", "solver", "seed")} == {
+            "per": 3, "steps": 7, "solver": "ancestral", "seed": 5,
+        }  # fmt: skip
+    torch.testing.assert_close(again.pictures, drawn, atol=1e-5, rtol=1e-4)
+    assert common.draw(model, h, items, config, per=1).shape[1] == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -155,6 +156,8 @@ def test_what_is_attacked_was_not_fitted_on(data: ImageSet, seed: int, pictures:
     assert len(set(attacked.tolist())) == len(attacked)
     other, _ = attack.halves(data, dataclasses.replace(QUICK, seed=seed + 1, pictures=pictures))
     assert other.tolist() != known.tolist()
+    rest = sorted(set(range(120)) - set(known.tolist()))
+    assert (int(attacked[0]), int(attacked[-1])) == (rest[0], rest[-1])  # spread over the half
 
 
 class _Pixels(torch.nn.Module):
@@ -179,6 +182,31 @@ def test_movement_is_a_distance_in_units_of_the_nearest_neighbours(data: ImageSe
     assert (found.moved["fgsm"][0] == 0).all()
     assert (found.moved["pgd"][1] <= want * 1.0001).all()
     assert found.kept.shape == (2, 20)
+
+
+def test_samples_are_held_against_their_own_sources_and_the_seed_reaches_the_attack(
+    data: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, config = small.model(), dataclasses.replace(QUICK, sources=20, pictures=50, seed=7)
+    known, attacked = attack.halves(data, config)
+    assert data.labels is not None
+    sources = attack._sources(attacked, config)
+    assert data.labels[attacked[sources]].tolist() != data.labels[attacked[:20]].tolist()
+
+    def themselves(h: Tensor, *, per: int, **_: object) -> Tensor:
+        return data.floats(attacked[sources])[:, None].expand(-1, per, -1, -1, -1)
+
+    seeds = []
+
+    def noted(*given: Any, **options: Any) -> Tensor:
+        seeds.append((given + tuple(options.values()))[6])
+        return against_probe(*given, **options)
+
+    monkeypatch.setattr(model, "sample", themselves)
+    monkeypatch.setattr(attack, "against_probe", noted)
+    found = attack._attack(model, "it", data, known, attacked, config)
+    assert found.kept.mean() > 0.95
+    assert seeds == [7] * 6
 
 
 def _attacked(name: str, right: tuple[float, ...], moved: tuple[float, ...], kept: tuple[float, float]) -> Attacked:

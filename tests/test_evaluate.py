@@ -13,10 +13,12 @@ import torch
 from rcdm_fast import images
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.encoders import features
 from rcdm_fast.evaluation import (
     Drawn,
     EvaluateConfig,
     check_classes,
+    compare,
     draw,
     evaluate,
     faithfulness,
@@ -127,7 +129,7 @@ def test_the_gallery_is_spread_over_the_data_and_the_seed_reaches_the_noise(monk
     assert torch.equal(drawn.real.pixels, data.pixels[[0, 10, 20, 29, 39]])  # 19.5 and 29.25 are rounded
     assert drawn.sources.tolist() == [0, 1, 3, 4]
     assert {tuple(sorted(rest.items())) for rest in asked} == {
-        (("batch_size", 9), ("guidance", 1.0), ("seed", 7), ("solver", "ancestral"), ("steps", 3))
+        (("batch_size", 9), ("guidance", 1.0), ("guide", None), ("seed", 7), ("solver", "ancestral"), ("steps", 3))
     }
     found, other = (faithfulness(drawn, dataclasses.replace(config, seed=seed)) for seed in (7, 8))
     assert found == faithfulness(drawn, config)
@@ -239,3 +241,42 @@ def test_blur_keeps_what_is_even_and_spreads_a_point() -> None:
     assert float(seen[0, 1, 7, 7]) == pytest.approx(1 / (2 * np.pi), rel=0.01)
     assert float(seen[0, 1, 7, 8] / seen[0, 1, 7, 7]) == pytest.approx(np.exp(-0.5), rel=1e-4)
     assert images.blur(point, 0.0) is point
+
+
+def test_a_rank_is_turned_over_sample_by_sample() -> None:
+    """Two samples of one source, one beside it and one beside its third neighbour."""
+    data = pictures(10)
+    line = torch.eye(6)[0]
+    gallery = torch.arange(10.0)[:, None] ** 2 * line
+    again = torch.tensor([[0.0, 5.0], [81.0, 81.0]])[..., None] * line  # 5 is nearer to 1, 4 and 9 than to 0
+    shown = torch.zeros(2, 2, 3, 8, 8, dtype=torch.uint8)
+    drawn = Drawn(small.encoder(), data, gallery, torch.tensor([0, 9]), shown, again)
+    found = faithfulness(drawn, EvaluateConfig(resamples=100))
+    assert found.reciprocal_ranks == pytest.approx(((1 + 1 / 4) / 2, 1.0))
+    assert found.mean_rank.value == pytest.approx((2.5 + 1) / 2)
+    assert found.mrr.value == pytest.approx((0.625 + 1) / 2)
+
+
+def test_a_sample_has_the_label_of_its_source() -> None:
+    data = labeled(8)
+    assert data.labels is not None
+    shown = torch.zeros(3, 2, 3, 8, 8, dtype=torch.uint8)
+    sources = torch.tensor([0, 1, 4])
+    drawn = Drawn(small.encoder(), data, torch.zeros(8, 6), sources, shown, torch.zeros(3, 2, 6))
+    wanted = [int(data.labels[source]) for source in (0, 0, 1, 1, 4, 4)]
+    assert drawn.labels is not None
+    assert drawn.labels.tolist() == wanted
+    assert len(set(wanted)) == 2
+    assert dataclasses.replace(drawn, real=pictures(8)).labels is None
+
+
+def test_a_reference_takes_the_place_of_the_gallery() -> None:
+    model, data = small.model(), pictures(20)
+    drawn = draw(model, data, EvaluateConfig(sources=8, samples=2, steps=1))
+    space = features.of_encoder(drawn.encoder)
+    own = compare(drawn, space)
+    as_gallery = compare(drawn, space, reference=drawn.real.pixels)
+    assert as_gallery.frechet_distance == pytest.approx(own.frechet_distance, rel=1e-3)
+    dark = compare(drawn, space, reference=drawn.real.pixels // 8)
+    assert dark.frechet_distance != pytest.approx(own.frechet_distance, rel=0.05)
+    assert own.real == dark.real == 20

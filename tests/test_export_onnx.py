@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import logging
@@ -375,3 +376,20 @@ def test_what_a_file_says_of_itself_is_repeated_in_one_line(model: rcdm_fast.Mod
         exported.check_belongs(info, model.unet, model.config, "a.onnx")
     assert str(raised.value).isprintable()
     assert len(str(raised.value)) < 1000
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_loggers_of_the_exporter_are_left_as_they_were(fails: bool) -> None:
+    names = ("torch.onnx", "onnxscript", "onnx_ir")
+    before = {name: logging.getLogger(name).level for name in names}
+    try:
+        for level, name in enumerate(names, 11):
+            logging.getLogger(name).setLevel(level)
+        with contextlib.suppress(KeyError), exported._quiet():
+            assert {logging.getLogger(name).level for name in names} == {logging.ERROR}
+            if fails:
+                raise KeyError
+        assert [logging.getLogger(name).level for name in names] == [11, 12, 13]
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)

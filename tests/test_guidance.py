@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 import rcdm_fast
 from rcdm_fast.config import ConfigError
 from rcdm_fast.diffusion import registry
+from rcdm_fast.diffusion.sampling import SamplingError
 from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.diffusion.solvers import SolverOptions
 from rcdm_fast.encoders import native
@@ -65,7 +67,7 @@ def test_no_guidance_and_no_representation() -> None:
 
 def test_guidance_is_refused_where_it_means_nothing() -> None:
     h = torch.randn(2, small.DIM)
-    with pytest.raises(ConfigError, match="trained with representation dropout; this one was not"):
+    with pytest.raises(ConfigError, match="trained with representation dropout, which this one was not, or a guide"):
         small.model().sample(h, guidance=2.0)
     for wrong, demand in ((-1.0, "at least 0, got -1"), (float("nan"), "a finite number, got nan")):
         with pytest.raises(ConfigError, match=f"guidance must be {demand}"):
@@ -91,3 +93,106 @@ def test_dropped_representations_are_zeros_for_the_encoder(tmp_path: Path) -> No
     assert model.sample(model.encode(data.floats(slice(0, 2))), per=1, steps=2, guidance=3.0).isfinite().all()
     with pytest.raises(ConfigError, match="representation_dropout must be"):
         training_process.config(str(file), representation_dropout=1.0)
+
+
+def weaker(seed: int = 1, **changes: object) -> Model:
+    """A model of the same kind with other weights, not trained for guidance."""
+    model = small.model(**changes)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for each in model.unet.parameters():
+            each.mul_(1 + 0.2 * torch.randn(each.shape, generator=generator))
+    return model
+
+
+@pytest.mark.parametrize("solver", ["ddim", "ancestral", "heun"])
+def test_a_guide_answers_instead_of_the_null_representation(solver: str) -> None:
+    model, guide = small.model(), weaker()
+    h, strength = torch.randn(3, small.DIM), 1.8
+    got = model.sample(h, per=2, steps=5, solver=solver, guidance=strength, guide=guide, batch_size=4)
+    rows = h.repeat_interleave(2, dim=0)
+    schedule = registry.schedule(model.config.schedule, solver, 5, 0.0)
+
+    @torch.inference_mode()
+    def predict(x: Tensor, k: int) -> Tensor:
+        t = torch.full((len(x),), schedule.network_timesteps[k])
+        ours, theirs = (each.unet(x, t, rows) for each in (model, guide))
+        return torch.cat([(1 - strength) * theirs[:, :3] + strength * ours[:, :3], ours[:, 3:]], dim=1)
+
+    keys = [(item, sample) for item in range(3) for sample in range(2)]
+    noise = [rcdm_fast.diffusion.noise.keyed_noise(0, keys, step, (3, 8, 8), torch.device("cpu")) for step in range(6)]
+    want = registry.find(solver).run(predict, noise[0], schedule, SolverOptions(), lambda i: noise[i + 1])
+    torch.testing.assert_close(got.flatten(0, 1), want, atol=2e-4, rtol=1e-3)
+    assert float((got - model.sample(h, per=2, steps=5, solver=solver)).abs().max()) > 0.01
+    nothing = model.sample(h, per=2, steps=5, solver=solver, guidance=1.8, guide=weaker(seed=2))
+    assert not torch.equal(got, nothing)
+
+
+def test_a_guide_of_labels() -> None:
+    changes = {"representation_dim": 0, "num_classes": 4}
+    model, guide = small.model(**changes), weaker(**changes)
+    got = model.sample(label=[1, 2], per=1, steps=2, guidance=2.0, guide=guide)
+    assert not torch.equal(got, model.sample(label=[1, 2], per=1, steps=2))
+
+
+def test_guides_that_are_refused() -> None:
+    model, h = small.model(), torch.randn(2, small.DIM)
+
+    def refused(match: str, guide: Model, guidance: float = 2.0) -> None:
+        with pytest.raises(ConfigError, match=match):
+            model.sample(h, steps=2, guidance=guidance, guide=guide)
+
+    refused("a model cannot guide itself", model)
+    refused("does nothing at guidance 1", weaker(), 1.0)
+    refused("guidance must be", weaker(), -1.0)
+    refused("width of representations 0 instead of 6", weaker(representation_dim=0))
+    refused("image size 16 instead of 8", weaker(image_size=16))
+    other = small.model()
+    for changes, match in (
+        ({"prediction": "v"}, "prediction v instead of eps"),
+        ({"noise_schedule": "cosine"}, "noise schedule cosine instead of linear"),
+        ({"diffusion_steps": 500}, "diffusion steps 500 instead of 1000"),
+    ):
+        other.config = dataclasses.replace(
+            small.model().config,
+            schedule=dataclasses.replace(small.SCHEDULE, **changes),
+        )
+        refused(match, other)
+    request = model.request(h, steps=2, guidance=2.0, guide=weaker())
+    with pytest.raises(ConfigError, match="the same guide"):
+        next(model.batches(request))
+    with pytest.raises(ConfigError, match="the same guide"):
+        next(model.batches(model.request(h, steps=2), guide=weaker()))
+
+
+def test_what_is_not_finite_in_a_guide_is_named() -> None:
+    guide = weaker()
+    with torch.no_grad():
+        next(iter(guide.unet.out[2].parameters())).fill_(float("nan"))
+    with pytest.raises(SamplingError, match="of the guide"):
+        small.model().sample(torch.randn(1, small.DIM), steps=2, guidance=2.0, guide=guide)
+
+
+def test_two_models_that_guide_each_other_in_two_threads() -> None:
+    first, second, h = small.model(), weaker(), torch.randn(2, small.DIM)
+    want = [
+        first.sample(h, per=2, steps=3, guidance=2.0, guide=second),
+        second.sample(h, per=2, steps=3, guidance=2.0, guide=first),
+    ]
+    found: list[list[Tensor]] = [[], []]
+
+    def draw(place: int) -> None:
+        one, other = (first, second) if place == 0 else (second, first)
+        for _ in range(6):
+            found[place].append(one.sample(h, per=2, steps=3, guidance=2.0, guide=other, batch_size=1))
+
+    threads = [threading.Thread(target=draw, args=(place,), daemon=True) for place in range(2)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join(timeout=60)
+    assert not any(each.is_alive() for each in threads)
+    for place in range(2):
+        assert len(found[place]) == 6
+        for got in found[place]:
+            torch.testing.assert_close(got, want[place], atol=1e-5, rtol=1e-4)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 import rcdm_fast
@@ -213,6 +214,27 @@ def test_encoding_with_bad_pictures_in_less_memory(
     assert plain.h is not None
     zero = whole(torch.zeros(1, 3, 8, 8))  # what stands in for an unreadable picture is nobody else's
     assert torch.allclose(plain.h[[37]], zero, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "not yours"), OSError(5, "Input/output error")], ids=str)
+def test_what_the_system_does_not_let_one_read_is_left_out(
+    error: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, pixels in enumerate(images.to_uint8(small.pictures(5)).permute(0, 2, 3, 1).numpy()):
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    source = random_access.find(str(tmp_path))
+    read = type(source).read
+
+    def refused(own: Any, place: int) -> Any:
+        if place == 3:
+            raise error
+        return read(own, place)
+
+    monkeypatch.setattr(type(source), "read", refused)
+    (found,) = feed.ready_units(small.model(), source, [Layout(5, 1, 5).unit(0)], 2)
+    assert found.bad == {3: str(error)}
+    assert found.h is not None
+    assert len(found.h) == 5
 
 
 def test_more_labels_than_a_group_has(tmp_path: Path) -> None:

@@ -144,3 +144,12 @@ def test_the_set_of_pictures_decides(tmp_path: Path) -> None:
     a, b = (representations.cached(small.encoder(), data, tmp_path, views=Views(False)) for data in (DATA, other))
     torch.testing.assert_close(a, b.flip(1))
     assert not torch.equal(a, b)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_the_least_deviation_is_a_share_of_the_largest(scale: float) -> None:
+    bank = torch.randn(2, 500, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 1e-5, 0.0]) * scale
+    mean, std = representations.standardisation(bank)
+    largest = float(bank[..., 0].std())
+    assert std.tolist() == pytest.approx([largest, 1e-3 * largest, 1e-3 * largest], rel=0.01)
+    assert mean.tolist() == pytest.approx([float(bank[..., 0].mean()), 0, 0], rel=0.01, abs=1e-3 * largest)

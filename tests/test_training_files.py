@@ -27,8 +27,8 @@ from rcdm_fast.training import representations, state
 from rcdm_fast.training.adapt import AdaptConfig, adapt
 from rcdm_fast.training.pretrain import PretrainConfig, pretrain
 from rcdm_fast.training.state import RunFolder
-from rcdm_fast.training.views import Views
 from rcdm_fast.training.train import train
+from rcdm_fast.training.views import Views
 from tests import small, training_process
 
 DATA = training_process.data()

@@ -46,6 +46,12 @@ Sha256 = Annotated[
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the measured numbers to this file.")]
 
 
+GuideName = Annotated[
+    str | None,
+    typer.Option("--guide", help="Guide by this weaker model of the same kind, not away from no representation."),
+]
+
+
 def open_model(
     name: str,
     flags: Path | None,
@@ -61,6 +67,15 @@ def open_model(
     model = rcdm_fast.load(name, flags, encoder, device, engine, precision, sha256=sha256)
     say(model.describe())
     return model
+
+
+def open_guide(name: str | None, model: Model) -> Model | None:
+    """The model that guides another, on its device and in the precision it runs in; None without a name."""
+    import rcdm_fast
+
+    if name is None:
+        return None
+    return rcdm_fast.load(name, device=model.device, precision=model.engine.precision)
 
 
 def whole_number(given: str | None) -> Any:

@@ -64,6 +64,7 @@ def evaluate(
     steps: common.Steps = "50",
     solver: common.SolverName = "ddim",
     guidance: Annotated[float, typer.Option(help="Strength of guidance, for models trained for it; 1: none.")] = 1.0,
+    guide: common.GuideName = None,
     seed: common.Seed = 0,
     encoder: common.EncoderSpec = None,
     probe: ProbeSpec = None,
@@ -103,6 +104,8 @@ def evaluate(
     common.check_writable(json, npz)
     reference = sample_files.read_npz(reference_npz) if reference_npz is not None else None
     loaded = common.open_model(model, flags, encoder, device, engine, precision, sha256)
+    weaker = common.open_guide(guide, loaded)
+    loaded.check_guidance(guidance, weaker)
     space = _space(loaded, features, inception)
     pictures = open_data(data, loaded.image_size)
     nfe = common.whole_number(steps)
@@ -122,7 +125,7 @@ def evaluate(
             common.say(f"left out: {error}")
             space = None
     with common.ProgressBar(count) as progress:
-        drawn = measures.draw(loaded, pictures, settings, lambda done, total: progress(done, total, 0.0))
+        drawn = measures.draw(loaded, pictures, settings, lambda done, total: progress(done, total, 0.0), weaker)
     if npz is not None:
         outputs.keep(npz, lambda file: sample_files.write_npz(file, drawn.pictures.flatten(0, 1), drawn.labels))
         common.say(f"{npz}: {count * samples} samples")

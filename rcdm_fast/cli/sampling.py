@@ -44,6 +44,7 @@ def sample(
     solver: common.SolverName = "ddim",
     eta: Annotated[float, typer.Option(help="DDIM's share of fresh noise, 0 to 1.")] = 0.0,
     guidance: Annotated[float, typer.Option(help="Strength of guidance, for models trained for it; 1: none.")] = 1.0,
+    guide: common.GuideName = None,
     seed: common.Seed = 0,
     out: Annotated[Path, typer.Option(help="The sheet: photo, what the encoder sees, samples.")] = Path("sheet.png"),
     pictures: Annotated[Path | None, typer.Option(help="Folder for every sample as a PNG of its own.")] = None,
@@ -71,17 +72,26 @@ def sample(
     paths = given.expand(photos)
     loaded = common.open_model(model, flags, encoder, device, engine, precision, sha256)
     settings = JobConfig(per, common.whole_number(steps), solver, eta, guidance, seed)  # type: ignore[arg-type]
-    draw.check_request(loaded, settings)  # before anything is read
+    weaker = common.open_guide(guide, loaded)
+    draw.check_request(loaded, settings, weaker)  # before anything is read
     found = given.read(loaded, paths, shown)
     items = [row.place for row in found.rows]
     request = loaded.request(
-        found.h, items=items, per=per, steps=settings.steps, solver=solver, eta=eta, guidance=guidance, seed=seed
+        found.h,
+        items=items,
+        per=per,
+        steps=settings.steps,
+        solver=solver,
+        eta=eta,
+        guidance=guidance,
+        guide=weaker,
+        seed=seed,
     )
     finished: list[Tensor] = []
     interrupted = False
     start = time.perf_counter()
     try:
-        for place, batch in loaded.batches(request, batch_size, progress=common.interactive()):
+        for place, batch in loaded.batches(request, batch_size, common.interactive(), guide=weaker):
             finished.extend(batch.cpu())
             if pictures is not None:
                 for index, picture in zip(range(place.start, place.stop), batch, strict=True):
@@ -110,6 +120,8 @@ def sample(
             "left_out": len(found.left_out),
             "seconds_per_picture": each,
             "solver": solver,
+            "guidance": guidance,
+            "guide": guide,
             "seed": seed,
         },
     )

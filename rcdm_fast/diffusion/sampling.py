@@ -46,6 +46,7 @@ class Request:
         step_noise: step noise instead of the keyed one, [K,R,per,3,H,W].
         picture: shape of one picture, (3, H, W).
         pairs: (row, sample) of every picture, in order; None: samples 0..per-1 of every row.
+        guide: the configuration of the weaker model that guides instead of the null representation, or None.
     """
 
     representation: Tensor | None
@@ -62,6 +63,12 @@ class Request:
     step_noise: Tensor | None
     picture: tuple[int, int, int]
     pairs: tuple[tuple[int, int], ...] | None = None
+    guide: ModelConfig | None = None
+
+    @property
+    def nulls(self) -> bool:
+        """Whether every image is also asked for with the null representation."""
+        return self.guidance != 1 and self.guide is None
 
     @property
     def total(self) -> int:
@@ -74,7 +81,7 @@ class Request:
     @property
     def conditions(self) -> Tensor | None:
         """`representation`, and below it the null one (zeros) if there is guidance."""
-        if self.representation is None or self.guidance == 1:
+        if self.representation is None or not self.nulls:
             return self.representation
         return torch.cat([self.representation, torch.zeros_like(self.representation[:1])])
 
@@ -96,6 +103,7 @@ def request(
     given_noise: Any,
     step_noise: Any,
     pairs: Any,
+    guide: ModelConfig | None,
 ) -> Request:
     """Check the arguments of `Model.sample` and `Model.request` (which see) for a model on a device.
 
@@ -122,12 +130,13 @@ def request(
         solver=known.run,
         evaluations=known.evaluations(schedule),
         options=options,
-        guidance=arguments.guidance(config, guidance),
+        guidance=arguments.guidance(config, guidance, guide),
         seed=noise.check_seed(seed),
         noise=None if given_noise is None else arguments.noise(given_noise, "noise", shape),
         step_noise=None if step_noise is None else arguments.noise(step_noise, "step_noise", (len(schedule), *shape)),
         picture=picture,
         pairs=None if pairs is None else arguments.pairs(pairs, len(keys)),
+        guide=guide,
     )
 
 
@@ -138,38 +147,47 @@ def run(
     batch_size: int,
     progress: bool,
     watch: Watch | None = None,
+    guide: tuple[Engine, ConditioningPlan] | None = None,
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yield (places among the request's pictures, pictures float32 [n,3,H,W]) as they are finished.
 
-    `watch` is shown (places, x_T) of every batch before it is drawn.
+    `watch` is shown (places, x_T) of every batch before it is drawn; `guide` answers for the request's guide.
 
     Raises:
         SamplingError: a batch is not finite.
     """
+    assert (guide is None) == (request.guide is None)
     bar = _bar(request.total * request.evaluations, progress)
     try:
         for start in range(0, request.total, batch_size):
             place = slice(start, min(start + batch_size, request.total))
-            pictures = _batch(engine, plan, request, place, bar, watch=watch)
+            pictures = _batch(engine, plan, request, place, bar, watch=watch, guide=guide)
             if not bool(pictures.isfinite().all()):
-                raise SamplingError(f"the samples are not finite{_origin(engine, plan, request, place)}")
+                raise SamplingError(f"the samples are not finite{_origin(engine, plan, request, place, guide)}")
             yield place, pictures
     finally:
         bar.close()
 
 
-def _origin(engine: Engine, plan: ConditioningPlan, request: Request, place: slice) -> str:
+def _origin(
+    engine: Engine,
+    plan: ConditioningPlan,
+    request: Request,
+    place: slice,
+    guide: tuple[Engine, ConditioningPlan] | None,
+) -> str:
     """Where the first number that is not finite came from, found by drawing the batch once more."""
 
-    def look(x: Tensor, k: int, output: Tensor) -> None:
+    def look(asked: Engine, x: Tensor, k: int, output: Tensor) -> None:
         if not bool(x.isfinite().all()):
             raise _Found(f" from the noise on (step {k})")
         if not bool(output.isfinite().all()):
-            layer = engine.first_nonfinite(x, k) or "the output"
-            raise _Found(f": first in layer {layer}, at step {k} ({engine.precision}, {engine.name})")
+            layer = asked.first_nonfinite(x, k) or "the output"
+            whose = "" if asked is engine else " of the guide"
+            raise _Found(f": first in layer {layer}{whose}, at step {k} ({asked.precision}, {asked.name})")
 
     try:
-        _batch(engine, plan, request, place, _bar(0, False), look)
+        _batch(engine, plan, request, place, _bar(0, False), look, guide=guide)
     except _Found as found:
         return f"{found}; the representation or the weights are out of range"
     return ": the solver's own arithmetic overflowed"
@@ -185,16 +203,18 @@ def _batch(
     request: Request,
     place: slice,
     bar: Any,
-    look: Callable[[Tensor, int, Tensor], None] | None = None,
+    look: Callable[[Engine, Tensor, int, Tensor], None] | None = None,
     watch: Watch | None = None,
+    guide: tuple[Engine, ConditioningPlan] | None = None,
 ) -> Tensor:
     flat = range(place.start, place.stop)
     pairs = [request.pair(index) for index in flat]
     keys = [(request.items[row], sample) for row, sample in pairs]
     unconditional = request.representation is None and request.label is None
     rows = torch.tensor([0 if unconditional else row for row, _ in pairs])
-    guided = request.guidance != 1
-    if guided:
+    if guide is not None:
+        guide[0].prepare(guide[1].with_rows(rows), len(rows))
+    if request.nulls:
         rows = torch.cat([rows, torch.full_like(rows, len(request.items))])  # the null representation
     engine.prepare(plan.with_rows(rows), len(rows))
     device = plan.condition.device
@@ -206,11 +226,19 @@ def _batch(
 
     def predict(x: Tensor, k: int) -> Tensor:
         bar.update(len(flat))
-        given = torch.cat([x, x]) if guided else x
+        given = torch.cat([x, x]) if request.nulls else x
         output = engine.predict(given, k)
         if look is not None:
-            look(given, k, output)
-        return _guided(output, request.guidance) if guided else output
+            look(engine, given, k, output)
+        if guide is not None:
+            weaker = guide[0].predict(x, k)
+            if look is not None:
+                look(guide[0], x, k, weaker)
+            return _away(output, weaker, request.guidance)
+        if not request.nulls:
+            return output
+        conditional, null = output.chunk(2)
+        return _away(conditional, null, request.guidance)
 
     if request.noise is not None:
         x = request.noise.flatten(0, 1)[place].to(device, torch.float32)
@@ -223,11 +251,10 @@ def _batch(
     return pictures.clone()
 
 
-def _guided(output: Tensor, strength: float) -> Tensor:
-    """Conditional half of a batch, pushed away from the null half (Ho and Salimans 2022); its variance stays."""
-    conditional, null = output.chunk(2)
-    mean = torch.lerp(null[:, :3], conditional[:, :3], strength)
-    return torch.cat([mean, conditional[:, 3:]], dim=1)
+def _away(output: Tensor, weaker: Tensor, strength: float) -> Tensor:
+    """What the network says, pushed away from what the null representation or a guide says; its variance stays."""
+    mean = torch.lerp(weaker[:, :3], output[:, :3], strength)
+    return torch.cat([mean, output[:, 3:]], dim=1)
 
 
 def _bar(total: int, progress: bool) -> Any:

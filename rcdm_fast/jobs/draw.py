@@ -140,12 +140,12 @@ def default_bucket(model: Model) -> int:
     return 64 if model.device.type == "cuda" else 32
 
 
-def check_request(model: Model, config: JobConfig) -> int:
-    """Network evaluations per picture. Raises `ConfigError` if the settings do not fit the model."""
+def check_request(model: Model, config: JobConfig, guide: Model | None = None) -> int:
+    """Network evaluations per picture. Raises `ConfigError` if the settings, or a guide, do not fit the model."""
     unet = model.config.unet
     h = torch.zeros(1, unet.representation_dim) if unet.representation_dim else None
     label = torch.zeros(1, dtype=torch.int64) if unet.num_classes else None
-    if config.guidance != 1 and h is None:
+    if config.guidance != 1 and h is None and guide is None:
         raise ConfigError("guidance needs a model that takes representations")
     request = model.request(
         h,
@@ -155,6 +155,7 @@ def check_request(model: Model, config: JobConfig) -> int:
         solver=config.solver,
         eta=config.eta,
         guidance=config.guidance,
+        guide=guide,
         seed=config.seed,
     )
     return request.evaluations * (1 if config.guidance == 1 else 2)

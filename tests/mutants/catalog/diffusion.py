@@ -17,6 +17,34 @@ _OF_SCHEDULE, _OF_SOLVERS, _OF_NOISE = ("tests/test_schedule.py",), ("tests/test
 
 DIFFUSION = (
     Mutant(
+        "a guide pulls",
+        "rcdm_fast/diffusion/sampling.py",
+        "_away(output, weaker, request.guidance)",
+        "_away(weaker, output, request.guidance)",
+        ("tests/test_guidance.py",),
+    ),
+    Mutant(
+        "a guide has the rows of the batch before",
+        "rcdm_fast/diffusion/sampling.py",
+        "guide[1].with_rows(rows)",
+        "guide[1].with_rows(rows * 0)",
+        ("tests/test_guidance.py",),
+    ),
+    Mutant(
+        "models take turns in the order they are named",
+        "rcdm_fast/sampler.py",
+        "sorted((self, *others), key=id)",
+        "[self, *others]",
+        ("tests/test_guidance.py",),
+    ),
+    Mutant(
+        "errors of x0 are those of one noise",
+        "rcdm_fast/denoising.py",
+        "step_generator(seed, number, stream=t)",
+        "step_generator(0, number, stream=t)",
+        ("tests/test_denoising.py",),
+    ),
+    Mutant(
         "steps left over go to the last sections",
         _SCHEDULE,
         "1 if section < extra else 0",

@@ -9,7 +9,39 @@ _GRAPHED, _BUNDLED = "training/graphed.py", "training/bundled.py"
 _TESTS = ("tests/test_losses.py",)
 _OF_GRAPHED, _OF_BUNDLED = ("tests/test_training_graphed.py",), ("tests/test_training_bundled.py",)
 
+_VIEWS, _BATCHES, _OF_VIEWS = "training/views.py", "training/batches.py", ("tests/test_views.py",)
+
 TRAINING = (
+    Mutant(
+        "a moved image is told as another",
+        _VIEWS,
+        "_told(images.device)[place]",
+        "_told(images.device)[index]",
+        _OF_VIEWS,
+    ),
+    Mutant("an image that stays is told a map", _VIEWS, "[place] * moved[:, None]", "[place]", _OF_VIEWS),
+    Mutant("every image has its own still view", _VIEWS, "torch.where(moved, which, view)", "which", _OF_VIEWS),
+    Mutant(
+        "representations of moved images are those of the first ones",
+        "training/representations.py",
+        "torch.arange(first + start, first + start + len(pictures)",
+        "torch.arange(start, start + len(pictures)",
+        ("tests/test_views.py", "tests/test_representations.py"),
+    ),
+    Mutant(
+        "moved images count for the standardization",
+        _BATCHES,
+        "standardisation(bank[: self.views.still])",
+        "standardisation(bank)",
+        _OF_VIEWS,
+    ),
+    Mutant(
+        "what is told is folded into the weights",
+        _BATCHES,
+        '["ssl_emb.weight"][:, : len(self.std)] /',
+        '["ssl_emb.weight"][:, -len(self.std) :] /',
+        _OF_VIEWS,
+    ),
     Mutant(
         "the average has no early ramp", _EMA, "1 - min(self.decay, (1 + step) / (10 + step))", "1 - self.decay", _TESTS
     ),
