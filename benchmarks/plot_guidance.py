@@ -17,11 +17,6 @@ from rcdm_fast.analysis.result import Table
 from rcdm_fast.metrics.intervals import Interval
 from rcdm_fast.report import charts
 
-STYLE = (
-    "<style>text{font:12px sans-serif;fill:#222}.grid{stroke:#ddd}.zero{stroke:#888}svg{background:#fff}</style>"
-    '<rect width="100%" height="100%" fill="#fff"/>'
-)
-
 
 def table(found: dict[str, dict[str, Any]]) -> Table:
     """Shares, and quantities as multiples of those without guidance."""
@@ -64,9 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("measured", type=Path)
     parser.add_argument("plot", type=Path)
     given = parser.parse_args(arguments)
-    svg = charts.chart(table(json.loads(given.measured.read_text())))
-    head, rest = svg.split(">", 1)
-    given.plot.write_text(f'{head} xmlns="http://www.w3.org/2000/svg" width="800">{STYLE}{rest}\n')
+    given.plot.write_text(charts.panels([table(json.loads(given.measured.read_text()))]))
 
 
 if __name__ == "__main__":

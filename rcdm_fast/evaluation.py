@@ -193,14 +193,19 @@ def draw(
     config: EvaluateConfig,
     progress: Callable[[int, int], None] | None = None,
     guide: Model | None = None,
+    gallery: Tensor | None = None,
 ) -> Drawn:
-    """Encode the gallery, draw samples of the sources and encode those; arguments and errors as in `evaluate`."""
+    """Encode the gallery, unless it is given as `Drawn` has it, draw samples of the sources and encode those.
+
+    Other arguments and errors as in `evaluate`.
+    """
     encoder = model.encoder
     if encoder is None:
         raise ConfigError("evaluation needs the model's encoder; give one with --encoder")
     size, count = counts(data, config)
     real = data.subset(torch.linspace(0, len(data) - 1, size).round().long())
-    gallery = representations.compute(encoder, real)
+    if gallery is None:
+        gallery = representations.compute(encoder, real)
     sources = torch.linspace(0, size - 1, count).round().long()
     drawn, again = [], []
     for part in sources.split(max(1, config.batch_size // config.samples)):
@@ -253,7 +258,7 @@ def faithfulness(drawn: Drawn, config: EvaluateConfig) -> Faithfulness:
         nearest_real={k: bootstrap(neighbours[:, k - 1], config.resamples, rng) for k in known},
         blurred_mrr=bootstrap(1 / blurred_ranks, config.resamples, rng),
         blurred_distance=bootstrap(blurred_distances, config.resamples, rng),
-        variance=None if per < 2 else bootstrap(_variances(drawn.pictures), config.resamples, rng),
+        variance=None if per < 2 else bootstrap(variances(drawn.pictures), config.resamples, rng),
     )
 
 
@@ -268,7 +273,8 @@ def _blurred(drawn: Drawn) -> tuple[np.ndarray, np.ndarray]:
     return torch.stack(ranks).numpy(), torch.stack(own).numpy()
 
 
-def _variances(pictures: Tensor) -> np.ndarray:  # uint8 [S,P,3,H,W] -> [S]
+def variances(pictures: Tensor) -> np.ndarray:
+    """Variance of a pixel in [-1,1] over the samples of a source (unbiased), its mean; uint8 [S,P,3,H,W] -> [S]."""
     return np.stack([images.from_uint8(each).var(dim=0).mean().numpy() for each in pictures])
 
 

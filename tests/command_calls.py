@@ -246,6 +246,8 @@ CALLS: tuple[tuple[str, str, Callable[..., Any] | None], ...] = (
     ("rcdm_fast.drift:with_engine", "with_engine", lambda model, **_: model),
     ("rcdm_fast.cli.compare:_failures", "failures", lambda **_: []),
     ("rcdm_fast.sampling_rate:measure", "measure", _measure),
+    ("rcdm_fast.solver_quality:check", "can", lambda **_: None),
+    ("rcdm_fast.solver_quality:measure", "quality", lambda **_: []),
     ("rcdm_fast.report.build:build", "page", lambda file, **_: Path(file)),
     ("rcdm_fast.app.playground:Playground.model", "open_model", lambda **_: None),
     ("rcdm_fast.app.playground:Playground.from_data", "from_data", lambda **_: None),

@@ -199,7 +199,7 @@ MEASURING = (
         "bench m --steps 7",
         (
             row(0, "new", "load.source", measure__model="model new"),
-            row("--steps", "8", "measure.plan.cases[0].steps"),
+            row("--steps", 8, "measure.plan.cases[0].steps"),
             row("--solver", "ancestral", "measure.plan.cases[0].solver"),
             row("--engine", "eager", "measure.plan.cases[0].engine"),
             row("--precision", "bf16", "measure.plan.cases[0].precision"),
@@ -208,13 +208,25 @@ MEASURING = (
             row("--rounds", 3, "measure.plan.rounds"),
             row("--budget", 2.5, "measure.plan.budget_s"),
             switch("--no-published", "measure.plan.published", False),
-            *(each for each in of_file() if each.option != "--encoder"),
+            *of_file(),
             of_device(),
             writes("--json", "rates.json"),
         ),
-        {"measure.plan.cases[0].steps": "7"},
+        {"measure.plan.cases[0].steps": 7},
     ),
-    Usage("bench m", other={f"measure.plan.cases[{k}].steps": n for k, n in enumerate(("10", "25", "50", "100"))}),
+    Usage(
+        "bench m --steps 7 --data D",
+        (
+            row("--data", "E", "open_data.source", **dict.fromkeys(("can__data", "quality__data"), "pictures of E")),
+            *(row(f"--{name}", 20, *all_of("can quality", f"config.{name}")) for name in ("sources", "references")),
+            row("--samples", 3, *all_of("can quality", "config.samples")),
+            row("--gallery", 5, *all_of("can quality", "config.gallery")),
+            row("--seed", 9, *all_of("can quality", "config.seed")),
+            writes("--plot", "p.svg"),
+        ),
+        {"measure.plan.cases[0].steps": 7, **dict.fromkeys(("can.data", "quality.data"), "pictures of D")},
+    ),
+    Usage("bench m", other={f"measure.plan.cases[{k}].steps": n for k, n in enumerate((10, 25, 50, 100))}),
     Usage(
         "compare m --data D",
         (

@@ -14,7 +14,7 @@ import typer
 from PIL import Image
 
 import rcdm_fast
-from rcdm_fast import engines, images
+from rcdm_fast import engines, images, solver_quality
 from rcdm_fast.analysis import registry
 from rcdm_fast.analysis.result import Analysis
 from rcdm_fast.benchmarking import Times
@@ -92,9 +92,11 @@ def test_calibration_takes_files_from_all_over() -> None:
 def test_bench_measures_every_combination_quick_ones_first(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = bench._cases("cpu", "eager, native", "fp32,bf16", "ddim,ancestral", "2,3")
+    ways, left_out = solver_quality.cases(small.model(), ["ddim", "ancestral"], [2, 3])
+    assert left_out == []
+    found = bench._cases("cpu", "eager, native", "fp32,bf16", ways)
     pairs = [("eager", "fp32"), ("eager", "bf16"), ("native", "fp32"), ("native", "bf16")]
-    assert found == tuple(Way(*pair, how, n) for n in ("2", "3") for how in ("ddim", "ancestral") for pair in pairs)
+    assert found == tuple(Way(*pair, how, n) for n in (2, 3) for how in ("ddim", "ancestral") for pair in pairs)
     asked = []
 
     def reasons(name: str, device: Any, precision: str) -> list[str]:
@@ -102,8 +104,8 @@ def test_bench_measures_every_combination_quick_ones_first(
         return [] if name == "native" else ["it is not here"]
 
     monkeypatch.setattr(engines, "reasons_unavailable", reasons)
-    assert bench._cases("cpu", "all", "auto,bf16", "ddim", "2") == (
-        Way("native", "fp32", "ddim", "2"), Way("native", "bf16", "ddim", "2"),
+    assert bench._cases("cpu", "all", "auto,bf16", ways[:1]) == (
+        Way("native", "fp32", "ddim", 2), Way("native", "bf16", "ddim", 2),
     )  # fmt: skip
     assert asked == [(name, "cpu", precision) for name in engines.ENGINES for precision in ("fp32", "bf16")]
     assert capsys.readouterr().out.count("it is not here") == 2 * (len(engines.ENGINES) - 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -9,13 +11,17 @@ import typer
 from rcdm_fast.cli import common
 
 if TYPE_CHECKING:
+    from rcdm_fast.metrics.intervals import Interval
     from rcdm_fast.sampling_rate import Case
+    from rcdm_fast.solver_quality import Quality, SolverCase
 
 
 def bench(
     model: Annotated[str, typer.Argument(help="Bundled or published name, file, folder or hub id.")],
     steps: Annotated[str, typer.Option(help="Step counts, separated by commas.")] = "10,25,50,100",
-    solver: Annotated[str, typer.Option(help="Solvers, separated by commas: ddim, ancestral, dpmpp_2m...")] = "ddim",
+    solver: Annotated[
+        str, typer.Option(help="Solvers, separated by commas: ddim, ancestral, dpmpp_2m...; all.")
+    ] = "ddim",
     engine: Annotated[
         str, typer.Option(help="Engines, separated by commas; all: every one that can run here.")
     ] = "auto",
@@ -27,25 +33,53 @@ def bench(
     rounds: Annotated[int, typer.Option(help="At most so many timed runs of each.")] = 5,
     budget: Annotated[float, typer.Option(help="Seconds after which nothing more is begun.")] = 60.0,
     published: Annotated[bool, typer.Option(help="Measure the published recipe beside it.")] = True,
+    data: Annotated[
+        str | None, typer.Option(help="Real pictures, as --data of evaluate: also measure what solvers do to samples.")
+    ] = None,
+    sources: Annotated[int, typer.Option(help="With --data: source pictures; 0: 256, or all there are.")] = 64,
+    samples: Annotated[int, typer.Option(help="With --data: samples of each.")] = 2,
+    gallery: Annotated[int, typer.Option(help="With --data: real pictures to rank among; 0: all.")] = 0,
+    references: Annotated[
+        int, typer.Option(help="With --data: sources whose samples are held against the end of the flow.")
+    ] = 16,
+    seed: Annotated[int, typer.Option(help="With --data: of the noise.")] = 0,
+    plot: Annotated[Path | None, typer.Option(help="With --data: an SVG of the numbers against evaluations.")] = None,
     flags: common.Flags = None,
+    encoder: common.EncoderSpec = None,
     sha256: common.Sha256 = None,
     device: common.Device = None,
     json: common.JsonFile = None,
 ) -> None:
     """Measure pictures per second from representation to picture, beside the published recipe in the same run.
 
+    With --data also what solvers and steps do to samples, beside DDIM with 50 steps from the same noise: the distance
+    from where the flow leads, the MRR of the source, variance over samples, and the Fréchet distance.
+
     The published recipe is plain PyTorch in fp32, 100 ancestral steps, one representation at a time. "sampler" is the
     share of the time that is not spent in network evaluations.
 
     Example: rcdm bench cifar10-simclr-trunk --steps 10,50 --engine all --precision fp32,bf16 --json rates.json
+    Example: rcdm bench cifar10-simclr-trunk --solver all --steps 5,10,25 --data cifar10/test --plot solvers.svg
     """
-    from rcdm_fast import sampling_rate
+    from rcdm_fast import sampling_rate, solver_quality, storage
+    from rcdm_fast.config import ConfigError
+    from rcdm_fast.data.sources import open_data
+    from rcdm_fast.report import solver_plot
 
-    common.check_writable(json)
-    loaded = common.open_model(model, flags, None, device, "auto", "auto", sha256)
-    plan = sampling_rate.Plan(
-        _cases(loaded.device, engine, precision, solver, steps), batch, pictures, budget, rounds, published
-    )
+    if plot is not None and data is None:
+        raise ConfigError("--plot shows what is measured with --data; give both")
+    common.check_writable(json, plot)
+    loaded = common.open_model(model, flags, encoder, device, "auto", "auto", sha256)
+    counts = [common.whole_number(each) for each in _listed(steps)]
+    ways, left_out = solver_quality.cases(loaded, _listed(solver), counts)
+    for line in left_out:
+        common.say(f"left out    {line}")
+    timed = _cases(loaded.device, engine, precision, ways)
+    plan = sampling_rate.Plan(timed, batch, pictures, budget, rounds, published)
+    quality = solver_quality.QualityConfig(sources, samples, gallery, references, seed)
+    real = None if data is None else open_data(data, loaded.image_size)
+    if real is not None:
+        solver_quality.check(loaded, real, quality)
 
     from tqdm import tqdm
 
@@ -57,6 +91,17 @@ def bench(
 
         rows = sampling_rate.measure(loaded, plan, report)
     common.say("\n".join(table(rows)))
+    if real is not None:
+        with common.ProgressBar(100) as progress:
+
+            def done(found: list[Quality], share: float) -> None:
+                common.write_json(json, {"rows": rows, "quality": [_numbers(each) for each in found]})
+                progress(round(100 * share), 100, 0.0)
+
+            found = solver_quality.measure(loaded, real, ways, quality, done)
+        common.say("\n".join(quality_table(found)))
+        if plot is not None:
+            storage.write_text(plot, solver_plot.svg(found))
     if any(row.get("red") for row in rows):
         raise typer.Exit(1)
 
@@ -79,7 +124,26 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _cases(device: Any, engine: str, precision: str, solver: str, steps: str) -> tuple[Case, ...]:
+def _numbers(row: Quality) -> dict[str, Any]:
+    return {name: value for name, value in dataclasses.asdict(row).items() if name != "found"}
+
+
+def quality_table(rows: list[Quality]) -> list[str]:
+    """Rows as lines of text."""
+
+    def said(value: Interval | None) -> str:
+        return "" if value is None else f"{value.value:.3g} [{value.low:.3g}, {value.high:.3g}]"
+
+    title = f"{'solver':12s} {'steps':>12s} {'NFE':>4s}  {'distance from the flow':24s}{'MRR':24s}"
+    lines = [f"{title}{'change of MRR':26s}{'variance, first = 1':24s}Fréchet"]
+    for row in rows:
+        head = f"{row.solver:12s} {row.steps:>12s} {row.nfe:4d}  {said(row.error):24s}{said(row.mrr):24s}"
+        frechet = "" if row.frechet is None else f"{row.frechet:.3g}"
+        lines.append(f"{head}{said(row.mrr_change):26s}{said(row.variance):24s}{frechet}")
+    return lines
+
+
+def _cases(device: Any, engine: str, precision: str, ways: list[SolverCase]) -> tuple[Case, ...]:
     """Every combination of the lists, the quick ones first. ``all`` leaves out engines that cannot run here."""
     from rcdm_fast import engines
     from rcdm_fast.sampling_rate import Case
@@ -95,7 +159,7 @@ def _cases(device: Any, engine: str, precision: str, solver: str, steps: str) ->
                     pairs.append((name, each))
                 else:
                     common.say(f"left out    {name} {each}: {'; '.join(reasons)}")
-    return tuple(Case(*pair, how, count) for count in _listed(steps) for how in _listed(solver) for pair in pairs)
+    return tuple(Case(*pair, way.solver, way.steps) for way in ways for pair in pairs)
 
 
 def _listed(text: str) -> list[str]:

@@ -28,6 +28,7 @@ class Known:
         least: fewest steps that it can be asked for: as many estimates as a step goes on from.
         placement: where its steps lie unless their text says so.
         eta: whether it takes a share of fresh noise.
+        fresh: whether it draws fresh noise in every step, whatever eta.
         twice: whether it asks the network twice in every step but the last.
     """
 
@@ -35,6 +36,7 @@ class Known:
     least: int = 1
     placement: Placement = "logsnr"
     eta: bool = False
+    fresh: bool = False
     twice: bool = False
 
     def evaluations(self, schedule: Schedule) -> int:
@@ -44,10 +46,10 @@ class Known:
 
 SOLVERS: dict[str, Known] = {
     "ddim": Known(solvers.ddim, 1, "uniform", eta=True),
-    "ancestral": Known(solvers.ancestral, 1, "uniform"),
+    "ancestral": Known(solvers.ancestral, 1, "uniform", fresh=True),
     "dpmpp_2m": Known(multistep.dpmpp_2m, 2),
     "dpmpp_3m": Known(multistep.dpmpp_3m, 3),
-    "dpmpp_2m_sde": Known(multistep.dpmpp_2m_sde, 2),
+    "dpmpp_2m_sde": Known(multistep.dpmpp_2m_sde, 2, fresh=True),
     "unipc_2": Known(multistep.unipc_2, 2),
     "unipc_3": Known(multistep.unipc_3, 3),
     "deis": Known(multistep.deis, 3),

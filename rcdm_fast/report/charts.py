@@ -53,6 +53,34 @@ def chart(table: Table) -> str:
     return _curves(table, columns) if numeric and len(table.rows) > 2 else _lines(table, columns)
 
 
+STYLE = (
+    "<style>text{font:12px sans-serif;fill:#222}.grid{stroke:#ddd}.zero{stroke:#888}svg{background:#fff}</style>"
+    '<rect width="100%" height="100%" fill="#fff"/>'
+)
+
+
+def panels(tables: Sequence[Table], width: int = 800) -> str:
+    """An SVG file with the charts of several tables below each other, each under its title.
+
+    Args:
+        tables: with intervals; those without a chart are left out.
+        width: of the image, in pixels.
+    """
+    parts, top = [], 0.0
+    for each in tables:
+        drawn = chart(each)
+        if not drawn:
+            continue
+        height = float(drawn.split('viewBox="0 0 ', 1)[1].split('"', 1)[0].split()[1])
+        if len(tables) > 1:
+            parts.append(f'<text x="8" y="{top + 20:.0f}" font-weight="bold">{escape(each.title)}</text>')
+            top += 26
+        parts.append(drawn.replace("<svg ", f'<svg y="{top:.0f}" width="{WIDTH}" height="{height:.0f}" ', 1))
+        top += height + 10
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {top:.0f}" width="{width}">'
+    return f"{head}{STYLE}{''.join(parts)}</svg>\n"
+
+
 def _intervals(table: Table, column: int) -> list[Interval]:
     found = [row[column] for row in table.rows]
     return [cell for cell in found if isinstance(cell, Interval) and math.isfinite(cell.low + cell.high)]
@@ -115,7 +143,7 @@ def _curves(table: Table, columns: Sequence[int]) -> str:
     for place, column in enumerate(columns):
         points = [(x, row[column]) for x, row in zip(x_values, table.rows, strict=True)]
         known = sorted((x, cell) for x, cell in points if isinstance(cell, Interval) and math.isfinite(cell.value))
-        colour, dash = _COLOURS[place % len(_COLOURS)], _DASHES[place % len(_DASHES)]
+        colour, dash = _COLOURS[place % len(_COLOURS)], _DASHES[(place + place // len(_COLOURS)) % len(_DASHES)]
         upper = [f"{across(x)},{up(cell.high)}" for x, cell in known]
         lower = [f"{across(x)},{up(cell.low)}" for x, cell in reversed(known)]
         body.append(f'<polygon points="{" ".join(upper + lower)}" fill="{colour}" opacity="0.15"/>')

@@ -1,0 +1,234 @@
+"""What a solver and its number of steps do to samples: what `rcdm bench --data` measures.
+
+All cases draw the same sources with the same noise. Each is measured by
+
+* its distance from where the flow leads, x0 clipped: the relative L2 distance of an image to the reference, a
+  second-order solver (`REFERENCE`) in as many evaluations as the schedule has timesteps, from the same noise;
+* the MRR of the source, and its change from the first case, `BASELINE`, in pairs;
+* the variance over samples of one representation, as a share of the first case's, in pairs;
+* the Fréchet distance to real images in the model's own encoder.
+
+Solvers with fresh noise in every step do not follow the flow, so they have no distance from it.
+
+Knows nothing about how numbers are shown, or about engines (`sampling_rate.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rcdm_fast import evaluation, host, images
+from rcdm_fast.checks import Checked, ConfigError, Count, CountOrNone, Seed
+from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.diffusion import registry
+from rcdm_fast.diffusion.registry import SOLVERS, SolverName
+from rcdm_fast.encoders.features import of_encoder
+from rcdm_fast.evaluation import Drawn, EvaluateConfig, Faithfulness
+from rcdm_fast.metrics import distributions, intervals
+from rcdm_fast.metrics.intervals import Interval
+from rcdm_fast.model import Model
+
+REFERENCE = "dpmpp_2m"
+
+
+class SolverCase(NamedTuple):
+    """A solver and its steps, as `Model.sample` takes them."""
+
+    solver: str
+    steps: int | str
+
+
+BASELINE = SolverCase("ddim", 50)
+
+
+@dataclass(frozen=True)
+class QualityConfig(Checked):
+    """What to measure on.
+
+    Attributes:
+        sources, samples, gallery: as in `EvaluateConfig`; at least two samples, for their variance.
+        references: sources, the first samples of which are held against the reference; it is costly.
+        seed, batch_size, resamples: as there.
+    """
+
+    sources: CountOrNone = 64
+    samples: Count = 2
+    gallery: CountOrNone = 0
+    references: Count = 16
+    seed: Seed = 0
+    batch_size: Count = 64
+    resamples: Count = 2000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.samples < 2:
+            raise ConfigError("variance over samples needs at least 2 of each source")
+        if self.sources and self.references > self.sources:
+            raise ConfigError(f"{self.references} references of {self.sources} sources")
+
+    def of(self, case: SolverCase) -> EvaluateConfig:
+        """How a case is drawn and ranked."""
+        solver: SolverName = case.solver  # type: ignore[assignment]  # checked by EvaluateConfig
+        return EvaluateConfig(
+            self.sources, self.samples, self.gallery, case.steps, solver, self.seed, self.batch_size, self.resamples
+        )
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What was measured of a case.
+
+    Attributes:
+        solver, steps: the case.
+        nfe: network evaluations of an image.
+        error: relative L2 distance to the reference; None for solvers with fresh noise.
+        mrr: of the source.
+        mrr_change: from the first case; -0.02 is 2 % less.
+        variance: over the samples of a source, divided by the first case's.
+        frechet: distance to the gallery in the model's encoder; None for too few images.
+    """
+
+    solver: str
+    steps: str
+    nfe: int
+    error: Interval | None
+    mrr: Interval
+    mrr_change: Interval
+    variance: Interval
+    frechet: float | None
+    found: Faithfulness = field(repr=False)
+
+
+def cases(model: Model, solvers: Sequence[str], steps: Sequence[int | str]) -> tuple[list[SolverCase], list[str]]:
+    """All combinations that there are, and why others are not. ``all`` among the solvers means every one.
+
+    Raises:
+        ConfigError: a combination that was asked for by name is none.
+    """
+    every = "all" in solvers
+    known, left_out = [], []
+    for count in steps:
+        for solver in SOLVERS if every else solvers:
+            try:
+                registry.schedule(model.config.schedule, solver, count)
+            except ConfigError as error:
+                if not every:
+                    raise
+                left_out.append(f"{solver} {count}: {error}")
+            else:
+                known.append(SolverCase(solver, count))
+    return known, left_out
+
+
+def check(model: Model, data: ImageSet, config: QualityConfig) -> None:
+    """Raise `ConfigError` if these cannot be measured on."""
+    if model.encoder is None:
+        raise ConfigError("the quality of samples is measured by the model's encoder; give one with --encoder")
+    evaluation.counts(data, config.of(BASELINE))
+
+
+@host.guarded(gradients=True, random=True)
+def measure(
+    model: Model,
+    data: ImageSet,
+    wanted: Sequence[SolverCase],
+    config: QualityConfig,
+    report: Callable[[list[Quality], float], None] | None = None,
+) -> list[Quality]:
+    """Draw and measure every case, `BASELINE` first.
+
+    Args:
+        model: a model with an encoder.
+        data: sources and gallery, of the size that the model makes.
+        wanted: cases.
+        config: sizes.
+        report: called with all rows so far and the share of the evaluations that is done, in [0,1].
+
+    Raises:
+        ConfigError: no encoder, too few images, or a case that the model cannot be asked for.
+    """
+    check(model, data, config)
+    everything = [BASELINE, *(case for case in wanted if case != BASELINE)]
+    schedule = model.config.schedule
+    counts = [SOLVERS[solver].evaluations(registry.schedule(schedule, solver, steps)) for solver, steps in everything]
+    _, sources = evaluation.counts(data, config.of(BASELINE))
+    references = min(config.references, sources)
+    costs = [references * schedule.diffusion_steps, *(count * sources * config.samples for count in counts)]
+    gallery, reference = None, None
+    done, rows, first = 0, list[Quality](), None
+    for case, nfe, cost in zip(everything, counts, costs[1:], strict=True):
+        drawn = evaluation.draw(model, data, config.of(case), gallery=gallery)
+        gallery = drawn.gallery
+        if reference is None:
+            reference = _reference(model, drawn, references, config)
+            done += costs[0]
+        row = _row(case, nfe, drawn, reference, first, config)
+        first = first or (row.found, evaluation.variances(drawn.pictures))
+        rows.append(row)
+        done += cost
+        if report is not None:
+            report(rows, done / sum(costs))
+    return rows
+
+
+def _reference(model: Model, drawn: Drawn, count: int, config: QualityConfig) -> Tensor:
+    """Where the flow leads from the first noise of some sources; uint8 [count,3,H,W]."""
+    chosen = drawn.sources[_spread(count, len(drawn.sources))]
+    made = model.sample(
+        drawn.gallery[chosen],
+        items=chosen,
+        per=1,
+        steps=f"uniform{model.config.schedule.diffusion_steps}",
+        solver=REFERENCE,
+        seed=config.seed,
+        batch_size=config.batch_size,
+    )
+    return images.to_uint8(made[:, 0]).cpu()
+
+
+def _spread(count: int, available: int) -> Tensor:
+    return torch.linspace(0, available - 1, count).round().long()
+
+
+def _row(
+    case: SolverCase,
+    nfe: int,
+    drawn: Drawn,
+    reference: Tensor,
+    first: tuple[Faithfulness, np.ndarray] | None,
+    config: QualityConfig,
+) -> Quality:
+    found = evaluation.faithfulness(drawn, config.of(case))
+    variances = evaluation.variances(drawn.pictures)
+    base, usual = first or (found, variances)
+    error = None
+    if not SOLVERS[case.solver].fresh:
+        chosen = drawn.pictures[_spread(len(reference), len(drawn.sources)), 0]
+        want = images.from_uint8(reference).flatten(1)
+        apart = (images.from_uint8(chosen).flatten(1) - want).norm(dim=1) / want.norm(dim=1)
+        error = intervals.bootstrap(apart.double().numpy(), config.resamples, np.random.default_rng(config.seed))
+    return Quality(
+        case.solver,
+        str(case.steps),
+        nfe,
+        error,
+        found.mrr,
+        evaluation.mrr_change(found, base, config.resamples, config.seed),
+        intervals.ratio(variances, usual, config.resamples, np.random.default_rng(config.seed)),
+        _frechet(drawn, config),
+        found,
+    )
+
+
+def _frechet(drawn: Drawn, config: QualityConfig) -> float | None:
+    try:
+        distributions.check_counts(len(drawn.gallery), drawn.pictures.shape[0] * drawn.pictures.shape[1])
+    except ConfigError:
+        return None
+    return evaluation.compare(drawn, of_encoder(drawn.encoder), config.seed).frechet_distance

@@ -1,0 +1,177 @@
+"""What solvers do to samples: against made-up samples with known answers, and as the command prints and draws it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from rcdm_fast import solver_quality
+from rcdm_fast.cli import bench, main
+from rcdm_fast.config import ConfigError
+from rcdm_fast.data.image_set import ImageSet, fingerprint
+from rcdm_fast.diffusion.registry import SOLVERS
+from rcdm_fast.metrics.intervals import Interval
+from rcdm_fast.model import Model
+from rcdm_fast.report import solver_plot
+from rcdm_fast.solver_quality import BASELINE, Quality, QualityConfig, SolverCase
+from tests import small
+
+PIXELS = ((small.pictures(30) * 0.5 + 1) * 127.5).round().to(torch.uint8)
+DATA = ImageSet(PIXELS, None, (), (), fingerprint(PIXELS, None))
+CONFIG = QualityConfig(sources=10, samples=4, references=4, resamples=200)
+NOISY = {"ddim": 0.1, "ipndm": 0.0, "ancestral": 0.4}  # how far samples are from the flow's end
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> Model:
+    """A model whose samples are the sources', with fixed noise that depends on the solver."""
+    made = small.model()
+    asked: list[dict[str, Any]] = []
+
+    def sample(h: Tensor, *, items: Tensor, per: int, solver: str, steps: Any, seed: int, **_: Any) -> Tensor:
+        asked.append({"solver": solver, "steps": steps, "per": per, "items": items.tolist(), "seed": seed})
+        generator = torch.Generator().manual_seed(7)
+        every = (torch.rand(30, 4, 3, 8, 8, generator=generator) * 2 - 1)[items, :per]
+        return DATA.floats(items)[:, None] + NOISY.get(solver, 0.0) * every
+
+    monkeypatch.setattr(made, "sample", sample)
+    monkeypatch.setattr(made, "asked", asked, raising=False)
+    return made
+
+
+def test_distance_ranks_and_variance_of_samples_that_are_known(model: Model) -> None:
+    shares: list[float] = []
+    wanted = [SolverCase("ipndm", 10), BASELINE, SolverCase("ancestral", 10)]
+    rows = solver_quality.measure(model, DATA, wanted, CONFIG, lambda found, share: shares.append(share))
+    assert [(row.solver, row.steps, row.nfe) for row in rows] == [
+        ("ddim", "50", 50),
+        ("ipndm", "10", 10),
+        ("ancestral", "10", 10),
+    ]
+    base, exact, loose = rows
+    assert exact.error is not None
+    assert base.error is not None
+    assert exact.error.value == 0
+    want = []
+    noise = torch.rand(30, 4, 3, 8, 8, generator=torch.Generator().manual_seed(7)) * 2 - 1
+    sources = torch.linspace(0, 29, 10).round().long()
+    for source in sources[torch.linspace(0, 9, 4).round().long()]:
+        image = DATA.floats(source[None])[0]
+        want.append(float((0.1 * noise[source, 0]).norm() / image.norm()))
+    assert base.error.value == pytest.approx(np.mean(want), rel=0.02)
+    assert loose.error is None  # its noise is fresh in every step: it does not follow the flow
+    assert base.variance.value == base.variance.low == base.variance.high == 1
+    assert exact.variance.value < 0.01
+    assert loose.variance.value == pytest.approx(16, rel=0.1)
+    assert base.mrr_change == Interval(0, 0, 0)
+    assert loose.mrr.value < base.mrr.value
+    assert loose.mrr_change.value == pytest.approx(loose.mrr.value / base.mrr.value - 1)
+    assert all(row.frechet is not None and row.frechet >= 0 for row in rows)
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+    asked = model.asked  # type: ignore[attr-defined]
+    (reference,) = [each for each in asked if each["solver"] == "dpmpp_2m"]
+    assert reference["steps"] == "uniform1000"
+    assert reference["per"] == 1
+    assert reference["items"] == sources[[0, 3, 6, 9]].tolist()
+    assert {each["seed"] for each in asked} == {0}
+
+
+def test_the_reference_is_where_the_solvers_lead() -> None:
+    """Of a real trajectory: more steps come nearer, and all of them arrive."""
+    model = small.model()
+    model.config = dataclasses.replace(
+        model.config, schedule=dataclasses.replace(model.config.schedule, diffusion_steps=60)
+    )
+    wanted = [SolverCase("ddim", "uniform60"), SolverCase("unipc_2", "uniform60"), SolverCase("ddim", 4)]
+    config = QualityConfig(sources=3, samples=2, references=3, resamples=100)
+    rows = {
+        (row.solver, row.steps): row.error.value
+        for row in solver_quality.measure(model, DATA, wanted, config)
+        if row.error
+    }
+    assert rows["unipc_2", "uniform60"] < rows["ddim", "uniform60"] < rows["ddim", "4"]
+
+
+def test_cases_that_are_none() -> None:
+    model = small.model()
+    known, left_out = solver_quality.cases(model, ["all"], [3, 10])
+    assert {case.solver for case in known} == set(SOLVERS)
+    assert SolverCase("heun", 10) not in known
+    assert SolverCase("heun", 3) in known
+    assert SolverCase("ipndm", 3) not in known
+    assert any("heun 10: " in line and "9 or 11" in line for line in left_out)
+    assert len(known) + len(left_out) == 2 * len(SOLVERS)
+    with pytest.raises(ConfigError, match="at least 4, got 3"):
+        solver_quality.cases(model, ["ddim", "ipndm"], [3])
+    with pytest.raises(ConfigError, match="no solver called"):
+        solver_quality.cases(model, ["ddin"], [3])
+
+
+def test_what_cannot_be_measured_is_named_before_anything_is_drawn() -> None:
+    with pytest.raises(ConfigError, match="at least 2 of each"):
+        QualityConfig(samples=1)
+    with pytest.raises(ConfigError, match="9 references of 5 sources"):
+        QualityConfig(sources=5, references=9)
+    with pytest.raises(ConfigError, match="the data has 30"):
+        solver_quality.check(small.model(), DATA, QualityConfig(sources=40))
+    bare = Model.from_network(small.network(), small.SCHEDULE)
+    with pytest.raises(ConfigError, match="give one with --encoder"):
+        solver_quality.measure(bare, DATA, [], CONFIG)
+
+
+def row(solver: str, steps: str, nfe: int, value: float, error: float | None = None) -> Quality:
+    one = Interval(value, value - 0.01, value + 0.01)
+    apart = None if error is None else Interval(error, error, error)
+    return Quality(solver, steps, nfe, apart, one, one, one, None, None)  # type: ignore[arg-type]
+
+
+def test_a_plot_has_a_curve_for_every_solver_and_a_panel_for_what_was_measured() -> None:
+    rows = [row(f"solver{number}", str(nfe), nfe, 0.1 * number, 0.2) for number in range(8) for nfe in (5, 10, 20)]
+    rows += [row("solver0", f"logsnr{nfe}", nfe, 0.5, 0.1) for nfe in (5, 10)]
+    rows += [row("fresh", "10", 10, 0.3)]
+    made = solver_plot.svg(rows)
+    page = ElementTree.fromstring(made)
+    assert len(page.findall("{http://www.w3.org/2000/svg}svg")) == 3  # none of the Fréchet distance
+    for title in ("relative distance", "MRR of the source", "variance over samples"):
+        assert title in made
+    error = solver_plot.table(rows, *solver_plot.PANELS[0])
+    assert error is not None
+    assert error.columns == ("network evaluations", *(f"solver{number}" for number in range(8)), "solver0 logsnr")
+    assert [line[0] for line in error.rows] == [5, 10, 20]
+    assert error.rows[2][9] is None
+    styles = [line.split("stroke=")[1].split("/>")[0] for line in made.split("<polyline")[1:]]
+    assert len(set(styles)) == len(set(styles[:9])) + 1 == 10  # each curve of a panel looks different
+
+
+def test_the_command_measures_prints_and_plots(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = ((small.pictures(8, size=32) + 1) * 127.5).round().to(torch.uint8)
+    np.save(tmp_path / "data.npy", pixels.permute(0, 2, 3, 1).numpy())
+    monkeypatch.setattr(solver_quality, "BASELINE", SolverCase("ddim", 3))
+    monkeypatch.setattr(solver_quality, "_reference", lambda model, drawn, count, config: drawn.pictures[:count, 0])
+    words = ["bench", "cifar10-simclr-head", "--device", "cpu", "--data", str(tmp_path / "data.npy"), "--steps", "2,3"]
+    words += ["--solver", "ddim,dpmpp_2m", "--sources", "3", "--references", "2", "--no-published", "--rounds", "1"]
+    words += ["--batch", "2", "--plot", str(tmp_path / "plot.svg"), "--json", str(tmp_path / "out.json")]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "distance from the flow" in out
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert [(each["solver"], each["steps"]) for each in written["quality"]] == [
+        ("ddim", "3"), ("ddim", "2"), ("dpmpp_2m", "2"), ("dpmpp_2m", "3"),
+    ]  # fmt: skip
+    assert len(written["rows"]) == 4
+    assert written["quality"][0]["error"]["value"] > 0
+    ElementTree.parse(tmp_path / "plot.svg")
+    assert len(bench.quality_table([row("ddim", "3", 3, 0.5)])) == 2
+    assert main(["bench", "cifar10-simclr-head", "--plot", str(tmp_path / "p.svg")]) == 2
+    assert "give both" in capsys.readouterr().err
