@@ -188,3 +188,11 @@ def test_wrong_magnitudes_names_and_pictures() -> None:
         AUGMENTATIONS["hue"](picture * 2, 10)
     with pytest.raises(ImageError):
         PROPERTIES["hue"](picture[0])
+
+
+@pytest.mark.parametrize(("top", "left"), [(20, 4), (4, 20), (0, 12), (22, 22)])
+def test_the_spread_of_a_square_is_around_its_own_middle(top: int, left: int) -> None:
+    exact = math.sqrt((8**2 - 1) / 6) / 32
+    picture = torch.full((1, 3, 34, 34), -0.5)
+    picture[:, :, top + 1 : top + 9, left + 1 : left + 9] = 0.6
+    assert value("scale", picture) == pytest.approx(exact * 32 / 34, abs=1e-6)

@@ -76,3 +76,17 @@ def test_a_difference_weighs_the_first_side_and_keeps_its_sign() -> None:
     assert fixed.value == pytest.approx(-0.5 * r)
     whole = recovery(dataclasses.replace(noisy), resamples=200)
     assert fixed.high - fixed.low == pytest.approx(0.5 * (whole.correlation.high - whole.correlation.low), rel=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_circular_correlation_is_around_the_mean_of_each(seed: int) -> None:
+    """By the formula itself (Jammalamadaka and SenGupta 2001), for angles with different means."""
+    rng = np.random.default_rng(seed)
+    p = rng.normal(20, 25, (30, 4))
+    q = 0.7 * p + rng.normal(95, 15, (30, 4))
+    found, _ = Changes(torch.from_numpy(p), torch.from_numpy(q), torch.ones(30), 360.0).statistics(np.ones((1, 30)))
+    a, b = np.deg2rad(p).ravel(), np.deg2rad(q).ravel()
+    off = [np.sin(each - np.angle(np.exp(1j * each).mean())) for each in (a, b)]
+    want = (off[0] * off[1]).sum() / math.sqrt((off[0] ** 2).sum() * (off[1] ** 2).sum())
+    assert found[0] == pytest.approx(want, abs=1e-9)
+    assert 0.3 < want < 0.95

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from rcdm_fast.config import ConfigError, ScheduleConfig, UNetConfig
+from rcdm_fast.models import infer_flags
 from rcdm_fast.models.flags import DEFAULTS, FlagValue, configs_from_flags, flags_from_configs, read_flags
 from rcdm_fast.models.infer_flags import LAYOUTS, RELEASE_FLAGS, recognise
 from rcdm_fast.models.unet import UNet
@@ -392,3 +393,11 @@ def test_shapes_of_no_width() -> None:
     shapes = {"time_embed.0.weight": (0, 0), "input_blocks.0.0.weight": (0, 3, 3, 3), "out.2.weight": (3, 0, 3, 3)}
     with pytest.raises(ConfigError, match="not the tensors"):
         recognise(shapes)
+
+
+def test_a_size_is_read_off_the_attention_only_where_one_fits() -> None:
+    seen = infer_flags._Seen(32, "1,2", 1, (1,), True, True, True, True, 0, 0)
+    assert seen.levels == 2
+    assert infer_flags._size_from_attention(seen, {"attention_resolutions": "32"}) == 64
+    assert infer_flags._size_from_attention(seen, {"attention_resolutions": "32,8"}) == 0  # of 64 or of 16 px
+    assert infer_flags._size_from_attention(seen, {}) == 0

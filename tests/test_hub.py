@@ -271,3 +271,11 @@ def test_a_damaged_file_in_the_hubs_cache(tmp_path: Path, hub: Hub, kind: str, s
     blob.write_bytes(damaged)
     with pytest.raises(HubError, match=f"model.safetensors: damaged .*; delete {blob}"):
         hub_module._check(folder / "model.safetensors")
+
+
+def test_a_digest_is_asked_of_what_the_hub_has(hub: Hub) -> None:
+    load(BUNDLED).push_to_hub("someone/model", precision="fp16")
+    digest = hashlib.sha256((hub.root / "someone" / "model" / "model.safetensors").read_bytes()).hexdigest()
+    assert load("someone/model", sha256=digest).config.name == BUNDLED
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        load("someone/model", sha256="0" * 64)

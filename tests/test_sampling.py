@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from rcdm_fast.config import ConfigError
+from rcdm_fast.diffusion import noise
 from rcdm_fast.diffusion.sampling import interpolation_path
+from tests import small
 
 
 def test_parallel_representations_have_a_straight_way() -> None:
@@ -33,3 +35,17 @@ def test_a_quarter_of_a_circle_has_equal_angles() -> None:
     angles = torch.atan2(path[:, 0], path[:, 1]).rad2deg()
     torch.testing.assert_close(angles, torch.tensor([0.0, 30, 60, 90]), atol=1e-3, rtol=0)
     torch.testing.assert_close(path.norm(dim=1), torch.full((4,), 5.0))
+
+
+@pytest.mark.parametrize("solver", ["ancestral", "dpmpp_2m_sde"])
+def test_keyed_noise_is_that_of_seed_item_sample_and_step(solver: str) -> None:
+    model, h = small.model(), torch.randn(2, small.DIM)
+    drawn = model.sample(h, items=[7, 3], per=2, steps=3, solver=solver, seed=5)
+    keys = [(item, sample) for item in (7, 3) for sample in range(2)]
+    x_t, *steps = (
+        noise.keyed_noise(5, keys, step, (3, 8, 8), torch.device("cpu")).view(2, 2, 3, 8, 8) for step in range(4)
+    )
+    given = model.sample(h, per=2, steps=3, solver=solver, noise=x_t, step_noise=torch.stack(steps))
+    assert torch.equal(given, drawn)
+    again = model.sample(h, per=2, steps=3, solver=solver, noise=x_t, step_noise=torch.stack([x_t, *steps[:2]]))
+    assert not torch.equal(again, drawn)

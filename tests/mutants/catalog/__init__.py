@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.mutants.catalog.analysis import ANALYSIS
+from tests.mutants.catalog.chosen import CHOSEN
 from tests.mutants.catalog.commands import COMMANDS
 from tests.mutants.catalog.diffusion import DIFFUSION
 from tests.mutants.catalog.export import EXPORT
@@ -10,4 +11,4 @@ from tests.mutants.catalog.jobs import JOBS
 from tests.mutants.catalog.training import TRAINING
 from tests.mutants.mutant import Mutant
 
-MUTANTS: tuple[Mutant, ...] = (*ANALYSIS, *COMMANDS, *DIFFUSION, *EXPORT, *JOBS, *TRAINING)
+MUTANTS: tuple[Mutant, ...] = (*ANALYSIS, *CHOSEN, *COMMANDS, *DIFFUSION, *EXPORT, *JOBS, *TRAINING)
