@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -20,6 +21,9 @@ from torch import Tensor
 from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.diffusion.solvers import Predict, SolverOptions, StepNoise, eps_factors, step_and_x0
 
+T = TypeVar("T")
+# (x, number of the step, kept step, alpha_bar there, alpha_bar after the step) -> x after the step
+Step = Callable[[Tensor, int, int, float, float], Tensor]
 # (alpha and sigma after a step, its length h, the lengths of those before, newest first) -> weights: of x times the
 # ratio of the sigmas, of the estimates (newest first), of fresh noise
 Weigh = Callable[[float, float, float, list[float]], tuple[float, list[float], float]]
@@ -27,6 +31,18 @@ Weigh = Callable[[float, float, float, list[float]], tuple[float, list[float], f
 
 def _log_snr(alpha_bar: float) -> float:
     return 0.5 * (math.log(alpha_bar) - math.log1p(-alpha_bar))
+
+
+def _steps(predict: Predict, x: Tensor, schedule: Schedule, options: SolverOptions, step: Step) -> Tensor:
+    """Step after step; the last one gives the x0 estimate itself."""
+    for i, k in enumerate(reversed(range(len(schedule)))):
+        if k == 0:
+            x, _ = step_and_x0(x, predict(x, k), schedule, k, options, (1.0, 0.0), (), ())
+        else:
+            x = step(x, i, k, float(schedule.alpha_bar[k]), float(schedule.alpha_bar_prev[k]))
+        if options.observer is not None:
+            options.observer(i, x)
+    return x
 
 
 def _run(
@@ -41,23 +57,26 @@ def _run(
     """Steps from the last `order` x0 estimates."""
     estimates: list[Tensor] = []  # newest first
     gaps: list[float] = []
-    for i, k in enumerate(reversed(range(len(schedule)))):
-        signal, target = float(schedule.alpha_bar[k]), float(schedule.alpha_bar_prev[k])
-        if k == 0:
-            x, _ = step_and_x0(x, predict(x, k), schedule, k, options, (1.0, 0.0), (), ())
-        else:
-            h = _log_snr(target) - _log_snr(signal)
-            alpha, sigma = math.sqrt(target), math.sqrt(1 - target)
-            factor, (newest, *older), deviation = weigh(alpha, sigma, h, gaps)
-            next_from = newest, factor * sigma / math.sqrt(1 - signal)
-            terms = tuple(estimates[: len(older)])
-            if deviation and step_noise is not None:
-                terms, older = (*terms, step_noise(i)), [*older, deviation]
-            x, estimate = step_and_x0(x, predict(x, k), schedule, k, options, next_from, terms, tuple(older))
-            estimates, gaps = [estimate, *estimates][: order - 1], [h, *gaps][: order - 1]
-        if options.observer is not None:
-            options.observer(i, x)
-    return x
+
+    def step(x: Tensor, i: int, k: int, signal: float, target: float) -> Tensor:
+        h = _log_snr(target) - _log_snr(signal)
+        alpha, sigma = math.sqrt(target), math.sqrt(1 - target)
+        factor, (newest, *older), deviation = weigh(alpha, sigma, h, gaps)
+        next_from = newest, factor * sigma / math.sqrt(1 - signal)
+        terms = tuple(estimates[: len(older)])
+        if deviation and step_noise is not None:
+            terms, older = (*terms, step_noise(i)), [*older, deviation]
+        x, estimate = step_and_x0(x, predict(x, k), schedule, k, options, next_from, terms, tuple(older))
+        _keep(estimates, estimate, order - 1)
+        _keep(gaps, h, order - 1)
+        return x
+
+    return _steps(predict, x, schedule, options, step)
+
+
+def _keep(newest_first: list[T], value: T, count: int) -> None:
+    """Put a value before the others, and leave `count` of them."""
+    newest_first[:] = [value, *newest_first][:count]
 
 
 def _moments(h: float, count: int) -> list[float]:
@@ -129,23 +148,19 @@ def _run_eps(
     """Steps from the last `order` eps, that of an x0 as it was clipped; x / alpha moves by their weighted sum."""
     known: list[Tensor] = []  # newest first
     gaps: list[float] = []
-    for i, k in enumerate(reversed(range(len(schedule)))):
-        signal, target = float(schedule.alpha_bar[k]), float(schedule.alpha_bar_prev[k])
-        output = predict(x, k)
-        if k == 0:
-            x, _ = step_and_x0(x, output, schedule, k, options, (1.0, 0.0), (), ())
-        else:
-            h = _log_snr(target) - _log_snr(signal)
-            newest, *older = weigh(math.sqrt(target), math.sqrt(1 - target), h, gaps)
-            of_x, of_x0 = eps_factors(schedule, k)
-            next_from = newest * of_x0, math.sqrt(target / signal) + newest * of_x
-            terms = tuple(known[: len(older)])
-            following, x0 = step_and_x0(x, output, schedule, k, options, next_from, terms, tuple(older))
-            eps = x * of_x + x0 * of_x0
-            x, known, gaps = following, [eps, *known][: order - 1], [h, *gaps][: order - 1]
-        if options.observer is not None:
-            options.observer(i, x)
-    return x
+
+    def step(x: Tensor, i: int, k: int, signal: float, target: float) -> Tensor:
+        h = _log_snr(target) - _log_snr(signal)
+        newest, *older = weigh(math.sqrt(target), math.sqrt(1 - target), h, gaps)
+        of_x, of_x0 = eps_factors(schedule, k)
+        next_from = newest * of_x0, math.sqrt(target / signal) + newest * of_x
+        terms = tuple(known[: len(older)])
+        following, x0 = step_and_x0(x, predict(x, k), schedule, k, options, next_from, terms, tuple(older))
+        _keep(known, x * of_x + x0 * of_x0, order - 1)
+        _keep(gaps, h, order - 1)
+        return following
+
+    return _steps(predict, x, schedule, options, step)
 
 
 def deis(predict: Predict, x: Tensor, schedule: Schedule, options: SolverOptions, step_noise: StepNoise) -> Tensor:
@@ -187,23 +202,19 @@ def heun(predict: Predict, x: Tensor, schedule: Schedule, options: SolverOptions
 
     Two evaluations a step, the second where DDIM leads; one in the last.
     """
-    for i, k in enumerate(reversed(range(len(schedule)))):
-        signal, target = float(schedule.alpha_bar[k]), float(schedule.alpha_bar_prev[k])
-        output = predict(x, k)
-        if k == 0:
-            x, _ = step_and_x0(x, output, schedule, k, options, (1.0, 0.0), (), ())
-        else:
-            ratio = math.sqrt(target / signal)
-            whole = math.sqrt(1 - target) - ratio * math.sqrt(1 - signal)  # what DDIM gives eps
-            of_x, of_x0 = eps_factors(schedule, k)
-            after = eps_factors(schedule, k - 1)
-            there, x0 = step_and_x0(x, output, schedule, k, options, (whole * of_x0, ratio + whole * of_x), (), ())
-            _, again = step_and_x0(there, predict(there, k - 1), schedule, k - 1, options, (1.0, 0.0), (), ())
-            eps = (x * of_x + x0 * of_x0 + there * after[0] + again * after[1]) / 2
-            x = x * ratio + eps * whole
-        if options.observer is not None:
-            options.observer(i, x)
-    return x
+
+    def step(x: Tensor, i: int, k: int, signal: float, target: float) -> Tensor:
+        ratio = math.sqrt(target / signal)
+        whole = math.sqrt(1 - target) - ratio * math.sqrt(1 - signal)  # what DDIM gives eps
+        of_x, of_x0 = eps_factors(schedule, k)
+        after = eps_factors(schedule, k - 1)
+        next_from = whole * of_x0, ratio + whole * of_x
+        there, x0 = step_and_x0(x, predict(x, k), schedule, k, options, next_from, (), ())
+        _, again = step_and_x0(there, predict(there, k - 1), schedule, k - 1, options, (1.0, 0.0), (), ())
+        eps = (x * of_x + x0 * of_x0 + there * after[0] + again * after[1]) / 2
+        return x * ratio + eps * whole
+
+    return _steps(predict, x, schedule, options, step)
 
 
 def unipc_2(predict: Predict, x: Tensor, schedule: Schedule, options: SolverOptions, step_noise: StepNoise) -> Tensor:
@@ -223,27 +234,24 @@ def _unipc(predict: Predict, x: Tensor, schedule: Schedule, options: SolverOptio
     """
     estimates: list[Tensor] = []  # newest first
     gaps: list[float] = []
-    corrected = x  # where the step before began
-    for i, k in enumerate(reversed(range(len(schedule)))):
-        signal, target = float(schedule.alpha_bar[k]), float(schedule.alpha_bar_prev[k])
-        predicted, estimate = step_and_x0(x, predict(x, k), schedule, k, options, (1.0, 0.0), (), ())
-        if k == 0:
-            x = predicted
-        else:
-            if estimates:
-                before = float(schedule.alpha_bar[k + 1])
-                weights = _unipc_weights(gaps[0], gaps[1:], math.sqrt(signal), corrects=True)
-                scale = math.sqrt((1 - signal) / (1 - before))
-                x = _sum(scale, corrected, weights, [estimate, *estimates])
-            corrected = x
-            estimates = [estimate, *estimates][:order]
-            h = _log_snr(target) - _log_snr(signal)
-            weights = _unipc_weights(h, gaps[: order - 1], math.sqrt(target), corrects=False)
-            x = _sum(math.sqrt((1 - target) / (1 - signal)), corrected, weights, estimates)
-            gaps = [h, *gaps][:order]
-        if options.observer is not None:
-            options.observer(i, x)
-    return x
+    begun = x  # where the step before began
+
+    def step(x: Tensor, i: int, k: int, signal: float, target: float) -> Tensor:
+        nonlocal begun
+        _, estimate = step_and_x0(x, predict(x, k), schedule, k, options, (1.0, 0.0), (), ())
+        if estimates:
+            before = float(schedule.alpha_bar[k + 1])
+            weights = _unipc_weights(gaps[0], gaps[1:], math.sqrt(signal), corrects=True)
+            scale = math.sqrt((1 - signal) / (1 - before))
+            x = _sum(scale, begun, weights, [estimate, *estimates])
+        begun = x
+        _keep(estimates, estimate, order)
+        h = _log_snr(target) - _log_snr(signal)
+        weights = _unipc_weights(h, gaps[: order - 1], math.sqrt(target), corrects=False)
+        _keep(gaps, h, order)
+        return _sum(math.sqrt((1 - target) / (1 - signal)), begun, weights, estimates)
+
+    return _steps(predict, x, schedule, options, step)
 
 
 def _sum(scale: float, x: Tensor, weights: Sequence[float], estimates: Sequence[Tensor]) -> Tensor:
