@@ -92,8 +92,9 @@ class Sampler(Portable):
                 with the same item and the same h give the same pictures.
             per: samples of each representation.
             steps: network evaluations: an int N, placed evenly in t for ddim and ancestral, in the logarithm of the
-                signal-to-noise ratio for others; "uniform10", "quadratic10" or "logsnr10" (`diffusion.schedule.place`);
-                or a published respacing text ("ddim25", "10,10,5").
+                signal-to-noise ratio for others; "uniform10", "quadratic10", "logsnr10" or "karras10"
+                (`diffusion.schedule.place`); "at:0,250,999", timesteps one by one; or a published respacing text
+                ("ddim25", "10,10,5").
             solver: "ddim"; "dpmpp_2m", "dpmpp_3m", "unipc_2", "unipc_3", "deis" or "ipndm", which go on from several
                 steps and come nearer to the same pictures in fewer; "ancestral" or "dpmpp_2m_sde", which draw fresh
                 noise in every step; "heun", which asks the network twice a step (`steps` counts its evaluations).

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-from rcdm_fast.config import ConfigError, ScheduleConfig
+from rcdm_fast.config import ConfigError, NoiseSchedule, ScheduleConfig
 from rcdm_fast.diffusion.schedule import Schedule, betas_of, network_timestep, place, respace
+from tests import small
 
 
 @pytest.mark.parametrize("steps", [25, 100, 1000, 4000])
@@ -119,7 +121,7 @@ def test_a_linear_schedule_reaches_a_beta_of_one_at_20_steps() -> None:
 
 
 @pytest.mark.parametrize("noise_schedule", ["linear", "cosine"])
-@pytest.mark.parametrize("placement", ["quadratic", "logsnr"])
+@pytest.mark.parametrize("placement", ["quadratic", "logsnr", "karras"])
 @pytest.mark.parametrize("count", [1, 2, 5, 10, 60, 250, 999, 1000])
 def test_placed_steps_are_distinct_and_reach_both_ends(count: int, placement: str, noise_schedule: str) -> None:
     config = ScheduleConfig(noise_schedule=noise_schedule)  # type: ignore[arg-type]
@@ -159,3 +161,38 @@ def test_a_placement_is_that_of_the_text_if_it_names_one() -> None:
     for many in ("logsnr1001", "uniform1001"):
         with pytest.raises(ConfigError, match="1001"):
             Schedule.make(config, many)
+
+
+@pytest.mark.parametrize("noise_schedule", ["linear", "cosine"])
+def test_karras_steps_are_even_in_the_seventh_root_of_sigma(noise_schedule: NoiseSchedule) -> None:
+    schedule = Schedule.make(ScheduleConfig(noise_schedule=noise_schedule), "karras9")
+    assert (schedule.timesteps[0], schedule.timesteps[-1]) == (0, 999)
+    base = Schedule.make(ScheduleConfig(noise_schedule=noise_schedule)).alpha_bar
+    sigma = np.sqrt((1 - base) / base)
+    ends = sigma[0] ** (1 / 7), sigma[-1] ** (1 / 7)
+    wanted = [(ends[0] + (ends[1] - ends[0]) * i / 8) ** 7 for i in range(9)]
+    for t, each in zip(schedule.timesteps, wanted, strict=True):
+        nearest = int(np.abs(np.log(sigma) - np.log(each)).argmin())
+        assert abs(t - nearest) <= 2
+
+
+def test_timesteps_can_be_named_one_by_one() -> None:
+    assert Schedule.make(ScheduleConfig(), "at:999, 0,250", "logsnr").timesteps == (0, 250, 999)
+    assert Schedule.make(ScheduleConfig(diffusion_steps=30), "at:29").timesteps == (29,)
+    for wrong in ("at:", "at:1,,2", "at:-1", "at:1.5", "at:x", "at:1,2,", "at:٣"):
+        with pytest.raises(ConfigError, match="expected timesteps after 'at:'"):
+            Schedule.make(ScheduleConfig(), wrong)
+    for wrong in ("at:1,1", "at:0,1000", "at:999999999"):
+        with pytest.raises(ConfigError, match=r"different and in 0\.\.999"):
+            Schedule.make(ScheduleConfig(), wrong)
+
+
+def test_named_timesteps_are_sampled_as_any_others() -> None:
+    model, h = small.model(), torch.randn(2, small.DIM)
+    uniform = Schedule.make(model.config.schedule, 4).timesteps
+    text = "at:" + ",".join(map(str, uniform))
+    assert torch.equal(model.sample(h, per=1, steps=text), model.sample(h, per=1, steps=4))
+    with pytest.raises(ConfigError, match="takes a number of evaluations"):
+        model.sample(h, per=1, steps="at:0,500,999", solver="heun")
+    with pytest.raises(ConfigError, match="at least 4, got 3"):
+        model.sample(h, per=1, steps="at:0,500,999", solver="ipndm")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def bench(
     model: Annotated[str, typer.Argument(help="Bundled or published name, file, folder or hub id.")],
-    steps: Annotated[str, typer.Option(help="Step counts, separated by commas.")] = "10,25,50,100",
+    steps: Annotated[str, typer.Option(help="Step counts, separated by commas, or by semicolons.")] = "10,25,50,100",
     solver: Annotated[
         str, typer.Option(help="Solvers, separated by commas: ddim, ancestral, dpmpp_2m...; all.")
     ] = "ddim",
@@ -163,4 +163,5 @@ def _cases(device: Any, engine: str, precision: str, ways: list[SolverCase]) -> 
 
 
 def _listed(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
+    """Parts between commas, or between semicolons if there are any."""
+    return [part.strip() for part in text.split(";" if ";" in text else ",") if part.strip()]

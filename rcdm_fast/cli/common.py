@@ -29,7 +29,8 @@ Precision = Annotated[str, typer.Option(help="fp32, bf16, fp16 or auto.")]
 Steps = Annotated[
     str,
     typer.Option(
-        help="Network evaluations: 50; uniform10, quadratic10, logsnr10; or a published text such as ddim25 or 10,10,5."
+        help="Network evaluations: 50; uniform10, quadratic10, logsnr10, karras10; at:0,250,999; or a published text "
+        "such as ddim25 or 10,10,5."
     ),
 ]
 SolverName = Annotated[

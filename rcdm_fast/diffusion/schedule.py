@@ -22,8 +22,11 @@ from rcdm_fast.checks import described, whole
 from rcdm_fast.config import ConfigError, NoiseSchedule, ScheduleConfig
 
 Floats = NDArray[np.float64]
-Placement = Literal["uniform", "quadratic", "logsnr"]
+Placement = Literal["uniform", "quadratic", "logsnr", "karras"]
 PLACEMENTS: tuple[Placement, ...] = get_args(Placement)
+
+AT = "at:"  # before timesteps that are named one by one
+RHO = 7.0  # of ``karras``
 
 MAX_BETA = 0.999  # of the cosine schedule (Nichol and Dhariwal 2021, section 3.2)
 
@@ -54,9 +57,10 @@ def place(alpha_bar: Floats, count: int, placement: Placement) -> tuple[int, ...
     Args:
         alpha_bar: of the base schedule; [T].
         count: in 1..T; one step is the last one.
-        placement: even steps of t (``uniform``), of the root of t (``quadratic``: Song et al. 2020, appendix D.3), or
-            of log(alpha_bar / (1 - alpha_bar)) (``logsnr``: Lu et al. 2022), each rounded to a timestep of its own.
-            ``uniform`` is `respace`, but for a single step.
+        placement: even steps of t (``uniform``), of the root of t (``quadratic``: Song et al. 2020, appendix D.3), of
+            log(alpha_bar / (1 - alpha_bar)) (``logsnr``: Lu et al. 2022), or of the 7th root of sigma / alpha
+            (``karras``: Karras et al. 2022, equation 5), each rounded to a timestep of its own. ``uniform`` is
+            `respace`, but for a single step.
     """
     last = len(alpha_bar) - 1
     if count > last + 1:
@@ -67,14 +71,31 @@ def place(alpha_bar: Floats, count: int, placement: Placement) -> tuple[int, ...
     elif placement == "quadratic":
         wanted = share**2 * last
     else:
-        snr = np.log(alpha_bar) - np.log1p(-alpha_bar)
-        wanted = np.interp(snr[0] + share * (snr[-1] - snr[0]), snr[::-1], np.arange(last, -1, -1))
+        place_of = np.log(alpha_bar) - np.log1p(-alpha_bar)
+        if placement == "karras":
+            place_of = -np.exp(-place_of / (2 * RHO))
+        wanted = np.interp(place_of[0] + share * (place_of[-1] - place_of[0]), place_of[::-1], np.arange(last, -1, -1))
     steps = np.rint(wanted).astype(int)
     for i in range(1, count):  # steps that fell together move apart, towards noise
         steps[i] = max(steps[i], steps[i - 1] + 1)
     for i in range(count):  # ... and back, where there is no room
         steps[-1 - i] = min(steps[-1 - i], last - i)
     return tuple(int(step) for step in steps)
+
+
+def named(base_steps: int, text: str) -> tuple[int, ...]:
+    """The timesteps in a text like "0,250,999", ascending, whatever their order.
+
+    Raises:
+        ConfigError: it is none, or they are not different timesteps of 0..T-1.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch(r"[0-9]{1,9}", part, re.ASCII) for part in parts):
+        raise ConfigError(f"steps {described(AT + text)}: expected timesteps after {AT!r}, such as {AT}0,250,999")
+    found = sorted(int(part) for part in parts)
+    if len(set(found)) < len(found) or found[-1] >= base_steps:
+        raise ConfigError(f"steps {described(AT + text)}: timesteps must be different and in 0..{base_steps - 1}")
+    return tuple(found)
 
 
 def respace(base_steps: int, spec: int | str) -> tuple[int, ...]:
@@ -115,9 +136,8 @@ def respace(base_steps: int, spec: int | str) -> tuple[int, ...]:
 
 def _positive(text: str, spec: str) -> int:
     if not re.fullmatch(r"\s*-?[0-9]{1,9}\s*", text, re.ASCII):
-        raise ConfigError(
-            f"steps {described(spec)}: expected an int, 'N', 'ddimN', 'uniformN', 'quadraticN', 'logsnrN' or 'a,b,c'"
-        )
+        known = ", ".join(f"'{each}N'" for each in ("", "ddim", *PLACEMENTS))
+        raise ConfigError(f"steps {described(spec)}: expected an int, {known}, 'a,b,c' or 'at:t,t'")
     count = int(text)
     if count <= 0:
         raise ConfigError(f"steps {spec!r}: must be positive")
@@ -142,23 +162,25 @@ class Schedule:
 
         Args:
             config: the base schedule.
-            steps: an int N or "N": N steps, placed as `placement` says; "uniformN", "quadraticN", "logsnrN": placed as
-                the word says (`place`); else as by `respace`.
+            steps: an int N or "N": N steps, placed as `placement` says; "uniformN", "quadraticN", "logsnrN",
+                "karrasN": placed as the word says (`place`); "at:0,250,999": these timesteps; else as by `respace`.
             placement: where steps lie unless `steps` says so.
 
         Raises:
             ConfigError: `steps` is none of these, or more than there are.
         """
         text = steps.strip() if isinstance(steps, str) else str(whole(steps, "steps"))
-        named: Placement | None = next((each for each in PLACEMENTS if text.startswith(each)), None)
-        if named is None and (not text or text.startswith("ddim") or "," in text):
+        if text.startswith(AT):
+            return cls(config, named(config.diffusion_steps, text.removeprefix(AT)))
+        how: Placement | None = next((each for each in PLACEMENTS if text.startswith(each)), None)
+        if how is None and (not text or text.startswith("ddim") or "," in text):
             return cls(config, respace(config.diffusion_steps, steps))
-        count = _positive(text.removeprefix(named or ""), text)
-        if (named or placement) == "uniform":
+        count = _positive(text.removeprefix(how or ""), text)
+        if (how or placement) == "uniform":
             return cls(config, respace(config.diffusion_steps, count))
         if count > config.diffusion_steps:
             raise ConfigError(f"{text!r}: asks for {count} of {config.diffusion_steps} steps")
-        return cls(config, place(cls(config, respace(config.diffusion_steps, "")).alpha_bar, count, named or placement))
+        return cls(config, place(cls(config, respace(config.diffusion_steps, "")).alpha_bar, count, how or placement))
 
     def __len__(self) -> int:
         return len(self.timesteps)
