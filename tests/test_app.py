@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import socket
@@ -55,6 +56,21 @@ def test_samples_appear_bit_by_bit(playground: Playground, photos: list[Image.Im
     model = playground.model("small")
     want = model.sample(model.encode([photos[0]]), per=6, steps=3)[0]
     assert same(found[-1].samples, tuple(images.to_pil(picture) for picture in want))
+
+
+def test_guidance_of_models_that_can_be_guided(playground: Playground, photos: list[Image.Image]) -> None:
+    plain, asked = last(playground, photos), last(playground, photos, guidance=2.0)
+    assert (plain.guidance, asked.guidance) == (1.0, 1.0)  # a small model was not trained for it
+    assert same(asked.samples, plain.samples)
+    model = playground.model("small")
+    model.config = dataclasses.replace(model.config, representation_dropout=0.1)
+    try:
+        guided = last(playground, photos, guidance=2.0)
+        assert guided.guidance == 2.0
+        want = model.sample(model.encode([photos[0]]), per=6, steps=3, guidance=2.0)[0]
+        assert same(guided.samples, tuple(images.to_pil(picture) for picture in want))
+    finally:
+        model.config = dataclasses.replace(model.config, representation_dropout=0.0)
 
 
 def test_settings_decide(playground: Playground, photos: list[Image.Image]) -> None:

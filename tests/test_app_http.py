@@ -67,7 +67,7 @@ class Server:
         return status, json.loads(said)[0] if status == 200 else said.decode()
 
     def join(self, picture: Any, session: str, steps: int = 2, count: int = 4, model: str = "small") -> None:
-        data = [picture, model, count, steps, "ddim", 0, "none", 0, None, 0, "none", 0]
+        data = [picture, model, count, steps, "ddim", 0, "none", 0, None, 0, "none", 0, 1]
         body = json.dumps({"data": data, "fn_index": self.run, "session_hash": session}).encode()
         status, _, said = self.ask("POST", "/gradio_api/queue/join", body, Content_Type="application/json")
         assert status == 200, said

@@ -32,6 +32,7 @@ TITLE = "What a representation keeps"
 SHOWN = 128  # pixels of a picture on the page
 _PLAIN = "none"
 _FONTS = ("system-ui", "sans-serif")
+STEPS, SOLVER, GUIDANCE = 25, "ddim", 1.0  # to begin with
 _KEPT_S = 3600  # uploads are deleted after this time
 Shown = tuple[str, Image.Image, Image.Image | None, list[Image.Image]]  # status, the two pictures seen, samples
 
@@ -67,8 +68,9 @@ def build(playground: Playground, queue: int = 8, listeners: guard.Listeners | N
                 stop = gr.Button("Stop", elem_id="stop")
                 count = gr.Slider(1, MAX_COUNT, value=8, step=1, label="Pictures")
                 with gr.Accordion("Sampling", open=False):
-                    steps = gr.Slider(1, MAX_STEPS, value=25, step=1, label="Steps")
-                    solver = gr.Dropdown(list(SOLVERS), value="ddim", label="Solver")
+                    steps = gr.Slider(1, MAX_STEPS, value=STEPS, step=1, label="Steps")
+                    solver = gr.Dropdown(list(SOLVERS), value=SOLVER, label="Solver")
+                    guidance = gr.Slider(1, 3, value=GUIDANCE, step=0.05, label="Guidance", elem_id="guidance")
                     seed = gr.Number(value=0, precision=0, minimum=0, label="Seed")
                 with gr.Accordion("Change the photograph", open=False):
                     names = [_PLAIN, *_augmentations()]
@@ -110,6 +112,7 @@ def build(playground: Playground, queue: int = 8, listeners: guard.Listeners | N
             return gr.Slider(low, high, value=neutral, label=_label(name))
 
         inputs = [picture, model, count, steps, solver, seed, augmentation, magnitude, other, mix, direction, strength]
+        inputs.append(guidance)
         outputs = [status, seen, second, samples]
         drawing = {"show_progress": "hidden", "concurrency_id": "draw"}
         events = [draw.click(run, inputs, outputs, concurrency_limit=1, **drawing)]
@@ -257,15 +260,20 @@ def _run(
     mix: float,
     direction: str,
     strength: float,
+    guidance: float,
 ) -> Iterator[Shown]:
     """The handler: values of the page in its order; see `Shown`."""
     changed, towards = ("" if name == _PLAIN else name for name in (augmentation, direction))
     try:
         settings = Settings(
-            model, int(steps), solver, int(seed or 0), int(count), changed, magnitude, mix, towards, strength
+            model, int(steps), solver, int(seed or 0), int(count), changed, magnitude, mix, towards, strength, guidance
         )
         for drawn in playground.draw(settings, picture, other, abandoned=abandoned):
             done = f"{len(drawn.samples)} of {drawn.wanted} pictures"
+            if guidance != 1:
+                done += f", guidance {drawn.guidance:g}"
+            if drawn.guidance != guidance:
+                done += " (the model was not trained for it)"
             first, *rest = (_large(each) for each in drawn.seen)
             yield done, first, rest[0] if rest else None, [_large(each) for each in drawn.samples]
     except Abandoned:

@@ -20,7 +20,7 @@ import rcdm_fast
 from rcdm_fast import images
 from rcdm_fast.analysis.augment import AUGMENTATIONS
 from rcdm_fast.app import directions
-from rcdm_fast.checks import Checked, Seed
+from rcdm_fast.checks import Checked, NotNegative, Seed
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.sources import open_data
 from rcdm_fast.diffusion import registry
@@ -53,6 +53,7 @@ class Settings(Checked):
         mix: 0..1, how far h goes on the straight line from the first picture's to the second's.
         direction: a name in `Playground.directions`, or "" for none.
         strength: -2..2, how far h then goes along it, in lengths of the direction.
+        guidance: as in `Model.sample`, for models that were trained for it; others draw without.
     """
 
     model: str
@@ -65,6 +66,7 @@ class Settings(Checked):
     mix: float = 0.0
     direction: str = ""
     strength: float = 0.0
+    guidance: NotNegative = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,11 +88,12 @@ class Settings(Checked):
 
 @dataclass(frozen=True)
 class Drawn:
-    """What there is so far: the pictures as the encoder sees them, and the samples."""
+    """What there is so far: the pictures as the encoder sees them, the samples, and with what guidance."""
 
     seen: tuple[Image.Image, ...]
     samples: tuple[Image.Image, ...]
     wanted: int
+    guidance: float = 1.0
 
 
 @dataclass
@@ -191,7 +194,8 @@ class Playground:
             if other is not None:
                 seen.append(self._view(model, other))
         shown = tuple(images.to_pil(each[0]) for each in seen)
-        yield Drawn(shown, (), settings.count)
+        guidance = settings.guidance if model.config.representation_dropout else 1.0
+        yield Drawn(shown, (), settings.count, guidance)
         # The lock is not kept while a page looks at what it got: a drawing that nobody fetches would keep others out.
         with self._lock:
             request = model.request(
@@ -199,6 +203,7 @@ class Playground:
                 per=settings.count,
                 steps=settings.steps,
                 solver=settings.solver,
+                guidance=guidance,
                 seed=settings.seed,
             )
         if abandoned is not None:
@@ -206,7 +211,7 @@ class Playground:
         samples: list[Image.Image] = []
         for _, pictures in model.batches(request, STREAMED):
             samples += [images.to_pil(each) for each in pictures.cpu()]
-            yield Drawn(shown, tuple(samples), settings.count)
+            yield Drawn(shown, tuple(samples), settings.count, guidance)
 
     def _view(self, model: Model, picture: ImageSource) -> Tensor:
         name = "photograph" if not isinstance(picture, str | os.PathLike) else os.path.basename(picture)
