@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 
@@ -11,9 +12,10 @@ import torch
 
 import rcdm_fast
 from rcdm_fast import storage
-from rcdm_fast.config import EncoderConfig
+from rcdm_fast.config import ConfigError, EncoderConfig
 from rcdm_fast.data.image_set import ImageSet, fingerprint
 from rcdm_fast.encoders import native
+from rcdm_fast.errors import RunError
 from rcdm_fast.training import representations, team
 from rcdm_fast.training.batches import Batches, Standardisation
 from rcdm_fast.training.config import TrainConfig
@@ -178,3 +180,24 @@ def test_octaves_of_the_zoom_stay_in_bounds() -> None:
     zoom = torch.log2((told[:, 1] * 0.2 + 1).clamp_min(1e-3) * (told[:, 5] * 0.2 + 1)) / 2
     assert zoom.abs().max() < 2.5 * 0.25 + 0.1
     assert math.isfinite(float(zoom.sum()))
+
+
+def test_a_run_of_an_earlier_version_goes_on_without_views(encoder_file: Path, tmp_path: Path) -> None:
+    def stop(done: int, total: int, loss: float) -> None:
+        if done == 3:
+            raise InterruptedError
+
+    plain = config(encoder_file, augmented_views=0)
+    with pytest.raises(InterruptedError):
+        train(plain, DATA, tmp_path, progress=stop)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    assert settings.pop("augmented_views") == 0
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(RunError, match="augmented_views: 0 -> 6"):
+        train(config(encoder_file), DATA, tmp_path)
+    assert train(plain, DATA, tmp_path).exists()
+
+
+def test_so_many_views_that_no_disk_holds_them() -> None:
+    with pytest.raises(ConfigError, match=r"augmented_views must be in 0\.\.255"):
+        config(Path("encoder"), augmented_views=10**9)

@@ -6,7 +6,7 @@ Knows nothing about how it is carried out.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from rcdm_fast.checks import (
     Checked,
@@ -15,6 +15,7 @@ from rcdm_fast.checks import (
     LearningRate,
     NotNegative,
     Positive,
+    Range,
     Seed,
     Share,
     ShareBelowOne,
@@ -82,7 +83,7 @@ class TrainConfig(Checked):
     more_emas: tuple[ShareBelowOne, ...] = ()
     clip_norm: Positive = 1.0
     flips: bool = True
-    augmented_views: CountOrNone = 0
+    augmented_views: Annotated[int, Range(0, 255)] = 0
     representation_dropout: ShareBelowOne = 0.0
     standardize: bool = True
     precision: Computed = "auto"

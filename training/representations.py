@@ -86,6 +86,7 @@ def cached(
         if crew.leads:
             cache.check()
     if not cache.complete:
+        log.info("%d representations of %d images are computed once, into %s", len(views), len(data), cache.path)
         with crew.leader_first():
             cache.begin(probe.shape[1], crew.leads)
         own = list(cache.blocks())[crew.rank :: crew.size]

@@ -70,10 +70,13 @@ class RunFolder:
                 raise RunError(str(error)) from error
             yield
 
-    def open(self, config: Mapping[str, Any], write: bool = True) -> dict[str, Any] | None:
+    def open(
+        self, config: Mapping[str, Any], write: bool = True, added: Mapping[str, Any] | None = None
+    ) -> dict[str, Any] | None:
         """Begin or resume: the newest sound state, or None for a new run; files change only if `write`.
 
-        States that are damaged get another name (`.damaged` behind it).
+        States that are damaged get another name (`.damaged` behind it). `added` are settings that runs of earlier
+        versions did not know, each with the value that they were run with.
 
         Raises:
             RunError: the folder holds a run with another configuration; the differences are listed. Or no state in it
@@ -85,7 +88,7 @@ class RunFolder:
         if file.exists():
             with door(RunError, f"{file}: not the configuration of a run"):
                 doors.regular(file)
-                before = dict(json.loads(file.read_text(encoding="utf-8")))
+                before = {**(added or {}), **dict(json.loads(file.read_text(encoding="utf-8")))}
             keys = sorted(key for key in before.keys() | current.keys() if before.get(key) != current.get(key))
             if keys:
                 changes = "; ".join(_change(key, before.get(key), current.get(key)) for key in keys[:_SHOWN])

@@ -36,6 +36,7 @@ Progress = Callable[[int, int, float], None]
 
 # What a run may be resumed with other values of.
 FREE = ("name", "weights", "save_every", "sheet_every", "micro_batch", "checkpoint_blocks", "compile", "sharding")
+ADDED = {"augmented_views": 0}  # settings that runs of earlier versions did not know, and what those were run with
 LOGGED = 50  # steps between lines of the log
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -107,7 +108,7 @@ def _train(
     with crew.leader_first():
         settings = {**dataclasses.asdict(config), "data": data.fingerprint}
         known = resume.as_before(folder.path, settings, FREE)
-        state = folder.open(known, crew.leads)
+        state = folder.open(known, crew.leads, ADDED)
         if crew.leads and known != settings:
             resume.keep(folder.path, settings)
     if state is not None:
