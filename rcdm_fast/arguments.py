@@ -173,7 +173,8 @@ def guidance(config: ModelConfig, strength: Any, guide: ModelConfig | None = Non
         return found
     if found != 1 and not config.representation_dropout:
         raise ConfigError(
-            "guidance needs a model that was trained with representation dropout, which this one was not, or a guide"
+            "guidance needs a model that was trained with representation dropout; this one was not "
+            "(Model.sample, rcdm sample and evaluate also take a guide)"
         )
     if found != 1 and not config.unet.representation_dim:
         raise ConfigError("guidance needs a model that takes representations")
@@ -192,12 +193,23 @@ def _check_guide(config: ModelConfig, guide: ModelConfig) -> None:
             "diffusion steps": schedule.diffusion_steps,
             "noise schedule": schedule.noise_schedule,
             "prediction": schedule.prediction,
+            "encoder": _encoder(of),
         }
 
     ours, theirs = asked(config), asked(guide)
+    if None in (ours["encoder"], theirs["encoder"]):  # of a file of one's own nobody knows what it is
+        ours["encoder"] = theirs["encoder"] = None
     wrong = [f"{name} {theirs[name]} instead of {ours[name]}" for name in ours if ours[name] != theirs[name]]
     if wrong:
         raise ConfigError(f"the guide is a model of another kind: {', '.join(wrong)}")
+
+
+def _encoder(config: ModelConfig) -> str | None:
+    """What made the representations of a model's training, where its name says it."""
+    encoder = config.encoder
+    if encoder is None or encoder.source.startswith(("file:", "onnx:", "module", "function")):
+        return None
+    return f"{encoder.source.partition('?')[0]} ({encoder.layer})"
 
 
 def rows_for(count: int, **given: Tensor | None) -> None:

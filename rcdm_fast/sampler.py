@@ -15,10 +15,11 @@ from torch import Tensor
 
 from rcdm_fast import arguments, host
 from rcdm_fast.arguments import Numbers
+from rcdm_fast.checks import described
 from rcdm_fast.config import ConfigError
 from rcdm_fast.diffusion import conditioning, sampling
 from rcdm_fast.diffusion.sampling import Request
-from rcdm_fast.diffusion.schedule import network_timestep
+from rcdm_fast.diffusion.schedule import Schedule, network_timestep
 from rcdm_fast.portable import Portable
 from rcdm_fast.precision import ieee_fp32
 
@@ -185,6 +186,8 @@ class Sampler(Portable):
 
     def check_guidance(self, guidance: float, guide: Sampler | None = None) -> None:
         """Raise `ConfigError` unless the model can be guided so (`sample`)."""
+        if guide is not None and not isinstance(guide, Sampler):
+            raise ConfigError(f"a guide is a model, such as rcdm_fast.load gives; got {described(guide)}")
         if guide is not None and guide.device != self.device:
             raise ConfigError(f"the guide is on {guide.device}, the model on {self.device}")
         if guide is self:
@@ -205,7 +208,7 @@ class Sampler(Portable):
         `guide` is the request's.
 
         Raises:
-            ConfigError: another guide than the request was checked for.
+            ConfigError: a guide of another kind than the request was checked for.
         """
         size = arguments.batch_size(batch_size, self.device)
         if request.guide != (None if guide is None else guide.config):
@@ -216,7 +219,8 @@ class Sampler(Portable):
             weaker = None
             if guide is not None:
                 guide._check_process()
-                theirs = conditioning.make_plan(guide.unet, request.schedule, request.conditions, request.label)
+                visited = Schedule(guide.config.schedule, request.schedule.timesteps)
+                theirs = conditioning.make_plan(guide.unet, visited, request.conditions, request.label)
                 weaker = guide.engine, theirs
         others = () if guide is None else (guide,)
         return self._in_turn(sampling.run(self.engine, plan, request, size, progress, watch, weaker), *others)

@@ -4,7 +4,7 @@ All cases draw the same sources with the same noise. Each is measured by
 
 * its distance from where the flow leads, x0 clipped: the relative L2 distance of an image to the reference, a
   second-order solver (`REFERENCE`) in as many evaluations as the schedule has timesteps, from the same noise;
-* the MRR of the source, and its change from the first case, `BASELINE`, in pairs;
+* the MRR of the source, and its change from the first case, `BASELINE` (or as many steps as there are), in pairs;
 * the variance over samples of one representation, as a share of the first case's, in pairs;
 * the Fréchet distance to real images in the model's own encoder.
 
@@ -28,9 +28,8 @@ from rcdm_fast.checks import Checked, ConfigError, Count, CountOrNone, Seed
 from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.diffusion import registry
 from rcdm_fast.diffusion.registry import SOLVERS, SolverName
-from rcdm_fast.encoders.features import of_encoder
 from rcdm_fast.evaluation import Drawn, EvaluateConfig, Faithfulness
-from rcdm_fast.metrics import distributions, intervals
+from rcdm_fast.metrics import distances, distributions, intervals
 from rcdm_fast.metrics.intervals import Interval
 from rcdm_fast.model import Model
 
@@ -53,7 +52,7 @@ class QualityConfig(Checked):
 
     Attributes:
         sources, samples, gallery: as in `EvaluateConfig`; at least two samples, for their variance.
-        references: sources, the first samples of which are held against the reference; it is costly.
+        references: sources, the first samples of which are held against the reference; it is costly. At most all.
         seed, batch_size, resamples: as there.
     """
 
@@ -69,8 +68,6 @@ class QualityConfig(Checked):
         super().__post_init__()
         if self.samples < 2:
             raise ConfigError("variance over samples needs at least 2 of each source")
-        if self.sources and self.references > self.sources:
-            raise ConfigError(f"{self.references} references of {self.sources} sources")
 
     def of(self, case: SolverCase) -> EvaluateConfig:
         """How a case is drawn and ranked."""
@@ -133,6 +130,11 @@ def check(model: Model, data: ImageSet, config: QualityConfig) -> None:
     evaluation.counts(data, config.of(BASELINE))
 
 
+def baseline(model: Model) -> SolverCase:
+    """What the others are held against."""
+    return SolverCase(BASELINE.solver, min(int(BASELINE.steps), model.config.schedule.diffusion_steps))
+
+
 @host.guarded(gradients=True, random=True)
 def measure(
     model: Model,
@@ -154,7 +156,8 @@ def measure(
         ConfigError: no encoder, too few images, or a case that the model cannot be asked for.
     """
     check(model, data, config)
-    everything = [BASELINE, *(case for case in wanted if case != BASELINE)]
+    first_case = baseline(model)
+    everything = [first_case, *(case for case in wanted if case != first_case)]
     schedule = model.config.schedule
     counts = [SOLVERS[solver].evaluations(registry.schedule(schedule, solver, steps)) for solver, steps in everything]
     _, sources = evaluation.counts(data, config.of(BASELINE))
@@ -221,14 +224,15 @@ def _row(
         found.mrr,
         evaluation.mrr_change(found, base, config.resamples, config.seed),
         intervals.ratio(variances, usual, config.resamples, np.random.default_rng(config.seed)),
-        _frechet(drawn, config),
+        _frechet(drawn),
         found,
     )
 
 
-def _frechet(drawn: Drawn, config: QualityConfig) -> float | None:
+def _frechet(drawn: Drawn) -> float | None:
+    samples = drawn.representations.flatten(0, 1)
     try:
-        distributions.check_counts(len(drawn.gallery), drawn.pictures.shape[0] * drawn.pictures.shape[1])
+        distributions.check_counts(len(drawn.gallery), len(samples))
     except ConfigError:
         return None
-    return evaluation.compare(drawn, of_encoder(drawn.encoder), config.seed).frechet_distance
+    return distances.frechet_distance(drawn.gallery, samples)

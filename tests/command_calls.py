@@ -9,6 +9,7 @@ Knows nothing about which options there are (`test_cli_options.py`).
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import importlib
@@ -171,7 +172,8 @@ def watched(patch: pytest.MonkeyPatch) -> Calls:
 def _load(source: str, **_: Any) -> Model:
     """A small model of that name, which can be guided."""
     config = dataclasses.replace(_MODEL.config, name=str(source), representation_dropout=0.1)
-    return Model(config, _MODEL.unet, _MODEL.engine, _MODEL.encoder, _MODEL.device)
+    unet = _WEAKER if source in ("weak", "other") else _MODEL.unet
+    return Model(config, unet, _MODEL.engine, _MODEL.encoder, _MODEL.device)
 
 
 def _pictures(source: str, **_: Any) -> ImageSet:
@@ -209,6 +211,9 @@ def _measure(report: Callable[[list[dict[str, Any]], float], None], **_: Any) ->
 
 
 _MODEL = small.model()
+_WEAKER = copy.deepcopy(_MODEL.unet)
+with torch.no_grad():
+    next(_WEAKER.parameters()).add_(1)
 _ONE = Interval(0.5, 0.5, 0.5)
 _RANKED = evaluation.Faithfulness(_ONE, _ONE, _ONE, 0.5, 0.5, 3.5, 6, 2, 1, (0.5, 0.5))
 _STANDS = Summary(1, 1, 0, 1, 1)
@@ -246,6 +251,7 @@ CALLS: tuple[tuple[str, str, Callable[..., Any] | None], ...] = (
     ("rcdm_fast.drift:with_engine", "with_engine", lambda model, **_: model),
     ("rcdm_fast.cli.compare:_failures", "failures", lambda **_: []),
     ("rcdm_fast.sampling_rate:measure", "measure", _measure),
+    ("rcdm_fast.solver_fit:fit", "fit", lambda **_: []),
     ("rcdm_fast.solver_quality:check", "can", lambda **_: None),
     ("rcdm_fast.solver_quality:measure", "quality", lambda **_: []),
     ("rcdm_fast.report.build:build", "page", lambda file, **_: Path(file)),

@@ -89,8 +89,7 @@ MEASURING = (
         "evaluate m --data D --guidance 2.5 --guide weak",
         (row("--guide", "other", "load#2.source", draw__guide="model other"),),
         {
-            "load#2.device": CPU,
-            "load#2.precision": "fp32",
+            "load#2.device": "cpu",
             "draw.guide": "model weak",
             **dict.fromkeys(all_of("draw.config faithfulness.config", "guidance"), 2.5),
         },
@@ -225,6 +224,23 @@ MEASURING = (
             writes("--plot", "p.svg"),
         ),
         {"measure.plan.cases[0].steps": 7, **dict.fromkeys(("can.data", "quality.data"), "pictures of D")},
+    ),
+    Usage(
+        "tune m --data D --trajectories 6",
+        (
+            row(0, "new", "load.source", fit__model="model new"),
+            row("--data", "E", "open_data.source"),
+            Row("--nfe", "7", {"fit.config.nfe": (7,)}),
+            row("--solver", "deis", "fit.config.solver"),
+            row("--trajectories", 5, "fit.trajectories", fit__h=[5, 6]),
+            row("--candidates", 30, "fit.config.candidates"),
+            row("--seed", 9, "fit.config.seed"),
+            row("--batch-size", 4, "fit.config.batch_size"),
+            *of_file(),
+            *of_engine(),
+            writes("--json", "steps.json"),
+        ),
+        {"fit.h": [6, 6], "fit.trajectories": 6},
     ),
     Usage("bench m", other={f"measure.plan.cases[{k}].steps": n for k, n in enumerate((10, 25, 50, 100))}),
     Usage(

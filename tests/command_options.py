@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests import small
-from tests.command_measures import CPU, MEASURING
+from tests.command_measures import MEASURING
 from tests.command_rows import (
     GONE,
     READ,
@@ -71,8 +71,7 @@ DRAWING = (
             **dict.fromkeys(all_of("check request batches", "guide"), "model weak"),
             **dict.fromkeys(all_of("check.config request", "guidance"), 2.5),
             "load#2.source": "weak",
-            "load#2.device": CPU,
-            "load#2.precision": "fp32",
+            "load#2.device": "cpu",
             "request.h": [1, 6],
             "request.items": [0],
         },

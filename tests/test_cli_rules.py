@@ -338,3 +338,20 @@ def test_exit_codes(
     monkeypatch.setattr(registry, "find", fails)
     assert main(["analyze", "layers", "m", "--out", "o"]) == code
     assert capsys.readouterr().err.rstrip() == said
+
+
+def test_timesteps_that_are_named_are_one_item() -> None:
+    assert bench._listed("10, 25") == ["10", "25"]
+    assert bench._listed("at:0,250,999") == ["at:0,250,999"]
+    assert bench._listed("10;at:0,250,999; karras10") == ["10", "at:0,250,999", "karras10"]
+    for wrong in ("10,at:0,999", "at:0,5,at:1,9"):
+        with pytest.raises(ConfigError, match="by semicolons"):
+            bench._listed(wrong)
+
+
+def test_a_guide_that_is_the_model_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small.model()
+    monkeypatch.setattr(rcdm_fast, "load", lambda *_, **__: small.model())
+    with pytest.raises(ConfigError, match="--guide m: these are the model's own weights"):
+        common.open_guide("m", model, "auto", "auto")
+    assert common.open_guide(None, model, "auto", "auto") is None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import rcdm_fast
-from rcdm_fast.config import ConfigError
+from rcdm_fast.config import ConfigError, EncoderConfig
 from rcdm_fast.diffusion import registry
 from rcdm_fast.diffusion.sampling import SamplingError
 from rcdm_fast.diffusion.schedule import Schedule
@@ -67,7 +67,7 @@ def test_no_guidance_and_no_representation() -> None:
 
 def test_guidance_is_refused_where_it_means_nothing() -> None:
     h = torch.randn(2, small.DIM)
-    with pytest.raises(ConfigError, match="trained with representation dropout, which this one was not, or a guide"):
+    with pytest.raises(ConfigError, match="trained with representation dropout; this one was not"):
         small.model().sample(h, guidance=2.0)
     for wrong, demand in ((-1.0, "at least 0, got -1"), (float("nan"), "a finite number, got nan")):
         with pytest.raises(ConfigError, match=f"guidance must be {demand}"):
@@ -158,6 +158,15 @@ def test_guides_that_are_refused() -> None:
             schedule=dataclasses.replace(small.SCHEDULE, **changes),
         )
         refused(match, other)
+    with pytest.raises(ConfigError, match=r"a guide is a model.*got 'weaker.safetensors'"):
+        model.sample(h, steps=2, guidance=2.0, guide="weaker.safetensors")  # type: ignore[arg-type]
+    ours, theirs = small.model(), weaker()
+    for each, source in ((ours, "bundled:cifar10-simclr"), (theirs, "bundled:cifar10-supervised")):
+        each.config = dataclasses.replace(each.config, encoder=EncoderConfig(source, layer="backbone"))
+    with pytest.raises(ConfigError, match=r"encoder bundled:cifar10-supervised \(backbone\) instead of bundled"):
+        ours.sample(h, steps=2, guidance=2.0, guide=theirs)
+    theirs.config = dataclasses.replace(theirs.config, encoder=EncoderConfig("file:x.safetensors"))
+    assert ours.sample(h, steps=2, guidance=2.0, guide=theirs).isfinite().all()
     request = model.request(h, steps=2, guidance=2.0, guide=weaker())
     with pytest.raises(ConfigError, match="the same guide"):
         next(model.batches(request))
@@ -196,3 +205,15 @@ def test_two_models_that_guide_each_other_in_two_threads() -> None:
         assert len(found[place]) == 6
         for got in found[place]:
             torch.testing.assert_close(got, want[place], atol=1e-5, rtol=1e-4)
+
+
+def test_a_guide_is_asked_at_its_own_timesteps() -> None:
+    """A guide that counts its 500 timesteps to 1000 draws what it would by itself."""
+    model, guide = small.model(), weaker()
+    for each, rescale in ((model, False), (guide, True)):
+        schedule = dataclasses.replace(small.SCHEDULE, diffusion_steps=500, rescale_timesteps=rescale)
+        each.config = dataclasses.replace(each.config, schedule=schedule)
+    h = torch.randn(2, small.DIM)
+    alone = guide.sample(h, steps=3)
+    got = model.sample(h, steps=3, guidance=0.0, guide=guide)  # the guide alone
+    torch.testing.assert_close(got[:, :, :, 0, 0], alone[:, :, :, 0, 0], atol=1e-4, rtol=1e-3)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from rcdm_fast.config import ConfigError, EncoderConfig
 from rcdm_fast.data.image_set import ImageSet, fingerprint
 from rcdm_fast.encoders import native
 from rcdm_fast.errors import RunError
-from rcdm_fast.training import representations, team
+from rcdm_fast.training import batches, representations, team, views
 from rcdm_fast.training.batches import Batches, Standardisation
 from rcdm_fast.training.config import TrainConfig
 from rcdm_fast.training.pretrain import PretrainConfig
@@ -175,11 +174,13 @@ def test_what_the_network_is_told_reaches_it_and_learns(encoder_file: Path, tmp_
 
 
 def test_octaves_of_the_zoom_stay_in_bounds() -> None:
-    index = torch.arange(24)
-    _, told = VIEWS.see(DATA.floats(slice(None)), torch.full_like(index, 5), index)
-    zoom = torch.log2((told[:, 1] * 0.2 + 1).clamp_min(1e-3) * (told[:, 5] * 0.2 + 1)) / 2
-    assert zoom.abs().max() < 2.5 * 0.25 + 0.1
-    assert math.isfinite(float(zoom.sum()))
+    maps = views._maps(torch.device("cpu")).view(-1, 2, 3)
+    area = torch.log2(torch.linalg.det(maps[:, :, :2])) / 2
+    assert float(area.abs().max()) == pytest.approx(2.5 * 0.25, abs=1e-4)
+    assert float(maps[:, :, 2].abs().max()) == pytest.approx(2.5 * 0.2, abs=1e-4)
+    turn = torch.rad2deg(torch.atan2(maps[:, 1, 0], maps[:, 0, 0]))
+    assert 18 < float(turn.abs().max()) < 32  # 20 degrees, and what stretching makes of them
+    assert float(area.std()) == pytest.approx(0.25, rel=0.05)
 
 
 def test_a_run_of_an_earlier_version_goes_on_without_views(encoder_file: Path, tmp_path: Path) -> None:
@@ -193,11 +194,53 @@ def test_a_run_of_an_earlier_version_goes_on_without_views(encoder_file: Path, t
     settings = json.loads((tmp_path / "config.json").read_text())
     assert settings.pop("augmented_views") == 0
     (tmp_path / "config.json").write_text(json.dumps(settings))
-    with pytest.raises(RunError, match="augmented_views: 0 -> 6"):
+    with pytest.raises(RunError, match=r"augmented_views: 0 -> 6.*the values that it was begun with"):
         train(config(encoder_file), DATA, tmp_path)
+    assert not list(tmp_path.glob("*augmented*"))  # nothing was computed in vain
     assert train(plain, DATA, tmp_path).exists()
 
 
 def test_so_many_views_that_no_disk_holds_them() -> None:
     with pytest.raises(ConfigError, match=r"augmented_views must be in 0\.\.255"):
         config(Path("encoder"), augmented_views=10**9)
+
+
+def test_the_same_draws_once_more_are_warned_about(
+    encoder_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = train(config(encoder_file, pictures=16), DATA, tmp_path / "first")
+    assert "the same batches again" not in caplog.text
+    train(config(encoder_file, pictures=16, init=str(first)), DATA, tmp_path / "again")
+    assert "trained on the same images with seed 0 too: this run draws the same batches again" in caplog.text
+    caplog.clear()
+    train(config(encoder_file, pictures=16, init=str(first), seed=1), DATA, tmp_path / "other")
+    assert "the same batches again" not in caplog.text
+
+
+def test_images_and_representations_find_their_places_apart(
+    encoder_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def fits(device: torch.device, *tensors: torch.Tensor) -> bool:
+        asked.append(len(tensors))
+        return False
+
+    monkeypatch.setattr(batches, "fits", fits)
+    bank = torch.randn(8, len(DATA), small.DIM)
+    drawn = Batches(config(encoder_file), DATA, bank, team.Team()).draw(0)
+    assert sorted(asked) == [1, 2]  # the images alone, and both
+    assert drawn.h.shape == (16, small.DIM + TOLD)
+
+
+def test_a_disk_that_has_no_room_for_representations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def no_room(path: Path, size_bytes: int = 4096) -> None:
+        asked.append(size_bytes)
+        raise storage.StorageError(f"{path}: no room")
+
+    monkeypatch.setattr(storage, "check_writable", no_room)
+    with pytest.raises(storage.StorageError, match="no room"):
+        representations.cached(small.encoder(), DATA, tmp_path, VIEWS)
+    assert asked == [4 * 8 * len(DATA) * small.DIM]

@@ -96,9 +96,11 @@ class Batches:
         if not config.standardize:
             mean, std = torch.zeros_like(mean), torch.ones_like(std)
         self.standard = Standardisation(mean, std, self.views.told)
-        place = crew.device if fits(crew.device, data.pixels, bank) else torch.device("cpu")
-        self.data, self.bank = data.to(place), bank.to(place)
-        self._near = Standardisation(mean.to(place), std.to(place))
+        cpu = torch.device("cpu")
+        bank_place = crew.device if fits(crew.device, data.pixels, bank) else cpu
+        place = crew.device if fits(crew.device, data.pixels) else cpu
+        self.data, self.bank = data.to(place), bank.to(bank_place)
+        self._near = Standardisation(mean.to(bank_place), std.to(bank_place))
         self.order = BatchOrder(len(data), config.batch_size, config.seed)
         self.timesteps = timesteps.make(config.timesteps, config.schedule.diffusion_steps)
         self._ahead: _Drawn | None = None
@@ -138,10 +140,11 @@ class Batches:
         place = self.data.pixels.device
         index, view = sent(index, place), sent(view, place)
         x0, told = self.views.see(self.data.floats(index), view, index)
-        h = self._near(self.bank[view, index])
+        place = self.bank.device
+        h = self._near(self.bank[view.to(place), index.to(place)])
         if config.representation_dropout:
             dropped = torch.rand(config.batch_size, generator=step_generator(config.seed, step, stream=2))[own]
             null = self._near(torch.zeros_like(h))
             h = torch.where(sent(dropped < config.representation_dropout, place)[:, None], null, h)
-        h = torch.cat([h, told], dim=1)
-        return _Drawn(step, *(sent(value, device) for value in (x0, eps, h)))
+        h, told = sent(h, device), sent(told, device)
+        return _Drawn(step, sent(x0, device), sent(eps, device), torch.cat([h, told], dim=1))

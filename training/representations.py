@@ -163,6 +163,7 @@ class _Cache:
         if self._blocks.is_dir() and self._shape() == wanted:
             return
         shutil.rmtree(self._blocks, ignore_errors=True)
+        storage.check_writable(self.path, 4 * self.views * self.count * width)
         with storage.atomic(self.path) as temporary:
             np.lib.format.open_memmap(temporary, "w+", np.float32, wanted).flush()
         self._blocks.mkdir()

@@ -283,6 +283,15 @@ class Run:
         own = team.bare(self.network).config
         if self._inside(config.unet) != own:
             raise ConfigError(f"init {source}: its network is {config.unet}, this run's is {self._unet}")
+        before = config.info.get("run")
+        seed = before.get("seed") if isinstance(before, Mapping) else None
+        if seed == self.config.seed and config.info.get("data") == self.batches.data.fingerprint:
+            log.warning(
+                "%s was trained on the same images with seed %d too: this run draws the same batches again; "
+                "give another with --set seed=N",
+                source,
+                self.config.seed,
+            )
         inside = self.batches.standard.unfold(tensors)
         full_state.set_model_state_dict(self.network, dict(inside), options=_WHOLE)
         for average in self.emas:

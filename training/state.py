@@ -84,18 +84,9 @@ class RunFolder:
             StorageError: a file cannot be written.
         """
         file = self.path / "config.json"
-        current = json.loads(json.dumps(dict(config)))
-        if file.exists():
-            with door(RunError, f"{file}: not the configuration of a run"):
-                doors.regular(file)
-                before = {**(added or {}), **dict(json.loads(file.read_text(encoding="utf-8")))}
-            keys = sorted(key for key in before.keys() | current.keys() if before.get(key) != current.get(key))
-            if keys:
-                changes = "; ".join(_change(key, before.get(key), current.get(key)) for key in keys[:_SHOWN])
-                changes += f"; and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
-                raise RunError(f"{self.path} holds a run with another configuration ({changes}); use another folder")
-        elif write:
-            storage.write_json(file, current)
+        self.compare(config, added)
+        if write and not file.exists():
+            storage.write_json(file, json.loads(json.dumps(dict(config))))
         if write:
             with self._changing():
                 for left in self.path.glob(".state-*.pt"):  # of a process that was killed while it wrote
@@ -107,6 +98,23 @@ class RunFolder:
                     os.replace(each, each.with_name(f"{each.name}.damaged"))
             self._forget_after(int(state["step"]) if state is not None else 0)
         return state
+
+    def compare(self, config: Mapping[str, Any], added: Mapping[str, Any] | None = None) -> None:
+        """Raise `RunError` if the folder holds a run with another configuration (see `open`); changes nothing."""
+        file = self.path / "config.json"
+        current = json.loads(json.dumps(dict(config)))
+        if file.exists():
+            with door(RunError, f"{file}: not the configuration of a run"):
+                doors.regular(file)
+                before = {**(added or {}), **dict(json.loads(file.read_text(encoding="utf-8")))}
+            keys = sorted(key for key in before.keys() | current.keys() if before.get(key) != current.get(key))
+            if keys:
+                changes = "; ".join(_change(key, before.get(key), current.get(key)) for key in keys[:_SHOWN])
+                changes += f"; and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
+                raise RunError(
+                    f"{self.path} holds a run with another configuration ({changes}); use another folder, "
+                    "or give it the values that it was begun with"
+                )
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:

@@ -98,16 +98,17 @@ def _train(
     end = None if minutes is None else time.monotonic() + 60 * minutes
     sources = trust.remembered(folder.path, trusted, crew.leads)
     encoder = encoder_room.build(config.encoder, str(crew.device), trust_repo=config.encoder.source in sources)
+    with crew.leader_first():
+        settled = resume.precision(folder.path, config.precision, crew.device)
+        config = dataclasses.replace(config, precision=settled)
+        settings = {**dataclasses.asdict(config), "data": data.fingerprint}
+        known = resume.as_before(folder.path, settings, FREE)
+        folder.compare(known, ADDED)  # before representations are computed in vain
     views = Views(config.flips, config.augmented_views)
     bank = representations.cached(encoder, data, folder.path, views, crew)
     unet = _with_width(config.unet, bank.shape[-1])
-    with crew.leader_first():
-        settled = resume.precision(folder.path, config.precision, crew.device)
-    config = dataclasses.replace(config, precision=settled)
     run = Run(config, unet, data, bank, crew)
     with crew.leader_first():
-        settings = {**dataclasses.asdict(config), "data": data.fingerprint}
-        known = resume.as_before(folder.path, settings, FREE)
         state = folder.open(known, crew.leads, ADDED)
         if crew.leads and known != settings:
             resume.keep(folder.path, settings)

@@ -30,6 +30,7 @@ from rcdm_fast.cli import (
     sampling,
     terminal,
     training,
+    tune,
 )
 from rcdm_fast.errors import RcdmError
 
@@ -56,6 +57,7 @@ app.command()(playground.app)
 app.command()(export.export)
 app.command()(compare.compare)
 app.command()(bench.bench)
+app.command()(tune.tune)
 app.command()(about.models)
 app.command()(about.info)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def bench(
     model: Annotated[str, typer.Argument(help="Bundled or published name, file, folder or hub id.")],
-    steps: Annotated[str, typer.Option(help="Step counts, separated by commas, or by semicolons.")] = "10,25,50,100",
+    steps: Annotated[str, typer.Option(help="Step counts, with commas or semicolons between.")] = "10,25,50,100",
     solver: Annotated[
         str, typer.Option(help="Solvers, separated by commas: ddim, ancestral, dpmpp_2m...; all.")
     ] = "ddim",
@@ -76,9 +76,9 @@ def bench(
         common.say(f"left out    {line}")
     timed = _cases(loaded.device, engine, precision, ways)
     plan = sampling_rate.Plan(timed, batch, pictures, budget, rounds, published)
-    quality = solver_quality.QualityConfig(sources, samples, gallery, references, seed)
     real = None if data is None else open_data(data, loaded.image_size)
     if real is not None:
+        quality = solver_quality.QualityConfig(sources, samples, gallery, references, seed)
         solver_quality.check(loaded, real, quality)
 
     from tqdm import tqdm
@@ -100,6 +100,7 @@ def bench(
 
             found = solver_quality.measure(loaded, real, ways, quality, done)
         common.say("\n".join(quality_table(found)))
+        common.say(f"images of these drawn by {loaded.engine.describe()}")
         if plot is not None:
             storage.write_text(plot, solver_plot.svg(found))
     if any(row.get("red") for row in rows):
@@ -163,5 +164,15 @@ def _cases(device: Any, engine: str, precision: str, ways: list[SolverCase]) -> 
 
 
 def _listed(text: str) -> list[str]:
-    """Parts between commas, or between semicolons if there are any."""
+    """Parts between commas, or between semicolons if there are any.
+
+    Raises:
+        ConfigError: timesteps that are named one by one among others, between commas.
+    """
+    from rcdm_fast.config import ConfigError
+
+    if ";" not in text and "at:" in text:
+        if not text.strip().startswith("at:") or text.count("at:") > 1:
+            raise ConfigError(f"{text!r}: separate timesteps that are named from others by semicolons")
+        return [text.strip()]
     return [part.strip() for part in text.split(";" if ";" in text else ",") if part.strip()]

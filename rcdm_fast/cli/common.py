@@ -70,13 +70,24 @@ def open_model(
     return model
 
 
-def open_guide(name: str | None, model: Model) -> Model | None:
-    """The model that guides another, on its device and in the precision it runs in; None without a name."""
+def open_guide(name: str | None, model: Model, engine: str, precision: str) -> Model | None:
+    """The model that guides another, on its device, by the engine that the options name; None without a name.
+
+    Raises:
+        ConfigError: it is the model itself.
+    """
+    import torch
+
     import rcdm_fast
+    from rcdm_fast.config import ConfigError
 
     if name is None:
         return None
-    return rcdm_fast.load(name, device=model.device, precision=model.engine.precision)
+    guide = rcdm_fast.load(name, None, None, str(model.device), engine, precision)
+    ours, theirs = model.unet.state_dict(), guide.unet.state_dict()
+    if ours.keys() == theirs.keys() and all(torch.equal(ours[each], theirs[each]) for each in ours):
+        raise ConfigError(f"--guide {name}: these are the model's own weights; a guide is a weaker model")
+    return guide
 
 
 def whole_number(given: str | None) -> Any:

@@ -104,7 +104,7 @@ def evaluate(
     common.check_writable(json, npz)
     reference = sample_files.read_npz(reference_npz) if reference_npz is not None else None
     loaded = common.open_model(model, flags, encoder, device, engine, precision, sha256)
-    weaker = common.open_guide(guide, loaded)
+    weaker = common.open_guide(guide, loaded, engine, precision)
     loaded.check_guidance(guidance, weaker)
     space = _space(loaded, features, inception)
     pictures = open_data(data, loaded.image_size)

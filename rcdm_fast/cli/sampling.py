@@ -72,7 +72,7 @@ def sample(
     paths = given.expand(photos)
     loaded = common.open_model(model, flags, encoder, device, engine, precision, sha256)
     settings = JobConfig(per, common.whole_number(steps), solver, eta, guidance, seed)  # type: ignore[arg-type]
-    weaker = common.open_guide(guide, loaded)
+    weaker = common.open_guide(guide, loaded, engine, precision)
     draw.check_request(loaded, settings, weaker)  # before anything is read
     found = given.read(loaded, paths, shown)
     items = [row.place for row in found.rows]

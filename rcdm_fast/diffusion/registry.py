@@ -91,13 +91,13 @@ def schedule(config: ScheduleConfig, name: str, steps: int | str, eta: float = 0
         raise ConfigError(f"eta is a setting of ddim; {name} has none, so it must be 0, got {eta:g}")
     if not known.twice:
         return made
+    text = str(steps).strip()
+    placement = text.rstrip("0123456789") or known.placement
+    if placement not in PLACEMENTS:
+        raise ConfigError(f"{name} takes a number of evaluations, such as {count | 1}, got {text!r}")
     if count % 2 == 0:
         raise ConfigError(
             f"{name} asks the network twice in every step but the last, so an odd number of times: "
             f"{count - 1} or {count + 1}, not {count}"
         )
-    text = str(steps).strip()
-    placement = text.rstrip("0123456789") or known.placement
-    if placement not in PLACEMENTS:
-        raise ConfigError(f"{name} takes a number of evaluations, such as {count}, got {text!r}")
     return Schedule.make(config, f"{placement}{(count + 1) // 2}")

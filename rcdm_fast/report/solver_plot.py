@@ -40,4 +40,6 @@ def table(rows: Sequence[Quality], title: str, of: Callable[[Quality], Interval 
 def way(row: Quality) -> str:
     """A solver and, if its steps lie elsewhere than by default, where."""
     placement = row.steps.rstrip("0123456789")
+    if "," in row.steps:
+        placement = row.steps
     return f"{row.solver} {placement}".strip()
