@@ -17,6 +17,41 @@ _OF_SCHEDULE, _OF_SOLVERS, _OF_NOISE = ("tests/test_schedule.py",), ("tests/test
 
 DIFFUSION = (
     Mutant(
+        "the way ends anywhere",
+        "rcdm_fast/solver_fit.py",
+        "(least[count - 1] + last).argmin()",
+        "least[count - 1].argmin()",
+        ("tests/test_solver_fit.py",),
+    ),
+    Mutant(
+        "what is held out is fitted too",
+        "rcdm_fast/solver_fit.py",
+        "images, ~held[rows])",
+        "images, held[rows] | ~held[rows])",
+        ("tests/test_solver_fit.py",),
+    ),
+    Mutant(
+        "a doubtful placement is recommended",
+        "rcdm_fast/solver_fit.py",
+        "found if difference.high < 0",
+        "found if difference.value < 0",
+        ("tests/test_solver_fit.py",),
+    ),
+    Mutant(
+        "distances to the reference are absolute",
+        "rcdm_fast/solver_quality.py",
+        "- want).norm(dim=1) / want.norm(dim=1)",
+        "- want).norm(dim=1)",
+        ("tests/test_solver_quality.py",),
+    ),
+    Mutant(
+        "a guide is asked at the model's timesteps",
+        "rcdm_fast/sampler.py",
+        "Schedule(guide.config.schedule, request.schedule.timesteps)",
+        "request.schedule",
+        ("tests/test_guidance.py",),
+    ),
+    Mutant(
         "a guide pulls",
         "rcdm_fast/diffusion/sampling.py",
         "_away(output, weaker, request.guidance)",
