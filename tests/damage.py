@@ -18,6 +18,8 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+from tests import peak
+
 MEMORY_BYTES = 24 << 30  # of addresses, most of which is torch's
 _NUMBERS = (0, 1, -1, -2, 127, 255, 1 << 20, (1 << 31) - 1, 1 << 31, 1 << 40, 1 << 62)
 
@@ -113,7 +115,7 @@ def _main() -> None:
                 _say(number, f"{type(error).__module__}.{type(error).__name__}: {error}"[:300])
             else:
                 _say(number, "read")
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    used = peak.bytes_held()
     _say(last, "read" if used < 2 << 30 else f"took {used} bytes")
 
 

@@ -6,7 +6,6 @@ import http.client
 import io
 import json
 import os
-import resource
 import stat
 import threading
 import time
@@ -23,7 +22,7 @@ import rcdm_fast
 from rcdm_fast.app import guard, page
 from rcdm_fast.app.playground import Playground
 from rcdm_fast.model import Model
-from tests import small
+from tests import peak, small
 from tests.test_app import free_port
 from tests.test_decoding import EPS
 from tests.tolerances import UPLOAD_BYTES
@@ -246,10 +245,10 @@ def test_a_small_file_with_many_pixels_is_refused_unseen(server: Server) -> None
     """169 megapixels in half a megabyte."""
     status, path = server.upload(png((13000, 13000), "1"))
     assert status == 200
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak.begin()
     ended = server.draw(file_data(path))
     assert ended["output"]["error"] == "photo.png: 13000x13000 is 169 megapixels, more than 60"
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 <= UPLOAD_BYTES
+    assert peak.bytes_held() - before <= UPLOAD_BYTES
 
 
 def test_uploads_are_limited_and_private(server: Server) -> None:

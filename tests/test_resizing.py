@@ -18,6 +18,8 @@ from rcdm_fast.config import EncoderConfig
 from rcdm_fast.encoders import preprocess
 from tests.tolerances import CROP_FIRST_ABS, HUGE_BYTES, STRIP_BYTES
 
+ROOT = Path(__file__).resolve().parents[1]
+
 FILTERS: tuple[resizing.Filter, ...] = ("bilinear", "bicubic", "area")
 
 
@@ -104,12 +106,13 @@ def test_a_long_strip_shows_its_middle_not_its_mean(tmp_path: Path) -> None:
 
 
 _STRIPS = """
-import resource, sys
+import sys
 from PIL import Image
 import torch
 from rcdm_fast import images
 from rcdm_fast.config import EncoderConfig
 from rcdm_fast.encoders import build
+from tests import peak
 torch.set_num_threads(1)
 encoder = build(lambda x: x.mean((2, 3)), config=EncoderConfig("module", image_size=224, resize_to=256))
 def draw(size):
@@ -118,29 +121,30 @@ def draw(size):
     kept.append(images.load(images.to_uint8_array(images.open_image(sys.argv[1]), 224)))
     assert all(images.to_uint8(each).flatten(2).unique(dim=2).flatten().tolist() == [9, 99, 199] for each in kept), size
 draw((640, 480))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak.begin()
 for size in ((20000, 8), (60000, 8), (8, 60000), (1000000, 9)):
     draw(size)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+print(peak.bytes_held() - before)
 """
 
 
 def test_strips_cost_little_memory(tmp_path: Path) -> None:
     """In a process of its own, above what an ordinary photograph costs there."""
     command = [sys.executable, "-W", "error", "-c", _STRIPS, str(tmp_path / "strip.png")]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert found.returncode == 0, found.stderr
     assert int(found.stdout) <= STRIP_BYTES
 
 
 _HUGE = """
-import resource, sys, torch
+import sys, torch
 from rcdm_fast import images
+from tests import peak
 torch.set_num_threads(1)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak.begin()
 loaded = images.load(sys.argv[1])
 assert max(loaded.shape) <= images.MAX_SIDE, loaded.shape
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+print(peak.bytes_held() - before)
 """
 
 
@@ -152,6 +156,6 @@ def test_a_picture_of_169_megapixels_is_reduced_on_the_way(tmp_path: Path) -> No
     exif[0x0112] = 6
     Image.new("1", (13000, 13000)).save(tmp_path / "huge.png", exif=exif)
     command = [sys.executable, "-W", "error", "-c", _HUGE, str(tmp_path / "huge.png")]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert found.returncode == 0, found.stderr
     assert int(found.stdout) <= HUGE_BYTES
