@@ -154,7 +154,12 @@ def test_a_plot_has_a_curve_for_every_solver_and_a_panel_for_what_was_measured()
         assert title in made
     error = solver_plot.table(rows, *solver_plot.PANELS[0])
     assert error is not None
-    assert error.columns == ("network evaluations", *(f"solver{number}" for number in range(8)), "solver0 logsnr")
+    assert error.columns == (
+        "network evaluations",
+        *(f"solver{number}" for number in range(8)),
+        "solver0 logsnr",
+        "fresh",
+    )
     assert [line[0] for line in error.rows] == [5, 10, 20]
     assert error.rows[2][9] is None
     assert solver_plot.way(row("ddim", "at:0,40,999", 3, 0.1)) == "ddim at:0,40,999"

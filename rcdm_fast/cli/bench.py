@@ -135,10 +135,11 @@ def quality_table(rows: list[Quality]) -> list[str]:
     def said(value: Interval | None) -> str:
         return "" if value is None else f"{value.value:.3g} [{value.low:.3g}, {value.high:.3g}]"
 
-    title = f"{'solver':12s} {'steps':>12s} {'NFE':>4s}  {'distance from the flow':24s}{'MRR':24s}"
+    wide = max([12, *(len(row.steps) for row in rows)])
+    title = f"{'solver':12s} {'steps':>{wide}s} {'NFE':>4s}  {'distance from the flow':24s}{'MRR':24s}"
     lines = [f"{title}{'change of MRR':26s}{'variance, first = 1':24s}Fréchet"]
     for row in rows:
-        head = f"{row.solver:12s} {row.steps:>12s} {row.nfe:4d}  {said(row.error):24s}{said(row.mrr):24s}"
+        head = f"{row.solver:12s} {row.steps:>{wide}s} {row.nfe:4d}  {said(row.error):24s}{said(row.mrr):24s}"
         frechet = "" if row.frechet is None else f"{row.frechet:.3g}"
         lines.append(f"{head}{said(row.mrr_change):26s}{said(row.variance):24s}{frechet}")
     return lines

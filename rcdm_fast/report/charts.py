@@ -17,7 +17,10 @@ WIDTH = 400  # units of the view box; about a phone's width in pixels, and the p
 _ROW, _RIGHT = 22, 16
 _LETTER = 7.0  # units that a letter takes at most on average
 _LONGEST, _LONGEST_NAME = 27, 50  # letters of a row's label, of a column's name
-_COLOURS = ("#0b6e99", "#c2571a", "#4a7d2c", "#8a3b8f", "#7a6a00", "#444")
+_COLOURS = (
+    "#0b6e99", "#c2571a", "#4a7d2c", "#8a3b8f", "#7a6a00", "#444",
+    "#d4358b", "#12a39a", "#a4161a", "#5b5bd6", "#c79a00", "#9a9a9a",
+)  # fmt: skip
 _DASHES = ("", "6 3", "2 3", "8 3 2 3", "1 2", "10 4")
 
 
@@ -107,10 +110,10 @@ def _lines(table: Table, columns: Sequence[int]) -> str:
     for label, row in zip(labels, table.rows, strict=True):
         middle = y + (len(columns) - 1) * _ROW * 0.35
         body.append(f'<text x="{start - 8:.1f}" y="{middle + 4:.1f}" text-anchor="end">{escape(label)}</text>')
-        for place, column in enumerate(columns):
+        for column in columns:
             cell = row[column]
             if isinstance(cell, Interval) and math.isfinite(cell.low + cell.high):
-                colour = _COLOURS[place % len(_COLOURS)]
+                colour, _ = _look(column)
                 line = f'<line x1="{axis(cell.low)}" x2="{axis(cell.high)}" y1="{y:.1f}" y2="{y:.1f}"'
                 body.append(f'{line} stroke="{colour}" stroke-width="2"/>')
                 body.append(f'<circle cx="{axis(cell.value)}" cy="{y:.1f}" r="4" fill="{colour}"/>')
@@ -140,10 +143,10 @@ def _curves(table: Table, columns: Sequence[int]) -> str:
         body.append(f'<text x="{across(tick)}" y="{height - 26}" text-anchor="middle">{tick:g}</text>')
     middle = (60 + WIDTH - _RIGHT) / 2
     body.append(f'<text x="{middle}" y="{height - 6}" text-anchor="middle">{escape(table.columns[0])}</text>')
-    for place, column in enumerate(columns):
+    for column in columns:
         points = [(x, row[column]) for x, row in zip(x_values, table.rows, strict=True)]
         known = sorted((x, cell) for x, cell in points if isinstance(cell, Interval) and math.isfinite(cell.value))
-        colour, dash = _COLOURS[place % len(_COLOURS)], _DASHES[(place + place // len(_COLOURS)) % len(_DASHES)]
+        colour, dash = _look(column)
         upper = [f"{across(x)},{up(cell.high)}" for x, cell in known]
         lower = [f"{across(x)},{up(cell.low)}" for x, cell in reversed(known)]
         body.append(f'<polygon points="{" ".join(upper + lower)}" fill="{colour}" opacity="0.15"/>')
@@ -153,6 +156,12 @@ def _curves(table: Table, columns: Sequence[int]) -> str:
         )
         body += [f'<circle cx="{across(x)}" cy="{up(cell.value)}" r="3" fill="{colour}"/>' for x, cell in known]
     return _svg(table, height, body)
+
+
+def _look(column: int) -> tuple[str, str]:
+    """Color and dashes of a column, the same in every table that has these columns."""
+    place = column - 1
+    return _COLOURS[place % len(_COLOURS)], _DASHES[(place + place // len(_COLOURS)) % len(_DASHES)]
 
 
 def _vertical(axis: Axis, top: float, bottom: float) -> list[str]:
@@ -169,9 +178,9 @@ def _legend(table: Table, columns: Sequence[int]) -> tuple[str, float]:
     if len(columns) == 1:
         return f'<text x="8" y="18">{escape(_short(table.columns[columns[0]], _LONGEST_NAME))}</text>', 30.0
     parts, x, y = [], 8.0, 18.0
-    for place, column in enumerate(columns):
+    for column in columns:
         name = _short(table.columns[column], _LONGEST_NAME)
-        colour = _COLOURS[place % len(_COLOURS)]
+        colour, _ = _look(column)
         width = 26 + _LETTER * len(name)
         if x > 8 and x + width > WIDTH:
             x, y = 8.0, y + 18

@@ -29,7 +29,7 @@ def svg(rows: Sequence[Quality]) -> str:
 def table(rows: Sequence[Quality], title: str, of: Callable[[Quality], Interval | None]) -> Table | None:
     """A quantity: a row per number of evaluations, a column per solver; None where nothing was measured of it."""
     known = [(way(row), row.nfe, value) for row in rows if (value := of(row)) is not None]
-    ways = list(dict.fromkeys(name for name, _, _ in known))
+    ways = list(dict.fromkeys(map(way, rows)))  # of all, so that a solver looks the same in every panel
     cells = {(name, nfe): value for name, nfe, value in known}
     body: list[tuple[Cell, ...]] = [
         (nfe, *(cells.get((name, nfe)) for name in ways)) for nfe in sorted({nfe for _, nfe, _ in known})
