@@ -281,6 +281,12 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     return found
 
 
+def read_checksum(path: str | os.PathLike[str]) -> str | None:
+    """The checksum that `save_tensors` wrote into a file; None in a file of others. Raises `StorageError`."""
+    with _opened(path) as file:
+        return dict(file.metadata() or {}).get(_SUM)
+
+
 def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     digest = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
     for name, tensor in sorted(tensors.items()):

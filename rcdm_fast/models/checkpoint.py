@@ -28,7 +28,7 @@ from rcdm_fast.config import ConfigError, ModelConfig, UNetConfig
 from rcdm_fast.encoders.native import METADATA_KEY as ENCODER_KEY
 from rcdm_fast.encoders.weights import load_pickle
 from rcdm_fast.errors import RcdmError
-from rcdm_fast.models import diffusers_folder, hub, zoo
+from rcdm_fast.models import diffusers_folder, hub, shared, zoo
 from rcdm_fast.models.flags import FlagSource, FlagValue, configs_from_flags, read_flags
 from rcdm_fast.models.infer_flags import RELEASE_FLAGS, recognise
 from rcdm_fast.models.unet import UNet
@@ -96,6 +96,7 @@ def save_model(
     config: ModelConfig,
     state_dict: Mapping[str, Tensor],
     dtype: torch.dtype = torch.float32,
+    base: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Write a native model file, atomically: tensors as `dtype`, the configuration as JSON in the metadata.
 
@@ -104,13 +105,16 @@ def save_model(
         config: what the file says about itself.
         state_dict: the tensors of ``UNet(config.unet)``.
         dtype: torch.float32, bfloat16 or float16 on disk; loading gives float32 again.
+        base: a native file in the same folder, of a model that shares tensors with this one: what it holds with the
+            same bits is not written again, and the new file is read together with it.
 
     Returns:
         The file written.
 
     Raises:
-        CheckpointError: the tensors do not fit the configuration, or are not finite as `dtype`.
-        StorageError: the file cannot be written.
+        CheckpointError: the tensors do not fit the configuration, or are not finite as `dtype`; `base` is in another
+            folder.
+        StorageError: the file cannot be written, or `base` is no file that another can share tensors with.
     """
     target = Path(path)
     if target.suffix != ".safetensors":
@@ -118,7 +122,13 @@ def save_model(
     tensors = {name: tensor.detach().to("cpu", dtype) for name, tensor in state_dict.items()}
     _check_fit(config.unet, tensors, str(target))
     _check_finite(tensors, f"{target} (as {str(dtype).removeprefix('torch.')})")
-    storage.save_tensors(target, tensors, {zoo.MODEL_KEY: configs.to_json(config)})
+    described = {zoo.MODEL_KEY: configs.to_json(config)}
+    if base is not None:
+        if Path(base).parent.resolve() != target.parent.resolve() or Path(base).name == target.name:
+            raise CheckpointError(f"{base}: a file that {target.name} shares tensors with must lie beside it")
+        tensors, named = shared.own(tensors, Path(base))
+        described |= named
+    storage.save_tensors(target, tensors, described)
     return target
 
 
@@ -199,6 +209,7 @@ def _load_safetensors(path: Path, flags: Mapping[str, FlagValue] | None) -> tupl
         found = storage.read_tensors(path)
         if zoo.MODEL_KEY not in metadata:
             return _load_published(path, found, flags)
+        found = shared.complete(found, metadata, path)
         config = configs.from_json(ModelConfig, metadata[zoo.MODEL_KEY], str(path))
         config = hub.with_encoder_beside(config, path)
     except (storage.StorageError, ConfigError) as error:
