@@ -3,7 +3,8 @@
 # make mutants  small wrong changes of the code, one at a time: the tests must notice each
 # make fuzz MINUTES=60  damaged and hostile inputs for every reader, in watched processes -> out/fuzz
 # make quality  what must be clean before a change lands; make style repairs what can be repaired
-# make train-bundled  the bundled models again, stage by stage (DATA=, TEST=: CIFAR-10; DEVICE=cuda; LIST=1) -> out/bundled
+# make train-bundled  the bundled models again, stage by stage (DATA=, TEST=: CIFAR-10; DEVICE=cuda; LIST=1) -> out/bundled;
+#   SHIP=rcdm_fast/bundled writes what is made there as it ships
 # make notebooks  run the notebooks in examples/ and keep their outputs in them
 # make bench    benchmarks: operators, network evaluations beside their rivals, a training step -> out/bench_*
 # make bench-gpu PART=build|ops|step|tune   the same on a GPU, with the Python that is there -> $OUT or out/
@@ -45,7 +46,7 @@ DATA ?= cifar10/train
 TEST ?= cifar10/test
 DEVICE ?= cpu
 train-bundled: $(STAMP)
-	$(BIN)/python -m rcdm_fast.training.bundled --data $(DATA) --test $(TEST) --device $(DEVICE) $(if $(LIST),--list)
+	$(BIN)/python -m rcdm_fast.training.bundled --data $(DATA) --test $(TEST) --device $(DEVICE) $(if $(LIST),--list) $(if $(SHIP),--ship $(SHIP))
 
 # Two files at once, a thread each: with more threads than cores PyTorch's wait for each other.
 test: $(STAMP)

@@ -54,10 +54,10 @@ def test_another_base_is_refused(tmp_path: Path, weights: Tensors, own: Tensors)
     path = save_model(tmp_path / "other.safetensors", OTHER, own, base=base)
     content = base.read_bytes()
     save_model(base, CONFIG, weights | {"out.2.weight": weights["out.2.weight"] * 2})
-    with pytest.raises(CheckpointError, match="the base.safetensors beside it is another one"):
+    with pytest.raises(CheckpointError, match=r"the base\.safetensors beside it is another one"):
         load_model(path)
     base.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(CheckpointError, match="base.safetensors: damaged"):
+    with pytest.raises(CheckpointError, match=r"base\.safetensors: damaged"):
         load_model(path)
     base.write_bytes(content)
     assert equal(load_model(path)[1], own)
@@ -69,7 +69,7 @@ def test_what_cannot_be_shared_with(tmp_path: Path, weights: Tensors, own: Tenso
     for folder, name in ((tmp_path / "elsewhere", "third"), (tmp_path, "base")):
         with pytest.raises(CheckpointError, match="must lie beside it"):
             save_model(folder / f"{name}.safetensors", OTHER, own, base=base)
-    with pytest.raises(StorageError, match="other.safetensors: holds only what differs"):
+    with pytest.raises(StorageError, match=r"other\.safetensors: holds only what differs"):
         save_model(tmp_path / "third.safetensors", OTHER, own, base=path)
     storage.save_tensors(tmp_path / "more.safetensors", {**weights, "more": torch.zeros(2)}, {})
     with pytest.raises(StorageError, match="not, such as more"):

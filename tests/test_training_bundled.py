@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import subprocess
 from pathlib import Path
@@ -9,17 +10,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import rcdm_fast
+from rcdm_fast import storage
+from rcdm_fast.config import EncoderConfig
+from rcdm_fast.models import checkpoint
 from rcdm_fast.training import bundled
 from rcdm_fast.training.bundled import STAGES, command, made
-from tests import command_calls
+from tests import checkpoint_cases, command_calls
 from tests.test_cli_options import calls, folder  # noqa: F401  (fixtures)
 
 
 def test_every_bundled_model_has_a_stage_and_each_reads_what_was_made_before() -> None:
     shipped = {path.stem for path in (Path(rcdm_fast.__file__).parent / "bundled").glob("*.safetensors")}
-    assert shipped == {stage.name for stage in STAGES if not stage.name.endswith(("-first", "-second"))}
+    assert shipped == {stage.name for stage in STAGES if stage.ships}
     seen: set[str] = set()
     for stage in STAGES:
         assert set(re.findall(r"\{(.*?)\}", stage.words)) - {"data", "test", "out"} <= seen
@@ -73,3 +78,47 @@ def test_what_is_missing_is_made_in_order(
     assert ran == names[: stopped + 1] + names[stopped:]
     assert bundled.main(["--out", str(tmp_path)]) == 0
     assert len(ran) == len(names) + 1
+
+
+def test_what_is_made_is_written_as_it_ships(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In 16 bits, without a path of the machine that made it, and what models share once."""
+    out, into = tmp_path / "out", tmp_path / "into"
+    trunk, head, first = (
+        next(stage for stage in STAGES if stage.name == f"cifar10-simclr-{name}")
+        for name in ("trunk", "head", "trunk-first")
+    )
+    encoder = made(next(stage for stage in STAGES if stage.name == "cifar10-simclr-encoder"), out)
+    encoder.parent.mkdir(parents=True)
+    encoder.write_bytes(b"as it is")
+    weights = checkpoint_cases.make_weights()
+    named = EncoderConfig(f"file:{encoder}", image_size=32, dim=5)
+    info = {"run": {"init": str(made(first, out)), "encoder": {"source": f"file:{encoder}"}}}
+    model = dataclasses.replace(checkpoint_cases.CONFIG, encoder=named, info=info, name=trunk.name)
+    for stage in (trunk, head, first):
+        own = weights | ({"ssl_emb.weight": weights["ssl_emb.weight"] + 1} if stage is head else {})
+        checkpoint.save_model(made(stage, out), dataclasses.replace(model, name=stage.name), own)
+    files = bundled.ship(out, into)
+    assert {path.stem for path in files} == {"cifar10-simclr-encoder", trunk.name, head.name}
+    assert (into / "cifar10-simclr-encoder.safetensors").read_bytes() == b"as it is"
+    held = storage.read_tensors(into / f"{head.name}.safetensors")
+    assert held.keys() == {"ssl_emb.weight"}
+    assert held["ssl_emb.weight"].dtype == torch.float16
+    found, tensors = checkpoint.load_model(into / f"{head.name}.safetensors")
+    want = weights | {"ssl_emb.weight": weights["ssl_emb.weight"] + 1}
+    assert checkpoint_cases.equal(tensors, {name: value.half().float() for name, value in want.items()})
+    assert found.encoder is not None
+    assert found.encoder.source == "bundled:cifar10-simclr"
+    assert found.info["run"] == {"init": first.name, "encoder": {"source": "bundled:cifar10-simclr"}}
+    assert str(tmp_path) not in storage.read_metadata(into / f"{trunk.name}.safetensors")["rcdm_fast.model"]
+    (into / f"{trunk.name}.safetensors").unlink()
+    made(trunk, out).unlink()
+    with pytest.raises(rcdm_fast.RcdmError, match=f"{trunk.name}.safetensors: no such file"):
+        bundled.ship(out, into)
+
+
+def test_all_that_ships_stays_small() -> None:
+    shipped = list((Path(rcdm_fast.__file__).parent / "bundled").iterdir())
+    assert sum(path.stat().st_size for path in shipped) < 60e6
+    assert {path.stem for path in shipped if path.suffix == ".md"} == {
+        path.stem for path in shipped if path.suffix == ".safetensors"
+    }

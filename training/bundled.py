@@ -1,20 +1,29 @@
 """The stages that make the bundled models, one after another; what is there already is left alone.
 
-    python -m rcdm_fast.training.bundled --data cifar10/train --test cifar10/test --out out/bundled [--list]
+    python -m rcdm_fast.training.bundled --data cifar10/train --test cifar10/test [--list] [--ship FOLDER]
 
-Every stage is a command of its own, and each goes on where it was interrupted: so does this. Knows nothing about how a
-stage works.
+Every stage is a command of its own, and each goes on where it was interrupted: so does this. With ``--ship``, what is
+made is written as it ships: in 16 bits, encoders by their bundled names, and what models share stored once. Knows
+nothing about how a stage works.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
+
+from rcdm_fast import config as configs
+from rcdm_fast.config import ModelConfig
+from rcdm_fast.models import checkpoint
 
 
 @dataclass(frozen=True)
@@ -26,12 +35,16 @@ class Stage:
         words: of the command after ``rcdm``; {NAME} is the file that stage NAME made, {out} the stage's own folder.
         file: what it makes, in its folder.
         takes: how long that was, where it was measured.
+        base: the stage whose model was adapted: what both hold is stored once.
+        ships: whether what it makes is bundled, or only a step on the way.
     """
 
     name: str
     words: str
     file: str
     takes: str = "not measured"
+    base: str = ""
+    ships: bool = True
 
 
 def _encoder(name: str, takes: str) -> Stage:
@@ -39,9 +52,9 @@ def _encoder(name: str, takes: str) -> Stage:
     return Stage(f"{name}-encoder", words, f"{name}-encoder.safetensors", takes)
 
 
-def _adapted(name: str, source: str) -> Stage:
-    words = f'adapt {{cifar10-simclr-trunk}} --encoder "file:{source}" --data {{data}} --steps 800 --out {{out}}'
-    return Stage(name, words, f"{name}.safetensors")
+def _adapted(name: str, base: str, source: str, steps: int, takes: str = "not measured") -> Stage:
+    words = f'adapt {{{base}}} --encoder "file:{source}" --data {{data}} --steps {steps} --out {{out}}'
+    return Stage(name, words, f"{name}.safetensors", takes, base)
 
 
 STAGES = (
@@ -52,6 +65,7 @@ STAGES = (
         "train cifar10-simclr-trunk --data {data} --encoder file:{cifar10-simclr-encoder} --out {out}",
         "cifar10-simclr-trunk.safetensors",
         "151,000 images; on two cores with bf16",
+        ships=False,
     ),
     Stage(
         "cifar10-simclr-trunk",
@@ -61,8 +75,8 @@ STAGES = (
         "cifar10-simclr-trunk.safetensors",
         "250,000 images; on two cores with bf16",
     ),
-    _adapted("cifar10-simclr-head", "{cifar10-simclr-encoder}?layer=projector"),
-    _adapted("cifar10-supervised", "{cifar10-supervised-encoder}"),
+    _adapted("cifar10-simclr-head", "cifar10-simclr-trunk", "{cifar10-simclr-encoder}?layer=projector", 800),
+    _adapted("cifar10-supervised", "cifar10-simclr-trunk", "{cifar10-supervised-encoder}", 800),
     _encoder("cifar10-simclr-wide", "145 s on an H100"),
     _encoder("cifar10-supervised-wide", "53 s on an H100, beside the stage before"),
     Stage(
@@ -71,6 +85,7 @@ STAGES = (
         "--out {out}",
         "cifar10-simclr-wide.safetensors",
         "301 s on an H100, compiled; at the rate of the next stage an estimate of 200 s",
+        ships=False,
     ),
     Stage(
         "cifar10-simclr-wide-second",
@@ -78,6 +93,7 @@ STAGES = (
         "--init {cifar10-simclr-wide-first} --pictures 1873920 --out {out}",
         "cifar10-simclr-wide.safetensors",
         "418 s on an H100, compiled; at the rate of the next stage an estimate of 150 s",
+        ships=False,
     ),
     Stage(
         "cifar10-simclr-wide",
@@ -104,6 +120,42 @@ def command(stage: Stage, data: str, test: str, out: Path, device: str) -> list[
     return [*words, "--device", device]
 
 
+def ship(out: Path, into: Path) -> list[Path]:
+    """Write what the stages have made in `out` as it ships, those that are there; the files.
+
+    Weights of models are float16. Where a stage's file was named (an encoder, a model that a run began with), the name
+    of the bundled one stands.
+
+    Raises:
+        CheckpointError, StorageError: a file that cannot be read or written, or a model whose base is missing.
+    """
+    written = []
+    for stage in STAGES:
+        source = made(stage, out)
+        if not stage.ships or not source.exists():
+            continue
+        into.mkdir(parents=True, exist_ok=True)
+        target = into / f"{stage.name}.safetensors"
+        if stage.name.endswith("-encoder"):
+            shutil.copyfile(source, target)  # written in 16 bits already
+        else:
+            config, weights = checkpoint.load_model(source)
+            base = into / f"{stage.base}.safetensors" if stage.base else None
+            checkpoint.save_model(target, _by_name(config, out), weights, torch.float16, base)
+        written.append(target)
+    return written
+
+
+def _by_name(config: ModelConfig, out: Path) -> ModelConfig:
+    """The configuration with names of stages in place of their files."""
+    text = configs.to_json(config)
+    for stage in STAGES:
+        path = json.dumps(str(made(stage, out)))[1:-1]
+        text = text.replace(f"file:{path}", f"bundled:{stage.name.removesuffix('-encoder')}")
+        text = text.replace(path, stage.name)
+    return configs.from_json(ModelConfig, text, "a stage's model")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """List the stages, and run those whose file is missing; the first failing one ends it. The exit status."""
     parser = argparse.ArgumentParser(description="Make the bundled models again, stage by stage.")
@@ -112,6 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("out/bundled"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--list", action="store_true", help="only list what is made and what is missing")
+    parser.add_argument("--ship", type=Path, metavar="FOLDER", help="write what is made as it ships, into a folder")
     given = parser.parse_args(arguments)
     missing = [stage for stage in STAGES if not made(stage, given.out).exists()]
 
@@ -127,6 +180,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if status:
             _say(f"{stage.name} ended with status {status}; the same command goes on from there")
             return status
+    for path in ship(given.out, given.ship) if given.ship is not None else ():
+        _say(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
     return 0
 
 
