@@ -130,30 +130,6 @@ def test_only_the_map_changes(config: AdaptConfig, data: ImageSet, model: Path, 
     assert {"loss", "mse", "gradient_norm"} <= set(rows[-1])
 
 
-def test_what_is_drawn_without_a_representation_stays(
-    config: AdaptConfig, data: ImageSet, model: Path, tmp_path: Path, generator: torch.Generator
-) -> None:
-    """A model that can be guided can be guided afterwards: zeros are what they were to the decoder, to the bit."""
-    before, weights = checkpoint.load_model(model)
-    guidable = tmp_path / "guidable.safetensors"
-    checkpoint.save_model(guidable, dataclasses.replace(before, representation_dropout=0.1), weights)
-    path = adapt(dataclasses.replace(config, model=str(guidable), learning_rate=0.05), data, tmp_path / "run")
-    after, adapted = checkpoint.load_model(path)
-    assert after.representation_dropout == 0.1
-    assert {name for name in weights if not torch.equal(weights[name], adapted[name])} == {"ssl_emb.weight"}
-    loaded = rcdm_fast.load(path, engine="eager")
-    h = loaded.encode(data.floats(slice(0, 2)))
-    assert not torch.equal(loaded.sample(h, steps=3, guidance=2.0), loaded.sample(h, steps=3))
-    # the map itself is learned: it explains what can be explained through the origin, against a solution by lstsq
-    x = torch.randn(1, 80, 5, generator=generator) + 1
-    y = torch.randn(1, 80, 3, generator=generator) + 2
-    found = ridge(x, y, torch.eye(3), torch.full((3,), 9.0), keep_bias=True)
-    assert found.bias.tolist() == [9.0, 9.0, 9.0]
-    penalty = torch.full((5,), found.penalty * 80).double().diag()
-    want = torch.linalg.lstsq(x[0].double().T @ x[0].double() + penalty, x[0].double().T @ y[0].double()).solution
-    torch.testing.assert_close(found.weight, want.T)
-
-
 @pytest.mark.parametrize(("updated", "part"), [("film", "emb_layers.1.weight"), ("all", ".weight")])
 def test_low_rank_updates_fold_into_the_weights(
     config: AdaptConfig, data: ImageSet, model: Path, tmp_path: Path, updated: str, part: str

@@ -4,8 +4,8 @@ The decoder adds c = W h + b to its time embedding (`ssl_emb`). For representati
 first solved in closed form (ridge regression from h' to the c of the old encoder, `ridge`), then trained by the
 diffusion loss for a few hundred steps, if asked for together with low-rank updates of the decoder's layers. All of it
 folds into ordinary weights: the file is a model like any other, with `ssl_emb` replaced and every layer that has no
-low-rank update as it was, bit for bit. A model that was trained without some representations, and so can be guided away
-from none, keeps its b: what it draws of zeros stays, and with it guidance.
+low-rank update as it was, bit for bit. It cannot be guided away from no representation, which is written as zeros: a map
+that sends zeros where the old one did explains far less (42 % instead of 78 % for the projector of `cifar10-simclr-wide`).
 
 Does not know what either encoder is, and learns no non-linear map: that would not fold into the published structure.
 """
@@ -165,16 +165,14 @@ def _adapt(
     encoder = encoder_room.build(new_config, device, trust_repo=new_config.source in sources)
     bank = representations.cached(encoder, data, folder.path, Views(config.flips))
     standard = Standardisation(*representations.standardisation(bank))
-    if model.representation_dropout:  # no representation is written as zeros, which then stay zeros
-        standard = dataclasses.replace(standard, mean=torch.zeros_like(standard.mean))
-    bank = standard(bank)
+    bank = (bank - standard.mean) / standard.std
     old_encoder = encoder_room.build(old_config, device, trust_repo=old_config.source in sources)
     old = representations.cached(old_encoder, data, folder.path, Views(config.flips))
     if old.shape[-1] != model.unet.representation_dim:
         raise ConfigError(
             f"the old encoder gives {old.shape[-1]} numbers, {config.model} expects {model.unet.representation_dim}"
         )
-    start = ridge(bank, old, frozen[WEIGHT], frozen[BIAS], keep_bias=bool(model.representation_dropout))
+    start = ridge(bank, old, frozen[WEIGHT], frozen[BIAS])
     log.info("the closed form explains %.1f %% of the conditioning's variance", 100 * start.explained)
     run = Run(config, model, frozen, start, device)
     if state is not None:
@@ -193,9 +191,7 @@ def _adapt(
         **identity,
     }
     target = _target(folder, config)
-    finished = ModelConfig(
-        run.network.config, model.schedule, described, config.name, info, model.representation_dropout
-    )
+    finished = ModelConfig(run.network.config, model.schedule, described, config.name, info)
     checkpoint.save_model(target, finished, standard.fold(run.weights()), _DTYPES[config.weights])
     return target
 
@@ -262,12 +258,7 @@ class Run:
         self.config, self.device = config, device
         self.frozen = {name: value.to(device) for name, value in frozen.items() if name not in (WEIGHT, BIAS)}
         fresh = {WEIGHT: start.weight.float(), BIAS: start.bias.float(), **_low_rank(config, self.frozen)}
-        self.keeps_null = bool(model.representation_dropout)  # what the network says without a representation stays
-        self.trained = {name: value.to(device) for name, value in fresh.items()}
-        if self.keeps_null:
-            self.frozen[BIAS] = self.trained.pop(BIAS)
-        for value in self.trained.values():
-            value.requires_grad_()
+        self.trained = {name: value.to(device).requires_grad_() for name, value in fresh.items()}
         self.average = {name: value.detach().clone() for name, value in self.trained.items()}
         unet = dataclasses.replace(model.unet, representation_dim=start.weight.shape[1])
         self.network = UNet(unet).to(device).eval().requires_grad_(False)
@@ -316,7 +307,7 @@ class Run:
 
     def _changed(self, learned: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The weights that differ from the model's: `ssl_emb`, and layers with their low-rank update added."""
-        changed = {name: learned[name] for name in (WEIGHT, BIAS) if name in learned}
+        changed = {WEIGHT: learned[WEIGHT], BIAS: learned[BIAS]}
         for name in (key.removesuffix(UP) for key in learned if key.endswith(UP)):
             update = learned[name + UP] @ learned[name + DOWN]
             changed[name] = self.frozen[name] + update.view_as(self.frozen[name])
@@ -337,8 +328,6 @@ class Run:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state`."""
-        if state["trained"].keys() != self.trained.keys():
-            raise RunError("the run was begun by a version that trained other weights; begin it anew in another folder")
         self.step = int(state["step"])
         with torch.no_grad():
             for name, value in self.trained.items():

@@ -35,7 +35,7 @@ class Ridge:
     explained: float
 
 
-def ridge(inputs: Tensor, old: Tensor, weight: Tensor, bias: Tensor, keep_bias: bool = False) -> Ridge:
+def ridge(inputs: Tensor, old: Tensor, weight: Tensor, bias: Tensor) -> Ridge:
     """The best affine map from representations to conditioning vectors, in closed form and float64.
 
     The penalty (on W, not on b) is the one with the least error on every tenth picture; the map is then solved again
@@ -45,7 +45,6 @@ def ridge(inputs: Tensor, old: Tensor, weight: Tensor, bias: Tensor, keep_bias: 
         inputs: standardised representations [V,N,D], V views of N pictures.
         old: the old encoder's representations of the same pictures [V,N,F].
         weight, bias: what makes conditioning vectors of those, [E,F] and [E].
-        keep_bias: the map's bias is `bias` itself: zeros stay what they were to the network.
 
     Raises:
         RunError: fewer than two pictures.
@@ -58,17 +57,16 @@ def ridge(inputs: Tensor, old: Tensor, weight: Tensor, bias: Tensor, keep_bias: 
         for start in range(0, count, CHUNK):
             part = slice(start, min(start + CHUNK, count))
             x = F.pad(inputs[view, part].double(), (0, 1), value=1.0)
-            y = old[view, part].double() @ weight.T.double() + (0 if keep_bias else bias.double())
+            y = old[view, part].double() @ weight.T.double() + bias.double()
             chosen = torch.arange(part.start, part.stop) % HELD_OUT == 0
             held.add(x[chosen], y[chosen])
             rest.add(x[~chosen], y[~chosen])
-    errors = [held.error(rest.solve(penalty, keep_bias)) for penalty in PENALTIES]
+    errors = [held.error(rest.solve(penalty)) for penalty in PENALTIES]
     best = min(range(len(PENALTIES)), key=errors.__getitem__)
     spread = held.error(rest.mean())
-    solution = (held + rest).solve(PENALTIES[best], keep_bias)
+    solution = (held + rest).solve(PENALTIES[best])
     explained = 1 - errors[best] / max(spread, 1e-300)
-    found = bias.double().clone() if keep_bias else solution[width].clone()
-    return Ridge(solution[:width].T.contiguous(), found, PENALTIES[best], explained)
+    return Ridge(solution[:width].T.contiguous(), solution[width].clone(), PENALTIES[best], explained)
 
 
 class Moments:
@@ -92,13 +90,11 @@ class Moments:
         total.yy, total.count = self.yy + other.yy, self.count + other.count
         return total
 
-    def solve(self, penalty: float, no_bias: bool = False) -> Tensor:
-        """The map [D+1,E], its last row the bias: zero if there is to be none."""
-        free = len(self.xx) - no_bias
+    def solve(self, penalty: float) -> Tensor:
+        """The map [D+1,E], its last row the bias."""
         weight = torch.full((len(self.xx),), penalty * self.count, dtype=torch.float64)
         weight[-1] = 0
-        solution = torch.zeros_like(self.xy)
-        solution[:free] = torch.linalg.solve((self.xx + weight.diag())[:free, :free], self.xy[:free])
+        solution: Tensor = torch.linalg.solve(self.xx + weight.diag(), self.xy)
         return solution
 
     def mean(self) -> Tensor:
