@@ -4,8 +4,10 @@ The decoder adds c = W h + b to its time embedding (`ssl_emb`). For representati
 first solved in closed form (ridge regression from h' to the c of the old encoder, `ridge`), then trained by the
 diffusion loss for a few hundred steps, if asked for together with low-rank updates of the decoder's layers. All of it
 folds into ordinary weights: the file is a model like any other, with `ssl_emb` replaced and every layer that has no
-low-rank update as it was, bit for bit. It cannot be guided away from no representation, which is written as zeros: a map
-that sends zeros where the old one did explains far less (42 % instead of 78 % for the projector of `cifar10-simclr-wide`).
+low-rank update as it was, bit for bit.
+
+It cannot be guided away from no representation, which is written as zeros: a map that sends zeros where the old one did
+explains far less (42 % instead of 78 % for the projector of `cifar10-simclr-wide`).
 
 Does not know what either encoder is, and learns no non-linear map: that would not fold into the published structure.
 """
