@@ -2,7 +2,14 @@
 
     import rcdm_fast
     model = rcdm_fast.load("cifar10-simclr-wide")
-    pictures = model.sample(model.encode("photo.jpg"), per=8, steps=50)
+    h = model.encode("photo.jpg")                                     # representations [1,D]
+    pictures = model.sample(h, per=8)                                 # [1,8,3,H,W] in [-1,1]
+    for batch in rcdm_fast.generate(model, "photos/", per=100):       # many, as they are finished
+        print(batch.ids, batch.pictures.shape)
+    found = rcdm_fast.analyze(model, "invariance", "cifar10/test")    # the paper's experiments as numbers
+    rcdm_fast.train("cifar10-simclr-trunk", "photos/", "runs/mine", encoder="timm:resnet18?pretrained=1")
+    rcdm_fast.adapt("cifar10-simclr-wide", my_module, "cifar10/train", "runs/adapted")
+    rcdm_fast.export(model, "onnx", "exported")                       # or openvino, tensorrt, diffusers, hub
 
 Importing this package is cheap: PyTorch and everything else is imported when a name is first used.
 """
@@ -25,6 +32,7 @@ if TYPE_CHECKING:
     from rcdm_fast.model import Model, load
     from rcdm_fast.models.checkpoint import CheckpointError, save_model
     from rcdm_fast.models.hub import HubError
+    from rcdm_fast.workflows import adapt, analyze, evaluate, train
 
 _HOMES = {
     "CheckpointError": "models.checkpoint",
@@ -45,6 +53,10 @@ _HOMES = {
     "RcdmError": "errors",
     "SamplingError": "diffusion.sampling",
     "load": "model",
+    "adapt": "workflows",
+    "analyze": "workflows",
+    "evaluate": "workflows",
+    "train": "workflows",
 }
 
 __all__ = [
@@ -62,11 +74,15 @@ __all__ = [
     "ScheduleConfig",
     "UNetConfig",
     "__version__",
+    "adapt",
     "agenerate",
+    "analyze",
+    "evaluate",
     "export",
     "generate",
     "load",
     "save_model",
+    "train",
 ]
 
 

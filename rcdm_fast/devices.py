@@ -26,6 +26,11 @@ def placed(device: torch.device | str) -> torch.device:
     return place
 
 
+def best(given: str | None = None) -> str:
+    """The device that is given; where none is, a GPU if there is one."""
+    return given or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def current(device: torch.device) -> AbstractContextManager[object]:
     """Makes a GPU the current one inside, and restores the one before; nothing for other devices."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -44,6 +44,7 @@ from rcdm_fast.checks import (
 from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, from_dict
 from rcdm_fast.data.image_set import BatchOrder, ImageSet, step_generator
 from rcdm_fast.diffusion.schedule import Schedule, network_timestep
+from rcdm_fast.encoders import Encoder
 from rcdm_fast.errors import RunError
 from rcdm_fast.metrics.ridge import Ridge, ridge
 from rcdm_fast.models import checkpoint
@@ -117,11 +118,13 @@ def adapt(
     device: str = "cpu",
     progress: Progress | None = None,
     trusted: Collection[str] = (),
+    encoder: Encoder | None = None,
 ) -> Path:
     """Adapt, resume if `out` holds an unfinished run, and write `out`/NAME.safetensors (averaged weights).
 
     `data` has pictures of the model's size; `progress` is called with (steps done, steps in all, loss). `trusted` are
-    sources of encoders whose code may be run (``torchhub:...``), now and when this folder's run is resumed.
+    sources of encoders whose code may be run (``torchhub:...``), now and when this folder's run is resumed. `encoder` is
+    a new encoder that is there already, in place of one that `config` names, as for `train`.
 
     Raises:
         ConfigError: no new encoder, or a model without representations, with labels, or whose encoder is unknown.
@@ -130,6 +133,8 @@ def adapt(
         CheckpointError, EncoderError: a model or an encoder that cannot be loaded.
         StorageError: a file cannot be written; the last state that was stays.
     """
+    if encoder is not None:
+        config = dataclasses.replace(config, encoder=encoder.config)
     if config.encoder is None:
         raise ConfigError("no new encoder is named; give one with --encoder")
     model, frozen = checkpoint.load_model(config.model)
@@ -140,7 +145,7 @@ def adapt(
     folder = RunFolder(out)
     with folder.locked():
         storage.check_writable(_target(folder, config))
-        return _adapt(config, data, model, frozen, old_config, folder, device, progress, trusted)
+        return _adapt(config, data, model, frozen, old_config, folder, device, progress, trusted, encoder)
 
 
 def _adapt(
@@ -153,18 +158,21 @@ def _adapt(
     device: str,
     progress: Progress | None,
     trusted: Collection[str],
+    given: Encoder | None,
 ) -> Path:
     new_config = config.encoder
     assert new_config is not None, "adapt has asked for it"
     config = dataclasses.replace(config, bf16=resume.bf16(folder.path, config.bf16, device))
     identity = {"data": data.fingerprint, "decoder": _fingerprint(frozen)}
+    if given is not None:  # its name does not say what it is
+        identity["answers"] = representations.key(given, data)
     settings = {**dataclasses.asdict(config), **identity}
     known = resume.as_before(folder.path, settings, FREE)
     state = folder.open(known)
     if known != settings:
         resume.keep(folder.path, settings)
     sources = trust.remembered(folder.path, trusted)
-    encoder = encoder_room.build(new_config, device, trust_repo=new_config.source in sources)
+    encoder = given or encoder_room.build(new_config, device, trust_repo=new_config.source in sources)
     bank = representations.cached(encoder, data, folder.path, Views(config.flips))
     standard = Standardisation(*representations.standardisation(bank))
     bank = (bank - standard.mean) / standard.std

@@ -75,10 +75,8 @@ def cached(
         StorageError: the file cannot be written, or is not what it says.
     """
     crew = crew or Team()
-    probe = encoder.encode(data.floats(slice(0, 2))).cpu()
-    described = json.dumps(dataclasses.asdict(encoder.config), sort_keys=True, default=str)
-    key = hashlib.sha256(described.encode() + probe.numpy().tobytes() + data.fingerprint.encode()).hexdigest()[:16]
-    name = f"representations-{key}{'-flips' if views.flips else ''}"
+    probe, described = _answers(encoder, data)
+    name = f"representations-{key(encoder, data)}{'-flips' if views.flips else ''}"
     if views.augmented:
         name += f"-augmented{views.augmented}-v{VERSION}"
     cache = _Cache(Path(folder) / f"{name}.npy", len(views), len(data))
@@ -100,6 +98,18 @@ def cached(
         with crew.leader_first():
             cache.finish({"encoder": json.loads(described), "data": data.fingerprint}, crew.leads)
     return cache.open()
+
+
+def key(encoder: Encoder, data: ImageSet) -> str:
+    """What tells one encoder's representations of one set from all others: 16 hex digits."""
+    probe, described = _answers(encoder, data)
+    return hashlib.sha256(described.encode() + probe.numpy().tobytes() + data.fingerprint.encode()).hexdigest()[:16]
+
+
+def _answers(encoder: Encoder, data: ImageSet) -> tuple[Tensor, str]:
+    """Representations of the first two images [2,D], and the encoder's configuration as JSON."""
+    probe = encoder.encode(data.floats(slice(0, 2))).cpu()
+    return probe, json.dumps(dataclasses.asdict(encoder.config), sort_keys=True, default=str)
 
 
 class _Cache:

@@ -21,6 +21,7 @@ from rcdm_fast import encoders as encoder_room
 from rcdm_fast import host, storage
 from rcdm_fast.config import ConfigError, ModelConfig, UNetConfig
 from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.encoders import Encoder
 from rcdm_fast.errors import RunError
 from rcdm_fast.models import checkpoint
 from rcdm_fast.training import memory, representations, resume, sheets, trust
@@ -50,6 +51,7 @@ def train(
     progress: Progress | None = None,
     minutes: float | None = None,
     trusted: Collection[str] = (),
+    encoder: Encoder | None = None,
 ) -> Path:
     """Train, resume if `out` holds an unfinished run, and write `out`/NAME.safetensors (averaged weights).
 
@@ -64,6 +66,9 @@ def train(
         minutes: stop once this call has trained for so long, with a state to go on from; representations that are
             computed before count too. At least one step is done.
         trusted: sources of encoders whose code may be run (``torchhub:...``), now and when the run is resumed.
+        encoder: one that is there already, in place of the one that the configuration names: a module of the caller's
+            own, say. The run is resumed with an encoder of the same answers; the finished file says that it was a
+            module, and is used with it.
 
     Raises:
         Paused: `minutes` ended before the run.
@@ -72,6 +77,8 @@ def train(
         ConfigError: the encoder's width contradicts the network, or the processes cannot share the work.
         StorageError: a file cannot be written; the last state that was stays.
     """
+    if encoder is not None:
+        config = dataclasses.replace(config, encoder=encoder.config)
     if config.encoder is None:
         raise ConfigError("an RCDM needs an encoder; none is named in the configuration")
     if data.pixels.shape[-1] != config.unet.image_size:
@@ -82,7 +89,7 @@ def train(
         if crew.leads:
             for decay in (config.ema, *config.more_emas):
                 storage.check_writable(_target(folder, config, decay))
-        return _train(config, data, folder, crew, progress, minutes, trusted)
+        return _train(config, data, folder, crew, progress, minutes, trusted, encoder)
 
 
 def _train(
@@ -93,15 +100,18 @@ def _train(
     progress: Progress | None,
     minutes: float | None,
     trusted: Collection[str],
+    given: Encoder | None,
 ) -> Path:
     assert config.encoder is not None, "train has asked for it"
     end = None if minutes is None else time.monotonic() + 60 * minutes
     sources = trust.remembered(folder.path, trusted, crew.leads)
-    encoder = encoder_room.build(config.encoder, str(crew.device), trust_repo=config.encoder.source in sources)
+    encoder = given or encoder_room.build(config.encoder, str(crew.device), trust_repo=config.encoder.source in sources)
     with crew.leader_first():
         settled = resume.precision(folder.path, config.precision, crew.device)
         config = dataclasses.replace(config, precision=settled)
         settings = {**dataclasses.asdict(config), "data": data.fingerprint}
+        if given is not None:  # its name does not say what it is
+            settings["answers"] = representations.key(encoder, data)
         known = resume.as_before(folder.path, settings, FREE)
         folder.compare(known, ADDED)  # before representations are computed in vain
     views = Views(config.flips, config.augmented_views)

@@ -1,0 +1,224 @@
+"""Training, adapting, evaluating and analyzing in one call each, with names and files where the parts take objects.
+
+Knows nothing about how any of it is done; commands and notebooks start here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rcdm_fast import doors, encoders
+from rcdm_fast import model as models
+from rcdm_fast.analysis import registry
+from rcdm_fast.config import ConfigError, EncoderConfig, from_dict
+from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.data.sources import open_data
+from rcdm_fast.devices import best
+from rcdm_fast.encoders import Encoder, Forward
+from rcdm_fast.evaluation import EvaluateConfig, Faithfulness
+from rcdm_fast.evaluation import evaluate as measure
+from rcdm_fast.model import Model
+from rcdm_fast.models import checkpoint
+from rcdm_fast.training.adapt import AdaptConfig
+from rcdm_fast.training.adapt import adapt as adapted
+from rcdm_fast.training.config import TrainConfig
+from rcdm_fast.training.train import train as trained
+
+if TYPE_CHECKING:
+    from rcdm_fast.analysis.result import Analysis
+
+AnyData = str | os.PathLike[str] | ImageSet
+AnyEncoder = str | EncoderConfig | Encoder | Forward
+AnyModel = str | os.PathLike[str] | Model
+
+
+def train(
+    config: TrainConfig | str | os.PathLike[str],
+    data: AnyData,
+    out: str | os.PathLike[str],
+    *,
+    encoder: AnyEncoder | None = None,
+    convention: EncoderConfig | None = None,
+    device: str | None = None,
+    minutes: float | None = None,
+    progress: Callable[[int, int, float], None] | None = None,
+    trust_repo: bool = False,
+    **changes: Any,
+) -> Path:
+    """Train a decoder on the representations of a frozen encoder. The same call resumes a run that was interrupted.
+
+    Args:
+        config: a configuration, the name of a shipped one (``"cifar10-simclr-trunk"``), or a JSON file.
+        data: images, as ``rcdm train --data`` takes them (a folder, .npz, shards, ``hf:NAME``), or a set that is open.
+        out: the run's folder.
+        encoder: in place of the configuration's: a specification (``"timm:resnet50?pretrained=1"``), a module or
+            function of your own, called with [N,3,s,s], or an encoder. A module is left as it is; the finished model
+            is used with ``rcdm_fast.load(path, encoder=module)``.
+        convention: what a module or function of your own takes; see `rcdm_fast.EncoderConfig`.
+        device: "cpu", "cuda"...; None for a GPU where there is one.
+        minutes: stop after so long, with a state to go on from (raises `rcdm_fast.training.state.Paused`).
+        progress: called with (steps done, steps in all, loss).
+        trust_repo: run the code of an encoder's torch.hub repository.
+        changes: fields of the configuration, such as ``pictures=200_000`` or ``learning_rate=3e-4``.
+
+    Returns:
+        The finished model's file: ``out/NAME.safetensors``.
+
+    Raises:
+        ConfigError: no such configuration or field, or a value that a field cannot have.
+        RunError: the folder holds another run, or the loss is not finite.
+        ImageError, EncoderError, StorageError: data, an encoder or a file that cannot be read or written.
+    """
+    settings = _changed(config, changes)
+    chosen, built, trusted = _encoder(encoder, convention, device, trust_repo)
+    if chosen is not None:
+        settings = dataclasses.replace(settings, encoder=chosen)
+    if trust_repo and settings.encoder is not None:
+        trusted.append(settings.encoder.source)
+    images = _data(data, settings.unet.image_size)
+    return trained(settings, images, Path(out), best(device), progress, minutes, trusted, built)
+
+
+def adapt(
+    model: str | os.PathLike[str],
+    encoder: AnyEncoder,
+    data: AnyData,
+    out: str | os.PathLike[str],
+    *,
+    convention: EncoderConfig | None = None,
+    device: str | None = None,
+    progress: Callable[[int, int, float], None] | None = None,
+    trust_repo: bool = False,
+    **changes: Any,
+) -> Path:
+    """Give a trained model another encoder, in minutes: its decoder stays, the map into it is learned.
+
+    Args:
+        model: name, file, folder or hub id of the model whose decoder is kept.
+        encoder, convention, data, out, device, progress, trust_repo: as for `train`.
+        changes: fields of `AdaptConfig`, such as ``steps=0`` (the closed form alone); ``name`` is the folder's by
+            default.
+
+    Returns:
+        The finished model's file: ``out/NAME.safetensors``.
+
+    Raises:
+        ConfigError: a model that cannot be adapted, or a field that is none.
+        RunError, CheckpointError, ImageError, EncoderError, StorageError: as for `train`.
+    """
+    chosen, built, trusted = _encoder(encoder, convention, device, trust_repo)
+    values = {"name": Path(out).name, "model": os.fspath(model), **changes}
+    settings = dataclasses.replace(from_dict(AdaptConfig, values, "adapt"), encoder=chosen)
+    size = checkpoint.load_model(model)[0].unet.image_size
+    return adapted(settings, _data(data, size), Path(out), best(device), progress, trusted, built)
+
+
+def evaluate(
+    model: AnyModel, data: AnyData, *, progress: Callable[[int, int], None] | None = None, **settings: Any
+) -> Faithfulness:
+    """How well samples keep their representation: ranks, MRR and distances with 95 % intervals.
+
+    Args:
+        model: a model, or what `load` takes.
+        data: images, as for `train`; sources and gallery are spread evenly over them.
+        progress: called with (done, in all).
+        settings: fields of `EvaluateConfig`, such as ``sources=256, samples=4, steps=50``.
+
+    Raises:
+        ConfigError: a field that is none, or data that is too small.
+    """
+    loaded = _model(model)
+    config = from_dict(EvaluateConfig, settings, "evaluate")
+    return measure(loaded, _data(data, loaded.image_size), config, progress)
+
+
+def analyze(
+    model: AnyModel,
+    experiment: str,
+    data: AnyData | None = None,
+    *,
+    photos: AnyData | None = None,
+    against: Iterable[AnyModel] = (),
+    progress: Callable[[int, int], None] | None = None,
+    **settings: Any,
+) -> Analysis:
+    """Run one of the paper's experiments: tables, findings and figures, with intervals.
+
+    Args:
+        model: a model, or what `load` takes.
+        experiment: its name, as ``rcdm analyze --help`` lists them: ``"invariance"``, ``"layers"``...
+        data: images, as for `train`, if the experiment needs them.
+        photos: photographs that need not be like the data, for experiments that take them.
+        against: other models, for experiments that compare.
+        progress: called with (done, in all).
+        settings: fields of the experiment's configuration, such as ``sources=64``.
+
+    Returns:
+        The result: ``print(found.as_text())``, ``found.as_json()``, ``found.figures["rows"]``.
+
+    Raises:
+        ConfigError: no such experiment or field; data, photographs or models that it needs are missing.
+    """
+    found = registry.find(experiment)
+    others = tuple(_model(other) for other in against)
+    missing = found.lacks(data=data is not None, photos=photos is not None, against=bool(others))
+    if missing:
+        raise ConfigError(f"the experiment {experiment} {missing}")
+    loaded = _model(model)
+    shown = None if photos is None else _data(photos, loaded.image_size)
+    images = None if data is None else _data(data, loaded.image_size)
+    return found.run(registry.Job(loaded, images, shown, others, settings, progress))
+
+
+def stored_configuration(name: str | os.PathLike[str], shipped_only: bool = False) -> dict[str, Any]:
+    """A configuration of training as plain data: a JSON file, or a shipped one by its name.
+
+    Raises:
+        ConfigError: there is none of that name (the shipped ones are listed), or it cannot be read.
+    """
+    folder = Path(__file__).resolve().parent / "training" / "configs"
+    chosen = doors.path(name, ConfigError)
+    shipped = folder / f"{os.fspath(name)}.json"
+    file = next((each for each in ([shipped] if shipped_only else [chosen, shipped]) if os.path.isfile(each)), None)
+    if file is None:
+        known = ", ".join(sorted(path.stem for path in folder.glob("*.json")))
+        raise ConfigError(f"no configuration {str(chosen)!r} (shipped: {known}); name one, or a file, with --config")
+    with doors.door(ConfigError, f"{file}: not a readable JSON file"):
+        values = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file}: expected a JSON object")
+    return values
+
+
+def _changed(config: TrainConfig | str | os.PathLike[str], changes: Mapping[str, Any]) -> TrainConfig:
+    values = dataclasses.asdict(config) if isinstance(config, TrainConfig) else stored_configuration(config)
+    return from_dict(TrainConfig, {**values, **changes}, "train" if isinstance(config, TrainConfig) else str(config))
+
+
+def _encoder(
+    given: AnyEncoder | None, convention: EncoderConfig | None, device: str | None, trust_repo: bool
+) -> tuple[EncoderConfig | None, Encoder | None, list[str]]:
+    """Its configuration; the encoder itself where no configuration names it; sources that are trusted."""
+    if given is None:
+        if convention is not None:
+            raise ConfigError("convention= describes a module or function that is given as encoder=")
+        return None, None, []
+    built = encoders.build(given, best(device), config=convention, trust_repo=trust_repo)
+    named = isinstance(given, str | EncoderConfig)
+    trusted = (
+        [built.config.source] if named and (trust_repo or (isinstance(given, str) and encoders.trusts(given))) else []
+    )
+    return built.config, None if named else built, trusted
+
+
+def _data(given: AnyData, size: int) -> ImageSet:
+    return given if isinstance(given, ImageSet) else open_data(os.fspath(given), size)
+
+
+def _model(given: AnyModel) -> Model:
+    return given if isinstance(given, Model) else models.load(given)

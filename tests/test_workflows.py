@@ -1,0 +1,115 @@
+"""Whole jobs in one call: what commands do, from names and files, with encoders that only the caller has."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import rcdm_fast
+from rcdm_fast import ConfigError, EncoderConfig, images
+from rcdm_fast.errors import RunError
+from rcdm_fast.models import checkpoint
+from rcdm_fast.training.config import TrainConfig
+from tests import small
+
+CONVENTION = EncoderConfig("module", image_size=8)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A set of images, a model with an encoder that any process can build, and a small configuration."""
+    path = tmp_path_factory.mktemp("jobs")
+    np.savez(path / "set.npz", images=images.to_uint8(small.pictures(48)).permute(0, 2, 3, 1).numpy())
+    config = {
+        "name": "tiny", "pictures": 64, "batch_size": 16, "compile": False, "precision": "fp32", "sheet_every": 0,
+        "unet": {"image_size": 8, "num_channels": 32, "channel_mult": [1, 2], "num_res_blocks": 1,
+                 "attention_resolutions": [4], "learn_sigma": True},
+        "schedule": {"variance": "learned_range"},
+    }  # fmt: skip
+    (path / "tiny.json").write_text(json.dumps(config))
+    return path
+
+
+class Mean(nn.Module):
+    """Mean and spread of each color, times a weight of its own."""
+
+    def __init__(self, factor: float = 1.0) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(factor))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.factor * torch.cat([x.mean((2, 3)), x.std((2, 3))], 1)
+
+
+def test_a_decoder_for_a_module_of_ones_own(folder: Path, tmp_path: Path) -> None:
+    """Trained, resumed with the same module only, loaded with it; the module stays as it was."""
+    network = Mean().train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    steps: list[int] = []
+    path = rcdm_fast.train(
+        folder / "tiny.json", folder / "set.npz", tmp_path, encoder=network, convention=CONVENTION,
+        progress=lambda done, total, loss: steps.append(done), pictures=96,
+    )  # fmt: skip
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert network.training
+    assert network.factor.requires_grad
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    config, _ = checkpoint.load_model(path)
+    assert config.unet.representation_dim == 6
+    assert config.encoder is not None
+    assert config.encoder.source == "module"
+    model = rcdm_fast.load(path, encoder=rcdm_fast.encoders.build(network, config=CONVENTION))
+    assert model.sample(model.encode(small.pictures(2)), per=2, steps=2).shape == (2, 2, 3, 8, 8)
+    again = rcdm_fast.train(
+        folder / "tiny.json", folder / "set.npz", tmp_path, encoder=Mean(), convention=CONVENTION, pictures=96
+    )
+    assert again == path
+    with pytest.raises(RunError, match="answers"):  # another module, which has the same name
+        rcdm_fast.train(
+            folder / "tiny.json", folder / "set.npz", tmp_path, encoder=Mean(2.0), convention=CONVENTION, pictures=96
+        )
+
+
+def test_a_configuration_and_changes(folder: Path, tmp_path: Path) -> None:
+    made = rcdm_fast.train(folder / "tiny.json", folder / "set.npz", tmp_path / "a", encoder=small.encoder(), seed=3)
+    assert checkpoint.load_model(made)[0].info["run"]["seed"] == 3
+    with pytest.raises(ConfigError, match="unknown key learning_rat"):
+        rcdm_fast.train(folder / "tiny.json", folder / "set.npz", tmp_path / "b", learning_rat=1e-3)
+    with pytest.raises(ConfigError, match=r"shipped: .*cifar10-simclr-trunk"):
+        rcdm_fast.train("cifar10-simclr-stump", folder / "set.npz", tmp_path / "b")
+    with pytest.raises(ConfigError, match="convention= describes a module"):
+        rcdm_fast.train(folder / "tiny.json", folder / "set.npz", tmp_path / "b", convention=CONVENTION)
+    assert not (tmp_path / "b").exists()
+    config = TrainConfig("other", unet=small.UNET, pictures=16, batch_size=16)
+    with pytest.raises(ConfigError, match="needs an encoder"):
+        rcdm_fast.train(config, folder / "set.npz", tmp_path / "c")
+
+
+def test_another_encoder_evaluated_and_analyzed(folder: Path, tmp_path: Path) -> None:
+    network = small.network()
+    base = tmp_path / "base.safetensors"
+    spec = "bundled:cifar10-simclr"
+    config = small.model(representation_dim=192).config
+    named = rcdm_fast.encoders.build(spec).config
+    unet = small.network(representation_dim=192)
+    checkpoint.save_model(base, rcdm_fast.ModelConfig(unet.config, config.schedule, named, "base"), unet.state_dict())
+    del network
+    path = rcdm_fast.adapt(base, Mean(), folder / "set.npz", tmp_path / "mine", convention=CONVENTION, steps=0)
+    assert path == tmp_path / "mine" / "mine.safetensors"
+    model = rcdm_fast.load(path, encoder=rcdm_fast.encoders.build(Mean(), config=CONVENTION))
+    assert model.config.info["adapted_from"] == "base"
+    found = rcdm_fast.evaluate(model, folder / "set.npz", sources=20, samples=1, steps=2, resamples=100)
+    assert (found.sources, found.samples, found.gallery) == (20, 1, 48)
+    result = rcdm_fast.analyze(model, "faithfulness", folder / "set.npz", sources=20, samples=1, steps=2, resamples=100)
+    assert result.name == "faithfulness"
+    assert "mean rank" in result.as_text().lower()
+    for missing, options in (("needs a set of", {}), ("another with --against", {"data": folder / "set.npz"})):
+        with pytest.raises(ConfigError, match=missing):
+            rcdm_fast.analyze(model, "layers" if options else "invariance", **options)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="invariance"):
+        rcdm_fast.analyze(model, "invarianse", folder / "set.npz")
