@@ -123,8 +123,8 @@ def adapt(
     """Adapt, resume if `out` holds an unfinished run, and write `out`/NAME.safetensors (averaged weights).
 
     `data` has pictures of the model's size; `progress` is called with (steps done, steps in all, loss). `trusted` are
-    sources of encoders whose code may be run (``torchhub:...``), now and when this folder's run is resumed. `encoder` is
-    a new encoder that is there already, in place of one that `config` names, as for `train`.
+    sources of encoders whose code may be run (``torchhub:...``), now and when this folder's run is resumed. `encoder`
+    is a new encoder that is there already, in place of one that `config` names, as for `train`.
 
     Raises:
         ConfigError: no new encoder, or a model without representations, with labels, or whose encoder is unknown.
