@@ -27,7 +27,6 @@ from rcdm_fast.models import checkpoint
 from rcdm_fast.training.adapt import AdaptConfig
 from rcdm_fast.training.adapt import adapt as adapted
 from rcdm_fast.training.config import TrainConfig
-from rcdm_fast.training.train import train as trained
 
 if TYPE_CHECKING:
     from rcdm_fast.analysis.result import Analysis
@@ -74,6 +73,8 @@ def train(
         RunError: the folder holds another run, or the loss is not finite.
         ImageError, EncoderError, StorageError: data, an encoder or a file that cannot be read or written.
     """
+    from rcdm_fast.training.train import train as trained  # brings in what changes settings of the host's warnings
+
     settings = _changed(config, changes)
     chosen, built, trusted = _encoder(encoder, convention, device, trust_repo)
     if chosen is not None:
