@@ -1,0 +1,60 @@
+"""What the README shows in Python is run, on small sets of made-up images and at short sizes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import rcdm_fast
+from rcdm_fast import images
+from tests import small
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+SHORTER = (  # what is said there, and what is run here
+    ('"photos/", per=100', '"photos/", per=1, steps=2'),
+    ("sources=64", "sources=20, samples=1, steps=2, augmentations=('flip',)"),
+    ("samples=4, gallery=10_000", "sources=20, samples=1, steps=2"),
+    ('"timm:resnet18?pretrained=1"', '"bundled:cifar10-simclr", pictures=16, batch_size=8, compile=False'),
+    ("convention=seen)", "convention=seen, steps=0)"),
+    ("per=8, steps=50", "per=8, steps=2"),
+    ('(["cat.jpg"], steps=50)', '(["cat.jpg"], steps=2)'),
+    ("frames=8)", "frames=8, steps=2)"),
+)
+
+
+def blocks() -> list[str]:
+    """The README's Python, block by block."""
+    return re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
+
+
+@pytest.mark.long
+def test_the_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    pixels = images.to_uint8(small.pictures(48, size=32)).permute(0, 2, 3, 1).numpy()
+    for folder in ("photos", "cifar10/test", "cifar10/train"):
+        Path(folder).mkdir(parents=True)
+        for number, each in enumerate(pixels[:8] if folder == "photos" else pixels):
+            images.save(images.Image.fromarray(each), f"{folder}/{number:02d}.png")
+    for name in ("cat.jpg", "dog.jpg"):
+        images.save(images.Image.fromarray(np.tile(pixels[0], (3, 3, 1))), name)
+    text = "\n".join(blocks()[:2])
+    lines = [line for line in text.splitlines() if "my-rcdm.safetensors" not in line]  # a file of the reader's own
+    text = "\n".join(lines)
+    for said, run in SHORTER:
+        assert said in text
+        text = text.replace(said, run)
+    names: dict[str, object] = {"torch": torch, "rcdm_fast": rcdm_fast}
+    exec(compile(text, str(README), "exec"), names)
+    h, drawn, way = (names[name] for name in ("h", "pictures", "way"))
+    assert isinstance(h, torch.Tensor)
+    assert isinstance(drawn, torch.Tensor)
+    assert isinstance(way, torch.Tensor)
+    assert (tuple(h.shape), tuple(drawn.shape), tuple(way.shape)) == ((2, 256), (2, 8, 3, 32, 32), (1, 8, 3, 32, 32))
+    assert Path("runs/mine/cifar10-simclr-trunk.safetensors").is_file()
+    assert Path("runs/net/net.safetensors").is_file()
+    assert (Path("exported") / "network.onnx").is_file()
+    assert re.search(r"torch\.Size\(\[\d+, 3, 32, 32\]\)", capsys.readouterr().out)
