@@ -6,7 +6,33 @@ from tests.mutants.mutant import Mutant
 
 _WORLD, _SHAPES, _OF_WORLD = "rcdm_fast/data/world.py", "rcdm_fast/data/world_shapes.py", ("tests/test_world.py",)
 
+_CODE, _ORACLE, _OF_ORACLE = (
+    "rcdm_fast/encoders/oracle_code.py",
+    "rcdm_fast/encoders/oracle.py",
+    ("tests/test_encoders_oracle.py",),
+)
+
 WORLD = (
+    Mutant("a masked factor is left in", _CODE, "elif self.masked:", "elif False:", _OF_ORACLE),
+    Mutant("noise is added, not mixed", _CODE, "return self.r * code + ", "return code + ", _OF_ORACLE),
+    Mutant(
+        "a noisy choice is never right by chance",
+        _CODE,
+        "uniform[:, 0] < r",
+        "uniform[:, 0] < (r + (1 - r) / 4)",
+        _OF_ORACLE,
+    ),
+    Mutant("both frequencies are one", _CODE, "self.frequency + 1)", "self.frequency)", _OF_ORACLE),
+    Mutant("noise belongs to the seed alone", _CODE, "np.ascontiguousarray(row).tobytes()", 'b""', _OF_ORACLE),
+    Mutant("generators are short words", _CODE, "b ^ c ^ d, a ^ c ^ d", "b ^ c, a ^ c ^ d", _OF_ORACLE),
+    Mutant(
+        "the last items are unknown",
+        _ORACLE,
+        "if self._read == self.world.count:",
+        "if self._read >= self.world.count // 2:",
+        _OF_ORACLE,
+    ),
+    Mutant("of two meanings the first is taken", _ORACLE, "!= tuple(row):", "is None:", _OF_ORACLE),
     Mutant("every item of a block is its first", _WORLD, "np.array([0, place, ", "np.array([0, chosen[0], ", _OF_WORLD),
     Mutant("worlds share their factors", _WORLD, "list(FACTORS).index(self.world), 0]", "0, 0]", _OF_WORLD),
     Mutant("the back object is in front", _SHAPES, "in reversed(range", "in list(range", _OF_WORLD),
