@@ -12,7 +12,29 @@ _CODE, _ORACLE, _OF_ORACLE = (
     ("tests/test_encoders_oracle.py",),
 )
 
+_READER, _SCORE, _OF_READER = (
+    "rcdm_fast/encoders/factor_reader.py",
+    "rcdm_fast/metrics/factors.py",
+    ("tests/test_factor_reader.py",),
+)
+
 WORLD = (
+    Mutant("sine before cosine", _READER, "atan2(part[:, 1], part[:, 0])", "atan2(part[:, 0], part[:, 1])", _OF_READER),
+    Mutant("chance counts as reading", _SCORE, "(right - 1 / choices) / (1 - 1 / choices)", "right", _OF_READER),
+    Mutant(
+        "what is read backwards counts",
+        _SCORE,
+        "max(0.0, float((true * read).sum()) / spread)",
+        "abs(float((true * read).sum()) / spread)",
+        _OF_READER,
+    ),
+    Mutant(
+        "a resumed reader begins with the first images",
+        "training/reader.py",
+        'step = int(state["step"])',
+        "step = 0",
+        _OF_READER,
+    ),
     Mutant("a masked factor is left in", _CODE, "elif self.masked:", "elif False:", _OF_ORACLE),
     Mutant("noise is added, not mixed", _CODE, "return self.r * code + ", "return code + ", _OF_ORACLE),
     Mutant(
