@@ -135,7 +135,11 @@ def _from_config(config: EncoderConfig, device: str | torch.device, trust_repo: 
     if stray:
         raise ConfigError(f"{config.source!r}: {', '.join(stray)} belong into the fields of EncoderConfig")
     fields = {item.name: getattr(config, item.name) for item in dataclasses.fields(config) if item.name != "source"}
-    return ImageEncoder(_load(source, fields, trust_repo), config, device)
+    network = _load(source, fields, trust_repo)
+    known = network.convention  # of an oracle nothing can be tried on a grey image
+    if config.dim == 0 and (config.layer, config.pooling) == (known.layer, known.pooling):
+        config = dataclasses.replace(config, dim=known.dim)
+    return ImageEncoder(network, config, device)
 
 
 def _load(source: Source, fields: Mapping[str, Any], trusted: bool) -> Network:

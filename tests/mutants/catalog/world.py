@@ -18,7 +18,30 @@ _READER, _SCORE, _OF_READER = (
     ("tests/test_factor_reader.py",),
 )
 
+_OF_MASKS = ("tests/test_masks.py",)
+
 WORLD = (
+    Mutant(
+        "a mask is the same in every step",
+        "training/batches.py",
+        "step_generator(config.seed, step, masks.STREAM)",
+        "step_generator(config.seed, 0, masks.STREAM)",
+        _OF_MASKS,
+    ),
+    Mutant(
+        "columns are hidden one by one",
+        "training/masks.py",
+        "shown.repeat_interleave(torch.tensor(parts), dim=1)",
+        "(torch.rand((count, sum(parts)), generator=generator) < 0.5).float()",
+        _OF_MASKS,
+    ),
+    Mutant(
+        "what is hidden is not told",
+        "training/masks.py",
+        "dim=1), shown], dim=1)",
+        "dim=1), torch.ones_like(shown)], dim=1)",
+        _OF_MASKS,
+    ),
     Mutant("sine before cosine", _READER, "atan2(part[:, 1], part[:, 0])", "atan2(part[:, 0], part[:, 1])", _OF_READER),
     Mutant("chance counts as reading", _SCORE, "(right - 1 / choices) / (1 - 1 / choices)", "right", _OF_READER),
     Mutant(
