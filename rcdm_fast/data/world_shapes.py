@@ -92,21 +92,25 @@ class Scene:
 
 
 def _ell(u: Floats, v: Floats) -> Inside:
-    return (u >= 0) & (v <= 1) & (((u <= 0.36) & (v >= 0)) | ((u <= 0.84) & (v >= 0.66)))
+    inside: Inside = (u >= 0) & (v <= 1) & (((u <= 0.36) & (v >= 0)) | ((u <= 0.84) & (v >= 0.66)))
+    return inside
 
 
 def _crescent(u: Floats, v: Floats) -> Inside:
     square = v * v
-    return (u * u + square <= 0.25) & ((u - np.float32(0.3)) * (u - np.float32(0.3)) + square > 0.16)
+    inside: Inside = (u * u + square <= 0.25) & ((u - np.float32(0.3)) * (u - np.float32(0.3)) + square > 0.16)
+    return inside
 
 
 def _wedge(u: Floats, v: Floats) -> Inside:
-    return (u >= 0) & (np.abs(v) + np.float32(0.32) * u <= 0.32)
+    inside: Inside = (u >= 0) & (np.abs(v) + np.float32(0.32) * u <= 0.32)
+    return inside
 
 
 def _pair(u: Floats, v: Floats) -> Inside:
     square = v * v
-    return (u * u + square <= 0.16) | ((u - np.float32(0.75)) * (u - np.float32(0.75)) + square <= 0.04)
+    inside: Inside = (u * u + square <= 0.16) | ((u - np.float32(0.75)) * (u - np.float32(0.75)) + square <= 0.04)
+    return inside
 
 
 def _lens(one: float, other: float, apart: float) -> tuple[float, float]:
@@ -165,8 +169,8 @@ def _inside(things: Sequence[Thing], size: int) -> Inside:
     out = np.empty((len(things), SIDE * size, SIDE * size), bool)
     numbers = np.array([thing.shape for thing in things])
     for shape in np.unique(numbers):
-        places = np.flatnonzero(numbers == shape)
-        outline = _LISTED[shape]
+        places = np.flatnonzero(numbers == shape).tolist()
+        outline = _LISTED[int(shape)]
         chosen = [things[place] for place in places]
         u, v = _turned(chosen, [math.sqrt(outline.area) / thing.size for thing in chosen], size, outline.center)
         out[places] = outline.inside(u, v)
@@ -195,7 +199,8 @@ def _shade(scenes: Sequence[Scene], size: int) -> Floats:
     sin = _column([math.sin(turn) / each.period for turn, each in zip(turns, stripes, strict=True)])[:, 0]
     phase = _points(size) * cos + _points(size)[:, None] * sin
     wave = np.abs((phase - np.floor(phase)) * np.float32(2) - np.float32(1))
-    return np.float32(1) - wave * _column([each.depth for each in stripes])[:, 0]
+    left: Floats = np.float32(1) - wave * _column([each.depth for each in stripes])[:, 0]
+    return left
 
 
 def _points(size: int) -> Floats:
@@ -206,9 +211,8 @@ def _points(size: int) -> Floats:
 
 def _share(points: Inside | Floats) -> Floats:
     """Mean of every pixel's points; [N,4 size,4 size] -> float32 [N,size,size]. Summed in one order."""
-    kind = np.uint8 if points.dtype == bool else np.float32
-    points = points.astype(kind)
-    rows = points[:, 0::SIDE] + points[:, 1::SIDE] + points[:, 2::SIDE] + points[:, 3::SIDE]
+    each = points.astype(np.uint8 if points.dtype == bool else np.float32)
+    rows = each[:, 0::SIDE] + each[:, 1::SIDE] + each[:, 2::SIDE] + each[:, 3::SIDE]
     sums = rows[..., 0::SIDE] + rows[..., 1::SIDE] + rows[..., 2::SIDE] + rows[..., 3::SIDE]
     return sums.astype(np.float32) * np.float32(1 / SIDE**2)
 

@@ -18,9 +18,45 @@ _READER, _SCORE, _OF_READER = (
     ("tests/test_factor_reader.py",),
 )
 
+_SLOPES, _OF_SLOPES = "rcdm_fast/analysis/world_slopes.py", ("tests/test_world_slopes.py",)
 _OF_MASKS = ("tests/test_masks.py",)
 
 WORLD = (
+    Mutant(
+        "all images share their noise",
+        _SLOPES,
+        "(row // self._each if shared else row)",
+        "row // self._each",
+        _OF_SLOPES,
+    ),
+    Mutant(
+        "a slope is a correlation",
+        _SLOPES,
+        "bottoms = config.noises * plan.products(plan.factors)",
+        "bottoms = abs(tops)",
+        _OF_SLOPES,
+    ),
+    Mutant(
+        "changes are from the first value, not from the source",
+        _SLOPES,
+        "- z[:, :1])",
+        "- z[:, start : start + 1])",
+        _OF_SLOPES,
+    ),
+    Mutant(
+        "an ideal sampler keeps what is dropped",
+        _SLOPES,
+        "torch.where(followed & known",
+        "torch.where(followed | known",
+        _OF_SLOPES,
+    ),
+    Mutant(
+        "the decoder is given all factors",
+        _SLOPES,
+        "tuple(kept), masked=True)\n        h =",
+        "self.world.names, masked=True)\n        h =",
+        _OF_SLOPES,
+    ),
     Mutant(
         "a mask is the same in every step",
         "training/batches.py",
