@@ -139,7 +139,7 @@ def _run(
 
 def held_out(reader: FactorReader, count: int, seed: int) -> dict[str, float]:
     """How well a reader reads each factor of a world's first `count` items, in [0,1], rounded to four digits."""
-    world = World(reader.world, count, reader.size, seed)  # type: ignore[arg-type]
+    world = World(reader.world, count, reader.size, seed)
     true, read = [], []
     for _, factors, pixels in world.blocks():
         true.append(factors)

@@ -72,7 +72,7 @@ def _find(given: Given, wanted: Sequence[Kind]) -> Source:
     if not there and name.startswith("hf:"):
         return _hugging_face(name, hugging_face.find(name.removeprefix("hf:")), wanted)
     if not there and name.startswith(world.PREFIX):
-        return world.find(name.removeprefix(world.PREFIX))
+        return Drawn(world.find(name.removeprefix(world.PREFIX)))
     path = doors.path(given, images.ImageError)
     suffix = path.suffix.lower()
     if suffix in (".npy", ".npz", ".safetensors"):
@@ -293,6 +293,33 @@ class HubPictures:
         with self._lock:
             content = self._rows.item(place).content
         return str(len(content)).encode() if isinstance(content, bytes) else b""
+
+
+class Drawn:
+    """Items of a world of known truth, drawn whenever they are asked for; ids are their places."""
+
+    kind: Kind = "picture"
+
+    def __init__(self, found: world.World) -> None:
+        self.name, self._world = found.name, found
+
+    def __len__(self) -> int:
+        return len(self._world)
+
+    def id(self, place: int) -> str:
+        """See `Source`."""
+        return str(place)
+
+    def read(self, place: int) -> Image.Image:
+        """See `Source`."""
+        return Image.fromarray(self._world.pixels([place])[0].permute(1, 2, 0).contiguous().numpy())
+
+    def width(self) -> None:
+        """See `Source`."""
+
+    def content(self, place: int) -> bytes:
+        """See `Source`: all that an item is drawn from."""
+        return f"{world.VERSION} {self._world.world} {self._world.seed} {self._world.size} {place}".encode()
 
 
 class Several:

@@ -32,12 +32,10 @@ from urllib.parse import parse_qsl
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from rcdm_fast.checks import Checked, ConfigError, Range, Seed, choice, whole
 from rcdm_fast.data import world_shapes
-from rcdm_fast.data.items import Kind
 from rcdm_fast.data.readers.pictures import Item
 from rcdm_fast.data.world_shapes import OUTLINES, Palette, Scene, Stripes, Thing
 from rcdm_fast.doors import printable
@@ -99,11 +97,6 @@ class World(Checked):
     count: Annotated[int, Range(1, 10_000_000)] = 20_000
     size: Annotated[int, Range(8, 512)] = 32
     seed: Seed = 0
-
-    @property
-    def kind(self) -> Kind:
-        """Images, to those who read items by place."""
-        return "picture"
 
     @property
     def name(self) -> str:
@@ -199,21 +192,6 @@ class World(Checked):
         for places, factors, pixels in self.blocks():
             for place, row, image in zip(places, factors.tolist(), pixels.numpy(), strict=True):
                 yield Item(Path(self.name) / str(place), SHAPES[int(row[0])], image)
-
-    def id(self, place: int) -> str:
-        """What an item is called: its place."""
-        return str(place)
-
-    def read(self, place: int) -> Image.Image:
-        """An item as an 8-bit RGB image."""
-        return Image.fromarray(self.pixels([place])[0].permute(1, 2, 0).contiguous().numpy())
-
-    def width(self) -> None:
-        """Images have no width, to those who read items by place."""
-
-    def content(self, place: int) -> bytes:
-        """What tells whether an item is still the same: all that it is drawn from."""
-        return f"{VERSION} {self.world} {self.seed} {self.size} {place}".encode()
 
 
 def find(spec: str) -> World:

@@ -136,9 +136,8 @@ def _from_config(config: EncoderConfig, device: str | torch.device, trust_repo: 
         raise ConfigError(f"{config.source!r}: {', '.join(stray)} belong into the fields of EncoderConfig")
     fields = {item.name: getattr(config, item.name) for item in dataclasses.fields(config) if item.name != "source"}
     network = _load(source, fields, trust_repo)
-    known = network.convention  # of an oracle nothing can be tried on a grey image
-    if config.dim == 0 and (config.layer, config.pooling) == (known.layer, known.pooling):
-        config = dataclasses.replace(config, dim=known.dim)
+    if source.family == "oracle" and config.dim == 0:  # it refuses the grey image on which the width is found
+        config = dataclasses.replace(config, dim=network.convention.dim)
     return ImageEncoder(network, config, device)
 
 

@@ -76,7 +76,8 @@ class FactorReader(nn.Module):
         return out
 
     def _parts(self, code: Tensor) -> tuple[Tensor, ...]:
-        return code.split(list(self._code.widths), dim=1)
+        parts: tuple[Tensor, ...] = code.split(list(self._code.widths), dim=1)
+        return parts
 
     def loss(self, seen: Tensor, factors: Tensor) -> Tensor:
         """Mean over factors of what is left of each: cross-entropy of choices, squared error of the code's columns.

@@ -29,7 +29,7 @@ from rcdm_fast.encoders.errors import EncoderError
 from rcdm_fast.encoders.oracle_code import Code
 from rcdm_fast.encoders.sources import Source, parse_bool
 
-MAX_COUNT = 1_000_000  # items that one oracle remembers; about 150 bytes each
+MAX_COUNT = 1_000_000  # items that one oracle remembers, each in about half a kilobyte
 _NAMES = ("factors", "quantized", "noisy", "high")
 _NUMBERS = ("count", "size", "seed", "levels", "frequency")
 OPTIONS = frozenset({*_NAMES, *_NUMBERS, "r", "masked", "mlp"})
