@@ -188,7 +188,8 @@ class EncoderConfig(Checked):
     """How a picture becomes a representation: which network, which layer, which input convention.
 
     `source` names the network: ``bundled:NAME``, ``file:PATH`` (native encoder file), ``timm:NAME``,
-    ``torchvision:NAME``, ``transformers:NAME``, ``torchhub:REPO:NAME``, ``onnx:PATH``, ``published:NAME`` or
+    ``torchvision:NAME``, ``transformers:NAME``, ``torchhub:REPO:NAME``, ``onnx:PATH``, ``published:NAME``,
+    ``oracle:WORLD`` (the truth about images of a world) or
     ``module`` (given in Python, cannot be rebuilt from a file); options that choose its weights may follow, as in
     ``timm:resnet50?pretrained=1``. `layer` is ``backbone``, ``projector`` or the dotted name of a sub-module whose
     output is taken. Pictures in [-1,1] are resized (`resize`: both sides, ``squash``, or the short one,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rcdm_fast.data.image_set import BatchOrder, ImageSet, fits, step_generator
 from rcdm_fast.devices import sent
-from rcdm_fast.training import representations, team, timesteps
+from rcdm_fast.training import masks, representations, team, timesteps
 from rcdm_fast.training.config import TrainConfig
 from rcdm_fast.training.views import Views
 
@@ -92,6 +92,8 @@ class Batches:
     def __init__(self, config: TrainConfig, data: ImageSet, bank: Tensor, crew: team.Team) -> None:
         self._config, self._crew = config, crew
         self.views = Views(config.flips, config.augmented_views)
+        if config.masked_parts:
+            masks.check(config.masked_parts, bank)
         mean, std = representations.standardisation(bank[: self.views.still])
         if not config.standardize:
             mean, std = torch.zeros_like(mean), torch.ones_like(std)
@@ -142,6 +144,9 @@ class Batches:
         x0, told = self.views.see(self.data.floats(index), view, index)
         place = self.bank.device
         h = self._near(self.bank[view.to(place), index.to(place)])
+        if config.masked_parts:
+            generator = step_generator(config.seed, step, masks.STREAM)
+            h = h * sent(masks.drawn(config.masked_parts, config.batch_size, generator)[own], place)
         if config.representation_dropout:
             dropped = torch.rand(config.batch_size, generator=step_generator(config.seed, step, stream=2))[own]
             null = self._near(torch.zeros_like(h))

@@ -53,6 +53,8 @@ class TrainConfig(Checked):
             told to the network while it is trained (`views.py`): a decoder of few images overfits less.
         representation_dropout: share of pictures whose representation is replaced by zeros, so that sampling can be
             guided (Ho and Salimans 2022).
+        masked_parts: widths of the parts that representations are made of, if parts are to be hidden at random: one
+            decoder then serves every subset of them (`masks.py`). Needs `standardize` to be false.
         standardize: train on (h - mean) / std, folded into the weights when they are written.
         precision: of autocast; fp16 scales the loss and needs a GPU. ``auto``: what the run in the folder was begun in;
             for a new one bf16 where the device has instructions for it, else fp32.
@@ -85,6 +87,7 @@ class TrainConfig(Checked):
     flips: bool = True
     augmented_views: Annotated[int, Range(0, 255)] = 0
     representation_dropout: ShareBelowOne = 0.0
+    masked_parts: tuple[Count, ...] = ()
     standardize: bool = True
     precision: Computed = "auto"
     compile: bool | None = None
@@ -101,6 +104,8 @@ class TrainConfig(Checked):
             raise ConfigError(f"pictures ({self.pictures}) must make at least one batch of {self.batch_size}")
         if len({self.ema, *self.more_emas}) <= len(self.more_emas):
             raise ConfigError(f"an EMA decay is given twice: {(self.ema, *self.more_emas)}")
+        if self.masked_parts and self.standardize:
+            raise ConfigError("masked_parts hide parts as zeros, which standardize would move: set it to false")
 
     @property
     def steps(self) -> int:

@@ -37,7 +37,8 @@ Progress = Callable[[int, int, float], None]
 
 # What a run may be resumed with other values of.
 FREE = ("name", "weights", "save_every", "sheet_every", "micro_batch", "checkpoint_blocks", "compile", "sharding")
-ADDED = {"augmented_views": 0}  # settings that runs of earlier versions did not know, and what those were run with
+# Settings that runs of earlier versions did not know, and what those were run with, as JSON has it.
+ADDED = {"augmented_views": 0, "masked_parts": []}
 LOGGED = 50  # steps between lines of the log
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -29,7 +29,7 @@ def generate(
         str | None,
         typer.Argument(
             help="Pictures, representations or labels: a folder, shards (.tar), .npy, .npz, .safetensors, .parquet, "
-            ".arrow, hf:NAME_OR_FOLDER; or a number of items, for an unconditional model.",
+            ".arrow, hf:NAME_OR_FOLDER, world:shapes?count=100; or a number of items, for an unconditional model.",
             show_default=False,
         ),
     ] = None,

@@ -27,7 +27,7 @@ Data = Annotated[
     typer.Option(
         "--data",
         help="Folder of pictures (sub-folders are classes), .npy or .npz file, WebDataset shards "
-        "(train-{000..099}.tar), or hf:NAME?split=train.",
+        "(train-{000..099}.tar), hf:NAME?split=train, or world:shapes?count=20000 (drawn, with known factors).",
     ),
 ]
 Store = Annotated[

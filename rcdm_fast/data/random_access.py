@@ -23,6 +23,7 @@ from torch import Tensor
 
 from rcdm_fast import doors, images
 from rcdm_fast.config import ConfigError
+from rcdm_fast.data import world
 from rcdm_fast.data.items import HASHES, Kind, Source, check_ids, fingerprint, hash_of
 from rcdm_fast.data.readers import hugging_face, tables, tars
 from rcdm_fast.data.readers.array_rows import Rows, array_file, to_float32
@@ -38,11 +39,12 @@ def find(given: Given, wanted: Sequence[Kind] = ()) -> Source:
 
     Args:
         given: a folder of pictures, or one picture; WebDataset shards with pictures (a .tar, a folder of them, a
-            pattern as in ``in-{000..099}.tar``); a dataset ``hf:NAME_OR_FOLDER?split=train&image=img``; .npy, .npz or
-            .safetensors with representations [N,D], pictures uint8 [N,H,W,3] or [N,3,H,W], or labels (whole numbers
-            [N]); Parquet, Arrow or CSV files, or a folder of them, with a column of pictures, of representations, or
-            of labels; a number of items for an unconditional model; or the tensors, arrays, pictures and paths
-            themselves. Where there is a file of exactly the name that is given, it is meant, and no pattern.
+            pattern as in ``in-{000..099}.tar``); a dataset ``hf:NAME_OR_FOLDER?split=train&image=img``; a world of
+            known truth, ``world:shapes?count=20000&size=32&seed=0``; .npy, .npz or .safetensors with representations
+            [N,D], pictures uint8 [N,H,W,3] or [N,3,H,W], or labels (whole numbers [N]); Parquet, Arrow or CSV files, or
+            a folder of them, with a column of pictures, of representations, or of labels; a number of items for an
+            unconditional model; or the tensors, arrays, pictures and paths themselves. Where there is a file of
+            exactly the name that is given, it is meant, and no pattern.
         wanted: kinds that are of use, for files that hold several; none given: any.
 
     Raises:
@@ -69,6 +71,8 @@ def _find(given: Given, wanted: Sequence[Kind]) -> Source:
         return Shards(name.removeprefix("wds:"))
     if not there and name.startswith("hf:"):
         return _hugging_face(name, hugging_face.find(name.removeprefix("hf:")), wanted)
+    if not there and name.startswith(world.PREFIX):
+        return Drawn(world.find(name.removeprefix(world.PREFIX)))
     path = doors.path(given, images.ImageError)
     suffix = path.suffix.lower()
     if suffix in (".npy", ".npz", ".safetensors"):
@@ -289,6 +293,33 @@ class HubPictures:
         with self._lock:
             content = self._rows.item(place).content
         return str(len(content)).encode() if isinstance(content, bytes) else b""
+
+
+class Drawn:
+    """Items of a world of known truth, drawn whenever they are asked for; ids are their places."""
+
+    kind: Kind = "picture"
+
+    def __init__(self, found: world.World) -> None:
+        self.name, self._world = found.name, found
+
+    def __len__(self) -> int:
+        return len(self._world)
+
+    def id(self, place: int) -> str:
+        """See `Source`."""
+        return str(place)
+
+    def read(self, place: int) -> Image.Image:
+        """See `Source`."""
+        return Image.fromarray(self._world.pixels([place])[0].permute(1, 2, 0).contiguous().numpy())
+
+    def width(self) -> None:
+        """See `Source`."""
+
+    def content(self, place: int) -> bytes:
+        """See `Source`: all that an item is drawn from."""
+        return f"{world.VERSION} {self._world.world} {self._world.seed} {self._world.size} {place}".encode()
 
 
 class Several:

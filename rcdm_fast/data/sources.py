@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from rcdm_fast import doors, images
-from rcdm_fast.data import image_set
+from rcdm_fast.data import image_set, world
 from rcdm_fast.data.block_file import PixelStore
 from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.data.readers import hugging_face, tables, tars
@@ -41,8 +41,9 @@ def open_data(source: str | Path, size: int, *, store: str | Path | None = None,
             ``train-{000..099}.tar``, or ``wds:`` and anything that webdataset opens (commands are run, so only what
             was written by hand may begin so); Parquet, Arrow or CSV files, or a folder of them, with a column of
             pictures or of their paths; a Hugging Face dataset: a folder written by save_to_disk, or
-            ``hf:NAME_OR_FOLDER?split=train&image=img&label=label&name=CONFIGURATION``. Where there is a file of
-            exactly that name, it is meant.
+            ``hf:NAME_OR_FOLDER?split=train&image=img&label=label&name=CONFIGURATION``; a world of known truth,
+            ``world:shapes?count=20000&size=32&seed=0`` (`world.py`). Where there is a file of exactly that name, it is
+            meant.
         size: pixels.
         store: folder for the decoded pictures, which are then mapped into memory and not loaded; reading goes on
             there after an interruption, and the same source is read only once. Without it they are kept in memory.
@@ -71,6 +72,8 @@ def find(source: str | Path) -> Source:
             return Shards(name.removeprefix("wds:"), remote=True)
         if name.startswith("hf:"):
             return hugging_face.find(name.removeprefix("hf:"))
+        if name.startswith(world.PREFIX):
+            return world.find(name.removeprefix(world.PREFIX))
     path = doors.path(source, images.ImageError)
     if path.suffix.lower() in (".npy", ".npz"):
         return Arrays(path)

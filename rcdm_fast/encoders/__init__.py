@@ -20,6 +20,7 @@ from rcdm_fast.config import ConfigError, EncoderConfig
 from rcdm_fast.encoders import (
     native,
     onnx_models,
+    oracle,
     published,
     sources,
     timm_models,
@@ -49,9 +50,10 @@ def build(
         source: one of
 
             * a spec string: ``timm:NAME``, ``torchvision:NAME``, ``transformers:NAME_OR_FOLDER``,
-              ``torchhub:REPO:NAME``, ``onnx:PATH``, ``file:PATH``, ``bundled:NAME`` or ``published:NAME``, with options
-              as in ``timm:resnet50?pretrained=1&layer=layer3&pooling=mean``. The network's own convention is used where
-              no option says otherwise. Options: layer, pooling, image_size, resize, resize_to, interpolation, mean and
+              ``torchhub:REPO:NAME``, ``onnx:PATH``, ``file:PATH``, ``bundled:NAME``, ``published:NAME`` or
+              ``oracle:WORLD?factors=x,y`` (knows the truth about images of a world: `oracle.py`), with options as in
+              ``timm:resnet50?pretrained=1&layer=layer3&pooling=mean``. The network's own convention is used where no
+              option says otherwise. Options: layer, pooling, image_size, resize, resize_to, interpolation, mean and
               std (one number or three), normalize, border, channel_order, layout; weights (timm, torchvision, torchhub,
               published), pretrained (timm, torchvision, torchhub), revision (transformers), trust_repo (torchhub).
               ``weights=FILE`` finds the network in what a training script saved: below whatever dictionaries and
@@ -133,7 +135,10 @@ def _from_config(config: EncoderConfig, device: str | torch.device, trust_repo: 
     if stray:
         raise ConfigError(f"{config.source!r}: {', '.join(stray)} belong into the fields of EncoderConfig")
     fields = {item.name: getattr(config, item.name) for item in dataclasses.fields(config) if item.name != "source"}
-    return ImageEncoder(_load(source, fields, trust_repo), config, device)
+    network = _load(source, fields, trust_repo)
+    if source.family == "oracle" and config.dim == 0:  # it refuses the grey image on which the width is found
+        config = dataclasses.replace(config, dim=network.convention.dim)
+    return ImageEncoder(network, config, device)
 
 
 def _load(source: Source, fields: Mapping[str, Any], trusted: bool) -> Network:
@@ -174,6 +179,7 @@ LOADERS: dict[str, Callable[[Source, Mapping[str, Any]], Network]] = {
     "torchvision": torchvision_models.load,
     "transformers": transformers_models.load,
     "onnx": onnx_models.load,
+    "oracle": oracle.load,
 }
 OPTIONS: dict[str, frozenset[str]] = {
     "bundled": frozenset(),
@@ -184,4 +190,5 @@ OPTIONS: dict[str, frozenset[str]] = {
     "transformers": transformers_models.OPTIONS,
     "torchhub": torchhub.OPTIONS,
     "onnx": onnx_models.OPTIONS,
+    "oracle": oracle.OPTIONS,
 }

@@ -9,6 +9,7 @@ from tests.mutants.catalog.diffusion import DIFFUSION
 from tests.mutants.catalog.export import EXPORT
 from tests.mutants.catalog.jobs import JOBS
 from tests.mutants.catalog.training import TRAINING
+from tests.mutants.catalog.world import WORLD
 from tests.mutants.mutant import Mutant
 
-MUTANTS: tuple[Mutant, ...] = (*ANALYSIS, *CHOSEN, *COMMANDS, *DIFFUSION, *EXPORT, *JOBS, *TRAINING)
+MUTANTS: tuple[Mutant, ...] = (*ANALYSIS, *CHOSEN, *COMMANDS, *DIFFUSION, *EXPORT, *JOBS, *TRAINING, *WORLD)

@@ -1,0 +1,129 @@
+"""Worlds of known truth, and encoders that know it."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import Mutant
+
+_WORLD, _SHAPES, _OF_WORLD = "rcdm_fast/data/world.py", "rcdm_fast/data/world_shapes.py", ("tests/test_world.py",)
+
+_CODE, _ORACLE, _OF_ORACLE = (
+    "rcdm_fast/encoders/oracle_code.py",
+    "rcdm_fast/encoders/oracle.py",
+    ("tests/test_encoders_oracle.py",),
+)
+
+_READER, _SCORE, _OF_READER = (
+    "rcdm_fast/encoders/factor_reader.py",
+    "rcdm_fast/metrics/factors.py",
+    ("tests/test_factor_reader.py",),
+)
+
+_SLOPES, _OF_SLOPES = "rcdm_fast/analysis/world_slopes.py", ("tests/test_world_slopes.py",)
+_OF_MASKS = ("tests/test_masks.py",)
+
+WORLD = (
+    Mutant(
+        "all images share their noise",
+        _SLOPES,
+        "(row // self._each if shared else row)",
+        "row // self._each",
+        _OF_SLOPES,
+    ),
+    Mutant(
+        "a slope is a correlation",
+        _SLOPES,
+        "bottoms = config.noises * plan.products(plan.factors)",
+        "bottoms = abs(tops)",
+        _OF_SLOPES,
+    ),
+    Mutant(
+        "changes are from the first value, not from the source",
+        _SLOPES,
+        "- z[:, :1])",
+        "- z[:, start : start + 1])",
+        _OF_SLOPES,
+    ),
+    Mutant(
+        "an ideal sampler keeps what is dropped",
+        _SLOPES,
+        "torch.where(followed & known",
+        "torch.where(followed | known",
+        _OF_SLOPES,
+    ),
+    Mutant(
+        "the decoder is given all factors",
+        _SLOPES,
+        "tuple(kept), masked=True)\n        h =",
+        "self.world.names, masked=True)\n        h =",
+        _OF_SLOPES,
+    ),
+    Mutant(
+        "a mask is the same in every step",
+        "training/batches.py",
+        "step_generator(config.seed, step, masks.STREAM)",
+        "step_generator(config.seed, 0, masks.STREAM)",
+        _OF_MASKS,
+    ),
+    Mutant(
+        "columns are hidden one by one",
+        "training/masks.py",
+        "shown.repeat_interleave(torch.tensor(parts), dim=1)",
+        "(torch.rand((count, sum(parts)), generator=generator) < 0.5).float()",
+        _OF_MASKS,
+    ),
+    Mutant(
+        "what is hidden is not told",
+        "training/masks.py",
+        "dim=1), shown], dim=1)",
+        "dim=1), torch.ones_like(shown)], dim=1)",
+        _OF_MASKS,
+    ),
+    Mutant("sine before cosine", _READER, "atan2(part[:, 1], part[:, 0])", "atan2(part[:, 0], part[:, 1])", _OF_READER),
+    Mutant("chance counts as reading", _SCORE, "(right - 1 / choices) / (1 - 1 / choices)", "right", _OF_READER),
+    Mutant(
+        "what is read backwards counts",
+        _SCORE,
+        "max(0.0, float((true * read).sum()) / spread)",
+        "abs(float((true * read).sum()) / spread)",
+        _OF_READER,
+    ),
+    Mutant(
+        "a resumed reader begins with the first images",
+        "training/reader.py",
+        'step = int(state["step"])',
+        "step = 0",
+        _OF_READER,
+    ),
+    Mutant("a masked factor is left in", _CODE, "elif self.masked:", "elif False:", _OF_ORACLE),
+    Mutant("noise is added, not mixed", _CODE, "return self.r * code + ", "return code + ", _OF_ORACLE),
+    Mutant(
+        "a noisy choice is never right by chance",
+        _CODE,
+        "uniform[:, 0] < r",
+        "uniform[:, 0] < (r + (1 - r) / 4)",
+        _OF_ORACLE,
+    ),
+    Mutant("both frequencies are one", _CODE, "self.frequency + 1)", "self.frequency)", _OF_ORACLE),
+    Mutant("noise belongs to the seed alone", _CODE, "np.ascontiguousarray(row).tobytes()", 'b""', _OF_ORACLE),
+    Mutant("generators are short words", _CODE, "b ^ c ^ d, a ^ c ^ d", "b ^ c, a ^ c ^ d", _OF_ORACLE),
+    Mutant(
+        "the last items are unknown",
+        _ORACLE,
+        "if self._read == self.world.count:",
+        "if self._read >= self.world.count // 2:",
+        _OF_ORACLE,
+    ),
+    Mutant("of two meanings the first is taken", _ORACLE, "!= tuple(row):", "is None:", _OF_ORACLE),
+    Mutant("every item of a block is its first", _WORLD, "np.array([0, place, ", "np.array([0, chosen[0], ", _OF_WORLD),
+    Mutant("worlds share their factors", _WORLD, "list(FACTORS).index(self.world), 0]", "0, 0]", _OF_WORLD),
+    Mutant("the back object is in front", _SHAPES, "in reversed(range", "in list(range", _OF_WORLD),
+    Mutant(
+        "objects turn the other way",
+        _SHAPES,
+        "cos + np.float32(origin[0])) + down * sin",
+        "cos + np.float32(origin[0])) - down * sin",
+        _OF_WORLD,
+    ),
+    Mutant("an object's place is its corner", _SHAPES, "(bar * 0.18 + foot * 0.6) / ell", "0.0", _OF_WORLD),
+    Mutant("a size is a diameter", _SHAPES, "math.sqrt(outline.area) / thing.size", "1 / thing.size", _OF_WORLD),
+)

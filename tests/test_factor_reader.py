@@ -1,0 +1,130 @@
+"""Reading factors off pixels: scores with known values, what a reader's output means, training that resumes exactly."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from rcdm_fast import images, storage
+from rcdm_fast.config import ConfigError, EncoderConfig
+from rcdm_fast.data.world import World
+from rcdm_fast.encoders import ImageEncoder, factor_reader
+from rcdm_fast.encoders.factor_reader import FactorReader
+from rcdm_fast.encoders.oracle_code import Code
+from rcdm_fast.errors import RunError
+from rcdm_fast.metrics.factors import score
+from rcdm_fast.training import reader as training
+from rcdm_fast.training.reader import ReaderConfig
+
+SMALL = ReaderConfig(size=16, images=16 * 6, batch_size=16, held_out=20, save_every=2)
+
+
+def test_scores_of_known_values() -> None:
+    generator = torch.Generator().manual_seed(0)
+    true = torch.randn(20_000, generator=generator, dtype=torch.float64)
+    noise = torch.randn(20_000, generator=generator, dtype=torch.float64)
+    assert score("scalar", true, 3 * true - 1) == pytest.approx(1)
+    assert score("scalar", true, -true) == 0
+    assert score("scalar", true, 0.6 * true + 0.8 * noise) == pytest.approx(0.6, abs=0.02)
+    assert score("scalar", true, torch.ones_like(true)) == 0
+    turns = torch.rand(20_000, generator=generator, dtype=torch.float64) * 360
+    assert score("circle", turns, (turns + 30) % 360) == pytest.approx(1)
+    normal = math.degrees(1) * noise  # a deviation of one radian: the length is exp(-1/2)
+    assert score("circle", turns, turns + normal) == pytest.approx(math.exp(-0.5), abs=0.02)
+    assert score("circle", turns, turns.flip(0)) < 0.03
+    shapes = torch.arange(4).repeat(50).double()
+    half = torch.where(torch.arange(200) < 100, shapes, (shapes + 1) % 4)
+    assert score("choice", shapes, half, 4) == pytest.approx((0.5 - 0.25) / 0.75)
+    assert score("choice", shapes, (shapes + 1) % 4, 4) == 0
+
+
+@pytest.mark.parametrize(
+    ("true", "read", "message"),
+    [
+        (torch.zeros(3), torch.zeros(4), "two rows"),
+        (torch.zeros(1), torch.zeros(1), "at least two"),
+        (torch.zeros(2), torch.tensor([0.0, math.nan]), "finite"),
+        (torch.zeros(2), torch.zeros(2), "a choice is one of at least two"),
+    ],
+)
+def test_rows_without_a_score(true: torch.Tensor, read: torch.Tensor, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        score("choice", true, read)
+
+
+@pytest.mark.parametrize("name", ["shapes", "textured"])
+def test_what_is_read_is_the_inverse_of_the_code(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(name, count=50, size=16)  # type: ignore[arg-type]
+    factors = world.factors(range(50))
+    reader = FactorReader(name, 16)
+    monkeypatch.setattr(reader, "raw", lambda seen: 50 * Code(name, world.names)(factors))
+    seen = images.from_uint8(world.pixels(range(50)))
+    for place, factor in enumerate(world.about):
+        read = reader.read(seen)[:, place]
+        if factor.kind == "scalar":  # fifty times as far from the middle
+            middle = (factor.low + factor.high) / 2
+            assert torch.allclose(read, middle + 50 * (factors[:, place] - middle), atol=1e-4)
+        else:
+            assert torch.allclose(read, factors[:, place], atol=1e-3)
+    assert reader.scores(factors, reader.read(seen)) == pytest.approx(dict.fromkeys(world.names, 1.0))
+    exact = Code(name, world.names)(factors)
+    columns = reader(seen).split(list(Code(name, world.names).widths), dim=1)
+    assert torch.allclose(columns[0], exact[:, :4], atol=1e-4)  # sure of the shape
+
+
+def test_a_reader_is_an_encoder_and_sees_one_size() -> None:
+    reader = FactorReader("shapes", 16).eval()
+    seen = images.from_uint8(World(count=5, size=16).pixels(range(5)))
+    assert ImageEncoder(reader, EncoderConfig("module", image_size=16)).encode(seen).shape == (5, 14)
+    with pytest.raises(ConfigError, match="this reader sees 16 px"):
+        reader.read(torch.zeros(1, 3, 32, 32))
+    for size, message in ((4, "must be in 8..512"), (12, "multiple of 8")):
+        with pytest.raises(ConfigError, match=message):
+            FactorReader("shapes", size)
+
+
+def test_training_learns_and_states_how_well(tmp_path: Path) -> None:
+    config = dataclasses.replace(SMALL, images=32 * 30, batch_size=32, held_out=300, save_every=1000)
+    file, measured = training.train(config, tmp_path)
+    reader, info = factor_reader.load(file)
+    assert info["scores"] == measured
+    assert min(measured[name] for name in ("hue", "ground_hue", "light", "x", "y")) > 0.7
+    world = World(count=300, size=16, seed=1)
+    again = reader.scores(world.factors(range(300)), reader.read(images.from_uint8(world.pixels(range(300)))))
+    assert again == pytest.approx(measured, abs=1e-3)
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    whole, _ = training.train(SMALL, tmp_path / "whole")
+
+    def stop(step: int, steps: int, loss: float) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        training.train(SMALL, tmp_path / "parts", stop)
+    seen: list[int] = []
+    parts, _ = training.train(SMALL, tmp_path / "parts", lambda step, steps, loss: seen.append(step))
+    assert seen == [3, 4, 5, 6]
+    a, b = storage.read_tensors(whole), storage.read_tensors(parts)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    with pytest.raises(RunError, match="learning_rate"):
+        training.train(dataclasses.replace(SMALL, learning_rate=0.1), tmp_path / "parts")
+
+
+def test_files_that_are_no_reader(tmp_path: Path) -> None:
+    storage.save_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(1)}, {})
+    with pytest.raises(ConfigError, match="no reader of factors"):
+        factor_reader.load(tmp_path / "a.safetensors")
+    about = '{"world": "shapes", "size": 16, "info": {}}'
+    storage.save_tensors(tmp_path / "b.safetensors", {"a": torch.zeros(1)}, {factor_reader.METADATA_KEY: about})
+    with pytest.raises(ConfigError, match="describes no reader of factors"):
+        factor_reader.load(tmp_path / "b.safetensors")
+    with pytest.raises(storage.StorageError):
+        factor_reader.load(tmp_path / "none.safetensors")
+    with pytest.raises(ConfigError, match="at least one batch"):
+        ReaderConfig(images=8)

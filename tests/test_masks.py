@@ -1,0 +1,145 @@
+"""Parts hidden at random in training: what is drawn, what a batch holds, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from rcdm_fast import config as configs
+from rcdm_fast import images
+from rcdm_fast.config import ConfigError, EncoderConfig, ScheduleConfig
+from rcdm_fast.data.image_set import ImageSet, step_generator
+from rcdm_fast.data.sources import open_data
+from rcdm_fast.data.world import World
+from rcdm_fast.encoders import build
+from rcdm_fast.encoders.oracle_code import Code
+from rcdm_fast.errors import RunError
+from rcdm_fast.model import load
+from rcdm_fast.training import masks, team
+from rcdm_fast.training.batches import Batches
+from rcdm_fast.training.config import TrainConfig
+from rcdm_fast.training.train import train
+from tests import small
+
+PARTS = (4, 1, 1, 1, 2, 2, 2, 1)
+SOURCE = "oracle:shapes?count=40&size=8&factors={}&masked=1"
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageSet:
+    return open_data("world:shapes?count=40&size=8", 8)
+
+
+def config(**changes: object) -> TrainConfig:
+    values: dict[str, object] = {
+        "name": "masked",
+        "unet": dataclasses.replace(small.UNET, representation_dim=0),
+        "schedule": ScheduleConfig(diffusion_steps=1000, variance="learned_range"),
+        "encoder": EncoderConfig(SOURCE.format("all"), image_size=8),
+        "pictures": 16 * 3,
+        "batch_size": 16,
+        "flips": False,
+        "masked_parts": PARTS,
+        "standardize": False,
+        "seed": 3,
+        "compile": False,
+        "precision": "fp32",
+        "save_every": 1,
+        "sheet_every": 0,
+        "weights": "fp32",
+    }
+    return TrainConfig(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def test_parts_are_hidden_whole_by_themselves_and_half_of_the_time() -> None:
+    drawn = masks.drawn(PARTS, 20_000, step_generator(0, 0, masks.STREAM))
+    shown = drawn[:, 14:]
+    start = 0
+    for part, width in enumerate(PARTS):
+        columns = drawn[:, start : start + width]
+        assert torch.equal(columns, shown[:, part : part + 1].expand(-1, width))
+        start += width
+    assert shown.mean(dim=0).tolist() == pytest.approx([0.5] * 8, abs=0.015)
+    assert float((torch.corrcoef(shown.T) - torch.eye(8)).abs().max()) < 0.03
+    patterns = (shown @ 2.0 ** torch.arange(8)).long().bincount(minlength=256)
+    assert int(patterns.min()) > 0  # every subset is met
+
+
+def test_a_batch_holds_what_an_oracle_says_that_hides_the_same_parts(data: ImageSet) -> None:
+    full = build(SOURCE.format("all"))
+    bank = full.encode(data.floats(slice(0, 40)))[None]
+    batches = Batches(config(), data, bank, team.Team())
+    names = World().names
+    seen = set()
+    for step in range(3):
+        batch = batches.draw(step)
+        for row in range(16):
+            kept = tuple(name for name, bit in zip(names, batch.h[row, 14:].tolist(), strict=True) if bit == 1)
+            seen.add(kept)
+            oracle = build(SOURCE.format(",".join(kept) or "none"))
+            assert torch.equal(oracle.encode(batch.x0[row : row + 1])[0], batch.h[row])
+    assert len(seen) > 20
+    again = Batches(config(), data, bank, team.Team()).draw(2)
+    assert torch.equal(again.h, batch.h)  # of the step alone
+    other = Batches(config(seed=4), data, bank, team.Team()).draw(2)
+    assert not torch.equal(other.h[:, 14:], batch.h[:, 14:])
+
+
+def test_one_decoder_serves_every_subset(data: ImageSet, tmp_path: Path) -> None:
+    whole = train(config(), data, tmp_path / "whole")
+
+    def stop(done: int, total: int, loss: float) -> None:
+        if done == 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train(config(), data, tmp_path / "parts", progress=stop)
+    parts = train(config(), data, tmp_path / "parts")
+    model, again = load(whole), load(parts)
+    h = torch.cat([build(SOURCE.format(names)).encode(data.floats(slice(0, 1))) for names in ("all", "x,hue", "none")])
+    drawn = model.sample(h, steps=2, seed=1)
+    assert torch.equal(drawn, again.sample(h, steps=2, seed=1))  # resumed exactly
+    assert torch.equal(model.encode(images.from_uint8(data.pixels[:1])), h[:1])
+
+
+def test_a_run_of_an_earlier_version_goes_on_without_masks(data: ImageSet, tmp_path: Path) -> None:
+    plain = config(masked_parts=())
+
+    def stop(done: int, total: int, loss: float) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train(plain, data, tmp_path, progress=stop)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    assert settings.pop("masked_parts") == []
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(RunError, match="masked_parts"):
+        train(config(), data, tmp_path)
+    assert train(plain, data, tmp_path).exists()
+
+
+def test_what_cannot_be_masked(data: ImageSet) -> None:
+    with pytest.raises(ConfigError, match="set it to false"):
+        config(standardize=True)
+    with pytest.raises(ConfigError, match="masked_parts"):
+        config(masked_parts=(4, 0))
+    for names, parts, message in (
+        ("all", (4, 1), r"need representations of 7 numbers \(5 and one for each part\), the encoder gives 22"),
+        ("x", PARTS, "must end in ones"),
+    ):
+        bank = build(SOURCE.format(names)).encode(data.floats(slice(0, 40)))[None]
+        with pytest.raises(ConfigError, match=message):
+            Batches(config(masked_parts=parts), data, bank, team.Team())
+
+
+def test_the_configuration_that_ships_fits_its_world() -> None:
+    folder = Path(__file__).parents[1] / "training" / "configs"
+    stated = configs.from_dict(TrainConfig, json.loads((folder / "shapes-oracle.json").read_text()))
+    assert stated.encoder is not None
+    assert stated.masked_parts == Code("shapes", (), masked=True).widths
+    assert build(stated.encoder.source).dim == sum(stated.masked_parts) + 8
+    assert not stated.flips
