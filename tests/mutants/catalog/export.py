@@ -12,6 +12,7 @@ _TESTS = (
     f"{_FILE}::test_a_graph_that_leaves_something_out_fails_the_check",
 )
 _WRITTEN = (f"{_FILE}::test_a_label_graph_without_its_timestep_is_written_by_no_format[onnx-fp32]",)
+_PLANS = ("tests/test_tensorrt.py",)
 _OPENVINO = ("tests/test_openvino.py::test_signals_find_a_stack_when_engines_are_gone",)
 
 EXPORT = (
@@ -24,5 +25,7 @@ EXPORT = (
     Mutant("the hash knows shapes only", _GRAPH, "        digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())\n", "", _TESTS),
     Mutant("exports are compared with the graph", "rcdm_fast/exporters/onnx.py", "model = truth(network, config.schedule)", "model = NetworkGraph(network, config.schedule).requires_grad_(False)", _WRITTEN),
     Mutant("OpenVINO's signal stack becomes the caller's", "rcdm_fast/exporters/openvino_core.py", "pool.submit(_loaded).result()", "_loaded()", _OPENVINO),
+    Mutant("a plan need not be the one described", "rcdm_fast/exporters/plan_file.py", "if hashlib.sha256(plan).hexdigest() != header.sha256:", "if not header.sha256:", _PLANS),
+    Mutant("a plan in a container is taken for one", "rcdm_fast/exporters/plan_file.py", "if start == CONTAINER:", "if not start:", _PLANS),
     Mutant("a wrong number passes", "rcdm_fast/exporters/onnx.py", "if not error <= tolerance:", "if error > 1e3 * tolerance:", _TESTS),
 )  # fmt: skip
