@@ -27,7 +27,7 @@ from rcdm_fast.diffusion.conditioning import ConditioningPlan
 from rcdm_fast.engines import cache
 from rcdm_fast.engines.onnx_runtime import graph_inputs, network_file
 from rcdm_fast.exporters import onnx, plan_file, tensorrt
-from rcdm_fast.exporters.graph import OUTPUT, input_names, weights_hash
+from rcdm_fast.exporters.graph import GRAPH, OUTPUT, input_names, weights_hash
 from rcdm_fast.exporters.onnx import GraphError
 from rcdm_fast.exporters.plan_file import PlanHeader
 from rcdm_fast.models.unet import UNet
@@ -180,6 +180,7 @@ class TensorRTEngine:
             "device": f"{torch.cuda.get_device_name(self.device)} {targets[0]}",
             "rcdm_fast": importlib.metadata.version("rcdm_fast"),
             "opset": str(onnx.OPSET),
+            "graph": str(GRAPH),
             "float32": "ieee",
             "plan": plan_file.FORMAT,
         }

@@ -12,6 +12,7 @@ _TESTS = (
     f"{_FILE}::test_a_graph_that_leaves_something_out_fails_the_check",
 )
 _WRITTEN = (f"{_FILE}::test_a_label_graph_without_its_timestep_is_written_by_no_format[onnx-fp32]",)
+_TIMES = ("tests/test_export_timesteps.py",)
 _PLANS = ("tests/test_tensorrt.py",)
 _OPENVINO = ("tests/test_openvino.py::test_signals_find_a_stack_when_engines_are_gone",)
 
@@ -19,6 +20,10 @@ EXPORT = (
     Mutant("labels take the timestep's place", _GRAPH, "emb = emb + network.label_emb(condition)", "emb = network.label_emb(condition)", _TESTS),
     Mutant("the representation is left out", _GRAPH, "emb = emb + network.ssl_emb(condition.to(self.dtype))", "emb = emb + network.ssl_emb(0 * condition.to(self.dtype))", _TESTS),
     Mutant("timesteps are not rescaled", _GRAPH, "times = [network_timestep(schedule, t)", "times = [float(t)", _TESTS),
+    Mutant("rows are turned the other way", _GRAPH, "[cosines * cos - sines * sin, sines * cos + cosines * sin]", "[cosines * cos + sines * sin, sines * cos - cosines * sin]", _TESTS),
+    Mutant("fractions are not rescaled", _GRAPH, "timestep_frequencies(network.config.num_channels) * network_timestep(schedule, 1)", "timestep_frequencies(network.config.num_channels)", _TESTS),
+    Mutant("a fraction is rounded away", _GRAPH, "t - whole, dtype", "round(t - whole), dtype", _TIMES),
+    Mutant("files of before are asked for what they do not know", "rcdm_fast/engines/onnx_runtime.py", "    if graph < 2 and between:\n", "    if graph < 1 and between:\n", _TIMES),
     Mutant("norms in 16 bits", _GRAPH, "self.norm(x.float())", "self.norm.to(x.dtype)(x)", _TESTS),
     Mutant("the hash does not know the schedule", _GRAPH, "repr((network.config, schedule))", "repr((network.config, schedule.diffusion_steps))", _TESTS),
     Mutant("the hash does not know the structure", _GRAPH, "repr((network.config, schedule))", "repr((None, schedule))", _TESTS),
