@@ -18,7 +18,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -156,10 +156,18 @@ def example_inputs(
 
 
 def weights_hash(network: UNet, schedule: ScheduleConfig) -> str:
-    """SHA-256 over the network's structure and weights and its schedule: equal hashes, equal graphs and equal use."""
+    """The one hash of a model: of the network's structure and weights, as float32, and its schedule; 64 hex digits.
+
+    Equal hashes, equal graphs and equal use. Exports, manifests, adapted models and cards name a model by it.
+    """
+    return hash_of(network.config, network.state_dict(), schedule)
+
+
+def hash_of(config: UNetConfig, weights: Mapping[str, Tensor], schedule: ScheduleConfig) -> str:
+    """`weights_hash` of a network that need not be built."""
     digest = hashlib.sha256()
-    digest.update(repr((network.config, schedule)).encode())
-    for name, value in sorted(network.state_dict().items()):
+    digest.update(repr((config, schedule)).encode())
+    for name, value in sorted(weights.items()):
         digest.update(f"{name}{list(value.shape)}".encode())
         digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()
