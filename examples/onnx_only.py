@@ -134,7 +134,8 @@ def ddim(session: Any, schedule: dict[str, Any], h: Floats, x: Floats, steps: in
     alpha_bar = alpha_bars(schedule)[kept]
     before = np.append(1.0, alpha_bar[:-1])
     for k in reversed(range(steps)):
-        feeds = {"sample": x, "timestep": np.full(len(x), kept[k], dtype=np.int64), "representation": h}
+        timestep, fraction = np.full(len(x), kept[k], dtype=np.int64), np.zeros(len(x), dtype=np.float32)
+        feeds = {"sample": x, "timestep": timestep, "fraction": fraction, "representation": h}
         output = session.run(None, feeds)[0][:, :3]  # a learned variance, which DDIM does not use, comes after it
         signal, noise = math.sqrt(alpha_bar[k]), math.sqrt(1 - alpha_bar[k])
         if schedule["prediction"] == "v":

@@ -23,8 +23,6 @@ from rcdm_fast.encoders import Encoder
 from rcdm_fast.models import networks
 from rcdm_fast.models.unet import UNet
 
-_OWN_THREADS = ("onnxruntime", "onnxruntime-tensorrt", "openvino", "tensorrt")  # engines that PyTorch's are not
-
 
 class Portable:
     """What lets `Model` leave its process."""
@@ -45,13 +43,18 @@ class Portable:
         """Raises `SamplingError` in a forked process where PyTorch would hang."""
         if os.getpid() == self._process:
             return
-        if host.forked_from(self._process) or self.engine.name in _OWN_THREADS or self.device.type != "cpu":
+        if host.forked_from(self._process) or self._own_threads() or self.device.type != "cpu":
             raise SamplingError(
                 f"this model was loaded in process {self._process}, and this is a fork of it, in which its threads are "
                 "gone: start workers with the 'spawn' method, load the model in each of them, or call "
                 "torch.set_num_threads(1) there first (on the CPU, engines native, compiled and eager)"
             )
         self._settle(self._engine_file)
+
+    def _own_threads(self) -> bool:
+        """Whether the engine has threads that are not PyTorch's."""
+        spec = engines.SPECS.get(self.engine.name)  # a program may bring an engine of its own
+        return spec is not None and spec.exported
 
     def __getstate__(self) -> dict[str, Any]:
         file = None if self._engine_file is None else Path(self._engine_file).absolute()

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import inspect
+import pkgutil
+from typing import Any
 
 import pytest
 import torch
@@ -144,6 +148,23 @@ def test_auto_takes_the_fastest_and_says_why(monkeypatch: pytest.MonkeyPatch) ->
         ConfigError, match=r"engine native cannot run here: no C\+\+ operators: .*\(compiled: available"
     ):
         engines.make("native", model.unet, model.config, CPU, "fp32")
+
+
+def test_the_table_has_every_engine() -> None:
+    """Under its own name; one that runs exports takes a file, any other says that it takes none."""
+    modules = [
+        importlib.import_module(f"{engines.__name__}.{each.name}") for each in pkgutil.iter_modules(engines.__path__)
+    ]
+    kinds: set[Any] = {each for module in modules for each in vars(module).values() if hasattr(each, "predict")}
+    assert sorted(kind.name for kind in kinds) == sorted(engines.SPECS)
+    assert engines.ENGINES == tuple(engines.SPECS)
+    takes = {kind.name: "file" in inspect.signature(kind).parameters for kind in kinds}
+    network = small.network()
+    for name, spec in engines.SPECS.items():
+        assert spec.exported == takes[name]
+        if not spec.exported and not engines.reasons_unavailable(name, CPU, "fp32"):
+            with pytest.raises(ConfigError, match=f"engine {name} runs the model itself, not a file"):
+                engines.make(name, network, _config(network), CPU, "fp32", "network.onnx")
 
 
 def test_reasons() -> None:

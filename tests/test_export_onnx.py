@@ -25,7 +25,7 @@ from rcdm_fast.encoders import ImageEncoder, build
 from rcdm_fast.exporters import encoder as encoder_export
 from rcdm_fast.exporters import onnx as exported
 from rcdm_fast.exporters.encoder import export_encoder
-from rcdm_fast.exporters.graph import NetworkGraph
+from rcdm_fast.exporters.graph import NetworkGraph, truth
 from rcdm_fast.exporters.onnx import ExportError, GraphError, export_network, read_info, run_onnxruntime
 from rcdm_fast.exporting import find
 from rcdm_fast.version import __version__
@@ -46,7 +46,8 @@ def inputs(model: rcdm_fast.Model, count: int) -> dict[str, Tensor]:
     size, width = model.image_size, model.config.unet.representation_dim
     return {
         "sample": torch.randn(count, 3, size, size),
-        "timestep": torch.randint(0, model.config.schedule.diffusion_steps, (count,)),
+        "timestep": torch.randint(0, model.config.schedule.diffusion_steps - 1, (count,)),
+        "fraction": torch.rand(count),
         "representation": torch.randn(count, width),
     }
 
@@ -56,7 +57,7 @@ def check_batches(model: rcdm_fast.Model, path: Path, counts: Any, tolerance: fl
     for count in counts:
         values = inputs(model, count)
         got = torch.from_numpy(run({name: value.numpy() for name, value in values.items()}))
-        assert relative(got, model.network(*values.values())) <= tolerance, count
+        assert relative(got, truth(model.unet, model.config.schedule)(*values.values())) <= tolerance, count
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -94,7 +95,7 @@ def test_rescaled_timesteps_are_base_timesteps_in_the_graph() -> None:
     schedule = ScheduleConfig(200, variance="learned_range", rescale_timesteps=True)
     model = rcdm_fast.Model.from_network(small.network(), schedule)
     values = inputs(model, 4).values()
-    assert relative(NetworkGraph(model.unet, schedule)(*values), model.network(*values)) <= FORWARD_L2
+    assert relative(NetworkGraph(model.unet, schedule)(*values), truth(model.unet, schedule)(*values)) <= FORWARD_L2
 
 
 def test_the_file_is_one_that_every_runtime_takes(model: rcdm_fast.Model, path: Path) -> None:
@@ -104,11 +105,11 @@ def test_the_file_is_one_that_every_runtime_takes(model: rcdm_fast.Model, path: 
     kinds = {node.op_type for node in graph.graph.node}
     assert "GroupNormalization" not in kinds
     assert "InstanceNormalization" in kinds
-    assert [value.name for value in graph.graph.input] == ["sample", "timestep", "representation"]
+    assert [value.name for value in graph.graph.input] == ["sample", "timestep", "fraction", "representation"]
     assert [value.name for value in graph.graph.output] == ["eps"]
     info = read_info(path)
     assert info.config == model.config
-    assert (info.precision, info.version) == ("fp32", __version__)
+    assert (info.precision, info.version, info.graph) == ("fp32", __version__, 2)
 
 
 def _load(model: rcdm_fast.Model, path: Path) -> Engine:

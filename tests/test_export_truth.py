@@ -39,9 +39,14 @@ def _inputs(model: rcdm_fast.Model, count: int = 4) -> tuple[Tensor, ...]:
     return example_inputs(model.config.unet, model.config.schedule, count, torch.Generator().manual_seed(5))
 
 
+@torch.inference_mode()
 def _numbers(model: rcdm_fast.Model, inputs: tuple[Tensor, ...]) -> Tensor:
-    names = [{"sample": "x", "timestep": "t"}.get(name, name) for name in input_names(model.config.unet)]
-    return model.network(**dict(zip(names, inputs, strict=True)))
+    """The plain network, asked at what the schedule says that it sees of a timestep."""
+    given = dict(zip(input_names(model.config.unet), inputs, strict=True))
+    x, t, fraction = (given.pop(name) for name in ("sample", "timestep", "fraction"))
+    scale = 1000 / model.config.schedule.diffusion_steps if model.config.schedule.rescale_timesteps else 1
+    out: Tensor = model.unet(x, (t.double() + fraction) * scale, **given)
+    return out
 
 
 def _relative(got: Tensor, want: Tensor) -> float:
@@ -81,22 +86,24 @@ class _Forgetful(NetworkGraph):
 
     left_out = ""
 
-    def forward(self, sample: Tensor, timestep: Tensor, condition: Tensor | None = None) -> Tensor:
+    def forward(self, sample: Tensor, timestep: Tensor, fraction: Tensor, condition: Tensor | None = None) -> Tensor:
         network = self.network
-        parts = {"time": network.time_embed(self.sinusoids[timestep].to(self.dtype))}
+        if self.left_out == "fraction":
+            fraction = 0 * fraction
+        parts = {"time": network.time_embed(self.sinusoids_at(timestep, fraction).to(self.dtype))}
         if network.config.representation_dim:
             assert condition is not None
             parts["condition"] = network.ssl_emb(condition.to(self.dtype))
         elif network.config.num_classes:
             parts["condition"] = network.label_emb(condition)
-        if self.left_out:
+        if self.left_out in parts:
             parts[self.left_out] = 0 * parts[self.left_out]
         emb = torch.stack(list(parts.values())).sum(dim=0)
         return network.denoise(sample.to(self.dtype), network.film(emb)).float()
 
 
 FAULTS = [("label", "time"), ("label", "condition"), ("representation", "time"), ("representation", "condition")]
-FAULTS += [("nothing", "time")]
+FAULTS += [("nothing", "time"), ("nothing", "fraction")]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])

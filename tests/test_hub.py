@@ -20,6 +20,7 @@ from rcdm_fast import ConfigError, HubError, Model
 from rcdm_fast.cli import main
 from rcdm_fast.config import EncoderConfig
 from rcdm_fast.encoders import build, native
+from rcdm_fast.exporters.graph import weights_hash
 from rcdm_fast.models import hub as hub_module
 from rcdm_fast.models.checkpoint import CheckpointError, save_model
 from rcdm_fast.storage import StorageError
@@ -109,6 +110,8 @@ def test_the_card_of_a_bundled_model(tmp_path: Path) -> None:
         "tags": ["diffusion", "representation-learning", "interpretability", "rcdm"],
     }
     assert "MRR of the source picture" in card.text
+    stored = load(tmp_path)
+    assert weights_hash(stored.unet, stored.config.schedule) in card.text
     assert 'rcdm_fast.load(".")' in card.text
     assert same(load(tmp_path), load(BUNDLED))  # stored as fp16 in the first place
 
@@ -123,6 +126,7 @@ def test_the_card_of_any_model(tmp_path: Path) -> None:
     assert "steps 1200; pictures seen 38400" in card.text
     assert "given in Python" in card.text
     assert "much" not in card.text
+    assert weights_hash(model.unet, model.config.schedule) in card.text
     model.save_pretrained(tmp_path, licence="cc-by-4.0")
     assert ModelCard.load(tmp_path / "README.md").data.license == "cc-by-4.0"
     small.model(representation_dim=0).save_pretrained(tmp_path)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import io
+import json
 import tarfile
 import threading
 import time
@@ -20,6 +23,7 @@ from rcdm_fast import images
 from rcdm_fast.config import ConfigError
 from rcdm_fast.diffusion.sampling import SamplingError
 from rcdm_fast.encoders.base import ImageEncoder
+from rcdm_fast.exporters.graph import weights_hash
 from rcdm_fast.jobs import draw, formats, ledger, local, memory
 from rcdm_fast.jobs.settings import JobConfig, RunOptions
 from rcdm_fast.jobs.verify import verify
@@ -75,7 +79,7 @@ def test_the_manifest_says_where_everything_is(model: Model, unbroken: Path) -> 
         assert formats.checksum(content) == row["sha256"]
         assert Image.open(io.BytesIO(content)).size == (8, 8)
         assert (row["nfe"], row["solver"], row["engine"], row["seed"]) == (3, "ddim", "eager:fp32", 0)
-        assert row["model"] == local.fingerprint(model)
+        assert row["model"] == weights_hash(model.unet, model.config.schedule)
     assert verify(unbroken).complete
 
 
@@ -88,6 +92,28 @@ def test_any_split_gives_the_same_pictures(
     assert [[row[key] for key in wanted] for row in manifest(tmp_path)] == [
         [row[key] for key in wanted] for row in manifest(unbroken)
     ]
+
+
+def test_a_job_of_before_goes_on_under_the_hash_it_was_begun_with(model: Model, tmp_path: Path) -> None:
+    """Models had another hash in manifests then."""
+    parts: list[Any] = [model.config.schedule, model.config.unet, model.config.encoder]
+    digest = hashlib.sha256(json.dumps([dataclasses.asdict(part) for part in parts], sort_keys=True).encode())
+    for name, tensor in sorted(model.unet.state_dict().items()):
+        digest.update(name.encode() + b"\0" + tensor.numpy().tobytes())
+    before, now = digest.hexdigest(), weights_hash(model.unet, model.config.schedule)
+    run(model, tmp_path)
+    files = [tmp_path / "job.json", *tmp_path.glob("manifest*/*"), tmp_path / "manifest.jsonl"]
+    for file in files:
+        file.write_text(file.read_text(encoding="utf-8").replace(now, before), encoding="utf-8")
+    (tmp_path / manifest(tmp_path)[0]["shard"]).unlink()
+    assert run(model, tmp_path).complete
+    assert {row["model"] for row in manifest(tmp_path)} == {before}
+    assert verify(tmp_path).complete
+    other = small.model()
+    with torch.no_grad():
+        next(other.unet.parameters()).view(-1)[0] += 1e-3
+    with pytest.raises(ConfigError, match="model"):
+        run(other, tmp_path)
 
 
 def test_noise_is_a_hash_of_x_t(model: Model, unbroken: Path) -> None:

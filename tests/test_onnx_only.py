@@ -91,6 +91,7 @@ class Session:
         self.model = model
 
     def run(self, _outputs: None, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        assert not feeds["fraction"].any()
         return [self.model.network(*(torch.from_numpy(feeds[name]) for name in FEEDS)).numpy()]
 
 

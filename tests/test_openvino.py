@@ -8,6 +8,7 @@ import textwrap
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor
 import rcdm_fast
 from rcdm_fast import benchmarking, drift, engines
 from rcdm_fast.config import ConfigError
+from rcdm_fast.diffusion.conditioning import make_plan
+from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.engines.openvino_runtime import KEPT, OpenVINOEngine
 from rcdm_fast.exporters import calibration, openvino_core, openvino_int8
 from rcdm_fast.exporters import openvino as exported
@@ -178,8 +181,9 @@ def test_calibration_is_the_trajectory_itself() -> None:
     model = small.model()
     h = torch.randn(3, small.DIM)
     graph = NetworkGraph(model.unet, model.config.schedule)
-    pictures, (x, timesteps, given) = calibration.collect(graph, model.config, h, steps=4)
+    pictures, (x, timesteps, fractions, given) = calibration.collect(graph, model.config, h, steps=4)
     assert timesteps[::3].tolist() == [999, 666, 333, 0]
+    assert not fractions.any()
     assert torch.equal(given[3:6], h)
     recorder = drift.RecordingEngine(model.engine)
     model.engine = recorder
@@ -222,6 +226,15 @@ def test_int8_of_models_without_representations(
     assert "drawing 8 trajectories" in said[1]
     model.engine = engines.make("openvino", model.unet, model.config, CPU, "int8", tmp_path / "out/network.xml")
     label = torch.tensor([0, 2]) if condition == "label" else None
+    between: Any = (412, 412.7)
+    plan = make_plan(model.unet, Schedule(model.config.schedule, between), None, label).with_rows(torch.tensor([0]))
+    x, answers = torch.randn(1, 3, 8, 8), []
+    for engine in (model.engine, engines.make("eager", model.unet, model.config, CPU, "fp32")):
+        engine.prepare(plan, 1)
+        answers.append([engine.predict(x, k)[:, :3] for k in range(2)])
+    whole, fraction = (_relative(ours, theirs) for ours, theirs in zip(*answers, strict=True))
+    assert fraction <= 1.5 * whole
+    assert _relative(answers[1][1], answers[1][0]) > 0.01
     got = model.sample(label=label, per=4, steps=5)
     model.engine = engines.make("eager", model.unet, model.config, CPU, "fp32")
     want = model.sample(label=label, per=4, steps=5)
@@ -249,7 +262,7 @@ def test_int8_says_what_it_needs(tmp_path: Path) -> None:
         rcdm_fast.export(model, "openvino", tmp_path / "out", precision="int8")
     with pytest.raises(ConfigError, match="int8 needs a calibrated export"):
         engines.make("openvino", model.unet, model.config, CPU, "int8")
-    with pytest.raises(ConfigError, match="int8 runs in OpenVINO only"):
+    with pytest.raises(ConfigError, match="int8 runs in openvino only"):
         engines.make("native", model.unet, model.config, CPU, "int8")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 import os
 import pickle
@@ -63,7 +64,8 @@ def test_a_copy_draws_the_same_pictures(way: Any, engine: str, saved: Path, h: T
 
 def test_where_the_engine_is_missing_a_copy_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     data = pickle.dumps(small.model())
-    monkeypatch.setitem(engines._REASONS, "eager", lambda device, precision: ["it is not here"])
+    gone = dataclasses.replace(engines.SPECS["eager"], reasons_unavailable=lambda *_: ["it is not here"])
+    monkeypatch.setitem(engines.SPECS, "eager", gone)
     with pytest.raises(rcdm_fast.ConfigError, match=r"cannot run in this process as it did in its own.*not here"):
         pickle.loads(data)
 

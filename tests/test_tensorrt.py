@@ -1,4 +1,4 @@
-"""TensorRT plans: parsed and built without a GPU, recognised by their header; run where there is a GPU."""
+"""TensorRT plans: parsed and built without a GPU, recognized by their description; run where there is a GPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import rcdm_fast
-from rcdm_fast import engines
+from rcdm_fast import engines, storage
 from rcdm_fast.cli import main
 from rcdm_fast.config import ConfigError
 from rcdm_fast.engines import tensorrt_runtime
@@ -59,7 +59,7 @@ def test_reference_cases_are_built(tmp_path: Path, case: str, targets: tuple[str
     torch.save(state_dict(case), tmp_path / "checkpoint.pt")
     model = rcdm_fast.load(tmp_path / "checkpoint.pt", flags_path(case), device="cpu", engine="eager")
     said: list[str] = []
-    (file,) = rcdm_fast.export(
+    file, description = rcdm_fast.export(
         model,
         "tensorrt",
         tmp_path / "out",
@@ -70,6 +70,7 @@ def test_reference_cases_are_built(tmp_path: Path, case: str, targets: tuple[str
         progress=said.append,
     )
     assert file.name == ("network-fp16-b1to4.plan" if dynamic else "network-fp16-b4.plan")
+    assert description == plan_file.described_in(file)
     header, built = plan_file.read(file)
     assert header == plan_file.read_header(file)
     assert len(built) > sum(value.numel() for value in model.unet.parameters())  # half of each, and code
@@ -79,15 +80,28 @@ def test_reference_cases_are_built(tmp_path: Path, case: str, targets: tuple[str
     assert any("building engine" in line for line in said)
 
 
+def malformed(plan: bytes) -> bool:
+    """Whether TensorRT itself, which no GPU is needed for, takes bytes for something else than a plan."""
+    trt = tensorrt.library()
+    _, found = trt.Runtime(tensorrt.make_logger(trt)).get_engine_validity(plan)
+    return bool(int(found) & int(trt.EngineInvalidityDiagnostics.MALFORMED_ENGINE))
+
+
 @needs_rtx
 def test_the_command_builds_a_plan_for_every_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["export", "cifar10-supervised", "--to", "tensorrt", "--precision", "fp16", "--out", str(tmp_path / "p")]
     assert main([*command, "--target", "sm89", "--batch", "1,8"]) == 0
-    found = {path.name: plan_file.read_header(path).batches for path in (tmp_path / "p").iterdir()}
+    plans = list((tmp_path / "p").glob("*.plan"))
+    assert sorted(path.name for path in (tmp_path / "p").iterdir()) == sorted(
+        name for path in plans for name in (path.name, f"{path.name}.json")
+    )
+    found = {path.name: plan_file.read_header(path).batches for path in plans}
     assert found == {
         "network-fp16-b1.plan": (1, 1, 1),
         "network-fp16-b8.plan": (8, 8, 8),
     }
+    assert not any(malformed(path.read_bytes()) for path in plans)
+    assert malformed(b"a header of ours" + plans[0].read_bytes())
     capsys.readouterr()
     assert main([*command, "--target", "sm90"]) == 2
     assert "cannot compile for 'sm90'; it can for sm75" in capsys.readouterr().err
@@ -105,6 +119,7 @@ def test_what_cannot_be_parsed_is_said(tmp_path: Path) -> None:
 
 
 def test_a_plan_is_what_it_was(plan: Path) -> None:
+    assert plan.read_bytes() == b"a plan" * 1000  # and nothing else: other tools read it
     header, found = plan_file.read(plan)
     assert found == b"a plan" * 1000
     assert dataclasses.replace(header, size_bytes=0, sha256="") == HEADER
@@ -113,22 +128,69 @@ def test_a_plan_is_what_it_was(plan: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda data: data[:-1], "5999 bytes of 6000"),
-        (lambda data: data[:-1] + b"x", "its checksum differs"),
-        (lambda data: b"x" + data[1:], "no plan exported by rcdm_fast"),
-        (lambda data: data[:8] + b"\xff" * 8 + data[16:], "header is damaged"),
-        (lambda data: data[:20] + b"\x00" + data[21:], "header is damaged"),
-        (lambda data: data[:12], "header is damaged"),
-        (lambda data: b"", "no plan exported by rcdm_fast"),
-        (lambda data: data[:8] + (200_000).to_bytes(8, "little") + b"[" * 200_000, "header is damaged"),
-        (lambda data: data.replace(b'"image_size": 8', b'"image_size":-8'), "header is damaged"),
-        (lambda data: data.replace(b'"batches": [1, ', b'"batches": [9, '), "header is damaged"),
+        (lambda data: data[:-1], r"5999 bytes, but a\.plan\.json is of a plan of 6000"),
+        (lambda data: data[:-1] + b"x", r"a\.plan: damaged, or not the plan that a\.plan\.json is of"),
+        (lambda data: b"x" + data[1:], "its checksum differs"),
+        (lambda data: b"", "0 bytes, but"),
+        (lambda data: b"RCDMPLN1" + data, r"a\.plan: a plan inside a container, .* export it again"),
     ],
 )
-def test_damage_is_recognised(plan: Path, damage: Callable[[bytes], bytes], message: str) -> None:
+def test_a_damaged_plan_is_recognized(plan: Path, damage: Callable[[bytes], bytes], message: str) -> None:
     plan.write_bytes(damage(plan.read_bytes()))
     with pytest.raises(GraphError, match=message):
         plan_file.read(plan)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda text: text[:-10], r"a\.plan\.json: damaged"),
+        (lambda text: "", r"a\.plan\.json: damaged"),
+        (lambda text: "[" * 200_000, r"a\.plan\.json: damaged"),
+        (lambda text: "3", r"a\.plan\.json: damaged"),
+        (lambda text: " " * 2**20 + text, r"a\.plan\.json: cannot be read \(a description of 10"),
+        (lambda text: text.replace('"image_size": 8', '"image_size": -8'), r"a\.plan\.json: damaged"),
+        (lambda text: text.replace('"batches": [\n  1', '"batches": [\n  9'), "batches of 9, 4 and 8"),
+        (lambda text: text.replace('"fp16"', "16"), "precision is no text"),
+        (lambda text: text.replace("TensorRT plan 1", "TensorRT plan 2"), "TensorRT plan 2' where .* was expected"),
+    ],
+)
+def test_a_damaged_description_is_recognized(plan: Path, damage: Callable[[str], str], message: str) -> None:
+    description = plan_file.described_in(plan)
+    text = description.read_text(encoding="utf-8")
+    assert damage(text) != text
+    description.write_text(damage(text), encoding="utf-8")
+    with pytest.raises(GraphError, match=message):
+        plan_file.read(plan)
+
+
+def test_a_stop_between_the_two_files_is_recognized(plan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plan is new, its description an older one or not there."""
+    for before in (True, False):
+        description = plan_file.described_in(plan)
+        if not before:
+            description.unlink()
+        whole = storage.move
+
+        def stopped(finished: Path, target: Path) -> None:
+            if target == description:  # noqa: B023 # called before the loop goes on
+                raise KeyboardInterrupt
+            whole(finished, target)  # noqa: B023
+
+        with monkeypatch.context() as patched:
+            patched.setattr(storage, "move", stopped)
+            with pytest.raises(KeyboardInterrupt):
+                plan_file.write(plan, HEADER, b"another" * 1000)
+        assert plan.read_bytes() == b"another" * 1000
+        with pytest.raises(GraphError, match="stopped between the two files" if before else "the export was stopped"):
+            plan_file.read(plan)
+    plan_file.write(plan, HEADER, b"another" * 1000)
+    assert plan_file.read(plan)[1] == b"another" * 1000
+
+
+def test_a_description_is_no_plan(plan: Path) -> None:
+    with pytest.raises(GraphError, match=r"a\.plan\.json: describes a plan and is none"):
+        plan_file.read(plan_file.described_in(plan))
 
 
 def test_other_places_and_batches_are_recognised(tmp_path: Path) -> None:
@@ -248,7 +310,7 @@ def test_the_engine_computes_the_network(precision: str, bound: float) -> None:
 def test_a_plan_with_other_weights_is_refitted(tmp_path: Path) -> None:
     if engines.reasons_unavailable("tensorrt", torch.device("cuda"), "fp16"):
         pytest.skip("TensorRT cannot build for this GPU")
-    (file,) = rcdm_fast.export(_gpu_model("eager", "fp32"), "tensorrt", tmp_path, precision="fp16", batches=(4,))
+    file, _ = rcdm_fast.export(_gpu_model("eager", "fp32"), "tensorrt", tmp_path, precision="fp16", batches=(4,))
     other = rcdm_fast.load("cifar10-simclr-trunk", device="cuda", engine="tensorrt", precision="fp16", engine_file=file)
     h = torch.randn(3, 192)
     want = rcdm_fast.load("cifar10-simclr-trunk", device="cuda", engine="eager").sample(h, per=1, steps=5)

@@ -46,6 +46,7 @@ from rcdm_fast.data.image_set import BatchOrder, ImageSet, step_generator
 from rcdm_fast.diffusion.schedule import Schedule, network_timestep
 from rcdm_fast.encoders import Encoder
 from rcdm_fast.errors import RunError
+from rcdm_fast.exporters.graph import hash_of
 from rcdm_fast.metrics.ridge import Ridge, ridge
 from rcdm_fast.models import checkpoint
 from rcdm_fast.models.unet import UNet
@@ -163,7 +164,10 @@ def _adapt(
     new_config = config.encoder
     assert new_config is not None, "adapt has asked for it"
     config = dataclasses.replace(config, bf16=resume.bf16(folder.path, config.bf16, device))
-    identity = {"data": data.fingerprint, "decoder": _fingerprint(frozen)}
+    identity = {
+        "data": data.fingerprint,
+        "decoder": _decoder_hash(model, frozen, resume.begun_with(folder.path, "decoder")),
+    }
     if given is not None:  # its name does not say what it is
         identity["answers"] = representations.key(given, data)
     settings = {**dataclasses.asdict(config), **identity}
@@ -244,7 +248,13 @@ def _own_loss(model: ModelConfig) -> LossConfig:
     return from_dict(LossConfig, stated, "info.run.loss") if isinstance(stated, Mapping) else LossConfig()
 
 
-def _fingerprint(tensors: Mapping[str, Tensor]) -> str:
+def _decoder_hash(model: ModelConfig, tensors: Mapping[str, Tensor], begun: object) -> str:
+    """The model's hash, or the one of before that a run was begun with, if it is this model's."""
+    before = _hash_of_before(tensors)
+    return before if begun == before else hash_of(model.unet, tensors, model.schedule)
+
+
+def _hash_of_before(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256(json.dumps(sorted(tensors)).encode())
     for name in sorted(tensors):
         digest.update(tensors[name].contiguous().numpy().tobytes())

@@ -72,6 +72,11 @@ def _before(folder: Path) -> dict[str, Any]:
     return before if isinstance(before, dict) else {}
 
 
+def begun_with(folder: Path, name: str) -> Any:
+    """What the run in the folder has under a name; None if there is nothing."""
+    return _before(folder).get(name)
+
+
 def keep(folder: Path, settings: Mapping[str, Any]) -> None:
     """Write down what the run goes on with. Raises `StorageError`."""
     storage.write_json(folder / FILE, json.loads(json.dumps(dict(settings))))

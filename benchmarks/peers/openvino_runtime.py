@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from benchmarks.timing import Evaluate
 from benchmarks.workload import Inputs, Workload
-from rcdm_fast.exporters.graph import input_names
+from rcdm_fast.exporters.graph import input_names, timestep_inputs
 from rcdm_fast.exporters.onnx import export_network
 from rcdm_fast.exporters.openvino_core import core
 from rcdm_fast.exporters.openvino_int8 import quantise_convolutions
@@ -56,8 +56,7 @@ def build_int8(workload: Workload) -> Evaluate:
     """Convolutions in int8, the rest in bf16."""
 
     def arguments(inputs: Inputs) -> tuple[Tensor, ...]:
-        timestep = torch.full((workload.batch,), workload.schedule.timesteps[inputs.k])
-        return inputs.x, timestep, inputs.h
+        return inputs.x, *timestep_inputs(workload.schedule.timesteps[inputs.k], workload.batch), inputs.h
 
     example = arguments(workload.timed)
     with tempfile.TemporaryDirectory() as folder:

@@ -34,7 +34,7 @@ class ConditioningPlan:
         condition: W h_r (or the label's embedding), float64 [R,E]; one row of zeros for an unconditional network.
         weight, bias: of all blocks' linear layers, float64 [F,E] and [F].
         table: the whole result, float32 [K,R,F], where it is small; None where rows are computed step by step.
-        timesteps: the base timestep of every kept step, K ints.
+        timesteps: the base timestep of every kept step, K numbers; they may lie between two whole ones.
         given: what the conditions were made of: representations float32 [R,D], labels int64 [R], or None.
         rows: row of `condition` for every picture of the batch, int64 [N].
         distinct: the rows that occur in the batch, int64 [R'], ascending.
@@ -46,7 +46,7 @@ class ConditioningPlan:
     weight: Tensor
     bias: Tensor
     table: Tensor | None
-    timesteps: tuple[int, ...]
+    timesteps: tuple[float, ...]
     given: Tensor | None
     rows: Tensor
     distinct: Tensor

@@ -24,7 +24,7 @@ from rcdm_fast.diffusion.conditioning import ConditioningPlan
 from rcdm_fast.doors import door
 from rcdm_fast.engines import cache
 from rcdm_fast.exporters import onnx as exported
-from rcdm_fast.exporters.graph import OUTPUT, input_names, weights_hash
+from rcdm_fast.exporters.graph import GRAPH, OUTPUT, input_names, timestep_inputs, weights_hash
 from rcdm_fast.models.unet import UNet
 
 FILE = "network.onnx"
@@ -106,6 +106,7 @@ def network_file(network: UNet, config: ModelConfig, precision: str) -> Path:
         "config": repr(config),
         "precision": precision,
         "opset": str(exported.OPSET),
+        "graph": str(GRAPH),
         "rcdm_fast": exported.graph_info(network, config, precision).version,
         "torch": torch.__version__,
     }
@@ -132,11 +133,14 @@ class OnnxRuntimeEngine:
     ) -> None:
         self.precision = precision
         self.device = devices.placed(device)
-        self._names = input_names(config.unet)
+        self._graph = GRAPH
         if file is None:
             file = network_file(network, config, precision)
         else:
-            exported.check_belongs(exported.read_info(file), network, config, str(file))
+            info = exported.read_info(file)
+            exported.check_belongs(info, network, config, str(file))
+            self._graph = info.graph
+        self._names = input_names(config.unet, self._graph)
         self._session = _session(file, self.device, self._tensorrt)
         self._file = file
         self.files = tuple(sorted(file.parent.glob(f"{file.name}*")))
@@ -146,13 +150,14 @@ class OnnxRuntimeEngine:
     def prepare(self, plan: ConditioningPlan, batch_size: int) -> None:
         if len(plan.rows) != batch_size:
             raise ValueError(f"the plan has rows for {len(plan.rows)} pictures, the batch {batch_size}")
+        check_timesteps(plan, self._graph, self._file)
         self._plan = plan
 
     @torch.inference_mode()
     def predict(self, x: Tensor, k: int) -> Tensor:
         if self._plan is None:
             raise RuntimeError("predict before prepare")
-        values = graph_inputs(self._plan, x, k)
+        values = graph_inputs(self._plan, x, k, self._graph)
         if self.device.type == "cpu":
             feeds = {name: value.numpy() for name, value in zip(self._names, values, strict=True)}
             with self._running():
@@ -197,10 +202,19 @@ class OnnxRuntimeTensorRTEngine(OnnxRuntimeEngine):
     _tensorrt = True
 
 
-def graph_inputs(plan: ConditioningPlan, x: Tensor, k: int) -> tuple[Tensor, ...]:
-    """The exported graph's inputs for a batch at kept step k, contiguous, on x's device."""
-    timestep = torch.full((len(x),), plan.timesteps[k], dtype=torch.int64, device=x.device)
-    values = (x.float().contiguous(), timestep)
+def check_timesteps(plan: ConditioningPlan, graph: int, file: Path) -> None:
+    """`ConfigError` if a graph of before is to be asked at a timestep between two whole ones."""
+    between = [t for t in plan.timesteps if t != int(t)]
+    if graph < 2 and between:
+        raise ConfigError(
+            f"{file}: exported when graphs knew whole timesteps only, asked for is t = {between[0]:g}; export it again"
+        )
+
+
+def graph_inputs(plan: ConditioningPlan, x: Tensor, k: int, graph: int = GRAPH) -> tuple[Tensor, ...]:
+    """The inputs of an exported graph of some version, for a batch at kept step k, contiguous, on x's device."""
+    timestep, fraction = timestep_inputs(plan.timesteps[k], len(x), x.device)
+    values = (x.float().contiguous(), timestep, *((fraction,) if graph > 1 else ()))
     if plan.given is None:
         return values
     return (*values, plan.given[plan.rows].to(x.device).contiguous())

@@ -22,9 +22,9 @@ from rcdm_fast.config import ConfigError, ModelConfig
 from rcdm_fast.diffusion.conditioning import ConditioningPlan
 from rcdm_fast.doors import door, printable
 from rcdm_fast.engines import cache
-from rcdm_fast.engines.onnx_runtime import graph_inputs, network_file
+from rcdm_fast.engines.onnx_runtime import check_timesteps, graph_inputs, network_file
 from rcdm_fast.exporters import openvino as exported
-from rcdm_fast.exporters.graph import input_names
+from rcdm_fast.exporters.graph import GRAPH, input_names
 from rcdm_fast.exporters.onnx import GraphError, check_belongs, read_info
 from rcdm_fast.exporters.openvino_core import core
 from rcdm_fast.exporters.openvino_int8 import floating_hint
@@ -64,14 +64,13 @@ class OpenVINOEngine:
     ) -> None:
         self.precision = precision
         self.device = device
-        self._names = input_names(config.unet)
         self._size = config.unet.image_size
         if file is None and precision == "int8":
             raise ConfigError(
                 "int8 needs a calibrated export: rcdm export MODEL --to openvino --precision int8 --calibrate PICTURES "
                 "--out DIR, then engine_file='DIR/network.xml'"
             )
-        given = file is not None
+        self._graph, given = GRAPH, file is not None
         file = file if file is not None else network_file(network, config, "fp32")
         self._model, self._file = exported.read_model(file), file
         if given:
@@ -79,6 +78,8 @@ class OpenVINOEngine:
             check_belongs(info, network, config, str(file))
             if (info.precision == "int8") != (precision == "int8"):
                 raise GraphError(f"{file}: exported in {printable(info.precision)}, asked for is {precision}")
+            self._graph = info.graph
+        self._names = input_names(config.unet, self._graph)
         exported.check_inputs(self._model, self._names, str(file))
         weights = file.with_suffix(".bin")
         self.files: tuple[Path, ...] = (file, weights) if weights.exists() else (file,)
@@ -89,6 +90,7 @@ class OpenVINOEngine:
     def prepare(self, plan: ConditioningPlan, batch_size: int) -> None:
         if len(plan.rows) != batch_size:
             raise ValueError(f"the plan has rows for {len(plan.rows)} pictures, the batch {batch_size}")
+        check_timesteps(plan, self._graph, self._file)
         with self._running():
             self._request(batch_size)
         self._plan = plan
@@ -97,7 +99,7 @@ class OpenVINOEngine:
     def predict(self, x: Tensor, k: int) -> Tensor:
         if self._plan is None:
             raise RuntimeError("predict before prepare")
-        values = graph_inputs(self._plan, x, k)
+        values = graph_inputs(self._plan, x, k, self._graph)
         feeds = {name: value.numpy() for name, value in zip(self._names, values, strict=True)}
         with self._running():
             return torch.from_numpy(self._request(len(x)).infer(feeds, share_inputs=True)[0])

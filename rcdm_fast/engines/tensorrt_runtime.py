@@ -2,8 +2,9 @@
 
 A plan is built when its bucket is first needed and kept in the cache, keyed by weights, precision, batch, library
 version and device; the last few are kept in memory, since each has weights of its own. A plan that the user gives is
-checked by its header first; one with other weights is refitted if it can be. Inputs and outputs are torch's own memory;
-plans run on a stream of the engine's, which TensorRT wants, after what torch has queued and before what it queues next.
+checked by its description first; one with other weights is refitted if it can be. Inputs and outputs are torch's own
+memory; plans run on a stream of the engine's, which TensorRT wants, after what torch has queued and before what it
+queues next.
 
 Knows nothing about solvers; of conditioning it takes timesteps and representations, FiLM rows come from the graph.
 """
@@ -26,7 +27,7 @@ from rcdm_fast.diffusion.conditioning import ConditioningPlan
 from rcdm_fast.engines import cache
 from rcdm_fast.engines.onnx_runtime import graph_inputs, network_file
 from rcdm_fast.exporters import onnx, plan_file, tensorrt
-from rcdm_fast.exporters.graph import OUTPUT, input_names, weights_hash
+from rcdm_fast.exporters.graph import GRAPH, OUTPUT, input_names, weights_hash
 from rcdm_fast.exporters.onnx import GraphError
 from rcdm_fast.exporters.plan_file import PlanHeader
 from rcdm_fast.models.unet import UNet
@@ -105,7 +106,7 @@ class TensorRTEngine:
         engine = self._deserialise(plan, str(file))
         if refit:
             tensorrt.refit(engine, network_file(self._network, self._config, self.precision))
-        self.files = (file,)
+        self.files = (file, plan_file.described_in(file))
         return header, engine
 
     def prepare(self, plan: ConditioningPlan, batch_size: int) -> None:
@@ -179,7 +180,9 @@ class TensorRTEngine:
             "device": f"{torch.cuda.get_device_name(self.device)} {targets[0]}",
             "rcdm_fast": importlib.metadata.version("rcdm_fast"),
             "opset": str(onnx.OPSET),
+            "graph": str(GRAPH),
             "float32": "ieee",
+            "plan": plan_file.FORMAT,
         }
         file = cache.entry("tensorrt", key, build) / FILE
         self.files = (*(known for known in self.files if known != file), file)

@@ -17,11 +17,12 @@ from rcdm_fast.diffusion import solvers
 from rcdm_fast.diffusion.noise import keyed_noise
 from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.diffusion.solvers import SolverOptions
+from rcdm_fast.exporters.graph import timestep_inputs
 
 STEPS = 25
 SEED = 0
 
-Evaluate = Callable[..., Tensor]  # (x, base timesteps, representations or labels if there are any) -> raw output
+Evaluate = Callable[..., Tensor]  # (x, base timesteps and fractions, representations or labels if any) -> raw output
 
 
 @torch.inference_mode()
@@ -29,7 +30,8 @@ def draw(evaluate: Evaluate, config: ModelConfig, given: Tensor | None, count: i
     """One picture of every representation or label by DDIM, from the same noise whatever evaluates the network.
 
     Args:
-        evaluate: the network; gets x float32 [R,3,H,W], timesteps int64 [R], and `given` unless that is None.
+        evaluate: the network; gets x float32 [R,3,H,W], timesteps int64 [R] and their fractions float32 [R], and
+            `given` unless that is None.
         config: the model's.
         given: representations float32 [R,D] or labels int64 [R]; None for an unconditional network.
         count: R where `given` is None.
@@ -45,7 +47,7 @@ def draw(evaluate: Evaluate, config: ModelConfig, given: Tensor | None, count: i
     noise = keyed_noise(SEED, items, 0, (3, size, size), torch.device("cpu"))
 
     def predict(x: Tensor, k: int) -> Tensor:
-        return evaluate(x, torch.full((len(x),), schedule.timesteps[k]), *condition)
+        return evaluate(x, *timestep_inputs(schedule.timesteps[k], len(x)), *condition)
 
     return solvers.ddim(predict, noise, schedule, SolverOptions(), lambda _: noise)
 
@@ -53,7 +55,7 @@ def draw(evaluate: Evaluate, config: ModelConfig, given: Tensor | None, count: i
 def collect(
     evaluate: Evaluate, config: ModelConfig, given: Tensor | None, count: int = 0, steps: int = STEPS
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """`draw`, and what the network was given in S steps: x [S*R,3,H,W], timesteps [S*R], and `given` S times."""
+    """`draw`, and what the network was given in S steps: x [S*R,3,H,W], timesteps and fractions [S*R], and `given`."""
     seen: list[tuple[Tensor, ...]] = []
 
     def watched(x: Tensor, *rest: Tensor) -> Tensor:

@@ -102,7 +102,7 @@ def scheduler(schedule: ScheduleConfig) -> Any:
 @torch.inference_mode()
 def _check(pipeline: RcdmPipeline, network: UNet, schedule: ScheduleConfig) -> None:
     config = network.config
-    x, t, *given = example_inputs(config, schedule, 3, torch.Generator().manual_seed(0))
+    x, t, _, *given = example_inputs(config, schedule, 3, torch.Generator().manual_seed(0))
     condition = given[0] if given else None
     h, label = (condition, None) if config.representation_dim else (None, condition)
     want = network(x, t, h, label)

@@ -17,7 +17,7 @@ from typing import Any
 from rcdm_fast import encoders, storage
 from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig
 from rcdm_fast.encoders import sources
-from rcdm_fast.exporters.graph import DTYPES
+from rcdm_fast.exporters.graph import DTYPES, hash_of
 from rcdm_fast.exporters.job import Job
 from rcdm_fast.models import checkpoint, zoo
 from rcdm_fast.models.unet import UNet
@@ -71,7 +71,9 @@ def save(
     description = {"library_name": "rcdm_fast", "model_type": "rcdm", **dataclasses.asdict(config)}
     storage.write_json(out / "config.json", description)
     parameters = sum(value.numel() for value in network.parameters())
-    text = card(config, parameters, precision, licence, repository)
+    stored = {name: value.to(DTYPES[precision]) for name, value in network.state_dict().items()}
+    weights = hash_of(config.unet, stored, config.schedule)
+    text = card(config, parameters, precision, licence, repository, weights)
     with storage.atomic(out / "README.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
     return [*files, out / "config.json", out / "README.md"]
@@ -94,8 +96,11 @@ def _encoder_beside(out: Path, encoder: EncoderConfig) -> tuple[EncoderConfig, l
     return dataclasses.replace(encoder, source=f"{source.family}:{copied.name}"), [copied]
 
 
-def card(config: ModelConfig, parameters: int, precision: str, licence: str, repository: str) -> str:
-    """The model card: metadata header, then the bundled model's own card or one made of the configuration."""
+def card(config: ModelConfig, parameters: int, precision: str, licence: str, repository: str, weights: str) -> str:
+    """The model card: metadata header, then the bundled model's own card or one made of the configuration.
+
+    `weights` is the hash of the model as it is stored (`graph.weights_hash`).
+    """
     name = config.name or "rcdm"
     own = zoo.bundled_folder() / f"{name}.md"
     bundled = name in zoo.list_bundled() and own.is_file()
@@ -105,7 +110,8 @@ def card(config: ModelConfig, parameters: int, precision: str, licence: str, rep
     header += [f"license: {json.dumps(licence)}"] if licence else []
     header += ["tags:", *(f"- {tag}" for tag in TAGS), "---", ""]
     body = own.read_text(encoding="utf-8").rstrip() if bundled else _describe(name, config, parameters, precision)
-    return "\n".join([*header, body, "", *_example(config, repository), ""])
+    told = f"Network, schedule and weights together have the SHA-256 `{weights}`; manifests and exports name it, too."
+    return "\n".join([*header, body, "", told, "", *_example(config, repository), ""])
 
 
 def _describe(name: str, config: ModelConfig, parameters: int, precision: str) -> str:

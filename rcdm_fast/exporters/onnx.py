@@ -31,7 +31,7 @@ from rcdm_fast import config as configs
 from rcdm_fast.config import ModelConfig
 from rcdm_fast.doors import printable, regular
 from rcdm_fast.errors import RcdmError
-from rcdm_fast.exporters.graph import OUTPUT, NetworkGraph, example_inputs, input_names, truth, weights_hash
+from rcdm_fast.exporters.graph import GRAPH, OUTPUT, NetworkGraph, example_inputs, input_names, truth, weights_hash
 from rcdm_fast.exporters.openvino_core import core
 from rcdm_fast.models.unet import UNet
 from rcdm_fast.storage import StorageError
@@ -41,6 +41,7 @@ LARGEST_BYTES = 2_000_000_000  # of weights inside the .onnx file
 TOLERANCE = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 3e-2}  # relative L2 error against PyTorch in fp32
 CHECKED_BATCHES = (1, 3)
 PREFIX = "rcdm_fast."
+GRAPHS = tuple(str(version) for version in range(1, GRAPH + 1))
 
 
 class ExportError(RcdmError, RuntimeError):
@@ -60,12 +61,14 @@ class GraphInfo:
         precision: "fp32", "fp16" or "bf16".
         weights: `weights_hash` of the model.
         config: network, schedule and encoder.
+        graph: version of the graph's inputs (`graph.GRAPH`); 1 is of files that do not say.
     """
 
     version: str
     precision: str
     weights: str
     config: ModelConfig
+    graph: int = GRAPH
 
     def as_metadata(self) -> dict[str, str]:
         """As the file's metadata has it."""
@@ -74,6 +77,7 @@ class GraphInfo:
             f"{PREFIX}precision": self.precision,
             f"{PREFIX}weights": self.weights,
             f"{PREFIX}config": configs.to_json(self.config),
+            f"{PREFIX}graph": str(self.graph),
         }
 
     @staticmethod
@@ -87,7 +91,10 @@ class GraphInfo:
             version, precision, weights, text = (
                 found[PREFIX + key] for key in ("version", "precision", "weights", "config")
             )
-            return GraphInfo(version, precision, weights, configs.from_json(ModelConfig, text, where))
+            graph = found.get(f"{PREFIX}graph", "1")
+            if graph not in GRAPHS:
+                raise GraphError(f"{where}: its graph is of version {printable(graph)}, known: {', '.join(GRAPHS)}")
+            return GraphInfo(version, precision, weights, configs.from_json(ModelConfig, text, where), int(graph))
         except KeyError as error:
             raise GraphError(f"{where}: not exported by rcdm_fast (its metadata lacks {error.args[0]})") from error
         except configs.ConfigError as error:
@@ -125,8 +132,9 @@ def export_network(
 ) -> Path:
     """Write the network as ONNX, with a dynamic batch, after comparing it with PyTorch.
 
-    Inputs: ``sample`` float32 [N,3,H,W], ``timestep`` int64 [N] (base timesteps 0..T-1), and ``representation``
-    float32 [N,D] or ``label`` int64 [N], where the network has one. Output: ``eps`` float32 [N,3 or 6,H,W].
+    Inputs: ``sample`` float32 [N,3,H,W], ``timestep`` int64 [N] (base timesteps 0..T-1), ``fraction`` float32 [N] in
+    [0,1] (what the timestep has beyond the whole one), and ``representation`` float32 [N,D] or ``label`` int64 [N],
+    where the network has one. Output: ``eps`` float32 [N,3 or 6,H,W].
 
     Args:
         path: of the ``.onnx`` file.

@@ -82,7 +82,7 @@ def read_info(model: Any, where: str) -> GraphInfo:
     """
     if not model.has_rt_info([INFO]):
         raise GraphError(f"{where}: not exported by rcdm_fast")
-    keys = ("version", "precision", "weights", "config")
+    keys = ("version", "precision", "weights", "config", "graph")
     with door(onnx.GraphError, f"{where}: what it says about itself cannot be read; export it again"):
         found = {key: str(model.get_rt_info([INFO, key]).value) for key in keys if model.has_rt_info([INFO, key])}
     return GraphInfo.from_metadata({onnx.PREFIX + key: value for key, value in found.items()}, where)

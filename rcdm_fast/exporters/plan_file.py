@@ -1,10 +1,12 @@
-"""TensorRT plans in a container of our own, whose header says what a plan is before any runtime is asked.
+"""TensorRT plans as TensorRT wrote them, each with a JSON file beside it that says what the plan is.
 
-A runtime rejects a plan of another version, device or damage with a message about magic numbers, or not at all. The
-header names library and version, weights, precision, batches and GPU generations, and has the plan's checksum. It is
-read without TensorRT.
+``NAME.plan`` (or ``NAME.engine``) is the plan and nothing else, so that trtexec and Triton Inference Server load it.
+``NAME.plan.json`` names library and version, weights, precision, batches and GPU generations, and has the plan's size
+and checksum: a runtime rejects a plan of another version, device or damage with a message about magic numbers, or not
+at all. It is read without TensorRT.
 
-Layout: 8 bytes of magic, the header's length (8 bytes, little endian), the header as JSON, the plan.
+The plan gets its name before its description does, and both are compared with each other when they are read: what an
+export that was stopped in between leaves is recognized.
 
 Knows nothing about building or running plans.
 """
@@ -17,11 +19,10 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 from rcdm_fast import config as configs
 from rcdm_fast import storage
@@ -29,8 +30,9 @@ from rcdm_fast.config import ConfigError, ModelConfig
 from rcdm_fast.doors import door, printable, regular
 from rcdm_fast.exporters.onnx import GraphError
 
-MAGIC = b"RCDMPLN1"
-LARGEST_HEADER = 2**20
+FORMAT = "rcdm_fast TensorRT plan 1"  # what the description begins with
+CONTAINER = b"RCDMPLN1"  # how plans began that had their description inside
+LARGEST_DESCRIPTION = 2**20
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,13 @@ class PlanHeader:
             raise GraphError(f"{where}: built for {targets}, this GPU is {target}; export it again")
 
 
+def described_in(path: str | os.PathLike[str]) -> Path:
+    """The description that belongs to a plan."""
+    return Path(f"{os.fspath(path)}.json")
+
+
 def write(path: str | os.PathLike[str], header: PlanHeader, plan: bytes | memoryview) -> Path:
-    """Write a plan under its header, atomically.
+    """Write a plan, and its description beside it; returns the plan's path.
 
     Raises:
         StorageError: no space, or a folder that cannot be written; nothing is left.
@@ -116,68 +123,97 @@ def write(path: str | os.PathLike[str], header: PlanHeader, plan: bytes | memory
     target = Path(path)
     full = dataclasses.replace(header, size_bytes=len(plan), sha256=hashlib.sha256(plan).hexdigest())
     values = {field.name: getattr(full, field.name) for field in dataclasses.fields(full)}
-    text = json.dumps({**values, "config": json.loads(configs.to_json(full.config))}).encode()
-    with storage.atomic(target) as temporary, temporary.open("wb") as file:
-        file.write(MAGIC + struct.pack("<Q", len(text)) + text)
-        file.write(plan)
+    text = json.dumps({"format": FORMAT, **values, "config": json.loads(configs.to_json(full.config))}, indent=1)
+    with storage.atomic(described_in(target)) as description:
+        description.write_text(text + "\n", encoding="utf-8")
+        storage.flush(description)  # what is left to do when the plan has its name cannot want for space
+        with storage.atomic(target) as temporary:
+            temporary.write_bytes(plan)
     return target
 
 
 def read_header(path: str | os.PathLike[str]) -> PlanHeader:
-    """The header alone.
+    """What the file beside a plan says; the plan itself is not read.
 
     Raises:
-        GraphError: no plan of rcdm_fast's, or a damaged header.
+        GraphError: no plan of rcdm_fast's, or a damaged description.
     """
-    with _opened(path) as file, door(GraphError, f"{path}: cannot be read"):
-        return _header(file, str(path))
+    _check_kind(path)
+    description = described_in(path)
+    if not description.exists():
+        raise GraphError(
+            f"{path}: {description.name} is not beside it (the export was stopped, or one file was copied "
+            "without the other); export it again"
+        )
+    with door(GraphError, f"{description}: cannot be read"):
+        regular(description)
+        size = description.stat().st_size
+        if size > LARGEST_DESCRIPTION:
+            raise ValueError(f"a description of {size} bytes")
+        text = description.read_bytes()
+    return _header(text, str(description))
 
 
 def read(path: str | os.PathLike[str]) -> tuple[PlanHeader, bytes]:
-    """Header and plan.
+    """The description and the plan.
 
     Raises:
-        GraphError: no plan of rcdm_fast's, cut short, or damaged.
+        GraphError: no plan of rcdm_fast's, cut short, damaged, or not the one that is described.
     """
-    with _opened(path) as file, door(GraphError, f"{path}: cannot be read"):
-        header = _header(file, str(path))
-        plan = file.read()
+    header = read_header(path)
+    with door(GraphError, f"{path}: cannot be read"):
+        plan = Path(path).read_bytes()
+    name = described_in(path).name
     if len(plan) != header.size_bytes:
-        raise GraphError(f"{path}: the plan has {len(plan)} bytes of {header.size_bytes}; export it again")
+        raise GraphError(
+            f"{path}: {len(plan)} bytes, but {name} is of a plan of {header.size_bytes} (cut short, or the export was "
+            "stopped between the two files); export it again"
+        )
     if hashlib.sha256(plan).hexdigest() != header.sha256:
-        raise GraphError(f"{path}: the plan is damaged (its checksum differs); export it again")
+        raise GraphError(
+            f"{path}: damaged, or not the plan that {name} is of (its checksum differs; the export may have been "
+            "stopped between the two files); export it again"
+        )
     return header, plan
 
 
-def _opened(path: str | os.PathLike[str]) -> BinaryIO:
-    try:
+def _check_kind(path: str | os.PathLike[str]) -> None:
+    """`GraphError` for what can be no plan, or is one in the container of before."""
+    with door(GraphError, f"{path}: cannot be read"):
         regular(path)
-        return Path(path).open("rb")
-    except OSError as error:
-        raise GraphError(f"{path}: cannot be read ({error.strerror or error})") from error
+        with Path(path).open("rb") as file:
+            start = file.read(len(CONTAINER))
+    if start == CONTAINER:
+        raise GraphError(
+            f"{path}: a plan inside a container, as rcdm_fast wrote them before TensorRT's own tools could load them; "
+            "export it again"
+        )
+    if Path(path).suffix == ".json" and start[:1] == b"{":
+        raise GraphError(f"{path}: describes a plan and is none; name the plan beside it")
 
 
 @contextlib.contextmanager
 def _understood(where: str) -> Iterator[None]:
-    """A configuration that describes no model is a damaged header, too."""
+    """A configuration that describes no model is damage, too."""
     try:
         yield
     except ConfigError as error:
-        raise GraphError(f"{where}: its header is damaged ({error}); export it again") from error
+        raise GraphError(f"{where}: damaged ({error}); export it again") from error
 
 
-def _header(file: BinaryIO, where: str) -> PlanHeader:
-    if file.read(len(MAGIC)) != MAGIC:
-        raise GraphError(f"{where}: no plan exported by rcdm_fast")
-    with _understood(where), door(GraphError, f"{where}: its header is damaged; export it again"):
-        (length,) = struct.unpack("<Q", file.read(8))
-        if length > LARGEST_HEADER:
-            raise ValueError(f"a header of {length} bytes")
-        found = json.loads(file.read(length))
+def _header(text: bytes, where: str) -> PlanHeader:
+    with _understood(where), door(GraphError, f"{where}: damaged; export it again"):
+        found: dict[str, Any] = json.loads(text)
+        kind = found.pop("format")
+        if kind != FORMAT:
+            raise GraphError(f"{where}: {printable(repr(kind))} where {FORMAT!r} was expected; export it again")
         found["config"] = configs.from_dict(ModelConfig, found["config"], where)
         low, usual, high = (int(size) for size in found["batches"])
         if not 0 < low <= usual <= high:
             raise ValueError(f"batches of {low}, {usual} and {high}")
         found["batches"] = (low, usual, high)
         found["targets"] = tuple(str(target) for target in found["targets"])
+        for name in ("version", "library", "library_version", "precision", "weights", "sha256"):
+            if not isinstance(found[name], str):
+                raise TypeError(f"{name} is no text")
         return PlanHeader(**found)

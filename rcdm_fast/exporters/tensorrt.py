@@ -69,7 +69,7 @@ def current_target() -> str:
 
 
 def write(out: Path, job: Job) -> list[Path]:
-    """Build plans and write them under our own header: ``network-PRECISION-bN.plan``.
+    """Build plans and write them: ``network-PRECISION-bN.plan``, each with its description beside it (`plan_file`).
 
     Raises:
         ConfigError: no GPU and no targets, or targets that the library cannot compile for.
@@ -84,13 +84,14 @@ def write(out: Path, job: Job) -> list[Path]:
         job.say("network: exporting to ONNX and checking")
         graph = onnx.export_network(Path(folder) / "network.onnx", job.network, job.config, job.precision)
         profiles = [(1, sizes[-1], sizes[-1])] if job.dynamic else [(size, size, size) for size in sizes]
-        files = []
+        files: list[Path] = []
         for profile in profiles:
             name = f"b1to{profile[2]}" if job.dynamic else f"b{profile[0]}"
             job.say(f"{name}: building for {', '.join(targets)}")
             plan = build(graph, job.config, profile, targets, job.say)
             header = describe(job.network, job.config, job.precision, profile, targets)
-            files.append(plan_file.write(out / f"network-{job.precision}-{name}.plan", header, plan))
+            file = plan_file.write(out / f"network-{job.precision}-{name}.plan", header, plan)
+            files += [file, plan_file.described_in(file)]
     return files
 
 
@@ -121,7 +122,7 @@ def check_targets(targets: tuple[str, ...]) -> tuple[str, ...]:
 def describe(
     network: UNet, config: ModelConfig, precision: str, profile: tuple[int, int, int], targets: tuple[str, ...]
 ) -> PlanHeader:
-    """The header of a plan built here and now."""
+    """What a plan built here and now is."""
     trt = library()
     return PlanHeader(
         version=importlib.metadata.version("rcdm_fast"),

@@ -25,13 +25,14 @@ from torch import Tensor, nn
 from rcdm_fast import doors, host, storage
 from rcdm_fast.data import random_access
 from rcdm_fast.data.random_access import Given, Source
+from rcdm_fast.exporters.graph import hash_of
 from rcdm_fast.images import ImageError
 from rcdm_fast.jobs import draw, feed, formats
 from rcdm_fast.jobs.draw import Artist, Drawn
 from rcdm_fast.jobs.feed import Ready
 from rcdm_fast.jobs.layout import Layout, Unit
 from rcdm_fast.jobs.ledger import Ledger, Summary
-from rcdm_fast.jobs.rows import Row, key_of
+from rcdm_fast.jobs.rows import Row, key_of, read_identity
 from rcdm_fast.jobs.settings import JobConfig, RunOptions
 from rcdm_fast.jobs.shard import Picture, Shards
 from rcdm_fast.jobs.verify import check_shard
@@ -184,7 +185,7 @@ def prepare(model: Model, source: Source, folder: Path, config: JobConfig) -> Pr
     formats.check_size(config, model.image_size)
     layout = Layout(len(source), config.per, config.shard_pictures)
     identity = {
-        "model": {"name": model.config.name, "sha256": fingerprint(model)},
+        "model": {"name": model.config.name, "sha256": _model_hash(model, folder)},
         "encoder": encoder_fingerprint(model) if source.kind == "picture" else None,
         "engine": model.engine.name,
         "precision": model.engine.precision,
@@ -288,8 +289,18 @@ def reporter(before: Summary, report: Report | None) -> Callable[[int, int, floa
     return committed
 
 
-def fingerprint(model: Model) -> str:
-    """SHA-256 of the network's weights, its schedule and what its file says of its encoder."""
+def _model_hash(model: Model, folder: Path) -> str:
+    """The model's hash, or, for a job that goes on and was begun with the hash of before, that one if it is its own."""
+    found = hash_of(model.config.unet, model.unet.state_dict(), model.config.schedule)
+    if not (folder / "job.json").exists():
+        return found
+    stated = read_identity(folder).get("model")
+    begun = stated.get("sha256") if isinstance(stated, dict) else None
+    return str(begun) if begun != found and begun == _hash_of_before(model) else found
+
+
+def _hash_of_before(model: Model) -> str:
+    """What jobs named a model by before it had one hash: its encoder's description counted, too."""
     encoder = model.config.encoder
     described = [dataclasses.asdict(model.config.schedule), dataclasses.asdict(model.config.unet)]
     described.append(dataclasses.asdict(encoder) if encoder is not None else {})

@@ -22,11 +22,15 @@ from rcdm_fast.config import GROUPS, UNetConfig
 
 def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
     """Sinusoids of the timesteps: [N] (any number type) -> float32 [N, dim], cosines first."""
-    half = dim // 2
-    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, device=timesteps.device).float() / half)
-    angles = timesteps.float()[:, None] * frequencies[None]
+    angles = timesteps.float()[:, None] * timestep_frequencies(dim, max_period, timesteps.device)[None]
     embedding = torch.cat([angles.cos(), angles.sin()], dim=1)
     return F.pad(embedding, (0, dim % 2))
+
+
+def timestep_frequencies(dim: int, max_period: float = 10000.0, device: torch.device | None = None) -> Tensor:
+    """The sinusoids' frequencies, falling from 1 to nearly 1 / max_period; float32 [dim // 2]."""
+    half = dim // 2
+    return torch.exp(-math.log(max_period) * torch.arange(half, device=device).float() / half)
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:

@@ -126,7 +126,7 @@ VERSION = importlib.metadata.version("rcdm_fast")
 def _plan(folder: Path) -> None:
     config = configs.ModelConfig(small.UNET, small.SCHEDULE)
     header = plan_file.PlanHeader(VERSION, "tensorrt", "10", "fp16", "00", config, (1, 4, 8), ("sm89",), False)
-    plan_file.write(folder / "network.plan", header, b"plan" * 100)
+    plan_file.write(folder / "export" / "network.plan", header, b"plan" * 100)
 
 
 def plan(path: Path) -> None:
@@ -176,7 +176,7 @@ KINDS = (
     Kind("state", _state, (Door(resume, RUN),), own=True, names=0.1),
     Kind("job", _job, (Door(verified, JOBS), Door(continued, JOBS)), own=True, names=0.2),
     Kind("engine-cache", _cache, (Door(cached, (StorageError,)),), own=True, names=0.2),
-    Kind("plan", _plan, (Door(plan, (GraphError,)),)),
+    Kind("plan", _plan, (Door(plan, (GraphError,)),), target="network.plan"),
     Kind(
         "download",
         _download,

@@ -27,6 +27,8 @@ _OF_ITEMS = ("tests/test_jobs_items.py",)
 _OF_FORMATS = ("tests/test_jobs_formats.py",)
 
 JOBS = (
+    Mutant("a job of before belongs to any model", "rcdm_fast/jobs/local.py", "begun != found and begun == _hash_of_before(model)", "begun is not None", ("tests/test_jobs.py::test_a_job_of_before_goes_on_under_the_hash_it_was_begun_with",)),
+    Mutant("a job of before is another one", "rcdm_fast/jobs/local.py", "begun != found and begun == _hash_of_before(model)", "begun is None", ("tests/test_jobs.py::test_a_job_of_before_goes_on_under_the_hash_it_was_begun_with",)),
     Mutant("a group's start is not advanced", _FEED, "        start += len(group.values)\n", "", (f"{_DRAW_TESTS}::test_encoding_with_bad_pictures_in_less_memory",)),
     Mutant("the second half of a group counts from the first", _FEED, "(views[half:], start + half)", "(views[half:], start)", (f"{_DRAW_TESTS}::test_encoding_with_bad_pictures_in_less_memory",)),
     Mutant("items of a group count from zero", _FEED, "enumerate(views, start)", "enumerate(views)", (f"{_DRAW_TESTS}::test_encoding_with_bad_pictures_in_less_memory",)),
