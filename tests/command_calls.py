@@ -227,7 +227,11 @@ CALLS: tuple[tuple[str, str, Callable[..., Any] | None], ...] = (
     ("rcdm_fast.model:Model.encode", "encode", None),
     ("rcdm_fast.model:Model.request", "request", None),
     ("rcdm_fast.model:Model.batches", "batches", _batches),
-    ("rcdm_fast.model:Model.interpolate", "interpolate", lambda frames, per, **_: torch.zeros(per, frames, 3, 8, 8)),
+    (
+        "rcdm_fast.model:Model.interpolate",
+        "interpolate",
+        lambda frames, config, **_: torch.zeros(config.per, frames, 3, 8, 8),
+    ),
     ("rcdm_fast:export", "export", lambda **_: []),
     ("rcdm_fast.jobs.local:run", "job", lambda **_: _STANDS),
     ("rcdm_fast.jobs.cluster:run", "cluster", lambda **_: _STANDS),

@@ -202,7 +202,7 @@ def test_samples_are_held_against_their_own_sources_and_the_seed_reaches_the_att
         seeds.append((given + tuple(options.values()))[6])
         return against_probe(*given, **options)
 
-    monkeypatch.setattr(model, "sample", themselves)
+    monkeypatch.setattr(model, "sample", small.asked(themselves))
     monkeypatch.setattr(attack, "against_probe", noted)
     found = attack._attack(model, "it", data, known, attacked, config)
     assert found.kept.mean() > 0.95

@@ -35,12 +35,12 @@ class Stage:
 
 
 def _encoder(name: str, takes: str) -> Stage:
-    words = f"pretrain {name}-encoder --data {{data}} --test {{test}} --out {{out}}"
+    words = f"pretrain {name}-encoder --data {{data}} --test-data {{test}} --out {{out}}"
     return Stage(f"{name}-encoder", words, f"{name}-encoder.safetensors", takes)
 
 
 def _adapted(name: str, source: str) -> Stage:
-    words = f'adapt {{cifar10-simclr-trunk}} --encoder "file:{source}" --data {{data}} --steps 800 --out {{out}}'
+    words = f'adapt {{cifar10-simclr-trunk}} --encoder "file:{source}" --data {{data}} --set steps=800 --out {{out}}'
     return Stage(name, words, f"{name}.safetensors")
 
 

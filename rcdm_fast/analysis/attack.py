@@ -19,14 +19,14 @@ from torch import Tensor
 
 from rcdm_fast import host, images
 from rcdm_fast.analysis import common
-from rcdm_fast.analysis.common import Progress, SamplingConfig, interval
+from rcdm_fast.analysis.common import ExperimentConfig, Progress, interval
 from rcdm_fast.analysis.layers import names as names_of
 from rcdm_fast.analysis.perturb import against_probe
 from rcdm_fast.analysis.recovery import MIN_SOURCES
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
 from rcdm_fast.checks import CountOrNone
 from rcdm_fast.config import ConfigError
-from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.data.image_set import ImageSet, evenly
 from rcdm_fast.encoders import ImageEncoder
 from rcdm_fast.metrics import probes
 from rcdm_fast.metrics.nearest import squared_distances
@@ -36,8 +36,8 @@ from rcdm_fast.training import representations
 METHODS = ("fgsm", "pgd")
 
 
-@dataclass(frozen=True)
-class AttackConfig(SamplingConfig):
+@dataclass(frozen=True, kw_only=True)
+class AttackConfig(ExperimentConfig):
     """What to attack and sample.
 
     Attributes:
@@ -111,7 +111,7 @@ def run(
     first, *others = results
     largest = f"{config.epsilons[-1]:g}"
     sheet = [[images.to_pil(each) for each in row] for result in results for row in result.rows]
-    per = config.samples
+    per = config.per
     titles = ["picture", "samples", *[""] * (per - 1), "attacked", "samples", *[""] * (per - 1)]
     return Analysis(
         name="attack",
@@ -163,7 +163,7 @@ def halves(data: ImageSet, config: AttackConfig) -> tuple[Tensor, Tensor]:
         raise ConfigError(
             f"{count} pictures to attack: at least {MIN_SOURCES}, at most the {len(rest)} not used to fit"
         )
-    return known, rest[common.evenly(count, len(rest))]
+    return known, rest[evenly(count, len(rest))]
 
 
 def _sources(attacked: Tensor, config: AttackConfig) -> Tensor:
@@ -171,7 +171,7 @@ def _sources(attacked: Tensor, config: AttackConfig) -> Tensor:
     count = config.sources or min(64, len(attacked))
     if not MIN_SOURCES <= count <= len(attacked):
         raise ConfigError(f"{count} sources: at least {MIN_SOURCES}, at most the {len(attacked)} attacked pictures")
-    return common.evenly(count, len(attacked))
+    return evenly(count, len(attacked))
 
 
 def _attack(model: Model, name: str, data: ImageSet, known: Tensor, attacked: Tensor, config: AttackConfig) -> Attacked:

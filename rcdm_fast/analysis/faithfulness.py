@@ -16,7 +16,7 @@ from rcdm_fast.analysis.common import Progress
 from rcdm_fast.analysis.recovery import MIN_SOURCES
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
 from rcdm_fast.config import ConfigError
-from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.data.image_set import ImageSet, evenly
 from rcdm_fast.evaluation import Drawn, EvaluateConfig, Faithfulness
 from rcdm_fast.model import Model
 
@@ -91,7 +91,7 @@ def _near(found: Faithfulness) -> Finding:
 
 
 def _sheet(drawn: Drawn) -> Image.Image:
-    picked = torch.linspace(0, len(drawn.sources) - 1, min(SHOWN, len(drawn.sources))).round().long().tolist()
+    picked = evenly(min(SHOWN, len(drawn.sources)), len(drawn.sources)).tolist()
     rows = []
     for number in picked:
         pixels = torch.cat([drawn.real.pixels[drawn.sources[number]][None], drawn.pictures[number]])

@@ -21,13 +21,14 @@ from torch import Tensor
 from rcdm_fast import host, images
 from rcdm_fast.analysis import augment, charts, common, properties
 from rcdm_fast.analysis.augment import Augmentation
-from rcdm_fast.analysis.common import Progress, SamplingConfig, choose_sources
+from rcdm_fast.analysis.common import ExperimentConfig, Progress, choose_sources
 from rcdm_fast.analysis.properties import Property
 from rcdm_fast.analysis.recovery import Changes, Recovery, recovery
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
 from rcdm_fast.checks import Count, CountOrNone
 from rcdm_fast.config import ConfigError
-from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.data.image_set import ImageSet, evenly
+from rcdm_fast.diffusion.sampling_config import PER_VERSION
 from rcdm_fast.model import Model
 
 METHOD = (
@@ -40,19 +41,19 @@ METHOD = (
 )
 
 
-@dataclass(frozen=True)
-class InvarianceConfig(SamplingConfig):
+@dataclass(frozen=True, kw_only=True)
+class InvarianceConfig(ExperimentConfig):
     """What to sample.
 
     Attributes:
         sources: source pictures, spread evenly over the data; 0 means 64, or all there are if fewer.
-        samples: samples of each version; their changes are averaged.
+        per: samples of each version; their changes are averaged.
         augmentations: names in `augment.AUGMENTATIONS`; none means all.
         shown: source pictures in the figures.
     """
 
     sources: CountOrNone = 0
-    samples: Count = 1
+    per: Count = PER_VERSION
     augmentations: tuple[str, ...] = ()
     shown: int = 2
 
@@ -152,7 +153,7 @@ def _sweep(
     in_pictures = prop.change(of_plain[None, :, None], measured(prop, versions)[..., None])
     in_samples = prop.change(of_base[None], measured(prop, drawn))
     changes = Changes(in_pictures.T, in_samples.T, prop.strength(of_plain), prop.period)
-    shown = torch.linspace(0, len(items) - 1, min(config.shown, len(items))).round().long()  # data may lie by class
+    shown = evenly(min(config.shown, len(items)), len(items))  # data may lie by class
     pictures = torch.cat([plain[None, shown], versions[:, shown]]).transpose(0, 1)
     samples = torch.cat([base[None, shown, 0], drawn[:, shown, 0]]).transpose(0, 1)
     found = recovery(changes, config.resamples, config.seed)

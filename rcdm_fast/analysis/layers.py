@@ -26,7 +26,7 @@ from rcdm_fast.analysis.layer import Layer, LayersConfig
 from rcdm_fast.analysis.recovery import Changes, Recovery, difference, recovery
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
 from rcdm_fast.config import ConfigError
-from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.data.image_set import ImageSet, evenly
 from rcdm_fast.metrics import intervals
 from rcdm_fast.metrics.intervals import Interval, resampled
 from rcdm_fast.model import Model
@@ -117,7 +117,7 @@ def _layer(model: Model, name: str, data: ImageSet, readers: Tensor, config: Lay
     assert model.encoder is not None, "measure has asked for it"
     plain = data.floats(found.sources)
     samples = common.draw(model, model.encode(plain), found.sources, config, config.spread_samples)
-    real = data.floats(common.evenly(min(len(data), 2000), len(data)))
+    real = data.floats(evenly(min(len(data), 2000), len(data)))
     spread = spreads.spread(samples, real)
     done = len(found.sweeps) + 1
     progress(done, 0)
@@ -137,7 +137,7 @@ def _readers(data: ImageSet, sources: Tensor, config: LayersConfig) -> Tensor:
     count = min(config.fitted_on, len(places))
     if count < readout.MIN_READERS:
         return places[:0]
-    return places[common.evenly(count, len(places))]
+    return places[evenly(count, len(places))]
 
 
 def _named(layer: Layer) -> Invariance:

@@ -21,13 +21,13 @@ from torch import Tensor
 
 from rcdm_fast import host, images
 from rcdm_fast.analysis import common, properties
-from rcdm_fast.analysis.common import Progress, SamplingConfig, interval, percent
+from rcdm_fast.analysis.common import ExperimentConfig, Progress, interval, percent
 from rcdm_fast.analysis.directions import class_of, common_dimensions, mean_difference, principal_directions
 from rcdm_fast.analysis.recovery import MIN_SOURCES, check_sources
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table
 from rcdm_fast.checks import CountOrNone
 from rcdm_fast.config import ConfigError
-from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.data.image_set import ImageSet, evenly
 from rcdm_fast.metrics.intervals import Interval
 from rcdm_fast.model import Model
 from rcdm_fast.training import representations
@@ -35,8 +35,8 @@ from rcdm_fast.training import representations
 SPARSE = 0.2  # share of zeros from which "non-zero" tells dimensions apart
 
 
-@dataclass(frozen=True)
-class ManipulateConfig(SamplingConfig):
+@dataclass(frozen=True, kw_only=True)
+class ManipulateConfig(ExperimentConfig):
     """What to change and sample.
 
     Attributes:
@@ -184,7 +184,7 @@ def _setting(model: Model, data: ImageSet, config: ManipulateConfig) -> Setting:
     gallery, rest = order[: len(data) // 2].sort().values, order[len(data) // 2 :].sort().values
     count = config.sources or min(64, len(rest))
     check_sources(count, len(rest))
-    chosen = rest[common.evenly(count, len(rest))]
+    chosen = rest[evenly(count, len(rest))]
     labels = data.labels
     return Setting(
         representations.compute(encoder, data.subset(gallery)),

@@ -21,12 +21,13 @@ from torch import Tensor
 
 from rcdm_fast import host, images
 from rcdm_fast.analysis import common, copies
-from rcdm_fast.analysis.common import Progress, Redrawn, SamplingConfig
+from rcdm_fast.analysis.common import ExperimentConfig, Progress, Redrawn
 from rcdm_fast.analysis.recovery import MIN_SOURCES
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
 from rcdm_fast.checks import Count, CountOrNone
 from rcdm_fast.config import ConfigError
-from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.data.image_set import ImageSet, evenly
+from rcdm_fast.diffusion.sampling_config import PER_SOURCE
 from rcdm_fast.metrics import nearest
 from rcdm_fast.metrics.intervals import Floats
 from rcdm_fast.model import Model
@@ -40,19 +41,19 @@ METHOD = (
 )
 
 
-@dataclass(frozen=True)
-class NeighboursConfig(SamplingConfig):
+@dataclass(frozen=True, kw_only=True)
+class NeighboursConfig(ExperimentConfig):
     """What to sample and to compare.
 
     Attributes:
         sources: source pictures, spread evenly over the data; 0 means 64, or half of the data if that is less.
-        samples: of each source.
+        per: samples of each source.
         neighbours: k, the length of lists.
         shown: sources in the figure.
     """
 
     sources: CountOrNone = 0
-    samples: Count = 4
+    per: Count = PER_SOURCE
     neighbours: int = 5
     shown: int = 4
 
@@ -140,7 +141,7 @@ def split(data: ImageSet, config: NeighboursConfig) -> tuple[Tensor, Tensor]:
         raise ConfigError(
             f"{count} sources: at least {MIN_SOURCES}, at most {most}, so that the gallery has {config.neighbours + 1}"
         )
-    sources = common.evenly(count, len(data))
+    sources = evenly(count, len(data))
     rest = torch.ones(len(data), dtype=torch.bool)
     rest[sources] = False
     return sources, rest.nonzero().flatten()
@@ -254,11 +255,11 @@ def _near_finding(found: Setting, config: NeighboursConfig) -> Finding:
 
 def _sheet(found: Setting, data: ImageSet, config: NeighboursConfig) -> Image.Image:
     gallery, rows = found.rest, []
-    for row in common.evenly(min(config.shown, len(found.sources)), len(found.sources)).tolist():
+    for row in evenly(min(config.shown, len(found.sources)), len(found.sources)).tolist():
         source = data.floats(found.sources[row : row + 1]).cpu()
         of_h, of_mean = (data.floats(gallery[each[row, 0]]).cpu() for each in (found.of_h, found.of_mean))
         shown = (*source, *of_h, *found.drawn.pictures[row], *of_mean)
         rows.append([images.to_pil(picture) for picture in shown])
-    count, per = config.neighbours, config.samples
+    count, per = config.neighbours, config.per
     titles = ["picture", "nearest to h", *[""] * (count - 1), "samples", *[""] * (per - 1), "nearest to samples"]
     return images.sheet(rows, cell=72, column_titles=titles, group_gaps=(1, 1 + count, 1 + count + per))

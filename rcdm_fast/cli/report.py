@@ -13,24 +13,19 @@ import typer
 
 from rcdm_fast.analysis.registry import EXPERIMENTS
 from rcdm_fast.cli import common
+from rcdm_fast.diffusion.sampling_config import QUICK_STEPS, SamplingConfig
 
 
 def report(
-    model: Annotated[
-        str, typer.Argument(help="Bundled or published name, file, folder or hub id.", show_default=False)
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The page (.html); the numbers go to .json beside it.")],
-    photos: Annotated[str | None, typer.Option(help="Photographs to draw samples of: a folder.")] = None,
-    data: Annotated[
-        str | None, typer.Option(help="Pictures like those the model knows, as for rcdm train; classes if there are.")
-    ] = None,
-    against: Annotated[
-        list[str] | None, typer.Option("--against", help="Another model, for experiments that compare; repeatable.")
-    ] = None,
+    model: common.ModelArgument,
+    out: Annotated[Path, common.out("The page (.html); the numbers go to .json beside it.")],
+    photos: Annotated[str | None, typer.Option(help="Photographs to draw samples of, as --data takes.")] = None,
+    data: Annotated[str | None, common.data("Images like those the model knows")] = None,
+    against: common.Against = None,
     experiments: Annotated[str, typer.Option(help="Which, as invariance,layers; all: whatever can be run.")] = "all",
     sources: Annotated[int, typer.Option(help="Source pictures of every experiment; 0: its default.")] = 0,
-    steps: Annotated[int, typer.Option(help="Network evaluations of every sample.")] = 25,
-    seed: common.Seed = 0,
+    steps: common.Steps = str(QUICK_STEPS),
+    seed: common.Seed = SamplingConfig.seed,
     encoder: common.EncoderSpec = None,
     flags: common.Flags = None,
     sha256: common.Sha256 = None,
@@ -38,7 +33,9 @@ def report(
     engine: common.EngineName = "auto",
     precision: common.Precision = "auto",
 ) -> None:
-    """Measure what a representation keeps, and write a page: findings, pictures, charts, tables, settings.
+    """Measure what a representation keeps, and write a page.
+
+    It has findings, images, charts, tables and settings.
 
     Example: rcdm report cifar10-simclr-trunk --data cifar10/test --against cifar10-simclr-head --out report.html
     """
@@ -65,7 +62,7 @@ def report(
         if missing:
             left_out[name] = missing
         else:
-            settings: dict[str, Any] = {"steps": steps, "seed": seed}
+            settings: dict[str, Any] = {"steps": common.whole_number(steps), "seed": seed}
             if sources and name != "photos":
                 settings["sources"] = sources
             job = registry.Job(loaded, known, shown, others if experiment.compares else (), settings)
