@@ -32,6 +32,7 @@ from rcdm_fast import evaluation, images
 from rcdm_fast import model as pipeline
 from rcdm_fast.analysis import registry
 from rcdm_fast.analysis.result import Analysis
+from rcdm_fast.analysis.shared import Shared
 from rcdm_fast.benchmarking import Times
 from rcdm_fast.cli import app
 from rcdm_fast.config import EncoderConfig
@@ -129,7 +130,7 @@ def spread(key: str, value: Any, default: Any = UNSAID) -> Iterator[tuple[str, t
         yield key, (value, default)
 
 
-_UNSEEN = (Image.Image, Request)  # told by what they are made from
+_UNSEEN = (Image.Image, Request, Shared)  # told by what they are made from
 
 
 def run(calls: Calls, arguments: list[str], folder: Path) -> Seen:

@@ -220,7 +220,7 @@ def test_what_is_refused(data: ImageSet) -> None:
         split(data, dataclasses.replace(QUICK, sources=5))
     with pytest.raises(ConfigError, match="neighbours and shown"):
         NeighboursConfig(neighbours=0)
-    with pytest.raises(ConfigError, match="samples must be"):
+    with pytest.raises(ConfigError, match="per must be"):
         NeighboursConfig(per=0)
     model._encoder = None
     with pytest.raises(ConfigError, match="encoder"):

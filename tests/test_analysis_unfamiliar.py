@@ -251,9 +251,9 @@ def test_from_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.Capt
     assert main(["analyze", model, "photos", "--photos", str(few), "--out", str(tmp_path), *quick]) == 0
     capsys.readouterr()
     for given, said in (
-        (("unfamiliar", model, "--data", str(folder)), "--photos"),
-        (("unfamiliar", model, "--photos", str(folder)), "--data"),
-        (("interpolate", model, *with_both), "takes no --photos"),
+        ((model, "unfamiliar", "--data", str(folder)), "--photos"),
+        ((model, "unfamiliar", "--photos", str(folder)), "--data"),
+        ((model, "interpolate", *with_both), "takes no --photos"),
     ):
         assert main(["analyze", *given, "--out", str(tmp_path)]) == 2
         assert said in capsys.readouterr().err

@@ -25,6 +25,7 @@ from rcdm_fast.analysis.common import ExperimentConfig, Progress, choose_sources
 from rcdm_fast.analysis.properties import Property
 from rcdm_fast.analysis.recovery import Changes, Recovery, recovery
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
+from rcdm_fast.analysis.shared import Shared
 from rcdm_fast.checks import Count, CountOrNone
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.image_set import ImageSet, evenly
@@ -113,18 +114,35 @@ def measured(each: Property, pictures: Tensor) -> Tensor:
     return each(pictures.flatten(0, -4).clamp(-1, 1)).view(pictures.shape[:-3])
 
 
-def measure(model: Model, data: ImageSet, config: InvarianceConfig, progress: Progress | None = None) -> Invariance:
-    """Draw and measure every augmentation.
+def measure(
+    model: Model,
+    data: ImageSet,
+    config: InvarianceConfig,
+    progress: Progress | None = None,
+    shared: Shared | None = None,
+) -> Invariance:
+    """Draw and measure every augmentation, or take what was measured with these settings before.
 
     Args:
         model: a model with an encoder.
         data: pictures that sources are taken from.
         config: sizes and solver.
         progress: called with (augmentations done, all of them).
+        shared: with other experiments.
 
     Raises:
         ConfigError: too few pictures, an unknown augmentation, a model without an encoder.
     """
+    if shared is None:
+        return _measure(model, data, config, progress)
+    asked = tuple(getattr(config, item.name) for item in dataclasses.fields(InvarianceConfig))
+    found = shared.once(model, (data.fingerprint, asked), lambda: _measure(model, data, config, progress))
+    if progress is not None:
+        progress(len(found.sweeps), len(found.sweeps))
+    return found
+
+
+def _measure(model: Model, data: ImageSet, config: InvarianceConfig, progress: Progress | None) -> Invariance:
     chosen = augment.find(config.augmentations)
     common.encoder_of(model, "this experiment needs")
     items = choose_sources(data, config.sources)
@@ -170,9 +188,15 @@ def kept_values(prop: Property, plain: Tensor, base: Tensor) -> Changes:
 
 
 @host.guarded(gradients=True, random=True)
-def run(model: Model, data: ImageSet, config: InvarianceConfig, progress: Progress | None = None) -> Analysis:
+def run(
+    model: Model,
+    data: ImageSet,
+    config: InvarianceConfig,
+    progress: Progress | None = None,
+    shared: Shared | None = None,
+) -> Analysis:
     """The experiment as tables, sentences and figures; arguments and errors as in `measure`."""
-    found = measure(model, data, config, progress)
+    found = measure(model, data, config, progress, shared)
     bars = [charts.Bar(label(each), (each.recovery.correlation,), (each.recovery.chance,)) for each in _all(found)]
     drawn = {"recovered": charts.intervals(bars, [found.model], "Correlation of changes: samples with pictures")}
     figures = {}

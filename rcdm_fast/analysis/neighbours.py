@@ -24,6 +24,7 @@ from rcdm_fast.analysis import common, copies
 from rcdm_fast.analysis.common import ExperimentConfig, Progress, Redrawn
 from rcdm_fast.analysis.recovery import MIN_SOURCES
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
+from rcdm_fast.analysis.shared import Shared, encoded
 from rcdm_fast.checks import Count, CountOrNone
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.image_set import ImageSet, evenly
@@ -31,7 +32,6 @@ from rcdm_fast.diffusion.sampling_config import PER_SOURCE
 from rcdm_fast.metrics import nearest
 from rcdm_fast.metrics.intervals import Floats
 from rcdm_fast.model import Model
-from rcdm_fast.training import representations
 
 METHOD = (
     "Sources are spread evenly over the data; all other pictures are the gallery. Every sample is re-encoded. "
@@ -87,7 +87,13 @@ class Setting:
 
 
 @host.guarded(gradients=True, random=True)
-def run(model: Model, data: ImageSet, config: NeighboursConfig, progress: Progress | None = None) -> Analysis:
+def run(
+    model: Model,
+    data: ImageSet,
+    config: NeighboursConfig,
+    progress: Progress | None = None,
+    shared: Shared | None = None,
+) -> Analysis:
     """Neighbours of samples beside neighbours of h, and a search for copies.
 
     Args:
@@ -95,11 +101,12 @@ def run(model: Model, data: ImageSet, config: NeighboursConfig, progress: Progre
         data: sources and gallery; shares of classes need labels.
         config: sizes and solver.
         progress: called with (sources done, all of them).
+        shared: with other experiments.
 
     Raises:
         ConfigError: too few pictures, or a model without an encoder.
     """
-    found = _setting(model, data, config, progress)
+    found = _setting(model, data, config, progress, shared)
     size = len(found.rest)
     lists = {"the mean of samples": found.of_mean, "each sample": found.of_each}
     tables, findings = [_overlap_table(found, lists, config)], [_overlap_finding(found, config)]
@@ -147,11 +154,13 @@ def split(data: ImageSet, config: NeighboursConfig) -> tuple[Tensor, Tensor]:
     return sources, rest.nonzero().flatten()
 
 
-def _setting(model: Model, data: ImageSet, config: NeighboursConfig, progress: Progress | None) -> Setting:
+def _setting(
+    model: Model, data: ImageSet, config: NeighboursConfig, progress: Progress | None, shared: Shared | None
+) -> Setting:
     encoder = common.encoder_of(model, "neighbours of samples need")
     sources, rest = split(data, config)
-    encoded = representations.compute(encoder, data)
-    h, gallery = encoded[sources], encoded[rest]
+    known = encoded(shared, encoder, data)
+    h, gallery = known[sources], known[rest]
     drawn = common.redraw(model, h, sources, config, progress)
     count = config.neighbours
     of_each = nearest.neighbours(drawn.representations.flatten(0, 1), gallery, count)

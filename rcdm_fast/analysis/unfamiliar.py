@@ -27,6 +27,7 @@ from rcdm_fast.analysis import common
 from rcdm_fast.analysis.common import ExperimentConfig, Progress, Redrawn
 from rcdm_fast.analysis.recovery import MIN_SOURCES
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
+from rcdm_fast.analysis.shared import Shared, encoded
 from rcdm_fast.checks import Count, CountOrNone
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.image_set import ImageSet, evenly
@@ -34,7 +35,6 @@ from rcdm_fast.diffusion.sampling_config import PER_SOURCE
 from rcdm_fast.metrics import nearest
 from rcdm_fast.metrics.intervals import Floats, Interval
 from rcdm_fast.model import Model
-from rcdm_fast.training import representations
 
 MARGIN = 0.25  # of a nearest-neighbour distance: a difference that is surely smaller counts as none
 
@@ -132,7 +132,12 @@ class Group:
 
 @host.guarded(gradients=True, random=True)
 def run(
-    model: Model, data: ImageSet, photos: ImageSet, config: UnfamiliarConfig, progress: Progress | None = None
+    model: Model,
+    data: ImageSet,
+    photos: ImageSet,
+    config: UnfamiliarConfig,
+    progress: Progress | None = None,
+    shared: Shared | None = None,
 ) -> Analysis:
     """Samples of photographs and of familiar pictures, measured alike.
 
@@ -142,6 +147,7 @@ def run(
         photos: unfamiliar pictures, all of them drawn. With fewer than 20 there is no comparison, only their numbers.
         config: sizes and solver.
         progress: called with (pictures done, all of them).
+        shared: with other experiments.
 
     Raises:
         ConfigError: too few familiar pictures, no photograph, or a model without an encoder.
@@ -150,7 +156,7 @@ def run(
     if not len(photos):
         raise ConfigError("there are no photographs to draw samples of")
     places = common.choose_sources(data, config.sources)
-    gallery, h = representations.compute(encoder, data), representations.compute(encoder, photos)
+    gallery, h = encoded(shared, encoder, data), encoded(shared, encoder, photos)
     total = len(places) + len(photos)
 
     def told(before: int) -> Progress | None:

@@ -41,6 +41,7 @@ def report(
     """
     import rcdm_fast
     from rcdm_fast.analysis import registry
+    from rcdm_fast.analysis.shared import Shared
     from rcdm_fast.config import ConfigError
     from rcdm_fast.data.sources import open_data
     from rcdm_fast.report import build
@@ -56,7 +57,7 @@ def report(
     others = tuple(rcdm_fast.load(other, None, None, device, engine, precision) for other in against or ())
     shown = open_data(photos, loaded.image_size) if photos is not None else None
     known = open_data(data, loaded.image_size) if data is not None else None
-    tasks, left_out = [], {}
+    tasks, left_out, shared = [], {}, Shared()
     for name, experiment in found.items():
         missing = experiment.lacks(data=known is not None, photos=shown is not None, against=bool(others))
         if missing:
@@ -65,7 +66,8 @@ def report(
             settings: dict[str, Any] = {"steps": common.whole_number(steps), "seed": seed}
             if sources and name != "photos":
                 settings["sources"] = sources
-            job = registry.Job(loaded, known, shown, others if experiment.compares else (), settings)
+            compared = others if experiment.compares else ()
+            job = registry.Job(loaded, known, shown, compared, settings, shared=shared)
             tasks.append(build.Task(name, job))
     title = f"What the representation of {loaded.config.name or model} keeps"
     pictures = [

@@ -139,6 +139,7 @@ class Ledger:
             return
         before = read_identity(self.folder)
         before["settings"] = {**_USUAL, **before["settings"]}
+        plain["settings"] = {**_USUAL, **plain["settings"]}
         differences = list(_differences({**before, "about": None}, {**plain, "about": None}))
         if not differences:
             return
