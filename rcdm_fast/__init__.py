@@ -24,6 +24,7 @@ from rcdm_fast.version import __version__
 if TYPE_CHECKING:
     from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, ScheduleConfig, UNetConfig
     from rcdm_fast.diffusion.sampling import SamplingError
+    from rcdm_fast.diffusion.sampling_config import SamplingConfig
     from rcdm_fast.encoders import Encoder, EncoderError
     from rcdm_fast.errors import RcdmError
     from rcdm_fast.exporting import export
@@ -51,6 +52,7 @@ _HOMES = {
     "generate": "jobs.stream",
     "Model": "model",
     "RcdmError": "errors",
+    "SamplingConfig": "diffusion.sampling_config",
     "SamplingError": "diffusion.sampling",
     "load": "model",
     "adapt": "workflows",
@@ -70,6 +72,7 @@ __all__ = [
     "Model",
     "ModelConfig",
     "RcdmError",
+    "SamplingConfig",
     "SamplingError",
     "ScheduleConfig",
     "UNetConfig",

@@ -21,13 +21,13 @@ from torch import Tensor
 
 from rcdm_fast import benchmarking, engines
 from rcdm_fast.benchmarking import Times
-from rcdm_fast.checks import Checked, Count, Seed
+from rcdm_fast.checks import Count
 from rcdm_fast.config import ConfigError
 from rcdm_fast.diffusion import conditioning
 from rcdm_fast.diffusion.conditioning import ConditioningPlan
 from rcdm_fast.diffusion.engine import Engine
-from rcdm_fast.diffusion.registry import SolverName
 from rcdm_fast.diffusion.sampling import Request
+from rcdm_fast.diffusion.sampling_config import PER_SOURCE, QUICK_STEPS, SamplingConfig
 from rcdm_fast.encoders import Encoder
 from rcdm_fast.model import Model
 
@@ -60,14 +60,12 @@ class Case:
 REFERENCE = Case("eager", "fp32")
 
 
-@dataclass(frozen=True)
-class Settings(Checked):
-    """What is drawn: `per` pictures of every representation, in batches; each case is timed in `rounds` rounds."""
+@dataclass(frozen=True, kw_only=True)
+class Settings(SamplingConfig):
+    """What is drawn, in batches; each case is timed in `rounds` rounds."""
 
-    steps: Count | str = 25
-    solver: SolverName = "ddim"
-    per: Count = 4
-    seed: Seed = 0
+    steps: Count | str = QUICK_STEPS
+    per: Count = PER_SOURCE
     batch_size: Count = 8
     rounds: Count = 5
 
@@ -215,9 +213,7 @@ def compare(
 def _draw(model: Model, case: Case, h: Tensor | None, label: Tensor | None, settings: Settings) -> _Drawn:
     before = _resident_bytes(model.device)
     drawing = with_engine(model, case)
-    request: Request = drawing.request(
-        h, label=label, per=settings.per, steps=settings.steps, solver=settings.solver, seed=settings.seed
-    )
+    request: Request = drawing.request(h, settings, label=label)
     own = drawing.engine
     plan = conditioning.make_plan(drawing.unet, request.schedule, request.representation, request.label)
     size = min(settings.batch_size, request.total)

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import host, images
-from rcdm_fast.checks import Checked, ConfigError, Count, CountOrNone, NotNegative, Seed
-from rcdm_fast.data.image_set import ImageSet
-from rcdm_fast.diffusion.registry import SolverName
+from rcdm_fast.checks import ConfigError, Count, CountOrNone
+from rcdm_fast.data.image_set import ImageSet, evenly
+from rcdm_fast.diffusion.sampling_config import PER_SOURCE, SamplingConfig
 from rcdm_fast.encoders import Encoder
 from rcdm_fast.encoders.features import FeatureSpace, of_encoder
 from rcdm_fast.metrics import distributions, intervals, probes
@@ -40,27 +40,23 @@ BLUR = 1.0  # pixels
 PART = 256  # images that are encoded at a time
 
 
-@dataclass(frozen=True)
-class EvaluateConfig(Checked):
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(SamplingConfig):
     """What to measure.
 
     Attributes:
         sources: source pictures, spread evenly over the gallery; 0 means 256, or the whole gallery if it is smaller.
-        samples: samples of each.
+        per: samples of each; how they are drawn as in `SamplingConfig`.
         gallery: real pictures that a sample is ranked among, spread evenly over the data; 0 means all.
-        steps, solver, seed, batch_size, guidance: as in `Model.sample`.
+        batch_size: images per network evaluation.
         resamples: bootstrap draws behind the 95 % intervals.
     """
 
     sources: CountOrNone = 0
-    samples: int = 4
+    per: Count = PER_SOURCE
     gallery: CountOrNone = 0
-    steps: Count | str = 50
-    solver: SolverName = "ddim"
-    seed: Seed = 0
     batch_size: Count = 64
     resamples: Count = 2000
-    guidance: NotNegative = 1.0
 
 
 @dataclass(frozen=True)
@@ -170,7 +166,7 @@ def evaluate(
     """
     gallery, sources = counts(data, config)
     if space is not None:
-        distributions.check_counts(gallery, sources * config.samples)
+        distributions.check_counts(gallery, sources * config.per)
     drawn = draw(model, data, config, progress, guide)
     result = faithfulness(drawn, config)
     return result if space is None else dataclasses.replace(result, distribution=compare(drawn, space, config.seed))
@@ -182,8 +178,8 @@ def counts(data: ImageSet, config: EvaluateConfig) -> tuple[int, int]:
     count = config.sources or min(256, size)
     if size > len(data) or count > size:
         raise ConfigError(f"{count} sources in a gallery of {size} pictures: the data has {len(data)}")
-    if count < 2 or config.samples < 1:
-        raise ConfigError("an interval needs at least 2 source pictures and 1 sample of each")
+    if count < 2:
+        raise ConfigError(f"an interval needs at least 2 source pictures, got {count}")
     return size, count
 
 
@@ -203,24 +199,14 @@ def draw(
     if encoder is None:
         raise ConfigError("evaluation needs the model's encoder; give one with --encoder")
     size, count = counts(data, config)
-    real = data.subset(torch.linspace(0, len(data) - 1, size).round().long())
+    real = data.subset(evenly(size, len(data)))
     if gallery is None:
         gallery = representations.compute(encoder, real)
-    sources = torch.linspace(0, size - 1, count).round().long()
+    sources = evenly(count, size)
     drawn, again = [], []
-    for part in sources.split(max(1, config.batch_size // config.samples)):
-        pictures = model.sample(
-            gallery[part],
-            items=part,
-            per=config.samples,
-            steps=config.steps,
-            solver=config.solver,
-            seed=config.seed,
-            batch_size=config.batch_size,
-            guidance=config.guidance,
-            guide=guide,
-        )
-        again.append(encoder.encode(pictures.flatten(0, 1)).cpu().view(len(part), config.samples, -1))
+    for part in sources.split(max(1, config.batch_size // config.per)):
+        pictures = model.sample(gallery[part], config, items=part, batch_size=config.batch_size, guide=guide)
+        again.append(encoder.encode(pictures.flatten(0, 1)).cpu().view(len(part), config.per, -1))
         drawn.append(images.to_uint8(pictures).cpu())
         if progress is not None:
             progress(sum(map(len, drawn)), count)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, Unpack
 
 import numpy as np
 import torch
@@ -23,8 +23,9 @@ from rcdm_fast.data.inputs import OnBad, Pictures
 from rcdm_fast.diffusion import conditioning, inversion, solvers
 from rcdm_fast.diffusion.engine import Engine
 from rcdm_fast.diffusion.sampling import SamplingError, interpolation_path
+from rcdm_fast.diffusion.sampling_config import ONE_WAY, InversionKeywords, SamplingConfig, SamplingKeywords, chosen
 from rcdm_fast.diffusion.schedule import Schedule
-from rcdm_fast.encoders import Encoder
+from rcdm_fast.encoders import Encoder, groups
 from rcdm_fast.models import checkpoint, networks
 from rcdm_fast.models.unet import UNet
 from rcdm_fast.pretrained import Pretrained
@@ -112,11 +113,12 @@ class Model(Pretrained, Sampler):
             pictures: whatever `images.load` takes, one or several: files, PIL images, arrays...; folders, which stand
                 for their images in the order of their paths; or a float tensor [N,3,H,W] in [-1,1]. They may have any
                 size and are resized as the encoder's convention says.
-            on_bad: told (place, reason) of a picture that cannot be read, and the others go on, as in `generate`;
-                without it the first such picture is an error.
+            on_bad: told (place, reason) of a picture that cannot be read or encoded, and the others go on, as in
+                `generate`; without it the first such picture is an error.
 
         Returns:
-            float32 [N,D] on the model's device: of all that could be read, in their order.
+            float32 [N,D] on the model's device: of all that could be read, in their order. They are read one by one
+            and encoded in groups; which others there are changes a representation by rounding only.
 
         Raises:
             SamplingError: the model has no encoder.
@@ -126,32 +128,32 @@ class Model(Pretrained, Sampler):
         found = inputs.several(pictures)
         if isinstance(found, Tensor):
             return encoder.encode(found.to(self.device))
-        return torch.cat([self._encoded(picture) for _, picture in inputs.load(found, on_bad)])
+        return groups.of_images(encoder, inputs.load(found, on_bad), on_bad).to(self.device)
 
     @host.guarded()
     def invert(
         self,
         pictures: Pictures,
         h: Numbers | None = None,
+        config: SamplingConfig | None = None,
         *,
         label: Numbers | Sequence[int] | None = None,
-        steps: int | str = 50,
         iterations: int = 1,
-        clip: bool = True,
         batch_size: int | None = None,
+        **settings: Unpack[InversionKeywords],
     ) -> Tensor:
         """The x_T from which DDIM (eta 0, same steps) leads back to the pictures: DDIM inversion.
 
         Args:
             pictures: as in `encode`; brought to the model's size (short side, centre).
             h: representations [N,D]; computed by the encoder if left out.
+            config: how it would be drawn, as in `sample`: steps and clip count, solver and eta must be DDIM's own.
             label: int64 [N] for a class-conditional model.
-            steps: as in `sample`.
             iterations: network evaluations per step (`solvers.implicit_inversion`); more bring the round trip nearer,
                 but x_T is then less like normal noise. 0: one explicit evaluation, as published; that leads back
                 near the pictures only with many steps.
-            clip: clip every x0 estimate to [-1,1].
             batch_size: pictures per network evaluation.
+            settings: steps or clip as keywords.
 
         Returns:
             float32 [N,3,H,W] on the model's device. The round trip is close, not exact.
@@ -163,15 +165,18 @@ class Model(Pretrained, Sampler):
         """
         iterations = whole(iterations, "iterations", Range(0))
         size = arguments.batch_size(batch_size, self.device)
-        schedule = Schedule.make(self.config.schedule, steps)
-        options = solvers.SolverOptions(clip=clip)
+        drawn = chosen(config, settings, keywords=InversionKeywords)
+        drawn.check_invertible()
+        schedule = Schedule.make(self.config.schedule, drawn.steps)
+        options = solvers.SolverOptions(clip=drawn.clip)
+        encoder = self._require_encoder() if h is None and self.config.unet.representation_dim else None
         found = inputs.several(pictures)
-        batch = isinstance(found, Tensor)
-        loaded = [found.float()] if isinstance(found, Tensor) else [picture for _, picture in inputs.load(found)]
-        views = torch.cat([images.fit(each.to(self.device), self.image_size) for each in loaded])
-        if h is None and self.config.unet.representation_dim:
-            encode = self._require_encoder().encode if batch else self._encoded
-            h = torch.cat([encode(each.to(self.device)) for each in loaded])
+        if isinstance(found, Tensor):
+            given = found.float().to(self.device)
+            views, seen = images.fit(given, self.image_size), None if encoder is None else encoder.encode(given)
+        else:
+            views, seen = groups.fitted(encoder, inputs.load(found), self.image_size, self.device)
+        h = h if encoder is None else seen
         h, label = arguments.condition(self.config.unet, h, label, self.device)
         arguments.rows_for(len(views), h=h, label=label)
         self._check_process()
@@ -185,22 +190,22 @@ class Model(Pretrained, Sampler):
         a: Numbers | Pictures,
         b: Numbers | Pictures,
         frames: int = 8,
+        config: SamplingConfig | None = None,
         *,
-        per: int = 1,
         mode: Literal["linear", "spherical"] = "linear",
-        steps: int | str = 50,
-        seed: int = 0,
         batch_size: int | None = None,
         progress: bool = False,
+        **settings: Unpack[SamplingKeywords],
     ) -> Tensor:
         """Samples along the way from one representation to another; all frames of a way start from one x_T.
 
         Args:
             a, b: representations [D] (or [1,D]), or a picture each, as in `encode`.
             frames: pictures of a way; the first has exactly a, the last exactly b.
-            per: ways, each with its own x_T.
+            config: how frames are drawn, as in `sample`; without it there is one way, and `per` is the number of ways,
+                each with its own x_T.
             mode: straight line, or along the sphere (lengths interpolated linearly).
-            steps, seed, batch_size, progress: as in `sample`.
+            batch_size, progress, settings: as in `sample`.
 
         Returns:
             float32 [per,frames,3,H,W] in [-1,1].
@@ -208,9 +213,8 @@ class Model(Pretrained, Sampler):
         if whole(frames, "frames") < 2:
             raise ConfigError(f"an interpolation needs at least 2 frames, got {frames}")
         path = interpolation_path(self._end(a, "a"), self._end(b, "b"), frames, mode)
-        pictures = self.sample(
-            path, items=[0] * frames, per=per, steps=steps, seed=seed, batch_size=batch_size, progress=progress
-        )
+        drawn = chosen(config, settings, SamplingConfig(per=ONE_WAY))
+        pictures = self.sample(path, drawn, items=[0] * frames, batch_size=batch_size, progress=progress)
         return pictures.transpose(0, 1)
 
     def _end(self, given: Numbers | Pictures, name: str) -> Tensor:
@@ -227,11 +231,6 @@ class Model(Pretrained, Sampler):
         """What the encoder sees of a picture, before normalisation; float32 [1,3,s,s] in [-1,1]."""
         encoder = self._require_encoder()
         return encoder.view(images.load(picture).to(self.device))
-
-    def _encoded(self, photograph: Tensor) -> Tensor:
-        """Its representation [1,D]; a photograph that has the encoder's size by chance is seen as any other is."""
-        encoder = self._require_encoder()
-        return encoder.encode(encoder.view(photograph.to(self.device)))
 
     def _require_encoder(self) -> Encoder:
         self._check_process()

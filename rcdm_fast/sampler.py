@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from typing import TypeVar, Unpack
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from rcdm_fast.checks import described
 from rcdm_fast.config import ConfigError
 from rcdm_fast.diffusion import conditioning, sampling
 from rcdm_fast.diffusion.sampling import Request
+from rcdm_fast.diffusion.sampling_config import SamplingConfig, SamplingKeywords, chosen
 from rcdm_fast.diffusion.schedule import Schedule, network_timestep
 from rcdm_fast.portable import Portable
 from rcdm_fast.precision import ieee_fp32
@@ -67,51 +68,34 @@ class Sampler(Portable):
     def sample(
         self,
         h: Numbers | None = None,
+        config: SamplingConfig | None = None,
         *,
         label: Numbers | Sequence[int] | None = None,
         items: Numbers | Sequence[int] | None = None,
-        per: int = 8,
-        steps: int | str = 50,
-        solver: str = "ddim",
-        eta: float = 0.0,
-        guidance: float = 1.0,
         guide: Sampler | None = None,
-        seed: int = 0,
-        clip: bool = True,
         noise: Numbers | None = None,
         step_noise: Numbers | None = None,
         batch_size: int | None = None,
         progress: bool = False,
+        **settings: Unpack[SamplingKeywords],
     ) -> Tensor:
         """Pictures that share a representation.
 
         Args:
             h: representations [R,D], a tensor or array of floats (used as float32); None for a class-conditional or
                 unconditional model.
+            config: how samples are drawn: per, steps, solver, eta, guidance, seed, clip (`SamplingConfig`, which see).
             label: class labels, whole numbers [R], for a class-conditional model.
             items: whole numbers [R] that fit into int64; key the noise of each representation. Default 0..R-1. Rows
                 with the same item and the same h give the same pictures.
-            per: samples of each representation.
-            steps: network evaluations: an int N, placed evenly in t for ddim and ancestral, in the logarithm of the
-                signal-to-noise ratio for others; "uniform10", "quadratic10", "logsnr10" or "karras10"
-                (`diffusion.schedule.place`); "at:0,250,999", timesteps one by one; or a published respacing text
-                ("ddim25", "10,10,5").
-            solver: "ddim"; "dpmpp_2m", "dpmpp_3m", "unipc_2", "unipc_3", "deis" or "ipndm", which go on from several
-                steps and come nearer to the same pictures in fewer; "ancestral" or "dpmpp_2m_sde", which draw fresh
-                noise in every step; "heun", which asks the network twice a step (`steps` counts its evaluations).
-            eta: DDIM's share of fresh noise; 0 is deterministic. Other solvers have no such setting.
-            guidance: strength w of classifier-free guidance on h, null + w (conditional - null); 1 is none. Others
-                need a model trained with representation dropout, or a guide, and two network evaluations per step.
             guide: a weaker model of the same kind on the same device (fewer weights, or an earlier state of the same
                 training): guide + w (conditional - guide) instead (autoguidance, Karras et al. 2024).
-            seed: 0..2^64-1. One (seed, item, sample) has the same noise on every device, engine and precision,
-                whatever the batch.
-            clip: clip every x0 estimate to [-1,1].
             noise: x_T [R,per,3,H,W] instead of the keyed noise.
             step_noise: [K,R,per,3,H,W], in order of use, instead of the keyed noise.
             batch_size: pictures per network evaluation; default 32 on CPU, 64 on GPU. Changes the pictures by
                 rounding only.
             progress: show a progress bar.
+            settings: fields of `config` as keywords, as in ``sample(h, steps=25)``; they go before those of `config`.
 
         Returns:
             float32 [R,per,3,H,W] in [-1,1] on the model's device (values may pass the bounds if `clip` is False).
@@ -121,19 +105,7 @@ class Sampler(Portable):
             SamplingError: the result is not finite.
         """
         request = self.request(
-            h,
-            label=label,
-            items=items,
-            per=per,
-            steps=steps,
-            solver=solver,
-            eta=eta,
-            guidance=guidance,
-            guide=guide,
-            seed=seed,
-            clip=clip,
-            noise=noise,
-            step_noise=step_noise,
+            h, config, label=label, items=items, guide=guide, noise=noise, step_noise=step_noise, **settings
         )
         size = self.image_size
         out = torch.empty(request.total, 3, size, size, device=self.device)
@@ -144,40 +116,30 @@ class Sampler(Portable):
     def request(
         self,
         h: Numbers | None = None,
+        config: SamplingConfig | None = None,
         *,
         label: Numbers | Sequence[int] | None = None,
         items: Numbers | Sequence[int] | None = None,
-        per: int = 8,
-        steps: int | str = 50,
-        solver: str = "ddim",
-        eta: float = 0.0,
-        guidance: float = 1.0,
         guide: Sampler | None = None,
-        seed: int = 0,
-        clip: bool = True,
         noise: Numbers | None = None,
         step_noise: Numbers | None = None,
         pairs: Sequence[tuple[int, int]] | None = None,
+        **settings: Unpack[SamplingKeywords],
     ) -> Request:
         """Check the arguments of `sample` (which see) before any work is done; run the result with `batches`.
 
         `pairs` draws just these (row, sample), in this order, instead of samples 0..per-1 of every row.
         """
-        self.check_guidance(guidance, guide)
+        drawn = chosen(config, settings)
+        self.check_guidance(drawn.guidance, guide)
         with host.apart():
             return sampling.request(
                 self.config,
                 self.device,
                 h,
+                drawn,
                 label=label,
                 items=items,
-                per=per,
-                steps=steps,
-                solver=solver,
-                eta=eta,
-                guidance=guidance,
-                seed=seed,
-                clip=clip,
                 given_noise=noise,
                 step_noise=step_noise,
                 pairs=pairs,

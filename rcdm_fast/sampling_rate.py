@@ -28,6 +28,7 @@ from rcdm_fast.config import ConfigError
 from rcdm_fast.diffusion import conditioning, solvers
 from rcdm_fast.diffusion.conditioning import ConditioningPlan
 from rcdm_fast.diffusion.engine import Engine
+from rcdm_fast.diffusion.sampling_config import SamplingConfig
 from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.model import Model
 
@@ -42,8 +43,8 @@ class Case(Checked):
 
     engine: str = "auto"
     precision: str = "auto"
-    solver: str = "ddim"
-    steps: Count | str = 50
+    solver: str = SamplingConfig.solver
+    steps: Count | str = SamplingConfig.steps
 
 
 @dataclass(frozen=True)

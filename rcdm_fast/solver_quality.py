@@ -20,14 +20,14 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from rcdm_fast import evaluation, host, images
 from rcdm_fast.checks import Checked, ConfigError, Count, CountOrNone, Seed
-from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.data.image_set import ImageSet, evenly
 from rcdm_fast.diffusion import registry
-from rcdm_fast.diffusion.registry import SOLVERS, SolverName
+from rcdm_fast.diffusion.registry import SOLVERS
+from rcdm_fast.diffusion.sampling_config import PER_VARIANCE, SamplingConfig
 from rcdm_fast.evaluation import Drawn, EvaluateConfig, Faithfulness
 from rcdm_fast.metrics import distances, distributions, intervals
 from rcdm_fast.metrics.intervals import Interval
@@ -43,7 +43,7 @@ class SolverCase(NamedTuple):
     steps: int | str
 
 
-BASELINE = SolverCase("ddim", 50)
+BASELINE = SolverCase(SamplingConfig.solver, SamplingConfig.steps)
 
 
 @dataclass(frozen=True)
@@ -51,30 +51,28 @@ class QualityConfig(Checked):
     """What to measure on.
 
     Attributes:
-        sources, samples, gallery: as in `EvaluateConfig`; at least two samples, for their variance.
+        sources, per, gallery: as in `EvaluateConfig`; at least two samples of each, for their variance.
         references: sources, the first samples of which are held against the reference; it is costly. At most all.
         seed, batch_size, resamples: as there.
     """
 
     sources: CountOrNone = 64
-    samples: Count = 2
+    per: Count = PER_VARIANCE
     gallery: CountOrNone = 0
     references: Count = 16
-    seed: Seed = 0
+    seed: Seed = SamplingConfig.seed
     batch_size: Count = 64
     resamples: Count = 2000
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.samples < 2:
+        if self.per < PER_VARIANCE:
             raise ConfigError("variance over samples needs at least 2 of each source")
 
     def of(self, case: SolverCase) -> EvaluateConfig:
         """How a case is drawn and ranked."""
-        solver: SolverName = case.solver  # type: ignore[assignment]  # checked by EvaluateConfig
-        return EvaluateConfig(
-            self.sources, self.samples, self.gallery, case.steps, solver, self.seed, self.batch_size, self.resamples
-        )
+        own = {name: value for name, value in vars(self).items() if name != "references"}
+        return EvaluateConfig(steps=case.steps, solver=case.solver, **own)
 
 
 @dataclass(frozen=True)
@@ -162,7 +160,7 @@ def measure(
     counts = [SOLVERS[solver].evaluations(registry.schedule(schedule, solver, steps)) for solver, steps in everything]
     _, sources = evaluation.counts(data, config.of(BASELINE))
     references = min(config.references, sources)
-    costs = [references * schedule.diffusion_steps, *(count * sources * config.samples for count in counts)]
+    costs = [references * schedule.diffusion_steps, *(count * sources * config.per for count in counts)]
     gallery, reference = None, None
     done, rows, first = 0, list[Quality](), None
     for case, nfe, cost in zip(everything, counts, costs[1:], strict=True):
@@ -182,7 +180,7 @@ def measure(
 
 def _reference(model: Model, drawn: Drawn, count: int, config: QualityConfig) -> Tensor:
     """Where the flow leads from the first noise of some sources; uint8 [count,3,H,W]."""
-    chosen = drawn.sources[_spread(count, len(drawn.sources))]
+    chosen = drawn.sources[evenly(count, len(drawn.sources))]
     made = model.sample(
         drawn.gallery[chosen],
         items=chosen,
@@ -193,10 +191,6 @@ def _reference(model: Model, drawn: Drawn, count: int, config: QualityConfig) ->
         batch_size=config.batch_size,
     )
     return images.to_uint8(made[:, 0]).cpu()
-
-
-def _spread(count: int, available: int) -> Tensor:
-    return torch.linspace(0, available - 1, count).round().long()
 
 
 def _row(
@@ -212,7 +206,7 @@ def _row(
     base, usual = first or (found, variances)
     error = None
     if not SOLVERS[case.solver].fresh:
-        chosen = drawn.pictures[_spread(len(reference), len(drawn.sources)), 0]
+        chosen = drawn.pictures[evenly(len(reference), len(drawn.sources)), 0]
         want = images.from_uint8(reference).flatten(1)
         apart = (images.from_uint8(chosen).flatten(1) - want).norm(dim=1) / want.norm(dim=1)
         error = intervals.bootstrap(apart.double().numpy(), config.resamples, np.random.default_rng(config.seed))

@@ -32,6 +32,7 @@ from rcdm_fast import evaluation, images
 from rcdm_fast import model as pipeline
 from rcdm_fast.analysis import registry
 from rcdm_fast.analysis.result import Analysis
+from rcdm_fast.analysis.shared import Shared
 from rcdm_fast.benchmarking import Times
 from rcdm_fast.cli import app
 from rcdm_fast.config import EncoderConfig
@@ -129,7 +130,7 @@ def spread(key: str, value: Any, default: Any = UNSAID) -> Iterator[tuple[str, t
         yield key, (value, default)
 
 
-_UNSEEN = (Image.Image, Request)  # told by what they are made from
+_UNSEEN = (Image.Image, Request, Shared)  # told by what they are made from
 
 
 def run(calls: Calls, arguments: list[str], folder: Path) -> Seen:
@@ -227,7 +228,11 @@ CALLS: tuple[tuple[str, str, Callable[..., Any] | None], ...] = (
     ("rcdm_fast.model:Model.encode", "encode", None),
     ("rcdm_fast.model:Model.request", "request", None),
     ("rcdm_fast.model:Model.batches", "batches", _batches),
-    ("rcdm_fast.model:Model.interpolate", "interpolate", lambda frames, per, **_: torch.zeros(per, frames, 3, 8, 8)),
+    (
+        "rcdm_fast.model:Model.interpolate",
+        "interpolate",
+        lambda frames, config, **_: torch.zeros(config.per, frames, 3, 8, 8),
+    ),
     ("rcdm_fast:export", "export", lambda **_: []),
     ("rcdm_fast.jobs.local:run", "job", lambda **_: _STANDS),
     ("rcdm_fast.jobs.cluster:run", "cluster", lambda **_: _STANDS),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests import small
-from tests.command_measures import MEASURING
+from tests.command_measures import AS_FIRST, MEASURING
 from tests.command_rows import (
     GONE,
     READ,
@@ -31,7 +31,8 @@ from tests.command_rows import (
 HUB = "torchhub:a/b:c"  # whose code is trusted with the option behind it
 TRUSTED = f"{HUB}?trust_repo=1"
 DEFAULT = {"load.source": "cifar10-simclr-wide"}
-BUNDLED = ("cifar10-simclr-head", "cifar10-simclr-trunk", "cifar10-simclr-wide", "cifar10-supervised")
+OFFERED = ("cifar10-simclr-wide", "cifar10-simclr-head", "cifar10-simclr-trunk", "cifar10-supervised")
+LOADED = again("load", source="m", engine_file=None, sha256=None, **AS_FIRST)
 BUILT = {"device": "cpu", "config": None, "trust_repo": False}
 NUMBERS = gone("numbers", "model engine nfe pictures left_out solver guide seed")
 PAGE = "playground launch.playground"
@@ -41,12 +42,12 @@ DRAWING = (
         (
             Row(0, "given/b.png", {"open_image.source": Path("given/b.png")}),
             row("--model", "other", "load.source", "numbers.model", check__model="model other"),
-            row("--per", 3, "check.config.per", "request.per", "numbers.pictures"),
-            row("--steps", 7, "check.config.steps", "request.steps", "numbers.nfe"),
-            row("--solver", "ancestral", *all_of("check.config request numbers", "solver")),
-            row("--eta", 0.5, "check.config.eta", "request.eta"),
-            row("--guidance", 2.5, "check.config.guidance", "request.guidance", numbers__nfe=100),
-            row("--seed", 9, *all_of("check.config request numbers", "seed")),
+            row("--per", 3, "check.config.per", "request.config.per", "numbers.pictures"),
+            row("--steps", 7, "check.config.steps", "request.config.steps", "numbers.nfe"),
+            row("--solver", "ancestral", *all_of("check.config request.config numbers", "solver")),
+            row("--eta", 0.5, "check.config.eta", "request.config.eta"),
+            row("--guidance", 2.5, "check.config.guidance", "request.config.guidance", numbers__nfe=100),
+            row("--seed", 9, *all_of("check.config request.config numbers", "seed")),
             writes("--out", "a.webp", beside="numbers.json"),
             writes("--pictures", "p", beside="numbers.json sheet.png", folder=[f"00000-a-00{k}.png" for k in range(8)]),
             row("--batch-size", 5, "batches.batch_size"),
@@ -69,7 +70,7 @@ DRAWING = (
         {
             **DEFAULT,
             **dict.fromkeys(all_of("check request batches", "guide"), "model weak"),
-            **dict.fromkeys(all_of("check.config request", "guidance"), 2.5),
+            **dict.fromkeys(all_of("check.config request.config", "guidance"), 2.5),
             "load#2.source": "weak",
             "load#2.device": "cpu",
             "request.h": [1, 6],
@@ -94,15 +95,16 @@ DRAWING = (
             Row(1, "given/c.png", {"open_image#2.source": Path("given/c.png")}),
             row("--model", "other", "load.source"),
             row("--frames", 3, "interpolate.frames"),
-            row("--per", 2, "interpolate.per"),
+            row("--per", 2, "interpolate.config.per"),
             row("--mode", "spherical", "interpolate.mode"),
-            row("--steps", 7, "interpolate.steps"),
-            row("--seed", 9, "interpolate.seed"),
+            row("--steps", 7, "interpolate.config.steps"),
+            row("--solver", "ancestral", "interpolate.config.solver"),
+            row("--seed", 9, "interpolate.config.seed"),
             writes("--out", "a.webp"),
             *of_file(),
             *of_engine(),
         ),
-        {**DEFAULT, "interpolate.per": 4},
+        {**DEFAULT, "interpolate.config.per": 4},
     ),
     Usage(
         "generate 5",
@@ -168,7 +170,7 @@ TRAINING = (
             Row("--config", "given/pretrain2.json", {"pretrain.config.batch_size": 32}),
             path("--out", "other", "pretrain.out"),
             Row(
-                "--test",
+                "--test-data",
                 "T",
                 {"pretrain.test": "pictures of T", **again("open_data#2", source="T", **READ | {"size": 32})},
             ),
@@ -199,11 +201,9 @@ TRAINING = (
                     **again("build#2", source=TRUSTED, **BUILT),
                 },
             ),
-            row("--steps", 7, "adapt.config.steps"),
-            row("--batch-size", 5, "adapt.config.batch_size"),
-            row("--learning-rate", 0.01, "adapt.config.learning_rate"),
-            row("--rank", 2, "adapt.config.rank"),
-            row("--updated", "all", "adapt.config.updated"),
+            Row("--set", "steps=7", {"adapt.config.steps": 7}),
+            Row("--set", "learning_rate=0.01", {"adapt.config.learning_rate": 0.01}),
+            Row("--set", "updated=all", {"adapt.config.updated": "all"}),
             row("--seed", 9, "adapt.config.seed"),
             row("--sha256", "ab" * 32, "load_model.sha256"),
             of_device("adapt build"),
@@ -230,7 +230,7 @@ OTHERS = (
         ),
         {"launch.host": "127.0.0.1", "launch.port": 7860, "launch.queue": 8, "launch.upload_mib": 16},
     ),
-    Usage("app", other=dict.fromkeys(all_of(PAGE, "models"), BUNDLED)),
+    Usage("app", other=dict.fromkeys(all_of(PAGE, "models"), OFFERED)),
     Usage(
         "export m --to onnx --out e",
         (
@@ -239,16 +239,17 @@ OTHERS = (
             path("--out", "f", "export.out"),
             row("--precision", "fp16", "export.precision"),
             Row("--target", "sm86,sm89", {"export.targets": ("sm86", "sm89")}),
-            Row("--batch", "1,4", {"export.batches": (1, 4)}),
+            Row("--batch-size", "1,4", {"export.batches": (1, 4)}),
             switch("--dynamic", "export.dynamic"),
             switch("--no-encoder", "export.encoder", False),
-            Row("--calibrate", "given", {"export.calibrate": [Path(f"given/{name}.png") for name in "abc"]}),
+            Row("--data", "E", {"export.calibrate": [6, 3, 8, 8], **again("open_data", source="E", **READ)}),
             *of_file(),
             of_device(),
         ),
-        {"load.device": "cpu", "load.engine": "eager"},
+        {"load.engine": "eager"},
     ),
     Usage("models"),
-    Usage("info", (writes("--json", "info.json"),)),
+    Usage("info", (writes("--json", "info.json"), Row("--model", "m", LOADED), row("--device", "cpu"))),
+    Usage("info --model m", (of_device(),), {"load.source": "m"}),
 )  # fmt: skip
 USAGES = (*DRAWING, *TRAINING, *MEASURING, *OTHERS)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rcdm_fast.config import EncoderConfig, ScheduleConfig, UNetConfig
+from rcdm_fast.diffusion.sampling_config import SamplingConfig, SamplingKeywords, chosen
 from rcdm_fast.encoders import ImageEncoder
 from rcdm_fast.model import Model
 from rcdm_fast.models.unet import UNet
@@ -57,3 +60,13 @@ def pictures(count: int, size: int = 8, seed: int = 0) -> Tensor:
     coarse = torch.rand(count, 3, 3, 3, generator=torch.Generator().manual_seed(seed)) * 2 - 1
     smooth = torch.nn.functional.interpolate(coarse, (size, size), mode="bilinear", align_corners=True)
     return smooth.clamp(-1, 1)
+
+
+def asked(answer: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """In place of `Model.sample`: the answer is given the configuration's fields as keywords."""
+
+    def sample(h: Tensor, config: SamplingConfig | None = None, **given: Any) -> Tensor:
+        settings = {name: given.pop(name) for name in SamplingKeywords.__annotations__.keys() & given.keys()}
+        return answer(h, **vars(chosen(config, settings)), **given)
+
+    return sample

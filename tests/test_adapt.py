@@ -248,9 +248,9 @@ def test_from_the_command_line(
     folder.mkdir()
     for number in range(20):
         images.save(images.to_pil(data.floats(slice(number, number + 1))[0]), folder / f"{number:02d}.png")
-    arguments = ["adapt", str(model), "--data", str(folder), "--steps", "2", "--batch-size", "4"]
+    arguments = ["adapt", str(model), "--data", str(folder), "--set", "steps=2", "--set", "batch_size=4"]
     new = ["--encoder", encoders["new"].source]
-    assert main([*arguments, *new, "--out", str(tmp_path / "mine"), "--rank", "1"]) == 0
+    assert main([*arguments, *new, "--out", str(tmp_path / "mine"), "--set", "rank=1"]) == 0
     assert rcdm_fast.load(tmp_path / "mine" / "mine.safetensors").config.name == "mine"
     assert "finished" in capsys.readouterr().out
     assert main([*arguments, "--encoder", "file:/nowhere", "--out", str(tmp_path / "b")]) != 0

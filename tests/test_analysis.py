@@ -54,7 +54,7 @@ class Flat:
 def oracle(monkeypatch: pytest.MonkeyPatch, answer: object) -> Model:
     model = small.model()
     monkeypatch.setattr(model, "_encoder", Flat())
-    monkeypatch.setattr(model, "sample", answer)
+    monkeypatch.setattr(model, "sample", small.asked(answer))
     return model
 
 
@@ -62,7 +62,7 @@ def test_a_sampler_that_returns_the_picture_recovers_everything(monkeypatch: pyt
     def perfect(h: Tensor, *, per: int, **_: object) -> Tensor:
         return h.view(-1, 1, 3, 16, 16).expand(-1, per, -1, -1, -1)
 
-    found = measure(oracle(monkeypatch, perfect), photographs(24), dataclasses.replace(QUICK, samples=2))
+    found = measure(oracle(monkeypatch, perfect), photographs(24), dataclasses.replace(QUICK, per=2))
     assert found.sweeps.keys() == AUGMENTATIONS.keys()
     for each in found.sweeps.values():
         got = each.recovery
@@ -236,27 +236,28 @@ def test_wrong_input() -> None:
         measure(small.model(), photographs(20, 8), dataclasses.replace(QUICK, augmentations=("twist",)))
     with pytest.raises(ConfigError, match="needs an encoder"):
         measure(Model.from_network(small.network(), small.SCHEDULE), photographs(20, 8), QUICK)
-    with pytest.raises(ConfigError, match="samples must be"):
-        measure(small.model(), photographs(20, 8), dataclasses.replace(QUICK, samples=0))
+    with pytest.raises(ConfigError, match="per must be"):
+        measure(small.model(), photographs(20, 8), dataclasses.replace(QUICK, per=0))
     with pytest.raises(ConfigError, match="100 resamples"):
         measure(small.model(), photographs(20, 8), dataclasses.replace(QUICK, resamples=5))
 
 
 def test_every_setting_of_an_experiment_reaches_the_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
     model, h, items = small.model(), torch.randn(4, small.DIM), torch.tensor([3, 1, 4, 1])
-    config = common.SamplingConfig(steps=7, seed=5, batch_size=9, samples=3, solver="ancestral")
+    config = common.ExperimentConfig(steps=7, seed=5, batch_size=9, per=3, solver="ancestral")
     sample, asked = model.sample, []
 
     def noted(given: Tensor, **options: Any) -> Tensor:
         asked.append({**options, "h": given, "items": options["items"].tolist()})
         return sample(given, **options)
 
-    monkeypatch.setattr(model, "sample", noted)
+    monkeypatch.setattr(model, "sample", small.asked(noted))
     drawn = common.draw(model, h, items, config)
     (first,) = asked
     assert torch.equal(first.pop("h"), h)
     assert first == {
         "items": items.tolist(), "per": 3, "steps": 7, "solver": "ancestral", "seed": 5, "batch_size": 9,
+        "eta": 0.0, "guidance": 1.0, "clip": True,
     }  # fmt: skip
     again = common.redraw(model, h, items, config)
     for each in asked[1:]:

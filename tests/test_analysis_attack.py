@@ -173,7 +173,7 @@ def test_movement_is_a_distance_in_units_of_the_nearest_neighbours(data: ImageSe
     model._encoder = ImageEncoder(_Pixels(), EncoderConfig("module", image_size=8))
     config = dataclasses.replace(QUICK, epsilons=(0, 2), sources=20)
     known, attacked = attack.halves(data, config)
-    model.sample = lambda h, *, per, **_: torch.zeros(len(h), per, 3, 8, 8)  # type: ignore[method-assign]
+    model.sample = small.asked(lambda h, *, per, **_: torch.zeros(len(h), per, 3, 8, 8))  # type: ignore[method-assign]
     found = attack._attack(model, "it", data, known, attacked, config)
     floats = data.floats(attacked).flatten(1).double()
     apart = torch.stack([(floats - row).square().sum(dim=1).sqrt().topk(2, largest=False).values[1] for row in floats])
@@ -202,7 +202,7 @@ def test_samples_are_held_against_their_own_sources_and_the_seed_reaches_the_att
         seeds.append((given + tuple(options.values()))[6])
         return against_probe(*given, **options)
 
-    monkeypatch.setattr(model, "sample", themselves)
+    monkeypatch.setattr(model, "sample", small.asked(themselves))
     monkeypatch.setattr(attack, "against_probe", noted)
     found = attack._attack(model, "it", data, known, attacked, config)
     assert found.kept.mean() > 0.95

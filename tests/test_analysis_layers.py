@@ -42,7 +42,7 @@ def sampler(monkeypatch: pytest.MonkeyPatch, deaf: bool) -> Model:
             return torch.stack([small.pictures(per, 16, seed=item) for item in items.tolist()])
         return h.view(-1, 1, 3, 16, 16).expand(-1, per, -1, -1, -1)
 
-    monkeypatch.setattr(model, "sample", draw)
+    monkeypatch.setattr(model, "sample", small.asked(draw))
     return model
 
 
@@ -155,7 +155,7 @@ def test_a_linear_map_reads_what_the_representation_has_and_nothing_else() -> No
 
 def test_faithfulness_is_what_evaluate_measures() -> None:
     data = photographs(40, 8)
-    config = EvaluateConfig(sources=20, samples=2, steps=2, resamples=100)
+    config = EvaluateConfig(sources=20, per=2, steps=2, resamples=100)
     found = faithfulness.run(small.model(), data, config)
     from rcdm_fast.evaluation import evaluate
 
@@ -216,7 +216,7 @@ def test_the_command_writes_figures_and_numbers(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = run(
-        "analyze", "layers", "cifar10-simclr-trunk", "--against", "cifar10-simclr-head", "--data", folder, "--out",
+        "analyze", "cifar10-simclr-trunk", "layers", "--against", "cifar10-simclr-head", "--data", folder, "--out",
         tmp_path, "--steps", 2, "--sources", 20, "--set", 'augmentations=["grayscale"]', "--set", "spread_samples=2",
         "--set", "resamples=100",
     )  # fmt: skip
@@ -235,13 +235,13 @@ def test_the_command_writes_figures_and_numbers(
 def test_wrong_commands_say_what_is_missing(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, out = "cifar10-simclr-head", ("--out", tmp_path / "out")
     for given, said in (
-        (("analyze", "astrology", model, *out), "known: photos ("),
-        (("analyze", "invariance", model, *out), "--data"),
-        (("analyze", "layers", model, *out, "--data", folder), "--against"),
-        (("analyze", "invariance", model, *out, "--data", folder, "--against", model), "takes no --against"),
-        (("analyze", "invariance", model, *out, "--data", folder, "--sources", 3), "at least 20"),
-        (("analyze", "invariance", model, *out, "--data", folder, "--set", "colour=1"), "unknown key colour"),
-        (("analyze", "invariance", model, *out, "--data", tmp_path / "nowhere"), "no such folder"),
+        (("analyze", model, "astrology", *out), "known: photos ("),
+        (("analyze", model, "invariance", *out), "--data"),
+        (("analyze", model, "layers", *out, "--data", folder), "--against"),
+        (("analyze", model, "invariance", *out, "--data", folder, "--against", model), "takes no --against"),
+        (("analyze", model, "invariance", *out, "--data", folder, "--sources", 3), "at least 20"),
+        (("analyze", model, "invariance", *out, "--data", folder, "--set", "colour=1"), "unknown key colour"),
+        (("analyze", model, "invariance", *out, "--data", tmp_path / "nowhere"), "no such folder"),
     ):
         assert run(*given) == 2
         error = capsys.readouterr().err

@@ -42,7 +42,7 @@ def mirror(monkeypatch: pytest.MonkeyPatch) -> Model:
     def draw(h: Tensor, *, items: Tensor, per: int, **_: object) -> Tensor:
         return h.view(-1, 1, 3, 16, 16).expand(-1, per, -1, -1, -1).clamp(-1, 1)
 
-    monkeypatch.setattr(model, "sample", draw)
+    monkeypatch.setattr(model, "sample", small.asked(draw))
     return model
 
 
@@ -102,7 +102,7 @@ def test_a_decoder_that_does_not_listen(mirror: Model, data: ImageSet, monkeypat
     def draw(h: Tensor, *, items: Tensor, per: int, **_: object) -> Tensor:
         return torch.stack([small.pictures(per, 16, seed=item) for item in items.tolist()])
 
-    monkeypatch.setattr(mirror, "sample", draw)
+    monkeypatch.setattr(mirror, "sample", small.asked(draw))
     found = manipulate.run(mirror, data, QUICK)
     for row in found.tables[0].rows:
         assert isinstance(row[2], Interval)

@@ -22,7 +22,7 @@ from rcdm_fast.metrics.intervals import Interval
 from tests import small
 from tests.test_analysis import oracle, photographs
 
-QUICK = NeighboursConfig(sources=24, samples=2, neighbours=3, steps=2, resamples=200)
+QUICK = NeighboursConfig(sources=24, per=2, neighbours=3, steps=2, resamples=200)
 COUNT = 100
 
 
@@ -190,7 +190,7 @@ def test_lists_are_those_of_a_plain_search(monkeypatch: pytest.MonkeyPatch, data
 
 def test_without_labels_from_the_registry() -> None:
     plain = photographs(50, 8)
-    settings = {"sources": 20, "samples": 2, "steps": 2, "resamples": 100}
+    settings = {"sources": 20, "per": 2, "steps": 2, "resamples": 100}
     found = EXPERIMENTS["neighbours"].run(Job(small.model(), plain, settings=settings))
     assert [each.name for each in found.tables] == ["overlap", "copies"]
     assert json.loads(json.dumps(found.as_json()))["settings"]["gallery"] == 30
@@ -220,8 +220,8 @@ def test_what_is_refused(data: ImageSet) -> None:
         split(data, dataclasses.replace(QUICK, sources=5))
     with pytest.raises(ConfigError, match="neighbours and shown"):
         NeighboursConfig(neighbours=0)
-    with pytest.raises(ConfigError, match="samples must be"):
-        NeighboursConfig(samples=0)
+    with pytest.raises(ConfigError, match="per must be"):
+        NeighboursConfig(per=0)
     model._encoder = None
     with pytest.raises(ConfigError, match="encoder"):
         neighbours.run(model, data, QUICK)

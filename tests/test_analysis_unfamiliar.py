@@ -27,7 +27,7 @@ from rcdm_fast.model import Model
 from tests import small
 from tests.test_analysis import Flat, oracle, photographs
 
-QUICK = UnfamiliarConfig(sources=24, samples=3, steps=2, resamples=200)
+QUICK = UnfamiliarConfig(sources=24, per=3, steps=2, resamples=200)
 KNOWN = 30  # pictures of the data
 
 
@@ -186,7 +186,7 @@ def test_a_difference_of_groups_covers_the_truth() -> None:
 
 def test_the_real_path_from_the_registry() -> None:
     data, photos = photographs(24, 8), photographs(20, 8)
-    settings = {"sources": 20, "samples": 2, "steps": 2, "resamples": 100}
+    settings = {"sources": 20, "per": 2, "steps": 2, "resamples": 100}
     found = EXPERIMENTS["unfamiliar"].run(Job(small.model(), data, photos, settings=settings))
     assert json.loads(json.dumps(found.as_json()))["name"] == "unfamiliar"
     again = EXPERIMENTS["unfamiliar"].run(Job(small.model(), data, photos, settings=settings))
@@ -202,7 +202,7 @@ def test_what_is_refused(data: ImageSet, photos: ImageSet) -> None:
     with pytest.raises(ConfigError, match="no photographs"):
         unfamiliar.run(model, data, photos.subset(torch.arange(0)), QUICK)
     with pytest.raises(ConfigError, match="at least 2 of each picture"):
-        UnfamiliarConfig(samples=1)
+        UnfamiliarConfig(per=1)
     with pytest.raises(ConfigError, match="shown"):
         UnfamiliarConfig(shown=0)
     with pytest.raises(ConfigError, match="100 resamples"):
@@ -236,9 +236,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_from_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model, quick = "cifar10-simclr-head", ["--steps", "1", "--samples", "2", "--set", "resamples=100"]
+    model, quick = "cifar10-simclr-head", ["--steps", "1", "--per", "2", "--set", "resamples=100"]
     with_both = ["--data", str(folder), "--photos", str(folder)]
-    assert main(["analyze", "unfamiliar", model, *with_both, "--out", str(tmp_path), *quick]) == 0
+    assert main(["analyze", model, "unfamiliar", *with_both, "--out", str(tmp_path), *quick]) == 0
     assert {path.name for path in tmp_path.iterdir()} == {
         "unfamiliar.json",
         "unfamiliar-familiar.png",
@@ -248,12 +248,12 @@ def test_from_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.Capt
     few = tmp_path / "few"
     few.mkdir()
     (few / "0.png").write_bytes((folder / "00.png").read_bytes())
-    assert main(["analyze", "photos", model, "--photos", str(few), "--out", str(tmp_path), *quick]) == 0
+    assert main(["analyze", model, "photos", "--photos", str(few), "--out", str(tmp_path), *quick]) == 0
     capsys.readouterr()
     for given, said in (
-        (("unfamiliar", model, "--data", str(folder)), "--photos"),
-        (("unfamiliar", model, "--photos", str(folder)), "--data"),
-        (("interpolate", model, *with_both), "takes no --photos"),
+        ((model, "unfamiliar", "--data", str(folder)), "--photos"),
+        ((model, "unfamiliar", "--photos", str(folder)), "--data"),
+        ((model, "interpolate", *with_both), "takes no --photos"),
     ):
         assert main(["analyze", *given, "--out", str(tmp_path)]) == 2
         assert said in capsys.readouterr().err

@@ -38,7 +38,7 @@ def mirror(monkeypatch: pytest.MonkeyPatch) -> Model:
     def draw(h: Tensor, *, per: int, **_: object) -> Tensor:
         return h.view(-1, 1, 3, 16, 16).expand(-1, per, -1, -1, -1)
 
-    monkeypatch.setattr(model, "sample", draw)
+    monkeypatch.setattr(model, "sample", small.asked(draw))
     return model
 
 
@@ -66,7 +66,7 @@ def test_a_deaf_decoder_goes_nowhere(mirror: Model, data: ImageSet, monkeypatch:
     def draw(h: Tensor, *, per: int, **_: object) -> Tensor:
         return small.pictures(len(h), 16, seed=next(calls))[:, None]
 
-    monkeypatch.setattr(mirror, "sample", draw)
+    monkeypatch.setattr(mirror, "sample", small.asked(draw))
     found = interpolate.run(mirror, data, WAYS)
     assert [finding.holds for finding in found.findings] == [False, False]
 
@@ -94,7 +94,7 @@ def test_a_round_trip_is_nearer_than_a_fresh_sample() -> None:
 
 def test_exchange(mirror: Model, data: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
     """A decoder that draws h alone takes everything from h; one that draws x_T alone takes nothing."""
-    monkeypatch.setattr(mirror, "invert", lambda pictures, h, **_: pictures)
+    monkeypatch.setattr(mirror, "invert", lambda pictures, h, *_, **__: pictures)
 
     def from_noise(h: Tensor, *, noise: Tensor | None, **_: object) -> Tensor:
         return h.view(-1, 1, 3, 16, 16).flip(0) if noise is None else noise
@@ -102,7 +102,7 @@ def test_exchange(mirror: Model, data: ImageSet, monkeypatch: pytest.MonkeyPatch
     found = invert.run(mirror, data, BACK)
     assert column(found, 1, 1) == [1, 1]
     assert [finding.holds for finding in found.findings] == [None, True, True]
-    monkeypatch.setattr(mirror, "sample", from_noise)
+    monkeypatch.setattr(mirror, "sample", small.asked(from_noise))
     found = invert.run(mirror, data, BACK)
     assert column(found, 1, 1) == [0, 0]
     assert [finding.holds for finding in found.findings] == [True, False, False]

@@ -44,12 +44,12 @@ def same(one: tuple[Image.Image, ...], two: tuple[Image.Image, ...]) -> bool:
 
 
 def last(playground: Playground, photos: list[Image.Image], **changes: Any) -> Drawn:
-    *_, found = playground.draw(Settings("small", steps=3, count=6, **changes), *photos)
+    *_, found = playground.draw(Settings(model="small", steps=3, per=6, **changes), *photos)
     return found
 
 
 def test_samples_appear_bit_by_bit(playground: Playground, photos: list[Image.Image]) -> None:
-    found = list(playground.draw(Settings("small", steps=3, count=6), photos[0]))
+    found = list(playground.draw(Settings(model="small", steps=3, per=6), photos[0]))
     assert [len(each.samples) for each in found] == [0, 4, 6]
     assert all(len(each.seen) == 1 and each.wanted == 6 for each in found)
     assert found[0].seen[0].size == (8, 8)
@@ -98,7 +98,7 @@ def drawn_from(playground: Playground, photos: list[Image.Image], **changes: Any
     """The representation that a drawing of these settings is made of."""
     model, asked = playground.model("small"), []
     request = model.request
-    model.request = lambda h, **rest: asked.append(h) or request(h, **rest)  # type: ignore[method-assign, func-returns-value]
+    model.request = lambda h, *each, **rest: asked.append(h) or request(h, *each, **rest)  # type: ignore[method-assign, func-returns-value]
     try:
         last(playground, photos, **changes)
     finally:
@@ -108,7 +108,7 @@ def drawn_from(playground: Playground, photos: list[Image.Image], **changes: Any
 
 
 def direction_of(name: str, playground: Playground, photos: list[Image.Image]) -> Tensor:
-    return playground.direction(Settings("small", direction=name), playground.model("small").view(photos[0]))
+    return playground.direction(Settings(model="small", direction=name), playground.model("small").view(photos[0]))
 
 
 def test_h_moves_by_strength_times_direction(playground: Playground, photos: list[Image.Image]) -> None:
@@ -160,23 +160,23 @@ def test_directions_from_data(playground: Playground, photos: list[Image.Image],
 
 def test_what_is_refused(playground: Playground, photos: list[Image.Image]) -> None:
     for changes, message in (
-        ({"steps": 0}, "steps"), ({"count": 33}, "count"), ({"mix": 1.5}, "mix"),
+        ({"steps": 0}, "steps must be in 1..250"), ({"per": 33}, "per must be in 1..32"), ({"mix": 1.5}, "mix"),
         ({"augmentation": "x"}, "augmentation"), ({"solver": "euler"}, "solver"),
         ({"strength": 2.5}, "strength"), ({"strength": float("nan")}, "strength"),
         ({"direction": "x"}, "known: as flip, .*data: component 1"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=message):
-            Settings("small", **changes)
+            Settings(model="small", **changes)
     with pytest.raises(ConfigError, match="give a photograph"):
-        next(playground.draw(Settings("small"), None))
+        next(playground.draw(Settings(model="small"), None))
     with pytest.raises(ConfigError, match="second photograph"):
-        next(playground.draw(Settings("small", mix=0.5), photos[0]))
+        next(playground.draw(Settings(model="small", mix=0.5), photos[0]))
     with pytest.raises(ConfigError, match=r"--data.*as flip"):
-        list(playground.draw(Settings("small", direction="data: component 1", strength=1.0), photos[0]))
+        list(playground.draw(Settings(model="small", direction="data: component 1", strength=1.0), photos[0]))
     with pytest.raises(ConfigError, match="not among the models"):
-        next(playground.draw(Settings("/etc/passwd"), photos[0]))
+        next(playground.draw(Settings(model="/etc/passwd"), photos[0]))
     with pytest.raises(images.ImageError, match="at least 8"):
-        next(playground.draw(Settings("small"), Image.new("RGB", (4, 4))))
+        next(playground.draw(Settings(model="small"), Image.new("RGB", (4, 4))))
 
 
 def free_port() -> int:

@@ -276,7 +276,18 @@ def test_bench_step_refuses_bad_input(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_rcdm_bench(model_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "rates.json"
     arguments = ["bench", str(model_file), "--steps", "2,3", "--solver", "ddim,ancestral", "--engine", "eager"]
-    arguments += ["--precision", "fp32,bf16", "--batch", "2", "--pictures", "4", "--rounds", "1", "--json", str(out)]
+    arguments += [
+        "--precision",
+        "fp32,bf16",
+        "--batch-size",
+        "2",
+        "--pictures",
+        "4",
+        "--rounds",
+        "1",
+        "--json",
+        str(out),
+    ]
     result = CliRunner().invoke(cli.app, [*arguments, "--device", "cpu"])
     assert result.exit_code == 0, result.output
     written = json.loads(out.read_text())["rows"]
@@ -321,8 +332,8 @@ def test_a_wrong_engine_gets_no_rate(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--batch", "0"), "batch"),
-        (("--batch", "2", "--pictures", "3"), "multiple"),
+        (("--batch-size", "0"), "batch"),
+        (("--batch-size", "2", "--pictures", "3"), "multiple"),
         (("--steps", "2,x"), "'x'"),
         (("--steps", ","), "nothing to measure"),
         (("--solver", "euler"), "euler"),

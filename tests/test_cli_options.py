@@ -117,9 +117,12 @@ def test_every_option_of_every_command_has_a_row() -> None:
         ("", JobConfig()),
         (
             "--per 3 --steps 7 --eta 0.5 --seed 9 --format folder --encoding webp --quality 80 --shard-pictures 6",
-            JobConfig(3, 7, "ddim", 0.5, 1.0, 9, "folder", "webp", 80, 6),
+            JobConfig(per=3, steps=7, eta=0.5, seed=9, format="folder", encoding="webp", quality=80, shard_pictures=6),
         ),
-        ("--per 2 --steps 10,5 --solver ancestral --format npz", JobConfig(2, "10,5", "ancestral", format="npz")),
+        (
+            "--per 2 --steps 10,5 --solver ancestral --format npz",
+            JobConfig(per=2, steps="10,5", solver="ancestral", format="npz"),
+        ),
     ],
 )
 def test_a_job_of_the_command_is_the_librarys(options: str, config: JobConfig, tmp_path: Path) -> None:

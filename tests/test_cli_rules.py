@@ -20,6 +20,7 @@ from rcdm_fast.analysis.result import Analysis
 from rcdm_fast.benchmarking import Times
 from rcdm_fast.cli import analyze, bench, common, compare, export, generate, main, photos, sampling, training
 from rcdm_fast.config import ConfigError
+from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.drift import Case, Drift, Settings
 from rcdm_fast.evaluation import Faithfulness
 from rcdm_fast.exporters.onnx import ExportError
@@ -81,12 +82,23 @@ def test_compare_shows_eight_times_the_distance(tmp_path: Path) -> None:
     assert [shown[level] // 96**2 for level in cells] == [1, 1, 1]
 
 
-def test_calibration_takes_files_from_all_over() -> None:
-    files = [Path(f"{number:03d}.png") for number in range(100)]
-    found = export._spread(files)
-    assert len(found) == export.CALIBRATED == 32
-    assert [int(each.stem) for each in found] == [number * 100 // 32 for number in range(32)]
-    assert export._spread(files[:5]) == files[:5]
+def test_calibration_takes_images_from_all_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of a hundred, which may lie by class, the first, the last and 30 between; of five, all."""
+    given: list[list[int]] = []
+
+    def exported(*_: Any, calibrate: torch.Tensor, **__: Any) -> list[Path]:
+        given.append(images.to_uint8(calibrate)[:, 0, 0, 0].tolist())
+        return []
+
+    monkeypatch.setattr(rcdm_fast, "load", lambda *_, **__: small.model())
+    monkeypatch.setattr(rcdm_fast, "export", exported)
+    for count in (100, 5):
+        pixels = torch.arange(count, dtype=torch.uint8)[:, None, None, None].expand(count, 3, 8, 8)
+        data = ImageSet(pixels, None, (), (), "made up")
+        monkeypatch.setattr("rcdm_fast.data.sources.open_data", lambda *_, data=data: data)
+        assert main(["export", "m", "--to", "openvino", "--out", str(tmp_path / "e"), "--data", "D"]) == 0
+    assert len(given[0]) == export.CALIBRATED == 32
+    assert given == [[round(number * 99 / 31) for number in range(32)], [0, 1, 2, 3, 4]]
 
 
 def test_bench_measures_every_combination_quick_ones_first(
@@ -274,7 +286,7 @@ def test_a_job_tells_how_it_stands(
 def test_interpolation_goes_from_the_first_photo_to_the_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, seen = small.model(), []
 
-    def interpolate(self: Model, a: torch.Tensor, b: torch.Tensor, frames: int, **_: Any) -> torch.Tensor:
+    def interpolate(self: Model, a: torch.Tensor, b: torch.Tensor, frames: int, *_: Any, **__: Any) -> torch.Tensor:
         seen.extend([a, b])
         return torch.linspace(0, 1, frames).view(1, frames, 1, 1, 1).expand(2, frames, 3, 96, 96)
 
@@ -297,11 +309,11 @@ def test_interpolation_goes_from_the_first_photo_to_the_second(tmp_path: Path, m
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("analyze photos m --data D --against other", "takes no --against"),
-        ("analyze layers m --data D", "compares models: name another with --against"),
-        ("analyze invariance m --photos P --data D", "takes no --photos"),
-        ("analyze unfamiliar m --data D", "needs photographs"),
-        ("analyze invariance m", "needs a set of pictures"),
+        ("analyze m photos --data D --against other", "takes no --against"),
+        ("analyze m layers --data D", "compares models: name another with --against"),
+        ("analyze m invariance --photos P --data D", "takes no --photos"),
+        ("analyze m unfamiliar --data D", "needs photographs"),
+        ("analyze m invariance", "needs a set of pictures"),
         ("evaluate m --data D --features none --inception i.pth", "both name a feature space"),
         ("report m --out r.txt --data D", "is an .html file"),
         ("report m --out r.html", "a report needs pictures"),
@@ -336,7 +348,7 @@ def test_exit_codes(
         raise error
 
     monkeypatch.setattr(registry, "find", fails)
-    assert main(["analyze", "layers", "m", "--out", "o"]) == code
+    assert main(["analyze", "m", "layers", "--out", "o"]) == code
     assert capsys.readouterr().err.rstrip() == said
 
 

@@ -91,7 +91,7 @@ def test_the_command_prints_and_writes_them(
     pixels = ((small.pictures(10, size=32) + 1) * 127.5).round().to(torch.uint8)
     np.save(tmp_path / "data.npy", pixels.permute(0, 2, 3, 1).numpy())
     words = ["evaluate", "cifar10-simclr-head", "--data", str(tmp_path / "data.npy"), "--sources", "3"]
-    words += ["--samples", "2", "--steps", "2", "--seed", "4", "--device", "cpu", "--features", "none"]
+    words += ["--per", "2", "--steps", "2", "--seed", "4", "--device", "cpu", "--features", "none"]
     assert main([*words, "--denoising", "--json", str(tmp_path / "out.json")]) == 0
     out = capsys.readouterr()
     assert "squared error of x0 at t = 900" in out.out + out.err

@@ -171,7 +171,7 @@ def test_a_report_names_its_space_its_numbers_and_a_singular_covariance() -> Non
 
 def test_fid_and_inception_score_are_named_only_in_the_space_of_inception() -> None:
     data = some_pictures(12)
-    drawn = draw(small.model(), data, EvaluateConfig(samples=2, steps=2))
+    drawn = draw(small.model(), data, EvaluateConfig(per=2, steps=2))
     plain = compare(drawn, features.of_encoder(small.encoder()))
     text = "\n".join(distributions.table(plain))
     assert plain.inception is None
@@ -222,7 +222,7 @@ def test_the_inception_network_gives_features_and_logits(tmp_path: Path, monkeyp
 
 
 def test_the_models_own_space_reuses_what_was_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    data, config = some_pictures(14, labels=True), EvaluateConfig(sources=5, samples=3, steps=2)
+    data, config = some_pictures(14, labels=True), EvaluateConfig(sources=5, per=3, steps=2)
     model = small.model()
     calls: list[int] = []
     sample = model.sample
@@ -250,7 +250,7 @@ def test_the_models_own_space_reuses_what_was_drawn(monkeypatch: pytest.MonkeyPa
 
 def test_distances_of_real_neighbours() -> None:
     data = some_pictures(12)
-    result = evaluate(small.model(), data, EvaluateConfig(samples=2, steps=2, resamples=50))
+    result = evaluate(small.model(), data, EvaluateConfig(per=2, steps=2, resamples=50))
     h = small.encoder().encode(data.floats(slice(None))).double()
     squared = (h[:, None] - h[None]).square().sum(dim=2).sort(dim=1).values  # column 0 is the picture itself
     assert set(result.nearest_real) == {1, 5, 10}

@@ -61,12 +61,12 @@ def test_a_model_that_returns_the_source_ranks_first_and_noise_ranks_by_chance(m
     data = pictures(60)
     model = small.model()
     floats = data.floats(slice(None))
-    config = EvaluateConfig(sources=20, samples=3, steps=2, resamples=200)
+    config = EvaluateConfig(sources=20, per=3, steps=2, resamples=200)
 
     def perfect(h: torch.Tensor, *, items: torch.Tensor, per: int, **_: object) -> torch.Tensor:
         return floats[items][:, None].expand(-1, per, -1, -1, -1)
 
-    monkeypatch.setattr(model, "sample", perfect)
+    monkeypatch.setattr(model, "sample", small.asked(perfect))
     exact = evaluate(model, data, config)
     assert exact.mrr.value == 1
     assert exact.mean_rank.value == 1
@@ -79,7 +79,7 @@ def test_a_model_that_returns_the_source_ranks_first_and_noise_ranks_by_chance(m
         order = torch.randint(len(floats), (len(items), per), generator=generator)
         return floats[order]
 
-    monkeypatch.setattr(model, "sample", unrelated)
+    monkeypatch.setattr(model, "sample", small.asked(unrelated))
     chance = evaluate(model, data, dataclasses.replace(config, sources=60))
     assert chance.chance_mean_rank == 30.5
     assert chance.chance_mrr == pytest.approx(sum(1 / rank for rank in range(1, 61)) / 60)
@@ -87,7 +87,7 @@ def test_a_model_that_returns_the_source_ranks_first_and_noise_ranks_by_chance(m
 
 
 def test_the_real_path_and_its_numbers() -> None:
-    result = evaluate(small.model(), pictures(12), EvaluateConfig(samples=2, gallery=10, steps=2, resamples=50))
+    result = evaluate(small.model(), pictures(12), EvaluateConfig(per=2, gallery=10, steps=2, resamples=50))
     assert result.sources == result.gallery == 10
     assert 0 < result.mrr.low <= result.mrr.value <= result.mrr.high <= 1
     assert set(json.loads(json.dumps(dataclasses.asdict(result)))["mrr"]) == {"value", "low", "high"}
@@ -102,7 +102,7 @@ def test_too_few_pictures_are_named() -> None:
 
 def test_a_change_of_mrr_is_measured_in_pairs() -> None:
     data = pictures(40)
-    want = evaluate(small.model(), data, EvaluateConfig(sources=20, samples=2, steps=2, resamples=200))
+    want = evaluate(small.model(), data, EvaluateConfig(sources=20, per=2, steps=2, resamples=200))
     rng = np.random.default_rng(0)
     same = mrr_change(want, want)
     assert (same.value, same.low, same.high) == (0, 0, 0)
@@ -123,13 +123,22 @@ def test_the_gallery_is_spread_over_the_data_and_the_seed_reaches_the_noise(monk
         asked.append(rest)
         return torch.zeros(len(items), per, *floats.shape[1:])
 
-    monkeypatch.setattr(model, "sample", sample)
-    config = EvaluateConfig(sources=4, samples=1, gallery=5, steps=3, solver="ancestral", seed=7, batch_size=9)
+    monkeypatch.setattr(model, "sample", small.asked(sample))
+    config = EvaluateConfig(sources=4, per=1, gallery=5, steps=3, solver="ancestral", seed=7, batch_size=9)
     drawn = draw(model, data, config)
     assert torch.equal(drawn.real.pixels, data.pixels[[0, 10, 20, 29, 39]])  # 19.5 and 29.25 are rounded
     assert drawn.sources.tolist() == [0, 1, 3, 4]
     assert {tuple(sorted(rest.items())) for rest in asked} == {
-        (("batch_size", 9), ("guidance", 1.0), ("guide", None), ("seed", 7), ("solver", "ancestral"), ("steps", 3))
+        (
+            ("batch_size", 9),
+            ("clip", True),
+            ("eta", 0.0),
+            ("guidance", 1.0),
+            ("guide", None),
+            ("seed", 7),
+            ("solver", "ancestral"),
+            ("steps", 3),
+        )
     }
     found, other = (faithfulness(drawn, dataclasses.replace(config, seed=seed)) for seed in (7, 8))
     assert found == faithfulness(drawn, config)
@@ -144,7 +153,7 @@ def test_neighbours_as_far_as_the_gallery_goes(size: int, known: list[int]) -> N
     drawn = Drawn(
         small.encoder(), pictures(size), gallery, sources, torch.zeros(2, 1, 3, 8, 8), gallery[sources][:, None]
     )
-    found = faithfulness(drawn, EvaluateConfig(samples=1, resamples=100))
+    found = faithfulness(drawn, EvaluateConfig(per=1, resamples=100))
     assert sorted(found.nearest_real) == known
     for k in known:
         each = [(gallery - gallery[source]).square().sum(dim=1).sort().values[k] for source in sources.tolist()]
@@ -169,9 +178,9 @@ def test_guidance_reaches_the_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append(guidance)
         return torch.zeros(len(items), per, 3, 8, 8)
 
-    monkeypatch.setattr(model, "sample", sample)
-    draw(model, data, EvaluateConfig(samples=1, guidance=1.75))
-    draw(model, data, EvaluateConfig(samples=1))
+    monkeypatch.setattr(model, "sample", small.asked(sample))
+    draw(model, data, EvaluateConfig(per=1, guidance=1.75))
+    draw(model, data, EvaluateConfig(per=1))
     assert asked == [1.75, 1.0]
     with pytest.raises(ConfigError, match="guidance"):
         EvaluateConfig(guidance=-0.5)
@@ -180,7 +189,7 @@ def test_guidance_reaches_the_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_yardstick_is_the_blurred_source_and_variance_is_over_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """By hand: an encoder that gives pixels, sources that are rows of the gallery, samples of known spread."""
     model, data = small.model(), pictures(12)
-    config = EvaluateConfig(sources=6, samples=4, steps=1, resamples=50)
+    config = EvaluateConfig(sources=6, per=4, steps=1, resamples=50)
     drawn = draw(model, data, config)
     spread = torch.tensor([0, 0, 255, 255], dtype=torch.uint8)[None, :, None, None, None].expand(6, 4, 3, 8, 8).clone()
     spread[0] = 7
@@ -202,7 +211,7 @@ def test_the_yardstick_is_the_blurred_source_and_variance_is_over_samples(monkey
 
 def test_classes_are_read_off_samples_by_a_probe_of_other_images() -> None:
     model, data, known = small.model(), labeled(40), labeled(60)
-    config = EvaluateConfig(sources=20, samples=4, steps=1, resamples=100)
+    config = EvaluateConfig(sources=20, per=4, steps=1, resamples=100)
     drawn = draw(model, data, config)
     assert drawn.real.labels is not None
     same = data.pixels[drawn.sources][:, None].expand(-1, 4, -1, -1, -1).clone()
@@ -272,7 +281,7 @@ def test_a_sample_has_the_label_of_its_source() -> None:
 
 def test_a_reference_takes_the_place_of_the_gallery() -> None:
     model, data = small.model(), pictures(20)
-    drawn = draw(model, data, EvaluateConfig(sources=8, samples=2, steps=1))
+    drawn = draw(model, data, EvaluateConfig(sources=8, per=2, steps=1))
     space = features.of_encoder(drawn.encoder)
     own = compare(drawn, space)
     as_gallery = compare(drawn, space, reference=drawn.real.pixels)

@@ -124,7 +124,11 @@ def test_bad_items(model: Model, tmp_path: Path) -> None:
 
 
 def test_wrong_settings_are_errors_at_once(model: Model, tmp_path: Path) -> None:
-    for settings, text in (({"solver": "none"}, "got .none."), ({"per": 0}, "per must be"), ({"steps": 0}, "steps")):
+    for settings, text in (
+        ({"solver": "none"}, "no solver called 'none'"),
+        ({"per": 0}, "per must be"),
+        ({"steps": 0}, "steps"),
+    ):
         with pytest.raises(ConfigError, match=text):
             rcdm_fast.generate(model, representations(), **settings)
     with pytest.raises(ConfigError, match="needs pictures or representations"):

@@ -200,7 +200,7 @@ NOISE = torch.zeros(2, 8, 3, 8, 8)
         ({"clip": "no"}, "clip must be True or False, got 'no'"),
         ({"clip": 1}, "clip"),
         ({"solver": "dim"}, r"did you mean ddim\?"),
-        ({"solver": None}, "no solver called None"),
+        ({"solver": None}, "solver must be a text, got None"),
         ({"batch_size": 2.5}, "batch_size must be a whole number"),
         ({"batch_size": "8"}, "batch_size"),
         ({"noise": NOISE.to(torch.complex64)}, "noise must be a float tensor"),

@@ -17,13 +17,13 @@ from PIL import Image
 from torch import Tensor
 
 import rcdm_fast
-from rcdm_fast import images
+from rcdm_fast import images, memory
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data import random_access
 from rcdm_fast.diffusion import noise
 from rcdm_fast.encoders import EncoderError, ImageEncoder
 from rcdm_fast.exporters.graph import weights_hash
-from rcdm_fast.jobs import draw, feed, local, memory
+from rcdm_fast.jobs import draw, feed, local
 from rcdm_fast.jobs.draw import Artist
 from rcdm_fast.jobs.feed import Ready
 from rcdm_fast.jobs.layout import Layout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import io
 import json
@@ -17,12 +18,12 @@ import torch
 from PIL import Image
 
 import rcdm_fast
-from rcdm_fast import images, storage
+from rcdm_fast import images, memory, storage
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data import random_access
 from rcdm_fast.data.readers import array_rows, tars
 from rcdm_fast.images import ImageError
-from rcdm_fast.jobs import local, memory, stream
+from rcdm_fast.jobs import local, stream
 from rcdm_fast.jobs.settings import ENCODINGS, FORMATS, JobConfig, RunOptions
 from rcdm_fast.model import Model
 from tests import small
@@ -326,13 +327,16 @@ def test_memory_of_a_gpu_is_given_back(monkeypatch: pytest.MonkeyPatch, there: b
 def test_defaults_are_those_of_sample() -> None:
     """A job, a stream and a single call draw the same where nobody says otherwise; the rest is in the guide."""
     config = JobConfig()
-    assert config == JobConfig(8, 50, "ddim", 0.0, 1.0, 0, "webdataset", "png", 95, 1024)
+    assert dataclasses.astuple(config) == (8, 50, "ddim", 0.0, 1.0, 0, True, "webdataset", "png", 95, 1024)
     assert RunOptions() == RunOptions(batch_size=None, threads=4, retry=False)
     assert (FORMATS, ENCODINGS) == (("webdataset", "folder", "npz", "parquet"), ("png", "jpeg", "webp"))
-    shared = ("per", "steps", "solver", "eta", "guidance", "seed")
-    for call in (Model.sample, stream.generate):
-        defaults = {name: inspect.signature(call).parameters[name].default for name in shared}
-        assert defaults == {name: getattr(config, name) for name in shared}
+    for call in (Model.sample, stream.generate):  # none of their own
+        named = inspect.signature(call).parameters
+        assert named["config"].default is None
+        assert not {"per", "steps", "solver", "eta", "guidance", "seed", "clip"} & set(named)
+    model = small.model()
+    asked = model.request(torch.zeros(1, small.DIM)).config
+    assert {name: getattr(config, name) for name in vars(asked)} == vars(asked)
     for changes, said in (
         ({"quality": 101}, r"quality must be in 1\.\.100"),
         ({"eta": -0.1}, "eta must be at least 0"),

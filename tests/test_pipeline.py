@@ -130,7 +130,7 @@ def test_fixed_variance_model() -> None:
         ({}, r"needs h \[R,6\]"),
         ({"h": torch.zeros(2, 6), "items": [1]}, "1 items for 2"),
         ({"h": torch.zeros(2, 6), "per": 0}, "per"),
-        ({"h": torch.zeros(2, 6), "steps": 0}, "positive"),
+        ({"h": torch.zeros(2, 6), "steps": 0}, "steps must be at least 1, got 0"),
         ({"h": torch.zeros(2, 6), "solver": "magic"}, "no solver"),
         ({"h": torch.zeros(2, 6), "noise": torch.zeros(2, 8, 3, 4, 4)}, "noise must be"),
         ({"h": torch.zeros(2, 6), "step_noise": torch.zeros(2, 2, 8, 3, 8, 8)}, "step_noise must be"),

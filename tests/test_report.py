@@ -156,13 +156,13 @@ def test_what_cannot_be_run_is_left_out_and_said(tmp_path: Path, monkeypatch: py
 def test_photographs() -> None:
     model = small.model()
     data = training_process.data()
-    found = photographs(model, data, PhotosConfig(samples=3, steps=3))
+    found = photographs(model, data, PhotosConfig(per=3, steps=3))
     assert len(found.tables[0].rows) == len(data)
     assert found.figures["samples"].width > 4 * 72
     spread = [row[2] for row in found.tables[0].rows]
     assert all(isinstance(value, float) and value > 0 for value in spread)
     with pytest.raises(ConfigError, match="at least 2"):
-        photographs(model, data, PhotosConfig(samples=1))
+        photographs(model, data, PhotosConfig(per=1))
     model._encoder = None
     with pytest.raises(ConfigError, match="encoder"):
         photographs(model, data, PhotosConfig())

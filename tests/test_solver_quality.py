@@ -26,7 +26,7 @@ from tests import small
 
 PIXELS = ((small.pictures(30) * 0.5 + 1) * 127.5).round().to(torch.uint8)
 DATA = ImageSet(PIXELS, None, (), (), fingerprint(PIXELS, None))
-CONFIG = QualityConfig(sources=10, samples=4, references=4, resamples=200)
+CONFIG = QualityConfig(sources=10, per=4, references=4, resamples=200)
 NOISY = {"ddim": 0.1, "ipndm": 0.0, "ancestral": 0.4}  # how far samples are from the flow's end
 
 
@@ -42,7 +42,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Model:
         every = (torch.rand(30, 4, 3, 8, 8, generator=generator) * 2 - 1)[items, :per]
         return DATA.floats(items)[:, None] + NOISY.get(solver, 0.0) * every
 
-    monkeypatch.setattr(made, "sample", sample)
+    monkeypatch.setattr(made, "sample", small.asked(sample))
     monkeypatch.setattr(made, "asked", asked, raising=False)
     return made
 
@@ -92,7 +92,7 @@ def test_the_reference_is_where_the_solvers_lead() -> None:
         model.config, schedule=dataclasses.replace(model.config.schedule, diffusion_steps=60)
     )
     wanted = [SolverCase("ddim", "uniform60"), SolverCase("unipc_2", "uniform60"), SolverCase("ddim", 4)]
-    config = QualityConfig(sources=3, samples=2, references=3, resamples=100)
+    config = QualityConfig(sources=3, per=2, references=3, resamples=100)
     rows = {
         (row.solver, row.steps): row.error.value
         for row in solver_quality.measure(model, DATA, wanted, config)
@@ -107,7 +107,7 @@ def test_a_schedule_of_fewer_steps_than_the_first_case_has() -> None:
         model.config, schedule=dataclasses.replace(model.config.schedule, diffusion_steps=30)
     )
     assert solver_quality.baseline(model) == SolverCase("ddim", 30)
-    config = QualityConfig(sources=3, samples=2, references=16, resamples=100)
+    config = QualityConfig(sources=3, per=2, references=16, resamples=100)
     (only,) = solver_quality.measure(model, DATA, [], config)
     assert (only.steps, only.nfe) == ("30", 30)
 
@@ -129,7 +129,7 @@ def test_cases_that_are_none() -> None:
 
 def test_what_cannot_be_measured_is_named_before_anything_is_drawn() -> None:
     with pytest.raises(ConfigError, match="at least 2 of each"):
-        QualityConfig(samples=1)
+        QualityConfig(per=1)
     with pytest.raises(ConfigError, match="the data has 30"):
         solver_quality.check(small.model(), DATA, QualityConfig(sources=40))
     bare = Model.from_network(small.network(), small.SCHEDULE)
@@ -177,7 +177,7 @@ def test_the_command_measures_prints_and_plots(
     monkeypatch.setattr(solver_quality, "_reference", lambda model, drawn, count, config: drawn.pictures[:count, 0])
     words = ["bench", "cifar10-simclr-head", "--device", "cpu", "--data", str(tmp_path / "data.npy"), "--steps", "2,3"]
     words += ["--solver", "ddim,dpmpp_2m", "--sources", "3", "--references", "2", "--no-published", "--rounds", "1"]
-    words += ["--batch", "2", "--plot", str(tmp_path / "plot.svg"), "--json", str(tmp_path / "out.json")]
+    words += ["--batch-size", "2", "--plot", str(tmp_path / "plot.svg"), "--json", str(tmp_path / "out.json")]
     assert main(words) == 0
     out = capsys.readouterr().out
     assert "distance from the flow" in out

@@ -90,7 +90,7 @@ def malformed(plan: bytes) -> bool:
 @needs_rtx
 def test_the_command_builds_a_plan_for_every_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["export", "cifar10-supervised", "--to", "tensorrt", "--precision", "fp16", "--out", str(tmp_path / "p")]
-    assert main([*command, "--target", "sm89", "--batch", "1,8"]) == 0
+    assert main([*command, "--target", "sm89", "--batch-size", "1,8"]) == 0
     plans = list((tmp_path / "p").glob("*.plan"))
     assert sorted(path.name for path in (tmp_path / "p").iterdir()) == sorted(
         name for path in plans for name in (path.name, f"{path.name}.json")
@@ -105,7 +105,7 @@ def test_the_command_builds_a_plan_for_every_batch(tmp_path: Path, capsys: pytes
     capsys.readouterr()
     assert main([*command, "--target", "sm90"]) == 2
     assert "cannot compile for 'sm90'; it can for sm75" in capsys.readouterr().err
-    assert main([*command, "--target", "sm89", "--batch", "0"]) == 2
+    assert main([*command, "--target", "sm89", "--batch-size", "0"]) == 2
     if not torch.cuda.is_available():
         assert main(command) == 2
         assert "no GPU to build a plan for; name GPU generations" in capsys.readouterr().err

@@ -34,7 +34,7 @@ def test_every_bundled_model_has_a_stage_and_each_reads_what_was_made_before() -
     assert command(head, "my data", "T", Path("out/b"), "cuda") == [
         "adapt", "out/b/cifar10-simclr-trunk/cifar10-simclr-trunk.safetensors", "--encoder",
         "file:out/b/cifar10-simclr-encoder/cifar10-simclr-encoder.safetensors?layer=projector", "--data", "my data",
-        "--steps", "800", "--out", "out/b/cifar10-simclr-head", "--device", "cuda",
+        "--set", "steps=800", "--out", "out/b/cifar10-simclr-head", "--device", "cuda",
     ]  # fmt: skip
 
 

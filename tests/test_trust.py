@@ -93,7 +93,7 @@ def test_commands_pass_trust_on(source: str, data: ImageSet, tmp_path: Path) -> 
     model = tmp_path / "small.safetensors"
     checkpoint.save_model(model, ModelConfig(network.config, small.SCHEDULE, old, "small"), network.state_dict())
     spec = f"{source}?trust_repo=1&image_size=8&mean=0.5&std=0.5"
-    command = ["adapt", str(model), "--data", str(tmp_path / "data"), "--steps", "1", "--batch-size", "4"]
+    command = ["adapt", str(model), "--data", str(tmp_path / "data"), "--set", "steps=1", "--set", "batch_size=4"]
     assert main([*command, "--encoder", "bundled:cifar10-simclr", "--out", str(tmp_path / "a")]) != 0  # the old one
     assert (
         main([*command, "--encoder", "bundled:cifar10-simclr", "--old-encoder", spec, "--out", str(tmp_path / "b")])

@@ -48,12 +48,12 @@ class Stage:
 
 
 def _encoder(name: str, takes: str) -> Stage:
-    words = f"pretrain {name}-encoder --data {{data}} --test {{test}} --out {{out}}"
+    words = f"pretrain {name}-encoder --data {{data}} --test-data {{test}} --out {{out}}"
     return Stage(f"{name}-encoder", words, f"{name}-encoder.safetensors", takes)
 
 
 def _adapted(name: str, base: str, source: str, steps: int, takes: str = "not measured") -> Stage:
-    words = f'adapt {{{base}}} --encoder "file:{source}" --data {{data}} --steps {steps} --out {{out}}'
+    words = f'adapt {{{base}}} --encoder "file:{source}" --data {{data}} --set steps={steps} --out {{out}}'
     return Stage(name, words, f"{name}.safetensors", takes, base)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from rcdm_fast import images
 from rcdm_fast.config import ScheduleConfig, UNetConfig
 from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.diffusion.sampling_config import QUICK_STEPS
 from rcdm_fast.model import Model
 from rcdm_fast.models import networks
 
@@ -37,9 +38,9 @@ class FixedBatch:
 def write(
     path: Path, unet: UNetConfig, schedule: ScheduleConfig, weights: Mapping[str, Tensor], batch: FixedBatch
 ) -> None:
-    """Draw samples with 25 DDIM steps and save them, each source picture at the left of its row."""
+    """Draw samples with `QUICK_STEPS` DDIM steps and save them, each source picture at the left of its row."""
     model = Model.from_network(networks.from_tensors(unet, weights), schedule)
-    samples = model.sample(batch.representations, per=batch.per, steps=25)
+    samples = model.sample(batch.representations, per=batch.per, steps=QUICK_STEPS)
     rows = [
         [images.to_pil(picture), *(images.to_pil(sample) for sample in row)]
         for picture, row in zip(batch.pictures, samples, strict=True)

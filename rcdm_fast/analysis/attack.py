@@ -19,25 +19,25 @@ from torch import Tensor
 
 from rcdm_fast import host, images
 from rcdm_fast.analysis import common
-from rcdm_fast.analysis.common import Progress, SamplingConfig, interval
+from rcdm_fast.analysis.common import ExperimentConfig, Progress, interval
 from rcdm_fast.analysis.layers import names as names_of
 from rcdm_fast.analysis.perturb import against_probe
 from rcdm_fast.analysis.recovery import MIN_SOURCES
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
+from rcdm_fast.analysis.shared import Shared, encoded
 from rcdm_fast.checks import CountOrNone
 from rcdm_fast.config import ConfigError
-from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.data.image_set import ImageSet, evenly
 from rcdm_fast.encoders import ImageEncoder
 from rcdm_fast.metrics import probes
 from rcdm_fast.metrics.nearest import squared_distances
 from rcdm_fast.model import Model
-from rcdm_fast.training import representations
 
 METHODS = ("fgsm", "pgd")
 
 
-@dataclass(frozen=True)
-class AttackConfig(SamplingConfig):
+@dataclass(frozen=True, kw_only=True)
+class AttackConfig(ExperimentConfig):
     """What to attack and sample.
 
     Attributes:
@@ -87,6 +87,7 @@ def run(
     data: ImageSet,
     config: AttackConfig,
     progress: Progress | None = None,
+    shared: Shared | None = None,
 ) -> Analysis:
     """The models under the same attacks on the same pictures, each with a probe of its own.
 
@@ -95,6 +96,7 @@ def run(
         data: labelled pictures, at least 40; a probe needs many more to be good.
         config: sizes.
         progress: called with (models done, all of them).
+        shared: with other experiments.
 
     Raises:
         ConfigError: no labels, too few pictures, a model without an encoder, or an encoder without gradients.
@@ -102,7 +104,7 @@ def run(
     known, attacked = halves(data, config)
     results = []
     for number, (model, name) in enumerate(zip(models, names_of(models), strict=True)):
-        results.append(_attack(model, name, data, known, attacked, config))
+        results.append(_attack(model, name, data, known, attacked, config, shared))
         if progress is not None:
             progress(number + 1, len(models))
     tables = [_accuracy_table(results, method, config) for method in METHODS]
@@ -111,7 +113,7 @@ def run(
     first, *others = results
     largest = f"{config.epsilons[-1]:g}"
     sheet = [[images.to_pil(each) for each in row] for result in results for row in result.rows]
-    per = config.samples
+    per = config.per
     titles = ["picture", "samples", *[""] * (per - 1), "attacked", "samples", *[""] * (per - 1)]
     return Analysis(
         name="attack",
@@ -163,7 +165,7 @@ def halves(data: ImageSet, config: AttackConfig) -> tuple[Tensor, Tensor]:
         raise ConfigError(
             f"{count} pictures to attack: at least {MIN_SOURCES}, at most the {len(rest)} not used to fit"
         )
-    return known, rest[common.evenly(count, len(rest))]
+    return known, rest[evenly(count, len(rest))]
 
 
 def _sources(attacked: Tensor, config: AttackConfig) -> Tensor:
@@ -171,17 +173,25 @@ def _sources(attacked: Tensor, config: AttackConfig) -> Tensor:
     count = config.sources or min(64, len(attacked))
     if not MIN_SOURCES <= count <= len(attacked):
         raise ConfigError(f"{count} sources: at least {MIN_SOURCES}, at most the {len(attacked)} attacked pictures")
-    return common.evenly(count, len(attacked))
+    return evenly(count, len(attacked))
 
 
-def _attack(model: Model, name: str, data: ImageSet, known: Tensor, attacked: Tensor, config: AttackConfig) -> Attacked:
+def _attack(
+    model: Model,
+    name: str,
+    data: ImageSet,
+    known: Tensor,
+    attacked: Tensor,
+    config: AttackConfig,
+    shared: Shared | None = None,
+) -> Attacked:
     encoder = model.encoder
     if encoder is None:
         raise ConfigError(f"{name} has no encoder")
     if not isinstance(encoder, ImageEncoder):
         raise ConfigError(f"{name}: its encoder gives no gradients, so it cannot be attacked")
     assert data.labels is not None
-    fitted = representations.compute(encoder, data.subset(known))
+    fitted = encoded(shared, encoder, data, known)
     probe = probes.fit_linear_probe(fitted, data.labels[known]).to(encoder.device)
     labels = data.labels[attacked]
     views = data.floats(attacked)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from rcdm_fast.analysis.recovery import check_sources
-from rcdm_fast.checks import Checked, ConfigError, Count, Seed
-from rcdm_fast.data.image_set import ImageSet
-from rcdm_fast.diffusion.registry import SolverName
+from rcdm_fast.checks import ConfigError, Count
+from rcdm_fast.data.image_set import ImageSet, evenly
+from rcdm_fast.diffusion.sampling_config import PER_VARIANCE, QUICK_STEPS, SamplingConfig
 from rcdm_fast.encoders import Encoder
 from rcdm_fast.metrics import intervals
 from rcdm_fast.metrics.intervals import Interval, bootstrap
@@ -24,17 +24,17 @@ from rcdm_fast.model import Model
 Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
-class RunConfig(Checked):
-    """Settings of every experiment that draws.
+@dataclass(frozen=True, kw_only=True)
+class ExperimentConfig(SamplingConfig):
+    """Settings of every experiment.
 
     Attributes:
-        steps, seed, batch_size: as in `Model.sample`.
+        batch_size: images per network evaluation.
         resamples: bootstrap draws behind the intervals; at least 100.
     """
 
-    steps: Count | str = 25
-    seed: Seed = 0
+    steps: Count | str = QUICK_STEPS
+    per: Count = PER_VARIANCE
     batch_size: Count = 64
     resamples: Count = 2000
 
@@ -42,19 +42,6 @@ class RunConfig(Checked):
         super().__post_init__()
         if self.resamples < 100:
             raise ConfigError(f"a 95 % interval needs at least 100 resamples, got {self.resamples}")
-
-
-@dataclass(frozen=True)
-class SamplingConfig(RunConfig):
-    """Settings of experiments that draw samples of representations from noise.
-
-    Attributes:
-        samples: of each representation.
-        solver: as in `Model.sample`.
-    """
-
-    samples: Count = 2
-    solver: SolverName = "ddim"
 
 
 @dataclass(frozen=True)
@@ -82,11 +69,6 @@ def name_of(model: Model) -> str:
     return model.config.name or "(unnamed)"
 
 
-def evenly(count: int, available: int) -> Tensor:
-    """`count` places spread evenly over `available`, first and last included; int64 [count]."""
-    return torch.linspace(0, available - 1, count).round().long()
-
-
 def choose_sources(data: ImageSet, asked: int, default: int = 64) -> Tensor:
     """Places of source pictures, spread evenly over the data, int64 [S]. Raises `ConfigError` if there are too few."""
     count = asked or min(default, len(data))
@@ -94,20 +76,15 @@ def choose_sources(data: ImageSet, asked: int, default: int = 64) -> Tensor:
     return evenly(count, len(data))
 
 
-def draw(model: Model, h: Tensor, items: Tensor, config: SamplingConfig, per: int | None = None) -> Tensor:
+def draw(model: Model, h: Tensor, items: Tensor, config: ExperimentConfig, per: int | None = None) -> Tensor:
     """Samples of h [S,D] with the noise of items, int64 [S] -> float32 [S,P,3,H,W] on the CPU; P is `per`, if given."""
-    return model.sample(
-        h,
-        items=items,
-        per=config.samples if per is None else per,
-        steps=config.steps,
-        solver=config.solver,
-        seed=config.seed,
-        batch_size=config.batch_size,
-    ).cpu()
+    drawn = config if per is None else config.changed(per=per)
+    return model.sample(h, drawn, items=items, batch_size=config.batch_size).cpu()
 
 
-def redraw(model: Model, h: Tensor, items: Tensor, config: SamplingConfig, progress: Progress | None = None) -> Redrawn:
+def redraw(
+    model: Model, h: Tensor, items: Tensor, config: ExperimentConfig, progress: Progress | None = None
+) -> Redrawn:
     """Samples of h and their representations, a batch at a time.
 
     Args:
@@ -120,9 +97,9 @@ def redraw(model: Model, h: Tensor, items: Tensor, config: SamplingConfig, progr
     encoder = encoder_of(model, "re-encoding samples needs")
     pictures: list[Tensor] = []
     again: list[Tensor] = []
-    for part in torch.arange(len(h)).split(max(1, config.batch_size // config.samples)):
+    for part in torch.arange(len(h)).split(max(1, config.batch_size // config.per)):
         drawn = draw(model, h[part], items[part], config)
-        again.append(encoder.encode(drawn.flatten(0, 1)).cpu().view(len(part), config.samples, -1))
+        again.append(encoder.encode(drawn.flatten(0, 1)).cpu().view(len(part), config.per, -1))
         pictures.append(drawn)
         if progress is not None:
             progress(sum(map(len, pictures)), len(h))
@@ -137,17 +114,17 @@ def spread_of(samples: Tensor) -> Tensor:
     return samples.double().std(dim=1).mul(127.5).flatten(1).mean(dim=1)
 
 
-def interval(values: np.ndarray, config: RunConfig) -> Interval:
+def interval(values: np.ndarray, config: ExperimentConfig) -> Interval:
     """Mean of a number per source [S] with its 95 % bootstrap interval over sources."""
     return bootstrap(values.astype(np.float64), config.resamples, np.random.default_rng(config.seed))
 
 
-def gain(own: np.ndarray, chance: np.ndarray, config: RunConfig) -> Interval:
+def gain(own: np.ndarray, chance: np.ndarray, config: ExperimentConfig) -> Interval:
     """Mean of own - chance in pairs, [S] and [S], with its interval; what differs by rounding alone is equal."""
     return interval(np.round(own - chance, 12), config)
 
 
-def difference(a: np.ndarray, b: np.ndarray, config: RunConfig) -> Interval:
+def difference(a: np.ndarray, b: np.ndarray, config: ExperimentConfig) -> Interval:
     """mean(a) - mean(b) of two groups that are not paired, [N] and [M], with its 95 % bootstrap interval."""
     return intervals.difference(a, b, config.resamples, np.random.default_rng(config.seed))
 

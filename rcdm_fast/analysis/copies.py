@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from rcdm_fast.analysis import common
-from rcdm_fast.analysis.common import RunConfig
+from rcdm_fast.analysis.common import ExperimentConfig
 from rcdm_fast.analysis.result import Cell, Finding, Table, cell_text
 from rcdm_fast.config import ConfigError
 from rcdm_fast.metrics import intervals, nearest
@@ -74,7 +74,7 @@ class Copies:
         return Table("copies", "Distance to the nearest gallery picture", columns, rows, note)
 
 
-def search(again: Tensor, h: Tensor, gallery: Tensor, config: RunConfig) -> Copies:
+def search(again: Tensor, h: Tensor, gallery: Tensor, config: ExperimentConfig) -> Copies:
     """Distances of samples and of their sources to the gallery.
 
     Args:
@@ -105,6 +105,6 @@ def search(again: Tensor, h: Tensor, gallery: Tensor, config: RunConfig) -> Copi
     )
 
 
-def _ratio(top: Floats, bottom: Floats, config: RunConfig) -> Interval:
+def _ratio(top: Floats, bottom: Floats, config: ExperimentConfig) -> Interval:
     """mean(top) / mean(bottom) with its interval; a resample in which all of bottom is zero gives a large one."""
     return intervals.ratio(top, bottom, config.resamples, np.random.default_rng(config.seed))

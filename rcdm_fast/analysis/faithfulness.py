@@ -15,8 +15,9 @@ from rcdm_fast import evaluation, host, images
 from rcdm_fast.analysis.common import Progress
 from rcdm_fast.analysis.recovery import MIN_SOURCES
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
+from rcdm_fast.analysis.shared import Shared, encoded
 from rcdm_fast.config import ConfigError
-from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.data.image_set import ImageSet, evenly
 from rcdm_fast.evaluation import Drawn, EvaluateConfig, Faithfulness
 from rcdm_fast.model import Model
 
@@ -24,7 +25,13 @@ SHOWN = 6  # sources in the figure
 
 
 @host.guarded(gradients=True, random=True)
-def run(model: Model, data: ImageSet, config: EvaluateConfig, progress: Progress | None = None) -> Analysis:
+def run(
+    model: Model,
+    data: ImageSet,
+    config: EvaluateConfig,
+    progress: Progress | None = None,
+    shared: Shared | None = None,
+) -> Analysis:
     """Ranks and distances as an `Analysis`.
 
     Args:
@@ -39,7 +46,11 @@ def run(model: Model, data: ImageSet, config: EvaluateConfig, progress: Progress
     _, sources = evaluation.counts(data, config)
     if sources < MIN_SOURCES:
         raise ConfigError(f"an interval over source pictures needs at least {MIN_SOURCES} of them, got {sources}")
-    drawn = evaluation.draw(model, data, config, progress)
+    gallery = None
+    if shared is not None and model.encoder is not None:
+        size, _ = evaluation.counts(data, config)
+        gallery = encoded(shared, model.encoder, data, evenly(size, len(data)))
+    drawn = evaluation.draw(model, data, config, progress, gallery=gallery)
     found = evaluation.faithfulness(drawn, config)
     name = model.config.name or "(unnamed)"
     return Analysis(
@@ -91,7 +102,7 @@ def _near(found: Faithfulness) -> Finding:
 
 
 def _sheet(drawn: Drawn) -> Image.Image:
-    picked = torch.linspace(0, len(drawn.sources) - 1, min(SHOWN, len(drawn.sources))).round().long().tolist()
+    picked = evenly(min(SHOWN, len(drawn.sources)), len(drawn.sources)).tolist()
     rows = []
     for number in picked:
         pixels = torch.cat([drawn.real.pixels[drawn.sources[number]][None], drawn.pictures[number]])

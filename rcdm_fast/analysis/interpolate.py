@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -19,28 +19,31 @@ from torch import Tensor
 
 from rcdm_fast import host, images
 from rcdm_fast.analysis import common
-from rcdm_fast.analysis.common import Progress, RunConfig, interval
+from rcdm_fast.analysis.common import ExperimentConfig, Progress, interval
 from rcdm_fast.analysis.recovery import check_sources
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table
-from rcdm_fast.checks import CountOrNone
+from rcdm_fast.checks import CountOrNone, Range
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.diffusion.sampling_config import ONE_WAY
 from rcdm_fast.model import Model
 
 MODES: tuple[Literal["linear", "spherical"], ...] = ("linear", "spherical")
 
 
-@dataclass(frozen=True)
-class InterpolateConfig(RunConfig):
+@dataclass(frozen=True, kw_only=True)
+class InterpolateConfig(ExperimentConfig):
     """What to sample.
 
     Attributes:
         sources: pairs of pictures; 0 means 32, or as many as there are.
+        per: ways of each pair; one.
         frames: of a way, both ends included.
         shown: pairs in the figure.
     """
 
     sources: CountOrNone = 0
+    per: Annotated[int, Range(ONE_WAY, ONE_WAY)] = ONE_WAY
     frames: int = 7
     shown: int = 4
 
@@ -72,9 +75,7 @@ def run(model: Model, data: ImageSet, config: InterpolateConfig, progress: Progr
         ends = data.floats(torch.tensor([a, b]))
         h = encoder.encode(ends)
         for mode in MODES:
-            drawn = model.interpolate(
-                h[0], h[1], config.frames, mode=mode, steps=config.steps, seed=config.seed, batch_size=config.batch_size
-            )[0]
+            drawn = model.interpolate(h[0], h[1], config.frames, config, mode=mode, batch_size=config.batch_size)[0]
             shares[mode].append(share_of_way(encoder.encode(drawn).cpu(), *h.cpu()))
             if number < config.shown:
                 rows.append([ends[0], *drawn.cpu(), ends[1]])

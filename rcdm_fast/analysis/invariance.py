@@ -21,13 +21,15 @@ from torch import Tensor
 from rcdm_fast import host, images
 from rcdm_fast.analysis import augment, charts, common, properties
 from rcdm_fast.analysis.augment import Augmentation
-from rcdm_fast.analysis.common import Progress, SamplingConfig, choose_sources
+from rcdm_fast.analysis.common import ExperimentConfig, Progress, choose_sources
 from rcdm_fast.analysis.properties import Property
 from rcdm_fast.analysis.recovery import Changes, Recovery, recovery
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
+from rcdm_fast.analysis.shared import Shared
 from rcdm_fast.checks import Count, CountOrNone
 from rcdm_fast.config import ConfigError
-from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.data.image_set import ImageSet, evenly
+from rcdm_fast.diffusion.sampling_config import PER_VERSION
 from rcdm_fast.model import Model
 
 METHOD = (
@@ -40,19 +42,19 @@ METHOD = (
 )
 
 
-@dataclass(frozen=True)
-class InvarianceConfig(SamplingConfig):
+@dataclass(frozen=True, kw_only=True)
+class InvarianceConfig(ExperimentConfig):
     """What to sample.
 
     Attributes:
         sources: source pictures, spread evenly over the data; 0 means 64, or all there are if fewer.
-        samples: samples of each version; their changes are averaged.
+        per: samples of each version; their changes are averaged.
         augmentations: names in `augment.AUGMENTATIONS`; none means all.
         shown: source pictures in the figures.
     """
 
     sources: CountOrNone = 0
-    samples: Count = 1
+    per: Count = PER_VERSION
     augmentations: tuple[str, ...] = ()
     shown: int = 2
 
@@ -112,18 +114,35 @@ def measured(each: Property, pictures: Tensor) -> Tensor:
     return each(pictures.flatten(0, -4).clamp(-1, 1)).view(pictures.shape[:-3])
 
 
-def measure(model: Model, data: ImageSet, config: InvarianceConfig, progress: Progress | None = None) -> Invariance:
-    """Draw and measure every augmentation.
+def measure(
+    model: Model,
+    data: ImageSet,
+    config: InvarianceConfig,
+    progress: Progress | None = None,
+    shared: Shared | None = None,
+) -> Invariance:
+    """Draw and measure every augmentation, or take what was measured with these settings before.
 
     Args:
         model: a model with an encoder.
         data: pictures that sources are taken from.
         config: sizes and solver.
         progress: called with (augmentations done, all of them).
+        shared: with other experiments.
 
     Raises:
         ConfigError: too few pictures, an unknown augmentation, a model without an encoder.
     """
+    if shared is None:
+        return _measure(model, data, config, progress)
+    asked = tuple(getattr(config, item.name) for item in dataclasses.fields(InvarianceConfig))
+    found = shared.once(model, (data.fingerprint, asked), lambda: _measure(model, data, config, progress))
+    if progress is not None:
+        progress(len(found.sweeps), len(found.sweeps))
+    return found
+
+
+def _measure(model: Model, data: ImageSet, config: InvarianceConfig, progress: Progress | None) -> Invariance:
     chosen = augment.find(config.augmentations)
     common.encoder_of(model, "this experiment needs")
     items = choose_sources(data, config.sources)
@@ -152,7 +171,7 @@ def _sweep(
     in_pictures = prop.change(of_plain[None, :, None], measured(prop, versions)[..., None])
     in_samples = prop.change(of_base[None], measured(prop, drawn))
     changes = Changes(in_pictures.T, in_samples.T, prop.strength(of_plain), prop.period)
-    shown = torch.linspace(0, len(items) - 1, min(config.shown, len(items))).round().long()  # data may lie by class
+    shown = evenly(min(config.shown, len(items)), len(items))  # data may lie by class
     pictures = torch.cat([plain[None, shown], versions[:, shown]]).transpose(0, 1)
     samples = torch.cat([base[None, shown, 0], drawn[:, shown, 0]]).transpose(0, 1)
     found = recovery(changes, config.resamples, config.seed)
@@ -169,9 +188,15 @@ def kept_values(prop: Property, plain: Tensor, base: Tensor) -> Changes:
 
 
 @host.guarded(gradients=True, random=True)
-def run(model: Model, data: ImageSet, config: InvarianceConfig, progress: Progress | None = None) -> Analysis:
+def run(
+    model: Model,
+    data: ImageSet,
+    config: InvarianceConfig,
+    progress: Progress | None = None,
+    shared: Shared | None = None,
+) -> Analysis:
     """The experiment as tables, sentences and figures; arguments and errors as in `measure`."""
-    found = measure(model, data, config, progress)
+    found = measure(model, data, config, progress, shared)
     bars = [charts.Bar(label(each), (each.recovery.correlation,), (each.recovery.chance,)) for each in _all(found)]
     drawn = {"recovered": charts.intervals(bars, [found.model], "Correlation of changes: samples with pictures")}
     figures = {}

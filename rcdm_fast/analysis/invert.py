@@ -13,25 +13,28 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from torch import Tensor
 
 from rcdm_fast import host, images
 from rcdm_fast.analysis import common
-from rcdm_fast.analysis.common import Progress, RunConfig, interval
+from rcdm_fast.analysis.common import ExperimentConfig, Progress, interval
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table
-from rcdm_fast.checks import Count, CountOrNone
+from rcdm_fast.checks import Count, CountOrNone, Range
 from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.diffusion.sampling_config import SamplingConfig
 from rcdm_fast.model import Model
 
 
-@dataclass(frozen=True)
-class InvertConfig(RunConfig):
+@dataclass(frozen=True, kw_only=True)
+class InvertConfig(ExperimentConfig):
     """What to invert.
 
     Attributes:
         sources: pictures, spread evenly over the data; 0 means 64, or all there are. Each takes the next one's h.
+        per: samples of each; one.
         steps: of inversion and of sampling; more bring the round trip nearer.
         iterations: of every step of inversion; see `Model.invert`.
         seed: of the fresh noise that the round trip is compared with.
@@ -39,9 +42,14 @@ class InvertConfig(RunConfig):
     """
 
     sources: CountOrNone = 0
-    steps: Count | str = 50
+    per: Annotated[int, Range(1, 1)] = 1
+    steps: Count | str = SamplingConfig.steps
     iterations: CountOrNone = 1
     shown: Count = 6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_invertible()
 
 
 @host.guarded(gradients=True, random=True)
@@ -63,18 +71,12 @@ def run(model: Model, data: ImageSet, config: InvertConfig, progress: Progress |
     told = progress if progress is not None else _silent
     h = encoder.encode(pictures)
     other = h.roll(-1, 0)
-    x_t = model.invert(pictures, h, steps=config.steps, iterations=config.iterations, batch_size=config.batch_size)
+    x_t = model.invert(pictures, h, config, iterations=config.iterations, batch_size=config.batch_size)
     told(1, 4)
     drawn = []
     for number, (given, noise) in enumerate(((h, x_t), (h, None), (other, x_t))):
-        samples = model.sample(
-            given,
-            per=1,
-            steps=config.steps,
-            seed=config.seed,
-            noise=None if noise is None else noise[:, None],
-            batch_size=config.batch_size,
-        )
+        x_T = None if noise is None else noise[:, None]
+        samples = model.sample(given, config, noise=x_T, batch_size=config.batch_size)
         drawn.append(samples[:, 0].cpu())
         told(number + 2, 4)
     back, fresh, exchanged = drawn

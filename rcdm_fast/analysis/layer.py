@@ -13,9 +13,10 @@ from rcdm_fast.analysis.invariance import Invariance, InvarianceConfig
 from rcdm_fast.analysis.recovery import Changes
 from rcdm_fast.analysis.spread import Spread
 from rcdm_fast.checks import Count, CountOrNone
+from rcdm_fast.diffusion.sampling_config import SamplingConfig
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LayersConfig(InvarianceConfig):
     """What to sample, beyond the invariance.
 
@@ -25,7 +26,7 @@ class LayersConfig(InvarianceConfig):
         fitted_on: pictures beside the sources that the linear readout is fitted on; 0 leaves it out.
     """
 
-    spread_samples: Count = 8
+    spread_samples: Count = SamplingConfig.per
     mapped: CountOrNone = 6
     fitted_on: CountOrNone = 400
 

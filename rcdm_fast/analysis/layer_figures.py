@@ -5,14 +5,13 @@ Knows nothing about how they were measured.
 
 from __future__ import annotations
 
-import torch
 from PIL import Image
 
 from rcdm_fast import images
 from rcdm_fast.analysis import augment, charts, invariance, properties
 from rcdm_fast.analysis import spread as spreads
 from rcdm_fast.analysis.layer import Layer, LayersConfig
-from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.data.image_set import ImageSet, evenly
 from rcdm_fast.metrics.intervals import resampled
 
 
@@ -57,7 +56,7 @@ def figures_of(
 
 def _variance_figure(layers: list[Layer], data: ImageSet, count: int) -> Image.Image:
     """A column for each source: the picture, then for every model samples and their variance."""
-    picked = torch.linspace(0, len(layers[0].samples) - 1, min(count, len(layers[0].samples))).round().long()
+    picked = evenly(min(count, len(layers[0].samples)), len(layers[0].samples))
     lines = [[images.to_pil(picture) for picture in data.floats(layers[0].invariance.sources[picked])]]
     titles = ["picture"]
     for layer in layers:

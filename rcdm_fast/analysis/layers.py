@@ -25,8 +25,9 @@ from rcdm_fast.analysis.invariance import Invariance, InvarianceConfig
 from rcdm_fast.analysis.layer import Layer, LayersConfig
 from rcdm_fast.analysis.recovery import Changes, Recovery, difference, recovery
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
+from rcdm_fast.analysis.shared import Shared
 from rcdm_fast.config import ConfigError
-from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.data.image_set import ImageSet, evenly
 from rcdm_fast.metrics import intervals
 from rcdm_fast.metrics.intervals import Interval, resampled
 from rcdm_fast.model import Model
@@ -54,7 +55,13 @@ def names(models: Sequence[Model]) -> list[str]:
 
 
 @host.guarded(gradients=True, random=True)
-def run(models: Sequence[Model], data: ImageSet, config: LayersConfig, progress: Progress | None = None) -> Analysis:
+def run(
+    models: Sequence[Model],
+    data: ImageSet,
+    config: LayersConfig,
+    progress: Progress | None = None,
+    shared: Shared | None = None,
+) -> Analysis:
     """The first model beside each of the others.
 
     Args:
@@ -63,6 +70,7 @@ def run(models: Sequence[Model], data: ImageSet, config: LayersConfig, progress:
         config: sizes and solver.
         progress: called with (parts done, all of them): of every model each augmentation, the variance at fixed h, and
             each augmentation's readout.
+        shared: with other experiments.
 
     Raises:
         ConfigError: fewer than two models, too few pictures, a model without an encoder.
@@ -77,7 +85,7 @@ def run(models: Sequence[Model], data: ImageSet, config: LayersConfig, progress:
     layers = []
     for number, (model, name) in enumerate(zip(models, names(models), strict=True)):
         told = _from(progress, number * each_takes, len(models) * each_takes)
-        layers.append(_layer(model, name, data, readers, config, told))
+        layers.append(_layer(model, name, data, readers, config, told, shared))
     first, others = layers[0], layers[1:]
     drawn, below_charts = layer_figures.charts_of(layers, config)
     figures, below_figures = layer_figures.figures_of(layers, data, config)
@@ -111,13 +119,21 @@ def _from(progress: Progress | None, before: int, total: int) -> Progress:
     return told
 
 
-def _layer(model: Model, name: str, data: ImageSet, readers: Tensor, config: LayersConfig, progress: Progress) -> Layer:
+def _layer(
+    model: Model,
+    name: str,
+    data: ImageSet,
+    readers: Tensor,
+    config: LayersConfig,
+    progress: Progress,
+    shared: Shared | None,
+) -> Layer:
     """All of one model; `readers` are places of the pictures that readouts are fitted on, maybe none."""
-    found = invariance.measure(model, data, config, progress)
+    found = invariance.measure(model, data, config, progress, shared)
     assert model.encoder is not None, "measure has asked for it"
     plain = data.floats(found.sources)
     samples = common.draw(model, model.encode(plain), found.sources, config, config.spread_samples)
-    real = data.floats(common.evenly(min(len(data), 2000), len(data)))
+    real = data.floats(evenly(min(len(data), 2000), len(data)))
     spread = spreads.spread(samples, real)
     done = len(found.sweeps) + 1
     progress(done, 0)
@@ -137,7 +153,7 @@ def _readers(data: ImageSet, sources: Tensor, config: LayersConfig) -> Tensor:
     count = min(config.fitted_on, len(places))
     if count < readout.MIN_READERS:
         return places[:0]
-    return places[common.evenly(count, len(places))]
+    return places[evenly(count, len(places))]
 
 
 def _named(layer: Layer) -> Invariance:

@@ -21,22 +21,22 @@ from torch import Tensor
 
 from rcdm_fast import host, images
 from rcdm_fast.analysis import common, properties
-from rcdm_fast.analysis.common import Progress, SamplingConfig, interval, percent
+from rcdm_fast.analysis.common import ExperimentConfig, Progress, interval, percent
 from rcdm_fast.analysis.directions import class_of, common_dimensions, mean_difference, principal_directions
 from rcdm_fast.analysis.recovery import MIN_SOURCES, check_sources
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table
+from rcdm_fast.analysis.shared import Shared, encoded
 from rcdm_fast.checks import CountOrNone
 from rcdm_fast.config import ConfigError
-from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.data.image_set import ImageSet, evenly
 from rcdm_fast.metrics.intervals import Interval
 from rcdm_fast.model import Model
-from rcdm_fast.training import representations
 
 SPARSE = 0.2  # share of zeros from which "non-zero" tells dimensions apart
 
 
-@dataclass(frozen=True)
-class ManipulateConfig(SamplingConfig):
+@dataclass(frozen=True, kw_only=True)
+class ManipulateConfig(ExperimentConfig):
     """What to change and sample.
 
     Attributes:
@@ -102,7 +102,13 @@ class Change:
 
 
 @host.guarded(gradients=True, random=True)
-def run(model: Model, data: ImageSet, config: ManipulateConfig, progress: Progress | None = None) -> Analysis:
+def run(
+    model: Model,
+    data: ImageSet,
+    config: ManipulateConfig,
+    progress: Progress | None = None,
+    shared: Shared | None = None,
+) -> Analysis:
     """All manipulations of all sources.
 
     Args:
@@ -110,11 +116,12 @@ def run(model: Model, data: ImageSet, config: ManipulateConfig, progress: Progre
         data: pictures; class columns need labels.
         config: sizes and solver.
         progress: called with (manipulations done, all of them).
+        shared: with other experiments.
 
     Raises:
         ConfigError: too few pictures, or a model without an encoder.
     """
-    setting = _setting(model, data, config)
+    setting = _setting(model, data, config, shared)
     changes = _changes(setting, config)
     before = common.draw(model, setting.h, setting.items, config)
     rows: list[tuple[Cell, ...]] = []
@@ -175,7 +182,7 @@ def run(model: Model, data: ImageSet, config: ManipulateConfig, progress: Progre
     )
 
 
-def _setting(model: Model, data: ImageSet, config: ManipulateConfig) -> Setting:
+def _setting(model: Model, data: ImageSet, config: ManipulateConfig, shared: Shared | None) -> Setting:
     encoder = common.encoder_of(model, "changes of h need")
     needed = 2 * max(MIN_SOURCES, config.neighbours + 1)
     if len(data) < needed:
@@ -184,13 +191,13 @@ def _setting(model: Model, data: ImageSet, config: ManipulateConfig) -> Setting:
     gallery, rest = order[: len(data) // 2].sort().values, order[len(data) // 2 :].sort().values
     count = config.sources or min(64, len(rest))
     check_sources(count, len(rest))
-    chosen = rest[common.evenly(count, len(rest))]
+    chosen = rest[evenly(count, len(rest))]
     labels = data.labels
     return Setting(
-        representations.compute(encoder, data.subset(gallery)),
+        encoded(shared, encoder, data, gallery),
         data.floats(gallery).cpu(),
         None if labels is None else labels[gallery],
-        representations.compute(encoder, data.subset(chosen)),
+        encoded(shared, encoder, data, chosen),
         data.floats(chosen).cpu(),
         None if labels is None else labels[chosen],
         chosen,

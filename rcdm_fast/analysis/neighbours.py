@@ -21,16 +21,17 @@ from torch import Tensor
 
 from rcdm_fast import host, images
 from rcdm_fast.analysis import common, copies
-from rcdm_fast.analysis.common import Progress, Redrawn, SamplingConfig
+from rcdm_fast.analysis.common import ExperimentConfig, Progress, Redrawn
 from rcdm_fast.analysis.recovery import MIN_SOURCES
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
+from rcdm_fast.analysis.shared import Shared, encoded
 from rcdm_fast.checks import Count, CountOrNone
 from rcdm_fast.config import ConfigError
-from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.data.image_set import ImageSet, evenly
+from rcdm_fast.diffusion.sampling_config import PER_SOURCE
 from rcdm_fast.metrics import nearest
 from rcdm_fast.metrics.intervals import Floats
 from rcdm_fast.model import Model
-from rcdm_fast.training import representations
 
 METHOD = (
     "Sources are spread evenly over the data; all other pictures are the gallery. Every sample is re-encoded. "
@@ -40,19 +41,19 @@ METHOD = (
 )
 
 
-@dataclass(frozen=True)
-class NeighboursConfig(SamplingConfig):
+@dataclass(frozen=True, kw_only=True)
+class NeighboursConfig(ExperimentConfig):
     """What to sample and to compare.
 
     Attributes:
         sources: source pictures, spread evenly over the data; 0 means 64, or half of the data if that is less.
-        samples: of each source.
+        per: samples of each source.
         neighbours: k, the length of lists.
         shown: sources in the figure.
     """
 
     sources: CountOrNone = 0
-    samples: Count = 4
+    per: Count = PER_SOURCE
     neighbours: int = 5
     shown: int = 4
 
@@ -86,7 +87,13 @@ class Setting:
 
 
 @host.guarded(gradients=True, random=True)
-def run(model: Model, data: ImageSet, config: NeighboursConfig, progress: Progress | None = None) -> Analysis:
+def run(
+    model: Model,
+    data: ImageSet,
+    config: NeighboursConfig,
+    progress: Progress | None = None,
+    shared: Shared | None = None,
+) -> Analysis:
     """Neighbours of samples beside neighbours of h, and a search for copies.
 
     Args:
@@ -94,11 +101,12 @@ def run(model: Model, data: ImageSet, config: NeighboursConfig, progress: Progre
         data: sources and gallery; shares of classes need labels.
         config: sizes and solver.
         progress: called with (sources done, all of them).
+        shared: with other experiments.
 
     Raises:
         ConfigError: too few pictures, or a model without an encoder.
     """
-    found = _setting(model, data, config, progress)
+    found = _setting(model, data, config, progress, shared)
     size = len(found.rest)
     lists = {"the mean of samples": found.of_mean, "each sample": found.of_each}
     tables, findings = [_overlap_table(found, lists, config)], [_overlap_finding(found, config)]
@@ -140,17 +148,19 @@ def split(data: ImageSet, config: NeighboursConfig) -> tuple[Tensor, Tensor]:
         raise ConfigError(
             f"{count} sources: at least {MIN_SOURCES}, at most {most}, so that the gallery has {config.neighbours + 1}"
         )
-    sources = common.evenly(count, len(data))
+    sources = evenly(count, len(data))
     rest = torch.ones(len(data), dtype=torch.bool)
     rest[sources] = False
     return sources, rest.nonzero().flatten()
 
 
-def _setting(model: Model, data: ImageSet, config: NeighboursConfig, progress: Progress | None) -> Setting:
+def _setting(
+    model: Model, data: ImageSet, config: NeighboursConfig, progress: Progress | None, shared: Shared | None
+) -> Setting:
     encoder = common.encoder_of(model, "neighbours of samples need")
     sources, rest = split(data, config)
-    encoded = representations.compute(encoder, data)
-    h, gallery = encoded[sources], encoded[rest]
+    known = encoded(shared, encoder, data)
+    h, gallery = known[sources], known[rest]
     drawn = common.redraw(model, h, sources, config, progress)
     count = config.neighbours
     of_each = nearest.neighbours(drawn.representations.flatten(0, 1), gallery, count)
@@ -254,11 +264,11 @@ def _near_finding(found: Setting, config: NeighboursConfig) -> Finding:
 
 def _sheet(found: Setting, data: ImageSet, config: NeighboursConfig) -> Image.Image:
     gallery, rows = found.rest, []
-    for row in common.evenly(min(config.shown, len(found.sources)), len(found.sources)).tolist():
+    for row in evenly(min(config.shown, len(found.sources)), len(found.sources)).tolist():
         source = data.floats(found.sources[row : row + 1]).cpu()
         of_h, of_mean = (data.floats(gallery[each[row, 0]]).cpu() for each in (found.of_h, found.of_mean))
         shown = (*source, *of_h, *found.drawn.pictures[row], *of_mean)
         rows.append([images.to_pil(picture) for picture in shown])
-    count, per = config.neighbours, config.samples
+    count, per = config.neighbours, config.per
     titles = ["picture", "nearest to h", *[""] * (count - 1), "samples", *[""] * (per - 1), "nearest to samples"]
     return images.sheet(rows, cell=72, column_titles=titles, group_gaps=(1, 1 + count, 1 + count + per))

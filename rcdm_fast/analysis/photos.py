@@ -15,23 +15,24 @@ import torch
 
 from rcdm_fast import host, images
 from rcdm_fast.analysis import common
-from rcdm_fast.analysis.common import Progress, SamplingConfig
+from rcdm_fast.analysis.common import ExperimentConfig, Progress
 from rcdm_fast.analysis.result import Analysis, Cell, Table
 from rcdm_fast.checks import Count
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.diffusion.sampling_config import SamplingConfig
 from rcdm_fast.metrics.intervals import bootstrap
 from rcdm_fast.model import Model
 
 SHOWN = 12  # photographs in the figure
 
 
-@dataclass(frozen=True)
-class PhotosConfig(SamplingConfig):
-    """What to sample; intervals are over the samples of one photograph."""
+@dataclass(frozen=True, kw_only=True)
+class PhotosConfig(ExperimentConfig):
+    """What to sample: as `Model.sample` does, since the samples are looked at; intervals are over those of one."""
 
-    samples: Count = 8
-    steps: Count | str = 50
+    steps: Count | str = SamplingConfig.steps
+    per: Count = SamplingConfig.per
 
 
 @host.guarded(gradients=True, random=True)
@@ -48,8 +49,8 @@ def run(model: Model, data: ImageSet, config: PhotosConfig, progress: Progress |
         ConfigError: no encoder, or under 2 samples of each.
     """
     encoder = common.encoder_of(model, "samples of photographs need")
-    if config.samples < 2:
-        raise ConfigError(f"how much samples differ needs at least 2 of each photograph, got {config.samples}")
+    if config.per < 2:
+        raise ConfigError(f"how much samples differ needs at least 2 of each photograph, got {config.per}")
     rng = np.random.default_rng(config.seed)
     rows: list[tuple[Cell, ...]] = []
     pictures = []
@@ -68,7 +69,7 @@ def run(model: Model, data: ImageSet, config: PhotosConfig, progress: Progress |
         if progress is not None:
             progress(number + 1, len(data))
     name = common.name_of(model)
-    titles = ["source", "samples"] + [""] * (config.samples - 1)
+    titles = ["source", "samples"] + [""] * (config.per - 1)
     return Analysis(
         name="photos",
         title="Samples of photographs",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rcdm_fast.analysis.result import Analysis
+    from rcdm_fast.analysis.shared import Shared
     from rcdm_fast.data.image_set import ImageSet
     from rcdm_fast.model import Model
 
@@ -28,6 +29,7 @@ class Job:
         against: other models, for experiments that compare.
         settings: fields of the experiment's own configuration that are not to be its defaults.
         progress: called with (done, in all).
+        shared: what the experiments of one report have in common is made once and kept there.
     """
 
     model: Model
@@ -36,6 +38,7 @@ class Job:
     against: tuple[Model, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     progress: Callable[[int, int], None] | None = None
+    shared: Shared | None = None
 
     @property
     def pictures(self) -> ImageSet:
@@ -93,7 +96,7 @@ def _faithfulness(job: Job) -> Analysis:
     from rcdm_fast.evaluation import EvaluateConfig
 
     config = from_dict(EvaluateConfig, job.settings, "settings of faithfulness")
-    return faithfulness.run(job.model, job.pictures, config, job.progress)
+    return faithfulness.run(job.model, job.pictures, config, job.progress, job.shared)
 
 
 def _invariance(job: Job) -> Analysis:
@@ -101,7 +104,7 @@ def _invariance(job: Job) -> Analysis:
     from rcdm_fast.config import from_dict
 
     config = from_dict(invariance.InvarianceConfig, job.settings, "settings of invariance")
-    return invariance.run(job.model, job.pictures, config, job.progress)
+    return invariance.run(job.model, job.pictures, config, job.progress, job.shared)
 
 
 def _layers(job: Job) -> Analysis:
@@ -110,7 +113,7 @@ def _layers(job: Job) -> Analysis:
     from rcdm_fast.config import from_dict
 
     config = from_dict(LayersConfig, job.settings, "settings of layers")
-    return layers.run((job.model, *job.against), job.pictures, config, job.progress)
+    return layers.run((job.model, *job.against), job.pictures, config, job.progress, job.shared)
 
 
 def _photos(job: Job) -> Analysis:
@@ -126,7 +129,7 @@ def _attack(job: Job) -> Analysis:
     from rcdm_fast.config import from_dict
 
     config = from_dict(attack.AttackConfig, job.settings, "settings of attack")
-    return attack.run((job.model, *job.against), job.pictures, config, job.progress)
+    return attack.run((job.model, *job.against), job.pictures, config, job.progress, job.shared)
 
 
 def _manipulate(job: Job) -> Analysis:
@@ -134,7 +137,7 @@ def _manipulate(job: Job) -> Analysis:
     from rcdm_fast.config import from_dict
 
     config = from_dict(manipulate.ManipulateConfig, job.settings, "settings of manipulate")
-    return manipulate.run(job.model, job.pictures, config, job.progress)
+    return manipulate.run(job.model, job.pictures, config, job.progress, job.shared)
 
 
 def _interpolate(job: Job) -> Analysis:
@@ -158,7 +161,7 @@ def _unfamiliar(job: Job) -> Analysis:
     from rcdm_fast.config import from_dict
 
     config = from_dict(unfamiliar.UnfamiliarConfig, job.settings, "settings of unfamiliar")
-    return unfamiliar.run(job.model, job.pictures, job.photographs, config, job.progress)
+    return unfamiliar.run(job.model, job.pictures, job.photographs, config, job.progress, job.shared)
 
 
 def _neighbours(job: Job) -> Analysis:
@@ -166,7 +169,7 @@ def _neighbours(job: Job) -> Analysis:
     from rcdm_fast.config import from_dict
 
     config = from_dict(neighbours.NeighboursConfig, job.settings, "settings of neighbours")
-    return neighbours.run(job.model, job.pictures, config, job.progress)
+    return neighbours.run(job.model, job.pictures, config, job.progress, job.shared)
 
 
 EXPERIMENTS: dict[str, Experiment] = {

@@ -24,16 +24,17 @@ from torch import Tensor
 
 from rcdm_fast import host, images
 from rcdm_fast.analysis import common
-from rcdm_fast.analysis.common import Progress, Redrawn, SamplingConfig
+from rcdm_fast.analysis.common import ExperimentConfig, Progress, Redrawn
 from rcdm_fast.analysis.recovery import MIN_SOURCES
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
+from rcdm_fast.analysis.shared import Shared, encoded
 from rcdm_fast.checks import Count, CountOrNone
 from rcdm_fast.config import ConfigError
-from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.data.image_set import ImageSet, evenly
+from rcdm_fast.diffusion.sampling_config import PER_SOURCE
 from rcdm_fast.metrics import nearest
 from rcdm_fast.metrics.intervals import Floats, Interval
 from rcdm_fast.model import Model
-from rcdm_fast.training import representations
 
 MARGIN = 0.25  # of a nearest-neighbour distance: a difference that is surely smaller counts as none
 
@@ -60,24 +61,24 @@ METHOD = (
 )
 
 
-@dataclass(frozen=True)
-class UnfamiliarConfig(SamplingConfig):
+@dataclass(frozen=True, kw_only=True)
+class UnfamiliarConfig(ExperimentConfig):
     """What to sample.
 
     Attributes:
         sources: familiar pictures, spread evenly over the data; 0 means 64, or all there are if fewer.
-        samples: of each picture; at least 2.
+        per: samples of each picture; at least 2.
         shown: pictures of each group in the figures.
     """
 
     sources: CountOrNone = 0
-    samples: Count = 4
+    per: Count = PER_SOURCE
     shown: int = 8
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.samples < 2:
-            raise ConfigError(f"how much samples differ needs at least 2 of each picture, got {self.samples}")
+        if self.per < 2:
+            raise ConfigError(f"how much samples differ needs at least 2 of each picture, got {self.per}")
         if self.shown < 1:
             raise ConfigError(f"shown must be at least 1, got {self.shown}")
 
@@ -131,7 +132,12 @@ class Group:
 
 @host.guarded(gradients=True, random=True)
 def run(
-    model: Model, data: ImageSet, photos: ImageSet, config: UnfamiliarConfig, progress: Progress | None = None
+    model: Model,
+    data: ImageSet,
+    photos: ImageSet,
+    config: UnfamiliarConfig,
+    progress: Progress | None = None,
+    shared: Shared | None = None,
 ) -> Analysis:
     """Samples of photographs and of familiar pictures, measured alike.
 
@@ -141,6 +147,7 @@ def run(
         photos: unfamiliar pictures, all of them drawn. With fewer than 20 there is no comparison, only their numbers.
         config: sizes and solver.
         progress: called with (pictures done, all of them).
+        shared: with other experiments.
 
     Raises:
         ConfigError: too few familiar pictures, no photograph, or a model without an encoder.
@@ -149,7 +156,7 @@ def run(
     if not len(photos):
         raise ConfigError("there are no photographs to draw samples of")
     places = common.choose_sources(data, config.sources)
-    gallery, h = representations.compute(encoder, data), representations.compute(encoder, photos)
+    gallery, h = encoded(shared, encoder, data), encoded(shared, encoder, photos)
     total = len(places) + len(photos)
 
     def told(before: int) -> Progress | None:
@@ -275,6 +282,6 @@ def _back(group: Group, config: UnfamiliarConfig) -> Finding:
 
 
 def _sheet(group: Group, config: UnfamiliarConfig) -> Image.Image:
-    picked = common.evenly(min(config.shown, len(group.pictures)), len(group.pictures)).tolist()
+    picked = evenly(min(config.shown, len(group.pictures)), len(group.pictures)).tolist()
     rows = [[images.to_pil(each) for each in (group.pictures[row], *group.samples[row])] for row in picked]
     return images.sheet(rows, cell=80, column_titles=("picture", "samples"), group_gaps=(1,))

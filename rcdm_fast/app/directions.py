@@ -17,7 +17,7 @@ from rcdm_fast.analysis.directions import mean_difference, principal_directions
 from rcdm_fast.analysis.properties import PROPERTIES
 from rcdm_fast.analysis.recovery import MIN_SOURCES
 from rcdm_fast.config import ConfigError
-from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.data.image_set import ImageSet, evenly
 from rcdm_fast.encoders import Encoder
 from rcdm_fast.training import representations
 
@@ -67,7 +67,7 @@ def of_data(encoder: Encoder, data: ImageSet) -> dict[str, Tensor]:
     """
     if len(data) < MIN_SOURCES:
         raise ConfigError(f"directions from data need at least {MIN_SOURCES} pictures, got {len(data)}")
-    chosen = data.subset(torch.linspace(0, len(data) - 1, min(len(data), MAX_PICTURES)).round().long())
+    chosen = data.subset(evenly(min(len(data), MAX_PICTURES), len(data)))
     gallery = representations.compute(encoder, chosen)
     pictures = chosen.floats(slice(None))
     found = {name: mean_difference(gallery, each(pictures)) for name, each in _PROPERTIES.items()}

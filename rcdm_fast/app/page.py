@@ -32,7 +32,6 @@ TITLE = "What a representation keeps"
 SHOWN = 128  # pixels of a picture on the page
 _PLAIN = "none"
 _FONTS = ("system-ui", "sans-serif")
-STEPS, SOLVER, GUIDANCE = 25, "ddim", 1.0  # to begin with
 _KEPT_S = 3600  # uploads are deleted after this time
 Shown = tuple[str, Image.Image, Image.Image | None, list[Image.Image]]  # status, the two pictures seen, samples
 
@@ -66,12 +65,12 @@ def build(playground: Playground, queue: int = 8, listeners: guard.Listeners | N
                 model = gr.Dropdown(list(models), value=next(iter(models)), label="Model and layer")
                 draw = gr.Button("Draw", variant="primary", elem_id="draw")
                 stop = gr.Button("Stop", elem_id="stop")
-                count = gr.Slider(1, MAX_COUNT, value=8, step=1, label="Pictures")
+                count = gr.Slider(1, MAX_COUNT, value=Settings.per, step=1, label="Pictures")
                 with gr.Accordion("Sampling", open=False):
-                    steps = gr.Slider(1, MAX_STEPS, value=STEPS, step=1, label="Steps")
-                    solver = gr.Dropdown(list(SOLVERS), value=SOLVER, label="Solver")
-                    guidance = gr.Slider(1, 3, value=GUIDANCE, step=0.05, label="Guidance", elem_id="guidance")
-                    seed = gr.Number(value=0, precision=0, minimum=0, label="Seed")
+                    steps = gr.Slider(1, MAX_STEPS, value=Settings.steps, step=1, label="Steps")
+                    solver = gr.Dropdown(list(SOLVERS), value=Settings.solver, label="Solver")
+                    guidance = gr.Slider(1, 3, value=Settings.guidance, step=0.05, label="Guidance", elem_id="guidance")
+                    seed = gr.Number(value=Settings.seed, precision=0, minimum=0, label="Seed")
                 with gr.Accordion("Change the photograph", open=False):
                     names = [_PLAIN, *_augmentations()]
                     augmentation = gr.Dropdown(names, value=_PLAIN, label="Augmentation", elem_id="augmentation")
@@ -266,7 +265,17 @@ def _run(
     changed, towards = ("" if name == _PLAIN else name for name in (augmentation, direction))
     try:
         settings = Settings(
-            model, int(steps), solver, int(seed or 0), int(count), changed, magnitude, mix, towards, strength, guidance
+            model=model,
+            per=int(count),
+            steps=int(steps),
+            solver=solver,
+            guidance=guidance,
+            seed=int(seed or 0),
+            augmentation=changed,
+            magnitude=magnitude,
+            mix=mix,
+            direction=towards,
+            strength=strength,
         )
         for drawn in playground.draw(settings, picture, other, abandoned=abandoned):
             done = f"{len(drawn.samples)} of {drawn.wanted} pictures"

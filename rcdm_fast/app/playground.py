@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from PIL import Image
@@ -20,11 +21,11 @@ import rcdm_fast
 from rcdm_fast import images
 from rcdm_fast.analysis.augment import AUGMENTATIONS
 from rcdm_fast.app import directions
-from rcdm_fast.checks import Checked, NotNegative, Seed
+from rcdm_fast.checks import Range
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.sources import open_data
-from rcdm_fast.diffusion import registry
 from rcdm_fast.diffusion.sampling import Request
+from rcdm_fast.diffusion.sampling_config import QUICK_STEPS, SamplingConfig
 from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.diffusion.solvers import Predict, SolverOptions, StepNoise
 from rcdm_fast.images import ImageSource
@@ -40,40 +41,32 @@ class Abandoned(Exception):
     """Nobody waits for the drawing any more."""
 
 
-@dataclass(frozen=True)
-class Settings(Checked):
+@dataclass(frozen=True, kw_only=True)
+class Settings(SamplingConfig):
     """What to draw.
 
     Attributes:
         model: a name or file that the playground was opened with.
-        steps, solver, seed: as in `Model.sample`.
-        count: pictures.
+        per: images, 1..32; steps: 1..250, a number; the rest as in `SamplingConfig`. Models that were not trained for
+            guidance draw without.
         augmentation: a name in `analysis.augment.AUGMENTATIONS`, or "" for none.
         magnitude: of the augmentation, in its unit.
         mix: 0..1, how far h goes on the straight line from the first picture's to the second's.
         direction: a name in `Playground.directions`, or "" for none.
         strength: -2..2, how far h then goes along it, in lengths of the direction.
-        guidance: as in `Model.sample`, for models that were trained for it; others draw without.
     """
 
     model: str
-    steps: int = 25
-    solver: str = "ddim"
-    seed: Seed = 0
-    count: int = 8
+    per: Annotated[int, Range(1, MAX_COUNT)] = SamplingConfig.per
+    steps: Annotated[int, Range(1, MAX_STEPS)] = QUICK_STEPS
     augmentation: str = ""
     magnitude: float = 0.0
     mix: float = 0.0
     direction: str = ""
     strength: float = 0.0
-    guidance: NotNegative = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.steps <= MAX_STEPS:
-            raise ConfigError(f"steps must be in 1..{MAX_STEPS}, got {self.steps}")
-        if not 1 <= self.count <= MAX_COUNT:
-            raise ConfigError(f"count must be in 1..{MAX_COUNT}, got {self.count}")
         if not 0 <= self.mix <= 1:
             raise ConfigError(f"mix must be in 0..1, got {self.mix}")
         if self.augmentation and self.augmentation not in AUGMENTATIONS:
@@ -83,7 +76,6 @@ class Settings(Checked):
         known = (*directions.OF_PHOTOGRAPH, *directions.OF_DATA)
         if self.direction and self.direction not in known:
             raise ConfigError(f"no direction called {self.direction}; known: {', '.join(known)}")
-        registry.find(self.solver)
 
 
 @dataclass(frozen=True)
@@ -195,23 +187,16 @@ class Playground:
                 seen.append(self._view(model, other))
         shown = tuple(images.to_pil(each[0]) for each in seen)
         guidance = settings.guidance if model.config.representation_dropout else 1.0
-        yield Drawn(shown, (), settings.count, guidance)
+        yield Drawn(shown, (), settings.per, guidance)
         # The lock is not kept while a page looks at what it got: a drawing that nobody fetches would keep others out.
         with self._lock:
-            request = model.request(
-                self._moved(model, seen, settings),
-                per=settings.count,
-                steps=settings.steps,
-                solver=settings.solver,
-                guidance=guidance,
-                seed=settings.seed,
-            )
+            request = model.request(self._moved(model, seen, settings), settings, guidance=guidance)
         if abandoned is not None:
             request = _while_wanted(request, abandoned)
         samples: list[Image.Image] = []
         for _, pictures in model.batches(request, STREAMED):
             samples += [images.to_pil(each) for each in pictures.cpu()]
-            yield Drawn(shown, tuple(samples), settings.count, guidance)
+            yield Drawn(shown, tuple(samples), settings.per, guidance)
 
     def _view(self, model: Model, picture: ImageSource) -> Tensor:
         name = "photograph" if not isinstance(picture, str | os.PathLike) else os.path.basename(picture)

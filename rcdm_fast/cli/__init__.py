@@ -21,6 +21,7 @@ from rcdm_fast.cli import (
     adapt,
     analyze,
     bench,
+    common,
     compare,
     evaluate,
     export,
@@ -33,44 +34,76 @@ from rcdm_fast.cli import (
     tune,
 )
 from rcdm_fast.errors import RcdmError
+from rcdm_fast.version import __version__
+
+START = """\
+See in images what a vision encoder's representation keeps of a photo. Three commands to start with:
+
+  rcdm sample photo.jpg                        samples of its representation, on a sheet
+  rcdm app                                     the same in the browser
+  rcdm generate photos/ --per 100 --out job    samples of many photos, resumable
+
+rcdm --help lists all commands, rcdm COMMAND --help what one can do."""
+SWITCHES = ("--verbose", "--debug")
+EVERYWHERE = "Every command takes --verbose and --debug, too: see rcdm --help."
+
 
 app = typer.Typer(
     name="rcdm",
     help="See in pictures what a vision encoder's representation keeps of a photo.\n\n"
     "Example: rcdm sample photo.jpg --model cifar10-simclr-wide --out sheet.png",
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command()(sampling.sample)
-app.command()(sampling.encode)
-app.command()(sampling.interpolate)
-app.command()(generate.generate)
-app.command()(training.train)
-app.command()(training.pretrain)
-app.command()(adapt.adapt)
-app.command()(evaluate.evaluate)
-app.command()(analyze.analyze)
-app.command()(report.report)
-app.command()(playground.app)
-app.command()(export.export)
-app.command()(compare.compare)
-app.command()(bench.bench)
-app.command()(tune.tune)
-app.command()(about.models)
-app.command()(about.info)
+for _each in (
+    sampling.sample,
+    sampling.encode,
+    sampling.interpolate,
+    generate.generate,
+    training.train,
+    training.pretrain,
+    adapt.adapt,
+    evaluate.evaluate,
+    analyze.analyze,
+    report.report,
+    playground.app,
+    export.export,
+    compare.compare,
+    bench.bench,
+    tune.tune,
+    about.models,
+    about.info,
+):
+    app.command(epilog=EVERYWHERE)(_each)
 
 INTERRUPTED = 130
 _debug = False
 
 
+def _show_version(given: bool) -> None:
+    if given:
+        common.say(f"rcdm_fast {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Also say what runs the model, and why other engines do not.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error, and debug logs.")] = False,
 ) -> None:
     global _debug
-    _debug = debug
+    _debug, common.verbose = debug, verbose
+    if context.invoked_subcommand is None:
+        common.say(START)
+        return
     logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, format="%(message)s", stream=sys.stderr)
     # Pictures up to images.MAX_PIXELS are welcome; Pillow warns from about half of that.
     warnings.filterwarnings("ignore", message=".*decompression bomb.*")
@@ -82,12 +115,19 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
     with terminal.tolerant() as out:
-        code = _run(given)
+        code = _run(_in_front(given))
         out.flush()
         if out.lost is not None and code == 0:
             print(f"rcdm: done, but not all of it could be shown ({out.lost.strerror})", file=sys.stderr)
             return 1
         return code
+
+
+def _in_front(given: list[str]) -> list[str]:
+    """The same words, those that concern all commands first: they may stand anywhere."""
+    end = given.index("--") if "--" in given else len(given)
+    switches = [word for word in given[:end] if word in SWITCHES]
+    return [*switches, *(word for word in given[:end] if word not in SWITCHES), *given[end:]]
 
 
 def _run(given: list[str]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,7 +10,9 @@ from rcdm_fast.cli import common
 
 
 def models() -> None:
-    """List the models that can be named: bundled ones, and published ones that are downloaded when first used.
+    """List the models that can be named.
+
+    Bundled ones, and published ones that are downloaded when first used.
 
     Example: rcdm models
     """
@@ -23,15 +24,27 @@ def models() -> None:
 
 
 def info(
-    json: Annotated[Path | None, typer.Option("--json", help="Write the report to this file.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="Also what runs this model here, and why others do not."),
+    ] = None,
+    device: common.Device = None,
+    json: common.JsonFile = None,
 ) -> None:
-    """Say what this installation has: versions, devices, native parts, runtimes, and why something is missing.
+    """Say what this installation has, and why something is missing.
 
-    Example: rcdm info
+    Versions, devices, native parts, runtimes; with --model also the engine that runs it, and why others do not.
+
+    Example: rcdm info --model cifar10-simclr-wide
     """
+    import rcdm_fast
     from rcdm_fast import info as report
 
     common.check_writable(json)
     facts = report.report()
     common.say("\n".join(report.lines(facts)))
+    if model is not None:
+        described = rcdm_fast.load(model, device=device).describe()
+        common.say(f"\n{described}")
+        facts = {**facts, "model": described.splitlines()}
     common.write_json(json, facts)

@@ -9,30 +9,28 @@ from typing import Annotated, Any
 import typer
 
 from rcdm_fast.cli import common
-from rcdm_fast.cli.training import Data
+from rcdm_fast.cli.training import Changes, changed
 
 
 def adapt(
-    model: Annotated[
-        str, typer.Argument(help="Model whose decoder is kept: name, file, folder or hub id.", show_default=False)
-    ],
+    model: common.ModelArgument,
     encoder: Annotated[str, typer.Option("--encoder", help="The new encoder, such as timm:resnet18.")],
-    data: Data,
-    out: Annotated[Path, typer.Option("--out", help="Run folder (resumed if unfinished).")],
+    data: Annotated[str, common.data("Training images")],
+    out: Annotated[Path, common.out("Run folder (resumed if unfinished).")],
     name: Annotated[str | None, typer.Option(help="Name of the adapted model. Default: the run folder's.")] = None,
     old_encoder: Annotated[
         str | None, typer.Option(help="Encoder that MODEL was trained with, if its file does not tell.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps after the closed form.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Pictures per step.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    rank: Annotated[int | None, typer.Option(help="Rank of updates of the decoder's layers; 0: none.")] = None,
-    updated: Annotated[str | None, typer.Option(help="Layers with such an update: film or all.")] = None,
+    change: Changes = None,
     seed: common.Seed = 0,
     sha256: common.Sha256 = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda...")] = "cpu",
+    device: common.Device = None,
 ) -> None:
-    """Give a trained model another encoder: the decoder stays, the map into it is learned in minutes.
+    """Give a trained model another encoder; its decoder stays.
+
+    The map into the decoder is learned in minutes. --set changes how: steps (of the optimizer, after the closed form),
+    batch_size, learning_rate, rank (of updates of the decoder's layers; 0: none), updated (film or all) and other
+    fields of `AdaptConfig`.
 
     Example: rcdm adapt cifar10-simclr-trunk --encoder bundled:cifar10-supervised --data cifar10/train --out runs/new
     """
@@ -43,23 +41,16 @@ def adapt(
     from rcdm_fast.training.adapt import AdaptConfig
     from rcdm_fast.training.adapt import adapt as run
 
+    place = common.training_device(device)
     values: dict[str, Any] = {"name": name or out.name, "model": model, "seed": seed}
     trusted = []
     for key, spec in (("encoder", encoder), ("old_encoder", old_encoder)):
         if spec is not None:
-            values[key] = dataclasses.asdict(encoders.build(spec, device).config)
+            values[key] = dataclasses.asdict(encoders.build(spec, place).config)
             trusted += [values[key]["source"]] if encoders.trusts(spec) else []
-    given = {
-        "steps": steps,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "rank": rank,
-        "updated": updated,
-    }
-    values.update({key: value for key, value in given.items() if value is not None})
-    settings = from_dict(AdaptConfig, values, "options")
+    settings = from_dict(AdaptConfig, changed(values, change or []), "options")
     pictures = open_data(data, checkpoint.load_model(model, None, sha256)[0].unet.image_size)
     common.say(f"{len(pictures)} pictures, {settings.steps} steps of {settings.batch_size}")
     with common.ProgressBar(settings.steps) as progress:
-        path = run(settings, pictures, out, device, progress, trusted)
+        path = run(settings, pictures, out, place, progress, trusted)
     common.say(f"{path}: finished; load it with rcdm_fast.load({str(path)!r})")

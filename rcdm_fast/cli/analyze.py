@@ -12,31 +12,28 @@ import typer
 
 from rcdm_fast.analysis.registry import EXPERIMENTS
 from rcdm_fast.cli import common
+from rcdm_fast.diffusion.sampling_config import SamplingConfig
 
 if TYPE_CHECKING:
     from rcdm_fast.analysis.result import Analysis
 
-Known = Annotated[str, typer.Argument(help=f"Experiment: {', '.join(EXPERIMENTS)}.", show_default=False)]
+Known = Annotated[str, typer.Argument(help=f"{', '.join(EXPERIMENTS)}.", metavar="EXPERIMENT", show_default=False)]
 
 
 def analyze(
+    model: common.ModelArgument,
     name: Known,
-    model: Annotated[
-        str, typer.Argument(help="Bundled or published name, file, folder or hub id.", show_default=False)
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for figures (PNG) and NAME.json.")],
-    data: Annotated[str | None, typer.Option("--data", help="Pictures, as for rcdm train.")] = None,
+    out: Annotated[Path, common.out("Folder for figures (PNG) and EXPERIMENT.json.")],
+    data: Annotated[str | None, common.data("Images like those the model knows")] = None,
     photos: Annotated[
-        str | None, typer.Option("--photos", help="Photographs that need not be like the data, for photos, unfamiliar.")
+        str | None, typer.Option("--photos", help="Photographs that need not be like the data, as --data takes.")
     ] = None,
-    against: Annotated[
-        list[str] | None, typer.Option("--against", help="Another model, for experiments that compare; repeatable.")
-    ] = None,
-    sources: Annotated[int | None, typer.Option(help="Source pictures.")] = None,
-    samples: Annotated[int | None, typer.Option(help="Samples of each representation.")] = None,
-    steps: Annotated[str | None, typer.Option(help="Network evaluations, as in rcdm sample.")] = None,
-    solver: Annotated[str | None, typer.Option("--solver", help="As in rcdm sample.")] = None,
-    seed: common.Seed = 0,
+    against: common.Against = None,
+    sources: Annotated[int | None, typer.Option(help="Source pictures. Default: the experiment's.")] = None,
+    per: Annotated[int | None, common.usual(common.Per)] = None,
+    steps: Annotated[str | None, common.usual(common.Steps)] = None,
+    solver: Annotated[str | None, common.usual(common.SolverName)] = None,
+    seed: common.Seed = SamplingConfig.seed,
     change: Annotated[
         list[str] | None,
         typer.Option("--set", help="Other setting of the experiment, as --set 'augmentations=[\"hue\"]'; repeatable."),
@@ -48,9 +45,11 @@ def analyze(
     engine: common.EngineName = "auto",
     precision: common.Precision = "auto",
 ) -> None:
-    """Run one of the paper's experiments: numbers with intervals, findings, figures.
+    """Run one of the paper's experiments.
 
-    Example: rcdm analyze layers cifar10-simclr-trunk --against cifar10-simclr-head --data cifar10/test --out found
+    Numbers with intervals and findings are shown, figures and numbers written.
+
+    Example: rcdm analyze cifar10-simclr-trunk layers --against cifar10-simclr-head --data cifar10/test --out found
     """
     import rcdm_fast
     from rcdm_fast.analysis import registry
@@ -68,7 +67,7 @@ def analyze(
         raise ConfigError(f"the experiment {name} {missing}")
     given = {
         "sources": sources,
-        "samples": samples,
+        "per": per,
         "steps": common.whole_number(steps),
         "solver": solver,
         "seed": seed,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rcdm_fast.cli import common
+from rcdm_fast.diffusion.sampling_config import PER_VARIANCE, SamplingConfig
 
 if TYPE_CHECKING:
     from rcdm_fast.metrics.intervals import Interval
@@ -17,32 +18,30 @@ if TYPE_CHECKING:
 
 
 def bench(
-    model: Annotated[str, typer.Argument(help="Bundled or published name, file, folder or hub id.")],
+    model: common.ModelArgument,
     steps: Annotated[str, typer.Option(help="Step counts, with commas or semicolons between.")] = "10,25,50,100",
     solver: Annotated[
         str, typer.Option(help="Solvers, separated by commas: ddim, ancestral, dpmpp_2m...; all.")
-    ] = "ddim",
+    ] = SamplingConfig.solver,
     engine: Annotated[
         str, typer.Option(help="Engines, separated by commas; all: every one that can run here.")
     ] = "auto",
     precision: Annotated[str, typer.Option(help="Precisions, separated by commas: fp32, bf16, fp16, auto.")] = "auto",
-    batch: Annotated[int, typer.Option(help="Pictures per network evaluation.")] = 16,
+    batch_size: common.BatchSize = 16,
     pictures: Annotated[
         int, typer.Option(help="Pictures per timed run, a multiple of the batch. Default: one batch.")
     ] = 0,
     rounds: Annotated[int, typer.Option(help="At most so many timed runs of each.")] = 5,
     budget: Annotated[float, typer.Option(help="Seconds after which nothing more is begun.")] = 60.0,
     published: Annotated[bool, typer.Option(help="Measure the published recipe beside it.")] = True,
-    data: Annotated[
-        str | None, typer.Option(help="Real pictures, as --data of evaluate: also measure what solvers do to samples.")
-    ] = None,
+    data: Annotated[str | None, common.data("Also measure what solvers do to samples, on these")] = None,
     sources: Annotated[int, typer.Option(help="With --data: source pictures; 0: 256, or all there are.")] = 64,
-    samples: Annotated[int, typer.Option(help="With --data: samples of each.")] = 2,
+    per: common.Per = PER_VARIANCE,
     gallery: Annotated[int, typer.Option(help="With --data: real pictures to rank among; 0: all.")] = 0,
     references: Annotated[
         int, typer.Option(help="With --data: sources whose samples are held against the end of the flow.")
     ] = 16,
-    seed: Annotated[int, typer.Option(help="With --data: of the noise.")] = 0,
+    seed: common.Seed = SamplingConfig.seed,
     plot: Annotated[Path | None, typer.Option(help="With --data: an SVG of the numbers against evaluations.")] = None,
     flags: common.Flags = None,
     encoder: common.EncoderSpec = None,
@@ -50,10 +49,11 @@ def bench(
     device: common.Device = None,
     json: common.JsonFile = None,
 ) -> None:
-    """Measure pictures per second from representation to picture, beside the published recipe in the same run.
+    """Measure images per second, beside the published recipe.
 
-    With --data also what solvers and steps do to samples, beside DDIM with 50 steps from the same noise: the distance
-    from where the flow leads, the MRR of the source, variance over samples, and the Fréchet distance.
+    Both in the same run, from representation to image. With --data also what solvers and steps do to samples, beside
+    DDIM with 50 steps from the same noise: the distance from where the flow leads, the MRR of the source, variance over
+    samples, and the Fréchet distance.
 
     The published recipe is plain PyTorch in fp32, 100 ancestral steps, one representation at a time. "sampler" is the
     share of the time that is not spent in network evaluations.
@@ -75,10 +75,10 @@ def bench(
     for line in left_out:
         common.say(f"left out    {line}")
     timed = _cases(loaded.device, engine, precision, ways)
-    plan = sampling_rate.Plan(timed, batch, pictures, budget, rounds, published)
+    plan = sampling_rate.Plan(timed, batch_size, pictures, budget, rounds, published)
     real = None if data is None else open_data(data, loaded.image_size)
     if real is not None:
-        quality = solver_quality.QualityConfig(sources, samples, gallery, references, seed)
+        quality = solver_quality.QualityConfig(sources, per, gallery, references, seed)
         solver_quality.check(loaded, real, quality)
 
     from tqdm import tqdm

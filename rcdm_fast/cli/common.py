@@ -5,6 +5,7 @@ Knows nothing about single commands.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import sys
@@ -16,9 +17,36 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from rcdm_fast.diffusion.sampling_config import SamplingConfig
     from rcdm_fast.model import Model
 
-ModelName = Annotated[str, typer.Option("--model", "-m", help="Bundled or published name, file, folder or hub id.")]
+DEFAULT_MODEL = "cifar10-simclr-wide"  # of every command that takes its inputs first
+_MODEL = "Bundled or published name, file, folder or hub id."
+_IMAGES = "folder of images (sub-folders are classes), .npy, .npz, shards ({000..099}.tar), or hf:NAME?split=train"
+
+
+def data(purpose: str) -> Any:
+    """The option that names a set of images; what is said of it begins with the purpose."""
+    return typer.Option("--data", help=f"{purpose}: {_IMAGES}.")
+
+
+def out(what: str) -> Any:
+    """The option that says where the result goes."""
+    return typer.Option("--out", "-o", help=what)
+
+
+def usual(kind: Any) -> Any:
+    """An option as another command has it, without which the experiment's own default counts."""
+    option = copy.copy(kind.__metadata__[0])
+    option.help = f"{option.help} Default: the experiment's."
+    return option
+
+
+ModelName = Annotated[str, typer.Option("--model", "-m", help=_MODEL)]
+ModelArgument = Annotated[str, typer.Argument(help=_MODEL, show_default=False)]
+Against = Annotated[
+    list[str] | None, typer.Option("--against", help="Another model, for experiments that compare; repeatable.")
+]
 Flags = Annotated[Path | None, typer.Option(help="JSON file of published flags, for a .pt file.")]
 EncoderSpec = Annotated[
     str | None, typer.Option("--encoder", help="Other encoder, such as timm:resnet50?layer=layer3.")
@@ -26,6 +54,7 @@ EncoderSpec = Annotated[
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1... Default: CUDA if there is one.")]
 EngineName = Annotated[str, typer.Option("--engine", help="What runs the network.")]
 Precision = Annotated[str, typer.Option(help="fp32, bf16, fp16 or auto.")]
+Per = Annotated[int, typer.Option("--per", help="Samples of each representation.")]
 Steps = Annotated[
     str,
     typer.Option(
@@ -40,17 +69,22 @@ SolverName = Annotated[
         help="ddim, ancestral, dpmpp_2m, dpmpp_3m, dpmpp_2m_sde, unipc_2, unipc_3, deis, ipndm or heun.",
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of all noise.")]
-Sha256 = Annotated[
-    str | None, typer.Option("--sha256", help="Digest that the model's file must have, such as that of a download.")
-]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the measured numbers to this file.")]
-
-
+Eta = Annotated[float, typer.Option(help="DDIM's share of fresh noise, 0 to 1.")]
+Guidance = Annotated[float, typer.Option(help="Strength of guidance, for models trained for it; 1: none.")]
 GuideName = Annotated[
     str | None,
     typer.Option("--guide", help="Guide by this weaker model of the same kind, not away from no representation."),
 ]
+Seed = Annotated[int, typer.Option(help="Seed of all noise.")]
+_BATCH_SIZE = typer.Option("--batch-size", help="Images per network evaluation.")
+BatchSize = Annotated[int, _BATCH_SIZE]
+BatchSizeIfAny = Annotated[int | None, _BATCH_SIZE]
+Sha256 = Annotated[
+    str | None, typer.Option("--sha256", help="Digest that the model's file must have, such as that of a download.")
+]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the numbers to this file.")]
+
+verbose = False  # whether a command says all that it knows; set by `--verbose`, anew in every run
 
 
 def open_model(
@@ -61,13 +95,29 @@ def open_model(
     engine: str,
     precision: str,
     sha256: str | None = None,
+    quiet: bool = False,
 ) -> Model:
-    """Load the model that the options name, and say what runs."""
+    """Load the model that the options name, and say in a line what runs, unless the command does so at its end."""
     import rcdm_fast
 
     model = rcdm_fast.load(name, flags, encoder, device, engine, precision, sha256=sha256)
-    say(model.describe())
+    if verbose:
+        say(model.describe())
+    elif not quiet:
+        say(runs(model, name))
     return model
+
+
+def runs(model: Model, name: str) -> str:
+    """Model, engine, precision and device; for a line of text."""
+    return f"{model.config.name or name}, {model.engine.name} {model.engine.precision} on {model.device}"
+
+
+def training_device(given: str | None) -> str:
+    """The device that is meant; None is CUDA if there is one. In several processes the launcher says which."""
+    import torch
+
+    return given or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def open_guide(name: str | None, model: Model, engine: str, precision: str) -> Model | None:
@@ -88,6 +138,17 @@ def open_guide(name: str | None, model: Model, engine: str, precision: str) -> M
     if ours.keys() == theirs.keys() and all(torch.equal(ours[each], theirs[each]) for each in ours):
         raise ConfigError(f"--guide {name}: these are the model's own weights; a guide is a weaker model")
     return guide
+
+
+def sampling(
+    per: int, steps: str, solver: str, seed: int, eta: float | None = None, guidance: float | None = None
+) -> SamplingConfig:
+    """How the options say that samples are drawn. Raises `ConfigError`."""
+    from rcdm_fast.diffusion.sampling_config import SamplingConfig
+
+    given: dict[str, Any] = {"per": per, "steps": whole_number(steps), "solver": solver, "seed": seed}
+    given |= {name: value for name, value in (("eta", eta), ("guidance", guidance)) if value is not None}
+    return SamplingConfig(**given)
 
 
 def whole_number(given: str | None) -> Any:

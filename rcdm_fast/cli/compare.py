@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rcdm_fast.cli import common
+from rcdm_fast.diffusion.sampling_config import PER_SOURCE, QUICK_STEPS, SamplingConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,22 +24,20 @@ SHOWN = 8  # pictures of each case on the sheet
 
 
 def compare(
-    model: Annotated[str, typer.Argument(help="Bundled or published name, file, folder or hub id.")],
+    model: common.ModelArgument,
     photos: Annotated[list[Path] | None, typer.Argument(help="Photos whose representations are drawn.")] = None,
     engines: Annotated[
         str,
         typer.Option("--engines", help="ENGINE[:PRECISION[=FILE]], as native:bf16,openvino:int8."),
     ] = "native:fp32,native:bf16",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Sheet of the same pictures by every engine.")] = None,
-    steps: common.Steps = "25",
-    solver: common.SolverName = "ddim",
-    per: Annotated[int, typer.Option(help="Pictures of each photo.")] = 4,
-    seed: common.Seed = 0,
-    batch: Annotated[int, typer.Option(help="Pictures per network evaluation.")] = 8,
+    out: Annotated[Path | None, common.out("Sheet of the same pictures by every engine.")] = None,
+    steps: common.Steps = str(QUICK_STEPS),
+    solver: common.SolverName = SamplingConfig.solver,
+    per: common.Per = PER_SOURCE,
+    seed: common.Seed = SamplingConfig.seed,
+    batch_size: common.BatchSize = 8,
     rounds: Annotated[int, typer.Option(help="Rounds in which one evaluation of each is timed.")] = 5,
-    data: Annotated[
-        str | None, typer.Option("--data", help="Pictures, as for rcdm train: also the MRR of the source picture.")
-    ] = None,
+    data: Annotated[str | None, common.data("Also the MRR of the source, on these")] = None,
     sources: Annotated[int, typer.Option(help="Source pictures for the MRR; 0: 256, or all there are.")] = 0,
     gallery: Annotated[int, typer.Option(help="Pictures that a sample is ranked among; 0: all.")] = 0,
     min_psnr: Annotated[float, typer.Option(help="Fail below this PSNR of the final pictures, in dB.")] = 0.0,
@@ -49,9 +48,10 @@ def compare(
     device: common.Device = None,
     json: common.JsonFile = None,
 ) -> None:
-    """Compare engines and precisions with plain PyTorch in fp32 on the same noise: drift, speed, memory, size.
+    """Compare engines and precisions with plain PyTorch in fp32.
 
-    Without photos the representations are drawn from a normal distribution, which a trained model has not seen.
+    On the same noise: drift, speed, memory, size. Without photos the representations are drawn from a normal
+    distribution, which a trained model has not seen.
 
     Example: rcdm compare cifar10-simclr-trunk photo.jpg --engines native:bf16,openvino:bf16 --out compare.png
     """
@@ -66,7 +66,8 @@ def compare(
         outputs.rows_of_sheet(out, SHOWN, 2 * len(cases), cell=96)
     loaded = rcdm_fast.load(model, flags, encoder, device, "eager", "fp32", sha256=sha256)
     h, label = _conditions(loaded, photos or [])
-    settings = drift.Settings(common.whole_number(steps), solver, per, seed, batch, rounds)  # type: ignore[arg-type]
+    drawing = common.sampling(per, steps, solver, seed)
+    settings = drift.Settings(batch_size=batch_size, rounds=rounds, **vars(drawing))
     with torch.random.fork_rng(devices=[]):
         found = drift.compare(loaded, cases, h, settings, label=label, say=common.say)
     mrr = _mrr(loaded, [each.case for each in found], data, sources, gallery, settings) if data is not None else {}
@@ -100,7 +101,7 @@ def _mrr(
     from rcdm_fast.evaluation import EvaluateConfig, evaluate, mrr_change
 
     pictures = open_data(data, model.image_size)
-    config = EvaluateConfig(sources, drawn.per, gallery, drawn.steps, drawn.solver, drawn.seed)
+    config = EvaluateConfig(sources=sources, gallery=gallery, **vars(drawn.changed()))
     found = {}
     for case in cases:
         common.say(f"{case}: ranking")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rcdm_fast.cli import common
-from rcdm_fast.cli.training import Data
+from rcdm_fast.diffusion.sampling_config import PER_SOURCE, SamplingConfig
 
 if TYPE_CHECKING:
     from rcdm_fast.encoders.features import FeatureSpace
@@ -54,18 +54,17 @@ ReferenceFile = Annotated[
 
 
 def evaluate(
-    model: Annotated[
-        str, typer.Argument(help="Bundled or published name, file, folder or hub id.", show_default=False)
-    ],
-    data: Data,
+    model: common.ModelArgument,
+    data: Annotated[str, common.data("Sources and gallery")],
     sources: Annotated[int, typer.Option(help="Source pictures; 0: 256, or all there are.")] = 0,
-    samples: Annotated[int, typer.Option(help="Samples of each source picture.")] = 4,
+    per: common.Per = PER_SOURCE,
     gallery: Annotated[int, typer.Option(help="Real representations that a sample is ranked among; 0: all.")] = 0,
-    steps: common.Steps = "50",
-    solver: common.SolverName = "ddim",
-    guidance: Annotated[float, typer.Option(help="Strength of guidance, for models trained for it; 1: none.")] = 1.0,
+    steps: common.Steps = str(SamplingConfig.steps),
+    solver: common.SolverName = SamplingConfig.solver,
+    eta: common.Eta = SamplingConfig.eta,
+    guidance: common.Guidance = SamplingConfig.guidance,
     guide: common.GuideName = None,
-    seed: common.Seed = 0,
+    seed: common.Seed = SamplingConfig.seed,
     encoder: common.EncoderSpec = None,
     probe: ProbeSpec = None,
     probe_data: ProbeData = None,
@@ -81,13 +80,13 @@ def evaluate(
     precision: common.Precision = "auto",
     json: common.JsonFile = None,
 ) -> None:
-    """Measure how well samples keep their representation, and how like real pictures they are.
+    """Measure how well samples keep their representation.
 
-    Mean rank and MRR of the source picture beside chance and beside a blurred source, distances beside those of real
-    neighbours, variance over samples, and distances of distributions (Fréchet, kernel, precision and recall, density
-    and coverage) in a stated feature space.
+    And how like real images they are: mean rank and MRR of the source picture beside chance and beside a blurred
+    source, distances beside those of real neighbours, variance over samples, and distances of distributions
+    (Fréchet, kernel, precision and recall, density and coverage) in a stated feature space.
 
-    Example: rcdm evaluate cifar10-simclr-wide --data cifar10/test --samples 4 --gallery 10000 --json mrr.json
+    Example: rcdm evaluate cifar10-simclr-wide --data cifar10/test --per 4 --gallery 10000 --json mrr.json
     """
     from rcdm_fast import encoders, outputs, storage
     from rcdm_fast import evaluation as measures
@@ -101,6 +100,8 @@ def evaluate(
         raise ConfigError("--inception and --features both name a feature space; give one")
     if (probe is None) != (probe_data is None):
         raise ConfigError("--probe names an encoder and --probe-data what the probe is fitted on; give both or neither")
+    drawing = common.sampling(per, steps, solver, seed, eta, guidance)
+    settings = measures.EvaluateConfig(sources=sources, gallery=gallery, **vars(drawing))
     common.check_writable(json, npz)
     reference = sample_files.read_npz(reference_npz) if reference_npz is not None else None
     loaded = common.open_model(model, flags, encoder, device, engine, precision, sha256)
@@ -108,17 +109,15 @@ def evaluate(
     loaded.check_guidance(guidance, weaker)
     space = _space(loaded, features, inception)
     pictures = open_data(data, loaded.image_size)
-    nfe = common.whole_number(steps)
-    settings = measures.EvaluateConfig(sources, samples, gallery, nfe, solver, seed, guidance=guidance)  # type: ignore[arg-type]
     if probe is not None and probe_data is not None:
         reader, known = encoders.build(probe, loaded.device), open_data(probe_data, loaded.image_size)
         measures.check_classes(pictures, known)
     size, count = measures.counts(pictures, settings)
     if npz is not None:
-        storage.check_writable(npz, count * samples * 3 * loaded.image_size**2)
+        storage.check_writable(npz, count * per * 3 * loaded.image_size**2)
     if space is not None:
         try:
-            distributions.check_counts(size if reference is None else len(reference), count * samples)
+            distributions.check_counts(size if reference is None else len(reference), count * per)
         except ConfigError as error:
             if features is not None or inception is not None or reference is not None:
                 raise
@@ -128,7 +127,7 @@ def evaluate(
         drawn = measures.draw(loaded, pictures, settings, lambda done, total: progress(done, total, 0.0), weaker)
     if npz is not None:
         outputs.keep(npz, lambda file: sample_files.write_npz(file, drawn.pictures.flatten(0, 1), drawn.labels))
-        common.say(f"{npz}: {count * samples} samples")
+        common.say(f"{npz}: {count * per} samples")
     result = measures.faithfulness(drawn, settings)
     if space is not None:
         found = measures.compare(drawn, space, seed, reference)

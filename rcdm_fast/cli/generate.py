@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rcdm_fast.cli import common
+from rcdm_fast.diffusion.sampling_config import SamplingConfig
 
 if TYPE_CHECKING:
     from rcdm_fast.jobs.ledger import Summary
@@ -33,19 +34,19 @@ def generate(
             show_default=False,
         ),
     ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The job's folder; resumed if it is there.")] = Path("job"),
-    model: common.ModelName = "cifar10-simclr-wide",
-    per: Annotated[int, typer.Option(help="Samples of each item.")] = 8,
-    steps: common.Steps = "50",
-    solver: common.SolverName = "ddim",
-    eta: Annotated[float, typer.Option(help="DDIM's share of fresh noise, 0 to 1.")] = 0.0,
-    guidance: Annotated[float, typer.Option(help="Strength of guidance, for models trained for it; 1: none.")] = 1.0,
-    seed: common.Seed = 0,
+    out: Annotated[Path, common.out("The job's folder; resumed if it is there.")] = Path("job"),
+    model: common.ModelName = common.DEFAULT_MODEL,
+    per: common.Per = SamplingConfig.per,
+    steps: common.Steps = str(SamplingConfig.steps),
+    solver: common.SolverName = SamplingConfig.solver,
+    eta: common.Eta = SamplingConfig.eta,
+    guidance: common.Guidance = SamplingConfig.guidance,
+    seed: common.Seed = SamplingConfig.seed,
     format: Annotated[str, typer.Option("--format", help="webdataset, folder, npz or parquet.")] = "webdataset",
     encoding: Annotated[str, typer.Option(help="Of single pictures: png, jpeg or webp.")] = "png",
     quality: Annotated[int, typer.Option(help="Of jpeg and webp; webp at 100 is lossless.")] = 95,
     shard_pictures: Annotated[int, typer.Option(help="Most pictures in a shard.")] = 1024,
-    batch_size: Annotated[int | None, typer.Option(help="Pictures per network evaluation.")] = None,
+    batch_size: common.BatchSizeIfAny = None,
     threads: Annotated[int, typer.Option(help="Threads that read, and as many that encode pictures.")] = 4,
     retry: Annotated[bool, typer.Option("--retry", help="Draw the shards of quarantined items again.")] = False,
     verify: Annotated[
@@ -61,9 +62,10 @@ def generate(
     precision: common.Precision = "auto",
     json: common.JsonFile = None,
 ) -> None:
-    """Draw pictures of many items into shards with a manifest; stop it at any time, the same command goes on.
+    """Draw samples of many items into shards with a manifest.
 
-    Exit code 3: finished, but some items could not be read or drawn (quarantine.jsonl says why).
+    Stop it at any time, the same command goes on. Exit code 3: finished, but some items could not be read or drawn
+    (quarantine.jsonl says why).
 
     Example: rcdm generate photos/ --model cifar10-simclr-wide --per 100 --steps 25 --out job
     """
@@ -78,12 +80,7 @@ def generate(
     from rcdm_fast.jobs.settings import JobConfig, RunOptions
 
     config = JobConfig(
-        per=per,
-        steps=common.whole_number(steps),
-        solver=solver,  # type: ignore[arg-type]
-        eta=eta,
-        guidance=guidance,
-        seed=seed,
+        **vars(common.sampling(per, steps, solver, seed, eta, guidance)),
         format=format,  # type: ignore[arg-type]
         encoding=encoding,  # type: ignore[arg-type]
         quality=quality,

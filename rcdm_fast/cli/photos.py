@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,36 +67,63 @@ def expand(given: Sequence[Path]) -> list[Path]:
 
 
 def read(model: Model, paths: Sequence[Path], photos: int = 0) -> Rows:
-    """Read and encode, item by item; the first `photos` photographs are kept.
+    """Read item by item and encode in groups; the first `photos` photographs are kept.
 
     Raises:
         ImageError: nothing can be read.
         ConfigError, StorageError: a file of arrays that the model cannot take, or that is damaged.
     """
     from rcdm_fast import images
-    from rcdm_fast.encoders import EncoderError
+    from rcdm_fast.encoders import groups
 
     found = Rows()
     if model.config.unet.representation_dim and not all(map(_is_array, paths)):
         assert model.encoder is None or model.encoder.dim  # built now: that it cannot be built is no item's fault
-    place = -1
-    for place, (name, item) in enumerate(_items(model, paths)):
-        try:
-            value = item()
-            encoded = value if not _is_picture(value) else model.encode(value)[0]
-        except (images.ImageError, EncoderError, OSError) as error:
-            found.left_out.append(str(error))
-            continue
-        kept = value if len(found.rows) < photos and _is_picture(value) else None
-        found.rows.append(Row(place, name, kept))
-        found.representations.append(encoded.float().cpu())
+    count = 0
+    items = enumerate(_items(model, paths))
+    while group := list(islice(items, groups.GROUP)):
+        count += len(group)
+        _read_group(model, group, found, photos)
     for reason in found.left_out[:_LISTED]:
         print(f"left out: {_printable(reason)}", file=sys.stderr)
     if len(found.left_out) > _LISTED:
         print(f"left out: {len(found.left_out) - _LISTED} more", file=sys.stderr)
     if not found.rows:
-        raise images.ImageError(f"none of the {place + 1} items can be read; the first: {found.left_out[0]}")
+        raise images.ImageError(f"none of the {count} items can be read; the first: {found.left_out[0]}")
     return found
+
+
+def _read_group(model: Model, group: list[tuple[int, tuple[str, Any]]], found: Rows, photos: int) -> None:
+    """Read and encode a few items, and add them to what was found."""
+    import torch
+
+    from rcdm_fast import images
+    from rcdm_fast.encoders import EncoderError, groups
+
+    read: dict[int, Any] = {}
+    views: dict[int, Tensor] = {}
+    bad: dict[int, str] = {}
+    for place, (_, item) in group:
+        try:
+            value = item()
+            if _is_picture(value):
+                views[place] = model.view(value)
+                value = value if len(found.rows) + len(read) < photos else None
+            read[place] = value
+        except (images.ImageError, EncoderError, OSError) as error:
+            bad[place] = str(error)
+    encoded: dict[int, Tensor] = {}
+    if views:
+        assert model.encoder is not None, "a view was made by it"
+        rows = groups.encode(model.encoder, torch.cat(list(views.values())), list(views), bad)
+        encoded = dict(zip(views, rows, strict=True))
+    for place, (name, _) in group:
+        if place in bad:
+            found.left_out.append(bad[place])
+            continue
+        photo = read[place] if place in views else None
+        found.rows.append(Row(place, name, photo))
+        found.representations.append((encoded[place] if place in views else read[place]).float().cpu())
 
 
 def _items(model: Model, paths: Sequence[Path]) -> Iterator[tuple[str, Any]]:

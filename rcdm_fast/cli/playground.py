@@ -14,12 +14,15 @@ from rcdm_fast.cli import common
 
 def app(
     model: Annotated[
-        list[str] | None, typer.Option("--model", "-m", help="Model to offer; repeatable. Default: the bundled ones.")
+        list[str] | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="Model to offer, the first one at the start; repeatable. "
+            f"Default: {common.DEFAULT_MODEL} and the other bundled ones.",
+        ),
     ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(help="Pictures, as for rcdm train, whose properties and components become directions."),
-    ] = None,
+    data: Annotated[str | None, common.data("Whose properties and components become directions")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; others than 127.0.0.1 let other machines in.")] = (
         "127.0.0.1"
     ),
@@ -39,7 +42,7 @@ def app(
     engine: common.EngineName = "auto",
     precision: common.Precision = "auto",
 ) -> None:
-    """Open a page where a photo is dropped and samples of its representation appear.
+    """Open a page that draws samples of a photo dropped on it.
 
     Example: rcdm app --model cifar10-simclr-trunk --model cifar10-simclr-head
     """
@@ -47,7 +50,8 @@ def app(
     from rcdm_fast.app.playground import Playground
     from rcdm_fast.models import checkpoint
 
-    playground = Playground(tuple(model or checkpoint.list_bundled()), device, engine, precision, data)
+    offered = model or dict.fromkeys((common.DEFAULT_MODEL, *checkpoint.list_bundled()))
+    playground = Playground(tuple(offered), device, engine, precision, data)
     playground.model(playground.models[0])
     if data is not None:
         playground.from_data(playground.models[0])

@@ -13,24 +13,19 @@ import typer
 
 from rcdm_fast.analysis.registry import EXPERIMENTS
 from rcdm_fast.cli import common
+from rcdm_fast.diffusion.sampling_config import QUICK_STEPS, SamplingConfig
 
 
 def report(
-    model: Annotated[
-        str, typer.Argument(help="Bundled or published name, file, folder or hub id.", show_default=False)
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The page (.html); the numbers go to .json beside it.")],
-    photos: Annotated[str | None, typer.Option(help="Photographs to draw samples of: a folder.")] = None,
-    data: Annotated[
-        str | None, typer.Option(help="Pictures like those the model knows, as for rcdm train; classes if there are.")
-    ] = None,
-    against: Annotated[
-        list[str] | None, typer.Option("--against", help="Another model, for experiments that compare; repeatable.")
-    ] = None,
+    model: common.ModelArgument,
+    out: Annotated[Path, common.out("The page (.html); the numbers go to .json beside it.")],
+    photos: Annotated[str | None, typer.Option(help="Photographs to draw samples of, as --data takes.")] = None,
+    data: Annotated[str | None, common.data("Images like those the model knows")] = None,
+    against: common.Against = None,
     experiments: Annotated[str, typer.Option(help="Which, as invariance,layers; all: whatever can be run.")] = "all",
     sources: Annotated[int, typer.Option(help="Source pictures of every experiment; 0: its default.")] = 0,
-    steps: Annotated[int, typer.Option(help="Network evaluations of every sample.")] = 25,
-    seed: common.Seed = 0,
+    steps: common.Steps = str(QUICK_STEPS),
+    seed: common.Seed = SamplingConfig.seed,
     encoder: common.EncoderSpec = None,
     flags: common.Flags = None,
     sha256: common.Sha256 = None,
@@ -38,12 +33,15 @@ def report(
     engine: common.EngineName = "auto",
     precision: common.Precision = "auto",
 ) -> None:
-    """Measure what a representation keeps, and write a page: findings, pictures, charts, tables, settings.
+    """Measure what a representation keeps, and write a page.
+
+    It has findings, images, charts, tables and settings.
 
     Example: rcdm report cifar10-simclr-trunk --data cifar10/test --against cifar10-simclr-head --out report.html
     """
     import rcdm_fast
     from rcdm_fast.analysis import registry
+    from rcdm_fast.analysis.shared import Shared
     from rcdm_fast.config import ConfigError
     from rcdm_fast.data.sources import open_data
     from rcdm_fast.report import build
@@ -59,16 +57,17 @@ def report(
     others = tuple(rcdm_fast.load(other, None, None, device, engine, precision) for other in against or ())
     shown = open_data(photos, loaded.image_size) if photos is not None else None
     known = open_data(data, loaded.image_size) if data is not None else None
-    tasks, left_out = [], {}
+    tasks, left_out, shared = [], {}, Shared()
     for name, experiment in found.items():
         missing = experiment.lacks(data=known is not None, photos=shown is not None, against=bool(others))
         if missing:
             left_out[name] = missing
         else:
-            settings: dict[str, Any] = {"steps": steps, "seed": seed}
+            settings: dict[str, Any] = {"steps": common.whole_number(steps), "seed": seed}
             if sources and name != "photos":
                 settings["sources"] = sources
-            job = registry.Job(loaded, known, shown, others if experiment.compares else (), settings)
+            compared = others if experiment.compares else ()
+            job = registry.Job(loaded, known, shown, compared, settings, shared=shared)
             tasks.append(build.Task(name, job))
     title = f"What the representation of {loaded.config.name or model} keeps"
     pictures = [

@@ -12,6 +12,7 @@ import typer
 
 from rcdm_fast.cli import common
 from rcdm_fast.cli import photos as given
+from rcdm_fast.diffusion.sampling_config import SHEET_WAYS, SamplingConfig
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -38,15 +39,15 @@ class Mode(enum.Enum):
 
 def sample(
     photos: Items,
-    model: common.ModelName = "cifar10-simclr-wide",
-    per: Annotated[int, typer.Option(help="Samples of each photo.")] = 8,
-    steps: common.Steps = "50",
-    solver: common.SolverName = "ddim",
-    eta: Annotated[float, typer.Option(help="DDIM's share of fresh noise, 0 to 1.")] = 0.0,
-    guidance: Annotated[float, typer.Option(help="Strength of guidance, for models trained for it; 1: none.")] = 1.0,
+    model: common.ModelName = common.DEFAULT_MODEL,
+    per: common.Per = SamplingConfig.per,
+    steps: common.Steps = str(SamplingConfig.steps),
+    solver: common.SolverName = SamplingConfig.solver,
+    eta: common.Eta = SamplingConfig.eta,
+    guidance: common.Guidance = SamplingConfig.guidance,
     guide: common.GuideName = None,
-    seed: common.Seed = 0,
-    out: Annotated[Path, typer.Option(help="The sheet: photo, what the encoder sees, samples.")] = Path("sheet.png"),
+    seed: common.Seed = SamplingConfig.seed,
+    out: Annotated[Path, common.out("The sheet: photo, what the encoder sees, samples.")] = Path("sheet.png"),
     pictures: Annotated[Path | None, typer.Option(help="Folder for every sample as a PNG of its own.")] = None,
     encoder: common.EncoderSpec = None,
     flags: common.Flags = None,
@@ -54,10 +55,10 @@ def sample(
     device: common.Device = None,
     engine: common.EngineName = "auto",
     precision: common.Precision = "auto",
-    batch_size: Annotated[int | None, typer.Option(help="Pictures per network evaluation.")] = None,
+    batch_size: common.BatchSizeIfAny = None,
     json: common.JsonFile = None,
 ) -> None:
-    """Draw pictures from each photo's representation and put them on a sheet.
+    """Draw samples of each photo's representation on a sheet.
 
     Interrupting keeps what is finished. Exit code 3: some items could not be read and were left out.
 
@@ -65,28 +66,17 @@ def sample(
     """
     from rcdm_fast import images, outputs
     from rcdm_fast.jobs import draw
-    from rcdm_fast.jobs.settings import JobConfig
 
     shown = outputs.rows_of_sheet(out, 2 + per, MAX_SHEET_ROWS, cell=96)
     common.check_writable(json, None if pictures is None else pictures / "00000-000.png")
     paths = given.expand(photos)
-    loaded = common.open_model(model, flags, encoder, device, engine, precision, sha256)
-    settings = JobConfig(per, common.whole_number(steps), solver, eta, guidance, seed)  # type: ignore[arg-type]
+    settings = common.sampling(per, steps, solver, seed, eta, guidance)
+    loaded = common.open_model(model, flags, encoder, device, engine, precision, sha256, quiet=True)
     weaker = common.open_guide(guide, loaded, engine, precision)
     draw.check_request(loaded, settings, weaker)  # before anything is read
     found = given.read(loaded, paths, shown)
     items = [row.place for row in found.rows]
-    request = loaded.request(
-        found.h,
-        items=items,
-        per=per,
-        steps=settings.steps,
-        solver=solver,
-        eta=eta,
-        guidance=guidance,
-        guide=weaker,
-        seed=seed,
-    )
+    request = loaded.request(found.h, settings, items=items, guide=weaker)
     finished: list[Tensor] = []
     interrupted = False
     start = time.perf_counter()
@@ -102,14 +92,14 @@ def sample(
     except KeyboardInterrupt:
         interrupted = True
     seconds = time.perf_counter() - start
+    each = seconds / max(1, len(finished))
+    evaluations = request.evaluations * (1 if guidance == 1 else 2)
     if finished:
         sheet = _sheet(loaded, found.rows[:shown], finished, per, loaded.config.name or model)
         outputs.save_picture(sheet, out)
-        what = "photos" if any(row.photo for row in found.rows) else "representations"
-        common.say(f"{out}: {len(finished)} pictures of {len(found.rows)} {what}")
-    each = seconds / max(1, len(finished))
-    evaluations = request.evaluations * (1 if guidance == 1 else 2)
-    common.say(f"NFE {evaluations}, {each:.3g} s per picture")
+        of = _counted(len(found.rows), "photo" if any(row.photo for row in found.rows) else "representation")
+        drawn = f"{_counted(len(finished), 'sample')} of {of}, NFE {evaluations}"
+        common.say(f"{out}: {drawn}, by {common.runs(loaded, model)}, in {seconds:.3g} s")
     common.write_json(
         json,
         {
@@ -128,6 +118,10 @@ def sample(
     if interrupted:
         raise KeyboardInterrupt
     found.finish()
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _short(name: str) -> str:
@@ -162,19 +156,19 @@ def _sheet(model: Model, rows: list[given.Row], samples: list[Tensor], per: int,
 
 def encode(
     photos: Photos,
-    model: common.ModelName = "cifar10-simclr-wide",
-    out: Annotated[
-        Path, typer.Option(help="Where the representations go: .npy, or .npz or .safetensors with names.")
-    ] = Path("representations.npy"),
+    model: common.ModelName = common.DEFAULT_MODEL,
+    out: Annotated[Path, common.out("Where the representations go: .npy, or .npz or .safetensors with names.")] = Path(
+        "representations.npy"
+    ),
     encoder: common.EncoderSpec = None,
     flags: common.Flags = None,
     sha256: common.Sha256 = None,
     device: common.Device = None,
 ) -> None:
-    """Write the representations of photos, float32 [N,D], in the order of the photos.
+    """Write the representations of photos, float32 [N,D].
 
-    Exit code 3: some could not be read and were left out; then NAME.paths.json beside an .npy lists the photos of the
-    rows.
+    They are in the order of the photos. Exit code 3: some could not be read and were left out; then NAME.paths.json
+    beside an .npy lists the photos of the rows.
 
     Example: rcdm encode photos/ --model cifar10-simclr-wide --out h.npy
     """
@@ -190,7 +184,7 @@ def encode(
     beside = out.with_suffix(".paths.json")
     common.check_writable(out, beside if out.suffix == ".npy" else None)
     paths = given.expand(photos)
-    loaded = common.open_model(model, flags, encoder, device, "auto", "auto", sha256)
+    loaded = common.open_model(model, flags, encoder, device, "auto", "auto", sha256, quiet=True)
     found = given.read(loaded, paths)
     h, names = found.h, [doors.escaped(row.name) for row in found.rows]
     if out.suffix == ".safetensors":
@@ -204,20 +198,21 @@ def encode(
     if found.left_out and out.suffix == ".npy":
         storage.write_json(beside, names)
         common.say(f"{beside}: the photos of its rows")
-    common.say(f"{out}: {len(h)} representations of {h.shape[1]} numbers")
+    common.say(f"{out}: {_counted(len(h), 'representation')} of {h.shape[1]} dimensions")
     found.finish()
 
 
 def interpolate(
     a: Annotated[Path, typer.Argument(help="First photo.", show_default=False)],
     b: Annotated[Path, typer.Argument(help="Second photo.", show_default=False)],
-    model: common.ModelName = "cifar10-simclr-wide",
+    model: common.ModelName = common.DEFAULT_MODEL,
     frames: Annotated[int, typer.Option(help="Pictures along the way, both ends included.")] = 8,
-    per: Annotated[int, typer.Option(help="Ways, each from its own noise.")] = 4,
+    per: common.Per = SHEET_WAYS,
     mode: Annotated[Mode, typer.Option(help="linear or spherical.")] = Mode.linear,
-    steps: common.Steps = "50",
-    seed: common.Seed = 0,
-    out: Annotated[Path, typer.Option(help="The sheet.")] = Path("interpolation.png"),
+    steps: common.Steps = str(SamplingConfig.steps),
+    solver: common.SolverName = SamplingConfig.solver,
+    seed: common.Seed = SamplingConfig.seed,
+    out: Annotated[Path, common.out("The sheet.")] = Path("interpolation.png"),
     encoder: common.EncoderSpec = None,
     flags: common.Flags = None,
     sha256: common.Sha256 = None,
@@ -225,7 +220,7 @@ def interpolate(
     engine: common.EngineName = "auto",
     precision: common.Precision = "auto",
 ) -> None:
-    """Draw pictures along the way from one photo's representation to another's.
+    """Draw samples on the way from one photo to another.
 
     Example: rcdm interpolate cat.jpg dog.jpg --model cifar10-simclr-wide --frames 10 --out way.png
     """
@@ -234,10 +229,13 @@ def interpolate(
     if outputs.rows_of_sheet(out, frames + 2, per, cell=96) < per:
         raise images.ImageError(f"{out}: {per} ways of {frames} pictures are too much for a sheet in this format")
     opened = [images.open_image(a), images.open_image(b)]
-    loaded = common.open_model(model, flags, encoder, device, engine, precision, sha256)
+    settings = common.sampling(per, steps, solver, seed)
+    loaded = common.open_model(model, flags, encoder, device, engine, precision, sha256, quiet=True)
+    start = time.perf_counter()
     h = loaded.encode(opened)
-    nfe, bar = common.whole_number(steps), common.interactive()
-    pictures = loaded.interpolate(h[0], h[1], frames, per=per, mode=mode.value, steps=nfe, seed=seed, progress=bar)
+    pictures = loaded.interpolate(h[0], h[1], frames, settings, mode=mode.value, progress=common.interactive())
+    seconds = time.perf_counter() - start
     sheet = [[opened[0], *(images.to_pil(picture) for picture in way), opened[1]] for way in pictures]
     outputs.save_picture(images.sheet(sheet, cell=96, column_titles=["A"], group_gaps=[1, frames + 1]), out)
-    common.say(f"{out}: {per} ways of {frames} pictures, {mode.value}")
+    drawn = f"{_counted(per, f'{mode.value} path')} of {frames} frames"
+    common.say(f"{out}: {drawn}, by {common.runs(loaded, model)}, in {seconds:.3g} s")

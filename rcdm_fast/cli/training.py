@@ -5,14 +5,11 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from rcdm_fast.cli import common
-
-if TYPE_CHECKING:
-    pass
 
 ConfigFile = Annotated[
     str | None,
@@ -22,26 +19,18 @@ Changes = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change of the configuration, as --set batch_size=64 --set loss.gamma=3; repeatable."),
 ]
-Data = Annotated[
-    str,
-    typer.Option(
-        "--data",
-        help="Folder of pictures (sub-folders are classes), .npy or .npz file, WebDataset shards "
-        "(train-{000..099}.tar), hf:NAME?split=train, or world:shapes?count=20000 (drawn, with known factors).",
-    ),
-]
 Store = Annotated[
     Path | None,
     typer.Option(help="Keep decoded pictures in this folder and map them from there: for sets larger than memory."),
 ]
 Name = Annotated[str, typer.Argument(help="Name of the model.", show_default=False)]
-Out = Annotated[Path | None, typer.Option("--out", help="Run folder (resumed if unfinished). Default: runs/NAME.")]
+Out = Annotated[Path | None, common.out("Run folder (resumed if unfinished). Default: runs/NAME.")]
 PictureCount = Annotated[int | None, typer.Option(help="Pictures to be seen, instead of the configuration's.")]
 
 
 def train(
     name: Name,
-    data: Data,
+    data: Annotated[str, common.data("Training images")],
     config: ConfigFile = None,
     out: Out = None,
     init: Annotated[str | None, typer.Option(help="Model to start from.")] = None,
@@ -54,11 +43,11 @@ def train(
     trust_repo: Annotated[
         bool, typer.Option("--trust-repo", help="Run the code of the configured encoder's torch.hub repository.")
     ] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda...")] = "cpu",
+    device: common.Device = None,
 ) -> None:
-    """Train an RCDM on the representations of a frozen encoder; the same command resumes it.
+    """Train an RCDM on the representations of a frozen encoder.
 
-    Start it with accelerate launch or torchrun to train in several processes.
+    The same command resumes it. Start it with accelerate launch or torchrun to train in several processes.
 
     Example: rcdm train cifar10-simclr-trunk --data cifar10/train --out runs/trunk
     """
@@ -69,11 +58,12 @@ def train(
     from rcdm_fast.training.state import Paused
     from rcdm_fast.training.train import train as run
 
+    place = common.training_device(device)
     values = changed(_configuration(name, config), change or [])
     changes = {"init": init, "pictures": pictures, "compile": compile, "name": name}
     values.update({key: value for key, value in changes.items() if value is not None})
     if encoder is not None:
-        values["encoder"] = dataclasses.asdict(encoders.build(encoder, device, trust_repo=trust_repo).config)
+        values["encoder"] = dataclasses.asdict(encoders.build(encoder, place, trust_repo=trust_repo).config)
         trust_repo = trust_repo or encoders.trusts(encoder)
     settings = from_dict(TrainConfig, values, str(config or name))
     trusted = [settings.encoder.source] if trust_repo and settings.encoder is not None else []
@@ -81,7 +71,7 @@ def train(
     common.say(f"{len(pictures_of_data)} pictures, {settings.steps} steps of {settings.batch_size}")
     with common.ProgressBar(settings.steps) as progress:
         try:
-            path = run(settings, pictures_of_data, out or Path("runs") / name, device, progress, minutes, trusted)
+            path = run(settings, pictures_of_data, out or Path("runs") / name, place, progress, minutes, trusted)
         except Paused as pause:
             common.say(f"{pause}; the same command goes on from there")
             return
@@ -90,18 +80,22 @@ def train(
 
 def pretrain(
     name: Name,
-    data: Data,
+    data: Annotated[str, common.data("Training images")],
     config: ConfigFile = None,
     out: Out = None,
-    test: Annotated[str | None, typer.Option(help="Test pictures, as --data: kNN and linear-probe accuracy.")] = None,
+    test_data: Annotated[
+        str | None, typer.Option("--test-data", help="Test images, as --data: kNN and linear-probe accuracy.")
+    ] = None,
     pictures: PictureCount = None,
     compile: Annotated[bool | None, typer.Option("--compile/--no-compile", help="Use torch.compile.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda...")] = "cpu",
+    device: common.Device = None,
     json: common.JsonFile = None,
 ) -> None:
-    """Pre-train a small encoder (SimCLR, VICReg, Barlow Twins, BYOL, DINO, supervised); the same command resumes it.
+    """Pre-train a small encoder, such as one of SimCLR.
 
-    Example: rcdm pretrain cifar10-simclr-encoder --data cifar10/train --test cifar10/test --out runs/simclr
+    Methods: SimCLR, VICReg, Barlow Twins, BYOL, DINO, supervised. The same command resumes it.
+
+    Example: rcdm pretrain cifar10-simclr-encoder --data cifar10/train --test-data cifar10/test --out runs/simclr
     """
     from rcdm_fast.config import from_dict
     from rcdm_fast.data.sources import open_data
@@ -109,15 +103,16 @@ def pretrain(
     from rcdm_fast.training.pretrain import pretrain as run
 
     common.check_writable(json)
+    place = common.training_device(device)
     values = _configuration(name, config)
     changes = {"pictures": pictures, "compile": compile}
     values.update({key: value for key, value in changes.items() if value is not None})
     settings = from_dict(PretrainConfig, values, str(config or name))
     training_set = open_data(data, settings.image_size)
-    test_set = open_data(test, settings.image_size) if test is not None else None
+    test_set = open_data(test_data, settings.image_size) if test_data is not None else None
     common.say(f"{len(training_set)} pictures, {settings.steps} steps of {settings.batch_size}")
     with common.ProgressBar(settings.steps) as progress:
-        path, accuracy = run(settings, training_set, out or Path("runs") / name, test_set, device, progress)
+        path, accuracy = run(settings, training_set, out or Path("runs") / name, test_set, place, progress)
     for key, value in accuracy.items():
         common.say(f"{key:32s} {value:.4f}")
     common.write_json(json, accuracy)

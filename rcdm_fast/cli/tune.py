@@ -11,37 +11,33 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rcdm_fast.cli import common
+from rcdm_fast.diffusion.sampling_config import SamplingConfig
 
 if TYPE_CHECKING:
     from rcdm_fast.solver_fit import Placed
 
 
 def tune(
-    model: Annotated[
-        str, typer.Argument(help="Bundled or published name, file, folder or hub id.", show_default=False)
-    ],
-    data: Annotated[
-        str | None,
-        typer.Option(help="Pictures whose representations are drawn, as --data of evaluate; for models that take one."),
-    ] = None,
+    model: common.ModelArgument,
+    data: Annotated[str | None, common.data("Whose representations are drawn, for models that take one")] = None,
     nfe: Annotated[str, typer.Option(help="Numbers of network evaluations, separated by commas.")] = "5,6,8,10",
     solver: common.SolverName = "ipndm",
     trajectories: Annotated[int, typer.Option(help="How many are drawn; a quarter of them only to check.")] = 256,
     candidates: Annotated[int, typer.Option(help="Timesteps to choose from; each costs an evaluation.")] = 61,
-    seed: common.Seed = 0,
+    seed: common.Seed = SamplingConfig.seed,
     encoder: common.EncoderSpec = None,
     flags: common.Flags = None,
     sha256: common.Sha256 = None,
     device: common.Device = None,
     engine: common.EngineName = "auto",
     precision: common.Precision = "auto",
-    batch_size: Annotated[int, typer.Option(help="Pictures per network evaluation.")] = 32,
+    batch_size: common.BatchSize = 32,
     json: common.JsonFile = None,
 ) -> None:
-    """Find where the few steps of a solver should lie for a model, and check that it helps.
+    """Find where the few steps of a solver should lie for a model.
 
-    Prints, for each number of evaluations, what --steps then takes: timesteps, or the number itself where the solver's
-    own placement is as good.
+    And check that it helps. Prints, for each number of evaluations, what --steps then takes: timesteps, or the number
+    itself where the solver's own placement is as good.
 
     Example: rcdm tune cifar10-simclr-trunk --data cifar10/test --nfe 5,8 --json steps.json
     """
@@ -49,6 +45,7 @@ def tune(
 
     from rcdm_fast import solver_fit
     from rcdm_fast.config import ConfigError
+    from rcdm_fast.data.image_set import evenly
     from rcdm_fast.data.sources import open_data
     from rcdm_fast.training import representations
 
@@ -65,7 +62,7 @@ def tune(
         pictures = open_data(data, loaded.image_size)
         if len(pictures) < trajectories:
             raise ConfigError(f"{trajectories} trajectories of {len(pictures)} pictures")
-        chosen = torch.linspace(0, len(pictures) - 1, trajectories).round().long()
+        chosen = evenly(trajectories, len(pictures))
         h = representations.compute(loaded.encoder, pictures.subset(chosen))
     if unet.num_classes:
         label = torch.arange(trajectories) % unet.num_classes

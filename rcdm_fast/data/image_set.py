@@ -69,6 +69,11 @@ class ImageSet:
         return dataclasses.replace(self, pixels=self.pixels.to(device))
 
 
+def evenly(count: int, available: int) -> Tensor:
+    """`count` places spread evenly over `available`, first and last included; int64 [count]."""
+    return torch.linspace(0, available - 1, count).round().long()
+
+
 def fits(device: torch.device, *tensors: Tensor) -> bool:
     """Whether tensors that every step reads from should move to a GPU: in all at most a quarter of its free memory."""
     if device.type != "cuda":

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import arguments
-from rcdm_fast.checks import Range, whole
 from rcdm_fast.config import ConfigError, ModelConfig
 from rcdm_fast.diffusion import noise, registry, solvers
 from rcdm_fast.diffusion.conditioning import ConditioningPlan
 from rcdm_fast.diffusion.engine import Engine
+from rcdm_fast.diffusion.sampling_config import SamplingConfig
 from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.errors import RcdmError
 
@@ -36,12 +36,10 @@ class Request:
         representation: float32 [R,D], or None.
         label: int64 [R], or None.
         items: noise keys, one per representation.
-        per: samples of each.
+        config: what was asked for.
         schedule: kept steps.
         solver, options: the solver and its settings.
         evaluations: how often it asks the network for an image; twice as often with guidance.
-        guidance: strength of guidance; 1 is none.
-        seed: noise key.
         noise: x_T instead of the keyed one, [R,per,3,H,W].
         step_noise: step noise instead of the keyed one, [K,R,per,3,H,W].
         picture: shape of one picture, (3, H, W).
@@ -52,18 +50,31 @@ class Request:
     representation: Tensor | None
     label: Tensor | None
     items: tuple[int, ...]
-    per: int
+    config: SamplingConfig
     schedule: Schedule
     solver: solvers.Solver
     evaluations: int
     options: solvers.SolverOptions
-    guidance: float
-    seed: int
     noise: Tensor | None
     step_noise: Tensor | None
     picture: tuple[int, int, int]
     pairs: tuple[tuple[int, int], ...] | None = None
     guide: ModelConfig | None = None
+
+    @property
+    def per(self) -> int:
+        """Samples of each representation."""
+        return self.config.per
+
+    @property
+    def guidance(self) -> float:
+        """Strength of guidance; 1 is none."""
+        return self.config.guidance
+
+    @property
+    def seed(self) -> int:
+        """Noise key."""
+        return self.config.seed
 
     @property
     def nulls(self) -> bool:
@@ -87,19 +98,13 @@ class Request:
 
 
 def request(
-    config: ModelConfig,
+    model: ModelConfig,
     device: torch.device,
     h: Any,
+    config: SamplingConfig,
     *,
     label: Any,
     items: Any,
-    per: Any,
-    steps: int | str,
-    solver: str,
-    eta: Any,
-    guidance: Any,
-    seed: Any,
-    clip: Any,
     given_noise: Any,
     step_noise: Any,
     pairs: Any,
@@ -110,28 +115,25 @@ def request(
     Raises:
         ConfigError: the model cannot be asked for that.
     """
-    per = whole(per, "per", Range(1))
     if pairs is not None and (given_noise is not None or step_noise is not None):
         raise ConfigError("pairs have keyed noise: noise and step_noise cannot be given with them")
-    h, label = arguments.condition(config.unet, h, label, device)
+    h, label = arguments.condition(model.unet, h, label, device)
     conditioned = next((len(value) for value in (h, label) if value is not None), None)
     keys = arguments.keys(items, conditioned)
-    options = solvers.SolverOptions(eta, clip)
-    schedule = registry.schedule(config.schedule, solver, steps, options.eta)
-    known = registry.find(solver)
-    picture = (3, config.unet.image_size, config.unet.image_size)
-    shape = (len(keys), per, *picture)
+    arguments.guidance(model, config.guidance, guide)
+    schedule = registry.schedule(model.schedule, config.solver, config.steps, config.eta)
+    known = registry.find(config.solver)
+    picture = (3, model.unet.image_size, model.unet.image_size)
+    shape = (len(keys), config.per, *picture)
     return Request(
         representation=h,
         label=label,
         items=keys,
-        per=per,
+        config=config,
         schedule=schedule,
         solver=known.run,
         evaluations=known.evaluations(schedule),
-        options=options,
-        guidance=arguments.guidance(config, guidance, guide),
-        seed=noise.check_seed(seed),
+        options=solvers.SolverOptions(config.eta, config.clip),
         noise=None if given_noise is None else arguments.noise(given_noise, "noise", shape),
         step_noise=None if step_noise is None else arguments.noise(step_noise, "step_noise", (len(schedule), *shape)),
         picture=picture,

@@ -17,12 +17,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from rcdm_fast import images
+from rcdm_fast import images, memory
 from rcdm_fast.config import ConfigError
 from rcdm_fast.diffusion.sampling import SamplingError
-from rcdm_fast.jobs import memory
+from rcdm_fast.diffusion.sampling_config import SamplingConfig
 from rcdm_fast.jobs.feed import Ready
-from rcdm_fast.jobs.settings import JobConfig
 from rcdm_fast.model import Model
 
 Pair = tuple[int, int]  # item, sample
@@ -49,14 +48,14 @@ class Artist:
 
     Attributes:
         model: what draws.
-        config: steps, solver, seed.
+        config: how they are drawn.
         bucket: pictures per network evaluation; shrinks.
         on_bucket: told the new bucket when it has shrunk.
         busy_s: seconds spent encoding and drawing.
     """
 
     model: Model
-    config: JobConfig
+    config: SamplingConfig
     bucket: int
     on_bucket: Callable[[int], None] = lambda bucket: None
     busy_s: float = field(default=0.0, init=False)
@@ -110,7 +109,7 @@ class Artist:
                 memory.release()
 
     def _batches(self, ready: Ready, pairs: Sequence[Pair]) -> Iterator[Drawn]:
-        first, config = ready.unit.first_item, self.config
+        first = ready.unit.first_item
         hashes: dict[int, list[str]] = {}
 
         def watch(place: slice, x: Tensor) -> None:
@@ -119,14 +118,10 @@ class Artist:
         since = time.monotonic()
         request = self.model.request(
             ready.h,
+            self.config,
             label=ready.label,
             items=ready.unit.items,
             pairs=[(item - first, sample) for item, sample in pairs],
-            steps=config.steps,
-            solver=config.solver,
-            eta=config.eta,
-            guidance=config.guidance,
-            seed=config.seed,
         )
         for place, pictures in self.model.batches(request, self.bucket, watch=watch):
             levels = images.to_uint8(pictures.permute(0, 2, 3, 1)).contiguous().cpu()
@@ -140,24 +135,14 @@ def default_bucket(model: Model) -> int:
     return 64 if model.device.type == "cuda" else 32
 
 
-def check_request(model: Model, config: JobConfig, guide: Model | None = None) -> int:
+def check_request(model: Model, config: SamplingConfig, guide: Model | None = None) -> int:
     """Network evaluations per picture. Raises `ConfigError` if the settings, or a guide, do not fit the model."""
     unet = model.config.unet
     h = torch.zeros(1, unet.representation_dim) if unet.representation_dim else None
     label = torch.zeros(1, dtype=torch.int64) if unet.num_classes else None
     if config.guidance != 1 and h is None and guide is None:
         raise ConfigError("guidance needs a model that takes representations")
-    request = model.request(
-        h,
-        label=label,
-        per=1,
-        steps=config.steps,
-        solver=config.solver,
-        eta=config.eta,
-        guidance=config.guidance,
-        guide=guide,
-        seed=config.seed,
-    )
+    request = model.request(h, config, label=label, guide=guide)
     return request.evaluations * (1 if config.guidance == 1 else 2)
 
 

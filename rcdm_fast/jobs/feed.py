@@ -23,12 +23,11 @@ from torch import Tensor
 from rcdm_fast import images
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.random_access import Kind, Source
-from rcdm_fast.encoders import Encoder, EncoderError
-from rcdm_fast.jobs import memory
+from rcdm_fast.encoders import Encoder
+from rcdm_fast.encoders.groups import GROUP, encode
 from rcdm_fast.jobs.layout import Unit
 from rcdm_fast.model import Model
 
-GROUP = 32  # items that are encoded together
 AHEAD = 8  # groups that wait
 
 _POLL_S = 0.1
@@ -189,8 +188,9 @@ def _ready(model: Model, kind: Kind, unit: Unit, groups: list[_Group]) -> Ready:
     rows = []
     start, since = unit.first_item, time.monotonic()
     for group in groups:
-        rows.append(_encoded(model.encoder, _views(model.encoder, group.values), start, bad))
-        start += len(group.values)
+        places = range(start, start + len(group.values))
+        rows.append(encode(model.encoder, _views(model.encoder, group.values), places, bad))
+        start = places.stop
     return Ready(unit, torch.cat(rows), None, bad, time.monotonic() - since)
 
 
@@ -203,26 +203,3 @@ def _stacked(model: Model, groups: list[_Group]) -> Tensor:
 def _views(encoder: Encoder, values: list[Tensor]) -> Tensor:
     size = encoder.config.image_size
     return torch.cat([each if each.numel() else torch.zeros(1, 3, size, size) for each in values])
-
-
-def _encoded(encoder: Encoder, views: Tensor, start: int, bad: dict[int, str]) -> Tensor:
-    """Representations of a group, on the CPU; an item that makes the encoder fail is reported in `bad`.
-
-    Halved for as long as memory does not suffice.
-    """
-    try:
-        return encoder.encode(views).cpu()
-    except Exception as error:  # every runtime has its own
-        if memory.out_of_memory(error):
-            if len(views) == 1:
-                raise
-            memory.release()
-            half = len(views) // 2
-            parts = ((views[:half], start), (views[half:], start + half))
-            return torch.cat([_encoded(encoder, each, first, bad) for each, first in parts])
-        if not isinstance(error, EncoderError):
-            raise
-        if len(views) == 1:
-            bad[start] = str(error)
-            return torch.zeros(1, encoder.dim)
-        return torch.cat([_encoded(encoder, view[None], place, bad) for place, view in enumerate(views, start)])

@@ -28,6 +28,7 @@ from typing import Any
 from rcdm_fast import locks, storage
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.random_access import HASHES
+from rcdm_fast.diffusion.sampling_config import SamplingConfig
 from rcdm_fast.doors import printable
 from rcdm_fast.jobs import formats
 from rcdm_fast.jobs.layout import Layout, Unit
@@ -39,6 +40,8 @@ from rcdm_fast.jobs.shard import Picture
 
 log = logging.getLogger(__name__)
 
+# What a job was drawn with whose file, of an earlier version, does not say it.
+_USUAL = {"clip": SamplingConfig.clip}
 _FOLDERS = ("shards", "manifest", "quarantine")
 _WHOLE = ("summary.json", "manifest.jsonl", "quarantine.jsonl", "samples.npz")
 # What `storage.atomic` and `formats` call the files that they are writing; the user's own hidden files stay.
@@ -135,6 +138,8 @@ class Ledger:
             storage.write_json(file, plain)
             return
         before = read_identity(self.folder)
+        before["settings"] = {**_USUAL, **before["settings"]}
+        plain["settings"] = {**_USUAL, **plain["settings"]}
         differences = list(_differences({**before, "about": None}, {**plain, "about": None}))
         if not differences:
             return

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from rcdm_fast.checks import Checked, Count, NotNegative, Range, Seed
-from rcdm_fast.diffusion.registry import SolverName
+from rcdm_fast.checks import Checked, Count, Range
+from rcdm_fast.diffusion.sampling_config import SamplingConfig
 
 Format = Literal["webdataset", "folder", "npz", "parquet"]
 Encoding = Literal["png", "jpeg", "webp"]
@@ -18,13 +18,12 @@ FORMATS: tuple[Format, ...] = ("webdataset", "folder", "npz", "parquet")
 ENCODINGS: tuple[Encoding, ...] = ("png", "jpeg", "webp")
 
 
-@dataclass(frozen=True)
-class JobConfig(Checked):
+@dataclass(frozen=True, kw_only=True)
+class JobConfig(SamplingConfig):
     """What is drawn, and in what form it is kept. A job cannot be resumed with other values.
 
     Attributes:
-        per: samples of each item.
-        steps, solver, eta, guidance, seed: as in `Model.sample`.
+        per: samples of each item; steps, solver and so on as in `SamplingConfig`.
         format: "webdataset" (tar files), "folder" (of pictures), "npz" (uint8 [N,H,W,3] under "arr_0", as ADM's
             evaluation reads it) or "parquet" (pictures as files in a column).
         encoding: of single pictures, where the format has them: "png", "jpeg" or "webp" (lossless at quality 100).
@@ -32,12 +31,6 @@ class JobConfig(Checked):
         shard_pictures: the largest number of pictures in a shard; shards are what is committed at once.
     """
 
-    per: Count = 8
-    steps: Count | str = 50
-    solver: SolverName = "ddim"
-    eta: NotNegative = 0.0
-    guidance: NotNegative = 1.0
-    seed: Seed = 0
     format: Format = "webdataset"
     encoding: Encoding = "png"
     quality: Annotated[int, Range(1, 100)] = 95

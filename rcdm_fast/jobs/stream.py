@@ -12,7 +12,7 @@ import logging
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from rcdm_fast import host
 from rcdm_fast.data import random_access
 from rcdm_fast.data.inputs import OnBad
 from rcdm_fast.data.random_access import Given
+from rcdm_fast.diffusion.sampling_config import SamplingConfig, SamplingKeywords, chosen
 from rcdm_fast.images import ImageError
 from rcdm_fast.jobs import draw, feed
 from rcdm_fast.jobs.draw import Artist
@@ -51,16 +52,12 @@ class Generated:
 def generate(
     model: Model,
     source: Given,
+    config: SamplingConfig | None = None,
     *,
-    per: int = 8,
-    steps: int | str = 50,
-    solver: str = "ddim",
-    eta: float = 0.0,
-    guidance: float = 1.0,
-    seed: int = 0,
     batch_size: int | None = None,
-    threads: int = 4,
+    threads: int = RunOptions.threads,
     on_bad: OnBad | None = None,
+    **settings: Unpack[SamplingKeywords],
 ) -> Iterator[Generated]:
     """Pictures of many items as they are finished; items are read and encoded ahead.
 
@@ -72,12 +69,13 @@ def generate(
         source: a folder of pictures, WebDataset shards, .npy, .npz, .safetensors, Parquet or Arrow files of
             pictures or representations; the arrays, pictures or paths themselves; labels for a class-conditional
             model, a number of items for an unconditional one. See `rcdm_fast.data.random_access.find`.
-        per: samples of each item. The noise of a picture depends on (seed, place of its item, sample) alone.
-        steps, solver, eta, guidance, seed: as in `Model.sample`.
+        config: how samples are drawn, as in `Model.sample`; per is of each item. The noise of a picture depends on
+            (seed, place of its item, sample) alone.
         batch_size: pictures per network evaluation, packed across items; halved when memory does not suffice.
         threads: that read pictures.
         on_bad: told (item, reason) of an item that cannot be read or drawn, and the others go on; without it the
             first such item is an error.
+        settings: fields of `config` as keywords, as in ``generate(model, source, steps=25)``.
 
     Returns:
         batches: item and sample int64 [N], ids, pictures uint8 [N,3,H,W] on the CPU; in order.
@@ -85,9 +83,9 @@ def generate(
     Raises:
         ConfigError, ImageError, StorageError: at once, if the source or the settings cannot be used.
     """
-    config = JobConfig(per, steps, solver, eta, guidance, seed)  # type: ignore[arg-type]  # checked there
+    job = JobConfig(**vars(chosen(config, settings)))
     with host.apart():
-        found = _generated(model, source, config, RunOptions(batch_size, threads), on_bad)
+        found = _generated(model, source, job, RunOptions(batch_size, threads), on_bad)
     return host.guarded_each(found)
 
 

@@ -62,7 +62,7 @@ def _configurations(folder: Path) -> None:
         "train": dataclasses.replace(TRAIN, encoder=encoder, more_emas=(0.5,)),
         "pretrain": pretrain,
         "adapt": AdaptConfig("fuzz", "cifar10-simclr-trunk", encoder),
-        "playground": Settings("cifar10-simclr-trunk"),
+        "playground": Settings(model="cifar10-simclr-trunk"),
     }
     for name, cls in CONFIGURATIONS.items():
         storage.write_json(folder / f"{name}.json", dataclasses.asdict(given.get(name) or cls()))

@@ -1,0 +1,146 @@
+"""What experiments of one report have in common is made once, and their numbers are those of each by itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rcdm_fast import evaluation, images
+from rcdm_fast.analysis import invariance, registry, shared
+from rcdm_fast.analysis.layer import LayersConfig
+from rcdm_fast.analysis.shared import Shared
+from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.model import Model
+from tests import small
+
+QUICK = {"sources": 20, "steps": 1, "resamples": 100}
+ENCODING: dict[str, dict[str, Any]] = {
+    "faithfulness": {"per": 1},
+    "neighbours": {"per": 1},
+    "unfamiliar": {},
+    "manipulate": {"per": 1, "properties": ["brightness"], "components": 0},
+    "attack": {"per": 1, "pictures": 20, "epsilons": [0, 8], "pgd_steps": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return small.model()
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageSet:
+    pixels = images.to_uint8(small.pictures(44))
+    return ImageSet(pixels, torch.arange(44) % 2, ("a", "b"), (), "made up")
+
+
+@pytest.fixture(scope="module")
+def photos() -> ImageSet:
+    return ImageSet(images.to_uint8(small.pictures(20, seed=9)), None, (), (), "elsewhere")
+
+
+def run(name: str, models: list[Model], data: ImageSet, photos: ImageSet, known: Shared | None, **more: Any) -> Any:
+    job = registry.Job(models[0], data, photos, tuple(models[1:]), {**QUICK, **more}, shared=known)
+    found = registry.find(name).run(job)
+    return found.tables, found.findings, found.settings
+
+
+class Enough(Exception):
+    """The experiment need not go on."""
+
+
+@pytest.mark.parametrize("name", ENCODING)
+def test_an_experiment_takes_what_is_encoded(
+    name: str, monkeypatch: pytest.MonkeyPatch, model: Model, data: ImageSet, photos: ImageSet
+) -> None:
+    asked: list[Any] = []
+
+    def encoded(given: Shared | None, *rest: Any) -> Tensor:
+        asked.extend([given, *rest])
+        raise Enough
+
+    monkeypatch.setattr(f"rcdm_fast.analysis.{name}.encoded", encoded)
+    known = Shared()
+    with pytest.raises(Enough):
+        run(name, [model], data, photos, known, **ENCODING[name])
+    assert asked[:3] == [known, model.encoder, data]
+
+
+def test_the_data_is_encoded_once(
+    monkeypatch: pytest.MonkeyPatch, model: Model, data: ImageSet, photos: ImageSet
+) -> None:
+    """Two experiments find what each finds by itself; places of a set are rows of all of it."""
+    few = {name: ENCODING[name] for name in ("faithfulness", "neighbours")}
+    alone = {name: run(name, [model], data, photos, None, **more) for name, more in few.items()}
+    asked: Counter[str] = Counter()
+    real = shared.representations.compute
+
+    def compute(encoder: Any, given: ImageSet) -> Tensor:
+        asked[given.fingerprint] += 1
+        return real(encoder, given)
+
+    monkeypatch.setattr(shared.representations, "compute", compute)
+    assert evaluation.representations.compute is compute  # whoever computes any does so here
+    known, places = Shared(), torch.tensor([3, 40, 7])
+    for name, more in few.items():
+        assert run(name, [model], data, photos, known, **more) == alone[name], name
+    assert model.encoder is not None
+    whole = shared.encoded(known, model.encoder, data)
+    assert torch.equal(shared.encoded(known, model.encoder, data, places), whole[places])
+    assert asked == {"made up": 1}
+    assert torch.equal(shared.encoded(None, model.encoder, data, places), whole[places])  # of these alone
+
+
+def test_invariance_is_measured_once_for_each_model(
+    monkeypatch: pytest.MonkeyPatch, model: Model, data: ImageSet, photos: ImageSet
+) -> None:
+    """By both experiments that need it, whatever else they are asked for; other noise is another measurement."""
+    asked: list[tuple[Any, int]] = []
+
+    def measure(given: Model, _: ImageSet, config: Any, progress: Any) -> Any:
+        asked.append((given, config.seed))
+        return SimpleNamespace(sweeps={"hue": None, "zoom": None})
+
+    monkeypatch.setattr(invariance, "_measure", measure)
+    known, other, told = Shared(), small.model(), list[tuple[int, int]]()
+    plain = invariance.InvarianceConfig(steps=1, seed=4)
+    for config in (plain, LayersConfig(steps=1, seed=4, spread_samples=3, fitted_on=0)):
+        invariance.measure(model, data, config, lambda *each: told.append(each), known)
+    assert asked == [(model, 4)]
+    assert told == [(2, 2)] * 2
+    invariance.measure(other, data, plain, None, known)
+    invariance.measure(model, data, dataclasses.replace(plain, seed=5), None, known)
+    invariance.measure(model, data, plain, None, Shared())
+    assert asked[1:] == [(other, 4), (model, 5), (model, 4)]
+
+
+@pytest.mark.parametrize("name", ["invariance", "layers"])
+def test_an_experiment_takes_what_is_measured(
+    name: str, monkeypatch: pytest.MonkeyPatch, model: Model, data: ImageSet, photos: ImageSet
+) -> None:
+    asked: list[Any] = []
+
+    def measure(*given: Any) -> Any:
+        asked.extend(given)
+        raise Enough
+
+    monkeypatch.setattr(invariance, "measure", measure)
+    known = Shared()
+    with pytest.raises(Enough):
+        run(name, [model, model], data, photos, known)
+    assert asked[-1] is known
+
+
+def test_each_owner_has_its_own() -> None:
+    known, made = Shared(), list[int]()
+    first, second = object(), object()
+    for owner in (first, second, first):
+        known.once(owner, "key", lambda: made.append(len(made)))
+    known.once(first, "another", lambda: made.append(9))
+    assert made == [0, 1, 9]
