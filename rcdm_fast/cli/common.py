@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "cifar10-simclr-wide"  # of every command that takes its inputs first
 _MODEL = "Bundled or published name, file, folder or hub id."
-_IMAGES = "folder of images (sub-folders are classes), .npy, .npz, shards ({000..099}.tar), or hf:NAME?split=train"
+_IMAGES = "folder of images (sub-folders are classes), .npy, .npz, shards ({000..099}.tar), hf:NAME?split=train, or world:shapes"
 
 
 def data(purpose: str) -> Any:
