@@ -1,17 +1,26 @@
 """What every test can rely on: the `gpu` marker, seeds, the `short` flag of long tests, the checkout's folder.
 
-Knows nothing about single modules.
+Knows nothing about single modules but which files take long or share what is costly to make.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 SEED = 20210
+
+# Files whose tests export the same networks: one worker runs them, and each network is exported once in it.
+EXPORTS = tuple(f"tests/test_{name}.py" for name in ("export_onnx", "onnx_only", "openvino", "export_truth"))
+# Files of more than 15 s, which begin first, so that no worker is left alone with one at the end.
+LONGEST = (
+    *EXPORTS,
+    *(f"tests/test_{name}.py" for name in ("kernels_numbers", "cuda_on_host", "tensorrt", "jobs_damage")),
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -19,12 +28,43 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu`, saying why, where there is no CUDA device."""
+    """The longest files first; skip tests marked `gpu`, saying why, where there is no CUDA device."""
+    place = {name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(_file(item.nodeid), len(place)))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked and not torch.cuda.is_available():
         built = f"torch was built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch has no CUDA"
         for item in marked:
             item.add_marker(pytest.mark.skip(reason=f"no CUDA device ({built})"))
+
+
+def _file(nodeid: str) -> str:
+    return nodeid.partition("::")[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Whole files to one worker, in the order above, and those that share exports to the same one."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
+
+    class Scheduling(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = _file(nodeid)
+            return EXPORTS[0] if file in EXPORTS else file
+
+    config.option.loadscopereorder = False  # not by numbers of tests
+    return Scheduling(config, log)
+
+
+@pytest.fixture(scope="module")
+def shared_exports() -> Iterator[None]:
+    """Networks that were exported before in this process are not exported again."""
+    from tests import exports
+
+    with exports.shared():
+        yield
 
 
 @pytest.fixture(autouse=True)

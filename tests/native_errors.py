@@ -1,17 +1,20 @@
 """What native operators refuse in C++, one case per process: an exception that cannot be caught ends it.
 
-python -m tests.native_errors CASE
+python -m tests.native_errors CASE ...
+
+Several cases are forks of a process that has imported all and loaded nothing.
 """
 
 from __future__ import annotations
 
 import faulthandler
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -92,11 +95,31 @@ def run(case: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+def run_several(cases: list[str]) -> dict[str, tuple[bool, str]]:
+    """Whether each case was refused with the right words in a fork of its own, and all that was printed."""
+    command = [sys.executable, "-m", "tests.native_errors", *cases]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    ends = dict(line.split()[1:] for line in done.stdout.splitlines() if line.startswith("ended "))
+    return {case: (ends.get(case) == "0", done.stdout + done.stderr) for case in cases}
+
+
 def main() -> None:
+    """One case here, or each of several in a fork."""
+    if len(sys.argv) == 2:
+        _try(sys.argv[1])
+    for case in sys.argv[1:]:
+        child = os.fork()
+        if child == 0:
+            _try(case)
+        sys.stdout.write(f"ended {case} {os.waitpid(child, 0)[1]}\n")
+        sys.stdout.flush()
+
+
+def _try(case: str) -> NoReturn:
     """What was loaded is printed first: two C++ runtimes in one process are what to look for after a crash."""
     faulthandler.enable()
     ops.load()
-    refused, words = CASES[sys.argv[1]]
+    refused, words = CASES[case]
     maps = Path("/proc/self/maps")
     runtimes = set(re.findall(r"/\S*(?:stdc\+\+|gcc_s)\S*", maps.read_text())) if maps.exists() else set()
     sys.stdout.write(f"torch {torch.__version__}, {library.build_facts()}, {sorted(runtimes)}\n")

@@ -149,6 +149,11 @@ def check_solver_step(shape: tuple[int, int, int, int], dtype: torch.dtype, term
         within_bar(ours, theirs, true)
 
 
+def lacking(name: str) -> bool:
+    """Whether this processor has no such instruction set, as far as torch can tell without a process to try it in."""
+    return name.startswith("avx512") and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
+
+
 def quick_round() -> None:
     """Small cases of everything, for every dtype."""
     for dtype in DTYPES:

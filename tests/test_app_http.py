@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import importlib.util
 import io
 import json
 import os
@@ -27,7 +28,8 @@ from tests.test_app import free_port
 from tests.test_decoding import EPS
 from tests.tolerances import UPLOAD_BYTES
 
-pytest.importorskip("gradio", reason="gradio is not installed")
+# Looked for and not imported, which takes seconds in every worker that collects this file.
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="gradio is not installed")
 
 
 @dataclass

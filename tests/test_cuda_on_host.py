@@ -23,9 +23,14 @@ pytestmark = pytest.mark.skipif(bool(launchers.missing()), reason=launchers.miss
 
 
 @pytest.fixture(scope="module")
-def host(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Launchers:
+def kernels(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The kernels, compiled for the CPU."""
-    return Launchers(launchers.compile_launchers(checkout, tmp_path_factory.mktemp("cuda_on_host")))
+    return launchers.compile_launchers(checkout, tmp_path_factory.mktemp("cuda_on_host"))
+
+
+@pytest.fixture(scope="module")
+def host(kernels: Path) -> Launchers:
+    return Launchers(kernels)
 
 
 def _check(host: Launchers, case: NormCase, offset: int = 0) -> None:
@@ -217,9 +222,9 @@ assert device == 3 and launches > 50, (device, launches)
 """
 
 
-def test_host_code_and_registration(checkout: Path, tmp_path: Path) -> None:
-    library = launchers.compile_operators(checkout, tmp_path)
-    command = [sys.executable, "-c", OPERATORS, str(library), str(tmp_path / "cuda_on_host.so")]
+def test_host_code_and_registration(checkout: Path, tmp_path: Path, kernels: Path) -> None:
+    library = launchers.compile_operators(checkout, tmp_path, kernels)
+    command = [sys.executable, "-c", OPERATORS, str(library), str(kernels)]
     done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

@@ -297,7 +297,7 @@ def test_two_processes_download_once(server: FileServer, cache: Path, checkout: 
         "-c",
         f"from rcdm_fast.downloads import fetch; fetch({server.url + '/file'!r}, 'file.pt')",
     ]
-    runs = [subprocess.Popen(command, cwd=checkout) for _ in range(3)]
-    assert [run.wait(timeout=60) for run in runs] == [0, 0, 0]
+    runs = [subprocess.Popen(command, cwd=checkout) for _ in range(2)]
+    assert [run.wait(timeout=60) for run in runs] == [0, 0]
     assert (cache / "file.pt").read_bytes() == CONTENT
     assert len(server.requests) == 1

@@ -45,7 +45,8 @@ HEADS = (16, 32, 64, 96, 128, 192, 256)
 LENGTHS = (64, 250, 256, 1024, 4096)
 SHORT_ATTENTION = [(256, 64, HALF), (250, 96, HALF), (256, 192, HALF), (256, 256, HALF), (256, 64, FULL)]
 
-QUICK = 90  # the others belong to tests marked long
+QUICK = 90  # the others belong to tests marked long, as do norms that a quicker one is much like
+SLOWER = (NORMS[4], NORMS[8], NORMS[9], NORMS[10])
 capabilities = pytest.mark.parametrize(
     "capability",
     [each if each == QUICK else pytest.param(each, marks=pytest.mark.long) for each in triton_aot.CAPABILITIES],
@@ -83,7 +84,9 @@ def _check(facts: triton_aot.Facts) -> None:
 
 
 @capabilities
-@pytest.mark.parametrize("case", NORMS, ids=str)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.long if case in SLOWER else ()) for case in NORMS], ids=str
+)
 def test_film_group_norm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, case: NormCase, capability: int) -> None:
     launches = triton_aot.record(monkeypatch, norm_module, _norm_call(case))
     assert len(launches) in (1, 3)

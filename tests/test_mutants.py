@@ -27,6 +27,33 @@ def test_a_mutant_that_no_longer_fits_is_an_error(tmp_path: Path) -> None:
     assert Mutant("it", "it.py", "b = 1", "b = 2", ()).text(tmp_path) == "a = 1\nb = 2\n"
 
 
+def test_survivors_and_what_fails_without_a_mutant_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "it.py").write_text("a = 1\nb = 2\n")
+    test = tmp_path / "test_it.py"
+    test.write_text(
+        "import it, pytest\n@pytest.mark.parametrize('number', [1], ids=['a - b'])\n"
+        "def test_a(number): assert it.a == number\n"
+    )
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    tests = ("test_it.py",)
+    mutants = (Mutant("a is lost", "it.py", "a = 1", "a = 0", tests), Mutant("b is lost", "it.py", "b = 2", "", tests))
+    monkeypatch.setattr(run, "MUTANTS", mutants)
+    assert run.main(["--jobs", "1"]) == 1
+    said = capsys.readouterr().out
+    assert "it.py: a is lost: noticed by test_it.py::test_a[a - b], " in said
+    assert "it.py: b is lost: SURVIVED, " in said
+    assert "1 of 2 noticed (50%)\nslowest:\n  it.py: " in said
+    assert said.endswith("survivor: it.py: b is lost: 'b = 2' -> ''\n")
+    test.write_text(test.read_text() + "def test_b(): assert it.b == 3\n")
+    assert run.main(["--jobs", "1"]) == 2
+    assert capsys.readouterr().out.splitlines() == [
+        "the tests fail without any mutant (pytest exits with 1):",
+        "test_it.py::test_b",
+    ]
+
+
 @pytest.mark.long
 def test_mutants_are_noticed(short: bool) -> None:
     assert run.main(["--every", "12" if short else "1"]) == 0

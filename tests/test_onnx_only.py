@@ -24,6 +24,8 @@ from rcdm_fast.encoders import preprocess
 from tests import small
 from tests.tolerances import ENCODER_ONNX_L2, RESIZE_ABS, RESIZE_HALVED_ABS, TRAJECTORY_L2
 
+pytestmark = pytest.mark.usefixtures("shared_exports")
+
 MODEL = "cifar10-simclr-trunk"
 FEEDS = ("sample", "timestep", "representation")
 NEEDS = ("numpy", "numpy.libs", "PIL", "pillow.libs", "onnxruntime")  # with the libraries that their wheels bundle
@@ -46,7 +48,7 @@ def model() -> rcdm_fast.Model:
 
 
 @pytest.fixture(scope="module")
-def exported(model: rcdm_fast.Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(model: rcdm_fast.Model, shared_exports: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported")
     files = rcdm_fast.export(model, "onnx", folder)
     assert sorted(file.name for file in files) == ["encoder.onnx", "network.onnx"]

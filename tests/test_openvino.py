@@ -31,13 +31,21 @@ from tests.tolerances import FORWARD_L2, TRAJECTORY_L2
 
 pytest.importorskip("openvino", reason="openvino is not installed")
 
+pytestmark = pytest.mark.usefixtures("shared_exports")
+
 CPU = torch.device("cpu")
 has_bf16 = not engines.reasons_unavailable("openvino", CPU, "bf16")
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for this file: what a test has exported and compiled, the next finds."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RCDM_FAST_CACHE", str(tmp_path / "cache"))
+def _own_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RCDM_FAST_CACHE", str(cache))
 
 
 def _relative(got: Tensor, want: Tensor) -> float:
@@ -260,6 +268,7 @@ def test_int8_says_what_it_needs(tmp_path: Path) -> None:
     model = small.model()
     with pytest.raises(ConfigError, match="give at least 4 pictures"):
         rcdm_fast.export(model, "openvino", tmp_path / "out", precision="int8")
+    assert not (tmp_path / "out").exists()  # said before anything is exported, which takes long
     with pytest.raises(ConfigError, match="int8 needs a calibrated export"):
         engines.make("openvino", model.unet, model.config, CPU, "int8")
     with pytest.raises(ConfigError, match="int8 runs in openvino only"):

@@ -96,23 +96,26 @@ def test_inversion(case: tuple[rcdm_fast.Model, dict[str, Tensor]]) -> None:
 
 
 # Beside other tests two threads wait for each other by spinning: a hundred times as long as one.
-@pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.long)])
-def test_batch_split_changes_nothing(case: tuple[rcdm_fast.Model, dict[str, Tensor]], threads: int) -> None:
+@pytest.mark.parametrize(
+    ("threads", "rows", "per"), [(1, 3, 3), *(pytest.param(each, 5, 7, marks=pytest.mark.long) for each in (1, 2))]
+)
+def test_batch_split_changes_nothing(
+    case: tuple[rcdm_fast.Model, dict[str, Tensor]], threads: int, rows: int, per: int
+) -> None:
     """The cosine case magnifies rounding in its first step 2e4 times, so this needs equal bits, not near ones."""
     model, reference = case
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        check_batch_splits(model, reference["representation"].shape[1])
+        check_batch_splits(model, torch.randn(rows, reference["representation"].shape[1]), per)
     finally:
         torch.set_num_threads(before)
 
 
-def check_batch_splits(model: rcdm_fast.Model, width: int) -> None:
-    h = torch.randn(5, width)
-    whole = model.sample(h, per=7, steps=2, batch_size=35)
-    for size in (1, 4):
-        assert float((model.sample(h, per=7, steps=2, batch_size=size) - whole).abs().max()) <= BATCH_SPLIT_ABS
+def check_batch_splits(model: rcdm_fast.Model, h: Tensor, per: int) -> None:
+    whole = model.sample(h, per=per, steps=2, batch_size=len(h) * per)
+    for size in (1, 4):  # 4: batches that begin and end inside an item
+        assert float((model.sample(h, per=per, steps=2, batch_size=size) - whole).abs().max()) <= BATCH_SPLIT_ABS
     alone = [model.sample(h[row : row + 1], items=[row], per=2, steps=2) for row in range(3)]
     together = model.sample(h[:3], per=2, steps=2)
     assert float((torch.cat(alone) - together).abs().max()) <= BATCH_SPLIT_ABS

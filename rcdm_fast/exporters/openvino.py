@@ -48,6 +48,8 @@ def write(out: Path, job: Job) -> list[Path]:
     """
     import openvino
 
+    if job.precision == "int8":
+        openvino_int8.check(job)
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".openvino.", dir=out) as folder:

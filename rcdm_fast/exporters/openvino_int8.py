@@ -82,8 +82,21 @@ def floating_hint() -> str:
     return "bf16" if "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
 
 
+def check(job: Job) -> None:
+    """Whether a job has what int8 needs, before anything is exported.
+
+    Raises:
+        ConfigError: NNCF is not installed, or too few representations.
+    """
+    if importlib.util.find_spec("nncf") is None:
+        raise ConfigError("int8 needs nncf, which is not installed (pip install 'rcdm_fast[openvino]')")
+    _conditions(job)
+
+
 def quantise(model: Any, graph: Path, job: Job) -> Quantised:
     """Quantise all convolutions but the first, the last and those that cost too much.
+
+    `check` must have passed.
 
     Args:
         model: OpenVINO's, of the whole network in float32.
@@ -91,11 +104,9 @@ def quantise(model: Any, graph: Path, job: Job) -> Quantised:
         job: network, representations to calibrate with, and who is told.
 
     Raises:
-        ConfigError: NNCF is not installed, or too few representations.
+        ConfigError: too few representations.
         ExportError: too far from float32 with half of the convolutions in floating point; names the worst layers.
     """
-    if importlib.util.find_spec("nncf") is None:
-        raise ConfigError("int8 needs nncf, which is not installed (pip install 'rcdm_fast[openvino]')")
     given = _conditions(job)
     count = MADE_UP if given is None else len(given)
     held = torch.arange(count) % HELD_OUT == HELD_OUT - 1

@@ -79,14 +79,13 @@ def compile_launchers(checkout: Path, folder: Path, shadow: bool = False, source
     return library
 
 
-def compile_operators(checkout: Path, folder: Path) -> Path:
-    """Compile the whole CUDA part for the CPU: a library that registers its operators for CPU tensors."""
-    kernels = compile_launchers(checkout, folder)
+def compile_operators(checkout: Path, folder: Path, kernels: Path) -> Path:
+    """Compile the rest of the CUDA part for the CPU: with `kernels`, a library of operators for CPU tensors."""
     library = folder / "operators_on_host.so"
     torch_folder = Path(torch.__file__).parent
     sources = [checkout / "csrc/binding_cuda.cpp", *sorted(checkout.glob("csrc/cuda/*.cpp"))]
     flags = "-std=c++20 -DTORCH_TARGET_VERSION=0x020a000000000000ULL -DUSE_CUDA -shared -include redirect.h"
-    linked = ("-L", torch_folder / "lib", "-ltorch_cpu", f"-Wl,-rpath,{folder}")
+    linked = ("-L", torch_folder / "lib", "-ltorch_cpu", f"-Wl,-rpath,{kernels.parent}")
     _compile(checkout, flags, "-I", torch_folder / "include", *sources, kernels, *linked, "-o", library)
     return library
 

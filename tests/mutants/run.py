@@ -2,8 +2,8 @@
 
     python -m tests.mutants.run [--every N] [--only WORDS] [--jobs J]
 
-Prints a line for each, the share that was noticed and the survivors; exits with 1 if there are any. A mutant whose
-tests run out of time counts as noticed, one whose tests cannot start does not.
+Prints a line for each, the share that was noticed, the slowest ten and the survivors; exits with 1 if there are any. A
+mutant whose tests run out of time counts as noticed, one whose tests cannot start does not.
 
 Knows nothing about what the changes mean.
 """
@@ -12,19 +12,22 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.mutants.catalog import MUTANTS
 from tests.mutants.mutant import Mutant
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMIT_S = 600
+LIMIT_S = 600  # for the tests of one mutant
+SLOWEST = 10  # of which the times are printed
 FAILED, TIMED_OUT = 1, 124  # exit status of pytest when tests fail; of a run that was stopped
 LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "out", "build", "dist", ".*_cache", "__pycache__", "*.egg-info")
 
@@ -35,31 +38,59 @@ def copied(target: Path) -> Path:
     return target
 
 
-def status(root: Path, tests: tuple[str, ...]) -> int:
-    """pytest's exit status for these tests in a copy."""
+@dataclass(frozen=True)
+class Tried:
+    """A mutant, how its tests ended, how long they took, and which failed first."""
+
+    mutant: Mutant
+    code: int
+    seconds: float
+    by: str = ""
+
+    @property
+    def noticed(self) -> bool:
+        return self.code in (FAILED, TIMED_OUT)
+
+    def __str__(self) -> str:
+        ends = {0: "SURVIVED", FAILED: f"noticed by {self.by}", TIMED_OUT: "noticed (time)"}
+        end = ends.get(self.code, f"NOT RUN ({self.code})")
+        return f"{self.mutant.file}: {self.mutant.what}: {end}, {self.seconds:.0f} s"
+
+
+def ran(root: Path, tests: tuple[str, ...], *options: str, limit_s: float | None = None) -> tuple[int, str]:
+    """pytest's exit status for these tests in a copy, and what it printed.
+
+    Plugins of other packages, which no test of a mutant needs, take longer to load than most of the tests.
+    """
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header", *tests]
+    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-header", *options, *tests]
     try:
         done = subprocess.run(
-            command, cwd=root, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=LIMIT_S
+            command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=limit_s
         )
     except subprocess.TimeoutExpired:
-        return TIMED_OUT
-    return done.returncode
+        return TIMED_OUT, f"not done within {limit_s:g} s"
+    return done.returncode, done.stdout.decode(errors="replace")
 
 
-def tried(mutant: Mutant, root: Path) -> tuple[bool, str]:
-    """Whether the tests notice the mutant, and how they ended; the copy is then as before."""
+def failed(printed: str) -> list[str]:
+    """The tests that pytest says failed; what else it says in the end where it names none."""
+    found = re.findall(r"^(?:FAILED|ERROR) ([^\s\[]+(?:\[.*?\](?= - |$))?)", printed, re.MULTILINE)
+    return found or printed.splitlines()[-1:]
+
+
+def tried(mutant: Mutant, root: Path) -> Tried:
+    """How a mutant's tests end; the copy is then as before."""
     file = root / mutant.file
     content = file.read_bytes()
     file.write_text(mutant.text(root), encoding="utf-8")
     start = time.monotonic()
     try:
-        code = status(root, mutant.tests)
+        code, printed = ran(root, mutant.tests, "-x", limit_s=LIMIT_S)
     finally:
         file.write_bytes(content)
-    ends = {0: "SURVIVED", FAILED: "noticed", TIMED_OUT: "noticed (time)"}
-    return code in (FAILED, TIMED_OUT), f"{ends.get(code, f'NOT RUN ({code})')}, {time.monotonic() - start:.0f} s"
+    return Tried(mutant, code, time.monotonic() - start, "".join(failed(printed)[:1]) if code == FAILED else "")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -75,22 +106,23 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         roots = [copied(Path(folder) / str(number)) for number in range(options.jobs)]
         tests = tuple(sorted({test for each in chosen for test in each.tests}))
-        if code := status(roots[0], tests):
-            print(f"the tests fail without any mutant (pytest exits with {code}): {' '.join(tests)}")
+        code, printed = ran(roots[0], tests)
+        if code:
+            print(f"the tests fail without any mutant (pytest exits with {code}):", *failed(printed), sep="\n")
             return 2
 
-        def worker(number: int) -> list[tuple[Mutant, bool]]:
+        def worker(number: int) -> list[Tried]:
             found = []
             for each in chosen[number :: options.jobs]:
-                noticed, how = tried(each, roots[number])
-                print(f"{each.file}: {each.what}: {how}", flush=True)
-                found.append((each, noticed))
+                found.append(tried(each, roots[number]))
+                print(found[-1], flush=True)
             return found
 
         with ThreadPoolExecutor(options.jobs) as pool:
             results = [row for rows in pool.map(worker, range(options.jobs)) for row in rows]
-    survivors = [each for each, noticed in results if not noticed]
+    survivors = [each.mutant for each in results if not each.noticed]
     print(f"{len(results) - len(survivors)} of {len(results)} noticed ({1 - len(survivors) / len(results):.0%})")
+    print("slowest:", *sorted(results, key=lambda each: -each.seconds)[:SLOWEST], sep="\n  ")
     for each in survivors:
         print(f"survivor: {each.file}: {each.what}: {each.before!r} -> {each.after!r}")
     return 1 if survivors else 0

@@ -11,7 +11,15 @@ _NEAREST = "rcdm_fast/metrics/nearest.py"
 
 _OF_ATTACK = ("tests/test_analysis_attack.py",)
 _OF_MANIPULATE = ("tests/test_analysis_manipulate.py",)
-_OF_RECOVERY = ("tests/test_analysis_recovery.py", "tests/test_analysis.py")
+_CHANCE, _VERDICTS, _DIFFERENCE = (
+    (f"tests/test_analysis_recovery.py::test_{name}",)
+    for name in (
+        "chance_is_passed_once_in_twenty_times_on_both_sides_together",
+        "verdicts_ask_the_ends_of_the_intervals",
+        "a_difference_weighs_the_first_side_and_keeps_its_sign",
+    )
+)
+_SLOPE = ("tests/test_analysis.py::test_a_linear_correlation_is_numpys_and_weights_count",)
 _OF_EVALUATE = ("tests/test_evaluate.py",)
 
 ANALYSIS = (
@@ -33,13 +41,13 @@ ANALYSIS = (
     Mutant("further from the target counts as nearer", _MANIPULATE, "step = far[0] - far[1]", "step = far[1] - far[0]", _OF_MANIPULATE),
     Mutant("the strength is lost", _MANIPULATE, "direction = config.strength * mean_difference", "direction = mean_difference", _OF_MANIPULATE),
     Mutant("common means common to all", "rcdm_fast/analysis/directions.py", "counts > threshold", "counts >= neighbours", _OF_MANIPULATE),
-    Mutant("chance of r, not of |r|", _RECOVERY, "np.quantile(np.abs(np.fromiter(shuffles, np.float64, SHUFFLES)), 0.95)", "np.quantile(np.fromiter(shuffles, np.float64, SHUFFLES), 0.95)", _OF_RECOVERY),
-    Mutant("the value is asked instead of the upper bound", _RECOVERY, "self.slope.high < FOLLOWED", "self.slope.value < FOLLOWED", _OF_RECOVERY),
-    Mutant("the value is asked instead of the lower bound", _RECOVERY, "self.correlation.low > self.chance", "self.correlation.value > self.chance", _OF_RECOVERY),
-    Mutant("a share is missing in the interval", _RECOVERY, "share * a.statistics(drawn)[0]", "a.statistics(drawn)[0]", _OF_RECOVERY),
-    Mutant("a share is missing in the value", _RECOVERY, "share * a.statistics(alone)[0]", "a.statistics(alone)[0]", _OF_RECOVERY),
-    Mutant("the slope is over both variances", _RECOVERY, "_ratio(cov, var_p)", "_ratio(cov, np.sqrt(var_p * var_q))", _OF_RECOVERY),
-    Mutant("magnitudes are not dealt out", _RECOVERY, "self.samples[source, order]", "self.samples[source]", _OF_RECOVERY),
+    Mutant("chance of r, not of |r|", _RECOVERY, "np.quantile(np.abs(np.fromiter(shuffles, np.float64, SHUFFLES)), 0.95)", "np.quantile(np.fromiter(shuffles, np.float64, SHUFFLES), 0.95)", _CHANCE),
+    Mutant("the value is asked instead of the upper bound", _RECOVERY, "self.slope.high < FOLLOWED", "self.slope.value < FOLLOWED", _VERDICTS),
+    Mutant("the value is asked instead of the lower bound", _RECOVERY, "self.correlation.low > self.chance", "self.correlation.value > self.chance", _VERDICTS),
+    Mutant("a share is missing in the interval", _RECOVERY, "share * a.statistics(drawn)[0]", "a.statistics(drawn)[0]", _DIFFERENCE),
+    Mutant("a share is missing in the value", _RECOVERY, "share * a.statistics(alone)[0]", "a.statistics(alone)[0]", _DIFFERENCE),
+    Mutant("the slope is over both variances", _RECOVERY, "_ratio(cov, var_p)", "_ratio(cov, np.sqrt(var_p * var_q))", _SLOPE),
+    Mutant("magnitudes are not dealt out", _RECOVERY, "self.samples[source, order]", "self.samples[source]", _CHANCE),
     Mutant("verdicts are turned", _COMMON, "if found.low > level:\n        return True", "if found.high > level:\n        return True", ("tests/test_analysis_attack.py", "tests/test_analysis_manipulate.py")),
     Mutant("one that holds is enough", _COMMON, "if False in known:", "if True in known:\n        return True\n    if False in known:", _OF_ATTACK),
     Mutant("the gallery is the first pictures", _EVALUATE, "torch.linspace(0, len(data) - 1, size)", "torch.linspace(0, size - 1, size)", _OF_EVALUATE),
