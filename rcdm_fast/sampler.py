@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import TypeVar
 
 import torch
@@ -17,9 +18,10 @@ from rcdm_fast import arguments, host
 from rcdm_fast.arguments import Numbers
 from rcdm_fast.checks import described
 from rcdm_fast.config import ConfigError
-from rcdm_fast.diffusion import conditioning, sampling
+from rcdm_fast.diffusion import conditioning, registry, sampling
 from rcdm_fast.diffusion.sampling import Request
 from rcdm_fast.diffusion.schedule import Schedule, network_timestep
+from rcdm_fast.exporters.graph import weights_hash
 from rcdm_fast.portable import Portable
 from rcdm_fast.precision import ieee_fp32
 
@@ -72,7 +74,7 @@ class Sampler(Portable):
         items: Numbers | Sequence[int] | None = None,
         per: int = 8,
         steps: int | str = 50,
-        solver: str = "ddim",
+        solver: str = registry.AUTO,
         eta: float = 0.0,
         guidance: float = 1.0,
         guide: Sampler | None = None,
@@ -96,9 +98,11 @@ class Sampler(Portable):
                 signal-to-noise ratio for others; "uniform10", "quadratic10", "logsnr10" or "karras10"
                 (`diffusion.schedule.place`); "at:0,250,999", timesteps one by one; or a published respacing text
                 ("ddim25", "10,10,5").
-            solver: "ddim"; "dpmpp_2m", "dpmpp_3m", "unipc_2", "unipc_3", "deis" or "ipndm", which go on from several
-                steps and come nearer to the same pictures in fewer; "ancestral" or "dpmpp_2m_sde", which draw fresh
-                noise in every step; "heun", which asks the network twice a step (`steps` counts its evaluations).
+            solver: "auto", the model's own for so many evaluations where it has one (`rcdm tune`; with eta 0, clip and
+                no guidance), else "ddim"; "fitted", that one or an error; "ddim"; "dpmpp_2m", "dpmpp_3m", "unipc_2",
+                "unipc_3", "deis" or "ipndm", which go on from several steps and come nearer to the same pictures in
+                fewer; "ancestral" or "dpmpp_2m_sde", which draw fresh noise in every step; "heun", which asks the
+                network twice a step (`steps` counts its evaluations).
             eta: DDIM's share of fresh noise; 0 is deterministic. Other solvers have no such setting.
             guidance: strength w of classifier-free guidance on h, null + w (conditional - null); 1 is none. Others
                 need a model trained with representation dropout, or a guide, and two network evaluations per step.
@@ -149,7 +153,7 @@ class Sampler(Portable):
         items: Numbers | Sequence[int] | None = None,
         per: int = 8,
         steps: int | str = 50,
-        solver: str = "ddim",
+        solver: str = registry.AUTO,
         eta: float = 0.0,
         guidance: float = 1.0,
         guide: Sampler | None = None,
@@ -165,7 +169,7 @@ class Sampler(Portable):
         """
         self.check_guidance(guidance, guide)
         with host.apart():
-            return sampling.request(
+            asked = sampling.request(
                 self.config,
                 self.device,
                 h,
@@ -183,6 +187,14 @@ class Sampler(Portable):
                 pairs=pairs,
                 guide=None if guide is None else guide.config,
             )
+            if asked.chosen.fitted is not None:
+                registry.check_weights(asked.chosen.fitted, self.weights)
+            return asked
+
+    @cached_property
+    def weights(self) -> str:
+        """SHA-256 of network, weights and schedule, which solvers fitted to the model are bound to."""
+        return weights_hash(self.unet, self.config.schedule)
 
     def check_guidance(self, guidance: float, guide: Sampler | None = None) -> None:
         """Raise `ConfigError` unless the model can be guided so (`sample`)."""
@@ -219,7 +231,7 @@ class Sampler(Portable):
             weaker = None
             if guide is not None:
                 guide._check_process()
-                visited = Schedule(guide.config.schedule, request.schedule.timesteps)
+                visited = Schedule(guide.config.schedule, request.schedule.timesteps, request.schedule.asked)
                 theirs = conditioning.make_plan(guide.unet, visited, request.conditions, request.label)
                 weaker = guide.engine, theirs
         others = () if guide is None else (guide,)

@@ -37,7 +37,8 @@ SolverName = Annotated[
     str,
     typer.Option(
         "--solver",
-        help="ddim, ancestral, dpmpp_2m, dpmpp_3m, dpmpp_2m_sde, unipc_2, unipc_3, deis, ipndm or heun.",
+        help="auto: the model's own for so many evaluations where it has one (fitted, see rcdm tune), else ddim. Or "
+        "fitted, ddim, ancestral, dpmpp_2m, dpmpp_3m, dpmpp_2m_sde, unipc_2, unipc_3, deis, ipndm or heun.",
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of all noise.")]

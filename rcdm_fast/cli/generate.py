@@ -37,7 +37,7 @@ def generate(
     model: common.ModelName = "cifar10-simclr-wide",
     per: Annotated[int, typer.Option(help="Samples of each item.")] = 8,
     steps: common.Steps = "50",
-    solver: common.SolverName = "ddim",
+    solver: common.SolverName = "auto",
     eta: Annotated[float, typer.Option(help="DDIM's share of fresh noise, 0 to 1.")] = 0.0,
     guidance: Annotated[float, typer.Option(help="Strength of guidance, for models trained for it; 1: none.")] = 1.0,
     seed: common.Seed = 0,

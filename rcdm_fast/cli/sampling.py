@@ -41,7 +41,7 @@ def sample(
     model: common.ModelName = "cifar10-simclr-wide",
     per: Annotated[int, typer.Option(help="Samples of each photo.")] = 8,
     steps: common.Steps = "50",
-    solver: common.SolverName = "ddim",
+    solver: common.SolverName = "auto",
     eta: Annotated[float, typer.Option(help="DDIM's share of fresh noise, 0 to 1.")] = 0.0,
     guidance: Annotated[float, typer.Option(help="Strength of guidance, for models trained for it; 1: none.")] = 1.0,
     guide: common.GuideName = None,
@@ -109,7 +109,7 @@ def sample(
         common.say(f"{out}: {len(finished)} pictures of {len(found.rows)} {what}")
     each = seconds / max(1, len(finished))
     evaluations = request.evaluations * (1 if guidance == 1 else 2)
-    common.say(f"NFE {evaluations}, {each:.3g} s per picture")
+    common.say(f"{request.chosen.label}, NFE {evaluations}, {each:.3g} s per picture")
     common.write_json(
         json,
         {
@@ -119,7 +119,7 @@ def sample(
             "pictures": len(finished),
             "left_out": len(found.left_out),
             "seconds_per_picture": each,
-            "solver": solver,
+            "solver": request.chosen.label,
             "guidance": guidance,
             "guide": guide,
             "seed": seed,

@@ -39,6 +39,7 @@ class Request:
         per: samples of each.
         schedule: kept steps.
         solver, options: the solver and its settings.
+        chosen: which solver that is.
         evaluations: how often it asks the network for an image; twice as often with guidance.
         guidance: strength of guidance; 1 is none.
         seed: noise key.
@@ -55,6 +56,7 @@ class Request:
     per: int
     schedule: Schedule
     solver: solvers.Solver
+    chosen: registry.Chosen
     evaluations: int
     options: solvers.SolverOptions
     guidance: float
@@ -117,8 +119,9 @@ def request(
     conditioned = next((len(value) for value in (h, label) if value is not None), None)
     keys = arguments.keys(items, conditioned)
     options = solvers.SolverOptions(eta, clip)
-    schedule = registry.schedule(config.schedule, solver, steps, options.eta)
-    known = registry.find(solver)
+    strength = arguments.guidance(config, guidance, guide)
+    chosen = registry.choose(config, solver, steps, options, strength != 1)
+    schedule = chosen.schedule
     picture = (3, config.unet.image_size, config.unet.image_size)
     shape = (len(keys), per, *picture)
     return Request(
@@ -127,16 +130,17 @@ def request(
         items=keys,
         per=per,
         schedule=schedule,
-        solver=known.run,
-        evaluations=known.evaluations(schedule),
+        solver=chosen.run,
+        evaluations=chosen.evaluations,
         options=options,
-        guidance=arguments.guidance(config, guidance, guide),
+        guidance=strength,
         seed=noise.check_seed(seed),
         noise=None if given_noise is None else arguments.noise(given_noise, "noise", shape),
         step_noise=None if step_noise is None else arguments.noise(step_noise, "step_noise", (len(schedule), *shape)),
         picture=picture,
         pairs=None if pairs is None else arguments.pairs(pairs, len(keys)),
         guide=guide,
+        chosen=chosen,
     )
 
 

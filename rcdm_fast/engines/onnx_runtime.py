@@ -198,8 +198,18 @@ class OnnxRuntimeTensorRTEngine(OnnxRuntimeEngine):
 
 
 def graph_inputs(plan: ConditioningPlan, x: Tensor, k: int) -> tuple[Tensor, ...]:
-    """The exported graph's inputs for a batch at kept step k, contiguous, on x's device."""
-    timestep = torch.full((len(x),), plan.timesteps[k], dtype=torch.int64, device=x.device)
+    """The exported graph's inputs for a batch at kept step k, contiguous, on x's device.
+
+    Raises:
+        ConfigError: a timestep between two of those that the graph has a table of.
+    """
+    asked = plan.timesteps[k]
+    if asked != int(asked):
+        raise ConfigError(
+            f"the exported network knows whole timesteps only, and is asked at {asked:.6g}: draw with a fitted solver "
+            "by engine eager, native or compiled, or name another solver"
+        )
+    timestep = torch.full((len(x),), int(asked), dtype=torch.int64, device=x.device)
     values = (x.float().contiguous(), timestep)
     if plan.given is None:
         return values

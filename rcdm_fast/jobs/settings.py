@@ -34,7 +34,7 @@ class JobConfig(Checked):
 
     per: Count = 8
     steps: Count | str = 50
-    solver: SolverName = "ddim"
+    solver: SolverName = "auto"
     eta: NotNegative = 0.0
     guidance: NotNegative = 1.0
     seed: Seed = 0

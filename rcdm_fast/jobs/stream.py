@@ -54,7 +54,7 @@ def generate(
     *,
     per: int = 8,
     steps: int | str = 50,
-    solver: str = "ddim",
+    solver: str = "auto",
     eta: float = 0.0,
     guidance: float = 1.0,
     seed: int = 0,
