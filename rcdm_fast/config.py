@@ -11,6 +11,7 @@ This module does not know about tensors, files or devices (`models/checkpoint.py
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import typing
 from collections.abc import Mapping
@@ -56,6 +57,7 @@ MAX_BLOCKS = 64  # residual blocks of a level
 MAX_CHANNELS = 16_384  # of a level
 MAX_WIDTH = 2**20  # of a representation, and of the table of class labels
 MAX_DIFFUSION_STEPS = 100_000
+MAX_FITTED_NFE = 32  # evaluations that a solver is fitted for; with more of them training-free ones are as good
 MAX_PARAMETERS = 20_000_000_000  # 80 GB in float32; the published 512-px networks have 0.6 billion
 
 _Side = Annotated[int, Range(1, MAX_IMAGE_SIZE)]
@@ -235,11 +237,40 @@ class EncoderConfig(Checked):
 
 
 @dataclass(frozen=True)
+class FittedSolver(Checked):
+    """A solver that was fitted to one model, for one number of network evaluations (`diffusion/fitted.py`).
+
+    `numbers` are what was fitted, in the order of their `version`: for version 1, nfe (nfe + 3) of them. `weights` is
+    the `weights_hash` of the network and schedule that they were fitted to; they are of no use to another. `info` is
+    for the reader (errors, teacher).
+    """
+
+    nfe: Annotated[int, Range(2, MAX_FITTED_NFE)]
+    numbers: tuple[float, ...]
+    weights: str
+    version: Count = 1
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        count = self.nfe * (self.nfe + 3)
+        _require(
+            self.version != 1 or len(self.numbers) == count,
+            f"a solver fitted for {self.nfe} evaluations has {count} numbers, got {len(self.numbers)}",
+        )
+
+    @cached_property
+    def digest(self) -> str:
+        """What tells its numbers from others; 12 hex digits."""
+        return hashlib.sha256(repr((self.version, self.nfe, *map(float, self.numbers))).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
 class ModelConfig(Checked):
     """Everything a weights file says about itself. `info` is free text and numbers for the reader (steps, data).
 
     `representation_dropout` is the share of training pictures whose representation was replaced by zeros; with some,
-    sampling can be guided.
+    sampling can be guided. `fitted` are solvers of this very model, at most one for a number of evaluations.
     """
 
     unet: UNetConfig
@@ -249,9 +280,12 @@ class ModelConfig(Checked):
     info: Mapping[str, Any] = field(default_factory=dict)
     representation_dropout: Share = 0.0
     format_version: Count = FORMAT_VERSION
+    fitted: tuple[FittedSolver, ...] = field(default=(), repr=False)  # exports do not depend on them
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        counts = [each.nfe for each in self.fitted]
+        _require(len(set(counts)) == len(counts), f"several solvers fitted for one number of evaluations: {counts}")
         learned = self.schedule.variance == "learned_range"
         _require(
             learned == self.unet.learn_sigma,

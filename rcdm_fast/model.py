@@ -103,6 +103,9 @@ class Model(Pretrained, Sampler):
             *(f"         not {name}: {why}" for name, why in engines.not_chosen(self.engine, self.device).items()),
             f"encoder  {encoder.source} ({encoder.layer})" if encoder is not None else "encoder  none",
         ]
+        if self.config.fitted:
+            own = ", ".join(f"{each.nfe} ({each.digest})" for each in self.config.fitted)
+            lines.append(f"solvers  fitted for evaluations: {own}")
         return "\n".join(lines)
 
     @host.guarded()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import TypeVar, Unpack
 
 import torch
@@ -17,10 +18,11 @@ from rcdm_fast import arguments, host
 from rcdm_fast.arguments import Numbers
 from rcdm_fast.checks import described
 from rcdm_fast.config import ConfigError
-from rcdm_fast.diffusion import conditioning, sampling
+from rcdm_fast.diffusion import conditioning, registry, sampling
 from rcdm_fast.diffusion.sampling import Request
 from rcdm_fast.diffusion.sampling_config import SamplingConfig, SamplingKeywords, chosen
 from rcdm_fast.diffusion.schedule import Schedule, network_timestep
+from rcdm_fast.exporters.graph import weights_hash
 from rcdm_fast.portable import Portable
 from rcdm_fast.precision import ieee_fp32
 
@@ -133,7 +135,7 @@ class Sampler(Portable):
         drawn = chosen(config, settings)
         self.check_guidance(drawn.guidance, guide)
         with host.apart():
-            return sampling.request(
+            asked = sampling.request(
                 self.config,
                 self.device,
                 h,
@@ -145,6 +147,14 @@ class Sampler(Portable):
                 pairs=pairs,
                 guide=None if guide is None else guide.config,
             )
+            if asked.chosen.fitted is not None:
+                registry.check_weights(asked.chosen.fitted, self.weights)
+            return asked
+
+    @cached_property
+    def weights(self) -> str:
+        """SHA-256 of network, weights and schedule, which solvers fitted to the model are bound to."""
+        return weights_hash(self.unet, self.config.schedule)
 
     def check_guidance(self, guidance: float, guide: Sampler | None = None) -> None:
         """Raise `ConfigError` unless the model can be guided so (`sample`)."""
@@ -181,7 +191,7 @@ class Sampler(Portable):
             weaker = None
             if guide is not None:
                 guide._check_process()
-                visited = Schedule(guide.config.schedule, request.schedule.timesteps)
+                visited = Schedule(guide.config.schedule, request.schedule.timesteps, request.schedule.asked)
                 theirs = conditioning.make_plan(guide.unet, visited, request.conditions, request.label)
                 weaker = guide.engine, theirs
         others = () if guide is None else (guide,)

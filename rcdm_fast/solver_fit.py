@@ -24,10 +24,10 @@ from torch import Tensor
 
 from rcdm_fast import host
 from rcdm_fast.checks import Checked, ConfigError, Count, Seed
-from rcdm_fast.diffusion import multistep, registry
+from rcdm_fast.diffusion import multistep, noise, registry
 from rcdm_fast.diffusion.registry import SOLVERS, SolverName
 from rcdm_fast.diffusion.schedule import AT, Floats, Schedule, place
-from rcdm_fast.diffusion.solvers import Predict, SolverOptions, StepNoise, x0_factors
+from rcdm_fast.diffusion.solvers import Predict, Solver, SolverOptions, StepNoise, x0_factors
 from rcdm_fast.metrics.intervals import Interval, bootstrap
 from rcdm_fast.model import Model
 
@@ -129,6 +129,7 @@ def fit(
     grid = Schedule(base.config, place(base.alpha_bar, config.candidates, "karras"))
     own = {nfe: registry.schedule(base.config, config.solver, nfe) for nfe in config.nfe}
     done, total = 0, config.candidates + 2 * sum(config.nfe)
+    solver = SOLVERS[config.solver].run
 
     def told(evaluations: int) -> None:
         nonlocal done
@@ -136,14 +137,9 @@ def fit(
         if progress is not None:
             progress(done, total)
 
-    ask = _Asked(model, config, h, label, count)
+    ask = Asked(model, h, label, count, config.seed, config.batch_size)
     held = torch.arange(count) % HELD_OUT == 0
-    costs = _Costs(grid)
-    drawn = []
-    for rows, states, outputs, images in ask.teacher(grid):
-        costs.add(states, outputs, images, ~held[rows])
-        drawn.append(images)
-    wanted = torch.cat(drawn)
+    wanted, costs = survey(ask, grid, ~held)
     told(config.candidates)
     placed = []
     for nfe in config.nfe:
@@ -151,9 +147,7 @@ def fit(
         found = AT + ",".join(map(str, chosen))
         errors = []
         for schedule in (Schedule(base.config, tuple(chosen)), own[nfe]):
-            got = ask.images(schedule)[held]
-            apart = (got - wanted[held]).flatten(1).norm(dim=1) / wanted[held].flatten(1).norm(dim=1)
-            errors.append(apart.double().numpy())
+            errors.append(distances(ask.images(schedule, solver)[held], wanted[held]))
             told(nfe)
         placed.append(_placed(nfe, found, errors[0], errors[1], config))
     return placed
@@ -192,21 +186,41 @@ def cheapest(step: Floats, last: Floats, count: int) -> list[int]:
     return way
 
 
-class _Asked:
-    """Draws the same trajectories with any solver and schedule."""
+def survey(ask: Asked, grid: Schedule, counted: Tensor) -> tuple[Tensor, Costs]:
+    """The teacher's images, float32 [N,3,H,W] on the CPU, and what steps cost those that are counted, bool [N]."""
+    costs, drawn = Costs(grid), []
+    for rows, states, outputs, images in ask.teacher(grid):
+        costs.add(states, outputs, images, counted[rows])
+        drawn.append(images)
+    return torch.cat(drawn), costs
 
-    def __init__(self, model: Model, config: FitConfig, h: Tensor | None, label: Tensor | None, count: int) -> None:
-        self._model, self._config = model, config
-        self._request = model.request(
-            h, label=label, items=range(count), per=1, steps=config.nfe[0], solver=config.solver, seed=config.seed
-        )
 
-    def images(self, schedule: Schedule) -> Tensor:
-        """float32 [N,3,H,W] on the CPU."""
-        request = dataclasses.replace(
-            self._request, schedule=schedule, solver=SOLVERS[self._config.solver].run, evaluations=len(schedule)
-        )
-        return torch.cat([images.cpu() for _, images in self._model.batches(request, self._config.batch_size)])
+def distances(images: Tensor, wanted: Tensor) -> Floats:
+    """Relative L2 distance of each image to the one that is wanted, [N,3,H,W] both; [N]."""
+    apart: Floats = ((images - wanted).flatten(1).norm(dim=1) / wanted.flatten(1).norm(dim=1)).double().numpy()
+    return apart
+
+
+class Asked:
+    """Draws the same trajectories with any solver and schedule; conditions as in `fit`."""
+
+    def __init__(
+        self, model: Model, h: Tensor | None, label: Tensor | None, count: int, seed: int, batch_size: int
+    ) -> None:
+        self._model, self._batch_size = model, batch_size
+        self._request = model.request(h, label=label, items=range(count), per=1, steps=1, solver="ddim", seed=seed)
+
+    def noise(self) -> Tensor:
+        """Their x_T, float32 [N,3,H,W] on the CPU."""
+        keys = [(item, 0) for item in self._request.items]
+        return noise.keyed_noise(self._request.seed, keys, 0, self._request.picture, torch.device("cpu"))
+
+    def images(self, schedule: Schedule, solver: Solver, places: Tensor | None = None) -> Tensor:
+        """float32 [N,3,H,W] on the CPU; of some of them only, if places are given, int64 [n]."""
+        request = dataclasses.replace(self._request, schedule=schedule, solver=solver, evaluations=len(schedule))
+        if places is not None:
+            request = dataclasses.replace(request, pairs=tuple((row, 0) for row in places.tolist()))
+        return torch.cat([images.cpu() for _, images in self._model.batches(request, self._batch_size)])
 
     def teacher(self, grid: Schedule) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
         """Of every batch: which trajectories, states and network outputs [C,n,3,H,W] in the order of the steps, images.
@@ -231,11 +245,11 @@ class _Asked:
             return TEACHER(noted, x, schedule, options, step_noise)
 
         request = dataclasses.replace(self._request, schedule=grid, solver=solver, evaluations=len(grid))
-        for rows, images in self._model.batches(request, self._config.batch_size):
+        for rows, images in self._model.batches(request, self._batch_size):
             yield rows, torch.stack(states), torch.stack(outputs), images.cpu()
 
 
-class _Costs:
+class Costs:
     """Means over trajectories of what steps between candidates cost.
 
     Attributes:

@@ -107,17 +107,18 @@ def cases(model: Model, solvers: Sequence[str], steps: Sequence[int | str]) -> t
         ConfigError: a combination that was asked for by name is none.
     """
     every = "all" in solvers
+    own = (registry.FITTED,) if model.config.fitted else ()
     known, left_out = [], []
     for count in steps:
-        for solver in SOLVERS if every else solvers:
+        for solver in (*SOLVERS, *own) if every else solvers:
             try:
-                registry.schedule(model.config.schedule, solver, count)
+                chosen = registry.choose(model.config, solver, count)
             except ConfigError as error:
                 if not every:
                     raise
                 left_out.append(f"{solver} {count}: {error}")
             else:
-                known.append(SolverCase(solver, count))
+                known.append(SolverCase(chosen.name, count))
     return known, left_out
 
 
@@ -157,7 +158,7 @@ def measure(
     first_case = baseline(model)
     everything = [first_case, *(case for case in wanted if case != first_case)]
     schedule = model.config.schedule
-    counts = [SOLVERS[solver].evaluations(registry.schedule(schedule, solver, steps)) for solver, steps in everything]
+    counts = [registry.choose(model.config, solver, steps).evaluations for solver, steps in everything]
     _, sources = evaluation.counts(data, config.of(BASELINE))
     references = min(config.references, sources)
     costs = [references * schedule.diffusion_steps, *(count * sources * config.per for count in counts)]
@@ -205,7 +206,7 @@ def _row(
     variances = evaluation.variances(drawn.pictures)
     base, usual = first or (found, variances)
     error = None
-    if not SOLVERS[case.solver].fresh:
+    if case.solver == registry.FITTED or not SOLVERS[case.solver].fresh:
         chosen = drawn.pictures[evenly(len(reference), len(drawn.sources)), 0]
         want = images.from_uint8(reference).flatten(1)
         apart = (images.from_uint8(chosen).flatten(1) - want).norm(dim=1) / want.norm(dim=1)

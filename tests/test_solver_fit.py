@@ -50,7 +50,7 @@ def test_a_step_costs_how_far_ddim_lands_from_the_trajectory(generator: torch.Ge
     grid = Schedule(base.config, place(base.alpha_bar, 6, "karras"))
     states, outputs = (torch.randn(6, 3, 3, 8, 8, generator=generator) for _ in range(2))
     images, kept = torch.rand(3, 3, 8, 8, generator=generator) * 2 - 1, torch.tensor([True, False, True])
-    costs = solver_fit._Costs(grid)
+    costs = solver_fit.Costs(grid)
     costs.add(states, outputs, images, kept)
 
     def led(i: int, *lower: int) -> list[Tensor]:
@@ -99,13 +99,13 @@ def test_a_placement_is_measured_as_it_will_be_used(kind: str) -> None:
 
 def test_what_is_held_out_has_no_part_in_the_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[bool] = []
-    add = solver_fit._Costs.add
+    add = solver_fit.Costs.add
 
-    def noted(own: solver_fit._Costs, states: Tensor, outputs: Tensor, images: Tensor, part: Tensor) -> None:
+    def noted(own: solver_fit.Costs, states: Tensor, outputs: Tensor, images: Tensor, part: Tensor) -> None:
         kept.extend(part.tolist())
         add(own, states, outputs, images, part)
 
-    monkeypatch.setattr(solver_fit._Costs, "add", noted)
+    monkeypatch.setattr(solver_fit.Costs, "add", noted)
     fit(small.model(), QUICK, torch.randn(11, small.DIM))
     assert kept == [row % 4 != 0 for row in range(11)]
 

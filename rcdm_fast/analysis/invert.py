@@ -44,6 +44,7 @@ class InvertConfig(ExperimentConfig):
     sources: CountOrNone = 0
     per: Annotated[int, Range(1, 1)] = 1
     steps: Count | str = SamplingConfig.steps
+    solver: str = "ddim"  # inversion leads back along it
     iterations: CountOrNone = 1
     shown: Count = 6
 

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "cifar10-simclr-wide"  # of every command that takes its inputs first
 _MODEL = "Bundled or published name, file, folder or hub id."
-_IMAGES = "folder of images (sub-folders are classes), .npy, .npz, shards ({000..099}.tar), hf:NAME?split=train, or world:shapes"
+_IMAGES = (
+    "folder of images (sub-folders are classes), .npy, .npz, shards ({000..099}.tar), hf:NAME?split=train, "
+    "or world:shapes"
+)
 
 
 def data(purpose: str) -> Any:
@@ -66,7 +69,8 @@ SolverName = Annotated[
     str,
     typer.Option(
         "--solver",
-        help="ddim, ancestral, dpmpp_2m, dpmpp_3m, dpmpp_2m_sde, unipc_2, unipc_3, deis, ipndm or heun.",
+        help="auto: the model's own for so many evaluations where it has one (fitted, see rcdm tune), else ddim. Or "
+        "fitted, ddim, ancestral, dpmpp_2m, dpmpp_3m, dpmpp_2m_sde, unipc_2, unipc_3, deis, ipndm or heun.",
     ),
 ]
 Eta = Annotated[float, typer.Option(help="DDIM's share of fresh noise, 0 to 1.")]

@@ -98,7 +98,7 @@ def sample(
         sheet = _sheet(loaded, found.rows[:shown], finished, per, loaded.config.name or model)
         outputs.save_picture(sheet, out)
         of = _counted(len(found.rows), "photo" if any(row.photo for row in found.rows) else "representation")
-        drawn = f"{_counted(len(finished), 'sample')} of {of}, NFE {evaluations}"
+        drawn = f"{_counted(len(finished), 'sample')} of {of}, {request.chosen.label}, NFE {evaluations}"
         common.say(f"{out}: {drawn}, by {common.runs(loaded, model)}, in {seconds:.3g} s")
     common.write_json(
         json,
@@ -109,7 +109,7 @@ def sample(
             "pictures": len(finished),
             "left_out": len(found.left_out),
             "seconds_per_picture": each,
-            "solver": solver,
+            "solver": request.chosen.label,
             "guidance": guidance,
             "guide": guide,
             "seed": seed,

@@ -1,11 +1,12 @@
-"""`rcdm tune`: where a solver's steps should lie for one model.
+"""`rcdm tune`: solvers for one model, and where the steps of others should lie for it.
 
-Knows nothing about how that is found (`rcdm_fast/solver_fit.py`).
+Knows nothing about how either is found (`rcdm_fast/solver_learning.py`, `rcdm_fast/solver_fit.py`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,16 +15,28 @@ from rcdm_fast.cli import common
 from rcdm_fast.diffusion.sampling_config import SamplingConfig
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rcdm_fast.metrics.intervals import Interval
+    from rcdm_fast.model import Model
     from rcdm_fast.solver_fit import Placed
+    from rcdm_fast.solver_learning import Learned
 
 
 def tune(
     model: common.ModelArgument,
     data: Annotated[str | None, common.data("Whose representations are drawn, for models that take one")] = None,
-    nfe: Annotated[str, typer.Option(help="Numbers of network evaluations, separated by commas.")] = "5,6,8,10",
-    solver: common.SolverName = "ipndm",
+    nfe: Annotated[str, typer.Option(help="Numbers of network evaluations, separated by commas.")] = "4,5,6,8,10",
+    out: Annotated[Path | None, common.out("Model file for the model with a learned solver for each of them.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Of learning for each of them, with --out.  [default: 20]", show_default=False)
+    ] = None,
+    solver: Annotated[
+        str | None,
+        typer.Option(help="Without --out: the solver that is to be placed.  [default: ipndm]", show_default=False),
+    ] = None,
     trajectories: Annotated[int, typer.Option(help="How many are drawn; a quarter of them only to check.")] = 256,
-    candidates: Annotated[int, typer.Option(help="Timesteps to choose from; each costs an evaluation.")] = 61,
+    candidates: Annotated[int, typer.Option(help="Timesteps of the teacher; each costs an evaluation.")] = 61,
     seed: common.Seed = SamplingConfig.seed,
     encoder: common.EncoderSpec = None,
     flags: common.Flags = None,
@@ -34,50 +47,108 @@ def tune(
     batch_size: common.BatchSize = 32,
     json: common.JsonFile = None,
 ) -> None:
-    """Find where the few steps of a solver should lie for a model.
+    """Learn a solver for each number of evaluations, or place the steps of another.
 
-    And check that it helps. Prints, for each number of evaluations, what --steps then takes: timesteps, or the number
-    itself where the solver's own placement is as good.
+    With --out the model is written with the solvers that come nearer to many evaluations than any other solver does in
+    as few; steps=5 then uses its own for 5. What was learned is kept beside that file until it is written, so that the
+    same command goes on after an interruption. Without --out nothing is written: it prints what --steps then takes,
+    timesteps, or the number itself where the solver's own placement is as good.
 
-    Example: rcdm tune cifar10-simclr-trunk --data cifar10/test --nfe 5,8 --json steps.json
+    Example: rcdm tune cifar10-simclr-trunk --data cifar10/test --nfe 5,8 --out tuned.safetensors
     """
+    from rcdm_fast.config import ConfigError
+
+    common.check_writable(json, out)
+    counts = [common.whole_number(part.strip()) for part in nfe.split(",") if part.strip()]
+    if out is None and minutes is not None:
+        raise ConfigError(
+            "--minutes are for learning solvers; name the file that they are to be written into with --out"
+        )
+    if out is not None and solver is not None:
+        raise ConfigError("--solver is placed where no --out is given; with it solvers are learned")
+    if out is not None and out.suffix != ".safetensors":
+        raise ConfigError(f"{out}: a model is written as .safetensors")
+    options = (model, flags, encoder, device, engine, precision, sha256)
+    if out is None:
+        from rcdm_fast import solver_fit
+
+        fit = solver_fit.FitConfig(tuple(counts), solver or "ipndm", candidates, seed, batch_size)  # type: ignore[arg-type]
+        loaded = common.open_model(*options)
+        h, label = _conditions(loaded, data, trajectories)
+        with common.ProgressBar(100) as progress:
+            placed = solver_fit.fit(
+                loaded, fit, h, label, trajectories, lambda done, total: progress(100 * done // total, 100, 0.0)
+            )
+        common.say("\n".join(table(placed)))
+        found = [dataclasses.asdict(each) for each in placed]
+        common.write_json(json, {"solver": fit.solver, "placements": found})
+        return
+    from rcdm_fast import solver_learning
+
+    learning = solver_learning.LearnConfig(
+        tuple(counts), 20.0 if minutes is None else minutes, 0, candidates, seed=seed
+    )  # type: ignore[arg-type]
+    loaded = common.open_model(*options)
+    h, label = _conditions(loaded, data, trajectories)
+    state = out.with_name(out.name + ".learning")
+    with common.ProgressBar(100 * len(counts)) as progress:
+
+        def told(count: int, share: float, least: float) -> None:
+            progress(int(100 * (counts.index(count) + share)), 100 * len(counts), 0.0)
+
+        learned = solver_learning.learn(loaded, learning, loaded.weights, h, label, trajectories, state, told)
+    common.say("\n".join(learned_table(learned)))
+    common.write_json(json, {"solvers": [dataclasses.asdict(each) for each in learned]})
+    if not any(each.solver for each in learned):
+        raise ConfigError(f"no learned solver is better than the best of the others: {out} is not written")
+    solver_learning.save(out, loaded, learned)
+    state.unlink(missing_ok=True)
+    common.say(f"{out}: solvers fitted for {', '.join(str(each.nfe) for each in learned if each.solver)} evaluations")
+
+
+def _conditions(model: Model, data: str | None, trajectories: int) -> tuple[Tensor | None, Tensor | None]:
+    """Representations and labels, one for each trajectory; None where the model takes none."""
     import torch
 
-    from rcdm_fast import solver_fit
     from rcdm_fast.config import ConfigError
     from rcdm_fast.data.image_set import evenly
     from rcdm_fast.data.sources import open_data
     from rcdm_fast.training import representations
 
-    common.check_writable(json)
-    counts = [common.whole_number(part.strip()) for part in nfe.split(",") if part.strip()]
-    config = solver_fit.FitConfig(tuple(counts), solver, candidates, seed, batch_size)  # type: ignore[arg-type]
-    loaded = common.open_model(model, flags, encoder, device, engine, precision, sha256)
-    unet, h, label = loaded.config.unet, None, None
+    unet, h, label = model.config.unet, None, None
     if unet.representation_dim:
-        if data is None or loaded.encoder is None:
+        if data is None or model.encoder is None:
             raise ConfigError(
                 "the model takes representations: give pictures with --data, and an --encoder if it has none"
             )
-        pictures = open_data(data, loaded.image_size)
+        pictures = open_data(data, model.image_size)
         if len(pictures) < trajectories:
             raise ConfigError(f"{trajectories} trajectories of {len(pictures)} pictures")
         chosen = evenly(trajectories, len(pictures))
-        h = representations.compute(loaded.encoder, pictures.subset(chosen))
+        h = representations.compute(model.encoder, pictures.subset(chosen))
     if unet.num_classes:
         label = torch.arange(trajectories) % unet.num_classes
-    with common.ProgressBar(100) as progress:
-        found = solver_fit.fit(
-            loaded, config, h, label, trajectories, lambda done, total: progress(100 * done // total, 100, 0.0)
-        )
-    common.say("\n".join(table(found)))
-    common.write_json(json, {"solver": solver, "placements": [dataclasses.asdict(each) for each in found]})
+    return h, label
 
 
 def table(found: list[Placed]) -> list[str]:
     """Lines for a reader."""
     lines = [f"{'NFE':>4s}  {'distance to the teacher':24s}{'with its own steps':24s}--steps"]
     for each in found:
-        error, own = (f"{one.value:.3g} [{one.low:.3g}, {one.high:.3g}]" for one in (each.error, each.own_error))
+        error, own = map(_said, (each.error, each.own_error))
         lines.append(f"{each.nfe:4d}  {error:24s}{own:24s}{each.steps}")
     return lines
+
+
+def learned_table(found: list[Learned]) -> list[str]:
+    """Lines for a reader."""
+    lines = [f"{'NFE':>4s}  {'distance to the teacher':24s}{'the best other solver':24s}{'which':22s}kept"]
+    for each in found:
+        error, other = map(_said, (each.error, each.other_error))
+        kept = f"yes ({each.solver.digest})" if each.solver else "no: not better beyond doubt"
+        lines.append(f"{each.nfe:4d}  {error:24s}{other:24s}{' '.join(each.other):22s}{kept}")
+    return lines
+
+
+def _said(one: Interval) -> str:
+    return f"{one.value:.3g} [{one.low:.3g}, {one.high:.3g}]"

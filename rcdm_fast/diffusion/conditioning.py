@@ -34,7 +34,8 @@ class ConditioningPlan:
         condition: W h_r (or the label's embedding), float64 [R,E]; one row of zeros for an unconditional network.
         weight, bias: of all blocks' linear layers, float64 [F,E] and [F].
         table: the whole result, float32 [K,R,F], where it is small; None where rows are computed step by step.
-        timesteps: the base timestep of every kept step, K numbers; they may lie between two whole ones.
+        timesteps: the base timestep that the network is asked at in every kept step, K numbers; they may lie between
+            two whole ones.
         given: what the conditions were made of: representations float32 [R,D], labels int64 [R], or None.
         rows: row of `condition` for every picture of the batch, int64 [N].
         distinct: the rows that occur in the batch, int64 [R'], ascending.
@@ -106,7 +107,8 @@ def make_plan(
     bias = torch.cat([layer.bias for layer in layers]).double()
     nowhere = torch.zeros(0, dtype=torch.int64, device=device)
     given = representation if representation is not None else label
-    plan = ConditioningPlan(time, condition, weight, bias, None, schedule.timesteps, given, nowhere, nowhere, nowhere)
+    asked = schedule.asked or schedule.timesteps
+    plan = ConditioningPlan(time, condition, weight, bias, None, asked, given, nowhere, nowhere, nowhere)
     if len(time) * len(condition) * len(bias) * 4 > TABLE_LIMIT_BYTES:
         return plan
     table = torch.stack([plan._product(step + condition) for step in time])

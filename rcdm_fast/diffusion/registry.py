@@ -1,22 +1,31 @@
 """Solvers by name: what each needs, and where its steps lie by default.
 
+Beside those that serve any model there are two names: ``fitted``, the model's own for so many evaluations
+(`fitted.py`), and ``auto``, which is that one where the model has it and nothing is asked for that it was not fitted
+for, and `DEFAULT` elsewhere.
+
 Knows nothing about how they work.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from rcdm_fast.checks import ConfigError, described, meant
-from rcdm_fast.config import ScheduleConfig
-from rcdm_fast.diffusion import multistep, solvers
+from rcdm_fast.config import FittedSolver, ModelConfig, ScheduleConfig
+from rcdm_fast.diffusion import fitted, multistep, solvers
 from rcdm_fast.diffusion.schedule import PLACEMENTS, Placement, Schedule
-from rcdm_fast.diffusion.solvers import Solver
+from rcdm_fast.diffusion.solvers import Solver, SolverOptions
 
 SolverName = Literal[
-    "ddim", "ancestral", "dpmpp_2m", "dpmpp_3m", "dpmpp_2m_sde", "unipc_2", "unipc_3", "deis", "ipndm", "heun"
+    "auto", "fitted", "ddim", "ancestral", "dpmpp_2m", "dpmpp_3m", "dpmpp_2m_sde", "unipc_2", "unipc_3", "deis",
+    "ipndm", "heun",
 ]  # fmt: skip
+AUTO: SolverName = "auto"
+FITTED: SolverName = "fitted"
+DEFAULT: SolverName = "ddim"
 
 
 @dataclass(frozen=True)
@@ -56,14 +65,101 @@ SOLVERS: dict[str, Known] = {
     "ipndm": Known(multistep.ipndm, 4),
     "heun": Known(multistep.heun, 1, twice=True),
 }
-assert set(SOLVERS) == set(get_args(SolverName))
+assert {*SOLVERS, AUTO, FITTED} == set(get_args(SolverName))
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A solver with its steps, as a model is asked for it.
+
+    Attributes:
+        name: what it is called; never ``auto``.
+        run, schedule: the solver, and the steps that it is run with.
+        evaluations: how often the network is asked for an image.
+        fresh: whether it draws fresh noise in every step, whatever eta.
+        fitted: its numbers, if it was fitted to the model.
+    """
+
+    name: SolverName
+    run: Solver
+    schedule: Schedule
+    evaluations: int
+    fresh: bool
+    fitted: FittedSolver | None = None
+
+    @property
+    def label(self) -> str:
+        """Its name, and behind a fitted one's the hash of its numbers."""
+        return self.name if self.fitted is None else f"{self.name}:{self.fitted.digest}"
+
+
+def choose(
+    config: ModelConfig, name: str, steps: int | str, options: SolverOptions | None = None, guided: bool = False
+) -> Chosen:
+    """The solver of that name for a model.
+
+    Args:
+        config: the model's.
+        name: one of `SOLVERS`, ``fitted`` or ``auto``.
+        steps: as of `Schedule.make`; of a fitted solver the number of evaluations.
+        options: settings; solvers are fitted for the usual ones.
+        guided: whether the network's answers are guided, which none is fitted for.
+
+    Raises:
+        ConfigError: as of `schedule`; or the model has no solver fitted for so many evaluations, or for such settings.
+    """
+    options = options or SolverOptions()
+    usual = options.eta == 0 and options.clip and not guided
+    text = str(steps).strip()
+    count = int(text) if re.fullmatch(r"[0-9]{1,9}", text, re.ASCII) else 0
+    own = next((each for each in config.fitted if each.nfe == count), None)
+    if name == AUTO:
+        name = FITTED if own is not None and usual else DEFAULT
+    if name != FITTED:
+        known = find(name)
+        made = schedule(config.schedule, name, steps, options.eta)
+        plain: SolverName = name  # type: ignore[assignment]  # found
+        return Chosen(plain, known.run, made, known.evaluations(made), known.fresh)
+    if not config.fitted:
+        raise ConfigError(
+            "this model has no fitted solver: make one with `rcdm tune MODEL --out FILE`, or name another"
+        )
+    if own is None:
+        there = ", ".join(str(each.nfe) for each in sorted(config.fitted, key=lambda each: each.nfe))
+        raise ConfigError(f"this model has solvers fitted for {there} evaluations, not for {described(steps)}")
+    if options.eta:
+        raise ConfigError(f"eta is a setting of ddim; a fitted solver has none, so it must be 0, got {options.eta:g}")
+    if not usual:
+        wanted = "guidance, so it must be 1" if guided else "x0 estimates out of bounds, so clip must be True"
+        raise ConfigError(f"solvers are fitted without {wanted}; or name another solver")
+    if own.version > fitted.VERSION:
+        raise ConfigError(
+            f"the solver fitted for {count} evaluations is of version {own.version}, known here are those up to "
+            f"{fitted.VERSION}; update rcdm_fast, or fit it again"
+        )
+    return Chosen(
+        FITTED, fitted.solver(config.schedule, own), fitted.schedule(config.schedule, own), own.nfe, False, own
+    )
+
+
+def check_weights(chosen: FittedSolver, weights: str) -> None:
+    """Raise `ConfigError` if a solver was fitted to another network, schedule or weights than those with this hash."""
+    if chosen.weights != weights:
+        raise ConfigError(
+            f"the solver fitted for {chosen.nfe} evaluations belongs to other weights, or another network or schedule "
+            f"({chosen.weights[:12]}, these are {weights[:12]}): fit it again with `rcdm tune`, or name another"
+        )
 
 
 def find(name: str) -> Known:
-    """The solver of that name; `ConfigError` lists the known ones."""
+    """The training-free solver of that name; `ConfigError` lists the known ones."""
     if not isinstance(name, str) or name not in SOLVERS:
-        listed = ", ".join(sorted(SOLVERS))
-        raise ConfigError(f"no solver called {described(name)}; known: {listed}{meant(name, SOLVERS)}")
+        known = (AUTO, FITTED, *sorted(SOLVERS))
+        if name in (AUTO, FITTED):
+            raise ConfigError(
+                f"{name} depends on the model; here a solver for any model is named: {', '.join(SOLVERS)}"
+            )
+        raise ConfigError(f"no solver called {described(name)}; known: {', '.join(known)}{meant(name, known)}")
     return SOLVERS[name]
 
 

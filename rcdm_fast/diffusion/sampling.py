@@ -39,6 +39,7 @@ class Request:
         config: what was asked for.
         schedule: kept steps.
         solver, options: the solver and its settings.
+        chosen: which solver that is.
         evaluations: how often it asks the network for an image; twice as often with guidance.
         noise: x_T instead of the keyed one, [R,per,3,H,W].
         step_noise: step noise instead of the keyed one, [K,R,per,3,H,W].
@@ -53,6 +54,7 @@ class Request:
     config: SamplingConfig
     schedule: Schedule
     solver: solvers.Solver
+    chosen: registry.Chosen
     evaluations: int
     options: solvers.SolverOptions
     noise: Tensor | None
@@ -120,9 +122,10 @@ def request(
     h, label = arguments.condition(model.unet, h, label, device)
     conditioned = next((len(value) for value in (h, label) if value is not None), None)
     keys = arguments.keys(items, conditioned)
-    arguments.guidance(model, config.guidance, guide)
-    schedule = registry.schedule(model.schedule, config.solver, config.steps, config.eta)
-    known = registry.find(config.solver)
+    options = solvers.SolverOptions(config.eta, config.clip)
+    strength = arguments.guidance(model, config.guidance, guide)
+    asked = registry.choose(model, config.solver, config.steps, options, strength != 1)
+    schedule = asked.schedule
     picture = (3, model.unet.image_size, model.unet.image_size)
     shape = (len(keys), config.per, *picture)
     return Request(
@@ -131,14 +134,15 @@ def request(
         items=keys,
         config=config,
         schedule=schedule,
-        solver=known.run,
-        evaluations=known.evaluations(schedule),
-        options=solvers.SolverOptions(config.eta, config.clip),
+        solver=asked.run,
+        evaluations=asked.evaluations,
+        options=options,
         noise=None if given_noise is None else arguments.noise(given_noise, "noise", shape),
         step_noise=None if step_noise is None else arguments.noise(step_noise, "step_noise", (len(schedule), *shape)),
         picture=picture,
         pairs=None if pairs is None else arguments.pairs(pairs, len(keys)),
         guide=guide,
+        chosen=asked,
     )
 
 

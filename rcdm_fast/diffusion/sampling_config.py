@@ -43,9 +43,11 @@ class SamplingConfig(Checked):
             signal-to-noise ratio for others; "uniform10", "quadratic10", "logsnr10" or "karras10"
             (`diffusion.schedule.place`); "at:0,250,999", timesteps one by one; or a published respacing text
             ("ddim25", "10,10,5").
-        solver: "ddim"; "dpmpp_2m", "dpmpp_3m", "unipc_2", "unipc_3", "deis" or "ipndm", which go on from several steps
-            and come nearer to the same images in fewer; "ancestral" or "dpmpp_2m_sde", which draw fresh noise in
-            every step; "heun", which asks the network twice a step (`steps` counts its evaluations).
+        solver: "auto", the model's own for so many evaluations where it has one (`rcdm tune`; with eta 0, clip and no
+            guidance), else "ddim"; "fitted", that one or an error; "ddim"; "dpmpp_2m", "dpmpp_3m", "unipc_2",
+            "unipc_3", "deis" or "ipndm", which go on from several steps and come nearer to the same images in fewer;
+            "ancestral" or "dpmpp_2m_sde", which draw fresh noise in every step; "heun", which asks the network twice a
+            step (`steps` counts its evaluations).
         eta: DDIM's share of fresh noise; 0 is deterministic. Other solvers have no such setting.
         guidance: strength w of classifier-free guidance on h, null + w (conditional - null); 1 is none. Others need a
             model trained with representation dropout, or a guide, and two network evaluations per step.
@@ -59,7 +61,7 @@ class SamplingConfig(Checked):
 
     per: Count = 8
     steps: Count | str = 50
-    solver: str = "ddim"
+    solver: str = "auto"
     eta: NotNegative = 0.0
     guidance: NotNegative = 1.0
     seed: Seed = 0
@@ -69,7 +71,8 @@ class SamplingConfig(Checked):
         super().__post_init__()
         from rcdm_fast.diffusion import registry
 
-        registry.find(self.solver)
+        if self.solver not in (registry.AUTO, registry.FITTED):  # those depend on the model
+            registry.find(self.solver)
 
     def changed(self, **settings: Unpack[SamplingKeywords]) -> SamplingConfig:
         """How samples are drawn with other settings; of a configuration that says more, only that part."""
@@ -77,8 +80,9 @@ class SamplingConfig(Checked):
 
     def check_invertible(self) -> None:
         """Raise `ConfigError` unless samples drawn so can be led back to their x_T."""
-        for name, value in (("solver", "ddim"), ("eta", 0), ("guidance", 1)):
-            if getattr(self, name) != value:
+        wanted = {"solver": "ddim", "eta": 0, "guidance": 1}
+        for name, value in wanted.items():
+            if getattr(self, name) != value and getattr(self, name) != "auto":
                 raise ConfigError(f"inversion leads back along DDIM: {name} must be {value}, got {getattr(self, name)}")
 
 

@@ -150,11 +150,13 @@ class Schedule:
 
     Attributes:
         config: the base schedule.
-        timesteps: base timesteps, ascending; K ints in 0..T-1.
+        timesteps: base timesteps, ascending; K numbers in 0..T-1, whole ones but for fitted solvers (`fitted.py`).
+        asked: the base timesteps that the network is asked at, where they are others than the formula's.
     """
 
     config: ScheduleConfig
-    timesteps: tuple[int, ...]
+    timesteps: tuple[float, ...]
+    asked: tuple[float, ...] | None = None
 
     @classmethod
     def make(cls, config: ScheduleConfig, steps: int | str = "", placement: Placement = "uniform") -> Schedule:
@@ -187,9 +189,13 @@ class Schedule:
 
     @cached_property
     def alpha_bar(self) -> Floats:
-        """alpha_bar at the kept steps; [K], falling."""
+        """alpha_bar at the kept steps; [K], falling. Its logarithm is linear between base timesteps."""
         base = np.cumprod(1 - betas_of(self.config.noise_schedule, self.config.diffusion_steps), dtype=np.float64)
-        kept: Floats = base[list(self.timesteps)]
+        whole = np.array(self.timesteps, dtype=np.float64).astype(int)
+        kept: Floats = base[whole]
+        between = np.array(self.timesteps, dtype=np.float64) - whole
+        if between.any():
+            return kept * (base[np.minimum(whole + 1, len(base) - 1)] / kept) ** between
         return kept
 
     @cached_property
@@ -247,9 +253,9 @@ class Schedule:
     @property
     def network_timesteps(self) -> tuple[float, ...]:
         """What the network's time embedding sees at each kept step: t, or t * 1000 / T with `rescale_timesteps`."""
-        return tuple(network_timestep(self.config, t) for t in self.timesteps)
+        return tuple(network_timestep(self.config, t) for t in self.asked or self.timesteps)
 
 
-def network_timestep(config: ScheduleConfig, t: int) -> float:
+def network_timestep(config: ScheduleConfig, t: float) -> float:
     """The number that the network sees for base timestep t."""
     return t * 1000.0 / config.diffusion_steps if config.rescale_timesteps else float(t)

@@ -64,9 +64,10 @@ class Worker:
         self.model = order.spec.load()
         found = random_access.find(order.source, feed.wanted_kinds(self.model))
         self.prepared = local.prepare(self.model, found, Path(order.folder), order.config)
-        for part in ("model", "encoder", "items"):
-            if self.prepared.identity[part] != order.identity[part]:
-                raise ConfigError(f"this worker sees another {part} than the job's: {self.prepared.identity[part]}")
+        for part in ("model", "encoder", "items", "fitted"):
+            here = self.prepared.identity.get(part)
+            if here != order.identity.get(part):
+                raise ConfigError(f"this worker sees another {part} than the job's: {here}")
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Draw the units batch["unit"]; what is committed already is left alone. Returns counts for each."""

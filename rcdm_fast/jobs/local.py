@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from rcdm_fast import doors, host, storage
 from rcdm_fast.data import random_access
 from rcdm_fast.data.random_access import Given, Source
+from rcdm_fast.diffusion import registry
+from rcdm_fast.diffusion.solvers import SolverOptions
 from rcdm_fast.exporters.graph import hash_of
 from rcdm_fast.images import ImageError
 from rcdm_fast.jobs import draw, feed, formats
@@ -77,6 +79,7 @@ class Prepared:
         ledger: its folder.
         source: its items.
         nfe: network evaluations per picture.
+        solver: what draws; behind a fitted one's name the hash of its numbers.
         side: of a picture, in pixels.
     """
 
@@ -84,6 +87,7 @@ class Prepared:
     ledger: Ledger
     source: Source
     nfe: int
+    solver: str
     side: int
 
     @property
@@ -93,7 +97,7 @@ class Prepared:
         return {
             "seed": settings.seed,
             "model": self.identity["model"]["sha256"],
-            "solver": settings.solver,
+            "solver": self.solver,
             "nfe": self.nfe,
             "engine": f"{self.identity['engine']}:{self.identity['precision']}",
         }
@@ -182,9 +186,12 @@ def prepare(model: Model, source: Source, folder: Path, config: JobConfig) -> Pr
     """Check that a job can be done, and say what it is; nothing is written yet."""
     feed.check_kind(model, source)
     nfe = draw.check_request(model, config)
+    options = SolverOptions(config.eta)
+    chosen = registry.choose(model.config, config.solver, config.steps, options, config.guidance != 1)
+    config = dataclasses.replace(config, solver=chosen.name)  # "auto" may mean another one tomorrow
     formats.check_size(config, model.image_size)
     layout = Layout(len(source), config.per, config.shard_pictures)
-    identity = {
+    identity: dict[str, Any] = {
         "model": {"name": model.config.name, "sha256": _model_hash(model, folder)},
         "encoder": encoder_fingerprint(model) if source.kind == "picture" else None,
         "engine": model.engine.name,
@@ -193,7 +200,9 @@ def prepare(model: Model, source: Source, folder: Path, config: JobConfig) -> Pr
         "settings": dataclasses.asdict(config),
         "about": {"source": source.name, "rcdm_fast": __version__},
     }
-    return Prepared(identity, Ledger(folder, config, layout), source, nfe, model.image_size)
+    if chosen.fitted is not None:
+        identity["fitted"] = chosen.fitted.digest
+    return Prepared(identity, Ledger(folder, config, layout), source, nfe, chosen.label, model.image_size)
 
 
 def run_units(

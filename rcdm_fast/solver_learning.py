@@ -1,0 +1,433 @@
+"""A solver learned for one model: what `rcdm tune --out` finds, and `solver="fitted"` uses.
+
+A teacher (`solver_fit.TEACHER` over many timesteps) draws images, and the numbers of a solver in few evaluations
+(`diffusion/fitted.py`) are moved down the gradient of its images' distance to the teacher's from the same noise
+(Oganov et al. 2025, arXiv 2510.17699, without the adversary): relative L2 at full, half and quarter size, no network in
+it. The gradient goes back through the whole trajectory; what the network computed is computed again instead of kept.
+
+A quarter of the trajectories, other sources and other noise, has no part in that: half of it decides which numbers are
+kept, and which training-free solver is the best; the other half decides whether the first are better than the second.
+
+Knows nothing about files of models, or how numbers are shown.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rcdm_fast import host, sealed
+from rcdm_fast.checks import Checked, ConfigError, Count, CountOrNone, Positive, Range, Seed
+from rcdm_fast.config import MAX_FITTED_NFE, FittedSolver
+from rcdm_fast.diffusion import fitted, registry
+from rcdm_fast.diffusion.registry import SOLVERS
+from rcdm_fast.diffusion.schedule import PLACEMENTS, Floats, Schedule, network_timestep, place
+from rcdm_fast.diffusion.solvers import Solver
+from rcdm_fast.metrics.intervals import Interval, bootstrap
+from rcdm_fast.model import Model
+from rcdm_fast.models import checkpoint, networks
+from rcdm_fast.precision import ieee_fp32
+from rcdm_fast.solver_fit import HELD_OUT, Asked, cheapest, distances, survey
+from rcdm_fast.storage import StorageError
+
+log = logging.getLogger(__name__)
+
+LEAST = 16  # trajectories
+RATE = 0.03  # of Adam, falling to 0 as a cosine
+BETAS = (0.9, 0.99)
+CHECK_EVERY = 10  # steps between looks at what is held out
+SAVE_EVERY_S = 30.0
+_STATE_VERSION = 1
+
+Progress = Callable[[int, float, float], None]  # (NFE, share of its budget in [0,1], least distance so far)
+
+
+@dataclass(frozen=True)
+class LearnConfig(Checked):
+    """How solvers are learned.
+
+    Attributes:
+        nfe: numbers of network evaluations to learn one for.
+        minutes: of learning for each of them; the teacher's images come before, once for all.
+        steps: most steps for each; 0: as many as the time allows.
+        candidates: evaluations of the teacher.
+        batch_size: trajectories in a step of learning.
+        seed, resamples: as elsewhere.
+    """
+
+    nfe: tuple[Annotated[int, Range(2, MAX_FITTED_NFE)], ...] = (4, 5, 6, 8, 10)
+    minutes: Positive = 20.0
+    steps: CountOrNone = 0
+    candidates: Count = 61
+    batch_size: Count = 8
+    seed: Seed = 0
+    resamples: Count = 2000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.nfe or len(set(self.nfe)) < len(self.nfe):
+            raise ConfigError("give each number of network evaluations that a solver is wanted for, once")
+        if max(self.nfe) >= self.candidates:
+            raise ConfigError(f"the teacher has {self.candidates} evaluations; the learned solver needs fewer")
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What was found for one number of evaluations.
+
+    Attributes:
+        nfe: network evaluations.
+        solver: the solver; None where it is not better beyond doubt than the best training-free one.
+        error: its relative L2 distance to the teacher, of trajectories that had no part in any choice.
+        other: the best training-free solver and its steps, as `Model.sample` takes them.
+        other_error: the distance of that.
+        difference: the first less the second, in pairs.
+        steps: of learning.
+    """
+
+    nfe: int
+    solver: FittedSolver | None
+    error: Interval
+    other: tuple[str, str]
+    other_error: Interval
+    difference: Interval
+    steps: int
+
+
+@host.guarded(gradients=True, random=True)
+def learn(
+    model: Model,
+    config: LearnConfig,
+    weights: str,
+    h: Tensor | None = None,
+    label: Tensor | None = None,
+    trajectories: int = 0,
+    state: Path | None = None,
+    progress: Progress | None = None,
+) -> list[Learned]:
+    """A solver for each number of evaluations.
+
+    Args:
+        model: any model.
+        config: see `LearnConfig`.
+        weights: the model's `weights_hash`, which the solvers are bound to.
+        h, label: conditions, a trajectory each, as `Model.sample` takes them.
+        trajectories: how many, for a model that takes neither.
+        state: a file in which learning is kept, from where it goes on after an interruption; one that is damaged, or of
+            another run, gives way.
+        progress: see `Progress`.
+
+    Raises:
+        ConfigError: fewer than 16 trajectories, or conditions that the model does not take.
+        StorageError: the state cannot be written.
+    """
+    count = next((len(value) for value in (h, label) if value is not None), trajectories)
+    if count < LEAST:
+        raise ConfigError(f"a solver is learned from at least {LEAST} trajectories, got {count}")
+    base = model.config.schedule
+    if config.candidates > base.diffusion_steps:
+        raise ConfigError(f"{config.candidates} candidates of {base.diffusion_steps} timesteps")
+    ask = Asked(model, h, label, count, config.seed, 32)
+    _try(model, ask, min(config.nfe))
+    kept = _Kept(state, _key(config, weights, h, label, count))
+    if not kept.data:
+        grid = Schedule(base, place(Schedule.make(base).alpha_bar, config.candidates, "karras"))
+        wanted, costs = survey(ask, grid, torch.arange(count) % HELD_OUT != 0)
+        step, last = torch.from_numpy(costs.mean), torch.from_numpy(costs.last)
+        kept.data = {"wanted": wanted, "times": list(grid.timesteps), "step": step, "last": last, "runs": {}}
+        kept.save()
+    lesson = _Lesson(model, ask, kept.data["wanted"], h, label, config.seed)
+    before = {
+        each.nfe: each for each in model.config.fitted if (each.weights, each.version) == (weights, fitted.VERSION)
+    }
+    return [_one(lesson, nfe, config, weights, kept, before.get(nfe), progress) for nfe in config.nfe]
+
+
+def _try(model: Model, ask: Asked, nfe: int) -> None:
+    """Draw one image, between base timesteps: an engine that cannot says so before anything is computed for long."""
+    base = model.config.schedule
+    times = place(Schedule.make(base).alpha_bar, nfe, "logsnr")
+    numbers = fitted.initial(base, times)
+    numbers[nfe : 2 * nfe] = -0.5
+    one = FittedSolver(nfe, tuple(numbers.tolist()), "")
+    ask.images(fitted.schedule(base, one), fitted.solver(base, one), torch.zeros(1, dtype=torch.int64))
+
+
+def save(path: str | os.PathLike[str], model: Model, learned: Sequence[Learned]) -> Path:
+    """Write the model with what was learned, and with the solvers that it has for other numbers of evaluations.
+
+    Tensors are written in 16 bits where that loses nothing.
+
+    Raises:
+        CheckpointError, StorageError: as of `checkpoint.save_model`.
+    """
+    own = {each.nfe: each for each in model.config.fitted}
+    own |= {each.nfe: each.solver for each in learned if each.solver is not None}
+    config = dataclasses.replace(model.config, fitted=tuple(own[nfe] for nfe in sorted(own)))
+    tensors = model.unet.state_dict()
+    whole = all(bool((value.float().half().float() == value).all()) for value in tensors.values())
+    return checkpoint.save_model(path, config, tensors, torch.float16 if whole else torch.float32)
+
+
+def _one(
+    lesson: _Lesson,
+    nfe: int,
+    config: LearnConfig,
+    weights: str,
+    kept: _Kept,
+    before: FittedSolver | None,
+    progress: Progress | None,
+) -> Learned:
+    run = kept.data["runs"].setdefault(nfe, {})
+    if not run:
+        rivals = _rivals(lesson, nfe)
+        rival = min(rivals, key=lambda each: rivals[each])
+        numbers = _start(lesson, nfe, kept.data, rivals, before)
+        nothing = torch.zeros_like(numbers)
+        run |= {"rival": rival, "start": numbers, "best": numbers, "least": math.inf, "step": 0, "seconds": 0.0}
+        run |= {"raw": nothing, "mean": nothing, "square": nothing}
+    try:
+        _descend(lesson, nfe, config, run, progress, kept.save)
+    finally:  # an interruption loses nothing
+        kept.save()
+    found = FittedSolver(nfe, tuple(run["best"].tolist()), weights, fitted.VERSION)
+    solver, steps = run["rival"]
+    own = fitted.schedule(lesson.base, found), fitted.solver(lesson.base, found)
+    ours = lesson.errors(*own, lesson.judged)
+    theirs = lesson.errors(registry.schedule(lesson.base, solver, steps), SOLVERS[solver].run, lesson.judged)
+
+    def interval(values: Floats) -> Interval:
+        return bootstrap(values, config.resamples, np.random.default_rng(config.seed))
+
+    difference, error, other = interval(ours - theirs), interval(ours), interval(theirs)
+    info = {"error": error.value, "training_free": f"{solver} {steps}", "training_free_error": other.value}
+    info |= {"learning_steps": run["step"], "teacher_evaluations": config.candidates, "seed": config.seed}
+    better = dataclasses.replace(found, info=info) if difference.high < 0 else None
+    return Learned(nfe, better, error, (solver, steps), other, difference, run["step"])
+
+
+def _rivals(lesson: _Lesson, nfe: int) -> dict[tuple[str, str], float]:
+    """Training-free solvers that there are in so many evaluations, and their mean distance where choices are made."""
+    found = {}
+    for name, known in SOLVERS.items():
+        for placement in () if known.fresh else dict.fromkeys((known.placement, "quadratic")):
+            steps = f"{placement}{nfe}"
+            try:
+                made = registry.schedule(lesson.base, name, steps)
+            except ConfigError:  # too few for its order, or an even number
+                continue
+            found[name, steps] = float(lesson.errors(made, known.run, lesson.choosing).mean())
+    return found
+
+
+def _start(
+    lesson: _Lesson,
+    nfe: int,
+    data: dict[str, Any],
+    rivals: dict[tuple[str, str], float],
+    before: FittedSolver | None,
+) -> Tensor:
+    """Where learning begins; float64.
+
+    With the numbers of the best training-free solver that asks the network once in a step, or of DPM-Solver++(3M) with
+    steps by `solver_fit`, or with steps that end before the first timestep, or with those that the model has.
+    """
+    bar = Schedule.make(lesson.base).alpha_bar
+    times = [place(bar, nfe + 1, each)[1:] for each in PLACEMENTS]
+    times.append(tuple(data["times"][k] for k in cheapest(data["step"].numpy(), data["last"].numpy(), nfe)))
+    starts = [torch.from_numpy(fitted.initial(lesson.base, each)) for each in times]
+    once = {each: rivals[each] for each in rivals if not SOLVERS[each[0]].twice}
+    if once:
+        solver, steps = min(once, key=lambda each: once[each])
+        made = registry.schedule(lesson.base, solver, steps)
+        starts.append(torch.from_numpy(fitted.like(made, SOLVERS[solver].run)))
+    if before is not None:
+        starts.append(torch.tensor(before.numbers, dtype=torch.float64))
+    return min(starts, key=lambda numbers: lesson.validate(nfe, numbers))
+
+
+def _descend(
+    lesson: _Lesson,
+    nfe: int,
+    config: LearnConfig,
+    run: dict[str, Any],
+    progress: Progress | None,
+    save: Callable[[], None],
+) -> None:
+    """Learn until the budget is spent; `run` holds all of it between two steps."""
+    units = _units(nfe, lesson.base.diffusion_steps)
+    begun, saved = time.monotonic() - run["seconds"], time.monotonic()
+
+    def share() -> float:
+        of_steps = run["step"] / config.steps if config.steps else 0.0
+        return min(1.0, max(of_steps, run["seconds"] / (60 * config.minutes)))
+
+    def look() -> None:
+        numbers = run["start"] + run["raw"] * units
+        error = lesson.validate(nfe, numbers)
+        if error < run["least"]:
+            run["least"], run["best"] = error, numbers
+
+    while (done := share()) < 1:
+        if run["step"] % CHECK_EVERY == 0:
+            look()
+        if progress is not None:
+            progress(nfe, done, run["least"])
+        raw = run["raw"].clone().requires_grad_()
+        with ieee_fp32(lesson.device):  # the network is run again on the way back
+            loss = lesson.loss(nfe, run["start"] + raw * units, run["step"], config.batch_size)
+            loss.backward()  # type: ignore[no-untyped-call]
+        if raw.grad is None or not bool(raw.grad.isfinite().all()):
+            raise ConfigError("the gradient is not finite; the representations or the weights are out of range")
+        run |= _adam(run, raw.grad, RATE * (1 + math.cos(math.pi * done)) / 2)
+        run["seconds"] = time.monotonic() - begun
+        if time.monotonic() - saved > SAVE_EVERY_S:
+            save()
+            saved = time.monotonic()
+    look()
+    if progress is not None:
+        progress(nfe, 1.0, run["least"])
+
+
+def _adam(run: dict[str, Any], grad: Tensor, rate: float) -> dict[str, Any]:
+    """A step of Adam (Kingma and Ba 2015, algorithm 1), as plain data that a state can hold."""
+    step = run["step"] + 1
+    mean = BETAS[0] * run["mean"] + (1 - BETAS[0]) * grad
+    square = BETAS[1] * run["square"] + (1 - BETAS[1]) * grad**2
+    move = mean / (1 - BETAS[0] ** step) / ((square / (1 - BETAS[1] ** step)).sqrt() + 1e-8)
+    return {"step": step, "mean": mean, "square": square, "raw": run["raw"] - rate * move}
+
+
+def _units(nfe: int, diffusion_steps: int) -> Tensor:
+    """How much of each number a step of Adam moves by, for a rate of 1."""
+    weights = nfe * (nfe + 1)
+    return torch.cat([torch.ones(nfe), torch.full((nfe,), diffusion_steps / 50), torch.full((weights,), 0.25)]).double()
+
+
+class _Lesson:
+    """The trajectories, and how far from the teacher a solver leads.
+
+    Attributes:
+        base: the model's schedule.
+        device: where the network is.
+        choosing, judged: places of the trajectories that choices are made by, and of those that judge; int64.
+    """
+
+    def __init__(
+        self, model: Model, ask: Asked, wanted: Tensor, h: Tensor | None, label: Tensor | None, seed: int
+    ) -> None:
+        self.base = model.config.schedule
+        self._ask, self._wanted, self._seed, self.device = ask, wanted, seed, model.device
+        self._network = networks.copy_of(model.unet, model.device)
+        self._h = None if h is None else h.detach().float().clone()
+        self._label = None if label is None else label.clone()
+        self._noise = ask.noise()
+        places = torch.arange(len(wanted))
+        held = places[places % HELD_OUT == 0]
+        self._learning = places[places % HELD_OUT != 0]
+        self.choosing, self.judged = held[0::2], held[1::2]
+
+    def errors(self, schedule: Schedule, solver: Solver, places: Tensor) -> Floats:
+        """Relative L2 distances of a solver's images to the teacher's, of some trajectories; [n]."""
+        return distances(self._ask.images(schedule, solver, places), self._wanted[places])
+
+    def validate(self, nfe: int, numbers: Tensor) -> float:
+        """Mean distance where choices are made."""
+        with torch.no_grad(), ieee_fp32(self.device):
+            images = [self._unrolled(nfe, numbers, part).cpu() for part in self.choosing.split(32)]
+        return float(distances(torch.cat(images), self._wanted[self.choosing]).mean())
+
+    def loss(self, nfe: int, numbers: Tensor, step: int, batch_size: int) -> Tensor:
+        """The mean distance of a batch at three sizes, with gradients; which batch depends on seed and step alone."""
+        generator = torch.Generator().manual_seed(
+            int.from_bytes(hashlib.sha256(repr((self._seed, nfe, step)).encode()).digest()[:7], "little")
+        )
+        order = torch.randperm(len(self._learning), generator=generator)[:batch_size]
+        part = self._learning[order]
+        images, wanted = self._unrolled(nfe, numbers, part), self._wanted[part].to(self.device)
+        total = torch.zeros((), device=self.device)
+        sizes = [size for size in (1, 2, 4) if size < images.shape[-1]]
+        for size in sizes:
+            a, b = F.avg_pool2d(images, size).flatten(1), F.avg_pool2d(wanted, size).flatten(1)
+            total = total + ((a - b).norm(dim=1) / b.norm(dim=1)).mean()
+        return total / len(sizes)
+
+    def _unrolled(self, nfe: int, numbers: Tensor, part: Tensor) -> Tensor:
+        """Images of some trajectories, [n,3,H,W], as `fitted.solver` makes them, with gradients for the numbers."""
+        found = fitted.resolve(self.base, nfe, numbers)
+        weights, seen = found.weights.float().to(self.device), network_timestep(self.base, 1) * found.asked
+        factors = fitted.x0_factors(self.base, found.alpha_bar).float().to(self.device)
+        given = [None if value is None else value[part].to(self.device) for value in (self._h, self._label)]
+        x = self._noise[part].to(self.device)
+        known = [x]
+        for i in range(nfe):
+            time_seen = seen[i].float().to(self.device).expand(len(x))
+            output = _Recomputed.apply(x, time_seen, lambda x, t: self._network(x, t, *given))
+            known.append((factors[i, 0] * x + factors[i, 1] * output[:, :3]).clamp(-1, 1))
+            x = torch.einsum("j,jnchw->nchw", weights[i, : i + 2], torch.stack(known))
+        return x.clamp(-1, 1)
+
+
+class _Recomputed(torch.autograd.Function):
+    """A network's answer, of which nothing is kept but x [N,3,H,W] and t [N]: it is computed again on the way back.
+
+    `torch.utils.checkpoint` does that too, for anything, and loads torch's compiler first, which takes seconds.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, t: Tensor, network: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        ctx.save_for_backward(x, t)
+        ctx.network = network
+        return network(x, t)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, t = (saved.detach().requires_grad_() for saved in ctx.saved_tensors)
+        with torch.enable_grad():
+            of_x, of_t = torch.autograd.grad(ctx.network(x, t), (x, t), grad)
+        return of_x, of_t, None
+
+
+class _Kept:
+    """What is kept between runs: nothing, if there is no file for it."""
+
+    def __init__(self, file: Path | None, key: str) -> None:
+        self._file, self._key = file, key
+        self.data: dict[str, Any] = {}
+        if file is None or not file.exists():
+            return
+        try:
+            found = sealed.load(file)
+        except StorageError as error:
+            log.warning("%s; learning begins anew", error)
+            return
+        if not isinstance(found, dict) or found.get("key") != key:
+            log.warning("%s: of another run; learning begins anew", file)
+            return
+        self.data = found["data"]
+
+    def save(self) -> None:
+        if self._file is not None:
+            sealed.save(self._file, {"key": self._key, "data": self.data})
+
+
+def _key(config: LearnConfig, weights: str, h: Tensor | None, label: Tensor | None, count: int) -> str:
+    """What a state belongs to: the teacher's images. Another budget, or other numbers of evaluations, go on from it."""
+    digest = hashlib.sha256(repr((_STATE_VERSION, config.seed, config.candidates, weights, count)).encode())
+    for value in (h, label):
+        if value is not None:
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

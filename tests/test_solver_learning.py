@@ -1,0 +1,269 @@
+"""Learned solvers: gradients by differences, what is held out, interruptions, what is kept and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import rcdm_fast
+from rcdm_fast import solver_learning
+from rcdm_fast.cli import main
+from rcdm_fast.config import ConfigError
+from rcdm_fast.diffusion import fitted, registry
+from rcdm_fast.diffusion.schedule import Schedule, place
+from rcdm_fast.metrics.intervals import Interval
+from rcdm_fast.model import Model
+from rcdm_fast.models import checkpoint
+from rcdm_fast.solver_fit import Asked
+from rcdm_fast.solver_learning import LearnConfig, Learned, learn
+from tests import small
+
+QUICK = LearnConfig(nfe=(2,), steps=4, candidates=5, batch_size=3, resamples=200)
+KINDS: dict[str, dict[str, Any]] = {
+    "representations": {},
+    "labels": {"representation_dim": 0, "num_classes": 3},
+    "nothing": {"representation_dim": 0},
+}
+
+
+def given(kind: str, count: int = 16) -> dict[str, Any]:
+    h = torch.randn(count, small.DIM, generator=torch.Generator().manual_seed(0))
+    return {
+        "h": h if kind == "representations" else None,
+        "label": torch.arange(count) % 3 if kind == "labels" else None,
+        "trajectories": count,
+    }
+
+
+def smooth(kind: str) -> Model:
+    """A model whose network gives x0, and does not see the time: one with random weights turns wildly with it."""
+    unet = small.network(**KINDS[kind])
+    with torch.no_grad():
+        for parameter in unet.time_embed.parameters():
+            parameter.zero_()
+    return Model.from_network(unet, dataclasses.replace(small.SCHEDULE, prediction="x0"))
+
+
+def lesson(model: Model, kind: str = "representations") -> solver_learning._Lesson:
+    conditions = given(kind)
+    ask = Asked(model, conditions["h"], conditions["label"], 16, 0, 8)
+    own = Schedule.make(model.config.schedule, 9, "logsnr")
+    wanted = ask.images(own, registry.find("dpmpp_2m").run)
+    return solver_learning._Lesson(model, ask, wanted, conditions["h"], conditions["label"], 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_learned_from_is_what_is_drawn(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The unrolled trajectory is that of the solver, and its gradient that of differences, in float64."""
+    model = small.model(**KINDS[kind])
+    model.config = dataclasses.replace(
+        model.config, schedule=dataclasses.replace(model.config.schedule, prediction="v")
+    )  # few of its x0 are clipped
+    ours = lesson(model, kind)
+    numbers = torch.from_numpy(fitted.initial(ours.base, (30.4, 400.3, 999)))
+    numbers[3:6] = torch.tensor([-20.0, 3.0, 5.0])
+    numbers[6:] += 0.05 * torch.randn(12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    own = rcdm_fast.config.FittedSolver(3, tuple(numbers.tolist()), model.weights)
+    drawn = ours.errors(fitted.schedule(ours.base, own), fitted.solver(ours.base, own), ours.choosing)
+    assert ours.validate(3, numbers) == pytest.approx(float(drawn.mean()), rel=1e-4)
+    monkeypatch.setattr(Tensor, "float", Tensor.double)  # differences in float32 say little
+    ours._network.double()
+    ours._noise, ours._wanted = ours._noise.double(), ours._wanted.double()
+    ours._h = None if ours._h is None else ours._h.double()
+    numbers.requires_grad_()
+    ours.loss(3, numbers, 0, 4).backward()
+    assert numbers.grad is not None
+    generator = torch.Generator().manual_seed(2)
+    for part in (slice(0, 3), slice(3, 6), slice(6, 12), slice(12, 18)):  # logits, offsets, states, estimates
+        along = torch.zeros(18, dtype=torch.float64)
+        along[part] = torch.randn(along[part].shape, generator=generator, dtype=torch.float64)
+        along *= 1e-5 if part.start == 3 else 1e-7
+        with torch.no_grad():
+            up, down = (float(ours.loss(3, numbers + sign * along, 0, 4)) for sign in (1, -1))
+        assert float(numbers.grad @ along) == pytest.approx((up - down) / 2, rel=1e-5), part
+
+
+def test_what_is_held_out_has_no_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = lesson(small.model())
+    assert ours.choosing.tolist() == [0, 8]
+    assert ours.judged.tolist() == [4, 12]
+    seen: set[int] = set()
+    unrolled = solver_learning._Lesson._unrolled
+
+    def noted(own: Any, nfe: int, numbers: Tensor, part: Tensor) -> Tensor:
+        seen.update(part.tolist())
+        return unrolled(own, nfe, numbers, part)
+
+    monkeypatch.setattr(solver_learning._Lesson, "_unrolled", noted)
+    numbers = torch.from_numpy(fitted.initial(ours.base, (400, 999)))
+    losses = {float(ours.loss(2, numbers, step, 5)) for step in range(8)}
+    assert seen == set(range(16)) - {0, 4, 8, 12}
+    assert len(losses) > 1
+    assert float(ours.loss(2, numbers, 3, 5)) == float(ours.loss(2, numbers, 3, 5))
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
+    model, state = smooth("representations"), tmp_path / "state"
+
+    def stop(nfe: int, share: float, least: float) -> None:
+        if share >= 0.5:
+            raise Stopped
+
+    whole = learn(model, QUICK, model.weights, **given("representations"), state=tmp_path / "other")
+    with pytest.raises(Stopped):
+        learn(model, QUICK, model.weights, **given("representations"), state=state, progress=stop)
+    stages: list[float] = []
+    again = learn(
+        model,
+        QUICK,
+        model.weights,
+        **given("representations"),
+        state=state,
+        progress=lambda nfe, share, least: stages.append(share),
+    )
+    assert stages == [0.5, 0.75, 1.0]
+    assert again == whole
+    best = solver_learning.sealed.load(state)["data"]["runs"][2]["best"]
+    assert torch.equal(best, solver_learning.sealed.load(tmp_path / "other")["data"]["runs"][2]["best"])
+
+
+def test_a_state_that_cannot_be_used_gives_way(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file, h = tmp_path / "state", torch.zeros(16, 2)
+    keys = [solver_learning._key(QUICK, "a", h, None, 16)]
+    keys += [
+        solver_learning._key(dataclasses.replace(QUICK, **each), "a", h, None, 16)
+        for each in ({"seed": 1}, {"candidates": 6})
+    ]
+    keys += [solver_learning._key(QUICK, "b", h, None, 16), solver_learning._key(QUICK, "a", h + 1, None, 16)]
+    assert len(set(keys)) == 5
+    assert solver_learning._key(dataclasses.replace(QUICK, nfe=(3,), minutes=1, steps=9), "a", h, None, 16) == keys[0]
+    kept = solver_learning._Kept(file, keys[0])
+    kept.data = {"wanted": torch.ones(2)}
+    kept.save()
+    assert torch.equal(solver_learning._Kept(file, keys[0]).data["wanted"], torch.ones(2))
+    with caplog.at_level(logging.WARNING, "rcdm_fast"):
+        assert not solver_learning._Kept(file, keys[1]).data
+        assert "of another run; learning begins anew" in caplog.text
+        file.write_bytes(file.read_bytes()[:-300])
+        assert not solver_learning._Kept(file, keys[0]).data
+    assert f"{file}: cannot be read" in caplog.text or "damaged" in caplog.text
+
+
+def test_it_learns_and_only_what_is_better_is_kept() -> None:
+    model = smooth("nothing")
+    config = dataclasses.replace(QUICK, steps=20, batch_size=6)
+    seen: list[float] = []
+    (found,) = learn(
+        model, config, model.weights, **given("nothing"), progress=lambda nfe, share, least: seen.append(least)
+    )
+    assert seen[-1] < seen[1]  # of what choices are made by, from where it began
+    assert (found.solver is not None) == (found.difference.high < 0)
+    assert found.difference.value == pytest.approx(found.error.value - found.other_error.value)
+    assert found.other[0] in registry.SOLVERS
+    assert registry.schedule(model.config.schedule, *found.other)
+
+
+def test_where_it_begins() -> None:
+    """At least as near as the best training-free solver, or as the model's own from before."""
+    model = smooth("representations")
+    ours = lesson(model)
+    rivals = solver_learning._rivals(ours, 4)
+    assert {name for name, _ in rivals} == {"ddim", "dpmpp_2m", "dpmpp_3m", "unipc_2", "unipc_3", "deis", "ipndm"}
+    times = place(Schedule.make(ours.base).alpha_bar, 9, "karras")
+    data = {"times": list(times), "step": torch.ones(9, 9), "last": torch.ones(9)}
+    start = solver_learning._start(ours, 4, data, rivals, None)
+    assert ours.validate(4, start) <= min(rivals.values()) + 2e-3  # the end lies 0.2 timesteps before the first
+    better = start + 0.0
+    better[-1] += 0.01
+    before = rcdm_fast.config.FittedSolver(4, tuple(better.tolist()), model.weights)
+    want = min((start, better), key=lambda each: ours.validate(4, each))
+    assert torch.equal(solver_learning._start(ours, 4, data, rivals, before), want)
+
+
+def test_what_is_refused() -> None:
+    for changes, match in (
+        ({"nfe": ()}, "give each number"),
+        ({"nfe": (5, 5)}, "once"),
+        ({"nfe": (1,)}, r"nfe\[0\] must be in 2..32, got 1"),
+        ({"nfe": (33,)}, r"nfe\[0\] must be in 2..32, got 33"),
+        ({"nfe": (5,)}, "the teacher has 5 evaluations"),
+        ({"minutes": 0}, "minutes"),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            dataclasses.replace(QUICK, **changes)
+    model = small.model()
+    with pytest.raises(ConfigError, match="at least 16 trajectories, got 15"):
+        learn(model, QUICK, model.weights, **given("representations", 15))
+    with pytest.raises(ConfigError, match="2000 candidates of 1000"):
+        learn(model, dataclasses.replace(QUICK, candidates=2000), model.weights, **given("representations"))
+
+
+def whole_model(folder: Path) -> Path:
+    model = small.model(**KINDS["labels"])
+    return checkpoint.save_model(folder / "model.safetensors", model.config, model.unet.state_dict())
+
+
+def test_the_command_writes_the_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, out = whole_model(tmp_path), tmp_path / "tuned.safetensors"
+    asked: dict[str, Any] = {}
+
+    def found(model: Model, config: LearnConfig, weights: str, h: Any, label: Tensor, *rest: Any) -> list[Learned]:
+        asked.update(config=config, weights=weights, label=label, count=rest[0], state=rest[1])
+        rest[1].write_bytes(b"kept")
+        rest[2](5, 0.5, 0.1)
+        numbers = fitted.initial(model.config.schedule, tuple(np.linspace(9, 999, 5)))
+        own = rcdm_fast.config.FittedSolver(5, tuple(numbers.tolist()), weights)
+        one = Interval(0.1, 0.05, 0.2)
+        return [
+            Learned(5, own, one, ("ipndm", "logsnr5"), one, one, 7),
+            Learned(8, None, one, ("deis", "logsnr8"), one, one, 7),
+        ]
+
+    monkeypatch.setattr(solver_learning, "learn", found)
+    words = ["tune", str(path), "--nfe", "5,8", "--minutes", "0.5", "--out", str(out), "--trajectories", "20"]
+    assert main([*words, "--device", "cpu", "--json", str(tmp_path / "found.json")]) == 0
+    said = capsys.readouterr().out
+    tuned = rcdm_fast.load(out, device="cpu")
+    assert asked["config"] == LearnConfig((5, 8), 0.5)
+    assert asked["label"].tolist() == [row % 3 for row in range(20)]
+    assert asked["weights"] == tuned.weights
+    assert not asked["state"].exists()
+    assert [each.nfe for each in tuned.config.fitted] == [5]
+    assert tuned.config.fitted[0].digest in said
+    assert "ipndm logsnr5" in said
+    assert "not better beyond doubt" in said
+    written = json.loads((tmp_path / "found.json").read_text())["solvers"]
+    assert [each["solver"] is None for each in written] == [False, True]
+    assert tuned.sample(label=[0], steps=5, per=1).isfinite().all()
+
+
+def test_the_command_learns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = whole_model(tmp_path), tmp_path / "tuned.safetensors"
+    words = ["tune", str(path), "--nfe", "2", "--minutes", "0.001", "--out", str(out), "--trajectories", "16"]
+    words += ["--candidates", "5", "--device", "cpu"]
+    code = main(words)
+    said = capsys.readouterr()
+    assert code == (0 if out.exists() else 2)
+    assert ("no learned solver is better" in said.err) != out.exists()
+    for wrong, message in (
+        (["--solver", "ddim"], "--solver is placed where no --out is given"),
+        (["--out", str(tmp_path / "tuned.pt")], "a model is written as .safetensors"),
+    ):
+        assert main([*words, *wrong]) == 2
+        assert message in capsys.readouterr().err
+    assert main(["tune", str(path), "--minutes", "3"]) == 2
+    assert "name the file that they are to be written into with --out" in capsys.readouterr().err
