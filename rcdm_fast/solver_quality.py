@@ -43,7 +43,7 @@ class SolverCase(NamedTuple):
     steps: int | str
 
 
-BASELINE = SolverCase(SamplingConfig.solver, SamplingConfig.steps)
+BASELINE = SolverCase("ddim", SamplingConfig.steps)
 
 
 @dataclass(frozen=True)

@@ -225,7 +225,7 @@ def hello() -> None:
     common.say("hello")
 '''
     },
-    after=(("rcdm_fast/cli/__init__.py", "app.command()(about.info)\n", "app.command()(hello.hello)\n"),),
+    after=(("rcdm_fast/cli/__init__.py", "    about.info,\n", "    hello.hello,\n"),),
     replaced=(
         ("rcdm_fast/cli/__init__.py", "from rcdm_fast.cli import (\n", "from rcdm_fast.cli import (\n    hello,\n"),
     ),

@@ -247,6 +247,7 @@ def test_other_engines_ask_between_timesteps(tmp_path: Path) -> None:
     between = Schedule(model.config.schedule, (0, 400.5, 999))
     plan = conditioning.make_plan(model.unet, between, h, None).with_rows(torch.arange(3))
     x = torch.zeros(3, 3, 8, 8)
-    assert onnx_runtime.graph_inputs(plan, x, 2)[1].tolist() == [999] * 3
-    with pytest.raises(ConfigError, match=r"knows whole timesteps only, and is asked at 400.5"):
-        onnx_runtime.graph_inputs(plan, x, 1)
+    _, whole, fraction = onnx_runtime.graph_inputs(plan, x, 1)[:3]
+    assert (whole.tolist(), fraction.tolist()) == ([400] * 3, [0.5] * 3)
+    with pytest.raises(ConfigError, match=r"whole timesteps only, asked for is t = 400\.5"):  # a file of before
+        onnx_runtime.check_timesteps(plan, 1, path)

@@ -16,8 +16,8 @@ from tests import small
 README = Path(__file__).resolve().parents[1] / "README.md"
 SHORTER = (  # what is said there, and what is run here
     ('"photos/", per=100', '"photos/", per=1, steps=2'),
-    ("sources=64", "sources=20, samples=1, steps=2, augmentations=('flip',)"),
-    ("samples=4, gallery=10_000", "sources=20, samples=1, steps=2"),
+    ("sources=64", "sources=20, per=1, steps=2, augmentations=('flip',)"),
+    ("per=4, gallery=10_000", "sources=20, per=1, steps=2"),
     ('"timm:resnet18?pretrained=1"', '"bundled:cifar10-simclr", pictures=16, batch_size=8, compile=False'),
     ("convention=seen)", "convention=seen, steps=0)"),
     ("per=8, steps=50", "per=8, steps=2"),

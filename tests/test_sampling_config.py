@@ -51,12 +51,12 @@ OTHER: dict[type, dict[str, Any]] = {
     invariance.InvarianceConfig: {"per": 1, "steps": 25},
     layer.LayersConfig: {"per": 1, "steps": 25},
     interpolate.InterpolateConfig: {"per": 1, "steps": 25},
-    invert.InvertConfig: {"per": 1},
+    invert.InvertConfig: {"per": 1, "solver": "ddim"},
     photos.PhotosConfig: {},
 }
 COMMAND_OTHER = {
     "interpolate": {"per": 4}, "evaluate": {"per": 4}, "compare": {"per": 4, "steps": "25"}, "report": {"steps": "25"},
-    "bench": {"per": 2, "steps": "10,25,50,100"}, "tune": {"solver": "ipndm"},
+    "bench": {"per": 2, "steps": "10,25,50,100"}, "tune": {"solver": None},
     "analyze": {"per": None, "steps": None, "solver": None},
 }  # fmt: skip
 
@@ -77,7 +77,7 @@ def _below(cls: type) -> set[type]:
 
 def test_the_defaults() -> None:
     assert FIELDS == {
-        "per": 8, "steps": 50, "solver": "ddim", "eta": 0.0, "guidance": 1.0, "seed": 0, "clip": True,
+        "per": 8, "steps": 50, "solver": "auto", "eta": 0.0, "guidance": 1.0, "seed": 0, "clip": True,
     }  # fmt: skip
     for keywords in (SamplingKeywords, InversionKeywords):
         hints, taken = (typing.get_type_hints(each) for each in (SamplingConfig, keywords))
@@ -92,7 +92,7 @@ def test_every_configuration_has_these_defaults_unless_it_is_listed() -> None:
         assert found == {**FIELDS, **other}, cls
     assert BASELINE == ("ddim", 50)
     assert QualityConfig.per == 2
-    assert vars(QualityConfig().of(BASELINE)) == vars(EvaluateConfig(per=2, sources=64))
+    assert vars(QualityConfig().of(BASELINE)) == vars(EvaluateConfig(per=2, sources=64, solver="ddim"))
 
 
 def test_every_command_has_these_defaults_unless_it_is_listed() -> None:

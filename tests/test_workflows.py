@@ -103,9 +103,9 @@ def test_another_encoder_evaluated_and_analyzed(folder: Path, tmp_path: Path) ->
     assert path == tmp_path / "mine" / "mine.safetensors"
     model = rcdm_fast.load(path, encoder=rcdm_fast.encoders.build(Mean(), config=CONVENTION))
     assert model.config.info["adapted_from"] == "base"
-    found = rcdm_fast.evaluate(model, folder / "set.npz", sources=20, samples=1, steps=2, resamples=100)
+    found = rcdm_fast.evaluate(model, folder / "set.npz", sources=20, per=1, steps=2, resamples=100)
     assert (found.sources, found.samples, found.gallery) == (20, 1, 48)
-    result = rcdm_fast.analyze(model, "faithfulness", folder / "set.npz", sources=20, samples=1, steps=2, resamples=100)
+    result = rcdm_fast.analyze(model, "faithfulness", folder / "set.npz", sources=20, per=1, steps=2, resamples=100)
     assert result.name == "faithfulness"
     assert "mean rank" in result.as_text().lower()
     for missing, options in (("needs a set of", {}), ("another with --against", {"data": folder / "set.npz"})):
