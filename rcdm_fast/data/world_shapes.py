@@ -215,7 +215,8 @@ def _share(points: Inside | Floats) -> Floats:
     each: NDArray[Any] = points.astype(np.uint8 if points.dtype == bool else np.float32)
     rows = each[:, 0::SIDE] + each[:, 1::SIDE] + each[:, 2::SIDE] + each[:, 3::SIDE]
     sums = rows[..., 0::SIDE] + rows[..., 1::SIDE] + rows[..., 2::SIDE] + rows[..., 3::SIDE]
-    return sums.astype(np.float32) * np.float32(1 / SIDE**2)
+    mean: Floats = sums.astype(np.float32) * np.float32(1 / SIDE**2)
+    return mean
 
 
 def _color(colors: Sequence[tuple[float, float, float]]) -> Floats:
