@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ class Exact:
     def __init__(self, follows: float = 1.0, change: float = 1.0) -> None:
         self.ideal, self.change = IdealSampler(WORLD, seed=1, follows=follows), change
 
-    def __call__(self, factors: Tensor, kept: tuple[str, ...], noise: list[int]) -> Tensor:
+    def __call__(self, factors: Tensor, kept: Sequence[str], noise: Sequence[int]) -> Tensor:
         drawn = self.ideal.factors(factors, kept, noise)
         drawn[:, 1] *= self.change  # x is exaggerated
         return drawn

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -211,10 +212,11 @@ def _points(size: int) -> Floats:
 
 def _share(points: Inside | Floats) -> Floats:
     """Mean of every pixel's points; [N,4 size,4 size] -> float32 [N,size,size]. Summed in one order."""
-    each = points.astype(np.uint8 if points.dtype == bool else np.float32)
+    each: NDArray[Any] = points.astype(np.uint8 if points.dtype == bool else np.float32)
     rows = each[:, 0::SIDE] + each[:, 1::SIDE] + each[:, 2::SIDE] + each[:, 3::SIDE]
     sums = rows[..., 0::SIDE] + rows[..., 1::SIDE] + rows[..., 2::SIDE] + rows[..., 3::SIDE]
-    return sums.astype(np.float32) * np.float32(1 / SIDE**2)
+    mean: Floats = sums.astype(np.float32) * np.float32(1 / SIDE**2)
+    return mean
 
 
 def _color(colors: Sequence[tuple[float, float, float]]) -> Floats:
