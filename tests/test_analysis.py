@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ class Flat:
         return pictures.flatten(1)
 
 
-def oracle(monkeypatch: pytest.MonkeyPatch, answer: object) -> Model:
+def oracle(monkeypatch: pytest.MonkeyPatch, answer: Callable[..., Tensor]) -> Model:
     model = small.model()
     monkeypatch.setattr(model, "_encoder", Flat())
     monkeypatch.setattr(model, "sample", small.asked(answer))

@@ -24,7 +24,7 @@ _OF_EVALUATE = ("tests/test_evaluate.py",)
 
 ANALYSIS = (
     Mutant("the attacked half overlaps the fitted one", _ATTACK, "order[len(data) // 2 :].sort()", "order[len(data) // 3 :].sort()", _OF_ATTACK),
-    Mutant("the fitted half is the attacked one", _ATTACK, "data.subset(known))", "data.subset(attacked))", _OF_ATTACK),
+    Mutant("the fitted half is the attacked one", _ATTACK, "encoded(shared, encoder, data, known)", "encoded(shared, encoder, data, attacked)", _OF_ATTACK),
     Mutant("a distance without its root", _ATTACK, ".min(dim=1).values.sqrt().clamp_min", ".min(dim=1).values.clamp_min", _OF_ATTACK),
     Mutant("movement is measured from the attacked picture", _ATTACK, "(h.cpu() - clean).double()", "(h.cpu() - h.cpu()).double()", _OF_ATTACK),
     Mutant("clean pictures count among the attacked ones", _ATTACK, "(right[0][1:] - right[1][1:])", "(right[0] - right[1])", _OF_ATTACK),
@@ -50,8 +50,8 @@ ANALYSIS = (
     Mutant("magnitudes are not dealt out", _RECOVERY, "self.samples[source, order]", "self.samples[source]", _CHANCE),
     Mutant("verdicts are turned", _COMMON, "if found.low > level:\n        return True", "if found.high > level:\n        return True", ("tests/test_analysis_attack.py", "tests/test_analysis_manipulate.py")),
     Mutant("one that holds is enough", _COMMON, "if False in known:", "if True in known:\n        return True\n    if False in known:", _OF_ATTACK),
-    Mutant("the gallery is the first pictures", _EVALUATE, "torch.linspace(0, len(data) - 1, size)", "torch.linspace(0, size - 1, size)", _OF_EVALUATE),
-    Mutant("the seed does not reach the noise", _EVALUATE, "            seed=config.seed,\n            batch_size", "            seed=0,\n            batch_size", _OF_EVALUATE),
+    Mutant("the gallery is the first pictures", _EVALUATE, "evenly(size, len(data))", "evenly(size, size)", _OF_EVALUATE),
+    Mutant("the seed does not reach the noise", _EVALUATE, "gallery[part], config, items=part", "gallery[part], config, seed=0, items=part", _OF_EVALUATE),
     Mutant("the bootstrap has a seed of its own", _EVALUATE, "np.random.default_rng(config.seed)", "np.random.default_rng(0)", _OF_EVALUATE),
     Mutant("a neighbour too many", _EVALUATE, "if k < size]", "if k <= size]", _OF_EVALUATE),
     Mutant("h is its own nearest picture", _EVALUATE, "        to_others[source] = torch.inf\n", "", _OF_EVALUATE),

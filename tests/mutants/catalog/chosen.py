@@ -36,15 +36,15 @@ CHOSEN = (
     Mutant(
         "the first pictures of a half are attacked",
         "rcdm_fast/analysis/attack.py",
-        "return known, rest[common.evenly(count, len(rest))]",
+        "return known, rest[evenly(count, len(rest))]",
         "return known, rest[:count]",
         ("tests/test_analysis_attack.py",),
     ),
     Mutant(
         "experiments forget the solver",
         "rcdm_fast/analysis/common.py",
-        "        solver=config.solver,\n",
-        "",
+        "drawn = config if per is None else config.changed(per=per)",
+        'drawn = config.changed(per=per or config.per, solver="ddim")',
         ("tests/test_analysis.py::test_every_setting_of_an_experiment_reaches_the_sampler",),
     ),
     Mutant(

@@ -11,31 +11,33 @@ _COMPARE, _TRAIN, _COMMON = f"{_CLI}/compare.py", f"{_CLI}/training.py", f"{_CLI
 
 _ARRIVES, _RULES = ("tests/test_cli_options.py",), ("tests/test_cli_rules.py",)
 _OF_FLAGS, _OF_FILES, _OF_STEPS = ("tests/test_flags.py",), ("tests/test_checkpoint.py",), ("tests/test_optimizers.py",)
+_CONFIG, _OF_CONFIG = "rcdm_fast/diffusion/sampling_config.py", ("tests/test_sampling_config.py",)
+_OF_AGREEMENT = ("tests/test_cli_agreement.py",)
 _LEVELS = ("tests/test_pipeline.py::test_levels_are_no_pictures_in_floats",)
 
 COMMANDS = (
     Mutant("generate forgets --retry", _GENERATE, "RunOptions(batch_size, threads, retry)", "RunOptions(batch_size, threads)", _ARRIVES),
-    Mutant("steps of a job are a text", _GENERATE, "steps=common.whole_number(steps),", "steps=steps,", _ARRIVES),
-    Mutant("steps of samples are a text", _SAMPLING, "steps=settings.steps", "steps=steps", _ARRIVES),
-    Mutant("generate forgets --eta", _GENERATE, "        eta=eta,\n", "", _ARRIVES),
-    Mutant("sample forgets --eta", _SAMPLING, "        eta=eta,\n        guidance=guidance,\n", "        guidance=guidance,\n", _ARRIVES),
-    Mutant("sample forgets --guidance", _SAMPLING, "        guidance=guidance,\n        guide=weaker,\n", "        guide=weaker,\n", _ARRIVES),
-    Mutant("sample forgets --guide", _SAMPLING, "        guide=weaker,\n        seed=seed,\n", "        seed=seed,\n", _ARRIVES),
+    Mutant("steps are a text", "rcdm_fast/cli/common.py", '"steps": whole_number(steps)', '"steps": steps', _ARRIVES),
+    Mutant("commands forget --seed", "rcdm_fast/cli/common.py", '"solver": solver, "seed": seed}', '"solver": solver, "seed": 0}', _ARRIVES),
+    Mutant("generate forgets --eta", _GENERATE, "common.sampling(per, steps, solver, seed, eta, guidance)", "common.sampling(per, steps, solver, seed, None, guidance)", _ARRIVES),
+    Mutant("sample forgets --eta", _SAMPLING, "common.sampling(per, steps, solver, seed, eta, guidance)", "common.sampling(per, steps, solver, seed, None, guidance)", _ARRIVES),
+    Mutant("sample forgets --guidance", _SAMPLING, "common.sampling(per, steps, solver, seed, eta, guidance)", "common.sampling(per, steps, solver, seed, eta)", _ARRIVES),
+    Mutant("sample forgets --guide", _SAMPLING, "items=items, guide=weaker)", "items=items)", _ARRIVES),
     Mutant("evaluate forgets --guide", "rcdm_fast/cli/evaluate.py", "progress(done, total, 0.0), weaker)", "progress(done, total, 0.0))", _ARRIVES),
-    Mutant("the mode of a way is ignored", _SAMPLING, "mode=mode.value, steps", "steps", _ARRIVES),
+    Mutant("the mode of a way is ignored", _SAMPLING, "mode=mode.value, ", "", _ARRIVES),
     Mutant("a way goes back", _SAMPLING, "loaded.interpolate(h[0], h[1],", "loaded.interpolate(h[1], h[0],", _RULES),
     Mutant("another quality by default", _GENERATE, 'lossless.")] = 95', 'lossless.")] = 90', _ARRIVES),
-    Mutant("other steps by default", _EVALUATE, 'steps: common.Steps = "50"', 'steps: common.Steps = "25"', _ARRIVES),
+    Mutant("other steps by default", _EVALUATE, "steps: common.Steps = str(SamplingConfig.steps)", 'steps: common.Steps = "25"', _ARRIVES),
     Mutant("engine and precision change places on Ray", _GENERATE, "encoder, device, engine, precision, sha256)\n            summary = cluster", "encoder, device, precision, engine, sha256)\n            summary = cluster", _ARRIVES),
     Mutant("the digest is not asked for", _COMMON, "precision, sha256=sha256)", "precision)", _ARRIVES),
-    Mutant("sources and gallery change places", _EVALUATE, "EvaluateConfig(sources, samples, gallery, nfe", "EvaluateConfig(gallery, samples, sources, nfe", _ARRIVES),
+    Mutant("sources and gallery change places", _EVALUATE, "EvaluateConfig(sources=sources, gallery=gallery,", "EvaluateConfig(sources=gallery, gallery=sources,", _ARRIVES),
     Mutant("other models run by themselves", f"{_CLI}/analyze.py", "rcdm_fast.load(other, None, None, device, engine, precision)", "rcdm_fast.load(other)", _ARRIVES),
     Mutant("--no-compile is no change", _TRAIN, 'changes = {"pictures": pictures, "compile": compile}\n    values.update({key: value for key, value in changes.items() if value is not None})', 'changes = {"pictures": pictures, "compile": compile}\n    values.update({key: value for key, value in changes.items() if value})', _ARRIVES),
     Mutant("a shipped configuration hides a file", _TRAIN, "else [chosen, shipped]) if", "else [shipped, chosen]) if", _RULES),
     Mutant("settings stay texts", _TRAIN, "            place[last] = json.loads(text)\n", "            pass\n", _RULES),
     Mutant("a gain of MRR fails", _COMPARE, "if -100 * change.value > max_mrr_loss", "if 100 * change.value > max_mrr_loss", _RULES),
     Mutant("a damaged job is only unfinished", _GENERATE, "    if not found.sound:\n        raise typer.Exit(1)\n", "", _RULES),
-    Mutant("calibration sees the first class", f"{_CLI}/export.py", "files[index * len(files) // count]", "files[index]", _RULES),
+    Mutant("calibration sees the first class", f"{_CLI}/export.py", "found.floats(evenly(min(CALIBRATED, len(found)), len(found)))", "found.floats(slice(0, CALIBRATED))", _RULES),
     Mutant("flags lose the small variance", _FLAGS, '    if schedule.variance == "fixed_small":\n        flags["sigma_small"] = True\n', "", _OF_FLAGS),
     Mutant("flags lose the heads of the decoder", _FLAGS, 'num_heads_upsample=_int(values, "num_heads_upsample")', "num_heads_upsample=-1", _OF_FLAGS),
     Mutant("flags lose the bounds of the variance", _FLAGS, "    if schedule.clamp_variance:", "    if False:", _OF_FLAGS),
@@ -46,4 +48,9 @@ COMMANDS = (
     Mutant("adapting has no weight decay", _ADAPT, "weight_decay=config.weight_decay", "weight_decay=0.0", _OF_STEPS),
     Mutant("one cut for all", _RUN, "self.network.parameters(), config.clip_norm, foreach", "self.network.parameters(), 1.0, foreach", _OF_STEPS),
     Mutant("all averages are the first", _RUN, "for decay in (config.ema, *config.more_emas)]\n        self.loss", "for decay in (config.ema,) * (1 + len(config.more_emas))]\n        self.loss", _OF_STEPS),
+    Mutant("a configuration goes before keywords", _CONFIG, "**{**_part(base), **settings}", "**{**settings, **_part(base)}", _OF_CONFIG),
+    Mutant("an inversion takes guidance", _CONFIG, '("eta", 0), ("guidance", 1)', '("eta", 0)', _OF_CONFIG),
+    Mutant("switches stand in front only", f"{_CLI}/__init__.py", "_run(_in_front(given))", "_run(given)", _OF_AGREEMENT),
+    Mutant("verbose stays for the next run", f"{_CLI}/__init__.py", "_debug, common.verbose = debug, verbose", "_debug, common.verbose = debug, common.verbose or verbose", _OF_AGREEMENT),
+    Mutant("training stays on the CPU", _COMMON, 'given or ("cuda" if torch.cuda.is_available() else "cpu")', 'given or "cpu"', _OF_AGREEMENT),
 )  # fmt: skip

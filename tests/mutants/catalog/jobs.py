@@ -15,7 +15,7 @@ _LAYOUT = "rcdm_fast/jobs/layout.py"
 _FORMATS = "rcdm_fast/jobs/formats.py"
 _SHARD_TABLES = "rcdm_fast/jobs/shard_tables.py"
 _SETTINGS = "rcdm_fast/jobs/settings.py"
-_MEMORY = "rcdm_fast/jobs/memory.py"
+_MEMORY = "rcdm_fast/memory.py"
 _STREAM = "rcdm_fast/jobs/stream.py"
 _ARRAY_ROWS = "rcdm_fast/data/readers/array_rows.py"
 _TARS = "rcdm_fast/data/readers/tars.py"
@@ -29,9 +29,9 @@ _OF_FORMATS = ("tests/test_jobs_formats.py",)
 JOBS = (
     Mutant("a job of before belongs to any model", "rcdm_fast/jobs/local.py", "begun != found and begun == _hash_of_before(model)", "begun is not None", ("tests/test_jobs.py::test_a_job_of_before_goes_on_under_the_hash_it_was_begun_with",)),
     Mutant("a job of before is another one", "rcdm_fast/jobs/local.py", "begun != found and begun == _hash_of_before(model)", "begun is None", ("tests/test_jobs.py::test_a_job_of_before_goes_on_under_the_hash_it_was_begun_with",)),
-    Mutant("a group's start is not advanced", _FEED, "        start += len(group.values)\n", "", (f"{_DRAW_TESTS}::test_encoding_with_bad_pictures_in_less_memory",)),
-    Mutant("the second half of a group counts from the first", _FEED, "(views[half:], start + half)", "(views[half:], start)", (f"{_DRAW_TESTS}::test_encoding_with_bad_pictures_in_less_memory",)),
-    Mutant("items of a group count from zero", _FEED, "enumerate(views, start)", "enumerate(views)", (f"{_DRAW_TESTS}::test_encoding_with_bad_pictures_in_less_memory",)),
+    Mutant("a group's start is not advanced", _FEED, "        start = places.stop\n", "", (f"{_DRAW_TESTS}::test_encoding_with_bad_pictures_in_less_memory",)),
+    Mutant("the second half of a group counts from the first", "rcdm_fast/encoders/groups.py", "(views[half:], places[half:])", "(views[half:], places[:half])", (f"{_DRAW_TESTS}::test_encoding_with_bad_pictures_in_less_memory",)),
+    Mutant("items of a group count from zero", _FEED, "range(start, start + len(group.values))", "range(len(group.values))", (f"{_DRAW_TESTS}::test_encoding_with_bad_pictures_in_less_memory",)),
     Mutant("groups count from the source's beginning", _FEED, "start, since = unit.first_item, time", "start, since = 0, time", (f"{_DRAW_TESTS}::test_encoding_with_bad_pictures_in_less_memory",)),
     Mutant("unreadable items count from zero", _FEED, "in zip(places, found, strict=True)", "in enumerate(found)", (f"{_DRAW_TESTS}::test_encoding_with_bad_pictures_in_less_memory",)),
     Mutant("a label too many", _FEED, "not 0 <= int(value) < unet.num_classes", "not 0 <= int(value) <= unet.num_classes", (f"{_DRAW_TESTS}::test_more_labels_than_a_group_has",)),
@@ -44,10 +44,10 @@ JOBS = (
     Mutant("two pictures are the least", _DRAW, "if self.bucket == 1 or not", "if self.bucket <= 2 or not", (f"{_DRAW_TESTS}::test_memory_for_a_single_picture",)),
     Mutant("the old bucket is told", _DRAW, "                self.bucket //= 2\n                self.on_bucket(self.bucket)\n", "                self.on_bucket(self.bucket)\n                self.bucket //= 2\n", (f"{_DRAW_TESTS}::test_memory_for_a_single_picture",)),
     Mutant("memory is not given back", _DRAW, "                memory.release()\n", "", (f"{_DRAW_TESTS}::test_memory_for_a_single_picture",)),
-    Mutant("the solver is lost", _DRAW, "            pairs=[(item - first, sample) for item, sample in pairs],\n            steps=config.steps,\n            solver=config.solver,\n", "            pairs=[(item - first, sample) for item, sample in pairs],\n            steps=config.steps,\n", (f"{_DRAW_TESTS}::test_settings_reach_the_pictures_and_the_manifest",)),
-    Mutant("eta is lost", _DRAW, "            eta=config.eta,\n            guidance=config.guidance,\n            seed=config.seed,\n        )\n        for", "            guidance=config.guidance,\n            seed=config.seed,\n        )\n        for", (f"{_DRAW_TESTS}::test_settings_reach_the_pictures_and_the_manifest",)),
-    Mutant("guidance is lost", _DRAW, "            guidance=config.guidance,\n            seed=config.seed,\n        )\n        for", "            seed=config.seed,\n        )\n        for", (f"{_DRAW_TESTS}::test_settings_reach_the_pictures_and_the_manifest",)),
-    Mutant("the seed is lost", _DRAW, "            seed=config.seed,\n        )\n        for", "        )\n        for", (f"{_DRAW_TESTS}::test_settings_reach_the_pictures_and_the_manifest",)),
+    Mutant("the solver is lost", _DRAW, "            self.config,\n            label", '            self.config.changed(solver="ddim"),\n            label', (f"{_DRAW_TESTS}::test_settings_reach_the_pictures_and_the_manifest",)),
+    Mutant("eta is lost", _DRAW, "            self.config,\n            label", "            self.config.changed(eta=0.0),\n            label", (f"{_DRAW_TESTS}::test_settings_reach_the_pictures_and_the_manifest",)),
+    Mutant("guidance is lost", _DRAW, "            self.config,\n            label", "            self.config.changed(guidance=1.0),\n            label", (f"{_DRAW_TESTS}::test_settings_reach_the_pictures_and_the_manifest",)),
+    Mutant("the seed is lost", _DRAW, "            self.config,\n            label", "            self.config.changed(seed=0),\n            label", (f"{_DRAW_TESTS}::test_settings_reach_the_pictures_and_the_manifest",)),
     Mutant("buckets are swapped", _DRAW, "return 64 if", "return 32 if", (f"{_DRAW_TESTS}::test_where_nobody_says_how_many",)),
     Mutant("a shorter hash of noise", _DRAW, "[:16]", "[:8]", (f"{_DRAW_TESTS}::test_memory_fails_and_items_are_bad_in_one_run",)),
     Mutant("encoding takes no time", _DRAW, "        self.busy_s += ready.busy_s\n", "", (f"{_DRAW_TESTS}::test_only_the_device_is_busy",)),
@@ -117,10 +117,10 @@ JOBS = (
     Mutant("seeds are signed", _SHARD_TABLES, '"seed": arrow.uint64()', '"seed": arrow.int64()', _OF_FORMATS),
     Mutant("files without extension", _SHARD_TABLES, 'f"{each.key}.{self.extension}"', "each.key", _OF_FORMATS),
     Mutant("beyond the table", _SHARD_TABLES, 'if row["offset"] < len(payloads) else None', 'if row["offset"] <= len(payloads) else None', _OF_FORMATS),
-    Mutant("another default of steps", _SETTINGS, "Count | str = 50", "Count | str = 25", _OF_ITEMS),
+    Mutant("another default of steps", "rcdm_fast/diffusion/sampling_config.py", "steps: Count | str = 50", "steps: Count | str = 25", _OF_ITEMS),
     Mutant("another default quality", _SETTINGS, "Range(1, 100)] = 95", "Range(1, 100)] = 75", _OF_ITEMS),
     Mutant("a quality above all", _SETTINGS, "Range(1, 100)", "Range(1, 101)", _OF_ITEMS),
-    Mutant("eta and guidance are swapped", _STREAM, "JobConfig(per, steps, solver, eta, guidance, seed)", "JobConfig(per, steps, solver, guidance, eta, seed)", _OF_ITEMS),
+    Mutant("keywords of a stream are lost", _STREAM, "chosen(config, settings)", "chosen(config, {})", _OF_ITEMS),
     Mutant("the threads are lost (generate)", _STREAM, "RunOptions(batch_size, threads)", "RunOptions(batch_size)", _OF_ITEMS),
     Mutant("one way to say it is unknown", _MEMORY, '"cannot allocate memory", ', "", _OF_ITEMS),
     Mutant("another way to say it is unknown", _MEMORY, '    "bad_alloc", "bad allocation",\n', '    "bad_alloc",\n', _OF_ITEMS),
@@ -152,4 +152,9 @@ JOBS = (
     Mutant("a picture with holes is read", _TARS, "        if self.offset[place] < 0:\n", "        if self.offset[place] < -1:\n", _OF_ITEMS),
     Mutant("joined parts count from zero", _TARS, "{int(part) + 1}", "{int(part)}", _OF_ITEMS),
     Mutant("joined archives have one number", _TARS, "part.content, number, (cls, described))", "part.content, 0, (cls, described))", _OF_ITEMS),
+    Mutant("a job of before is another one", _LEDGER, 'before["settings"] = {**_USUAL, **before["settings"]}', 'before["settings"] = {**before["settings"]}', ("tests/test_sampling_config.py::test_a_job_of_before_is_resumed",)),
+    Mutant("a lone image is encoded alone", "rcdm_fast/encoders/groups.py", "if len(views) == 1:\n        return _halved(encoder, views.expand", "if len(views) == 0:\n        return _halved(encoder, views.expand", ("tests/test_encoders_groups.py",)),
+    Mutant("one that failed has a representation", "rcdm_fast/encoders/groups.py", " if place not in bad]", "]", ("tests/test_encoders_groups.py",)),
+    Mutant("what is shared has no owner", "rcdm_fast/analysis/shared.py", "full = (id(owner), key)", "full = (0, key)", ("tests/test_analysis_shared.py",)),
+    Mutant("shared places are the first", "rcdm_fast/analysis/shared.py", "else whole[places]", "else whole[: len(places)]", ("tests/test_analysis_shared.py",)),
 )  # fmt: skip
