@@ -179,7 +179,7 @@ def test_a_gpu_without_a_native_part_differentiates_the_norm(monkeypatch: pytest
     )
     monkeypatch.setattr(library, "has_native", lambda kind: False)
     monkeypatch.setattr(selection, "triton_reason", lambda device: "")
-    *tensors, rows, groups, eps, silu, resample, phases = Norm(40, 8, skip=24, film=2, pictures=3).inputs()
+    *tensors, rows, groups, eps, silu, resample, phases = Norm(40, 2, skip=24, film=2, pictures=3).inputs()
     leaves = [tensor.detach().requires_grad_() for tensor in tensors]
     out = gradients.differentiable_film_group_norm(torch.device(DEVICE))(
         *leaves, rows, groups, eps, silu, resample, phases
@@ -262,7 +262,7 @@ def test_a_convolution_of_training_on_them(monkeypatch: pytest.MonkeyPatch) -> N
 
 @computes
 def test_a_pictures_gradients_do_not_depend_on_its_batch() -> None:
-    x, skip, weight, bias, film, rows, *others = Norm(40, 8, skip=24, pictures=3).inputs()
+    x, skip, weight, bias, film, rows, *others = Norm(40, 2, skip=24, pictures=3).inputs()
     grad = torch.randn(3, 64, 9, 7).to(DEVICE, memory_format=torch.channels_last)
     run = norm_backward.film_group_norm_backward
     whole = run(grad, x, skip, weight, bias, film, rows, *others)
@@ -296,17 +296,25 @@ CASES = {
     "one channel": Norm(1, 1, pictures=3),
     "one row": Norm(32, 8, height=1, width=37),
     "no activation": Norm(32, 8, silu=False),
-    "up": Norm(64, 32, resample=1),
+    "up": Norm(64, 32, resample=1, pictures=1),
     "up, odd": Norm(6, 3, skip=3, height=5, width=11, resample=1),
-    "down": Norm(64, 32, height=10, width=6, resample=-1),
+    "down": Norm(64, 32, height=10, width=6, resample=-1, pictures=1),
     "down, two inputs": Norm(40, 8, skip=24, height=6, width=14, film=1, resample=-1),
     "phases": Norm(32, 8, height=10, width=6, phases=True),
     "phases, added": Norm(12, 3, height=6, width=14, film=1, phases=True),
 }
 
 
+# The interpreter's time goes with groups times pictures: the widest only as small pictures are computed.
+WAYS = [
+    pytest.param(name, path, marks=pytest.mark.long if name == "published widths" and path == "tiles" else ())
+    for name in CASES
+    for path in ("slab", "tiles")
+]
+
+
 @computes
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "path"), WAYS, indirect=["path"])
 def test_norm(name: str, path: str) -> None:
     _check_norm(CASES[name], CASES[name].inputs())
 
@@ -333,7 +341,7 @@ def test_norm_of_half_precision_does_not_overflow(path: str) -> None:
 @computes
 def test_norm_with_a_row_that_is_not_there(path: str) -> None:
     for film in (1, 2):
-        inputs = Norm(32, 8, film=film, pictures=3).inputs()
+        inputs = Norm(32, 2, film=film, pictures=3).inputs()
         want = norm_module.film_group_norm(*inputs)
         inputs[5] = inputs[5].clone()
         inputs[5][0], inputs[5][2] = -1, 5
@@ -345,7 +353,7 @@ def test_norm_with_a_row_that_is_not_there(path: str) -> None:
 @computes
 @pytest.mark.parametrize("dtype", [DTYPES[0], *(pytest.param(each, marks=pytest.mark.long) for each in DTYPES[1:])])
 def test_norm_of_a_picture_does_not_depend_on_the_batch(dtype: torch.dtype, path: str) -> None:
-    inputs = Norm(48, 8, skip=16, height=16, width=10, dtype=dtype, pictures=3).inputs()
+    inputs = Norm(48, 2, skip=16, height=16, width=10, dtype=dtype, pictures=3).inputs()
     inputs[:2] = [picture.clone(memory_format=torch.preserve_format) for picture in inputs[:2]]
     batch = norm_module.film_group_norm(*inputs)
     for i in range(3):
@@ -358,7 +366,7 @@ def test_norm_of_a_picture_does_not_depend_on_the_batch(dtype: torch.dtype, path
 
 @computes
 def test_norm_writes_into_a_given_tensor(path: str) -> None:
-    inputs = Norm(32, 8).inputs()
+    inputs = Norm(32, 2).inputs()
     out = torch.empty_like(inputs[0], memory_format=torch.channels_last).fill_(float("nan"))
     norm_module.film_group_norm_out(out, *inputs)
     assert torch.equal(out, norm_module.film_group_norm(*inputs))

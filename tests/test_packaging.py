@@ -1,8 +1,8 @@
 """The wheel: what is in it, and that it works where the checkout is not on the path.
 
-Builds from a copy of the files a source distribution has, in pip's isolated build environment (tests marked long) or
-with the tools that are there, which is quicker. A fresh environment borrows the packages of the running one through a
-.pth file, which comes after its own; torch is not installed again.
+Builds from a copy of the files a source distribution has, in pip's isolated build environment (once with the tools that
+are there, where nothing is to be built). A fresh environment borrows the packages of the running one through a .pth
+file, which comes after its own; torch is not installed again.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def test_installed_wheel_samples_with_a_bundled_model(installed: Path, tmp_path:
 
 
 def test_pure_python_install_works_and_says_so(checkout: Path, tmp_path: Path) -> None:
-    wheel = _build(checkout, tmp_path, "--no-build-isolation", CXX="/nonexistent/c++")
+    wheel = _build(checkout, tmp_path, CXX="/nonexistent/c++")
     assert wheel.name == "rcdm_fast-0.1.0-py3-none-any.whl"
     assert not [name for name in _contents(wheel) if name.endswith(".so")]
     python = _environment(tmp_path / "venv", wheel)

@@ -301,7 +301,7 @@ def test_a_run_in_pieces_gives_the_same_weights(encoder_file: Path, tmp_path: Pa
 
 def test_what_does_not_change_the_weights_may_change_on_resume(encoder_file: Path, tmp_path: Path) -> None:
     def config(**changes: object) -> TrainConfig:
-        return training_process.config(str(encoder_file), pictures=64, **changes)
+        return training_process.config(str(encoder_file), pictures=32, **changes)
 
     expected = train(config(), DATA, tmp_path / "whole")
     with pytest.raises(Paused):

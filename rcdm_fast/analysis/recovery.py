@@ -72,9 +72,21 @@ class Changes:
 
     def statistics(self, counts: Floats) -> tuple[Floats, Floats]:
         """Correlation [B] and slope [B] when source s counts counts[b,s] times; counts float64 [B,S]."""
-        p, q = self.picture.double().numpy(), self.samples.double().numpy()
-        weight = self.weight.double().numpy()[:, None]
-        return _linear(p, q, weight, counts) if self.period is None else _circular(p, q, weight, counts, self.period)
+        p, q, weight = self._numbers()
+        if self.period is None:
+            return _linear(p, q, weight, counts)
+        return _circular(p, q, weight, counts), _circular_slope(p, q, weight, counts)
+
+    def correlation(self, counts: Floats) -> Floats:
+        """The first of `statistics` alone: a circular slope takes many times as long."""
+        p, q, weight = self._numbers()
+        return _linear(p, q, weight, counts)[0] if self.period is None else _circular(p, q, weight, counts)
+
+    def _numbers(self) -> tuple[Floats, Floats, Floats]:
+        """Changes, of a circular property in radians of its period, and weights [S,1]."""
+        scale = 1.0 if self.period is None else 2 * math.pi / self.period
+        p, q = (each.double().numpy() * scale for each in (self.picture, self.samples))
+        return p, q, self.weight.double().numpy()[:, None]
 
 
 def _linear(p: Floats, q: Floats, w: Floats, counts: Floats) -> tuple[Floats, Floats]:
@@ -87,8 +99,7 @@ def _linear(p: Floats, q: Floats, w: Floats, counts: Floats) -> tuple[Floats, Fl
     return _ratio(cov, np.sqrt(np.maximum(var_p, 0) * np.maximum(var_q, 0))), _ratio(cov, var_p)
 
 
-def _circular(p: Floats, q: Floats, w: Floats, counts: Floats, period: float) -> tuple[Floats, Floats]:
-    p, q = p * (2 * math.pi / period), q * (2 * math.pi / period)
+def _circular(p: Floats, q: Floats, w: Floats, counts: Floats) -> Floats:
     angles = (p, q, p - q, p + q, 2 * p, 2 * q)
     of_p, of_q, less, more, twice_p, twice_q = (counts @ (w * np.exp(1j * each)).sum(axis=1) for each in angles)
     total = counts @ (w * np.ones_like(p)).sum(axis=1)
@@ -96,9 +107,13 @@ def _circular(p: Floats, q: Floats, w: Floats, counts: Floats, period: float) ->
     both = ((less * np.exp(-1j * (mean_p - mean_q))).real - (more * np.exp(-1j * (mean_p + mean_q))).real) / 2
     alone_p = (total - (twice_p * np.exp(-2j * mean_p)).real) / 2
     alone_q = (total - (twice_q * np.exp(-2j * mean_q)).real) / 2
+    return _ratio(both, np.sqrt(np.maximum(alone_p, 0) * np.maximum(alone_q, 0)))
+
+
+def _circular_slope(p: Floats, q: Floats, w: Floats, counts: Floats) -> Floats:
     fit = (w[..., None] * np.cos(q[..., None] - SLOPES * p[..., None])).sum(axis=1)  # [S,slopes]
-    slope = SLOPES[(counts @ fit).argmax(axis=1)]
-    return _ratio(both, np.sqrt(np.maximum(alone_p, 0) * np.maximum(alone_q, 0))), slope
+    slope: Floats = SLOPES[(counts @ fit).argmax(axis=1)]
+    return slope
 
 
 def _ratio(top: Floats, bottom: Floats) -> Floats:
@@ -138,7 +153,7 @@ def recovery(changes: Changes, resamples: int = 2000, seed: int = 0) -> Recovery
     correlation, slope = changes.statistics(np.ones((1, count)))
     drawn_r, drawn_slope = changes.statistics(resampled(count, resamples, seed))
     rng = np.random.default_rng([seed, 1])
-    shuffles = (changes.shuffled(rng).statistics(np.ones((1, count)))[0][0] for _ in range(SHUFFLES))
+    shuffles = (changes.shuffled(rng).correlation(np.ones((1, count)))[0] for _ in range(SHUFFLES))
     chance = float(np.quantile(np.abs(np.fromiter(shuffles, np.float64, SHUFFLES)), 0.95))
     return Recovery(
         intervals.of(correlation[0], drawn_r),
