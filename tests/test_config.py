@@ -101,6 +101,7 @@ def test_every_field_of_every_configuration_is_checked(cls: type[Any]) -> None:
 
 TEXTS = ("x", "cifar10-simclr-head", "ancestral", "hue", "data: component 1")  # of which every text takes one
 WITH: dict[str, dict[str, Any]] = {name: {"method": name} for name in ("vicreg", "barlow", "byol", "dino")}
+WITH["masked_parts"] = {"standardize": False}
 ALONE = {"format_version", "observer"}  # has one value; is a function
 
 

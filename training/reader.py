@@ -19,7 +19,7 @@ from typing import Annotated, Literal
 import torch
 
 from rcdm_fast import host, images, storage
-from rcdm_fast.checks import Checked, Count, LearningRate, Range
+from rcdm_fast.checks import Checked, Count, LearningRate, NotNegative, Range
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.world import World
 from rcdm_fast.encoders import factor_reader
@@ -52,7 +52,7 @@ class ReaderConfig(Checked):
     images: Annotated[int, Range(1, 10_000_000)] = 100_000
     batch_size: Count = 64
     learning_rate: LearningRate = 2e-3
-    weight_decay: float = 1e-4
+    weight_decay: NotNegative = 1e-4
     held_out: Annotated[int, Range(2, 1_000_000)] = 2000
     seed: Annotated[int, Range(0, 2**64 - 2)] = 0
     save_every: Count = 200
