@@ -137,6 +137,6 @@ def test_sinusoids_are_those_of_the_timestep_in_16_bits_too(schedule: ScheduleCo
     want = torch.cat([angles.cos(), angles.sin()], dim=1)
     parts = tuple(torch.cat(each) for each in zip(*(timestep_inputs(float(one), 1) for one in t), strict=True))
     assert float((graph.sinusoids_at(*parts) - want).abs().max()) <= 6e-5  # the table's own: float32 of up to 1000
-    with _SixteenBits():
+    with _SixteenBits():  # type: ignore[no-untyped-call]
         rough = graph.sinusoids_at(*parts)
     assert 1e-3 < float((rough - want).abs().max()) <= 2e-2
