@@ -39,7 +39,8 @@ def watched(monkeypatch: pytest.MonkeyPatch, model: Model) -> list[int]:
 
     def encode(views: Tensor) -> Tensor:
         sizes.append(len(views))
-        return real(views)
+        found: Tensor = real(views)
+        return found
 
     monkeypatch.setattr(encoder, "encode", encode)
     return sizes

@@ -54,7 +54,7 @@ OTHER: dict[type, dict[str, Any]] = {
     invert.InvertConfig: {"per": 1, "solver": "ddim"},
     photos.PhotosConfig: {},
 }
-COMMAND_OTHER = {
+COMMAND_OTHER: dict[str, dict[str, Any]] = {
     "interpolate": {"per": 4}, "evaluate": {"per": 4}, "compare": {"per": 4, "steps": "25"}, "report": {"steps": "25"},
     "bench": {"per": 2, "steps": "10,25,50,100"}, "tune": {"solver": None},
     "analyze": {"per": None, "steps": None, "solver": None},
@@ -72,7 +72,8 @@ def h() -> torch.Tensor:
 
 
 def _below(cls: type) -> set[type]:
-    return {each for direct in cls.__subclasses__() for each in (direct, *_below(direct))}
+    direct: list[type] = cls.__subclasses__()
+    return {each for one in direct for each in (one, *_below(one))}
 
 
 def test_the_defaults() -> None:
@@ -88,9 +89,9 @@ def test_the_defaults() -> None:
 def test_every_configuration_has_these_defaults_unless_it_is_listed() -> None:
     assert _below(SamplingConfig) == set(OTHER)
     for cls, other in OTHER.items():
-        found = {item.name: item.default for item in dataclasses.fields(cls) if item.name in FIELDS}  # type: ignore[arg-type]
+        found = {item.name: item.default for item in dataclasses.fields(cls) if item.name in FIELDS}
         assert found == {**FIELDS, **other}, cls
-    assert BASELINE == ("ddim", 50)
+    assert (BASELINE.solver, BASELINE.steps) == ("ddim", 50)
     assert QualityConfig.per == 2
     assert vars(QualityConfig().of(BASELINE)) == vars(EvaluateConfig(per=2, sources=64, solver="ddim"))
 
@@ -149,7 +150,8 @@ def test_a_configuration_and_keywords_draw_the_same(model: Model, h: torch.Tenso
 def test_what_is_no_configuration(model: Model, h: torch.Tensor) -> None:
     with pytest.raises(ConfigError, match="is a SamplingConfig, or keywords; got 25"):
         model.sample(h, 25)  # type: ignore[arg-type]
-    for call in (model.sample, model.request, lambda h, **each: rcdm_fast.generate(model, h, **each)):
+    calls: tuple[Any, ...] = (model.sample, model.request, lambda h, **each: rcdm_fast.generate(model, h, **each))
+    for call in calls:
         with pytest.raises(TypeError, match=r"unexpected keyword argument, 'step'; did you mean steps\?"):
             call(h, step=3)
     with pytest.raises(TypeError, match="unexpected keyword argument, 'seed'; known: steps, clip"):
@@ -169,16 +171,16 @@ def test_an_inversion_is_that_of_ddim(model: Model, h: torch.Tensor) -> None:
     want = model.invert(views, h, steps=4, clip=False)
     assert torch.equal(model.invert(views, h, SamplingConfig(per=1, steps=4, clip=False, seed=9)), want)
     assert not torch.equal(model.invert(views, h, steps=4), want)
-    wrong = (
+    wrong: tuple[tuple[dict[str, Any], str], ...] = (
         ({"solver": "heun"}, "solver must be ddim, got heun"),
         ({"eta": 0.5}, "eta must be 0, got 0.5"),
         ({"guidance": 2.0}, "guidance must be 1, got 2.0"),
     )
     for values, message in wrong:
         with pytest.raises(ConfigError, match=message):
-            model.invert(views, h, SamplingConfig(**values))  # type: ignore[arg-type]
+            model.invert(views, h, SamplingConfig(**values))
         with pytest.raises(ConfigError, match=message):
-            invert.InvertConfig(**values)  # type: ignore[arg-type]
+            invert.InvertConfig(**values)
 
 
 def test_a_job_of_before_is_resumed(model: Model, h: torch.Tensor, tmp_path: Path) -> None:
