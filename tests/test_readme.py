@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import rcdm_fast
 from rcdm_fast import images
@@ -38,9 +39,9 @@ def test_the_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     for folder in ("photos", "cifar10/test", "cifar10/train"):
         Path(folder).mkdir(parents=True)
         for number, each in enumerate(pixels[:8] if folder == "photos" else pixels):
-            images.save(images.Image.fromarray(each), f"{folder}/{number:02d}.png")
+            images.save(Image.fromarray(each), f"{folder}/{number:02d}.png")
     for name in ("cat.jpg", "dog.jpg"):
-        images.save(images.Image.fromarray(np.tile(pixels[0], (3, 3, 1))), name)
+        images.save(Image.fromarray(np.tile(pixels[0], (3, 3, 1))), name)
     text = "\n".join(blocks()[:2])
     lines = [line for line in text.splitlines() if "my-rcdm.safetensors" not in line]  # a file of the reader's own
     text = "\n".join(lines)
