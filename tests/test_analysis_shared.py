@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from rcdm_fast import evaluation, images
+from rcdm_fast import images
 from rcdm_fast.analysis import invariance, registry, shared
 from rcdm_fast.analysis.layer import LayersConfig
 from rcdm_fast.analysis.shared import Shared
 from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.model import Model
+from rcdm_fast.training import representations
 from tests import small
 
 QUICK = {"sources": 20, "steps": 1, "resamples": 100}
@@ -79,14 +80,14 @@ def test_the_data_is_encoded_once(
     few = {name: ENCODING[name] for name in ("faithfulness", "neighbours")}
     alone = {name: run(name, [model], data, photos, None, **more) for name, more in few.items()}
     asked: Counter[str] = Counter()
-    real = shared.representations.compute
+    real = representations.compute
 
     def compute(encoder: Any, given: ImageSet) -> Tensor:
         asked[given.fingerprint] += 1
-        return real(encoder, given)
+        found: Tensor = real(encoder, given)
+        return found
 
-    monkeypatch.setattr(shared.representations, "compute", compute)
-    assert evaluation.representations.compute is compute  # whoever computes any does so here
+    monkeypatch.setattr(representations, "compute", compute)  # whoever computes any does so here
     known, places = Shared(), torch.tensor([3, 40, 7])
     for name, more in few.items():
         assert run(name, [model], data, photos, known, **more) == alone[name], name
