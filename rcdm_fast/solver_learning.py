@@ -273,7 +273,7 @@ def _descend(
 
     def share() -> float:
         of_steps = run["step"] / config.steps if config.steps else 0.0
-        return min(1.0, max(of_steps, run["seconds"] / (60 * config.minutes)))
+        return float(min(1.0, max(of_steps, run["seconds"] / (60 * config.minutes))))
 
     def look() -> None:
         numbers = run["start"] + run["raw"] * units
@@ -289,7 +289,7 @@ def _descend(
         raw = run["raw"].clone().requires_grad_()
         with ieee_fp32(lesson.device):  # the network is run again on the way back
             loss = lesson.loss(nfe, run["start"] + raw * units, run["step"], config.batch_size)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         if raw.grad is None or not bool(raw.grad.isfinite().all()):
             raise ConfigError("the gradient is not finite; the representations or the weights are out of range")
         run |= _adam(run, raw.grad, RATE * (1 + math.cos(math.pi * done)) / 2)

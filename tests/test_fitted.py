@@ -167,13 +167,14 @@ def test_who_is_served() -> None:
 
 def test_who_is_refused() -> None:
     model, h = serving(5, 8), torch.zeros(1, small.DIM)
-    for given, message in (
+    refused: tuple[tuple[dict[str, Any], str], ...] = (
         ({"steps": 6}, "fitted for 5, 8 evaluations, not for 6"),
         ({"steps": "logsnr5"}, "fitted for 5, 8 evaluations, not for 'logsnr5'"),
         ({"eta": 0.5}, "eta is a setting of ddim; a fitted solver has none, so it must be 0, got 0.5"),
         ({"clip": False}, "without x0 estimates out of bounds, so clip must be True"),
         ({"solver": "fited"}, "no solver called 'fited'.*did you mean fitted"),
-    ):
+    )
+    for given, message in refused:
         with pytest.raises(ConfigError, match=message):
             model.sample(h, **{"steps": 5, "solver": "fitted", **given})
     with pytest.raises(ConfigError, match="without guidance, so it must be 1"):

@@ -87,7 +87,7 @@ def tune(
 
     learning = solver_learning.LearnConfig(
         tuple(counts), 20.0 if minutes is None else minutes, 0, candidates, seed=seed
-    )  # type: ignore[arg-type]
+    )
     loaded = common.open_model(*options)
     h, label = _conditions(loaded, data, trajectories)
     state = out.with_name(out.name + ".learning")

@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack
 
-from rcdm_fast.checks import Checked, ConfigError, Count, NotNegative, Seed, described, meant
+from rcdm_fast.checks import Checked, ConfigError, Count, NotNegative, Seed, choice, described, meant
+
+INVERSIONS = ("ddim", "unipc_2")  # solvers that `Model.invert` knows the way back of
 
 
 class SamplingKeywords(TypedDict, total=False):
@@ -30,6 +32,7 @@ class InversionKeywords(TypedDict, total=False):
     """Those that an inversion depends on."""
 
     steps: int | str
+    solver: str
     clip: bool
 
 
@@ -80,10 +83,13 @@ class SamplingConfig(Checked):
 
     def check_invertible(self) -> None:
         """Raise `ConfigError` unless samples drawn so can be led back to their x_T."""
-        wanted = {"solver": "ddim", "eta": 0, "guidance": 1}
-        for name, value in wanted.items():
-            if getattr(self, name) != value and getattr(self, name) != "auto":
-                raise ConfigError(f"inversion leads back along DDIM: {name} must be {value}, got {getattr(self, name)}")
+        if self.solver != "auto":
+            choice(self.solver, "solver of an inversion", INVERSIONS)
+        for name, value in (("eta", 0), ("guidance", 1)):
+            if getattr(self, name) != value:
+                raise ConfigError(
+                    f"inversion has no fresh noise and no guidance: {name} must be {value}, got {getattr(self, name)}"
+                )
 
 
 # Defaults other than those above, and why. What has none of these takes those above.

@@ -195,7 +195,7 @@ class Schedule:
         kept: Floats = base[whole]
         between = np.array(self.timesteps, dtype=np.float64) - whole
         if between.any():
-            return kept * (base[np.minimum(whole + 1, len(base) - 1)] / kept) ** between
+            kept = kept * (base[np.minimum(whole + 1, len(base) - 1)] / kept) ** between
         return kept
 
     @cached_property
