@@ -19,7 +19,8 @@ from rcdm_fast.config import ConfigError, EncoderConfig, from_dict
 from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.data.sources import open_data
 from rcdm_fast.devices import best
-from rcdm_fast.encoders import Encoder, Forward
+from rcdm_fast.encoders import Encoder
+from rcdm_fast.encoders.layers import Forward
 from rcdm_fast.evaluation import EvaluateConfig, Faithfulness
 from rcdm_fast.evaluation import evaluate as measure
 from rcdm_fast.model import Model

@@ -24,6 +24,7 @@ from rcdm_fast.analysis import (
     neighbours,
     photos,
     unfamiliar,
+    world_slopes,
 )
 from rcdm_fast.app import playground
 from rcdm_fast.config import ConfigError
@@ -53,6 +54,7 @@ OTHER: dict[type, dict[str, Any]] = {
     interpolate.InterpolateConfig: {"per": 1, "steps": 25},
     invert.InvertConfig: {"per": 1, "solver": "ddim"},
     photos.PhotosConfig: {},
+    world_slopes.SlopesConfig: {"per": 1, "steps": 25},
 }
 COMMAND_OTHER: dict[str, dict[str, Any]] = {
     "interpolate": {"per": 4}, "evaluate": {"per": 4}, "compare": {"per": 4, "steps": "25"}, "report": {"steps": "25"},
@@ -172,7 +174,7 @@ def test_an_inversion_is_that_of_ddim(model: Model, h: torch.Tensor) -> None:
     assert torch.equal(model.invert(views, h, SamplingConfig(per=1, steps=4, clip=False, seed=9)), want)
     assert not torch.equal(model.invert(views, h, steps=4), want)
     wrong: tuple[tuple[dict[str, Any], str], ...] = (
-        ({"solver": "heun"}, "solver must be ddim, got heun"),
+        ({"solver": "heun"}, "solver of an inversion must be one of ddim, unipc_2"),
         ({"eta": 0.5}, "eta must be 0, got 0.5"),
         ({"guidance": 2.0}, "guidance must be 1, got 2.0"),
     )

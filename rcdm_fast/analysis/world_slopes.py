@@ -25,10 +25,11 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import images
-from rcdm_fast.analysis.common import RunConfig
+from rcdm_fast.analysis.common import ExperimentConfig
 from rcdm_fast.analysis.recovery import check_sources
 from rcdm_fast.checks import ConfigError, Count, Range
 from rcdm_fast.data.world import Factor, World
+from rcdm_fast.diffusion.sampling_config import PER_VERSION
 from rcdm_fast.encoders.oracle_code import Code
 from rcdm_fast.metrics import intervals
 from rcdm_fast.metrics.intervals import Interval
@@ -44,8 +45,8 @@ class Sampler(Protocol):
         """Factors float64 [N,F], a key of the noise for each -> float [N,3,S,S] in [-1,1]."""
 
 
-@dataclass(frozen=True)
-class SlopesConfig(RunConfig):
+@dataclass(frozen=True, kw_only=True)
+class SlopesConfig(ExperimentConfig):
     """Settings.
 
     Attributes:
@@ -57,6 +58,7 @@ class SlopesConfig(RunConfig):
     """
 
     sources: Count = 64
+    per: Count = PER_VERSION
     values: Annotated[Count, Range(1, 1000)] = 4
     noises: Annotated[Count, Range(1, 1000)] = 2
     shared: bool = False
@@ -245,12 +247,5 @@ class DecoderSampler:
         """See `Sampler`."""
         code = Code(self.world.world, tuple(kept), masked=True)
         h = code(self.world.checked(factors), self.world.seed)
-        drawn = self.model.sample(
-            h,
-            items=list(noise),
-            per=1,
-            steps=self.config.steps,
-            seed=self.config.seed,
-            batch_size=self.config.batch_size,
-        )
+        drawn = self.model.sample(h, self.config, items=list(noise), batch_size=self.config.batch_size)
         return drawn[:, 0].cpu()
