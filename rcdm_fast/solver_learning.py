@@ -27,20 +27,19 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from rcdm_fast import host, sealed
 from rcdm_fast.checks import Checked, ConfigError, Count, CountOrNone, Positive, Range, Seed
 from rcdm_fast.config import MAX_FITTED_NFE, FittedSolver
 from rcdm_fast.diffusion import fitted, registry
 from rcdm_fast.diffusion.registry import SOLVERS
-from rcdm_fast.diffusion.schedule import PLACEMENTS, Floats, Schedule, network_timestep, place
-from rcdm_fast.diffusion.solvers import Solver
+from rcdm_fast.diffusion.schedule import PLACEMENTS, Floats, Schedule, place
 from rcdm_fast.metrics.intervals import Interval, bootstrap
 from rcdm_fast.model import Model
-from rcdm_fast.models import checkpoint, networks
+from rcdm_fast.models import checkpoint
 from rcdm_fast.precision import ieee_fp32
-from rcdm_fast.solver_fit import HELD_OUT, Asked, cheapest, distances, survey
+from rcdm_fast.solver_fit import HELD_OUT, Asked, cheapest, survey
+from rcdm_fast.solver_lesson import Lesson
 from rcdm_fast.storage import StorageError
 
 log = logging.getLogger(__name__)
@@ -149,7 +148,7 @@ def learn(
         step, last = torch.from_numpy(costs.mean), torch.from_numpy(costs.last)
         kept.data = {"wanted": wanted, "times": list(grid.timesteps), "step": step, "last": last, "runs": {}}
         kept.save()
-    lesson = _Lesson(model, ask, kept.data["wanted"], h, label, config.seed)
+    lesson = Lesson(model, ask, kept.data["wanted"], h, label, config.seed)
     before = {
         each.nfe: each for each in model.config.fitted if (each.weights, each.version) == (weights, fitted.VERSION)
     }
@@ -183,7 +182,7 @@ def save(path: str | os.PathLike[str], model: Model, learned: Sequence[Learned])
 
 
 def _one(
-    lesson: _Lesson,
+    lesson: Lesson,
     nfe: int,
     config: LearnConfig,
     weights: str,
@@ -219,7 +218,7 @@ def _one(
     return Learned(nfe, better, error, (solver, steps), other, difference, run["step"])
 
 
-def _rivals(lesson: _Lesson, nfe: int) -> dict[tuple[str, str], float]:
+def _rivals(lesson: Lesson, nfe: int) -> dict[tuple[str, str], float]:
     """Training-free solvers that there are in so many evaluations, and their mean distance where choices are made."""
     found = {}
     for name, known in SOLVERS.items():
@@ -234,7 +233,7 @@ def _rivals(lesson: _Lesson, nfe: int) -> dict[tuple[str, str], float]:
 
 
 def _start(
-    lesson: _Lesson,
+    lesson: Lesson,
     nfe: int,
     data: dict[str, Any],
     rivals: dict[tuple[str, str], float],
@@ -260,7 +259,7 @@ def _start(
 
 
 def _descend(
-    lesson: _Lesson,
+    lesson: Lesson,
     nfe: int,
     config: LearnConfig,
     run: dict[str, Any],
@@ -315,90 +314,6 @@ def _units(nfe: int, diffusion_steps: int) -> Tensor:
     """How much of each number a step of Adam moves by, for a rate of 1."""
     weights = nfe * (nfe + 1)
     return torch.cat([torch.ones(nfe), torch.full((nfe,), diffusion_steps / 50), torch.full((weights,), 0.25)]).double()
-
-
-class _Lesson:
-    """The trajectories, and how far from the teacher a solver leads.
-
-    Attributes:
-        base: the model's schedule.
-        device: where the network is.
-        choosing, judged: places of the trajectories that choices are made by, and of those that judge; int64.
-    """
-
-    def __init__(
-        self, model: Model, ask: Asked, wanted: Tensor, h: Tensor | None, label: Tensor | None, seed: int
-    ) -> None:
-        self.base = model.config.schedule
-        self._ask, self._wanted, self._seed, self.device = ask, wanted, seed, model.device
-        self._network = networks.copy_of(model.unet, model.device)
-        self._h = None if h is None else h.detach().float().clone()
-        self._label = None if label is None else label.clone()
-        self._noise = ask.noise()
-        places = torch.arange(len(wanted))
-        held = places[places % HELD_OUT == 0]
-        self._learning = places[places % HELD_OUT != 0]
-        self.choosing, self.judged = held[0::2], held[1::2]
-
-    def errors(self, schedule: Schedule, solver: Solver, places: Tensor) -> Floats:
-        """Relative L2 distances of a solver's images to the teacher's, of some trajectories; [n]."""
-        return distances(self._ask.images(schedule, solver, places), self._wanted[places])
-
-    def validate(self, nfe: int, numbers: Tensor) -> float:
-        """Mean distance where choices are made."""
-        with torch.no_grad(), ieee_fp32(self.device):
-            images = [self._unrolled(nfe, numbers, part).cpu() for part in self.choosing.split(32)]
-        return float(distances(torch.cat(images), self._wanted[self.choosing]).mean())
-
-    def loss(self, nfe: int, numbers: Tensor, step: int, batch_size: int) -> Tensor:
-        """The mean distance of a batch at three sizes, with gradients; which batch depends on seed and step alone."""
-        generator = torch.Generator().manual_seed(
-            int.from_bytes(hashlib.sha256(repr((self._seed, nfe, step)).encode()).digest()[:7], "little")
-        )
-        order = torch.randperm(len(self._learning), generator=generator)[:batch_size]
-        part = self._learning[order]
-        images, wanted = self._unrolled(nfe, numbers, part), self._wanted[part].to(self.device)
-        total = torch.zeros((), device=self.device)
-        sizes = [size for size in (1, 2, 4) if size < images.shape[-1]]
-        for size in sizes:
-            a, b = F.avg_pool2d(images, size).flatten(1), F.avg_pool2d(wanted, size).flatten(1)
-            total = total + ((a - b).norm(dim=1) / b.norm(dim=1)).mean()
-        return total / len(sizes)
-
-    def _unrolled(self, nfe: int, numbers: Tensor, part: Tensor) -> Tensor:
-        """Images of some trajectories, [n,3,H,W], as `fitted.solver` makes them, with gradients for the numbers."""
-        found = fitted.resolve(self.base, nfe, numbers)
-        weights, seen = found.weights.float().to(self.device), network_timestep(self.base, 1) * found.asked
-        factors = fitted.x0_factors(self.base, found.alpha_bar).float().to(self.device)
-        given = [None if value is None else value[part].to(self.device) for value in (self._h, self._label)]
-        x = self._noise[part].to(self.device)
-        known = [x]
-        for i in range(nfe):
-            time_seen = seen[i].float().to(self.device).expand(len(x))
-            output = _Recomputed.apply(x, time_seen, lambda x, t: self._network(x, t, *given))
-            known.append((factors[i, 0] * x + factors[i, 1] * output[:, :3]).clamp(-1, 1))
-            x = torch.einsum("j,jnchw->nchw", weights[i, : i + 2], torch.stack(known))
-        return x.clamp(-1, 1)
-
-
-class _Recomputed(torch.autograd.Function):
-    """A network's answer, of which nothing is kept but x [N,3,H,W] and t [N]: it is computed again on the way back.
-
-    `torch.utils.checkpoint` does that too, for anything, and loads torch's compiler first, which takes seconds.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, t: Tensor, network: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        ctx.save_for_backward(x, t)
-        ctx.network = network
-        return network(x, t)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, t = (saved.detach().requires_grad_() for saved in ctx.saved_tensors)
-        with torch.enable_grad():
-            of_x, of_t = torch.autograd.grad(ctx.network(x, t), (x, t), grad)
-        return of_x, of_t, None
 
 
 class _Kept:

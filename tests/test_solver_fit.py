@@ -62,7 +62,7 @@ def test_a_step_costs_how_far_ddim_lands_from_the_trajectory(generator: torch.Ge
         return seen
 
     for i, j in ((5, 4), (5, 0), (3, 1)):
-        alpha = float(base.alpha_bar[grid.timesteps[j]]) ** 0.5
+        alpha = float(base.alpha_bar[int(grid.timesteps[j])]) ** 0.5
         apart = ((led(i, j)[0] - states[5 - j]) / alpha).flatten(1).norm(dim=1)
         assert costs.mean[i, j] == pytest.approx(float(apart[[0, 2]].mean()), rel=1e-4)
     ends = (led(2)[0] - images).flatten(1).norm(dim=1)

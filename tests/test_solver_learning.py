@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import rcdm_fast
-from rcdm_fast import solver_learning
+from rcdm_fast import sealed, solver_learning, solver_lesson
 from rcdm_fast.cli import main
 from rcdm_fast.config import ConfigError
 from rcdm_fast.diffusion import fitted, registry
@@ -32,6 +32,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "labels": {"representation_dim": 0, "num_classes": 3},
     "nothing": {"representation_dim": 0},
 }
+
+OTHER_SETTINGS: tuple[dict[str, Any], ...] = ({"seed": 1}, {"candidates": 6})
 
 
 def given(kind: str, count: int = 16) -> dict[str, Any]:
@@ -52,12 +54,12 @@ def smooth(kind: str) -> Model:
     return Model.from_network(unet, dataclasses.replace(small.SCHEDULE, prediction="x0"))
 
 
-def lesson(model: Model, kind: str = "representations") -> solver_learning._Lesson:
+def lesson(model: Model, kind: str = "representations") -> solver_lesson.Lesson:
     conditions = given(kind)
     ask = Asked(model, conditions["h"], conditions["label"], 16, 0, 8)
     own = Schedule.make(model.config.schedule, 9, "logsnr")
     wanted = ask.images(own, registry.find("dpmpp_2m").run)
-    return solver_learning._Lesson(model, ask, wanted, conditions["h"], conditions["label"], 0)
+    return solver_lesson.Lesson(model, ask, wanted, conditions["h"], conditions["label"], 0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -96,13 +98,13 @@ def test_what_is_held_out_has_no_part(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ours.choosing.tolist() == [0, 8]
     assert ours.judged.tolist() == [4, 12]
     seen: set[int] = set()
-    unrolled = solver_learning._Lesson._unrolled
+    unrolled = solver_lesson.Lesson._unrolled
 
     def noted(own: Any, nfe: int, numbers: Tensor, part: Tensor) -> Tensor:
         seen.update(part.tolist())
         return unrolled(own, nfe, numbers, part)
 
-    monkeypatch.setattr(solver_learning._Lesson, "_unrolled", noted)
+    monkeypatch.setattr(solver_lesson.Lesson, "_unrolled", noted)
     numbers = torch.from_numpy(fitted.initial(ours.base, (400, 999)))
     losses = {float(ours.loss(2, numbers, step, 5)) for step in range(8)}
     assert seen == set(range(16)) - {0, 4, 8, 12}
@@ -135,17 +137,14 @@ def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
     )
     assert stages == [0.5, 0.75, 1.0]
     assert again == whole
-    best = solver_learning.sealed.load(state)["data"]["runs"][2]["best"]
-    assert torch.equal(best, solver_learning.sealed.load(tmp_path / "other")["data"]["runs"][2]["best"])
+    best = sealed.load(state)["data"]["runs"][2]["best"]
+    assert torch.equal(best, sealed.load(tmp_path / "other")["data"]["runs"][2]["best"])
 
 
 def test_a_state_that_cannot_be_used_gives_way(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file, h = tmp_path / "state", torch.zeros(16, 2)
     keys = [solver_learning._key(QUICK, "a", h, None, 16)]
-    keys += [
-        solver_learning._key(dataclasses.replace(QUICK, **each), "a", h, None, 16)
-        for each in ({"seed": 1}, {"candidates": 6})
-    ]
+    keys += [solver_learning._key(dataclasses.replace(QUICK, **each), "a", h, None, 16) for each in OTHER_SETTINGS]
     keys += [solver_learning._key(QUICK, "b", h, None, 16), solver_learning._key(QUICK, "a", h + 1, None, 16)]
     assert len(set(keys)) == 5
     assert solver_learning._key(dataclasses.replace(QUICK, nfe=(3,), minutes=1, steps=9), "a", h, None, 16) == keys[0]

@@ -233,7 +233,7 @@ class DecoderSampler:
 
     model: Model
     world: World
-    config: RunConfig = dataclasses.field(default_factory=RunConfig)
+    config: ExperimentConfig = dataclasses.field(default_factory=ExperimentConfig)
 
     def __post_init__(self) -> None:
         wanted = Code(self.world.world, (), masked=True).dim

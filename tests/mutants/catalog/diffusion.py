@@ -26,8 +26,8 @@ DIFFUSION = (
     Mutant(
         "what is held out is fitted too",
         "rcdm_fast/solver_fit.py",
-        "images, ~held[rows])",
-        "images, held[rows] | ~held[rows])",
+        "survey(ask, grid, ~held)",
+        "survey(ask, grid, held | ~held)",
         ("tests/test_solver_fit.py::test_what_is_held_out_has_no_part_in_the_costs",),
     ),
     Mutant(
@@ -47,7 +47,7 @@ DIFFUSION = (
     Mutant(
         "a guide is asked at the model's timesteps",
         "rcdm_fast/sampler.py",
-        "Schedule(guide.config.schedule, request.schedule.timesteps)",
+        "Schedule(guide.config.schedule, request.schedule.timesteps, request.schedule.asked)",
         "request.schedule",
         ("tests/test_guidance.py",),
     ),
