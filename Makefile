@@ -1,4 +1,4 @@
-# make demo     sheets of pictures from real photographs -> out/demo.png
+# make demo     sheets of images from real photographs -> out/demo.png
 # make test     the tests (make test-long: those that take minutes; SHORT=1 shortens them)
 # make mutants  small wrong changes of the code, one at a time: the tests must notice each
 # make fuzz MINUTES=60  damaged and hostile inputs for every reader, in watched processes -> out/fuzz
@@ -83,7 +83,7 @@ bench: $(BENCH_STAMP)
 	$(BIN)/python -m pytest benchmarks/bench_ops.py --benchmark-only --benchmark-json=out/bench_ops.json
 	$(BIN)/python benchmarks/bench_step.py --configs s --rounds 10 --json out/bench_step.json --markdown out/bench_step.md
 	$(BIN)/python benchmarks/bench_training.py --config s --rounds 8 --json out/bench_training.json
-	$(BIN)/python benchmarks/bench_generate.py --rounds 5 --pictures 256 --json out/bench_generate.json
+	$(BIN)/python benchmarks/bench_generate.py --rounds 5 --images 256 --json out/bench_generate.json
 
 # No virtual environment and no downloads: a machine with a GPU may have neither. PYTHON=... names another Python.
 GPU_PYTHON := $(if $(filter file,$(origin PYTHON)),python3,$(PYTHON))

@@ -1,12 +1,10 @@
 """What a job costs beyond drawing: `rcdm generate` in every form of shards beside the bare sampling loop, in one run.
 
-    python benchmarks/bench_generate.py --steps 25 --pictures 512 --rounds 5
+    python benchmarks/bench_generate.py --steps 25 --images 512 --rounds 5
 
-The bare loop runs the same request in the same full batches and throws the pictures away. A job also hashes the
-weights, rounds to levels, encodes pictures, computes checksums and writes shards and a manifest. Before anything is
-timed, the job's pictures are compared with the loop's; ratios are medians over the rounds of the ratio within one.
-
-Knows nothing about clusters.
+The bare loop runs the same request in the same full batches and throws the images away. A job also hashes the
+weights, rounds to levels, encodes images, computes checksums and writes shards and a manifest. Before anything is
+timed, the job's images are compared with the loop's; ratios are medians over the rounds of the ratio within one.
 """
 
 from __future__ import annotations
@@ -27,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import rcdm_fast
 from benchmarks import workload
 from benchmarks.rows import RowFile, table
-from rcdm_fast import benchmarking, images
+from rcdm_fast import benchmarking
+from rcdm_fast.images import to_uint8
 from rcdm_fast.jobs import local
 from rcdm_fast.jobs.settings import FORMATS, JobConfig, RunOptions
 from rcdm_fast.model import Model
@@ -36,7 +35,7 @@ KEYS = ("model", "name", "precision", "steps")
 COLUMNS = (
     ("", "name", "s"),
     ("s (p50)", "p50_s", ".2f"),
-    ("pictures/s", "pictures_per_s", ".1f"),
+    ("images/s", "images_per_s", ".1f"),
     ("x bare loop", "of_bare", ".3f"),
     ("lowest", "of_bare_low", ".3f"),
     ("highest", "of_bare_high", ".3f"),
@@ -46,19 +45,19 @@ PER = 8
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure; 1 if a job's pictures are not those of the loop."""
+    """Measure; 1 if a job's images are not those of the loop."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="cifar10-simclr-trunk")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--pictures", type=int, default=512)
+    parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args(arguments)
     model = rcdm_fast.load(given.model, precision=given.precision)
     generator = torch.Generator().manual_seed(workload.SEED)
-    h = torch.randn(given.pictures // PER, model.config.unet.representation_dim, generator=generator)
+    h = torch.randn(given.images // PER, model.config.unet.representation_dim, generator=generator)
     with tempfile.TemporaryDirectory() as scratch:
         runs: dict[str, Callable[[], object]] = {BARE: lambda: bare(model, h, given.steps, given.batch)}
         for form in FORMATS:
@@ -66,9 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             runs[form] = _job(model, h, Path(scratch) / form, config, given.batch)
         runs["npz"]()
         found = np.load(Path(scratch) / "npz" / "samples.npz")["arr_0"]
-        drawn = images.to_uint8(torch.cat(bare(model, h, given.steps, given.batch)))
+        drawn = to_uint8(torch.cat(bare(model, h, given.steps, given.batch)))
         if not np.array_equal(found, drawn.permute(0, 2, 3, 1).numpy()):
-            print("the job's pictures are not those of the bare loop: nothing was timed", file=sys.stderr)
+            print("the job's images are not those of the bare loop: nothing was timed", file=sys.stderr)
             return 1
         times = benchmarking.in_turn(runs, model.device, rounds=given.rounds, warmup=1, settle_s=0.2)
     rows = []
@@ -77,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seconds = statistics.median(each) / 1e3
         rows.append({
             "model": given.model, "name": name, "precision": model.engine.precision, "steps": given.steps,
-            "batch": given.batch, "pictures": len(found), "p50_s": seconds, "pictures_per_s": len(found) / seconds,
+            "batch": given.batch, "images": len(found), "p50_s": seconds, "images_per_s": len(found) / seconds,
             "of_bare": statistics.median(ratios), "of_bare_low": min(ratios), "of_bare_high": max(ratios),
             "rounds": len(each),
         })  # fmt: skip
@@ -88,9 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def bare(model: Model, h: torch.Tensor, steps: int, batch: int) -> list[torch.Tensor]:
-    """The loop alone; float32 pictures in [-1,1], one tensor [N,3,H,W] of each batch."""
+    """The loop alone; float32 images in [-1,1], one tensor [N,3,H,W] of each batch."""
     request = model.request(h, per=PER, steps=steps)
-    return [pictures for _, pictures in model.batches(request, batch)]
+    return [images for _, images in model.batches(request, batch)]
 
 
 def _job(model: Model, h: torch.Tensor, folder: Path, config: JobConfig, batch: int) -> Callable[[], object]:

@@ -24,9 +24,9 @@ from rcdm_fast import info, ops
 from rcdm_fast.benchmarking import relative_l2
 from rcdm_fast.ops import reference
 
-PICTURES = [(64, 3, 32, 32), (64, 3, 128, 128)]
+IMAGES = [(64, 3, 32, 32), (64, 3, 128, 128)]
 NORMS = [(16, 64, 32, 32), (16, 192, 32, 32), (16, 128, 8, 8), (1, 256, 128, 128), (1, 1024, 16, 16)]
-ATTENTIONS = [(16, 256, 4, 32), (16, 64, 4, 32), (1, 1024, 4, 128), (1, 256, 4, 192)]  # pictures, length, heads, width
+ATTENTIONS = [(16, 256, 4, 32), (16, 64, 4, 32), (1, 1024, 4, 128), (1, 256, 4, 192)]  # images, length, heads, width
 DTYPES = ["float32", "bfloat16", "float16"]
 LIMITS = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
@@ -121,7 +121,7 @@ def bench_attention(benchmark: Any, shape: tuple[int, int, int, int], dtype: str
 
 
 @pytest.mark.parametrize("implementation", ["native", "reference"])
-@pytest.mark.parametrize("shape", PICTURES, ids=_name)
+@pytest.mark.parametrize("shape", IMAGES, ids=_name)
 def bench_solver_step(benchmark: Any, shape: tuple[int, ...], implementation: str) -> None:
     _require_native(implementation)
     torch.manual_seed(0)

@@ -1,11 +1,9 @@
-"""Pictures per second from representation to picture, per engine, precision and batch, beside the published recipe.
+"""Images per second from representation to image, per engine, precision and batch, beside the published recipe.
 
     python benchmarks/bench_sampling.py --config s --batches 16 --budget 170
 
 DDIM with 10, 25, 50 and 100 steps and ancestral sampling with 100, with the made-up weights of benchmarks/configs. The
-measuring is that of `rcdm bench` (`rcdm_fast.sampling_rate`), which does the same for real models.
-
-Knows nothing about how times are taken.
+measuring is that of `rcdm bench` (`rcdm_fast.throughput`), which does the same for real models.
 """
 
 from __future__ import annotations
@@ -22,11 +20,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import workload
 from benchmarks.rows import RowFile
-from rcdm_fast import benchmarking, config, engines, sampling_rate
+from rcdm_fast import benchmarking, config, engines, throughput
 from rcdm_fast.cli.bench import table
 from rcdm_fast.config import ModelConfig
 from rcdm_fast.model import Model
-from rcdm_fast.sampling_rate import Case, Plan
+from rcdm_fast.throughput import Case, Plan
 
 SAMPLERS = (("ddim", 10), ("ddim", 25), ("ddim", 50), ("ddim", 100), ("ancestral", 100))
 KEYS = ("engine", "precision", "solver", "steps", "batch")
@@ -51,9 +49,9 @@ def make_model(model: ModelConfig, device: torch.device) -> Model:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Pictures per second beside the published recipe.")
+    parser = argparse.ArgumentParser(description="Images per second beside the published recipe.")
     parser.add_argument("--config", default="s", help="name in benchmarks/configs")
-    parser.add_argument("--batches", type=int, nargs="+", default=[16], help="pictures per network evaluation")
+    parser.add_argument("--batches", type=int, nargs="+", default=[16], help="images per network evaluation")
     parser.add_argument("--engines", nargs="+", default=list(engines.ENGINES), choices=list(engines.ENGINES))
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=list(engines.PRECISIONS))
     parser.add_argument("--rounds", type=int, default=3)
@@ -76,11 +74,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for batch in options.batches:
             plan = Plan(wanted, batch, budget_s=options.budget, rounds=options.rounds)
 
-            def report(rows: list[dict[str, Any]], share: float) -> None:
+            def report(rows: list[dict[str, Any]], fraction: float) -> None:
                 file.put(*rows)
-                print(f"{100 * share:3.0f} % of the budget", file=sys.stderr, flush=True)
+                print(f"{100 * fraction:3.0f} % of the budget", file=sys.stderr, flush=True)
 
-            rows = sampling_rate.measure(model, plan, report)
+            rows = throughput.measure(model, plan, report)
             print("\n".join(table(rows)))
             red |= any(row.get("red", False) for row in rows)
     except (config.ConfigError, OSError) as error:

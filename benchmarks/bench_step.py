@@ -2,12 +2,10 @@
 
     python benchmarks/bench_step.py --configs s m --rounds 20
 
-Same weights and inputs for all; every picture of a batch has a representation of its own. Each candidate is compared
+Same weights and inputs for all; every image of a batch has a representation of its own. Each candidate is compared
 with plain PyTorch in fp32 first; a wrong one is not timed, and the exit status is 1. Rivals compute everything in every
 evaluation; our engines get a conditioning plan, whose cost is a row of its own. Ratios are medians over the rounds of
 the ratio within one round.
-
-Knows nothing about how a rival or an engine works.
 """
 
 from __future__ import annotations

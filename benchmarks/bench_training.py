@@ -2,15 +2,13 @@
 
     python benchmarks/bench_training.py --config s --rounds 8
 
-A step is forward, loss, backward, clipping and AdamW on the same made-up pictures, steps and noise. Before it is timed,
+A step is forward, loss, backward, clipping and AdamW on the same made-up images, steps and noise. Before it is timed,
 the first loss and gradient norm of each are compared with plain PyTorch's; a wrong one is not timed and the exit status
 is 1. Ratios are medians over the rounds of the ratio within one round.
 
 The floor is timed in the same rounds: the network's convolutions alone, forward and backward, as oneDNN runs them
 (`convolutions.py`); the rates of every shape are among the facts of the file. Memory that a step gives back is kept for
 the next one, as `rcdm train` keeps it, for all of them.
-
-Knows nothing about data sets or files of a run.
 """
 
 from __future__ import annotations
@@ -35,8 +33,8 @@ from rcdm_fast.diffusion.schedule import network_timestep
 from rcdm_fast.models.unet import UNet
 from rcdm_fast.training import memory
 from rcdm_fast.training.config import TrainConfig
+from rcdm_fast.training.distributed import Processes
 from rcdm_fast.training.run import Run
-from rcdm_fast.training.team import Team
 
 KEYS = ("config", "name", "precision")
 COLUMNS = (
@@ -45,7 +43,7 @@ COLUMNS = (
     ("ms (p50)", "p50_ms", ".0f"),
     ("p20", "p20_ms", ".0f"),
     ("p80", "p80_ms", ".0f"),
-    ("pictures/s", "pictures_per_s", ".1f"),
+    ("images/s", "images_per_s", ".1f"),
     ("loss error", "loss_error", ".1e"),
     ("gradient error", "norm_error", ".1e"),
     ("x plain fp32", "of_plain", ".2f"),
@@ -60,16 +58,16 @@ Step = Callable[[], dict[str, float]]
 
 
 def make_run(model: ModelConfig, batch: int, precision: str, compile: bool) -> Run:
-    """A run on made-up pictures and representations."""
+    """A run on made-up images and representations."""
     generator = torch.Generator().manual_seed(workload.SEED)
     size, width = model.unet.image_size, model.unet.representation_dim
     pixels = torch.randint(0, 256, (4 * batch, 3, size, size), generator=generator, dtype=torch.uint8)
     config = TrainConfig(
-        name="benchmark", unet=model.unet, schedule=model.schedule, pictures=10_000 * batch, batch_size=batch,
+        name="benchmark", unet=model.unet, schedule=model.schedule, images=10_000 * batch, batch_size=batch,
         precision=precision, compile=compile,  # type: ignore[arg-type]
     )  # fmt: skip
     bank = torch.randn(2, len(pixels), width, generator=generator)
-    run = Run(config, model.unet, ImageSet(pixels, None, (), (), "made-up"), bank, Team())
+    run = Run(config, model.unet, ImageSet(pixels, None, (), (), "made-up"), bank, Processes())
     weights = workload.make_network(model.unet).state_dict()  # fresh ones give zeros, which tell nothing
     run.network.load_state_dict(weights)
     for average in run.emas:
@@ -173,7 +171,7 @@ def measure(options: argparse.Namespace) -> int:
     def after_round(times: dict[str, list[float]]) -> None:
         for key, taken in times.items():
             row = benchmarking.row(taken, **rows[key])
-            row["pictures_per_s"] = 1e3 * batch / row["p50_ms"]
+            row["images_per_s"] = 1e3 * batch / row["p50_ms"]
             row["of_plain"] = benchmarking.pair_ratio(times[f"{PLAIN} fp32"], taken)
             row["of_floor"] = benchmarking.pair_ratio(taken, times[f"{FLOOR} {row['precision']}"])
             file.put(row)

@@ -2,9 +2,7 @@
 
 Every convolution of the network, as often as it occurs, channels-last, each on tensors of its own that are used again:
 what lies between convolutions, and memory that is new, cost nothing here. A step that is faster than its floor does
-less work (upsampled pictures) or does it better than oneDNN.
-
-Knows nothing about training.
+less work (upsampled images) or does it better than oneDNN.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ MASKS = {"of_input": [True, False, False], "of_weight": [False, True, True]}  # 
 
 @dataclass(frozen=True)
 class Shape:
-    """One convolution; attention's 1x1 convolutions are seen as those of pictures."""
+    """One convolution; attention's 1x1 convolutions are seen as those of images."""
 
     inputs: int
     outputs: int

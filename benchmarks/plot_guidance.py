@@ -2,7 +2,7 @@
 
     python benchmarks/plot_guidance.py benchmarks/results/guidance_wide_h100.json docs/guidance.svg
 
-The file holds {W: what evaluate measured}. Knows nothing about how it was measured.
+The file holds {W: what evaluate measured}.
 """
 
 from __future__ import annotations

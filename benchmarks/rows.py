@@ -1,7 +1,4 @@
-"""Rows of results: a file that is rewritten whenever a row is new or better known, and tables made from rows.
-
-Knows nothing about how rows are measured.
-"""
+"""Rows of results: a file that is rewritten whenever a row is new or better known, and tables made from rows."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
 """Candidates that are checked first and then timed in turn, and the ceilings of the machine they run on.
 
 A candidate whose result is wrong is red: no time is measured for it, its row says why, and the benchmark fails.
-
-Knows nothing about which candidates there are, or about files and tables.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ RIVAL_FACTOR = 2.0  # a rival's bf16 error may be so many times autocast's
 # 3.4 % smaller on one batch of `s` and 0.05 % larger on another (tests/test_rounding.py).
 OUR_FACTOR = {"cpu": 1.0, "cuda": 1.1}
 INT8_LIMIT = 0.1  # of a rival in int8, calibrated on made-up inputs: shows that it computes the same network
-REFERENCE_CHUNK = 16  # pictures; the reference is not timed, it only has to fit into memory
+REFERENCE_CHUNK = 16  # images; the reference is not timed, it only has to fit into memory
 
 
 @dataclass

@@ -1,9 +1,7 @@
 """What is measured: a network of a given size with made-up weights, and one batch of inputs for it.
 
 Weights are drawn from a seed at the scale of trained ones; no layer is left at zero, so that every layer matters to
-the result. The pictures of a batch all have representations of their own.
-
-Knows nothing about rivals, engines' insides or times.
+the result. The images of a batch all have representations of their own.
 """
 
 from __future__ import annotations
@@ -59,7 +57,7 @@ class Workload:
 
     @property
     def batch(self) -> int:
-        """Pictures of a batch."""
+        """Images of a batch."""
         return len(self.timed.x)
 
     @property
@@ -153,7 +151,7 @@ def count_flops(unet: config.UNetConfig, batch: int) -> int:
 def count_bytes(unet: config.UNetConfig, batch: int, element_bytes: int) -> int:
     """Bytes that an evaluation moves if every convolution, linear layer and attention reads and writes once.
 
-    Norms, activations, additions and resampling are taken to be fused with their neighbours and to move nothing.
+    Norms, activations, additions and resampling are taken to be fused with their neighbors and to move nothing.
     """
     moved = 0
 

@@ -12,7 +12,7 @@ from PIL import Image
 from skimage import data
 
 import rcdm_fast
-from rcdm_fast import images
+from rcdm_fast.images import image_sheet, save_image, to_pil
 
 MODEL = "cifar10-simclr-wide"
 PER = 10
@@ -42,14 +42,14 @@ def main() -> None:
     samples = model.sample(h, per=PER, steps=STEPS, seed=0)
     seconds = (time.perf_counter() - start) / (len(photos) * PER)
     rows = [
-        [photo, images.to_pil(model.view(photo)[0]), *(images.to_pil(picture) for picture in pictures)]
-        for photo, pictures in zip(photos.values(), samples, strict=True)
+        [photo, to_pil(model.view(photo)[0]), *(to_pil(image) for image in images)]
+        for photo, images in zip(photos.values(), samples, strict=True)
     ]
     print(model.describe())
-    print(f"NFE      {STEPS}, {seconds:.3g} s per picture\n")
+    print(f"NFE      {STEPS}, {seconds:.3g} s per image\n")
     titles = ["photo", "seen", "samples from the backbone", *[""] * (PER - 1)]
-    sheet = images.sheet(rows, cell=72, column_titles=titles, row_titles=list(photos), group_gaps=[2])
-    images.save(sheet, OUT)
+    sheet = image_sheet(rows, cell=72, column_titles=titles, row_titles=list(photos), group_gaps=[2])
+    save_image(sheet, OUT)
     print(OUT)
 
 

@@ -1,8 +1,8 @@
-"""A torch DataLoader over pictures that are drawn while it is read.
+"""A torch DataLoader over images that are drawn while it is read.
 
 python examples/generate_dataset.py PHOTOS
 
-Generated pictures as training data, without files: 4 samples of each photograph, shuffled within a buffer, in batches.
+Generated images as training data, without files: 4 samples of each photograph, shuffled within a buffer, in batches.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import rcdm_fast
 
 
 class Samples(IterableDataset[tuple[Tensor, int]]):
-    """(picture uint8 [3,H,W], item) pairs of a model's samples, shuffled within `buffer` of them."""
+    """(image uint8 [3,H,W], item) pairs of a model's samples, shuffled within `buffer` of them."""
 
     def __init__(self, model: rcdm_fast.Model, source: str, per: int = 4, steps: int = 10, buffer: int = 256) -> None:
         self.model, self.source, self.per, self.steps, self.buffer = model, source, per, steps, buffer
@@ -27,7 +27,7 @@ class Samples(IterableDataset[tuple[Tensor, int]]):
         kept: list[tuple[Tensor, int]] = []
         order = random.Random(0)
         for batch in rcdm_fast.generate(self.model, self.source, per=self.per, steps=self.steps):
-            kept += zip(batch.pictures, batch.item.tolist(), strict=True)
+            kept += zip(batch.images, batch.item.tolist(), strict=True)
             order.shuffle(kept)
             while len(kept) > self.buffer:
                 yield kept.pop()
@@ -38,8 +38,8 @@ def main(photos: str) -> None:
     """Draw and count."""
     model = rcdm_fast.load("cifar10-simclr-trunk")
     # num_workers=0: the model draws in this process, on its device, and reads ahead with threads of its own
-    for pictures, items in DataLoader(Samples(model, photos), batch_size=16, num_workers=0):
-        print(f"{list(pictures.shape)} {pictures.dtype}, of items {sorted(set(items.tolist()))}")
+    for images, items in DataLoader(Samples(model, photos), batch_size=16, num_workers=0):
+        print(f"{list(images.shape)} {images.dtype}, of items {sorted(set(items.tolist()))}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     rcdm export cifar10-simclr-trunk --to onnx --out exported
     python examples/onnx_only.py PHOTO exported OUT.png --steps 50 --count 8 --seed 0
 
-The ONNX files say everything about themselves in their metadata. The picture written shows the photograph as the
+The ONNX files say everything about themselves in their metadata. The image written shows the photograph as the
 encoder sees it, then the samples; they are those of `rcdm sample` with the same seed, up to rounding.
 
 Knows nothing about rcdm_fast: this file may be copied anywhere.
@@ -43,7 +43,7 @@ def metadata(session: Any, key: str) -> Any:
 
 
 def open_photo(path: Path) -> Image.Image:
-    """A picture as RGB: turned as its EXIF entry says, transparency over white."""
+    """An image as RGB: turned as its EXIF entry says, transparency over white."""
     photo = ImageOps.exif_transpose(Image.open(path, formats=FORMATS))
     if "A" in photo.getbands() or "transparency" in photo.info:
         photo = photo.convert("RGBA")
@@ -76,13 +76,13 @@ def view(photo: Image.Image, convention: dict[str, Any]) -> Image.Image:
     return photo.resize((size, size), FILTERS[convention["interpolation"]], box=(box[0], box[2], box[1], box[3]))
 
 
-def to_array(picture: Image.Image) -> Floats:
+def to_array(image: Image.Image) -> Floats:
     """RGB -> float32 [1,3,H,W] in [-1,1]."""
-    array = np.asarray(picture, dtype=np.float32).transpose(2, 0, 1)[None] / np.float32(127.5) - np.float32(1)
+    array = np.asarray(image, dtype=np.float32).transpose(2, 0, 1)[None] / np.float32(127.5) - np.float32(1)
     return np.ascontiguousarray(array)
 
 
-def to_picture(array: Floats) -> Image.Image:
+def to_image(array: Floats) -> Image.Image:
     """float32 [3,H,W] in [-1,1] -> RGB."""
     return Image.fromarray(np.rint((array + 1) * 127.5).clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
 
@@ -109,7 +109,7 @@ def spread(base: int, count: int) -> list[int]:
 
 
 def keyed_noise(seed: int, sample: int, count: int) -> Floats:
-    """The normals that rcdm_fast starts sample number `sample` of its first picture from; float32 [count]."""
+    """The normals that rcdm_fast starts sample number `sample` of its first image from; float32 [count]."""
     counter, key = np.array([0, 0, sample, 0], dtype=np.uint64), np.array([seed, 0], dtype=np.uint64)
     raw = np.random.Philox(counter=counter, key=key).random_raw(2 * (-(-count // 2)))
     uniform = (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
@@ -118,7 +118,7 @@ def keyed_noise(seed: int, sample: int, count: int) -> Floats:
 
 
 def ddim(session: Any, schedule: dict[str, Any], h: Floats, x: Floats, steps: int) -> Floats:
-    """DDIM without fresh noise, every estimate of the picture clipped.
+    """DDIM without fresh noise, every estimate of the image clipped.
 
     Args:
         session: the network.
@@ -128,7 +128,7 @@ def ddim(session: Any, schedule: dict[str, Any], h: Floats, x: Floats, steps: in
         steps: network evaluations.
 
     Returns:
-        Pictures, float32 [N,3,H,W] in [-1,1].
+        Images, float32 [N,3,H,W] in [-1,1].
     """
     kept = spread(schedule["diffusion_steps"], steps)
     alpha_bar = alpha_bars(schedule)[kept]
@@ -161,17 +161,17 @@ def main() -> None:
 
     encoder, network = (open_session(options.export_dir / f"{name}.onnx") for name in ("encoder", "network"))
     seen = view(open_photo(options.photo), metadata(encoder, "encoder"))
-    h = encoder.run(None, {"picture": to_array(seen)})[0].repeat(options.count, axis=0)
+    h = encoder.run(None, {"image": to_array(seen)})[0].repeat(options.count, axis=0)
 
     config = metadata(network, "config")
     size = config["unet"]["image_size"]
     x = np.stack([keyed_noise(options.seed, sample, 3 * size * size) for sample in range(options.count)])
-    pictures = ddim(network, config["schedule"], h, x.reshape(-1, 3, size, size), options.steps)
+    images = ddim(network, config["schedule"], h, x.reshape(-1, 3, size, size), options.steps)
 
     cell = 96 if size < 96 else size
     sheet = Image.new("RGB", ((cell + 2) * (options.count + 1), cell), "white")
-    for column, picture in enumerate([seen, *map(to_picture, pictures)]):
-        sheet.paste(picture.resize((cell, cell), Image.Resampling.NEAREST), (column * (cell + 2), 0))
+    for column, image in enumerate([seen, *map(to_image, images)]):
+        sheet.paste(image.resize((cell, cell), Image.Resampling.NEAREST), (column * (cell + 2), 0))
     sheet.save(options.out)
     print(f"{options.out}: {options.count} samples of {config['name']}, {options.steps} steps")
 

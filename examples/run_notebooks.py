@@ -2,7 +2,7 @@
 
 A kernel of this very Python runs each in a fresh process, with this folder as its working directory. What would differ
 between two runs of the same notebook is left out of the file: times of execution, versions and names of the kernel, and
-JPEG copies of pictures that are there as PNG. Stops at the first cell that fails, and leaves that file as it was.
+JPEG copies of images that are there as PNG. Stops at the first cell that fails, and leaves that file as it was.
 """
 
 from __future__ import annotations

@@ -110,10 +110,10 @@ def attention_kernel(
     program = tl.program_id(0)
     start = program % blocks * BLOCK_M
     head = program // blocks % heads
-    picture = (program // blocks // heads).to(tl.int64)
+    image = (program // blocks // heads).to(tl.int64)
     channels = heads * HEAD
     step = 3 * channels
-    q = qkv_ptr + picture * length * step
+    q = qkv_ptr + image * length * step
     if NEW_ORDER:
         q += head * HEAD
         part = channels
@@ -144,7 +144,7 @@ def attention_kernel(
             HEAD, BLOCK_N, TWO, PADDED, POSITIONS_LEFT, PRECISION,
         )  # fmt: skip
 
-    out = out_ptr + (picture * length + start) * channels + head * HEAD + row[:, None] * channels
+    out = out_ptr + (image * length + start) * channels + head * HEAD + row[:, None] * channels
     there = (start + row < length)[:, None]
     whole1 = (sum1 / total[:, None]).to(out_ptr.dtype.element_ty)
     tl.store(out + column1[None, :], whole1, mask=there & (column1 < HEAD)[None, :])

@@ -1,7 +1,4 @@
-"""The Triton kernels behind `bias.py`: a bias added, and its gradient.
-
-Knows nothing about tensors' shapes or how their memory is cut.
-"""
+"""The Triton kernels behind `bias.py`: a bias added, and its gradient."""
 
 from __future__ import annotations
 

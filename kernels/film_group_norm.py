@@ -1,11 +1,11 @@
 """GroupNorm with FiLM, SiLU and resampling over channels-last memory, in Triton; see `reference.film_group_norm`.
 
-A picture whose groups fit into registers takes one kernel that reads it once (`slab_kernel`). Others take three: the
+An image whose groups fit into registers takes one kernel that reads it once (`slab_kernel`). Others take three: the
 mean and the sum of squared deviations of every channel in every chunk of pixels (`moments_kernel`); from these, for
-every channel, the numbers of y = (x - centre) * factor + offset (`coefficients_kernel`); then y, SiLU and the
+every channel, the numbers of y = (x - center) * factor + offset (`coefficients_kernel`); then y, SiLU and the
 resampling (`apply_kernel`). FiLM is part of those numbers, also where it is added before the norm: that moves the mean
-and leaves the deviations. How a picture is cut depends on its shape alone, never on the batch, and nothing depends on
-timing: a picture gets the same bits alone and in a batch.
+and leaves the deviations. How an image is cut depends on its shape alone, never on the batch, and nothing depends on
+timing: an image gets the same bits alone and in a batch.
 
 Knows nothing about models or how an implementation is chosen. Inference only. Importing this needs Triton.
 """
@@ -23,14 +23,14 @@ from rcdm_fast.kernels.launch import device_of, next_power
 from rcdm_fast.ops import schema
 
 SLAB_BYTES = 65536  # of one slab, with its padding: no more than 64 registers in each of 512 threads
-PROGRAMS_PER_PICTURE = 512  # about four on every multiprocessor of a large GPU, for a batch of one
+PROGRAMS_PER_IMAGE = 512  # about four on every multiprocessor of a large GPU, for a batch of one
 THREADS = 128  # of a program that works on a tile
-WIDE_ELEMENTS = 2**31  # a picture with as many needs 64-bit offsets inside
+WIDE_ELEMENTS = 2**31  # an image with as many needs 64-bit offsets inside
 
 
 @dataclass(frozen=True)
 class Slab:
-    """Whole groups of one picture for one program."""
+    """Whole groups of one image for one program."""
 
     groups: int
     rows: int
@@ -45,7 +45,7 @@ class Slab:
 
 @dataclass(frozen=True)
 class Tiles:
-    """How a picture that does not fit is cut: tiles of channels, chunks of pixels."""
+    """How an image that does not fit is cut: tiles of channels, chunks of pixels."""
 
     block: int  # channels in a tile
     rows: int  # pixels that one load of 16 bytes per thread covers
@@ -76,8 +76,8 @@ def plan_tiles(pixels: int, x_channels: int, skip_channels: int, itemsize: int) 
     rows = THREADS * 16 // itemsize // block
     from_x, from_skip = -(-x_channels // block), -(-skip_channels // block)
     least = 4 * rows  # what the kernel loads at a time
-    share = -(-pixels * (from_x + from_skip) // PROGRAMS_PER_PICTURE)
-    return Tiles(block, rows, from_x, from_skip, max(1, -(-share // least)) * least)
+    fraction = -(-pixels * (from_x + from_skip) // PROGRAMS_PER_IMAGE)
+    return Tiles(block, rows, from_x, from_skip, max(1, -(-fraction // least)) * least)
 
 
 def _write(
@@ -102,7 +102,7 @@ def _write(
         return
     skip_channels = 0 if skip is None else skip.shape[1]
     x_channels = channels - skip_channels
-    x_picture, out_picture = x.shape[1] * x.shape[2] * x.shape[3], channels * out.shape[2] * out.shape[3]
+    x_image, out_image = x.shape[1] * x.shape[2] * x.shape[3], channels * out.shape[2] * out.shape[3]
     # What is not there is replaced by a tensor that is, so that kernels have one signature; they never read it.
     second = x if skip is None else skip
     added_or_scaled = 0 if film is None else 1 if film.shape[1] == channels else 2
@@ -117,7 +117,7 @@ def _write(
         sets = groups // slab.groups
         wrap_triton(slab_kernel)[(n * sets,)](
             out, x, second, weight, bias, table, picked, table_rows, table_stride, pixels, width, x_channels,
-            skip_channels, x_picture, out_picture, per_group, sets, eps,
+            skip_channels, x_image, out_image, per_group, sets, eps,
             SET_CHANNELS=slab.groups * per_group, SET_GROUPS=slab.groups, ROWS=slab.rows, BLOCK_C=slab.block,
             BLOCK_G=next_power(slab.groups), FILM=added_or_scaled, **flags, **form, num_warps=slab.warps(resample),
         )  # fmt: skip
@@ -127,10 +127,10 @@ def _write(
     chunks = -(-pixels // tiles.chunk)
     partial = torch.empty((n, chunks, 3, channels), dtype=torch.float32, device=x.device)
     coefficients = torch.empty((n, 3, channels), dtype=torch.float32, device=x.device)
-    wide = max(x_picture, out_picture, pixels * skip_channels) >= WIDE_ELEMENTS
+    wide = max(x_image, out_image, pixels * skip_channels) >= WIDE_ELEMENTS
     warps = THREADS // 32
     wrap_triton(moments_kernel)[(n * chunks * tiles.number,)](
-        partial, x, second, pixels, width, x_channels, skip_channels, x_picture, tiles.number, tiles.from_x,
+        partial, x, second, pixels, width, x_channels, skip_channels, x_image, tiles.number, tiles.from_x,
         tiles.chunk, chunks, ROWS=tiles.rows, BLOCK_C=tiles.block, **flags, WIDE=wide, num_warps=warps,
     )  # fmt: skip
     block = next_power(per_group)
@@ -142,7 +142,7 @@ def _write(
     block_rows, written = (tiles.rows, pixels // 4) if resample == -1 else (4 * tiles.rows, pixels)
     blocks = -(-written // block_rows)
     wrap_triton(apply_kernel)[(n * blocks * tiles.number,)](
-        out, x, second, coefficients, pixels, width, x_channels, skip_channels, x_picture, out_picture, tiles.number,
+        out, x, second, coefficients, pixels, width, x_channels, skip_channels, x_image, out_image, tiles.number,
         tiles.from_x, blocks, ROWS=block_rows, BLOCK_C=tiles.block, **flags, **form, WIDE=wide, num_warps=warps,
     )  # fmt: skip
 
@@ -162,7 +162,7 @@ def film_group_norm_out(
     resample: int,
     phases: bool,
 ) -> None:
-    """`reference.film_group_norm` into `out`; a row of `film` that is not there gives NaN for its picture."""
+    """`reference.film_group_norm` into `out`; a row of `film` that is not there gives NaN for its image."""
     shape = schema.check_film_group_norm(x, skip, weight, bias, film, rows, groups, resample, phases)
     schema.check_out(out, shape, x)
     with device_of(x):

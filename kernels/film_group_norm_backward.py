@@ -1,8 +1,8 @@
 """The gradient of film_group_norm in Triton; see `gradients.film_group_norm`.
 
-One program works on whole groups of one picture, so that no sum crosses programs: it passes over its pixels four times
-(mean, deviations, sums of the gradient, result), the later times out of the cache. How a picture is cut depends on its
-shape alone, and nothing depends on timing: a picture's gradients have the same bits alone and in a batch.
+One program works on whole groups of one image, so that no sum crosses programs: it passes over its pixels four times
+(mean, deviations, sums of the gradient, result), the later times out of the cache. How an image is cut depends on its
+shape alone, and nothing depends on timing: an image's gradients have the same bits alone and in a batch.
 
 Knows nothing about autograd or how an implementation is chosen. Importing this needs Triton.
 """
@@ -68,17 +68,17 @@ def film_group_norm_backward(
     length, sets = count * (channels // groups), groups // count
     block = next_power(length)
     skip_channels = 0 if skip is None else skip.shape[1]
-    x_picture, grad_picture = x[0].numel(), grad[0].numel()
+    x_image, grad_image = x[0].numel(), grad[0].numel()
     table, picked = (weight, weight) if film is None or rows is None else (film, rows)
     with device_of(x):
         wrap_triton(gradient_kernel)[(n * sets,)](
             of_x, of_x if skip is None else of_skip, of_weight, of_bias, of_rows if columns else of_bias, grad, x,
             x if skip is None else skip, weight, bias, table, picked, 0 if film is None else film.shape[0],
-            0 if film is None else film.stride(0), pixels, width, channels - skip_channels, skip_channels, x_picture,
-            grad_picture, channels // groups, sets, eps,
+            0 if film is None else film.stride(0), pixels, width, channels - skip_channels, skip_channels, x_image,
+            grad_image, channels // groups, sets, eps,
             SET_CHANNELS=length, SET_GROUPS=count, ROWS=max(16, min(next_power(pixels), TILE // block)), BLOCK_C=block,
             BLOCK_G=next_power(count), FILM=columns // channels, SILU=silu, RESAMPLE=resample, PHASES=phases,
-            SKIP=skip is not None, WIDE=max(x_picture, grad_picture, pixels * skip_channels) >= WIDE_ELEMENTS,
+            SKIP=skip is not None, WIDE=max(x_image, grad_image, pixels * skip_channels) >= WIDE_ELEMENTS,
             num_warps=WARPS,
         )  # fmt: skip
     return of_x, of_skip, of_weight.sum(0), of_bias.sum(0), of_rows

@@ -1,11 +1,9 @@
-"""The Triton kernels behind `film_group_norm.py`: what one program does with its part of the pictures.
+"""The Triton kernels behind `film_group_norm.py`: what one program does with its part of the images.
 
-Names: a place is where the channels of a pixel begin in one picture, a tile is the channels of one program, BLOCK_ and
+Names: a place is where the channels of a pixel begin in one image, a tile is the channels of one program, BLOCK_ and
 ROWS are sizes padded to powers of two. FILM is 0 (none), 1 (added before the norm) or 2 (scale and shift); RESAMPLE is
--1 (2x2 averages), 0 or 1 (nearest neighbour); SKIP says whether there is a second input behind the first one's
-channels; WIDE asks for 64-bit places inside a picture. Pictures are always counted in 64 bits.
-
-Knows nothing about tensors' shapes or how a picture is cut.
+-1 (2x2 averages), 0 or 1 (nearest neighbor); SKIP says whether there is a second input behind the first one's
+channels; WIDE asks for 64-bit places inside an image. Images are always counted in 64 bits.
 """
 
 from __future__ import annotations
@@ -19,26 +17,26 @@ from rcdm_fast.kernels.film_group_norm_parts import activate, affine, film_row, 
 @triton.jit
 def slab_kernel(
     out_ptr, x_ptr, skip_ptr, weight_ptr, bias_ptr, film_ptr, rows_ptr, film_rows, film_stride, pixels, width,
-    x_channels, skip_channels, x_picture, out_picture, per_group, sets, eps,
+    x_channels, skip_channels, x_image, out_image, per_group, sets, eps,
     SET_CHANNELS: tl.constexpr, SET_GROUPS: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_G: tl.constexpr, FILM: tl.constexpr, SILU: tl.constexpr, RESAMPLE: tl.constexpr, PHASES: tl.constexpr,
     SKIP: tl.constexpr,
 ):  # fmt: skip
-    """All pixels of SET_GROUPS whole groups of one picture."""
+    """All pixels of SET_GROUPS whole groups of one image."""
     program = tl.program_id(0)
-    picture = (program // sets).to(tl.int64)
+    image = (program // sets).to(tl.int64)
     k = tl.arange(0, BLOCK_C)
     channel = (program % sets) * SET_CHANNELS + k
     channels = x_channels + skip_channels
     pixel = tl.arange(0, ROWS)
     used = k < SET_CHANNELS
     mask = (pixel < pixels)[:, None] & used[None, :]
-    x = x_ptr + picture * x_picture
+    x = x_ptr + image * x_image
     in_x = used & (channel < x_channels)
     in_skip = used & (channel >= x_channels)
     v = read(x, pixel, pixels, width, x_channels, channel, in_x, PHASES, False)
     if SKIP:
-        skip = skip_ptr + picture * pixels * skip_channels - x_channels
+        skip = skip_ptr + image * pixels * skip_channels - x_channels
         v += read(skip, pixel, pixels, width, skip_channels, channel, in_skip, False, False)
 
     mean = tl.sum(v, 0) / pixels
@@ -47,18 +45,18 @@ def slab_kernel(
     rest = tl.sum(deviation, 0) / pixels  # what rounding left out of the mean
     added = tl.zeros((BLOCK_C,), tl.float32)
     if FILM == 1:
-        added = film_row(film_ptr, rows_ptr, picture, film_rows, film_stride, channel, used)
+        added = film_row(film_ptr, rows_ptr, image, film_rows, film_stride, channel, used)
     member = (k // per_group)[:, None] == tl.arange(0, BLOCK_G)[None, :]
-    centre = over_groups(tl.where(used, mean + added, 0.0), member, SET_GROUPS) / per_group - added
-    apart = tl.where(used, mean - centre + rest, 0.0)
+    center = over_groups(tl.where(used, mean + added, 0.0), member, SET_GROUPS) / per_group - added
+    apart = tl.where(used, mean - center + rest, 0.0)
     rest = over_groups(apart, member, SET_GROUPS) / per_group
     squares = over_groups(squares + apart * apart * pixels, member, SET_GROUPS)
     rstd = 1.0 / tl.sqrt_rn(squares / (pixels * 1.0 * per_group) + eps)
     factor, offset = affine(
-        rstd, channel, used, weight_ptr, bias_ptr, film_ptr, rows_ptr, picture, film_rows, film_stride, channels, FILM
+        rstd, channel, used, weight_ptr, bias_ptr, film_ptr, rows_ptr, image, film_rows, film_stride, channels, FILM
     )
     offset -= rest * factor
-    out = out_ptr + picture * out_picture
+    out = out_ptr + image * out_image
     if RESAMPLE == -1:  # the four pixels of an average lie in other threads: read them again, from the cache
         half = width // 2
         pooled = tl.arange(0, ROWS // 4)
@@ -70,23 +68,23 @@ def slab_kernel(
             v = read(x, near, pixels, width, x_channels, channel, in_x, False, False)
             if SKIP:
                 v += read(skip, near, pixels, width, skip_channels, channel, in_skip, False, False)
-            y += activate(v, centre, factor, offset, SILU)
+            y += activate(v, center, factor, offset, SILU)
         store(out, y * 0.25, pooled, half, channels, channel, mask, False, False)
     else:
-        y = activate(v, centre, factor, offset, SILU)
+        y = activate(v, center, factor, offset, SILU)
         store(out, y, pixel, width, channels, channel, mask, RESAMPLE == 1, False)
 
 
 @triton.jit
 def _source(
-    x_ptr, skip_ptr, picture, x_picture, pixels, x_channels, skip_channels, tile, x_tiles,
+    x_ptr, skip_ptr, image, x_image, pixels, x_channels, skip_channels, tile, x_tiles,
     BLOCK_C: tl.constexpr, SKIP: tl.constexpr,
 ):  # fmt: skip
-    """Where a tile of channels lies: (picture's base, channels per pixel there, first channel there, and in all)."""
-    x = x_ptr + picture * x_picture
+    """Where a tile of channels lies: (image's base, channels per pixel there, first channel there, and in all)."""
+    x = x_ptr + image * x_image
     if SKIP:
         in_x = tile < x_tiles
-        base = tl.where(in_x, x, skip_ptr + picture * pixels * skip_channels)
+        base = tl.where(in_x, x, skip_ptr + image * pixels * skip_channels)
         first = tl.where(in_x, tile, tile - x_tiles) * BLOCK_C
         return base, tl.where(in_x, x_channels, skip_channels), first, first + tl.where(in_x, 0, x_channels)
     else:
@@ -104,7 +102,7 @@ def _from_pivot(
 
 @triton.jit
 def moments_kernel(
-    partial_ptr, x_ptr, skip_ptr, pixels, width, x_channels, skip_channels, x_picture, tiles, x_tiles, chunk_pixels,
+    partial_ptr, x_ptr, skip_ptr, pixels, width, x_channels, skip_channels, x_image, tiles, x_tiles, chunk_pixels,
     chunks, ROWS: tl.constexpr, BLOCK_C: tl.constexpr, PHASES: tl.constexpr, SKIP: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Moments of one chunk of pixels, for a tile of channels; partial [N,chunks,3,C].
@@ -114,9 +112,9 @@ def moments_kernel(
     """
     program = tl.program_id(0)
     chunk = program // tiles % chunks
-    picture = (program // tiles // chunks).to(tl.int64)
+    image = (program // tiles // chunks).to(tl.int64)
     base, step, first, out_first = _source(
-        x_ptr, skip_ptr, picture, x_picture, pixels, x_channels, skip_channels, program % tiles, x_tiles, BLOCK_C, SKIP
+        x_ptr, skip_ptr, image, x_image, pixels, x_channels, skip_channels, program % tiles, x_tiles, BLOCK_C, SKIP
     )
     channel = first + tl.arange(0, BLOCK_C)
     used = channel < step
@@ -142,16 +140,16 @@ def moments_kernel(
         d1 = v1 - near * (p1 < end).to(tl.float32)[:, None]
         d2 = v2 - near * (p2 < end).to(tl.float32)[:, None]
         d3 = v3 - near * (p3 < end).to(tl.float32)[:, None]
-        share = new / tl.maximum(count + new, 1.0)
+        fraction = new / tl.maximum(count + new, 1.0)
         apart = near - mean
-        mean += apart * share[:, None]
-        squares += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3) + apart * apart * (count * share)[:, None]
+        mean += apart * fraction[:, None]
+        squares += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3) + apart * apart * (count * fraction)[:, None]
         count += new
     whole = tl.sum(mean * count[:, None], 0) / tl.sum(count, 0)
     apart = mean - whole[None, :]
     squares = tl.sum(squares + apart * apart * count[:, None], 0)
     channels = x_channels + skip_channels
-    partial = partial_ptr + (picture * chunks + chunk) * 3 * channels + out_first + tl.arange(0, BLOCK_C)
+    partial = partial_ptr + (image * chunks + chunk) * 3 * channels + out_first + tl.arange(0, BLOCK_C)
     tl.store(partial, whole, mask=used)
     tl.store(partial + channels, squares, mask=used)
     tl.store(partial + 2 * channels, pivot, mask=used)
@@ -176,44 +174,44 @@ def coefficients_kernel(
     chunk_pixels, chunks, channels, groups, per_group, eps,
     BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr, FILM: tl.constexpr,
 ):  # fmt: skip
-    """Centre, factor and offset of the channels of one group of one picture; coefficient [N,3,C]."""
+    """Center, factor and offset of the channels of one group of one image; coefficient [N,3,C]."""
     program = tl.program_id(0)
-    picture = (program // groups).to(tl.int64)
+    image = (program // groups).to(tl.int64)
     k = tl.arange(0, BLOCK_C)
     used = k < per_group
     channel = program % groups * per_group + k
     added = tl.zeros((BLOCK_C,), tl.float32)
     if FILM == 1:
-        added = film_row(film_ptr, rows_ptr, picture, film_rows, film_stride, channel, used)
-    partial = partial_ptr + picture * chunks * 3 * channels + channel[None, :]
+        added = film_row(film_ptr, rows_ptr, image, film_rows, film_stride, channel, used)
+    partial = partial_ptr + image * chunks * 3 * channels + channel[None, :]
     total = pixels * 1.0 * per_group
     sums = tl.zeros((BLOCK_C,), tl.float32)
     for start in range(0, chunks, BLOCK_S):
         mean, pivot, count, _ = _chunks(partial, start, chunks, chunk_pixels, pixels, channels, used, BLOCK_S)
         sums += tl.sum(((pivot + added[None, :]) + mean) * count, 0)
-    centre = tl.sum(sums, 0) / total - added
+    center = tl.sum(sums, 0) / total - added
     sums = tl.zeros((BLOCK_C,), tl.float32)
     rests = tl.zeros((BLOCK_C,), tl.float32)
     for start in range(0, chunks, BLOCK_S):
         mean, pivot, count, squares = _chunks(partial, start, chunks, chunk_pixels, pixels, channels, used, BLOCK_S)
-        apart = (pivot - centre[None, :]) + mean
+        apart = (pivot - center[None, :]) + mean
         sums += tl.sum(squares + apart * apart * count, 0)
         rests += tl.sum(apart * count, 0)
-    rest = tl.sum(rests, 0) / total  # what rounding left out of the centre
+    rest = tl.sum(rests, 0) / total  # what rounding left out of the center
     rstd = 1.0 / tl.sqrt_rn(tl.sum(sums, 0) / total + eps)
     factor, offset = affine(
-        rstd, channel, used, weight_ptr, bias_ptr, film_ptr, rows_ptr, picture, film_rows, film_stride, channels, FILM
+        rstd, channel, used, weight_ptr, bias_ptr, film_ptr, rows_ptr, image, film_rows, film_stride, channels, FILM
     )
     offset -= rest * factor
-    coefficient = coefficient_ptr + picture * 3 * channels + channel
-    tl.store(coefficient, centre, mask=used)
+    coefficient = coefficient_ptr + image * 3 * channels + channel
+    tl.store(coefficient, center, mask=used)
     tl.store(coefficient + channels, factor, mask=used)
     tl.store(coefficient + 2 * channels, offset, mask=used)
 
 
 @triton.jit
 def apply_kernel(
-    out_ptr, x_ptr, skip_ptr, coefficient_ptr, pixels, width, x_channels, skip_channels, x_picture, out_picture, tiles,
+    out_ptr, x_ptr, skip_ptr, coefficient_ptr, pixels, width, x_channels, skip_channels, x_image, out_image, tiles,
     x_tiles, blocks, ROWS: tl.constexpr, BLOCK_C: tl.constexpr, SILU: tl.constexpr, RESAMPLE: tl.constexpr,
     PHASES: tl.constexpr, SKIP: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
@@ -221,19 +219,19 @@ def apply_kernel(
     # Backwards: what the moments read last may still be in the cache.
     program = tl.num_programs(0) - 1 - tl.program_id(0)
     block = program // tiles % blocks
-    picture = (program // tiles // blocks).to(tl.int64)
+    image = (program // tiles // blocks).to(tl.int64)
     base, step, first, out_first = _source(
-        x_ptr, skip_ptr, picture, x_picture, pixels, x_channels, skip_channels, program % tiles, x_tiles, BLOCK_C, SKIP
+        x_ptr, skip_ptr, image, x_image, pixels, x_channels, skip_channels, program % tiles, x_tiles, BLOCK_C, SKIP
     )
     channels = x_channels + skip_channels
     channel = first + tl.arange(0, BLOCK_C)
     out_channel = out_first + tl.arange(0, BLOCK_C)
     used = channel < step
-    coefficient = coefficient_ptr + picture * 3 * channels + out_channel
-    centre = tl.load(coefficient, mask=used, other=0.0)
+    coefficient = coefficient_ptr + image * 3 * channels + out_channel
+    center = tl.load(coefficient, mask=used, other=0.0)
     factor = tl.load(coefficient + channels, mask=used, other=0.0)
     offset = tl.load(coefficient + 2 * channels, mask=used, other=0.0)
-    out = out_ptr + picture * out_picture
+    out = out_ptr + image * out_image
     pixel = block * ROWS + tl.arange(0, ROWS)
     if RESAMPLE == -1:
         half = width // 2
@@ -243,10 +241,10 @@ def apply_kernel(
         for quarter in tl.static_range(4):
             near = corner + (quarter // 2) * width + quarter % 2
             v = read(base, near, pixels, width, step, channel, used, False, WIDE)
-            y += activate(v, centre, factor, offset, SILU)
+            y += activate(v, center, factor, offset, SILU)
         store(out, y * 0.25, pixel, half, channels, out_channel, mask, False, WIDE)
     else:
         mask = (pixel < pixels)[:, None] & used[None, :]
         v = read(base, pixel, pixels, width, step, channel, used, PHASES, WIDE)
-        y = activate(v, centre, factor, offset, SILU)
+        y = activate(v, center, factor, offset, SILU)
         store(out, y, pixel, width, channels, out_channel, mask, RESAMPLE == 1, WIDE)

@@ -1,6 +1,6 @@
 """What the Triton kernels of `film_group_norm_kernels.py` share: reading, FiLM, activation, writing.
 
-PHASES and WIDE are explained there. Knows nothing about how a picture is cut.
+PHASES and WIDE are explained there.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import triton.language as tl
 
 @triton.jit
 def places(pixel, width, step, PHASES: tl.constexpr, WIDE: tl.constexpr):
-    """Where the channels of pixels begin in one picture; `step` is the number of channels."""
+    """Where the channels of pixels begin in one image; `step` is the number of channels."""
     if WIDE:
         pixel = pixel.to(tl.int64)
     if PHASES:  # memory is [H/2+1,W/2+1,2,2,C]; phase (i, j) of (y, x) lies at (y + i, x + j)
@@ -31,9 +31,9 @@ def read(base, pixel, end, width, step, channel, used, PHASES: tl.constexpr, WID
 
 
 @triton.jit
-def activate(v, centre, factor, offset, SILU: tl.constexpr):
+def activate(v, center, factor, offset, SILU: tl.constexpr):
     """The norm with FiLM, and SiLU."""
-    y = (v - centre[None, :]) * factor[None, :] + offset[None, :]
+    y = (v - center[None, :]) * factor[None, :] + offset[None, :]
     if SILU:
         y = y / (1.0 + tl.exp2(y * -1.4426950408889634))
     return y
@@ -56,24 +56,24 @@ def store(out, y, pixel, width, step, channel, mask, UP: tl.constexpr, WIDE: tl.
 
 
 @triton.jit
-def film_row(film_ptr, rows_ptr, picture, film_rows, film_stride, column, mask):
-    """Numbers of the picture's row; NaN for a row that is not there."""
-    row = tl.load(rows_ptr + picture)
+def film_row(film_ptr, rows_ptr, image, film_rows, film_stride, column, mask):
+    """Numbers of the image's row; NaN for a row that is not there."""
+    row = tl.load(rows_ptr + image)
     there = (row >= 0) & (row < film_rows)
     return tl.where(there, tl.load(film_ptr + row * film_stride + column, mask=mask & there, other=0.0), float("nan"))
 
 
 @triton.jit
 def affine(
-    rstd, channel, mask, weight_ptr, bias_ptr, film_ptr, rows_ptr, picture, film_rows, film_stride, channels,
+    rstd, channel, mask, weight_ptr, bias_ptr, film_ptr, rows_ptr, image, film_rows, film_stride, channels,
     FILM: tl.constexpr,
 ):  # fmt: skip
     """Factor and offset of channels, from the norm's parameters and FiLM's scale and shift."""
     weight = tl.load(weight_ptr + channel, mask=mask, other=0.0)
     bias = tl.load(bias_ptr + channel, mask=mask, other=0.0)
     if FILM == 2:
-        scale = 1.0 + film_row(film_ptr, rows_ptr, picture, film_rows, film_stride, channel, mask)
-        shift = film_row(film_ptr, rows_ptr, picture, film_rows, film_stride, channel + channels, mask)
+        scale = 1.0 + film_row(film_ptr, rows_ptr, image, film_rows, film_stride, channel, mask)
+        shift = film_row(film_ptr, rows_ptr, image, film_rows, film_stride, channel + channels, mask)
         weight = weight * scale
         bias = bias * scale + shift
     return weight * rstd, bias

@@ -3,9 +3,9 @@
     import rcdm_fast
     model = rcdm_fast.load("cifar10-simclr-wide")
     h = model.encode("photo.jpg")                                     # representations [1,D]
-    pictures = model.sample(h, per=8)                                 # [1,8,3,H,W] in [-1,1]
+    images = model.sample(h, per=8)                                 # [1,8,3,H,W] in [-1,1]
     for batch in rcdm_fast.generate(model, "photos/", per=100):       # many, as they are finished
-        print(batch.ids, batch.pictures.shape)
+        print(batch.ids, batch.images.shape)
     found = rcdm_fast.analyze(model, "invariance", "cifar10/test")    # the paper's experiments as numbers
     rcdm_fast.train("cifar10-simclr-trunk", "photos/", "runs/mine", encoder="timm:resnet18?pretrained=1")
     rcdm_fast.adapt("cifar10-simclr-wide", my_module, "cifar10/train", "runs/adapted")

@@ -2,8 +2,6 @@
 
 Like `checks.py`: what loses nothing is taken (an array for a tensor, any width of float, any integers for labels),
 anything else is refused in a plain sentence. Half precision and float64 become float32, once.
-
-Knows nothing about files or pictures.
 """
 
 from __future__ import annotations
@@ -128,7 +126,7 @@ def keys(items: Any, rows: int | None) -> tuple[int, ...]:
 
 
 def pairs(given: Any, rows: int) -> tuple[tuple[int, int], ...]:
-    """(row, sample) of single pictures."""
+    """(row, sample) of single images."""
     found = []
     for pair in given:
         if not isinstance(pair, Sequence | Tensor | np.ndarray) or isinstance(pair, str) or len(pair) != 2:
@@ -213,14 +211,14 @@ def _encoder(config: ModelConfig) -> str | None:
 
 
 def rows_for(count: int, **given: Tensor | None) -> None:
-    """Raise `ConfigError` unless whatever is given has a row for each of `count` pictures."""
+    """Raise `ConfigError` unless whatever is given has a row for each of `count` images."""
     for name, value in given.items():
         if value is not None and len(value) != count:
-            raise ConfigError(f"{name} has {len(value)} rows for {count} pictures")
+            raise ConfigError(f"{name} has {len(value)} rows for {count} images")
 
 
 def batch_size(asked: Any, place: torch.device) -> int:
-    """Pictures per network evaluation; by default 64 on a GPU and 32 elsewhere."""
+    """Images per network evaluation; by default 64 on a GPU and 32 elsewhere."""
     if asked is None:
         return 64 if place.type == "cuda" else 32
     return whole(asked, "batch_size", Range(1))

@@ -1,9 +1,7 @@
-"""Measuring: runs timed in turn, what they were timed on, and how fast a model draws pictures end to end.
+"""Measuring: runs timed in turn, what they were timed on, and how fast a model draws images end to end.
 
 Things that are compared are run one after the other, round after round, so that whatever else the machine does meets
 all of them alike; a claim about two of them is the median over the rounds of their ratio in one round.
-
-Knows nothing about single engines or rivals, or about what is done with the numbers.
 """
 
 from __future__ import annotations
@@ -64,7 +62,7 @@ def relative_l2(got: torch.Tensor, want: torch.Tensor) -> float:
 
 
 def psnr_db(got: torch.Tensor, want: torch.Tensor) -> float:
-    """Peak signal-to-noise ratio of pictures in [-1,1], in decibels; inf if they are equal."""
+    """Peak signal-to-noise ratio of images in [-1,1], in decibels; inf if they are equal."""
     error = float((got.clamp(-1, 1).double() - want.clamp(-1, 1).double()).square().mean())
     return 10 * math.log10(4 / error) if error > 0 else math.inf
 

@@ -67,8 +67,8 @@ class Range:
 ANY = Range()
 Count = Annotated[int, Range(1)]
 CountOrNone = Annotated[int, Range(0)]
-Share = Annotated[float, Range(0, 1)]
-ShareBelowOne = Annotated[float, Range(0, below=1)]
+Fraction = Annotated[float, Range(0, 1)]
+FractionBelowOne = Annotated[float, Range(0, below=1)]
 Positive = Annotated[float, Range(above=0)]
 NotNegative = Annotated[float, Range(0)]
 LearningRate = Annotated[float, Range(0, 1e37)]  # float32 cannot hold a step of more

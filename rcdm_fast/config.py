@@ -20,7 +20,7 @@ from functools import cached_property
 from typing import Annotated, Any, Literal, TypeVar
 
 from rcdm_fast import size
-from rcdm_fast.checks import Checked, Count, Range, Share, ShareBelowOne, described, meant
+from rcdm_fast.checks import Checked, Count, Fraction, FractionBelowOne, Range, described, meant
 from rcdm_fast.checks import ConfigError as ConfigError
 from rcdm_fast.doors import printable, said
 
@@ -51,7 +51,7 @@ DEFAULT_CHANNEL_MULT: dict[int, tuple[float, ...]] = {
 GROUPS = 32  # of every GroupNorm in the network
 
 MAX_IMAGE_SIZE = 2048  # pixels a side that a network makes or an encoder sees
-MAX_RESIZE = 4096  # pixels that an encoder's pictures are resized to before they are cropped
+MAX_RESIZE = 4096  # pixels that an encoder's images are resized to before they are cropped
 MAX_LEVELS = 12  # resolutions of a network
 MAX_BLOCKS = 64  # residual blocks of a level
 MAX_CHANNELS = 16_384  # of a level
@@ -72,7 +72,7 @@ def _require(condition: bool, message: str) -> None:
 class UNetConfig(Checked):
     """Shape of the ADM UNet. Names are those of the published flags.
 
-    `attention_resolutions` are picture sizes in pixels (32, 16, 8), not downsampling factors.
+    `attention_resolutions` are image sizes in pixels (32, 16, 8), not downsampling factors.
     `num_head_channels` and `num_heads_upsample` use -1 for "not set", as published.
     `representation_dim` is the published `ssl_dim`; 0 means that no representation conditions the network.
     `num_classes` 0 means that no class label conditions it.
@@ -96,7 +96,7 @@ class UNetConfig(Checked):
     learn_sigma: bool = False
     representation_dim: Annotated[int, Range(0, MAX_WIDTH)] = 0
     num_classes: Annotated[int, Range(0, MAX_WIDTH)] = 0
-    dropout: ShareBelowOne = 0.0
+    dropout: FractionBelowOne = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -187,21 +187,21 @@ class ScheduleConfig(Checked):
 
 @dataclass(frozen=True)
 class EncoderConfig(Checked):
-    """How a picture becomes a representation: which network, which layer, which input convention.
+    """How an image becomes a representation: which network, which layer, which input convention.
 
     `source` names the network: ``bundled:NAME``, ``file:PATH`` (native encoder file), ``timm:NAME``,
     ``torchvision:NAME``, ``transformers:NAME``, ``torchhub:REPO:NAME``, ``onnx:PATH``, ``published:NAME``,
     ``oracle:WORLD`` (the truth about images of a world) or
     ``module`` (given in Python, cannot be rebuilt from a file); options that choose its weights may follow, as in
     ``timm:resnet50?pretrained=1``. `layer` is ``backbone``, ``projector`` or the dotted name of a sub-module whose
-    output is taken. Pictures in [-1,1] are resized (`resize`: both sides, ``squash``, or the short one,
-    ``short_side``) to `resize_to` pixels, cropped at the centre to `image_size`, mapped to [0,1], and normalised by
+    output is taken. Images in [-1,1] are resized (`resize`: both sides, ``squash``, or the short one,
+    ``short_side``) to `resize_to` pixels, cropped at the center to `image_size`, mapped to [0,1], and normalized by
     `mean` and `std`. `interpolation` ``box_bicubic`` halves by 2x2 means while the target allows it and finishes
     bicubically (the published code). `rounding` says whose transforms the sizes follow: ``nearest`` rounds the long
-    side and takes a picture that already has `image_size` as it is; ``torchvision`` (timm, too) and ``transformers``
-    cut the long side off to whole pixels and resize every picture. They differ in where half a pixel of the crop goes.
+    side and takes an image that already has `image_size` as it is; ``torchvision`` (timm, too) and ``transformers``
+    cut the long side off to whole pixels and resize every image. They differ in where half a pixel of the crop goes.
     `normalize` divides the representation by its L2 norm. `architecture` holds the keyword arguments of a native
-    network. `border` ``black`` lets `resize_to` be smaller than `image_size`: what is missing around the picture is
+    network. `border` ``black`` lets `resize_to` be smaller than `image_size`: what is missing around the image is
     black. `channel_order` is the one in which the network takes its colors; `mean` and `std` are in that order.
     `layout` is the order of a layer's four-dimensional output, of which `pooling` ``mean`` averages rows and columns;
     ``auto`` takes it from the network, or from trying it, and is an error where neither tells. `image_size` is at most
@@ -220,7 +220,7 @@ class EncoderConfig(Checked):
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     normalize: bool = False
     dim: Annotated[int, Range(0, MAX_WIDTH)] = (
-        0  # width of the representation; 0 means not known before the first picture
+        0  # width of the representation; 0 means not known before the first image
     )
     architecture: Mapping[str, Any] = field(default_factory=dict)
     border: Border = "none"
@@ -269,7 +269,7 @@ class FittedSolver(Checked):
 class ModelConfig(Checked):
     """Everything a weights file says about itself. `info` is free text and numbers for the reader (steps, data).
 
-    `representation_dropout` is the share of training pictures whose representation was replaced by zeros; with some,
+    `representation_dropout` is the fraction of training images whose representation was replaced by zeros; with some,
     sampling can be guided. `fitted` are solvers of this very model, at most one for a number of evaluations.
     """
 
@@ -278,7 +278,7 @@ class ModelConfig(Checked):
     encoder: EncoderConfig | None = None
     name: str = ""
     info: Mapping[str, Any] = field(default_factory=dict)
-    representation_dropout: Share = 0.0
+    representation_dropout: Fraction = 0.0
     format_version: Count = FORMAT_VERSION
     fitted: tuple[FittedSolver, ...] = field(default=(), repr=False)  # exports do not depend on them
 

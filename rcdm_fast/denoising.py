@@ -22,7 +22,7 @@ from rcdm_fast.diffusion.solvers import x0_factors
 from rcdm_fast.metrics.intervals import Interval, bootstrap
 from rcdm_fast.model import Model
 
-SHARES = (0.05, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 0.98)  # of the schedule's steps
+FRACTIONS = (0.05, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 0.98)  # of the schedule's steps
 
 
 @host.guarded(gradients=True, random=True)
@@ -59,7 +59,7 @@ def x0_errors(
         raise ConfigError(f"an interval needs at least 2 images, got {len(index)}")
     schedule = Schedule.make(model.config.schedule)
     if timesteps is None:
-        timesteps = sorted({int(share * len(schedule)) for share in SHARES})
+        timesteps = sorted({int(fraction * len(schedule)) for fraction in FRACTIONS})
     wrong = [t for t in timesteps if not 0 <= t < len(schedule)]
     if wrong:
         raise ConfigError(

@@ -2,8 +2,6 @@
 
 PyTorch's own operators find their device themselves. Streams, CUDA graphs, Triton and other libraries take the current
 one, which on a machine with two GPUs may be another than the tensors': then nothing fails, and numbers are wrong.
-
-Knows nothing about engines.
 """
 
 from __future__ import annotations

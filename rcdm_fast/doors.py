@@ -4,8 +4,6 @@ A reader of a foreign format (a decoder, an archive, a table, a header that is p
 stumbles over in a damaged file, and no list of types stays complete. So each kind of input has one door: a block in
 which its readers run, and out of which come its documented error and the project's own errors only, the cause chained.
 A door belongs around a reader, never around the project's own work: there an unknown error is a fault to be seen.
-
-Knows nothing about formats.
 """
 
 from __future__ import annotations

@@ -6,8 +6,6 @@ forbids the network.
 
 A file is compared with a SHA-256 whenever it is asked for: the one that the caller knows, or else the one that was
 recorded in NAME.sha256 when the file was first seen.
-
-Knows nothing about what the files hold, but how to see that a zip or safetensors container is whole.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""How faithful samples are to the representation they were drawn from, and how like real pictures they are.
+"""How faithful samples are to the representation they were drawn from, and how like real images they are.
 
 Every sample is re-encoded; the gallery of real representations is ranked by squared distance to it, and the rank of
-the source picture's own representation is counted (1 is best; Bordes et al. 2021, section 4.1). Ties count half.
-Chance is a rank drawn uniformly from the gallery. Intervals are bootstrap intervals over source pictures, whose
-samples are not independent. The distance of samples to h stands beside that of real neighbours, as in the
+the source image's own representation is counted (1 is best; Bordes et al. 2021, section 4.1). Ties count half.
+Chance is a rank drawn uniformly from the gallery. Intervals are bootstrap intervals over source images, whose
+samples are not independent. The distance of samples to h stands beside that of real neighbors, as in the
 paper. Distributions are compared in a feature space that the caller names (`encoders/features.py`).
 
 Beside them stand the same numbers of the sources themselves, blurred by one pixel, as a yardstick. Variance over the
 samples of one representation is what it leaves open; classes are read by a linear probe on another encoder.
 
-Samples are drawn once (`draw`) and every measurement reads them. Knows nothing about how a model was trained.
+Samples are drawn once (`draw`) and every measurement reads them.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rcdm_fast import host, images
+from rcdm_fast import host
 from rcdm_fast.checks import ConfigError, Count, CountOrNone
 from rcdm_fast.data.image_set import ImageSet, evenly
 from rcdm_fast.diffusion.sampling_config import PER_SOURCE, SamplingConfig
 from rcdm_fast.encoders import Encoder
 from rcdm_fast.encoders.features import FeatureSpace, of_encoder
+from rcdm_fast.images import blur_images, from_uint8, to_uint8
 from rcdm_fast.metrics import distributions, intervals, probes
 from rcdm_fast.metrics.distributions import Distribution
 from rcdm_fast.metrics.intervals import Interval, bootstrap
@@ -35,7 +36,7 @@ from rcdm_fast.metrics.nearest import rank_of, squared_distances
 from rcdm_fast.model import Model
 from rcdm_fast.training import representations
 
-NEIGHBOURS = (1, 5, 10)
+NEIGHBORS = (1, 5, 10)
 BLUR = 1.0  # pixels
 PART = 256  # images that are encoded at a time
 
@@ -45,9 +46,9 @@ class EvaluateConfig(SamplingConfig):
     """What to measure.
 
     Attributes:
-        sources: source pictures, spread evenly over the gallery; 0 means 256, or the whole gallery if it is smaller.
+        sources: source images, spread evenly over the gallery; 0 means 256, or the whole gallery if it is smaller.
         per: samples of each; how they are drawn as in `SamplingConfig`.
-        gallery: real pictures that a sample is ranked among, spread evenly over the data; 0 means all.
+        gallery: real images that a sample is ranked among, spread evenly over the data; 0 means all.
         batch_size: images per network evaluation.
         resamples: bootstrap draws behind the 95 % intervals.
     """
@@ -65,8 +66,8 @@ class Recognized:
 
     Attributes:
         encoder: what the probe was fitted on.
-        samples: share of samples whose class is their source's, in [0,1].
-        sources: share of the sources themselves that are read rightly.
+        samples: fraction of samples whose class is their source's, in [0,1].
+        sources: fraction of the sources themselves that are read rightly.
     """
 
     encoder: str
@@ -116,14 +117,14 @@ class Faithfulness:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Samples and what they are compared with; S sources, P samples of each, G gallery pictures.
+    """Samples and what they are compared with; S sources, P samples of each, G gallery images.
 
     Attributes:
         encoder: what made the representations.
-        real: the gallery's pictures and labels.
+        real: the gallery's images and labels.
         gallery: their representations, float32 [G,D].
         sources: places of the sources in the gallery, int64 [S].
-        pictures: samples, uint8 [S,P,3,H,W].
+        images: samples, uint8 [S,P,3,H,W].
         representations: of the samples before they were rounded to 8 bits, float32 [S,P,D].
     """
 
@@ -131,7 +132,7 @@ class Drawn:
     real: ImageSet
     gallery: Tensor
     sources: Tensor
-    pictures: Tensor
+    images: Tensor
     representations: Tensor
 
     @property
@@ -139,7 +140,7 @@ class Drawn:
         """The source's label of every sample, int64 [S*P]; None if the data has no labels."""
         if self.real.labels is None:
             return None
-        return self.real.labels[self.sources].repeat_interleave(self.pictures.shape[1])
+        return self.real.labels[self.sources].repeat_interleave(self.images.shape[1])
 
 
 @host.guarded(gradients=True, random=True)
@@ -155,14 +156,14 @@ def evaluate(
 
     Args:
         model: a model with an encoder.
-        data: gallery and source pictures, of the size that the model makes.
+        data: gallery and source images, of the size that the model makes.
         config: sizes and solver.
         progress: called with (sources done, sources in all).
         space: where distributions are compared, gallery and samples.
         guide: as in `Model.sample`.
 
     Raises:
-        ConfigError: fewer pictures than asked for, or a model without an encoder.
+        ConfigError: fewer images than asked for, or a model without an encoder.
     """
     gallery, sources = counts(data, config)
     if space is not None:
@@ -173,13 +174,13 @@ def evaluate(
 
 
 def counts(data: ImageSet, config: EvaluateConfig) -> tuple[int, int]:
-    """Gallery and source pictures that `config` means for this data. Raises `ConfigError` if there are too few."""
+    """Gallery and source images that `config` means for this data. Raises `ConfigError` if there are too few."""
     size = config.gallery or len(data)
     count = config.sources or min(256, size)
     if size > len(data) or count > size:
-        raise ConfigError(f"{count} sources in a gallery of {size} pictures: the data has {len(data)}")
+        raise ConfigError(f"{count} sources in a gallery of {size} images: the data has {len(data)}")
     if count < 2:
-        raise ConfigError(f"an interval needs at least 2 source pictures, got {count}")
+        raise ConfigError(f"an interval needs at least 2 source images, got {count}")
     return size, count
 
 
@@ -205,9 +206,9 @@ def draw(
     sources = evenly(count, size)
     drawn, again = [], []
     for part in sources.split(max(1, config.batch_size // config.per)):
-        pictures = model.sample(gallery[part], config, items=part, batch_size=config.batch_size, guide=guide)
-        again.append(encoder.encode(pictures.flatten(0, 1)).cpu().view(len(part), config.per, -1))
-        drawn.append(images.to_uint8(pictures).cpu())
+        images = model.sample(gallery[part], config, items=part, batch_size=config.batch_size, guide=guide)
+        again.append(encoder.encode(images.flatten(0, 1)).cpu().view(len(part), config.per, -1))
+        drawn.append(to_uint8(images).cpu())
         if progress is not None:
             progress(sum(map(len, drawn)), count)
     return Drawn(encoder, real, gallery, sources, torch.cat(drawn), torch.cat(again))
@@ -217,7 +218,7 @@ def faithfulness(drawn: Drawn, config: EvaluateConfig) -> Faithfulness:
     """Ranks and distances in the space of the model's own encoder."""
     gallery, size = drawn.gallery, len(drawn.gallery)
     count, per = drawn.representations.shape[:2]
-    known = [k for k in NEIGHBOURS if k < size]
+    known = [k for k in NEIGHBORS if k < size]
     ranks, distances, near = [], [], []
     for again, source in zip(drawn.representations, drawn.sources.tolist(), strict=True):
         to_gallery = squared_distances(again, gallery)
@@ -226,7 +227,7 @@ def faithfulness(drawn: Drawn, config: EvaluateConfig) -> Faithfulness:
         to_others = squared_distances(gallery[source : source + 1], gallery)[0]
         to_others[source] = torch.inf
         near.append(to_others.topk(max(known), largest=False).values)
-    rank, neighbours = torch.stack(ranks).numpy(), torch.stack(near).numpy()
+    rank, neighbors = torch.stack(ranks).numpy(), torch.stack(near).numpy()
     rng = np.random.default_rng(config.seed)
     reciprocal = (1 / rank).mean(axis=1)
     blurred_ranks, blurred_distances = _blurred(drawn)
@@ -234,17 +235,17 @@ def faithfulness(drawn: Drawn, config: EvaluateConfig) -> Faithfulness:
         mrr=bootstrap(reciprocal, config.resamples, rng),
         mean_rank=bootstrap(rank.mean(axis=1), config.resamples, rng),
         distance=bootstrap(torch.stack(distances).numpy().mean(axis=1), config.resamples, rng),
-        nearest=float(neighbours[:, 0].mean()),
+        nearest=float(neighbors[:, 0].mean()),
         chance_mrr=float((1 / np.arange(1, size + 1)).mean()),
         chance_mean_rank=(size + 1) / 2,
         gallery=size,
         sources=count,
         samples=per,
         reciprocal_ranks=tuple(reciprocal.tolist()),
-        nearest_real={k: bootstrap(neighbours[:, k - 1], config.resamples, rng) for k in known},
+        nearest_real={k: bootstrap(neighbors[:, k - 1], config.resamples, rng) for k in known},
         blurred_mrr=bootstrap(1 / blurred_ranks, config.resamples, rng),
         blurred_distance=bootstrap(blurred_distances, config.resamples, rng),
-        variance=None if per < 2 else bootstrap(variances(drawn.pictures), config.resamples, rng),
+        variance=None if per < 2 else bootstrap(variances(drawn.images), config.resamples, rng),
     )
 
 
@@ -252,16 +253,16 @@ def _blurred(drawn: Drawn) -> tuple[np.ndarray, np.ndarray]:
     """Rank and squared distance of every source, blurred; [S] each."""
     ranks, own = [], []
     for part in drawn.sources.split(PART):
-        seen = drawn.encoder.encode(images.blur(drawn.real.floats(part), BLUR)).cpu()
+        seen = drawn.encoder.encode(blur_images(drawn.real.floats(part), BLUR)).cpu()
         for each, source in zip(squared_distances(seen, drawn.gallery), part.tolist(), strict=True):
             ranks.append(rank_of(each[None], source)[0])
             own.append(each[source])
     return torch.stack(ranks).numpy(), torch.stack(own).numpy()
 
 
-def variances(pictures: Tensor) -> np.ndarray:
+def variances(images: Tensor) -> np.ndarray:
     """Variance of a pixel in [-1,1] over the samples of a source (unbiased), its mean; uint8 [S,P,3,H,W] -> [S]."""
-    return np.stack([images.from_uint8(each).var(dim=0).mean().numpy() for each in pictures])
+    return np.stack([from_uint8(each).var(dim=0).mean().numpy() for each in images])
 
 
 def recognition(drawn: Drawn, encoder: Encoder, known: ImageSet, config: EvaluateConfig) -> Recognized:
@@ -281,9 +282,9 @@ def recognition(drawn: Drawn, encoder: Encoder, known: ImageSet, config: Evaluat
     assert known.labels is not None
     probe = probes.fit_linear_probe(representations.compute(encoder, known), known.labels)
     labels = drawn.real.labels[drawn.sources]
-    sources, per = drawn.pictures.shape[:2]
+    sources, per = drawn.images.shape[:2]
     of_sources = torch.cat([encoder.encode(drawn.real.floats(part)).cpu() for part in drawn.sources.split(PART)])
-    seen = [encoder.encode(images.from_uint8(part)).cpu() for part in drawn.pictures.flatten(0, 1).split(PART)]
+    seen = [encoder.encode(from_uint8(part)).cpu() for part in drawn.images.flatten(0, 1).split(PART)]
     with torch.no_grad():
         right = (probe(torch.cat(seen)).argmax(dim=1).view(sources, per) == labels[:, None]).double().mean(dim=1)
         ceiling = (probe(of_sources).argmax(dim=1) == labels).double()
@@ -308,23 +309,23 @@ def check_classes(data: ImageSet, known: ImageSet) -> None:
 
 
 def compare(drawn: Drawn, space: FeatureSpace, seed: int = 0, reference: Tensor | None = None) -> Distribution:
-    """Distances between the distributions of samples and of real pictures.
+    """Distances between the distributions of samples and of real images.
 
     Args:
         drawn: samples; its gallery is the real set unless another is given.
         space: where features come from. If it is the model's own encoder, nothing is encoded again.
         seed: of random subsets.
-        reference: real pictures, uint8 [N,3,H,W].
+        reference: real images, uint8 [N,3,H,W].
 
     Raises:
-        ConfigError: too few pictures (6 of each are needed).
+        ConfigError: too few images (6 of each are needed).
     """
     own = space.encoder is drawn.encoder
     logits = None
     if own:
         samples = drawn.representations.flatten(0, 1)
     else:
-        samples, logits = space.of(drawn.pictures.flatten(0, 1))
+        samples, logits = space.of(drawn.images.flatten(0, 1))
     if own and reference is None:
         real = drawn.gallery
     else:

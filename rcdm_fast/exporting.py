@@ -1,8 +1,6 @@
 """A model for another runtime or library: `rcdm_fast.export`, and the formats there are.
 
 To add a format: a module of `export` (see `exporters/job.py`), and its name here.
-
-Knows nothing about how a format is written.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ from pathlib import Path
 
 from rcdm_fast import host
 from rcdm_fast.config import ConfigError
-from rcdm_fast.data.inputs import Pictures
+from rcdm_fast.data.inputs import Images
 from rcdm_fast.exporters.job import Format, Job
 from rcdm_fast.model import Model
 
@@ -55,7 +53,7 @@ def export(
     batches: Sequence[int] = (1,),
     dynamic: bool = False,
     encoder: bool = True,
-    calibrate: Pictures | None = None,
+    calibrate: Images | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> list[Path]:
     """Write a model for another runtime or library, after checking its numbers against PyTorch.
@@ -66,10 +64,10 @@ def export(
         out: the folder to write.
         precision: "fp32", "fp16", "bf16", "int8" or "fp8", as far as the format has it.
         targets: GPU generations such as "sm89" for TensorRT; the GPU that is there if left out.
-        batches: pictures per evaluation that TensorRT builds for.
+        batches: images per evaluation that TensorRT builds for.
         dynamic: one TensorRT engine for all batches up to the largest, instead of one for each.
         encoder: export the encoder too, where there is one and the format takes it.
-        calibrate: pictures whose representations int8 is calibrated with.
+        calibrate: images whose representations int8 is calibrated with.
         progress: takes one line at a time about what is being done.
 
     Returns:

@@ -1,7 +1,4 @@
-"""What lies below a folder: every visible file once, linked folders included, and what could not be looked at.
-
-Knows nothing about what the files hold.
-"""
+"""What lies below a folder: every visible file once, linked folders included, and what could not be looked at."""
 
 from __future__ import annotations
 
@@ -35,7 +32,7 @@ class Tree:
 def tree(root: Path) -> Tree:
     """All files below `root`.
 
-    Hidden are names that begin with a dot: previews and attributes that systems put beside pictures ("._1.jpg"), and
+    Hidden are names that begin with a dot: previews and attributes that systems put beside images ("._1.jpg"), and
     files that are still being written. Links to files and folders are followed; a folder counts once, under its own
     name rather than that of a link, and what leads back to `root` or above it is not followed.
     """

@@ -7,8 +7,6 @@ it, and put back when the last call that needs it plain has ended, however calls
 
 A host's number of threads, its deterministic algorithms and its devices' own switches are its own decisions: they are
 respected. The number of threads may change the last bits of a result.
-
-Knows nothing about models.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 Versions, devices, native parts and instruction sets, optional packages; for everything that is missing, why. A report
 never fails and imports nothing heavy but torch: optional packages are looked up, not imported.
-
-Knows nothing about models or engines.
 """
 
 from __future__ import annotations

@@ -4,8 +4,6 @@ Usually the kernel's lock on a file, which goes with its process, however that e
 its lock service, many FUSE mounts) get an exclusive file that says which process of which machine holds the lock; one
 whose process is gone from this machine is taken over. The file of a process on another machine never is: who knows that
 it is gone deletes the file, whose name is in the message.
-
-Knows nothing about what is locked.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Memory that did not suffice: telling it from other errors, and giving back what is kept.
-
-Knows nothing about what was computed.
-"""
+"""Memory that did not suffice: telling it from other errors, and giving back what is kept."""
 
 from __future__ import annotations
 

@@ -14,18 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rcdm_fast import arguments, encoders, engines, host, images
+from rcdm_fast import arguments, encoders, engines, host
 from rcdm_fast.arguments import Numbers
 from rcdm_fast.checks import Range, whole
 from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, ScheduleConfig
 from rcdm_fast.data import inputs
-from rcdm_fast.data.inputs import OnBad, Pictures
+from rcdm_fast.data.inputs import Images, OnBad
 from rcdm_fast.diffusion import conditioning, inversion, registry, solvers
 from rcdm_fast.diffusion.engine import Engine
 from rcdm_fast.diffusion.sampling import SamplingError, interpolation_path
 from rcdm_fast.diffusion.sampling_config import ONE_WAY, InversionKeywords, SamplingConfig, SamplingKeywords, chosen
 from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.encoders import Encoder, groups
+from rcdm_fast.images import ImageSource, fit_images, load_image
 from rcdm_fast.models import checkpoint, networks
 from rcdm_fast.models.unet import UNet
 from rcdm_fast.pretrained import Pretrained
@@ -63,7 +64,7 @@ class Model(Pretrained, Sampler):
 
     @property
     def encoder(self) -> Encoder | None:
-        """What turns pictures into representations, or None; built when first asked for (it may need a download)."""
+        """What turns images into representations, or None; built when first asked for (it may need a download)."""
         if isinstance(self._encoder, EncoderConfig):
             with host.apart(), host.own_random():
                 self._encoder = _checked_width(encoders.build(self._encoder, self.device), self.config)
@@ -109,15 +110,15 @@ class Model(Pretrained, Sampler):
         return "\n".join(lines)
 
     @host.guarded()
-    def encode(self, pictures: Pictures, *, on_bad: OnBad | None = None) -> Tensor:
-        """Representations of pictures.
+    def encode(self, images: Images, *, on_bad: OnBad | None = None) -> Tensor:
+        """Representations of images.
 
         Args:
-            pictures: whatever `images.load` takes, one or several: files, PIL images, arrays...; folders, which stand
+            images: whatever `load_image` takes, one or several: files, PIL images, arrays...; folders, which stand
                 for their images in the order of their paths; or a float tensor [N,3,H,W] in [-1,1]. They may have any
                 size and are resized as the encoder's convention says.
-            on_bad: told (place, reason) of a picture that cannot be read or encoded, and the others go on, as in
-                `generate`; without it the first such picture is an error.
+            on_bad: told (place, reason) of an image that cannot be read or encoded, and the others go on, as in
+                `generate`; without it the first such image is an error.
 
         Returns:
             float32 [N,D] on the model's device: of all that could be read, in their order. They are read one by one
@@ -125,10 +126,10 @@ class Model(Pretrained, Sampler):
 
         Raises:
             SamplingError: the model has no encoder.
-            images.ImageError: something that is no usable picture, or nothing that is one.
+            ImageError: something that is no usable image, or nothing that is one.
         """
         encoder = self._require_encoder()
-        found = inputs.several(pictures)
+        found = inputs.several(images)
         if isinstance(found, Tensor):
             return encoder.encode(found.to(self.device))
         return groups.of_images(encoder, inputs.load(found, on_bad), on_bad).to(self.device)
@@ -136,7 +137,7 @@ class Model(Pretrained, Sampler):
     @host.guarded()
     def invert(
         self,
-        pictures: Pictures,
+        images: Images,
         h: Numbers | None = None,
         config: SamplingConfig | None = None,
         *,
@@ -145,10 +146,10 @@ class Model(Pretrained, Sampler):
         batch_size: int | None = None,
         **settings: Unpack[InversionKeywords],
     ) -> Tensor:
-        """The x_T from which DDIM (eta 0, same steps) leads back to the pictures: DDIM inversion.
+        """The x_T from which DDIM (eta 0, same steps) leads back to the images: DDIM inversion.
 
         Args:
-            pictures: as in `encode`; brought to the model's size (short side, centre).
+            images: as in `encode`; brought to the model's size (short side, center).
             h: representations [N,D]; computed by the encoder if left out.
             config: how it would be drawn, as in `sample`: steps, solver and clip count, eta must be 0 and guidance 1.
                 solver: "ddim" (also "auto"); or "unipc_2", second order (`multistep_inversion`), steps "quadratic"
@@ -157,15 +158,15 @@ class Model(Pretrained, Sampler):
             label: int64 [N] for a class-conditional model.
             iterations: of ddim: network evaluations per step (`solvers.implicit_inversion`); more bring the round trip
                 nearer, but x_T is then less like normal noise. 0: one explicit evaluation, as published; that leads
-                back near the pictures only with many steps.
-            batch_size: pictures per network evaluation.
+                back near the images only with many steps.
+            batch_size: images per network evaluation.
             settings: steps, solver or clip as keywords.
 
         Returns:
             float32 [N,3,H,W] on the model's device. The round trip is close, not exact.
 
         Raises:
-            images.ImageError: what is no picture; floats outside [-1,1], such as levels 0..255, are none.
+            ImageError: what is no image; floats outside [-1,1], such as levels 0..255, are none.
             ConfigError: a wrong shape, width, step count or setting.
             SamplingError: no `h`, and the model has no encoder.
         """
@@ -183,10 +184,10 @@ class Model(Pretrained, Sampler):
         schedule = Schedule.make(self.config.schedule, drawn.steps, "quadratic" if multistep else "uniform")
         options = solvers.SolverOptions(clip=drawn.clip)
         encoder = self._require_encoder() if h is None and self.config.unet.representation_dim else None
-        found = inputs.several(pictures)
+        found = inputs.several(images)
         if isinstance(found, Tensor):
             given = found.float().to(self.device)
-            views, seen = images.fit(given, self.image_size), None if encoder is None else encoder.encode(given)
+            views, seen = fit_images(given, self.image_size), None if encoder is None else encoder.encode(given)
         else:
             views, seen = groups.fitted(encoder, inputs.load(found), self.image_size, self.device)
         h = h if encoder is None else seen
@@ -200,8 +201,8 @@ class Model(Pretrained, Sampler):
     @host.guarded()
     def interpolate(
         self,
-        a: Numbers | Pictures,
-        b: Numbers | Pictures,
+        a: Numbers | Images,
+        b: Numbers | Images,
         frames: int = 8,
         config: SamplingConfig | None = None,
         *,
@@ -213,8 +214,8 @@ class Model(Pretrained, Sampler):
         """Samples along the way from one representation to another; all frames of a way start from one x_T.
 
         Args:
-            a, b: representations [D] (or [1,D]), or a picture each, as in `encode`.
-            frames: pictures of a way; the first has exactly a, the last exactly b.
+            a, b: representations [D] (or [1,D]), or an image each, as in `encode`.
+            frames: images of a way; the first has exactly a, the last exactly b.
             config: how frames are drawn, as in `sample`; without it there is one way, and `per` is the number of ways,
                 each with its own x_T.
             mode: straight line, or along the sphere (lengths interpolated linearly).
@@ -227,23 +228,23 @@ class Model(Pretrained, Sampler):
             raise ConfigError(f"an interpolation needs at least 2 frames, got {frames}")
         path = interpolation_path(self._end(a, "a"), self._end(b, "b"), frames, mode)
         drawn = chosen(config, settings, SamplingConfig(per=ONE_WAY))
-        pictures = self.sample(path, drawn, items=[0] * frames, batch_size=batch_size, progress=progress)
-        return pictures.transpose(0, 1)
+        images = self.sample(path, drawn, items=[0] * frames, batch_size=batch_size, progress=progress)
+        return images.transpose(0, 1)
 
-    def _end(self, given: Numbers | Pictures, name: str) -> Tensor:
-        """The representation [D] that is given, or that of the picture."""
+    def _end(self, given: Numbers | Images, name: str) -> Tensor:
+        """The representation [D] that is given, or that of the image."""
         if isinstance(given, Numbers) and given.ndim <= 2 and given.dtype not in (torch.uint8, np.uint8):
             return arguments.vector(given, name).to(self.device)
         h = self.encode(given)
         if len(h) != 1:
-            raise ConfigError(f"{name} must be one picture, got {len(h)}")
+            raise ConfigError(f"{name} must be one image, got {len(h)}")
         return h[0]
 
     @host.guarded()
-    def view(self, picture: images.ImageSource) -> Tensor:
-        """What the encoder sees of a picture, before normalisation; float32 [1,3,s,s] in [-1,1]."""
+    def view(self, image: ImageSource) -> Tensor:
+        """What the encoder sees of an image, before normalization; float32 [1,3,s,s] in [-1,1]."""
         encoder = self._require_encoder()
-        return encoder.view(images.load(picture).to(self.device))
+        return encoder.view(load_image(image).to(self.device))
 
     def _require_encoder(self) -> Encoder:
         self._check_process()
@@ -274,7 +275,7 @@ def load(
     Args:
         source: a bundled or published name (`rcdm models`), a native .safetensors file or its folder, a
             published-format .pt, or a Hugging Face hub id.
-        flags: published flags (dict, or path of a JSON file) of a .pt; recognised from its shapes where possible.
+        flags: published flags (dict, or path of a JSON file) of a .pt; recognized from its shapes where possible.
         encoder: overrides the file's encoder: a specification such as "timm:resnet50", an EncoderConfig, an
             nn.Module, any callable, or an Encoder. A file's own encoder is built at the first `encode`.
         device: "cpu", "cuda", "cuda:1" (or 1), ...; default CUDA if there is one.
@@ -302,5 +303,5 @@ def load(
 def _checked_width(encoder: Encoder, config: ModelConfig) -> Encoder:
     wanted = config.unet.representation_dim
     if encoder.dim != wanted:
-        raise ConfigError(f"the encoder gives {encoder.dim} numbers, the model expects {wanted}")
+        raise ConfigError(f"the encoder gives {encoder.dim} dimensions, the model expects {wanted}")
     return encoder

@@ -2,8 +2,6 @@
 
 Libraries that fetch models and data have switches of their own, or none. Inside, those of the Hugging Face libraries
 are on (what is in their caches is found, and nothing is tried again and again), and this thread opens no connection.
-
-Knows nothing about what is fetched.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What a command writes at its end: whether it can is found out before it begins; if it cannot after all, it is kept.
-
-Knows nothing about what is written.
-"""
+"""What a command writes at its end: whether it can is found out before it begins; if it cannot after all, it is kept."""
 
 from __future__ import annotations
 
@@ -14,9 +11,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from rcdm_fast import images, storage
+from rcdm_fast import storage
 from rcdm_fast.doors import door
-from rcdm_fast.images import ImageError
+from rcdm_fast.images import IMAGE_EXTENSIONS, MAX_PIXELS, ImageError, save_image
 from rcdm_fast.storage import StorageError
 
 # Pixels a side that a format's files, or the library that writes them, cannot go beyond.
@@ -33,47 +30,47 @@ _NAME_BYTES = 255
 _ROOM = 200  # pixels beside the cells of a sheet: gaps between groups, titles
 
 
-def check_picture(path: str | os.PathLike[str], width: int = 8, height: int = 8) -> None:
-    """Find out now whether a picture of so many pixels can be saved under a name.
+def check_image(path: str | os.PathLike[str], width: int = 8, height: int = 8) -> None:
+    """Find out now whether an image of so many pixels can be saved under a name.
 
     Raises:
-        ImageError: the extension names no format that pictures are written in, or the format has smaller pictures.
+        ImageError: the extension names no format that images are written in, or the format has smaller images.
         StorageError: the file cannot be written.
     """
     side = largest_side(path)
     if max(width, height) > side:
         raise ImageError(
-            f"{path}: the picture has {width}x{height} pixels, and this format at most {side} a side; take .png"
+            f"{path}: the image has {width}x{height} pixels, and this format at most {side} a side; take .png"
         )
     storage.check_writable(path)
 
 
 def largest_side(path: str | os.PathLike[str]) -> int:
-    """Pixels that a side of a picture may have in the format that the extension names. Raises `ImageError`."""
+    """Pixels that a side of an image may have in the format that the extension names. Raises `ImageError`."""
     ending = Path(path).suffix.lower()
-    known = ", ".join(sorted(images.EXTENSIONS))
-    if ending not in images.EXTENSIONS:
-        raise ImageError(f"{path}: the extension names no picture format (known: {known})")
+    known = ", ".join(sorted(IMAGE_EXTENSIONS))
+    if ending not in IMAGE_EXTENSIONS:
+        raise ImageError(f"{path}: the extension names no image format (known: {known})")
     form = Image.registered_extensions().get(ending, "")
     try:
         Image.new("RGB", (8, 8)).save(io.BytesIO(), form)
     except (KeyError, OSError, ValueError) as error:
-        raise ImageError(f"{path}: pictures are not written as {ending} here ({error})") from error
-    return LARGEST_SIDE.get(form, images.MAX_PIXELS)
+        raise ImageError(f"{path}: images are not written as {ending} here ({error})") from error
+    return LARGEST_SIDE.get(form, MAX_PIXELS)
 
 
 def rows_of_sheet(path: str | os.PathLike[str], columns: int, rows: int, cell: int) -> int:
-    """How many rows of a sheet (`images.sheet` with such cells) its format and memory can hold, at most `rows`.
+    """How many rows of a sheet (`image_sheet` with such cells) its format and memory can hold, at most `rows`.
 
     Raises:
         ImageError, StorageError: not even one row; the extension names no format; the file cannot be written.
     """
     side, each = largest_side(path), cell + 2
     width = columns * each + _ROOM
-    fitting = min(rows, (side - _ROOM) // each, (images.MAX_PIXELS // max(1, width) - _ROOM) // each)
-    check_picture(path, width, each + _ROOM)
+    fitting = min(rows, (side - _ROOM) // each, (MAX_PIXELS // max(1, width) - _ROOM) // each)
+    check_image(path, width, each + _ROOM)
     if fitting < 1:
-        raise ImageError(f"{path}: a row of {columns} pictures is {width} pixels wide, too much for a sheet")
+        raise ImageError(f"{path}: a row of {columns} images is {width} pixels wide, too much for a sheet")
     return fitting
 
 
@@ -108,11 +105,11 @@ def keep(path: str | os.PathLike[str], write: Callable[[Path], object], ending: 
         raise StorageError(f"{error}; it is in {file} instead") from error
 
 
-def save_picture(picture: Image.Image, path: str | os.PathLike[str]) -> None:
-    """`images.save`, and `keep`: as PNG where the picture cannot be written under its name. Raises `StorageError`."""
+def write_image(image: Image.Image, path: str | os.PathLike[str]) -> None:
+    """`save_image`, and `keep`: as PNG where the image cannot be written under its name. Raises `StorageError`."""
 
     def write(file: Path) -> None:
         with door(StorageError, f"{file}: cannot be written"):  # formats have limits of their own
-            images.save(picture, file)
+            save_image(image, file)
 
     keep(path, write, ".png")

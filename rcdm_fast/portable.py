@@ -2,8 +2,6 @@
 
 What travels is the description, the weights and the encoder; the engine is made again where they arrive. Threads do not
 survive a fork, and code that waits for them waits for ever: a forked model says so.
-
-Knows nothing about what a model does.
 """
 
 from __future__ import annotations

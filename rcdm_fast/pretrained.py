@@ -1,7 +1,4 @@
-"""What `Model` shares with other models of the hub's ecosystem: `from_pretrained`, `save_pretrained`, `push_to_hub`.
-
-Knows nothing about what a model does, or how one is put together.
-"""
+"""What `Model` shares with other models of the hub's ecosystem: `from_pretrained`, `save_pretrained`, `push_to_hub`."""
 
 from __future__ import annotations
 
@@ -26,13 +23,13 @@ class Pretrained:
     _encoder: Encoder | EncoderConfig | None
 
     def save_pretrained(
-        self, folder: str | os.PathLike[str], *, precision: str = "fp32", licence: str = ""
+        self, folder: str | os.PathLike[str], *, precision: str = "fp32", license: str = ""
     ) -> list[Path]:
         """Write ``model.safetensors``, ``config.json`` and a model card; see `export.hub_folder.save`.
 
         The encoder is not built for this; a local encoder file is copied. Returns the files written.
         """
-        return hub_folder.save(Path(folder), self.unet, self._saved_config(), precision, licence)
+        return hub_folder.save(Path(folder), self.unet, self._saved_config(), precision, license)
 
     @classmethod
     def from_pretrained(
@@ -83,7 +80,7 @@ class Pretrained:
         token: str | None = None,
         private: bool | None = None,
         precision: str = "fp32",
-        licence: str = "",
+        license: str = "",
         revision: str | None = None,
         create_pr: bool = False,
         commit_message: str = "Upload an rcdm_fast model",
@@ -95,7 +92,7 @@ class Pretrained:
             token: of an account that may write there; by default the stored one.
             private: whether a repository that is created is private.
             precision: of the weights.
-            licence: of the weights, as the hub writes it ("mit").
+            license: of the weights, as the hub writes it ("mit").
             revision: branch to commit to.
             create_pr: open a pull request instead.
             commit_message: of the commit.
@@ -107,7 +104,7 @@ class Pretrained:
             HubError: huggingface_hub is missing, access is refused, or no connection.
         """
         with tempfile.TemporaryDirectory() as folder:
-            hub_folder.save(Path(folder), self.unet, self._saved_config(), precision, licence, repository)
+            hub_folder.save(Path(folder), self.unet, self._saved_config(), precision, license, repository)
             options = {"revision": revision, "create_pr": create_pr, "commit_message": commit_message}
             return hub.send(Path(folder), repository, token, private, **options)
 

@@ -1,9 +1,7 @@
-"""A square cut out of a resized picture, at the cost of the square: what lies outside of it is never computed.
+"""A square cut out of a resized image, at the cost of the square: what lies outside of it is never computed.
 
-Whether the whole is resized and then cropped or the other way round is the same picture; resized whole, a strip of
+Whether the whole is resized and then cropped or the other way round is the same image; resized whole, a strip of
 20000 x 8 pixels at 256 pixels a side takes gigabytes.
-
-Knows nothing about files, encoders or what the picture is for.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ def cropped(images: Tensor, shape: tuple[int, int], corner: tuple[int, int], siz
         filter: as in PyTorch; bicubic may overshoot.
 
     Returns:
-        [N,C,size,size], with memory of its own or the pictures themselves. Pictures up to about eight times as long as
+        [N,C,size,size], with memory of its own or the images themselves. Images up to about eight times as long as
         wide have the bits of PyTorch's `interpolate`; longer ones agree with it in float64.
     """
     top, left = corner
@@ -48,7 +46,7 @@ def cropped(images: Tensor, shape: tuple[int, int], corner: tuple[int, int], siz
 
 
 def _own(part: Tensor, whole: Tensor) -> Tensor:
-    """A part of a picture in memory of its own, so that who keeps it does not keep the whole."""
+    """A part of an image in memory of its own, so that who keeps it does not keep the whole."""
     return part if part.numel() == whole.numel() else part.clone(memory_format=torch.contiguous_format)
 
 
@@ -92,16 +90,16 @@ def _weights(length: int, resized: int, start: int, count: int, filter: Filter) 
     else:
         scale = length / resized
         reach = (2.0 if filter == "bicubic" else 1.0) * max(scale, 1.0)
-        centre = (places.double() + 0.5) * scale
-        low = (centre - reach + 0.5).clamp_min(0).long()
-        high = (centre + reach + 0.5).long().clamp_max(length)
+        center = (places.double() + 0.5) * scale
+        low = (center - reach + 0.5).clamp_min(0).long()
+        high = (center + reach + 0.5).long().clamp_max(length)
     first, last = int(low.min()), int(high.max())
     pixels = torch.arange(first, last)
     inside = (pixels >= low[:, None]) & (pixels < high[:, None])
     if filter == "area":
         weights = inside.double()
     else:
-        distance = (pixels + 0.5 - centre[:, None]).abs() / max(scale, 1.0)
+        distance = (pixels + 0.5 - center[:, None]).abs() / max(scale, 1.0)
         weights = (_cubic(distance) if filter == "bicubic" else (1 - distance).clamp_min(0)) * inside
     return first, weights / weights.sum(dim=1, keepdim=True)
 

@@ -1,7 +1,7 @@
 """Sampler: a network, its schedule and the engine that runs it; what of `Model` needs no encoder.
 
 Everything a call needs is decided here (which noise, which rows, which batches) and handed to the stages, none of which
-knows the others. Knows nothing about pictures of other forms than tensors.
+knows the others.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ T = TypeVar("T")
 
 
 class Sampler(Portable):
-    """Draws pictures of representations that are given."""
+    """Draws images of representations that are given."""
 
     @property
     def image_size(self) -> int:
-        """Side of the pictures it makes, in pixels."""
+        """Side of the images it makes, in pixels."""
         return self.config.unet.image_size
 
     @host.guarded()
@@ -81,7 +81,7 @@ class Sampler(Portable):
         progress: bool = False,
         **settings: Unpack[SamplingKeywords],
     ) -> Tensor:
-        """Pictures that share a representation.
+        """Images that share a representation.
 
         Args:
             h: representations [R,D], a tensor or array of floats (used as float32); None for a class-conditional or
@@ -89,12 +89,12 @@ class Sampler(Portable):
             config: how samples are drawn: per, steps, solver, eta, guidance, seed, clip (`SamplingConfig`, which see).
             label: class labels, whole numbers [R], for a class-conditional model.
             items: whole numbers [R] that fit into int64; key the noise of each representation. Default 0..R-1. Rows
-                with the same item and the same h give the same pictures.
+                with the same item and the same h give the same images.
             guide: a weaker model of the same kind on the same device (fewer weights, or an earlier state of the same
                 training): guide + w (conditional - guide) instead (autoguidance, Karras et al. 2024).
             noise: x_T [R,per,3,H,W] instead of the keyed noise.
             step_noise: [K,R,per,3,H,W], in order of use, instead of the keyed noise.
-            batch_size: pictures per network evaluation; default 32 on CPU, 64 on GPU. Changes the pictures by
+            batch_size: images per network evaluation; default 32 on CPU, 64 on GPU. Changes the images by
                 rounding only.
             progress: show a progress bar.
             settings: fields of `config` as keywords, as in ``sample(h, steps=25)``; they go before those of `config`.
@@ -111,8 +111,8 @@ class Sampler(Portable):
         )
         size = self.image_size
         out = torch.empty(request.total, 3, size, size, device=self.device)
-        for place, pictures in self.batches(request, batch_size, progress, guide=guide):
-            out[place] = pictures
+        for place, images in self.batches(request, batch_size, progress, guide=guide):
+            out[place] = images
         return out.view(len(request.items), request.per, 3, size, size)
 
     def request(
@@ -174,7 +174,7 @@ class Sampler(Portable):
         watch: sampling.Watch | None = None,
         guide: Sampler | None = None,
     ) -> Iterator[tuple[slice, Tensor]]:
-        """Run a request, yielding (places among its pictures, pictures [n,3,H,W]) as they are finished.
+        """Run a request, yielding (places among its images, images [n,3,H,W]) as they are finished.
 
         Several threads may do so at once: their batches take turns. `watch` is shown (places, x_T) of every batch;
         `guide` is the request's.

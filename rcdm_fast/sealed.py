@@ -3,8 +3,6 @@
 The file is a zip container, and the checksum (SHA-256 of everything before it) is the container's comment: one file,
 which appears whole or not at all, and which `torch.load` reads as any other. Files without it, of `torch.save` itself
 or of earlier versions, are read too: their container's own CRCs are checked, and the log says so.
-
-Knows nothing about what a state means.
 """
 
 from __future__ import annotations

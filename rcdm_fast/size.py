@@ -1,6 +1,6 @@
 """How many parameters a network has, by its configuration alone: known before anything is allocated.
 
-Counts what `unet.UNet` builds, block by block. Knows nothing about tensors.
+Counts what `unet.UNet` builds, block by block.
 """
 
 from __future__ import annotations

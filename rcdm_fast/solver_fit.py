@@ -7,8 +7,6 @@ x / alpha, in which errors of single steps add up. No gradient is computed.
 
 Whether the placement is better than the solver's own is measured on trajectories that had no part in it: by the
 relative L2 distance of images to the teacher's, in pairs. Where it is not, the solver's own stays.
-
-Knows nothing about how numbers are shown.
 """
 
 from __future__ import annotations
@@ -213,7 +211,7 @@ class Asked:
     def noise(self) -> Tensor:
         """Their x_T, float32 [N,3,H,W] on the CPU."""
         keys = [(item, 0) for item in self._request.items]
-        return noise.keyed_noise(self._request.seed, keys, 0, self._request.picture, torch.device("cpu"))
+        return noise.keyed_noise(self._request.seed, keys, 0, self._request.image, torch.device("cpu"))
 
     def images(self, schedule: Schedule, solver: Solver, places: Tensor | None = None) -> Tensor:
         """float32 [N,3,H,W] on the CPU; of some of them only, if places are given, int64 [n]."""

@@ -7,8 +7,6 @@ it. The gradient goes back through the whole trajectory; what the network comput
 
 A quarter of the trajectories, other sources and other noise, has no part in that: half of it decides which numbers are
 kept, and which training-free solver is the best; the other half decides whether the first are better than the second.
-
-Knows nothing about files of models, or how numbers are shown.
 """
 
 from __future__ import annotations
@@ -51,7 +49,7 @@ CHECK_EVERY = 10  # steps between looks at what is held out
 SAVE_EVERY_S = 30.0
 _STATE_VERSION = 1
 
-Progress = Callable[[int, float, float], None]  # (NFE, share of its budget in [0,1], least distance so far)
+Progress = Callable[[int, float, float], None]  # (NFE, fraction of its budget in [0,1], least distance so far)
 
 
 @dataclass(frozen=True)
@@ -270,7 +268,7 @@ def _descend(
     units = _units(nfe, lesson.base.diffusion_steps)
     begun, saved = time.monotonic() - run["seconds"], time.monotonic()
 
-    def share() -> float:
+    def fraction() -> float:
         of_steps = run["step"] / config.steps if config.steps else 0.0
         return float(min(1.0, max(of_steps, run["seconds"] / (60 * config.minutes))))
 
@@ -280,7 +278,7 @@ def _descend(
         if error < run["least"]:
             run["least"], run["best"] = error, numbers
 
-    while (done := share()) < 1:
+    while (done := fraction()) < 1:
         if run["step"] % CHECK_EVERY == 0:
             look()
         if progress is not None:

@@ -5,7 +5,7 @@ All cases draw the same sources with the same noise. Each is measured by
 * its distance from where the flow leads, x0 clipped: the relative L2 distance of an image to the reference, a
   second-order solver (`REFERENCE`) in as many evaluations as the schedule has timesteps, from the same noise;
 * the MRR of the source, and its change from the first case, `BASELINE` (or as many steps as there are), in pairs;
-* the variance over samples of one representation, as a share of the first case's, in pairs;
+* the variance over samples of one representation, as a fraction of the first case's, in pairs;
 * the Fréchet distance to real images in the model's own encoder.
 
 Solvers with fresh noise in every step do not follow the flow, so they have no distance from it.
@@ -22,13 +22,14 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from rcdm_fast import evaluation, host, images
+from rcdm_fast import evaluation, host
 from rcdm_fast.checks import Checked, ConfigError, Count, CountOrNone, Seed
 from rcdm_fast.data.image_set import ImageSet, evenly
 from rcdm_fast.diffusion import registry
 from rcdm_fast.diffusion.registry import SOLVERS
 from rcdm_fast.diffusion.sampling_config import PER_VARIANCE, SamplingConfig
 from rcdm_fast.evaluation import Drawn, EvaluateConfig, Faithfulness
+from rcdm_fast.images import from_uint8, to_uint8
 from rcdm_fast.metrics import distances, distributions, intervals
 from rcdm_fast.metrics.intervals import Interval
 from rcdm_fast.model import Model
@@ -149,7 +150,7 @@ def measure(
         data: sources and gallery, of the size that the model makes.
         wanted: cases.
         config: sizes.
-        report: called with all rows so far and the share of the evaluations that is done, in [0,1].
+        report: called with all rows so far and the fraction of the evaluations that is done, in [0,1].
 
     Raises:
         ConfigError: no encoder, too few images, or a case that the model cannot be asked for.
@@ -171,7 +172,7 @@ def measure(
             reference = _reference(model, drawn, references, config)
             done += costs[0]
         row = _row(case, nfe, drawn, reference, first, config)
-        first = first or (row.found, evaluation.variances(drawn.pictures))
+        first = first or (row.found, evaluation.variances(drawn.images))
         rows.append(row)
         done += cost
         if report is not None:
@@ -191,7 +192,7 @@ def _reference(model: Model, drawn: Drawn, count: int, config: QualityConfig) ->
         seed=config.seed,
         batch_size=config.batch_size,
     )
-    return images.to_uint8(made[:, 0]).cpu()
+    return to_uint8(made[:, 0]).cpu()
 
 
 def _row(
@@ -203,13 +204,13 @@ def _row(
     config: QualityConfig,
 ) -> Quality:
     found = evaluation.faithfulness(drawn, config.of(case))
-    variances = evaluation.variances(drawn.pictures)
+    variances = evaluation.variances(drawn.images)
     base, usual = first or (found, variances)
     error = None
     if case.solver == registry.FITTED or not SOLVERS[case.solver].fresh:
-        chosen = drawn.pictures[evenly(len(reference), len(drawn.sources)), 0]
-        want = images.from_uint8(reference).flatten(1)
-        apart = (images.from_uint8(chosen).flatten(1) - want).norm(dim=1) / want.norm(dim=1)
+        chosen = drawn.images[evenly(len(reference), len(drawn.sources)), 0]
+        want = from_uint8(reference).flatten(1)
+        apart = (from_uint8(chosen).flatten(1) - want).norm(dim=1) / want.norm(dim=1)
         error = intervals.bootstrap(apart.double().numpy(), config.resamples, np.random.default_rng(config.seed))
     return Quality(
         case.solver,

@@ -4,8 +4,6 @@ Scripts wrap: the weights lie in a dictionary of a dictionary (``state_dict``, `
 network had there (``module.``, ``module.encoder_q.``, ``model.backbone.``), with the name of a wrapper in the middle
 (``_orig_mod.`` of torch.compile). None of these names need be known: the network says what its tensors are called, and
 the place and the prefix are where all of them are.
-
-Knows nothing about files or networks.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def train(
         minutes: stop after so long, with a state to go on from (raises `rcdm_fast.training.state.Paused`).
         progress: called with (steps done, steps in all, loss).
         trust_repo: run the code of an encoder's torch.hub repository.
-        changes: fields of the configuration, such as ``pictures=200_000`` or ``learning_rate=3e-4``.
+        changes: fields of the configuration, such as ``images=200_000`` or ``learning_rate=3e-4``.
 
     Returns:
         The finished model's file: ``out/NAME.safetensors``.

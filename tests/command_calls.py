@@ -28,7 +28,7 @@ from PIL import Image
 from torch import Tensor
 
 import rcdm_fast
-from rcdm_fast import evaluation, images
+from rcdm_fast import evaluation
 from rcdm_fast import model as pipeline
 from rcdm_fast.analysis import registry
 from rcdm_fast.analysis.result import Analysis
@@ -38,13 +38,14 @@ from rcdm_fast.cli import app
 from rcdm_fast.config import EncoderConfig
 from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.diffusion.sampling import Request
-from rcdm_fast.drift import Case, Drift
+from rcdm_fast.engine_comparison import Case, Drift
+from rcdm_fast.images import to_uint8
 from rcdm_fast.jobs.ledger import Summary
 from rcdm_fast.jobs.verify import Verdict
 from rcdm_fast.metrics.intervals import Interval
 from rcdm_fast.model import Model
 from rcdm_fast.report.build import Task
-from rcdm_fast.sampling_rate import Case as SampleCase
+from rcdm_fast.throughput import Case as SampleCase
 from tests import small
 
 Seen = dict[str, Any]
@@ -105,7 +106,7 @@ def spread(key: str, value: Any, default: Any = UNSAID) -> Iterator[tuple[str, t
     if isinstance(value, _UNSEEN):
         return
     if isinstance(value, ImageSet):
-        yield key, (f"pictures of {value.paths[0]}", default)
+        yield key, (f"images of {value.paths[0]}", default)
     elif isinstance(value, Model):
         yield key, (f"model {value.config.name}", default)
     elif isinstance(getattr(value, "config", None), EncoderConfig):
@@ -177,9 +178,9 @@ def _load(source: str, **_: Any) -> Model:
     return Model(config, unet, _MODEL.engine, _MODEL.encoder, _MODEL.device)
 
 
-def _pictures(source: str, **_: Any) -> ImageSet:
-    """Six pictures that know where they are from."""
-    pixels = images.to_uint8(small.pictures(6))
+def _images(source: str, **_: Any) -> ImageSet:
+    """Six images that know where they are from."""
+    pixels = to_uint8(small.make_images(6))
     return ImageSet(pixels, torch.arange(6), tuple("abcdef"), tuple(Path(source) for _ in range(6)), "made-up")
 
 
@@ -196,8 +197,8 @@ def _experiment(job: registry.Job, name: str) -> Analysis:
 
 
 def _draw(data: ImageSet, **_: Any) -> evaluation.Drawn:
-    pictures = torch.zeros(2, 1, 3, 8, 8, dtype=torch.uint8)
-    return evaluation.Drawn(small.encoder(), data, torch.zeros(6, 6), torch.arange(2), pictures, torch.zeros(2, 1, 6))
+    images = torch.zeros(2, 1, 3, 8, 8, dtype=torch.uint8)
+    return evaluation.Drawn(small.encoder(), data, torch.zeros(6, 6), torch.arange(2), images, torch.zeros(2, 1, 6))
 
 
 def drift(engine: str) -> Drift:
@@ -222,7 +223,7 @@ CALLS: tuple[tuple[str, str, Callable[..., Any] | None], ...] = (
     ("rcdm_fast.model:load", "load", _load),
     ("rcdm_fast.models.checkpoint:load_model", "load_model", lambda **_: (small.model().config, {})),
     ("rcdm_fast.encoders:build", "build", _build),
-    ("rcdm_fast.data.sources:open_data", "open_data", _pictures),
+    ("rcdm_fast.data.sources:open_data", "open_data", _images),
     ("rcdm_fast.images:open_image", "open_image", None),
     ("rcdm_fast.jobs.draw:check_request", "check", lambda **_: 1),
     ("rcdm_fast.model:Model.encode", "encode", None),
@@ -252,10 +253,10 @@ CALLS: tuple[tuple[str, str, Callable[..., Any] | None], ...] = (
     ("rcdm_fast.encoders.features:of_inception", "of_inception", lambda **_: "features of Inception"),
     ("rcdm_fast.metrics.distributions:check_counts", "check_counts", lambda **_: None),
     ("rcdm_fast.data.sample_files:read_npz", "read_npz", lambda **_: torch.zeros(9, 3, 8, 8, dtype=torch.uint8)),
-    ("rcdm_fast.drift:compare", "compare", lambda **_: [drift("eager"), drift("native")]),
-    ("rcdm_fast.drift:with_engine", "with_engine", lambda model, **_: model),
+    ("rcdm_fast.engine_comparison:compare", "compare", lambda **_: [drift("eager"), drift("native")]),
+    ("rcdm_fast.engine_comparison:with_engine", "with_engine", lambda model, **_: model),
     ("rcdm_fast.cli.compare:_failures", "failures", lambda **_: []),
-    ("rcdm_fast.sampling_rate:measure", "measure", _measure),
+    ("rcdm_fast.throughput:measure", "measure", _measure),
     ("rcdm_fast.solver_fit:fit", "fit", lambda **_: []),
     ("rcdm_fast.solver_quality:check", "can", lambda **_: None),
     ("rcdm_fast.solver_quality:measure", "quality", lambda **_: []),

@@ -34,7 +34,7 @@ DEFAULT = {"load.source": "cifar10-simclr-wide"}
 OFFERED = ("cifar10-simclr-wide", "cifar10-simclr-head", "cifar10-simclr-trunk", "cifar10-supervised")
 LOADED = again("load", source="m", engine_file=None, sha256=None, **AS_FIRST)
 BUILT = {"device": "cpu", "config": None, "trust_repo": False}
-NUMBERS = gone("numbers", "model engine nfe pictures left_out solver guide seed")
+NUMBERS = gone("numbers", "model engine nfe images left_out solver guide seed")
 PAGE = "playground launch.playground"
 DRAWING = (
     Usage(
@@ -42,14 +42,14 @@ DRAWING = (
         (
             Row(0, "given/b.png", {"open_image.source": Path("given/b.png")}),
             row("--model", "other", "load.source", "numbers.model", check__model="model other"),
-            row("--per", 3, "check.config.per", "request.config.per", "numbers.pictures"),
+            row("--per", 3, "check.config.per", "request.config.per", "numbers.images"),
             row("--steps", 7, "check.config.steps", "request.config.steps", "numbers.nfe"),
             row("--solver", "ancestral", *all_of("check.config request.config numbers", "solver")),
             row("--eta", 0.5, "check.config.eta", "request.config.eta"),
             row("--guidance", 2.5, "check.config.guidance", "request.config.guidance", numbers__nfe=100),
             row("--seed", 9, *all_of("check.config request.config numbers", "seed")),
             writes("--out", "a.webp", beside="numbers.json"),
-            writes("--pictures", "p", beside="numbers.json sheet.png", folder=[f"00000-a-00{k}.png" for k in range(8)]),
+            writes("--images", "p", beside="numbers.json sheet.png", folder=[f"00000-a-00{k}.png" for k in range(8)]),
             row("--batch-size", 5, "batches.batch_size"),
             Row("--json", "x.json", {"files": ["sheet.png", "x.json"], **NUMBERS}),
             *of_file(),
@@ -133,7 +133,7 @@ TRAINING = (
         "train mine --data D --config given/train.json",
         (
             row(0, "other", "train.config.name", train__out=Path("runs/other")),
-            row("--data", "E", "open_data.source", train__data="pictures of E"),
+            row("--data", "E", "open_data.source", train__data="images of E"),
             Row("--config", "given/train2.json", {"train.config.batch_size": 32}),
             path("--out", "other", "train.out"),
             row("--init", "old.safetensors", "train.config.init"),
@@ -147,7 +147,7 @@ TRAINING = (
                     **again("build", source=TRUSTED, **BUILT),
                 },
             ),
-            row("--pictures", 640, "train.config.pictures"),
+            row("--images", 640, "train.config.images"),
             switch("--no-compile", "train.config.compile", False),
             Row("--set", "loss.gamma=3", {"train.config.loss.gamma": 3}),
             path("--store", "kept", "open_data.store"),
@@ -166,15 +166,15 @@ TRAINING = (
         "pretrain mine --data D --config given/pretrain.json",
         (
             Row(0, "other", {"pretrain.out": Path("runs/other")}),
-            row("--data", "E", "open_data.source", pretrain__train="pictures of E"),
+            row("--data", "E", "open_data.source", pretrain__train="images of E"),
             Row("--config", "given/pretrain2.json", {"pretrain.config.batch_size": 32}),
             path("--out", "other", "pretrain.out"),
             Row(
                 "--test-data",
                 "T",
-                {"pretrain.test": "pictures of T", **again("open_data#2", source="T", **READ | {"size": 32})},
+                {"pretrain.test": "images of T", **again("open_data#2", source="T", **READ | {"size": 32})},
             ),
-            row("--pictures", 640, "pretrain.config.pictures"),
+            row("--images", 640, "pretrain.config.images"),
             switch("--no-compile", "pretrain.config.compile", False),
             of_device("pretrain"),
             writes("--json", "knn.json"),
@@ -189,7 +189,7 @@ TRAINING = (
                 TRUSTED,
                 {"build.source": TRUSTED, "adapt.config.encoder.source": HUB, "adapt.trusted": [HUB]},
             ),
-            row("--data", "E", "open_data.source", adapt__data="pictures of E"),
+            row("--data", "E", "open_data.source", adapt__data="images of E"),
             path("--out", "runs/other", "adapt.out", adapt__config__name="other"),
             row("--name", "mine", "adapt.config.name"),
             Row(
@@ -203,7 +203,7 @@ TRAINING = (
             ),
             Row("--set", "steps=7", {"adapt.config.steps": 7}),
             Row("--set", "learning_rate=0.01", {"adapt.config.learning_rate": 0.01}),
-            Row("--set", "updated=all", {"adapt.config.updated": "all"}),
+            Row("--set", "lora_targets=all", {"adapt.config.lora_targets": "all"}),
             row("--seed", 9, "adapt.config.seed"),
             row("--sha256", "ab" * 32, "load_model.sha256"),
             of_device("adapt build"),

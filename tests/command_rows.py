@@ -16,7 +16,7 @@ from tests.command_calls import Seen, spread
 
 GONE = "(gone)"  # in place of a value that is not there
 LAST = 99  # the place behind everything else
-READ = {"size": 8, "store": None, "workers": 8}  # pictures of a small model
+READ = {"size": 8, "store": None, "workers": 8}  # images of a small model
 
 
 class Row(NamedTuple):
@@ -109,7 +109,7 @@ def job(call: str) -> tuple[Row, ...]:
         row("--format", "parquet", f"{config}.format"),
         row("--encoding", "webp", f"{config}.encoding"),
         row("--quality", 80, f"{config}.quality"),
-        row("--shard-pictures", 12, f"{config}.shard_pictures"),
+        row("--shard-images", 12, f"{config}.shard_images"),
         row("--batch-size", 5, f"{options}.batch_size"),
         row("--threads", 3, f"{options}.threads"),
         switch("--retry", f"{options}.retry"),

@@ -1,7 +1,4 @@
-"""What every test can rely on: the `gpu` marker, seeds, the `short` flag of long tests, the checkout's folder.
-
-Knows nothing about single modules but which files take long or share what is costly to make.
-"""
+"""What every test can rely on: the `gpu` marker, seeds, the `short` flag of long tests, the checkout's folder."""
 
 from __future__ import annotations
 

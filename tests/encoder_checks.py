@@ -1,4 +1,4 @@
-"""What the encoder tests share: random pictures, and the comparison of representations."""
+"""What the encoder tests share: random images, and the comparison of representations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from tests.tolerances import ENCODER_L2
 
 
-def pictures(height: int, width: int = 0, count: int = 2) -> Tensor:
+def make_images(height: int, width: int = 0, count: int = 2) -> Tensor:
     """Random [count,3,height,width] in [-1,1] with a mean that is not zero; square if `width` is left out."""
     return torch.rand(count, 3, height, width or height) * 1.6 - 1.0
 

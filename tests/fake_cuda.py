@@ -32,7 +32,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from rcdm_fast.ops import library
 from tests.fake_streams import Capture, Event, Facts, Graph, Kernel, Stream, on_stream, running, tensors_of
 
-SYNCHRONISING = (  # of aten; they need to know on the host what a tensor holds
+SYNCHRONIZING = (  # of aten; they need to know on the host what a tensor holds
     *(
         "_local_scalar_dense",
         "nonzero",
@@ -279,7 +279,7 @@ class Machine:
             self.sync("a copy between host and GPU")
             args[0].numbers.copy_(args[1]) if isinstance(args[0], CudaTensor) else args[0].copy_(args[1].numbers)
             return args[0]
-        if name in SYNCHRONISING:
+        if name in SYNCHRONIZING:
             self.sync(name)
         if name in ("index", "index_put_", "index_put") and any(
             index is not None and (index.dtype == torch.bool or not isinstance(index, CudaTensor)) for index in args[1]

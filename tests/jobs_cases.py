@@ -16,7 +16,7 @@ from rcdm_fast.model import Model
 from rcdm_fast.models import checkpoint
 from tests import small
 
-CONFIG = JobConfig(per=3, steps=3, shard_pictures=8)
+CONFIG = JobConfig(per=3, steps=3, shard_images=8)
 ITEMS = 9
 
 

@@ -42,7 +42,7 @@ class OnGpu(Tensor):
         raise AssertionError(f"{func} was called: C++ was to refuse before")
 
 
-def _picture(device: str = "cpu") -> Tensor:
+def _image(device: str = "cpu") -> Tensor:
     return torch.randn(1, 64, 8, 8, device=device).contiguous(memory_format=torch.channels_last)
 
 
@@ -53,30 +53,30 @@ def _on_cuda(name: str, *arguments: Any) -> None:
 
 
 def cpu_norm() -> None:
-    torch.ops.rcdm_fast.film_group_norm(_picture(), None, torch.ones(64).double(), torch.ones(64), *SETTINGS)
+    torch.ops.rcdm_fast.film_group_norm(_image(), None, torch.ones(64).double(), torch.ones(64), *SETTINGS)
 
 
 def cpu_step() -> None:
-    torch.ops.rcdm_fast.solver_step(_picture().contiguous(), _picture()[:, :, :4], [], [], *NUMBERS)
+    torch.ops.rcdm_fast.solver_step(_image().contiguous(), _image()[:, :, :4], [], [], *NUMBERS)
 
 
 def cuda_norm() -> None:
-    _on_cuda("film_group_norm", _picture(), None, torch.ones(64), torch.ones(64), *SETTINGS)
+    _on_cuda("film_group_norm", _image(), None, torch.ones(64), torch.ones(64), *SETTINGS)
 
 
 def cuda_norm_mixed() -> None:
-    _on_cuda("film_group_norm", OnGpu(_picture()), None, torch.ones(64), torch.ones(64), *SETTINGS)
+    _on_cuda("film_group_norm", OnGpu(_image()), None, torch.ones(64), torch.ones(64), *SETTINGS)
 
 
 def cuda_step_mixed() -> None:
-    x = _picture().contiguous()
+    x = _image().contiguous()
     _on_cuda("solver_step", OnGpu(x), x, [], [], *NUMBERS)
 
 
 def two_devices() -> None:
     """On a GPU."""
     weight = torch.ones(64)
-    torch.ops.rcdm_fast.film_group_norm(_picture("cuda"), None, weight, weight.cuda(), *SETTINGS)
+    torch.ops.rcdm_fast.film_group_norm(_image("cuda"), None, weight, weight.cuda(), *SETTINGS)
 
 
 CASES: dict[str, tuple[Callable[[], None], str]] = {

@@ -18,7 +18,7 @@ Inputs = tuple[
 
 
 class NormCase(NamedTuple):
-    """One call. `size` is that of the picture that is normalised, after merging phases."""
+    """One call. `size` is that of the image that is normalized, after merging phases."""
 
     channels: int
     skip: int = 0

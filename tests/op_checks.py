@@ -40,10 +40,10 @@ class NormCase:
         """Arguments in the schema's order; x is an offset view, film rows lie apart, rows repeat."""
         first = self.channels - self.skip
         if self.phases:
-            x = self._picture(4 * first, self.height // 2 + 1, self.width // 2 + 1, dtype)
+            x = self._image(4 * first, self.height // 2 + 1, self.width // 2 + 1, dtype)
         else:
-            x = self._picture(first, self.height, self.width, dtype)
-        skip = self._picture(self.skip, self.height, self.width, dtype) if self.skip else None
+            x = self._image(first, self.height, self.width, dtype)
+        skip = self._image(self.skip, self.height, self.width, dtype) if self.skip else None
         weight, bias = torch.rand(self.channels) + 0.5, torch.randn(self.channels)
         film = rows = None
         if self.film:
@@ -51,10 +51,10 @@ class NormCase:
             rows = torch.arange(self.batch) * 2 % 3
         return x, skip, weight, bias, film, rows, self.groups, 1e-5, self.silu, self.resample, self.phases
 
-    def _picture(self, channels: int, height: int, width: int, dtype: torch.dtype) -> Tensor:
+    def _image(self, channels: int, height: int, width: int, dtype: torch.dtype) -> Tensor:
         spread = torch.rand(1, channels, 1, 1) + 0.5
-        pictures = torch.randn(self.batch + 1, channels, height, width) * spread + self.mean
-        return pictures.to(dtype).to(memory_format=torch.channels_last)[1:]
+        images = torch.randn(self.batch + 1, channels, height, width) * spread + self.mean
+        return images.to(dtype).to(memory_format=torch.channels_last)[1:]
 
 
 def plain_norm(

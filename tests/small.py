@@ -1,4 +1,4 @@
-"""A small model with made-up weights, quick enough for any test, and pictures made from nothing."""
+"""A small model with made-up weights, quick enough for any test, and images made from nothing."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def network(**changes: object) -> UNet:
     return unet
 
 
-class MeanColour(nn.Module):
-    """A representation of six numbers: mean and spread of each colour."""
+class MeanColor(nn.Module):
+    """A representation of six numbers: mean and spread of each color."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([x.mean(dim=(2, 3)), x.std(dim=(2, 3))], dim=1)
@@ -45,7 +45,7 @@ class MeanColour(nn.Module):
 
 def encoder() -> ImageEncoder:
     """An encoder that needs no training."""
-    return ImageEncoder(MeanColour(), EncoderConfig("module", image_size=8))
+    return ImageEncoder(MeanColor(), EncoderConfig("module", image_size=8))
 
 
 def model(**changes: object) -> Model:
@@ -55,8 +55,8 @@ def model(**changes: object) -> Model:
     return Model.from_network(unet, schedule, encoder() if unet.config.representation_dim else None)
 
 
-def pictures(count: int, size: int = 8, seed: int = 0) -> Tensor:
-    """Smooth colourful pictures; float32 [count,3,size,size] in [-1,1]."""
+def make_images(count: int, size: int = 8, seed: int = 0) -> Tensor:
+    """Smooth colorful images; float32 [count,3,size,size] in [-1,1]."""
     coarse = torch.rand(count, 3, 3, 3, generator=torch.Generator().manual_seed(seed)) * 2 - 1
     smooth = torch.nn.functional.interpolate(coarse, (size, size), mode="bilinear", align_corners=True)
     return smooth.clamp(-1, 1)

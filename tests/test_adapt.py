@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import rcdm_fast
-from rcdm_fast import images, storage
+from rcdm_fast import storage
 from rcdm_fast.cli import main
 from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig
 from rcdm_fast.data.image_set import ImageSet
@@ -21,6 +21,7 @@ from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.encoders import native
 from rcdm_fast.errors import RunError
 from rcdm_fast.exporters.graph import hash_of
+from rcdm_fast.images import save_image, to_pil, to_uint8
 from rcdm_fast.metrics.ridge import Moments, ridge
 from rcdm_fast.models import checkpoint
 from rcdm_fast.training import representations
@@ -35,7 +36,7 @@ WIDTHS = {"old": 8, "new": 16}
 
 @pytest.fixture(scope="module")
 def data() -> ImageSet:
-    pixels = images.to_uint8(small.pictures(64))
+    pixels = to_uint8(small.make_images(64))
     return ImageSet(pixels, None, (), tuple(Path(f"{number}.png") for number in range(64)), "made-up")
 
 
@@ -132,11 +133,11 @@ def test_only_the_map_changes(config: AdaptConfig, data: ImageSet, model: Path, 
     assert {"loss", "mse", "gradient_norm"} <= set(rows[-1])
 
 
-@pytest.mark.parametrize(("updated", "part"), [("film", "emb_layers.1.weight"), ("all", ".weight")])
+@pytest.mark.parametrize(("lora_targets", "part"), [("film", "emb_layers.1.weight"), ("all", ".weight")])
 def test_low_rank_updates_fold_into_the_weights(
-    config: AdaptConfig, data: ImageSet, model: Path, tmp_path: Path, updated: str, part: str
+    config: AdaptConfig, data: ImageSet, model: Path, tmp_path: Path, lora_targets: str, part: str
 ) -> None:
-    changes = {"rank": 2, "updated": updated, "learning_rate": 0.01}
+    changes = {"rank": 2, "lora_targets": lora_targets, "learning_rate": 0.01}
     after = tensors(adapt(dataclasses.replace(config, **changes), data, tmp_path))  # type: ignore[arg-type]
     changed = 0
     for name, value in tensors(model).items():
@@ -152,7 +153,7 @@ def test_low_rank_updates_fold_into_the_weights(
 def test_training_lowers_the_loss_of_the_closed_form(
     config: AdaptConfig, data: ImageSet, tmp_path: Path, generator: torch.Generator
 ) -> None:
-    trained = dataclasses.replace(config, steps=80, learning_rate=0.03, ema=0.9, flips=False, save_every=1000)
+    trained = dataclasses.replace(config, steps=80, learning_rate=0.03, ema=0.9, random_flip=False, save_every=1000)
     losses = []
     x0 = data.floats(slice(0, 64)).repeat(4, 1, 1, 1)
     t = torch.randint(1000, (256,), generator=generator)
@@ -207,9 +208,9 @@ def test_what_cannot_be_adapted(
         made = ModelConfig(network.config, small.SCHEDULE, encoder, name)
         return str(checkpoint.save_model(tmp_path / f"{name}.safetensors", made, network.state_dict()))
 
-    def refused(error: type[Exception], match: str, pictures: ImageSet = data, **changes: object) -> None:
+    def refused(error: type[Exception], match: str, images: ImageSet = data, **changes: object) -> None:
         with pytest.raises(error, match=match):
-            adapt(dataclasses.replace(config, **changes), pictures, tmp_path / "run")  # type: ignore[arg-type]
+            adapt(dataclasses.replace(config, **changes), images, tmp_path / "run")  # type: ignore[arg-type]
 
     refused(ConfigError, "no new encoder", encoder=None)
     refused(ConfigError, "no representations", model=saved("plain", None, representation_dim=0))
@@ -217,10 +218,10 @@ def test_what_cannot_be_adapted(
     refused(ConfigError, "--old-encoder", model=saved("nameless", None, representation_dim=8))
     refused(checkpoint.CheckpointError, "unknown model", model="nobody")
     bigger = dataclasses.replace(data, pixels=data.pixels.repeat(1, 1, 2, 2))
-    refused(RunError, "pictures are 16 px", bigger)
+    refused(RunError, "images are 16 px", bigger)
     refused(ConfigError, "rank must be at least 0, got -1", rank=-1)
     assert not (tmp_path / "run").exists()
-    refused(ConfigError, "gives 16 numbers", old_encoder=encoders["new"])
+    refused(ConfigError, "gives 16 dimensions", old_encoder=encoders["new"])
     nothing = dataclasses.replace(config, learning_rate=1e37)
     with pytest.raises(RunError, match=r"the loss is (nan|inf) at step 2"):
         adapt(nothing, data, tmp_path / "nan")
@@ -247,7 +248,7 @@ def test_from_the_command_line(
     folder = tmp_path / "photos"
     folder.mkdir()
     for number in range(20):
-        images.save(images.to_pil(data.floats(slice(number, number + 1))[0]), folder / f"{number:02d}.png")
+        save_image(to_pil(data.floats(slice(number, number + 1))[0]), folder / f"{number:02d}.png")
     arguments = ["adapt", str(model), "--data", str(folder), "--set", "steps=2", "--set", "batch_size=4"]
     new = ["--encoder", encoders["new"].source]
     assert main([*arguments, *new, "--out", str(tmp_path / "mine"), "--set", "rank=1"]) == 0

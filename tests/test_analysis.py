@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import rcdm_fast
-from rcdm_fast import engines, images
+from rcdm_fast import engines
 from rcdm_fast.analysis import common, invariance
 from rcdm_fast.analysis.augment import AUGMENTATIONS
 from rcdm_fast.analysis.invariance import InvarianceConfig, measure
@@ -22,7 +22,8 @@ from rcdm_fast.analysis.recovery import Changes, difference, recovery
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.diffusion.solvers import SolverOptions
-from rcdm_fast.drift import Case, with_engine
+from rcdm_fast.engine_comparison import Case, with_engine
+from rcdm_fast.images import to_uint8
 from rcdm_fast.model import Model
 from tests import small
 
@@ -31,13 +32,13 @@ has_bf16 = not engines.reasons_unavailable("native", torch.device("cpu"), "bf16"
 
 
 def photographs(count: int, size: int = 16) -> ImageSet:
-    """Colourful pictures with an off-centre blob, so that every property differs between them."""
+    """Colorful images with an off-center blob, so that every property differs between them."""
     generator = torch.Generator().manual_seed(1)
-    pictures = small.pictures(count, size, seed=3) * 0.5
-    for picture in pictures:
+    images = small.make_images(count, size, seed=3) * 0.5
+    for image in images:
         top, left = torch.randint(1, size - 4, (2,), generator=generator).tolist()
-        picture[:, top : top + 4, left : left + 3] += 0.8 * (torch.rand(3, 1, 1, generator=generator) - 0.4)
-    pixels = images.to_uint8(pictures.clamp(-1, 1))
+        image[:, top : top + 4, left : left + 3] += 0.8 * (torch.rand(3, 1, 1, generator=generator) - 0.4)
+    pixels = to_uint8(images.clamp(-1, 1))
     return ImageSet(pixels, None, (), tuple(Path(str(number)) for number in range(count)), "made-up")
 
 
@@ -48,8 +49,8 @@ class Flat:
     dim = small.DIM
     device = torch.device("cpu")
 
-    def encode(self, pictures: Tensor) -> Tensor:
-        return pictures.flatten(1)
+    def encode(self, images: Tensor) -> Tensor:
+        return images.flatten(1)
 
 
 def oracle(monkeypatch: pytest.MonkeyPatch, answer: Callable[..., Tensor]) -> Model:
@@ -59,7 +60,7 @@ def oracle(monkeypatch: pytest.MonkeyPatch, answer: Callable[..., Tensor]) -> Mo
     return model
 
 
-def test_a_sampler_that_returns_the_picture_recovers_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sampler_that_returns_the_image_recovers_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     def perfect(h: Tensor, *, per: int, **_: object) -> Tensor:
         return h.view(-1, 1, 3, 16, 16).expand(-1, per, -1, -1, -1)
 
@@ -77,7 +78,7 @@ def test_a_sampler_that_returns_the_picture_recovers_everything(monkeypatch: pyt
 
 def test_a_sampler_that_ignores_the_representation_recovers_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def deaf(h: Tensor, *, items: Tensor, per: int, **_: object) -> Tensor:
-        own = {item: small.pictures(per, 16, seed=item) for item in set(items.tolist())}
+        own = {item: small.make_images(per, 16, seed=item) for item in set(items.tolist())}
         return torch.stack([own[item] for item in items.tolist()])
 
     found = measure(oracle(monkeypatch, deaf), photographs(24), QUICK)
@@ -91,7 +92,7 @@ def test_a_sampler_that_ignores_the_representation_recovers_nothing(monkeypatch:
 def test_changes_by_chance_give_an_interval_that_contains_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     def restless(h: Tensor, *, per: int, **_: object) -> Tensor:
         seed = int(torch.frexp(h.double().sum()).mantissa * 1e9) & 0xFFFF
-        return small.pictures(len(h) * per, 16, seed=seed).view(len(h), per, 3, 16, 16)
+        return small.make_images(len(h) * per, 16, seed=seed).view(len(h), per, 3, 16, 16)
 
     found = measure(oracle(monkeypatch, restless), photographs(60), QUICK)
     contained = [each.recovery.correlation.low < 0 < each.recovery.correlation.high for each in found.sweeps.values()]
@@ -134,7 +135,7 @@ def test_intervals_cover_the_truth_and_know_that_magnitudes_of_a_source_are_not_
     rng = np.random.default_rng(0)
     covered = 0
     for _ in range(100):
-        p = np.repeat(rng.normal(size=(40, 1)), 4, axis=1)  # four times the same: 40 numbers, not 160
+        p = np.repeat(rng.normal(size=(40, 1)), 4, axis=1)  # four times the same: 40 dimensions, not 160
         q = 0.5 * p + np.sqrt(0.75) * np.repeat(rng.normal(size=(40, 1)), 4, axis=1)
         changes = Changes(torch.tensor(p), torch.tensor(q), torch.ones(40, dtype=torch.float64))
         low, high = np.quantile(
@@ -154,10 +155,10 @@ def test_a_difference_is_measured_in_pairs() -> None:
     assert apart.low > 0.5
     same = difference(good, good, 500)
     assert (same.value, same.low, same.high) == (0, 0, 0)
-    assert difference(good, bad, 500, share=0.5).value == pytest.approx(
+    assert difference(good, bad, 500, fraction=0.5).value == pytest.approx(
         0.5 * recovery(good, 100).correlation.value - recovery(bad, 100).correlation.value
     )
-    with pytest.raises(ConfigError, match="same pictures"):
+    with pytest.raises(ConfigError, match="same images"):
         difference(good, Changes(p + 1, p, weight))
 
 
@@ -175,7 +176,7 @@ def test_rows_with_the_same_representation_are_identical_at_every_step(
 @pytest.mark.parametrize("eta", [0.0, 0.7])
 def test_noise_is_shared_by_the_engine_that_users_run(eta: float) -> None:
     model = rcdm_fast.load("cifar10-simclr-head", precision="bf16", device="cpu")
-    _identical_rows(model, model.encode(small.pictures(1, 32)), "ddim", eta, 4)
+    _identical_rows(model, model.encode(small.make_images(1, 32)), "ddim", eta, 4)
 
 
 def _identical_rows(model: Model, h: Tensor, solver: str, eta: float, batch_size: int) -> None:
@@ -185,7 +186,7 @@ def _identical_rows(model: Model, h: Tensor, solver: str, eta: float, batch_size
     seen: list[tuple[int, Tensor]] = []
     options = SolverOptions(eta=eta, observer=lambda step, x: seen.append((step, x.clone())))
     request = dataclasses.replace(request, options=options)
-    finished = torch.cat([pictures for _, pictures in model.batches(request, batch_size)])
+    finished = torch.cat([images for _, images in model.batches(request, batch_size)])
     steps = [torch.cat([x for number, x in seen if number == step]) for step in range(4)]
     for x in [*steps, finished]:
         each = x.view(5, 2, *x.shape[1:])
@@ -198,7 +199,7 @@ def _identical_rows(model: Model, h: Tensor, solver: str, eta: float, batch_size
 
 def test_the_experiment_shares_noise_and_says_so() -> None:
     model = small.model()
-    h = model.encode(small.pictures(3))
+    h = model.encode(small.make_images(3))
     drawn = invariance.draw(model, torch.stack([h, h.flip(0), h]), torch.tensor([4, 5, 6]), QUICK, per=2)
     assert drawn.shape == (3, 3, 2, 3, 8, 8)
     assert torch.equal(drawn[0], drawn[2])
@@ -265,5 +266,5 @@ def test_every_setting_of_an_experiment_reaches_the_sampler(monkeypatch: pytest.
         assert {name: each[name] for name in ("per", "steps", "solver", "seed")} == {
             "per": 3, "steps": 7, "solver": "ancestral", "seed": 5,
         }  # fmt: skip
-    torch.testing.assert_close(again.pictures, drawn, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(again.images, drawn, atol=1e-5, rtol=1e-4)
     assert common.draw(model, h, items, config, per=1).shape[1] == 1

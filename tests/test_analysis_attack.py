@@ -29,27 +29,27 @@ QUICK = AttackConfig(epsilons=(0, 2, 64), pgd_steps=5, steps=2, resamples=200, s
 @pytest.fixture(scope="module")
 def data() -> ImageSet:
     """Two classes, a little redder and a little bluer."""
-    pictures = small.pictures(120) * 0.2
+    images = small.make_images(120) * 0.2
     labels = torch.arange(120) % 2
-    pictures[labels == 0, 0] += 0.3
-    pictures[labels == 1, 2] += 0.3
-    pixels = pictures.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+    images[labels == 0, 0] += 0.3
+    images[labels == 1, 2] += 0.3
+    pixels = images.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
     paths = tuple(Path(f"{number}.png") for number in range(120))
     return ImageSet(pixels, labels, ("red", "blue"), paths, "made-up")
 
 
 def test_closed_form_of_a_linear_loss(generator: torch.Generator) -> None:
-    pictures = torch.rand(4, 3, 8, 8, generator=generator) - 0.5
+    images = torch.rand(4, 3, 8, 8, generator=generator) - 0.5
     weight = torch.randn(3, 8, 8, generator=generator)
-    want = pictures + 8 * LEVEL * weight.sign()
+    want = images + 8 * LEVEL * weight.sign()
 
     def gradient(x: Tensor) -> Tensor:
         return weight.expand_as(x)
 
-    torch.testing.assert_close(fgsm(pictures, gradient, 8), want)
-    torch.testing.assert_close(pgd(pictures, gradient, 8, 10), want)
-    torch.testing.assert_close(pgd(pictures, gradient, 8, 10, generator), want)
-    assert float(fgsm(pictures + 0.5, gradient, 100).max()) == 1.0
+    torch.testing.assert_close(fgsm(images, gradient, 8), want)
+    torch.testing.assert_close(pgd(images, gradient, 8, 10), want)
+    torch.testing.assert_close(pgd(images, gradient, 8, 10, generator), want)
+    assert float(fgsm(images + 0.5, gradient, 100).max()) == 1.0
 
 
 def test_never_farther_than_epsilon(data: ImageSet) -> None:
@@ -92,7 +92,7 @@ def test_a_probe_under_attack(data: ImageSet) -> None:
     # the same model twice: nothing tells them apart
     assert all(finding.holds is None for finding in found.findings)
     assert len(found.findings) == 3
-    assert found.settings["pictures"] == 60
+    assert found.settings["images"] == 60
     assert set(found.figures) == set(found.captions) == {"samples"}
     again = attack.run([small.model(), small.model()], data, QUICK)
     assert again.as_json() == found.as_json()
@@ -114,14 +114,14 @@ def test_a_deaf_encoder_does_not_move(data: ImageSet, monkeypatch: pytest.Monkey
 
 def test_what_is_refused(data: ImageSet) -> None:
     model = small.model()
-    with pytest.raises(ConfigError, match="labelled pictures"):
+    with pytest.raises(ConfigError, match="labelled images"):
         attack.run([model], dataclasses.replace(data, labels=None), QUICK)
-    with pytest.raises(ConfigError, match="at least 40 pictures"):
+    with pytest.raises(ConfigError, match="at least 40 images"):
         attack.run([model], data.subset(torch.arange(30)), QUICK)
     with pytest.raises(ConfigError, match="at least 2 classes"):
         attack.run([model], dataclasses.replace(data, labels=torch.zeros(120, dtype=torch.int64)), QUICK)
-    with pytest.raises(ConfigError, match="pictures to attack"):
-        attack.run([model], data, dataclasses.replace(QUICK, pictures=500))
+    with pytest.raises(ConfigError, match="images to attack"):
+        attack.run([model], data, dataclasses.replace(QUICK, images=500))
     with pytest.raises(ConfigError, match="begin with 0"):
         AttackConfig(epsilons=(1, 2))
     model._encoder = None
@@ -146,29 +146,29 @@ def test_from_the_registry(data: ImageSet) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("pictures", [0, 30, 60])
-def test_what_is_attacked_was_not_fitted_on(data: ImageSet, seed: int, pictures: int) -> None:
-    known, attacked = attack.halves(data, dataclasses.replace(QUICK, seed=seed, pictures=pictures))
+@pytest.mark.parametrize("images", [0, 30, 60])
+def test_what_is_attacked_was_not_fitted_on(data: ImageSet, seed: int, images: int) -> None:
+    known, attacked = attack.halves(data, dataclasses.replace(QUICK, seed=seed, images=images))
     assert len(known) == 60
-    assert len(attacked) == (pictures or 60)
+    assert len(attacked) == (images or 60)
     assert not set(known.tolist()) & set(attacked.tolist())
     assert len(set(known.tolist())) == 60
     assert len(set(attacked.tolist())) == len(attacked)
-    other, _ = attack.halves(data, dataclasses.replace(QUICK, seed=seed + 1, pictures=pictures))
+    other, _ = attack.halves(data, dataclasses.replace(QUICK, seed=seed + 1, images=images))
     assert other.tolist() != known.tolist()
     rest = sorted(set(range(120)) - set(known.tolist()))
     assert (int(attacked[0]), int(attacked[-1])) == (rest[0], rest[-1])  # spread over the half
 
 
 class _Pixels(torch.nn.Module):
-    """The picture itself as its representation."""
+    """The image itself as its representation."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(1)
 
 
-def test_movement_is_a_distance_in_units_of_the_nearest_neighbours(data: ImageSet) -> None:
-    """With the picture as h one step of FGSM moves every number by epsilon: the length of the way is known."""
+def test_movement_is_a_distance_in_units_of_the_nearest_neighbors(data: ImageSet) -> None:
+    """With the image as h one step of FGSM moves every number by epsilon: the length of the way is known."""
     model = small.model()
     model._encoder = ImageEncoder(_Pixels(), EncoderConfig("module", image_size=8))
     config = dataclasses.replace(QUICK, epsilons=(0, 2), sources=20)
@@ -187,7 +187,7 @@ def test_movement_is_a_distance_in_units_of_the_nearest_neighbours(data: ImageSe
 def test_samples_are_held_against_their_own_sources_and_the_seed_reaches_the_attack(
     data: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, config = small.model(), dataclasses.replace(QUICK, sources=20, pictures=50, seed=7)
+    model, config = small.model(), dataclasses.replace(QUICK, sources=20, images=50, seed=7)
     known, attacked = attack.halves(data, config)
     assert data.labels is not None
     sources = attack._sources(attacked, config)
@@ -210,14 +210,14 @@ def test_samples_are_held_against_their_own_sources_and_the_seed_reaches_the_att
 
 
 def _attacked(name: str, right: tuple[float, ...], moved: tuple[float, ...], kept: tuple[float, float]) -> Attacked:
-    """A model whose probe is right in these shares of 100 pictures, by epsilon."""
-    correct = np.stack([np.arange(100) < round(100 * share) for share in right])
+    """A model whose probe is right in these fractions of 100 images, by epsilon."""
+    correct = np.stack([np.arange(100) < round(100 * fraction) for fraction in right])
     far = np.stack([np.full(100, value) + np.linspace(-0.01, 0.01, 100) for value in moved])
     kept_of = np.stack([np.full(40, value) for value in kept])
     return Attacked(name, {"fgsm": correct, "pgd": correct}, {"fgsm": far, "pgd": far}, kept_of, [])
 
 
-def test_findings_have_the_sign_of_what_they_say_and_leave_the_clean_pictures_out() -> None:
+def test_findings_have_the_sign_of_what_they_say_and_leave_the_clean_images_out() -> None:
     config = AttackConfig(epsilons=(0, 1, 2), resamples=200)
     calm = _attacked("calm", (0.1, 0.6, 0.6), (0, 0.2, 0.4), (0.5, 0.45))
     shy = _attacked("shy", (1.0, 0.4, 0.4), (0, 0.5, 0.9), (0.9, 0.3))

@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rcdm_fast import images
 from rcdm_fast.analysis import charts, faithfulness, layers, readout, registry
 from rcdm_fast.analysis import spread as spreads
 from rcdm_fast.analysis.augment import AUGMENTATIONS
@@ -24,6 +23,7 @@ from rcdm_fast.analysis.result import Analysis, Table
 from rcdm_fast.cli import main
 from rcdm_fast.config import ConfigError
 from rcdm_fast.evaluation import EvaluateConfig
+from rcdm_fast.images import to_pil
 from rcdm_fast.metrics.intervals import Interval
 from rcdm_fast.model import Model
 from tests import small
@@ -33,13 +33,13 @@ QUICK = LayersConfig(steps=2, resamples=200, spread_samples=3, augmentations=("g
 
 
 def sampler(monkeypatch: pytest.MonkeyPatch, deaf: bool) -> Model:
-    """A model that draws what it is given, or (deaf) pictures that depend on the noise alone."""
+    """A model that draws what it is given, or (deaf) images that depend on the noise alone."""
     model = small.model()
     monkeypatch.setattr(model, "_encoder", Flat())
 
     def draw(h: Tensor, *, items: Tensor, per: int, **_: object) -> Tensor:
         if deaf:
-            return torch.stack([small.pictures(per, 16, seed=item) for item in items.tolist()])
+            return torch.stack([small.make_images(per, 16, seed=item) for item in items.tolist()])
         return h.view(-1, 1, 3, 16, 16).expand(-1, per, -1, -1, -1)
 
     monkeypatch.setattr(model, "sample", small.asked(draw))
@@ -59,8 +59,8 @@ def test_one_that_keeps_beside_one_that_drops(monkeypatch: pytest.MonkeyPatch) -
         assert row[4].value == pytest.approx(1, abs=1e-6)
         assert row[5] is True
     findings = {each.claim: each for each in found.findings}
-    colour = next(each for claim, each in findings.items() if "keeps colour" in claim)
-    assert colour.holds is True
+    color = next(each for claim, each in findings.items() if "keeps color" in claim)
+    assert color.holds is True
     assert found.findings[-1].holds is True  # the deaf one leaves more open
     opened = {row[0]: row for row in table(found, "open").rows}
     for name in ("pixels", "saturation", "mass-x", "hue"):
@@ -124,33 +124,33 @@ def test_variances_of_made_up_samples() -> None:
     fixed = free[:, :1].expand(-1, 8, -1, -1, -1)
     counts = np.ones((1, 30))
     opened = spreads.spread(free, free.flatten(0, 1))
-    assert float(spreads.share(opened, "pixels", counts)[0]) == pytest.approx(1, abs=0.02)
+    assert float(spreads.fraction(opened, "pixels", counts)[0]) == pytest.approx(1, abs=0.02)
     for name in ("hue", "brightness", "mass-x", "saturation"):
-        assert float(spreads.share(opened, name, counts)[0]) == pytest.approx(1, abs=0.25), name
+        assert float(spreads.fraction(opened, name, counts)[0]) == pytest.approx(1, abs=0.25), name
     assert opened.maps.shape == (30, 8, 8)
     torch.testing.assert_close(opened.maps[2], free[2].double().var(dim=0).mean(dim=0))
     closed = spreads.spread(fixed, free.flatten(0, 1))
-    assert all(abs(float(spreads.share(closed, name, counts)[0])) < 1e-9 for name in closed.within)
+    assert all(abs(float(spreads.fraction(closed, name, counts)[0])) < 1e-9 for name in closed.within)
     with pytest.raises(ConfigError, match="at least 2 samples"):
         spreads.spread(free[:, :1], free[0])
-    colours = spreads.heat(torch.tensor([[[0.0, 1 / 3, 2 / 3, 1.0, 5.0]]]), 1.0)[0, :, 0].T
+    colors = spreads.heat(torch.tensor([[[0.0, 1 / 3, 2 / 3, 1.0, 5.0]]]), 1.0)[0, :, 0].T
     expected = torch.tensor([[-1, -1, -1], [1, -1, -1], [1, 1, -1], [1, 1, 1], [1, 1, 1]], dtype=torch.float32)
-    torch.testing.assert_close(colours, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(colors, expected, atol=1e-5, rtol=0)
     with pytest.raises(ConfigError, match="positive"):
         spreads.heat(torch.zeros(1, 2, 2), 0.0)
 
 
 def test_a_linear_map_reads_what_the_representation_has_and_nothing_else() -> None:
-    pictures = photographs(120).floats(slice(None))
-    encoder = small.encoder()  # mean and spread of each colour
-    bright = recovery(readout.read(encoder, AUGMENTATIONS["brightness"], pictures[40:], pictures[:40]), 200)
+    images = photographs(120).floats(slice(None))
+    encoder = small.encoder()  # mean and spread of each color
+    bright = recovery(readout.read(encoder, AUGMENTATIONS["brightness"], images[40:], images[:40]), 200)
     assert bright.correlation.low > 0.99
     assert bright.slope.value == pytest.approx(1, abs=0.05)
-    mirrored = recovery(readout.read(encoder, AUGMENTATIONS["flip"], pictures[40:], pictures[:40]), 200)
+    mirrored = recovery(readout.read(encoder, AUGMENTATIONS["flip"], images[40:], images[:40]), 200)
     assert abs(mirrored.slope.value) < 1e-3
     assert mirrored.kept is False
-    with pytest.raises(ConfigError, match="at least 50 other pictures, got 10"):
-        readout.read(encoder, AUGMENTATIONS["flip"], pictures[:10], pictures)
+    with pytest.raises(ConfigError, match="at least 50 other images, got 10"):
+        readout.read(encoder, AUGMENTATIONS["flip"], images[:10], images)
 
 
 def test_faithfulness_is_what_evaluate_measures() -> None:
@@ -162,7 +162,7 @@ def test_faithfulness_is_what_evaluate_measures() -> None:
     expected = evaluate(small.model(), data, config)
     assert table(found, "ranks").rows[0][1] == expected.mrr
     assert table(found, "distances").rows[0][1] == expected.distance
-    assert [row[0] for row in table(found, "distances").rows[1:]] == [f"real neighbour number {k}" for k in (1, 5, 10)]
+    assert [row[0] for row in table(found, "distances").rows[1:]] == [f"real neighbor number {k}" for k in (1, 5, 10)]
     assert found.figures["samples"].height > 6 * 96
     assert len(found.findings) == 2
     with pytest.raises(ConfigError, match="at least 20 of them, got 5"):
@@ -172,14 +172,14 @@ def test_faithfulness_is_what_evaluate_measures() -> None:
 def test_a_chart_puts_dots_where_the_values_are() -> None:
     bar = charts.Bar("row", (Interval(0.5, 0.4, 0.6),))
     chart = np.asarray(charts.intervals([bar], ["one"], "title", 0.0, 1.0, plot=600)).astype(int)
-    blue = tuple(int(charts.COLOURS[0][place : place + 2], 16) for place in (1, 3, 5))
+    blue = tuple(int(charts.COLORS[0][place : place + 2], 16) for place in (1, 3, 5))
     columns = (np.abs(chart - np.array(blue)).sum(axis=2) == 0).any(axis=0).nonzero()[0]
     assert columns.max() - columns.min() == pytest.approx(0.2 * 600, abs=3)
     with pytest.raises(ValueError, match="one interval for each"):
         charts.intervals([bar], ["one", "two"], "title")
 
 
-def test_too_few_models_samples_and_pictures() -> None:
+def test_too_few_models_samples_and_images() -> None:
     data = photographs(30, 8)
     with pytest.raises(ConfigError, match="--against"):
         layers.run([small.model()], data, QUICK)
@@ -203,8 +203,8 @@ def test_experiments_are_listed_without_loading_them() -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("data")
-    for number, picture in enumerate(photographs(24, 32).floats(slice(None))):
-        images.to_pil(picture).save(place / f"{number:02d}.png")
+    for number, image in enumerate(photographs(24, 32).floats(slice(None))):
+        to_pil(image).save(place / f"{number:02d}.png")
     return place
 
 
@@ -240,7 +240,7 @@ def test_wrong_commands_say_what_is_missing(folder: Path, tmp_path: Path, capsys
         (("analyze", model, "layers", *out, "--data", folder), "--against"),
         (("analyze", model, "invariance", *out, "--data", folder, "--against", model), "takes no --against"),
         (("analyze", model, "invariance", *out, "--data", folder, "--sources", 3), "at least 20"),
-        (("analyze", model, "invariance", *out, "--data", folder, "--set", "colour=1"), "unknown key colour"),
+        (("analyze", model, "invariance", *out, "--data", folder, "--set", "color=1"), "unknown key color"),
         (("analyze", model, "invariance", *out, "--data", tmp_path / "nowhere"), "no such folder"),
     ):
         assert run(*given) == 2

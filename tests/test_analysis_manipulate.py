@@ -24,18 +24,18 @@ QUICK = ManipulateConfig(steps=2, resamples=200, sources=24, properties=("bright
 
 @pytest.fixture(scope="module")
 def data() -> ImageSet:
-    """Pictures of 16 pixels; the classes are dark and light."""
-    pictures = small.pictures(100, 16) * 0.3
+    """Images of 16 pixels; the classes are dark and light."""
+    images = small.make_images(100, 16) * 0.3
     labels = torch.arange(100) % 2
-    pictures[labels == 1] += 0.4
-    pictures[labels == 0] -= 0.4
-    pixels = pictures.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+    images[labels == 1] += 0.4
+    images[labels == 0] -= 0.4
+    pixels = images.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
     return ImageSet(pixels, labels, ("dark", "light"), tuple(Path(f"{n}.png") for n in range(100)), "made-up")
 
 
 @pytest.fixture
 def mirror(monkeypatch: pytest.MonkeyPatch) -> Model:
-    """A model whose representation is the picture and whose samples are the representation."""
+    """A model whose representation is the image and whose samples are the representation."""
     model = small.model()
     monkeypatch.setattr(model, "_encoder", Flat())
 
@@ -67,7 +67,7 @@ def test_directions_with_a_known_answer(generator: torch.Generator) -> None:
     assert float(direction[[0, 2, 4]].abs().max()) < 0.3
 
 
-def test_class_by_neighbours() -> None:
+def test_class_by_neighbors() -> None:
     gallery = torch.tensor([[1.0, 0], [0.9, 0.1], [0, 1], [0.1, 0.9]])
     labels = torch.tensor([0, 0, 1, 1])
     assert class_of(torch.tensor([[5.0, 1], [1, 5]]), gallery, labels, 2).tolist() == [0, 1]
@@ -100,7 +100,7 @@ def test_dimensions_are_swapped_where_representations_are_sparse(
 
 def test_a_decoder_that_does_not_listen(mirror: Model, data: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
     def draw(h: Tensor, *, items: Tensor, per: int, **_: object) -> Tensor:
-        return torch.stack([small.pictures(per, 16, seed=item) for item in items.tolist()])
+        return torch.stack([small.make_images(per, 16, seed=item) for item in items.tolist()])
 
     monkeypatch.setattr(mirror, "sample", small.asked(draw))
     found = manipulate.run(mirror, data, QUICK)
@@ -116,7 +116,7 @@ def test_without_labels(mirror: Model, data: ImageSet) -> None:
 
 
 def test_what_is_refused(mirror: Model, data: ImageSet) -> None:
-    with pytest.raises(ConfigError, match="at least 42 pictures"):
+    with pytest.raises(ConfigError, match="at least 42 images"):
         manipulate.run(mirror, data.subset(torch.arange(30)), QUICK)
     with pytest.raises(ConfigError, match="threshold"):
         ManipulateConfig(threshold=20)
@@ -136,11 +136,11 @@ def _sparse() -> manipulate.Setting:
     rows[30:, 2:4] = torch.linspace(6, 7, 60).view(30, 2)
     rows[::3, 4] = 0.25
     gallery, h = rows[torch.arange(60) % 5 != 0], rows[::5]
-    pictures = small.pictures(60)
+    images = small.make_images(60)
     labels = (torch.arange(60) >= 30).long()
     chosen = torch.arange(60) % 5 != 0
     return manipulate.Setting(
-        gallery, pictures[chosen], labels[chosen], h, pictures[~chosen], labels[~chosen], torch.arange(0, 60, 5)
+        gallery, images[chosen], labels[chosen], h, images[~chosen], labels[~chosen], torch.arange(0, 60, 5)
     )
 
 
@@ -156,7 +156,7 @@ def test_the_dimensions_in_common_are_changed_and_no_others() -> None:
     assert zeroed.target is zeroed.h
     assert swapped.target is not None
     assert torch.equal(swapped.h, torch.where(common, swapped.target, setting.h))
-    assert (swapped.target[:, None] == setting.gallery[None]).all(dim=2).any(dim=1).all()  # each a picture's own
+    assert (swapped.target[:, None] == setting.gallery[None]).all(dim=2).any(dim=1).all()  # each an image's own
     assert len(swapped.target.unique(dim=0)) > 3
     for change in (zeroed, swapped):  # as many random dimensions, not the same for every source
         changed = change.control != setting.h
@@ -169,7 +169,7 @@ def test_the_dimensions_in_common_are_changed_and_no_others() -> None:
         torch.testing.assert_close(steps, steps[:1].expand_as(steps))
         torch.testing.assert_close(controls.norm(dim=1), steps.norm(dim=1), rtol=1e-4, atol=1e-5)
         assert len(controls.unique(dim=0)) == len(controls)
-    want = mean_difference(setting.gallery, properties.find("brightness")(setting.gallery_pictures))
+    want = mean_difference(setting.gallery, properties.find("brightness")(setting.gallery_images))
     torch.testing.assert_close(bright.h[0] - setting.h[0], config.strength * want)
     assert bright.target is None
     spread = float((setting.gallery @ (components[0].h - setting.h)[0] / (components[0].h - setting.h)[0].norm()).std())
@@ -177,8 +177,8 @@ def test_the_dimensions_in_common_are_changed_and_no_others() -> None:
 
 
 def test_nearer_to_the_target_is_moved_as_wanted(mirror: Model) -> None:
-    before = small.pictures(4, 16)[:, None]
-    target = small.pictures(8, 16)[4:]
+    before = small.make_images(4, 16)[:, None]
+    target = small.make_images(8, 16)[4:]
     nearer, further = torch.lerp(before, target[:, None], 0.3), torch.lerp(before, target[:, None], -0.3)
     after = torch.cat([nearer, further], dim=1)
     change = manipulate.Change("it", target.flatten(1), target.flatten(1), "target", target.flatten(1))
@@ -191,13 +191,13 @@ def test_nearer_to_the_target_is_moved_as_wanted(mirror: Model) -> None:
 
 def test_classes_are_voted_by_the_gallery(mirror: Model) -> None:
     """Samples that look like class 1 of the gallery have class 1, whatever the sources around them are."""
-    pictures = small.pictures(6, 16)
-    gallery = pictures.flatten(1).repeat(4, 1)
+    images = small.make_images(6, 16)
+    gallery = images.flatten(1).repeat(4, 1)
     labels = torch.arange(6).repeat(4) % 2
     sources = torch.ones(6, dtype=torch.int64)  # all sources are of class 1
     setting = manipulate.Setting(
-        gallery, pictures.repeat(4, 1, 1, 1), labels, pictures.flatten(1), pictures, sources, torch.arange(6)
+        gallery, images.repeat(4, 1, 1, 1), labels, images.flatten(1), images, sources, torch.arange(6)
     )
-    kept = manipulate._kept(mirror, pictures[:, None], setting, dataclasses.replace(QUICK, knn=4))
+    kept = manipulate._kept(mirror, images[:, None], setting, dataclasses.replace(QUICK, knn=4))
     assert kept is not None
     assert kept.tolist() == [0.0, 1.0, 0.0, 1.0, 0.0, 1.0]

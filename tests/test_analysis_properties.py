@@ -1,4 +1,4 @@
-"""Augmentations and properties, against pictures whose numbers are known by construction."""
+"""Augmentations and properties, against images whose numbers are known by construction."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ from tests import small
 
 
 def square(top: int = 12, left: int = 12, side: int = 8, size: int = 32) -> Tensor:
-    """A light square on dark grey-blue."""
-    picture = torch.tensor([-0.5, -0.5, -0.4])[:, None, None].expand(3, size, size).clone()
-    picture[:, top : top + side, left : left + side] = torch.tensor([0.6, 0.5, 0.2])[:, None, None]
-    return picture[None]
+    """A light square on dark gray-blue."""
+    image = torch.tensor([-0.5, -0.5, -0.4])[:, None, None].expand(3, size, size).clone()
+    image[:, top : top + side, left : left + side] = torch.tensor([0.6, 0.5, 0.2])[:, None, None]
+    return image[None]
 
 
 def stripes(degrees: float, size: int = 32) -> Tensor:
-    """Grey waves whose lines run at an angle, counterclockwise from the horizontal."""
+    """Gray waves whose lines run at an angle, counterclockwise from the horizontal."""
     y, x = torch.meshgrid(torch.arange(size) - 15.5, torch.arange(size) - 15.5, indexing="ij")
     angle = math.radians(degrees)
     across = x * math.sin(angle) + y * math.cos(angle)
     return (0.7 * torch.sin(across * 0.6)).expand(1, 3, -1, -1)
 
 
-def value(name: str, pictures: Tensor) -> float:
-    return float(PROPERTIES[name](pictures)[0])
+def value(name: str, images: Tensor) -> float:
+    return float(PROPERTIES[name](images)[0])
 
 
-def changed(augmentation: str, magnitude: float, pictures: Tensor) -> float:
+def changed(augmentation: str, magnitude: float, images: Tensor) -> float:
     each = AUGMENTATIONS[augmentation]
     prop = PROPERTIES[each.changes]
-    before, after = prop(pictures), prop(each(pictures, magnitude))
+    before, after = prop(images), prop(each(images, magnitude))
     return float(prop.change(before[:, None], after[:, None])[0])
 
 
 @pytest.mark.parametrize("share", [-0.25, -0.125, 0.125, 0.25])
-def test_a_square_moves_by_exactly_the_shift(share: float) -> None:
-    assert changed("shift-x", share, square()) == pytest.approx(share, abs=1e-6)
-    assert changed("shift-y", share, square()) == pytest.approx(share, abs=1e-6)
-    assert value("mass-x", AUGMENTATIONS["shift-y"](square(), share)) == pytest.approx(0, abs=1e-6)
+def test_a_square_moves_by_exactly_the_shift(fraction: float) -> None:
+    assert changed("shift-x", fraction, square()) == pytest.approx(fraction, abs=1e-6)
+    assert changed("shift-y", fraction, square()) == pytest.approx(fraction, abs=1e-6)
+    assert value("mass-x", AUGMENTATIONS["shift-y"](square(), fraction)) == pytest.approx(0, abs=1e-6)
     assert value("mass-y", square(top=16, left=12)) == pytest.approx(4 / 32, abs=1e-6)  # downwards is positive
 
 
@@ -61,39 +61,39 @@ def test_the_spread_of_a_square_is_known_and_grows_with_the_zoom() -> None:
 
 @pytest.mark.parametrize("degrees", [-90.0, -45.0, 30.0, 45.0, 90.0, 170.0])
 def test_turning_the_hue_turns_the_mean_hue_by_that_angle(degrees: float) -> None:
-    picture = small.pictures(1, size=16, seed=4)
-    assert changed("hue", degrees, picture) == pytest.approx(degrees, abs=1e-3)
-    turned = AUGMENTATIONS["hue"](picture, degrees)
-    assert value("saturation", turned) == pytest.approx(value("saturation", picture), abs=1e-6)
+    image = small.make_images(1, size=16, seed=4)
+    assert changed("hue", degrees, image) == pytest.approx(degrees, abs=1e-3)
+    turned = AUGMENTATIONS["hue"](image, degrees)
+    assert value("saturation", turned) == pytest.approx(value("saturation", image), abs=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("colour", "degrees"),
+    ("color", "degrees"),
     [((1, -1, -1), 0), ((1, 1, -1), 60), ((-1, 1, -1), 120), ((-1, 1, 1), 180), ((-1, -1, 1), -120), ((1, -1, 1), -60)],
 )
-def test_hues_of_pure_colours(colour: tuple[int, int, int], degrees: float) -> None:
-    picture = torch.tensor(colour, dtype=torch.float32)[None, :, None, None].expand(1, 3, 8, 8)
-    read = PROPERTIES["hue"](picture)
+def test_hues_of_pure_colors(color: tuple[int, int, int], degrees: float) -> None:
+    image = torch.tensor(color, dtype=torch.float32)[None, :, None, None].expand(1, 3, 8, 8)
+    read = PROPERTIES["hue"](image)
     assert float(PROPERTIES["hue"].degrees(read)[0]) == pytest.approx(degrees, abs=1e-9) or degrees == 180
     assert abs(float(PROPERTIES["hue"].degrees(read)[0])) == pytest.approx(abs(degrees), abs=1e-9)
     assert float(read.abs()) == pytest.approx(1)
-    green = AUGMENTATIONS["hue"](picture, 120 - degrees)
+    green = AUGMENTATIONS["hue"](image, 120 - degrees)
     torch.testing.assert_close(green[0, :, 0, 0], torch.tensor([-1.0, 1.0, -1.0]), atol=1e-5, rtol=0)
 
 
-def test_a_grey_picture_has_no_hue_and_a_flat_one_no_direction() -> None:
-    grey = AUGMENTATIONS["grayscale"](small.pictures(1, size=16), 1.0)
-    assert float(PROPERTIES["hue"](grey).abs()) < 1e-6
-    assert value("saturation", grey) < 1e-6
+def test_a_gray_image_has_no_hue_and_a_flat_one_no_direction() -> None:
+    gray = AUGMENTATIONS["grayscale"](small.make_images(1, size=16), 1.0)
+    assert float(PROPERTIES["hue"](gray).abs()) < 1e-6
+    assert value("saturation", gray) < 1e-6
     assert float(PROPERTIES["orientation"](torch.zeros(1, 3, 16, 16)).abs()) == 0
 
 
 @pytest.mark.parametrize("amount", [0.0, 0.33, 1.0])
-def test_grey_takes_its_share_of_the_saturation_and_no_brightness(amount: float) -> None:
-    picture = small.pictures(1, size=16, seed=2)
-    grey = AUGMENTATIONS["grayscale"](picture, amount)
-    assert value("saturation", grey) == pytest.approx((1 - amount) * value("saturation", picture), abs=1e-6)
-    assert value("brightness", grey) == pytest.approx(value("brightness", picture), abs=1e-6)
+def test_gray_takes_its_share_of_the_saturation_and_no_brightness(amount: float) -> None:
+    image = small.make_images(1, size=16, seed=2)
+    gray = AUGMENTATIONS["grayscale"](image, amount)
+    assert value("saturation", gray) == pytest.approx((1 - amount) * value("saturation", image), abs=1e-6)
+    assert value("brightness", gray) == pytest.approx(value("brightness", image), abs=1e-6)
 
 
 @pytest.mark.parametrize("degrees", [0.0, 25.0, 60.0, 90.0, 135.0])
@@ -105,11 +105,11 @@ def test_the_direction_of_stripes(degrees: float) -> None:
 
 
 @pytest.mark.parametrize("degrees", [-40.0, -20.0, 20.0, 40.0])
-def test_turning_a_picture_turns_its_lines(degrees: float) -> None:
+def test_turning_an_image_turns_its_lines(degrees: float) -> None:
     assert changed("rotation", degrees, stripes(30)) == pytest.approx(degrees, abs=2)
 
 
-def test_a_picture_is_turned_counterclockwise() -> None:
+def test_an_image_is_turned_counterclockwise() -> None:
     at_the_top = square(top=2, left=12)
     turned = AUGMENTATIONS["rotation"](at_the_top, 90)
     torch.testing.assert_close(turned, torch.rot90(at_the_top, 1, (2, 3)), atol=1e-5, rtol=0)
@@ -120,64 +120,64 @@ def test_brightness_doubles_and_highlights_fall() -> None:
     assert value("brightness", AUGMENTATIONS["brightness"](dark, 2)) == pytest.approx(2 * value("brightness", dark))
     half = torch.full((1, 3, 8, 8), 0.5)  # 3/4 of the way from black to white
     assert value("highlights", half) == pytest.approx(0.5)
-    assert value("highlights", AUGMENTATIONS["solarise"](half, 0.6)) == 0
-    assert value("highlights", AUGMENTATIONS["solarise"](half, 0.8)) == pytest.approx(0.5)
+    assert value("highlights", AUGMENTATIONS["solarize"](half, 0.6)) == 0
+    assert value("highlights", AUGMENTATIONS["solarize"](half, 0.8)) == pytest.approx(0.5)
 
 
 def test_mirroring_changes_the_sign_of_the_asymmetry() -> None:
-    picture = small.pictures(1, size=16, seed=6)
-    assert abs(value("asymmetry", picture)) > 0.02
-    assert value("asymmetry", picture.flip(3)) == pytest.approx(-value("asymmetry", picture))
+    image = small.make_images(1, size=16, seed=6)
+    assert abs(value("asymmetry", image)) > 0.02
+    assert value("asymmetry", image.flip(3)) == pytest.approx(-value("asymmetry", image))
     halves = torch.cat([torch.full((1, 3, 8, 4), -1.0), torch.full((1, 3, 8, 4), 1.0)], dim=3)
     assert value("asymmetry", halves) == pytest.approx(1)
 
 
 def test_blur_takes_detail() -> None:
     noisy = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) - 0.5
-    values = [value("sharpness", AUGMENTATIONS["blur"](noisy, share)) for share in (0, 0.02, 0.04, 0.08)]
+    values = [value("sharpness", AUGMENTATIONS["blur"](noisy, fraction)) for fraction in (0, 0.02, 0.04, 0.08)]
     assert values == sorted(values, reverse=True)
     assert values[3] < 0.2 * values[0]
     assert value("sharpness", torch.full((1, 3, 32, 32), 0.4)) == pytest.approx(0, abs=1e-6)
     torch.testing.assert_close(AUGMENTATIONS["blur"](noisy, 0.04).mean(), noisy.mean(), atol=5e-3, rtol=0)
 
 
-NOTHING = {"flip": 0.0, "zoom": 1.0, "brightness": 1.0, "solarise": 1.0}
+NOTHING = {"flip": 0.0, "zoom": 1.0, "brightness": 1.0, "solarize": 1.0}
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_every_augmentation_keeps_shape_range_and_has_a_magnitude_that_changes_nothing(name: str) -> None:
     each = AUGMENTATIONS[name]
     noise = torch.rand(3, 3, 24, 20, generator=torch.Generator().manual_seed(0)) - 0.5
-    pictures = (small.pictures(3, size=24)[..., :20] + noise).clamp(-1, 1)
+    images = (small.make_images(3, size=24)[..., :20] + noise).clamp(-1, 1)
     assert NOTHING.get(name, 0.0) not in each.magnitudes
-    torch.testing.assert_close(each(pictures, NOTHING.get(name, 0.0)), pictures, atol=2e-6, rtol=0)
+    torch.testing.assert_close(each(images, NOTHING.get(name, 0.0)), images, atol=2e-6, rtol=0)
     prop = PROPERTIES[each.changes]
     for magnitude in each.magnitudes:
-        changed_pictures = each(pictures, magnitude)
-        assert changed_pictures.shape == pictures.shape
-        assert changed_pictures.dtype == torch.float32
-        assert float(changed_pictures.abs().max()) <= 1
-        change = prop.change(prop(pictures)[:, None], prop(changed_pictures)[:, None])
+        changed_images = each(images, magnitude)
+        assert changed_images.shape == images.shape
+        assert changed_images.dtype == torch.float32
+        assert float(changed_images.abs().max()) <= 1
+        change = prop.change(prop(images)[:, None], prop(changed_images)[:, None])
         assert float(change.abs().max()) > 1e-3
-        torch.testing.assert_close(each(pictures[1:2], magnitude), changed_pictures[1:2])
+        torch.testing.assert_close(each(images[1:2], magnitude), changed_images[1:2])
 
 
 @pytest.mark.parametrize("name", PROPERTIES)
-def test_a_property_is_one_number_per_picture_whatever_the_batch(name: str) -> None:
-    pictures = small.pictures(4, size=16)
-    read = PROPERTIES[name](pictures)
+def test_a_property_is_one_number_per_image_whatever_the_batch(name: str) -> None:
+    images = small.make_images(4, size=16)
+    read = PROPERTIES[name](images)
     assert read.shape == (4,)
     assert read.dtype == (torch.float64 if PROPERTIES[name].period is None else torch.complex128)
-    torch.testing.assert_close(PROPERTIES[name](pictures[2:3]), read[2:3])
+    torch.testing.assert_close(PROPERTIES[name](images[2:3]), read[2:3])
 
 
-def test_wrong_magnitudes_names_and_pictures() -> None:
-    picture = small.pictures(1)
+def test_wrong_magnitudes_names_and_images() -> None:
+    image = small.make_images(1)
     for name, magnitude in (("flip", 0.5), ("zoom", 0.0), ("grayscale", 1.5), ("brightness", -1.0), ("blur", -0.1)):
         with pytest.raises(ConfigError):
-            AUGMENTATIONS[name](picture, magnitude)
+            AUGMENTATIONS[name](image, magnitude)
     with pytest.raises(ConfigError, match="must be a number"):
-        AUGMENTATIONS["hue"](picture, math.nan)
+        AUGMENTATIONS["hue"](image, math.nan)
     with pytest.raises(ConfigError, match="known: flip"):
         augment.find(["twist"])
     with pytest.raises(ConfigError, match="twice"):
@@ -185,14 +185,14 @@ def test_wrong_magnitudes_names_and_pictures() -> None:
     with pytest.raises(ConfigError, match="known: asymmetry"):
         properties.find("charm")
     with pytest.raises(ImageError):
-        AUGMENTATIONS["hue"](picture * 2, 10)
+        AUGMENTATIONS["hue"](image * 2, 10)
     with pytest.raises(ImageError):
-        PROPERTIES["hue"](picture[0])
+        PROPERTIES["hue"](image[0])
 
 
 @pytest.mark.parametrize(("top", "left"), [(20, 4), (4, 20), (0, 12), (22, 22)])
 def test_the_spread_of_a_square_is_around_its_own_middle(top: int, left: int) -> None:
     exact = math.sqrt((8**2 - 1) / 6) / 32
-    picture = torch.full((1, 3, 34, 34), -0.5)
-    picture[:, :, top + 1 : top + 9, left + 1 : left + 9] = 0.6
-    assert value("scale", picture) == pytest.approx(exact * 32 / 34, abs=1e-6)
+    image = torch.full((1, 3, 34, 34), -0.5)
+    image[:, :, top + 1 : top + 9, left + 1 : left + 9] = 0.6
+    assert value("scale", image) == pytest.approx(exact * 32 / 34, abs=1e-6)

@@ -66,13 +66,13 @@ def test_a_difference_weighs_the_first_side_and_keeps_its_sign() -> None:
     assert 0.3 < r < 0.75
     assert difference(exact, noisy, 200).value == pytest.approx(1 - r)
     assert difference(noisy, exact, 200).value == pytest.approx(r - 1)
-    halved = difference(exact, noisy, 200, share=0.5)
+    halved = difference(exact, noisy, 200, fraction=0.5)
     assert halved.value == pytest.approx(0.5 - r)
     assert halved.low < halved.value < halved.high
     assert halved.high - halved.low == pytest.approx(
         difference(exact, noisy, 200).high - difference(exact, noisy, 200).low, rel=1e-6
     )  # r of the exact side is 1 in every resample
-    fixed = difference(noisy, noisy, 200, share=0.5)
+    fixed = difference(noisy, noisy, 200, fraction=0.5)
     assert fixed.value == pytest.approx(-0.5 * r)
     whole = recovery(dataclasses.replace(noisy), resamples=200)
     assert fixed.high - fixed.low == pytest.approx(0.5 * (whole.correlation.high - whole.correlation.low), rel=1e-6)

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from rcdm_fast import images
 from rcdm_fast.analysis import invariance, registry, shared
 from rcdm_fast.analysis.layer import LayersConfig
 from rcdm_fast.analysis.shared import Shared
 from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.images import to_uint8
 from rcdm_fast.model import Model
 from rcdm_fast.training import representations
 from tests import small
@@ -23,10 +23,10 @@ from tests import small
 QUICK = {"sources": 20, "steps": 1, "resamples": 100}
 ENCODING: dict[str, dict[str, Any]] = {
     "faithfulness": {"per": 1},
-    "neighbours": {"per": 1},
+    "neighbors": {"per": 1},
     "unfamiliar": {},
     "manipulate": {"per": 1, "properties": ["brightness"], "components": 0},
-    "attack": {"per": 1, "pictures": 20, "epsilons": [0, 8], "pgd_steps": 1},
+    "attack": {"per": 1, "images": 20, "epsilons": [0, 8], "pgd_steps": 1},
 }
 
 
@@ -37,13 +37,13 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def data() -> ImageSet:
-    pixels = images.to_uint8(small.pictures(44))
+    pixels = to_uint8(small.make_images(44))
     return ImageSet(pixels, torch.arange(44) % 2, ("a", "b"), (), "made up")
 
 
 @pytest.fixture(scope="module")
 def photos() -> ImageSet:
-    return ImageSet(images.to_uint8(small.pictures(20, seed=9)), None, (), (), "elsewhere")
+    return ImageSet(to_uint8(small.make_images(20, seed=9)), None, (), (), "elsewhere")
 
 
 def run(name: str, models: list[Model], data: ImageSet, photos: ImageSet, known: Shared | None, **more: Any) -> Any:
@@ -77,7 +77,7 @@ def test_the_data_is_encoded_once(
     monkeypatch: pytest.MonkeyPatch, model: Model, data: ImageSet, photos: ImageSet
 ) -> None:
     """Two experiments find what each finds by itself; places of a set are rows of all of it."""
-    few = {name: ENCODING[name] for name in ("faithfulness", "neighbours")}
+    few = {name: ENCODING[name] for name in ("faithfulness", "neighbors")}
     alone = {name: run(name, [model], data, photos, None, **more) for name, more in few.items()}
     asked: Counter[str] = Counter()
     real = representations.compute

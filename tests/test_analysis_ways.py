@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rcdm_fast.analysis import interpolate, invert
-from rcdm_fast.analysis.interpolate import InterpolateConfig, share_of_way
+from rcdm_fast.analysis.interpolate import InterpolateConfig, fraction_of_way
 from rcdm_fast.analysis.invert import InvertConfig
 from rcdm_fast.analysis.registry import EXPERIMENTS, Job
 from rcdm_fast.analysis.result import Analysis
@@ -31,7 +31,7 @@ def data() -> ImageSet:
 
 @pytest.fixture
 def mirror(monkeypatch: pytest.MonkeyPatch) -> Model:
-    """A model whose representation is the picture and whose samples are the representation."""
+    """A model whose representation is the image and whose samples are the representation."""
     model = small.model()
     monkeypatch.setattr(model, "_encoder", Flat())
 
@@ -49,7 +49,7 @@ def column(found: Analysis, table: int, place: int) -> list[float]:
 
 def test_share_of_a_way() -> None:
     start, end = torch.tensor([1.0, 0]), torch.tensor([3.0, 0])
-    assert share_of_way(torch.tensor([[1.0, 9], [2, -4], [3, 0], [5, 1]]), start, end).tolist() == [0, 0.5, 1, 2]
+    assert fraction_of_way(torch.tensor([[1.0, 9], [2, -4], [3, 0], [5, 1]]), start, end).tolist() == [0, 0.5, 1, 2]
 
 
 def test_an_obedient_decoder_goes_evenly(mirror: Model, data: ImageSet) -> None:
@@ -64,7 +64,7 @@ def test_a_deaf_decoder_goes_nowhere(mirror: Model, data: ImageSet, monkeypatch:
     calls = iter(range(1000))
 
     def draw(h: Tensor, *, per: int, **_: object) -> Tensor:
-        return small.pictures(len(h), 16, seed=next(calls))[:, None]
+        return small.make_images(len(h), 16, seed=next(calls))[:, None]
 
     monkeypatch.setattr(mirror, "sample", small.asked(draw))
     found = interpolate.run(mirror, data, WAYS)
@@ -94,7 +94,7 @@ def test_a_round_trip_is_nearer_than_a_fresh_sample() -> None:
 
 def test_exchange(mirror: Model, data: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
     """A decoder that draws h alone takes everything from h; one that draws x_T alone takes nothing."""
-    monkeypatch.setattr(mirror, "invert", lambda pictures, h, *_, **__: pictures)
+    monkeypatch.setattr(mirror, "invert", lambda images, h, *_, **__: images)
 
     def from_noise(h: Tensor, *, noise: Tensor | None, **_: object) -> Tensor:
         return h.view(-1, 1, 3, 16, 16).flip(0) if noise is None else noise

@@ -16,12 +16,12 @@ from PIL import Image
 from torch import Tensor
 
 import rcdm_fast
-from rcdm_fast import images
 from rcdm_fast.analysis.augment import AUGMENTATIONS
 from rcdm_fast.analysis.properties import PROPERTIES
 from rcdm_fast.app import directions, page
 from rcdm_fast.app.playground import Drawn, Playground, Settings, magnitudes
 from rcdm_fast.config import ConfigError
+from rcdm_fast.images import ImageError, to_pil
 from tests import browser, small
 
 needs_gradio = pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="gradio is not installed")
@@ -36,11 +36,11 @@ def playground(monkeypatch: pytest.MonkeyPatch) -> Playground:
 
 @pytest.fixture
 def photos() -> list[Image.Image]:
-    return [images.to_pil(picture) for picture in small.pictures(2, 40)]
+    return [to_pil(image) for image in small.make_images(2, 40)]
 
 
 def same(one: tuple[Image.Image, ...], two: tuple[Image.Image, ...]) -> bool:
-    return [picture.tobytes() for picture in one] == [picture.tobytes() for picture in two]
+    return [image.tobytes() for image in one] == [image.tobytes() for image in two]
 
 
 def last(playground: Playground, photos: list[Image.Image], **changes: Any) -> Drawn:
@@ -55,7 +55,7 @@ def test_samples_appear_bit_by_bit(playground: Playground, photos: list[Image.Im
     assert found[0].seen[0].size == (8, 8)
     model = playground.model("small")
     want = model.sample(model.encode([photos[0]]), per=6, steps=3)[0]
-    assert same(found[-1].samples, tuple(images.to_pil(picture) for picture in want))
+    assert same(found[-1].samples, tuple(to_pil(image) for image in want))
 
 
 def test_guidance_of_models_that_can_be_guided(playground: Playground, photos: list[Image.Image]) -> None:
@@ -68,7 +68,7 @@ def test_guidance_of_models_that_can_be_guided(playground: Playground, photos: l
         guided = last(playground, photos, guidance=2.0)
         assert guided.guidance == 2.0
         want = model.sample(model.encode([photos[0]]), per=6, steps=3, guidance=2.0)[0]
-        assert same(guided.samples, tuple(images.to_pil(picture) for picture in want))
+        assert same(guided.samples, tuple(to_pil(image) for image in want))
     finally:
         model.config = dataclasses.replace(model.config, representation_dropout=0.0)
 
@@ -86,12 +86,12 @@ def test_settings_decide(playground: Playground, photos: list[Image.Image]) -> N
 
 
 def test_neutral_magnitudes_change_nothing() -> None:
-    pictures = small.pictures(2, 16)
+    images = small.make_images(2, 16)
     for name, augmentation in AUGMENTATIONS.items():
         low, high, neutral = magnitudes(name)
         assert low <= neutral <= high
         assert low < high
-        assert float((augmentation(pictures, neutral) - pictures).abs().max()) < 1e-5, name
+        assert float((augmentation(images, neutral) - images).abs().max()) < 1e-5, name
 
 
 def drawn_from(playground: Playground, photos: list[Image.Image], **changes: Any) -> Tensor:
@@ -130,17 +130,17 @@ def test_h_moves_by_strength_times_direction(playground: Playground, photos: lis
 
 
 def test_a_direction_follows_its_augmentation() -> None:
-    """Mean colours as h: brightness raises them; magnitudes on the other side of neutral do not count."""
-    grey = torch.full((1, 3, 16, 16), -0.2)
-    up = directions.of_photograph(small.encoder(), grey, "as brightness")
+    """Mean colors as h: brightness raises them; magnitudes on the other side of neutral do not count."""
+    gray = torch.full((1, 3, 16, 16), -0.2)
+    up = directions.of_photograph(small.encoder(), gray, "as brightness")
     assert torch.allclose(up[0, :3], torch.full((3,), 0.8 * 0.375), atol=1e-5)  # (0.25 + 0.5) / 2 of 0.8 above black
     assert directions.magnitudes_of(AUGMENTATIONS["shift-x"]) == (0.125, 0.25)
-    assert directions.magnitudes_of(AUGMENTATIONS["solarise"]) == (0.8, 0.6, 0.4)
+    assert directions.magnitudes_of(AUGMENTATIONS["solarize"]) == (0.8, 0.6, 0.4)
 
 
 def test_directions_from_data(playground: Playground, photos: list[Image.Image], tmp_path: Path) -> None:
-    for number, picture in enumerate(small.pictures(24, 12, seed=3)):
-        images.to_pil(picture).save(tmp_path / f"{number:02}.png")
+    for number, image in enumerate(small.make_images(24, 12, seed=3)):
+        to_pil(image).save(tmp_path / f"{number:02}.png")
     playground.data = str(tmp_path)
     found = playground.from_data("small")
     assert tuple(found) == directions.OF_DATA == playground.directions[len(directions.OF_PHOTOGRAPH) :]
@@ -154,7 +154,7 @@ def test_directions_from_data(playground: Playground, photos: list[Image.Image],
     }
     for path in sorted(tmp_path.iterdir())[19:]:
         path.unlink()
-    with pytest.raises(ConfigError, match="at least 20 pictures, got 19"):
+    with pytest.raises(ConfigError, match="at least 20 images, got 19"):
         Playground(("small",), data=str(tmp_path)).from_data("small")
 
 
@@ -175,7 +175,7 @@ def test_what_is_refused(playground: Playground, photos: list[Image.Image]) -> N
         list(playground.draw(Settings(model="small", direction="data: component 1", strength=1.0), photos[0]))
     with pytest.raises(ConfigError, match="not among the models"):
         next(playground.draw(Settings(model="/etc/passwd"), photos[0]))
-    with pytest.raises(images.ImageError, match="at least 8"):
+    with pytest.raises(ImageError, match="at least 8"):
         next(playground.draw(Settings(model="small"), Image.new("RGB", (4, 4))))
 
 
@@ -202,13 +202,13 @@ def test_in_a_browser(tmp_path: Path, photos: list[Image.Image]) -> None:
             until(driver, "return !!document.querySelector('.image-frame img, [data-testid=image] img')")
             driver.execute_script("document.querySelector('#draw').click()")
             until(driver, "return document.querySelectorAll('#samples img').length >= 8")
-            assert "8 of 8 pictures" in driver.execute_script("return document.querySelector('#status').innerText")
+            assert "8 of 8 images" in driver.execute_script("return document.querySelector('#status').innerText")
             before = sources(driver)
             move(driver, "as brightness", 2)
             kept = f"{json.dumps(before)}.includes(e.src)"
             new = f"[...document.querySelectorAll('#samples img')].filter(e => !({kept})).length"
             until(driver, f"return {new} >= 8")
-            until(driver, "return document.querySelector('#status').innerText.includes('8 of 8 pictures')")
+            until(driver, "return document.querySelector('#status').innerText.includes('8 of 8 images')")
             names = driver.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
             assert [name for name in names if not name.startswith((address, "data:", "blob:"))] == []
             driver.save_screenshot(str(tmp_path / "page.png"))
@@ -217,7 +217,7 @@ def test_in_a_browser(tmp_path: Path, photos: list[Image.Image]) -> None:
 
 
 def sources(driver: Any) -> list[str]:
-    """Addresses of the samples; Gradio names a picture's file by a hash of its content."""
+    """Addresses of the samples; Gradio names an image's file by a hash of its content."""
     found: list[str] = driver.execute_script("return [...document.querySelectorAll('#samples img')].map(e => e.src)")
     return found
 

@@ -67,8 +67,8 @@ class Server:
         status, _, said = self.ask("POST", "/gradio_api/upload", body, Content_Type=kind)
         return status, json.loads(said)[0] if status == 200 else said.decode()
 
-    def join(self, picture: Any, session: str, steps: int = 2, count: int = 4, model: str = "small") -> None:
-        data = [picture, model, count, steps, "ddim", 0, "none", 0, None, 0, "none", 0, 1]
+    def join(self, image: Any, session: str, steps: int = 2, count: int = 4, model: str = "small") -> None:
+        data = [image, model, count, steps, "ddim", 0, "none", 0, None, 0, "none", 0, 1]
         body = json.dumps({"data": data, "fn_index": self.run, "session_hash": session}).encode()
         status, _, said = self.ask("POST", "/gradio_api/queue/join", body, Content_Type="application/json")
         assert status == 200, said
@@ -78,10 +78,10 @@ class Server:
         connection.request("GET", f"/gradio_api/queue/data?session_hash={session}")
         return connection, connection.getresponse()
 
-    def draw(self, picture: Any, **settings: Any) -> dict[str, Any]:
+    def draw(self, image: Any, **settings: Any) -> dict[str, Any]:
         """The last message about a drawing."""
         session = uuid.uuid4().hex
-        self.join(picture, session, **settings)
+        self.join(image, session, **settings)
         connection, answer = self.listen(session)
         try:
             for line in answer:
@@ -127,7 +127,7 @@ def test_a_photograph_is_drawn(server: Server) -> None:
     assert status == 200
     ended = server.draw(file_data(path))
     assert ended["success"], ended
-    assert ended["output"]["data"][0] == "4 of 4 pictures"
+    assert ended["output"]["data"][0] == "4 of 4 images"
     assert len(ended["output"]["data"][3]) == 4
 
 
@@ -182,7 +182,7 @@ def test_postscript_named_png_starts_nothing(server: Server, tmp_path: Path, mon
         assert status == 200
         ended = server.draw({**file_data(path), "orig_name": name})
         assert not ended["success"]
-        assert ended["output"]["error"].startswith(f"{name}: cannot be read as a picture (it has none of the formats")
+        assert ended["output"]["error"].startswith(f"{name}: cannot be read as an image (it has none of the formats")
     assert not trace.exists()
 
 
@@ -230,7 +230,7 @@ def test_texts_name_no_folder_of_this_machine(server: Server) -> None:
     ("said", "shown"),
     [
         ("no model at /home/a b/m.safetensors: truncated", "no model at m.safetensors: truncated"),
-        ("/data/my photographs/7.jpg: no picture", "my photographs/7.jpg: no picture"),
+        ("/data/my photographs/7.jpg: no image", "my photographs/7.jpg: no image"),
         ("'/tmp/rcdm-app-x/0a/p.png' is 1/3 read", "'p.png' is 1/3 read"),
         ("~/x/y.pt: damaged", "y.pt: damaged"),
         ("give uint8 [H,W,3] and/or float", "give uint8 [H,W,3] and/or float"),
@@ -314,7 +314,7 @@ class Slow:
 
 
 def test_a_drawing_ends_when_its_visitor_leaves(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """250 steps of 50 ms for each four of 32 pictures are 100 s: the next visitor does not wait for them."""
+    """250 steps of 50 ms for each four of 32 images are 100 s: the next visitor does not wait for them."""
     _, path = server.upload(png())
     slow = Slow(server.model, monkeypatch, 0.05)
     session = uuid.uuid4().hex

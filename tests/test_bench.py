@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from benchmarks import bench_sampling, bench_step, bench_training, convolutions, rows, timing, workload
 from benchmarks.peers import eager
-from rcdm_fast import benchmarking, cli, precision, sampling_rate, storage
+from rcdm_fast import benchmarking, cli, precision, storage, throughput
 from rcdm_fast.benchmarking import Times, pair_ratio, relative_l2
 from rcdm_fast.config import ConfigError, ModelConfig
 from rcdm_fast.models.checkpoint import save_model
@@ -241,7 +241,7 @@ def test_bench_training_writes_rows(
     ]  # fmt: skip
     assert rows[3]["of_floor"] == rows[4]["of_floor"] == 1.0
     assert rows[0]["of_plain"] == 1.0
-    assert all(row["runs"] == 2 and row["pictures_per_s"] > 0 for row in rows)
+    assert all(row["runs"] == 2 and row["images_per_s"] > 0 for row in rows)
     assert rows[1]["loss_error"] < 1e-5
     assert 0 < rows[2]["loss_error"]
     assert "x plain fp32" in capsys.readouterr().out
@@ -281,7 +281,7 @@ def test_rcdm_bench(model_file: Path, tmp_path: Path) -> None:
         "fp32,bf16",
         "--batch-size",
         "2",
-        "--pictures",
+        "--images",
         "4",
         "--rounds",
         "1",
@@ -294,8 +294,8 @@ def test_rcdm_bench(model_file: Path, tmp_path: Path) -> None:
     assert len(written) == 1 + 2 * 2 * 2
     for row in written:
         assert {"p20_ms", "p50_ms", "p80_ms", "device", "versions", "threads", "times_published"} <= set(row)
-        assert row["pictures_per_s"] == pytest.approx(4 / (row["p50_ms"] * 1e-3))
-    assert (written[0]["engine"], written[0]["nfe"]) == (sampling_rate.PUBLISHED, 100)
+        assert row["images_per_s"] == pytest.approx(4 / (row["p50_ms"] * 1e-3))
+    assert (written[0]["engine"], written[0]["nfe"]) == (throughput.PUBLISHED, 100)
     assert "sampler_percent" not in written[0]
     assert [row["nfe"] for row in written[1:]] == [2] * 4 + [3] * 4
     assert all(0 < row["sampler_percent"] < 100 for row in written[1:])
@@ -306,15 +306,15 @@ def test_rcdm_bench(model_file: Path, tmp_path: Path) -> None:
     "changes", [{"representation_dim": 0}, {"representation_dim": 0, "num_classes": 3, "learn_sigma": False}]
 )
 def test_rates_of_models_without_representations(changes: dict[str, object]) -> None:
-    plan = sampling_rate.Plan((sampling_rate.Case(steps=2),), batch=2, rounds=1)
-    first, second = sampling_rate.measure(small.model(**changes), plan, lambda rows, share: None)
-    assert first["pictures_per_s"] > 0
-    assert second["pictures_per_s"] > 0
+    plan = throughput.Plan((throughput.Case(steps=2),), batch=2, rounds=1)
+    first, second = throughput.measure(small.model(**changes), plan, lambda rows, fraction: None)
+    assert first["images_per_s"] > 0
+    assert second["images_per_s"] > 0
 
 
 def test_rates_that_do_not_fit_into_the_budget_say_so() -> None:
-    plan = sampling_rate.Plan((sampling_rate.Case(steps=500),), batch=2, budget_s=1e-9)
-    both = sampling_rate.measure(small.model(), plan, lambda rows, share: None)
+    plan = throughput.Plan((throughput.Case(steps=500),), batch=2, budget_s=1e-9)
+    both = throughput.measure(small.model(), plan, lambda rows, fraction: None)
     assert all("more than was left" in row["why_not"] for row in both)
 
 
@@ -322,18 +322,18 @@ def test_a_wrong_engine_gets_no_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small.model()
     predict = model.engine.predict
     monkeypatch.setattr(model.engine, "predict", lambda x, k: predict(x, k) * 1.01)
-    plan = sampling_rate.Plan((sampling_rate.Case(steps=2),), batch=2, published=False)
-    (row,) = sampling_rate.measure(model, plan, lambda rows, share: None)
+    plan = throughput.Plan((throughput.Case(steps=2),), batch=2, published=False)
+    (row,) = throughput.measure(model, plan, lambda rows, fraction: None)
     assert row["red"]
     assert "wrong result" in row["why_not"]
-    assert "pictures_per_s" not in row
+    assert "images_per_s" not in row
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--batch-size", "0"), "batch"),
-        (("--batch-size", "2", "--pictures", "3"), "multiple"),
+        (("--batch-size", "2", "--images", "3"), "multiple"),
         (("--steps", "2,x"), "'x'"),
         (("--steps", ","), "nothing to measure"),
         (("--solver", "euler"), "euler"),

@@ -260,20 +260,20 @@ def test_a_broken_operator_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_triton_kernels_are_compiled_by_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    shares: list[list[str]] = []
+    fractions: list[list[str]] = []
 
     def run_all(module: str, arguments: list[str], names: list[str], *rest: object) -> int:
         assert arguments[-1] == "--compile"
-        shares.append(names)
+        fractions.append(names)
         return 0
 
     monkeypatch.setattr(process, "run_all", run_all)
     names = [str(number) for number in range(len(list(ops.plan(REAL))))]
     assert len(names) == 3 * (3 * (5 * 4 + 3) + 1)
     ops.compile_all([], names, REAL.workers, 10)
-    assert len(shares) == REAL.workers
-    assert sorted(name for share in shares for name in share) == sorted(names)
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert len(fractions) == REAL.workers
+    assert sorted(name for fraction in fractions for name in fraction) == sorted(names)
+    assert max(map(len, fractions)) - min(map(len, fractions)) <= 1
 
 
 def test_batches_begin_only_while_there_is_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,9 +153,9 @@ def test_flags_are_completed_from_the_shapes_and_stated(
     with caplog.at_level(logging.INFO):
         config, _ = load_model(tmp_path / "a.pt", {"image_size": 16, "noise_schedule": "cosine"})
     assert (config.unet, config.schedule) == (CONFIG.unet, CONFIG.schedule)
-    assert "recognised from the tensors: num_channels 32, channel_mult 1,2" in caplog.text
+    assert "recognized from the tensors: num_channels 32, channel_mult 1,2" in caplog.text
     assert "assumed (published defaults): num_heads 4" in caplog.text
-    stated = config.info["flags_recognised"]
+    stated = config.info["flags_recognized"]
     assert stated["from_shapes"]["ssl_dim"] == 5
     assert stated["given"] == {"image_size": 16, "noise_schedule": "cosine"}
     assert stated["assumed"]["num_heads"] == 4

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rcdm_fast import images
 from rcdm_fast.cli import main
 from rcdm_fast.diffusion import registry
+from rcdm_fast.images import ImageError, to_pil
 from tests import small
 
 BUNDLED = ("cifar10-simclr-trunk", "cifar10-simclr-head", "cifar10-supervised")
@@ -26,8 +26,8 @@ BUNDLED = ("cifar10-simclr-trunk", "cifar10-simclr-head", "cifar10-supervised")
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
-    for number, picture in enumerate(small.pictures(3, size=48)):
-        images.to_pil(picture).save(folder / f"{number}.png")
+    for number, image in enumerate(small.make_images(3, size=48)):
+        to_pil(image).save(folder / f"{number}.png")
     return folder
 
 
@@ -35,11 +35,11 @@ def run(*arguments: object) -> int:
     return main([str(argument) for argument in arguments])
 
 
-def test_sample_writes_a_sheet_pictures_and_numbers(
+def test_sample_writes_a_sheet_images_and_numbers(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = run(
-        "sample", photos, "--per", 2, "--steps", 3, "--out", tmp_path / "sheet.png", "--pictures", tmp_path / "each",
+        "sample", photos, "--per", 2, "--steps", 3, "--out", tmp_path / "sheet.png", "--images", tmp_path / "each",
         "--json", tmp_path / "numbers.json", "--batch-size", 4,
     )  # fmt: skip
     assert code == 0
@@ -51,8 +51,8 @@ def test_sample_writes_a_sheet_pictures_and_numbers(
     ]
     numbers = json.loads((tmp_path / "numbers.json").read_text())
     assert numbers["nfe"] == 3
-    assert numbers["pictures"] == 6
-    assert numbers["seconds_per_picture"] > 0
+    assert numbers["images"] == 6
+    assert numbers["seconds_per_image"] > 0
     text = capsys.readouterr().out
     assert "cifar10-simclr-wide" in text
     assert re.search(r"by cifar10-simclr-wide, (native|eager) fp32 on (cpu|cuda:\d)", text)
@@ -61,7 +61,7 @@ def test_sample_writes_a_sheet_pictures_and_numbers(
 
 def test_sample_is_reproducible(photos: Path, tmp_path: Path) -> None:
     for name, size in (("a", 1), ("b", 6)):
-        options = ("--per", 2, "--steps", 2, "--batch-size", size, "--pictures", tmp_path / name)
+        options = ("--per", 2, "--steps", 2, "--batch-size", size, "--images", tmp_path / name)
         assert run("sample", photos / "0.png", *options, "--out", tmp_path / f"{name}.png") == 0
     for path in (tmp_path / "a").iterdir():
         first, second = (np.asarray(Image.open(tmp_path / name / path.name)).astype(int) for name in "ab")
@@ -108,15 +108,15 @@ def test_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (("sample", "{photos}", "--precision", "fp8"), "fp8"),
         (("sample", "{photos}", "--out", "{tmp}/sheet.xyz"), "sheet.xyz"),
         (("sample", "{photos}", "--out", "/proc/nowhere/sheet.png"), "cannot be written"),
-        (("sample", "{tmp}/empty"), "no pictures"),
+        (("sample", "{tmp}/empty"), "no images"),
         (("sample", "{tmp}/text.png"), "text.png"),
         (("train", "nobody", "--data", "{photos}"), "nobody"),
-        (("train", "cifar10-simclr-trunk", "--data", "{tmp}/empty"), "no pictures"),
+        (("train", "cifar10-simclr-trunk", "--data", "{tmp}/empty"), "no images"),
         (("train", "mine", "--data", "{photos}", "--config", "starter", "--set", "ema"), "expected KEY=VALUE"),
         (("train", "mine", "--data", "{photos}", "--config", "starter", "--set", "loss.gama=3"), "gama"),
         (("train", "mine", "--data", "{photos}", "--config", "starter"), "needs an encoder"),
         (("evaluate", "cifar10-simclr-trunk", "--data", "{photos}", "--gallery", "9"), "the data has 3"),
-        (("evaluate", "cifar10-simclr-trunk", "--data", "{photos}", "--features", "model"), "at least 6 real pictures"),
+        (("evaluate", "cifar10-simclr-trunk", "--data", "{photos}", "--features", "model"), "at least 6 real images"),
         (("evaluate", "cifar10-simclr-trunk", "--data", "{photos}", "--inception", "{tmp}/no.pth"), "no such file"),
     ],
 )
@@ -124,7 +124,7 @@ def test_errors_are_one_line(
     arguments: tuple[str, ...], message: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     code = run(*(text.format(photos=photos, tmp=tmp_path) for text in arguments))
     error = capsys.readouterr().err
     assert code in (1, 2)
@@ -140,7 +140,7 @@ def test_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_debug_shows_the_traceback() -> None:
-    with pytest.raises(images.ImageError):
+    with pytest.raises(ImageError):
         run("--debug", "sample", "missing.jpg")
 
 
@@ -158,9 +158,9 @@ def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[st
         assert f"Example: rcdm {command}" in " ".join(capsys.readouterr().out.split())
 
 
-def test_interrupt_keeps_finished_pictures(photos: Path, tmp_path: Path) -> None:
+def test_interrupt_keeps_finished_images(photos: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", "import sys; from rcdm_fast.cli import main; sys.exit(main())", "sample"]
-    options = ["--per", "40", "--steps", "20", "--batch-size", "1", "--pictures", tmp_path / "each"]
+    options = ["--per", "40", "--steps", "20", "--batch-size", "1", "--images", tmp_path / "each"]
     process = subprocess.Popen(
         [*command, str(photos), *map(str, options), "--out", str(tmp_path / "sheet.png")],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
@@ -186,7 +186,7 @@ def test_evaluate_writes_its_interval(photos: Path, tmp_path: Path) -> None:
     arguments = ("--per", 2, "--gallery", 3, "--steps", 2, "--json", out)
     assert run("evaluate", "cifar10-simclr-head", "--data", photos, *arguments) == 0
     assert set(json.loads(out.read_text())["mrr"]) == {"value", "low", "high"}
-    assert json.loads(out.read_text())["distribution"] is None  # three pictures say nothing about a distribution
+    assert json.loads(out.read_text())["distribution"] is None  # three images say nothing about a distribution
 
 
 def test_evaluate_compares_distributions_and_keeps_the_samples(
@@ -204,7 +204,7 @@ def test_evaluate_compares_distributions_and_keeps_the_samples(
     assert (found["distribution"]["real"], found["distribution"]["samples"]) == (8, 6)
     assert found["distribution"]["rank_deficient"]
     assert set(found["nearest_real"]) == {"1"}
-    assert "6 samples beside 8 real pictures" in said
+    assert "6 samples beside 8 real images" in said
     assert "singular" in said
     assert "FID" not in said
     with np.load(tmp_path / "drawn.npz") as stored:
@@ -218,13 +218,11 @@ def test_pretrain_and_train_from_the_command_line(photos: Path, tmp_path: Path) 
     }  # fmt: skip
     (tmp_path / "p.json").write_text(json.dumps(settings))
     out = tmp_path / "run"
-    assert (
-        run("pretrain", "mine", "--data", photos, "--config", tmp_path / "p.json", "--pictures", 4, "--out", out) == 0
-    )
+    assert run("pretrain", "mine", "--data", photos, "--config", tmp_path / "p.json", "--images", 4, "--out", out) == 0
     encoder = out / "mine-encoder.safetensors"
     unet = {"image_size": 8, "num_channels": 32, "channel_mult": [1], "num_res_blocks": 1, "attention_resolutions": []}
     (tmp_path / "t.json").write_text(json.dumps({"name": "x", "unet": unet, "batch_size": 2, "compile": False}))
-    arguments = ("--config", tmp_path / "t.json", "--pictures", 4, "--out", tmp_path / "model", "--set", "loss.gamma=3")
+    arguments = ("--config", tmp_path / "t.json", "--images", 4, "--out", tmp_path / "model", "--set", "loss.gamma=3")
     assert run("train", "mine", "--data", photos, "--encoder", f"file:{encoder}", *arguments) == 0
     sheet = tmp_path / "sheet.png"
     model = tmp_path / "model" / "mine.safetensors"

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 import rcdm_fast
-from rcdm_fast import images
 from rcdm_fast.cli import common, main
+from rcdm_fast.images import save_image, to_pil
 from rcdm_fast.training.bundled import STAGES
 from rcdm_fast.version import __version__
 from tests import small
@@ -144,7 +144,7 @@ def test_commands_in_documents_have_the_options_that_they_name(checkout: Path) -
 def photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(rcdm_fast, "load", lambda *_, **__: small.model())
     path = tmp_path / "K\u00e4fer.png"
-    images.save(images.to_pil(small.pictures(1, size=16)[0]), path)
+    save_image(to_pil(small.make_images(1, size=16)[0]), path)
     return str(path)
 
 

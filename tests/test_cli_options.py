@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 import rcdm_fast
-from rcdm_fast import images
 from rcdm_fast.cli import main
+from rcdm_fast.images import to_pil
 from rcdm_fast.jobs import local
 from rcdm_fast.jobs.settings import JobConfig
 from tests import command_calls, jobs_cases, small
@@ -32,8 +32,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("commands")
     given = place / "given"
     given.mkdir()
-    for name, picture in zip("abc", small.pictures(3, size=16), strict=True):
-        images.to_pil(picture).save(given / f"{name}.png")
+    for name, image in zip("abc", small.make_images(3, size=16), strict=True):
+        to_pil(image).save(given / f"{name}.png")
     train = {"name": "x", "unet": UNET, "encoder": {"source": "timm:resnet18", "image_size": 8}}
     for name, values in (("train", train), ("pretrain", {"name": "x"})):
         (given / f"{name}.json").write_text(json.dumps(values))
@@ -116,8 +116,8 @@ def test_every_option_of_every_command_has_a_row() -> None:
     [
         ("", JobConfig()),
         (
-            "--per 3 --steps 7 --eta 0.5 --seed 9 --format folder --encoding webp --quality 80 --shard-pictures 6",
-            JobConfig(per=3, steps=7, eta=0.5, seed=9, format="folder", encoding="webp", quality=80, shard_pictures=6),
+            "--per 3 --steps 7 --eta 0.5 --seed 9 --format folder --encoding webp --quality 80 --shard-images 6",
+            JobConfig(per=3, steps=7, eta=0.5, seed=9, format="folder", encoding="webp", quality=80, shard_images=6),
         ),
         (
             "--per 2 --steps 10,5 --solver ancestral --format npz",

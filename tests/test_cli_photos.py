@@ -68,13 +68,13 @@ def test_sample_leaves_out_what_cannot_be_read(
 ) -> None:
     numbers = tmp_path / "numbers.json"
     command = ("sample", photos, *DRAWN, "--out", tmp_path / "sheet.png", "--json", numbers)
-    assert run(*command, "--pictures", tmp_path / "damaged") == 3
+    assert run(*command, "--images", tmp_path / "damaged") == 3
     assert "1.png: cannot be read" in capsys.readouterr().err
     found = {path.name: np.asarray(Image.open(path)).astype(int) for path in (tmp_path / "damaged").iterdir()}
     assert sorted(found) == [f"{place:05d}-{place}-{sample:03d}.png" for place in (0, 2, 3) for sample in (0, 1)]
     assert json.loads(numbers.read_text())["left_out"] == 1
     Image.new("RGB", (32, 32)).save(photos / "1.png")
-    assert run(*command, "--pictures", tmp_path / "whole") == 0
+    assert run(*command, "--images", tmp_path / "whole") == 0
     for name, pixels in found.items():  # the noise of the others does not depend on the damaged one
         assert np.abs(pixels - np.asarray(Image.open(tmp_path / "whole" / name))).max() <= 1
 
@@ -86,7 +86,7 @@ def test_representations_are_sampled_like_their_photographs(photos: Path, tmp_pa
         assert run("encode", photos, "--out", tmp_path / f"h.{ending}") == 0
     for given in (photos, *(tmp_path / f"h.{ending}" for ending in endings)):
         sheet, folder = tmp_path / f"from {given.name}.png", tmp_path / f"from {given.name}"
-        assert run("sample", given, *DRAWN, "--out", sheet, "--pictures", folder) == 0
+        assert run("sample", given, *DRAWN, "--out", sheet, "--images", folder) == 0
         assert Image.open(sheet).height > 3 * 96
     first = sorted((tmp_path / "from photos").iterdir())
     for ending in endings:
@@ -99,7 +99,7 @@ def test_representations_are_sampled_like_their_photographs(photos: Path, tmp_pa
 def test_arrays_that_are_no_representations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, array, message in (
         ("labels", np.arange(3), "these are labels"),
-        ("narrow", np.zeros((2, 5), dtype=np.float32), "representations have 5 numbers"),
+        ("narrow", np.zeros((2, 5), dtype=np.float32), "representations have 5 dimensions"),
         ("complex", np.zeros((2, 192), dtype=np.complex64), "complex64"),
     ):
         np.save(tmp_path / f"{name}.npy", array)

@@ -14,24 +14,25 @@ import typer
 from PIL import Image
 
 import rcdm_fast
-from rcdm_fast import engines, images, solver_quality
+from rcdm_fast import engines, solver_quality
 from rcdm_fast.analysis import registry
 from rcdm_fast.analysis.result import Analysis
 from rcdm_fast.benchmarking import Times
 from rcdm_fast.cli import analyze, bench, common, compare, export, generate, main, photos, sampling, training
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.image_set import ImageSet
-from rcdm_fast.drift import Case, Drift, Settings
+from rcdm_fast.engine_comparison import Case, Drift, Settings
 from rcdm_fast.evaluation import Faithfulness
 from rcdm_fast.exporters.onnx import ExportError
+from rcdm_fast.images import ImageError, image_sheet, save_image, to_pil, to_uint8
 from rcdm_fast.jobs.ledger import Summary
 from rcdm_fast.jobs.local import Progress
 from rcdm_fast.jobs.verify import Verdict
 from rcdm_fast.metrics.intervals import Interval
 from rcdm_fast.model import Model
 from rcdm_fast.models.zoo import KnownModel
-from rcdm_fast.sampling_rate import Case as Way
 from rcdm_fast.storage import StorageError
+from rcdm_fast.throughput import Case as Way
 from tests import small
 
 
@@ -64,18 +65,18 @@ def test_compare_holds_ranks_against_those_of_the_first(monkeypatch: pytest.Monk
         return Faithfulness(half, half, half, 0.5, 0.5, 3.5, 6, 2, 1, ranks[case.engine])
 
     monkeypatch.setattr("rcdm_fast.evaluation.evaluate", evaluate)
-    monkeypatch.setattr("rcdm_fast.data.sources.open_data", lambda *_: "pictures")
-    monkeypatch.setattr("rcdm_fast.drift.with_engine", lambda model, case, encoder: case)
+    monkeypatch.setattr("rcdm_fast.data.sources.open_data", lambda *_: "images")
+    monkeypatch.setattr("rcdm_fast.engine_comparison.with_engine", lambda model, case, encoder: case)
     cases = [Case("eager"), Case("native")]
     found = compare._mrr(small.model(), cases, "D", 0, 0, Settings())
     assert [found[case][1].value for case in cases] == pytest.approx([0.0, -0.5])
 
 
 def test_compare_shows_eight_times_the_distance(tmp_path: Path) -> None:
-    """A row for each case, and below all but the first their difference from it around grey."""
+    """A row for each case, and below all but the first their difference from it around gray."""
     first, other = (drift(40.0, name) for name in ("eager", "native"))
-    object.__setattr__(first, "pictures", torch.full((1, 3, 96, 96), -0.5))
-    object.__setattr__(other, "pictures", torch.full((1, 3, 96, 96), -0.46))
+    object.__setattr__(first, "images", torch.full((1, 3, 96, 96), -0.5))
+    object.__setattr__(other, "images", torch.full((1, 3, 96, 96), -0.46))
     compare._sheet([first, other], tmp_path / "a.png")
     shown = Counter(Image.open(tmp_path / "a.png").convert("L").get_flattened_data())
     cells = [round((value + 1) * 127.5) for value in (-0.5, -0.46, 8 * 0.04)]
@@ -87,7 +88,7 @@ def test_calibration_takes_images_from_all_over(monkeypatch: pytest.MonkeyPatch,
     given: list[list[int]] = []
 
     def exported(*_: Any, calibrate: torch.Tensor, **__: Any) -> list[Path]:
-        given.append(images.to_uint8(calibrate)[:, 0, 0, 0].tolist())
+        given.append(to_uint8(calibrate)[:, 0, 0, 0].tolist())
         return []
 
     monkeypatch.setattr(rcdm_fast, "load", lambda *_, **__: small.model())
@@ -128,7 +129,7 @@ def test_bench_fails_where_an_engine_is_wrong(monkeypatch: pytest.MonkeyPatch) -
     row |= {"device": "cpu", "versions": {}, "why_not": "a wrong result"}
     monkeypatch.setattr(rcdm_fast, "load", lambda *_, **__: small.model())
     for red in (False, True):
-        monkeypatch.setattr("rcdm_fast.sampling_rate.measure", lambda *_, red=red: [{**row, "red": red}])
+        monkeypatch.setattr("rcdm_fast.throughput.measure", lambda *_, red=red: [{**row, "red": red}])
         assert main(["bench", "m"]) == int(red)
 
 
@@ -145,10 +146,10 @@ def test_models_that_are_not_there_yet_say_so(
 def test_photographs_with_bad_ones_among_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every item keeps its place and name; as many photographs are kept as are shown."""
     paths = [tmp_path / f"{number}.png" for number in range(4)]
-    for path, picture in zip(paths, small.pictures(4, size=16), strict=True):
-        images.save(images.to_pil(picture), path)
+    for path, image in zip(paths, small.make_images(4, size=16), strict=True):
+        save_image(to_pil(image), path)
     for path in (paths[0], paths[2]):
-        path.write_bytes(b"no picture")
+        path.write_bytes(b"no image")
     model = small.model()
     found = photos.read(model, paths, photos=1)
     assert [(row.place, row.name) for row in found.rows] == [(1, str(paths[1])), (3, str(paths[3]))]
@@ -161,7 +162,7 @@ def test_photographs_with_bad_ones_among_them(tmp_path: Path, capsys: pytest.Cap
         found.finish()
     assert stop.value.exit_code == 3
     photos.Rows().finish()
-    with pytest.raises(images.ImageError, match=r"none of the 2 items can be read; the first: .*0\.png"):
+    with pytest.raises(ImageError, match=r"none of the 2 items can be read; the first: .*0\.png"):
         photos.read(model, [paths[0], paths[2]])
     capsys.readouterr()
     photos.read(model, [paths[0]] * (photos._LISTED + 3) + [paths[1]])
@@ -172,34 +173,34 @@ def test_photographs_with_bad_ones_among_them(tmp_path: Path, capsys: pytest.Cap
 
 def test_a_sheet_has_photo_view_and_samples() -> None:
     """Rows in order; the last one has those that are finished, and a row without any is left out."""
-    model, samples = small.model(), list(small.pictures(5))
+    model, samples = small.model(), list(small.make_images(5))
     rows = [photos.Row(n, f"photos/{n} ?.png", Image.new("RGB", (16, 16), (90 * n, 0, 0))) for n in range(4)]
     rows[1].photo = None
     found = sampling._sheet(model, rows, samples, 2, "a model")
-    drawn = [images.to_pil(picture) for picture in samples]
-    seen = {n: images.to_pil(model.view(rows[n].photo)[0]) for n in (0, 2)}  # type: ignore[arg-type]
+    drawn = [to_pil(image) for image in samples]
+    seen = {n: to_pil(model.view(rows[n].photo)[0]) for n in (0, 2)}  # type: ignore[arg-type]
     white = Image.new("RGB", (96, 96), "white")
     cells = [
         [rows[0].photo, seen[0], *drawn[:2]], [white, white, *drawn[2:4]], [rows[2].photo, seen[2], drawn[4]],
     ]  # fmt: skip
     titles = ["photo", "seen", "samples (a model)"]
-    wanted = images.sheet(cells, cell=96, column_titles=titles, row_titles=["", "", ""], group_gaps=[2])  # type: ignore[arg-type]
+    wanted = image_sheet(cells, cell=96, column_titles=titles, row_titles=["", "", ""], group_gaps=[2])  # type: ignore[arg-type]
     assert found == wanted
     bare = sampling._sheet(model, [rows[1]], samples[:2], 2, "a model")
     titles, names = ["samples (a model)"], ["1__"]
-    assert bare == images.sheet([drawn[:2]], cell=96, column_titles=titles, row_titles=names, group_gaps=[])
+    assert bare == image_sheet([drawn[:2]], cell=96, column_titles=titles, row_titles=names, group_gaps=[])
 
 
 def test_lines_of_progress(capsys: pytest.CaptureFixture[str]) -> None:
     """One for every tenth: what is there, how fast this run is, what is left at that pace."""
     report = generate._Lines()
-    for pictures, drawn in ((0, 0), (45, 5), (49, 9), (60, 20), (100, 60)):
-        report(Progress(pictures, 100, drawn, seconds=10.0, busy=0.5 if drawn > 5 else 0.0, quarantined=drawn // 60))
+    for images, drawn in ((0, 0), (45, 5), (49, 9), (60, 20), (100, 60)):
+        report(Progress(images, 100, drawn, seconds=10.0, busy=0.5 if drawn > 5 else 0.0, quarantined=drawn // 60))
     assert capsys.readouterr().out.splitlines() == [
-        "0 of 100, 0 pictures/s, 1000 s left",
-        "45 of 100, 0.5 pictures/s, 110 s left",
-        "60 of 100, 2 pictures/s, device busy 50 %, 20 s left",
-        "100 of 100, 6 pictures/s, device busy 50 %, 1 quarantined, 0 s left",
+        "0 of 100, 0 images/s, 1000 s left",
+        "45 of 100, 0.5 images/s, 110 s left",
+        "60 of 100, 2 images/s, device busy 50 %, 20 s left",
+        "100 of 100, 6 images/s, device busy 50 %, 1 quarantined, 0 s left",
     ]
     with common.ProgressBar(20) as show:
         for done in (1, 2, 3, 10, 20):
@@ -257,8 +258,8 @@ def test_step_counts() -> None:
         (Verdict(8, 8, 0, 0, 0, ()), None),
         (Verdict(8, 8, 1, 0, 0, ()), None),
         (Verdict(4, 8, 0, 1, 0, ()), 4),
-        (Verdict(7, 8, 0, 0, 1, ("a picture",)), 1),
-        (Verdict(3, 8, 0, 1, 1, ("a picture",)), 1),
+        (Verdict(7, 8, 0, 0, 1, ("an image",)), 1),
+        (Verdict(3, 8, 0, 1, 1, ("an image",)), 1),
     ],
 )
 def test_verifying_ends_with_what_it_found(
@@ -274,12 +275,12 @@ def test_verifying_ends_with_what_it_found(
 def test_a_job_tells_how_it_stands(
     quarantined: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    summary = Summary(pictures=6, wanted=8, quarantined=quarantined, shards=3, shards_wanted=3)
+    summary = Summary(images=6, wanted=8, quarantined=quarantined, shards=3, shards_wanted=3)
     monkeypatch.setattr("rcdm_fast.jobs.local.run", lambda *_: summary)
     monkeypatch.setattr(rcdm_fast, "load", lambda *_, **__: small.model())
     code = main(["generate", "2", "--out", "job", "--json", str(tmp_path / "a.json")])
     assert code == (generate.QUARANTINED if quarantined else 0) == (3 if quarantined else 0)
-    assert f"job: 6 of 8 pictures in 3 shards, {quarantined} items quarantined" in capsys.readouterr().out
+    assert f"job: 6 of 8 images in 3 shards, {quarantined} items quarantined" in capsys.readouterr().out
     assert json.loads((tmp_path / "a.json").read_text()) == {**vars(summary), "complete": True}
 
 
@@ -293,7 +294,7 @@ def test_interpolation_goes_from_the_first_photo_to_the_second(tmp_path: Path, m
     monkeypatch.setattr(rcdm_fast, "load", lambda *_, **__: model)
     monkeypatch.setattr(Model, "interpolate", interpolate)
     for name, value in (("a", -1.0), ("b", -0.5)):
-        images.save(images.to_pil(torch.full((3, 96, 96), value)), tmp_path / f"{name}.png")
+        save_image(to_pil(torch.full((3, 96, 96), value)), tmp_path / f"{name}.png")
     ends = [str(tmp_path / f"{name}.png") for name in "ab"]
     assert main(["interpolate", *ends, "--frames", "3", "--per", "2", "--out", str(tmp_path / "way.png")]) == 0
     for found, photo in zip(seen, ends, strict=True):
@@ -313,10 +314,10 @@ def test_interpolation_goes_from_the_first_photo_to_the_second(tmp_path: Path, m
         ("analyze m layers --data D", "compares models: name another with --against"),
         ("analyze m invariance --photos P --data D", "takes no --photos"),
         ("analyze m unfamiliar --data D", "needs photographs"),
-        ("analyze m invariance", "needs a set of pictures"),
+        ("analyze m invariance", "needs a set of images"),
         ("evaluate m --data D --features none --inception i.pth", "both name a feature space"),
         ("report m --out r.txt --data D", "is an .html file"),
-        ("report m --out r.html", "a report needs pictures"),
+        ("report m --out r.html", "a report needs images"),
         ("generate", "generate needs items"),
     ],
 )

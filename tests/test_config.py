@@ -285,7 +285,7 @@ def test_whatever_is_wrong_in_a_file_its_name_is_told_and_nothing_is_repeated_at
 
 
 @pytest.mark.parametrize(
-    "content", [b'{"name": "\xe1"}', b"[" * 200_000, b'{"pictures": ' + b"9" * 5000 + b"}", b"", b"[1]", None]
+    "content", [b'{"name": "\xe1"}', b"[" * 200_000, b'{"images": ' + b"9" * 5000 + b"}", b"", b"[1]", None]
 )
 def test_damaged_configuration_files_are_named(tmp_path: Path, content: bytes | None) -> None:
     file = tmp_path / "mine.json"

@@ -81,14 +81,14 @@ def test_shared_memory_beyond_the_default_is_asked_for_once_on_every_device(host
     assert asked == [1, 0, 1, 0, 0]
 
 
-def test_small_pictures_take_one_launch_and_large_ones_two(host: Launchers) -> None:
+def test_small_images_take_one_launch_and_large_ones_two(host: Launchers) -> None:
     for size, channels, launches in ((4, 1024, 1), (8, 1024, 1), (16, 512, 1), (32, 256, 1), (64, 64, 2)):
         _check(host, NormCase(channels=channels, size=(size, size), dtype=torch.bfloat16))
         assert host.launches == launches
 
 
 @pytest.mark.parametrize("size", [(5, 7), (70, 64)])
-def test_a_picture_does_not_depend_on_its_batch(host: Launchers, size: tuple[int, int]) -> None:
+def test_an_image_does_not_depend_on_its_batch(host: Launchers, size: tuple[int, int]) -> None:
     inputs = make_inputs(NormCase(channels=64, size=size, batch=3, film="scale", dtype=torch.bfloat16))
     x, rows = inputs[0], inputs[5]
     assert rows is not None
@@ -100,7 +100,7 @@ def test_a_picture_does_not_depend_on_its_batch(host: Launchers, size: tuple[int
 
 @pytest.mark.parametrize("film", ["scale", "add"])
 @pytest.mark.parametrize("size", [(5, 7), (70, 64)])
-def test_a_row_out_of_range_gives_nan_for_its_picture_alone(host: Launchers, film: str, size: tuple[int, int]) -> None:
+def test_a_row_out_of_range_gives_nan_for_its_image_alone(host: Launchers, film: str, size: tuple[int, int]) -> None:
     inputs = make_inputs(NormCase(channels=32, size=size, batch=3, film=film))
     want = host.film_group_norm(*inputs)
     for bad in (-1, 5, 2**40):

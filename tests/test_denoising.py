@@ -16,12 +16,12 @@ from torch import Tensor
 from rcdm_fast.cli import main
 from rcdm_fast.config import ConfigError, ScheduleConfig
 from rcdm_fast.data.image_set import ImageSet, fingerprint
-from rcdm_fast.denoising import SHARES, x0_errors
+from rcdm_fast.denoising import FRACTIONS, x0_errors
 from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.model import Model
 from tests import small
 
-PIXELS = ((small.pictures(10) + 1) * 127.5).round().to(torch.uint8)
+PIXELS = ((small.make_images(10) + 1) * 127.5).round().to(torch.uint8)
 DATA = ImageSet(PIXELS, None, (), (), fingerprint(PIXELS, None))
 
 
@@ -46,7 +46,7 @@ def knows(prediction: str, wrong: float, monkeypatch: pytest.MonkeyPatch) -> Mod
 @pytest.mark.parametrize("prediction", ["x0", "eps", "v"])
 def test_a_network_that_is_off_by_a_known_amount(prediction: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = x0_errors(knows(prediction, 0.25, monkeypatch), DATA, torch.arange(1, 9), batch_size=3)
-    assert list(found) == [int(share * 1000) for share in SHARES]
+    assert list(found) == [int(fraction * 1000) for fraction in FRACTIONS]
     for each in found.values():
         assert (each.low, each.value, each.high) == pytest.approx((0.0625,) * 3, rel=1e-3)
 
@@ -88,7 +88,7 @@ def test_the_command_prints_and_writes_them(
         return x0_errors(model, data, index, (10, 900), **options)
 
     monkeypatch.setattr("rcdm_fast.denoising.x0_errors", measured)
-    pixels = ((small.pictures(10, size=32) + 1) * 127.5).round().to(torch.uint8)
+    pixels = ((small.make_images(10, size=32) + 1) * 127.5).round().to(torch.uint8)
     np.save(tmp_path / "data.npy", pixels.permute(0, 2, 3, 1).numpy())
     words = ["evaluate", "cifar10-simclr-head", "--data", str(tmp_path / "data.npy"), "--sources", "3"]
     words += ["--per", "2", "--steps", "2", "--seed", "4", "--device", "cpu", "--features", "none"]

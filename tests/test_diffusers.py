@@ -1,4 +1,4 @@
-"""The diffusers folder: same eps, same pictures with its scheduler, read back bit for bit; the rest is refused."""
+"""The diffusers folder: same eps, same images with its scheduler, read back bit for bit; the rest is refused."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def _largest_difference(model: Model, folder: Path, steps: int) -> float:
 
 
 @pytest.mark.parametrize("name", [*zoo.list_bundled(), *CASES])
-def test_the_same_pictures(tmp_path: Path, name: str) -> None:
+def test_the_same_images(tmp_path: Path, name: str) -> None:
     source: Any = name
     flags = None
     if name in CASES:
@@ -157,7 +157,7 @@ def test_the_folder_needs_no_rcdm_fast(tmp_path: Path) -> None:
     rcdm_fast.export(model, "diffusers", tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     example = text.split("```python\n")[1].split("```")[0].replace("steps=50", "steps=2")
-    code = f"import sys; sys.modules['rcdm_fast'] = None\n{example}\nprint(list(pictures.shape))"
+    code = f"import sys; sys.modules['rcdm_fast'] = None\n{example}\nprint(list(images.shape))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path / "out", capture_output=True, text=True, check=False
     )

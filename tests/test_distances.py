@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from rcdm_fast import images
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data import sample_files
 from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.encoders import features
 from rcdm_fast.evaluation import EvaluateConfig, compare, draw, evaluate
+from rcdm_fast.images import to_uint8
 from rcdm_fast.metrics import distances, distributions
 from tests import small
 
@@ -36,8 +36,8 @@ def points(count: int, width: int = 5, seed: int = 0, shift: float = 0.0) -> Ten
     return torch.randn(count, width, dtype=torch.float64, generator=generator) + shift
 
 
-def some_pictures(count: int, labels: bool = False) -> ImageSet:
-    pixels = images.to_uint8(small.pictures(count))
+def some_images(count: int, labels: bool = False) -> ImageSet:
+    pixels = to_uint8(small.make_images(count))
     paths = tuple(Path(str(number)) for number in range(count))
     return ImageSet(pixels, torch.arange(count) % 3 if labels else None, ("a", "b", "c") if labels else (), paths, "x")
 
@@ -131,7 +131,7 @@ def test_precision_recall_density_and_coverage_agree_with_loops(monkeypatch: pyt
     assert distances.density_coverage(real, samples) == pytest.approx(expected)
 
 
-def test_repeated_pictures_lie_in_their_own_balls() -> None:
+def test_repeated_images_lie_in_their_own_balls() -> None:
     repeated = points(3, width=40).repeat(6, 1) * 1e3
     assert distances.precision_recall(repeated, repeated.flip(0)) == (1, 1)
 
@@ -147,13 +147,13 @@ def test_inception_score_of_certain_and_of_uncertain_classes() -> None:
 def test_errors_of_distances() -> None:
     with pytest.raises(ConfigError, match="not from one space"):
         distances.frechet_distance(points(9), points(9, width=4))
-    with pytest.raises(ConfigError, match="samples: 3 pictures; this distance needs at least 4"):
+    with pytest.raises(ConfigError, match="samples: 3 images; this distance needs at least 4"):
         distances.precision_recall(points(9), points(3))
     with pytest.raises(ConfigError, match="NaN"):
         distances.kernel_distance(points(9), points(9) * torch.nan)
     with pytest.raises(ConfigError, match=r"\[N,D\]"):
         distances.frechet_distance(points(9)[0], points(9))
-    with pytest.raises(ConfigError, match="at least 6 real pictures and 6 samples, got 9 and 5"):
+    with pytest.raises(ConfigError, match="at least 6 real images and 6 samples, got 9 and 5"):
         distributions.measure("made up", points(9), points(5))
 
 
@@ -161,16 +161,16 @@ def test_a_report_names_its_space_its_numbers_and_a_singular_covariance() -> Non
     enough = distributions.measure("made up", points(30), points(20, seed=1))
     assert (enough.features, enough.dim, enough.real, enough.samples) == ("made up", 5, 30, 20)
     assert (enough.rank_deficient, enough.kernel_subset_size) == (False, 20)
-    assert "20 samples beside 30 real pictures; features: made up (5)" in distributions.table(enough)[0]
+    assert "20 samples beside 30 real images; features: made up (5)" in distributions.table(enough)[0]
     assert "warning" not in "\n".join(distributions.table(enough))
     assert not distributions.measure("x", points(6), points(6, seed=1)).rank_deficient
     singular = distributions.measure("x", points(30, width=20), points(20, width=20))
     assert singular.rank_deficient
-    assert "under 21 pictures" in distributions.table(singular)[-1]
+    assert "under 21 images" in distributions.table(singular)[-1]
 
 
 def test_fid_and_inception_score_are_named_only_in_the_space_of_inception() -> None:
-    data = some_pictures(12)
+    data = some_images(12)
     drawn = draw(small.model(), data, EvaluateConfig(per=2, steps=2))
     plain = compare(drawn, features.of_encoder(small.encoder()))
     text = "\n".join(distributions.table(plain))
@@ -215,14 +215,14 @@ def test_the_inception_network_gives_features_and_logits(tmp_path: Path, monkeyp
     monkeypatch.setattr(features, "SHA256_START", "")
     torch.save(state, tmp_path / "weights.pth")
     space = features.of_inception(tmp_path / "weights.pth")
-    found, logits = space.of(some_pictures(2).pixels)
+    found, logits = space.of(some_images(2).pixels)
     assert found.shape == (2, 2048)
     assert logits is not None
     torch.testing.assert_close(logits, found @ state["fc.weight"].T, rtol=1e-4, atol=1e-5)
 
 
 def test_the_models_own_space_reuses_what_was_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    data, config = some_pictures(14, labels=True), EvaluateConfig(sources=5, per=3, steps=2)
+    data, config = some_images(14, labels=True), EvaluateConfig(sources=5, per=3, steps=2)
     model = small.model()
     calls: list[int] = []
     sample = model.sample
@@ -240,29 +240,29 @@ def test_the_models_own_space_reuses_what_was_drawn(monkeypatch: pytest.MonkeyPa
     drawn = draw(model, data, config)
     assert drawn.labels is not None
     assert drawn.labels.tolist() == (drawn.sources % 3).repeat_interleave(3).tolist()
-    again = compare(drawn, features.of_encoder(small.encoder()))  # the same network, encoding 8-bit pictures
+    again = compare(drawn, features.of_encoder(small.encoder()))  # the same network, encoding 8-bit images
     assert again.frechet_distance == pytest.approx(result.distribution.frechet_distance, rel=0.02)
-    equal = compare(drawn, features.of_encoder(model.encoder), reference=drawn.pictures.flatten(0, 1))
+    equal = compare(drawn, features.of_encoder(model.encoder), reference=drawn.images.flatten(0, 1))
     assert equal.frechet_distance < 1e-3
     with pytest.raises(ConfigError, match="at least 6 real"):
-        evaluate(model, some_pictures(5), config, space=features.of_encoder(model.encoder))
+        evaluate(model, some_images(5), config, space=features.of_encoder(model.encoder))
 
 
-def test_distances_of_real_neighbours() -> None:
-    data = some_pictures(12)
+def test_distances_of_real_neighbors() -> None:
+    data = some_images(12)
     result = evaluate(small.model(), data, EvaluateConfig(per=2, steps=2, resamples=50))
     h = small.encoder().encode(data.floats(slice(None))).double()
-    squared = (h[:, None] - h[None]).square().sum(dim=2).sort(dim=1).values  # column 0 is the picture itself
+    squared = (h[:, None] - h[None]).square().sum(dim=2).sort(dim=1).values  # column 0 is the image itself
     assert set(result.nearest_real) == {1, 5, 10}
     for k, interval in result.nearest_real.items():
         assert interval.value == pytest.approx(float(squared[:, k].mean()))
         assert interval.low < interval.value < interval.high
     assert result.nearest == result.nearest_real[1].value
-    assert set(evaluate(small.model(), some_pictures(6), EvaluateConfig(steps=2)).nearest_real) == {1, 5}
+    assert set(evaluate(small.model(), some_images(6), EvaluateConfig(steps=2)).nearest_real) == {1, 5}
 
 
 def test_npz_files_have_the_form_that_adm_reads(tmp_path: Path) -> None:
-    pixels = some_pictures(4).pixels
+    pixels = some_images(4).pixels
     path = tmp_path / "new" / "samples.data"  # numpy would append .npz
     sample_files.write_npz(path, pixels, torch.tensor([2, 0, 1, 1]))
     assert [file.name for file in path.parent.iterdir()] == ["samples.data"]
@@ -279,11 +279,11 @@ def test_npz_files_have_the_form_that_adm_reads(tmp_path: Path) -> None:
 
 
 def test_errors_of_npz_files(tmp_path: Path) -> None:
-    pixels = some_pictures(4).pixels
+    pixels = some_images(4).pixels
     path = tmp_path / "x.npz"
     with pytest.raises(ConfigError, match="uint8"):
         sample_files.write_npz(path, pixels.float())
-    with pytest.raises(ConfigError, match="4 pictures with labels"):
+    with pytest.raises(ConfigError, match="4 images with labels"):
         sample_files.write_npz(path, pixels, torch.zeros(3))
     assert not path.exists()
     with pytest.raises(ConfigError, match="no such file"):

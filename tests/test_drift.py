@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rcdm_fast import benchmarking, drift, engines
+from rcdm_fast import benchmarking, engine_comparison, engines
 from rcdm_fast.cli import main
 from rcdm_fast.config import ConfigError
 from rcdm_fast.engines.native import NativeEngine
@@ -18,23 +18,25 @@ from tests import small
 
 # An engine that is not exact; without bf16 in the processor PyTorch computes it all the same, slowly.
 INEXACT = "native" if not engines.reasons_unavailable("native", torch.device("cpu"), "bf16") else "eager"
-SETTINGS = drift.Settings(steps=3, per=2, batch_size=3, rounds=1)
+SETTINGS = engine_comparison.Settings(steps=3, per=2, batch_size=3, rounds=1)
 
 
-def _found(engine: str = INEXACT, precision: engines.Precision = "bf16") -> list[drift.Drift]:
-    return drift.compare(small.model(), [drift.Case(engine, precision)], torch.randn(2, small.DIM), SETTINGS)
+def _found(engine: str = INEXACT, precision: engines.Precision = "bf16") -> list[engine_comparison.Drift]:
+    return engine_comparison.compare(
+        small.model(), [engine_comparison.Case(engine, precision)], torch.randn(2, small.DIM), SETTINGS
+    )
 
 
 def test_the_reference_comes_first_and_equals_itself() -> None:
     first, second = _found()
-    assert first.case == drift.REFERENCE
+    assert first.case == engine_comparison.REFERENCE
     assert set(first.step_errors) == set(first.path_errors) == {0.0}
     assert math.isinf(first.psnr_db)
     assert first.speedup == 1.0
     assert len(second.step_errors) == len(second.path_errors) == 3
     assert 0 < max(second.step_errors) < 0.05
     assert 0 < second.path_errors[-1] < 0.1
-    assert second.pictures.shape == (4, 3, 8, 8)
+    assert second.images.shape == (4, 3, 8, 8)
 
 
 def test_an_engine_that_is_wrong_at_one_step_shows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,12 +58,14 @@ def test_psnr() -> None:
 
 
 def test_cases_are_parsed() -> None:
-    assert drift.Case.parse("native") == drift.Case("native", "fp32")
-    assert drift.Case.parse(" openvino:int8=a/b.xml") == drift.Case("openvino", "int8", Path("a/b.xml"))
+    assert engine_comparison.Case.parse("native") == engine_comparison.Case("native", "fp32")
+    assert engine_comparison.Case.parse(" openvino:int8=a/b.xml") == engine_comparison.Case(
+        "openvino", "int8", Path("a/b.xml")
+    )
     with pytest.raises(ConfigError, match="no engine called 'fast'"):
         _found("fast")
     with pytest.raises(ConfigError, match="rounds must be at least 1"):
-        drift.compare(small.model(), [], torch.randn(1, small.DIM), drift.Settings(rounds=0))
+        engine_comparison.compare(small.model(), [], torch.randn(1, small.DIM), engine_comparison.Settings(rounds=0))
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

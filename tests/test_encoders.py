@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from rcdm_fast.config import ConfigError, EncoderConfig
 from rcdm_fast.encoders import Encoder, EncoderError, ImageEncoder, build
 from rcdm_fast.images import ImageError, from_pil, to_uint8
-from tests.encoder_checks import close, pictures
+from tests.encoder_checks import close, make_images
 from tests.tolerances import ENCODER_CUDA_L2, RESIZE_ABS, RESIZE_HALVED_ABS
 
 
@@ -64,7 +64,7 @@ class TwoParts(nn.Module):
 SMALL = EncoderConfig("module", image_size=8)
 
 
-def test_squash_sees_everything_and_short_side_the_centre() -> None:
+def test_squash_sees_everything_and_short_side_the_center() -> None:
     wide = torch.full((1, 3, 20, 60), 0.5)
     wide[..., :20] = -0.5  # the left third, outside the central square
     encoder = build(nn.Flatten(), config=dataclasses.replace(SMALL, dim=192))
@@ -78,7 +78,7 @@ def test_squash_sees_everything_and_short_side_the_centre() -> None:
     assert float(seen[..., -1].min()) > 0.49
 
 
-def test_resize_to_crops_the_centre() -> None:
+def test_resize_to_crops_the_center() -> None:
     image = torch.zeros(1, 3, 32, 32)
     image[..., 8:24, 8:24] = 1.0
     config = dataclasses.replace(SMALL, resize_to=16, interpolation="area", dim=1)
@@ -88,9 +88,9 @@ def test_resize_to_crops_the_centre() -> None:
     assert torch.equal(squash.view(image), torch.ones(1, 3, 8, 8))
 
 
-def test_a_picture_of_the_right_size_is_seen_as_it_is() -> None:
+def test_an_image_of_the_right_size_is_seen_as_it_is() -> None:
     encoder = ImageEncoder(nn.Flatten(), dataclasses.replace(SMALL, resize_to=12))
-    images = pictures(8, 8, count=2)
+    images = make_images(8, 8, count=2)
     assert torch.equal(encoder.view(images), images)
     assert torch.equal(encoder.encode(images), images.flatten(1))  # mean and std 0.5 leave [-1,1] alone
 
@@ -122,7 +122,7 @@ def test_bilinear_and_bicubic_resize_like_pil(height: int, width: int) -> None:
 
 
 @pytest.mark.parametrize("resize", ["short_side", "squash"])
-def test_a_picture_smaller_than_the_view_lies_on_black(resize: Literal["short_side", "squash"]) -> None:
+def test_an_image_smaller_than_the_view_lies_on_black(resize: Literal["short_side", "squash"]) -> None:
     """Resized to less than the encoder sees, as torchvision's transforms do it, overshoot clipped."""
     for image in edges_and_noise(30, 45):
         config = dataclasses.replace(
@@ -158,7 +158,7 @@ def test_box_bicubic_halves_first(side: int, halvings: int) -> None:
     assert (apart > RESIZE_HALVED_ABS) == (halvings > 0)
 
 
-def test_normalisation() -> None:
+def test_normalization() -> None:
     config = dataclasses.replace(SMALL, mean=(0.1, 0.2, 0.3), std=(0.5, 1.0, 2.0))
     h = build(nn.Flatten(), config=config).encode(torch.zeros(1, 3, 8, 8)).reshape(3, 64)
     assert close(h, torch.tensor([[0.8], [0.3], [0.1]]).expand(3, 64))
@@ -166,7 +166,7 @@ def test_normalisation() -> None:
 
 def test_backbone_stops_before_the_projector_and_projector_is_the_output() -> None:
     network = TwoParts().eval()
-    images = pictures(8, 8, count=3)
+    images = make_images(8, 8, count=3)
     encoder = build(network, config=SMALL)
     h = encoder.encode(images)
     assert encoder.dim == 5
@@ -180,7 +180,7 @@ def test_backbone_stops_before_the_projector_and_projector_is_the_output() -> No
 
 
 def test_mean_of_positions_in_either_order() -> None:
-    images = pictures(8, 8, count=2)
+    images = make_images(8, 8, count=2)
     config = dataclasses.replace(SMALL, pooling="mean")
     first = build(nn.Identity(), config=config).encode(images)
     assert close(first, images.mean((2, 3)))
@@ -191,7 +191,7 @@ def test_mean_of_positions_in_either_order() -> None:
 @pytest.mark.parametrize("prefix", [0, 1, 3])
 def test_cls_and_mean_of_tokens(prefix: int) -> None:
     network = Tokens(prefix)
-    images = pictures(8, 8, count=2)
+    images = make_images(8, 8, count=2)
     mean = build(network, config=dataclasses.replace(SMALL, pooling="mean")).encode(images)
     assert close(mean, network.patches(images).mean((2, 3)))
     if prefix:
@@ -204,7 +204,7 @@ def test_cls_and_mean_of_tokens(prefix: int) -> None:
 
 def test_batches_do_not_matter() -> None:
     encoder = ImageEncoder(TwoParts(), SMALL, batch_size=2)
-    images = pictures(11, 9, count=5)
+    images = make_images(11, 9, count=5)
     whole = encoder.encode(images)
     assert close(whole, torch.cat([encoder.encode(part) for part in (images[:1], images[1:])]))
     assert close(whole, ImageEncoder(encoder._network, SMALL, batch_size=100).encode(images))
@@ -217,7 +217,7 @@ def test_evaluation_mode_and_no_gradients_but_usable_in_training() -> None:
     before = {name: value.clone() for name, value in network.named_buffers()}
     network.projector.eval()
     modes = {name: module.training for name, module in network.named_modules()}
-    images = pictures(8, 8, count=4)
+    images = make_images(8, 8, count=4)
     h = encoder.encode(images)
     assert {name: module.training for name, module in network.named_modules()} == modes  # as its owner has it
     assert all(parameter.requires_grad for parameter in network.parameters())
@@ -234,7 +234,7 @@ def test_evaluation_mode_and_no_gradients_but_usable_in_training() -> None:
 def test_several_threads_in_a_network_that_is_training() -> None:
     network = TwoParts().train()
     encoder = build(network, config=SMALL)
-    images = pictures(8, 8, count=4)
+    images = make_images(8, 8, count=4)
     expected = encoder.encode(images)
     before = {name: value.clone() for name, value in network.named_buffers()}
     found: list[Tensor] = []
@@ -250,12 +250,12 @@ def test_several_threads_in_a_network_that_is_training() -> None:
 
 
 def test_a_hosts_autocast_and_default_dtype_change_nothing() -> None:
-    network, images = TwoParts(), pictures(8, 8, count=2)
+    network, images = TwoParts(), make_images(8, 8, count=2)
     expected = build(network, config=SMALL).encode(images)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(build(network, config=SMALL).encode(images), expected)
         assert torch.is_autocast_enabled("cpu")
-    drawn = build("timm:test_resnet").encode(pictures(160))
+    drawn = build("timm:test_resnet").encode(make_images(160))
     torch.set_default_dtype(torch.float64)
     try:
         late = build("timm:test_resnet")
@@ -282,8 +282,8 @@ def test_tables_that_a_network_keeps_do_for_its_training() -> None:
             return x.mean((2, 3)) * self.table * self.weight
 
     network = Kept()
-    build(network, config=SMALL).encode(pictures(8))
-    network(pictures(8)).sum().backward()
+    build(network, config=SMALL).encode(make_images(8))
+    network(make_images(8)).sum().backward()
     assert network.weight.grad is not None
 
 
@@ -295,13 +295,13 @@ def test_a_class_is_no_encoder() -> None:
 
 def test_represent_carries_gradients() -> None:
     encoder = ImageEncoder(TwoParts(), SMALL)
-    images = pictures(8, 8, count=2).requires_grad_()
+    images = make_images(8, 8, count=2).requires_grad_()
     (gradient,) = torch.autograd.grad(encoder.represent(images).sum(), images)
     assert float(gradient.abs().sum()) > 0
 
 
 def test_normalize_and_half_precision_networks() -> None:
-    images = pictures(8, 8, count=2)
+    images = make_images(8, 8, count=2)
     network = TwoParts().eval()
     h = build(network, config=dataclasses.replace(SMALL, normalize=True)).encode(images)
     assert close(h, F.normalize(network.backbone(images), dim=1))
@@ -330,7 +330,7 @@ def test_functions_and_encoders() -> None:
         (nn.Conv2d(3, 4, 3), SMALL, r"gives \[1, 4, 6, 6\], not \[N,D\]; choose pooling=mean"),
         (Tokens(1), SMALL, "choose pooling=cls or pooling=mean"),
         (nn.Flatten(), dataclasses.replace(SMALL, pooling="mean"), "choose pooling=none"),
-        (nn.Linear(9, 4), SMALL, r"fails on a picture \[1,3,8,8\]"),
+        (nn.Linear(9, 4), SMALL, r"fails on an image \[1,3,8,8\]"),
         (lambda x: x.sum(), SMALL, "not"),
         (lambda x: "text", SMALL, "returned str, not a tensor"),
         (lambda x: x.flatten(1) * float("nan"), SMALL, "NaN"),
@@ -343,7 +343,7 @@ def test_outputs_that_are_no_representation(network: nn.Module, config: EncoderC
 
 
 def test_wrong_width_and_damaged_weights() -> None:
-    images = pictures(8, 8, count=1)
+    images = make_images(8, 8, count=1)
     with pytest.raises(EncoderError, match=r"gives \[1, 5\], configured are \[1, 7\]"):
         build(TwoParts(), config=dataclasses.replace(SMALL, dim=7)).encode(images)
     network = TwoParts()
@@ -354,7 +354,7 @@ def test_wrong_width_and_damaged_weights() -> None:
         encoder.encode(images)
 
 
-def test_what_is_no_batch_of_pictures() -> None:
+def test_what_is_no_batch_of_images() -> None:
     encoder = build(TwoParts(), config=SMALL)
     for wrong in (torch.zeros(3, 8, 8), torch.zeros(1, 4, 8, 8), torch.zeros(1, 3, 8, 8, dtype=torch.uint8)):
         with pytest.raises(ImageError):
@@ -376,7 +376,7 @@ def test_devices() -> None:
 
 @pytest.mark.gpu
 def test_cuda_agrees_with_cpu() -> None:
-    network, images = TwoParts(), pictures(20, 30, count=3)
+    network, images = TwoParts(), make_images(20, 30, count=3)
     on_cpu = build(network, config=SMALL).encode(images)
     encoder = build(network, "cuda", config=SMALL)
     h = encoder.encode(images)

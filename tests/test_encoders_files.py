@@ -21,7 +21,7 @@ from rcdm_fast.config import ConfigError, EncoderConfig
 from rcdm_fast.encoders import EncoderError, build, native, weights
 from rcdm_fast.encoders.small_resnet import SmallResNet
 from tests import peak
-from tests.encoder_checks import close, pictures
+from tests.encoder_checks import close, make_images
 from tests.tolerances import ENCODER_ONNX_L2
 
 MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
@@ -47,7 +47,7 @@ def export(path: Path, batch: int, dynamic: bool) -> Exported:
         module,
         (torch.zeros(batch, 3, 16, 16),),
         path,
-        input_names=["picture"],
+        input_names=["image"],
         output_names=["h", "z"],
         dynamic_shapes={"x": {0: torch.export.Dim("n")}} if dynamic else None,
         verbose=False,
@@ -59,7 +59,7 @@ def export(path: Path, batch: int, dynamic: bool) -> Exported:
 def test_onnx_equals_torch(tmp_path: Path, batch: int, dynamic: bool) -> None:
     path = tmp_path / "encoder.onnx"
     module = export(path, batch, dynamic)
-    images = pictures(16, count=5)
+    images = make_images(16, count=5)
     with torch.inference_mode():
         h, z = module(((images + 1) / 2 - MEAN) / STD)
     options = "mean=0.485,0.456,0.406&std=0.229,0.224,0.225"
@@ -90,7 +90,7 @@ def test_onnx_metadata_and_channels_last(tmp_path: Path) -> None:
     onnx.save(model, path)
     encoder = build(f"onnx:{path}")
     assert encoder.config == dataclasses.replace(convention, source=f"onnx:{path}", dim=3)
-    images = pictures(8)
+    images = make_images(8)
     assert close(encoder.encode(images), (images.mean((2, 3)) + 1) / 2)
     path.write_bytes(path.read_bytes().replace(b"elsewhere", b"elsewher\xf6"))
     with pytest.raises(EncoderError, match=r"means\.onnx: its metadata cannot be read"):
@@ -110,7 +110,7 @@ def test_native_and_bundled_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     network = SmallResNet(**shape).eval()
     path = tmp_path / "tiny-encoder.safetensors"
     native.save(path, network, EncoderConfig("module", image_size=32, architecture=shape), {})
-    images = pictures(32)
+    images = make_images(32)
     encoder = build(f"file:{path}")
     assert encoder.dim == 8
     assert close(encoder.encode(images), network.backbone(images))
@@ -190,7 +190,7 @@ def test_graphs_of_an_enormous_batch_are_refused(tmp_path: Path) -> None:
         [info("y", onnx.TensorProto.FLOAT, [10**9, 3, 8, 8])],
     )
     onnx.save(onnx.helper.make_model(graph, ir_version=9), tmp_path / "same.onnx")
-    with pytest.raises(EncoderError, match="1000000000 pictures at once"):
+    with pytest.raises(EncoderError, match="1000000000 images at once"):
         build(f"onnx:{tmp_path}/same.onnx")
 
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from rcdm_fast import decoding, images
+from rcdm_fast import decoding
 from rcdm_fast.cli import photos
 from rcdm_fast.encoders import EncoderError, groups
+from rcdm_fast.images import load_image, save_image, to_pil
 from rcdm_fast.model import Model
 from tests import small
 
@@ -22,8 +23,8 @@ COUNT = 70  # two groups and a part of one
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("many")
-    for number, picture in enumerate(small.pictures(COUNT, size=12)):
-        images.save(images.to_pil(picture), place / f"{number:02d}.png")
+    for number, image in enumerate(small.make_images(COUNT, size=12)):
+        save_image(to_pil(image), place / f"{number:02d}.png")
     return place
 
 
@@ -82,7 +83,7 @@ def test_an_image_that_the_encoder_fails_on(monkeypatch: pytest.MonkeyPatch, mod
     """The others go on as if it were not there, in `encode` and in the command; without a say in it, it is an error."""
     files, encoder, wanted = sorted(folder.iterdir())[:5], model.encoder, model.encode(folder)[:5]
     assert encoder is not None
-    real, wrong = encoder.encode, encoder.view(images.load(files[3]))[0]
+    real, wrong = encoder.encode, encoder.view(load_image(files[3]))[0]
 
     def encode(views: Tensor) -> Tensor:
         if any(torch.equal(view, wrong) for view in views):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from rcdm_fast.config import EncoderConfig
 from rcdm_fast.encoders import Encoder, EncoderError, build, layout
-from tests.encoder_checks import close, pictures
+from tests.encoder_checks import close, make_images
 
 SIZE = 32
 CONFIG = EncoderConfig("module", image_size=SIZE, pooling="mean")
@@ -59,7 +59,7 @@ ORDERS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
 def test_mean_of_any_order(order: str, channels: int) -> None:
     arrange, expected = ORDERS[order]
     network = Arranged(channels, arrange).eval()
-    images = pictures(SIZE)
+    images = make_images(SIZE)
     with torch.no_grad():
         seen = network.convolution(images)
         mean = seen.mean((2, 3))
@@ -74,7 +74,7 @@ def test_an_order_that_nothing_shows_is_asked_for() -> None:
     network = Arranged(8, lambda x: x.mean((2, 3))[:, :, None] * torch.linspace(1, 2, 5))  # [N,8,5] without places
     with pytest.raises(EncoderError, match=r"\[N,T,D\] or \[N,D,T\]; say layout=nhwc or layout=nchw"):
         build(network, config=CONFIG)
-    images = pictures(SIZE)
+    images = make_images(SIZE)
     for order, width in (("nchw", 8), ("nhwc", 5)):
         encoder = build(network, config=dataclasses.replace(CONFIG, layout=order))  # type: ignore[arg-type]
         assert encoder.dim == width
@@ -86,13 +86,13 @@ def test_a_stated_order_is_taken_and_its_width_must_fit() -> None:
     assert build(network, config=dataclasses.replace(CONFIG, layout="nchw")).dim == 8
     stored = dataclasses.replace(CONFIG, dim=8)  # of a decoder that was trained on rows of pixels
     with pytest.raises(EncoderError, match=r"gives \[2, 16\], configured are \[2, 8\]"):
-        build(network, config=stored).encode(pictures(SIZE))
+        build(network, config=stored).encode(make_images(SIZE))
 
 
 def test_pooled_maps_of_either_order_are_representations() -> None:
     for arrange in (lambda x: x.mean((2, 3), keepdim=True), lambda x: x.mean((2, 3))[:, None, None]):
         network = Arranged(5, arrange)
-        images = pictures(SIZE)
+        images = make_images(SIZE)
         encoder = build(network, config=dataclasses.replace(CONFIG, pooling="none"))
         assert close(encoder.encode(images), network(images).flatten(1).detach())
 
@@ -101,9 +101,9 @@ def test_layers_before_the_class_token_have_none() -> None:
     spec = "timm:deit_tiny_patch16_224?image_size=64&layer=patch_embed"
     encoder = build(f"{spec}&pooling=mean")
     network: Any = encoder.network  # type: ignore[attr-defined]
-    images = pictures(64)
+    images = make_images(64)
     with torch.no_grad():
-        patches = network.patch_embed(normalised(encoder.config, images))
+        patches = network.patch_embed(normalized(encoder.config, images))
     assert close(encoder.encode(images), patches.mean(1))
     with pytest.raises(EncoderError, match="no class token"):
         build(f"{spec}&pooling=cls")
@@ -117,7 +117,7 @@ def test_a_class_token_alone_has_no_patches_to_average() -> None:
     assert build(network, config=dataclasses.replace(CONFIG, pooling="cls")).dim == 8
 
 
-def normalised(config: EncoderConfig, images: Tensor) -> Tensor:
+def normalized(config: EncoderConfig, images: Tensor) -> Tensor:
     mean, std = torch.tensor(config.mean)[:, None, None], torch.tensor(config.std)[:, None, None]
     return ((images + 1) / 2 - mean) / std
 
@@ -139,7 +139,7 @@ def test_onnx_outputs_with_channels_last(tmp_path: Path, channels: int) -> None:
     inputs = [helper.make_tensor_value_info("x", float32, ["N", SIZE, SIZE, 3])]
     graph = helper.make_graph(nodes, "g", inputs, outputs, constants)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
-    images = pictures(SIZE)
+    images = make_images(SIZE)
     expected = torch.nn.functional.conv2d(images, torch.from_numpy(weight), stride=4).mean((2, 3))
     for name in shapes:
         encoder = build(f"onnx:{tmp_path}/m.onnx?layer={name}&pooling=mean")
@@ -235,11 +235,11 @@ def smallest(module: str) -> str | None:
 
 
 def built(spec: str) -> Encoder | None:
-    """The encoder, or None where it is refused for what is documented: an order that nothing shows, padded pictures."""
+    """The encoder, or None where it is refused for what is documented: an order that nothing shows, padded images."""
     try:
         return build(spec)
     except EncoderError as error:
-        if not any(words in str(error) for words in ("layout=", "pads pictures", "pooling=cls")):
+        if not any(words in str(error) for words in ("layout=", "pads images", "pooling=cls")):
             raise
     return None
 

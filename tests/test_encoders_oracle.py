@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from rcdm_fast import images
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.world import World
 from rcdm_fast.encoders import EncoderError, ImageEncoder, build
 from rcdm_fast.encoders.oracle import Oracle
 from rcdm_fast.encoders.oracle_code import Code, subsets
+from rcdm_fast.images import from_uint8, to_uint8
 
 WORLD = World(count=300)
 SPEC = "oracle:shapes?count=300&factors="
@@ -28,7 +28,7 @@ def made(options: str) -> ImageEncoder:
 
 
 def encoded(options: str, places: range = range(40)) -> Tensor:
-    return made(options).encode(images.from_uint8(WORLD.pixels(places))).double()
+    return made(options).encode(from_uint8(WORLD.pixels(places))).double()
 
 
 def correlation(a: Tensor, b: Tensor) -> float:
@@ -79,15 +79,15 @@ def test_an_intervention_is_recognized_once_it_was_learned() -> None:
     encoder = made("x,angle")
     factors = WORLD.factors([3, 4])
     factors[:, 7] = 0.55
-    seen = images.from_uint8(WORLD.render(factors))
+    seen = from_uint8(WORLD.render(factors))
     with pytest.raises(EncoderError, match="this image is none of them"):
         encoder.encode(seen)
     oracle = encoder.network
     assert isinstance(oracle, Oracle)
-    assert torch.equal(images.from_uint8(oracle.learn(factors)), seen)
+    assert torch.equal(from_uint8(oracle.learn(factors)), seen)
     assert torch.equal(encoder.encode(seen), encoded("x,angle", range(3, 5)).float())  # light is dropped
     assert torch.equal(oracle.of_factors(factors), encoder.encode(seen))
-    assert torch.equal(oracle.recognized(images.to_uint8(seen)), factors)
+    assert torch.equal(oracle.recognized(to_uint8(seen)), factors)
     same = factors.clone()
     same[:, 5] += 1e-9
     with pytest.raises(EncoderError, match="two sets of factors have the same image"):
@@ -98,14 +98,14 @@ def test_other_images_are_refused() -> None:
     encoder = made("x")
     for other in (
         torch.zeros(1, 3, 32, 32),
-        images.from_uint8(World(count=300, seed=1).pixels([0])),
-        images.from_uint8(World(count=301).pixels([300])),
-        images.from_uint8(World(count=300, size=64).pixels([0])),
-        images.from_uint8(WORLD.pixels([0])).flip(3),
+        from_uint8(World(count=300, seed=1).pixels([0])),
+        from_uint8(World(count=301).pixels([300])),
+        from_uint8(World(count=300, size=64).pixels([0])),
+        from_uint8(WORLD.pixels([0])).flip(3),
     ):
         with pytest.raises(EncoderError, match="this image is none of them"):
             encoder.encode(other)
-    assert encoder.encode(images.from_uint8(WORLD.pixels([299]))).shape == (1, 1)
+    assert encoder.encode(from_uint8(WORLD.pixels([299]))).shape == (1, 1)
 
 
 def test_quantized_factors_are_centers_of_cells() -> None:
@@ -141,10 +141,10 @@ def test_a_high_frequency_says_all_and_a_linear_function_of_it_nothing() -> None
     turn = torch.deg2rad(factors[:, 5])
     for values in (factors[:, 1], turn.cos(), turn.sin()):
         assert explained(code, values) < 0.02
-    for columns, share in ((code[:, :4], (factors[:, 1] + 0.13) / 0.26), (code[:, 4:], factors[:, 5] / 360)):
+    for columns, fraction in ((code[:, :4], (factors[:, 1] + 0.13) / 0.26), (code[:, 4:], factors[:, 5] / 360)):
         lower, upper = (torch.complex(columns[:, place], columns[:, place + 1]) for place in (0, 2))
         read = torch.angle(upper * lower.conj()) / (2 * math.pi) % 1  # one turn more in the upper
-        assert torch.allclose(read, share, atol=1e-5)
+        assert torch.allclose(read, fraction, atol=1e-5)
 
 
 def test_the_fixed_network_loses_nothing() -> None:
@@ -169,7 +169,7 @@ def test_masked_codes_have_one_layout() -> None:
 
 def test_oracles_come_back_from_their_configuration_and_travel() -> None:
     encoder = made("shape,x&noisy=x&r=0.3&seed=4")
-    seen = images.from_uint8(World(count=300, seed=4).pixels(range(5)))
+    seen = from_uint8(World(count=300, seed=4).pixels(range(5)))
     h = encoder.encode(seen)
     assert torch.equal(build(encoder.config).encode(seen), h)
     assert torch.equal(pickle.loads(pickle.dumps(encoder)).encode(seen), h)
@@ -178,7 +178,7 @@ def test_oracles_come_back_from_their_configuration_and_travel() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("x,colour", "a factor of factors must be one of shape, x"),
+        ("x,color", "a factor of factors must be one of shape, x"),
         ("x,x", "factors names a factor twice"),
         ("x&noisy=y", "a factor of noisy must be one of x"),
         ("x&noisy=x&high=x", "one of them, not two"),
@@ -191,7 +191,7 @@ def test_oracles_come_back_from_their_configuration_and_travel() -> None:
         ("x&count=2000000", r"count of an oracle's world must be in 1\.\.1000000"),
         ("x&size=5", "size must be in"),
         ("x&masked=maybe", "expected 1 or 0"),
-        ("x&colour=1", "unknown option"),
+        ("x&color=1", "unknown option"),
     ],
 )
 def test_specs_of_no_oracle(options: str, message: str) -> None:

@@ -1,4 +1,4 @@
-"""What image processors of transformers do to a picture: matched, or refused by name; all that are installed."""
+"""What image processors of transformers do to an image: matched, or refused by name; all that are installed."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from PIL import Image
 from torch import Tensor
 from transformers.models.auto import image_processing_auto as auto
 
-from rcdm_fast import images
 from rcdm_fast.config import EncoderConfig
 from rcdm_fast.encoders import EncoderError, build, preprocess
 from rcdm_fast.encoders.processors import check, read_convention
 from rcdm_fast.encoders.sources import Source
+from rcdm_fast.images import from_pil
 from tests.tolerances import PROCESSOR_L2
 
 SOURCE = Source("transformers", "somewhere")
@@ -43,14 +43,14 @@ REFUSED = ("BridgeTower", "Owlv2", "Vilt", "Detr", "Perceiver", "Pixtral", "Sigl
 
 
 def photo(width: int, height: int) -> Image.Image:
-    """Waves of another length in every colour, and nothing symmetric."""
+    """Waves of another length in every color, and nothing symmetric."""
     y, x = np.mgrid[0:height, 0:width]
     waves = (100 * np.sin(x / 29), 100 * np.cos(y / 17) + y / 16, 90 * np.sin((x + y) / 38))
     return Image.fromarray((128 + np.stack(waves, -1)).clip(0, 255).astype(np.uint8))
 
 
-def seen(picture: Image.Image, config: EncoderConfig) -> Tensor:
-    return preprocess.normalise(preprocess.view(images.from_pil(picture), config), config)
+def seen(image: Image.Image, config: EncoderConfig) -> Tensor:
+    return preprocess.normalize(preprocess.view(from_pil(image), config), config)
 
 
 def made(name: str, **changes: Any) -> Any:
@@ -62,9 +62,9 @@ def made(name: str, **changes: Any) -> Any:
 
 def matches(processor: Any, config: EncoderConfig) -> bool:
     for width, height in ((480, 320), (320, 480)):  # sides that stay whole numbers of pixels at any even size
-        picture = photo(width, height)
-        theirs = processor(picture, return_tensors="pt")["pixel_values"].float()
-        ours = seen(picture, config)
+        image = photo(width, height)
+        theirs = processor(image, return_tensors="pt")["pixel_values"].float()
+        ours = seen(image, config)
         if ours.shape != theirs.shape or (ours - theirs).norm() > PROCESSOR_L2 * theirs.norm():
             return False
     return True
@@ -114,7 +114,7 @@ CHANGES: list[tuple[str, dict[str, Any]]] = [
     ("ViT", {"do_normalize": False}),
     ("ViT", {"do_normalize": None}),
     ("ViT", {"do_rescale": False, "image_mean": [100.0] * 3, "image_std": [50.0] * 3}),
-    ("CLIP", {"crop_size": {"height": 256, "width": 256}}),  # larger than the resized picture: a black border
+    ("CLIP", {"crop_size": {"height": 256, "width": 256}}),  # larger than the resized image: a black border
     ("DeiT", {"size": {"height": 128, "width": 128}, "crop_size": {"height": 160, "width": 160}}),
 ]
 
@@ -185,9 +185,9 @@ class Sharpened(transformers.ViTImageProcessor):
         return out * 1.2
 
 
-def test_a_convention_is_tried_on_pictures() -> None:
+def test_a_convention_is_tried_on_images() -> None:
     config = read_convention(SOURCE, transformers.ViTImageProcessor().to_dict())
-    with pytest.raises(EncoderError, match=r"Sharpened does to pictures.*relative error 0\.17"):
+    with pytest.raises(EncoderError, match=r"Sharpened does to images.*relative error 0\.17"):
         check(SOURCE, Sharpened(), config)
 
 
@@ -202,12 +202,12 @@ def test_an_encoder_sees_what_its_processor_makes(tmp_path: Path) -> None:
     network.save_pretrained(tmp_path)
     processor = made("MobileViTImageProcessor", size={"shortest_edge": 72}, crop_size={"height": 64, "width": 64})
     processor.save_pretrained(tmp_path)
-    picture = photo(480, 320)
+    image = photo(480, 320)
     with torch.inference_mode():
-        expected = network(**processor(picture, return_tensors="pt")).pooler_output
+        expected = network(**processor(image, return_tensors="pt")).pooler_output
     encoder = build(f"transformers:{tmp_path}")
     assert encoder.config.channel_order == "bgr"
-    found = encoder.encode(images.from_pil(picture))
+    found = encoder.encode(from_pil(image))
     assert (found - expected).norm() <= PROCESSOR_L2 * expected.norm()
 
     described = json.loads((tmp_path / "preprocessor_config.json").read_text())
@@ -217,7 +217,7 @@ def test_an_encoder_sees_what_its_processor_makes(tmp_path: Path) -> None:
     by_hand = build(
         f"transformers:{tmp_path}?image_size=64&resize_to=72&mean=0&std=1&channel_order=bgr&interpolation=bicubic"
     )
-    assert (by_hand.encode(images.from_pil(picture)) - expected).norm() <= PROCESSOR_L2 * expected.norm()
+    assert (by_hand.encode(from_pil(image)) - expected).norm() <= PROCESSOR_L2 * expected.norm()
 
 
 @pytest.mark.parametrize(

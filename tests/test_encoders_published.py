@@ -18,7 +18,7 @@ from rcdm_fast import downloads, storage
 from rcdm_fast.config import ConfigError
 from rcdm_fast.encoders import EncoderError, build, published
 from rcdm_fast.models import zoo
-from tests.encoder_checks import close, pictures
+from tests.encoder_checks import close, make_images
 
 WIDTH = 16  # of the small trunk
 State = dict[str, Tensor]
@@ -101,7 +101,7 @@ def test_trunk_and_projector(
         return path
 
     monkeypatch.setattr(downloads, "fetch", fetch)
-    images = pictures(224)
+    images = make_images(224)
     with torch.inference_mode():
         h = trunk(images)
         z = head(h)
@@ -146,7 +146,7 @@ def test_supervised(small: dict[str, nn.Module], tmp_path: Path, monkeypatch: py
         return path
 
     monkeypatch.setattr(downloads, "fetch", fetch)
-    images = pictures(224)
+    images = make_images(224)
     with torch.inference_mode():
         assert close(build("published:supervised").encode(images), trunk(images))
     assert asked[0].endswith("resnet50-0676ba61.pth")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rcdm_fast import config as configs
 from rcdm_fast.config import ConfigError, EncoderConfig
 from rcdm_fast.encoders import EncoderError, ImageEncoder, build, torchvision_models
-from tests.encoder_checks import close, pictures
+from tests.encoder_checks import close, make_images
 
 IMAGENET_MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
 IMAGENET_STD = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
@@ -50,7 +50,7 @@ def resnet(path: Path) -> nn.Module:
 @pytest.mark.parametrize("family", ["timm", "torchvision"])
 def test_resnet_backbone_and_layers_equal_a_plain_forward(family: str, resnet_file: Path) -> None:
     reference: Any = resnet(resnet_file)
-    images = pictures(32)
+    images = make_images(32)
     spec = f"{family}:resnet18?weights={resnet_file}&image_size=32"
     with torch.inference_mode():
         x = reference.maxpool(reference.relu(reference.bn1(reference.conv1(imagenet(images)))))
@@ -88,7 +88,7 @@ def test_nan_weights_are_noticed(resnet_file: Path, tmp_path: Path) -> None:
 
 
 def test_a_configuration_builds_the_same_encoder_again(resnet_file: Path) -> None:
-    images = pictures(80)
+    images = make_images(80)
     spec = f"torchvision:resnet18?weights={resnet_file}&image_size=48&pooling=mean&layer=layer2&normalize=1"
     encoder = build(spec)
     stored = configs.from_json(EncoderConfig, configs.to_json(encoder.config))
@@ -99,7 +99,7 @@ def test_a_configuration_builds_the_same_encoder_again(resnet_file: Path) -> Non
 
 
 def test_random_weights_are_the_same_every_time_and_leave_the_random_state_alone() -> None:
-    images = pictures(32)
+    images = make_images(32)
     before = torch.get_rng_state()
     first = build("timm:resnet18?image_size=32").encode(images)
     assert torch.equal(torch.get_rng_state(), before)
@@ -112,8 +112,8 @@ def test_timm_convention_and_vision_transformer_tokens() -> None:
     encoder = made(spec)
     assert encoder.config.mean == (0.5, 0.5, 0.5)
     assert (encoder.config.resize, encoder.config.interpolation) == ("short_side", "bicubic")
-    assert encoder.config.resize_to == int(32 / 0.95)  # as timm divides for pictures of 32 px
-    images = pictures(32)
+    assert encoder.config.resize_to == int(32 / 0.95)  # as timm divides for images of 32 px
+    images = make_images(32)
     reference: Any = encoder._network.module
     with torch.inference_mode():
         tokens = reference.forward_features(images)
@@ -135,7 +135,7 @@ def test_torchvision_conventions() -> None:
 def test_torchvision_vision_transformer_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     model = torchvision.models.VisionTransformer(32, 16, 2, 2, 8, 16).eval()
     monkeypatch.setattr(torchvision_models, "_create", lambda *_: model)
-    images = pictures(32)
+    images = make_images(32)
     with torch.inference_mode():
         patches = model._process_input(imagenet(images))
         tokens = model.encoder(torch.cat([model.class_token.expand(2, -1, -1), patches], dim=1))
@@ -185,7 +185,7 @@ def test_torchhub_runs_code_only_when_trusted(tmp_path: Path) -> None:
     assert encoder.config.source == f"torchhub:{tmp_path}:flat?pretrained=1"  # trust is not stored
     with pytest.raises(EncoderError, match="trust_repo"):
         build(encoder.config)
-    images = pictures(8)
+    images = make_images(8)
     assert torch.equal(build(encoder.config, trust_repo=True).encode(images), encoder.encode(images))
     with pytest.raises(ConfigError, match="unknown option"):
         build(dataclasses.replace(encoder.config, source=f"torchhub:{tmp_path}:flat?trust_repo=1"))
@@ -201,7 +201,7 @@ def test_torchhub_local_weights(tmp_path: Path) -> None:
     (tmp_path / "hubconf.py").write_text(HUB, encoding="utf-8")
     weight = torch.randn(2, 192)
     torch.save({"1.weight": weight, "1.bias": torch.zeros(2)}, tmp_path / "weights.pt")
-    images = pictures(8)
+    images = make_images(8)
     encoder = build(
         f"torchhub:{tmp_path}:flat?image_size=8&mean=0.5&std=0.5&weights={tmp_path}/weights.pt&trust_repo=1"
     )

@@ -28,7 +28,7 @@ def test_spec_strings() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["resnet50", "timn:resnet50", "timm:", "timm:x?colour=1", "timm:x?mean=1,2", "timm:x?normalize=2", "timm:x?layer="],
+    ["resnet50", "timn:resnet50", "timm:", "timm:x?color=1", "timm:x?mean=1,2", "timm:x?normalize=2", "timm:x?layer="],
 )
 def test_specs_that_name_nothing(text: str) -> None:
     with pytest.raises(ConfigError):

@@ -15,7 +15,7 @@ from rcdm_fast.config import EncoderConfig
 from rcdm_fast.encoders import EncoderError, build
 from rcdm_fast.encoders.processors import read_convention
 from rcdm_fast.encoders.sources import Source
-from tests.encoder_checks import close, pictures
+from tests.encoder_checks import close, make_images
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 16,
@@ -34,7 +34,7 @@ def save(model: Any, folder: Path, processor: Any) -> Any:
     return model.eval()
 
 
-def centre_crop() -> Any:
+def center_crop() -> Any:
     return transformers.BitImageProcessor(
         size={"shortest_edge": 32}, crop_size={"height": 28, "width": 28}, image_mean=MEAN, image_std=STD
     )
@@ -44,7 +44,7 @@ def square() -> Any:
     return transformers.ViTImageProcessor(size={"height": 28, "width": 28})
 
 
-def normalised(images: Tensor) -> Tensor:
+def normalized(images: Tensor) -> Tensor:
     return ((images + 1) / 2 - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
 
 
@@ -54,10 +54,10 @@ def test_dinov2_class_token_patches_and_layers(tmp_path: Path, registers: int) -
     if registers:
         shape = transformers.Dinov2WithRegistersConfig(**SHAPE, num_register_tokens=registers)
         network = transformers.Dinov2WithRegistersModel(shape)
-    model = save(network, tmp_path, centre_crop())
-    images = pictures(28)
+    model = save(network, tmp_path, center_crop())
+    images = make_images(28)
     with torch.inference_mode():
-        output = model(normalised(images), output_hidden_states=True)
+        output = model(normalized(images), output_hidden_states=True)
     tokens = output.last_hidden_state
     assert tokens.shape[1] == 1 + registers + 16
     encoder = build(f"transformers:{tmp_path}")
@@ -80,9 +80,9 @@ def test_clip_backbone_and_projector(tmp_path: Path) -> None:
         size={"shortest_edge": 28}, crop_size=28, image_mean=MEAN, image_std=STD
     )
     model = save(transformers.CLIPModel(config), tmp_path / "clip", processor)
-    images = pictures(28)
+    images = make_images(28)
     with torch.inference_mode():
-        output = model.vision_model(normalised(images))
+        output = model.vision_model(normalized(images))
         projection = model.visual_projection(output.pooler_output)
     assert close(build(f"transformers:{tmp_path}/clip").encode(images), output.pooler_output)
     projector = build(f"transformers:{tmp_path}/clip?layer=projector&normalize=1")
@@ -93,13 +93,13 @@ def test_clip_backbone_and_projector(tmp_path: Path) -> None:
     alone = transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(**SHAPE, projection_dim=6))
     save(alone, tmp_path / "vision", processor)
     with torch.inference_mode():
-        expected = alone(normalised(images)).image_embeds
+        expected = alone(normalized(images)).image_embeds
     assert close(build(f"transformers:{tmp_path}/vision?layer=projector").encode(images), expected)
 
 
 def test_ijepa_has_no_class_token(tmp_path: Path) -> None:
     model = save(transformers.IJepaModel(transformers.IJepaConfig(**SHAPE)), tmp_path, square())
-    images = pictures(28)
+    images = make_images(28)
     with torch.inference_mode():
         tokens = model(images).last_hidden_state
     encoder = build(f"transformers:{tmp_path}")
@@ -113,9 +113,9 @@ def test_convolutional_networks_use_their_own_pooling(tmp_path: Path) -> None:
     config = transformers.ConvNextConfig(hidden_sizes=[4, 4, 8, 8], depths=[1, 1, 1, 1], image_size=32)
     processor = transformers.ConvNextImageProcessor(size={"shortest_edge": 32}, image_mean=MEAN, image_std=STD)
     model = save(transformers.ConvNextModel(config), tmp_path, processor)
-    images = pictures(32, 32)
+    images = make_images(32, 32)
     with torch.inference_mode():
-        output = model(normalised(images))
+        output = model(normalized(images))
     encoder = build(f"transformers:{tmp_path}")
     assert (encoder.config.pooling, encoder.config.resize_to) == ("none", int(32 / processor.crop_pct))
     assert close(encoder.encode(images), output.pooler_output)
@@ -123,9 +123,9 @@ def test_convolutional_networks_use_their_own_pooling(tmp_path: Path) -> None:
     assert close(mean, output.last_hidden_state.mean((2, 3)))
 
 
-def test_other_picture_sizes_interpolate_positions(tmp_path: Path) -> None:
+def test_other_image_sizes_interpolate_positions(tmp_path: Path) -> None:
     model = save(transformers.ViTModel(transformers.ViTConfig(**SHAPE)), tmp_path, square())
-    images = pictures(42, 42)
+    images = make_images(42, 42)
     with torch.inference_mode():
         tokens = model(images, interpolate_pos_encoding=True).last_hidden_state
     encoder = build(f"transformers:{tmp_path}?image_size=42&pooling=mean")
@@ -135,7 +135,7 @@ def test_other_picture_sizes_interpolate_positions(tmp_path: Path) -> None:
 def test_missing_weights_are_an_error_unless_unused(tmp_path: Path) -> None:
     classifier = transformers.ViTForImageClassification(transformers.ViTConfig(**SHAPE))
     save(classifier, tmp_path / "classifier", square())
-    images = pictures(28)
+    images = make_images(28)
     with torch.inference_mode():
         tokens = classifier.vit(images).last_hidden_state
     assert close(build(f"transformers:{tmp_path}/classifier").encode(images), tokens[:, 0])
@@ -157,7 +157,7 @@ def test_folders_that_hold_no_encoder(tmp_path: Path) -> None:
         hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9
     )
     transformers.BertModel(words).save_pretrained(tmp_path / "words")
-    with pytest.raises(EncoderError, match="does not take pictures"):
+    with pytest.raises(EncoderError, match="does not take images"):
         build(f"transformers:{tmp_path}/words?image_size=28&mean=0.5&std=0.5")
     text = (tmp_path / "words" / "config.json").read_text()
     (tmp_path / "words" / "config.json").write_text(text.replace('hidden_layers": 1', 'hidden_layers": 32769'))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rcdm_fast.config import EncoderConfig
 from rcdm_fast.encoders import Encoder, EncoderError, build
-from tests.encoder_checks import pictures
+from tests.encoder_checks import make_images
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ SPECS = [
 @pytest.mark.parametrize("spec", [*SPECS, "onnx"])
 def test_pickled_and_copied(spec: str, graph: Path) -> None:
     encoder = build(f"onnx:{graph}" if spec == "onnx" else spec)
-    images = pictures(24)
+    images = make_images(24)
     expected = encoder.encode(images)
     for other in (pickle.loads(pickle.dumps(encoder)), copy.deepcopy(encoder)):
         assert other.config == encoder.config
@@ -61,14 +61,14 @@ def test_pickled_and_copied(spec: str, graph: Path) -> None:
 def test_a_module_that_is_given_travels_too() -> None:
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     encoder = build(network, config=EncoderConfig("module", image_size=8))
-    images = pictures(24)
+    images = make_images(24)
     assert torch.equal(pickle.loads(pickle.dumps(encoder)).encode(images), encoder.encode(images))
 
 
 def test_spawned_workers_open_the_graph_again(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(graph.parent)
     encoder = build(f"onnx:{graph.name}")
-    images = pictures(24)
+    images = make_images(24)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         found = pool.apply(encode, (encoder, images))
     assert np.array_equal(found, encoder.encode(images).numpy())

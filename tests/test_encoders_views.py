@@ -18,12 +18,12 @@ from PIL import Image
 from torch import Tensor
 
 from rcdm_fast import config as configs
-from rcdm_fast import images
 from rcdm_fast.config import EncoderConfig
 from rcdm_fast.encoders import EncoderError, ImageEncoder, build, preprocess
 from rcdm_fast.encoders.processors import read_convention
 from rcdm_fast.encoders.sources import Source
 from rcdm_fast.encoders.timm_models import _convention
+from rcdm_fast.images import load_image
 from rcdm_fast.model import Model
 from tests import small
 from tests.tolerances import VIEW_LEVELS, VIEW_MEAN_LEVELS
@@ -42,11 +42,11 @@ def photograph(width: int, height: int) -> Image.Image:
 
 
 def check(config: EncoderConfig, theirs: Seen, sizes: tuple[tuple[int, int], ...] = SIZES) -> None:
-    """`theirs` gives normalised pixels [3,s,s]; compared in 8-bit levels."""
+    """`theirs` gives normalized pixels [3,s,s]; compared in 8-bit levels."""
     std = torch.tensor(config.std)[:, None, None]
     for size in sizes:
         photo = photograph(*size)
-        ours = preprocess.normalise(preprocess.view(images.load(photo), config), config)[0]
+        ours = preprocess.normalize(preprocess.view(load_image(photo), config), config)[0]
         want = theirs(photo)
         assert ours.shape == want.shape, size
         apart = ((ours - want) * std * 255).abs()
@@ -81,7 +81,7 @@ def test_timm(name: str, changes: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("size", [160, 192, 97])
 def test_timm_at_another_size(size: int) -> None:
-    """timm divides by the share of the crop at the size that is asked for; what was divided does not scale."""
+    """timm divides by the fraction of the crop at the size that is asked for; what was divided does not scale."""
     model = Described("resnet50.a1_in1k")
     data = timm.data.resolve_model_data_config(model) | {"input_size": (3, size, size)}
     transform = timm.data.create_transform(**data, is_training=False)
@@ -93,7 +93,7 @@ def test_timm_at_another_size(size: int) -> None:
 def test_timm_models_that_pad_are_refused() -> None:
     for name, changes in (("resnet50.a1_in1k", {"crop_mode": "border"}), ("volo_d4_448.sail_in1k", {})):
         model = Described(name, **changes)
-        with pytest.raises(EncoderError, match=r"pads pictures.*resize=short_side"):
+        with pytest.raises(EncoderError, match=r"pads images.*resize=short_side"):
             _convention(timm, Source("timm", name, {}), model, {})
         stated = {"resize": "squash", "resize_to": 448}
         assert _convention(timm, Source("timm", name, {}), model, stated).resize_to >= 224
@@ -148,18 +148,18 @@ def test_transformers(kind: Any, options: dict[str, Any], backend: str) -> None:
 def test_a_photograph_of_the_encoders_size_is_like_any_other(tmp_path: Path) -> None:
     """As a file or a PIL image it goes through the family's transform; a tensor of that size is a view already."""
     convention = EncoderConfig("module", image_size=32, resize_to=40, rounding="torchvision")
-    encoder = ImageEncoder(small.MeanColour(), convention)
+    encoder = ImageEncoder(small.MeanColor(), convention)
     model = Model.from_network(small.network(), small.SCHEDULE, encoder)
     photo = photograph(32, 32)
     photo.save(tmp_path / "photo.png")
     view = model.view(photo)
-    assert not torch.equal(view, images.load(photo))
+    assert not torch.equal(view, load_image(photo))
     for given in (photo, tmp_path / "photo.png", [photo]):
         assert torch.equal(model.encode(given), encoder.encode(view))
     assert torch.equal(encoder.encode(view), encoder.represent(view))
-    assert torch.equal(model.encode(images.load(photo)), encoder.represent(images.load(photo)))
+    assert torch.equal(model.encode(load_image(photo)), encoder.represent(load_image(photo)))
     as_stored = dataclasses.replace(convention, rounding="nearest")
-    assert torch.equal(ImageEncoder(small.MeanColour(), as_stored).view(images.load(photo)), images.load(photo))
+    assert torch.equal(ImageEncoder(small.MeanColor(), as_stored).view(load_image(photo)), load_image(photo))
 
 
 def test_stored_conventions_keep_their_bits() -> None:
@@ -168,17 +168,17 @@ def test_stored_conventions_keep_their_bits() -> None:
     config = configs.from_dict(EncoderConfig, stored)
     assert config.rounding == "nearest"
     for height, width in ((47, 71), (71, 47), (30, 30), (33, 40)):
-        pictures = torch.rand(2, 3, height, width) * 2 - 1
+        images = torch.rand(2, 3, height, width) * 2 - 1
         scale = 33 / min(height, width)
         shape = (round(height * scale), round(width * scale))
-        want = pictures
+        want = images
         if (height, width) != (30, 30):
             if shape != (height, width):
                 resize = torch.nn.functional.interpolate
-                want = resize(pictures, size=shape, mode="bicubic", align_corners=False, antialias=True).clamp(-1, 1)
+                want = resize(images, size=shape, mode="bicubic", align_corners=False, antialias=True).clamp(-1, 1)
             top, left = (shape[0] - 30) // 2, (shape[1] - 30) // 2
             want = want[..., top : top + 30, left : left + 30]
-        assert torch.equal(preprocess.view(pictures, config), want)
+        assert torch.equal(preprocess.view(images, config), want)
 
 
 def test_the_example_without_torch_sees_the_same(checkout: Path) -> None:

@@ -1,4 +1,4 @@
-"""Engines: the same pictures as the plain network, equal bits in any batch, reasons instead of surprises."""
+"""Engines: the same images as the plain network, equal bits in any batch, reasons instead of surprises."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rcdm_fast.config import ConfigError, ModelConfig, ScheduleConfig, Variance
 from rcdm_fast.diffusion import conditioning
 from rcdm_fast.diffusion.sampling import SamplingError
 from rcdm_fast.diffusion.schedule import Schedule
-from rcdm_fast.engines import compiled, graphs, groups, native
+from rcdm_fast.engines import compiled, cuda_graphs, groups, native
 from rcdm_fast.engines.backends import OneDnnBackend, TorchBackend
 from rcdm_fast.engines.program import Program
 from rcdm_fast.models.unet import AttentionBlock, UNet
@@ -41,7 +41,7 @@ NETWORKS: dict[str, dict[str, object]] = {
 
 
 def _plan(network: UNet, count: int, schedule: Schedule = SCHEDULE) -> conditioning.ConditioningPlan:
-    """Rows in another order than the pictures, one of them shared."""
+    """Rows in another order than the images, one of them shared."""
     config = network.config
     h = torch.randn(4, config.representation_dim) if config.representation_dim else None
     label = torch.tensor([2, 0, 1]) if config.num_classes else None
@@ -54,7 +54,7 @@ def _config(network: UNet) -> ModelConfig:
     return ModelConfig(network.config, dataclasses.replace(SCHEDULE.config, variance=variance))
 
 
-def _pictures(network: UNet, count: int) -> Tensor:
+def _images(network: UNet, count: int) -> Tensor:
     return torch.randn(count, 3, network.config.image_size, network.config.image_size)
 
 
@@ -65,7 +65,7 @@ def _error(got: Tensor, want: Tensor) -> float:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_native_computes_the_network(name: str) -> None:
     network = small.network(**NETWORKS[name]).eval().requires_grad_(False)
-    plan, x = _plan(network, 5), _pictures(network, 5)
+    plan, x = _plan(network, 5), _images(network, 5)
     outputs = {}
     reduced = (("native", "bf16"), ("eager", "bf16")) if has_bf16 else ()
     for kind, precision in (("eager", "fp32"), ("native", "fp32"), *reduced):
@@ -84,7 +84,7 @@ def test_native_computes_the_network(name: str) -> None:
 def test_the_torch_backend_runs_the_same_program(name: str) -> None:
     """What runs on CUDA, here on the CPU; it measures operators where it is told to."""
     network = small.network(**NETWORKS[name]).eval().requires_grad_(False)
-    plan, x = _plan(network, 3), _pictures(network, 3)
+    plan, x = _plan(network, 3), _images(network, 3)
     backend = TorchBackend(torch.float32, CPU)
     program = Program(network, backend, torch.float32, CPU)
     film, rows = plan.film_rows(1)
@@ -106,12 +106,12 @@ def test_the_torch_backend_runs_the_same_program(name: str) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", *(["bf16"] * has_bf16)])
-def test_a_picture_does_not_depend_on_its_batch(precision: str) -> None:
+def test_an_image_does_not_depend_on_its_batch(precision: str) -> None:
     network = small.network(**NETWORKS["blocks resample"]).eval().requires_grad_(False)
     engine, plan, x = (
         engines.make("native", network, _config(network), CPU, precision),
         _plan(network, 9),
-        _pictures(network, 9),
+        _images(network, 9),
     )
     engine.prepare(plan, 9)
     whole = engine.predict(x, 3)
@@ -129,7 +129,7 @@ def test_steps_without_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(1)
     without = _plan(network, 5)
     assert without.table is None
-    x = _pictures(network, 5)
+    x = _images(network, 5)
     engine = engines.make("native", network, _config(network), CPU, "fp32")
     engine.prepare(with_table, 5)
     want = engine.predict(x, 1)
@@ -201,8 +201,8 @@ def test_wrong_use() -> None:
     for kind in able:
         engine = engines.make(kind, network, _config(network), CPU, "fp32")
         with pytest.raises(RuntimeError, match="predict before prepare"):
-            engine.predict(_pictures(network, 2), 0)
-        with pytest.raises(ValueError, match="rows for 3 pictures, the batch 2"):
+            engine.predict(_images(network, 2), 0)
+        with pytest.raises(ValueError, match="rows for 3 images, the batch 2"):
             engine.prepare(_plan(network, 3), 2)
 
 
@@ -221,10 +221,10 @@ def test_warmup_and_buffers() -> None:
     engine.warmup((1, 3))
     for count in (3, 2, 3):
         engine.prepare(_plan(network, count), count)
-        assert engine.predict(_pictures(network, count), 0).shape == (count, 6, 8, 8)
+        assert engine.predict(_images(network, count), 0).shape == (count, 6, 8, 8)
     backend = engine._backend
     assert isinstance(backend, OneDnnBackend)
-    # of the last batch alone; in fp32 pictures run in groups of four
+    # of the last batch alone; in fp32 images run in groups of four
     assert {shape[0] for shape in backend._buffers} == {3 if has_bf16 else 4}
 
 
@@ -240,7 +240,7 @@ def test_groups_and_buckets() -> None:
     rows = torch.arange(6.0)
     assert torch.equal(groups.in_groups(run, x, rows), x * rows[:, None, None, None])
     assert seen == [4, 4]
-    assert [graphs.bucket_for(size) for size in (1, 3, 8, 33, 512, 700)] == [1, 4, 8, 48, 512, 700]
+    assert [cuda_graphs.bucket_for(size) for size in (1, 3, 8, 33, 512, 700)] == [1, 4, 8, 48, 512, 700]
 
 
 def test_the_program_is_one_graph_for_the_compiler() -> None:
@@ -250,7 +250,7 @@ def test_the_program_is_one_graph_for_the_compiler() -> None:
     network = small.network(**NETWORKS["blocks resample"]).eval().requires_grad_(False)
     module = compiled._Module(network, torch.float32, CPU).eval()
     counter = CompileCounterWithBackend("eager")
-    plan, x = _plan(network, 3), _pictures(network, 3)
+    plan, x = _plan(network, 3), _images(network, 3)
     with torch.no_grad():
         got = torch.compile(module, fullgraph=True, backend=counter)(x, *plan.film_rows(0))
         want = network.denoise(x, plan.film(0))
@@ -266,7 +266,7 @@ def test_compiled(precision: str, short: bool) -> None:
     if short and has_bf16 and precision == "fp32":
         pytest.skip("left out of the short form")
     network = small.network().eval().requires_grad_(False)
-    plan, x = _plan(network, 5), _pictures(network, 5)
+    plan, x = _plan(network, 5), _images(network, 5)
     outputs = []
     for kind in ("eager", "native", "compiled"):
         engine = engines.make(kind, network, _config(network), CPU, "fp32" if kind == "eager" else precision)
@@ -281,7 +281,7 @@ def test_compiled(precision: str, short: bool) -> None:
 def test_native_on_cuda(precision: str) -> None:
     device = torch.device("cuda")
     network = small.network(**NETWORKS["blocks resample"]).eval().requires_grad_(False)
-    plan, x = _plan(network, 5), _pictures(network, 5)
+    plan, x = _plan(network, 5), _images(network, 5)
     truth = network.denoise(x, plan.film(2))
     engine = native.NativeEngine(network, device, precision)
     moved = {

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from rcdm_fast import images
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.encoders import features
@@ -25,13 +24,14 @@ from rcdm_fast.evaluation import (
     mrr_change,
     recognition,
 )
+from rcdm_fast.images import blur_images, to_uint8
 from rcdm_fast.metrics.intervals import bootstrap
 from rcdm_fast.metrics.nearest import rank_of, squared_distances
 from tests import small
 
 
-def pictures(count: int) -> ImageSet:
-    pixels = images.to_uint8(small.pictures(count))
+def make_images(count: int) -> ImageSet:
+    pixels = to_uint8(small.make_images(count))
     return ImageSet(pixels, None, (), tuple(Path(str(number)) for number in range(count)), "made-up")
 
 
@@ -58,7 +58,7 @@ def test_bootstrap_covers_the_mean() -> None:
 
 
 def test_a_model_that_returns_the_source_ranks_first_and_noise_ranks_by_chance(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = pictures(60)
+    data = make_images(60)
     model = small.model()
     floats = data.floats(slice(None))
     config = EvaluateConfig(sources=20, per=3, steps=2, resamples=200)
@@ -87,21 +87,21 @@ def test_a_model_that_returns_the_source_ranks_first_and_noise_ranks_by_chance(m
 
 
 def test_the_real_path_and_its_numbers() -> None:
-    result = evaluate(small.model(), pictures(12), EvaluateConfig(per=2, gallery=10, steps=2, resamples=50))
+    result = evaluate(small.model(), make_images(12), EvaluateConfig(per=2, gallery=10, steps=2, resamples=50))
     assert result.sources == result.gallery == 10
     assert 0 < result.mrr.low <= result.mrr.value <= result.mrr.high <= 1
     assert set(json.loads(json.dumps(dataclasses.asdict(result)))["mrr"]) == {"value", "low", "high"}
 
 
-def test_too_few_pictures_are_named() -> None:
+def test_too_few_images_are_named() -> None:
     with pytest.raises(ConfigError, match="the data has 5"):
-        evaluate(small.model(), pictures(5), EvaluateConfig(gallery=10))
+        evaluate(small.model(), make_images(5), EvaluateConfig(gallery=10))
     with pytest.raises(ConfigError, match="at least 2"):
-        evaluate(small.model(), pictures(5), EvaluateConfig(sources=1))
+        evaluate(small.model(), make_images(5), EvaluateConfig(sources=1))
 
 
 def test_a_change_of_mrr_is_measured_in_pairs() -> None:
-    data = pictures(40)
+    data = make_images(40)
     want = evaluate(small.model(), data, EvaluateConfig(sources=20, per=2, steps=2, resamples=200))
     rng = np.random.default_rng(0)
     same = mrr_change(want, want)
@@ -115,7 +115,7 @@ def test_a_change_of_mrr_is_measured_in_pairs() -> None:
 
 
 def test_the_gallery_is_spread_over_the_data_and_the_seed_reaches_the_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    data, model = pictures(40), small.model()
+    data, model = make_images(40), small.model()
     asked: list[dict[str, object]] = []
     floats = data.floats(slice(None))
 
@@ -146,12 +146,12 @@ def test_the_gallery_is_spread_over_the_data_and_the_seed_reaches_the_noise(monk
 
 
 @pytest.mark.parametrize(("size", "known"), [(2, [1]), (5, [1]), (6, [1, 5]), (10, [1, 5]), (11, [1, 5, 10])])
-def test_neighbours_as_far_as_the_gallery_goes(size: int, known: list[int]) -> None:
-    """Of G pictures G - 1 are others: a tenth neighbour needs eleven."""
+def test_neighbors_as_far_as_the_gallery_goes(size: int, known: list[int]) -> None:
+    """Of G images G - 1 are others: a tenth neighbor needs eleven."""
     gallery = torch.nn.functional.pad(torch.arange(size, dtype=torch.float32)[:, None] ** 1.5, (0, small.DIM - 1))
     sources = torch.tensor([0, size - 1])
     drawn = Drawn(
-        small.encoder(), pictures(size), gallery, sources, torch.zeros(2, 1, 3, 8, 8), gallery[sources][:, None]
+        small.encoder(), make_images(size), gallery, sources, torch.zeros(2, 1, 3, 8, 8), gallery[sources][:, None]
     )
     found = faithfulness(drawn, EvaluateConfig(per=1, resamples=100))
     assert sorted(found.nearest_real) == known
@@ -163,15 +163,15 @@ def test_neighbours_as_far_as_the_gallery_goes(size: int, known: list[int]) -> N
 
 def labeled(count: int, classes: tuple[str, ...] = ("dark", "light")) -> ImageSet:
     """Images of two classes that differ in their light."""
-    floats = small.pictures(count) * 0.2
+    floats = small.make_images(count) * 0.2
     labels = torch.arange(count) % 2
     floats = floats + torch.where(labels == 1, 0.6, -0.6)[:, None, None, None]
     paths = tuple(Path(str(number)) for number in range(count))
-    return ImageSet(images.to_uint8(floats), labels, classes, paths, "made-up")
+    return ImageSet(to_uint8(floats), labels, classes, paths, "made-up")
 
 
 def test_guidance_reaches_the_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, data = small.model(), pictures(8)
+    model, data = small.model(), make_images(8)
     asked: list[object] = []
 
     def sample(h: torch.Tensor, *, items: torch.Tensor, per: int, guidance: float, **_: object) -> torch.Tensor:
@@ -188,15 +188,15 @@ def test_guidance_reaches_the_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_yardstick_is_the_blurred_source_and_variance_is_over_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """By hand: an encoder that gives pixels, sources that are rows of the gallery, samples of known spread."""
-    model, data = small.model(), pictures(12)
+    model, data = small.model(), make_images(12)
     config = EvaluateConfig(sources=6, per=4, steps=1, resamples=50)
     drawn = draw(model, data, config)
     spread = torch.tensor([0, 0, 255, 255], dtype=torch.uint8)[None, :, None, None, None].expand(6, 4, 3, 8, 8).clone()
     spread[0] = 7
-    found = faithfulness(dataclasses.replace(drawn, pictures=spread), config)
+    found = faithfulness(dataclasses.replace(drawn, images=spread), config)
     assert found.variance is not None
     assert found.variance.value == pytest.approx(5 / 6 * 4 / 3, rel=1e-4)  # of -1, -1, 1, 1; none in the first
-    seen = drawn.encoder.encode(images.blur(data.floats(drawn.sources), 1.0)).cpu()
+    seen = drawn.encoder.encode(blur_images(data.floats(drawn.sources), 1.0)).cpu()
     distances = squared_distances(seen, drawn.gallery)
     rows = torch.arange(6)
     ranks = (distances < distances[rows, drawn.sources][:, None]).sum(dim=1) + 1
@@ -205,7 +205,7 @@ def test_the_yardstick_is_the_blurred_source_and_variance_is_over_samples(monkey
     assert found.blurred_distance is not None
     assert found.blurred_distance.value == pytest.approx(float(distances[rows, drawn.sources].mean()), rel=1e-5)
     assert found.blurred_distance.value > 0
-    alone = dataclasses.replace(drawn, pictures=spread[:, :1], representations=drawn.representations[:, :1])
+    alone = dataclasses.replace(drawn, images=spread[:, :1], representations=drawn.representations[:, :1])
     assert faithfulness(alone, config).variance is None
 
 
@@ -216,13 +216,13 @@ def test_classes_are_read_off_samples_by_a_probe_of_other_images() -> None:
     assert drawn.real.labels is not None
     same = data.pixels[drawn.sources][:, None].expand(-1, 4, -1, -1, -1).clone()
     encoder = drawn.encoder
-    found = recognition(dataclasses.replace(drawn, pictures=same), encoder, known, config)
+    found = recognition(dataclasses.replace(drawn, images=same), encoder, known, config)
     assert found.sources.value > 0.9
     assert found.samples.value == pytest.approx(found.sources.value)
     labels = drawn.real.labels[drawn.sources]
     turned = same.flip(0)
     same[:, :2] = turned[:, :2]  # half of the samples show another source
-    mixed = recognition(dataclasses.replace(drawn, pictures=same), encoder, known, config)
+    mixed = recognition(dataclasses.replace(drawn, images=same), encoder, known, config)
     wrong = (labels != labels.flip(0)).double().mean()
     assert float(wrong) > 0.2
     assert mixed.samples.value == pytest.approx(1 - 0.5 * float(wrong), abs=0.1)
@@ -231,9 +231,9 @@ def test_classes_are_read_off_samples_by_a_probe_of_other_images() -> None:
 
 def test_a_probe_needs_the_same_classes() -> None:
     with pytest.raises(ConfigError, match="the data have no labels"):
-        check_classes(pictures(4), labeled(4))
+        check_classes(make_images(4), labeled(4))
     with pytest.raises(ConfigError, match="fitted on have no labels"):
-        check_classes(labeled(4), pictures(4))
+        check_classes(labeled(4), make_images(4))
     with pytest.raises(ConfigError, match=r"classes of the data, dark, light.*on light, dark"):
         check_classes(labeled(4), labeled(4, ("light", "dark")))
     check_classes(labeled(4), labeled(6))
@@ -241,20 +241,20 @@ def test_a_probe_needs_the_same_classes() -> None:
 
 def test_blur_keeps_what_is_even_and_spreads_a_point() -> None:
     even = torch.full((1, 3, 9, 9), 0.25)
-    torch.testing.assert_close(images.blur(even, 1.0), even)
+    torch.testing.assert_close(blur_images(even, 1.0), even)
     point = torch.zeros(1, 3, 15, 15)
     point[0, 1, 7, 7] = 1
-    seen = images.blur(point, 1.0)
+    seen = blur_images(point, 1.0)
     assert seen[0, 0].abs().max() == 0
     assert float(seen.sum()) == pytest.approx(1, abs=1e-5)
     assert float(seen[0, 1, 7, 7]) == pytest.approx(1 / (2 * np.pi), rel=0.01)
     assert float(seen[0, 1, 7, 8] / seen[0, 1, 7, 7]) == pytest.approx(np.exp(-0.5), rel=1e-4)
-    assert images.blur(point, 0.0) is point
+    assert blur_images(point, 0.0) is point
 
 
 def test_a_rank_is_turned_over_sample_by_sample() -> None:
-    """Two samples of one source, one beside it and one beside its third neighbour."""
-    data = pictures(10)
+    """Two samples of one source, one beside it and one beside its third neighbor."""
+    data = make_images(10)
     line = torch.eye(6)[0]
     gallery = torch.arange(10.0)[:, None] ** 2 * line
     again = torch.tensor([[0.0, 5.0], [81.0, 81.0]])[..., None] * line  # 5 is nearer to 1, 4 and 9 than to 0
@@ -276,11 +276,11 @@ def test_a_sample_has_the_label_of_its_source() -> None:
     assert drawn.labels is not None
     assert drawn.labels.tolist() == wanted
     assert len(set(wanted)) == 2
-    assert dataclasses.replace(drawn, real=pictures(8)).labels is None
+    assert dataclasses.replace(drawn, real=make_images(8)).labels is None
 
 
 def test_a_reference_takes_the_place_of_the_gallery() -> None:
-    model, data = small.model(), pictures(20)
+    model, data = small.model(), make_images(20)
     drawn = draw(model, data, EvaluateConfig(sources=8, per=2, steps=1))
     space = features.of_encoder(drawn.encoder)
     own = compare(drawn, space)

@@ -305,7 +305,7 @@ IMAGENET = EncoderConfig("module", image_size=12, mean=(0.485, 0.456, 0.406), st
 @pytest.mark.parametrize(
     "changes",
     [{"normalize": True, "channel_order": "bgr"}, {"layer": "norm", "pooling": "mean"}],
-    ids=["normalised", "layer inside"],
+    ids=["normalized", "layer inside"],
 )
 def test_encoders(changes: dict[str, Any], tmp_path: Path) -> None:
     encoder = ImageEncoder(Layered(), dataclasses.replace(IMAGENET, **changes))
@@ -314,25 +314,25 @@ def test_encoders(changes: dict[str, Any], tmp_path: Path) -> None:
     again = build(f"onnx:{path}")
     assert again.dim == encoder.dim
     for count, size in ((1, 12), (4, 12), (7, 30)):
-        pictures = small.pictures(count, size=size)
-        assert relative(again.encode(pictures), encoder.encode(pictures)) <= ENCODER_ONNX_L2
+        images = small.make_images(count, size=size)
+        assert relative(again.encode(images), encoder.encode(images)) <= ENCODER_ONNX_L2
     graph = onnx.load(path)
     if "layer" in changes:
         assert not any("head" in value.name for value in graph.graph.initializer)
     assert configs.from_json(EncoderConfig, _properties(graph)["rcdm_fast.encoder"]).mean == (0.5, 0.5, 0.5)
     copied = export_encoder(tmp_path / "copied.onnx", again)
-    assert relative(build(f"onnx:{copied}").encode(pictures), encoder.encode(pictures)) <= ENCODER_ONNX_L2
+    assert relative(build(f"onnx:{copied}").encode(images), encoder.encode(images)) <= ENCODER_ONNX_L2
 
 
 def test_onnx_files_that_leave_work_to_others_are_refused(tmp_path: Path) -> None:
     path = export_encoder(tmp_path / "encoder.onnx", ImageEncoder(Layered(), IMAGENET))
-    with pytest.raises(ExportError, match=r"normalises outside .* and divides by the L2 norm outside .*--no-encoder"):
+    with pytest.raises(ExportError, match=r"normalizes outside .* and divides by the L2 norm outside .*--no-encoder"):
         export_encoder(tmp_path / "new.onnx", build(f"onnx:{path}?mean=0.1&normalize=1"))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["encoder.onnx"]
 
 
 class Undecided(nn.Module):
-    """What it computes depends on the picture."""
+    """What it computes depends on the image."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean(dim=(2, 3)) if float(x.sum()) > 0 else x.amax(dim=(2, 3))

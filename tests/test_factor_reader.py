@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from rcdm_fast import images, storage
+from rcdm_fast import storage
 from rcdm_fast.config import ConfigError, EncoderConfig
 from rcdm_fast.data.world import World
 from rcdm_fast.encoders import ImageEncoder, factor_reader
 from rcdm_fast.encoders.factor_reader import FactorReader
 from rcdm_fast.encoders.oracle_code import Code
 from rcdm_fast.errors import RunError
+from rcdm_fast.images import from_uint8
 from rcdm_fast.metrics.factors import score
 from rcdm_fast.training import reader as training
 from rcdm_fast.training.reader import ReaderConfig
@@ -62,7 +63,7 @@ def test_what_is_read_is_the_inverse_of_the_code(name: str, monkeypatch: pytest.
     factors = world.factors(range(50))
     reader = FactorReader(name, 16)
     monkeypatch.setattr(reader, "raw", lambda seen: 50 * Code(name, world.names)(factors))
-    seen = images.from_uint8(world.pixels(range(50)))
+    seen = from_uint8(world.pixels(range(50)))
     for place, factor in enumerate(world.about):
         read = reader.read(seen)[:, place]
         if factor.kind == "scalar":  # fifty times as far from the middle
@@ -78,7 +79,7 @@ def test_what_is_read_is_the_inverse_of_the_code(name: str, monkeypatch: pytest.
 
 def test_a_reader_is_an_encoder_and_sees_one_size() -> None:
     reader = FactorReader("shapes", 16).eval()
-    seen = images.from_uint8(World(count=5, size=16).pixels(range(5)))
+    seen = from_uint8(World(count=5, size=16).pixels(range(5)))
     assert ImageEncoder(reader, EncoderConfig("module", image_size=16)).encode(seen).shape == (5, 14)
     with pytest.raises(ConfigError, match="this reader sees 16 px"):
         reader.read(torch.zeros(1, 3, 32, 32))
@@ -94,7 +95,7 @@ def test_training_learns_and_states_how_well(tmp_path: Path) -> None:
     assert info["scores"] == measured
     assert min(measured[name] for name in ("hue", "ground_hue", "light", "x", "y")) > 0.7
     world = World(count=300, size=16, seed=1)
-    again = reader.scores(world.factors(range(300)), reader.read(images.from_uint8(world.pixels(range(300)))))
+    again = reader.scores(world.factors(range(300)), reader.read(from_uint8(world.pixels(range(300)))))
     assert again == pytest.approx(measured, abs=1e-3)
 
 

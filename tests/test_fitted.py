@@ -65,7 +65,7 @@ def by_hand(nfe: int, numbers: Floats, x: Floats, network: Any) -> tuple[Floats,
     logs = np.array([log_alpha_bar(t) for t in times])
     alpha, sigma = np.exp(logs / 2), np.sqrt(1 - np.exp(logs))
     snr = np.log(alpha / sigma)
-    nodes, shares = np.polynomial.legendre.leggauss(30)
+    nodes, fractions = np.polynomial.legendre.leggauss(30)
     states, estimates, place = [x], [], 0
     for i in range(nfe):
         estimates.append(network(states[i], asked[i]))
@@ -79,7 +79,7 @@ def by_hand(nfe: int, numbers: Floats, x: Floats, network: Any) -> tuple[Floats,
             for j in range(first, i + 1):
                 others = [m for m in range(first, i + 1) if m != j]
                 basis = np.prod([(at - snr[m]) / (snr[j] - snr[m]) for m in others], axis=0)
-                integral = (shares * np.exp(at) * basis).sum() * (snr[i + 1] - snr[i]) / 2
+                integral = (fractions * np.exp(at) * basis).sum() * (snr[i + 1] - snr[i]) / 2
                 new = new + sigma[i + 1] * integral * estimates[j]
         for j in range(i + 1):
             new = new + of_x[place + j] * states[j] + of_x0[place + j] * estimates[j]
@@ -207,7 +207,7 @@ def test_what_a_file_may_hold(tmp_path: Path) -> None:
     assert from_json(ModelConfig, json.dumps(old)).fitted == ()
     assert repr(dataclasses.replace(config, fitted=())) == repr(config)  # exports are kept by it
     own = config.fitted[0]
-    with pytest.raises(ConfigError, match="fitted for 5 evaluations has 40 numbers, got 39"):
+    with pytest.raises(ConfigError, match="fitted for 5 evaluations has 40 dimensions, got 39"):
         dataclasses.replace(own, numbers=own.numbers[1:])
     with pytest.raises(ConfigError, match="finite"):
         dataclasses.replace(own, numbers=(float("nan"), *own.numbers[1:]))

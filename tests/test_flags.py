@@ -1,4 +1,4 @@
-"""Published flags to configurations and back, and flags recognised from shapes."""
+"""Published flags to configurations and back, and flags recognized from shapes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from rcdm_fast.config import ConfigError, ScheduleConfig, UNetConfig
 from rcdm_fast.models import infer_flags
 from rcdm_fast.models.flags import DEFAULTS, FlagValue, configs_from_flags, flags_from_configs, read_flags
-from rcdm_fast.models.infer_flags import LAYOUTS, RELEASE_FLAGS, recognise
+from rcdm_fast.models.infer_flags import LAYOUTS, RELEASE_FLAGS, recognize
 from rcdm_fast.models.unet import UNet
 from tests import reference_weights
 
@@ -259,7 +259,7 @@ def test_shapes_tell_the_structure(name: str) -> None:
     unet = VARIANTS[name]
     heads = ("num_heads", "num_head_channels", "num_heads_upsample", "use_new_attention_order")
     given = {name: flags_from_configs(unet, schedule_for(unet))[name] for name in ("image_size", "dropout", *heads)}
-    recognition = recognise(shapes_of(unet), given)
+    recognition = recognize(shapes_of(unet), given)
     assert configs_from_flags(recognition.flags) == (unet, schedule_for(unet))
     assert set(recognition.given) == set(given)
     assert not set(recognition.from_shapes) & set(given)
@@ -276,7 +276,7 @@ def test_published_layouts_need_no_flags(name: str, parameters_m: float | None) 
     if parameters_m is not None:
         count = sum(parameter.numel() for parameter in network.parameters())
         assert count / 1e6 == pytest.approx(parameters_m, abs=0.05)
-    recognition = recognise({key: tuple(tensor.shape) for key, tensor in network.state_dict().items()})
+    recognition = recognize({key: tuple(tensor.shape) for key, tensor in network.state_dict().items()})
     assert recognition.layout == name
     assert dataclasses.replace(configs_from_flags(recognition.flags)[0], dropout=unet.dropout) == unet
     assert "image_size" in recognition.assumed
@@ -285,7 +285,7 @@ def test_published_layouts_need_no_flags(name: str, parameters_m: float | None) 
 
 def test_a_layout_gives_way_to_flags() -> None:
     shapes = shapes_of(configs_from_flags(RELEASE_FLAGS | {"ssl_dim": 4})[0])
-    recognition = recognise(shapes, {"image_size": 64, "num_heads": 8})
+    recognition = recognize(shapes, {"image_size": 64, "num_heads": 8})
     unet = configs_from_flags(recognition.flags)[0]
     assert (unet.image_size, unet.num_heads, unet.attention_resolutions) == (64, 8, (16, 8, 4))
 
@@ -293,16 +293,16 @@ def test_a_layout_gives_way_to_flags() -> None:
 def test_what_must_be_given_is_listed() -> None:
     shapes = shapes_of(SMALL)
     with pytest.raises(ConfigError, match="cannot tell image_size") as raised:
-        recognise(shapes)
+        recognize(shapes)
     for told in ("num_channels 32", "channel_mult 1,2,2", "ssl_dim 7", "num_heads 4", "noise_schedule linear"):
         assert told in str(raised.value)
     with pytest.raises(ConfigError, match="cannot tell image_size"):
-        recognise(shapes, {"num_heads": 2})
+        recognize(shapes, {"num_heads": 2})
 
 
-def test_picture_size_follows_from_the_attention_given() -> None:
+def test_image_size_follows_from_the_attention_given() -> None:
     given: dict[str, FlagValue] = {"attention_resolutions": "16"}
-    recognition = recognise(shapes_of(SMALL), given)
+    recognition = recognize(shapes_of(SMALL), given)
     assert recognition.flags["image_size"] == 32
     assert "image_size" in recognition.from_shapes
     assert "num_heads 4" in recognition.describe()
@@ -328,12 +328,12 @@ def test_picture_size_follows_from_the_attention_given() -> None:
 )
 def test_flags_that_contradict_the_shapes(wrong: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        recognise(shapes_of(SMALL), read_flags({"image_size": 32} | wrong))
+        recognize(shapes_of(SMALL), read_flags({"image_size": 32} | wrong))
 
 
 def test_all_contradictions_are_named_at_once() -> None:
     with pytest.raises(ConfigError, match=r"num_channels.*; ssl_dim"):
-        recognise(shapes_of(SMALL), {"image_size": 32, "num_channels": 64, "ssl_dim": 8})
+        recognize(shapes_of(SMALL), {"image_size": 32, "num_channels": 64, "ssl_dim": 8})
 
 
 @pytest.mark.parametrize(
@@ -342,7 +342,7 @@ def test_all_contradictions_are_named_at_once() -> None:
         ({"time_embed.0.weight": None}, "no time_embed.0.weight"),
         ({"time_embed.0.weight": (128,)}, r"time_embed.0.weight has shape \[128\]"),
         ({"time_embed.0.weight": (100, 32)}, "do not fit together"),
-        ({"input_blocks.0.0.weight": (32, 6, 3, 3)}, "pictures of 6 channels"),
+        ({"input_blocks.0.0.weight": (32, 6, 3, 3)}, "images of 6 channels"),
         ({"out.2.weight": None}, "no out.2.weight"),
         ({"out.2.weight": (4, 32, 3, 3)}, "do not fit together"),
         ({"input_blocks.9.0.in_layers.2.weight": (32, 32, 3, 3)}, "10 input blocks do not make"),
@@ -352,14 +352,14 @@ def test_all_contradictions_are_named_at_once() -> None:
 def test_foreign_shapes(change: dict[str, tuple[int, ...] | None], message: str) -> None:
     shapes = {**shapes_of(SMALL), **change}
     with pytest.raises(ConfigError, match=message):
-        recognise({name: shape for name, shape in shapes.items() if shape is not None}, {"image_size": 32})
+        recognize({name: shape for name, shape in shapes.items() if shape is not None}, {"image_size": 32})
 
 
 def test_a_resnet_is_no_unet() -> None:
     with pytest.raises(ConfigError, match=r"not the tensors of an ADM UNet.*conv1.weight"):
-        recognise({"conv1.weight": (64, 3, 7, 7), "bn1.weight": (64,)})
+        recognize({"conv1.weight": (64, 3, 7, 7), "bn1.weight": (64,)})
     with pytest.raises(ConfigError, match="found nothing"):
-        recognise({})
+        recognize({})
 
 
 def test_sampling_flags_are_left_out_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -392,7 +392,7 @@ def test_flags_files_that_cannot_be_read(text: str, tmp_path: Path) -> None:
 def test_shapes_of_no_width() -> None:
     shapes = {"time_embed.0.weight": (0, 0), "input_blocks.0.0.weight": (0, 3, 3, 3), "out.2.weight": (3, 0, 3, 3)}
     with pytest.raises(ConfigError, match="not the tensors"):
-        recognise(shapes)
+        recognize(shapes)
 
 
 def test_a_size_is_read_off_the_attention_only_where_one_fits() -> None:

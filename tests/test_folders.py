@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from rcdm_fast import folders, images
+from rcdm_fast import folders
 from rcdm_fast.data.sources import open_data
+from rcdm_fast.images import find_images
 
 
-def picture(path: Path) -> Path:
+def image(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (16, 16)).save(path, "PNG")
     return path
@@ -23,8 +24,8 @@ def names(root: Path) -> list[str]:
 
 
 def test_linked_class_folders_are_classes(tmp_path: Path) -> None:
-    picture(tmp_path / "store" / "dogs" / "1.png")
-    picture(tmp_path / "data" / "cat" / "2.png")
+    image(tmp_path / "store" / "dogs" / "1.png")
+    image(tmp_path / "data" / "cat" / "2.png")
     (tmp_path / "data" / "dog").symlink_to(tmp_path / "store" / "dogs")
     (tmp_path / "data" / "cat" / "3.png").symlink_to(tmp_path / "store" / "dogs" / "1.png")
     found = open_data(tmp_path / "data", 16)
@@ -34,8 +35,8 @@ def test_linked_class_folders_are_classes(tmp_path: Path) -> None:
 
 def test_links_in_circles_end_and_nothing_counts_twice(tmp_path: Path) -> None:
     root = tmp_path / "above" / "data"
-    picture(root / "a" / "1.png")
-    picture(root / "b" / "2.png")
+    image(root / "a" / "1.png")
+    image(root / "b" / "2.png")
     (root / "a" / "back").symlink_to(root)
     (root / "a" / "up").symlink_to(tmp_path)
     (root / "a" / "all").symlink_to("/")
@@ -43,7 +44,7 @@ def test_links_in_circles_end_and_nothing_counts_twice(tmp_path: Path) -> None:
     (root / "b" / "a").symlink_to(root / "a")
     (root / "loop").symlink_to(root / "loop")
     outside = tmp_path / "outside"
-    picture(outside / "deep" / "3.png")
+    image(outside / "deep" / "3.png")
     (root / "c").symlink_to(outside / "deep")
     (root / "d").symlink_to(outside)  # holds what is listed already under c
     assert names(root) == ["a/1.png", "b/2.png", "c/3.png"]
@@ -51,13 +52,13 @@ def test_links_in_circles_end_and_nothing_counts_twice(tmp_path: Path) -> None:
 
 
 def test_what_is_left_out_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    picture(tmp_path / "1.png")
-    picture(tmp_path / ".hidden" / "2.png")
+    image(tmp_path / "1.png")
+    image(tmp_path / ".hidden" / "2.png")
     for name in ("a.heic", "b.HEIC", "notes.txt", "README", ".DS_Store"):
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
     os.mkfifo(tmp_path / "pipe.png")
-    assert [path.name for path in images.find(tmp_path)] == ["1.png"]
+    assert [path.name for path in find_images(tmp_path)] == ["1.png"]
     assert "4 files left out, by their extensions: 2 .heic, 1 .txt, 1 without extension" in caplog.text
     assert "gone.png" in caplog.text
     assert "pipe.png" in caplog.text
@@ -66,8 +67,8 @@ def test_what_is_left_out_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixtu
 def test_a_folder_that_cannot_be_listed_is_told_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    picture(tmp_path / "a" / "1.png")
-    picture(tmp_path / "shut" / "2.png")
+    image(tmp_path / "a" / "1.png")
+    image(tmp_path / "shut" / "2.png")
     listed = os.scandir
 
     def scandir(folder: Path) -> object:
@@ -85,7 +86,7 @@ def test_a_folder_that_cannot_be_listed_is_told_of(
     (tmp_path / "secret").symlink_to("/proc/1/cwd")
     monkeypatch.setattr(os, "scandir", scandir)
     monkeypatch.setattr(Path, "is_dir", is_dir)
-    assert len(images.find(tmp_path)) == 1
+    assert len(find_images(tmp_path)) == 1
     assert "shut (Permission denied)" in caplog.text
     assert "secret (Permission denied)" in caplog.text
 

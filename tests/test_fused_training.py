@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rcdm_fast.models.unet import ResBlock, UNet
 from rcdm_fast.ops import gradients, library, reference, selection, selection_backward
-from rcdm_fast.training import fused, team
+from rcdm_fast.training import distributed, fused_unet
 from rcdm_fast.training import run as training_run
 from rcdm_fast.training.config import TrainConfig
 from rcdm_fast.training.convolution import convolution
@@ -34,7 +34,7 @@ def pair(**changes: Any) -> tuple[UNet, UNet]:
     """A plain network and the same one on fused operators."""
     plain = small.network(**changes).to(memory_format=torch.channels_last).train()
     other = copy.deepcopy(plain)
-    fused.attach(other)
+    fused_unet.attach(other)
     return plain, other
 
 
@@ -140,7 +140,7 @@ def test_who_computes_a_weight_gradient(monkeypatch: pytest.MonkeyPatch) -> None
 def make_run(**changes: Any) -> Run:
     config = training_process.config("unused", **changes)
     bank = torch.randn(2, 48, small.DIM, generator=torch.Generator().manual_seed(0))
-    return Run(config, small.UNET, training_process.data(), bank, team.Team())
+    return Run(config, small.UNET, training_process.data(), bank, distributed.Processes())
 
 
 @pytest.mark.skipif(not library.has_native("cpu"), reason="the native part was not built")
@@ -163,25 +163,25 @@ def test_steps_are_fused_unless_something_else_is_asked_for(monkeypatch: pytest.
     assert not any("forward" in vars(module) for module in run.network.modules() if isinstance(module, ResBlock))
     monkeypatch.setattr(library, "has_native", lambda kind: False)
     assert make_run(compile=None).computed == "plain"
-    assert fused.reasons_unavailable(torch.device("mps")) == ["there are no fused operators on mps"]
+    assert fused_unet.reasons_unavailable(torch.device("mps")) == ["there are no fused operators on mps"]
 
 
 def test_a_gpu_needs_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     """The forward pass runs natively where that part was built, the backward pass in Triton always."""
     cuda = torch.device("cuda")
-    assert fused.reasons_unavailable(cuda) == []
-    monkeypatch.setattr(fused, "triton_reason", lambda device: "triton is not installed")
-    assert fused.reasons_unavailable(cuda) == ["triton is not installed"]
+    assert fused_unet.reasons_unavailable(cuda) == []
+    monkeypatch.setattr(fused_unet, "triton_reason", lambda device: "triton is not installed")
+    assert fused_unet.reasons_unavailable(cuda) == ["triton is not installed"]
 
 
 def test_where_a_gpu_has_no_triton_steps_are_plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiler needs it as well."""
-    monkeypatch.setattr(fused, "triton_reason", lambda device: "triton is not installed")
+    monkeypatch.setattr(fused_unet, "triton_reason", lambda device: "triton is not installed")
     monkeypatch.setattr(training_run, "triton_reason", lambda device: "triton is not installed")
     with fake_cuda(1):
         config = training_process.config("unused", compile=None)
         bank = torch.randn(2, 48, small.DIM)
-        run = Run(config, small.UNET, training_process.data(), bank, team.Team("cuda"))
+        run = Run(config, small.UNET, training_process.data(), bank, distributed.Processes("cuda"))
         assert run.computed == "plain"
         assert run._graphed is None
 

@@ -18,7 +18,7 @@ from rcdm_fast.config import ScheduleConfig
 from rcdm_fast.diffusion import conditioning
 from rcdm_fast.diffusion.sampling import SamplingError
 from rcdm_fast.diffusion.schedule import Schedule
-from rcdm_fast.engines import graphs
+from rcdm_fast.engines import cuda_graphs
 from rcdm_fast.engines.native import NativeEngine
 from rcdm_fast.models import checkpoint
 from rcdm_fast.models.unet import UNet
@@ -48,7 +48,7 @@ def _engine(device: str = "cuda:0", precision: str = "fp32") -> tuple[NativeEngi
     return engine, conditioning.make_plan(network, SCHEDULE, REPRESENTATIONS.to(device), None)
 
 
-def made_pictures(count: int) -> Tensor:
+def made_images(count: int) -> Tensor:
     return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(count))
 
 
@@ -66,17 +66,17 @@ def _close(got: Tensor, want: Tensor, bound: float = ENGINE_FP32_L2) -> bool:
 
 @pytest.mark.parametrize("place", ["", "cuda:1"])
 def test_the_main_job(machine: Machine, place: str, tmp_path: Path) -> None:
-    """Load, encode, sample: the pictures are those of the CPU, on the device that was asked for."""
+    """Load, encode, sample: the images are those of the CPU, on the device that was asked for."""
     file = tmp_path / "small.safetensors"
     made = small.model()
     checkpoint.save_model(file, made.config, made.unet.state_dict())
-    pictures = small.pictures(3)
+    images = small.make_images(3)
     on_cpu = rcdm_fast.load(file, encoder=small.encoder(), device="cpu")
-    want = on_cpu.sample(on_cpu.encode(pictures), per=2, steps=3, batch_size=4)
+    want = on_cpu.sample(on_cpu.encode(images), per=2, steps=3, batch_size=4)
     given = {"device": place} if place else {}
     model = rcdm_fast.load(file, encoder=small.encoder().to(place or "cuda"), **given)
     assert model.engine.name == "native"
-    h = model.encode(pictures)
+    h = model.encode(images)
     got = model.sample(h, per=2, steps=3, batch_size=4)
     assert str(got.device) == str(h.device) == str(model.device) == (place or "cuda:0")
     assert _close(got, want, TRAJECTORY_L2)
@@ -92,7 +92,7 @@ def test_a_step_waits_for_nothing(machine: Machine, table: bool, monkeypatch: py
     engine, plan = _engine()
     assert (plan.table is None) == (not table)
     for rows in ([3, 0, 3], [1, 2, 3, 0, 0]):
-        x = made_pictures(len(rows))
+        x = made_images(len(rows))
         engine.prepare(plan.with_rows(torch.tensor(rows)), len(rows))
         there = x.to("cuda")
         for k in (3, 1):
@@ -104,7 +104,7 @@ def test_a_step_waits_for_nothing(machine: Machine, table: bool, monkeypatch: py
 def test_preparing_and_predicting_in_any_mode(machine: Machine) -> None:
     """A graph's tensors are ordinary ones: they can be written inside inference mode and outside."""
     engine, plan = _engine()
-    x = made_pictures(2)
+    x = made_images(2)
     with torch.inference_mode():
         engine.warmup((2,))
     for inside in (False, True, False):
@@ -115,24 +115,24 @@ def test_preparing_and_predicting_in_any_mode(machine: Machine) -> None:
 
 
 def test_what_is_prepared_stays_prepared(machine: Machine) -> None:
-    """Whatever is captured between two steps: the pictures keep their representations."""
+    """Whatever is captured between two steps: the images keep their representations."""
     engine, plan = _engine()
     rows = [3, 1]
-    x = made_pictures(2)
+    x = made_images(2)
     engine.prepare(plan.with_rows(torch.tensor(rows)), 2)
     for step in range(2):
         engine.warmup((1, 3, 5, 9)[:: 1 if step else -1])
         assert _close(engine.predict(x.to("cuda"), 1), truth(x, rows, 1))
     kept = engine.describe().split("batches of ")[1].split(" (")[0]
-    assert len(kept.split(",")) == graphs.MOST_GRAPHS
+    assert len(kept.split(",")) == cuda_graphs.MOST_GRAPHS
     assert "2" in kept
-    with pytest.raises(ValueError, match="3 pictures, prepared was a batch of 2"):
-        engine.predict(made_pictures(3).to("cuda"), 1)
+    with pytest.raises(ValueError, match="3 images, prepared was a batch of 2"):
+        engine.predict(made_images(3).to("cuda"), 1)
 
 
 def test_the_other_gpu(machine: Machine) -> None:
     """With another GPU current: captured, measured and replayed where the weights are."""
-    x, rows = made_pictures(3), [0, 2, 1]
+    x, rows = made_images(3), [0, 2, 1]
     for device, current in (("cuda:1", 0), ("cuda:0", 1)):
         engine, plan = _engine(device)
         torch.cuda.set_device(current)
@@ -153,19 +153,19 @@ def test_the_other_gpu(machine: Machine) -> None:
 
 def test_another_thread_encodes_during_a_capture(machine: Machine) -> None:
     engine, plan = _engine()
-    encoder, pictures = small.encoder().to("cuda"), small.pictures(2)
-    want = small.encoder().encode(pictures)
+    encoder, images = small.encoder().to("cuda"), small.make_images(2)
+    want = small.encoder().encode(images)
     found: list[Tensor] = []
 
     def encode() -> None:
         with machine.here():
-            found.append(encoder.encode(pictures.to("cuda")))
+            found.append(encoder.encode(images.to("cuda")))
 
     _meanwhile(machine, engine, encode, until=threading.Event())
     engine.prepare(plan.with_rows(torch.tensor([1])), 1)
     assert len(found) == 1
     assert torch.allclose(found[0].cpu(), want)
-    assert _close(engine.predict(made_pictures(1).to("cuda"), 0), truth(made_pictures(1), [1], 0))
+    assert _close(engine.predict(made_images(1).to("cuda"), 0), truth(made_images(1), [1], 0))
 
 
 def test_two_models_capture_one_after_the_other(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +192,7 @@ def test_two_models_capture_one_after_the_other(machine: Machine, monkeypatch: p
         def __exit__(self, *error: object) -> None:
             self._lock.release()
 
-    monkeypatch.setattr(graphs, "_capturing", Asked(graphs._capturing))
+    monkeypatch.setattr(cuda_graphs, "_capturing", Asked(cuda_graphs._capturing))
     thread = _meanwhile(machine, first, prepare, until=asks)
     first.prepare(plan.with_rows(torch.tensor([0])), 1)
     ended.append("first")
@@ -226,7 +226,7 @@ def test_streams_follow_each_other(machine: Machine) -> None:
     engine, plan = _engine()
     engine.prepare(plan.with_rows(torch.tensor([0])), 1)
     default, other = torch.cuda.current_stream(), torch.cuda.Stream()
-    x = made_pictures(1).to("cuda")
+    x = made_images(1).to("cuda")
     engine.predict(x, 0)
     with torch.cuda.stream(other):
         engine.predict(x, 0)
@@ -236,7 +236,7 @@ def test_streams_follow_each_other(machine: Machine) -> None:
 
 
 def _costs(monkeypatch: pytest.MonkeyPatch, machine: Machine, fast_when_small: str) -> list[str]:
-    """Two implementations of the norm, one fast for 4-px pictures, the other for 8-px ones; "triton" is slow to launch.
+    """Two implementations of the norm, one fast for 4-px images, the other for 8-px ones; "triton" is slow to launch.
 
     Gives the list of those that run.
     """
@@ -268,9 +268,9 @@ def test_implementations_are_chosen_for_every_shape_by_what_they_take_in_a_graph
     times = choices.times_ms("film_group_norm")
     for kind, measured in times.items():
         out: Any = kind[0]
-        small_picture = out[0][2] == 4
+        small_image = out[0][2] == 4
         assert measured == pytest.approx(
-            {"native": 0.02 if small_picture else 0.05, "triton": 0.05 if small_picture else 0.02}
+            {"native": 0.02 if small_image else 0.05, "triton": 0.05 if small_image else 0.02}
         )
     norms = sum(isinstance(module, torch.nn.GroupNorm) for module in make_network().modules())
     assert len(times) < norms
@@ -280,7 +280,7 @@ def test_implementations_are_chosen_for_every_shape_by_what_they_take_in_a_graph
     _engine()[0].warmup((2,))  # another model, for which the opposite is true
     assert called
     assert engine._backend.choices.times_ms("film_group_norm") == times  # type: ignore[union-attr]
-    x = made_pictures(2).to("cuda")
+    x = made_images(2).to("cuda")
     before = len(machine.kernels)
     assert engine.first_nonfinite(x, 1) is None
     assert machine.kernels[before:].count("film_group_norm_out") == norms
@@ -303,7 +303,7 @@ def test_settings_while_a_graph_is_captured(machine: Machine, monkeypatch: pytes
     engine.prepare(plan.with_rows(torch.tensor([0])), 1)
     assert seen == {(True, "ieee", "ieee")}
     seen.clear()
-    x = made_pictures(1).to("cuda")
+    x = made_images(1).to("cuda")
     engine.predict(x, 1)
     assert not seen  # a replay launches nothing by itself
     engine.first_nonfinite(x, 1)
@@ -334,10 +334,10 @@ def test_float32_is_float32_wherever_the_plain_network_runs(
     if what == "eager":
         model.sample(REPRESENTATIONS, per=1, steps=1)
     elif what == "network":
-        model.network(made_pictures(4), torch.tensor([5, 6, 7, 8]), REPRESENTATIONS)
+        model.network(made_images(4), torch.tensor([5, 6, 7, 8]), REPRESENTATIONS)
     else:
         monkeypatch.setattr(encoder, "_forward", lambda x: layer(x)[:, 0].flatten(1)[:, : small.DIM])
-        model.encode(small.pictures(2))
+        model.encode(small.make_images(2))
     assert seen == {"ieee"}
 
 

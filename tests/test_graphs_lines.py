@@ -11,13 +11,13 @@ import torch
 import rcdm_fast
 from rcdm_fast import engines
 from rcdm_fast.diffusion import conditioning
-from rcdm_fast.engines import graphs, native
+from rcdm_fast.engines import cuda_graphs, native
 from rcdm_fast.engines.native import NativeEngine
 from rcdm_fast.models import checkpoint
 from rcdm_fast.ops import library, reference, selection
 from tests import small
 from tests.fake_cuda import fake_cuda
-from tests.test_graphs import CPU, REPRESENTATIONS, SCHEDULE, made_pictures, make_network, truth
+from tests.test_graphs import CPU, REPRESENTATIONS, SCHEDULE, made_images, make_network, truth
 from tests.tolerances import ENGINE_FP32_L2
 from tests.traced_lines import traced
 
@@ -27,11 +27,11 @@ def test_every_line_of_the_gpu_path_runs(tmp_path: Path, monkeypatch: pytest.Mon
     file = tmp_path / "small.safetensors"
     made = small.model()
     checkpoint.save_model(file, made.config, made.unet.state_dict())
-    with traced(graphs, native, selection) as left:
+    with traced(cuda_graphs, native, selection) as left:
         with fake_cuda(2):
             model = rcdm_fast.load(file, encoder=small.encoder().to("cuda"))
             assert "not measured" in model.engine.describe()
-            h = model.encode(small.pictures(2))
+            h = model.encode(small.make_images(2))
             for batch_size in (1, 2, 3, 5, 9):
                 model.sample(h[:1], per=batch_size, steps=1)
             assert isinstance(model.engine, NativeEngine)
@@ -39,10 +39,10 @@ def test_every_line_of_the_gpu_path_runs(tmp_path: Path, monkeypatch: pytest.Mon
             with torch.cuda.stream(torch.cuda.Stream()):
                 model.sample(h, per=1, steps=1)
             assert "captured" in model.engine.describe()
-            x = made_pictures(2).to("cuda")
+            x = made_images(2).to("cuda")
             assert model.engine.first_nonfinite(x, 0) is None
             with pytest.raises(ValueError, match="prepared was"):
-                model.engine.predict(made_pictures(1).to("cuda"), 0)
+                model.engine.predict(made_images(1).to("cuda"), 0)
             visible = selection.film_group_norm_visible(torch.device("cuda"))
             assert visible is importlib.import_module("rcdm_fast.kernels.film_group_norm").film_group_norm
             assert engines.reasons_unavailable("native", torch.device("cuda"), "bf16") == []
@@ -64,15 +64,15 @@ def _on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     network = make_network()
     engine = NativeEngine(network, CPU, "fp32")
     with pytest.raises(RuntimeError, match="predict before prepare"):
-        engine.predict(made_pictures(1), 0)
+        engine.predict(made_images(1), 0)
     with pytest.raises(RuntimeError, match="first_nonfinite before prepare"):
-        engine.first_nonfinite(made_pictures(1), 0)
+        engine.first_nonfinite(made_images(1), 0)
     engine.warmup((1,))
     plan = conditioning.make_plan(network, SCHEDULE, REPRESENTATIONS, None).with_rows(torch.tensor([1, 3]))
-    with pytest.raises(ValueError, match="rows for 2 pictures, the batch 1"):
+    with pytest.raises(ValueError, match="rows for 2 images, the batch 1"):
         engine.prepare(plan, 1)
     engine.prepare(plan, 2)
-    x = made_pictures(2)
+    x = made_images(2)
     fp32 = engine.predict(x, 1)
     assert float((fp32 - truth(x, [1, 3], 1)).norm() / fp32.norm()) <= ENGINE_FP32_L2
     assert "oneDNN" in engine.describe()

@@ -18,7 +18,7 @@ from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.diffusion.solvers import SolverOptions
 from rcdm_fast.encoders import native
 from rcdm_fast.model import Model
-from rcdm_fast.training import team
+from rcdm_fast.training import distributed
 from rcdm_fast.training.pretrain import PretrainConfig
 from rcdm_fast.training.run import Run
 from rcdm_fast.training.train import train
@@ -81,7 +81,7 @@ def test_dropped_representations_are_zeros_for_the_encoder(tmp_path: Path) -> No
     config = training_process.config(str(file), representation_dropout=0.3)
     data = training_process.data()
     bank = torch.randn(2, len(data), small.DIM) + 5
-    run = Run(config, small.UNET, data, bank, team.Team())
+    run = Run(config, small.UNET, data, bank, distributed.Processes())
     dropped = 0
     for _ in range(40):
         h = run.batches.draw(run.step).h * run.batches.standard.std + run.batches.standard.mean

@@ -23,10 +23,11 @@ import torch
 from torch import Tensor, nn
 
 import rcdm_fast
-from rcdm_fast import host, images
+from rcdm_fast import host
 from rcdm_fast.config import EncoderConfig
 from rcdm_fast.encoders import ImageEncoder, native
 from rcdm_fast.evaluation import EvaluateConfig, evaluate
+from rcdm_fast.images import to_pil
 from rcdm_fast.model import Model
 from rcdm_fast.models import checkpoint
 from rcdm_fast.training.adapt import AdaptConfig, adapt
@@ -138,7 +139,7 @@ def given() -> dict[str, Tensor]:
         "h": torch.randn(2, small.DIM, generator=generator),
         "x": torch.randn(2, 3, 8, 8, generator=generator),
         "t": torch.tensor([10, 700]),
-        "pictures": small.pictures(2),
+        "images": small.make_images(2),
     }
 
 
@@ -146,19 +147,19 @@ def calls(saved: Path, given: dict[str, Tensor], network: nn.Module, engine: str
     """What the public methods of a model give that is loaded and used right here."""
     encoder = ImageEncoder(network, EncoderConfig("module", image_size=8, dim=small.DIM))
     model = rcdm_fast.load(saved, encoder=encoder, device="cpu", engine=engine, precision="fp32")
-    h, pictures = given["h"], given["pictures"]
+    h, images = given["h"], given["images"]
     drawn = list(rcdm_fast.generate(model, h, per=1, steps=2))
     return {
         "weights": next(model.unet.parameters()),
-        "encode": model.encode(pictures),
-        "encode images": model.encode([pictures[0], images.to_pil(pictures[1])]),
-        "view": model.view(images.to_pil(pictures[0])),
+        "encode": model.encode(images),
+        "encode images": model.encode([images[0], to_pil(images[1])]),
+        "view": model.view(to_pil(images[0])),
         "sample": model.sample(h, per=2, steps=3, eta=0.5),
         "ancestral": model.sample(h, per=1, steps=3, solver="ancestral"),
         "batches": [part for _, part in model.batches(model.request(h, per=2, steps=2), 3)][-1],
-        "generate": drawn[-1].pictures,
+        "generate": drawn[-1].images,
         "interpolate": model.interpolate(h[0], h[1], 3, steps=2),
-        "invert": model.invert(pictures, steps=2),
+        "invert": model.invert(images, steps=2),
         "network": model.network(given["x"], given["t"], h),
         "from a network": Model.from_network(model.unet, model.config.schedule).sample(h, per=1, steps=2),
     }
@@ -202,7 +203,7 @@ def test_training_adapting_and_evaluating_too(name: str, tmp_path: Path) -> None
     unet = dataclasses.replace(small.UNET, representation_dim=0, dropout=0.2)
 
     def run(folder: Path) -> list[Tensor]:
-        trained = train(training_process.config(str(encoder), pictures=32, unet=unet), data, folder / "run")
+        trained = train(training_process.config(str(encoder), images=32, unet=unet), data, folder / "run")
         adapted = adapt(
             AdaptConfig("adapted", str(trained), EncoderConfig(f"file:{encoder}", image_size=8), steps=2, batch_size=4),
             data,

@@ -92,8 +92,8 @@ def test_a_saved_folder_loads_again(tmp_path: Path) -> None:
         assert isinstance(again, Model)
         assert same(model, again)
         assert again.config == model.config
-    pictures = small.pictures(2, size=40)
-    assert torch.equal(again.encode(pictures), model.encode(pictures))
+    images = small.make_images(2, size=40)
+    assert torch.equal(again.encode(images), model.encode(images))
     described = json.loads((tmp_path / "out" / "config.json").read_text())
     assert described["library_name"] == "rcdm_fast"
     assert described["unet"]["image_size"] == 32
@@ -109,7 +109,7 @@ def test_the_card_of_a_bundled_model(tmp_path: Path) -> None:
         "pipeline_tag": "image-to-image",
         "tags": ["diffusion", "representation-learning", "interpretability", "rcdm"],
     }
-    assert "MRR of the source picture" in card.text
+    assert "MRR of the source image" in card.text
     stored = load(tmp_path)
     assert weights_hash(stored.unet, stored.config.schedule) in card.text
     assert 'rcdm_fast.load(".")' in card.text
@@ -118,16 +118,16 @@ def test_the_card_of_a_bundled_model(tmp_path: Path) -> None:
 
 def test_the_card_of_any_model(tmp_path: Path) -> None:
     model = small.model()
-    info = {"steps": 1200, "pictures_seen": 38_400, "run": {"much": "more"}, "licence": "CC-BY-NC 4.0 (and so on)"}
+    info = {"steps": 1200, "images_seen": 38_400, "run": {"much": "more"}, "license": "CC-BY-NC 4.0 (and so on)"}
     model.config = dataclasses.replace(model.config, name='my: "model"', info=info)
     model.save_pretrained(tmp_path)
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.license == "cc-by-nc-4.0"
-    assert "steps 1200; pictures seen 38400" in card.text
+    assert "steps 1200; images seen 38400" in card.text
     assert "given in Python" in card.text
     assert "much" not in card.text
     assert weights_hash(model.unet, model.config.schedule) in card.text
-    model.save_pretrained(tmp_path, licence="cc-by-4.0")
+    model.save_pretrained(tmp_path, license="cc-by-4.0")
     assert ModelCard.load(tmp_path / "README.md").data.license == "cc-by-4.0"
     small.model(representation_dim=0).save_pretrained(tmp_path)
     assert ModelCard.load(tmp_path / "README.md").data.license is None
@@ -142,7 +142,7 @@ def test_the_example_of_a_card_runs(changes: dict[str, Any], tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     exec(code.replace("h = ...", f"import torch; h = torch.zeros(2, {small.DIM})").replace("=50", "=2"), names)
-    assert names["pictures"].shape[1:] == (8, 3, 8, 8)
+    assert names["images"].shape[1:] == (8, 3, 8, 8)
 
 
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,14 +163,14 @@ def test_an_encoder_file_goes_along(tmp_path: Path, hub: Hub) -> None:
     assert str(tmp_path).encode() not in (tmp_path / "a" / "model.safetensors").read_bytes()
     encoder.unlink()
     (tmp_path / "a").rename(tmp_path / "b%20")
-    pictures = small.pictures(2, size=32)
+    images = small.make_images(2, size=32)
     again = load(tmp_path / "b%20")
-    assert torch.equal(again.encode(pictures), model.encode(pictures))
+    assert torch.equal(again.encode(images), model.encode(images))
     again.save_pretrained(tmp_path / "b%20")  # over itself
-    assert torch.equal(load(tmp_path / "b%20").encode(pictures), model.encode(pictures))
+    assert torch.equal(load(tmp_path / "b%20").encode(images), model.encode(images))
     again.push_to_hub("someone/model")
     fetched = load("someone/model")
-    assert torch.equal(fetched.encode(pictures), model.encode(pictures))
+    assert torch.equal(fetched.encode(images), model.encode(images))
     assert [name for name, _ in hub.calls[-2:]] == ["model.safetensors", "encoder.safetensors"]
     hub.calls.clear()
     load("someone/model")

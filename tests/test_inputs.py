@@ -1,4 +1,4 @@
-"""What callers give: pictures of every kind and number, arguments of every type; what is taken, what is refused."""
+"""What callers give: images of every kind and number, arguments of every type; what is taken, what is refused."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 import rcdm_fast
-from rcdm_fast import arguments, images
+from rcdm_fast import arguments
 from rcdm_fast.config import ConfigError
+from rcdm_fast.images import ImageError, load_image
 from rcdm_fast.model import Model
 from tests import small
 
@@ -41,21 +42,21 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_pictures_may_be_given_in_any_form(model: Model, folder: Path) -> None:
+def test_images_may_be_given_in_any_form(model: Model, folder: Path) -> None:
     path = folder / "a.png"
     expected = model.encode(path)
-    picture = Image.open(path).convert("RGB")
+    image = Image.open(path).convert("RGB")
     for given in (
         str(path),
-        picture,
-        np.asarray(picture),
+        image,
+        np.asarray(image),
         io.BytesIO(path.read_bytes()),
         path.read_bytes(),
-        images.load(path)[0],
-        [images.load(path)[0]],
+        load_image(path)[0],
+        [load_image(path)[0]],
         [path],
         (each for each in [path]),
-        np.asarray(picture)[None],
+        np.asarray(image)[None],
     ):
         assert torch.equal(model.encode(given), expected), type(given)
     everything = model.encode(folder)
@@ -79,43 +80,43 @@ class Dataset:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (Dataset(), r"give the one with the pictures, as in dataset\['image'\]"),
+        (Dataset(), r"give the one with the images, as in dataset\['image'\]"),
         ({"image": 1}, "dict"),
         (5, "int"),
         (None, "NoneType"),
-        ([], "no pictures"),
+        ([], "no images"),
         (np.zeros((2, 8, 8, 3), dtype=np.int32), "int32"),
-        (np.zeros((4,), dtype=np.uint8), "picture"),
+        (np.zeros((4,), dtype=np.uint8), "image"),
         ("no-such-folder/", "no such file"),
     ],
 )
-def test_what_is_no_picture(given: Any, message: str, model: Model) -> None:
-    with pytest.raises(images.ImageError, match=message):
+def test_what_is_no_image(given: Any, message: str, model: Model) -> None:
+    with pytest.raises(ImageError, match=message):
         model.encode(given)
 
 
-def test_one_bad_picture_of_many(model: Model, folder: Path) -> None:
+def test_one_bad_image_of_many(model: Model, folder: Path) -> None:
     bad = folder / "0.png"
     bad.write_bytes(b"damaged")
-    with pytest.raises(images.ImageError, match=r"0\.png"):
+    with pytest.raises(ImageError, match=r"0\.png"):
         model.encode(folder)
     told: list[tuple[int, str]] = []
     found = model.encode(folder, on_bad=lambda place, reason: told.append((place, reason)))
     assert torch.equal(found, model.encode([folder / "a.png", folder / "b.png", folder / "sub"]))
     assert [place for place, _ in told] == [0]
     assert "0.png" in told[0][1]
-    with pytest.raises(images.ImageError, match="picture 1: "):
+    with pytest.raises(ImageError, match="image 1: "):
         model.encode([folder / "a.png", b"nothing"])
-    with pytest.raises(images.ImageError, match="none of the 2 pictures"):
+    with pytest.raises(ImageError, match="none of the 2 images"):
         model.encode([bad, b"nothing"], on_bad=lambda place, reason: None)
 
 
-def test_interpolation_between_pictures(model: Model, folder: Path) -> None:
+def test_interpolation_between_images(model: Model, folder: Path) -> None:
     a, b = folder / "a.png", Image.open(folder / "b.png")
     expected = model.interpolate(model.encode(a)[0], model.encode(b)[0], 3, steps=2)
     assert torch.equal(model.interpolate(str(a), b, 3, steps=2), expected)
     assert torch.equal(model.interpolate(model.encode(a).numpy(), np.asarray(b), 3, steps=2), expected)
-    with pytest.raises(ConfigError, match="a must be one picture, got 3"):
+    with pytest.raises(ConfigError, match="a must be one image, got 3"):
         model.interpolate(folder, b)
     with pytest.raises(ConfigError, match=r"a must be one representation \[D\], got \[2, 6\]"):
         model.interpolate(torch.zeros(2, 6), b)
@@ -123,7 +124,7 @@ def test_interpolation_between_pictures(model: Model, folder: Path) -> None:
         model.interpolate(torch.zeros(6), torch.zeros(6, dtype=torch.int64))
 
 
-def test_inversion_reads_every_picture_once(model: Model, folder: Path) -> None:
+def test_inversion_reads_every_image_once(model: Model, folder: Path) -> None:
     expected = model.invert(folder / "a.png", steps=2)
     assert torch.equal(model.invert(io.BytesIO((folder / "a.png").read_bytes()), steps=2), expected)
 
@@ -237,7 +238,7 @@ def test_wrong_labels_are_refused(label: Any) -> None:
     [
         (lambda m, x: m.invert(x, iterations=1.5), "iterations must be a whole number"),
         (lambda m, x: m.invert(x, torch.zeros(2, 6, dtype=torch.int64)), "h must be a float tensor"),
-        (lambda m, x: m.invert(x, torch.zeros(3, 6)), "h has 3 rows for 2 pictures"),
+        (lambda m, x: m.invert(x, torch.zeros(3, 6)), "h has 3 rows for 2 images"),
         (lambda m, x: m.interpolate(torch.zeros(6), torch.ones(6), 2.5), "frames must be a whole number"),
         (lambda m, x: m.interpolate(torch.zeros(6), torch.ones(6), mode="line"), "mode"),
         (lambda m, x: m.network(x, torch.tensor([0.5, 1.0]), torch.zeros(2, 6)), "t must be whole numbers"),
@@ -255,7 +256,7 @@ def test_wrong_labels_are_refused(label: Any) -> None:
 )
 def test_wrong_arguments_of_other_methods(call: Any, message: str, model: Model) -> None:
     with pytest.raises(ConfigError, match=message):
-        call(model, small.pictures(2))
+        call(model, small.make_images(2))
 
 
 def test_devices() -> None:

@@ -1,4 +1,4 @@
-"""A job on one device: its pictures, stops, changes, and what can go wrong."""
+"""A job on one device: its images, stops, changes, and what can go wrong."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from rcdm_fast import images, memory
+from rcdm_fast import memory
 from rcdm_fast.config import ConfigError
 from rcdm_fast.diffusion.sampling import SamplingError
 from rcdm_fast.encoders.base import ImageEncoder
 from rcdm_fast.exporters.graph import weights_hash
+from rcdm_fast.images import from_uint8, save_image, to_pil, to_uint8
 from rcdm_fast.jobs import draw, formats, ledger, local
 from rcdm_fast.jobs.settings import JobConfig, RunOptions
 from rcdm_fast.jobs.verify import verify
@@ -47,8 +48,8 @@ def unbroken(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def pictures(folder: Path) -> Iterator[np.ndarray]:
-    """Levels of all pictures, in the manifest's order."""
+def make_images(folder: Path) -> Iterator[np.ndarray]:
+    """Levels of all images, in the manifest's order."""
     for row in manifest(folder):
         with tarfile.open(folder / row["shard"]) as tar:
             member = tar.extractfile(f"{row['key']}.png")
@@ -65,11 +66,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_pictures_are_those_of_sample(model: Model, unbroken: Path) -> None:
+def test_images_are_those_of_sample(model: Model, unbroken: Path) -> None:
     rows = manifest(unbroken)
     assert [(row["item"], row["sample"]) for row in rows] == [(i, s) for i in range(ITEMS) for s in range(PER)]
-    expected = images.to_uint8(model.sample(representations(), per=PER, steps=3)).flatten(0, 1)
-    for found, wanted in zip(pictures(unbroken), expected, strict=True):
+    expected = to_uint8(model.sample(representations(), per=PER, steps=3)).flatten(0, 1)
+    for found, wanted in zip(make_images(unbroken), expected, strict=True):
         assert np.array_equal(found, wanted.permute(1, 2, 0).numpy())
 
 
@@ -83,10 +84,8 @@ def test_the_manifest_says_where_everything_is(model: Model, unbroken: Path) -> 
     assert verify(unbroken).complete
 
 
-@pytest.mark.parametrize("changes", [{"shard_pictures": 4}, {"shard_pictures": 2}, {"batch_size": 1}, {"threads": 1}])
-def test_any_split_gives_the_same_pictures(
-    model: Model, unbroken: Path, tmp_path: Path, changes: dict[str, Any]
-) -> None:
+@pytest.mark.parametrize("changes", [{"shard_images": 4}, {"shard_images": 2}, {"batch_size": 1}, {"threads": 1}])
+def test_any_split_gives_the_same_images(model: Model, unbroken: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     run(model, tmp_path, **changes)
     wanted = ("item", "id", "sample", "noise", "sha256")
     assert [[row[key] for key in wanted] for row in manifest(tmp_path)] == [
@@ -178,7 +177,7 @@ def test_a_strange_folder_is_refused(model: Model, tmp_path: Path) -> None:
     (tmp_path / "shards").mkdir()
     with pytest.raises(ConfigError, match=r"there are shards but no job\.json"):
         run(model, tmp_path)
-    with pytest.raises(ConfigError, match="so no job"):
+    with pytest.raises(ConfigError, match="not a job folder"):
         verify(tmp_path)
 
 
@@ -190,18 +189,18 @@ def test_two_runs_at_once_are_refused(model: Model, tmp_path: Path) -> None:
     assert run(model, tmp_path, report=report).complete
 
 
-def test_unreadable_pictures_among_good_ones(model: Model, tmp_path: Path) -> None:
+def test_unreadable_images_among_good_ones(model: Model, tmp_path: Path) -> None:
     photos, job = tmp_path / "photos", tmp_path / "job"
     photos.mkdir()
-    for number, each in enumerate(small.pictures(5, size=16)):
-        images.save(images.to_pil(each), photos / f"{number}.png")
+    for number, each in enumerate(small.make_images(5, size=16)):
+        save_image(to_pil(each), photos / f"{number}.png")
     good = (photos / "2.png").read_bytes()
     (photos / "2.png").write_bytes(good[:60])
     summary = run(model, job, given=photos, per=2)
-    assert (summary.pictures, summary.quarantined, summary.complete) == (8, 1, True)
+    assert (summary.images, summary.quarantined, summary.complete) == (8, 1, True)
     (bad,) = ledger.read_lines(job / "quarantine.jsonl")
     assert (bad["item"], bad["id"]) == (2, "2.png")
-    assert "cannot be read as a picture" in bad["reason"]
+    assert "cannot be read as an image" in bad["reason"]
     assert verify(job).complete
     others = {row["item"]: row["sha256"] for row in manifest(job) if row["sample"] == 0}
     (photos / "2.png").write_bytes(good)
@@ -219,9 +218,9 @@ def test_unreadable_pictures_among_good_ones(model: Model, tmp_path: Path) -> No
     assert sorted(again) == [0, 1, 2, 3, 4]
 
 
-def test_pictures_get_the_representation_of_encode(model: Model, tmp_path: Path) -> None:
-    run(model, tmp_path / "a", given=small.pictures(4))
-    levels = images.from_uint8(images.to_uint8(small.pictures(4)))
+def test_images_get_the_representation_of_encode(model: Model, tmp_path: Path) -> None:
+    run(model, tmp_path / "a", given=small.make_images(4))
+    levels = from_uint8(to_uint8(small.make_images(4)))
     run(model, tmp_path / "b", given=model.encode(levels))
     assert [row["sha256"] for row in manifest(tmp_path / "a")] == [row["sha256"] for row in manifest(tmp_path / "b")]
 
@@ -233,7 +232,7 @@ def test_clocks_may_jump(model: Model, tmp_path: Path, monkeypatch: pytest.Monke
     assert run(model, tmp_path, report=told.append).complete
     assert all(0 <= now.seconds < 600 and 0 < now.busy <= 1 for now in told)
     assert [now.drawn for now in told] == sorted(now.drawn for now in told)
-    assert told[-1].pictures == told[-1].wanted == ITEMS * PER
+    assert told[-1].images == told[-1].wanted == ITEMS * PER
 
 
 def test_verification_finds_what_is_wrong(model: Model, tmp_path: Path) -> None:
@@ -246,7 +245,7 @@ def test_verification_finds_what_is_wrong(model: Model, tmp_path: Path) -> None:
     damaged[row["offset"] + 20] ^= 1
     shard.write_bytes(damaged)
     found = verify(tmp_path)
-    assert (found.sound, found.faults, found.pictures) == (False, 1, ITEMS * PER - 1)
+    assert (found.sound, found.faults, found.images) == (False, 1, ITEMS * PER - 1)
     assert found.examples == (f"shards/000001.tar, {row['key']}: the checksum is wrong",)
     shard.unlink()
     assert verify(tmp_path).faults == 6
@@ -299,8 +298,8 @@ def test_labels_and_unconditional_models(tmp_path: Path) -> None:
     for wrong, given, text in (
         (plain, np.array([3, 1]), "needs a number of items, these are labels"),
         (labelled, 5, "needs labels"),
-        (small.model(), 5, "needs pictures or representations"),
-        (small.model(), torch.zeros(2, 3), "representations have 3 numbers, the model needs 6"),
+        (small.model(), 5, "needs images or representations"),
+        (small.model(), torch.zeros(2, 3), "representations have 3 dimensions, the model needs 6"),
     ):
         with pytest.raises(ConfigError, match=text):
             run(wrong, tmp_path / "wrong", given=given)
@@ -309,7 +308,7 @@ def test_labels_and_unconditional_models(tmp_path: Path) -> None:
 def test_wrong_settings() -> None:
     for changes, text in (
         ({"per": 0}, "per must be at least 1, got 0"),
-        ({"shard_pictures": 0}, "shard_pictures must be at least 1, got 0"),
+        ({"shard_images": 0}, "shard_images must be at least 1, got 0"),
         ({"format": "zip"}, "one of webdataset, folder, npz, parquet; got 'zip'"),
         ({"encoding": "gif"}, "one of png, jpeg, webp; got 'gif'"),
         ({"quality": 0}, "quality must be in 1..100"),
@@ -346,7 +345,7 @@ def test_the_users_hidden_files_stay(model: Model, tmp_path: Path) -> None:
 
 
 def test_another_encoder_is_another_job(tmp_path: Path) -> None:
-    """Weights of the encoder count, where pictures are the items."""
+    """Weights of the encoder count, where images are the items."""
     first, second = small.model(), small.model()
     for model, seed in ((first, 0), (second, 1)):
         assert model.encoder is not None
@@ -354,9 +353,9 @@ def test_another_encoder_is_another_job(tmp_path: Path) -> None:
         side = model.encoder.config.image_size
         network = nn.Sequential(nn.Flatten(), nn.Linear(3 * side * side, small.DIM))
         model._encoder = ImageEncoder(network, model.encoder.config)
-    run(first, tmp_path / "pictures", given=small.pictures(3))
+    run(first, tmp_path / "images", given=small.make_images(3))
     with pytest.raises(ConfigError, match="encoder was"):
-        run(second, tmp_path / "pictures", given=small.pictures(3))
+        run(second, tmp_path / "images", given=small.make_images(3))
     run(first, tmp_path / "h")
     assert run(second, tmp_path / "h").complete
 

@@ -149,9 +149,7 @@ def test_an_edited_manifest_is_told_of_and_drawn_again(
 
 
 @pytest.mark.parametrize("name", ["id", "seed", "model", "solver", "nfe", "engine"])
-def test_a_row_that_tells_of_another_picture_is_drawn_again(
-    model: Model, job: Path, drawn: list[int], name: str
-) -> None:
+def test_a_row_that_tells_of_another_image_is_drawn_again(model: Model, job: Path, drawn: list[int], name: str) -> None:
     part = job / "manifest" / "000003.jsonl"
     part.write_bytes(b"".join(changed(**{name: "x"})(part.read_bytes().splitlines(keepends=True))))
     assert run(model, job).complete
@@ -278,7 +276,7 @@ def test_an_item_that_has_vanished(model: Model, tmp_path: Path, monkeypatch: py
     before = random_access.hash_of
     monkeypatch.setattr(draw.Artist, "draw", forget_content(monkeypatch, draw.Artist.draw))
     summary = run(model, tmp_path, given=h)
-    assert (summary.pictures, summary.quarantined) == ((ITEMS - 1) * jobs_cases.CONFIG.per, 1)
+    assert (summary.images, summary.quarantined) == ((ITEMS - 1) * jobs_cases.CONFIG.per, 1)
     monkeypatch.setattr(random_access, "hash_of", before)
     assert verify(tmp_path).complete
 
@@ -322,7 +320,7 @@ def test_what_no_disk_or_format_can_hold_is_an_error_before_drawing(
     with pytest.raises(StorageError, match=r"needs 0\.0 MB, but only 0\.0 MB are free"):
         run(model, tmp_path, format="npz")
     for encoding, side in (("jpeg", 65501), ("webp", 16384)):
-        with pytest.raises(ConfigError, match=f"pictures of {side} pixels are too large for {encoding}"):
+        with pytest.raises(ConfigError, match=f"images of {side} pixels are too large for {encoding}"):
             formats.check_size(JobConfig(encoding=encoding), side)  # type: ignore[arg-type]
         formats.check_size(JobConfig(encoding=encoding), side - 1)  # type: ignore[arg-type]
         formats.check_size(JobConfig(encoding=encoding, format="npz"), side)  # type: ignore[arg-type]

@@ -17,12 +17,13 @@ from PIL import Image
 from torch import Tensor
 
 import rcdm_fast
-from rcdm_fast import images, memory
+from rcdm_fast import memory
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data import random_access
 from rcdm_fast.diffusion import noise
 from rcdm_fast.encoders import EncoderError, ImageEncoder
 from rcdm_fast.exporters.graph import weights_hash
+from rcdm_fast.images import from_uint8, to_pil, to_uint8
 from rcdm_fast.jobs import draw, feed, local
 from rcdm_fast.jobs.draw import Artist
 from rcdm_fast.jobs.feed import Ready
@@ -44,7 +45,7 @@ def model() -> Model:
 
 
 def limited(monkeypatch: pytest.MonkeyPatch, model: Model, most: Callable[[int], int]) -> list[int]:
-    """Memory suffices for `most(calls so far)` pictures; returns the sizes that are asked for."""
+    """Memory suffices for `most(calls so far)` images; returns the sizes that are asked for."""
     sizes: list[int] = []
     predict = model.engine.predict
 
@@ -80,7 +81,7 @@ def levels(folder: Path) -> np.ndarray:
 
 def of_sample(model: Model, h: Tensor, **settings: Any) -> np.ndarray:
     """uint8 [items,per,8,8,3] as `sample` draws them."""
-    return images.to_uint8(model.sample(h, **settings)).permute(0, 1, 3, 4, 2).numpy()
+    return to_uint8(model.sample(h, **settings)).permute(0, 1, 3, 4, 2).numpy()
 
 
 def test_memory_fails_and_items_are_bad_in_one_run(
@@ -91,7 +92,7 @@ def test_memory_fails_and_items_are_bad_in_one_run(
     expected = of_sample(model, h, per=2, steps=1)
     h[12, 0], h[40] = float("nan"), 1e38
     sizes = limited(monkeypatch, model, lambda calls: 8 if calls <= 3 else 5)
-    settings: dict[str, Any] = {"given": h, "per": 2, "steps": 1, "shard_pictures": 100, "batch_size": 8}
+    settings: dict[str, Any] = {"given": h, "per": 2, "steps": 1, "shard_images": 100, "batch_size": 8}
     assert run(model, tmp_path, format="npz", **settings) == Summary(86, 90, 2, 1, 1)
     assert sizes[:9] == [8] * 4 + [4] * 5  # three batches, and one too large
     assert json.loads((tmp_path / "bucket.json").read_text()) == {"cpu": 4}
@@ -120,12 +121,12 @@ def test_the_same_in_a_stream(model: Model, monkeypatch: pytest.MonkeyPatch) -> 
     pairs = [pair for each in batches for pair in zip(each.item.tolist(), each.sample.tolist(), strict=True)]
     assert pairs == [(item, sample) for item in range(45) if item not in (12, 40) for sample in range(2)]
     assert [name for each in batches for name in each.ids] == [str(item) for item, _ in pairs]
-    found = np.concatenate([each.pictures.permute(0, 2, 3, 1).numpy() for each in batches])
+    found = np.concatenate([each.images.permute(0, 2, 3, 1).numpy() for each in batches])
     assert np.array_equal(found, np.stack([expected[pair] for pair in pairs]))
     assert told == [12, 40]
 
 
-def test_memory_for_a_single_picture(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_for_a_single_image(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     freed: list[int] = []
     monkeypatch.setattr(memory, "release", lambda: freed.append(1))
     limited(monkeypatch, model, lambda calls: 1)
@@ -158,7 +159,7 @@ def test_one_bad_sample_condemns_its_item(model: Model, monkeypatch: pytest.Monk
 
 
 def test_memory_fails_while_a_bad_item_is_looked_for(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then its samples are drawn in halves, and the good half of a bad item is no picture either."""
+    """Then its samples are drawn in halves, and the good half of a bad item is no image either."""
     poisoned(monkeypatch, model, (0, 3))
     limited(monkeypatch, model, lambda calls: 4 if calls <= 3 else 2)  # the batch, and where its nan came from
     unit = ready(2, 4)
@@ -171,25 +172,23 @@ def test_samples_of_a_bad_item_that_were_drawn_are_not_kept(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poisoned(monkeypatch, model, (1, 4))  # in the third batch; (1, 0) to (1, 2) are in the second
-    settings: dict[str, Any] = {"given": representations(3), "per": 5, "steps": 1, "shard_pictures": 15}
+    settings: dict[str, Any] = {"given": representations(3), "per": 5, "steps": 1, "shard_images": 15}
     assert run(model, tmp_path, batch_size=4, **settings) == Summary(10, 15, 1, 1, 1)
     assert [row["item"] for row in manifest(tmp_path)] == [0] * 5 + [2] * 5
     assert [row["item"] for row in read_lines(tmp_path / "quarantine.jsonl")] == [1]
     assert verify(tmp_path).complete
 
 
-def test_encoding_with_bad_pictures_in_less_memory(
-    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_encoding_with_bad_images_in_less_memory(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Items 40..79 of 80 in groups of 32 and 8; every item is told of by its place, whichever half it was in."""
     assert model.encoder is not None
-    pictures = images.from_uint8(images.to_uint8(small.pictures(80)))
+    images = from_uint8(to_uint8(small.make_images(80)))
     whole, sizes = model.encoder.encode, []
-    wanted = whole(pictures[40:])
-    (tmp_path / "torn.png").write_bytes(b"no picture")
-    given: list[Any] = [images.to_pil(each) for each in pictures]
+    wanted = whole(images[40:])
+    (tmp_path / "torn.png").write_bytes(b"no image")
+    given: list[Any] = [to_pil(each) for each in images]
     given[77] = tmp_path / "torn.png"
-    fail = {tuple(pictures[item].flatten()[:3].tolist()) for item in (44, 69, 75)}
+    fail = {tuple(images[item].flatten()[:3].tolist()) for item in (44, 69, 75)}
 
     def encode(views: Tensor) -> Tensor:
         sizes.append(len(views))
@@ -213,7 +212,7 @@ def test_encoding_with_bad_pictures_in_less_memory(
     monkeypatch.setattr(model.encoder, "encode", whole)
     (plain,) = feed.ready_units(model, random_access.find(given), [layout.unit(1)], 2)
     assert plain.h is not None
-    zero = whole(torch.zeros(1, 3, 8, 8))  # what stands in for an unreadable picture is nobody else's
+    zero = whole(torch.zeros(1, 3, 8, 8))  # what stands in for an unreadable image is nobody else's
     assert torch.allclose(plain.h[[37]], zero, rtol=0, atol=1e-6)
 
 
@@ -221,7 +220,7 @@ def test_encoding_with_bad_pictures_in_less_memory(
 def test_what_the_system_does_not_let_one_read_is_left_out(
     error: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for number, pixels in enumerate(images.to_uint8(small.pictures(5)).permute(0, 2, 3, 1).numpy()):
+    for number, pixels in enumerate(to_uint8(small.make_images(5)).permute(0, 2, 3, 1).numpy()):
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
     source = random_access.find(str(tmp_path))
     read = type(source).read
@@ -264,7 +263,7 @@ SETTINGS: tuple[dict[str, Any], ...] = (
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_settings_reach_the_pictures_and_the_manifest(tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_settings_reach_the_images_and_the_manifest(tmp_path: Path, settings: dict[str, Any]) -> None:
     model = small.model()
     model.config = dataclasses.replace(model.config, representation_dropout=0.1)
     h = representations(3)
@@ -279,7 +278,7 @@ def test_settings_reach_the_pictures_and_the_manifest(tmp_path: Path, settings: 
     assert np.array_equal(levels(tmp_path), expected.reshape(6, 8, 8, 3))
     drawn = np.zeros_like(expected)
     for batch in rcdm_fast.generate(model, h, per=2, **{"steps": 2, **settings}):
-        drawn[batch.item, batch.sample] = batch.pictures.permute(0, 2, 3, 1)
+        drawn[batch.item, batch.sample] = batch.images.permute(0, 2, 3, 1)
     assert np.array_equal(drawn, expected)
 
 
@@ -311,7 +310,7 @@ def test_what_is_asked_and_what_memory_had_room_for(
     if known is not None:
         (tmp_path / "bucket.json").write_text(json.dumps({"cpu": known, "cuda:0": 1}))
     sizes = limited(monkeypatch, model, lambda calls: 99)
-    assert run(model, tmp_path, given=representations(40), per=1, steps=1, shard_pictures=64, batch_size=asked).complete
+    assert run(model, tmp_path, given=representations(40), per=1, steps=1, shard_images=64, batch_size=asked).complete
     assert sizes[0] == max(sizes) == used
 
 
@@ -361,7 +360,7 @@ def test_a_damaged_shard_does_not_count_as_done(model: Model, tmp_path: Path) ->
 
     with pytest.raises(KeyboardInterrupt):
         run(model, tmp_path, report=report)
-    assert [(now.pictures, now.wanted, now.drawn, now.quarantined) for now in told] == [(27, 27, 6, 0)]
+    assert [(now.images, now.wanted, now.drawn, now.quarantined) for now in told] == [(27, 27, 6, 0)]
 
 
 def test_a_shard_that_is_missing_is_no_finished_job(model: Model, tmp_path: Path) -> None:
@@ -378,7 +377,7 @@ def test_a_shard_that_is_missing_is_no_finished_job(model: Model, tmp_path: Path
 
 
 def test_a_stale_folder_of_a_shard_is_replaced(model: Model, tmp_path: Path) -> None:
-    """Pictures that a stopped run left, of items that are bad now, are not among those of the shard."""
+    """Images that a stopped run left, of items that are bad now, are not among those of the shard."""
     h = representations(2)
     h[1] = float("nan")
     prepared = local.prepare(model, random_access.find(h), tmp_path, JobConfig(per=2, steps=1, format="folder"))
@@ -417,7 +416,7 @@ def test_what_a_model_is(model: Model) -> None:
     assert model.encoder is not None
     before = local.encoder_fingerprint(model)
     view = dataclasses.replace(model.encoder.config, mean=(0.5, 0.5, 0.4))
-    changed[0]._encoder = ImageEncoder(small.MeanColour(), view)
+    changed[0]._encoder = ImageEncoder(small.MeanColor(), view)
     assert local.encoder_fingerprint(changed[0]) != before == local.encoder_fingerprint(changed[1])
     named = small.model()
     named.config = dataclasses.replace(named.config, name="another")

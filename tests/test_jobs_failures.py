@@ -115,5 +115,5 @@ def test_encoding_in_less_memory(model: Model, monkeypatch: pytest.MonkeyPatch, 
         return whole(views)
 
     monkeypatch.setattr(model.encoder, "encode", encode)
-    assert run(model, tmp_path, given=small.pictures(5), shard_pictures=15).complete
+    assert run(model, tmp_path, given=small.make_images(5), shard_images=15).complete
     assert sizes == [5, 2, 3]

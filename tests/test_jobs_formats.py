@@ -18,10 +18,11 @@ import pytest
 from PIL import Image
 
 import rcdm_fast
-from rcdm_fast import images, storage
+from rcdm_fast import storage
+from rcdm_fast.images import save_image, to_pil, to_uint8
 from rcdm_fast.jobs import formats, shard_tables
 from rcdm_fast.jobs.settings import FORMATS, Format, JobConfig
-from rcdm_fast.jobs.shard import Picture
+from rcdm_fast.jobs.shard import ShardImage
 from tests import jobs_cases, small
 from tests.jobs_cases import manifest
 
@@ -36,14 +37,14 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = small.model()
     for form in FORMATS:
         jobs_cases.run(model, folder / f"job-{form}", format=form)
-    for number, each in enumerate(small.pictures(3, size=40)):
-        images.save(images.to_pil(each), folder / "photos" / f"{number}.png")
+    for number, each in enumerate(small.make_images(3, size=40)):
+        save_image(to_pil(each), folder / "photos" / f"{number}.png")
     return folder
 
 
 @pytest.fixture(scope="module")
 def levels(jobs: Path) -> np.ndarray:
-    """uint8 [N,8,8,3] of all pictures."""
+    """uint8 [N,8,8,3] of all images."""
     found: np.ndarray = np.load(jobs / "job-npz" / "samples.npz")["arr_0"]
     return found
 
@@ -70,20 +71,20 @@ def run_snippet(checkout: Path, jobs: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_webdataset(run_snippet: Any, levels: np.ndarray, jobs: Path) -> None:
     names = run_snippet("webdataset")
-    last = manifest(jobs / "job-webdataset")[5]  # two items of three pictures in a shard
+    last = manifest(jobs / "job-webdataset")[5]  # two items of three images in a shard
     assert names["about"] == {key: last[key] for key in ("item", "id", "sample", "seed")}
-    assert np.array_equal(np.asarray(names["picture"]), levels[5])
+    assert np.array_equal(np.asarray(names["image"]), levels[5])
 
 
 def test_npz(run_snippet: Any, levels: np.ndarray) -> None:
-    assert np.array_equal(run_snippet("np.load")["pictures"], levels)
+    assert np.array_equal(run_snippet("np.load")["images"], levels)
     assert levels.shape == (27, 8, 8, 3)
     assert levels.dtype == np.uint8
 
 
 def test_parquet(run_snippet: Any, levels: np.ndarray) -> None:
     names = run_snippet("read_table")
-    assert np.array_equal(np.asarray(names["picture"]), levels[0])
+    assert np.array_equal(np.asarray(names["image"]), levels[0])
     assert names["ids"] == [str(item) for item in range(9) for _ in range(3)]
 
 
@@ -96,18 +97,18 @@ def test_parquet_as_a_hugging_face_dataset(jobs: Path, levels: np.ndarray, tmp_p
 
 
 def test_folder(run_snippet: Any, levels: np.ndarray, jobs: Path) -> None:
-    assert np.array_equal(np.asarray(run_snippet("job-folder")["picture"]), levels[0])
+    assert np.array_equal(np.asarray(run_snippet("job-folder")["image"]), levels[0])
     assert len(list((jobs / "job-folder" / "shards").rglob("*.png"))) == 27
 
 
-def test_the_same_pictures_in_every_form(jobs: Path) -> None:
-    pictures = [[row["sha256"] for row in manifest(jobs / f"job-{form}")] for form in ("webdataset", "folder")]
-    assert pictures[0] == pictures[1] == [row["sha256"] for row in manifest(jobs / "job-parquet")]
+def test_the_same_images_in_every_form(jobs: Path) -> None:
+    images = [[row["sha256"] for row in manifest(jobs / f"job-{form}")] for form in ("webdataset", "folder")]
+    assert images[0] == images[1] == [row["sha256"] for row in manifest(jobs / "job-parquet")]
 
 
 def test_generate_in_python(run_snippet: Any) -> None:
     batch = run_snippet("rcdm_fast.generate")["batch"]
-    assert batch.pictures.shape == (12, 3, 32, 32)
+    assert batch.images.shape == (12, 3, 32, 32)
     assert batch.ids == tuple(f"{number}.png" for number in range(3) for _ in range(4))
 
 
@@ -126,11 +127,11 @@ def test_the_data_loader_example(
 )
 def test_encodings(tmp_path: Path, encoding: Any, quality: int, exact: bool) -> None:
     form = formats.find(JobConfig(encoding=encoding, quality=quality))
-    picture = images.to_uint8(small.pictures(1, size=32))[0].permute(1, 2, 0).contiguous().numpy()
-    (tmp_path / "picture").write_bytes(form.encode(picture))
-    with Image.open(tmp_path / "picture") as file:
+    image = to_uint8(small.make_images(1, size=32))[0].permute(1, 2, 0).contiguous().numpy()
+    (tmp_path / "image").write_bytes(form.encode(image))
+    with Image.open(tmp_path / "image") as file:
         assert file.format == encoding.upper()
-        difference = np.abs(np.asarray(file).astype(int) - picture).max()
+        difference = np.abs(np.asarray(file).astype(int) - image).max()
     assert (difference == 0) if exact else (0 < difference < 12)
 
 
@@ -146,23 +147,23 @@ def test_encodings(tmp_path: Path, encoding: Any, quality: int, exact: bool) -> 
     ],
 )
 def test_files_are_as_pillow_writes_them(encoding: Any, quality: int, options: dict[str, Any]) -> None:
-    """Colour at full resolution in a JPEG, WebP without loss at 100 only."""
+    """Color at full resolution in a JPEG, WebP without loss at 100 only."""
     levels = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(levels).save(file, encoding, **options)
     assert formats.find(JobConfig(encoding=encoding, quality=quality)).encode(levels) == file.getvalue()
 
 
-def made(sizes: list[int], seed: int = 0) -> list[Picture]:
+def made(sizes: list[int], seed: int = 0) -> list[ShardImage]:
     return [
-        Picture(f"k{number}", {"item": 3, "id": f"n{number}", "sample": number, "seed": seed}, bytes(size))
+        ShardImage(f"k{number}", {"item": 3, "id": f"n{number}", "sample": number, "seed": seed}, bytes(size))
         for number, size in enumerate(sizes)
     ]
 
 
 @pytest.mark.parametrize("encoding", ["png", "jpeg", "webp"])
 def test_names_in_a_shard(tmp_path: Path, encoding: Any) -> None:
-    """Whatever the form: the key, and the usual extension; a tar describes every picture beside it."""
+    """Whatever the form: the key, and the usual extension; a tar describes every image beside it."""
     extension = {"png": "png", "jpeg": "jpg", "webp": "webp"}[encoding]
     names = [f"k{number}.{extension}" for number in range(2)]
     starts: dict[Format, list[int]] = {"webdataset": [512, 512 + 4 * 512], "folder": [0, 1], "parquet": [0, 1]}
@@ -209,21 +210,21 @@ def test_groups_of_rows_hold_what_a_column_can(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: list[int], groups: list[int]
 ) -> None:
     monkeypatch.setattr(shard_tables, "GROUP_BYTES", 300)
-    pictures = made(sizes)
+    images = made(sizes)
     shards = formats.find(JobConfig(format="parquet"))
-    offsets = shards.write(tmp_path / "a.parquet", pictures, (0, 0))
+    offsets = shards.write(tmp_path / "a.parquet", images, (0, 0))
     file = parquet.ParquetFile(tmp_path / "a.parquet")
     assert [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)] == groups
     assert list(shards.read(tmp_path / "a.parquet", [{"offset": each} for each in offsets])) == [
-        each.payload for each in pictures
+        each.payload for each in images
     ]
 
 
 @pytest.mark.parametrize("form", ["webdataset", "npz", "parquet"])
 def test_rows_in_any_order_and_beyond_the_shard(tmp_path: Path, form: Any) -> None:
     shards = formats.find(JobConfig(format=form))
-    pictures = [Picture(each.key, each.about, bytes([number]) * 12) for number, each in enumerate(made([12] * 3))]
-    offsets = shards.write(tmp_path / "shard", pictures, (2, 2))
+    images = [ShardImage(each.key, each.about, bytes([number]) * 12) for number, each in enumerate(made([12] * 3))]
+    offsets = shards.write(tmp_path / "shard", images, (2, 2))
     rows = [{"offset": offset, "bytes": 12} for offset in (offsets[2], offsets[0], offsets[0], 1 << 40, offsets[1])]
     assert list(shards.read(tmp_path / "shard", rows)) == [bytes([2]) * 12, bytes(12), bytes(12), b"", bytes([1]) * 12]
     if form != "webdataset":
@@ -234,8 +235,8 @@ def test_arrays_are_joined_and_read_to_their_end(tmp_path: Path) -> None:
     shards = formats.find(JobConfig(format="npz"))
     for number in range(3):
         contents = [bytes([10 * number + place]) * 36 for place in range(2)]
-        pictures = [Picture("k", {}, content) for content in contents]
-        shards.write(tmp_path / f"{number}.npz", pictures, (3, 4))
+        images = [ShardImage("k", {}, content) for content in contents]
+        shards.write(tmp_path / f"{number}.npz", images, (3, 4))
     paths = [tmp_path / f"{number}.npz" for number in (2, 0, 1)]
     formats.join_arrays(paths, tmp_path / "all.npz", 6, (3, 4))
     with np.load(tmp_path / "all.npz") as found:
@@ -248,7 +249,7 @@ def test_arrays_are_joined_and_read_to_their_end(tmp_path: Path) -> None:
 
 
 def test_room_that_is_surely_needed() -> None:
-    """Of npz the shards that are missing, and all pictures once more in one file."""
+    """Of npz the shards that are missing, and all images once more in one file."""
     assert formats.size_bytes(JobConfig(format="npz"), 16, 5, 20) == 16 * 16 * 3 * 25
     assert formats.size_bytes(JobConfig(), 16, 5, 20) == 0
 
@@ -272,7 +273,7 @@ def test_shards_do_not_depend_on_time_or_user(jobs: Path, tmp_path: Path, monkey
 def test_npz_is_a_plain_archive(jobs: Path) -> None:
     with zipfile.ZipFile(jobs / "job-npz" / "samples.npz") as archive:
         assert archive.testzip() is None
-    assert json.loads((jobs / "job-npz" / "summary.json").read_text())["pictures"] == 27
+    assert json.loads((jobs / "job-npz" / "summary.json").read_text())["images"] == 27
 
 
 def _npy(array: np.ndarray) -> bytes:
@@ -298,7 +299,7 @@ _CLAIMS = _npy(_LEVELS).replace(b"(2, 8, 8, 3)", b"(2, 99999, 8, 3)").replace(b"
     ],
     ids=["none", "bytes", "text", "floats", "one", "claims", "another"],
 )
-def test_a_file_that_is_no_array_of_pictures(members: dict[str, bytes], tmp_path: Path) -> None:
+def test_a_file_that_is_no_array_of_images(members: dict[str, bytes], tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "000000.npz", "w") as archive:
         for name, content in members.items():
             archive.writestr(name, content)
@@ -311,7 +312,7 @@ def test_a_file_that_is_no_array_of_pictures(members: dict[str, bytes], tmp_path
             list(formats.joined_payloads(tmp_path / "000000.npz"))
 
 
-def test_joined_pictures_that_claim_more_than_there_is(tmp_path: Path) -> None:
+def test_joined_images_that_claim_more_than_there_is(tmp_path: Path) -> None:
     for shape in (b"(9**9, 8, 8, 3)", b"(2, 0, 8, 3)   ", b"(999999, 8,8,3)"):
         header = _npy(_LEVELS).replace(b"(2, 8, 8, 3), }", shape[:15].rstrip() + b", }")
         with zipfile.ZipFile(tmp_path / "samples.npz", "w") as archive:

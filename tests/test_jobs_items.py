@@ -18,11 +18,11 @@ import torch
 from PIL import Image
 
 import rcdm_fast
-from rcdm_fast import images, memory, storage
+from rcdm_fast import memory, storage
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data import random_access
 from rcdm_fast.data.readers import array_rows, tars
-from rcdm_fast.images import ImageError
+from rcdm_fast.images import ImageError, from_uint8
 from rcdm_fast.jobs import local, stream
 from rcdm_fast.jobs.settings import ENCODINGS, FORMATS, JobConfig, RunOptions
 from rcdm_fast.model import Model
@@ -50,7 +50,7 @@ def write(path: Path, members: Sequence[tuple[str, bytes]], mode: Any = "w") -> 
 
 
 def found(path: Path) -> tuple[list[tuple[str, str | None]], dict[str, int]]:
-    """(key, label) of every picture, and what is left out."""
+    """(key, label) of every image, and what is left out."""
     left: Counter[str] = Counter()
     return [(each.key, each.label()) for each in tars.samples(path, path.name, left)], dict(left)
 
@@ -108,7 +108,7 @@ LABEL = json.dumps({"label": "json"}).encode()
 
 
 @pytest.mark.parametrize(
-    ("members", "pictures", "left"),
+    ("members", "images", "left"),
     [
         ([("a.png", P), ("a.cls", b" 7\n"), ("b.png", P), ("b.json", LABEL)], [("a", "7"), ("b", "json")], {}),
         ([("a.cls", b"cls"), ("a.json", LABEL), ("a.png", P)], [("a", "cls")], {}),
@@ -129,13 +129,13 @@ LABEL = json.dumps({"label": "json"}).encode()
          [("x/a", None), ("b", None), ("x/c", None)], {"links": 1}),
     ],
 )  # fmt: skip
-def test_pictures_of_an_archive(
-    tmp_path: Path, members: list[tuple[str, bytes]], pictures: list[tuple[str, str | None]], left: dict[str, int]
+def test_images_of_an_archive(
+    tmp_path: Path, members: list[tuple[str, bytes]], images: list[tuple[str, str | None]], left: dict[str, int]
 ) -> None:
-    assert found(write(tmp_path / "a.tar", members)) == (pictures, left)
+    assert found(write(tmp_path / "a.tar", members)) == (images, left)
 
 
-def test_pictures_of_a_packed_archive(tmp_path: Path) -> None:
+def test_images_of_a_packed_archive(tmp_path: Path) -> None:
     """Their bytes are kept, and what describes them; a link leads to what is no longer there."""
     members = [
         ("a.png", P),
@@ -151,8 +151,8 @@ def test_pictures_of_a_packed_archive(tmp_path: Path) -> None:
     assert contents == [P, png(1)]
 
 
-def test_where_pictures_lie(tmp_path: Path) -> None:
-    """Two archives, one of them joined from two: every picture's own bytes, and keys that tell them apart."""
+def test_where_images_lie(tmp_path: Path) -> None:
+    """Two archives, one of them joined from two: every image's own bytes, and keys that tell them apart."""
     first = write(tmp_path / "one.tar", [("a.png", png(0)), ("b.png", png(1))])
     joined = (
         write(tmp_path / "x", [("a.png", png(2))]).read_bytes()
@@ -176,7 +176,7 @@ def test_where_pictures_lie(tmp_path: Path) -> None:
         tar.addfile(member, io.BytesIO(b"abcd"))
     with pytest.raises(ImageError, match=r"holes\.tar: a is a file with holes"):
         tars.index("", (tmp_path / "holes.tar",)).content(0)
-    with pytest.raises(ImageError, match=r"a picture of 1\.1 GB"):
+    with pytest.raises(ImageError, match=r"an image of 1\.1 GB"):
         tars.Piece(first, 0, (1 << 30) + 1).read()
 
 
@@ -193,12 +193,12 @@ def test_where_pictures_lie(tmp_path: Path) -> None:
         (np.zeros(2, np.uint8), "label"),
         (np.zeros((2, 1), np.int64), "label"),
         (np.zeros((2, 2), np.int64), None),
-        (np.zeros((2, 8, 8, 3), np.uint8), "picture"),
-        (np.zeros((2, 3, 8, 8), np.uint8), "picture"),
+        (np.zeros((2, 8, 8, 3), np.uint8), "image"),
+        (np.zeros((2, 3, 8, 8), np.uint8), "image"),
         (np.zeros(2, np.bool_), None),
         (torch.zeros(2, 5), "representation"),
-        (torch.zeros(2, 3, 8, 8), "picture"),
-        (torch.zeros(2, 8, 8, 3), "picture"),
+        (torch.zeros(2, 3, 8, 8), "image"),
+        (torch.zeros(2, 8, 8, 3), "image"),
         (torch.zeros(2, dtype=torch.int32), "label"),
         (torch.zeros(2, dtype=torch.bool), None),
         (torch.zeros(2, dtype=torch.complex64), None),
@@ -217,8 +217,8 @@ def test_what_rows_are(rows: Any, kind: str | None) -> None:
     ("arrays", "wanted", "kind", "first", "ids"),
     [
         ({"images": PIXELS, "h": H}, (), "representation", H[0], None),
-        ({"images": PIXELS, "h": H}, ("picture",), "picture", PIXELS[0], None),
-        ({"labels": np.arange(5) + 3, "images": PIXELS}, (), "picture", PIXELS[0], None),
+        ({"images": PIXELS, "h": H}, ("image",), "image", PIXELS[0], None),
+        ({"labels": np.arange(5) + 3, "images": PIXELS}, (), "image", PIXELS[0], None),
         ({"labels": np.arange(5) + 3, "images": PIXELS}, ("label",), "label", 3, None),
         ({"labels": np.arange(5) + 3}, (), "label", 3, None),
         ({"mine": H, "counts": np.arange(5)}, (), "representation", H[0], None),
@@ -281,8 +281,8 @@ def test_values_of_rows(recwarn: pytest.WarningsRecorder) -> None:
     assert not recwarn.list
     assert random_access.find(H.reshape(5, 1, 3, 1)).width() == 3
     assert random_access.find(np.arange(5)).width() is None
-    pictures = images.from_uint8(torch.from_numpy(PIXELS.copy()).permute(0, 3, 1, 2))
-    assert np.array_equal(np.asarray(random_access.find(pictures).read(3)), PIXELS[3])
+    images = from_uint8(torch.from_numpy(PIXELS.copy()).permute(0, 3, 1, 2))
+    assert np.array_equal(np.asarray(random_access.find(images).read(3)), PIXELS[3])
     assert array_rows.to_float32(np.array([1.5], np.float16)).tolist() == [1.5]
 
 

@@ -18,7 +18,7 @@ from rcdm_fast.jobs import formats, rows
 from rcdm_fast.jobs.layout import Layout
 from rcdm_fast.jobs.ledger import Ledger, Summary
 from rcdm_fast.jobs.settings import JobConfig
-from rcdm_fast.jobs.shard import Picture
+from rcdm_fast.jobs.shard import ShardImage
 from rcdm_fast.jobs.verify import SHOWN, verify
 from rcdm_fast.storage import StorageError
 
@@ -51,9 +51,9 @@ class Letters:
 
 
 def ledger_of(folder: Path, count: int, **settings: Any) -> Ledger:
-    """Of `count` items; settings: per, shard_pictures, format."""
+    """Of `count` items; settings: per, shard_images, format."""
     config = JobConfig(**settings)
-    return Ledger(folder, config, Layout(count, config.per, config.shard_pictures))
+    return Ledger(folder, config, Layout(count, config.per, config.shard_images))
 
 
 def start(ledger: Ledger) -> Ledger:
@@ -63,7 +63,7 @@ def start(ledger: Ledger) -> Ledger:
 
 
 def commit(ledger: Ledger, number: int, bad: frozenset[int] = frozenset()) -> None:
-    """A unit of pictures whose bytes are their keys (npz: 2 x 2 pixels of the sample's number)."""
+    """A unit of images whose bytes are their keys (npz: 2 x 2 pixels of the sample's number)."""
     unit = ledger.layout.unit(number)
     pairs = list(unit.pairs(bad))
     keys = [rows.key_of(*pair) for pair in pairs]
@@ -71,13 +71,13 @@ def commit(ledger: Ledger, number: int, bad: frozenset[int] = frozenset()) -> No
     if ledger.config.format == "npz":
         contents = [bytes([sample]) * 12 for _, sample in pairs]
     about = [{"item": item, "id": f"n{item}", "sample": sample, "seed": 0} for item, sample in pairs]
-    pictures = [Picture(key, each, content) for key, each, content in zip(keys, about, contents, strict=True)]
+    images = [ShardImage(key, each, content) for key, each, content in zip(keys, about, contents, strict=True)]
     quarantined = {item: {"item": item, "id": f"n{item}", "reason": "torn", "content": HASH} for item in bad}
-    ledger.commit(unit, about, pictures, quarantined)
+    ledger.commit(unit, about, images, quarantined)
 
 
 def test_three_shards_of_which_one_is_missing(tmp_path: Path) -> None:
-    ledger = start(ledger_of(tmp_path, 8, per=1, shard_pictures=3))
+    ledger = start(ledger_of(tmp_path, 8, per=1, shard_images=3))
     assert ledger.summary() == Summary(0, 8, 0, 0, 3)
     commit(ledger, 0, frozenset({1}))
     commit(ledger, 2)
@@ -86,22 +86,22 @@ def test_three_shards_of_which_one_is_missing(tmp_path: Path) -> None:
     assert (ledger.done(), ledger.missing()) == ({0, 2}, [1])
     assert (ledger.counts(0), ledger.counts(1), ledger.counts(2)) == ((2, 1), (0, 0), (2, 0))
     ledger.finish()
-    wanted = {"pictures": 4, "wanted": 8, "quarantined": 1, "shards": 2, "shards_wanted": 3, "complete": False}
+    wanted = {"images": 4, "wanted": 8, "quarantined": 1, "shards": 2, "shards_wanted": 3, "complete": False}
     assert json.loads((tmp_path / "summary.json").read_text()) == wanted
     assert [row["item"] for row in rows.read_lines(tmp_path / "manifest.jsonl")] == [0, 2, 6, 7]
     found = verify(tmp_path)
-    assert (found.pictures, found.wanted, found.quarantined, found.missing_shards) == (4, 8, 1, 1)
+    assert (found.images, found.wanted, found.quarantined, found.missing_shards) == (4, 8, 1, 1)
     assert (found.sound, found.complete) == (True, False)
     commit(ledger, 1)
     assert ledger.finish() == Summary(7, 8, 1, 3, 3)
     assert json.loads((tmp_path / "summary.json").read_text())["complete"] is True
-    assert (verify(tmp_path).pictures, verify(tmp_path).complete) == (7, True)
+    assert (verify(tmp_path).images, verify(tmp_path).complete) == (7, True)
     ledger.shard(2).unlink()
     assert (ledger.done(), ledger.missing(), ledger.summary().complete) == ({0, 1}, [2], False)
 
 
 def test_quarantine_counts_with_its_shard_and_goes_with_it(tmp_path: Path) -> None:
-    ledger = ledger_of(tmp_path, 6, per=1, shard_pictures=2)
+    ledger = ledger_of(tmp_path, 6, per=1, shard_images=2)
     for number, bad in ((0, 1), (1, 2), (2, 4)):
         commit(ledger, number, frozenset({bad}))
     ledger.withdraw(1)  # or a run that was stopped before it could commit
@@ -117,7 +117,7 @@ def test_quarantine_counts_with_its_shard_and_goes_with_it(tmp_path: Path) -> No
 
 
 def test_an_item_in_several_shards_is_quarantined_once(tmp_path: Path) -> None:
-    ledger = start(ledger_of(tmp_path, 2, per=9, shard_pictures=4))
+    ledger = start(ledger_of(tmp_path, 2, per=9, shard_images=4))
     for number in range(6):
         commit(ledger, number, frozenset({0}) if number < 3 else frozenset())
     assert ledger.summary() == Summary(9, 18, 1, 6, 6)
@@ -128,9 +128,9 @@ def test_an_item_in_several_shards_is_quarantined_once(tmp_path: Path) -> None:
 
 def test_shards_are_told_in_their_order(tmp_path: Path) -> None:
     """Whichever was committed first, and however Python orders a set of few numbers."""
-    ledger = ledger_of(tmp_path, 9, per=1, shard_pictures=1, format="npz")
+    ledger = ledger_of(tmp_path, 9, per=1, shard_images=1, format="npz")
     for number in (8, 1):
-        arrays = Picture(rows.key_of(number, 0), {}, bytes([number]) * 12)
+        arrays = ShardImage(rows.key_of(number, 0), {}, bytes([number]) * 12)
         unit = ledger.layout.unit(number)
         ledger.commit(unit, [{"item": number, "sample": 0}], [arrays], {})
     assert list(ledger.done()) == [8, 1]  # as a set has them
@@ -170,7 +170,7 @@ def test_every_device_has_a_bucket_of_its_own(tmp_path: Path) -> None:
 
 
 def test_what_is_finished_and_what_is_temporary(tmp_path: Path) -> None:
-    ledger = ledger_of(tmp_path, 4, per=1, shard_pictures=2, format="npz")
+    ledger = ledger_of(tmp_path, 4, per=1, shard_images=2, format="npz")
     commit(ledger, 0)
     ledger.finish()
     gone = [
@@ -211,7 +211,7 @@ def test_the_hash_of_all_items_is_the_sum_of_theirs(monkeypatch: pytest.MonkeyPa
 
 def test_quarantined_items_may_be_repaired_and_others_may_not(tmp_path: Path) -> None:
     """Hashes by hand, such that their sum passes 2^256 both ways."""
-    ledger = ledger_of(tmp_path, 3, per=1, shard_pictures=1)
+    ledger = ledger_of(tmp_path, 3, per=1, shard_images=1)
     high = 2**256 - 5
 
     def identity(now: int) -> dict[str, Any]:
@@ -298,7 +298,7 @@ def test_what_a_job_must_say(tmp_path: Path, changes: dict[str, Any], said: str)
 
 
 def test_faults_are_counted_and_the_first_are_listed(tmp_path: Path) -> None:
-    ledger = start(ledger_of(tmp_path, 40, per=2, shard_pictures=30))
+    ledger = start(ledger_of(tmp_path, 40, per=2, shard_images=30))
     for number in range(3):
         commit(ledger, number)
     ledger.finish()
@@ -307,7 +307,7 @@ def test_faults_are_counted_and_the_first_are_listed(tmp_path: Path) -> None:
         ledger.shard(number).write_bytes(content.replace(b"-00000", b"-99999"))
     told: list[tuple[int, int]] = []
     found = verify(tmp_path, lambda read, of: told.append((read, of)))
-    assert (found.pictures, found.faults, len(found.examples)) == (80 - 60, 60, SHOWN)
+    assert (found.images, found.faults, len(found.examples)) == (80 - 60, 60, SHOWN)
     assert found.examples[0] == "shards/000000.tar, 000000000-000000: the checksum is wrong"
     assert (found.sound, found.complete, found.missing_shards) == (False, False, 0)
     assert told == [(1, 3), (2, 3), (3, 3)]
@@ -318,7 +318,7 @@ def test_a_torn_shard_keeps_what_can_be_read(tmp_path: Path) -> None:
     commit(ledger, 0)
     (ledger.shard(0) / "000000002-000000.png").unlink()
     found = verify(tmp_path)
-    assert (found.pictures, found.faults) == (3, 1)
+    assert (found.images, found.faults) == (3, 1)
     assert "000000002-000000.png: cannot be read (No such file" in found.examples[0]
 
 
@@ -334,18 +334,18 @@ def test_a_torn_shard_keeps_what_can_be_read(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_rows_that_are_wrong_in_themselves(tmp_path: Path, changes: list[dict[str, Any]], said: list[str]) -> None:
     """Of a shard with samples 0..2 of 9 of an item: what its first row says instead."""
-    ledger = start(ledger_of(tmp_path, 1, per=9, shard_pictures=4))
+    ledger = start(ledger_of(tmp_path, 1, per=9, shard_images=4))
     commit(ledger, 0)
     first, *others = rows.read_manifest(ledger.part(0))
     rows.write_lines(ledger.part(0), [*({**first, **each} for each in changes), *others])
     found = verify(tmp_path)
-    assert (found.pictures, found.faults) == (2 + (len(changes) == 2), len(said))
+    assert (found.images, found.faults) == (2 + (len(changes) == 2), len(said))
     assert all(each.endswith(wanted) for each, wanted in zip(found.examples, said, strict=True))
 
 
 def test_a_quarantine_that_says_what_is_not_so(tmp_path: Path) -> None:
     """Of an item that was drawn, or of another shard's: what is said of the job would be wrong."""
-    ledger = start(ledger_of(tmp_path, 6, per=2, shard_pictures=6))
+    ledger = start(ledger_of(tmp_path, 6, per=2, shard_images=6))
     commit(ledger, 0, frozenset({1}))
     commit(ledger, 1)
     assert verify(tmp_path).complete
@@ -356,7 +356,7 @@ def test_a_quarantine_that_says_what_is_not_so(tmp_path: Path) -> None:
 
 
 def test_shards_that_the_job_does_not_have(tmp_path: Path) -> None:
-    ledger = start(ledger_of(tmp_path, 2, per=1, shard_pictures=1))
+    ledger = start(ledger_of(tmp_path, 2, per=1, shard_images=1))
     commit(ledger, 0)
     for path in (ledger.part(0), ledger.shard(0)):
         path.with_name(path.name.replace("0.", "2.")).write_bytes(path.read_bytes())
@@ -366,8 +366,8 @@ def test_shards_that_the_job_does_not_have(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["manifest.jsonl", "samples.npz"])
 def test_a_whole_that_is_short_or_long(tmp_path: Path, name: str) -> None:
-    """Of a finished job: what is made of all shards has to hold each of their pictures, and no other."""
-    ledger = start(ledger_of(tmp_path, 3, per=1, shard_pictures=2, format="npz"))
+    """Of a finished job: what is made of all shards has to hold each of their images, and no other."""
+    ledger = start(ledger_of(tmp_path, 3, per=1, shard_images=2, format="npz"))
     commit(ledger, 0)
     commit(ledger, 1)
     ledger.finish()

@@ -14,11 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-from rcdm_fast import images, storage
+from rcdm_fast import storage
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data import random_access
 from rcdm_fast.data.sources import open_data
-from rcdm_fast.images import ImageError
+from rcdm_fast.images import ImageError, to_uint8
 from rcdm_fast.jobs import ledger
 from tests import jobs_cases, small
 
@@ -29,7 +29,7 @@ H = np.random.default_rng(0).standard_normal((5, small.DIM)).astype(np.float32)
 
 
 def levels(count: int = 3) -> np.ndarray:
-    return images.to_uint8(small.pictures(count)).permute(0, 2, 3, 1).contiguous().numpy()
+    return to_uint8(small.make_images(count)).permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -38,13 +38,13 @@ def png(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def same_pictures(source: random_access.Source, expected: np.ndarray) -> None:
-    assert source.kind == "picture"
+def same_images(source: random_access.Source, expected: np.ndarray) -> None:
+    assert source.kind == "image"
     assert len(source) == len(expected)
     for place in reversed(range(len(source))):
-        picture = source.read(place)
-        assert isinstance(picture, Image.Image)
-        assert np.array_equal(np.asarray(picture), expected[place])
+        image = source.read(place)
+        assert isinstance(image, Image.Image)
+        assert np.array_equal(np.asarray(image), expected[place])
 
 
 def write_shard(path: Path, members: list[tuple[str, bytes]]) -> None:
@@ -60,27 +60,27 @@ def test_folder(tmp_path: Path) -> None:
         (tmp_path / "sub").mkdir(exist_ok=True)
         (tmp_path / "sub" / f"{number}.png").write_bytes(png(each))
     source = random_access.find(tmp_path)
-    same_pictures(source, levels())
+    same_images(source, levels())
     assert [source.id(place) for place in range(3)] == ["sub/0.png", "sub/1.png", "sub/2.png"]
     before = random_access.fingerprint(source)
     (tmp_path / "sub" / "1.png").write_bytes(png(np.zeros((40, 40, 3), np.uint8)))
     assert random_access.fingerprint(random_access.find(tmp_path)) != before
 
 
-def test_one_picture_is_a_source(tmp_path: Path) -> None:
+def test_one_image_is_a_source(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(levels()[0]))
-    same_pictures(random_access.find(tmp_path / "a.png"), levels(1))
+    same_images(random_access.find(tmp_path / "a.png"), levels(1))
 
 
 @pytest.mark.parametrize("first", [False, True])
-def test_arrays_of_pictures(tmp_path: Path, first: bool) -> None:
+def test_arrays_of_images(tmp_path: Path, first: bool) -> None:
     np.save(tmp_path / "a.npy", levels().transpose(0, 3, 1, 2) if first else levels())
-    same_pictures(random_access.find(tmp_path / "a.npy"), levels())
+    same_images(random_access.find(tmp_path / "a.npy"), levels())
 
 
-def test_tensors_and_lists_of_pictures() -> None:
-    same_pictures(random_access.find(small.pictures(3)), levels())
-    same_pictures(random_access.find([Image.fromarray(each) for each in levels()]), levels())
+def test_tensors_and_lists_of_images() -> None:
+    same_images(random_access.find(small.make_images(3)), levels())
+    same_images(random_access.find([Image.fromarray(each) for each in levels()]), levels())
 
 
 def test_representations(tmp_path: Path) -> None:
@@ -118,18 +118,18 @@ def test_shards(tmp_path: Path) -> None:
     write_shard(tmp_path / "s-0.tar", members)
     write_shard(tmp_path / "s-1.tar", [(f"b{number}.seg.png", b"x") for number in (2,)] + [("b2.png", png(pixels[2]))])
     source = random_access.find(str(tmp_path / "s-{0..1}.tar"))
-    same_pictures(source, pixels[:3])
+    same_images(source, pixels[:3])
     assert [source.id(place) for place in range(3)] == ["a/0", "a/1", "b2"]
     for hidden in (".s-2.tar", "._a.png", ".c.parquet"):
         (tmp_path / hidden).write_bytes(b"not finished")
-    same_pictures(random_access.find(tmp_path), pixels[:3])
+    same_images(random_access.find(tmp_path), pixels[:3])
 
 
-def test_columns_of_pictures(tmp_path: Path) -> None:
+def test_columns_of_images(tmp_path: Path) -> None:
     files = [{"bytes": png(each), "path": None} for each in levels()]
     for number, part in enumerate((files[:2], files[2:])):
         parquet.write_table(pyarrow.table({"image": part}), tmp_path / f"{number}.parquet")
-    same_pictures(random_access.find(tmp_path), levels())
+    same_images(random_access.find(tmp_path), levels())
 
 
 def test_hugging_face_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +150,7 @@ def test_hugging_face_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     split = "?split=test&image=img"
     for name in (tmp_path / "one", f"hf:{tmp_path / 'one'}", f"hf:{tmp_path / 'splits'}{split}", f"hf:a/b{split}"):
-        same_pictures(random_access.find(name, ("picture", "representation")), levels())
+        same_images(random_access.find(name, ("image", "representation")), levels())
     assert asked == [("a/b", None, "test", None)]
     assert len(random_access.find(tmp_path / "splits")) == 1  # the training split, as in training
     fetched = random_access.find(f"hf:a/b{split}")
@@ -215,10 +215,10 @@ def test_bad_items_are_errors_of_their_own(tmp_path: Path) -> None:
     source.read(2)
     with pytest.raises(ImageError, match="item 3: the representation is not finite"):
         source.read(3)
-    write_shard(tmp_path / "a.tar", [("x.png", b"no picture"), ("y.png", png(levels()[0]))])
+    write_shard(tmp_path / "a.tar", [("x.png", b"no image"), ("y.png", png(levels()[0]))])
     shard = random_access.find(tmp_path / "a.tar")
     shard.read(1)
-    with pytest.raises(ImageError, match="cannot be read as a picture"):
+    with pytest.raises(ImageError, match="cannot be read as an image"):
         shard.read(0)
 
 
@@ -230,9 +230,9 @@ def test_rows_that_do_not_fit_are_quarantined(tmp_path: Path) -> None:
     table = pyarrow.table({"representation": pyarrow.array(rows, kind)})
     parquet.write_table(table, tmp_path / "h.parquet")
     summary = jobs_cases.run(small.model(), tmp_path / "job", given=tmp_path / "h.parquet", per=1)
-    assert (summary.pictures, summary.quarantined, summary.complete) == (2, 3, True)
+    assert (summary.images, summary.quarantined, summary.complete) == (2, 3, True)
     bad = {row["item"]: row["reason"] for row in ledger.read_lines(tmp_path / "job" / "quarantine.jsonl")}
-    assert "has 4 numbers, the model needs 6" in bad[1]
+    assert "has 4 dimensions, the model needs 6" in bad[1]
     assert all("is empty, has gaps, or is not finite" in bad[item] for item in (2, 3))
     assert [row["item"] for row in jobs_cases.manifest(tmp_path / "job")] == [0, 4]
 
@@ -261,12 +261,12 @@ def test_changed_numbers_are_another_job(tmp_path: Path, form: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["images", "x", "arr_0", "photographs"])
-def test_labelled_pictures_are_pictures_or_labels_as_wanted(tmp_path: Path, key: str) -> None:
+def test_labelled_images_are_images_or_labels_as_wanted(tmp_path: Path, key: str) -> None:
     arrays = {"labels": np.array([[5], [6], [7]]), key: levels()}
     np.savez(tmp_path / "set.npz", **arrays)  # type: ignore[arg-type]
-    same_pictures(random_access.find(tmp_path / "set.npz", ("picture", "representation")), levels())
+    same_images(random_access.find(tmp_path / "set.npz", ("image", "representation")), levels())
     if key != "photographs":
-        same_pictures(random_access.find(tmp_path / "set.npz"), levels())
+        same_images(random_access.find(tmp_path / "set.npz"), levels())
     labels = random_access.find(tmp_path / "set.npz", ("label",))
     assert [int(np.asarray(labels.read(place))) for place in range(3)] == [5, 6, 7]
 
@@ -277,7 +277,7 @@ def test_a_model_takes_of_a_file_what_it_needs(tmp_path: Path) -> None:
         summary = jobs_cases.run(
             model, tmp_path / f"job-{model.config.unet.num_classes}", given=tmp_path / "set.npz", per=1
         )
-        assert (summary.pictures, summary.quarantined) == (drawn, 0)
+        assert (summary.images, summary.quarantined) == (drawn, 0)
 
 
 @pytest.mark.parametrize(
@@ -309,11 +309,11 @@ def test_structured_arrays(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(source.read(4)), H[4])
 
 
-def test_grey_pictures(tmp_path: Path) -> None:
-    grey = levels()[..., 0]
-    for form in (grey, grey[..., None], grey[:, None]):
+def test_gray_images(tmp_path: Path) -> None:
+    gray = levels()[..., 0]
+    for form in (gray, gray[..., None], gray[:, None]):
         np.save(tmp_path / "a.npy", form)
-        same_pictures(random_access.find(tmp_path / "a.npy"), np.repeat(grey[..., None], 3, axis=3))
+        same_images(random_access.find(tmp_path / "a.npy"), np.repeat(gray[..., None], 3, axis=3))
 
 
 def test_names_of_classes_are_no_ids(tmp_path: Path) -> None:
@@ -337,12 +337,12 @@ def test_the_same_keys_in_two_shards(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir()
         write_shard(tmp_path / name, [(f"{number}.png", png(pixels[first + number])) for number in range(2)])
     source = random_access.find(tmp_path)
-    same_pictures(source, pixels)
+    same_images(source, pixels)
     assert [source.id(place) for place in range(4)] == ["train/a/0", "train/a/1", "val/a/0", "val/a/1"]
     joined = (tmp_path / "train" / "a.tar").read_bytes() + (tmp_path / "val" / "a.tar").read_bytes()
     (tmp_path / "joined.tar").write_bytes(joined)
     source = random_access.find(tmp_path / "joined.tar")
-    same_pictures(source, pixels)
+    same_images(source, pixels)
     assert [source.id(place) for place in range(4)] == ["joined/0", "joined/1", "joined/2/0", "joined/2/1"]
 
 
@@ -352,7 +352,7 @@ def test_members_with_dots_and_links(tmp_path: Path, caplog: pytest.LogCaptureFi
     members = [(name, png(each)) for name, each in zip(names, pixels, strict=True)]
     write_shard(tmp_path / "a.tar", [*members, ("d.seg.png", b"x"), ("e.heic", b"x"), ("._f.jpg", b"x")])
     source = random_access.find(tmp_path / "a.tar")
-    same_pictures(source, pixels)
+    same_images(source, pixels)
     assert [source.id(place) for place in range(5)] == ["a", "b.v2", "b.v3", "c", "d"]
     assert "2 members left out: 1 .seg.png, 1 .heic" in caplog.text
     with tarfile.open(tmp_path / "links.tar", "w") as tar:
@@ -363,17 +363,17 @@ def test_members_with_dots_and_links(tmp_path: Path, caplog: pytest.LogCaptureFi
             member = tarfile.TarInfo(name)
             member.type, member.linkname = kind, link
             tar.addfile(member)
-    same_pictures(random_access.find(tmp_path / "links.tar"), pixels[[0, 0, 0]])
+    same_images(random_access.find(tmp_path / "links.tar"), pixels[[0, 0, 0]])
 
 
 @pytest.mark.parametrize("name", ["a.tgz", "a.tar.gz", "a.tar", "a.dat", "a.zip"])
-def test_a_packed_archive_is_no_picture(tmp_path: Path, name: str) -> None:
+def test_a_packed_archive_is_no_image(tmp_path: Path, name: str) -> None:
     write_shard(tmp_path / "whole", [("x.png", png(levels()[0]))])
     (tmp_path / name).write_bytes(gzip.compress((tmp_path / "whole").read_bytes()))
     with pytest.raises(ImageError, match="packed with gzip; a job reads uncompressed"):
         random_access.find(tmp_path / name)
     assert len(open_data(tmp_path / name, 8)) == 1
-    same_pictures(random_access.find(tmp_path / "whole"), levels(1))
+    same_images(random_access.find(tmp_path / "whole"), levels(1))
 
 
 def test_names_in_shards_that_are_no_utf8(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def inputs(tmp_path: Path) -> tuple[str, str]:
 
 def command(inputs: tuple[str, str], out: Path, *more: str) -> list[str]:
     model, h = inputs
-    return ["generate", h, "--model", model, *SETTINGS, "--shard-pictures", "16", "--out", str(out), *more]
+    return ["generate", h, "--model", model, *SETTINGS, "--shard-images", "16", "--out", str(out), *more]
 
 
 def started(checkout: Path, arguments: list[str]) -> subprocess.Popen[bytes]:
@@ -88,7 +88,7 @@ def test_killed_at_random_moments(inputs: tuple[str, str], tmp_path: Path, short
     assert started(checkout, command(inputs, out)).wait() == 0
     found = verify(out)
     assert found.complete
-    assert found.pictures == found.wanted == 1200
+    assert found.images == found.wanted == 1200
     assert started(checkout, command(inputs, tmp_path / "unbroken")).wait() == 0
     names = sorted(each.name for each in (out / "shards").iterdir())
     assert names == sorted(each.name for each in (tmp_path / "unbroken" / "shards").iterdir())
@@ -97,7 +97,7 @@ def test_killed_at_random_moments(inputs: tuple[str, str], tmp_path: Path, short
 
 
 def levels_of(folder: Path, row: dict[str, object]) -> np.ndarray:
-    """A picture of the manifest, int64 [H,W,3]."""
+    """An image of the manifest, int64 [H,W,3]."""
     with open(folder / str(row["shard"]), "rb") as file:
         file.seek(int(str(row["offset"])))
         return np.asarray(Image.open(io.BytesIO(file.read(int(str(row["bytes"])))))).astype(np.int64)
@@ -145,7 +145,7 @@ def test_ray_with_a_worker_killed(inputs: tuple[str, str], tmp_path: Path) -> No
     from rcdm_fast.jobs import cluster
 
     model, h = inputs
-    config = JobConfig(per=4, steps=20, shard_pictures=48)
+    config = JobConfig(per=4, steps=20, shard_images=48)
     spec = cluster.ModelSpec(model, device="cpu", engine="eager")
     told: list[local.Progress] = []
     with _killer(tmp_path / "job", 3) as killed:
@@ -153,7 +153,7 @@ def test_ray_with_a_worker_killed(inputs: tuple[str, str], tmp_path: Path) -> No
     assert len(killed) == 1
     assert summary.complete
     assert verify(tmp_path / "job").complete
-    assert told[-1].pictures == 1200
+    assert told[-1].images == 1200
     left = [path for path in (tmp_path / "job").rglob(".*") if path.name != ".lock"]
     assert not left, "what the killed worker had begun is still there"
     local.run(spec.load(), h, tmp_path / "alone", config)
@@ -181,14 +181,14 @@ def test_ray_workers_see_what_the_driver_sees(inputs: tuple[str, str], tmp_path:
 
     model, h = inputs
     spec = cluster.ModelSpec(model, device="cpu", engine="eager")
-    config = JobConfig(per=4, steps=3, shard_pictures=16)
+    config = JobConfig(per=4, steps=3, shard_images=16)
     prepared = local.prepare(spec.load(), random_access.find(h), tmp_path / "job", config)
     identity: dict[str, Any] = {**prepared.identity, "model": {"name": "small", "sha256": "0"}}
     with pytest.raises(ConfigError, match="this worker sees another model"):
         cluster.Worker(cluster.Order(spec, h, str(tmp_path / "job"), config, RunOptions(), identity))
     worker = cluster.Worker(cluster.Order(spec, h, str(tmp_path / "job"), config, RunOptions(), prepared.identity))
     told = worker({"unit": np.array([2, 0])})
-    assert (told["unit"], told["pictures"], told["quarantined"]) == ([2, 0], [16, 16], [0, 0])
+    assert (told["unit"], told["images"], told["quarantined"]) == ([2, 0], [16, 16], [0, 0])
     before = prepared.ledger.shard(2).stat().st_mtime_ns
     worker({"unit": np.array([2])})
     assert prepared.ledger.shard(2).stat().st_mtime_ns == before
@@ -227,11 +227,11 @@ def test_the_command(inputs: tuple[str, str], tmp_path: Path, capsys: pytest.Cap
     out = tmp_path / "job"
     assert main(command(few, out, "--json", str(tmp_path / "numbers.json"))) == 0
     said = capsys.readouterr().out
-    assert "40 of 40 pictures in 3 shards, 0 items quarantined" in said
-    assert "pictures/s, device busy" in said
+    assert "40 of 40 images in 3 shards, 0 items quarantined" in said
+    assert "images/s, device busy" in said
     assert json.loads((tmp_path / "numbers.json").read_text())["complete"]
     assert main(["generate", "--verify", "--out", str(out)]) == 0
-    assert "40 of 40 pictures with true checksums, complete" in capsys.readouterr().out
+    assert "40 of 40 images with true checksums, complete" in capsys.readouterr().out
     shard = out / "shards" / "000001.tar"
     content = bytearray(shard.read_bytes())
     content[600] ^= 1
@@ -244,14 +244,14 @@ def test_the_command(inputs: tuple[str, str], tmp_path: Path, capsys: pytest.Cap
     np.save(tmp_path / "few.npy", h.numpy())
     assert main(command(few, tmp_path / "poisoned")) == 3
     said = capsys.readouterr().out
-    assert "36 of 40 pictures in 3 shards, 1 items quarantined" in said
+    assert "36 of 40 images in 3 shards, 1 items quarantined" in said
     assert "quarantine.jsonl says why" in said
 
 
 def test_wrong_commands(inputs: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, text in (
         (["generate"], "generate needs items"),
-        (["generate", "--verify", "--out", str(tmp_path / "none")], "no job.json here, so no job"),
+        (["generate", "--verify", "--out", str(tmp_path / "none")], "not a job folder (no job.json)"),
         (command(inputs, tmp_path / "a", "--format", "zip"), "got 'zip'"),
         (command(inputs, tmp_path / "a", "--solver", "euler"), "heun; got 'euler'"),
         (["generate", str(tmp_path / "none"), "--out", str(tmp_path / "a")], "no such folder"),
@@ -263,7 +263,7 @@ def test_wrong_commands(inputs: tuple[str, str], tmp_path: Path, capsys: pytest.
 
 @pytest.mark.long
 def test_memory_is_flat(tmp_path: Path, short: bool) -> None:
-    """Over 50,000 pictures at 2 steps the process grows by less than one shard's pictures."""
+    """Over 50,000 images at 2 steps the process grows by less than one shard's images."""
     model = rcdm_fast.load("cifar10-simclr-trunk", device="cpu")
     items = 250 if short else 6250
     h = torch.randn(items, 192, generator=torch.Generator().manual_seed(0))
@@ -273,9 +273,9 @@ def test_memory_is_flat(tmp_path: Path, short: bool) -> None:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         sizes.append(pages * resource.getpagesize())
 
-    summary = local.run(model, h, tmp_path, JobConfig(steps=2, shard_pictures=200), RunOptions(batch_size=50), report)
+    summary = local.run(model, h, tmp_path, JobConfig(steps=2, shard_images=200), RunOptions(batch_size=50), report)
     assert summary.complete
     assert len(sizes) == items * 8 // 200
     settled = len(sizes) // 5
     growth = max(sizes[-settled:]) - max(sizes[settled : 2 * settled])
-    assert growth < 8 * 2**20, f"{summary.pictures} pictures: {growth / 2**20:.1f} MiB more than in the beginning"
+    assert growth < 8 * 2**20, f"{summary.images} images: {growth / 2**20:.1f} MiB more than in the beginning"

@@ -149,7 +149,7 @@ def test_attention(
 
 @pytest.mark.parametrize("length", [1, 37, 64, 1025])
 def test_no_head_has_a_short_second_part_on_hopper(length: int) -> None:
-    """In 16 bits; on an H100 heads of 40 to 96 and 160 numbers, whose second part had 16 or 32, came out wrong."""
+    """In 16 bits; on an H100 heads of 40 to 96 and 160 dimensions, whose second part had 16 or 32, came out wrong."""
     for head in range(1, attention_module.MAX_HEAD + 1):
         first, second = attention_module.split_head(head, attention_module.least_part(2, hopper=True))
         assert second == 0 or second >= 64

@@ -78,24 +78,24 @@ class Norm:
     resample: int = 0
     phases: bool = False
     dtype: torch.dtype = torch.float32
-    pictures: int = 2
+    images: int = 2
 
     def inputs(self, mean: float = 30.0, std: float = 1.0) -> list[Any]:
         """x, skip and film begin in the middle of their storages; the distance of film's rows is odd."""
         height, width = (self.height // 2 + 1, self.width // 2 + 1) if self.phases else (self.height, self.width)
         channels = self.channels + self.skip
-        x = self._picture(self.channels * (4 if self.phases else 1), height, width, mean, std)
-        skip = self._picture(self.skip, height, width, -0.2 * mean, 2 * std) if self.skip else None
+        x = self._image(self.channels * (4 if self.phases else 1), height, width, mean, std)
+        skip = self._image(self.skip, height, width, -0.2 * mean, 2 * std) if self.skip else None
         weight, bias = torch.randn(channels) * 0.3 + 1, torch.randn(channels)
         film = torch.randn(5, self.film * channels + 3)[:, 2:-1] if self.film else None
-        rows = torch.randint(0, 5, (self.pictures,)) if self.film else None
+        rows = torch.randint(0, 5, (self.images,)) if self.film else None
         tensors = [tensor if tensor is None else tensor.to(DEVICE) for tensor in (x, skip, weight, bias, film, rows)]
         settings: list[Any] = [self.groups, 1e-5, self.silu, self.resample, self.phases]
         return [*tensors, *settings]
 
-    def _picture(self, channels: int, height: int, width: int, mean: float, std: float) -> Tensor:
-        storage = torch.randn(3 + self.pictures * height * width * channels) * std + mean
-        view = storage.to(self.dtype).to(DEVICE)[3:].view(self.pictures, height, width, channels)
+    def _image(self, channels: int, height: int, width: int, mean: float, std: float) -> Tensor:
+        storage = torch.randn(3 + self.images * height * width * channels) * std + mean
+        view = storage.to(self.dtype).to(DEVICE)[3:].view(self.images, height, width, channels)
         return view.permute(0, 3, 1, 2)
 
 
@@ -126,7 +126,7 @@ def _compare(got: Tensor, plain: Tensor, truth: Tensor) -> None:
 
 @pytest.fixture(params=["slab", "tiles"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """One kernel for small pictures, or the three for large ones whatever the size."""
+    """One kernel for small images, or the three for large ones whatever the size."""
     if request.param == "tiles":
         monkeypatch.setattr(norm_module, "SLAB_BYTES", 0)
     return str(request.param)
@@ -139,8 +139,8 @@ GRADIENTS = (
     Norm(24, 4, skip=8, height=8, width=6, resample=-1),
     Norm(96, 32, resample=1, silu=False),
     Norm(12, 3, height=8, width=6, phases=True),
-    Norm(48, 8, height=16, width=20, phases=True, film=1, pictures=1),
-    Norm(64, 2, height=33, width=21, film=2, pictures=1),  # several steps over the pixels
+    Norm(48, 8, height=16, width=20, phases=True, film=1, images=1),
+    Norm(64, 2, height=33, width=21, film=2, images=1),  # several steps over the pixels
 )
 
 
@@ -173,13 +173,13 @@ def test_gradient_of_film_group_norm(case: Norm) -> None:
 
 @computes
 def test_a_gpu_without_a_native_part_differentiates_the_norm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways in Triton, down to the FiLM rows that several pictures share."""
+    """Both ways in Triton, down to the FiLM rows that several images share."""
     monkeypatch.setattr(
         selection_backward, "film_group_norm_backward", lambda device: norm_backward.film_group_norm_backward
     )
     monkeypatch.setattr(library, "has_native", lambda kind: False)
     monkeypatch.setattr(selection, "triton_reason", lambda device: "")
-    *tensors, rows, groups, eps, silu, resample, phases = Norm(40, 2, skip=24, film=2, pictures=3).inputs()
+    *tensors, rows, groups, eps, silu, resample, phases = Norm(40, 2, skip=24, film=2, images=3).inputs()
     leaves = [tensor.detach().requires_grad_() for tensor in tensors]
     out = gradients.differentiable_film_group_norm(torch.device(DEVICE))(
         *leaves, rows, groups, eps, silu, resample, phases
@@ -261,8 +261,8 @@ def test_a_convolution_of_training_on_them(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @computes
-def test_a_pictures_gradients_do_not_depend_on_its_batch() -> None:
-    x, skip, weight, bias, film, rows, *others = Norm(40, 2, skip=24, pictures=3).inputs()
+def test_an_images_gradients_do_not_depend_on_its_batch() -> None:
+    x, skip, weight, bias, film, rows, *others = Norm(40, 2, skip=24, images=3).inputs()
     grad = torch.randn(3, 64, 9, 7).to(DEVICE, memory_format=torch.channels_last)
     run = norm_backward.film_group_norm_backward
     whole = run(grad, x, skip, weight, bias, film, rows, *others)
@@ -291,21 +291,21 @@ def test_norm_of_every_number_of_channels(per_group: int, dtype: torch.dtype, pa
 CASES = {
     "boundary inside a group": Norm(40, 4, skip=56),
     "boundary inside a vector": Norm(5, 3, skip=7, film=1),
-    "published widths": Norm(1024, 32, skip=1024, height=3, width=3, pictures=1),
+    "published widths": Norm(1024, 32, skip=1024, height=3, width=3, images=1),
     "one group": Norm(36, 1),
-    "one channel": Norm(1, 1, pictures=3),
+    "one channel": Norm(1, 1, images=3),
     "one row": Norm(32, 8, height=1, width=37),
     "no activation": Norm(32, 8, silu=False),
-    "up": Norm(64, 32, resample=1, pictures=1),
+    "up": Norm(64, 32, resample=1, images=1),
     "up, odd": Norm(6, 3, skip=3, height=5, width=11, resample=1),
-    "down": Norm(64, 32, height=10, width=6, resample=-1, pictures=1),
+    "down": Norm(64, 32, height=10, width=6, resample=-1, images=1),
     "down, two inputs": Norm(40, 8, skip=24, height=6, width=14, film=1, resample=-1),
     "phases": Norm(32, 8, height=10, width=6, phases=True),
     "phases, added": Norm(12, 3, height=6, width=14, film=1, phases=True),
 }
 
 
-# The interpreter's time goes with groups times pictures: the widest only as small pictures are computed.
+# The interpreter's time goes with groups times images: the widest only as small images are computed.
 WAYS = [
     pytest.param(name, path, marks=pytest.mark.long if name == "published widths" and path == "tiles" else ())
     for name in CASES
@@ -324,7 +324,7 @@ def test_norm(name: str, path: str) -> None:
 def test_norm_of_several_chunks_and_wide_offsets(resample: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(norm_module, "SLAB_BYTES", 0)
     monkeypatch.setattr(norm_module, "WIDE_ELEMENTS", 0)
-    case = Norm(40, 4, skip=8, height=34, width=30, pictures=1, resample=resample)
+    case = Norm(40, 4, skip=8, height=34, width=30, images=1, resample=resample)
     assert norm_module.plan_tiles(34 * 30, 40, 8, 4).chunk < 34 * 30
     _check_norm(case, case.inputs())
 
@@ -341,7 +341,7 @@ def test_norm_of_half_precision_does_not_overflow(path: str) -> None:
 @computes
 def test_norm_with_a_row_that_is_not_there(path: str) -> None:
     for film in (1, 2):
-        inputs = Norm(32, 2, film=film, pictures=3).inputs()
+        inputs = Norm(32, 2, film=film, images=3).inputs()
         want = norm_module.film_group_norm(*inputs)
         inputs[5] = inputs[5].clone()
         inputs[5][0], inputs[5][2] = -1, 5
@@ -352,9 +352,9 @@ def test_norm_with_a_row_that_is_not_there(path: str) -> None:
 
 @computes
 @pytest.mark.parametrize("dtype", [DTYPES[0], *(pytest.param(each, marks=pytest.mark.long) for each in DTYPES[1:])])
-def test_norm_of_a_picture_does_not_depend_on_the_batch(dtype: torch.dtype, path: str) -> None:
-    inputs = Norm(48, 2, skip=16, height=16, width=10, dtype=dtype, pictures=3).inputs()
-    inputs[:2] = [picture.clone(memory_format=torch.preserve_format) for picture in inputs[:2]]
+def test_norm_of_an_image_does_not_depend_on_the_batch(dtype: torch.dtype, path: str) -> None:
+    inputs = Norm(48, 2, skip=16, height=16, width=10, dtype=dtype, images=3).inputs()
+    inputs[:2] = [image.clone(memory_format=torch.preserve_format) for image in inputs[:2]]
     batch = norm_module.film_group_norm(*inputs)
     for i in range(3):
         x, skip, *parameters, film, rows = (
@@ -373,8 +373,8 @@ def test_norm_writes_into_a_given_tensor(path: str) -> None:
 
 
 @computes
-def test_norm_of_no_pictures() -> None:
-    assert norm_module.film_group_norm(*Norm(32, 8, pictures=0).inputs()).shape == (0, 32, 9, 7)
+def test_norm_of_no_images() -> None:
+    assert norm_module.film_group_norm(*Norm(32, 8, images=0).inputs()).shape == (0, 32, 9, 7)
 
 
 @computes
@@ -388,8 +388,8 @@ def test_norm_refuses_what_the_schema_refuses() -> None:
 
 def _plain_attention(qkv: Tensor, heads: int, new_order: bool) -> Tensor:
     q, k, v = reference.split_heads(qkv, heads, new_order)
-    shares = torch.softmax(_product(q, k.transpose(2, 3)) / q.shape[-1] ** 0.5, dim=-1)
-    return _product(shares, v).transpose(1, 2).flatten(2)
+    fractions = torch.softmax(_product(q, k.transpose(2, 3)) / q.shape[-1] ** 0.5, dim=-1)
+    return _product(fractions, v).transpose(1, 2).flatten(2)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
@@ -400,10 +400,10 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     return torch.from_numpy(np.matmul(a.numpy(), b.numpy())) if INTERPRETED else a @ b
 
 
-def _qkv(pictures: int, length: int, heads: int, head: int, dtype: torch.dtype) -> Tensor:
+def _qkv(images: int, length: int, heads: int, head: int, dtype: torch.dtype) -> Tensor:
     channels = 3 * heads * head
-    drawn = torch.randn(pictures * length * channels + 3) + 0.5
-    return drawn.to(dtype).to(DEVICE)[3:].view(pictures, length, channels)
+    drawn = torch.randn(images * length * channels + 3) + 0.5
+    return drawn.to(dtype).to(DEVICE)[3:].view(images, length, channels)
 
 
 def _check_attention(qkv: Tensor, heads: int, new_order: bool) -> None:
@@ -467,7 +467,7 @@ def _in_order(qkv: Tensor, order: Tensor) -> Tensor:
 
 @computes
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_attention_of_a_picture_does_not_depend_on_the_batch(dtype: torch.dtype) -> None:
+def test_attention_of_an_image_does_not_depend_on_the_batch(dtype: torch.dtype) -> None:
     qkv = _qkv(3, 40, 2, 48, dtype).clone()
     batch = attention_module.attention(qkv, 2, False)
     for i in range(3):

@@ -1,4 +1,4 @@
-"""The loss and the averages by hand: edge bins of the likelihood, weights of pictures, the early ramp of an average."""
+"""The loss and the averages by hand: edge bins of the likelihood, weights of images, the early ramp of an average."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_weights_by_hand(weighting: Weighting, prediction: Prediction, gamma: fl
     """Of an error of one in what is predicted: 1, or what that is of an error in x0 times the capped ratio."""
     schedule = Schedule.make(ScheduleConfig(1000, "linear", prediction))
     loss = DiffusionLoss(schedule, LossConfig(weighting, gamma))
-    x0, eps = small.pictures(5), torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    x0, eps = small.make_images(5), torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     t = torch.tensor([0, 40, 200, 500, 999])
     alpha_bar = schedule.alpha_bar[t.numpy()]
     signal, noise = (torch.from_numpy(each**0.5).float()[:, None, None, None] for each in (alpha_bar, 1 - alpha_bar))
@@ -55,7 +55,7 @@ def test_the_bound_by_hand(prediction: Prediction, generator: torch.Generator) -
     """Of two Gaussians in float64, in bits; at t = 0 of an 8-bit value (Nichol and Dhariwal 2021, section 3.1)."""
     schedule = Schedule.make(ScheduleConfig(50, "cosine", prediction, "learned_range"))
     loss = DiffusionLoss(schedule, LossConfig(vlb_weight=0.25))
-    x0, eps = small.pictures(4), torch.randn(4, 3, 8, 8, generator=generator)
+    x0, eps = small.make_images(4), torch.randn(4, 3, 8, 8, generator=generator)
     t = torch.tensor([0, 1, 20, 49])
     x_t, output = loss.noisy(x0, eps, t), 0.3 * torch.randn(4, 6, 8, 8, generator=generator)
     kept = schedule.alpha_bar[0]
@@ -66,23 +66,23 @@ def test_the_bound_by_hand(prediction: Prediction, generator: torch.Generator) -
     for n, step in enumerate(t.tolist()):
         before, kept = schedule.alpha_bar_prev[step], schedule.alpha_bar[step]
         beta, said = 1 - kept / before, output[n, :3].double()
-        picture, noisy = x0[n].double(), x_t[n].double()
+        image, noisy = x0[n].double(), x_t[n].double()
         guess = {
             "x0": said, "eps": (noisy - (1 - kept) ** 0.5 * said) / kept**0.5,
             "v": kept**0.5 * noisy - (1 - kept) ** 0.5 * said,
         }[prediction]  # fmt: skip
         means = [
-            (before**0.5 * beta * x + (1 - beta) ** 0.5 * (1 - before) * noisy) / (1 - kept) for x in (picture, guess)
+            (before**0.5 * beta * x + (1 - beta) ** 0.5 * (1 - before) * noisy) / (1 - kept) for x in (image, guess)
         ]
-        share = (output[n, 3:].double() + 1) / 2
+        fraction = (output[n, 3:].double() + 1) / 2
         low, high = schedule.posterior_log_variance[step], math.log(beta)
-        normal = torch.distributions.Normal(means[1], (0.5 * (share * high + (1 - share) * low)).exp())
+        normal = torch.distributions.Normal(means[1], (0.5 * (fraction * high + (1 - fraction) * low)).exp())
         if step:
             true = torch.distributions.Normal(means[0], math.exp(0.5 * low))
             each = torch.distributions.kl_divergence(true, normal)
         else:
-            lower, upper = (normal.cdf(picture + side / 255) for side in (-1, 1))
-            lower, upper = lower.masked_fill(picture < -0.999, 0), upper.masked_fill(picture > 0.999, 1)
+            lower, upper = (normal.cdf(image + side / 255) for side in (-1, 1))
+            lower, upper = lower.masked_fill(image < -0.999, 0), upper.masked_fill(image > 0.999, 1)
             each = -(upper - lower).clamp_min(1e-12).log()
         bits.append(float(each.mean()) / math.log(2))
     assert float(found["vlb"]) == pytest.approx(sum(bits) / 4, rel=1e-3)
@@ -92,7 +92,7 @@ def test_the_bound_by_hand(prediction: Prediction, generator: torch.Generator) -
 
 
 @pytest.mark.parametrize("learned", [False, True])
-def test_importance_weighs_pictures(learned: bool, generator: torch.Generator) -> None:
+def test_importance_weighs_images(learned: bool, generator: torch.Generator) -> None:
     schedule = Schedule.make(ScheduleConfig(20, "cosine", variance="learned_range" if learned else "fixed_large"))
     loss = DiffusionLoss(schedule, LossConfig())
     x0, eps = (torch.rand(4, 3, 4, 4, generator=generator) * 2 - 1 for _ in range(2))

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from rcdm_fast import config as configs
-from rcdm_fast import images
 from rcdm_fast.config import ConfigError, EncoderConfig, ScheduleConfig
 from rcdm_fast.data.image_set import ImageSet, step_generator
 from rcdm_fast.data.sources import open_data
@@ -18,8 +17,9 @@ from rcdm_fast.data.world import World
 from rcdm_fast.encoders import build
 from rcdm_fast.encoders.oracle_code import Code
 from rcdm_fast.errors import RunError
+from rcdm_fast.images import from_uint8
 from rcdm_fast.model import load
-from rcdm_fast.training import masks, team
+from rcdm_fast.training import distributed, masks
 from rcdm_fast.training.batches import Batches
 from rcdm_fast.training.config import TrainConfig
 from rcdm_fast.training.train import train
@@ -40,7 +40,7 @@ def config(**changes: object) -> TrainConfig:
         "unet": dataclasses.replace(small.UNET, representation_dim=0),
         "schedule": ScheduleConfig(diffusion_steps=1000, variance="learned_range"),
         "encoder": EncoderConfig(SOURCE.format("all"), image_size=8),
-        "pictures": 16 * 3,
+        "images": 16 * 3,
         "batch_size": 16,
         "flips": False,
         "masked_parts": PARTS,
@@ -72,7 +72,7 @@ def test_parts_are_hidden_whole_by_themselves_and_half_of_the_time() -> None:
 def test_a_batch_holds_what_an_oracle_says_that_hides_the_same_parts(data: ImageSet) -> None:
     full = build(SOURCE.format("all"))
     bank = full.encode(data.floats(slice(0, 40)))[None]
-    batches = Batches(config(), data, bank, team.Team())
+    batches = Batches(config(), data, bank, distributed.Processes())
     names = World().names
     seen = set()
     for step in range(3):
@@ -83,9 +83,9 @@ def test_a_batch_holds_what_an_oracle_says_that_hides_the_same_parts(data: Image
             oracle = build(SOURCE.format(",".join(kept) or "none"))
             assert torch.equal(oracle.encode(batch.x0[row : row + 1])[0], batch.h[row])
     assert len(seen) > 20
-    again = Batches(config(), data, bank, team.Team()).draw(2)
+    again = Batches(config(), data, bank, distributed.Processes()).draw(2)
     assert torch.equal(again.h, batch.h)  # of the step alone
-    other = Batches(config(seed=4), data, bank, team.Team()).draw(2)
+    other = Batches(config(seed=4), data, bank, distributed.Processes()).draw(2)
     assert not torch.equal(other.h[:, 14:], batch.h[:, 14:])
 
 
@@ -103,7 +103,7 @@ def test_one_decoder_serves_every_subset(data: ImageSet, tmp_path: Path) -> None
     h = torch.cat([build(SOURCE.format(names)).encode(data.floats(slice(0, 1))) for names in ("all", "x,hue", "none")])
     drawn = model.sample(h, steps=2, seed=1)
     assert torch.equal(drawn, again.sample(h, steps=2, seed=1))  # resumed exactly
-    assert torch.equal(model.encode(images.from_uint8(data.pixels[:1])), h[:1])
+    assert torch.equal(model.encode(from_uint8(data.pixels[:1])), h[:1])
 
 
 def test_a_run_of_an_earlier_version_goes_on_without_masks(data: ImageSet, tmp_path: Path) -> None:
@@ -128,12 +128,12 @@ def test_what_cannot_be_masked(data: ImageSet) -> None:
     with pytest.raises(ConfigError, match="masked_parts"):
         config(masked_parts=(4, 0))
     for names, parts, message in (
-        ("all", (4, 1), r"need representations of 7 numbers \(5 and one for each part\), the encoder gives 22"),
+        ("all", (4, 1), r"need representations of 7 dimensions \(5 and one for each part\), the encoder gives 22"),
         ("x", PARTS, "must end in ones"),
     ):
         bank = build(SOURCE.format(names)).encode(data.floats(slice(0, 40)))[None]
         with pytest.raises(ConfigError, match=message):
-            Batches(config(masked_parts=parts), data, bank, team.Team())
+            Batches(config(masked_parts=parts), data, bank, distributed.Processes())
 
 
 def test_the_configuration_that_ships_fits_its_world() -> None:

@@ -52,7 +52,7 @@ def test_bundled_models(tmp_path: Path, weights: Tensors) -> None:
     assert load_model("small")[0] == CONFIG
     known = model_names()
     assert known["small"].kind == "bundled"
-    assert known["small"].about == "16 px, bundled:small-encoder backbone, 5 numbers"
+    assert known["small"].about == "16 px, bundled:small-encoder backbone, 5 dimensions"
     assert "unreadable" in known["broken"].about
 
 
@@ -83,7 +83,7 @@ def release_server(weights: Tensors, tmp_path: Path, monkeypatch: pytest.MonkeyP
     torch.save(weights, tmp_path / "release.pt")
     with FileServer((tmp_path / "release.pt").read_bytes()).running() as server:
         monkeypatch.setattr(zoo, "RELEASE_URL", server.url)
-        checkpoint._tell_licence.cache_clear()
+        checkpoint._tell_license.cache_clear()
         yield server
 
 
@@ -96,7 +96,7 @@ def test_published_release(release_server: FileServer, weights: Tensors, caplog:
     assert equal(tensors, weights)
     assert config.name == "rcdm-simclr-trunk"
     assert config.encoder == zoo.RELEASES["rcdm-simclr-trunk"].encoder
-    assert "CC-BY-NC" in config.info["licence"]
+    assert "CC-BY-NC" in config.info["license"]
     entry = model_names()["rcdm-simclr-trunk"]
     assert entry.present
     assert entry.location.endswith("cache/rcdm_ema_simclr_trunk.pt")

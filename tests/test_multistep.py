@@ -29,8 +29,8 @@ def posterior_mean(x: Tensor, alpha_bar: float) -> Tensor:
         total = alpha_bar * deviation**2 + noise
         logs.append(math.log(weight) - 0.5 * math.log(total) - (x - signal * mean) ** 2 / (2 * total))
         means.append(mean + signal * deviation**2 / total * (x - signal * mean))
-    share = torch.softmax(torch.stack(logs), dim=0)
-    return (share * torch.stack(means)).sum(dim=0)
+    fraction = torch.softmax(torch.stack(logs), dim=0)
+    return (fraction * torch.stack(means)).sum(dim=0)
 
 
 class Ladder:
@@ -222,7 +222,7 @@ def test_heun_is_that_of_diffusers() -> None:
 
 
 def test_evaluations_are_those_asked_for() -> None:
-    """Of every solver, counted at the engine; heun refuses even numbers and names their neighbours."""
+    """Of every solver, counted at the engine; heun refuses even numbers and names their neighbors."""
     model, h = small.model(), torch.zeros(1, small.DIM)
     counted: list[int] = []
     predict = model.engine.predict
@@ -309,15 +309,15 @@ def test_inversion_in_second_order() -> None:
         back = registry.find("ddim" if ddim else "unipc_2").run(predict, x_T, schedule, FREE, refuse)
         return float((back - x).norm() / x.norm())
 
-    for steps, share in ((10, 1.0), (15, 0.6), (25, 0.3), (50, 0.1)):
-        assert round_trip(steps, ddim=False) < share * round_trip(steps, ddim=True), steps
+    for steps, fraction in ((10, 1.0), (15, 0.6), (25, 0.3), (50, 0.1)):
+        assert round_trip(steps, ddim=False) < fraction * round_trip(steps, ddim=True), steps
     assert round_trip(100, ddim=False) < round_trip(50, ddim=False) / 3.5
 
 
 def test_inversion_of_a_bundled_model() -> None:
     """Its own samples, there and back in 10 evaluations each way."""
     model = rcdm_fast.load("cifar10-simclr-head", device="cpu", precision="fp32")
-    h = model.encode(small.pictures(2, size=32))
+    h = model.encode(small.make_images(2, size=32))
     x = model.sample(h, per=1, steps=15, solver="unipc_2")[:, 0]
     apart = {}
     for solver, steps in (("ddim", "10"), ("unipc_2", "quadratic10")):

@@ -13,7 +13,7 @@ from rcdm_fast.diffusion import noise
 SHAPE = (3, 8, 8)
 
 
-def test_a_picture_has_the_same_noise_in_any_company() -> None:
+def test_an_image_has_the_same_noise_in_any_company() -> None:
     keys = [(4, 0), (7, 2), (-3, 1)]
     together = noise.keyed_noise(11, keys, 0, SHAPE, "cpu")
     for row, key in enumerate(keys):
@@ -36,7 +36,7 @@ def test_items_on_both_sides_of_zero_differ() -> None:
 
 
 def test_the_bits_are_these() -> None:
-    """Pinned: a change here changes every picture that anyone has made from a seed."""
+    """Pinned: a change here changes every image that anyone has made from a seed."""
     values = noise.keyed_normal(2021, 5, 3, 1, 1000)
     assert values.dtype == np.float32
     assert hashlib.sha256(values.tobytes()).hexdigest()[:16] == "6ca679af095b5ad0"
@@ -72,7 +72,7 @@ def test_seeds_up_to_both_ends() -> None:
     assert [noise.check_seed(seed) for seed in (0, 1, 2**64 - 1)] == [0, 1, 2**64 - 1]
 
 
-def test_the_shape_is_the_pictures() -> None:
+def test_the_shape_is_the_images() -> None:
     found = noise.keyed_noise(3, [(1, 0), (1, 2)], 5, (2, 3, 4), "cpu")
     assert (found.shape, found.dtype) == ((2, 2, 3, 4), torch.float32)
     assert np.array_equal(found[1].flatten().numpy(), noise.keyed_normal(3, 1, 2, 5, 24))

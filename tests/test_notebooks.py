@@ -57,7 +57,7 @@ def test_outputs_are_there_and_clean(path: Path) -> None:
     assert path.stat().st_size < MAX_BYTES
     notebook = json.loads(path.read_text(encoding="utf-8"))
     assert set(notebook["metadata"]) == {"kernelspec", "language_info"}
-    pictures = 0
+    images = 0
     for number, cell in enumerate(code_cells(path), start=1):
         assert cell["execution_count"] == number, "not run from top to bottom"
         assert cell["metadata"] == {}
@@ -71,10 +71,10 @@ def test_outputs_are_there_and_clean(path: Path) -> None:
             assert "\r" not in text
             assert set(data) <= {"image/png", "text/plain"}
             if "image/png" in data:
-                with Image.open(io.BytesIO(base64.b64decode("".join(data["image/png"])))) as picture:
-                    assert picture.width <= 900
-                pictures += 1
-    assert pictures
+                with Image.open(io.BytesIO(base64.b64decode("".join(data["image/png"])))) as image:
+                    assert image.width <= 900
+                images += 1
+    assert images
 
 
 @each_notebook

@@ -12,9 +12,10 @@ from typing import Any
 import huggingface_hub.constants
 import pytest
 
-from rcdm_fast import images, offline
+from rcdm_fast import offline
 from rcdm_fast.data.sources import open_data
 from rcdm_fast.encoders import EncoderError, build
+from rcdm_fast.images import ImageError
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def test_published_encoders_name_the_option(asked: list[Any]) -> None:
 
 def test_data_sets_do_not_reach_the_network(asked: list[Any]) -> None:
     pytest.importorskip("datasets")
-    with pytest.raises(images.ImageError, match="hf:someone/nothing"):
+    with pytest.raises(ImageError, match="hf:someone/nothing"):
         open_data("hf:someone/nothing", 8)
     assert not asked
 

@@ -1,4 +1,4 @@
-"""The example without torch: the library's pictures, in an environment that has neither torch nor rcdm_fast."""
+"""The example without torch: the library's images, in an environment that has neither torch nor rcdm_fast."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from PIL import Image
 
 import rcdm_fast
 from rcdm_fast import config as configs
-from rcdm_fast import images
 from rcdm_fast.config import EncoderConfig, ScheduleConfig
 from rcdm_fast.diffusion.noise import keyed_normal
 from rcdm_fast.diffusion.schedule import Schedule, betas_of
 from rcdm_fast.encoders import preprocess
+from rcdm_fast.images import from_pil, load_image, to_pil
 from tests import small
 from tests.tolerances import ENCODER_ONNX_L2, RESIZE_ABS, RESIZE_HALVED_ABS, TRAJECTORY_L2
 
@@ -60,11 +60,11 @@ def relative(got: np.ndarray, want: torch.Tensor) -> float:
 
 
 @pytest.mark.long
-def test_the_same_representations_and_pictures(example: ModuleType, model: rcdm_fast.Model, exported: Path) -> None:
-    pictures = small.pictures(3, size=32)
-    h = model.encode(pictures)
+def test_the_same_representations_and_images(example: ModuleType, model: rcdm_fast.Model, exported: Path) -> None:
+    images = small.make_images(3, size=32)
+    h = model.encode(images)
     encoder = example.open_session(exported / "encoder.onnx")
-    got = encoder.run(None, {"picture": pictures.numpy()})[0]
+    got = encoder.run(None, {"image": images.numpy()})[0]
     assert relative(got, h) <= ENCODER_ONNX_L2
     network = example.open_session(exported / "network.onnx")
     config = example.metadata(network, "config")
@@ -123,8 +123,8 @@ def test_the_same_noise(example: ModuleType) -> None:
 )
 def test_what_the_encoder_sees(example: ModuleType, changes: dict[str, object], tolerance: float) -> None:
     convention = EncoderConfig("module", image_size=32, **changes)  # type: ignore[arg-type]
-    photo = images.to_pil(small.pictures(1, size=150)[0, :, :, :110])
-    want = preprocess.view(images.from_pil(photo), convention)
+    photo = to_pil(small.make_images(1, size=150)[0, :, :, :110])
+    want = preprocess.view(from_pil(photo), convention)
     got = example.to_array(example.view(photo, dataclasses.asdict(convention)))
     assert got.shape == (1, 3, 32, 32)
     assert float((torch.from_numpy(got) - want).abs().max()) <= tolerance
@@ -150,7 +150,7 @@ def test_it_runs_without_torch(
     command = [str(bare_python), "-I"]
     assert subprocess.run([*command, "-c", absent], capture_output=True, text=True, check=True).stdout == "[]\n"
     photo, out = tmp_path / "photo.png", tmp_path / "out.png"
-    images.to_pil(small.pictures(1, size=32)[0]).save(photo)
+    to_pil(small.make_images(1, size=32)[0]).save(photo)
     arguments = [photo, exported, out, "--steps", 5, "--count", 2, "--seed", 7]
     done = subprocess.run(
         [*command, str(checkout / "examples" / "onnx_only.py"), *map(str, arguments)],
@@ -161,17 +161,17 @@ def test_it_runs_without_torch(
     sheet = Image.open(out)
     assert sheet.size == (3 * 98, 96)
     want = model.sample(model.encode(photo), per=2, steps=5, seed=7)[0]
-    for column, picture in enumerate([images.load(photo)[0], *want]):
+    for column, image in enumerate([load_image(photo)[0], *want]):
         cell = sheet.crop((column * 98, 0, column * 98 + 96, 96)).resize((32, 32), Image.Resampling.NEAREST)
-        difference = np.asarray(cell, dtype=int) - np.asarray(images.to_pil(picture), dtype=int)
+        difference = np.asarray(cell, dtype=int) - np.asarray(to_pil(image), dtype=int)
         assert np.abs(difference).max() <= 1
 
 
 def test_the_encoder_file_is_an_encoder(model: rcdm_fast.Model, exported: Path) -> None:
-    """Read back as ``onnx:PATH``: nothing is normalised twice."""
-    pictures = small.pictures(5, size=48)
+    """Read back as ``onnx:PATH``: nothing is normalized twice."""
+    images = small.make_images(5, size=48)
     again = rcdm_fast.load(MODEL, encoder=f"onnx:{exported / 'encoder.onnx'}", device="cpu", engine="eager")
-    assert relative(again.encode(pictures).numpy(), model.encode(pictures)) <= ENCODER_ONNX_L2
+    assert relative(again.encode(images).numpy(), model.encode(images)) <= ENCODER_ONNX_L2
     stated = again.encoder.config if again.encoder is not None else None
     assert stated is not None
     assert stated.dim == 192

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import rcdm_fast
-from rcdm_fast import benchmarking, drift, engines
+from rcdm_fast import benchmarking, engine_comparison, engines
 from rcdm_fast.config import ConfigError
 from rcdm_fast.diffusion.conditioning import make_plan
 from rcdm_fast.diffusion.schedule import Schedule
@@ -63,10 +63,10 @@ def _reference(case: str, tmp_path: Path, engine: str, precision: str = "fp32") 
 def test_reference_cases(case: str, tmp_path: Path) -> None:
     truth = _reference(case, tmp_path, "eager")
     h = torch.randn(3, truth.config.unet.representation_dim)
-    cases = [drift.Case("openvino", "fp32")]
-    cases += [drift.Case(engine, "bf16") for engine in ("openvino", "eager")] if has_bf16 else []
-    settings = drift.Settings(steps=5, per=1, batch_size=2, rounds=1)
-    _, exact, *reduced = drift.compare(truth, cases, h, settings)
+    cases = [engine_comparison.Case("openvino", "fp32")]
+    cases += [engine_comparison.Case(engine, "bf16") for engine in ("openvino", "eager")] if has_bf16 else []
+    settings = engine_comparison.Settings(steps=5, per=1, batch_size=2, rounds=1)
+    _, exact, *reduced = engine_comparison.compare(truth, cases, h, settings)
     assert max(exact.step_errors) <= FORWARD_L2
     if has_bf16:
         ours, autocast = reduced
@@ -77,11 +77,11 @@ def test_reference_cases(case: str, tmp_path: Path) -> None:
 def test_a_whole_trajectory_of_a_bundled_model() -> None:
     h = torch.randn(2, 192)
     want, got = (rcdm_fast.load("cifar10-supervised", engine=engine) for engine in ("eager", "openvino"))
-    settings = drift.Settings(steps=25, per=2, rounds=1)
-    _, found = drift.compare(want, [drift.Case("openvino")], h, settings)
+    settings = engine_comparison.Settings(steps=25, per=2, rounds=1)
+    _, found = engine_comparison.compare(want, [engine_comparison.Case("openvino")], h, settings)
     assert found.path_errors[-1] <= TRAJECTORY_L2
-    pictures = got.sample(h, per=2, steps=25, seed=settings.seed).flatten(0, 1)
-    assert _relative(pictures, found.pictures) <= TRAJECTORY_L2
+    images = got.sample(h, per=2, steps=25, seed=settings.seed).flatten(0, 1)
+    assert _relative(images, found.images) <= TRAJECTORY_L2
 
 
 def test_batches_share_an_engine_and_few_are_kept() -> None:
@@ -189,35 +189,35 @@ def test_calibration_is_the_trajectory_itself() -> None:
     model = small.model()
     h = torch.randn(3, small.DIM)
     graph = NetworkGraph(model.unet, model.config.schedule)
-    pictures, (x, timesteps, fractions, given) = calibration.collect(graph, model.config, h, steps=4)
+    images, (x, timesteps, fractions, given) = calibration.collect(graph, model.config, h, steps=4)
     assert timesteps[::3].tolist() == [999, 666, 333, 0]
     assert not fractions.any()
     assert torch.equal(given[3:6], h)
-    recorder = drift.RecordingEngine(model.engine)
+    recorder = engine_comparison.RecordingEngine(model.engine)
     model.engine = recorder
     want = model.sample(h, per=1, steps=4, seed=calibration.SEED)[:, 0]
     assert _relative(x, torch.cat([seen for _, _, seen, _ in recorder.seen])) < 1e-5
-    assert _relative(pictures, want) < 1e-5
+    assert _relative(images, want) < 1e-5
 
 
 @pytest.mark.long
-def test_int8_keeps_the_pictures(tmp_path: Path) -> None:
+def test_int8_keeps_the_images(tmp_path: Path) -> None:
     pytest.importorskip("nncf", reason="nncf is not installed")
     model = rcdm_fast.load("cifar10-simclr-trunk", engine="eager")
-    pictures = small.pictures(8, 32)
+    images = small.make_images(8, 32)
     said: list[str] = []
-    rcdm_fast.export(model, "openvino", tmp_path / "out", precision="int8", calibrate=pictures, progress=said.append)
+    rcdm_fast.export(model, "openvino", tmp_path / "out", precision="int8", calibrate=images, progress=said.append)
     assert any("int8" in line and "PSNR" in line for line in said)
-    case = drift.Case("openvino", "int8", tmp_path / "out/network.xml")
-    # Made-up pictures are unlike what the model was trained on: of the trajectories a few part early from float32's,
-    # and one of them decides about the PSNR of few pictures.
-    h = model.encode(small.pictures(24, 32, seed=5))
-    _, found = drift.compare(model, [case], h, drift.Settings(steps=25, per=1, rounds=1))
+    case = engine_comparison.Case("openvino", "int8", tmp_path / "out/network.xml")
+    # Made-up images are unlike what the model was trained on: of the trajectories a few part early from float32's,
+    # and one of them decides about the PSNR of few images.
+    h = model.encode(small.make_images(24, 32, seed=5))
+    _, found = engine_comparison.compare(model, [case], h, engine_comparison.Settings(steps=25, per=1, rounds=1))
     assert found.psnr_db >= 35
     assert "inner convolutions in int8, all but " in found.runs
     # Measured on a processor with AVX2 alone: 0.82, with more layers in floating point; why was not looked into.
-    share = 0.75 if has_bf16 else 0.85
-    assert found.file_bytes < share * sum(4 * value.numel() for value in model.unet.parameters())
+    fraction = 0.75 if has_bf16 else 0.85
+    assert found.file_bytes < fraction * sum(4 * value.numel() for value in model.unet.parameters())
 
 
 @pytest.mark.long
@@ -247,7 +247,7 @@ def test_int8_of_models_without_representations(
     model.engine = engines.make("eager", model.unet, model.config, CPU, "fp32")
     want = model.sample(label=label, per=4, steps=5)
     assert benchmarking.psnr_db(got, want) >= 15
-    if condition == "label":  # each label has pictures of its own, further from the other's than int8 moves them
+    if condition == "label":  # each label has images of its own, further from the other's than int8 moves them
         turned = model.sample(label=label.flip(0), items=[0, 1], per=4, steps=5)  # type: ignore[union-attr]
         assert benchmarking.psnr_db(got, want) > benchmarking.psnr_db(got, turned)
 
@@ -266,7 +266,7 @@ def test_the_fewest_layers_that_are_enough(needed: int) -> None:
 
 def test_int8_says_what_it_needs(tmp_path: Path) -> None:
     model = small.model()
-    with pytest.raises(ConfigError, match="give at least 4 pictures"):
+    with pytest.raises(ConfigError, match="give at least 4 images"):
         rcdm_fast.export(model, "openvino", tmp_path / "out", precision="int8")
     assert not (tmp_path / "out").exists()  # said before anything is exported, which takes long
     with pytest.raises(ConfigError, match="int8 needs a calibrated export"):
@@ -284,7 +284,7 @@ def test_int8_that_cannot_be_good_enough(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(
         ExportError, match=r"needed 500.*in floating point: (in|out)put_blocks\.\d+\.\d.*\(\d\.\de-\d\d\)"
     ):
-        rcdm_fast.export(model, "openvino", tmp_path / "out", precision="int8", calibrate=small.pictures(4))
+        rcdm_fast.export(model, "openvino", tmp_path / "out", precision="int8", calibrate=small.make_images(4))
     assert list((tmp_path / "out").iterdir()) == []
 
 

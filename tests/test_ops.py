@@ -16,7 +16,7 @@ from rcdm_fast import ops
 from rcdm_fast.ops import library
 
 
-def _pictures(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def _images(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return (torch.randn(shape) * 0.8 + 0.1).to(dtype)  # non-zero mean, some values outside [-1,1]
 
 
@@ -33,8 +33,8 @@ def _cpu_part() -> library.Part:
 def test_registration() -> None:
     """The operators whose files have no tests of it (`test_ops_native.py`, `test_ops_backward.py`)."""
     ops.load()
-    x = _pictures(2, 3, 5, 7)
-    for output in (x, x.bfloat16(), _pictures(2, 6, 5, 7).contiguous(memory_format=torch.channels_last)):
+    x = _images(2, 3, 5, 7)
+    for output in (x, x.bfloat16(), _images(2, 6, 5, 7).contiguous(memory_format=torch.channels_last)):
         for terms in ([], [x.clone(), x * 2]):
             arguments = (x, output, terms, [0.5] * len(terms), 1.3, -0.7, 0.9, 0.8, 0.25)
             torch.library.opcheck(torch.ops.rcdm_fast.solver_step.default, arguments)
@@ -47,9 +47,9 @@ def test_is_part_of_an_exported_graph() -> None:
 
     ops.load()
     batch = torch.export.Dim("batch")
-    exported = torch.export.export(Module(), (_pictures(2, 3, 5, 5),), dynamic_shapes={"x": {0: batch}})
+    exported = torch.export.export(Module(), (_images(2, 3, 5, 5),), dynamic_shapes={"x": {0: batch}})
     assert torch.ops.rcdm_fast.solver_step.default in {node.target for node in exported.graph.nodes}
-    x = _pictures(7, 3, 5, 5)
+    x = _images(7, 3, 5, 5)
     torch.testing.assert_close(exported.module()(x), _step(x * 0.5))
 
 
@@ -103,7 +103,7 @@ def _without_native(monkeypatch: pytest.MonkeyPatch, package: Path) -> None:
 
 def test_a_missing_library_means_the_reference(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     _without_native(monkeypatch, tmp_path)
-    x = _pictures(2, 3, 4, 5)
+    x = _images(2, 3, 4, 5)
     assert torch.equal(_step(x), 2 * x.clamp(-1, 1))
     part = _cpu_part()
     assert not part.loaded

@@ -33,7 +33,7 @@ CASES = (
     NormCase(96, 32, height=5, width=3, film=0, silu=False, resample=1),
     NormCase(12, 3, film=0, phases=True),
     NormCase(32, 32, height=34, width=40, phases=True, film=1, batch=1),
-    NormCase(192, 32, height=32, width=32, film=1, batch=1),  # several tasks for a picture, whose groups are no lines
+    NormCase(192, 32, height=32, width=32, film=1, batch=1),  # several tasks for an image, whose groups are no lines
 )
 CONVOLUTIONS = (  # batch, inputs, outputs, size, kernel, stride, padding
     (2, 33, 13, (9, 7), 3, 1, 1),
@@ -41,7 +41,7 @@ CONVOLUTIONS = (  # batch, inputs, outputs, size, kernel, stride, padding
     (2, 16, 20, (4, 4), 1, 1, 0),
     (3, 20, 12, (5, 5), 2, 1, 1),
     (1, 8, 6, (40, 17), 3, 1, 0),
-    (37, 3, 64, (4, 4), 3, 1, 1),  # stretches of several pictures, the last one shorter
+    (37, 3, 64, (4, 4), 3, 1, 1),  # stretches of several images, the last one shorter
     (2, 17, 25, (23, 29), 1, 1, 0),  # 1334 pixels, cut into rows of 58
 )
 
@@ -161,7 +161,7 @@ def test_every_instruction_set(name: str) -> None:
 
 
 def test_sums_depend_neither_on_the_batch_nor_on_threads() -> None:
-    """A picture's gradients have the same bits alone; sums over pictures have them for any number of threads."""
+    """An image's gradients have the same bits alone; sums over images have them for any number of threads."""
     case = NormCase(96, 32, height=8, width=6, skip=32, film=1, batch=5)
     x, skip, weight, bias, film, rows, *others = case.inputs(torch.float32)
     grad = torch.randn(5, 96, 8, 6).to(memory_format=torch.channels_last)

@@ -57,7 +57,7 @@ def test_film_group_norm_for_every_layout(case: NormCase, dtype: torch.dtype) ->
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_large_picture(dtype: torch.dtype) -> None:
+def test_a_large_image(dtype: torch.dtype) -> None:
     _check(NormCase(64, skip=64, size=(512, 510), batch=1, film="scale", dtype=dtype))
 
 
@@ -77,7 +77,7 @@ def test_offset_views(size: tuple[int, int], dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("size", [(8, 8), (33, 31), (96, 96)])
-def test_a_picture_does_not_depend_on_its_batch(size: tuple[int, int]) -> None:
+def test_an_image_does_not_depend_on_its_batch(size: tuple[int, int]) -> None:
     inputs = make_inputs(NormCase(128, size=size, batch=9, film="scale", dtype=torch.bfloat16), "cuda")
     x, rows = inputs[0], inputs[5]
     assert rows is not None
@@ -89,7 +89,7 @@ def test_a_picture_does_not_depend_on_its_batch(size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("film", ["scale", "add"])
 @pytest.mark.parametrize("size", [(8, 8), (66, 64)])
-def test_a_row_out_of_range_gives_nan_for_its_picture_alone(film: str, size: tuple[int, int]) -> None:
+def test_a_row_out_of_range_gives_nan_for_its_image_alone(film: str, size: tuple[int, int]) -> None:
     inputs = make_inputs(NormCase(64, size=size, batch=3, film=film), "cuda")
     want = _run(inputs)
     assert inputs[5] is not None

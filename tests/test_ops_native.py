@@ -85,7 +85,7 @@ def test_norm_for_every_channel_count(dtype: torch.dtype) -> None:
         NormCase(66, 2, film=1, skip=5),
         NormCase(64, 32, mean=100.0),
         NormCase(64, 1, height=40, width=40, film=0, silu=False),
-        NormCase(64, 32, batch=1, height=48, width=48),  # threads share one picture
+        NormCase(64, 32, batch=1, height=48, width=48),  # threads share one image
     ],
     ids=str,
 )
@@ -113,7 +113,7 @@ def test_solver_step(layout: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_picture_does_not_depend_on_its_batch(dtype: torch.dtype, threads: int) -> None:
+def test_an_image_does_not_depend_on_its_batch(dtype: torch.dtype, threads: int) -> None:
     inputs = NormCase(64, 32, height=20, width=20, batch=5).inputs(dtype)
     qkv = torch.randn(5, 100, 3 * 64).to(dtype)
     before = torch.get_num_threads()
@@ -196,8 +196,8 @@ NORM_ERRORS: dict[str, tuple[dict[str, object], type[Exception], str]] = {
     "film": ({"film": torch.randn(3, 100)}, ValueError, r"film must be float32 \[R,128\]"),
     "film without rows": ({"rows": None}, ValueError, "film and rows go together"),
     "rows": ({"rows": torch.tensor([0])}, ValueError, r"rows must be int64 \[2\]"),
-    "row": ({"rows": torch.tensor([0, 3])}, RuntimeError, "row 3 of picture 1 is out of range"),
-    "negative row": ({"rows": torch.tensor([-1, 0])}, RuntimeError, "row -1 of picture 0 is out of range"),
+    "row": ({"rows": torch.tensor([0, 3])}, RuntimeError, "row 3 of image 1 is out of range"),
+    "negative row": ({"rows": torch.tensor([-1, 0])}, RuntimeError, "row -1 of image 0 is out of range"),
     "skip": ({"skip": torch.randn(2, 8, 4, 4).to(memory_format=torch.channels_last)}, ValueError, "does not fit"),
     "resample": ({"resample": "twice"}, ValueError, "must be none, up or down"),
     "device": ({"weight": torch.ones(64, device="meta")}, ValueError, "one device"),

@@ -36,14 +36,14 @@ def encoder(folder: Path) -> Path:
 
 def trained(folder: Path, **settings: Any) -> int:
     """Train; the number of trained tensors."""
-    more = {"ema": 0.25, "more_emas": (0.9,), "clip_norm": CLIP, "save_every": 1, "pictures": 16 * STEPS}
+    more = {"ema": 0.25, "ema_decays": (0.9,), "clip_norm": CLIP, "save_every": 1, "images": 16 * STEPS}
     train.train(training_process.config(str(encoder(folder)), **settings, **more), DATA, folder)
     return len(list(small.network(representation_dim=8).parameters()))
 
 
 def pretrained(folder: Path, **settings: Any) -> int:
     config = PretrainConfig(
-        name="tiny", image_size=8, stem=8, widths=(8, 8), blocks=(1, 1), projector=(8, 4), pictures=16 * STEPS,
+        name="tiny", image_size=8, stem=8, widths=(8, 8), blocks=(1, 1), projector=(8, 4), images=16 * STEPS,
         batch_size=16, compile=False, bf16=False, save_every=1, method="byol", **settings,
     )  # fmt: skip
     pretrain.pretrain(config, DATA, folder)
@@ -80,9 +80,9 @@ def test_a_step_by_hand(loop: Callable[..., int], tmp_path: Path) -> None:
     if loop is not pretrained:
         assert float(gradient.norm()) == pytest.approx(CLIP, rel=1e-3)
         for decay, old, new, weights in averages(before, after):
-            shares = min(decay, (1 + STEPS) / (10 + STEPS))
+            fractions = min(decay, (1 + STEPS) / (10 + STEPS))
             for name, value in new.items():
-                want = shares * old[name].double() + (1 - shares) * weights[name].double()
+                want = fractions * old[name].double() + (1 - fractions) * weights[name].double()
                 torch.testing.assert_close(value.double(), want, atol=1e-7, rtol=1e-5)
 
 
@@ -105,7 +105,7 @@ def test_weights_decay_by_the_rate_times_the_decay(tmp_path: Path) -> None:
     weights = []
     for decay in (0.0, 0.5):
         (tmp_path / str(decay)).mkdir()
-        settings = {"weight_decay": decay, "learning_rate": PEAK, "pictures": 16, "ema": 0.0, "save_every": 1}
+        settings = {"weight_decay": decay, "learning_rate": PEAK, "images": 16, "ema": 0.0, "save_every": 1}
         config = training_process.config(str(encoder(tmp_path)), **settings)
         train.train(config, DATA, tmp_path / str(decay))
         weights.append(sealed.load(tmp_path / str(decay) / "state-000000001.pt")["network"])

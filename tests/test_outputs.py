@@ -14,9 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from rcdm_fast import images, outputs, storage
+from rcdm_fast import outputs, storage
 from rcdm_fast.cli import main
-from rcdm_fast.images import ImageError
+from rcdm_fast.images import MAX_PIXELS, ImageError, image_sheet, save_image, to_pil
 from rcdm_fast.model import Model
 from rcdm_fast.storage import StorageError
 from tests import small
@@ -27,7 +27,7 @@ LONG = "n" * 3000
 @pytest.fixture
 def photo(tmp_path: Path) -> Path:
     path = tmp_path / f"{'p' * 247}.png"
-    images.to_pil(small.pictures(1, size=48)[0]).save(path)
+    to_pil(small.make_images(1, size=48)[0]).save(path)
     return path
 
 
@@ -35,11 +35,11 @@ def photo(tmp_path: Path) -> Path:
     ("name", "width", "height"),
     [("a.jpg", 65501, 8), ("a.jpeg", 8, 65501), ("a.webp", 16384, 8), ("a.webp", 8, 16384), ("a.gif", 65536, 8)],
 )
-def test_a_format_that_has_no_such_pictures(tmp_path: Path, name: str, width: int, height: int) -> None:
-    with pytest.raises(ImageError, match=f"the picture has {width}x{height} pixels"):
-        outputs.check_picture(tmp_path / name, width, height)
-    outputs.check_picture(tmp_path / name, min(width, 16383), min(height, 16383))
-    outputs.check_picture(tmp_path / "a.png", width, height)
+def test_a_format_that_has_no_such_images(tmp_path: Path, name: str, width: int, height: int) -> None:
+    with pytest.raises(ImageError, match=f"the image has {width}x{height} pixels"):
+        outputs.check_image(tmp_path / name, width, height)
+    outputs.check_image(tmp_path / name, min(width, 16383), min(height, 16383))
+    outputs.check_image(tmp_path / "a.png", width, height)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -48,16 +48,16 @@ def test_limits_are_the_true_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     assert outputs.largest_side(name) >= side
-    images.save(Image.new("RGB", (side, 1)), tmp_path / name)
+    save_image(Image.new("RGB", (side, 1)), tmp_path / name)
     if name != "a.png":
         with pytest.raises(StorageError, match=r"it is in .*a\.png instead"):
-            outputs.save_picture(Image.new("RGB", (side + 1, 1)), tmp_path / name)
+            outputs.write_image(Image.new("RGB", (side + 1, 1)), tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["a.xyz", "a", "a.psd", "a.txt"])
 def test_extensions_of_no_format(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ImageError, match="the extension names no picture format"):
-        outputs.check_picture(tmp_path / name)
+    with pytest.raises(ImageError, match="the extension names no image format"):
+        outputs.check_image(tmp_path / name)
 
 
 def test_rows_of_a_sheet(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_rows_of_a_sheet(tmp_path: Path) -> None:
         outputs.rows_of_sheet(tmp_path / "a.webp", 200, 200, cell=96)
     rows = outputs.rows_of_sheet(tmp_path / "a.png", 1000, 200, cell=96)
     assert 1 <= rows < 200
-    assert 1000 * 98 * rows * 98 < images.MAX_PIXELS
+    assert 1000 * 98 * rows * 98 < MAX_PIXELS
     with pytest.raises(ImageError, match="too much for a sheet"):
         outputs.rows_of_sheet(tmp_path / "a.png", 10**6, 200, cell=96)
 
@@ -76,8 +76,8 @@ def test_a_sheet_is_no_larger_than_was_counted_with(tmp_path: Path) -> None:
     rows = outputs.rows_of_sheet(tmp_path / "a.webp", 3, 500, cell=96)
     cell = Image.new("RGB", (96, 96))
     titles = ["photo", "seen", "samples (a rather long name of a model that takes several lines)"]
-    sheet = images.sheet([[cell] * 3] * rows, cell=96, column_titles=titles, group_gaps=[2])
-    images.save(sheet, tmp_path / "a.webp")
+    sheet = image_sheet([[cell] * 3] * rows, cell=96, column_titles=titles, group_gaps=[2])
+    save_image(sheet, tmp_path / "a.webp")
     assert sheet.height <= 16383
 
 
@@ -94,12 +94,12 @@ def test_what_cannot_be_written_after_all_is_kept(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("tempfile.tempdir", None)
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match=r"cannot be written .*; it is in .*a\.png instead") as raised:
-        outputs.save_picture(Image.new("RGB", (9, 9), "red"), tmp_path / "file" / "a.webp")
+        outputs.write_image(Image.new("RGB", (9, 9), "red"), tmp_path / "file" / "a.webp")
     kept = re.search(r"it is in (.*) instead", str(raised.value))
     assert kept is not None
     assert Image.open(kept[1]).getpixel((0, 0)) == (255, 0, 0)
     with pytest.raises(StorageError, match=r"it is in .*a\.png instead"):
-        outputs.save_picture(Image.new("RGB", (16400, 1)), tmp_path / "a.webp")
+        outputs.write_image(Image.new("RGB", (16400, 1)), tmp_path / "a.webp")
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_what_cannot_be_written_after_all_is_kept(tmp_path: Path, monkeypatch: p
     [
         ("sample", "{photo}", "--out", "{long}.png"),
         ("sample", "{photo}", "--out", "{tmp}/a.png", "--json", "{long}"),
-        ("sample", "{photo}", "--out", "{tmp}/a.png", "--pictures", "{tmp}/file/a"),
+        ("sample", "{photo}", "--out", "{tmp}/a.png", "--images", "{tmp}/file/a"),
         ("sample", "{photo}", "--out", "~nosuchuser/a.png"),
         ("sample", "{photo}", "--out", "{tmp}"),
         ("sample", "{photo}", "--out", "{tmp}/a.webp", "--per", "200"),
@@ -151,7 +151,7 @@ def test_outputs_are_checked_before_the_work(
 
 def test_long_names_of_photos_do_not_end_a_run(photo: Path, tmp_path: Path) -> None:
     command = ["sample", str(photo), "--per", "1", "--steps", "1", "--device", "cpu", "--out", str(tmp_path / "a.png")]
-    assert main([*command, "--pictures", str(tmp_path / "each")]) == 0
+    assert main([*command, "--images", str(tmp_path / "each")]) == 0
     (each,) = (tmp_path / "each").iterdir()
     assert each.name.startswith("00000-ppp")
     assert each.name.endswith("-000.png")

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rcdm_fast import images
 from rcdm_fast.config import ConfigError
 from rcdm_fast.diffusion import noise
 from rcdm_fast.diffusion.sampling import SamplingError, interpolation_path
+from rcdm_fast.images import ImageError, from_uint8, load_image, to_uint8
 from rcdm_fast.model import Model
 from tests import small
 from tests.tolerances import BATCH_SPLIT_ABS
@@ -46,20 +46,20 @@ def test_a_batch_equals_single_runs(model: Model, h: Tensor) -> None:
 
 
 def test_representations_are_not_mixed_up(model: Model, h: Tensor) -> None:
-    """Same noise, other h: other pictures; and each row follows its own h."""
+    """Same noise, other h: other images; and each row follows its own h."""
     out = model.sample(h[:2], items=[0, 0], per=1, steps=5)
     swapped = model.sample(h[[1, 0]], items=[0, 0], per=1, steps=5)
     assert float((out[0] - out[1]).abs().max()) > 1e-2
     torch.testing.assert_close(swapped, out[[1, 0]], atol=BATCH_SPLIT_ABS, rtol=0)
 
 
-def test_same_item_and_representation_give_the_same_pictures(model: Model, h: Tensor) -> None:
+def test_same_item_and_representation_give_the_same_images(model: Model, h: Tensor) -> None:
     out = model.sample(h[[0, 0]], items=[3, 3], per=2, steps=5, solver="ancestral")
     torch.testing.assert_close(out[0], out[1], atol=BATCH_SPLIT_ABS, rtol=0)
     assert float((out[0, 0] - out[0, 1]).abs().max()) > 1e-2
 
 
-def test_seed_changes_pictures(model: Model, h: Tensor) -> None:
+def test_seed_changes_images(model: Model, h: Tensor) -> None:
     assert not torch.equal(model.sample(h[:1], per=1, steps=2), model.sample(h[:1], per=1, steps=2, seed=1))
 
 
@@ -103,11 +103,11 @@ def test_class_conditional_and_unconditional_models() -> None:
     out = labelled.sample(label=torch.tensor([0, 3]), items=[0, 0], per=2, steps=3)
     assert out.shape == (2, 2, 3, 8, 8)
     assert float((out[0] - out[1]).abs().max()) > 1e-3
-    assert labelled.invert(small.pictures(2), label=torch.tensor([1, 2]), steps=3).shape == (2, 3, 8, 8)
+    assert labelled.invert(small.make_images(2), label=torch.tensor([1, 2]), steps=3).shape == (2, 3, 8, 8)
     free = small.model(representation_dim=0)
     assert free.sample(per=3, steps=3).shape == (1, 3, 3, 8, 8)
     assert free.sample(items=[4, 5], per=1, steps=3).shape == (2, 1, 3, 8, 8)
-    assert free.invert(small.pictures(2), steps=3).shape == (2, 3, 8, 8)
+    assert free.invert(small.make_images(2), steps=3).shape == (2, 3, 8, 8)
     with pytest.raises(ConfigError, match="label"):
         labelled.sample(per=1)
     with pytest.raises(ConfigError, match=r"0\.\.3"):
@@ -152,40 +152,40 @@ def test_samples_that_are_not_finite_are_reported(h: Tensor) -> None:
         broken.sample(h[:1], per=1, steps=2)
 
 
-def test_encode_takes_files_pictures_and_tensors(model: Model, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_encode_takes_files_images_and_tensors(model: Model, tmp_path) -> None:  # type: ignore[no-untyped-def]
     pixels = (np.random.default_rng(0).random((20, 30, 3)) * 255).astype(np.uint8)
-    picture = Image.fromarray(pixels)
-    picture.save(tmp_path / "a.png")
+    image = Image.fromarray(pixels)
+    image.save(tmp_path / "a.png")
     from_file = model.encode(tmp_path / "a.png")
     assert from_file.shape == (1, small.DIM)
     assert from_file.dtype == torch.float32
-    assert torch.equal(from_file, model.encode(picture))
-    assert torch.equal(from_file, model.encode(images.load(picture)))
-    both = model.encode([str(tmp_path / "a.png"), picture])
+    assert torch.equal(from_file, model.encode(image))
+    assert torch.equal(from_file, model.encode(load_image(image)))
+    both = model.encode([str(tmp_path / "a.png"), image])
     assert both.shape == (2, small.DIM)
-    assert model.view(picture).shape == (1, 3, 8, 8)
-    with pytest.raises(images.ImageError, match="no pictures"):
+    assert model.view(image).shape == (1, 3, 8, 8)
+    with pytest.raises(ImageError, match="no images"):
         model.encode([])
-    with pytest.raises(images.ImageError, match=r"\[-1,1\]"):
+    with pytest.raises(ImageError, match=r"\[-1,1\]"):
         model.encode(torch.full((1, 3, 8, 8), 255.0))
 
 
-def test_levels_are_no_pictures_in_floats(model: Model) -> None:
-    """Values 0..255 are refused wherever pictures are taken, also where none is encoded; 8-bit ones are understood."""
-    photos = small.pictures(2)
+def test_levels_are_no_images_in_floats(model: Model) -> None:
+    """Values 0..255 are refused wherever images are taken, also where none is encoded; 8-bit ones are understood."""
+    photos = small.make_images(2)
     h, levels = model.encode(photos), (photos + 1) * 127.5
     forms: tuple[Any, ...] = (levels, levels.numpy(), list(levels), [levels[0].numpy(), levels[1]])
     for given in forms:
-        for call in (model.encode, model.invert, lambda pictures: model.invert(pictures, h, steps=2)):
-            with pytest.raises(images.ImageError, match=r"expected pictures in \[-1,1\], got values in"):
+        for call in (model.encode, model.invert, lambda images: model.invert(images, h, steps=2)):
+            with pytest.raises(ImageError, match=r"expected images in \[-1,1\], got values in"):
                 call(given)
     for given in (levels[0], levels[:1], photos[0] + 1):
-        with pytest.raises(images.ImageError, match=r"expected pictures in \[-1,1\], got values in"):
+        with pytest.raises(ImageError, match=r"expected images in \[-1,1\], got values in"):
             model.invert(given, h[:1])
-    bytes_ = images.to_uint8(photos)
-    exact = model.invert(images.from_uint8(bytes_), h, steps=2)
+    bytes_ = to_uint8(photos)
+    exact = model.invert(from_uint8(bytes_), h, steps=2)
     assert torch.equal(model.invert(bytes_.permute(0, 2, 3, 1).numpy(), h, steps=2), exact)
-    with pytest.raises(images.ImageError, match="uint8"):
+    with pytest.raises(ImageError, match="uint8"):
         model.invert(bytes_, h)
 
 
@@ -193,22 +193,22 @@ def test_without_an_encoder_only_encode_fails(h: Tensor) -> None:
     bare = Model.from_network(small.network(), small.SCHEDULE)
     assert bare.sample(h[:1], per=1, steps=2).shape == (1, 1, 3, 8, 8)
     with pytest.raises(SamplingError, match="encoder"):
-        bare.encode(small.pictures(1))
+        bare.encode(small.make_images(1))
     with pytest.raises(SamplingError, match="encoder"):
-        bare.invert(small.pictures(1))
+        bare.invert(small.make_images(1))
 
 
 def test_inversion_encodes_by_itself_and_batches_alike(model: Model) -> None:
-    photos = small.pictures(5)
+    photos = small.make_images(5)
     given = model.invert(photos, model.encode(photos), steps=4)
     torch.testing.assert_close(model.invert(photos, steps=4, batch_size=2), given, atol=BATCH_SPLIT_ABS, rtol=0)
-    assert model.invert(small.pictures(2, size=21), steps=2).shape == (2, 3, 8, 8)
+    assert model.invert(small.make_images(2, size=21), steps=2).shape == (2, 3, 8, 8)
     with pytest.raises(ConfigError, match="iterations must be at least 0, got -1"):
         model.invert(photos, iterations=-1)
 
 
 def test_inversion_leads_back_with_few_steps(model: Model) -> None:
-    photos = small.pictures(4)
+    photos = small.make_images(4)
     h = model.encode(photos)
 
     def error(iterations: int) -> float:
@@ -257,8 +257,8 @@ def test_network_checks_its_input(model: Model, h: Tensor) -> None:
 def test_interrupted_work_keeps_what_is_finished(model: Model, h: Tensor) -> None:
     request = model.request(h, per=2, steps=2)
     stream = model.batches(request, batch_size=4)
-    place, pictures = next(stream)
+    place, images = next(stream)
     del stream
     assert (place.start, place.stop) == (0, 4)
     expected = model.sample(h, per=2, steps=2).flatten(0, 1)[:4]
-    torch.testing.assert_close(pictures, expected, atol=BATCH_SPLIT_ABS, rtol=0)
+    torch.testing.assert_close(images, expected, atol=BATCH_SPLIT_ABS, rtol=0)

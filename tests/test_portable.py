@@ -49,12 +49,12 @@ def torch_saved(model: Model) -> Model:
 
 @pytest.mark.parametrize("engine", ["eager", "native"])
 @pytest.mark.parametrize("way", [pickled, copy.deepcopy, copy.copy, torch_saved])
-def test_a_copy_draws_the_same_pictures(way: Any, engine: str, saved: Path, h: Tensor) -> None:
+def test_a_copy_draws_the_same_images(way: Any, engine: str, saved: Path, h: Tensor) -> None:
     model = rcdm_fast.load(saved, encoder=small.encoder(), device="cpu", engine=engine, precision="fp32")
     expected = model.sample(h, per=2, steps=3)
     other = way(model)
     assert torch.equal(other.sample(h, per=2, steps=3), expected)
-    assert torch.equal(other.encode(small.pictures(2)), model.encode(small.pictures(2)))
+    assert torch.equal(other.encode(small.make_images(2)), model.encode(small.make_images(2)))
     assert (other.engine.name, other.engine.precision, other.config) == (engine, "fp32", model.config)
     assert other.engine is not model.engine
     with torch.no_grad():
@@ -80,7 +80,7 @@ class Encoded(torch.utils.data.Dataset[Tensor]):
         return 2
 
     def __getitem__(self, place: int) -> Tensor:
-        return self.model.encode(small.pictures(2)[place : place + 1])[0]
+        return self.model.encode(small.make_images(2)[place : place + 1])[0]
 
 
 def test_spawned_workers_encode() -> None:
@@ -89,7 +89,7 @@ def test_spawned_workers_encode() -> None:
         Encoded(model), batch_size=2, num_workers=1, multiprocessing_context="spawn", timeout=300
     )
     (found,) = list(loader)
-    torch.testing.assert_close(found, model.encode(small.pictures(2)), atol=1e-6, rtol=0)
+    torch.testing.assert_close(found, model.encode(small.make_images(2)), atol=1e-6, rtol=0)
 
 
 FORK = """

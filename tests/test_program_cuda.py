@@ -30,7 +30,7 @@ from rcdm_fast.ops import library, schema, selection
 from tests import small
 
 CUDA = torch.device("cuda")
-PEAK_BYTES = 65 * 2**20  # of one picture in float16; measured 64.2 MiB
+PEAK_BYTES = 65 * 2**20  # of one image in float16; measured 64.2 MiB
 KERNELS = {  # of one evaluation
     "aten::conv2d": 137,
     "aten::add": 66,  # residuals

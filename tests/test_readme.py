@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import rcdm_fast
-from rcdm_fast import images
+from rcdm_fast.images import save_image, to_uint8
 from tests import small
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -19,7 +19,7 @@ SHORTER = (  # what is said there, and what is run here
     ('"photos/", per=100', '"photos/", per=1, steps=2'),
     ("sources=64", "sources=20, per=1, steps=2, augmentations=('flip',)"),
     ("per=4, gallery=10_000", "sources=20, per=1, steps=2"),
-    ('"timm:resnet18?pretrained=1"', '"bundled:cifar10-simclr", pictures=16, batch_size=8, compile=False'),
+    ('"timm:resnet18?pretrained=1"', '"bundled:cifar10-simclr", images=16, batch_size=8, compile=False'),
     ("convention=seen)", "convention=seen, steps=0)"),
     ("per=8, steps=50", "per=8, steps=2"),
     ('(["cat.jpg"], steps=50)', '(["cat.jpg"], steps=2)'),
@@ -35,13 +35,13 @@ def blocks() -> list[str]:
 @pytest.mark.long
 def test_the_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    pixels = images.to_uint8(small.pictures(48, size=32)).permute(0, 2, 3, 1).numpy()
+    pixels = to_uint8(small.make_images(48, size=32)).permute(0, 2, 3, 1).numpy()
     for folder in ("photos", "cifar10/test", "cifar10/train"):
         Path(folder).mkdir(parents=True)
         for number, each in enumerate(pixels[:8] if folder == "photos" else pixels):
-            images.save(Image.fromarray(each), f"{folder}/{number:02d}.png")
+            save_image(Image.fromarray(each), f"{folder}/{number:02d}.png")
     for name in ("cat.jpg", "dog.jpg"):
-        images.save(Image.fromarray(np.tile(pixels[0], (3, 3, 1))), name)
+        save_image(Image.fromarray(np.tile(pixels[0], (3, 3, 1))), name)
     text = "\n".join(blocks()[:2])
     lines = [line for line in text.splitlines() if "my-rcdm.safetensors" not in line]  # a file of the reader's own
     text = "\n".join(lines)
@@ -50,7 +50,7 @@ def test_the_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
         text = text.replace(said, run)
     names: dict[str, object] = {"torch": torch, "rcdm_fast": rcdm_fast}
     exec(compile(text, str(README), "exec"), names)
-    h, drawn, way = (names[name] for name in ("h", "pictures", "way"))
+    h, drawn, way = (names[name] for name in ("h", "images", "way"))
     assert isinstance(h, torch.Tensor)
     assert isinstance(drawn, torch.Tensor)
     assert isinstance(way, torch.Tensor)

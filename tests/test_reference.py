@@ -84,8 +84,8 @@ def test_every_step_of_a_trajectory(case: tuple[rcdm_fast.Model, dict[str, Tenso
 
 def test_inversion(case: tuple[rcdm_fast.Model, dict[str, Tensor]]) -> None:
     model, reference = case
-    pictures = reference["reverse_input"].clamp(-1, 1)
-    x_T = model.invert(pictures, reference["representation"], steps="10", iterations=0)
+    images = reference["reverse_input"].clamp(-1, 1)
+    x_T = model.invert(images, reference["representation"], steps="10", iterations=0)
     if bool((reference["reverse_input"].abs() <= 1).all()):
         assert relative(x_T, reference["uniform10_ddim_reverse"]) <= TRAJECTORY_L2
     schedule = Schedule.make(model.config.schedule, "10")

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from rcdm_fast import images
 from rcdm_fast.analysis import registry
 from rcdm_fast.analysis.photos import PhotosConfig
 from rcdm_fast.analysis.photos import run as photographs
@@ -19,6 +18,7 @@ from rcdm_fast.analysis.registry import Experiment, Job
 from rcdm_fast.analysis.result import Analysis, Finding, Table
 from rcdm_fast.cli import main
 from rcdm_fast.config import ConfigError
+from rcdm_fast.images import to_pil
 from rcdm_fast.metrics.intervals import Interval
 from rcdm_fast.models import checkpoint
 from rcdm_fast.report import build, charts
@@ -36,10 +36,10 @@ SWEEP = Table("sweep", "Attack", ("epsilon", "accuracy"), tuple((e, Interval(1 /
 RESULT = Analysis(
     "layers", "Layers", "some <model>", {"seed": 3}, (TABLE, SWEEP),
     (
-        Finding("colour is dropped", True, "0.8 against 0.1"), Finding("place is dropped", None, "who knows"),
+        Finding("color is dropped", True, "0.8 against 0.1"), Finding("place is dropped", None, "who knows"),
         *(Finding(f"h keeps {what}", what != "b & c", "so", "h keeps", what) for what in ("a", "b & c", "d")),
     ),
-    {"rows": Image.new("RGB", (40, 20), "red")}, {"rows": "Pictures & samples"}, "as told",
+    {"rows": Image.new("RGB", (40, 20), "red")}, {"rows": "Images & samples"}, "as told",
 )  # fmt: skip
 
 
@@ -77,9 +77,9 @@ def read(page: str) -> Reader:
 def test_the_page_says_everything_and_loads_nothing() -> None:
     reader = read(render("A title", "A line", [RESULT], {"attack": "needs <labels>"}, {"torch": "1"}))
     for text in (
-        "What is <kept>", "0.8 [0.7, 0.9]", "place & size", "colour is dropped: holds", "place is dropped: open",
+        "What is <kept>", "0.8 [0.7, 0.9]", "place & size", "color is dropped: holds", "place is dropped: open",
         "h keepsa, d: holdsb & c: does not hold", "h keeps d: holds.so",
-        "Pictures & samples", "as told", "some <model>", "needs <labels>", '"seed": 3', "1 is all",
+        "Images & samples", "as told", "some <model>", "needs <labels>", '"seed": 3', "1 is all",
     ):  # fmt: skip
         assert text in reader.text
     assert "5 claims (holds: 3; does not hold: 1; open: 1)." in reader.text
@@ -136,17 +136,17 @@ def test_one_interval_without_width_is_drawn() -> None:
 
 def test_what_cannot_be_run_is_left_out_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def few(job: Job) -> Analysis:
-        raise ConfigError("at least 20 pictures are needed")
+        raise ConfigError("at least 20 images are needed")
 
     monkeypatch.setitem(registry.EXPERIMENTS, "few", Experiment("x", few))
     monkeypatch.setitem(registry.EXPERIMENTS, "good", Experiment("x", lambda job: RESULT))
     job, told = Job(small.model()), list[str]()
     tasks = [build.Task("few", job), build.Task("good", job)]
     page = build.build(tasks, tmp_path / "r.html", title="t", about="a", note=told.append)
-    assert "at least 20 pictures" in read(page.read_text()).text
+    assert "at least 20 images" in read(page.read_text()).text
     assert any("left out" in line for line in told)
     found = json.loads((tmp_path / "r.json").read_text())
-    assert found["left_out"] == {"few": "at least 20 pictures are needed"}
+    assert found["left_out"] == {"few": "at least 20 images are needed"}
     assert found["experiments"]["layers"]["tables"][0]["rows"][0][1] == {"value": 0.8, "low": 0.7, "high": 0.9}
     with pytest.raises(ConfigError, match="nothing could be measured: few: at least 20"):
         build.build(tasks[:1], tmp_path / "none.html", title="t", about="a", note=told.append)
@@ -172,15 +172,15 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     model = "cifar10-simclr-trunk"
     assert checkpoint.load_model(model)
     (tmp_path / "photos").mkdir()
-    for number, picture in enumerate(small.pictures(3, 40)):
-        images.to_pil(picture).save(tmp_path / "photos" / f"{number}.png")
+    for number, image in enumerate(small.make_images(3, 40)):
+        to_pil(image).save(tmp_path / "photos" / f"{number}.png")
     page = tmp_path / "out" / "report.html"
     arguments = ["report", model, "--photos", str(tmp_path / "photos"), "--out", str(page), "--steps", "2"]
     assert main(arguments) == 0
     text = read(page.read_text()).text
     assert "Samples of photographs" in text
     assert "compares models: name another with --against" in text
-    assert "needs a set of pictures: name one with --data" in text
+    assert "needs a set of images: name one with --data" in text
     assert main([*arguments[:5], str(tmp_path / "x.txt")]) == 2
     assert "an .html file" in capsys.readouterr().err
     assert main(["report", model, "--out", str(page)]) == 2
@@ -189,7 +189,7 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_in_a_browser(width: int, tmp_path: Path) -> None:
-    """Nothing is wider than the window but what scrolls by itself; pictures are there; nothing is requested."""
+    """Nothing is wider than the window but what scrolls by itself; images are there; nothing is requested."""
     wide = dataclasses.replace(RESULT, figures={"rows": Image.new("RGB", (2000, 20), "red")})
     page = tmp_path / "report.html"
     page.write_text(render("A title", "A line", [wide], {}, {"torch": "1"}), encoding="utf-8")

@@ -12,7 +12,7 @@ import torch
 from rcdm_fast import storage
 from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.training import representations
-from rcdm_fast.training.team import Team
+from rcdm_fast.training.distributed import Processes
 from rcdm_fast.training.views import Views
 from tests import small, training_process
 
@@ -44,8 +44,8 @@ def test_computed_once_and_mapped(tmp_path: Path, calls: list[int]) -> None:
     first = representations.cached(encoder, DATA, tmp_path, views=Views(True))
     assert first.shape == (2, len(DATA), small.DIM)
     assert calls == [10, 10, 10, 10, 8] * 2
-    pictures = DATA.floats(slice(None))
-    torch.testing.assert_close(first, torch.stack([encoder.encode(pictures), encoder.encode(pictures.flip(3))]))
+    images = DATA.floats(slice(None))
+    torch.testing.assert_close(first, torch.stack([encoder.encode(images), encoder.encode(images.flip(3))]))
     assert torch.equal(representations.cached(encoder, DATA, tmp_path, views=Views(True)), first)
     assert len(calls) == 10
     (file,) = tmp_path.glob("representations-*.npy")
@@ -79,7 +79,7 @@ def test_goes_on_after_an_interruption(tmp_path: Path, calls: list[int], monkeyp
 def test_each_process_computes_its_share(tmp_path: Path, calls: list[int]) -> None:
     """Two processes one after the other: the second finds the first one's blocks, and only it can finish."""
 
-    class Two(Team):
+    class Two(Processes):
         def __init__(self, rank: int) -> None:
             super().__init__()
             self.rank, self.size = rank, 2
@@ -91,11 +91,11 @@ def test_each_process_computes_its_share(tmp_path: Path, calls: list[int]) -> No
     want = representations.cached(encoder, DATA, tmp_path / "one", views=Views(False))
     calls.clear()
     with pytest.raises(storage.StorageError, match="2 blocks are missing"):
-        representations.cached(encoder, DATA, tmp_path / "two", views=Views(False), crew=Two(0))
+        representations.cached(encoder, DATA, tmp_path / "two", views=Views(False), dist=Two(0))
     assert calls == [10, 10, 8]
-    representations.cached(encoder, DATA, tmp_path / "two", views=Views(False), crew=Two(1))
+    representations.cached(encoder, DATA, tmp_path / "two", views=Views(False), dist=Two(1))
     assert calls == [10, 10, 8, 10, 10]
-    assert torch.equal(representations.cached(encoder, DATA, tmp_path / "two", views=Views(False), crew=Two(0)), want)
+    assert torch.equal(representations.cached(encoder, DATA, tmp_path / "two", views=Views(False), dist=Two(0)), want)
     assert len(calls) == 5
 
 
@@ -139,8 +139,8 @@ def test_a_full_disk_is_an_error_that_loses_nothing(tmp_path: Path, monkeypatch:
     assert torch.equal(found, representations.cached(small.encoder(), DATA, tmp_path / "other", views=Views(False)))
 
 
-def test_the_set_of_pictures_decides(tmp_path: Path) -> None:
-    other = ImageSet(DATA.pixels.flip(0), None, (), (), "other pictures")
+def test_the_set_of_images_decides(tmp_path: Path) -> None:
+    other = ImageSet(DATA.pixels.flip(0), None, (), (), "other images")
     a, b = (representations.cached(small.encoder(), data, tmp_path, views=Views(False)) for data in (DATA, other))
     torch.testing.assert_close(a, b.flip(1))
     assert not torch.equal(a, b)
@@ -149,7 +149,7 @@ def test_the_set_of_pictures_decides(tmp_path: Path) -> None:
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 def test_the_least_deviation_is_a_share_of_the_largest(scale: float) -> None:
     bank = torch.randn(2, 500, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 1e-5, 0.0]) * scale
-    mean, std = representations.standardisation(bank)
+    mean, std = representations.standardization(bank)
     largest = float(bank[..., 0].std())
     assert std.tolist() == pytest.approx([largest, 1e-3 * largest, 1e-3 * largest], rel=0.01)
     assert mean.tolist() == pytest.approx([float(bank[..., 0].mean()), 0, 0], rel=0.01, abs=1e-3 * largest)

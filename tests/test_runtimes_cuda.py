@@ -148,7 +148,7 @@ def test_tensorrt_keeps_a_few_plans(machine: Machine, contexts: dict[int, Contex
         (OUTPUT, f"does not take the memory of {OUTPUT}"),
         ("shape of sample", r"does not take sample of shape \[1, 3, 8, 8\]"),
         ("run", "could not run the plan"),
-        ("start", "cannot start the plan for 1 pictures: it does not say why"),
+        ("start", "cannot start the plan for 1 images: it does not say why"),
     ],
 )
 def test_what_tensorrt_refuses_is_an_error(

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import rcdm_fast
-from rcdm_fast import drift
+from rcdm_fast import engine_comparison
 from rcdm_fast.analysis import (
     attack,
     common,
@@ -21,9 +21,9 @@ from rcdm_fast.analysis import (
     invert,
     layer,
     manipulate,
-    neighbours,
+    neighbors,
+    out_of_distribution,
     photos,
-    unfamiliar,
     world_slopes,
 )
 from rcdm_fast.app import playground
@@ -42,13 +42,13 @@ FIELDS = {item.name: item.default for item in dataclasses.fields(SamplingConfig)
 OTHER: dict[type, dict[str, Any]] = {
     JobConfig: {},
     EvaluateConfig: {"per": 4},
-    drift.Settings: {"per": 4, "steps": 25},
+    engine_comparison.Settings: {"per": 4, "steps": 25},
     playground.Settings: {"steps": 25},
     common.ExperimentConfig: {"per": 2, "steps": 25},
     attack.AttackConfig: {"per": 2, "steps": 25},
     manipulate.ManipulateConfig: {"per": 2, "steps": 25},
-    neighbours.NeighboursConfig: {"per": 4, "steps": 25},
-    unfamiliar.UnfamiliarConfig: {"per": 4, "steps": 25},
+    neighbors.NeighborsConfig: {"per": 4, "steps": 25},
+    out_of_distribution.UnfamiliarConfig: {"per": 4, "steps": 25},
     invariance.InvarianceConfig: {"per": 1, "steps": 25},
     layer.LayersConfig: {"per": 1, "steps": 25},
     interpolate.InterpolateConfig: {"per": 1, "steps": 25},
@@ -144,9 +144,9 @@ def test_a_configuration_and_keywords_draw_the_same(model: Model, h: torch.Tenso
         changed = {**asked, name: value, **({"eta": 0.0} if name == "solver" else {})}
         got = model.sample(h, SamplingConfig(**changed))  # type: ignore[arg-type]
         assert got.shape != want.shape or not torch.equal(got, want), name
-    given = [batch.pictures for batch in rcdm_fast.generate(model, h, SamplingConfig(**asked))]  # type: ignore[arg-type]
-    pictures = model.sample(h, **asked).flatten(0, 1)  # type: ignore[arg-type]
-    assert torch.equal(torch.cat(given), ((pictures.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8))
+    given = [batch.images for batch in rcdm_fast.generate(model, h, SamplingConfig(**asked))]  # type: ignore[arg-type]
+    images = model.sample(h, **asked).flatten(0, 1)  # type: ignore[arg-type]
+    assert torch.equal(torch.cat(given), ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8))
 
 
 def test_what_is_no_configuration(model: Model, h: torch.Tensor) -> None:
@@ -157,7 +157,7 @@ def test_what_is_no_configuration(model: Model, h: torch.Tensor) -> None:
         with pytest.raises(TypeError, match=r"unexpected keyword argument, 'step'; did you mean steps\?"):
             call(h, step=3)
     with pytest.raises(TypeError, match="unexpected keyword argument, 'seed'; known: steps, clip"):
-        model.invert(small.pictures(2), h, seed=3)  # type: ignore[call-arg]
+        model.invert(small.make_images(2), h, seed=3)  # type: ignore[call-arg]
 
 
 def test_an_interpolation_takes_one_too(model: Model, h: torch.Tensor) -> None:
@@ -169,7 +169,7 @@ def test_an_interpolation_takes_one_too(model: Model, h: torch.Tensor) -> None:
 
 
 def test_an_inversion_is_that_of_ddim(model: Model, h: torch.Tensor) -> None:
-    views = small.pictures(2)
+    views = small.make_images(2)
     want = model.invert(views, h, steps=4, clip=False)
     assert torch.equal(model.invert(views, h, SamplingConfig(per=1, steps=4, clip=False, seed=9)), want)
     assert not torch.equal(model.invert(views, h, steps=4), want)
@@ -187,7 +187,7 @@ def test_an_inversion_is_that_of_ddim(model: Model, h: torch.Tensor) -> None:
 
 def test_a_job_of_before_is_resumed(model: Model, h: torch.Tensor, tmp_path: Path) -> None:
     """Its file says nothing of clipping: it was clipped, so it goes on clipped, and is another job if not."""
-    config = JobConfig(per=2, steps=1, shard_pictures=2)
+    config = JobConfig(per=2, steps=1, shard_images=2)
     assert local.run(model, h, tmp_path, config).complete
     file = tmp_path / "job.json"
     job = json.loads(file.read_text())

@@ -140,7 +140,7 @@ def test_what_is_refused() -> None:
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pixels = ((small.pictures(10, size=32) + 1) * 127.5).round().to(torch.uint8)
+    pixels = ((small.make_images(10, size=32) + 1) * 127.5).round().to(torch.uint8)
     np.save(tmp_path / "data.npy", pixels.permute(0, 2, 3, 1).numpy())
     words = ["tune", "cifar10-simclr-head", "--data", str(tmp_path / "data.npy"), "--nfe", "4", "--device", "cpu"]
     words += ["--candidates", "6", "--trajectories", "8", "--json", str(tmp_path / "steps.json")]
@@ -152,6 +152,6 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert only["nfe"] == 4
     assert only["steps"] in out
     assert main(["tune", "cifar10-simclr-head", "--device", "cpu"]) == 2
-    assert "give pictures with --data" in capsys.readouterr().err
+    assert "give images with --data" in capsys.readouterr().err
     assert main([*words, "--trajectories", "11"]) == 2
-    assert "11 trajectories of 10 pictures" in capsys.readouterr().err
+    assert "11 trajectories of 10 images" in capsys.readouterr().err

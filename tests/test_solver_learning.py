@@ -119,8 +119,8 @@ class Stopped(Exception):
 def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
     model, state = smooth("representations"), tmp_path / "state"
 
-    def stop(nfe: int, share: float, least: float) -> None:
-        if share >= 0.5:
+    def stop(nfe: int, fraction: float, least: float) -> None:
+        if fraction >= 0.5:
             raise Stopped
 
     whole = learn(model, QUICK, model.weights, **given("representations"), state=tmp_path / "other")
@@ -133,7 +133,7 @@ def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
         model.weights,
         **given("representations"),
         state=state,
-        progress=lambda nfe, share, least: stages.append(share),
+        progress=lambda nfe, fraction, least: stages.append(fraction),
     )
     assert stages == [0.5, 0.75, 1.0]
     assert again == whole
@@ -165,7 +165,7 @@ def test_it_learns_and_only_what_is_better_is_kept() -> None:
     config = dataclasses.replace(QUICK, steps=20, batch_size=6)
     seen: list[float] = []
     (found,) = learn(
-        model, config, model.weights, **given("nothing"), progress=lambda nfe, share, least: seen.append(least)
+        model, config, model.weights, **given("nothing"), progress=lambda nfe, fraction, least: seen.append(least)
     )
     assert seen[-1] < seen[1]  # of what choices are made by, from where it began
     assert (found.solver is not None) == (found.difference.high < 0)

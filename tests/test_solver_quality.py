@@ -24,7 +24,7 @@ from rcdm_fast.report import solver_plot
 from rcdm_fast.solver_quality import BASELINE, Quality, QualityConfig, SolverCase
 from tests import small
 
-PIXELS = ((small.pictures(30) * 0.5 + 1) * 127.5).round().to(torch.uint8)
+PIXELS = ((small.make_images(30) * 0.5 + 1) * 127.5).round().to(torch.uint8)
 DATA = ImageSet(PIXELS, None, (), (), fingerprint(PIXELS, None))
 CONFIG = QualityConfig(sources=10, per=4, references=4, resamples=200)
 NOISY = {"ddim": 0.1, "ipndm": 0.0, "ancestral": 0.4}  # how far samples are from the flow's end
@@ -48,9 +48,9 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Model:
 
 
 def test_distance_ranks_and_variance_of_samples_that_are_known(model: Model) -> None:
-    shares: list[float] = []
+    fractions: list[float] = []
     wanted = [SolverCase("ipndm", 10), BASELINE, SolverCase("ancestral", 10)]
-    rows = solver_quality.measure(model, DATA, wanted, CONFIG, lambda found, share: shares.append(share))
+    rows = solver_quality.measure(model, DATA, wanted, CONFIG, lambda found, fraction: fractions.append(fraction))
     assert [(row.solver, row.steps, row.nfe) for row in rows] == [
         ("ddim", "50", 50),
         ("ipndm", "10", 10),
@@ -75,8 +75,8 @@ def test_distance_ranks_and_variance_of_samples_that_are_known(model: Model) -> 
     assert loose.mrr.value < base.mrr.value
     assert loose.mrr_change.value == pytest.approx(loose.mrr.value / base.mrr.value - 1)
     assert all(row.frechet is not None and row.frechet >= 0 for row in rows)
-    assert shares == sorted(shares)
-    assert shares[-1] == 1
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1
     asked = model.asked  # type: ignore[attr-defined]
     (reference,) = [each for each in asked if each["solver"] == "dpmpp_2m"]
     assert reference["steps"] == "uniform1000"
@@ -171,10 +171,10 @@ def test_a_plot_has_a_curve_for_every_solver_and_a_panel_for_what_was_measured()
 def test_the_command_measures_prints_and_plots(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pixels = ((small.pictures(8, size=32) + 1) * 127.5).round().to(torch.uint8)
+    pixels = ((small.make_images(8, size=32) + 1) * 127.5).round().to(torch.uint8)
     np.save(tmp_path / "data.npy", pixels.permute(0, 2, 3, 1).numpy())
     monkeypatch.setattr(solver_quality, "BASELINE", SolverCase("ddim", 3))
-    monkeypatch.setattr(solver_quality, "_reference", lambda model, drawn, count, config: drawn.pictures[:count, 0])
+    monkeypatch.setattr(solver_quality, "_reference", lambda model, drawn, count, config: drawn.images[:count, 0])
     words = ["bench", "cifar10-simclr-head", "--device", "cpu", "--data", str(tmp_path / "data.npy"), "--steps", "2,3"]
     words += ["--solver", "ddim,dpmpp_2m", "--sources", "3", "--references", "2", "--no-published", "--rounds", "1"]
     words += ["--batch-size", "2", "--plot", str(tmp_path / "plot.svg"), "--json", str(tmp_path / "out.json")]

@@ -1,4 +1,4 @@
-"""Solvers, against cases whose answer is known: a Gaussian, and a single picture."""
+"""Solvers, against cases whose answer is known: a Gaussian, and a single image."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 import rcdm_fast
-from rcdm_fast import images
 from rcdm_fast.config import ConfigError, ScheduleConfig
 from rcdm_fast.diffusion import registry, solvers
 from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.diffusion.solvers import SolverOptions
+from rcdm_fast.images import to_pil
 from rcdm_fast.models import zoo
 from tests import small
 from tests.tolerances import ROUND_TRIP_ABS
@@ -26,7 +26,7 @@ def no_noise(i: int) -> Tensor:
 
 
 class Gaussian:
-    """The ideal eps for pictures whose values are independent N(0, deviation^2)."""
+    """The ideal eps for images whose values are independent N(0, deviation^2)."""
 
     def __init__(self, schedule: Schedule, deviation: float) -> None:
         self.schedule, self.deviation, self.calls = schedule, deviation, 0
@@ -151,16 +151,16 @@ def test_clipping_bounds_every_estimate() -> None:
 
 
 def test_a_network_that_predicts_x0() -> None:
-    picture = torch.rand(1, 3, 4, 4) * 2 - 1
+    image = torch.rand(1, 3, 4, 4) * 2 - 1
     schedule = Schedule.make(ScheduleConfig(prediction="x0"), 7)
-    out = solvers.ddim(lambda x, k: picture, torch.randn(1, 3, 4, 4), schedule, SolverOptions(), no_noise)
-    torch.testing.assert_close(out, picture, atol=1e-6, rtol=0)
+    out = solvers.ddim(lambda x, k: image, torch.randn(1, 3, 4, 4), schedule, SolverOptions(), no_noise)
+    torch.testing.assert_close(out, image, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("solver", sorted(registry.SOLVERS))
 @pytest.mark.parametrize("prediction", ["x0", "v"])
 def test_what_the_network_predicts_makes_no_difference(solver: str, prediction: Literal["x0", "v"]) -> None:
-    """The same network in terms of eps, of x0 and of v gives the same pictures."""
+    """The same network in terms of eps, of x0 and of v gives the same images."""
     schedule = schedule_of(20)
     other = Schedule.make(dataclasses.replace(schedule.config, prediction=prediction), 20)
     in_eps = Gaussian(schedule, 0.5)
@@ -236,7 +236,7 @@ def test_the_bundled_models_with_few_ancestral_steps(name: str) -> None:
     """Their learned variance asks for more than its largest value; unclamped, samples explode and are clipped."""
     model = rcdm_fast.load(name, engine="eager")
     assert model.config.schedule.clamp_variance
-    h = model.encode([images.to_pil(picture) for picture in small.pictures(2, 32)])
+    h = model.encode([to_pil(image) for image in small.make_images(2, 32)])
     drawn = model.sample(h, per=2, steps=10, solver="ancestral")
     assert float((drawn.abs() > 0.999).float().mean()) < 0.2
     assert float((drawn[0] - drawn[1]).abs().mean()) > 0.05

@@ -36,7 +36,7 @@ def numbers() -> Any:
     return pa.table({"id": [f"n{number}" for number in range(12)], "h": h})
 
 
-def pictures() -> Any:
+def make_images() -> Any:
     features = {"img": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": ["day", "night"]}}
     files = [{"bytes": png(number), "path": f"{number}.png"} for number in range(12)]
     table = pa.table({"img": files, "label": [number % 2 for number in range(12)]})
@@ -68,11 +68,11 @@ def tgz(path: Path) -> None:
 WRITERS: dict[str, Callable[[Path], object]] = {
     "h.arrow": lambda path: arrow(path, numbers(), pa.ipc.new_file),
     "stream.arrow": lambda path: arrow(path, numbers(), pa.ipc.new_stream),
-    "img.arrow": lambda path: arrow(path, pictures(), pa.ipc.new_stream),
+    "img.arrow": lambda path: arrow(path, make_images(), pa.ipc.new_stream),
     "h.feather": lambda path: feather.write_feather(numbers(), path),
-    "img.feather": lambda path: feather.write_feather(pictures(), path, compression="zstd"),
+    "img.feather": lambda path: feather.write_feather(make_images(), path, compression="zstd"),
     "h.parquet": lambda path: parquet.write_table(numbers(), path, row_group_size=5),
-    "img.parquet": lambda path: parquet.write_table(pictures(), path, compression="zstd"),
+    "img.parquet": lambda path: parquet.write_table(make_images(), path, compression="zstd"),
     "a.npy": lambda path: np.save(path, PIXELS),
     "a.npz": lambda path: np.savez(path, images=PIXELS, labels=np.arange(12)),
     "packed.npz": lambda path: np.savez_compressed(
@@ -108,7 +108,7 @@ def test_mutants_of_a_saved_dataset(tmp_path: Path, name: str, short: bool) -> N
 
 def saved(folder: Path) -> None:
     """A folder as the datasets library's save_to_disk writes it."""
-    arrow(folder / "data-00000-of-00001.arrow", pictures(), pa.ipc.new_stream)
+    arrow(folder / "data-00000-of-00001.arrow", make_images(), pa.ipc.new_stream)
     state = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_fingerprint": "0", "_split": None}
     (folder / "state.json").write_text(json.dumps(state))
 

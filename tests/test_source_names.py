@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rcdm_fast import images
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data import random_access
 from rcdm_fast.data.sources import open_data
+from rcdm_fast.images import ImageError
 from rcdm_fast.jobs import local
 from rcdm_fast.jobs.settings import JobConfig
 from rcdm_fast.storage import StorageError
@@ -87,9 +87,9 @@ def test_a_command_without_wds_is_no_command(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     shard(Path("a.tar"), "x.png")
     for name in ("pipe:cat a.tar", "a.tar::pipe:cat a.tar", "http://127.0.0.1:9/{0..3}.tar"):
-        with pytest.raises(images.ImageError):
+        with pytest.raises(ImageError):
             open_data(name, 16)
-        with pytest.raises(images.ImageError):
+        with pytest.raises(ImageError):
             random_access.find(name)
 
 
@@ -106,11 +106,11 @@ def test_what_a_person_writes_is_a_pattern(tmp_path: Path, monkeypatch: pytest.M
         ("wds:pipe:gzip -c b.tar::a-001.tar", 2),
     ):
         assert len(open_data(pattern, 16)) == count, pattern
-    with pytest.raises(images.ImageError, match="pipe:false"):
+    with pytest.raises(ImageError, match="pipe:false"):
         open_data("wds:pipe:false", 16)
-    with pytest.raises(images.ImageError, match="means 1000000000 shards"):
+    with pytest.raises(ImageError, match="means 1000000000 shards"):
         open_data("a-{0..999999999}.tar", 16)
-    with pytest.raises(images.ImageError, match=r"1 of 3 shards are missing: a-002\.tar"):
+    with pytest.raises(ImageError, match=r"1 of 3 shards are missing: a-002\.tar"):
         random_access.find("a-{000..002}.tar")
 
 
@@ -137,16 +137,16 @@ def test_what_a_person_writes_is_a_pattern(tmp_path: Path, monkeypatch: pytest.M
 def test_names_that_name_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises((images.ImageError, StorageError)) as found:
+    with pytest.raises((ImageError, StorageError)) as found:
         open_data(name, 16)
     assert len(str(found.value)) < 1500
-    with pytest.raises((images.ImageError, StorageError, ConfigError)) as again:
+    with pytest.raises((ImageError, StorageError, ConfigError)) as again:
         random_access.find(name)
     assert len(str(again.value)) < 1500
 
 
 def write_bytes_names(folder: Path) -> None:
-    """Four pictures in a class folder and a damaged one, all with names that are no UTF-8."""
+    """Four images in a class folder and a damaged one, all with names that are no UTF-8."""
     inside = os.path.join(os.fsencode(folder), b"klass\xe9")
     os.makedirs(inside)
     for number in range(4):
@@ -175,7 +175,7 @@ def test_a_job_of_names_that_are_no_utf8(tmp_path: Path, form: Any, kind: str) -
     if kind == "shard":
         given = shard(tmp_path / "a.tar", *[f"caf\udce9{number}.png" for number in range(4)])
     summary = local.run(small.model(), given, tmp_path / "job", JobConfig(per=1, steps=1, format=form))
-    assert (summary.pictures, summary.quarantined) == (4, 1 if kind == "folder" else 0)
+    assert (summary.images, summary.quarantined) == (4, 1 if kind == "folder" else 0)
     assert "caf\\\\xe9" in (tmp_path / "job" / "manifest.jsonl").read_text()
 
 
@@ -201,7 +201,7 @@ assert "webdataset" not in sys.modules and "datasets" not in sys.modules
     subprocess.run([sys.executable, "-c", code, str(data), str(tmp_path / "a.npz")], check=True, timeout=300)
 
 
-def test_shards_beside_a_picture_are_taken(tmp_path: Path) -> None:
+def test_shards_beside_an_image_are_taken(tmp_path: Path) -> None:
     (tmp_path / "preview.jpg").write_bytes(png())
     shard(tmp_path / "deep" / "er" / "a.tar", "x.png", "y.png")
     assert len(open_data(tmp_path, 16)) == 3

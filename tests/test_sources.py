@@ -1,4 +1,4 @@
-"""Pictures from folders, arrays, shards and datasets; the store; damaged and vanished sources."""
+"""Images from folders, arrays, shards and datasets; the store; damaged and vanished sources."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from rcdm_fast import images, storage
+from rcdm_fast import storage
 from rcdm_fast.data import sources
 from rcdm_fast.data.block_file import PixelStore
 from rcdm_fast.data.image_set import ImageSet, number_labels
-from rcdm_fast.data.readers.pictures import Item
+from rcdm_fast.data.readers.image_files import Item
 from rcdm_fast.data.sources import open_data
+from rcdm_fast.images import ImageError, to_uint8
 from tests import small
 
 COUNT = 20
@@ -26,7 +27,7 @@ COUNT = 20
 @pytest.fixture(scope="module")
 def pixels() -> np.ndarray:
     """uint8 [N,8,8,3]."""
-    return images.to_uint8(small.pictures(COUNT)).permute(0, 2, 3, 1).numpy()
+    return to_uint8(small.make_images(COUNT)).permute(0, 2, 3, 1).numpy()
 
 
 def png(array: np.ndarray) -> bytes:
@@ -78,19 +79,19 @@ def test_arrays(tmp_path: Path, pixels: np.ndarray) -> None:
         ("x.npz", {"pixels": np.zeros((2, 8, 8, 3), np.uint8)}, "no array called images or x or arr_0"),
         ("x.npz", {"x": np.zeros((2, 8, 8, 3), np.float32)}, "expected uint8"),
         ("x.npz", {"x": np.zeros((2, 8, 8, 4), np.uint8)}, "expected uint8"),
-        ("x.npz", {"x": np.zeros((2, 8, 8, 3), np.uint8), "y": np.zeros(3)}, "2 pictures but labels of shape"),
+        ("x.npz", {"x": np.zeros((2, 8, 8, 3), np.uint8), "y": np.zeros(3)}, "2 images but labels of shape"),
     ],
 )
 def test_wrong_arrays(tmp_path: Path, name: str, arrays: dict[str, np.ndarray], message: str) -> None:
     np.savez(tmp_path / name, **arrays)  # type: ignore[arg-type]
-    with pytest.raises(images.ImageError, match=message):
+    with pytest.raises(ImageError, match=message):
         open_data(tmp_path / name, 8)
 
 
 def test_no_such_source(tmp_path: Path) -> None:
     (tmp_path / "torn.npz").write_bytes(b"PK not really")
     for name in ("none.npy", "none.npz", "torn.npz", "nothing"):
-        with pytest.raises(images.ImageError):
+        with pytest.raises(ImageError):
             open_data(tmp_path / name, 8)
 
 
@@ -106,7 +107,7 @@ def test_shards(tmp_path: Path, pixels: np.ndarray, caplog: pytest.LogCaptureFix
     assert open_data(tmp_path / "shards", 8).fingerprint == found.fingerprint
     assert open_data(f"wds:{pattern}", 8).fingerprint == found.fingerprint
     described = json.dumps({"label": "cat"}).encode()
-    write_shard(tmp_path / "mixed.tar", [("a.jpg", b"no picture"), ("b.png", png(pixels[0])), ("b.json", described)])
+    write_shard(tmp_path / "mixed.tar", [("a.jpg", b"no image"), ("b.png", png(pixels[0])), ("b.json", described)])
     mixed = open_data(tmp_path / "mixed.tar", 8)
     assert len(mixed) == 1
     assert mixed.classes == ("cat",)
@@ -121,10 +122,10 @@ def test_a_vanished_or_torn_shard_is_an_error_that_names_it(tmp_path: Path, pixe
     second = tmp_path / "shards" / "part-01.tar"
     whole = second.read_bytes()
     second.write_bytes(whole[: len(whole) // 2 + 100])
-    with pytest.raises(images.ImageError, match=r"part-01\.tar: damaged"):
+    with pytest.raises(ImageError, match=r"part-01\.tar: damaged"):
         open_data(pattern, 8)
     second.unlink()
-    with pytest.raises(images.ImageError, match=r"1 of 2 shards are missing: .*part-01\.tar"):
+    with pytest.raises(ImageError, match=r"1 of 2 shards are missing: .*part-01\.tar"):
         open_data(pattern, 8)
 
 
@@ -142,9 +143,9 @@ def test_hugging_face_datasets(tmp_path: Path, pixels: np.ndarray) -> None:
     for spec, message in (
         ("?split=none", "cannot be opened"),
         ("?split=test&image=other", "no column 'other'"),
-        ("?split=test&colour=red", "unknown options colour"),
+        ("?split=test&color=red", "unknown options color"),
     ):
-        with pytest.raises(images.ImageError, match=message):
+        with pytest.raises(ImageError, match=message):
             open_data(f"hf:{tmp_path / 'splits'}{spec}", 8)
 
 
@@ -161,7 +162,7 @@ def test_a_store_is_mapped_and_read_once(tmp_path: Path, pixels: np.ndarray) -> 
         assert plain.labels is not None
         assert torch.equal(found.labels, plain.labels)
         assert (found.fingerprint, found.paths, found.classes) == (plain.fingerprint, plain.paths, plain.classes)
-    with pytest.raises(storage.StorageError, match="holds pictures of"):
+    with pytest.raises(storage.StorageError, match="holds images of"):
         open_data(source, 16, store=tmp_path / "store")
     (tmp_path / "store" / "pixels.u8").write_bytes(b"short")
     with pytest.raises(storage.StorageError, match="delete the store"):
@@ -171,10 +172,10 @@ def test_a_store_is_mapped_and_read_once(tmp_path: Path, pixels: np.ndarray) -> 
 def test_a_store_goes_on_where_it_was_stopped(
     tmp_path: Path, pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, store = tmp_path / "pictures", tmp_path / "store"
+    folder, store = tmp_path / "images", tmp_path / "store"
     folder.mkdir()
     for number, array in enumerate(pixels):
-        (folder / f"{number:02d}.png").write_bytes(png(array) if number != 3 else b"no picture")
+        (folder / f"{number:02d}.png").write_bytes(png(array) if number != 3 else b"no image")
     monkeypatch.setattr(sources, "BLOCK", 6)
     whole = open_data(folder, 8)
     blocks = 0
@@ -220,7 +221,7 @@ def test_a_store_whose_progress_is_none(pixels: np.ndarray, tmp_path: Path, chan
         open_data(file, 8, store=store)
 
 
-def test_labels_need_a_name_for_every_picture() -> None:
+def test_labels_need_a_name_for_every_image() -> None:
     assert number_labels(["b", None, "a"]) == (None, ())
     labels, classes = number_labels(["10", "9", "10"])
     assert labels is not None

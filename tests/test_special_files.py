@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from rcdm_fast import doors, images, storage
+from rcdm_fast import doors, storage
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data import random_access
 from rcdm_fast.data import sources as training_sources
@@ -23,7 +23,7 @@ from rcdm_fast.encoders import EncoderError, build
 from rcdm_fast.errors import RunError
 from rcdm_fast.exporters import onnx, openvino, plan_file
 from rcdm_fast.exporters.onnx import GraphError
-from rcdm_fast.images import ImageError
+from rcdm_fast.images import ImageError, open_image
 from rcdm_fast.jobs import rows
 from rcdm_fast.models import diffusers_folder
 from rcdm_fast.models.flags import read_flags
@@ -79,7 +79,7 @@ def test_named_for_training(tmp_path: Path, name: str, make: Callable[[Path], Pa
 def test_readers(tmp_path: Path, make: Callable[[Path], Path]) -> None:
     path = make(tmp_path / "x.png")
     readers: list[tuple[Callable[[], Any], type[Exception]]] = [
-        (lambda: images.open_image(path), ImageError),
+        (lambda: open_image(path), ImageError),
         (lambda: storage.read_tensors(path), StorageError),
         (lambda: storage.read_metadata(path), StorageError),
         (lambda: storage.read_json(path), StorageError),
@@ -157,4 +157,4 @@ def test_in_folders_that_another_library_reads(tmp_path: Path, make: Callable[[P
 def test_links_to_files_are_files(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8), (1, 2, 3)).save(tmp_path / "good.png")
     (tmp_path / "link.png").symlink_to("good.png")
-    assert images.open_image(tmp_path / "link.png").getpixel((0, 0)) == (1, 2, 3)
+    assert open_image(tmp_path / "link.png").getpixel((0, 0)) == (1, 2, 3)

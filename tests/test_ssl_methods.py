@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 import rcdm_fast
-from rcdm_fast import images, storage
+from rcdm_fast import storage
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.image_set import ImageSet, step_generator
 from rcdm_fast.encoders import native
 from rcdm_fast.errors import RunError
+from rcdm_fast.images import to_uint8
 from rcdm_fast.training.augment import AugmentConfig, random_crop_flip, random_solarize
 from rcdm_fast.training.pretrain import features, pretrain
 from rcdm_fast.training.pretrain_config import (
@@ -37,7 +38,7 @@ NEW = ["vicreg", "barlow", "byol", "dino"]
 
 @pytest.fixture(scope="module")
 def data() -> ImageSet:
-    pixels = images.to_uint8(small.pictures(48))
+    pixels = to_uint8(small.make_images(48))
     paths = tuple(Path(f"{number}.png") for number in range(48))
     return ImageSet(pixels, torch.arange(48) % 2, ("even", "odd"), paths, "made-up")
 
@@ -49,7 +50,7 @@ def configuration(method: str, **changes: object) -> PretrainConfig:
     }
     values: dict[str, object] = {
         "name": "tiny", "method": method, "image_size": 8, "stem": 8, "widths": (8, 8), "blocks": (1, 1),
-        "projector": PROJECTORS[method], "pictures": 96, "batch_size": 16, "compile": False, "bf16": False,
+        "projector": PROJECTORS[method], "images": 96, "batch_size": 16, "compile": False, "bf16": False,
         "save_every": 2, **sections.get(method, {}), **changes,
     }  # fmt: skip
     return PretrainConfig(**values)  # type: ignore[arg-type]
@@ -99,8 +100,8 @@ def test_interrupted_runs_equal_unbroken_ones_bit_for_bit(data: ImageSet, tmp_pa
 @pytest.mark.parametrize("method", NEW)
 def test_the_loss_falls_and_nothing_collapses(data: ImageSet, tmp_path: Path, method: str) -> None:
     losses: list[float] = []
-    mild = AugmentConfig(min_scale=0.7, jitter=0.3, grey=0.0)
-    config = configuration(method, pictures=16 * 60, learning_rate=1e-2, save_every=100, seed=1, augment=mild)
+    mild = AugmentConfig(min_scale=0.7, jitter=0.3, gray=0.0)
+    config = configuration(method, images=16 * 60, learning_rate=1e-2, save_every=100, seed=1, augment=mild)
     path, accuracy = pretrain(config, data, tmp_path, data, progress=lambda done, total, loss: losses.append(loss))
     assert len(losses) == 60
     assert sum(losses[-6:]) < 0.93 * sum(losses[1:7])  # measured: 0.85 (VICReg) is the least fall
@@ -123,10 +124,10 @@ def test_written_encoders_are_what_was_trained(data: ImageSet, tmp_path: Path, m
     trained.load_state_dict(
         {key: teacher[key] for key in state["network"]} if method == "dino" else state["network"], strict=True
     )
-    pictures = data.floats(slice(0, 5))
+    images = data.floats(slice(0, 5))
     with torch.no_grad():
-        expected = trained.eval()(pictures)
-    actual = rcdm_fast.encoders.build(f"file:{path}?layer=projector").encode(pictures)
+        expected = trained.eval()(images)
+    actual = rcdm_fast.encoders.build(f"file:{path}?layer=projector").encode(images)
     torch.testing.assert_close(actual, expected, rtol=2e-2, atol=2e-2)  # the file is float16
     assert actual.shape == (5, PROJECTORS[method][-1])
 
@@ -159,15 +160,15 @@ def test_the_second_network_follows_by_the_scheduled_momentum(data: ImageSet, me
         for parameter in network.parameters():
             parameter.add_(1.0)
     built.after_step(network, 2)
-    share = 1 - 0.1 * (math.cos(math.pi * 2 / (config.steps - 1)) + 1) / 2
+    fraction = 1 - 0.1 * (math.cos(math.pi * 2 / (config.steps - 1)) + 1) / 2
     for name, value in second.named_parameters():
-        torch.testing.assert_close(value, before[name] + (1 - share))
+        torch.testing.assert_close(value, before[name] + (1 - fraction))
     settled = {name: value.clone() for name, value in second.named_parameters()}
     built.after_step(network, config.steps - 1)  # momentum 1: it stands still
     assert all(torch.equal(value, settled[name]) for name, value in second.named_parameters())
 
 
-def test_dino_makes_global_and_local_crops_and_moves_its_centre(data: ImageSet) -> None:
+def test_dino_makes_global_and_local_crops_and_moves_its_center(data: ImageSet) -> None:
     config = configuration("dino")
     network = config.network().train()
     method = DINO(config, network)
@@ -205,15 +206,15 @@ def test_byol_has_no_loss_where_prediction_and_target_agree(data: ImageSet) -> N
     assert abs(float(loss.detach())) < 1e-4  # target and network begin equal
 
 
-def test_solarisation_turns_over_bright_values(generator: torch.Generator) -> None:
-    pictures = small.pictures(64)
-    turned = random_solarize(pictures, 1.0, generator)
-    assert torch.equal(turned, torch.where(pictures >= 0, -pictures, pictures))
-    some = random_solarize(pictures, 0.5, generator)
-    changed = (some != pictures).flatten(1).any(dim=1).sum()
+def test_solarization_turns_over_bright_values(generator: torch.Generator) -> None:
+    images = small.make_images(64)
+    turned = random_solarize(images, 1.0, generator)
+    assert torch.equal(turned, torch.where(images >= 0, -images, images))
+    some = random_solarize(images, 0.5, generator)
+    changed = (some != images).flatten(1).any(dim=1).sum()
     assert 16 < int(changed) < 48
     before = generator.get_state()
-    assert random_solarize(pictures, 0.0, generator) is pictures
+    assert random_solarize(images, 0.0, generator) is images
     assert torch.equal(generator.get_state(), before)
 
 

@@ -1,4 +1,4 @@
-"""The path of a new user, with the README's own commands: pictures of one's own, a timm encoder, a model, a sheet."""
+"""The path of a new user, with the README's own commands: images of one's own, a timm encoder, a model, a sheet."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from rcdm_fast import images
 from rcdm_fast.cli import main
+from rcdm_fast.images import to_pil
 from tests import small
 
 
@@ -24,10 +24,10 @@ def test_from_a_folder_and_a_timm_encoder_to_a_sheet(
     assert sample in readme
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
-    for number, picture in enumerate(small.pictures(40, 48)):
-        images.to_pil(picture).save(tmp_path / "photos" / f"{number:02d}.jpg")
-    images.to_pil(small.pictures(1, 64, seed=1)[0]).save(tmp_path / "photo.jpg")
-    less = ["--pictures", "64", "--no-compile", "--set", "precision=fp32"]  # of the same; no network, so no weights
+    for number, image in enumerate(small.make_images(40, 48)):
+        to_pil(image).save(tmp_path / "photos" / f"{number:02d}.jpg")
+    to_pil(small.make_images(1, 64, seed=1)[0]).save(tmp_path / "photo.jpg")
+    less = ["--images", "64", "--no-compile", "--set", "precision=fp32"]  # of the same; no network, so no weights
     main([*train.replace("?pretrained=1", "").replace('"', "").split()[1:], *less])
     main([*sample.split()[1:], "--steps", "4"])
     with Image.open(tmp_path / "sheet.png") as sheet:

@@ -1,4 +1,4 @@
-"""Arrays of types that are neither pictures nor numbers, as items and as data."""
+"""Arrays of types that are neither images nor numbers, as items and as data."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from rcdm_fast import images, storage
+from rcdm_fast import storage
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data import random_access
 from rcdm_fast.data.sources import open_data
-from rcdm_fast.images import ImageError
+from rcdm_fast.images import ImageError, to_uint8
 from tests import small
 
 
 def levels(count: int = 3) -> np.ndarray:
-    return images.to_uint8(small.pictures(count)).permute(0, 2, 3, 1).contiguous().numpy()
+    return to_uint8(small.make_images(count)).permute(0, 2, 3, 1).contiguous().numpy()
 
 
 STRANGE = ["|V3", "<M8[ns]", "<m8[s]", "|S1", "<U7", "<c8", [("a", "<f4", (0,)), ("b", "<f4")], [("a", [("b", "<f4")])]]

@@ -98,7 +98,7 @@ def test_csv_without_a_head(tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(source.read(4)), H[4])
 
 
-def pictures(form: str) -> Any:
+def make_images(form: str) -> Any:
     if form == "struct":
         return pa.array([{"bytes": png(each), "path": None} for each in PIXELS])
     if form in ("binary", "large_binary", "binary_view"):
@@ -107,7 +107,7 @@ def pictures(form: str) -> Any:
         return pa.array([png(each) for each in PIXELS]).dictionary_encode()
     if form == "Array3D":
         return pa.array([each.tolist() for each in PIXELS], pa.list_(pa.list_(pa.list_(pa.uint8()))))
-    if form == "Array3D, colours first":
+    if form == "Array3D, colors first":
         kind = pa.list_(pa.list_(pa.list_(pa.uint8())))
         return pa.array([each.transpose(2, 0, 1).tolist() for each in PIXELS], kind)
     return pa.FixedShapeTensorArray.from_numpy_ndarray(PIXELS)
@@ -116,14 +116,14 @@ def pictures(form: str) -> Any:
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize(
     "form",
-    ["struct", "binary", "large_binary", "binary_view", "dictionary", "Array3D", "Array3D, colours first", "tensor"],
+    ["struct", "binary", "large_binary", "binary_view", "dictionary", "Array3D", "Array3D, colors first", "tensor"],
 )
 @pytest.mark.parametrize("column", ["image", "photograph"])
-def test_pictures(tmp_path: Path, name: str, form: str, column: str) -> None:
+def test_images(tmp_path: Path, name: str, form: str, column: str) -> None:
     classes = pa.array(["day", "night", "day", "day", "night"]).dictionary_encode()
-    path = write(tmp_path / name, pa.table({column: pictures(form), "label": classes}))
-    source = random_access.find(path, ("picture", "representation"))
-    assert (source.kind, len(source)) == ("picture", 5)
+    path = write(tmp_path / name, pa.table({column: make_images(form), "label": classes}))
+    source = random_access.find(path, ("image", "representation"))
+    assert (source.kind, len(source)) == ("image", 5)
     for place in (4, 0, 3, 1, 2):
         assert np.array_equal(np.asarray(source.read(place)), PIXELS[place])
     found = open_data(path, 8)
@@ -132,7 +132,7 @@ def test_pictures(tmp_path: Path, name: str, form: str, column: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.csv"])
-def test_paths_of_pictures_are_beside_the_table(tmp_path: Path, name: str) -> None:
+def test_paths_of_images_are_beside_the_table(tmp_path: Path, name: str) -> None:
     for number, each in enumerate(PIXELS):
         (tmp_path / f"{number}.png").write_bytes(png(each))
     names = [f"{number}.png" for number in range(5)]
@@ -147,7 +147,7 @@ def test_paths_of_pictures_are_beside_the_table(tmp_path: Path, name: str) -> No
 
 
 def test_labels_are_items_where_they_are_wanted(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.parquet", pa.table({"image": pictures("struct"), "label": [3, 1, 4, None, 5]}))
+    path = write(tmp_path / "a.parquet", pa.table({"image": make_images("struct"), "label": [3, 1, 4, None, 5]}))
     source = random_access.find(path, ("label",))
     assert source.kind == "label"
     assert [int(np.asarray(source.read(place))) for place in (0, 2, 4)] == [3, 4, 5]
@@ -174,7 +174,7 @@ def test_a_column_of_classes_holds_no_ids(tmp_path: Path, column: dict[str, list
 def test_class_labels_of_the_datasets_library(tmp_path: Path) -> None:
     features = {"img": {"_type": "Image"}, "name": {"_type": "ClassLabel", "names": ["day", "night"]}}
     about = {"huggingface": json.dumps({"info": {"features": {**features, "label": features["name"]}}})}
-    table = pa.table({"img": pictures("struct"), "name": [0, 1, 2, 3, 4], "label": [0, 1, 0, 1, 0]})
+    table = pa.table({"img": make_images("struct"), "name": [0, 1, 2, 3, 4], "label": [0, 1, 0, 1, 0]})
     path = write(tmp_path / "a.parquet", table.replace_schema_metadata(about))
     assert open_data(path, 8).classes == ("day", "night")
     assert random_access.find(path).id(4) == "4"

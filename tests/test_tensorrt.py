@@ -193,7 +193,7 @@ def test_a_description_is_no_plan(plan: Path) -> None:
         plan_file.read(plan_file.described_in(plan))
 
 
-def test_other_places_and_batches_are_recognised(tmp_path: Path) -> None:
+def test_other_places_and_batches_are_recognized(tmp_path: Path) -> None:
     HEADER.check_place("tensorrt_rtx", "1.7.1", "sm120", "a.plan")
     for place, message in (
         (("tensorrt_rtx", "1.7.1", "sm86"), "built for sm89, sm120, this GPU is sm86"),
@@ -205,13 +205,13 @@ def test_other_places_and_batches_are_recognised(tmp_path: Path) -> None:
     assert [HEADER.batch_for(size, "a.plan") for size in (1, 5, 8)] == [1, 5, 8]
     static = dataclasses.replace(HEADER, batches=(8, 8, 8))
     assert [static.batch_for(size, "a.plan") for size in (1, 5, 8)] == [8, 8, 8]
-    with pytest.raises(GraphError, match="at most 8 pictures per evaluation, not 9; sample with batch_size=8"):
+    with pytest.raises(GraphError, match="at most 8 images per evaluation, not 9; sample with batch_size=8"):
         static.batch_for(9, "a.plan")
     with pytest.raises(GraphError, match="cannot be read"):
         plan_file.read_header(tmp_path / "absent.plan")
 
 
-def test_other_networks_are_recognised() -> None:
+def test_other_networks_are_recognized() -> None:
     config = HEADER.config
     HEADER.check_network(config, "fp16", "a.plan")
     other = small.model(num_res_blocks=2).config

@@ -13,16 +13,17 @@ import torch
 from PIL import Image
 
 import rcdm_fast
-from rcdm_fast import images, storage
+from rcdm_fast import storage
 from rcdm_fast.config import ConfigError, EncoderConfig, ScheduleConfig, from_json
 from rcdm_fast.data.image_set import BatchOrder, ImageSet, step_generator
 from rcdm_fast.data.sources import open_data
 from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.encoders import native
 from rcdm_fast.errors import RunError
+from rcdm_fast.images import ImageError, check_images, from_uint8, to_uint8
 from rcdm_fast.metrics import probes
-from rcdm_fast.training.augment import AugmentConfig, random_colour, random_crop_flip, random_views
-from rcdm_fast.training.batches import Standardisation
+from rcdm_fast.training.augment import AugmentConfig, random_color, random_crop_flip, random_views
+from rcdm_fast.training.batches import Standardization
 from rcdm_fast.training.config import TrainConfig
 from rcdm_fast.training.losses import DiffusionLoss, LossConfig, Weighting
 from rcdm_fast.training.pretrain import PretrainConfig, learning_rate, pretrain
@@ -32,9 +33,9 @@ from tests import small
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes of eight-pixel pictures that differ in colour."""
-    root = tmp_path_factory.mktemp("pictures")
-    pixels = images.to_uint8(small.pictures(48)).permute(0, 2, 3, 1).numpy()
+    """Two classes of eight-pixel images that differ in color."""
+    root = tmp_path_factory.mktemp("images")
+    pixels = to_uint8(small.make_images(48)).permute(0, 2, 3, 1).numpy()
     for number, array in enumerate(pixels):
         name = "warm" if number % 2 else "cold"
         tinted = array.copy()
@@ -67,7 +68,7 @@ def test_folder_becomes_a_set(folder: Path, data: ImageSet, tmp_path: Path, capl
     assert "bad.png" in caplog.text
     assert "1 of 2 items skipped" in caplog.text
     (tmp_path / "good.png").unlink()
-    with pytest.raises(images.ImageError, match="none of 1"):
+    with pytest.raises(ImageError, match="none of 1"):
         open_data(tmp_path, 8)
 
 
@@ -82,28 +83,28 @@ def test_batches_cover_an_epoch_and_depend_on_the_step_alone() -> None:
         BatchOrder(5, 8, 0)
 
 
-def test_views_are_pictures_and_differ(generator: torch.Generator) -> None:
-    pictures = small.pictures(16, 32)
-    views = random_views(pictures, AugmentConfig(), generator)
-    images.check(views)
-    assert views.shape == pictures.shape
-    assert all(not torch.equal(view, picture) for view, picture in zip(views, pictures, strict=True))
+def test_views_are_images_and_differ(generator: torch.Generator) -> None:
+    images = small.make_images(16, 32)
+    views = random_views(images, AugmentConfig(), generator)
+    check_images(views)
+    assert views.shape == images.shape
+    assert all(not torch.equal(view, image) for view, image in zip(views, images, strict=True))
 
 
-def test_grey_and_identity_augmentation(generator: torch.Generator) -> None:
-    pictures = small.pictures(4, 16)
-    still = random_colour(pictures, AugmentConfig(jitter=0.0, grey=0.0), generator)
-    torch.testing.assert_close(still, pictures, atol=1e-6, rtol=0)
-    grey = random_colour(pictures, AugmentConfig(jitter=0.0, grey=1.0), generator)
-    torch.testing.assert_close(grey[:, 0], grey[:, 2], atol=1e-6, rtol=0)
-    whole = random_crop_flip(pictures, 1.0, generator)
-    assert whole.shape == pictures.shape
+def test_gray_and_identity_augmentation(generator: torch.Generator) -> None:
+    images = small.make_images(4, 16)
+    still = random_color(images, AugmentConfig(jitter=0.0, gray=0.0), generator)
+    torch.testing.assert_close(still, images, atol=1e-6, rtol=0)
+    gray = random_color(images, AugmentConfig(jitter=0.0, gray=1.0), generator)
+    torch.testing.assert_close(gray[:, 0], gray[:, 2], atol=1e-6, rtol=0)
+    whole = random_crop_flip(images, 1.0, generator)
+    assert whole.shape == images.shape
 
 
 def test_perfect_prediction_has_no_loss_but_the_bound_of_the_variance(generator: torch.Generator) -> None:
     config = ScheduleConfig(variance="learned_range")
     loss = DiffusionLoss(Schedule.make(config), LossConfig())
-    x0 = small.pictures(6)
+    x0 = small.make_images(6)
     eps = torch.randn(x0.shape, generator=generator)
     t = torch.tensor([1, 10, 100, 500, 900, 999])
     x_t = loss.noisy(x0, eps, t)
@@ -120,7 +121,7 @@ def test_vlb_is_that_of_the_variance_that_sampling_uses() -> None:
     free, held = (
         ScheduleConfig(variance="learned_range", prediction="x0", clamp_variance=clamp) for clamp in (False, True)
     )
-    x0 = small.pictures(4)
+    x0 = small.make_images(4)
     eps = torch.randn(x0.shape)
     t = torch.tensor([0, 0, 1, 500])
     wild, bound = torch.full_like(x0, 8.0).requires_grad_(), torch.ones_like(x0)
@@ -139,7 +140,7 @@ def test_bound_leaves_the_mean_alone(generator: torch.Generator) -> None:
     """L_vlb trains the variance only: its gradient with respect to eps is zero."""
     loss = DiffusionLoss(Schedule.make(ScheduleConfig(variance="learned_range")), LossConfig(vlb_weight=1.0))
     plain = DiffusionLoss(Schedule.make(ScheduleConfig(variance="learned_range")), LossConfig(vlb_weight=0.0))
-    x0, t = small.pictures(3), torch.tensor([0, 5, 700])
+    x0, t = small.make_images(3), torch.tensor([0, 5, 700])
     eps = torch.randn(x0.shape, generator=generator)
     gradients = []
     for each in (loss, plain):
@@ -155,7 +156,7 @@ def test_bound_leaves_the_mean_alone(generator: torch.Generator) -> None:
 def test_likelihood_of_the_first_step_sums_to_one() -> None:
     from rcdm_fast.training.losses import _discrete_log_likelihood
 
-    levels = images.from_uint8(torch.arange(256, dtype=torch.uint8)).view(256, 1, 1, 1)
+    levels = from_uint8(torch.arange(256, dtype=torch.uint8)).view(256, 1, 1, 1)
     mean, spread = torch.full_like(levels, 0.3), torch.full_like(levels, math.log(0.05))
     assert float(_discrete_log_likelihood(levels, mean, spread).exp().sum()) == pytest.approx(1, abs=1e-4)
 
@@ -184,9 +185,9 @@ def test_clamped_snr_for_a_network_that_predicts_x0() -> None:
 
 @pytest.mark.parametrize("weighting", ["min_snr", "clamped_snr"])
 def test_weights_by_snr_do_not_depend_on_what_is_predicted(weighting: Weighting, generator: torch.Generator) -> None:
-    """The same error of the picture costs the same, whether the network says eps, x0 or v."""
+    """The same error of the image costs the same, whether the network says eps, x0 or v."""
     losses = []
-    x0, eps = small.pictures(3), torch.randn(3, 3, 8, 8, generator=generator)
+    x0, eps = small.make_images(3), torch.randn(3, 3, 8, 8, generator=generator)
     t = torch.tensor([3, 300, 900])
     for prediction in ("eps", "x0", "v"):
         schedule = Schedule.make(ScheduleConfig(prediction=prediction, variance="learned_range"))
@@ -203,9 +204,9 @@ def test_weights_by_snr_do_not_depend_on_what_is_predicted(weighting: Weighting,
 
 
 def test_probes_on_clouds(generator: torch.Generator) -> None:
-    centres = torch.eye(3) * 4
+    centers = torch.eye(3) * 4
     labels = torch.arange(300) % 3
-    clouds = centres[labels] + torch.randn(300, 3, generator=generator)
+    clouds = centers[labels] + torch.randn(300, 3, generator=generator)
     noise = torch.randn(300, 3, generator=generator)
     half = slice(0, 150), slice(150, 300)
     for probe in (probes.knn_accuracy, probes.linear_probe_accuracy):
@@ -214,15 +215,15 @@ def test_probes_on_clouds(generator: torch.Generator) -> None:
 
 
 def test_learning_rate_rises_and_falls() -> None:
-    rates = [learning_rate(step, 100, 0.1, 1.0) for step in range(100)]
-    assert rates[0] == pytest.approx(0.1)
-    assert max(rates) == 1.0
-    assert rates[-1] < 0.01
+    lr_schedule = [learning_rate(step, 100, 0.1, 1.0) for step in range(100)]
+    assert lr_schedule[0] == pytest.approx(0.1)
+    assert max(lr_schedule) == 1.0
+    assert lr_schedule[-1] < 0.01
 
 
 def pretrain_config(**changes: object) -> PretrainConfig:
     base = PretrainConfig(
-        name="tiny", image_size=8, stem=8, widths=(8, 8), blocks=(1, 1), projector=(8, 4), pictures=96, batch_size=16,
+        name="tiny", image_size=8, stem=8, widths=(8, 8), blocks=(1, 1), projector=(8, 4), images=96, batch_size=16,
         compile=False, bf16=False, save_every=2,
     )  # fmt: skip
     return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
@@ -241,7 +242,7 @@ def test_pretraining_writes_an_encoder_with_its_numbers(data: ImageSet, tmp_path
 
 
 def test_supervised_pretraining_learns_the_classes(data: ImageSet, tmp_path: Path) -> None:
-    config = pretrain_config(method="supervised", projector=(2,), pictures=1600, learning_rate=3e-3)
+    config = pretrain_config(method="supervised", projector=(2,), images=1600, learning_rate=3e-3)
     _, accuracy = pretrain(config, data, tmp_path / "run", test=data)
     assert accuracy["projector_linear"] > 0.9
     with pytest.raises(ConfigError, match="2 classes"):
@@ -280,7 +281,7 @@ def encoder_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train_config(encoder_file: Path, **changes: object) -> TrainConfig:
     base = TrainConfig(
         name="tiny", unet=dataclasses.replace(small.UNET, representation_dim=0), schedule=small.SCHEDULE,
-        encoder=EncoderConfig(f"file:{encoder_file}", image_size=8), pictures=96, batch_size=16, compile=False,
+        encoder=EncoderConfig(f"file:{encoder_file}", image_size=8), images=96, batch_size=16, compile=False,
         precision="fp32", save_every=2, sheet_every=6, weights="fp32",
     )  # fmt: skip
     return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
@@ -290,19 +291,19 @@ def test_training_writes_a_model_that_samples(data: ImageSet, encoder_file: Path
     path = train(train_config(encoder_file, weights="fp16"), data, tmp_path)
     model = rcdm_fast.load(path)
     assert model.config.name == "tiny"
-    assert model.config.info["pictures_seen"] == 96
+    assert model.config.info["images_seen"] == 96
     h = model.encode(data.floats(slice(0, 2)))
     assert model.sample(h, per=2, steps=3).isfinite().all()
     assert (tmp_path / "samples-000000006.png").exists()
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 6
-    assert {"loss", "mse", "vlb", "gradient_norm", "pictures_per_s"} <= set(rows[-1])
+    assert {"loss", "mse", "vlb", "gradient_norm", "images_per_s"} <= set(rows[-1])
     assert len(list(tmp_path.glob("state-*.pt"))) == 2
 
 
 def test_training_lowers_the_loss(data: ImageSet, encoder_file: Path, tmp_path: Path) -> None:
     losses: list[float] = []
-    config = train_config(encoder_file, pictures=1600, learning_rate=2e-3, sheet_every=0, save_every=1000)
+    config = train_config(encoder_file, images=1600, learning_rate=2e-3, sheet_every=0, save_every=1000)
     train(config, data, tmp_path, progress=lambda done, total, loss: losses.append(loss))
     assert np.mean(losses[-20:]) < 0.7 * np.mean(losses[:5])
 
@@ -327,15 +328,15 @@ def test_training_resumes_exactly(data: ImageSet, encoder_file: Path, tmp_path: 
 def test_a_changed_configuration_is_refused_with_its_differences(
     data: ImageSet, encoder_file: Path, tmp_path: Path
 ) -> None:
-    train(train_config(encoder_file, pictures=32, sheet_every=0), data, tmp_path)
+    train(train_config(encoder_file, images=32, sheet_every=0), data, tmp_path)
     with pytest.raises(RunError, match=r"learning_rate: 0.001 -> 0.5"):
-        train(train_config(encoder_file, pictures=32, sheet_every=0, learning_rate=0.5), data, tmp_path)
+        train(train_config(encoder_file, images=32, sheet_every=0, learning_rate=0.5), data, tmp_path)
 
 
 def test_training_starts_from_a_model(data: ImageSet, encoder_file: Path, tmp_path: Path) -> None:
     first = train(train_config(encoder_file, sheet_every=0), data, tmp_path / "first")
     second = train(
-        train_config(encoder_file, sheet_every=0, pictures=16, learning_rate=0.0, ema=0.0, init=str(first)),
+        train_config(encoder_file, sheet_every=0, images=16, learning_rate=0.0, ema=0.0, init=str(first)),
         data,
         tmp_path / "second",
     )
@@ -354,13 +355,13 @@ def test_wrong_data_and_encoders(data: ImageSet, encoder_file: Path, tmp_path: P
     with pytest.raises(ConfigError, match="expects 9"):
         train(dataclasses.replace(config, unet=dataclasses.replace(config.unet, representation_dim=9)), data, tmp_path)
     bigger = dataclasses.replace(config, unet=dataclasses.replace(config.unet, image_size=16))
-    with pytest.raises(RunError, match="pictures are 8 px"):
+    with pytest.raises(RunError, match="images are 8 px"):
         train(bigger, data, tmp_path / "b")
 
 
-def test_folding_undoes_standardisation() -> None:
+def test_folding_undoes_standardization() -> None:
     weights = {"ssl_emb.weight": torch.randn(4, 3), "ssl_emb.bias": torch.randn(4)}
-    standard = Standardisation(torch.randn(3), torch.rand(3) + 0.5)
+    standard = Standardization(torch.randn(3), torch.rand(3) + 0.5)
     h = torch.randn(7, 3)
     folded = standard.fold(weights)
     inside = (h - standard.mean) / standard.std @ weights["ssl_emb.weight"].T + weights["ssl_emb.bias"]

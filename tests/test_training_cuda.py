@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rcdm_fast.training import batches, team
+from rcdm_fast.training import batches, distributed
 from rcdm_fast.training.batches import Batch
 from rcdm_fast.training.graphed import GraphedStep
 from rcdm_fast.training.run import Run
@@ -22,9 +22,9 @@ STEPS = 3
 
 
 def _run(device: str, **changes: object) -> Run:
-    config = training_process.config("none", flips=True, representation_dropout=0.3, **changes)
+    config = training_process.config("none", random_flip=True, representation_dropout=0.3, **changes)
     bank = torch.randn(2, len(DATA), small.DIM, generator=torch.Generator().manual_seed(0))
-    return Run(config, small.UNET, DATA, bank, team.Team(device))
+    return Run(config, small.UNET, DATA, bank, distributed.Processes(device))
 
 
 def _watched(run: Run) -> list[Batch]:
@@ -43,9 +43,9 @@ def _watched(run: Run) -> list[Batch]:
 def _as_graph(run: Run) -> Callable[..., tuple[dict[str, Tensor], Tensor, Tensor]]:
     """What a graph would do of this: nothing else waits."""
 
-    def step(batch: Batch, rate: float, shares: list[float]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    def step(batch: Batch, rate: float, fractions: list[float]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         assert rate == run._rate()
-        assert shares == [average.share(run.step + 1) for average in run.emas]
+        assert fractions == [average.fraction(run.step + 1) for average in run.emas]
         terms, losses = run._backward(batch)
         return terms, torch.zeros((), device="cuda"), losses
 
@@ -74,12 +74,12 @@ def test_a_step_waits_once(timesteps: str, graphed: bool, resident: bool, monkey
         for step in range(STEPS):
             machine.syncs.clear()
             drawn: list[int] = []
-            pictures = run.batches._drawn
+            images = run.batches._drawn
 
-            def look(of: int, drawn: list[int] = drawn, pictures=pictures) -> object:  # type: ignore[no-untyped-def]
+            def look(of: int, drawn: list[int] = drawn, images=images) -> object:  # type: ignore[no-untyped-def]
                 assert not machine.syncs
                 drawn.append(of)
-                return pictures(of)
+                return images(of)
 
             with monkeypatch.context() as patch:
                 patch.setattr(run.batches, "_drawn", look)
@@ -102,7 +102,7 @@ def test_a_step_waits_once(timesteps: str, graphed: bool, resident: bool, monkey
     [
         {"compile": True},
         {"micro_batch": 4},
-        {"checkpoint_blocks": True},
+        {"activation_checkpointing": True},
         {"precision": "fp16"},
         {"unet": dataclasses.replace(small.UNET, representation_dim=0, dropout=0.1)},
     ],

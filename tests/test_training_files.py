@@ -128,12 +128,12 @@ def under_way(folder: Path) -> Iterator[None]:
 def test_two_runs_in_one_folder(encoder_file: Path, tmp_path: Path) -> None:
     config = training_process.config(str(encoder_file))
     change = AdaptConfig("a", "cifar10-simclr-trunk", encoder=TINY.encoder(), steps=0)
-    pictures = ImageSet(torch.zeros(64, 3, 32, 32, dtype=torch.uint8), None, (), (), "grey")
+    images = ImageSet(torch.zeros(64, 3, 32, 32, dtype=torch.uint8), None, (), (), "gray")
     with under_way(tmp_path):
         for call in (
             lambda: train(config, DATA, tmp_path),
             lambda: pretrain(TINY, DATA, tmp_path),
-            lambda: adapt(change, pictures, tmp_path),
+            lambda: adapt(change, images, tmp_path),
         ):
             with pytest.raises(RunError, match=r"another process is at work here \(a run of training\)"):
                 call()
@@ -175,8 +175,8 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_flipped_bit_in_representations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the block that it is in is computed again."""
     monkeypatch.setattr(representations, "BLOCK", 10)
-    pictures = (small.pictures(48) * 127.5 + 127.5).to(torch.uint8)
-    data = ImageSet(pictures, None, (), (), fingerprint(pictures, None))
+    images = (small.make_images(48) * 127.5 + 127.5).to(torch.uint8)
+    data = ImageSet(images, None, (), (), fingerprint(images, None))
     whole = representations.cached(small.encoder(), data, tmp_path, views=Views(True)).clone()
     (file,) = tmp_path.glob("representations-*.npy")
     calls: list[int] = []
@@ -203,13 +203,13 @@ def test_a_flipped_bit_in_representations_that_are_not_complete(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(representations, "BLOCK", 10)
-    pictures = (small.pictures(30) * 127.5 + 127.5).to(torch.uint8)
-    data = ImageSet(pictures, None, (), (), "pictures")
+    images = (small.make_images(30) * 127.5 + 127.5).to(torch.uint8)
+    data = ImageSet(images, None, (), (), "images")
     whole = representations.cached(small.encoder(), data, tmp_path / "whole", views=Views(False))
     compute = representations.compute
 
     def stop_at_third(encoder: Any, part: ImageSet, *seen: Any) -> torch.Tensor:
-        if torch.equal(part.pixels, pictures[20:30]):
+        if torch.equal(part.pixels, images[20:30]):
             raise KeyboardInterrupt
         return compute(encoder, part, *seen)
 
@@ -249,7 +249,7 @@ def equal(found: ImageSet, wanted: ImageSet) -> bool:
 
 
 @pytest.mark.parametrize(("name", "place"), [("pixels.u8", 7 * 192), ("pixels.u8", -1), ("items.jsonl", -4)])
-def test_a_flipped_bit_in_stored_pictures(
+def test_a_flipped_bit_in_stored_images(
     stored: tuple[Path, ImageSet], monkeypatch: pytest.MonkeyPatch, name: str, place: int
 ) -> None:
     """What is behind it is read again, and nothing before."""
@@ -270,7 +270,7 @@ def test_a_flipped_bit_in_stored_pictures(
     assert len(read) == (3 if place > 0 else 1)
 
 
-def test_stored_pictures_of_an_earlier_version(stored: tuple[Path, ImageSet], caplog: pytest.LogCaptureFixture) -> None:
+def test_stored_images_of_an_earlier_version(stored: tuple[Path, ImageSet], caplog: pytest.LogCaptureFixture) -> None:
     store, wanted = stored
     progress = store / "progress.json"
     before = {key: value for key, value in json.loads(progress.read_text()).items() if key != "blocks"}
@@ -321,7 +321,7 @@ def test_lines_do_not_go_through_links(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["pixels.u8", "items.jsonl"])
-def test_stored_pictures_do_not_go_through_links(tmp_path: Path, name: str) -> None:
+def test_stored_images_do_not_go_through_links(tmp_path: Path, name: str) -> None:
     (tmp_path / "there").write_text("precious")
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / name).symlink_to(tmp_path / "there")

@@ -12,7 +12,7 @@ import torch
 
 from rcdm_fast.errors import RunError
 from rcdm_fast.ops import library
-from rcdm_fast.training import team
+from rcdm_fast.training import distributed
 from rcdm_fast.training.batches import Batch
 from rcdm_fast.training.graphed import GraphedStep
 from rcdm_fast.training.run import Run
@@ -23,10 +23,10 @@ RATE = 1 / 1024  # exactly a float32, as the graph reads it
 
 
 def make_run(device: str = "cpu", graphed: bool = True, **changes: Any) -> Run:
-    changes = {"learning_rate": RATE, "rates": "constant", "warmup": 0.0, "more_emas": (0.9,), **changes}
-    config = training_process.config("none", flips=True, representation_dropout=0.3, **changes)
+    changes = {"learning_rate": RATE, "lr_schedule": "constant", "warmup": 0.0, "ema_decays": (0.9,), **changes}
+    config = training_process.config("none", random_flip=True, representation_dropout=0.3, **changes)
     bank = torch.randn(2, len(DATA), small.DIM, generator=torch.Generator().manual_seed(0))
-    run = Run(config, small.UNET, DATA, bank, team.Team(device))
+    run = Run(config, small.UNET, DATA, bank, distributed.Processes(device))
     if device == "cpu":
         assert run._graphed is None
         if graphed:
@@ -63,7 +63,7 @@ def test_the_same_steps_as_without(timesteps: str) -> None:
 
 
 def test_the_rate_moves() -> None:
-    changes: dict[str, Any] = {"rates": "cosine", "warmup": 0.3, "pictures": 160}
+    changes: dict[str, Any] = {"lr_schedule": "cosine", "warmup": 0.3, "images": 160}
     ours, theirs = make_run(**changes), make_run(graphed=False, **changes)
     for _ in range(8):
         assert ours.advance()["loss"] == pytest.approx(theirs.advance()["loss"], rel=1e-5)
@@ -161,7 +161,7 @@ def test_on_a_gpu_it_is_the_cpus_run(precision: str, native: bool, monkeypatch: 
     if not native:
         has = library.has_native
         monkeypatch.setattr(library, "has_native", lambda kind: kind != "cuda" and has(kind))
-    changes: dict[str, Any] = {"rates": "cosine", "warmup": 0.3, "pictures": 160}  # a rate that moves at every step
+    changes: dict[str, Any] = {"lr_schedule": "cosine", "warmup": 0.3, "images": 160}  # a rate that moves at every step
     run, without = (make_run("cuda", graphed, precision=precision, **changes) for graphed in (True, False))
     truth = make_run(**changes)
     assert run.computed == "fused"

@@ -20,7 +20,7 @@ from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.encoders import native
 from rcdm_fast.errors import RunError
 from rcdm_fast.models import checkpoint
-from rcdm_fast.training import fused, team, timesteps
+from rcdm_fast.training import distributed, fused_unet, timesteps
 from rcdm_fast.training.config import TrainConfig
 from rcdm_fast.training.losses import DiffusionLoss
 from rcdm_fast.training.pretrain import PretrainConfig, learning_rate
@@ -43,7 +43,7 @@ def encoder_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_run(encoder_file: Path, **changes: object) -> Run:
     config = training_process.config(str(encoder_file), **changes)
     bank = torch.randn(2, len(DATA), small.DIM, generator=torch.Generator().manual_seed(0))
-    return Run(config, small.UNET, DATA, bank, team.Team())
+    return Run(config, small.UNET, DATA, bank, distributed.Processes())
 
 
 def curve(run: Run, steps: int = 4) -> list[float]:
@@ -52,7 +52,7 @@ def curve(run: Run, steps: int = 4) -> list[float]:
 
 def test_parts_of_a_batch_and_recomputed_blocks_change_nothing(encoder_file: Path) -> None:
     want = curve(make_run(encoder_file))
-    for changes in ({"micro_batch": 5}, {"micro_batch": 16}, {"checkpoint_blocks": True}):
+    for changes in ({"micro_batch": 5}, {"micro_batch": 16}, {"activation_checkpointing": True}):
         assert curve(make_run(encoder_file, **changes)) == pytest.approx(want, rel=1e-5)
 
 
@@ -67,16 +67,16 @@ def test_recomputing_blocks_calls_them_twice(encoder_file: Path, monkeypatch: py
         return counted
 
     monkeypatch.setattr(rcdm_fast.models.unet.ResBlock, "forward", counting(rcdm_fast.models.unet.ResBlock.forward))
-    monkeypatch.setattr(fused, "res_block", counting(fused.res_block))
-    run = make_run(encoder_file, checkpoint_blocks=True)
+    monkeypatch.setattr(fused_unet, "res_block", counting(fused_unet.res_block))
+    run = make_run(encoder_file, activation_checkpointing=True)
     run.advance()
     blocks = [module for module in run.network.modules() if isinstance(module, rcdm_fast.models.unet.ResBlock)]
     assert sorted(map(id, calls)) == sorted(2 * [*map(id, blocks)])
 
 
 def test_the_published_loss_curve(encoder_file: Path) -> None:
-    """Twenty steps against a loop in plain autograd on the same pictures, steps and noise."""
-    run = make_run(encoder_file, pictures=16 * 20)
+    """Twenty steps against a loop in plain autograd on the same images, steps and noise."""
+    run = make_run(encoder_file, images=16 * 20)
     torch.manual_seed(0)
     with torch.random.fork_rng():
         torch.manual_seed(run.config.seed)
@@ -114,17 +114,17 @@ def test_the_published_loss_curve(encoder_file: Path) -> None:
 
 
 def test_constant_rates_warm_up_and_stay(encoder_file: Path) -> None:
-    run = make_run(encoder_file, pictures=16 * 10, rates="constant", warmup=0.3)
-    rates = []
+    run = make_run(encoder_file, images=16 * 10, lr_schedule="constant", warmup=0.3)
+    lr_schedule = []
     for _ in range(10):
-        rates.append(run._rate())
+        lr_schedule.append(run._rate())
         run.step += 1
-    assert rates[:3] == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3])
-    assert rates[3:] == [1e-3] * 7
+    assert lr_schedule[:3] == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3])
+    assert lr_schedule[3:] == [1e-3] * 7
 
 
 def test_several_averages_are_written(encoder_file: Path, tmp_path: Path) -> None:
-    config = training_process.config(str(encoder_file), ema=0.5, more_emas=(0.0, 0.99))
+    config = training_process.config(str(encoder_file), ema=0.5, ema_decays=(0.0, 0.99))
     path = train(config, DATA, tmp_path)
     files = sorted(file.name for file in tmp_path.glob("tiny*.safetensors"))
     assert files == ["tiny-ema0.99.safetensors", "tiny-ema0.safetensors", "tiny.safetensors"]
@@ -143,15 +143,15 @@ def test_steps_drawn_by_their_loss() -> None:
     assert chosen.probabilities().tolist() == [0.25] * 4
     for _ in range(timesteps.HISTORY + 3):
         chosen.learn(torch.arange(4), torch.tensor([1.0, 1.0, 2.0, 4.0]))
-    share = chosen.probabilities()
-    torch.testing.assert_close(share, torch.tensor([1, 1, 2, 4], dtype=torch.float64) / 8, atol=1e-3, rtol=0)
+    fraction = chosen.probabilities()
+    torch.testing.assert_close(fraction, torch.tensor([1, 1, 2, 4], dtype=torch.float64) / 8, atol=1e-3, rtol=0)
     steps, weights = chosen.draw(40_000, generator)
     assert float((steps == 3).double().mean()) == pytest.approx(0.5, abs=0.02)
     losses = torch.tensor([1.0, 1.0, 2.0, 4.0])[steps]
     assert float((weights * losses).mean()) == pytest.approx(2.0, rel=0.02)  # the mean over all steps alike
     again = timesteps.LossAwareSteps(4)
     again.restore(chosen.state())
-    assert torch.equal(again.probabilities(), share)
+    assert torch.equal(again.probabilities(), fraction)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(
@@ -202,9 +202,9 @@ def test_out_of_memory_splits_the_batch_once(
     fits(8)
     with caplog.at_level(logging.WARNING):
         assert curve(make_run(encoder_file)) == pytest.approx(want, rel=1e-5)
-    assert caplog.text.count("the batch is computed 8 pictures at a time") == 1
+    assert caplog.text.count("the batch is computed 8 images at a time") == 1
     fits(5)
-    with pytest.raises(RunError, match="out of memory at step 1 with 8 pictures at once; set a smaller micro_batch"):
+    with pytest.raises(RunError, match="out of memory at step 1 with 8 images at once; set a smaller micro_batch"):
         make_run(encoder_file).advance()
 
 
@@ -256,22 +256,22 @@ def test_wrong_settings(encoder_file: Path) -> None:
         return training_process.config(str(encoder_file), **changes)
 
     for changes, message in (
-        ({"pictures": 8}, "at least one batch of 16"),
+        ({"images": 8}, "at least one batch of 16"),
         ({"micro_batch": -1}, "micro_batch must be at least 0"),
         ({"save_every": 0}, "at least 1"),
         ({"ema": 1.0}, "ema must be at least 0 and less than 1, got 1"),
-        ({"more_emas": (0.999,)}, "given twice"),
+        ({"ema_decays": (0.999,)}, "given twice"),
     ):
         with pytest.raises(ConfigError, match=message):
             config(**changes)
     with pytest.raises(ConfigError, match="start them with torchrun"):
-        team.Team(sharding="fully_shard")
+        distributed.Processes(sharding="fully_shard")
     with pytest.raises(ConfigError, match="fp16 needs a GPU"):
         make_run(encoder_file, precision="fp16")
-    crew = team.Team()
-    crew.size = 3
+    dist = distributed.Processes()
+    dist.size = 3
     with pytest.raises(ConfigError, match="a batch of 16 cannot be split evenly over 3"):
-        crew.share(16)
+        dist.fraction(16)
 
 
 def test_a_start_describes_itself(encoder_file: Path, tmp_path: Path) -> None:
@@ -287,7 +287,7 @@ def test_a_start_describes_itself(encoder_file: Path, tmp_path: Path) -> None:
 
 def test_a_run_in_pieces_gives_the_same_weights(encoder_file: Path, tmp_path: Path) -> None:
     config = training_process.config(str(encoder_file), save_every=1000)
-    skipped = dataclasses.replace(DATA, skipped=("a.png: no picture", "b.png: truncated"))
+    skipped = dataclasses.replace(DATA, skipped=("a.png: no image", "b.png: truncated"))
     whole = train(config, DATA, tmp_path / "whole")
     for piece in range(1, config.steps):
         with pytest.raises(Paused, match=f"0 minutes are over at step {piece} of {config.steps}"):
@@ -295,20 +295,20 @@ def test_a_run_in_pieces_gives_the_same_weights(encoder_file: Path, tmp_path: Pa
     path = train(config, skipped, tmp_path / "pieces", minutes=0)
     want, got = storage.read_tensors(whole), storage.read_tensors(path)
     assert all(torch.equal(want[name], got[name]) for name in want)
-    assert (tmp_path / "pieces" / "skipped.txt").read_text() == "a.png: no picture\nb.png: truncated\n"
+    assert (tmp_path / "pieces" / "skipped.txt").read_text() == "a.png: no image\nb.png: truncated\n"
     assert not (tmp_path / "whole" / "skipped.txt").exists()
 
 
 def test_what_does_not_change_the_weights_may_change_on_resume(encoder_file: Path, tmp_path: Path) -> None:
     def config(**changes: object) -> TrainConfig:
-        return training_process.config(str(encoder_file), pictures=32, **changes)
+        return training_process.config(str(encoder_file), images=32, **changes)
 
     expected = train(config(), DATA, tmp_path / "whole")
     with pytest.raises(Paused):
         train(config(micro_batch=8), DATA, tmp_path / "parts", minutes=1e-9)
     with pytest.raises(RunError, match="another configuration"):
         train(config(learning_rate=0.5), DATA, tmp_path / "parts")
-    changed = config(name="other", weights="bf16", save_every=1, micro_batch=4, checkpoint_blocks=True)
+    changed = config(name="other", weights="bf16", save_every=1, micro_batch=4, activation_checkpointing=True)
     found = train(changed, DATA, tmp_path / "parts")
     assert found.name == "other.safetensors"
     for name, tensor in checkpoint.load_model(expected)[1].items():
@@ -322,6 +322,6 @@ def test_dropout_does_not_depend_on_random_numbers_drawn_elsewhere(encoder_file:
     found = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        file = train(training_process.config(str(encoder_file), pictures=32, unet=unet), DATA, tmp_path / str(seed))
+        file = train(training_process.config(str(encoder_file), images=32, unet=unet), DATA, tmp_path / str(seed))
         found.append(checkpoint.load_model(file)[1])
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])

@@ -21,7 +21,7 @@ from tests import training_process
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 50
-CURVE: dict[str, object] = {"pictures": 16 * STEPS, "save_every": 1000}
+CURVE: dict[str, object] = {"images": 16 * STEPS, "save_every": 1000}
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_a_run_of_two_processes_goes_on_in_one(
 @pytest.mark.long
 def test_killed_at_random_moments(encoder_file: Path, tmp_path: Path, short: bool) -> None:
     """SIGKILL ten times; the weights are those of an unbroken run, bit for bit."""
-    changes = {"pictures": 16 * 90, "save_every": 3, "more_emas": [0.9], "timesteps": "loss_aware"}
+    changes = {"images": 16 * 90, "save_every": 3, "ema_decays": [0.9], "timesteps": "loss_aware"}
     losses(start(tmp_path / "whole", encoder_file, changes))
     moments = random.Random(20211216)
     kills = 0

@@ -24,7 +24,7 @@ from tests import small, training_process
 REASON = "made-up: no bf16"
 DATA = training_process.data()
 PRETRAIN = PretrainConfig(
-    name="tiny", image_size=8, stem=8, widths=(8, 8), blocks=(1, 1), projector=(8, 4), pictures=32, batch_size=16,
+    name="tiny", image_size=8, stem=8, widths=(8, 8), blocks=(1, 1), projector=(8, 4), images=32, batch_size=16,
     compile=False,
 )  # fmt: skip
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import rcdm_fast
-from rcdm_fast import encoders, images, storage
+from rcdm_fast import encoders, storage
 from rcdm_fast.cli import main
 from rcdm_fast.config import EncoderConfig, ModelConfig
 from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.encoders import EncoderError
+from rcdm_fast.images import to_pil, to_uint8
 from rcdm_fast.models import checkpoint
 from rcdm_fast.training import trust
 from rcdm_fast.training.adapt import AdaptConfig, adapt
@@ -26,7 +27,7 @@ dependencies = ["torch"]
 import torch
 
 def flat(pretrained=False):
-    """Six numbers of an 8-pixel picture."""
+    """Six numbers of an 8-pixel image."""
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 6))
 '''
 
@@ -45,14 +46,14 @@ def source(tmp_path: Path) -> str:
 
 @pytest.fixture
 def data() -> ImageSet:
-    pixels = images.to_uint8(small.pictures(48))
+    pixels = to_uint8(small.make_images(48))
     return ImageSet(pixels, None, (), tuple(Path(f"{number}.png") for number in range(48)), "made-up")
 
 
 def config(source: str) -> TrainConfig:
     return TrainConfig(
         name="tiny", unet=dataclasses.replace(small.UNET, representation_dim=0), schedule=small.SCHEDULE,
-        encoder=EncoderConfig(source, image_size=8), pictures=96, batch_size=16, compile=False, precision="fp32",
+        encoder=EncoderConfig(source, image_size=8), images=96, batch_size=16, compile=False, precision="fp32",
         save_every=2, sheet_every=0, weights="fp32",
     )  # fmt: skip
 
@@ -76,18 +77,18 @@ def test_a_run_remembers_and_a_model_file_does_not(source: str, data: ImageSet, 
     assert "trust" not in "".join(metadata.values()).replace(str(tmp_path), "")
     model = rcdm_fast.load(path)
     with pytest.raises(EncoderError, match="trust_repo=1"):
-        model.encode(small.pictures(2))
+        model.encode(small.make_images(2))
     assert not any("trust" in file.name for file in (tmp_path / "run").iterdir())
     with pytest.raises(EncoderError, match="trust_repo=1"):
         train(config(source), data, tmp_path / "another")
     trusted = rcdm_fast.load(path, encoder=f"{source}?trust_repo=1&image_size=8&mean=0.5&std=0.5")
-    assert trusted.encode(small.pictures(2)).shape == (2, 6)
+    assert trusted.encode(small.make_images(2)).shape == (2, 6)
 
 
 def test_commands_pass_trust_on(source: str, data: ImageSet, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     for number in range(40):
-        images.to_pil(data.floats(slice(number, number + 1))[0]).save(tmp_path / "data" / f"{number}.png")
+        to_pil(data.floats(slice(number, number + 1))[0]).save(tmp_path / "data" / f"{number}.png")
     network = small.network()
     old = EncoderConfig(f"{source}", image_size=8, dim=6)
     model = tmp_path / "small.safetensors"
@@ -157,7 +158,7 @@ def test_a_foreign_model_file_runs_no_code(kind: str, tmp_path: Path) -> None:
     path = checkpoint.save_model(tmp_path / "foreign.safetensors", model, network.state_dict())
     loaded = rcdm_fast.load(path)
     with pytest.raises(EncoderError):
-        loaded.encode(small.pictures(1))
+        loaded.encode(small.make_images(1))
     assert not mark.exists()
 
 

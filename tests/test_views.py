@@ -15,8 +15,8 @@ from rcdm_fast.config import ConfigError, EncoderConfig
 from rcdm_fast.data.image_set import ImageSet, fingerprint
 from rcdm_fast.encoders import native
 from rcdm_fast.errors import RunError
-from rcdm_fast.training import batches, representations, team, views
-from rcdm_fast.training.batches import Batches, Standardisation
+from rcdm_fast.training import batches, distributed, representations, views
+from rcdm_fast.training.batches import Batches, Standardization
 from rcdm_fast.training.config import TrainConfig
 from rcdm_fast.training.pretrain import PretrainConfig
 from rcdm_fast.training.run import Run
@@ -24,7 +24,7 @@ from rcdm_fast.training.train import train
 from rcdm_fast.training.views import PLAIN, TOLD, Views
 from tests import small
 
-PIXELS = ((small.pictures(24) + 1) * 127.5).round().to(torch.uint8)
+PIXELS = ((small.make_images(24) + 1) * 127.5).round().to(torch.uint8)
 DATA = ImageSet(PIXELS, None, (), (), fingerprint(PIXELS, None))
 VIEWS = Views(True, 6)
 
@@ -32,7 +32,7 @@ VIEWS = Views(True, 6)
 def config(encoder_file: Path, **changes: object) -> TrainConfig:
     base = TrainConfig(
         name="tiny", unet=dataclasses.replace(small.UNET, representation_dim=0), schedule=small.SCHEDULE,
-        encoder=EncoderConfig(f"file:{encoder_file}", image_size=8), pictures=64, batch_size=16, compile=False,
+        encoder=EncoderConfig(f"file:{encoder_file}", image_size=8), images=64, batch_size=16, compile=False,
         precision="fp32", save_every=2, sheet_every=0, weights="fp32", augmented_views=6,
     )  # fmt: skip
     return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
@@ -111,7 +111,7 @@ def test_a_batch_pairs_each_view_with_its_own_representation(tmp_path: Path, enc
     bank = representations.cached(encoder, DATA, tmp_path, VIEWS)
     assert bank.shape == (8, len(DATA), small.DIM)
     assert representations.cached(encoder, DATA, tmp_path, Views(True)).shape == (2, len(DATA), small.DIM)
-    batches = Batches(config(encoder_file), DATA, bank, team.Team())
+    batches = Batches(config(encoder_file), DATA, bank, distributed.Processes())
     batch = batches.draw(0)
     assert batch.h.shape == (16, small.DIM + TOLD)
     moved = batch.h[:, small.DIM] == 1
@@ -124,7 +124,7 @@ def test_a_batch_pairs_each_view_with_its_own_representation(tmp_path: Path, enc
 def test_weights_that_are_written_are_those_of_images_that_are_not_moved() -> None:
     torch.manual_seed(0)
     inside = {"ssl_emb.weight": torch.randn(4, 3 + TOLD), "ssl_emb.bias": torch.randn(4)}
-    standard = Standardisation(torch.randn(3), torch.rand(3) + 0.5, TOLD)
+    standard = Standardization(torch.randn(3), torch.rand(3) + 0.5, TOLD)
     folded = standard.fold(inside)
     assert folded["ssl_emb.weight"].shape == (4, 3)
     h = torch.randn(5, 3)
@@ -162,7 +162,7 @@ def test_a_run_with_views_writes_a_decoder_as_without(encoder_file: Path, tmp_pa
 
 def test_what_the_network_is_told_reaches_it_and_learns(encoder_file: Path, tmp_path: Path) -> None:
     bank = torch.randn(8, len(DATA), small.DIM, generator=torch.Generator().manual_seed(0))
-    run = Run(config(encoder_file, ema=0.0), small.UNET, DATA, bank, team.Team())
+    run = Run(config(encoder_file, ema=0.0), small.UNET, DATA, bank, distributed.Processes())
     before = run.network.state_dict()["ssl_emb.weight"].clone()
     assert before.shape[1] == small.DIM + TOLD
     for _ in range(3):
@@ -208,12 +208,12 @@ def test_so_many_views_that_no_disk_holds_them() -> None:
 def test_the_same_draws_once_more_are_warned_about(
     encoder_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    first = train(config(encoder_file, pictures=16), DATA, tmp_path / "first")
+    first = train(config(encoder_file, images=16), DATA, tmp_path / "first")
     assert "the same batches again" not in caplog.text
-    train(config(encoder_file, pictures=16, init=str(first)), DATA, tmp_path / "again")
+    train(config(encoder_file, images=16, init=str(first)), DATA, tmp_path / "again")
     assert "trained on the same images with seed 0 too: this run draws the same batches again" in caplog.text
     caplog.clear()
-    train(config(encoder_file, pictures=16, init=str(first), seed=1), DATA, tmp_path / "other")
+    train(config(encoder_file, images=16, init=str(first), seed=1), DATA, tmp_path / "other")
     assert "the same batches again" not in caplog.text
 
 
@@ -228,7 +228,7 @@ def test_images_and_representations_find_their_places_apart(
 
     monkeypatch.setattr(batches, "fits", fits)
     bank = torch.randn(8, len(DATA), small.DIM)
-    drawn = Batches(config(encoder_file), DATA, bank, team.Team()).draw(0)
+    drawn = Batches(config(encoder_file), DATA, bank, distributed.Processes()).draw(0)
     assert sorted(asked) == [1, 2]  # the images alone, and both
     assert drawn.h.shape == (16, small.DIM + TOLD)
 

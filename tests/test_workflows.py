@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 import rcdm_fast
-from rcdm_fast import ConfigError, EncoderConfig, images
+from rcdm_fast import ConfigError, EncoderConfig
 from rcdm_fast.errors import RunError
+from rcdm_fast.images import to_uint8
 from rcdm_fast.models import checkpoint
 from rcdm_fast.training.config import TrainConfig
 from tests import small
@@ -24,9 +25,9 @@ CONVENTION = EncoderConfig("module", image_size=8)
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A set of images, a model with an encoder that any process can build, and a small configuration."""
     path = tmp_path_factory.mktemp("jobs")
-    np.savez(path / "set.npz", images=images.to_uint8(small.pictures(48)).permute(0, 2, 3, 1).numpy())
+    np.savez(path / "set.npz", images=to_uint8(small.make_images(48)).permute(0, 2, 3, 1).numpy())
     config = {
-        "name": "tiny", "pictures": 64, "batch_size": 16, "compile": False, "precision": "fp32", "sheet_every": 0,
+        "name": "tiny", "images": 64, "batch_size": 16, "compile": False, "precision": "fp32", "sheet_every": 0,
         "unet": {"image_size": 8, "num_channels": 32, "channel_mult": [1, 2], "num_res_blocks": 1,
                  "attention_resolutions": [4], "learn_sigma": True},
         "schedule": {"variance": "learned_range"},
@@ -53,7 +54,7 @@ def test_a_decoder_for_a_module_of_ones_own(folder: Path, tmp_path: Path) -> Non
     steps: list[int] = []
     path = rcdm_fast.train(
         folder / "tiny.json", folder / "set.npz", tmp_path, encoder=network, convention=CONVENTION,
-        progress=lambda done, total, loss: steps.append(done), pictures=96,
+        progress=lambda done, total, loss: steps.append(done), images=96,
     )  # fmt: skip
     assert steps == [1, 2, 3, 4, 5, 6]
     assert network.training
@@ -64,14 +65,14 @@ def test_a_decoder_for_a_module_of_ones_own(folder: Path, tmp_path: Path) -> Non
     assert config.encoder is not None
     assert config.encoder.source == "module"
     model = rcdm_fast.load(path, encoder=rcdm_fast.encoders.build(network, config=CONVENTION))
-    assert model.sample(model.encode(small.pictures(2)), per=2, steps=2).shape == (2, 2, 3, 8, 8)
+    assert model.sample(model.encode(small.make_images(2)), per=2, steps=2).shape == (2, 2, 3, 8, 8)
     again = rcdm_fast.train(
-        folder / "tiny.json", folder / "set.npz", tmp_path, encoder=Mean(), convention=CONVENTION, pictures=96
+        folder / "tiny.json", folder / "set.npz", tmp_path, encoder=Mean(), convention=CONVENTION, images=96
     )
     assert again == path
     with pytest.raises(RunError, match="answers"):  # another module, which has the same name
         rcdm_fast.train(
-            folder / "tiny.json", folder / "set.npz", tmp_path, encoder=Mean(2.0), convention=CONVENTION, pictures=96
+            folder / "tiny.json", folder / "set.npz", tmp_path, encoder=Mean(2.0), convention=CONVENTION, images=96
         )
 
 
@@ -85,7 +86,7 @@ def test_a_configuration_and_changes(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="convention= describes a module"):
         rcdm_fast.train(folder / "tiny.json", folder / "set.npz", tmp_path / "b", convention=CONVENTION)
     assert not (tmp_path / "b").exists()
-    config = TrainConfig("other", unet=small.UNET, pictures=16, batch_size=16)
+    config = TrainConfig("other", unet=small.UNET, images=16, batch_size=16)
     with pytest.raises(ConfigError, match="needs an encoder"):
         rcdm_fast.train(config, folder / "set.npz", tmp_path / "c")
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from rcdm_fast import images
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data import random_access
 from rcdm_fast.data.sources import open_data
 from rcdm_fast.data.world import FACTORS, SHAPES, World
+from rcdm_fast.images import ImageError, to_pil
 
 PLAIN = {"x": 0.0, "y": 0.0, "size": 0.25, "light": 1.0, "stripe_period": 0.25, "back_size": 0.25}
 
@@ -138,7 +138,7 @@ def test_a_world_is_a_source_like_any_other(tmp_path: Path) -> None:
     [
         ("world:shape", "world must be one of shapes, textured; got 'shape'; did you mean shapes"),
         ("world:", "world must be one of"),
-        ("world:shapes?colour=1", "option must be one of count, size, seed"),
+        ("world:shapes?color=1", "option must be one of count, size, seed"),
         ("world:shapes?count=1e9", "count must be a whole number"),
         ("world:shapes?count=0", "count must be in 1..10000000"),
         ("world:shapes?size=4", "size must be in 8..512"),
@@ -147,13 +147,13 @@ def test_a_world_is_a_source_like_any_other(tmp_path: Path) -> None:
 )
 def test_names_of_no_world(name: str, message: str) -> None:
     for find in (random_access.find, lambda name: open_data(name, 32)):
-        with pytest.raises(images.ImageError, match=message):
+        with pytest.raises(ImageError, match=message):
             find(name)
 
 
 def test_a_file_of_that_name_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    images.to_pil(torch.zeros(3, 8, 8)).save("world:shapes", format="png")
+    to_pil(torch.zeros(3, 8, 8)).save("world:shapes", format="png")
     assert len(open_data("world:shapes", 8)) == len(random_access.find("world:shapes")) == 1
 
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from rcdm_fast import images
 from rcdm_fast.analysis.world_slopes import Cell, DecoderSampler, IdealSampler, SlopesConfig, cells
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.world import World
 from rcdm_fast.encoders.oracle import Oracle
 from rcdm_fast.encoders.oracle_code import Code, subsets
+from rcdm_fast.images import to_uint8
 from rcdm_fast.model import Model
 from tests import small
 
@@ -101,7 +101,7 @@ def test_the_ideal_sampler_renders_what_it_says(monkeypatch: pytest.MonkeyPatch)
     assert torch.equal(drawn[4, [0, 2, 3, 4, 5, 6]], drawn[5, [0, 2, 3, 4, 5, 6]])  # the same key
     oracle.learn(drawn)
     seen = ideal(factors, ("x", "light"), [0, 1, 2, 3, 4, 4])
-    assert torch.equal(oracle.recognized(images.to_uint8(seen)), drawn)
+    assert torch.equal(oracle.recognized(to_uint8(seen)), drawn)
 
 
 def test_a_decoder_is_given_the_oracles_code_and_its_noise(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +118,7 @@ def test_a_decoder_is_given_the_oracles_code_and_its_noise(monkeypatch: pytest.M
     assert drawn.shape == (4, 3, 8, 8)
     assert torch.equal(given.pop("h"), Code("shapes", ("x", "hue"), masked=True)(factors))  # type: ignore[arg-type]
     assert given == {"items": [5, 5, 6, 7], "per": 1, "steps": 3, "seed": 9, "batch_size": 64}
-    with pytest.raises(ConfigError, match="have 22 numbers, the model takes 6"):
+    with pytest.raises(ConfigError, match="have 22 dimensions, the model takes 6"):
         DecoderSampler(small.model(), WORLD)
 
 

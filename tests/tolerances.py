@@ -9,11 +9,11 @@ import torch
 FORWARD_L2 = 1e-5
 TRAJECTORY_L2 = 1e-4
 
-# Largest difference between pictures of one request in other batch splits. Measured: 0 (equal bits) for
+# Largest difference between images of one request in other batch splits. Measured: 0 (equal bits) for
 # batches of 1, 4 and 35 with one and with two threads.
 BATCH_SPLIT_ABS = 1e-4
 
-# DDIM inversion and back, 50 steps, unclipped, with the ideal denoiser of one picture. Measured: 4e-3.
+# DDIM inversion and back, 50 steps, unclipped, with the ideal denoiser of one image. Measured: 4e-3.
 ROUND_TRIP_ABS = 2e-2
 
 # Relative L2 between an encoder and the same network called by hand (other batch size, layer hook). Measured: 5e-7.
@@ -30,7 +30,7 @@ ENCODER_CUDA_L2 = 1e-3
 RESIZE_ABS = 1.5 / 127.5
 RESIZE_HALVED_ABS = 3 / 127.5
 
-# What an encoder sees, against its own image processor, which rounds resized pictures to 8 bits: relative L2 error.
+# What an encoder sees, against its own image processor, which rounds resized images to 8 bits: relative L2 error.
 # Measured over all processors of transformers that are matched: at most 0.005 (0.002 where no std below 1 divides).
 PROCESSOR_L2 = 0.006
 
@@ -47,8 +47,8 @@ ENGINE_FP32_L2 = 2e-5
 CROP_FIRST_ABS = 1e-6
 
 # Bytes of memory that strips up to 1,000,000 x 9 pixels take beyond an ordinary photograph (measured: 290e6, of which
-# the longest one's floats are 108e6), and a black and white picture of 169 megapixels beyond what the process holds
-# (measured: 379e6, twice the picture at a byte a pixel; 202e6 above the peak of importing PyTorch).
+# the longest one's floats are 108e6), and a black and white image of 169 megapixels beyond what the process holds
+# (measured: 379e6, twice the image at a byte a pixel; 202e6 above the peak of importing PyTorch).
 STRIP_BYTES = 450e6
 HUGE_BYTES = 450e6
 
@@ -60,6 +60,6 @@ VIEW_MEAN_LEVELS = 0.4
 
 # Bytes of memory that the playground takes to refuse an upload of 169 megapixels. Measured: 0 to 2e6.
 UPLOAD_BYTES = 50e6
-# The same pictures with one thread and with two. Measured: 1.8e-4 after two steps of the eager engine in fp32 (one
+# The same images with one thread and with two. Measured: 1.8e-4 after two steps of the eager engine in fp32 (one
 # evaluation differs by 1.6e-6, which the first step magnifies).
 THREADS_ABS = 2e-3

@@ -11,9 +11,9 @@ import sys
 
 import torch
 
-from rcdm_fast import images
 from rcdm_fast.config import EncoderConfig
 from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.images import to_uint8
 from rcdm_fast.training.config import TrainConfig
 from rcdm_fast.training.train import train
 from tests import small
@@ -23,15 +23,15 @@ def config(encoder_file: str, **changes: object) -> TrainConfig:
     """A run of a small network in float32."""
     base = TrainConfig(
         name="tiny", unet=dataclasses.replace(small.UNET, representation_dim=0), schedule=small.SCHEDULE,
-        encoder=EncoderConfig(f"file:{encoder_file}", image_size=8), pictures=96, batch_size=16, compile=False,
+        encoder=EncoderConfig(f"file:{encoder_file}", image_size=8), images=96, batch_size=16, compile=False,
         precision="fp32", save_every=2, sheet_every=0, weights="fp32",
     )  # fmt: skip
     return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
 
 
 def data() -> ImageSet:
-    """48 made-up pictures."""
-    pixels = images.to_uint8(small.pictures(48))
+    """48 made-up images."""
+    pixels = to_uint8(small.make_images(48))
     return ImageSet(pixels, None, (), (), "made-up")
 
 

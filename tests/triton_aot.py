@@ -1,10 +1,8 @@
-"""Triton kernels compiled ahead of time, as the launches of real host code would specialise them, without a GPU.
+"""Triton kernels compiled ahead of time, as the launches of real host code would specialize them, without a GPU.
 
 `record` collects launches from host code that runs on tensors without data; `compile_launch` compiles one for a compute
 capability and reads registers, shared memory, spills and the width of loads from the machine code with the tools that
 Triton bundles.
-
-Knows nothing about single kernels.
 """
 
 from __future__ import annotations
@@ -79,7 +77,7 @@ def record(monkeypatch: pytest.MonkeyPatch, module: ModuleType, run: Callable[[]
     return launches
 
 
-def _specialise(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int], list[list[Any]]]]:
+def _specialize(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int], list[list[Any]]]]:
     """Signature, constants and alignment facts as a launch on a GPU would find them, pointers aligned."""
     constants = {parameter.name for parameter in launch.kernel.params if parameter.is_constexpr}
     signature, fixed, facts = {}, {}, {}
@@ -106,7 +104,7 @@ def _tool(name: str, *arguments: str | Path) -> str:
 
 def compile_launch(launch: Launch, capability: int, folder: Path) -> Facts:
     """The machine code of a launch for one compute capability; `folder` takes the file that the tools read."""
-    signature, fixed, facts = _specialise(launch)
+    signature, fixed, facts = _specialize(launch)
     source = ASTSource(fn=launch.kernel, signature=signature, constexprs=fixed, attrs=facts)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch.options)
     cubin = folder / "kernel.cubin"

@@ -23,12 +23,12 @@ def from_photographs(paths: Sequence[Path]) -> Tensor:
     assert_type(model, rcdm_fast.Model)
     h = model.encode(paths)
     assert_type(h, Tensor)
-    pictures = model.sample(h, per=4, steps=25, solver="ddim", eta=0.5, seed=1, clip=True, progress=True)
-    assert_type(pictures, Tensor)
-    return pictures
+    images = model.sample(h, per=4, steps=25, solver="ddim", eta=0.5, seed=1, clip=True, progress=True)
+    assert_type(images, Tensor)
+    return images
 
 
-def from_pictures(pictures: list[Image.Image], device: torch.device) -> Tensor:
+def from_images(images: list[Image.Image], device: torch.device) -> Tensor:
     """Every option by name."""
     model = rcdm_fast.load(
         Path("model.pt"),
@@ -38,15 +38,15 @@ def from_pictures(pictures: list[Image.Image], device: torch.device) -> Tensor:
         engine="auto",
         precision="bf16",
     )
-    items = torch.arange(len(pictures))
-    h = model.encode(pictures)
+    items = torch.arange(len(images))
+    h = model.encode(images)
     x = model.sample(h, items=items, per=2, steps="10,10,5", solver="ancestral", batch_size=8)
     again = model.sample(h, per=2, steps=10, noise=torch.randn_like(x), step_noise=torch.randn(10, *x.shape))
     return torch.cat([x, again])
 
 
 def inversion(batch: Tensor) -> Tensor:
-    """Float pictures [N,3,H,W] -> x_T -> the raw output of the network."""
+    """Float images [N,3,H,W] -> x_T -> the raw output of the network."""
     model = rcdm_fast.load("model.safetensors", device="cpu", precision="fp32")
     h = model.encode(batch)
     noise = model.invert(batch, h, steps=50, clip=True)
@@ -64,10 +64,10 @@ def with_labels(labels: Tensor) -> Tensor:
     return model.network(x[:, 0], torch.full((len(x),), 10), label=labels)
 
 
-def levels(pictures: Tensor) -> Tensor:
+def levels(images: Tensor) -> Tensor:
     """The operators and the report have types too."""
     assert_type(ops.describe(), tuple[ops.Part, ...])
     facts = info.report()
     assert facts["versions"]
-    following, _ = ops.solver_step(pictures, pictures, x_to_x0=1, output_to_x0=1, bound=1, x0_to_next=1, x_to_next=1)
+    following, _ = ops.solver_step(images, images, x_to_x0=1, output_to_x0=1, bound=1, x0_to_next=1, x_to_next=1)
     return following

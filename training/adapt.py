@@ -34,12 +34,12 @@ from rcdm_fast.checks import (
     Checked,
     Count,
     CountOrNone,
+    Fraction,
+    FractionBelowOne,
     LearningRate,
     NotNegative,
     Positive,
     Seed,
-    Share,
-    ShareBelowOne,
 )
 from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, from_dict
 from rcdm_fast.data.image_set import BatchOrder, ImageSet, step_generator
@@ -51,7 +51,7 @@ from rcdm_fast.metrics.ridge import Ridge, ridge
 from rcdm_fast.models import checkpoint
 from rcdm_fast.models.unet import UNet
 from rcdm_fast.training import representations, resume, trust
-from rcdm_fast.training.batches import Standardisation
+from rcdm_fast.training.batches import Standardization
 from rcdm_fast.training.losses import DiffusionLoss, LossConfig
 from rcdm_fast.training.pretrain import learning_rate
 from rcdm_fast.training.state import RunFolder
@@ -77,14 +77,14 @@ class AdaptConfig(Checked):
         encoder: the new encoder.
         old_encoder: the encoder that the model was trained with; None for the one its file names.
         loss: weighting; None for that of the model's own training, if its file tells, else `LossConfig()`.
-        steps: optimiser steps after the closed form; 0 keeps the closed form.
-        batch_size: pictures per step.
+        steps: optimizer steps after the closed form; 0 keeps the closed form.
+        batch_size: images per step.
         learning_rate: peak, after a linear warm-up over `warmup` of the run; cosine decay to zero.
         ema: decay per step of the averaged weights, reached gradually ((1 + step) / (10 + step) before).
         rank: rank of the updates of the decoder's layers; 0 for a decoder that stays as it is.
         updated: layers that get such an update: ``film``, the linear layers behind the time embedding, or ``all``
             convolutions and linear layers.
-        flips: mirror pictures at random, with the mirrored picture's own representation.
+        flips: mirror images at random, with the mirrored image's own representation.
         bf16: autocast; None: as the run in the folder was begun, a new one where the device has instructions for it.
         save_every: in steps.
         weights: how the finished weights are stored.
@@ -99,12 +99,12 @@ class AdaptConfig(Checked):
     batch_size: Count = 32
     learning_rate: LearningRate = 1e-3
     weight_decay: NotNegative = 0.0
-    warmup: Share = 0.03
-    ema: ShareBelowOne = 0.99
+    warmup: Fraction = 0.03
+    ema: FractionBelowOne = 0.99
     clip_norm: Positive = 1.0
     rank: CountOrNone = 0
-    updated: Literal["film", "all"] = "film"
-    flips: bool = True
+    lora_targets: Literal["film", "all"] = "film"
+    random_flip: bool = True
     bf16: bool | None = None
     seed: Seed = 0
     save_every: Count = 100
@@ -123,7 +123,7 @@ def adapt(
 ) -> Path:
     """Adapt, resume if `out` holds an unfinished run, and write `out`/NAME.safetensors (averaged weights).
 
-    `data` has pictures of the model's size; `progress` is called with (steps done, steps in all, loss). `trusted` are
+    `data` has images of the model's size; `progress` is called with (steps done, steps in all, loss). `trusted` are
     sources of encoders whose code may be run (``torchhub:...``), now and when this folder's run is resumed. `encoder`
     is a new encoder that is there already, in place of one that `config` names, as for `train`.
 
@@ -142,7 +142,7 @@ def adapt(
     old_config = _old_encoder(config, model)
     config = dataclasses.replace(config, loss=config.loss or _own_loss(model))
     if data.pixels.shape[-1] != model.unet.image_size:
-        raise RunError(f"pictures are {data.pixels.shape[-1]} px, the network makes {model.unet.image_size} px")
+        raise RunError(f"images are {data.pixels.shape[-1]} px, the network makes {model.unet.image_size} px")
     folder = RunFolder(out)
     with folder.locked():
         storage.check_writable(_target(folder, config))
@@ -177,14 +177,14 @@ def _adapt(
         resume.keep(folder.path, settings)
     sources = trust.remembered(folder.path, trusted)
     encoder = given or encoder_room.build(new_config, device, trust_repo=new_config.source in sources)
-    bank = representations.cached(encoder, data, folder.path, Views(config.flips))
-    standard = Standardisation(*representations.standardisation(bank))
+    bank = representations.cached(encoder, data, folder.path, Views(config.random_flip))
+    standard = Standardization(*representations.standardization(bank))
     bank = (bank - standard.mean) / standard.std
     old_encoder = encoder_room.build(old_config, device, trust_repo=old_config.source in sources)
-    old = representations.cached(old_encoder, data, folder.path, Views(config.flips))
+    old = representations.cached(old_encoder, data, folder.path, Views(config.random_flip))
     if old.shape[-1] != model.unet.representation_dim:
         raise ConfigError(
-            f"the old encoder gives {old.shape[-1]} numbers, {config.model} expects {model.unet.representation_dim}"
+            f"the old encoder gives {old.shape[-1]} dimensions, {config.model} expects {model.unet.representation_dim}"
         )
     start = ridge(bank, old, frozen[WEIGHT], frozen[BIAS])
     log.info("the closed form explains %.1f %% of the conditioning's variance", 100 * start.explained)
@@ -199,7 +199,7 @@ def _adapt(
     info = {
         "adapted_from": model.name or config.model,
         "explained": round(start.explained, 4),
-        "pictures_seen": run.step * config.batch_size,
+        "images_seen": run.step * config.batch_size,
         "steps": run.step,
         "run": dataclasses.asdict(config),
         **identity,
@@ -262,12 +262,12 @@ def _hash_of_before(tensors: Mapping[str, Tensor]) -> str:
 
 
 class Run:
-    """The moving parts: the frozen network, what is trained, its average, the optimiser and the step counter.
+    """The moving parts: the frozen network, what is trained, its average, the optimizer and the step counter.
 
     Args:
         config: with `loss` filled in.
         model: the model that is adapted, and `frozen`, its tensors.
-        start: the map to start from, for standardised representations [V,N,D].
+        start: the map to start from, for standardized representations [V,N,D].
         device: where to run.
     """
 
@@ -292,15 +292,15 @@ class Run:
         self.step = 0
 
     def advance(self, data: ImageSet, bank: Tensor, index: Tensor) -> dict[str, float]:
-        """One optimiser step on the pictures at `index` (int64 [B]); returns the loss terms and the gradient's norm.
+        """One optimizer step on the images at `index` (int64 [B]); returns the loss terms and the gradient's norm.
 
-        `bank` holds standardised representations [V,N,D]. All random numbers depend on (seed, step) alone.
+        `bank` holds standardized representations [V,N,D]. All random numbers depend on (seed, step) alone.
         """
         config, device = self.config, self.device
         generator = step_generator(config.seed, self.step)
         x0 = data.floats(index)
         view = torch.zeros(len(index), dtype=torch.int64)
-        if config.flips:
+        if config.random_flip:
             view = (torch.rand(len(index), generator=generator) < 0.5).long()
             x0 = torch.where(view.bool()[:, None, None, None], x0.flip(3), x0)
         h = bank[view, index].to(device)
@@ -334,7 +334,7 @@ class Run:
         return changed
 
     def weights(self) -> dict[str, Tensor]:
-        """All tensors of the adapted network, averaged, on the CPU; for standardised representations."""
+        """All tensors of the adapted network, averaged, on the CPU; for standardized representations."""
         return {name: value.cpu() for name, value in {**self.frozen, **self._changed(self.average)}.items()}
 
     def state(self) -> dict[str, Any]:
@@ -361,7 +361,7 @@ def _low_rank(config: AdaptConfig, frozen: Mapping[str, Tensor]) -> dict[str, Te
     factors: dict[str, Tensor] = {}
     generator = torch.Generator().manual_seed(config.seed)
     for name, value in frozen.items() if config.rank else ():
-        if value.ndim < 2 or (config.updated == "film" and not name.endswith("emb_layers.1.weight")):
+        if value.ndim < 2 or (config.lora_targets == "film" and not name.endswith("emb_layers.1.weight")):
             continue
         fan_in = value[0].numel()
         factors[name + DOWN] = torch.randn(config.rank, fan_in, generator=generator) / math.sqrt(fan_in)

@@ -1,13 +1,11 @@
 """SimCLR's random views, for a whole batch at once (Chen et al. 2020, appendix A, without blur as for CIFAR-10).
 
-The other methods' views differ by solarisation and, for DINO, by small crops.
+The other methods' views differ by solarization and, for DINO, by small crops.
 
-Every picture of the batch gets its own crop, flip, colour jitter and grey decision; all of them are one affine
-resampling and one 3x3 colour matrix per picture, so the cost is small beside a CPU encoder's. Colour operations are
+Every image of the batch gets its own crop, flip, color jitter and gray decision; all of them are one affine
+resampling and one 3x3 color matrix per image, so the cost is small beside a CPU encoder's. Color operations are
 applied in a fixed order (brightness, contrast, saturation, hue), hue as a rotation in YIQ space; the published
 pipeline shuffles the order and turns hue in HSV.
-
-Knows nothing about encoders or losses.
 """
 
 from __future__ import annotations
@@ -20,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rcdm_fast.checks import Checked, NotNegative, Range, Share
+from rcdm_fast.checks import Checked, Fraction, NotNegative, Range
 from rcdm_fast.devices import sent
 
-_GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma
+_GRAY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma
 _RGB_TO_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
 
 
@@ -32,11 +30,11 @@ class AugmentConfig(Checked):
     """Strength of the views.
 
     Attributes:
-        min_scale: smallest share of the picture's area that a crop keeps.
+        min_scale: smallest fraction of the image's area that a crop keeps.
         brightness, contrast, saturation: factors are drawn from [1 - v, 1 + v].
-        hue: largest rotation, in turns (0.5 is half the colour circle).
-        jitter: probability of any colour change.
-        grey: probability of dropping colour.
+        hue: largest rotation, in turns (0.5 is half the color circle).
+        jitter: probability of any color change.
+        gray: probability of dropping color.
     """
 
     min_scale: Annotated[float, Range(above=0, most=1)] = 0.2
@@ -44,14 +42,14 @@ class AugmentConfig(Checked):
     contrast: NotNegative = 0.4
     saturation: NotNegative = 0.4
     hue: NotNegative = 0.1
-    jitter: Share = 0.8
-    grey: Share = 0.2
+    jitter: Fraction = 0.8
+    gray: Fraction = 0.2
 
 
 def random_views(images: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
-    """One random view of every picture; float [N,3,H,W] in [-1,1] -> the same shape and range."""
+    """One random view of every image; float [N,3,H,W] in [-1,1] -> the same shape and range."""
     views = random_crop_flip(images, config.min_scale, generator)
-    return random_colour(views, config, generator)
+    return random_color(views, config, generator)
 
 
 def random_crop_flip(
@@ -66,18 +64,18 @@ def random_crop_flip(
     aspect = torch.exp(_uniform(count, math.log(3 / 4), math.log(4 / 3), generator))
     width = (area * aspect).sqrt().clamp(max=1.0)
     height = (area / aspect).sqrt().clamp(max=1.0)
-    centre_x = _uniform(count, -1.0, 1.0, generator) * (1 - width)
-    centre_y = _uniform(count, -1.0, 1.0, generator) * (1 - height)
+    center_x = _uniform(count, -1.0, 1.0, generator) * (1 - width)
+    center_y = _uniform(count, -1.0, 1.0, generator) * (1 - height)
     flip = 1 - 2 * (torch.rand(count, generator=generator) < 0.5).float()
     zero = torch.zeros(count)
-    theta = torch.stack([width * flip, zero, centre_x, zero, height, centre_y], dim=1).view(count, 2, 3)
+    theta = torch.stack([width * flip, zero, center_x, zero, height, center_y], dim=1).view(count, 2, 3)
     shape = list(images.shape) if size is None else [count, images.shape[1], size, size]
     grid = F.affine_grid(sent(theta, images.device), shape, align_corners=False)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
-def random_colour(images: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
-    """Colour jitter and grey, as one matrix and one offset per picture; [N,3,H,W] in [-1,1]."""
+def random_color(images: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+    """Color jitter and gray, as one matrix and one offset per image; [N,3,H,W] in [-1,1]."""
     count = len(images)
     pixels = images.flatten(2).add(1).div(2)  # [N,3,HW] in [0,1]
     drawn = [
@@ -88,29 +86,29 @@ def random_colour(images: Tensor, config: AugmentConfig, generator: torch.Genera
         torch.rand(count, generator=generator),
         torch.rand(count, generator=generator),
     ]
-    # One small transfer, and a GPU is never waited for: what follows is computed where the pictures are.
-    brightness, contrast, saturation, turns, jittered, greyed = sent(torch.stack(drawn), images.device)[..., None, None]
-    grey = sent(torch.tensor(_GREY), images.device)
+    # One small transfer, and a GPU is never waited for: what follows is computed where the images are.
+    brightness, contrast, saturation, turns, jittered, grayed = sent(torch.stack(drawn), images.device)[..., None, None]
+    gray = sent(torch.tensor(_GRAY), images.device)
     identity = torch.eye(3, device=images.device).expand(count, 3, 3)
-    to_grey = grey.expand(3, 3)
+    to_gray = gray.expand(3, 3)
     hue = _rotation(turns.flatten())
 
-    mean_grey = torch.einsum("c,nc->n", grey, pixels.mean(dim=2)).view(-1, 1, 1) * brightness
-    colour = hue @ (saturation * identity + (1 - saturation) * to_grey)
-    matrix = colour * (brightness * contrast)
-    offset = (1 - contrast) * mean_grey  # a grey offset is unchanged by saturation and hue
+    mean_gray = torch.einsum("c,nc->n", gray, pixels.mean(dim=2)).view(-1, 1, 1) * brightness
+    color = hue @ (saturation * identity + (1 - saturation) * to_gray)
+    matrix = color * (brightness * contrast)
+    offset = (1 - contrast) * mean_gray  # a gray offset is unchanged by saturation and hue
 
     keep = jittered >= config.jitter
     matrix = torch.where(keep, identity, matrix)
     offset = torch.where(keep, torch.zeros_like(offset), offset)
-    matrix = torch.where(greyed < config.grey, to_grey @ matrix, matrix)
+    matrix = torch.where(grayed < config.gray, to_gray @ matrix, matrix)
 
     out = torch.baddbmm(offset.expand(-1, 3, 1), matrix, pixels).clamp_(0, 1)
     return out.mul_(2).sub_(1).view_as(images)
 
 
 def random_solarize(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    """Turn over the upper half of the values of some pictures (Grill et al. 2020, appendix B); [N,3,H,W] in [-1,1].
+    """Turn over the upper half of the values of some images (Grill et al. 2020, appendix B); [N,3,H,W] in [-1,1].
 
     Draws nothing when `probability` is 0.
     """
@@ -129,7 +127,7 @@ def _factor(count: int, strength: float, generator: torch.Generator) -> Tensor:
 
 
 def _rotation(turns: Tensor) -> Tensor:
-    """Colour matrices [N,3,3] that turn the hue by `turns` [N] in YIQ space."""
+    """Color matrices [N,3,3] that turn the hue by `turns` [N] in YIQ space."""
     yiq = torch.tensor(_RGB_TO_YIQ)
     back = sent(torch.linalg.inv(yiq), turns.device)
     angle = turns * 2 * math.pi

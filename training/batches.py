@@ -2,8 +2,6 @@
 
 Every random number of step k depends on (seed, k) alone, and belongs to the whole batch: resumed runs and runs in
 several processes draw the same ones. What no loss can change may be drawn ahead, while a GPU works.
-
-Knows nothing about networks or losses.
 """
 
 from __future__ import annotations
@@ -16,13 +14,13 @@ from torch import Tensor
 
 from rcdm_fast.data.image_set import BatchOrder, ImageSet, fits, step_generator
 from rcdm_fast.devices import sent
-from rcdm_fast.training import masks, representations, team, timesteps
+from rcdm_fast.training import distributed, masks, representations, timesteps
 from rcdm_fast.training.config import TrainConfig
 from rcdm_fast.training.views import Views
 
 
 @dataclass(frozen=True)
-class Standardisation:
+class Standardization:
     """h -> (h - mean) / std, folded into and out of the first linear layer W, b.
 
     With h the layer may be given `told` further numbers, zero in use (`views.py`): weights for raw h have no columns
@@ -34,11 +32,11 @@ class Standardisation:
     told: int = 0
 
     def __call__(self, h: Tensor) -> Tensor:
-        """Standardised representations."""
+        """Standardized representations."""
         return (h - self.mean) / self.std
 
     def fold(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights for raw h from weights for standardised h."""
+        """Weights for raw h from weights for standardized h."""
         weight = state["ssl_emb.weight"][:, : len(self.std)] / self.std
         bias = state["ssl_emb.bias"] - weight @ self.mean
         return {**state, "ssl_emb.weight": weight, "ssl_emb.bias": bias}
@@ -52,7 +50,7 @@ class Standardisation:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """What a step needs and what no loss can change; tensors of N pictures on the process's device."""
+    """What a step needs and what no loss can change; tensors of N images on the process's device."""
 
     step: int
     x0: Tensor
@@ -62,7 +60,7 @@ class _Drawn:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one process works on in a step; tensors of N pictures on its device."""
+    """What one process works on in a step; tensors of N images on its device."""
 
     x0: Tensor
     eps: Tensor
@@ -89,33 +87,33 @@ class Batches:
         crew: the processes.
     """
 
-    def __init__(self, config: TrainConfig, data: ImageSet, bank: Tensor, crew: team.Team) -> None:
-        self._config, self._crew = config, crew
-        self.views = Views(config.flips, config.augmented_views)
+    def __init__(self, config: TrainConfig, data: ImageSet, bank: Tensor, dist: distributed.Processes) -> None:
+        self._config, self._dist = config, dist
+        self.views = Views(config.random_flip, config.augmented_views)
         if config.masked_parts:
             masks.check(config.masked_parts, bank)
-        mean, std = representations.standardisation(bank[: self.views.still])
+        mean, std = representations.standardization(bank[: self.views.still])
         if not config.standardize:
             mean, std = torch.zeros_like(mean), torch.ones_like(std)
-        self.standard = Standardisation(mean, std, self.views.told)
+        self.standard = Standardization(mean, std, self.views.told)
         cpu = torch.device("cpu")
-        bank_place = crew.device if fits(crew.device, data.pixels, bank) else cpu
-        place = crew.device if fits(crew.device, data.pixels) else cpu
+        bank_place = dist.device if fits(dist.device, data.pixels, bank) else cpu
+        place = dist.device if fits(dist.device, data.pixels) else cpu
         self.data, self.bank = data.to(place), bank.to(bank_place)
-        self._near = Standardisation(mean.to(bank_place), std.to(bank_place))
+        self._near = Standardization(mean.to(bank_place), std.to(bank_place))
         self.order = BatchOrder(len(data), config.batch_size, config.seed)
         self.timesteps = timesteps.make(config.timesteps, config.schedule.diffusion_steps)
         self._ahead: _Drawn | None = None
 
     def draw(self, step: int) -> Batch:
-        """This process's share of the batch of a step."""
+        """This process's fraction of the batch of a step."""
         ahead, self._ahead = self._ahead, None
         drawn = ahead if ahead is not None and ahead.step == step else self._drawn(step)
         count = self._config.batch_size
         _, generator = self._seen(step)
         all_t, importance = self.timesteps.draw(count, generator)
-        own = self._crew.share(count)
-        t, importance = (sent(value[own], self._crew.device) for value in (all_t, importance))
+        own = self._dist.fraction(count)
+        t, importance = (sent(value[own], self._dist.device) for value in (all_t, importance))
         return Batch(drawn.x0, drawn.eps, t, importance, drawn.h, all_t)
 
     def look_ahead(self, step: int) -> None:
@@ -129,7 +127,7 @@ class Batches:
 
     def _drawn(self, step: int) -> _Drawn:
         """Images, noise and representations of a step, on their way to the device: nothing waits for it."""
-        config, device = self._config, self._crew.device
+        config, device = self._config, self._dist.device
         index = self.order(step)
         view, generator = self._seen(step)
         self.timesteps.draw(
@@ -137,7 +135,7 @@ class Batches:
         )  # what comes before the noise; `draw` draws it, once losses are known
         size = config.unet.image_size
         eps = torch.randn((len(index), 3, size, size), generator=generator)
-        own = self._crew.share(len(index))
+        own = self._dist.fraction(len(index))
         index, view, eps = (value[own] for value in (index, view, eps))
         place = self.data.pixels.device
         index, view = sent(index, place), sent(view, place)

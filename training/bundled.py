@@ -70,7 +70,7 @@ STAGES = (
     Stage(
         "cifar10-simclr-trunk",
         "train cifar10-simclr-trunk --data {data} --encoder file:{cifar10-simclr-encoder} "
-        "--init {cifar10-simclr-trunk-first} --pictures 250000 --set learning_rate=0.0008 --set ema=0.9995 "
+        "--init {cifar10-simclr-trunk-first} --images 250000 --set learning_rate=0.0008 --set ema=0.9995 "
         "--set seed=1 --out {out}",
         "cifar10-simclr-trunk.safetensors",
         "250,000 images; on two cores with bf16",
@@ -90,7 +90,7 @@ STAGES = (
     Stage(
         "cifar10-simclr-wide-second",
         "train cifar10-simclr-wide --data {data} --encoder file:{cifar10-simclr-wide-encoder} "
-        "--init {cifar10-simclr-wide-first} --pictures 1873920 --out {out}",
+        "--init {cifar10-simclr-wide-first} --images 1873920 --out {out}",
         "cifar10-simclr-wide.safetensors",
         "418 s on an H100, compiled; at the rate of the next stage an estimate of 150 s",
         ships=False,
@@ -98,7 +98,7 @@ STAGES = (
     Stage(
         "cifar10-simclr-wide",
         "train cifar10-simclr-wide --data {data} --encoder file:{cifar10-simclr-wide-encoder} "
-        "--init {cifar10-simclr-wide-second} --pictures 1766400 --out {out}",
+        "--init {cifar10-simclr-wide-second} --images 1766400 --out {out}",
         "cifar10-simclr-wide.safetensors",
         "150 s on an H100",
     ),

@@ -1,7 +1,4 @@
-"""What an RCDM training run is: one frozen, JSON-readable description.
-
-Knows nothing about how it is carried out.
-"""
+"""What an RCDM training run is: one frozen, JSON-readable description."""
 
 from __future__ import annotations
 
@@ -12,13 +9,13 @@ from rcdm_fast.checks import (
     Checked,
     Count,
     CountOrNone,
+    Fraction,
+    FractionBelowOne,
     LearningRate,
     NotNegative,
     Positive,
     Range,
     Seed,
-    Share,
-    ShareBelowOne,
 )
 from rcdm_fast.config import ConfigError, EncoderConfig, ScheduleConfig, UNetConfig
 from rcdm_fast.training.losses import LossConfig
@@ -41,17 +38,17 @@ class TrainConfig(Checked):
         encoder: what conditions the model.
         loss: weighting and L_vlb.
         timesteps: ``uniform``, or ``loss_aware``: steps with larger losses are drawn more often (`timesteps.py`).
-        pictures: pictures seen in all; batches of `batch_size`, whatever the number of processes.
-        micro_batch: pictures that one process holds in memory at once; 0 means all of its share.
-        checkpoint_blocks: recompute activations of blocks in the backward pass instead of keeping them.
+        images: images seen in all; batches of `batch_size`, whatever the number of processes.
+        micro_batch: images that one process holds in memory at once; 0 means all of its share.
+        activation_checkpointing: recompute activations of blocks in the backward pass instead of keeping them.
         learning_rate: peak, after a linear warm-up over `warmup` of the run; then `rates`: cosine decay to zero, or
             constant.
         ema: decay per step of the averaged weights, reached gradually ((1 + step) / (10 + step) before).
-        more_emas: further decays; their weights are written beside, to choose from afterwards.
-        flips: mirror pictures at random, with the mirrored picture's own representation.
+        ema_decays: further decays; their weights are written beside, to choose from afterwards.
+        flips: mirror images at random, with the mirrored image's own representation.
         augmented_views: further views of every image, moved by random affine maps, each with its own representation and
             told to the network while it is trained (`views.py`): a decoder of few images overfits less.
-        representation_dropout: share of pictures whose representation is replaced by zeros, so that sampling can be
+        representation_dropout: fraction of images whose representation is replaced by zeros, so that sampling can be
             guided (Ho and Salimans 2022).
         masked_parts: widths of the parts that representations are made of, if parts are to be hidden at random: one
             decoder then serves every subset of them (`masks.py`). Needs `standardize` to be false.
@@ -61,7 +58,7 @@ class TrainConfig(Checked):
         compile: torch.compile, which takes minutes at every start; None: only for weights that are sharded over GPUs.
             Otherwise steps run on fused operators where they can (on a CPU with the native part, on a GPU with Triton),
             and on PyTorch's own where not.
-        sharding: ``fully_shard`` spreads weights, gradients and optimiser over processes; ``none``: a copy in each.
+        sharding: ``fully_shard`` spreads weights, gradients and optimizer over processes; ``none``: a copy in each.
         init: name or file of a model to start from ("" for fresh weights); same network and encoder width.
         save_every, sheet_every: in steps; 0 means no sheets.
         weights: how the finished weights are stored.
@@ -73,20 +70,20 @@ class TrainConfig(Checked):
     encoder: EncoderConfig | None = None
     loss: LossConfig = field(default_factory=LossConfig)
     timesteps: TimestepSampling = "uniform"
-    pictures: Count = 200_000
+    images: Count = 200_000
     batch_size: Count = 64
     micro_batch: CountOrNone = 0
-    checkpoint_blocks: bool = False
+    activation_checkpointing: bool = False
     learning_rate: LearningRate = 1e-3
     weight_decay: NotNegative = 0.0
-    warmup: Share = 0.03
-    rates: LearningRates = "cosine"
-    ema: ShareBelowOne = 0.999
-    more_emas: tuple[ShareBelowOne, ...] = ()
+    warmup: Fraction = 0.03
+    lr_schedule: LearningRates = "cosine"
+    ema: FractionBelowOne = 0.999
+    ema_decays: tuple[FractionBelowOne, ...] = ()
     clip_norm: Positive = 1.0
-    flips: bool = True
+    random_flip: bool = True
     augmented_views: Annotated[int, Range(0, 255)] = 0
-    representation_dropout: ShareBelowOne = 0.0
+    representation_dropout: FractionBelowOne = 0.0
     masked_parts: tuple[Count, ...] = ()
     standardize: bool = True
     precision: Computed = "auto"
@@ -100,14 +97,14 @@ class TrainConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pictures < self.batch_size:
-            raise ConfigError(f"pictures ({self.pictures}) must make at least one batch of {self.batch_size}")
-        if len({self.ema, *self.more_emas}) <= len(self.more_emas):
-            raise ConfigError(f"an EMA decay is given twice: {(self.ema, *self.more_emas)}")
+        if self.images < self.batch_size:
+            raise ConfigError(f"images ({self.images}) must make at least one batch of {self.batch_size}")
+        if len({self.ema, *self.ema_decays}) <= len(self.ema_decays):
+            raise ConfigError(f"an EMA decay is given twice: {(self.ema, *self.ema_decays)}")
         if self.masked_parts and self.standardize:
             raise ConfigError("masked_parts hide parts as zeros, which standardize would move: set it to false")
 
     @property
     def steps(self) -> int:
-        """Optimiser steps in all."""
-        return self.pictures // self.batch_size
+        """Optimizer steps in all."""
+        return self.images // self.batch_size

@@ -1,7 +1,4 @@
-"""A convolution of training: channels-last both ways, a residual added in place, and the faster weight gradient.
-
-Knows nothing about the network.
-"""
+"""A convolution of training: channels-last both ways, a residual added in place, and the faster weight gradient."""
 
 from __future__ import annotations
 

@@ -22,9 +22,9 @@ class Ema:
     @torch.no_grad()
     def update(self, state: Mapping[str, Tensor], step: int) -> None:
         """Move towards the weights after `step` steps."""
-        torch._foreach_lerp_(_held(self.tensors.values()), _held(state.values()), self.share(step))
+        torch._foreach_lerp_(_held(self.tensors.values()), _held(state.values()), self.fraction(step))
 
-    def share(self, step: int) -> float:
+    def fraction(self, step: int) -> float:
         """How far the average moves towards the weights after `step` steps."""
         return 1 - min(self.decay, (1 + step) / (10 + step))
 

@@ -5,7 +5,7 @@ changes from step to step is read from tensors that are filled before it is repl
 not finite changes nothing, by the optimizer's own `found_inf`; so do the steps that are run before the capture, in
 which kernels are loaded and cuDNN times its algorithms.
 
-On a CPU nothing is captured and every call runs the same code: that is for tests. Knows nothing about losses.
+On a CPU nothing is captured and every call runs the same code: that is for tests.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ class GraphedStep(Generic[B]):
         self._clip_norm = clip_norm
         self._device = self._parameters[0].device
         self._rate = torch.zeros((), device=self._device)
-        self._shares = [torch.zeros((), device=self._device) for _ in averages]  # how far each average moves
+        self._fractions = [torch.zeros((), device=self._device) for _ in averages]  # how far each average moves
         self._held = torch.ones((), device=self._device)  # 1: nothing changes
         self._batch: B | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._found: tuple[Terms, Tensor, Tensor] | None = None
 
-    def __call__(self, batch: B, rate: float, shares: Sequence[float]) -> tuple[Terms, Tensor, Tensor]:
+    def __call__(self, batch: B, rate: float, fractions: Sequence[float]) -> tuple[Terms, Tensor, Tensor]:
         """One step; the mean terms, the gradient's norm and the losses [N], valid until the next call.
 
         Every batch has the shapes of the first. Waits for nothing on a GPU but in the first call.
@@ -76,8 +76,8 @@ class GraphedStep(Generic[B]):
         for name in _on(self._device, self._batch):
             getattr(self._batch, name).copy_(getattr(batch, name))
         self._rate.fill_(rate)
-        for own, share in zip(self._shares, shares, strict=True):
-            own.fill_(share)
+        for own, fraction in zip(self._fractions, fractions, strict=True):
+            own.fill_(fraction)
         self._held.fill_(0.0)
         if self._graph is None:
             return self._step()
@@ -124,9 +124,9 @@ class GraphedStep(Generic[B]):
         self._optimizer.grad_scale = None  # type: ignore[attr-defined]
         self._optimizer.step()
         with torch.no_grad():
-            for (average, state), share in zip(self._averages, self._shares, strict=True):
+            for (average, state), fraction in zip(self._averages, self._fractions, strict=True):
                 apart = torch._foreach_sub(state, average)
-                torch._foreach_mul_(apart, share * (1.0 - stays))
+                torch._foreach_mul_(apart, fraction * (1.0 - stays))
                 torch._foreach_add_(average, apart)
         return terms, norm.detach(), losses
 

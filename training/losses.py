@@ -64,7 +64,7 @@ class DiffusionLoss:
         self._low, self._high = table(low), table(high)
 
     def noisy(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """x_t for pictures [N,3,H,W], noise of that shape and steps int64 [N]."""
+        """x_t for images [N,3,H,W], noise of that shape and steps int64 [N]."""
         return _at(self._signal, t) * x0 + _at(self._noise, t) * eps
 
     def __call__(
@@ -74,11 +74,11 @@ class DiffusionLoss:
         x_t: Tensor,  # [N,3,H,W]
         eps: Tensor,  # [N,3,H,W]
         t: Tensor,  # int64 [N]
-        importance: Tensor | None = None,  # [N], weighs pictures; None: all alike
+        importance: Tensor | None = None,  # [N], weighs images; None: all alike
     ) -> dict[str, Tensor]:
-        """``loss`` (scalar, to minimise), ``mse`` (scalar, unweighted), ``vlb`` (scalar, bits per dimension).
+        """``loss`` (scalar, to minimize), ``mse`` (scalar, unweighted), ``vlb`` (scalar, bits per dimension).
 
-        ``each`` [N] is the loss of every picture before `importance`, detached.
+        ``each`` [N] is the loss of every image before `importance`, detached.
         """
         output = output.float()
         prediction = output[:, :3]
@@ -97,11 +97,11 @@ class DiffusionLoss:
         return {"loss": loss, "each": each.detach(), **terms}
 
     def _vlb(self, prediction: Tensor, variance: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """Variational bound per picture at its step, in bits per dimension; [N].
+        """Variational bound per image at its step, in bits per dimension; [N].
 
         Of the variance that sampling uses: where that is held in its bounds, nothing is gained beyond them. Otherwise a
         network that predicts x0 with errors far above the bounds of the first steps is driven to ever larger outputs
-        there, and its picture at t = 0 suffers.
+        there, and its image at t = 0 suffers.
         """
         if self.schedule.config.prediction == "x0":
             estimate = prediction
@@ -112,10 +112,10 @@ class DiffusionLoss:
         true_mean = _at(self._of_x0, t) * x0 + _at(self._of_x, t) * x_t
         mean = _at(self._of_x0, t) * estimate + _at(self._of_x, t) * x_t
         low, high = _at(self._low, t), _at(self._high, t)
-        share = (variance + 1) / 2
+        fraction = (variance + 1) / 2
         if self.schedule.config.clamp_variance:
-            share = share.clamp(0, 1)
-        log_variance = share * high + (1 - share) * low
+            fraction = fraction.clamp(0, 1)
+        log_variance = fraction * high + (1 - fraction) * low
         kl = 0.5 * (
             log_variance
             - low

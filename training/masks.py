@@ -4,8 +4,6 @@ A representation here is made of parts, and ends in one number for each: 1 where
 zeros, its number too. Every part of every image of a batch is hidden with probability 1/2, each by itself, so a decoder
 meets every subset equally often; an encoder that always hides the same parts (``oracle:...&masked=1``) then gives it
 what it has seen.
-
-Knows nothing about what parts mean.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ def check(parts: Sequence[int], bank: Tensor) -> None:
     width = sum(parts) + count
     if bank.shape[-1] != width:
         raise ConfigError(
-            f"masked_parts {tuple(parts)} need representations of {width} numbers ({sum(parts)} and one for each part),"
+            f"masked_parts {tuple(parts)} need representations of {width} dimensions ({sum(parts)} and one for each part),"
             f" the encoder gives {bank.shape[-1]}"
         )
     if not bool((bank[..., -count:] == 1).all()):

@@ -1,7 +1,7 @@
 """Memory that a training step gives back is kept by the process, for the next step.
 
 A step on the CPU takes the same hundreds of tensors as the one before. glibc gives large ones back to the system at
-once, and every page of them is faulted in anew. Knows nothing about tensors.
+once, and every page of them is faulted in anew.
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 The methods themselves are in `ssl_methods` and `ssl_momentum`, their settings in `pretrain_config`; here is the loop
 that all of them share: AdamW (where most of the papers use LARS), linear warm-up and cosine decay, bf16 autocast,
 optional torch.compile; exact resume.
-
-Knows nothing about diffusion, nor about what a loss compares.
 """
 
 from __future__ import annotations
@@ -70,7 +68,7 @@ def pretrain(
 
     Args:
         config: the run.
-        train: pictures of `config.image_size` pixels; labels are needed by the supervised method and the probes.
+        train: images of `config.image_size` pixels; labels are needed by the supervised method and the probes.
         test: where given (with labels), kNN and linear-probe accuracy are measured and stored with the encoder.
         progress: called with (steps done, steps in all, loss).
 
@@ -130,8 +128,8 @@ def _pretrain(
 
     def drawn(step: int) -> tuple[list[Tensor], Tensor | None]:
         index = order(step)
-        pictures = train.floats(sent(index, train.pixels.device))
-        views = [sent(view, place) for view in method.views(pictures, step_generator(config.seed, step))]
+        images = train.floats(sent(index, train.pixels.device))
+        views = [sent(view, place) for view in method.views(images, step_generator(config.seed, step))]
         return views, None if train.labels is None else sent(train.labels[index], place)
 
     ahead: tuple[list[Tensor], Tensor | None] | None = None
@@ -157,7 +155,7 @@ def _pretrain(
             spread = float(method.spread)
             if spread < _COLLAPSED:
                 log.warning("step %d: the outputs have collapsed (spread %.2g)", step, spread)
-            row = {"step": step, "loss": round(value, 5), "pictures": step * config.batch_size}
+            row = {"step": step, "loss": round(value, 5), "images": step * config.batch_size}
             folder.log({**row, "spread": round(spread, 5)})
         if step % config.save_every == 0 or step == config.steps:
             folder.save(step, _state(network, method, optimizer, step))
@@ -202,7 +200,7 @@ def _state(network: SmallResNet, method: Method, optimizer: torch.optim.Optimize
 
 @torch.no_grad()
 def features(network: SmallResNet, data: ImageSet) -> tuple[Tensor, Tensor]:
-    """Backbone and projector outputs of every picture, float32, evaluation mode; [N,D] and [N,P]."""
+    """Backbone and projector outputs of every image, float32, evaluation mode; [N,D] and [N,P]."""
     network.eval()
     device = next(network.parameters()).device
     backbone, projector = [], []
@@ -216,7 +214,7 @@ def features(network: SmallResNet, data: ImageSet) -> tuple[Tensor, Tensor]:
 def accuracy(network: SmallResNet, train: ImageSet, test: ImageSet) -> dict[str, float]:
     """kNN and linear-probe accuracy of the backbone and of the projector, in [0,1]."""
     if train.labels is None or test.labels is None:
-        raise RunError("accuracy needs labels: put the pictures into one sub-folder per class")
+        raise RunError("accuracy needs labels: put the images into one sub-folder per class")
     results: dict[str, float] = {}
     pairs = zip(("backbone", "projector"), features(network, train), features(network, test), strict=True)
     for name, bank, queries in pairs:

@@ -1,7 +1,4 @@
-"""The configuration of a pre-training run: one section for every method that has settings of its own.
-
-Knows nothing about data, devices or the loop.
-"""
+"""The configuration of a pre-training run: one section for every method that has settings of its own."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from typing import Annotated, Literal
 
 import torch
 
-from rcdm_fast.checks import Checked, Count, CountOrNone, LearningRate, NotNegative, Positive, Range, Seed, Share
+from rcdm_fast.checks import Checked, Count, CountOrNone, Fraction, LearningRate, NotNegative, Positive, Range, Seed
 from rcdm_fast.config import MAX_IMAGE_SIZE, MAX_LEVELS, ConfigError, EncoderConfig
 from rcdm_fast.encoders.small_resnet import SmallResNet
 from rcdm_fast.training import ssl_heads
@@ -30,13 +27,13 @@ class VICRegConfig(Checked):
 
     Attributes:
         invariance, variance, covariance: weights of the three terms (lambda, mu, nu).
-        solarize: probability of solarisation, in both views (the paper's views are symmetric).
+        solarize: probability of solarization, in both views (the paper's views are symmetric).
     """
 
     invariance: NotNegative = 25.0
     variance: NotNegative = 25.0
     covariance: NotNegative = 1.0
-    solarize: Share = 0.1
+    solarize: Fraction = 0.1
 
 
 @dataclass(frozen=True)
@@ -45,11 +42,11 @@ class BarlowConfig(Checked):
 
     Attributes:
         redundancy: weight of the off-diagonal terms (lambda).
-        solarize: probability of solarisation, in the second view only.
+        solarize: probability of solarization, in the second view only.
     """
 
     redundancy: NotNegative = 0.005
-    solarize: Share = 0.2
+    solarize: Fraction = 0.2
 
 
 @dataclass(frozen=True)
@@ -60,31 +57,31 @@ class BYOLConfig(Checked):
         predictor: hidden width of the predictor (the paper's is that of its projector).
         momentum: of the target network at the first step; rises to 1 by a cosine. The paper has 0.996 for 1000
             epochs (section 3.2) and 0.99 for 300; a run of a few thousand steps wants the lower one.
-        solarize: probability of solarisation, in the second view only (appendix B).
+        solarize: probability of solarization, in the second view only (appendix B).
     """
 
     predictor: Width = 512
-    momentum: Share = 0.99
-    solarize: Share = 0.2
+    momentum: Fraction = 0.99
+    solarize: Fraction = 0.2
 
 
 @dataclass(frozen=True)
 class DINOConfig(Checked):
-    """DINO (Caron et al. 2021); temperatures and centre momentum are those of section 3.1 and appendix D.
+    """DINO (Caron et al. 2021); temperatures and center momentum are those of section 3.1 and appendix D.
 
     Attributes:
-        outputs: width K of the output that is compared (65,536 in the paper, for 1.28 M pictures).
-        local_crops: small crops of each picture that only the student sees, beside the two global ones. May be 0.
+        outputs: width K of the output that is compared (65,536 in the paper, for 1.28 M images).
+        local_crops: small crops of each image that only the student sees, beside the two global ones. May be 0.
         local_size: pixels of a local crop (96 beside 224 in the paper).
-        local_min_scale, local_max_scale: share of the picture's area that a local crop keeps; the smallest share of a
+        local_min_scale, local_max_scale: fraction of the image's area that a local crop keeps; the smallest fraction of a
             global crop is `augment.min_scale` (0.4 in the paper).
         momentum: of the teacher at the first step; rises to 1 by a cosine (0.996 in the paper).
         student_temperature: constant.
         teacher_temperature_start, teacher_temperature: first value, and value after the warm-up; linear between.
-        temperature_warmup: share of the run that the warm-up of the teacher's temperature takes.
+        temperature_warmup: fraction of the run that the warm-up of the teacher's temperature takes.
         center_momentum: of the moving mean of the teacher's outputs.
-        freeze: share of the run during which the last layer is not trained (the first epoch in the paper).
-        solarize: probability of solarisation, in the second global view only.
+        freeze: fraction of the run during which the last layer is not trained (the first epoch in the paper).
+        solarize: probability of solarization, in the second global view only.
     """
 
     outputs: Width = 2048
@@ -92,14 +89,14 @@ class DINOConfig(Checked):
     local_size: Side = 16
     local_min_scale: float = 0.1
     local_max_scale: float = 0.4
-    momentum: Share = 0.99
+    momentum: Fraction = 0.99
     student_temperature: Positive = 0.1
     teacher_temperature_start: Positive = 0.04
     teacher_temperature: Positive = 0.07
-    temperature_warmup: Share = 0.3
-    center_momentum: Share = 0.9
-    freeze: Share = 0.05
-    solarize: Share = 0.2
+    temperature_warmup: Fraction = 0.3
+    center_momentum: Fraction = 0.9
+    freeze: Fraction = 0.05
+    solarize: Fraction = 0.2
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -112,7 +109,7 @@ _SECTIONS: dict[str, type] = {"vicreg": VICRegConfig, "barlow": BarlowConfig, "b
 
 @dataclass(frozen=True)
 class PretrainConfig(Checked):
-    """A pre-training run; `pictures` counts distinct pictures shown (SimCLR shows two views of each).
+    """A pre-training run; `images` counts distinct images shown (SimCLR shows two views of each).
 
     `method` names the section that is used; it is filled with defaults when not given, the others stay None.
 
@@ -127,11 +124,11 @@ class PretrainConfig(Checked):
     widths: tuple[Width, ...] = (48, 96, 192)
     blocks: tuple[Blocks, ...] = (1, 1, 1)
     projector: tuple[Width, ...] = (192, 128)
-    pictures: Count = 1_000_000
+    images: Count = 1_000_000
     batch_size: Count = 256
     learning_rate: LearningRate = 1e-3
     weight_decay: NotNegative = 1e-4
-    warmup: Share = 0.05  # share of the run
+    warmup: Fraction = 0.05  # fraction of the run
     temperature: Positive = 0.2  # SimCLR's
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     bf16: bool | None = None  # autocast; None: as the run was begun, at first where the device has instructions for it
@@ -151,8 +148,8 @@ class PretrainConfig(Checked):
                 f"{self.name}: widths and blocks must have a value for each of 1..{MAX_LEVELS} levels, "
                 f"got {len(self.widths)} and {len(self.blocks)}"
             )
-        if self.pictures < self.batch_size:
-            raise ConfigError(f"pictures ({self.pictures}) must make at least one batch of {self.batch_size}")
+        if self.images < self.batch_size:
+            raise ConfigError(f"images ({self.images}) must make at least one batch of {self.batch_size}")
         if foreign:
             raise ConfigError(f"{self.name}: settings for {', '.join(foreign)}, but the method is {self.method}")
         if self.method in _SECTIONS and getattr(self, self.method) is None:
@@ -160,7 +157,7 @@ class PretrainConfig(Checked):
 
     @property
     def steps(self) -> int:
-        return self.pictures // self.batch_size
+        return self.images // self.batch_size
 
     def network(self) -> SmallResNet:
         """A fresh network with this run's seed. Raises as `ssl_heads.projector`."""

@@ -2,8 +2,6 @@
 
 The batch of step k is made of the world's items k B .. k B + B - 1, so a resumed run sees what it would have seen. How
 well every factor is read is measured on another world, of the next seed, and stands in the file.
-
-Knows nothing about decoders.
 """
 
 from __future__ import annotations
@@ -18,13 +16,14 @@ from typing import Annotated, Literal
 
 import torch
 
-from rcdm_fast import host, images, storage
+from rcdm_fast import host, storage
 from rcdm_fast.checks import Checked, Count, LearningRate, NotNegative, Range
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.world import World
 from rcdm_fast.encoders import factor_reader
 from rcdm_fast.encoders.factor_reader import FactorReader
 from rcdm_fast.errors import RunError
+from rcdm_fast.images import from_uint8
 from rcdm_fast.training import resume
 from rcdm_fast.training.pretrain import learning_rate
 from rcdm_fast.training.state import RunFolder
@@ -119,7 +118,7 @@ def _run(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config.steps, 0.03, config.learning_rate)
         factors = world.factors(range(step * config.batch_size, (step + 1) * config.batch_size))
-        seen = images.from_uint8(world.render(factors)).contiguous(memory_format=torch.channels_last)
+        seen = from_uint8(world.render(factors)).contiguous(memory_format=torch.channels_last)
         loss = reader.loss(seen, factors)
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -143,5 +142,5 @@ def held_out(reader: FactorReader, count: int, seed: int) -> dict[str, float]:
     true, read = [], []
     for _, factors, pixels in world.blocks():
         true.append(factors)
-        read.append(reader.read(images.from_uint8(pixels)))
+        read.append(reader.read(from_uint8(pixels)))
     return {name: round(value, 4) for name, value in reader.scores(torch.cat(true), torch.cat(read)).items()}

@@ -3,8 +3,6 @@
 The cache is keyed by encoder and data, so another encoder or another folder never reuses it. It is an ordinary
 .npy file, float32 [V,N,D], filled block by block: each process of a team computes its share, an interrupted pass goes
 on where it was, and the finished file can be opened by numpy and shared by runs.
-
-Knows nothing about what representations are used for.
 """
 
 from __future__ import annotations
@@ -26,33 +24,33 @@ from rcdm_fast import storage
 from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.doors import door, regular, said
 from rcdm_fast.encoders import Encoder
-from rcdm_fast.training.team import Team
+from rcdm_fast.training.distributed import Processes
 from rcdm_fast.training.views import VERSION, Views
 
 log = logging.getLogger(__name__)
 
-BLOCK = 4096  # pictures after which what was computed is on disk
+BLOCK = 4096  # images after which what was computed is on disk
 
 
 def compute(
     encoder: Encoder, data: ImageSet, views: Views | None = None, view: int = 0, first: int = 0, batch: int = 500
 ) -> Tensor:
-    """Representations of all pictures, in one of their views; float32 [N,D] on the CPU.
+    """Representations of all images, in one of their views; float32 [N,D] on the CPU.
 
     Args:
         encoder, data: see above.
-        views, view: how the pictures are seen; as they are without.
-        first: the number in the set of `data`'s first picture.
-        batch: pictures at once.
+        views, view: how the images are seen; as they are without.
+        first: the number in the set of `data`'s first image.
+        batch: images at once.
     """
     parts = []
     for start in range(0, len(data), batch):
-        pictures = data.floats(slice(start, start + batch))
+        images = data.floats(slice(start, start + batch))
         if views is not None:
-            pictures = pictures.to(encoder.device)
-            index = torch.arange(first + start, first + start + len(pictures), device=pictures.device)
-            pictures, _ = views.see(pictures, torch.full_like(index, view), index)
-        parts.append(encoder.encode(pictures).cpu())
+            images = images.to(encoder.device)
+            index = torch.arange(first + start, first + start + len(images), device=images.device)
+            images, _ = views.see(images, torch.full_like(index, view), index)
+        parts.append(encoder.encode(images).cpu())
     return torch.cat(parts)
 
 
@@ -61,42 +59,42 @@ def cached(
     data: ImageSet,
     folder: str | Path,
     views: Views,
-    crew: Team | None = None,
+    dist: Processes | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Representations of all images in all views, float32 [V,N,D]; mapped from a file in `folder`.
 
     Args:
         encoder, data, folder, views: see above.
-        crew: the processes; all of them call this, and each computes its share of the blocks.
+        crew: the processes; all of them call this, and each computes its fraction of the blocks.
         progress: called with (representations there, representations in all) of this process's share.
 
     Raises:
         StorageError: the file cannot be written, or is not what it says.
     """
-    crew = crew or Team()
+    dist = dist or Processes()
     probe, described = _answers(encoder, data)
     name = f"representations-{key(encoder, data)}{'-flips' if views.flips else ''}"
     if views.augmented:
         name += f"-augmented{views.augmented}-v{VERSION}"
     cache = _Cache(Path(folder) / f"{name}.npy", len(views), len(data))
-    with crew.leader_first():
-        if crew.leads:
+    with dist.leader_first():
+        if dist.leads:
             cache.check()
     if not cache.complete:
         log.info("%d representations of %d images are computed once, into %s", len(views), len(data), cache.path)
-        with crew.leader_first():
-            cache.begin(probe.shape[1], crew.leads)
-        own = list(cache.blocks())[crew.rank :: crew.size]
+        with dist.leader_first():
+            cache.begin(probe.shape[1], dist.leads)
+        own = list(cache.blocks())[dist.rank :: dist.size]
         for number, (view, start, stop) in enumerate(own):
             if not cache.has(view, start, stop):
                 part = dataclasses.replace(data, pixels=data.pixels[start:stop])
                 cache.write(view, start, compute(encoder, part, views, view, start))
             if progress is not None:
                 progress(number + 1, len(own))
-        crew.wait()
-        with crew.leader_first():
-            cache.finish({"encoder": json.loads(described), "data": data.fingerprint}, crew.leads)
+        dist.wait()
+        with dist.leader_first():
+            cache.finish({"encoder": json.loads(described), "data": data.fingerprint}, dist.leads)
     return cache.open()
 
 
@@ -253,7 +251,7 @@ class _Cache:
             return array
 
 
-def standardisation(representations: Tensor) -> tuple[Tensor, Tensor]:
+def standardization(representations: Tensor) -> tuple[Tensor, Tensor]:
     """Mean [D] and standard deviation [D] (at least 1e-3 of the largest) over all but the last dimension."""
     flat = representations.flatten(0, -2)
     mean, std = flat.mean(dim=0), flat.std(dim=0)

@@ -28,7 +28,7 @@ from rcdm_fast.models import checkpoint
 from rcdm_fast.models.unet import UNet
 from rcdm_fast.ops.selection import triton_reason
 from rcdm_fast.precision import exact
-from rcdm_fast.training import ema, fused, graphed, resume, team
+from rcdm_fast.training import distributed, ema, fused_unet, graphed, resume
 from rcdm_fast.training.batches import Batch, Batches
 from rcdm_fast.training.config import TrainConfig
 from rcdm_fast.training.losses import DiffusionLoss
@@ -45,7 +45,7 @@ class Run:
 
     Args:
         config: what to train; `unet` is the network with its representation's width filled in.
-        data: pictures.
+        data: images.
         bank: their representations in every view, float32 [V,N,D]. Both move to a GPU that has room.
         crew: the processes.
 
@@ -53,26 +53,28 @@ class Run:
         ConfigError: fp16 without a GPU, or a batch that the processes cannot share.
     """
 
-    def __init__(self, config: TrainConfig, unet: UNetConfig, data: ImageSet, bank: Tensor, crew: team.Team) -> None:
-        if config.precision == "fp16" and crew.device.type != "cuda":
+    def __init__(
+        self, config: TrainConfig, unet: UNetConfig, data: ImageSet, bank: Tensor, dist: distributed.Processes
+    ) -> None:
+        if config.precision == "fp16" and dist.device.type != "cuda":
             raise ConfigError("training in fp16 needs a GPU; use bf16 or fp32")
         if config.precision == "auto":
-            config = dataclasses.replace(config, precision=resume.automatic(crew.device))
-        crew.share(config.batch_size)
-        self.config, self.crew, self._unet = config, crew, unet
-        self.batches = Batches(config, data, bank, crew)
+            config = dataclasses.replace(config, precision=resume.automatic(dist.device))
+        dist.fraction(config.batch_size)
+        self.config, self.dist, self._unet = config, dist, unet
+        self.batches = Batches(config, data, bank, dist)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             network = UNet(self._inside(unet))
-        network = network.to(crew.device).to(memory_format=torch.channels_last)
+        network = network.to(dist.device).to(memory_format=torch.channels_last)
         network.train()
         self.computed = self._computed(network)
-        if config.checkpoint_blocks:
-            team.recompute_blocks(network)
-        self.network, self.optimizer = crew.spread(network, self._make_optimizer)
-        self.emas = [ema.Ema(self._state_dict(), decay) for decay in (config.ema, *config.more_emas)]
-        self.loss = DiffusionLoss(Schedule.make(config.schedule), config.loss, crew.device)
-        self.scaler = torch.amp.GradScaler(crew.device.type, enabled=config.precision == "fp16")
+        if config.activation_checkpointing:
+            distributed.recompute_blocks(network)
+        self.network, self.optimizer = dist.spread(network, self._make_optimizer)
+        self.emas = [ema.Ema(self._state_dict(), decay) for decay in (config.ema, *config.ema_decays)]
+        self.loss = DiffusionLoss(Schedule.make(config.schedule), config.loss, dist.device)
+        self.scaler = torch.amp.GradScaler(dist.device.type, enabled=config.precision == "fp16")
         self.step = 0
         self._micro = config.micro_batch
         self._split_once = False
@@ -85,16 +87,16 @@ class Run:
 
     def _computed(self, network: UNet) -> str:
         """How steps are computed: ``compiled``, ``fused`` (then the network is changed so) or ``plain``."""
-        reasons = fused.reasons_unavailable(self.crew.device)
-        if self.crew.sharding == "fully_shard":
+        reasons = fused_unet.reasons_unavailable(self.dist.device)
+        if self.dist.sharding == "fully_shard":
             reasons.append("sharded weights go with PyTorch's own operators")
         compile = self.config.compile
         if compile is None:
-            compile = self.crew.device.type == "cuda" and bool(reasons) and not triton_reason(self.crew.device)
+            compile = self.dist.device.type == "cuda" and bool(reasons) and not triton_reason(self.dist.device)
         if compile or reasons:
             log.info("steps are %s: %s", "compiled" if compile else "plain PyTorch", "; ".join(reasons) or "as asked")
             return "compiled" if compile else "plain"
-        fused.attach(network)
+        fused_unet.attach(network)
         log.info("steps run on fused operators")
         return "fused"
 
@@ -107,16 +109,16 @@ class Run:
 
     def _passes(self) -> dict[str, bool]:
         """How AdamW goes over its tensors; in a single process each is read and written once."""
-        once = self.crew.size == 1 and self.crew.device.type in ("cpu", "cuda")
+        once = self.dist.size == 1 and self.dist.device.type in ("cpu", "cuda")
         return {"foreach": not once, "fused": once}
 
     def _make_graphed(self) -> graphed.GraphedStep[Batch] | None:
         """The step as a CUDA graph, where every launch of it is known beforehand."""
         config = self.config
-        several = self.crew.size > 1 or (config.micro_batch and config.micro_batch < config.batch_size)
-        if self.crew.device.type != "cuda" or self.computed != "fused" or several or self.scaler.is_enabled():
+        several = self.dist.size > 1 or (config.micro_batch and config.micro_batch < config.batch_size)
+        if self.dist.device.type != "cuda" or self.computed != "fused" or several or self.scaler.is_enabled():
             return None
-        if config.unet.dropout or config.checkpoint_blocks:
+        if config.unet.dropout or config.activation_checkpointing:
             return None
         log.info("steps run as a CUDA graph")
         state = self._state_dict()
@@ -124,10 +126,10 @@ class Run:
         return graphed.GraphedStep(self._backward, self.network, self.optimizer, averages, config.clip_norm)
 
     def _state_dict(self) -> dict[str, Tensor]:
-        return team.bare(self.network).state_dict()
+        return distributed.bare(self.network).state_dict()
 
     def advance(self) -> dict[str, float]:
-        """One optimiser step; the loss terms of the whole batch and the gradient's norm.
+        """One optimizer step; the loss terms of the whole batch and the gradient's norm.
 
         Raises:
             RunError: a loss or gradient that is not finite (the weights are still those of the step before), or a
@@ -143,7 +145,7 @@ class Run:
             yield
             return
         with host.own_random():
-            key = step_generator(self.config.seed, self.step, stream=3 + self.crew.rank).initial_seed()
+            key = step_generator(self.config.seed, self.step, stream=3 + self.dist.rank).initial_seed()
             torch.manual_seed(key)
             yield
 
@@ -154,13 +156,13 @@ class Run:
         batch = self.batches.draw(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate()
-        with exact(config.precision, self.crew.device):
+        with exact(config.precision, self.dist.device):
             sums, losses = self._backward_that_fits(batch)
         self.scaler.unscale_(self.optimizer)
         total = torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.clip_norm, foreach=True)
-        if self.crew.device.type == "cuda":
+        if self.dist.device.type == "cuda":
             self.batches.look_ahead(self.step + 1)
-        terms, norm, losses = self._read(sums, ema.whole(total), self.crew.gather(losses))
+        terms, norm, losses = self._read(sums, ema.whole(total), self.dist.gather(losses))
         self._check(terms, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -174,10 +176,10 @@ class Run:
     def _advance_graphed(self, step: graphed.GraphedStep[Batch]) -> dict[str, float]:
         """`_advance` where the GPU does everything by itself; the weights stay if a loss or gradient is not finite."""
         batch = self.batches.draw(self.step)
-        shares = [average.share(self.step + 1) for average in self.emas]
+        fractions = [average.fraction(self.step + 1) for average in self.emas]
         try:
-            with exact(self.config.precision, self.crew.device):
-                sums, norm, losses = step(batch, self._rate(), shares)
+            with exact(self.config.precision, self.dist.device):
+                sums, norm, losses = step(batch, self._rate(), fractions)
         except RuntimeError as error:
             if not _out_of_memory(error):
                 raise
@@ -203,11 +205,11 @@ class Run:
         config = self.config
         rate = learning_rate(self.step, config.steps, config.warmup, config.learning_rate)
         warm = max(1, int(config.warmup * config.steps))
-        return config.learning_rate if config.rates == "constant" and self.step >= warm else rate
+        return config.learning_rate if config.lr_schedule == "constant" and self.step >= warm else rate
 
     def _read(self, terms: dict[str, Tensor], norm: Tensor, losses: Tensor) -> tuple[dict[str, float], float, Tensor]:
-        """Mean terms of the whole batch, the gradient's norm, the losses [N] of its pictures: the step's only wait."""
-        means = self.crew.mean(torch.stack(list(terms.values())))
+        """Mean terms of the whole batch, the gradient's norm, the losses [N] of its images: the step's only wait."""
+        means = self.dist.mean(torch.stack(list(terms.values())))
         read = torch.cat([means.float(), norm.detach().float().reshape(1), losses.float()]).cpu()
         *numbers, length = read[: len(terms) + 1].tolist()
         return dict(zip(terms, numbers, strict=True)), length, read[len(terms) + 1 :]
@@ -224,18 +226,18 @@ class Run:
     def _split(self, count: int, error: RuntimeError) -> None:
         """Halve the parts of a batch, once in a run of one process."""
         now = self._micro or count
-        if self._split_once or self.crew.size > 1 or now == 1:
+        if self._split_once or self.dist.size > 1 or now == 1:
             raise RunError(
-                f"out of memory at step {self.step + 1} with {now} pictures at once; set a smaller micro_batch "
-                "(the result stays the same), or checkpoint_blocks"
+                f"out of memory at step {self.step + 1} with {now} images at once; set a smaller micro_batch "
+                "(the result stays the same), or activation_checkpointing"
             ) from error
         self._split_once, self._micro = True, math.ceil(now / 2)
-        log.warning("out of memory: the batch is computed %d pictures at a time from here on", self._micro)
-        if self.crew.device.type == "cuda":
+        log.warning("out of memory: the batch is computed %d images at a time from here on", self._micro)
+        if self.dist.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _backward(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-        """Gradients of the whole batch, in parts; the mean terms and the losses [N] of this process's pictures."""
+        """Gradients of the whole batch, in parts; the mean terms and the losses [N] of this process's images."""
         self.optimizer.zero_grad(set_to_none=True)
         size = self._micro or len(batch)
         places = [slice(start, min(start + size, len(batch))) for start in range(0, len(batch), size)]
@@ -243,13 +245,13 @@ class Run:
         losses = []
         for place in places:
             part = batch.part(place)
-            with self.crew.without_exchange(self.network, apply=place != places[-1]):
+            with self.dist.without_exchange(self.network, apply=place != places[-1]):
                 terms = self._terms(part)
                 losses.append(terms.pop("each"))
-                share = len(part) / len(batch)
-                self.scaler.scale(terms["loss"] * share).backward()
+                fraction = len(part) / len(batch)
+                self.scaler.scale(terms["loss"] * fraction).backward()
             for name, value in terms.items():
-                sums[name] = sums.get(name, torch.zeros_like(value.detach())) + share * value.detach()
+                sums[name] = sums.get(name, torch.zeros_like(value.detach())) + fraction * value.detach()
         return sums, torch.cat(losses)
 
     def _terms(self, part: Batch) -> dict[str, Tensor]:
@@ -257,14 +259,14 @@ class Run:
         x_t = self.loss.noisy(part.x0, part.eps, part.t).contiguous(memory_format=torch.channels_last)
         seen = part.t.float() * network_timestep(config.schedule, 1)
         dtype, lowered = _DTYPES[config.precision], config.precision != "fp32"
-        with torch.autocast(self.crew.device.type, dtype, lowered, cache_enabled=self._graphed is None):
+        with torch.autocast(self.dist.device.type, dtype, lowered, cache_enabled=self._graphed is None):
             output = self._forward(x_t, seen, part.h)
         return self.loss(output, part.x0, x_t, part.eps, part.t, part.importance)
 
     def _where_not_finite(self) -> str:
         bad = [
             name
-            for name, value in team.bare(self.network).named_parameters()
+            for name, value in distributed.bare(self.network).named_parameters()
             if value.grad is not None and not bool(ema.whole(value.grad).isfinite().all())
         ]
         return ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
@@ -280,7 +282,7 @@ class Run:
             ConfigError: another network.
         """
         config, tensors = checkpoint.load_model(source)
-        own = team.bare(self.network).config
+        own = distributed.bare(self.network).config
         if self._inside(config.unet) != own:
             raise ConfigError(f"init {source}: its network is {config.unet}, this run's is {self._unet}")
         before = config.info.get("run")
@@ -328,7 +330,7 @@ class Run:
         )
         for group in self.optimizer.param_groups:
             group.update(self._passes())  # a state brings those of the processes that wrote it
-        place = self.crew.device if self._passes()["fused"] else torch.device("cpu")
+        place = self.dist.device if self._passes()["fused"] else torch.device("cpu")
         for values in _plain(self.optimizer).state.values():
             values["step"] = values["step"].to(place, torch.float32)
         for average, tensors in zip(self.emas, state["emas"], strict=True):
@@ -343,7 +345,7 @@ class Run:
 
 
 def _plain(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """The optimiser inside accelerate's."""
+    """The optimizer inside accelerate's."""
     inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
     return inner
 

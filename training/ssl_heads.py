@@ -2,9 +2,7 @@
 
 lightly's heads for VICReg, Barlow Twins and BYOL have exactly the layers of our projector (linear without bias, batch
 norm, ReLU, ..., linear), so that a trained network is read back as a plain `SmallResNet`. DINO's has GELU instead of
-ReLU; its last, weight-normalised layer is no part of the projector (`ssl_momentum.Prototypes`).
-
-Knows nothing about losses, views or training.
+ReLU; its last, weight-normalized layer is no part of the projector (`ssl_momentum.Prototypes`).
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 One class per method, one interface (`Method`). Here are those with a single network: supervised, SimCLR, VICReg and
 Barlow Twins; `ssl_momentum` has those with a slowly moving second one. Losses are lightly's, in float32 on the outputs
 of the network, which itself may run in bf16.
-
-Knows nothing about files, resuming, optimizers or learning rates.
 """
 
 from __future__ import annotations
@@ -23,10 +21,10 @@ class Method(nn.Module):
     """The interface of a method, and what all of them share.
 
     Its `state_dict` is everything beside the network that an exact resume needs (predictors, momentum networks,
-    centres); its parameters that require gradients are trained along with the network's.
+    centers); its parameters that require gradients are trained along with the network's.
 
     Attributes:
-        spread: standard deviation of the normalised outputs of the last loss, averaged over dimensions, times the root
+        spread: standard deviation of the normalized outputs of the last loss, averaged over dimensions, times the root
             of their number (Chen, He 2021, section 4.1, scaled): about 1 when they fill the sphere, 0 when collapsed.
     """
 
@@ -35,9 +33,9 @@ class Method(nn.Module):
         self.config = config
         self.spread = torch.tensor(torch.nan)
 
-    def views(self, pictures: Tensor, generator: torch.Generator) -> list[Tensor]:
-        """Views of a batch; float [N,3,S,S] in [-1,1] -> a list of the same (or of smaller pictures), on the CPU."""
-        return [random_views(pictures, self.config.augment, generator) for _ in range(2)]
+    def views(self, images: Tensor, generator: torch.Generator) -> list[Tensor]:
+        """Views of a batch; float [N,3,S,S] in [-1,1] -> a list of the same (or of smaller images), on the CPU."""
+        return [random_views(images, self.config.augment, generator) for _ in range(2)]
 
     def loss(self, network: nn.Module, views: list[Tensor], labels: Tensor | None, step: int) -> Tensor:
         """The loss of one step; a scalar.
@@ -72,18 +70,18 @@ class Method(nn.Module):
         with torch.no_grad():
             self.spread = F.normalize(outputs.detach(), dim=1).std(dim=0).mean() * outputs.shape[1] ** 0.5
 
-    def solarized(self, pictures: Tensor, generator: torch.Generator, probability: float) -> Tensor:
-        """One random view, solarised with some probability; [N,3,S,S] in [-1,1] -> the same."""
-        view = random_views(pictures, self.config.augment, generator)
+    def solarized(self, images: Tensor, generator: torch.Generator, probability: float) -> Tensor:
+        """One random view, solarized with some probability; [N,3,S,S] in [-1,1] -> the same."""
+        view = random_views(images, self.config.augment, generator)
         return random_solarize(view, probability, generator)
 
 
 class Supervised(Method):
     """Cross-entropy of the projector's outputs, one view."""
 
-    def views(self, pictures: Tensor, generator: torch.Generator) -> list[Tensor]:
+    def views(self, images: Tensor, generator: torch.Generator) -> list[Tensor]:
         """See `Method`."""
-        return [random_views(pictures, self.config.augment, generator)]
+        return [random_views(images, self.config.augment, generator)]
 
     def loss(self, network: nn.Module, views: list[Tensor], labels: Tensor | None, step: int) -> Tensor:
         """See `Method`."""
@@ -125,9 +123,9 @@ class VICReg(Method):
             raise missing_lightly(error) from error
         self.criterion = VICRegLoss(self.options.invariance, self.options.variance, self.options.covariance)
 
-    def views(self, pictures: Tensor, generator: torch.Generator) -> list[Tensor]:
-        """See `Method`; both may be solarised."""
-        return [self.solarized(pictures, generator, self.options.solarize) for _ in range(2)]
+    def views(self, images: Tensor, generator: torch.Generator) -> list[Tensor]:
+        """See `Method`; both may be solarized."""
+        return [self.solarized(images, generator, self.options.solarize) for _ in range(2)]
 
     def loss(self, network: nn.Module, views: list[Tensor], labels: Tensor | None, step: int) -> Tensor:
         """See `Method`; each view has batch statistics of its own."""
@@ -150,9 +148,9 @@ class BarlowTwins(Method):
             raise missing_lightly(error) from error
         self.criterion = BarlowTwinsLoss(self.options.redundancy)
 
-    def views(self, pictures: Tensor, generator: torch.Generator) -> list[Tensor]:
-        """See `Method`; the second may be solarised."""
-        return [self.solarized(pictures, generator, chance) for chance in (0.0, self.options.solarize)]
+    def views(self, images: Tensor, generator: torch.Generator) -> list[Tensor]:
+        """See `Method`; the second may be solarized."""
+        return [self.solarized(images, generator, chance) for chance in (0.0, self.options.solarize)]
 
     def loss(self, network: nn.Module, views: list[Tensor], labels: Tensor | None, step: int) -> Tensor:
         """See `Method`; each view has batch statistics of its own."""

@@ -1,9 +1,7 @@
 """Methods with a second network that follows the first as a moving average: BYOL and DINO.
 
-The second network, its head and DINO's centre are part of the method's `state_dict`, so a resumed run goes on exactly.
+The second network, its head and DINO's center are part of the method's `state_dict`, so a resumed run goes on exactly.
 Its batch norms use the statistics of the batch and keep running ones of their own. All schedules count steps.
-
-Knows nothing about files, optimizers or learning rates.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from torch.nn import functional as F
 
 from rcdm_fast.data.image_set import step_generator
 from rcdm_fast.encoders.small_resnet import SmallResNet
-from rcdm_fast.training.augment import random_colour, random_crop_flip
+from rcdm_fast.training.augment import random_color, random_crop_flip
 from rcdm_fast.training.pretrain_config import PretrainConfig
 from rcdm_fast.training.ssl_heads import dino_head, missing_lightly
 from rcdm_fast.training.ssl_methods import Method
@@ -35,9 +33,9 @@ def follow(pairs: list[tuple[nn.Module, nn.Module]], step: int, steps: int, mome
     from lightly.models.utils import update_momentum
     from lightly.utils.scheduler import cosine_schedule
 
-    share = cosine_schedule(step, steps, momentum, 1.0)
+    fraction = cosine_schedule(step, steps, momentum, 1.0)
     for leader, second in pairs:
-        update_momentum(leader, second, m=share)
+        update_momentum(leader, second, m=fraction)
 
 
 def seeded(config: PretrainConfig) -> int:
@@ -67,9 +65,9 @@ class BYOL(Method):
         self.target = follower(network)
         self.criterion = NegativeCosineSimilarity()
 
-    def views(self, pictures: Tensor, generator: torch.Generator) -> list[Tensor]:
-        """See `Method`; the second may be solarised."""
-        return [self.solarized(pictures, generator, chance) for chance in (0.0, self.options.solarize)]
+    def views(self, images: Tensor, generator: torch.Generator) -> list[Tensor]:
+        """See `Method`; the second may be solarized."""
+        return [self.solarized(images, generator, chance) for chance in (0.0, self.options.solarize)]
 
     def loss(self, network: nn.Module, views: list[Tensor], labels: Tensor | None, step: int) -> Tensor:
         """See `Method`; each view has batch statistics of its own."""
@@ -87,7 +85,7 @@ class BYOL(Method):
 
 
 class Prototypes(nn.Module):
-    """The end of DINO's head: L2 normalisation and lightly's weight-normalised layer; [N,P] -> [N,K]."""
+    """The end of DINO's head: L2 normalization and lightly's weight-normalized layer; [N,P] -> [N,K]."""
 
     def __init__(self, width: int, outputs: int) -> None:
         super().__init__()
@@ -131,19 +129,19 @@ class DINO(Method):
             options.center_momentum,
         )
 
-    def views(self, pictures: Tensor, generator: torch.Generator) -> list[Tensor]:
+    def views(self, images: Tensor, generator: torch.Generator) -> list[Tensor]:
         """Two global crops [N,3,S,S], then the local ones [N,3,s,s]."""
         options, augment = self.options, self.config.augment
-        crops = [self.solarized(pictures, generator, chance) for chance in (0.0, options.solarize)]
+        crops = [self.solarized(images, generator, chance) for chance in (0.0, options.solarize)]
         for _ in range(options.local_crops):
             crop = random_crop_flip(
-                pictures, options.local_min_scale, generator, options.local_max_scale, options.local_size
+                images, options.local_min_scale, generator, options.local_max_scale, options.local_size
             )
-            crops.append(random_colour(crop, augment, generator))
+            crops.append(random_color(crop, augment, generator))
         return crops
 
     def loss(self, network: nn.Module, views: list[Tensor], labels: Tensor | None, step: int) -> Tensor:
-        """See `Method`; the centre moves too."""
+        """See `Method`; the center moves too."""
         shared = torch.cat(views[:2])
         with torch.no_grad():
             targets = self.teacher_prototypes(self.outputs(self.teacher, shared)).chunk(2)

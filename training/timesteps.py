@@ -3,8 +3,6 @@
 Loss-aware sampling: steps are drawn in proportion to the root mean square of their last losses, once every step has
 enough of them, and the loss is weighted by the inverse probability, so that its expectation stays (Nichol and Dhariwal
 2021, section 3.3).
-
-Knows nothing about networks.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ import torch
 from torch import Tensor
 
 HISTORY = 10  # losses kept per step (the paper's number)
-UNIFORM_SHARE = 0.001  # of the probability, spread over all steps, so that none starves
+UNIFORM_FRACTION = 0.001  # of the probability, spread over all steps, so that none starves
 
 
 class UniformSteps:
@@ -51,8 +49,8 @@ class LossAwareSteps(UniformSteps):
         """Of every step; float64 [steps]."""
         if bool((self._counts < HISTORY).any()):
             return torch.full((self.steps,), 1 / self.steps, dtype=torch.float64)
-        share = self._losses.square().mean(dim=1).sqrt()
-        return (1 - UNIFORM_SHARE) * share / share.sum() + UNIFORM_SHARE / self.steps
+        fraction = self._losses.square().mean(dim=1).sqrt()
+        return (1 - UNIFORM_FRACTION) * fraction / fraction.sum() + UNIFORM_FRACTION / self.steps
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         chances = self.probabilities()

@@ -24,11 +24,11 @@ from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.encoders import Encoder
 from rcdm_fast.errors import RunError
 from rcdm_fast.models import checkpoint
-from rcdm_fast.training import memory, representations, resume, sheets, trust
+from rcdm_fast.training import memory, representations, resume, sample_grids, trust
 from rcdm_fast.training.config import TrainConfig
+from rcdm_fast.training.distributed import Processes
 from rcdm_fast.training.run import Run
 from rcdm_fast.training.state import Paused, RunFolder
-from rcdm_fast.training.team import Team
 from rcdm_fast.training.views import Views
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,16 @@ log = logging.getLogger(__name__)
 Progress = Callable[[int, int, float], None]
 
 # What a run may be resumed with other values of.
-FREE = ("name", "weights", "save_every", "sheet_every", "micro_batch", "checkpoint_blocks", "compile", "sharding")
+FREE = (
+    "name",
+    "weights",
+    "save_every",
+    "sheet_every",
+    "micro_batch",
+    "activation_checkpointing",
+    "compile",
+    "sharding",
+)
 # Settings that runs of earlier versions did not know, and what those were run with, as JSON has it.
 ADDED = {"augmented_views": 0, "masked_parts": []}
 LOGGED = 50  # steps between lines of the log
@@ -58,7 +67,7 @@ def train(
 
     A run is resumed with the same configuration; only what does not change the weights may differ (`FREE`).
 
-    With `more_emas` their weights are written as NAME-ema0.9999.safetensors and so on. In several processes, all of
+    With `ema_decays` their weights are written as NAME-ema0.9999.safetensors and so on. In several processes, all of
     them call this with the same arguments. What was left out of the data is listed in `out`/skipped.txt.
 
     Args:
@@ -83,21 +92,21 @@ def train(
     if config.encoder is None:
         raise ConfigError("an RCDM needs an encoder; none is named in the configuration")
     if data.pixels.shape[-1] != config.unet.image_size:
-        raise RunError(f"pictures are {data.pixels.shape[-1]} px, the network makes {config.unet.image_size} px")
-    crew = Team(device, config.sharding)
+        raise RunError(f"images are {data.pixels.shape[-1]} px, the network makes {config.unet.image_size} px")
+    dist = Processes(device, config.sharding)
     folder = RunFolder(out)
-    with folder.locked(crew.leads), memory.kept():
-        if crew.leads:
-            for decay in (config.ema, *config.more_emas):
+    with folder.locked(dist.leads), memory.kept():
+        if dist.leads:
+            for decay in (config.ema, *config.ema_decays):
                 storage.check_writable(_target(folder, config, decay))
-        return _train(config, data, folder, crew, progress, minutes, trusted, encoder)
+        return _train(config, data, folder, dist, progress, minutes, trusted, encoder)
 
 
 def _train(
     config: TrainConfig,
     data: ImageSet,
     folder: RunFolder,
-    crew: Team,
+    dist: Processes,
     progress: Progress | None,
     minutes: float | None,
     trusted: Collection[str],
@@ -105,63 +114,63 @@ def _train(
 ) -> Path:
     assert config.encoder is not None, "train has asked for it"
     end = None if minutes is None else time.monotonic() + 60 * minutes
-    sources = trust.remembered(folder.path, trusted, crew.leads)
-    encoder = given or encoder_room.build(config.encoder, str(crew.device), trust_repo=config.encoder.source in sources)
-    with crew.leader_first():
-        settled = resume.precision(folder.path, config.precision, crew.device)
+    sources = trust.remembered(folder.path, trusted, dist.leads)
+    encoder = given or encoder_room.build(config.encoder, str(dist.device), trust_repo=config.encoder.source in sources)
+    with dist.leader_first():
+        settled = resume.precision(folder.path, config.precision, dist.device)
         config = dataclasses.replace(config, precision=settled)
         settings = {**dataclasses.asdict(config), "data": data.fingerprint}
         if given is not None:  # its name does not say what it is
             settings["answers"] = representations.key(encoder, data)
         known = resume.as_before(folder.path, settings, FREE)
         folder.compare(known, ADDED)  # before representations are computed in vain
-    views = Views(config.flips, config.augmented_views)
-    bank = representations.cached(encoder, data, folder.path, views, crew)
+    views = Views(config.random_flip, config.augmented_views)
+    bank = representations.cached(encoder, data, folder.path, views, dist)
     unet = _with_width(config.unet, bank.shape[-1])
-    run = Run(config, unet, data, bank, crew)
-    with crew.leader_first():
-        state = folder.open(known, crew.leads, ADDED)
-        if crew.leads and known != settings:
+    run = Run(config, unet, data, bank, dist)
+    with dist.leader_first():
+        state = folder.open(known, dist.leads, ADDED)
+        if dist.leads and known != settings:
             resume.keep(folder.path, settings)
     if state is not None:
         run.restore(state)
         log.info("resumed at step %d of %d", run.step, config.steps)
     elif config.init:
         run.start_from(config.init)
-    if crew.leads:
-        folder.describe_start(run.step, crew.device, crew.size)
+    if dist.leads:
+        folder.describe_start(run.step, dist.device, dist.size)
         if data.skipped:
             storage.write_text(folder.path / "skipped.txt", "\n".join(data.skipped) + "\n")
-    fixed = sheets.FixedBatch.make(data, bank[0], count=8, per=6)
+    fixed = sample_grids.FixedBatch.make(data, bank[0], count=8, per=6)
     since = time.monotonic()
     while run.step < config.steps:
         try:
             terms = run.advance()
         except RunError as error:
             raise RunError(f"{error}; the last good state is in {folder.path}") from error
-        if progress is not None and crew.leads:
+        if progress is not None and dist.leads:
             progress(run.step, config.steps, terms["loss"])
         finished = run.step == config.steps
-        late = not finished and _late(end, crew)
-        if crew.leads and (run.step % LOGGED == 0 or finished):
+        late = not finished and _late(end, dist)
+        if dist.leads and (run.step % LOGGED == 0 or finished):
             rate = LOGGED * config.batch_size / max(1e-9, time.monotonic() - since)
             since = time.monotonic()
             seen = run.step * config.batch_size
-            folder.log({"step": run.step, "pictures": seen, "pictures_per_s": round(rate, 1), **terms})
+            folder.log({"step": run.step, "images": seen, "images_per_s": round(rate, 1), **terms})
         if run.step % config.save_every == 0 or finished or late:
             state = run.state()
-            if crew.leads:
+            if dist.leads:
                 folder.save(run.step, state)
         if config.sheet_every and (run.step % config.sheet_every == 0 or finished):
             _, weights = run.weights()[0]
-            if crew.leads:
-                sheets.write(folder.path / f"samples-{run.step:09d}.png", unet, config.schedule, weights, fixed)
+            if dist.leads:
+                sample_grids.write(folder.path / f"samples-{run.step:09d}.png", unet, config.schedule, weights, fixed)
             since = time.monotonic()
         if late:
             raise Paused(f"{minutes:g} minutes are over at step {run.step} of {config.steps}")
     described = dataclasses.replace(encoder.config, dim=bank.shape[-1])
     info = {
-        "pictures_seen": run.step * config.batch_size,
+        "images_seen": run.step * config.batch_size,
         "steps": run.step,
         "data": data.fingerprint,
         "run": dataclasses.asdict(config),
@@ -169,9 +178,9 @@ def _train(
     for decay, weights in run.weights():
         about = {**info, "ema": decay}
         model = ModelConfig(unet, config.schedule, described, config.name, about, config.representation_dropout)
-        if crew.leads:
+        if dist.leads:
             checkpoint.save_model(_target(folder, config, decay), model, weights, _DTYPES[config.weights])
-    crew.wait()
+    dist.wait()
     return _target(folder, config, config.ema)
 
 
@@ -181,15 +190,15 @@ def _target(folder: RunFolder, config: TrainConfig, decay: float) -> Path:
     return folder.path / f"{config.name}{ending}.safetensors"
 
 
-def _late(end: float | None, crew: Team) -> bool:
+def _late(end: float | None, dist: Processes) -> bool:
     """Whether the time of any process is over; the same answer in all of them."""
     if end is None:
         return False
-    over = torch.tensor(float(time.monotonic() > end), device=crew.device)
-    return float(crew.mean(over)) > 0
+    over = torch.tensor(float(time.monotonic() > end), device=dist.device)
+    return float(dist.mean(over)) > 0
 
 
 def _with_width(unet: UNetConfig, width: int) -> UNetConfig:
     if unet.representation_dim not in (0, width):
-        raise ConfigError(f"the encoder gives {width} numbers, the network expects {unet.representation_dim}")
+        raise ConfigError(f"the encoder gives {width} dimensions, the network expects {unet.representation_dim}")
     return dataclasses.replace(unet, representation_dim=width)

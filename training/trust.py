@@ -2,8 +2,6 @@
 
 Trust is given by a person, with a run, and kept in the cache of that person under the run folder's path: never in the
 run folder or in a model file, which come from elsewhere as easily as they go there.
-
-Knows nothing about encoders.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A moved image is paired with its own representation, so every map adds a pair (image, representation) to learn from.
 The network is told the map beside the representation, and asked for none when it samples: what it draws then looks
 like the images themselves (the augmentation of Karras et al. 2022, appendix F.2, without turns by large angles). As
-what it is told is zero then, finished weights have no trace of it (`batches.Standardisation`).
+what it is told is zero then, finished weights have no trace of it (`batches.Standardization`).
 
 The map of an image in a view never changes, so representations of all views can be computed once.
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 TOLD = 7  # numbers: whether the image was moved, and the map's six, each about as large as 1
-PLAIN = 0.25  # share of a batch that is not moved
+PLAIN = 0.25  # fraction of a batch that is not moved
 VERSION = 1  # of the maps; named by files of representations
 
 _MAPS = 65536

@@ -4,8 +4,6 @@ Every other part begins with the first half: a machine may be fresh each time, a
 worth their name. What is built lies in out/native and is copied into the checkout; building again takes a second.
 
 setup.py runs in a copy without pyproject.toml, whose metadata an older setuptools refuses; nothing is installed.
-
-Knows nothing about speed.
 """
 
 from __future__ import annotations

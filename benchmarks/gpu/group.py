@@ -5,8 +5,6 @@
 A candidate is timed in turn with the rivals that stay (`--beside`, or those of its precision), and is gone before the
 next one is built: only two or three networks lie in memory at a time. Rows are written as they are known. When the
 device does not answer any more the process ends; `process.run_all` goes on with the rest in a new one.
-
-Knows nothing about which batches are worth it.
 """
 
 from __future__ import annotations

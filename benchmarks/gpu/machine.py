@@ -1,8 +1,6 @@
 """The GPU that is measured on, what it could do at most, and how much time is left.
 
-    python -m benchmarks.gpu.machine --seconds 60 --json FILE    facts of the machine, and the ceilings as rows
-
-Knows nothing about what is measured.
+python -m benchmarks.gpu.machine --seconds 60 --json FILE    facts of the machine, and the ceilings as rows
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 An implementation is compared with the reference in float64 first; one that is further from it than twice what plain
 PyTorch gives at the same dtype is not timed. Before anything is measured several processes compile what Triton needs,
-each a share of the cases.
+each a fraction of the cases.
 
 Knows nothing about networks; the shapes are those of the published 128-px size.
 """
@@ -34,7 +34,7 @@ from rcdm_fast.precision import ieee_fp32
 
 HEADS = 4
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-COMPILE_SHARE = 0.4  # of the time that is left
+COMPILE_FRACTION = 0.4  # of the time that is left
 PLAIN = "plain PyTorch"
 EXACT_LIMIT = 1e-6  # relative L2, where plain PyTorch itself makes no error worth doubling
 
@@ -68,7 +68,7 @@ def run(settings: Settings, file: RowFile, shared: Row, machine_file: Path, dead
     arguments = ["--machine", str(machine_file), *(["--rehearse"] if settings.device == "cpu" else [])]
     plans = list(plan(settings))
     names = [str(number) for number in range(len(plans))]
-    compile_all(arguments, names, settings.workers, deadline.left_s * COMPILE_SHARE)
+    compile_all(arguments, names, settings.workers, deadline.left_s * COMPILE_FRACTION)
 
     def label(name: str) -> Row:
         return {**shared, **plans[int(name)].labels, "name": "all"}
@@ -78,10 +78,12 @@ def run(settings: Settings, file: RowFile, shared: Row, machine_file: Path, dead
 
 def compile_all(arguments: list[str], names: list[str], workers: int, limit_s: float) -> None:
     """Run every case once, untimed, shared among processes: Triton keeps on disk what it compiles."""
-    shares = [names[first::workers] for first in range(workers)]
+    fractions = [names[first::workers] for first in range(workers)]
     with ThreadPoolExecutor(workers) as pool:
-        for share in filter(None, shares):
-            pool.submit(process.run_all, "ops", [*arguments, "--compile"], share, lambda: limit_s, _nothing, _no_label)
+        for fraction in filter(None, fractions):
+            pool.submit(
+                process.run_all, "ops", [*arguments, "--compile"], fraction, lambda: limit_s, _nothing, _no_label
+            )
 
 
 def _nothing(row: Row) -> None:
@@ -149,8 +151,8 @@ def plan(settings: Settings) -> Iterator[Plan]:
                     yield _planned(f"film_group_norm{name}", shape, precision, partial(_norm_case, name, mode))
             for width, side in settings.attention_shapes:
                 yield _planned("attention", (batch, side * side, 3 * width), precision, _attention_case)
-        picture = (batch, *settings.picture)
-        yield _planned("solver_step", picture, "fp32", _solver_case)
+        image = (batch, *settings.image)
+        yield _planned("solver_step", image, "fp32", _solver_case)
 
 
 Random = Callable[..., Tensor]

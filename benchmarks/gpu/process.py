@@ -2,8 +2,6 @@
 
 An illegal memory access ends everything that a process can do with a GPU, a compiler may never end, and memory that was
 taken is given back for certain only at the end. So nothing is measured in the process that writes the results.
-
-Knows nothing about what is measured.
 """
 
 from __future__ import annotations

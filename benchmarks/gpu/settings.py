@@ -22,9 +22,9 @@ class Settings:
         compiled_s: how long one of these processes may take.
         largest_fp32_batch: plain fp32 is there to compare with, not worth minutes.
         tuned: the configuration that `tune` measures.
-        norm_shapes: channels and side of pictures, for `ops`.
+        norm_shapes: channels and side of images, for `ops`.
         attention_shapes: width and side.
-        picture: channels, height and width.
+        image: channels, height and width.
         op_batches: batches of operators.
         repeats: calls of an operator per timed run: one alone is too short for the clock.
         ceiling: side of the matrices whose product is the ceiling.
@@ -41,7 +41,7 @@ class Settings:
     tuned: str
     norm_shapes: tuple[tuple[int, int], ...]
     attention_shapes: tuple[tuple[int, int], ...]
-    picture: tuple[int, int, int]
+    image: tuple[int, int, int]
     op_batches: tuple[int, ...]
     repeats: int
     ceiling: int
@@ -59,7 +59,7 @@ REAL = Settings(
     tuned="release128",
     norm_shapes=((256, 128), (256, 64), (512, 32), (768, 16), (1024, 8)),
     attention_shapes=((512, 32), (768, 16), (1024, 8)),
-    picture=(3, 128, 128),
+    image=(3, 128, 128),
     op_batches=(1, 8, 64),
     repeats=20,
     ceiling=4096,
@@ -76,7 +76,7 @@ REHEARSAL = Settings(
     tuned="rehearsal",
     norm_shapes=((64, 4),),
     attention_shapes=((64, 4),),
-    picture=(3, 8, 8),
+    image=(3, 8, 8),
     op_batches=(1,),
     repeats=2,
     ceiling=64,

@@ -3,8 +3,6 @@
 Tuning takes minutes, so a call measures the batches it is given (`BATCHES`, one by default) in their order, and the
 first one gets all the time there is. What the compiler has found is kept in out/compiled: where a call ran out of time,
 the next one on the same machine goes on. Our engine is timed beside the rival, in the same process.
-
-Knows nothing about other rivals.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 All of them get the same weights and evaluate the whole network, (x_t, t, h) -> output. A rival answers why it cannot
 be measured here, and how it is made ready.
-
-Knows nothing about times or tables.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ def reasons_unavailable(workload: Workload) -> list[str]:
 
 
 def build(workload: Workload) -> Evaluate:
-    """Exports the network, and opens a session with all graph optimisations and torch's number of threads."""
+    """Exports the network, and opens a session with all graph optimizations and torch's number of threads."""
     import onnxruntime
 
     inputs = workload.timed

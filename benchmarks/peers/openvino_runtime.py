@@ -4,8 +4,8 @@ It is given the sinusoids of the timestep, which plain PyTorch computes in fp32:
 too, where the angle 510 is off by up to 1, and its error is five times as large. With fp32 its compiler of fused
 subgraphs ("snippets") crashes on this network (2026.4.1), so that is switched off there.
 
-int8 quantises all convolutions but the first and the last, calibrated on the batches themselves, and computes the rest
-in bf16: how fast int8 can be, not how good. What it does to pictures is measured on trained models (`rcdm compare`).
+int8 quantizes all convolutions but the first and the last, calibrated on the batches themselves, and computes the rest
+in bf16: how fast int8 can be, not how good. What it does to images is measured on trained models (`rcdm compare`).
 It starts from the exported ONNX file, because calibrating the directly converted network crashes (2026.4.1).
 """
 
@@ -25,7 +25,7 @@ from benchmarks.workload import Inputs, Workload
 from rcdm_fast.exporters.graph import input_names, timestep_inputs
 from rcdm_fast.exporters.onnx import export_network
 from rcdm_fast.exporters.openvino_core import core
-from rcdm_fast.exporters.openvino_int8 import quantise_convolutions
+from rcdm_fast.exporters.openvino_int8 import quantize_convolutions
 from rcdm_fast.models.unet import UNet, timestep_embedding
 
 
@@ -63,7 +63,7 @@ def build_int8(workload: Workload) -> Evaluate:
         file = export_network(Path(folder) / "network.onnx", workload.network, workload.config, check=False)
         model = core().read_model(file)
     used = tuple(torch.cat(pair) for pair in zip(example, arguments(workload.other), strict=True))
-    model = quantise_convolutions(model, used, input_names(workload.config.unet), batch=workload.batch)
+    model = quantize_convolutions(model, used, input_names(workload.config.unet), batch=workload.batch)
     return _evaluator(_compiled(model, example, "bf16"), arguments)
 
 

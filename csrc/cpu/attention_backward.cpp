@@ -15,7 +15,7 @@ namespace rcdm_fast::cpu {
 
 using torch::stable::Tensor;
 
-// A task is a head of a picture: its sums know neither the batch nor the threads.
+// A task is a head of an image: its sums know neither the batch nor the threads.
 Tensor attention_backward(const Tensor& grad, const Tensor& qkv, int64_t heads, bool new_order) {
   const auto* all = choose(&kAttentionBackwardBase, &kAttentionBackwardAvx2, &kAttentionBackwardAvx512);
   const auto* loops = format_of(*all, qkv.scalar_type(), "attention");

@@ -63,7 +63,7 @@ void turn(const float* rows, const Plan& plan, float* to) {
   }
 }
 
-// shares -> normalised shares; gradients of shares -> gradients of scores.
+// shares -> normalized shares; gradients of shares -> gradients of scores.
 inline void differentiate_softmax(float* shares, float* gradients, float inverse, float factor, int64_t keys) {
   Floats sum = {};
   for (int64_t c = 0; c < keys; c += kWidth) {

@@ -7,7 +7,7 @@
 
 namespace rcdm_fast::cpu {
 
-// One head of one picture: rows of q, k and v, `stride` elements apart, and rows of their gradients, as far apart; rows
+// One head of one image: rows of q, k and v, `stride` elements apart, and rows of their gradients, as far apart; rows
 // of the result's gradient, `grad_stride` apart.
 struct HeadGradient {
   const void* q;

@@ -7,7 +7,7 @@
 
 namespace rcdm_fast::cpu {
 
-// One head of one picture: rows of q, k and v, `stride` elements apart; rows of the result, `out_stride` apart.
+// One head of one image: rows of q, k and v, `stride` elements apart; rows of the result, `out_stride` apart.
 struct Head {
   const void* q;
   const void* k;

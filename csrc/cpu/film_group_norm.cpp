@@ -54,12 +54,12 @@ void Call::apply(int64_t image, int64_t line, float* memory) const {
       loop = loops->down[silu];
     }
     to.data = out + (start * channels + first) * element_bytes;
-    loop(from, {factors.centre + first, factors.scale + first, factors.shift + first}, to);
+    loop(from, {factors.center + first, factors.scale + first, factors.shift + first}, to);
     first += input.channels;
   }
 }
 
-// A picture stays in one thread's cache when there are enough pictures for all threads; otherwise the threads share it.
+// An image stays in one thread's cache when there are enough images for all threads; otherwise the threads share it.
 void run(const Call& work) {
   const int64_t elements = work.channels * work.height * work.width, scratch = work.scratch(work.channels);
   const int64_t threads = torch::stable::get_num_threads();
@@ -101,7 +101,7 @@ void film_group_norm_out(const Tensor& out, const Tensor& x, const std::optional
                          int64_t groups, double eps, bool silu, int64_t resample, bool phases) {
   Call work({x, skip, weight, bias, film, rows, groups, eps, silu, resample, phases});
   const int64_t height = work.out_height(), width = work.out_width();
-  check_picture(out, x, "out");
+  check_image(out, x, "out");
   RCDM_FAST_CHECK(out.size(0) == work.n && out.size(1) == work.channels && out.size(2) == height &&
                       out.size(3) == width,
                   "film_group_norm: out must be [", work.n, ",", work.channels, ",", height, ",", width, "]");

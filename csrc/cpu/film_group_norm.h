@@ -1,4 +1,4 @@
-// film_group_norm: GroupNorm, FiLM, SiLU and resampling of channels-last pictures. See the reference in
+// film_group_norm: GroupNorm, FiLM, SiLU and resampling of channels-last images. See the reference in
 // rcdm_fast/ops/reference.py.
 
 #pragma once

@@ -74,13 +74,13 @@ GradientLine Call::line_of(int input, int64_t first, int64_t count, int64_t chan
           grad + (grad_start * channels + channel) * element_bytes, grad_stride, grad_row, pixels, count};
 }
 
-// `sums`, four numbers per channel: the gradient's sum, its sum with x - centre, slope and offset of x's gradient.
+// `sums`, four numbers per channel: the gradient's sum, its sum with x - center, slope and offset of x's gradient.
 void Call::differentiate(const Channels& some, float* sums) const {
   for (int64_t run = 0; run < runs(); ++run) {
     take_moments(some, run);
   }
   merge_moments(some);
-  const auto [centre, scale, shift, inverse, mean] = factors(some);
+  const auto [center, scale, shift, inverse, mean] = factors(some);
   float* products = sums + some.count;
   float* slope = products + some.count;
   float* offset = slope + some.count;
@@ -89,7 +89,7 @@ void Call::differentiate(const Channels& some, float* sums) const {
     for (int64_t line = 0; line < lines(); ++line) {
       for_inputs(some, [&](int input, int64_t first, int64_t count, int64_t place) {
         use(line_of(input, first, count, some.begin + place, some.image, line),
-            Affine{factors(some).centre + place, factors(some).scale + place, factors(some).shift + place}, place);
+            Affine{factors(some).center + place, factors(some).scale + place, factors(some).shift + place}, place);
       });
     }
   };
@@ -113,7 +113,7 @@ void Call::differentiate(const Channels& some, float* sums) const {
       of_weight[at + c] = gain * inverse[c] * products[c];
       of_bias[at + c] = gain * sums[c];
       if (row != nullptr && film_is_added) {
-        of_rows[at + c] = scale[c] * sums[c] + pixels * (slope[c] * (mean[c] - centre[c]) + offset[c]);
+        of_rows[at + c] = scale[c] * sums[c] + pixels * (slope[c] * (mean[c] - center[c]) + offset[c]);
       } else if (row != nullptr) {
         float* to = of_rows + at + some.image * channels + c;
         to[0] = weight[some.begin + c] * inverse[c] * products[c] + bias[some.begin + c] * sums[c];
@@ -126,7 +126,7 @@ void Call::differentiate(const Channels& some, float* sums) const {
   });
 }
 
-// A task is a picture's share of channels. It knows neither its batch nor the threads.
+// A task is an image's share of channels. It knows neither its batch nor the threads.
 void run(const Call& call) {
   const int64_t most = call.task_channels(), shares = (call.channels + most - 1) / most;
   const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, most * call.height * call.width));
@@ -139,7 +139,7 @@ void run(const Call& call) {
   });
 }
 
-// Sum over the pictures.
+// Sum over the images.
 void sum_up(const std::vector<float>& parts, int64_t n, int64_t channels, float* to) {
   std::fill(to, to + channels, 0.0f);
   for (int64_t image = 0; image < n; ++image) {
@@ -167,7 +167,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> film_group_norm_backward(
     const std::optional<Tensor>& film, const std::optional<Tensor>& rows, int64_t groups, double eps, bool silu,
     int64_t resample, bool phases) {
   Call call({x, skip, weight, bias, film, rows, groups, eps, silu, resample, phases});
-  check_picture(grad, x, "grad");
+  check_image(grad, x, "grad");
   RCDM_FAST_CHECK(grad.size(0) == call.n && grad.size(1) == call.channels && grad.size(2) == call.out_height() &&
                       grad.size(3) == call.out_width(),
                   "film_group_norm: grad does not fit the result");

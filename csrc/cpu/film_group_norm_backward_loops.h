@@ -37,7 +37,7 @@ inline Floats silu_slope(Floats y) {
   return share * (1.0f + y * (1.0f - share));
 }
 
-// Runs `use(v, place of the pixel in x, x - centre, gradient of y)` over a line.
+// Runs `use(v, place of the pixel in x, x - center, gradient of y)` over a line.
 template <typename Format, template <typename> class Access, int kVectors, Mode kMode, bool kSilu, typename Use>
 inline __attribute__((always_inline)) void for_pixels(const GradientLine& line, const Affine& affine, int64_t channel,
                                                       int64_t count, Use&& use) {
@@ -45,9 +45,9 @@ inline __attribute__((always_inline)) void for_pixels(const GradientLine& line, 
   using P = Access<Float32>;
   const auto* x = static_cast<const typename Format::Storage*>(line.x) + channel;
   const auto* grad = static_cast<const typename Format::Storage*>(line.grad) + channel;
-  Floats centre[kVectors], scale[kVectors], shift[kVectors];
+  Floats center[kVectors], scale[kVectors], shift[kVectors];
   for (int v = 0; v < kVectors; ++v) {
-    centre[v] = P::load(affine.centre + channel + v * kWidth, count);
+    center[v] = P::load(affine.center + channel + v * kWidth, count);
     if constexpr (kSilu) {
       scale[v] = P::load(affine.scale + channel + v * kWidth, count);
       shift[v] = P::load(affine.shift + channel + v * kWidth, count);
@@ -61,7 +61,7 @@ inline __attribute__((always_inline)) void for_pixels(const GradientLine& line, 
       const Floats given = gradient_at<Format, Access, kMode>(grad + v * kWidth, grad_step, row, count);
       for (int pixel = 0; pixel < kPixels; ++pixel) {
         const int64_t place = at + pixel * x_step + v * kWidth;
-        const Floats difference = A::load(x + place, count) - centre[v];
+        const Floats difference = A::load(x + place, count) - center[v];
         Floats g = given;
         if constexpr (kSilu) {
           g *= silu_slope<Format::kCoarse>(difference * scale[v] + shift[v]);

@@ -23,10 +23,10 @@ struct GradientLine {
 };
 
 struct FilmGroupNormBackwardLoops {
-  // With g the gradient of y = (x - centre) * scale + shift: per channel sums[c] += sum of g, products[c] += sum of
-  // g (x - centre).
+  // With g the gradient of y = (x - center) * scale + shift: per channel sums[c] += sum of g, products[c] += sum of
+  // g (x - center).
   using Sums = void (*)(const GradientLine& line, const Affine& affine, float* sums, float* products);
-  // of_x = g scale + (x - centre) slope + offset.
+  // of_x = g scale + (x - center) slope + offset.
   using Write = void (*)(const GradientLine& line, const Affine& affine, const float* slope, const float* offset);
 
   struct Mode {

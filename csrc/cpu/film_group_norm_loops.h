@@ -31,18 +31,18 @@ inline void moments_of(const Pixels& from, int64_t channel, int64_t count, float
     }
   }
   const float share = 1.0f / static_cast<float>(from.pixels);
-  Floats centre[kVectors];
+  Floats center[kVectors];
   for (int v = 0; v < kVectors; ++v) {
-    centre[v] = origin[v] + sum[v] * share;
+    center[v] = origin[v] + sum[v] * share;
   }
   for (int64_t p = 0; p < from.pixels; ++p) {
     for (int v = 0; v < kVectors; ++v) {
-      const Floats difference = A::load(data + p * from.stride + v * kWidth, count) - centre[v];
+      const Floats difference = A::load(data + p * from.stride + v * kWidth, count) - center[v];
       deviation[v] += difference * difference;
     }
   }
   for (int v = 0; v < kVectors; ++v) {
-    P::store(mean + channel + v * kWidth, centre[v], count);
+    P::store(mean + channel + v * kWidth, center[v], count);
     P::store(squares + channel + v * kWidth, deviation[v], count);
   }
 }
@@ -69,9 +69,9 @@ inline void apply_to(const Pixels& from, const Affine& affine, const Target& to,
   using P = Access<Float32>;
   const auto* source = static_cast<const typename Format::Storage*>(from.data) + channel;
   auto* target = static_cast<typename Format::Storage*>(to.data) + channel;
-  Floats centre[kVectors], scale[kVectors], shift[kVectors];
+  Floats center[kVectors], scale[kVectors], shift[kVectors];
   for (int v = 0; v < kVectors; ++v) {
-    centre[v] = P::load(affine.centre + channel + v * kWidth, count);
+    center[v] = P::load(affine.center + channel + v * kWidth, count);
     scale[v] = P::load(affine.scale + channel + v * kWidth, count);
     shift[v] = P::load(affine.shift + channel + v * kWidth, count);
   }
@@ -82,7 +82,7 @@ inline void apply_to(const Pixels& from, const Affine& affine, const Target& to,
       const auto* read = source + v * kWidth;
       auto* write = target + v * kWidth;
       const auto value = [&](const typename Format::Storage* at) __attribute__((always_inline)) {
-        const Floats y = (A::load(at, count) - centre[v]) * scale[v] + shift[v];
+        const Floats y = (A::load(at, count) - center[v]) * scale[v] + shift[v];
         return kSilu ? silu<Format::kCoarse>(y) : y;
       };
       if constexpr (kMode == Mode::down) {

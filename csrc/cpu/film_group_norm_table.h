@@ -15,9 +15,9 @@ struct Pixels {
   int64_t channels;
 };
 
-// Per channel: result = (x - centre) * scale + shift.
+// Per channel: result = (x - center) * scale + shift.
 struct Affine {
-  const float* centre;
+  const float* center;
   const float* scale;
   const float* shift;
 };

@@ -39,14 +39,14 @@ void set_film(FilmGroupNormWork& work, const std::optional<Tensor>& film, const 
   work.rows = static_cast<const int64_t*>(rows->const_data_ptr());
   for (int64_t image = 0; image < work.n; ++image) {
     const int64_t row = work.rows[image];
-    RCDM_FAST_CHECK(0 <= row && row < film->size(0), "film_group_norm: row ", row, " of picture ", image,
+    RCDM_FAST_CHECK(0 <= row && row < film->size(0), "film_group_norm: row ", row, " of image ", image,
                     " is out of range: film has ", film->size(0), " rows");
   }
 }
 
 }  // namespace
 
-void check_picture(const Tensor& x, const Tensor& like, const char* name) {
+void check_image(const Tensor& x, const Tensor& like, const char* name) {
   RCDM_FAST_CHECK(x.is_cpu() && x.dim() == 4 && is_channels_last(x), "film_group_norm: ", name,
                   " must be [N,C,H,W] in channels-last memory without gaps, on the CPU");
   RCDM_FAST_CHECK(x.scalar_type() == like.scalar_type(), "film_group_norm: ", name, " has another dtype than x");
@@ -58,7 +58,7 @@ FilmGroupNormWork::FilmGroupNormWork(const FilmGroupNormInputs& given)
   const Tensor& x = given.x;
   const auto* all = choose(&kFilmGroupNormBase, &kFilmGroupNormAvx2, &kFilmGroupNormAvx512, &kFilmGroupNormAvx512Bf16);
   loops = format_of(*all, x.scalar_type(), "film_group_norm");
-  check_picture(x, x, "x");
+  check_image(x, x, "x");
   n = x.size(0);
   channels = x.size(1);
   height = x.size(2);
@@ -74,7 +74,7 @@ FilmGroupNormWork::FilmGroupNormWork(const FilmGroupNormInputs& given)
   input_count = 1;
   if (given.skip) {
     const Tensor& skip = *given.skip;
-    check_picture(skip, x, "skip");
+    check_image(skip, x, "skip");
     RCDM_FAST_CHECK(skip.size(0) == n && skip.size(2) == height && skip.size(3) == width,
                     "film_group_norm: skip does not fit x");
     inputs[1] = {static_cast<const char*>(skip.const_data_ptr()), skip.size(1)};
@@ -108,25 +108,25 @@ void FilmGroupNormWork::merge_moments(const Channels& some) const {
   const int64_t per_group = channels / groups, count_of = some.count;
   const float pixels = static_cast<float>(height * width);
   const float* memory = some.memory;
-  const auto [centre, scale, shift, inverse, mean_of] = factors(some);
-  std::fill(centre, shift, 0.0f);
+  const auto [center, scale, shift, inverse, mean_of] = factors(some);
+  std::fill(center, shift, 0.0f);
   for (int64_t run = 0; run < runs(); ++run) {
     const float share = static_cast<float>(run_pixels(run)) / pixels;
     const float* mean = memory + 2 * run * count_of;
     for (int64_t c = 0; c < count_of; ++c) {
-      centre[c] += share * (mean[c] - memory[c]);
+      center[c] += share * (mean[c] - memory[c]);
     }
   }
   for (int64_t c = 0; c < count_of; ++c) {
-    centre[c] += memory[c];
-    mean_of[c] = centre[c];
+    center[c] += memory[c];
+    mean_of[c] = center[c];
   }
   for (int64_t run = 0; run < runs(); ++run) {
     const float count = static_cast<float>(run_pixels(run));
     const float* mean = memory + 2 * run * count_of;
     const float* squares = mean + count_of;
     for (int64_t c = 0; c < count_of; ++c) {
-      const float difference = mean[c] - centre[c];
+      const float difference = mean[c] - center[c];
       scale[c] += squares[c] + count * difference * difference;
     }
   }
@@ -135,21 +135,21 @@ void FilmGroupNormWork::merge_moments(const Channels& some) const {
   const float* modulation = film_is_added ? nullptr : row;
   for (int64_t begin = 0; begin < count_of; begin += per_group) {
     const int64_t end = begin + per_group;
-    const float first = centre[begin] + (added ? added[begin] : 0.0f);
+    const float first = center[begin] + (added ? added[begin] : 0.0f);
     float mean = 0.0f, squares = 0.0f;
     for (int64_t c = begin; c < end; ++c) {
-      mean += centre[c] + (added ? added[c] : 0.0f) - first;
+      mean += center[c] + (added ? added[c] : 0.0f) - first;
     }
     mean = mean / static_cast<float>(per_group) + first;
     for (int64_t c = begin; c < end; ++c) {
-      const float difference = centre[c] + (added ? added[c] : 0.0f) - mean;
+      const float difference = center[c] + (added ? added[c] : 0.0f) - mean;
       squares += scale[c] + pixels * difference * difference;
     }
     const float variance = squares / (pixels * static_cast<float>(per_group));
     const float of_group = static_cast<float>(1.0 / std::sqrt(static_cast<double>(variance) + eps));
     for (int64_t c = begin; c < end; ++c) {
       const float gain = modulation ? 1.0f + modulation[c] : 1.0f;
-      centre[c] = mean - (added ? added[c] : 0.0f);
+      center[c] = mean - (added ? added[c] : 0.0f);
       scale[c] = of_group * weight[some.begin + c] * gain;
       shift[c] = modulation ? bias[some.begin + c] * gain + modulation[channels + c] : bias[some.begin + c];
       inverse[c] = of_group;

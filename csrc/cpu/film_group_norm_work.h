@@ -28,14 +28,14 @@ struct FilmGroupNormInputs {
   bool phases;
 };
 
-// Statistics are taken over runs of so many pixels and then merged. The size is fixed, so that a picture's result does
+// Statistics are taken over runs of so many pixels and then merged. The size is fixed, so that an image's result does
 // not depend on its batch or on the number of threads; 64 pixels of 64 channels stay in the first-level cache.
 constexpr int64_t kRun = 64;
 
 // Elements that make it worth starting another thread.
 constexpr int64_t kGrain = 1 << 14;
 
-// Some channels of a picture: `count` of them, from `begin` on; whole groups. `memory` is theirs (`Work::scratch`).
+// Some channels of an image: `count` of them, from `begin` on; whole groups. `memory` is theirs (`Work::scratch`).
 struct Channels {
   int64_t image;
   int64_t begin;
@@ -43,9 +43,9 @@ struct Channels {
   float* memory;
 };
 
-// What the statistics of some channels come to: result = (x - centre) * scale + shift.
+// What the statistics of some channels come to: result = (x - center) * scale + shift.
 struct Factors {
-  float* centre;   // mean of the group, less what FiLM adds before the norm
+  float* center;   // mean of the group, less what FiLM adds before the norm
   float* scale;    // inverse x weight x (1 + FiLM's scale)
   float* shift;
   float* inverse;  // 1 / sqrt(variance of the group + eps)
@@ -60,7 +60,7 @@ struct FilmGroupNormWork {
   Input inputs[2];
   int input_count;
   int64_t element_bytes;
-  int64_t n, channels, height, width;  // of the picture before resampling
+  int64_t n, channels, height, width;  // of the image before resampling
   bool phases;
   int64_t resample;
   const float* weight;
@@ -106,7 +106,7 @@ struct FilmGroupNormWork {
             run_pixels(run), input.channels};
   }
 
-  // Floats of scratch memory for so many channels of a picture: moments of every run, then the factors.
+  // Floats of scratch memory for so many channels of an image: moments of every run, then the factors.
   int64_t scratch(int64_t count) const {
     return (2 * runs() + 5) * count;
   }
@@ -135,6 +135,6 @@ struct FilmGroupNormWork {
 };
 
 // `name` for messages.
-void check_picture(const torch::stable::Tensor& x, const torch::stable::Tensor& like, const char* name);
+void check_image(const torch::stable::Tensor& x, const torch::stable::Tensor& like, const char* name);
 
 }  // namespace rcdm_fast::cpu

@@ -35,7 +35,7 @@ struct Work {
   int64_t images, inputs, height, width;
   int64_t outputs, out_height, out_width;
   int64_t kernel, stride, padding;
-  int64_t zero_columns;  // of a packed row, before and after the picture
+  int64_t zero_columns;  // of a packed row, before and after the image
   const WeightGradientLoops* loops;
   const WeightGradientLoops::Format* format;
   float* weight;  // [O,k,k,I]
@@ -59,8 +59,8 @@ struct Work {
   void run(int64_t first_input, int64_t last_input, int64_t first_output, int64_t last_output) const;
 };
 
-// A panel of the rows that a stretch sees, in `count` images from `image` on: each row `padding` zeros, the picture's
-// row, and zeros up to what the kernel reaches. What lies outside the picture is zero.
+// A panel of the rows that a stretch sees, in `count` images from `image` on: each row `padding` zeros, the image's
+// row, and zeros up to what the kernel reaches. What lies outside the image is zero.
 void Work::pack_x(int64_t image, int64_t count, int64_t row, int64_t rows, int64_t panel, float* to) const {
   const int64_t begin = panel * loops->inputs, channels = std::min<int64_t>(loops->inputs, inputs - begin);
   const int64_t seen = seen_rows(rows), pitch = row_pixels() * loops->inputs;
@@ -79,7 +79,7 @@ void Work::pack_x(int64_t image, int64_t count, int64_t row, int64_t rows, int64
   }
 }
 
-// Panels of x and panels of the gradient, over all pictures.
+// Panels of x and panels of the gradient, over all images.
 void Work::run(int64_t first_input, int64_t last_input, int64_t first_output, int64_t last_output) const {
   const int64_t taps = kernel * kernel, tile = loops->inputs * loops->outputs;
   const int64_t image_step = images_together(), row_step = rows_together();

@@ -69,7 +69,7 @@ struct Float16 {
 template <typename Element>
 constexpr int kFullVector = 16 / static_cast<int>(sizeof(typename Element::Storage));
 
-// Size neighbours in memory: 16 bytes of them, which must be aligned, or one.
+// Size neighbors in memory: 16 bytes of them, which must be aligned, or one.
 template <typename Element, int Size>
 struct Vector {
   static_assert(Size == kFullVector<Element>);

@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(kThreads, (kBlocksPerProcessor<Size, Same>))
   float* reduce = counts + kThreads;
 
   const Place place(p.plan, blockIdx.x);
-  const Film film(p.problem, place.picture);
+  const Film film(p.problem, place.image);
   const int first = place.chunk * p.plan.chunk_pixels;
   const int end = min(first + p.plan.chunk_pixels, p.plan.pixels);
   ThreadMoments<Size, Same> moments;
@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kThreads, (kBlocksPerProcessor<Size, Same>))
   if (t < place.groups) {
     const float* groups = reduce + 3 * kThreads;
     const int group = place.first_channel / p.plan.per_group + t;
-    p.moments[(place.picture * p.plan.chunks + place.chunk) * p.problem.groups + group] =
+    p.moments[(place.image * p.plan.chunks + place.chunk) * p.problem.groups + group] =
         make_float2(groups[t], groups[kMostGroups + t]);
   }
 }
@@ -48,8 +48,8 @@ __global__ void __launch_bounds__(kThreads, 3) write_kernel(const __grid_constan
   float* coefficients = reduce + kReduceFloats;
 
   const Place place(p.plan, gridDim.x - 1 - blockIdx.x);
-  const Film film(p.problem, place.picture);
-  const float2* moments = p.moments + place.picture * p.plan.chunks * p.problem.groups +
+  const Film film(p.problem, place.image);
+  const float2* moments = p.moments + place.image * p.plan.chunks * p.problem.groups +
                           place.first_channel / p.plan.per_group;
   join_groups(place.groups, p.plan.chunks, reduce, [&](int group, int chunk) {
     const int first = chunk * p.plan.chunk_pixels;
@@ -61,11 +61,11 @@ __global__ void __launch_bounds__(kThreads, 3) write_kernel(const __grid_constan
   const int end = min(first + p.plan.chunk_items, p.plan.items);
   write_slab<Element, Size, Resample>(p, place, film, reduce + 3 * kThreads, coefficients, first, end,
                                       [&](int channel, int) {
-                                        return FarColumn<Element, Size>{{p.problem, place.picture, channel}};
+                                        return FarColumn<Element, Size>{{p.problem, place.image, channel}};
                                       });
 }
 
-// Everything at once for one slab of one picture, which stays in shared memory between the two halves.
+// Everything at once for one slab of one image, which stays in shared memory between the two halves.
 template <typename Element, int Size, int Same>
 __global__ void __launch_bounds__(kThreads, (kBlocksPerProcessor<Size, Same>))
     fused_kernel(const __grid_constant__ FilmGroupNormParameters p) {
@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kThreads, (kBlocksPerProcessor<Size, Same>))
   float* coefficients = counts + kReduceFloats;
 
   const Place place(p.plan, blockIdx.x);
-  const Film film(p.problem, place.picture);
+  const Film film(p.problem, place.image);
   ThreadMoments<Size, Same> moments;
   gather<Element, Size, Same>(p, place, film, 0, p.plan.pixels, kept, moments);
   join_threads(place, p.plan.per_group, moments, sets, counts, reduce);

@@ -1,4 +1,4 @@
-// What a block of film_group_norm does: find its place, gather moments, join them, normalise and write.
+// What a block of film_group_norm does: find its place, gather moments, join them, normalize and write.
 
 #pragma once
 
@@ -14,10 +14,10 @@ struct FilmGroupNormParameters {
   float2* moments;  // [N, chunks, groups]: mean and m2 of every chunk
 };
 
-// A block's picture, chunk and slab, and its threads as `lanes` rows of `tile` columns; a column is one vector of
+// A block's image, chunk and slab, and its threads as `lanes` rows of `tile` columns; a column is one vector of
 // channels. A slab wider than the block is one group, and its columns are done tile by tile.
 struct Place {
-  int64_t picture;
+  int64_t image;
   int chunk;
   int first_channel;
   int columns;
@@ -31,7 +31,7 @@ struct Place {
     const unsigned slab = block % plan.slabs;
     const unsigned rest = block / plan.slabs;
     chunk = rest % plan.chunks;
-    picture = rest / plan.chunks;
+    image = rest / plan.chunks;
     first_channel = slab * plan.slab_channels;
     const int left = plan.channels - first_channel;
     const int channels = left < plan.slab_channels ? left : plan.slab_channels;
@@ -49,16 +49,16 @@ struct Place {
   }
 };
 
-// Row of the film table for a picture. `row` is nullptr without film, or when the picture's row is out of range.
+// Row of the film table for an image. `row` is nullptr without film, or when the image's row is out of range.
 struct Film {
   const float* row;
   bool out_of_range;
 
-  __device__ __forceinline__ Film(const FilmGroupNormProblem& problem, int64_t picture) {
+  __device__ __forceinline__ Film(const FilmGroupNormProblem& problem, int64_t image) {
     row = nullptr;
     out_of_range = false;
     if (problem.film != nullptr) {
-      const int64_t index = problem.rows[picture];
+      const int64_t index = problem.rows[image];
       out_of_range = index < 0 || index >= problem.film_rows;
       row = out_of_range ? nullptr : problem.film + index * problem.film_stride;
     }
@@ -75,7 +75,7 @@ struct Column {
   int channels;
   bool phases;
 
-  __device__ __forceinline__ Column(const FilmGroupNormProblem& problem, int64_t picture, int channel) {
+  __device__ __forceinline__ Column(const FilmGroupNormProblem& problem, int64_t image, int channel) {
     phases = problem.phases;
     width = problem.width;
     channels = problem.x_channels;
@@ -90,7 +90,7 @@ struct Column {
       pitch = problem.skip_channels;
       channel -= problem.x_channels;
     }
-    base = static_cast<const Storage*>(source) + picture * pixels * pitch + channel;
+    base = static_cast<const Storage*>(source) + image * pixels * pitch + channel;
   }
 
   __device__ __forceinline__ const Storage* at(unsigned pixel) const {
@@ -137,7 +137,7 @@ __device__ __forceinline__ void gather(const FilmGroupNormParameters& p, const P
       continue;
     }
     const int channel = place.first_channel + (start + place.column) * Size;
-    const Column<Element> source(p.problem, place.picture, channel);
+    const Column<Element> source(p.problem, place.image, channel);
     float added[Size];
 #pragma unroll
     for (int i = 0; i < Size; ++i) {

@@ -83,7 +83,7 @@ Checked check(const Tensor& x, const std::optional<Tensor>& skip, const Tensor& 
                   "film_group_norm: an odd size cannot be halved");
   RCDM_FAST_CHECK(channels <= kMostNumbers / 8 && height <= kMostNumbers && width <= kMostNumbers &&
                       height * width <= kMostNumbers,
-                  "film_group_norm: a picture is too large");
+                  "film_group_norm: an image is too large");
   problem.x = x.const_data_ptr();
   problem.weight = parameter(weight, channels, x, "weight");
   problem.bias = parameter(bias, channels, x, "bias");

@@ -9,7 +9,7 @@
 
 namespace rcdm_fast::cuda {
 
-// All pointers are device memory. Sizes are those of the picture that is normalised: with `phases` x is
+// All pointers are device memory. Sizes are those of the image that is normalized: with `phases` x is
 // [N,4C,H/2+1,W/2+1], else [N,C,H,W]. Channels C+C' in all.
 struct FilmGroupNormProblem {
   const void* x;
@@ -39,7 +39,7 @@ struct FilmGroupNormProblem {
 
 extern "C" {
 
-// Floats of scratch memory that a launch needs; 0 when the picture fits on the chip.
+// Floats of scratch memory that a launch needs; 0 when the image fits on the chip.
 int64_t rcdm_fast_film_group_norm_workspace(const rcdm_fast::cuda::FilmGroupNormProblem* problem);
 
 // Enqueues on a cudaStream_t. nullptr, or what went wrong.

@@ -1,7 +1,7 @@
-// How film_group_norm is cut into blocks. Depends on one picture only, never on the batch: equal pictures give equal
+// How film_group_norm is cut into blocks. Depends on one image only, never on the batch: equal images give equal
 // bits in any batch. Plain arithmetic, without CUDA.
 //
-// A slab is a run of channels that holds whole groups and whole vectors; a block works on one slab of one picture. If
+// A slab is a run of channels that holds whole groups and whole vectors; a block works on one slab of one image. If
 // all pixels of a slab fit into shared memory, one kernel does everything and reads x once ("fused"). Otherwise the
 // pixels are cut into chunks: one kernel finds the moments of every chunk, a second one joins them and writes.
 
@@ -19,7 +19,7 @@ constexpr int kThreads = 256;
 constexpr int kMostGroups = 64;            // of one slab; slab_channels() keeps to it
 constexpr int kSector = 32;                // bytes that memory moves at least
 constexpr int kChunkBytes = 16 * 1024;     // below, starting a block costs more than it saves
-constexpr int kBlocksPerPicture = 256;     // enough to fill the chip with one picture
+constexpr int kBlocksPerImage = 256;     // enough to fill the chip with one image
 constexpr int kMostShared = 96 * 1024;     // what a block may have on every chip from sm_80
 constexpr int kSharedIfWide = 32 * 1024;   // slabs of 64 bytes must leave room for several blocks
 constexpr int kReduceFloats = 4 * kThreads + 2 * kMostGroups;  // counts, three partial results, the groups' result
@@ -28,7 +28,7 @@ struct FilmGroupNormPlan {
   int channels;
   int per_group;
   int vector;         // channels that a thread handles together: 16 bytes of them, or 1
-  int same;           // of these, neighbours that always belong to the same group
+  int same;           // of these, neighbors that always belong to the same group
   int slab_channels;  // the last slab may have fewer
   int slabs;
   int chunks;  // 1 when fused
@@ -125,7 +125,7 @@ inline FilmGroupNormPlan make_plan(const FilmGroupNormProblem& problem) {
   int64_t chunks = 1;
   if (!plan.fused) {
     const int64_t slab = int64_t{plan.pixels} * plan.slab_channels * itemsize;
-    const int64_t most = kBlocksPerPicture / plan.slabs > 1 ? kBlocksPerPicture / plan.slabs : 1;
+    const int64_t most = kBlocksPerImage / plan.slabs > 1 ? kBlocksPerImage / plan.slabs : 1;
     chunks = at_most((slab + kChunkBytes - 1) / kChunkBytes, most);
   }
   plan.chunk_pixels = static_cast<int>((plan.pixels + chunks - 1) / chunks);

@@ -87,7 +87,7 @@ __device__ __forceinline__ void write_column(const FilmGroupNormParameters& p, c
   const int64_t channels = p.plan.channels;
   const int64_t pixels = p.plan.pixels;
   const int64_t pixels_out = Resample == -1 ? pixels / 4 : Resample == 1 ? 4 * pixels : pixels;
-  auto* out = static_cast<typename Element::Storage*>(p.problem.out) + place.picture * pixels_out * channels + channel;
+  auto* out = static_cast<typename Element::Storage*>(p.problem.out) + place.image * pixels_out * channels + channel;
   for (int item = first + place.lane; item < end; item += kItems * place.lanes) {
     Vector<Element, Size> read[kItems][kReads];
 #pragma unroll

@@ -13,7 +13,7 @@
 
 namespace rcdm_fast::cuda {
 
-constexpr int64_t kMostNumbers = int64_t{1} << 30;  // pixels or numbers of one picture; indices within it have 32 bits
+constexpr int64_t kMostNumbers = int64_t{1} << 30;  // pixels or numbers of one image; indices within it have 32 bits
 
 // Makes a tensor's device the current one and gives the stream that torch uses there.
 class OnDevice {

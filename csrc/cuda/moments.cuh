@@ -36,7 +36,7 @@ __host__ __device__ __forceinline__ Moments join(const Get& get, int first, int 
 }
 
 // What one thread knows about the numbers it has seen. Its Size channels fall into Size / Same sets of Same
-// neighbouring channels that belong to the same group; all sets have the same count.
+// neighboring channels that belong to the same group; all sets have the same count.
 template <int Size, int Same>
 struct ThreadMoments {
   static constexpr int kSets = Size / Same;

@@ -9,12 +9,12 @@ namespace {
 
 constexpr int kStepThreads = 256;
 constexpr int kWarp = 32;
-constexpr unsigned kMostRows = 65535;  // of a grid; further pictures are done by the same blocks
+constexpr unsigned kMostRows = 65535;  // of a grid; further images are done by the same blocks
 
 template <int Size>
 using Numbers = Vector<Float32, Size>;
 
-// A thread does Size neighbours of a row in one channel. The warps of a block take the channels of the same pixels one
+// A thread does Size neighbors of a row in one channel. The warps of a block take the channels of the same pixels one
 // after another: in a channels-last output these lie side by side and are read from memory once.
 template <typename Element, int Size>
 __global__ void __launch_bounds__(kStepThreads) solver_step_kernel(const __grid_constant__ SolverStepProblem p) {
@@ -31,15 +31,15 @@ __global__ void __launch_bounds__(kStepThreads) solver_step_kernel(const __grid_
   const int64_t plane = static_cast<int64_t>(p.height) * p.width;
   const auto* output = static_cast<const typename Element::Storage*>(p.output) + channel * p.strides[1] +
                        row * p.strides[2] + column * p.strides[3];
-  for (int64_t picture = blockIdx.y; picture < p.batch; picture += gridDim.y) {
-    const int64_t index = (picture * p.channels + channel) * plane + pixel;
+  for (int64_t image = blockIdx.y; image < p.batch; image += gridDim.y) {
+    const int64_t index = (image * p.channels + channel) * plane + pixel;
     Numbers<Size> x;
     Numbers<Size> terms[kMostTerms];
     typename Element::Storage outputs[Size];
     x.load(p.x + index);
 #pragma unroll
     for (int i = 0; i < Size; ++i) {
-      outputs[i] = output[picture * p.strides[0] + i * p.strides[3]];
+      outputs[i] = output[image * p.strides[0] + i * p.strides[3]];
     }
 #pragma unroll
     for (int k = 0; k < kMostTerms; ++k) {

@@ -46,7 +46,7 @@ std::tuple<Tensor, Tensor> solver_step(const Tensor& x, const Tensor& output, co
   if (x.numel() == 0) {
     return {following, x0};
   }
-  RCDM_FAST_CHECK(x.numel() / x.size(0) <= kMostNumbers, "solver_step: a picture is too large");
+  RCDM_FAST_CHECK(x.numel() / x.size(0) <= kMostNumbers, "solver_step: an image is too large");
   problem.x = static_cast<const float*>(x.const_data_ptr());
   problem.output = output.const_data_ptr();
   problem.following = static_cast<float*>(following.mutable_data_ptr());

@@ -36,6 +36,6 @@ struct SolverStepProblem {
 
 extern "C" {
 
-// Enqueues on a cudaStream_t. nullptr, or what went wrong. A picture has at most 2^30 numbers.
+// Enqueues on a cudaStream_t. nullptr, or what went wrong. An image has at most 2^30 numbers.
 const char* rcdm_fast_solver_step(const rcdm_fast::cuda::SolverStepProblem* problem, void* stream);
 }

@@ -1,8 +1,8 @@
-"""Pictures changed so little that nobody sees it, so that a linear probe fails: what happens to h, and to samples?
+"""Images changed so little that nobody sees it, so that a linear probe fails: what happens to h, and to samples?
 
 The probe is fitted on half of the data, the other half is attacked (`perturb.py`).
 
-Beside the probe's accuracy stands how far h moves, in units of the distance to the nearest other real picture, and what
+Beside the probe's accuracy stands how far h moves, in units of the distance to the nearest other real image, and what
 samples of the attacked representation are: the class that the probe gives to them. After Bordes et al. (2021), section
 5.2. Knows nothing about how the encoders were trained: which one is self-supervised is in their names.
 """
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rcdm_fast import host, images
+from rcdm_fast import host
 from rcdm_fast.analysis import common
 from rcdm_fast.analysis.common import ExperimentConfig, Progress, interval
 from rcdm_fast.analysis.layers import names as names_of
@@ -29,6 +29,7 @@ from rcdm_fast.checks import CountOrNone
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.image_set import ImageSet, evenly
 from rcdm_fast.encoders import ImageEncoder
+from rcdm_fast.images import fit_images, image_sheet, to_pil
 from rcdm_fast.metrics import probes
 from rcdm_fast.metrics.nearest import squared_distances
 from rcdm_fast.model import Model
@@ -41,14 +42,14 @@ class AttackConfig(ExperimentConfig):
     """What to attack and sample.
 
     Attributes:
-        pictures: attacked, spread evenly over their half of the data; 0 means 500, or all there are if fewer.
+        images: attacked, spread evenly over their half of the data; 0 means 500, or all there are if fewer.
         sources: of these, drawn from (with the largest epsilon and with none); 0 means 64, or all if fewer.
         epsilons: largest change of a pixel, in 8-bit levels.
         pgd_steps: gradient steps of PGD, each of 2.5 epsilon / steps.
         shown: sources in the figure.
     """
 
-    pictures: CountOrNone = 0
+    images: CountOrNone = 0
     sources: CountOrNone = 0
     epsilons: tuple[float, ...] = (0, 1, 2, 4, 8, 16)
     pgd_steps: int = 10
@@ -64,14 +65,14 @@ class AttackConfig(ExperimentConfig):
 
 @dataclass(frozen=True)
 class Attacked:
-    """One model under attack; P pictures, E epsilons.
+    """One model under attack; P images, E epsilons.
 
     Attributes:
         name: of the model.
         correct: by method, whether the probe is right, bool [E,P].
-        moved: by method, distance of h from where it was over that to the nearest other picture, float64 [E,P].
-        kept: share of a source's samples that the probe gives the true class, of clean and attacked h, float64 [2,S].
-        rows: pictures of the figure, a row for each shown source.
+        moved: by method, distance of h from where it was over that to the nearest other image, float64 [E,P].
+        kept: fraction of a source's samples that the probe gives the true class, of clean and attacked h, float64 [2,S].
+        rows: images of the figure, a row for each shown source.
     """
 
     name: str
@@ -89,17 +90,17 @@ def run(
     progress: Progress | None = None,
     shared: Shared | None = None,
 ) -> Analysis:
-    """The models under the same attacks on the same pictures, each with a probe of its own.
+    """The models under the same attacks on the same images, each with a probe of its own.
 
     Args:
         models: one or more, with encoders that have gradients.
-        data: labelled pictures, at least 40; a probe needs many more to be good.
+        data: labelled images, at least 40; a probe needs many more to be good.
         config: sizes.
         progress: called with (models done, all of them).
         shared: with other experiments.
 
     Raises:
-        ConfigError: no labels, too few pictures, a model without an encoder, or an encoder without gradients.
+        ConfigError: no labels, too few images, a model without an encoder, or an encoder without gradients.
     """
     known, attacked = halves(data, config)
     results = []
@@ -112,16 +113,16 @@ def run(
     tables.append(_kept_table(results, config))
     first, *others = results
     largest = f"{config.epsilons[-1]:g}"
-    sheet = [[images.to_pil(each) for each in row] for result in results for row in result.rows]
+    sheet = [[to_pil(each) for each in row] for result in results for row in result.rows]
     per = config.per
-    titles = ["picture", "samples", *[""] * (per - 1), "attacked", "samples", *[""] * (per - 1)]
+    titles = ["image", "samples", *[""] * (per - 1), "attacked", "samples", *[""] * (per - 1)]
     return Analysis(
         name="attack",
         title=f"{common.listed([result.name for result in results])} under attack",
         model=", ".join(map(common.name_of, models)),
         settings={
             **dataclasses.asdict(config),
-            "pictures": len(attacked),
+            "images": len(attacked),
             "fitted_on": len(known),
             "sources": len(_sources(attacked, config)),
             "data": data.fingerprint,
@@ -129,7 +130,7 @@ def run(
         tables=tuple(tables),
         findings=tuple(finding for other in others for finding in _findings(first, other, config)),
         figures={
-            "samples": images.sheet(
+            "samples": image_sheet(
                 sheet,
                 cell=64,
                 column_titles=titles,
@@ -137,42 +138,36 @@ def run(
                 group_gaps=[1, 1 + per, 2 + per],
             )
         },
-        captions={
-            "samples": f"Pictures and samples of h, then attacked by PGD with epsilon {largest}; the same noise."
-        },
-        method="A linear probe (logistic regression) is fitted on half of the pictures and attacked on the other half "
+        captions={"samples": f"Images and samples of h, then attacked by PGD with epsilon {largest}; the same noise."},
+        method="A linear probe (logistic regression) is fitted on half of the images and attacked on the other half "
         "by FGSM and PGD in the maximum norm, with the gradient of its cross-entropy. Movement: distance of h from the "
-        "clean h over the distance of the clean h to its nearest neighbour among the attacked half. Intervals: 95 %, "
-        "bootstrap over pictures. After Bordes et al. (2021), section 5.2.",
+        "clean h over the distance of the clean h to its nearest neighbor among the attacked half. Intervals: 95 %, "
+        "bootstrap over images. After Bordes et al. (2021), section 5.2.",
     )
 
 
 def halves(data: ImageSet, config: AttackConfig) -> tuple[Tensor, Tensor]:
-    """Places of the pictures that the probe is fitted on, and of those that are attacked."""
+    """Places of the images that the probe is fitted on, and of those that are attacked."""
     if data.labels is None:
-        raise ConfigError("an attack on a probe needs labelled pictures: one sub-folder per class")
+        raise ConfigError("an attack on a probe needs labelled images: one sub-folder per class")
     if len(data) < 2 * MIN_SOURCES:
-        raise ConfigError(
-            f"at least {2 * MIN_SOURCES} pictures are needed, half of them for the probe; got {len(data)}"
-        )
+        raise ConfigError(f"at least {2 * MIN_SOURCES} images are needed, half of them for the probe; got {len(data)}")
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(config.seed))
     known, rest = order[: len(data) // 2].sort().values, order[len(data) // 2 :].sort().values
     classes = data.labels[known].unique()
     if len(classes) < 2 or len(data.labels[rest].unique()) > len(classes):
-        raise ConfigError(f"the probe needs at least 2 classes and pictures of each, got {len(classes)} of them")
-    count = config.pictures or min(500, len(rest))
+        raise ConfigError(f"the probe needs at least 2 classes and images of each, got {len(classes)} of them")
+    count = config.images or min(500, len(rest))
     if not MIN_SOURCES <= count <= len(rest):
-        raise ConfigError(
-            f"{count} pictures to attack: at least {MIN_SOURCES}, at most the {len(rest)} not used to fit"
-        )
+        raise ConfigError(f"{count} images to attack: at least {MIN_SOURCES}, at most the {len(rest)} not used to fit")
     return known, rest[evenly(count, len(rest))]
 
 
 def _sources(attacked: Tensor, config: AttackConfig) -> Tensor:
-    """Places among the attacked pictures that samples are drawn of."""
+    """Places among the attacked images that samples are drawn of."""
     count = config.sources or min(64, len(attacked))
     if not MIN_SOURCES <= count <= len(attacked):
-        raise ConfigError(f"{count} sources: at least {MIN_SOURCES}, at most the {len(attacked)} attacked pictures")
+        raise ConfigError(f"{count} sources: at least {MIN_SOURCES}, at most the {len(attacked)} attacked images")
     return evenly(count, len(attacked))
 
 
@@ -220,7 +215,7 @@ def _attack(
         drawn.append(samples)
     rows = []
     for row in range(min(config.shown, len(sources))):
-        pair = (images.fit(each[sources[row]][None], model.image_size)[0].cpu() for each in (views, strongest))
+        pair = (fit_images(each[sources[row]][None], model.image_size)[0].cpu() for each in (views, strongest))
         rows.append([shown for one, samples in zip(pair, drawn, strict=True) for shown in (one, *samples[row])])
     return Attacked(name, correct, moved, np.stack(kept), rows)
 
@@ -238,7 +233,7 @@ def _moved_table(results: Sequence[Attacked], method: str, config: AttackConfig)
     rows: list[tuple[Cell, ...]] = []
     for place, epsilon in enumerate(config.epsilons):
         rows.append((epsilon, *(interval(result.moved[method][place], config) for result in results)))
-    note = "1 is the distance to the nearest other picture."
+    note = "1 is the distance to the nearest other image."
     return Table(f"moved-{method}", f"Movement of h under {method.upper()}", columns, tuple(rows), note)
 
 
@@ -254,7 +249,7 @@ def _kept_table(results: Sequence[Attacked], config: AttackConfig) -> Table:
 
 
 def _findings(first: Attacked, other: Attacked, config: AttackConfig) -> list[Finding]:
-    """What the paper says of a self-supervised `first` and a supervised `other`, paired over pictures."""
+    """What the paper says of a self-supervised `first` and a supervised `other`, paired over images."""
     attacks = [(place, f"epsilon {epsilon:g}: ") for place, epsilon in enumerate(config.epsilons) if epsilon > 0]
     apart = [interval(first.moved["pgd"][place] - other.moved["pgd"][place], config) for place, _ in attacks]
     far = "; ".join(said + common.text(each) for (_, said), each in zip(attacks, apart, strict=True))
@@ -262,7 +257,7 @@ def _findings(first: Attacked, other: Attacked, config: AttackConfig) -> list[Fi
         Finding(
             f"PGD moves h of {first.name} less than h of {other.name}",
             common.all_hold(common.below(each) for each in apart),
-            f"difference in distances to the nearest neighbour, {far}",
+            f"difference in distances to the nearest neighbor, {far}",
         )
     ]
     right = [result.correct["pgd"].astype(np.float64) for result in (first, other)]
@@ -282,7 +277,7 @@ def _findings(first: Attacked, other: Attacked, config: AttackConfig) -> list[Fi
     lost = interval((first.kept[1] - first.kept[0]) - (other.kept[1] - other.kept[0]), config)
     found.append(
         Finding(
-            f"samples of attacked pictures keep their class more often with {first.name} than with {other.name}",
+            f"samples of attacked images keep their class more often with {first.name} than with {other.name}",
             common.above(lost),
             f"difference of the changes in accuracy {cell_text(lost)}",
         )

@@ -1,7 +1,4 @@
-"""Dots with intervals, drawn with Pillow: what a table of correlations looks like at a glance.
-
-Knows nothing about what the numbers mean.
-"""
+"""Dots with intervals, drawn with Pillow: what a table of correlations looks like at a glance."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from rcdm_fast.metrics.intervals import Interval
 
-COLOURS = ("#0b5fa5", "#d1495b", "#3a7d44", "#8a5a9e", "#b8860b")
+COLORS = ("#0b5fa5", "#d1495b", "#3a7d44", "#8a5a9e", "#b8860b")
 SIZE = 26  # of letters, pixels
 
 
@@ -24,7 +21,7 @@ class Bar:
     Attributes:
         label: at the left.
         intervals: one for each series.
-        chance: half-width of the grey band of each series' chance level; 0 for none.
+        chance: half-width of the gray band of each series' chance level; 0 for none.
     """
 
     label: str
@@ -53,7 +50,7 @@ def intervals(
     if len(series) > 1:
         x = 20.0
         for number, name in enumerate(series):
-            draw.ellipse((x, SIZE + 36, x + 16, SIZE + 52), fill=COLOURS[number % len(COLOURS)])
+            draw.ellipse((x, SIZE + 36, x + 16, SIZE + 52), fill=COLORS[number % len(COLORS)])
             draw.text((x + 26, SIZE + 28), name, fill="black", font=font)
             x += font.getlength(name) + 70
     bottom = top + row * len(bars)
@@ -79,7 +76,7 @@ def intervals(
     for number, bar in enumerate(bars):
         for index, each in enumerate(bar.intervals):
             y = top + row * number + row / 2 + lane * (index - (len(series) - 1) / 2)
-            colour = COLOURS[index % len(COLOURS)]
-            draw.line((place(each.low), y, place(each.high), y), fill=colour, width=5)
-            draw.ellipse((place(each.value) - 9, y - 9, place(each.value) + 9, y + 9), fill=colour)
+            color = COLORS[index % len(COLORS)]
+            draw.line((place(each.low), y, place(each.high), y), fill=color, width=5)
+            draw.ellipse((place(each.value) - 9, y - 9, place(each.value) + 9, y + 9), fill=color)
     return canvas

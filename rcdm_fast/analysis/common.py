@@ -1,7 +1,4 @@
-"""What experiments share: settings of a run, samples and what they re-encode to, intervals over sources, verdicts.
-
-Knows nothing about any one experiment.
-"""
+"""What experiments share: settings of a run, samples and what they re-encode to, intervals over sources, verdicts."""
 
 from __future__ import annotations
 
@@ -49,11 +46,11 @@ class Redrawn:
     """Samples of S sources, P of each, and what the encoder says of them.
 
     Attributes:
-        pictures: float32 [S,P,3,H,W] in [-1,1], on the CPU.
+        images: float32 [S,P,3,H,W] in [-1,1], on the CPU.
         representations: float32 [S,P,D], on the CPU.
     """
 
-    pictures: Tensor
+    images: Tensor
     representations: Tensor
 
 
@@ -70,7 +67,7 @@ def name_of(model: Model) -> str:
 
 
 def choose_sources(data: ImageSet, asked: int, default: int = 64) -> Tensor:
-    """Places of source pictures, spread evenly over the data, int64 [S]. Raises `ConfigError` if there are too few."""
+    """Places of source images, spread evenly over the data, int64 [S]. Raises `ConfigError` if there are too few."""
     count = asked or min(default, len(data))
     check_sources(count, len(data))
     return evenly(count, len(data))
@@ -95,19 +92,19 @@ def redraw(
         progress: called with (sources done, all of them).
     """
     encoder = encoder_of(model, "re-encoding samples needs")
-    pictures: list[Tensor] = []
+    images: list[Tensor] = []
     again: list[Tensor] = []
     for part in torch.arange(len(h)).split(max(1, config.batch_size // config.per)):
         drawn = draw(model, h[part], items[part], config)
         again.append(encoder.encode(drawn.flatten(0, 1)).cpu().view(len(part), config.per, -1))
-        pictures.append(drawn)
+        images.append(drawn)
         if progress is not None:
-            progress(sum(map(len, pictures)), len(h))
-    return Redrawn(torch.cat(pictures), torch.cat(again))
+            progress(sum(map(len, images)), len(h))
+    return Redrawn(torch.cat(images), torch.cat(again))
 
 
 def spread_of(samples: Tensor) -> Tensor:
-    """How much the samples of one source differ: standard deviation over them, averaged over pixels and colours.
+    """How much the samples of one source differ: standard deviation over them, averaged over pixels and colors.
 
     Samples [S,P,3,H,W] in [-1,1], P >= 2 -> float64 [S] in 8-bit levels.
     """

@@ -1,6 +1,6 @@
-"""Dimensions and directions of a representation that mean something, and votes of neighbours.
+"""Dimensions and directions of a representation that mean something, and votes of neighbors.
 
-Knows nothing about pictures or samples (`manipulate.py`).
+Knows nothing about images or samples (`manipulate.py`).
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def common_dimensions(h: Tensor, gallery: Tensor, neighbours: int, threshold: int) -> Tensor:
-    """Dimensions that are non-zero in more than `threshold` of the nearest neighbours; [S,D], [G,D] -> bool [S,D]."""
-    nearest = torch.cdist(h.double(), gallery.double()).topk(neighbours, largest=False).indices
+def common_dimensions(h: Tensor, gallery: Tensor, neighbors: int, threshold: int) -> Tensor:
+    """Dimensions that are non-zero in more than `threshold` of the nearest neighbors; [S,D], [G,D] -> bool [S,D]."""
+    nearest = torch.cdist(h.double(), gallery.double()).topk(neighbors, largest=False).indices
     counts: Tensor = (gallery[nearest] != 0).sum(dim=1)
     return counts > threshold
 
@@ -27,15 +27,15 @@ def mean_difference(gallery: Tensor, values: Tensor) -> Tensor:
 
 def principal_directions(gallery: Tensor, count: int) -> Tensor:
     """The first principal components, each as long as the standard deviation along it; [G,D] -> [count,D]."""
-    centred = (gallery - gallery.mean(dim=0)).double()
-    _, scales, directions = torch.linalg.svd(centred, full_matrices=False)
+    centered = (gallery - gallery.mean(dim=0)).double()
+    _, scales, directions = torch.linalg.svd(centered, full_matrices=False)
     lengths = scales[:count] / (len(gallery) - 1) ** 0.5
     found: Tensor = directions[:count] * lengths[:, None]
     return found.float()
 
 
 def class_of(h: Tensor, gallery: Tensor, labels: Tensor, k: int) -> Tensor:
-    """Class by a vote of the k most similar (cosine) gallery pictures; [N,D] -> int64 [N]."""
+    """Class by a vote of the k most similar (cosine) gallery images; [N,D] -> int64 [N]."""
     similarity = F.normalize(h.float(), dim=1) @ F.normalize(gallery.float(), dim=1).T
     voters = labels[similarity.topk(min(k, len(gallery)), dim=1).indices]
     return F.one_hot(voters, int(labels.max()) + 1).sum(dim=1).argmax(dim=1)

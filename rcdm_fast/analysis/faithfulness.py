@@ -1,7 +1,7 @@
 """How faithful samples are to the representation they were drawn from (Bordes et al. 2021, section 4.1).
 
-A wrapping of `training.evaluate`, which measures: every sample is re-encoded and the source picture's rank among real
-representations is counted; the distance to h stands beside that of real nearest neighbours. Adds a figure only.
+A wrapping of `training.evaluate`, which measures: every sample is re-encoded and the source image's rank among real
+representations is counted; the distance to h stands beside that of real nearest neighbors. Adds a figure only.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import dataclasses
 import torch
 from PIL import Image
 
-from rcdm_fast import evaluation, host, images
+from rcdm_fast import evaluation, host
 from rcdm_fast.analysis.common import Progress
 from rcdm_fast.analysis.recovery import MIN_SOURCES
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
@@ -19,6 +19,7 @@ from rcdm_fast.analysis.shared import Shared, encoded
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.image_set import ImageSet, evenly
 from rcdm_fast.evaluation import Drawn, EvaluateConfig, Faithfulness
+from rcdm_fast.images import from_uint8, image_sheet, to_pil
 from rcdm_fast.model import Model
 
 SHOWN = 6  # sources in the figure
@@ -36,16 +37,16 @@ def run(
 
     Args:
         model: a model with an encoder.
-        data: gallery and source pictures.
+        data: gallery and source images.
         config: sizes and solver.
         progress: called with (sources done, all of them).
 
     Raises:
-        ConfigError: fewer pictures than asked for, under 20 sources, or a model without an encoder.
+        ConfigError: fewer images than asked for, under 20 sources, or a model without an encoder.
     """
     _, sources = evaluation.counts(data, config)
     if sources < MIN_SOURCES:
-        raise ConfigError(f"an interval over source pictures needs at least {MIN_SOURCES} of them, got {sources}")
+        raise ConfigError(f"an interval over source images needs at least {MIN_SOURCES} of them, got {sources}")
     gallery = None
     if shared is not None and model.encoder is not None:
         size, _ = evaluation.counts(data, config)
@@ -66,9 +67,9 @@ def run(
         tables=(_ranks(found), _distances(found)),
         findings=(_better_than_chance(found), _near(found)),
         figures={"samples": _sheet(drawn)},
-        captions={"samples": "Source pictures at the left, samples of their representations beside them."},
+        captions={"samples": "Source images at the left, samples of their representations beside them."},
         method="Every sample is re-encoded; all gallery representations are ranked by squared distance to it, and the "
-        "rank of the source picture's own is counted (1 is best, ties count half). Intervals: 95 %, bootstrap over "
+        "rank of the source image's own is counted (1 is best, ties count half). Intervals: 95 %, bootstrap over "
         "sources. After Bordes et al. (2021), section 4.1.",
     )
 
@@ -78,33 +79,33 @@ def _ranks(found: Faithfulness) -> Table:
         ("mean reciprocal rank", found.mrr, found.chance_mrr),
         ("mean rank", found.mean_rank, found.chance_mean_rank),
     )
-    note = f"{found.sources} sources, {found.samples} samples of each, ranked among {found.gallery} real pictures."
-    return Table("ranks", "Rank of the source picture", ("measure", "value", "chance"), rows, note, False)
+    note = f"{found.sources} sources, {found.samples} samples of each, ranked among {found.gallery} real images."
+    return Table("ranks", "Rank of the source image", ("measure", "value", "chance"), rows, note, False)
 
 
 def _distances(found: Faithfulness) -> Table:
     rows: list[tuple[Cell, ...]] = [("a sample", found.distance)]
-    rows += [(f"real neighbour number {k}", each) for k, each in found.nearest_real.items()]
+    rows += [(f"real neighbor number {k}", each) for k, each in found.nearest_real.items()]
     return Table("distances", "Squared distance to h", ("of", "value"), tuple(rows))
 
 
 def _better_than_chance(found: Faithfulness) -> Finding:
     held = True if found.mrr.low > found.chance_mrr else False if found.mrr.high < found.chance_mrr else None
     text = f"MRR {cell_text(found.mrr)}, chance {found.chance_mrr:.3g}"
-    return Finding("samples lead back to the picture they were drawn from, better than chance", held, text)
+    return Finding("samples lead back to the image they were drawn from, better than chance", held, text)
 
 
 def _near(found: Faithfulness) -> Finding:
     nearest = found.nearest_real[1]
     held = True if found.distance.high < nearest.low else False if found.distance.low > nearest.high else None
-    text = f"squared distance {cell_text(found.distance)}, nearest real neighbour {cell_text(nearest)}"
-    return Finding("samples are nearer to h than its nearest real neighbour", held, text)
+    text = f"squared distance {cell_text(found.distance)}, nearest real neighbor {cell_text(nearest)}"
+    return Finding("samples are nearer to h than its nearest real neighbor", held, text)
 
 
 def _sheet(drawn: Drawn) -> Image.Image:
     picked = evenly(min(SHOWN, len(drawn.sources)), len(drawn.sources)).tolist()
     rows = []
     for number in picked:
-        pixels = torch.cat([drawn.real.pixels[drawn.sources[number]][None], drawn.pictures[number]])
-        rows.append([images.to_pil(picture) for picture in images.from_uint8(pixels)])
-    return images.sheet(rows, cell=96, column_titles=("picture", "samples"), group_gaps=(1,))
+        pixels = torch.cat([drawn.real.pixels[drawn.sources[number]][None], drawn.images[number]])
+        rows.append([to_pil(image) for image in from_uint8(pixels)])
+    return image_sheet(rows, cell=96, column_titles=("image", "samples"), group_gaps=(1,))

@@ -1,10 +1,8 @@
-"""Pictures along the way from one representation to another, and whether the way is even.
+"""Images along the way from one representation to another, and whether the way is even.
 
-Pairs of pictures, straight lines and great circles from h_a (0) to h_b (1), both ends exact; all frames of a pair start
-from one x_T. Re-encoded samples say where they are: the share of the way, projected onto h_b - h_a. On an even way it
-grows with the frame; where it jumps, the decoder knows no pictures in between. After Bordes et al. (2021), figure 7.
-
-Knows nothing about classes.
+Pairs of images, straight lines and great circles from h_a (0) to h_b (1), both ends exact; all frames of a pair start
+from one x_T. Re-encoded samples say where they are: the fraction of the way, projected onto h_b - h_a. On an even way it
+grows with the frame; where it jumps, the decoder knows no images in between. After Bordes et al. (2021), figure 7.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rcdm_fast import host, images
+from rcdm_fast import host
 from rcdm_fast.analysis import common
 from rcdm_fast.analysis.common import ExperimentConfig, Progress, interval
 from rcdm_fast.analysis.recovery import check_sources
@@ -26,6 +24,7 @@ from rcdm_fast.checks import CountOrNone, Range
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.diffusion.sampling_config import ONE_WAY
+from rcdm_fast.images import image_sheet, to_pil
 from rcdm_fast.model import Model
 
 MODES: tuple[Literal["linear", "spherical"], ...] = ("linear", "spherical")
@@ -36,7 +35,7 @@ class InterpolateConfig(ExperimentConfig):
     """What to sample.
 
     Attributes:
-        sources: pairs of pictures; 0 means 32, or as many as there are.
+        sources: pairs of images; 0 means 32, or as many as there are.
         per: ways of each pair; one.
         frames: of a way, both ends included.
         shown: pairs in the figure.
@@ -59,16 +58,16 @@ def run(model: Model, data: ImageSet, config: InterpolateConfig, progress: Progr
 
     Args:
         model: a model with an encoder.
-        data: pictures.
+        data: images.
         config: sizes.
         progress: called with (pairs done, all of them).
 
     Raises:
-        ConfigError: too few pictures, or a model without an encoder.
+        ConfigError: too few images, or a model without an encoder.
     """
     encoder = common.encoder_of(model, "ways between representations need")
     pairs = _pairs(data, config)
-    shares: dict[str, list[Tensor]] = {mode: [] for mode in MODES}
+    fractions: dict[str, list[Tensor]] = {mode: [] for mode in MODES}
     rows: list[list[Tensor]] = []
     names: list[str] = []
     for number, (a, b) in enumerate(pairs.tolist()):
@@ -76,16 +75,16 @@ def run(model: Model, data: ImageSet, config: InterpolateConfig, progress: Progr
         h = encoder.encode(ends)
         for mode in MODES:
             drawn = model.interpolate(h[0], h[1], config.frames, config, mode=mode, batch_size=config.batch_size)[0]
-            shares[mode].append(share_of_way(encoder.encode(drawn).cpu(), *h.cpu()))
+            fractions[mode].append(fraction_of_way(encoder.encode(drawn).cpu(), *h.cpu()))
             if number < config.shown:
                 rows.append([ends[0], *drawn.cpu(), ends[1]])
                 names.append(mode)
         if progress is not None:
             progress(number + 1, len(pairs))
-    found = {mode: torch.stack(parts).numpy() for mode, parts in shares.items()}
+    found = {mode: torch.stack(parts).numpy() for mode, parts in fractions.items()}
     name = common.name_of(model)
     titles = ["a", *(f"{frame / (config.frames - 1):.2f}" for frame in range(config.frames)), "b"]
-    sheet = [[images.to_pil(each) for each in row] for row in rows]
+    sheet = [[to_pil(each) for each in row] for row in rows]
     return Analysis(
         name="interpolate",
         title=f"Between two representations of {name}",
@@ -94,26 +93,26 @@ def run(model: Model, data: ImageSet, config: InterpolateConfig, progress: Progr
         tables=(_table(found, config),),
         findings=tuple(_finding(mode, values, config) for mode, values in found.items()),
         figures={
-            "ways": images.sheet(
+            "ways": image_sheet(
                 sheet, cell=64, column_titles=titles, row_titles=names, group_gaps=[1, config.frames + 1]
             )
         },
-        captions={"ways": "Two pictures, and samples along the line and great circle between them, from one x_T."},
-        method="Frames lie at even distances from 0 (exactly h of the first picture) to 1 (exactly the second one's). "
+        captions={"ways": "Two images, and samples along the line and great circle between them, from one x_T."},
+        method="Frames lie at even distances from 0 (exactly h of the first image) to 1 (exactly the second one's). "
         "Share of the way: projection of the re-encoded sample minus h_a onto h_b - h_a, over its square. Intervals: "
         "95 %, bootstrap over pairs. After Bordes et al. (2021), figure 7.",
     )
 
 
 def _pairs(data: ImageSet, config: InterpolateConfig) -> Tensor:
-    """Places of pictures far apart in a random order, int64 [P,2]."""
+    """Places of images far apart in a random order, int64 [P,2]."""
     count = config.sources or min(32, len(data) // 2)
     check_sources(count, len(data) // 2)
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(config.seed))
     return order[: 2 * count].view(count, 2)
 
 
-def share_of_way(h: Tensor, start: Tensor, end: Tensor) -> Tensor:
+def fraction_of_way(h: Tensor, start: Tensor, end: Tensor) -> Tensor:
     """(h - start) . (end - start) / |end - start|^2; [F,D], [D], [D] -> float64 [F]."""
     way = (end - start).double()
     along: Tensor = (h.double() - start.double()) @ way
@@ -125,8 +124,8 @@ def _table(found: dict[str, np.ndarray], config: InterpolateConfig) -> Table:
     for frame in range(config.frames):
         asked = frame / (config.frames - 1)
         rows.append((round(asked, 4), *(interval(values[:, frame], config) for values in found.values())))
-    columns = ("share of the way asked", *found)
-    note = "An obedient decoder gives the share that was asked; one that knows only pictures gives a step."
+    columns = ("fraction of the way asked", *found)
+    note = "An obedient decoder gives the share that was asked; one that knows only images gives a step."
     return Table("way", "Share of the way at which re-encoded samples lie", columns, tuple(rows), note)
 
 
@@ -136,5 +135,5 @@ def _finding(mode: str, values: np.ndarray, config: InterpolateConfig) -> Findin
     ranks = values.argsort(axis=1).argsort(axis=1)
     each = np.array([np.corrcoef(frames, row)[0, 1] for row in ranks])
     found = interval(each, config)
-    claim = f"samples go from one picture to the other along the {mode} way"
+    claim = f"samples go from one image to the other along the {mode} way"
     return Finding(claim, common.above(found, 0.5), f"rank correlation of frame and share {common.text(found)}")

@@ -1,9 +1,9 @@
-"""What a representation keeps of a transformed picture, and what it is invariant to (Bordes et al. 2021, section 5).
+"""What a representation keeps of a transformed image, and what it is invariant to (Bordes et al. 2021, section 5).
 
 For every source x, augmentation T and magnitude, samples are drawn from h(T(x)). All versions of one source share the
 noise of x_T and of every step (the noise is keyed by source and sample number), so two samples differ only by what
-their representations say. The property that T changes is measured in pictures and samples alike, and the change in the
-samples is held against the change in the picture (`recovery.py`).
+their representations say. The property that T changes is measured in images and samples alike, and the change in the
+samples is held against the change in the image (`recovery.py`).
 
 Knows nothing about other models (`layers.py` compares), nor how the decoder was trained: what it cannot draw is missing
 from the samples although h may hold it.
@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rcdm_fast import host, images
+from rcdm_fast import host
 from rcdm_fast.analysis import augment, charts, common, properties
 from rcdm_fast.analysis.augment import Augmentation
 from rcdm_fast.analysis.common import ExperimentConfig, Progress, choose_sources
@@ -30,12 +30,13 @@ from rcdm_fast.checks import Count, CountOrNone
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.image_set import ImageSet, evenly
 from rcdm_fast.diffusion.sampling_config import PER_VERSION
+from rcdm_fast.images import from_uint8, image_sheet, to_pil, to_uint8
 from rcdm_fast.model import Model
 
 METHOD = (
-    "Samples are drawn from the representation of every transformed picture, with the same noise at every step for all "
-    "versions of one source. The property that the transformation changes is measured in pictures and samples by the "
-    "same formula. r correlates its change in the samples with its change in the picture over all sources and "
+    "Samples are drawn from the representation of every transformed image, with the same noise at every step for all "
+    "versions of one source. The property that the transformation changes is measured in images and samples by the "
+    "same formula. r correlates its change in the samples with its change in the image over all sources and "
     "magnitudes (circular for hue and direction); the slope says how much is followed (1 entirely, 0 not at all). "
     "Intervals: 95 %, bootstrap over sources. Chance: what |r| passes once in twenty times when the samples' changes "
     "are dealt to other sources. A decoder that draws badly recovers less than h holds. After Bordes et al. (2021)."
@@ -47,10 +48,10 @@ class InvarianceConfig(ExperimentConfig):
     """What to sample.
 
     Attributes:
-        sources: source pictures, spread evenly over the data; 0 means 64, or all there are if fewer.
+        sources: source images, spread evenly over the data; 0 means 64, or all there are if fewer.
         per: samples of each version; their changes are averaged.
         augmentations: names in `augment.AUGMENTATIONS`; none means all.
-        shown: source pictures in the figures.
+        shown: source images in the figures.
     """
 
     sources: CountOrNone = 0
@@ -69,16 +70,16 @@ class Sweep:
     """One augmentation over its magnitudes; F shown sources, M magnitudes.
 
     Attributes:
-        augmentation: what was done to the pictures.
+        augmentation: what was done to the images.
         changes: of the property that it changes.
         recovery: the numbers.
-        pictures, samples: shown rows, uint8 [F,M+1,3,H,W]; the untransformed version first.
+        images, samples: shown rows, uint8 [F,M+1,3,H,W]; the untransformed version first.
     """
 
     augmentation: Augmentation
     changes: Changes
     recovery: Recovery
-    pictures: Tensor
+    images: Tensor
     samples: Tensor
 
 
@@ -88,9 +89,9 @@ class Invariance:
 
     Attributes:
         model: its name.
-        sources: places of the source pictures in the data, int64 [S].
+        sources: places of the source images in the data, int64 [S].
         sweeps: by name of the augmentation.
-        kept: of every property, its values in untransformed pictures beside those in their samples (M = 1).
+        kept: of every property, its values in untransformed images beside those in their samples (M = 1).
         repeated: largest difference between two drawings of the same h with the same noise; 0 where an engine's
             results do not depend on the batch.
     """
@@ -105,13 +106,13 @@ class Invariance:
 def draw(model: Model, h: Tensor, items: Tensor, config: InvarianceConfig, per: int | None = None) -> Tensor:
     """Samples of V versions of S sources with shared noise; h [V,S,D], items int64 [S] -> [V,S,per,3,H,W], CPU."""
     versions, sources = h.shape[:2]
-    pictures = common.draw(model, h.flatten(0, 1), items.repeat(versions), config, per)
-    return pictures.view(versions, sources, *pictures.shape[1:])
+    images = common.draw(model, h.flatten(0, 1), items.repeat(versions), config, per)
+    return images.view(versions, sources, *images.shape[1:])
 
 
-def measured(each: Property, pictures: Tensor) -> Tensor:
-    """The property of pictures [...,3,H,W] -> [...]; samples may pass the bounds by rounding, so they are clipped."""
-    return each(pictures.flatten(0, -4).clamp(-1, 1)).view(pictures.shape[:-3])
+def measured(each: Property, images: Tensor) -> Tensor:
+    """The property of images [...,3,H,W] -> [...]; samples may pass the bounds by rounding, so they are clipped."""
+    return each(images.flatten(0, -4).clamp(-1, 1)).view(images.shape[:-3])
 
 
 def measure(
@@ -125,13 +126,13 @@ def measure(
 
     Args:
         model: a model with an encoder.
-        data: pictures that sources are taken from.
+        data: images that sources are taken from.
         config: sizes and solver.
         progress: called with (augmentations done, all of them).
         shared: with other experiments.
 
     Raises:
-        ConfigError: too few pictures, an unknown augmentation, a model without an encoder.
+        ConfigError: too few images, an unknown augmentation, a model without an encoder.
     """
     if shared is None:
         return _measure(model, data, config, progress)
@@ -168,18 +169,18 @@ def _sweep(
     drawn = draw(model, h, items, config)
     prop = properties.find(each.changes)
     of_plain, of_base = measured(prop, plain), measured(prop, base)
-    in_pictures = prop.change(of_plain[None, :, None], measured(prop, versions)[..., None])
+    in_images = prop.change(of_plain[None, :, None], measured(prop, versions)[..., None])
     in_samples = prop.change(of_base[None], measured(prop, drawn))
-    changes = Changes(in_pictures.T, in_samples.T, prop.strength(of_plain), prop.period)
+    changes = Changes(in_images.T, in_samples.T, prop.strength(of_plain), prop.period)
     shown = evenly(min(config.shown, len(items)), len(items))  # data may lie by class
-    pictures = torch.cat([plain[None, shown], versions[:, shown]]).transpose(0, 1)
+    images = torch.cat([plain[None, shown], versions[:, shown]]).transpose(0, 1)
     samples = torch.cat([base[None, shown, 0], drawn[:, shown, 0]]).transpose(0, 1)
     found = recovery(changes, config.resamples, config.seed)
-    return Sweep(each, changes, found, images.to_uint8(pictures), images.to_uint8(samples))
+    return Sweep(each, changes, found, to_uint8(images), to_uint8(samples))
 
 
 def kept_values(prop: Property, plain: Tensor, base: Tensor) -> Changes:
-    """A property of source pictures [S,3,H,W] beside the mean of their samples' [S,P,3,H,W]; M = 1."""
+    """A property of source images [S,3,H,W] beside the mean of their samples' [S,P,3,H,W]; M = 1."""
     of_plain, of_base = measured(prop, plain), measured(prop, base)
     if prop.period is None:
         return Changes(of_plain[:, None], of_base.mean(dim=1)[:, None], torch.ones(len(plain), dtype=torch.float64))
@@ -198,16 +199,16 @@ def run(
     """The experiment as tables, sentences and figures; arguments and errors as in `measure`."""
     found = measure(model, data, config, progress, shared)
     bars = [charts.Bar(label(each), (each.recovery.correlation,), (each.recovery.chance,)) for each in _all(found)]
-    drawn = {"recovered": charts.intervals(bars, [found.model], "Correlation of changes: samples with pictures")}
+    drawn = {"recovered": charts.intervals(bars, [found.model], "Correlation of changes: samples with images")}
     figures = {}
-    captions = {"recovered": "Dots: r with its 95 % interval. Grey: what chance gives."}
+    captions = {"recovered": "Dots: r with its 95 % interval. Gray: what chance gives."}
     for each in _all(found) if config.shown else ():
         name = f"rows-{each.augmentation.name}"
         figures[name] = rows([each], ["samples"])
         captions[name] = f"{each.augmentation.name} ({each.augmentation.about}); {sentence(each.recovery)}."
     return Analysis(
         name="invariance",
-        title=f"What {found.model} keeps of transformed pictures",
+        title=f"What {found.model} keeps of transformed images",
         model=found.model,
         settings=settings(config, data, found),
         tables=(recovered_table(found), kept_table(found, config)),
@@ -255,7 +256,7 @@ def recovered_table(found: Invariance) -> Table:
         )
     return Table(
         "recovered",
-        f"{found.model}: change of the property in samples, against that in the picture",
+        f"{found.model}: change of the property in samples, against that in the image",
         ("augmentation", "property", "r", "slope", "chance of |r|", "kept"),
         tuple(lines),
         f"{len(found.sources)} sources; kept: the interval of r lies above chance; no: the slope is surely under 0.1.",
@@ -263,14 +264,14 @@ def recovered_table(found: Invariance) -> Table:
 
 
 def kept_table(found: Invariance, config: InvarianceConfig) -> Table:
-    """A row for each property: how far untransformed pictures share it with their samples."""
+    """A row for each property: how far untransformed images share it with their samples."""
     lines: list[tuple[Cell, ...]] = []
     for name, changes in found.kept.items():
         got = recovery(changes, config.resamples, config.seed)
         lines.append((name, properties.find(name).about, got.correlation, got.chance))
     return Table(
         "shared",
-        f"{found.model}: property of a picture against that of its samples, over untransformed pictures",
+        f"{found.model}: property of an image against that of its samples, over untransformed images",
         ("property", "what", "r", "chance of |r|"),
         tuple(lines),
     )
@@ -282,18 +283,18 @@ def _finding(each: Sweep) -> Finding:
 
 
 def rows(sweeps: list[Sweep], names: list[str], cell: int = 96) -> Image.Image:
-    """For every shown source a row of transformed pictures, and below it the samples of every sweep (one per model)."""
+    """For every shown source a row of transformed images, and below it the samples of every sweep (one per model)."""
     lines, titles = [], []
     first = sweeps[0]
-    for number in range(len(first.pictures)):
-        lines.append([_pil(picture) for picture in first.pictures[number]])
-        titles.append("picture")
+    for number in range(len(first.images)):
+        lines.append([_pil(image) for image in first.images[number]])
+        titles.append("image")
         for sweep, name in zip(sweeps, names, strict=True):
-            lines.append([_pil(picture) for picture in sweep.samples[number]])
+            lines.append([_pil(image) for image in sweep.samples[number]])
             titles.append(name)
     columns = ["as it is", *(f"{magnitude:g}" for magnitude in first.augmentation.magnitudes)]
-    return images.sheet(lines, cell=cell, row_titles=titles, column_titles=columns, group_gaps=(1,))
+    return image_sheet(lines, cell=cell, row_titles=titles, column_titles=columns, group_gaps=(1,))
 
 
 def _pil(pixels: Tensor) -> Image.Image:
-    return images.to_pil(images.from_uint8(pixels))
+    return to_pil(from_uint8(pixels))

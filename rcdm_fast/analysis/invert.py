@@ -1,8 +1,8 @@
-"""A real picture's own x_T, and what the same x_T gives with another representation.
+"""A real image's own x_T, and what the same x_T gives with another representation.
 
-DDIM inversion with h finds an x_T from which DDIM leads back near the picture; x_T then holds what h does not. Drawn
-with another picture's h, it shows which parts of a picture follow h and which stay with x_T. Numbers: the error of the
-round trip beside that of a sample from fresh noise, and, for exchanged pairs, whether samples are nearer to the picture
+DDIM inversion with h finds an x_T from which DDIM leads back near the image; x_T then holds what h does not. Drawn
+with another image's h, it shows which parts of an image follow h and which stay with x_T. Numbers: the error of the
+round trip beside that of a sample from fresh noise, and, for exchanged pairs, whether samples are nearer to the image
 that gave h or to the one that gave x_T, in pixels and in representations. After Bordes et al. (2021) and Song et
 al. (2021).
 
@@ -18,13 +18,14 @@ from typing import Annotated
 import numpy as np
 from torch import Tensor
 
-from rcdm_fast import host, images
+from rcdm_fast import host
 from rcdm_fast.analysis import common
 from rcdm_fast.analysis.common import ExperimentConfig, Progress, interval
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table
 from rcdm_fast.checks import Count, CountOrNone, Range
 from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.diffusion.sampling_config import SamplingConfig
+from rcdm_fast.images import image_sheet, to_pil
 from rcdm_fast.model import Model
 
 
@@ -33,12 +34,12 @@ class InvertConfig(ExperimentConfig):
     """What to invert.
 
     Attributes:
-        sources: pictures, spread evenly over the data; 0 means 64, or all there are. Each takes the next one's h.
+        sources: images, spread evenly over the data; 0 means 64, or all there are. Each takes the next one's h.
         per: samples of each; one.
         steps: of inversion and of sampling; more bring the round trip nearer.
         iterations: of every step of inversion; see `Model.invert`.
         seed: of the fresh noise that the round trip is compared with.
-        shown: pictures in the figure.
+        shown: images in the figure.
     """
 
     sources: CountOrNone = 0
@@ -59,20 +60,20 @@ def run(model: Model, data: ImageSet, config: InvertConfig, progress: Progress |
 
     Args:
         model: a model with an encoder.
-        data: pictures of the model's size.
+        data: images of the model's size.
         config: sizes.
         progress: called with (parts done, all of them).
 
     Raises:
-        ConfigError: too few pictures, or a model without an encoder.
+        ConfigError: too few images, or a model without an encoder.
     """
     encoder = common.encoder_of(model, "inversion needs")
-    pictures = data.floats(common.choose_sources(data, config.sources))
-    count = len(pictures)
+    images = data.floats(common.choose_sources(data, config.sources))
+    count = len(images)
     told = progress if progress is not None else _silent
-    h = encoder.encode(pictures)
+    h = encoder.encode(images)
     other = h.roll(-1, 0)
-    x_t = model.invert(pictures, h, config, iterations=config.iterations, batch_size=config.batch_size)
+    x_t = model.invert(images, h, config, iterations=config.iterations, batch_size=config.batch_size)
     told(1, 4)
     drawn = []
     for number, (given, noise) in enumerate(((h, x_t), (h, None), (other, x_t))):
@@ -82,36 +83,36 @@ def run(model: Model, data: ImageSet, config: InvertConfig, progress: Progress |
         told(number + 2, 4)
     back, fresh, exchanged = drawn
     again = encoder.encode(exchanged).cpu()
-    errors = {"own h, own x_T": _error(back, pictures), "own h, fresh noise": _error(fresh, pictures)}
+    errors = {"own h, own x_T": _error(back, images), "own h, fresh noise": _error(fresh, images)}
     to_h = (again - other.cpu()).double().norm(dim=1).numpy()
     to_x = (again - h.cpu()).double().norm(dim=1).numpy()
-    pixels_h, pixels_x = _error(exchanged, pictures.roll(-1, 0)), _error(exchanged, pictures)
+    pixels_h, pixels_x = _error(exchanged, images.roll(-1, 0)), _error(exchanged, images)
     name = common.name_of(model)
     sheet = [
-        [images.to_pil(each[row].cpu()) for each in (pictures, back, fresh, exchanged, pictures.roll(-1, 0))]
+        [to_pil(each[row].cpu()) for each in (images, back, fresh, exchanged, images.roll(-1, 0))]
         for row in range(min(config.shown, count))
     ]
-    titles = ["picture", "its x_T", "fresh noise", "next one's h", "next one"]
+    titles = ["image", "its x_T", "fresh noise", "next one's h", "next one"]
     return Analysis(
         name="invert",
-        title=f"Pictures inverted with {name}",
+        title=f"Images inverted with {name}",
         model=name,
         settings={**dataclasses.asdict(config), "sources": count, "data": data.fingerprint},
         tables=(_error_table(errors, config), _exchange_table(to_h < to_x, pixels_h < pixels_x, config)),
         findings=(
-            _finding("x_T of a picture holds what its h does not", errors, config),
+            _finding("x_T of an image holds what its h does not", errors, config),
             _majority("with another h, samples take its representation", to_h < to_x, config),
-            _majority("with another h, samples take its picture's pixels", pixels_h < pixels_x, config),
+            _majority("with another h, samples take its image's pixels", pixels_h < pixels_x, config),
         ),
-        figures={"exchange": images.sheet(sheet, cell=96, column_titles=titles)},
+        figures={"exchange": image_sheet(sheet, cell=96, column_titles=titles)},
         captions={
-            "exchange": "A picture; back from its x_T; a sample of its h; the next picture's h from the same x_T; that "
-            "picture."
+            "exchange": "An image; back from its x_T; a sample of its h; the next image's h from the same x_T; that "
+            "image."
         },
-        method="DDIM inversion with the picture's h, then DDIM with as many steps; every step is solved backwards by "
+        method="DDIM inversion with the image's h, then DDIM with as many steps; every step is solved backwards by "
         "fixed-point iteration, so the round trip is close, not exact. Error: root mean square over pixels "
-        "and colours in 8-bit levels. Exchange: each x_T with the next picture's h. Intervals: 95 %, bootstrap over "
-        "pictures.",
+        "and colors in 8-bit levels. Exchange: each x_T with the next image's h. Intervals: 95 %, bootstrap over "
+        "images.",
     )
 
 
@@ -119,15 +120,15 @@ def _silent(done: int, total: int) -> None:
     return
 
 
-def _error(drawn: Tensor, pictures: Tensor) -> np.ndarray:
-    """Root mean square difference of every picture in 8-bit levels, float64 [N]."""
-    difference = (drawn.clamp(-1, 1).double() - pictures.double().cpu()).flatten(1) * 127.5
+def _error(drawn: Tensor, images: Tensor) -> np.ndarray:
+    """Root mean square difference of every image in 8-bit levels, float64 [N]."""
+    difference = (drawn.clamp(-1, 1).double() - images.double().cpu()).flatten(1) * 127.5
     return difference.square().mean(dim=1).sqrt().numpy()
 
 
 def _error_table(errors: dict[str, np.ndarray], config: InvertConfig) -> Table:
     rows: list[tuple[Cell, ...]] = [(name, interval(each, config)) for name, each in errors.items()]
-    return Table("round-trip", "Difference from the picture", ("drawn from", "error (8-bit levels)"), tuple(rows))
+    return Table("round-trip", "Difference from the image", ("drawn from", "error (8-bit levels)"), tuple(rows))
 
 
 def _exchange_table(representation: np.ndarray, pixels: np.ndarray, config: InvertConfig) -> Table:
@@ -135,17 +136,17 @@ def _exchange_table(representation: np.ndarray, pixels: np.ndarray, config: Inve
         ("representation", interval(representation, config)),
         ("pixels", interval(pixels, config)),
     ]
-    note = "Samples from one picture's x_T with another's h; 1: always nearer to the picture of h, 0: to that of x_T."
-    return Table("exchange", "Nearer to the picture that gave h", ("in", "share"), tuple(rows), note)
+    note = "Samples from one image's x_T with another's h; 1: always nearer to the image of h, 0: to that of x_T."
+    return Table("exchange", "Nearer to the image that gave h", ("in", "share"), tuple(rows), note)
 
 
 def _finding(claim: str, errors: dict[str, np.ndarray], config: InvertConfig) -> Finding:
     back, fresh = errors.values()
     gain = interval(fresh - back, config)
-    measured = f"the round trip is {common.text(gain)} levels nearer to the picture than a fresh sample"
+    measured = f"the round trip is {common.text(gain)} levels nearer to the image than a fresh sample"
     return Finding(claim, common.above(gain), measured)
 
 
 def _majority(claim: str, values: np.ndarray, config: InvertConfig) -> Finding:
-    share = interval(values, config)
-    return Finding(claim, common.above(share, 0.5), f"in a share of {common.text(share)}")
+    fraction = interval(values, config)
+    return Finding(claim, common.above(fraction, 0.5), f"in a fraction of {common.text(fraction)}")

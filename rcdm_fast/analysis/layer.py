@@ -23,7 +23,7 @@ class LayersConfig(InvarianceConfig):
     Attributes:
         spread_samples: samples of each source behind the variance at fixed h.
         mapped: sources in the figure of variances.
-        fitted_on: pictures beside the sources that the linear readout is fitted on; 0 leaves it out.
+        fitted_on: images beside the sources that the linear readout is fitted on; 0 leaves it out.
     """
 
     spread_samples: Count = SamplingConfig.per

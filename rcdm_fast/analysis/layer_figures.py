@@ -1,17 +1,14 @@
-"""The figures of `layers.py`: correlations, open shares, rows of samples and maps of variance for several models.
-
-Knows nothing about how they were measured.
-"""
+"""The figures of `layers.py`: correlations, open shares, rows of samples and maps of variance for several models."""
 
 from __future__ import annotations
 
 from PIL import Image
 
-from rcdm_fast import images
 from rcdm_fast.analysis import augment, charts, invariance, properties
 from rcdm_fast.analysis import spread as spreads
 from rcdm_fast.analysis.layer import Layer, LayersConfig
 from rcdm_fast.data.image_set import ImageSet, evenly
+from rcdm_fast.images import image_sheet, to_pil
 from rcdm_fast.metrics.intervals import resampled
 
 
@@ -23,13 +20,13 @@ def charts_of(layers: list[Layer], config: LayersConfig) -> tuple[dict[str, Imag
         found = [layer.invariance.sweeps[name].recovery for layer in layers]
         row = tuple(each.correlation for each in found), tuple(each.chance for each in found)
         bars.append(charts.Bar(invariance.label(each), *row))
-    drawn = {"recovered": charts.intervals(bars, labels, "Correlation of changes: samples with pictures")}
-    captions = {"recovered": "Dots: r with its 95 % interval. Grey: what chance gives."}
+    drawn = {"recovered": charts.intervals(bars, labels, "Correlation of changes: samples with images")}
+    captions = {"recovered": "Dots: r with its 95 % interval. Gray: what chance gives."}
     counts = resampled(len(layers[0].samples), config.resamples, config.seed)
-    shares = [spreads.shares(layer.spread, counts) for layer in layers]
-    bars = [charts.Bar(name, tuple(each[name] for each in shares)) for name in ("pixels", *properties.PROPERTIES)]
-    drawn["open"] = charts.intervals(bars, labels, "Left open at fixed h, share of real variance", 0.0, 1.2)
-    captions["open"] = "0: the representation fixes it; 1: samples differ as much as real pictures do."
+    fractions = [spreads.fractions(layer.spread, counts) for layer in layers]
+    bars = [charts.Bar(name, tuple(each[name] for each in fractions)) for name in ("pixels", *properties.PROPERTIES)]
+    drawn["open"] = charts.intervals(bars, labels, "Left open at fixed h, fraction of real variance", 0.0, 1.2)
+    captions["open"] = "0: the representation fixes it; 1: samples differ as much as real images do."
     return drawn, captions
 
 
@@ -48,22 +45,22 @@ def figures_of(
     if config.mapped:
         figures["variance"] = _variance_figure(layers, data, config.mapped)
         captions["variance"] = (
-            "Samples of each picture's representation, and the variance over all its samples (mean over channels): "
+            "Samples of each image's representation, and the variance over all its samples (mean over channels): "
             "black is none, white the variance of real pixels."
         )
     return figures, captions
 
 
 def _variance_figure(layers: list[Layer], data: ImageSet, count: int) -> Image.Image:
-    """A column for each source: the picture, then for every model samples and their variance."""
+    """A column for each source: the image, then for every model samples and their variance."""
     picked = evenly(min(count, len(layers[0].samples)), len(layers[0].samples))
-    lines = [[images.to_pil(picture) for picture in data.floats(layers[0].invariance.sources[picked])]]
-    titles = ["picture"]
+    lines = [[to_pil(image) for image in data.floats(layers[0].invariance.sources[picked])]]
+    titles = ["image"]
     for layer in layers:
         for number in range(min(3, layer.samples.shape[1])):
-            lines.append([images.to_pil(picture) for picture in layer.samples[picked, number].clamp(-1, 1)])
+            lines.append([to_pil(image) for image in layer.samples[picked, number].clamp(-1, 1)])
             titles.append("" if number else layer.name)
         maps = spreads.heat(layer.spread.maps[picked], layer.spread.between["pixels"])
-        lines.append([images.to_pil(each) for each in maps])
+        lines.append([to_pil(each) for each in maps])
         titles.append("variance")
-    return images.sheet(lines, cell=96, row_titles=titles)
+    return image_sheet(lines, cell=96, row_titles=titles)

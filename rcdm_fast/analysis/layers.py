@@ -5,7 +5,7 @@ controls stand beside: the variance across samples at fixed h (`spread.py`), and
 that needs no decoder (`readout.py`).
 
 Meant for the backbone and the projector of one encoder (Bordes et al. 2021, section 5), but any models do that make
-pictures of the same content. Knows nothing about how they were trained.
+images of the same content.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ NOTE = (
 )
 METHOD = (
     " The models share sources and noise. Open share: variance across samples of one h over the variance of real "
-    "pictures. Readout: the same r for the prediction of a ridge regression from h to the property, fitted on other "
-    "pictures; it does not depend on the decoder, which may be better for one model than for the other."
+    "images. Readout: the same r for the prediction of a ridge regression from h to the property, fitted on other "
+    "images; it does not depend on the decoder, which may be better for one model than for the other."
 )
 
 
@@ -66,14 +66,14 @@ def run(
 
     Args:
         models: two or more, each with an encoder; the one that is expected to keep more comes first.
-        data: pictures that sources are taken from.
+        data: images that sources are taken from.
         config: sizes and solver.
         progress: called with (parts done, all of them): of every model each augmentation, the variance at fixed h, and
             each augmentation's readout.
         shared: with other experiments.
 
     Raises:
-        ConfigError: fewer than two models, too few pictures, a model without an encoder.
+        ConfigError: fewer than two models, too few images, a model without an encoder.
     """
     if len(models) < 2:
         raise ConfigError("layers are compared: name another model with --against")
@@ -99,7 +99,7 @@ def run(
     details["fitted_on"] = len(readers)
     return Analysis(
         name="layers",
-        title=f"What {common.listed([layer.name for layer in layers])} keep of transformed pictures",
+        title=f"What {common.listed([layer.name for layer in layers])} keep of transformed images",
         model=", ".join(map(common.name_of, models)),
         settings=details,
         tables=tuple(_unique(tables)),
@@ -128,7 +128,7 @@ def _layer(
     progress: Progress,
     shared: Shared | None,
 ) -> Layer:
-    """All of one model; `readers` are places of the pictures that readouts are fitted on, maybe none."""
+    """All of one model; `readers` are places of the images that readouts are fitted on, maybe none."""
     found = invariance.measure(model, data, config, progress, shared)
     assert model.encoder is not None, "measure has asked for it"
     plain = data.floats(found.sources)
@@ -146,7 +146,7 @@ def _layer(
 
 
 def _readers(data: ImageSet, sources: Tensor, config: LayersConfig) -> Tensor:
-    """Places of pictures that are no sources, spread evenly; none if the data has too few for a readout."""
+    """Places of images that are no sources, spread evenly; none if the data has too few for a readout."""
     rest = torch.ones(len(data), dtype=torch.bool)
     rest[sources] = False
     places = rest.nonzero().flatten()
@@ -162,7 +162,7 @@ def _named(layer: Layer) -> Invariance:
 
 def verdict(a: Changes, b: Changes, of_a: Recovery, of_b: Recovery, config: InvarianceConfig) -> bool | None:
     """Whether a keeps the property and b drops it (`NOTE`); None if the intervals do not decide."""
-    half = difference(a, b, config.resamples, config.seed, share=0.5)  # r(a)/2 - r(b)
+    half = difference(a, b, config.resamples, config.seed, fraction=0.5)  # r(a)/2 - r(b)
     if of_a.kept and (half.low > 0 or of_b.kept is False):
         return True
     return False if half.high < 0 or of_a.kept is False else None
@@ -200,7 +200,7 @@ def _side_by_side(first: Layer, other: Layer, config: LayersConfig) -> Table:
         property_name = a.augmentation.changes
         lines.append((name, property_name, a.recovery.correlation, b.recovery.correlation, apart, decided))
     heads = ("augmentation", "property", f"r {first.name}", f"r {other.name}", "difference", "kept, dropped")
-    title = f"Kept by {first.name}, dropped by {other.name}: correlation of the samples' changes with the pictures'"
+    title = f"Kept by {first.name}, dropped by {other.name}: correlation of the samples' changes with the images'"
     return Table("side-by-side", title, heads, tuple(lines), NOTE)
 
 
@@ -218,15 +218,15 @@ def _readout_table(first: Layer, other: Layer, config: LayersConfig) -> Table:
 
 def _open_table(layers: list[Layer], config: LayersConfig, own: bool) -> Table:
     counts = resampled(len(layers[0].samples), config.resamples, config.seed)
-    found = [spreads.shares(layer.spread, counts, own) for layer in layers]
+    found = [spreads.fractions(layer.spread, counts, own) for layer in layers]
     lines: list[tuple[Cell, ...]] = [(name, *(each[name] for each in found)) for name in found[0]]
-    whole = "all samples' variance" if own else "real pictures' variance"
+    whole = "all samples' variance" if own else "real images' variance"
     note = (
         "1: samples differ as much within a source as between sources: nothing of it comes from the representation."
         if own
-        else "0: fixed; 1: as free as between two real pictures, so not encoded. Low too where all samples are alike."
+        else "0: fixed; 1: as free as between two real images, so not encoded. Low too where all samples are alike."
     )
-    title = f"Left open at fixed h: variance across samples, share of {whole}"
+    title = f"Left open at fixed h: variance across samples, fraction of {whole}"
     return Table("open-own" if own else "open", title, ("of", *(layer.name for layer in layers)), tuple(lines), note)
 
 
@@ -256,13 +256,13 @@ def _findings(first: Layer, other: Layer, config: LayersConfig) -> list[Finding]
         changed = a.augmentation.changes
         claim = f"{first.name} keeps {changed} ({name}), {other.name} drops it"
         found.append(Finding(claim, decided[name], text, group, f"{changed} ({name})"))
-    colour = {name: decided[name] for name in ("grayscale", "hue") if name in decided}
-    if len(colour) == 2:
+    color = {name: decided[name] for name in ("grayscale", "hue") if name in decided}
+    if len(color) == 2:
         words = {True: "holds", False: "does not hold", None: "is open"}
-        text = ", ".join(f"{augment.AUGMENTATIONS[name].changes}: {words[each]}" for name, each in colour.items())
-        held = True if all(colour.values()) else False if False in colour.values() else None
-        claim = f"{first.name} keeps colour, {other.name} drops it"
-        found.append(Finding(claim, held, text, group, "colour (saturation and hue)"))
+        text = ", ".join(f"{augment.AUGMENTATIONS[name].changes}: {words[each]}" for name, each in color.items())
+        held = True if all(color.values()) else False if False in color.values() else None
+        claim = f"{first.name} keeps color, {other.name} drops it"
+        found.append(Finding(claim, held, text, group, "color (saturation and hue)"))
     found.append(_open_finding(first, other, config))
     return found
 
@@ -270,7 +270,7 @@ def _findings(first: Layer, other: Layer, config: LayersConfig) -> list[Finding]
 def _open_finding(first: Layer, other: Layer, config: LayersConfig) -> Finding:
     alone, counts = np.ones((1, len(first.samples))), resampled(len(first.samples), config.resamples, config.seed)
     of_first, of_other = (
-        [spreads.share(layer.spread, "pixels", drawn) for drawn in (alone, counts)] for layer in (first, other)
+        [spreads.fraction(layer.spread, "pixels", drawn) for drawn in (alone, counts)] for layer in (first, other)
     )
     apart = intervals.of(of_other[0][0] - of_first[0][0], of_other[1] - of_first[1])
     held = common.above(apart)

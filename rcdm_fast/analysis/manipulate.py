@@ -1,12 +1,12 @@
 """What happens to samples when h itself is changed: class kept, property moved.
 
 Two ways (Bordes et al. 2021, section 5.3, and its published code). *Dimensions*: those that are non-zero for more than
-`threshold` of the `neighbours` nearest neighbours of h are what the neighbourhood has in common; they are set to zero,
-or to a target picture's values. *Directions*, for encoders whose outputs are not sparse: h moves along the difference
-of mean representations of pictures with much and with little of a property, or along a principal component. Beside each
+`threshold` of the `neighbors` nearest neighbors of h are what the neighborhood has in common; they are set to zero,
+or to a target image's values. *Directions*, for encoders whose outputs are not sparse: h moves along the difference
+of mean representations of images with much and with little of a property, or along a principal component. Beside each
 stands a control of the same size: as many random dimensions, or a random direction of the same length.
 
-Neighbours are exact; a gallery of 100,000 takes seconds. Knows nothing about how properties are measured
+Neighbors are exact; a gallery of 100,000 takes seconds. Knows nothing about how properties are measured
 (`properties.py`).
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rcdm_fast import host, images
+from rcdm_fast import host
 from rcdm_fast.analysis import common, properties
 from rcdm_fast.analysis.common import ExperimentConfig, Progress, interval, percent
 from rcdm_fast.analysis.directions import class_of, common_dimensions, mean_difference, principal_directions
@@ -29,10 +29,11 @@ from rcdm_fast.analysis.shared import Shared, encoded
 from rcdm_fast.checks import CountOrNone
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.image_set import ImageSet, evenly
+from rcdm_fast.images import image_sheet, to_pil
 from rcdm_fast.metrics.intervals import Interval
 from rcdm_fast.model import Model
 
-SPARSE = 0.2  # share of zeros from which "non-zero" tells dimensions apart
+SPARSE = 0.2  # fraction of zeros from which "non-zero" tells dimensions apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,17 +41,17 @@ class ManipulateConfig(ExperimentConfig):
     """What to change and sample.
 
     Attributes:
-        sources: source pictures, spread evenly over one half of the data (the other is the gallery); 0 means 64.
-        neighbours, threshold: of the common dimensions; 20 and 14 as published.
+        sources: source images, spread evenly over one half of the data (the other is the gallery); 0 means 64.
+        neighbors, threshold: of the common dimensions; 20 and 14 as published.
         properties: whose directions are tried; names in `properties.PROPERTIES`.
         components: principal components tried.
         strength: length of a step along a direction: of the difference of means, or of the component's deviation.
-        knn: neighbours that vote for a class.
+        knn: neighbors that vote for a class.
         shown: sources in the figure.
     """
 
     sources: CountOrNone = 0
-    neighbours: int = 20
+    neighbors: int = 20
     threshold: int = 14
     properties: tuple[str, ...] = ("brightness", "sharpness", "asymmetry")
     components: int = 2
@@ -60,8 +61,8 @@ class ManipulateConfig(ExperimentConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.threshold < self.neighbours:
-            raise ConfigError(f"threshold must be in 0..{self.neighbours - 1}, got {self.threshold}")
+        if not 0 <= self.threshold < self.neighbors:
+            raise ConfigError(f"threshold must be in 0..{self.neighbors - 1}, got {self.threshold}")
         if min(self.knn, self.shown) < 1 or self.components < 0:
             raise ConfigError("knn and shown must be at least 1, components at least 0")
         for name in self.properties:
@@ -71,13 +72,13 @@ class ManipulateConfig(ExperimentConfig):
 
 @dataclass(frozen=True)
 class Setting:
-    """Gallery and sources; G gallery pictures, S sources."""
+    """Gallery and sources; G gallery images, S sources."""
 
     gallery: Tensor  # float32 [G,D]
-    gallery_pictures: Tensor  # float32 [G,3,H,W]
+    gallery_images: Tensor  # float32 [G,3,H,W]
     gallery_labels: Tensor | None  # int64 [G]
     h: Tensor  # float32 [S,D]
-    pictures: Tensor  # float32 [S,3,H,W]
+    images: Tensor  # float32 [S,3,H,W]
     labels: Tensor | None  # int64 [S]
     items: Tensor  # int64 [S]
 
@@ -113,20 +114,20 @@ def run(
 
     Args:
         model: a model with an encoder.
-        data: pictures; class columns need labels.
+        data: images; class columns need labels.
         config: sizes and solver.
         progress: called with (manipulations done, all of them).
         shared: with other experiments.
 
     Raises:
-        ConfigError: too few pictures, or a model without an encoder.
+        ConfigError: too few images, or a model without an encoder.
     """
     setting = _setting(model, data, config, shared)
     changes = _changes(setting, config)
     before = common.draw(model, setting.h, setting.items, config)
     rows: list[tuple[Cell, ...]] = []
     findings: list[Finding] = []
-    figure = [[setting.pictures[row], before[row, 0]] for row in range(min(config.shown, len(setting.h)))]
+    figure = [[setting.images[row], before[row, 0]] for row in range(min(config.shown, len(setting.h)))]
     kept_before = _kept(model, before, setting, config)
     for number, change in enumerate(changes):
         after = common.draw(model, change.h, setting.items, config)
@@ -150,7 +151,7 @@ def run(
         columns += ["class kept", "class kept, control"]
         unchanged = percent(interval(kept_before, config))
         note += f" Class by {config.knn}-NN of the re-encoded sample; unchanged h: {unchanged}."
-    titles = ["picture", "sample", *(change.name for change in changes)]
+    titles = ["image", "sample", *(change.name for change in changes)]
     return Analysis(
         name="manipulate",
         title=f"Changes of the representation of {name}",
@@ -165,17 +166,17 @@ def run(
         tables=(Table("manipulations", "Moved as wanted, and class kept", tuple(columns), tuple(rows), note),),
         findings=tuple(findings),
         figures={
-            "rows": images.sheet(
-                [[images.to_pil(each) for each in row] for row in figure],
+            "rows": image_sheet(
+                [[to_pil(each) for each in row] for row in figure],
                 cell=80,
                 column_titles=titles,
                 group_gaps=[1, 2],
             )
         },
-        captions={"rows": "A picture, a sample of its h, and samples of the changed h with the same noise."},
-        method="Sources come from one half of the data, neighbours, directions and votes from the other. Dimensions: "
-        f"non-zero in more than {config.threshold} of {config.neighbours} nearest neighbours, set to zero or to the "
-        "values of a random target picture. Directions: difference of means between the upper and the lower third of a "
+        captions={"rows": "An image, a sample of its h, and samples of the changed h with the same noise."},
+        method="Sources come from one half of the data, neighbors, directions and votes from the other. Dimensions: "
+        f"non-zero in more than {config.threshold} of {config.neighbors} nearest neighbors, set to zero or to the "
+        "values of a random target image. Directions: difference of means between the upper and the lower third of a "
         "property, and principal components. Controls: as many random dimensions; a random direction of the same "
         "length, another one for every source. Intervals: 95 %, bootstrap over sources. After Bordes et al. (2021), "
         "section 5.3.",
@@ -184,9 +185,9 @@ def run(
 
 def _setting(model: Model, data: ImageSet, config: ManipulateConfig, shared: Shared | None) -> Setting:
     encoder = common.encoder_of(model, "changes of h need")
-    needed = 2 * max(MIN_SOURCES, config.neighbours + 1)
+    needed = 2 * max(MIN_SOURCES, config.neighbors + 1)
     if len(data) < needed:
-        raise ConfigError(f"at least {needed} pictures are needed, half of them as the gallery; got {len(data)}")
+        raise ConfigError(f"at least {needed} images are needed, half of them as the gallery; got {len(data)}")
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(config.seed))
     gallery, rest = order[: len(data) // 2].sort().values, order[len(data) // 2 :].sort().values
     count = config.sources or min(64, len(rest))
@@ -209,7 +210,7 @@ def _changes(setting: Setting, config: ManipulateConfig) -> list[Change]:
     h, gallery = setting.h, setting.gallery
     changes = []
     if float((gallery == 0).float().mean()) >= SPARSE:
-        common = common_dimensions(h, gallery, config.neighbours, config.threshold)
+        common = common_dimensions(h, gallery, config.neighbors, config.threshold)
         random = torch.stack([row[torch.randperm(len(row), generator=generator)] for row in common])
         target = gallery[torch.randint(len(gallery), (len(h),), generator=generator)]
         zeroed, other = torch.where(common, 0.0, h), torch.where(random, 0.0, h)
@@ -217,7 +218,7 @@ def _changes(setting: Setting, config: ManipulateConfig) -> list[Change]:
         swapped, other = torch.where(common, target, h), torch.where(random, target, h)
         changes.append(Change("common dimensions swapped", swapped, other, "target", target))
     for name in config.properties:
-        values = properties.find(name)(setting.gallery_pictures)
+        values = properties.find(name)(setting.gallery_images)
         direction = config.strength * mean_difference(gallery, values)
         control = h + _random_like(direction, len(h), generator)
         changes.append(Change(f"towards more {name}", h + direction, control, name))

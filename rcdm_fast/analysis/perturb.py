@@ -1,4 +1,4 @@
-"""Attacks: pictures changed by at most epsilon so that a probe on a frozen encoder is wrong.
+"""Attacks: images changed by at most epsilon so that a probe on a frozen encoder is wrong.
 
 FGSM (Goodfellow et al. 2015) and PGD (Madry et al. 2018) in the maximum norm. The libraries that have them pin versions
 that nothing else here can be installed with, and each is a few lines; tests hold them to the closed form of a linear
@@ -21,23 +21,23 @@ Gradient = Callable[[Tensor], Tensor]
 LEVEL = 2 / 255  # one 8-bit level in [-1,1]
 
 
-def fgsm(pictures: Tensor, gradient: Gradient, epsilon: float) -> Tensor:
+def fgsm(images: Tensor, gradient: Gradient, epsilon: float) -> Tensor:
     """One step along the sign of the loss's gradient; [N,3,H,W] in [-1,1], epsilon in 8-bit levels."""
-    return (pictures + epsilon * LEVEL * gradient(pictures).sign()).clamp(-1, 1)
+    return (images + epsilon * LEVEL * gradient(images).sign()).clamp(-1, 1)
 
 
 def pgd(
-    pictures: Tensor, gradient: Gradient, epsilon: float, steps: int, generator: torch.Generator | None = None
+    images: Tensor, gradient: Gradient, epsilon: float, steps: int, generator: torch.Generator | None = None
 ) -> Tensor:
     """Steps along the sign of the gradient, each brought back to within epsilon; from a random start if `generator`."""
     size, step = epsilon * LEVEL, 2.5 * epsilon * LEVEL / steps
-    found = pictures
+    found = images
     if generator is not None:
-        start = torch.rand(pictures.shape, generator=generator).mul(2).sub(1).to(pictures.device)
-        found = (pictures + size * start).clamp(-1, 1)
+        start = torch.rand(images.shape, generator=generator).mul(2).sub(1).to(images.device)
+        found = (images + size * start).clamp(-1, 1)
     for _ in range(steps):
         found = found + step * gradient(found).sign()
-        found = torch.minimum(torch.maximum(found, pictures - size), pictures + size).clamp(-1, 1)
+        found = torch.minimum(torch.maximum(found, images - size), images + size).clamp(-1, 1)
     return found
 
 
@@ -51,7 +51,7 @@ def against_probe(
     seed: int = 0,
     batch_size: int = 64,
 ) -> Tensor:
-    """Pictures attacked with the gradient of the probe's cross-entropy, through the encoder.
+    """Images attacked with the gradient of the probe's cross-entropy, through the encoder.
 
     Args:
         views: float [N,3,s,s] in [-1,1], of the encoder's size.
@@ -60,7 +60,7 @@ def against_probe(
         epsilon: largest change of a pixel, in 8-bit levels; with 0 the views themselves are returned.
         steps: of PGD, from a random start; 0 means FGSM.
         seed: of the start.
-        batch_size: pictures at once.
+        batch_size: images at once.
 
     Returns:
         float [N,3,s,s] in [-1,1], where `views` are.
@@ -72,10 +72,10 @@ def against_probe(
     for part, target in zip(views.split(batch_size), labels.split(batch_size), strict=True):
         part, target = part.to(encoder.device), target.to(encoder.device)
 
-        def gradient(pictures: Tensor, target: Tensor = target) -> Tensor:
-            pictures = pictures.detach().requires_grad_()
-            loss = F.cross_entropy(probe(encoder.represent(pictures)), target, reduction="sum")
-            (found,) = torch.autograd.grad(loss, pictures)
+        def gradient(images: Tensor, target: Tensor = target) -> Tensor:
+            images = images.detach().requires_grad_()
+            loss = F.cross_entropy(probe(encoder.represent(images)), target, reduction="sum")
+            (found,) = torch.autograd.grad(loss, images)
             return found
 
         if steps:

@@ -1,8 +1,8 @@
-"""The picture of the paper: photographs, and samples of their representations beside them.
+"""The image of the paper: photographs, and samples of their representations beside them.
 
 What all samples of a photograph share is in its representation; where they differ it is not. The numbers beside the
-pictures: how far re-encoded samples are from h, and how much samples of one photograph differ. Works with any number
-of pictures; nothing here is a statistic over a population.
+images: how far re-encoded samples are from h, and how much samples of one photograph differ. Works with any number
+of images; nothing here is a statistic over a population.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from rcdm_fast import host, images
+from rcdm_fast import host
 from rcdm_fast.analysis import common
 from rcdm_fast.analysis.common import ExperimentConfig, Progress
 from rcdm_fast.analysis.result import Analysis, Cell, Table
@@ -21,6 +21,7 @@ from rcdm_fast.checks import Count
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.diffusion.sampling_config import SamplingConfig
+from rcdm_fast.images import image_sheet, to_pil
 from rcdm_fast.metrics.intervals import bootstrap
 from rcdm_fast.model import Model
 
@@ -53,7 +54,7 @@ def run(model: Model, data: ImageSet, config: PhotosConfig, progress: Progress |
         raise ConfigError(f"how much samples differ needs at least 2 of each photograph, got {config.per}")
     rng = np.random.default_rng(config.seed)
     rows: list[tuple[Cell, ...]] = []
-    pictures = []
+    images = []
     for number in range(len(data)):
         source = data.floats(slice(number, number + 1))
         h = encoder.encode(source).cpu()
@@ -65,7 +66,7 @@ def run(model: Model, data: ImageSet, config: PhotosConfig, progress: Progress |
             (data.paths[number].name if data.paths else number, bootstrap(moved, config.resamples, rng), float(spread))
         )
         if number < SHOWN:
-            pictures.append([images.to_pil(picture) for picture in (*source, *drawn)])
+            images.append([to_pil(image) for image in (*source, *drawn)])
         if progress is not None:
             progress(number + 1, len(data))
     name = common.name_of(model)
@@ -85,10 +86,10 @@ def run(model: Model, data: ImageSet, config: PhotosConfig, progress: Progress |
                     "spread of samples (8-bit levels)",
                 ),
                 tuple(rows),
-                "Spread: standard deviation over samples, averaged over pixels and colours. Intervals over samples.",
+                "Spread: standard deviation over samples, averaged over pixels and colors. Intervals over samples.",
             ),
         ),
-        figures={"samples": images.sheet(pictures, cell=72, column_titles=titles, group_gaps=[1])},
+        figures={"samples": image_sheet(images, cell=72, column_titles=titles, group_gaps=[1])},
         captions={"samples": f"Photographs as {name} sees them, and samples of their representations."},
         method="DDIM unless the settings say otherwise; every sample has its own noise, which the seed, the "
         "photograph's place and the sample's number decide. After Bordes et al. (2021), figure 1.",

@@ -1,11 +1,11 @@
-"""Properties of a picture that can be read off its pixels, the same way for photographs and for samples.
+"""Properties of an image that can be read off its pixels, the same way for photographs and for samples.
 
-A linear property is one number per picture. A circular one (hue, orientation) is a complex number per picture: its
-angle is the direction, its length says how strongly the picture has one, so that a grey picture has a hue of length 0
+A linear property is one number per image. A circular one (hue, orientation) is a complex number per image: its
+angle is the direction, its length says how strongly the image has one, so that a gray image has a hue of length 0
 rather than a made-up angle.
 
-Colours are counted from 0 (black) to 1; x runs to the right and y down, in shares of the picture's sides, 0 at the
-centre. Luminance Y is 0.299 R + 0.587 G + 0.114 B. Knows nothing about models or augmentations.
+Colors are counted from 0 (black) to 1; x runs to the right and y down, in fractions of the image's sides, 0 at the
+center. Luminance Y is 0.299 R + 0.587 G + 0.114 B.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rcdm_fast import images
 from rcdm_fast.analysis.augment import blur, hue_of, luminance
 from rcdm_fast.config import ConfigError
+from rcdm_fast.images import check_images
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Property:
     Attributes:
         name: short, for tables and JSON.
         about: for readers, with its unit.
-        read: colours float64 [N,3,H,W] in [0,1] -> float64 [N], or complex128 [N] if it is circular.
+        read: colors float64 [N,3,H,W] in [0,1] -> float64 [N], or complex128 [N] if it is circular.
         period: degrees after which a circular property repeats; None for a linear one.
     """
 
@@ -38,9 +38,9 @@ class Property:
     read: Callable[[Tensor], Tensor]
     period: float | None = None
 
-    def __call__(self, pictures: Tensor) -> Tensor:
-        """Measured values of pictures float [N,3,H,W] in [-1,1]; float64 or complex128 [N], on the CPU."""
-        return self.read((images.check(pictures).double() + 1) / 2).cpu()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Measured values of images float [N,3,H,W] in [-1,1]; float64 or complex128 [N], on the CPU."""
+        return self.read((check_images(images).double() + 1) / 2).cpu()
 
     def change(self, before: Tensor, after: Tensor) -> Tensor:
         """Mean change between paired measurements [...,P] -> float64 [...], in the property's unit.
@@ -62,94 +62,94 @@ class Property:
         return torch.ones_like(measured) if self.period is None else measured.abs()
 
 
-def saturation(colours: Tensor) -> Tensor:
-    """Mean over pixels of max(R,G,B) - min(R,G,B); 0 (grey) to 1."""
-    return (colours.amax(dim=1) - colours.amin(dim=1)).mean(dim=(1, 2))
+def saturation(colors: Tensor) -> Tensor:
+    """Mean over pixels of max(R,G,B) - min(R,G,B); 0 (gray) to 1."""
+    return (colors.amax(dim=1) - colors.amin(dim=1)).mean(dim=(1, 2))
 
 
-def hue(colours: Tensor) -> Tensor:
+def hue(colors: Tensor) -> Tensor:
     """Mean over pixels of C exp(i H), C = max(R,G,B) - min(R,G,B), H the HSV hue; angle 0..360 degrees, length 0..1."""
-    chroma = colours.amax(dim=1) - colours.amin(dim=1)
-    return torch.polar(chroma, hue_of(colours) * (math.pi / 3)).mean(dim=(1, 2))
+    chroma = colors.amax(dim=1) - colors.amin(dim=1)
+    return torch.polar(chroma, hue_of(colors) * (math.pi / 3)).mean(dim=(1, 2))
 
 
-def brightness(colours: Tensor) -> Tensor:
+def brightness(colors: Tensor) -> Tensor:
     """Mean of Y; 0 (black) to 1 (white)."""
-    return luminance(colours).mean(dim=(1, 2, 3))
+    return luminance(colors).mean(dim=(1, 2, 3))
 
 
-def highlights(colours: Tensor) -> Tensor:
+def highlights(colors: Tensor) -> Tensor:
     """Mean of 2 max(0, Y - 1/2): how much lies in the bright half; 0 to 1."""
-    return 2 * (luminance(colours) - 0.5).clamp_min(0).mean(dim=(1, 2, 3))
+    return 2 * (luminance(colors) - 0.5).clamp_min(0).mean(dim=(1, 2, 3))
 
 
-def sharpness(colours: Tensor) -> Tensor:
+def sharpness(colors: Tensor) -> Tensor:
     """Root mean square of Y - blurred Y (Gaussian, deviation 1/32 of the width): fine detail; 0 to about 0.5."""
-    grey = luminance(colours)
-    fine = grey - blur(grey.expand(-1, 3, -1, -1), 1 / 32)[:, :1]
+    gray = luminance(colors)
+    fine = gray - blur(gray.expand(-1, 3, -1, -1), 1 / 32)[:, :1]
     return fine.square().mean(dim=(1, 2, 3)).sqrt()
 
 
-def asymmetry(colours: Tensor) -> Tensor:
+def asymmetry(colors: Tensor) -> Tensor:
     """Mean Y of the right half minus that of the left half; -1 to 1. Mirroring changes its sign."""
-    grey = luminance(colours)[:, 0]
-    half = grey.shape[2] // 2
-    return grey[:, :, -half:].mean(dim=(1, 2)) - grey[:, :, :half].mean(dim=(1, 2))
+    gray = luminance(colors)[:, 0]
+    half = gray.shape[2] // 2
+    return gray[:, :, -half:].mean(dim=(1, 2)) - gray[:, :, :half].mean(dim=(1, 2))
 
 
-def _mass(colours: Tensor) -> Tensor:
-    """How far each pixel is from the mean colour of the one-pixel border; [N,H,W], sums to 1 (even if all are equal).
+def _mass(colors: Tensor) -> Tensor:
+    """How far each pixel is from the mean color of the one-pixel border; [N,H,W], sums to 1 (even if all are equal).
 
     What stands out from the border is taken for the object; on a uniform background this is exact.
     """
-    edge = torch.ones(colours.shape[-2:], dtype=torch.bool, device=colours.device)
+    edge = torch.ones(colors.shape[-2:], dtype=torch.bool, device=colors.device)
     edge[1:-1, 1:-1] = False
-    background = colours[:, :, edge].mean(dim=2)
-    apart = (colours - background[:, :, None, None]).square().sum(dim=1).sqrt() + 1e-9
+    background = colors[:, :, edge].mean(dim=2)
+    apart = (colors - background[:, :, None, None]).square().sum(dim=1).sqrt() + 1e-9
     return apart / apart.sum(dim=(1, 2), keepdim=True)
 
 
 def _places(count: int, like: Tensor) -> Tensor:
-    """Centres of `count` pixels in shares of the side, from the centre of the picture; -1/2 to 1/2."""
+    """Centers of `count` pixels in fractions of the side, from the center of the image; -1/2 to 1/2."""
     return (torch.arange(count, dtype=like.dtype, device=like.device) - (count - 1) / 2) / count
 
 
-def mass_x(colours: Tensor) -> Tensor:
-    """Mean x, weighed by each pixel's distance in RGB from the border's mean colour; -0.5 (left) to 0.5 (right)."""
-    mass = _mass(colours)
+def mass_x(colors: Tensor) -> Tensor:
+    """Mean x, weighed by each pixel's distance in RGB from the border's mean color; -0.5 (left) to 0.5 (right)."""
+    mass = _mass(colors)
     return (mass.sum(dim=1) * _places(mass.shape[2], mass)).sum(dim=1)
 
 
-def mass_y(colours: Tensor) -> Tensor:
+def mass_y(colors: Tensor) -> Tensor:
     """Mean y, weighed as `mass_x`; -0.5 (top) to 0.5 (bottom)."""
-    mass = _mass(colours)
+    mass = _mass(colors)
     return (mass.sum(dim=2) * _places(mass.shape[1], mass)).sum(dim=1)
 
 
-def scale(colours: Tensor) -> Tensor:
+def scale(colors: Tensor) -> Tensor:
     """Root mean square distance from the mean place, weighed as `mass_x`; 0 to 0.71, 0.41 for an even spread."""
-    mass = _mass(colours)
+    mass = _mass(colors)
     across, down = mass.sum(dim=1), mass.sum(dim=2)
     x, y = _places(mass.shape[2], mass), _places(mass.shape[1], mass)
-    spread_x = (across * (x - mass_x(colours)[:, None]).square()).sum(dim=1)
-    spread_y = (down * (y - mass_y(colours)[:, None]).square()).sum(dim=1)
+    spread_x = (across * (x - mass_x(colors)[:, None]).square()).sum(dim=1)
+    spread_y = (down * (y - mass_y(colors)[:, None]).square()).sum(dim=1)
     return (spread_x + spread_y).sqrt()
 
 
-def orientation(colours: Tensor) -> Tensor:
-    """Direction of lines and edges: - sum over a centred disc of (Y_x - i Y_y)^2, over the sum of its magnitudes.
+def orientation(colors: Tensor) -> Tensor:
+    """Direction of lines and edges: - sum over a centered disc of (Y_x - i Y_y)^2, over the sum of its magnitudes.
 
     Y_x and Y_y are central differences, y downwards; half the angle is the direction in degrees, 0 for horizontal
     lines, counterclockwise, 0..180 (the structure tensor's main axis). The disc's diameter is the shorter side, so that
     turning brings nothing new into it. Length 0 (no direction) to 1.
     """
-    grey = luminance(colours)[:, 0]
-    dx = (grey[:, 1:-1, 2:] - grey[:, 1:-1, :-2]) / 2
-    dy = (grey[:, 2:, 1:-1] - grey[:, :-2, 1:-1]) / 2
-    height, width = grey.shape[1:]
-    y = _places(height, grey)[1:-1, None] * height
-    x = _places(width, grey)[None, 1:-1] * width
-    disc = (x.square() + y.square() <= (min(height, width) / 2) ** 2).to(grey.dtype)
+    gray = luminance(colors)[:, 0]
+    dx = (gray[:, 1:-1, 2:] - gray[:, 1:-1, :-2]) / 2
+    dy = (gray[:, 2:, 1:-1] - gray[:, :-2, 1:-1]) / 2
+    height, width = gray.shape[1:]
+    y = _places(height, gray)[1:-1, None] * height
+    x = _places(width, gray)[None, 1:-1] * width
+    disc = (x.square() + y.square() <= (min(height, width) / 2) ** 2).to(gray.dtype)
     doubled = torch.complex(dx, -dy).square() * disc
     total = doubled.abs().sum(dim=(1, 2))
     return -doubled.sum(dim=(1, 2)) / torch.where(total > 0, total, 1.0)
@@ -159,9 +159,9 @@ PROPERTIES: dict[str, Property] = {
     each.name: each
     for each in (
         Property("asymmetry", "brightness right minus left (0..1)", asymmetry),
-        Property("mass-x", "place of the mass across (share of the width)", mass_x),
-        Property("mass-y", "place of the mass down (share of the height)", mass_y),
-        Property("scale", "spread of the mass (share of the side)", scale),
+        Property("mass-x", "place of the mass across (fraction of the width)", mass_x),
+        Property("mass-y", "place of the mass down (fraction of the height)", mass_y),
+        Property("scale", "spread of the mass (fraction of the side)", scale),
         Property("orientation", "direction of lines (degrees of 180)", orientation, 180.0),
         Property("saturation", "mean chroma (0..1)", saturation),
         Property("brightness", "mean luminance (0..1)", brightness),

@@ -1,10 +1,8 @@
 """The same question without a decoder: can a linear map read the changed property off the representation?
 
 Samples show what a decoder draws; a decoder that was trained for a short time draws less than h holds. A ridge
-regression from h to the property, fitted on other pictures at all magnitudes, is the control: where it recovers a
+regression from h to the property, fitted on other images at all magnitudes, is the control: where it recovers a
 change and the samples do not, the decoder is to blame.
-
-Knows nothing about sampling.
 """
 
 from __future__ import annotations
@@ -20,8 +18,8 @@ from rcdm_fast.config import ConfigError
 from rcdm_fast.encoders import Encoder
 from rcdm_fast.metrics.ridge import Moments
 
-MIN_READERS = 50  # pictures to fit on; below, a map from a hundred numbers is mostly noise
-RIDGE = 0.01  # penalty per picture, on standardised h
+MIN_READERS = 50  # images to fit on; below, a map from a hundred numbers is mostly noise
+RIDGE = 0.01  # penalty per image, on standardized h
 
 
 def read(encoder: Encoder, each: Augmentation, fitted_on: Tensor, sources: Tensor) -> Changes:
@@ -30,19 +28,19 @@ def read(encoder: Encoder, each: Augmentation, fitted_on: Tensor, sources: Tenso
     Args:
         encoder: makes the representations.
         each: the augmentation.
-        fitted_on: pictures [G,3,H,W] in [-1,1] that the map is fitted on, none of them a source.
-        sources: pictures [S,3,H,W].
+        fitted_on: images [G,3,H,W] in [-1,1] that the map is fitted on, none of them a source.
+        sources: images [S,3,H,W].
 
     Raises:
-        ConfigError: too few pictures to fit on.
+        ConfigError: too few images to fit on.
     """
     if len(fitted_on) < MIN_READERS:
-        raise ConfigError(f"a linear readout is fitted on at least {MIN_READERS} other pictures, got {len(fitted_on)}")
+        raise ConfigError(f"a linear readout is fitted on at least {MIN_READERS} other images, got {len(fitted_on)}")
     prop = properties.find(each.changes)
 
-    def versions(pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """Representations [V,N,D] and properties [V,N] of the pictures as they are and at every magnitude."""
-        all_of_them = [pictures, *(each(pictures, magnitude) for magnitude in each.magnitudes)]
+    def versions(images: Tensor) -> tuple[Tensor, Tensor]:
+        """Representations [V,N,D] and properties [V,N] of the images as they are and at every magnitude."""
+        all_of_them = [images, *(each(images, magnitude) for magnitude in each.magnitudes)]
         h = torch.stack([encoder.encode(version).double().cpu() for version in all_of_them])
         return h, torch.stack([prop(version) for version in all_of_them])
 
@@ -50,9 +48,9 @@ def read(encoder: Encoder, each: Augmentation, fitted_on: Tensor, sources: Tenso
     predict = _Readout(h.flatten(0, 1), target.flatten())
     h, actual = versions(sources)
     predicted = predict(h.flatten(0, 1)).view(actual.shape)
-    in_pictures = prop.change(actual[:1, :, None], actual[1:, :, None])
+    in_images = prop.change(actual[:1, :, None], actual[1:, :, None])
     in_readout = prop.change(predicted[:1, :, None], predicted[1:, :, None])
-    return Changes(in_pictures.T, in_readout.T, prop.strength(actual[0]), prop.period)
+    return Changes(in_images.T, in_readout.T, prop.strength(actual[0]), prop.period)
 
 
 class _Readout:

@@ -1,9 +1,9 @@
-"""How well a change of a picture's property is recovered from samples: correlation, slope, intervals, chance.
+"""How well a change of an image's property is recovered from samples: correlation, slope, intervals, chance.
 
-The unit of everything is the change from the untransformed version of the same source: p[s,m] in the picture, q[s,m]
+The unit of everything is the change from the untransformed version of the same source: p[s,m] in the image, q[s,m]
 in the samples drawn from its representation with the same noise. Over all (s, m):
 
-* correlation r: does the samples' change go with the picture's? For a linear property Pearson's. For a circular one
+* correlation r: does the samples' change go with the image's? For a linear property Pearson's. For a circular one
   that of Jammalamadaka and SenGupta (2001, section 8.2): sum sin(p - mean p) sin(q - mean q) over the root of the
   product of the sums of squares, means being circular.
 * slope: how much of it is followed; 1 is entirely, 0 not at all. Linear: cov(p, q) / var(p). Circular: the b in
@@ -13,7 +13,7 @@ If the samples do not change at all, both are 0. Intervals are bootstrap interva
 of one source are not independent; two models on the same sources are compared in pairs. The level of chance is the
 95th percentile of |r| when the samples' changes are dealt out again: to another source, in another order of magnitudes.
 
-Sees numbers only: knows nothing about pictures, models or augmentations.
+Sees numbers only: knows nothing about images, models or augmentations.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ SLOPES = np.linspace(-1, 2, 301)
 
 
 def check_sources(count: int, available: int) -> None:
-    """Raise `ConfigError` unless there are enough source pictures for an interval."""
+    """Raise `ConfigError` unless there are enough source images for an interval."""
     if count < MIN_SOURCES:
-        raise ConfigError(f"an interval over source pictures needs at least {MIN_SOURCES} of them, got {count}")
+        raise ConfigError(f"an interval over source images needs at least {MIN_SOURCES} of them, got {count}")
     if count > available:
-        raise ConfigError(f"{count} source pictures were asked for, the data has {available}")
+        raise ConfigError(f"{count} source images were asked for, the data has {available}")
 
 
 @dataclass(frozen=True)
@@ -48,19 +48,19 @@ class Changes:
     """Changes of one property, S sources at M magnitudes.
 
     Attributes:
-        picture, samples: float64 [S,M], in the property's unit.
-        weight: of each source, float64 [S]; the strength of a circular property in the source picture.
+        image, samples: float64 [S,M], in the property's unit.
+        weight: of each source, float64 [S]; the strength of a circular property in the source image.
         period: degrees after which the property repeats; None for a linear one.
     """
 
-    picture: Tensor
+    image: Tensor
     samples: Tensor
     weight: Tensor
     period: float | None = None
 
     def __post_init__(self) -> None:
-        if self.picture.shape != self.samples.shape or self.picture.shape[:1] != self.weight.shape:
-            shapes = [list(each.shape) for each in (self.picture, self.samples, self.weight)]
+        if self.image.shape != self.samples.shape or self.image.shape[:1] != self.weight.shape:
+            shapes = [list(each.shape) for each in (self.image, self.samples, self.weight)]
             raise ValueError(f"changes need [S,M], [S,M] and [S], got {shapes}")
 
     def shuffled(self, rng: np.random.Generator) -> Changes:
@@ -68,7 +68,7 @@ class Changes:
         count, magnitudes = self.samples.shape
         source = torch.from_numpy(rng.permutation(count))[:, None]
         order = torch.from_numpy(rng.permuted(np.tile(np.arange(magnitudes), (count, 1)), axis=1))
-        return Changes(self.picture, self.samples[source, order], self.weight, self.period)
+        return Changes(self.image, self.samples[source, order], self.weight, self.period)
 
     def statistics(self, counts: Floats) -> tuple[Floats, Floats]:
         """Correlation [B] and slope [B] when source s counts counts[b,s] times; counts float64 [B,S]."""
@@ -85,7 +85,7 @@ class Changes:
     def _numbers(self) -> tuple[Floats, Floats, Floats]:
         """Changes, of a circular property in radians of its period, and weights [S,1]."""
         scale = 1.0 if self.period is None else 2 * math.pi / self.period
-        p, q = (each.double().numpy() * scale for each in (self.picture, self.samples))
+        p, q = (each.double().numpy() * scale for each in (self.image, self.samples))
         return p, q, self.weight.double().numpy()[:, None]
 
 
@@ -129,7 +129,7 @@ class Recovery:
     Attributes:
         correlation, slope: see the module.
         chance: the level that |r| passes once in twenty times by chance.
-        sources, pairs: how many source pictures, and (source, magnitude) pairs.
+        sources, pairs: how many source images, and (source, magnitude) pairs.
     """
 
     correlation: Interval
@@ -160,16 +160,16 @@ def recovery(changes: Changes, resamples: int = 2000, seed: int = 0) -> Recovery
         intervals.of(slope[0], drawn_slope),
         chance,
         count,
-        changes.picture.numel(),
+        changes.image.numel(),
     )
 
 
-def difference(a: Changes, b: Changes, resamples: int = 2000, seed: int = 0, share: float = 1.0) -> Interval:
+def difference(a: Changes, b: Changes, resamples: int = 2000, seed: int = 0, fraction: float = 1.0) -> Interval:
     """share r(a) - r(b) with its interval, the same sources drawn for both. Raises `ConfigError` for other sources."""
     count = len(a.weight)
     check_sources(count, count)
-    if a.picture.shape != b.picture.shape or not torch.allclose(a.picture, b.picture):
-        raise ConfigError("a difference of correlations needs the same pictures on both sides")
+    if a.image.shape != b.image.shape or not torch.allclose(a.image, b.image):
+        raise ConfigError("a difference of correlations needs the same images on both sides")
     alone, drawn = np.ones((1, count)), resampled(count, resamples, seed)
-    value = share * a.statistics(alone)[0] - b.statistics(alone)[0]
-    return intervals.of(value[0], share * a.statistics(drawn)[0] - b.statistics(drawn)[0])
+    value = fraction * a.statistics(alone)[0] - b.statistics(alone)[0]
+    return intervals.of(value[0], fraction * a.statistics(drawn)[0] - b.statistics(drawn)[0])

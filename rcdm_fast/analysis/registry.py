@@ -23,7 +23,7 @@ class Job:
 
     Attributes:
         model: the model in question.
-        data: pictures; always there if the experiment says `needs_data`.
+        data: images; always there if the experiment says `needs_data`.
         photos: photographs to draw samples of; need not be like the data; always there if the experiment says
             `needs_photos`.
         against: other models, for experiments that compare.
@@ -41,12 +41,12 @@ class Job:
     shared: Shared | None = None
 
     @property
-    def pictures(self) -> ImageSet:
+    def images(self) -> ImageSet:
         """The data. Raises `ConfigError` if there is none."""
         from rcdm_fast.config import ConfigError
 
         if self.data is None:
-            raise ConfigError("this experiment needs pictures: name a folder of them with --data")
+            raise ConfigError("this experiment needs images: name a folder of them with --data")
         return self.data
 
     @property
@@ -66,9 +66,9 @@ class Experiment:
     Attributes:
         about: one line.
         run: the job done.
-        needs_data: whether it needs a folder of pictures.
-        needs_photos: whether it needs photographs, which it holds against the pictures.
-        takes_photos: whether photographs do in place of pictures.
+        needs_data: whether it needs a folder of images.
+        needs_photos: whether it needs photographs, which it holds against the images.
+        takes_photos: whether photographs do in place of images.
         compares: whether it takes other models (`Job.against`); at least one is then needed.
     """
 
@@ -84,9 +84,9 @@ class Experiment:
         if self.compares and not against:
             return "compares models: name another with --against"
         if self.needs_data and not data and not (self.takes_photos and photos):
-            return "needs a set of pictures: name one with --data"
+            return "needs a set of images: name one with --data"
         if self.needs_photos and not photos:
-            return "needs photographs to hold against the pictures: name a folder of them with --photos"
+            return "needs photographs to hold against the images: name a folder of them with --photos"
         return ""
 
 
@@ -96,7 +96,7 @@ def _faithfulness(job: Job) -> Analysis:
     from rcdm_fast.evaluation import EvaluateConfig
 
     config = from_dict(EvaluateConfig, job.settings, "settings of faithfulness")
-    return faithfulness.run(job.model, job.pictures, config, job.progress, job.shared)
+    return faithfulness.run(job.model, job.images, config, job.progress, job.shared)
 
 
 def _invariance(job: Job) -> Analysis:
@@ -104,7 +104,7 @@ def _invariance(job: Job) -> Analysis:
     from rcdm_fast.config import from_dict
 
     config = from_dict(invariance.InvarianceConfig, job.settings, "settings of invariance")
-    return invariance.run(job.model, job.pictures, config, job.progress, job.shared)
+    return invariance.run(job.model, job.images, config, job.progress, job.shared)
 
 
 def _layers(job: Job) -> Analysis:
@@ -113,7 +113,7 @@ def _layers(job: Job) -> Analysis:
     from rcdm_fast.config import from_dict
 
     config = from_dict(LayersConfig, job.settings, "settings of layers")
-    return layers.run((job.model, *job.against), job.pictures, config, job.progress, job.shared)
+    return layers.run((job.model, *job.against), job.images, config, job.progress, job.shared)
 
 
 def _photos(job: Job) -> Analysis:
@@ -121,7 +121,7 @@ def _photos(job: Job) -> Analysis:
     from rcdm_fast.config import from_dict
 
     config = from_dict(photos.PhotosConfig, job.settings, "settings of photos")
-    return photos.run(job.model, job.photos or job.pictures, config, job.progress)
+    return photos.run(job.model, job.photos or job.images, config, job.progress)
 
 
 def _attack(job: Job) -> Analysis:
@@ -129,7 +129,7 @@ def _attack(job: Job) -> Analysis:
     from rcdm_fast.config import from_dict
 
     config = from_dict(attack.AttackConfig, job.settings, "settings of attack")
-    return attack.run((job.model, *job.against), job.pictures, config, job.progress, job.shared)
+    return attack.run((job.model, *job.against), job.images, config, job.progress, job.shared)
 
 
 def _manipulate(job: Job) -> Analysis:
@@ -137,7 +137,7 @@ def _manipulate(job: Job) -> Analysis:
     from rcdm_fast.config import from_dict
 
     config = from_dict(manipulate.ManipulateConfig, job.settings, "settings of manipulate")
-    return manipulate.run(job.model, job.pictures, config, job.progress, job.shared)
+    return manipulate.run(job.model, job.images, config, job.progress, job.shared)
 
 
 def _interpolate(job: Job) -> Analysis:
@@ -145,7 +145,7 @@ def _interpolate(job: Job) -> Analysis:
     from rcdm_fast.config import from_dict
 
     config = from_dict(interpolate.InterpolateConfig, job.settings, "settings of interpolate")
-    return interpolate.run(job.model, job.pictures, config, job.progress)
+    return interpolate.run(job.model, job.images, config, job.progress)
 
 
 def _invert(job: Job) -> Analysis:
@@ -153,41 +153,41 @@ def _invert(job: Job) -> Analysis:
     from rcdm_fast.config import from_dict
 
     config = from_dict(invert.InvertConfig, job.settings, "settings of invert")
-    return invert.run(job.model, job.pictures, config, job.progress)
+    return invert.run(job.model, job.images, config, job.progress)
 
 
 def _unfamiliar(job: Job) -> Analysis:
-    from rcdm_fast.analysis import unfamiliar
+    from rcdm_fast.analysis import out_of_distribution
     from rcdm_fast.config import from_dict
 
-    config = from_dict(unfamiliar.UnfamiliarConfig, job.settings, "settings of unfamiliar")
-    return unfamiliar.run(job.model, job.pictures, job.photographs, config, job.progress, job.shared)
+    config = from_dict(out_of_distribution.UnfamiliarConfig, job.settings, "settings of unfamiliar")
+    return out_of_distribution.run(job.model, job.images, job.photographs, config, job.progress, job.shared)
 
 
-def _neighbours(job: Job) -> Analysis:
-    from rcdm_fast.analysis import neighbours
+def _neighbors(job: Job) -> Analysis:
+    from rcdm_fast.analysis import neighbors
     from rcdm_fast.config import from_dict
 
-    config = from_dict(neighbours.NeighboursConfig, job.settings, "settings of neighbours")
-    return neighbours.run(job.model, job.pictures, config, job.progress, job.shared)
+    config = from_dict(neighbors.NeighborsConfig, job.settings, "settings of neighbors")
+    return neighbors.run(job.model, job.images, config, job.progress, job.shared)
 
 
 EXPERIMENTS: dict[str, Experiment] = {
     "photos": Experiment("samples of photographs beside them", _photos, takes_photos=True),
-    "faithfulness": Experiment("rank of the source picture and distances of re-encoded samples", _faithfulness),
-    "neighbours": Experiment("real pictures nearest to samples and to h, and a search for copies", _neighbours),
+    "faithfulness": Experiment("rank of the source image and distances of re-encoded samples", _faithfulness),
+    "neighbors": Experiment("real images nearest to samples and to h, and a search for copies", _neighbors),
     "unfamiliar": Experiment(
-        "photographs unlike the data beside pictures of the data: distances, ranks, spread",
+        "photographs unlike the data beside images of the data: distances, ranks, spread",
         _unfamiliar,
         needs_photos=True,
     ),
-    "invariance": Experiment("what samples recover of transformed pictures, augmentation by augmentation", _invariance),
+    "invariance": Experiment("what samples recover of transformed images, augmentation by augmentation", _invariance),
     "layers": Experiment("backbone beside projector: what one keeps and the other drops", _layers, compares=True),
     "manipulate": Experiment("changes of h: what moves in the samples, and whether the class is kept", _manipulate),
-    "interpolate": Experiment("samples on the way from one picture's h to another's", _interpolate),
-    "invert": Experiment("a picture's own x_T, and the same x_T with another's h", _invert),
+    "interpolate": Experiment("samples on the way from one image's h to another's", _interpolate),
+    "invert": Experiment("an image's own x_T, and the same x_T with another's h", _invert),
     "attack": Experiment(
-        "pictures changed invisibly against a linear probe: accuracy, movement of h, samples", _attack, compares=True
+        "images changed invisibly against a linear probe: accuracy, movement of h, samples", _attack, compares=True
     ),
 }
 

@@ -1,4 +1,4 @@
-"""What an experiment found: tables, sentences with the numbers behind them, and pictures.
+"""What an experiment found: tables, sentences with the numbers behind them, and images.
 
 One type for all experiments, so that the command line, the report and notebooks show them alike. Knows nothing about
 how anything was measured.
@@ -73,7 +73,7 @@ class Analysis:
         model: name or file of the model.
         settings: everything that has to be repeated to get the same numbers: seeds, steps, counts, fingerprint.
         tables, findings: see their types.
-        figures: pictures by name; captions under the same names in `captions`.
+        figures: images by name; captions under the same names in `captions`.
         charts: drawings of tables' numbers, by name and with captions like figures; pages draw their own.
         method: how it was measured, in a few sentences, with the source.
     """
@@ -90,7 +90,7 @@ class Analysis:
     charts: Mapping[str, Image.Image] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """Everything but the pictures, as plain JSON values; an interval is {"value", "low", "high"}."""
+        """Everything but the images, as plain JSON values; an interval is {"value", "low", "high"}."""
         return {
             "name": self.name,
             "title": self.title,

@@ -1,7 +1,4 @@
-"""What several experiments of one report need and what is the same for all of them, made once.
-
-Knows nothing about single experiments.
-"""
+"""What several experiments of one report need and what is the same for all of them, made once."""
 
 from __future__ import annotations
 

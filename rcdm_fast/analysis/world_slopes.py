@@ -24,13 +24,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rcdm_fast import images
 from rcdm_fast.analysis.common import ExperimentConfig
 from rcdm_fast.analysis.recovery import check_sources
 from rcdm_fast.checks import ConfigError, Count, Range
 from rcdm_fast.data.world import Factor, World
 from rcdm_fast.diffusion.sampling_config import PER_VERSION
 from rcdm_fast.encoders.oracle_code import Code
+from rcdm_fast.images import from_uint8
 from rcdm_fast.metrics import intervals
 from rcdm_fast.metrics.intervals import Interval
 from rcdm_fast.model import Model
@@ -215,7 +215,7 @@ class IdealSampler:
 
     def __call__(self, factors: Tensor, kept: Sequence[str], noise: Sequence[int]) -> Tensor:
         """See `Sampler`."""
-        return images.from_uint8(self.world.render(self.factors(factors, kept, noise)))
+        return from_uint8(self.world.render(self.factors(factors, kept, noise)))
 
 
 @dataclass(frozen=True)

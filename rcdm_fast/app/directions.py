@@ -1,10 +1,8 @@
 """Directions along which the playground moves a representation, by name.
 
 Two kinds. *As FLIP*: what an augmentation does to h of the photograph at hand, so that strength 1 is where the changed
-photograph's h lies on average, and -1 is as far on the other side. *Data*: from pictures that the playground was opened
+photograph's h lies on average, and -1 is as far on the other side. *Data*: from images that the playground was opened
 with, the difference of mean representations between much and little of a property, and principal components.
-
-Knows nothing about models, samples or pages.
 """
 
 from __future__ import annotations
@@ -21,8 +19,8 @@ from rcdm_fast.data.image_set import ImageSet, evenly
 from rcdm_fast.encoders import Encoder
 from rcdm_fast.training import representations
 
-NEUTRAL = {"zoom": 1.0, "brightness": 1.0, "solarise": 1.0}  # magnitudes that change nothing; 0 for the others
-MAX_PICTURES = 2000
+NEUTRAL = {"zoom": 1.0, "brightness": 1.0, "solarize": 1.0}  # magnitudes that change nothing; 0 for the others
+MAX_IMAGES = 2000
 COMPONENTS = 4
 
 _AS = "as "
@@ -59,17 +57,17 @@ def of_photograph(encoder: Encoder, view: Tensor, name: str) -> Tensor:
 def of_data(encoder: Encoder, data: ImageSet) -> dict[str, Tensor]:
     """Every direction of `OF_DATA`, float32 [1,D] on the encoder's device.
 
-    At most `MAX_PICTURES` pictures, spread evenly over the data, are looked at. A component is as long as the standard
+    At most `MAX_IMAGES` images, spread evenly over the data, are looked at. A component is as long as the standard
     deviation along it; there are fewer of them where a representation is narrow.
 
     Raises:
-        ConfigError: under `MIN_SOURCES` pictures.
+        ConfigError: under `MIN_SOURCES` images.
     """
     if len(data) < MIN_SOURCES:
-        raise ConfigError(f"directions from data need at least {MIN_SOURCES} pictures, got {len(data)}")
-    chosen = data.subset(evenly(min(len(data), MAX_PICTURES), len(data)))
+        raise ConfigError(f"directions from data need at least {MIN_SOURCES} images, got {len(data)}")
+    chosen = data.subset(evenly(min(len(data), MAX_IMAGES), len(data)))
     gallery = representations.compute(encoder, chosen)
-    pictures = chosen.floats(slice(None))
-    found = {name: mean_difference(gallery, each(pictures)) for name, each in _PROPERTIES.items()}
+    images = chosen.floats(slice(None))
+    found = {name: mean_difference(gallery, each(images)) for name, each in _PROPERTIES.items()}
     found.update(zip(_COMPONENTS, principal_directions(gallery, COMPONENTS), strict=False))
     return {name: direction[None].to(encoder.device) for name, direction in found.items()}

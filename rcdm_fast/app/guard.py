@@ -4,7 +4,7 @@ A web page elsewhere can point its own name at 127.0.0.1 and speak to a server t
 rebinding), or send it forms. So where the playground listens on this machine alone, requests must name this machine,
 and pages that send some must come from it.
 
-Knows nothing about pictures, models or Gradio, only about HTTP (ASGI).
+Knows nothing about images, models or Gradio, only about HTTP (ASGI).
 """
 
 from __future__ import annotations

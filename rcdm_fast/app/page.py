@@ -2,7 +2,7 @@
 
 It listens on this machine alone unless told otherwise, answers no other names then (`guard.py`), limits uploads and the
 length of the queue, keeps uploads where no other user can read them, sends nothing anywhere and loads nothing from
-elsewhere. Uploads are decoded by `rcdm_fast.images` alone. Knows nothing about how pictures are made (`playground.py`).
+elsewhere. Uploads are decoded by `rcdm_fast.images` alone. Knows nothing about how images are made (`playground.py`).
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ from typing import Any
 
 from PIL import Image
 
-from rcdm_fast import doors, images
+from rcdm_fast import doors
 from rcdm_fast.app import guard
 from rcdm_fast.app.playground import MAX_COUNT, MAX_STEPS, MAX_STRENGTH, Abandoned, Playground, Settings, magnitudes
 from rcdm_fast.config import ConfigError
 from rcdm_fast.diffusion.registry import SOLVERS
 from rcdm_fast.diffusion.sampling import SamplingError
+from rcdm_fast.images import ImageError
 
 TITLE = "What a representation keeps"
-SHOWN = 128  # pixels of a picture on the page
+SHOWN = 128  # pixels of an image on the page
 _PLAIN = "none"
 _FONTS = ("system-ui", "sans-serif")
 _KEPT_S = 3600  # uploads are deleted after this time
-Shown = tuple[str, Image.Image, Image.Image | None, list[Image.Image]]  # status, the two pictures seen, samples
+Shown = tuple[str, Image.Image, Image.Image | None, list[Image.Image]]  # status, the two images seen, samples
 
 
 def gradio() -> Any:
@@ -57,15 +58,15 @@ def build(playground: Playground, queue: int = 8, listeners: guard.Listeners | N
     models = _labels(playground.models)
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(_KEPT_S, _KEPT_S)) as blocks:
         gr.Markdown(
-            f"# {TITLE}\nAll pictures below the photograph share its representation: what they have in common is in it."
+            f"# {TITLE}\nAll images below the photograph share its representation: what they have in common is in it."
         )
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
-                picture = _upload(gr, label="Photograph", height=220)
+                image = _upload(gr, label="Photograph", height=220)
                 model = gr.Dropdown(list(models), value=next(iter(models)), label="Model and layer")
                 draw = gr.Button("Draw", variant="primary", elem_id="draw")
                 stop = gr.Button("Stop", elem_id="stop")
-                count = gr.Slider(1, MAX_COUNT, value=Settings.per, step=1, label="Pictures")
+                count = gr.Slider(1, MAX_COUNT, value=Settings.per, step=1, label="Images")
                 with gr.Accordion("Sampling", open=False):
                     steps = gr.Slider(1, MAX_STEPS, value=Settings.steps, step=1, label="Steps")
                     solver = gr.Dropdown(list(SOLVERS), value=Settings.solver, label="Solver")
@@ -92,13 +93,13 @@ def build(playground: Playground, queue: int = 8, listeners: guard.Listeners | N
                     second = gr.Image(label="The second photograph", **options)
                 samples = gr.Gallery(label="Samples", columns=4, height="auto", elem_id="samples")
 
-        def run(request: Any, picture: str | None, model: str, *values: Any) -> Iterator[Shown]:
+        def run(request: Any, image: str | None, model: str, *values: Any) -> Iterator[Shown]:
             session, begun = str(request.session_hash), time.monotonic()
 
             def abandoned() -> bool:
                 return listeners is not None and listeners.gone(session, begun)
 
-            yield from _run(gr, playground, abandoned, picture, models.get(model, model), *values)
+            yield from _run(gr, playground, abandoned, image, models.get(model, model), *values)
 
         def halt(request: Any) -> None:
             if listeners is not None:
@@ -110,7 +111,7 @@ def build(playground: Playground, queue: int = 8, listeners: guard.Listeners | N
             low, high, neutral = magnitudes("" if name == _PLAIN else name)
             return gr.Slider(low, high, value=neutral, label=_label(name))
 
-        inputs = [picture, model, count, steps, solver, seed, augmentation, magnitude, other, mix, direction, strength]
+        inputs = [image, model, count, steps, solver, seed, augmentation, magnitude, other, mix, direction, strength]
         inputs.append(guidance)
         outputs = [status, seen, second, samples]
         drawing = {"show_progress": "hidden", "concurrency_id": "draw"}
@@ -165,7 +166,7 @@ def launch(
     _, address, _ = blocks.launch(
         server_name=host,
         server_port=port,
-        share=False,
+        fraction=False,
         max_file_size=f"{upload_mib}mb",
         prevent_thread_lock=True,
         show_error=False,  # what is not said on purpose may name files of this machine
@@ -247,7 +248,7 @@ def _run(
     gr: Any,
     playground: Playground,
     abandoned: Callable[[], bool],
-    picture: str | None,
+    image: str | None,
     model: str,
     count: float,
     steps: float,
@@ -277,8 +278,8 @@ def _run(
             direction=towards,
             strength=strength,
         )
-        for drawn in playground.draw(settings, picture, other, abandoned=abandoned):
-            done = f"{len(drawn.samples)} of {drawn.wanted} pictures"
+        for drawn in playground.draw(settings, image, other, abandoned=abandoned):
+            done = f"{len(drawn.samples)} of {drawn.wanted} images"
             if guidance != 1:
                 done += f", guidance {drawn.guidance:g}"
             if drawn.guidance != guidance:
@@ -287,7 +288,7 @@ def _run(
             yield done, first, rest[0] if rest else None, [_large(each) for each in drawn.samples]
     except Abandoned:
         return
-    except (ConfigError, images.ImageError, SamplingError, OSError) as error:
+    except (ConfigError, ImageError, SamplingError, OSError) as error:
         raise gr.Error(_told(error, playground), print_exception=False) from error
 
 
@@ -302,7 +303,7 @@ def _told(error: Exception, playground: Playground) -> str:
     return re.sub(r"(?<![\w.~:/])~?/(?:[^\s/:'\"]+/)+", "", text)
 
 
-def _large(picture: Image.Image) -> Image.Image:
-    """Small pictures enlarged so that their pixels stay pixels."""
-    factor = max(1, SHOWN // picture.width)
-    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+def _large(image: Image.Image) -> Image.Image:
+    """Small images enlarged so that their pixels stay pixels."""
+    factor = max(1, SHOWN // image.width)
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)

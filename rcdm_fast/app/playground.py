@@ -1,4 +1,4 @@
-"""What the playground does: a picture and settings in, pictures out as they are finished.
+"""What the playground does: an image and settings in, images out as they are finished.
 
 One model is loaded at a time and one drawing runs at a time; the queue in front of it belongs to the page. Knows
 nothing about pages.
@@ -18,7 +18,6 @@ from PIL import Image
 from torch import Tensor
 
 import rcdm_fast
-from rcdm_fast import images
 from rcdm_fast.analysis.augment import AUGMENTATIONS
 from rcdm_fast.app import directions
 from rcdm_fast.checks import Range
@@ -28,12 +27,12 @@ from rcdm_fast.diffusion.sampling import Request
 from rcdm_fast.diffusion.sampling_config import QUICK_STEPS, SamplingConfig
 from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.diffusion.solvers import Predict, SolverOptions, StepNoise
-from rcdm_fast.images import ImageSource
+from rcdm_fast.images import ImageSource, load_image, to_pil
 from rcdm_fast.model import Model
 
 MAX_STEPS, MAX_COUNT = 250, 32
 MAX_STRENGTH = 2.0
-STREAMED = 4  # pictures that appear together
+STREAMED = 4  # images that appear together
 MAX_PIXELS = 60_000_000  # of a photograph; phones have up to 50
 
 
@@ -51,7 +50,7 @@ class Settings(SamplingConfig):
             guidance draw without.
         augmentation: a name in `analysis.augment.AUGMENTATIONS`, or "" for none.
         magnitude: of the augmentation, in its unit.
-        mix: 0..1, how far h goes on the straight line from the first picture's to the second's.
+        mix: 0..1, how far h goes on the straight line from the first image's to the second's.
         direction: a name in `Playground.directions`, or "" for none.
         strength: -2..2, how far h then goes along it, in lengths of the direction.
     """
@@ -80,7 +79,7 @@ class Settings(SamplingConfig):
 
 @dataclass(frozen=True)
 class Drawn:
-    """What there is so far: the pictures as the encoder sees them, the samples, and with what guidance."""
+    """What there is so far: the images as the encoder sees them, the samples, and with what guidance."""
 
     seen: tuple[Image.Image, ...]
     samples: tuple[Image.Image, ...]
@@ -95,7 +94,7 @@ class Playground:
     Attributes:
         models: names or files to choose from, the first one at the start.
         device, engine, precision: as in `rcdm_fast.load`.
-        data: pictures for directions, as `rcdm train --data` takes them; without them there are those of the
+        data: images for directions, as `rcdm train --data` takes them; without them there are those of the
             photograph alone.
     """
 
@@ -132,12 +131,10 @@ class Playground:
         """The directions of the data for a model, float32 [1,D] each; computed once.
 
         Raises:
-            ConfigError, ImageError: no data, too few pictures, or none that can be read.
+            ConfigError, ImageError: no data, too few images, or none that can be read.
         """
         if self.data is None:
-            raise ConfigError(
-                f"directions from data need pictures (rcdm app --data); here: {', '.join(self.directions)}"
-            )
+            raise ConfigError(f"directions from data need images (rcdm app --data); here: {', '.join(self.directions)}")
         if name not in self._from_data:
             model = self.model(name)
             assert model.encoder is not None
@@ -162,30 +159,30 @@ class Playground:
     def draw(
         self,
         settings: Settings,
-        picture: ImageSource | None,
+        image: ImageSource | None,
         other: ImageSource | None = None,
         *,
         abandoned: Callable[[], bool] | None = None,
     ) -> Iterator[Drawn]:
-        """Samples of the picture's representation; yields the pictures seen at once, then more and more samples.
+        """Samples of the image's representation; yields the images seen at once, then more and more samples.
 
-        The same settings give the same pictures; another magnitude, mix or strength changes h alone and
+        The same settings give the same images; another magnitude, mix or strength changes h alone and
         keeps the noise. `abandoned` is asked before every network evaluation.
 
         Raises:
-            ConfigError, ImageError: no picture, a bad setting, or a picture that cannot be used.
+            ConfigError, ImageError: no image, a bad setting, or an image that cannot be used.
             Abandoned: `abandoned` said so.
         """
-        if picture is None:
+        if image is None:
             raise ConfigError("give a photograph first")
         if settings.mix > 0 and other is None:
             raise ConfigError("mixing needs a second photograph")
         with self._lock:
             model = self.model(settings.model)
-            seen = [self._seen(model, picture, settings)]
+            seen = [self._seen(model, image, settings)]
             if other is not None:
                 seen.append(self._view(model, other))
-        shown = tuple(images.to_pil(each[0]) for each in seen)
+        shown = tuple(to_pil(each[0]) for each in seen)
         guidance = settings.guidance if model.config.representation_dropout else 1.0
         yield Drawn(shown, (), settings.per, guidance)
         # The lock is not kept while a page looks at what it got: a drawing that nobody fetches would keep others out.
@@ -194,24 +191,24 @@ class Playground:
         if abandoned is not None:
             request = _while_wanted(request, abandoned)
         samples: list[Image.Image] = []
-        for _, pictures in model.batches(request, STREAMED):
-            samples += [images.to_pil(each) for each in pictures.cpu()]
+        for _, images in model.batches(request, STREAMED):
+            samples += [to_pil(each) for each in images.cpu()]
             yield Drawn(shown, tuple(samples), settings.per, guidance)
 
-    def _view(self, model: Model, picture: ImageSource) -> Tensor:
-        name = "photograph" if not isinstance(picture, str | os.PathLike) else os.path.basename(picture)
-        loaded = images.load(picture, name=name, max_pixels=MAX_PIXELS)
+    def _view(self, model: Model, image: ImageSource) -> Tensor:
+        name = "photograph" if not isinstance(image, str | os.PathLike) else os.path.basename(image)
+        loaded = load_image(image, name=name, max_pixels=MAX_PIXELS)
         assert model.encoder is not None
         return model.encoder.view(loaded.to(model.device))
 
-    def _seen(self, model: Model, picture: ImageSource, settings: Settings) -> Tensor:
-        view = self._view(model, picture)
+    def _seen(self, model: Model, image: ImageSource, settings: Settings) -> Tensor:
+        view = self._view(model, image)
         if not settings.augmentation:
             return view
         return AUGMENTATIONS[settings.augmentation](view, settings.magnitude)
 
     def _moved(self, model: Model, seen: Sequence[Tensor], settings: Settings) -> Tensor:
-        """h of the first picture, mixed with that of the second, then moved; [1,D]."""
+        """h of the first image, mixed with that of the second, then moved; [1,D]."""
         assert model.encoder is not None
         h = model.encoder.encode(seen[0])
         if settings.mix:
@@ -222,7 +219,7 @@ class Playground:
 
 
 def _while_wanted(request: Request, abandoned: Callable[[], bool]) -> Request:
-    """The request with a solver that gives up when nobody waits for its pictures."""
+    """The request with a solver that gives up when nobody waits for its images."""
     wanted = request.solver
 
     def solver(

@@ -3,8 +3,7 @@
 Exit codes: 0 done, 1 failed, 2 wrong input or usage, 130 interrupted. An error is one line; `--debug` adds the
 traceback.
 
-Nothing heavy is imported before a command needs it, so that `rcdm --help` answers at once. Knows nothing about how
-things are computed.
+Nothing heavy is imported before a command needs it, so that `rcdm --help` answers at once.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ EVERYWHERE = "Every command takes --verbose and --debug, too: see rcdm --help."
 
 app = typer.Typer(
     name="rcdm",
-    help="See in pictures what a vision encoder's representation keeps of a photo.\n\n"
+    help="See in images what a vision encoder's representation keeps of a photo.\n\n"
     "Example: rcdm sample photo.jpg --model cifar10-simclr-wide --out sheet.png",
     invoke_without_command=True,
     add_completion=False,
@@ -105,7 +104,7 @@ def _options(
         common.say(START)
         return
     logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, format="%(message)s", stream=sys.stderr)
-    # Pictures up to images.MAX_PIXELS are welcome; Pillow warns from about half of that.
+    # Images up to images.MAX_PIXELS are welcome; Pillow warns from about half of that.
     warnings.filterwarnings("ignore", message=".*decompression bomb.*")
     for noisy in ("httpx", "filelock", "urllib3", "PIL", "torch"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -49,8 +49,8 @@ def adapt(
             values[key] = dataclasses.asdict(encoders.build(spec, place).config)
             trusted += [values[key]["source"]] if encoders.trusts(spec) else []
     settings = from_dict(AdaptConfig, changed(values, change or []), "options")
-    pictures = open_data(data, checkpoint.load_model(model, None, sha256)[0].unet.image_size)
-    common.say(f"{len(pictures)} pictures, {settings.steps} steps of {settings.batch_size}")
+    images = open_data(data, checkpoint.load_model(model, None, sha256)[0].unet.image_size)
+    common.say(f"{len(images)} images, {settings.steps} steps of {settings.batch_size}")
     with common.ProgressBar(settings.steps) as progress:
-        path = run(settings, pictures, out, place, progress, trusted)
+        path = run(settings, images, out, place, progress, trusted)
     common.say(f"{path}: finished; load it with rcdm_fast.load({str(path)!r})")

@@ -29,7 +29,7 @@ def analyze(
         str | None, typer.Option("--photos", help="Photographs that need not be like the data, as --data takes.")
     ] = None,
     against: common.Against = None,
-    sources: Annotated[int | None, typer.Option(help="Source pictures. Default: the experiment's.")] = None,
+    sources: Annotated[int | None, typer.Option(help="Source images. Default: the experiment's.")] = None,
     per: Annotated[int | None, common.usual(common.Per)] = None,
     steps: Annotated[str | None, common.usual(common.Steps)] = None,
     solver: Annotated[str | None, common.usual(common.SolverName)] = None,
@@ -76,11 +76,11 @@ def analyze(
     common.check_writable(out / f"{name}.json")
     loaded = common.open_model(model, flags, encoder, device, engine, precision, sha256)
     others = tuple(rcdm_fast.load(other, None, None, device, engine, precision) for other in against or ())
-    pictures = open_data(data, loaded.image_size) if data is not None else None
+    images = open_data(data, loaded.image_size) if data is not None else None
     shown = open_data(photos, loaded.image_size) if photos is not None else None
     with common.ProgressBar(1) as progress:
         job = registry.Job(
-            loaded, pictures, shown, others, settings, progress=lambda done, total: progress(done, total, 0.0)
+            loaded, images, shown, others, settings, progress=lambda done, total: progress(done, total, 0.0)
         )
         found = experiment.run(job)
     try:
@@ -96,7 +96,7 @@ def write(found: Analysis, folder: Path) -> list[Path]:
 
     paths = [folder / f"{found.name}.json"]
     common.write_json(paths[0], found.as_json())
-    for figure, picture in (*found.charts.items(), *found.figures.items()):
+    for figure, image in (*found.charts.items(), *found.figures.items()):
         paths.append(folder / f"{found.name}-{figure}.png")
-        outputs.save_picture(picture, paths[-1])
+        outputs.write_image(image, paths[-1])
     return paths

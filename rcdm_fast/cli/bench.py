@@ -13,8 +13,8 @@ from rcdm_fast.diffusion.sampling_config import PER_VARIANCE, SamplingConfig
 
 if TYPE_CHECKING:
     from rcdm_fast.metrics.intervals import Interval
-    from rcdm_fast.sampling_rate import Case
     from rcdm_fast.solver_quality import Quality, SolverCase
+    from rcdm_fast.throughput import Case
 
 
 def bench(
@@ -28,16 +28,14 @@ def bench(
     ] = "auto",
     precision: Annotated[str, typer.Option(help="Precisions, separated by commas: fp32, bf16, fp16, auto.")] = "auto",
     batch_size: common.BatchSize = 16,
-    pictures: Annotated[
-        int, typer.Option(help="Pictures per timed run, a multiple of the batch. Default: one batch.")
-    ] = 0,
+    images: Annotated[int, typer.Option(help="Images per timed run, a multiple of the batch. Default: one batch.")] = 0,
     rounds: Annotated[int, typer.Option(help="At most so many timed runs of each.")] = 5,
     budget: Annotated[float, typer.Option(help="Seconds after which nothing more is begun.")] = 60.0,
     published: Annotated[bool, typer.Option(help="Measure the published recipe beside it.")] = True,
     data: Annotated[str | None, common.data("Also measure what solvers do to samples, on these")] = None,
-    sources: Annotated[int, typer.Option(help="With --data: source pictures; 0: 256, or all there are.")] = 64,
+    sources: Annotated[int, typer.Option(help="With --data: source images; 0: 256, or all there are.")] = 64,
     per: common.Per = PER_VARIANCE,
-    gallery: Annotated[int, typer.Option(help="With --data: real pictures to rank among; 0: all.")] = 0,
+    gallery: Annotated[int, typer.Option(help="With --data: real images to rank among; 0: all.")] = 0,
     references: Annotated[
         int, typer.Option(help="With --data: sources whose samples are held against the end of the flow.")
     ] = 16,
@@ -56,12 +54,12 @@ def bench(
     samples, and the Fréchet distance.
 
     The published recipe is plain PyTorch in fp32, 100 ancestral steps, one representation at a time. "sampler" is the
-    share of the time that is not spent in network evaluations.
+    fraction of the time that is not spent in network evaluations.
 
     Example: rcdm bench cifar10-simclr-trunk --steps 10,50 --engine all --precision fp32,bf16 --json rates.json
     Example: rcdm bench cifar10-simclr-trunk --solver all --steps 5,10,25 --data cifar10/test --plot solvers.svg
     """
-    from rcdm_fast import sampling_rate, solver_quality, storage
+    from rcdm_fast import solver_quality, storage, throughput
     from rcdm_fast.config import ConfigError
     from rcdm_fast.data.sources import open_data
     from rcdm_fast.report import solver_plot
@@ -75,7 +73,7 @@ def bench(
     for line in left_out:
         common.say(f"left out    {line}")
     timed = _cases(loaded.device, engine, precision, ways)
-    plan = sampling_rate.Plan(timed, batch_size, pictures, budget, rounds, published)
+    plan = throughput.Plan(timed, batch_size, images, budget, rounds, published)
     real = None if data is None else open_data(data, loaded.image_size)
     if real is not None:
         quality = solver_quality.QualityConfig(sources, per, gallery, references, seed)
@@ -85,18 +83,18 @@ def bench(
 
     with tqdm(total=100, unit="%", disable=not common.interactive(), leave=False) as bar:
 
-        def report(rows: list[dict[str, Any]], share: float) -> None:
+        def report(rows: list[dict[str, Any]], fraction: float) -> None:
             common.write_json(json, {"rows": rows})
-            bar.update(round(100 * share) - bar.n)
+            bar.update(round(100 * fraction) - bar.n)
 
-        rows = sampling_rate.measure(loaded, plan, report)
+        rows = throughput.measure(loaded, plan, report)
     common.say("\n".join(table(rows)))
     if real is not None:
         with common.ProgressBar(100) as progress:
 
-            def done(found: list[Quality], share: float) -> None:
+            def done(found: list[Quality], fraction: float) -> None:
                 common.write_json(json, {"rows": rows, "quality": [_numbers(each) for each in found]})
-                progress(round(100 * share), 100, 0.0)
+                progress(round(100 * fraction), 100, 0.0)
 
             found = solver_quality.measure(loaded, real, ways, quality, done)
         common.say("\n".join(quality_table(found)))
@@ -110,15 +108,15 @@ def bench(
 def table(rows: list[dict[str, Any]]) -> list[str]:
     """Rows as lines of text."""
     title = f"{'engine':18s} {'precision':9s} {'solver':12s} {'steps':>11s}"
-    lines = [f"{title} {'pictures/s':>10s}  {'p50 s':>7s} {'sampler':>8s}  times published"]
+    lines = [f"{title} {'images/s':>10s}  {'p50 s':>7s} {'sampler':>8s}  times published"]
     for row in rows:
         head = f"{row['engine']:18s} {row['precision']:9s} {row['solver']:12s} {row['steps']:>11s}"
         if "why_not" in row:
             lines.append(f"{head} not measured: {row['why_not']}")
             continue
-        share = f"{row['sampler_percent']:7.2f}%" if "sampler_percent" in row else " " * 8
+        fraction = f"{row['sampler_percent']:7.2f}%" if "sampler_percent" in row else " " * 8
         ratio = f"{row['times_published']:8.2f}" if "times_published" in row else ""
-        lines.append(f"{head} {row['pictures_per_s']:10.3f}  {row['p50_ms'] / 1e3:7.3f} {share}  {ratio}")
+        lines.append(f"{head} {row['images_per_s']:10.3f}  {row['p50_ms'] / 1e3:7.3f} {fraction}  {ratio}")
     if rows:
         versions = ", ".join(f"{name} {version}" for name, version in rows[0]["versions"].items())
         lines.append(f"batch {rows[0]['batch']}, {rows[0]['threads']} threads, {rows[0]['device']}; {versions}")
@@ -148,7 +146,7 @@ def quality_table(rows: list[Quality]) -> list[str]:
 def _cases(device: Any, engine: str, precision: str, ways: list[SolverCase]) -> tuple[Case, ...]:
     """Every combination of the lists, the quick ones first. ``all`` leaves out engines that cannot run here."""
     from rcdm_fast import engines
-    from rcdm_fast.sampling_rate import Case
+    from rcdm_fast.throughput import Case
 
     precisions = _listed(precision)
     pairs = [(name, each) for name in _listed(engine) if name != "all" for each in precisions]

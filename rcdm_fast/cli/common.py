@@ -1,7 +1,4 @@
-"""Options that several commands share, and how commands report numbers and progress.
-
-Knows nothing about single commands.
-"""
+"""Options that several commands share, and how commands report numbers and progress."""
 
 from __future__ import annotations
 
@@ -73,7 +70,7 @@ SolverName = Annotated[
         "fitted, ddim, ancestral, dpmpp_2m, dpmpp_3m, dpmpp_2m_sde, unipc_2, unipc_3, deis, ipndm or heun.",
     ),
 ]
-Eta = Annotated[float, typer.Option(help="DDIM's share of fresh noise, 0 to 1.")]
+Eta = Annotated[float, typer.Option(help="DDIM's fraction of fresh noise, 0 to 1.")]
 Guidance = Annotated[float, typer.Option(help="Strength of guidance, for models trained for it; 1: none.")]
 GuideName = Annotated[
     str | None,

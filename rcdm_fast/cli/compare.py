@@ -16,11 +16,11 @@ from rcdm_fast.diffusion.sampling_config import PER_SOURCE, QUICK_STEPS, Samplin
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rcdm_fast.drift import Case, Drift, Settings
+    from rcdm_fast.engine_comparison import Case, Drift, Settings
     from rcdm_fast.metrics.intervals import Interval
     from rcdm_fast.model import Model
 
-SHOWN = 8  # pictures of each case on the sheet
+SHOWN = 8  # images of each case on the sheet
 
 
 def compare(
@@ -30,7 +30,7 @@ def compare(
         str,
         typer.Option("--engines", help="ENGINE[:PRECISION[=FILE]], as native:bf16,openvino:int8."),
     ] = "native:fp32,native:bf16",
-    out: Annotated[Path | None, common.out("Sheet of the same pictures by every engine.")] = None,
+    out: Annotated[Path | None, common.out("Sheet of the same images by every engine.")] = None,
     steps: common.Steps = str(QUICK_STEPS),
     solver: common.SolverName = SamplingConfig.solver,
     per: common.Per = PER_SOURCE,
@@ -38,9 +38,9 @@ def compare(
     batch_size: common.BatchSize = 8,
     rounds: Annotated[int, typer.Option(help="Rounds in which one evaluation of each is timed.")] = 5,
     data: Annotated[str | None, common.data("Also the MRR of the source, on these")] = None,
-    sources: Annotated[int, typer.Option(help="Source pictures for the MRR; 0: 256, or all there are.")] = 0,
-    gallery: Annotated[int, typer.Option(help="Pictures that a sample is ranked among; 0: all.")] = 0,
-    min_psnr: Annotated[float, typer.Option(help="Fail below this PSNR of the final pictures, in dB.")] = 0.0,
+    sources: Annotated[int, typer.Option(help="Source images for the MRR; 0: 256, or all there are.")] = 0,
+    gallery: Annotated[int, typer.Option(help="Images that a sample is ranked among; 0: all.")] = 0,
+    min_psnr: Annotated[float, typer.Option(help="Fail below this PSNR of the final images, in dB.")] = 0.0,
     max_mrr_loss: Annotated[float, typer.Option(help="Fail if the MRR falls by more than this, in percent.")] = 100.0,
     encoder: common.EncoderSpec = None,
     flags: common.Flags = None,
@@ -58,18 +58,18 @@ def compare(
     import torch
 
     import rcdm_fast
-    from rcdm_fast import drift, outputs
+    from rcdm_fast import engine_comparison, outputs
 
-    cases = [drift.Case.parse(text) for text in engines.split(",")]
+    cases = [engine_comparison.Case.parse(text) for text in engines.split(",")]
     common.check_writable(json)
     if out is not None:
         outputs.rows_of_sheet(out, SHOWN, 2 * len(cases), cell=96)
     loaded = rcdm_fast.load(model, flags, encoder, device, "eager", "fp32", sha256=sha256)
     h, label = _conditions(loaded, photos or [])
     drawing = common.sampling(per, steps, solver, seed)
-    settings = drift.Settings(batch_size=batch_size, rounds=rounds, **vars(drawing))
+    settings = engine_comparison.Settings(batch_size=batch_size, rounds=rounds, **vars(drawing))
     with torch.random.fork_rng(devices=[]):
-        found = drift.compare(loaded, cases, h, settings, label=label, say=common.say)
+        found = engine_comparison.compare(loaded, cases, h, settings, label=label, say=common.say)
     mrr = _mrr(loaded, [each.case for each in found], data, sources, gallery, settings) if data is not None else {}
     common.say("\n".join(table(found, mrr)))
     common.write_json(json, {"rows": [{**each.row(), **_mrr_row(mrr, each.case)} for each in found]})
@@ -95,17 +95,17 @@ def _conditions(model: Model, photos: list[Path]) -> tuple[Tensor | None, Tensor
 def _mrr(
     model: Model, cases: list[Case], data: str, sources: int, gallery: int, drawn: Settings
 ) -> dict[Case, tuple[Interval, Interval]]:
-    """MRR of the source picture for every case, and its change from the first one's, from the same noise."""
-    from rcdm_fast import drift
+    """MRR of the source image for every case, and its change from the first one's, from the same noise."""
+    from rcdm_fast import engine_comparison
     from rcdm_fast.data.sources import open_data
     from rcdm_fast.evaluation import EvaluateConfig, evaluate, mrr_change
 
-    pictures = open_data(data, model.image_size)
+    images = open_data(data, model.image_size)
     config = EvaluateConfig(sources=sources, gallery=gallery, **vars(drawn.changed()))
     found = {}
     for case in cases:
         common.say(f"{case}: ranking")
-        found[case] = evaluate(drift.with_engine(model, case, model.encoder), pictures, config)
+        found[case] = evaluate(engine_comparison.with_engine(model, case, model.encoder), images, config)
     return {case: (each.mrr, mrr_change(each, found[cases[0]])) for case, each in found.items()}
 
 
@@ -176,15 +176,16 @@ def _failures(
 
 
 def _sheet(found: list[Drift], out: Path) -> None:
-    """A row of pictures per case; below each but the first, eight times its distance from the first, around grey."""
-    from rcdm_fast import images, outputs
+    """A row of images per case; below each but the first, eight times its distance from the first, around gray."""
+    from rcdm_fast import outputs
+    from rcdm_fast.images import image_sheet, to_pil
 
     rows, titles = [], []
     for each in found:
-        rows.append([images.to_pil(picture) for picture in each.pictures[:SHOWN]])
+        rows.append([to_pil(image) for image in each.images[:SHOWN]])
         titles.append(str(each.case))
         if each is not found[0]:
-            apart = (8 * (each.pictures[:SHOWN] - found[0].pictures[:SHOWN])).clamp(-1, 1)
-            rows.append([images.to_pil(picture) for picture in apart])
+            apart = (8 * (each.images[:SHOWN] - found[0].images[:SHOWN])).clamp(-1, 1)
+            rows.append([to_pil(image) for image in apart])
             titles.append("difference x8")
-    outputs.save_picture(images.sheet(rows, cell=96, row_titles=titles), out)
+    outputs.write_image(image_sheet(rows, cell=96, row_titles=titles), out)

@@ -23,7 +23,7 @@ FeatureSpec = Annotated[
     str | None,
     typer.Option(
         help="Where distributions are compared: model (its own encoder), an encoder as --encoder takes, or none. "
-        "Default: model, if there are enough pictures."
+        "Default: model, if there are enough images."
     ),
 ]
 InceptionFile = Annotated[
@@ -36,27 +36,27 @@ ProbeSpec = Annotated[
     ),
 ]
 ProbeData = Annotated[
-    str | None, typer.Option("--probe-data", help="Labeled pictures that the probe is fitted on, as --data takes.")
+    str | None, typer.Option("--probe-data", help="Labeled images that the probe is fitted on, as --data takes.")
 ]
 Denoising = Annotated[
     bool,
     typer.Option(
         "--denoising",
-        help="Also the error of x0 predicted from one noisy picture, by noise level. Higher than on training pictures "
+        help="Also the error of x0 predicted from one noisy image, by noise level. Higher than on training images "
         "means that those were memorized.",
     ),
 ]
 NpzFile = Annotated[Path | None, typer.Option("--npz", help="Write the samples to this file, for ADM's evaluation.")]
 ReferenceFile = Annotated[
     Path | None,
-    typer.Option("--reference-npz", help="Real pictures (arr_0) for distributions, instead of the gallery."),
+    typer.Option("--reference-npz", help="Real images (arr_0) for distributions, instead of the gallery."),
 ]
 
 
 def evaluate(
     model: common.ModelArgument,
     data: Annotated[str, common.data("Sources and gallery")],
-    sources: Annotated[int, typer.Option(help="Source pictures; 0: 256, or all there are.")] = 0,
+    sources: Annotated[int, typer.Option(help="Source images; 0: 256, or all there are.")] = 0,
     per: common.Per = PER_SOURCE,
     gallery: Annotated[int, typer.Option(help="Real representations that a sample is ranked among; 0: all.")] = 0,
     steps: common.Steps = str(SamplingConfig.steps),
@@ -82,8 +82,8 @@ def evaluate(
 ) -> None:
     """Measure how well samples keep their representation.
 
-    And how like real images they are: mean rank and MRR of the source picture beside chance and beside a blurred
-    source, distances beside those of real neighbours, variance over samples, and distances of distributions
+    And how like real images they are: mean rank and MRR of the source image beside chance and beside a blurred
+    source, distances beside those of real neighbors, variance over samples, and distances of distributions
     (Fréchet, kernel, precision and recall, density and coverage) in a stated feature space.
 
     Example: rcdm evaluate cifar10-simclr-wide --data cifar10/test --per 4 --gallery 10000 --json mrr.json
@@ -108,11 +108,11 @@ def evaluate(
     weaker = common.open_guide(guide, loaded, engine, precision)
     loaded.check_guidance(guidance, weaker)
     space = _space(loaded, features, inception)
-    pictures = open_data(data, loaded.image_size)
+    images = open_data(data, loaded.image_size)
     if probe is not None and probe_data is not None:
         reader, known = encoders.build(probe, loaded.device), open_data(probe_data, loaded.image_size)
-        measures.check_classes(pictures, known)
-    size, count = measures.counts(pictures, settings)
+        measures.check_classes(images, known)
+    size, count = measures.counts(images, settings)
     if npz is not None:
         storage.check_writable(npz, count * per * 3 * loaded.image_size**2)
     if space is not None:
@@ -124,9 +124,9 @@ def evaluate(
             common.say(f"left out: {error}")
             space = None
     with common.ProgressBar(count) as progress:
-        drawn = measures.draw(loaded, pictures, settings, lambda done, total: progress(done, total, 0.0), weaker)
+        drawn = measures.draw(loaded, images, settings, lambda done, total: progress(done, total, 0.0), weaker)
     if npz is not None:
-        outputs.keep(npz, lambda file: sample_files.write_npz(file, drawn.pictures.flatten(0, 1), drawn.labels))
+        outputs.keep(npz, lambda file: sample_files.write_npz(file, drawn.images.flatten(0, 1), drawn.labels))
         common.say(f"{npz}: {count * per} samples")
     result = measures.faithfulness(drawn, settings)
     if space is not None:
@@ -147,7 +147,7 @@ def table(result: Faithfulness) -> list[str]:
 
     rows = [("MRR", result.mrr), ("mean rank", result.mean_rank), ("squared distance of samples to h", result.distance)]
     for k, interval in result.nearest_real.items():
-        rows.append((f"  of its real neighbour number {k}", interval))
+        rows.append((f"  of its real neighbor number {k}", interval))
     further = {
         "variance of a pixel over samples": result.variance,
         "MRR of the source, blurred by 1 px": result.blurred_mrr,

@@ -1,4 +1,4 @@
-"""`rcdm generate`: many pictures into shards with a manifest, resumable; and the check of what is there.
+"""`rcdm generate`: many images into shards with a manifest, resumable; and the check of what is there.
 
 Exit codes beside the usual ones: 3, finished but some items were quarantined; 1, verification found faults.
 
@@ -29,7 +29,7 @@ def generate(
     source: Annotated[
         str | None,
         typer.Argument(
-            help="Pictures, representations or labels: a folder, shards (.tar), .npy, .npz, .safetensors, .parquet, "
+            help="Images, representations or labels: a folder, shards (.tar), .npy, .npz, .safetensors, .parquet, "
             ".arrow, hf:NAME_OR_FOLDER, world:shapes?count=100; or a number of items, for an unconditional model.",
             show_default=False,
         ),
@@ -43,15 +43,13 @@ def generate(
     guidance: common.Guidance = SamplingConfig.guidance,
     seed: common.Seed = SamplingConfig.seed,
     format: Annotated[str, typer.Option("--format", help="webdataset, folder, npz or parquet.")] = "webdataset",
-    encoding: Annotated[str, typer.Option(help="Of single pictures: png, jpeg or webp.")] = "png",
+    encoding: Annotated[str, typer.Option(help="Of single images: png, jpeg or webp.")] = "png",
     quality: Annotated[int, typer.Option(help="Of jpeg and webp; webp at 100 is lossless.")] = 95,
-    shard_pictures: Annotated[int, typer.Option(help="Most pictures in a shard.")] = 1024,
+    shard_images: Annotated[int, typer.Option(help="Most images in a shard.")] = 1024,
     batch_size: common.BatchSizeIfAny = None,
-    threads: Annotated[int, typer.Option(help="Threads that read, and as many that encode pictures.")] = 4,
+    threads: Annotated[int, typer.Option(help="Threads that read, and as many that encode images.")] = 4,
     retry: Annotated[bool, typer.Option("--retry", help="Draw the shards of quarantined items again.")] = False,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Only check what is there: checksums, every picture.")
-    ] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Only check what is there: checksums, every image.")] = False,
     ray: Annotated[str | None, typer.Option(help="Run on Ray: a cluster's address, or local.")] = None,
     workers: Annotated[int | None, typer.Option(help="Ray actors; default one for each GPU.")] = None,
     encoder: common.EncoderSpec = None,
@@ -84,7 +82,7 @@ def generate(
         format=format,  # type: ignore[arg-type]
         encoding=encoding,  # type: ignore[arg-type]
         quality=quality,
-        shard_pictures=shard_pictures,
+        shard_images=shard_images,
     )
     options = RunOptions(batch_size, threads, retry)
     with _progress() as report:
@@ -103,7 +101,7 @@ def generate(
 
 def _tell(summary: Summary, out: Path, json: Path | None) -> None:
     common.say(
-        f"{out}: {summary.pictures} of {summary.wanted} pictures in {summary.shards} shards, "
+        f"{out}: {summary.images} of {summary.wanted} images in {summary.shards} shards, "
         f"{summary.quarantined} items quarantined"
     )
     common.write_json(json, {**vars(summary), "complete": summary.complete})
@@ -118,7 +116,7 @@ def _verify(out: Path, json: Path | None) -> None:
     with common.ProgressBar(1) as progress:
         found = verify(out, lambda done, total: progress(done, total, 0.0))
     state = "complete" if found.complete else f"{found.missing_shards} shards not drawn yet"
-    common.say(f"{out}: {found.pictures} of {found.wanted} pictures with true checksums, {state}")
+    common.say(f"{out}: {found.images} of {found.wanted} images with true checksums, {state}")
     common.say(f"{found.quarantined} items quarantined, {found.faults} faults")
     for line in found.examples:
         common.say(f"  {line}")
@@ -143,7 +141,7 @@ def _progress() -> Iterator[Report]:
         task = bar.add_task("reading", total=None)
 
         def report(now: Any) -> None:
-            bar.update(task, completed=now.pictures, total=now.wanted, description=_rates(now))
+            bar.update(task, completed=now.images, total=now.wanted, description=_rates(now))
 
         yield report
 
@@ -153,15 +151,15 @@ class _Lines:
         self._tenths = -1
 
     def __call__(self, now: Progress) -> None:
-        tenths = now.pictures * 10 // max(1, now.wanted)
+        tenths = now.images * 10 // max(1, now.wanted)
         if tenths > self._tenths:
             self._tenths = tenths
-            left = (now.wanted - now.pictures) * now.seconds / max(1, now.drawn)
-            common.say(f"{now.pictures} of {now.wanted}, {_rates(now)}, {left:.0f} s left")
+            left = (now.wanted - now.images) * now.seconds / max(1, now.drawn)
+            common.say(f"{now.images} of {now.wanted}, {_rates(now)}, {left:.0f} s left")
 
 
 def _rates(now: Progress) -> str:
-    text = f"{now.drawn / max(now.seconds, 1e-9):.3g} pictures/s"
+    text = f"{now.drawn / max(now.seconds, 1e-9):.3g} images/s"
     if now.busy:
         text += f", device busy {100 * now.busy:.0f} %"
     return text + (f", {now.quarantined} quarantined" if now.quarantined else "")

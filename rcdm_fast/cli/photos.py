@@ -2,8 +2,6 @@
 
 As in `rcdm generate`, an item that cannot be read is left out, listed, and keeps its place: the others' noise, and the
 names of their files, do not depend on it. The exit code is then 3.
-
-Knows nothing about what becomes of the representations.
 """
 
 from __future__ import annotations
@@ -60,10 +58,10 @@ class Rows:
 
 
 def expand(given: Sequence[Path]) -> list[Path]:
-    """Files, and the pictures of folders. Raises `ImageError`."""
-    from rcdm_fast import images
+    """Files, and the images of folders. Raises `ImageError`."""
+    from rcdm_fast.images import expand_paths
 
-    return [path for each in given for path in ([each] if _is_array(each) else images.expand([each]))]
+    return [path for each in given for path in ([each] if _is_array(each) else expand_paths([each]))]
 
 
 def read(model: Model, paths: Sequence[Path], photos: int = 0) -> Rows:
@@ -73,8 +71,8 @@ def read(model: Model, paths: Sequence[Path], photos: int = 0) -> Rows:
         ImageError: nothing can be read.
         ConfigError, StorageError: a file of arrays that the model cannot take, or that is damaged.
     """
-    from rcdm_fast import images
     from rcdm_fast.encoders import groups
+    from rcdm_fast.images import ImageError
 
     found = Rows()
     if model.config.unet.representation_dim and not all(map(_is_array, paths)):
@@ -89,7 +87,7 @@ def read(model: Model, paths: Sequence[Path], photos: int = 0) -> Rows:
     if len(found.left_out) > _LISTED:
         print(f"left out: {len(found.left_out) - _LISTED} more", file=sys.stderr)
     if not found.rows:
-        raise images.ImageError(f"none of the {count} items can be read; the first: {found.left_out[0]}")
+        raise ImageError(f"none of the {count} items can be read; the first: {found.left_out[0]}")
     return found
 
 
@@ -97,8 +95,8 @@ def _read_group(model: Model, group: list[tuple[int, tuple[str, Any]]], found: R
     """Read and encode a few items, and add them to what was found."""
     import torch
 
-    from rcdm_fast import images
     from rcdm_fast.encoders import EncoderError, groups
+    from rcdm_fast.images import ImageError
 
     read: dict[int, Any] = {}
     views: dict[int, Tensor] = {}
@@ -106,11 +104,11 @@ def _read_group(model: Model, group: list[tuple[int, tuple[str, Any]]], found: R
     for place, (_, item) in group:
         try:
             value = item()
-            if _is_picture(value):
+            if _is_image(value):
                 views[place] = model.view(value)
                 value = value if len(found.rows) + len(read) < photos else None
             read[place] = value
-        except (images.ImageError, EncoderError, OSError) as error:
+        except (ImageError, EncoderError, OSError) as error:
             bad[place] = str(error)
     encoded: dict[int, Tensor] = {}
     if views:
@@ -128,18 +126,18 @@ def _read_group(model: Model, group: list[tuple[int, tuple[str, Any]]], found: R
 
 def _items(model: Model, paths: Sequence[Path]) -> Iterator[tuple[str, Any]]:
     """Name of every item, and what reads it."""
-    from rcdm_fast import images
     from rcdm_fast.config import ConfigError
     from rcdm_fast.data import random_access
+    from rcdm_fast.images import open_image
     from rcdm_fast.jobs import feed
 
     for path in paths:
         if not _is_array(path):
-            yield str(path), lambda path=path: images.open_image(path)
+            yield str(path), lambda path=path: open_image(path)
             continue
         source = random_access.find(path)
-        if source.kind not in ("representation", "picture"):
-            raise ConfigError(f"{path}: expected representations or pictures, these are {source.kind}s")
+        if source.kind not in ("representation", "image"):
+            raise ConfigError(f"{path}: expected representations or images, these are {source.kind}s")
         feed.check_kind(model, source)
         for place in range(len(source)):
             name = source.id(place)
@@ -150,7 +148,7 @@ def _is_array(path: Path) -> bool:
     return path.suffix.lower() in ARRAYS
 
 
-def _is_picture(value: Any) -> bool:
+def _is_image(value: Any) -> bool:
     from PIL import Image
 
     return isinstance(value, Image.Image)

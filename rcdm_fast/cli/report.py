@@ -23,7 +23,7 @@ def report(
     data: Annotated[str | None, common.data("Images like those the model knows")] = None,
     against: common.Against = None,
     experiments: Annotated[str, typer.Option(help="Which, as invariance,layers; all: whatever can be run.")] = "all",
-    sources: Annotated[int, typer.Option(help="Source pictures of every experiment; 0: its default.")] = 0,
+    sources: Annotated[int, typer.Option(help="Source images of every experiment; 0: its default.")] = 0,
     steps: common.Steps = str(QUICK_STEPS),
     seed: common.Seed = SamplingConfig.seed,
     encoder: common.EncoderSpec = None,
@@ -49,7 +49,7 @@ def report(
     if out.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"{out}: a report is an .html file")
     if photos is None and data is None:
-        raise ConfigError("a report needs pictures: photographs with --photos, a set of pictures with --data, or both")
+        raise ConfigError("a report needs images: photographs with --photos, a set of images with --data, or both")
     common.check_writable(out, out.with_suffix(".json"))
     names = list(EXPERIMENTS) if experiments == "all" else [name.strip() for name in experiments.split(",")]
     found = {name: registry.find(name) for name in names}
@@ -70,10 +70,8 @@ def report(
             job = registry.Job(loaded, known, shown, compared, settings, shared=shared)
             tasks.append(build.Task(name, job))
     title = f"What the representation of {loaded.config.name or model} keeps"
-    pictures = [
-        f"{len(each)} {what}" for each, what in ((known, "pictures"), (shown, "photographs")) if each is not None
-    ]
-    about = f"Measured on {' and '.join(pictures)}, {steps} steps, seed {seed}. Intervals are 95 % bootstrap intervals."
+    images = [f"{len(each)} {what}" for each, what in ((known, "images"), (shown, "photographs")) if each is not None]
+    about = f"Measured on {' and '.join(images)}, {steps} steps, seed {seed}. Intervals are 95 % bootstrap intervals."
     command = "rcdm " + " ".join(sys.argv[1:])
     page = build.build(tasks, out, title=title, about=about, left_out=left_out, command=command, note=common.say)
     common.say(f"{page}: finished; numbers in {page.with_suffix('.json')}")

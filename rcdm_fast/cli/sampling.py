@@ -48,7 +48,7 @@ def sample(
     guide: common.GuideName = None,
     seed: common.Seed = SamplingConfig.seed,
     out: Annotated[Path, common.out("The sheet: photo, what the encoder sees, samples.")] = Path("sheet.png"),
-    pictures: Annotated[Path | None, typer.Option(help="Folder for every sample as a PNG of its own.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder for every sample as a PNG of its own.")] = None,
     encoder: common.EncoderSpec = None,
     flags: common.Flags = None,
     sha256: common.Sha256 = None,
@@ -64,11 +64,12 @@ def sample(
 
     Example: rcdm sample cat.jpg dog.jpg --model cifar10-simclr-head --per 8 --out sheet.png
     """
-    from rcdm_fast import images, outputs
+    from rcdm_fast import outputs
+    from rcdm_fast.images import save_image, to_pil
     from rcdm_fast.jobs import draw
 
     shown = outputs.rows_of_sheet(out, 2 + per, MAX_SHEET_ROWS, cell=96)
-    common.check_writable(json, None if pictures is None else pictures / "00000-000.png")
+    common.check_writable(json, None if images is None else images / "00000-000.png")
     paths = given.expand(photos)
     settings = common.sampling(per, steps, solver, seed, eta, guidance)
     loaded = common.open_model(model, flags, encoder, device, engine, precision, sha256, quiet=True)
@@ -83,12 +84,12 @@ def sample(
     try:
         for place, batch in loaded.batches(request, batch_size, common.interactive(), guide=weaker):
             finished.extend(batch.cpu())
-            if pictures is not None:
-                for index, picture in zip(range(place.start, place.stop), batch, strict=True):
+            if images is not None:
+                for index, image in zip(range(place.start, place.stop), batch, strict=True):
                     row = found.rows[index // per]
                     ends = f"{row.place:05d}-", f"-{index % per:03d}.png"
                     name = outputs.file_name(_short(row.name), ends[1], ends[0])
-                    images.save(images.to_pil(picture), pictures / name)
+                    save_image(to_pil(image), images / name)
     except KeyboardInterrupt:
         interrupted = True
     seconds = time.perf_counter() - start
@@ -96,7 +97,7 @@ def sample(
     evaluations = request.evaluations * (1 if guidance == 1 else 2)
     if finished:
         sheet = _sheet(loaded, found.rows[:shown], finished, per, loaded.config.name or model)
-        outputs.save_picture(sheet, out)
+        outputs.write_image(sheet, out)
         of = _counted(len(found.rows), "photo" if any(row.photo for row in found.rows) else "representation")
         drawn = f"{_counted(len(finished), 'sample')} of {of}, {request.chosen.label}, NFE {evaluations}"
         common.say(f"{out}: {drawn}, by {common.runs(loaded, model)}, in {seconds:.3g} s")
@@ -106,9 +107,9 @@ def sample(
             "model": loaded.config.name or str(model),
             "engine": loaded.engine.describe(),
             "nfe": evaluations,
-            "pictures": len(finished),
+            "images": len(finished),
             "left_out": len(found.left_out),
-            "seconds_per_picture": each,
+            "seconds_per_image": each,
             "solver": request.chosen.label,
             "guidance": guidance,
             "guide": guide,
@@ -133,7 +134,7 @@ def _sheet(model: Model, rows: list[given.Row], samples: list[Tensor], per: int,
     """Photo, the crop that the encoder sees, and the samples that are finished; rows without any are left out."""
     from PIL import Image
 
-    from rcdm_fast import images
+    from rcdm_fast.images import image_sheet, to_pil
 
     seen = any(row.photo is not None for row in rows)
     cells, names = [], []
@@ -143,13 +144,13 @@ def _sheet(model: Model, rows: list[given.Row], samples: list[Tensor], per: int,
             break
         before = []
         if row.photo is not None:
-            before = [row.photo, images.to_pil(model.view(row.photo)[0])]
+            before = [row.photo, to_pil(model.view(row.photo)[0])]
         elif seen:
             before = [Image.new("RGB", (96, 96), "white")] * 2
-        cells.append([*before, *(images.to_pil(picture) for picture in own)])
+        cells.append([*before, *(to_pil(image) for image in own)])
         names.append("" if seen else _short(row.name))
     titles = ["photo", "seen"] if seen else []
-    return images.sheet(
+    return image_sheet(
         cells, cell=96, column_titles=[*titles, f"samples ({title})"], row_titles=names, group_gaps=[2] if seen else []
     )
 
@@ -206,7 +207,7 @@ def interpolate(
     a: Annotated[Path, typer.Argument(help="First photo.", show_default=False)],
     b: Annotated[Path, typer.Argument(help="Second photo.", show_default=False)],
     model: common.ModelName = common.DEFAULT_MODEL,
-    frames: Annotated[int, typer.Option(help="Pictures along the way, both ends included.")] = 8,
+    frames: Annotated[int, typer.Option(help="Images along the way, both ends included.")] = 8,
     per: common.Per = SHEET_WAYS,
     mode: Annotated[Mode, typer.Option(help="linear or spherical.")] = Mode.linear,
     steps: common.Steps = str(SamplingConfig.steps),
@@ -224,18 +225,19 @@ def interpolate(
 
     Example: rcdm interpolate cat.jpg dog.jpg --model cifar10-simclr-wide --frames 10 --out way.png
     """
-    from rcdm_fast import images, outputs
+    from rcdm_fast import outputs
+    from rcdm_fast.images import ImageError, image_sheet, open_image, to_pil
 
     if outputs.rows_of_sheet(out, frames + 2, per, cell=96) < per:
-        raise images.ImageError(f"{out}: {per} ways of {frames} pictures are too much for a sheet in this format")
-    opened = [images.open_image(a), images.open_image(b)]
+        raise ImageError(f"{out}: {per} paths of {frames} frames are too much for a sheet in this format")
+    opened = [open_image(a), open_image(b)]
     settings = common.sampling(per, steps, solver, seed)
     loaded = common.open_model(model, flags, encoder, device, engine, precision, sha256, quiet=True)
     start = time.perf_counter()
     h = loaded.encode(opened)
-    pictures = loaded.interpolate(h[0], h[1], frames, settings, mode=mode.value, progress=common.interactive())
+    images = loaded.interpolate(h[0], h[1], frames, settings, mode=mode.value, progress=common.interactive())
     seconds = time.perf_counter() - start
-    sheet = [[opened[0], *(images.to_pil(picture) for picture in way), opened[1]] for way in pictures]
-    outputs.save_picture(images.sheet(sheet, cell=96, column_titles=["A"], group_gaps=[1, frames + 1]), out)
+    sheet = [[opened[0], *(to_pil(image) for image in way), opened[1]] for way in images]
+    outputs.write_image(image_sheet(sheet, cell=96, column_titles=["A"], group_gaps=[1, frames + 1]), out)
     drawn = f"{_counted(per, f'{mode.value} path')} of {frames} frames"
     common.say(f"{out}: {drawn}, by {common.runs(loaded, model)}, in {seconds:.3g} s")

@@ -2,8 +2,6 @@
 
 A terminal whose encoding lacks a character gets an escape for it. A reader that has gone (`| head`), a terminal that
 was closed and a full disk behind a redirection are noticed once; then nothing more is shown.
-
-Knows nothing about commands.
 """
 
 from __future__ import annotations

@@ -21,11 +21,11 @@ Changes = Annotated[
 ]
 Store = Annotated[
     Path | None,
-    typer.Option(help="Keep decoded pictures in this folder and map them from there: for sets larger than memory."),
+    typer.Option(help="Keep decoded images in this folder and map them from there: for sets larger than memory."),
 ]
 Name = Annotated[str, typer.Argument(help="Name of the model.", show_default=False)]
 Out = Annotated[Path | None, common.out("Run folder (resumed if unfinished). Default: runs/NAME.")]
-PictureCount = Annotated[int | None, typer.Option(help="Pictures to be seen, instead of the configuration's.")]
+ImageCount = Annotated[int | None, typer.Option(help="Images to be seen, instead of the configuration's.")]
 
 
 def train(
@@ -35,7 +35,7 @@ def train(
     out: Out = None,
     init: Annotated[str | None, typer.Option(help="Model to start from.")] = None,
     encoder: common.EncoderSpec = None,
-    pictures: PictureCount = None,
+    images: ImageCount = None,
     compile: Annotated[bool | None, typer.Option("--compile/--no-compile", help="Use torch.compile.")] = None,
     change: Changes = None,
     store: Store = None,
@@ -60,18 +60,18 @@ def train(
 
     place = common.training_device(device)
     values = changed(_configuration(name, config), change or [])
-    changes = {"init": init, "pictures": pictures, "compile": compile, "name": name}
+    changes = {"init": init, "images": images, "compile": compile, "name": name}
     values.update({key: value for key, value in changes.items() if value is not None})
     if encoder is not None:
         values["encoder"] = dataclasses.asdict(encoders.build(encoder, place, trust_repo=trust_repo).config)
         trust_repo = trust_repo or encoders.trusts(encoder)
     settings = from_dict(TrainConfig, values, str(config or name))
     trusted = [settings.encoder.source] if trust_repo and settings.encoder is not None else []
-    pictures_of_data = open_data(data, settings.unet.image_size, store=store)
-    common.say(f"{len(pictures_of_data)} pictures, {settings.steps} steps of {settings.batch_size}")
+    images_of_data = open_data(data, settings.unet.image_size, store=store)
+    common.say(f"{len(images_of_data)} images, {settings.steps} steps of {settings.batch_size}")
     with common.ProgressBar(settings.steps) as progress:
         try:
-            path = run(settings, pictures_of_data, out or Path("runs") / name, place, progress, minutes, trusted)
+            path = run(settings, images_of_data, out or Path("runs") / name, place, progress, minutes, trusted)
         except Paused as pause:
             common.say(f"{pause}; the same command goes on from there")
             return
@@ -86,7 +86,7 @@ def pretrain(
     test_data: Annotated[
         str | None, typer.Option("--test-data", help="Test images, as --data: kNN and linear-probe accuracy.")
     ] = None,
-    pictures: PictureCount = None,
+    images: ImageCount = None,
     compile: Annotated[bool | None, typer.Option("--compile/--no-compile", help="Use torch.compile.")] = None,
     device: common.Device = None,
     json: common.JsonFile = None,
@@ -105,12 +105,12 @@ def pretrain(
     common.check_writable(json)
     place = common.training_device(device)
     values = _configuration(name, config)
-    changes = {"pictures": pictures, "compile": compile}
+    changes = {"images": images, "compile": compile}
     values.update({key: value for key, value in changes.items() if value is not None})
     settings = from_dict(PretrainConfig, values, str(config or name))
     training_set = open_data(data, settings.image_size)
     test_set = open_data(test_data, settings.image_size) if test_data is not None else None
-    common.say(f"{len(training_set)} pictures, {settings.steps} steps of {settings.batch_size}")
+    common.say(f"{len(training_set)} images, {settings.steps} steps of {settings.batch_size}")
     with common.ProgressBar(settings.steps) as progress:
         path, accuracy = run(settings, training_set, out or Path("runs") / name, test_set, place, progress)
     for key, value in accuracy.items():

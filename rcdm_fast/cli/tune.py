@@ -93,8 +93,8 @@ def tune(
     state = out.with_name(out.name + ".learning")
     with common.ProgressBar(100 * len(counts)) as progress:
 
-        def told(count: int, share: float, least: float) -> None:
-            progress(int(100 * (counts.index(count) + share)), 100 * len(counts), 0.0)
+        def told(count: int, fraction: float, least: float) -> None:
+            progress(int(100 * (counts.index(count) + fraction)), 100 * len(counts), 0.0)
 
         learned = solver_learning.learn(loaded, learning, loaded.weights, h, label, trajectories, state, told)
     common.say("\n".join(learned_table(learned)))
@@ -119,13 +119,13 @@ def _conditions(model: Model, data: str | None, trajectories: int) -> tuple[Tens
     if unet.representation_dim:
         if data is None or model.encoder is None:
             raise ConfigError(
-                "the model takes representations: give pictures with --data, and an --encoder if it has none"
+                "the model takes representations: give images with --data, and an --encoder if it has none"
             )
-        pictures = open_data(data, model.image_size)
-        if len(pictures) < trajectories:
-            raise ConfigError(f"{trajectories} trajectories of {len(pictures)} pictures")
-        chosen = evenly(trajectories, len(pictures))
-        h = representations.compute(model.encoder, pictures.subset(chosen))
+        images = open_data(data, model.image_size)
+        if len(images) < trajectories:
+            raise ConfigError(f"{trajectories} trajectories of {len(images)} images")
+        chosen = evenly(trajectories, len(images))
+        h = representations.compute(model.encoder, images.subset(chosen))
     if unet.num_classes:
         label = torch.arange(trajectories) % unet.num_classes
     return h, label

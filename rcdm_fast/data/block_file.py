@@ -1,12 +1,10 @@
-"""Decoded pictures in a folder, for sets that are larger than memory: written once, block by block, then mapped.
+"""Decoded images in a folder, for sets that are larger than memory: written once, block by block, then mapped.
 
 `pixels.u8` holds uint8 [N,3,S,S] without a header, `items.jsonl` a line for every item of the source (its path and
 label, or why it was skipped), `progress.json` how much of both is valid, with the checksums of every block. A process
 that is killed loses at most the block it was writing; the next one goes on behind the last valid block, and so does one
 that finds a damaged block: what is behind it is read again. A lock keeps two processes from writing at once: the second
 waits, and finds a complete store.
-
-Knows nothing about where pictures come from.
 """
 
 from __future__ import annotations
@@ -61,11 +59,11 @@ class PixelStore:
 
     def __enter__(self) -> PixelStore:
         with contextlib.ExitStack() as held:
-            held.enter_context(locks.locked(self.folder / ".lock", wait=True, what="a store of pictures"))
+            held.enter_context(locks.locked(self.folder / ".lock", wait=True, what="a store of images"))
             self._state = self._progress()
             self._check()
             if not self.complete:
-                self._cut("pixels.u8", self._state["kept"] * self._picture)
+                self._cut("pixels.u8", self._state["kept"] * self._image)
                 self._cut("items.jsonl", self._state["items_bytes"])
             self._held = held.pop_all()
         return self
@@ -84,7 +82,7 @@ class PixelStore:
         return int(self._state["read"])
 
     @property
-    def _picture(self) -> int:
+    def _image(self) -> int:
         return 3 * int(self.made_from["size"]) ** 2
 
     def append(self, pixels: np.ndarray, labels: list[str | None], paths: list[str], skipped: list[str]) -> None:
@@ -111,7 +109,7 @@ class PixelStore:
         self._save(complete=True, fingerprint=self._fingerprint())
 
     def open(self) -> ImageSet:
-        """The pictures, mapped into memory. Raises `StorageError` if the files are not what they were."""
+        """The images, mapped into memory. Raises `StorageError` if the files are not what they were."""
         rows = self._rows()
         kept = [row for row in rows if "path" in row]
         labels, classes = image_set.number_labels([row["label"] for row in kept])
@@ -122,10 +120,8 @@ class PixelStore:
     def _mapped(self) -> Tensor:
         size, count = int(self.made_from["size"]), int(self._state["kept"])
         file = self.folder / "pixels.u8"
-        if not file.is_file() or file.stat().st_size != count * self._picture:
-            raise storage.StorageError(
-                f"{file}: not the {count} pictures that progress.json tells of; delete the store"
-            )
+        if not file.is_file() or file.stat().st_size != count * self._image:
+            raise storage.StorageError(f"{file}: not the {count} images that progress.json tells of; delete the store")
         if count == 0:
             return torch.empty((0, 3, size, size), dtype=torch.uint8)
         # "c": nothing is written back, and PyTorch does not warn about memory that it must not write to
@@ -158,7 +154,7 @@ class PixelStore:
                 raise ValueError("complete without a fingerprint")
         if before != self.made_from:
             was, wanted = doors.printable(before), doors.printable(self.made_from)
-            raise storage.StorageError(f"{self.folder} holds pictures of {was}, not of {wanted}")
+            raise storage.StorageError(f"{self.folder} holds images of {was}, not of {wanted}")
         return state
 
     def _check(self) -> None:
@@ -183,7 +179,7 @@ class PixelStore:
             raise storage.StorageError(f"{self.folder / 'progress.json'}: contradicts itself; delete the store")
 
     def _is_sound(self, before: Mapping[str, Any], block: Mapping[str, Any]) -> bool:
-        files = (("pixels", "pixels.u8", "kept", self._picture), ("items", "items.jsonl", "items_bytes", 1))
+        files = (("pixels", "pixels.u8", "kept", self._image), ("items", "items.jsonl", "items_bytes", 1))
         for name, file, count, size in files:
             digest = hashlib.sha256()
             start, left = before[count] * size, (block[count] - before[count]) * size

@@ -1,10 +1,10 @@
-"""Pictures for training, as one uint8 array with labels, and the order in which a run sees them.
+"""Images for training, as one uint8 array with labels, and the order in which a run sees them.
 
 The array lies in memory, in a file that is mapped into memory (`block_file.py`), or on the device: a set knows where,
 its users do not care. Batches are drawn by step number, not by an iterator with a state: the batch of step k depends
 on (seed, k) alone, which is what makes a resumed run exact.
 
-Knows nothing about where pictures come from (`sources.py`), nor about models or losses.
+Knows nothing about where images come from (`sources.py`), nor about models or losses.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rcdm_fast import images
 from rcdm_fast.checks import ConfigError
+from rcdm_fast.images import from_uint8
 
 log = logging.getLogger(__name__)
 
 RESIDENT = 0.25  # of a GPU's free memory: what a set may take to be kept there
-_HASHED = 4096  # pictures at once
+_HASHED = 4096  # images at once
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Pictures of one size.
+    """Images of one size.
 
     Attributes:
         pixels: uint8 [N,3,S,S].
         labels: int64 [N], or None when the source has none.
         classes: names of the labels.
-        paths: file of each picture, or shard / key, or array / number.
+        paths: file of each image, or shard / key, or array / number.
         fingerprint: hash of the pixels and labels; names caches and goes into model cards.
         skipped: what was left out and why, a line each.
     """
@@ -53,13 +53,13 @@ class ImageSet:
         return len(self.pixels)
 
     def floats(self, index: Tensor | slice) -> Tensor:
-        """The pictures at `index` as float32 in [-1,1], on the device of the pixels."""
+        """The images at `index` as float32 in [-1,1], on the device of the pixels."""
         if isinstance(index, Tensor):
             index = index.to(self.pixels.device)
-        return images.from_uint8(self.pixels[index])
+        return from_uint8(self.pixels[index])
 
     def subset(self, index: Tensor) -> ImageSet:
-        """The pictures at `index` (int64 [M]) as a set of its own, with the same classes."""
+        """The images at `index` (int64 [M]) as a set of its own, with the same classes."""
         labels = None if self.labels is None else self.labels[index]
         paths = tuple(self.paths[place] for place in index.tolist()) if self.paths else ()
         return ImageSet(self.pixels[index], labels, self.classes, paths, fingerprint(self.pixels[index], labels))
@@ -83,7 +83,7 @@ def fits(device: torch.device, *tensors: Tensor) -> bool:
 
 
 def fingerprint(pixels: Tensor, labels: Tensor | None) -> str:
-    """Hash of uint8 pictures [N,3,S,S] on the CPU and their labels."""
+    """Hash of uint8 images [N,3,S,S] on the CPU and their labels."""
     digest = hashlib.sha256()
     for part in pixels.split(_HASHED):
         digest.update(part.contiguous().numpy().data)
@@ -93,14 +93,14 @@ def fingerprint(pixels: Tensor, labels: Tensor | None) -> str:
 
 
 def number_labels(names: Sequence[str | None]) -> tuple[Tensor | None, tuple[str, ...]]:
-    """Names of classes -> int64 [N] and the classes in order; (None, ()) if a picture has none.
+    """Names of classes -> int64 [N] and the classes in order; (None, ()) if an image has none.
 
     Names that are all whole numbers are ordered as numbers.
     """
     known = [name for name in names if name is not None]
     if not known or len(known) < len(names):
         if known:
-            log.warning("%d of %d pictures have no label, so no label is used", len(names) - len(known), len(names))
+            log.warning("%d of %d images have no label, so no label is used", len(names) - len(known), len(names))
         return None, ()
     numeric = all(name.isdecimal() for name in set(known))
     classes = tuple(sorted(set(known), key=int if numeric else None))
@@ -115,18 +115,18 @@ def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
 
 
 class BatchOrder:
-    """Which pictures are in the batch of a step: a fresh permutation per epoch, the last partial batch left out."""
+    """Which images are in the batch of a step: a fresh permutation per epoch, the last partial batch left out."""
 
     def __init__(self, count: int, batch_size: int, seed: int) -> None:
         if batch_size > count:
-            raise ConfigError(f"batch_size {batch_size} exceeds the {count} pictures of the set")
+            raise ConfigError(f"batch_size {batch_size} exceeds the {count} images of the set")
         self.count, self.batch_size, self.seed = count, batch_size, seed
         self.per_epoch = count // batch_size
         self._epoch = -1
         self._order = torch.empty(0, dtype=torch.int64)
 
     def __call__(self, step: int) -> Tensor:
-        """Indices of the pictures of `step` (0-based); int64 [batch_size]."""
+        """Indices of the images of `step` (0-based); int64 [batch_size]."""
         epoch, position = divmod(step, self.per_epoch)
         if epoch != self._epoch:
             generator = step_generator(self.seed, epoch, stream=1)

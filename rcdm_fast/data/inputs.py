@@ -1,6 +1,6 @@
 """Photographs as callers give them, read one by one, with a say in what becomes of those that cannot be read.
 
-What counts as a picture, and how it is read, is `images.py`'s to say.
+What counts as an image, and how it is read, is `images.py`'s to say.
 """
 
 from __future__ import annotations
@@ -12,41 +12,41 @@ from typing import Any
 
 from torch import Tensor
 
-from rcdm_fast import doors, images
-from rcdm_fast.images import ImageSource
+from rcdm_fast import doors
+from rcdm_fast.images import ImageError, ImageSource, find_images, load_image, several_images
 
-Pictures = ImageSource | Iterable[ImageSource]  # a path may be a folder's
+Images = ImageSource | Iterable[ImageSource]  # a path may be a folder's
 OnBad = Callable[[int, str], None]
 
 
-def several(given: Pictures) -> Tensor | list[Any]:
-    """A batch float [N,3,H,W] in [-1,1], or picture by picture what `images.load` takes.
+def several(given: Images) -> Tensor | list[Any]:
+    """A batch float [N,3,H,W] in [-1,1], or image by image what `load_image` takes.
 
-    A folder stands for its pictures in the order of their paths, also in a list.
+    A folder stands for its images in the order of their paths, also in a list.
 
     Raises:
-        ImageError: nothing, or what holds no pictures.
+        ImageError: nothing, or what holds no images.
     """
     if hasattr(given, "column_names"):
-        raise images.ImageError(
-            f"a {type(given).__name__} has several columns: give the one with the pictures, as in dataset['image']"
+        raise ImageError(
+            f"a {type(given).__name__} has several columns: give the one with the images, as in dataset['image']"
         )
-    found = images.several(given)
+    found = several_images(given)
     return found if isinstance(found, Tensor) else [each for single in found for each in _files(single)]
 
 
 def _files(given: Any) -> list[Any]:
     if not isinstance(given, str | os.PathLike):
         return [given]
-    path = doors.path(given, images.ImageError)
-    return list(images.find(path)) if path.is_dir() else [given]
+    path = doors.path(given, ImageError)
+    return list(find_images(path)) if path.is_dir() else [given]
 
 
 def load(found: list[Any], on_bad: OnBad | None = None) -> Iterator[tuple[int, Tensor]]:
-    """(place, float32 [1,3,H,W] in [-1,1]) of every picture that can be read.
+    """(place, float32 [1,3,H,W] in [-1,1]) of every image that can be read.
 
     Args:
-        found: pictures one by one, as from `several`.
+        found: images one by one, as from `several`.
         on_bad: told (place, reason) of one that cannot be read; without it that is an error, which says which one.
 
     Raises:
@@ -55,15 +55,15 @@ def load(found: list[Any], on_bad: OnBad | None = None) -> Iterator[tuple[int, T
     good = 0
     for place, single in enumerate(found):
         try:
-            loaded = images.load(single)
-        except (images.ImageError, OSError) as error:
+            loaded = load_image(single)
+        except (ImageError, OSError) as error:
             named = len(found) == 1 or isinstance(single, str | Path)
-            reason = str(error) if named else f"picture {place}: {error}"
+            reason = str(error) if named else f"image {place}: {error}"
             if on_bad is None:
-                raise images.ImageError(reason) from error
+                raise ImageError(reason) from error
             on_bad(place, reason)
             continue
         good += 1
         yield place, loaded
     if not good:
-        raise images.ImageError(f"none of the {len(found)} pictures can be read")
+        raise ImageError(f"none of the {len(found)} images can be read")

@@ -15,7 +15,7 @@ from torch import Tensor
 from rcdm_fast import doors
 from rcdm_fast.config import ConfigError
 
-Kind = Literal["picture", "representation", "label", "nothing"]
+Kind = Literal["image", "representation", "label", "nothing"]
 
 HASHES = 1 << 256  # hashes of items are added up modulo this
 
@@ -33,7 +33,7 @@ class Source(Protocol):
         """What an item is called in the manifest."""
 
     def read(self, place: int) -> Image.Image | Tensor:
-        """A picture (8-bit RGB), a representation float32 [D], or a label int64 []. Raises `images.ImageError`."""
+        """An image (8-bit RGB), a representation float32 [D], or a label int64 []. Raises `images.ImageError`."""
 
     def width(self) -> int | None:
         """Numbers in every representation, as far as the source says."""

@@ -1,4 +1,4 @@
-"""Items of a job: pictures, representations, labels, or nothing but a number; any of them at any time.
+"""Items of a job: images, representations, labels, or nothing but a number; any of them at any time.
 
 A job asks for items by place, in the order of its units, on several machines at once, so a source answers by place and
 its order is the same every time. Every item has an id for readers of the manifest; its place keys its noise.
@@ -21,13 +21,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rcdm_fast import doors, images
+from rcdm_fast import doors
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data import world
 from rcdm_fast.data.items import HASHES, Kind, Source, check_ids, fingerprint, hash_of
 from rcdm_fast.data.readers import hugging_face, tables, tars
 from rcdm_fast.data.readers.array_rows import Rows, array_file, to_float32
-from rcdm_fast.data.readers.pictures import Item, contents, is_archive
+from rcdm_fast.data.readers.image_files import Item, contents, is_archive
+from rcdm_fast.images import IMAGE_EXTENSIONS, ImageError, open_image
 
 __all__ = ["HASHES", "Given", "Kind", "Source", "check_ids", "find", "fingerprint", "hash_of"]
 
@@ -38,12 +39,12 @@ def find(given: Given, wanted: Sequence[Kind] = ()) -> Source:
     """The source that is meant.
 
     Args:
-        given: a folder of pictures, or one picture; WebDataset shards with pictures (a .tar, a folder of them, a
+        given: a folder of images, or one image; WebDataset shards with images (a .tar, a folder of them, a
             pattern as in ``in-{000..099}.tar``); a dataset ``hf:NAME_OR_FOLDER?split=train&image=img``; a world of
             known truth, ``world:shapes?count=20000&size=32&seed=0``; .npy, .npz or .safetensors with representations
-            [N,D], pictures uint8 [N,H,W,3] or [N,3,H,W], or labels (whole numbers [N]); Parquet, Arrow or CSV files, or
-            a folder of them, with a column of pictures, of representations, or of labels; a number of items for an
-            unconditional model; or the tensors, arrays, pictures and paths themselves. Where there is a file of
+            [N,D], images uint8 [N,H,W,3] or [N,3,H,W], or labels (whole numbers [N]); Parquet, Arrow or CSV files, or
+            a folder of them, with a column of images, of representations, or of labels; a number of items for an
+            unconditional model; or the tensors, arrays, images and paths themselves. Where there is a file of
             exactly the name that is given, it is meant, and no pattern.
         wanted: kinds that are of use, for files that hold several; none given: any.
 
@@ -52,7 +53,7 @@ def find(given: Given, wanted: Sequence[Kind] = ()) -> Source:
     """
     found = _find(given, wanted)
     if not len(found):
-        raise images.ImageError(f"{found.name}: there is nothing in it")
+        raise ImageError(f"{found.name}: there is nothing in it")
     return found
 
 
@@ -62,7 +63,7 @@ def _find(given: Given, wanted: Sequence[Kind]) -> Source:
     if isinstance(given, Tensor | np.ndarray):
         return Rows("(given)", given.detach().cpu() if isinstance(given, Tensor) else given)
     if not isinstance(given, str | os.PathLike):
-        return Pictures("(given)", list(given))
+        return Images("(given)", list(given))
     name = os.fspath(given)
     there = os.path.lexists(name)
     if name.isdecimal() and not there:
@@ -73,7 +74,7 @@ def _find(given: Given, wanted: Sequence[Kind]) -> Source:
         return _hugging_face(name, hugging_face.find(name.removeprefix("hf:")), wanted)
     if not there and name.startswith(world.PREFIX):
         return Drawn(world.find(name.removeprefix(world.PREFIX)))
-    path = doors.path(given, images.ImageError)
+    path = doors.path(given, ImageError)
     suffix = path.suffix.lower()
     if suffix in (".npy", ".npz", ".safetensors"):
         return array_file(path, wanted)
@@ -86,13 +87,13 @@ def _find(given: Given, wanted: Sequence[Kind]) -> Source:
     if tars.is_shard(name) or (not there and ("{" in name or tars.remote(name))):
         return Shards(name)
     if not path.is_file():
-        raise images.ImageError(f"{doors.printable(path)}: no such folder or file")
-    return Shards(name) if suffix not in images.EXTENSIONS and is_archive(path) else Pictures(name, [path])
+        raise ImageError(f"{doors.printable(path)}: no such folder or file")
+    return Shards(name) if suffix not in IMAGE_EXTENSIONS and is_archive(path) else Images(name, [path])
 
 
 def _hugging_face(name: str, found: hugging_face.Found, wanted: Sequence[Kind]) -> Source:
     if isinstance(found, hugging_face.Fetched):
-        return HubPictures(name, found.rows())
+        return HubImages(name, found.rows())
     table = found.table() if isinstance(found, hugging_face.Saved) else found
     return Columns(Path(name), tables.open_files(table.files, _columns(wanted), table.column))
 
@@ -108,17 +109,17 @@ def _columns(wanted: Sequence[Kind]) -> list[tables.Kind]:
 def _folder(path: Path, wanted: Sequence[Kind]) -> Source:
     found = contents(path)
     name = str(path)
-    pictures = Pictures(name, list(found.pictures), path)
-    if found.pictures and found.shards:
-        return Several(name, [pictures, Shards(name, found.shards)])
+    images = Images(name, list(found.images), path)
+    if found.images and found.shards:
+        return Several(name, [images, Shards(name, found.shards)])
     if found.shards:
         return Shards(name, found.shards)
     if found.tables:
         return Columns(path, tables.open_files(found.tables, _columns(wanted)))
-    if not found.pictures:
-        looked = ", ".join(sorted(images.EXTENSIONS))
-        raise images.ImageError(f"{doors.printable(name)}: no pictures here (looked for {looked}, shards and tables)")
-    return pictures
+    if not found.images:
+        looked = ", ".join(sorted(IMAGE_EXTENSIONS))
+        raise ImageError(f"{doors.printable(name)}: no images here (looked for {looked}, shards and tables)")
+    return images
 
 
 class Nothing:
@@ -148,47 +149,47 @@ class Nothing:
         return b""
 
 
-class Pictures:
-    """Picture files, or pictures in memory; ids are paths below the folder."""
+class Images:
+    """Image files, or images in memory; ids are paths below the folder."""
 
-    kind: Kind = "picture"
+    kind: Kind = "image"
 
-    def __init__(self, name: str, pictures: list[Any], folder: Path | None = None) -> None:
-        self.name, self._pictures, self._folder = name, pictures, folder
+    def __init__(self, name: str, images: list[Any], folder: Path | None = None) -> None:
+        self.name, self._images, self._folder = name, images, folder
         if folder is None:
-            named = [str(each) for each in pictures if isinstance(each, str | os.PathLike)]
+            named = [str(each) for each in images if isinstance(each, str | os.PathLike)]
             check_ids(named, name)
 
     def __len__(self) -> int:
-        return len(self._pictures)
+        return len(self._images)
 
     def id(self, place: int) -> str:
         """See `Source`."""
-        picture = self._pictures[place]
+        image = self._images[place]
         if self._folder is not None:
-            return doors.escaped(Path(picture).relative_to(self._folder).as_posix())
-        return doors.escaped(str(picture)) if isinstance(picture, str | os.PathLike) else str(place)
+            return doors.escaped(Path(image).relative_to(self._folder).as_posix())
+        return doors.escaped(str(image)) if isinstance(image, str | os.PathLike) else str(place)
 
     def read(self, place: int) -> Image.Image:
         """See `Source`."""
-        return images.open_image(self._pictures[place])
+        return open_image(self._images[place])
 
     def width(self) -> None:
         """See `Source`."""
 
     def content(self, place: int) -> bytes:
         """See `Source`; of a file: its size."""
-        picture = self._pictures[place]
+        image = self._images[place]
         try:
-            return picture.tobytes() if isinstance(picture, Image.Image) else str(os.stat(picture).st_size).encode()
+            return image.tobytes() if isinstance(image, Image.Image) else str(os.stat(image).st_size).encode()
         except Exception:  # damaged, as will be said of it when it is read
             return b"unreadable"
 
 
 class Shards:
-    """Pictures in WebDataset shards, found in the archives' heads; ids are the samples' keys."""
+    """Images in WebDataset shards, found in the archives' heads; ids are the samples' keys."""
 
-    kind: Kind = "picture"
+    kind: Kind = "image"
 
     def __init__(self, pattern: str, found: Sequence[Path] = ()) -> None:
         self.name = pattern
@@ -204,7 +205,7 @@ class Shards:
 
     def read(self, place: int) -> Image.Image:
         """See `Source`."""
-        return Item(Path(self.name) / self.id(place), None, self._index.content(place)).picture()
+        return Item(Path(self.name) / self.id(place), None, self._index.content(place)).image()
 
     def width(self) -> None:
         """See `Source`."""
@@ -215,7 +216,7 @@ class Shards:
 
 
 class Columns:
-    """A column of Parquet or Arrow files: representations or pictures, and ids if there is a column of them."""
+    """A column of Parquet or Arrow files: representations or images, and ids if there is a column of them."""
 
     def __init__(self, path: Path, table: tables.Table) -> None:
         self.name, self._table = str(path), table
@@ -239,17 +240,17 @@ class Columns:
         where = f"{self.name}, item {self.id(place)}"
         if self.kind == "label":
             if not isinstance(value, int):
-                raise images.ImageError(f"{where}: no label")
-            with doors.door(images.ImageError, f"{where}: no usable label"):
+                raise ImageError(f"{where}: no label")
+            with doors.door(ImageError, f"{where}: no usable label"):
                 return torch.tensor(value, dtype=torch.int64)
         if self.kind == "representation":
             h = to_float32(value) if isinstance(value, np.ndarray) else torch.empty(0)
             if not h.numel() or not bool(h.isfinite().all()):
-                raise images.ImageError(f"{where}: the representation is empty, has gaps, or is not finite")
+                raise ImageError(f"{where}: the representation is empty, has gaps, or is not finite")
             return h
         if not isinstance(value, bytes | Path | np.ndarray):
-            raise images.ImageError(f"{where}: the row has no picture")
-        return Item(Path(self.name) / self.id(place), None, value).picture()
+            raise ImageError(f"{where}: the row has no image")
+        return Item(Path(self.name) / self.id(place), None, value).image()
 
     def width(self) -> int | None:
         """See `Source`."""
@@ -258,15 +259,15 @@ class Columns:
         return len(value) if isinstance(value, np.ndarray) else None
 
     def content(self, place: int) -> bytes:
-        """See `Source`; of pictures: the size of all files."""
+        """See `Source`; of images: the size of all files."""
         with self._lock:
             return self._table.content(place)
 
 
-class HubPictures:
-    """Pictures of a dataset that the `datasets` library knows by name; ids are the numbers of its rows."""
+class HubImages:
+    """Images of a dataset that the `datasets` library knows by name; ids are the numbers of its rows."""
 
-    kind: Kind = "picture"
+    kind: Kind = "image"
 
     def __init__(self, name: str, rows: hugging_face.Rows) -> None:
         self.name, self._rows = name, rows
@@ -283,7 +284,7 @@ class HubPictures:
         """See `Source`."""
         with self._lock:
             item = self._rows.item(place)
-        return item.picture()
+        return item.image()
 
     def width(self) -> None:
         """See `Source`."""
@@ -298,7 +299,7 @@ class HubPictures:
 class Drawn:
     """Items of a world of known truth, drawn whenever they are asked for; ids are their places."""
 
-    kind: Kind = "picture"
+    kind: Kind = "image"
 
     def __init__(self, found: world.World) -> None:
         self.name, self._world = found.name, found
@@ -323,9 +324,9 @@ class Drawn:
 
 
 class Several:
-    """Sources of pictures one behind the other."""
+    """Sources of images one behind the other."""
 
-    kind: Kind = "picture"
+    kind: Kind = "image"
 
     def __init__(self, name: str, sources: Sequence[Source]) -> None:
         self.name, self._sources = name, sources

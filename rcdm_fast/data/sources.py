@@ -1,10 +1,10 @@
-"""Pictures for training from any source: read by a pool of threads, resized, gathered in memory or in a store on disk.
+"""Images for training from any source: read by a pool of threads, resized, gathered in memory or in a store on disk.
 
-What cannot be read as a picture is skipped, counted and listed. What a person writes may mean a pattern, a command or
+What cannot be read as an image is skipped, counted and listed. What a person writes may mean a pattern, a command or
 an address; a name that was found never does, and where there is a file of exactly the name that was written, that file
 is meant.
 
-Knows nothing about formats (`data/readers/pictures.py`) or training.
+Knows nothing about formats (`data/readers/images.py`) or training.
 """
 
 from __future__ import annotations
@@ -18,13 +18,24 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rcdm_fast import doors, images
+from rcdm_fast import doors
 from rcdm_fast.data import image_set, world
 from rcdm_fast.data.block_file import PixelStore
 from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.data.readers import hugging_face, tables, tars
-from rcdm_fast.data.readers.pictures import Arrays, Folder, Item, Several, Shards, Source, Tables, contents, is_archive
+from rcdm_fast.data.readers.image_files import (
+    Arrays,
+    Folder,
+    Item,
+    Several,
+    Shards,
+    Source,
+    Tables,
+    contents,
+    is_archive,
+)
 from rcdm_fast.doors import escaped, printable
+from rcdm_fast.images import IMAGE_EXTENSIONS, ImageError
 
 log = logging.getLogger(__name__)
 
@@ -32,25 +43,25 @@ BLOCK = 2048  # items decoded before they are handed on together
 
 
 def open_data(source: str | Path, size: int, *, store: str | Path | None = None, workers: int = 8) -> ImageSet:
-    """All pictures of a source at `size` x `size` pixels (short side resized, centre crop).
+    """All images of a source at `size` x `size` pixels (short side resized, center crop).
 
     Args:
-        source: a folder of pictures (first-level sub-folders are classes; linked ones count) or one picture; an .npy
+        source: a folder of images (first-level sub-folders are classes; linked ones count) or one image; an .npy
             or .npz file of uint8 [N,H,W,3], [N,3,H,W] or [N,H,W] (.npz: under "images", "x" or "arr_0", labels under
             "labels", "y" or "arr_1"); WebDataset shards: a .tar file, a folder of them, a pattern as in
             ``train-{000..099}.tar``, or ``wds:`` and anything that webdataset opens (commands are run, so only what
             was written by hand may begin so); Parquet, Arrow or CSV files, or a folder of them, with a column of
-            pictures or of their paths; a Hugging Face dataset: a folder written by save_to_disk, or
+            images or of their paths; a Hugging Face dataset: a folder written by save_to_disk, or
             ``hf:NAME_OR_FOLDER?split=train&image=img&label=label&name=CONFIGURATION``; a world of known truth,
             ``world:shapes?count=20000&size=32&seed=0`` (`world.py`). Where there is a file of exactly that name, it is
             meant.
         size: pixels.
-        store: folder for the decoded pictures, which are then mapped into memory and not loaded; reading goes on
+        store: folder for the decoded images, which are then mapped into memory and not loaded; reading goes on
             there after an interruption, and the same source is read only once. Without it they are kept in memory.
         workers: threads that decode.
 
     Raises:
-        images.ImageError: no such source, a shard is missing or damaged, or nothing could be read as a picture.
+        ImageError: no such source, a shard is missing or damaged, or nothing could be read as an image.
         StorageError: the store cannot be written.
     """
     name = str(source)
@@ -65,7 +76,7 @@ def open_data(source: str | Path, size: int, *, store: str | Path | None = None,
 
 
 def find(source: str | Path) -> Source:
-    """The source that a name means. Raises `images.ImageError`."""
+    """The source that a name means. Raises `ImageError`."""
     name = os.fspath(source)
     if not os.path.lexists(name):
         if name.startswith("wds:"):
@@ -74,38 +85,38 @@ def find(source: str | Path) -> Source:
             return hugging_face.find(name.removeprefix("hf:"))
         if name.startswith(world.PREFIX):
             return world.find(name.removeprefix(world.PREFIX))
-    path = doors.path(source, images.ImageError)
+    path = doors.path(source, ImageError)
     if path.suffix.lower() in (".npy", ".npz"):
         return Arrays(path)
     if path.suffix.lower() in tables.NAMED_EXTENSIONS:
         return Tables((path,))
     if path.is_dir():
         return hugging_face.Saved(path) if hugging_face.is_saved(path) else _folder(path)
-    if path.is_file() and path.suffix.lower() in images.EXTENSIONS:
+    if path.is_file() and path.suffix.lower() in IMAGE_EXTENSIONS:
         return Folder(path.parent, (path,))
     if tars.is_shard(path.name) or (path.is_file() and is_archive(path)) or "{" in name:
         return Shards(str(path))
     if path.is_file():
         return Folder(path.parent, (path,))
-    raise images.ImageError(f"{printable(path)}: no such folder or file")
+    raise ImageError(f"{printable(path)}: no such folder or file")
 
 
 def _folder(root: Path) -> Source:
     found = contents(root)
-    if found.pictures and found.shards:
-        return Several((Folder(root, found.pictures), Shards(str(root), found.shards)))
+    if found.images and found.shards:
+        return Several((Folder(root, found.images), Shards(str(root), found.shards)))
     if found.shards:
         return Shards(str(root), found.shards)
     if found.tables:
         return Tables(found.tables)
-    if not found.pictures:
-        looked = ", ".join(sorted(images.EXTENSIONS))
-        raise images.ImageError(f"{printable(root)}: no pictures here (looked for {looked}, shards and tables)")
-    return Folder(root, found.pictures)
+    if not found.images:
+        looked = ", ".join(sorted(IMAGE_EXTENSIONS))
+        raise ImageError(f"{printable(root)}: no images here (looked for {looked}, shards and tables)")
+    return Folder(root, found.images)
 
 
 class _Memory:
-    """Takes blocks of pictures and keeps them."""
+    """Takes blocks of images and keeps them."""
 
     def __init__(self) -> None:
         self.read = 0
@@ -147,20 +158,20 @@ def _fill(source: Source, name: str, target: _Memory | PixelStore, size: int, wo
             target.append(pixels, labels, paths, skipped)
             kept = True
     if not kept:
-        raise images.ImageError(f"{printable(name)}: no pictures in it")
+        raise ImageError(f"{printable(name)}: no images in it")
     target.finish()
 
 
 def _decoded(item: Item, size: int) -> np.ndarray | str:
     try:
         return item.pixels(size)
-    except images.ImageError as error:
+    except ImageError as error:
         return str(error)
 
 
 def _reported(found: ImageSet, name: str) -> ImageSet:
     if not len(found):
-        raise images.ImageError(f"{printable(name)}: none of {len(found.skipped)} items could be read as a picture")
+        raise ImageError(f"{printable(name)}: none of {len(found.skipped)} items could be read as an image")
     if found.skipped:
         log.warning("%s: %d of %d items skipped", name, len(found.skipped), len(found) + len(found.skipped))
     return found

@@ -17,8 +17,6 @@ Factors and their ranges, drawn uniformly and independently:
     light          what all colors are multiplied by: 0.5..1
     back_shape, back_x, back_y (-0.25..0.25), back_size, back_angle, back_hue
     stripe_angle   degrees;  stripe_period: in sides of the image, 0.15..0.3
-
-Knows nothing about encoders.
 """
 
 from __future__ import annotations
@@ -36,7 +34,7 @@ from torch import Tensor
 
 from rcdm_fast.checks import Checked, ConfigError, Range, Seed, choice, whole
 from rcdm_fast.data import world_shapes
-from rcdm_fast.data.readers.pictures import Item
+from rcdm_fast.data.readers.image_files import Item
 from rcdm_fast.data.world_shapes import OUTLINES, Palette, Scene, Stripes, Thing
 from rcdm_fast.doors import printable
 from rcdm_fast.images import ImageError

@@ -1,12 +1,10 @@
 """What is constant along a trajectory: the FiLM rows of all residual blocks, for all steps and representations.
 
 film = Linear(SiLU(time_mlp(t_k) + W h_r)) of every block, side by side, [F] numbers for step k and representation r.
-All blocks' rows come from one product. Pictures that share a representation share its row and pick it by index.
+All blocks' rows come from one product. Images that share a representation share its row and pick it by index.
 
 The products run in float64 and are rounded once: a matrix product's float32 rounding depends on the number of its
-rows, and early steps of a trajectory magnify it, so that pictures would depend on the batch they were drawn in.
-
-Knows nothing about solvers, noise or how an engine runs the network.
+rows, and early steps of a trajectory magnify it, so that images would depend on the batch they were drawn in.
 """
 
 from __future__ import annotations
@@ -37,9 +35,9 @@ class ConditioningPlan:
         timesteps: the base timestep that the network is asked at in every kept step, K numbers; they may lie between
             two whole ones.
         given: what the conditions were made of: representations float32 [R,D], labels int64 [R], or None.
-        rows: row of `condition` for every picture of the batch, int64 [N].
+        rows: row of `condition` for every image of the batch, int64 [N].
         distinct: the rows that occur in the batch, int64 [R'], ascending.
-        place: of every picture among `distinct`, int64 [N].
+        place: of every image among `distinct`, int64 [N].
     """
 
     time: Tensor
@@ -65,7 +63,7 @@ class ConditioningPlan:
         return rows[place]
 
     def film_rows(self, k: int) -> tuple[Tensor, Tensor]:
-        """FiLM rows at kept step k, float32 [R',F], and every picture's place among them, int64 [N].
+        """FiLM rows at kept step k, float32 [R',F], and every image's place among them, int64 [N].
 
         R' is the whole table's R, or the number of distinct rows in the batch where there is no table.
         """

@@ -1,7 +1,4 @@
-"""What evaluates the network along a trajectory, as solvers and requests see it; `engines` has the runtimes.
-
-Knows nothing about any of them.
-"""
+"""What evaluates the network along a trajectory, as solvers and requests see it; `engines` has the runtimes."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ class Engine(Protocol):
     precision: str
 
     def prepare(self, plan: ConditioningPlan, batch_size: int) -> None:
-        """Make ready for batches of `batch_size` pictures whose conditions are `plan.rows`."""
+        """Make ready for batches of `batch_size` images whose conditions are `plan.rows`."""
 
     def predict(self, x: Tensor, k: int) -> Tensor:
         """One network evaluation: x [batch,3,H,W] float32 at kept step k -> raw output [batch,3 or 6,H,W] float32."""

@@ -9,7 +9,7 @@ For n evaluations there are n (n + 3) numbers, in this order: n logits of the ga
 the end; n offsets of what the network is asked at, in base timesteps; the weights of states, then those of estimates,
 n (n + 1) / 2 each: row after row of a lower triangle, oldest first.
 
-All of it is float64 and has gradients. Knows nothing about networks, or how the numbers are found.
+All of it is float64 and has gradients.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from rcdm_fast.diffusion.schedule import Floats, Schedule, betas_of
 from rcdm_fast.diffusion.solvers import Predict, Solver, SolverOptions, StepNoise, step_and_x0
 
 VERSION = 1
-LEAST_GAP = 1e-4  # between steps, as a share of all base timesteps
+LEAST_GAP = 1e-4  # between steps, as a fraction of all base timesteps
 _ORDER = 3
 _MOST_TERMS = 8  # that `ops.solver_step` adds up at once
 
@@ -58,8 +58,8 @@ def initial(config: ScheduleConfig, times: tuple[float, ...]) -> Floats:
     """
     last, count = config.diffusion_steps - 1, len(times)
     gaps = np.maximum(np.diff([0.0, *times])[::-1] / last, 2 * LEAST_GAP)
-    shares = (gaps / gaps.sum() - LEAST_GAP) / (1 - count * LEAST_GAP)
-    return np.concatenate([np.log(shares), np.zeros(count * (count + 2))])
+    fractions = (gaps / gaps.sum() - LEAST_GAP) / (1 - count * LEAST_GAP)
+    return np.concatenate([np.log(fractions), np.zeros(count * (count + 2))])
 
 
 def like(schedule: Schedule, solver: Solver) -> Floats:

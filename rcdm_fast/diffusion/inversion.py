@@ -1,7 +1,4 @@
-"""Photographs back to the x_T that DDIM, or the flow, leads from, batch by batch (see `solvers`).
-
-Knows nothing about files, encoders or devices.
-"""
+"""Photographs back to the x_T that DDIM, or the flow, leads from, batch by batch (see `solvers`)."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ Their variable is l = log(alpha / sigma), half the logarithm of the signal-to-no
 Between two signals the flow is an integral over what the network says; most put a polynomial through its last
 estimates. The last step gives the network's x0 estimate itself. An x0 that was clipped is kept as it was clipped.
 
-Scalars are float64. Knows nothing about networks, representations, batches or where noise comes from.
+Scalars are float64.
 """
 
 from __future__ import annotations
@@ -276,9 +276,9 @@ def _unipc_weights(h: float, gaps: Sequence[float], alpha: float, corrects: bool
         factorial *= n + 1
         phi = phi / back - 1 / factorial
     if len(places) == 1:
-        shares = [0.5]  # as published, for both of them
+        fractions = [0.5]  # as published, for both of them
     else:
-        shares = np.linalg.solve(np.vander(places, increasing=True).T, np.asarray(wanted)).tolist()
-    others = [-alpha * bracket * share / place for share, place in zip(shares, places, strict=True)]
+        fractions = np.linalg.solve(np.vander(places, increasing=True).T, np.asarray(wanted)).tolist()
+    others = [-alpha * bracket * fraction / place for fraction, place in zip(fractions, places, strict=True)]
     begin = -alpha * bracket - sum(others)
     return [others[-1], begin, *others[:-1]] if corrects else [begin, *others]

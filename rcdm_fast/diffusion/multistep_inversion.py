@@ -1,7 +1,4 @@
-"""From a picture towards noise along the flow that all solvers without noise follow, in second order.
-
-Knows nothing about networks, representations or batches.
-"""
+"""From an image towards noise along the flow that all solvers without noise follow, in second order."""
 
 from __future__ import annotations
 
@@ -15,17 +12,17 @@ from rcdm_fast.diffusion.solvers import Predict, SolverOptions, eps_factors, ste
 
 
 def inversion(predict: Predict, x: Tensor, schedule: Schedule, options: SolverOptions) -> Tensor:
-    """The x_T that a picture comes from, one evaluation a step: DDIM predicts, a line through two x0 corrects.
+    """The x_T that an image comes from, one evaluation a step: DDIM predicts, a line through two x0 corrects.
 
     A step goes where the last x0 estimate leads, asks the network there, and is taken again with x0 a line in
     log(alpha / sigma) through both estimates (the corrector of UniPC, Zhao et al. 2023, towards noise). The first two
-    steps are those of `solvers.implicit_inversion`: near the picture eps is steepest, and what the network says of the
-    picture itself is no estimate to go on from. Few steps want to lie close there, as "quadratic" has them: a long one
+    steps are those of `solvers.implicit_inversion`: near the image eps is steepest, and what the network says of the
+    image itself is no estimate to go on from. Few steps want to lie close there, as "quadratic" has them: a long one
     multiplies the estimates' errors by the ratio of its sigmas.
 
     Args:
         predict, schedule, options: as of a solver; `observer` sees every x.
-        x: pictures, float [N,3,H,W].
+        x: images, float [N,3,H,W].
     """
     last: Tensor | None = None  # estimate of the step before
     for k in range(len(schedule)):

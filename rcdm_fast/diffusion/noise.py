@@ -1,4 +1,4 @@
-"""Gaussian noise that belongs to a picture: keyed by (seed, item, sample, step), never by its place in a batch.
+"""Gaussian noise that belongs to an image: keyed by (seed, item, sample, step), never by its place in a batch.
 
 The generator is Philox 4x64 (Salmon et al. 2011, counter-based, as in NumPy): key (seed, item), counter (block, 0,
 sample, step). Uniforms become normals by Box-Muller in float64 on the host and are rounded to float32 once, so every
@@ -28,12 +28,12 @@ def check_seed(seed: Any) -> int:
 
 
 def keyed_normal(seed: int, item: int, sample: int, step: int, count: int) -> NDArray[np.float32]:
-    """`count` standard normals for one picture at one step; float32 [count].
+    """`count` standard normals for one image at one step; float32 [count].
 
     Args:
         seed: 0..2^64-1.
         item: key of the representation, any int64.
-        sample: number of the picture among those of its item, from 0.
+        sample: number of the image among those of its item, from 0.
         step: 0 for x_T, i + 1 for the i-th step.
         count: how many numbers.
     """
@@ -50,7 +50,7 @@ def keyed_normal(seed: int, item: int, sample: int, step: int, count: int) -> ND
 def keyed_noise(
     seed: int, keys: Sequence[tuple[int, int]], step: int, shape: tuple[int, int, int], device: torch.device | str
 ) -> Tensor:
-    """Noise of several pictures at one step; float32 [len(keys), *shape] on `device`. `keys` are (item, sample)."""
+    """Noise of several images at one step; float32 [len(keys), *shape] on `device`. `keys` are (item, sample)."""
     count = shape[0] * shape[1] * shape[2]
     out = np.empty((len(keys), count), dtype=np.float32)
     for row, (item, sample) in enumerate(keys):

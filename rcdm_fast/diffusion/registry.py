@@ -3,8 +3,6 @@
 Beside those that serve any model there are two names: ``fitted``, the model's own for so many evaluations
 (`fitted.py`), and ``auto``, which is that one where the model has it and nothing is asked for that it was not fitted
 for, and `DEFAULT` elsewhere.
-
-Knows nothing about how they work.
 """
 
 from __future__ import annotations
@@ -36,7 +34,7 @@ class Known:
         run: the solver itself.
         least: fewest steps that it can be asked for: as many estimates as a step goes on from.
         placement: where its steps lie unless their text says so.
-        eta: whether it takes a share of fresh noise.
+        eta: whether it takes a fraction of fresh noise.
         fresh: whether it draws fresh noise in every step, whatever eta.
         twice: whether it asks the network twice in every step but the last.
     """
@@ -170,7 +168,7 @@ def schedule(config: ScheduleConfig, name: str, steps: int | str, eta: float = 0
         config: the base schedule.
         name: the solver.
         steps: as of `Schedule.make`.
-        eta: the share of fresh noise.
+        eta: the fraction of fresh noise.
 
     Raises:
         ConfigError: no such solver; a text or number that is none, or more than there are; fewer evaluations than the

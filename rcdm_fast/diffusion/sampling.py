@@ -1,7 +1,4 @@
-"""A sampling request, and how it is run: batch after batch, each with the noise that belongs to its pictures.
-
-Knows nothing about encoders, files or which network the engine runs.
-"""
+"""A sampling request, and how it is run: batch after batch, each with the noise that belongs to its images."""
 
 from __future__ import annotations
 
@@ -43,8 +40,8 @@ class Request:
         evaluations: how often it asks the network for an image; twice as often with guidance.
         noise: x_T instead of the keyed one, [R,per,3,H,W].
         step_noise: step noise instead of the keyed one, [K,R,per,3,H,W].
-        picture: shape of one picture, (3, H, W).
-        pairs: (row, sample) of every picture, in order; None: samples 0..per-1 of every row.
+        image: shape of one image, (3, H, W).
+        pairs: (row, sample) of every image, in order; None: samples 0..per-1 of every row.
         guide: the configuration of the weaker model that guides instead of the null representation, or None.
     """
 
@@ -59,7 +56,7 @@ class Request:
     options: solvers.SolverOptions
     noise: Tensor | None
     step_noise: Tensor | None
-    picture: tuple[int, int, int]
+    image: tuple[int, int, int]
     pairs: tuple[tuple[int, int], ...] | None = None
     guide: ModelConfig | None = None
 
@@ -88,7 +85,7 @@ class Request:
         return len(self.items) * self.per if self.pairs is None else len(self.pairs)
 
     def pair(self, index: int) -> tuple[int, int]:
-        """Row and sample of the picture at that place."""
+        """Row and sample of the image at that place."""
         return divmod(index, self.per) if self.pairs is None else self.pairs[index]
 
     @property
@@ -126,8 +123,8 @@ def request(
     strength = arguments.guidance(model, config.guidance, guide)
     asked = registry.choose(model, config.solver, config.steps, options, strength != 1)
     schedule = asked.schedule
-    picture = (3, model.unet.image_size, model.unet.image_size)
-    shape = (len(keys), config.per, *picture)
+    image = (3, model.unet.image_size, model.unet.image_size)
+    shape = (len(keys), config.per, *image)
     return Request(
         representation=h,
         label=label,
@@ -139,7 +136,7 @@ def request(
         options=options,
         noise=None if given_noise is None else arguments.noise(given_noise, "noise", shape),
         step_noise=None if step_noise is None else arguments.noise(step_noise, "step_noise", (len(schedule), *shape)),
-        picture=picture,
+        image=image,
         pairs=None if pairs is None else arguments.pairs(pairs, len(keys)),
         guide=guide,
         chosen=asked,
@@ -155,7 +152,7 @@ def run(
     watch: Watch | None = None,
     guide: tuple[Engine, ConditioningPlan] | None = None,
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Yield (places among the request's pictures, pictures float32 [n,3,H,W]) as they are finished.
+    """Yield (places among the request's images, images float32 [n,3,H,W]) as they are finished.
 
     `watch` is shown (places, x_T) of every batch before it is drawn; `guide` answers for the request's guide.
 
@@ -167,10 +164,10 @@ def run(
     try:
         for start in range(0, request.total, batch_size):
             place = slice(start, min(start + batch_size, request.total))
-            pictures = _batch(engine, plan, request, place, bar, watch=watch, guide=guide)
-            if not bool(pictures.isfinite().all()):
+            images = _batch(engine, plan, request, place, bar, watch=watch, guide=guide)
+            if not bool(images.isfinite().all()):
                 raise SamplingError(f"the samples are not finite{_origin(engine, plan, request, place, guide)}")
-            yield place, pictures
+            yield place, images
     finally:
         bar.close()
 
@@ -228,7 +225,7 @@ def _batch(
     def step_noise(i: int) -> Tensor:
         if request.step_noise is not None:
             return request.step_noise[i].flatten(0, 1)[place].to(device, torch.float32)
-        return noise.keyed_noise(request.seed, keys, i + 1, request.picture, device)
+        return noise.keyed_noise(request.seed, keys, i + 1, request.image, device)
 
     def predict(x: Tensor, k: int) -> Tensor:
         bar.update(len(flat))
@@ -249,12 +246,12 @@ def _batch(
     if request.noise is not None:
         x = request.noise.flatten(0, 1)[place].to(device, torch.float32)
     else:
-        x = noise.keyed_noise(request.seed, keys, 0, request.picture, device)
+        x = noise.keyed_noise(request.seed, keys, 0, request.image, device)
     if watch is not None:
         watch(place, x)
     with torch.inference_mode():
-        pictures = request.solver(predict, x, request.schedule, request.options, step_noise)
-    return pictures.clone()
+        images = request.solver(predict, x, request.schedule, request.options, step_noise)
+    return images.clone()
 
 
 def _away(output: Tensor, weaker: Tensor, strength: float) -> Tensor:

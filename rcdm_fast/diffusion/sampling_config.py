@@ -51,7 +51,7 @@ class SamplingConfig(Checked):
             "unipc_3", "deis" or "ipndm", which go on from several steps and come nearer to the same images in fewer;
             "ancestral" or "dpmpp_2m_sde", which draw fresh noise in every step; "heun", which asks the network twice a
             step (`steps` counts its evaluations).
-        eta: DDIM's share of fresh noise; 0 is deterministic. Other solvers have no such setting.
+        eta: DDIM's fraction of fresh noise; 0 is deterministic. Other solvers have no such setting.
         guidance: strength w of classifier-free guidance on h, null + w (conditional - null); 1 is none. Others need a
             model trained with representation dropout, or a guide, and two network evaluations per step.
         seed: 0..2^64-1. One (seed, item, sample) has the same noise on every device, engine and precision, whatever

@@ -3,8 +3,6 @@
 x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) eps (Ho et al. 2020). A respaced schedule keeps some of the T base
 timesteps and recomputes betas from the alpha_bar at those (Nichol and Dhariwal 2021, section 4). Index k counts the
 kept steps, from 0 (least noise) to K-1.
-
-Knows nothing about networks, pictures or the order in which a solver visits the steps.
 """
 
 from __future__ import annotations
@@ -65,16 +63,18 @@ def place(alpha_bar: Floats, count: int, placement: Placement) -> tuple[int, ...
     last = len(alpha_bar) - 1
     if count > last + 1:
         raise ConfigError(f"{count} steps out of {last + 1}")
-    share = np.linspace(0, 1, count) if count > 1 else np.ones(1)
+    fraction = np.linspace(0, 1, count) if count > 1 else np.ones(1)
     if placement == "uniform":
-        wanted = share * last
+        wanted = fraction * last
     elif placement == "quadratic":
-        wanted = share**2 * last
+        wanted = fraction**2 * last
     else:
         place_of = np.log(alpha_bar) - np.log1p(-alpha_bar)
         if placement == "karras":
             place_of = -np.exp(-place_of / (2 * RHO))
-        wanted = np.interp(place_of[0] + share * (place_of[-1] - place_of[0]), place_of[::-1], np.arange(last, -1, -1))
+        wanted = np.interp(
+            place_of[0] + fraction * (place_of[-1] - place_of[0]), place_of[::-1], np.arange(last, -1, -1)
+        )
     steps = np.rint(wanted).astype(int)
     for i in range(1, count):  # steps that fell together move apart, towards noise
         steps[i] = max(steps[i], steps[i - 1] + 1)
@@ -200,7 +200,7 @@ class Schedule:
 
     @cached_property
     def alpha_bar_prev(self) -> Floats:
-        """alpha_bar one step nearer to the picture; 1 before the first."""
+        """alpha_bar one step nearer to the image; 1 before the first."""
         return np.append(1.0, self.alpha_bar[:-1])
 
     @cached_property

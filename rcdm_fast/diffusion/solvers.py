@@ -5,8 +5,7 @@
 `predict(x, k)` is one network evaluation (the raw output at kept step k); those here make exactly one per step. Scalars
 are computed in float64.
 
-Others are in `multistep.py`; `registry.py` knows them all by name. Knows nothing about networks, representations,
-batches or where noise comes from.
+Others are in `multistep.py`; `registry.py` knows them all by name.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ class SolverOptions(Checked):
     """Settings that every solver understands.
 
     Attributes:
-        eta: DDIM's share of fresh noise, 0 (deterministic) to 1 (Song et al. 2020, equation 16).
+        eta: DDIM's fraction of fresh noise, 0 (deterministic) to 1 (Song et al. 2020, equation 16).
         clip: clip every x0 estimate to [-1,1], as published.
         observer: sees every intermediate x.
     """
@@ -58,8 +57,8 @@ def x0_factors(schedule: Schedule, k: int) -> tuple[float, float]:
 def eps_factors(schedule: Schedule, k: int) -> tuple[float, float]:
     """(a, b) with a x + b x0 the eps that leads from x0 to x at step k. After clipping it is not the predicted one."""
     alpha_bar = float(schedule.alpha_bar[k])
-    share = math.sqrt(1 / alpha_bar - 1)
-    return math.sqrt(1 / alpha_bar) / share, -1 / share
+    fraction = math.sqrt(1 / alpha_bar - 1)
+    return math.sqrt(1 / alpha_bar) / fraction, -1 / fraction
 
 
 def _step(
@@ -134,10 +133,10 @@ def ancestral(predict: Predict, x: Tensor, schedule: Schedule, options: SolverOp
         if k == 0:
             x = _step(x, output, schedule, k, options, next_from)
         elif schedule.config.variance == "learned_range":
-            share = (output[:, channels:].float() + 1) / 2
+            fraction = (output[:, channels:].float() + 1) / 2
             if schedule.config.clamp_variance:
-                share = share.clamp(0, 1)
-            deviation = torch.exp(0.5 * (share * float(high[k]) + (1 - share) * float(low[k])))
+                fraction = fraction.clamp(0, 1)
+            deviation = torch.exp(0.5 * (fraction * float(high[k]) + (1 - fraction) * float(low[k])))
             x = _step(x, output, schedule, k, options, next_from, (deviation * step_noise(i),), (1.0,))
         else:
             deviation_k = math.exp(0.5 * schedule.fixed_log_variance(k))
@@ -148,9 +147,9 @@ def ancestral(predict: Predict, x: Tensor, schedule: Schedule, options: SolverOp
 
 
 def ddim_inversion(predict: Predict, x: Tensor, schedule: Schedule, options: SolverOptions) -> Tensor:
-    """DDIM from a picture towards noise as published: each step is explicit, the last one goes to alpha_bar = 0.
+    """DDIM from an image towards noise as published: each step is explicit, the last one goes to alpha_bar = 0.
 
-    The picture counts as the state at the first kept step, so `ddim` with the same schedule does not quite undo it.
+    The image counts as the state at the first kept step, so `ddim` with the same schedule does not quite undo it.
     """
     for i, k in enumerate(range(len(schedule))):
         target = float(schedule.alpha_bar_next[k])
@@ -170,16 +169,16 @@ def implicit_inversion(
     sqrt(alpha_bar / alpha_bar_prev) y + c eps(x), sought from x = y on (Pan et al. 2023). With one iteration that is
     DDIM inversion as it is common today; more bring the round trip nearer, but may lead x_T away from a normal one.
 
-    The first step has one iteration always: near the picture eps is steepest, and a trained network's fixed point there
+    The first step has one iteration always: near the image eps is steepest, and a trained network's fixed point there
     is no better than its first guess.
     """
     for i, k in enumerate(range(len(schedule))):
         signal, before = float(schedule.alpha_bar[k]), float(schedule.alpha_bar_prev[k])
         scale = math.sqrt(signal / before)
-        share = math.sqrt(1 - signal) - scale * math.sqrt(1 - before)
+        fraction = math.sqrt(1 - signal) - scale * math.sqrt(1 - before)
         y = x
         for _ in range(iterations if k > 0 else 1):
-            x = _step(x, predict(x, k), schedule, k, options, _towards(schedule, k, 0.0, share), (y,), (scale,))
+            x = _step(x, predict(x, k), schedule, k, options, _towards(schedule, k, 0.0, fraction), (y,), (scale,))
         if options.observer is not None:
             options.observer(i, x)
     return x

@@ -1,4 +1,4 @@
-"""Encoders: pictures in, representations out, whatever the network behind them.
+"""Encoders: images in, representations out, whatever the network behind them.
 
 `build` makes an encoder from a spec string, a configuration, a network or a function. Libraries that a family needs
 (timm, transformers, onnxruntime...) are imported when an encoder of that family is built, not before.
@@ -61,7 +61,7 @@ def build(
               it are in the file, the average or the teacher is taken and that is logged; ``key=`` (dotted place of a
               dictionary) and ``prefix=`` (what stands before every name) choose another, or are asked for;
             * an `EncoderConfig`: the network that its `source` names, with exactly this convention;
-            * a module or function, called with normalised pictures [N,3,s,s]; `config` states its convention (by
+            * a module or function, called with normalized images [N,3,s,s]; `config` states its convention (by
               default 224 px, [-1,1]). A module stays as it is: it is in evaluation mode during calls only, and its
               weights stay on their device;
             * an encoder, returned as it is.
@@ -136,7 +136,7 @@ def _from_config(config: EncoderConfig, device: str | torch.device, trust_repo: 
         raise ConfigError(f"{config.source!r}: {', '.join(stray)} belong into the fields of EncoderConfig")
     fields = {item.name: getattr(config, item.name) for item in dataclasses.fields(config) if item.name != "source"}
     network = _load(source, fields, trust_repo)
-    if source.family == "oracle" and config.dim == 0:  # it refuses the grey image on which the width is found
+    if source.family == "oracle" and config.dim == 0:  # it refuses the gray image on which the width is found
         config = dataclasses.replace(config, dim=network.convention.dim)
     return ImageEncoder(network, config, device)
 
@@ -149,7 +149,7 @@ def _load(source: Source, fields: Mapping[str, Any], trusted: bool) -> Network:
             if source.family == "torchhub":
                 return torchhub.load(source, fields, trusted)
             return LOADERS[source.family](source, fields)
-    except ConfigError as error:  # what a file says about its pictures is out of bounds
+    except ConfigError as error:  # what a file says about its images is out of bounds
         where = source.shown
         raise error if where in str(error) else ConfigError(f"{where}: {error}") from error
     except EncoderError as error:

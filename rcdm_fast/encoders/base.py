@@ -1,6 +1,6 @@
 """The encoder protocol, and the one class that makes an encoder of any network or function.
 
-An encoder turns pictures into representations. How it sees a picture, which layer it reads and how that layer is
+An encoder turns images into representations. How it sees an image, which layer it reads and how that layer is
 pooled are data (`EncoderConfig`), never knowledge of the caller.
 
 Does not know where networks come from: one file per family beside this one does.
@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rcdm_fast import images as pictures
 from rcdm_fast.config import EncoderConfig
 from rcdm_fast.encoders import layers, layout, modes, preprocess
 from rcdm_fast.encoders.errors import EncoderError, reason
 from rcdm_fast.encoders.layers import Forward
 from rcdm_fast.encoders.layout import Order
+from rcdm_fast.images import check_images
 from rcdm_fast.precision import ieee_fp32
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ BATCH = 32
 
 @runtime_checkable
 class Encoder(Protocol):
-    """Anything that turns pictures into representations."""
+    """Anything that turns images into representations."""
 
     @property
     def config(self) -> EncoderConfig:
@@ -53,7 +53,7 @@ class Encoder(Protocol):
         """Float [N,3,H,W] in [-1,1] -> float32 [N,D]."""
 
     def view(self, images: Tensor) -> Tensor:
-        """Float [N,3,H,W] in [-1,1] -> the crop [N,3,s,s] that the network sees, before normalisation."""
+        """Float [N,3,H,W] in [-1,1] -> the crop [N,3,s,s] that the network sees, before normalization."""
 
     def to(self, device: str | torch.device) -> Self:
         """Move the network in place."""
@@ -64,7 +64,7 @@ class Movable(Protocol):
     """A function that runs somewhere and can be sent elsewhere."""
 
     def __call__(self, x: Tensor) -> Any:
-        """Normalised pictures [N,3,s,s] -> output."""
+        """Normalized images [N,3,s,s] -> output."""
 
     def to(self, device: torch.device) -> Any:
         """Move in place."""
@@ -100,18 +100,18 @@ class ImageEncoder:
     """An encoder made of a network (or any function) and its convention.
 
     A bare module stays its owner's: it is in evaluation mode during calls only, its weights stay where they are
-    (pictures go to them, and representations come back to `device`), and it is moved by `to` alone. The network of a
+    (images go to them, and representations come back to `device`), and it is moved by `to` alone. The network of a
     family is the encoder's own. An encoder can be pickled and copied as far as its network can.
 
     Args:
-        network: the network and what its family knows; or a bare module or function, called with normalised pictures
+        network: the network and what its family knows; or a bare module or function, called with normalized images
             [N,3,s,s] and returning representations.
-        config: layer, pooling and input convention. With `dim` 0 the width is found by encoding one grey picture.
+        config: layer, pooling and input convention. With `dim` 0 the width is found by encoding one gray image.
         device: where to run.
-        batch_size: pictures per call of the network.
+        batch_size: images per call of the network.
 
     Raises:
-        EncoderError: no such layer or device, the network fails on a picture of the configured size, or tokens or
+        EncoderError: no such layer or device, the network fails on an image of the configured size, or tokens or
             positions are to be pooled and nothing tells where the channels are (`EncoderConfig.layout`).
     """
 
@@ -160,7 +160,7 @@ class ImageEncoder:
 
     @property
     def network(self) -> Forward:
-        """What its family made: a module, or any function of normalised pictures."""
+        """What its family made: a module, or any function of normalized images."""
         return self._network.module
 
     @property
@@ -184,21 +184,21 @@ class ImageEncoder:
         return self
 
     def view(self, images: Tensor) -> Tensor:
-        """What the encoder sees of each picture, before normalisation.
+        """What the encoder sees of each image, before normalization.
 
         Args:
             images: float [N,3,H,W] in [-1,1].
 
         Returns:
-            float32 [N,3,s,s] in [-1,1], where the pictures are.
+            float32 [N,3,s,s] in [-1,1], where the images are.
 
         Raises:
-            ImageError: not a batch of pictures in [-1,1].
+            ImageError: not a batch of images in [-1,1].
         """
-        return preprocess.view(pictures.check(images), self._config)
+        return preprocess.view(check_images(images), self._config)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Representations of pictures, without gradients.
+        """Representations of images, without gradients.
 
         Args:
             images: float [N,3,H,W] in [-1,1], one size per call; at the encoder's size they are taken for what `view`
@@ -208,10 +208,10 @@ class ImageEncoder:
             float32 [N,D] on `device`.
 
         Raises:
-            ImageError: not a batch of pictures in [-1,1].
+            ImageError: not a batch of images in [-1,1].
             EncoderError: the network's output has another rank or width than configured, or is not finite.
         """
-        pictures.check(images)
+        check_images(images)
         if not len(images):
             return torch.zeros(0, self.dim, dtype=torch.float32, device=self._device)
         parts: list[Tensor] = []
@@ -231,7 +231,7 @@ class ImageEncoder:
         return torch.cat(parts)
 
     def represent(self, views: Tensor) -> Tensor:
-        """Representations of pictures that already have the encoder's size, in one call and with gradients.
+        """Representations of images that already have the encoder's size, in one call and with gradients.
 
         Args:
             views: float [N,3,s,s] in [-1,1] on `device`.
@@ -256,9 +256,9 @@ class ImageEncoder:
         return F.normalize(h, dim=1) if config.normalize else h
 
     def _output(self, views: Tensor) -> Tensor:
-        """What the layer gives for pictures of the encoder's size."""
+        """What the layer gives for images of the encoder's size."""
         config, module = self._config, self._network.module
-        x = preprocess.normalise(views, config)
+        x = preprocess.normalize(views, config)
         if isinstance(module, nn.Module):
             dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
             x = x.to(self.home, dtype)
@@ -297,7 +297,7 @@ class ImageEncoder:
         order: Order | None = "nhwc" if len(shape) == 3 and own and self._prefix_tokens is not None else None
         if order is None and len(shape) in (3, 4):
             with self._failing():
-                order = layout.by_trial(lambda pictures: self._output(pictures.to(self._device)), size)
+                order = layout.by_trial(lambda images: self._output(images.to(self._device)), size)
         if order is None and own:
             width = getattr(self._network.module, "num_features", None)  # timm
             order = layout.by_width(shape, width if isinstance(width, int) else None)
@@ -320,7 +320,7 @@ class ImageEncoder:
             raise
         except Exception as error:
             raise EncoderError(
-                f"{self._config.source}: fails on a picture [1,3,{size},{size}]: {reason(error)}"
+                f"{self._config.source}: fails on an image [1,3,{size},{size}]: {reason(error)}"
             ) from error
 
 

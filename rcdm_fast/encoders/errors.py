@@ -1,7 +1,4 @@
-"""The one error that encoders raise beside `ConfigError`, and the import of optional libraries.
-
-Knows nothing about any encoder.
-"""
+"""The one error that encoders raise beside `ConfigError`, and the import of optional libraries."""
 
 from __future__ import annotations
 

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rcdm_fast import doors, images, storage
+from rcdm_fast import doors, storage
 from rcdm_fast.checks import Range, choice, whole
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.world import FACTORS, Factor
 from rcdm_fast.encoders.oracle_code import Code
+from rcdm_fast.images import check_images
 from rcdm_fast.metrics import factors as scores
 
 METADATA_KEY = "rcdm_fast.factor_reader"
@@ -101,7 +102,7 @@ class FactorReader(nn.Module):
             ImageError: not such images.
             ConfigError: images of another size.
         """
-        images.check(seen)
+        check_images(seen)
         if tuple(seen.shape[-2:]) != (self.size, self.size):
             raise ConfigError(f"this reader sees {self.size} px, got {list(seen.shape[-2:])}")
         device = next(self.parameters()).device

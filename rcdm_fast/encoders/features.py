@@ -1,11 +1,9 @@
-"""Feature spaces in which distributions of pictures are compared: an encoder's, or the Inception network's.
+"""Feature spaces in which distributions of images are compared: an encoder's, or the Inception network's.
 
 The published FID and Inception Score are defined by one network with one set of weights (the Inception of 2015, ported
 from TensorFlow) and one way to resize. That network is torch-fidelity's, its weights a file that the user has and whose
 hash is checked; nothing is downloaded. In any other space the same formulas give other numbers, which is why a space
 knows whether it is Inception's.
-
-Knows nothing about distances.
 """
 
 from __future__ import annotations
@@ -20,9 +18,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rcdm_fast import images
 from rcdm_fast.config import ConfigError
 from rcdm_fast.encoders import Encoder
+from rcdm_fast.images import from_uint8
 
 BATCH = 64
 SHA256_START = "6726825d"  # pytorch-fid's and torch-fidelity's file of the weights bears it in its name
@@ -57,7 +55,7 @@ class FeatureSpace:
         features, logits = [], []
         for part in pixels.split(BATCH):
             if self.encoder is not None:
-                features.append(self.encoder.encode(images.from_uint8(part)).cpu())
+                features.append(self.encoder.encode(from_uint8(part)).cpu())
             elif self.inception is not None:
                 found, classes = self.inception(part)
                 features.append(found.float().cpu())

@@ -1,7 +1,7 @@
 """Images of any size through an encoder, several at a time: by `Model.encode`, `rcdm encode` and jobs alike.
 
 What an image gets does not depend on the others, but for rounding: it is seen by itself, and where a group does not
-fit into memory, or an image makes the encoder fail, the others go on. Knows nothing about where images come from.
+fit into memory, or an image makes the encoder fail, the others go on.
 """
 
 from __future__ import annotations

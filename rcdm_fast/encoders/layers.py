@@ -1,7 +1,4 @@
-"""From a network to one vector per picture: which layer is taken, and how tokens or positions are pooled.
-
-Knows nothing about pictures, normalisation or where networks come from.
-"""
+"""From a network to one vector per image: which layer is taken, and how tokens or positions are pooled."""
 
 from __future__ import annotations
 
@@ -61,7 +58,7 @@ class LayerOutput:
                 handle.remove()
         if seen:
             return seen[0]
-        raise EncoderError(f"layer {self.name!r} is not used when the network sees a picture")
+        raise EncoderError(f"layer {self.name!r} is not used when the network sees an image")
 
 
 def locate(network: Forward, layer: str) -> Forward:
@@ -111,7 +108,7 @@ def tensor_of(output: Any, pooling: str) -> Tensor:
 
 
 def pool(output: Tensor, pooling: str, prefix_tokens: int | None, order: Order | None = None) -> Tensor:
-    """One vector per picture.
+    """One vector per image.
 
     Args:
         output: [N,D], tokens [N,T,D] ([N,D,T] in order ``nchw``), or positions [N,C,H,W] ([N,H,W,C] in order ``nhwc``).

@@ -1,7 +1,7 @@
 """Where channels are in the output of a layer, found by trying it: [N,C,H,W] or [N,H,W,C], [N,T,D] or [N,D,T].
 
-Something is changed at the top, the bottom, the left and the right of a picture. Along rows and columns (or tokens,
-which follow the rows) the output answers where the picture was changed; along channels it answers everywhere alike.
+Something is changed at the top, the bottom, the left and the right of an image. Along rows and columns (or tokens,
+which follow the rows) the output answers where the image was changed; along channels it answers everywhere alike.
 
 Knows nothing about encoders, and trusts nobody's word: libraries write both orders, and one network has both in its
 middle.
@@ -26,7 +26,7 @@ TIMES = 3.0  # by which one order must move more than the other
 
 
 def by_shape(shape: tuple[int, ...]) -> Order | None:
-    """The order of a four-dimensional output that its shape leaves: square pictures make square maps."""
+    """The order of a four-dimensional output that its shape leaves: square images make square maps."""
     if len(shape) != 4:
         return None
     first, last = shape[2] == shape[3], shape[1] == shape[2]
@@ -43,11 +43,11 @@ def by_width(shape: tuple[int, ...], width: int | None) -> Order | None:
 
 
 def by_trial(run: Callable[[Tensor], Tensor], size: int) -> Order | None:
-    """The order that a layer shows when parts of a picture are changed; None if it does not show one clearly.
+    """The order that a layer shows when parts of an image are changed; None if it does not show one clearly.
 
     Args:
-        run: pictures [5,3,size,size] in [-1,1] to the layer's output of three or four dimensions.
-        size: of the pictures.
+        run: images [5,3,size,size] in [-1,1] to the layer's output of three or four dimensions.
+        size: of the images.
     """
     moved = {"nhwc": math.inf, "nchw": math.inf}
     for draw in range(DRAWS):
@@ -69,16 +69,16 @@ def by_trial(run: Callable[[Tensor], Tensor], size: int) -> Order | None:
 
 
 def _changes(run: Callable[[Tensor], Tensor], size: int, draw: int) -> Tensor | None:
-    """By how much the output changes [4,...] when the top, the bottom, the left and the right of a picture do."""
+    """By how much the output changes [4,...] when the top, the bottom, the left and the right of an image do."""
     base, other = _pattern(size, 2 * draw) / 2, _pattern(size, 2 * draw + 1)
     part = max(1, size // 4)
-    pictures = base.repeat(5, 1, 1, 1)
-    pictures[1, :, :part] = other[0, :, :part]
-    pictures[2, :, -part:] = other[0, :, -part:]
-    pictures[3, :, :, :part] = other[0, :, :, :part]
-    pictures[4, :, :, -part:] = other[0, :, :, -part:]
+    images = base.repeat(5, 1, 1, 1)
+    images[1, :, :part] = other[0, :, :part]
+    images[2, :, -part:] = other[0, :, -part:]
+    images[3, :, :, :part] = other[0, :, :, :part]
+    images[4, :, :, -part:] = other[0, :, :, -part:]
     with torch.no_grad():
-        output = run(pictures).detach().to("cpu", torch.float64)
+        output = run(images).detach().to("cpu", torch.float64)
     if output.ndim not in (3, 4) or len(output) != 5 or not output.isfinite().all():
         return None
     return (output[1:] - output[:1]).abs()

@@ -1,7 +1,4 @@
-"""A module in evaluation mode for a while; afterwards every sub-module is as it was.
-
-Knows nothing about encoders.
-"""
+"""A module in evaluation mode for a while; afterwards every sub-module is as it was."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Encoders in an ONNX file: ``onnx:PATH``, run by onnxruntime.
 
-Does not know how pictures are resized or representations pooled (`base.py`).
+Does not know how images are resized or representations pooled (`base.py`).
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from rcdm_fast.encoders.native import METADATA_KEY
 from rcdm_fast.encoders.sources import Source
 
 OPTIONS: frozenset[str] = frozenset()
-MAX_BATCH = 1024  # pictures in a graph of fixed batch, which are made for every call
+MAX_BATCH = 1024  # images in a graph of fixed batch, which are made for every call
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 
 
 class OnnxNetwork:
-    """One output of an ONNX graph as a function of pictures; a pickled or copied one opens its file again.
+    """One output of an ONNX graph as a function of images; a pickled or copied one opens its file again.
 
     Args:
         path: the file.
         output: name of the output; ``backbone`` means the first unless an output has that name.
 
     Raises:
-        EncoderError: onnxruntime is missing, the file is no ONNX graph, or it does not take one batch of pictures.
+        EncoderError: onnxruntime is missing, the file is no ONNX graph, or it does not take one batch of images.
     """
 
     def __init__(self, path: str, output: str = "backbone") -> None:
@@ -46,17 +46,17 @@ class OnnxNetwork:
         inputs, outputs = self._session.get_inputs(), [item.name for item in self._session.get_outputs()]
         if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in DTYPES:
             found = ", ".join(f"{item.name} {item.type} {item.shape}" for item in inputs)
-            raise EncoderError(f"{where}: expected one input of pictures [N,3,H,W], the graph has {printable(found)}")
+            raise EncoderError(f"{where}: expected one input of images [N,3,H,W], the graph has {printable(found)}")
         self._input: str = inputs[0].name
         self._dtype = DTYPES[inputs[0].type]
         shape = inputs[0].shape
         self.channels_last = shape[1] != 3 and shape[3] == 3
         height, width = shape[1:3] if self.channels_last else shape[2:4]
         if isinstance(height, int) and isinstance(width, int) and height != width:
-            raise EncoderError(f"{where}: takes pictures of {height}x{width} pixels; only square ones are supported")
+            raise EncoderError(f"{where}: takes images of {height}x{width} pixels; only square ones are supported")
         self.batch: int | None = shape[0] if isinstance(shape[0], int) and shape[0] > 0 else None
         if self.batch is not None and self.batch > MAX_BATCH:
-            raise EncoderError(f"{where}: takes {self.batch} pictures at once; at most {MAX_BATCH} are supported")
+            raise EncoderError(f"{where}: takes {self.batch} images at once; at most {MAX_BATCH} are supported")
         self.image_size: int | None = height if isinstance(height, int) and height > 0 else None
         if output == "backbone" and output not in outputs:
             output = outputs[0]
@@ -91,7 +91,7 @@ class OnnxNetwork:
         return self
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Float [N,3,s,s] -> the output, on the pictures' device. A graph of fixed batch is fed padded batches."""
+        """Float [N,3,s,s] -> the output, on the images' device. A graph of fixed batch is fed padded batches."""
         array = np.ascontiguousarray(x.detach().cpu().numpy().astype(self._dtype, copy=False))
         if self.channels_last:
             array = np.ascontiguousarray(array.transpose(0, 2, 3, 1))
@@ -124,8 +124,8 @@ class OnnxNetwork:
 def load(source: Source, fields: Mapping[str, Any]) -> Network:
     """An ONNX graph; ``layer`` chooses one of its outputs.
 
-    The convention is read from the file's metadata if rcdm_fast wrote it there; otherwise the picture size comes from
-    the graph and pictures stay in [-1,1] unless mean and std are given.
+    The convention is read from the file's metadata if rcdm_fast wrote it there; otherwise the image size comes from
+    the graph and images stay in [-1,1] unless mean and std are given.
 
     Raises:
         EncoderError: see `OnnxNetwork`.
@@ -139,5 +139,5 @@ def load(source: Source, fields: Mapping[str, Any]) -> Network:
         convention = EncoderConfig(str(source), image_size=network.image_size or 224)
     asked = fields.get("image_size", convention.image_size)
     if network.image_size not in (None, asked):
-        raise EncoderError(f"{source.shown}: the graph takes pictures of {network.image_size} px, not {asked}")
+        raise EncoderError(f"{source.shown}: the graph takes images of {network.image_size} px, not {asked}")
     return Network(network, convention, forward=network)

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rcdm_fast import images
 from rcdm_fast.checks import Range, real, whole
 from rcdm_fast.config import ConfigError, EncoderConfig
 from rcdm_fast.data import world as worlds
@@ -28,6 +27,7 @@ from rcdm_fast.encoders.base import Network
 from rcdm_fast.encoders.errors import EncoderError
 from rcdm_fast.encoders.oracle_code import Code
 from rcdm_fast.encoders.sources import Source, parse_bool
+from rcdm_fast.images import to_uint8
 
 MAX_COUNT = 1_000_000  # items that one oracle remembers, each in about half a kilobyte
 _NAMES = ("factors", "quantized", "noisy", "high")
@@ -83,7 +83,7 @@ class Oracle(nn.Module):
 
     def forward(self, seen: Tensor) -> Tensor:
         """See the class."""
-        return self.code(self.recognized(images.to_uint8(seen)), self.world.seed).to(seen.device)
+        return self.code(self.recognized(to_uint8(seen)), self.world.seed).to(seen.device)
 
     def _factors(self, key: bytes) -> tuple[float, ...]:
         while key not in self._known:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rcdm_fast.checks import Checked, ConfigError, Count, Range, Share, choice
+from rcdm_fast.checks import Checked, ConfigError, Count, Fraction, Range, choice
 from rcdm_fast.data.world import FACTORS, Factor
 from rcdm_fast.doors import printable
 
@@ -39,7 +39,7 @@ class Code(Checked):
             turns over their range alone. Together these say the value exactly; a linear function of them does not.
         masked: columns for all factors of the world, zeros for those that are not kept, and behind them one number for
             each factor: 1 if it is kept and 0 if not. So one decoder takes every subset of factors.
-        mlp: what comes out of a fixed random network with one hidden layer, 64 numbers.
+        mlp: what comes out of a fixed random network with one hidden layer, 64 dimensions.
 
     Raises:
         ConfigError: names of no factors or named twice, nothing kept and not `masked`, or forms that contradict each
@@ -51,7 +51,7 @@ class Code(Checked):
     quantized: tuple[str, ...] = ()
     levels: Annotated[int, Range(2, 1000)] = 4
     noisy: tuple[str, ...] = ()
-    r: Share = 0.9
+    r: Fraction = 0.9
     high: tuple[str, ...] = ()
     frequency: Annotated[Count, Range(1, 1000)] = 16
     masked: bool = False
@@ -116,12 +116,12 @@ class Code(Checked):
         noisy = factor.name in self.noisy
         if factor.kind == "choice":
             return _one_hot(_redealt(values, factors, factor, place, self.r, seed) if noisy else values, factor)
-        share = (values - factor.low) / (factor.high - factor.low)
+        fraction = (values - factor.low) / (factor.high - factor.low)
         if factor.name in self.quantized:
-            share = (torch.floor(share * self.levels).clamp(max=self.levels - 1) + 0.5) / self.levels
+            fraction = (torch.floor(fraction * self.levels).clamp(max=self.levels - 1) + 0.5) / self.levels
         if factor.name in self.high:
-            return torch.cat([_round(share, self.frequency), _round(share, self.frequency + 1)], dim=1)
-        code = _round(share, 1) if factor.kind == "circle" else ((share - 0.5) * math.sqrt(12))[:, None]
+            return torch.cat([_round(fraction, self.frequency), _round(fraction, self.frequency + 1)], dim=1)
+        code = _round(fraction, 1) if factor.kind == "circle" else ((fraction - 0.5) * math.sqrt(12))[:, None]
         if not noisy:
             return code
         return self.r * code + math.sqrt(1 - self.r**2) * _noise(factors, place, seed)[0][:, : code.shape[1]]
@@ -133,8 +133,8 @@ def _one_hot(values: Tensor, factor: Factor) -> Tensor:
     return (hot - 1 / count) * (count / math.sqrt(count - 1))
 
 
-def _round(share: Tensor, turns: int) -> Tensor:
-    angle = share * (2 * math.pi * turns)
+def _round(fraction: Tensor, turns: int) -> Tensor:
+    angle = fraction * (2 * math.pi * turns)
     return math.sqrt(2) * torch.stack([torch.cos(angle), torch.sin(angle)], dim=1)
 
 

@@ -1,7 +1,4 @@
-"""What an encoder sees of a picture: resize, centre crop, normalisation, all read from an `EncoderConfig`.
-
-Knows nothing about networks.
-"""
+"""What an encoder sees of an image: resize, center crop, normalization, all read from an `EncoderConfig`."""
 
 from __future__ import annotations
 
@@ -14,9 +11,9 @@ from rcdm_fast.config import EncoderConfig
 
 
 def view(images: Tensor, config: EncoderConfig) -> Tensor:
-    """The part of each picture that the encoder sees, at the encoder's size.
+    """The part of each image that the encoder sees, at the encoder's size.
 
-    Resizing is antialiased; what a bicubic filter overshoots is clipped, as in 8-bit pictures. Only the part that is
+    Resizing is antialiased; what a bicubic filter overshoots is clipped, as in 8-bit images. Only the part that is
     seen is computed, and what is returned keeps no more than that in memory.
 
     Args:
@@ -24,7 +21,7 @@ def view(images: Tensor, config: EncoderConfig) -> Tensor:
         config: `image_size`, `resize`, `resize_to`, `rounding` and `interpolation` are used.
 
     Returns:
-        float32 [N,3,s,s] in [-1,1] with s = `config.image_size`; with rounding ``nearest`` the pictures themselves if
+        float32 [N,3,s,s] in [-1,1] with s = `config.image_size`; with rounding ``nearest`` the images themselves if
         they have that size.
     """
     images = images.to(torch.float32)
@@ -43,7 +40,7 @@ def view(images: Tensor, config: EncoderConfig) -> Tensor:
 
 
 def resized_shape(height: int, width: int, config: EncoderConfig) -> tuple[int, int]:
-    """Height and width of a picture after resizing, before the crop."""
+    """Height and width of an image after resizing, before the crop."""
     target = config.resize_to or config.image_size
     if config.resize == "squash":
         return target, target
@@ -67,7 +64,7 @@ def _halved(images: Tensor, target: int) -> Tensor:
 
 
 def _bordered(images: Tensor, shape: tuple[int, int], config: EncoderConfig) -> Tensor:
-    """Pictures that are made smaller than the encoder's size: the rest is black."""
+    """Images that are made smaller than the encoder's size: the rest is black."""
     size, filter = config.image_size, config.interpolation
     if filter == "box_bicubic":
         images, filter = _halved(images, min(shape)), "bicubic"
@@ -81,8 +78,8 @@ def _bordered(images: Tensor, shape: tuple[int, int], config: EncoderConfig) -> 
     return F.pad(images, (left, size - width - left, top, size - height - top), value=-1.0)
 
 
-def normalise(views: Tensor, config: EncoderConfig) -> Tensor:
-    """Float [N,3,s,s] in [-1,1] -> the same pictures mapped to [0,1], in `channel_order`, minus `mean`, by `std`."""
+def normalize(views: Tensor, config: EncoderConfig) -> Tensor:
+    """Float [N,3,s,s] in [-1,1] -> the same images mapped to [0,1], in `channel_order`, minus `mean`, by `std`."""
     if config.channel_order == "bgr":
         views = views.flip(1)
     mean = views.new_tensor(config.mean)[:, None, None]

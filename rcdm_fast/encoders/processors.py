@@ -1,10 +1,8 @@
-"""What an image processor of transformers does to a picture, as an `EncoderConfig`; what that cannot say is refused.
+"""What an image processor of transformers does to an image, as an `EncoderConfig`; what that cannot say is refused.
 
 A processor is a class with keys, and both are lists of what is understood here: another class, or another key that is
-set to something, is refused by name and never ignored. What was understood is then tried on pictures (`check`): the
+set to something, is refused by name and never ignored. What was understood is then tried on images (`check`): the
 processor itself decides.
-
-Knows nothing about networks or where a processor comes from.
 """
 
 from __future__ import annotations
@@ -16,18 +14,18 @@ import numpy as np
 import torch
 from PIL import Image
 
-from rcdm_fast import images as pictures
 from rcdm_fast.config import EncoderConfig, Interpolation
 from rcdm_fast.doors import door, printable
 from rcdm_fast.encoders import preprocess
 from rcdm_fast.encoders.errors import EncoderError
 from rcdm_fast.encoders.sources import Source
+from rcdm_fast.images import from_pil
 
 BY_HAND = "state image_size, mean and std (and resize, resize_to, interpolation, channel_order) as options instead"
 TOLERANCE = 0.02  # relative L2; rounding to 8 bits and to whole pixels make up to 0.006, a wrong filter or step 0.05
 
 RESAMPLING: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
-# Resize, centre crop, rescale, normalise, each if its key says so.
+# Resize, center crop, rescale, normalize, each if its key says so.
 _PLAIN = frozenset(
     [
         "Beit",
@@ -82,7 +80,7 @@ _PIXEL_KEYS = frozenset(
         "do_flip_channel_order",
     ]
 )
-# About other outputs than the picture, or about forms in which a picture never comes here.
+# About other outputs than the image, or about forms in which an image never comes here.
 _WITHOUT_EFFECT = frozenset(
     [
         "image_processor_type",
@@ -129,7 +127,7 @@ def read_convention(
 
     Raises:
         EncoderError: an unknown class or key, values of wrong types, or steps that an `EncoderConfig` cannot say:
-            padding, tiles, another resampling than bilinear and bicubic, pictures that are not resized or not square.
+            padding, tiles, another resampling than bilinear and bicubic, images that are not resized or not square.
     """
     with door(EncoderError, f"{source.shown}: its image processor cannot be read"):
         return _read(source, processor, stated)
@@ -146,7 +144,7 @@ def _read(source: Source, processor: Mapping[str, Any], stated: Collection[str])
         return bool(processor.get(key, not typed))
 
     if not on("do_resize"):
-        raise EncoderError(f"{source.shown}: its {name} does not resize pictures, which must have one size; {BY_HAND}")
+        raise EncoderError(f"{source.shown}: its {name} does not resize images, which must have one size; {BY_HAND}")
     squash, resize_to = _sides(source, name, processor.get("size") or {}, "size")
     image_size = resize_to
     if kind == "ConvNext":  # below 384 px the size is that of the crop
@@ -165,8 +163,8 @@ def _read(source: Source, processor: Mapping[str, Any], stated: Collection[str])
         if not fixed:
             raise EncoderError(f"{source.shown}: crop_size of its {name} is not supported; {BY_HAND}")
     if not squash and image_size == resize_to and not _square(kind, processor):
-        raise EncoderError(f"{source.shown}: its {name} makes pictures that are not square; {BY_HAND}")
-    mean, std = _normalisation(kind, processor, on)
+        raise EncoderError(f"{source.shown}: its {name} makes images that are not square; {BY_HAND}")
+    mean, std = _normalization(kind, processor, on)
     return EncoderConfig(
         source=str(source),
         image_size=image_size,
@@ -182,28 +180,28 @@ def _read(source: Source, processor: Mapping[str, Any], stated: Collection[str])
 
 
 def check(source: Source, processor: Any, convention: EncoderConfig) -> None:
-    """Try a convention against the processor that it was read from, on pictures of three shapes.
+    """Try a convention against the processor that it was read from, on images of three shapes.
 
     Raises:
         EncoderError: the processor makes something else of them, or fails.
     """
     for width, height in ((480, 320), (320, 480), (800, 200)):
         photo = _photo(width, height)
-        with door(EncoderError, f"{source.shown}: {type(processor).__name__} fails on a picture; {BY_HAND}"):
+        with door(EncoderError, f"{source.shown}: {type(processor).__name__} fails on an image; {BY_HAND}"):
             theirs = processor(photo, return_tensors="pt")["pixel_values"]
             theirs = theirs.to(torch.float32)
-        ours = preprocess.normalise(preprocess.view(pictures.from_pil(photo), convention), convention)
+        ours = preprocess.normalize(preprocess.view(from_pil(photo), convention), convention)
         shape = list(getattr(theirs, "shape", ()))
         if shape != list(ours.shape):
             raise EncoderError(
-                f"{source.shown}: {type(processor).__name__} makes {shape} of a picture, not {list(ours.shape)}; "
+                f"{source.shown}: {type(processor).__name__} makes {shape} of an image, not {list(ours.shape)}; "
                 f"{BY_HAND}"
             )
         error = float((ours - theirs).norm() / theirs.norm().clamp_min(1e-12))
         if not error <= TOLERANCE:
             raise EncoderError(
-                f"{source.shown}: what {type(processor).__name__} does to pictures is not understood here (relative "
-                f"error {error:.2f} on a picture of {width}x{height}); {BY_HAND}"
+                f"{source.shown}: what {type(processor).__name__} does to images is not understood here (relative "
+                f"error {error:.2f} on an image of {width}x{height}); {BY_HAND}"
             )
 
 
@@ -233,14 +231,14 @@ def _shown(value: Any) -> str:
 
 
 def _square(kind: str, processor: Mapping[str, Any]) -> bool:
-    """Whether something makes a picture square whose short side alone was given a size."""
+    """Whether something makes an image square whose short side alone was given a size."""
     return bool(processor.get("do_center_crop")) or kind == "ConvNext"
 
 
-def _normalisation(
+def _normalization(
     kind: str, processor: Mapping[str, Any], on: Any
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and std on a scale of [0,1] that amount to a processor's rescaling and normalisation."""
+    """Mean and std on a scale of [0,1] that amount to a processor's rescaling and normalization."""
     levels = 255.0 * float(processor.get("rescale_factor", 1 / 255)) if on("do_rescale") else 255.0
     offset = 1.0 if processor.get("rescale_offset") and on("do_rescale") else 0.0
     mean, std = (0.0,) * 3, (1.0,) * 3
@@ -266,7 +264,7 @@ def _interpolation(source: Source, name: str, resample: Any, stated: Collection[
     if number not in RESAMPLING and "interpolation" not in stated:
         known = {0: "nearest", 1: "Lanczos", 4: "box", 5: "Hamming"}.get(number, _shown(number))
         raise EncoderError(
-            f"{source.shown}: its {name} resizes by {known} interpolation, which is not supported; to see pictures as "
+            f"{source.shown}: its {name} resizes by {known} interpolation, which is not supported; to see images as "
             "nearly as can be, say interpolation=bicubic"
         )
     return RESAMPLING.get(number, "bicubic")
@@ -282,7 +280,7 @@ def _sides(source: Source, name: str, size: Any, key: str) -> tuple[bool, int]:
     if stated.keys() == {"height", "width"} and stated["height"] == stated["width"]:
         return True, int(stated["height"])
     if not stated:
-        raise EncoderError(f"{source.shown}: its {name} states no picture size; {BY_HAND}")
+        raise EncoderError(f"{source.shown}: its {name} states no image size; {BY_HAND}")
     raise EncoderError(f"{source.shown}: {key} {_shown(stated)} of its {name} is not supported; {BY_HAND}")
 
 

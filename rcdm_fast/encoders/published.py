@@ -1,14 +1,14 @@
 """The five ResNet-50 encoders that the published RCDMs were trained on: ``published:NAME``.
 
-simclr, barlow, vicreg and dino have a ``backbone`` (2048 numbers, the pooled trunk) and a ``projector``, the input of
+simclr, barlow, vicreg and dino have a ``backbone`` (2048 dimensions, the pooled trunk) and a ``projector``, the input of
 the "head" releases:
 
-* simclr: linear, ReLU, linear to 128, before any L2 normalisation;
+* simclr: linear, ReLU, linear to 128, before any L2 normalization;
 * barlow: two linear + batch norm + ReLU layers of 8192 and a linear layer to 8192;
 * vicreg: the same shape (the "expander"), with biases in its first two layers;
-* dino: linear, batch norm, GELU, linear to the 256-wide bottleneck, before L2 normalisation and prototypes.
+* dino: linear, batch norm, GELU, linear to the 256-wide bottleneck, before L2 normalization and prototypes.
 
-supervised is torchvision's first ResNet-50 without its classifier and has a ``backbone`` only. All of them see a centre
+supervised is torchvision's first ResNet-50 without its classifier and has a ``backbone`` only. All of them see a center
 crop of 224 px in [-1,1] (mean and std 0.5, not ImageNet's), resized by halving and a bicubic step. Names and places
 of the files are those of the published code (Bordes et al. 2022, facebookresearch/RCDM).
 

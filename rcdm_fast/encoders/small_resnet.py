@@ -1,11 +1,9 @@
-"""The small residual encoder of the bundled models: 32-pixel pictures, a backbone and a projector.
+"""The small residual encoder of the bundled models: 32-pixel images, a backbone and a projector.
 
 Follows the basic block of He et al. 2015 (two 3x3 convolutions, batch norm, ReLU, strided first convolution), made
-small enough for a CPU: the default is 0.09 GFLOP a picture. The backbone ends in ReLU and average pooling, so its
+small enough for a CPU: the default is 0.09 GFLOP an image. The backbone ends in ReLU and average pooling, so its
 representation is never negative; the projector is a linear layer for a supervised network and an MLP otherwise
 (two layers in SimCLR: Chen et al. 2020, section 2).
-
-Knows nothing about training, files or input conventions.
 """
 
 from __future__ import annotations
@@ -103,6 +101,6 @@ class SmallResNet(nn.Module):
         self.projector = nn.Sequential(*head, nn.Linear(channels, projector[-1]))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Float [N,3,H,W], normalised -> projection [N, projector[-1]]."""
+        """Float [N,3,H,W], normalized -> projection [N, projector[-1]]."""
         out: Tensor = self.projector(self.backbone(images))
         return out

@@ -1,7 +1,7 @@
 """Encoder spec strings: ``FAMILY:NAME?key=value&key=value`` to plain data and back.
 
 Options either choose the network's weights (they stay part of `EncoderConfig.source`) or state fields of an
-`EncoderConfig` (layer, pooling, image size, normalisation). In names and values, ``%``, ``?`` and ``&`` are written
+`EncoderConfig` (layer, pooling, image size, normalization). In names and values, ``%``, ``?`` and ``&`` are written
 percent-encoded.
 
 Does not know which families exist or what their options mean (`rcdm_fast.encoders`).

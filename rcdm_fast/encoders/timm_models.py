@@ -1,6 +1,6 @@
 """Encoders of timm: ``timm:NAME``, with random, published or local weights.
 
-Does not know how pictures are resized or layers pooled (`base.py`).
+Does not know how images are resized or layers pooled (`base.py`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def load(source: Source, fields: Mapping[str, Any]) -> Network:
 
     Raises:
         EncoderError: timm is missing, the name is unknown, the weights cannot be had or do not fit, or the model's own
-            transform pads pictures and no option says what to do instead.
+            transform pads images and no option says what to do instead.
     """
     timm = need("timm", "encoders")
     pretrained, path = source.flag("pretrained"), source.options.get("weights")
@@ -70,18 +70,16 @@ def _classifiers(cfg: Any) -> tuple[str, ...]:
 
 
 def _convention(timm: Any, source: Source, model: Any, fields: Mapping[str, Any]) -> EncoderConfig:
-    """At the stated size, if there is one: timm divides by the share of the crop, and rounds, at that size."""
+    """At the stated size, if there is one: timm divides by the fraction of the crop, and rounds, at that size."""
     data = timm.data.resolve_model_data_config(model)
     channels, height, width = data["input_size"]
     if channels != 3 or height != width:
-        raise EncoderError(
-            f"{source.shown}: takes pictures [{channels},{height},{width}]; only square RGB is supported"
-        )
+        raise EncoderError(f"{source.shown}: takes images [{channels},{height},{width}]; only square RGB is supported")
     size = fields.get("image_size", height)
     resize_to = int(size / data["crop_pct"])
     if (data["crop_mode"] == "border" and "resize" not in fields) or (resize_to < size and "resize_to" not in fields):
         raise EncoderError(
-            f"{source.shown}: its own transform pads pictures, which is not supported; to do without it say "
+            f"{source.shown}: its own transform pads images, which is not supported; to do without it say "
             f"resize=short_side or resize=squash, and resize_to={size}"
         )
     return EncoderConfig(

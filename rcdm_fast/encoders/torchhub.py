@@ -2,7 +2,7 @@
 
 A hub repository is code that runs on loading, so it is loaded only when the caller says that it is trusted.
 
-Does not know how pictures are resized or layers pooled (`base.py`).
+Does not know how images are resized or layers pooled (`base.py`).
 """
 
 from __future__ import annotations

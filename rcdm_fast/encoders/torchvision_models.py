@@ -1,6 +1,6 @@
 """Encoders of torchvision: ``torchvision:NAME``, with random, published or local weights.
 
-Does not know how pictures are resized or layers pooled (`base.py`).
+Does not know how images are resized or layers pooled (`base.py`).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The input convention comes from the model's image processor (`processors.py`). Code inside model repositories is never
 run.
 
-Does not know how pictures are resized or layers pooled (`base.py`).
+Does not know how images are resized or layers pooled (`base.py`).
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ MAX_DEPTH = 1000  # layers; the deepest vision networks have about a hundred
 
 
 class Tower(nn.Module):
-    """A vision network called with pictures only; `projector` on top of its pooled output where there is one.
+    """A vision network called with images only; `projector` on top of its pooled output where there is one.
 
     Args:
         backbone: a vision network of transformers.
         projector: its projection, or None.
-        image_size: pixels of the pictures it will see.
+        image_size: pixels of the images it will see.
     """
 
     def __init__(self, backbone: nn.Module, projector: nn.Module | None, image_size: int) -> None:
@@ -63,10 +63,10 @@ def load(source: Source, fields: Mapping[str, Any]) -> Network:
 
     Pooling defaults to what the model is made for: ``none`` (its own pooled output) for CLIP, SigLIP and convolutional
     networks, ``cls`` where there is a class token, ``mean`` otherwise. ``projector`` is CLIP's visual projection. A
-    masked auto-encoder sees the whole picture. The image processor is not read when size, mean and std are all given.
+    masked auto-encoder sees the whole image. The image processor is not read when size, mean and std are all given.
 
     Raises:
-        EncoderError: transformers is missing; no such model, or not one of pictures; weights are missing from the file.
+        EncoderError: transformers is missing; no such model, or not one of images; weights are missing from the file.
     """
     transformers = need("transformers", "encoders")
     folder = os.path.isdir(source.name)
@@ -84,7 +84,7 @@ def load(source: Source, fields: Mapping[str, Any]) -> Network:
     model, missing = _model(transformers, source, where)
     backbone = getattr(model, "vision_model", model)
     if not isinstance(backbone, nn.Module) or "pixel_values" not in inspect.signature(backbone.forward).parameters:
-        raise EncoderError(f"{source.shown}: {type(model).__name__} does not take pictures")
+        raise EncoderError(f"{source.shown}: {type(model).__name__} does not take images")
     projector = getattr(model, "visual_projection", None)
     size = fields.get("image_size", convention.image_size)
     tower = Tower(backbone, projector, size).eval()
@@ -131,12 +131,12 @@ def _check_depth(config: Mapping[str, Any]) -> None:
 
 
 def _structure(source: Source, tower: Tower, size: int) -> tuple[Pooling, int | None]:
-    """Default pooling, and the number of tokens before the patches (None without tokens), from one grey picture."""
+    """Default pooling, and the number of tokens before the patches (None without tokens), from one gray image."""
     try:
         with torch.inference_mode():
             output = tower.backbone(torch.zeros(1, 3, size, size), **tower.keywords)
     except Exception as error:
-        raise EncoderError(f"{source.shown}: fails on a picture of {size} px ({reason(error)})") from error
+        raise EncoderError(f"{source.shown}: fails on an image of {size} px ({reason(error)})") from error
     hidden, pooled = output.get("last_hidden_state"), output.get("pooler_output")
     prefix: int | None = None
     patch = getattr(tower.backbone.config, "patch_size", None)
@@ -151,7 +151,7 @@ def _structure(source: Source, tower: Tower, size: int) -> tuple[Pooling, int | 
 def _convention(
     transformers: Any, source: Source, where: Mapping[str, Any], fields: Mapping[str, Any]
 ) -> EncoderConfig:
-    """What the model's own image processor does, read from its keys and then tried on pictures."""
+    """What the model's own image processor does, read from its keys and then tried on images."""
     need("torchvision", "encoders")
     try:
         processor = transformers.AutoImageProcessor.from_pretrained(source.name, **where)

@@ -1,7 +1,4 @@
-"""Local weights files for networks of other libraries: read safely, loaded strictly.
-
-Knows nothing about the networks.
-"""
+"""Local weights files for networks of other libraries: read safely, loaded strictly."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ An engine is chosen when a model is made ready. Each runtime says why it cannot 
 
 Runtimes other than PyTorch run what `rcdm_fast.export` writes; they keep what they build in a cache.
 
-To add an engine: a module, and its line in `SPECS`. Knows nothing about solvers or encoders.
+To add an engine: a module, and its line in `SPECS`.
 """
 
 from __future__ import annotations

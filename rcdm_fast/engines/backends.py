@@ -3,8 +3,6 @@
 `OneDnnBackend` (CPU): weights packed once into oneDNN's own layout, bias and residual inside the convolution, results
 of norms in buffers that the backend keeps. `TorchBackend` (any device): PyTorch's convolutions in channels-last memory.
 `ModuleBackend`: the same for the compiler, without anything that it could not see.
-
-Knows nothing about the network.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ class _OneDnnConvolution:
     def __call__(self, x: Tensor, add: Tensor | None = None, overwrite: bool = False) -> Tensor:
         run = torch.ops.mkldnn
         if self._packed is None:
-            # The first picture's size decides the layout; oneDNN chooses the same one for other batches.
+            # The first image's size decides the layout; oneDNN chooses the same one for other batches.
             self._packed = run._reorder_convolution_weight(self._plain, *self._geometry, list(x.shape))
             self._plain = None
         weight, bias, geometry = self._packed, self._bias, self._geometry

@@ -4,8 +4,6 @@ An entry records the size and SHA-256 of all its files; one that is damaged, unr
 again, never trusted. Two processes may build the same entry at once: each builds beside it, and the last one to finish
 is kept. Where the cache cannot be written, entries are built in a folder of this process, which goes with it; the log
 says so.
-
-Knows nothing about what is in the files.
 """
 
 from __future__ import annotations

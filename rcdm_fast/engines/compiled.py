@@ -3,8 +3,6 @@
 On CPU the compiler packs the convolutions' weights (freezing) and fuses what lies between our operators, which it sees
 as single nodes; on CUDA it works with its own CUDA graphs. The first evaluation of a batch size compiles, for about a
 minute. fp32 on CPU runs in groups of one fixed size, as in the native engine.
-
-Knows nothing about solvers, or conditioning beyond the plan it is given.
 """
 
 from __future__ import annotations
@@ -60,7 +58,7 @@ class CompiledEngine:
 
     def prepare(self, plan: ConditioningPlan, batch_size: int) -> None:
         if len(plan.rows) != batch_size:
-            raise ValueError(f"the plan has rows for {len(plan.rows)} pictures, the batch {batch_size}")
+            raise ValueError(f"the plan has rows for {len(plan.rows)} images, the batch {batch_size}")
         self._made()
         self._plan = plan
 
@@ -77,7 +75,7 @@ class CompiledEngine:
 
     @torch.no_grad()
     def first_nonfinite(self, x: Tensor, k: int) -> str | None:
-        """Name of the first layer whose output is not finite for these pictures at step k, or None."""
+        """Name of the first layer whose output is not finite for these images at step k, or None."""
         if self._plan is None or self._module is None:
             raise RuntimeError("first_nonfinite before prepare")
         with devices.current(self.device), exact(self.precision, self.device):

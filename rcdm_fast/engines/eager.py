@@ -1,9 +1,7 @@
 """The eager engine: plain PyTorch, the truth that other engines are compared with.
 
 fp32 runs the network as it is written, in float32 whatever the host program allows (on CPU in groups of one fixed size,
-so that a picture does not depend on its batch); bf16 and fp16 run it channels-last under autocast (weights stay fp32).
-
-Knows nothing about solvers or conditioning beyond the plan it is given.
+so that an image does not depend on its batch); bf16 and fp16 run it channels-last under autocast (weights stay fp32).
 """
 
 from __future__ import annotations
@@ -43,7 +41,7 @@ class EagerEngine:
 
     def prepare(self, plan: ConditioningPlan, batch_size: int) -> None:
         if len(plan.rows) != batch_size:
-            raise ValueError(f"the plan has rows for {len(plan.rows)} pictures, the batch {batch_size}")
+            raise ValueError(f"the plan has rows for {len(plan.rows)} images, the batch {batch_size}")
         self._plan = plan
 
     @torch.inference_mode()
@@ -59,7 +57,7 @@ class EagerEngine:
 
     @torch.inference_mode()
     def first_nonfinite(self, x: Tensor, k: int) -> str | None:
-        """Name of the first layer whose output is not finite for these pictures at step k, or None."""
+        """Name of the first layer whose output is not finite for these images at step k, or None."""
         found: list[str] = []
 
         def look(name: str, output: Tensor) -> None:

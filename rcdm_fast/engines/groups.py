@@ -1,10 +1,8 @@
-"""Pictures in groups of one fixed size, the last one padded: what makes fp32 pictures independent of their batch.
+"""Images in groups of one fixed size, the last one padded: what makes fp32 images independent of their batch.
 
-Otherwise a picture would depend on its batch: the order in which a convolution sums changes with the batch size and the
+Otherwise an image would depend on its batch: the order in which a convolution sums changes with the batch size and the
 number of threads (by up to 1e-6), and the first steps of a trajectory magnify that up to 2e4 times. On two cores
-groups of four 32-pixel pictures are as fast per picture as batches of 32.
-
-Knows nothing about what is run.
+groups of four 32-pixel images are as fast per image as batches of 32.
 """
 
 from __future__ import annotations
@@ -19,12 +17,12 @@ LARGEST_GROUP = 4
 
 
 def group_size(height: int, width: int) -> int:
-    """Pictures of a group."""
+    """Images of a group."""
     return max(1, min(LARGEST_GROUP, GROUP_PIXELS // (height * width)))
 
 
 def in_groups(run: Callable[[Tensor, Tensor], Tensor], x: Tensor, rows: Tensor) -> Tensor:
-    """run(pictures, what belongs to each of them), group by group; [N,...], [N,...] -> [N,...]."""
+    """run(images, what belongs to each of them), group by group; [N,...], [N,...] -> [N,...]."""
     size = group_size(x.shape[2], x.shape[3])
     out = []
     for start in range(0, len(x), size):

@@ -1,11 +1,9 @@
 """The native engine: the network as a program of fused operators, the fastest way that needs no other runtime.
 
-CPU: oneDNN convolutions with packed weights and our C++ operators, in fp32 or bf16. fp32 pictures run in groups of one
-fixed size and get equal bits in any batch; in bf16 a picture may differ with its batch by rounding. CUDA: cuDNN
+CPU: oneDNN convolutions with packed weights and our C++ operators, in fp32 or bf16. fp32 images run in groups of one
+fixed size and get equal bits in any batch; in bf16 an image may differ with its batch by rounding. CUDA: cuDNN
 convolutions and our C++ or Triton operators (the faster of the two for every shape, measured while warming up), in
 fp32, bf16 or fp16, replayed as one CUDA graph per batch bucket. fp32 is float32 whatever the host program allows.
-
-Knows nothing about solvers, or conditioning beyond the plan it is given.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from torch import Tensor
 from rcdm_fast import devices, ops
 from rcdm_fast.diffusion.conditioning import ConditioningPlan
 from rcdm_fast.engines.backends import OneDnnBackend, TorchBackend
-from rcdm_fast.engines.graphs import GraphCache
+from rcdm_fast.engines.cuda_graphs import GraphCache
 from rcdm_fast.engines.groups import in_groups
 from rcdm_fast.engines.program import Program
 from rcdm_fast.models.unet import UNet
@@ -71,7 +69,7 @@ class NativeEngine:
         """Prepare weights and, on CUDA, measure the operators and capture a graph for each batch size's bucket.
 
         `prepare` does this for its own batch size where it has not been done; calling it first keeps the time out of
-        the first pictures.
+        the first images.
         """
         program = self._made()
         if self._graphs is not None:
@@ -87,7 +85,7 @@ class NativeEngine:
 
     def prepare(self, plan: ConditioningPlan, batch_size: int) -> None:
         if len(plan.rows) != batch_size:
-            raise ValueError(f"the plan has rows for {len(plan.rows)} pictures, the batch {batch_size}")
+            raise ValueError(f"the plan has rows for {len(plan.rows)} images, the batch {batch_size}")
         self._made()
         self._plan = plan
         if self._graphs is not None:
@@ -108,7 +106,7 @@ class NativeEngine:
 
     @torch.inference_mode()
     def first_nonfinite(self, x: Tensor, k: int) -> str | None:
-        """Name of the first layer whose output is not finite for these pictures at step k, or None."""
+        """Name of the first layer whose output is not finite for these images at step k, or None."""
         if self._plan is None:
             raise RuntimeError("first_nonfinite before prepare")
         with devices.current(self.device), exact(self.precision, self.device):

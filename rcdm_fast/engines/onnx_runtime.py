@@ -1,7 +1,7 @@
 """The onnxruntime engine: the exported ONNX network, on the CPU or by CUDA or TensorRT execution providers.
 
 The file is exported once and kept in the cache. On a GPU inputs and outputs are bound to torch's memory, so that
-nothing passes through the host between steps, and fp32 is float32, not TF32. A picture may differ with its batch by
+nothing passes through the host between steps, and fp32 is float32, not TF32. An image may differ with its batch by
 rounding.
 
 Knows nothing about solvers; of conditioning it takes timesteps and representations, FiLM rows come from the graph.
@@ -149,7 +149,7 @@ class OnnxRuntimeEngine:
 
     def prepare(self, plan: ConditioningPlan, batch_size: int) -> None:
         if len(plan.rows) != batch_size:
-            raise ValueError(f"the plan has rows for {len(plan.rows)} pictures, the batch {batch_size}")
+            raise ValueError(f"the plan has rows for {len(plan.rows)} images, the batch {batch_size}")
         check_timesteps(plan, self._graph, self._file)
         self._plan = plan
 

@@ -2,7 +2,7 @@
 
 float32 and bf16 run the ONNX file that is kept in the cache; int8 runs an export that was calibrated before. Shapes are
 static, which is several times faster than dynamic ones: one compiled network for every batch size, the last few kept in
-memory, all of them in the cache. A picture may differ with its batch by rounding.
+memory, all of them in the cache. An image may differ with its batch by rounding.
 
 Knows nothing about solvers; of conditioning it takes timesteps and representations, FiLM rows come from the graph.
 """
@@ -67,7 +67,7 @@ class OpenVINOEngine:
         self._size = config.unet.image_size
         if file is None and precision == "int8":
             raise ConfigError(
-                "int8 needs a calibrated export: rcdm export MODEL --to openvino --precision int8 --calibrate PICTURES "
+                "int8 needs a calibrated export: rcdm export MODEL --to openvino --precision int8 --calibrate IMAGES "
                 "--out DIR, then engine_file='DIR/network.xml'"
             )
         self._graph, given = GRAPH, file is not None
@@ -89,7 +89,7 @@ class OpenVINOEngine:
 
     def prepare(self, plan: ConditioningPlan, batch_size: int) -> None:
         if len(plan.rows) != batch_size:
-            raise ValueError(f"the plan has rows for {len(plan.rows)} pictures, the batch {batch_size}")
+            raise ValueError(f"the plan has rows for {len(plan.rows)} images, the batch {batch_size}")
         check_timesteps(plan, self._graph, self._file)
         with self._running():
             self._request(batch_size)

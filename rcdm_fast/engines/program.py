@@ -2,7 +2,7 @@
 
 Channels-last throughout. GroupNorm, FiLM, SiLU and average pooling are one operator; a skip connection is read beside
 its partner instead of being concatenated; the residual is added by the convolution that ends a block; an upsampled
-block's first convolution runs as four 2x2 phase convolutions on the small picture (16/36 of the work, exact).
+block's first convolution runs as four 2x2 phase convolutions on the small image (16/36 of the work, exact).
 
 How a convolution runs is the backend's business (`Backend`). What the network computes is `rcdm_fast.models.unet`;
 this module follows it block by block and knows nothing about plans, solvers, CUDA graphs or how weights are packed.
@@ -58,7 +58,7 @@ class Backend(Protocol):
 def phase_weights(weight: Tensor) -> Tensor:
     """Weights of the four 2x2 convolutions that equal upsampling and then a 3x3 convolution; [O,I,3,3] -> [4O,I,2,2].
 
-    Run on the small picture with padding 1 they give [N,4O,H+1,W+1], as `ops.reference.merge_phases` describes. In an
+    Run on the small image with padding 1 they give [N,4O,H+1,W+1], as `ops.reference.merge_phases` describes. In an
     even row the kernel's rows 1 and 2 see the same pixel; in an odd row rows 0 and 1 do.
     """
     even, odd = ((0, 1, 1), (0, 0, 1))  # kernel row -> row of the 2x2 kernel
@@ -211,7 +211,7 @@ class Program:
         return layers
 
     def denoise(self, x: Tensor, film: Tensor, rows: Tensor) -> Tensor:
-        """[N,3,H,W], FiLM rows float32 [R,F], row of every picture int64 [N] -> [N,3 or 6,H,W], channels-last."""
+        """[N,3,H,W], FiLM rows float32 [R,F], row of every image int64 [N] -> [N,3 or 6,H,W], channels-last."""
         h = x.to(dtype=self.dtype, memory_format=torch.channels_last)
         skips = []
         for stage in self._down:

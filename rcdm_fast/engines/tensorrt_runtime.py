@@ -63,7 +63,7 @@ def bucket(size: int) -> int:
         ConfigError: a batch that is larger.
     """
     if size > LARGEST_BUCKET:
-        raise ConfigError(f"a batch of {size} pictures is larger than TensorRT plans are built for ({LARGEST_BUCKET})")
+        raise ConfigError(f"a batch of {size} images is larger than TensorRT plans are built for ({LARGEST_BUCKET})")
     return 1 << (size - 1).bit_length()
 
 
@@ -103,7 +103,7 @@ class TensorRTEngine:
         header.check_network(self._config, self.precision, str(file))
         refit = header.needs_refit(weights_hash(self._network, self._config.schedule), str(file))
         header.check_place(self._trt.__name__, self._trt.__version__, tensorrt.current_target(), str(file))
-        engine = self._deserialise(plan, str(file))
+        engine = self._deserialize(plan, str(file))
         if refit:
             tensorrt.refit(engine, network_file(self._network, self._config, self.precision))
         self.files = (file, plan_file.described_in(file))
@@ -111,7 +111,7 @@ class TensorRTEngine:
 
     def prepare(self, plan: ConditioningPlan, batch_size: int) -> None:
         if len(plan.rows) != batch_size:
-            raise ValueError(f"the plan has rows for {len(plan.rows)} pictures, the batch {batch_size}")
+            raise ValueError(f"the plan has rows for {len(plan.rows)} images, the batch {batch_size}")
         self._context(batch_size)
         self._plan = plan
 
@@ -159,7 +159,7 @@ class TensorRTEngine:
         context = engine.create_execution_context()
         if context is None:
             why = self._logger.last or "it does not say why"
-            raise RuntimeError(f"TensorRT cannot start the plan for {size} pictures: {why}")
+            raise RuntimeError(f"TensorRT cannot start the plan for {size} images: {why}")
         return context
 
     def _built(self, size: int) -> Any:
@@ -187,9 +187,9 @@ class TensorRTEngine:
         file = cache.entry("tensorrt", key, build) / FILE
         self.files = (*(known for known in self.files if known != file), file)
         _, plan = plan_file.read(file)
-        return self._deserialise(plan, str(file))
+        return self._deserialize(plan, str(file))
 
-    def _deserialise(self, plan: bytes, where: str) -> Any:
+    def _deserialize(self, plan: bytes, where: str) -> Any:
         engine = self._runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise GraphError(f"{where}: TensorRT cannot load the plan: {self._logger.last or 'it does not say why'}")

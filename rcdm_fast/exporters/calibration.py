@@ -1,8 +1,6 @@
-"""What a network meets while pictures are drawn, for quantisation: x, timesteps and representations of trajectories.
+"""What a network meets while images are drawn, for quantization: x, timesteps and representations of trajectories.
 
-Random numbers in place of x would calibrate for pictures that never occur.
-
-Knows nothing about quantisation.
+Random numbers in place of x would calibrate for images that never occur.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ Evaluate = Callable[..., Tensor]  # (x, base timesteps and fractions, representa
 
 @torch.inference_mode()
 def draw(evaluate: Evaluate, config: ModelConfig, given: Tensor | None, count: int = 0, steps: int = STEPS) -> Tensor:
-    """One picture of every representation or label by DDIM, from the same noise whatever evaluates the network.
+    """One image of every representation or label by DDIM, from the same noise whatever evaluates the network.
 
     Args:
         evaluate: the network; gets x float32 [R,3,H,W], timesteps int64 [R] and their fractions float32 [R], and
@@ -35,7 +33,7 @@ def draw(evaluate: Evaluate, config: ModelConfig, given: Tensor | None, count: i
         config: the model's.
         given: representations float32 [R,D] or labels int64 [R]; None for an unconditional network.
         count: R where `given` is None.
-        steps: network evaluations per picture.
+        steps: network evaluations per image.
 
     Returns:
         float32 [R,3,H,W].
@@ -62,5 +60,5 @@ def collect(
         seen.append((x.clone(), *rest))
         return evaluate(x, *rest)
 
-    pictures = draw(watched, config, given, count, steps)
-    return pictures, tuple(torch.cat(parts) for parts in zip(*seen, strict=True))
+    images = draw(watched, config, given, count, steps)
+    return images, tuple(torch.cat(parts) for parts in zip(*seen, strict=True))

@@ -2,8 +2,6 @@
 
 UNet2DModel takes its class embedding as it is ("identity"), so the folder also holds the linear layer that makes it of
 a representation: class_labels = W h + b. ``rcdm_pipeline.py`` puts the parts together without rcdm_fast.
-
-Knows nothing about samplers but the scheduler's settings.
 """
 
 from __future__ import annotations
@@ -133,7 +131,7 @@ def _readme(config: ModelConfig, unet: Any) -> str:
     variance = ", the last 3 of its 6 channels are a learned variance" if config.unet.learn_sigma else ""
     return f"""# {config.name or "RCDM"} for diffusers
 
-A diffusion network for {config.unet.image_size}-pixel pictures that takes {takes}{seen}.
+A diffusion network for {config.unet.image_size}-pixel images that takes {takes}{seen}.
 
 ```python
 import torch
@@ -141,12 +139,12 @@ from rcdm_pipeline import RcdmPipeline  # beside this file
 
 pipeline = RcdmPipeline.load(".")
 {h}
-pictures = pipeline(h, steps=50)  # [N, 3, {config.unet.image_size}, {config.unet.image_size}] in [-1, 1]
+images = pipeline(h, steps=50)  # [N, 3, {config.unet.image_size}, {config.unet.image_size}] in [-1, 1]
 ```
 
 {loads}; it predicts {config.schedule.prediction}{variance}.
 `class_labels` of a representation h are W h + b with the tensors of `{EMBEDDING}`.
 `scheduler.step` needs `use_clipped_model_output=True`. With the same noise and a number of steps N that divides
-{config.schedule.diffusion_steps}, these are the pictures of rcdm_fast with `steps="ddimN"`.
+{config.schedule.diffusion_steps}, these are the images of rcdm_fast with `steps="ddimN"`.
 `rcdm_fast.load` reads this folder back, bit for bit, and `{CONFIG}` says everything about the model.
 """

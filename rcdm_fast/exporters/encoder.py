@@ -1,10 +1,8 @@
-"""Encoders as ONNX: ``picture`` [N,3,S,S] in [-1,1] -> ``representation`` [N,D].
+"""Encoders as ONNX: ``image`` [N,3,S,S] in [-1,1] -> ``representation`` [N,D].
 
-Normalisation, the chosen layer, pooling and L2 normalisation are in the graph; resizing and cropping are not, because
-photographs have all sizes. The file says how its pictures are to be made (`EncoderConfig` in its metadata, with mean
-and std 0.5, since it normalises by itself), so that ``onnx:PATH`` reads it back as an encoder.
-
-Knows nothing about the diffusion network or where encoders come from.
+Normalization, the chosen layer, pooling and L2 normalization are in the graph; resizing and cropping are not, because
+photographs have all sizes. The file says how its images are to be made (`EncoderConfig` in its metadata, with mean
+and std 0.5, since it normalizes by itself), so that ``onnx:PATH`` reads it back as an encoder.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ from rcdm_fast.encoders.onnx_models import OnnxNetwork
 from rcdm_fast.exporters.onnx import CHECKED_BATCHES, PREFIX, ExportError, check_close, run_onnxruntime, written
 from rcdm_fast.storage import StorageError, atomic
 
-INPUT = "picture"
+INPUT = "image"
 OUTPUT = "representation"
 TOLERANCE = 1e-5  # relative L2 error against PyTorch
 WITHOUT = "leave the encoder out with --no-encoder (encoder=False)"
@@ -41,9 +39,9 @@ class EncoderGraph(nn.Module):
         self.network = network
         self._represent = encoder.represent
 
-    def forward(self, picture: Tensor) -> Tensor:
+    def forward(self, image: Tensor) -> Tensor:
         """Float32 [N,3,S,S] in [-1,1] -> float32 [N,D]."""
-        return self._represent(picture)
+        return self._represent(image)
 
 
 def export_encoder(path: str | os.PathLike[str], encoder: Encoder) -> Path:
@@ -83,7 +81,7 @@ def export_encoder(path: str | os.PathLike[str], encoder: Encoder) -> Path:
 
 
 def convention(config: EncoderConfig) -> EncoderConfig:
-    """What the exported file states: pictures as the encoder sees them, nothing left to do to its output."""
+    """What the exported file states: images as the encoder sees them, nothing left to do to its output."""
     half = (0.5, 0.5, 0.5)
     return dataclasses.replace(
         config,
@@ -104,7 +102,7 @@ def _metadata(config: EncoderConfig) -> dict[str, str]:
 
 
 def _export(target: Path, encoder: ImageEncoder, network: nn.Module) -> None:
-    example = (_pictures(encoder.config, 2),)
+    example = (_images(encoder.config, 2),)
     try:
         encoder.encode(example[0])  # a network that fails is not the exporter's fault
         graph = EncoderGraph(encoder, network).eval()
@@ -120,11 +118,11 @@ def _export(target: Path, encoder: ImageEncoder, network: nn.Module) -> None:
 def _check(path: Path, encoder: ImageEncoder) -> None:
     run = run_onnxruntime(path)
     for batch in CHECKED_BATCHES:
-        pictures = _pictures(encoder.config, batch)
-        check_close(run({INPUT: pictures.numpy()}), encoder.encode(pictures), TOLERANCE, f"{path.name}, batch {batch}")
+        images = _images(encoder.config, batch)
+        check_close(run({INPUT: images.numpy()}), encoder.encode(images), TOLERANCE, f"{path.name}, batch {batch}")
 
 
-def _pictures(config: EncoderConfig, count: int) -> Tensor:
+def _images(config: EncoderConfig, count: int) -> Tensor:
     size = config.image_size
     return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(count)) * 2 - 1
 
@@ -138,11 +136,11 @@ def _copy(target: Path, encoder: ImageEncoder, network: OnnxNetwork) -> None:
     graph = model.graph
     faults = {
         "reorders colors outside the graph": config.channel_order != "rgb",
-        "normalises outside the graph (mean and std are not 0.5)": config.mean + config.std != (0.5,) * 6,
+        "normalizes outside the graph (mean and std are not 0.5)": config.mean + config.std != (0.5,) * 6,
         "pools outside the graph": config.pooling != "none",
         "divides by the L2 norm outside the graph": config.normalize,
         "has a fixed batch": network.batch is not None,
-        "takes its colours last": network.channels_last,
+        "takes its colors last": network.channels_last,
         "has several outputs": len(graph.output) != 1,
         "is not float32": {_type(value) for value in (graph.input[0], graph.output[0])} != {onnx.TensorProto.FLOAT},
         "does not give [N,D]": len(graph.output[0].type.tensor_type.shape.dim) != 2,

@@ -9,8 +9,6 @@ between 1.7 and 2, by cosines or by a table. In float32 it is 1.3e-7; cosines of
 
 In a reduced precision the weights of convolutions and products are 16-bit; norms, the table and what enters and leaves
 stay float32.
-
-Knows nothing about file formats or runtimes.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from rcdm_fast.models.unet import UNet
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 TAGS = ("diffusion", "representation-learning", "interpretability", "rcdm")
-LICENCES = {"CC-BY-NC 4.0": "cc-by-nc-4.0", "MIT": "mit"}  # how a description begins -> the hub's identifier
+LICENSES = {"CC-BY-NC 4.0": "cc-by-nc-4.0", "MIT": "mit"}  # how a description begins -> the hub's identifier
 
 
 def missing_packages() -> list[str]:
@@ -42,7 +42,7 @@ def write(out: Path, job: Job) -> list[Path]:
 
 
 def save(
-    out: Path, network: UNet, config: ModelConfig, precision: str = "fp32", licence: str = "", repository: str = ""
+    out: Path, network: UNet, config: ModelConfig, precision: str = "fp32", license: str = "", repository: str = ""
 ) -> list[Path]:
     """Write the folder; `rcdm_fast.load` reads it back.
 
@@ -51,7 +51,7 @@ def save(
         network: its weights are written.
         config: what the model says about itself. An encoder whose source is a local file is copied.
         precision: of the weights on disk.
-        licence: identifier of the weights' licence on the hub ("mit", "cc-by-4.0"); by default what the model itself
+        license: identifier of the weights' license on the hub ("mit", "cc-by-4.0"); by default what the model itself
             says about it, if anything.
         repository: ``org/name`` for the card's example; by default the example reads the folder.
 
@@ -73,7 +73,7 @@ def save(
     parameters = sum(value.numel() for value in network.parameters())
     stored = {name: value.to(DTYPES[precision]) for name, value in network.state_dict().items()}
     weights = hash_of(config.unet, stored, config.schedule)
-    text = card(config, parameters, precision, licence, repository, weights)
+    text = card(config, parameters, precision, license, repository, weights)
     with storage.atomic(out / "README.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
     return [*files, out / "config.json", out / "README.md"]
@@ -96,7 +96,7 @@ def _encoder_beside(out: Path, encoder: EncoderConfig) -> tuple[EncoderConfig, l
     return dataclasses.replace(encoder, source=f"{source.family}:{copied.name}"), [copied]
 
 
-def card(config: ModelConfig, parameters: int, precision: str, licence: str, repository: str, weights: str) -> str:
+def card(config: ModelConfig, parameters: int, precision: str, license: str, repository: str, weights: str) -> str:
     """The model card: metadata header, then the bundled model's own card or one made of the configuration.
 
     `weights` is the hash of the model as it is stored (`graph.weights_hash`).
@@ -104,10 +104,10 @@ def card(config: ModelConfig, parameters: int, precision: str, licence: str, rep
     name = config.name or "rcdm"
     own = zoo.bundled_folder() / f"{name}.md"
     bundled = name in zoo.list_bundled() and own.is_file()
-    stated = str(config.info.get("licence", "MIT" if bundled else ""))
-    licence = licence or next((known for start, known in LICENCES.items() if stated.startswith(start)), "")
+    stated = str(config.info.get("license", "MIT" if bundled else ""))
+    license = license or next((known for start, known in LICENSES.items() if stated.startswith(start)), "")
     header = ["---", "library_name: rcdm_fast", "pipeline_tag: image-to-image"]
-    header += [f"license: {json.dumps(licence)}"] if licence else []
+    header += [f"license: {json.dumps(license)}"] if license else []
     header += ["tags:", *(f"- {tag}" for tag in TAGS), "---", ""]
     body = own.read_text(encoding="utf-8").rstrip() if bundled else _describe(name, config, parameters, precision)
     told = f"Network, schedule and weights together have the SHA-256 `{weights}`; manifests and exports name it, too."
@@ -119,11 +119,11 @@ def _describe(name: str, config: ModelConfig, parameters: int, precision: str) -
     lines = [f"# {name}", ""]
     if unet.representation_dim:
         lines.append(
-            f"A representation-conditioned diffusion model (RCDM): {unet.image_size}-pixel pictures from "
-            f"representations of {unet.representation_dim} numbers."
+            f"A representation-conditioned diffusion model (RCDM): {unet.image_size}-pixel images from "
+            f"representations of {unet.representation_dim} dimensions."
         )
     else:
-        lines.append(f"A diffusion model of {unet.image_size}-pixel pictures.")
+        lines.append(f"A diffusion model of {unet.image_size}-pixel images.")
     lines += [
         "",
         f"* **Network**: ADM UNet, {parameters / 1e6:.2f} M parameters; stored as {precision}; predicts "
@@ -131,7 +131,7 @@ def _describe(name: str, config: ModelConfig, parameters: int, precision: str) -
     ]
     if encoder is not None:
         lines.append(
-            f"* **Encoder**: `{encoder.source}`, layer {encoder.layer}; pictures of {encoder.image_size} px, mean "
+            f"* **Encoder**: `{encoder.source}`, layer {encoder.layer}; images of {encoder.image_size} px, mean "
             f"{_plain(encoder.mean)}, std {_plain(encoder.std)}."
             + (" It was given in Python and is not in this repository." if encoder.source == "module" else "")
         )
@@ -162,10 +162,10 @@ def _example(config: ModelConfig, repository: str) -> list[str]:
     ]
     if config.unet.representation_dim:
         lines.append('h = model.encode("photo.jpg")' if known else "h = ...  # [R, D]: the encoder's representations")
-        lines.append("pictures = model.sample(h, per=8, steps=50)  # [R, 8, 3, H, W] in [-1, 1]")
+        lines.append("images = model.sample(h, per=8, steps=50)  # [R, 8, 3, H, W] in [-1, 1]")
     elif config.unet.num_classes:
-        lines.append("pictures = model.sample(label=torch.tensor([0, 1]), per=8)  # [2, 8, 3, H, W] in [-1, 1]")
+        lines.append("images = model.sample(label=torch.tensor([0, 1]), per=8)  # [2, 8, 3, H, W] in [-1, 1]")
         lines.insert(3, "import torch")
     else:
-        lines.append("pictures = model.sample(per=8)  # [1, 8, 3, H, W] in [-1, 1]")
+        lines.append("images = model.sample(per=8)  # [1, 8, 3, H, W] in [-1, 1]")
     return [*lines, "```"]

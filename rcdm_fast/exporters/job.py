@@ -30,9 +30,9 @@ class Job:
         encoder: what makes representations; None leaves it out.
         precision: "fp32", "fp16", "bf16", "int8" or "fp8", as far as a format has it.
         targets: GPU generations such as "sm89", for formats that compile for one; empty: the GPU that is there.
-        batches: pictures per evaluation that a compiled format is made for.
+        batches: images per evaluation that a compiled format is made for.
         dynamic: one file for all batches up to the largest of `batches`, where a format has the choice.
-        representations: float32 [R,D] of real pictures, to calibrate int8 with; None where it is not needed.
+        representations: float32 [R,D] of real images, to calibrate int8 with; None where it is not needed.
         say: takes one line about progress.
     """
 

@@ -5,8 +5,6 @@ the weights lie in a second file beside it (``NAME.onnx.data``), because one pro
 
 GroupNorm is exported for opset 20, as Reshape and InstanceNormalization, which every runtime takes; the
 GroupNormalization of opset 21 is rejected, or computed wrongly, by some.
-
-Knows nothing about engines or samplers.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""`rcdm export --to onnx`: a folder with ``network.onnx`` and, where the model has an encoder, ``encoder.onnx``.
-
-Knows nothing about how either is written.
-"""
+"""`rcdm export --to onnx`: a folder with ``network.onnx`` and, where the model has an encoder, ``encoder.onnx``."""
 
 from __future__ import annotations
 

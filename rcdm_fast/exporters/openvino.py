@@ -43,7 +43,7 @@ def write(out: Path, job: Job) -> list[Path]:
 
     Raises:
         ConfigError: int8 without NNCF, or without representations to calibrate with.
-        ExportError: numbers that are wrong, or int8 that drifts too far (see `openvino_int8.quantise`).
+        ExportError: numbers that are wrong, or int8 that drifts too far (see `openvino_int8.quantize`).
         StorageError: the files cannot be written.
     """
     import openvino
@@ -59,7 +59,7 @@ def write(out: Path, job: Job) -> list[Path]:
             model = core().read_model(graph)
             _check(model, job)
             if job.precision == "int8":
-                found = openvino_int8.quantise(model, graph, job)
+                found = openvino_int8.quantize(model, graph, job)
                 model = found.model
                 model.set_rt_info(found.kept_in_words(), [INFO, KEPT])
             info = graph_info(job.network, job.config, job.precision)

@@ -6,8 +6,6 @@ thread keeps the address, and the next signal with a Python handler there (Ctrl-
 workers) ends the process with SIGSEGV (seen in 2026.4.1). So there is one `Core`, which is kept, and it loads its
 plugin in a thread that ends at once: the caller's signal stack stays as it is. OpenVINO itself advises one `Core` per
 program.
-
-Knows nothing about models.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
-"""int8 of an OpenVINO network: post-training quantisation of its convolutions by NNCF, with a fall-back by layer.
+"""int8 of an OpenVINO network: post-training quantization of its convolutions by NNCF, with a fall-back by layer.
 
 Calibrated on real trajectories. What hurts is the rounding of a few layers' inputs, whose ranges are wide: layers are
 ranked by the error that rounding their input alone brings, and the worst ones stay in floating point, as few as bring
-the pictures of representations that nothing was calibrated on close enough to float32.
-
-Knows nothing about files.
+the images of representations that nothing was calibrated on close enough to float32.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ from rcdm_fast.exporters.job import Job
 from rcdm_fast.exporters.onnx import ExportError
 from rcdm_fast.exporters.openvino_core import core
 
-PSNR_DB = 43.0  # of the final pictures against float32, 25 steps; below it the rank of the source picture suffers
+PSNR_DB = 43.0  # of the final images against float32, 25 steps; below it the rank of the source image suffers
 MOST_KEPT = 0.5  # of the convolutions; with more in floating point int8 gains nothing over bf16
 HELD_OUT = 4  # every fourth trajectory is kept for the check
 RANKED = 24  # network inputs on which layers are compared
@@ -50,7 +48,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Quantised:
+class Quantized:
     """An int8 network, the layers that were kept in floating point (worst first), and how it was judged."""
 
     model: Any
@@ -78,7 +76,7 @@ def runner(model: Any, names: tuple[str, ...], hint: str = "f32") -> Callable[..
 
 
 def floating_hint() -> str:
-    """What is not quantised is computed in: bf16 where the processor has it."""
+    """What is not quantized is computed in: bf16 where the processor has it."""
     return "bf16" if "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
 
 
@@ -93,8 +91,8 @@ def check(job: Job) -> None:
     _conditions(job)
 
 
-def quantise(model: Any, graph: Path, job: Job) -> Quantised:
-    """Quantise all convolutions but the first, the last and those that cost too much.
+def quantize(model: Any, graph: Path, job: Job) -> Quantized:
+    """Quantize all convolutions but the first, the last and those that cost too much.
 
     `check` must have passed.
 
@@ -117,22 +115,22 @@ def quantise(model: Any, graph: Path, job: Job) -> Quantised:
     _, used = calibration.collect(network, job.config, *to_use)
     want = calibration.draw(network, job.config, *to_check)
 
-    def psnr_of(quantised: Any) -> float:
-        return psnr_db(calibration.draw(runner(quantised, names, floating_hint()), job.config, *to_check), want)
+    def psnr_of(quantized: Any) -> float:
+        return psnr_db(calibration.draw(runner(quantized, names, floating_hint()), job.config, *to_check), want)
 
-    rough = quantise_convolutions(model, used, names)
+    rough = quantize_convolutions(model, used, names)
     layers = _ranked(rough, graph, network, used, names)
     most = int(MOST_KEPT * len(layers))
     few = _fewest(most, lambda kept: psnr_of(_without(rough, layers[:kept])) >= PSNR_DB)
     for kept in range(few, most + 1):
-        quantised = quantise_convolutions(model, used, names, layers[:kept]) if kept else rough
-        found = Quantised(quantised, tuple(layers[:kept]), len(layers), psnr_of(quantised))
+        quantized = quantize_convolutions(model, used, names, layers[:kept]) if kept else rough
+        found = Quantized(quantized, tuple(layers[:kept]), len(layers), psnr_of(quantized))
         job.say(f"int8: PSNR {found.psnr_db:.1f} dB with {found.kept_in_words()}")
         if found.psnr_db >= PSNR_DB:
             return found
     worst = ", ".join(str(layer) for layer in layers[: max(1, most)])
     raise ExportError(
-        f"int8 changes the pictures too much (PSNR {found.psnr_db:.1f} dB, needed {PSNR_DB:g}) even with these layers, "
+        f"int8 changes the images too much (PSNR {found.psnr_db:.1f} dB, needed {PSNR_DB:g}) even with these layers, "
         f"the worst by the relative error that each brings, in floating point: {worst}"
     )
 
@@ -145,7 +143,7 @@ def _conditions(job: Job) -> Tensor | None:
     if job.representations is None or len(job.representations) < HELD_OUT:
         raise ConfigError(
             "int8 is calibrated on trajectories of real representations: give at least "
-            f"{HELD_OUT} pictures (--calibrate FOLDER, or calibrate=... in Python)"
+            f"{HELD_OUT} images (--calibrate FOLDER, or calibrate=... in Python)"
         )
     return job.representations.cpu().float()
 
@@ -185,7 +183,7 @@ def _without(model: Any, layers: list[Layer]) -> Any:
 def _ranked(
     model: Any, graph: Path, network: Callable[..., Tensor], used: tuple[Tensor, ...], names: tuple[str, ...]
 ) -> list[Layer]:
-    """All quantised convolutions, the one whose rounding costs most first."""
+    """All quantized convolutions, the one whose rounding costs most first."""
     some = torch.linspace(0, len(used[0]) - 1, min(RANKED, len(used[0]))).long()
     inputs = tuple(value[some] for value in used)
     modules = _module_names(graph)
@@ -220,7 +218,7 @@ def _module_names(graph: Path) -> dict[str, str]:
     }
 
 
-def quantise_convolutions(
+def quantize_convolutions(
     model: Any, used: tuple[Tensor, ...], names: tuple[str, ...], kept: Sequence[Layer] = (), batch: int = 1
 ) -> Any:
     """A copy with all convolutions in int8 but the first, the last and the layers to be kept.

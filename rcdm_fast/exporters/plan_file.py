@@ -7,8 +7,6 @@ at all. It is read without TensorRT.
 
 The plan gets its name before its description does, and both are compared with each other when they are read: what an
 export that was stopped in between leaves is recognized.
-
-Knows nothing about building or running plans.
 """
 
 from __future__ import annotations
@@ -45,7 +43,7 @@ class PlanHeader:
         precision: "fp32", "fp16" or "bf16".
         weights: `graph.weights_hash` of the model.
         config: network and schedule.
-        batches: smallest, preferred and largest number of pictures per evaluation.
+        batches: smallest, preferred and largest number of images per evaluation.
         targets: GPU generations such as "sm89".
         refittable: whether it can take other weights.
         size_bytes, sha256: of the plan itself; filled in by `write`.
@@ -64,11 +62,11 @@ class PlanHeader:
     sha256: str = ""
 
     def batch_for(self, size: int, where: str) -> int:
-        """The batch to run for so many pictures, filled up to the smallest; `GraphError` if the plan takes fewer."""
+        """The batch to run for so many images, filled up to the smallest; `GraphError` if the plan takes fewer."""
         low, _, high = self.batches
         if size > high:
             raise GraphError(
-                f"{where}: built for at most {high} pictures per evaluation, not {size}; "
+                f"{where}: built for at most {high} images per evaluation, not {size}; "
                 f"sample with batch_size={high}, or export it with --batch {size}"
             )
         return max(size, low)

@@ -2,8 +2,6 @@
 
 Every actor loads the model itself and commits its units to the job's folder, which all machines must see. Manifest and
 shards are those of `local.py`; which actor drew a unit leaves no trace. Ray does the scheduling and the restarts.
-
-Knows nothing about drawing or files.
 """
 
 from __future__ import annotations
@@ -81,7 +79,7 @@ class Worker:
             counts.append(ledger.counts(number))
         return {
             "unit": numbers,
-            "pictures": [pictures for pictures, _ in counts],
+            "images": [images for images, _ in counts],
             "quarantined": [bad for _, bad in counts],
             "process": [os.getpid()] * len(numbers),
         }
@@ -99,7 +97,7 @@ def run(
     report: Report | None = None,
     started: Callable[[Any], None] | None = None,
 ) -> Summary:
-    """Draw all pictures of a job, or those that are missing, on a Ray cluster.
+    """Draw all images of a job, or those that are missing, on a Ray cluster.
 
     Args:
         spec: the model.
@@ -138,7 +136,7 @@ def run(
                     started(ray)
                 order = Order(spec, source, str(folder), config, options, prepared.identity)
                 for row in _results(ray, order, missing, workers):
-                    told(int(row["pictures"]), int(row["quarantined"]), 0.0)
+                    told(int(row["images"]), int(row["quarantined"]), 0.0)
             finally:
                 if not connected:
                     ray.shutdown()

@@ -1,10 +1,8 @@
-"""A unit's pictures, whatever happens to single items or to memory.
+"""A unit's images, whatever happens to single items or to memory.
 
 Batches are packed across items up to the bucket. When memory does not suffice the bucket is halved for good; when
 samples are not finite, the items of that batch are drawn one by one and those to blame are reported. Levels are rounded
 on the device, so that a quarter of the bytes travels.
-
-Knows nothing about files, or where items come from.
 """
 
 from __future__ import annotations
@@ -17,10 +15,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from rcdm_fast import images, memory
+from rcdm_fast import memory
 from rcdm_fast.config import ConfigError
 from rcdm_fast.diffusion.sampling import SamplingError
 from rcdm_fast.diffusion.sampling_config import SamplingConfig
+from rcdm_fast.images import to_uint8
 from rcdm_fast.jobs.feed import Ready
 from rcdm_fast.model import Model
 
@@ -29,7 +28,7 @@ Pair = tuple[int, int]  # item, sample
 
 @dataclass(frozen=True)
 class Drawn:
-    """Finished pictures, N of them.
+    """Finished images, N of them.
 
     Attributes:
         pairs: (item, sample) of each.
@@ -49,7 +48,7 @@ class Artist:
     Attributes:
         model: what draws.
         config: how they are drawn.
-        bucket: pictures per network evaluation; shrinks.
+        bucket: images per network evaluation; shrinks.
         on_bucket: told the new bucket when it has shrunk.
         busy_s: seconds spent encoding and drawing.
     """
@@ -61,11 +60,11 @@ class Artist:
     busy_s: float = field(default=0.0, init=False)
 
     def draw(self, ready: Ready) -> Iterator[Drawn]:
-        """The unit's pictures in order; `ready.bad` grows by the items that cannot be drawn.
+        """The unit's images in order; `ready.bad` grows by the items that cannot be drawn.
 
         Raises:
             ConfigError: the settings do not fit the model.
-            torch.OutOfMemoryError, MemoryError, or what the engine raises: not even one picture fits into memory.
+            torch.OutOfMemoryError, MemoryError, or what the engine raises: not even one image fits into memory.
         """
         self.busy_s += ready.busy_s
         left = list(ready.unit.pairs(frozenset(ready.bad)))
@@ -123,20 +122,20 @@ class Artist:
             items=ready.unit.items,
             pairs=[(item - first, sample) for item, sample in pairs],
         )
-        for place, pictures in self.model.batches(request, self.bucket, watch=watch):
-            levels = images.to_uint8(pictures.permute(0, 2, 3, 1)).contiguous().cpu()
+        for place, images in self.model.batches(request, self.bucket, watch=watch):
+            levels = to_uint8(images.permute(0, 2, 3, 1)).contiguous().cpu()
             self.busy_s += time.monotonic() - since
             yield Drawn(list(pairs[place]), levels, hashes.pop(place.start))
             since = time.monotonic()
 
 
 def default_bucket(model: Model) -> int:
-    """Pictures per network evaluation where nobody says otherwise."""
+    """Images per network evaluation where nobody says otherwise."""
     return 64 if model.device.type == "cuda" else 32
 
 
 def check_request(model: Model, config: SamplingConfig, guide: Model | None = None) -> int:
-    """Network evaluations per picture. Raises `ConfigError` if the settings, or a guide, do not fit the model."""
+    """Network evaluations per image. Raises `ConfigError` if the settings, or a guide, do not fit the model."""
     unet = model.config.unet
     h = torch.zeros(1, unet.representation_dim) if unet.representation_dim else None
     label = torch.zeros(1, dtype=torch.int64) if unet.num_classes else None

@@ -1,10 +1,8 @@
 """Items of coming units, read and prepared ahead of the device by a thread, and turned into conditions by the model.
 
-Pictures are read by a pool of threads, as the encoder sees them; the encoder itself runs in the caller's thread, in
+Images are read by a pool of threads, as the encoder sees them; the encoder itself runs in the caller's thread, in
 groups of `GROUP` items that depend on the unit alone. An item that cannot be read keeps its place in its group, so that
 the others' representations do not depend on it, and is reported.
-
-Knows nothing about drawing or files.
 """
 
 from __future__ import annotations
@@ -20,11 +18,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rcdm_fast import images
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.random_access import Kind, Source
 from rcdm_fast.encoders import Encoder
 from rcdm_fast.encoders.groups import GROUP, encode
+from rcdm_fast.images import ImageError, from_pil
 from rcdm_fast.jobs.layout import Unit
 from rcdm_fast.model import Model
 
@@ -62,7 +60,7 @@ def wanted_kinds(model: Model) -> tuple[Kind, ...]:
     """Kinds of items that a model can be conditioned on."""
     unet = model.config.unet
     if unet.representation_dim:
-        return ("picture", "representation")
+        return ("image", "representation")
     return ("label",) if unet.num_classes else ("nothing",)
 
 
@@ -71,7 +69,7 @@ def check_kind(model: Model, source: Source) -> None:
     unet = model.config.unet
     if source.kind not in wanted_kinds(model):
         words = {
-            "picture": "pictures",
+            "image": "images",
             "representation": "representations",
             "label": "labels (whole numbers)",
             "nothing": "a number of items",
@@ -81,10 +79,10 @@ def check_kind(model: Model, source: Source) -> None:
     width = source.width()
     if width is not None and width != unet.representation_dim:
         raise ConfigError(
-            f"{source.name}: representations have {width} numbers, the model needs {unet.representation_dim}"
+            f"{source.name}: representations have {width} dimensions, the model needs {unet.representation_dim}"
         )
-    if source.kind == "picture" and model.encoder is None:
-        raise ConfigError("pictures need the model's encoder; give one with --encoder, or give representations")
+    if source.kind == "image" and model.encoder is None:
+        raise ConfigError("images need the model's encoder; give one with --encoder, or give representations")
 
 
 def ready_units(model: Model, source: Source, units: Iterable[Unit], threads: int) -> Iterator[Ready]:
@@ -161,8 +159,8 @@ def _read(model: Model, source: Source, place: int) -> Tensor | str:
             return _unfit(model, source, value) or value
         encoder = model.encoder
         assert encoder is not None, "check_kind has asked for it"
-        return encoder.view(images.from_pil(value))
-    except (images.ImageError, OSError) as error:
+        return encoder.view(from_pil(value))
+    except (ImageError, OSError) as error:
         return str(error)
 
 
@@ -170,7 +168,7 @@ def _unfit(model: Model, source: Source, value: Tensor) -> str | None:
     """Why the model cannot take a representation or a label."""
     unet = model.config.unet
     if source.kind == "representation" and value.numel() != unet.representation_dim:
-        return f"the representation has {value.numel()} numbers, the model needs {unet.representation_dim}"
+        return f"the representation has {value.numel()} dimensions, the model needs {unet.representation_dim}"
     if source.kind == "label" and not 0 <= int(value) < unet.num_classes:
         return f"label {int(value)} is not in 0..{unet.num_classes - 1}"
     return None

@@ -1,9 +1,7 @@
-"""Shards: pictures of one unit in one file or folder, in four forms, written so that they appear whole or not at all.
+"""Shards: images of one unit in one file or folder, in four forms, written so that they appear whole or not at all.
 
-Every picture has a place in its shard (`offset`) and a payload, whose checksum is in the manifest: the bytes of a
-picture file, or for npz the levels themselves. Files depend on pictures alone: no times, no user names.
-
-Knows nothing about jobs.
+Every image has a place in its shard (`offset`) and a payload, whose checksum is in the manifest: the bytes of a
+image file, or for npz the levels themselves. Files depend on images alone: no times, no user names.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ from rcdm_fast.data.readers import arrays
 from rcdm_fast.data.readers.table_files import pyarrow
 from rcdm_fast.doors import door, printable, regular
 from rcdm_fast.jobs.settings import Encoding, JobConfig
-from rcdm_fast.jobs.shard import Picture, Shards
+from rcdm_fast.jobs.shard import ShardImage, Shards
 from rcdm_fast.jobs.shard_tables import Tables
 from rcdm_fast.outputs import LARGEST_SIDE
 
@@ -42,7 +40,7 @@ def find(config: JobConfig) -> Shards:
     """The form that a job asks for. Raises `ConfigError` if a package is missing."""
     if config.format == "npz":
         return Arrays()
-    encode = picture_encoder(config.encoding, config.quality)
+    encode = image_encoder(config.encoding, config.quality)
     extension = {"png": "png", "jpeg": "jpg", "webp": "webp"}[config.encoding]
     if config.format == "webdataset":
         return Tars(encode, extension)
@@ -53,15 +51,15 @@ def find(config: JobConfig) -> Shards:
 
 
 def check_size(config: JobConfig, side: int) -> None:
-    """Raise `ConfigError` if pictures of `side` pixels a side cannot be kept in the form that a job asks for."""
+    """Raise `ConfigError` if images of `side` pixels a side cannot be kept in the form that a job asks for."""
     most = LARGEST_SIDE.get(config.encoding.upper(), side)
     if config.format != "npz" and side > most:
-        raise ConfigError(f"pictures of {side} pixels are too large for {config.encoding}, which has {most} at most")
+        raise ConfigError(f"images of {side} pixels are too large for {config.encoding}, which has {most} at most")
 
 
-def size_bytes(config: JobConfig, side: int, missing: int, pictures: int) -> int:
-    """What a job will surely take: of npz all bytes, of compressed pictures nothing that is known before."""
-    return 3 * side**2 * (missing + pictures) if config.format == "npz" else 0
+def size_bytes(config: JobConfig, side: int, missing: int, images: int) -> int:
+    """What a job will surely take: of npz all bytes, of compressed images nothing that is known before."""
+    return 3 * side**2 * (missing + images) if config.format == "npz" else 0
 
 
 def checksum(payload: bytes) -> str:
@@ -69,8 +67,8 @@ def checksum(payload: bytes) -> str:
     return hashlib.sha256(payload).hexdigest()
 
 
-def picture_encoder(encoding: Encoding, quality: int) -> Callable[[np.ndarray], bytes]:
-    """uint8 [H,W,3] -> a picture file's bytes."""
+def image_encoder(encoding: Encoding, quality: int) -> Callable[[np.ndarray], bytes]:
+    """uint8 [H,W,3] -> an image file's bytes."""
     options: dict[str, dict[str, Any]] = {
         "png": {},
         "jpeg": {"quality": quality, "subsampling": 0},
@@ -87,7 +85,7 @@ def picture_encoder(encoding: Encoding, quality: int) -> Callable[[np.ndarray], 
 
 @dataclass(frozen=True)
 class Tars:
-    """WebDataset: KEY.png (or .jpg, .webp) and KEY.json for every picture; offset: of the file's first byte."""
+    """WebDataset: KEY.png (or .jpg, .webp) and KEY.json for every image; offset: of the file's first byte."""
 
     _encode: Callable[[np.ndarray], bytes]
     extension: str
@@ -97,15 +95,15 @@ class Tars:
         """See `Shards`."""
         return self._encode(levels)
 
-    def write(self, path: Path, pictures: Sequence[Picture], shape: tuple[int, int]) -> list[int]:
+    def write(self, path: Path, images: Sequence[ShardImage], shape: tuple[int, int]) -> list[int]:
         """See `Shards`."""
         offsets = []
         with storage.atomic(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for picture in pictures:
-                about = json.dumps(dict(picture.about), sort_keys=True).encode()
+            for image in images:
+                about = json.dumps(dict(image.about), sort_keys=True).encode()
                 offsets.append(tar.offset + _TAR_BLOCK)
-                for extension, content in ((self.extension, picture.payload), ("json", about)):
-                    member = tarfile.TarInfo(f"{picture.key}.{extension}")
+                for extension, content in ((self.extension, image.payload), ("json", about)):
+                    member = tarfile.TarInfo(f"{image.key}.{extension}")
                     member.size, member.mode = len(content), _BITS
                     tar.addfile(member, io.BytesIO(content))
         return offsets
@@ -123,7 +121,7 @@ class Tars:
 
 @dataclass(frozen=True)
 class Folders:
-    """A folder of picture files, KEY.png (or .jpg, .webp), for each shard; offset: number of the file."""
+    """A folder of image files, KEY.png (or .jpg, .webp), for each shard; offset: number of the file."""
 
     _encode: Callable[[np.ndarray], bytes]
     extension: str
@@ -133,15 +131,15 @@ class Folders:
         """See `Shards`."""
         return self._encode(levels)
 
-    def write(self, path: Path, pictures: Sequence[Picture], shape: tuple[int, int]) -> list[int]:
+    def write(self, path: Path, images: Sequence[ShardImage], shape: tuple[int, int]) -> list[int]:
         """See `Shards`."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = storage.new_folder(path)
             try:
-                for picture in pictures:
-                    with open(temporary / f"{picture.key}.{self.extension}", "xb") as file:
-                        file.write(picture.payload)
+                for image in images:
+                    with open(temporary / f"{image.key}.{self.extension}", "xb") as file:
+                        file.write(image.payload)
                         file.flush()
                         storage.sync(file.fileno())
                 if path.is_symlink():
@@ -156,7 +154,7 @@ class Folders:
             raise
         except OSError as error:
             raise storage.StorageError(f"{path}: cannot be written ({error.strerror or error})") from error
-        return list(range(len(pictures)))
+        return list(range(len(images)))
 
     def read(self, path: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[bytes]:
         """See `Shards`."""
@@ -177,12 +175,12 @@ class Arrays:
         """See `Shards`."""
         return levels.tobytes()
 
-    def write(self, path: Path, pictures: Sequence[Picture], shape: tuple[int, int]) -> list[int]:
+    def write(self, path: Path, images: Sequence[ShardImage], shape: tuple[int, int]) -> list[int]:
         """See `Shards`."""
-        with storage.atomic(path) as temporary, _levels_file(temporary, len(pictures), shape) as file:
-            for picture in pictures:
-                file.write(picture.payload)
-        return list(range(len(pictures)))
+        with storage.atomic(path) as temporary, _levels_file(temporary, len(images), shape) as file:
+            for image in images:
+                file.write(image.payload)
+        return list(range(len(images)))
 
     def read(self, path: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[bytes]:
         """See `Shards`."""
@@ -193,8 +191,8 @@ class Arrays:
 
 @contextlib.contextmanager
 def _levels_file(path: Path, count: int, shape: tuple[int, int]) -> Iterator[Any]:
-    """An .npz with arr_0 uint8 [count,H,W,3], open for its levels to be written one picture after the other."""
-    member = zipfile.ZipInfo("arr_0.npy")  # its time is 1980: files depend on pictures alone
+    """An .npz with arr_0 uint8 [count,H,W,3], open for its levels to be written one image after the other."""
+    member = zipfile.ZipInfo("arr_0.npy")  # its time is 1980: files depend on images alone
     described = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape, 3)}
     with (
         zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive,
@@ -208,23 +206,23 @@ def join_arrays(shards: Sequence[Path], path: Path, count: int, shape: tuple[int
     """All npz shards as one .npz, a shard at a time. Raises `StorageError`."""
     with storage.atomic(path) as temporary, _levels_file(temporary, count, shape) as file:
         for shard in shards:
-            for picture in _array(shard):
-                file.write(picture.tobytes())
+            for image in _array(shard):
+                file.write(image.tobytes())
 
 
 def _array(path: Path) -> arrays.Rows:
-    """The pictures of an npz shard, uint8 [N,H,W,3]. Raises `StorageError`."""
+    """The images of an npz shard, uint8 [N,H,W,3]. Raises `StorageError`."""
     found = arrays.read(path, storage.StorageError)
     if "arr_0" not in found:
         raise storage.StorageError(f"{printable(path)}: it has no array arr_0")
-    pictures = found["arr_0"]
-    if pictures.dtype != np.uint8 or pictures.ndim != 4:
-        raise storage.StorageError(f"{printable(path)}: {list(pictures.shape)} of {pictures.dtype} are no pictures")
-    return pictures
+    images = found["arr_0"]
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise storage.StorageError(f"{printable(path)}: {list(images.shape)} of {images.dtype} are no images")
+    return images
 
 
 def joined_payloads(path: Path) -> Iterator[bytes]:
-    """Payloads of all pictures in what `join_arrays` wrote, one after the other. Raises `StorageError`."""
+    """Payloads of all images in what `join_arrays` wrote, one after the other. Raises `StorageError`."""
     with (
         door(storage.StorageError, f"{path}: cannot be read"),
         zipfile.ZipFile(path) as archive,

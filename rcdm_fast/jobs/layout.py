@@ -1,10 +1,8 @@
-"""Which pictures belong together: items x samples cut into units, the same way on every machine.
+"""Which images belong together: items x samples cut into units, the same way on every machine.
 
 A unit is what is drawn, written and committed at once, and what a worker is given: one shard. Units hold whole items
 where several fit, else a part of one item's samples, the parts alike. Nothing here depends on batch sizes or on how
-many workers there are, so a unit has the same pictures wherever it is drawn.
-
-Knows nothing about pictures.
+many workers there are, so a unit has the same images wherever it is drawn.
 """
 
 from __future__ import annotations
@@ -28,11 +26,11 @@ class Unit:
         return range(self.first_item, self.last_item)
 
     @property
-    def pictures(self) -> int:
+    def images(self) -> int:
         return (self.last_item - self.first_item) * (self.last_sample - self.first_sample)
 
     def pairs(self, without: frozenset[int] = frozenset()) -> Iterator[tuple[int, int]]:
-        """(item, sample) of every picture, in order, without those of some items."""
+        """(item, sample) of every image, in order, without those of some items."""
         for item in self.items:
             if item not in without:
                 for sample in range(self.first_sample, self.last_sample):
@@ -46,7 +44,7 @@ class Layout:
     Attributes:
         items: how many there are.
         per: samples of each.
-        limit: most pictures in a unit.
+        limit: most images in a unit.
     """
 
     items: int
@@ -54,7 +52,7 @@ class Layout:
     limit: int
 
     @property
-    def pictures(self) -> int:
+    def images(self) -> int:
         return self.items * self.per
 
     @property

@@ -1,16 +1,14 @@
 """What is known about a job in its folder, so that it can be stopped at any moment and resumed.
 
     job.json                  what the job is; it cannot be resumed as another one
-    shards/000000.tar         pictures
-    manifest/000000.jsonl     a row for every picture of that shard: written last, it makes the shard count
+    shards/000000.tar         images
+    manifest/000000.jsonl     a row for every image of that shard: written last, it makes the shard count
     quarantine/000000.jsonl   items of that shard that could not be drawn, with the reason
-    bucket.json               pictures per evaluation that memory was found to suffice for
+    bucket.json               images per evaluation that memory was found to suffice for
     manifest.jsonl, quarantine.jsonl, summary.json    all of it, when the job is finished (and samples.npz)
 
 Every file appears whole or not at all. What a stopped run left unfinished is ignored and written again. No times are
 kept, so clocks do not matter.
-
-Knows nothing about drawing.
 """
 
 from __future__ import annotations
@@ -36,7 +34,7 @@ from rcdm_fast.jobs.rows import VERSION, count_lines, read_identity, read_quaran
 from rcdm_fast.jobs.rows import Row as Row
 from rcdm_fast.jobs.rows import read_lines as read_lines
 from rcdm_fast.jobs.settings import JobConfig
-from rcdm_fast.jobs.shard import Picture
+from rcdm_fast.jobs.shard import ShardImage
 
 log = logging.getLogger(__name__)
 
@@ -54,14 +52,14 @@ class Summary:
     """How a job stands.
 
     Attributes:
-        pictures: in committed shards.
+        images: in committed shards.
         wanted: of the whole job.
         quarantined: items that could not be drawn.
         shards: committed.
         shards_wanted: of the whole job.
     """
 
-    pictures: int
+    images: int
     wanted: int
     quarantined: int
     shards: int
@@ -160,7 +158,7 @@ class Ledger:
         return (was + sum(hash_of(item) - old for item, old in changed.items()) - found) % HASHES == 0
 
     def shard(self, number: int) -> Path:
-        """Where a unit's pictures are."""
+        """Where a unit's images are."""
         return self.folder / "shards" / f"{number:06d}{self.form.suffix}"
 
     def part(self, number: int) -> Path:
@@ -172,7 +170,7 @@ class Ledger:
         return self.folder / "quarantine" / f"{number:06d}.jsonl"
 
     def done(self) -> set[int]:
-        """Numbers of the committed shards whose pictures are there."""
+        """Numbers of the committed shards whose images are there."""
         found = {int(each.stem) for each in self._parts("manifest")}
         return {number for number in found if self.shard(number).exists()}
 
@@ -210,21 +208,21 @@ class Ledger:
             for name in _WHOLE:
                 (self.folder / name).unlink(missing_ok=True)
 
-    def commit(self, unit: Unit, rows: Sequence[Row], pictures: Sequence[Picture], bad: Mapping[int, Row]) -> None:
-        """Make a unit count: its pictures, then its quarantined items, then its manifest.
+    def commit(self, unit: Unit, rows: Sequence[Row], images: Sequence[ShardImage], bad: Mapping[int, Row]) -> None:
+        """Make a unit count: its images, then its quarantined items, then its manifest.
 
         Args:
             unit: which.
             rows: of the manifest, without shard, offset, bytes and sha256.
-            pictures: as many.
+            images: as many.
             bad: rows of the quarantine by item.
 
         Raises:
             StorageError: something cannot be written; the unit then does not count.
         """
         path = self.shard(unit.number)
-        side = self._side(pictures)
-        offsets = self.form.write(path, pictures, side)
+        side = self._side(images)
+        offsets = self.form.write(path, images, side)
         finished = [
             {
                 **row,
@@ -234,7 +232,7 @@ class Ledger:
                 "bytes": len(each.payload),
                 "sha256": formats.checksum(each.payload),
             }
-            for row, each, offset in zip(rows, pictures, offsets, strict=True)
+            for row, each, offset in zip(rows, images, offsets, strict=True)
         ]
         if bad:
             write_lines(self.quarantine(unit.number), bad.values())
@@ -243,14 +241,14 @@ class Ledger:
                 self.quarantine(unit.number).unlink(missing_ok=True)
         write_lines(self.part(unit.number), finished)
 
-    def _side(self, pictures: Sequence[Picture]) -> tuple[int, int]:
-        if self.config.format != "npz" or not pictures:
+    def _side(self, images: Sequence[ShardImage]) -> tuple[int, int]:
+        if self.config.format != "npz" or not images:
             return (0, 0)
-        side = round((len(pictures[0].payload) / 3) ** 0.5)
+        side = round((len(images[0].payload) / 3) ** 0.5)
         return (side, side)
 
     def counts(self, number: int) -> tuple[int, int]:
-        """Pictures and quarantined items of a committed shard."""
+        """Images and quarantined items of a committed shard."""
         return count_lines(self.part(number)), count_lines(self.quarantine(number))
 
     def bucket(self, device: str) -> int | None:
@@ -258,7 +256,7 @@ class Ledger:
         return _bucket_of(self.folder / "bucket.json").get(device)
 
     def remember_bucket(self, device: str, bucket: int) -> None:
-        """Write down that memory suffices for no more pictures at once."""
+        """Write down that memory suffices for no more images at once."""
         known = _bucket_of(self.folder / "bucket.json")
         storage.write_json(self.folder / "bucket.json", {**known, device: bucket})
 
@@ -278,20 +276,20 @@ class Ledger:
         """How the job stands."""
         counted = {number: count_lines(self.part(number)) for number in self.done()}
         done = self.done() & counted.keys()  # a manifest that has vanished meanwhile does not count
-        pictures = sum(counted[number] for number in done)
+        images = sum(counted[number] for number in done)
         bad = {row["item"] for row in self.quarantined()}
-        return Summary(pictures, self.layout.pictures, len(bad), len(done), self.layout.units)
+        return Summary(images, self.layout.images, len(bad), len(done), self.layout.units)
 
     def finish(self) -> Summary:
-        """Write the whole manifest, the quarantine, the summary and, for npz, all pictures in one file."""
+        """Write the whole manifest, the quarantine, the summary and, for npz, all images in one file."""
         found = self.summary()
         write_lines(self.folder / "manifest.jsonl", self.rows())
         write_lines(self.folder / "quarantine.jsonl", {row["item"]: row for row in self.quarantined()}.values())
-        if self.config.format == "npz" and found.pictures:
+        if self.config.format == "npz" and found.images:
             first = next(self.rows())
             side = round((first["bytes"] / 3) ** 0.5)
             shards = [self.shard(number) for number in sorted(self.done())]
-            formats.join_arrays(shards, self.folder / "samples.npz", found.pictures, (side, side))
+            formats.join_arrays(shards, self.folder / "samples.npz", found.images, (side, side))
         storage.write_json(self.folder / "summary.json", {**vars(found), "complete": found.complete})
         return found
 

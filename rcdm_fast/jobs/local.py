@@ -1,4 +1,4 @@
-"""A job on one device: items are read ahead, pictures drawn, encoded by threads and committed shard by shard.
+"""A job on one device: items are read ahead, images drawn, encoded by threads and committed shard by shard.
 
 At most two units wait to be written, so memory does not depend on the job's size.
 
@@ -36,7 +36,7 @@ from rcdm_fast.jobs.layout import Layout, Unit
 from rcdm_fast.jobs.ledger import Ledger, Summary
 from rcdm_fast.jobs.rows import Row, key_of, read_identity
 from rcdm_fast.jobs.settings import JobConfig, RunOptions
-from rcdm_fast.jobs.shard import Picture, Shards
+from rcdm_fast.jobs.shard import ShardImage, Shards
 from rcdm_fast.jobs.verify import check_shard
 from rcdm_fast.model import Model
 from rcdm_fast.version import __version__
@@ -51,15 +51,15 @@ class Progress:
     """How far a run is.
 
     Attributes:
-        pictures: committed, those of earlier runs included.
+        images: committed, those of earlier runs included.
         wanted: of the whole job.
         drawn: committed by this run.
         seconds: since this run began, of a clock that cannot be set.
-        busy: share of them in which the device drew or encoded.
+        busy: fraction of them in which the device drew or encoded.
         quarantined: items so far that could not be drawn.
     """
 
-    pictures: int
+    images: int
     wanted: int
     drawn: int
     seconds: float
@@ -78,9 +78,9 @@ class Prepared:
         identity: what goes into job.json.
         ledger: its folder.
         source: its items.
-        nfe: network evaluations per picture.
+        nfe: network evaluations per image.
         solver: what draws; behind a fitted one's name the hash of its numbers.
-        side: of a picture, in pixels.
+        side: of an image, in pixels.
     """
 
     identity: dict[str, Any]
@@ -112,7 +112,7 @@ def run(
     options: RunOptions | None = None,
     report: Report | None = None,
 ) -> Summary:
-    """Draw all pictures of a job into a folder, or those that are missing there.
+    """Draw all images of a job into a folder, or those that are missing there.
 
     Args:
         model: what draws.
@@ -161,8 +161,8 @@ def begin(prepared: Prepared, options: RunOptions) -> list[int]:
     missing = ledger.missing()
     if missing:
         ledger.reopen()
-        pictures = sum(ledger.layout.unit(number).pictures for number in missing)
-        size_bytes = formats.size_bytes(ledger.config, prepared.side, pictures, ledger.layout.pictures)
+        images = sum(ledger.layout.unit(number).images for number in missing)
+        size_bytes = formats.size_bytes(ledger.config, prepared.side, images, ledger.layout.images)
         storage.check_writable(ledger.folder / "samples.npz", size_bytes)
     return missing
 
@@ -190,10 +190,10 @@ def prepare(model: Model, source: Source, folder: Path, config: JobConfig) -> Pr
     chosen = registry.choose(model.config, config.solver, config.steps, options, config.guidance != 1)
     config = dataclasses.replace(config, solver=chosen.name)  # "auto" may mean another one tomorrow
     formats.check_size(config, model.image_size)
-    layout = Layout(len(source), config.per, config.shard_pictures)
+    layout = Layout(len(source), config.per, config.shard_images)
     identity: dict[str, Any] = {
         "model": {"name": model.config.name, "sha256": _model_hash(model, folder)},
-        "encoder": encoder_fingerprint(model) if source.kind == "picture" else None,
+        "encoder": encoder_fingerprint(model) if source.kind == "image" else None,
         "engine": model.engine.name,
         "precision": model.engine.precision,
         "items": {"count": len(source), "kind": source.kind, "sha256": random_access.fingerprint(source)},
@@ -212,7 +212,7 @@ def run_units(
     options: RunOptions,
     committed: Callable[[int, int, float], None] | None = None,
 ) -> None:
-    """Draw and commit units, in order. `committed` is told (pictures, quarantined items, busy seconds so far)."""
+    """Draw and commit units, in order. `committed` is told (images, quarantined items, busy seconds so far)."""
     ledger, device = prepared.ledger, str(model.device)
     known = ledger.bucket(device)
     asked = options.batch_size or draw.default_bucket(model)
@@ -223,9 +223,9 @@ def run_units(
 
     def settle(limit: int) -> None:
         while len(waiting) > limit:
-            pictures, bad = waiting.popleft().result()
+            images, bad = waiting.popleft().result()
             if committed is not None:
-                committed(pictures, bad, artist.busy_s)
+                committed(images, bad, artist.busy_s)
 
     with ThreadPoolExecutor(options.threads) as encoders, ThreadPoolExecutor(1) as writer:
         try:
@@ -252,7 +252,7 @@ def _commit(
     about: dict[str, Any],
 ) -> tuple[int, int]:
     rows: list[Row] = []
-    pictures: list[Picture] = []
+    images: list[ShardImage] = []
     for drawn, payloads in parts:
         for (item, sample), noise, payload in zip(drawn.pairs, drawn.noise, payloads.result(), strict=True):
             if item in ready.bad:
@@ -260,7 +260,7 @@ def _commit(
             name = source.id(item)
             rows.append({"item": item, "id": name, "sample": sample, **about, "noise": noise})
             shown = {"item": item, "id": name, "sample": sample, "seed": about["seed"]}
-            pictures.append(Picture(key_of(item, sample), shown, payload))
+            images.append(ShardImage(key_of(item, sample), shown, payload))
     bad = {
         item: {
             "item": item,
@@ -270,8 +270,8 @@ def _commit(
         }
         for item, reason in sorted(ready.bad.items())
     }
-    ledger.commit(ready.unit, rows, pictures, bad)
-    return len(pictures), len(bad)
+    ledger.commit(ready.unit, rows, images, bad)
+    return len(images), len(bad)
 
 
 def _content(source: Source, item: int) -> int:
@@ -283,17 +283,17 @@ def _content(source: Source, item: int) -> int:
 
 
 def reporter(before: Summary, report: Report | None) -> Callable[[int, int, float], None]:
-    """What turns a unit's counts (pictures, quarantined items, busy seconds so far) into progress of the job."""
+    """What turns a unit's counts (images, quarantined items, busy seconds so far) into progress of the job."""
     since = time.monotonic()
     drawn, quarantined = 0, before.quarantined
 
-    def committed(pictures: int, bad: int, busy_s: float) -> None:
+    def committed(images: int, bad: int, busy_s: float) -> None:
         nonlocal drawn, quarantined
-        drawn, quarantined = drawn + pictures, quarantined + bad
+        drawn, quarantined = drawn + images, quarantined + bad
         if report is not None:
             seconds = time.monotonic() - since
             busy = min(1.0, busy_s / max(seconds, 1e-9))
-            report(Progress(before.pictures + drawn, before.wanted, drawn, seconds, busy, quarantined))
+            report(Progress(before.images + drawn, before.wanted, drawn, seconds, busy, quarantined))
 
     return committed
 

@@ -1,7 +1,4 @@
-"""Lines of a job's manifest and quarantine, and what its job.json must hold: read with every doubt, written at once.
-
-Knows nothing about shards or drawing.
-"""
+"""Lines of a job's manifest and quarantine, and what its job.json must hold: read with every doubt, written at once."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ def read_identity(folder: Path) -> Row:
     """What a job's folder says it is. Raises `ConfigError` if it says nothing, or not what a job says."""
     file = folder / "job.json"
     if not file.exists():
-        raise ConfigError(f"{folder}: no job.json here, so no job")
+        raise ConfigError(f"{folder}: not a job folder (no job.json)")
     with door(ConfigError, f"{file}: damaged"):
         regular(file)
         found = json.loads(file.read_text(encoding="utf-8"))
@@ -43,7 +40,7 @@ def read_identity(folder: Path) -> Row:
 
 
 def key_of(item: int, sample: int) -> str:
-    """What a picture is called in its shard, without extension."""
+    """What an image is called in its shard, without extension."""
     return f"{item:09d}-{sample:06d}"
 
 

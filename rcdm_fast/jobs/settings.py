@@ -1,7 +1,4 @@
-"""What a job is: the settings that decide its pictures and files, and those that only decide how fast it goes.
-
-Knows nothing about how either is done.
-"""
+"""What a job is: the settings that decide its images and files, and those that only decide how fast it goes."""
 
 from __future__ import annotations
 
@@ -24,17 +21,17 @@ class JobConfig(SamplingConfig):
 
     Attributes:
         per: samples of each item; steps, solver and so on as in `SamplingConfig`.
-        format: "webdataset" (tar files), "folder" (of pictures), "npz" (uint8 [N,H,W,3] under "arr_0", as ADM's
-            evaluation reads it) or "parquet" (pictures as files in a column).
-        encoding: of single pictures, where the format has them: "png", "jpeg" or "webp" (lossless at quality 100).
+        format: "webdataset" (tar files), "folder" (of images), "npz" (uint8 [N,H,W,3] under "arr_0", as ADM's
+            evaluation reads it) or "parquet" (images as files in a column).
+        encoding: of single images, where the format has them: "png", "jpeg" or "webp" (lossless at quality 100).
         quality: of jpeg and webp, 1..100.
-        shard_pictures: the largest number of pictures in a shard; shards are what is committed at once.
+        shard_images: the largest number of images in a shard; shards are what is committed at once.
     """
 
     format: Format = "webdataset"
     encoding: Encoding = "png"
     quality: Annotated[int, Range(1, 100)] = 95
-    shard_pictures: Count = 1024
+    shard_images: Count = 1024
 
 
 @dataclass(frozen=True)
@@ -42,9 +39,9 @@ class RunOptions(Checked):
     """How a job is run; may differ from run to run.
 
     Attributes:
-        batch_size: pictures per network evaluation (the bucket); None: 32 on CPU, 64 on GPU. Halved when memory does
+        batch_size: images per network evaluation (the bucket); None: 32 on CPU, 64 on GPU. Halved when memory does
             not suffice, and remembered in the job's folder.
-        threads: that read pictures, and as many that encode them.
+        threads: that read images, and as many that encode them.
         retry: draw the shards of quarantined items again.
     """
 

@@ -1,7 +1,4 @@
-"""What a shard is made of, and what is asked of a form of shards (`formats.py` has them all).
-
-Knows nothing about files.
-"""
+"""What a shard is made of, and what is asked of a form of shards (`formats.py` has them all)."""
 
 from __future__ import annotations
 
@@ -14,8 +11,8 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One finished picture.
+class ShardImage:
+    """One finished image.
 
     Attributes:
         key: name in the shard, without extension.
@@ -38,8 +35,8 @@ class Shards(Protocol):
     def encode(self, levels: np.ndarray) -> bytes:
         """uint8 [H,W,3] -> payload."""
 
-    def write(self, path: Path, pictures: Sequence[Picture], shape: tuple[int, int]) -> list[int]:
-        """Write a shard atomically; returns every picture's offset. Raises `StorageError`."""
+    def write(self, path: Path, images: Sequence[ShardImage], shape: tuple[int, int]) -> list[int]:
+        """Write a shard atomically; returns every image's offset. Raises `StorageError`."""
 
     def read(self, path: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[bytes]:
         """Payloads of the manifest's rows of a shard, in their order. Raises `StorageError`."""

@@ -1,7 +1,4 @@
-"""Shards as Parquet files: see `formats.py`.
-
-Knows nothing about jobs.
-"""
+"""Shards as Parquet files: see `formats.py`."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ import numpy as np
 from rcdm_fast import doors, storage
 from rcdm_fast.data.readers.table_files import pyarrow
 from rcdm_fast.doors import door
-from rcdm_fast.jobs.shard import Picture
+from rcdm_fast.jobs.shard import ShardImage
 
 GROUP_BYTES = 1 << 30  # a column of bytes holds less than 2^31 of them
 
@@ -36,7 +33,7 @@ class Tables:
         """See `Shards`."""
         return self._encode(levels)
 
-    def write(self, path: Path, pictures: Sequence[Picture], shape: tuple[int, int]) -> list[int]:
+    def write(self, path: Path, images: Sequence[ShardImage], shape: tuple[int, int]) -> list[int]:
         """See `Shards`."""
         arrow, parquet = pyarrow()
         kinds = {"item": arrow.int64(), "id": arrow.string(), "sample": arrow.int64(), "seed": arrow.uint64()}
@@ -50,7 +47,7 @@ class Tables:
             storage.atomic(path) as temporary,
             parquet.ParquetWriter(temporary, schema, compression="none") as writer,
         ):
-            for part in _groups(pictures):
+            for part in _groups(images):
                 files = [{"bytes": each.payload, "path": f"{each.key}.{self.extension}"} for each in part]
                 columns = [arrow.array(files, image)]
                 for name, kind in kinds.items():
@@ -58,7 +55,7 @@ class Tables:
                     texts = [doors.escaped(each) if isinstance(each, str) else each for each in values]
                     columns.append(arrow.array(texts, kind))
                 writer.write_table(arrow.table(columns, schema=schema))
-        return list(range(len(pictures)))
+        return list(range(len(images)))
 
     def read(self, path: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[bytes]:
         """See `Shards`."""
@@ -72,12 +69,12 @@ class Tables:
             yield content if isinstance(content, bytes) else b""
 
 
-def _groups(pictures: Sequence[Picture]) -> Iterator[Sequence[Picture]]:
-    """Pictures in groups that a column can hold; one group where all fit, also if there are none."""
+def _groups(images: Sequence[ShardImage]) -> Iterator[Sequence[ShardImage]]:
+    """Images in groups that a column can hold; one group where all fit, also if there are none."""
     start = size = 0
-    for place, picture in enumerate(pictures):
-        if size and size + len(picture.payload) > GROUP_BYTES:
-            yield pictures[start:place]
+    for place, image in enumerate(images):
+        if size and size + len(image.payload) > GROUP_BYTES:
+            yield images[start:place]
             start, size = place, 0
-        size += len(picture.payload)
-    yield pictures[start:]
+        size += len(image.payload)
+    yield images[start:]

@@ -1,8 +1,6 @@
-"""Pictures of many items, batch after batch, for programs that take them as they come: `rcdm_fast.generate`.
+"""Images of many items, batch after batch, for programs that take them as they come: `rcdm_fast.generate`.
 
 The same reading ahead, packing and noise as a job, and no files.
-
-Knows nothing about what becomes of the pictures.
 """
 
 from __future__ import annotations
@@ -34,19 +32,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Generated:
-    """A batch of finished pictures, N of them.
+    """A batch of finished images, N of them.
 
     Attributes:
         item: place of each one's item in the source, int64 [N].
         sample: number of each among the samples of its item, int64 [N].
         ids: what the source calls the items.
-        pictures: uint8 [N,3,H,W] on the CPU.
+        images: uint8 [N,3,H,W] on the CPU.
     """
 
     item: Tensor
     sample: Tensor
     ids: tuple[str, ...]
-    pictures: Tensor
+    images: Tensor
 
 
 def generate(
@@ -59,26 +57,26 @@ def generate(
     on_bad: OnBad | None = None,
     **settings: Unpack[SamplingKeywords],
 ) -> Iterator[Generated]:
-    """Pictures of many items as they are finished; items are read and encoded ahead.
+    """Images of many items as they are finished; items are read and encoded ahead.
 
     Several threads may generate at once with one model: their batches take turns. `rcdm generate` (or
     `rcdm_fast.jobs.local.run`) does the same into files, resumably.
 
     Args:
         model: what draws.
-        source: a folder of pictures, WebDataset shards, .npy, .npz, .safetensors, Parquet or Arrow files of
-            pictures or representations; the arrays, pictures or paths themselves; labels for a class-conditional
+        source: a folder of images, WebDataset shards, .npy, .npz, .safetensors, Parquet or Arrow files of
+            images or representations; the arrays, images or paths themselves; labels for a class-conditional
             model, a number of items for an unconditional one. See `rcdm_fast.data.random_access.find`.
-        config: how samples are drawn, as in `Model.sample`; per is of each item. The noise of a picture depends on
+        config: how samples are drawn, as in `Model.sample`; per is of each item. The noise of an image depends on
             (seed, place of its item, sample) alone.
-        batch_size: pictures per network evaluation, packed across items; halved when memory does not suffice.
-        threads: that read pictures.
+        batch_size: images per network evaluation, packed across items; halved when memory does not suffice.
+        threads: that read images.
         on_bad: told (item, reason) of an item that cannot be read or drawn, and the others go on; without it the
             first such item is an error.
         settings: fields of `config` as keywords, as in ``generate(model, source, steps=25)``.
 
     Returns:
-        batches: item and sample int64 [N], ids, pictures uint8 [N,3,H,W] on the CPU; in order.
+        batches: item and sample int64 [N], ids, images uint8 [N,3,H,W] on the CPU; in order.
 
     Raises:
         ConfigError, ImageError, StorageError: at once, if the source or the settings cannot be used.
@@ -110,7 +108,7 @@ def _generated(
 def _batches(
     model: Model, source: random_access.Source, config: JobConfig, options: RunOptions, on_bad: OnBad | None
 ) -> Iterator[Generated]:
-    layout = Layout(len(source), config.per, config.shard_pictures)
+    layout = Layout(len(source), config.per, config.shard_images)
     artist = Artist(model, config, options.batch_size or draw.default_bucket(model), _smaller)
     told: set[int] = set()
 
@@ -131,7 +129,7 @@ def _batches(
 
 
 def _smaller(bucket: int) -> None:
-    log.warning("out of memory: %d pictures at once from here on", bucket)
+    log.warning("out of memory: %d images at once from here on", bucket)
 
 
 async def _in_a_thread(batches: Iterator[Generated]) -> AsyncIterator[Generated]:

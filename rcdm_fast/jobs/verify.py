@@ -1,4 +1,4 @@
-"""Whether a job's folder holds what its manifest says: every picture exactly once, every checksum true.
+"""Whether a job's folder holds what its manifest says: every image exactly once, every checksum true.
 
 Knows nothing about models: nothing is drawn.
 """
@@ -26,7 +26,7 @@ class Verdict:
     """What was found.
 
     Attributes:
-        pictures: with a true checksum.
+        images: with a true checksum.
         wanted: of the whole job.
         quarantined: items that could not be drawn.
         missing_shards: that no run has committed yet.
@@ -34,7 +34,7 @@ class Verdict:
         examples: the first of them, a line each.
     """
 
-    pictures: int
+    images: int
     wanted: int
     quarantined: int
     missing_shards: int
@@ -57,7 +57,7 @@ def open_ledger(folder: str | Path) -> Ledger:
     place = doors.path(folder, ConfigError)
     identity = read_identity(place)
     config = from_dict(JobConfig, identity["settings"], f"{place}/job.json, settings")
-    return Ledger(place, config, Layout(identity["items"]["count"], config.per, config.shard_pictures))
+    return Ledger(place, config, Layout(identity["items"]["count"], config.per, config.shard_images))
 
 
 def verify(folder: str | Path, progress: Callable[[int, int], None] | None = None) -> Verdict:
@@ -78,7 +78,7 @@ def verify(folder: str | Path, progress: Callable[[int, int], None] | None = Non
     count = good = 0
     for number, shard in enumerate(known):
         found = check_shard(ledger, shard)
-        good += found.pictures
+        good += found.images
         bad |= found.bad
         count += found.faults
         faults += found.examples[: SHOWN - len(faults)]
@@ -88,14 +88,14 @@ def verify(folder: str | Path, progress: Callable[[int, int], None] | None = Non
     for fault in _whole_faults(ledger, known) if not missing else ():
         count += 1
         faults += [fault] if len(faults) < SHOWN else []
-    return Verdict(good, layout.pictures, len(bad), missing, count, tuple(faults))
+    return Verdict(good, layout.images, len(bad), missing, count, tuple(faults))
 
 
 @dataclass(frozen=True)
 class Checked:
-    """One shard: pictures with a true checksum, items that could not be drawn, how many faults, the first of them."""
+    """One shard: images with a true checksum, items that could not be drawn, how many faults, the first of them."""
 
-    pictures: int
+    images: int
     bad: frozenset[int]
     faults: int
     examples: tuple[str, ...]
@@ -122,7 +122,7 @@ def check_shard(ledger: Ledger, number: int, expected: Callable[[int], Row] | No
 def _shard_faults(
     ledger: Ledger, number: int, good: list[tuple[int, int]], bad: set[int], expected: Callable[[int], Row] | None
 ) -> Iterator[str]:
-    """Faults of one shard; `good` gets every picture whose checksum is true, `bad` the quarantined items."""
+    """Faults of one shard; `good` gets every image whose checksum is true, `bad` the quarantined items."""
     name = f"shard {number:06d}"
     if number >= ledger.layout.units:
         yield f"{name}: the job has {ledger.layout.units} shards"
@@ -183,7 +183,7 @@ def _whole_faults(ledger: Ledger, known: list[int]) -> Iterator[str]:
         if ledger.config.format == "npz" and (samples := ledger.folder / "samples.npz").exists():
             found = (formats.checksum(payload) for payload in formats.joined_payloads(samples))
             if any(each != row for each, row in itertools.zip_longest(found, (row["sha256"] for row in rows()))):
-                yield f"{samples.name}: has other pictures than the shards"
+                yield f"{samples.name}: has other images than the shards"
     except storage.StorageError as error:
         yield str(error)
 

@@ -1,1 +1,1 @@
-"""Numbers about arrays: intervals, distances, distributions, probes, neighbours, regressions; no models, no files."""
+"""Numbers about arrays: intervals, distances, distributions, probes, neighbors, regressions; no models, no files."""

@@ -1,7 +1,7 @@
 """Distances between two sets of feature vectors: Fréchet, kernel (MMD), precision and recall, density and coverage.
 
-All take features [N,D] of real pictures and [M,D] of samples and compute in float64. torchmetrics and torch-fidelity
-have the first two, for pictures; they are written again because there the root is taken of a product that is not
+All take features [N,D] of real images and [M,D] of samples and compute in float64. torchmetrics and torch-fidelity
+have the first two, for images; they are written again because there the root is taken of a product that is not
 symmetric (and torchmetrics sums covariances as differences of squares). Tests hold ours to theirs.
 
 Knows nothing about where features come from: a number is only as good as the feature space
@@ -26,7 +26,7 @@ TIES = 1e-10  # of the mean squared norm: how far apart equal points may seem af
 def frechet_distance(real: Tensor, samples: Tensor) -> float:
     """|mu_r - mu_s|^2 + tr(A + B - 2 (A B)^(1/2)), mu the means and A, B the unbiased covariances of the sets.
 
-    Centred features are written Q R, so that A = R'R / (n-1) and the trace of the root is the nuclear norm of R_r R_s':
+    Centerd features are written Q R, so that A = R'R / (n-1) and the trace of the root is the nuclear norm of R_r R_s':
     no matrix is squared and no root is taken of a singular one. With N <= D a covariance is singular and the value
     depends much on N; whoever reports it should say so (Heusel et al. 2017, section 4; Dowson and Landau 1982).
 
@@ -79,18 +79,18 @@ def kernel_distance(
 def precision_recall(real: Tensor, samples: Tensor, k: int = 3) -> tuple[float, float]:
     """Improved precision and recall, in [0,1] (Kynkaanniemi et al. 2019, section 3).
 
-    Precision is the share of samples inside a ball around some real point that reaches to its k-th nearest other real
+    Precision is the fraction of samples inside a ball around some real point that reaches to its k-th nearest other real
     point; recall the same with the sets exchanged.
 
     Args:
         real: [N,D] with N > k.
         samples: [M,D] with M > k.
-        k: neighbours that make a ball.
+        k: neighbors that make a ball.
 
     Raises:
         ConfigError: too few rows, another D, NaN or infinity.
     """
-    real, samples = _centred(real, samples, k + 1)
+    real, samples = _centered(real, samples, k + 1)
     ball_r, ball_s = _radii(real, k), _radii(samples, k)
     inside = torch.zeros(len(samples), dtype=torch.bool)
     covered = 0
@@ -104,18 +104,18 @@ def precision_recall(real: Tensor, samples: Tensor, k: int = 3) -> tuple[float, 
 def density_coverage(real: Tensor, samples: Tensor, k: int = 5) -> tuple[float, float]:
     """Density (0 or more, 1 for equal distributions) and coverage in [0,1] (Naeem et al. 2020, section 3).
 
-    Density is the mean number of real balls that a sample lies in, over k; coverage the share of real balls that hold a
-    sample. Single odd pictures weigh less than in precision and recall.
+    Density is the mean number of real balls that a sample lies in, over k; coverage the fraction of real balls that hold a
+    sample. Single odd images weigh less than in precision and recall.
 
     Args:
         real: [N,D] with N > k.
         samples: [M,D].
-        k: neighbours that make a ball.
+        k: neighbors that make a ball.
 
     Raises:
         ConfigError: too few rows, another D, NaN or infinity.
     """
-    real, samples = _centred(real, samples, k + 1)
+    real, samples = _centered(real, samples, k + 1)
     ball = _radii(real, k) + _slack(real, samples)
     held, covered = 0, 0
     for rows, squared in _squared(real, samples):
@@ -131,7 +131,7 @@ def inception_score(logits: Tensor, splits: int = 10) -> tuple[float, float]:
     Only logits of the Inception network give the score of that name.
 
     Args:
-        logits: [N,classes], in an order that says nothing about the pictures.
+        logits: [N,classes], in an order that says nothing about the images.
         splits: parts; fewer when N is smaller.
     """
     if logits.ndim != 2 or not len(logits):
@@ -149,7 +149,7 @@ def _checked(real: Tensor, samples: Tensor, rows: int) -> tuple[Tensor, Tensor]:
         if values.ndim != 2:
             raise ConfigError(f"{name}: expected features [N,D], got {list(values.shape)}")
         if len(values) < rows:
-            raise ConfigError(f"{name}: {len(values)} pictures; this distance needs at least {rows}")
+            raise ConfigError(f"{name}: {len(values)} images; this distance needs at least {rows}")
         if not bool(values.isfinite().all()):
             raise ConfigError(f"{name}: the features contain NaN or infinity")
     if real.shape[1] != samples.shape[1]:
@@ -157,17 +157,17 @@ def _checked(real: Tensor, samples: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     return real.double().cpu(), samples.double().cpu()
 
 
-def _centred(real: Tensor, samples: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+def _centered(real: Tensor, samples: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     """Both sets less the real mean, which costs no distance and keeps products small."""
     real, samples = _checked(real, samples, rows)
     mean = real.mean(dim=0)
     return real - mean, samples - mean
 
 
-def _root(centred: Tensor) -> Tensor:
-    """R [min(N,D),D] with R'R the covariance of centred [N,D]."""
-    root: Tensor = torch.linalg.qr(centred, mode="r").R
-    return root / math.sqrt(len(centred) - 1)
+def _root(centered: Tensor) -> Tensor:
+    """R [min(N,D),D] with R'R the covariance of centered [N,D]."""
+    root: Tensor = torch.linalg.qr(centered, mode="r").R
+    return root / math.sqrt(len(centered) - 1)
 
 
 def _mmd2(x: Tensor, y: Tensor) -> float:

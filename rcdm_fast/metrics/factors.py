@@ -1,7 +1,4 @@
-"""How well factors were read: one score in [0,1] for a number, a direction and a choice alike.
-
-Knows nothing about where true or read values come from.
-"""
+"""How well factors were read: one score in [0,1] for a number, a direction and a choice alike."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ def score(kind: Literal["choice", "scalar", "circle"], true: Tensor, read: Tenso
 
     Args:
         kind: ``scalar``: Pearson's correlation, 0 where it is negative. ``circle``, degrees: the length of the mean of
-            exp(i (read - true)), so that a constant offset counts as read. ``choice``: (share of right ones - chance) /
+            exp(i (read - true)), so that a constant offset counts as read. ``choice``: (fraction of right ones - chance) /
             (1 - chance) with chance 1 / choices, 0 where it is negative.
         true, read: float [N].
         choices: how many values a choice can have.

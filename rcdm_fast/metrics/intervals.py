@@ -1,7 +1,4 @@
-"""95 % bootstrap intervals: a value, and the percentiles of what it is in resamples of its items.
-
-Knows nothing about what was measured.
-"""
+"""95 % bootstrap intervals: a value, and the percentiles of what it is in resamples of its items."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Real pictures near a representation: distances, ranks and lists of neighbours, all exact.
+"""Real images near a representation: distances, ranks and lists of neighbors, all exact.
 
 A distance between representations says nothing by itself, so it is told in units of the distance to the nearest other
-real picture. Sees representations only: knows nothing about pictures or models.
+real image. Sees representations only: knows nothing about images or models.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rcdm_fast.config import ConfigError
 
-SAME = 1e-5  # of |h|: what two encodings of one picture may differ by, in batches of different sizes
+SAME = 1e-5  # of |h|: what two encodings of one image may differ by, in batches of different sizes
 ROWS = 64  # held against the gallery at once: [64, 50,000] float64 are 26 MB
 
 
@@ -28,7 +28,7 @@ def rank_of(distances: Tensor, index: int) -> Tensor:
     return 1 + closer.double() + ties.double() / 2
 
 
-def neighbours(h: Tensor, gallery: Tensor, count: int) -> Tensor:
+def neighbors(h: Tensor, gallery: Tensor, count: int) -> Tensor:
     """Places of the nearest gallery representations, nearest first; [N,D], [G,D] -> int64 [N,count]."""
     found = [squared_distances(part, gallery).topk(count, largest=False).indices for part in h.split(ROWS)]
     return torch.cat(found)
@@ -42,7 +42,7 @@ def distance(h: Tensor, gallery: Tensor) -> Tensor:
 def apart(h: Tensor, gallery: Tensor) -> Tensor:
     """Distance to the nearest gallery representation that is another one; [N,D], [G,D] -> float64 [N].
 
-    The same one (h itself, or a copy of its picture) is left out: as a unit it would be zero.
+    The same one (h itself, or a copy of its image) is left out: as a unit it would be zero.
 
     Raises:
         ConfigError: the gallery holds nothing else.
@@ -54,7 +54,7 @@ def apart(h: Tensor, gallery: Tensor) -> Tensor:
         found.append(to_gallery.masked_fill(same, torch.inf).min(dim=1).values)
     result = torch.cat(found)
     if not bool(result.isfinite().all()):
-        raise ConfigError("all pictures have the same representation: there is no nearest other one")
+        raise ConfigError("all images have the same representation: there is no nearest other one")
     return result
 
 
@@ -65,7 +65,7 @@ def relative(again: Tensor, h: Tensor, unit: Tensor) -> Tensor:
 
 
 def ranks(again: Tensor, gallery: Tensor, places: Tensor) -> Tensor:
-    """Rank in the gallery of the pictures at `places`, by distance to every sample; 1 is best, ties count half.
+    """Rank in the gallery of the images at `places`, by distance to every sample; 1 is best, ties count half.
 
     Args:
         again: representations of samples [N,D].

@@ -1,6 +1,6 @@
-"""How good a representation is at telling classes apart: k nearest neighbours and a linear probe.
+"""How good a representation is at telling classes apart: k nearest neighbors and a linear probe.
 
-Knows nothing about pictures or encoders: it sees representations and labels.
+Knows nothing about images or encoders: it sees representations and labels.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def knn_accuracy(
     classes = int(train_labels.max()) + 1
     correct = 0
     for part, labels in zip(queries.split(1000), test_labels.split(1000), strict=True):
-        similarity, neighbours = (part @ bank.T).topk(min(k, len(bank)), dim=1)
+        similarity, neighbors = (part @ bank.T).topk(min(k, len(bank)), dim=1)
         weights = (similarity / temperature).exp()
-        votes = torch.zeros(len(part), classes).scatter_add_(1, train_labels[neighbours], weights)
+        votes = torch.zeros(len(part), classes).scatter_add_(1, train_labels[neighbors], weights)
         correct += int((votes.argmax(dim=1) == labels).sum())
     return correct / len(test)
 
@@ -39,7 +39,7 @@ def linear_probe_accuracy(
     weight_decay: float = 1e-5,
     iterations: int = 100,
 ) -> float:
-    """Accuracy in [0,1] of multinomial logistic regression on standardised features, fitted by L-BFGS."""
+    """Accuracy in [0,1] of multinomial logistic regression on standardized features, fitted by L-BFGS."""
     probe = fit_linear_probe(train, train_labels, weight_decay, iterations)
     with torch.no_grad():
         return float((probe(test.float()).argmax(dim=1) == test_labels).float().mean())
@@ -51,7 +51,7 @@ def fit_linear_probe(
     weight_decay: float = 1e-5,
     iterations: int = 100,
 ) -> nn.Linear:
-    """Multinomial logistic regression on standardised features, fitted by L-BFGS; takes features as they are.
+    """Multinomial logistic regression on standardized features, fitted by L-BFGS; takes features as they are.
 
     Returns:
         float32 [N,D] -> logits [N,C], C the largest label plus one; without gradients of its own.

@@ -1,7 +1,7 @@
 """Ridge regression in closed form: `ridge`, from one encoder's representations to the conditioning vectors of another.
 
-Sums over pictures are kept in float64 and are all that is needed, so the pictures are passed once and any number of
-penalties can be tried. Knows nothing about networks, encoders or files.
+Sums over images are kept in float64 and are all that is needed, so the images are passed once and any number of
+penalties can be tried.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from rcdm_fast.errors import RunError
 
-HELD_OUT = 10  # every tenth picture chooses the penalty
-PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # per picture and standardised number
-CHUNK = 8192  # pictures per product
+HELD_OUT = 10  # every tenth image chooses the penalty
+PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # per image and standardized number
+CHUNK = 8192  # images per product
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Ridge:
     Attributes:
         weight, bias: the map [E,D], [E], float64.
         penalty: the chosen one of `PENALTIES`.
-        explained: share of the targets' variance that the map explains on held-out pictures; at most 1.
+        explained: fraction of the targets' variance that the map explains on held-out images; at most 1.
     """
 
     weight: Tensor
@@ -38,20 +38,20 @@ class Ridge:
 def ridge(inputs: Tensor, old: Tensor, weight: Tensor, bias: Tensor) -> Ridge:
     """The best affine map from representations to conditioning vectors, in closed form and float64.
 
-    The penalty (on W, not on b) is the one with the least error on every tenth picture; the map is then solved again
+    The penalty (on W, not on b) is the one with the least error on every tenth image; the map is then solved again
     on all of them.
 
     Args:
-        inputs: standardised representations [V,N,D], V views of N pictures.
-        old: the old encoder's representations of the same pictures [V,N,F].
+        inputs: standardized representations [V,N,D], V views of N images.
+        old: the old encoder's representations of the same images [V,N,F].
         weight, bias: what makes conditioning vectors of those, [E,F] and [E].
 
     Raises:
-        RunError: fewer than two pictures.
+        RunError: fewer than two images.
     """
     views, count, width = inputs.shape
     if count < 2:
-        raise RunError(f"a regression needs at least 2 pictures, the data has {count}")
+        raise RunError(f"a regression needs at least 2 images, the data has {count}")
     held, rest = (Moments(width + 1, len(bias)) for _ in range(2))
     for view in range(views):
         for start in range(0, count, CHUNK):
@@ -70,7 +70,7 @@ def ridge(inputs: Tensor, old: Tensor, weight: Tensor, bias: Tensor) -> Ridge:
 
 
 class Moments:
-    """Sums over pictures that least squares needs: x x', x y', y y' and the count; x ends with a 1."""
+    """Sums over images that least squares needs: x x', x y', y y' and the count; x ends with a 1."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         self.xx = torch.zeros(inputs, inputs, dtype=torch.float64)
@@ -79,7 +79,7 @@ class Moments:
         self.count = 0
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        """Take in pictures [n,D+1] and their targets [n,E]."""
+        """Take in images [n,D+1] and their targets [n,E]."""
         self.xx, self.xy = self.xx + x.T @ x, self.xy + x.T @ y
         self.yy += float(y.square().sum())
         self.count += len(x)

@@ -30,7 +30,7 @@ from rcdm_fast.encoders.weights import load_pickle
 from rcdm_fast.errors import RcdmError
 from rcdm_fast.models import diffusers_folder, hub, shared, zoo
 from rcdm_fast.models.flags import FlagSource, FlagValue, configs_from_flags, read_flags
-from rcdm_fast.models.infer_flags import RELEASE_FLAGS, recognise
+from rcdm_fast.models.infer_flags import RELEASE_FLAGS, recognize
 from rcdm_fast.models.unet import UNet
 from rcdm_fast.models.zoo import KnownModel as KnownModel
 from rcdm_fast.models.zoo import list_bundled as list_bundled
@@ -64,13 +64,13 @@ def load_model(
             torch.compile, Lightning, averaged weights), or a hub id ``org/name`` (a repository with
             ``model.safetensors``).
         flags: published flags of a ``.pt``, or the path of a JSON file of them; what they leave out is read off the
-            tensors. Without flags only the published layouts are recognised in full.
+            tensors. Without flags only the published layouts are recognized in full.
         sha256: hex digest that the model's file must have; a downloaded file without it has to stay what it was when
             it was first seen.
 
     Returns:
         The configuration, and float32 tensors by name, ready for a strict load into ``UNet(config.unet)``. What was
-        recognised of a ``.pt`` is logged and kept in ``config.info["flags_recognised"]``.
+        recognized of a ``.pt`` is logged and kept in ``config.info["flags_recognized"]``.
 
     Raises:
         CheckpointError: no such model; a truncated, foreign or pickled-code file; flags that contradict the tensors;
@@ -185,20 +185,20 @@ def _load_release(
     name: str, flags: Mapping[str, FlagValue] | None, sha256: str | None
 ) -> tuple[ModelConfig, dict[str, Tensor]]:
     release = zoo.RELEASES[name]
-    _tell_licence(zoo.RELEASE_LICENCE)
+    _tell_license(zoo.RELEASE_LICENSE)
     path = downloads.fetch(release.url, release.file, sha256=sha256, whole=_check_whole)
     flags = flags or RELEASE_FLAGS | {"feat_cond": True, "ssl_dim": release.encoder.dim}
     try:
         config, tensors = _load_published(path, _read_pickle(path), flags)
     except CheckpointError as error:
         raise CheckpointError(f"{error}; delete {path} to download it again") from error
-    info = {**config.info, "url": release.url, "licence": zoo.RELEASE_LICENCE}
+    info = {**config.info, "url": release.url, "license": zoo.RELEASE_LICENSE}
     return ModelConfig(config.unet, config.schedule, release.encoder, name, info), tensors
 
 
 @functools.cache
-def _tell_licence(licence: str) -> None:
-    log.warning("the published RCDM weights are licensed %s: %s/LICENSE", licence, zoo.RELEASE_URL)
+def _tell_license(license: str) -> None:
+    log.warning("the published RCDM weights are licensed %s: %s/LICENSE", license, zoo.RELEASE_URL)
 
 
 def _load_safetensors(path: Path, flags: Mapping[str, FlagValue] | None) -> tuple[ModelConfig, dict[str, Tensor]]:
@@ -222,10 +222,10 @@ def _load_safetensors(path: Path, flags: Mapping[str, FlagValue] | None) -> tupl
 def _load_published(
     path: Path, found: Mapping[Any, Any], flags: Mapping[str, FlagValue] | None
 ) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """A state dict in the published naming, bare or inside what a training script saved; flags given or recognised."""
+    """A state dict in the published naming, bare or inside what a training script saved; flags given or recognized."""
     found = _inside(found, path)
     try:
-        recognition = recognise({name: tuple(tensor.shape) for name, tensor in found.items()}, flags)
+        recognition = recognize({name: tuple(tensor.shape) for name, tensor in found.items()}, flags)
         unet, schedule = configs_from_flags(recognition.flags)
     except ConfigError as error:
         beside = path.with_name("flags.json")
@@ -233,7 +233,7 @@ def _load_published(
         raise CheckpointError(f"{path}: {error}{hint}") from error
     log.info("%s: %s", path, recognition.describe())
     tensors = _checked(unet, found, str(path))
-    info = {"source": path.name, "flags_recognised": recognition.summary()}
+    info = {"source": path.name, "flags_recognized": recognition.summary()}
     return ModelConfig(unet, schedule, name=path.stem, info=info), tensors
 
 

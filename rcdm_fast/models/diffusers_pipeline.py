@@ -1,7 +1,7 @@
 """Samples from an exported diffusers folder; a copy of this file lies in the folder as ``rcdm_pipeline.py``.
 
     pipeline = RcdmPipeline.load(".")
-    pictures = pipeline(h, steps=50)  # h: representations [N,D] of the encoder that rcdm_fast.json names
+    images = pipeline(h, steps=50)  # h: representations [N,D] of the encoder that rcdm_fast.json names
 
 UNet2DModel has one width of attention heads for all levels. Where the network has several, ``attention_head_dim`` of
 ``unet/config.json`` is a table of them; UNet2DModel.from_pretrained stops at it with a TypeError, `load_unet` reads it.
@@ -93,7 +93,7 @@ class RcdmPipeline:
             count: N, where neither `h` nor `noise` tells it.
 
         Returns:
-            Pictures [N,3,S,S] in [-1,1].
+            Images [N,3,S,S] in [-1,1].
         """
         size = self.unet.config.sample_size
         if noise is None:

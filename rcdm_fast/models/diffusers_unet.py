@@ -1,7 +1,4 @@
-"""The network as diffusers' UNet2DModel, and back: the same blocks under other names, the same weights bit for bit.
-
-Knows nothing about files, schedulers or sampling.
-"""
+"""The network as diffusers' UNet2DModel, and back: the same blocks under other names, the same weights bit for bit."""
 
 from __future__ import annotations
 
@@ -83,7 +80,7 @@ def settings(config: UNetConfig) -> dict[str, Any]:
 
 
 def _head_widths(config: UNetConfig) -> int | dict[str, Any]:
-    """The one width of attention heads, or a table of them; a level without attention has its neighbours'."""
+    """The one width of attention heads, or a table of them; a level without attention has its neighbors'."""
 
     def width(channels: int, upsampling: bool) -> int:
         return channels // config.heads(channels, upsampling)
@@ -101,7 +98,7 @@ def _head_widths(config: UNetConfig) -> int | dict[str, Any]:
 
 
 def _pairs(model: Any, network: UNet) -> Iterator[tuple[Any, nn.Module]]:
-    """Layers of both that hold the same weights, in the order in which a picture passes them."""
+    """Layers of both that hold the same weights, in the order in which an image passes them."""
     yield model.time_embedding.linear_1, network.time_embed[0]
     yield model.time_embedding.linear_2, network.time_embed[2]
     if network.config.num_classes:

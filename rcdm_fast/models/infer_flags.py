@@ -1,7 +1,7 @@
 """Published flags worked out from the tensor shapes of a bare `state_dict`.
 
 Shapes tell widths, depths, where attention sits, how blocks resample and what conditions the network. They do not tell
-the picture size, the number and order of attention heads, or the diffusion process: those come from the flags given,
+the image size, the number and order of attention heads, or the diffusion process: those come from the flags given,
 or, when the shapes are those of a published layout, from that layout.
 
 Knows nothing about files; what it returns is a description that `checkpoint.py` then checks tensor by tensor.
@@ -86,7 +86,7 @@ class Recognition:
         """One line for the user."""
         hidden = [name for name in self.given if name in HIDDEN]
         parts = {
-            "recognised from the tensors": self.from_shapes,
+            "recognized from the tensors": self.from_shapes,
             "given": hidden,
             f"assumed ({self.layout or 'published defaults'})": self.assumed,
         }
@@ -113,7 +113,7 @@ class _Seen:
         return len(split_numbers(self.channel_mult))
 
     def flags(self) -> dict[str, FlagValue]:
-        """The flags that the shapes determine by themselves (attention needs the picture size)."""
+        """The flags that the shapes determine by themselves (attention needs the image size)."""
         flags: dict[str, FlagValue] = {
             "num_channels": self.num_channels,
             "channel_mult": self.channel_mult,
@@ -134,7 +134,7 @@ class _Seen:
         return flags
 
 
-def recognise(shapes: Shapes, given: Mapping[str, FlagValue] | None = None) -> Recognition:
+def recognize(shapes: Shapes, given: Mapping[str, FlagValue] | None = None) -> Recognition:
     """Work out the published flags of a `state_dict`.
 
     Args:
@@ -143,13 +143,13 @@ def recognise(shapes: Shapes, given: Mapping[str, FlagValue] | None = None) -> R
             the shapes say, else a published layout's values, else the published defaults.
 
     Raises:
-        ConfigError: the tensors are not those of an ADM UNet; a given flag contradicts them; or the picture size cannot
+        ConfigError: the tensors are not those of an ADM UNet; a given flag contradicts them; or the image size cannot
             be known, in which case the message lists the flags to give.
     """
     seen = _read_shapes(shapes)
     given = dict(given or {})
     if given.get("channel_mult") == "":
-        del given["channel_mult"]  # "the default by picture size": the shapes say which that must be
+        del given["channel_mult"]  # "the default by image size": the shapes say which that must be
     from_shapes = seen.flags()
     layout = _match_layout(seen)
     if layout and given.get("image_size", LAYOUTS[layout]["image_size"]) != LAYOUTS[layout]["image_size"]:
@@ -217,7 +217,7 @@ def _match_layout(seen: _Seen) -> str:
 
 
 def _size_from_attention(seen: _Seen, given: Mapping[str, FlagValue]) -> int:
-    """The only picture size at which the given attention resolutions fall where the tensors have attention, or 0."""
+    """The only image size at which the given attention resolutions fall where the tensors have attention, or 0."""
     text = str(given.get("attention_resolutions", ""))
     resolutions = [int(number) for number in split_numbers(text)]
     sizes = {resolution * 2**level for resolution in resolutions for level in seen.attention}
@@ -254,7 +254,7 @@ def _read_shapes(shapes: Shapes) -> _Seen:
     emb_channels, num_channels = _shape(shapes, "time_embed.0.weight", 2)
     stem = _shape(shapes, "input_blocks.0.0.weight", 4)
     if stem[1] != 3:
-        raise ConfigError(f"the network takes pictures of {stem[1]} channels (an upsampler?); only 3 are supported")
+        raise ConfigError(f"the network takes images of {stem[1]} channels (an upsampler?); only 3 are supported")
     out_channels = _shape(shapes, "out.2.weight", 4)[0]
     if not num_channels or emb_channels != 4 * num_channels or out_channels not in (3, 6):
         raise ConfigError("not the tensors of an ADM UNet: widths of time_embed.0 and out.2 do not fit together")

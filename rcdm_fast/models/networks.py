@@ -2,8 +2,6 @@
 
 No random number is drawn for weights that are given anyway, and a network that somebody else owns is only read: its
 training goes on.
-
-Knows nothing about files, engines or what a network is for.
 """
 
 from __future__ import annotations

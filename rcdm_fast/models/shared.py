@@ -4,8 +4,6 @@ A model that was adapted to another encoder has its base's decoder bit for bit: 
 differs. Where both ship together, what they share is stored once. The base is named by its file's name, which lies in
 the same folder, and by the checksum that the base's file carries of its tensors and metadata: another file of that name
 is refused.
-
-Knows nothing about networks.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def _zeroed(layer: nn.Conv1d | nn.Conv2d) -> nn.Conv1d | nn.Conv2d:
 
 
 class Upsample(nn.Module):
-    """Nearest neighbour, twice the resolution, then (`conv`) a 3x3 convolution."""
+    """Nearest neighbor, twice the resolution, then (`conv`) a 3x3 convolution."""
 
     def __init__(self, channels: int, conv: bool) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class Downsample(nn.Module):
 class ResBlock(nn.Module):
     """Two 3x3 convolutions with GroupNorm, conditioned by `film`; optionally halves or doubles the resolution.
 
-    film = emb_layers(emb) = Linear(SiLU(emb)) is computed by the caller, because it does not depend on the picture.
+    film = emb_layers(emb) = Linear(SiLU(emb)) is computed by the caller, because it does not depend on the image.
     With scale-shift norm (scale, shift) = film and out = conv(SiLU(GN(h) * (1 + scale) + shift)); without, out =
     conv(SiLU(GN(h + film))).
     """
@@ -175,7 +175,7 @@ class Stage(nn.Sequential):
 
 
 class UNet(nn.Module):
-    """eps (and, with a learned variance, its interpolation value) from a noisy picture, a timestep and a condition."""
+    """eps (and, with a learned variance, its interpolation value) from a noisy image, a timestep and a condition."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -257,7 +257,7 @@ class UNet(nn.Module):
     ) -> Tensor:
         """The conditioning vector time_mlp(t) + W h (+ label embedding); float [N,E].
 
-        It does not depend on the picture, so it can be computed once for a whole trajectory.
+        It does not depend on the image, so it can be computed once for a whole trajectory.
         """
         emb: Tensor = self.time_embed(timestep_embedding(timesteps, self.config.num_channels))
         if label is not None:
@@ -267,7 +267,7 @@ class UNet(nn.Module):
         return emb
 
     def residual_blocks(self) -> list[ResBlock]:
-        """All residual blocks, in the order in which a picture passes them."""
+        """All residual blocks, in the order in which an image passes them."""
         stages = [*self.input_blocks, self.middle_block, *self.output_blocks]
         return [layer for stage in stages for layer in stage.children() if isinstance(layer, ResBlock)]
 

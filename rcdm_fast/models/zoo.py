@@ -17,7 +17,7 @@ MODEL_KEY = "rcdm_fast.model"  # metadata key of a native model file
 ENCODER_ENDING = "-encoder"  # bundled files that hold an encoder, not a model
 
 RELEASE_URL = "https://dl.fbaipublicfiles.com/rcdm"
-RELEASE_LICENCE = "CC-BY-NC 4.0 (no commercial use)"
+RELEASE_LICENSE = "CC-BY-NC 4.0 (no commercial use)"
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def model_names() -> dict[str, KnownModel]:
     for name, release in RELEASES.items():
         copy = downloads.cached(release.file)
         encoder = release.encoder
-        about = f"128 px, {encoder.source} {encoder.layer}, {encoder.dim} numbers; {RELEASE_LICENCE}"
+        about = f"128 px, {encoder.source} {encoder.layer}, {encoder.dim} dimensions; {RELEASE_LICENSE}"
         models[name] = KnownModel(name, "published", about, str(copy or release.url), copy is not None)
     return models
 
@@ -101,4 +101,4 @@ def _about_bundled(path: Path) -> str:
         return f"unreadable ({doors.said(error)})"
     encoder = config.encoder
     seen = f"{encoder.source} {encoder.layer}, " if encoder is not None else ""
-    return f"{config.unet.image_size} px, {seen}{config.unet.representation_dim} numbers"
+    return f"{config.unet.image_size} px, {seen}{config.unet.representation_dim} dimensions"

@@ -3,7 +3,7 @@
 Importing this package declares the schemas and loads no native library; the first call of an operator does, or
 `load()`. Before `torch.compile` or `torch.export` call `load()`: a library cannot be loaded while a graph is traced.
 
-Knows nothing about models, engines or pictures files. How to add an operator: csrc/README.md.
+Knows nothing about models, engines or images files. How to add an operator: csrc/README.md.
 """
 
 from __future__ import annotations

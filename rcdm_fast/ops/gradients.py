@@ -2,7 +2,7 @@
 
 What they are is written here in plain PyTorch; where `selection_backward` knows a faster implementation for a device
 (C++, Triton), that runs. The forward pass keeps its inputs only; what the backward pass needs of it (statistics,
-normalised values, shares of attention) is computed again. Arithmetic is float32 (float64 for float64 inputs, which
+normalized values, fractions of attention) is computed again. Arithmetic is float32 (float64 for float64 inputs, which
 only the tests use).
 """
 
@@ -67,8 +67,8 @@ def film_group_norm(
     elif resample == -1:
         g = F.interpolate(g, scale_factor=2.0, mode="nearest") / 4
     if silu:
-        share = torch.sigmoid(modulated)
-        g = g * share * (1 + modulated * (1 - share))
+        fraction = torch.sigmoid(modulated)
+        g = g * fraction * (1 + modulated * (1 - fraction))
     of_rows = None
     if scale is not None:
         of_rows = torch.cat([(g * normed).sum(dim=(2, 3)), g.sum(dim=(2, 3))], dim=1)
@@ -100,11 +100,11 @@ def attention(grad: Tensor, qkv: Tensor, heads: int, new_order: bool) -> Tensor:
     wide = torch.promote_types(qkv.dtype, torch.float32)
     q, k, v = (part.to(wide) for part in reference.split_heads(qkv, heads, new_order))
     factor = q.shape[-1] ** -0.5
-    shares = torch.softmax(q @ k.transpose(2, 3) * factor, dim=-1)
+    fractions = torch.softmax(q @ k.transpose(2, 3) * factor, dim=-1)
     g = grad.to(wide).unflatten(2, (heads, -1)).transpose(1, 2)
-    of_v = shares.transpose(2, 3) @ g
-    of_shares = g @ v.transpose(2, 3)
-    of_logits = shares * (of_shares - (of_shares * shares).sum(dim=-1, keepdim=True)) * factor
+    of_v = fractions.transpose(2, 3) @ g
+    of_fractions = g @ v.transpose(2, 3)
+    of_logits = fractions * (of_fractions - (of_fractions * fractions).sum(dim=-1, keepdim=True)) * factor
     parts = torch.stack([of_logits @ k, of_logits.transpose(2, 3) @ q, of_v])  # [3,N,heads,L,d]
     order = (1, 3, 0, 2, 4) if new_order else (1, 3, 2, 0, 4)
     return parts.permute(*order).flatten(2).to(qkv.dtype).contiguous()

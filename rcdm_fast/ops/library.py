@@ -2,8 +2,6 @@
 
 A part is one shared library beside the package. Whether it was built, and why not, is written by setup.py into
 `rcdm_fast/_build_info.py`. A missing or unusable part is a fact to report, never an error at import.
-
-Knows nothing about single operators.
 """
 
 from __future__ import annotations

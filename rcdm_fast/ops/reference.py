@@ -1,7 +1,7 @@
 """What every operator computes, in plain PyTorch: the truth that other implementations are tested against.
 
 Works on every device and every build. Arithmetic is float32 (float64 for a float64 input, which only the tests use),
-rounded once to the output's dtype. Knows nothing about native libraries or how an implementation is chosen.
+rounded once to the output's dtype.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def solver_step(
 
 
 def merge_phases(x: Tensor) -> Tensor:  # [N,4C,H+1,W+1] -> [N,C,2H,2W]
-    """The picture of which a 2x2 convolution with padding 1 computed the four phases, [even|odd row, even|odd column].
+    """The image of which a 2x2 convolution with padding 1 computed the four phases, [even|odd row, even|odd column].
 
     Phase (i, j) of pixel (y, x) lies at (y + i, x + j): what is left of the padding is dropped.
     """
@@ -62,7 +62,7 @@ def film_group_norm(
     """GroupNorm of x (and skip, as if concatenated) with FiLM; [N,C+C',H,W], [..,2H,2W] or [..,H/2,W/2].
 
     film row r: (scale, shift) side by side gives GN(x) (1 + scale) + shift; a row of C numbers is added to x before
-    the norm. Then SiLU, then nearest-neighbour upsampling (`resample` 1) or 2x2 averages (-1).
+    the norm. Then SiLU, then nearest-neighbor upsampling (`resample` 1) or 2x2 averages (-1).
     Source: Dhariwal and Nichol 2021, section 3 (AdaGN); Wu and He 2018 (GroupNorm, biased variance).
     """
     h = merge_phases(x) if phases else x
@@ -101,5 +101,5 @@ def attention(qkv: Tensor, heads: int, new_order: bool) -> Tensor:  # [N,L,3C] -
     """
     wide = torch.promote_types(qkv.dtype, torch.float32)
     q, k, v = (part.to(wide) for part in split_heads(qkv, heads, new_order))
-    shares = torch.softmax(q @ k.transpose(2, 3) / q.shape[-1] ** 0.5, dim=-1)
-    return (shares @ v).transpose(1, 2).flatten(2).to(qkv.dtype)
+    fractions = torch.softmax(q @ k.transpose(2, 3) / q.shape[-1] ** 0.5, dim=-1)
+    return (fractions @ v).transpose(1, 2).flatten(2).to(qkv.dtype)

@@ -142,11 +142,11 @@ class Choices:
         calls: dict[str, int] = {}
         for measured in found:
             calls[measured.chosen] = calls.get(measured.chosen, 0) + measured.calls
-        share = ", ".join(f"{name} {count}" for name, count in sorted(calls.items(), key=lambda each: -each[1]))
+        fraction = ", ".join(f"{name} {count}" for name, count in sorted(calls.items(), key=lambda each: -each[1]))
         names = found[0].times_ms
         sums = {name: sum(measured.times_ms[name] * measured.calls for measured in found) for name in names}
         times = ", ".join(f"{name} {value:.3f} ms" for name, value in sums.items())
-        return f"{share} calls (measured, all of them: {times})"
+        return f"{fraction} calls (measured, all of them: {times})"
 
     def _run(self, operator: str, *arguments: Any) -> Any:
         candidates = self._candidates[operator]

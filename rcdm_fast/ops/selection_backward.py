@@ -1,7 +1,4 @@
-"""Which implementation computes the gradients that `schema_backward` declares, and those of a convolution.
-
-Knows nothing about forward passes.
-"""
+"""Which implementation computes the gradients that `schema_backward` declares, and those of a convolution."""
 
 from __future__ import annotations
 
@@ -56,7 +53,7 @@ def bias_kernels(device: torch.device) -> BiasKernels | None:
 def weight_gradient(x: Tensor, weight: Tensor) -> Callable[..., tuple[Tensor, Tensor]] | None:
     """The native gradients of a convolution's weight and bias where they are faster than PyTorch's, else None.
 
-    That is so on processors whose best is AVX2 (1.6 times, measured), but for pictures of a few channels, which would
+    That is so on processors whose best is AVX2 (1.6 times, measured), but for images of a few channels, which would
     fill a part of a vector. With AVX-512, oneDNN has kernels of its own, and nothing was measured.
     """
     if x.device.type != "cpu" or not library.has_native("cpu") or library.instruction_set() != "avx2":

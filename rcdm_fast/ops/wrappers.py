@@ -32,7 +32,7 @@ def solver_step(
     """One update of a linear solver, (next x, x0), both float32 [N,C,H,W]; see `reference.solver_step`.
 
     Args:
-        x: the current picture, contiguous. float64 works too, by the reference, for studies of solvers.
+        x: the current image, contiguous. float64 works too, by the reference, for studies of solvers.
         output: what the network gave, float32, bfloat16 or float16 of any strides; channels beyond C are ignored.
         x_to_x0, output_to_x0: x0 is their combination of x and output,
         bound: clipped to [-bound, bound]; `math.inf` for no clipping.
@@ -75,10 +75,10 @@ def film_group_norm(
         weight, bias: of the norm.
         skip: read as if concatenated to x.
         film: (scale, shift) rows, or rows that are added before the norm; any distance between rows.
-        rows: row of `film` for every picture. On a GPU a row out of range gives NaN for its picture.
+        rows: row of `film` for every image. On a GPU a row out of range gives NaN for its image.
         groups, eps: of the norm; statistics are float32.
         silu: apply SiLU after FiLM.
-        resample: "up" (nearest neighbour) or "down" (2x2 averages) after that.
+        resample: "up" (nearest neighbor) or "down" (2x2 averages) after that.
         out: where to write the result; made if left out. Has no gradient.
 
     Returns:

@@ -1,6 +1,6 @@
 """Run experiments one after the other and write the page, and all numbers as JSON beside it.
 
-An experiment that cannot be run with what there is (too few pictures, no labels, a missing package) is left out, and
+An experiment that cannot be run with what there is (too few images, no labels, a missing package) is left out, and
 the page says why; everything else that goes wrong is an error.
 
 Knows nothing about single experiments (`analysis/registry.py`).

@@ -17,7 +17,7 @@ WIDTH = 400  # units of the view box; about a phone's width in pixels, and the p
 _ROW, _RIGHT = 22, 16
 _LETTER = 7.0  # units that a letter takes at most on average
 _LONGEST, _LONGEST_NAME = 27, 50  # letters of a row's label, of a column's name
-_COLOURS = (
+_COLORS = (
     "#0b6e99", "#c2571a", "#4a7d2c", "#8a3b8f", "#7a6a00", "#444",
     "#d4358b", "#12a39a", "#a4161a", "#5b5bd6", "#c79a00", "#9a9a9a",
 )  # fmt: skip
@@ -34,8 +34,8 @@ class Axis:
     end: float
 
     def __call__(self, value: float) -> float:
-        share = (value - self.low) / (self.high - self.low)
-        return round(self.start + share * (self.end - self.start), 1)
+        fraction = (value - self.low) / (self.high - self.low)
+        return round(self.start + fraction * (self.end - self.start), 1)
 
     def ticks(self, count: int = 5) -> list[float]:
         """Round values inside the range, about `count` of them."""
@@ -113,10 +113,10 @@ def _lines(table: Table, columns: Sequence[int]) -> str:
         for column in columns:
             cell = row[column]
             if isinstance(cell, Interval) and math.isfinite(cell.low + cell.high):
-                colour, _ = _look(column)
+                color, _ = _look(column)
                 line = f'<line x1="{axis(cell.low)}" x2="{axis(cell.high)}" y1="{y:.1f}" y2="{y:.1f}"'
-                body.append(f'{line} stroke="{colour}" stroke-width="2"/>')
-                body.append(f'<circle cx="{axis(cell.value)}" cy="{y:.1f}" r="4" fill="{colour}"/>')
+                body.append(f'{line} stroke="{color}" stroke-width="2"/>')
+                body.append(f'<circle cx="{axis(cell.value)}" cy="{y:.1f}" r="4" fill="{color}"/>')
             y += _ROW * 0.7
         y += 8
     return _svg(table, height, body)
@@ -146,22 +146,22 @@ def _curves(table: Table, columns: Sequence[int]) -> str:
     for column in columns:
         points = [(x, row[column]) for x, row in zip(x_values, table.rows, strict=True)]
         known = sorted((x, cell) for x, cell in points if isinstance(cell, Interval) and math.isfinite(cell.value))
-        colour, dash = _look(column)
+        color, dash = _look(column)
         upper = [f"{across(x)},{up(cell.high)}" for x, cell in known]
         lower = [f"{across(x)},{up(cell.low)}" for x, cell in reversed(known)]
-        body.append(f'<polygon points="{" ".join(upper + lower)}" fill="{colour}" opacity="0.15"/>')
+        body.append(f'<polygon points="{" ".join(upper + lower)}" fill="{color}" opacity="0.15"/>')
         line = " ".join(f"{across(x)},{up(cell.value)}" for x, cell in known)
         body.append(
-            f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"/>'
+            f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="2" stroke-dasharray="{dash}"/>'
         )
-        body += [f'<circle cx="{across(x)}" cy="{up(cell.value)}" r="3" fill="{colour}"/>' for x, cell in known]
+        body += [f'<circle cx="{across(x)}" cy="{up(cell.value)}" r="3" fill="{color}"/>' for x, cell in known]
     return _svg(table, height, body)
 
 
 def _look(column: int) -> tuple[str, str]:
     """Color and dashes of a column, the same in every table that has these columns."""
     place = column - 1
-    return _COLOURS[place % len(_COLOURS)], _DASHES[(place + place // len(_COLOURS)) % len(_DASHES)]
+    return _COLORS[place % len(_COLORS)], _DASHES[(place + place // len(_COLORS)) % len(_DASHES)]
 
 
 def _vertical(axis: Axis, top: float, bottom: float) -> list[str]:
@@ -180,11 +180,11 @@ def _legend(table: Table, columns: Sequence[int]) -> tuple[str, float]:
     parts, x, y = [], 8.0, 18.0
     for column in columns:
         name = _short(table.columns[column], _LONGEST_NAME)
-        colour, _ = _look(column)
+        color, _ = _look(column)
         width = 26 + _LETTER * len(name)
         if x > 8 and x + width > WIDTH:
             x, y = 8.0, y + 18
-        parts.append(f'<circle cx="{x + 5:.1f}" cy="{y - 4:.1f}" r="4" fill="{colour}"/>')
+        parts.append(f'<circle cx="{x + 5:.1f}" cy="{y - 4:.1f}" r="4" fill="{color}"/>')
         parts.append(f'<text x="{x + 14:.1f}" y="{y:.1f}">{escape(name)}</text>')
         x += width
     return "".join(parts), y + 12

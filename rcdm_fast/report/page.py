@@ -1,4 +1,4 @@
-"""The page: verdicts first, then every experiment with its findings, pictures, charts, tables, method and settings.
+"""The page: verdicts first, then every experiment with its findings, images, charts, tables, method and settings.
 
 Numbers behind a chart are folded away, but not on paper. Everything is inside the one file; it loads nothing. Knows
 nothing about experiments but the type of their results.
@@ -90,7 +90,7 @@ def _section(result: Analysis) -> str:
     parts = [f'<section><h2 id="{escape(result.name)}">{escape(result.title)}</h2>']
     parts += [_finding(finding) for finding in result.findings]
     parts += [
-        _figure(result.name, name, picture, result.captions.get(name, "")) for name, picture in result.figures.items()
+        _figure(result.name, name, image, result.captions.get(name, "")) for name, image in result.figures.items()
     ]
     parts += [_table(table) for table in result.tables]
     settings = json.dumps(dict(result.settings), indent=1, default=str)
@@ -107,14 +107,14 @@ def _finding(finding: Finding) -> str:
     )
 
 
-def _figure(section: str, name: str, picture: Image.Image, caption: str) -> str:
+def _figure(section: str, name: str, image: Image.Image, caption: str) -> str:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
+    image.save(buffer, "PNG", optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     text = escape(caption or name)
-    image = f'<img src="data:image/png;base64,{data}" width="{picture.width}" height="{picture.height}" alt="{text}">'
+    tag = f'<img src="data:image/png;base64,{data}" width="{image.width}" height="{image.height}" alt="{text}">'
     below = f"<figcaption>{text}</figcaption>"
-    return f'<figure id="{escape(section)}-{escape(name)}"><div class="wide">{image}</div>{below}</figure>'
+    return f'<figure id="{escape(section)}-{escape(name)}"><div class="wide">{tag}</div>{below}</figure>'
 
 
 def _table(table: Table) -> str:

@@ -1,7 +1,4 @@
-"""Archives whose heads say something else than what follows: members of tar files, and a small zip of gigabytes.
-
-Knows nothing about what is in them.
-"""
+"""Archives whose heads say something else than what follows: members of tar files, and a small zip of gigabytes."""
 
 from __future__ import annotations
 
@@ -70,7 +67,7 @@ HUGE = 3000  # megabytes that a small archive unpacks to
 
 @functools.cache
 def huge_zip(name: str) -> bytes:
-    """An archive of one deflated member: an .npy of pictures, three gigabytes of zeros."""
+    """An archive of one deflated member: an .npy of images, three gigabytes of zeros."""
     block = bytes(1 << 20)
     count = (HUGE << 20) // 192
     header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({count}, 8, 8, 3), }}".encode().ljust(117) + b"\n"

@@ -90,7 +90,7 @@ def damaged(
         rng: decides about everything.
         mutable: entries whose path begins so may change.
         suffixes: endings that the input may have instead of its own.
-        names: share of changes that concern names, links and missing entries rather than contents.
+        names: fraction of changes that concern names, links and missing entries rather than contents.
         foreign: whether strangers hand such folders over, in which there may be pipes.
     """
     found = rng.choice(seeds)

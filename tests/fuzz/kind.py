@@ -41,7 +41,7 @@ class Kind:
         target: what below a seed's folder the doors are given; "" for the folder or file itself.
         mutable: only what lies below a seed under a path that begins so is changed.
         suffixes: endings that a file may have instead of its own.
-        names: share of changes that concern names and links, not contents.
+        names: fraction of changes that concern names and links, not contents.
         own: whether the input is a folder of our own making, into which reading may write.
         named: whether an error's message has to name a file of the input.
         good: whether the doors accept every seed as it is.

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from rcdm_fast import images, storage
+from rcdm_fast import storage
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data import random_access as jobs
 from rcdm_fast.data import sample_files, sources
 from rcdm_fast.data.readers.table_files import pyarrow
-from rcdm_fast.images import ImageError
+from rcdm_fast.images import ImageError, to_uint8
 from rcdm_fast.storage import StorageError
 from tests import small
 from tests.fuzz.kind import Door, Kind
@@ -31,7 +31,7 @@ SIZE = 8
 
 def pixels() -> np.ndarray:
     """uint8 [N,8,8,3]."""
-    return images.to_uint8(small.pictures(COUNT)).permute(0, 2, 3, 1).contiguous().numpy()
+    return to_uint8(small.make_images(COUNT)).permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def representations() -> np.ndarray:
@@ -40,7 +40,7 @@ def representations() -> np.ndarray:
 
 
 def _npy(folder: Path) -> None:
-    for name, array in (("pictures", pixels()), ("first", pixels().transpose(0, 3, 1, 2).copy())):
+    for name, array in (("images", pixels()), ("first", pixels().transpose(0, 3, 1, 2).copy())):
         np.save(folder / f"{name}.npy", array)
 
 
@@ -53,7 +53,7 @@ def _h(folder: Path) -> None:
 
 def _npz(folder: Path) -> None:
     np.savez(folder / "plain.npz", pixels())
-    np.savez_compressed(folder / "pictures.npz", images=pixels(), labels=np.arange(COUNT), ids=np.array(list("abcde")))
+    np.savez_compressed(folder / "images.npz", images=pixels(), labels=np.arange(COUNT), ids=np.array(list("abcde")))
 
 
 def _npz_h(folder: Path) -> None:
@@ -65,7 +65,7 @@ def _safetensors(folder: Path) -> None:
     h = torch.from_numpy(representations())
     storage.save_tensors(folder / "h.safetensors", {"representations": h}, {"ids": ids})
     storage.save_tensors(folder / "half.safetensors", {"h": h.to(torch.bfloat16), "other": torch.ones(3)}, {})
-    storage.save_tensors(folder / "pictures.safetensors", {"images": torch.from_numpy(pixels())}, {})
+    storage.save_tensors(folder / "images.safetensors", {"images": torch.from_numpy(pixels())}, {})
 
 
 def shard(members: list[tuple[str, bytes]], form: int = tarfile.USTAR_FORMAT) -> bytes:
@@ -107,7 +107,7 @@ def _packed(folder: Path) -> None:
 
 
 def tables() -> dict[str, Any]:
-    """Tables with pictures or representations."""
+    """Tables with images or representations."""
     arrow, _ = pyarrow()
     png = [encoded("png", mode) for mode in ("RGB", "L", "P", "RGBA", "1")]
     dictionary = arrow.array([str(number) for number in range(COUNT)]).dictionary_encode()
@@ -178,7 +178,7 @@ def _tree(folder: Path) -> None:
 
 
 def _store(folder: Path) -> None:
-    """A store of decoded pictures beside the source it was made of."""
+    """A store of decoded images beside the source it was made of."""
     for name in ("whole", "half"):
         place = folder / name
         place.mkdir()

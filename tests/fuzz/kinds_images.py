@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from PIL import Image, PngImagePlugin
 
-from rcdm_fast import images
+from rcdm_fast.images import IMAGE_EXTENSIONS, ImageError, check_images, load_image, to_uint8
 from tests import small
 from tests.fuzz.kind import Door, Kind
 
-SUFFIXES = (*sorted(images.EXTENSIONS), ".eps", ".pdf", ".PNG", "")
+SUFFIXES = (*sorted(IMAGE_EXTENSIONS), ".eps", ".pdf", ".PNG", "")
 
 
 def sample(mode: str = "RGB", width: int = 21, height: int = 17) -> Image.Image:
     """A smooth image that is not square."""
-    pixels = images.to_uint8(small.pictures(1, 32)[0]).permute(1, 2, 0).numpy()
+    pixels = to_uint8(small.make_images(1, 32)[0]).permute(1, 2, 0).numpy()
     found = Image.fromarray(pixels).resize((width, height)).convert("RGB" if mode in ("I;16", "F") else mode)
     if mode == "I;16":
         return Image.fromarray(np.asarray(found.convert("L")).astype(np.uint16) * 257)
@@ -121,13 +121,13 @@ def _foreign(folder: Path) -> None:
 
 def load(path: Path) -> None:
     """As every command that takes an image."""
-    loaded = images.load(path)
+    loaded = load_image(path)
     assert loaded.dtype == torch.float32, loaded.dtype
     assert loaded.ndim == 4, loaded.shape
-    images.check(loaded)
+    check_images(loaded)
 
 
-DOORS = (Door(load, (images.ImageError,)),)
+DOORS = (Door(load, (ImageError,)),)
 _kind = functools.partial(Kind, doors=DOORS, suffixes=SUFFIXES)
 KINDS = (
     _kind("image-png", _png),

@@ -149,10 +149,10 @@ def _openvino(folder: Path) -> None:
 
 
 def load(path: Path, given: Path | None = None) -> None:
-    """As `rcdm sample`: load, encode where there is an encoder, draw a picture in one step."""
+    """As `rcdm sample`: load, encode where there is an encoder, draw an image in one step."""
     found = rcdm_fast.load(path, given, device="cpu", engine="eager", precision="fp32")
     unet = found.config.unet
-    h = found.encode(small.pictures(1, 20)) if found.encoder is not None else torch.zeros(1, unet.representation_dim)
+    h = found.encode(small.make_images(1, 20)) if found.encoder is not None else torch.zeros(1, unet.representation_dim)
     label = torch.zeros(1, dtype=torch.int64) if unet.num_classes else None
     found.sample(h if unet.representation_dim else None, label=label, per=1, steps=1)
 
@@ -170,7 +170,7 @@ def flags_file(path: Path) -> None:
 
 def encode(spec: str) -> None:
     """Build an encoder and use it."""
-    h = encoders.build(spec).encode(small.pictures(1, 20))
+    h = encoders.build(spec).encode(small.make_images(1, 20))
     assert h.ndim == 2, h.shape
     assert bool(h.isfinite().all())
 

@@ -19,7 +19,7 @@ import torch
 
 from rcdm_fast import cli, storage
 from rcdm_fast import config as configs
-from rcdm_fast.analysis import attack, invariance, neighbours
+from rcdm_fast.analysis import attack, invariance, neighbors
 from rcdm_fast.analysis.layer import LayersConfig
 from rcdm_fast.app.playground import Settings
 from rcdm_fast.cli import training as commands
@@ -50,7 +50,7 @@ CONFIGURATIONS: dict[str, Any] = {
     "invariance": invariance.InvarianceConfig,
     "layers": LayersConfig,
     "attack": attack.AttackConfig,
-    "neighbours": neighbours.NeighboursConfig,
+    "neighbors": neighbors.NeighborsConfig,
     "playground": Settings,
 }
 
@@ -59,7 +59,7 @@ def _configurations(folder: Path) -> None:
     encoder = configs.EncoderConfig("bundled:cifar10-simclr", image_size=32)
     pretrain = PretrainConfig("fuzz", "dino", widths=(8, 16), blocks=(1, 1))
     given: dict[str, Any] = {
-        "train": dataclasses.replace(TRAIN, encoder=encoder, more_emas=(0.5,)),
+        "train": dataclasses.replace(TRAIN, encoder=encoder, ema_decays=(0.5,)),
         "pretrain": pretrain,
         "adapt": AdaptConfig("fuzz", "cifar10-simclr-trunk", encoder),
         "playground": Settings(model="cifar10-simclr-trunk"),

@@ -26,28 +26,28 @@ from rcdm_fast.model import Model
 from rcdm_fast.storage import StorageError
 from rcdm_fast.training import representations
 from rcdm_fast.training.config import TrainConfig
+from rcdm_fast.training.distributed import Processes
 from rcdm_fast.training.run import Run
 from rcdm_fast.training.state import RunFolder
-from rcdm_fast.training.team import Team
 from rcdm_fast.training.views import Views
 from tests import small
 from tests.file_server import FileServer
 from tests.fuzz.kind import Door, Kind
 
-TRAIN = TrainConfig("fuzz", small.UNET, small.SCHEDULE, pictures=40, batch_size=4, compile=False, precision="fp32")
+TRAIN = TrainConfig("fuzz", small.UNET, small.SCHEDULE, images=40, batch_size=4, compile=False, precision="fp32")
 
 
 @functools.cache
 def data() -> ImageSet:
-    """Pictures to train on."""
-    pixels = (small.pictures(8) * 127 + 128).to(torch.uint8)
+    """Images to train on."""
+    pixels = (small.make_images(8) * 127 + 128).to(torch.uint8)
     return ImageSet(pixels, None, (), (), fingerprint(pixels, None))
 
 
 def run(folder: Path) -> tuple[Run, RunFolder]:
     """A run of training, with its representations in the folder."""
-    bank = representations.cached(small.encoder(), data(), folder, Views(TRAIN.flips), Team())
-    return Run(TRAIN, small.UNET, data(), bank, Team()), RunFolder(folder)
+    bank = representations.cached(small.encoder(), data(), folder, Views(TRAIN.random_flip), Processes())
+    return Run(TRAIN, small.UNET, data(), bank, Processes()), RunFolder(folder)
 
 
 def _state(folder: Path) -> None:
@@ -69,12 +69,12 @@ def resume(path: Path) -> None:
     assert 0 <= running.step <= TRAIN.steps, running.step
 
 
-JOB = JobConfig(per=2, steps=1, shard_pictures=4)
+JOB = JobConfig(per=2, steps=1, shard_images=4)
 
 
 @functools.cache
 def model() -> Model:
-    """What draws the pictures of jobs."""
+    """What draws the images of jobs."""
     return small.model()
 
 

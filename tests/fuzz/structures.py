@@ -269,7 +269,7 @@ def _arrow(content: bytes, rng: Random) -> bytes | None:
 
 
 def _jpeg(content: bytes, rng: Random) -> bytes | None:
-    """A segment before the picture itself: changed with its length made right, missing, or twice."""
+    """A segment before the image itself: changed with its length made right, missing, or twice."""
     segments, at = [], 2
     while at + 4 <= len(content) and content[at] == 0xFF and content[at + 1] != 0xDA:
         length = int.from_bytes(content[at + 2 : at + 4], "big")

@@ -4,8 +4,6 @@
 
 Prints a line for each, the share that was noticed, the slowest ten and the survivors; exits with 1 if there are any. A
 mutant whose tests run out of time counts as noticed, one whose tests cannot start does not.
-
-Knows nothing about what the changes mean.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Formats: folders and files of pictures, arrays, archives, tables, saved datasets; none believes a header."""
+"""Formats: folders and files of images, arrays, archives, tables, saved datasets; none believes a header."""

@@ -3,8 +3,6 @@
 Takes what is written today: ustar, GNU and pax headers, archives joined one behind the other, gzip, bzip2 and xz around
 them. Python's `tarfile` is not used: it allocates what a header claims, takes a torn archive for a shorter one, stops
 at the first archive of joined ones, and before 3.11.14 a negative offset keeps it busy for ever.
-
-Knows nothing about what members are for.
 """
 
 from __future__ import annotations

@@ -17,12 +17,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rcdm_fast import doors, images, storage
+from rcdm_fast import doors, storage
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.items import Kind, check_ids
 from rcdm_fast.data.readers import arrays
-from rcdm_fast.data.readers.pictures import Item, is_levels, text
+from rcdm_fast.data.readers.image_files import Item, is_levels, text
 from rcdm_fast.doors import door
+from rcdm_fast.images import ImageError, check_images, to_pil
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ _ID_NAMES = ("ids", "id", "paths", "names")
 
 
 class Rows:
-    """An array in memory or in a file: representations, pictures, or labels, by its shape and type."""
+    """An array in memory or in a file: representations, images, or labels, by its shape and type."""
 
     def __init__(self, name: str, rows: Tensor | np.ndarray | arrays.Rows, ids: Sequence[str] | None = None) -> None:
         self.name, self._rows, self._ids = name, rows, ids
@@ -54,14 +55,14 @@ class Rows:
         if self.kind == "representation":
             h = to_float32(row).reshape(-1)
             if not bool(h.isfinite().all()):
-                raise images.ImageError(f"{self.name}, item {self.id(place)}: the representation is not finite")
+                raise ImageError(f"{self.name}, item {self.id(place)}: the representation is not finite")
             return h
         if self.kind == "label":
-            with door(images.ImageError, f"{self.name}, item {self.id(place)}: no usable label"):
+            with door(ImageError, f"{self.name}, item {self.id(place)}: no usable label"):
                 return torch.tensor(int(row.reshape(-1)[0]), dtype=torch.int64)
         if isinstance(row, Tensor) and row.is_floating_point():
-            return images.to_pil(images.check(row[None])[0])
-        return Item(Path(self.name) / str(place), None, np.asarray(row)).picture()
+            return to_pil(check_images(row[None])[0])
+        return Item(Path(self.name) / str(place), None, np.asarray(row)).image()
 
     def width(self) -> int | None:
         """See `Source`."""
@@ -96,7 +97,7 @@ def _known_kind(rows: Tensor | np.ndarray | arrays.Rows) -> Kind | None:
     if floating and len(shape) > 1 and sum(side != 1 for side in shape[1:]) <= 1 and len(shape) < 6:
         return "representation"
     if is_levels(rows) or (isinstance(rows, Tensor) and floating and len(shape) == 4 and 3 in (shape[1], shape[3])):
-        return "picture"
+        return "image"
     if whole and (len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)):
         return "label"
     return None
@@ -105,7 +106,7 @@ def _known_kind(rows: Tensor | np.ndarray | arrays.Rows) -> Kind | None:
 def _kind_of(rows: Tensor | np.ndarray | arrays.Rows, name: str) -> Kind:
     kind = _known_kind(rows)
     if kind is None:
-        expected = "representations float [N,D], pictures uint8 [N,H,W,3] or [N,3,H,W], or labels int [N]"
+        expected = "representations float [N,D], images uint8 [N,H,W,3] or [N,3,H,W], or labels int [N]"
         raise ConfigError(f"{name}: expected {expected}, got {rows.dtype} {list(rows.shape)}")
     return kind
 
@@ -147,12 +148,12 @@ def _ids(held: Mapping[str, Any], count: int, name: str) -> list[str] | None:
 
 def _chosen(held: Mapping[str, Any], wanted: Sequence[Kind], name: str) -> Any:
     """The array with a usual name that is of a wanted kind, or the only one at all that is."""
-    kinds = wanted or ("representation", "picture", "label")
+    kinds = wanted or ("representation", "image", "label")
     usual = [key for key in ARRAY_NAMES if key in held]
     if not usual and not wanted:
-        kinds = ("representation", "picture")
+        kinds = ("representation", "image")
     fits = [key for key in usual if _known_kind(held[key]) in kinds]
-    if not wanted and fits:  # labels beside pictures are about them
+    if not wanted and fits:  # labels beside images are about them
         fits.sort(key=lambda key: _known_kind(held[key]) == "label")
     if not fits:
         others = [key for key in held if key not in ARRAY_NAMES and key not in _ID_NAMES]

@@ -3,8 +3,6 @@
 Rows are read from the file when they are asked for, where the file holds them as they are (.npy; .npz that
 `numpy.savez` wrote), so that an array may be larger than memory, and a file that shrinks meanwhile is an error and not
 the end of the process, as it is where files are mapped. Python objects (pickles) are never read.
-
-Knows nothing about what the numbers mean.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 A folder is read here, not by the library: it maps its files into memory unchecked, and where one is damaged the process
 ends. Nor does a name in such a folder become anything but a file in it.
-
-Knows nothing about what becomes of the pictures.
 """
 
 from __future__ import annotations
@@ -16,10 +14,11 @@ from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import parse_qsl
 
-from rcdm_fast import doors, folders, images, offline
+from rcdm_fast import doors, folders, offline
 from rcdm_fast.data.readers import table_files, tables
-from rcdm_fast.data.readers.pictures import Item, Tables, needed
+from rcdm_fast.data.readers.image_files import Item, Tables, needed
 from rcdm_fast.doors import door, printable
+from rcdm_fast.images import ImageError
 
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
 _DESCRIBED_BYTES = 1 << 26
@@ -29,13 +28,13 @@ Found: TypeAlias = "Saved | Fetched | Tables"
 
 
 def find(spec: str) -> Found:
-    """The dataset NAME_OR_FOLDER?split=train&image=img&label=label&name=CONFIGURATION. Raises `images.ImageError`."""
+    """The dataset NAME_OR_FOLDER?split=train&image=img&label=label&name=CONFIGURATION. Raises `ImageError`."""
     name, _, query = spec.partition("?")
     options = dict(parse_qsl(query))
     unknown = options.keys() - {"split", "image", "label", "name", "revision"}
     if unknown:
-        raise images.ImageError(f"hf:{printable(spec)}: unknown options {printable(', '.join(sorted(unknown)))}")
-    path = doors.path(name, images.ImageError)
+        raise ImageError(f"hf:{printable(spec)}: unknown options {printable(', '.join(sorted(unknown)))}")
+    path = doors.path(name, ImageError)
     if is_saved(path):
         return Saved(path, options)
     if path.is_dir():
@@ -56,9 +55,7 @@ def _of_folder(path: Path, options: Mapping[str, str]) -> Tables:
     if not chosen and "split" not in options:
         chosen = files
     if not chosen:
-        raise images.ImageError(
-            f"hf:{printable(path)}: cannot be opened (no Parquet or Arrow files of {printable(split)})"
-        )
+        raise ImageError(f"hf:{printable(path)}: cannot be opened (no Parquet or Arrow files of {printable(split)})")
     return Tables(tuple(chosen), options.get("image"), options.get("label"))
 
 
@@ -75,9 +72,9 @@ class Saved:
             yield Item(self.path / str(number), item.label, item.content)
 
     def table(self) -> Tables:
-        """The files that it consists of. Raises `images.ImageError`: none of such a folder, or no such columns."""
+        """The files that it consists of. Raises `ImageError`: none of such a folder, or no such columns."""
         where = f"hf:{printable(self.path)}"
-        with door(images.ImageError, f"{where}: cannot be opened"):
+        with door(ImageError, f"{where}: cannot be opened"):
             folder = self.path
             if (folder / _SPLITS).is_file():
                 split = self.options.get("split", "train")
@@ -98,12 +95,12 @@ class Saved:
         for asked, what in (("image", "image"), ("label", "label")):
             if self.options.get(asked) not in (None, *columns):
                 known = printable(", ".join(columns))
-                raise images.ImageError(f"{where}: no column {self.options[asked]!r} for {what}; there are {known}")
+                raise ImageError(f"{where}: no column {self.options[asked]!r} for {what}; there are {known}")
         return Tables(files, self.options.get("image"), self.options.get("label"))
 
 
 def _columns(files: tuple[Path, ...], where: str) -> list[str]:
-    with door(images.ImageError, f"{where}: cannot be opened"):
+    with door(ImageError, f"{where}: cannot be opened"):
         return list(table_files.open_file(files[0]).schema.names)
 
 
@@ -136,32 +133,32 @@ class Fetched:
             yield rows.item(place)
 
     def rows(self) -> Rows:
-        """Its rows by place, fetched if they are not here. Raises `images.ImageError`."""
+        """Its rows by place, fetched if they are not here. Raises `ImageError`."""
         library = needed("datasets", "data")
         where = f"hf:{printable(self.name)}"
         options = self.options
-        with door(images.ImageError, f"{where}: cannot be opened"):
+        with door(ImageError, f"{where}: cannot be opened"):
             split, revision = options.get("split", "train"), options.get("revision")
             with offline.enforced():
                 table = library.load_dataset(self.name, options.get("name"), split=split, revision=revision)
         column = self._column(table, options.get("image"), tables.IMAGE_COLUMNS, "image")
         if column is None:
-            raise images.ImageError(f"{where}: no column of pictures among {', '.join(table.column_names)}; say image=")
+            raise ImageError(f"{where}: no column of images among {', '.join(table.column_names)}; say image=")
         label = self._column(table, options.get("label"), tables.LABEL_COLUMNS, "label")
-        with door(images.ImageError, f"{where}: cannot be read"):
+        with door(ImageError, f"{where}: cannot be read"):
             names = getattr(table.features[label], "names", None) if label is not None else None
             return Rows(self.name, table.cast_column(column, library.Image(decode=False)), column, label, names)
 
     def _column(self, table: Any, asked: str | None, usual: tuple[str, ...], what: str) -> str | None:
         if asked is not None and asked not in table.column_names:
             known = ", ".join(table.column_names)
-            raise images.ImageError(f"hf:{self.name}: no column {asked!r} for {what}; there are {known}")
+            raise ImageError(f"hf:{self.name}: no column {asked!r} for {what}; there are {known}")
         return asked or next((name for name in usual if name in table.column_names), None)
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a dataset of the library, whose pictures are not decoded by it."""
+    """Rows of a dataset of the library, whose images are not decoded by it."""
 
     name: str
     table: Any  # a datasets.Dataset
@@ -173,8 +170,8 @@ class Rows:
         return len(self.table)
 
     def item(self, place: int) -> Item:
-        """The picture of a row, and its class. Raises `images.ImageError`."""
-        with door(images.ImageError, f"hf:{printable(self.name)}: row {place} cannot be read"):
+        """The image of a row, and its class. Raises `ImageError`."""
+        with door(ImageError, f"hf:{printable(self.name)}: row {place} cannot be read"):
             row = self.table[place]
             value = row[self.label] if self.label is not None else None
             known = self.classes is not None and isinstance(value, int)

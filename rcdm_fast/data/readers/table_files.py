@@ -3,8 +3,6 @@
 A damaged Arrow file ends the process where it is mapped into memory and believed: offsets lead anywhere. So a block is
 read into memory (a very large one is mapped) and validated before a value of it is looked at; what a header claims is
 compared with the size of the file first. Costs a pass over each block at the speed of memory, and no process.
-
-Knows nothing about what columns are for.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from rcdm_fast.config import ConfigError
 from rcdm_fast.doors import regular
 
 EXTENSIONS = (".parquet", ".arrow", ".feather")
-NAMED_EXTENSIONS = (*EXTENSIONS, ".csv", ".tsv")  # what is a table if a person names it; beside pictures .csv is a note
+NAMED_EXTENSIONS = (*EXTENSIONS, ".csv", ".tsv")  # what is a table if a person names it; beside images .csv is a note
 
 _ROWS = 100_000_000  # that a file may claim whatever its size: constant columns take next to nothing
 _ROWS_PER_BYTE = 64

@@ -25,7 +25,7 @@ from rcdm_fast.storage import StorageError
 
 log = logging.getLogger(__name__)
 
-Kind = Literal["picture", "representation", "label"]
+Kind = Literal["image", "representation", "label"]
 __all__ = ["EXTENSIONS", "NAMED_EXTENSIONS", "Kind", "Table", "open_files"]
 
 REPRESENTATION_COLUMNS = ("representation", "representations", "h", "embedding", "embeddings")
@@ -33,7 +33,7 @@ IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "png")
 PATH_COLUMNS = ("file_name", "image_path", "path", "filepath", "file")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "cls")
 ID_COLUMNS = ("id", "ids", "key", "__key__", "name")
-_BLOCK_ROWS = {"picture": 64, "representation": 1024, "label": 65536}
+_BLOCK_ROWS = {"image": 64, "representation": 1024, "label": 65536}
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Table:
         return self._ends[-1] if self._ends else 0
 
     def value(self, place: int) -> bytes | Path | np.ndarray | int | None:
-        """A representation's numbers float [D]; a picture's bytes, the path of its file, or uint8 levels; a label.
+        """A representation's numbers float [D]; an image's bytes, the path of its file, or uint8 levels; a label.
 
         None: the row has none, or a representation with gaps. Raises `StorageError` if it cannot be read.
         """
@@ -85,12 +85,12 @@ class Table:
             value = scalar.as_py()
             if self.kind == "label" or value is None:
                 return value if isinstance(value, int) and not isinstance(value, bool) else None
-            return _picture(scalar, value, file)
+            return _image(scalar, value, file)
 
     def content(self, place: int) -> bytes:
-        """What tells whether a row is still the same: its numbers; of pictures the size of all files."""
+        """What tells whether a row is still the same: its numbers; of images the size of all files."""
         with self._reading(place):
-            if self.kind == "picture":
+            if self.kind == "image":
                 return repr([file.stat().st_size for file in self._files]).encode()
             arrays, row, _ = self._row(place)
             if len(arrays) > 1 or self.kind == "label":
@@ -205,10 +205,10 @@ def _features(schema: Any) -> dict[str, Any]:
 
 def _choose(schema: Any, file: Path, wanted: Sequence[Kind], column: str | None) -> _Choice:
     """The column that is meant: one with a usual name, else the only one that could be."""
-    kinds: Sequence[Kind] = wanted or ("representation", "picture", "label")
+    kinds: Sequence[Kind] = wanted or ("representation", "image", "label")
     usual: dict[Kind, tuple[str, ...]] = {
         "representation": REPRESENTATION_COLUMNS,
-        "picture": (*IMAGE_COLUMNS, *PATH_COLUMNS),
+        "image": (*IMAGE_COLUMNS, *PATH_COLUMNS),
         "label": LABEL_COLUMNS,
     }
     if len(set(schema.names)) != len(schema.names):
@@ -236,7 +236,7 @@ def _choose(schema: Any, file: Path, wanted: Sequence[Kind], column: str | None)
         return _Choice((found[0],), "label")
     looked = ", ".join(column or name for kind in kinds for name in usual[kind])
     raise ConfigError(
-        f"{printable(file)}: no column of representations (lists of floats) or pictures among "
+        f"{printable(file)}: no column of representations (lists of floats) or images among "
         f"{printable(', '.join(schema.names))}; looked for {printable(looked)}"
     )
 
@@ -285,7 +285,7 @@ def _flat(scalar: Any) -> Any:
     return found
 
 
-def _picture(scalar: Any, value: Any, file: Path) -> bytes | Path | np.ndarray | None:
+def _image(scalar: Any, value: Any, file: Path) -> bytes | Path | np.ndarray | None:
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path") or None
     if isinstance(value, str):

@@ -1,10 +1,8 @@
-"""Pictures of WebDataset shards: which members of tar archives they are, their labels, and where they lie.
+"""Images of WebDataset shards: which members of tar archives they are, their labels, and where they lie.
 
 A sample is what follows one another under the same key: the member's path up to the first dot of its last part, as
-webdataset splits it. Its picture is the member with nothing but a picture's extension behind the key. Where there is
-none, members whose names merely hold dots ("b.v2.jpg") are pictures of their own. What is left out is counted.
-
-Knows nothing about what the pictures are for.
+webdataset splits it. Its image is the member with nothing but an image's extension behind the key. Where there is
+none, members whose names merely hold dots ("b.v2.jpg") are images of their own. What is left out is counted.
 """
 
 from __future__ import annotations
@@ -22,18 +20,19 @@ from typing import Any
 
 import numpy as np
 
-from rcdm_fast import folders, images
+from rcdm_fast import folders
 from rcdm_fast.data.readers import archives
 from rcdm_fast.data.readers.archives import Archive, Member
 from rcdm_fast.doors import door, printable
+from rcdm_fast.images import IMAGE_EXTENSIONS, ImageError
 
 log = logging.getLogger(__name__)
 
 _FIRST = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm")
-EXTENSIONS = (*_FIRST, *sorted({each[1:] for each in images.EXTENSIONS}.difference(_FIRST)), "img")
-PICTURE_BYTES = 1 << 30  # of a picture's file; 170 megapixels of 16 bits, uncompressed
+EXTENSIONS = (*_FIRST, *sorted({each[1:] for each in IMAGE_EXTENSIONS}.difference(_FIRST)), "img")
+IMAGE_BYTES = 1 << 30  # of an image's file; 170 megapixels of 16 bits, uncompressed
 _PACKED_BYTES = 1 << 28  # of one that has to be unpacked into memory
-_ABOUT_BYTES = 1 << 20  # of what describes a picture
+_ABOUT_BYTES = 1 << 20  # of what describes an image
 _EXPANDED = 1_000_000  # shards that a pattern may mean
 _ENDINGS = (".tar", ".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4")
 
@@ -47,10 +46,10 @@ class Piece:
     size: int
 
     def read(self) -> bytes:
-        """Its bytes. Raises `images.ImageError`."""
-        if self.size > PICTURE_BYTES:
-            raise images.ImageError(f"{printable(self.path)}: a picture of {self.size / 1e9:.1f} GB")
-        return archives.pread(self.path, self.start, self.size, images.ImageError)
+        """Its bytes. Raises `ImageError`."""
+        if self.size > IMAGE_BYTES:
+            raise ImageError(f"{printable(self.path)}: an image of {self.size / 1e9:.1f} GB")
+        return archives.pread(self.path, self.start, self.size, ImageError)
 
 
 @dataclass(frozen=True)
@@ -59,12 +58,12 @@ class _Part:
 
     behind: str
     member: Member
-    content: Piece | bytes | images.ImageError
+    content: Piece | bytes | ImageError
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture.
+    """One image.
 
     Attributes:
         key: what it is called.
@@ -74,7 +73,7 @@ class Sample:
     """
 
     key: str
-    content: Piece | bytes | images.ImageError
+    content: Piece | bytes | ImageError
     part: int
     about: tuple[_Part | None, _Part | None]
 
@@ -86,9 +85,9 @@ class Sample:
         if described is None:
             return None
         try:
-            with door(images.ImageError, "no JSON"):
+            with door(ImageError, "no JSON"):
                 value = json.loads(described)
-        except images.ImageError:
+        except ImageError:
             return None
         found = value.get("label") if isinstance(value, dict) else None
         return str(found) if isinstance(found, str | int | float) else None
@@ -111,12 +110,12 @@ def shards(pattern: str) -> list[str]:
     a pattern.
 
     Raises:
-        images.ImageError: there is none, some are missing, or the pattern means too many.
+        ImageError: there is none, some are missing, or the pattern means too many.
     """
     if os.path.isdir(pattern):
         found = [str(file) for file in folders.tree(Path(pattern)).files if is_shard(file.name)]
         if not found:
-            raise images.ImageError(f"{printable(pattern)}: no .tar files here")
+            raise ImageError(f"{printable(pattern)}: no .tar files here")
         return found
     if os.path.lexists(pattern):
         return [pattern]
@@ -124,7 +123,7 @@ def shards(pattern: str) -> list[str]:
     missing = [name for name in found if not remote(name) and not os.path.isfile(name)]
     if missing:
         shown = ", ".join(printable(name) for name in missing[:5])
-        raise images.ImageError(f"{len(missing)} of {len(found)} shards are missing: {shown}")
+        raise ImageError(f"{len(missing)} of {len(found)} shards are missing: {shown}")
     return found
 
 
@@ -139,17 +138,17 @@ def _expanded(pattern: str) -> list[str]:
     else:
         low, high, width = int(first), int(last), len(first) if first.startswith("0") or len(first) == len(last) else 0
         if abs(high - low) >= _EXPANDED:
-            raise images.ImageError(f"{printable(pattern)}: means {abs(high - low) + 1} shards")
+            raise ImageError(f"{printable(pattern)}: means {abs(high - low) + 1} shards")
         step = 1 if high >= low else -1
         choices = [f"{number:0{width}d}" for number in range(low, high + step, step)]
     before, after = _expanded(pattern[: braces.start()]), _expanded(pattern[braces.end() :])
     if len(before) * len(choices) * len(after) > _EXPANDED:
-        raise images.ImageError(f"{printable(pattern)}: means more than {_EXPANDED} shards")
+        raise ImageError(f"{printable(pattern)}: means more than {_EXPANDED} shards")
     return [f"{start}{choice}{end}" for start in before for choice in choices for end in after]
 
 
 def samples(source: Path | Any, name: str, left: Counter[str]) -> Iterator[Sample]:
-    """The pictures of an archive, in order; members that are left out are counted in `left`, by their extension.
+    """The images of an archive, in order; members that are left out are counted in `left`, by their extension.
 
     Args:
         source: path of a file, or a stream with `read` and `close`.
@@ -157,9 +156,9 @@ def samples(source: Path | Any, name: str, left: Counter[str]) -> Iterator[Sampl
         left: is added to.
 
     Raises:
-        images.ImageError: the archive is damaged or missing.
+        ImageError: the archive is damaged or missing.
     """
-    archive = Archive(source, name, images.ImageError)
+    archive = Archive(source, name, ImageError)
     known: dict[tuple[int, str], Member] = {}
     group: list[_Part] = []
     at: tuple[int, str] | None = None
@@ -176,13 +175,13 @@ def samples(source: Path | Any, name: str, left: Counter[str]) -> Iterator[Sampl
                 left["links"] += 1
                 continue
             held = linked
-        elif _is_picture(behind):
+        elif _is_image(behind):
             known[member.part, posixpath.normpath(member.name)] = member
         if at != (member.part, key) or any(part.behind == behind for part in group):
-            yield from _pictures(group, at, left)
+            yield from _images(group, at, left)
             at, group = (member.part, key), []
         group.append(_Part(behind, held, _content(archive, held, behind)))
-    yield from _pictures(group, at, left)
+    yield from _images(group, at, left)
 
 
 def _split(name: str) -> tuple[str, str | None]:
@@ -194,32 +193,32 @@ def _split(name: str) -> tuple[str, str | None]:
     return "/".join([*parts[:-1], base]), behind.lower() if dot else None
 
 
-def _is_picture(behind: str) -> bool:
+def _is_image(behind: str) -> bool:
     return behind.rpartition(".")[2] in EXTENSIONS
 
 
-def _content(archive: Archive, member: Member, behind: str) -> Piece | bytes | images.ImageError:
+def _content(archive: Archive, member: Member, behind: str) -> Piece | bytes | ImageError:
     if member.kind == "sparse":
-        return images.ImageError(f"{archive.name}: {printable(member.name)} is a file with holes")
+        return ImageError(f"{archive.name}: {printable(member.name)} is a file with holes")
     if archive.direct and archive.path is not None:
         return Piece(archive.path, member.start, member.size)
-    if not _is_picture(behind) and behind.rpartition(".")[2] not in ("cls", "json"):
+    if not _is_image(behind) and behind.rpartition(".")[2] not in ("cls", "json"):
         return b""
     if member.size > _PACKED_BYTES:
-        return images.ImageError(f"{archive.name}: {printable(member.name)} has {member.size} bytes")
+        return ImageError(f"{archive.name}: {printable(member.name)} has {member.size} bytes")
     return archive.content(member, _PACKED_BYTES)
 
 
-def _pictures(group: list[_Part], at: tuple[int, str] | None, left: Counter[str]) -> Iterator[Sample]:
-    """What is a picture among the members of one sample."""
+def _images(group: list[_Part], at: tuple[int, str] | None, left: Counter[str]) -> Iterator[Sample]:
+    """What is an image among the members of one sample."""
     if at is None:
         return
     number, key = at
     parts = {part.behind: part for part in group}
     whole = next((parts[name] for name in EXTENSIONS if name in parts), None)
-    chosen = [whole] if whole is not None else [part for part in group if _is_picture(part.behind)]
+    chosen = [whole] if whole is not None else [part for part in group if _is_image(part.behind)]
     for part in group:
-        if part not in chosen and (not chosen or _is_picture(part.behind)):
+        if part not in chosen and (not chosen or _is_image(part.behind)):
             left[f".{part.behind}"] += 1
     for part in chosen:
         own, _, _ = part.behind.rpartition(".")
@@ -228,7 +227,7 @@ def _pictures(group: list[_Part], at: tuple[int, str] | None, left: Counter[str]
 
 
 def _about(part: _Part) -> bytes | None:
-    if isinstance(part.content, images.ImageError) or part.member.size > _ABOUT_BYTES:
+    if isinstance(part.content, ImageError) or part.member.size > _ABOUT_BYTES:
         return None
     return part.content if isinstance(part.content, bytes) else part.content.read()
 
@@ -242,12 +241,12 @@ def report(name: str, left: Counter[str]) -> None:
 
 @dataclass(frozen=True)
 class Index:
-    """N pictures.
+    """N images.
 
     Attributes:
         shards: the archives.
         keys: of the samples; where two shards have the same, the archive's name stands before all of them.
-        shard, offset, size: archive of each picture, its first byte there, its bytes; int64 [N]. Offset -1: it cannot
+        shard, offset, size: archive of each image, its first byte there, its bytes; int64 [N]. Offset -1: it cannot
             be read.
     """
 
@@ -258,10 +257,10 @@ class Index:
     size: np.ndarray
 
     def content(self, place: int) -> bytes:
-        """A picture file's bytes. Raises `images.ImageError` if it cannot be read."""
+        """An image file's bytes. Raises `ImageError` if it cannot be read."""
         path = self.shards[int(self.shard[place])]
         if self.offset[place] < 0:
-            raise images.ImageError(f"{printable(path)}: {printable(self.keys[place])} is a file with holes")
+            raise ImageError(f"{printable(path)}: {printable(self.keys[place])} is a file with holes")
         return Piece(path, int(self.offset[place]), int(self.size[place])).read()
 
 
@@ -269,7 +268,7 @@ def index(pattern: str, found: Sequence[Path] = ()) -> Index:
     """Look through all shards of a pattern, a folder or a file; `found`: the archives, if they are known.
 
     Raises:
-        images.ImageError: shards that are missing, torn, compressed or not on this machine.
+        ImageError: shards that are missing, torn, compressed or not on this machine.
     """
     names = [str(path) for path in found] or shards(pattern)
     keys: list[str] = []
@@ -279,10 +278,10 @@ def index(pattern: str, found: Sequence[Path] = ()) -> Index:
     for number, name in enumerate(names):
         path = Path(name)
         if remote(name) and not os.path.lexists(name):
-            raise images.ImageError(f"{printable(name)}: a job reads uncompressed .tar files that lie on this machine")
-        with door(images.ImageError, f"{printable(name)}: cannot be read"):
+            raise ImageError(f"{printable(name)}: a job reads uncompressed .tar files that lie on this machine")
+        with door(ImageError, f"{printable(name)}: cannot be read"):
             if packed := archives.compression(path):
-                raise images.ImageError(f"{printable(name)}: packed with {packed}; a job reads uncompressed .tar files")
+                raise ImageError(f"{printable(name)}: packed with {packed}; a job reads uncompressed .tar files")
         for sample in samples(path, name, left):
             keys.append(sample.key)
             where.append(f"{name}\0{sample.part}" if sample.part else name)

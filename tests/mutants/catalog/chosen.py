@@ -20,7 +20,7 @@ CHOSEN = (
         ("tests/test_representations.py",),
     ),
     Mutant(
-        "samples are held against the classes of the first pictures",
+        "samples are held against the classes of the first images",
         "rcdm_fast/analysis/attack.py",
         "told == labels[sources, None]",
         "told == labels[: len(sources), None]",
@@ -34,7 +34,7 @@ CHOSEN = (
         ("tests/test_analysis_attack.py",),
     ),
     Mutant(
-        "the first pictures of a half are attacked",
+        "the first images of a half are attacked",
         "rcdm_fast/analysis/attack.py",
         "return known, rest[evenly(count, len(rest))]",
         "return known, rest[:count]",
@@ -48,7 +48,7 @@ CHOSEN = (
         ("tests/test_analysis.py::test_every_setting_of_an_experiment_reaches_the_sampler",),
     ),
     Mutant(
-        "the circular spread of samples is around the pictures' mean",
+        "the circular spread of samples is around the images' mean",
         "rcdm_fast/analysis/recovery.py",
         "(twice_q * np.exp(-2j * mean_q)).real",
         "(twice_q * np.exp(-2j * mean_p)).real",
@@ -57,15 +57,15 @@ CHOSEN = (
     Mutant(
         "spread down is around the mean across",
         "rcdm_fast/analysis/properties.py",
-        "(down * (y - mass_y(colours)[:, None]).square())",
-        "(down * (y - mass_x(colours)[:, None]).square())",
+        "(down * (y - mass_y(colors)[:, None]).square())",
+        "(down * (y - mass_x(colors)[:, None]).square())",
         ("tests/test_analysis_properties.py",),
     ),
     Mutant(
         "labels of samples go round",
         "rcdm_fast/evaluation.py",
-        ".repeat_interleave(self.pictures.shape[1])",
-        ".repeat(self.pictures.shape[1])",
+        ".repeat_interleave(self.images.shape[1])",
+        ".repeat(self.images.shape[1])",
         ("tests/test_evaluate.py",),
     ),
     Mutant(
@@ -92,15 +92,15 @@ CHOSEN = (
     Mutant(
         "a file that cannot be read ends the job",
         "rcdm_fast/jobs/feed.py",
-        "except (images.ImageError, OSError) as error:",
-        "except images.ImageError as error:",
+        "except (ImageError, OSError) as error:",
+        "except ImageError as error:",
         ("tests/test_jobs_draw.py",),
     ),
     Mutant(
         "the first step's noise is x_T",
         "rcdm_fast/diffusion/sampling.py",
-        "keyed_noise(request.seed, keys, i + 1, request.picture, device)",
-        "keyed_noise(request.seed, keys, i, request.picture, device)",
+        "keyed_noise(request.seed, keys, i + 1, request.image, device)",
+        "keyed_noise(request.seed, keys, i, request.image, device)",
         ("tests/test_sampling.py",),
     ),
     Mutant(

@@ -13,7 +13,7 @@ _ARRIVES, _RULES = ("tests/test_cli_options.py",), ("tests/test_cli_rules.py",)
 _OF_FLAGS, _OF_FILES, _OF_STEPS = ("tests/test_flags.py",), ("tests/test_checkpoint.py",), ("tests/test_optimizers.py",)
 _CONFIG, _OF_CONFIG = "rcdm_fast/diffusion/sampling_config.py", ("tests/test_sampling_config.py",)
 _OF_AGREEMENT = ("tests/test_cli_agreement.py",)
-_LEVELS = ("tests/test_pipeline.py::test_levels_are_no_pictures_in_floats",)
+_LEVELS = ("tests/test_pipeline.py::test_levels_are_no_images_in_floats",)
 
 COMMANDS = (
     Mutant("generate forgets --retry", _GENERATE, "RunOptions(batch_size, threads, retry)", "RunOptions(batch_size, threads)", _ARRIVES),
@@ -32,7 +32,7 @@ COMMANDS = (
     Mutant("the digest is not asked for", _COMMON, "precision, sha256=sha256)", "precision)", _ARRIVES),
     Mutant("sources and gallery change places", _EVALUATE, "EvaluateConfig(sources=sources, gallery=gallery,", "EvaluateConfig(sources=gallery, gallery=sources,", _ARRIVES),
     Mutant("other models run by themselves", f"{_CLI}/analyze.py", "rcdm_fast.load(other, None, None, device, engine, precision)", "rcdm_fast.load(other)", _ARRIVES),
-    Mutant("--no-compile is no change", _TRAIN, 'changes = {"pictures": pictures, "compile": compile}\n    values.update({key: value for key, value in changes.items() if value is not None})', 'changes = {"pictures": pictures, "compile": compile}\n    values.update({key: value for key, value in changes.items() if value})', _ARRIVES),
+    Mutant("--no-compile is no change", _TRAIN, 'changes = {"images": images, "compile": compile}\n    values.update({key: value for key, value in changes.items() if value is not None})', 'changes = {"images": images, "compile": compile}\n    values.update({key: value for key, value in changes.items() if value})', _ARRIVES),
     Mutant("a shipped configuration hides a file", _TRAIN, "else [chosen, shipped]) if", "else [shipped, chosen]) if", _RULES),
     Mutant("settings stay texts", _TRAIN, "            place[last] = json.loads(text)\n", "            pass\n", _RULES),
     Mutant("a gain of MRR fails", _COMPARE, "if -100 * change.value > max_mrr_loss", "if 100 * change.value > max_mrr_loss", _RULES),
@@ -42,12 +42,12 @@ COMMANDS = (
     Mutant("flags lose the heads of the decoder", _FLAGS, 'num_heads_upsample=_int(values, "num_heads_upsample")', "num_heads_upsample=-1", _OF_FLAGS),
     Mutant("flags lose the bounds of the variance", _FLAGS, "    if schedule.clamp_variance:", "    if False:", _OF_FLAGS),
     Mutant("turned tensors fit", _CHECKPOINT, "if name in found and found[name].shape != shape", "if name in found and found[name].numel() != shape.numel()", _OF_FILES),
-    Mutant("levels are taken for pictures", "rcdm_fast/images.py", "        return check(given)\n", "        return given\n", _LEVELS),
+    Mutant("levels are taken for images", "rcdm_fast/images.py", "        return check_images(given)\n", "        return given\n", _LEVELS),
     Mutant("training has no weight decay", _RUN, "weight_decay=config.weight_decay", "weight_decay=0.0", _OF_STEPS),
     Mutant("pre-training has no weight decay", _PRETRAIN, "weight_decay=config.weight_decay", "weight_decay=0.0", _OF_STEPS),
     Mutant("adapting has no weight decay", _ADAPT, "weight_decay=config.weight_decay", "weight_decay=0.0", _OF_STEPS),
     Mutant("one cut for all", _RUN, "self.network.parameters(), config.clip_norm, foreach", "self.network.parameters(), 1.0, foreach", _OF_STEPS),
-    Mutant("all averages are the first", _RUN, "for decay in (config.ema, *config.more_emas)]\n        self.loss", "for decay in (config.ema,) * (1 + len(config.more_emas))]\n        self.loss", _OF_STEPS),
+    Mutant("all averages are the first", _RUN, "for decay in (config.ema, *config.ema_decays)]\n        self.loss", "for decay in (config.ema,) * (1 + len(config.ema_decays))]\n        self.loss", _OF_STEPS),
     Mutant("a configuration goes before keywords", _CONFIG, "**{**_part(base), **settings}", "**{**settings, **_part(base)}", _OF_CONFIG),
     Mutant("an inversion takes guidance", _CONFIG, '("eta", 0), ("guidance", 1)', '("eta", 0)', _OF_CONFIG),
     Mutant("switches stand in front only", f"{_CLI}/__init__.py", "_run(_in_front(given))", "_run(given)", _OF_AGREEMENT),

@@ -124,15 +124,15 @@ DIFFUSION = (
     Mutant(
         "the variance is not held from below",
         _SOLVERS,
-        "share = share.clamp(0, 1)",
-        "share = share.clamp(max=1)",
+        "fraction = fraction.clamp(0, 1)",
+        "fraction = fraction.clamp(max=1)",
         _OF_SOLVERS,
     ),
     Mutant(
         "the variance is not held from above",
         _SOLVERS,
-        "share = share.clamp(0, 1)",
-        "share = share.clamp(min=0)",
+        "fraction = fraction.clamp(0, 1)",
+        "fraction = fraction.clamp(min=0)",
         _OF_SOLVERS,
     ),
     Mutant(
@@ -152,8 +152,8 @@ DIFFUSION = (
     Mutant(
         "bounds are exchanged",
         _SOLVERS,
-        "share * float(high[k]) + (1 - share) * float(low[k])",
-        "share * float(low[k]) + (1 - share) * float(high[k])",
+        "fraction * float(high[k]) + (1 - fraction) * float(low[k])",
+        "fraction * float(low[k]) + (1 - fraction) * float(high[k])",
         _OF_SOLVERS,
     ),
     Mutant(
@@ -164,8 +164,12 @@ DIFFUSION = (
         _OF_SOLVERS,
     ),
     Mutant("items lose their sign", _NOISE, "item & (MAX_SEED - 1)", "abs(item)", _OF_NOISE),
-    Mutant("samples share their noise", _NOISE, "np.array([0, 0, sample, step]", "np.array([0, 0, 0, step]", _OF_NOISE),
-    Mutant("steps share their noise", _NOISE, "np.array([0, 0, sample, step]", "np.array([0, 0, sample, 0]", _OF_NOISE),
+    Mutant(
+        "samples fraction their noise", _NOISE, "np.array([0, 0, sample, step]", "np.array([0, 0, 0, step]", _OF_NOISE
+    ),
+    Mutant(
+        "steps fraction their noise", _NOISE, "np.array([0, 0, sample, step]", "np.array([0, 0, sample, 0]", _OF_NOISE
+    ),
     Mutant(
         "steps continue samples",
         _NOISE,
@@ -194,7 +198,7 @@ DIFFUSION = (
         "steps[i] = max(steps[i], steps[i - 1])",
         _OF_SCHEDULE,
     ),
-    Mutant("quadratic steps are even", _SCHEDULE, "share**2 * last", "share * last", _OF_SCHEDULE),
+    Mutant("quadratic steps are even", _SCHEDULE, "fraction**2 * last", "fraction * last", _OF_SCHEDULE),
     Mutant("eta for everyone", _REGISTRY, "if eta and not known.eta", 'if eta and name == "ancestral"', _OF_MULTISTEP),
     Mutant("even evaluations of heun", _REGISTRY, "if count % 2 == 0", "if count == 0", _OF_MULTISTEP),
     Mutant(

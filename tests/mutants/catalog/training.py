@@ -24,15 +24,15 @@ TRAINING = (
     Mutant(
         "representations of moved images are those of the first ones",
         "training/representations.py",
-        "torch.arange(first + start, first + start + len(pictures)",
-        "torch.arange(start, start + len(pictures)",
+        "torch.arange(first + start, first + start + len(images)",
+        "torch.arange(start, start + len(images)",
         ("tests/test_views.py", "tests/test_representations.py"),
     ),
     Mutant(
         "moved images count for the standardization",
         _BATCHES,
-        "standardisation(bank[: self.views.still])",
-        "standardisation(bank)",
+        "standardization(bank[: self.views.still])",
+        "standardization(bank)",
         _OF_VIEWS,
     ),
     Mutant(
@@ -82,7 +82,7 @@ TRAINING = (
         "self._held",
         _OF_GRAPHED,
     ),
-    Mutant("averages move without their weights", _GRAPHED, "share * (1.0 - stays)", "share", _OF_GRAPHED),
+    Mutant("averages move without their weights", _GRAPHED, "fraction * (1.0 - stays)", "fraction", _OF_GRAPHED),
     Mutant(
         "a graph keeps the first rate",
         _GRAPHED,

@@ -23,7 +23,7 @@ _OF_MASKS = ("tests/test_masks.py",)
 
 WORLD = (
     Mutant(
-        "all images share their noise",
+        "all images fraction their noise",
         _SLOPES,
         "(row // self._each if shared else row)",
         "row // self._each",
@@ -115,7 +115,7 @@ WORLD = (
     ),
     Mutant("of two meanings the first is taken", _ORACLE, "!= tuple(row):", "is None:", _OF_ORACLE),
     Mutant("every item of a block is its first", _WORLD, "np.array([0, place, ", "np.array([0, chosen[0], ", _OF_WORLD),
-    Mutant("worlds share their factors", _WORLD, "list(FACTORS).index(self.world), 0]", "0, 0]", _OF_WORLD),
+    Mutant("worlds fraction their factors", _WORLD, "list(FACTORS).index(self.world), 0]", "0, 0]", _OF_WORLD),
     Mutant("the back object is in front", _SHAPES, "in reversed(range", "in list(range", _OF_WORLD),
     Mutant(
         "objects turn the other way",

@@ -1,13 +1,13 @@
-"""Pictures unlike those that the model was trained for, beside familiar ones: are samples as faithful to them?
+"""Images unlike those that the model was trained for, beside familiar ones: are samples as faithful to them?
 
-A decoder could draw the familiar picture that is nearest to h. Bordes et al. (2021, figure 2 and section 4) show that
-samples of pictures from elsewhere resemble these. Three measurements, for both groups: how far re-encoded samples are
-from h, whether they lead back to the picture, and how much samples of one picture differ.
+A decoder could draw the familiar image that is nearest to h. Bordes et al. (2021, figure 2 and section 4) show that
+samples of images from elsewhere resemble these. Three measurements, for both groups: how far re-encoded samples are
+from h, whether they lead back to the image, and how much samples of one image differ.
 
-Two things would flatter unfamiliar pictures. Their nearest neighbour is far, so a distance in its units is small: the
-same distance stands in a unit that all pictures share, too. And whatever is badly drawn may be nearer to any photograph
-than to the data. So a picture is ranked among the data and *all* photographs, and chance is measured: it is the rank
-that the samples of the other pictures of its group give to it.
+Two things would flatter unfamiliar images. Their nearest neighbor is far, so a distance in its units is small: the
+same distance stands in a unit that all images share, too. And whatever is badly drawn may be nearer to any photograph
+than to the data. So an image is ranked among the data and *all* photographs, and chance is measured: it is the rank
+that the samples of the other images of its group give to it.
 
 Knows nothing about what the model was trained on: familiar is what the caller calls data.
 """
@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rcdm_fast import host, images
+from rcdm_fast import host
 from rcdm_fast.analysis import common
 from rcdm_fast.analysis.common import ExperimentConfig, Progress, Redrawn
 from rcdm_fast.analysis.recovery import MIN_SOURCES
@@ -32,31 +32,32 @@ from rcdm_fast.checks import Count, CountOrNone
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.image_set import ImageSet, evenly
 from rcdm_fast.diffusion.sampling_config import PER_SOURCE
+from rcdm_fast.images import image_sheet, to_pil
 from rcdm_fast.metrics import nearest
 from rcdm_fast.metrics.intervals import Floats, Interval
 from rcdm_fast.model import Model
 
-MARGIN = 0.25  # of a nearest-neighbour distance: a difference that is surely smaller counts as none
+MARGIN = 0.25  # of a nearest-neighbor distance: a difference that is surely smaller counts as none
 
 HEADS = (
-    "nearest neighbour at",
-    "samples from h, of own neighbour's distance",
+    "nearest neighbor at",
+    "samples from h, of own neighbor's distance",
     "samples from h, of the data's",
     "MRR",
     "MRR by others' samples",
     "spread (8-bit levels)",
 )
 NOTE = (
-    "Distances in units of the mean distance from a familiar picture to its nearest neighbour in the data, or to the "
-    "picture's own nearest neighbour. MRR: mean reciprocal rank of the picture among the data and the photographs; "
-    "chance is what the samples of other pictures of the group give to it."
+    "Distances in units of the mean distance from a familiar image to its nearest neighbor in the data, or to the "
+    "image's own nearest neighbor. MRR: mean reciprocal rank of the image among the data and the photographs; "
+    "chance is what the samples of other images of the group give to it."
 )
 METHOD = (
-    "Every sample is re-encoded. Its distance to h is told in two units: the distance from h to its nearest neighbour "
-    "in the data, and the mean of that distance over familiar pictures. As faithful: in both units the mean over "
-    f"unfamiliar pictures is surely less than {MARGIN} larger; open where not even samples of familiar pictures lead "
-    "back to them. Back to the picture: its reciprocal rank among the data and all photographs by its own samples, "
-    "less that by the samples of the other pictures of its group, in pairs. Intervals: 95 %, bootstrap over pictures. "
+    "Every sample is re-encoded. Its distance to h is told in two units: the distance from h to its nearest neighbor "
+    "in the data, and the mean of that distance over familiar images. As faithful: in both units the mean over "
+    f"unfamiliar images is surely less than {MARGIN} larger; open where not even samples of familiar images lead "
+    "back to them. Back to the image: its reciprocal rank among the data and all photographs by its own samples, "
+    "less that by the samples of the other images of its group, in pairs. Intervals: 95 %, bootstrap over images. "
     "After Bordes et al. (2021), figure 2 and section 4."
 )
 
@@ -66,9 +67,9 @@ class UnfamiliarConfig(ExperimentConfig):
     """What to sample.
 
     Attributes:
-        sources: familiar pictures, spread evenly over the data; 0 means 64, or all there are if fewer.
-        per: samples of each picture; at least 2.
-        shown: pictures of each group in the figures.
+        sources: familiar images, spread evenly over the data; 0 means 64, or all there are if fewer.
+        per: samples of each image; at least 2.
+        shown: images of each group in the figures.
     """
 
     sources: CountOrNone = 0
@@ -78,19 +79,19 @@ class UnfamiliarConfig(ExperimentConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.per < 2:
-            raise ConfigError(f"how much samples differ needs at least 2 of each picture, got {self.per}")
+            raise ConfigError(f"how much samples differ needs at least 2 of each image, got {self.per}")
         if self.shown < 1:
             raise ConfigError(f"shown must be at least 1, got {self.shown}")
 
 
 @dataclass(frozen=True)
 class Real:
-    """Representations of all real pictures.
+    """Representations of all real images.
 
     Attributes:
         h: of the data, then of the photographs; float32 [G,D].
         known: how many of these are data.
-        unit: mean distance from a familiar picture to its nearest other picture of the data.
+        unit: mean distance from a familiar image to its nearest other image of the data.
     """
 
     h: Tensor
@@ -100,22 +101,22 @@ class Real:
 
 @dataclass(frozen=True)
 class Group:
-    """What was measured of one kind of pictures; S pictures, P samples of each.
+    """What was measured of one kind of images; S images, P samples of each.
 
     Attributes:
         name: for readers.
-        pictures: float32 [S,3,H,W].
+        images: float32 [S,3,H,W].
         samples: float32 [S,P,3,H,W].
-        apart: distance to the nearest other picture of the data, over the data's mean; float64 [S].
-        own: distance of samples to h over the distance to the nearest other picture; float64 [S].
+        apart: distance to the nearest other image of the data, over the data's mean; float64 [S].
+        own: distance of samples to h over the distance to the nearest other image; float64 [S].
         shared: the same over the data's mean distance.
-        back: reciprocal rank of the picture by its own samples; float64 [S].
-        chance: the same by the samples of the other pictures; None for a single picture.
+        back: reciprocal rank of the image by its own samples; float64 [S].
+        chance: the same by the samples of the other images; None for a single image.
         spread: of samples, in 8-bit levels; float64 [S].
     """
 
     name: str
-    pictures: Tensor
+    images: Tensor
     samples: Tensor
     apart: Floats
     own: Floats
@@ -126,8 +127,8 @@ class Group:
 
     @property
     def enough(self) -> bool:
-        """Whether there are enough pictures for intervals."""
-        return len(self.pictures) >= MIN_SOURCES
+        """Whether there are enough images for intervals."""
+        return len(self.images) >= MIN_SOURCES
 
 
 @host.guarded(gradients=True, random=True)
@@ -139,18 +140,18 @@ def run(
     progress: Progress | None = None,
     shared: Shared | None = None,
 ) -> Analysis:
-    """Samples of photographs and of familiar pictures, measured alike.
+    """Samples of photographs and of familiar images, measured alike.
 
     Args:
         model: a model with an encoder.
-        data: familiar pictures, at least 20; sources and neighbours come from them.
-        photos: unfamiliar pictures, all of them drawn. With fewer than 20 there is no comparison, only their numbers.
+        data: familiar images, at least 20; sources and neighbors come from them.
+        photos: unfamiliar images, all of them drawn. With fewer than 20 there is no comparison, only their numbers.
         config: sizes and solver.
-        progress: called with (pictures done, all of them).
+        progress: called with (images done, all of them).
         shared: with other experiments.
 
     Raises:
-        ConfigError: too few familiar pictures, no photograph, or a model without an encoder.
+        ConfigError: too few familiar images, no photograph, or a model without an encoder.
     """
     encoder = common.encoder_of(model, "a comparison of samples with h needs")
     if not len(photos):
@@ -174,7 +175,7 @@ def run(
     name = common.name_of(model)
     return Analysis(
         name="unfamiliar",
-        title=f"Pictures that {name} does not know",
+        title=f"Images that {name} does not know",
         model=name,
         settings={
             **dataclasses.asdict(config),
@@ -188,30 +189,30 @@ def run(
         figures={each.name: _sheet(each, config) for each in (unfamiliar, familiar)},
         captions={
             "unfamiliar": f"Photographs as {name} gets them, and samples of their representations.",
-            "familiar": "The same for pictures of the data.",
+            "familiar": "The same for images of the data.",
         },
         method=METHOD,
     )
 
 
-def _group(name: str, pictures: Tensor, drawn: Redrawn, places: Tensor, real: Real) -> Group:
-    """The pictures at `places` among all real ones, measured."""
+def _group(name: str, images: Tensor, drawn: Redrawn, places: Tensor, real: Real) -> Group:
+    """The images at `places` among all real ones, measured."""
     count, per = drawn.representations.shape[:2]
     h = real.h[places]
     apart = nearest.apart(h, real.h[: real.known])
     reciprocal = 1 / nearest.ranks(drawn.representations.flatten(0, 1), real.h, places)
-    by_source = reciprocal.view(count, per, count).mean(dim=1)  # samples of a source, ranks of a picture
+    by_source = reciprocal.view(count, per, count).mean(dim=1)  # samples of a source, ranks of an image
     back = by_source.diagonal()
     return Group(
         name,
-        pictures,
-        drawn.pictures,
+        images,
+        drawn.images,
         (apart / real.unit).numpy(),
         nearest.relative(drawn.representations, h, apart).numpy(),
         nearest.relative(drawn.representations, h, torch.full_like(apart, real.unit)).numpy(),
         back.numpy(),
         ((by_source.sum(dim=0) - back) / (count - 1)).numpy() if count > 1 else None,
-        common.spread_of(drawn.pictures).numpy(),
+        common.spread_of(drawn.images).numpy(),
     )
 
 
@@ -223,7 +224,7 @@ def _numbers(group: Group) -> tuple[Floats | None, ...]:
 def _group_table(groups: tuple[Group, ...], size: int, config: UnfamiliarConfig) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for group in groups:
-        cells: list[Cell] = [group.name, len(group.pictures)]
+        cells: list[Cell] = [group.name, len(group.images)]
         for values in _numbers(group):
             if values is None:
                 cells.append(None)
@@ -231,9 +232,9 @@ def _group_table(groups: tuple[Group, ...], size: int, config: UnfamiliarConfig)
                 cells.append(common.interval(values, config) if group.enough else float(values.mean()))
         rows.append(tuple(cells))
     drawn = float((1 / np.arange(1, size + 1)).mean())
-    note = f"{NOTE} A rank drawn at random from {size} pictures would give an MRR of {drawn:.2g}."
-    title = "Samples of familiar and of unfamiliar pictures"
-    return Table("groups", title, ("pictures", "number", *HEADS), tuple(rows), note, False)
+    note = f"{NOTE} A rank drawn at random from {size} images would give an MRR of {drawn:.2g}."
+    title = "Samples of familiar and of unfamiliar images"
+    return Table("groups", title, ("images", "number", *HEADS), tuple(rows), note, False)
 
 
 def _photo_table(group: Group, photos: ImageSet) -> Table:
@@ -246,33 +247,33 @@ def _photo_table(group: Group, photos: ImageSet) -> Table:
 
 
 def _too_few(group: Group) -> str:
-    return f"an interval over photographs needs at least {MIN_SOURCES} of them, got {len(group.pictures)}"
+    return f"an interval over photographs needs at least {MIN_SOURCES} of them, got {len(group.images)}"
 
 
 def _as_faithful(unfamiliar: Group, familiar: Group, config: UnfamiliarConfig) -> Finding:
-    claim = "samples of unfamiliar pictures are as faithful as those of familiar ones"
+    claim = "samples of unfamiliar images are as faithful as those of familiar ones"
     if not unfamiliar.enough:
         return Finding(claim, None, _too_few(unfamiliar))
     own = common.difference(unfamiliar.own, familiar.own, config)
     shared = common.difference(unfamiliar.shared, familiar.shared, config)
     holds = common.all_hold(common.below(each, MARGIN) for each in (own, shared))
     measured = (
-        f"distance to h less that of familiar pictures: {cell_text(own)} of the own neighbour's distance, "
+        f"distance to h less that of familiar images: {cell_text(own)} of the own neighbor's distance, "
         f"{cell_text(shared)} of the data's; surely under {MARGIN} in both counts as the same"
     )
     if holds and common.above(_gain(familiar, config)) is not True:
-        return Finding(claim, None, f"samples of familiar pictures do not lead back to them either; {measured}")
+        return Finding(claim, None, f"samples of familiar images do not lead back to them either; {measured}")
     return Finding(claim, holds, measured)
 
 
 def _gain(group: Group, config: UnfamiliarConfig) -> Interval:
-    """Reciprocal rank by own samples less that by others', in pairs; at least two pictures."""
+    """Reciprocal rank by own samples less that by others', in pairs; at least two images."""
     assert group.chance is not None
     return common.gain(group.back, group.chance, config)
 
 
 def _back(group: Group, config: UnfamiliarConfig) -> Finding:
-    claim = "samples of unfamiliar pictures lead back to their picture better than chance"
+    claim = "samples of unfamiliar images lead back to their image better than chance"
     if not group.enough or group.chance is None:
         return Finding(claim, None, _too_few(group))
     own, chance = common.interval(group.back, config), common.interval(group.chance, config)
@@ -282,6 +283,6 @@ def _back(group: Group, config: UnfamiliarConfig) -> Finding:
 
 
 def _sheet(group: Group, config: UnfamiliarConfig) -> Image.Image:
-    picked = evenly(min(config.shown, len(group.pictures)), len(group.pictures)).tolist()
-    rows = [[images.to_pil(each) for each in (group.pictures[row], *group.samples[row])] for row in picked]
-    return images.sheet(rows, cell=80, column_titles=("picture", "samples"), group_gaps=(1,))
+    picked = evenly(min(config.shown, len(group.images)), len(group.images)).tolist()
+    rows = [[to_pil(each) for each in (group.images[row], *group.samples[row])] for row in picked]
+    return image_sheet(rows, cell=80, column_titles=("image", "samples"), group_gaps=(1,))

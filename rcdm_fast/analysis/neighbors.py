@@ -1,13 +1,11 @@
-"""Which real pictures are nearest to samples, beside those nearest to h; and whether samples are copies of any.
+"""Which real images are nearest to samples, beside those nearest to h; and whether samples are copies of any.
 
-Samples of h should lie in its neighbourhood (Bordes et al. 2021): the k real pictures nearest to them are held against
-the k nearest to h, as lists and by class. Sources are not in the gallery, so they serve as held-out real pictures when
+Samples of h should lie in its neighborhood (Bordes et al. 2021): the k real images nearest to them are held against
+the k nearest to h, as lists and by class. Sources are not in the gallery, so they serve as held-out real images when
 samples are searched for copies (`copies.py`).
 
-All sources and samples may have the same few neighbours (hubs of a high-dimensional space), so beside k / gallery, what
+All sources and samples may have the same few neighbors (hubs of a high-dimensional space), so beside k / gallery, what
 random lists share, stands what the samples of a source share with the lists of other sources.
-
-Knows nothing about what the model was trained on.
 """
 
 from __future__ import annotations
@@ -19,8 +17,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rcdm_fast import host, images
-from rcdm_fast.analysis import common, copies
+from rcdm_fast import host
+from rcdm_fast.analysis import common, memorization
 from rcdm_fast.analysis.common import ExperimentConfig, Progress, Redrawn
 from rcdm_fast.analysis.recovery import MIN_SOURCES
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
@@ -29,38 +27,39 @@ from rcdm_fast.checks import Count, CountOrNone
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.image_set import ImageSet, evenly
 from rcdm_fast.diffusion.sampling_config import PER_SOURCE
+from rcdm_fast.images import image_sheet, to_pil
 from rcdm_fast.metrics import nearest
 from rcdm_fast.metrics.intervals import Floats
 from rcdm_fast.model import Model
 
 METHOD = (
-    "Sources are spread evenly over the data; all other pictures are the gallery. Every sample is re-encoded. "
-    "Neighbours are exact, by Euclidean distance: of the mean representation of a source's samples, and of each sample "
-    "by itself. Chance: the share of k in the gallery, and the list of another source's h. "
-    f"{copies.METHOD} Intervals: 95 %, bootstrap over sources. After Bordes et al. (2021)."
+    "Sources are spread evenly over the data; all other images are the gallery. Every sample is re-encoded. "
+    "Neighbors are exact, by Euclidean distance: of the mean representation of a source's samples, and of each sample "
+    "by itself. Chance: the fraction of k in the gallery, and the list of another source's h. "
+    f"{memorization.METHOD} Intervals: 95 %, bootstrap over sources. After Bordes et al. (2021)."
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class NeighboursConfig(ExperimentConfig):
+class NeighborsConfig(ExperimentConfig):
     """What to sample and to compare.
 
     Attributes:
-        sources: source pictures, spread evenly over the data; 0 means 64, or half of the data if that is less.
+        sources: source images, spread evenly over the data; 0 means 64, or half of the data if that is less.
         per: samples of each source.
-        neighbours: k, the length of lists.
+        neighbors: k, the length of lists.
         shown: sources in the figure.
     """
 
     sources: CountOrNone = 0
     per: Count = PER_SOURCE
-    neighbours: int = 5
+    neighbors: int = 5
     shown: int = 4
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.neighbours < 1 or self.shown < 1:
-            raise ConfigError(f"neighbours and shown must be at least 1, got {self.neighbours} and {self.shown}")
+        if self.neighbors < 1 or self.shown < 1:
+            raise ConfigError(f"neighbors and shown must be at least 1, got {self.neighbors} and {self.shown}")
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class Setting:
         sources, rest: their places in the data, int64 [S], [G].
         h, gallery: representations, float32 [S,D], [G,D].
         drawn: samples.
-        of_h: neighbours of h, int64 [S,1,K].
+        of_h: neighbors of h, int64 [S,1,K].
         of_mean: of the mean of samples' representations, int64 [S,1,K].
         of_each: of each sample, int64 [S,P,K].
     """
@@ -90,21 +89,21 @@ class Setting:
 def run(
     model: Model,
     data: ImageSet,
-    config: NeighboursConfig,
+    config: NeighborsConfig,
     progress: Progress | None = None,
     shared: Shared | None = None,
 ) -> Analysis:
-    """Neighbours of samples beside neighbours of h, and a search for copies.
+    """Neighbors of samples beside neighbors of h, and a search for copies.
 
     Args:
         model: a model with an encoder.
-        data: sources and gallery; shares of classes need labels.
+        data: sources and gallery; fractions of classes need labels.
         config: sizes and solver.
         progress: called with (sources done, all of them).
         shared: with other experiments.
 
     Raises:
-        ConfigError: too few pictures, or a model without an encoder.
+        ConfigError: too few images, or a model without an encoder.
     """
     found = _setting(model, data, config, progress, shared)
     size = len(found.rest)
@@ -113,12 +112,12 @@ def run(
     if data.labels is not None:
         tables.append(_class_table(found, lists, data.labels, config))
         findings.append(_class_finding(found, data.labels, config))
-    copied = copies.search(found.drawn.representations, found.h, found.gallery, config)
+    copied = memorization.search(found.drawn.representations, found.h, found.gallery, config)
     findings += [_near_finding(found, config), copied.finding()]
     name = common.name_of(model)
     return Analysis(
-        name="neighbours",
-        title=f"Real pictures nearest to samples of {name}",
+        name="neighbors",
+        title=f"Real images nearest to samples of {name}",
         model=name,
         settings={
             **dataclasses.asdict(config),
@@ -128,25 +127,25 @@ def run(
         },
         tables=(*tables, copied.table()),
         findings=tuple(findings),
-        figures={"neighbours": _sheet(found, data, config)},
+        figures={"neighbors": _sheet(found, data, config)},
         captions={
-            "neighbours": "A picture, the gallery pictures nearest to its h, samples of h, and the gallery pictures "
+            "neighbors": "An image, the gallery images nearest to its h, samples of h, and the gallery images "
             "nearest to the mean of their representations."
         },
         method=METHOD,
     )
 
 
-def split(data: ImageSet, config: NeighboursConfig) -> tuple[Tensor, Tensor]:
-    """Places of sources and of the gallery. Raises `ConfigError` if there are too few pictures for both."""
-    needed = MIN_SOURCES + max(MIN_SOURCES, config.neighbours + 1)
+def split(data: ImageSet, config: NeighborsConfig) -> tuple[Tensor, Tensor]:
+    """Places of sources and of the gallery. Raises `ConfigError` if there are too few images for both."""
+    needed = MIN_SOURCES + max(MIN_SOURCES, config.neighbors + 1)
     if len(data) < needed:
-        raise ConfigError(f"at least {needed} pictures are needed, {MIN_SOURCES} of them as sources; got {len(data)}")
-    most = len(data) - config.neighbours - 1
+        raise ConfigError(f"at least {needed} images are needed, {MIN_SOURCES} of them as sources; got {len(data)}")
+    most = len(data) - config.neighbors - 1
     count = config.sources or min(64, len(data) // 2, most)
     if not MIN_SOURCES <= count <= most:
         raise ConfigError(
-            f"{count} sources: at least {MIN_SOURCES}, at most {most}, so that the gallery has {config.neighbours + 1}"
+            f"{count} sources: at least {MIN_SOURCES}, at most {most}, so that the gallery has {config.neighbors + 1}"
         )
     sources = evenly(count, len(data))
     rest = torch.ones(len(data), dtype=torch.bool)
@@ -155,23 +154,23 @@ def split(data: ImageSet, config: NeighboursConfig) -> tuple[Tensor, Tensor]:
 
 
 def _setting(
-    model: Model, data: ImageSet, config: NeighboursConfig, progress: Progress | None, shared: Shared | None
+    model: Model, data: ImageSet, config: NeighborsConfig, progress: Progress | None, shared: Shared | None
 ) -> Setting:
-    encoder = common.encoder_of(model, "neighbours of samples need")
+    encoder = common.encoder_of(model, "neighbors of samples need")
     sources, rest = split(data, config)
     known = encoded(shared, encoder, data)
     h, gallery = known[sources], known[rest]
     drawn = common.redraw(model, h, sources, config, progress)
-    count = config.neighbours
-    of_each = nearest.neighbours(drawn.representations.flatten(0, 1), gallery, count)
+    count = config.neighbors
+    of_each = nearest.neighbors(drawn.representations.flatten(0, 1), gallery, count)
     return Setting(
         sources,
         rest,
         h,
         gallery,
         drawn,
-        nearest.neighbours(h, gallery, count)[:, None],
-        nearest.neighbours(drawn.representations.mean(dim=1), gallery, count)[:, None],
+        nearest.neighbors(h, gallery, count)[:, None],
+        nearest.neighbors(drawn.representations.mean(dim=1), gallery, count)[:, None],
         of_each.view(len(sources), -1, count),
     )
 
@@ -194,34 +193,34 @@ def overlap(lists: Tensor, of_h: Tensor, size: int) -> tuple[Floats, Floats]:
 
 
 def _membership(lists: Tensor, size: int) -> Tensor:
-    """In which share of a source's lists each gallery picture is; int64 [S,Q,K] -> float64 [S,G]."""
+    """In which fraction of a source's lists each gallery image is; int64 [S,Q,K] -> float64 [S,G]."""
     one = torch.full((len(lists), lists[0].numel()), 1 / lists.shape[1], dtype=torch.float64)
     return torch.zeros(len(lists), size, dtype=torch.float64).scatter_add_(1, lists.flatten(1), one)
 
 
-def _overlap_table(found: Setting, lists: dict[str, Tensor], config: NeighboursConfig) -> Table:
+def _overlap_table(found: Setting, lists: dict[str, Tensor], config: NeighborsConfig) -> Table:
     size = len(found.rest)
     rows: list[tuple[Cell, ...]] = []
     for name, each in lists.items():
         own, others = (common.interval(values, config) for values in overlap(each, found.of_h, size))
-        rows.append((name, own, others, config.neighbours / size))
-    title = f"Neighbours in common with h, of {config.neighbours} among {size} pictures"
-    columns = ("neighbours of", "in common with h", "with another source's h", "random lists")
-    return Table("overlap", title, columns, tuple(rows), "1: the same pictures; 0: none of them.")
+        rows.append((name, own, others, config.neighbors / size))
+    title = f"Neighbors in common with h, of {config.neighbors} among {size} images"
+    columns = ("neighbors of", "in common with h", "with another source's h", "random lists")
+    return Table("overlap", title, columns, tuple(rows), "1: the same images; 0: none of them.")
 
 
-def _overlap_finding(found: Setting, config: NeighboursConfig) -> Finding:
+def _overlap_finding(found: Setting, config: NeighborsConfig) -> Finding:
     own, others = overlap(found.of_each, found.of_h, len(found.rest))
     gain = common.gain(own, others, config)
     measured = (
-        f"{common.percent(common.interval(own, config))} of a sample's neighbours are neighbours of its h, "
+        f"{common.percent(common.interval(own, config))} of a sample's neighbors are neighbors of its h, "
         f"{common.percent(gain)} more than of another source's h"
     )
-    return Finding("samples lie in the neighbourhood of their h", common.above(gain), measured)
+    return Finding("samples lie in the neighborhood of their h", common.above(gain), measured)
 
 
 def _of_class(found: Setting, lists: Tensor, labels: Tensor) -> Floats:
-    """Share of neighbours with the source's class, float64 [S]."""
+    """Share of neighbors with the source's class, float64 [S]."""
     same = labels[found.rest][lists] == labels[found.sources][:, None, None]
     return same.double().flatten(1).mean(dim=1).numpy()
 
@@ -232,43 +231,43 @@ def _frequency(found: Setting, labels: Tensor) -> Floats:
     return same.double().mean(dim=1).numpy()
 
 
-def _class_table(found: Setting, lists: dict[str, Tensor], labels: Tensor, config: NeighboursConfig) -> Table:
+def _class_table(found: Setting, lists: dict[str, Tensor], labels: Tensor, config: NeighborsConfig) -> Table:
     chance = float(_frequency(found, labels).mean())
     of_h = _of_class(found, found.of_h, labels)
     rows: list[tuple[Cell, ...]] = [("h", common.interval(of_h, config), None, chance)]
     for name, each in lists.items():
         values = _of_class(found, each, labels)
         rows.append((name, common.interval(values, config), common.interval(values - of_h, config), chance))
-    columns = ("neighbours of", "of the source's class", "less those of h", "random pictures")
-    return Table("class", "Neighbours with the class of the source", columns, tuple(rows))
+    columns = ("neighbors of", "of the source's class", "less those of h", "random images")
+    return Table("class", "Neighbors with the class of the source", columns, tuple(rows))
 
 
-def _class_finding(found: Setting, labels: Tensor, config: NeighboursConfig) -> Finding:
+def _class_finding(found: Setting, labels: Tensor, config: NeighborsConfig) -> Finding:
     values, chance = _of_class(found, found.of_each, labels), _frequency(found, labels)
     of_h = common.interval(_of_class(found, found.of_h, labels), config)
     gain = common.gain(values, chance, config)
     measured = (
-        f"{common.percent(common.interval(values, config))} of a sample's neighbours, "
-        f"{common.percent(of_h)} of the neighbours of h, {100 * chance.mean():.0f} % of the gallery"
+        f"{common.percent(common.interval(values, config))} of a sample's neighbors, "
+        f"{common.percent(of_h)} of the neighbors of h, {100 * chance.mean():.0f} % of the gallery"
     )
-    claim = "neighbours of samples have the class of the source more often than chance"
+    claim = "neighbors of samples have the class of the source more often than chance"
     return Finding(claim, common.above(gain), measured)
 
 
-def _near_finding(found: Setting, config: NeighboursConfig) -> Finding:
+def _near_finding(found: Setting, config: NeighborsConfig) -> Finding:
     unit = nearest.apart(found.h, found.gallery)
     far = common.interval(nearest.relative(found.drawn.representations, found.h, unit).numpy(), config)
-    measured = f"distance to h {cell_text(far)} of the distance from h to its nearest gallery picture"
-    return Finding("samples are nearer to h than any real picture", common.below(far, 1.0), measured)
+    measured = f"distance to h {cell_text(far)} of the distance from h to its nearest gallery image"
+    return Finding("samples are nearer to h than any real image", common.below(far, 1.0), measured)
 
 
-def _sheet(found: Setting, data: ImageSet, config: NeighboursConfig) -> Image.Image:
+def _sheet(found: Setting, data: ImageSet, config: NeighborsConfig) -> Image.Image:
     gallery, rows = found.rest, []
     for row in evenly(min(config.shown, len(found.sources)), len(found.sources)).tolist():
         source = data.floats(found.sources[row : row + 1]).cpu()
         of_h, of_mean = (data.floats(gallery[each[row, 0]]).cpu() for each in (found.of_h, found.of_mean))
-        shown = (*source, *of_h, *found.drawn.pictures[row], *of_mean)
-        rows.append([images.to_pil(picture) for picture in shown])
-    count, per = config.neighbours, config.per
-    titles = ["picture", "nearest to h", *[""] * (count - 1), "samples", *[""] * (per - 1), "nearest to samples"]
-    return images.sheet(rows, cell=72, column_titles=titles, group_gaps=(1, 1 + count, 1 + count + per))
+        shown = (*source, *of_h, *found.drawn.images[row], *of_mean)
+        rows.append([to_pil(image) for image in shown])
+    count, per = config.neighbors, config.per
+    titles = ["image", "nearest to h", *[""] * (count - 1), "samples", *[""] * (per - 1), "nearest to samples"]
+    return image_sheet(rows, cell=72, column_titles=titles, group_gaps=(1, 1 + count, 1 + count + per))

@@ -1,11 +1,11 @@
 """CUDA graphs of a program, one per batch bucket: launching some hundred kernels costs as much as one.
 
-A batch is padded to the next bucket. A graph reads pictures, FiLM rows and row numbers from tensors of its own, which
+A batch is padded to the next bucket. A graph reads images, FiLM rows and row numbers from tensors of its own, which
 are filled before each replay, so that it never has to be captured again; results are copied out. All graphs share one
 memory pool, and the least recently used one is dropped when there are more than `MOST_GRAPHS`, never the one that is
 prepared. Other threads may use the GPU during a capture, but there is one capture at a time in a process.
 
-Not used on CPU. Knows nothing about solvers.
+Not used on CPU.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class GraphCache:
 
     @torch.inference_mode()
     def prepare(self, plan: ConditioningPlan, batch_size: int) -> None:
-        """Make ready for a batch: capture its bucket if need be, and tell the graph each picture's row."""
+        """Make ready for a batch: capture its bucket if need be, and tell the graph each image's row."""
         with devices.current(self._device):
             captured = self._bucket(batch_size)
             self._follow()
@@ -84,13 +84,13 @@ class GraphCache:
         """One network evaluation; float32 [batch,3 or 6,H,W], a copy. Waits for nothing on the GPU.
 
         Raises:
-            ValueError: another number of pictures than was prepared.
+            ValueError: another number of images than was prepared.
         """
         plan, captured, count = self._plan, self._ready, self._count
         assert plan is not None
         assert captured is not None
         if len(x) != count:
-            raise ValueError(f"{len(x)} pictures, prepared was a batch of {count}")
+            raise ValueError(f"{len(x)} images, prepared was a batch of {count}")
         with devices.current(self._device):
             self._follow()
             captured.x[:count].copy_(x)
@@ -142,7 +142,7 @@ class GraphCache:
                     self._program.denoise(x, film, rows)
             torch.cuda.current_stream(device).wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            # In the mode "global" another thread that allocates memory meanwhile, to encode a picture, would end this.
+            # In the mode "global" another thread that allocates memory meanwhile, to encode an image, would end this.
             with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
                 out = self._program.denoise(x, film, rows)
         self._captures += 1

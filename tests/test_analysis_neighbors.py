@@ -1,4 +1,4 @@
-"""Neighbours of samples beside neighbours of h, with decoders that obey, copy, average or are deaf; lists by hand."""
+"""Neighbors of samples beside neighbors of h, with decoders that obey, copy, average or are deaf; lists by hand."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ import pytest
 import torch
 from torch import Tensor
 
-from rcdm_fast import images
-from rcdm_fast.analysis import copies, neighbours
-from rcdm_fast.analysis.neighbours import NeighboursConfig, overlap, split
+from rcdm_fast.analysis import memorization, neighbors
+from rcdm_fast.analysis.neighbors import NeighborsConfig, overlap, split
 from rcdm_fast.analysis.registry import EXPERIMENTS, Job
 from rcdm_fast.analysis.result import Analysis, Cell, Table
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.images import to_uint8
 from rcdm_fast.metrics import nearest
 from rcdm_fast.metrics.intervals import Interval
 from tests import small
 from tests.test_analysis import oracle, photographs
 
-QUICK = NeighboursConfig(sources=24, per=2, neighbours=3, steps=2, resamples=200)
+QUICK = NeighborsConfig(sources=24, per=2, neighbors=3, steps=2, resamples=200)
 COUNT = 100
 
 
 @pytest.fixture(scope="module")
 def data() -> ImageSet:
-    """Noise, so that no picture is near another; one of four colours added, which is the class."""
+    """Noise, so that no image is near another; one of four colors added, which is the class."""
     generator = torch.Generator().manual_seed(4)
-    pictures = 0.3 * torch.randn(COUNT, 3, 16, 16, generator=generator)
+    images = 0.3 * torch.randn(COUNT, 3, 16, 16, generator=generator)
     labels = torch.arange(COUNT) % 4
     for number, label in enumerate(labels.tolist()):
-        pictures[number] += torch.tensor([[-0.2, -0.2, 0], [0.2, -0.2, 0], [-0.2, 0.2, 0], [0.2, 0.2, 0]])[
+        images[number] += torch.tensor([[-0.2, -0.2, 0], [0.2, -0.2, 0], [-0.2, 0.2, 0], [0.2, 0.2, 0]])[
             label, :, None, None
         ]
-    return ImageSet(images.to_uint8(pictures.clamp(-1, 1)), labels, ("a", "b", "c", "d"), (), "made-up")
+    return ImageSet(to_uint8(images.clamp(-1, 1)), labels, ("a", "b", "c", "d"), (), "made-up")
 
 
 def obeys(h: Tensor, *, per: int, **_: object) -> Tensor:
@@ -44,7 +44,7 @@ def obeys(h: Tensor, *, per: int, **_: object) -> Tensor:
 
 
 def deaf(h: Tensor, *, items: Tensor, per: int, **_: object) -> Tensor:
-    return torch.stack([small.pictures(per, 16, seed=item) for item in items.tolist()])
+    return torch.stack([small.make_images(per, 16, seed=item) for item in items.tolist()])
 
 
 def interval(cell: Cell) -> Interval:
@@ -58,13 +58,13 @@ def table(found: Analysis, name: str) -> Table:
 
 def verdicts(found: Analysis) -> dict[str, bool | None]:
     """By the first word that tells findings apart."""
-    words = {"neighbourhood": "lists", "class": "class", "nearer to h": "near", "copies": "copies"}
+    words = {"neighborhood": "lists", "class": "class", "nearer to h": "near", "copies": "copies"}
     return {name: each.holds for each in found.findings for word, name in words.items() if word in each.claim}
 
 
 def test_a_decoder_that_obeys(monkeypatch: pytest.MonkeyPatch, data: ImageSet) -> None:
     done: list[tuple[int, int]] = []
-    found = neighbours.run(oracle(monkeypatch, obeys), data, QUICK, lambda *each: done.append(each))
+    found = neighbors.run(oracle(monkeypatch, obeys), data, QUICK, lambda *each: done.append(each))
     assert verdicts(found) == {"lists": True, "class": True, "near": True, "copies": True}
     for row in table(found, "overlap").rows:
         assert interval(row[1]).low == pytest.approx(1)
@@ -80,11 +80,11 @@ def test_a_decoder_that_obeys(monkeypatch: pytest.MonkeyPatch, data: ImageSet) -
     assert interval(samples[1]).value == pytest.approx(1)
     assert done[-1] == (24, 24)
     assert found.settings["gallery"] == COUNT - 24
-    assert found.figures["neighbours"].width > (1 + 3 + 2 + 3) * 72
+    assert found.figures["neighbors"].width > (1 + 3 + 2 + 3) * 72
 
 
 def test_a_deaf_decoder(monkeypatch: pytest.MonkeyPatch, data: ImageSet) -> None:
-    found = neighbours.run(oracle(monkeypatch, deaf), data, QUICK)
+    found = neighbors.run(oracle(monkeypatch, deaf), data, QUICK)
     got = verdicts(found)
     assert got["lists"] is not True
     assert got["class"] is not True
@@ -93,39 +93,39 @@ def test_a_deaf_decoder(monkeypatch: pytest.MonkeyPatch, data: ImageSet) -> None
 
 
 def test_hubs_are_no_merit(monkeypatch: pytest.MonkeyPatch, data: ImageSet) -> None:
-    """The same sample whatever h is: what its neighbours share with those of h they share with those of any h."""
+    """The same sample whatever h is: what its neighbors share with those of h they share with those of any h."""
     floats = data.floats(slice(None))
 
     def average(h: Tensor, *, per: int, **_: object) -> Tensor:
         return floats.mean(dim=0).expand(len(h), per, -1, -1, -1)
 
-    found = neighbours.run(oracle(monkeypatch, average), data, QUICK)
+    found = neighbors.run(oracle(monkeypatch, average), data, QUICK)
     _, each = table(found, "overlap").rows
     assert interval(each[1]).value == pytest.approx(interval(each[2]).value, abs=1e-9)
     got = verdicts(found)
     assert got["lists"] is None
-    # the mean is nearer to pictures than they are to each other (by sqrt(2), were there no classes), and no copy
+    # the mean is nearer to images than they are to each other (by sqrt(2), were there no classes), and no copy
     assert 0.7 < interval(table(found, "copies").rows[0][1]).value < 0.85
     assert got["copies"] is True
 
 
 @pytest.mark.parametrize(("share", "holds"), [(1.0, False), (0.5, False), (0.0, True)])
-def test_copies(monkeypatch: pytest.MonkeyPatch, data: ImageSet, share: float, holds: bool) -> None:
-    """Sources' own pictures are no copies; gallery pictures are, also where only half of the samples are."""
+def test_copies(monkeypatch: pytest.MonkeyPatch, data: ImageSet, fraction: float, holds: bool) -> None:
+    """Sources' own images are no copies; gallery images are, also where only half of the samples are."""
     sources, rest = split(data, QUICK)
     gallery = data.floats(rest)
 
     def copied(h: Tensor, *, items: Tensor, per: int, **_: object) -> Tensor:
         drawn = h.view(-1, 1, 3, 16, 16).repeat(1, per, 1, 1, 1)
-        drawn[:, : round(share * per)] = gallery[items % len(gallery)][:, None]
+        drawn[:, : round(fraction * per)] = gallery[items % len(gallery)][:, None]
         return drawn
 
-    found = neighbours.run(oracle(monkeypatch, copied), data, QUICK)
+    found = neighbors.run(oracle(monkeypatch, copied), data, QUICK)
     assert verdicts(found)["copies"] is holds
     samples, real = table(found, "copies").rows
-    assert interval(samples[2]).value == share
+    assert interval(samples[2]).value == fraction
     assert interval(real[2]).value == 0
-    assert interval(samples[1]).value == pytest.approx(1 - share, abs=1e-6)
+    assert interval(samples[1]).value == pytest.approx(1 - fraction, abs=1e-6)
     assert len(sources) == 24
 
 
@@ -136,7 +136,7 @@ def test_data_that_holds_copies_itself_does_not_accuse_the_decoder(
     sources, rest = split(data, QUICK)
     pixels = data.pixels.clone()
     pixels[rest[:8]] = pixels[sources[::3]]
-    found = neighbours.run(oracle(monkeypatch, obeys), dataclasses.replace(data, pixels=pixels), QUICK)
+    found = neighbors.run(oracle(monkeypatch, obeys), dataclasses.replace(data, pixels=pixels), QUICK)
     samples, real = table(found, "copies").rows
     assert interval(samples[2]).value == interval(real[2]).value == pytest.approx(1 / 3)
     assert verdicts(found)["copies"] is True
@@ -147,13 +147,13 @@ def test_few_copies_leave_it_open(data: ImageSet) -> None:
     gallery, h = torch.randn(60, 200, generator=generator), torch.randn(40, 200, generator=generator)
     again = h[:, None].repeat(1, 2, 1)
     again[:4, 0] = gallery[:4]  # 5 % of all samples
-    assert copies.search(again, h, gallery, QUICK).finding().holds is None
+    assert memorization.search(again, h, gallery, QUICK).finding().holds is None
     again[:20, 0] = gallery[:20]  # 25 %, and the mean distance is still three quarters of the usual one
-    found = copies.search(again, h, gallery, QUICK)
+    found = memorization.search(again, h, gallery, QUICK)
     assert found.ratio.value == pytest.approx(0.75, abs=0.03)
     assert found.finding().holds is False
-    with pytest.raises(ConfigError, match="another picture"):
-        copies.search(again, gallery[:40], gallery, QUICK)
+    with pytest.raises(ConfigError, match="another image"):
+        memorization.search(again, gallery[:40], gallery, QUICK)
 
 
 def test_lists_by_hand() -> None:
@@ -163,17 +163,17 @@ def test_lists_by_hand() -> None:
     assert own.tolist() == [0.75, 0.25, 0]
     assert others.tolist() == [0, 0, 0.5]
     gallery = torch.tensor([[0.0], [1], [3], [7]])
-    assert nearest.neighbours(torch.tensor([[2.5], [9]]), gallery, 2).tolist() == [[2, 1], [3, 2]]
+    assert nearest.neighbors(torch.tensor([[2.5], [9]]), gallery, 2).tolist() == [[2, 1], [3, 2]]
 
 
 def test_lists_are_those_of_a_plain_search(monkeypatch: pytest.MonkeyPatch, data: ImageSet) -> None:
-    """Overlap of another picture's samples, beside one computed in a plain way."""
+    """Overlap of another image's samples, beside one computed in a plain way."""
 
     def next_one(h: Tensor, *, per: int, **_: object) -> Tensor:
         return (0.5 * h + 0.5 * h.roll(1, 0)).view(-1, 1, 3, 16, 16).expand(-1, per, -1, -1, -1)
 
     config = dataclasses.replace(QUICK, batch_size=64)
-    found = neighbours.run(oracle(monkeypatch, next_one), data, config)
+    found = neighbors.run(oracle(monkeypatch, next_one), data, config)
     sources, rest = split(data, config)
     h, gallery = data.floats(sources).flatten(1).numpy(), data.floats(rest).flatten(1).numpy()
     mixed = 0.5 * h + 0.5 * np.roll(h, 1, axis=0)
@@ -191,37 +191,37 @@ def test_lists_are_those_of_a_plain_search(monkeypatch: pytest.MonkeyPatch, data
 def test_without_labels_from_the_registry() -> None:
     plain = photographs(50, 8)
     settings = {"sources": 20, "per": 2, "steps": 2, "resamples": 100}
-    found = EXPERIMENTS["neighbours"].run(Job(small.model(), plain, settings=settings))
+    found = EXPERIMENTS["neighbors"].run(Job(small.model(), plain, settings=settings))
     assert [each.name for each in found.tables] == ["overlap", "copies"]
     assert json.loads(json.dumps(found.as_json()))["settings"]["gallery"] == 30
-    again = EXPERIMENTS["neighbours"].run(Job(small.model(), plain, settings=settings))
+    again = EXPERIMENTS["neighbors"].run(Job(small.model(), plain, settings=settings))
     assert again.as_json() == found.as_json()
 
 
 def test_sources_and_gallery_have_nothing_in_common(data: ImageSet) -> None:
-    for config in (QUICK, NeighboursConfig(), NeighboursConfig(neighbours=70)):
+    for config in (QUICK, NeighborsConfig(), NeighborsConfig(neighbors=70)):
         sources, rest = split(data, config)
         assert sorted([*sources.tolist(), *rest.tolist()]) == list(range(COUNT))
         assert len(sources) >= 20
-        assert len(rest) > config.neighbours
-    assert len(split(data, NeighboursConfig())[0]) == 50
-    assert len(split(data, NeighboursConfig(neighbours=70))[0]) == 29
+        assert len(rest) > config.neighbors
+    assert len(split(data, NeighborsConfig())[0]) == 50
+    assert len(split(data, NeighborsConfig(neighbors=70))[0]) == 29
 
 
 def test_what_is_refused(data: ImageSet) -> None:
     model = small.model()
-    with pytest.raises(ConfigError, match="at least 40 pictures are needed, 20 of them as sources; got 30"):
-        neighbours.run(model, data.subset(torch.arange(30)), QUICK)
-    with pytest.raises(ConfigError, match="at least 101 pictures"):
-        split(data, NeighboursConfig(neighbours=80))
+    with pytest.raises(ConfigError, match="at least 40 images are needed, 20 of them as sources; got 30"):
+        neighbors.run(model, data.subset(torch.arange(30)), QUICK)
+    with pytest.raises(ConfigError, match="at least 101 images"):
+        split(data, NeighborsConfig(neighbors=80))
     with pytest.raises(ConfigError, match="98 sources: at least 20, at most 96"):
         split(data, dataclasses.replace(QUICK, sources=98))
     with pytest.raises(ConfigError, match="5 sources: at least 20"):
         split(data, dataclasses.replace(QUICK, sources=5))
-    with pytest.raises(ConfigError, match="neighbours and shown"):
-        NeighboursConfig(neighbours=0)
+    with pytest.raises(ConfigError, match="neighbors and shown"):
+        NeighborsConfig(neighbors=0)
     with pytest.raises(ConfigError, match="per must be"):
-        NeighboursConfig(per=0)
+        NeighborsConfig(per=0)
     model._encoder = None
     with pytest.raises(ConfigError, match="encoder"):
-        neighbours.run(model, data, QUICK)
+        neighbors.run(model, data, QUICK)

@@ -1,7 +1,4 @@
-"""Sample sheets during training: the same pictures, representations and noise every time.
-
-Knows nothing about the training run but its averaged weights.
-"""
+"""Sample sheets during training: the same images, representations and noise every time."""
 
 from __future__ import annotations
 
@@ -12,25 +9,25 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rcdm_fast import images
 from rcdm_fast.config import ScheduleConfig, UNetConfig
 from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.diffusion.sampling_config import QUICK_STEPS
+from rcdm_fast.images import image_sheet, save_image, to_pil
 from rcdm_fast.model import Model
 from rcdm_fast.models import networks
 
 
 @dataclass(frozen=True)
 class FixedBatch:
-    """Pictures [N,3,S,S] in [-1,1], their representations [N,D], and how many samples of each to draw."""
+    """Images [N,3,S,S] in [-1,1], their representations [N,D], and how many samples of each to draw."""
 
-    pictures: Tensor
+    images: Tensor
     representations: Tensor
     per: int
 
     @classmethod
     def make(cls, data: ImageSet, representations: Tensor, count: int, per: int) -> FixedBatch:
-        """`count` pictures spread evenly over the set."""
+        """`count` images spread evenly over the set."""
         index = torch.linspace(0, len(data) - 1, min(count, len(data))).long()
         return cls(data.floats(index), representations[index], per)
 
@@ -38,11 +35,10 @@ class FixedBatch:
 def write(
     path: Path, unet: UNetConfig, schedule: ScheduleConfig, weights: Mapping[str, Tensor], batch: FixedBatch
 ) -> None:
-    """Draw samples with `QUICK_STEPS` DDIM steps and save them, each source picture at the left of its row."""
+    """Draw samples with `QUICK_STEPS` DDIM steps and save them, each source image at the left of its row."""
     model = Model.from_network(networks.from_tensors(unet, weights), schedule)
     samples = model.sample(batch.representations, per=batch.per, steps=QUICK_STEPS)
     rows = [
-        [images.to_pil(picture), *(images.to_pil(sample) for sample in row)]
-        for picture, row in zip(batch.pictures, samples, strict=True)
+        [to_pil(image), *(to_pil(sample) for sample in row)] for image, row in zip(batch.images, samples, strict=True)
     ]
-    images.save(images.sheet(rows, cell=64, column_titles=["source"], group_gaps=[1]), path)
+    save_image(image_sheet(rows, cell=64, column_titles=["source"], group_gaps=[1]), path)

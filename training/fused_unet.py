@@ -2,10 +2,8 @@
 
 As in `engines.program`, GroupNorm, FiLM, SiLU and pooling are one operator, a skip connection is read beside its
 partner instead of being concatenated, residuals are added to what a convolution gives, and the first convolution of an
-upsampling block runs as four 2x2 convolutions on the small picture. Here all of it has gradients, and works on the
+upsampling block runs as four 2x2 convolutions on the small image. Here all of it has gradients, and works on the
 parameters themselves. `attach` changes how a network computes, never what: `rcdm_fast.models.unet` is the truth.
-
-Knows nothing about losses, optimisers or steps.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Kinds of sources of pictures: a folder, an array file, WebDataset shards, tables.
+"""Kinds of sources of images: a folder, an array file, WebDataset shards, tables.
 
-Each lists its pictures in an order that is the same every time, without decoding them. A source that is itself damaged
+Each lists its images in an order that is the same every time, without decoding them. A source that is itself damaged
 (a shard that is missing or torn) is an error, for then nobody knows what is missing.
 
-Knows nothing about which source a name means, or what becomes of the pictures (`data/sources.py`).
+Knows nothing about which source a name means, or what becomes of the images (`data/sources.py`).
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from rcdm_fast import folders, images
+from rcdm_fast import folders
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.readers import archives, arrays, tables, tars
 from rcdm_fast.data.readers.tars import Piece
 from rcdm_fast.doors import door, printable
+from rcdm_fast.images import IMAGE_EXTENSIONS, ImageError, find_images, open_image, to_uint8_array
 from rcdm_fast.storage import StorageError
 
 _ARRAY_NAMES = (("images", "x", "arr_0", "image", "data"), ("labels", "y", "arr_1", "label", "targets"))
@@ -31,45 +32,45 @@ _ARRAY_NAMES = (("images", "x", "arr_0", "image", "data"), ("labels", "y", "arr_
 
 @dataclass(frozen=True)
 class Item:
-    """One picture that is not decoded yet.
+    """One image that is not decoded yet.
 
     Attributes:
         path: what it is called in messages.
         label: name of its class, if it has one.
-        content: a file or a part of one, its bytes, a PIL picture, uint8 [H,W], [H,W,3] or [3,H,W], or why it cannot
+        content: a file or a part of one, its bytes, a PIL image, uint8 [H,W], [H,W,3] or [3,H,W], or why it cannot
             be read.
     """
 
     path: Path
     label: str | None
-    content: Path | Piece | bytes | Image.Image | np.ndarray | images.ImageError
+    content: Path | Piece | bytes | Image.Image | np.ndarray | ImageError
 
-    def picture(self) -> Image.Image:
-        """Decoded, as 8-bit RGB. Raises `images.ImageError`."""
+    def image(self) -> Image.Image:
+        """Decoded, as 8-bit RGB. Raises `ImageError`."""
         content = self.content
-        if isinstance(content, images.ImageError):
+        if isinstance(content, ImageError):
             raise content
         if isinstance(content, Piece):
             content = content.read()
         elif isinstance(content, np.ndarray):
             content = levels(content)
-        return images.open_image(content, name=str(content if isinstance(content, Path) else self.path))
+        return open_image(content, name=str(content if isinstance(content, Path) else self.path))
 
     def pixels(self, size: int) -> np.ndarray:
-        """uint8 [3,size,size]: short side resized, centre crop. Raises `images.ImageError`."""
-        return np.ascontiguousarray(images.to_uint8_array(self.picture(), size).transpose(2, 0, 1))
+        """uint8 [3,size,size]: short side resized, center crop. Raises `ImageError`."""
+        return np.ascontiguousarray(to_uint8_array(self.image(), size).transpose(2, 0, 1))
 
 
 class Source(Protocol):
     """Items in an order that is the same every time."""
 
     def items(self) -> Iterator[Item]:
-        """From the first one on. Raises `images.ImageError` where the source is damaged."""
+        """From the first one on. Raises `ImageError` where the source is damaged."""
 
 
 def is_archive(path: Path) -> bool:
     """Whether a file is a tar archive or something packed, by its first bytes."""
-    with door(images.ImageError, f"{printable(path)}: cannot be read"):
+    with door(ImageError, f"{printable(path)}: cannot be read"):
         return archives.is_tar(path) or archives.compression(path) is not None
 
 
@@ -77,23 +78,23 @@ def is_archive(path: Path) -> bool:
 class Contents:
     """What a folder holds, sorted by path."""
 
-    pictures: tuple[Path, ...]
+    images: tuple[Path, ...]
     shards: tuple[Path, ...]
     tables: tuple[Path, ...]
 
 
 def contents(root: Path) -> Contents:
-    """What there is below a folder; pictures and shards are both taken, tables where there is neither.
+    """What there is below a folder; images and shards are both taken, tables where there is neither.
 
     What is left out is counted in the log.
     """
     found = folders.tree(root)
-    pictures = tuple(path for path in found.files if path.suffix.lower() in images.EXTENSIONS)
+    images = tuple(path for path in found.files if path.suffix.lower() in IMAGE_EXTENSIONS)
     shards = tuple(path for path in found.files if tars.is_shard(path.name))
-    others = () if pictures or shards else found.files
+    others = () if images or shards else found.files
     rows = tuple(path for path in others if path.suffix.lower() in tables.EXTENSIONS)
-    folders.report(root, set(found.files).difference(pictures, shards, rows), found.unseen)
-    return Contents(pictures, shards, rows)
+    folders.report(root, set(found.files).difference(images, shards, rows), found.unseen)
+    return Contents(images, shards, rows)
 
 
 @dataclass(frozen=True)
@@ -110,14 +111,14 @@ class Several:
 
 @dataclass(frozen=True)
 class Folder:
-    """Picture files below a folder, by path; first-level sub-folders are classes if every file lies in one."""
+    """Image files below a folder, by path; first-level sub-folders are classes if every file lies in one."""
 
     root: Path
     files: tuple[Path, ...] = ()
 
     def items(self) -> Iterator[Item]:
         """See `Source`."""
-        paths = self.files or tuple(images.find(self.root))
+        paths = self.files or tuple(find_images(self.root))
         inside = [path.relative_to(self.root).parts for path in paths]
         sorted_in = all(len(parts) > 1 for parts in inside)
         for path, parts in zip(paths, inside, strict=True):
@@ -135,32 +136,32 @@ class Arrays:
         pixels, labels = self._read()
         if not is_levels(pixels):
             expected = "uint8 [N,H,W,3], [N,3,H,W] or [N,H,W]"
-            raise images.ImageError(f"{self.path}: expected {expected}, got {pixels.dtype} {list(pixels.shape)}")
+            raise ImageError(f"{self.path}: expected {expected}, got {pixels.dtype} {list(pixels.shape)}")
         if labels is not None and labels.shape not in (pixels.shape[:1], (*pixels.shape[:1], 1)):
-            raise images.ImageError(f"{self.path}: {len(pixels)} pictures but labels of shape {list(labels.shape)}")
+            raise ImageError(f"{self.path}: {len(pixels)} images but labels of shape {list(labels.shape)}")
         for number, array in enumerate(pixels):
             label = None if labels is None else text(labels[number])
             yield Item(self.path / str(number), label, array)
 
     def _read(self) -> tuple[arrays.Rows, arrays.Rows | None]:
-        held = arrays.read(self.path, images.ImageError)
+        held = arrays.read(self.path, ImageError)
         if "" in held:
             return held[""], None
         found = [next((held[key] for key in keys if key in held), None) for keys in _ARRAY_NAMES]
         if found[0] is None:
-            raise images.ImageError(f"{self.path}: no array called {' or '.join(_ARRAY_NAMES[0])}")
+            raise ImageError(f"{self.path}: no array called {' or '.join(_ARRAY_NAMES[0])}")
         return found[0], found[1]
 
 
 def is_levels(rows: Any) -> bool:
-    """Whether rows of this shape and type are pictures: uint8 [N,H,W,3], [N,3,H,W], or grey with or without its 1."""
+    """Whether rows of this shape and type are images: uint8 [N,H,W,3], [N,3,H,W], or gray with or without its 1."""
     shape = tuple(rows.shape)
-    coloured = len(shape) == 4 and {1, 3} & {shape[1], shape[3]}
-    return bool(str(rows.dtype).endswith("uint8") and (coloured or len(shape) == 3))
+    colored = len(shape) == 4 and {1, 3} & {shape[1], shape[3]}
+    return bool(str(rows.dtype).endswith("uint8") and (colored or len(shape) == 3))
 
 
 def levels(array: np.ndarray) -> np.ndarray:
-    """One such picture as [H,W] or [H,W,3]."""
+    """One such image as [H,W] or [H,W,3]."""
     if array.ndim == 3 and array.shape[2] not in (1, 3, 4):
         array = array.transpose(1, 2, 0)
     if array.ndim == 3 and array.shape[2] == 1:
@@ -176,7 +177,7 @@ def text(value: np.ndarray) -> str:
 
 @dataclass(frozen=True)
 class Shards:
-    """WebDataset shards in the order of the pattern: pictures by their usual extensions, labels in .cls or .json.
+    """WebDataset shards in the order of the pattern: images by their usual extensions, labels in .cls or .json.
 
     Attributes:
         pattern: what was written.
@@ -199,17 +200,15 @@ class Shards:
 
     def _opened(self, name: str) -> Any:
         if not self.remote:
-            raise images.ImageError(
-                f"{printable(name)}: no such file; wds:{printable(name)} runs and fetches what it says"
-            )
+            raise ImageError(f"{printable(name)}: no such file; wds:{printable(name)} runs and fetches what it says")
         webdataset = needed("webdataset", "data")
-        with door(images.ImageError, f"{printable(name)}: cannot be opened"):
+        with door(ImageError, f"{printable(name)}: cannot be opened"):
             return webdataset.gopen(name)
 
 
 @dataclass(frozen=True)
 class Tables:
-    """A column of pictures in Parquet, Arrow or CSV files, and one of labels."""
+    """A column of images in Parquet, Arrow or CSV files, and one of labels."""
 
     files: tuple[Path, ...]
     column: str | None = None
@@ -218,22 +217,22 @@ class Tables:
     def items(self) -> Iterator[Item]:
         """See `Source`."""
         try:
-            table = tables.open_files(self.files, ("picture",), self.column)
+            table = tables.open_files(self.files, ("image",), self.column)
             labels = table.labels(self.label)
             where = self.files[0] if len(self.files) == 1 else self.files[0].parent
             for number in range(len(table)):
                 value = table.value(number)
-                content = value if isinstance(value, bytes | Path | np.ndarray) else images.ImageError("no picture")
-                if isinstance(content, images.ImageError):
-                    content = images.ImageError(f"{printable(where / str(number))}: the row has no picture")
+                content = value if isinstance(value, bytes | Path | np.ndarray) else ImageError("no image")
+                if isinstance(content, ImageError):
+                    content = ImageError(f"{printable(where / str(number))}: the row has no image")
                 yield Item(where / str(number), labels[number], content)
         except (StorageError, ConfigError) as error:
-            raise images.ImageError(str(error)) from error
+            raise ImageError(str(error)) from error
 
 
 def needed(module: str, extra: str) -> Any:
-    """An optional package. Raises `images.ImageError` that says what to install."""
+    """An optional package. Raises `ImageError` that says what to install."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise images.ImageError(f"this source needs {module} (pip install 'rcdm_fast[{extra}]')") from error
+        raise ImageError(f"this source needs {module} (pip install 'rcdm_fast[{extra}]')") from error

@@ -2,8 +2,6 @@
 
 Every process draws the random numbers of the whole batch and works on its share, so that the number of processes
 changes nothing but the order of sums. Without such a launcher there is one process and nothing is distributed.
-
-Knows nothing about losses or data.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from rcdm_fast.models.unet import AttentionBlock, ResBlock
 MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
 
 
-class Team:
+class Processes:
     """This process among those that train.
 
     Args:
@@ -58,7 +56,7 @@ class Team:
         """Whether this process writes files."""
         return self.rank == 0
 
-    def share(self, count: int) -> slice:
+    def fraction(self, count: int) -> slice:
         """This process's part of a batch.
 
         Raises:
@@ -70,7 +68,7 @@ class Team:
         return slice(self.rank * each, (self.rank + 1) * each)
 
     def spread(self, network: nn.Module, make_optimizer: MakeOptimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """The network as the team trains it, and its optimiser."""
+        """The network as the team trains it, and its optimizer."""
         if self.size == 1:
             return network, make_optimizer(network)
         if self.sharding == "fully_shard":
@@ -112,7 +110,7 @@ class Team:
         return total / self.size
 
     def gather(self, value: Tensor) -> Tensor:
-        """The shares of all processes one after the other; [N,...] each."""
+        """The fractions of all processes one after the other; [N,...] each."""
         if self.size == 1:
             return value
         parts = [torch.empty_like(value) for _ in range(self.size)]

@@ -78,13 +78,13 @@ class Drift:
         case: engine and precision.
         runs: what the engine says about itself.
         step_errors: of the network's output at the reference's own x, step by step from the noisy end.
-        path_errors: of x along a trajectory of its own, step by step; the last entry is the final picture's.
-        psnr_db: of the final pictures against the reference's, for a range of 2 ([-1,1]); inf if they are equal.
+        path_errors: of x along a trajectory of its own, step by step; the last entry is the final image's.
+        psnr_db: of the final images against the reference's, for a range of 2 ([-1,1]); inf if they are equal.
         times: of one network evaluation, in ms.
         speedup: of the reference over this case, median of the ratios of rounds in which both were timed.
         memory_bytes: by which this process grew while the engine was made and run once; None where it is not known.
         file_bytes: of the exported files that the engine runs; 0 if it runs the model itself.
-        pictures: float32 [R x per,3,H,W].
+        images: float32 [R x per,3,H,W].
     """
 
     case: Case
@@ -96,7 +96,7 @@ class Drift:
     speedup: float
     memory_bytes: int | None
     file_bytes: int
-    pictures: Tensor = field(repr=False, compare=False)
+    images: Tensor = field(repr=False, compare=False)
 
     def row(self) -> dict[str, object]:
         """What can be written as JSON."""
@@ -149,7 +149,7 @@ class _Drawn:
 
     engine: Engine
     recorded: list[tuple[ConditioningPlan, int, Tensor, Tensor]]
-    pictures: Tensor
+    images: Tensor
     memory_bytes: int | None
 
     def evaluate(self) -> Tensor:
@@ -218,15 +218,15 @@ def _draw(model: Model, case: Case, h: Tensor | None, label: Tensor | None, sett
     plan = conditioning.make_plan(drawing.unet, request.schedule, request.representation, request.label)
     size = min(settings.batch_size, request.total)
     own.prepare(plan.with_rows(torch.zeros(size, dtype=torch.int64)), size)
-    own.predict(torch.zeros(size, *request.picture, device=model.device), 0)
+    own.predict(torch.zeros(size, *request.image, device=model.device), 0)
     after = _resident_bytes(model.device)
     recorder = RecordingEngine(own)
     drawing.engine = recorder
-    pictures = torch.empty(request.total, *request.picture)
+    images = torch.empty(request.total, *request.image)
     for place, part in drawing.batches(request, settings.batch_size):
-        pictures[place] = part.cpu()
+        images[place] = part.cpu()
     grown = None if before is None or after is None else max(0, after - before)
-    return _Drawn(own, recorder.seen, pictures, grown)
+    return _Drawn(own, recorder.seen, images, grown)
 
 
 @torch.inference_mode()
@@ -239,18 +239,18 @@ def _measure(case: Case, got: _Drawn, truth: _Drawn, times_ms: list[float], trut
         paths.setdefault(k, []).append((own_x.cpu(), x.cpu()))
     order = sorted(steps, reverse=True)
     path_errors = [_relative(paths[k]) for k in order][1:]  # the first x is the noise itself
-    final = benchmarking.relative_l2(got.pictures, truth.pictures)
+    final = benchmarking.relative_l2(got.images, truth.images)
     return Drift(
         case=case,
         runs=got.engine.describe(),
         step_errors=tuple(_relative(steps[k]) for k in order),
         path_errors=(*path_errors, final),
-        psnr_db=benchmarking.psnr_db(got.pictures, truth.pictures),
+        psnr_db=benchmarking.psnr_db(got.images, truth.images),
         times=Times.of(times_ms),
         speedup=benchmarking.pair_ratio(truth_ms, times_ms),
         memory_bytes=got.memory_bytes,
         file_bytes=sum(file.stat().st_size for file in getattr(got.engine, "files", ())),
-        pictures=got.pictures,
+        images=got.images,
     )
 
 

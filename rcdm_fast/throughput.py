@@ -1,13 +1,11 @@
-"""How fast a model draws pictures end to end, beside the published recipe: what `rcdm bench` measures.
+"""How fast a model draws images end to end, beside the published recipe: what `rcdm bench` measures.
 
-The published recipe is plain PyTorch in fp32, 100 ancestral steps, and the pictures of one representation at a time;
-it embeds the representation anew in every step. Pictures are drawn in turn with every case (see `benchmarking`) until
-the time is used up. The share of the sampler is what a trajectory takes beyond its network evaluations.
+The published recipe is plain PyTorch in fp32, 100 ancestral steps, and the images of one representation at a time;
+it embeds the representation anew in every step. Images are drawn in turn with every case (see `benchmarking`) until
+the time is used up. The fraction of the sampler is what a trajectory takes beyond its network evaluations.
 
 No time is reported for an engine whose network evaluation is wrong: further from plain PyTorch in fp32 than
 `benchmarking.FP32_LIMIT`, or in another precision than twice what PyTorch's autocast gives.
-
-Knows nothing about how numbers are shown or stored.
 """
 
 from __future__ import annotations
@@ -39,7 +37,7 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Case(Checked):
-    """One way to draw pictures. `engine` ``auto`` is the model's own."""
+    """One way to draw images. `engine` ``auto`` is the model's own."""
 
     engine: str = "auto"
     precision: str = "auto"
@@ -52,9 +50,9 @@ class Plan(Checked):
     """What to measure.
 
     Attributes:
-        cases: ways to draw pictures.
-        batch: pictures per network evaluation, each with a representation of its own.
-        pictures: pictures per timed run; 0 means one batch.
+        cases: ways to draw images.
+        batch: images per network evaluation, each with a representation of its own.
+        images: images per timed run; 0 means one batch.
         budget_s: no run begins that would probably end later than this after the start.
         rounds: at most so many timed runs of each case.
         published: measure the published recipe too.
@@ -62,7 +60,7 @@ class Plan(Checked):
 
     cases: tuple[Case, ...]
     batch: int = 16
-    pictures: int = 0
+    images: int = 0
     budget_s: float = 60.0
     rounds: int = 5
     published: bool = True
@@ -72,8 +70,8 @@ class Plan(Checked):
         for name, value in (("batch", self.batch), ("rounds", self.rounds)):
             if value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
-        if self.pictures < 0 or self.pictures % self.batch:
-            raise ConfigError(f"pictures must be a multiple of the batch, {self.batch}; got {self.pictures}")
+        if self.images < 0 or self.images % self.batch:
+            raise ConfigError(f"images must be a multiple of the batch, {self.batch}; got {self.images}")
         if not self.budget_s > 0:
             raise ConfigError(f"the budget must be positive, got {self.budget_s}")
         if not self.cases:
@@ -81,8 +79,8 @@ class Plan(Checked):
 
     @property
     def drawn(self) -> int:
-        """Pictures per timed run."""
-        return self.pictures or self.batch
+        """Images per timed run."""
+        return self.images or self.batch
 
     @property
     def batches(self) -> int:
@@ -171,7 +169,7 @@ class _Bench:
         request = drawing.request(h, label=label, items=items, per=1, steps=case.steps, solver=case.solver, seed=SEED)
         prepared = conditioning.make_plan(drawing.unet, request.schedule, h, label)
         rows = torch.arange(plan.batch) if h is not None or label is not None else torch.zeros(plan.batch).long()
-        x = torch.randn(plan.batch, *request.picture, generator=torch.Generator().manual_seed(SEED))
+        x = torch.randn(plan.batch, *request.image, generator=torch.Generator().manual_seed(SEED))
         x = x.to(drawing.device)
 
         def evaluation() -> Tensor:
@@ -257,13 +255,13 @@ def measure(
     Args:
         model: what draws. Its own engine is used by cases that ask for ``auto`` twice; others are built here.
         plan: what to measure.
-        report: called with all rows, and the share of the budget that is used up, whenever a row has changed.
+        report: called with all rows, and the fraction of the budget that is used up, whenever a row has changed.
 
     Raises:
         ConfigError: unknown engine, precision, solver or step count, or an engine that cannot run here.
     """
     device = model.device
-    shared = benchmarking.facts(device) | {"model": model.config.name, "batch": plan.batch, "pictures": plan.drawn}
+    shared = benchmarking.facts(device) | {"model": model.config.name, "batch": plan.batch, "images": plan.drawn}
     start = time.monotonic()
     bench = _Bench(model, plan)
     runners = [bench.published()] if plan.published else []
@@ -290,10 +288,10 @@ def _row(runner: _Runner, published: _Runner | None, plan: Plan, shared: dict[st
     if not runner.times_ms:
         return row | {"why_not": f"takes about {runner.expected_s:.0f} s, more than was left of {plan.budget_s:g} s"}
     row = benchmarking.row(runner.times_ms, **row)
-    row["pictures_per_s"] = plan.drawn / (row["p50_ms"] * 1e-3)
+    row["images_per_s"] = plan.drawn / (row["p50_ms"] * 1e-3)
     if runner.engine:
-        shares = [1 - own / whole for own, whole in zip(runner.evaluations_ms, runner.times_ms, strict=True)]
-        row["sampler_percent"] = 100 * statistics.median(shares)
+        fractions = [1 - own / whole for own, whole in zip(runner.evaluations_ms, runner.times_ms, strict=True)]
+        row["sampler_percent"] = 100 * statistics.median(fractions)
         row["evaluation_ms"] = statistics.median(runner.evaluations_ms) / runner.nfe
     if published and published.times_ms:
         pairs = min(len(published.times_ms), len(runner.times_ms))

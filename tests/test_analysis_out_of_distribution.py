@@ -1,4 +1,4 @@
-"""Unfamiliar pictures beside familiar ones, with decoders whose answers are known; units, ranks, chance, commands."""
+"""Unfamiliar images beside familiar ones, with decoders whose answers are known; units, ranks, chance, commands."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from rcdm_fast import images
-from rcdm_fast.analysis import unfamiliar
+from rcdm_fast.analysis import out_of_distribution
 from rcdm_fast.analysis.common import all_hold, below, difference
+from rcdm_fast.analysis.out_of_distribution import UnfamiliarConfig
 from rcdm_fast.analysis.registry import EXPERIMENTS, Job
 from rcdm_fast.analysis.result import Analysis, Cell
-from rcdm_fast.analysis.unfamiliar import UnfamiliarConfig
 from rcdm_fast.cli import main
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.images import to_pil, to_uint8
 from rcdm_fast.metrics import nearest
 from rcdm_fast.metrics.intervals import Interval
 from rcdm_fast.metrics.nearest import rank_of, squared_distances
@@ -28,7 +28,7 @@ from tests import small
 from tests.test_analysis import Flat, oracle, photographs
 
 QUICK = UnfamiliarConfig(sources=24, per=3, steps=2, resamples=200)
-KNOWN = 30  # pictures of the data
+KNOWN = 30  # images of the data
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +38,11 @@ def data() -> ImageSet:
 
 @pytest.fixture(scope="module")
 def photos() -> ImageSet:
-    """Checkerboards in colours: nothing of the kind is in the data."""
+    """Checkerboards in colors: nothing of the kind is in the data."""
     board = (torch.arange(16)[:, None] + torch.arange(16)) % 2 * 1.0 - 0.5
-    pictures = small.pictures(24, 16, seed=8) * 0.4 + board
+    images = small.make_images(24, 16, seed=8) * 0.4 + board
     paths = tuple(Path(f"photo-{number}.png") for number in range(24))
-    return ImageSet(images.to_uint8(pictures.clamp(-1, 1)), None, (), paths, "elsewhere")
+    return ImageSet(to_uint8(images.clamp(-1, 1)), None, (), paths, "elsewhere")
 
 
 def spot(h: Tensor, items: Tensor, per: int, far: float) -> Tensor:
@@ -60,13 +60,13 @@ def obeys(h: Tensor, *, items: Tensor, per: int, **_: object) -> Tensor:
 
 def obeys_what_it_knows(h: Tensor, *, items: Tensor, per: int, **_: object) -> Tensor:
     """Exact for the data; photographs become noise."""
-    noise = torch.stack([small.pictures(per, 16, seed=item) for item in items.tolist()])
+    noise = torch.stack([small.make_images(per, 16, seed=item) for item in items.tolist()])
     known = (items < KNOWN).view(-1, 1, 1, 1, 1)
     return torch.where(known, h.view(-1, 1, 3, 16, 16).expand_as(noise), noise)
 
 
 def deaf(h: Tensor, *, items: Tensor, per: int, **_: object) -> Tensor:
-    return torch.stack([small.pictures(per, 16, seed=item) for item in items.tolist()])
+    return torch.stack([small.make_images(per, 16, seed=item) for item in items.tolist()])
 
 
 def value(cell: Cell) -> float:
@@ -80,14 +80,14 @@ def verdicts(found: Analysis) -> list[bool | None]:
 
 def test_a_decoder_that_obeys_everywhere(monkeypatch: pytest.MonkeyPatch, data: ImageSet, photos: ImageSet) -> None:
     done: list[tuple[int, int]] = []
-    found = unfamiliar.run(oracle(monkeypatch, obeys), data, photos, QUICK, lambda *each: done.append(each))
+    found = out_of_distribution.run(oracle(monkeypatch, obeys), data, photos, QUICK, lambda *each: done.append(each))
     assert verdicts(found) == [True, True]
     familiar, other = found.tables[0].rows
     # the distances by hand: every sample is 0.5 from h
     known, shown = data.floats(slice(None)).flatten(1).numpy(), photos.floats(slice(None)).flatten(1).numpy()
     places = np.linspace(0, KNOWN - 1, 24).round().astype(int)
     to_data = np.array([np.sort(np.linalg.norm(known - known[place], axis=1))[1] for place in places])
-    from_photos = np.array([np.linalg.norm(known - picture, axis=1).min() for picture in shown])
+    from_photos = np.array([np.linalg.norm(known - image, axis=1).min() for image in shown])
     unit = to_data.mean()
     assert [value(cell) for cell in familiar[2:5]] == pytest.approx([1, (0.5 / to_data).mean(), 0.5 / unit], rel=1e-5)
     assert [value(cell) for cell in other[2:5]] == pytest.approx(
@@ -106,7 +106,7 @@ def test_a_decoder_that_obeys_everywhere(monkeypatch: pytest.MonkeyPatch, data: 
 
 
 def test_a_decoder_that_knows_only_the_data(monkeypatch: pytest.MonkeyPatch, data: ImageSet, photos: ImageSet) -> None:
-    found = unfamiliar.run(oracle(monkeypatch, obeys_what_it_knows), data, photos, QUICK)
+    found = out_of_distribution.run(oracle(monkeypatch, obeys_what_it_knows), data, photos, QUICK)
     assert found.findings[0].holds is False
     assert found.findings[1].holds is not True
     familiar, other = found.tables[0].rows
@@ -115,7 +115,7 @@ def test_a_decoder_that_knows_only_the_data(monkeypatch: pytest.MonkeyPatch, dat
 
 
 def test_a_deaf_decoder(monkeypatch: pytest.MonkeyPatch, data: ImageSet, photos: ImageSet) -> None:
-    found = unfamiliar.run(oracle(monkeypatch, deaf), data, photos, QUICK)
+    found = out_of_distribution.run(oracle(monkeypatch, deaf), data, photos, QUICK)
     assert True not in verdicts(found)
 
 
@@ -126,33 +126,33 @@ def test_far_from_everything_is_no_merit(monkeypatch: pytest.MonkeyPatch, data: 
     def board(h: Tensor, *, per: int, **_: object) -> Tensor:
         return same.expand(len(h), per, -1, -1, -1)
 
-    found = unfamiliar.run(oracle(monkeypatch, board), data, photos, QUICK)
+    found = out_of_distribution.run(oracle(monkeypatch, board), data, photos, QUICK)
     other = found.tables[0].rows[1]
     chance = float(np.mean(1 / np.arange(1, KNOWN + 24 + 1)))
     assert value(other[5]) > 1.5 * chance  # before the data, whatever the photograph was
     assert value(other[5]) == pytest.approx(value(other[6]), abs=1e-12)
     assert verdicts(found)[1] is None
-    assert verdicts(found)[0] is not True  # nor do samples of familiar pictures lead back
+    assert verdicts(found)[0] is not True  # nor do samples of familiar images lead back
 
 
 def test_few_photographs_are_shown_but_not_compared(
     monkeypatch: pytest.MonkeyPatch, data: ImageSet, photos: ImageSet
 ) -> None:
     model = oracle(monkeypatch, obeys)
-    whole = unfamiliar.run(model, data, photos, QUICK)
+    whole = out_of_distribution.run(model, data, photos, QUICK)
     assert [table.name for table in whole.tables] == ["groups"]
-    found = unfamiliar.run(model, data, photos.subset(torch.arange(3)), QUICK)
+    found = out_of_distribution.run(model, data, photos.subset(torch.arange(3)), QUICK)
     assert verdicts(found) == [None, None]
     assert all("at least 20 of them, got 3" in each.measured for each in found.findings)
     assert [row[0] for row in found.tables[1].rows] == ["photo-0.png", "photo-1.png", "photo-2.png"]
     mean = np.mean([row[2] for row in found.tables[1].rows if isinstance(row[2], float)])
     assert found.tables[0].rows[1][3] == pytest.approx(mean)
-    alone = unfamiliar.run(model, data, photos.subset(torch.arange(1)), QUICK)
+    alone = out_of_distribution.run(model, data, photos.subset(torch.arange(1)), QUICK)
     assert alone.tables[0].rows[1][6] is None  # no other samples to measure chance with
     assert alone.as_text()
 
 
-def test_units_leave_out_the_picture_itself_and_its_copies() -> None:
+def test_units_leave_out_the_image_itself_and_its_copies() -> None:
     gallery = torch.tensor([[3.0, 0], [3, 0], [3, 4], [3, 5]])
     assert nearest.apart(gallery, gallery).tolist() == [4, 4, 1, 1]
     assert nearest.distance(gallery, gallery).tolist() == [0, 0, 0, 0]
@@ -196,12 +196,12 @@ def test_the_real_path_from_the_registry() -> None:
 def test_what_is_refused(data: ImageSet, photos: ImageSet) -> None:
     model = small.model()
     with pytest.raises(ConfigError, match="at least 20 of them, got 10"):
-        unfamiliar.run(model, data.subset(torch.arange(10)), photos, dataclasses.replace(QUICK, sources=0))
+        out_of_distribution.run(model, data.subset(torch.arange(10)), photos, dataclasses.replace(QUICK, sources=0))
     with pytest.raises(ConfigError, match="the data has 30"):
-        unfamiliar.run(model, data, photos, dataclasses.replace(QUICK, sources=40))
+        out_of_distribution.run(model, data, photos, dataclasses.replace(QUICK, sources=40))
     with pytest.raises(ConfigError, match="no photographs"):
-        unfamiliar.run(model, data, photos.subset(torch.arange(0)), QUICK)
-    with pytest.raises(ConfigError, match="at least 2 of each picture"):
+        out_of_distribution.run(model, data, photos.subset(torch.arange(0)), QUICK)
+    with pytest.raises(ConfigError, match="at least 2 of each image"):
         UnfamiliarConfig(per=1)
     with pytest.raises(ConfigError, match="shown"):
         UnfamiliarConfig(shown=0)
@@ -213,25 +213,25 @@ def test_what_is_refused(data: ImageSet, photos: ImageSet) -> None:
         EXPERIMENTS["unfamiliar"].run(Job(model, photos=photos))
     model._encoder = None
     with pytest.raises(ConfigError, match="encoder"):
-        unfamiliar.run(model, data, photos, QUICK)
+        out_of_distribution.run(model, data, photos, QUICK)
 
 
 def test_an_encoder_that_sees_nothing(monkeypatch: pytest.MonkeyPatch, data: ImageSet, photos: ImageSet) -> None:
     class Blind(Flat):
-        def encode(self, pictures: Tensor) -> Tensor:
-            return torch.ones(len(pictures), 768)
+        def encode(self, images: Tensor) -> Tensor:
+            return torch.ones(len(images), 768)
 
     model: Model = oracle(monkeypatch, deaf)
     monkeypatch.setattr(model, "_encoder", Blind())
     with pytest.raises(ConfigError, match="same representation"):
-        unfamiliar.run(model, data, photos, QUICK)
+        out_of_distribution.run(model, data, photos, QUICK)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("pictures")
-    for number, picture in enumerate(photographs(22, 32).floats(slice(None))):
-        images.to_pil(picture).save(place / f"{number:02d}.png")
+    place = tmp_path_factory.mktemp("images")
+    for number, image in enumerate(photographs(22, 32).floats(slice(None))):
+        to_pil(image).save(place / f"{number:02d}.png")
     return place
 
 
@@ -242,7 +242,7 @@ def test_from_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.Capt
     assert {path.name for path in tmp_path.iterdir()} == {
         "unfamiliar.json",
         "unfamiliar-familiar.png",
-        "unfamiliar-unfamiliar.png",
+        "unfamiliar-out_of_distribution.png",
     }
     assert json.loads((tmp_path / "unfamiliar.json").read_text())["settings"]["photographs"] == 22
     few = tmp_path / "few"
