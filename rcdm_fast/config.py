@@ -293,6 +293,28 @@ class ModelConfig(Checked):
         )
 
 
+# Settings under other names in files of before: of model files, run folders and jobs.
+RENAMED = {
+    "checkpoint_blocks": "activation_checkpointing",
+    "flips": "random_flip",
+    "grey": "gray",
+    "more_emas": "ema_decays",
+    "pictures": "images",
+    "rates": "lr_schedule",
+    "shard_pictures": "shard_images",
+    "updated": "lora_targets",
+}
+
+
+def migrated(stored: Any) -> Any:
+    """Plain data of a file with the names that its settings have now; a name of today that stands beside wins."""
+    if isinstance(stored, Mapping):
+        return {
+            RENAMED.get(key, key): migrated(value) for key, value in stored.items() if RENAMED.get(key) not in stored
+        }
+    return [migrated(value) for value in stored] if isinstance(stored, list) else stored
+
+
 def to_json(config: Any) -> str:
     """A configuration dataclass as JSON text."""
     return json.dumps(dataclasses.asdict(config), sort_keys=True)

@@ -1,4 +1,4 @@
-"""What a command writes at its end: whether it can is found out before it begins; if it cannot after all, it is kept."""
+"""What a command writes at its end: whether it can is found out first; what cannot be written after all is kept."""
 
 from __future__ import annotations
 

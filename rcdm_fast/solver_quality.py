@@ -10,7 +10,7 @@ All cases draw the same sources with the same noise. Each is measured by
 
 Solvers with fresh noise in every step do not follow the flow, so they have no distance from it.
 
-Knows nothing about how numbers are shown, or about engines (`sampling_rate.py`).
+Knows nothing about how numbers are shown, or about engines (`throughput.py`).
 """
 
 from __future__ import annotations

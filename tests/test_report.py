@@ -77,12 +77,12 @@ def read(page: str) -> Reader:
 def test_the_page_says_everything_and_loads_nothing() -> None:
     reader = read(render("A title", "A line", [RESULT], {"attack": "needs <labels>"}, {"torch": "1"}))
     for text in (
-        "What is <kept>", "0.8 [0.7, 0.9]", "place & size", "color is dropped: holds", "place is dropped: open",
+        "What is <kept>", "0.8 [0.7, 0.9]", "place & size", "color is dropped: holds", "place is dropped: inconclusive",
         "h keepsa, d: holdsb & c: does not hold", "h keeps d: holds.so",
         "Images & samples", "as told", "some <model>", "needs <labels>", '"seed": 3', "1 is all",
     ):  # fmt: skip
         assert text in reader.text
-    assert "5 claims (holds: 3; does not hold: 1; open: 1)." in reader.text
+    assert "5 claims (holds: 3; does not hold: 1; inconclusive: 1)." in reader.text
     assert all(source.startswith(("#", "data:image/png;base64,")) for source in reader.sources)
     assert sum(source.startswith("data:") for source in reader.sources) == 1
 

@@ -24,8 +24,8 @@ def check(parts: Sequence[int], bank: Tensor) -> None:
     width = sum(parts) + count
     if bank.shape[-1] != width:
         raise ConfigError(
-            f"masked_parts {tuple(parts)} need representations of {width} dimensions ({sum(parts)} and one for each part),"
-            f" the encoder gives {bank.shape[-1]}"
+            f"masked_parts {tuple(parts)} need representations of {width} dimensions ({sum(parts)} and one for each "
+            f"part), the encoder gives {bank.shape[-1]}"
         )
     if not bool((bank[..., -count:] == 1).all()):
         raise ConfigError("masked_parts need representations whose parts are all shown: they must end in ones")

@@ -73,8 +73,8 @@ class DINOConfig(Checked):
         outputs: width K of the output that is compared (65,536 in the paper, for 1.28 M images).
         local_crops: small crops of each image that only the student sees, beside the two global ones. May be 0.
         local_size: pixels of a local crop (96 beside 224 in the paper).
-        local_min_scale, local_max_scale: fraction of the image's area that a local crop keeps; the smallest fraction of a
-            global crop is `augment.min_scale` (0.4 in the paper).
+        local_min_scale, local_max_scale: fraction of the image's area that a local crop keeps; the smallest fraction of
+            a global crop is `augment.min_scale` (0.4 in the paper).
         momentum: of the teacher at the first step; rises to 1 by a cosine (0.996 in the paper).
         student_temperature: constant.
         teacher_temperature_start, teacher_temperature: first value, and value after the warm-up; linear between.

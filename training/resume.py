@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from rcdm_fast import storage
+from rcdm_fast.config import migrated
 from rcdm_fast.doors import regular
 from rcdm_fast.precision import without_bf16
 from rcdm_fast.training.config import Computed, Precision
@@ -69,7 +70,7 @@ def _before(folder: Path) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError, RecursionError):  # whoever opens the run says what is wrong
         regular(folder / FILE)
         before = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    return before if isinstance(before, dict) else {}
+    return migrated(before) if isinstance(before, dict) else {}
 
 
 def begun_with(folder: Path, name: str) -> Any:

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from rcdm_fast import benchmarking, doors, locks, sealed, storage
+from rcdm_fast.config import migrated
 from rcdm_fast.doors import door, regular
 from rcdm_fast.errors import RunError
 
@@ -106,7 +107,7 @@ class RunFolder:
         if file.exists():
             with door(RunError, f"{file}: not the configuration of a run"):
                 doors.regular(file)
-                before = {**(added or {}), **dict(json.loads(file.read_text(encoding="utf-8")))}
+                before = {**(added or {}), **migrated(dict(json.loads(file.read_text(encoding="utf-8"))))}
             keys = sorted(key for key in before.keys() | current.keys() if before.get(key) != current.get(key))
             if keys:
                 changes = "; ".join(_change(key, before.get(key), current.get(key)) for key in keys[:_SHOWN])

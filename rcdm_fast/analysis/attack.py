@@ -71,7 +71,8 @@ class Attacked:
         name: of the model.
         correct: by method, whether the probe is right, bool [E,P].
         moved: by method, distance of h from where it was over that to the nearest other image, float64 [E,P].
-        kept: fraction of a source's samples that the probe gives the true class, of clean and attacked h, float64 [2,S].
+        kept: fraction of a source's samples that the probe gives the true class, of clean and attacked h,
+            float64 [2,S].
         rows: images of the figure, a row for each shown source.
     """
 

@@ -1,8 +1,10 @@
 """Images along the way from one representation to another, and whether the way is even.
 
 Pairs of images, straight lines and great circles from h_a (0) to h_b (1), both ends exact; all frames of a pair start
-from one x_T. Re-encoded samples say where they are: the fraction of the way, projected onto h_b - h_a. On an even way it
-grows with the frame; where it jumps, the decoder knows no images in between. After Bordes et al. (2021), figure 7.
+from one x_T. Re-encoded samples say where they are: the fraction of the way, projected onto h_b - h_a. On an even way
+it grows with the frame; where it jumps, the decoder knows no images in between. After Bordes et al. (2021), figure 7.
+
+Knows nothing about classes.
 """
 
 from __future__ import annotations

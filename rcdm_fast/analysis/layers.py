@@ -172,7 +172,7 @@ def decide(first: Layer, other: Layer, name: str, config: LayersConfig) -> tuple
     """Verdict on one augmentation from samples and readout together, and a word on which decided.
 
     What the samples do not show although the readout finds it in the first representation is the decoder's fault: then
-    the readout alone decides. Where both decide and contradict each other, the question is open.
+    the readout alone decides. Where both decide and contradict each other, the verdict is inconclusive.
     """
     a, b = first.invariance.sweeps[name], other.invariance.sweeps[name]
     by_samples = verdict(a.changes, b.changes, a.recovery, b.recovery, config)
@@ -258,7 +258,7 @@ def _findings(first: Layer, other: Layer, config: LayersConfig) -> list[Finding]
         found.append(Finding(claim, decided[name], text, group, f"{changed} ({name})"))
     color = {name: decided[name] for name in ("grayscale", "hue") if name in decided}
     if len(color) == 2:
-        words = {True: "holds", False: "does not hold", None: "is open"}
+        words = {True: "holds", False: "does not hold", None: "is inconclusive"}
         text = ", ".join(f"{augment.AUGMENTATIONS[name].changes}: {words[each]}" for name, each in color.items())
         held = True if all(color.values()) else False if False in color.values() else None
         claim = f"{first.name} keeps color, {other.name} drops it"

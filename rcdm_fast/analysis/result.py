@@ -50,7 +50,7 @@ class Finding:
 
     Attributes:
         claim: what the paper says, or what one would expect.
-        holds: True or False where the interval decides, None where it leaves the question open.
+        holds: True or False where the interval decides, None where it is inconclusive.
         measured: the sentence with numbers, as it stands in the report.
         group, subject: of a claim that is made of several things: what is said, and of which ("asymmetry (flip)"), so
             that an overview can put them together; "" for one that stands alone.
@@ -109,7 +109,7 @@ class Analysis:
             lines += ["", table.title, *text_table(table)]
             lines += [table.note] if table.note else []
         for finding in self.findings:
-            verdict = {True: "holds", False: "does not hold", None: "open"}[finding.holds]
+            verdict = {True: "holds", False: "does not hold", None: "inconclusive"}[finding.holds]
             lines += ["", f"{finding.claim}: {verdict}. {finding.measured}"]
         return "\n".join(lines)
 

@@ -124,7 +124,7 @@ def _configuration(name: str, given: str | None) -> dict[str, Any]:
     import json
 
     from rcdm_fast import doors
-    from rcdm_fast.config import ConfigError
+    from rcdm_fast.config import ConfigError, migrated
 
     folder = Path(__file__).resolve().parent.parent / "training" / "configs"
     chosen = doors.path(given or name, ConfigError)
@@ -137,7 +137,8 @@ def _configuration(name: str, given: str | None) -> dict[str, Any]:
         values = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: expected a JSON object")
-    return values
+    found: dict[str, Any] = migrated(values)
+    return found
 
 
 def changed(values: dict[str, Any], changes: list[str]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The five ResNet-50 encoders that the published RCDMs were trained on: ``published:NAME``.
 
-simclr, barlow, vicreg and dino have a ``backbone`` (2048 dimensions, the pooled trunk) and a ``projector``, the input of
-the "head" releases:
+simclr, barlow, vicreg and dino have a ``backbone`` (2048 dimensions, the pooled trunk) and a ``projector``, the input
+of the "head" releases:
 
 * simclr: linear, ReLU, linear to 128, before any L2 normalization;
 * barlow: two linear + batch norm + ReLU layers of 8192 and a linear layer to 8192;

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rcdm_fast import storage
-from rcdm_fast.config import ConfigError
+from rcdm_fast.config import ConfigError, migrated
 from rcdm_fast.doors import door, regular
 
 Row = dict[str, Any]
@@ -36,7 +36,8 @@ def read_identity(folder: Path) -> Row:
         raise ConfigError(f"{file}: damaged (no items, or no settings)")
     if not _is_count(items.get("count")) or not _is_hash(items.get("sha256")):
         raise ConfigError(f"{file}: damaged (count or sha256 of its items is none)")
-    return found
+    kind = {"picture": "image"}.get(items.get("kind"), items.get("kind"))
+    return {**found, "items": {**items, "kind": kind}, "settings": migrated(settings)}
 
 
 def key_of(item: int, sample: int) -> str:

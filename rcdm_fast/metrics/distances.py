@@ -79,8 +79,8 @@ def kernel_distance(
 def precision_recall(real: Tensor, samples: Tensor, k: int = 3) -> tuple[float, float]:
     """Improved precision and recall, in [0,1] (Kynkaanniemi et al. 2019, section 3).
 
-    Precision is the fraction of samples inside a ball around some real point that reaches to its k-th nearest other real
-    point; recall the same with the sets exchanged.
+    Precision is the fraction of samples inside a ball around some real point that reaches to its k-th nearest other
+    real point; recall the same with the sets exchanged.
 
     Args:
         real: [N,D] with N > k.
@@ -104,8 +104,8 @@ def precision_recall(real: Tensor, samples: Tensor, k: int = 3) -> tuple[float, 
 def density_coverage(real: Tensor, samples: Tensor, k: int = 5) -> tuple[float, float]:
     """Density (0 or more, 1 for equal distributions) and coverage in [0,1] (Naeem et al. 2020, section 3).
 
-    Density is the mean number of real balls that a sample lies in, over k; coverage the fraction of real balls that hold a
-    sample. Single odd images weigh less than in precision and recall.
+    Density is the mean number of real balls that a sample lies in, over k; coverage the fraction of real balls that
+    hold a sample. Single odd images weigh less than in precision and recall.
 
     Args:
         real: [N,D] with N > k.

@@ -18,7 +18,7 @@ from PIL import Image
 from rcdm_fast.analysis.result import Analysis, Finding, Table, cell_text
 from rcdm_fast.report.charts import chart
 
-_VERDICTS = {True: ("holds", "holds"), False: ("fails", "does not hold"), None: ("open", "open")}
+_VERDICTS = {True: ("holds", "holds"), False: ("fails", "does not hold"), None: ("open", "inconclusive")}
 
 
 def render(
