@@ -142,4 +142,4 @@ def test_the_configuration_that_ships_fits_its_world() -> None:
     assert stated.encoder is not None
     assert stated.masked_parts == Code("shapes", (), masked=True).widths
     assert build(stated.encoder.source).dim == sum(stated.masked_parts) + 8
-    assert not stated.flips
+    assert not stated.random_flip

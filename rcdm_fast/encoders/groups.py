@@ -16,7 +16,7 @@ from torch import Tensor
 from rcdm_fast import memory
 from rcdm_fast.encoders.base import Encoder
 from rcdm_fast.encoders.errors import EncoderError
-from rcdm_fast.images import fit
+from rcdm_fast.images import fit_images
 
 GROUP = 32  # images that are encoded together
 
@@ -106,7 +106,7 @@ def fitted(
 
     def each() -> Iterator[tuple[int, Tensor]]:
         for place, image in images:
-            views.append(fit(image.to(device), size))
+            views.append(fit_images(image.to(device), size))
             yield place, image
 
     if encoder is None:

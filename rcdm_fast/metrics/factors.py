@@ -16,8 +16,8 @@ def score(kind: Literal["choice", "scalar", "circle"], true: Tensor, read: Tenso
 
     Args:
         kind: ``scalar``: Pearson's correlation, 0 where it is negative. ``circle``, degrees: the length of the mean of
-            exp(i (read - true)), so that a constant offset counts as read. ``choice``: (fraction of right ones - chance)
-            / (1 - chance) with chance 1 / choices, 0 where it is negative.
+            exp(i (read - true)), so that a constant offset counts as read. ``choice``: (fraction of right ones -
+            chance) / (1 - chance) with chance 1 / choices, 0 where it is negative.
         true, read: float [N].
         choices: how many values a choice can have.
 
