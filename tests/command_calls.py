@@ -35,7 +35,7 @@ from rcdm_fast.analysis.result import Analysis
 from rcdm_fast.analysis.shared import Shared
 from rcdm_fast.benchmarking import Times
 from rcdm_fast.cli import app
-from rcdm_fast.config import EncoderConfig
+from rcdm_fast.config import EncoderConfig, FittedSolver
 from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.diffusion.sampling import Request
 from rcdm_fast.engine_comparison import Case, Drift
@@ -45,6 +45,7 @@ from rcdm_fast.jobs.verify import Verdict
 from rcdm_fast.metrics.intervals import Interval
 from rcdm_fast.model import Model
 from rcdm_fast.report.build import Task
+from rcdm_fast.solver_learning import Learned
 from rcdm_fast.throughput import Case as SampleCase
 from tests import small
 
@@ -217,6 +218,7 @@ _WEAKER = copy.deepcopy(_MODEL.unet)
 with torch.no_grad():
     next(_WEAKER.parameters()).add_(1)
 _ONE = Interval(0.5, 0.5, 0.5)
+_LEARNED = Learned(2, FittedSolver(2, (0.0,) * 10, "0" * 64), _ONE, ("ddim", "2"), _ONE, _ONE, 1)
 _RANKED = evaluation.Faithfulness(_ONE, _ONE, _ONE, 0.5, 0.5, 3.5, 6, 2, 1, (0.5, 0.5))
 _STANDS = Summary(1, 1, 0, 1, 1)
 CALLS: tuple[tuple[str, str, Callable[..., Any] | None], ...] = (
@@ -258,6 +260,8 @@ CALLS: tuple[tuple[str, str, Callable[..., Any] | None], ...] = (
     ("rcdm_fast.cli.compare:_failures", "failures", lambda **_: []),
     ("rcdm_fast.throughput:measure", "measure", _measure),
     ("rcdm_fast.solver_fit:fit", "fit", lambda **_: []),
+    ("rcdm_fast.solver_learning:learn", "learn", lambda **_: [_LEARNED]),
+    ("rcdm_fast.solver_learning:save", "tuned", lambda **_: None),
     ("rcdm_fast.solver_quality:check", "can", lambda **_: None),
     ("rcdm_fast.solver_quality:measure", "quality", lambda **_: []),
     ("rcdm_fast.report.build:build", "page", lambda file, **_: Path(file)),

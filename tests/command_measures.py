@@ -212,7 +212,7 @@ MEASURING = (
             of_device(),
             writes("--json", "rates.json"),
         ),
-        {"measure.plan.cases[0].steps": 7},
+        {"measure.plan.cases[0].steps": 7, "measure.plan.cases[0].solver": "ddim"},
     ),
     Usage(
         "bench m --steps 7 --data D",
@@ -224,7 +224,11 @@ MEASURING = (
             row("--seed", 9, *all_of("can quality", "config.seed")),
             writes("--plot", "p.svg"),
         ),
-        {"measure.plan.cases[0].steps": 7, **dict.fromkeys(("can.data", "quality.data"), "images of D")},
+        {
+            "measure.plan.cases[0].steps": 7,
+            "measure.plan.cases[0].solver": "ddim",
+            **dict.fromkeys(("can.data", "quality.data"), "images of D"),
+        },
     ),
     Usage(
         "tune m --data D --trajectories 6",
@@ -241,9 +245,30 @@ MEASURING = (
             *of_engine(),
             writes("--json", "steps.json"),
         ),
-        {"fit.h": [6, 6], "fit.trajectories": 6},
+        {"fit.h": [6, 6], "fit.trajectories": 6, "fit.config.nfe": (4, 5, 6, 8, 10)},
     ),
-    Usage("bench m", other={f"measure.plan.cases[{k}].steps": n for k, n in enumerate((10, 25, 50, 100))}),
+    Usage(
+        "tune m --data D --trajectories 6 --out t.safetensors",
+        (
+            row("--minutes", 5.0, "learn.config.minutes"),
+            Row(
+                "--out",
+                "u.safetensors",
+                {"learn.state": Path("u.safetensors.learning"), "tuned.path": Path("u.safetensors")},
+            ),
+        ),
+        {
+            "learn.h": [6, 6],
+            "learn.trajectories": 6,
+            "learn.config.nfe": (4, 5, 6, 8, 10),
+            "learn.state": Path("t.safetensors.learning"),
+        },
+    ),
+    Usage(
+        "bench m",
+        other={f"measure.plan.cases[{k}].steps": n for k, n in enumerate((10, 25, 50, 100))}
+        | {f"measure.plan.cases[{k}].solver": "ddim" for k in range(4)},  # what auto is for this model
+    ),
     Usage(
         "compare m --data D",
         (

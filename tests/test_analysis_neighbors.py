@@ -109,7 +109,7 @@ def test_hubs_are_no_merit(monkeypatch: pytest.MonkeyPatch, data: ImageSet) -> N
     assert got["copies"] is True
 
 
-@pytest.mark.parametrize(("share", "holds"), [(1.0, False), (0.5, False), (0.0, True)])
+@pytest.mark.parametrize(("fraction", "holds"), [(1.0, False), (0.5, False), (0.0, True)])
 def test_copies(monkeypatch: pytest.MonkeyPatch, data: ImageSet, fraction: float, holds: bool) -> None:
     """Sources' own images are no copies; gallery images are, also where only half of the samples are."""
     sources, rest = split(data, QUICK)

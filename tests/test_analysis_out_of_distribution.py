@@ -242,7 +242,7 @@ def test_from_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.Capt
     assert {path.name for path in tmp_path.iterdir()} == {
         "unfamiliar.json",
         "unfamiliar-familiar.png",
-        "unfamiliar-out_of_distribution.png",
+        "unfamiliar-unfamiliar.png",
     }
     assert json.loads((tmp_path / "unfamiliar.json").read_text())["settings"]["photographs"] == 22
     few = tmp_path / "few"

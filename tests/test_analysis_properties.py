@@ -42,7 +42,7 @@ def changed(augmentation: str, magnitude: float, images: Tensor) -> float:
     return float(prop.change(before[:, None], after[:, None])[0])
 
 
-@pytest.mark.parametrize("share", [-0.25, -0.125, 0.125, 0.25])
+@pytest.mark.parametrize("fraction", [-0.25, -0.125, 0.125, 0.25])
 def test_a_square_moves_by_exactly_the_shift(fraction: float) -> None:
     assert changed("shift-x", fraction, square()) == pytest.approx(fraction, abs=1e-6)
     assert changed("shift-y", fraction, square()) == pytest.approx(fraction, abs=1e-6)

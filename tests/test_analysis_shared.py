@@ -66,7 +66,8 @@ def test_an_experiment_takes_what_is_encoded(
         asked.extend([given, *rest])
         raise Enough
 
-    monkeypatch.setattr(f"rcdm_fast.analysis.{name}.encoded", encoded)
+    module = {"unfamiliar": "out_of_distribution"}.get(name, name)
+    monkeypatch.setattr(f"rcdm_fast.analysis.{module}.encoded", encoded)
     known = Shared()
     with pytest.raises(Enough):
         run(name, [model], data, photos, known, **ENCODING[name])

@@ -31,7 +31,8 @@ OTHERS = {"train", "pretrain", "models", "info"}  # a name of one's own, or none
 SAME = ("--per", "--steps", "--solver", "--eta", "--guidance", "--guide", "--seed", "--batch-size", "--device",
         "--json", "--engine", "--precision", "--encoder", "--flags", "--sha256", "--against")  # fmt: skip
 LISTS = {("bench", "--steps"), ("bench", "--solver"), ("bench", "--engine"), ("bench", "--precision"),
-         ("export", "--batch-size"), ("export", "--precision"), ("adapt", "--encoder")}  # fmt: skip
+         ("export", "--batch-size"), ("export", "--precision"), ("adapt", "--encoder"),
+         ("tune", "--solver")}  # fmt: skip
 DEFAULT = " Default: the experiment's."
 
 
@@ -73,7 +74,7 @@ def test_the_model_has_its_place() -> None:
 def test_where_results_go_and_where_images_come_from() -> None:
     found = options()
     assert all("-o" in each.opts for each in found["--out"].values())
-    assert set(found["--out"]) == set(COMMANDS.commands) - {"app", "bench", "evaluate", "tune", "models", "info"}
+    assert set(found["--out"]) == set(COMMANDS.commands) - {"app", "bench", "evaluate", "models", "info"}
     assert all(each.help.endswith(f": {common._IMAGES}.") for each in found["--data"].values())
     assert set(found["--data"]) == (MODEL_FIRST | {"app", "train", "pretrain"})
     assert not {"--calibrate", "--test", "--samples", "--batch"} & set(found)
@@ -154,7 +155,7 @@ def test_sample_says_one_line(photo: str, tmp_path: Path, capsys: pytest.Capture
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 1
     path = re.escape(str(tmp_path / "sheet.png"))
-    assert re.fullmatch(rf"{path}: 3 samples of 1 photo, NFE 2, by m, eager fp32 on cpu, in [\d.e-]+ s", said[0])
+    assert re.fullmatch(rf"{path}: 3 samples of 1 photo, ddim, NFE 2, by m, eager fp32 on cpu, in [\d.e-]+ s", said[0])
     for verbose in (["--verbose", *words], [*words, "--verbose"]):  # anywhere
         assert main(verbose) == 0
         told = capsys.readouterr().out

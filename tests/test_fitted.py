@@ -207,7 +207,7 @@ def test_what_a_file_may_hold(tmp_path: Path) -> None:
     assert from_json(ModelConfig, json.dumps(old)).fitted == ()
     assert repr(dataclasses.replace(config, fitted=())) == repr(config)  # exports are kept by it
     own = config.fitted[0]
-    with pytest.raises(ConfigError, match="fitted for 5 evaluations has 40 dimensions, got 39"):
+    with pytest.raises(ConfigError, match="fitted for 5 evaluations has 40 numbers, got 39"):
         dataclasses.replace(own, numbers=own.numbers[1:])
     with pytest.raises(ConfigError, match="finite"):
         dataclasses.replace(own, numbers=(float("nan"), *own.numbers[1:]))

@@ -54,7 +54,7 @@ def test_every_line_of_the_gpu_path_runs(tmp_path: Path, monkeypatch: pytest.Mon
             monkeypatch.undo()
         _on_the_cpu(monkeypatch)
     assert {Path(name).name: sorted(lines) for name, lines in left.items()} == {
-        "graphs.py": [],
+        "cuda_graphs.py": [],
         "native.py": [],
         "selection.py": [],
     }

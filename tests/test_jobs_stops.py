@@ -253,7 +253,10 @@ def test_wrong_commands(inputs: tuple[str, str], tmp_path: Path, capsys: pytest.
         (["generate"], "generate needs items"),
         (["generate", "--verify", "--out", str(tmp_path / "none")], "not a job folder (no job.json)"),
         (command(inputs, tmp_path / "a", "--format", "zip"), "got 'zip'"),
-        (command(inputs, tmp_path / "a", "--solver", "euler"), "heun; got 'euler'"),
+        (
+            command(inputs, tmp_path / "a", "--solver", "euler"),
+            "no solver called 'euler'; known: auto, fitted",
+        ),
         (["generate", str(tmp_path / "none"), "--out", str(tmp_path / "a")], "no such folder"),
     ):
         assert main(arguments) == 2

@@ -42,7 +42,7 @@ def config(**changes: object) -> TrainConfig:
         "encoder": EncoderConfig(SOURCE.format("all"), image_size=8),
         "images": 16 * 3,
         "batch_size": 16,
-        "flips": False,
+        "random_flip": False,
         "masked_parts": PARTS,
         "standardize": False,
         "seed": 3,

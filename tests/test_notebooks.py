@@ -36,7 +36,7 @@ def code_cells(path: Path) -> list[dict[str, Any]]:
 
 def shows(source: str) -> bool:
     """Whether a cell's code prints, or ends with a sheet or a figure."""
-    return bool(re.search(r"^\s*print\(|^images\.sheet\(|\.figures\[", source, re.MULTILINE))
+    return bool(re.search(r"^\s*print\(|^image_sheet\(|\.figures\[", source, re.MULTILINE))
 
 
 def load_script(path: Path) -> Any:

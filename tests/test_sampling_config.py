@@ -156,7 +156,7 @@ def test_what_is_no_configuration(model: Model, h: torch.Tensor) -> None:
     for call in calls:
         with pytest.raises(TypeError, match=r"unexpected keyword argument, 'step'; did you mean steps\?"):
             call(h, step=3)
-    with pytest.raises(TypeError, match="unexpected keyword argument, 'seed'; known: steps, clip"):
+    with pytest.raises(TypeError, match="unexpected keyword argument, 'seed'; known: steps, solver, clip"):
         model.invert(small.make_images(2), h, seed=3)  # type: ignore[call-arg]
 
 

@@ -108,8 +108,8 @@ def test_a_decoder_is_given_the_oracles_code_and_its_noise(monkeypatch: pytest.M
     model = small.model(representation_dim=22)
     given: dict[str, object] = {}
 
-    def sample(self: Model, h: Tensor, **settings: object) -> Tensor:
-        given.update(settings, h=h)
+    def sample(self: Model, h: Tensor, config: SlopesConfig, **settings: object) -> Tensor:
+        given.update(settings, h=h, per=config.per, steps=config.steps, seed=config.seed)
         return torch.zeros(len(h), 1, 3, 8, 8)
 
     monkeypatch.setattr(Model, "sample", sample)
@@ -118,7 +118,7 @@ def test_a_decoder_is_given_the_oracles_code_and_its_noise(monkeypatch: pytest.M
     assert drawn.shape == (4, 3, 8, 8)
     assert torch.equal(given.pop("h"), Code("shapes", ("x", "hue"), masked=True)(factors))  # type: ignore[arg-type]
     assert given == {"items": [5, 5, 6, 7], "per": 1, "steps": 3, "seed": 9, "batch_size": 64}
-    with pytest.raises(ConfigError, match="have 22 dimensions, the model takes 6"):
+    with pytest.raises(ConfigError, match="have 22 numbers, the model takes 6"):
         DecoderSampler(small.model(), WORLD)
 
 

@@ -25,7 +25,7 @@ from rcdm_fast import doors
 from rcdm_fast.app import guard
 from rcdm_fast.app.playground import MAX_COUNT, MAX_STEPS, MAX_STRENGTH, Abandoned, Playground, Settings, magnitudes
 from rcdm_fast.config import ConfigError
-from rcdm_fast.diffusion.registry import SOLVERS
+from rcdm_fast.diffusion.registry import AUTO, SOLVERS
 from rcdm_fast.diffusion.sampling import SamplingError
 from rcdm_fast.images import ImageError
 
@@ -69,7 +69,7 @@ def build(playground: Playground, queue: int = 8, listeners: guard.Listeners | N
                 count = gr.Slider(1, MAX_COUNT, value=Settings.per, step=1, label="Images")
                 with gr.Accordion("Sampling", open=False):
                     steps = gr.Slider(1, MAX_STEPS, value=Settings.steps, step=1, label="Steps")
-                    solver = gr.Dropdown(list(SOLVERS), value=Settings.solver, label="Solver")
+                    solver = gr.Dropdown([AUTO, *SOLVERS], value=Settings.solver, label="Solver")
                     guidance = gr.Slider(1, 3, value=Settings.guidance, step=0.05, label="Guidance", elem_id="guidance")
                     seed = gr.Number(value=Settings.seed, precision=0, minimum=0, label="Seed")
                 with gr.Accordion("Change the photograph", open=False):
@@ -166,7 +166,7 @@ def launch(
     _, address, _ = blocks.launch(
         server_name=host,
         server_port=port,
-        fraction=False,
+        share=False,
         max_file_size=f"{upload_mib}mb",
         prevent_thread_lock=True,
         show_error=False,  # what is not said on purpose may name files of this machine

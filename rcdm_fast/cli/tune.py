@@ -47,7 +47,7 @@ def tune(
     batch_size: common.BatchSize = 32,
     json: common.JsonFile = None,
 ) -> None:
-    """Learn a solver for each number of evaluations, or place the steps of another.
+    """Learn solvers of few evaluations, or place their steps.
 
     With --out the model is written with the solvers that come nearer to many evaluations than any other solver does in
     as few; steps=5 then uses its own for 5. What was learned is kept beside that file until it is written, so that the

@@ -36,8 +36,9 @@ def read_identity(folder: Path) -> Row:
         raise ConfigError(f"{file}: damaged (no items, or no settings)")
     if not _is_count(items.get("count")) or not _is_hash(items.get("sha256")):
         raise ConfigError(f"{file}: damaged (count or sha256 of its items is none)")
-    kind = "image" if items.get("kind") == "picture" else items.get("kind")
-    return {**found, "items": {**items, "kind": kind}, "settings": migrated(settings)}
+    if items.get("kind") == "picture":
+        items = {**items, "kind": "image"}
+    return {**found, "items": items, "settings": migrated(settings)}
 
 
 def key_of(item: int, sample: int) -> str:
