@@ -100,20 +100,13 @@ def test_every_field_of_every_configuration_is_checked(cls: type[Any]) -> None:
                 made(cls, **{name: value})
 
 
-TEXTS = (
-    "x",
-    "unipc_2",
-    "cifar10-simclr-head",
-    "ancestral",
-    "hue",
-    "data: component 1",
-)  # of which every text takes one
+# Of these every text takes one.
+TEXTS = ("x", "unipc_2", "cifar10-simclr-head", "ancestral", "hue", "data: component 1")
 WITH: dict[str, dict[str, Any]] = {name: {"method": name} for name in ("vicreg", "barlow", "byol", "dino")}
 WITH["masked_parts"] = {"standardize": False}
-ALONE = {
-    ("InterpolateConfig", "per"),
-    *(("InvertConfig", name) for name in ("per", "eta", "guidance")),
-}  # have one value there
+ALONE = {"format_version", "observer"}  # has one value; is a function
+# Have one value there.
+ONE = {("InterpolateConfig", "per"), *(("InvertConfig", name) for name in ("per", "eta", "guidance"))}
 
 
 def others(hint: Any, value: Any) -> Iterator[Any]:
