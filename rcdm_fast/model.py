@@ -20,11 +20,10 @@ from rcdm_fast.checks import Range, whole
 from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, ScheduleConfig
 from rcdm_fast.data import inputs
 from rcdm_fast.data.inputs import Images, OnBad
-from rcdm_fast.diffusion import conditioning, inversion, registry, solvers
+from rcdm_fast.diffusion import conditioning, inversion, solvers
 from rcdm_fast.diffusion.engine import Engine
 from rcdm_fast.diffusion.sampling import SamplingError, interpolation_path
 from rcdm_fast.diffusion.sampling_config import ONE_WAY, InversionKeywords, SamplingConfig, SamplingKeywords, chosen
-from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.encoders import Encoder, groups
 from rcdm_fast.images import ImageSource, fit_images, load_image
 from rcdm_fast.models import checkpoint, networks
@@ -173,15 +172,7 @@ class Model(Pretrained, Sampler):
         iterations = whole(iterations, "iterations", Range(0))
         size = arguments.batch_size(batch_size, self.device)
         drawn = chosen(config, settings, keywords=InversionKeywords)
-        drawn.check_invertible()
-        multistep = drawn.solver not in ("ddim", registry.AUTO)
-        if multistep and iterations != 1:
-            raise ConfigError(
-                f"iterations are a setting of ddim; {drawn.solver} has one evaluation a step, got {iterations}"
-            )
-        if multistep:
-            registry.schedule(self.config.schedule, drawn.solver, drawn.steps)  # refuses fewer than it goes on from
-        schedule = Schedule.make(self.config.schedule, drawn.steps, "quadratic" if multistep else "uniform")
+        schedule, multistep = inversion.way_back(self.config.schedule, drawn, iterations)
         options = solvers.SolverOptions(clip=drawn.clip)
         encoder = self._require_encoder() if h is None and self.config.unet.representation_dim else None
         found = inputs.several(images)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rcdm_fast import doors, encoders
 from rcdm_fast import model as models
 from rcdm_fast.analysis import registry
-from rcdm_fast.config import ConfigError, EncoderConfig, from_dict
+from rcdm_fast.config import ConfigError, EncoderConfig, from_dict, migrated
 from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.data.sources import open_data
 from rcdm_fast.devices import best
@@ -194,7 +194,8 @@ def stored_configuration(name: str | os.PathLike[str], shipped_only: bool = Fals
         values = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: expected a JSON object")
-    return values
+    found: dict[str, Any] = migrated(values)
+    return found
 
 
 def _changed(config: TrainConfig | str | os.PathLike[str], changes: Mapping[str, Any]) -> TrainConfig:

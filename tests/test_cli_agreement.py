@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import rcdm_fast
+from rcdm_fast import devices
 from rcdm_fast.cli import common, main
 from rcdm_fast.images import save_image, to_pil
 from rcdm_fast.training.bundled import STAGES
@@ -86,8 +87,8 @@ def test_a_gpu_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> N
     assert {each.default for each in found.values()} == {None}
     for there, wanted in ((True, "cuda"), (False, "cpu")):  # as train, pretrain and adapt take it
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
-        assert common.training_device(None) == wanted
-        assert common.training_device("cpu") == "cpu"
+        assert devices.best(None) == wanted
+        assert devices.best("cpu") == "cpu"
 
 
 def test_help_fits_its_column(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,11 +37,12 @@ def adapt(
     from rcdm_fast import encoders
     from rcdm_fast.config import from_dict
     from rcdm_fast.data.sources import open_data
+    from rcdm_fast.devices import best
     from rcdm_fast.models import checkpoint
     from rcdm_fast.training.adapt import AdaptConfig
     from rcdm_fast.training.adapt import adapt as run
 
-    place = common.training_device(device)
+    place = best(device)
     values: dict[str, Any] = {"name": name or out.name, "model": model, "seed": seed}
     trusted = []
     for key, spec in (("encoder", encoder), ("old_encoder", old_encoder)):

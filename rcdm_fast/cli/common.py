@@ -114,13 +114,6 @@ def runs(model: Model, name: str) -> str:
     return f"{model.config.name or name}, {model.engine.name} {model.engine.precision} on {model.device}"
 
 
-def training_device(given: str | None) -> str:
-    """The device that is meant; None is CUDA if there is one. In several processes the launcher says which."""
-    import torch
-
-    return given or ("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def open_guide(name: str | None, model: Model, engine: str, precision: str) -> Model | None:
     """The model that guides another, on its device, by the engine that the options name; None without a name.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,11 +53,12 @@ def train(
     from rcdm_fast import encoders
     from rcdm_fast.config import from_dict
     from rcdm_fast.data.sources import open_data
+    from rcdm_fast.devices import best
     from rcdm_fast.training.config import TrainConfig
     from rcdm_fast.training.state import Paused
     from rcdm_fast.training.train import train as run
 
-    place = common.training_device(device)
+    place = best(device)
     values = changed(_configuration(name, config), change or [])
     changes = {"init": init, "images": images, "compile": compile, "name": name}
     values.update({key: value for key, value in changes.items() if value is not None})
@@ -99,11 +99,12 @@ def pretrain(
     """
     from rcdm_fast.config import from_dict
     from rcdm_fast.data.sources import open_data
+    from rcdm_fast.devices import best
     from rcdm_fast.training.pretrain import PretrainConfig
     from rcdm_fast.training.pretrain import pretrain as run
 
     common.check_writable(json)
-    place = common.training_device(device)
+    place = best(device)
     values = _configuration(name, config)
     changes = {"images": images, "compile": compile}
     values.update({key: value for key, value in changes.items() if value is not None})
@@ -121,24 +122,9 @@ def pretrain(
 
 def _configuration(name: str, given: str | None) -> dict[str, Any]:
     """The JSON configuration from a file, or a shipped one."""
-    import json
+    from rcdm_fast.workflows import stored_configuration
 
-    from rcdm_fast import doors
-    from rcdm_fast.config import ConfigError, migrated
-
-    folder = Path(__file__).resolve().parent.parent / "training" / "configs"
-    chosen = doors.path(given or name, ConfigError)
-    shipped = folder / f"{given or name}.json"
-    file = next((each for each in ([shipped] if given is None else [chosen, shipped]) if os.path.isfile(each)), None)
-    if file is None:
-        known = ", ".join(sorted(path.stem for path in folder.glob("*.json")))
-        raise ConfigError(f"no configuration {str(chosen)!r} (shipped: {known}); name one, or a file, with --config")
-    with doors.door(ConfigError, f"{file}: not a readable JSON file"):
-        values = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(values, dict):
-        raise ConfigError(f"{file}: expected a JSON object")
-    found: dict[str, Any] = migrated(values)
-    return found
+    return stored_configuration(name, shipped_only=True) if given is None else stored_configuration(given)
 
 
 def changed(values: dict[str, Any], changes: list[str]) -> dict[str, Any]:

@@ -7,10 +7,29 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from rcdm_fast.diffusion import multistep_inversion, solvers
+from rcdm_fast.config import ConfigError, ScheduleConfig
+from rcdm_fast.diffusion import multistep_inversion, registry, solvers
 from rcdm_fast.diffusion.conditioning import ConditioningPlan
 from rcdm_fast.diffusion.engine import Engine
+from rcdm_fast.diffusion.sampling_config import SamplingConfig
 from rcdm_fast.diffusion.schedule import Schedule
+
+
+def way_back(config: ScheduleConfig, drawn: SamplingConfig, iterations: int) -> tuple[Schedule, bool]:
+    """The steps of an inversion, and whether it goes on from several of them.
+
+    Raises:
+        ConfigError: samples that are drawn so cannot be led back, or not in so few steps or so many iterations.
+    """
+    drawn.check_invertible()
+    multistep = drawn.solver not in ("ddim", registry.AUTO)
+    if multistep and iterations != 1:
+        raise ConfigError(
+            f"iterations are a setting of ddim; {drawn.solver} has one evaluation a step, got {iterations}"
+        )
+    if multistep:
+        registry.schedule(config, drawn.solver, drawn.steps)  # refuses fewer than it goes on from
+    return Schedule.make(config, drawn.steps, "quadratic" if multistep else "uniform"), multistep
 
 
 def batches(

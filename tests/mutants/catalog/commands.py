@@ -33,7 +33,7 @@ COMMANDS = (
     Mutant("sources and gallery change places", _EVALUATE, "EvaluateConfig(sources=sources, gallery=gallery,", "EvaluateConfig(sources=gallery, gallery=sources,", _ARRIVES),
     Mutant("other models run by themselves", f"{_CLI}/analyze.py", "rcdm_fast.load(other, None, None, device, engine, precision)", "rcdm_fast.load(other)", _ARRIVES),
     Mutant("--no-compile is no change", _TRAIN, 'changes = {"images": images, "compile": compile}\n    values.update({key: value for key, value in changes.items() if value is not None})', 'changes = {"images": images, "compile": compile}\n    values.update({key: value for key, value in changes.items() if value})', _ARRIVES),
-    Mutant("a shipped configuration hides a file", _TRAIN, "else [chosen, shipped]) if", "else [shipped, chosen]) if", _RULES),
+    Mutant("a shipped configuration hides a file", "rcdm_fast/workflows.py", "else [chosen, shipped]) if", "else [shipped, chosen]) if", _RULES),
     Mutant("settings stay texts", _TRAIN, "            place[last] = json.loads(text)\n", "            pass\n", _RULES),
     Mutant("a gain of MRR fails", _COMPARE, "if -100 * change.value > max_mrr_loss", "if 100 * change.value > max_mrr_loss", _RULES),
     Mutant("a damaged job is only unfinished", _GENERATE, "    if not found.sound:\n        raise typer.Exit(1)\n", "", _RULES),
@@ -52,5 +52,5 @@ COMMANDS = (
     Mutant("an inversion takes guidance", _CONFIG, '("eta", 0), ("guidance", 1)', '("eta", 0)', _OF_CONFIG),
     Mutant("switches stand in front only", f"{_CLI}/__init__.py", "_run(_in_front(given))", "_run(given)", _OF_AGREEMENT),
     Mutant("verbose stays for the next run", f"{_CLI}/__init__.py", "_debug, common.verbose = debug, verbose", "_debug, common.verbose = debug, common.verbose or verbose", _OF_AGREEMENT),
-    Mutant("training stays on the CPU", _COMMON, 'given or ("cuda" if torch.cuda.is_available() else "cpu")', 'given or "cpu"', _OF_AGREEMENT),
+    Mutant("training stays on the CPU", "rcdm_fast/devices.py", 'given or ("cuda" if torch.cuda.is_available() else "cpu")', 'given or "cpu"', _OF_AGREEMENT),
 )  # fmt: skip
