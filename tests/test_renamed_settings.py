@@ -37,7 +37,7 @@ def rewrite(path: Path) -> dict[str, Any]:
 
 
 def test_names_at_any_depth_and_that_of_today_wins() -> None:
-    stored = {"pictures": 3, "augment": {"grey": 0.2, "hue": 0.1}, "list": [{"rates": "constant"}], "images": 4}
+    stored = {"images": 4, "augment": {"grey": 0.2, "hue": 0.1}, "list": [{"rates": "constant"}], "pictures": 3}
     assert migrated(stored) == {
         "augment": {"gray": 0.2, "hue": 0.1},
         "list": [{"lr_schedule": "constant"}],

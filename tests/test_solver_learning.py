@@ -174,6 +174,16 @@ def test_it_learns_and_only_what_is_better_is_kept() -> None:
     assert registry.schedule(model.config.schedule, *found.other)
 
 
+def test_what_may_be_by_chance_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = smooth("nothing")
+    config = dataclasses.replace(QUICK, steps=1)
+    for high, kept in ((0.05, False), (-0.05, True)):
+        difference = Interval(-0.1, -0.2, high)
+        monkeypatch.setattr(solver_learning, "bootstrap", lambda *_, difference=difference: difference)
+        (found,) = learn(model, config, model.weights, **given("nothing"))
+        assert (found.solver is not None) == kept
+
+
 def test_where_it_begins() -> None:
     """At least as near as the best training-free solver, or as the model's own from before."""
     model = smooth("representations")

@@ -104,6 +104,7 @@ def test_another_encoder_evaluated_and_analyzed(folder: Path, tmp_path: Path) ->
     assert path == tmp_path / "mine" / "mine.safetensors"
     model = rcdm_fast.load(path, encoder=rcdm_fast.encoders.build(Mean(), config=CONVENTION))
     assert model.config.info["adapted_from"] == "base"
+    assert model.config.info["steps"] == 0
     found = rcdm_fast.evaluate(model, folder / "set.npz", sources=20, per=1, steps=2, resamples=100)
     assert (found.sources, found.samples, found.gallery) == (20, 1, 48)
     result = rcdm_fast.analyze(model, "faithfulness", folder / "set.npz", sources=20, per=1, steps=2, resamples=100)

@@ -7,9 +7,10 @@ from tests.mutants.catalog.chosen import CHOSEN
 from tests.mutants.catalog.commands import COMMANDS
 from tests.mutants.catalog.diffusion import DIFFUSION
 from tests.mutants.catalog.export import EXPORT
+from tests.mutants.catalog.files import FILES
 from tests.mutants.catalog.jobs import JOBS
 from tests.mutants.catalog.training import TRAINING
 from tests.mutants.catalog.world import WORLD
 from tests.mutants.mutant import Mutant
 
-MUTANTS: tuple[Mutant, ...] = (*ANALYSIS, *CHOSEN, *COMMANDS, *DIFFUSION, *EXPORT, *JOBS, *TRAINING, *WORLD)
+MUTANTS: tuple[Mutant, ...] = (*ANALYSIS, *CHOSEN, *COMMANDS, *DIFFUSION, *EXPORT, *FILES, *JOBS, *TRAINING, *WORLD)
