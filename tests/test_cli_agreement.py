@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import io
 import json
@@ -79,6 +80,24 @@ def test_where_results_go_and_where_images_come_from() -> None:
     assert all(each.help.endswith(f": {common._IMAGES}.") for each in found["--data"].values())
     assert set(found["--data"]) == (MODEL_FIRST | {"app", "train", "pretrain"})
     assert not {"--calibrate", "--test", "--samples", "--batch"} & set(found)
+
+
+def test_messages_name_options_that_there_are(checkout: Path) -> None:
+    """In every text of the library: one that tells of an option which is gone sends its reader astray."""
+    known = {
+        opt for each in options() for opt in (each, *(o for p in options()[each].values() for o in p.secondary_opts))
+    }
+    known |= {"--verbose", "--debug", "--version", "--help"}
+    others = {"--nproc-per-node", "--no-build-isolation"}  # of torchrun and pip
+    found: set[tuple[str, str]] = set()
+    for file in (*(checkout / "rcdm_fast").rglob("*.py"), *(checkout / "training").rglob("*.py")):
+        if file.name == "bundled.py" or file.is_symlink() or "_build_info" in file.name:  # has options of its own
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                named = re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", node.value)
+                found |= {(file.name, each) for each in named if each not in known | others}
+    assert not found
 
 
 def test_a_gpu_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

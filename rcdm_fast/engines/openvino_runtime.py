@@ -67,7 +67,7 @@ class OpenVINOEngine:
         self._size = config.unet.image_size
         if file is None and precision == "int8":
             raise ConfigError(
-                "int8 needs a calibrated export: rcdm export MODEL --to openvino --precision int8 --calibrate IMAGES "
+                "int8 needs a calibrated export: rcdm export MODEL --to openvino --precision int8 --data IMAGES "
                 "--out DIR, then engine_file='DIR/network.xml'"
             )
         self._graph, given = GRAPH, file is not None

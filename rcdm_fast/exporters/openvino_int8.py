@@ -143,7 +143,7 @@ def _conditions(job: Job) -> Tensor | None:
     if job.representations is None or len(job.representations) < HELD_OUT:
         raise ConfigError(
             "int8 is calibrated on trajectories of real representations: give at least "
-            f"{HELD_OUT} images (--calibrate FOLDER, or calibrate=... in Python)"
+            f"{HELD_OUT} images (--data FOLDER, or calibrate=... in Python)"
         )
     return job.representations.cpu().float()
 

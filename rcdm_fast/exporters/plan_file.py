@@ -67,7 +67,7 @@ class PlanHeader:
         if size > high:
             raise GraphError(
                 f"{where}: built for at most {high} images per evaluation, not {size}; "
-                f"sample with batch_size={high}, or export it with --batch {size}"
+                f"sample with batch_size={high}, or export it with --batch-size {size}"
             )
         return max(size, low)
 
