@@ -5,6 +5,7 @@
 # make quality  what must be clean before a change lands; make style repairs what can be repaired
 # make train-bundled  the bundled models again, stage by stage (DATA=, TEST=: CIFAR-10; DEVICE=cuda; LIST=1) -> out/bundled;
 #   SHIP=rcdm_fast/bundled writes what is made there as it ships
+# make docs     the documentation as pages -> out/site (SERVE=1: at 127.0.0.1:8000, made anew at every change)
 # make notebooks  run the notebooks in examples/ and keep their outputs in them
 # make bench    benchmarks: operators, network evaluations beside their rivals, a training step -> out/bench_*
 # make bench-gpu PART=build|ops|step|tune   the same on a GPU, with the Python that is there -> $OUT or out/
@@ -13,7 +14,7 @@
 
 PYTHON ?= python3.11
 VENV ?= .venv
-EXTRAS := encoders,hub,onnx,openvino,diffusers,train,data,jobs,app,demo,notebooks,test,dev
+EXTRAS := encoders,hub,onnx,openvino,diffusers,train,data,jobs,app,demo,notebooks,test,dev,docs
 
 # TensorRT-RTX comes as source packages that fetch nothing; they need the environment's own setuptools and wheel.
 RTX := tensorrt-rtx-cu13 tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings
@@ -24,7 +25,7 @@ STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 NATIVE := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: venv demo notebooks train-bundled test test-long fuzz mutants quality style bench bench-gpu clean
+.PHONY: venv demo docs notebooks train-bundled test test-long fuzz mutants quality style bench bench-gpu clean
 
 venv: $(STAMP)
 
@@ -38,6 +39,9 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(NATIVE)
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs $(if $(SERVE),serve,build)
 
 notebooks: $(STAMP)
 	$(BIN)/python examples/run_notebooks.py

@@ -1,4 +1,4 @@
-"""What the README shows in Python is run, on small sets of made-up images and at short sizes."""
+"""What README and docs/sampling.md show in Python is run, on small sets of made-up images and at short sizes."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ import rcdm_fast
 from rcdm_fast.images import save_image, to_uint8
 from tests import small
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+ROOT = Path(__file__).resolve().parents[1]
 SHORTER = (  # what is said there, and what is run here
     ('"photos/", per=100', '"photos/", per=1, steps=2'),
     ("sources=64", "sources=20, per=1, steps=2, augmentations=('flip',)"),
     ("per=4, gallery=10_000", "sources=20, per=1, steps=2"),
     ('"timm:resnet18?pretrained=1"', '"bundled:cifar10-simclr", images=16, batch_size=8, compile=False'),
     ("convention=seen)", "convention=seen, steps=0)"),
-    ("per=8, steps=50", "per=8, steps=2"),
+    ("per=8, steps=25", "per=8, steps=2"),
     ('(["cat.jpg"], steps=50)', '(["cat.jpg"], steps=2)'),
     ("frames=8)", "frames=8, steps=2)"),
 )
 
 
 def blocks() -> list[str]:
-    """The README's Python, block by block."""
-    return re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
+    """The Python of both, block by block."""
+    text = "\n".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/sampling.md"))
+    return re.findall(r"```python\n(.*?)```", text, re.S)
 
 
 @pytest.mark.long
@@ -42,14 +43,14 @@ def test_the_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
             save_image(Image.fromarray(each), f"{folder}/{number:02d}.png")
     for name in ("cat.jpg", "dog.jpg"):
         save_image(Image.fromarray(np.tile(pixels[0], (3, 3, 1))), name)
-    text = "\n".join(blocks()[:2])
+    text = "\n".join(blocks())
     lines = [line for line in text.splitlines() if "my-rcdm.safetensors" not in line]  # a file of the reader's own
     text = "\n".join(lines)
     for said, run in SHORTER:
         assert said in text
         text = text.replace(said, run)
     names: dict[str, object] = {"torch": torch, "rcdm_fast": rcdm_fast}
-    exec(compile(text, str(README), "exec"), names)
+    exec(compile(text, "README.md", "exec"), names)
     h, drawn, way = (names[name] for name in ("h", "images", "way"))
     assert isinstance(h, torch.Tensor)
     assert isinstance(drawn, torch.Tensor)
