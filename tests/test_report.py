@@ -176,8 +176,15 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         to_pil(image).save(tmp_path / "photos" / f"{number}.png")
     page = tmp_path / "out" / "report.html"
     arguments = ["report", model, "--photos", str(tmp_path / "photos"), "--out", str(page), "--steps", "2"]
-    assert main(arguments) == 0
+    assert main([*arguments, "--methods"]) == 0
     text = read(page.read_text()).text
+    numbers = json.loads(page.with_suffix(".json").read_text())
+    shown = capsys.readouterr().out
+    assert numbers["methods"] in shown
+    assert numbers["methods"] in text
+    for said in ("cifar10-simclr-trunk", numbers["made_by"]["models"][0]["weights"][:12], "3 photos", "steps 2"):
+        assert said in numbers["methods"]
+    assert numbers["made_by"]["data"]["photos"]["images"] == 3
     assert "Samples of photographs" in text
     assert "compares models: name another with --against" in text
     assert "needs a set of images: name one with --data" in text

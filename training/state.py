@@ -13,7 +13,6 @@ import importlib.util
 import json
 import logging
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -22,7 +21,7 @@ from typing import Any
 
 import torch
 
-from rcdm_fast import benchmarking, doors, locks, sealed, storage
+from rcdm_fast import benchmarking, doors, locks, provenance, sealed, storage
 from rcdm_fast.config import migrated
 from rcdm_fast.doors import door, regular
 from rcdm_fast.errors import RunError
@@ -165,7 +164,7 @@ class RunFolder:
             "step": step,
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "command": sys.argv,
-            "git": _git_revision(),
+            "git": provenance.git_revision(),
             "processes": processes,
             **benchmarking.facts(device),
         }
@@ -211,21 +210,6 @@ class RunFolder:
 
 def _change(key: str, before: Any, now: Any) -> str:
     return f"{doors.printable(key)}: {doors.printable(repr(before))} -> {doors.printable(repr(now))}"
-
-
-def _git_revision() -> str | None:
-    """Of the checkout that this code runs from; None for an installed package, or without git."""
-    try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).resolve().parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() if found.returncode == 0 else None
 
 
 def _sinks(folder: Path) -> list[Any]:

@@ -5,8 +5,9 @@ Knows nothing about single experiments (`analysis/registry.py` lists them).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -52,6 +53,7 @@ def analyze(
     Example: rcdm analyze cifar10-simclr-trunk layers --against cifar10-simclr-head --data cifar10/test --out found
     """
     import rcdm_fast
+    from rcdm_fast import provenance
     from rcdm_fast.analysis import registry
     from rcdm_fast.cli.training import changed
     from rcdm_fast.config import ConfigError
@@ -84,18 +86,19 @@ def analyze(
         )
         found = experiment.run(job)
     try:
-        for path in write(found, out):
+        made_by = provenance.made_by([loaded, *others], {"data": images, "photos": shown})
+        for path in write(found, out, made_by):
             common.say(str(path))
     finally:
         common.say("\n" + found.as_text())
 
 
-def write(found: Analysis, folder: Path) -> list[Path]:
-    """NAME.json and a NAME-FIGURE.png for each chart and figure; returns the files."""
+def write(found: Analysis, folder: Path, made_by: Mapping[str, Any]) -> list[Path]:
+    """NAME.json, with what made it, and a NAME-FIGURE.png for each chart and figure; returns the files."""
     from rcdm_fast import outputs
 
     paths = [folder / f"{found.name}.json"]
-    common.write_json(paths[0], found.as_json())
+    common.write_json(paths[0], {**found.as_json(), "made_by": dict(made_by)})
     for figure, image in (*found.charts.items(), *found.figures.items()):
         paths.append(folder / f"{found.name}-{figure}.png")
         outputs.write_image(image, paths[-1])

@@ -59,7 +59,7 @@ def bench(
     Example: rcdm bench cifar10-simclr-trunk --steps 10,50 --engine all --precision fp32,bf16 --json rates.json
     Example: rcdm bench cifar10-simclr-trunk --solver all --steps 5,10,25 --data cifar10/test --plot solvers.svg
     """
-    from rcdm_fast import solver_quality, storage, throughput
+    from rcdm_fast import provenance, solver_quality, storage, throughput
     from rcdm_fast.config import ConfigError
     from rcdm_fast.data.sources import open_data
     from rcdm_fast.report import solver_plot
@@ -81,10 +81,11 @@ def bench(
 
     from tqdm import tqdm
 
+    made_by = provenance.made_by([loaded], {"data": real})
     with tqdm(total=100, unit="%", disable=not common.interactive(), leave=False) as bar:
 
         def report(rows: list[dict[str, Any]], fraction: float) -> None:
-            common.write_json(json, {"rows": rows})
+            common.write_json(json, {"rows": rows, "made_by": made_by})
             bar.update(round(100 * fraction) - bar.n)
 
         rows = throughput.measure(loaded, plan, report)
@@ -93,7 +94,9 @@ def bench(
         with common.ProgressBar(100) as progress:
 
             def done(found: list[Quality], fraction: float) -> None:
-                common.write_json(json, {"rows": rows, "quality": [_numbers(each) for each in found]})
+                common.write_json(
+                    json, {"rows": rows, "quality": [_numbers(each) for each in found], "made_by": made_by}
+                )
                 progress(round(100 * fraction), 100, 0.0)
 
             found = solver_quality.measure(loaded, real, ways, quality, done)

@@ -58,7 +58,7 @@ def compare(
     import torch
 
     import rcdm_fast
-    from rcdm_fast import engine_comparison, outputs
+    from rcdm_fast import engine_comparison, outputs, provenance
 
     cases = [engine_comparison.Case.parse(text) for text in engines.split(",")]
     common.check_writable(json)
@@ -72,7 +72,8 @@ def compare(
         found = engine_comparison.compare(loaded, cases, h, settings, label=label, say=common.say)
     mrr = _mrr(loaded, [each.case for each in found], data, sources, gallery, settings) if data is not None else {}
     common.say("\n".join(table(found, mrr)))
-    common.write_json(json, {"rows": [{**each.row(), **_mrr_row(mrr, each.case)} for each in found]})
+    rows = [{**each.row(), **_mrr_row(mrr, each.case)} for each in found]
+    common.write_json(json, {"rows": rows, "made_by": provenance.made_by([loaded])})
     if out is not None:
         _sheet(found, out)
     failures = list(_failures(found, mrr, min_psnr, max_mrr_loss))

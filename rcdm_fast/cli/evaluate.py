@@ -88,7 +88,7 @@ def evaluate(
 
     Example: rcdm evaluate cifar10-simclr-wide --data cifar10/test --per 4 --gallery 10000 --json mrr.json
     """
-    from rcdm_fast import encoders, outputs, storage
+    from rcdm_fast import encoders, outputs, provenance, storage
     from rcdm_fast import evaluation as measures
     from rcdm_fast.config import ConfigError
     from rcdm_fast.data import sample_files
@@ -138,7 +138,9 @@ def evaluate(
         errors = x0_errors(loaded, drawn.real, drawn.sources, seed=seed)
         result = dataclasses.replace(result, x0_errors=errors)
     common.say("\n".join(table(result)))
-    common.write_json(json, result)
+    made_by = provenance.made_by([loaded], {"data": images})
+    settings_used = dataclasses.asdict(settings)
+    common.write_json(json, {**dataclasses.asdict(result), "settings": settings_used, "made_by": made_by})
 
 
 def table(result: Faithfulness) -> list[str]:

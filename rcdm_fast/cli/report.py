@@ -5,7 +5,7 @@ Knows nothing about experiments (`analysis/`) or pages (`report/`).
 
 from __future__ import annotations
 
-import sys
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,6 +32,9 @@ def report(
     device: common.Device = None,
     engine: common.EngineName = "auto",
     precision: common.Precision = "auto",
+    methods: Annotated[
+        bool, typer.Option("--methods", help="Print a paragraph for the methods of a paper, too.")
+    ] = False,
 ) -> None:
     """Measure what a representation keeps, and write a page.
 
@@ -72,6 +75,8 @@ def report(
     title = f"What the representation of {loaded.config.name or model} keeps"
     images = [f"{len(each)} {what}" for each, what in ((known, "images"), (shown, "photographs")) if each is not None]
     about = f"Measured on {' and '.join(images)}, {steps} steps, seed {seed}. Intervals are 95 % bootstrap intervals."
-    command = "rcdm " + " ".join(sys.argv[1:])
-    page = build.build(tasks, out, title=title, about=about, left_out=left_out, command=command, note=common.say)
-    common.say(f"{page}: finished; numbers in {page.with_suffix('.json')}")
+    page = build.build(tasks, out, title=title, about=about, left_out=left_out, note=common.say)
+    numbers = page.with_suffix(".json")
+    if methods:
+        common.say(json.loads(numbers.read_text(encoding="utf-8"))["methods"])
+    common.say(f"{page}: finished; numbers in {numbers}")

@@ -69,6 +69,8 @@ def tune(
     if out is not None and out.suffix != ".safetensors":
         raise ConfigError(f"{out}: a model is written as .safetensors")
     options = (model, flags, encoder, device, engine, precision, sha256)
+    from rcdm_fast import provenance
+
     if out is None:
         from rcdm_fast import solver_fit
 
@@ -81,7 +83,7 @@ def tune(
             )
         common.say("\n".join(table(placed)))
         found = [dataclasses.asdict(each) for each in placed]
-        common.write_json(json, {"solver": fit.solver, "placements": found})
+        common.write_json(json, {"solver": fit.solver, "placements": found, "made_by": provenance.made_by([loaded])})
         return
     from rcdm_fast import solver_learning
 
@@ -98,7 +100,8 @@ def tune(
 
         learned = solver_learning.learn(loaded, learning, loaded.weights, h, label, trajectories, state, told)
     common.say("\n".join(learned_table(learned)))
-    common.write_json(json, {"solvers": [dataclasses.asdict(each) for each in learned]})
+    found = [dataclasses.asdict(each) for each in learned]
+    common.write_json(json, {"solvers": found, "made_by": provenance.made_by([loaded])})
     if not any(each.solver for each in learned):
         raise ConfigError(f"no learned solver is better than the best of the others: {out} is not written")
     solver_learning.save(out, loaded, learned)

@@ -8,21 +8,16 @@ Knows nothing about clusters (`cluster.py` uses `run_units` in each of its worke
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from rcdm_fast import doors, host, storage
+from rcdm_fast import doors, host, provenance, storage
 from rcdm_fast.data import random_access
 from rcdm_fast.data.random_access import Given, Source
 from rcdm_fast.diffusion import registry
@@ -313,20 +308,10 @@ def _hash_of_before(model: Model) -> str:
     encoder = model.config.encoder
     described = [dataclasses.asdict(model.config.schedule), dataclasses.asdict(model.config.unet)]
     described.append(dataclasses.asdict(encoder) if encoder is not None else {})
-    return _hash(described, model.unet.state_dict())
+    return provenance.described_hash(described, model.unet.state_dict())
 
 
 def encoder_fingerprint(model: Model) -> str:
-    """SHA-256 of the convention of the encoder in use, and of its weights if it is a PyTorch module."""
-    encoder = model.encoder
-    assert encoder is not None, "check_kind has asked for it"
-    network = getattr(encoder, "network", None)
-    return _hash(dataclasses.asdict(encoder.config), network.state_dict() if isinstance(network, nn.Module) else {})
-
-
-def _hash(described: Any, weights: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(weights.items()):
-        digest.update(name.encode() + b"\0")
-        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    """`provenance.encoder_hash` of the encoder in use."""
+    assert model.encoder is not None, "check_kind has asked for it"
+    return provenance.encoder_hash(model.encoder)

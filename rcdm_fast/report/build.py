@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from rcdm_fast import benchmarking, outputs, storage
+from rcdm_fast import outputs, provenance, storage
 from rcdm_fast.analysis import registry
 from rcdm_fast.analysis.registry import Job
 from rcdm_fast.analysis.result import Analysis
 from rcdm_fast.config import ConfigError
+from rcdm_fast.report import methods
 from rcdm_fast.report.page import render
 
 Note = Callable[[str], None]
@@ -41,7 +40,6 @@ def build(
     title: str,
     about: str,
     left_out: Mapping[str, str] | None = None,
-    command: str = "",
     note: Note = print,
 ) -> Path:
     """Run the tasks and write `file` (HTML) and the JSON beside it.
@@ -51,7 +49,6 @@ def build(
         file: the page; the numbers go to the same name with .json.
         title, about: heading and first sentence.
         left_out: experiments that the caller already knows cannot be run, with the reason.
-        command: how the report was asked for, shown on the page.
         note: told what begins, and what is left out.
 
     Returns:
@@ -78,14 +75,12 @@ def build(
         took[task.name] = round(time.monotonic() - since, 1)
     if not results:
         raise ConfigError("nothing could be measured: " + "; ".join(f"{key}: {why}" for key, why in missing.items()))
-    facts: dict[str, Any] = {
-        **benchmarking.facts(torch.device("cpu")),
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "command": command,
-        "seconds": took,
-    }
-    outputs.keep(page, lambda file: storage.write_text(file, render(title, about, results, missing, facts)))
-    numbers = as_json(title, results, missing, facts)
+    job = tasks[0].job
+    models = {id(each): each for task in tasks for each in (task.job.model, *task.job.against)}
+    facts = provenance.made_by(list(models.values()), {"data": job.data, "photos": job.photos}) | {"seconds": took}
+    how = methods.paragraph(results, facts)
+    outputs.keep(page, lambda file: storage.write_text(file, render(title, about, results, missing, facts, how)))
+    numbers = as_json(title, results, missing, facts) | {"methods": how}
     outputs.keep(page.with_suffix(".json"), lambda file: storage.write_json(file, numbers))
     return page
 

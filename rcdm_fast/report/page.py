@@ -22,7 +22,12 @@ _VERDICTS = {True: ("holds", "holds"), False: ("fails", "does not hold"), None: 
 
 
 def render(
-    title: str, about: str, results: Sequence[Analysis], left_out: Mapping[str, str], facts: Mapping[str, object]
+    title: str,
+    about: str,
+    results: Sequence[Analysis],
+    left_out: Mapping[str, str],
+    facts: Mapping[str, object],
+    methods: str = "",
 ) -> str:
     """The HTML text.
 
@@ -31,6 +36,7 @@ def render(
         results: what was measured, in the order of the page.
         left_out: experiments that could not be run, with the reason.
         facts: versions, device, date and command, shown at the end.
+        methods: how it was measured, for a paper.
     """
     css = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
     parts = [f"<h1>{escape(title)}</h1>", f'<p class="soft">{escape(about)}</p>', _contents(results)]
@@ -39,6 +45,8 @@ def render(
     if left_out:
         rows = "".join(f"<li><b>{escape(name)}</b>: {escape(reason)}</li>" for name, reason in left_out.items())
         parts.append(f'<h2 id="left-out">Left out</h2><ul>{rows}</ul>')
+    if methods:
+        parts.append(f'<h2 id="methods">For the methods of a paper</h2><p>{escape(methods)}</p>')
     parts.append(f'<h2 id="facts">Made by</h2><pre>{escape(json.dumps(facts, indent=1, default=str))}</pre>')
     head = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
