@@ -89,7 +89,7 @@ def profile(name: str, precision: str, rounds: int) -> list[dict[str, Any]]:
     backend = RecordingBackend(dtype)
     ops.load()
     program = Program(work.network, backend, dtype, work.device)
-    film, rows = work.plan(work.timed).film_rows(work.timed.k)
+    film, rows = work.plan(work.timed).batch(torch.arange(work.batch)).film_rows(work.timed.k)
     recorders, whole_ms = [], []
     with torch.inference_mode():
         for index in range(rounds + 2):

@@ -40,9 +40,10 @@ def test_every_line_of_the_gpu_path_runs(tmp_path: Path, monkeypatch: pytest.Mon
                 model.sample(h, per=1, steps=1)
             assert "captured" in model.engine.describe()
             x = made_images(2).to("cuda")
-            assert model.engine.first_nonfinite(x, 0) is None
-            with pytest.raises(ValueError, match="prepared was"):
-                model.engine.predict(made_images(1).to("cuda"), 0)
+            bound = model.engine.bind(conditioning.make_plan(model.unet, SCHEDULE, h, None), torch.arange(2))
+            assert bound.first_nonfinite(x, 0) is None
+            with pytest.raises(ValueError, match="1 images, bound was a batch of 2"):
+                bound.predict(x[:1], 0)
             visible = selection.film_group_norm_visible(torch.device("cuda"))
             assert visible is importlib.import_module("rcdm_fast.kernels.film_group_norm").film_group_norm
             assert engines.reasons_unavailable("native", torch.device("cuda"), "bf16") == []
@@ -63,21 +64,15 @@ def test_every_line_of_the_gpu_path_runs(tmp_path: Path, monkeypatch: pytest.Mon
 def _on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     network = make_network()
     engine = NativeEngine(network, CPU, "fp32")
-    with pytest.raises(RuntimeError, match="predict before prepare"):
-        engine.predict(made_images(1), 0)
-    with pytest.raises(RuntimeError, match="first_nonfinite before prepare"):
-        engine.first_nonfinite(made_images(1), 0)
     engine.warmup((1,))
-    plan = conditioning.make_plan(network, SCHEDULE, REPRESENTATIONS, None).with_rows(torch.tensor([1, 3]))
-    with pytest.raises(ValueError, match="rows for 2 images, the batch 1"):
-        engine.prepare(plan, 1)
-    engine.prepare(plan, 2)
+    plan = conditioning.make_plan(network, SCHEDULE, REPRESENTATIONS, None)
+    bound = engine.bind(plan, torch.tensor([1, 3]))
     x = made_images(2)
-    fp32 = engine.predict(x, 1)
+    fp32 = bound.predict(x, 1)
     assert float((fp32 - truth(x, [1, 3], 1)).norm() / fp32.norm()) <= ENGINE_FP32_L2
     assert "oneDNN" in engine.describe()
     engine.precision = "bf16"  # only how results are put together: the program stays what it is
-    assert torch.allclose(engine.predict(x, 1), fp32, atol=1e-4)
+    assert torch.allclose(bound.predict(x, 1), fp32, atol=1e-4)
     for place, precision in ((torch.device("cuda"), "fp32"), (torch.device("mps"), "fp32"), (CPU, "fp16")):
         assert native.reasons_unavailable(place, precision)
     with monkeypatch.context() as patch:

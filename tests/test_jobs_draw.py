@@ -21,6 +21,7 @@ from rcdm_fast import memory
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data import random_access
 from rcdm_fast.diffusion import noise
+from rcdm_fast.diffusion.conditioning import Batch
 from rcdm_fast.encoders import EncoderError, ImageEncoder
 from rcdm_fast.exporters.graph import weights_hash
 from rcdm_fast.images import from_uint8, to_pil, to_uint8
@@ -36,8 +37,6 @@ from tests import small
 from tests.fake_cuda import fake_cuda
 from tests.jobs_cases import manifest, representations, run
 
-Predict = Callable[[Tensor, int], Tensor]
-
 
 @pytest.fixture(scope="module")
 def model() -> Model:
@@ -47,30 +46,30 @@ def model() -> Model:
 def limited(monkeypatch: pytest.MonkeyPatch, model: Model, most: Callable[[int], int]) -> list[int]:
     """Memory suffices for `most(calls so far)` images; returns the sizes that are asked for."""
     sizes: list[int] = []
-    predict = model.engine.predict
+    evaluate = model.engine.evaluate
 
-    def within(x: Tensor, k: int) -> Tensor:
+    def within(batch: Batch, x: Tensor, k: int) -> Tensor:
         sizes.append(len(x))
         if len(x) > most(len(sizes)):
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return predict(x, k)
+        return evaluate(batch, x, k)
 
-    monkeypatch.setattr(model.engine, "predict", within)
+    monkeypatch.setattr(model.engine, "evaluate", within)
     return sizes
 
 
 def poisoned(monkeypatch: pytest.MonkeyPatch, model: Model, *pairs: tuple[int, int]) -> None:
     """Samples of these (item, sample) are not finite, at one step; others of the same item are."""
     x_t = noise.keyed_noise(0, pairs, 0, (3, 8, 8), "cpu")
-    predict = model.engine.predict
+    evaluate = model.engine.evaluate
 
-    def poison(x: Tensor, k: int) -> Tensor:
-        found = predict(x, k).clone()
+    def poison(batch: Batch, x: Tensor, k: int) -> Tensor:
+        found = evaluate(batch, x, k).clone()
         for bad in x_t:
             found[(x == bad).flatten(1).all(dim=1)] = torch.nan
         return found
 
-    monkeypatch.setattr(model.engine, "predict", poison)
+    monkeypatch.setattr(model.engine, "evaluate", poison)
 
 
 def levels(folder: Path) -> np.ndarray:
@@ -333,13 +332,15 @@ def test_only_the_device_is_busy(model: Model, monkeypatch: pytest.MonkeyPatch) 
     """Not while the caller has a batch."""
     now = 0.0
 
-    def predict(x: Tensor, k: int, plain: Predict = model.engine.predict) -> Tensor:
+    evaluate = model.engine.evaluate
+
+    def slow(batch: Batch, x: Tensor, k: int) -> Tensor:
         nonlocal now
         now += 3
-        return plain(x, k)
+        return evaluate(batch, x, k)
 
     monkeypatch.setattr(draw, "time", SimpleNamespace(monotonic=lambda: now))
-    monkeypatch.setattr(model.engine, "predict", predict)
+    monkeypatch.setattr(model.engine, "evaluate", slow)
     drawing = artist(model, 4, per=2)
     for _ in drawing.draw(dataclasses.replace(ready(5, 2), busy_s=0.5)):
         now += 100

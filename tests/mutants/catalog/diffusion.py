@@ -61,8 +61,8 @@ DIFFUSION = (
     Mutant(
         "a guide has the rows of the batch before",
         "rcdm_fast/diffusion/sampling.py",
-        "guide[1].with_rows(rows)",
-        "guide[1].with_rows(rows * 0)",
+        "guide[0].bind(guide[1], rows)",
+        "guide[0].bind(guide[1], rows * 0)",
         ("tests/test_guidance.py",),
     ),
     Mutant(
