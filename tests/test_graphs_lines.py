@@ -15,6 +15,7 @@ from rcdm_fast.engines import cuda_graphs, native
 from rcdm_fast.engines.native import NativeEngine
 from rcdm_fast.models import checkpoint
 from rcdm_fast.ops import library, reference, selection
+from rcdm_fast.ops.schema import NormInputs
 from tests import small
 from tests.fake_cuda import fake_cuda
 from tests.test_graphs import CPU, REPRESENTATIONS, SCHEDULE, made_images, make_network, truth
@@ -86,10 +87,10 @@ def _on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         assert selection.film_group_norm_visible(CPU) is reference.film_group_norm
         choices = selection.Choices(CPU)
         x = torch.randn(1, 32, 4, 4).contiguous(memory_format=torch.channels_last)
-        inputs = (x, None, torch.ones(32), torch.zeros(32), None, None, 32, 1e-5, True, 0, False)
+        inputs = NormInputs(x, None, torch.ones(32), torch.zeros(32), None, None, 32, 1e-5, True, 0, False)
         out = torch.empty_like(x)
         with choices.measuring():
-            choices.film_group_norm(out, *inputs)
+            choices.film_group_norm(out, inputs)
         assert torch.equal(out, reference.film_group_norm(*inputs))
         assert [list(times) for times in choices.times_ms("film_group_norm").values()] == [["reference"]]
         assert choices.describe()["film_group_norm"].startswith("reference 1 calls (measured")

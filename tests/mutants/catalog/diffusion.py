@@ -66,6 +66,27 @@ DIFFUSION = (
         ("tests/test_guidance.py",),
     ),
     Mutant(
+        "any number of images goes to a bound batch",
+        "rcdm_fast/diffusion/engine.py",
+        "if len(x) != len(self.batch):",
+        "if len(x) > len(self.batch):",
+        ("tests/test_engines.py::test_wrong_use",),
+    ),
+    Mutant(
+        "a graph has the rows of the batch that was bound last",
+        "rcdm_fast/engines/cuda_graphs.py",
+        "if self._filled is not None and self._filled[0] is batch:",
+        "if self._filled is not None and len(self._filled[0]) == len(batch):",
+        ("tests/test_graphs.py::test_batches_that_are_bound_beside_each_other",),
+    ),
+    Mutant(
+        "a norm of the native engine forgets its skip connection",
+        "rcdm_fast/engines/program.py",
+        "NormInputs(x, skip, *own, film, rows,",
+        "NormInputs(x, None, *own, film, rows,",
+        ("tests/test_engines.py::test_native_computes_the_network",),
+    ),
+    Mutant(
         "models take turns in the order they are named",
         "rcdm_fast/sampler.py",
         "sorted((self, *others), key=id)",
