@@ -161,7 +161,7 @@ def compare(
     settings: Settings | None = None,
     *,
     label: Tensor | None = None,
-    say: Callable[[str], None] = lambda _: None,
+    report: Callable[[str], None] = lambda _: None,
 ) -> list[Drift]:
     """Measure cases beside eager fp32, which comes first in the result.
 
@@ -171,7 +171,7 @@ def compare(
         h: float32 [R,D], or None for an unconditional network.
         settings: what to draw.
         label: int64 [R] for a class-conditional model.
-        say: takes one line about progress.
+        report: takes one line about progress.
 
     Raises:
         ConfigError: a case that cannot run here, or settings that make no sense.
@@ -186,9 +186,9 @@ def compare(
     listed = [REFERENCE, *(case for case in cases if case != REFERENCE)]
     drawn = {}
     for case in listed:
-        say(f"{case}: drawing")
+        report(f"{case}: drawing")
         drawn[case] = _draw(model, case, h, label, settings)
-    say(f"timing {len(listed)} cases in turn")
+    report(f"timing {len(listed)} cases in turn")
     runs = {str(index): drawn[case].evaluate for index, case in enumerate(listed)}
     times = benchmarking.in_turn(runs, model.device, rounds=settings.rounds, warmup=1, settle_s=0.1)
     truth = drawn[REFERENCE]

@@ -129,7 +129,7 @@ def fit(
     done, total = 0, config.candidates + 2 * sum(config.nfe)
     solver = SOLVERS[config.solver].run
 
-    def told(evaluations: int) -> None:
+    def report(evaluations: int) -> None:
         nonlocal done
         done += evaluations
         if progress is not None:
@@ -138,7 +138,7 @@ def fit(
     ask = Asked(model, h, label, count, config.seed, config.batch_size)
     held = torch.arange(count) % HELD_OUT == 0
     wanted, costs = survey(ask, grid, ~held)
-    told(config.candidates)
+    report(config.candidates)
     placed = []
     for nfe in config.nfe:
         chosen = [grid.timesteps[k] for k in cheapest(costs.mean, costs.last, nfe)]
@@ -146,7 +146,7 @@ def fit(
         errors = []
         for schedule in (Schedule(base.config, tuple(chosen)), own[nfe]):
             errors.append(distances(ask.images(schedule, solver)[held], wanted[held]))
-            told(nfe)
+            report(nfe)
         placed.append(_placed(nfe, found, errors[0], errors[1], config))
     return placed
 

@@ -64,8 +64,8 @@ def _close(got: Tensor, want: Tensor, bound: float = ENGINE_FP32_L2) -> bool:
     return float((got.numbers - want).norm() / want.norm()) <= bound
 
 
-@pytest.mark.parametrize("place", ["", "cuda:1"])
-def test_the_main_job(machine: Machine, place: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", ["", "cuda:1"])
+def test_the_main_job(machine: Machine, device: str, tmp_path: Path) -> None:
     """Load, encode, sample: the images are those of the CPU, on the device that was asked for."""
     file = tmp_path / "small.safetensors"
     made = small.model()
@@ -73,12 +73,12 @@ def test_the_main_job(machine: Machine, place: str, tmp_path: Path) -> None:
     images = small.make_images(3)
     on_cpu = rcdm_fast.load(file, encoder=small.encoder(), device="cpu")
     want = on_cpu.sample(on_cpu.encode(images), per=2, steps=3, batch_size=4)
-    given = {"device": place} if place else {}
-    model = rcdm_fast.load(file, encoder=small.encoder().to(place or "cuda"), **given)
+    given = {"device": device} if device else {}
+    model = rcdm_fast.load(file, encoder=small.encoder().to(device or "cuda"), **given)
     assert model.engine.name == "native"
     h = model.encode(images)
     got = model.sample(h, per=2, steps=3, batch_size=4)
-    assert str(got.device) == str(h.device) == str(model.device) == (place or "cuda:0")
+    assert str(got.device) == str(h.device) == str(model.device) == (device or "cuda:0")
     assert _close(got, want, TRAJECTORY_L2)
     assert "CUDA graphs for batches of [4, 2] (2 captured, at most 4 kept)" in model.describe()
     assert machine.current_device() == 0
@@ -336,13 +336,13 @@ def test_float32_is_float32_wherever_the_plain_network_runs(
         seen.add(torch.backends.cudnn.conv.fp32_precision)  # type: ignore[attr-defined]
         return convolution(*arguments, **settings)
 
-    place = torch.device("cuda")
+    device = torch.device("cuda")
     config, network = small.model().config, make_network()
     layer = torch.nn.Conv2d(3, 4, 3).requires_grad_(False)
     encoder = small.encoder()
     network.representation_encoder = layer  # to be moved with it
-    engine = engines.make("eager", network, config, place, "fp32")
-    model = rcdm_fast.Model(config, network, engine, encoder.to(place), place)
+    engine = engines.make("eager", network, config, device, "fp32")
+    model = rcdm_fast.Model(config, network, engine, encoder.to(device), device)
     monkeypatch.setattr(torch.nn.functional, "conv2d", look)
     if what == "eager":
         model.sample(REPRESENTATIONS, per=1, steps=1)
@@ -359,9 +359,9 @@ def test_the_first_layer_that_is_not_finite(machine: Machine) -> None:
     layer = dict(model.unet.named_modules())["middle_block.0.in_layers.2"]
     assert isinstance(layer, torch.nn.Conv2d)
     layer.weight.data[3, 2, 1, 1] = float("nan")
-    place = torch.device("cuda:1")
+    device = torch.device("cuda:1")
     broken = rcdm_fast.Model(
-        model.config, model.unet, engines.make("native", model.unet, model.config, place, "fp32"), None, place
+        model.config, model.unet, engines.make("native", model.unet, model.config, device, "fp32"), None, device
     )
     with pytest.raises(SamplingError, match=r"first in layer middle_block\.0\S*, at step 2 \(fp32, native"):
         broken.sample(torch.randn(2, small.DIM), per=1, steps=3)

@@ -74,8 +74,8 @@ def _on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "oneDNN" in engine.describe()
     engine.precision = "bf16"  # only how results are put together: the program stays what it is
     assert torch.allclose(bound.predict(x, 1), fp32, atol=1e-4)
-    for place, precision in ((torch.device("cuda"), "fp32"), (torch.device("mps"), "fp32"), (CPU, "fp16")):
-        assert native.reasons_unavailable(place, precision)
+    for device, precision in ((torch.device("cuda"), "fp32"), (torch.device("mps"), "fp32"), (CPU, "fp16")):
+        assert native.reasons_unavailable(device, precision)
     with monkeypatch.context() as patch:
         patch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False, raising=False)
         assert native.reasons_unavailable(CPU, "bf16") == ["oneDNN has no bf16 on this processor"]

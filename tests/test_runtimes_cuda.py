@@ -202,27 +202,27 @@ def test_onnxruntime_takes_the_current_gpu_and_computes_in_float32(sessions: lis
 
 
 def test_onnxruntime_is_asked_whether_it_has_bf16(sessions: list[list[Any]], monkeypatch: pytest.MonkeyPatch) -> None:
-    place = torch.device("cuda:1")
-    assert engines.reasons_unavailable("onnxruntime", place, "bf16") == []
-    assert engines.reasons_unavailable("onnxruntime-tensorrt", place, "bf16") == []
+    device = torch.device("cuda:1")
+    assert engines.reasons_unavailable("onnxruntime", device, "bf16") == []
+    assert engines.reasons_unavailable("onnxruntime-tensorrt", device, "bf16") == []
     asked = [(name, settings["device_id"]) for ((name, settings),) in sessions]
     assert asked == [(onnx_runtime.CUDA, "1"), (onnx_runtime.TENSORRT, "1")]
     onnx_runtime._without_bf16.cache_clear()
     monkeypatch.setattr(Session, "bf16", False)
-    (reason,) = engines.reasons_unavailable("onnxruntime", place, "bf16")
+    (reason,) = engines.reasons_unavailable("onnxruntime", device, "bf16")
     assert reason.startswith(f"this onnxruntime has no bf16 convolutions in {onnx_runtime.CUDA} (")
     assert "NOT_IMPLEMENTED" in reason
-    assert engines.reasons_unavailable("onnxruntime", place, "fp16") == []
+    assert engines.reasons_unavailable("onnxruntime", device, "fp16") == []
 
 
 def test_onnxruntimes_tensorrt_has_no_float32(sessions: list[list[Any]], monkeypatch: pytest.MonkeyPatch) -> None:
-    place = torch.device("cuda")
+    device = torch.device("cuda")
     monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
-    (reason,) = engines.reasons_unavailable("onnxruntime-tensorrt", place, "fp32")
+    (reason,) = engines.reasons_unavailable("onnxruntime-tensorrt", device, "fp32")
     assert "computes float32 in TF32 unless NVIDIA_TF32_OVERRIDE=0" in reason
-    assert engines.reasons_unavailable("onnxruntime-tensorrt", place, "fp16") == []
+    assert engines.reasons_unavailable("onnxruntime-tensorrt", device, "fp16") == []
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
-    assert engines.reasons_unavailable("onnxruntime-tensorrt", place, "fp32") == []
+    assert engines.reasons_unavailable("onnxruntime-tensorrt", device, "fp32") == []
 
 
 def test_a_plan_is_built_without_tf32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,7 +102,7 @@ class TensorRTEngine(Engine):
         header, plan = plan_file.read(file)
         header.check_network(self._config, self.precision, str(file))
         refit = header.needs_refit(weights_hash(self._network, self._config.schedule), str(file))
-        header.check_place(self._trt.__name__, self._trt.__version__, tensorrt.current_target(), str(file))
+        header.check_target(self._trt.__name__, self._trt.__version__, tensorrt.current_target(), str(file))
         engine = self._deserialize(plan, str(file))
         if refit:
             tensorrt.refit(engine, network_file(self._network, self._config, self.precision))
