@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import host
-from rcdm_fast.checks import Checked, ConfigError, Count, Seed
+from rcdm_fast.checks import Checked, ConfigError, Count, Resamples, Seed
 from rcdm_fast.diffusion import multistep, noise, registry
 from rcdm_fast.diffusion.registry import SOLVERS, SolverName
 from rcdm_fast.diffusion.schedule import AT, Floats, Schedule, place
@@ -51,7 +51,7 @@ class FitConfig(Checked):
     candidates: Count = 61
     seed: Seed = 0
     batch_size: Count = 32
-    resamples: Count = 2000
+    resamples: Resamples = 2000
 
     def __post_init__(self) -> None:
         super().__post_init__()
