@@ -17,14 +17,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import peers, timing, workload
 from benchmarks.rows import Row, RowFile, markdown, table
 from benchmarks.timing import Candidate, Evaluate
-from benchmarks.workload import Inputs, Workload
+from benchmarks.workload import Workload
 from rcdm_fast import benchmarking, config, engines
 
 KEYS = ("config", "name", "precision")
@@ -63,16 +62,8 @@ def build_engine(work: Workload, name: str, precision: str) -> Evaluate:
     # An engine may lay the weights out anew, so it gets its own.
     network = workload.copy_network(work.network)
     engine = engines.make(name, network, work.config, work.device, precision)
-    plans = {inputs.k: work.plan(inputs) for inputs in (work.timed, work.other)}
-    prepared: list[int] = []
-
-    def evaluate(inputs: Inputs) -> Tensor:
-        if prepared != [inputs.k]:
-            engine.prepare(plans[inputs.k], work.batch)
-            prepared[:] = [inputs.k]
-        return engine.predict(inputs.x, inputs.k)
-
-    return evaluate
+    bound = {inputs.k: engine.bind(work.plan(inputs), torch.arange(work.batch)) for inputs in (work.timed, work.other)}
+    return lambda inputs: bound[inputs.k].predict(inputs.x, inputs.k)
 
 
 def peer_candidates(work: Workload, names: Sequence[str]) -> list[Candidate]:

@@ -29,6 +29,7 @@ from benchmarks import timing, workload
 from rcdm_fast import ops, storage
 from rcdm_fast.engines.backends import OneDnnBackend
 from rcdm_fast.engines.program import Convolution, Program
+from rcdm_fast.ops.schema import NormInputs
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -72,9 +73,9 @@ class RecordingBackend(OneDnnBackend):
 
         return call
 
-    def norm(self, x: Tensor, weight: Tensor, bias: Tensor, **settings: Any) -> Tensor:
-        run = lambda: super(RecordingBackend, self).norm(x, weight, bias, **settings)  # noqa: E731
-        return self.recorder.run("norm, FiLM, SiLU", run, lambda _: 0, x, settings.get("skip"))
+    def norm(self, inputs: NormInputs) -> Tensor:
+        run = lambda: super(RecordingBackend, self).norm(inputs)  # noqa: E731
+        return self.recorder.run("norm, FiLM, SiLU", run, lambda _: 0, inputs.x, inputs.skip)
 
     def attention(self, qkv: Tensor, heads: int, new_order: bool) -> Tensor:
         run = lambda: super(RecordingBackend, self).attention(qkv, heads, new_order)  # noqa: E731
@@ -89,7 +90,7 @@ def profile(name: str, precision: str, rounds: int) -> list[dict[str, Any]]:
     backend = RecordingBackend(dtype)
     ops.load()
     program = Program(work.network, backend, dtype, work.device)
-    film, rows = work.plan(work.timed).film_rows(work.timed.k)
+    film, rows = work.plan(work.timed).batch(torch.arange(work.batch)).film_rows(work.timed.k)
     recorders, whole_ms = [], []
     with torch.inference_mode():
         for index in range(rounds + 2):

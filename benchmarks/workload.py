@@ -72,7 +72,7 @@ class Workload:
 
     def plan(self, inputs: Inputs) -> ConditioningPlan:
         """The conditioning plan of the whole schedule for the representations of a batch."""
-        return make_plan(self.network, self.schedule, inputs.h, None).with_rows(torch.arange(self.batch))
+        return make_plan(self.network, self.schedule, inputs.h, None)
 
     @functools.cached_property
     def flops(self) -> int:

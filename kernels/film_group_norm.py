@@ -13,6 +13,7 @@ Knows nothing about models or how an implementation is chosen. Inference only. I
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from torch.library import triton_op, wrap_triton
 from rcdm_fast.kernels.film_group_norm_kernels import apply_kernel, coefficients_kernel, moments_kernel, slab_kernel
 from rcdm_fast.kernels.launch import device_of, next_power
 from rcdm_fast.ops import schema
+from rcdm_fast.ops.schema import NormInputs
 
 SLAB_BYTES = 65536  # of one slab, with its padding: no more than 64 registers in each of 512 threads
 PROGRAMS_PER_IMAGE = 512  # about four on every multiprocessor of a large GPU, for a batch of one
@@ -80,20 +82,8 @@ def plan_tiles(pixels: int, x_channels: int, skip_channels: int, itemsize: int) 
     return Tiles(block, rows, from_x, from_skip, max(1, -(-fraction // least)) * least)
 
 
-def _write(
-    out: Tensor,
-    x: Tensor,
-    skip: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    film: Tensor | None,
-    rows: Tensor | None,
-    groups: int,
-    eps: float,
-    silu: bool,
-    resample: int,
-    phases: bool,
-) -> None:
+def _write(out: Tensor, inputs: NormInputs) -> None:
+    x, skip, weight, bias, film, rows, groups, eps, silu, resample, phases = inputs
     n, channels, height, width = out.shape
     if resample:
         height, width = (height // 2, width // 2) if resample == 1 else (height * 2, width * 2)
@@ -148,44 +138,20 @@ def _write(
 
 
 @triton_op("rcdm_fast::film_group_norm_triton_out", mutates_args={"out"}, schema=schema.FILM_GROUP_NORM_OUT)
-def film_group_norm_out(
-    out: Tensor,
-    x: Tensor,
-    skip: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    film: Tensor | None,
-    rows: Tensor | None,
-    groups: int,
-    eps: float,
-    silu: bool,
-    resample: int,
-    phases: bool,
-) -> None:
+def film_group_norm_out(out: Tensor, x: Tensor, *others: Any) -> None:
     """`reference.film_group_norm` into `out`; a row of `film` that is not there gives NaN for its image."""
-    shape = schema.check_film_group_norm(x, skip, weight, bias, film, rows, groups, resample, phases)
-    schema.check_out(out, shape, x)
+    inputs = NormInputs(x, *others)
+    schema.check_out(out, schema.check_film_group_norm(inputs), x)
     with device_of(x):
-        _write(out, x, skip, weight, bias, film, rows, groups, eps, silu, resample, phases)
+        _write(out, inputs)
 
 
 @triton_op("rcdm_fast::film_group_norm_triton", mutates_args=(), schema=schema.FILM_GROUP_NORM)
-def film_group_norm(
-    x: Tensor,
-    skip: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    film: Tensor | None,
-    rows: Tensor | None,
-    groups: int,
-    eps: float,
-    silu: bool,
-    resample: int,
-    phases: bool,
-) -> Tensor:
+def film_group_norm(x: Tensor, *others: Any) -> Tensor:
     """`reference.film_group_norm` as a new tensor; otherwise as `film_group_norm_out`."""
-    shape = schema.check_film_group_norm(x, skip, weight, bias, film, rows, groups, resample, phases)
-    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    inputs = NormInputs(x, *others)
+    schema.check_film_group_norm(inputs)
+    out = schema.film_group_norm_result(inputs)
     with device_of(x):
-        _write(out, x, skip, weight, bias, film, rows, groups, eps, silu, resample, phases)
+        _write(out, inputs)
     return out

@@ -9,6 +9,8 @@ Knows nothing about autograd or how an implementation is chosen. Importing this 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
@@ -17,6 +19,7 @@ from rcdm_fast.kernels.film_group_norm import WIDE_ELEMENTS
 from rcdm_fast.kernels.film_group_norm_backward_kernels import gradient_kernel
 from rcdm_fast.kernels.launch import device_of, next_power
 from rcdm_fast.ops import schema, schema_backward
+from rcdm_fast.ops.schema import NormInputs
 
 TILE = 4096  # numbers that a program of 128 threads holds at a time: 32 in each
 WARPS = 4
@@ -34,22 +37,10 @@ def set_groups(channels: int, groups: int, itemsize: int) -> int:
 @triton_op(
     "rcdm_fast::film_group_norm_triton_backward", mutates_args=(), schema=schema_backward.FILM_GROUP_NORM_BACKWARD
 )
-def film_group_norm_backward(
-    grad: Tensor,
-    x: Tensor,
-    skip: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    film: Tensor | None,
-    rows: Tensor | None,
-    groups: int,
-    eps: float,
-    silu: bool,
-    resample: int,
-    phases: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def film_group_norm_backward(grad: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients for x, skip, weight, bias and the picked rows of film; without elements for what is not there."""
-    shape = schema.check_film_group_norm(x, skip, weight, bias, film, rows, groups, resample, phases)
+    x, skip, weight, bias, film, rows, groups, eps, silu, resample, phases = of = NormInputs(*inputs)
+    shape = schema.check_film_group_norm(of)
     schema.check_out(grad, shape, x)
     n, channels, height, width = shape
     if resample:

@@ -32,22 +32,22 @@ def device(given: Any) -> torch.device:
         return devices.placed("cuda" if torch.cuda.is_available() else "cpu")
     if isinstance(given, str | torch.device):
         try:
-            place = torch.device(given)
+            found = torch.device(given)
         except RuntimeError as error:
             hint = "; did you mean cuda?" if str(given).lower().startswith("gpu") else meant(given, _DEVICES)
             raise ConfigError(
                 f"no device is called {described(given)}; there are cpu, cuda (or cuda:0, cuda:1...){hint}"
             ) from error
     else:
-        place = torch.device("cuda", whole(given, "device", Range(0, 127)))
-    if place.type == "cpu":
+        found = torch.device("cuda", whole(given, "device", Range(0, 127)))
+    if found.type == "cpu":
         return torch.device("cpu")
-    if place.type == "cuda":
+    if found.type == "cuda":
         if not torch.cuda.is_available():
-            raise ConfigError(f"device {place}: this PyTorch sees no CUDA device; use device='cpu'")
-        if place.index is not None and place.index >= torch.cuda.device_count():
-            raise ConfigError(f"device {place}: there are only cuda:0..cuda:{torch.cuda.device_count() - 1}")
-    return devices.placed(place)
+            raise ConfigError(f"device {found}: this PyTorch sees no CUDA device; use device='cpu'")
+        if found.index is not None and found.index >= torch.cuda.device_count():
+            raise ConfigError(f"device {found}: there are only cuda:0..cuda:{torch.cuda.device_count() - 1}")
+    return devices.placed(found)
 
 
 def floating(given: Any, name: str, shape: str) -> Tensor:
@@ -74,11 +74,11 @@ def floating(given: Any, name: str, shape: str) -> Tensor:
     return tensor
 
 
-def representations(h: Any, width: int, place: torch.device, name: str = "h") -> Tensor:
+def representations(h: Any, width: int, device: torch.device, name: str = "h") -> Tensor:
     """float32 [R,width] on a device."""
     if isinstance(h, Tensor | np.ndarray) and (h.ndim != 2 or h.shape[1] != width):
         raise ConfigError(f"{name} must be [R,{width}], got {list(h.shape)}")
-    return floating(h, name, f"[R,{width}]").to(place)
+    return floating(h, name, f"[R,{width}]").to(device)
 
 
 def vector(h: Any, name: str) -> Tensor:
@@ -89,12 +89,12 @@ def vector(h: Any, name: str) -> Tensor:
     return found.reshape(-1)
 
 
-def labels(label: Any, classes: int, place: torch.device) -> Tensor:
+def labels(label: Any, classes: int, device: torch.device) -> Tensor:
     """Class labels, whole numbers [R] in 0..classes-1, as int64 on a device."""
     found = integers(label, "label")
     if len(found) and not (0 <= min(found) and max(found) < classes):
         raise ConfigError(f"label must be in 0..{classes - 1}, got {min(found)}..{max(found)}")
-    return torch.tensor(found, dtype=torch.int64, device=place)
+    return torch.tensor(found, dtype=torch.int64, device=device)
 
 
 def integers(given: Any, name: str) -> list[int]:
@@ -145,7 +145,7 @@ def noise(given: Any, name: str, shape: tuple[int, ...]) -> Tensor:
     return floating(given, name, str(list(shape)))
 
 
-def condition(unet: UNetConfig, h: Any, label: Any, place: torch.device) -> tuple[Tensor | None, Tensor | None]:
+def condition(unet: UNetConfig, h: Any, label: Any, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
     """Representation float32 [R,D] and label int64 [R] as a network needs them; `ConfigError` if they do not fit it."""
     if (h is None) != (unet.representation_dim == 0):
         needs = f"needs h [R,{unet.representation_dim}]" if unet.representation_dim else "takes no representation"
@@ -154,8 +154,8 @@ def condition(unet: UNetConfig, h: Any, label: Any, place: torch.device) -> tupl
         raise ConfigError(
             f"this model needs label= in 0..{unet.num_classes - 1}" if unet.num_classes else "this model takes no label"
         )
-    h = None if h is None else representations(h, unet.representation_dim, place)
-    label = None if label is None else labels(label, unet.num_classes, place)
+    h = None if h is None else representations(h, unet.representation_dim, device)
+    label = None if label is None else labels(label, unet.num_classes, device)
     if h is not None and label is not None and len(h) != len(label):
         raise ConfigError(f"{len(label)} labels for {len(h)} representations")
     return h, label
@@ -217,8 +217,8 @@ def rows_for(count: int, **given: Tensor | None) -> None:
             raise ConfigError(f"{name} has {len(value)} rows for {count} images")
 
 
-def batch_size(asked: Any, place: torch.device) -> int:
+def batch_size(asked: Any, device: torch.device) -> int:
     """Images per network evaluation; by default 64 on a GPU and 32 elsewhere."""
     if asked is None:
-        return 64 if place.type == "cuda" else 32
+        return 64 if device.type == "cuda" else 32
     return whole(asked, "batch_size", Range(1))

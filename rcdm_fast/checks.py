@@ -73,6 +73,7 @@ Positive = Annotated[float, Range(above=0)]
 NotNegative = Annotated[float, Range(0)]
 LearningRate = Annotated[float, Range(0, 1e37)]  # float32 cannot hold a step of more
 Seed = Annotated[int, Range(0, 2**64 - 1)]
+Resamples = Annotated[int, Range(100)]  # of a bootstrap: fewer say nothing of its 95 % interval
 
 
 def whole(value: Any, name: str, limits: Range = ANY) -> int:

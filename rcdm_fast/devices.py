@@ -18,10 +18,10 @@ def placed(device: torch.device | str) -> torch.device:
 
     Where there is no GPU "cuda" stays what it is: it is for engines to say so.
     """
-    place = torch.device(device)
-    if str(place) == "cuda" and torch.cuda.is_available():
+    found = torch.device(device)
+    if str(found) == "cuda" and torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
-    return place
+    return found
 
 
 def best(given: str | None = None) -> str:

@@ -24,8 +24,8 @@ from rcdm_fast.benchmarking import Times
 from rcdm_fast.checks import Count
 from rcdm_fast.config import ConfigError
 from rcdm_fast.diffusion import conditioning
-from rcdm_fast.diffusion.conditioning import ConditioningPlan
-from rcdm_fast.diffusion.engine import Engine
+from rcdm_fast.diffusion.conditioning import Batch
+from rcdm_fast.diffusion.engine import Engine, EngineWrapper
 from rcdm_fast.diffusion.sampling import Request
 from rcdm_fast.diffusion.sampling_config import PER_SOURCE, QUICK_STEPS, SamplingConfig
 from rcdm_fast.encoders import Encoder
@@ -116,31 +116,17 @@ class Drift:
         }
 
 
-class RecordingEngine:
-    """An engine that keeps every input and output of `predict`."""
+class RecordingEngine(EngineWrapper):
+    """An engine that keeps every input and output of its evaluations."""
 
     def __init__(self, engine: Engine) -> None:
-        self.name = engine.name
-        self.precision = engine.precision
-        self.seen: list[tuple[ConditioningPlan, int, Tensor, Tensor]] = []
-        self._engine = engine
-        self._plan: ConditioningPlan | None = None
+        super().__init__(engine)
+        self.seen: list[tuple[Batch, int, Tensor, Tensor]] = []
 
-    def prepare(self, plan: ConditioningPlan, batch_size: int) -> None:
-        self._plan = plan
-        self._engine.prepare(plan, batch_size)
-
-    def predict(self, x: Tensor, k: int) -> Tensor:
-        out = self._engine.predict(x, k)
-        assert self._plan is not None
-        self.seen.append((self._plan, k, x.clone(), out.clone()))
+    def evaluate(self, batch: Batch, x: Tensor, k: int) -> Tensor:
+        out = super().evaluate(batch, x, k)
+        self.seen.append((batch, k, x.clone(), out.clone()))
         return out
-
-    def first_nonfinite(self, x: Tensor, k: int) -> str | None:
-        return self._engine.first_nonfinite(x, k)
-
-    def describe(self) -> str:
-        return self._engine.describe()
 
 
 @dataclass
@@ -148,14 +134,13 @@ class _Drawn:
     """A case's trajectory, and a network evaluation of it that can be timed."""
 
     engine: Engine
-    recorded: list[tuple[ConditioningPlan, int, Tensor, Tensor]]
+    recorded: list[tuple[Batch, int, Tensor, Tensor]]
     images: Tensor
     memory_bytes: int | None
 
     def evaluate(self) -> Tensor:
-        plan, k, x, _ = self.recorded[0]
-        self.engine.prepare(plan, len(x))
-        return self.engine.predict(x, k)
+        batch, k, x, _ = self.recorded[0]
+        return self.engine.bound(batch).predict(x, k)
 
 
 def with_engine(model: Model, case: Case, encoder: Encoder | None = None) -> Model:
@@ -176,7 +161,7 @@ def compare(
     settings: Settings | None = None,
     *,
     label: Tensor | None = None,
-    say: Callable[[str], None] = lambda _: None,
+    report: Callable[[str], None] = lambda _: None,
 ) -> list[Drift]:
     """Measure cases beside eager fp32, which comes first in the result.
 
@@ -186,7 +171,7 @@ def compare(
         h: float32 [R,D], or None for an unconditional network.
         settings: what to draw.
         label: int64 [R] for a class-conditional model.
-        say: takes one line about progress.
+        report: takes one line about progress.
 
     Raises:
         ConfigError: a case that cannot run here, or settings that make no sense.
@@ -201,9 +186,9 @@ def compare(
     listed = [REFERENCE, *(case for case in cases if case != REFERENCE)]
     drawn = {}
     for case in listed:
-        say(f"{case}: drawing")
+        report(f"{case}: drawing")
         drawn[case] = _draw(model, case, h, label, settings)
-    say(f"timing {len(listed)} cases in turn")
+    report(f"timing {len(listed)} cases in turn")
     runs = {str(index): drawn[case].evaluate for index, case in enumerate(listed)}
     times = benchmarking.in_turn(runs, model.device, rounds=settings.rounds, warmup=1, settle_s=0.1)
     truth = drawn[REFERENCE]
@@ -217,8 +202,8 @@ def _draw(model: Model, case: Case, h: Tensor | None, label: Tensor | None, sett
     own = drawing.engine
     plan = conditioning.make_plan(drawing.unet, request.schedule, request.representation, request.label)
     size = min(settings.batch_size, request.total)
-    own.prepare(plan.with_rows(torch.zeros(size, dtype=torch.int64)), size)
-    own.predict(torch.zeros(size, *request.image, device=model.device), 0)
+    bound = own.bind(plan, torch.zeros(size, dtype=torch.int64))
+    bound.predict(torch.zeros(size, *request.image, device=model.device), 0)
     after = _resident_bytes(model.device)
     recorder = RecordingEngine(own)
     drawing.engine = recorder
@@ -233,9 +218,8 @@ def _draw(model: Model, case: Case, h: Tensor | None, label: Tensor | None, sett
 def _measure(case: Case, got: _Drawn, truth: _Drawn, times_ms: list[float], truth_ms: list[float]) -> Drift:
     steps: dict[int, list[tuple[Tensor, Tensor]]] = {}
     paths: dict[int, list[tuple[Tensor, Tensor]]] = {}
-    for (plan, k, x, out), (_, _, own_x, _) in zip(truth.recorded, got.recorded, strict=True):
-        got.engine.prepare(plan, len(x))
-        steps.setdefault(k, []).append((got.engine.predict(x, k).cpu(), out.cpu()))
+    for (batch, k, x, out), (_, _, own_x, _) in zip(truth.recorded, got.recorded, strict=True):
+        steps.setdefault(k, []).append((got.engine.bound(batch).predict(x, k).cpu(), out.cpu()))
         paths.setdefault(k, []).append((own_x.cpu(), x.cpu()))
     order = sorted(steps, reverse=True)
     path_errors = [_relative(paths[k]) for k in order][1:]  # the first x is the noise itself

@@ -88,6 +88,6 @@ def export(
         tuple(batches),
         dynamic,
         representations=None if calibrate is None else model.encode(calibrate),
-        say=progress or (lambda _: None),
+        report=progress or (lambda _: None),
     )
     return form.write(Path(out), job)

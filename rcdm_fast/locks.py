@@ -94,7 +94,7 @@ def _probe(file: Path) -> None:
 
 @contextlib.contextmanager
 def _exclusive(file: Path, wait: bool, what: str) -> Iterator[None]:
-    told = False
+    reported = False
     while not _taken(file):
         holder = _holder(file)
         if holder is None:
@@ -104,9 +104,9 @@ def _exclusive(file: Path, wait: bool, what: str) -> Iterator[None]:
         text = _busy(file, what, holder)
         if not wait:
             raise Busy(f"{text}; if it is no longer there, delete {file}")
-        if not told:
+        if not reported:
             log.info("%s; waiting for it", text)
-            told = True
+            reported = True
         time.sleep(_POLL_S)
     try:
         yield

@@ -60,11 +60,11 @@ def exact(precision: str, device: torch.device) -> AbstractContextManager[None]:
 
 def without_bf16(device: torch.device | str) -> str:
     """Why bf16 is slower than fp32 on a device, or not there; empty where it is fast."""
-    place = torch.device(device)
-    if place.type == "cpu":
+    device = torch.device(device)
+    if device.type == "cpu":
         return "" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "oneDNN has no bf16 on this processor"
-    if place.type == "cuda" and torch.cuda.is_available():
-        with torch.cuda.device(place):
+    if device.type == "cuda" and torch.cuda.is_available():
+        with torch.cuda.device(device):
             there = torch.cuda.is_bf16_supported(including_emulation=False)
         return "" if there else "this GPU has no bf16 instructions"
     return ""

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import host
-from rcdm_fast.checks import Checked, ConfigError, Count, Seed
+from rcdm_fast.checks import Checked, ConfigError, Count, Resamples, Seed
 from rcdm_fast.diffusion import multistep, noise, registry
 from rcdm_fast.diffusion.registry import SOLVERS, SolverName
 from rcdm_fast.diffusion.schedule import AT, Floats, Schedule, place
@@ -51,7 +51,7 @@ class FitConfig(Checked):
     candidates: Count = 61
     seed: Seed = 0
     batch_size: Count = 32
-    resamples: Count = 2000
+    resamples: Resamples = 2000
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -129,7 +129,7 @@ def fit(
     done, total = 0, config.candidates + 2 * sum(config.nfe)
     solver = SOLVERS[config.solver].run
 
-    def told(evaluations: int) -> None:
+    def report(evaluations: int) -> None:
         nonlocal done
         done += evaluations
         if progress is not None:
@@ -138,7 +138,7 @@ def fit(
     ask = Asked(model, h, label, count, config.seed, config.batch_size)
     held = torch.arange(count) % HELD_OUT == 0
     wanted, costs = survey(ask, grid, ~held)
-    told(config.candidates)
+    report(config.candidates)
     placed = []
     for nfe in config.nfe:
         chosen = [grid.timesteps[k] for k in cheapest(costs.mean, costs.last, nfe)]
@@ -146,7 +146,7 @@ def fit(
         errors = []
         for schedule in (Schedule(base.config, tuple(chosen)), own[nfe]):
             errors.append(distances(ask.images(schedule, solver)[held], wanted[held]))
-            told(nfe)
+            report(nfe)
         placed.append(_placed(nfe, found, errors[0], errors[1], config))
     return placed
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import host, sealed
-from rcdm_fast.checks import Checked, ConfigError, Count, CountOrNone, Positive, Range, Seed
+from rcdm_fast.checks import Checked, ConfigError, Count, CountOrNone, Positive, Range, Resamples, Seed
 from rcdm_fast.config import MAX_FITTED_NFE, FittedSolver
 from rcdm_fast.diffusion import fitted, registry
 from rcdm_fast.diffusion.registry import SOLVERS
@@ -71,7 +71,7 @@ class LearnConfig(Checked):
     candidates: Count = 61
     batch_size: Count = 8
     seed: Seed = 0
-    resamples: Count = 2000
+    resamples: Resamples = 2000
 
     def __post_init__(self) -> None:
         super().__post_init__()

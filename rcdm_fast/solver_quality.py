@@ -23,7 +23,7 @@ import numpy as np
 from torch import Tensor
 
 from rcdm_fast import evaluation, host
-from rcdm_fast.checks import Checked, ConfigError, Count, CountOrNone, Seed
+from rcdm_fast.checks import Checked, ConfigError, Count, CountOrNone, Resamples, Seed
 from rcdm_fast.data.image_set import ImageSet, evenly
 from rcdm_fast.diffusion import registry
 from rcdm_fast.diffusion.registry import SOLVERS
@@ -63,7 +63,7 @@ class QualityConfig(Checked):
     references: Count = 16
     seed: Seed = SamplingConfig.seed
     batch_size: Count = 64
-    resamples: Count = 2000
+    resamples: Resamples = 2000
 
     def __post_init__(self) -> None:
         super().__post_init__()

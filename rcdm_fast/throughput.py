@@ -24,8 +24,8 @@ from rcdm_fast import benchmarking, engines
 from rcdm_fast.checks import Checked, Count
 from rcdm_fast.config import ConfigError
 from rcdm_fast.diffusion import conditioning, solvers
-from rcdm_fast.diffusion.conditioning import ConditioningPlan
-from rcdm_fast.diffusion.engine import Engine
+from rcdm_fast.diffusion.conditioning import Batch
+from rcdm_fast.diffusion.engine import Engine, EngineWrapper
 from rcdm_fast.diffusion.sampling_config import SamplingConfig
 from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.model import Model
@@ -88,34 +88,23 @@ class Plan(Checked):
         return self.drawn // self.batch
 
 
-class TimedEngine:
+class TimedEngine(EngineWrapper):
     """An engine that adds up the time of its network evaluations. On a GPU it waits for each of them."""
 
     def __init__(self, engine: Engine, device: torch.device) -> None:
-        self.name = engine.name
-        self.precision = engine.precision
+        super().__init__(engine)
         self.evaluations_ms = 0.0
         self.evaluations = 0
-        self._engine = engine
         self._device = device
 
-    def prepare(self, plan: ConditioningPlan, batch_size: int) -> None:
-        self._engine.prepare(plan, batch_size)
-
-    def predict(self, x: Tensor, k: int) -> Tensor:
+    def evaluate(self, batch: Batch, x: Tensor, k: int) -> Tensor:
         benchmarking.wait(self._device)
         start = time.perf_counter()
-        out = self._engine.predict(x, k)
+        out = super().evaluate(batch, x, k)
         benchmarking.wait(self._device)
         self.evaluations_ms += (time.perf_counter() - start) * 1e3
         self.evaluations += 1
         return out
-
-    def first_nonfinite(self, x: Tensor, k: int) -> str | None:
-        return self._engine.first_nonfinite(x, k)
-
-    def describe(self) -> str:
-        return self._engine.describe()
 
 
 @dataclass
@@ -173,8 +162,7 @@ class _Bench:
         x = x.to(drawing.device)
 
         def evaluation() -> Tensor:
-            timed.prepare(prepared.with_rows(rows), plan.batch)
-            return timed.predict(x, len(request.schedule) - 1)
+            return timed.bind(prepared, rows).predict(x, len(request.schedule) - 1)
 
         def run() -> None:
             for _ in drawing.batches(request, plan.batch):

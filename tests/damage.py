@@ -108,18 +108,18 @@ def _main() -> None:
         path = Path(folder) / seed.name
         for number in range(first, last):
             path.write_bytes(mutant(content, number))
-            _say(number)
+            _print(number)
             try:
                 read(Path(folder) if beside else path)
             except BaseException as error:  # what is looked for
-                _say(number, f"{type(error).__module__}.{type(error).__name__}: {error}"[:300])
+                _print(number, f"{type(error).__module__}.{type(error).__name__}: {error}"[:300])
             else:
-                _say(number, "read")
+                _print(number, "read")
     used = peak.bytes_held()
-    _say(last, "read" if used < 2 << 30 else f"took {used} bytes")
+    _print(last, "read" if used < 2 << 30 else f"took {used} bytes")
 
 
-def _say(number: int, what: str = "") -> None:
+def _print(number: int, what: str = "") -> None:
     sys.stdout.write(f"mutant {number} {' '.join(what.split())}\n")
     sys.stdout.flush()
 

@@ -31,9 +31,9 @@ class OnGpu(Tensor):
 
     @staticmethod
     def __new__(cls, like: Tensor) -> OnGpu:
-        place = torch.device("cuda:0")
+        device = torch.device("cuda:0")
         made: OnGpu = torch.Tensor._make_wrapper_subclass(
-            cls, like.shape, strides=like.stride(), dtype=like.dtype, device=place
+            cls, like.shape, strides=like.stride(), dtype=like.dtype, device=device
         )
         return made
 

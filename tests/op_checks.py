@@ -57,20 +57,9 @@ class NormCase:
         return images.to(dtype).to(memory_format=torch.channels_last)[1:]
 
 
-def plain_norm(
-    x: Tensor,
-    skip: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    film: Tensor | None,
-    rows: Tensor | None,
-    groups: int,
-    eps: float,
-    silu: bool,
-    resample: int,
-    phases: bool,
-) -> Tensor:
+def plain_norm(*inputs: Any) -> Tensor:
     """film_group_norm as plain PyTorch does it at the input's dtype, each step rounded."""
+    x, skip, weight, bias, film, rows, groups, eps, silu, resample, phases = schema.NormInputs(*inputs)
     h = reference.merge_phases(x) if phases else x
     h = h if skip is None else torch.cat([h, skip], dim=1)
     picked = None if film is None or rows is None else film[rows].to(h.dtype)[:, :, None, None]

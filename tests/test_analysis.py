@@ -240,7 +240,7 @@ def test_wrong_input() -> None:
         measure(Model.from_network(small.network(), small.SCHEDULE), photographs(20, 8), QUICK)
     with pytest.raises(ConfigError, match="per must be"):
         measure(small.model(), photographs(20, 8), dataclasses.replace(QUICK, per=0))
-    with pytest.raises(ConfigError, match="100 resamples"):
+    with pytest.raises(ConfigError, match="resamples must be at least 100"):
         measure(small.model(), photographs(20, 8), dataclasses.replace(QUICK, resamples=5))
 
 

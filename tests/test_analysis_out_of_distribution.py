@@ -205,7 +205,7 @@ def test_what_is_refused(data: ImageSet, photos: ImageSet) -> None:
         UnfamiliarConfig(per=1)
     with pytest.raises(ConfigError, match="shown"):
         UnfamiliarConfig(shown=0)
-    with pytest.raises(ConfigError, match="100 resamples"):
+    with pytest.raises(ConfigError, match="resamples must be at least 100"):
         UnfamiliarConfig(resamples=5)
     with pytest.raises(ConfigError, match="--photos"):
         EXPERIMENTS["unfamiliar"].run(Job(model, data))

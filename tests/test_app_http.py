@@ -303,14 +303,14 @@ class Slow:
 
     def __init__(self, model: Model, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
         self.calls = 0
-        predict = model.engine.predict
+        evaluate = model.engine.evaluate
 
-        def slow(x: Any, k: int) -> Any:
+        def slow(batch: Any, x: Any, k: int) -> Any:
             self.calls += 1
             time.sleep(seconds)
-            return predict(x, k)
+            return evaluate(batch, x, k)
 
-        monkeypatch.setattr(model.engine, "predict", slow)
+        monkeypatch.setattr(model.engine, "evaluate", slow)
 
 
 def test_a_drawing_ends_when_its_visitor_leaves(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

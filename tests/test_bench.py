@@ -320,8 +320,8 @@ def test_rates_that_do_not_fit_into_the_budget_say_so() -> None:
 
 def test_a_wrong_engine_gets_no_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small.model()
-    predict = model.engine.predict
-    monkeypatch.setattr(model.engine, "predict", lambda x, k: predict(x, k) * 1.01)
+    evaluate = model.engine.evaluate
+    monkeypatch.setattr(model.engine, "evaluate", lambda batch, x, k: evaluate(batch, x, k) * 1.01)
     plan = throughput.Plan((throughput.Case(steps=2),), batch=2, published=False)
     (row,) = throughput.measure(model, plan, lambda rows, fraction: None)
     assert row["red"]

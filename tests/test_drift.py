@@ -13,6 +13,7 @@ from PIL import Image
 from rcdm_fast import benchmarking, engine_comparison, engines
 from rcdm_fast.cli import main
 from rcdm_fast.config import ConfigError
+from rcdm_fast.diffusion.conditioning import Batch
 from rcdm_fast.engines.native import NativeEngine
 from tests import small
 
@@ -40,12 +41,12 @@ def test_the_reference_comes_first_and_equals_itself() -> None:
 
 
 def test_an_engine_that_is_wrong_at_one_step_shows(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = NativeEngine.predict
+    right = NativeEngine.evaluate
 
-    def predict(self: NativeEngine, x: torch.Tensor, k: int) -> torch.Tensor:
-        return right(self, x, k) * (1.5 if k == 1 else 1.0)
+    def evaluate(self: NativeEngine, batch: Batch, x: torch.Tensor, k: int) -> torch.Tensor:
+        return right(self, batch, x, k) * (1.5 if k == 1 else 1.0)
 
-    monkeypatch.setattr(NativeEngine, "predict", predict)
+    monkeypatch.setattr(NativeEngine, "evaluate", evaluate)
     errors = _found("native", "fp32")[1].step_errors
     assert errors[1] == pytest.approx(0.5, abs=1e-3)
     assert errors[0] < 1e-4

@@ -15,6 +15,7 @@ from torch import Tensor
 from rcdm_fast import engines
 from rcdm_fast.config import ConfigError, ModelConfig, ScheduleConfig, Variance
 from rcdm_fast.diffusion import conditioning
+from rcdm_fast.diffusion.engine import Engine
 from rcdm_fast.diffusion.sampling import SamplingError
 from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.engines import compiled, cuda_graphs, groups, native
@@ -40,13 +41,13 @@ NETWORKS: dict[str, dict[str, object]] = {
 }
 
 
-def _plan(network: UNet, count: int, schedule: Schedule = SCHEDULE) -> conditioning.ConditioningPlan:
+def _batch(network: UNet, count: int, schedule: Schedule = SCHEDULE) -> conditioning.Batch:
     """Rows in another order than the images, one of them shared."""
     config = network.config
     h = torch.randn(4, config.representation_dim) if config.representation_dim else None
     label = torch.tensor([2, 0, 1]) if config.num_classes else None
     plan = conditioning.make_plan(network, schedule, h, label)
-    return plan.with_rows(torch.arange(count) * 2 % len(plan.condition))
+    return plan.batch(torch.arange(count) * 2 % len(plan.condition))
 
 
 def _config(network: UNet) -> ModelConfig:
@@ -65,13 +66,12 @@ def _error(got: Tensor, want: Tensor) -> float:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_native_computes_the_network(name: str) -> None:
     network = small.network(**NETWORKS[name]).eval().requires_grad_(False)
-    plan, x = _plan(network, 5), _images(network, 5)
+    batch, x = _batch(network, 5), _images(network, 5)
     outputs = {}
     reduced = (("native", "bf16"), ("eager", "bf16")) if has_bf16 else ()
     for kind, precision in (("eager", "fp32"), ("native", "fp32"), *reduced):
         engine = engines.make(kind, network, _config(network), CPU, precision)
-        engine.prepare(plan, 5)
-        outputs[kind, precision] = engine.predict(x, 2)
+        outputs[kind, precision] = engine.bound(batch).predict(x, 2)
         assert outputs[kind, precision].dtype == torch.float32
         assert outputs[kind, precision].is_contiguous() or kind == "eager"
     truth = outputs["eager", "fp32"]
@@ -84,13 +84,13 @@ def test_native_computes_the_network(name: str) -> None:
 def test_the_torch_backend_runs_the_same_program(name: str) -> None:
     """What runs on CUDA, here on the CPU; it measures operators where it is told to."""
     network = small.network(**NETWORKS[name]).eval().requires_grad_(False)
-    plan, x = _plan(network, 3), _images(network, 3)
+    batch, x = _batch(network, 3), _images(network, 3)
     backend = TorchBackend(torch.float32, CPU)
     program = Program(network, backend, torch.float32, CPU)
-    film, rows = plan.film_rows(1)
+    film, rows = batch.film_rows(1)
     assert backend.choices.describe()["attention"] == "native (not measured)"
     with torch.inference_mode():
-        want = network.denoise(x, plan.film(1))
+        want = network.denoise(x, batch.film(1))
         with backend.choices.measuring():
             assert _error(program.denoise(x, film, rows), want) <= ENGINE_FP32_L2
         assert _error(program.denoise(x, film, rows), want) <= ENGINE_FP32_L2
@@ -108,33 +108,27 @@ def test_the_torch_backend_runs_the_same_program(name: str) -> None:
 @pytest.mark.parametrize("precision", ["fp32", *(["bf16"] * has_bf16)])
 def test_an_image_does_not_depend_on_its_batch(precision: str) -> None:
     network = small.network(**NETWORKS["blocks resample"]).eval().requires_grad_(False)
-    engine, plan, x = (
-        engines.make("native", network, _config(network), CPU, precision),
-        _plan(network, 9),
-        _images(network, 9),
-    )
-    engine.prepare(plan, 9)
-    whole = engine.predict(x, 3)
+    engine = engines.make("native", network, _config(network), CPU, precision)
+    batch, x = _batch(network, 9), _images(network, 9)
+    bound = engine.bound(batch)
+    whole = bound.predict(x, 3)
     for start, count in ((0, 1), (2, 5), (5, 4)):
         part = slice(start, start + count)
-        engine.prepare(plan.with_rows(plan.rows[part]), count)
-        assert torch.equal(engine.predict(x[part], 3), whole[part])
+        assert torch.equal(engine.bind(batch.plan, batch.rows[part]).predict(x[part], 3), whole[part])
+    assert torch.equal(bound.predict(x, 3), whole)  # what is bound stays bound
 
 
 def test_steps_without_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
     network = small.network().eval().requires_grad_(False)
     torch.manual_seed(1)
-    with_table = _plan(network, 5)
+    with_table = _batch(network, 5)
     monkeypatch.setattr(conditioning, "TABLE_LIMIT_BYTES", 0)
     torch.manual_seed(1)
-    without = _plan(network, 5)
-    assert without.table is None
+    without = _batch(network, 5)
+    assert without.plan.table is None
     x = _images(network, 5)
     engine = engines.make("native", network, _config(network), CPU, "fp32")
-    engine.prepare(with_table, 5)
-    want = engine.predict(x, 1)
-    engine.prepare(without, 5)
-    assert torch.equal(engine.predict(x, 1), want)
+    assert torch.equal(engine.bound(without).predict(x, 1), engine.bound(with_table).predict(x, 1))
 
 
 def test_auto_takes_the_fastest_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,8 +149,10 @@ def test_the_table_has_every_engine() -> None:
     modules = [
         importlib.import_module(f"{engines.__name__}.{each.name}") for each in pkgutil.iter_modules(engines.__path__)
     ]
-    kinds: set[Any] = {each for module in modules for each in vars(module).values() if hasattr(each, "predict")}
+    found = [each for module in modules for each in vars(module).values() if isinstance(each, type)]
+    kinds: set[Any] = {each for each in found if issubclass(each, Engine) and each is not Engine}
     assert sorted(kind.name for kind in kinds) == sorted(engines.SPECS)
+    assert all((kind.bind, kind.bound) == (Engine.bind, Engine.bound) for kind in kinds)  # where batches are checked
     assert engines.ENGINES == tuple(engines.SPECS)
     takes = {kind.name: "file" in inspect.signature(kind).parameters for kind in kinds}
     network = small.network()
@@ -198,12 +194,10 @@ def test_wrong_use() -> None:
     network = small.network().eval()
     able = [kind for kind in engines.ENGINES if not engines.reasons_unavailable(kind, CPU, "fp32")]
     assert {"native", "compiled", "eager", "onnxruntime", "openvino"} <= set(able)
-    for kind in able:
-        engine = engines.make(kind, network, _config(network), CPU, "fp32")
-        with pytest.raises(RuntimeError, match="predict before prepare"):
-            engine.predict(_images(network, 2), 0)
-        with pytest.raises(ValueError, match="rows for 3 images, the batch 2"):
-            engine.prepare(_plan(network, 3), 2)
+    bound = engines.make("eager", network, _config(network), CPU, "fp32").bound(_batch(network, 3))
+    for ask in (bound.predict, bound.first_nonfinite):
+        with pytest.raises(ValueError, match="2 images, bound was a batch of 3"):
+            ask(_images(network, 2), 0)
 
 
 @pytest.mark.skipif(has_bf16, reason="this processor has bf16")
@@ -220,8 +214,7 @@ def test_warmup_and_buffers() -> None:
     engine = native.NativeEngine(network, CPU, "bf16" if has_bf16 else "fp32")
     engine.warmup((1, 3))
     for count in (3, 2, 3):
-        engine.prepare(_plan(network, count), count)
-        assert engine.predict(_images(network, count), 0).shape == (count, 6, 8, 8)
+        assert engine.bound(_batch(network, count)).predict(_images(network, count), 0).shape == (count, 6, 8, 8)
     backend = engine._backend
     assert isinstance(backend, OneDnnBackend)
     # of the last batch alone; in fp32 images run in groups of four
@@ -250,10 +243,10 @@ def test_the_program_is_one_graph_for_the_compiler() -> None:
     network = small.network(**NETWORKS["blocks resample"]).eval().requires_grad_(False)
     module = compiled._Module(network, torch.float32, CPU).eval()
     counter = CompileCounterWithBackend("eager")
-    plan, x = _plan(network, 3), _images(network, 3)
+    batch, x = _batch(network, 3), _images(network, 3)
     with torch.no_grad():
-        got = torch.compile(module, fullgraph=True, backend=counter)(x, *plan.film_rows(0))
-        want = network.denoise(x, plan.film(0))
+        got = torch.compile(module, fullgraph=True, backend=counter)(x, *batch.film_rows(0))
+        want = network.denoise(x, batch.film(0))
     assert _error(got, want) <= ENGINE_FP32_L2
     assert counter.frame_count == 1
     called = {str(node.target) for graph in counter.graphs for node in graph.graph.nodes}
@@ -266,12 +259,11 @@ def test_compiled(precision: str, short: bool) -> None:
     if short and has_bf16 and precision == "fp32":
         pytest.skip("left out of the short form")
     network = small.network().eval().requires_grad_(False)
-    plan, x = _plan(network, 5), _images(network, 5)
+    batch, x = _batch(network, 5), _images(network, 5)
     outputs = []
     for kind in ("eager", "native", "compiled"):
         engine = engines.make(kind, network, _config(network), CPU, "fp32" if kind == "eager" else precision)
-        engine.prepare(plan, 5)
-        outputs.append(engine.predict(x, 1))
+        outputs.append(engine.bound(batch).predict(x, 1))
     bar = ENGINE_FP32_L2 if precision == "fp32" else 1.5 * _error(outputs[1], outputs[0])
     assert _error(outputs[2], outputs[0]) <= bar
 
@@ -281,17 +273,16 @@ def test_compiled(precision: str, short: bool) -> None:
 def test_native_on_cuda(precision: str) -> None:
     device = torch.device("cuda")
     network = small.network(**NETWORKS["blocks resample"]).eval().requires_grad_(False)
-    plan, x = _plan(network, 5), _images(network, 5)
-    truth = network.denoise(x, plan.film(2))
+    batch, x = _batch(network, 5), _images(network, 5)
+    truth = network.denoise(x, batch.film(2))
     engine = native.NativeEngine(network, device, precision)
     moved = {
         field.name: value.to(device) if isinstance(value, Tensor) else value
-        for field in dataclasses.fields(plan)
-        for value in [getattr(plan, field.name)]
+        for field in dataclasses.fields(batch.plan)
+        for value in [getattr(batch.plan, field.name)]
     }
+    there = conditioning.ConditioningPlan(**moved)  # type: ignore[arg-type]
     for count in (5, 2, 5):
-        there = conditioning.ConditioningPlan(**moved)  # type: ignore[arg-type]
-        engine.prepare(there.with_rows(plan.rows[:count]), count)
-        got = engine.predict(x[:count].to(device), 2).cpu()
+        got = engine.bind(there, batch.rows[:count]).predict(x[:count].to(device), 2).cpu()
         assert _error(got, truth[:count]) <= {"fp32": 1e-3, "bf16": 3e-2, "fp16": 5e-3}[precision]
     assert "2 captured" in engine.describe()

@@ -60,8 +60,8 @@ def _answers(model: rcdm_fast.Model, name: str, precision: str, file: Path | Non
     engine = engines.make(name, model.unet, model.config, CPU, precision, file)
     h, x = torch.randn(2, small.DIM, generator=_seeded()), torch.randn(2, 3, 8, 8, generator=_seeded())
     plan = make_plan(model.unet, Schedule(model.config.schedule, times), h, None)
-    engine.prepare(plan.with_rows(torch.tensor([1, 0])), 2)
-    return [engine.predict(x, k) for k in range(len(times))]
+    bound = engine.bind(plan, torch.tensor([1, 0]))
+    return [bound.predict(x, k) for k in range(len(times))]
 
 
 def _seeded() -> torch.Generator:

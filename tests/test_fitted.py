@@ -15,6 +15,7 @@ from torch import Tensor
 import rcdm_fast
 from rcdm_fast.config import ConfigError, FittedSolver, ModelConfig, ScheduleConfig, from_json, to_json
 from rcdm_fast.diffusion import conditioning, fitted, registry
+from rcdm_fast.diffusion.conditioning import Batch
 from rcdm_fast.diffusion.schedule import Floats, Schedule
 from rcdm_fast.diffusion.solvers import SolverOptions
 from rcdm_fast.engines import onnx_runtime
@@ -141,14 +142,14 @@ def test_gradients_of_all_numbers() -> None:
 def test_who_is_served() -> None:
     model, h = serving(5, 8), torch.randn(2, small.DIM, generator=torch.Generator().manual_seed(0))
     calls: list[int] = []
-    predict = model.engine.predict
+    evaluate = model.engine.evaluate
 
-    def counting(x: Tensor, k: int) -> Tensor:
+    def counting(batch: Batch, x: Tensor, k: int) -> Tensor:
         calls.append(k)
-        return predict(x, k)
+        return evaluate(batch, x, k)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model.engine, "predict", counting)
+        patch.setattr(model.engine, "evaluate", counting)
         for steps, kind in ((5, "fitted"), ("8", "fitted"), (6, "ddim"), ("uniform5", "ddim")):
             calls.clear()
             got = model.sample(h, per=1, steps=steps)
@@ -246,9 +247,9 @@ def test_other_engines_ask_between_timesteps(tmp_path: Path) -> None:
     torch.testing.assert_close(native, want, atol=BATCH_SPLIT_ABS, rtol=0)
     assert not torch.allclose(want, model.sample(h, steps=4, per=1, solver="ddim"), atol=0.05)
     between = Schedule(model.config.schedule, (0, 400.5, 999))
-    plan = conditioning.make_plan(model.unet, between, h, None).with_rows(torch.arange(3))
+    batch = conditioning.make_plan(model.unet, between, h, None).batch(torch.arange(3))
     x = torch.zeros(3, 3, 8, 8)
-    _, whole, fraction = onnx_runtime.graph_inputs(plan, x, 1)[:3]
+    _, whole, fraction = onnx_runtime.graph_inputs(batch, x, 1)[:3]
     assert (whole.tolist(), fraction.tolist()) == ([400] * 3, [0.5] * 3)
     with pytest.raises(ConfigError, match=r"whole timesteps only, asked for is t = 400\.5"):  # a file of before
-        onnx_runtime.check_timesteps(plan, 1, path)
+        onnx_runtime.check_timesteps(batch, 1, path)

@@ -56,7 +56,7 @@ def truth(x: Tensor, rows: list[int], k: int) -> Tensor:
     network = make_network()
     plan = conditioning.make_plan(network, SCHEDULE, REPRESENTATIONS, None)
     with torch.inference_mode():
-        return network.denoise(x, plan.with_rows(torch.tensor(rows)).film(k))
+        return network.denoise(x, plan.batch(torch.tensor(rows)).film(k))
 
 
 def _close(got: Tensor, want: Tensor, bound: float = ENGINE_FP32_L2) -> bool:
@@ -64,8 +64,8 @@ def _close(got: Tensor, want: Tensor, bound: float = ENGINE_FP32_L2) -> bool:
     return float((got.numbers - want).norm() / want.norm()) <= bound
 
 
-@pytest.mark.parametrize("place", ["", "cuda:1"])
-def test_the_main_job(machine: Machine, place: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", ["", "cuda:1"])
+def test_the_main_job(machine: Machine, device: str, tmp_path: Path) -> None:
     """Load, encode, sample: the images are those of the CPU, on the device that was asked for."""
     file = tmp_path / "small.safetensors"
     made = small.model()
@@ -73,12 +73,12 @@ def test_the_main_job(machine: Machine, place: str, tmp_path: Path) -> None:
     images = small.make_images(3)
     on_cpu = rcdm_fast.load(file, encoder=small.encoder(), device="cpu")
     want = on_cpu.sample(on_cpu.encode(images), per=2, steps=3, batch_size=4)
-    given = {"device": place} if place else {}
-    model = rcdm_fast.load(file, encoder=small.encoder().to(place or "cuda"), **given)
+    given = {"device": device} if device else {}
+    model = rcdm_fast.load(file, encoder=small.encoder().to(device or "cuda"), **given)
     assert model.engine.name == "native"
     h = model.encode(images)
     got = model.sample(h, per=2, steps=3, batch_size=4)
-    assert str(got.device) == str(h.device) == str(model.device) == (place or "cuda:0")
+    assert str(got.device) == str(h.device) == str(model.device) == (device or "cuda:0")
     assert _close(got, want, TRAJECTORY_L2)
     assert "CUDA graphs for batches of [4, 2] (2 captured, at most 4 kept)" in model.describe()
     assert machine.current_device() == 0
@@ -93,11 +93,11 @@ def test_a_step_waits_for_nothing(machine: Machine, table: bool, monkeypatch: py
     assert (plan.table is None) == (not table)
     for rows in ([3, 0, 3], [1, 2, 3, 0, 0]):
         x = made_images(len(rows))
-        engine.prepare(plan.with_rows(torch.tensor(rows)), len(rows))
+        bound = engine.bind(plan, torch.tensor(rows))
         there = x.to("cuda")
         for k in (3, 1):
             with machine.no_waiting():
-                got = engine.predict(there, k)
+                got = bound.predict(there, k)
             assert _close(got, truth(x, rows, k))
 
 
@@ -109,8 +109,7 @@ def test_preparing_and_predicting_in_any_mode(machine: Machine) -> None:
         engine.warmup((2,))
     for inside in (False, True, False):
         with torch.inference_mode(inside):
-            engine.prepare(plan.with_rows(torch.tensor([2, 1])), 2)
-            got = engine.predict(x.to("cuda"), 2)
+            got = engine.bind(plan, torch.tensor([2, 1])).predict(x.to("cuda"), 2)
         assert _close(got, truth(x, [2, 1], 2))
 
 
@@ -119,15 +118,30 @@ def test_what_is_prepared_stays_prepared(machine: Machine) -> None:
     engine, plan = _engine()
     rows = [3, 1]
     x = made_images(2)
-    engine.prepare(plan.with_rows(torch.tensor(rows)), 2)
+    bound = engine.bind(plan, torch.tensor(rows))
     for step in range(2):
         engine.warmup((1, 3, 5, 9)[:: 1 if step else -1])
-        assert _close(engine.predict(x.to("cuda"), 1), truth(x, rows, 1))
+        assert _close(bound.predict(x.to("cuda"), 1), truth(x, rows, 1))
     kept = engine.describe().split("batches of ")[1].split(" (")[0]
     assert len(kept.split(",")) == cuda_graphs.MOST_GRAPHS
     assert "2" in kept
-    with pytest.raises(ValueError, match="3 images, prepared was a batch of 2"):
-        engine.predict(made_images(3).to("cuda"), 1)
+    with pytest.raises(ValueError, match="3 images, bound was a batch of 2"):
+        bound.predict(made_images(3).to("cuda"), 1)
+
+
+@pytest.mark.parametrize("others", [[1, 2], [0, 1, 2, 3, 0]])
+def test_batches_that_are_bound_beside_each_other(machine: Machine, others: list[int]) -> None:
+    """In one graph or in two: each keeps its representations, and the second question of one waits for nothing."""
+    engine, plan = _engine()
+    rows = [3, 0]
+    first, second = engine.bind(plan, torch.tensor(rows)), engine.bind(plan, torch.tensor(others))
+    for _ in range(2):
+        for bound, own in ((first, rows), (second, others)):
+            x = made_images(len(own))
+            there = x.to("cuda")
+            assert _close(bound.predict(there, 1), truth(x, own, 1))
+            with machine.no_waiting():
+                bound.predict(there, 1)
 
 
 def test_the_other_gpu(machine: Machine) -> None:
@@ -136,12 +150,12 @@ def test_the_other_gpu(machine: Machine) -> None:
     for device, current in (("cuda:1", 0), ("cuda:0", 1)):
         engine, plan = _engine(device)
         torch.cuda.set_device(current)
-        engine.prepare(plan.with_rows(torch.tensor(rows)), 3)
-        got = engine.predict(x.to(device), 2)
+        bound = engine.bind(plan, torch.tensor(rows))
+        got = bound.predict(x.to(device), 2)
         assert str(got.device) == device
         assert _close(got, truth(x, rows, 2))
         assert torch.cuda.current_device() == current
-        assert engine.first_nonfinite(x.to(device), 2) is None
+        assert bound.first_nonfinite(x.to(device), 2) is None
         torch.cuda.set_device(0)
     captured_on = [str(facts.stream.device) for facts in machine.graphs]
     assert sorted(set(captured_on)) == ["cuda:0", "cuda:1"]
@@ -162,10 +176,10 @@ def test_another_thread_encodes_during_a_capture(machine: Machine) -> None:
             found.append(encoder.encode(images.to("cuda")))
 
     _meanwhile(machine, engine, encode, until=threading.Event())
-    engine.prepare(plan.with_rows(torch.tensor([1])), 1)
+    bound = engine.bind(plan, torch.tensor([1]))
     assert len(found) == 1
     assert torch.allclose(found[0].cpu(), want)
-    assert _close(engine.predict(made_images(1).to("cuda"), 0), truth(made_images(1), [1], 0))
+    assert _close(bound.predict(made_images(1).to("cuda"), 0), truth(made_images(1), [1], 0))
 
 
 def test_two_models_capture_one_after_the_other(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,9 +187,9 @@ def test_two_models_capture_one_after_the_other(machine: Machine, monkeypatch: p
     ended: list[str] = []
     asks = threading.Event()
 
-    def prepare() -> None:
+    def bind() -> None:
         with machine.here():
-            second.prepare(other.with_rows(torch.tensor([0])), 1)
+            second.bind(other, torch.tensor([0]))
             ended.append("second")
 
     class Asked:
@@ -193,8 +207,8 @@ def test_two_models_capture_one_after_the_other(machine: Machine, monkeypatch: p
             self._lock.release()
 
     monkeypatch.setattr(cuda_graphs, "_capturing", Asked(cuda_graphs._capturing))
-    thread = _meanwhile(machine, first, prepare, until=asks)
-    first.prepare(plan.with_rows(torch.tensor([0])), 1)
+    thread = _meanwhile(machine, first, bind, until=asks)
+    first.bind(plan, torch.tensor([0]))
     ended.append("first")
     thread.join(60)
     assert sorted(ended) == ["first", "second"]
@@ -224,14 +238,14 @@ def _meanwhile(
 def test_streams_follow_each_other(machine: Machine) -> None:
     """A graph's tensors are used on whatever stream is current, after what was done to them on the last one."""
     engine, plan = _engine()
-    engine.prepare(plan.with_rows(torch.tensor([0])), 1)
+    bound = engine.bind(plan, torch.tensor([0]))
     default, other = torch.cuda.current_stream(), torch.cuda.Stream()
     x = made_images(1).to("cuda")
-    engine.predict(x, 0)
+    bound.predict(x, 0)
     with torch.cuda.stream(other):
-        engine.predict(x, 0)
+        bound.predict(x, 0)
     assert default in other.waited_for  # type: ignore[attr-defined]
-    engine.predict(x, 0)
+    bound.predict(x, 0)
     assert other in torch.cuda.current_stream().waited_for  # type: ignore[attr-defined]
 
 
@@ -262,8 +276,7 @@ def test_implementations_are_chosen_for_every_shape_by_what_they_take_in_a_graph
 ) -> None:
     _costs(monkeypatch, machine, "native")
     engine, plan = _engine()
-    plan = plan.with_rows(torch.tensor([0, 1]))
-    engine.prepare(plan, 2)
+    bound = engine.bind(plan, torch.tensor([0, 1]))
     choices = engine._backend.choices  # type: ignore[union-attr]
     times = choices.times_ms("film_group_norm")
     for kind, measured in times.items():
@@ -282,7 +295,7 @@ def test_implementations_are_chosen_for_every_shape_by_what_they_take_in_a_graph
     assert engine._backend.choices.times_ms("film_group_norm") == times  # type: ignore[union-attr]
     x = made_images(2).to("cuda")
     before = len(machine.kernels)
-    assert engine.first_nonfinite(x, 1) is None
+    assert bound.first_nonfinite(x, 1) is None
     assert machine.kernels[before:].count("film_group_norm_out") == norms
 
 
@@ -300,13 +313,13 @@ def test_settings_while_a_graph_is_captured(machine: Machine, monkeypatch: pytes
     before = (torch.backends.cudnn.benchmark, torch.backends.cudnn.conv.fp32_precision)  # type: ignore[attr-defined]
     engine, plan = _engine()
     state = torch.get_rng_state()
-    engine.prepare(plan.with_rows(torch.tensor([0])), 1)
+    bound = engine.bind(plan, torch.tensor([0]))
     assert seen == {(True, "ieee", "ieee")}
     seen.clear()
     x = made_images(1).to("cuda")
-    engine.predict(x, 1)
+    bound.predict(x, 1)
     assert not seen  # a replay launches nothing by itself
-    engine.first_nonfinite(x, 1)
+    bound.first_nonfinite(x, 1)
     assert seen == {(False, "ieee", "ieee")}
     assert before == (torch.backends.cudnn.benchmark, torch.backends.cudnn.conv.fp32_precision)  # type: ignore[attr-defined]
     assert torch.equal(torch.get_rng_state(), state)
@@ -323,13 +336,13 @@ def test_float32_is_float32_wherever_the_plain_network_runs(
         seen.add(torch.backends.cudnn.conv.fp32_precision)  # type: ignore[attr-defined]
         return convolution(*arguments, **settings)
 
-    place = torch.device("cuda")
+    device = torch.device("cuda")
     config, network = small.model().config, make_network()
     layer = torch.nn.Conv2d(3, 4, 3).requires_grad_(False)
     encoder = small.encoder()
     network.representation_encoder = layer  # to be moved with it
-    engine = engines.make("eager", network, config, place, "fp32")
-    model = rcdm_fast.Model(config, network, engine, encoder.to(place), place)
+    engine = engines.make("eager", network, config, device, "fp32")
+    model = rcdm_fast.Model(config, network, engine, encoder.to(device), device)
     monkeypatch.setattr(torch.nn.functional, "conv2d", look)
     if what == "eager":
         model.sample(REPRESENTATIONS, per=1, steps=1)
@@ -346,9 +359,9 @@ def test_the_first_layer_that_is_not_finite(machine: Machine) -> None:
     layer = dict(model.unet.named_modules())["middle_block.0.in_layers.2"]
     assert isinstance(layer, torch.nn.Conv2d)
     layer.weight.data[3, 2, 1, 1] = float("nan")
-    place = torch.device("cuda:1")
+    device = torch.device("cuda:1")
     broken = rcdm_fast.Model(
-        model.config, model.unet, engines.make("native", model.unet, model.config, place, "fp32"), None, place
+        model.config, model.unet, engines.make("native", model.unet, model.config, device, "fp32"), None, device
     )
     with pytest.raises(SamplingError, match=r"first in layer middle_block\.0\S*, at step 2 \(fp32, native"):
         broken.sample(torch.randn(2, small.DIM), per=1, steps=3)

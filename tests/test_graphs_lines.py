@@ -15,6 +15,7 @@ from rcdm_fast.engines import cuda_graphs, native
 from rcdm_fast.engines.native import NativeEngine
 from rcdm_fast.models import checkpoint
 from rcdm_fast.ops import library, reference, selection
+from rcdm_fast.ops.schema import NormInputs
 from tests import small
 from tests.fake_cuda import fake_cuda
 from tests.test_graphs import CPU, REPRESENTATIONS, SCHEDULE, made_images, make_network, truth
@@ -40,9 +41,10 @@ def test_every_line_of_the_gpu_path_runs(tmp_path: Path, monkeypatch: pytest.Mon
                 model.sample(h, per=1, steps=1)
             assert "captured" in model.engine.describe()
             x = made_images(2).to("cuda")
-            assert model.engine.first_nonfinite(x, 0) is None
-            with pytest.raises(ValueError, match="prepared was"):
-                model.engine.predict(made_images(1).to("cuda"), 0)
+            bound = model.engine.bind(conditioning.make_plan(model.unet, SCHEDULE, h, None), torch.arange(2))
+            assert bound.first_nonfinite(x, 0) is None
+            with pytest.raises(ValueError, match="1 images, bound was a batch of 2"):
+                bound.predict(x[:1], 0)
             visible = selection.film_group_norm_visible(torch.device("cuda"))
             assert visible is importlib.import_module("rcdm_fast.kernels.film_group_norm").film_group_norm
             assert engines.reasons_unavailable("native", torch.device("cuda"), "bf16") == []
@@ -63,23 +65,17 @@ def test_every_line_of_the_gpu_path_runs(tmp_path: Path, monkeypatch: pytest.Mon
 def _on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     network = make_network()
     engine = NativeEngine(network, CPU, "fp32")
-    with pytest.raises(RuntimeError, match="predict before prepare"):
-        engine.predict(made_images(1), 0)
-    with pytest.raises(RuntimeError, match="first_nonfinite before prepare"):
-        engine.first_nonfinite(made_images(1), 0)
     engine.warmup((1,))
-    plan = conditioning.make_plan(network, SCHEDULE, REPRESENTATIONS, None).with_rows(torch.tensor([1, 3]))
-    with pytest.raises(ValueError, match="rows for 2 images, the batch 1"):
-        engine.prepare(plan, 1)
-    engine.prepare(plan, 2)
+    plan = conditioning.make_plan(network, SCHEDULE, REPRESENTATIONS, None)
+    bound = engine.bind(plan, torch.tensor([1, 3]))
     x = made_images(2)
-    fp32 = engine.predict(x, 1)
+    fp32 = bound.predict(x, 1)
     assert float((fp32 - truth(x, [1, 3], 1)).norm() / fp32.norm()) <= ENGINE_FP32_L2
     assert "oneDNN" in engine.describe()
     engine.precision = "bf16"  # only how results are put together: the program stays what it is
-    assert torch.allclose(engine.predict(x, 1), fp32, atol=1e-4)
-    for place, precision in ((torch.device("cuda"), "fp32"), (torch.device("mps"), "fp32"), (CPU, "fp16")):
-        assert native.reasons_unavailable(place, precision)
+    assert torch.allclose(bound.predict(x, 1), fp32, atol=1e-4)
+    for device, precision in ((torch.device("cuda"), "fp32"), (torch.device("mps"), "fp32"), (CPU, "fp16")):
+        assert native.reasons_unavailable(device, precision)
     with monkeypatch.context() as patch:
         patch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False, raising=False)
         assert native.reasons_unavailable(CPU, "bf16") == ["oneDNN has no bf16 on this processor"]
@@ -91,10 +87,10 @@ def _on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         assert selection.film_group_norm_visible(CPU) is reference.film_group_norm
         choices = selection.Choices(CPU)
         x = torch.randn(1, 32, 4, 4).contiguous(memory_format=torch.channels_last)
-        inputs = (x, None, torch.ones(32), torch.zeros(32), None, None, 32, 1e-5, True, 0, False)
+        inputs = NormInputs(x, None, torch.ones(32), torch.zeros(32), None, None, 32, 1e-5, True, 0, False)
         out = torch.empty_like(x)
         with choices.measuring():
-            choices.film_group_norm(out, *inputs)
+            choices.film_group_norm(out, inputs)
         assert torch.equal(out, reference.film_group_norm(*inputs))
         assert [list(times) for times in choices.times_ms("film_group_norm").values()] == [["reference"]]
         assert choices.describe()["film_group_norm"].startswith("reference 1 calls (measured")

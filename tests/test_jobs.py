@@ -150,7 +150,7 @@ def test_what_a_stop_left_behind_does_not_count(model: Model, unbroken: Path, tm
 
 
 def test_a_finished_job_draws_nothing(model: Model, unbroken: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model.engine, "predict", None)
+    monkeypatch.setattr(model.engine, "evaluate", None)
     before = contents(unbroken)
     assert run(model, unbroken).complete
     assert contents(unbroken) == before

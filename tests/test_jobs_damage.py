@@ -233,7 +233,7 @@ def test_a_folder_that_cannot_be_written(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(model.engine, "predict", None)
+    monkeypatch.setattr(model.engine, "evaluate", None)
     with pytest.raises((StorageError, ConfigError)):
         local.run(model, representations(), folder, jobs_cases.CONFIG)
 
@@ -315,7 +315,7 @@ def test_a_digest_of_the_model(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_what_no_disk_or_format_can_hold_is_an_error_before_drawing(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model.engine, "predict", None)
+    monkeypatch.setattr(model.engine, "evaluate", None)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=9000))
     with pytest.raises(StorageError, match=r"needs 0\.0 MB, but only 0\.0 MB are free"):
         run(model, tmp_path, format="npz")

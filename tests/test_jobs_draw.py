@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 import rcdm_fast
@@ -21,10 +20,11 @@ from rcdm_fast import memory
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data import random_access
 from rcdm_fast.diffusion import noise
-from rcdm_fast.encoders import EncoderError, ImageEncoder
+from rcdm_fast.diffusion.conditioning import Batch
+from rcdm_fast.encoders import ImageEncoder
 from rcdm_fast.exporters.graph import weights_hash
-from rcdm_fast.images import from_uint8, to_pil, to_uint8
-from rcdm_fast.jobs import draw, feed, local
+from rcdm_fast.images import to_uint8
+from rcdm_fast.jobs import draw, local
 from rcdm_fast.jobs.draw import Artist
 from rcdm_fast.jobs.feed import Ready
 from rcdm_fast.jobs.layout import Layout
@@ -36,8 +36,6 @@ from tests import small
 from tests.fake_cuda import fake_cuda
 from tests.jobs_cases import manifest, representations, run
 
-Predict = Callable[[Tensor, int], Tensor]
-
 
 @pytest.fixture(scope="module")
 def model() -> Model:
@@ -47,30 +45,30 @@ def model() -> Model:
 def limited(monkeypatch: pytest.MonkeyPatch, model: Model, most: Callable[[int], int]) -> list[int]:
     """Memory suffices for `most(calls so far)` images; returns the sizes that are asked for."""
     sizes: list[int] = []
-    predict = model.engine.predict
+    evaluate = model.engine.evaluate
 
-    def within(x: Tensor, k: int) -> Tensor:
+    def within(batch: Batch, x: Tensor, k: int) -> Tensor:
         sizes.append(len(x))
         if len(x) > most(len(sizes)):
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return predict(x, k)
+        return evaluate(batch, x, k)
 
-    monkeypatch.setattr(model.engine, "predict", within)
+    monkeypatch.setattr(model.engine, "evaluate", within)
     return sizes
 
 
 def poisoned(monkeypatch: pytest.MonkeyPatch, model: Model, *pairs: tuple[int, int]) -> None:
     """Samples of these (item, sample) are not finite, at one step; others of the same item are."""
     x_t = noise.keyed_noise(0, pairs, 0, (3, 8, 8), "cpu")
-    predict = model.engine.predict
+    evaluate = model.engine.evaluate
 
-    def poison(x: Tensor, k: int) -> Tensor:
-        found = predict(x, k).clone()
+    def poison(batch: Batch, x: Tensor, k: int) -> Tensor:
+        found = evaluate(batch, x, k).clone()
         for bad in x_t:
             found[(x == bad).flatten(1).all(dim=1)] = torch.nan
         return found
 
-    monkeypatch.setattr(model.engine, "predict", poison)
+    monkeypatch.setattr(model.engine, "evaluate", poison)
 
 
 def levels(folder: Path) -> np.ndarray:
@@ -179,80 +177,6 @@ def test_samples_of_a_bad_item_that_were_drawn_are_not_kept(
     assert verify(tmp_path).complete
 
 
-def test_encoding_with_bad_images_in_less_memory(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Items 40..79 of 80 in groups of 32 and 8; every item is told of by its place, whichever half it was in."""
-    assert model.encoder is not None
-    images = from_uint8(to_uint8(small.make_images(80)))
-    whole, sizes = model.encoder.encode, []
-    wanted = whole(images[40:])
-    (tmp_path / "torn.png").write_bytes(b"no image")
-    given: list[Any] = [to_pil(each) for each in images]
-    given[77] = tmp_path / "torn.png"
-    fail = {tuple(images[item].flatten()[:3].tolist()) for item in (44, 69, 75)}
-
-    def encode(views: Tensor) -> Tensor:
-        sizes.append(len(views))
-        if len(views) > 10:
-            raise RuntimeError("CUDA error: out of memory")
-        if fail & {tuple(each.flatten()[:3].tolist()) for each in views}:
-            raise EncoderError("not finite")
-        return whole(views)
-
-    monkeypatch.setattr(model.encoder, "encode", encode)
-    layout = Layout(80, 1, 40)
-    (found,) = feed.ready_units(model, random_access.find(given), [layout.unit(1)], 2)
-    assert sizes == [32, 16, 8, *[1] * 8, 8, 16, 8, 8, *[1] * 8, 8, *[1] * 8]
-    assert sorted(found.bad) == [44, 69, 75, 77]
-    assert found.bad[44] == found.bad[69] == found.bad[75] == "not finite"
-    assert "torn.png: cannot be read" in found.bad[77]
-    assert found.h is not None
-    good = [row for row in range(40) if row + 40 not in found.bad]
-    assert torch.allclose(found.h[good], wanted[good], rtol=0, atol=1e-6)
-    assert found.h[[4, 29, 35]].abs().max() == 0
-    monkeypatch.setattr(model.encoder, "encode", whole)
-    (plain,) = feed.ready_units(model, random_access.find(given), [layout.unit(1)], 2)
-    assert plain.h is not None
-    zero = whole(torch.zeros(1, 3, 8, 8))  # what stands in for an unreadable image is nobody else's
-    assert torch.allclose(plain.h[[37]], zero, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("error", [PermissionError(13, "not yours"), OSError(5, "Input/output error")], ids=str)
-def test_what_the_system_does_not_let_one_read_is_left_out(
-    error: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for number, pixels in enumerate(to_uint8(small.make_images(5)).permute(0, 2, 3, 1).numpy()):
-        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
-    source = random_access.find(str(tmp_path))
-    read = type(source).read
-
-    def refused(own: Any, place: int) -> Any:
-        if place == 3:
-            raise error
-        return read(own, place)
-
-    monkeypatch.setattr(type(source), "read", refused)
-    (found,) = feed.ready_units(small.model(), source, [Layout(5, 1, 5).unit(0)], 2)
-    assert found.bad == {3: str(error)}
-    assert found.h is not None
-    assert len(found.h) == 5
-
-
-def test_more_labels_than_a_group_has(tmp_path: Path) -> None:
-    labels = np.arange(70) % 4
-    labels[[33, 66]] = 4, -1
-    labelled = small.model(representation_dim=0, num_classes=4)
-    layout = Layout(70, 1, 40)
-    found = list(feed.ready_units(labelled, random_access.find(labels), [layout.unit(0), layout.unit(1)], 2))
-    assert [sorted(each.bad.items()) for each in found] == [
-        [(33, "label 4 is not in 0..3")],
-        [(66, "label -1 is not in 0..3")],
-    ]
-    told = torch.cat([each.label for each in found if each.label is not None])
-    good = [item for item in range(70) if item not in (33, 66)]
-    assert told[good].tolist() == labels[good].tolist()
-    assert [len(each.label) for each in found if each.label is not None] == [40, 30]
-
-
 SETTINGS: tuple[dict[str, Any], ...] = (
     {"eta": 0.7},
     {"solver": "ancestral"},
@@ -333,13 +257,15 @@ def test_only_the_device_is_busy(model: Model, monkeypatch: pytest.MonkeyPatch) 
     """Not while the caller has a batch."""
     now = 0.0
 
-    def predict(x: Tensor, k: int, plain: Predict = model.engine.predict) -> Tensor:
+    evaluate = model.engine.evaluate
+
+    def slow(batch: Batch, x: Tensor, k: int) -> Tensor:
         nonlocal now
         now += 3
-        return plain(x, k)
+        return evaluate(batch, x, k)
 
     monkeypatch.setattr(draw, "time", SimpleNamespace(monotonic=lambda: now))
-    monkeypatch.setattr(model.engine, "predict", predict)
+    monkeypatch.setattr(model.engine, "evaluate", slow)
     drawing = artist(model, 4, per=2)
     for _ in drawing.draw(dataclasses.replace(ready(5, 2), busy_s=0.5)):
         now += 100

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rcdm_fast.diffusion.conditioning import Batch
 from rcdm_fast.jobs import ledger
 from rcdm_fast.jobs.verify import verify
 from rcdm_fast.model import Model
@@ -50,15 +51,15 @@ def test_memory_halves_the_bucket_and_that_is_remembered(
     model: Model, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    predict = model.engine.predict
+    evaluate = model.engine.evaluate
 
-    def limited(x: Tensor, k: int) -> Tensor:
+    def limited(batch: Batch, x: Tensor, k: int) -> Tensor:
         sizes.append(len(x))
         if len(x) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return predict(x, k)
+        return evaluate(batch, x, k)
 
-    monkeypatch.setattr(model.engine, "predict", limited)
+    monkeypatch.setattr(model.engine, "evaluate", limited)
     assert run(model, tmp_path, batch_size=8).complete
     assert json.loads((tmp_path / "bucket.json").read_text()) == {"cpu": 2}
     assert [row["sha256"] for row in manifest(tmp_path)] == [row["sha256"] for row in manifest(unbroken)]
@@ -66,16 +67,16 @@ def test_memory_halves_the_bucket_and_that_is_remembered(
     sizes.clear()
     run(model, tmp_path, batch_size=8)
     assert max(sizes) == 2
-    monkeypatch.setattr(model.engine, "predict", lambda x, k: limited(torch.cat([x, x, x]), k))
+    monkeypatch.setattr(model.engine, "evaluate", lambda batch, x, k: limited(batch, torch.cat([x, x, x]), k))
     with pytest.raises(torch.OutOfMemoryError):
         run(model, tmp_path / "other", batch_size=8)
 
 
 def test_other_errors_are_not_taken_for_poison(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(x: Tensor, k: int) -> Tensor:
+    def fail(batch: Batch, x: Tensor, k: int) -> Tensor:
         raise RuntimeError("a driver's fault")
 
-    monkeypatch.setattr(model.engine, "predict", fail)
+    monkeypatch.setattr(model.engine, "evaluate", fail)
     with pytest.raises(RuntimeError, match="a driver's fault"):
         run(model, tmp_path)
     assert not (tmp_path / "manifest.jsonl").exists()

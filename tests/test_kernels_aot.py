@@ -70,9 +70,10 @@ def _norm_call(case: NormCase) -> Callable[[], object]:
     columns = {"none": 0, "add": total, "scale": 2 * total}[case.film]
     film = torch.empty(7, columns, device="meta") if columns else None
     rows = torch.empty(1, device="meta", dtype=torch.int64) if columns else None
-    out = empty(*schema.film_group_norm_shape(x, skip, case.resample, case.phases)[1:])
     settings = (case.groups, 1e-5, case.silu, case.resample, case.phases)
-    return lambda: norm_module._write(out, x, skip, weight, weight, film, rows, *settings)
+    inputs = schema.NormInputs(x, skip, weight, weight, film, rows, *settings)
+    out = empty(*schema.film_group_norm_shape(inputs)[1:])
+    return lambda: norm_module._write(out, inputs)
 
 
 def _check(facts: triton_aot.Facts) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 import rcdm_fast
 from rcdm_fast.config import ConfigError, ScheduleConfig
 from rcdm_fast.diffusion import multistep, multistep_inversion, registry, solvers
+from rcdm_fast.diffusion.conditioning import Batch
 from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.diffusion.solvers import SolverOptions
 from tests import small
@@ -225,14 +226,14 @@ def test_evaluations_are_those_asked_for() -> None:
     """Of every solver, counted at the engine; heun refuses even numbers and names their neighbors."""
     model, h = small.model(), torch.zeros(1, small.DIM)
     counted: list[int] = []
-    predict = model.engine.predict
+    evaluate = model.engine.evaluate
 
-    def counting(x: Tensor, k: int) -> Tensor:
+    def counting(batch: Batch, x: Tensor, k: int) -> Tensor:
         counted.append(len(x))
-        return predict(x, k)
+        return evaluate(batch, x, k)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model.engine, "predict", counting)
+        patch.setattr(model.engine, "evaluate", counting)
         for name in registry.SOLVERS:
             for steps in (5, 9, "quadratic7"):
                 counted.clear()

@@ -235,11 +235,11 @@ def test_int8_of_models_without_representations(
     model.engine = engines.make("openvino", model.unet, model.config, CPU, "int8", tmp_path / "out/network.xml")
     label = torch.tensor([0, 2]) if condition == "label" else None
     between: Any = (412, 412.7)
-    plan = make_plan(model.unet, Schedule(model.config.schedule, between), None, label).with_rows(torch.tensor([0]))
+    plan = make_plan(model.unet, Schedule(model.config.schedule, between), None, label)
     x, answers = torch.randn(1, 3, 8, 8), []
     for engine in (model.engine, engines.make("eager", model.unet, model.config, CPU, "fp32")):
-        engine.prepare(plan, 1)
-        answers.append([engine.predict(x, k)[:, :3] for k in range(2)])
+        bound = engine.bind(plan, torch.tensor([0]))
+        answers.append([bound.predict(x, k)[:, :3] for k in range(2)])
     whole, fraction = (_relative(ours, theirs) for ours, theirs in zip(*answers, strict=True))
     assert fraction <= 1.5 * whole
     assert _relative(answers[1][1], answers[1][0]) > 0.01

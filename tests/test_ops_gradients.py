@@ -121,7 +121,7 @@ def test_film_group_norm_beside_plain_autograd(case: NormCase, dtype: torch.dtyp
     ours = _gradients(got, weights, given)
     plain = _gradients(reference.film_group_norm(first, second, gamma, beta, table, rows, *others), weights, given)
     wide = [None if each is None else each.detach().double().requires_grad_() for each in leaves]
-    exact = reference.film_group_norm(*wide, rows, *others)  # type: ignore[call-arg, arg-type]
+    exact = reference.film_group_norm(*wide, rows, *others)
     want = _gradients(exact, weights, [each for each in wide if each is not None])
     for a, b, truth in zip(ours, plain, want, strict=True):
         error, limit = (float((each.double() - truth).norm() / truth.norm()) for each in (a, b))

@@ -18,7 +18,7 @@ from rcdm_fast.config import ModelConfig, UNetConfig, from_json
 from rcdm_fast.models.checkpoint import load_model
 from rcdm_fast.models.flags import configs_from_flags
 from rcdm_fast.models.unet import AttentionBlock, ResBlock, UNet
-from rcdm_fast.ops import library, reference
+from rcdm_fast.ops import library, reference, schema
 from tests import op_checks
 from tests.op_checks import DTYPES, NormCase, check_attention, check_norm, check_solver_step
 from tests.reference_weights import CASES, flags_path
@@ -250,6 +250,12 @@ def test_wrong_solver_steps_are_refused() -> None:
             ops.solver_step(**{"x": x, "output": x, **op_checks.STEP, **changes})
     with pytest.raises(TypeError, match="float32 or float64; got float16"):
         ops.solver_step(x.half(), x, **op_checks.STEP)
+
+
+def test_inputs_have_the_schemas_names_and_order() -> None:
+    for operator, before in (("film_group_norm", 0), ("film_group_norm_out", 1), ("film_group_norm_backward", 1)):
+        arguments = getattr(torch.ops.rcdm_fast, operator).default._schema.arguments[before:]
+        assert tuple(each.name for each in arguments) == schema.NormInputs._fields
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

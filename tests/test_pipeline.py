@@ -90,8 +90,7 @@ def test_reduced_precision_stays_near(h: Tensor, precision: str) -> None:
     from rcdm_fast.diffusion.schedule import Schedule
 
     plan = conditioning.make_plan(reduced.unet, Schedule.make(reduced.config.schedule), h[:3], None)
-    reduced.engine.prepare(plan.with_rows(torch.arange(3)), 3)
-    actual = reduced.engine.predict(x, 500)
+    actual = reduced.engine.bind(plan, torch.arange(3)).predict(x, 500)
     assert actual.dtype == torch.float32
     error = float((actual - expected).norm() / expected.norm())
     assert 0 < error < 0.03

@@ -72,10 +72,10 @@ def test_every_step_of_a_trajectory(case: tuple[rcdm_fast.Model, dict[str, Tenso
     model, reference = case
     schedule = Schedule.make(model.config.schedule, "10")
     plan = conditioning.make_plan(model.unet, schedule, reference["representation"], None)
-    model.engine.prepare(plan.with_rows(torch.arange(3)), 3)
+    predict = model.engine.bind(plan, torch.arange(3)).predict
     seen: list[Tensor] = []
     options = solvers.SolverOptions(observer=lambda _, x: seen.append(x))
-    solvers.ddim(model.engine.predict, reference["noise"], schedule, options, lambda _: torch.empty(0))
+    solvers.ddim(predict, reference["noise"], schedule, options, lambda _: torch.empty(0))
     expected = reference["uniform10_ddim_eta0_trajectory"]
     assert len(seen) == len(expected) == 10
     for step in range(10):
@@ -90,8 +90,8 @@ def test_inversion(case: tuple[rcdm_fast.Model, dict[str, Tensor]]) -> None:
         assert relative(x_T, reference["uniform10_ddim_reverse"]) <= TRAJECTORY_L2
     schedule = Schedule.make(model.config.schedule, "10")
     plan = conditioning.make_plan(model.unet, schedule, reference["representation"], None)
-    model.engine.prepare(plan.with_rows(torch.arange(3)), 3)
-    x_T = solvers.ddim_inversion(model.engine.predict, reference["reverse_input"], schedule, solvers.SolverOptions())
+    predict = model.engine.bind(plan, torch.arange(3)).predict
+    x_T = solvers.ddim_inversion(predict, reference["reverse_input"], schedule, solvers.SolverOptions())
     assert relative(x_T, reference["uniform10_ddim_reverse"]) <= TRAJECTORY_L2
 
 

@@ -93,7 +93,7 @@ def test_our_error_is_autocasts_up_to_chance(work: workload.Workload) -> None:
         want = work.network(inputs.x, inputs.t, inputs.h)
         with CudaRounding(autocast=True):
             theirs = work.network(inputs.x, inputs.t, inputs.h)
-        film, rows = work.plan(inputs).film_rows(inputs.k)
+        film, rows = work.plan(inputs).batch(torch.arange(work.batch)).film_rows(inputs.k)
         with CudaRounding(autocast=False):
             ours = program.denoise(inputs.x, film, rows)
         errors["ours"].append(relative_l2(ours.float(), want))

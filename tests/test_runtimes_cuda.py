@@ -15,6 +15,7 @@ import torch
 from rcdm_fast import engines
 from rcdm_fast.config import ScheduleConfig
 from rcdm_fast.diffusion import conditioning
+from rcdm_fast.diffusion.engine import Bound
 from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.engines import onnx_runtime
 from rcdm_fast.engines.onnx_runtime import OnnxRuntimeEngine
@@ -33,10 +34,10 @@ def machine() -> Iterator[Machine]:
         yield found
 
 
-def _plan(device: str, count: int) -> conditioning.ConditioningPlan:
+def _bound(engine: TensorRTEngine, device: str, count: int) -> Bound:
     network = small.network().eval().requires_grad_(False).to(device)
     h = torch.arange(4 * small.DIM, dtype=torch.float32).view(4, small.DIM).to(device)
-    return conditioning.make_plan(network, SCHEDULE, h, None).with_rows(torch.arange(count) % 4)
+    return engine.bind(conditioning.make_plan(network, SCHEDULE, h, None), torch.arange(count) % 4)
 
 
 def _memory(address: int, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
@@ -117,10 +118,10 @@ def test_tensorrt_runs_on_its_own_gpu_and_stream(machine: Machine, contexts: dic
     torch.cuda.set_device(1)
     engine = _tensorrt(device)
     torch.cuda.set_device(0)
-    engine.prepare(_plan("cuda:1", 3), 3)
+    bound = _bound(engine, "cuda:1", 3)
     x = torch.randn(3, 3, 8, 8).to("cuda:1")
     with machine.no_waiting():
-        out = engine.predict(x, 1)
+        out = bound.predict(x, 1)
     assert isinstance(out, CudaTensor)
     assert str(out.device) == "cuda:1"
     assert torch.equal(out.numbers, torch.tensor([0.0, 6.0, 12.0])[:, None, None, None].expand(3, 6, 8, 8))
@@ -135,8 +136,7 @@ def test_tensorrt_runs_on_its_own_gpu_and_stream(machine: Machine, contexts: dic
 def test_tensorrt_keeps_a_few_plans(machine: Machine, contexts: dict[int, Context]) -> None:
     engine = _tensorrt("cuda:0")
     for count in (1, 2, 1, 4, 8, 1):
-        engine.prepare(_plan("cuda:0", count), count)
-        assert len(engine.predict(torch.randn(count, 3, 8, 8).to("cuda:0"), 0)) == count
+        assert len(_bound(engine, "cuda:0", count).predict(torch.randn(count, 3, 8, 8).to("cuda:0"), 0)) == count
     assert list(engine._contexts) == [4, 8, 1]
     assert len(contexts[1].ran) == 3  # used in between, never dropped
 
@@ -156,14 +156,9 @@ def test_what_tensorrt_refuses_is_an_error(
 ) -> None:
     monkeypatch.setattr(Context, "refuses", refused)
     engine = _tensorrt("cuda:0")
-    plan, x = _plan("cuda:0", 1), torch.randn(1, 3, 8, 8).to("cuda:0")
-
-    def run() -> None:
-        engine.prepare(plan, 1)
-        engine.predict(x, 0)
-
+    x = torch.randn(1, 3, 8, 8).to("cuda:0")
     with pytest.raises(RuntimeError, match=message):
-        run()
+        _bound(engine, "cuda:0", 1).predict(x, 0)
 
 
 class Session:
@@ -207,27 +202,27 @@ def test_onnxruntime_takes_the_current_gpu_and_computes_in_float32(sessions: lis
 
 
 def test_onnxruntime_is_asked_whether_it_has_bf16(sessions: list[list[Any]], monkeypatch: pytest.MonkeyPatch) -> None:
-    place = torch.device("cuda:1")
-    assert engines.reasons_unavailable("onnxruntime", place, "bf16") == []
-    assert engines.reasons_unavailable("onnxruntime-tensorrt", place, "bf16") == []
+    device = torch.device("cuda:1")
+    assert engines.reasons_unavailable("onnxruntime", device, "bf16") == []
+    assert engines.reasons_unavailable("onnxruntime-tensorrt", device, "bf16") == []
     asked = [(name, settings["device_id"]) for ((name, settings),) in sessions]
     assert asked == [(onnx_runtime.CUDA, "1"), (onnx_runtime.TENSORRT, "1")]
     onnx_runtime._without_bf16.cache_clear()
     monkeypatch.setattr(Session, "bf16", False)
-    (reason,) = engines.reasons_unavailable("onnxruntime", place, "bf16")
+    (reason,) = engines.reasons_unavailable("onnxruntime", device, "bf16")
     assert reason.startswith(f"this onnxruntime has no bf16 convolutions in {onnx_runtime.CUDA} (")
     assert "NOT_IMPLEMENTED" in reason
-    assert engines.reasons_unavailable("onnxruntime", place, "fp16") == []
+    assert engines.reasons_unavailable("onnxruntime", device, "fp16") == []
 
 
 def test_onnxruntimes_tensorrt_has_no_float32(sessions: list[list[Any]], monkeypatch: pytest.MonkeyPatch) -> None:
-    place = torch.device("cuda")
+    device = torch.device("cuda")
     monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
-    (reason,) = engines.reasons_unavailable("onnxruntime-tensorrt", place, "fp32")
+    (reason,) = engines.reasons_unavailable("onnxruntime-tensorrt", device, "fp32")
     assert "computes float32 in TF32 unless NVIDIA_TF32_OVERRIDE=0" in reason
-    assert engines.reasons_unavailable("onnxruntime-tensorrt", place, "fp16") == []
+    assert engines.reasons_unavailable("onnxruntime-tensorrt", device, "fp16") == []
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
-    assert engines.reasons_unavailable("onnxruntime-tensorrt", place, "fp32") == []
+    assert engines.reasons_unavailable("onnxruntime-tensorrt", device, "fp32") == []
 
 
 def test_a_plan_is_built_without_tf32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

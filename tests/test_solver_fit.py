@@ -129,6 +129,7 @@ def test_what_is_refused() -> None:
         ({"solver": "heun"}, "heun evaluates twice"),
         ({"solver": "ancestral"}, "ancestral draws fresh noise"),
         ({"solver": "ipdnm"}, "solver"),
+        ({"resamples": 99}, "resamples must be at least 100"),
     )
     for changes, match in wrong:
         with pytest.raises(ConfigError, match=match):

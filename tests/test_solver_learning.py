@@ -209,6 +209,7 @@ def test_what_is_refused() -> None:
         ({"nfe": (33,)}, r"nfe\[0\] must be in 2..32, got 33"),
         ({"nfe": (5,)}, "the teacher has 5 evaluations"),
         ({"minutes": 0}, "minutes"),
+        ({"resamples": 99}, "resamples must be at least 100"),
     ):
         with pytest.raises(ConfigError, match=match):
             dataclasses.replace(QUICK, **changes)

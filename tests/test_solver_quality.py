@@ -130,6 +130,8 @@ def test_cases_that_are_none() -> None:
 def test_what_cannot_be_measured_is_named_before_anything_is_drawn() -> None:
     with pytest.raises(ConfigError, match="at least 2 of each"):
         QualityConfig(per=1)
+    with pytest.raises(ConfigError, match="resamples must be at least 100"):
+        QualityConfig(resamples=99)
     with pytest.raises(ConfigError, match="the data has 30"):
         solver_quality.check(small.model(), DATA, QualityConfig(sources=40))
     bare = Model.from_network(small.network(), small.SCHEDULE)

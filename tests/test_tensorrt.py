@@ -194,14 +194,14 @@ def test_a_description_is_no_plan(plan: Path) -> None:
 
 
 def test_other_places_and_batches_are_recognized(tmp_path: Path) -> None:
-    HEADER.check_place("tensorrt_rtx", "1.7.1", "sm120", "a.plan")
+    HEADER.check_target("tensorrt_rtx", "1.7.1", "sm120", "a.plan")
     for place, message in (
         (("tensorrt_rtx", "1.7.1", "sm86"), "built for sm89, sm120, this GPU is sm86"),
         (("tensorrt_rtx", "1.8.0", "sm89"), "built by tensorrt_rtx 1.7.1, here is tensorrt_rtx 1.8.0"),
         (("tensorrt", "1.7.1", "sm89"), "here is tensorrt 1.7.1"),
     ):
         with pytest.raises(GraphError, match=message):
-            HEADER.check_place(*place, "a.plan")
+            HEADER.check_target(*place, "a.plan")
     assert [HEADER.batch_for(size, "a.plan") for size in (1, 5, 8)] == [1, 5, 8]
     static = dataclasses.replace(HEADER, batches=(8, 8, 8))
     assert [static.batch_for(size, "a.plan") for size in (1, 5, 8)] == [8, 8, 8]

@@ -21,7 +21,7 @@ from rcdm_fast.training.config import TrainConfig
 from rcdm_fast.training.pretrain import PretrainConfig
 from rcdm_fast.training.run import Run
 from rcdm_fast.training.train import train
-from rcdm_fast.training.views import PLAIN, TOLD, Views
+from rcdm_fast.training.views import CODE_DIM, PLAIN, Views
 from tests import small
 
 PIXELS = ((small.make_images(24) + 1) * 127.5).round().to(torch.uint8)
@@ -49,13 +49,13 @@ def encoder_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_images_that_are_not_moved_are_the_images() -> None:
     x, index = DATA.floats(slice(None)), torch.arange(len(DATA))
     for view, want in ((0, x), (1, x.flip(3))):
-        seen, told = VIEWS.see(x, torch.full_like(index, view), index)
+        seen, code = VIEWS.see(x, torch.full_like(index, view), index)
         assert torch.equal(seen, want)
-        assert told.shape == (len(DATA), TOLD)
-        assert not told.any()
-    seen, told = Views(True).see(x, torch.ones_like(index), index)
+        assert code.shape == (len(DATA), CODE_DIM)
+        assert not code.any()
+    seen, code = Views(True).see(x, torch.ones_like(index), index)
     assert torch.equal(seen, x.flip(3))
-    assert told.shape == (len(DATA), 0)
+    assert code.shape == (len(DATA), 0)
 
 
 def test_a_moved_image_is_where_its_map_says() -> None:
@@ -65,10 +65,10 @@ def test_a_moved_image_is_where_its_map_says() -> None:
     place = torch.tensor([37.0, 25.0])
     spot = torch.exp(-((grid - place[:, None, None]) ** 2).sum(0) / 40).float().expand(20, 3, size, size)
     index = torch.arange(20)
-    seen, told = Views(False, 3).see(2 * spot - 1, torch.full_like(index, 2), index)
+    seen, code = Views(False, 3).see(2 * spot - 1, torch.full_like(index, 2), index)
     scales = torch.tensor([0.2, 0.14, 0.14, 0.2, 0.2, 0.2])
-    assert torch.equal(told[:, 0], torch.ones(20))
-    maps = (told[:, 1:] * scales + torch.tensor([1.0, 0, 0, 0, 1, 0])).view(20, 2, 3)
+    assert torch.equal(code[:, 0], torch.ones(20))
+    maps = (code[:, 1:] * scales + torch.tensor([1.0, 0, 0, 0, 1, 0])).view(20, 2, 3)
     assert maps.std(0).min() > 0.02
     where = (place.flip(0) * 2 + 1) / size - 1  # x, y in halves of the side
     for image, one in zip(seen, maps, strict=True):
@@ -83,7 +83,7 @@ def test_a_moved_image_is_where_its_map_says() -> None:
 def test_views_of_an_image_differ_and_stay() -> None:
     x = DATA.floats(slice(0, 1)).expand(8, 3, 8, 8)
     index, view = torch.full((8,), 3), torch.arange(8)
-    seen, told = VIEWS.see(x, view, index)
+    seen, code = VIEWS.see(x, view, index)
     assert len({one.numpy().tobytes() for one in seen}) == 8
     again, _ = VIEWS.see(x, view, index)
     assert torch.equal(seen, again)
@@ -92,7 +92,7 @@ def test_views_of_an_image_differ_and_stay() -> None:
     assert seen.abs().max() <= 1
     mirrored = torch.where((view % 2 == 1)[:, None, None, None], x.flip(3), x)
     assert torch.equal(seen[:2], mirrored[:2])
-    assert told[2:].abs().max() < 5
+    assert code[2:].abs().max() < 5
 
 
 def test_shares_of_a_batch(generator: torch.Generator) -> None:
@@ -113,22 +113,22 @@ def test_a_batch_pairs_each_view_with_its_own_representation(tmp_path: Path, enc
     assert representations.cached(encoder, DATA, tmp_path, Views(True)).shape == (2, len(DATA), small.DIM)
     batches = Batches(config(encoder_file), DATA, bank, distributed.Processes())
     batch = batches.draw(0)
-    assert batch.h.shape == (16, small.DIM + TOLD)
+    assert batch.h.shape == (16, small.DIM + CODE_DIM)
     moved = batch.h[:, small.DIM] == 1
     assert 4 < moved.sum() < 16
     want = (encoder.encode(batch.x0) - bank[:2].flatten(0, 1).mean(0)) / bank[:2].flatten(0, 1).std(0)
     torch.testing.assert_close(batch.h[:, : small.DIM], want, atol=1e-4, rtol=1e-4)
-    assert torch.equal(batch.h[~moved, small.DIM :], torch.zeros(int((~moved).sum()), TOLD))
+    assert torch.equal(batch.h[~moved, small.DIM :], torch.zeros(int((~moved).sum()), CODE_DIM))
 
 
 def test_weights_that_are_written_are_those_of_images_that_are_not_moved() -> None:
     torch.manual_seed(0)
-    inside = {"ssl_emb.weight": torch.randn(4, 3 + TOLD), "ssl_emb.bias": torch.randn(4)}
-    standard = Standardization(torch.randn(3), torch.rand(3) + 0.5, TOLD)
+    inside = {"ssl_emb.weight": torch.randn(4, 3 + CODE_DIM), "ssl_emb.bias": torch.randn(4)}
+    standard = Standardization(torch.randn(3), torch.rand(3) + 0.5, CODE_DIM)
     folded = standard.fold(inside)
     assert folded["ssl_emb.weight"].shape == (4, 3)
     h = torch.randn(5, 3)
-    given = torch.cat([standard(h), torch.zeros(5, TOLD)], dim=1)
+    given = torch.cat([standard(h), torch.zeros(5, CODE_DIM)], dim=1)
     want = given @ inside["ssl_emb.weight"].T + inside["ssl_emb.bias"]
     torch.testing.assert_close(h @ folded["ssl_emb.weight"].T + folded["ssl_emb.bias"], want)
     back = standard.unfold(folded)
@@ -164,7 +164,7 @@ def test_what_the_network_is_told_reaches_it_and_learns(encoder_file: Path, tmp_
     bank = torch.randn(8, len(DATA), small.DIM, generator=torch.Generator().manual_seed(0))
     run = Run(config(encoder_file, ema=0.0), small.UNET, DATA, bank, distributed.Processes())
     before = run.network.state_dict()["ssl_emb.weight"].clone()
-    assert before.shape[1] == small.DIM + TOLD
+    assert before.shape[1] == small.DIM + CODE_DIM
     for _ in range(3):
         run.advance()
     moved = run.network.state_dict()["ssl_emb.weight"] - before
@@ -230,7 +230,7 @@ def test_images_and_representations_find_their_places_apart(
     bank = torch.randn(8, len(DATA), small.DIM)
     drawn = Batches(config(encoder_file), DATA, bank, distributed.Processes()).draw(0)
     assert sorted(asked) == [1, 2]  # the images alone, and both
-    assert drawn.h.shape == (16, small.DIM + TOLD)
+    assert drawn.h.shape == (16, small.DIM + CODE_DIM)
 
 
 def test_a_disk_that_has_no_room_for_representations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,13 +23,13 @@ from rcdm_fast.training.views import Views
 class Standardization:
     """h -> (h - mean) / std, folded into and out of the first linear layer W, b.
 
-    With h the layer may be given `told` further numbers, zero in use (`views.py`): weights for raw h have no columns
+    With h the layer may be given `code_dim` more numbers, zero in use (`views.py`): weights for raw h have no columns
     for them, and get columns of zeros back.
     """
 
     mean: Tensor
     std: Tensor
-    told: int = 0
+    code_dim: int = 0
 
     def __call__(self, h: Tensor) -> Tensor:
         """Standardized representations."""
@@ -44,7 +44,7 @@ class Standardization:
     def unfold(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The inverse of `fold`."""
         weight, bias = state["ssl_emb.weight"], state["ssl_emb.bias"]
-        inside = torch.cat([weight * self.std, weight.new_zeros((len(weight), self.told))], dim=1)
+        inside = torch.cat([weight * self.std, weight.new_zeros((len(weight), self.code_dim))], dim=1)
         return {**state, "ssl_emb.weight": inside, "ssl_emb.bias": bias + weight @ self.mean}
 
 
@@ -95,12 +95,12 @@ class Batches:
         mean, std = representations.standardization(bank[: self.views.still])
         if not config.standardize:
             mean, std = torch.zeros_like(mean), torch.ones_like(std)
-        self.standard = Standardization(mean, std, self.views.told)
+        self.standard = Standardization(mean, std, self.views.code_dim)
         cpu = torch.device("cpu")
-        bank_place = dist.device if fits(dist.device, data.pixels, bank) else cpu
-        place = dist.device if fits(dist.device, data.pixels) else cpu
-        self.data, self.bank = data.to(place), bank.to(bank_place)
-        self._near = Standardization(mean.to(bank_place), std.to(bank_place))
+        bank_device = dist.device if fits(dist.device, data.pixels, bank) else cpu
+        data_device = dist.device if fits(dist.device, data.pixels) else cpu
+        self.data, self.bank = data.to(data_device), bank.to(bank_device)
+        self._near = Standardization(mean.to(bank_device), std.to(bank_device))
         self.order = BatchOrder(len(data), config.batch_size, config.seed)
         self.timesteps = timesteps.make(config.timesteps, config.schedule.diffusion_steps)
         self._ahead: _Drawn | None = None
@@ -137,17 +137,17 @@ class Batches:
         eps = torch.randn((len(index), 3, size, size), generator=generator)
         own = self._dist.fraction(len(index))
         index, view, eps = (value[own] for value in (index, view, eps))
-        place = self.data.pixels.device
-        index, view = sent(index, place), sent(view, place)
-        x0, told = self.views.see(self.data.floats(index), view, index)
-        place = self.bank.device
-        h = self._near(self.bank[view.to(place), index.to(place)])
+        there = self.data.pixels.device
+        index, view = sent(index, there), sent(view, there)
+        x0, code = self.views.see(self.data.floats(index), view, index)
+        there = self.bank.device
+        h = self._near(self.bank[view.to(there), index.to(there)])
         if config.masked_parts:
             generator = step_generator(config.seed, step, masks.STREAM)
-            h = h * sent(masks.drawn(config.masked_parts, config.batch_size, generator)[own], place)
+            h = h * sent(masks.drawn(config.masked_parts, config.batch_size, generator)[own], there)
         if config.representation_dropout:
             dropped = torch.rand(config.batch_size, generator=step_generator(config.seed, step, stream=2))[own]
             null = self._near(torch.zeros_like(h))
-            h = torch.where(sent(dropped < config.representation_dropout, place)[:, None], null, h)
-        h, told = sent(h, device), sent(told, device)
-        return _Drawn(step, sent(x0, device), sent(eps, device), torch.cat([h, told], dim=1))
+            h = torch.where(sent(dropped < config.representation_dropout, there)[:, None], null, h)
+        h, code = sent(h, device), sent(code, device)
+        return _Drawn(step, sent(x0, device), sent(eps, device), torch.cat([h, code], dim=1))

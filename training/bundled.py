@@ -172,20 +172,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return command(stage, given.data, given.test, given.out, given.device)
 
     for stage in STAGES:
-        _say(f"{'missing' if stage in missing else 'made':8s} {stage.name:28s} {stage.takes}")
-        _say(f"         rcdm {shlex.join(words(stage))}")
+        _print(f"{'missing' if stage in missing else 'made':8s} {stage.name:28s} {stage.takes}")
+        _print(f"         rcdm {shlex.join(words(stage))}")
     for stage in [] if given.list else missing:
-        _say(f"== {stage.name}")
+        _print(f"== {stage.name}")
         status = subprocess.run([sys.executable, "-m", "rcdm_fast", *words(stage)], check=False).returncode
         if status:
-            _say(f"{stage.name} ended with status {status}; the same command goes on from there")
+            _print(f"{stage.name} ended with status {status}; the same command goes on from there")
             return status
     for path in ship(given.out, given.ship) if given.ship is not None else ():
-        _say(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+        _print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
     return 0
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 

@@ -99,8 +99,8 @@ def _pretrain(
     progress: Callable[[int, int, float], None] | None,
 ) -> tuple[Path, dict[str, float]]:
     config = dataclasses.replace(config, bf16=resume.bf16(folder.path, config.bf16, device))
-    place = torch.device(device)
-    if fits(place, train.pixels):
+    where = torch.device(device)
+    if fits(where, train.pixels):
         train = train.to(device)  # and is augmented there
     network = config.network().to(device).to(memory_format=torch.channels_last).train()
     method = chosen(config, network).to(device).train()
@@ -129,8 +129,8 @@ def _pretrain(
     def drawn(step: int) -> tuple[list[Tensor], Tensor | None]:
         index = order(step)
         images = train.floats(sent(index, train.pixels.device))
-        views = [sent(view, place) for view in method.views(images, step_generator(config.seed, step))]
-        return views, None if train.labels is None else sent(train.labels[index], place)
+        views = [sent(view, where) for view in method.views(images, step_generator(config.seed, step))]
+        return views, None if train.labels is None else sent(train.labels[index], where)
 
     ahead: tuple[list[Tensor], Tensor | None] | None = None
     while step < config.steps:
@@ -140,7 +140,7 @@ def _pretrain(
         loss = method.loss(forward, views, labels, step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if place.type == "cuda":
+        if where.type == "cuda":
             ahead = drawn(step + 1)  # while the GPU works; the next line waits for it
         value = float(loss.detach())
         if not math.isfinite(value):

@@ -83,7 +83,7 @@ class Run:
 
     def _inside(self, unet: UNetConfig) -> UNetConfig:
         """The network that is trained: what it is told about views comes with the representation."""
-        return dataclasses.replace(unet, representation_dim=unet.representation_dim + self.batches.views.told)
+        return dataclasses.replace(unet, representation_dim=unet.representation_dim + self.batches.views.code_dim)
 
     def _computed(self, network: UNet) -> str:
         """How steps are computed: ``compiled``, ``fused`` (then the network is changed so) or ``plain``."""
@@ -330,9 +330,9 @@ class Run:
         )
         for group in self.optimizer.param_groups:
             group.update(self._passes())  # a state brings those of the processes that wrote it
-        place = self.dist.device if self._passes()["fused"] else torch.device("cpu")
+        device = self.dist.device if self._passes()["fused"] else torch.device("cpu")
         for values in _plain(self.optimizer).state.values():
-            values["step"] = values["step"].to(place, torch.float32)
+            values["step"] = values["step"].to(device, torch.float32)
         for average, tensors in zip(self.emas, state["emas"], strict=True):
             average.copy_(tensors)
         self.batches.timesteps.restore(state["timesteps"])

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-TOLD = 7  # numbers: whether the image was moved, and the map's six, each about as large as 1
+CODE_DIM = 7  # numbers: whether the image was moved, and the map's six, each about as large as 1
 PLAIN = 0.25  # fraction of a batch that is not moved
 VERSION = 1  # of the maps; named by files of representations
 
@@ -51,9 +51,9 @@ class Views:
         return self.still + self.augmented
 
     @property
-    def told(self) -> int:
+    def code_dim(self) -> int:
         """How many numbers the network is told about a map."""
-        return TOLD if self.augmented else 0
+        return CODE_DIM if self.augmented else 0
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """A view for each image of a batch; int64 [count]."""
@@ -75,7 +75,7 @@ class Views:
             index: int64 [N] there, the images' numbers in their set.
 
         Returns:
-            The same shape and range; float32 [N,TOLD], or [N,0] without augmented views.
+            The same shape and range; float32 [N,CODE_DIM], or [N,0] without augmented views.
         """
         if self.flips:
             images = torch.where((view % 2 == 1)[:, None, None, None], images.flip(3), images)
@@ -87,7 +87,7 @@ class Views:
         grid = F.affine_grid(maps, list(images.shape), align_corners=False)
         seen = F.grid_sample(images, grid, mode="bicubic", padding_mode="reflection", align_corners=False)
         images = torch.where(moved[:, None, None, None], seen.clamp(-1, 1), images)
-        return images, _told(images.device)[place] * moved[:, None]
+        return images, _codes(images.device)[place] * moved[:, None]
 
 
 @functools.lru_cache(maxsize=4)
@@ -103,8 +103,8 @@ def _maps(device: torch.device) -> Tensor:
 
 
 @functools.lru_cache(maxsize=4)
-def _told(device: torch.device) -> Tensor:
-    """What the network is told about each map; float32 [_MAPS,TOLD]."""
+def _codes(device: torch.device) -> Tensor:
+    """What the network is told about each map; float32 [_MAPS,CODE_DIM]."""
     same, scales = torch.tensor([_SAME, _SCALES])
     scaled = (_maps(torch.device("cpu")) - same) / scales
     return torch.cat([torch.ones_like(scaled[:, :1]), scaled], dim=1).to(device)

@@ -196,7 +196,7 @@ def _norm_case(name: str, mode: int, x: Tensor, precision: str, random: Random) 
 
     def wanted() -> Tensor:
         wide = [part.double() if isinstance(part, Tensor) and part.is_floating_point() else part for part in arguments]
-        return reference.film_group_norm(*wide)  # type: ignore[arg-type]
+        return reference.film_group_norm(*wide)
 
     moved = (x.numel() + (0 if skip is None else skip.numel()) + out.numel()) * x.element_size()
     return Case(f"film_group_norm{name}", str(list(x.shape)), precision, found, wanted, moved)

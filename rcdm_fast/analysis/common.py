@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rcdm_fast.analysis.recovery import check_sources
-from rcdm_fast.checks import ConfigError, Count
+from rcdm_fast.checks import ConfigError, Count, Resamples
 from rcdm_fast.data.image_set import ImageSet, evenly
 from rcdm_fast.diffusion.sampling_config import PER_VARIANCE, QUICK_STEPS, SamplingConfig
 from rcdm_fast.encoders import Encoder
@@ -27,18 +27,13 @@ class ExperimentConfig(SamplingConfig):
 
     Attributes:
         batch_size: images per network evaluation.
-        resamples: bootstrap draws behind the intervals; at least 100.
+        resamples: bootstrap draws behind the intervals.
     """
 
     steps: Count | str = QUICK_STEPS
     per: Count = PER_VARIANCE
     batch_size: Count = 64
-    resamples: Count = 2000
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.resamples < 100:
-            raise ConfigError(f"a 95 % interval needs at least 100 resamples, got {self.resamples}")
+    resamples: Resamples = 2000
 
 
 @dataclass(frozen=True)

@@ -258,8 +258,8 @@ def _kept(model: Model, samples: Tensor, setting: Setting, config: ManipulateCon
     if setting.labels is None or setting.gallery_labels is None or model.encoder is None:
         return None
     again = model.encoder.encode(samples.flatten(0, 1)).cpu()
-    told = class_of(again, setting.gallery, setting.gallery_labels, config.knn).view(samples.shape[:2])
-    return (told == setting.labels[:, None]).double().mean(dim=1).numpy()
+    predicted = class_of(again, setting.gallery, setting.gallery_labels, config.knn).view(samples.shape[:2])
+    return (predicted == setting.labels[:, None]).double().mean(dim=1).numpy()
 
 
 def _finding(

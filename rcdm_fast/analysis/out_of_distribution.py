@@ -160,14 +160,14 @@ def run(
     gallery, h = encoded(shared, encoder, data), encoded(shared, encoder, photos)
     total = len(places) + len(photos)
 
-    def told(before: int) -> Progress | None:
+    def report(before: int) -> Progress | None:
         return None if progress is None else lambda done, _: progress(before + done, total)
 
     real = Real(torch.cat([gallery, h]), len(data), float(nearest.apart(gallery[places], gallery).mean()))
-    drawn = common.redraw(model, gallery[places], places, config, told(0))
+    drawn = common.redraw(model, gallery[places], places, config, report(0))
     familiar = _group("familiar", data.floats(places).cpu(), drawn, places, real)
     added = len(data) + torch.arange(len(photos))  # their places, and noise of their own
-    drawn = common.redraw(model, h, added, config, told(len(places)))
+    drawn = common.redraw(model, h, added, config, report(len(places)))
     unfamiliar = _group("unfamiliar", photos.floats(slice(None)).cpu(), drawn, added, real)
     tables = [_group_table((familiar, unfamiliar), len(real.h), config)]
     if not unfamiliar.enough:

@@ -289,10 +289,10 @@ def _run(
     except Abandoned:
         return
     except (ConfigError, ImageError, SamplingError, OSError) as error:
-        raise gr.Error(_told(error, playground), print_exception=False) from error
+        raise gr.Error(_message(error, playground), print_exception=False) from error
 
 
-def _told(error: Exception, playground: Playground) -> str:
+def _message(error: Exception, playground: Playground) -> str:
     """What an error says, without the folders of this machine."""
     text = doors.said(error)
     names = {source: label for label, source in _labels(playground.models).items()}

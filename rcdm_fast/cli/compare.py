@@ -69,7 +69,7 @@ def compare(
     drawing = common.sampling(per, steps, solver, seed)
     settings = engine_comparison.Settings(batch_size=batch_size, rounds=rounds, **vars(drawing))
     with torch.random.fork_rng(devices=[]):
-        found = engine_comparison.compare(loaded, cases, h, settings, label=label, say=common.say)
+        found = engine_comparison.compare(loaded, cases, h, settings, label=label, report=common.say)
     mrr = _mrr(loaded, [each.case for each in found], data, sources, gallery, settings) if data is not None else {}
     common.say("\n".join(table(found, mrr)))
     rows = [{**each.row(), **_mrr_row(mrr, each.case)} for each in found]

@@ -25,7 +25,7 @@ TABLE_LIMIT_BYTES = 64 * 2**20  # larger tables are computed step by step
 
 @dataclass(frozen=True)
 class ConditioningPlan:
-    """FiLM rows of a job, and which of them the current batch uses.
+    """FiLM rows of a job, for all of its steps and conditions.
 
     Attributes:
         time: time_mlp(t_k), float64 [K,E].
@@ -35,9 +35,6 @@ class ConditioningPlan:
         timesteps: the base timestep that the network is asked at in every kept step, K numbers; they may lie between
             two whole ones.
         given: what the conditions were made of: representations float32 [R,D], labels int64 [R], or None.
-        rows: row of `condition` for every image of the batch, int64 [N].
-        distinct: the rows that occur in the batch, int64 [R'], ascending.
-        place: of every image among `distinct`, int64 [N].
     """
 
     time: Tensor
@@ -47,39 +44,62 @@ class ConditioningPlan:
     table: Tensor | None
     timesteps: tuple[float, ...]
     given: Tensor | None
-    rows: Tensor
-    distinct: Tensor
-    place: Tensor
 
-    def with_rows(self, rows: Tensor) -> ConditioningPlan:
-        """The same plan for another batch; rows on the CPU are looked through there, once for all steps."""
-        distinct, place = rows.unique(return_inverse=True)
+    def batch(self, rows: Tensor) -> Batch:
+        """Images with these rows of `condition`, int64 [N]; on the CPU they are looked through there, once."""
+        distinct, inverse = rows.unique(return_inverse=True)
         device = self.condition.device
-        return dataclasses.replace(self, rows=rows.to(device), distinct=distinct.to(device), place=place.to(device))
-
-    def film(self, k: int) -> Tensor:
-        """FiLM rows at kept step k for the batch; float32 [N,F]."""
-        rows, place = self.film_rows(k)
-        return rows[place]
-
-    def film_rows(self, k: int) -> tuple[Tensor, Tensor]:
-        """FiLM rows at kept step k, float32 [R',F], and every image's place among them, int64 [N].
-
-        R' is the whole table's R, or the number of distinct rows in the batch where there is no table.
-        """
-        if self.table is not None:
-            return self.table[k], self.rows
-        return self.film_of_distinct(k), self.place
-
-    def film_of_distinct(self, k: int, out: Tensor | None = None) -> Tensor:
-        """FiLM rows at kept step k of the rows that occur in the batch; float32 [R',F], in the order of `distinct`."""
-        if self.table is not None:
-            return torch.index_select(self.table[k], 0, self.distinct, out=out)
-        found = self._product(self.time[k] + self.condition.index_select(0, self.distinct))
-        return found if out is None else out.copy_(found)
+        return Batch(self, rows.to(device), distinct.to(device), inverse.to(device))
 
     def _product(self, emb: Tensor) -> Tensor:
         return F.linear(F.silu(emb), self.weight, self.bias).float()
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Images that go through the network together, by the conditions they have.
+
+    Attributes:
+        plan: where the conditions are.
+        rows: row of the plan's `condition` for every image, int64 [N].
+        distinct: the rows that occur, int64 [R'], ascending.
+        inverse: index of every image's row in `distinct`, int64 [N].
+    """
+
+    plan: ConditioningPlan
+    rows: Tensor
+    distinct: Tensor
+    inverse: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def given(self) -> Tensor | None:
+        """Every image's representation float32 [N,D] or label int64 [N], or None."""
+        return None if self.plan.given is None else self.plan.given[self.rows]
+
+    def film(self, k: int) -> Tensor:
+        """Every image's FiLM row at kept step k; float32 [N,F]."""
+        rows, index = self.film_rows(k)
+        return rows[index]
+
+    def film_rows(self, k: int) -> tuple[Tensor, Tensor]:
+        """FiLM rows at kept step k, float32 [R',F], and the index of every image's row among them, int64 [N].
+
+        R' is the whole table's R, or the number of distinct rows where there is no table.
+        """
+        if self.plan.table is not None:
+            return self.plan.table[k], self.rows
+        return self.film_of_distinct(k), self.inverse
+
+    def film_of_distinct(self, k: int, out: Tensor | None = None) -> Tensor:
+        """FiLM rows at kept step k of the rows that occur; float32 [R',F], in the order of `distinct`."""
+        plan = self.plan
+        if plan.table is not None:
+            return torch.index_select(plan.table[k], 0, self.distinct, out=out)
+        found = plan._product(plan.time[k] + plan.condition.index_select(0, self.distinct))
+        return found if out is None else out.copy_(found)
 
 
 @torch.inference_mode()
@@ -103,10 +123,9 @@ def make_plan(
     layers = [block.film_layer for block in network.residual_blocks()]
     weight = torch.cat([layer.weight for layer in layers]).double()
     bias = torch.cat([layer.bias for layer in layers]).double()
-    nowhere = torch.zeros(0, dtype=torch.int64, device=device)
     given = representation if representation is not None else label
     asked = schedule.asked or schedule.timesteps
-    plan = ConditioningPlan(time, condition, weight, bias, None, asked, given, nowhere, nowhere, nowhere)
+    plan = ConditioningPlan(time, condition, weight, bias, None, asked, given)
     if len(time) * len(condition) * len(bias) * 4 > TABLE_LIMIT_BYTES:
         return plan
     table = torch.stack([plan._product(step + condition) for step in time])

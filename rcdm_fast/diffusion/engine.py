@@ -2,27 +2,91 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from rcdm_fast.diffusion.conditioning import ConditioningPlan
+from rcdm_fast.diffusion.conditioning import Batch, ConditioningPlan
 
 
-class Engine(Protocol):
-    """Evaluates the network along a trajectory."""
+class Engine(ABC):
+    """Evaluates the network. `bind` makes it ready for a batch; what that gives is asked step by step.
+
+    A runtime has `evaluate` and `describe`, and the others where there is something to do. Batches may be bound beside
+    each other: what is bound stays bound, whatever the engine does in between.
+    """
 
     name: str
     precision: str
 
-    def prepare(self, plan: ConditioningPlan, batch_size: int) -> None:
-        """Make ready for batches of `batch_size` images whose conditions are `plan.rows`."""
+    def bind(self, plan: ConditioningPlan, rows: Tensor) -> Bound:
+        """The engine for a batch of images whose conditions are these rows of the plan, int64 [N]."""
+        return self.bound(plan.batch(rows))
+
+    def bound(self, batch: Batch) -> Bound:
+        """The same for a batch at hand, such as another engine had."""
+        self.prepare(batch)
+        return Bound(self, batch)
+
+    def prepare(self, batch: Batch) -> None:  # noqa: B027 - most have nothing to prepare
+        """Whatever takes time and can be done before the first evaluation of a batch."""
+
+    @abstractmethod
+    def evaluate(self, batch: Batch, x: Tensor, k: int) -> Tensor:
+        """See `Bound.predict`; x has as many images as the batch."""
+
+    def first_nonfinite(self, batch: Batch, x: Tensor, k: int) -> str | None:
+        """See `Bound.first_nonfinite`; the whole network, where a runtime shows no layers of it."""
+        return None if bool(self.evaluate(batch, x, k).isfinite().all()) else "the exported network"
+
+    @abstractmethod
+    def describe(self) -> str:
+        """One line: what runs, in which precision, on which device."""
+
+
+@dataclass(frozen=True, eq=False)
+class Bound:
+    """An engine that is ready for one batch."""
+
+    engine: Engine
+    batch: Batch
 
     def predict(self, x: Tensor, k: int) -> Tensor:
-        """One network evaluation: x [batch,3,H,W] float32 at kept step k -> raw output [batch,3 or 6,H,W] float32."""
+        """One network evaluation: x [N,3,H,W] float32 at kept step k -> raw output [N,3 or 6,H,W] float32.
+
+        Raises:
+            ValueError: another number of images than was bound.
+        """
+        self._check(x)
+        return self.engine.evaluate(self.batch, x, k)
 
     def first_nonfinite(self, x: Tensor, k: int) -> str | None:
         """Name of the first layer whose output is not finite at step k, or None; slow, for error messages."""
+        self._check(x)
+        return self.engine.first_nonfinite(self.batch, x, k)
+
+    def _check(self, x: Tensor) -> None:
+        if len(x) != len(self.batch):
+            raise ValueError(f"{len(x)} images, bound was a batch of {len(self.batch)}")
+
+
+class EngineWrapper(Engine):
+    """Another engine as it is; a subclass adds to what it does."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.name = engine.name
+        self.precision = engine.precision
+        self._engine = engine
+
+    def prepare(self, batch: Batch) -> None:
+        self._engine.prepare(batch)
+
+    def evaluate(self, batch: Batch, x: Tensor, k: int) -> Tensor:
+        return self._engine.evaluate(batch, x, k)
+
+    def first_nonfinite(self, batch: Batch, x: Tensor, k: int) -> str | None:
+        return self._engine.first_nonfinite(batch, x, k)
 
     def describe(self) -> str:
-        """One line: what runs, in which precision, on which device."""
+        return self._engine.describe()

@@ -56,11 +56,11 @@ def batches(
         unconditional = plan.given is None
         rows = torch.zeros(len(part), dtype=torch.int64) if unconditional else torch.arange(start, start + len(part))
         with torch.inference_mode():
-            engine.prepare(plan.with_rows(rows), len(part))
+            predict = engine.bind(plan, rows).predict
             if multistep:
-                x_t = multistep_inversion.inversion(engine.predict, part, schedule, options)
+                x_t = multistep_inversion.inversion(predict, part, schedule, options)
             elif iterations:
-                x_t = solvers.implicit_inversion(engine.predict, part, schedule, options, iterations)
+                x_t = solvers.implicit_inversion(predict, part, schedule, options, iterations)
             else:
-                x_t = solvers.ddim_inversion(engine.predict, part, schedule, options)
+                x_t = solvers.ddim_inversion(predict, part, schedule, options)
         yield x_t.clone()

@@ -13,7 +13,7 @@ from rcdm_fast import arguments
 from rcdm_fast.config import ConfigError, ModelConfig
 from rcdm_fast.diffusion import noise, registry, solvers
 from rcdm_fast.diffusion.conditioning import ConditioningPlan
-from rcdm_fast.diffusion.engine import Engine
+from rcdm_fast.diffusion.engine import Bound, Engine
 from rcdm_fast.diffusion.sampling_config import SamplingConfig
 from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.errors import RcdmError
@@ -181,13 +181,13 @@ def _origin(
 ) -> str:
     """Where the first number that is not finite came from, found by drawing the batch once more."""
 
-    def look(asked: Engine, x: Tensor, k: int, output: Tensor) -> None:
+    def look(asked: Bound, x: Tensor, k: int, output: Tensor) -> None:
         if not bool(x.isfinite().all()):
             raise _Found(f" from the noise on (step {k})")
         if not bool(output.isfinite().all()):
             layer = asked.first_nonfinite(x, k) or "the output"
-            whose = "" if asked is engine else " of the guide"
-            raise _Found(f": first in layer {layer}{whose}, at step {k} ({asked.precision}, {asked.name})")
+            whose, runs = "" if asked.engine is engine else " of the guide", asked.engine
+            raise _Found(f": first in layer {layer}{whose}, at step {k} ({runs.precision}, {runs.name})")
 
     try:
         _batch(engine, plan, request, place, _bar(0, False), look, guide=guide)
@@ -206,7 +206,7 @@ def _batch(
     request: Request,
     place: slice,
     bar: Any,
-    look: Callable[[Engine, Tensor, int, Tensor], None] | None = None,
+    look: Callable[[Bound, Tensor, int, Tensor], None] | None = None,
     watch: Watch | None = None,
     guide: tuple[Engine, ConditioningPlan] | None = None,
 ) -> Tensor:
@@ -215,11 +215,10 @@ def _batch(
     keys = [(request.items[row], sample) for row, sample in pairs]
     unconditional = request.representation is None and request.label is None
     rows = torch.tensor([0 if unconditional else row for row, _ in pairs])
-    if guide is not None:
-        guide[0].prepare(guide[1].with_rows(rows), len(rows))
+    weak = None if guide is None else guide[0].bind(guide[1], rows)
     if request.nulls:
         rows = torch.cat([rows, torch.full_like(rows, len(request.items))])  # the null representation
-    engine.prepare(plan.with_rows(rows), len(rows))
+    bound = engine.bind(plan, rows)
     device = plan.condition.device
 
     def step_noise(i: int) -> Tensor:
@@ -230,13 +229,13 @@ def _batch(
     def predict(x: Tensor, k: int) -> Tensor:
         bar.update(len(flat))
         given = torch.cat([x, x]) if request.nulls else x
-        output = engine.predict(given, k)
+        output = bound.predict(given, k)
         if look is not None:
-            look(engine, given, k, output)
-        if guide is not None:
-            weaker = guide[0].predict(x, k)
+            look(bound, given, k, output)
+        if weak is not None:
+            weaker = weak.predict(x, k)
             if look is not None:
-                look(guide[0], x, k, weaker)
+                look(weak, x, k, weaker)
             return _away(output, weaker, request.guidance)
         if not request.nulls:
             return output

@@ -13,9 +13,7 @@ from torch.nn import functional as F
 
 from rcdm_fast.engines.program import Convolution
 from rcdm_fast.ops import schema, selection
-from rcdm_fast.ops.wrappers import RESAMPLE, Resample
-
-GROUPS, EPS = 32, 1e-5  # of every GroupNorm in the network
+from rcdm_fast.ops.schema import NormInputs
 
 
 class _OneDnnConvolution:
@@ -52,27 +50,12 @@ class OneDnnBackend:
     def convolution(self, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Convolution:
         return _OneDnnConvolution(weight, bias, stride, padding, self._dtype)
 
-    def norm(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        *,
-        skip: Tensor | None = None,
-        film: Tensor | None = None,
-        rows: Tensor | None = None,
-        silu: bool = True,
-        resample: Resample = "none",
-        phases: bool = False,
-    ) -> Tensor:
-        mode = RESAMPLE[resample]
-        arguments = (x, skip, weight, bias, film, rows, GROUPS, EPS, silu, mode, phases)
-        shape = schema.film_group_norm_shape(x, skip, mode, phases)
+    def norm(self, inputs: NormInputs) -> Tensor:
+        shape = schema.film_group_norm_shape(inputs)
         out = self._buffers.get(shape)
         if out is None:
-            out = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
-            self._buffers[shape] = out
-        torch.ops.rcdm_fast.film_group_norm_out(out, *arguments)
+            out = self._buffers[shape] = schema.film_group_norm_result(inputs)
+        torch.ops.rcdm_fast.film_group_norm_out(out, *inputs)
         return out
 
     def attention(self, qkv: Tensor, heads: int, new_order: bool) -> Tensor:
@@ -116,21 +99,8 @@ class ModuleBackend:
         self.made.append(made)
         return made
 
-    def norm(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        *,
-        skip: Tensor | None = None,
-        film: Tensor | None = None,
-        rows: Tensor | None = None,
-        silu: bool = True,
-        resample: Resample = "none",
-        phases: bool = False,
-    ) -> Tensor:
-        arguments = (x, skip, weight, bias, film, rows, GROUPS, EPS, silu, RESAMPLE[resample], phases)
-        return self._norm(*arguments)
+    def norm(self, inputs: NormInputs) -> Tensor:
+        return self._norm(*inputs)
 
     def attention(self, qkv: Tensor, heads: int, new_order: bool) -> Tensor:
         return self._attention(qkv, heads, new_order)
@@ -143,23 +113,9 @@ class TorchBackend(ModuleBackend):
         super().__init__(dtype, device)
         self.choices = selection.Choices(device)
 
-    def norm(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        *,
-        skip: Tensor | None = None,
-        film: Tensor | None = None,
-        rows: Tensor | None = None,
-        silu: bool = True,
-        resample: Resample = "none",
-        phases: bool = False,
-    ) -> Tensor:
-        arguments = (x, skip, weight, bias, film, rows, GROUPS, EPS, silu, RESAMPLE[resample], phases)
-        shape = schema.film_group_norm_shape(x, skip, RESAMPLE[resample], phases)
-        out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-        self.choices.film_group_norm(out, *arguments)
+    def norm(self, inputs: NormInputs) -> Tensor:
+        out = schema.film_group_norm_result(inputs)
+        self.choices.film_group_norm(out, inputs)
         return out
 
     def attention(self, qkv: Tensor, heads: int, new_order: bool) -> Tensor:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from rcdm_fast import devices, ops
-from rcdm_fast.diffusion.conditioning import ConditioningPlan
+from rcdm_fast.diffusion.conditioning import Batch
+from rcdm_fast.diffusion.engine import Engine
 from rcdm_fast.engines.backends import ModuleBackend
 from rcdm_fast.engines.groups import in_groups
 from rcdm_fast.engines.native import DTYPES
@@ -43,7 +44,7 @@ def reasons_unavailable(device: torch.device, precision: str) -> list[str]:
     return reasons
 
 
-class CompiledEngine:
+class CompiledEngine(Engine):
     """See `rcdm_fast.diffusion.engine.Engine`."""
 
     name = "compiled"
@@ -52,34 +53,28 @@ class CompiledEngine:
         self.precision = precision
         self.device = devices.placed(device)
         self._network = network.to(self.device)
-        self._plan: ConditioningPlan | None = None
         self._module: _Module | None = None
         self._compiled: Denoise | None = None
 
-    def prepare(self, plan: ConditioningPlan, batch_size: int) -> None:
-        if len(plan.rows) != batch_size:
-            raise ValueError(f"the plan has rows for {len(plan.rows)} images, the batch {batch_size}")
+    def prepare(self, batch: Batch) -> None:
         self._made()
-        self._plan = plan
 
     @torch.no_grad()  # the compiler folds weights only outside inference mode
-    def predict(self, x: Tensor, k: int) -> Tensor:
-        if self._plan is None:
-            raise RuntimeError("predict before prepare")
+    def evaluate(self, batch: Batch, x: Tensor, k: int) -> Tensor:
         run = self._made()
-        film = self._plan.film(k)
+        film = batch.film(k)
         with devices.current(self.device), exact(self.precision, self.device):
             if self.precision == "fp32" and self.device.type == "cpu":
                 return in_groups(lambda part, own: run(part, own, _rows(part)), x, film).contiguous()
             return run(x, film, _rows(x)).to(torch.float32, memory_format=torch.contiguous_format)
 
     @torch.no_grad()
-    def first_nonfinite(self, x: Tensor, k: int) -> str | None:
+    def first_nonfinite(self, batch: Batch, x: Tensor, k: int) -> str | None:
         """Name of the first layer whose output is not finite for these images at step k, or None."""
-        if self._plan is None or self._module is None:
-            raise RuntimeError("first_nonfinite before prepare")
+        self._made()
+        assert self._module is not None
         with devices.current(self.device), exact(self.precision, self.device):
-            return self._module.program.first_nonfinite(x, *self._plan.film_rows(k))
+            return self._module.program.first_nonfinite(x, *batch.film_rows(k))
 
     def describe(self) -> str:
         return (

@@ -2,8 +2,8 @@
 
 A batch is padded to the next bucket. A graph reads images, FiLM rows and row numbers from tensors of its own, which
 are filled before each replay, so that it never has to be captured again; results are copied out. All graphs share one
-memory pool, and the least recently used one is dropped when there are more than `MOST_GRAPHS`, never the one that is
-prepared. Other threads may use the GPU during a capture, but there is one capture at a time in a process.
+memory pool, and the least recently used one is dropped when there are more than `MOST_GRAPHS`, never the one that was
+filled last. Other threads may use the GPU during a capture, but there is one capture at a time in a process.
 
 Not used on CPU.
 """
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import devices
-from rcdm_fast.diffusion.conditioning import ConditioningPlan
+from rcdm_fast.diffusion.conditioning import Batch
 from rcdm_fast.engines.backends import TorchBackend
 from rcdm_fast.engines.program import Program
 from rcdm_fast.precision import ieee_fp32
@@ -57,9 +57,7 @@ class GraphCache:
             self._pool = torch.cuda.graph_pool_handle()
             self._side = torch.cuda.Stream(device)  # graphs that share a pool are captured on one stream
         self._captures = 0
-        self._plan: ConditioningPlan | None = None
-        self._ready: _Captured | None = None  # what `prepare` filled
-        self._count = 0
+        self._filled: tuple[Batch, _Captured] | None = None  # the last batch, and the graph that has its rows
         self._stream: torch.cuda.Stream | None = None  # on which a graph's tensors were used last
 
     def describe(self) -> str:
@@ -69,32 +67,20 @@ class GraphCache:
         )
 
     @torch.inference_mode()
-    def prepare(self, plan: ConditioningPlan, batch_size: int) -> None:
+    def prepare(self, batch: Batch) -> None:
         """Make ready for a batch: capture its bucket if need be, and tell the graph each image's row."""
         with devices.current(self._device):
-            captured = self._bucket(batch_size)
-            self._follow()
-            captured.rows.zero_()
-            captured.rows[:batch_size].copy_(plan.place)
-            captured.x.zero_()
-            self._plan, self._ready, self._count = plan, captured, batch_size
+            self._fill(batch)
 
     @torch.inference_mode()
-    def replay(self, x: Tensor, k: int) -> Tensor:
-        """One network evaluation; float32 [batch,3 or 6,H,W], a copy. Waits for nothing on the GPU.
-
-        Raises:
-            ValueError: another number of images than was prepared.
-        """
-        plan, captured, count = self._plan, self._ready, self._count
-        assert plan is not None
-        assert captured is not None
-        if len(x) != count:
-            raise ValueError(f"{len(x)} images, prepared was a batch of {count}")
+    def replay(self, batch: Batch, x: Tensor, k: int) -> Tensor:
+        """One network evaluation; float32 [batch,3 or 6,H,W], a copy. Waits for nothing where the batch is the last."""
+        count = len(batch)
         with devices.current(self._device):
+            captured = self._fill(batch)
             self._follow()
             captured.x[:count].copy_(x)
-            plan.film_of_distinct(k, out=captured.film[: len(plan.distinct)])
+            batch.film_of_distinct(k, out=captured.film[: len(batch.distinct)])
             captured.graph.replay()
             return captured.out[:count].to(torch.float32, memory_format=torch.contiguous_format, copy=True)
 
@@ -102,6 +88,18 @@ class GraphCache:
         """Capture the graph for a batch size if it is not there; what is prepared stays prepared."""
         with devices.current(self._device):
             self._bucket(batch_size)
+
+    def _fill(self, batch: Batch) -> _Captured:
+        """The graph of a batch's bucket, with its rows."""
+        if self._filled is not None and self._filled[0] is batch:
+            return self._filled[1]
+        captured = self._bucket(len(batch))
+        self._follow()
+        captured.rows.zero_()
+        captured.rows[: len(batch)].copy_(batch.inverse)
+        captured.x.zero_()
+        self._filled = batch, captured
+        return captured
 
     def _bucket(self, batch_size: int) -> _Captured:
         size = bucket_for(batch_size)
@@ -113,7 +111,8 @@ class GraphCache:
 
     def _make_room(self) -> None:
         """Drop graphs, the least recently used first, until one more may be kept."""
-        unused = [size for size, captured in self._graphs.items() if captured is not self._ready]
+        used = self._filled[1] if self._filled is not None else None
+        unused = [size for size, captured in self._graphs.items() if captured is not used]
         for size in unused[: max(0, len(self._graphs) - MOST_GRAPHS + 1)]:
             if self._stream is not None:
                 self._stream.synchronize()  # it may be running

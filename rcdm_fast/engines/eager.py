@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from rcdm_fast import devices
-from rcdm_fast.diffusion.conditioning import ConditioningPlan
+from rcdm_fast.diffusion.conditioning import Batch
+from rcdm_fast.diffusion.engine import Engine
 from rcdm_fast.engines.groups import in_groups
 from rcdm_fast.models.unet import AttentionBlock, ResBlock, UNet
 from rcdm_fast.precision import exact
@@ -27,7 +28,7 @@ def reasons_unavailable(device: torch.device, precision: str) -> list[str]:
     return []
 
 
-class EagerEngine:
+class EagerEngine(Engine):
     """See `rcdm_fast.diffusion.engine.Engine`."""
 
     name = "eager"
@@ -37,18 +38,10 @@ class EagerEngine:
         self.device = devices.placed(device)
         self._layout = torch.contiguous_format if precision == "fp32" else torch.channels_last
         self._network = network.to(self.device).to(memory_format=self._layout)
-        self._plan: ConditioningPlan | None = None
-
-    def prepare(self, plan: ConditioningPlan, batch_size: int) -> None:
-        if len(plan.rows) != batch_size:
-            raise ValueError(f"the plan has rows for {len(plan.rows)} images, the batch {batch_size}")
-        self._plan = plan
 
     @torch.inference_mode()
-    def predict(self, x: Tensor, k: int) -> Tensor:
-        if self._plan is None:
-            raise RuntimeError("predict before prepare")
-        film = self._plan.film(k)
+    def evaluate(self, batch: Batch, x: Tensor, k: int) -> Tensor:
+        film = batch.film(k)
         with exact(self.precision, self.device):
             if self.precision == "fp32" and self.device.type == "cpu":
                 return in_groups(self._network.denoise, x, film)
@@ -56,7 +49,7 @@ class EagerEngine:
                 return self._network.denoise(x.contiguous(memory_format=self._layout), film).float()
 
     @torch.inference_mode()
-    def first_nonfinite(self, x: Tensor, k: int) -> str | None:
+    def first_nonfinite(self, batch: Batch, x: Tensor, k: int) -> str | None:
         """Name of the first layer whose output is not finite for these images at step k, or None."""
         found: list[str] = []
 
@@ -70,7 +63,7 @@ class EagerEngine:
             if isinstance(module, ResBlock | AttentionBlock | nn.Conv2d)
         ]
         try:
-            self.predict(x, k)
+            self.evaluate(batch, x, k)
         finally:
             for hook in hooks:
                 hook.remove()

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import devices, ops
-from rcdm_fast.diffusion.conditioning import ConditioningPlan
+from rcdm_fast.diffusion.conditioning import Batch
+from rcdm_fast.diffusion.engine import Engine
 from rcdm_fast.engines.backends import OneDnnBackend, TorchBackend
 from rcdm_fast.engines.cuda_graphs import GraphCache
 from rcdm_fast.engines.groups import in_groups
@@ -50,7 +51,7 @@ def _missing(part: str) -> str:
     return next((found.reason for found in library.describe() if found.name == part), f"no part {part}")
 
 
-class NativeEngine:
+class NativeEngine(Engine):
     """See `rcdm_fast.diffusion.engine.Engine`."""
 
     name = "native"
@@ -59,7 +60,6 @@ class NativeEngine:
         self.precision = precision
         self.device = devices.placed(device)
         self._network = network.to(self.device)
-        self._plan: ConditioningPlan | None = None
         self._program: Program | None = None
         self._backend: OneDnnBackend | TorchBackend | None = None
         self._graphs: GraphCache | None = None
@@ -68,8 +68,8 @@ class NativeEngine:
     def warmup(self, batch_sizes: tuple[int, ...] = (1,)) -> None:
         """Prepare weights and, on CUDA, measure the operators and capture a graph for each batch size's bucket.
 
-        `prepare` does this for its own batch size where it has not been done; calling it first keeps the time out of
-        the first images.
+        `bind` does this for its own batch where it has not been done; calling it first keeps the time out of the first
+        images.
         """
         program = self._made()
         if self._graphs is not None:
@@ -83,34 +83,27 @@ class NativeEngine:
                 with torch.inference_mode(), exact(self.precision, self.device):
                     self._run(program, x, torch.zeros(1, width), rows)
 
-    def prepare(self, plan: ConditioningPlan, batch_size: int) -> None:
-        if len(plan.rows) != batch_size:
-            raise ValueError(f"the plan has rows for {len(plan.rows)} images, the batch {batch_size}")
+    def prepare(self, batch: Batch) -> None:
         self._made()
-        self._plan = plan
         if self._graphs is not None:
-            self._graphs.prepare(plan, batch_size)
-        elif isinstance(self._backend, OneDnnBackend) and batch_size != self._batch_size:
+            self._graphs.prepare(batch)
+        elif isinstance(self._backend, OneDnnBackend) and len(batch) != self._batch_size:
             self._backend.forget_buffers()
-        self._batch_size = batch_size
+        self._batch_size = len(batch)
 
     @torch.inference_mode()
-    def predict(self, x: Tensor, k: int) -> Tensor:
-        if self._plan is None:
-            raise RuntimeError("predict before prepare")
+    def evaluate(self, batch: Batch, x: Tensor, k: int) -> Tensor:
         if self._graphs is not None:
-            return self._graphs.replay(x, k)
-        film, rows = self._plan.film_rows(k)
+            return self._graphs.replay(batch, x, k)
+        film, rows = batch.film_rows(k)
         with exact(self.precision, self.device):
             return self._run(self._made(), x, film, rows)
 
     @torch.inference_mode()
-    def first_nonfinite(self, x: Tensor, k: int) -> str | None:
+    def first_nonfinite(self, batch: Batch, x: Tensor, k: int) -> str | None:
         """Name of the first layer whose output is not finite for these images at step k, or None."""
-        if self._plan is None:
-            raise RuntimeError("first_nonfinite before prepare")
         with devices.current(self.device), exact(self.precision, self.device):
-            return self._made().first_nonfinite(x, *self._plan.film_rows(k))
+            return self._made().first_nonfinite(x, *batch.film_rows(k))
 
     def describe(self) -> str:
         if self.device.type == "cpu":

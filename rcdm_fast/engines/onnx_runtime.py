@@ -20,7 +20,8 @@ from torch import Tensor
 
 from rcdm_fast import devices
 from rcdm_fast.config import ConfigError, ModelConfig
-from rcdm_fast.diffusion.conditioning import ConditioningPlan
+from rcdm_fast.diffusion.conditioning import Batch
+from rcdm_fast.diffusion.engine import Engine
 from rcdm_fast.doors import door
 from rcdm_fast.engines import cache
 from rcdm_fast.exporters import onnx as exported
@@ -117,7 +118,7 @@ def network_file(network: UNet, config: ModelConfig, precision: str) -> Path:
     return cache.entry("onnx", key, build) / FILE
 
 
-class OnnxRuntimeEngine:
+class OnnxRuntimeEngine(Engine):
     """See `rcdm_fast.diffusion.engine.Engine`.
 
     Args:
@@ -145,19 +146,13 @@ class OnnxRuntimeEngine:
         self._file = file
         self.files = tuple(sorted(file.parent.glob(f"{file.name}*")))
         self._channels = config.unet.out_channels
-        self._plan: ConditioningPlan | None = None
 
-    def prepare(self, plan: ConditioningPlan, batch_size: int) -> None:
-        if len(plan.rows) != batch_size:
-            raise ValueError(f"the plan has rows for {len(plan.rows)} images, the batch {batch_size}")
-        check_timesteps(plan, self._graph, self._file)
-        self._plan = plan
+    def prepare(self, batch: Batch) -> None:
+        check_timesteps(batch, self._graph, self._file)
 
     @torch.inference_mode()
-    def predict(self, x: Tensor, k: int) -> Tensor:
-        if self._plan is None:
-            raise RuntimeError("predict before prepare")
-        values = graph_inputs(self._plan, x, k, self._graph)
+    def evaluate(self, batch: Batch, x: Tensor, k: int) -> Tensor:
+        values = graph_inputs(batch, x, k, self._graph)
         if self.device.type == "cpu":
             feeds = {name: value.numpy() for name, value in zip(self._names, values, strict=True)}
             with self._running():
@@ -184,10 +179,6 @@ class OnnxRuntimeEngine:
         binding.synchronize_outputs()
         return out
 
-    def first_nonfinite(self, x: Tensor, k: int) -> str | None:
-        """The whole graph: onnxruntime shows no layers of it."""
-        return "the exported network" if not bool(self.predict(x, k).isfinite().all()) else None
-
     def describe(self) -> str:
         import onnxruntime
 
@@ -202,22 +193,21 @@ class OnnxRuntimeTensorRTEngine(OnnxRuntimeEngine):
     _tensorrt = True
 
 
-def check_timesteps(plan: ConditioningPlan, graph: int, file: Path) -> None:
+def check_timesteps(batch: Batch, graph: int, file: Path) -> None:
     """`ConfigError` if a graph of before is to be asked at a timestep between two whole ones."""
-    between = [t for t in plan.timesteps if t != int(t)]
+    between = [t for t in batch.plan.timesteps if t != int(t)]
     if graph < 2 and between:
         raise ConfigError(
             f"{file}: exported when graphs knew whole timesteps only, asked for is t = {between[0]:g}; export it again"
         )
 
 
-def graph_inputs(plan: ConditioningPlan, x: Tensor, k: int, graph: int = GRAPH) -> tuple[Tensor, ...]:
+def graph_inputs(batch: Batch, x: Tensor, k: int, graph: int = GRAPH) -> tuple[Tensor, ...]:
     """The inputs of an exported graph of some version, for a batch at kept step k, contiguous, on x's device."""
-    timestep, fraction = timestep_inputs(plan.timesteps[k], len(x), x.device)
+    timestep, fraction = timestep_inputs(batch.plan.timesteps[k], len(x), x.device)
     values = (x.float().contiguous(), timestep, *((fraction,) if graph > 1 else ()))
-    if plan.given is None:
-        return values
-    return (*values, plan.given[plan.rows].to(x.device).contiguous())
+    given = batch.given
+    return values if given is None else (*values, given.to(x.device).contiguous())
 
 
 def _numpy_type(kind: str) -> Any:

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from rcdm_fast.config import ConfigError, ModelConfig
-from rcdm_fast.diffusion.conditioning import ConditioningPlan
+from rcdm_fast.diffusion.conditioning import Batch
+from rcdm_fast.diffusion.engine import Engine
 from rcdm_fast.doors import door, printable
 from rcdm_fast.engines import cache
 from rcdm_fast.engines.onnx_runtime import check_timesteps, graph_inputs, network_file
@@ -49,7 +50,7 @@ def reasons_unavailable(device: torch.device, precision: str) -> list[str]:
     return []
 
 
-class OpenVINOEngine:
+class OpenVINOEngine(Engine):
     """See `rcdm_fast.diffusion.engine.Engine`.
 
     Args:
@@ -85,21 +86,15 @@ class OpenVINOEngine:
         self.files: tuple[Path, ...] = (file, weights) if weights.exists() else (file,)
         self._digest = " ".join(hashlib.sha256(each.read_bytes()).hexdigest() for each in self.files)
         self._requests: OrderedDict[int, Any] = OrderedDict()
-        self._plan: ConditioningPlan | None = None
 
-    def prepare(self, plan: ConditioningPlan, batch_size: int) -> None:
-        if len(plan.rows) != batch_size:
-            raise ValueError(f"the plan has rows for {len(plan.rows)} images, the batch {batch_size}")
-        check_timesteps(plan, self._graph, self._file)
+    def prepare(self, batch: Batch) -> None:
+        check_timesteps(batch, self._graph, self._file)
         with self._running():
-            self._request(batch_size)
-        self._plan = plan
+            self._request(len(batch))
 
     @torch.inference_mode()
-    def predict(self, x: Tensor, k: int) -> Tensor:
-        if self._plan is None:
-            raise RuntimeError("predict before prepare")
-        values = graph_inputs(self._plan, x, k, self._graph)
+    def evaluate(self, batch: Batch, x: Tensor, k: int) -> Tensor:
+        values = graph_inputs(batch, x, k, self._graph)
         feeds = {name: value.numpy() for name, value in zip(self._names, values, strict=True)}
         with self._running():
             return torch.from_numpy(self._request(len(x)).infer(feeds, share_inputs=True)[0])
@@ -148,10 +143,6 @@ class OpenVINOEngine:
         # Not OpenVINO's own cache: it runs a damaged entry without a word.
         blob = (cache.entry("openvino", key, build) / BLOB).read_bytes()
         return runtime.import_model(blob, "CPU", settings).create_infer_request()
-
-    def first_nonfinite(self, x: Tensor, k: int) -> str | None:
-        """The whole graph: OpenVINO shows no layers of it."""
-        return "the exported network" if not bool(self.predict(x, k).isfinite().all()) else None
 
     def describe(self) -> str:
         import openvino

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rcdm_fast.models.unet import AttentionBlock, Downsample, ResBlock, UNet, Upsample
-from rcdm_fast.ops.wrappers import Resample
+from rcdm_fast.ops.schema import NormInputs
 
 Observer = Callable[[str, Tensor], None]  # (layer's name in the state_dict, its output)
 
@@ -36,20 +36,8 @@ class Backend(Protocol):
     def convolution(self, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Convolution:
         """Prepare a convolution: float32 weight [O,I,k,k], bias [O]."""
 
-    def norm(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        *,
-        skip: Tensor | None = None,
-        film: Tensor | None = None,
-        rows: Tensor | None = None,
-        silu: bool = True,
-        resample: Resample = "none",
-        phases: bool = False,
-    ) -> Tensor:
-        """`ops.film_group_norm`; the result is valid until the next norm of the same shape."""
+    def norm(self, inputs: NormInputs) -> Tensor:
+        """`reference.film_group_norm`; the result is valid until the next norm of the same shape."""
 
     def attention(self, qkv: Tensor, heads: int, new_order: bool) -> Tensor:
         """`ops.attention`."""
@@ -74,10 +62,28 @@ def phase_weights(weight: Tensor) -> Tensor:
 
 
 class _Norm:
-    def __init__(self, norm: nn.GroupNorm, backend: Backend, device: torch.device) -> None:
+    """A GroupNorm and what goes along with it; see `NormInputs`."""
+
+    def __init__(self, norm: nn.Module, backend: Backend, device: torch.device) -> None:
+        assert isinstance(norm, nn.GroupNorm)
         self.weight = norm.weight.detach().to(device, torch.float32).contiguous()
         self.bias = norm.bias.detach().to(device, torch.float32).contiguous()
+        self.groups, self.eps = norm.num_groups, norm.eps
         self.backend = backend
+
+    def __call__(
+        self,
+        x: Tensor,
+        *,
+        skip: Tensor | None = None,
+        film: Tensor | None = None,
+        rows: Tensor | None = None,
+        silu: bool = True,
+        resample: int = 0,
+        phases: bool = False,
+    ) -> Tensor:
+        own = self.weight, self.bias
+        return self.backend.norm(NormInputs(x, skip, *own, film, rows, self.groups, self.eps, silu, resample, phases))
 
 
 class _ResBlock:
@@ -87,9 +93,8 @@ class _ResBlock:
         first, last = block.in_layers[2], block.out_layers[3]
         assert isinstance(first, nn.Conv2d)
         assert isinstance(last, nn.Conv2d)
-        self.backend = backend
-        self.in_norm = _norm(block.in_layers[0], backend, device)
-        self.out_norm = _norm(block.out_layers[0], backend, device)
+        self.in_norm = _Norm(block.in_layers[0], backend, device)
+        self.out_norm = _Norm(block.out_layers[0], backend, device)
         self.up = isinstance(block.resample, Upsample)
         self.down = isinstance(block.resample, Downsample)
         if self.up:
@@ -106,11 +111,8 @@ class _ResBlock:
             self.projection = backend.convolution(weight[:, :split], bias, 1, 0), other
 
     def __call__(self, x: Tensor, skip: Tensor | None, film: Tensor, rows: Tensor) -> Tensor:
-        norm = self.backend.norm
-        resample: Resample = "down" if self.down else "none"
-        h = norm(x, self.in_norm.weight, self.in_norm.bias, skip=skip, resample=resample)
-        h = self.first(h)
-        h = norm(h, self.out_norm.weight, self.out_norm.bias, film=film[:, self.film], rows=rows, phases=self.up)
+        h = self.first(self.in_norm(x, skip=skip, resample=-1 if self.down else 0))
+        h = self.out_norm(h, film=film[:, self.film], rows=rows, phases=self.up)
         if self.up:
             return self.last(h, add=_upsampled(x), overwrite=True)
         if self.down:
@@ -129,14 +131,14 @@ class _Attention:
 
     def __init__(self, block: AttentionBlock, backend: Backend, device: torch.device) -> None:
         self.backend = backend
-        self.norm = _norm(block.norm, backend, device)
+        self.norm = _Norm(block.norm, backend, device)
         self.qkv = backend.convolution(block.qkv.weight[..., None], block.qkv.bias, 1, 0)
         self.out = backend.convolution(block.proj_out.weight[..., None], block.proj_out.bias, 1, 0)
         self.heads, self.new_order = block.heads, block.new_order
 
     def __call__(self, x: Tensor) -> Tensor:
         n, c, height, width = x.shape
-        qkv = self.qkv(self.backend.norm(x, self.norm.weight, self.norm.bias, silu=False))
+        qkv = self.qkv(self.norm(x, silu=False))
         packed = qkv.permute(0, 2, 3, 1).reshape(n, height * width, 3 * c)
         h = self.backend.attention(packed, self.heads, self.new_order)
         return self.out(h.reshape(n, height, width, c).permute(0, 3, 1, 2), add=x)
@@ -190,7 +192,7 @@ class Program:
             channels = _channels(stage, channels)
         norm, _, last = network.out
         assert isinstance(last, nn.Conv2d)
-        self._out_norm = _norm(norm, backend, device)
+        self._out_norm = _Norm(norm, backend, device)
         self._out = backend.convolution(last.weight, last.bias, 1, 1)
 
     def _stage(self, stage: nn.Module, channels: int) -> list[tuple[str, _ResBlock | _Attention | _Resize | _First]]:
@@ -220,7 +222,7 @@ class Program:
         h = self._run(self._middle, h, None, film, rows)
         for stage in self._up:
             h = self._run(stage, h, skips.pop(), film, rows)
-        h = self._out(self._backend.norm(h, self._out_norm.weight, self._out_norm.bias))
+        h = self._out(self._out_norm(h))
         self._observe("out", h)
         return h
 
@@ -259,11 +261,6 @@ class Program:
     def _observe(self, name: str, h: Tensor) -> None:
         if self._observer is not None:
             self._observer(name, h)
-
-
-def _norm(layer: nn.Module, backend: Backend, device: torch.device) -> _Norm:
-    assert isinstance(layer, nn.GroupNorm)
-    return _Norm(layer, backend, device)
 
 
 def _upsampled(x: Tensor) -> Tensor:

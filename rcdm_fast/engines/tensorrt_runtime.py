@@ -23,7 +23,8 @@ from torch.nn import functional as F
 
 from rcdm_fast import devices
 from rcdm_fast.config import ConfigError, ModelConfig
-from rcdm_fast.diffusion.conditioning import ConditioningPlan
+from rcdm_fast.diffusion.conditioning import Batch
+from rcdm_fast.diffusion.engine import Engine
 from rcdm_fast.engines import cache
 from rcdm_fast.engines.onnx_runtime import graph_inputs, network_file
 from rcdm_fast.exporters import onnx, plan_file, tensorrt
@@ -67,7 +68,7 @@ def bucket(size: int) -> int:
     return 1 << (size - 1).bit_length()
 
 
-class TensorRTEngine:
+class TensorRTEngine(Engine):
     """See `rcdm_fast.diffusion.engine.Engine`.
 
     Args:
@@ -92,7 +93,6 @@ class TensorRTEngine:
             self._stream = torch.cuda.Stream(self.device)
         self._names = input_names(config.unet)
         self._contexts: OrderedDict[int, Any] = OrderedDict()  # bucket -> execution context
-        self._plan: ConditioningPlan | None = None
         self._given: tuple[PlanHeader, Any] | None = None
         if file is not None:
             with devices.current(self.device):
@@ -102,26 +102,21 @@ class TensorRTEngine:
         header, plan = plan_file.read(file)
         header.check_network(self._config, self.precision, str(file))
         refit = header.needs_refit(weights_hash(self._network, self._config.schedule), str(file))
-        header.check_place(self._trt.__name__, self._trt.__version__, tensorrt.current_target(), str(file))
+        header.check_target(self._trt.__name__, self._trt.__version__, tensorrt.current_target(), str(file))
         engine = self._deserialize(plan, str(file))
         if refit:
             tensorrt.refit(engine, network_file(self._network, self._config, self.precision))
         self.files = (file, plan_file.described_in(file))
         return header, engine
 
-    def prepare(self, plan: ConditioningPlan, batch_size: int) -> None:
-        if len(plan.rows) != batch_size:
-            raise ValueError(f"the plan has rows for {len(plan.rows)} images, the batch {batch_size}")
-        self._context(batch_size)
-        self._plan = plan
+    def prepare(self, batch: Batch) -> None:
+        self._context(len(batch))
 
     @torch.inference_mode()
-    def predict(self, x: Tensor, k: int) -> Tensor:
-        if self._plan is None:
-            raise RuntimeError("predict before prepare")
+    def evaluate(self, batch: Batch, x: Tensor, k: int) -> Tensor:
         with devices.current(self.device):
             size, context = self._context(len(x))
-            values = [_padded(value, size) for value in graph_inputs(self._plan, x, k)]
+            values = [_padded(value, size) for value in graph_inputs(batch, x, k)]
             shape = (size, self._config.unet.out_channels, *x.shape[2:])
             out = torch.empty(shape, dtype=torch.float32, device=self.device)
             for name, value in zip(self._names, values, strict=True):
@@ -194,10 +189,6 @@ class TensorRTEngine:
         if engine is None:
             raise GraphError(f"{where}: TensorRT cannot load the plan: {self._logger.last or 'it does not say why'}")
         return engine
-
-    def first_nonfinite(self, x: Tensor, k: int) -> str | None:
-        """The whole plan: TensorRT shows no layers of it."""
-        return "the TensorRT plan" if not bool(self.predict(x, k).isfinite().all()) else None
 
     def describe(self) -> str:
         return f"{self._trt.__name__} {self._trt.__version__}, {self.precision}, on {self.device}"

@@ -50,7 +50,7 @@ def write(out: Path, job: Job) -> list[Path]:
         raise ConfigError(f"this network cannot be diffusers' UNet2DModel: {'; '.join(reasons)}")
     network = UNet(job.config.unet).eval()
     network.load_state_dict(job.network.state_dict())
-    job.say("network: converting and checking")
+    job.report("network: converting and checking")
     embedding = dict(network.ssl_emb.state_dict()) if job.config.unet.representation_dim else {}
     pipeline = RcdmPipeline(convert(network), scheduler(schedule), embedding)
     _check(pipeline, network, schedule)

@@ -34,7 +34,7 @@ def missing_packages() -> list[str]:
 
 def write(out: Path, job: Job) -> list[Path]:
     """`save` for `rcdm export --to hub`."""
-    job.say("writing weights and model card")
+    job.report("writing weights and model card")
     config = job.config
     if job.encoder is not None:
         config = dataclasses.replace(config, encoder=job.encoder.config)
@@ -110,8 +110,8 @@ def card(config: ModelConfig, parameters: int, precision: str, license: str, rep
     header += [f"license: {json.dumps(license)}"] if license else []
     header += ["tags:", *(f"- {tag}" for tag in TAGS), "---", ""]
     body = own.read_text(encoding="utf-8").rstrip() if bundled else _describe(name, config, parameters, precision)
-    told = f"Network, schedule and weights together have the SHA-256 `{weights}`; manifests and exports name it, too."
-    return "\n".join([*header, body, "", told, "", *_example(config, repository), ""])
+    named = f"Network, schedule and weights together have the SHA-256 `{weights}`; manifests and exports name it, too."
+    return "\n".join([*header, body, "", named, "", *_example(config, repository), ""])
 
 
 def _describe(name: str, config: ModelConfig, parameters: int, precision: str) -> str:

@@ -33,7 +33,7 @@ class Job:
         batches: images per evaluation that a compiled format is made for.
         dynamic: one file for all batches up to the largest of `batches`, where a format has the choice.
         representations: float32 [R,D] of real images, to calibrate int8 with; None where it is not needed.
-        say: takes one line about progress.
+        report: takes one line about progress.
     """
 
     network: UNet
@@ -44,7 +44,7 @@ class Job:
     batches: tuple[int, ...] = (1,)
     dynamic: bool = False
     representations: Tensor | None = None
-    say: Callable[[str], None] = field(default=lambda _: None)
+    report: Callable[[str], None] = field(default=lambda _: None)
 
 
 class Format(Protocol):

@@ -20,8 +20,8 @@ def write(out: Path, job: Job) -> list[Path]:
     """
     files = []
     if job.encoder is not None:
-        job.say("encoder: exporting and checking")
+        job.report("encoder: exporting and checking")
         files.append(encoder.export_encoder(out / "encoder.onnx", job.encoder))
-    job.say("network: exporting and checking")
+    job.report("network: exporting and checking")
     files.append(onnx.export_network(out / "network.onnx", job.network, job.config, job.precision))
     return files

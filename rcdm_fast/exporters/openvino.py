@@ -54,7 +54,7 @@ def write(out: Path, job: Job) -> list[Path]:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".openvino.", dir=out) as folder:
             place = Path(folder)
-            job.say("network: exporting and checking")
+            job.report("network: exporting and checking")
             graph = onnx.export_network(place / "network.onnx", job.network, job.config, check=False)
             model = core().read_model(graph)
             _check(model, job)

@@ -110,7 +110,7 @@ def quantize(model: Any, graph: Path, job: Job) -> Quantized:
     held = torch.arange(count) % HELD_OUT == HELD_OUT - 1
     names = input_names(job.config.unet)
     network = truth(job.network, job.config.schedule)
-    job.say(f"drawing {count} trajectories to calibrate with and to check")
+    job.report(f"drawing {count} trajectories to calibrate with and to check")
     to_use, to_check = ((None, int(part.sum())) if given is None else (given[part], 0) for part in (~held, held))
     _, used = calibration.collect(network, job.config, *to_use)
     want = calibration.draw(network, job.config, *to_check)
@@ -125,7 +125,7 @@ def quantize(model: Any, graph: Path, job: Job) -> Quantized:
     for kept in range(few, most + 1):
         quantized = quantize_convolutions(model, used, names, layers[:kept]) if kept else rough
         found = Quantized(quantized, tuple(layers[:kept]), len(layers), psnr_of(quantized))
-        job.say(f"int8: PSNR {found.psnr_db:.1f} dB with {found.kept_in_words()}")
+        job.report(f"int8: PSNR {found.psnr_db:.1f} dB with {found.kept_in_words()}")
         if found.psnr_db >= PSNR_DB:
             return found
     worst = ", ".join(str(layer) for layer in layers[: max(1, most)])

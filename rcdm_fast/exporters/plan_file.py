@@ -94,7 +94,7 @@ class PlanHeader:
             )
         return True
 
-    def check_place(self, library: str, library_version: str, target: str, where: str) -> None:
+    def check_target(self, library: str, library_version: str, target: str, where: str) -> None:
         """`GraphError` if the plan was built by another library or version, or for other GPUs."""
         if (self.library, self.library_version) != (library, library_version):
             built = printable(f"{self.library} {self.library_version}")

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 LIBRARIES = ("tensorrt", "tensorrt_rtx")
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 def missing_packages() -> list[str]:
@@ -81,14 +81,14 @@ def write(out: Path, job: Job) -> list[Path]:
         raise ConfigError(f"batches must be at least 1, got {list(job.batches)}")
     targets = check_targets(job.targets)
     with tempfile.TemporaryDirectory() as folder:
-        job.say("network: exporting to ONNX and checking")
+        job.report("network: exporting to ONNX and checking")
         graph = onnx.export_network(Path(folder) / "network.onnx", job.network, job.config, job.precision)
         profiles = [(1, sizes[-1], sizes[-1])] if job.dynamic else [(size, size, size) for size in sizes]
         files: list[Path] = []
         for profile in profiles:
             name = f"b1to{profile[2]}" if job.dynamic else f"b{profile[0]}"
-            job.say(f"{name}: building for {', '.join(targets)}")
-            plan = build(graph, job.config, profile, targets, job.say)
+            job.report(f"{name}: building for {', '.join(targets)}")
+            plan = build(graph, job.config, profile, targets, job.report)
             header = describe(job.network, job.config, job.precision, profile, targets)
             file = plan_file.write(out / f"network-{job.precision}-{name}.plan", header, plan)
             files += [file, plan_file.described_in(file)]
@@ -143,7 +143,11 @@ def refittable(targets: tuple[str, ...]) -> bool:
 
 
 def build(
-    graph: Path, config: ModelConfig, profile: tuple[int, int, int], targets: tuple[str, ...], say: Say = lambda _: None
+    graph: Path,
+    config: ModelConfig,
+    profile: tuple[int, int, int],
+    targets: tuple[str, ...],
+    report: Report = lambda _: None,
 ) -> memoryview:
     """Parse an exported network and build a plan.
 
@@ -152,7 +156,7 @@ def build(
         config: its configuration.
         profile: smallest, preferred and largest batch.
         targets: GPU generations, checked by `check_targets`.
-        say: takes a line about every phase.
+        report: takes a line about every phase.
 
     Raises:
         ExportError: with TensorRT's own words.
@@ -180,7 +184,7 @@ def build(
         shapes.set_shape(tensor.name, *((size, *rest) for size in profile))
     settings.add_optimization_profile(shapes)
     timing = None if hasattr(trt, "ComputeCapability") else _use_timings(trt, settings)  # TensorRT-RTX times nothing
-    monitor = _monitor(trt, say)
+    monitor = _monitor(trt, report)
     settings.progress_monitor = monitor
     plan = builder.build_serialized_network(network, settings)
     if not plan:
@@ -238,7 +242,7 @@ def make_logger(trt: Any) -> Any:
     return Logger()
 
 
-def _monitor(trt: Any, say: Say) -> Any:
+def _monitor(trt: Any, report: Report) -> Any:
     """Reports phases that belong to no other phase, or directly to the first."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
@@ -249,7 +253,7 @@ def _monitor(trt: Any, say: Say) -> Any:
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
             if parent is None or parent in self.top[:1]:
                 self.top.append(phase)
-                say(f"TensorRT: {phase.lower()} ({steps} steps)")
+                report(f"TensorRT: {phase.lower()} ({steps} steps)")
 
         def phase_finish(self, phase: str) -> None:
             pass

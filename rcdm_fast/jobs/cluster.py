@@ -121,7 +121,7 @@ def run(
     del model
     with ledger.locked():
         missing = local.begin(prepared, options)
-        told = local.reporter(ledger.summary(), report)
+        done = local.reporter(ledger.summary(), report)
         if missing:
             connected = ray.is_initialized()
             if not connected:
@@ -136,7 +136,7 @@ def run(
                     started(ray)
                 order = Order(spec, source, str(folder), config, options, prepared.identity)
                 for row in _results(ray, order, missing, workers):
-                    told(int(row["images"]), int(row["quarantined"]), 0.0)
+                    done(int(row["images"]), int(row["quarantined"]), 0.0)
             finally:
                 if not connected:
                     ray.shutdown()

@@ -110,22 +110,22 @@ def _batches(
 ) -> Iterator[Generated]:
     layout = Layout(len(source), config.per, config.shard_images)
     artist = Artist(model, config, options.batch_size or draw.default_bucket(model), _smaller)
-    told: set[int] = set()
+    reported: set[int] = set()
 
-    def tell(bad: dict[int, str]) -> None:
-        for item in sorted(bad.keys() - told):
+    def report(bad: dict[int, str]) -> None:
+        for item in sorted(bad.keys() - reported):
             if on_bad is None:
                 raise ImageError(bad[item])
-            told.add(item)
+            reported.add(item)
             on_bad(item, bad[item])
 
     for ready in feed.ready_units(model, source, map(layout.unit, range(layout.units)), options.threads):
-        tell(ready.bad)
+        report(ready.bad)
         for drawn in artist.draw(ready):
             item, sample = torch.tensor(drawn.pairs, dtype=torch.int64).T
             ids = tuple(source.id(place) for place, _ in drawn.pairs)
             yield Generated(item, sample, ids, drawn.levels.permute(0, 3, 1, 2))
-        tell(ready.bad)
+        report(ready.bad)
 
 
 def _smaller(bucket: int) -> None:

@@ -169,8 +169,8 @@ def recognize(shapes: Shapes, given: Mapping[str, FlagValue] | None = None) -> R
     assumed = tuple(
         name for name in HIDDEN if name not in given and name not in from_shapes and not _without_effect(name, flags)
     )
-    told = tuple(name for name in from_shapes if name not in given)
-    return Recognition(flags, told, tuple(given), assumed, layout)
+    known = tuple(name for name in from_shapes if name not in given)
+    return Recognition(flags, known, tuple(given), assumed, layout)
 
 
 def _listing(flags: Mapping[str, FlagValue], names: Sequence[str]) -> str:
@@ -190,10 +190,10 @@ def _without_effect(name: str, flags: Mapping[str, FlagValue]) -> bool:
 
 def _ask(from_shapes: Mapping[str, FlagValue], given: Mapping[str, FlagValue], seen: _Seen) -> str:
     factors = ", ".join(str(2**level) for level in seen.attention) or "no level"
-    told = _listing(from_shapes, tuple(from_shapes))
+    known = _listing(from_shapes, tuple(from_shapes))
     others = [name for name in HIDDEN[1:] if name not in given and name != "dropout"]
     return (
-        f"the tensors tell {told}, attention at downsampling {factors}; they cannot tell image_size, which must be "
+        f"the tensors tell {known}, attention at downsampling {factors}; they cannot tell image_size, which must be "
         f"given in flags=, and with it each of these that is not the published default: {_listing(DEFAULTS, others)}"
     )
 
@@ -230,22 +230,22 @@ def _check_given(
 ) -> None:
     wrong = []
     for name, value in given.items():
-        told = from_shapes.get(name)
+        seen_as = from_shapes.get(name)
         if name == "attention_resolutions":
             if attention_levels(str(value), image_size, seen.levels) == seen.attention:
                 continue
         elif name == "ssl_dim" and not seen.ssl_dim:
             if not given.get("feat_cond", True):
                 continue
-            told = "no representation"
+            seen_as = "no representation"
         elif name == "num_classes" and not seen.num_classes:
             if not given.get("class_cond", True):
                 continue
-            told = "no classes"
+            seen_as = "no classes"
         elif name == "conv_resample":
-            told = seen.conv_resample if seen.resblock_updown is False else value
-        if told is not None and told != value:
-            wrong.append(f"{name} is given as {value or repr(value)}, the tensors say {told or repr(told)}")
+            seen_as = seen.conv_resample if seen.resblock_updown is False else value
+        if seen_as is not None and seen_as != value:
+            wrong.append(f"{name} is given as {value or repr(value)}, the tensors say {seen_as or repr(seen_as)}")
     if wrong:
         raise ConfigError(f"wrong flags: {'; '.join(wrong)}")
 

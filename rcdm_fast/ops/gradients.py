@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rcdm_fast.ops import library, reference, selection, selection_backward
-from rcdm_fast.ops.schema import NAMESPACE
+from rcdm_fast.ops.schema import NAMESPACE, NormInputs
 
 
 def split_phases(grad: Tensor) -> Tensor:  # [N,C,2H,2W] -> [N,4C,H+1,W+1]
@@ -31,19 +31,10 @@ def split_phases(grad: Tensor) -> Tensor:  # [N,C,2H,2W] -> [N,4C,H+1,W+1]
 
 def film_group_norm(
     grad: Tensor,  # like the result
-    x: Tensor,
-    skip: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    film: Tensor | None,
-    rows: Tensor | None,
-    groups: int,
-    eps: float,
-    silu: bool,
-    resample: int,
-    phases: bool,
+    *inputs: Any,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None]:
-    """Gradients for x, skip, weight, bias and film; arguments as of `reference.film_group_norm`."""
+    """Gradients for x, skip, weight, bias and film; takes `*NormInputs` after the gradient, as the operator."""
+    x, skip, weight, bias, film, rows, groups, eps, silu, resample, phases = NormInputs(*inputs)
     wide = torch.promote_types(x.dtype, torch.float32)
     h = reference.merge_phases(x) if phases else x
     h = (h if skip is None else torch.cat([h, skip], dim=1)).to(wide)
@@ -142,15 +133,15 @@ def _keep_norm(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _norm_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    inputs = (*ctx.saved_tensors, *ctx.others)
+    inputs = NormInputs(*ctx.saved_tensors, *ctx.others)
     backward = selection_backward.film_group_norm_backward(grad.device)
     if backward is None:
         return (*film_group_norm(grad, *inputs), *[None] * 6)
-    _, skip, _, _, film, rows, *_ = inputs
     grad = grad.contiguous(memory_format=torch.channels_last)
     of_x, of_skip, of_weight, of_bias, of_rows = backward(grad, *inputs)
-    of_film = None if film is None else _put_back(of_rows, film, rows)
-    return (of_x, None if skip is None else of_skip, of_weight, of_bias, of_film, *[None] * 6)
+    film, rows = inputs.film, inputs.rows
+    of_film = None if film is None or rows is None else _put_back(of_rows, film, rows)
+    return (of_x, None if inputs.skip is None else of_skip, of_weight, of_bias, of_film, *[None] * 6)
 
 
 class _TritonNorm(torch.autograd.Function):
@@ -170,7 +161,7 @@ class _TritonNorm(torch.autograd.Function):
 
 
 def differentiable_film_group_norm(device: torch.device) -> Callable[..., Tensor]:
-    """What has a gradient on a device; takes the schema's inputs."""
+    """What has a gradient on a device; takes `*NormInputs`, as the operator."""
     if library.has_native(device.type):
         native: Callable[..., Tensor] = torch.ops.rcdm_fast.film_group_norm
         return native

@@ -6,9 +6,13 @@ rounded once to the output's dtype.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from rcdm_fast.ops.schema import NormInputs
 
 
 def solver_step(
@@ -46,25 +50,15 @@ def merge_phases(x: Tensor) -> Tensor:  # [N,4C,H+1,W+1] -> [N,C,2H,2W]
     return torch.stack(rows, dim=-2).flatten(2, 3)
 
 
-def film_group_norm(
-    x: Tensor,  # [N,C,H,W]; with `phases` [N,4C,H/2+1,W/2+1]
-    skip: Tensor | None,  # [N,C',H,W]
-    weight: Tensor,  # [C+C']
-    bias: Tensor,  # [C+C']
-    film: Tensor | None,  # [R,2(C+C')] or [R,C+C']
-    rows: Tensor | None,  # int64 [N], each in 0..R-1
-    groups: int,
-    eps: float,
-    silu: bool,
-    resample: int,
-    phases: bool,
-) -> Tensor:
+def film_group_norm(*inputs: Any) -> Tensor:
     """GroupNorm of x (and skip, as if concatenated) with FiLM; [N,C+C',H,W], [..,2H,2W] or [..,H/2,W/2].
 
     film row r: (scale, shift) side by side gives GN(x) (1 + scale) + shift; a row of C numbers is added to x before
     the norm. Then SiLU, then nearest-neighbor upsampling (`resample` 1) or 2x2 averages (-1).
-    Source: Dhariwal and Nichol 2021, section 3 (AdaGN); Wu and He 2018 (GroupNorm, biased variance).
+    Takes `*NormInputs`, as the operator. Source: Dhariwal and Nichol 2021, section 3 (AdaGN); Wu and He 2018
+    (GroupNorm, biased variance).
     """
+    x, skip, weight, bias, film, rows, groups, eps, silu, resample, phases = NormInputs(*inputs)
     h = merge_phases(x) if phases else x
     h = h if skip is None else torch.cat([h, skip], dim=1)
     h = h.to(torch.promote_types(x.dtype, torch.float32))

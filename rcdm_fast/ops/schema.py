@@ -9,6 +9,7 @@ Knows nothing about how an operator is computed (`reference.py`, csrc/, kernels/
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -85,31 +86,56 @@ def is_channels_last(x: Tensor) -> bool:
     return x.permute(0, 2, 3, 1).is_contiguous()
 
 
-def film_group_norm_shape(x: Tensor, skip: Tensor | None, resample: int, phases: bool) -> tuple[int, int, int, int]:
+class NormInputs(NamedTuple):
+    """What film_group_norm is given, in the schema's order: an operator gets them one by one, all else gets this.
+
+    Attributes:
+        x: float32, bfloat16 or float16 [N,C,H,W], channels-last; with `phases` [N,4C,H/2+1,W/2+1].
+        skip: [N,C',H,W], read as if concatenated to x, or None.
+        weight, bias: of the norm, float32 [C+C'].
+        film: rows float32 [R,2(C+C')], (scale, shift) side by side, or [R,C+C'], added before the norm; or None.
+        rows: row of `film` for every image, int64 [N]; None without `film`.
+        groups, eps: of the norm.
+        silu: apply SiLU after FiLM.
+        resample: after that 1 (upsample, nearest neighbor), -1 (2x2 averages) or 0.
+        phases: x has the four phases of an upsampling convolution (`reference.merge_phases`).
+    """
+
+    x: Tensor
+    skip: Tensor | None
+    weight: Tensor
+    bias: Tensor
+    film: Tensor | None
+    rows: Tensor | None
+    groups: int
+    eps: float
+    silu: bool
+    resample: int
+    phases: bool
+
+
+def film_group_norm_shape(inputs: NormInputs) -> tuple[int, int, int, int]:
     """Shape of the result, for inputs that are accepted."""
-    n, channels, height, width = x.shape
-    if phases:
+    n, channels, height, width = inputs.x.shape
+    if inputs.phases:
         return n, channels // 4, 2 * (height - 1), 2 * (width - 1)
-    channels += 0 if skip is None else skip.shape[1]
-    if resample == 1:
+    channels += 0 if inputs.skip is None else inputs.skip.shape[1]
+    if inputs.resample == 1:
         return n, channels, 2 * height, 2 * width
-    if resample == -1:
+    if inputs.resample == -1:
         return n, channels, height // 2, width // 2
     return n, channels, height, width
 
 
-def check_film_group_norm(
-    x: Tensor,
-    skip: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    film: Tensor | None,
-    rows: Tensor | None,
-    groups: int,
-    resample: int,
-    phases: bool,
-) -> tuple[int, int, int, int]:
+def film_group_norm_result(inputs: NormInputs) -> Tensor:
+    """Memory for the result, for inputs that are accepted."""
+    x, shape = inputs.x, film_group_norm_shape(inputs)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def check_film_group_norm(inputs: NormInputs) -> tuple[int, int, int, int]:
     """The output's shape (N, C, H, W); `TypeError` or `ValueError` for inputs that are not accepted."""
+    x, skip, weight, bias, film, rows, groups, _, _, resample, phases = inputs
     check_float_dtype("film_group_norm's x", x)
     for name, part in (("x", x), ("skip", skip)):
         if part is None:
@@ -149,7 +175,7 @@ def check_film_group_norm(
     given = [tensor for tensor in (skip, weight, bias, film, rows) if tensor is not None]
     if any(tensor.device != x.device for tensor in given):
         raise ValueError("film_group_norm: all tensors must be on one device")
-    return film_group_norm_shape(x, skip, resample, phases)
+    return film_group_norm_shape(inputs)
 
 
 def _check_film(n: int, channels: int, film: Tensor | None, rows: Tensor | None) -> None:
@@ -169,21 +195,9 @@ def _check_film(n: int, channels: int, film: Tensor | None, rows: Tensor | None)
         )
 
 
-def _film_group_norm(
-    x: Tensor,
-    skip: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    film: Tensor | None,
-    rows: Tensor | None,
-    groups: int,
-    eps: float,
-    silu: bool,
-    resample: int,
-    phases: bool,
-) -> Tensor:
-    shape = check_film_group_norm(x, skip, weight, bias, film, rows, groups, resample, phases)
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+def _film_group_norm(*inputs: Any) -> Tensor:
+    check_film_group_norm(NormInputs(*inputs))
+    return film_group_norm_result(NormInputs(*inputs))
 
 
 def check_out(out: Tensor, shape: tuple[int, int, int, int], like: Tensor) -> None:
@@ -195,21 +209,8 @@ def check_out(out: Tensor, shape: tuple[int, int, int, int], like: Tensor) -> No
         )
 
 
-def _film_group_norm_out(
-    out: Tensor,
-    x: Tensor,
-    skip: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    film: Tensor | None,
-    rows: Tensor | None,
-    groups: int,
-    eps: float,
-    silu: bool,
-    resample: int,
-    phases: bool,
-) -> None:
-    check_out(out, check_film_group_norm(x, skip, weight, bias, film, rows, groups, resample, phases), x)
+def _film_group_norm_out(out: Tensor, x: Tensor, *others: Any) -> None:
+    check_out(out, check_film_group_norm(NormInputs(x, *others)), x)
 
 
 def check_attention(qkv: Tensor, heads: int) -> int:

@@ -15,6 +15,7 @@ from rcdm_fast.ops.schema import (
     NAMESPACE,
     NORM_INPUTS,
     TAGS,
+    NormInputs,
     check_attention,
     check_film_group_norm,
     check_out,
@@ -37,10 +38,9 @@ def _convolution_weight_gradient(
     return weight, torch.empty(shape[0], dtype=torch.float32, device=x.device)
 
 
-def _film_group_norm_backward(grad: Tensor, x: Tensor, skip: Tensor | None, *others: Any) -> tuple[Tensor, ...]:
-    weight, bias, film, rows, groups, _, _, resample, phases = others
-    shape = check_film_group_norm(x, skip, weight, bias, film, rows, groups, resample, phases)
-    check_out(grad, shape, x)
+def _film_group_norm_backward(grad: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    x, skip, weight, bias, film, *_ = of = NormInputs(*inputs)
+    check_out(grad, check_film_group_norm(of), x)
     of_skip = weight.new_empty(0) if skip is None else torch.empty_like(skip)
     of_rows = weight.new_empty((0, 0) if film is None else (x.shape[0], film.shape[1]))
     return torch.empty_like(x), of_skip, torch.empty_like(weight), torch.empty_like(bias), of_rows

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from rcdm_fast.ops import library, reference
+from rcdm_fast.ops.schema import NormInputs
 
-WriteNorm = Callable[..., None]  # (out, then film_group_norm's inputs in the schema's order)
+WriteNorm = Callable[..., None]  # (out, *NormInputs), as the operator
 Attend = Callable[[Tensor, int, bool], Tensor]
 
 CALLS = 10  # in one timed run: one alone is too short for the clock
@@ -70,7 +71,7 @@ def film_group_norm(device: torch.device) -> WriteNorm:
 
 
 def film_group_norm_visible(device: torch.device) -> Callable[..., Tensor]:
-    """An implementation that torch.compile can place in a graph; takes the schema's inputs, returns a new tensor."""
+    """An implementation that torch.compile can place in a graph; takes `*NormInputs`, returns a new tensor."""
     if device.type == "cuda" and not triton_reason(device):
         from rcdm_fast.kernels import film_group_norm as kernel  # needs triton
 
@@ -118,8 +119,8 @@ class Choices:
         finally:
             self._measuring = False
 
-    def film_group_norm(self, out: Tensor, *inputs: Any) -> None:
-        """`reference.film_group_norm` of the inputs, in the schema's order, written to `out`."""
+    def film_group_norm(self, out: Tensor, inputs: NormInputs) -> None:
+        """`reference.film_group_norm` written to `out`."""
         self._run("film_group_norm", out, *inputs)
 
     def attention(self, qkv: Tensor, heads: int, new_order: bool) -> Tensor:

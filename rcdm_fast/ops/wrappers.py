@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rcdm_fast.ops import gradients, library, reference, schema, selection
+from rcdm_fast.ops.schema import NormInputs
 
 Resample = Literal["none", "up", "down"]
 RESAMPLE: dict[Resample, int] = {"none": 0, "up": 1, "down": -1}
@@ -90,19 +91,18 @@ def film_group_norm(
     """
     if resample not in RESAMPLE:
         raise ValueError(f"film_group_norm: resample must be none, up or down; got {resample!r}")
-    mode = RESAMPLE[resample]
-    shape = schema.check_film_group_norm(x, skip, weight, bias, film, rows, groups, mode, phases)
-    arguments = (x, skip, weight, bias, film, rows, groups, eps, silu, mode, phases)
+    inputs = NormInputs(x, skip, weight, bias, film, rows, groups, eps, silu, RESAMPLE[resample], phases)
+    shape = schema.check_film_group_norm(inputs)
     if _wants_gradient(x, skip, weight, bias, film):
         if out is not None:
             raise ValueError("film_group_norm: a result written to out has no gradient")
-        found: Tensor = gradients.differentiable_film_group_norm(x.device)(*arguments)
+        found: Tensor = gradients.differentiable_film_group_norm(x.device)(*inputs)
         return found
     if out is None:
-        out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+        out = schema.film_group_norm_result(inputs)
     else:
         schema.check_out(out, shape, x)
-    selection.film_group_norm(x.device)(out, *arguments)
+    selection.film_group_norm(x.device)(out, *inputs)
     return out
 
 

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -149,24 +150,10 @@ class Launchers:
         self.launches = counter.value - before
         assert message is None, message.decode()
 
-    def film_group_norm(
-        self,
-        x: Tensor,
-        skip: Tensor | None,
-        weight: Tensor,
-        bias: Tensor,
-        film: Tensor | None,
-        rows: Tensor | None,
-        groups: int,
-        eps: float,
-        silu: bool,
-        resample: int,
-        phases: bool,
-        *,
-        offset: int = 0,
-    ) -> Tensor:
+    def film_group_norm(self, *inputs: Any, offset: int = 0) -> Tensor:
         """As `torch.ops.rcdm_fast.film_group_norm`; tensors lie `offset` numbers off alignment."""
-        shape = schema.check_film_group_norm(x, skip, weight, bias, film, rows, groups, resample, phases)
+        x, skip, weight, bias, film, rows, groups, eps, silu, resample, phases = of = schema.NormInputs(*inputs)
+        shape = schema.check_film_group_norm(of)
         x, weight, bias = guarded(x, offset), guarded(weight), guarded(bias)
         skip, film = (None if tensor is None else guarded(tensor, offset) for tensor in (skip, film))
         out = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)

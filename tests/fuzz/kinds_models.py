@@ -203,8 +203,7 @@ def _predict(make: Callable[[], Any]) -> None:
     engine = make()
     schedule = Schedule.make(model()[0].schedule, 2)
     plan = conditioning.make_plan(_network(), schedule, torch.zeros(1, small.DIM), None)
-    engine.prepare(plan.with_rows(torch.zeros(1, dtype=torch.int64)), 1)
-    engine.predict(torch.zeros(1, 3, 8, 8), 0)
+    engine.bind(plan, torch.zeros(1, dtype=torch.int64)).predict(torch.zeros(1, 3, 8, 8), 0)
 
 
 def metadata(path: Path) -> None:

@@ -134,7 +134,7 @@ def plan(path: Path) -> None:
     plan_file.read_header(path)
     header, _ = plan_file.read(path)
     header.check_network(header.config, "fp16", str(path))
-    header.check_place("tensorrt", "10", "sm89", str(path))
+    header.check_target("tensorrt", "10", "sm89", str(path))
     header.batch_for(3, str(path))
 
 

@@ -245,7 +245,7 @@ def _members(stream: _Plain | _Packed) -> Iterator[Member]:
     """Raises whatever it stumbles over."""
     part, zeros, begun = 0, 0, False
     everywhere: dict[str, str] = {}  # of pax headers that go for all members behind them
-    told: dict[str, str] = {}  # of headers that go for the next member
+    of_next: dict[str, str] = {}  # of headers that go for the next member
     while head := _block(stream):
         if not head.strip(b"\0"):
             zeros += len(head)
@@ -262,11 +262,11 @@ def _members(stream: _Plain | _Packed) -> Iterator[Member]:
             content = stream.exactly(size)
             stream.go(stream.at() + -size % BLOCK)
             if flag in b"LK":
-                told["path" if flag == b"L" else "linkpath"] = _text(content)
+                of_next["path" if flag == b"L" else "linkpath"] = _text(content)
             else:
-                (everywhere if flag == b"g" else told).update(_pax(content))
+                (everywhere if flag == b"g" else of_next).update(_pax(content))
             continue
-        about, told = everywhere | told, {}
+        about, of_next = everywhere | of_next, {}
         size = _decimal(about["size"]) if "size" in about else size
         name = about.get("path", _name(head))
         holes = [key for key in about if key.startswith("GNU.sparse.")]
@@ -300,12 +300,12 @@ def _block(stream: _Plain | _Packed) -> bytes:
 def _is_header(head: bytes) -> bool:
     if len(head) < BLOCK or not head.strip(b"\0"):
         return False
-    told = head[148:156].strip(b" \0")
-    if not told or not told.isdigit() or b"8" in told or b"9" in told:
+    stated = head[148:156].strip(b" \0")
+    if not stated or not stated.isdigit() or b"8" in stated or b"9" in stated:
         return False
     rest = head[:148] + b" " * 8 + head[156:]
     signed = sum(rest) - 256 * sum(each > 127 for each in rest)  # as some old programs add up
-    return int(told, 8) in (sum(rest), signed)
+    return int(stated, 8) in (sum(rest), signed)
 
 
 def _number(field: bytes) -> int:

@@ -118,13 +118,13 @@ class Table:
         if name is None or name in self._choice.names:
             return [None] * len(self)
         names = self._classes(name)
-        told: list[str | None] = []
+        found: list[str | None] = []
         for value in self._all(name):
             if names and isinstance(value, int) and 0 <= value < len(names):
-                told.append(str(names[value]))
+                found.append(str(names[value]))
             else:
-                told.append(str(value) if isinstance(value, str | int | float) else None)
-        return told
+                found.append(str(value) if isinstance(value, str | int | float) else None)
+        return found
 
     def columns(self) -> list[str]:
         """Their names."""
@@ -194,10 +194,10 @@ def open_files(files: Sequence[Path], wanted: Sequence[Kind] = (), column: str |
 
 def _features(schema: Any) -> dict[str, Any]:
     """What the datasets library says of the columns."""
-    told = (schema.metadata or {}).get(b"huggingface")
-    if told is None:
+    stated = (schema.metadata or {}).get(b"huggingface")
+    if stated is None:
         return {}
-    about = json.loads(told)
+    about = json.loads(stated)
     for key in ("info", "features"):
         about = about.get(key) if isinstance(about, dict) else None
     return about if isinstance(about, dict) else {}

@@ -290,10 +290,10 @@ def index(pattern: str, found: Sequence[Path] = ()) -> Index:
             places.append((number, piece.start if good else -1, piece.size))
     report(pattern, left)
     columns = np.array(places, dtype=np.int64).reshape(-1, 3).T
-    return Index(tuple(map(Path, names)), _told_apart(keys, where), *(np.ascontiguousarray(each) for each in columns))
+    return Index(tuple(map(Path, names)), _distinct(keys, where), *(np.ascontiguousarray(each) for each in columns))
 
 
-def _told_apart(keys: list[str], where: list[str]) -> list[str]:
+def _distinct(keys: list[str], where: list[str]) -> list[str]:
     """Keys with their archive's name before them, if archives share some: "part-1/cat", "joined/2/cat"."""
     archived = sorted(set(where))
     if len(set(keys)) == len(keys) or len(archived) == 1:

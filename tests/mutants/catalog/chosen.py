@@ -94,7 +94,7 @@ CHOSEN = (
         "rcdm_fast/jobs/feed.py",
         "except (ImageError, OSError) as error:",
         "except ImageError as error:",
-        ("tests/test_jobs_draw.py",),
+        ("tests/test_jobs_feed.py",),
     ),
     Mutant(
         "the first step's noise is x_T",
@@ -115,6 +115,6 @@ CHOSEN = (
         "rcdm_fast/models/infer_flags.py",
         "return fitting[0] if len(fitting) == 1 else 0",
         "return fitting[0] if fitting else 0",
-        ("tests/test_flags.py",),
+        ("tests/test_infer_flags.py",),
     ),
 )

@@ -61,9 +61,30 @@ DIFFUSION = (
     Mutant(
         "a guide has the rows of the batch before",
         "rcdm_fast/diffusion/sampling.py",
-        "guide[1].with_rows(rows)",
-        "guide[1].with_rows(rows * 0)",
+        "guide[0].bind(guide[1], rows)",
+        "guide[0].bind(guide[1], rows * 0)",
         ("tests/test_guidance.py",),
+    ),
+    Mutant(
+        "any number of images goes to a bound batch",
+        "rcdm_fast/diffusion/engine.py",
+        "if len(x) != len(self.batch):",
+        "if len(x) > len(self.batch):",
+        ("tests/test_engines.py::test_wrong_use",),
+    ),
+    Mutant(
+        "a graph has the rows of the batch that was bound last",
+        "rcdm_fast/engines/cuda_graphs.py",
+        "if self._filled is not None and self._filled[0] is batch:",
+        "if self._filled is not None and len(self._filled[0]) == len(batch):",
+        ("tests/test_graphs.py::test_batches_that_are_bound_beside_each_other",),
+    ),
+    Mutant(
+        "a norm of the native engine forgets its skip connection",
+        "rcdm_fast/engines/program.py",
+        "NormInputs(x, skip, *own, film, rows,",
+        "NormInputs(x, None, *own, film, rows,",
+        ("tests/test_engines.py::test_native_computes_the_network",),
     ),
     Mutant(
         "models take turns in the order they are named",

@@ -21,6 +21,7 @@ _ARRAY_ROWS = "rcdm_fast/data/readers/array_rows.py"
 _TARS = "rcdm_fast/data/readers/tars.py"
 
 _DRAW_TESTS = "tests/test_jobs_draw.py"
+_FEED_TESTS = "tests/test_jobs_feed.py"
 _OF_LEDGER = ("tests/test_jobs_ledger.py",)
 _OF_LAYOUT = ("tests/test_jobs_layout.py",)
 _OF_ITEMS = ("tests/test_jobs_items.py",)
@@ -29,12 +30,12 @@ _OF_FORMATS = ("tests/test_jobs_formats.py",)
 JOBS = (
     Mutant("a job of before belongs to any model", "rcdm_fast/jobs/local.py", "begun != found and begun == _hash_of_before(model)", "begun is not None", ("tests/test_jobs.py::test_a_job_of_before_goes_on_under_the_hash_it_was_begun_with",)),
     Mutant("a job of before is another one", "rcdm_fast/jobs/local.py", "begun != found and begun == _hash_of_before(model)", "begun is None", ("tests/test_jobs.py::test_a_job_of_before_goes_on_under_the_hash_it_was_begun_with",)),
-    Mutant("a group's start is not advanced", _FEED, "        start = places.stop\n", "", (f"{_DRAW_TESTS}::test_encoding_with_bad_images_in_less_memory",)),
-    Mutant("the second half of a group counts from the first", "rcdm_fast/encoders/groups.py", "(views[half:], places[half:])", "(views[half:], places[:half])", (f"{_DRAW_TESTS}::test_encoding_with_bad_images_in_less_memory",)),
-    Mutant("items of a group count from zero", _FEED, "range(start, start + len(group.values))", "range(len(group.values))", (f"{_DRAW_TESTS}::test_encoding_with_bad_images_in_less_memory",)),
-    Mutant("groups count from the source's beginning", _FEED, "start, since = unit.first_item, time", "start, since = 0, time", (f"{_DRAW_TESTS}::test_encoding_with_bad_images_in_less_memory",)),
-    Mutant("unreadable items count from zero", _FEED, "in zip(places, found, strict=True)", "in enumerate(found)", (f"{_DRAW_TESTS}::test_encoding_with_bad_images_in_less_memory",)),
-    Mutant("a label too many", _FEED, "not 0 <= int(value) < unet.num_classes", "not 0 <= int(value) <= unet.num_classes", (f"{_DRAW_TESTS}::test_more_labels_than_a_group_has",)),
+    Mutant("a group's start is not advanced", _FEED, "        start = places.stop\n", "", (f"{_FEED_TESTS}::test_encoding_with_bad_images_in_less_memory",)),
+    Mutant("the second half of a group counts from the first", "rcdm_fast/encoders/groups.py", "(views[half:], places[half:])", "(views[half:], places[:half])", (f"{_FEED_TESTS}::test_encoding_with_bad_images_in_less_memory",)),
+    Mutant("items of a group count from zero", _FEED, "range(start, start + len(group.values))", "range(len(group.values))", (f"{_FEED_TESTS}::test_encoding_with_bad_images_in_less_memory",)),
+    Mutant("groups count from the source's beginning", _FEED, "start, since = unit.first_item, time", "start, since = 0, time", (f"{_FEED_TESTS}::test_encoding_with_bad_images_in_less_memory",)),
+    Mutant("unreadable items count from zero", _FEED, "in zip(places, found, strict=True)", "in enumerate(found)", (f"{_FEED_TESTS}::test_encoding_with_bad_images_in_less_memory",)),
+    Mutant("a label too many", _FEED, "not 0 <= int(value) < unet.num_classes", "not 0 <= int(value) <= unet.num_classes", (f"{_FEED_TESTS}::test_more_labels_than_a_group_has",)),
     Mutant("what was drawn before memory failed is drawn again", _DRAW, "                left = left[count:]\n", "", (f"{_DRAW_TESTS}::test_the_same_in_a_stream",)),
     Mutant("after bad samples the batch begins anew", _DRAW, "left[count : count + self.bucket], left[count + self.bucket :]", "left[: self.bucket], left[self.bucket :]", (f"{_DRAW_TESTS}::test_the_same_in_a_stream",)),
     Mutant("suspects are lost", _DRAW, "left[count + self.bucket :]", "left[count + 2 * self.bucket :]", (f"{_DRAW_TESTS}::test_the_same_in_a_stream",)),

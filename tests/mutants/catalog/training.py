@@ -15,8 +15,8 @@ TRAINING = (
     Mutant(
         "a moved image is told as another",
         _VIEWS,
-        "_told(images.device)[place]",
-        "_told(images.device)[index]",
+        "_codes(images.device)[place]",
+        "_codes(images.device)[index]",
         _OF_VIEWS,
     ),
     Mutant("an image that stays is told a map", _VIEWS, "[place] * moved[:, None]", "[place]", _OF_VIEWS),

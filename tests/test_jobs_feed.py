@@ -1,0 +1,94 @@
+"""What a job reads and encodes before it draws: bad items, memory that runs out, files that may not be read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rcdm_fast.data import random_access
+from rcdm_fast.encoders import EncoderError
+from rcdm_fast.images import from_uint8, to_pil, to_uint8
+from rcdm_fast.jobs import feed
+from rcdm_fast.jobs.layout import Layout
+from tests import small
+
+
+def test_encoding_with_bad_images_in_less_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Items 40..79 of 80 in groups of 32 and 8; every item is told of by its place, whichever half it was in."""
+    model = small.model()
+    assert model.encoder is not None
+    images = from_uint8(to_uint8(small.make_images(80)))
+    whole, sizes = model.encoder.encode, []
+    wanted = whole(images[40:])
+    (tmp_path / "torn.png").write_bytes(b"no image")
+    given: list[Any] = [to_pil(each) for each in images]
+    given[77] = tmp_path / "torn.png"
+    fail = {tuple(images[item].flatten()[:3].tolist()) for item in (44, 69, 75)}
+
+    def encode(views: Tensor) -> Tensor:
+        sizes.append(len(views))
+        if len(views) > 10:
+            raise RuntimeError("CUDA error: out of memory")
+        if fail & {tuple(each.flatten()[:3].tolist()) for each in views}:
+            raise EncoderError("not finite")
+        return whole(views)
+
+    monkeypatch.setattr(model.encoder, "encode", encode)
+    layout = Layout(80, 1, 40)
+    (found,) = feed.ready_units(model, random_access.find(given), [layout.unit(1)], 2)
+    assert sizes == [32, 16, 8, *[1] * 8, 8, 16, 8, 8, *[1] * 8, 8, *[1] * 8]
+    assert sorted(found.bad) == [44, 69, 75, 77]
+    assert found.bad[44] == found.bad[69] == found.bad[75] == "not finite"
+    assert "torn.png: cannot be read" in found.bad[77]
+    assert found.h is not None
+    good = [row for row in range(40) if row + 40 not in found.bad]
+    assert torch.allclose(found.h[good], wanted[good], rtol=0, atol=1e-6)
+    assert found.h[[4, 29, 35]].abs().max() == 0
+    monkeypatch.setattr(model.encoder, "encode", whole)
+    (plain,) = feed.ready_units(model, random_access.find(given), [layout.unit(1)], 2)
+    assert plain.h is not None
+    zero = whole(torch.zeros(1, 3, 8, 8))  # what stands in for an unreadable image is nobody else's
+    assert torch.allclose(plain.h[[37]], zero, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "not yours"), OSError(5, "Input/output error")], ids=str)
+def test_what_the_system_does_not_let_one_read_is_left_out(
+    error: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, pixels in enumerate(to_uint8(small.make_images(5)).permute(0, 2, 3, 1).numpy()):
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    source = random_access.find(str(tmp_path))
+    read = type(source).read
+
+    def refused(own: Any, place: int) -> Any:
+        if place == 3:
+            raise error
+        return read(own, place)
+
+    monkeypatch.setattr(type(source), "read", refused)
+    (found,) = feed.ready_units(small.model(), source, [Layout(5, 1, 5).unit(0)], 2)
+    assert found.bad == {3: str(error)}
+    assert found.h is not None
+    assert len(found.h) == 5
+
+
+def test_more_labels_than_a_group_has(tmp_path: Path) -> None:
+    labels = np.arange(70) % 4
+    labels[[33, 66]] = 4, -1
+    labelled = small.model(representation_dim=0, num_classes=4)
+    layout = Layout(70, 1, 40)
+    found = list(feed.ready_units(labelled, random_access.find(labels), [layout.unit(0), layout.unit(1)], 2))
+    assert [sorted(each.bad.items()) for each in found] == [
+        [(33, "label 4 is not in 0..3")],
+        [(66, "label -1 is not in 0..3")],
+    ]
+    given = torch.cat([each.label for each in found if each.label is not None])
+    good = [item for item in range(70) if item not in (33, 66)]
+    assert given[good].tolist() == labels[good].tolist()
+    assert [len(each.label) for each in found if each.label is not None] == [40, 30]
