@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rcdm_fast import outputs, provenance, storage
-from rcdm_fast.analysis import registry
+from rcdm_fast.analysis import claims, registry, rules
 from rcdm_fast.analysis.registry import Job
 from rcdm_fast.analysis.result import Analysis
 from rcdm_fast.config import ConfigError
@@ -75,9 +75,11 @@ def build(
         took[task.name] = round(time.monotonic() - since, 1)
     if not results:
         raise ConfigError("nothing could be measured: " + "; ".join(f"{key}: {why}" for key, why in missing.items()))
+    results = claims.of_report(results)
     job = tasks[0].job
     models = {id(each): each for task in tasks for each in (task.job.model, *task.job.against)}
-    facts = provenance.made_by(list(models.values()), {"data": job.data, "photos": job.photos}) | {"seconds": took}
+    facts = provenance.made_by(list(models.values()), {"data": job.data, "photos": job.photos}) 
+    facts |= {"rules": rules.VERSION, "seconds": took}
     how = methods.paragraph(results, facts)
     outputs.keep(page, lambda file: storage.write_text(file, render(title, about, results, missing, facts, how)))
     numbers = as_json(title, results, missing, facts) | {"methods": how}
