@@ -2,12 +2,13 @@
 
 Every sample is re-encoded; the gallery of real representations is ranked by squared distance to it, and the rank of
 the source image's own representation is counted (1 is best; Bordes et al. 2021, section 4.1). Ties count half.
-Chance is a rank drawn uniformly from the gallery. Intervals are bootstrap intervals over source images, whose
-samples are not independent. The distance of samples to h stands beside that of real neighbors, as in the
+Chance is a rank drawn uniformly from the gallery. Intervals are over source images, since samples of one are not
+independent; of under 20 there are none. The distance of samples to h stands beside that of real neighbors, as in the
 paper. Distributions are compared in a feature space that the caller names (`encoders/features.py`).
 
-Beside them stand the same numbers of the sources themselves, blurred by one pixel, as a yardstick. Variance over the
-samples of one representation is what it leaves open; classes are read by a linear probe on another encoder.
+Beside them stand the same numbers of the sources themselves, blurred by one pixel: MRR depends on how an encoder takes
+what no decoder can help, so it compares decoders of one encoder, not encoders. Variance over the samples of one
+representation is what it leaves open; classes are read by a linear probe on another encoder.
 
 Samples are drawn once (`draw`) and every measurement reads them.
 """
@@ -90,7 +91,9 @@ class Faithfulness:
         nearest_real: mean squared distance between h and its k-th nearest other real representation, by k (1, 5, 10,
             as far as the gallery goes).
         distribution: distances of distributions, if a feature space was given.
-        blurred_mrr, blurred_distance: MRR and squared distance to h of the sources blurred by one pixel (Gaussian).
+        blurred_mrr, blurred_mean_rank, blurred_distance: the same of the sources themselves, blurred by one pixel
+            (Gaussian): what samples that are perfect but for that would have, with this encoder. It differs so
+            much between encoders that their MRRs say nothing about which of them keeps more.
         variance: of a pixel's value in [-1,1] over the samples of one source (unbiased); None for one sample each.
         recognized: classes, if a probe was asked for.
         x0_errors: by timestep, if they were asked for (`denoising.py`).
@@ -109,6 +112,7 @@ class Faithfulness:
     nearest_real: dict[int, Interval] = field(default_factory=dict)
     distribution: Distribution | None = None
     blurred_mrr: Interval | None = None
+    blurred_mean_rank: Interval | None = None
     blurred_distance: Interval | None = None
     variance: Interval | None = None
     recognized: Recognized | None = None
@@ -167,7 +171,7 @@ def evaluate(
     """
     gallery, sources = counts(data, config)
     if space is not None:
-        distributions.check_counts(gallery, sources * config.per)
+        check_distribution(gallery, sources)
     drawn = draw(model, data, config, progress, guide)
     result = faithfulness(drawn, config)
     return result if space is None else dataclasses.replace(result, distribution=compare(drawn, space, config.seed))
@@ -232,8 +236,8 @@ def faithfulness(drawn: Drawn, config: EvaluateConfig) -> Faithfulness:
     reciprocal = (1 / rank).mean(axis=1)
     blurred_ranks, blurred_distances = _blurred(drawn)
     return Faithfulness(
-        mrr=bootstrap(reciprocal, config.resamples, rng),
-        mean_rank=bootstrap(rank.mean(axis=1), config.resamples, rng),
+        mrr=intervals.fraction(reciprocal),
+        mean_rank=intervals.mean_rank(rank.mean(axis=1), size, config.resamples, rng),
         distance=bootstrap(torch.stack(distances).numpy().mean(axis=1), config.resamples, rng),
         nearest=float(neighbors[:, 0].mean()),
         chance_mrr=float((1 / np.arange(1, size + 1)).mean()),
@@ -243,7 +247,8 @@ def faithfulness(drawn: Drawn, config: EvaluateConfig) -> Faithfulness:
         samples=per,
         reciprocal_ranks=tuple(reciprocal.tolist()),
         nearest_real={k: bootstrap(neighbors[:, k - 1], config.resamples, rng) for k in known},
-        blurred_mrr=bootstrap(1 / blurred_ranks, config.resamples, rng),
+        blurred_mrr=intervals.fraction(1 / blurred_ranks),
+        blurred_mean_rank=intervals.mean_rank(blurred_ranks, size, config.resamples, rng),
         blurred_distance=bootstrap(blurred_distances, config.resamples, rng),
         variance=None if per < 2 else bootstrap(variances(drawn.images), config.resamples, rng),
     )
@@ -265,14 +270,13 @@ def variances(images: Tensor) -> np.ndarray:
     return np.stack([from_uint8(each).var(dim=0).mean().numpy() for each in images])
 
 
-def recognition(drawn: Drawn, encoder: Encoder, known: ImageSet, config: EvaluateConfig) -> Recognized:
+def recognition(drawn: Drawn, encoder: Encoder, known: ImageSet) -> Recognized:
     """How often the source's class is read off samples, by a linear probe that had no part in drawing them.
 
     Args:
         drawn: samples, of labeled data.
         encoder: whose representations the probe reads (multinomial logistic regression).
-        known: labeled images of the same classes that the probe is fitted on.
-        config: bootstrap draws and seed.
+        known: labeled images of the same classes that the probe is fitted on, none of them a source.
 
     Raises:
         ConfigError: images without labels, or of other classes.
@@ -288,11 +292,10 @@ def recognition(drawn: Drawn, encoder: Encoder, known: ImageSet, config: Evaluat
     with torch.no_grad():
         right = (probe(torch.cat(seen)).argmax(dim=1).view(sources, per) == labels[:, None]).double().mean(dim=1)
         ceiling = (probe(of_sources).argmax(dim=1) == labels).double()
-    rng = np.random.default_rng(seed=config.seed)
     return Recognized(
         of_encoder(encoder).name,
-        bootstrap(right.numpy(), config.resamples, rng),
-        bootstrap(ceiling.numpy(), config.resamples, rng),
+        intervals.fraction(right.numpy()),
+        intervals.fraction(ceiling.numpy()),
     )
 
 
@@ -311,8 +314,12 @@ def check_classes(data: ImageSet, known: ImageSet) -> None:
 def compare(drawn: Drawn, space: FeatureSpace, seed: int = 0, reference: Tensor | None = None) -> Distribution:
     """Distances between the distributions of samples and of real images.
 
+    One sample of each source is taken, since those of one are not independent. Sources are not among the real
+    images that samples are held against: they stand beside the samples as what real images would have. Of at most as
+    many sources as half of the gallery, unless a reference is given.
+
     Args:
-        drawn: samples; its gallery is the real set unless another is given.
+        drawn: samples; its gallery without the sources is the real set unless another is given.
         space: where features come from. If it is the model's own encoder, nothing is encoded again.
         seed: of random subsets.
         reference: real images, uint8 [N,3,H,W].
@@ -320,23 +327,42 @@ def compare(drawn: Drawn, space: FeatureSpace, seed: int = 0, reference: Tensor 
     Raises:
         ConfigError: too few images (6 of each are needed).
     """
+    known = len(drawn.gallery) if reference is None else None
+    count = _compared(known, len(drawn.sources))
+    chosen = evenly(count, len(drawn.sources))
+    places = drawn.sources[chosen]
+    rest = torch.ones(len(drawn.gallery), dtype=torch.bool)
+    rest[places] = False
     own = space.encoder is drawn.encoder
     logits = None
     if own:
-        samples = drawn.representations.flatten(0, 1)
+        samples, others = drawn.representations[chosen, 0], drawn.gallery[places]
     else:
-        samples, logits = space.of(drawn.images.flatten(0, 1))
+        samples, logits = space.of(drawn.images[chosen, 0])
+        others, _ = space.of(drawn.real.pixels[places])
     if own and reference is None:
-        real = drawn.gallery
+        real = drawn.gallery[rest]
     else:
-        real, _ = space.of(drawn.real.pixels if reference is None else reference)
-    return distributions.measure(space.name, real, samples, logits, seed)
+        real, _ = space.of(drawn.real.pixels[rest] if reference is None else reference)
+    return distributions.measure(space.name, real, samples, logits, seed, others)
+
+
+def _compared(gallery: int | None, sources: int) -> int:
+    """How many sources take part in distances of distributions; no gallery where a reference takes its place."""
+    return sources if gallery is None else min(sources, gallery // 2)
+
+
+def check_distribution(gallery: int, sources: int, reference: int | None = None) -> None:
+    """Raises `ConfigError` if `compare` would have too few images, before anything is drawn; numbers of each."""
+    count = _compared(gallery if reference is None else None, sources)
+    distributions.check_counts(gallery - count if reference is None else reference, count)
 
 
 def mrr_change(got: Faithfulness, want: Faithfulness, resamples: int = 2000, seed: int = 0) -> Interval:
     """Relative change of the MRR between two ways to draw the same samples, with its interval; -0.02 is 2 % less.
 
     Both come from the same sources and noise, so sources are drawn in pairs: the interval is that of the change alone.
+    Under 20 sources there is none.
 
     Raises:
         ConfigError: not the same sources.
@@ -344,5 +370,7 @@ def mrr_change(got: Faithfulness, want: Faithfulness, resamples: int = 2000, see
     if (got.sources, got.samples, got.gallery) != (want.sources, want.samples, want.gallery):
         raise ConfigError("a change of MRR needs the same sources, samples and gallery on both sides")
     a, b = np.array(got.reciprocal_ranks), np.array(want.reciprocal_ranks)
+    if len(a) < intervals.LEAST:
+        return intervals.alone(a.mean() / b.mean() - 1)
     drawn = intervals.draws(len(a), resamples, np.random.default_rng(seed))
     return intervals.of(a.mean() / b.mean() - 1, a[drawn].mean(axis=1) / b[drawn].mean(axis=1) - 1)

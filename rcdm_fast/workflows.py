@@ -145,6 +145,7 @@ def analyze(
     data: AnyData | None = None,
     *,
     photos: AnyData | None = None,
+    training: AnyData | None = None,
     against: Iterable[AnyModel] = (),
     progress: Callable[[int, int], None] | None = None,
     **settings: Any,
@@ -156,6 +157,7 @@ def analyze(
         experiment: its name, as ``rcdm analyze --help`` lists them: ``"invariance"``, ``"layers"``...
         data: images, as for `train`, if the experiment needs them.
         photos: photographs that need not be like the data, for experiments that take them.
+        training: images that the model was trained on, for ``"neighbors"``, which looks for copies of them.
         against: other models, for experiments that compare.
         progress: called with (done, in all).
         settings: fields of the experiment's configuration, such as ``sources=64``.
@@ -169,12 +171,15 @@ def analyze(
     found = registry.find(experiment)
     others = tuple(_model(other) for other in against)
     missing = found.lacks(data=data is not None, photos=photos is not None, against=bool(others))
+    if training is not None and not found.takes_training:
+        missing = "takes no training images"
     if missing:
         raise ConfigError(f"the experiment {experiment} {missing}")
     loaded = _model(model)
     shown = None if photos is None else _data(photos, loaded.image_size)
     images = None if data is None else _data(data, loaded.image_size)
-    return found.run(registry.Job(loaded, images, shown, others, settings, progress))
+    learned = None if training is None else _data(training, loaded.image_size)
+    return found.run(registry.Job(loaded, images, shown, others, settings, progress, training=learned))
 
 
 def stored_configuration(name: str | os.PathLike[str], shipped_only: bool = False) -> dict[str, Any]:

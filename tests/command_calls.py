@@ -253,7 +253,7 @@ CALLS: tuple[tuple[str, str, Callable[..., Any] | None], ...] = (
     ("rcdm_fast.evaluation:recognition", "recognized", lambda **_: evaluation.Recognized("probe", _ONE, _ONE)),
     ("rcdm_fast.encoders.features:of_encoder", "of_encoder", lambda **_: "features of an encoder"),
     ("rcdm_fast.encoders.features:of_inception", "of_inception", lambda **_: "features of Inception"),
-    ("rcdm_fast.metrics.distributions:check_counts", "check_counts", lambda **_: None),
+    ("rcdm_fast.evaluation:check_distribution", "check_distribution", lambda **_: None),
     ("rcdm_fast.data.sample_files:read_npz", "read_npz", lambda **_: torch.zeros(9, 3, 8, 8, dtype=torch.uint8)),
     ("rcdm_fast.engine_comparison:compare", "compare", lambda **_: [drift("eager"), drift("native")]),
     ("rcdm_fast.engine_comparison:with_engine", "with_engine", lambda model, **_: model),

@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 HALF = {"value": 0.5, "low": 0.5, "high": 0.5}
 AS_FIRST = {"flags": None, "encoder": None, "device": None, "engine": "auto", "precision": "auto"}
 THIRD = again("load#3", source="third", engine_file=None, sha256=None, **AS_FIRST)
-ABOUT = "Measured on {}, {} steps, seed {}. Intervals are 95 % bootstrap intervals."
+ABOUT = "Measured on {}, {} steps, seed {}. Intervals are 95 % intervals."
 TASKS, RANKED = "page.tasks[0].job page.tasks[1].job", "evaluate evaluate#2"
 TASK = "name job.model job.data job.photos job.against job.progress job.settings.steps job.settings.seed"
 
@@ -46,14 +46,14 @@ MEASURING = (
                     ("draw__data", "faithfulness__drawn__real", "distribution__drawn__real"), "images of E"
                 ),
             ),
-            row("--sources", 3, *all_of("draw faithfulness", "config.sources"), check_counts__samples=12),
-            row("--per", 2, *all_of("draw faithfulness", "config.per"), check_counts__samples=12),
+            row("--sources", 3, *all_of("draw faithfulness", "config.sources"), check_distribution__sources=3),
+            row("--per", 2, *all_of("draw faithfulness", "config.per")),
             row(
                 "--gallery",
                 5,
                 *all_of("draw faithfulness", "config.gallery"),
-                "check_counts.real",
-                check_counts__samples=20,
+                "check_distribution.gallery",
+                check_distribution__sources=5,
             ),
             row("--steps", 7, *all_of("draw faithfulness", "config.steps")),
             row("--solver", "ancestral", *all_of("draw faithfulness", "config.solver")),
@@ -79,7 +79,11 @@ MEASURING = (
                 of_encoder__encoder=GONE,
             ),
             path(
-                "--reference-npz", "r.npz", "read_npz.path", distribution__reference=[9, 3, 8, 8], check_counts__real=9
+                "--reference-npz",
+                "r.npz",
+                "read_npz.path",
+                distribution__reference=[9, 3, 8, 8],
+                check_distribution__reference=9,
             ),
             Row("--npz", "s.npz", {"files": ["s.npz"], "arrays.arr_0": [2, 8, 8, 3], "arrays.arr_1": [2]}),
             writes("--json", "mrr.json"),
@@ -146,6 +150,11 @@ MEASURING = (
         {"experiment.job.data": "images of D", "load.source": "m", "load#2.source": "other"},
     ),
     Usage(
+        "analyze m neighbors --data D --train-data T --out o",
+        (row("--train-data", "U", "open_data#2.source", experiment__job__training="images of U"),),
+        {"experiment.job.data": "images of D", "experiment.job.training": "images of T"},
+    ),
+    Usage(
         "analyze m unfamiliar --data D --photos P --out o",
         (row("--photos", "Q", "open_data#2.source", experiment__job__photos="images of Q"),),
         {"experiment.job.data": "images of D", "experiment.job.photos": "images of P"},
@@ -183,6 +192,11 @@ MEASURING = (
             *of_engine("load load#2"),
         ),
         {**dict.fromkeys(all_of(TASKS, "data"), "images of D"), "page.command": "rcdm ..."},
+    ),
+    Usage(
+        "report m --data D --train-data T --experiments neighbors,faithfulness --out r.html",
+        (row("--train-data", "U", "open_data#2.source", **{"page.tasks[0].job.training": "images of U"}),),
+        {"page.tasks[0].job.training": "images of T", "page.tasks[1].job.training": None},
     ),
     Usage(
         "report m --photos P --sources 4 --out r.html",

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rcdm_fast.analysis import attack
+from rcdm_fast.analysis import attack, common, robustness
 from rcdm_fast.analysis.attack import AttackConfig, Attacked
 from rcdm_fast.analysis.perturb import LEVEL, against_probe, fgsm, pgd
 from rcdm_fast.analysis.registry import EXPERIMENTS, Job
@@ -87,11 +87,11 @@ def test_a_probe_under_attack(data: ImageSet) -> None:
     for method in attack.METHODS:
         assert value(found, f"accuracy-{method}", 0) > 0.95
         assert value(found, f"accuracy-{method}", 2) < 0.1
-        assert value(found, f"moved-{method}", 0) == 0
+        assert value(found, f"moved-{method}", 0) == value(found, f"moved-pairs-{method}", 0) == 0
         assert value(found, f"moved-{method}", 2) > value(found, f"moved-{method}", 1) > 0
     # the same model twice: nothing tells them apart
     assert all(finding.holds is None for finding in found.findings)
-    assert len(found.findings) == 3
+    assert len(found.findings) == 4
     assert found.settings["images"] == 60
     assert set(found.figures) == set(found.captions) == {"samples"}
     again = attack.run([small.model(), small.model()], data, QUICK)
@@ -104,12 +104,13 @@ def test_a_deaf_encoder_does_not_move(data: ImageSet, monkeypatch: pytest.Monkey
     before = quiet.encoder.represent  # type: ignore[attr-defined]
     monkeypatch.setattr(quiet.encoder, "represent", lambda views: before(views.detach() + 0 * views))
     found = attack.run([quiet, loud], data, QUICK)
-    moved, right, _ = found.findings
-    assert (moved.holds, right.holds) == (True, True)
+    moved, part, among, _ = found.findings
+    assert (moved.holds, part.holds, among.holds) == (True, True, True)
     assert "moves h of" in moved.claim
-    assert "is right more often" in right.claim
+    assert "a larger part of its accuracy" in part.claim
     assert "epsilon 64: " in moved.measured
-    assert right.measured.startswith("clean: 100 % [100, 100] and 100 % [100, 100]; epsilon")
+    assert part.measured.startswith("clean: 100 % [94, 100] and 100 % [94, 100]; left of that, epsilon 2: ")
+    assert "of 60 images" in among.measured
 
 
 def test_what_is_refused(data: ImageSet) -> None:
@@ -180,6 +181,9 @@ def test_movement_is_a_distance_in_units_of_the_nearest_neighbors(data: ImageSet
     want = 2 * LEVEL * 192**0.5 / apart.numpy()
     np.testing.assert_allclose(found.moved["fgsm"][1], want, rtol=1e-4)
     assert (found.moved["fgsm"][0] == 0).all()
+    every = torch.stack([(floats - row).square().sum(dim=1).sqrt() for row in floats])
+    between = every[torch.triu(torch.ones_like(every), 1) > 0].median()
+    np.testing.assert_allclose(found.moved_pairs["fgsm"][1], 2 * LEVEL * 192**0.5 / float(between), rtol=1e-4)
     assert (found.moved["pgd"][1] <= want * 1.0001).all()
     assert found.kept.shape == (2, 20)
 
@@ -214,21 +218,94 @@ def _attacked(name: str, right: tuple[float, ...], moved: tuple[float, ...], kep
     correct = np.stack([np.arange(100) < round(100 * fraction) for fraction in right])
     far = np.stack([np.full(100, value) + np.linspace(-0.01, 0.01, 100) for value in moved])
     kept_of = np.stack([np.full(40, value) for value in kept])
-    return Attacked(name, {"fgsm": correct, "pgd": correct}, {"fgsm": far, "pgd": far}, kept_of, [])
+    by = {"fgsm": far, "pgd": far}
+    return Attacked(
+        name, {"fgsm": correct, "pgd": correct}, by, {key: each / 2 for key, each in by.items()}, kept_of, []
+    )
+
+
+THREE = AttackConfig(epsilons=(0, 1, 2), resamples=200)
+
+
+def test_what_is_left_is_a_part_of_what_there_was() -> None:
+    """Less robust accuracy may be a larger part: 24 of 60 beside 30 of 90 images, all of the 24 among the 30."""
+    weak = _attacked("weak", (0.6, 0.24, 0.24), (0, 0.2, 0.4), (0.5, 0.45))
+    strong = _attacked("strong", (0.9, 0.3, 0.3), (0, 0.5, 0.9), (0.9, 0.3))
+    _, part, among, _ = robustness.findings(weak, strong, THREE)
+    assert robustness.kept_part(weak, 1, THREE).value == pytest.approx(0.4)
+    assert robustness.kept_part(strong, 1, THREE).value == pytest.approx(1 / 3)
+    assert "difference of the means over epsilons 0.0667 " in part.measured
+    assert part.holds is None
+    assert robustness.both_right((weak, strong)).sum() == 60
+    assert "40 % " in among.measured
+    assert "50 % " in among.measured
+    assert "difference in pairs -0.1 " in among.measured
+    assert among.holds is False  # of the images that both had right the strong one keeps more
+
+
+@pytest.mark.parametrize("method", ["part", "right"])
+def test_a_better_probe_with_the_same_robustness_is_no_more_robust(method: str) -> None:
+    """Both lose half of what they have right, at random: no claim in four of five runs and more, whatever is clean.
+
+    By accuracy alone the first one "is right more often" in nearly all of them.
+    """
+    rng = np.random.default_rng(0)
+    told = []
+    for _ in range(40):
+        made = []
+        for clean in (0.8, 0.6):
+            right = rng.random(300) < clean
+            left = right & (rng.random(300) < 0.5)
+            correct = np.stack([right, left, left])
+            flat = {"pgd": np.zeros((3, 300))}
+            made.append(Attacked(str(clean), {"pgd": correct}, flat, flat, np.zeros((2, 30)), []))
+        if method == "part":
+            told.append(robustness._part(made[0], made[1], THREE).holds)
+        else:
+            a, b = (each.correct["pgd"][1].astype(float) for each in made)
+            told.append(common.above(common.interval(a - b, THREE)))
+    wrong = sum(each is not None for each in told)
+    assert wrong <= 5 if method == "part" else wrong >= 30
+
+
+def test_a_probe_that_had_nothing_right_has_no_part_of_it() -> None:
+    none, some = (
+        _attacked(name, right, (0, 0.2, 0.4), (0.5, 0.4)) for name, right in (("none", (0, 0, 0)), ("some", (1, 1, 1)))
+    )
+    _, part, among, _ = robustness.findings(none, some, THREE)
+    assert (part.holds, among.holds) == (None, None)
+    assert "left-pgd" not in [each.name for each in robustness.tables([none, some], THREE)]
+    few = _attacked("few", (0.1, 0.1, 0.1), (0, 0.2, 0.4), (0.5, 0.4))
+    among = robustness.findings(few, some, THREE)[2]
+    assert among.holds is None
+    assert "[none: n < 20]" in among.measured
+
+
+def test_both_units_of_movement_are_stated_and_both_have_to_agree() -> None:
+    near, far = (
+        _attacked(name, (0.9, 0.5, 0.5), moved, (0.5, 0.4))
+        for name, moved in (("near", (0, 0.2, 0.4)), ("far", (0, 0.5, 0.9)))
+    )
+    moved = robustness.findings(near, far, THREE)[0]
+    assert moved.holds is True
+    assert "difference in distances to the nearest other image, epsilon 1: -0.30 " in moved.measured
+    assert "difference in median distances between two images, epsilon 1: -0.15 " in moved.measured
+    turned = dataclasses.replace(near, moved_pairs={key: 9 * each for key, each in far.moved_pairs.items()})
+    assert robustness.findings(turned, far, THREE)[0].holds is False
 
 
 def test_findings_have_the_sign_of_what_they_say_and_leave_the_clean_images_out() -> None:
-    config = AttackConfig(epsilons=(0, 1, 2), resamples=200)
-    calm = _attacked("calm", (0.1, 0.6, 0.6), (0, 0.2, 0.4), (0.5, 0.45))
-    shy = _attacked("shy", (1.0, 0.4, 0.4), (0, 0.5, 0.9), (0.9, 0.3))
-    moved, right, kept = attack._findings(calm, shy, config)
-    assert (moved.holds, right.holds, kept.holds) == (True, True, True)
+    config = THREE
+    calm = _attacked("calm", (0.8, 0.6, 0.6), (0, 0.2, 0.4), (0.5, 0.45))
+    shy = _attacked("shy", (1.0, 0.15, 0.15), (0, 0.5, 0.9), (0.9, 0.3))
+    moved, part, _, kept = robustness.findings(calm, shy, config)
+    assert (moved.holds, part.holds, kept.holds) == (True, True, True)
     assert moved.claim == "PGD moves h of calm less than h of shy"
     assert "epsilon 1: -0.30 " in moved.measured
     assert "epsilon 2: -0.50 " in moved.measured
-    assert "difference of the means over epsilons 0.2 " in right.measured  # with the clean ones it would be -0.17
-    assert "clean: 10 % " in right.measured
+    assert "difference of the means over epsilons 0.6 " in part.measured  # with the clean ones it would be 0.4
+    assert "clean: 80 % " in part.measured
     assert "difference of the changes in accuracy 0.55 " in kept.measured
-    turned = attack._findings(shy, calm, config)
-    assert [each.holds for each in turned] == [False, False, False]
+    turned = robustness.findings(shy, calm, config)
+    assert [each.holds for each in turned] == [False, False, False, False]
     assert "epsilon 1: 0.30 " in turned[0].measured

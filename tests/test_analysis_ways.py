@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -71,6 +72,39 @@ def test_a_deaf_decoder_goes_nowhere(mirror: Model, data: ImageSet, monkeypatch:
     assert [finding.holds for finding in found.findings] == [False, False]
 
 
+def ways(shape: str, seed: int, noise: float = 0.1, frames: int = 7, pairs: int = 32) -> np.ndarray:
+    """Shares along ways that are lines, or steps at places of their own."""
+    rng = np.random.default_rng(seed)
+    place = np.linspace(0, 1, frames)[None].repeat(pairs, axis=0)
+    if shape == "step":
+        place = (place > rng.uniform(0.2, 0.8, (pairs, 1))).astype(float)
+    return place + noise * rng.standard_normal(place.shape)
+
+
+@pytest.mark.parametrize("noise", [0.02, 0.1])
+def test_lines_and_steps_are_told_apart(noise: float) -> None:
+    """Both grow with the frame; steps at various places even have a straight mean."""
+    config = InterpolateConfig(resamples=200)
+    for seed in range(20):
+        line, step = (
+            interpolate._finding("linear", ways(shape, seed, noise), config).holds for shape in ("line", "step")
+        )
+        assert line is True
+        assert step is False
+
+
+def test_line_step_rise_and_jump_by_hand() -> None:
+    line, late = np.linspace(0, 1, 5), np.array([0, 0, 0, 1.0, 1])
+    shares = np.stack([line, late, 0.5 * late, np.zeros(5)])
+    assert interpolate.evenness(shares) == pytest.approx([1, -1, -1, 0])
+    assert interpolate.rise(shares) == pytest.approx([1, 1.2, 0.6, 0])
+    assert interpolate.largest_jump(shares) == pytest.approx([0.25, 1, 0.5, 0])
+    bent = np.array([[0, 0.1, 0.5, 0.9, 1]])
+    residual = np.polyfit(np.arange(5), bent[0], 1, full=True)[1][0]
+    levels = [np.var(bent[0, :at]) * at + np.var(bent[0, at:]) * (5 - at) for at in range(1, 5)]
+    assert interpolate.evenness(bent)[0] == pytest.approx((min(levels) - residual) / (min(levels) + residual))
+
+
 def test_a_real_model_runs_both() -> None:
     data, model = training_process.data(), small.model()
     found = interpolate.run(model, data, WAYS)
@@ -82,12 +116,14 @@ def test_a_real_model_runs_both() -> None:
 
 
 @pytest.mark.long
-def test_a_round_trip_is_nearer_than_a_fresh_sample() -> None:
+def test_a_round_trip_is_nearer_than_a_fresh_sample_with_any_h() -> None:
+    """So it says nothing about what h lacks, and no finding does."""
     data, model = training_process.data(), small.model()
     found = invert.run(model, data, BACK)
-    back, fresh = column(found, 0, 1)
+    back, fresh, wrong = column(found, 0, 1)
     assert back < fresh
-    assert found.findings[0].holds is True
+    assert wrong < fresh
+    assert all("x_T" not in finding.claim for finding in found.findings)
     more = invert.run(model, data, dataclasses.replace(BACK, steps=100))
     assert column(more, 0, 1)[0] < back
 
@@ -101,11 +137,11 @@ def test_exchange(mirror: Model, data: ImageSet, monkeypatch: pytest.MonkeyPatch
 
     found = invert.run(mirror, data, BACK)
     assert column(found, 1, 1) == [1, 1]
-    assert [finding.holds for finding in found.findings] == [None, True, True]
+    assert [finding.holds for finding in found.findings] == [True, True]
     monkeypatch.setattr(mirror, "sample", small.asked(from_noise))
     found = invert.run(mirror, data, BACK)
     assert column(found, 1, 1) == [0, 0]
-    assert [finding.holds for finding in found.findings] == [True, False, False]
+    assert [finding.holds for finding in found.findings] == [False, False]
 
 
 def test_what_is_refused(data: ImageSet) -> None:

@@ -162,7 +162,9 @@ def test_a_report_names_its_space_its_numbers_and_a_singular_covariance() -> Non
     assert (enough.features, enough.dim, enough.real, enough.samples) == ("made up", 5, 30, 20)
     assert (enough.rank_deficient, enough.kernel_subset_size) == (False, 20)
     assert "20 samples beside 30 real images; features: made up (5)" in distributions.table(enough)[0]
-    assert "warning" not in "\n".join(distributions.table(enough))
+    assert enough.few
+    assert "under 10 for each of 5 features" in distributions.table(enough)[-1]
+    assert "warning" not in "\n".join(distributions.table(distributions.measure("x", points(50), points(50, seed=1))))
     assert not distributions.measure("x", points(6), points(6, seed=1)).rank_deficient
     singular = distributions.measure("x", points(30, width=20), points(20, width=20))
     assert singular.rank_deficient
@@ -222,7 +224,7 @@ def test_the_inception_network_gives_features_and_logits(tmp_path: Path, monkeyp
 
 
 def test_the_models_own_space_reuses_what_was_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    data, config = some_images(14, labels=True), EvaluateConfig(sources=5, per=3, steps=2)
+    data, config = some_images(14, labels=True), EvaluateConfig(sources=6, per=3, steps=2)
     model = small.model()
     calls: list[int] = []
     sample = model.sample
@@ -236,20 +238,58 @@ def test_the_models_own_space_reuses_what_was_drawn(monkeypatch: pytest.MonkeyPa
     result = evaluate(model, data, config, space=features.of_encoder(model.encoder))
     assert len(calls) == 1
     assert result.distribution is not None
-    assert (result.distribution.samples, result.distribution.real) == (15, 14)
+    assert (result.distribution.samples, result.distribution.real) == (6, 8)
     drawn = draw(model, data, config)
     assert drawn.labels is not None
     assert drawn.labels.tolist() == (drawn.sources % 3).repeat_interleave(3).tolist()
     again = compare(drawn, features.of_encoder(small.encoder()))  # the same network, encoding 8-bit images
     assert again.frechet_distance == pytest.approx(result.distribution.frechet_distance, rel=0.02)
-    equal = compare(drawn, features.of_encoder(model.encoder), reference=drawn.images.flatten(0, 1))
+    equal = compare(drawn, features.of_encoder(model.encoder), reference=drawn.images[:, 0])
     assert equal.frechet_distance < 1e-3
     with pytest.raises(ConfigError, match="at least 6 real"):
-        evaluate(model, some_images(5), config, space=features.of_encoder(model.encoder))
+        few = dataclasses.replace(config, sources=5)
+        evaluate(model, some_images(5), few, space=features.of_encoder(model.encoder))
+
+
+def test_no_number_reaches_its_ideal_with_few_images_and_the_ceiling_says_so() -> None:
+    """Two sets from one distribution: nothing is wrong with the samples, and everything looks as if."""
+    found = distributions.measure("x", points(600, 20), points(60, 20, 1), others=points(60, 20, 2))
+    assert found.of_real is not None
+    assert found.coverage < 0.6
+    assert found.frechet_distance > 2
+    for name in ("frechet_distance", "precision", "coverage", "density"):
+        assert getattr(found, name) == pytest.approx(getattr(found.of_real, name), rel=0.25)
+    lines = distributions.table(found)
+    assert "as many real images" in lines[1]
+    row = next(line for line in lines if "coverage" in line)
+    assert f"{found.coverage:.3f}" in row
+    assert f"{found.of_real.coverage:.3f}" in row
+    assert json.loads(json.dumps(dataclasses.asdict(found)))["of_real"]["coverage"] == found.of_real.coverage
+    with pytest.raises(ConfigError, match="59 real images in the place of 60 samples"):
+        distributions.measure("x", points(600, 20), points(60, 20, 1), others=points(59, 20, 2))
+
+
+def test_the_warning_begins_where_numbers_alone_make_two_and_a_half_percent() -> None:
+    dim = 20
+    count = distributions.ENOUGH * dim
+    found = [distances.frechet_distance(points(4000, dim, 99), points(count, dim, seed)) for seed in range(10)]
+    assert np.mean(found) / dim == pytest.approx(1 / (4 * distributions.ENOUGH), rel=0.35)
+    assert not distributions.measure("x", points(count, dim), points(count, dim, 1)).few
+    few = distributions.measure("x", points(count, dim), points(count - 1, dim, 1))
+    assert few.few
+    assert "199 images are under 10 for each of 20 features" in distributions.table(few)[-1]
+
+
+def test_what_subsets_differ_by_is_not_called_an_error() -> None:
+    whole = distributions.measure("x", points(60), points(60, seed=1))
+    assert whole.kernel_subset_spread == pytest.approx(0, abs=1e-12)  # every subset is the set, and nobody is certain
+    said = "\n".join(distributions.table(whole))
+    assert "+-" not in said
+    assert "no standard error" in said
 
 
 def test_distances_of_real_neighbors() -> None:
-    data = some_images(12)
+    data = some_images(20)
     result = evaluate(small.model(), data, EvaluateConfig(per=2, steps=2, resamples=50))
     h = small.encoder().encode(data.floats(slice(None))).double()
     squared = (h[:, None] - h[None]).square().sum(dim=2).sort(dim=1).values  # column 0 is the image itself

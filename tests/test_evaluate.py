@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from rcdm_fast.config import ConfigError
+from rcdm_fast.analysis import faithfulness as analysis
+from rcdm_fast.cli.evaluate import table
+from rcdm_fast.config import ConfigError, EncoderConfig
 from rcdm_fast.data.image_set import ImageSet
-from rcdm_fast.encoders import features
+from rcdm_fast.encoders import ImageEncoder, features
 from rcdm_fast.evaluation import (
     Drawn,
     EvaluateConfig,
     check_classes,
+    check_distribution,
     compare,
     draw,
     evaluate,
@@ -87,8 +90,8 @@ def test_a_model_that_returns_the_source_ranks_first_and_noise_ranks_by_chance(m
 
 
 def test_the_real_path_and_its_numbers() -> None:
-    result = evaluate(small.model(), make_images(12), EvaluateConfig(per=2, gallery=10, steps=2, resamples=50))
-    assert result.sources == result.gallery == 10
+    result = evaluate(small.model(), make_images(24), EvaluateConfig(per=2, gallery=20, steps=2, resamples=50))
+    assert result.sources == result.gallery == 20
     assert 0 < result.mrr.low <= result.mrr.value <= result.mrr.high <= 1
     assert set(json.loads(json.dumps(dataclasses.asdict(result)))["mrr"]) == {"value", "low", "high"}
 
@@ -140,6 +143,7 @@ def test_the_gallery_is_spread_over_the_data_and_the_seed_reaches_the_noise(monk
             ("steps", 3),
         )
     }
+    drawn = draw(model, data, dataclasses.replace(config, sources=20, gallery=20))
     found, other = (faithfulness(drawn, dataclasses.replace(config, seed=seed)) for seed in (7, 8))
     assert found == faithfulness(drawn, config)
     assert (found.distance.low, found.distance.high) != (other.distance.low, other.distance.high)
@@ -216,13 +220,13 @@ def test_classes_are_read_off_samples_by_a_probe_of_other_images() -> None:
     assert drawn.real.labels is not None
     same = data.pixels[drawn.sources][:, None].expand(-1, 4, -1, -1, -1).clone()
     encoder = drawn.encoder
-    found = recognition(dataclasses.replace(drawn, images=same), encoder, known, config)
+    found = recognition(dataclasses.replace(drawn, images=same), encoder, known)
     assert found.sources.value > 0.9
     assert found.samples.value == pytest.approx(found.sources.value)
     labels = drawn.real.labels[drawn.sources]
     turned = same.flip(0)
     same[:, :2] = turned[:, :2]  # half of the samples show another source
-    mixed = recognition(dataclasses.replace(drawn, images=same), encoder, known, config)
+    mixed = recognition(dataclasses.replace(drawn, images=same), encoder, known)
     wrong = (labels != labels.flip(0)).double().mean()
     assert float(wrong) > 0.2
     assert mixed.samples.value == pytest.approx(1 - 0.5 * float(wrong), abs=0.1)
@@ -284,8 +288,88 @@ def test_a_reference_takes_the_place_of_the_gallery() -> None:
     drawn = draw(model, data, EvaluateConfig(sources=8, per=2, steps=1))
     space = features.of_encoder(drawn.encoder)
     own = compare(drawn, space)
-    as_gallery = compare(drawn, space, reference=drawn.real.pixels)
+    others = drawn.real.pixels[[place for place in range(20) if place not in drawn.sources.tolist()]]
+    as_gallery = compare(drawn, space, reference=others)
     assert as_gallery.frechet_distance == pytest.approx(own.frechet_distance, rel=1e-3)
     dark = compare(drawn, space, reference=drawn.real.pixels // 8)
     assert dark.frechet_distance != pytest.approx(own.frechet_distance, rel=0.05)
-    assert own.real == dark.real == 20
+    assert (own.real, own.samples, dark.real, dark.samples) == (12, 8, 20, 8)
+
+
+def test_samples_that_are_their_sources_are_as_good_as_real_images() -> None:
+    """The ceiling is what the sources have in the place of samples: one of each, held against all other images."""
+    data, encoder = make_images(90), small.encoder()
+    sources = torch.arange(0, 90, 3)
+    shown = data.pixels[sources][:, None].repeat(1, 2, 1, 1, 1)
+    shown[:, 1] = 0  # the second samples take no part
+    gallery = encoder.encode(data.floats(slice(None)))
+    again = torch.stack([gallery[sources], torch.zeros(30, small.DIM)], dim=1)
+    drawn = Drawn(encoder, data, gallery, sources, shown, again)
+    for space in (features.of_encoder(encoder), features.of_encoder(small.encoder())):
+        found = compare(drawn, space)
+        assert found.of_real is not None
+        assert (found.real, found.samples, found.of_real.samples) == (60, 30, 30)
+        for name in ("frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage"):
+            assert getattr(found, name) == pytest.approx(getattr(found.of_real, name), abs=1e-4)
+        assert found.coverage < 1
+        assert found.frechet_distance > 0.001
+    everything = dataclasses.replace(
+        drawn, sources=torch.arange(90), images=data.pixels[:, None], representations=gallery[:, None]
+    )
+    assert (
+        compare(everything, features.of_encoder(encoder)).samples,
+        compare(everything, features.of_encoder(encoder)).real,
+    ) == (45, 45)
+
+
+def test_a_perfect_reconstruction_has_another_mrr_with_another_encoder() -> None:
+    """Sources blurred by one pixel, and nothing else: what an encoder makes of that is no merit of what it keeps."""
+    generator = torch.Generator().manual_seed(3)
+    grain = torch.linspace(0.05, 0.5, 60)[:, None, None, None] * torch.randn(60, 3, 8, 8, generator=generator)
+    data = dataclasses.replace(make_images(60), pixels=to_uint8(0.3 * small.make_images(60) + grain))
+    found = {}
+    for name, weight in (("coarse", 1.0), ("fine", 60.0)):
+
+        class Both(torch.nn.Module):
+            """Coarse colors, and the differences of neighboring pixels times a weight."""
+
+            def forward(self, x: torch.Tensor, weight: float = weight) -> torch.Tensor:
+                coarse = torch.nn.functional.avg_pool2d(x, 4).flatten(1)
+                return torch.cat([coarse, weight * x.diff(dim=3).flatten(1)], dim=1)
+
+        encoder = ImageEncoder(Both(), EncoderConfig("module", image_size=8))
+        gallery, sources = encoder.encode(data.floats(slice(None))), torch.arange(60)
+        drawn = Drawn(encoder, data, gallery, sources, data.pixels[:, None], gallery[:, None])
+        found[name] = faithfulness(drawn, EvaluateConfig(per=1, resamples=100))
+        assert found[name].mrr.value == 1
+    coarse, fine = (each.blurred_mrr for each in found.values())
+    assert coarse is not None
+    assert fine is not None
+    assert coarse.low > fine.high
+    said = table(found["fine"])
+    assert said[1].startswith("  of the source, blurred by 1 px")
+    assert f"{fine.value:.4g} [" in said[1]
+    assert "not what encoders keep" in said[-1]
+    tables = analysis._ranks(found["fine"]), analysis._better_than_chance(found["fine"])
+    assert tables[0].rows[0][2] == fine
+    assert tables[0].rows[1][2] == found["fine"].blurred_mean_rank
+    assert "of the source blurred by 1 px" in tables[1].measured
+
+
+@pytest.mark.parametrize(
+    ("gallery", "sources", "reference", "enough"),
+    [
+        (12, 6, None, True),
+        (12, 12, None, True),
+        (11, 11, None, False),
+        (30, 5, None, False),
+        (6, 6, 6, True),
+        (6, 5, 9, False),
+    ],
+)
+def test_how_many_images_distances_need(gallery: int, sources: int, reference: int | None, enough: bool) -> None:
+    if enough:
+        check_distribution(gallery, sources, reference)
+    else:
+        with pytest.raises(ConfigError, match="at least 6 real images and 6 samples"):
+            check_distribution(gallery, sources, reference)

@@ -111,6 +111,11 @@ def interval(values: np.ndarray, config: ExperimentConfig) -> Interval:
     return bootstrap(values.astype(np.float64), config.resamples, np.random.default_rng(config.seed))
 
 
+def fraction(values: np.ndarray) -> Interval:
+    """Mean of fractions in [0,1], one per source [S], with its 95 % score interval."""
+    return intervals.fraction(values.astype(np.float64))
+
+
 def gain(own: np.ndarray, chance: np.ndarray, config: ExperimentConfig) -> Interval:
     """Mean of own - chance in pairs, [S] and [S], with its interval; what differs by rounding alone is equal."""
     return interval(np.round(own - chance, 12), config)
@@ -149,9 +154,9 @@ def listed(names: Sequence[str]) -> str:
 
 def text(found: Interval) -> str:
     """An interval for a sentence, two places after the point: "0.52 [0.41, 0.60]"."""
-    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
+    return found.told(".2f")
 
 
 def percent(found: Interval) -> str:
     """A share for a sentence: "52 % [41, 60]"."""
-    return f"{100 * found.value:.0f} % [{100 * found.low:.0f}, {100 * found.high:.0f}]"
+    return found.told(".0f", 100, " %")

@@ -1,8 +1,8 @@
 """Which real images are nearest to samples, beside those nearest to h; and whether samples are copies of any.
 
 Samples of h should lie in its neighborhood (Bordes et al. 2021): the k real images nearest to them are held against
-the k nearest to h, as lists and by class. Sources are not in the gallery, so they serve as held-out real images when
-samples are searched for copies (`copies.py`).
+the k nearest to h, as lists and by class. Copies are looked for among training images alone (`memorization.py`), and
+only where those are given.
 
 All sources and samples may have the same few neighbors (hubs of a high-dimensional space), so beside k / gallery, what
 random lists share, stands what the samples of a source share with the lists of other sources.
@@ -20,6 +20,7 @@ from torch import Tensor
 from rcdm_fast import host
 from rcdm_fast.analysis import common, memorization
 from rcdm_fast.analysis.common import ExperimentConfig, Progress, Redrawn
+from rcdm_fast.analysis.memorization import Copies
 from rcdm_fast.analysis.recovery import MIN_SOURCES
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
 from rcdm_fast.analysis.shared import Shared, encoded
@@ -36,7 +37,7 @@ METHOD = (
     "Sources are spread evenly over the data; all other images are the gallery. Every sample is re-encoded. "
     "Neighbors are exact, by Euclidean distance: of the mean representation of a source's samples, and of each sample "
     "by itself. Chance: the fraction of k in the gallery, and the list of another source's h. "
-    f"{memorization.METHOD} Intervals: 95 %, bootstrap over sources. After Bordes et al. (2021)."
+    "Intervals: 95 %, bootstrap over sources. After Bordes et al. (2021)."
 )
 
 
@@ -45,7 +46,8 @@ class NeighborsConfig(ExperimentConfig):
     """What to sample and to compare.
 
     Attributes:
-        sources: source images, spread evenly over the data; 0 means 64, or half of the data if that is less.
+        sources: source images, spread evenly over the data; 0 means 80, which can tell that there are no copies
+            (64 cannot), or half of the data if that is less.
         per: samples of each source.
         neighbors: k, the length of lists.
         shown: sources in the figure.
@@ -92,18 +94,21 @@ def run(
     config: NeighborsConfig,
     progress: Progress | None = None,
     shared: Shared | None = None,
+    training: ImageSet | None = None,
 ) -> Analysis:
-    """Neighbors of samples beside neighbors of h, and a search for copies.
+    """Neighbors of samples beside neighbors of h, and a search for copies of training images.
 
     Args:
         model: a model with an encoder.
-        data: sources and gallery; fractions of classes need labels.
+        data: sources and gallery, which the model was not trained on; fractions of classes need labels.
         config: sizes and solver.
         progress: called with (sources done, all of them).
         shared: with other experiments.
+        training: the images that the model was trained on; without them nothing is said about copies.
 
     Raises:
-        ConfigError: too few images, or a model without an encoder.
+        ConfigError: too few images, training images of another size, data that are training images, or a model
+            without an encoder.
     """
     found = _setting(model, data, config, progress, shared)
     size = len(found.rest)
@@ -112,8 +117,13 @@ def run(
     if data.labels is not None:
         tables.append(_class_table(found, lists, data.labels, config))
         findings.append(_class_finding(found, data.labels, config))
-    copied = memorization.search(found.drawn.representations, found.h, found.gallery, config)
-    findings += [_near_finding(found, config), copied.finding()]
+    findings.append(_near_finding(found, config))
+    if training is None:
+        findings.append(Finding(memorization.CLAIM, None, memorization.NOT_ASKED))
+    else:
+        copied = _copies(model, data, training, found, config, shared)
+        tables.append(memorization.table(copied))
+        findings += [each.finding() for each in copied]
     name = common.name_of(model)
     return Analysis(
         name="neighbors",
@@ -124,16 +134,30 @@ def run(
             "sources": len(found.sources),
             "gallery": size,
             "data": data.fingerprint,
+            "training": None if training is None else training.fingerprint,
         },
-        tables=(*tables, copied.table()),
+        tables=tuple(tables),
         findings=tuple(findings),
         figures={"neighbors": _sheet(found, data, config)},
         captions={
             "neighbors": "An image, the gallery images nearest to its h, samples of h, and the gallery images "
             "nearest to the mean of their representations."
         },
-        method=METHOD,
+        method=METHOD if training is None else f"{METHOD} {memorization.METHOD}",
     )
+
+
+def _copies(
+    model: Model,
+    data: ImageSet,
+    training: ImageSet,
+    found: Setting,
+    config: NeighborsConfig,
+    shared: Shared | None,
+) -> list[Copies]:
+    known = encoded(shared, common.encoder_of(model, "copies need"), training)
+    drawn = (found.drawn.images, found.drawn.representations)
+    return memorization.search(drawn, (data.floats(found.sources).cpu(), found.h), training, known, config)
 
 
 def split(data: ImageSet, config: NeighborsConfig) -> tuple[Tensor, Tensor]:
@@ -142,7 +166,7 @@ def split(data: ImageSet, config: NeighborsConfig) -> tuple[Tensor, Tensor]:
     if len(data) < needed:
         raise ConfigError(f"at least {needed} images are needed, {MIN_SOURCES} of them as sources; got {len(data)}")
     most = len(data) - config.neighbors - 1
-    count = config.sources or min(64, len(data) // 2, most)
+    count = config.sources or min(80, len(data) // 2, most)
     if not MIN_SOURCES <= count <= most:
         raise ConfigError(
             f"{count} sources: at least {MIN_SOURCES}, at most {most}, so that the gallery has {config.neighbors + 1}"

@@ -30,6 +30,7 @@ class Job:
         settings: fields of the experiment's own configuration that are not to be its defaults.
         progress: called with (done, in all).
         shared: what the experiments of one report have in common is made once and kept there.
+        training: images that the model was trained on, for experiments that say `takes_training`.
     """
 
     model: Model
@@ -39,6 +40,7 @@ class Job:
     settings: Mapping[str, Any] = field(default_factory=dict)
     progress: Callable[[int, int], None] | None = None
     shared: Shared | None = None
+    training: ImageSet | None = None
 
     @property
     def images(self) -> ImageSet:
@@ -69,6 +71,7 @@ class Experiment:
         needs_data: whether it needs a folder of images.
         needs_photos: whether it needs photographs, which it holds against the images.
         takes_photos: whether photographs do in place of images.
+        takes_training: whether it says more where it is given the model's training images.
         compares: whether it takes other models (`Job.against`); at least one is then needed.
     """
 
@@ -77,6 +80,7 @@ class Experiment:
     needs_data: bool = True
     needs_photos: bool = False
     takes_photos: bool = False
+    takes_training: bool = False
     compares: bool = False
 
     def lacks(self, *, data: bool, photos: bool, against: bool) -> str:
@@ -170,13 +174,17 @@ def _neighbors(job: Job) -> Analysis:
     from rcdm_fast.config import from_dict
 
     config = from_dict(neighbors.NeighborsConfig, job.settings, "settings of neighbors")
-    return neighbors.run(job.model, job.images, config, job.progress, job.shared)
+    return neighbors.run(job.model, job.images, config, job.progress, job.shared, job.training)
 
 
 EXPERIMENTS: dict[str, Experiment] = {
     "photos": Experiment("samples of photographs beside them", _photos, takes_photos=True),
     "faithfulness": Experiment("rank of the source image and distances of re-encoded samples", _faithfulness),
-    "neighbors": Experiment("real images nearest to samples and to h, and a search for copies", _neighbors),
+    "neighbors": Experiment(
+        "real images nearest to samples and to h, and a search for copies of training images",
+        _neighbors,
+        takes_training=True,
+    ),
     "unfamiliar": Experiment(
         "photographs unlike the data beside images of the data: distances, ranks, spread",
         _unfamiliar,

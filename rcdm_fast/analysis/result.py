@@ -95,7 +95,10 @@ class Analysis:
     charts: Mapping[str, Image.Image] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """Everything but the images, as plain JSON values; an interval is {"value", "low", "high"}."""
+        """Everything but the images, as plain JSON values.
+
+        An interval is {"value", "low", "high"}, the ends None where there is none.
+        """
         return {
             "name": self.name,
             "title": self.title,
@@ -137,7 +140,7 @@ def _padded(row: Sequence[str], widths: Sequence[int]) -> list[str]:
 def cell_text(cell: Cell) -> str:
     """A cell for readers: three digits, an interval in brackets, yes and no."""
     if isinstance(cell, Interval):
-        return f"{cell.value:.3g} [{cell.low:.3g}, {cell.high:.3g}]"
+        return cell.told()
     if isinstance(cell, bool):
         return "yes" if cell else "no"
     if isinstance(cell, float):
@@ -146,5 +149,10 @@ def cell_text(cell: Cell) -> str:
 
 
 def _table(table: Table) -> dict[str, Any]:
-    rows = [[dataclasses.asdict(cell) if isinstance(cell, Interval) else cell for cell in row] for row in table.rows]
+    rows = [[_plain(cell) if isinstance(cell, Interval) else cell for cell in row] for row in table.rows]
     return {**dataclasses.asdict(table), "rows": rows}
+
+
+def _plain(found: Interval) -> dict[str, float | None]:
+    ends = (found.low, found.high) if found.known else (None, None)
+    return {"value": found.value, "low": ends[0], "high": ends[1]}

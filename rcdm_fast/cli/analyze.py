@@ -29,6 +29,7 @@ def analyze(
     photos: Annotated[
         str | None, typer.Option("--photos", help="Photographs that need not be like the data, as --data takes.")
     ] = None,
+    train_data: common.TrainData = None,
     against: common.Against = None,
     sources: Annotated[int | None, typer.Option(help="Source images. Default: the experiment's.")] = None,
     per: Annotated[int | None, common.usual(common.Per)] = None,
@@ -65,6 +66,8 @@ def analyze(
         missing = "takes no --against"
     if photos is not None and not (experiment.needs_photos or experiment.takes_photos):
         missing = "takes no --photos"
+    if train_data is not None and not experiment.takes_training:
+        missing = "takes no --train-data"
     if missing:
         raise ConfigError(f"the experiment {name} {missing}")
     given = {
@@ -80,9 +83,10 @@ def analyze(
     others = tuple(rcdm_fast.load(other, None, None, device, engine, precision) for other in against or ())
     images = open_data(data, loaded.image_size) if data is not None else None
     shown = open_data(photos, loaded.image_size) if photos is not None else None
+    training = open_data(train_data, loaded.image_size) if train_data is not None else None
     with common.ProgressBar(1) as progress:
         job = registry.Job(
-            loaded, images, shown, others, settings, progress=lambda done, total: progress(done, total, 0.0)
+            loaded, images, shown, others, settings, lambda done, total: progress(done, total, 0.0), training=training
         )
         found = experiment.run(job)
     try:

@@ -134,7 +134,7 @@ def quality_table(rows: list[Quality]) -> list[str]:
     """Rows as lines of text."""
 
     def said(value: Interval | None) -> str:
-        return "" if value is None else f"{value.value:.3g} [{value.low:.3g}, {value.high:.3g}]"
+        return "" if value is None else value.told()
 
     wide = max([12, *(len(row.steps) for row in rows)])
     title = f"{'solver':12s} {'steps':>{wide}s} {'NFE':>4s}  {'distance from the flow':24s}{'MRR':24s}"

@@ -47,6 +47,12 @@ ModelArgument = Annotated[str, typer.Argument(help=_MODEL, show_default=False)]
 Against = Annotated[
     list[str] | None, typer.Option("--against", help="Another model, for experiments that compare; repeatable.")
 ]
+TrainData = Annotated[
+    str | None,
+    typer.Option(
+        "--train-data", help=f"What the model was trained on, to look for copies (the data is not that): {_IMAGES}."
+    ),
+]
 Flags = Annotated[Path | None, typer.Option(help="JSON file of published flags, for a .pt file.")]
 EncoderSpec = Annotated[
     str | None, typer.Option("--encoder", help="Other encoder, such as timm:resnet50?layer=layer3.")
@@ -161,13 +167,17 @@ def interactive() -> bool:
 
 
 def write_json(path: Path | None, data: Any) -> None:
-    """Write numbers to a file, if the user named one; if that cannot be written after all, they are kept elsewhere."""
+    """Write numbers to a file, if the user named one; if that cannot be written after all, they are kept elsewhere.
+
+    What is not finite is null, as the ends of an interval that there is none of.
+    """
     if path is None:
         return
     from rcdm_fast import outputs, storage
 
     plain = dataclasses.asdict(data) if dataclasses.is_dataclass(data) and not isinstance(data, type) else data
-    outputs.keep(path, lambda file: storage.write_json(file, json.loads(json.dumps(plain, default=str))))
+    finite = json.loads(json.dumps(plain, default=str), parse_constant=lambda _: None)
+    outputs.keep(path, lambda file: storage.write_json(file, finite))
 
 
 def check_writable(*files: Path | None) -> None:

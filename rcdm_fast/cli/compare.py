@@ -155,7 +155,7 @@ def table(found: list[Drift], mrr: Mapping[Case, tuple[Interval, Interval]]) -> 
 
 
 def _percent(change: Interval) -> str:
-    return f"{100 * change.value:+.1f} % [{100 * change.low:+.1f}, {100 * change.high:+.1f}]"
+    return change.told("+.1f", 100, " %")
 
 
 def _sizes(each: Drift) -> str:

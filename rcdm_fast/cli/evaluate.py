@@ -94,7 +94,6 @@ def evaluate(
     from rcdm_fast.data import sample_files
     from rcdm_fast.data.sources import open_data
     from rcdm_fast.denoising import x0_errors
-    from rcdm_fast.metrics import distributions
 
     if inception is not None and features is not None:
         raise ConfigError("--inception and --features both name a feature space; give one")
@@ -117,7 +116,7 @@ def evaluate(
         storage.check_writable(npz, count * per * 3 * loaded.image_size**2)
     if space is not None:
         try:
-            distributions.check_counts(size if reference is None else len(reference), count * per)
+            measures.check_distribution(size, count, None if reference is None else len(reference))
         except ConfigError as error:
             if features is not None or inception is not None or reference is not None:
                 raise
@@ -133,7 +132,7 @@ def evaluate(
         found = measures.compare(drawn, space, seed, reference)
         result = dataclasses.replace(result, distribution=found)
     if probe is not None:
-        result = dataclasses.replace(result, recognized=measures.recognition(drawn, reader, known, settings))
+        result = dataclasses.replace(result, recognized=measures.recognition(drawn, reader, known))
     if denoising:
         errors = x0_errors(loaded, drawn.real, drawn.sources, seed=seed)
         result = dataclasses.replace(result, x0_errors=errors)
@@ -147,22 +146,28 @@ def table(result: Faithfulness) -> list[str]:
     """Lines for a reader: ranks, distances, distributions."""
     from rcdm_fast.metrics import distributions
 
-    rows = [("MRR", result.mrr), ("mean rank", result.mean_rank), ("squared distance of samples to h", result.distance)]
+    rows = [("MRR", result.mrr)]
+    if result.blurred_mrr is not None:
+        rows.append(("  of the source, blurred by 1 px", result.blurred_mrr))
+    rows.append(("mean rank", result.mean_rank))
+    if result.blurred_mean_rank is not None:
+        rows.append(("  of the source, blurred by 1 px", result.blurred_mean_rank))
+    rows.append(("squared distance of samples to h", result.distance))
+    if result.blurred_distance is not None:
+        rows.append(("  of the source, blurred by 1 px", result.blurred_distance))
     for k, interval in result.nearest_real.items():
         rows.append((f"  of its real neighbor number {k}", interval))
-    further = {
-        "variance of a pixel over samples": result.variance,
-        "MRR of the source, blurred by 1 px": result.blurred_mrr,
-        "  its squared distance": result.blurred_distance,
-    }
-    rows += [(label, each) for label, each in further.items() if each is not None]
+    if result.variance is not None:
+        rows.append(("variance of a pixel over samples", result.variance))
     rows += [(f"squared error of x0 at t = {t}", each) for t, each in result.x0_errors.items()]
     if result.recognized is not None:
         rows.append(("class read off samples", result.recognized.samples))
         rows.append(("  off the sources themselves", result.recognized.sources))
-    lines = [f"{label:34s} {each.value:.4g}  [{each.low:.4g}, {each.high:.4g}]" for label, each in rows]
+    lines = [f"{label:34s} {each.told('.4g')}" for label, each in rows]
     chance = f"MRR {result.chance_mrr:.3g}, mean rank {result.chance_mean_rank:.6g} of {result.gallery}"
     lines.append(f"{'chance':34s} {chance}")
+    if result.blurred_mrr is not None:
+        lines.append("MRR depends on the encoder: it compares samples of one encoder, not what encoders keep")
     if result.recognized is not None:
         lines.append(f"{'classes are read by a probe on':34s} {result.recognized.encoder}")
     return lines if result.distribution is None else lines + distributions.table(result.distribution)

@@ -21,6 +21,7 @@ def report(
     out: Annotated[Path, common.out("The page (.html); the numbers go to .json beside it.")],
     photos: Annotated[str | None, typer.Option(help="Photographs to draw samples of, as --data takes.")] = None,
     data: Annotated[str | None, common.data("Images like those the model knows")] = None,
+    train_data: common.TrainData = None,
     against: common.Against = None,
     experiments: Annotated[str, typer.Option(help="Which, as invariance,layers; all: whatever can be run.")] = "all",
     sources: Annotated[int, typer.Option(help="Source images of every experiment; 0: its default.")] = 0,
@@ -60,6 +61,7 @@ def report(
     others = tuple(rcdm_fast.load(other, None, None, device, engine, precision) for other in against or ())
     shown = open_data(photos, loaded.image_size) if photos is not None else None
     known = open_data(data, loaded.image_size) if data is not None else None
+    training = open_data(train_data, loaded.image_size) if train_data is not None else None
     tasks, left_out, shared = [], {}, Shared()
     for name, experiment in found.items():
         missing = experiment.lacks(data=known is not None, photos=shown is not None, against=bool(others))
@@ -70,11 +72,12 @@ def report(
             if sources and name != "photos":
                 settings["sources"] = sources
             compared = others if experiment.compares else ()
-            job = registry.Job(loaded, known, shown, compared, settings, shared=shared)
+            learned = training if experiment.takes_training else None
+            job = registry.Job(loaded, known, shown, compared, settings, shared=shared, training=learned)
             tasks.append(build.Task(name, job))
     title = f"What the representation of {loaded.config.name or model} keeps"
     images = [f"{len(each)} {what}" for each, what in ((known, "images"), (shown, "photographs")) if each is not None]
-    about = f"Measured on {' and '.join(images)}, {steps} steps, seed {seed}. Intervals are 95 % bootstrap intervals."
+    about = f"Measured on {' and '.join(images)}, {steps} steps, seed {seed}. Intervals are 95 % intervals."
     page = build.build(tasks, out, title=title, about=about, left_out=left_out, note=common.say)
     numbers = page.with_suffix(".json")
     if methods:

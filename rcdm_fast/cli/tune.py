@@ -154,4 +154,4 @@ def learned_table(found: list[Learned]) -> list[str]:
 
 
 def _said(one: Interval) -> str:
-    return f"{one.value:.3g} [{one.low:.3g}, {one.high:.3g}]"
+    return one.told()

@@ -50,6 +50,7 @@ def kernel_distance(
 ) -> tuple[float, float]:
     """Unbiased MMD^2 with the kernel (x.y / D + 1)^3: mean and standard deviation over random subsets.
 
+    The subsets overlap, so their deviation says how much single ones vary and is no standard error of the mean.
     Around 0, and possibly below, when both sets come from one distribution, whatever their size (Binkowski et al. 2018,
     section 4; the usual KID of Inception features).
 

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from rcdm_fast.config import ConfigError
+from rcdm_fast.images import from_uint8
 
 SAME = 1e-5  # of |h|: what two encodings of one image may differ by, in batches of different sizes
 ROWS = 64  # held against the gallery at once: [64, 50,000] float64 are 26 MB
+IMAGES = 1024  # of the gallery at once, in pixels: at 128 px 200 MB
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
@@ -37,6 +39,32 @@ def neighbors(h: Tensor, gallery: Tensor, count: int) -> Tensor:
 def distance(h: Tensor, gallery: Tensor) -> Tensor:
     """Distance to the nearest gallery representation, 0 where the gallery has the same; [N,D], [G,D] -> float64 [N]."""
     return torch.cat([squared_distances(part, gallery).min(dim=1).values.sqrt() for part in h.split(ROWS)])
+
+
+def pixel_distance(images: Tensor, pixels: Tensor) -> Tensor:
+    """Distance to the nearest real image, over all pixels and colors.
+
+    The nearest one is looked for in float32; to that one the distance is exact, 0 for the same image.
+
+    Args:
+        images: float32 [N,3,H,W] in [-1,1].
+        pixels: real images, uint8 [G,3,H,W], also where they are mapped from a file.
+
+    Returns:
+        float64 [N].
+    """
+    rows = images.float().flatten(1).cpu()
+    best, place = torch.full((len(rows),), torch.inf), torch.zeros(len(rows), dtype=torch.int64)
+    for start in range(0, len(pixels), IMAGES):
+        part = from_uint8(pixels[start : start + IMAGES]).flatten(1).cpu()
+        nearer, index = (part.square().sum(dim=1) - 2 * rows @ part.T).min(dim=1)
+        place = torch.where(nearer < best, start + index, place)
+        best = torch.minimum(nearer, best)
+    found = [
+        (row.double() - from_uint8(pixels[at]).flatten().cpu().double()).norm()
+        for row, at in zip(rows, place.tolist(), strict=True)
+    ]
+    return torch.stack(found)
 
 
 def apart(h: Tensor, gallery: Tensor) -> Tensor:

@@ -9,8 +9,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import TypeGuard
 
-from rcdm_fast.analysis.result import Table
+from rcdm_fast.analysis.result import Cell, Table
 from rcdm_fast.metrics.intervals import Interval
 
 WIDTH = 400  # units of the view box; about a phone's width in pixels, and the page scales it
@@ -86,12 +87,21 @@ def panels(tables: Sequence[Table], width: int = 800) -> str:
 
 def _intervals(table: Table, column: int) -> list[Interval]:
     found = [row[column] for row in table.rows]
-    return [cell for cell in found if isinstance(cell, Interval) and math.isfinite(cell.low + cell.high)]
+    return [cell for cell in found if _drawn(cell)]
+
+
+def _drawn(cell: Cell) -> TypeGuard[Interval]:
+    """Whether a cell has a place on an axis: a value that has no interval is a dot."""
+    return isinstance(cell, Interval) and math.isfinite(cell.value) and not math.isnan(cell.low + cell.value)
+
+
+def _ends(cell: Interval) -> tuple[float, float]:
+    return (cell.low, cell.high) if cell.known else (cell.value, cell.value)
 
 
 def _span(intervals: Sequence[Interval]) -> tuple[float, float]:
     """From the lowest to the highest end; zero belongs to it if it is near, and there is always some width."""
-    low, high = min(cell.low for cell in intervals), max(cell.high for cell in intervals)
+    low, high = min(_ends(cell)[0] for cell in intervals), max(_ends(cell)[1] for cell in intervals)
     low, high = min(low, 0.0) if low < 0.5 * high else low, max(high, 0.0) if high > 0.5 * low else high
     pad = 0.04 * (high - low) or max(1e-9, 0.1 * abs(high))
     return low - pad, high + pad
@@ -112,9 +122,10 @@ def _lines(table: Table, columns: Sequence[int]) -> str:
         body.append(f'<text x="{start - 8:.1f}" y="{middle + 4:.1f}" text-anchor="end">{escape(label)}</text>')
         for column in columns:
             cell = row[column]
-            if isinstance(cell, Interval) and math.isfinite(cell.low + cell.high):
+            if _drawn(cell):
                 color, _ = _look(column)
-                line = f'<line x1="{axis(cell.low)}" x2="{axis(cell.high)}" y1="{y:.1f}" y2="{y:.1f}"'
+                low, high = _ends(cell)
+                line = f'<line x1="{axis(low)}" x2="{axis(high)}" y1="{y:.1f}" y2="{y:.1f}"'
                 body.append(f'{line} stroke="{color}" stroke-width="2"/>')
                 body.append(f'<circle cx="{axis(cell.value)}" cy="{y:.1f}" r="4" fill="{color}"/>')
             y += _ROW * 0.7
@@ -145,10 +156,10 @@ def _curves(table: Table, columns: Sequence[int]) -> str:
     body.append(f'<text x="{middle}" y="{height - 6}" text-anchor="middle">{escape(table.columns[0])}</text>')
     for column in columns:
         points = [(x, row[column]) for x, row in zip(x_values, table.rows, strict=True)]
-        known = sorted((x, cell) for x, cell in points if isinstance(cell, Interval) and math.isfinite(cell.value))
+        known = sorted((x, cell) for x, cell in points if _drawn(cell))
         color, dash = _look(column)
-        upper = [f"{across(x)},{up(cell.high)}" for x, cell in known]
-        lower = [f"{across(x)},{up(cell.low)}" for x, cell in reversed(known)]
+        upper = [f"{across(x)},{up(_ends(cell)[1])}" for x, cell in known]
+        lower = [f"{across(x)},{up(_ends(cell)[0])}" for x, cell in reversed(known)]
         body.append(f'<polygon points="{" ".join(upper + lower)}" fill="{color}" opacity="0.15"/>')
         line = " ".join(f"{across(x)},{up(cell.value)}" for x, cell in known)
         body.append(

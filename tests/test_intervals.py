@@ -1,0 +1,129 @@
+"""Intervals: how often they hold the truth in made-up data, and that there is none of a handful of items."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from rcdm_fast.analysis import common
+from rcdm_fast.analysis.result import Analysis, Table, cell_text
+from rcdm_fast.config import ConfigError
+from rcdm_fast.metrics import intervals
+from rcdm_fast.metrics.intervals import Floats, Interval
+
+
+def covered(draw: Callable[[], Floats], made: Callable[[Floats], Interval], truth: float, times: int) -> float:
+    found = [made(draw()) for _ in range(times)]
+    return float(np.mean([each.low <= truth <= each.high for each in found]))
+
+
+@pytest.mark.parametrize(("count", "truth"), [(20, 0.95), (20, 0.5), (64, 0.02), (500, 0.76)])
+def test_an_interval_of_a_fraction_holds_it(count: int, truth: float) -> None:
+    """Counted out, not drawn: every number of successes with its probability."""
+    inside = 0.0
+    for successes in range(count + 1):
+        found = intervals.fraction(np.arange(count) < successes)
+        probability = math.comb(count, successes) * truth**successes * (1 - truth) ** (count - successes)
+        inside += probability * (found.low <= truth <= found.high)
+    assert 0.915 < inside < 0.99  # the bootstrap of a share of 0.95 at n = 20: 0.63
+
+
+def test_all_right_of_twenty_is_not_certain() -> None:
+    found = intervals.fraction(np.ones(20))
+    assert (found.value, found.high) == (1, 1)
+    assert found.low == pytest.approx(20 / (20 + 1.96**2), abs=1e-3)
+    none = intervals.fraction(np.zeros(20))
+    assert (none.value, none.low, none.high) == (0, 0, pytest.approx(1 - found.low))
+
+
+def test_samples_of_a_source_count_as_much_as_they_tell() -> None:
+    """Four samples of each of 30 sources: as good as 120 where they differ freely, as 30 where they are equal."""
+    rng = np.random.default_rng(0)
+    free, tied = (rng.random((30, 4)) < 0.7).mean(axis=1), np.repeat(rng.random((30, 1)) < 0.7, 4, axis=1).mean(axis=1)
+    width = {
+        name: each.high - each.low
+        for name, each in (("free", intervals.fraction(free)), ("tied", intervals.fraction(tied)))
+    }
+    assert width["tied"] == pytest.approx(2 * width["free"], rel=0.25)
+
+    def draw() -> Floats:
+        own = rng.beta(7, 3, size=(30, 1))
+        return (rng.random((30, 4)) < own).mean(axis=1)
+
+    assert covered(draw, intervals.fraction, 0.7, 500) > 0.91
+    with pytest.raises(ConfigError, match=r"0\.\.1"):
+        intervals.fraction(np.full(20, 1.5))
+
+
+def test_a_difference_of_fractions_in_pairs() -> None:
+    rng = np.random.default_rng(1)
+
+    def draw() -> Floats:
+        common_part = rng.random(64)
+        return np.stack([common_part < 0.12, np.where(rng.random(64) < 0.5, common_part, rng.random(64)) < 0.04])
+
+    inside = covered(draw, lambda pair: intervals.fraction_difference(pair[0] * 1.0, pair[1] * 1.0), 0.08, 500)
+    assert 0.92 < inside
+    nothing = intervals.fraction_difference(np.zeros(64), np.zeros(64))
+    assert nothing.low < 0 < nothing.high == pytest.approx(0.0566, abs=1e-3)  # a bootstrap gives [0, 0]
+    twins = np.arange(60) < 20
+    assert intervals.fraction_difference(twins, twins).high < 0.05
+
+
+def test_an_interval_of_a_mean_rank_holds_it_where_few_sources_have_large_ones() -> None:
+    rng = np.random.default_rng(2)
+    ranks = np.clip(np.exp(rng.normal(1.5, 1.5, 100_000)), 1, 10_000).round()
+    data = [rng.choice(ranks, 64) for _ in range(200)]
+    truth = float(ranks.mean())
+    log_scale = functools.partial(intervals.mean_rank, most=10_000)
+    inside = [
+        covered(iter(data).__next__, functools.partial(made, resamples=300, rng=rng), truth, 200)
+        for made in (log_scale, intervals.bootstrap)
+    ]
+    assert inside[0] > 0.85
+    assert inside[0] > inside[1] + 0.04  # percentiles of a bootstrap: about 0.8
+    even = intervals.mean_rank(np.ones(30), 99, 200, rng)
+    assert (even.value, even.low, even.high) == (1, 1, 1)
+    one = intervals.mean_rank(np.array([1.0] * 29 + [300]), 500, 200, rng)  # half of the resamples are without it
+    assert (one.low >= 1, one.high) == (True, pytest.approx(500))
+
+
+def test_a_difference_of_ratios_is_that_of_the_same_items() -> None:
+    rng = np.random.default_rng(3)
+    clean = np.stack([rng.random(400) < each for each in (0.6, 0.8)]).astype(float)
+    robust = clean * (rng.random(400) < 0.4)
+    found = intervals.ratio_difference((robust[0], clean[0]), (robust[1], clean[1]), 500, rng)
+    assert found.value == pytest.approx(robust[0].sum() / clean[0].sum() - robust[1].sum() / clean[1].sum())
+    assert found.low < 0 < found.high
+    same = intervals.ratio_difference((robust[0], clean[0]), (robust[0], clean[0]), 500, rng)
+    assert (same.value, same.low, same.high) == (0, 0, 0)
+
+
+def test_a_handful_of_items_has_no_interval() -> None:
+    rng = np.random.default_rng(4)
+    values = np.linspace(0.5, 1, 19)
+    found = (
+        intervals.bootstrap(values, 100, rng),
+        intervals.fraction(values),
+        intervals.mean_rank(1 / values, 9, 100, rng),
+        intervals.difference(values, np.ones(50), 100, rng),
+        intervals.ratio(values, values, 100, rng),
+        intervals.fraction_difference(values, values),
+        intervals.ratio_difference((values, values), (values, values), 100, rng),
+    )
+    for each in found:
+        assert math.isfinite(each.value)
+        assert not each.known
+        assert common.above(each, -1e9) is None
+        assert common.below(each, 1e9) is None
+        assert cell_text(each) == common.text(each).replace(f"{each.value:.2f}", f"{each.value:.3g}")
+        assert cell_text(each).endswith("[none: n < 20]")
+    assert all(intervals.bootstrap(np.linspace(0.5, 1, count), 100, rng).known is (count == 20) for count in (19, 20))
+    assert common.percent(found[1]) == "75 % [none: n < 20]"
+    table = Table("t", "t", ("of", "value"), (("a", found[1]),))
+    cell = Analysis("x", "x", "m", {}, (table,)).as_json()["tables"][0]["rows"][0][1]
+    assert cell == {"value": pytest.approx(0.75), "low": None, "high": None}
