@@ -5,6 +5,7 @@
 # make quality  what must be clean before a change lands; make style repairs what can be repaired
 # make train-bundled  the bundled models again, stage by stage (DATA=, TEST=: CIFAR-10; DEVICE=cuda; LIST=1) -> out/bundled;
 #   SHIP=rcdm_fast/bundled writes what is made there as it ships
+# make calibrate  how often verdicts are wrong where the truth is known, quickly -> out/calibration-quick.json
 # make notebooks  run the notebooks in examples/ and keep their outputs in them
 # make bench    benchmarks: operators, network evaluations beside their rivals, a training step -> out/bench_*
 # make bench-gpu PART=build|ops|step|tune   the same on a GPU, with the Python that is there -> $OUT or out/
@@ -24,7 +25,7 @@ STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 NATIVE := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: venv demo notebooks train-bundled test test-long fuzz mutants quality style bench bench-gpu clean
+.PHONY: venv demo calibrate notebooks train-bundled test test-long fuzz mutants quality style bench bench-gpu clean
 
 venv: $(STAMP)
 
@@ -38,6 +39,11 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(NATIVE)
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py
+
+# All of it, which ships: rcdm calibrate LABEL=FILE... --json rcdm_fast/bundled/calibration.json
+calibrate: $(STAMP)
+	mkdir -p out
+	$(BIN)/rcdm calibrate --quick --max-wrong 0 --json out/calibration-quick.json
 
 notebooks: $(STAMP)
 	$(BIN)/python examples/run_notebooks.py

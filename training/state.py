@@ -165,7 +165,7 @@ class RunFolder:
             "step": step,
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "command": sys.argv,
-            "git": _git_revision(),
+            "git": git_revision(),
             "processes": processes,
             **benchmarking.facts(device),
         }
@@ -213,7 +213,7 @@ def _change(key: str, before: Any, now: Any) -> str:
     return f"{doors.printable(key)}: {doors.printable(repr(before))} -> {doors.printable(repr(now))}"
 
 
-def _git_revision() -> str | None:
+def git_revision() -> str | None:
     """Of the checkout that this code runs from; None for an installed package, or without git."""
     try:
         found = subprocess.run(
