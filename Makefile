@@ -6,6 +6,7 @@
 # make train-bundled  the bundled models again, stage by stage (DATA=, TEST=: CIFAR-10; DEVICE=cuda; LIST=1) -> out/bundled;
 #   SHIP=rcdm_fast/bundled writes what is made there as it ships
 # make docs     the documentation as pages -> out/site (SERVE=1: at 127.0.0.1:8000, made anew at every change)
+# make calibrate  how often verdicts are wrong where the truth is known, quickly -> out/calibration-quick.json
 # make notebooks  run the notebooks in examples/ and keep their outputs in them
 # make bench    benchmarks: operators, network evaluations beside their rivals, a training step -> out/bench_*
 # make bench-gpu PART=build|ops|step|tune   the same on a GPU, with the Python that is there -> $OUT or out/
@@ -25,7 +26,7 @@ STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 NATIVE := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: venv demo docs notebooks train-bundled test test-long fuzz mutants quality style bench bench-gpu clean
+.PHONY: venv demo calibrate docs notebooks train-bundled test test-long fuzz mutants quality style bench bench-gpu clean
 
 venv: $(STAMP)
 
@@ -42,6 +43,11 @@ demo: $(STAMP)
 
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs $(if $(SERVE),serve,build)
+
+# All of it, which ships: rcdm calibrate LABEL=FILE... --json rcdm_fast/bundled/calibration.json
+calibrate: $(STAMP)
+	mkdir -p out
+	$(BIN)/rcdm calibrate --quick --max-wrong 0 --json out/calibration-quick.json
 
 notebooks: $(STAMP)
 	$(BIN)/python examples/run_notebooks.py

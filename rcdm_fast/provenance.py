@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -52,8 +53,13 @@ def made_by(models: Sequence[Model] = (), data: Mapping[str, ImageSet | None] | 
 
 
 def command() -> str:
-    """The words of this process's command, as a shell takes them; ``rcdm`` for whatever file the command lies in."""
+    """The words of this process's command, as a shell takes them.
+
+    ``rcdm`` stands for whatever file the command lies in, and of absolute paths only the last part: results are shared, and
+    where a reader keeps files is nobody's business.
+    """
     name, *words = sys.argv or [""]
+    words = [os.path.basename(word.rstrip("/")) if os.path.isabs(word) else word for word in words]
     called = "rcdm" if Path(name).name in ("rcdm", "__main__.py") else name
     return shlex.join([called, *words])
 

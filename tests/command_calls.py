@@ -31,6 +31,7 @@ import rcdm_fast
 from rcdm_fast import evaluation
 from rcdm_fast import model as pipeline
 from rcdm_fast.analysis import registry
+from rcdm_fast.analysis.calibrate import CalibrateConfig, Calibration, Judgment
 from rcdm_fast.analysis.result import Analysis
 from rcdm_fast.analysis.shared import Shared
 from rcdm_fast.benchmarking import Times
@@ -38,6 +39,7 @@ from rcdm_fast.cli import app
 from rcdm_fast.config import EncoderConfig, FittedSolver
 from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.diffusion.sampling import Request
+from rcdm_fast.encoders.factor_reader import FactorReader
 from rcdm_fast.engine_comparison import Case, Drift
 from rcdm_fast.images import to_uint8
 from rcdm_fast.jobs.ledger import Summary
@@ -197,6 +199,10 @@ def _experiment(job: registry.Job, name: str) -> Analysis:
     return Analysis(name, name, job.model.config.name, {})
 
 
+def _calibrated(config: CalibrateConfig, **_: Any) -> Calibration:
+    return Calibration("world:shapes", config, (Judgment("ideal", {}, ()),))
+
+
 def _draw(data: ImageSet, **_: Any) -> evaluation.Drawn:
     images = torch.zeros(2, 1, 3, 8, 8, dtype=torch.uint8)
     return evaluation.Drawn(small.encoder(), data, torch.zeros(6, 6), torch.arange(2), images, torch.zeros(2, 1, 6))
@@ -243,6 +249,10 @@ CALLS: tuple[tuple[str, str, Callable[..., Any] | None], ...] = (
     ("rcdm_fast.training.train:train", "train", lambda **_: Path("done")),
     ("rcdm_fast.training.pretrain:pretrain", "pretrain", lambda **_: (Path("done"), {"knn": 0.5})),
     ("rcdm_fast.training.adapt:adapt", "adapt", lambda **_: Path("done")),
+    ("rcdm_fast.training.reader:train", "reader", lambda **_: (Path("done"), {"x": 0.5})),
+    ("rcdm_fast.encoders.read_code:file_of", "file_of", lambda **_: Path(__file__)),
+    ("rcdm_fast.encoders.factor_reader:load", "read", lambda **_: (FactorReader("shapes", 8), {})),
+    ("rcdm_fast.analysis.calibrate:calibrate", "calibrate", _calibrated),
     ("rcdm_fast.evaluation:draw", "draw", _draw),
     ("rcdm_fast.evaluation:evaluate", "evaluate", lambda **_: _RANKED),
     ("rcdm_fast.evaluation:mrr_change", "mrr_change", lambda **_: _ONE),
@@ -269,6 +279,7 @@ CALLS: tuple[tuple[str, str, Callable[..., Any] | None], ...] = (
     ("rcdm_fast.app.playground:Playground.from_data", "from_data", lambda **_: None),
     ("rcdm_fast.app.playground:Playground", "playground", None),
     ("rcdm_fast.app.page:launch", "launch", lambda **_: None),
+    ("rcdm_fast.benchmarking:facts", "facts", lambda **_: {}),
     ("rcdm_fast.info:report", "info", lambda **_: {}),
     ("rcdm_fast.info:lines", "lines", lambda **_: []),
     ("tests.command_calls:_experiment", "experiment", None),

@@ -28,6 +28,7 @@ from tests.command_rows import (
 CPU = torch.device("cpu")
 HALF = {"value": 0.5, "low": 0.5, "high": 0.5}
 AS_FIRST = {"flags": None, "encoder": None, "device": None, "engine": "auto", "precision": "auto"}
+SECOND = again("load#2", source="b", engine_file=None, sha256=None, **AS_FIRST)
 THIRD = again("load#3", source="third", engine_file=None, sha256=None, **AS_FIRST)
 ABOUT = "Measured on {}, {} steps, seed {}. Intervals are 95 % intervals."
 TASKS, RANKED = "page.tasks[0].job page.tasks[1].job", "evaluate evaluate#2"
@@ -352,5 +353,21 @@ MEASURING = (
             "failures.min_psnr": 0.0,
             "failures.max_mrr_loss": 100.0,
         },
+    ),
+    Usage(
+        "calibrate a",
+        (
+            Row(LAST, "late=b", {"calibrate.decoders.late": "model b", **SECOND}),
+            Row("--quick", None, {"calibrate.config.subsets": 4, "calibrate.config.sources": 256}),
+            row("--reader", "other", "file_of.name"),
+            row("--steps", 7, "calibrate.config.steps"),
+            row("--solver", "ddim", "calibrate.config.solver"),
+            row("--seed", 9, "calibrate.config.seed"),
+            Row("--set", "fraction=2", {"calibrate.config.fraction": 2}),
+            Row("--max-wrong", "3", {}),
+            *of_engine(),
+            Row("--json", "x.json", {"files": ["x.json"], "facts.device": CPU}),
+        ),
+        {"load.source": "a", "file_of.name": "shapes-reader"},
     ),
 )

@@ -181,6 +181,18 @@ TRAINING = (
         ),
     ),
     Usage(
+        "train-reader mine --config given/reader.json",
+        (
+            row(0, "other", "reader.config.name", reader__out=Path("runs/other")),
+            Row("--config", "given/reader2.json", {"reader.config.batch_size": 32}),
+            path("--out", "other", "reader.out"),
+            row("--images", 640, "reader.config.images"),
+            of_device("reader"),
+            writes("--json", "scores.json"),
+        ),
+        {"reader.config.name": "mine", "reader.device": "cpu"},
+    ),
+    Usage(
         "adapt m --encoder timm:resnet18 --data D --out runs/new",
         (
             row(0, "other", "load_model.source", "adapt.config.model"),

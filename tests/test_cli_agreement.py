@@ -28,7 +28,7 @@ from tests.test_terminal import Broken
 
 MODEL_FIRST = {"adapt", "analyze", "bench", "compare", "evaluate", "export", "report", "tune"}
 INPUTS_FIRST = {"sample", "encode", "interpolate", "generate", "app"}
-OTHERS = {"train", "pretrain", "models", "info"}  # a name of one's own, or none
+OTHERS = {"train", "pretrain", "train-reader", "calibrate", "models", "info"}  # a name of one's own, several, or none
 # Options that are the same wherever they are, and where their help may say more.
 SAME = ("--per", "--steps", "--solver", "--eta", "--guidance", "--guide", "--seed", "--batch-size", "--device",
         "--json", "--engine", "--precision", "--encoder", "--flags", "--sha256", "--against")  # fmt: skip
@@ -76,7 +76,7 @@ def test_the_model_has_its_place() -> None:
 def test_where_results_go_and_where_images_come_from() -> None:
     found = options()
     assert all("-o" in each.opts for each in found["--out"].values())
-    assert set(found["--out"]) == set(COMMANDS.commands) - {"app", "bench", "evaluate", "models", "info"}
+    assert set(found["--out"]) == set(COMMANDS.commands) - {"app", "bench", "calibrate", "evaluate", "models", "info"}
     assert all(each.help.endswith(f": {common._IMAGES}.") for each in found["--data"].values())
     assert set(found["--data"]) == (MODEL_FIRST | {"app", "train", "pretrain"})
     assert not {"--calibrate", "--test", "--samples", "--batch"} & set(found)

@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, image in zip("abc", small.make_images(3, size=16), strict=True):
         to_pil(image).save(given / f"{name}.png")
     train = {"name": "x", "unet": UNET, "encoder": {"source": "timm:resnet18", "image_size": 8}}
-    for name, values in (("train", train), ("pretrain", {"name": "x"})):
+    for name, values in (("train", train), ("pretrain", {"name": "x"}), ("reader", {"name": "x"})):
         (given / f"{name}.json").write_text(json.dumps(values))
         (given / f"{name}2.json").write_text(json.dumps({**values, "batch_size": 32}))
     return place

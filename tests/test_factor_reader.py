@@ -12,7 +12,7 @@ import torch
 from rcdm_fast import storage
 from rcdm_fast.config import ConfigError, EncoderConfig
 from rcdm_fast.data.world import World
-from rcdm_fast.encoders import ImageEncoder, factor_reader
+from rcdm_fast.encoders import ImageEncoder, build, factor_reader, native
 from rcdm_fast.encoders.factor_reader import FactorReader
 from rcdm_fast.encoders.oracle_code import Code
 from rcdm_fast.errors import RunError
@@ -115,6 +115,36 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     assert all(torch.equal(a[name], b[name]) for name in a)
     with pytest.raises(RunError, match="learning_rate"):
         training.train(dataclasses.replace(SMALL, learning_rate=0.1), tmp_path / "parts")
+
+
+def test_a_file_is_an_encoder_plain_and_as_an_oracle_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = factor_reader.rounded(FactorReader("shapes", 16)).eval()
+    file = tmp_path / "mine-encoder.safetensors"
+    factor_reader.save(file, reader, {"scores": {"x": 0.5}})
+    assert storage.read_tensors(file)["layers.0.weight"].dtype == torch.float16
+    assert factor_reader.load(file)[1] == {"scores": {"x": 0.5}}
+    seen = from_uint8(World(count=5, size=16).pixels(range(5)))
+    exact = reader(seen).detach()
+    monkeypatch.setattr(native, "BUNDLED", tmp_path)
+    for spec in (f"file:{file}", "bundled:mine", "reader:mine", f"reader:{file}?factors=all"):
+        encoder = build(spec)
+        assert (encoder.dim, encoder.config.image_size) == (14, 16)
+        assert torch.allclose(encoder.encode(seen), exact, atol=1e-6)
+        assert build(encoder.config).config == encoder.config
+    assert torch.allclose(build("reader:mine?factors=x,hue").encode(seen), exact[:, [4, 9, 10]], atol=1e-6)
+    masked = build("reader:mine?factors=hue,x&masked=1").encode(seen)
+    code = Code("shapes", ("x", "hue"), masked=True)(World(count=5, size=16).factors(range(5)))
+    assert torch.equal(masked[:, 14:], code[:, 14:])
+    assert torch.equal(masked[:, :14] != 0, code[:, :14] != 0)
+    assert torch.allclose(masked[:, [4, 9, 10]], exact[:, [4, 9, 10]], atol=1e-6)
+    for spec, message in (
+        ("reader:none", "no bundled encoder"),
+        ("reader:mine?factors=z", "a factor of factors"),
+        ("reader:mine?factors=none", "keeps at least one factor"),
+        ("reader:mine?r=1", "unknown option"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            build(spec)
 
 
 def test_files_that_are_no_reader(tmp_path: Path) -> None:

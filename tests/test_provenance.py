@@ -50,9 +50,11 @@ def test_what_made_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small.model()
     pixels = torch.zeros(5, 3, 8, 8, dtype=torch.uint8)
     images = ImageSet(pixels, None, (), (), "abc")
-    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/rcdm", "evaluate", "a model", "--per", "4"])
+    monkeypatch.setattr(
+        sys, "argv", ["/somewhere/bin/rcdm", "evaluate", "a model", "--data", "/home/me/x/", "--per", "4"]
+    )
     found = provenance.made_by([model], {"data": images, "photos": None})
-    assert found["command"] == "rcdm evaluate 'a model' --per 4"
+    assert found["command"] == "rcdm evaluate 'a model' --data x --per 4"
     assert found["data"] == {"data": {"fingerprint": "abc", "images": 5}}
     assert found["rcdm_fast"] == __version__
     assert torch.__version__.startswith(found["versions"]["torch"])

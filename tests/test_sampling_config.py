@@ -15,6 +15,7 @@ import rcdm_fast
 from rcdm_fast import engine_comparison
 from rcdm_fast.analysis import (
     attack,
+    calibrate,
     common,
     interpolate,
     invert,
@@ -55,11 +56,12 @@ OTHER: dict[type, dict[str, Any]] = {
     invert.InvertConfig: {"per": 1, "solver": "ddim"},
     photos.PhotosConfig: {},
     world_slopes.SlopesConfig: {"per": 1, "steps": 25},
+    calibrate.CalibrateConfig: {"per": 1, "steps": 10, "solver": "dpmpp_2m"},
 }
 COMMAND_OTHER: dict[str, dict[str, Any]] = {
     "interpolate": {"per": 4}, "evaluate": {"per": 4}, "compare": {"per": 4, "steps": "25"}, "report": {"steps": "25"},
     "bench": {"per": 2, "steps": "10,25,50,100"}, "tune": {"solver": None},
-    "analyze": {"per": None, "steps": None, "solver": None},
+    "analyze": {"per": None, "steps": None, "solver": None}, "calibrate": {"steps": None, "solver": None},
 }  # fmt: skip
 
 

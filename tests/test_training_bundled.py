@@ -13,12 +13,14 @@ import pytest
 import torch
 
 import rcdm_fast
-from rcdm_fast import storage
+from rcdm_fast import encoders, storage
 from rcdm_fast.config import EncoderConfig
+from rcdm_fast.data.world import World
+from rcdm_fast.images import from_uint8
 from rcdm_fast.models import checkpoint
 from rcdm_fast.training import bundled
 from rcdm_fast.training.bundled import STAGES, command, made
-from tests import checkpoint_cases, command_calls
+from tests import checkpoint_cases, command_calls, small
 from tests.test_cli_options import calls, folder  # noqa: F401  (fixtures)
 
 
@@ -42,7 +44,7 @@ def test_every_bundled_model_has_a_stage_and_each_reads_what_was_made_before() -
 def test_a_stage_is_a_command(stage: bundled.Stage, calls: command_calls.Calls, folder: Path) -> None:  # noqa: F811
     found = command_calls.run(calls, command(stage, "D", "T", Path("o"), "cpu"), folder)
     assert found["exit code"] == 0
-    run = {"pretrain": "pretrain", "train": "train", "adapt": "adapt"}[stage.words.split()[0]]
+    run = {"pretrain": "pretrain", "train": "train", "adapt": "adapt", "train-reader": "reader"}[stage.words.split()[0]]
     assert any(key.startswith(f"{run}.") for key in found)
     name = found[f"{run}.config.name"]
     assert stage.file == (f"{name}-encoder.safetensors" if run == "pretrain" else f"{name}.safetensors")
@@ -114,6 +116,23 @@ def test_what_is_made_is_written_as_it_ships(tmp_path: Path, capsys: pytest.Capt
     made(trunk, out).unlink()
     with pytest.raises(rcdm_fast.RcdmError, match=f"{trunk.name}.safetensors: no such file"):
         bundled.ship(out, into)
+
+
+def test_a_decoder_of_oracles_ships_with_the_reader(tmp_path: Path) -> None:
+    """It was trained on what is known of a world's images; samples are no such images, and can be read all the same."""
+    out, into = tmp_path / "out", tmp_path / "into"
+    stage = next(stage for stage in STAGES if stage.name == "shapes-oracle")
+    model = small.model(representation_dim=22)
+    oracle = EncoderConfig("oracle:shapes?factors=all&masked=1", image_size=32, dim=22)
+    config = dataclasses.replace(model.config, encoder=oracle, name=stage.name)
+    checkpoint.save_model(made(stage, out), config, model.unet.state_dict())
+    (file,) = bundled.ship(out, into)
+    shipped = rcdm_fast.load(file, engine="eager")
+    assert shipped.config.encoder == encoders.build("reader:shapes-reader?masked=1").config
+    samples = shipped.sample(torch.zeros(1, 22), per=2, steps=2)[0]
+    assert shipped.encode(samples).shape == (2, 22)
+    known = rcdm_fast.load(file, engine="eager", encoder="oracle:shapes?factors=x,hue&masked=1")
+    assert known.encode(from_uint8(World().pixels([3]))).shape == (1, 22)
 
 
 def test_all_that_ships_stays_small() -> None:

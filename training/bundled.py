@@ -10,6 +10,7 @@ nothing about how a stage works.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import shlex
 import shutil
@@ -22,6 +23,7 @@ from pathlib import Path
 import torch
 
 from rcdm_fast import config as configs
+from rcdm_fast import encoders
 from rcdm_fast.config import ModelConfig
 from rcdm_fast.models import checkpoint
 
@@ -36,6 +38,7 @@ class Stage:
         file: what it makes, in its folder.
         takes: how long that was, where it was measured.
         base: the stage whose model was adapted: what both hold is stored once.
+        encoder: a specification that stands in the shipped model in place of the encoder it was trained with.
         ships: whether what it makes is bundled, or only a step on the way.
     """
 
@@ -44,6 +47,7 @@ class Stage:
     file: str
     takes: str = "not measured"
     base: str = ""
+    encoder: str = ""
     ships: bool = True
 
 
@@ -102,6 +106,19 @@ STAGES = (
         "cifar10-simclr-wide.safetensors",
         "150 s on an H100",
     ),
+    Stage(
+        "shapes-reader-encoder",
+        "train-reader shapes-reader --out {out}",
+        "shapes-reader.safetensors",
+        "200,000 images; 7 minutes of a core",
+    ),
+    Stage(
+        "shapes-oracle",
+        "train shapes-oracle --data world:shapes?count=50000 --images 162048 --out {out}",
+        "shapes-oracle.safetensors",
+        "162,048 images; an hour of a core",
+        encoder="reader:shapes-reader?masked=1",  # which reads what the oracle knows, off samples too
+    ),
 )
 
 
@@ -124,10 +141,11 @@ def ship(out: Path, into: Path) -> list[Path]:
     """Write what the stages have made in `out` as it ships, those that are there; the files.
 
     Weights of models are float16. Where a stage's file was named (an encoder, a model that a run began with), the name
-    of the bundled one stands.
+    of the bundled one stands, and in place of an encoder of a world's items the one that reads any image.
 
     Raises:
         CheckpointError, StorageError: a file that cannot be read or written, or a model whose base is missing.
+        ConfigError: a model that names a bundled encoder which is missing.
     """
     written = []
     for stage in STAGES:
@@ -141,6 +159,8 @@ def ship(out: Path, into: Path) -> list[Path]:
         else:
             config, weights = checkpoint.load_model(source)
             base = into / f"{stage.base}.safetensors" if stage.base else None
+            if stage.encoder:
+                config = dataclasses.replace(config, encoder=encoders.build(stage.encoder).config)
             checkpoint.save_model(target, _by_name(config, out), weights, torch.float16, base)
         written.append(target)
     return written

@@ -69,16 +69,20 @@ class ReaderConfig(Checked):
 
 @host.guarded(gradients=True, random=True)
 def train(
-    config: ReaderConfig, out: str | Path, progress: Callable[[int, int, float], None] | None = None
+    config: ReaderConfig,
+    out: str | Path,
+    progress: Callable[[int, int, float], None] | None = None,
+    device: str | torch.device = "cpu",
 ) -> tuple[Path, dict[str, float]]:
-    """Train on the CPU, resume if `out` holds an unfinished run, and write `out`/NAME.safetensors.
+    """Train, resume if `out` holds an unfinished run, and write `out`/NAME.safetensors (float16).
 
     Args:
         config, out: the run.
         progress: called with (steps done, steps in all, loss).
+        device: where the network is; images are drawn on the CPU.
 
     Returns:
-        The file, and how well each factor is read on held-out images, in [0,1].
+        The file, and how well each factor is read on held-out images by what it holds, in [0,1].
 
     Raises:
         RunError: another run in `out`, or one that is under way; a loss that is no finite number.
@@ -90,9 +94,9 @@ def train(
     with folder.locked():
         storage.check_writable(target)
         torch.manual_seed(config.seed)
-        reader = FactorReader(config.world, config.size).to(memory_format=torch.channels_last).train()
+        reader = FactorReader(config.world, config.size).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         _run(config, reader, folder, progress)
-        measured = held_out(reader.eval(), config.held_out, config.seed + 1)
+        measured = held_out(factor_reader.rounded(reader).eval(), config.held_out, config.seed + 1)
         folder.log(measured)
         factor_reader.save(target, reader, {"run": dataclasses.asdict(config), "scores": measured})
     return target, measured
@@ -114,12 +118,13 @@ def _run(
         step = int(state["step"])
         log.info("resumed at step %d of %d", step, config.steps)
     world = World(config.world, config.images, config.size, config.seed)
+    device = next(reader.parameters()).device
     while step < config.steps:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config.steps, 0.03, config.learning_rate)
         factors = world.factors(range(step * config.batch_size, (step + 1) * config.batch_size))
         seen = from_uint8(world.render(factors)).contiguous(memory_format=torch.channels_last)
-        loss = reader.loss(seen, factors)
+        loss = reader.loss(seen.to(device), factors)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise RunError(f"the loss is {value} at step {step}; the last state in {folder.path} is from before")

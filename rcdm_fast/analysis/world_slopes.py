@@ -1,16 +1,18 @@
 """How far samples follow what a representation keeps, measured where the truth is known.
 
-Items of a world are drawn again with one factor changed at a time. From what an oracle that keeps a subset of factors
-says of each, a decoder draws samples, and all factors are read off these. With z the place of a value (a number; cosine
-and sine of degrees; one of a choice's corners), the slope of a factor is
+From what an oracle that keeps a subset of factors says of a world's items, a decoder draws samples, and all factors are
+read off these. With z the place of a value (a number; cosine and sine of degrees; one of a choice's corners), the slope
+of a factor is that of the regression of z(read) on z(true) over items,
 
-    sum <z(true, changed) - z(true), z(read, changed) - z(read)> / sum |z(true, changed) - z(true)|^2
+    sum <z(true) - mean, z(read) - mean> / sum |z(true) - mean|^2
 
-over items, changed values and noise. It is 1 where samples follow entirely and 0 where they do not; for a choice it is
-(accuracy - chance) / (1 - chance) if errors are evenly spread, and for a factor read with noise of its own nothing is
-lost. Its interval is a bootstrap over items, since values and noise of one item are not independent.
+It is 1 where samples follow entirely and 0 where they do not; for a choice it is (accuracy - chance) / (1 - chance) if
+errors are evenly spread, and for a factor read with noise of its own nothing is lost. A world draws its factors
+independently of each other, so its items are an experiment in which every factor is changed at random: a slope is what
+a change does, as if one factor at a time were changed, and every sample counts for all of them. Each item is drawn
+several times, from noise of its own. Intervals are over items.
 
-Makes no verdict of a slope: that is a rule's to say.
+Makes no verdict of a slope: that is a rule's to say (`rules.py`).
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from rcdm_fast.data.world import Factor, World
 from rcdm_fast.diffusion.sampling_config import PER_VERSION
 from rcdm_fast.encoders.oracle_code import Code
 from rcdm_fast.images import from_uint8
-from rcdm_fast.metrics import intervals
+from rcdm_fast.metrics import slopes
 from rcdm_fast.metrics.intervals import Interval
 from rcdm_fast.model import Model
 
@@ -51,17 +53,12 @@ class SlopesConfig(ExperimentConfig):
 
     Attributes:
         sources: items; at least 20.
-        values: drawn anew for each factor of each item, from its whole range.
-        noises: times that all of it is drawn, each from noise of its own.
-        shared: whether an item and its changed versions are drawn from the same noise. A representation that drops a
-            factor entirely then gives the very same sample, and the slope is exactly 0; without, its samples vary.
+        noises: samples of each, for every subset, all of noise of their own.
     """
 
-    sources: Count = 64
+    sources: Count = 768
     per: Count = PER_VERSION
-    values: Annotated[Count, Range(1, 1000)] = 4
     noises: Annotated[Count, Range(1, 1000)] = 2
-    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,87 +94,30 @@ def cells(
     """
     config = config or SlopesConfig()
     check_sources(config.sources, len(world))
-    plan = _Plan.make(world, config)
+    factors = world.factors(range(config.sources))
+    rows = factors.repeat(config.noises, 1)
     found: list[Cell] = []
     for done, subset in enumerate(subsets):
-        tops = np.zeros((len(plan.places), config.sources))
-        for number in range(config.noises):
-            drawn = sampler(plan.factors, tuple(subset), plan.noise(number, config.shared))
-            answer = read(drawn)
-            if answer.shape != plan.factors.shape:
-                raise ConfigError(f"factors that were read are {list(answer.shape)}, not {list(plan.factors.shape)}")
-            tops += plan.products(answer)
-        bottoms = config.noises * plan.products(plan.factors)
-        for place, top, bottom in zip(plan.places, tops, bottoms, strict=True):
-            name = world.about[place].name
-            found.append(Cell(tuple(subset), name, name in subset, _slope(top, bottom, config)))
+        first = done * len(rows)  # of the noise, so that subsets err independently of each other
+        answer = read(sampler(rows, tuple(subset), range(first, first + len(rows))))
+        if answer.shape != rows.shape:
+            raise ConfigError(f"factors that were read are {list(answer.shape)}, not {list(rows.shape)}")
+        for column, factor in enumerate(world.about[:8]):
+            true = place(factors[:, column], factor)
+            seen = place(answer[:, column], factor).view(config.noises, *true.shape).mean(dim=0)
+            found.append(Cell(tuple(subset), factor.name, factor.name in subset, _slope(true, seen)))
         if progress is not None:
             progress(done + 1, len(subsets))
     return found
 
 
-def _slope(top: np.ndarray, bottom: np.ndarray, config: SlopesConfig) -> Interval:
-    """Ratio of sums over sources [S], with its interval."""
-    counts = intervals.resampled(len(top), config.resamples, config.seed)
-    return intervals.of(top.sum() / bottom.sum(), (counts @ top) / np.maximum(counts @ bottom, 1e-12))
+def _slope(true: Tensor, read: Tensor) -> Interval:
+    """Of the regression of z [S,Z] on z [S,Z]."""
+    true, read = true - true.mean(dim=0), read - read.mean(dim=0)
+    return slopes.slope((true * read).sum(dim=1).numpy(), true.square().sum(dim=1).numpy())
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """Sources, each followed by its changed versions; one row of factors for each image.
-
-    Attributes:
-        world, config: as given.
-        factors: float64 [S (1 + 8 values), F].
-        places: of the factors that are changed.
-    """
-
-    world: World
-    config: SlopesConfig
-    factors: Tensor
-    places: range
-
-    @staticmethod
-    def make(world: World, config: SlopesConfig) -> _Plan:
-        sources = world.factors(range(config.sources))
-        places = range(min(8, len(world.about)))
-        rows = sources[:, None].repeat(1, 1 + len(places) * config.values, 1)
-        rng = np.random.default_rng([config.seed, 2])
-        for number, place in enumerate(places):
-            uniform = torch.from_numpy(rng.random((config.sources * config.values, len(world.about))))
-            anew = world.scaled(uniform)[:, place].view(config.sources, config.values)
-            if world.about[place].kind == "choice":  # another one: the same would change nothing
-                count = world.about[place].high
-                other = 1 + torch.floor(uniform[:, place] * (count - 1)).view(config.sources, config.values)
-                anew = (sources[:, place : place + 1] + other) % count
-            start = 1 + number * config.values
-            rows[:, start : start + config.values, place] = anew
-        return _Plan(world, config, rows.flatten(0, 1), places)
-
-    @property
-    def _each(self) -> int:
-        return 1 + len(self.places) * self.config.values
-
-    def noise(self, number: int, shared: bool) -> list[int]:
-        """Keys of the noise of all rows, the `number`-th time."""
-        rows = range(len(self.factors))
-        first = number * len(self.factors)
-        return [first + (row // self._each if shared else row) for row in rows]
-
-    def products(self, read: Tensor) -> np.ndarray:
-        """<true change, read change>, summed over each source's values; float64 [places, S]."""
-        out = []
-        for number, place in enumerate(self.places):
-            factor, start = self.world.about[place], 1 + number * self.config.values
-            changes = []
-            for factors in (self.factors, read):
-                z = _place(factors[:, place], factor).view(self.config.sources, self._each, -1)
-                changes.append(z[:, start : start + self.config.values] - z[:, :1])
-            out.append((changes[0] * changes[1]).sum(dim=(1, 2)))
-        return torch.stack(out).numpy()
-
-
-def _place(values: Tensor, factor: Factor) -> Tensor:
+def place(values: Tensor, factor: Factor) -> Tensor:
     """z of values [N]; float64 [N, 1 or more], see the module."""
     if factor.kind == "choice":
         return torch.nn.functional.one_hot(values.long(), int(factor.high)).double()

@@ -31,7 +31,7 @@ def info(
     device: common.Device = None,
     json: common.JsonFile = None,
 ) -> None:
-    """Say what this installation has, and why something is missing.
+    """Say what this installation has, and why not more.
 
     Versions, devices, native parts, runtimes; with --model also the engine that runs it, and why others do not.
 

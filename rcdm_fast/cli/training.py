@@ -1,4 +1,4 @@
-"""`rcdm train` and `rcdm pretrain`."""
+"""`rcdm train`, `rcdm pretrain` and `rcdm train-reader`."""
 
 from __future__ import annotations
 
@@ -117,6 +117,39 @@ def pretrain(
     for key, value in accuracy.items():
         common.say(f"{key:32s} {value:.4f}")
     common.write_json(json, accuracy)
+    common.say(f"{path}: finished; use it with --encoder file:{path}")
+
+
+def train_reader(
+    name: Name,
+    config: ConfigFile = None,
+    out: Out = None,
+    images: ImageCount = None,
+    device: common.Device = None,
+    json: common.JsonFile = None,
+) -> None:
+    """Train a network that reads a world's factors off images.
+
+    Its images are drawn as they are needed, and how well it reads is measured on others. The same command resumes it.
+
+    Example: rcdm train-reader shapes-reader --out runs/reader
+    """
+    from rcdm_fast.config import from_dict
+    from rcdm_fast.devices import best
+    from rcdm_fast.training.reader import ReaderConfig
+    from rcdm_fast.training.reader import train as run
+
+    common.check_writable(json)
+    place = best(device)
+    values = _configuration(name, config) | {"name": name}
+    values |= {} if images is None else {"images": images}
+    settings = from_dict(ReaderConfig, values, str(config or name))
+    common.say(f"{settings.steps} steps of {settings.batch_size} images of world:{settings.world}")
+    with common.ProgressBar(settings.steps) as progress:
+        path, scores = run(settings, out or Path("runs") / name, progress, place)
+    for key, value in scores.items():
+        common.say(f"{key:32s} {value:.4f}")
+    common.write_json(json, scores)
     common.say(f"{path}: finished; use it with --encoder file:{path}")
 
 

@@ -96,6 +96,7 @@ class SamplingConfig(Checked):
 QUICK_STEPS = 25  # many sources are averaged, or somebody waits: half the time; stands beside every number
 PER_SOURCE = 4  # intervals are over sources: more samples of the same source hardly narrow them
 PER_VARIANCE = 2  # the fewest samples of a source that have a variance
+CELL_STEPS, CELL_SOLVER = 10, "dpmpp_2m"  # slopes of ten thousands of samples: as few evaluations as keep slopes
 PER_VERSION = 1  # every source is drawn many times already, changed in as many ways
 ONE_WAY = 1  # an interpolation is one row of images; several rows show what the noise adds
 SHEET_WAYS = 4  # rows of a sheet that a person looks at

@@ -18,10 +18,12 @@ import torch
 from rcdm_fast import downloads, offline
 from rcdm_fast.config import ConfigError, EncoderConfig
 from rcdm_fast.encoders import (
+    factor_reader,
     native,
     onnx_models,
     oracle,
     published,
+    read_code,
     sources,
     timm_models,
     torchhub,
@@ -50,8 +52,9 @@ def build(
         source: one of
 
             * a spec string: ``timm:NAME``, ``torchvision:NAME``, ``transformers:NAME_OR_FOLDER``,
-              ``torchhub:REPO:NAME``, ``onnx:PATH``, ``file:PATH``, ``bundled:NAME``, ``published:NAME`` or
-              ``oracle:WORLD?factors=x,y`` (knows the truth about images of a world: `oracle.py`), with options as in
+              ``torchhub:REPO:NAME``, ``onnx:PATH``, ``file:PATH``, ``bundled:NAME``, ``published:NAME``,
+              ``oracle:WORLD?factors=x,y`` (knows the truth about images of a world: `oracle.py`) or
+              ``reader:shapes-reader?factors=x,y`` (reads it off any image: `read_code.py`), with options as in
               ``timm:resnet50?pretrained=1&layer=layer3&pooling=mean``. The network's own convention is used where no
               option says otherwise. Options: layer, pooling, image_size, resize, resize_to, interpolation, mean and
               std (one number or three), normalize, border, channel_order, layout; weights (timm, torchvision, torchhub,
@@ -163,8 +166,8 @@ def _load(source: Source, fields: Mapping[str, Any], trusted: bool) -> Network:
 
 
 def _native(source: Source, _fields: Mapping[str, Any]) -> Network:
-    bundled = source.family == "bundled"
-    return Network(*native.load(native.bundled_path(source.name) if bundled else source.name))
+    file = os.fspath(native.bundled_path(source.name)) if source.family == "bundled" else source.name
+    return read_code.plain(file) if factor_reader.is_reader(file) else Network(*native.load(file))
 
 
 LOCAL = {  # what needs no network
@@ -180,6 +183,7 @@ LOADERS: dict[str, Callable[[Source, Mapping[str, Any]], Network]] = {
     "transformers": transformers_models.load,
     "onnx": onnx_models.load,
     "oracle": oracle.load,
+    "reader": read_code.load,
 }
 OPTIONS: dict[str, frozenset[str]] = {
     "bundled": frozenset(),
@@ -191,4 +195,5 @@ OPTIONS: dict[str, frozenset[str]] = {
     "torchhub": torchhub.OPTIONS,
     "onnx": onnx_models.OPTIONS,
     "oracle": oracle.OPTIONS,
+    "reader": read_code.OPTIONS,
 }

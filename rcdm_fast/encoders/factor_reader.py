@@ -1,7 +1,8 @@
 """A small network that reads the factors of a world's images off pixels: of any image, samples of a decoder included.
 
-Its output has the layout of a plain code of all factors (`oracle_code.py`), so it also serves as an encoder of samples:
-``ImageEncoder(reader, EncoderConfig("module", image_size=reader.size))``. How well it reads stands in its file.
+Its output has the layout of a plain code of all factors (`oracle_code.py`), so it also serves as an encoder, of
+samples too: ``bundled:shapes-reader``, ``file:PATH``, and as an oracle would write it down: ``reader:...``
+(`read_code.py`). How well it reads stands in its file.
 
 Knows nothing about how it is trained (`training/reader.py`).
 """
@@ -62,14 +63,17 @@ class FactorReader(nn.Module):
 
     def forward(self, seen: Tensor) -> Tensor:
         """See the class."""
-        raw = self._parts(self.raw(seen))
-        parts = []
-        for factor, part in zip(self.about, raw, strict=True):
+        return torch.cat(self.parts(seen), dim=1)
+
+    def parts(self, seen: Tensor) -> list[Tensor]:
+        """The same for each factor by itself, in the order of the world."""
+        found = []
+        for factor, part in zip(self.about, self._parts(self.raw(seen)), strict=True):
             if factor.kind == "choice":  # probabilities, scaled as the code's columns are
                 count = part.shape[1]
                 part = (part.softmax(dim=1) - 1 / count) * (count / (count - 1) ** 0.5)
-            parts.append(part)
-        return torch.cat(parts, dim=1)
+            found.append(part)
+        return found
 
     def raw(self, seen: Tensor) -> Tensor:
         """The same with logits of choices in place of their columns."""
@@ -89,9 +93,9 @@ class FactorReader(nn.Module):
         terms = []
         for place, (factor, part) in enumerate(zip(self.about, self._parts(self.raw(seen)), strict=True)):
             if factor.kind == "choice":
-                terms.append(F.cross_entropy(part, factors[:, place].long()))
+                terms.append(F.cross_entropy(part, factors[:, place].long().to(part.device)))
             else:
-                terms.append(F.mse_loss(part, wanted[place]))
+                terms.append(F.mse_loss(part, wanted[place].to(part.device)))
         return torch.stack(terms).mean()
 
     @torch.no_grad()
@@ -127,13 +131,31 @@ class FactorReader(nn.Module):
 
 
 def save(path: str | os.PathLike[str], reader: FactorReader, info: Mapping[str, Any]) -> None:
-    """Write a reader; `info` is for whoever reads the file, its scores among it."""
+    """Write a reader; `info` is for whoever reads the file, its scores among it.
+
+    Matrices and convolutions are stored as float16 (`rounded`), norms and biases as float32.
+    """
     about = {"world": reader.world, "size": reader.size, "info": dict(info)}
-    storage.save_tensors(path, reader.state_dict(), {METADATA_KEY: json.dumps(about, sort_keys=True)})
+    tensors = {name: value.half() if value.ndim > 1 else value.float() for name, value in reader.state_dict().items()}
+    storage.save_tensors(path, tensors, {METADATA_KEY: json.dumps(about, sort_keys=True)})
+
+
+@torch.no_grad()
+def rounded(reader: FactorReader) -> FactorReader:
+    """The reader itself, with the weights that `save` writes: whoever measures it measures the file."""
+    for value in reader.parameters():
+        if value.ndim > 1:
+            value.copy_(value.half())
+    return reader
+
+
+def is_reader(path: str | os.PathLike[str]) -> bool:
+    """Whether a safetensors file holds a reader. Raises `StorageError`."""
+    return METADATA_KEY in storage.read_metadata(path)
 
 
 def load(path: str | os.PathLike[str]) -> tuple[FactorReader, dict[str, Any]]:
-    """A reader in evaluation mode, and what its file says of it.
+    """A reader in evaluation mode, in float32, and what its file says of it.
 
     Raises:
         StorageError: missing, truncated or damaged file.
@@ -147,5 +169,6 @@ def load(path: str | os.PathLike[str]) -> tuple[FactorReader, dict[str, Any]]:
         info = dict(about["info"])
         with torch.device("meta"):  # nothing is allocated for a network that the file's tensors do not fit
             reader = FactorReader(about["world"], about["size"])
-        reader.load_state_dict(storage.read_tensors(path), strict=True, assign=True)
+        tensors = {name: value.float() for name, value in storage.read_tensors(path).items()}
+        reader.load_state_dict(tensors, strict=True, assign=True)
     return reader.eval(), info

@@ -5,7 +5,7 @@ An oracle looks at pixels like any encoder, and recognizes an image by them: as 
 and `seed`, drawn again as far as needed), or as one that `Oracle.learn` drew from other factors. It refuses every other
 image, samples of a decoder included: what it said of those would be made up.
 
-Knows nothing about how an image could be read (a reader of factors is trained for that).
+Knows nothing about how an image could be read (`factor_reader.py`).
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Oracle(nn.Module):
             if self._read == self.world.count:
                 raise EncoderError(
                     f"an oracle knows images of {self.world.name} only, and what it drew itself from other factors; "
-                    "this image is none of them"
+                    "this image is none of them (reader:shapes-reader reads factors off any image)"
                 )
             places = range(self._read, min(self._read + 256, self.world.count))
             factors = self.world.factors(places)
@@ -115,7 +115,7 @@ def load(source: Source, _fields: Mapping[str, Any]) -> Network:
         raise ConfigError(f"{source.shown}: no such world; there are {', '.join(FACTORS)}")
     numbers = {key: worlds.number(source.options[key], key) for key in _NUMBERS if key in source.options}
     world = World(source.name, **{key: numbers.pop(key) for key in ("count", "size", "seed") if key in numbers})  # type: ignore[arg-type]
-    named = {key: _listed(source.options[key], source.name) for key in _NAMES if key in source.options}
+    named = {key: listed(source.options[key], source.name) for key in _NAMES if key in source.options}
     if "factors" not in named:
         raise ConfigError(f"{source.shown}: say which factors are kept: factors=x,y, factors=all or factors=none")
     flags = {key: parse_bool(source.options[key], key) for key in ("masked", "mlp") if key in source.options}
@@ -124,7 +124,8 @@ def load(source: Source, _fields: Mapping[str, Any]) -> Network:
     return Network(Oracle(world, code), EncoderConfig(str(source), image_size=world.size, dim=code.dim))
 
 
-def _listed(text: str, world: str) -> tuple[str, ...]:
+def listed(text: str, world: str) -> tuple[str, ...]:
+    """Names of factors as an option gives them: "x,y", "all" or "none"."""
     if text in ("all", "none"):
         return tuple(factor.name for factor in FACTORS[world]) if text == "all" else ()
     return tuple(text.split(","))

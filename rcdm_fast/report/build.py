@@ -78,7 +78,7 @@ def build(
     results = claims.of_report(results)
     job = tasks[0].job
     models = {id(each): each for task in tasks for each in (task.job.model, *task.job.against)}
-    facts = provenance.made_by(list(models.values()), {"data": job.data, "photos": job.photos}) 
+    facts = provenance.made_by(list(models.values()), {"data": job.data, "photos": job.photos})
     facts |= {"rules": rules.VERSION, "seconds": took}
     how = methods.paragraph(results, facts)
     outputs.keep(page, lambda file: storage.write_text(file, render(title, about, results, missing, facts, how)))
