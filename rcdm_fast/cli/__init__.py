@@ -22,6 +22,7 @@ from rcdm_fast.cli import (
     bench,
     common,
     compare,
+    encoders,
     evaluate,
     export,
     generate,
@@ -72,6 +73,7 @@ for _each in (
     compare.compare,
     bench.bench,
     tune.tune,
+    encoders.encoders,
     about.models,
     about.info,
 ):
