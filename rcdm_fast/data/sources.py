@@ -89,7 +89,7 @@ def of_array(images: np.ndarray | Tensor, size: int) -> ImageSet:
     batch = several_images(images)
     if not isinstance(batch, Tensor) or not len(batch):
         raise ImageError(f"expected images uint8 [N,H,W,3] or float [N,3,H,W], got {list(images.shape)}")
-    pixels = torch.cat([to_uint8(fit_images(part.cpu(), size)) for part in batch.split(BLOCK)])
+    pixels = torch.cat([to_uint8(fit_images(part.cpu(), size)) for part in batch.split(BLOCK)]).contiguous()
     paths = tuple(Path("(given)") / str(number) for number in range(len(pixels)))
     return ImageSet(pixels, None, (), paths, image_set.fingerprint(pixels, None))
 
