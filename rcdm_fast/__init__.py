@@ -4,6 +4,7 @@
     model = rcdm_fast.load("cifar10-simclr-wide")
     h = model.encode("photo.jpg")                                     # representations [1,D]
     images = model.sample(h, per=8)                                 # [1,8,3,H,W] in [-1,1]
+    model.show("photo.jpg").save("sheet.png")                       # photo, what the encoder sees, samples
     for batch in rcdm_fast.generate(model, "photos/", per=100):       # many, as they are finished
         print(batch.ids, batch.images.shape)
     found = rcdm_fast.analyze(model, "invariance", "cifar10/test")    # the paper's experiments as numbers
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from rcdm_fast.model import Model, load
     from rcdm_fast.models.checkpoint import CheckpointError, save_model
     from rcdm_fast.models.hub import HubError
+    from rcdm_fast.showing import sheet
     from rcdm_fast.workflows import adapt, analyze, evaluate, train
 
 _HOMES = {
@@ -55,6 +57,7 @@ _HOMES = {
     "SamplingConfig": "diffusion.sampling_config",
     "SamplingError": "diffusion.sampling",
     "load": "model",
+    "sheet": "showing",
     "adapt": "workflows",
     "analyze": "workflows",
     "evaluate": "workflows",
@@ -85,6 +88,7 @@ __all__ = [
     "generate",
     "load",
     "save_model",
+    "sheet",
     "train",
 ]
 

@@ -31,7 +31,7 @@ FORMAT_VERSION = 1
 NoiseSchedule = Literal["linear", "cosine"]
 Prediction = Literal["eps", "x0", "v"]  # v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0
 Variance = Literal["learned_range", "fixed_large", "fixed_small"]
-Pooling = Literal["none", "cls", "mean"]
+Pooling = Literal["none", "cls", "mean", "max", "flatten", "function"]  # function: given in Python
 Resize = Literal["squash", "short_side"]
 Interpolation = Literal["bilinear", "bicubic", "area", "box_bicubic"]
 Rounding = Literal["nearest", "torchvision", "transformers"]
@@ -190,12 +190,13 @@ class EncoderConfig(Checked):
     """How an image becomes a representation: which network, which layer, which input convention.
 
     `source` names the network: ``bundled:NAME``, ``file:PATH`` (native encoder file), ``timm:NAME``,
-    ``torchvision:NAME``, ``transformers:NAME``, ``torchhub:REPO:NAME``, ``onnx:PATH``, ``published:NAME``,
-    ``oracle:WORLD`` (the truth about images of a world) or
+    ``torchvision:NAME``, ``transformers:NAME``, ``torchhub:REPO:NAME``, ``python:FILE.py:NAME``, ``onnx:PATH``,
+    ``published:NAME``, ``oracle:WORLD`` (the truth about images of a world) or
     ``module`` (given in Python, cannot be rebuilt from a file); options that choose its weights may follow, as in
     ``timm:resnet50?pretrained=1``. `layer` is ``backbone``, ``projector`` or the dotted name of a sub-module whose
-    output is taken. Images in [-1,1] are resized (`resize`: both sides, ``squash``, or the short one,
-    ``short_side``) to `resize_to` pixels, cropped at the center to `image_size`, mapped to [0,1], and normalized by
+    output is taken (``NAME#2``: at its second call), and `pooling` what makes one vector of it. Images in [-1,1] are
+    resized (`resize`: both sides, ``squash``, or the short one, ``short_side``) to `resize_to` pixels, cropped at the
+    center to `image_size`, mapped to [0,1], and normalized by
     `mean` and `std`. `interpolation` ``box_bicubic`` halves by 2x2 means while the target allows it and finishes
     bicubically (the published code). `rounding` says whose transforms the sizes follow: ``nearest`` rounds the long
     side and takes an image that already has `image_size` as it is; ``torchvision`` (timm, too) and ``transformers``
@@ -203,7 +204,7 @@ class EncoderConfig(Checked):
     `normalize` divides the representation by its L2 norm. `architecture` holds the keyword arguments of a native
     network. `border` ``black`` lets `resize_to` be smaller than `image_size`: what is missing around the image is
     black. `channel_order` is the one in which the network takes its colors; `mean` and `std` are in that order.
-    `layout` is the order of a layer's four-dimensional output, of which `pooling` ``mean`` averages rows and columns;
+    `layout` is the order of a layer's output, over whose positions or tokens `pooling` ``mean`` and ``max`` go;
     ``auto`` takes it from the network, or from trying it, and is an error where neither tells. `image_size` is at most
     2048, `resize_to` 4096, `dim` 2^20.
     """

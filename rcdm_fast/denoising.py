@@ -34,6 +34,7 @@ def x0_errors(
     seed: int = 0,
     batch_size: int = 64,
     resamples: int = 2000,
+    h: torch.Tensor | None = None,
 ) -> dict[int, Interval]:
     """Mean squared error of x0 predicted from one noisy image each, by the plain network (`Model.network`).
 
@@ -45,6 +46,7 @@ def x0_errors(
         seed: of the noise, the same for every model.
         batch_size: images at once.
         resamples: bootstrap draws behind the 95 % intervals over images.
+        h: representations of those images, float32 [M,D]; computed by the encoder if left out.
 
     Returns:
         By timestep, the mean over images, channels and pixels of (predicted - x0)^2, for x0 in [-1,1].
@@ -53,7 +55,7 @@ def x0_errors(
         ConfigError: a model without an encoder, fewer than two images, or timesteps that the schedule does not have.
     """
     encoder = model.encoder
-    if encoder is None:
+    if encoder is None and h is None:
         raise ConfigError("errors of x0 need the model's encoder; give one with --encoder")
     if len(index) < 2:
         raise ConfigError(f"an interval needs at least 2 images, got {len(index)}")
@@ -66,15 +68,19 @@ def x0_errors(
             f"timesteps {wrong} are not among the {len(schedule)} of the schedule, 0 to {len(schedule) - 1}"
         )
     errors: dict[int, list[torch.Tensor]] = {t: [] for t in timesteps}
-    for number, part in enumerate(index.split(batch_size)):
-        x0 = data.floats(part).cpu()
-        h = encoder.encode(x0)
+    for number, places in enumerate(torch.arange(len(index)).split(batch_size)):
+        x0 = data.floats(index[places]).cpu()
+        if h is not None:
+            own = h[places]
+        else:
+            assert encoder is not None
+            own = encoder.encode(x0)
         for t in timesteps:
             eps = torch.randn(x0.shape, generator=step_generator(seed, number, stream=t))
             alpha_bar = float(schedule.alpha_bar[t])
             x = math.sqrt(alpha_bar) * x0 + math.sqrt(1 - alpha_bar) * eps
             of_x, of_output = x0_factors(schedule, t)
-            predicted = of_x * x + of_output * model.network(x, torch.full((len(x),), t), h)[:, :3].cpu()
+            predicted = of_x * x + of_output * model.network(x, torch.full((len(x),), t), own)[:, :3].cpu()
             errors[t].append((predicted - x0).square().mean(dim=(1, 2, 3)).double())
     return {
         t: bootstrap(torch.cat(rows).numpy(), resamples, np.random.default_rng([seed, t])) for t, rows in errors.items()

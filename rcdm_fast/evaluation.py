@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -147,6 +148,19 @@ class Drawn:
         return self.real.labels[self.sources].repeat_interleave(self.images.shape[1])
 
 
+class Sampled(Protocol):
+    """What a probe reads of `Drawn`, and of samples without an encoder (`unranked.py`)."""
+
+    @property
+    def real(self) -> ImageSet: ...
+
+    @property
+    def sources(self) -> Tensor: ...
+
+    @property
+    def images(self) -> Tensor: ...
+
+
 @host.guarded(gradients=True, random=True)
 def evaluate(
     model: Model,
@@ -202,7 +216,10 @@ def draw(
     """
     encoder = model.encoder
     if encoder is None:
-        raise ConfigError("evaluation needs the model's encoder; give one with --encoder")
+        raise ConfigError(
+            "evaluation needs the model's encoder; give one with --encoder, or the images' --representations for what "
+            "can be measured without"
+        )
     size, count = counts(data, config)
     real = data.subset(evenly(size, len(data)))
     if gallery is None:
@@ -270,7 +287,7 @@ def variances(images: Tensor) -> np.ndarray:
     return np.stack([from_uint8(each).var(dim=0).mean().numpy() for each in images])
 
 
-def recognition(drawn: Drawn, encoder: Encoder, known: ImageSet) -> Recognized:
+def recognition(drawn: Sampled, encoder: Encoder, known: ImageSet) -> Recognized:
     """How often the source's class is read off samples, by a linear probe that had no part in drawing them.
 
     Args:

@@ -25,14 +25,15 @@ from rcdm_fast.diffusion.engine import Engine
 from rcdm_fast.diffusion.sampling import SamplingError, interpolation_path
 from rcdm_fast.diffusion.sampling_config import ONE_WAY, InversionKeywords, SamplingConfig, SamplingKeywords, chosen
 from rcdm_fast.encoders import Encoder, groups
+from rcdm_fast.encoders.modules import PoolingGiven
 from rcdm_fast.images import ImageSource, fit_images, load_image
 from rcdm_fast.models import checkpoint, networks
 from rcdm_fast.models.unet import UNet
 from rcdm_fast.pretrained import Pretrained
-from rcdm_fast.sampler import Sampler
+from rcdm_fast.showing import Shown
 
 
-class Model(Pretrained, Sampler):
+class Model(Pretrained, Shown):
     """A network with its schedule, its encoder (if known) and the engine that runs it. Made by `rcdm_fast.load`.
 
     It can be pickled, copied and sent to other processes; the engine is made again there. What a program has set up in
@@ -91,22 +92,6 @@ class Model(Pretrained, Sampler):
     def _loaded(cls, source: str | os.PathLike[str], **options: Any) -> Self:
         model: Any = load(source, **options)
         return model  # type: ignore[no-any-return]
-
-    def describe(self) -> str:
-        """A few lines: name, network, engine, encoder."""
-        unet = self.config.unet
-        parameters = sum(parameter.numel() for parameter in self.unet.parameters())
-        encoder = self.config.encoder
-        lines = [
-            f"model    {self.config.name or '(unnamed)'}: {unet.image_size} px, {parameters / 1e6:.1f} M parameters",
-            f"engine   {self.engine.describe()}",
-            *(f"         not {name}: {why}" for name, why in engines.not_chosen(self.engine, self.device).items()),
-            f"encoder  {encoder.source} ({encoder.layer})" if encoder is not None else "encoder  none",
-        ]
-        if self.config.fitted:
-            own = ", ".join(f"{each.nfe} ({each.digest})" for each in self.config.fitted)
-            lines.append(f"solvers  fitted for evaluations: {own}")
-        return "\n".join(lines)
 
     @host.guarded()
     def encode(self, images: Images, *, on_bad: OnBad | None = None) -> Tensor:
@@ -254,14 +239,16 @@ def load(
     precision: str = "auto",
     engine_file: str | os.PathLike[str] | None = None,
     sha256: str | None = None,
+    convention: EncoderConfig | None = None,
+    pooling: PoolingGiven | None = None,
 ) -> Model:
     """Load a model and make it ready.
 
     A model file may come from anyone, and may name an encoder. What it names is built at the first `encode` without a
     question, because it is read as data: a bundled or published encoder, a network of timm, torchvision or transformers
     by its name (downloaded by those libraries, weights without pickled code), a native or ONNX file on this machine.
-    What would run code that comes with a network is refused: torch.hub always (give it as ``encoder=`` with
-    trust_repo=1), and transformers' custom code. With RCDM_FAST_OFFLINE=1 nothing is downloaded.
+    What would run code that comes with a network is refused: torch.hub and Python files always (give them as
+    ``encoder=`` with trust=1), and transformers' custom code. With RCDM_FAST_OFFLINE=1 nothing is downloaded.
 
     Args:
         source: a bundled or published name (`rcdm models`), a native .safetensors file or its folder, a
@@ -274,6 +261,9 @@ def load(
         precision: "fp32", "bf16", "fp16" or "auto".
         engine_file: an export of this very model that a runtime's engine is to run; made and cached if left out.
         sha256: hex digest that the model's file must have.
+        convention: what images an nn.Module or callable takes; by default that of the one that the model was trained
+            with. It is asked for where nothing tells it.
+        pooling: of an nn.Module or callable, in place of that of its convention; a function if it was one in training.
 
     Raises:
         checkpoint.CheckpointError: unknown, truncated, foreign or mismatched weights, or another digest.
@@ -284,9 +274,8 @@ def load(
     network = networks.from_tensors(config.unet, tensors)
     runner = engines.make(engine, network, config, place, precision, engine_file)
     if encoder is not None:
-        return Model(
-            config, network, runner, _checked_width(encoders.build(encoder, place), config), place, engine_file
-        )
+        built = encoders.build(encoder, place, config=convention, pooling=pooling, stored=config.encoder)
+        return Model(config, network, runner, _checked_width(built, config), place, engine_file)
     own = config.encoder if config.encoder is not None and config.encoder.source != "module" else None
     return Model(config, network, runner, own, place, engine_file)
 

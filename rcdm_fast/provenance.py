@@ -55,8 +55,8 @@ def made_by(models: Sequence[Model] = (), data: Mapping[str, ImageSet | None] | 
 def command() -> str:
     """The words of this process's command, as a shell takes them.
 
-    ``rcdm`` stands for whatever file the command lies in, and of absolute paths only the last part: results are shared, and
-    where a reader keeps files is nobody's business.
+    ``rcdm`` stands for whatever file the command lies in, and of absolute paths only the last part: results are
+    shared, and where somebody keeps files is nobody's business.
     """
     name, *words = sys.argv or [""]
     words = [os.path.basename(word.rstrip("/")) if os.path.isabs(word) else word for word in words]

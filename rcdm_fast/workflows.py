@@ -12,19 +12,26 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from torch import Tensor
+
 from rcdm_fast import doors, encoders
 from rcdm_fast import model as models
 from rcdm_fast.analysis import registry
 from rcdm_fast.config import ConfigError, EncoderConfig, from_dict, migrated
+from rcdm_fast.data import aligned
 from rcdm_fast.data.image_set import ImageSet
-from rcdm_fast.data.sources import open_data
+from rcdm_fast.data.random_access import Given
+from rcdm_fast.data.sources import of_array, open_data
 from rcdm_fast.devices import best
 from rcdm_fast.encoders import Encoder
 from rcdm_fast.encoders.layers import Forward
+from rcdm_fast.encoders.modules import PoolingGiven
 from rcdm_fast.evaluation import EvaluateConfig, Faithfulness
 from rcdm_fast.evaluation import evaluate as measure
 from rcdm_fast.model import Model
 from rcdm_fast.models import checkpoint
+from rcdm_fast.training import trust
 from rcdm_fast.training.adapt import AdaptConfig
 from rcdm_fast.training.adapt import adapt as adapted
 from rcdm_fast.training.config import TrainConfig
@@ -32,7 +39,7 @@ from rcdm_fast.training.config import TrainConfig
 if TYPE_CHECKING:
     from rcdm_fast.analysis.result import Analysis
 
-AnyData = str | os.PathLike[str] | ImageSet
+AnyData = str | os.PathLike[str] | ImageSet | np.ndarray | Tensor
 AnyEncoder = str | EncoderConfig | Encoder | Forward
 AnyModel = str | os.PathLike[str] | Model
 
@@ -44,6 +51,9 @@ def train(
     *,
     encoder: AnyEncoder | None = None,
     convention: EncoderConfig | None = None,
+    layer: str | None = None,
+    pooling: PoolingGiven | None = None,
+    representations: Given | None = None,
     device: str | None = None,
     minutes: float | None = None,
     progress: Callable[[int, int, float], None] | None = None,
@@ -54,16 +64,24 @@ def train(
 
     Args:
         config: a configuration, the name of a shipped one (``"cifar10-simclr-trunk"``), or a JSON file.
-        data: images, as ``rcdm train --data`` takes them (a folder, .npz, shards, ``hf:NAME``), or a set that is open.
+        data: images, as ``rcdm train --data`` takes them (a folder, .npz, shards, ``hf:NAME``), a set that is open,
+            or an array: uint8 [N,H,W,3], or float [N,3,H,W] in [-1,1].
         out: the run's folder.
         encoder: in place of the configuration's: a specification (``"timm:resnet50?pretrained=1"``), a module or
             function of your own, called with [N,3,s,s], or an encoder. A module is left as it is; the finished model
             is used with ``rcdm_fast.load(path, encoder=module)``.
-        convention: what a module or function of your own takes; see `rcdm_fast.EncoderConfig`.
+        convention: what a module or function of your own takes; see `rcdm_fast.EncoderConfig`. It is asked for unless
+            the module tells it, as timm's do.
+        layer: of a module: the dotted name of a sub-module whose output is taken (``"blocks.11.mlp"``; of one that is
+            called several times ``"relu#2"``).
+        pooling: of a module or function: how one vector is made of the output: none, mean, max, cls, flatten, or a
+            function of your own; that one is to be given again to `rcdm_fast.load`.
+        representations: of the images, computed elsewhere, in place of an encoder: a file (.npy, .npz, .safetensors, a
+            table) or an array [N,D]. By ids where it has some, else in the images' order (`data/aligned.py`).
         device: "cpu", "cuda"...; None for a GPU where there is one.
         minutes: stop after so long, with a state to go on from (raises `rcdm_fast.training.state.Paused`).
         progress: called with (steps done, steps in all, loss).
-        trust_repo: run the code of an encoder's torch.hub repository.
+        trust_repo: run the code of an encoder's torch.hub repository, or Python file; this run remembers it.
         changes: fields of the configuration, such as ``images=200_000`` or ``learning_rate=3e-4``.
 
     Returns:
@@ -77,22 +95,27 @@ def train(
     from rcdm_fast.training.train import train as trained  # brings in what changes settings of the host's warnings
 
     settings = _changed(config, changes)
-    chosen, built, trusted = _encoder(encoder, convention, device, trust_repo)
+    chosen, built, trusted = _encoder(encoder, convention, device, trust_repo, Path(out), layer, pooling)
+    _one_of(encoder, representations)
     if chosen is not None:
         settings = dataclasses.replace(settings, encoder=chosen)
     if trust_repo and settings.encoder is not None:
         trusted.append(settings.encoder.source)
     images = _data(data, settings.unet.image_size)
-    return trained(settings, images, Path(out), best(device), progress, minutes, trusted, built)
+    h = None if representations is None else aligned.read(representations, images)
+    return trained(settings, images, Path(out), best(device), progress, minutes, trusted, built, h)
 
 
 def adapt(
     model: str | os.PathLike[str],
-    encoder: AnyEncoder,
+    encoder: AnyEncoder | None,
     data: AnyData,
     out: str | os.PathLike[str],
     *,
     convention: EncoderConfig | None = None,
+    layer: str | None = None,
+    pooling: PoolingGiven | None = None,
+    representations: Given | None = None,
     device: str | None = None,
     progress: Callable[[int, int, float], None] | None = None,
     trust_repo: bool = False,
@@ -102,7 +125,8 @@ def adapt(
 
     Args:
         model: name, file, folder or hub id of the model whose decoder is kept.
-        encoder, convention, data, out, device, progress, trust_repo: as for `train`.
+        encoder, convention, layer, pooling, representations: as for `train`; encoder is None with representations.
+        data, out, device, progress, trust_repo: as for `train`.
         changes: fields of `AdaptConfig`, such as ``steps=0`` (the closed form alone); ``name`` is the folder's by
             default.
 
@@ -113,11 +137,14 @@ def adapt(
         ConfigError: a model that cannot be adapted, or a field that is none.
         RunError, CheckpointError, ImageError, EncoderError, StorageError: as for `train`.
     """
-    chosen, built, trusted = _encoder(encoder, convention, device, trust_repo)
+    chosen, built, trusted = _encoder(encoder, convention, device, trust_repo, Path(out), layer, pooling)
+    _one_of(encoder, representations)
     values = {"name": Path(out).name, "model": os.fspath(model), **changes}
     settings = dataclasses.replace(from_dict(AdaptConfig, values, "adapt"), encoder=chosen)
     size = checkpoint.load_model(model)[0].unet.image_size
-    return adapted(settings, _data(data, size), Path(out), best(device), progress, trusted, built)
+    images = _data(data, size)
+    h = None if representations is None else aligned.read(representations, images)
+    return adapted(settings, images, Path(out), best(device), progress, trusted, built, h)
 
 
 def evaluate(
@@ -208,23 +235,37 @@ def _changed(config: TrainConfig | str | os.PathLike[str], changes: Mapping[str,
     return from_dict(TrainConfig, {**values, **changes}, "train" if isinstance(config, TrainConfig) else str(config))
 
 
+def _one_of(encoder: AnyEncoder | None, representations: Given | None) -> None:
+    if encoder is not None and representations is not None:
+        raise ConfigError("representations= stand in place of an encoder: give one of them")
+
+
 def _encoder(
-    given: AnyEncoder | None, convention: EncoderConfig | None, device: str | None, trust_repo: bool
+    given: AnyEncoder | None,
+    convention: EncoderConfig | None,
+    device: str | None,
+    trust_repo: bool,
+    out: Path,
+    layer: str | None,
+    pooling: PoolingGiven | None,
 ) -> tuple[EncoderConfig | None, Encoder | None, list[str]]:
     """Its configuration; the encoder itself where no configuration names it; sources that are trusted."""
     if given is None:
-        if convention is not None:
-            raise ConfigError("convention= describes a module or function that is given as encoder=")
+        if any(each is not None for each in (convention, layer, pooling)):
+            raise ConfigError(
+                "convention=, layer= and pooling= are about a module or function that is given as encoder="
+            )
         return None, None, []
-    built = encoders.build(given, best(device), config=convention, trust_repo=trust_repo)
-    named = isinstance(given, str | EncoderConfig)
-    trusted = (
-        [built.config.source] if named and (trust_repo or (isinstance(given, str) and encoders.trusts(given))) else []
-    )
-    return built.config, None if named else built, trusted
+    if isinstance(given, str | EncoderConfig) and convention is None and layer is None and pooling is None:
+        built, trusted = trust.built(given, out, best(device), trust_repo)
+        return built.config, None, trusted
+    built = encoders.build(given, best(device), config=convention, layer=layer, pooling=pooling)
+    return built.config, built, []
 
 
 def _data(given: AnyData, size: int) -> ImageSet:
+    if isinstance(given, np.ndarray | Tensor):
+        return of_array(given, size)
     return given if isinstance(given, ImageSet) else open_data(os.fspath(given), size)
 
 

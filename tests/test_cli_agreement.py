@@ -28,7 +28,8 @@ from tests.test_terminal import Broken
 
 MODEL_FIRST = {"adapt", "analyze", "bench", "compare", "evaluate", "export", "report", "tune"}
 INPUTS_FIRST = {"sample", "encode", "interpolate", "generate", "app"}
-OTHERS = {"train", "pretrain", "train-reader", "calibrate", "models", "info"}  # a name of one's own, several, or none
+# A name of one's own, several, or none.
+OTHERS = {"train", "pretrain", "train-reader", "calibrate", "encoders", "models", "info"}
 # Options that are the same wherever they are, and where their help may say more.
 SAME = ("--per", "--steps", "--solver", "--eta", "--guidance", "--guide", "--seed", "--batch-size", "--device",
         "--json", "--engine", "--precision", "--encoder", "--flags", "--sha256", "--against")  # fmt: skip

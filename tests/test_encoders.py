@@ -170,7 +170,9 @@ def test_backbone_stops_before_the_projector_and_projector_is_the_output() -> No
     encoder = build(network, config=SMALL)
     h = encoder.encode(images)
     assert encoder.dim == 5
-    assert network.calls == 0
+    assert network.calls == 1  # once, to see how often the layer is called
+    encoder.encode(images)
+    assert network.calls == 1
     assert close(h, network.backbone(images))
     projection = build(network, config=dataclasses.replace(SMALL, layer="projector")).encode(images)
     assert close(projection, network(images))
@@ -313,7 +315,9 @@ def test_functions_and_encoders() -> None:
     def brightness(x: Tensor) -> Tensor:
         return x.mean((2, 3))
 
-    encoder = build(brightness)
+    with pytest.raises(EncoderError, match=r"nothing tells what images brightness takes; .* EncoderConfig\('module'"):
+        build(brightness)
+    encoder = build(brightness, config=EncoderConfig("module"))
     assert encoder.config == EncoderConfig("module", dim=3)
     assert isinstance(encoder, Encoder)
     assert build(encoder) is encoder

@@ -178,7 +178,7 @@ def text():
 def test_torchhub_runs_code_only_when_trusted(tmp_path: Path) -> None:
     (tmp_path / "hubconf.py").write_text(HUB, encoding="utf-8")
     spec = f"torchhub:{tmp_path}:flat?image_size=8"
-    with pytest.raises(EncoderError, match="trust_repo=1"):
+    with pytest.raises(EncoderError, match="trust=1"):
         build(spec)
     encoder = build(f"{spec}&trust_repo=1&pretrained=1")
     assert encoder.dim == 3

@@ -68,7 +68,7 @@ def stop(done: int, *_: object) -> None:
 
 
 def test_a_run_remembers_and_a_model_file_does_not(source: str, data: ImageSet, tmp_path: Path) -> None:
-    with pytest.raises(EncoderError, match="trust_repo=1"):
+    with pytest.raises(EncoderError, match="trust=1"):
         train(config(source), data, tmp_path / "run")
     with pytest.raises(Stop):
         train(config(source), data, tmp_path / "run", progress=stop, trusted=[source])
@@ -76,10 +76,10 @@ def test_a_run_remembers_and_a_model_file_does_not(source: str, data: ImageSet, 
     metadata = storage.read_metadata(path)
     assert "trust" not in "".join(metadata.values()).replace(str(tmp_path), "")
     model = rcdm_fast.load(path)
-    with pytest.raises(EncoderError, match="trust_repo=1"):
+    with pytest.raises(EncoderError, match="trust=1"):
         model.encode(small.make_images(2))
     assert not any("trust" in file.name for file in (tmp_path / "run").iterdir())
-    with pytest.raises(EncoderError, match="trust_repo=1"):
+    with pytest.raises(EncoderError, match="trust=1"):
         train(config(source), data, tmp_path / "another")
     trusted = rcdm_fast.load(path, encoder=f"{source}?trust_repo=1&image_size=8&mean=0.5&std=0.5")
     assert trusted.encode(small.make_images(2)).shape == (2, 6)
@@ -93,7 +93,7 @@ def test_commands_pass_trust_on(source: str, data: ImageSet, tmp_path: Path) -> 
     old = EncoderConfig(f"{source}", image_size=8, dim=6)
     model = tmp_path / "small.safetensors"
     checkpoint.save_model(model, ModelConfig(network.config, small.SCHEDULE, old, "small"), network.state_dict())
-    spec = f"{source}?trust_repo=1&image_size=8&mean=0.5&std=0.5"
+    spec = f"{source}?trust=1&image_size=8&mean=0.5&std=0.5"
     command = ["adapt", str(model), "--data", str(tmp_path / "data"), "--set", "steps=1", "--set", "batch_size=4"]
     assert main([*command, "--encoder", "bundled:cifar10-simclr", "--out", str(tmp_path / "a")]) != 0  # the old one
     assert (
@@ -111,7 +111,7 @@ def test_trust_in_one_encoder_is_not_trust_in_another(source: str, data: ImageSe
     checkpoint.save_model(model, ModelConfig(network.config, small.SCHEDULE, old, "small"), network.state_dict())
     new = EncoderConfig(f"{source}?pretrained=0", image_size=8)
     settings = AdaptConfig("new", str(model), new, steps=1)
-    with pytest.raises(EncoderError, match=r"trust_repo=1"):
+    with pytest.raises(EncoderError, match=r"trust=1"):
         adapt(settings, data, tmp_path / "run", trusted=[new.source])
 
 

@@ -83,7 +83,7 @@ def test_a_configuration_and_changes(folder: Path, tmp_path: Path) -> None:
         rcdm_fast.train(folder / "tiny.json", folder / "set.npz", tmp_path / "b", learning_rat=1e-3)
     with pytest.raises(ConfigError, match=r"shipped: .*cifar10-simclr-trunk"):
         rcdm_fast.train("cifar10-simclr-stump", folder / "set.npz", tmp_path / "b")
-    with pytest.raises(ConfigError, match="convention= describes a module"):
+    with pytest.raises(ConfigError, match="are about a module or function"):
         rcdm_fast.train(folder / "tiny.json", folder / "set.npz", tmp_path / "b", convention=CONVENTION)
     assert not (tmp_path / "b").exists()
     config = TrainConfig("other", unet=small.UNET, images=16, batch_size=16)

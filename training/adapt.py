@@ -120,12 +120,14 @@ def adapt(
     progress: Progress | None = None,
     trusted: Collection[str] = (),
     encoder: Encoder | None = None,
+    h: Tensor | None = None,
 ) -> Path:
     """Adapt, resume if `out` holds an unfinished run, and write `out`/NAME.safetensors (averaged weights).
 
     `data` has images of the model's size; `progress` is called with (steps done, steps in all, loss). `trusted` are
     sources of encoders whose code may be run (``torchhub:...``), now and when this folder's run is resumed. `encoder`
-    is a new encoder that is there already, in place of one that `config` names, as for `train`.
+    is a new encoder that is there already, in place of one that `config` names, and `h` are representations [N,D] that
+    were computed elsewhere, both as for `train`.
 
     Raises:
         ConfigError: no new encoder, or a model without representations, with labels, or whose encoder is unknown.
@@ -136,8 +138,11 @@ def adapt(
     """
     if encoder is not None:
         config = dataclasses.replace(config, encoder=encoder.config)
-    if config.encoder is None:
-        raise ConfigError("no new encoder is named; give one with --encoder")
+    if h is not None:
+        representations.check_given(h, data)
+        config = dataclasses.replace(config, encoder=None, random_flip=False)
+    elif config.encoder is None:
+        raise ConfigError("no new encoder is named; give one with --encoder, or its --representations")
     model, frozen = checkpoint.load_model(config.model)
     old_config = _old_encoder(config, model)
     config = dataclasses.replace(config, loss=config.loss or _own_loss(model))
@@ -146,7 +151,7 @@ def adapt(
     folder = RunFolder(out)
     with folder.locked():
         storage.check_writable(_target(folder, config))
-        return _adapt(config, data, model, frozen, old_config, folder, device, progress, trusted, encoder)
+        return _adapt(config, data, model, frozen, old_config, folder, device, progress, trusted, encoder, h)
 
 
 def _adapt(
@@ -160,24 +165,24 @@ def _adapt(
     progress: Progress | None,
     trusted: Collection[str],
     given: Encoder | None,
+    h: Tensor | None,
 ) -> Path:
-    new_config = config.encoder
-    assert new_config is not None, "adapt has asked for it"
     config = dataclasses.replace(config, bf16=resume.bf16(folder.path, config.bf16, device))
     identity = {
         "data": data.fingerprint,
         "decoder": _decoder_hash(model, frozen, resume.begun_with(folder.path, "decoder")),
     }
-    if given is not None:  # its name does not say what it is
-        identity["answers"] = representations.key(given, data)
+    sources = trust.remembered(folder.path, trusted)
+    encoder = given
+    if encoder is None and config.encoder is not None:
+        encoder = encoder_room.build(config.encoder, device, trust_repo=config.encoder.source in sources)
+    identity |= representations.identity(encoder, data, given is not None, h)
     settings = {**dataclasses.asdict(config), **identity}
     known = resume.as_before(folder.path, settings, FREE)
     state = folder.open(known)
     if known != settings:
         resume.keep(folder.path, settings)
-    sources = trust.remembered(folder.path, trusted)
-    encoder = given or encoder_room.build(new_config, device, trust_repo=new_config.source in sources)
-    bank = representations.cached(encoder, data, folder.path, Views(config.random_flip))
+    bank = representations.of_run(encoder, data, folder.path, Views(config.random_flip), h=h)
     standard = Standardization(*representations.standardization(bank))
     bank = (bank - standard.mean) / standard.std
     old_encoder = encoder_room.build(old_config, device, trust_repo=old_config.source in sources)
@@ -195,7 +200,7 @@ def _adapt(
     else:
         folder.log({"step": 0, "explained": round(start.explained, 4), "penalty": start.penalty})
     _train(run, data, bank, folder, progress)
-    described = dataclasses.replace(encoder.config, dim=bank.shape[-1])
+    described = None if encoder is None else dataclasses.replace(encoder.config, dim=bank.shape[-1])
     info = {
         "adapted_from": model.name or config.model,
         "explained": round(start.explained, 4),

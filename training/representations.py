@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import storage
+from rcdm_fast.config import ConfigError
 from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.doors import door, regular, said
 from rcdm_fast.encoders import Encoder
@@ -96,6 +97,45 @@ def cached(
         with dist.leader_first():
             cache.finish({"encoder": json.loads(described), "data": data.fingerprint}, dist.leads)
     return cache.open()
+
+
+def digest(h: Tensor) -> str:
+    """What tells representations that were computed elsewhere, [N,D], from others: 16 hex digits."""
+    return hashlib.sha256(f"{list(h.shape)}".encode() + h.contiguous().numpy().tobytes()).hexdigest()[:16]
+
+
+def identity(encoder: Encoder | None, data: ImageSet, given: bool, h: Tensor | None = None) -> dict[str, str]:
+    """What tells a run's representations from others where the encoder's name does not.
+
+    An encoder may be `given` as it is, or be code in a file; or its representations `h` come without it.
+    """
+    if h is not None:
+        return {"representations": digest(h)}
+    assert encoder is not None
+    return {"answers": key(encoder, data)} if given or encoder.config.source.startswith("python:") else {}
+
+
+def check_given(h: Tensor, data: ImageSet) -> None:
+    """Raise `ConfigError` unless representations from elsewhere are finite float32 [N,D], one for each image."""
+    if h.ndim != 2 or h.dtype != torch.float32 or len(h) != len(data) or not h.shape[1]:
+        raise ConfigError(f"representations are float32 [{len(data)},D] for {len(data)} images, got {list(h.shape)}")
+    if not bool(h.isfinite().all()):
+        raise ConfigError("the representations contain NaN or infinity")
+
+
+def of_run(
+    encoder: Encoder | None,
+    data: ImageSet,
+    folder: str | Path,
+    views: Views,
+    dist: Processes | None = None,
+    h: Tensor | None = None,
+) -> Tensor:
+    """What a run is trained on, float32 [V,N,D]: `cached`, or those that were computed elsewhere, [1,N,D]."""
+    if h is not None:
+        return h.cpu()[None]
+    assert encoder is not None, "a run has one or the other"
+    return cached(encoder, data, folder, views, dist)
 
 
 def key(encoder: Encoder, data: ImageSet) -> str:

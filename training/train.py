@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from rcdm_fast import encoders as encoder_room
 from rcdm_fast import host, storage
@@ -62,6 +63,7 @@ def train(
     minutes: float | None = None,
     trusted: Collection[str] = (),
     encoder: Encoder | None = None,
+    h: Tensor | None = None,
 ) -> Path:
     """Train, resume if `out` holds an unfinished run, and write `out`/NAME.safetensors (averaged weights).
 
@@ -75,10 +77,13 @@ def train(
         progress: called with (steps done, steps in all, loss).
         minutes: stop once this call has trained for so long, with a state to go on from; representations that are
             computed before count too. At least one step is done.
-        trusted: sources of encoders whose code may be run (``torchhub:...``), now and when the run is resumed.
+        trusted: sources of encoders whose code may be run (``torchhub:...``, ``python:...``), now and when the run is
+            resumed.
         encoder: one that is there already, in place of the one that the configuration names: a module of the caller's
             own, say. The run is resumed with an encoder of the same answers; the finished file says that it was a
             module, and is used with it.
+        h: representations of the images that were computed elsewhere, float32 [N,D], in place of an encoder. Images are
+            seen as they are then, neither mirrored nor moved: what such an image's representation is nobody knows.
 
     Raises:
         Paused: `minutes` ended before the run.
@@ -89,8 +94,10 @@ def train(
     """
     if encoder is not None:
         config = dataclasses.replace(config, encoder=encoder.config)
-    if config.encoder is None:
-        raise ConfigError("an RCDM needs an encoder; none is named in the configuration")
+    if h is not None:
+        config = _as_they_are(config, data, h)
+    elif config.encoder is None:
+        raise ConfigError("an RCDM needs an encoder, or representations; none is named in the configuration")
     if data.pixels.shape[-1] != config.unet.image_size:
         raise RunError(f"images are {data.pixels.shape[-1]} px, the network makes {config.unet.image_size} px")
     dist = Processes(device, config.sharding)
@@ -99,7 +106,15 @@ def train(
         if dist.leads:
             for decay in (config.ema, *config.ema_decays):
                 storage.check_writable(_target(folder, config, decay))
-        return _train(config, data, folder, dist, progress, minutes, trusted, encoder)
+        return _train(config, data, folder, dist, progress, minutes, trusted, encoder, h)
+
+
+def _as_they_are(config: TrainConfig, data: ImageSet, h: Tensor) -> TrainConfig:
+    """The run on representations from elsewhere: no encoder, and images as they are."""
+    representations.check_given(h, data)
+    if config.random_flip or config.augmented_views:
+        log.info("images are neither mirrored nor moved: their representations were computed elsewhere")
+    return dataclasses.replace(config, encoder=None, random_flip=False, augmented_views=0)
 
 
 def _train(
@@ -111,21 +126,22 @@ def _train(
     minutes: float | None,
     trusted: Collection[str],
     given: Encoder | None,
+    h: Tensor | None,
 ) -> Path:
-    assert config.encoder is not None, "train has asked for it"
     end = None if minutes is None else time.monotonic() + 60 * minutes
     sources = trust.remembered(folder.path, trusted, dist.leads)
-    encoder = given or encoder_room.build(config.encoder, str(dist.device), trust_repo=config.encoder.source in sources)
+    encoder = given
+    if encoder is None and config.encoder is not None:
+        encoder = encoder_room.build(config.encoder, str(dist.device), trust_repo=config.encoder.source in sources)
     with dist.leader_first():
         settled = resume.precision(folder.path, config.precision, dist.device)
         config = dataclasses.replace(config, precision=settled)
         settings = {**dataclasses.asdict(config), "data": data.fingerprint}
-        if given is not None:  # its name does not say what it is
-            settings["answers"] = representations.key(encoder, data)
+        settings |= representations.identity(encoder, data, given is not None, h)
         known = resume.as_before(folder.path, settings, FREE)
         folder.compare(known, ADDED)  # before representations are computed in vain
     views = Views(config.random_flip, config.augmented_views)
-    bank = representations.cached(encoder, data, folder.path, views, dist)
+    bank = representations.of_run(encoder, data, folder.path, views, dist, h)
     unet = _with_width(config.unet, bank.shape[-1])
     run = Run(config, unet, data, bank, dist)
     with dist.leader_first():
@@ -168,7 +184,7 @@ def _train(
             since = time.monotonic()
         if late:
             raise Paused(f"{minutes:g} minutes are over at step {run.step} of {config.steps}")
-    described = dataclasses.replace(encoder.config, dim=bank.shape[-1])
+    described = None if encoder is None else dataclasses.replace(encoder.config, dim=bank.shape[-1])
     info = {
         "images_seen": run.step * config.batch_size,
         "steps": run.step,

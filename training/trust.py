@@ -1,4 +1,4 @@
-"""Which torch.hub repositories a run may run the code of, remembered for as long as the run goes on.
+"""Which torch.hub repositories and Python files a run may run the code of, remembered for as long as the run goes on.
 
 Trust is given by a person, with a run, and kept in the cache of that person under the run folder's path: never in the
 run folder or in a model file, which come from elsewhere as easily as they go there.
@@ -12,8 +12,12 @@ import logging
 from collections.abc import Collection
 from pathlib import Path
 
-from rcdm_fast import downloads, storage
+import torch
+
+from rcdm_fast import downloads, encoders, storage
+from rcdm_fast.config import EncoderConfig
 from rcdm_fast.doors import regular
+from rcdm_fast.encoders import Encoder
 
 log = logging.getLogger(__name__)
 
@@ -44,3 +48,23 @@ def remembered(folder: Path, given: Collection[str], write: bool = True) -> froz
         except OSError as error:
             log.warning("%s: cannot be written (%s); a resumed run has to be told again what it may trust", file, error)
     return trusted
+
+
+def built(
+    named: str | EncoderConfig, folder: Path, device: str | torch.device, trust: bool = False
+) -> tuple[Encoder, list[str]]:
+    """The encoder that a person names for a run, and what is to be trusted from now on.
+
+    Args:
+        named: a specification, which may say ``trust=1``, or a configuration.
+        folder: of the run; what was trusted in it before still is.
+        device: where it runs.
+        trust: whether the code that comes with it may run.
+
+    Raises:
+        EncoderError, ConfigError: as `encoders.build`; code that nobody has allowed to run.
+    """
+    source = named.source if isinstance(named, EncoderConfig) else encoders.source_of(named)
+    given = trust or (isinstance(named, str) and encoders.trusts(named))
+    allowed = given or source in remembered(folder, (), write=False)
+    return encoders.build(named, device, trust_repo=allowed), [source] if given else []

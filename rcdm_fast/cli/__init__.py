@@ -23,6 +23,7 @@ from rcdm_fast.cli import (
     calibrate,
     common,
     compare,
+    encoders,
     evaluate,
     export,
     generate,
@@ -75,6 +76,7 @@ for _each in (
     calibrate.calibrate,
     bench.bench,
     tune.tune,
+    encoders.encoders,
     about.models,
     about.info,
 ):

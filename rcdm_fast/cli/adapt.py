@@ -14,14 +14,16 @@ from rcdm_fast.cli.training import Changes, changed
 
 def adapt(
     model: common.ModelArgument,
-    encoder: Annotated[str, typer.Option("--encoder", help="The new encoder, such as timm:resnet18.")],
     data: Annotated[str, common.data("Training images")],
     out: Annotated[Path, common.out("Run folder (resumed if unfinished).")],
+    encoder: Annotated[str | None, typer.Option("--encoder", help="The new encoder, such as timm:resnet18.")] = None,
+    representations: common.Representations = None,
     name: Annotated[str | None, typer.Option(help="Name of the adapted model. Default: the run folder's.")] = None,
     old_encoder: Annotated[
         str | None, typer.Option(help="Encoder that MODEL was trained with, if its file does not tell.")
     ] = None,
     change: Changes = None,
+    trust_repo: common.Trust = False,
     seed: common.Seed = 0,
     sha256: common.Sha256 = None,
     device: common.Device = None,
@@ -34,24 +36,29 @@ def adapt(
 
     Example: rcdm adapt cifar10-simclr-trunk --encoder bundled:cifar10-supervised --data cifar10/train --out runs/new
     """
-    from rcdm_fast import encoders
-    from rcdm_fast.config import from_dict
+    from rcdm_fast.config import ConfigError, from_dict
     from rcdm_fast.data.sources import open_data
     from rcdm_fast.devices import best
     from rcdm_fast.models import checkpoint
+    from rcdm_fast.training import trust
     from rcdm_fast.training.adapt import AdaptConfig
     from rcdm_fast.training.adapt import adapt as run
 
+    common.check_one(encoder, representations)
+    if encoder is None and representations is None:
+        raise ConfigError("no new encoder: give one with --encoder, or its --representations of the images")
     place = best(device)
     values: dict[str, Any] = {"name": name or out.name, "model": model, "seed": seed}
-    trusted = []
+    trusted: list[str] = []
     for key, spec in (("encoder", encoder), ("old_encoder", old_encoder)):
         if spec is not None:
-            values[key] = dataclasses.asdict(encoders.build(spec, place).config)
-            trusted += [values[key]["source"]] if encoders.trusts(spec) else []
+            built, allowed = trust.built(spec, out, place, trust_repo and key == "encoder")
+            values[key] = dataclasses.asdict(built.config)
+            trusted += allowed
     settings = from_dict(AdaptConfig, changed(values, change or []), "options")
     images = open_data(data, checkpoint.load_model(model, None, sha256)[0].unet.image_size)
+    h = common.aligned(representations, images)
     common.say(f"{len(images)} images, {settings.steps} steps of {settings.batch_size}")
     with common.ProgressBar(settings.steps) as progress:
-        path = run(settings, images, out, place, progress, trusted)
+        path = run(settings, images, out, place, progress, trusted, h=h)
     common.say(f"{path}: finished; load it with rcdm_fast.load({str(path)!r})")

@@ -81,9 +81,8 @@ def calibrate(
         common.say("\n".join([f"\n{table.title}", *text_table(table)]))
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     reading = {"name": Path(reader).stem, "sha256": digest, "scores": about.get("scores")}
-    common.write_json(
-        json, {"reader": reading, **found.as_json(), "made_by": provenance.made_by(list(models.values()))}
-    )
+    made_by = provenance.made_by(list(models.values()))
+    common.write_json(json, {"reader": reading, **found.as_json(), "made_by": made_by})
     worst = max(each.wrong for each in found.judgments)
     if max_wrong is not None and worst > max_wrong:
         raise RuntimeError(f"{worst} cells are called the opposite of what they are; {max_wrong} allowed")

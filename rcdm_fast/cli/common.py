@@ -14,6 +14,9 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from torch import Tensor
+
+    from rcdm_fast.data.image_set import ImageSet
     from rcdm_fast.diffusion.sampling_config import SamplingConfig
     from rcdm_fast.model import Model
 
@@ -56,6 +59,22 @@ TrainData = Annotated[
 Flags = Annotated[Path | None, typer.Option(help="JSON file of published flags, for a .pt file.")]
 EncoderSpec = Annotated[
     str | None, typer.Option("--encoder", help="Other encoder, such as timm:resnet50?layer=layer3.")
+]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust",
+        "--trust-repo",
+        help="Run the code that comes with the encoder (torchhub:, python:); the run remembers it.",
+    ),
+]
+Representations = Annotated[
+    Path | None,
+    typer.Option(
+        "--representations",
+        help="Representations of --data computed elsewhere (.npy, .npz, .safetensors, a table), instead of an encoder: "
+        "by ids where there are some, else in the images' order.",
+    ),
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1... Default: CUDA if there is one.")]
 EngineName = Annotated[str, typer.Option("--engine", help="What runs the network.")]
@@ -154,6 +173,21 @@ def sampling(
 def whole_number(given: str | None) -> Any:
     """A number of steps where the text is one, as `Model.sample` takes it."""
     return int(given) if given is not None and given.isdecimal() else given
+
+
+def check_one(encoder: str | None, representations: Path | None) -> None:
+    """Raise `ConfigError` if both are given."""
+    from rcdm_fast.config import ConfigError
+
+    if encoder is not None and representations is not None:
+        raise ConfigError("--representations stand in place of an --encoder: give one of them")
+
+
+def aligned(representations: Path | None, images: ImageSet) -> Tensor | None:
+    """The representations that the option names, one for each image. Raises `ConfigError`, `StorageError`."""
+    from rcdm_fast.data import aligned as reader
+
+    return None if representations is None else reader.read(representations, images)
 
 
 def say(text: str) -> None:

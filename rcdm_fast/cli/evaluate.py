@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,9 +15,13 @@ from rcdm_fast.cli import common
 from rcdm_fast.diffusion.sampling_config import PER_SOURCE, SamplingConfig
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rcdm_fast.data.image_set import ImageSet
     from rcdm_fast.encoders.features import FeatureSpace
-    from rcdm_fast.evaluation import Faithfulness
+    from rcdm_fast.evaluation import EvaluateConfig, Faithfulness
     from rcdm_fast.model import Model
+    from rcdm_fast.unranked import Unranked
 
 FeatureSpec = Annotated[
     str | None,
@@ -66,6 +70,7 @@ def evaluate(
     guide: common.GuideName = None,
     seed: common.Seed = SamplingConfig.seed,
     encoder: common.EncoderSpec = None,
+    representations: common.Representations = None,
     probe: ProbeSpec = None,
     probe_data: ProbeData = None,
     features: FeatureSpec = None,
@@ -84,11 +89,12 @@ def evaluate(
 
     And how like real images they are: mean rank and MRR of the source image beside chance and beside a blurred
     source, distances beside those of real neighbors, variance over samples, and distances of distributions
-    (Fréchet, kernel, precision and recall, density and coverage) in a stated feature space.
+    (Fréchet, kernel, precision and recall, density and coverage) in a stated feature space. A model of representations
+    without an encoder is measured with --representations, as far as that goes.
 
     Example: rcdm evaluate cifar10-simclr-wide --data cifar10/test --per 4 --gallery 10000 --json mrr.json
     """
-    from rcdm_fast import encoders, outputs, provenance, storage
+    from rcdm_fast import encoders, outputs, storage, unranked
     from rcdm_fast import evaluation as measures
     from rcdm_fast.config import ConfigError
     from rcdm_fast.data import sample_files
@@ -111,6 +117,7 @@ def evaluate(
     if probe is not None and probe_data is not None:
         reader, known = encoders.build(probe, loaded.device), open_data(probe_data, loaded.image_size)
         measures.check_classes(images, known)
+    h = _without_encoder(loaded, representations, features, images)
     size, count = measures.counts(images, settings)
     if npz is not None:
         storage.check_writable(npz, count * per * 3 * loaded.image_size**2)
@@ -123,23 +130,40 @@ def evaluate(
             common.say(f"left out: {error}")
             space = None
     with common.ProgressBar(count) as progress:
-        drawn = measures.draw(loaded, images, settings, lambda done, total: progress(done, total, 0.0), weaker)
+        shown = lambda done, total: progress(done, total, 0.0)  # noqa: E731
+        if h is not None:
+            alone = unranked.draw(loaded, images, h, settings, shown, weaker)
+        else:
+            drawn = measures.draw(loaded, images, settings, shown, weaker)
     if npz is not None:
-        outputs.keep(npz, lambda file: sample_files.write_npz(file, drawn.images.flatten(0, 1), drawn.labels))
+        made = alone if h is not None else drawn
+        outputs.keep(npz, lambda file: sample_files.write_npz(file, made.images.flatten(0, 1), made.labels))
         common.say(f"{npz}: {count * per} samples")
+    if h is not None:
+        read = None if probe is None else (reader, known)
+        found = unranked.measure(
+            loaded, alone, settings, space=space, reference=reference, probe=read, denoising=denoising
+        )
+        common.say("\n".join(_table_without(found)))
+        common.write_json(json, {**dataclasses.asdict(found), **_about(loaded, images, settings)})
+        return
     result = measures.faithfulness(drawn, settings)
     if space is not None:
-        found = measures.compare(drawn, space, seed, reference)
-        result = dataclasses.replace(result, distribution=found)
+        result = dataclasses.replace(result, distribution=measures.compare(drawn, space, seed, reference))
     if probe is not None:
         result = dataclasses.replace(result, recognized=measures.recognition(drawn, reader, known))
     if denoising:
         errors = x0_errors(loaded, drawn.real, drawn.sources, seed=seed)
         result = dataclasses.replace(result, x0_errors=errors)
     common.say("\n".join(table(result)))
-    made_by = provenance.made_by([loaded], {"data": images})
-    settings_used = dataclasses.asdict(settings)
-    common.write_json(json, {**dataclasses.asdict(result), "settings": settings_used, "made_by": made_by})
+    common.write_json(json, {**dataclasses.asdict(result), **_about(loaded, images, settings)})
+
+
+def _about(model: Model, images: ImageSet, settings: EvaluateConfig) -> dict[str, Any]:
+    """What a file of numbers says of how they were made."""
+    from rcdm_fast import provenance
+
+    return {"settings": dataclasses.asdict(settings), "made_by": provenance.made_by([model], {"data": images})}
 
 
 def table(result: Faithfulness) -> list[str]:
@@ -171,6 +195,37 @@ def table(result: Faithfulness) -> list[str]:
     if result.recognized is not None:
         lines.append(f"{'classes are read by a probe on':34s} {result.recognized.encoder}")
     return lines if result.distribution is None else lines + distributions.table(result.distribution)
+
+
+def _without_encoder(
+    model: Model, representations: Path | None, features: str | None, images: ImageSet
+) -> Tensor | None:
+    """The representations of the images, if the model has no encoder. Raises `ConfigError`."""
+    from rcdm_fast.config import ConfigError
+
+    if representations is None:
+        return None
+    if model.encoder is not None:
+        raise ConfigError("--representations are for a model without an encoder; this one has its own")
+    if features == "model":
+        raise ConfigError("--features model needs the model's encoder; give one with --encoder")
+    return common.aligned(representations, images)
+
+
+def _table_without(result: Unranked) -> list[str]:
+    from rcdm_fast.metrics import distributions
+
+    rows = [("variance of a pixel over samples", result.variance)]
+    rows += [(f"squared error of x0 at t = {t}", each) for t, each in result.x0_errors.items()]
+    if result.recognized is not None:
+        rows.append(("class read off samples", result.recognized.samples))
+        rows.append(("  off the sources themselves", result.recognized.sources))
+    lines = [f"{label:34s} {each.value:.4g}  [{each.low:.4g}, {each.high:.4g}]" for label, each in rows if each]
+    if result.recognized is not None:
+        lines.append(f"{'classes are read by a probe on':34s} {result.recognized.encoder}")
+    if result.distribution is not None:
+        lines += distributions.table(result.distribution)
+    return lines + [f"left out, for it needs the encoder: {each}" for each in result.left_out]
 
 
 def _space(model: Model, features: str | None, inception: Path | None) -> FeatureSpace | None:

@@ -91,6 +91,41 @@ def read(model: Model, paths: Sequence[Path], photos: int = 0) -> Rows:
     return found
 
 
+def end(given: Path) -> tuple[str, Image.Image | Tensor]:
+    """One end of an interpolation, and its name: a photograph, or a row of a file of representations.
+
+    A row is named by its number or its id, as in h.npy:3 or h.npz:cat.jpg; a file with one row needs no name.
+
+    Raises:
+        ImageError: no image, or a representation that is not finite.
+        ConfigError, StorageError: no such row, or a file that cannot be read.
+    """
+    from rcdm_fast.config import ConfigError
+    from rcdm_fast.data import random_access
+    from rcdm_fast.images import open_image
+
+    head, colon, wanted = str(given).rpartition(":")
+    named = bool(colon) and not given.exists() and _is_array(Path(head))
+    file = Path(head) if named else given
+    if not _is_array(file):
+        return given.name, open_image(given)
+    source = random_access.find(file, ("representation",))
+    if source.kind != "representation":
+        raise ConfigError(f"{file}: expected representations, these are {source.kind}s")
+    ids = {source.id(place): place for place in range(len(source))}
+    if not named and len(source) != 1:
+        raise ConfigError(
+            f"{file} has {len(source)} representations: say which, as in {file}:0 or {file}:{list(ids)[-1]}"
+        )
+    place = 0 if not named else ids.get(wanted)
+    if place is None and wanted.isdecimal() and int(wanted) < len(source):
+        place = int(wanted)
+    if place is None:
+        raise ConfigError(f"{file} has no representation {_printable(wanted)}; there are {len(source)}")
+    h: Any = source.read(place)
+    return f"{file.name}:{source.id(place)}", h
+
+
 def _read_group(model: Model, group: list[tuple[int, tuple[str, Any]]], found: Rows, photos: int) -> None:
     """Read and encode a few items, and add them to what was found."""
     import torch

@@ -130,6 +130,13 @@ def _short(name: str) -> str:
     return re.sub(r"[^\w.+-]", "_", Path(name).stem)[:60]
 
 
+def _named(name: str, length: int) -> str:
+    """A file's name on a sheet, its middle left out if it is longer."""
+    name = Path(name).name
+    half = length // 2
+    return name if len(name) <= length else f"{name[: half - 1]}..{name[1 - half :]}"
+
+
 def _sheet(model: Model, rows: list[given.Row], samples: list[Tensor], per: int, title: str) -> Image.Image:
     """Photo, the crop that the encoder sees, and the samples that are finished; rows without any are left out."""
     from PIL import Image
@@ -148,7 +155,7 @@ def _sheet(model: Model, rows: list[given.Row], samples: list[Tensor], per: int,
         elif seen:
             before = [Image.new("RGB", (96, 96), "white")] * 2
         cells.append([*before, *(to_pil(image) for image in own)])
-        names.append("" if seen else _short(row.name))
+        names.append(_named(row.name, 24))
     titles = ["photo", "seen"] if seen else []
     return image_sheet(
         cells, cell=96, column_titles=[*titles, f"samples ({title})"], row_titles=names, group_gaps=[2] if seen else []
@@ -204,8 +211,8 @@ def encode(
 
 
 def interpolate(
-    a: Annotated[Path, typer.Argument(help="First photo.", show_default=False)],
-    b: Annotated[Path, typer.Argument(help="Second photo.", show_default=False)],
+    a: Annotated[Path, typer.Argument(help="First photo, or a row of representations: h.npy:0.", show_default=False)],
+    b: Annotated[Path, typer.Argument(help="Second photo, or a row of representations: h.npy:1.", show_default=False)],
     model: common.ModelName = common.DEFAULT_MODEL,
     frames: Annotated[int, typer.Option(help="Images along the way, both ends included.")] = 8,
     per: common.Per = SHEET_WAYS,
@@ -223,21 +230,30 @@ def interpolate(
 ) -> None:
     """Draw samples on the way from one photo to another.
 
+    Or from one representation to another (h.npy:0 h.npy:5, or by the ids of an .npz: h.npz:cat.jpg).
+
     Example: rcdm interpolate cat.jpg dog.jpg --model cifar10-simclr-wide --frames 10 --out way.png
     """
+    from torch import Tensor
+
     from rcdm_fast import outputs
-    from rcdm_fast.images import ImageError, image_sheet, open_image, to_pil
+    from rcdm_fast.images import ImageError, image_sheet, to_pil
 
     if outputs.rows_of_sheet(out, frames + 2, per, cell=96) < per:
         raise ImageError(f"{out}: {per} paths of {frames} frames are too much for a sheet in this format")
-    opened = [open_image(a), open_image(b)]
+    (name_a, end_a), (name_b, end_b) = given.end(a), given.end(b)
     settings = common.sampling(per, steps, solver, seed)
     loaded = common.open_model(model, flags, encoder, device, engine, precision, sha256, quiet=True)
     start = time.perf_counter()
-    h = loaded.encode(opened)
-    images = loaded.interpolate(h[0], h[1], frames, settings, mode=mode.value, progress=common.interactive())
+    photos = [each for each in (end_a, end_b) if not isinstance(each, Tensor)]
+    encoded = iter(loaded.encode(photos)) if photos else iter(())
+    from_h, to_h = (each if isinstance(each, Tensor) else next(encoded) for each in (end_a, end_b))
+    images = loaded.interpolate(from_h, to_h, frames, settings, mode=mode.value, progress=common.interactive())
     seconds = time.perf_counter() - start
-    sheet = [[opened[0], *(to_pil(image) for image in way), opened[1]] for way in images]
-    outputs.write_image(image_sheet(sheet, cell=96, column_titles=["A"], group_gaps=[1, frames + 1]), out)
+    first, last = ([] if isinstance(each, Tensor) else [each] for each in (end_a, end_b))
+    sheet = [[*first, *(to_pil(image) for image in way), *last] for way in images]
+    columns = [_named(name_a, 12), *[""] * (len(sheet[0]) - 2), _named(name_b, 12)]
+    gaps = [len(first), frames + len(first)]
+    outputs.write_image(image_sheet(sheet, cell=96, column_titles=columns, group_gaps=gaps), out)
     drawn = f"{_counted(per, f'{mode.value} path')} of {frames} frames"
     common.say(f"{out}: {drawn}, by {common.runs(loaded, model)}, in {seconds:.3g} s")

@@ -34,44 +34,48 @@ def train(
     out: Out = None,
     init: Annotated[str | None, typer.Option(help="Model to start from.")] = None,
     encoder: common.EncoderSpec = None,
+    representations: common.Representations = None,
     images: ImageCount = None,
     compile: Annotated[bool | None, typer.Option("--compile/--no-compile", help="Use torch.compile.")] = None,
     change: Changes = None,
     store: Store = None,
     minutes: Annotated[float | None, typer.Option(help="Stop after so long; the same command goes on.")] = None,
-    trust_repo: Annotated[
-        bool, typer.Option("--trust-repo", help="Run the code of the configured encoder's torch.hub repository.")
-    ] = False,
+    trust_repo: common.Trust = False,
     device: common.Device = None,
 ) -> None:
     """Train an RCDM on the representations of a frozen encoder.
 
-    The same command resumes it. Start it with accelerate launch or torchrun to train in several processes.
+    Or on such that were computed elsewhere (--representations). The same command resumes it. Start it with accelerate
+    launch or torchrun to train in several processes.
 
     Example: rcdm train cifar10-simclr-trunk --data cifar10/train --out runs/trunk
     """
-    from rcdm_fast import encoders
     from rcdm_fast.config import from_dict
     from rcdm_fast.data.sources import open_data
     from rcdm_fast.devices import best
+    from rcdm_fast.training import trust
     from rcdm_fast.training.config import TrainConfig
     from rcdm_fast.training.state import Paused
     from rcdm_fast.training.train import train as run
 
-    place = best(device)
+    common.check_one(encoder, representations)
+    place, folder = best(device), out or Path("runs") / name
+    trusted: list[str] = []
     values = changed(_configuration(name, config), change or [])
     changes = {"init": init, "images": images, "compile": compile, "name": name}
     values.update({key: value for key, value in changes.items() if value is not None})
     if encoder is not None:
-        values["encoder"] = dataclasses.asdict(encoders.build(encoder, place, trust_repo=trust_repo).config)
-        trust_repo = trust_repo or encoders.trusts(encoder)
+        built, trusted = trust.built(encoder, folder, place, trust_repo)
+        values["encoder"] = dataclasses.asdict(built.config)
     settings = from_dict(TrainConfig, values, str(config or name))
-    trusted = [settings.encoder.source] if trust_repo and settings.encoder is not None else []
+    if trust_repo and settings.encoder is not None:
+        trusted = [settings.encoder.source]
     images_of_data = open_data(data, settings.unet.image_size, store=store)
+    h = common.aligned(representations, images_of_data)
     common.say(f"{len(images_of_data)} images, {settings.steps} steps of {settings.batch_size}")
     with common.ProgressBar(settings.steps) as progress:
         try:
-            path = run(settings, images_of_data, out or Path("runs") / name, place, progress, minutes, trusted)
+            path = run(settings, images_of_data, folder, place, progress, minutes, trusted, h=h)
         except Paused as pause:
             common.say(f"{pause}; the same command goes on from there")
             return

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rcdm_fast import doors
 from rcdm_fast.data import image_set, world
@@ -35,7 +36,7 @@ from rcdm_fast.data.readers.image_files import (
     is_archive,
 )
 from rcdm_fast.doors import escaped, printable
-from rcdm_fast.images import IMAGE_EXTENSIONS, ImageError
+from rcdm_fast.images import IMAGE_EXTENSIONS, ImageError, fit_images, several_images, to_uint8
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,24 @@ def open_data(source: str | Path, size: int, *, store: str | Path | None = None,
     memory = _Memory()
     _fill(find(source), name, memory, size, workers)
     return _reported(memory.open(), name)
+
+
+def of_array(images: np.ndarray | Tensor, size: int) -> ImageSet:
+    """Images in memory as a set of size x size pixels, without labels.
+
+    Args:
+        images: uint8 [N,H,W,3], or float [N,3,H,W] in [-1,1].
+        size: pixels.
+
+    Raises:
+        ImageError: no batch of images, or an empty one.
+    """
+    batch = several_images(images)
+    if not isinstance(batch, Tensor) or not len(batch):
+        raise ImageError(f"expected images uint8 [N,H,W,3] or float [N,3,H,W], got {list(images.shape)}")
+    pixels = torch.cat([to_uint8(fit_images(part.cpu(), size)) for part in batch.split(BLOCK)]).contiguous()
+    paths = tuple(Path("(given)") / str(number) for number in range(len(pixels)))
+    return ImageSet(pixels, None, (), paths, image_set.fingerprint(pixels, None))
 
 
 def find(source: str | Path) -> Source:

@@ -17,12 +17,15 @@ import torch
 
 from rcdm_fast import downloads, offline
 from rcdm_fast.config import ConfigError, EncoderConfig
+from rcdm_fast.doors import printable
 from rcdm_fast.encoders import (
     factor_reader,
+    modules,
     native,
     onnx_models,
     oracle,
     published,
+    python_files,
     read_code,
     sources,
     timm_models,
@@ -32,11 +35,15 @@ from rcdm_fast.encoders import (
     weights,
 )
 from rcdm_fast.encoders.base import Encoder, ImageEncoder, Network
-from rcdm_fast.encoders.errors import EncoderError
+from rcdm_fast.encoders.errors import EncoderError, Untrusted
 from rcdm_fast.encoders.layers import Forward
+from rcdm_fast.encoders.modules import PoolingGiven
 from rcdm_fast.encoders.sources import Source
 
-__all__ = ["Encoder", "EncoderError", "ImageEncoder", "build", "trusts"]
+__all__ = ["Encoder", "EncoderError", "ImageEncoder", "build", "source_of", "trusts"]
+
+TRUST = "trust"  # the option by which a person allows the code of a specification to run
+TRUSTED: dict[str, set[str]] = {"torchhub": {TRUST, "trust_repo"}, "python": {TRUST}}
 
 
 def build(
@@ -45,6 +52,9 @@ def build(
     *,
     config: EncoderConfig | None = None,
     trust_repo: bool = False,
+    layer: str | None = None,
+    pooling: PoolingGiven | None = None,
+    stored: EncoderConfig | None = None,
 ) -> Encoder:
     """Make an encoder ready.
 
@@ -52,28 +62,35 @@ def build(
         source: one of
 
             * a spec string: ``timm:NAME``, ``torchvision:NAME``, ``transformers:NAME_OR_FOLDER``,
-              ``torchhub:REPO:NAME``, ``onnx:PATH``, ``file:PATH``, ``bundled:NAME``, ``published:NAME``,
-              ``oracle:WORLD?factors=x,y`` (knows the truth about images of a world: `oracle.py`) or
-              ``reader:shapes-reader?factors=x,y`` (reads it off any image: `read_code.py`), with options as in
+              ``torchhub:REPO:NAME``, ``python:FILE.py:NAME``, ``onnx:PATH``, ``file:PATH``, ``bundled:NAME``,
+              ``published:NAME``, ``oracle:WORLD?factors=x,y`` (knows the truth about images of a world: `oracle.py`)
+              or ``reader:shapes-reader?factors=x,y`` (reads it off any image: `read_code.py`), with options as in
               ``timm:resnet50?pretrained=1&layer=layer3&pooling=mean``. The network's own convention is used where no
-              option says otherwise. Options: layer, pooling, image_size, resize, resize_to, interpolation, mean and
-              std (one number or three), normalize, border, channel_order, layout; weights (timm, torchvision, torchhub,
-              published), pretrained (timm, torchvision, torchhub), revision (transformers), trust_repo (torchhub).
+              option says otherwise. Options: layer, pooling, image_size (or size), resize, resize_to, interpolation,
+              mean and std (one number or three), normalize, border, channel_order, layout; weights (timm, torchvision,
+              torchhub, python, published), pretrained (timm, torchvision, torchhub), revision (transformers),
+              arguments (python), trust (torchhub, python).
               ``weights=FILE`` finds the network in what a training script saved: below whatever dictionaries and
               prefixes (DataParallel, torch.compile, Lightning, MoCo, DINO, I-JEPA, BYOL...). Where several copies of
               it are in the file, the average or the teacher is taken and that is logged; ``key=`` (dotted place of a
               dictionary) and ``prefix=`` (what stands before every name) choose another, or are asked for;
             * an `EncoderConfig`: the network that its `source` names, with exactly this convention;
-            * a module or function, called with normalized images [N,3,s,s]; `config` states its convention (by
-              default 224 px, [-1,1]). A module stays as it is: it is in evaluation mode during calls only, and its
-              weights stay on their device;
+            * a module or function, called with normalized images [N,3,s,s]; `config` states its convention, unless
+              the module tells it (timm's do). A module stays as it is: it is in evaluation mode during calls only, and
+              its weights stay on their device;
             * an encoder, returned as it is.
         device: where to run, and where representations are returned.
         config: convention of a module or function; only for those.
-        trust_repo: allow a torch.hub repository to run its code.
+        trust_repo: allow a torch.hub repository, or a Python file, to run its code.
+        layer, pooling: of a module or function, in place of those in its convention: a sub-module's dotted name
+            (``NAME#2``: at its second call); ``none``, ``cls``, ``mean``, ``max``, ``flatten``, or a function of
+            whatever the layer gives.
+        stored: the encoder that a model file names; its convention is that of a module given in place of the one that
+            the model was trained with.
 
-    Nothing but a trusted torch.hub repository runs code that comes with a network: pickles are read without it, and
-    transformers' custom code is refused without asking. With RCDM_FAST_OFFLINE=1 no family reaches the network.
+    Nothing but a trusted torch.hub repository or Python file runs code that comes with a network: pickles are read
+    without it, and transformers' custom code is refused without asking. With RCDM_FAST_OFFLINE=1 no family reaches the
+    network.
 
     Raises:
         ConfigError: a spec or configuration that names no encoder.
@@ -81,42 +98,59 @@ def build(
             convention that is not understood.
         StorageError: a native encoder file that cannot be read.
     """
+    if isinstance(source, str | EncoderConfig | Encoder) and not isinstance(source, type):
+        _no_config(config, layer, pooling)
     if isinstance(source, str):
-        _no_config(config)
         return _from_spec(source, device, trust_repo)
     if isinstance(source, EncoderConfig):
-        _no_config(config)
         return _from_config(source, device, trust_repo)
     if isinstance(source, type):
         raise EncoderError(f"{source.__name__} is a class; give an instance of it: {source.__name__}(...)")
     if isinstance(source, Encoder):
-        _no_config(config)
         return source
     if not callable(source):
         raise EncoderError(f"{type(source).__name__} is no encoder: give a spec string, a module or a function")
-    return ImageEncoder(source, config or EncoderConfig("module"), device)
+    return modules.encoder(source, device, config or modules.of_stored(stored, source), layer, pooling)
 
 
-def _no_config(config: EncoderConfig | None) -> None:
-    if config is not None:
-        raise ConfigError("config= is for modules and functions; other encoders bring their own convention")
+def _no_config(*given: object) -> None:
+    if any(each is not None for each in given):
+        raise ConfigError(
+            "config=, layer= and pooling= are for modules and functions; other encoders bring their own convention"
+        )
 
 
 def trusts(spec: str) -> bool:
-    """Whether a spec string says that its torch.hub repository is trusted (``trust_repo=1``). Raises `ConfigError`."""
-    return _parsed(spec)[0].flag(torchhub.TRUST)
+    """Whether a spec string says that its code is trusted (``trust=1``). Raises `ConfigError`."""
+    return _parsed(spec)[2]
 
 
-def _parsed(text: str) -> tuple[Source, dict[str, Any]]:
-    return sources.parse(text, {**OPTIONS, "torchhub": {*OPTIONS["torchhub"], torchhub.TRUST}})
+def source_of(spec: str) -> str:
+    """What `EncoderConfig.source` is for a spec string, without building it. Raises `ConfigError`."""
+    return str(_parsed(spec)[0])
+
+
+def stated(spec: str) -> dict[str, Any]:
+    """The fields of an `EncoderConfig` that a spec string states. Raises `ConfigError`."""
+    return _parsed(spec)[1]
+
+
+def _parsed(text: str) -> tuple[Source, dict[str, Any], bool]:
+    """The source, stated fields, and whether it is trusted: that is nothing to be stored."""
+    source, fields = sources.parse(text, {key: {*each, *TRUSTED.get(key, ())} for key, each in OPTIONS.items()})
+    said = TRUSTED.get(source.family, set())
+    trusted = any(source.flag(key) for key in said)
+    kept = {key: value for key, value in source.options.items() if key not in said}
+    return dataclasses.replace(source, options=kept), fields, trusted
 
 
 def _from_spec(text: str, device: str | torch.device, trust_repo: bool) -> Encoder:
-    source, fields = _parsed(text)
-    trusted = trust_repo or source.flag(torchhub.TRUST)
-    kept = {key: value for key, value in source.options.items() if key != torchhub.TRUST}
-    source = dataclasses.replace(source, options=kept)
-    network = _load(source, fields, trusted)
+    source, fields, trusted = _parsed(text)
+    try:
+        network = _load(source, fields, trust_repo or trusted)
+    except Untrusted as error:
+        mark = "&" if "?" in text else "?"
+        raise Untrusted(f"{error}; if you trust it, say so: {printable(text)}{mark}{TRUST}=1") from None
     return ImageEncoder(network, _complete(network.convention, source, fields), device)
 
 
@@ -138,7 +172,13 @@ def _from_config(config: EncoderConfig, device: str | torch.device, trust_repo: 
     if stray:
         raise ConfigError(f"{config.source!r}: {', '.join(stray)} belong into the fields of EncoderConfig")
     fields = {item.name: getattr(config, item.name) for item in dataclasses.fields(config) if item.name != "source"}
-    network = _load(source, fields, trust_repo)
+    try:
+        network = _load(source, fields, trust_repo)
+    except Untrusted as error:
+        raise Untrusted(
+            f"{error}, and a stored name is no leave to do so; if you trust it, give the encoder as "
+            f"{printable(sources.spelled(config, TRUST))}"
+        ) from None
     if source.family == "oracle" and config.dim == 0:  # it refuses the gray image on which the width is found
         config = dataclasses.replace(config, dim=network.convention.dim)
     return ImageEncoder(network, config, device)
@@ -149,8 +189,8 @@ def _load(source: Source, fields: Mapping[str, Any], trusted: bool) -> Network:
         raise ConfigError(f"{source.shown}: key= and prefix= say where in weights=FILE the network is; give that too")
     try:
         with offline.enforced():
-            if source.family == "torchhub":
-                return torchhub.load(source, fields, trusted)
+            if source.family in CODE:
+                return CODE[source.family](source, fields, trusted)
             return LOADERS[source.family](source, fields)
     except ConfigError as error:  # what a file says about its images is out of bounds
         where = source.shown
@@ -166,13 +206,24 @@ def _load(source: Source, fields: Mapping[str, Any], trusted: bool) -> Network:
 
 
 def _native(source: Source, _fields: Mapping[str, Any]) -> Network:
-    file = os.fspath(native.bundled_path(source.name)) if source.family == "bundled" else source.name
+    bundled = source.family == "bundled"
+    if not bundled and source.name.lower().endswith(PICKLES):
+        raise EncoderError(
+            f"{source.shown}: holds weights without their network; name the network, as in "
+            f"python:net.py:TinyNet?weights={printable(source.name)} or timm:resnet18?weights={printable(source.name)}"
+        )
+    file = os.fspath(native.bundled_path(source.name)) if bundled else source.name
     return read_code.plain(file) if factor_reader.is_reader(file) else Network(*native.load(file))
 
 
 LOCAL = {  # what needs no network
     "transformers": "a local folder with its weights (transformers:FOLDER)",
     "torchhub": "a local folder (torchhub:FOLDER:NAME), and its weights as weights=FILE",
+}
+PICKLES = (".pth", ".pt", ".ckpt", ".bin", ".tar")  # what torch.save's files are called
+CODE: dict[str, Callable[[Source, Mapping[str, Any], bool], Network]] = {  # by whom code runs, if it is trusted
+    "torchhub": torchhub.load,
+    "python": python_files.load,
 }
 LOADERS: dict[str, Callable[[Source, Mapping[str, Any]], Network]] = {
     "bundled": _native,
@@ -193,6 +244,7 @@ OPTIONS: dict[str, frozenset[str]] = {
     "torchvision": torchvision_models.OPTIONS,
     "transformers": transformers_models.OPTIONS,
     "torchhub": torchhub.OPTIONS,
+    "python": python_files.OPTIONS,
     "onnx": onnx_models.OPTIONS,
     "oracle": oracle.OPTIONS,
     "reader": read_code.OPTIONS,

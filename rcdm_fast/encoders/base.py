@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -109,6 +109,7 @@ class ImageEncoder:
         config: layer, pooling and input convention. With `dim` 0 the width is found by encoding one gray image.
         device: where to run.
         batch_size: images per call of the network.
+        pooler: for pooling ``function``: whatever the layer gives -> [N,D].
 
     Raises:
         EncoderError: no such layer or device, the network fails on an image of the configured size, or tokens or
@@ -121,14 +122,18 @@ class ImageEncoder:
         config: EncoderConfig,
         device: str | torch.device = "cpu",
         batch_size: int = BATCH,
+        pooler: Callable[[Any], Tensor] | None = None,
     ) -> None:
         self._owned = isinstance(network, Network)
         if not isinstance(network, Network):
             network = Network(network, config)
         if batch_size < 1:
             raise EncoderError(f"batch_size must be positive, got {batch_size}")
+        if (pooler is None) == (config.pooling == "function"):
+            raise EncoderError("pooling=function needs the function that pools: give it as pooling=")
         self._config = config
         self._network = network
+        self._pooler = pooler
         self._forward = network.forward or layers.locate(network.module, config.layer)
         stated = network.prefix_tokens
         self._prefix_tokens = layers.prefix_tokens_of(network.module) if stated is None else stated
@@ -138,7 +143,7 @@ class ImageEncoder:
             self.to(device)
         elif self.home.type != self._device.type or self._device.index not in (None, self.home.index):
             log.warning("the encoder's weights are on %s and stay there; encoder.to(...) moves them", self.home)
-        if config.pooling != "none":
+        if config.pooling in ("mean", "max", "cls"):
             self._settle()
         if config.dim == 0:
             self._config = dataclasses.replace(self._config, dim=self._probe())
@@ -244,8 +249,9 @@ class ImageEncoder:
         """
         config = self._config
         output = self._output(views)
+        pooling = "none" if self._pooler is not None else config.pooling
         try:
-            h = layers.pool(output, config.pooling, self._prefix(output), self._order()).to(views.device, torch.float32)
+            h = layers.pool(output, pooling, self._prefix(output), self._order()).to(views.device, torch.float32)
         except EncoderError as error:
             raise EncoderError(f"{config.source}, layer {config.layer}: {reason(error)}") from error
         if h.shape[0] != views.shape[0] or (config.dim and h.shape[1] != config.dim):
@@ -256,7 +262,7 @@ class ImageEncoder:
         return F.normalize(h, dim=1) if config.normalize else h
 
     def _output(self, views: Tensor) -> Tensor:
-        """What the layer gives for images of the encoder's size."""
+        """What the layer gives for images of the encoder's size; by a function of the caller's, pooled already."""
         config, module = self._config, self._network.module
         x = preprocess.normalize(views, config)
         if isinstance(module, nn.Module):
@@ -270,6 +276,8 @@ class ImageEncoder:
             if torch.is_autocast_enabled(x.device.type):  # a host's; representations are float32
                 stack.enter_context(torch.autocast(x.device.type, enabled=False))
             output = self._forward(x)
+            if self._pooler is not None:
+                output = self._pooler(output)
         try:
             return layers.tensor_of(output, config.pooling)
         except EncoderError as error:

@@ -13,6 +13,10 @@ class EncoderError(RcdmError, ValueError):
     """An encoder that cannot be loaded or does not do what its configuration says; the message names it."""
 
 
+class Untrusted(EncoderError):
+    """An encoder that comes with code, which nobody has allowed to run."""
+
+
 def reason(error: BaseException) -> str:
     """What another library's error says, in one line of reasonable length."""
     return printable(" ".join(str(error).split()) or type(error).__name__)

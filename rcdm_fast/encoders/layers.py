@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +16,8 @@ from rcdm_fast.encoders.layout import Order
 
 Forward = Callable[[Tensor], Any]
 
+CALL = "#"  # between the name of a layer and the number of its call
+
 _ONE_THREAD = threading.RLock()  # hooks belong to modules, so a second thread in one would get the first one's output
 
 
@@ -25,69 +26,100 @@ class _Reached(Exception):
 
 
 class LayerOutput:
-    """Calls a network and returns the output of one sub-module, at its first use in the forward pass.
+    """Calls a network and returns the output of one sub-module, at one of its calls in the forward pass.
 
-    The forward pass stops there; while torch.export traces it, which no exception may interrupt, it runs to its end and
-    what follows the layer is left out of the graph as unused.
+    The first pass runs to its end and counts: of a layer that is called several times it has to be said which call is
+    meant. From then on a pass stops where the layer has answered; while torch.export traces it, which no exception may
+    interrupt, it runs to its end and what follows the layer is left out of the graph as unused.
 
     Args:
         network: any module.
         name: dotted name of a sub-module of it.
+        call: the call that is meant, from 1; None for a layer that is called once.
     """
 
-    def __init__(self, network: nn.Module, name: str) -> None:
+    def __init__(self, network: nn.Module, name: str, call: int | None = None) -> None:
         self.network = network
         self.name = name
+        self.call = call
         self.module = network.get_submodule(name)
+        self.calls: int | None = None  # in one pass, once that is known
 
     def __call__(self, x: Tensor) -> Any:
-        """The sub-module's output for the network's input x."""
+        """The sub-module's output for the network's input x. Raises `EncoderError`."""
         seen: list[Any] = []
+        wanted = self.call or 1
 
         def stop(_module: nn.Module, _inputs: Any, output: Any) -> None:
             seen.append(output)
-            if not torch.compiler.is_exporting():
+            if self.calls is not None and len(seen) == wanted and not torch.compiler.is_exporting():
                 raise _Reached
 
         with _ONE_THREAD:
             handle = self.module.register_forward_hook(stop)
             try:
-                with contextlib.suppress(_Reached):
-                    self.network(x)
+                self.network(x)
+            except _Reached:
+                pass
+            except Exception:
+                if len(seen) < wanted or self.calls is not None:
+                    raise  # what follows the layer need not work on its own: of a head that fails nothing is wanted
             finally:
                 handle.remove()
-        if seen:
-            return seen[0]
-        raise EncoderError(f"layer {self.name!r} is not used when the network sees an image")
+            if self.calls is None:
+                self._check(len(seen))
+        return seen[wanted - 1]
+
+    def _check(self, calls: int) -> None:
+        shown = printable(repr(self.name))
+        if not calls:
+            raise EncoderError(f"layer {shown} is not used when the network sees an image")
+        if self.call is None and calls > 1:
+            raise EncoderError(
+                f"layer {shown} is called {calls} times for an image; say which call is meant: {self.name}{CALL}1 to "
+                f"{self.name}{CALL}{calls}"
+            )
+        if (self.call or 1) > calls:
+            raise EncoderError(f"layer {shown} is called {calls} times for an image, there is no call {self.call}")
+        self.calls = calls
 
 
 def locate(network: Forward, layer: str) -> Forward:
     """What to call so that the network's `layer` answers.
 
     A sub-module of that name (also below ``backbone``) is found first; ``backbone`` otherwise means the network's own
-    output.
+    output. ``NAME#2`` is the second call of a layer that a forward pass uses several times.
 
     Raises:
         EncoderError: there is no such layer.
     """
     names: list[str] = []
     if isinstance(network, nn.Module):
-        names = [name for name, _ in network.named_modules() if name]
-        for candidate in (layer, f"backbone.{layer}"):
-            if candidate in names:
-                return LayerOutput(network, candidate)
+        names = list(dict.fromkeys(name for name, _ in network.named_modules(remove_duplicate=False) if name))
+        name, mark, number = layer.rpartition(CALL)
+        call = int(number) if mark and number.isdecimal() and 0 < int(number[:9]) else None
+        for wanted, which in ((layer, None), *([(name, call)] if call else [])):
+            for candidate in (wanted, f"backbone.{wanted}"):
+                if candidate in names:
+                    return LayerOutput(network, candidate, which)
     if layer == "backbone":
         return network
     if not names:
         raise EncoderError(f"a function has no layer {printable(repr(layer))}; use layer 'backbone' for its output")
-    near = printable(", ".join(difflib.get_close_matches(layer, names, n=5, cutoff=0.4) or names[:5]))
-    raise EncoderError(f"no layer {printable(repr(layer))} in this network; there are, for example, {near}")
+    raise EncoderError(
+        f"no layer {printable(repr(layer))} in this network; there are, for example, {near(layer, names)}"
+    )
+
+
+def near(layer: str, names: Sequence[str]) -> str:
+    """Names that are like one that there is not, for a message."""
+    return printable(", ".join(difflib.get_close_matches(layer, names, n=5, cutoff=0.4) or list(names)[:5]))
 
 
 def tensor_of(output: Any, pooling: str) -> Tensor:
     """The tensor in whatever a network returned.
 
-    Of named outputs (transformers) ``none`` takes the pooled one and ``cls``/``mean`` the last hidden states; of a
+    Of named outputs (transformers) ``none`` takes the pooled one and any pooling the last hidden states; of a
     tuple or list the first element counts.
 
     Raises:
@@ -113,9 +145,10 @@ def pool(output: Tensor, pooling: str, prefix_tokens: int | None, order: Order |
     Args:
         output: [N,D], tokens [N,T,D] ([N,D,T] in order ``nchw``), or positions [N,C,H,W] ([N,H,W,C] in order ``nhwc``).
         pooling: ``none`` takes [N,D], [N,D,1,1] or [N,1,1,D]; ``cls`` takes token 0; ``mean`` averages patch tokens or
-            positions.
-        prefix_tokens: tokens before the patches (class, registers), None if unknown. ``mean`` leaves them out.
-        order: where the channels are; needed for ``mean``, and for ``cls``.
+            positions, ``max`` takes the largest number over them; ``flatten`` keeps everything, whatever its rank.
+        prefix_tokens: tokens before the patches (class, registers), None if unknown. ``mean`` and ``max`` leave them
+            out.
+        order: where the channels are; needed for ``mean``, ``max`` and ``cls``.
 
     Returns:
         [N,D].
@@ -131,7 +164,12 @@ def pool(output: Tensor, pooling: str, prefix_tokens: int | None, order: Order |
             return output.flatten(1)
         hint = {3: "pooling=cls or pooling=mean", 4: "pooling=mean"}.get(output.ndim)
         raise EncoderError(f"the layer gives {shape}, not [N,D]" + (f"; choose {hint}" if hint else ""))
-    pooled = output.ndim == 3 or (output.ndim == 4 and pooling == "mean")
+    if pooling == "flatten":
+        if output.ndim < 2:
+            raise EncoderError(f"pooling=flatten: the layer gives {shape}, a number for each image at most")
+        return output.flatten(1)
+    over = pooling in ("mean", "max")
+    pooled = output.ndim == 3 or (output.ndim == 4 and over)
     if not pooled:
         needs = "tokens [N,T,D]" if pooling == "cls" else "tokens [N,T,D] or positions [N,C,H,W]"
         hint = "; choose pooling=none" if output.ndim == 2 else ""
@@ -143,12 +181,14 @@ def pool(output: Tensor, pooling: str, prefix_tokens: int | None, order: Order |
             "layout=nhwc or layout=nchw"
         )
     if output.ndim == 4:
-        return output.mean(dim=(1, 2) if order == "nhwc" else (2, 3))
+        places = (1, 2) if order == "nhwc" else (2, 3)
+        return output.mean(dim=places) if pooling == "mean" else output.amax(dim=places)
     tokens = output if order == "nhwc" else output.transpose(1, 2)
-    if pooling == "mean":
+    if over:
         if tokens.shape[1] <= (prefix_tokens or 0):
-            raise EncoderError(f"pooling=mean: the layer gives {shape}, no tokens of patches; choose pooling=cls")
-        return tokens[:, prefix_tokens or 0 :].mean(dim=1)
+            raise EncoderError(f"pooling={pooling}: the layer gives {shape}, no tokens of patches; choose pooling=cls")
+        patches = tokens[:, prefix_tokens or 0 :]
+        return patches.mean(dim=1) if pooling == "mean" else patches.amax(dim=1)
     if prefix_tokens == 0:
         raise EncoderError("pooling=cls: this network has no class token; choose pooling=mean")
     return tokens[:, 0]

@@ -17,6 +17,7 @@ from torch import Tensor
 from rcdm_fast import config as configs
 from rcdm_fast.config import EncoderConfig
 from rcdm_fast.doors import door, printable
+from rcdm_fast.encoders import onnx_graph
 from rcdm_fast.encoders.base import Network
 from rcdm_fast.encoders.errors import EncoderError, need, reason
 from rcdm_fast.encoders.native import METADATA_KEY
@@ -32,16 +33,19 @@ class OnnxNetwork:
 
     Args:
         path: the file.
-        output: name of the output; ``backbone`` means the first unless an output has that name.
+        output: name of an output, of a tensor inside the graph or of a node that gives it (the graph is cut there:
+            nothing behind it is computed); ``backbone`` means the first output unless one has that name.
 
     Raises:
-        EncoderError: onnxruntime is missing, the file is no ONNX graph, or it does not take one batch of images.
+        EncoderError: onnxruntime is missing, the file is no ONNX graph, it does not take one batch of images, or has
+            nothing of that name.
     """
 
     def __init__(self, path: str, output: str = "backbone") -> None:
         self.path, where = path, printable(path)
         self._file = str(Path(path).absolute())  # of a copy in a process with another working folder
         self._device = torch.device("cpu")
+        self._cut: bytes | None = None
         self._session = self._open()
         inputs, outputs = self._session.get_inputs(), [item.name for item in self._session.get_outputs()]
         if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in DTYPES:
@@ -61,10 +65,24 @@ class OnnxNetwork:
         if output == "backbone" and output not in outputs:
             output = outputs[0]
         if output not in outputs:
-            raise EncoderError(
-                f"{where}: no output {printable(repr(output))}; there are {printable(', '.join(outputs))}"
-            )
+            output, self._cut = onnx_graph.cut(self._file, output, where, outputs)
+            self._session = self._open()
         self._output = output
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether it is a tensor inside the graph of the file."""
+        return self._cut is not None
+
+    def layers(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor that can be named as a layer, with its shape for one image, in order. Raises `EncoderError`."""
+        names, whole = onnx_graph.opened(self._file, printable(self.path))
+        session = self._made(whole)
+        size = self.image_size or 224
+        shape = (self.batch or 1, size, size, 3) if self.channels_last else (self.batch or 1, 3, size, size)
+        with door(EncoderError, f"{printable(self.path)}: fails on an image"):
+            found = session.run(names, {self._input: np.zeros(shape, self._dtype)})
+        return {name: tuple(each.shape) for name, each in zip(names, found, strict=True) if hasattr(each, "shape")}
 
     @property
     def metadata(self) -> Mapping[str, str]:
@@ -105,6 +123,10 @@ class OnnxNetwork:
         return torch.from_numpy(np.concatenate(parts)[:count]).to(x.device)
 
     def _open(self) -> Any:
+        return self._made(self._cut)
+
+    def _made(self, graph: bytes | None) -> Any:
+        """A session of a graph in memory, or of the file."""
         runtime = need("onnxruntime", "onnx")
         providers: list[Any] = ["CPUExecutionProvider"]
         if self._device.type == "cuda":
@@ -116,13 +138,13 @@ class OnnxNetwork:
         if not os.path.isfile(self._file):
             raise EncoderError(f"{printable(self.path)}: no such file")
         try:
-            return runtime.InferenceSession(self._file, providers=providers)
+            return runtime.InferenceSession(self._file if graph is None else graph, providers=providers)
         except Exception as error:
             raise EncoderError(f"{printable(self.path)}: onnxruntime cannot open it ({reason(error)})") from error
 
 
 def load(source: Source, fields: Mapping[str, Any]) -> Network:
-    """An ONNX graph; ``layer`` chooses one of its outputs.
+    """An ONNX graph; ``layer`` chooses one of its outputs, or a tensor inside it.
 
     The convention is read from the file's metadata if rcdm_fast wrote it there; otherwise the image size comes from
     the graph and images stay in [-1,1] unless mean and std are given.

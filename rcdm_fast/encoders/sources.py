@@ -15,9 +15,18 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from rcdm_fast import doors
-from rcdm_fast.config import ConfigError
+from rcdm_fast.config import ConfigError, EncoderConfig
 from rcdm_fast.doors import printable
 
+ALIASES = {"size": "image_size"}
+_TOLD = ("image_size", "resize_to", "interpolation", "mean", "std")  # families differ in what they take for usual
+FILES = {  # what a file's ending says about how it is named
+    ".onnx": "onnx:FILE.onnx",
+    ".safetensors": "file:FILE.safetensors",
+    ".pth": "python:NET.py:NAME?weights=FILE.pth or timm:NAME?weights=FILE.pth",
+    ".pt": "python:NET.py:NAME?weights=FILE.pt or timm:NAME?weights=FILE.pt",
+    ".py": "python:FILE.py:NAME",
+}
 PLAIN = "/:,._-~+@= "  # characters that stay readable in a canonical spec
 
 
@@ -69,7 +78,8 @@ def parse(text: str, options: Mapping[str, Collection[str]]) -> tuple[Source, di
     family, colon, name = head.partition(":")
     if not colon or family not in options or not name:
         known = ", ".join(f"{item}:..." for item in options)
-        raise ConfigError(f"{printable(repr(text))} names no encoder; expected one of {known}")
+        hint = next((f"; a file of that kind is named as {said}" for end, said in FILES.items() if end in head), "")
+        raise ConfigError(f"{printable(repr(text))} names no encoder; expected one of {known}{hint}")
     chosen: dict[str, str] = {}
     fields: dict[str, Any] = {}
     for item in filter(None, query.split("&")):
@@ -77,12 +87,33 @@ def parse(text: str, options: Mapping[str, Collection[str]]) -> tuple[Source, di
         value = unquote(raw, errors="surrogateescape")
         if key in options[family]:
             chosen[key] = value
-        elif key in FIELDS:
+        elif ALIASES.get(key, key) in FIELDS:
+            key = ALIASES.get(key, key)
+            if key in fields:
+                raise ConfigError(f"{printable(repr(text))}: {key} is given twice")
             fields[key] = FIELDS[key](value, key)
         else:
             known = ", ".join(sorted({*options[family], *FIELDS}))
             raise ConfigError(f"{printable(repr(text))}: unknown option {printable(repr(key))}; {family} takes {known}")
     return Source(family, unquote(name, errors="surrogateescape"), chosen), fields
+
+
+def spelled(config: EncoderConfig, *further: str) -> str:
+    """The specification that says what a configuration says, its whole convention included, and options ``KEY=1``."""
+    usual = EncoderConfig(config.source)
+    told = [
+        f"{key}={_quoted(_spelled(getattr(config, key)))}"
+        for key in FIELDS
+        if key in _TOLD or getattr(config, key) != getattr(usual, key)
+    ]
+    mark = "&" if "?" in config.source else "?"
+    return f"{config.source}{mark}{'&'.join([*told, *(f'{key}=1' for key in further)])}"
+
+
+def _spelled(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(f"{number!r}" for number in (value[:1] if len(set(value)) == 1 else value))
+    return str(int(value)) if isinstance(value, bool) else str(value)
 
 
 def parse_bool(value: str, key: str) -> bool:

@@ -49,6 +49,12 @@ def load(source: Source, fields: Mapping[str, Any]) -> Network:
     )
 
 
+def told_by(model: Any) -> EncoderConfig:
+    """The convention that any network of timm's tells of itself. Raises `EncoderError` as `load`."""
+    name = str(model.pretrained_cfg.get("architecture") or type(model).__name__)
+    return _convention(need("timm", "encoders"), Source("timm", name), model, {})
+
+
 def _create(timm: Any, source: Source, pretrained: bool, image_size: int | None) -> Any:
     keywords: dict[str, Any] = {"num_classes": 0}
     cfg = timm.get_pretrained_cfg(source.name) if timm.is_model(source.name) else None

@@ -18,12 +18,11 @@ from rcdm_fast.config import ConfigError, EncoderConfig
 from rcdm_fast.doors import printable
 from rcdm_fast.encoders import weights
 from rcdm_fast.encoders.base import Network
-from rcdm_fast.encoders.errors import EncoderError, reason
+from rcdm_fast.encoders.errors import EncoderError, Untrusted, reason
 from rcdm_fast.encoders.sources import Source
 from rcdm_fast.encoders.torchvision_models import IMAGENET_MEAN, IMAGENET_STD
 
 OPTIONS = weights.OPTIONS | {"pretrained"}
-TRUST = "trust_repo"
 
 
 def load(source: Source, fields: Mapping[str, Any], trusted: bool) -> Network:
@@ -41,9 +40,7 @@ def load(source: Source, fields: Mapping[str, Any], trusted: bool) -> Network:
     if not colon or not repository or not name:
         raise ConfigError(f"{source.shown}: expected torchhub:REPOSITORY:NAME")
     if not trusted:
-        raise EncoderError(
-            f"{source.shown}: loading it runs the code of {printable(repository)}; if you trust it, say trust_repo=1"
-        )
+        raise Untrusted(f"{source.shown}: loading it runs the code of {printable(repository)}")
     keywords: dict[str, Any] = {"pretrained": source.flag("pretrained")} if "pretrained" in source.options else {}
     where = "local" if os.path.isdir(repository) else "github"
     hub: Any = torch.hub

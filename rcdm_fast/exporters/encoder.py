@@ -141,6 +141,7 @@ def _copy(target: Path, encoder: ImageEncoder, network: OnnxNetwork) -> None:
         "divides by the L2 norm outside the graph": config.normalize,
         "has a fixed batch": network.batch is not None,
         "takes its colors last": network.channels_last,
+        "is cut inside the graph": network.is_cut,
         "has several outputs": len(graph.output) != 1,
         "is not float32": {_type(value) for value in (graph.input[0], graph.output[0])} != {onnx.TensorProto.FLOAT},
         "does not give [N,D]": len(graph.output[0].type.tensor_type.shape.dim) != 2,
