@@ -22,10 +22,11 @@ from rcdm_fast.encoders import native
 from rcdm_fast.errors import RunError
 from rcdm_fast.exporters.graph import hash_of
 from rcdm_fast.images import save_image, to_pil, to_uint8
-from rcdm_fast.metrics.ridge import Moments, ridge
+from rcdm_fast.metrics.ridge import Moments, Ridge, ridge
 from rcdm_fast.models import checkpoint
+from rcdm_fast.training import adapt as adapting
 from rcdm_fast.training import representations
-from rcdm_fast.training.adapt import AdaptConfig, adapt
+from rcdm_fast.training.adapt import DOWN, UP, AdaptConfig, Run, adapt
 from rcdm_fast.training.losses import DiffusionLoss, LossConfig
 from rcdm_fast.training.pretrain import PretrainConfig
 from rcdm_fast.training.views import Views
@@ -167,6 +168,51 @@ def test_training_lowers_the_loss_of_the_closed_form(
             output = loaded.network(x_t, t, loaded.encode(x0))
         losses.append(float(loss(output, x0, x_t, eps, t)["loss"]))
     assert losses[1] < 0.99 * losses[0]
+
+
+def made(config: AdaptConfig, bank: Tensor) -> Run:
+    """The moving parts, from a map that knows nothing yet."""
+    described, frozen = checkpoint.load_model(config.model)
+    settings = dataclasses.replace(config, loss=LossConfig())
+    width = len(frozen["ssl_emb.bias"])
+    start = Ridge(torch.zeros(width, bank.shape[2]).double(), frozen["ssl_emb.bias"].double(), 1.0, 0.0)
+    return Run(settings, described, frozen, start, "cpu")
+
+
+def test_weights_are_the_averages_of_all_steps(config: AdaptConfig, data: ImageSet, generator: torch.Generator) -> None:
+    config = dataclasses.replace(config, rank=1, learning_rate=0.05, ema=0.3)
+    bank = torch.randn(2, len(data), WIDTHS["new"], generator=generator)
+    run = made(config, bank)
+    average = {name: value.detach().clone() for name, value in run.trained.items()}
+    for step in range(1, 5):
+        run.advance(data, bank, torch.arange(16))
+        decay = min(0.3, (1 + step) / (10 + step))
+        for name, value in run.trained.items():
+            average[name] = decay * average[name] + (1 - decay) * value.detach()
+    written = run.weights()
+    torch.testing.assert_close(written["ssl_emb.weight"], average["ssl_emb.weight"])
+    assert not torch.allclose(written["ssl_emb.weight"], run.trained["ssl_emb.weight"], atol=1e-4)
+    layer = next(name.removesuffix(UP) for name in average if name.endswith(UP))
+    torch.testing.assert_close(written[layer], run.frozen[layer] + average[layer + UP] @ average[layer + DOWN])
+
+
+def test_mirrored_images_have_representations_of_their_own(
+    config: AdaptConfig, data: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = torch.arange(20, 36)
+    bank = torch.stack([torch.arange(64.0), -torch.arange(64.0)])[..., None].expand(-1, -1, WIDTHS["new"])
+    run, images, given = made(config, bank), list[Tensor](), list[Tensor]()
+    noisy, called = run.loss.noisy, adapting.functional_call
+    monkeypatch.setattr(run.loss, "noisy", lambda x0, eps, t: (images.append(x0), noisy(x0, eps, t))[1])
+    monkeypatch.setattr(
+        adapting, "functional_call", lambda net, state, seen: (given.append(seen[2]), called(net, state, seen))[1]
+    )
+    run.advance(data, bank, index)
+    mirrored = given[0][:, 0] < 0
+    assert 0 < int(mirrored.sum()) < 16
+    assert given[0][:, 0].abs().tolist() == index.tolist()
+    plain = data.floats(index)
+    torch.testing.assert_close(images[0], torch.where(mirrored[:, None, None, None], plain.flip(3), plain))
 
 
 @pytest.mark.parametrize("rank", [0, 2])

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from rcdm_fast import evaluation
 from rcdm_fast.analysis import charts, faithfulness, layers, readout, registry, rules
 from rcdm_fast.analysis import spread as spreads
 from rcdm_fast.analysis.augment import AUGMENTATIONS
@@ -22,7 +23,7 @@ from rcdm_fast.analysis.properties import PROPERTIES
 from rcdm_fast.analysis.result import Analysis, Table
 from rcdm_fast.cli import main
 from rcdm_fast.config import ConfigError
-from rcdm_fast.evaluation import EvaluateConfig
+from rcdm_fast.evaluation import EvaluateConfig, evaluate
 from rcdm_fast.images import to_pil
 from rcdm_fast.metrics.intervals import Interval
 from rcdm_fast.model import Model
@@ -198,8 +199,6 @@ def test_faithfulness_is_what_evaluate_measures() -> None:
     data = photographs(40, 8)
     config = EvaluateConfig(sources=20, per=2, steps=2, resamples=100)
     found = faithfulness.run(small.model(), data, config)
-    from rcdm_fast.evaluation import evaluate
-
     expected = evaluate(small.model(), data, config)
     assert table(found, "ranks").rows[0][1] == expected.mrr
     assert table(found, "distances").rows[0][1] == expected.distance
@@ -208,6 +207,28 @@ def test_faithfulness_is_what_evaluate_measures() -> None:
     assert len(found.findings) == 2
     with pytest.raises(ConfigError, match="at least 20 of them, got 5"):
         faithfulness.run(small.model(), data, dataclasses.replace(config, sources=5))
+
+
+def test_faithfulness_is_found_by_the_ends_of_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, config = photographs(40, 8), EvaluateConfig(sources=20, per=1, steps=1, resamples=100)
+    measured = evaluate(small.model(), data, config)
+
+    def verdicts(mrr: tuple[float, float], distance: tuple[float, float]) -> list[bool | None]:
+        """Of a chance of 0.1, and a nearest neighbor at 4 to 6."""
+        told = dataclasses.replace(
+            measured,
+            mrr=Interval(sum(mrr) / 2, *mrr),
+            chance_mrr=0.1,
+            distance=Interval(sum(distance) / 2, *distance),
+            nearest_real={1: Interval(5, 4, 6)},
+        )
+        monkeypatch.setattr(evaluation, "faithfulness", lambda *_: told)
+        return [each.holds for each in faithfulness.run(small.model(), data, config).findings]
+
+    assert verdicts((0.11, 0.3), (1, 3.9)) == [True, True]
+    assert verdicts((0.09, 0.3), (1, 4.1)) == [None, None]
+    assert verdicts((0.01, 0.11), (5.9, 20)) == [None, None]
+    assert verdicts((0.01, 0.09), (6.1, 20)) == [False, False]
 
 
 def test_a_chart_puts_dots_where_the_values_are() -> None:

@@ -61,6 +61,8 @@ def test_directions_with_a_known_answer(generator: torch.Generator) -> None:
     (first,) = principal_directions(gallery, 1)
     assert abs(float(first[1])) / float(first.norm()) > 0.99
     assert float(first.norm()) == pytest.approx(5, rel=0.1)
+    away = gallery + torch.tensor([100.0, 0, 0, 0, 0])  # where the gallery lies says nothing of its directions
+    torch.testing.assert_close(principal_directions(away, 1).abs(), first.abs()[None], atol=1e-3, rtol=0)
     values = gallery[:, 3] * 7
     direction = mean_difference(gallery, values)
     assert float(direction[3]) > 0.8

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rcdm_fast.analysis import out_of_distribution
-from rcdm_fast.analysis.common import all_hold, below, difference
+from rcdm_fast.analysis.common import Redrawn, all_hold, below, difference
 from rcdm_fast.analysis.out_of_distribution import UnfamiliarConfig
 from rcdm_fast.analysis.registry import EXPERIMENTS, Job
 from rcdm_fast.analysis.result import Analysis, Cell
@@ -159,6 +159,21 @@ def test_units_leave_out_the_image_itself_and_its_copies() -> None:
     assert nearest.distance(torch.tensor([[0.0, 0]]), gallery).tolist() == [3]
     with pytest.raises(ConfigError, match="same representation"):
         nearest.apart(gallery[:1], gallery[:2])
+    again = torch.tensor([[[3.0, 2], [3, -2]], [[6, 4], [0, 0]]])  # samples on opposite sides are as far as they are
+    assert nearest.relative(again, gallery[[0, 2]], torch.tensor([4.0, 1])).tolist() == [0.5, 4]
+
+
+def test_chance_is_the_rank_of_an_image_by_samples_of_others() -> None:
+    real = out_of_distribution.Real(torch.tensor([[0.0], [1], [10], [11]]), 4, 2.0)
+    again = torch.tensor([[[0.1]] * 2, [[0.9]] * 2])  # of the images at 0 and at 10
+    drawn = Redrawn(torch.zeros(2, 2, 3, 8, 8), again)
+    found = out_of_distribution._group("made up", torch.zeros(2, 3, 8, 8), drawn, torch.tensor([0, 2]), real)
+    assert found.back.tolist() == pytest.approx([1, 1 / 3])
+    assert found.chance is not None
+    assert found.chance.tolist() == pytest.approx([1 / 2, 1 / 3])  # from 0.9 to 0, from 0.1 to 10
+    assert found.own.tolist() == pytest.approx([0.1, 9.1])
+    assert found.shared.tolist() == pytest.approx([0.05, 4.55])
+    assert found.apart.tolist() == pytest.approx([0.5, 0.5])
 
 
 def test_ranks_are_those_of_evaluate(generator: torch.Generator) -> None:

@@ -96,6 +96,8 @@ def test_the_data_is_encoded_once(
     whole = shared.encoded(known, model.encoder, data)
     assert torch.equal(shared.encoded(known, model.encoder, data, places), whole[places])
     assert asked == {"made up": 1}
+    other = shared.encoded(known, model.encoder, photos)  # another set has its own
+    assert torch.equal(other, shared.encoded(None, model.encoder, photos))
     assert torch.equal(shared.encoded(None, model.encoder, data, places), whole[places])  # of these alone
 
 

@@ -243,6 +243,10 @@ def test_other_engines_ask_between_timesteps(tmp_path: Path) -> None:
     config = dataclasses.replace(model.config, encoder=None)
     path = checkpoint.save_model(tmp_path / "tuned.safetensors", config, model.unet.state_dict())
     want = model.sample(h, steps=4, per=1)
+    asked = fitted.resolve(config.schedule, 4, torch.tensor(config.fitted[0].numbers, dtype=torch.float64)).asked
+    own = registry.choose(config, "fitted", 4, SolverOptions(), False).schedule
+    assert conditioning.make_plan(model.unet, own, h, None).timesteps == pytest.approx(asked.flip(0).tolist())
+    assert own.timesteps != pytest.approx(asked.flip(0).tolist())  # other times than the formula's
     native = rcdm_fast.load(path, device="cpu", engine="native", precision="fp32").sample(h, steps=4, per=1)
     torch.testing.assert_close(native, want, atol=BATCH_SPLIT_ABS, rtol=0)
     assert not torch.allclose(want, model.sample(h, steps=4, per=1, solver="ddim"), atol=0.05)

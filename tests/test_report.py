@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from rcdm_fast.analysis import registry
@@ -161,6 +162,14 @@ def test_photographs() -> None:
     assert found.figures["samples"].width > 4 * 72
     spread = [row[2] for row in found.tables[0].rows]
     assert all(isinstance(value, float) and value > 0 for value in spread)
+    place = 2  # keys the noise
+    h = model.encode(data.floats(torch.tensor([place])))
+    drawn = model.sample(h, per=3, steps=3, items=[place])
+    assert spread[place] == pytest.approx(float((drawn[0].double() * 127.5).std(dim=0).mean()), rel=1e-4)
+    far = (model.encode(drawn[0]) - h).norm(dim=1) / h.norm()
+    moved = found.tables[0].rows[place][1]
+    assert isinstance(moved, Interval)
+    assert moved.value == pytest.approx(float(far.mean()), rel=1e-3)
     with pytest.raises(ConfigError, match="at least 2"):
         photographs(model, data, PhotosConfig(per=1))
     model._encoder = None

@@ -56,6 +56,14 @@ def test_computed_once_and_mapped(tmp_path: Path, calls: list[int]) -> None:
     assert len(list(tmp_path.glob("representations-*.npy"))) == 3
 
 
+def test_moved_images_keep_their_numbers_in_every_block(tmp_path: Path) -> None:
+    encoder, views = small.encoder(), Views(False, augmented=2)
+    found = representations.cached(encoder, DATA, tmp_path, views=views)
+    for view in range(3):
+        torch.testing.assert_close(found[view], representations.compute(encoder, DATA, views, view))
+    assert not torch.allclose(found[1], found[2], atol=0.01)
+
+
 def test_goes_on_after_an_interruption(tmp_path: Path, calls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = small.encoder()
     whole = representations.cached(encoder, DATA, tmp_path / "whole", views=Views(True))

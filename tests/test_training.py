@@ -1,4 +1,4 @@
-"""Training: data, augmentation, losses, probes, exact resume, and what a finished run writes."""
+"""Training: data, losses, probes, exact resume, and what a finished run writes."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ from rcdm_fast.data.sources import open_data
 from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.encoders import native
 from rcdm_fast.errors import RunError
-from rcdm_fast.images import ImageError, check_images, from_uint8, to_uint8
+from rcdm_fast.images import ImageError, from_uint8, to_uint8
 from rcdm_fast.metrics import probes
-from rcdm_fast.training.augment import AugmentConfig, random_color, random_crop_flip, random_views
 from rcdm_fast.training.batches import Standardization
 from rcdm_fast.training.config import TrainConfig
 from rcdm_fast.training.losses import DiffusionLoss, LossConfig, Weighting
@@ -81,24 +80,6 @@ def test_batches_cover_an_epoch_and_depend_on_the_step_alone() -> None:
     assert torch.equal(torch.rand(4, generator=step_generator(1, 2)), torch.rand(4, generator=step_generator(1, 2)))
     with pytest.raises(ValueError, match="exceeds"):
         BatchOrder(5, 8, 0)
-
-
-def test_views_are_images_and_differ(generator: torch.Generator) -> None:
-    images = small.make_images(16, 32)
-    views = random_views(images, AugmentConfig(), generator)
-    check_images(views)
-    assert views.shape == images.shape
-    assert all(not torch.equal(view, image) for view, image in zip(views, images, strict=True))
-
-
-def test_gray_and_identity_augmentation(generator: torch.Generator) -> None:
-    images = small.make_images(4, 16)
-    still = random_color(images, AugmentConfig(jitter=0.0, gray=0.0), generator)
-    torch.testing.assert_close(still, images, atol=1e-6, rtol=0)
-    gray = random_color(images, AugmentConfig(jitter=0.0, gray=1.0), generator)
-    torch.testing.assert_close(gray[:, 0], gray[:, 2], atol=1e-6, rtol=0)
-    whole = random_crop_flip(images, 1.0, generator)
-    assert whole.shape == images.shape
 
 
 def test_perfect_prediction_has_no_loss_but_the_bound_of_the_variance(generator: torch.Generator) -> None:

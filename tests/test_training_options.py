@@ -154,6 +154,16 @@ def test_steps_drawn_by_their_loss() -> None:
     assert torch.equal(again.probabilities(), fraction)
 
 
+def test_the_last_losses_of_a_step_count_by_their_mean_square() -> None:
+    chosen = timesteps.LossAwareSteps(2)
+    given = [float(loss) for loss in range(1, timesteps.HISTORY + 4)]
+    for loss in given:
+        chosen.learn(torch.tensor([0, 1]), torch.tensor([loss, 1.0]))
+    first, second = chosen.probabilities().tolist()
+    last = given[-timesteps.HISTORY :]
+    assert first / second == pytest.approx((sum(loss**2 for loss in last) / len(last)) ** 0.5, rel=0.01)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(
     encoder_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

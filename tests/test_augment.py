@@ -1,0 +1,51 @@
+"""Random views for pre-training: crops, flips and colors."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from rcdm_fast.images import check_images
+from rcdm_fast.training.augment import _RGB_TO_YIQ, AugmentConfig, random_color, random_crop_flip, random_views
+from tests import small
+
+
+def test_views_are_images_and_differ(generator: torch.Generator) -> None:
+    images = small.make_images(16, 32)
+    views = random_views(images, AugmentConfig(), generator)
+    check_images(views)
+    assert views.shape == images.shape
+    assert all(not torch.equal(view, image) for view, image in zip(views, images, strict=True))
+
+
+def test_gray_and_identity_augmentation(generator: torch.Generator) -> None:
+    images = small.make_images(4, 16)
+    still = random_color(images, AugmentConfig(jitter=0.0, gray=0.0), generator)
+    torch.testing.assert_close(still, images, atol=1e-6, rtol=0)
+    gray = random_color(images, AugmentConfig(jitter=0.0, gray=1.0), generator)
+    torch.testing.assert_close(gray[:, 0], gray[:, 2], atol=1e-6, rtol=0)
+    whole = random_crop_flip(images, 1.0, generator)
+    assert whole.shape == images.shape
+
+
+def test_colors_change_as_by_one_operation_after_another(generator: torch.Generator) -> None:
+    """Brightness, contrast around the mean gray, saturation, hue in YIQ; too little to pass any bound."""
+    images = small.make_images(6, 8) * 0.2
+    config = AugmentConfig(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.2, jitter=1.0, gray=0.0)
+    drawn = torch.Generator()
+    drawn.set_state(generator.get_state())
+    found = random_color(images, config, generator)
+    luma, to_yiq = torch.tensor([0.299, 0.587, 0.114]), torch.tensor(_RGB_TO_YIQ)
+    numbers = [torch.rand(6, generator=drawn) for _ in range(4)]
+    bright, contrast, saturation = (0.7 + 0.6 * each for each in numbers[:3])
+    for place, image in enumerate(images):
+        pixels = (image.flatten(1).T + 1) / 2 * bright[place]  # [64,3]
+        pixels = contrast[place] * pixels + (1 - contrast[place]) * (pixels @ luma).mean()
+        pixels = saturation[place] * pixels + (1 - saturation[place]) * (pixels @ luma)[:, None]
+        yiq = pixels @ to_yiq.T
+        turned = torch.polar(torch.tensor(1.0), 2 * math.pi * (0.4 * numbers[3][place] - 0.2))
+        yiq[:, 1:] = torch.view_as_real(torch.complex(yiq[:, 1], yiq[:, 2]) * turned)
+        want = yiq @ torch.linalg.inv(to_yiq).T
+        assert 0 < float(want.min()) < float(want.max()) < 1
+        torch.testing.assert_close(found[place].flatten(1).T, want * 2 - 1, atol=1e-5, rtol=0)
