@@ -122,9 +122,9 @@ def recovered_table(found: Invariance) -> Table:
         f"{found.model}: change of the property in samples, against that in the image",
         ("augmentation", "property", "slope", "verdict", "detectable slope", "r", "chance of |r|", "h moves"),
         tuple(lines),
-        f"{len(found.sources)} sources. Verdicts are on slopes, each by itself (rules of {rules.VERSION}); r describes. "
-        "h moves: squared distance, over that to the nearest other image. Detectable: a slope that such a run calls "
-        f"kept in {100 * RULES.detected_power:.0f} %. {rules.UNADJUSTED}{still}",
+        f"{len(found.sources)} sources. Verdicts are on slopes, each by itself (rules of {rules.VERSION}); r "
+        "describes. h moves: squared distance, over that to the nearest other image. Detectable: a slope that such a "
+        f"run calls kept in {100 * RULES.detected_power:.0f} %. {rules.UNADJUSTED}{still}",
     )
 
 

@@ -6,19 +6,16 @@ from tests.mutants.mutant import Mutant
 
 _ATTACK, _MANIPULATE = "rcdm_fast/analysis/attack.py", "rcdm_fast/analysis/manipulate.py"
 _RECOVERY, _COMMON = "rcdm_fast/analysis/recovery.py", "rcdm_fast/analysis/common.py"
+_RULES, _CLAIMS = "rcdm_fast/analysis/rules.py", "rcdm_fast/analysis/claims.py"
+_SLOPES, _LEFT_OUT = "rcdm_fast/metrics/slopes.py", "rcdm_fast/metrics/left_out.py"
 _EVALUATE = "rcdm_fast/evaluation.py"
 _NEAREST = "rcdm_fast/metrics/nearest.py"
 
 _OF_ATTACK = ("tests/test_analysis_attack.py",)
 _OF_MANIPULATE = ("tests/test_analysis_manipulate.py",)
-_CHANCE, _VERDICTS, _DIFFERENCE = (
-    (f"tests/test_analysis_recovery.py::test_{name}",)
-    for name in (
-        "chance_is_passed_once_in_twenty_times_on_both_sides_together",
-        "verdicts_ask_the_ends_of_the_intervals",
-        "a_difference_weighs_the_first_side_and_keeps_its_sign",
-    )
-)
+_CHANCE = ("tests/test_analysis_recovery.py::test_chance_is_passed_once_in_twenty_times_on_both_sides_together",)
+_OF_RULES, _OF_CLAIMS = ("tests/test_rules.py", "tests/test_error_rates.py"), ("tests/test_claims.py",)
+_OF_SLOPES, _OF_LEFT_OUT = ("tests/test_slopes.py",), ("tests/test_left_out.py",)
 _SLOPE = ("tests/test_analysis.py::test_a_linear_correlation_is_numpys_and_weights_count",)
 _OF_EVALUATE = ("tests/test_evaluate.py",)
 
@@ -42,11 +39,18 @@ ANALYSIS = (
     Mutant("the strength is lost", _MANIPULATE, "direction = config.strength * mean_difference", "direction = mean_difference", _OF_MANIPULATE),
     Mutant("common means common to all", "rcdm_fast/analysis/directions.py", "counts > threshold", "counts >= neighbors", _OF_MANIPULATE),
     Mutant("chance of r, not of |r|", _RECOVERY, "np.quantile(np.abs(changes.shuffled(SHUFFLES, np.random.default_rng([seed, 1]))), 0.95)", "np.quantile(changes.shuffled(SHUFFLES, np.random.default_rng([seed, 1])), 0.95)", _CHANCE),
-    Mutant("the value is asked instead of the upper bound", _RECOVERY, "self.slope.high < FOLLOWED", "self.slope.value < FOLLOWED", _VERDICTS),
-    Mutant("the value is asked instead of the lower bound", _RECOVERY, "self.correlation.low > self.chance", "self.correlation.value > self.chance", _VERDICTS),
-    Mutant("a fraction is missing in the interval", _RECOVERY, "fraction * a.statistics(drawn)[0]", "a.statistics(drawn)[0]", _DIFFERENCE),
-    Mutant("a fraction is missing in the value", _RECOVERY, "fraction * a.statistics(alone)[0]", "a.statistics(alone)[0]", _DIFFERENCE),
-    Mutant("the slope is over both variances", _RECOVERY, "_ratio(cov, var_p)", "_ratio(cov, np.sqrt(var_p * var_q))", _SLOPE),
+    Mutant("the slope is over both variances", _RECOVERY, "(weight * p * p).sum(axis=1)", "(weight * np.abs(p * q)).sum(axis=1)", _SLOPE),
+    Mutant("a readout that finds it is not asked", _RULES, "drops = max(within, unread)", "drops = within", _OF_RULES),
+    Mutant("what is surely positive is kept", _RULES, "p_above(slope, rules.kept_above)\n    within", "p_above(slope, 0.0)\n    within", _OF_RULES),
+    Mutant("one end of the interval is enough to be dropped", _RULES, "within = max(p_above", "within = min(p_above", _OF_RULES),
+    Mutant("a smaller slope is a dropped one", _RULES, "if a.kept and b.kept is False:", "if a.kept:", _OF_RULES),
+    Mutant("p-values are not adjusted for how many there are", _RULES, "(len(p) - rank) * p[place]", "p[place]", _OF_RULES),
+    Mutant("claims keep their verdicts among many", _CLAIMS, "finding.holds is None or p < rules.LEVEL", "True", _OF_CLAIMS),
+    Mutant("a report adjusts nothing", "rcdm_fast/report/build.py", "results = claims.of_report(results)", "pass", _OF_CLAIMS),
+    Mutant("errors do not grow with leverage", _SLOPES, "/ np.maximum(1 - share, 1e-9) ** 2", "/ np.ones_like(share)", _OF_SLOPES),
+    Mutant("as many degrees of freedom as normal ones", _SLOPES, "quantile(freedom(share, grown))", "quantile(np.full(error.shape, 1e9))", _OF_SLOPES),
+    Mutant("readouts are judged on what they were fitted on", _LEFT_OUT, "torch.eye(rows, dtype=torch.float64) - hat", "torch.eye(rows, dtype=torch.float64) - 0 * hat", _OF_LEFT_OUT),
+    Mutant("a penalty is chosen by what it is judged by", _LEFT_OUT, "found[:, halves != half]", "found[:, halves == half]", _OF_LEFT_OUT),
     Mutant("magnitudes are not dealt out", _RECOVERY, "q[source, order]", "np.broadcast_to(q, (times, *q.shape))", _CHANCE),
     Mutant("verdicts are turned", _COMMON, "if found.low > level:\n        return True", "if found.high > level:\n        return True", ("tests/test_analysis_attack.py", "tests/test_analysis_manipulate.py")),
     Mutant("one that holds is enough", _COMMON, "if False in known:", "if True in known:\n        return True\n    if False in known:", _OF_ATTACK),
