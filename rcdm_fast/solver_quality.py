@@ -60,7 +60,7 @@ class QualityConfig(Checked):
     sources: CountOrNone = 64
     per: Count = PER_VARIANCE
     gallery: CountOrNone = 0
-    references: Count = 16
+    references: Count = 20
     seed: Seed = SamplingConfig.seed
     batch_size: Count = 64
     resamples: Resamples = 2000

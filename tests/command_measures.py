@@ -32,7 +32,7 @@ SECOND = again("load#2", source="b", engine_file=None, sha256=None, **AS_FIRST)
 THIRD = again("load#3", source="third", engine_file=None, sha256=None, **AS_FIRST)
 ABOUT = "Measured on {}, {} steps, seed {}. Intervals are 95 % intervals."
 TASKS, RANKED = "page.tasks[0].job page.tasks[1].job", "evaluate evaluate#2"
-TASK = "name job.model job.data job.photos job.against job.progress job.settings.steps job.settings.seed"
+TASK = "name job.model job.data job.photos job.training job.against job.progress job.settings.steps job.settings.seed"
 
 MEASURING = (
     Usage(
@@ -197,7 +197,11 @@ MEASURING = (
     Usage(
         "report m --data D --train-data T --experiments neighbors,faithfulness --out r.html",
         (row("--train-data", "U", "open_data#2.source", **{"page.tasks[0].job.training": "images of U"}),),
-        {"page.tasks[0].job.training": "images of T", "page.tasks[1].job.training": None},
+        {
+            **dict.fromkeys(all_of(TASKS, "data"), "images of D"),
+            "page.tasks[0].job.training": "images of T",
+            "page.command": "rcdm ...",
+        },
     ),
     Usage(
         "report m --photos P --sources 4 --out r.html",

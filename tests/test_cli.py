@@ -190,11 +190,12 @@ def test_evaluate_writes_its_interval(photos: Path, tmp_path: Path) -> None:
 
 
 def test_evaluate_compares_distributions_and_keeps_the_samples(
-    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "real.npz", rng.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8))
-    sizes = ("--data", photos, "--per", 2, "--steps", 2)
+    np.savez(tmp_path / "six.npz", rng.integers(0, 256, (6, 32, 32, 3), dtype=np.uint8))
+    sizes = ("--data", tmp_path / "six.npz", "--per", 2, "--steps", 2)
     files = ("--json", tmp_path / "all.json", "--npz", tmp_path / "drawn.npz", "--reference-npz", tmp_path / "real.npz")
     spec = "bundled:cifar10-supervised"
     assert run("evaluate", "cifar10-simclr-head", *sizes, *files, "--features", spec) == 0
@@ -203,12 +204,15 @@ def test_evaluate_compares_distributions_and_keeps_the_samples(
     assert spec in found["distribution"]["features"]
     assert (found["distribution"]["real"], found["distribution"]["samples"]) == (8, 6)
     assert found["distribution"]["rank_deficient"]
-    assert set(found["nearest_real"]) == {"1"}
+    assert set(found["nearest_real"]) == {"1", "5"}
+    assert found["distribution"]["of_real"]["samples"] == 6
+    assert found["mrr"]["low"] is found["mrr"]["high"] is None
+    assert "[none: n < 20]" in said
     assert "6 samples beside 8 real images" in said
     assert "singular" in said
     assert "FID" not in said
     with np.load(tmp_path / "drawn.npz") as stored:
-        assert stored["arr_0"].shape == (6, 32, 32, 3)
+        assert stored["arr_0"].shape == (12, 32, 32, 3)
 
 
 def test_pretrain_and_train_from_the_command_line(photos: Path, tmp_path: Path) -> None:

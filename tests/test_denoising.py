@@ -21,7 +21,7 @@ from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.model import Model
 from tests import small
 
-PIXELS = ((small.make_images(10) + 1) * 127.5).round().to(torch.uint8)
+PIXELS = ((small.make_images(24) + 1) * 127.5).round().to(torch.uint8)
 DATA = ImageSet(PIXELS, None, (), (), fingerprint(PIXELS, None))
 
 
@@ -45,7 +45,7 @@ def knows(prediction: str, wrong: float, monkeypatch: pytest.MonkeyPatch) -> Mod
 
 @pytest.mark.parametrize("prediction", ["x0", "eps", "v"])
 def test_a_network_that_is_off_by_a_known_amount(prediction: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = x0_errors(knows(prediction, 0.25, monkeypatch), DATA, torch.arange(1, 9), batch_size=3)
+    found = x0_errors(knows(prediction, 0.25, monkeypatch), DATA, torch.arange(1, 23), batch_size=9)
     assert list(found) == [int(fraction * 1000) for fraction in FRACTIONS]
     for each in found.values():
         assert (each.low, each.value, each.high) == pytest.approx((0.0625,) * 3, rel=1e-3)
@@ -56,16 +56,16 @@ def test_the_noise_is_that_of_the_level(monkeypatch: pytest.MonkeyPatch) -> None
     model = small.model()
     model.config = dataclasses.replace(model.config, schedule=ScheduleConfig(prediction="x0", variance="learned_range"))
     monkeypatch.setattr(model, "network", lambda x, t, h: torch.cat([x, x], dim=1))
-    found = x0_errors(model, DATA, torch.arange(10), (20, 500, 999))
+    found = x0_errors(model, DATA, torch.arange(24), (20, 500, 999))
     full = Schedule.make(model.config.schedule)
     power = float(DATA.floats(slice(None)).square().mean())
     for t, each in found.items():
         alpha_bar = float(full.alpha_bar[t])
         assert each.value == pytest.approx((1 - math.sqrt(alpha_bar)) ** 2 * power + 1 - alpha_bar, rel=0.08)
         assert each.low < each.value < each.high
-    other = x0_errors(model, DATA, torch.arange(10), (500,), seed=1)
+    other = x0_errors(model, DATA, torch.arange(24), (500,), seed=1)
     assert other[500].value != found[500].value
-    assert x0_errors(model, DATA, torch.arange(10), (500,))[500] == found[500]
+    assert x0_errors(model, DATA, torch.arange(24), (500,))[500] == found[500]
 
 
 def test_what_cannot_be_measured_is_named() -> None:

@@ -246,8 +246,8 @@ def test_the_models_own_space_reuses_what_was_drawn(monkeypatch: pytest.MonkeyPa
     assert again.frechet_distance == pytest.approx(result.distribution.frechet_distance, rel=0.02)
     equal = compare(drawn, features.of_encoder(model.encoder), reference=drawn.images[:, 0])
     assert equal.frechet_distance < 1e-3
+    few = dataclasses.replace(config, sources=5)
     with pytest.raises(ConfigError, match="at least 6 real"):
-        few = dataclasses.replace(config, sources=5)
         evaluate(model, some_images(5), few, space=features.of_encoder(model.encoder))
 
 
