@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rcdm_fast.analysis import charts, faithfulness, layers, readout, registry
+from rcdm_fast.analysis import charts, faithfulness, layers, readout, registry, rules
 from rcdm_fast.analysis import spread as spreads
 from rcdm_fast.analysis.augment import AUGMENTATIONS
 from rcdm_fast.analysis.layer import LayersConfig
-from rcdm_fast.analysis.recovery import recovery
+from rcdm_fast.analysis.properties import PROPERTIES
 from rcdm_fast.analysis.result import Analysis, Table
 from rcdm_fast.cli import main
 from rcdm_fast.config import ConfigError
@@ -32,10 +32,19 @@ from tests.test_analysis import Flat, photographs
 QUICK = LayersConfig(steps=2, resamples=200, spread_samples=3, augmentations=("grayscale", "hue", "shift-x"))
 
 
-def sampler(monkeypatch: pytest.MonkeyPatch, deaf: bool) -> Model:
+class Blind(Flat):
+    """An encoder that tells its images apart by their places alone, so that no change of them reaches it."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        known = 24 if len(images) % 24 == 0 else 100  # versions of all sources come together
+        rows = torch.randn(100, 32, generator=torch.Generator().manual_seed(0))
+        return rows[torch.arange(len(images)) % known]
+
+
+def sampler(monkeypatch: pytest.MonkeyPatch, deaf: bool, encoder: Flat | None = None) -> Model:
     """A model that draws what it is given, or (deaf) images that depend on the noise alone."""
     model = small.model()
-    monkeypatch.setattr(model, "_encoder", Flat())
+    monkeypatch.setattr(model, "_encoder", encoder or Flat())
 
     def draw(h: Tensor, *, items: Tensor, per: int, **_: object) -> Tensor:
         if deaf:
@@ -52,34 +61,42 @@ def table(found: Analysis, name: str) -> Table:
 
 def test_one_that_keeps_beside_one_that_drops(monkeypatch: pytest.MonkeyPatch) -> None:
     data = photographs(100)
-    config = dataclasses.replace(QUICK, sources=24, fitted_on=0)
-    found = layers.run([sampler(monkeypatch, False), sampler(monkeypatch, True)], data, config)
+    config = dataclasses.replace(QUICK, sources=24)
+    keeps, drops = sampler(monkeypatch, False), sampler(monkeypatch, True, Blind())
+    found = layers.run([keeps, drops], data, config)
     for row in table(found, "side-by-side").rows:
         assert isinstance(row[4], Interval)
         assert row[4].value == pytest.approx(1, abs=1e-6)
-        assert row[5] is True
-    findings = {each.claim: each for each in found.findings}
-    color = next(each for claim, each in findings.items() if "keeps color" in claim)
-    assert color.holds is True
-    assert found.findings[-1].holds is True  # the deaf one leaves more open
+        assert row[5:8] == ("kept", "dropped", True)
+    read = [None, True, None]  # saturation and place are no linear matters of pixels
+    assert [each.holds for each in found.findings] == [True] * 4 + read + [True]
+    color = next(each for each in found.findings if "keeps color" in each.claim)
+    assert color.measured == "saturation: holds, hue: holds"
+    assert all(each.adjusted is not None and (each.adjusted < 0.05) == bool(each.holds) for each in found.findings)
     opened = {row[0]: row for row in table(found, "open").rows}
     for name in ("pixels", "saturation", "mass-x", "hue"):
         certain, free = opened[name][1:]
         assert isinstance(certain, Interval)
         assert isinstance(free, Interval)
         assert certain.value == pytest.approx(0, abs=1e-9)
-        assert free.low > 0.3
-    read = dataclasses.replace(config, fitted_on=76)  # a readout finds all of it in both: the deaf one is a bad decoder
-    doubted = layers.run([sampler(monkeypatch, False), sampler(monkeypatch, True)], data, read)
-    assert next(each for each in doubted.findings if "(hue)" in each.claim).holds is None
-    assert "contradict" in next(each for each in doubted.findings if "(hue)" in each.claim).measured
+        assert free.low > 0.1
     own = {row[0]: row[1:] for row in table(found, "open-own").rows}
     assert isinstance(own["saturation"][1], Interval)
     assert own["saturation"][1].value == pytest.approx(1, abs=0.3)
-    reverse = layers.run([sampler(monkeypatch, True), sampler(monkeypatch, False)], data, config)
-    assert [each.holds for each in reverse.findings] == [False] * 5
-    same = layers.run([sampler(monkeypatch, False), sampler(monkeypatch, False)], data, config)
-    assert [each.holds for each in same.findings] == [False] * 4 + [None]
+    reverse = layers.run([drops, keeps], data, config)
+    assert [each.holds for each in reverse.findings] == [False] * 4 + [None, False, None, False]
+    same = layers.run([keeps, keeps], data, config)
+    assert [each.holds for each in same.findings] == [False] * 4 + [None] * 4
+
+
+def test_a_worse_decoder_beside_a_good_one_drops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both encoders keep every pixel; the second decoder draws what it likes. It was said to drop all of it."""
+    models = [sampler(monkeypatch, False), sampler(monkeypatch, True)]
+    for fitted_on, augmentations in ((0, QUICK.augmentations), (60, ("hue",))):
+        config = dataclasses.replace(QUICK, sources=24, fitted_on=fitted_on, augmentations=augmentations)
+        said = [each for each in layers.run(models, photographs(100), config).findings if "drops it" in each.claim]
+        assert [each.holds for each in said] == [None] * (4 if fitted_on == 0 else 1)
+        assert "readout" in said[0].measured
 
 
 @pytest.mark.long
@@ -87,9 +104,7 @@ def test_figures_and_json_of_the_real_path() -> None:
     done: list[tuple[int, int]] = []
     config = dataclasses.replace(QUICK, sources=20, mapped=4)
     found = layers.run([small.model()] * 3, photographs(80, 8), config, lambda *each: done.append(each))
-    assert done == [
-        (part, 21) for part in range(1, 22)
-    ]  # three augmentations, a variance, three readouts; three models
+    assert done == [(part, 12) for part in range(1, 13)]  # three augmentations and a variance; three models
     rows = {f"rows-{name}" for name in QUICK.augmentations}
     assert found.figures.keys() == {"variance"} | rows
     assert found.charts.keys() == {"recovered", "open"}
@@ -97,11 +112,11 @@ def test_figures_and_json_of_the_real_path() -> None:
     assert found.figures["variance"].width > 4 * 96
     names = [each["name"] for each in json.loads(json.dumps(found.as_json()))["tables"]]
     assert len(set(names)) == len(names)
-    assert {"side-by-side", "side-by-side-2", "open", "readout"} <= set(names)
-    assert found.settings["fitted_on"] == 60
+    assert {"side-by-side", "side-by-side-2", "open", "readouts", "readouts-2"} <= set(names)
+    assert found.settings["fitted_on"] == 80
     assert found.settings["same_noise_difference"] == 0
     alone = layers.run([small.model()] * 2, photographs(60, 8), dataclasses.replace(config, sources=20, fitted_on=0))
-    assert "readout" not in {each.name for each in alone.tables}
+    assert "readouts" not in {each.name for each in alone.tables}
     assert alone.settings["fitted_on"] == 0
 
 
@@ -140,17 +155,43 @@ def test_variances_of_made_up_samples() -> None:
         spreads.heat(torch.zeros(1, 2, 2), 0.0)
 
 
-def test_a_linear_map_reads_what_the_representation_has_and_nothing_else() -> None:
+def test_readouts_read_changes_that_the_representation_has_and_nothing_else() -> None:
     images = photographs(120).floats(slice(None))
-    encoder = small.encoder()  # mean and spread of each color
-    bright = recovery(readout.read(encoder, AUGMENTATIONS["brightness"], images[40:], images[:40]), 200)
-    assert bright.correlation.low > 0.99
-    assert bright.slope.value == pytest.approx(1, abs=0.05)
-    mirrored = recovery(readout.read(encoder, AUGMENTATIONS["flip"], images[40:], images[:40]), 200)
-    assert abs(mirrored.slope.value) < 1e-3
-    assert mirrored.kept is False
-    with pytest.raises(ConfigError, match="at least 50 other images, got 10"):
-        readout.read(encoder, AUGMENTATIONS["flip"], images[:10], images)
+    reader = readout.Reader(small.encoder(), images)  # mean and spread of each color
+    bright, mirrored = (reader.read(AUGMENTATIONS[name]) for name in ("brightness", "flip"))
+    assert bright.explained(readout.LINEAR).low > 0.98
+    assert bright.explained(readout.BENT).low > 0.9
+    for name in (readout.LINEAR, readout.BENT):
+        assert abs(mirrored.explained(name).value) < 1e-9
+    assert mirrored.movement.high < 1e-9
+    assert bright.movement.low > 0.1
+    again = readout.difference(bright, bright, readout.LINEAR)
+    assert (again.value, again.low, again.high) == (0, 0, 0)
+    with pytest.raises(ConfigError, match="the same images"):
+        readout.difference(bright, mirrored, readout.LINEAR)
+    with pytest.raises(ConfigError, match="at least 50 images, got 10"):
+        readout.Reader(small.encoder(), images[:10])
+    assert readout.Reader(small.encoder(), images[:10], fits=False).read(AUGMENTATIONS["flip"]).gained == {}
+
+
+class Turned(Flat):
+    """Keeps the direction of the mean hue as cosine and sine of a multiple, and nothing else."""
+
+    def __init__(self, times: int) -> None:
+        self.times = times
+
+    def encode(self, images: Tensor) -> Tensor:
+        turn = torch.angle(PROPERTIES["hue"](images)) * self.times
+        return torch.stack([turn.cos(), turn.sin()], dim=1).float()
+
+
+def test_a_direction_is_read_from_its_cosine_and_sine_and_a_code_by_a_non_linear_readout_alone() -> None:
+    images = photographs(200).floats(slice(None))
+    plain, coded = (readout.Reader(Turned(times), images).read(AUGMENTATIONS["hue"]) for times in (1, 3))
+    assert plain.explained(readout.LINEAR).low > 0.7
+    assert plain.explained(readout.BENT).low > 0.6
+    assert coded.explained(readout.LINEAR).high < 0.01
+    assert coded.explained(readout.BENT).low > 0.6
 
 
 def test_faithfulness_is_what_evaluate_measures() -> None:
@@ -226,7 +267,8 @@ def test_the_command_writes_figures_and_numbers(
     numbers = json.loads((tmp_path / "layers.json").read_text())
     assert numbers["model"] == "cifar10-simclr-trunk, cifar10-simclr-head"
     assert numbers["settings"]["steps"] == 2
-    assert numbers["tables"][0]["columns"][2:4] == ["r backbone", "r projector"]
+    assert numbers["tables"][0]["columns"][2:4] == ["slope backbone", "slope projector"]
+    assert numbers["settings"]["rules"] == rules.VERSION
     assert Image.open(tmp_path / "layers-recovered.png").width > 500
     text = capsys.readouterr().out
     assert "backbone keeps saturation (grayscale), projector drops it" in text

@@ -1,15 +1,15 @@
-"""The recovery number itself: its level of chance, its verdicts at their edges, weighted differences."""
+"""The recovery numbers themselves: slopes, what verdicts are on, the level of chance, differences in pairs."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
 
-from rcdm_fast.analysis.recovery import FOLLOWED, Changes, Recovery, difference, recovery
+from rcdm_fast.analysis.recovery import Changes, difference, recovery
+from rcdm_fast.config import ConfigError
 from rcdm_fast.metrics.intervals import Interval
 
 
@@ -35,47 +35,53 @@ def test_chance_is_passed_once_in_twenty_times_on_both_sides_together() -> None:
     assert 1.7 < against.chance * math.sqrt(200) < 2.3
 
 
-def _recovery(r: tuple[float, float], slope: tuple[float, float], chance: float = 0.2) -> Recovery:
-    def interval(low: float, high: float) -> Interval:
-        return Interval((low + high) / 2, low, high)
-
-    return Recovery(interval(*r), interval(*slope), chance, 40, 200)
-
-
-@pytest.mark.parametrize(
-    ("r", "slope", "kept"),
-    [
-        ((0.21, 0.6), (0.3, 0.7), True),
-        ((0.19, 0.9), (0.3, 0.7), None),  # the value is above chance, its interval is not
-        ((-0.1, 0.15), (-0.05, FOLLOWED - 0.01), False),
-        ((-0.1, 0.15), (-0.15, FOLLOWED + 0.01), None),  # the value is below the level, its interval is not
-        ((0.21, 0.3), (0.0, 0.05), True),
-    ],
-)
-def test_verdicts_ask_the_ends_of_the_intervals(
-    r: tuple[float, float], slope: tuple[float, float], kept: bool | None
-) -> None:
-    assert _recovery(r, slope).kept is kept
+def test_the_verdict_is_on_the_slope_whatever_r_is() -> None:
+    rng = np.random.default_rng(1)
+    p = rng.normal(size=(60, 4))
+    faint = recovery(_changes(p, 0.05 * p + 0.01 * rng.normal(size=p.shape)), 200)
+    assert faint.correlation.low > 0.9 > faint.chance
+    assert faint.verdict.kept is None
+    nothing = [Interval(0.0, -0.004, 0.004)] * 2
+    assert recovery(_changes(p, 0.05 * p), 200, readouts=nothing).verdict.kept is False
+    noisy = recovery(_changes(p, p + 2 * rng.normal(size=p.shape)), 200)
+    assert noisy.correlation.value < 0.6
+    assert noisy.verdict.kept is True
+    assert noisy.slope == noisy.verdict.slope
 
 
-def test_a_difference_weighs_the_first_side_and_keeps_its_sign() -> None:
+def test_a_difference_is_of_slopes_and_keeps_its_sign() -> None:
     rng = np.random.default_rng(1)
     p = rng.normal(size=(50, 4))
     exact, noisy = _changes(p, 2 * p), _changes(p, p + 1.5 * rng.normal(size=p.shape))
-    r = recovery(noisy, resamples=100).correlation.value
-    assert 0.3 < r < 0.75
-    assert difference(exact, noisy, 200).value == pytest.approx(1 - r)
-    assert difference(noisy, exact, 200).value == pytest.approx(r - 1)
-    halved = difference(exact, noisy, 200, fraction=0.5)
-    assert halved.value == pytest.approx(0.5 - r)
-    assert halved.low < halved.value < halved.high
-    assert halved.high - halved.low == pytest.approx(
-        difference(exact, noisy, 200).high - difference(exact, noisy, 200).low, rel=1e-6
-    )  # r of the exact side is 1 in every resample
-    fixed = difference(noisy, noisy, 200, fraction=0.5)
-    assert fixed.value == pytest.approx(-0.5 * r)
-    whole = recovery(dataclasses.replace(noisy), resamples=200)
-    assert fixed.high - fixed.low == pytest.approx(0.5 * (whole.correlation.high - whole.correlation.low), rel=1e-6)
+    slope = recovery(noisy, resamples=100).slope
+    assert difference(exact, noisy).value == pytest.approx(2 - slope.value)
+    assert difference(noisy, exact).value == pytest.approx(slope.value - 2)
+    apart = difference(exact, noisy)
+    assert apart.high - apart.low == pytest.approx(slope.high - slope.low, rel=1e-6)  # the exact side has no error
+    both = _changes(p, noisy.samples.numpy() + 0.3 * p)  # the same noise: the pairs differ by 0.3, surely
+    assert difference(both, noisy).low == pytest.approx(0.3)
+
+
+def test_a_circular_slope_is_of_angles_in_one_turn_and_random_directions_have_none() -> None:
+    rng = np.random.default_rng(2)
+    p = np.tile([-90.0, -45.0, 45.0, 90.0], (400, 1))
+    weight = torch.ones(400, dtype=torch.float64)
+
+    def slope(q: np.ndarray) -> Interval:
+        return recovery(Changes(torch.tensor(p), torch.tensor(q), weight, 360.0), 100).slope
+
+    assert slope(p + 360).value == pytest.approx(1)
+    assert slope(-0.5 * p).value == pytest.approx(-0.5)
+    anywhere = slope(rng.uniform(0, 360, p.shape))
+    assert anywhere.low < 0 < anywhere.high
+    assert anywhere.high - anywhere.low < 0.3
+
+
+def test_what_does_not_change_has_no_slope() -> None:
+    still = _changes(np.zeros((30, 2)), np.random.default_rng(0).normal(size=(30, 2)))
+    assert not still.measurable
+    with pytest.raises(ConfigError, match="does not change in these images"):
+        recovery(still)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -84,7 +90,7 @@ def test_the_circular_correlation_is_around_the_mean_of_each(seed: int) -> None:
     rng = np.random.default_rng(seed)
     p = rng.normal(20, 25, (30, 4))
     q = 0.7 * p + rng.normal(95, 15, (30, 4))
-    found, _ = Changes(torch.from_numpy(p), torch.from_numpy(q), torch.ones(30), 360.0).statistics(np.ones((1, 30)))
+    found = Changes(torch.from_numpy(p), torch.from_numpy(q), torch.ones(30), 360.0).correlation(np.ones((1, 30)))
     a, b = np.deg2rad(p).ravel(), np.deg2rad(q).ravel()
     off = [np.sin(each - np.angle(np.exp(1j * each).mean())) for each in (a, b)]
     want = (off[0] * off[1]).sum() / math.sqrt((off[0] ** 2).sum() * (off[1] ** 2).sum())

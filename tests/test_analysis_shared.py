@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rcdm_fast.analysis import invariance, registry, shared
+from rcdm_fast.analysis import registry, shared, sweeps
 from rcdm_fast.analysis.layer import LayersConfig
 from rcdm_fast.analysis.shared import Shared
 from rcdm_fast.data.image_set import ImageSet
@@ -109,16 +109,16 @@ def test_invariance_is_measured_once_for_each_model(
         asked.append((given, config.seed))
         return SimpleNamespace(sweeps={"hue": None, "zoom": None})
 
-    monkeypatch.setattr(invariance, "_measure", measure)
+    monkeypatch.setattr(sweeps, "_measure", measure)
     known, other, told = Shared(), small.model(), list[tuple[int, int]]()
-    plain = invariance.InvarianceConfig(steps=1, seed=4)
-    for config in (plain, LayersConfig(steps=1, seed=4, spread_samples=3, fitted_on=0)):
-        invariance.measure(model, data, config, lambda *each: told.append(each), known)
+    plain = sweeps.InvarianceConfig(steps=1, seed=4)
+    for config in (plain, LayersConfig(steps=1, seed=4, spread_samples=3)):
+        sweeps.measure(model, data, config, lambda *each: told.append(each), known)
     assert asked == [(model, 4)]
     assert told == [(2, 2)] * 2
-    invariance.measure(other, data, plain, None, known)
-    invariance.measure(model, data, dataclasses.replace(plain, seed=5), None, known)
-    invariance.measure(model, data, plain, None, Shared())
+    sweeps.measure(other, data, plain, None, known)
+    sweeps.measure(model, data, dataclasses.replace(plain, seed=5), None, known)
+    sweeps.measure(model, data, plain, None, Shared())
     assert asked[1:] == [(other, 4), (model, 5), (model, 4)]
 
 
@@ -132,7 +132,7 @@ def test_an_experiment_takes_what_is_measured(
         asked.extend(given)
         raise Enough
 
-    monkeypatch.setattr(invariance, "measure", measure)
+    monkeypatch.setattr(sweeps, "measure", measure)
     known = Shared()
     with pytest.raises(Enough):
         run(name, [model, model], data, photos, known)

@@ -18,13 +18,13 @@ from rcdm_fast.analysis import (
     calibrate,
     common,
     interpolate,
-    invariance,
     invert,
     layer,
     manipulate,
     neighbors,
     out_of_distribution,
     photos,
+    sweeps,
     world_slopes,
 )
 from rcdm_fast.app import playground
@@ -50,7 +50,7 @@ OTHER: dict[type, dict[str, Any]] = {
     manipulate.ManipulateConfig: {"per": 2, "steps": 25},
     neighbors.NeighborsConfig: {"per": 4, "steps": 25},
     out_of_distribution.UnfamiliarConfig: {"per": 4, "steps": 25},
-    invariance.InvarianceConfig: {"per": 1, "steps": 25},
+    sweeps.InvarianceConfig: {"per": 1, "steps": 25},
     layer.LayersConfig: {"per": 1, "steps": 25},
     interpolate.InterpolateConfig: {"per": 1, "steps": 25},
     invert.InvertConfig: {"per": 1, "solver": "ddim"},

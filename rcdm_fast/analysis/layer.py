@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from rcdm_fast.analysis.invariance import Invariance, InvarianceConfig
-from rcdm_fast.analysis.recovery import Changes
 from rcdm_fast.analysis.spread import Spread
+from rcdm_fast.analysis.sweeps import Invariance, InvarianceConfig
 from rcdm_fast.checks import Count, CountOrNone
 from rcdm_fast.diffusion.sampling_config import SamplingConfig
 
@@ -23,20 +22,17 @@ class LayersConfig(InvarianceConfig):
     Attributes:
         spread_samples: samples of each source behind the variance at fixed h.
         mapped: sources in the figure of variances.
-        fitted_on: images beside the sources that the linear readout is fitted on; 0 leaves it out.
     """
 
     spread_samples: Count = SamplingConfig.per
     mapped: CountOrNone = 6
-    fitted_on: CountOrNone = 400
 
 
 @dataclass(frozen=True)
 class Layer:
-    """What was found for one model: `samples` [S,P,3,H,W] behind `spread`; `readout` by augmentation, maybe empty."""
+    """What was found for one model: `samples` [S,P,3,H,W] behind `spread`."""
 
     name: str
     invariance: Invariance
     samples: Tensor
     spread: Spread
-    readout: dict[str, Changes]

@@ -1,10 +1,10 @@
-"""The figures of `layers.py`: correlations, open shares, rows of samples and maps of variance for several models."""
+"""The figures of `layers.py`: slopes, open shares, rows of samples and maps of variance for several models."""
 
 from __future__ import annotations
 
 from PIL import Image
 
-from rcdm_fast.analysis import augment, charts, invariance, properties
+from rcdm_fast.analysis import augment, charts, invariance, properties, rules
 from rcdm_fast.analysis import spread as spreads
 from rcdm_fast.analysis.layer import Layer, LayersConfig
 from rcdm_fast.data.image_set import ImageSet, evenly
@@ -18,10 +18,9 @@ def charts_of(layers: list[Layer], config: LayersConfig) -> tuple[dict[str, Imag
     bars = []
     for name, each in layers[0].invariance.sweeps.items():
         found = [layer.invariance.sweeps[name].recovery for layer in layers]
-        row = tuple(each.correlation for each in found), tuple(each.chance for each in found)
-        bars.append(charts.Bar(invariance.label(each), *row))
-    drawn = {"recovered": charts.intervals(bars, labels, "Correlation of changes: samples with images")}
-    captions = {"recovered": "Dots: r with its 95 % interval. Gray: what chance gives."}
+        bars.append(charts.Bar(invariance.label(each), tuple(each.slope for each in found)))
+    drawn = {"recovered": charts.intervals(bars, labels, "Slope of changes: samples against images")}
+    captions = {"recovered": f"Dots: the slope; 1 is all of a change, 0 none. {rules.UNADJUSTED}"}
     counts = resampled(len(layers[0].samples), config.resamples, config.seed)
     fractions = [spreads.fractions(layer.spread, counts) for layer in layers]
     bars = [charts.Bar(name, tuple(each[name] for each in fractions)) for name in ("pixels", *properties.PROPERTIES)]

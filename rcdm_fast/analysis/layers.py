@@ -1,8 +1,9 @@
 """Several representations side by side: what one keeps and another drops, and what each leaves open.
 
-The same sources, augmentations and noise for every model (`invariance.py`), so differences are taken in pairs. Two
-controls stand beside: the variance across samples at fixed h (`spread.py`), and a linear readout of the property from h
-that needs no decoder (`readout.py`).
+The same sources, augmentations and noise for every model (`sweeps.py`), so differences are taken in pairs. That one
+keeps what another drops is said only where each one's own verdict says so: a difference alone may be the decoders'.
+Two controls stand beside: the variance across samples at fixed h (`spread.py`), and readouts of the change from h,
+which need no decoder (`readout.py`). What is read less well is less readable, and not gone.
 
 Meant for the backbone and the projector of one encoder (Bordes et al. 2021, section 5), but any models do that make
 images of the same content.
@@ -14,33 +15,31 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from rcdm_fast import host
-from rcdm_fast.analysis import augment, common, invariance, layer_figures, readout
+from rcdm_fast.analysis import augment, claims, common, invariance, layer_figures, readout, rules, sweeps
 from rcdm_fast.analysis import spread as spreads
 from rcdm_fast.analysis.common import Progress
-from rcdm_fast.analysis.invariance import Invariance, InvarianceConfig
 from rcdm_fast.analysis.layer import Layer, LayersConfig
-from rcdm_fast.analysis.recovery import Changes, Recovery, difference, recovery
+from rcdm_fast.analysis.recovery import difference
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
+from rcdm_fast.analysis.rules import Between
 from rcdm_fast.analysis.shared import Shared
+from rcdm_fast.analysis.sweeps import Invariance
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.image_set import ImageSet, evenly
 from rcdm_fast.metrics import intervals
-from rcdm_fast.metrics.intervals import Interval, resampled
+from rcdm_fast.metrics.intervals import resampled
 from rcdm_fast.model import Model
 
 NOTE = (
-    "Difference of r with a 95 % interval over sources, paired. Yes: the first keeps the property (r above chance); "
-    "the other's r is surely under half of it, or the other surely does not keep it (r not above chance, slope surely "
-    "under 0.1). No: its r is surely over half, or the first does not keep the property."
+    "Slopes, and their difference in pairs. Yes: the first is kept, the other is dropped, and the difference lies "
+    "above 0. No: the first is dropped or the other is kept. A smaller slope alone may be due to a worse decoder. "
+    f"Verdicts here are each by itself. {rules.UNADJUSTED}"
 )
 METHOD = (
     " The models share sources and noise. Open share: variance across samples of one h over the variance of real "
-    "images. Readout: the same r for the prediction of a ridge regression from h to the property, fitted on other "
-    "images; it does not depend on the decoder, which may be better for one model than for the other."
+    "images. Of two readouts the difference of R^2 is taken on the same images; it does not depend on the decoders."
 )
 
 
@@ -68,8 +67,7 @@ def run(
         models: two or more, each with an encoder; the one that is expected to keep more comes first.
         data: images that sources are taken from.
         config: sizes and solver.
-        progress: called with (parts done, all of them): of every model each augmentation, the variance at fixed h, and
-            each augmentation's readout.
+        progress: called with (parts done, all of them): of every model each augmentation, and the variance at fixed h.
         shared: with other experiments.
 
     Raises:
@@ -79,31 +77,28 @@ def run(
         raise ConfigError("layers are compared: name another model with --against")
     if config.spread_samples < 2:
         raise ConfigError(f"a variance needs at least 2 samples of each source, got {config.spread_samples}")
-    augmentations = len(augment.find(config.augmentations))
-    readers = _readers(data, common.choose_sources(data, config.sources), config)
-    each_takes = augmentations + 1 + (augmentations if len(readers) else 0)
+    each_takes = len(augment.find(config.augmentations)) + 1
     layers = []
     for number, (model, name) in enumerate(zip(models, names(models), strict=True)):
         told = _from(progress, number * each_takes, len(models) * each_takes)
-        layers.append(_layer(model, name, data, readers, config, told, shared))
+        layers.append(_layer(model, name, data, config, told, shared))
     first, others = layers[0], layers[1:]
     drawn, below_charts = layer_figures.charts_of(layers, config)
     figures, below_figures = layer_figures.figures_of(layers, data, config)
-    tables = [_side_by_side(first, other, config) for other in others]
+    tables = [_side_by_side(first, other) for other in others]
     tables += [invariance.recovered_table(_named(layer)) for layer in layers]
     tables += [_open_table(layers, config, own) for own in (False, True)]
-    tables += [_readout_table(first, other, config) for other in others if first.readout]
+    tables += [_readout_table(first, other) for other in others if first.invariance.read_on]
     found = first.invariance
     details = invariance.settings(config, data, found)
     details["same_noise_difference"] = max(layer.invariance.repeated for layer in layers)
-    details["fitted_on"] = len(readers)
     return Analysis(
         name="layers",
         title=f"What {common.listed([layer.name for layer in layers])} keep of transformed images",
         model=", ".join(map(common.name_of, models)),
         settings=details,
         tables=tuple(_unique(tables)),
-        findings=tuple(finding for other in others for finding in _findings(first, other, config)),
+        findings=claims.together(finding for other in others for finding in _findings(first, other, config)),
         figures=figures,
         captions=below_charts | below_figures,
         method=invariance.METHOD + METHOD,
@@ -120,100 +115,51 @@ def _from(progress: Progress | None, before: int, total: int) -> Progress:
 
 
 def _layer(
-    model: Model,
-    name: str,
-    data: ImageSet,
-    readers: Tensor,
-    config: LayersConfig,
-    progress: Progress,
-    shared: Shared | None,
+    model: Model, name: str, data: ImageSet, config: LayersConfig, progress: Progress, shared: Shared | None
 ) -> Layer:
-    """All of one model; `readers` are places of the images that readouts are fitted on, maybe none."""
-    found = invariance.measure(model, data, config, progress, shared)
-    assert model.encoder is not None, "measure has asked for it"
-    plain = data.floats(found.sources)
-    samples = common.draw(model, model.encode(plain), found.sources, config, config.spread_samples)
-    real = data.floats(evenly(min(len(data), 2000), len(data)))
-    spread = spreads.spread(samples, real)
-    done = len(found.sweeps) + 1
-    progress(done, 0)
-    read = {}
-    fitted_on = data.floats(readers)
-    for each in augment.find(config.augmentations) if len(readers) else ():
-        read[each.name] = readout.read(model.encoder, each, fitted_on, plain)
-        progress(done + len(read), 0)
-    return Layer(name, found, samples, spread, read)
-
-
-def _readers(data: ImageSet, sources: Tensor, config: LayersConfig) -> Tensor:
-    """Places of images that are no sources, spread evenly; none if the data has too few for a readout."""
-    rest = torch.ones(len(data), dtype=torch.bool)
-    rest[sources] = False
-    places = rest.nonzero().flatten()
-    count = min(config.fitted_on, len(places))
-    if count < readout.MIN_READERS:
-        return places[:0]
-    return places[evenly(count, len(places))]
+    """All of one model."""
+    found = sweeps.measure(model, data, config, progress, shared)
+    samples = common.draw(model, model.encode(data.floats(found.sources)), found.sources, config, config.spread_samples)
+    spread = spreads.spread(samples, data.floats(evenly(min(len(data), 2000), len(data))))
+    progress(len(augment.find(config.augmentations)) + 1, 0)
+    return Layer(name, found, samples, spread)
 
 
 def _named(layer: Layer) -> Invariance:
     return dataclasses.replace(layer.invariance, model=layer.name)
 
 
-def verdict(a: Changes, b: Changes, of_a: Recovery, of_b: Recovery, config: InvarianceConfig) -> bool | None:
-    """Whether a keeps the property and b drops it (`NOTE`); None if the intervals do not decide."""
-    half = difference(a, b, config.resamples, config.seed, fraction=0.5)  # r(a)/2 - r(b)
-    if of_a.kept and (half.low > 0 or of_b.kept is False):
-        return True
-    return False if half.high < 0 or of_a.kept is False else None
-
-
-def decide(first: Layer, other: Layer, name: str, config: LayersConfig) -> tuple[bool | None, str]:
-    """Verdict on one augmentation from samples and readout together, and a word on which decided.
-
-    What the samples do not show although the readout finds it in the first representation is the decoder's fault: then
-    the readout alone decides. Where both decide and contradict each other, the verdict is inconclusive.
-    """
+def compare(first: Layer, other: Layer, name: str) -> Between:
+    """Whether the first keeps the property that an augmentation changes, and the other drops it."""
     a, b = first.invariance.sweeps[name], other.invariance.sweeps[name]
-    by_samples = verdict(a.changes, b.changes, a.recovery, b.recovery, config)
-    if name not in first.readout:
-        return by_samples, ""
-    of_a, of_b = (recovery(each.readout[name], config.resamples, config.seed) for each in (first, other))
-    by_readout = verdict(first.readout[name], other.readout[name], of_a, of_b, config)
-    if of_a.kept and not a.recovery.kept:
-        return by_readout, f"; samples of {first.name} do not show it, so the readout decides"
-    if None not in (by_samples, by_readout) and by_samples != by_readout:
-        return None, "; samples and readout contradict each other"
-    return by_samples, ""
+    return rules.between(difference(a.changes, b.changes), a.recovery.verdict, b.recovery.verdict)
 
 
-def _apart(a: Changes, b: Changes, config: InvarianceConfig) -> Interval:
-    return difference(a, b, config.resamples, config.seed)
-
-
-def _side_by_side(first: Layer, other: Layer, config: LayersConfig) -> Table:
+def _side_by_side(first: Layer, other: Layer) -> Table:
     lines: list[tuple[Cell, ...]] = []
     for name, a in first.invariance.sweeps.items():
-        b = other.invariance.sweeps[name]
-        apart = _apart(a.changes, b.changes, config)
-        decided = verdict(a.changes, b.changes, a.recovery, b.recovery, config)
-        property_name = a.augmentation.changes
-        lines.append((name, property_name, a.recovery.correlation, b.recovery.correlation, apart, decided))
-    heads = ("augmentation", "property", f"r {first.name}", f"r {other.name}", "difference", "kept, dropped")
-    title = f"Kept by {first.name}, dropped by {other.name}: correlation of the samples' changes with the images'"
-    return Table("side-by-side", title, heads, tuple(lines), NOTE)
+        b, found = other.invariance.sweeps[name], compare(first, other, name)
+        slopes = found.first.slope, found.second.slope, found.difference
+        words = found.first.word, found.second.word, found.holds
+        r = (each.recovery.correlation.value for each in (a, b))
+        lines.append((name, a.augmentation.changes, *slopes, *words, *r))
+    both = first.name, other.name
+    heads = ("augmentation", "property", *(f"slope {each}" for each in both), "difference", *both, "kept, dropped")
+    title = f"Kept by {first.name}, dropped by {other.name}: how far samples follow changes of images"
+    return Table("side-by-side", title, (*heads, *(f"r {each}" for each in both)), tuple(lines), NOTE)
 
 
-def _readout_table(first: Layer, other: Layer, config: LayersConfig) -> Table:
+def _readout_table(first: Layer, other: Layer) -> Table:
     lines: list[tuple[Cell, ...]] = []
-    for name, a in first.readout.items():
-        b = other.readout[name]
-        of_a, of_b = (recovery(each, config.resamples, config.seed) for each in (a, b))
-        apart, decided = _apart(a, b, config), verdict(a, b, of_a, of_b, config)
-        lines.append((name, augment.AUGMENTATIONS[name].changes, of_a.correlation, of_b.correlation, apart, decided))
-    heads = ("augmentation", "property", f"r {first.name}", f"r {other.name}", "difference", "kept, dropped")
-    title = f"Without a decoder: r of a linear readout of the property, {first.name} and {other.name}"
-    return Table("readout", title, heads, tuple(lines))
+    for name, a in first.invariance.sweeps.items():
+        b = other.invariance.sweeps[name].readout
+        for kind in a.readout.gained:
+            apart = readout.difference(a.readout, b, kind)
+            explained = a.readout.explained(kind), b.explained(kind)
+            lines.append((name, a.augmentation.changes, kind, *explained, apart))
+    heads = ("augmentation", "property", "readout", f"R^2 {first.name}", f"R^2 {other.name}", "difference")
+    title = f"Without a decoder: R^2 of readouts of the change, {first.name} and {other.name}"
+    return Table("readouts", title, heads, tuple(lines), rules.UNADJUSTED)
 
 
 def _open_table(layers: list[Layer], config: LayersConfig, own: bool) -> Table:
@@ -242,29 +188,59 @@ def _unique(tables: list[Table]) -> list[Table]:
 
 
 def _findings(first: Layer, other: Layer, config: LayersConfig) -> list[Finding]:
-    decided: dict[str, bool | None] = {}
-    found = []
-    group = f"{first.name} keeps it and {other.name} drops it"
-    for name, a in first.invariance.sweeps.items():
-        b = other.invariance.sweeps[name]
-        decided[name], how = decide(first, other, name, config)
-        numbers = (a.recovery.correlation, b.recovery.correlation, _apart(a.changes, b.changes, config))
-        text = "r = {} and {}, difference {}".format(*map(cell_text, numbers))
-        if name in first.readout:
-            read = (recovery(each.readout[name], config.resamples, config.seed) for each in (first, other))
-            text += "; linear readout {} and {}".format(*(cell_text(each.correlation) for each in read)) + how
-        changed = a.augmentation.changes
-        claim = f"{first.name} keeps {changed} ({name}), {other.name} drops it"
-        found.append(Finding(claim, decided[name], text, group, f"{changed} ({name})"))
-    color = {name: decided[name] for name in ("grayscale", "hue") if name in decided}
+    decided = {name: compare(first, other, name) for name in first.invariance.sweeps}
+    found = [_kept_and_dropped(first, other, name, each) for name, each in decided.items()]
+    color = [decided[name] for name in ("grayscale", "hue") if name in decided]
     if len(color) == 2:
-        words = {True: "holds", False: "does not hold", None: "is inconclusive"}
-        text = ", ".join(f"{augment.AUGMENTATIONS[name].changes}: {words[each]}" for name, each in color.items())
-        held = True if all(color.values()) else False if False in color.values() else None
+        text = ", ".join(
+            f"{what}: {_WORDS[each.holds]}" for what, each in zip(("saturation", "hue"), color, strict=True)
+        )
+        held = common.all_hold(each.holds for each in color)
+        p = min(each.p for each in color if each.holds is False) if held is False else max(each.p for each in color)
         claim = f"{first.name} keeps color, {other.name} drops it"
-        found.append(Finding(claim, held, text, group, "color (saturation and hue)"))
+        found.append(Finding(claim, held, text, _group(first, other), "color (saturation and hue)", p))
+    if first.invariance.read_on:
+        found += [_readable(first, other, name) for name in decided]
     found.append(_open_finding(first, other, config))
     return found
+
+
+_WORDS = {True: "holds", False: "does not hold", None: "is inconclusive"}
+
+
+def _group(first: Layer, other: Layer) -> str:
+    return f"{first.name} keeps it and {other.name} drops it"
+
+
+def _kept_and_dropped(first: Layer, other: Layer, name: str, found: Between) -> Finding:
+    a, b = first.invariance.sweeps[name], other.invariance.sweeps[name]
+    text = f"slopes {cell_text(found.first.slope)} and {cell_text(found.second.slope)}, difference "
+    text += cell_text(found.difference)
+    for layer, sweep in ((first, a), (other, b)):
+        verdict = sweep.recovery.verdict
+        text += f"; {layer.name}: {verdict.word} ({verdict.reason})"
+        if verdict.kept is None:
+            text += f", detectable from {verdict.detectable:.2f}"
+    moved = (cell_text(each.readout.movement) for each in (a, b))
+    text += "; r = {:.2f} and {:.2f}".format(*(each.recovery.correlation.value for each in (a, b)))
+    text += "; h moves by {} and {} of the squared distance to the nearest other image".format(*moved)
+    what = f"{a.augmentation.changes} ({name})"
+    claim = f"{first.name} keeps {what}, {other.name} drops it"
+    return Finding(claim, found.holds, text, _group(first, other), what, found.p)
+
+
+def _readable(first: Layer, other: Layer, name: str) -> Finding:
+    a, b = (each.invariance.sweeps[name].readout for each in (first, other))
+    apart = readout.difference(a, b, readout.LINEAR)
+    text = "R^2 of {} and {}, difference {}".format(
+        *map(cell_text, (a.explained(readout.LINEAR), b.explained(readout.LINEAR), apart))
+    )
+    bent = (cell_text(each.explained(readout.BENT)) for each in (a, b))
+    text += "; of a non-linear readout {} and {}".format(*bent)
+    what = f"{augment.AUGMENTATIONS[name].changes} ({name})"
+    group = f"a change is less linearly readable from {other.name} than from {first.name}"
+    claim = f"a change of {what} is less linearly readable from {other.name} than from {first.name}"
+    return Finding(claim, common.above(apart), text, group, what, rules.p_apart(apart))
 
 
 def _open_finding(first: Layer, other: Layer, config: LayersConfig) -> Finding:
@@ -277,4 +253,5 @@ def _open_finding(first: Layer, other: Layer, config: LayersConfig) -> Finding:
     text = (
         f"{of_first[0][0]:.3g} and {of_other[0][0]:.3g} of the variance of real pixels, difference {cell_text(apart)}"
     )
-    return Finding(f"{other.name} leaves more of the pixels open than {first.name}", held, text)
+    claim = f"{other.name} leaves more of the pixels open than {first.name}"
+    return Finding(claim, held, text, p=rules.p_apart(apart))

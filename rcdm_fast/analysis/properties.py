@@ -97,16 +97,20 @@ def asymmetry(colors: Tensor) -> Tensor:
     return gray[:, :, -half:].mean(dim=(1, 2)) - gray[:, :, :half].mean(dim=(1, 2))
 
 
-def _mass(colors: Tensor) -> Tensor:
-    """How far each pixel is from the mean color of the one-pixel border; [N,H,W], sums to 1 (even if all are equal).
+FLOOR = 0.15  # of a distance in RGB: what a pixel of the ground may differ by, in samples of a short training above all
 
-    What stands out from the border is taken for the object; on a uniform background this is exact.
+
+def _mass(colors: Tensor) -> Tensor:
+    """How far each pixel is from the mean color of the one-pixel border, beyond `FLOOR`; [N,H,W], a little above 0.
+
+    What stands out from the border is taken for the object; on a uniform background this is exact. Without the floor,
+    faint noise of a whole ground outweighs an object that covers a twentieth of it.
     """
     edge = torch.ones(colors.shape[-2:], dtype=torch.bool, device=colors.device)
     edge[1:-1, 1:-1] = False
     background = colors[:, :, edge].mean(dim=2)
-    apart = (colors - background[:, :, None, None]).square().sum(dim=1).sqrt() + 1e-9
-    return apart / apart.sum(dim=(1, 2), keepdim=True)
+    apart = (colors - background[:, :, None, None]).square().sum(dim=1).sqrt()
+    return (apart - FLOOR).clamp_min(0) + 1e-9
 
 
 def _places(count: int, like: Tensor) -> Tensor:
@@ -117,23 +121,24 @@ def _places(count: int, like: Tensor) -> Tensor:
 def mass_x(colors: Tensor) -> Tensor:
     """Mean x, weighed by each pixel's distance in RGB from the border's mean color; -0.5 (left) to 0.5 (right)."""
     mass = _mass(colors)
-    return (mass.sum(dim=1) * _places(mass.shape[2], mass)).sum(dim=1)
+    return (mass.sum(dim=1) * _places(mass.shape[2], mass)).sum(dim=1) / mass.sum(dim=(1, 2))
 
 
 def mass_y(colors: Tensor) -> Tensor:
     """Mean y, weighed as `mass_x`; -0.5 (top) to 0.5 (bottom)."""
     mass = _mass(colors)
-    return (mass.sum(dim=2) * _places(mass.shape[1], mass)).sum(dim=1)
+    return (mass.sum(dim=2) * _places(mass.shape[1], mass)).sum(dim=1) / mass.sum(dim=(1, 2))
 
 
 def scale(colors: Tensor) -> Tensor:
-    """Root mean square distance from the mean place, weighed as `mass_x`; 0 to 0.71, 0.41 for an even spread."""
+    """Root of the object's area, in sides of the image; 0 to 1, 1 where nothing stands out.
+
+    The area is (sum m)^2 / sum m^2 of the weights m of `mass_x`: the number of pixels of an object of one color,
+    whatever that is.
+    """
     mass = _mass(colors)
-    across, down = mass.sum(dim=1), mass.sum(dim=2)
-    x, y = _places(mass.shape[2], mass), _places(mass.shape[1], mass)
-    spread_x = (across * (x - mass_x(colors)[:, None]).square()).sum(dim=1)
-    spread_y = (down * (y - mass_y(colors)[:, None]).square()).sum(dim=1)
-    return (spread_x + spread_y).sqrt()
+    pixels = mass.shape[1] * mass.shape[2]
+    return (mass.sum(dim=(1, 2)).square() / mass.square().sum(dim=(1, 2)) / pixels).sqrt()
 
 
 def orientation(colors: Tensor) -> Tensor:
@@ -161,7 +166,7 @@ PROPERTIES: dict[str, Property] = {
         Property("asymmetry", "brightness right minus left (0..1)", asymmetry),
         Property("mass-x", "place of the mass across (fraction of the width)", mass_x),
         Property("mass-y", "place of the mass down (fraction of the height)", mass_y),
-        Property("scale", "spread of the mass (fraction of the side)", scale),
+        Property("scale", "root of the object's area (fraction of the side)", scale),
         Property("orientation", "direction of lines (degrees of 180)", orientation, 180.0),
         Property("saturation", "mean chroma (0..1)", saturation),
         Property("brightness", "mean luminance (0..1)", brightness),

@@ -1,73 +1,117 @@
-"""The same question without a decoder: can a linear map read the changed property off the representation?
+"""The same question without a decoder: can the change of a property be read off the change of the representation?
 
-Samples show what a decoder draws; a decoder that was trained for a short time draws less than h holds. A ridge
-regression from h to the property, fitted on other images at all magnitudes, is the control: where it recovers a
-change and the samples do not, the decoder is to blame.
+Samples show what a decoder draws; a decoder that was trained for a short time draws less than h holds. Two readouts of
+the change from x to Tx are the control, ridge regressions on left-out images (`metrics/left_out.py`): a linear one of
+h(Tx) - h(x), and a non-linear one of random functions of h(x) and h(Tx) that are 0 where h does not move. What stays
+when T is done says nothing of T, however well it goes together with the property from image to image.
+
+A circular property is a complex number z. The linear readout is asked for z(Tx) - z(x), which is linear in a cosine and
+a sine; the other one for z(Tx) conj z(x) / |z(x)|, the turn itself, for which h need not say where it began.
+
+How far h moves at all is told in squared distances to the nearest other image. A representation that moves as far as
+another one, and of which less is read, has not become invariant: it holds the change in a form that is harder to read.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from rcdm_fast.analysis import properties
 from rcdm_fast.analysis.augment import Augmentation
-from rcdm_fast.analysis.recovery import Changes
 from rcdm_fast.config import ConfigError
 from rcdm_fast.encoders import Encoder
-from rcdm_fast.metrics.ridge import Moments
+from rcdm_fast.metrics import left_out, nearest, slopes
+from rcdm_fast.metrics.intervals import Floats, Interval
 
-MIN_READERS = 50  # images to fit on; below, a map from a hundred numbers is mostly noise
-RIDGE = 0.01  # penalty per image, on standardized h
+MIN_READERS = 50  # images; below, a map from a hundred numbers is mostly noise
+WAVES = 256  # of the non-linear readout
+LINEAR, BENT = "linear", "non-linear"
 
 
-def read(encoder: Encoder, each: Augmentation, fitted_on: Tensor, sources: Tensor) -> Changes:
-    """Changes of the property in sources, beside those that the map predicts from their representations.
+@dataclass(frozen=True)
+class Readout:
+    """What one augmentation does to the representations of N images, and what is read of it.
+
+    Attributes:
+        moved: |h(Tx) - h(x)|^2, mean over magnitudes; float64 [N].
+        unit: squared distance of h(x) to that of the nearest other image; [N].
+        gained: by readout, the squared error of the mean change less that of the readout; [N]. May be empty.
+        spread: by readout, the squared error of the mean change; [N].
+    """
+
+    moved: Floats
+    unit: Floats
+    gained: dict[str, Floats]
+    spread: dict[str, Floats]
+
+    @property
+    def movement(self) -> Interval:
+        """Mean of `moved` over that of `unit`, with its interval over images."""
+        return slopes.slope(self.moved, self.unit)
+
+    def explained(self, name: str) -> Interval:
+        """Cross-validated R^2 of a readout with its interval over images: 1 reads all, 0 no more than the mean does."""
+        return slopes.slope(self.gained[name], self.spread[name])
+
+    @property
+    def all_explained(self) -> tuple[Interval, ...]:
+        """R^2 of every readout; empty if there is none."""
+        return tuple(self.explained(name) for name in self.gained)
+
+
+def difference(a: Readout, b: Readout, name: str) -> Interval:
+    """R^2 of a less that of b with its interval, the same images in both. Raises `ConfigError` for others."""
+    spread = a.spread[name]
+    if spread.shape != b.spread[name].shape or not np.allclose(spread, b.spread[name]):
+        raise ConfigError("a difference of readouts needs the same images on both sides")
+    return slopes.slope(a.gained[name] - b.gained[name], spread)
+
+
+class Reader:
+    """Images that readouts are fitted and judged on, each left out in turn, and their representations.
 
     Args:
         encoder: makes the representations.
-        each: the augmentation.
-        fitted_on: images [G,3,H,W] in [-1,1] that the map is fitted on, none of them a source.
-        sources: images [S,3,H,W].
+        images: [N,3,H,W] in [-1,1]; at least two.
+        fits: whether anything is fitted, which takes `MIN_READERS` images; else only the movement is measured.
 
     Raises:
-        ConfigError: too few images to fit on.
+        ConfigError: too few images to fit on, or all images have the same representation.
     """
-    if len(fitted_on) < MIN_READERS:
-        raise ConfigError(f"a linear readout is fitted on at least {MIN_READERS} other images, got {len(fitted_on)}")
-    prop = properties.find(each.changes)
 
-    def versions(images: Tensor) -> tuple[Tensor, Tensor]:
-        """Representations [V,N,D] and properties [V,N] of the images as they are and at every magnitude."""
-        all_of_them = [images, *(each(images, magnitude) for magnitude in each.magnitudes)]
-        h = torch.stack([encoder.encode(version).double().cpu() for version in all_of_them])
-        return h, torch.stack([prop(version) for version in all_of_them])
+    def __init__(self, encoder: Encoder, images: Tensor, fits: bool = True) -> None:
+        if fits and len(images) < MIN_READERS:
+            raise ConfigError(f"a readout is fitted on at least {MIN_READERS} images, got {len(images)}")
+        self.encoder, self.images, self.fits = encoder, images, fits
+        self.h = self._encoded(images)
+        self.unit = nearest.apart(self.h, self.h).square()
 
-    h, target = versions(fitted_on)
-    predict = _Readout(h.flatten(0, 1), target.flatten())
-    h, actual = versions(sources)
-    predicted = predict(h.flatten(0, 1)).view(actual.shape)
-    in_images = prop.change(actual[:1, :, None], actual[1:, :, None])
-    in_readout = prop.change(predicted[:1, :, None], predicted[1:, :, None])
-    return Changes(in_images.T, in_readout.T, prop.strength(actual[0]), prop.period)
+    def _encoded(self, images: Tensor) -> Tensor:
+        return self.encoder.encode(images).double().cpu()
+
+    def read(self, each: Augmentation) -> Readout:
+        """What the augmentation moves, and how much of its property's change is read."""
+        prop = properties.find(each.changes)
+        versions = [each(self.images, magnitude) for magnitude in each.magnitudes]
+        change = torch.stack([self._encoded(version) for version in versions], dim=1) - self.h[:, None]  # [N,M,D]
+        moved = change.square().sum(dim=2).mean(dim=1)
+        gained, spread = {}, {}
+        if self.fits:
+            before, after = prop(self.images)[:, None], torch.stack([prop(version) for version in versions], dim=1)
+            rounding = nearest.SAME * float(self.h.square().mean().sqrt())
+            bent = left_out.waves(self.h, change, WAVES, rounding)
+            turned = _turned(before, after) if before.is_complex() else after - before
+            for name, inputs, target in ((LINEAR, change, after - before), (BENT, bent, turned)):
+                targets = torch.view_as_real(target) if target.is_complex() else target[..., None]
+                error, alone = left_out.errors(inputs, targets, rounding if name == LINEAR else 0.0)
+                gained[name], spread[name] = (alone - error).numpy(), alone.numpy()
+        return Readout(moved.numpy(), self.unit.numpy(), gained, spread)
 
 
-class _Readout:
-    """h [N,D] -> value [N] (real or complex), fitted by least squares with a penalty."""
-
-    def __init__(self, h: Tensor, values: Tensor) -> None:
-        self.mean, deviation = h.mean(dim=0), h.std(dim=0)
-        self.deviation = deviation.clamp_min(1e-6 * float(deviation.max()) + 1e-12)
-        self.complex = values.is_complex()
-        numbers = torch.view_as_real(values) if self.complex else values[:, None]
-        moments = Moments(h.shape[1] + 1, numbers.shape[1])
-        moments.add(self._inputs(h), numbers.double())
-        self.solution = moments.solve(RIDGE)
-
-    def __call__(self, h: Tensor) -> Tensor:
-        numbers = self._inputs(h) @ self.solution
-        return torch.view_as_complex(numbers) if self.complex else numbers[:, 0]
-
-    def _inputs(self, h: Tensor) -> Tensor:
-        return F.pad(((h - self.mean) / self.deviation).double(), (0, 1), value=1.0)
+def _turned(before: Tensor, after: Tensor) -> Tensor:
+    """How far directions turn, [N,1] and [N,M] -> complex128 [N,M]; 0 where there was none."""
+    return after * before.conj() / before.abs().clamp_min(1e-12)

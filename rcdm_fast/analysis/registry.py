@@ -101,9 +101,10 @@ def _faithfulness(job: Job) -> Analysis:
 
 def _invariance(job: Job) -> Analysis:
     from rcdm_fast.analysis import invariance
+    from rcdm_fast.analysis.sweeps import InvarianceConfig
     from rcdm_fast.config import from_dict
 
-    config = from_dict(invariance.InvarianceConfig, job.settings, "settings of invariance")
+    config = from_dict(InvarianceConfig, job.settings, "settings of invariance")
     return invariance.run(job.model, job.images, config, job.progress, job.shared)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from rcdm_fast.analysis import rules
 from rcdm_fast.metrics.intervals import Interval
 
 Cell = str | int | float | bool | None | Interval
@@ -54,6 +55,8 @@ class Finding:
         measured: the sentence with numbers, as it stands in the report.
         group, subject: of a claim that is made of several things: what is said, and of which ("asymmetry (flip)"), so
             that an overview can put them together; "" for one that stands alone.
+        p: of the verdict, by itself, where a rule gives one (`rules.py`): below 0.05 if it is decided.
+        adjusted: the same for all claims of a report together, by Holm's method; at 0.05 and above nothing is decided.
     """
 
     claim: str
@@ -61,6 +64,8 @@ class Finding:
     measured: str
     group: str = ""
     subject: str = ""
+    p: float | None = None
+    adjusted: float | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,7 @@ class Analysis:
             "findings": [dataclasses.asdict(finding) for finding in self.findings],
             "figures": {name: self.captions.get(name, "") for name in (*self.charts, *self.figures)},
             "method": self.method,
+            "rules": rules.VERSION,
         }
 
     def as_text(self) -> str:

@@ -4,14 +4,13 @@ Every group (the versions of one image) is left out in turn, which a ridge allow
 the part H of the hat matrix of a group, the errors of a map fitted without it are (I - H)^-1 e. The penalty of a group
 is the one that does best for the groups of the other half, so none is chosen by what it is judged by.
 
-`waves` makes the map a non-linear one: a fixed number of random cosines of the inputs, which approximate a Gaussian
-kernel (Rahimi and Recht 2007).
+`waves` makes the map a non-linear one: a fixed number of random cosines, which approximate a Gaussian kernel (Rahimi
+and Recht 2007).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -19,12 +18,13 @@ from torch import Tensor
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # a row, on standardized inputs
 
 
-def errors(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def errors(inputs: Tensor, targets: Tensor, floor: float = 0.0) -> tuple[Tensor, Tensor]:
     """Squared errors of groups that were left out: of the ridge, and of the mean alone.
 
     Args:
-        inputs: float [N,M,F], M rows of each of N groups. Numbers that do not vary are left out.
+        inputs: float [N,M,F], M rows of each of N groups.
         targets: float [N,M,T].
+        floor: inputs whose standard deviation is at most this are left out, as rounding.
 
     Returns:
         float64 [N], [N], summed over rows and targets.
@@ -32,7 +32,7 @@ def errors(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     groups, rows, _ = inputs.shape
     y = targets.double().flatten(0, 1)
     y = y - y.mean(dim=0)
-    values, z = _principal(_standardized(inputs.double().flatten(0, 1)))
+    values, z = _principal(_standardized(inputs.double().flatten(0, 1), floor))
     even = torch.full((groups, rows, rows), 1 / len(y), dtype=torch.float64)  # the mean's part of the hat matrix
     grouped = z.view(groups, rows, z.shape[1])
 
@@ -52,10 +52,10 @@ def errors(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return found[best[halves], torch.arange(groups)], left_out(y, even)
 
 
-def _standardized(x: Tensor) -> Tensor:
+def _standardized(x: Tensor, floor: float) -> Tensor:
     x = x - x.mean(dim=0)
     deviation = x.square().mean(dim=0).sqrt()
-    moving = deviation > 1e-6 * deviation.max()
+    moving = deviation > max(floor, 1e-6 * float(deviation.max()))
     return x[:, moving] / deviation[moving]
 
 
@@ -69,25 +69,36 @@ def _principal(x: Tensor) -> tuple[Tensor, Tensor]:
     return values, vectors * values.sqrt()
 
 
-def waves(like: Tensor, count: int, seed: int = 0) -> Callable[[Tensor], Tensor]:
-    """Random cosines of inputs, half of them as wide as the median distance of `like` [N,D], half a third of that.
+def waves(before: Tensor, change: Tensor, count: int, floor: float = 0.0, seed: int = 0) -> Tensor:
+    """Random cosines of inputs and their change together, less those without the change: 0 where nothing changes.
+
+    Half of them are as wide as the median distance between rows, half a third of that. Changes count as much as inputs,
+    however small they are, unless they are rounding.
+
+    Args:
+        before: float [N,D].
+        change: float [N,M,D].
+        count: of cosines.
+        floor: a change whose root mean square is at most this is none.
+        seed: of the cosines.
 
     Returns:
-        float [...,D] -> float64 [...,count].
+        float64 [N,M,count].
     """
-    like = like.double()
-    mean, deviation = like.mean(dim=0), like.std(dim=0)
+    before, change = before.double(), change.double()
+    deviation = before.std(dim=0)
     moving = deviation > 1e-6 * deviation.max()
-    scale = torch.where(moving, 1 / torch.where(moving, deviation, 1.0), 0.0)
-    apart = torch.nn.functional.pdist((like[:500] - mean) * scale)
-    width = float(apart.median()) if len(apart) and float(apart.median()) > 0 else 1.0
+    u = (before - before.mean(dim=0))[:, moving] / deviation[moving]
+    v = change[:, :, moving] / deviation[moving]
+    size = float(v.square().sum(dim=2).mean().sqrt())
+    if float(change.square().mean().sqrt()) <= floor or size == 0:
+        return torch.zeros(*change.shape[:2], count, dtype=torch.float64)
+    v = v * (float(u.square().sum(dim=1).mean().sqrt()) / size)
+    rows = torch.cat([u[:, None].expand_as(v), v], dim=2)
+    width = float(torch.nn.functional.pdist(rows.flatten(0, 1)[:: max(1, v.shape[1])][:500]).median()) or 1.0
     generator = torch.Generator().manual_seed(seed)
-    turns = torch.randn(like.shape[1], count, dtype=torch.float64, generator=generator) / width
+    turns = torch.randn(rows.shape[2], count, dtype=torch.float64, generator=generator) / width
     turns[:, count // 2 :] *= 3
     shift = 2 * math.pi * torch.rand(count, dtype=torch.float64, generator=generator)
-
-    def features(h: Tensor) -> Tensor:
-        found: Tensor = ((h.double() - mean) * scale @ turns + shift).cos() * math.sqrt(2 / count)
-        return found
-
-    return features
+    still = u @ turns[: u.shape[1]] + shift
+    return (still[:, None] + v @ turns[u.shape[1] :]).cos() - still.cos()[:, None]

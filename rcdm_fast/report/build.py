@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from rcdm_fast import benchmarking, outputs, storage
-from rcdm_fast.analysis import registry
+from rcdm_fast.analysis import claims, registry, rules
 from rcdm_fast.analysis.registry import Job
 from rcdm_fast.analysis.result import Analysis
 from rcdm_fast.config import ConfigError
@@ -78,10 +78,12 @@ def build(
         took[task.name] = round(time.monotonic() - since, 1)
     if not results:
         raise ConfigError("nothing could be measured: " + "; ".join(f"{key}: {why}" for key, why in missing.items()))
+    results = claims.of_report(results)
     facts: dict[str, Any] = {
         **benchmarking.facts(torch.device("cpu")),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "command": command,
+        "rules": rules.VERSION,
         "seconds": took,
     }
     outputs.keep(page, lambda file: storage.write_text(file, render(title, about, results, missing, facts)))

@@ -62,7 +62,8 @@ def _verdicts(results: Sequence[Analysis]) -> list[str]:
     told = "; ".join(f"{word}: {count}" for count, (_, word) in zip(counts, _VERDICTS.values(), strict=True))
     parts = [
         '<h2 id="findings">What was found</h2>',
-        f'<p class="soft">{len(findings)} claims ({told}). The numbers behind each are in its section.</p>',
+        f'<p class="soft">{len(findings)} claims ({told}). {_adjusted(findings)}The numbers behind each are in its '
+        "section.</p>",
     ]
     for result in results:
         if result.findings:
@@ -73,6 +74,14 @@ def _verdicts(results: Sequence[Analysis]) -> list[str]:
         lines = "".join(_verdict_lines(said, members) for said, members in groups.items())
         parts += [f'<ul class="verdicts">{lines}</ul>'] if lines else []
     return parts
+
+
+def _adjusted(findings: Sequence[Finding]) -> str:
+    """A sentence on the claims that were adjusted for how many there are; empty if none was."""
+    count = sum(each.adjusted is not None for each in findings)
+    if not count:
+        return ""
+    return f"{count} with a p-value, decided together by Holm's method at 5 %; intervals are unadjusted. "
 
 
 def _verdict_lines(said: str, members: Sequence[Finding]) -> str:

@@ -19,7 +19,7 @@ import torch
 
 from rcdm_fast import cli, storage
 from rcdm_fast import config as configs
-from rcdm_fast.analysis import attack, invariance, neighbors
+from rcdm_fast.analysis import attack, neighbors, sweeps
 from rcdm_fast.analysis.layer import LayersConfig
 from rcdm_fast.app.playground import Settings
 from rcdm_fast.cli import training as commands
@@ -47,7 +47,7 @@ CONFIGURATIONS: dict[str, Any] = {
     "adapt": AdaptConfig,
     "evaluate": EvaluateConfig,
     "job": JobConfig,
-    "invariance": invariance.InvarianceConfig,
+    "invariance": sweeps.InvarianceConfig,
     "layers": LayersConfig,
     "attack": attack.AttackConfig,
     "neighbors": neighbors.NeighborsConfig,

@@ -55,10 +55,10 @@ CHOSEN = (
         ("tests/test_analysis_recovery.py",),
     ),
     Mutant(
-        "spread down is around the mean across",
+        "the ground counts as an object",
         "rcdm_fast/analysis/properties.py",
-        "(down * (y - mass_y(colors)[:, None]).square())",
-        "(down * (y - mass_x(colors)[:, None]).square())",
+        "(apart - FLOOR).clamp_min(0) + 1e-9",
+        "apart + 1e-9",
         ("tests/test_analysis_properties.py",),
     ),
     Mutant(
