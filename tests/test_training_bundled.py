@@ -13,9 +13,11 @@ import pytest
 import torch
 
 import rcdm_fast
-from rcdm_fast import encoders, storage
+from rcdm_fast import storage
 from rcdm_fast.config import EncoderConfig
 from rcdm_fast.data.world import World
+from rcdm_fast.encoders import factor_reader, native
+from rcdm_fast.encoders.factor_reader import FactorReader
 from rcdm_fast.images import from_uint8
 from rcdm_fast.models import checkpoint
 from rcdm_fast.training import bundled
@@ -118,17 +120,20 @@ def test_what_is_made_is_written_as_it_ships(tmp_path: Path, capsys: pytest.Capt
         bundled.ship(out, into)
 
 
-def test_a_decoder_of_oracles_ships_with_the_reader(tmp_path: Path) -> None:
+def test_a_decoder_of_oracles_ships_with_the_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It was trained on what is known of a world's images; samples are no such images, and can be read all the same."""
     out, into = tmp_path / "out", tmp_path / "into"
-    stage = next(stage for stage in STAGES if stage.name == "shapes-oracle")
+    reads, stage = (next(s for s in STAGES if s.name == name) for name in ("shapes-reader-encoder", "shapes-oracle"))
+    made(reads, out).parent.mkdir(parents=True)
+    factor_reader.save(made(reads, out), FactorReader("shapes", 32), {})
+    monkeypatch.setattr(native, "BUNDLED", into)
     model = small.model(representation_dim=22)
     oracle = EncoderConfig("oracle:shapes?factors=all&masked=1", image_size=32, dim=22)
     config = dataclasses.replace(model.config, encoder=oracle, name=stage.name)
     checkpoint.save_model(made(stage, out), config, model.unet.state_dict())
-    (file,) = bundled.ship(out, into)
+    _, file = bundled.ship(out, into)
     shipped = rcdm_fast.load(file, engine="eager")
-    assert shipped.config.encoder == encoders.build("reader:shapes-reader?masked=1").config
+    assert shipped.config.encoder == EncoderConfig("reader:shapes-reader?masked=1", image_size=32, dim=22)
     samples = shipped.sample(torch.zeros(1, 22), per=2, steps=2)[0]
     assert shipped.encode(samples).shape == (2, 22)
     known = rcdm_fast.load(file, engine="eager", encoder="oracle:shapes?factors=x,hue&masked=1")

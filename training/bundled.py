@@ -16,7 +16,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +38,8 @@ class Stage:
         file: what it makes, in its folder.
         takes: how long that was, where it was measured.
         base: the stage whose model was adapted: what both hold is stored once.
-        encoder: a specification that stands in the shipped model in place of the encoder it was trained with.
+        encoder: a specification, with {NAME} as in `words`, that stands in the shipped model in place of the one that
+            it was trained with.
         ships: whether what it makes is bundled, or only a step on the way.
     """
 
@@ -117,7 +118,7 @@ STAGES = (
         "train shapes-oracle --data world:shapes?count=50000 --images 162048 --out {out}",
         "shapes-oracle.safetensors",
         "162,048 images; an hour of a core",
-        encoder="reader:shapes-reader?masked=1",  # which reads what the oracle knows, off samples too
+        encoder="reader:{shapes-reader-encoder}?masked=1",  # which reads what the oracle knows, off samples too
     ),
 )
 
@@ -129,12 +130,15 @@ def made(stage: Stage, out: Path) -> Path:
 
 def command(stage: Stage, data: str, test: str, out: Path, device: str) -> list[str]:
     """The words of a stage's command after ``rcdm``."""
-    known = {other.name: str(made(other, out)) for other in STAGES}
-    known |= {"data": data, "test": test, "out": str(out / stage.name)}
-    words = shlex.split(stage.words)
-    for name, value in known.items():
-        words = [word.replace(f"{{{name}}}", value) for word in words]
-    return [*words, "--device", device]
+    given = {"data": data, "test": test, "out": str(out / stage.name)}
+    return [*(_named(word, out, given) for word in shlex.split(stage.words)), "--device", device]
+
+
+def _named(text: str, out: Path, given: Mapping[str, str] | None = None) -> str:
+    """The text with files in place of the names of their stages, and what else is given."""
+    for name, value in ({other.name: str(made(other, out)) for other in STAGES} | dict(given or {})).items():
+        text = text.replace(f"{{{name}}}", value)
+    return text
 
 
 def ship(out: Path, into: Path) -> list[Path]:
@@ -145,7 +149,6 @@ def ship(out: Path, into: Path) -> list[Path]:
 
     Raises:
         CheckpointError, StorageError: a file that cannot be read or written, or a model whose base is missing.
-        ConfigError: a model that names a bundled encoder which is missing.
     """
     written = []
     for stage in STAGES:
@@ -160,7 +163,8 @@ def ship(out: Path, into: Path) -> list[Path]:
             config, weights = checkpoint.load_model(source)
             base = into / f"{stage.base}.safetensors" if stage.base else None
             if stage.encoder:
-                config = dataclasses.replace(config, encoder=encoders.build(stage.encoder).config)
+                encoder = encoders.build(_named(stage.encoder, out)).config
+                config = dataclasses.replace(config, encoder=encoder)
             checkpoint.save_model(target, _by_name(config, out), weights, torch.float16, base)
         written.append(target)
     return written
@@ -171,7 +175,8 @@ def _by_name(config: ModelConfig, out: Path) -> ModelConfig:
     text = configs.to_json(config)
     for stage in STAGES:
         path = json.dumps(str(made(stage, out)))[1:-1]
-        text = text.replace(f"file:{path}", f"bundled:{stage.name.removesuffix('-encoder')}")
+        name = stage.name.removesuffix("-encoder")
+        text = text.replace(f"file:{path}", f"bundled:{name}").replace(f"reader:{path}", f"reader:{name}")
         text = text.replace(path, stage.name)
     return configs.from_json(ModelConfig, text, "a stage's model")
 

@@ -20,28 +20,58 @@ _READER, _SCORE, _OF_READER = (
 
 _SLOPES, _OF_SLOPES = "rcdm_fast/analysis/world_slopes.py", ("tests/test_world_slopes.py",)
 _OF_MASKS = ("tests/test_masks.py",)
+_CALIBRATE, _OF_CALIBRATE = "rcdm_fast/analysis/calibrate.py", ("tests/test_calibrate.py",)
 
 WORLD = (
+    Mutant("subsets share their noise", _SLOPES, "first = done * len(rows)", "first = 0", _OF_SLOPES),
     Mutant(
-        "all images fraction their noise",
+        "the regression is the other way round",
         _SLOPES,
-        "(row // self._each if shared else row)",
-        "row // self._each",
+        "true.square().sum(dim=1).numpy())",
+        "read.square().sum(dim=1).numpy())",
         _OF_SLOPES,
     ),
     Mutant(
-        "a slope is a correlation",
+        "a slope through zero",
         _SLOPES,
-        "bottoms = config.noises * plan.products(plan.factors)",
-        "bottoms = abs(tops)",
+        "true, read = true - true.mean(dim=0), read - read.mean(dim=0)",
+        "true, read = true + 0.0, read + 0.0",
         _OF_SLOPES,
     ),
     Mutant(
-        "changes are from the first value, not from the source",
-        _SLOPES,
-        "- z[:, :1])",
-        "- z[:, start : start + 1])",
-        _OF_SLOPES,
+        "cells that moved thresholds count among the others",
+        _CALIBRATE,
+        "free in (None, each.free)",
+        "free in (None, True, False)",
+        _OF_CALIBRATE,
+    ),
+    Mutant(
+        "only one kind of wrong verdict counts",
+        _CALIBRATE,
+        "return self.rate(True, False).count + self.rate(False, True).count",
+        "return self.rate(True, False).count",
+        _OF_CALIBRATE,
+    ),
+    Mutant(
+        "an error rate is of the other verdict",
+        "rcdm_fast/analysis/error_rates.py",
+        "known.false_kept if kept else known.false_dropped",
+        "known.false_dropped if kept else known.false_kept",
+        _OF_CALIBRATE,
+    ),
+    Mutant(
+        "free cells count in error rates",
+        "rcdm_fast/analysis/error_rates.py",
+        ' if not cell["free"]]',
+        "]",
+        _OF_CALIBRATE,
+    ),
+    Mutant(
+        "a reader says that all is kept",
+        "rcdm_fast/encoders/read_code.py",
+        "kept.append(float(factor.name in self.code.factors))\n            if kept[-1]:",
+        "kept.append(1.0)\n            if factor.name in self.code.factors:",
+        _OF_READER,
     ),
     Mutant(
         "an ideal sampler keeps what is dropped",
