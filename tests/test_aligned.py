@@ -1,4 +1,4 @@
-"""Representations that were computed elsewhere: brought to images, trained and adapted on, evaluated with no encoder."""
+"""Representations that were computed elsewhere: brought to images, trained and adapted on, evaluated without one."""
 
 from __future__ import annotations
 
