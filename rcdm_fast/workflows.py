@@ -101,7 +101,7 @@ def train(
         settings = dataclasses.replace(settings, encoder=chosen)
     if trust_repo and settings.encoder is not None:
         trusted.append(settings.encoder.source)
-    images = _data(data, settings.unet.image_size)
+    images = images_of(data, settings.unet.image_size)
     h = None if representations is None else aligned.read(representations, images)
     return trained(settings, images, Path(out), best(device), progress, minutes, trusted, built, h)
 
@@ -142,7 +142,7 @@ def adapt(
     values = {"name": Path(out).name, "model": os.fspath(model), **changes}
     settings = dataclasses.replace(from_dict(AdaptConfig, values, "adapt"), encoder=chosen)
     size = checkpoint.load_model(model)[0].unet.image_size
-    images = _data(data, size)
+    images = images_of(data, size)
     h = None if representations is None else aligned.read(representations, images)
     return adapted(settings, images, Path(out), best(device), progress, trusted, built, h)
 
@@ -163,7 +163,7 @@ def evaluate(
     """
     loaded = _model(model)
     config = from_dict(EvaluateConfig, settings, "evaluate")
-    return measure(loaded, _data(data, loaded.image_size), config, progress)
+    return measure(loaded, images_of(data, loaded.image_size), config, progress)
 
 
 def analyze(
@@ -203,9 +203,9 @@ def analyze(
     if missing:
         raise ConfigError(f"the experiment {experiment} {missing}")
     loaded = _model(model)
-    shown = None if photos is None else _data(photos, loaded.image_size)
-    images = None if data is None else _data(data, loaded.image_size)
-    learned = None if training is None else _data(training, loaded.image_size)
+    shown = None if photos is None else images_of(photos, loaded.image_size)
+    images = None if data is None else images_of(data, loaded.image_size)
+    learned = None if training is None else images_of(training, loaded.image_size)
     return found.run(registry.Job(loaded, images, shown, others, settings, progress, training=learned))
 
 
@@ -263,7 +263,8 @@ def _encoder(
     return built.config, built, []
 
 
-def _data(given: AnyData, size: int) -> ImageSet:
+def images_of(given: AnyData, size: int) -> ImageSet:
+    """Images as `train` takes them, as a set of size x size pixels. Raises `ImageError`."""
     if isinstance(given, np.ndarray | Tensor):
         return of_array(given, size)
     return given if isinstance(given, ImageSet) else open_data(os.fspath(given), size)

@@ -28,7 +28,7 @@ from PIL import Image
 from torch import Tensor
 
 import rcdm_fast
-from rcdm_fast import evaluation
+from rcdm_fast import evaluation, unranked
 from rcdm_fast import model as pipeline
 from rcdm_fast.analysis import registry
 from rcdm_fast.analysis.calibrate import CalibrateConfig, Calibration, Judgment
@@ -178,7 +178,7 @@ def _load(source: str, **_: Any) -> Model:
     """A small model of that name, which can be guided."""
     config = dataclasses.replace(_MODEL.config, name=str(source), representation_dropout=0.1)
     unet = _WEAKER if source in ("weak", "other") else _MODEL.unet
-    return Model(config, unet, _MODEL.engine, _MODEL.encoder, _MODEL.device)
+    return Model(config, unet, _MODEL.engine, None if source == "bare" else _MODEL.encoder, _MODEL.device)
 
 
 def _images(source: str, **_: Any) -> ImageSet:
@@ -188,7 +188,8 @@ def _images(source: str, **_: Any) -> ImageSet:
 
 
 def _build(source: str, **_: Any) -> Any:
-    return SimpleNamespace(config=EncoderConfig(source.removesuffix("?trust_repo=1"), image_size=8, dim=small.DIM))
+    config = EncoderConfig(source.removesuffix("?trust=1"), image_size=8, dim=small.DIM)
+    return SimpleNamespace(config=config, dim=small.DIM, device=torch.device("cpu"), view=lambda x: x[..., :8, :8])
 
 
 def _batches(request: Any, **_: Any) -> Iterator[tuple[slice, Tensor]]:
@@ -232,6 +233,15 @@ CALLS: tuple[tuple[str, str, Callable[..., Any] | None], ...] = (
     ("rcdm_fast.models.checkpoint:load_model", "load_model", lambda **_: (small.model().config, {})),
     ("rcdm_fast.encoders:build", "build", _build),
     ("rcdm_fast.data.sources:open_data", "open_data", _images),
+    ("rcdm_fast.data.aligned:read", "aligned", lambda **_: torch.zeros(6, small.DIM)),
+    (
+        "rcdm_fast.unranked:draw",
+        "unranked",
+        lambda data, h, **_: unranked.Samples(
+            data, torch.arange(2), torch.zeros(2, 1, 3, 8, 8, dtype=torch.uint8), h[:2]
+        ),
+    ),
+    ("rcdm_fast.unranked:measure", "measured", lambda **_: unranked.Unranked(2, 1)),
     ("rcdm_fast.images:open_image", "open_image", None),
     ("rcdm_fast.jobs.draw:check_request", "check", lambda **_: 1),
     ("rcdm_fast.model:Model.encode", "encode", None),

@@ -70,6 +70,9 @@ MEASURING = (
                 build__device=CPU,
                 build__config=None,
                 build__trust_repo=False,
+                build__layer=None,
+                build__pooling=None,
+                build__stored=None,
             ),
             path(
                 "--inception",
@@ -90,6 +93,10 @@ MEASURING = (
             writes("--json", "mrr.json"),
             *of_engine(),
         ),
+    ),
+    Usage(
+        "evaluate bare --data D --representations h.npy",
+        (row("--representations", Path("g.npy"), "aligned.given"),),
     ),
     Usage(
         "evaluate m --data D --guidance 2.5 --guide weak",
@@ -115,6 +122,7 @@ MEASURING = (
                     seed=4,
                     batch_size=64,
                     resamples=2000,
+                    h=None,
                 ),
             ),
         ),

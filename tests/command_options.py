@@ -29,11 +29,11 @@ from tests.command_rows import (
 )  # fmt: skip
 
 HUB = "torchhub:a/b:c"  # whose code is trusted with the option behind it
-TRUSTED = f"{HUB}?trust_repo=1"
+TRUSTED = f"{HUB}?trust=1"
 DEFAULT = {"load.source": "cifar10-simclr-wide"}
 OFFERED = ("cifar10-simclr-wide", "cifar10-simclr-head", "cifar10-simclr-trunk", "cifar10-supervised")
 LOADED = again("load", source="m", engine_file=None, sha256=None, **AS_FIRST)
-BUILT = {"device": "cpu", "config": None, "trust_repo": False}
+BUILT = {"device": "cpu", "config": None, "layer": None, "pooling": None, "stored": None, "trust_repo": True}
 NUMBERS = gone("numbers", "model engine nfe images left_out solver guide seed")
 PAGE = "playground launch.playground"
 DRAWING = (
@@ -147,12 +147,17 @@ TRAINING = (
                     **again("build", source=TRUSTED, **BUILT),
                 },
             ),
+            Row(
+                "--representations",
+                "h.npy",
+                {"train.h": [6, small.DIM], **again("aligned", given=Path("h.npy"), data="images of D")},
+            ),
             row("--images", 640, "train.config.images"),
             switch("--no-compile", "train.config.compile", False),
             Row("--set", "loss.gamma=3", {"train.config.loss.gamma": 3}),
             path("--store", "kept", "open_data.store"),
             row("--minutes", 1.5, "train.minutes"),
-            Row("--trust-repo", None, {"train.trusted": ["timm:resnet18"]}),
+            Row("--trust", None, {"train.trusted": ["timm:resnet18"]}),
             of_device("train"),
         ),
         {
@@ -199,7 +204,12 @@ TRAINING = (
             Row(
                 "--encoder",
                 TRUSTED,
-                {"build.source": TRUSTED, "adapt.config.encoder.source": HUB, "adapt.trusted": [HUB]},
+                {
+                    "build.source": TRUSTED,
+                    "build.trust_repo": True,
+                    "adapt.config.encoder.source": HUB,
+                    "adapt.trusted": [HUB],
+                },
             ),
             row("--data", "E", "open_data.source", adapt__data="images of E"),
             path("--out", "runs/other", "adapt.out", adapt__config__name="other"),
@@ -213,6 +223,7 @@ TRAINING = (
                     **again("build#2", source=TRUSTED, **BUILT),
                 },
             ),
+            Row("--trust", None, {"adapt.trusted": ["timm:resnet18"], "build.trust_repo": True}),
             Row("--set", "steps=7", {"adapt.config.steps": 7}),
             Row("--set", "learning_rate=0.01", {"adapt.config.learning_rate": 0.01}),
             Row("--set", "lora_targets=all", {"adapt.config.lora_targets": "all"}),
@@ -259,6 +270,23 @@ OTHERS = (
             of_device(),
         ),
         {"load.engine": "eager"},
+    ),
+    Usage(
+        "adapt m --representations h.npy --data D --out runs/new",
+        (row("--representations", Path("g.npy"), "aligned.given"),),
+        {"adapt.config.encoder": None, "adapt.h": [6, small.DIM], "adapt.trusted": []},
+    ),
+    Usage(
+        "encoders bundled:cifar10-simclr",
+        (
+            row(0, "bundled:cifar10-supervised", "build.source"),
+            Row(1, "given/a.png", {}),
+            writes("--out", "seen.png"),
+            switch("--trust", "build.trust_repo"),
+            row("--device", "cpu"),
+            writes("--json", "layers.json"),
+        ),
+        {"build.source": "bundled:cifar10-simclr", "build.device": "cpu"},
     ),
     Usage("models"),
     Usage("info", (writes("--json", "info.json"), Row("--model", "m", LOADED), row("--device", "cpu"))),

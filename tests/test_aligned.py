@@ -1,4 +1,4 @@
-"""Representations that were computed elsewhere: brought to images, trained and adapted on, evaluated with no encoder."""
+"""Representations that were computed elsewhere: brought to images, trained and adapted on, evaluated without one."""
 
 from __future__ import annotations
 
@@ -70,6 +70,14 @@ def test_rows_find_their_images_by_ids(kind: str, folder: Path, photos: ImageSet
     assert torch.equal(aligned.read(file, photos), H)
 
 
+def test_one_row_is_not_that_of_two_images(tmp_path: Path) -> None:
+    pixels = to_uint8(small.make_images(2))
+    twice = ImageSet(pixels, None, (), (Path("a/1.png"), Path("b/1.png")), "made-up")
+    np.savez(tmp_path / "h.npz", h=H[:2].numpy(), ids=np.array(["1.png", "2.png"]))
+    with pytest.raises(ConfigError, match=r"id 1\.png is that of several images"):
+        aligned.read(tmp_path / "h.npz", twice)
+
+
 def test_what_rcdm_encode_writes_fits(folder: Path, photos: ImageSet, tmp_path: Path) -> None:
     out = tmp_path / "h.npz"
     assert main(["encode", str(folder / "photos"), "--model", "cifar10-simclr-trunk", "--out", str(out)]) == 0
@@ -80,6 +88,7 @@ def test_what_rcdm_encode_writes_fits(folder: Path, photos: ImageSet, tmp_path: 
     ("given", "message"),
     [
         (H[:-1], "23 representations for 24 images"),
+        (torch.cat([H, H]), "48 representations for 24 images"),
         (torch.zeros(COUNT, dtype=torch.int64), "these are labels"),
         (torch.where(torch.arange(COUNT)[:, None] == 3, torch.nan, H), "item 3: .*not finite"),
         ({"ids": [f"x{number}" for number in range(COUNT)]}, r"24 of 24 images have no rep.*, such as .*00\.png"),

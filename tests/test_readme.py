@@ -24,6 +24,7 @@ SHORTER = (  # what is said there, and what is run here
     ("per=8, steps=25", "per=8, steps=2"),
     ('(["cat.jpg"], steps=50)', '(["cat.jpg"], steps=2)'),
     ("frames=8)", "frames=8, steps=2)"),
+    ('"dog.jpg"], per=4)', '"dog.jpg"], per=4, steps=2)'),
 )
 
 

@@ -1,0 +1,108 @@
+"""In somebody else's training loop: sheets of what the encoder that is being trained keeps, drawn as it goes.
+
+The decoder is a finished model's and stays; the map from the new representation into it is solved anew for every sheet,
+by ridge regression as `rcdm adapt` does it in closed form. So sheets of different steps differ by the encoder alone.
+
+Knows nothing about loops or where sheets go: TensorBoard takes `SheetOf.array`, W&B a PIL image.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from rcdm_fast import encoders, host, workflows
+from rcdm_fast import model as models
+from rcdm_fast.checks import Range, whole
+from rcdm_fast.config import ConfigError, EncoderConfig
+from rcdm_fast.data.image_set import evenly
+from rcdm_fast.data.inputs import Images
+from rcdm_fast.diffusion.sampling_config import SamplingConfig
+from rcdm_fast.encoders.layers import Forward
+from rcdm_fast.encoders.modules import PoolingGiven
+from rcdm_fast.metrics.ridge import ridge
+from rcdm_fast.model import Model
+from rcdm_fast.models.unet import UNet
+from rcdm_fast.training import representations
+from rcdm_fast.training.adapt import BIAS, WEIGHT
+from rcdm_fast.training.batches import Standardization
+
+DRAWN = SamplingConfig(per=4, steps=25)
+
+
+class SheetOf:
+    """Draws a fixed sheet with whatever an encoder has become; see the module.
+
+    Args:
+        decoder: name, file, folder or hub id of a model with its encoder, whose decoder draws.
+        data: images that the map is solved on, as for `rcdm_fast.train`.
+        shown: images on the sheet, as `Model.encode` takes them.
+        convention: what images the encoder takes; asked for unless the module tells it.
+        layer, pooling: as for `rcdm_fast.train`.
+        count: how many images of the data are taken, spread evenly.
+        config: how samples are drawn; the same noise every time.
+        device: "cpu", "cuda"...; None for a GPU where there is one.
+
+    Attributes:
+        explained: of the last sheet: which fraction of the decoder's conditioning the new representation explains, on
+            images that the map was not solved on.
+
+    Raises:
+        ConfigError: a decoder without its encoder.
+    """
+
+    def __init__(
+        self,
+        decoder: str | os.PathLike[str],
+        data: workflows.AnyData,
+        shown: Images,
+        *,
+        convention: EncoderConfig | None = None,
+        layer: str | None = None,
+        pooling: PoolingGiven | None = None,
+        count: int = 512,
+        config: SamplingConfig = DRAWN,
+        device: str | None = None,
+    ) -> None:
+        self._model = models.load(decoder, device=device)
+        if self._model.encoder is None or self._model.config.unet.num_classes:
+            raise ConfigError(f"{decoder}: its decoder can be drawn with only if it knows its encoder and no classes")
+        images = workflows.images_of(data, self._model.image_size)
+        taken = min(whole(count, "count", Range(2)), len(images))
+        self._images = images.subset(evenly(taken, len(images)))
+        self._old = representations.compute(self._model.encoder, self._images)
+        self._shown, self._config = shown, config
+        self._convention, self._layer, self._pooling = convention, layer, pooling
+        self.explained = float("nan")
+
+    @host.guarded(random=True)
+    def __call__(self, network: Forward) -> Image.Image:
+        """The sheet: each image, what the encoder sees of it, and samples of its representation now.
+
+        Raises:
+            EncoderError: the network gives no representation, or one that is not finite.
+        """
+        return self._adapted(network).show(self._shown, config=self._config)
+
+    def array(self, network: Forward) -> NDArray[np.uint8]:
+        """The same as uint8 [H,W,3]."""
+        return np.asarray(self(network))
+
+    def _adapted(self, network: Forward) -> Model:
+        model = self._model
+        encoder = encoders.build(
+            network, model.device, config=self._convention, layer=self._layer, pooling=self._pooling
+        )
+        h = representations.compute(encoder, self._images)
+        standard = Standardization(*representations.standardization(h[None]))
+        tensors = {name: value.cpu() for name, value in model.unet.state_dict().items()}
+        found = ridge(standard(h)[None], self._old[None], tensors[WEIGHT], tensors[BIAS])
+        self.explained = found.explained
+        fitted = standard.fold({**tensors, WEIGHT: found.weight.float(), BIAS: found.bias.float()})
+        unet = UNet(dataclasses.replace(model.config.unet, representation_dim=h.shape[1]))
+        unet.load_state_dict(fitted, strict=True)
+        return Model.from_network(unet, model.config.schedule, encoder, model.device)
