@@ -27,8 +27,25 @@ Sharding = Literal["none", "fully_shard"]
 TimestepSampling = Literal["uniform", "loss_aware"]
 
 
+class InBatches(Checked):
+    """A run over so many images in batches of one size; one batch at least."""
+
+    images: int
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.images < self.batch_size:
+            raise ConfigError(f"images ({self.images}) must make at least one batch of {self.batch_size}")
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in all."""
+        return self.images // self.batch_size
+
+
 @dataclass(frozen=True)
-class TrainConfig(Checked):
+class TrainConfig(InBatches):
     """An RCDM training run.
 
     Attributes:
@@ -97,14 +114,7 @@ class TrainConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.images < self.batch_size:
-            raise ConfigError(f"images ({self.images}) must make at least one batch of {self.batch_size}")
         if len({self.ema, *self.ema_decays}) <= len(self.ema_decays):
             raise ConfigError(f"an EMA decay is given twice: {(self.ema, *self.ema_decays)}")
         if self.masked_parts and self.standardize:
             raise ConfigError("masked_parts hide parts as zeros, which standardize would move: set it to false")
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps in all."""
-        return self.images // self.batch_size

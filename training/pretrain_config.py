@@ -13,6 +13,7 @@ from rcdm_fast.config import MAX_IMAGE_SIZE, MAX_LEVELS, ConfigError, EncoderCon
 from rcdm_fast.encoders.small_resnet import SmallResNet
 from rcdm_fast.training import ssl_heads
 from rcdm_fast.training.augment import AugmentConfig
+from rcdm_fast.training.config import InBatches
 
 MethodName = Literal["simclr", "supervised", "vicreg", "barlow", "byol", "dino"]
 Side = Annotated[int, Range(1, MAX_IMAGE_SIZE)]
@@ -108,7 +109,7 @@ _SECTIONS: dict[str, type] = {"vicreg": VICRegConfig, "barlow": BarlowConfig, "b
 
 
 @dataclass(frozen=True)
-class PretrainConfig(Checked):
+class PretrainConfig(InBatches):
     """A pre-training run; `images` counts distinct images shown (SimCLR shows two views of each).
 
     `method` names the section that is used; it is filled with defaults when not given, the others stay None.
@@ -148,16 +149,10 @@ class PretrainConfig(Checked):
                 f"{self.name}: widths and blocks must have a value for each of 1..{MAX_LEVELS} levels, "
                 f"got {len(self.widths)} and {len(self.blocks)}"
             )
-        if self.images < self.batch_size:
-            raise ConfigError(f"images ({self.images}) must make at least one batch of {self.batch_size}")
         if foreign:
             raise ConfigError(f"{self.name}: settings for {', '.join(foreign)}, but the method is {self.method}")
         if self.method in _SECTIONS and getattr(self, self.method) is None:
             object.__setattr__(self, self.method, _SECTIONS[self.method]())
-
-    @property
-    def steps(self) -> int:
-        return self.images // self.batch_size
 
     def network(self) -> SmallResNet:
         """A fresh network with this run's seed. Raises as `ssl_heads.projector`."""

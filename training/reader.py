@@ -17,14 +17,14 @@ from typing import Annotated, Literal
 import torch
 
 from rcdm_fast import host, storage
-from rcdm_fast.checks import Checked, Count, LearningRate, NotNegative, Range
-from rcdm_fast.config import ConfigError
+from rcdm_fast.checks import Count, LearningRate, NotNegative, Range
 from rcdm_fast.data.world import World
 from rcdm_fast.encoders import factor_reader
 from rcdm_fast.encoders.factor_reader import FactorReader
 from rcdm_fast.errors import RunError
 from rcdm_fast.images import from_uint8
 from rcdm_fast.training import resume
+from rcdm_fast.training.config import InBatches
 from rcdm_fast.training.pretrain import learning_rate
 from rcdm_fast.training.state import RunFolder
 
@@ -35,7 +35,7 @@ _LOGGED = 50
 
 
 @dataclass(frozen=True)
-class ReaderConfig(Checked):
+class ReaderConfig(InBatches):
     """A run.
 
     Attributes:
@@ -55,16 +55,6 @@ class ReaderConfig(Checked):
     held_out: Annotated[int, Range(2, 1_000_000)] = 2000
     seed: Annotated[int, Range(0, 2**64 - 2)] = 0
     save_every: Count = 200
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.images < self.batch_size:
-            raise ConfigError(f"images ({self.images}) must make at least one batch of {self.batch_size}")
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps in all."""
-        return self.images // self.batch_size
 
 
 @host.guarded(gradients=True, random=True)

@@ -110,7 +110,20 @@ class SimCLR(Method):
         return loss
 
 
-class VICReg(Method):
+class _Paired(Method):
+    """Two views, each with batch statistics of its own, and a criterion of their outputs."""
+
+    criterion: nn.Module
+
+    def loss(self, network: nn.Module, views: list[Tensor], labels: Tensor | None, step: int) -> Tensor:
+        """See `Method`; each view has batch statistics of its own."""
+        first, second = (self.outputs(network, view) for view in views)
+        self.watch(first)
+        loss: Tensor = self.criterion(first, second)
+        return loss
+
+
+class VICReg(_Paired):
     """Variance, invariance and covariance of two views' embeddings (Bardes et al. 2022, section 4.1)."""
 
     def __init__(self, config: PretrainConfig, network: SmallResNet) -> None:
@@ -127,15 +140,8 @@ class VICReg(Method):
         """See `Method`; both may be solarized."""
         return [self.solarized(images, generator, self.options.solarize) for _ in range(2)]
 
-    def loss(self, network: nn.Module, views: list[Tensor], labels: Tensor | None, step: int) -> Tensor:
-        """See `Method`; each view has batch statistics of its own."""
-        first, second = (self.outputs(network, view) for view in views)
-        self.watch(first)
-        loss: Tensor = self.criterion(first, second)
-        return loss
 
-
-class BarlowTwins(Method):
+class BarlowTwins(_Paired):
     """Cross-correlation of two views' embeddings, pulled to the identity (Zbontar et al. 2021, section 2.1)."""
 
     def __init__(self, config: PretrainConfig, network: SmallResNet) -> None:
@@ -151,10 +157,3 @@ class BarlowTwins(Method):
     def views(self, images: Tensor, generator: torch.Generator) -> list[Tensor]:
         """See `Method`; the second may be solarized."""
         return [self.solarized(images, generator, chance) for chance in (0.0, self.options.solarize)]
-
-    def loss(self, network: nn.Module, views: list[Tensor], labels: Tensor | None, step: int) -> Tensor:
-        """See `Method`; each view has batch statistics of its own."""
-        first, second = (self.outputs(network, view) for view in views)
-        self.watch(first)
-        loss: Tensor = self.criterion(first, second)
-        return loss
