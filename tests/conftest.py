@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import gc
+import os
+import stat
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +15,42 @@ import torch
 SEED = 20210
 
 # Files whose tests export the same networks: one worker runs them, and each network is exported once in it.
-EXPORTS = tuple(f"tests/test_{name}.py" for name in ("export_onnx", "onnx_only", "openvino", "export_truth"))
-# Files of more than 15 s, which begin first, so that no worker is left alone with one at the end.
+EXPORTS = tuple(
+    f"tests/test_{name}.py"
+    for name in (
+        "export_onnx", "onnx_only", "openvino", "export_truth",
+        "export_timesteps", "engines", "tensorrt", "runtimes_cuda",
+    )
+)  # fmt: skip
+# Files of more than 15 s on one core, the longest first, so that no worker is left alone with one at the end.
 LONGEST = (
     *EXPORTS,
-    *(f"tests/test_{name}.py" for name in ("kernels_numbers", "cuda_on_host", "tensorrt", "jobs_damage")),
-)
+    *(
+        f"tests/test_{name}.py"
+        for name in (
+            "reference", "kernels_numbers", "cuda_on_host", "jobs_damage", "training_options", "kernels_aot", "bench",
+            "bench_gpu", "diffusers", "analysis", "host", "training", "cli", "graphs", "solver_learning", "app_http",
+            "solver_fit", "adapt", "packaging", "analysis_layers", "jobs", "portable", "pipeline", "views",
+            "encoders_layout", "guidance", "ssl_methods", "ops_native", "cli_photos",
+        )
+    ),
+)  # fmt: skip
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--short", action="store_true", help="tests marked long do a small part of their work")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """No garbage is looked for while files are imported, nor later among what the imports have made, which stays."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -64,12 +93,33 @@ def shared_exports() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _unflushed() -> Iterator[None]:
+    """Files and folders of tests need not outlive a power cut: thousands of flushes, each a wait for the disk.
+
+    What cannot be flushed (a pipe, a device) says so as ever; processes that tests start flush all.
+    """
+    real = os.fsync
+
+    def fsync(handle: int) -> None:
+        mode = os.fstat(handle).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            real(handle)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> Iterator[None]:
     """The same random numbers for a test whether it runs alone or after others; torch's state is put back."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(SEED)
+        if torch.cuda.is_available():
+            torch.manual_seed(SEED)
+        else:  # which would write down the whole stack for devices that may come
+            torch.default_generator.manual_seed(SEED)
         yield
 
 

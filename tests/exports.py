@@ -15,6 +15,9 @@ import torch
 
 from rcdm_fast.exporters.graph import NetworkGraph
 
+# For tests that need any network: half the layers of the small one, wide enough for weights to be most of its file.
+FEW_LAYERS: dict[str, Any] = {"channel_mult": (1,), "num_channels": 64}
+
 _PROGRAMS: dict[str, Any] = {}
 
 

@@ -1,7 +1,4 @@
-"""What the operators' tests share: plain PyTorch at the same dtype, errors against float64, and a quick round of all.
-
-`python -m tests.op_checks` checks small cases of every operator with the instruction set that RCDM_FAST_CPU_ISA names.
-"""
+"""What operators' tests share: plain PyTorch at the same dtype, errors against float64, a quick round of all."""
 
 from __future__ import annotations
 
@@ -157,8 +154,12 @@ def quick_round() -> None:
             check_solver_step((2, 3, 5, 7), dtype, 2, layout)
 
 
-if __name__ == "__main__":
-    torch.manual_seed(0)
-    ops.load()
-    quick_round()
-    print(ops.instruction_set())  # noqa: T201
+def check_conversions() -> None:
+    """All numbers of 16 bits become what the reference makes of them, and so do some of 32."""
+    numbers = torch.arange(-(2**15), 2**15, dtype=torch.int16)
+    zero = torch.zeros(1, 1, 256, 256)
+    for output in (numbers.view(torch.bfloat16), numbers.view(torch.float16), torch.randn(65536) * 0.8):
+        # the output alone, so that nothing is rounded but its conversion
+        step: tuple[Any, ...] = (zero, output.view_as(zero), [], [], 0.0, 1.0, float("inf"), 1.0, 0.0)
+        got, want = torch.ops.rcdm_fast.solver_step(*step)[1], reference.solver_step(*step)[1]
+        assert torch.equal(got.nan_to_num(nan=7e37), want.nan_to_num(nan=7e37)), output.dtype

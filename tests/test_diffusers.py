@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -152,17 +151,23 @@ def test_another_number_of_steps(tmp_path: Path) -> None:
     assert _largest_difference(model, tmp_path / "out", 25) < 1e-3
 
 
-def test_the_folder_needs_no_rcdm_fast(tmp_path: Path) -> None:
+def test_the_folder_needs_no_rcdm_fast(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where there is none: not one of its modules can be imported."""
     model = small.model()
     rcdm_fast.export(model, "diffusers", tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     example = text.split("```python\n")[1].split("```")[0].replace("steps=50", "steps=2")
-    code = f"import sys; sys.modules['rcdm_fast'] = None\n{example}\nprint(list(images.shape))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path / "out", capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "[8, 3, 8, 8]\n"
+    for module in [name for name in sys.modules if name.partition(".")[0] == "rcdm_fast"]:
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setitem(sys.modules, "rcdm_pipeline", None)  # so that the folder's is forgotten afterwards
+    del sys.modules["rcdm_pipeline"]
+    monkeypatch.syspath_prepend(tmp_path / "out")
+    monkeypatch.chdir(tmp_path / "out")
+    exec(f"{example}\nprint(list(images.shape))", {})
+    assert sys.modules["rcdm_pipeline"].__file__ == str(tmp_path / "out" / "rcdm_pipeline.py")
+    assert capsys.readouterr().out == "[8, 3, 8, 8]\n"
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -290,14 +289,14 @@ def test_plain_names_only(name: str) -> None:
         cached(name)
 
 
-def test_two_processes_download_once(server: FileServer, cache: Path, checkout: Path) -> None:
+def test_two_processes_download_once(server: FileServer, cache: Path) -> None:
     server.silent_s = 0.3
-    command = [
-        sys.executable,
-        "-c",
-        f"from rcdm_fast.downloads import fetch; fetch({server.url + '/file'!r}, 'file.pt')",
-    ]
-    runs = [subprocess.Popen(command, cwd=checkout) for _ in range(2)]
-    assert [run.wait(timeout=60) for run in runs] == [0, 0]
+    forks = multiprocessing.get_context("fork")
+    runs = [forks.Process(target=fetch, args=(server.url + "/file", "file.pt")) for _ in range(2)]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join(timeout=60)
+    assert [run.exitcode for run in runs] == [0, 0]
     assert (cache / "file.pt").read_bytes() == CONTENT
     assert len(server.requests) == 1

@@ -190,7 +190,7 @@ def test_a_nan_is_reported_with_its_layer(kind: str) -> None:
         model.sample(torch.randn(2, small.DIM), per=1, steps=3)
 
 
-def test_wrong_use() -> None:
+def test_wrong_use(shared_exports: None) -> None:
     network = small.network().eval()
     able = [kind for kind in engines.ENGINES if not engines.reasons_unavailable(kind, CPU, "fp32")]
     assert {"native", "compiled", "eager", "onnxruntime", "openvino"} <= set(able)

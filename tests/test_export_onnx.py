@@ -30,6 +30,7 @@ from rcdm_fast.exporters.onnx import ExportError, GraphError, export_network, re
 from rcdm_fast.exporting import find
 from rcdm_fast.version import __version__
 from tests import small
+from tests.exports import FEW_LAYERS
 from tests.reference_weights import CASES, flags_path, state_dict
 from tests.tolerances import ENCODER_ONNX_L2, FORWARD_L2, TRAJECTORY_L2
 
@@ -244,11 +245,12 @@ def test_unknown_formats_and_precisions() -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp16", pytest.param("bf16", marks=pytest.mark.long)])
-def test_reduced_precision(model: rcdm_fast.Model, path: Path, precision: str, tmp_path: Path) -> None:
-    full = path
+def test_reduced_precision(precision: str, tmp_path: Path) -> None:
+    model = small.model(**FEW_LAYERS)
+    (full,) = rcdm_fast.export(model, "onnx", tmp_path / "full", encoder=False)
     if precision == "bf16":
         pytest.importorskip("openvino", reason="a bf16 file is checked with openvino")
-    (path,) = rcdm_fast.export(model, "onnx", tmp_path, precision=precision, encoder=False)
+    (path,) = rcdm_fast.export(model, "onnx", tmp_path / precision, precision=precision, encoder=False)
     graph = onnx.load(path)
     assert {value.type.tensor_type.elem_type for value in graph.graph.output} == {onnx.TensorProto.FLOAT}
     reduced = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}[precision]

@@ -22,6 +22,8 @@ from rcdm_fast.exporters.onnx import TOLERANCE, GraphError, read_info
 from tests import small
 from tests.tolerances import FORWARD_L2
 
+pytestmark = pytest.mark.usefixtures("shared_exports")
+
 CPU = torch.device("cpu")
 TIMES: Any = (0.25, 412, 412.7, 998.999)
 EXPORTED = [("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "bf16")]
@@ -33,7 +35,7 @@ def model() -> rcdm_fast.Model:
 
 
 @pytest.fixture(scope="module")
-def path(model: rcdm_fast.Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def path(model: rcdm_fast.Model, shared_exports: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path,) = rcdm_fast.export(model, "onnx", tmp_path_factory.mktemp("now"), encoder=False)
     return path
 

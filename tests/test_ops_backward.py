@@ -6,9 +6,6 @@ python -m tests.test_ops_backward    a round of all of them, on the instruction 
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -146,20 +143,6 @@ def test_convolution_weight_gradient(
     check_convolution(shape, dtype)
 
 
-@pytest.mark.parametrize("name", ["base", "avx2", "avx512", "avx512_bf16"])
-def test_every_instruction_set(name: str) -> None:
-    if op_checks.lacking(name):
-        pytest.skip(f"this processor has no {name}")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.test_ops_backward"],
-        env={**os.environ, "RCDM_FAST_CPU_ISA": name}, capture_output=True, text=True, check=False, cwd=CHECKOUT,
-    )  # fmt: skip
-    if "not supported by this processor" in done.stderr:
-        pytest.skip(f"this processor has no {name}")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == name
-
-
 def test_sums_depend_neither_on_the_batch_nor_on_threads() -> None:
     """An image's gradients have the same bits alone; sums over images have them for any number of threads."""
     case = NormCase(96, 32, height=8, width=6, skip=32, film=1, batch=5)
@@ -284,10 +267,3 @@ def test_who_computes_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     for device in (cpu, gpu):
         assert selection_backward.film_group_norm_backward(device) is None
         assert selection_backward.attention_backward(device) is None
-
-
-if __name__ == "__main__":
-    torch.manual_seed(0)
-    ops.load()
-    quick_round()
-    print(ops.instruction_set())  # noqa: T201

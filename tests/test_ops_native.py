@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -274,24 +271,6 @@ def test_registration(dtype: torch.dtype) -> None:
     check(torch.ops.rcdm_fast.attention.default, (torch.randn(2, 9, 96).to(dtype), 4, True))
     x, given = torch.randn(2, 3, 4, 5), torch.randn(2, 6, 4, 5).to(dtype)
     check(torch.ops.rcdm_fast.solver_step.default, (x, given, [x + 1], [0.5], *op_checks.STEP.values()))
-
-
-@pytest.mark.parametrize("name", ["base", "avx2", "avx512", "avx512_bf16"])
-def test_every_instruction_set(name: str) -> None:
-    if op_checks.lacking(name):
-        pytest.skip(f"this processor has no {name}")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.op_checks"],
-        env={**os.environ, "RCDM_FAST_CPU_ISA": name},
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=CHECKOUT,
-    )
-    if "not supported by this processor" in done.stderr:
-        pytest.skip(f"this processor has no {name}")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == name
 
 
 def test_without_native_code_the_references_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -50,7 +50,6 @@ def test_kept_timesteps(case: tuple[rcdm_fast.Model, dict[str, Tensor]], spec: s
     ("key", "settings"),
     [
         ("ddim25_ddim_eta0", {"steps": "ddim25"}),
-        ("uniform10_ddim_eta0", {"steps": "10"}),
         ("uniform10_ddim_eta0", {"steps": 10}),
         ("uniform10_ddim_eta0.7", {"steps": "10", "eta": 0.7}),
         ("uniform10_ancestral", {"steps": "10", "solver": "ancestral"}),
@@ -117,5 +116,4 @@ def check_batch_splits(model: rcdm_fast.Model, h: Tensor, per: int) -> None:
     for size in (1, 4):  # 4: batches that begin and end inside an item
         assert float((model.sample(h, per=per, steps=2, batch_size=size) - whole).abs().max()) <= BATCH_SPLIT_ABS
     alone = [model.sample(h[row : row + 1], items=[row], per=2, steps=2) for row in range(3)]
-    together = model.sample(h[:3], per=2, steps=2)
-    assert float((torch.cat(alone) - together).abs().max()) <= BATCH_SPLIT_ABS
+    assert float((torch.cat(alone) - whole[:3, :2]).abs().max()) <= BATCH_SPLIT_ABS

@@ -23,6 +23,7 @@ from rcdm_fast.engines.tensorrt_runtime import TensorRTEngine
 from rcdm_fast.exporters import onnx, tensorrt
 from rcdm_fast.exporters.graph import OUTPUT
 from tests import small
+from tests.exports import FEW_LAYERS
 from tests.fake_cuda import CudaTensor, Machine, fake_cuda
 
 SCHEDULE = Schedule.make(ScheduleConfig(1000, variance="learned_range"), 4)
@@ -225,7 +226,7 @@ def test_onnxruntimes_tensorrt_has_no_float32(sessions: list[list[Any]], monkeyp
     assert engines.reasons_unavailable("onnxruntime-tensorrt", device, "fp32") == []
 
 
-def test_a_plan_is_built_without_tf32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_is_built_without_tf32(shared_exports: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The builder allows it unless it is told not to."""
     library = pytest.importorskip("tensorrt_rtx")
     cleared: list[object] = []
@@ -237,7 +238,7 @@ def test_a_plan_is_built_without_tf32(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(library.IBuilderConfig, "clear_flag", clear)
     monkeypatch.setattr(tensorrt, "library", lambda: library)
-    network, config = small.network(channel_mult=(1,)), small.model(channel_mult=(1,)).config
+    network, config = small.network(**FEW_LAYERS), small.model(**FEW_LAYERS).config
     graph = onnx.export_network(tmp_path / "network.onnx", network, config, "fp32", check=False)
     assert len(tensorrt.build(graph, config, (1, 1, 1), ("sm89",))) > 0
     assert cleared == [library.BuilderFlag.TF32]

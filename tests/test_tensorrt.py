@@ -20,9 +20,11 @@ from rcdm_fast.exporters import onnx as onnx_export
 from rcdm_fast.exporters import plan_file, tensorrt
 from rcdm_fast.exporters.onnx import ExportError, GraphError
 from rcdm_fast.exporters.plan_file import PlanHeader
+from rcdm_fast.models import checkpoint
 from rcdm_fast.storage import StorageError
 from rcdm_fast.version import __version__
 from tests import small
+from tests.exports import FEW_LAYERS
 from tests.reference_weights import CASES, flags_path, state_dict
 
 HEADER = PlanHeader(
@@ -88,8 +90,13 @@ def malformed(plan: bytes) -> bool:
 
 
 @needs_rtx
-def test_the_command_builds_a_plan_for_every_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["export", "cifar10-supervised", "--to", "tensorrt", "--precision", "fp16", "--out", str(tmp_path / "p")]
+def test_the_command_builds_a_plan_for_every_batch(
+    shared_exports: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = small.model(**FEW_LAYERS)
+    config = dataclasses.replace(model.config, encoder=None)
+    saved = checkpoint.save_model(tmp_path / "small", config, model.unet.state_dict())
+    command = ["export", str(saved), "--to", "tensorrt", "--precision", "fp16", "--out", str(tmp_path / "p")]
     assert main([*command, "--target", "sm89", "--batch-size", "1,8"]) == 0
     plans = list((tmp_path / "p").glob("*.plan"))
     assert sorted(path.name for path in (tmp_path / "p").iterdir()) == sorted(

@@ -296,7 +296,7 @@ def test_a_start_describes_itself(encoder_file: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_in_pieces_gives_the_same_weights(encoder_file: Path, tmp_path: Path) -> None:
-    config = training_process.config(str(encoder_file), save_every=1000)
+    config = training_process.config(str(encoder_file), save_every=1000, images=16 * 4)
     skipped = dataclasses.replace(DATA, skipped=("a.png: no image", "b.png: truncated"))
     whole = train(config, DATA, tmp_path / "whole")
     for piece in range(1, config.steps):
@@ -321,8 +321,9 @@ def test_what_does_not_change_the_weights_may_change_on_resume(encoder_file: Pat
     changed = config(name="other", weights="bf16", save_every=1, micro_batch=4, activation_checkpointing=True)
     found = train(changed, DATA, tmp_path / "parts")
     assert found.name == "other.safetensors"
-    for name, tensor in checkpoint.load_model(expected)[1].items():
-        torch.testing.assert_close(checkpoint.load_model(found)[1][name], tensor, atol=1e-2, rtol=1e-2)
+    want, got = (checkpoint.load_model(path)[1] for path in (expected, found))
+    for name, tensor in want.items():
+        torch.testing.assert_close(got[name], tensor, atol=1e-2, rtol=1e-2)
     kept = json.loads((tmp_path / "parts/config.json").read_text())
     assert (kept["name"], kept["weights"], kept["micro_batch"]) == ("other", "bf16", 4)
 
