@@ -20,7 +20,7 @@ from rcdm_fast.checks import Range, whole
 from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, ScheduleConfig
 from rcdm_fast.data import inputs
 from rcdm_fast.data.inputs import Images, OnBad
-from rcdm_fast.diffusion import conditioning, inversion, solvers
+from rcdm_fast.diffusion import conditioning, inversion, registry, solvers
 from rcdm_fast.diffusion.engine import Engine
 from rcdm_fast.diffusion.sampling import SamplingError, interpolation_path
 from rcdm_fast.diffusion.sampling_config import ONE_WAY, InversionKeywords, SamplingConfig, SamplingKeywords, chosen
@@ -103,10 +103,7 @@ class Model(Pretrained, Sampler):
             *(f"         not {name}: {why}" for name, why in engines.not_chosen(self.engine, self.device).items()),
             f"encoder  {encoder.source} ({encoder.layer})" if encoder is not None else "encoder  none",
         ]
-        if self.config.fitted:
-            own = ", ".join(f"{each.nfe} ({each.digest})" for each in self.config.fitted)
-            lines.append(f"solvers  fitted for evaluations: {own}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *registry.describe(self.config)])
 
     @host.guarded()
     def encode(self, images: Images, *, on_bad: OnBad | None = None) -> Tensor:
@@ -172,6 +169,8 @@ class Model(Pretrained, Sampler):
         iterations = whole(iterations, "iterations", Range(0))
         size = arguments.batch_size(batch_size, self.device)
         drawn = chosen(config, settings, keywords=InversionKeywords)
+        if self.config.student_steps:
+            raise ConfigError("a student knows the way to images alone: invert with the model that it learned from")
         schedule, multistep = inversion.way_back(self.config.schedule, drawn, iterations)
         options = solvers.SolverOptions(clip=drawn.clip)
         encoder = self._require_encoder() if h is None and self.config.unet.representation_dim else None

@@ -47,6 +47,7 @@ from rcdm_fast.model import Model
 from rcdm_fast.report.build import Task
 from rcdm_fast.solver_learning import Learned
 from rcdm_fast.throughput import Case as SampleCase
+from rcdm_fast.training.distill import Judged
 from tests import small
 
 Seen = dict[str, Any]
@@ -243,6 +244,7 @@ CALLS: tuple[tuple[str, str, Callable[..., Any] | None], ...] = (
     ("rcdm_fast.training.train:train", "train", lambda **_: Path("done")),
     ("rcdm_fast.training.pretrain:pretrain", "pretrain", lambda **_: (Path("done"), {"knn": 0.5})),
     ("rcdm_fast.training.adapt:adapt", "adapt", lambda **_: Path("done")),
+    ("rcdm_fast.training.distill:distill", "distill", lambda **_: (Path("done"), Judged(_ONE, {"ddim": _ONE}, 1.0))),
     ("rcdm_fast.evaluation:draw", "draw", _draw),
     ("rcdm_fast.evaluation:evaluate", "evaluate", lambda **_: _RANKED),
     ("rcdm_fast.evaluation:mrr_change", "mrr_change", lambda **_: _ONE),

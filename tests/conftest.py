@@ -12,7 +12,7 @@ import torch
 SEED = 20210
 
 # Files whose tests export the same networks: one worker runs them, and each network is exported once in it.
-EXPORTS = tuple(f"tests/test_{name}.py" for name in ("export_onnx", "onnx_only", "openvino", "export_truth"))
+EXPORTS = tuple(f"tests/test_{name}.py" for name in ("export_onnx", "onnx_only", "openvino", "export_truth", "nfe"))
 # Files of more than 15 s, which begin first, so that no worker is left alone with one at the end.
 LONGEST = (
     *EXPORTS,

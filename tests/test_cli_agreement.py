@@ -26,7 +26,7 @@ from tests import small
 from tests.command_calls import COMMANDS
 from tests.test_terminal import Broken
 
-MODEL_FIRST = {"adapt", "analyze", "bench", "compare", "evaluate", "export", "report", "tune"}
+MODEL_FIRST = {"adapt", "analyze", "bench", "compare", "distill", "evaluate", "export", "report", "tune"}
 INPUTS_FIRST = {"sample", "encode", "interpolate", "generate", "app"}
 OTHERS = {"train", "pretrain", "models", "info"}  # a name of one's own, or none
 # Options that are the same wherever they are, and where their help may say more.
