@@ -272,6 +272,8 @@ class ModelConfig(Checked):
 
     `representation_dropout` is the fraction of training images whose representation was replaced by zeros; with some,
     sampling can be guided. `fitted` are solvers of this very model, at most one for a number of evaluations.
+    `student_steps` are the timesteps, ascending, that a distilled network is asked at, and no others; empty for every
+    other network.
     """
 
     unet: UNetConfig
@@ -282,11 +284,17 @@ class ModelConfig(Checked):
     representation_dropout: Fraction = 0.0
     format_version: Count = FORMAT_VERSION
     fitted: tuple[FittedSolver, ...] = field(default=(), repr=False)  # exports do not depend on them
+    student_steps: tuple[Annotated[int, Range(0)], ...] = field(default=(), repr=False)  # nor on these
 
     def __post_init__(self) -> None:
         super().__post_init__()
         counts = [each.nfe for each in self.fitted]
         _require(len(set(counts)) == len(counts), f"several solvers fitted for one number of evaluations: {counts}")
+        ascending = all(a < b for a, b in zip(self.student_steps, self.student_steps[1:], strict=False))
+        _require(
+            ascending and max(self.student_steps, default=0) < self.schedule.diffusion_steps,
+            f"the timesteps of a student ascend in 0..{self.schedule.diffusion_steps - 1}, got {self.student_steps}",
+        )
         learned = self.schedule.variance == "learned_range"
         _require(
             learned == self.unet.learn_sigma,

@@ -157,6 +157,8 @@ class Model(Pretrained, Shown):
         iterations = whole(iterations, "iterations", Range(0))
         size = arguments.batch_size(batch_size, self.device)
         drawn = chosen(config, settings, keywords=InversionKeywords)
+        if self.config.student_steps:
+            raise ConfigError("a student knows the way to images alone: invert with the model that it learned from")
         schedule, multistep = inversion.way_back(self.config.schedule, drawn, iterations)
         options = solvers.SolverOptions(clip=drawn.clip)
         encoder = self._require_encoder() if h is None and self.config.unet.representation_dim else None

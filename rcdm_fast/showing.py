@@ -24,6 +24,7 @@ from rcdm_fast.checks import Range, whole
 from rcdm_fast.config import ConfigError, EncoderConfig
 from rcdm_fast.data import inputs
 from rcdm_fast.data.inputs import Images
+from rcdm_fast.diffusion import registry
 from rcdm_fast.diffusion.sampling_config import SamplingConfig, SamplingKeywords, chosen
 from rcdm_fast.encoders import Encoder
 from rcdm_fast.images import ImageError, ImageSource, from_uint8, image_sheet, open_image, to_pil
@@ -138,10 +139,7 @@ class Shown(Sampler):
             *(f"         not {name}: {why}" for name, why in engines.not_chosen(self.engine, self.device).items()),
             f"encoder  {encoder.source} ({encoder.layer})" if encoder is not None else "encoder  none",
         ]
-        if self.config.fitted:
-            own = ", ".join(f"{each.nfe} ({each.digest})" for each in self.config.fitted)
-            lines.append(f"solvers  fitted for evaluations: {own}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *registry.describe(self.config)])
 
     def _used(self) -> EncoderConfig | None:
         """The encoder that is used, or else the one that the file names."""

@@ -108,7 +108,7 @@ def cases(model: Model, solvers: Sequence[str], steps: Sequence[int | str]) -> t
         ConfigError: a combination that was asked for by name is none.
     """
     every = "all" in solvers
-    own = (registry.FITTED,) if model.config.fitted else ()
+    own = (*[registry.FITTED] * bool(model.config.fitted), *[registry.STUDENT] * bool(model.config.student_steps))
     known, left_out = [], []
     for count in steps:
         for solver in (*SOLVERS, *own) if every else solvers:
@@ -207,7 +207,7 @@ def _row(
     variances = evaluation.variances(drawn.images)
     base, usual = first or (found, variances)
     error = None
-    if case.solver == registry.FITTED or not SOLVERS[case.solver].fresh:
+    if case.solver in registry.OF_MODELS or not SOLVERS[case.solver].fresh:
         chosen = drawn.images[evenly(len(reference), len(drawn.sources)), 0]
         want = from_uint8(reference).flatten(1)
         apart = (from_uint8(chosen).flatten(1) - want).norm(dim=1) / want.norm(dim=1)

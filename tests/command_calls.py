@@ -49,6 +49,7 @@ from rcdm_fast.model import Model
 from rcdm_fast.report.build import Task
 from rcdm_fast.solver_learning import Learned
 from rcdm_fast.throughput import Case as SampleCase
+from rcdm_fast.training.distill import Judged
 from tests import small
 
 Seen = dict[str, Any]
@@ -263,6 +264,7 @@ CALLS: tuple[tuple[str, str, Callable[..., Any] | None], ...] = (
     ("rcdm_fast.encoders.read_code:file_of", "file_of", lambda **_: Path(__file__)),
     ("rcdm_fast.encoders.factor_reader:load", "read", lambda **_: (FactorReader("shapes", 8), {})),
     ("rcdm_fast.analysis.calibrate:calibrate", "calibrate", _calibrated),
+    ("rcdm_fast.training.distill:distill", "distill", lambda **_: (Path("done"), Judged(_ONE, {"ddim": _ONE}, 1.0))),
     ("rcdm_fast.evaluation:draw", "draw", _draw),
     ("rcdm_fast.evaluation:evaluate", "evaluate", lambda **_: _RANKED),
     ("rcdm_fast.evaluation:mrr_change", "mrr_change", lambda **_: _ONE),

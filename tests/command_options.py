@@ -239,6 +239,30 @@ TRAINING = (
         },
     ),
 )
+DISTILLING = Usage(
+    "distill m --data D --out runs/few",
+    (
+        row(0, "other", "load_model.source", "distill.config.model"),
+        row("--data", "E", "open_data.source", distill__data="images of E"),
+        path("--out", "runs/other", "distill.out", distill__config__name="other"),
+        row("--nfe", 3, "distill.config.nfe"),
+        row("--name", "mine", "distill.config.name"),
+        Row(
+            "--encoder",
+            TRUSTED,
+            {
+                **encoder("distill.config.encoder", HUB),
+                "distill.trusted": [HUB],
+                **again("build", source=TRUSTED, **BUILT),
+            },
+        ),
+        Row("--set", "trajectories=64", {"distill.config.trajectories": 64}),
+        row("--seed", 9, "distill.config.seed"),
+        row("--sha256", "ab" * 32, "load_model.sha256"),
+        of_device("distill"),
+    ),
+    {"distill.trusted": []},
+)
 OTHERS = (
     Usage(
         "app --model m",
@@ -292,4 +316,4 @@ OTHERS = (
     Usage("info", (writes("--json", "info.json"), Row("--model", "m", LOADED), row("--device", "cpu"))),
     Usage("info --model m", (of_device(),), {"load.source": "m"}),
 )  # fmt: skip
-USAGES = (*DRAWING, *TRAINING, *MEASURING, *OTHERS)
+USAGES = (*DRAWING, *TRAINING, DISTILLING, *MEASURING, *OTHERS)

@@ -26,7 +26,7 @@ from tests import small
 from tests.command_calls import COMMANDS
 from tests.test_terminal import Broken
 
-MODEL_FIRST = {"adapt", "analyze", "bench", "compare", "evaluate", "export", "report", "tune"}
+MODEL_FIRST = {"adapt", "analyze", "bench", "compare", "distill", "evaluate", "export", "report", "tune"}
 INPUTS_FIRST = {"sample", "encode", "interpolate", "generate", "app"}
 # A name of one's own, several, or none.
 OTHERS = {"train", "pretrain", "train-reader", "calibrate", "encoders", "models", "info"}

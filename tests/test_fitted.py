@@ -125,7 +125,7 @@ def test_it_begins_as_a_known_solver(prediction: Any) -> None:
         return (x * 0.9).tanh() + k / 7
 
     starts = {"dpmpp_3m": fitted.initial(config, steps.timesteps)}
-    for name in ("ddim", "dpmpp_2m", "unipc_2", "unipc_3", "deis", "ipndm"):
+    for name in ("ddim", "dpmpp_2m", "unipc_2", "unipc_3", "unipc_2_bh1", "deis", "ipndm"):
         starts[name] = fitted.like(steps, registry.find(name).run)
     for name, numbers in starts.items():
         own = FittedSolver(6, tuple(numbers.tolist()), "")

@@ -189,7 +189,9 @@ def test_where_it_begins() -> None:
     model = smooth("representations")
     ours = lesson(model)
     rivals = solver_learning._rivals(ours, 4)
-    assert {name for name, _ in rivals} == {"ddim", "dpmpp_2m", "dpmpp_3m", "unipc_2", "unipc_3", "deis", "ipndm"}
+    assert {name for name, _ in rivals} == {
+        *("ddim", "dpmpp_2m", "dpmpp_3m", "unipc_2", "unipc_3", "unipc_2_bh1", "unipc_3_bh1", "deis", "ipndm")
+    }
     times = place(Schedule.make(ours.base).alpha_bar, 9, "karras")
     data = {"times": list(times), "step": torch.ones(9, 9), "last": torch.ones(9)}
     start = solver_learning._start(ours, 4, data, rivals, None)

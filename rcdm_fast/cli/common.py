@@ -91,8 +91,9 @@ SolverName = Annotated[
     str,
     typer.Option(
         "--solver",
-        help="auto: the model's own for so many evaluations where it has one (fitted, see rcdm tune), else ddim. Or "
-        "fitted, ddim, ancestral, dpmpp_2m, dpmpp_3m, dpmpp_2m_sde, unipc_2, unipc_3, deis, ipndm or heun.",
+        help="auto: the model's own for so many evaluations where it has one (fitted, see rcdm tune; student, see rcdm "
+        "distill), else ddim. Or fitted, student, ddim, ancestral, dpmpp_2m, dpmpp_3m, dpmpp_2m_sde, unipc_2, unipc_3, "
+        "unipc_2_bh1, unipc_3_bh1, deis, ipndm or heun.",
     ),
 ]
 Eta = Annotated[float, typer.Option(help="DDIM's fraction of fresh noise, 0 to 1.")]

@@ -6,9 +6,10 @@ import math
 
 from torch import Tensor
 
-from rcdm_fast.diffusion.multistep import _log_snr, _moments, _sum, _through
+from rcdm_fast.diffusion.multistep import _log_snr, _moments, _through
 from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.diffusion.solvers import Predict, SolverOptions, eps_factors, step_and_x0
+from rcdm_fast.diffusion.unipc import _sum
 
 
 def inversion(predict: Predict, x: Tensor, schedule: Schedule, options: SolverOptions) -> Tensor:

@@ -1,8 +1,9 @@
 """Solvers by name: what each needs, and where its steps lie by default.
 
-Beside those that serve any model there are two names: ``fitted``, the model's own for so many evaluations
-(`fitted.py`), and ``auto``, which is that one where the model has it and nothing is asked for that it was not fitted
-for, and `DEFAULT` elsewhere.
+Beside those that serve any model there are three names: ``fitted``, the model's own for so many evaluations
+(`fitted.py`), ``student``, DDIM at the timesteps that a distilled model was made for, and ``auto``: ``student`` for
+such a model, ``fitted`` where the model has it and nothing is asked for that it was not fitted for, and `DEFAULT`
+elsewhere.
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ from typing import Literal, get_args
 
 from rcdm_fast.checks import ConfigError, described, meant
 from rcdm_fast.config import FittedSolver, ModelConfig, ScheduleConfig
-from rcdm_fast.diffusion import fitted, multistep, solvers
+from rcdm_fast.diffusion import fitted, multistep, solvers, unipc
 from rcdm_fast.diffusion.schedule import PLACEMENTS, Placement, Schedule
 from rcdm_fast.diffusion.solvers import Solver, SolverOptions
 
 SolverName = Literal[
-    "auto", "fitted", "ddim", "ancestral", "dpmpp_2m", "dpmpp_3m", "dpmpp_2m_sde", "unipc_2", "unipc_3", "deis",
-    "ipndm", "heun",
+    "auto", "fitted", "student", "ddim", "ancestral", "dpmpp_2m", "dpmpp_3m", "dpmpp_2m_sde", "unipc_2",
+    "unipc_3", "unipc_2_bh1", "unipc_3_bh1", "deis", "ipndm", "heun",
 ]  # fmt: skip
 AUTO: SolverName = "auto"
 FITTED: SolverName = "fitted"
+STUDENT: SolverName = "student"
+OF_MODELS = (AUTO, FITTED, STUDENT)  # which depend on the model
 DEFAULT: SolverName = "ddim"
 
 
@@ -57,13 +60,15 @@ SOLVERS: dict[str, Known] = {
     "dpmpp_2m": Known(multistep.dpmpp_2m, 2),
     "dpmpp_3m": Known(multistep.dpmpp_3m, 3),
     "dpmpp_2m_sde": Known(multistep.dpmpp_2m_sde, 2, fresh=True),
-    "unipc_2": Known(multistep.unipc_2, 2),
-    "unipc_3": Known(multistep.unipc_3, 3),
+    "unipc_2": Known(unipc.unipc_2, 2),
+    "unipc_3": Known(unipc.unipc_3, 3),
+    "unipc_2_bh1": Known(unipc.unipc_2_bh1, 2),
+    "unipc_3_bh1": Known(unipc.unipc_3_bh1, 3),
     "deis": Known(multistep.deis, 3),
     "ipndm": Known(multistep.ipndm, 4),
     "heun": Known(multistep.heun, 1, twice=True),
 }
-assert {*SOLVERS, AUTO, FITTED} == set(get_args(SolverName))
+assert {*SOLVERS, *OF_MODELS} == set(get_args(SolverName))
 
 
 @dataclass(frozen=True)
@@ -98,18 +103,21 @@ def choose(
 
     Args:
         config: the model's.
-        name: one of `SOLVERS`, ``fitted`` or ``auto``.
-        steps: as of `Schedule.make`; of a fitted solver the number of evaluations.
+        name: one of `SOLVERS`, ``fitted``, ``student`` or ``auto``.
+        steps: as of `Schedule.make`; of a fitted solver or a student the number of evaluations.
         options: settings; solvers are fitted for the usual ones.
         guided: whether the network's answers are guided, which none is fitted for.
 
     Raises:
-        ConfigError: as of `schedule`; or the model has no solver fitted for so many evaluations, or for such settings.
+        ConfigError: as of `schedule`; or the model has no solver fitted for so many evaluations, or for such settings;
+            or it was distilled for another number of them.
     """
     options = options or SolverOptions()
     usual = options.eta == 0 and options.clip and not guided
     text = str(steps).strip()
     count = int(text) if re.fullmatch(r"[0-9]{1,9}", text, re.ASCII) else 0
+    if name == STUDENT or (name == AUTO and config.student_steps):
+        return _student(config, steps, count, usual)
     own = next((each for each in config.fitted if each.nfe == count), None)
     if name == AUTO:
         name = FITTED if own is not None and usual else DEFAULT
@@ -140,6 +148,33 @@ def choose(
     )
 
 
+def describe(config: ModelConfig) -> list[str]:
+    """A line for the solvers fitted to a model, and one for the evaluations that it was distilled for, if there are."""
+    lines = []
+    if config.fitted:
+        own = ", ".join(f"{each.nfe} ({each.digest})" for each in config.fitted)
+        lines.append(f"solvers  fitted for evaluations: {own}")
+    if config.student_steps:
+        steps = ", ".join(map(str, reversed(config.student_steps)))
+        lines.append(f"student  distilled for {len(config.student_steps)} evaluations, at timesteps {steps}")
+    return lines
+
+
+def _student(config: ModelConfig, steps: int | str, count: int, usual: bool) -> Chosen:
+    """DDIM at a student's own timesteps; x_T is its state at the first of them."""
+    own = config.student_steps
+    if not own:
+        raise ConfigError("this model is no student: make one with `rcdm distill MODEL`, or name another solver")
+    if count != len(own):
+        raise ConfigError(
+            f"this model was distilled for {len(own)} evaluations, not for {described(steps)}: ask for steps={len(own)}"
+            ", or name a solver"
+        )
+    if not usual:
+        raise ConfigError("a student is used as it was distilled: with clip, and without eta and guidance")
+    return Chosen(STUDENT, solvers.ddim, Schedule(config.schedule, own), len(own), False)
+
+
 def check_weights(chosen: FittedSolver, weights: str) -> None:
     """Raise `ConfigError` if a solver was fitted to another network, schedule or weights than those with this hash."""
     if chosen.weights != weights:
@@ -152,8 +187,8 @@ def check_weights(chosen: FittedSolver, weights: str) -> None:
 def find(name: str) -> Known:
     """The training-free solver of that name; `ConfigError` lists the known ones."""
     if not isinstance(name, str) or name not in SOLVERS:
-        known = (AUTO, FITTED, *sorted(SOLVERS))
-        if name in (AUTO, FITTED):
+        known = (*OF_MODELS, *sorted(SOLVERS))
+        if name in OF_MODELS:
             raise ConfigError(
                 f"{name} depends on the model; here a solver for any model is named: {', '.join(SOLVERS)}"
             )

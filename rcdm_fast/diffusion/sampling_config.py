@@ -47,10 +47,11 @@ class SamplingConfig(Checked):
             (`diffusion.schedule.place`); "at:0,250,999", timesteps one by one; or a published respacing text
             ("ddim25", "10,10,5").
         solver: "auto", the model's own for so many evaluations where it has one (`rcdm tune`; with eta 0, clip and no
-            guidance), else "ddim"; "fitted", that one or an error; "ddim"; "dpmpp_2m", "dpmpp_3m", "unipc_2",
-            "unipc_3", "deis" or "ipndm", which go on from several steps and come nearer to the same images in fewer;
-            "ancestral" or "dpmpp_2m_sde", which draw fresh noise in every step; "heun", which asks the network twice a
-            step (`steps` counts its evaluations).
+            guidance), else "ddim"; "fitted", that one or an error; "student", as a distilled model is drawn with (its
+            "auto" is that too; `rcdm distill`); "ddim"; "dpmpp_2m", "dpmpp_3m", "unipc_2", "unipc_3", "unipc_2_bh1",
+            "unipc_3_bh1", "deis" or "ipndm", which go on from several steps and come nearer to the same images in
+            fewer; "ancestral" or "dpmpp_2m_sde", which draw fresh noise in every step; "heun", which asks the network
+            twice a step (`steps` counts its evaluations).
         eta: DDIM's fraction of fresh noise; 0 is deterministic. Other solvers have no such setting.
         guidance: strength w of classifier-free guidance on h, null + w (conditional - null); 1 is none. Others need a
             model trained with representation dropout, or a guide, and two network evaluations per step.
@@ -74,7 +75,7 @@ class SamplingConfig(Checked):
         super().__post_init__()
         from rcdm_fast.diffusion import registry
 
-        if self.solver not in (registry.AUTO, registry.FITTED):  # those depend on the model
+        if self.solver not in registry.OF_MODELS:  # those depend on the model
             registry.find(self.solver)
 
     def changed(self, **settings: Unpack[SamplingKeywords]) -> SamplingConfig:

@@ -16,7 +16,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from rcdm_fast.checks import described, whole
+from rcdm_fast.checks import described, meant, whole
 from rcdm_fast.config import ConfigError, NoiseSchedule, ScheduleConfig
 
 Floats = NDArray[np.float64]
@@ -136,8 +136,10 @@ def respace(base_steps: int, spec: int | str) -> tuple[int, ...]:
 
 def _positive(text: str, spec: str) -> int:
     if not re.fullmatch(r"\s*-?[0-9]{1,9}\s*", text, re.ASCII):
-        known = ", ".join(f"'{each}N'" for each in ("", "ddim", *PLACEMENTS))
-        raise ConfigError(f"steps {described(spec)}: expected an int, {known}, 'a,b,c' or 'at:t,t'")
+        words = ("", "ddim", *PLACEMENTS)
+        known = ", ".join(f"'{each}N'" for each in words)
+        hint = meant(spec.rstrip("0123456789"), words[1:])
+        raise ConfigError(f"steps {described(spec)}: expected an int, {known}, 'a,b,c' or 'at:t,t'{hint}")
     count = int(text)
     if count <= 0:
         raise ConfigError(f"steps {spec!r}: must be positive")

@@ -10,6 +10,7 @@ _SCHEDULE, _SOLVERS, _NOISE = (
     "rcdm_fast/diffusion/noise.py",
 )
 _MULTISTEP, _REGISTRY = "rcdm_fast/diffusion/multistep.py", "rcdm_fast/diffusion/registry.py"
+_UNIPC = "rcdm_fast/diffusion/unipc.py"
 _OF_MULTISTEP = ("tests/test_multistep.py",)
 _SAMPLING = "rcdm_fast/diffusion/sampling.py"
 
@@ -221,13 +222,42 @@ DIFFUSION = (
     ),
     Mutant("quadratic steps are even", _SCHEDULE, "fraction**2 * last", "fraction * last", _OF_SCHEDULE),
     Mutant("eta for everyone", _REGISTRY, "if eta and not known.eta", 'if eta and name == "ancestral"', _OF_MULTISTEP),
-    Mutant("even evaluations of heun", _REGISTRY, "if count % 2 == 0", "if count == 0", _OF_MULTISTEP),
+    Mutant("even evaluations of heun", _REGISTRY, "if count % 2 == 0", "if count == 0", ("tests/test_nfe.py",)),
     Mutant(
         "a corrector reads the old estimate",
-        _MULTISTEP,
+        _UNIPC,
         "[others[-1], begin, *others[:-1]] if corrects",
         "[begin, others[-1], *others[:-1]] if corrects",
         _OF_MULTISTEP,
+    ),
+    Mutant("B makes no difference", _UNIPC, "bracket = growth(back)", "bracket = math.expm1(back)", _OF_MULTISTEP),
+    Mutant(
+        "a corrector of DDIM's order",
+        _UNIPC,
+        "_keep(gaps, h, order)",
+        "_keep(gaps, h, 1)",
+        ("tests/test_convergence.py",),
+    ),
+    Mutant(
+        "an inversion never goes on from an estimate",
+        "rcdm_fast/diffusion/multistep_inversion.py",
+        "            last = estimate",
+        "            last = None",
+        ("tests/test_convergence.py",),
+    ),
+    Mutant(
+        "fresh noise of another step",
+        _MULTISTEP,
+        "sigma * math.sqrt(-math.expm1(-2 * h))",
+        "sigma * math.sqrt(-math.expm1(-h))",
+        ("tests/test_convergence.py",),
+    ),
+    Mutant(
+        "a student takes any number of steps",
+        _REGISTRY,
+        "if count != len(own):",
+        "if count > len(own):",
+        ("tests/test_distill.py",),
     ),
     Mutant(
         "the moments of another step",

@@ -1,0 +1,68 @@
+"""`rcdm distill`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rcdm_fast.cli import common
+from rcdm_fast.cli.training import Changes, changed
+
+if TYPE_CHECKING:
+    from rcdm_fast.training.distill import Judged
+
+
+def distill(
+    model: common.ModelArgument,
+    out: Annotated[Path, common.out("Run folder (resumed if unfinished).")],
+    data: Annotated[str | None, common.data("Whose representations are drawn, for models that take one")] = None,
+    nfe: Annotated[int, typer.Option(help="Network evaluations that the student has, 2 to 5.")] = 4,
+    name: Annotated[str | None, typer.Option(help="Name of the student. Default: the run folder's.")] = None,
+    encoder: common.EncoderSpec = None,
+    change: Changes = None,
+    seed: common.Seed = 0,
+    sha256: common.Sha256 = None,
+    device: common.Device = None,
+) -> None:
+    """Train a student that needs few evaluations.
+
+    It makes the model's images from the same noise. The same command resumes it. The student is a model file like any other, for exactly so many evaluations (--steps 4
+    for 4). How near it is to its teacher is said at the end, beside the teacher's own solvers in as few. --set changes
+    how: trajectories (in all), batch_size, learning_rate, between (the teacher's timesteps between two of the
+    student's), placement and other fields of `DistillConfig`.
+
+    Example: rcdm distill cifar10-simclr-trunk --data cifar10/train --nfe 4 --out runs/student
+    """
+    from rcdm_fast import encoders
+    from rcdm_fast.config import from_dict
+    from rcdm_fast.data.sources import open_data
+    from rcdm_fast.devices import best
+    from rcdm_fast.models import checkpoint
+    from rcdm_fast.training.distill import DistillConfig
+    from rcdm_fast.training.distill import distill as run
+
+    place = best(device)
+    values: dict[str, Any] = {"name": name or out.name, "model": model, "nfe": nfe, "seed": seed}
+    trusted = []
+    if encoder is not None:
+        values["encoder"] = dataclasses.asdict(encoders.build(encoder, place).config)
+        trusted += [values["encoder"]["source"]] if encoders.trusts(encoder) else []
+    settings = from_dict(DistillConfig, changed(values, change or []), "options")
+    size = checkpoint.load_model(model, None, sha256)[0].unet.image_size
+    images = None if data is None else open_data(data, size)
+    common.say(f"{settings.steps} steps of {settings.batch_size} trajectories")
+    with common.ProgressBar(settings.steps) as progress:
+        path, judged = run(settings, images, out, place, progress, trusted)
+    common.say("\n".join(_table(judged)))
+    common.say(f"{path}: finished; draw with it in {nfe} steps: rcdm_fast.load({str(path)!r}).sample(h, steps={nfe})")
+
+
+def _table(judged: Judged) -> list[str]:
+    """Lines for a reader."""
+    rows = {"the student": judged.distance, **judged.teacher_distances}
+    lines = ["distance to the teacher's images from noise that was not learned from, and its own in as few evaluations"]
+    lines += [f"  {name:14s}{each.value:.3g} [{each.low:.3g}, {each.high:.3g}]" for name, each in rows.items()]
+    return [*lines, f"variance at a fixed representation: {judged.variance:.3g} of the teacher's"]

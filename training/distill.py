@@ -1,0 +1,357 @@
+"""A student: a network of the same kind that makes its teacher's images from the same noise in two to five evaluations.
+
+After SFD (Zhou et al. 2024, arXiv 2409.19681): the student begins with the teacher's weights and walks by DDIM at a few
+fixed timesteps; after every step it is drawn to where the teacher's trajectory from the same x_T is then, by the mean
+absolute difference of x / alpha, and the next step begins where the student itself has come to. As the whole trajectory
+is the teacher's, the map from noise to images is kept. The paper's first step without the network is the way down to
+the student's first timestep (`trajectories.py`), so the evaluations that are counted are all there are.
+
+What comes out is a model file like any other, with the timesteps in it that it is to be used with.
+
+Knows nothing about commands and engines: all is PyTorch in float32, as differences at high noise need it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rcdm_fast import encoders as encoder_room
+from rcdm_fast import host, storage
+from rcdm_fast.checks import (
+    Checked,
+    Count,
+    CountOrNone,
+    Fraction,
+    FractionBelowOne,
+    LearningRate,
+    Positive,
+    Range,
+    Seed,
+)
+from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, UNetConfig
+from rcdm_fast.data.image_set import ImageSet, step_generator
+from rcdm_fast.diffusion import registry
+from rcdm_fast.diffusion.schedule import AT, Placement, Schedule
+from rcdm_fast.diffusion.solvers import ddim
+from rcdm_fast.errors import RunError
+from rcdm_fast.exporters.graph import hash_of
+from rcdm_fast.metrics.intervals import Interval, bootstrap
+from rcdm_fast.models import checkpoint, networks
+from rcdm_fast.precision import ieee_fp32
+from rcdm_fast.training import ema, fused_unet, representations, resume, trajectories, trust
+from rcdm_fast.training.pretrain import learning_rate
+from rcdm_fast.training.state import RunFolder
+from rcdm_fast.training.trajectories import Conditions
+from rcdm_fast.training.views import Views
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int, float], None]
+
+FREE = ("name", "weights", "save_every")  # what a run may be resumed with other values of
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_JUDGED = 1  # stream of the trajectories that judge; 0 draws those that are learned from
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class DistillConfig(Checked):
+    """How a student is made.
+
+    Attributes:
+        name: name of the student, written into its file.
+        model: name, file, folder or hub id of the teacher.
+        nfe: network evaluations that the student has.
+        encoder: what gives representations; None for the one that the model's file names.
+        placement: where the student's timesteps lie (`trajectories.student_steps`).
+        between: timesteps of the teacher between two of the student's; each costs an evaluation per trajectory.
+        trajectories: how many are learned from in all, each seen once; batches of `batch_size`.
+        learning_rate: peak, after a linear warm-up over `warmup` of the run; cosine decay to zero.
+        ema: decay per step of the averaged weights, reached gradually ((1 + step) / (10 + step) before).
+        random_flip: take representations of mirrored images, too.
+        judged: representations whose images judge the student, two of each, from noise that had no part in learning.
+        save_every: in steps.
+        weights: how the finished weights are stored.
+    """
+
+    name: str
+    model: str
+    nfe: Annotated[int, Range(2, 5)] = 4
+    encoder: EncoderConfig | None = None
+    placement: Placement = "logsnr"
+    between: CountOrNone = 3
+    trajectories: Count = 32_000
+    batch_size: Count = 32
+    learning_rate: LearningRate = 5e-5
+    warmup: Fraction = 0.03
+    ema: FractionBelowOne = 0.99
+    clip_norm: Positive = 1.0
+    random_flip: bool = True
+    judged: Annotated[int, Range(2)] = 64
+    seed: Seed = 0
+    save_every: Count = 100
+    weights: Literal["fp32", "bf16", "fp16"] = "fp32"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.trajectories < self.batch_size:
+            raise ConfigError(f"trajectories ({self.trajectories}) must make at least one batch of {self.batch_size}")
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in all."""
+        return self.trajectories // self.batch_size
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a student is worth, from noise that it has not learned from.
+
+    Attributes:
+        distance: relative L2 distance of its images to its teacher's.
+        teacher_distances: of the teacher itself in as few evaluations, with each training-free solver and with DDIM at
+            the student's timesteps.
+        variance: mean variance of two samples of a representation, as a fraction of the teacher's.
+    """
+
+    distance: Interval
+    teacher_distances: dict[str, Interval]
+    variance: float
+
+
+@host.guarded(gradients=True, random=True)
+def distill(
+    config: DistillConfig,
+    data: ImageSet | None,
+    out: str | Path,
+    device: str = "cpu",
+    progress: Progress | None = None,
+    trusted: Collection[str] = (),
+) -> tuple[Path, Judged]:
+    """Distill, or resume a run that `out` holds unfinished: the file `out`/NAME.safetensors, and what it is worth.
+
+    Args:
+        config: see `DistillConfig`.
+        data: images whose representations are drawn, for a model that takes some; any size that its encoder takes.
+        out: the run's folder.
+        device: where to run.
+        progress: called with (steps done, steps in all, loss).
+        trusted: as for `adapt`.
+
+    Raises:
+        ConfigError: a teacher that is a student itself, or takes representations and there are no data or no encoder.
+        RunError: the folder holds another run, or one that is under way; the loss is not finite.
+        CheckpointError, EncoderError: a model or an encoder that cannot be loaded.
+        StorageError: a file cannot be written; the last state that was stays.
+    """
+    model, tensors = checkpoint.load_model(config.model)
+    if model.student_steps:
+        raise ConfigError(f"{config.model} is a student itself; distill the model that it learned from")
+    encoder = _encoder(config, model, data)
+    folder = RunFolder(out)
+    with folder.locked():
+        target = folder.path / f"{config.name}.safetensors"
+        storage.check_writable(target)
+        identity = {
+            "teacher": hash_of(model.unet, tensors, model.schedule),
+            "data": None if data is None or encoder is None else data.fingerprint,
+        }
+        settings = {**dataclasses.asdict(config), **identity}
+        state = folder.open(resume.as_before(folder.path, settings, FREE))
+        bank = None
+        if encoder is not None and data is not None:
+            known = encoder.source in trust.remembered(folder.path, trusted)
+            built = encoder_room.build(encoder, device, trust_repo=known)
+            bank = representations.cached(built, data, folder.path, Views(config.random_flip))
+            _check_width(bank, model.unet, config.model)
+        run = Run(config, model, tensors, bank, device)
+        if state is not None:
+            run.restore(state)
+            log.info("resumed at step %d of %d", run.step, config.steps)
+        _train(run, folder, progress)
+        judged = run.judge()
+        info = {
+            "distilled_from": model.name or config.model,
+            "trajectories": run.step * config.batch_size,
+            "teacher_evaluations": len(run.grid),
+            **dataclasses.asdict(judged),
+            "run": dataclasses.asdict(config),
+            **identity,
+        }
+        finished = dataclasses.replace(
+            model, name=config.name, info=info, fitted=(), student_steps=run.own, encoder=encoder or model.encoder
+        )
+        return checkpoint.save_model(target, finished, run.average.whole(), _DTYPES[config.weights]), judged
+
+
+def _encoder(config: DistillConfig, model: ModelConfig, data: ImageSet | None) -> EncoderConfig | None:
+    """What gives the representations that trajectories are drawn for; None for a model that takes none."""
+    if not model.unet.representation_dim:
+        return None
+    found = config.encoder or model.encoder
+    if data is None or found is None or found.source == "module":
+        raise ConfigError(
+            f"{config.model} takes representations: give images with --data, and an --encoder if its file names none"
+        )
+    return found
+
+
+def _check_width(bank: Tensor, unet: UNetConfig, name: str) -> None:
+    if bank.shape[-1] != unet.representation_dim:
+        raise ConfigError(f"the encoder gives {bank.shape[-1]} dimensions, {name} expects {unet.representation_dim}")
+
+
+def _train(run: Run, folder: RunFolder, progress: Progress | None) -> None:
+    config = run.config
+    while run.step < config.steps:
+        terms = run.advance()
+        if not math.isfinite(terms["loss"]):
+            raise RunError(f"the loss is {terms['loss']} at step {run.step}; the last good state is in {folder.path}")
+        if progress is not None:
+            progress(run.step, config.steps, terms["loss"])
+        if run.step % 20 == 0 or run.step == config.steps:
+            folder.log({"step": run.step, **terms})
+        if run.step % config.save_every == 0 or run.step == config.steps:
+            folder.save(run.step, run.state())
+
+
+class Run:
+    """The moving parts: teacher, student, its average, the optimizer and the step counter.
+
+    Attributes:
+        own: the student's timesteps, ascending.
+        grid: those of the teacher.
+
+    Args:
+        config: how.
+        model: the teacher's configuration, and `tensors`, its weights.
+        bank: representations [V,N,D], for a model that takes some.
+        device: where to run.
+    """
+
+    def __init__(
+        self, config: DistillConfig, model: ModelConfig, tensors: Mapping[str, Tensor], bank: Tensor | None, device: str
+    ) -> None:
+        self.config, self.device, self.bank, self._unet = config, torch.device(device), bank, model.unet
+        self.own = trajectories.student_steps(model.schedule, config.nfe, config.placement)
+        self.grid = trajectories.teacher_schedule(model.schedule, self.own, config.between)
+        self._walk = Schedule(model.schedule, self.own)
+        self.teacher, self.student = (networks.from_tensors(model.unet, tensors, device) for _ in range(2))
+        for each in (self.teacher, self.student):
+            each.to(memory_format=torch.channels_last)
+            if not fused_unet.reasons_unavailable(self.device):
+                fused_unet.attach(each)
+        self.student.requires_grad_(True)
+        self.average = ema.Ema(self.student.state_dict(), config.ema)
+        self.optimizer = torch.optim.Adam(self.student.parameters(), config.learning_rate)
+        self.step = 0
+
+    def draw(self, generator: torch.Generator, count: int, per: int = 1) -> tuple[Tensor, Conditions]:
+        """x_T [count * per,3,H,W] and what they are drawn for, `per` in a row for the same."""
+        h = label = None
+        if self.bank is not None:
+            views, images = self.bank.shape[:2]
+            view = torch.randint(views, (count,), generator=generator)
+            index = torch.randint(images, (count,), generator=generator)
+            h = self.bank[view, index].repeat_interleave(per, dim=0).to(self.device)
+        if self._unet.num_classes:
+            label = torch.randint(self._unet.num_classes, (count,), generator=generator)
+            label = label.repeat_interleave(per).to(self.device)
+        size = self._unet.image_size
+        x = torch.randn(count * per, 3, size, size, generator=generator).to(self.device)
+        return x, Conditions(h, label)
+
+    def advance(self) -> dict[str, float]:
+        """One optimizer step on a batch of trajectories; the loss of every student's step, and the gradient's norm.
+
+        All random numbers depend on (seed, step) alone.
+        """
+        config = self.config
+        x, given = self.draw(step_generator(config.seed, self.step), config.batch_size)
+        wanted = trajectories.teacher_states(self.teacher, self.grid, self.own, x, given)
+        predict = trajectories.predict_with(self.student, self._walk, given)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = []
+        for i, k in enumerate(reversed(range(config.nfe))):
+            with ieee_fp32(self.device):
+                after = trajectories.student_step(x, predict(x, k), self._walk, k)
+                apart = (after - wanted[i]).abs().mean() / math.sqrt(float(self._walk.alpha_bar_prev[k]))
+                (apart / config.nfe).backward()
+            x = after.detach()
+            losses.append(float(apart.detach()))
+        norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), config.clip_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, config.steps, config.warmup, config.learning_rate)
+        self.optimizer.step()
+        self.step += 1
+        self.average.update(self.student.state_dict(), self.step)
+        terms = {"loss": sum(losses) / len(losses), "last": losses[-1], "gradient_norm": float(norm)}
+        return {name: round(value, 6) for name, value in terms.items()}
+
+    def judge(self) -> Judged:
+        """What the averaged student is worth; intervals are over representations, two samples each."""
+        config = self.config
+        x, given = self.draw(step_generator(config.seed, 0, _JUDGED), config.judged, per=2)
+        found: dict[str, list[Tensor]] = {}
+        ways = {"student": (self._averaged(), ddim, self._walk)}
+        ways[f"ddim {AT}{','.join(map(str, self.own))}"] = self.teacher, ddim, self._walk
+        for name, known in registry.SOLVERS.items():
+            if not known.fresh:
+                try:
+                    made = registry.schedule(self._walk.config, name, config.nfe)
+                except ConfigError:  # fewer than it needs, or an even number
+                    continue
+                ways[name] = self.teacher, known.run, made
+        for place in torch.arange(len(x), device=self.device).split(config.batch_size):
+            part = Conditions(*(None if value is None else value[place] for value in given))
+            truth = trajectories.teacher_states(self.teacher, self.grid, self.own, x[place], part)[-1]
+            found.setdefault("teacher", []).append(truth.cpu())
+            for name, (network, solver, schedule) in ways.items():
+                found.setdefault(name, []).append(trajectories.images(network, solver, schedule, x[place], part).cpu())
+        made_by = {name: torch.cat(parts) for name, parts in found.items()}
+        truth = made_by.pop("teacher")
+        distances = {name: self._interval(made, truth) for name, made in made_by.items()}
+        own = distances.pop("student")
+        if own.value >= min(each.value for each in distances.values()):
+            log.warning("the student is no nearer to its teacher than the teacher in as few evaluations: train longer")
+        return Judged(own, distances, _variance(made_by["student"]) / _variance(truth))
+
+    def _averaged(self) -> Any:
+        return networks.from_tensors(self._unet, self.average.whole(), self.device)
+
+    def _interval(self, made: Tensor, truth: Tensor) -> Interval:
+        each = (made - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1)
+        of_representation = each.view(-1, 2).mean(dim=1).double().numpy()
+        return bootstrap(of_representation, _RESAMPLES, np.random.default_rng(self.config.seed))
+
+    def state(self) -> dict[str, Any]:
+        """Everything a resumed run needs beside its teacher."""
+        return {
+            "step": self.step,
+            "student": self.student.state_dict(),
+            "average": self.average.whole(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state`."""
+        self.step = int(state["step"])
+        self.student.load_state_dict(state["student"], strict=True)
+        self.average.copy_(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def _variance(images: Tensor) -> float:
+    """Mean over pixels and pairs of the variance of two samples [2N,3,H,W]."""
+    first, second = images.double().view(-1, 2, *images.shape[1:]).unbind(1)
+    return float((first - second).square().mean() / 2)
