@@ -9,6 +9,8 @@ _RECOVERY, _COMMON = "rcdm_fast/analysis/recovery.py", "rcdm_fast/analysis/commo
 _RULES, _CLAIMS = "rcdm_fast/analysis/rules.py", "rcdm_fast/analysis/claims.py"
 _SLOPES, _LEFT_OUT = "rcdm_fast/metrics/slopes.py", "rcdm_fast/metrics/left_out.py"
 _EVALUATE = "rcdm_fast/evaluation.py"
+_ROBUSTNESS, _MEMORIZATION = "rcdm_fast/analysis/robustness.py", "rcdm_fast/analysis/memorization.py"
+_INTERVALS = "rcdm_fast/metrics/intervals.py"
 _NEAREST = "rcdm_fast/metrics/nearest.py"
 
 _OF_ATTACK = ("tests/test_analysis_attack.py",)
@@ -18,16 +20,36 @@ _OF_RULES, _OF_CLAIMS = ("tests/test_rules.py", "tests/test_error_rates.py"), ("
 _OF_SLOPES, _OF_LEFT_OUT = ("tests/test_slopes.py",), ("tests/test_left_out.py",)
 _SLOPE = ("tests/test_analysis.py::test_a_linear_correlation_is_numpys_and_weights_count",)
 _OF_EVALUATE = ("tests/test_evaluate.py",)
+_OF_MEMORIZATION = ("tests/test_analysis_memorization.py",)
+_OF_INTERVALS = ("tests/test_intervals.py",)
+_OF_WAYS = tuple(
+    f"tests/test_analysis_ways.py::test_{name}"
+    for name in ("lines_and_steps_are_told_apart", "line_step_rise_and_jump_by_hand")
+)
 
 ANALYSIS = (
     Mutant("the attacked half overlaps the fitted one", _ATTACK, "order[len(data) // 2 :].sort()", "order[len(data) // 3 :].sort()", _OF_ATTACK),
     Mutant("the fitted half is the attacked one", _ATTACK, "encoded(shared, encoder, data, known)", "encoded(shared, encoder, data, attacked)", _OF_ATTACK),
     Mutant("a distance without its root", _ATTACK, ".min(dim=1).values.sqrt().clamp_min", ".min(dim=1).values.clamp_min", _OF_ATTACK),
     Mutant("movement is measured from the attacked image", _ATTACK, "(h.cpu() - clean).double()", "(h.cpu() - h.cpu()).double()", _OF_ATTACK),
-    Mutant("clean images count among the attacked ones", _ATTACK, "(right[0][1:] - right[1][1:])", "(right[0] - right[1])", _OF_ATTACK),
-    Mutant("the gap has the other sign", _ATTACK, "(right[0][1:] - right[1][1:])", "(right[1][1:] - right[0][1:])", _OF_ATTACK),
-    Mutant("movement has the other sign", _ATTACK, 'first.moved["pgd"][place] - other.moved["pgd"][place]', 'other.moved["pgd"][place] - first.moved["pgd"][place]', _OF_ATTACK),
-    Mutant("the change of kept classes has the other sign", _ATTACK, "(first.kept[1] - first.kept[0]) - (other", "(first.kept[0] - first.kept[1]) - (other", _OF_ATTACK),
+    Mutant("clean images count among the attacked ones", _ROBUSTNESS, "(each[1:].mean(axis=0), each[0])", "(each.mean(axis=0), each[0])", _OF_ATTACK),
+    Mutant("the gap has the other sign", _ROBUSTNESS, "for each in right]\n    gap", "for each in reversed(right)]\n    gap", _OF_ATTACK),
+    Mutant("what both had right is what the first had right", _ROBUSTNESS, ".all(axis=0)", "[0]", _OF_ATTACK),
+    Mutant("accuracy passes for the part of it that is left", _ROBUSTNESS, "each[1:].mean(axis=0), each[0])", "each[1:].mean(axis=0), np.ones_like(each[0]))", _OF_ATTACK),
+    Mutant("one unit of movement is enough", _ROBUSTNESS, "        apart += [found for _, found in each]", "        apart = [found for _, found in each]", _OF_ATTACK),
+    Mutant("sources returned are no copies", _MEMORIZATION, "if holds and common.above(self.own, COPY) is not True", "if holds and self.own is None", _OF_MEMORIZATION),
+    Mutant("only the first training images are searched", _NEAREST, "start + index, place)", "index, place)", _OF_MEMORIZATION),
+    Mutant("without training images the gallery is searched", "rcdm_fast/analysis/neighbors.py", "    if training is None:\n        findings", "    training = training or data.subset(found.rest)\n    if training is None:\n        findings", _OF_MEMORIZATION),
+    Mutant("a step is even", "rcdm_fast/analysis/interpolate.py", "np.divide(step - line,", "np.divide(line - step,", _OF_WAYS),
+    Mutant("steps at one place only", "rcdm_fast/analysis/interpolate.py", "for at in range(1, shares.shape[1])]", "for at in range(1, 2)]", _OF_WAYS),
+    Mutant("sources are among the real images", _EVALUATE, "    rest[places] = False\n", "", _OF_EVALUATE),
+    Mutant("another sample than the one beside its source", _EVALUATE, "drawn.representations[chosen, 0]", "drawn.representations[chosen, -1]", _OF_EVALUATE),
+    Mutant("samples of a source count as one each", _INTERVALS, "        count *= max(1.0, trials)\n", "", _OF_INTERVALS),
+    Mutant("pairs have nothing in common", _INTERVALS, "- 2 * together * x * y", "- 0 * together * x * y", _OF_INTERVALS),
+    Mutant("nineteen are enough", _INTERVALS, "LEAST = 20", "LEAST = 19", _OF_INTERVALS),
+    Mutant("a mean rank's ends change places", _INTERVALS, "up = min(-low * error,", "up = min(high * error,", _OF_INTERVALS),
+    Mutant("movement has the other sign", _ROBUSTNESS, "interval(a[place] - b[place], config)", "interval(b[place] - a[place], config)", _OF_ATTACK),
+    Mutant("the change of kept classes has the other sign", _ROBUSTNESS, "(first.kept[1] - first.kept[0]) - (other", "(first.kept[0] - first.kept[1]) - (other", _OF_ATTACK),
     Mutant("the weakest attack is the strongest", _ATTACK, "            strongest = changed\n", "            strongest = views\n", _OF_ATTACK),
     Mutant("PGD does not come back to within epsilon", "rcdm_fast/analysis/perturb.py", "images - size), images + size)", "images - 2 * size), images + 2 * size)", _OF_ATTACK),
     Mutant("other dimensions are zeroed", _MANIPULATE, "torch.where(common, 0.0, h), torch.where(random", "torch.where(~common, 0.0, h), torch.where(random", _OF_MANIPULATE),
