@@ -149,7 +149,7 @@ class Drawn:
 
 
 class Sampled(Protocol):
-    """What a probe reads of `Drawn`, and of samples without an encoder (`unranked.py`)."""
+    """What is compared of `Drawn`, and of samples without an encoder (`unranked.py`)."""
 
     @property
     def real(self) -> ImageSet: ...
@@ -328,7 +328,7 @@ def check_classes(data: ImageSet, known: ImageSet) -> None:
         )
 
 
-def compare(drawn: Drawn, space: FeatureSpace, seed: int = 0, reference: Tensor | None = None) -> Distribution:
+def compare(drawn: Sampled, space: FeatureSpace, seed: int = 0, reference: Tensor | None = None) -> Distribution:
     """Distances between the distributions of samples and of real images.
 
     One sample of each source is taken, since those of one are not independent. Sources are not among the real
@@ -344,21 +344,21 @@ def compare(drawn: Drawn, space: FeatureSpace, seed: int = 0, reference: Tensor 
     Raises:
         ConfigError: too few images (6 of each are needed).
     """
-    known = len(drawn.gallery) if reference is None else None
+    known = len(drawn.real) if reference is None else None
     count = _compared(known, len(drawn.sources))
     chosen = evenly(count, len(drawn.sources))
     places = drawn.sources[chosen]
-    rest = torch.ones(len(drawn.gallery), dtype=torch.bool)
+    rest = torch.ones(len(drawn.real), dtype=torch.bool)
     rest[places] = False
-    own = space.encoder is drawn.encoder
+    encoded = drawn if isinstance(drawn, Drawn) and space.encoder is drawn.encoder else None
     logits = None
-    if own:
-        samples, others = drawn.representations[chosen, 0], drawn.gallery[places]
+    if encoded is not None:
+        samples, others = encoded.representations[chosen, 0], encoded.gallery[places]
     else:
         samples, logits = space.of(drawn.images[chosen, 0])
         others, _ = space.of(drawn.real.pixels[places])
-    if own and reference is None:
-        real = drawn.gallery[rest]
+    if encoded is not None and reference is None:
+        real = encoded.gallery[rest]
     else:
         real, _ = space.of(drawn.real.pixels[rest] if reference is None else reference)
     return distributions.measure(space.name, real, samples, logits, seed, others)

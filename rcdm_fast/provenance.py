@@ -66,7 +66,7 @@ def command() -> str:
 
 def of_model(model: Model) -> dict[str, Any]:
     """A model's name and hash (of weights, network and schedule), those of its encoder, and what evaluates it."""
-    found = {
+    found: dict[str, Any] = {
         "name": model.config.name,
         "weights": hash_of(model.config.unet, model.unet.state_dict(), model.config.schedule),
         "engine": model.engine.name,

@@ -21,7 +21,6 @@ from rcdm_fast.encoders import Encoder
 from rcdm_fast.encoders.features import FeatureSpace
 from rcdm_fast.evaluation import EvaluateConfig, Recognized
 from rcdm_fast.images import to_uint8
-from rcdm_fast.metrics import distributions
 from rcdm_fast.metrics.distributions import Distribution
 from rcdm_fast.metrics.intervals import Interval, bootstrap
 from rcdm_fast.model import Model
@@ -133,13 +132,10 @@ def measure(
     Raises:
         ConfigError: too few images, or images without labels for a probe.
     """
-    per, distribution = drawn.images.shape[1], None
+    per = drawn.images.shape[1]
     rng = np.random.default_rng(config.seed)
     variance = bootstrap(evaluation.variances(drawn.images), config.resamples, rng) if per > 1 else None
-    if space is not None:
-        samples, logits = space.of(drawn.images.flatten(0, 1))
-        real, _ = space.of(drawn.real.pixels if reference is None else reference)
-        distribution = distributions.measure(space.name, real, samples, logits, config.seed)
-    recognized = None if probe is None else evaluation.recognition(drawn, *probe, config)
+    distribution = None if space is None else evaluation.compare(drawn, space, config.seed, reference)
+    recognized = None if probe is None else evaluation.recognition(drawn, *probe)
     errors = x0_errors(model, drawn.real, drawn.sources, seed=config.seed, h=drawn.h) if denoising else {}
     return Unranked(len(drawn.sources), per, variance, distribution, recognized, errors)

@@ -173,7 +173,7 @@ def test_evaluation_with_and_without_the_encoder_agree(folder: Path) -> None:
     space = of_encoder(small.encoder())
     found = unranked.measure(model, alone, config, space=space, probe=(encoder, data), denoising=True)
     assert found.distribution == evaluation.compare(full, space, config.seed)
-    assert found.recognized == evaluation.recognition(full, encoder, data, config)
+    assert found.recognized == evaluation.recognition(full, encoder, data)
     model._encoder = encoder
     assert found.x0_errors == x0_errors(model, full.real, full.sources, seed=config.seed)
     assert found.variance is not None
@@ -182,7 +182,7 @@ def test_evaluation_with_and_without_the_encoder_agree(folder: Path) -> None:
 
 def test_images_in_memory(folder: Path) -> None:
     pixels = np.load(folder / "images.npz")["images"]
-    config = {"sources": 6, "per": 1, "steps": 1, "resamples": 50}
+    config: dict[str, Any] = {"sources": 6, "per": 1, "steps": 1, "resamples": 50}
     from_file = rcdm_fast.evaluate(small.model(), folder / "images.npz", **config)
     assert rcdm_fast.evaluate(small.model(), pixels, **config) == from_file
     floats = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1

@@ -211,10 +211,12 @@ def test_lines_of_progress(capsys: pytest.CaptureFixture[str]) -> None:
 def test_files_of_an_experiment(tmp_path: Path) -> None:
     small_one, large = Image.new("RGB", (8, 8)), Image.new("RGB", (9, 9))
     found = Analysis("layers", "t", "m", {"seed": 3}, figures={"rows": small_one}, charts={"bars": large})
-    files = analyze.write(found, tmp_path)
+    files = analyze.write(found, tmp_path, {"git": "abc"})
     assert [file.name for file in files] == ["layers.json", "layers-bars.png", "layers-rows.png"]
     assert [Image.open(file).size for file in files[1:]] == [(9, 9), (8, 8)]
-    assert json.loads(files[0].read_text())["settings"] == {"seed": 3}
+    numbers = json.loads(files[0].read_text())
+    assert numbers["settings"] == {"seed": 3}
+    assert numbers["made_by"] == {"git": "abc"}
 
 
 def test_a_configuration_by_name_by_file_or_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,8 +24,9 @@ from tests import small
 
 
 def encoder(weight: float = 1.0, size: int = 8) -> ImageEncoder:
-    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4, bias=False))
-    nn.init.constant_(network[2].weight, weight)
+    linear = nn.Linear(3, 4, bias=False)
+    nn.init.constant_(linear.weight, weight)
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear)
     return ImageEncoder(network, EncoderConfig("module", image_size=size, dim=4))
 
 
