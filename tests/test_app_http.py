@@ -240,7 +240,7 @@ def test_texts_name_no_folder_of_this_machine(server: Server) -> None:
 )
 def test_folders_are_left_out_of_errors(said: str | OSError, shown: str) -> None:
     playground = Playground(("small", "/home/a b/m.safetensors"), data="/data/my photographs")
-    assert page._told(ValueError(said) if isinstance(said, str) else said, playground) == shown
+    assert page._message(ValueError(said) if isinstance(said, str) else said, playground) == shown
 
 
 def test_a_small_file_with_many_pixels_is_refused_unseen(server: Server) -> None:
