@@ -64,8 +64,8 @@ def _close(got: Tensor, want: Tensor, bound: float = ENGINE_FP32_L2) -> bool:
     return float((got.numbers - want).norm() / want.norm()) <= bound
 
 
-@pytest.mark.parametrize("device", ["", "cuda:1"])
-def test_the_main_job(machine: Machine, device: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["", "cuda:1"])
+def test_the_main_job(machine: Machine, place: str, tmp_path: Path) -> None:
     """Load, encode, sample: the images are those of the CPU, on the device that was asked for."""
     file = tmp_path / "small.safetensors"
     made = small.model()
@@ -73,12 +73,12 @@ def test_the_main_job(machine: Machine, device: str, tmp_path: Path) -> None:
     images = small.make_images(3)
     on_cpu = rcdm_fast.load(file, encoder=small.encoder(), device="cpu")
     want = on_cpu.sample(on_cpu.encode(images), per=2, steps=3, batch_size=4)
-    given = {"device": device} if device else {}
-    model = rcdm_fast.load(file, encoder=small.encoder().to(device or "cuda"), **given)
+    given = {"device": place} if place else {}
+    model = rcdm_fast.load(file, encoder=small.encoder().to(place or "cuda"), **given)
     assert model.engine.name == "native"
     h = model.encode(images)
     got = model.sample(h, per=2, steps=3, batch_size=4)
-    assert str(got.device) == str(h.device) == str(model.device) == (device or "cuda:0")
+    assert str(got.device) == str(h.device) == str(model.device) == (place or "cuda:0")
     assert _close(got, want, TRAJECTORY_L2)
     assert "CUDA graphs for batches of [4, 2] (2 captured, at most 4 kept)" in model.describe()
     assert machine.current_device() == 0
