@@ -29,10 +29,10 @@ def distill(
 ) -> None:
     """Train a student that needs few evaluations.
 
-    It makes the model's images from the same noise. The same command resumes it. The student is a model file like any other, for exactly so many evaluations (--steps 4
-    for 4). How near it is to its teacher is said at the end, beside the teacher's own solvers in as few. --set changes
-    how: trajectories (in all), batch_size, learning_rate, between (the teacher's timesteps between two of the
-    student's), placement and other fields of `DistillConfig`.
+    It makes the model's images from the same noise. The same command resumes it. The student is a model file like any
+    other, for exactly so many evaluations (--steps 4 for 4). How near it is to its teacher is said at the end, beside
+    the teacher's own solvers in as few. --set changes how: trajectories (in all), batch_size, learning_rate, between
+    (the teacher's timesteps between two of the student's), placement and other fields of `DistillConfig`.
 
     Example: rcdm distill cifar10-simclr-trunk --data cifar10/train --nfe 4 --out runs/student
     """
