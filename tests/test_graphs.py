@@ -73,7 +73,7 @@ def test_the_main_job(machine: Machine, place: str, tmp_path: Path) -> None:
     images = small.make_images(3)
     on_cpu = rcdm_fast.load(file, encoder=small.encoder(), device="cpu")
     want = on_cpu.sample(on_cpu.encode(images), per=2, steps=3, batch_size=4)
-    given = {"device": place} if place else {}
+    given: dict[str, Any] = {"device": place} if place else {}
     model = rcdm_fast.load(file, encoder=small.encoder().to(place or "cuda"), **given)
     assert model.engine.name == "native"
     h = model.encode(images)
