@@ -226,6 +226,7 @@ CALLS: tuple[tuple[str, str, Callable[..., Any] | None], ...] = (
     ("rcdm_fast.models.checkpoint:load_model", "load_model", lambda **_: (small.model().config, {})),
     ("rcdm_fast.encoders:build", "build", _build),
     ("rcdm_fast.data.sources:open_data", "open_data", _images),
+    ("rcdm_fast.data.image_set:ImageSet.cut_from", "cut_from", None),
     ("rcdm_fast.images:open_image", "open_image", None),
     ("rcdm_fast.jobs.draw:check_request", "check", lambda **_: 1),
     ("rcdm_fast.model:Model.encode", "encode", None),
