@@ -69,6 +69,7 @@ def test_a_photograph_is_not_in_both_halves(data: ImageSet, seed: int) -> None:
     setting = manipulate._setting(small.model(), data, manipulate.ManipulateConfig(seed=seed), None)
     gallery = {tuple(row.flatten().tolist()) for row in setting.gallery_images}
     assert len(setting.items) == len(set(photographs(data, setting.items)))
+    assert data.photographs is not None
     crops = torch.isin(data.photographs, torch.tensor(photographs(data, setting.items)))
     assert not gallery & {tuple(row.flatten().tolist()) for row in data.floats(crops.nonzero().flatten())}
     with pytest.raises(ConfigError, match="of one photograph"):

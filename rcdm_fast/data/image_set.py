@@ -100,10 +100,10 @@ class ImageSet:
         """
         if places is None:
             places = torch.arange(len(self))
-        seen: set[int] = set()
-        of = self._photographs()[places].tolist()
-        new = [photograph not in seen and not seen.add(photograph) for photograph in of]  # type: ignore[func-returns-value]
-        return places[torch.tensor(new, dtype=torch.bool)]
+        firsts: dict[int, int] = {}
+        for place, photograph in zip(places.tolist(), self._photographs()[places].tolist(), strict=True):
+            firsts.setdefault(photograph, place)
+        return torch.tensor(list(firsts.values()), dtype=torch.int64)
 
     def halves(self, seed: int) -> tuple[Tensor, Tensor]:
         """Places of two halves at random, in order, int64; a photograph is never in both.

@@ -33,7 +33,7 @@ _OF_WAYS = tuple(
 
 ANALYSIS = (
     Mutant("the attacked half overlaps the fitted one", _IMAGES, "(rank >= middle)", "(rank >= middle // 2)", _OF_ATTACK),
-    Mutant("crops of a photograph are sources of their own", _IMAGES, "places[torch.tensor(new, dtype=torch.bool)]", "places", _OF_PHOTOGRAPHS),
+    Mutant("crops of a photograph are sources of their own", _IMAGES, "firsts.setdefault(photograph, place)", "firsts.setdefault(place, place)", _OF_PHOTOGRAPHS),
     Mutant("crops of a photograph are in both halves", _IMAGES, "generator=torch.Generator().manual_seed(seed))[of]", "generator=torch.Generator().manual_seed(seed))[of] + torch.arange(len(of)) % 2", _OF_PHOTOGRAPHS),
     Mutant("crops of the source are its neighbors", "rcdm_fast/analysis/neighbors.py", "if data.photographs is None:", "if True:", _OF_PHOTOGRAPHS),
     Mutant("the fitted half is the attacked one", _ATTACK, "encoded(shared, encoder, data, known)", "encoded(shared, encoder, data, attacked)", _OF_ATTACK),
