@@ -243,6 +243,7 @@ CALLS: tuple[tuple[str, str, Callable[..., Any] | None], ...] = (
         ),
     ),
     ("rcdm_fast.unranked:measure", "measured", lambda **_: unranked.Unranked(2, 1)),
+    ("rcdm_fast.data.image_set:ImageSet.cut_from", "cut_from", None),
     ("rcdm_fast.images:open_image", "open_image", None),
     ("rcdm_fast.jobs.draw:check_request", "check", lambda **_: 1),
     ("rcdm_fast.model:Model.encode", "encode", None),

@@ -159,8 +159,11 @@ MEASURING = (
         {"experiment.job.data": "images of D", "load.source": "m", "load#2.source": "other"},
     ),
     Usage(
-        "analyze m neighbors --data D --train-data T --out o",
-        (row("--train-data", "U", "open_data#2.source", experiment__job__training="images of U"),),
+        "analyze m neighbors --data D --train-data T --photograph [A-D] --out o",
+        (
+            row("--train-data", "U", "open_data#2.source", experiment__job__training="images of U"),
+            row("--photograph", "D", "cut_from.pattern"),
+        ),
         {"experiment.job.data": "images of D", "experiment.job.training": "images of T"},
     ),
     Usage(
@@ -203,8 +206,11 @@ MEASURING = (
         {**dict.fromkeys(all_of(TASKS, "data"), "images of D"), "page.command": "rcdm ..."},
     ),
     Usage(
-        "report m --data D --train-data T --experiments neighbors,faithfulness --out r.html",
-        (row("--train-data", "U", "open_data#2.source", **{"page.tasks[0].job.training": "images of U"}),),
+        "report m --data D --train-data T --photograph [A-D] --experiments neighbors,faithfulness --out r.html",
+        (
+            row("--train-data", "U", "open_data#2.source", **{"page.tasks[0].job.training": "images of U"}),
+            row("--photograph", "D", "cut_from.pattern"),
+        ),
         {
             **dict.fromkeys(all_of(TASKS, "data"), "images of D"),
             "page.tasks[0].job.training": "images of T",

@@ -98,13 +98,16 @@ def run(
 
 
 def halves(data: ImageSet, config: AttackConfig) -> tuple[Tensor, Tensor]:
-    """Places of the images that the probe is fitted on, and of those that are attacked."""
+    """Places of the images that the probe is fitted on, and of those that are attacked, one of each photograph.
+
+    No photograph is in both.
+    """
     if data.labels is None:
         raise ConfigError("an attack on a probe needs labelled images: one sub-folder per class")
     if len(data) < 2 * MIN_SOURCES:
         raise ConfigError(f"at least {2 * MIN_SOURCES} images are needed, half of them for the probe; got {len(data)}")
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(config.seed))
-    known, rest = order[: len(data) // 2].sort().values, order[len(data) // 2 :].sort().values
+    known, rest = data.halves(config.seed)
+    rest = data.one_of_each(rest)
     classes = data.labels[known].unique()
     if len(classes) < 2 or len(data.labels[rest].unique()) > len(classes):
         raise ConfigError(f"the probe needs at least 2 classes and images of each, got {len(classes)} of them")

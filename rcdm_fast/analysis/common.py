@@ -62,10 +62,14 @@ def name_of(model: Model) -> str:
 
 
 def choose_sources(data: ImageSet, asked: int, default: int = 64) -> Tensor:
-    """Places of source images, spread evenly over the data, int64 [S]. Raises `ConfigError` if there are too few."""
-    count = asked or min(default, len(data))
-    check_sources(count, len(data))
-    return evenly(count, len(data))
+    """Places of source images, spread evenly over the data, int64 [S], no two of one photograph.
+
+    Raises `ConfigError` if there are too few.
+    """
+    known = data.one_of_each()
+    count = asked or min(default, len(known))
+    check_sources(count, len(known))
+    return known[evenly(count, len(known))]
 
 
 def draw(model: Model, h: Tensor, items: Tensor, config: ExperimentConfig, per: int | None = None) -> Tensor:

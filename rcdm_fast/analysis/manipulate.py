@@ -188,8 +188,8 @@ def _setting(model: Model, data: ImageSet, config: ManipulateConfig, shared: Sha
     needed = 2 * max(MIN_SOURCES, config.neighbors + 1)
     if len(data) < needed:
         raise ConfigError(f"at least {needed} images are needed, half of them as the gallery; got {len(data)}")
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(config.seed))
-    gallery, rest = order[: len(data) // 2].sort().values, order[len(data) // 2 :].sort().values
+    gallery, rest = data.halves(config.seed)
+    rest = data.one_of_each(rest)
     count = config.sources or min(64, len(rest))
     check_sources(count, len(rest))
     chosen = rest[evenly(count, len(rest))]

@@ -161,19 +161,26 @@ def _copies(
 
 
 def split(data: ImageSet, config: NeighborsConfig) -> tuple[Tensor, Tensor]:
-    """Places of sources and of the gallery. Raises `ConfigError` if there are too few images for both."""
+    """Places of sources and of the gallery, which has no image of a source's photograph.
+
+    Raises `ConfigError` if there are too few images for both.
+    """
     needed = MIN_SOURCES + max(MIN_SOURCES, config.neighbors + 1)
     if len(data) < needed:
         raise ConfigError(f"at least {needed} images are needed, {MIN_SOURCES} of them as sources; got {len(data)}")
-    most = len(data) - config.neighbors - 1
-    count = config.sources or min(80, len(data) // 2, most)
+    known = data.one_of_each()
+    most = len(known) - config.neighbors - 1
+    count = config.sources or min(80, len(known) // 2, most)
     if not MIN_SOURCES <= count <= most:
         raise ConfigError(
             f"{count} sources: at least {MIN_SOURCES}, at most {most}, so that the gallery has {config.neighbors + 1}"
         )
-    sources = evenly(count, len(data))
-    rest = torch.ones(len(data), dtype=torch.bool)
-    rest[sources] = False
+    sources = known[evenly(count, len(known))]
+    if data.photographs is None:
+        rest = torch.ones(len(data), dtype=torch.bool)
+        rest[sources] = False
+    else:
+        rest = ~torch.isin(data.photographs, data.photographs[sources])
     return sources, rest.nonzero().flatten()
 
 

@@ -163,8 +163,8 @@ def _part(first: Attacked, other: Attacked, config: AttackConfig) -> Finding:
     claim = f"PGD leaves the probe of {first.name} a larger part of its accuracy than that of {other.name}"
     if not all(each[0].any() for each in right):
         return Finding(claim, None, "a probe has no clean image right: there is no part of that")
-    pairs = [(each[1:].mean(axis=0), each[0]) for each in right]
-    gap = intervals.ratio_difference(*pairs, config.resamples, np.random.default_rng(config.seed))
+    of_first, of_other = [(each[1:].mean(axis=0), each[0]) for each in right]
+    gap = intervals.ratio_difference(of_first, of_other, config.resamples, np.random.default_rng(config.seed))
     clean = " and ".join(common.percent(fraction(each[0])) for each in right)
     rates = [
         said + " and ".join(common.percent(kept_part(result, place, config)) for result in (first, other))

@@ -30,6 +30,7 @@ def analyze(
         str | None, typer.Option("--photos", help="Photographs that need not be like the data, as --data takes.")
     ] = None,
     train_data: common.TrainData = None,
+    photograph: common.Photograph = None,
     against: common.Against = None,
     sources: Annotated[int | None, typer.Option(help="Source images. Default: the experiment's.")] = None,
     per: Annotated[int | None, common.usual(common.Per)] = None,
@@ -68,6 +69,8 @@ def analyze(
         missing = "takes no --photos"
     if train_data is not None and not experiment.takes_training:
         missing = "takes no --train-data"
+    if photograph is not None and data is None:
+        missing = "is given no --data, whose paths --photograph is about"
     if missing:
         raise ConfigError(f"the experiment {name} {missing}")
     given = {
@@ -83,6 +86,8 @@ def analyze(
     others = tuple(rcdm_fast.load(other, None, None, device, engine, precision) for other in against or ())
     images = open_data(data, loaded.image_size) if data is not None else None
     shown = open_data(photos, loaded.image_size) if photos is not None else None
+    if images is not None and photograph is not None:
+        images = images.cut_from(photograph)
     training = open_data(train_data, loaded.image_size) if train_data is not None else None
     with common.ProgressBar(1) as progress:
         job = registry.Job(

@@ -56,6 +56,14 @@ TrainData = Annotated[
         "--train-data", help=f"What the model was trained on, to look for copies (the data is not that): {_IMAGES}."
     ),
 ]
+Photograph = Annotated[
+    str | None,
+    typer.Option(
+        "--photograph",
+        help="Regular expression: images of the data in whose paths it finds the same text were cut from one "
+        "photograph. They count as one source, and a probe is fitted on all of them or on none.",
+    ),
+]
 Flags = Annotated[Path | None, typer.Option(help="JSON file of published flags, for a .pt file.")]
 EncoderSpec = Annotated[
     str | None, typer.Option("--encoder", help="Other encoder, such as timm:resnet50?layer=layer3.")

@@ -22,6 +22,7 @@ def report(
     photos: Annotated[str | None, typer.Option(help="Photographs to draw samples of, as --data takes.")] = None,
     data: Annotated[str | None, common.data("Images like those the model knows")] = None,
     train_data: common.TrainData = None,
+    photograph: common.Photograph = None,
     against: common.Against = None,
     experiments: Annotated[str, typer.Option(help="Which, as invariance,layers; all: whatever can be run.")] = "all",
     sources: Annotated[int, typer.Option(help="Source images of every experiment; 0: its default.")] = 0,
@@ -54,6 +55,8 @@ def report(
         raise ConfigError(f"{out}: a report is an .html file")
     if photos is None and data is None:
         raise ConfigError("a report needs images: photographs with --photos, a set of images with --data, or both")
+    if photograph is not None and data is None:
+        raise ConfigError("--photograph is about the paths of --data, which is not given")
     common.check_writable(out, out.with_suffix(".json"))
     names = list(EXPERIMENTS) if experiments == "all" else [name.strip() for name in experiments.split(",")]
     found = {name: registry.find(name) for name in names}
@@ -61,6 +64,8 @@ def report(
     others = tuple(rcdm_fast.load(other, None, None, device, engine, precision) for other in against or ())
     shown = open_data(photos, loaded.image_size) if photos is not None else None
     known = open_data(data, loaded.image_size) if data is not None else None
+    if known is not None and photograph is not None:
+        known = known.cut_from(photograph)
     training = open_data(train_data, loaded.image_size) if train_data is not None else None
     tasks, left_out, shared = [], {}, Shared()
     for name, experiment in found.items():

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from rcdm_fast.checks import ConfigError
+from rcdm_fast.doors import door
 from rcdm_fast.images import from_uint8
 
 log = logging.getLogger(__name__)
@@ -40,6 +42,7 @@ class ImageSet:
         paths: file of each image, or shard / key, or array / number.
         fingerprint: hash of the pixels and labels; names caches and goes into model cards.
         skipped: what was left out and why, a line each.
+        photographs: which photograph each image was cut from, int64 [N]; None: every image is one.
     """
 
     pixels: Tensor
@@ -48,6 +51,7 @@ class ImageSet:
     paths: tuple[Path, ...]
     fingerprint: str
     skipped: tuple[str, ...] = ()
+    photographs: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -62,7 +66,57 @@ class ImageSet:
         """The images at `index` (int64 [M]) as a set of its own, with the same classes."""
         labels = None if self.labels is None else self.labels[index]
         paths = tuple(self.paths[place] for place in index.tolist()) if self.paths else ()
-        return ImageSet(self.pixels[index], labels, self.classes, paths, fingerprint(self.pixels[index], labels))
+        marks = fingerprint(self.pixels[index], labels)
+        return ImageSet(self.pixels[index], labels, self.classes, paths, marks, photographs=self._photographs()[index])
+
+    def cut_from(self, pattern: str) -> ImageSet:
+        """The same set, told which images were cut from one photograph.
+
+        Args:
+            pattern: a regular expression. Images in whose paths it finds the same text are of one photograph; where it
+                finds none the image is one by itself.
+
+        Raises:
+            ConfigError: no regular expression, or it finds nothing in any path.
+        """
+        with door(ConfigError, f"{pattern!r}: no regular expression"):
+            expression = re.compile(pattern)
+        found = [expression.search(path.as_posix()) for path in self.paths]
+        if not any(found):
+            raise ConfigError(f"{pattern!r} finds nothing in the paths of the {len(self)} images")
+        names = [number if match is None else match.group() for number, match in enumerate(found)]
+        numbers: dict[str | int, int] = {}
+        return dataclasses.replace(
+            self, photographs=torch.tensor([numbers.setdefault(name, len(numbers)) for name in names])
+        )
+
+    def _photographs(self) -> Tensor:
+        return torch.arange(len(self)) if self.photographs is None else self.photographs
+
+    def one_of_each(self, places: Tensor | None = None) -> Tensor:
+        """Places of the first image of each photograph, of all or of those at `places` (int64, in order); int64 [M].
+
+        Images of one photograph are not independent: of several sources no two may be of the same.
+        """
+        if places is None:
+            places = torch.arange(len(self))
+        firsts: dict[int, int] = {}
+        for place, photograph in zip(places.tolist(), self._photographs()[places].tolist(), strict=True):
+            firsts.setdefault(photograph, place)
+        return torch.tensor(list(firsts.values()), dtype=torch.int64)
+
+    def halves(self, seed: int) -> tuple[Tensor, Tensor]:
+        """Places of two halves at random, in order, int64; a photograph is never in both.
+
+        Raises:
+            ConfigError: all images are of one photograph.
+        """
+        names, of = self._photographs().unique(return_inverse=True)
+        if len(names) < 2:
+            raise ConfigError(f"all {len(self)} images are of one photograph: there are no halves of that")
+        rank = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed))[of]
+        middle = max(1, int(rank.sort().values[len(self) // 2]))
+        return (rank < middle).nonzero().flatten(), (rank >= middle).nonzero().flatten()
 
     def to(self, device: torch.device | str) -> ImageSet:
         """The same set with its pixels on `device`."""

@@ -20,6 +20,7 @@ _OF_RULES, _OF_CLAIMS = ("tests/test_rules.py", "tests/test_error_rates.py"), ("
 _OF_SLOPES, _OF_LEFT_OUT = ("tests/test_slopes.py",), ("tests/test_left_out.py",)
 _SLOPE = ("tests/test_analysis.py::test_a_linear_correlation_is_numpys_and_weights_count",)
 _OF_EVALUATE = ("tests/test_evaluate.py",)
+_IMAGES, _OF_PHOTOGRAPHS = "rcdm_fast/data/image_set.py", ("tests/test_photographs.py",)
 _OF_MEMORIZATION = ("tests/test_analysis_memorization.py",)
 _OF_INTERVALS = ("tests/test_intervals.py",)
 _OF_WAYS = tuple(
@@ -28,7 +29,10 @@ _OF_WAYS = tuple(
 )
 
 ANALYSIS = (
-    Mutant("the attacked half overlaps the fitted one", _ATTACK, "order[len(data) // 2 :].sort()", "order[len(data) // 3 :].sort()", _OF_ATTACK),
+    Mutant("the attacked half overlaps the fitted one", _IMAGES, "(rank >= middle)", "(rank >= middle // 2)", _OF_ATTACK),
+    Mutant("crops of a photograph are sources of their own", _IMAGES, "firsts.setdefault(photograph, place)", "firsts.setdefault(place, place)", _OF_PHOTOGRAPHS),
+    Mutant("crops of a photograph are in both halves", _IMAGES, "generator=torch.Generator().manual_seed(seed))[of]", "generator=torch.Generator().manual_seed(seed))[of] + torch.arange(len(of)) % 2", _OF_PHOTOGRAPHS),
+    Mutant("crops of the source are its neighbors", "rcdm_fast/analysis/neighbors.py", "if data.photographs is None:", "if True:", _OF_PHOTOGRAPHS),
     Mutant("the fitted half is the attacked one", _ATTACK, "encoded(shared, encoder, data, known)", "encoded(shared, encoder, data, attacked)", _OF_ATTACK),
     Mutant("a distance without its root", _ATTACK, ".min(dim=1).values.sqrt().clamp_min", ".min(dim=1).values.clamp_min", _OF_ATTACK),
     Mutant("movement is measured from the attacked image", _ATTACK, "(h.cpu() - clean).double()", "(h.cpu() - h.cpu()).double()", _OF_ATTACK),
