@@ -284,6 +284,11 @@ MEASURING = (
         "tune m --data D --trajectories 6 --out t.safetensors",
         (
             row("--minutes", 5.0, "learn.config.minutes"),
+            row("--data", "E", "open_data.source"),
+            Row("--nfe", "7", {"learn.config.nfe": (7,)}),
+            row("--trajectories", 5, "learn.trajectories", learn__h=[5, 6]),
+            row("--candidates", 30, "learn.config.candidates"),
+            row("--seed", 9, "learn.config.seed"),
             Row(
                 "--out",
                 "u.safetensors",

@@ -6,11 +6,13 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 import rcdm_fast
 from rcdm_fast import storage
@@ -202,11 +204,18 @@ def test_mirrored_images_have_representations_of_their_own(
     index = torch.arange(20, 36)
     bank = torch.stack([torch.arange(64.0), -torch.arange(64.0)])[..., None].expand(-1, -1, WIDTHS["new"])
     run, images, given = made(config, bank), list[Tensor](), list[Tensor]()
-    noisy, called = run.loss.noisy, adapting.functional_call
-    monkeypatch.setattr(run.loss, "noisy", lambda x0, eps, t: (images.append(x0), noisy(x0, eps, t))[1])
-    monkeypatch.setattr(
-        adapting, "functional_call", lambda net, state, seen: (given.append(seen[2]), called(net, state, seen))[1]
-    )
+    noisy = run.loss.noisy
+
+    def noised(x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        images.append(x0)
+        return noisy(x0, eps, t)
+
+    def called(network: torch.nn.Module, state: dict[str, Tensor], seen: tuple[Tensor, ...]) -> Any:
+        given.append(seen[2])
+        return functional_call(network, state, seen)
+
+    monkeypatch.setattr(run.loss, "noisy", noised)
+    monkeypatch.setattr(adapting, "functional_call", called)
     run.advance(data, bank, index)
     mirrored = given[0][:, 0] < 0
     assert 0 < int(mirrored.sum()) < 16

@@ -176,6 +176,26 @@ def test_chance_is_the_rank_of_an_image_by_samples_of_others() -> None:
     assert found.apart.tolist() == pytest.approx([0.5, 0.5])
 
 
+def test_faithful_in_both_units_and_where_familiar_images_lead_back() -> None:
+    jitter = np.linspace(-0.01, 0.01, 24)
+
+    def verdict(own: float, shared: float, back: float = 1.0) -> bool | None:
+        """Of unfamiliar images so much further away than familiar ones, whose samples lead back so well."""
+        plain = torch.zeros(24, 3, 8, 8)
+        familiar = out_of_distribution.Group(
+            "familiar", plain, plain[:, None], jitter, jitter, jitter, back + jitter, 0.1 - jitter, jitter
+        )
+        other = dataclasses.replace(familiar, own=jitter + own, shared=jitter + shared)
+        return out_of_distribution._as_faithful(other, familiar, QUICK).holds
+
+    assert verdict(0, 0) is True
+    assert verdict(1, 0) is False
+    assert verdict(0, 1) is False
+    assert verdict(0.25, 0) is None
+    assert verdict(0, 0.25) is None
+    assert verdict(0, 0, back=0.1) is None
+
+
 def test_ranks_are_those_of_evaluate(generator: torch.Generator) -> None:
     gallery = torch.randint(0, 3, (80, 3), generator=generator).float()  # many ties
     again, places = torch.randn(70, 3, generator=generator).round(), torch.tensor([4, 9, 60])

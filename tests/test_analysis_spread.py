@@ -30,9 +30,9 @@ def test_directions_vary_by_the_pairs_of_samples() -> None:
 
 
 def test_shares_are_of_real_images_or_of_all_samples() -> None:
-    dark, light = (-0.5,) * 3, (0.5,) * 3
-    samples = torch.stack([flat(GRAY, light), flat(dark, dark)])  # type: ignore[arg-type]
-    real = flat((-1.0,) * 3, (1.0,) * 3)  # type: ignore[arg-type]
+    dark, light = (-0.5, -0.5, -0.5), (0.5, 0.5, 0.5)
+    samples = torch.stack([flat(GRAY, light), flat(dark, dark)])
+    real = flat((-1.0, -1.0, -1.0), (1.0, 1.0, 1.0))
     found = spread(samples, real)
     within = [0.125, 0.0]  # unbiased: of 0 and 0.5; of two equal ones
     overall = float(np.var([0, 0.5, -0.5, -0.5], ddof=1))

@@ -169,6 +169,11 @@ def test_a_report_names_its_space_its_numbers_and_a_singular_covariance() -> Non
     singular = distributions.measure("x", points(30, width=20), points(20, width=20))
     assert singular.rank_deficient
     assert "under 21 images" in distributions.table(singular)[-1]
+    for seed in (3, 4):  # of the subsets
+        told = distributions.measure("made up", points(30), points(20, seed=1), seed=seed)
+        own = distances.kernel_distance(points(30), points(20, seed=1), 100, 1000, seed)
+        assert (told.kernel_distance, told.kernel_distance_std) == own
+        assert told.kernel_distance != enough.kernel_distance
 
 
 def test_fid_and_inception_score_are_named_only_in_the_space_of_inception() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rcdm_fast import storage
+from rcdm_fast import sealed, storage
 from rcdm_fast.config import ConfigError, EncoderConfig
 from rcdm_fast.data.world import World
 from rcdm_fast.encoders import ImageEncoder, build, factor_reader, native
@@ -21,7 +21,7 @@ from rcdm_fast.metrics.factors import score
 from rcdm_fast.training import reader as training
 from rcdm_fast.training.reader import ReaderConfig
 
-SMALL = ReaderConfig(size=16, images=16 * 6, batch_size=16, held_out=20, save_every=2)
+SMALL = ReaderConfig(size=16, images=16 * 6, batch_size=16, held_out=20, save_every=2, weight_decay=0.125)
 
 
 def test_scores_of_known_values() -> None:
@@ -111,6 +111,8 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     seen: list[int] = []
     parts, _ = training.train(SMALL, tmp_path / "parts", lambda step, steps, loss: seen.append(step))
     assert seen == [3, 4, 5, 6]
+    (group,) = sealed.load(tmp_path / "whole" / "state-000000006.pt")["optimizer"]["param_groups"]
+    assert (group["weight_decay"], len(group["params"])) == (SMALL.weight_decay, len(storage.read_tensors(whole)))
     a, b = storage.read_tensors(whole), storage.read_tensors(parts)
     assert all(torch.equal(a[name], b[name]) for name in a)
     with pytest.raises(RunError, match="learning_rate"):

@@ -134,6 +134,12 @@ def test_it_begins_as_a_known_solver(prediction: Any) -> None:
         torch.testing.assert_close(got, want, atol=1e-9, rtol=0)
 
 
+def test_the_network_is_asked_at_timesteps_that_there_are() -> None:
+    numbers = torch.from_numpy(fitted.initial(BASE, (300.0, 999.0)))
+    numbers[2:4] = torch.tensor([7.5, -2000])
+    assert fitted.resolve(BASE, 2, numbers).asked.tolist() == [999, 0]
+
+
 def test_gradients_of_all_numbers() -> None:
     numbers = torch.tensor(some(4).numbers, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda each: tuple(fitted.resolve(BASE, 4, each)), (numbers,), atol=1e-5)

@@ -219,6 +219,15 @@ def test_the_cluster_that_was_asked_for(
     assert local.run(spec.load(), h, tmp_path / "job", config).complete
 
 
+def test_a_worker_loads_what_the_driver_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rcdm_fast.jobs import cluster
+
+    told: list[Any] = []
+    monkeypatch.setattr(cluster, "load", lambda *given, **named: told.extend([given, named]))
+    cluster.ModelSpec("m.pt", "flags.json", "timm:resnet18", "cuda:1", "eager", "bf16", "ab" * 32).load()
+    assert told == [("m.pt", "flags.json", "timm:resnet18", "cuda:1", "eager", "bf16"), {"sha256": "ab" * 32}]
+
+
 def test_the_command(inputs: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, _ = inputs
     h = representations(10)

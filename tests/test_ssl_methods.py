@@ -207,6 +207,13 @@ def test_byol_has_no_loss_where_prediction_and_target_agree(data: ImageSet) -> N
     view = data.floats(slice(0, 16))
     loss = method.loss(network, [view, view], None, 0)
     assert abs(float(loss.detach())) < 1e-4  # target and network begin equal
+    views = [view, view.flip(3)]
+    with torch.no_grad():
+        first, second = (method.outputs(method.target, each) for each in views)
+    cos = float(torch.nn.functional.cosine_similarity(first, second).mean())
+    assert cos < 0.9
+    # each view's prediction is held against the other view's target
+    assert float(method.loss(network, views, None, 0).detach()) == pytest.approx(4 - 4 * cos, abs=1e-4)
 
 
 def test_solarization_turns_over_bright_values(generator: torch.Generator) -> None:

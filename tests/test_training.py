@@ -195,6 +195,15 @@ def test_probes_on_clouds(generator: torch.Generator) -> None:
         assert probe(noise[half[0]], labels[half[0]], noise[half[1]], labels[half[1]]) < 0.5
 
 
+def test_a_near_neighbor_outvotes_two_that_are_far() -> None:
+    """Weights are exp(cos / 0.1): e^10 at 0 degrees, e^5 at 60."""
+    bank = torch.tensor([[1.0, 0], [0.5, 0.75**0.5], [0.5, -(0.75**0.5)]])
+    labels, query = torch.tensor([0, 1, 1]), torch.tensor([[3.0, 0]])
+    for temperature, seen in ((0.1, 0), (1.0, 1)):
+        assert probes.knn_accuracy(bank, labels, query, torch.tensor([seen]), temperature=temperature) == 1
+    assert probes.knn_accuracy(bank, labels, query, torch.tensor([0])) == 1
+
+
 def test_learning_rate_rises_and_falls() -> None:
     lr_schedule = [learning_rate(step, 100, 0.1, 1.0) for step in range(100)]
     assert lr_schedule[0] == pytest.approx(0.1)
