@@ -389,7 +389,7 @@ MEASURING = (
             Row("--set", "fraction=2", {"calibrate.config.fraction": 2}),
             Row("--max-wrong", "3", {}),
             *of_engine(),
-            Row("--json", "x.json", {"files": ["x.json"], "facts.device": CPU}),
+            writes("--json", "x.json"),
         ),
         {"load.source": "a", "file_of.name": "shapes-reader"},
     ),

@@ -54,7 +54,7 @@ class CalibrateConfig(SlopesConfig):
     Attributes:
         subsets: how many of the 16 subsets of the fraction; an even number.
         fraction: which subsets (`oracle_code.subsets`); rules may be fitted to the first one, 0, alone.
-        readable: items that readouts are cross-validated on; at least 100.
+        readable: pairs of items that readouts are cross-validated on; at least 100.
         world_seed: of the items. No reader or decoder that ships has seen items of the usual one.
     """
 
@@ -81,7 +81,7 @@ class Judged:
     Attributes:
         cell: with the truth.
         free: whether thresholds may be moved on it.
-        readouts: R^2 of the factor from the representation, linear and non-linear.
+        readouts: R^2 of the factor's changes from those of the representation, linear and non-linear.
         verdict: the rule's.
     """
 
@@ -205,7 +205,7 @@ def calibrate(
         ConfigError: a decoder that takes other representations or draws images of another size, or too few sources.
     """
     config = config or CalibrateConfig()
-    world = World(reader.world, max(config.sources, config.readable), reader.size, config.world_seed)  # type: ignore[arg-type]
+    world = World(reader.world, max(config.sources, 2 * config.readable), reader.size, config.world_seed)  # type: ignore[arg-type]
     samplers: dict[str, Sampler] = {IDEAL: IdealSampler(world, config.seed)}
     for name, model in decoders.items():
         if name == IDEAL or model.image_size != reader.size:
@@ -243,16 +243,22 @@ def _free(number: int, config: CalibrateConfig) -> bool:
 
 
 def _readouts(world: World, subset: Sequence[str], config: CalibrateConfig) -> dict[str, tuple[Interval, ...]]:
-    """R^2 of every factor, cross-validated over items: of a ridge, and of one on random cosines of h as well."""
-    factors = world.factors(range(config.readable))
+    """R^2 of a change of every factor from the change of h, cross-validated over pairs of items.
+
+    Of a ridge, and of one on random cosines of h and its change as well.
+    """
+    factors = world.factors(range(2 * config.readable))
     h = Code(world.world, tuple(subset), masked=True)(factors).double()
-    bent = torch.cat([h, left_out.waves(h, WAVES, config.seed)(h)], dim=1)
+    before, after = h.chunk(2)
+    change = (after - before)[:, None]
+    bent = torch.cat([change, left_out.waves(before, change, WAVES, seed=config.seed)], dim=2)
     found = {}
     for place, factor in enumerate(world.about[:8]):
-        target = world_slopes.place(factors[:, place], factor)[:, None]
+        values = world_slopes.place(factors[:, place], factor)
+        target = (values[config.readable :] - values[: config.readable])[:, None]
         tried = []
-        for inputs in (h, bent):
-            left, spread = (each.numpy() for each in left_out.errors(inputs[:, None], target))
+        for inputs in (change, bent):
+            left, spread = (each.numpy() for each in left_out.errors(inputs, target))
             tried.append(slopes.slope(spread - left, spread))
         found[factor.name] = tuple(tried)
     return found
