@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -188,7 +189,8 @@ class Turned(Flat):
 
 def test_a_direction_is_read_from_its_cosine_and_sine_and_a_code_by_a_non_linear_readout_alone() -> None:
     images = photographs(200).floats(slice(None))
-    plain, coded = (readout.Reader(Turned(times), images).read(AUGMENTATIONS["hue"]) for times in (1, 3))
+    codes: list[Any] = [Turned(1), Turned(3)]
+    plain, coded = (readout.Reader(code, images).read(AUGMENTATIONS["hue"]) for code in codes)
     assert plain.explained(readout.LINEAR).low > 0.7
     assert plain.explained(readout.BENT).low > 0.6
     assert coded.explained(readout.LINEAR).high < 0.01

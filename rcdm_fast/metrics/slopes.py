@@ -73,5 +73,7 @@ def quantile(degrees: Floats) -> Floats:
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
-    found: Floats = z + sum(term / degrees**power for power, term in enumerate(terms, 1))
+    found = np.full_like(degrees, z, dtype=np.float64)
+    for power, term in enumerate(terms, 1):
+        found = found + term / degrees**power
     return found
