@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from rcdm_fast.analysis import attack, common, robustness
-from rcdm_fast.analysis.attack import AttackConfig, Attacked
 from rcdm_fast.analysis.perturb import LEVEL, against_probe, fgsm, pgd
 from rcdm_fast.analysis.registry import EXPERIMENTS, Job
 from rcdm_fast.analysis.result import Analysis, Table
+from rcdm_fast.analysis.robustness import AttackConfig, Attacked
 from rcdm_fast.config import ConfigError, EncoderConfig
 from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.encoders import ImageEncoder
@@ -84,7 +84,7 @@ def value(found: Analysis, name: str, row: int, column: int = 1) -> float:
 
 def test_a_probe_under_attack(data: ImageSet) -> None:
     found = attack.run([small.model(), small.model()], data, QUICK)
-    for method in attack.METHODS:
+    for method in robustness.METHODS:
         assert value(found, f"accuracy-{method}", 0) > 0.95
         assert value(found, f"accuracy-{method}", 2) < 0.1
         assert value(found, f"moved-{method}", 0) == value(found, f"moved-pairs-{method}", 0) == 0

@@ -157,16 +157,15 @@ def test_what_is_written_is_what_error_rates_read(
 
 def test_calibrations_that_say_nothing(tmp_path: Path) -> None:
     good: dict[str, Any] = {"version": 1, "rules": {"version": rules.VERSION}, "decoders": []}
-    for number, (change, message) in enumerate(
-        (
-            ({"rules": {"version": "1999-01-01"}}, "of rules 1999-01-01, not of"),
-            ({}, "without cells that moved no threshold"),
-            ({"decoders": [{"name": "a", "cells": [{"kept": True, "called": "kept", "free": True}]}]}, "without cells"),
-            ({"decoders": 5}, "no calibration"),
-        )
-    ):
+    wrong: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"rules": {"version": "1999-01-01"}}, "of rules 1999-01-01, not of"),
+        ({}, "without cells that moved no threshold"),
+        ({"decoders": [{"name": "a", "cells": [{"kept": True, "called": "kept", "free": True}]}]}, "without cells"),
+        ({"decoders": 5}, "no calibration"),
+    )
+    for number, (change, message) in enumerate(wrong):
         file = tmp_path / f"{number}.json"
-        file.write_text(json.dumps({**good, **change}))
+        file.write_text(json.dumps(good | change))
         with pytest.raises(ConfigError, match=message):
             error_rates.measured(file)
     with pytest.raises(ConfigError, match="no calibration"):

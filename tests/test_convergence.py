@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -46,7 +47,7 @@ CASES = (
 INVERSIONS: dict[str, tuple[int, int, Callable[..., Tensor]]] = {  # order, states that are given, the inversion
     "explicit": (1, 0, solvers.ddim_inversion),
     "implicit": (1, 1, solvers.implicit_inversion),
-    "implicit, 3 iterations": (1, 1, lambda *given: solvers.implicit_inversion(*given, iterations=3)),
+    "implicit, 3 iterations": (1, 1, functools.partial(solvers.implicit_inversion, iterations=3)),
     "multistep": (2, 2, multistep_inversion.inversion),
 }
 

@@ -172,7 +172,7 @@ def test_a_report_names_its_space_its_numbers_and_a_singular_covariance() -> Non
     for seed in (3, 4):  # of the subsets
         told = distributions.measure("made up", points(30), points(20, seed=1), seed=seed)
         own = distances.kernel_distance(points(30), points(20, seed=1), 100, 1000, seed)
-        assert (told.kernel_distance, told.kernel_distance_std) == own
+        assert (told.kernel_distance, told.kernel_subset_spread) == own
         assert told.kernel_distance != enough.kernel_distance
 
 

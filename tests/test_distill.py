@@ -236,7 +236,7 @@ def test_what_is_refused(teacher: Path, student: Made, data: ImageSet, tmp_path:
         ({"trajectories": 15, "batch_size": 16}, r"trajectories \(15\) must make at least one batch of 16"),
     ):
         with pytest.raises(ConfigError, match=message):
-            DistillConfig("few", "m", **changes)  # type: ignore[arg-type]
+            DistillConfig("few", "m", **changes)
     config = DistillConfig("few", str(teacher), trajectories=48, judged=2, **QUICK)
     for path, images, message in (
         (teacher, None, "takes representations: give images with --data"),

@@ -62,9 +62,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Image.fromarray(each).save(f"photos/{number:02}.png")
     Image.fromarray(np.tile(pixels[0], (2, 3, 1))).save("photo.jpg")
     Path("net.py").write_text(NET)
-    torch.save(
-        {"model": build("python:net.py:TinyNet?size=32&mean=0.5&std=0.5&trust=1").network.state_dict()}, "net.pth"
-    )  # type: ignore[attr-defined]
+    net = build("python:net.py:TinyNet?size=32&mean=0.5&std=0.5&trust=1").network  # type: ignore[attr-defined]
+    torch.save({"model": net.state_dict()}, "net.pth")
     values = {"name": "x", "unet": UNET, "encoder": None, "precision": "fp32"}
     Path("starter.json").write_text(json.dumps(values))
     return tmp_path
@@ -135,11 +134,13 @@ def test_a_sheet_leaves_the_loop_as_it_was(tmp_path: Path) -> None:
     state |= {name: net.state_dict()[name] for name in state if name.startswith("1.")}  # the loop's own step
     assert all(torch.equal(value, net.state_dict()[name]) for name, value in state.items())
     loss.backward()
-    assert net[0].weight.grad is not None
+    first = net[0]
+    assert isinstance(first, nn.Conv2d)
+    assert first.weight.grad is not None
     assert np.array_equal(look.array(net), one)
-    assert np.array_equal(look(net), one)
+    assert np.array_equal(np.asarray(look(net)), one)
     with torch.no_grad():
-        net[0].weight.mul_(-1)
+        first.weight.mul_(-1)
     assert not np.array_equal(look.array(net), one)
     with pytest.raises(EncoderError, match="nothing tells what images"):
         SheetOf(path, images, list(images[:2]), device="cpu")(net)

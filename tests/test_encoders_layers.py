@@ -44,7 +44,8 @@ class Repeats(nn.Module):
         two = self.alias(one.flatten(2).transpose(1, 2))
         if not self.training:
             raise RuntimeError("a head that does not work here")
-        return two
+        seen: Tensor = two
+        return seen
 
 
 def test_calls_of_one_layer_are_told_apart() -> None:
@@ -131,6 +132,7 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Conv2d]:
         node("Flatten", ["pooled"], ["h"], "flat"),
         node("Mul", ["h", "two"], ["z"], "scale"),
     ]
+    assert conv.bias is not None
     values = {"w": conv.weight.numpy(), "b": conv.bias.numpy(), "two": np.float32(2), "yes": np.array(True)}
     model = helper.make_graph(
         nodes, "g", [info("x", TensorProto.FLOAT, ["n", 3, 16, 16])],

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from rcdm_fast.analysis import attack, common, manipulate, neighbors
-from rcdm_fast.analysis.attack import AttackConfig
 from rcdm_fast.analysis.neighbors import NeighborsConfig
+from rcdm_fast.analysis.robustness import AttackConfig
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.images import to_uint8

@@ -14,7 +14,6 @@ import torch
 import rcdm_fast
 from rcdm_fast import engine_comparison
 from rcdm_fast.analysis import (
-    attack,
     calibrate,
     common,
     interpolate,
@@ -24,6 +23,7 @@ from rcdm_fast.analysis import (
     neighbors,
     out_of_distribution,
     photos,
+    robustness,
     sweeps,
     world_slopes,
 )
@@ -46,7 +46,7 @@ OTHER: dict[type, dict[str, Any]] = {
     engine_comparison.Settings: {"per": 4, "steps": 25},
     playground.Settings: {"steps": 25},
     common.ExperimentConfig: {"per": 2, "steps": 25},
-    attack.AttackConfig: {"per": 2, "steps": 25},
+    robustness.AttackConfig: {"per": 2, "steps": 25},
     manipulate.ManipulateConfig: {"per": 2, "steps": 25},
     neighbors.NeighborsConfig: {"per": 4, "steps": 25},
     out_of_distribution.UnfamiliarConfig: {"per": 4, "steps": 25},

@@ -42,11 +42,12 @@ from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, UNetConfig
 from rcdm_fast.data.image_set import ImageSet, step_generator
 from rcdm_fast.diffusion import registry
 from rcdm_fast.diffusion.schedule import AT, Placement, Schedule
-from rcdm_fast.diffusion.solvers import ddim
+from rcdm_fast.diffusion.solvers import Solver, ddim
 from rcdm_fast.errors import RunError
 from rcdm_fast.exporters.graph import hash_of
 from rcdm_fast.metrics.intervals import Interval, bootstrap
 from rcdm_fast.models import checkpoint, networks
+from rcdm_fast.models.unet import UNet
 from rcdm_fast.precision import ieee_fp32
 from rcdm_fast.training import ema, fused_unet, representations, resume, trajectories, trust
 from rcdm_fast.training.pretrain import learning_rate
@@ -303,7 +304,7 @@ class Run:
         config = self.config
         x, given = self.draw(step_generator(config.seed, 0, _JUDGED), config.judged, per=2)
         found: dict[str, list[Tensor]] = {}
-        ways = {"student": (self._averaged(), ddim, self._walk)}
+        ways: dict[str, tuple[UNet, Solver, Schedule]] = {"student": (self._averaged(), ddim, self._walk)}
         ways[f"ddim {AT}{','.join(map(str, self.own))}"] = self.teacher, ddim, self._walk
         for name, known in registry.SOLVERS.items():
             if not known.fresh:
@@ -326,7 +327,7 @@ class Run:
             log.warning("the student is no nearer to its teacher than the teacher in as few evaluations: train longer")
         return Judged(own, distances, _variance(made_by["student"]) / _variance(truth))
 
-    def _averaged(self) -> Any:
+    def _averaged(self) -> UNet:
         return networks.from_tensors(self._unet, self.average.whole(), self.device)
 
     def _interval(self, made: Tensor, truth: Tensor) -> Interval:

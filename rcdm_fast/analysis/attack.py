@@ -173,6 +173,6 @@ def _attack(
         drawn.append(samples)
     rows = []
     for row in range(min(config.shown, len(sources))):
-        pair = (fit_images(each[sources[row]][None], model.image_size)[0].cpu() for each in (views, strongest))
-        rows.append([shown for one, samples in zip(pair, drawn, strict=True) for shown in (one, *samples[row])])
+        both = [fit_images(each[sources[row]][None], model.image_size)[0].cpu() for each in (views, strongest)]
+        rows.append([shown for one, samples in zip(both, drawn, strict=True) for shown in (one, *samples[row])])
     return Attacked(name, correct, moved, moved_pairs, np.stack(kept), rows)

@@ -205,7 +205,7 @@ def calibrate(
         ConfigError: a decoder that takes other representations or draws images of another size, or too few sources.
     """
     config = config or CalibrateConfig()
-    world = World(reader.world, max(config.sources, 2 * config.readable), reader.size, config.world_seed)  # type: ignore[arg-type]
+    world = World(reader.world, max(config.sources, 2 * config.readable), reader.size, config.world_seed)
     samplers: dict[str, Sampler] = {IDEAL: IdealSampler(world, config.seed)}
     for name, model in decoders.items():
         if name == IDEAL or model.image_size != reader.size:

@@ -130,10 +130,10 @@ def _photos(job: Job) -> Analysis:
 
 
 def _attack(job: Job) -> Analysis:
-    from rcdm_fast.analysis import attack
+    from rcdm_fast.analysis import attack, robustness
     from rcdm_fast.config import from_dict
 
-    config = from_dict(attack.AttackConfig, job.settings, "settings of attack")
+    config = from_dict(robustness.AttackConfig, job.settings, "settings of attack")
     return attack.run((job.model, *job.against), job.images, config, job.progress, job.shared)
 
 

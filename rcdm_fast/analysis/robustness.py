@@ -106,8 +106,7 @@ def kept_part(result: Attacked, place: int, config: AttackConfig) -> Interval:
 
 def both_right(results: Sequence[Attacked]) -> np.ndarray:
     """Which clean images all probes have right, bool [P]."""
-    right: np.ndarray = np.stack([result.correct["pgd"][0] for result in results]).all(axis=0)
-    return right
+    return np.asarray(np.stack([result.correct["pgd"][0] for result in results]).all(axis=0))
 
 
 def _moved(result: Attacked, name: str) -> dict[str, np.ndarray]:

@@ -19,7 +19,7 @@ import torch
 
 from rcdm_fast import cli, storage
 from rcdm_fast import config as configs
-from rcdm_fast.analysis import attack, neighbors, sweeps
+from rcdm_fast.analysis import neighbors, robustness, sweeps
 from rcdm_fast.analysis.layer import LayersConfig
 from rcdm_fast.app.playground import Settings
 from rcdm_fast.cli import training as commands
@@ -49,7 +49,7 @@ CONFIGURATIONS: dict[str, Any] = {
     "job": JobConfig,
     "invariance": sweeps.InvarianceConfig,
     "layers": LayersConfig,
-    "attack": attack.AttackConfig,
+    "attack": robustness.AttackConfig,
     "neighbors": neighbors.NeighborsConfig,
     "playground": Settings,
 }
