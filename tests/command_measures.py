@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,7 +28,8 @@ from tests.command_rows import (
 
 CPU = torch.device("cpu")
 HALF = {"value": 0.5, "low": 0.5, "high": 0.5}
-AS_FIRST = {"flags": None, "encoder": None, "device": None, "engine": "auto", "precision": "auto"}
+NOTHING = dict.fromkeys(("flags", "encoder", "device", "convention", "pooling"))
+AS_FIRST: dict[str, Any] = {**NOTHING, "engine": "auto", "precision": "auto"}
 SECOND = again("load#2", source="b", engine_file=None, sha256=None, **AS_FIRST)
 THIRD = again("load#3", source="third", engine_file=None, sha256=None, **AS_FIRST)
 ABOUT = "Measured on {}, {} steps, seed {}. Intervals are 95 % intervals."
@@ -197,13 +199,14 @@ MEASURING = (
             Row("--data", "E", {"open_data.source": "E", **dict.fromkeys(all_of(TASKS, "data"), "images of E")}),
             Row("--against", "third", {"page.tasks[0].job.against[1]": "model third", **THIRD}),
             Row("--experiments", "layers", gone("page.tasks[1]", TASK)),
+            Row("--methods", None, gone("page", "methods")),  # a function that is told the paragraph
             row("--sources", 4, *all_of(TASKS, "settings.sources")),
             row("--steps", 7, *all_of(TASKS, "settings.steps"), page__about=ABOUT.format("6 images", 7, 0)),
             row("--seed", 9, *all_of(TASKS, "settings.seed"), page__about=ABOUT.format("6 images", 25, 9)),
             *of_file(),
             *of_engine("load load#2"),
         ),
-        {**dict.fromkeys(all_of(TASKS, "data"), "images of D"), "page.command": "rcdm ..."},
+        {**dict.fromkeys(all_of(TASKS, "data"), "images of D")},
     ),
     Usage(
         "report m --data D --train-data T --photograph [A-D] --experiments neighbors,faithfulness --out r.html",
@@ -214,7 +217,6 @@ MEASURING = (
         {
             **dict.fromkeys(all_of(TASKS, "data"), "images of D"),
             "page.tasks[0].job.training": "images of T",
-            "page.command": "rcdm ...",
         },
     ),
     Usage(
@@ -225,7 +227,6 @@ MEASURING = (
             "page.tasks[0].job.settings.steps": 25,
             "page.tasks[0].job.settings.sources": GONE,
             "page.tasks[1].name": GONE,
-            "page.command": "rcdm ...",
         },
     ),
     Usage(
@@ -251,7 +252,7 @@ MEASURING = (
         "bench m --steps 7 --data D",
         (
             row("--data", "E", "open_data.source", **dict.fromkeys(("can__data", "quality__data"), "images of E")),
-            *(row(f"--{name}", 20, *all_of("can quality", f"config.{name}")) for name in ("sources", "references")),
+            *(row(f"--{name}", 21, *all_of("can quality", f"config.{name}")) for name in ("sources", "references")),
             row("--per", 3, *all_of("can quality", "config.per")),
             row("--gallery", 5, *all_of("can quality", "config.gallery")),
             row("--seed", 9, *all_of("can quality", "config.seed")),

@@ -204,7 +204,8 @@ def test_faithfulness_is_what_evaluate_measures() -> None:
     expected = evaluate(small.model(), data, config)
     assert table(found, "ranks").rows[0][1] == expected.mrr
     assert table(found, "distances").rows[0][1] == expected.distance
-    assert [row[0] for row in table(found, "distances").rows[1:]] == [f"real neighbor number {k}" for k in (1, 5, 10)]
+    names = ["the source, blurred by 1 px", *(f"real neighbor number {k}" for k in (1, 5, 10))]
+    assert [row[0] for row in table(found, "distances").rows[1:]] == names
     assert found.figures["samples"].height > 6 * 96
     assert len(found.findings) == 2
     with pytest.raises(ConfigError, match="at least 20 of them, got 5"):

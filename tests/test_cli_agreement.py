@@ -90,6 +90,7 @@ def test_messages_name_options_that_there_are(checkout: Path) -> None:
     }
     known |= {"--verbose", "--debug", "--version", "--help"}
     others = {"--nproc-per-node", "--no-build-isolation"}  # of torchrun and pip
+    others |= {"--error-unmatch", "--porcelain", "--untracked-files"}  # of git
     found: set[tuple[str, str]] = set()
     for file in (*(checkout / "rcdm_fast").rglob("*.py"), *(checkout / "training").rglob("*.py")):
         if file.name == "bundled.py" or file.is_symlink() or "_build_info" in file.name:  # has options of its own

@@ -183,11 +183,11 @@ def test_a_sheet_has_photo_view_and_samples() -> None:
     cells = [
         [rows[0].photo, seen[0], *drawn[:2]], [white, white, *drawn[2:4]], [rows[2].photo, seen[2], drawn[4]],
     ]  # fmt: skip
-    titles = ["photo", "seen", "samples (a model)"]
-    wanted = image_sheet(cells, cell=96, column_titles=titles, row_titles=["", "", ""], group_gaps=[2])  # type: ignore[arg-type]
+    titles, names = ["photo", "seen", "samples (a model)"], [f"{n} ?.png" for n in range(3)]
+    wanted = image_sheet(cells, cell=96, column_titles=titles, row_titles=names, group_gaps=[2])  # type: ignore[arg-type]
     assert found == wanted
     bare = sampling._sheet(model, [rows[1]], samples[:2], 2, "a model")
-    titles, names = ["samples (a model)"], ["1__"]
+    titles, names = ["samples (a model)"], ["1 ?.png"]
     assert bare == image_sheet([drawn[:2]], cell=96, column_titles=titles, row_titles=names, group_gaps=[])
 
 

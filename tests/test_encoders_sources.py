@@ -183,7 +183,7 @@ def test_torchhub_runs_code_only_when_trusted(tmp_path: Path) -> None:
     encoder = build(f"{spec}&trust_repo=1&pretrained=1")
     assert encoder.dim == 3
     assert encoder.config.source == f"torchhub:{tmp_path}:flat?pretrained=1"  # trust is not stored
-    with pytest.raises(EncoderError, match="trust_repo"):
+    with pytest.raises(EncoderError, match=r"if you trust it, give the encoder as torchhub:.*&trust=1"):
         build(encoder.config)
     images = make_images(8)
     assert torch.equal(build(encoder.config, trust_repo=True).encode(images), encoder.encode(images))

@@ -317,7 +317,7 @@ def test_wrong_settings() -> None:
             JobConfig(**changes)
     with pytest.raises(ConfigError, match="threads must be at least 1, got 0"):
         RunOptions(threads=0)
-    with pytest.raises(ConfigError, match=r"no solver called 'none'; known: auto, fitted, ancestral, ddim, "):
+    with pytest.raises(ConfigError, match=r"no solver called 'none'; known: auto, fitted, student, ancestral, ddim, "):
         run(small.model(), Path("never"), solver="none")
     assert not Path("never").exists()
 

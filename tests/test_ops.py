@@ -59,7 +59,11 @@ def _run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_an_unknown_instruction_set_is_an_error() -> None:
-    done = _run("from rcdm_fast import ops; ops.describe(); ops.instruction_set()", RCDM_FAST_CPU_ISA="mmx")
+    code = (
+        "import torch; from rcdm_fast import ops; ops.load(); x = torch.zeros(1, 1, 2, 2); "
+        "torch.ops.rcdm_fast.solver_step(x, x, [], [], 0.0, 1.0, 1.0, 1.0, 0.0)"
+    )
+    done = _run(code, RCDM_FAST_CPU_ISA="mmx")
     assert done.returncode != 0
     assert "RCDM_FAST_CPU_ISA=mmx: expected base, avx2, avx512 or avx512_bf16" in done.stderr
 

@@ -26,6 +26,7 @@ from rcdm_fast.training.batches import Standardization
 from rcdm_fast.training.config import TrainConfig
 from rcdm_fast.training.losses import DiffusionLoss, LossConfig, Weighting
 from rcdm_fast.training.pretrain import PretrainConfig, learning_rate, pretrain
+from rcdm_fast.training.reader import ReaderConfig
 from rcdm_fast.training.train import train
 from tests import small
 
@@ -368,5 +369,7 @@ def test_shipped_configurations_are_valid(checkout: Path) -> None:
         text = file.read_text()
         if file.stem.endswith("-encoder"):
             assert f"{from_json(PretrainConfig, text, file.name).name}-encoder" == file.stem
+        elif file.stem.endswith("-reader"):
+            assert from_json(ReaderConfig, text, file.name).name == file.stem
         else:
             assert from_json(TrainConfig, text, file.name).name == file.stem

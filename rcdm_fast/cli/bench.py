@@ -38,7 +38,7 @@ def bench(
     gallery: Annotated[int, typer.Option(help="With --data: real images to rank among; 0: all.")] = 0,
     references: Annotated[
         int, typer.Option(help="With --data: sources whose samples are held against the end of the flow.")
-    ] = 16,
+    ] = 20,
     seed: common.Seed = SamplingConfig.seed,
     plot: Annotated[Path | None, typer.Option(help="With --data: an SVG of the numbers against evaluations.")] = None,
     flags: common.Flags = None,

@@ -36,20 +36,20 @@ def distill(
 
     Example: rcdm distill cifar10-simclr-trunk --data cifar10/train --nfe 4 --out runs/student
     """
-    from rcdm_fast import encoders
     from rcdm_fast.config import from_dict
     from rcdm_fast.data.sources import open_data
     from rcdm_fast.devices import best
     from rcdm_fast.models import checkpoint
+    from rcdm_fast.training import trust
     from rcdm_fast.training.distill import DistillConfig
     from rcdm_fast.training.distill import distill as run
 
     place = best(device)
     values: dict[str, Any] = {"name": name or out.name, "model": model, "nfe": nfe, "seed": seed}
-    trusted = []
+    trusted: list[str] = []
     if encoder is not None:
-        values["encoder"] = dataclasses.asdict(encoders.build(encoder, place).config)
-        trusted += [values["encoder"]["source"]] if encoders.trusts(encoder) else []
+        built, trusted = trust.built(encoder, out, place)
+        values["encoder"] = dataclasses.asdict(built.config)
     settings = from_dict(DistillConfig, changed(values, change or []), "options")
     size = checkpoint.load_model(model, None, sha256)[0].unet.image_size
     images = None if data is None else open_data(data, size)

@@ -5,7 +5,6 @@ Knows nothing about experiments (`analysis/`) or pages (`report/`).
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -83,8 +82,6 @@ def report(
     title = f"What the representation of {loaded.config.name or model} keeps"
     images = [f"{len(each)} {what}" for each, what in ((known, "images"), (shown, "photographs")) if each is not None]
     about = f"Measured on {' and '.join(images)}, {steps} steps, seed {seed}. Intervals are 95 % intervals."
-    page = build.build(tasks, out, title=title, about=about, left_out=left_out, note=common.say)
-    numbers = page.with_suffix(".json")
-    if methods:
-        common.say(json.loads(numbers.read_text(encoding="utf-8"))["methods"])
-    common.say(f"{page}: finished; numbers in {numbers}")
+    told = common.say if methods else None
+    page = build.build(tasks, out, title=title, about=about, left_out=left_out, note=common.say, methods=told)
+    common.say(f"{page}: finished; numbers in {page.with_suffix('.json')}")

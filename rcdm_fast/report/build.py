@@ -19,7 +19,7 @@ from rcdm_fast.analysis import claims, registry, rules
 from rcdm_fast.analysis.registry import Job
 from rcdm_fast.analysis.result import Analysis
 from rcdm_fast.config import ConfigError
-from rcdm_fast.report import methods
+from rcdm_fast.report.methods import paragraph
 from rcdm_fast.report.page import render
 
 Note = Callable[[str], None]
@@ -41,6 +41,7 @@ def build(
     about: str,
     left_out: Mapping[str, str] | None = None,
     note: Note = print,
+    methods: Note | None = None,
 ) -> Path:
     """Run the tasks and write `file` (HTML) and the JSON beside it.
 
@@ -50,6 +51,7 @@ def build(
         title, about: heading and first sentence.
         left_out: experiments that the caller already knows cannot be run, with the reason.
         note: told what begins, and what is left out.
+        methods: told the paragraph for a paper, which stands on the page in any case.
 
     Returns:
         The path of the page.
@@ -80,10 +82,12 @@ def build(
     models = {id(each): each for task in tasks for each in (task.job.model, *task.job.against)}
     facts = provenance.made_by(list(models.values()), {"data": job.data, "photos": job.photos})
     facts |= {"rules": rules.VERSION, "seconds": took}
-    how = methods.paragraph(results, facts)
+    how = paragraph(results, facts)
     outputs.keep(page, lambda file: storage.write_text(file, render(title, about, results, missing, facts, how)))
     numbers = as_json(title, results, missing, facts) | {"methods": how}
     outputs.keep(page.with_suffix(".json"), lambda file: storage.write_json(file, numbers))
+    if methods is not None:
+        methods(how)
     return page
 
 

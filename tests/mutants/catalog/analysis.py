@@ -47,7 +47,7 @@ ANALYSIS = (
     Mutant("a step is even", "rcdm_fast/analysis/interpolate.py", "np.divide(step - line,", "np.divide(line - step,", _OF_WAYS),
     Mutant("steps at one place only", "rcdm_fast/analysis/interpolate.py", "for at in range(1, shares.shape[1])]", "for at in range(1, 2)]", _OF_WAYS),
     Mutant("sources are among the real images", _EVALUATE, "    rest[places] = False\n", "", _OF_EVALUATE),
-    Mutant("another sample than the one beside its source", _EVALUATE, "drawn.representations[chosen, 0]", "drawn.representations[chosen, -1]", _OF_EVALUATE),
+    Mutant("another sample than the one beside its source", _EVALUATE, "encoded.representations[chosen, 0]", "encoded.representations[chosen, -1]", _OF_EVALUATE),
     Mutant("samples of a source count as one each", _INTERVALS, "        count *= max(1.0, trials)\n", "", _OF_INTERVALS),
     Mutant("pairs have nothing in common", _INTERVALS, "- 2 * together * x * y", "- 0 * together * x * y", _OF_INTERVALS),
     Mutant("nineteen are enough", _INTERVALS, "LEAST = 20", "LEAST = 19", _OF_INTERVALS),

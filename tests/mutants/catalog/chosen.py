@@ -78,8 +78,8 @@ CHOSEN = (
     Mutant(
         "the model's own space ignores the reference",
         "rcdm_fast/evaluation.py",
-        "    if own and reference is None:\n",
-        "    if own:\n",
+        "    if encoded is not None and reference is None:\n",
+        "    if encoded is not None:\n",
         ("tests/test_evaluate.py",),
     ),
     Mutant(
@@ -246,7 +246,7 @@ CHOSEN = (
     Mutant(
         "items that fail while they are drawn are not told",
         "rcdm_fast/jobs/stream.py",
-        "drawn.levels.permute(0, 3, 1, 2))\n        tell(ready.bad)",
+        "drawn.levels.permute(0, 3, 1, 2))\n        report(ready.bad)",
         "drawn.levels.permute(0, 3, 1, 2))",
         ("tests/test_jobs_draw.py::test_the_same_in_a_stream",),
     ),
