@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from typing import Any
 
 MARK = "<!-- every command, as its --help says it: docs/build.py -->"
@@ -17,13 +14,12 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def reference() -> str:
     """The help of every command of `rcdm`, each under a heading."""
+    import typer
+
     from rcdm_fast.cli import app
 
-    names = sorted(command.name or command.callback.__name__ for command in app.registered_commands)
-    return "\n\n".join(f"## rcdm {name}\n\n```text\n{_help(name)}\n```" for name in names)
-
-
-def _help(name: str) -> str:
-    words = [sys.executable, "-m", "rcdm_fast", name, "--help"]
-    wide = {**os.environ, "COLUMNS": "100", "TERMINAL_WIDTH": "100"}
-    return subprocess.run(words, check=True, capture_output=True, text=True, env=wide).stdout.strip()
+    parts = []
+    for name, command in sorted(typer.main.get_command(app).commands.items()):  # type: ignore[attr-defined]
+        context = command.make_context(f"rcdm {name}", [], resilient_parsing=True, terminal_width=100)
+        parts.append(f"## rcdm {name}\n\n```text\n{command.get_help(context).strip()}\n```")
+    return "\n\n".join(parts)

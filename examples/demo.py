@@ -1,7 +1,7 @@
 """`make demo`: real photographs, what the encoder sees of them, and samples from its backbone.
 
 Below them the known world: items of it, and samples of what three oracles say of each, which know all of an item, all
-but the object's color, and all but its place. What an oracle leaves out differs from sample to sample; what it keeps
+but the object's hue, and all but the ground's. What an oracle leaves out differs from sample to sample; what it keeps
 does not.
 
 Writes out/demo.png. The photographs are scikit-image's samples, so nothing is downloaded.
@@ -25,7 +25,7 @@ STEPS = 25
 CELL = 72
 WORLD = World(count=50)
 ITEMS = (3, 16, 21, 30, 43)  # every shape, and colors far apart
-LEFT_OUT = {"all of it is known: 3 samples": (), "all but its hue": ("hue",), "all but its place": ("x", "y")}
+LEFT_OUT = {"all is known": (), "all but its hue": ("hue",), "all but the ground's hue": ("ground_hue",)}
 OUT = Path("out/demo.png")
 
 

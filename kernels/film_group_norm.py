@@ -13,7 +13,6 @@ Knows nothing about models or how an implementation is chosen. Inference only. I
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -137,19 +136,45 @@ def _write(out: Tensor, inputs: NormInputs) -> None:
     )  # fmt: skip
 
 
+# Typed out, for PyTorch 2.11 reads the signature beside the schema.
 @triton_op("rcdm_fast::film_group_norm_triton_out", mutates_args={"out"}, schema=schema.FILM_GROUP_NORM_OUT)
-def film_group_norm_out(out: Tensor, x: Tensor, *others: Any) -> None:
+def film_group_norm_out(
+    out: Tensor,
+    x: Tensor,
+    skip: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    film: Tensor | None,
+    rows: Tensor | None,
+    groups: int,
+    eps: float,
+    silu: bool,
+    resample: int,
+    phases: bool,
+) -> None:
     """`reference.film_group_norm` into `out`; a row of `film` that is not there gives NaN for its image."""
-    inputs = NormInputs(x, *others)
+    inputs = NormInputs(x, skip, weight, bias, film, rows, groups, eps, silu, resample, phases)
     schema.check_out(out, schema.check_film_group_norm(inputs), x)
     with device_of(x):
         _write(out, inputs)
 
 
 @triton_op("rcdm_fast::film_group_norm_triton", mutates_args=(), schema=schema.FILM_GROUP_NORM)
-def film_group_norm(x: Tensor, *others: Any) -> Tensor:
+def film_group_norm(
+    x: Tensor,
+    skip: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    film: Tensor | None,
+    rows: Tensor | None,
+    groups: int,
+    eps: float,
+    silu: bool,
+    resample: int,
+    phases: bool,
+) -> Tensor:
     """`reference.film_group_norm` as a new tensor; otherwise as `film_group_norm_out`."""
-    inputs = NormInputs(x, *others)
+    inputs = NormInputs(x, skip, weight, bias, film, rows, groups, eps, silu, resample, phases)
     schema.check_film_group_norm(inputs)
     out = schema.film_group_norm_result(inputs)
     with device_of(x):

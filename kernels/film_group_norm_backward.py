@@ -9,8 +9,6 @@ Knows nothing about autograd or how an implementation is chosen. Importing this 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
@@ -37,9 +35,22 @@ def set_groups(channels: int, groups: int, itemsize: int) -> int:
 @triton_op(
     "rcdm_fast::film_group_norm_triton_backward", mutates_args=(), schema=schema_backward.FILM_GROUP_NORM_BACKWARD
 )
-def film_group_norm_backward(grad: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def film_group_norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    skip: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    film: Tensor | None,
+    rows: Tensor | None,
+    groups: int,
+    eps: float,
+    silu: bool,
+    resample: int,
+    phases: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients for x, skip, weight, bias and the picked rows of film; without elements for what is not there."""
-    x, skip, weight, bias, film, rows, groups, eps, silu, resample, phases = of = NormInputs(*inputs)
+    of = NormInputs(x, skip, weight, bias, film, rows, groups, eps, silu, resample, phases)
     shape = schema.check_film_group_norm(of)
     schema.check_out(grad, shape, x)
     n, channels, height, width = shape

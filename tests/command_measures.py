@@ -382,7 +382,7 @@ MEASURING = (
         "calibrate a",
         (
             Row(LAST, "late=b", {"calibrate.decoders.late": "model b", **SECOND}),
-            Row("--quick", None, {"calibrate.config.subsets": 4, "calibrate.config.sources": 256}),
+            Row("--quick", None, {"calibrate.config.subsets": 4, "calibrate.config.sources": 128}),
             row("--reader", "other", "file_of.name"),
             row("--steps", 7, "calibrate.config.steps"),
             row("--solver", "ddim", "calibrate.config.solver"),

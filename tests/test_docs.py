@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
+
+from tests.command_calls import COMMANDS
 
 PAGES = (
     "README.md",
@@ -38,6 +41,16 @@ def test_the_readme_is_read_in_two_minutes(checkout: Path) -> None:
     text = (checkout / "README.md").read_text(encoding="utf-8")
     assert len(text.splitlines()) <= MOST_LINES
     assert len(text.split()) <= MOST_WORDS
+
+
+def test_the_reference_has_every_command(checkout: Path) -> None:
+    path = checkout / "docs" / "build.py"
+    build = runpy.run_path(str(path))
+    page = build["on_page_markdown"]((checkout / "docs" / "cli.md").read_text(encoding="utf-8"))
+    heads = re.findall(r"(?m)^## rcdm (.+)$", page)
+    assert heads == sorted(COMMANDS.commands)
+    assert "Example: rcdm sample photos/" in page
+    assert build["on_page_markdown"]("# Another page") == "# Another page"
 
 
 def test_every_page_is_in_the_contents(checkout: Path) -> None:

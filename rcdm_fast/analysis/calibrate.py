@@ -71,7 +71,7 @@ class CalibrateConfig(SlopesConfig):
             raise ConfigError(f"subsets come in pairs, so their number is even; got {self.subsets}")
 
 
-QUICK: Mapping[str, int] = {"subsets": 4, "sources": 256}  # of a run in minutes
+QUICK: Mapping[str, int] = {"subsets": 4, "sources": 128}  # of a run in minutes
 
 
 @dataclass(frozen=True)
