@@ -72,7 +72,7 @@ def test_intervals_hold_the_truth_in_95_of_100_data_sets(name: str) -> None:
 def test_intervals_hold_the_truth_for_any_number_of_sources(name: str, sources: int, short: bool) -> None:
     """With 20 very unlike sources they are a little too wide (0.974)."""
     most = 0.98 if sources == 20 else 0.97
-    assert 0.93 <= _covered(name, sources, 2000 if short else 20000, seed=1) <= most
+    assert 0.93 <= _covered(name, sources, 8000 if short else 20000, seed=1) <= most
 
 
 def test_percentiles_of_a_bootstrap_do_not() -> None:
