@@ -49,7 +49,7 @@ def test_the_reference_has_every_command(checkout: Path) -> None:
     page = build["on_page_markdown"]((checkout / "docs" / "cli.md").read_text(encoding="utf-8"))
     heads = re.findall(r"(?m)^## rcdm (.+)$", page)
     assert heads == sorted(COMMANDS.commands)
-    assert "Example: rcdm sample photos/" in page
+    assert "Example: rcdm sample cat.jpg" in page
     assert build["on_page_markdown"]("# Another page") == "# Another page"
 
 
