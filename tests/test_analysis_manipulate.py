@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rcdm_fast.analysis import manipulate, properties
+from rcdm_fast.analysis import grounds, manipulate, properties
 from rcdm_fast.analysis.directions import class_of, common_dimensions, mean_difference, principal_directions
 from rcdm_fast.analysis.manipulate import ManipulateConfig
 from rcdm_fast.config import ConfigError
@@ -203,3 +203,82 @@ def test_classes_are_voted_by_the_gallery(mirror: Model) -> None:
     kept = manipulate._kept(mirror, images[:, None], setting, dataclasses.replace(QUICK, knn=4))
     assert kept is not None
     assert kept.tolist() == [0.0, 1.0, 0.0, 1.0, 0.0, 1.0]
+
+
+def test_neighbors_are_looked_for_by_angle() -> None:
+    """As the published code does: a neighbor ten times as long is one all the same."""
+    along, across = torch.tensor([[0.0, 1, 0, 0]]) * 10, torch.tensor([[1.0, 0, 1, 0]])
+    gallery = torch.cat([along.expand(5, -1), across.expand(5, -1)])
+    found = common_dimensions(torch.tensor([[0.0, 1, 0.1, 0]]), gallery, 5, 3)
+    assert found.tolist() == [[False, True, False, False]]
+
+
+def test_where_pixels_change() -> None:
+    before = small.make_images(4, 16)[:, None].expand(-1, 2, -1, -1, -1) * 0.5
+    frame, middle = torch.zeros(16, 16), torch.zeros(16, 16)
+    frame[:2] = frame[-2:] = frame[:, :2] = frame[:, -2:] = 0.3
+    middle[4:12, 4:12] = 0.3
+    assert grounds.lean(before, before + frame).tolist() == [1.0] * 4
+    assert grounds.lean(before, before + middle).tolist() == [-1.0] * 4
+    assert grounds.lean(before, before).tolist() == [0.0] * 4
+    torch.testing.assert_close(grounds.lean(before, before + 0.1), torch.zeros(4).double().numpy(), atol=1e-5, rtol=0)
+    one = torch.stack([before[:, 0] + frame, before[:, 1] + middle], dim=1)
+    assert grounds.lean(before, one).tolist() == [0.0] * 4  # a mean over samples
+    with pytest.raises(ConfigError, match="from 8 pixels"):
+        grounds.lean(before[..., :7], before[..., :7])
+
+
+def _moved(lean: float, control: float, kept: float | None, kept_control: float) -> grounds.Moved:
+    wave = torch.linspace(-0.02, 0.02, 40).double().numpy()
+    return grounds.Moved(
+        "it",
+        wave + lean,
+        control - wave,
+        None if kept is None else wave + kept,
+        None if kept is None else wave + kept_control,
+    )
+
+
+@pytest.mark.parametrize(
+    ("lean", "control", "kept", "kept_control", "holds"),
+    [
+        (0.5, 0.0, 0.8, 0.8, True),
+        (0.5, 0.0, 0.75, 0.8, True),
+        (0.5, 0.0, 0.5, 0.8, False),  # the object goes too
+        (-0.1, 0.0, 0.8, 0.8, False),  # the ground stays
+        (0.5, 0.5, 0.8, 0.8, None),
+        (0.5, 0.0, None, 0.8, None),
+    ],
+)
+def test_the_ground_goes_and_the_object_stays(
+    lean: float, control: float, kept: float | None, kept_control: float, holds: bool | None
+) -> None:
+    assert grounds.finding(_moved(lean, control, kept, kept_control), QUICK).holds is holds
+
+
+def test_common_dimensions_are_held_against_the_ground(
+    mirror: Model, data: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images black but for a frame that neighbors share: what they have in common is the frame."""
+    frame = torch.zeros(3, 16, 16, dtype=torch.bool)
+    frame[:, :2] = frame[:, -2:] = frame[:, :, :2] = frame[:, :, -2:] = True
+    object_at = torch.randint(4, 12, (100, 2), generator=torch.Generator().manual_seed(3))
+    real = torch.zeros(100, 3, 16, 16)
+    for number, (y, x) in enumerate(object_at.tolist()):
+        real[number, :, y, x] = 0.9 if number % 2 else -0.9
+    real += 0.6 * frame
+    gallery, chosen, labels = torch.arange(50), torch.arange(50, 80), torch.arange(100) % 2
+    setting = manipulate.Setting(
+        real[gallery].flatten(1), real[gallery], labels[gallery],
+        real[chosen].flatten(1), real[chosen], labels[chosen], chosen,
+    )  # fmt: skip
+    monkeypatch.setattr(manipulate, "_setting", lambda *_: setting)
+    found = manipulate.run(mirror, data, QUICK)
+    rows = {str(row[0]): row for row in found.tables[1].rows}
+    assert set(rows) == {"common dimensions zeroed", "common dimensions swapped"}
+    lean = rows["common dimensions zeroed"][1]
+    assert isinstance(lean, Interval)
+    assert lean.value == 1.0
+    verdict = next(each for each in found.findings if each.claim.startswith("common dimensions zeroed: the ground"))
+    assert verdict.holds is True
+    assert grounds.METHOD in found.method

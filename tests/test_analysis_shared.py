@@ -23,6 +23,7 @@ from tests import small
 QUICK = {"sources": 20, "steps": 1, "resamples": 100}
 ENCODING: dict[str, dict[str, Any]] = {
     "faithfulness": {"per": 1},
+    "distances": {"per": 1},
     "neighbors": {"per": 1},
     "unfamiliar": {},
     "manipulate": {"per": 1, "properties": ["brightness"], "components": 0},
@@ -66,7 +67,7 @@ def test_an_experiment_takes_what_is_encoded(
         asked.extend([given, *rest])
         raise Enough
 
-    module = {"unfamiliar": "out_of_distribution"}.get(name, name)
+    module = {"unfamiliar": "out_of_distribution", "distances": "nearness"}.get(name, name)
     monkeypatch.setattr(f"rcdm_fast.analysis.{module}.encoded", encoded)
     known = Shared()
     with pytest.raises(Enough):

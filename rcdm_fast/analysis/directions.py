@@ -11,8 +11,12 @@ from torch.nn import functional as F
 
 
 def common_dimensions(h: Tensor, gallery: Tensor, neighbors: int, threshold: int) -> Tensor:
-    """Dimensions that are non-zero in more than `threshold` of the nearest neighbors; [S,D], [G,D] -> bool [S,D]."""
-    nearest = torch.cdist(h.double(), gallery.double()).topk(neighbors, largest=False).indices
+    """Dimensions that are non-zero in more than `threshold` of the nearest neighbors; [S,D], [G,D] -> bool [S,D].
+
+    Nearest by angle: the published code normalizes every representation before it looks for neighbors.
+    """
+    to_gallery = torch.cdist(F.normalize(h.double(), dim=1), F.normalize(gallery.double(), dim=1))
+    nearest = to_gallery.topk(neighbors, largest=False).indices
     counts: Tensor = (gallery[nearest] != 0).sum(dim=1)
     return counts > threshold
 

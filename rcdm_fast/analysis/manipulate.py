@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import host
-from rcdm_fast.analysis import common, properties
+from rcdm_fast.analysis import common, grounds, properties
 from rcdm_fast.analysis.common import ExperimentConfig, Progress, interval, percent
 from rcdm_fast.analysis.directions import class_of, common_dimensions, mean_difference, principal_directions
 from rcdm_fast.analysis.recovery import MIN_SOURCES, check_sources
@@ -93,6 +93,7 @@ class Change:
         control: the same with something random of the same size.
         wanted: what should move: a property's name (upwards), or "target" (samples come nearer to `target`).
         target: representations that samples should come nearer to, float32 [S,D].
+        dimensions: whether it changes what neighbors have in common, which the paper says is the ground.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Change:
     control: Tensor
     wanted: str
     target: Tensor | None = None
+    dimensions: bool = False
 
 
 @host.guarded(gradients=True, random=True)
@@ -127,6 +129,7 @@ def run(
     before = common.draw(model, setting.h, setting.items, config)
     rows: list[tuple[Cell, ...]] = []
     findings: list[Finding] = []
+    moved_where: list[grounds.Moved] = []
     figure = [[setting.images[row], before[row, 0]] for row in range(min(config.shown, len(setting.h)))]
     kept_before = _kept(model, before, setting, config)
     for number, change in enumerate(changes):
@@ -140,6 +143,10 @@ def run(
             row += [interval(kept, config), interval(kept_control, config)]
         rows.append(tuple(row))
         findings.append(_finding(change, gain, moved, kept, kept_before, config))
+        if change.dimensions:
+            leans = grounds.lean(before, after), grounds.lean(before, control)
+            moved_where.append(grounds.Moved(change.name, *leans, kept, kept_control))
+            findings.append(grounds.finding(moved_where[-1], config))
         for place, shown in enumerate(figure):
             shown.append(after[place, 0])
         if progress is not None:
@@ -151,6 +158,9 @@ def run(
         columns += ["class kept", "class kept, control"]
         unchanged = percent(interval(kept_before, config))
         note += f" Class by {config.knn}-NN of the re-encoded sample; unchanged h: {unchanged}."
+    tables = [Table("manipulations", "Moved as wanted, and class kept", tuple(columns), tuple(rows), note)]
+    if moved_where:
+        tables.append(grounds.table(moved_where, config))
     titles = ["image", "sample", *(change.name for change in changes)]
     return Analysis(
         name="manipulate",
@@ -163,7 +173,7 @@ def run(
             "zeros": round(float((setting.gallery == 0).float().mean()), 4),
             "data": data.fingerprint,
         },
-        tables=(Table("manipulations", "Moved as wanted, and class kept", tuple(columns), tuple(rows), note),),
+        tables=tuple(tables),
         findings=tuple(findings),
         figures={
             "rows": image_sheet(
@@ -179,7 +189,7 @@ def run(
         "values of a random target image. Directions: difference of means between the upper and the lower third of a "
         "property, and principal components. Controls: as many random dimensions; a random direction of the same "
         "length, another one for every source. Intervals: 95 %, bootstrap over sources. After Bordes et al. (2021), "
-        "section 5.3.",
+        "section 5.3." + (f" {grounds.METHOD}" if moved_where else ""),
     )
 
 
@@ -214,9 +224,9 @@ def _changes(setting: Setting, config: ManipulateConfig) -> list[Change]:
         random = torch.stack([row[torch.randperm(len(row), generator=generator)] for row in common])
         target = gallery[torch.randint(len(gallery), (len(h),), generator=generator)]
         zeroed, other = torch.where(common, 0.0, h), torch.where(random, 0.0, h)
-        changes.append(Change("common dimensions zeroed", zeroed, other, "target", zeroed))
+        changes.append(Change("common dimensions zeroed", zeroed, other, "target", zeroed, True))
         swapped, other = torch.where(common, target, h), torch.where(random, target, h)
-        changes.append(Change("common dimensions swapped", swapped, other, "target", target))
+        changes.append(Change("common dimensions swapped", swapped, other, "target", target, True))
     for name in config.properties:
         values = properties.find(name)(setting.gallery_images)
         direction = config.strength * mean_difference(gallery, values)

@@ -103,6 +103,14 @@ def _faithfulness(job: Job) -> Analysis:
     return faithfulness.run(job.model, job.images, config, job.progress, job.shared)
 
 
+def _distances(job: Job) -> Analysis:
+    from rcdm_fast.analysis import nearness
+    from rcdm_fast.config import from_dict
+
+    config = from_dict(nearness.NearnessConfig, job.settings, "settings of distances")
+    return nearness.run(job.model, job.images, config, job.progress, job.shared)
+
+
 def _invariance(job: Job) -> Analysis:
     from rcdm_fast.analysis import invariance
     from rcdm_fast.analysis.sweeps import InvarianceConfig
@@ -180,6 +188,7 @@ def _neighbors(job: Job) -> Analysis:
 EXPERIMENTS: dict[str, Experiment] = {
     "photos": Experiment("samples of photographs beside them", _photos, takes_photos=True),
     "faithfulness": Experiment("rank of the source image and distances of re-encoded samples", _faithfulness),
+    "distances": Experiment("how far from h samples, views, neighbors and images of the class lie", _distances),
     "neighbors": Experiment(
         "real images nearest to samples and to h, and a search for copies of training images",
         _neighbors,

@@ -87,4 +87,9 @@ ANALYSIS = (
     Mutant("h is its own nearest image", _EVALUATE, "        to_others[source] = torch.inf\n", "", _OF_EVALUATE),
     Mutant("ties do not count", _NEAREST, "ties.double() / 2", "0 * ties.double()", _OF_EVALUATE),
     Mutant("distances are not squared", _NEAREST, '"donot_use_mm_for_euclid_dist").square()', '"donot_use_mm_for_euclid_dist")', _OF_EVALUATE),
+    Mutant("a sample is nearer where it is farther", "rcdm_fast/analysis/nearness.py", "(step < 0) + 0.5", "(step > 0) + 0.5", ("tests/test_analysis_nearness.py",)),
+    Mutant("views are the same for all sources", "rcdm_fast/analysis/nearness.py", "config.seed * 1_000_003 + int(place)", "config.seed", ("tests/test_analysis_nearness.py",)),
+    Mutant("the farthest image is the nearest", "rcdm_fast/analysis/nearness.py", "ordered[:1]", "ordered[-1:]", ("tests/test_analysis_nearness.py",)),
+    Mutant("the class decides nothing about the object", "rcdm_fast/analysis/grounds.py", "(common.above(gain), common.above(lost, LOST))", "(common.above(gain),)", _OF_MANIPULATE),
+    Mutant("ground and object are taken for each other", "rcdm_fast/analysis/grounds.py", "(ground - middle) / torch", "(middle - ground) / torch", _OF_MANIPULATE),
 )  # fmt: skip
