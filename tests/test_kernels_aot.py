@@ -45,11 +45,14 @@ HEADS = (16, 32, 64, 96, 128, 192, 256)
 LENGTHS = (64, 250, 256, 1024, 4096)
 SHORT_ATTENTION = [(256, 64, HALF), (250, 96, HALF), (256, 192, HALF), (256, 256, HALF), (256, 64, FULL)]
 
-QUICK = 90  # the others belong to tests marked long, as do norms that a quicker one is much like
+QUICK, SECOND = 90, 120  # the others belong to tests marked long, as do norms that a quicker one is much like
 SLOWER = (NORMS[4], NORMS[8], NORMS[9], NORMS[10])
 capabilities = pytest.mark.parametrize(
     "capability",
-    [each if each == QUICK else pytest.param(each, marks=pytest.mark.long) for each in triton_aot.CAPABILITIES],
+    [
+        each if each == QUICK else pytest.param(each, marks=pytest.mark.long(short=each == SECOND))
+        for each in triton_aot.CAPABILITIES
+    ],
     ids="sm_{}".format,
 )
 
@@ -173,7 +176,14 @@ def test_attention_of_every_head(
 
 
 @pytest.mark.long
-@capabilities
+@pytest.mark.parametrize(
+    "capability",
+    [
+        each if each == QUICK else pytest.param(each, marks=pytest.mark.long(short=False))
+        for each in triton_aot.CAPABILITIES
+    ],
+    ids="sm_{}".format,
+)
 def test_the_oldest_triton_compiles_the_same(checkout: Path, short: bool, capability: int) -> None:
     """The tests of this file once more, under the oldest torch that is accepted and the Triton that comes with it."""
     path = [older.installed("torch", older.OLDEST_TORCH), older.installed("triton", older.OLDEST_TRITON)]
@@ -187,6 +197,6 @@ def test_the_oldest_triton_compiles_the_same(checkout: Path, short: bool, capabi
 
     versions = "import torch, triton; print(torch.__version__.split('+')[0], triton.__version__)"
     assert run("-c", versions).split() == [older.OLDEST_TORCH, older.OLDEST_TRITON]
-    which = f"sm_{capability} and not oldest" + (" and attention" if short and capability != 90 else "")
-    tests = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", which, __file__]
+    tests = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", f"sm_{capability} and not oldest", __file__]
+    tests += ["-m", "not long"] if short else []
     assert " passed" in run(*tests)

@@ -56,4 +56,4 @@ def test_survivors_and_what_fails_without_a_mutant_are_named(
 
 @pytest.mark.long
 def test_mutants_are_noticed(short: bool) -> None:
-    assert run.main(["--every", "12" if short else "1"]) == 0
+    assert run.main(["--every", "32" if short else "1"]) == 0

@@ -24,6 +24,7 @@ from rcdm_fast.engines import reasons_unavailable
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
+IN_SHORT = "the_papers_story"  # which of them the short form of tests marked long runs
 MAX_BYTES = 1_000_000
 ABSOLUTE = re.compile(r"(?<![\w.])/(tmp|home|root|work|usr|var|opt|mnt|Users)\b|[A-Z]:\\\\")
 
@@ -94,10 +95,14 @@ def test_ruff_looks_at_them(path: Path, tmp_path: Path, checkout: Path) -> None:
     assert "F821" in done.stdout
 
 
-@each_notebook
 @pytest.mark.long
+@pytest.mark.parametrize(
+    "path",
+    [each if each.stem == IN_SHORT else pytest.param(each, marks=pytest.mark.long(short=False)) for each in NOTEBOOKS],
+    ids=lambda path: path.stem,
+)
 def test_it_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkout: Path) -> None:
-    """Afresh, in an empty folder; each takes about a minute, with --short too."""
+    """Afresh, in an empty folder; each takes about a minute; the short form runs one."""
     if path.stem == "your_own_encoder" and reasons_unavailable("native", torch.device("cpu"), "bf16"):
         pytest.skip("it trains in bf16, which this processor does not have")
     for package in ("nbclient", "nbformat", "ipykernel", "skimage", "timm", "onnxruntime", "onnxscript"):

@@ -87,4 +87,10 @@ ANALYSIS = (
     Mutant("h is its own nearest image", _EVALUATE, "        to_others[source] = torch.inf\n", "", _OF_EVALUATE),
     Mutant("ties do not count", _NEAREST, "ties.double() / 2", "0 * ties.double()", _OF_EVALUATE),
     Mutant("distances are not squared", _NEAREST, '"donot_use_mm_for_euclid_dist").square()', '"donot_use_mm_for_euclid_dist")', _OF_EVALUATE),
+    Mutant('photographs are drawn of the data where there is some', 'rcdm_fast/analysis/registry.py', 'job.photos or job.images', 'job.data or job.photographs', ('tests/test_analysis_shared.py::test_an_experiment_is_given_what_the_job_says',)),
+    Mutant('angles of samples are not in one turn', 'rcdm_fast/analysis/recovery.py', '            p, q = (np.angle(np.exp(1j * each)) for each in (p, q))\n', '            p = np.angle(np.exp(1j * p))\n', ('tests/test_analysis_recovery.py::test_a_circular_slope_is_of_angles_in_one_turn_and_random_directions_have_none',)),
+    Mutant('jumps back count as forward', 'rcdm_fast/analysis/interpolate.py', 'np.diff(shares, axis=1).max(axis=1)', 'np.abs(np.diff(shares, axis=1)).max(axis=1)', ('tests/test_analysis_ways.py::test_line_step_rise_and_jump_by_hand',)),
+    Mutant('a way of any length is even', 'rcdm_fast/analysis/interpolate.py', 'common.above(rises, 0.5)', 'common.above(rises)', ('tests/test_analysis_ways.py::test_a_line_must_go_more_than_half_of_the_way',)),
+    Mutant('what is the same is so in units of h', 'rcdm_fast/metrics/nearest.py', 'SAME * part.double().norm(dim=1, keepdim=True)', 'SAME', ('tests/test_analysis_out_of_distribution.py::test_units_leave_out_the_image_itself_and_its_copies',)),
+    Mutant('one photograph too many is shown', 'rcdm_fast/analysis/photos.py', 'if number < SHOWN', 'if number <= SHOWN', ('tests/test_report.py::test_photographs',)),
 )  # fmt: skip
