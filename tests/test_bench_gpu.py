@@ -56,7 +56,7 @@ def test_peaks_of_gpus() -> None:
         pytest.param(
             "step",
             {"PyTorch eager", "PyTorch autocast", "rcdm_fast eager", "rcdm_fast native"},
-            marks=pytest.mark.long,
+            marks=pytest.mark.long(short=False),
         ),
         pytest.param("tune", {"torch.compile max-autotune"}, marks=pytest.mark.long(short=False)),
     ],

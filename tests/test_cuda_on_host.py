@@ -258,7 +258,6 @@ def test_no_thread_depends_on_timing_in_a_solver_step(watched: Launchers) -> Non
 
 
 BARRIERS = {"film_group_norm_block.cuh": 3, "film_group_norm_write.cuh": 2}
-QUICK_BARRIER = ("film_group_norm_block.cuh", 2)
 
 
 def test_every_barrier_is_tried(checkout: Path) -> None:
@@ -269,7 +268,7 @@ def test_every_barrier_is_tried(checkout: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "number"),
     [
-        pytest.param(name, number, marks=() if (name, number) == QUICK_BARRIER else pytest.mark.long(short=number == 0))
+        pytest.param(name, number, marks=pytest.mark.long(short=number == 0))
         for name, count in BARRIERS.items()
         for number in range(count)
     ],

@@ -45,12 +45,12 @@ HEADS = (16, 32, 64, 96, 128, 192, 256)
 LENGTHS = (64, 250, 256, 1024, 4096)
 SHORT_ATTENTION = [(256, 64, HALF), (250, 96, HALF), (256, 192, HALF), (256, 256, HALF), (256, 64, FULL)]
 
-QUICK, SECOND = 90, 120  # the others belong to tests marked long, as do norms that a quicker one is much like
+QUICK = 90  # the others belong to tests marked long, as do norms that a quicker one is much like
 SLOWER = (NORMS[4], NORMS[8], NORMS[9], NORMS[10])
 capabilities = pytest.mark.parametrize(
     "capability",
     [
-        each if each == QUICK else pytest.param(each, marks=pytest.mark.long(short=each == SECOND))
+        each if each == QUICK else pytest.param(each, marks=pytest.mark.long(short=False))
         for each in triton_aot.CAPABILITIES
     ],
     ids="sm_{}".format,
@@ -176,14 +176,7 @@ def test_attention_of_every_head(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    "capability",
-    [
-        each if each == QUICK else pytest.param(each, marks=pytest.mark.long(short=False))
-        for each in triton_aot.CAPABILITIES
-    ],
-    ids="sm_{}".format,
-)
+@capabilities
 def test_the_oldest_triton_compiles_the_same(checkout: Path, short: bool, capability: int) -> None:
     """The tests of this file once more, under the oldest torch that is accepted and the Triton that comes with it."""
     path = [older.installed("torch", older.OLDEST_TORCH), older.installed("triton", older.OLDEST_TRITON)]

@@ -24,7 +24,6 @@ from rcdm_fast.engines import reasons_unavailable
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
-IN_SHORT = "the_papers_story"  # which of them the short form of tests marked long runs
 MAX_BYTES = 1_000_000
 ABSOLUTE = re.compile(r"(?<![\w.])/(tmp|home|root|work|usr|var|opt|mnt|Users)\b|[A-Z]:\\\\")
 
@@ -95,14 +94,10 @@ def test_ruff_looks_at_them(path: Path, tmp_path: Path, checkout: Path) -> None:
     assert "F821" in done.stdout
 
 
-@pytest.mark.long
-@pytest.mark.parametrize(
-    "path",
-    [each if each.stem == IN_SHORT else pytest.param(each, marks=pytest.mark.long(short=False)) for each in NOTEBOOKS],
-    ids=lambda path: path.stem,
-)
+@each_notebook
+@pytest.mark.long(short=False)
 def test_it_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkout: Path) -> None:
-    """Afresh, in an empty folder; each takes about a minute; the short form runs one."""
+    """Afresh, in an empty folder; each takes about a minute."""
     if path.stem == "your_own_encoder" and reasons_unavailable("native", torch.device("cpu"), "bf16"):
         pytest.skip("it trains in bf16, which this processor does not have")
     for package in ("nbclient", "nbformat", "ipykernel", "skimage", "timm", "onnxruntime", "onnxscript"):

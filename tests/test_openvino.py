@@ -73,7 +73,7 @@ def test_reference_cases(case: str, tmp_path: Path) -> None:
         assert max(ours.step_errors) <= 1.5 * max(autocast.step_errors)
 
 
-@pytest.mark.long
+@pytest.mark.long(short=False)
 def test_a_whole_trajectory_of_a_bundled_model() -> None:
     h = torch.randn(2, 192)
     want, got = (rcdm_fast.load("cifar10-supervised", engine=engine) for engine in ("eager", "openvino"))
@@ -275,7 +275,7 @@ def test_int8_says_what_it_needs(tmp_path: Path) -> None:
         engines.make("native", model.unet, model.config, CPU, "int8")
 
 
-@pytest.mark.long
+@pytest.mark.long(short=False)
 def test_int8_that_cannot_be_good_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("nncf", reason="nncf is not installed")
     model = small.model()

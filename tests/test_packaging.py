@@ -190,7 +190,7 @@ def test_pure_python_install_works_and_says_so(checkout: Path, tmp_path: Path) -
     assert any("missing: no C++ compiler (/nonexistent/c++ not found)" in line for line in printed)
 
 
-@pytest.mark.long
+@pytest.mark.long(short=False)
 def test_a_compiler_that_fails_fails_the_build_and_the_message_says_how_to_do_without(
     checkout: Path, tmp_path: Path
 ) -> None:

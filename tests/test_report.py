@@ -156,7 +156,7 @@ def test_what_cannot_be_run_is_left_out_and_said(tmp_path: Path, monkeypatch: py
 
 def test_photographs(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small.model()
-    data = training_process.data()
+    data = training_process.data().subset(torch.arange(5))
     found = photographs(model, data, PhotosConfig(per=3, steps=3))
     assert len(found.tables[0].rows) == len(data)
     assert found.figures["samples"].width > 4 * 72

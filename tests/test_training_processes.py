@@ -72,7 +72,7 @@ def test_two_processes_follow_one(
         torch.testing.assert_close(got[name], tensor, atol=2e-3, rtol=1e-2)
 
 
-@pytest.mark.long
+@pytest.mark.long(short=False)
 def test_a_run_of_two_processes_goes_on_in_one(
     alone: tuple[Path, list[float]], encoder_file: Path, tmp_path: Path
 ) -> None:
