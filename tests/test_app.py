@@ -162,9 +162,12 @@ def test_every_model_is_its_own(monkeypatch: pytest.MonkeyPatch, photos: list[Im
     drawn = {name: list(playground.draw(Settings(model=name, per=1, steps=1), photos[0]))[-1] for name in models}
     assert not same(drawn["one"].samples, drawn["other"].samples)
     monkeypatch.setattr("rcdm_fast.app.playground.open_data", lambda *_: None)
-    monkeypatch.setattr(directions, "of_data", lambda encoder, _: {"whose": encoder})
-    for name in ("one", "other", "one"):
-        assert playground.from_data(name)["whose"] is models[name].encoder
+    whose: list[Any] = []
+    monkeypatch.setattr(directions, "of_data", lambda encoder, _: whose.append(encoder) or {"d": encoder})  # type: ignore[func-returns-value]
+    found: list[Any] = [playground.from_data(name)["d"] for name in ("one", "other", "one")]
+    encoders: list[Any] = [models[name].encoder for name in ("one", "other", "one")]
+    assert all(each is encoder for each, encoder in zip(found, encoders, strict=True))
+    assert len(whose) == 2  # each is computed once
 
 
 def test_a_direction_follows_its_augmentation() -> None:

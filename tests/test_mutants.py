@@ -47,8 +47,13 @@ def test_survivors_and_what_fails_without_a_mutant_are_named(
     assert "1 of 2 noticed (50%)\nslowest:\n  it.py: " in said
     assert said.endswith("survivor: it.py: b is lost: 'b = 2' -> ''\n")
     asked: list[tuple[str, ...]] = []
+
+    def passed(root: Path, tests: tuple[str, ...], *options: str, **_: object) -> tuple[int, str]:
+        asked.append(options)
+        return 0, ""
+
     with monkeypatch.context() as patch:
-        patch.setattr(run, "ran", lambda _, tests, *options, **__: (asked.append(options), (0, ""))[1])
+        patch.setattr(run, "ran", passed)
         assert run.main(["--jobs", "1", "--untried"]) == 1
     assert asked == [("-x",)] * 2  # a run for each mutant, and none without
     assert "0 of 2 noticed (0%)" in capsys.readouterr().out

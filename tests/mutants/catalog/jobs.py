@@ -161,5 +161,4 @@ JOBS = (
     Mutant('a guided job takes the fitted solver', 'rcdm_fast/jobs/local.py', 'config.steps, options, config.guidance != 1)', 'config.steps, options, False)', ('tests/test_fitted.py::test_a_job_of_what_nothing_is_fitted_for_takes_ddim',)),
     Mutant('a job with clip off takes the fitted solver', 'rcdm_fast/jobs/local.py', 'SolverOptions(config.eta, config.clip)', 'SolverOptions(config.eta)', ('tests/test_fitted.py::test_a_job_of_what_nothing_is_fitted_for_takes_ddim',)),
     Mutant("a source's last item is the next one's", 'rcdm_fast/data/random_access.py', 'bisect_right(self._ends, place)', 'bisect_right(self._ends, place + 1)', ('tests/test_source_names.py::test_a_folder_of_photographs_and_shards',)),
-    Mutant('places of a later source count from the second', 'rcdm_fast/data/random_access.py', 'self._ends[number - 1] if number else 0', 'self._ends[0] if number else 0', ('tests/test_source_names.py::test_a_folder_of_photographs_and_shards',)),
 )  # fmt: skip
