@@ -54,9 +54,13 @@ def pytest_collection() -> Generator[None, object, object]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first; skip tests marked `gpu`, saying why, where there is no CUDA device."""
+    """The longest files first; skip what the short form leaves out, and tests marked `gpu` where there is no GPU."""
     place = {name: rank for rank, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(_file(item.nodeid), len(place)))
+    if items and items[0].config.getoption("--short"):
+        for item in items:
+            if any(mark.kwargs.get("short") is False for mark in item.iter_markers("long")):
+                item.add_marker(pytest.mark.skip(reason="left out of the short form"))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked and not torch.cuda.is_available():
         built = f"torch was built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch has no CUDA"

@@ -155,6 +155,10 @@ def test_few_photographs_are_shown_but_not_compared(
 def test_units_leave_out_the_image_itself_and_its_copies() -> None:
     gallery = torch.tensor([[3.0, 0], [3, 0], [3, 4], [3, 5]])
     assert nearest.apart(gallery, gallery).tolist() == [4, 4, 1, 1]
+    for scale in (1e-7, 1e7):  # of whatever unit h is: what is the same is so in proportion to it
+        copied = scale * torch.cat([gallery, gallery * (1 + 5e-6)])
+        found = nearest.apart(copied[:4], copied) / scale
+        assert found.tolist() == pytest.approx([4, 4, 1, 1], rel=1e-4)
     assert nearest.distance(gallery, gallery).tolist() == [0, 0, 0, 0]
     assert nearest.distance(torch.tensor([[0.0, 0]]), gallery).tolist() == [3]
     with pytest.raises(ConfigError, match="same representation"):

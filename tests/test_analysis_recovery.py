@@ -10,6 +10,7 @@ import torch
 
 from rcdm_fast.analysis.recovery import Changes, difference, recovery
 from rcdm_fast.config import ConfigError
+from rcdm_fast.metrics import slopes
 from rcdm_fast.metrics.intervals import Interval
 
 
@@ -67,14 +68,18 @@ def test_a_circular_slope_is_of_angles_in_one_turn_and_random_directions_have_no
     p = np.tile([-90.0, -45.0, 45.0, 90.0], (400, 1))
     weight = torch.ones(400, dtype=torch.float64)
 
-    def slope(q: np.ndarray) -> Interval:
-        return recovery(Changes(torch.tensor(p), torch.tensor(q), weight, 360.0), 100).slope
+    def slope(q: np.ndarray, p: np.ndarray = p) -> Interval:
+        return slopes.slope(*Changes(torch.tensor(p), torch.tensor(q), weight, 360.0).sums())
 
-    assert slope(p + 360).value == pytest.approx(1)
+    turned = np.where(p > 0, p + 360, p)  # of some alone: turns of all would cancel where changes are as often negative
+    for q, whole in ((turned, p), (p, turned), (p + 360, p)):
+        assert slope(q, whole).value == pytest.approx(1)
+    assert slope(1.5 * p).value == pytest.approx(1.5)  # more than was asked, as of any property
     assert slope(-0.5 * p).value == pytest.approx(-0.5)
     anywhere = slope(rng.uniform(0, 360, p.shape))
     assert anywhere.low < 0 < anywhere.high
     assert anywhere.high - anywhere.low < 0.3
+    assert recovery(Changes(torch.tensor(p), torch.tensor(1.5 * p), weight, 360.0), 100).slope == slope(1.5 * p)
 
 
 def test_what_does_not_change_has_no_slope() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import inspect
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +22,10 @@ from rcdm_fast.model import Model
 from rcdm_fast.training import representations
 from tests import small
 
+MODULES = {
+    "unfamiliar": "out_of_distribution",
+    "distances": "nearness",
+}  # of experiments that are not called after theirs
 QUICK = {"sources": 20, "steps": 1, "resamples": 100}
 ENCODING: dict[str, dict[str, Any]] = {
     "faithfulness": {"per": 1},
@@ -53,6 +59,47 @@ def run(name: str, models: list[Model], data: ImageSet, photos: ImageSet, known:
     return found.tables, found.findings, found.settings
 
 
+@pytest.mark.parametrize("both", [True, False], ids=["photos too", "data alone"])
+@pytest.mark.parametrize("name", registry.EXPERIMENTS)
+def test_an_experiment_is_given_what_the_job_says(
+    name: str, both: bool, monkeypatch: pytest.MonkeyPatch, model: Model, data: ImageSet, photos: ImageSet
+) -> None:
+    """Every argument of every experiment; photographs in place of images where it says so, and only there."""
+    experiment, other, known = registry.find(name), SimpleNamespace(), Shared()
+    if experiment.needs_photos and not both:
+        return
+    module = importlib.import_module(f"rcdm_fast.analysis.{MODULES.get(name, name)}")
+    arguments = inspect.signature(module.run)
+    given: dict[str, Any] = {}
+
+    def run(*values: Any) -> None:
+        given.update(arguments.bind(*values).arguments)
+
+    monkeypatch.setattr(module, "run", run)
+
+    def progress(done: int, of: int) -> None:
+        """Is never called."""
+
+    training = ImageSet(torch.zeros(0, 3, 8, 8, dtype=torch.uint8), None, (), (), "known")
+    against: Any = (other,)
+    job = registry.Job(model, data, photos if both else None, against, {"seed": 7}, progress, known, training)
+    experiment.run(job)
+    config = given.pop("config")
+    assert (config.seed, dataclasses.replace(config, seed=0)) == (7, type(config)())
+    wanted = {
+        "model": model,
+        "models": (model, other),
+        "data": photos if both and experiment.takes_photos else data,
+        "photos": photos,
+        "progress": progress,
+        "shared": known,
+        "training": training,
+    }
+    assert given.keys() == arguments.parameters.keys() - {"config"}
+    assert {key: wanted[key] for key in given} == given
+    assert ("models" in given, "training" in given) == (experiment.compares, experiment.takes_training)
+
+
 class Enough(Exception):
     """The experiment need not go on."""
 
@@ -67,7 +114,7 @@ def test_an_experiment_takes_what_is_encoded(
         asked.extend([given, *rest])
         raise Enough
 
-    module = {"unfamiliar": "out_of_distribution", "distances": "nearness"}.get(name, name)
+    module = MODULES.get(name, name)
     monkeypatch.setattr(f"rcdm_fast.analysis.{module}.encoded", encoded)
     known = Shared()
     with pytest.raises(Enough):

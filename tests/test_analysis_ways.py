@@ -93,12 +93,23 @@ def test_lines_and_steps_are_told_apart(noise: float) -> None:
         assert step is False
 
 
+@pytest.mark.parametrize(("whole", "holds"), [(0.4, False), (0.6, True), (-1.0, False)])
+def test_a_line_must_go_more_than_half_of_the_way(whole: float, holds: bool) -> None:
+    assert (
+        interpolate._finding("linear", whole * ways("line", 0, 0.02), InterpolateConfig(resamples=200)).holds is holds
+    )
+
+
 def test_line_step_rise_and_jump_by_hand() -> None:
     line, late = np.linspace(0, 1, 5), np.array([0, 0, 0, 1.0, 1])
     shares = np.stack([line, late, 0.5 * late, np.zeros(5)])
     assert interpolate.evenness(shares) == pytest.approx([1, -1, -1, 0])
     assert interpolate.rise(shares) == pytest.approx([1, 1.2, 0.6, 0])
     assert interpolate.largest_jump(shares) == pytest.approx([0.25, 1, 0.5, 0])
+    back = np.stack([1 - line, 1 - late, [0, 0.2, 1, 0.1, 0.3]])  # a way back, a step back, and one on the way
+    assert interpolate.largest_jump(back) == pytest.approx([-0.25, 0, 0.8])
+    assert interpolate.rise(back) == pytest.approx([-1, -1.2, 0.2])
+    assert interpolate.evenness(back)[:2] == pytest.approx([1, -1])
     bent = np.array([[0, 0.1, 0.5, 0.9, 1]])
     residual = np.polyfit(np.arange(5), bent[0], 1, full=True)[1][0]
     levels = [np.var(bent[0, :at]) * at + np.var(bent[0, at:]) * (5 - at) for at in range(1, 5)]

@@ -22,6 +22,7 @@ from rcdm_fast.app import directions, page
 from rcdm_fast.app.playground import Drawn, Playground, Settings, magnitudes
 from rcdm_fast.config import ConfigError
 from rcdm_fast.images import ImageError, to_pil
+from rcdm_fast.model import Model
 from tests import browser, small
 
 needs_gradio = pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="gradio is not installed")
@@ -127,6 +128,46 @@ def test_h_moves_by_strength_times_direction(playground: Playground, photos: lis
     assert torch.allclose(
         mixed - drawn_from(playground, photos[::-1]), direction_of("as brightness", playground, photos)
     )
+
+
+def test_the_second_photograph_is_mixed_as_it_is(playground: Playground, photos: list[Image.Image]) -> None:
+    """What is done to an image is done to the first alone; h comes all from the second where the mix says so."""
+    changed = {"augmentation": "brightness", "magnitude": 0.3}
+    plain, dark = last(playground, photos), last(playground, photos, **changed)
+    assert not same(dark.seen[:1], plain.seen[:1])
+    assert same(dark.seen[1:], plain.seen[1:])
+    second = drawn_from(playground, photos[::-1])
+    assert torch.equal(drawn_from(playground, photos, mix=1.0, **changed), second)
+    first = drawn_from(playground, photos, **changed)
+    assert torch.allclose(drawn_from(playground, photos, mix=0.25, **changed), 0.75 * first + 0.25 * second)
+
+
+def test_every_model_is_its_own(monkeypatch: pytest.MonkeyPatch, photos: list[Image.Image]) -> None:
+    """The one that is named is loaded, once while it is used, and draws; directions of the data are its own."""
+    models = {name: small.model() for name in ("one", "other")}
+    with torch.no_grad():
+        for parameter in models["other"].unet.parameters():
+            parameter.mul_(0.5)
+    asked: list[str] = []
+
+    def load(name: str, **_: Any) -> Model:
+        asked.append(name)
+        return models[name]
+
+    monkeypatch.setattr(rcdm_fast, "load", load)
+    playground = Playground(tuple(models), data="d")
+    for name in ("one", "one", "other", "one"):
+        assert playground.model(name) is models[name]
+    assert asked == ["one", "other", "one"]
+    drawn = {name: list(playground.draw(Settings(model=name, per=1, steps=1), photos[0]))[-1] for name in models}
+    assert not same(drawn["one"].samples, drawn["other"].samples)
+    monkeypatch.setattr("rcdm_fast.app.playground.open_data", lambda *_: None)
+    whose: list[Any] = []
+    monkeypatch.setattr(directions, "of_data", lambda encoder, _: whose.append(encoder) or {"d": encoder})  # type: ignore[func-returns-value]
+    found: list[Any] = [playground.from_data(name)["d"] for name in ("one", "other", "one")]
+    encoders: list[Any] = [models[name].encoder for name in ("one", "other", "one")]
+    assert all(each is encoder for each, encoder in zip(found, encoders, strict=True))
+    assert len(whose) == 2  # each is computed once
 
 
 def test_a_direction_follows_its_augmentation() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import http.client
 import importlib.util
 import io
@@ -30,6 +31,8 @@ from tests.tolerances import UPLOAD_BYTES
 
 # Looked for and not imported, which takes seconds in every worker that collects this file.
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="gradio is not installed")
+
+GRACE_S = 2.0  # for visitors who may come back: two tests wait for it
 
 
 @dataclass
@@ -108,6 +111,7 @@ def server() -> Iterator[Server]:
     model = small.model()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rcdm_fast, "load", lambda name, **_: model)
+        patch.setattr(guard, "Listeners", functools.partial(guard.Listeners, grace_s=GRACE_S))
         playground = Playground(("small", "/home/somebody/secret place/other.safetensors"))
         port = free_port()
         blocks, _ = page.launch(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 
 from rcdm_fast.images import check_images
@@ -49,3 +50,22 @@ def test_colors_change_as_by_one_operation_after_another(generator: torch.Genera
         want = yiq @ torch.linalg.inv(to_yiq).T
         assert 0 < float(want.min()) < float(want.max()) < 1
         torch.testing.assert_close(found[place].flatten(1).T, want * 2 - 1, atol=1e-5, rtol=0)
+
+
+def test_crops_are_wide_and_tall_within_their_bounds(generator: torch.Generator) -> None:
+    """Two ramps: their ends are where a crop's are, so that its sides, and with them its area and aspect, are known."""
+    places = torch.linspace(-1, 1, 64)
+    ramps = torch.stack([places.expand(64, 64), places[:, None].expand(64, 64), torch.zeros(64, 64)])
+    crops = random_crop_flip(ramps.expand(512, 3, 64, 64), 0.2, generator, 0.4)
+    width, height = (
+        (crops[:, channel].amax(dim=(1, 2)) - crops[:, channel].amin(dim=(1, 2))) / 2 for channel in (0, 1)
+    )
+    aspect, area = width / height, width * height
+    assert 0.75 - 0.03 < float(aspect.min()) < 0.77
+    assert 1.30 < float(aspect.max()) < 4 / 3 + 0.03
+    assert float(aspect.log().mean()) == pytest.approx(0, abs=0.03)  # wide as often as tall
+    assert 0.2 - 0.02 < float(area.min()) < 0.22
+    assert 0.38 < float(area.max()) < 0.4 + 0.02
+    rightwards = crops[:, 0, 0, -1] > crops[:, 0, 0, 0]
+    assert 0.4 < float(rightwards.float().mean()) < 0.6  # mirrored in half of the cases
+    assert bool((crops[:, 1, -1, 0] > crops[:, 1, 0, 0]).all())  # and never upside down

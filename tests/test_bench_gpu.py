@@ -52,13 +52,13 @@ def test_peaks_of_gpus() -> None:
     ("part", "expected"),
     [
         ("build", {"build"}),
-        ("ops", {"plain PyTorch", "native", "library"}),
+        pytest.param("ops", {"plain PyTorch", "native", "library"}, marks=pytest.mark.long),
         pytest.param(
             "step",
             {"PyTorch eager", "PyTorch autocast", "rcdm_fast eager", "rcdm_fast native"},
-            marks=pytest.mark.long,
+            marks=pytest.mark.long(short=False),
         ),
-        pytest.param("tune", {"torch.compile max-autotune"}, marks=pytest.mark.long),
+        pytest.param("tune", {"torch.compile max-autotune"}, marks=pytest.mark.long(short=False)),
     ],
 )
 def test_a_part_rehearsed(part: str, expected: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +122,7 @@ def test_a_build_without_a_part_is_no_success(checkout: Path, tmp_path: Path) ->
     assert not list((root / "rcdm_fast").glob("*.so"))
 
 
-@pytest.mark.long
+@pytest.mark.long(short=False)
 def test_a_build_in_a_copy_reaches_the_checkout(checkout: Path, tmp_path: Path) -> None:
     root = _checkout(checkout, tmp_path / "checkout")
     row = build.native(500, parts="cpu", root=root)

@@ -268,7 +268,7 @@ def test_every_barrier_is_tried(checkout: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "number"),
     [
-        pytest.param(name, number, marks=() if (name, number) == ("film_group_norm_block.cuh", 2) else pytest.mark.long)
+        pytest.param(name, number, marks=pytest.mark.long(short=number == 0))
         for name, count in BARRIERS.items()
         for number in range(count)
     ],

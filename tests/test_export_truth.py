@@ -138,10 +138,10 @@ def test_a_graph_that_leaves_something_out_fails_the_check(
 @pytest.mark.parametrize(
     ("form", "precision"),
     [
-        ("onnx", "fp32"),
-        ("openvino", "fp32"),
-        pytest.param("openvino", "int8", marks=pytest.mark.long),
-        pytest.param("tensorrt", "fp16", marks=pytest.mark.long),
+        pytest.param("onnx", "fp32", marks=pytest.mark.long(short=False)),
+        ("openvino", "fp32"),  # by way of an ONNX file
+        pytest.param("openvino", "int8", marks=pytest.mark.long(short=False)),
+        pytest.param("tensorrt", "fp16", marks=pytest.mark.long(short=False)),
     ],
 )
 def test_a_label_graph_without_its_timestep_is_written_by_no_format(

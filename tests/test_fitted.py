@@ -263,3 +263,14 @@ def test_other_engines_ask_between_timesteps(tmp_path: Path) -> None:
     assert (whole.tolist(), fraction.tolist()) == ([400] * 3, [0.5] * 3)
     with pytest.raises(ConfigError, match=r"whole timesteps only, asked for is t = 400\.5"):  # a file of before
         onnx_runtime.check_timesteps(batch, 1, path)
+
+
+@pytest.mark.parametrize("changes", [{"guidance": 2.0}, {"eta": 0.5}, {"clip": False}], ids=str)
+def test_a_job_of_what_nothing_is_fitted_for_takes_ddim(changes: dict[str, Any], tmp_path: Path) -> None:
+    model = serving(5)
+    model.config = dataclasses.replace(model.config, representation_dropout=0.1)  # else it cannot be guided
+    np.save(tmp_path / "h.npy", np.ones((1, small.DIM), np.float32))
+    local.run(model, tmp_path / "h.npy", tmp_path / "job", JobConfig(per=1, steps=5, **changes))
+    (row,) = (tmp_path / "job" / "manifest.jsonl").read_text().splitlines()
+    assert json.loads(row)["solver"].partition(" ")[0] == "ddim"
+    assert json.loads((tmp_path / "job" / "job.json").read_text())["settings"]["solver"] == "ddim"

@@ -127,6 +127,10 @@ def test_the_card_of_any_model(tmp_path: Path) -> None:
     assert "given in Python" in card.text
     assert "much" not in card.text
     assert weights_hash(model.unet, model.config.schedule) in card.text
+    rcdm_fast.export(model, "hub", tmp_path / "half", precision="fp16")  # rounded: the hash is that of what is stored
+    text, stored = (tmp_path / "half" / "README.md").read_text(), load(tmp_path / "half")
+    assert weights_hash(stored.unet, stored.config.schedule) in text
+    assert weights_hash(model.unet, model.config.schedule) not in text
     model.save_pretrained(tmp_path, license="cc-by-4.0")
     assert ModelCard.load(tmp_path / "README.md").data.license == "cc-by-4.0"
     small.model(representation_dim=0).save_pretrained(tmp_path)

@@ -279,7 +279,10 @@ def test_few_units_wait_for_a_slow_disk(model: Model, tmp_path: Path, monkeypatc
     monkeypatch.setattr(ledger.Ledger, "commit", slow)
     thread = threading.Thread(target=run, args=(model, tmp_path), kwargs={"given": representations(60)})
     thread.start()
-    time.sleep(1.5)
+    end = time.monotonic() + 60
+    while len(drawn) < local.WAITING and time.monotonic() < end:
+        time.sleep(0.01)
+    time.sleep(0.3)  # for those that ought not to be drawn
     waiting = len(drawn)
     go.set()
     thread.join()

@@ -68,7 +68,7 @@ def committed(out: Path) -> int:
 @pytest.mark.long
 def test_killed_at_random_moments(inputs: tuple[str, str], tmp_path: Path, short: bool, checkout: Path) -> None:
     """SIGKILL, again and again; the last run leaves the job that an unbroken one leaves, to the byte."""
-    kills = 4 if short else KILLS
+    kills = 2 if short else KILLS
     out = tmp_path / "job"
     dice = random.Random(0)
     done = []
@@ -277,7 +277,7 @@ def test_wrong_commands(inputs: tuple[str, str], tmp_path: Path, capsys: pytest.
 def test_memory_is_flat(tmp_path: Path, short: bool) -> None:
     """Over 50,000 images at 2 steps the process grows by less than one shard's images."""
     model = rcdm_fast.load("cifar10-simclr-trunk", device="cpu")
-    items = 250 if short else 6250
+    items = 125 if short else 6250
     h = torch.randn(items, 192, generator=torch.Generator().manual_seed(0))
     sizes: list[int] = []
 

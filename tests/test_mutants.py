@@ -46,6 +46,17 @@ def test_survivors_and_what_fails_without_a_mutant_are_named(
     assert "it.py: b is lost: SURVIVED, " in said
     assert "1 of 2 noticed (50%)\nslowest:\n  it.py: " in said
     assert said.endswith("survivor: it.py: b is lost: 'b = 2' -> ''\n")
+    asked: list[tuple[str, ...]] = []
+
+    def passed(root: Path, tests: tuple[str, ...], *options: str, **_: object) -> tuple[int, str]:
+        asked.append(options)
+        return 0, ""
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "ran", passed)
+        assert run.main(["--jobs", "1", "--untried"]) == 1
+    assert asked == [("-x",)] * 2  # a run for each mutant, and none without
+    assert "0 of 2 noticed (0%)" in capsys.readouterr().out
     test.write_text(test.read_text() + "def test_b(): assert it.b == 3\n")
     assert run.main(["--jobs", "1"]) == 2
     assert capsys.readouterr().out.splitlines() == [
@@ -56,4 +67,5 @@ def test_survivors_and_what_fails_without_a_mutant_are_named(
 
 @pytest.mark.long
 def test_mutants_are_noticed(short: bool) -> None:
-    assert run.main(["--every", "12" if short else "1"]) == 0
+    """In short some of them, by tests that `make test` has seen pass."""
+    assert run.main(["--every", "40", "--untried"] if short else []) == 0

@@ -95,9 +95,9 @@ def test_ruff_looks_at_them(path: Path, tmp_path: Path, checkout: Path) -> None:
 
 
 @each_notebook
-@pytest.mark.long
+@pytest.mark.long(short=False)
 def test_it_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkout: Path) -> None:
-    """Afresh, in an empty folder; each takes about a minute, with --short too."""
+    """Afresh, in an empty folder; each takes about a minute."""
     if path.stem == "your_own_encoder" and reasons_unavailable("native", torch.device("cpu"), "bf16"):
         pytest.skip("it trains in bf16, which this processor does not have")
     for package in ("nbclient", "nbformat", "ipykernel", "skimage", "timm", "onnxruntime", "onnxscript"):

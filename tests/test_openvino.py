@@ -59,7 +59,7 @@ def _reference(case: str, tmp_path: Path, engine: str, precision: str = "fp32") 
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [CASES[0], pytest.param(CASES[1], marks=pytest.mark.long(short=False))])
 def test_reference_cases(case: str, tmp_path: Path) -> None:
     truth = _reference(case, tmp_path, "eager")
     h = torch.randn(3, truth.config.unet.representation_dim)
@@ -73,7 +73,7 @@ def test_reference_cases(case: str, tmp_path: Path) -> None:
         assert max(ours.step_errors) <= 1.5 * max(autocast.step_errors)
 
 
-@pytest.mark.long
+@pytest.mark.long(short=False)
 def test_a_whole_trajectory_of_a_bundled_model() -> None:
     h = torch.randn(2, 192)
     want, got = (rcdm_fast.load("cifar10-supervised", engine=engine) for engine in ("eager", "openvino"))
@@ -200,7 +200,7 @@ def test_calibration_is_the_trajectory_itself() -> None:
     assert _relative(images, want) < 1e-5
 
 
-@pytest.mark.long
+@pytest.mark.long(short=False)
 def test_int8_keeps_the_images(tmp_path: Path) -> None:
     pytest.importorskip("nncf", reason="nncf is not installed")
     model = rcdm_fast.load("cifar10-simclr-trunk", engine="eager")
@@ -221,7 +221,7 @@ def test_int8_keeps_the_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("condition", ["label", "nothing"])
+@pytest.mark.parametrize("condition", ["label", pytest.param("nothing", marks=pytest.mark.long(short=False))])
 def test_int8_of_models_without_representations(
     condition: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,7 +275,7 @@ def test_int8_says_what_it_needs(tmp_path: Path) -> None:
         engines.make("native", model.unet, model.config, CPU, "int8")
 
 
-@pytest.mark.long
+@pytest.mark.long(short=False)
 def test_int8_that_cannot_be_good_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("nncf", reason="nncf is not installed")
     model = small.model()

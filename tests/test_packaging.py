@@ -173,6 +173,7 @@ def test_installed_wheel_samples_with_a_bundled_model(installed: Path, tmp_path:
         assert sheet.size[0] > sheet.size[1] > 32
 
 
+@pytest.mark.long
 def test_pure_python_install_works_and_says_so(checkout: Path, tmp_path: Path) -> None:
     wheel = _build(checkout, tmp_path, CXX="/nonexistent/c++")
     assert wheel.name == "rcdm_fast-0.1.0-py3-none-any.whl"
@@ -189,7 +190,7 @@ def test_pure_python_install_works_and_says_so(checkout: Path, tmp_path: Path) -
     assert any("missing: no C++ compiler (/nonexistent/c++ not found)" in line for line in printed)
 
 
-@pytest.mark.long
+@pytest.mark.long(short=False)
 def test_a_compiler_that_fails_fails_the_build_and_the_message_says_how_to_do_without(
     checkout: Path, tmp_path: Path
 ) -> None:
@@ -253,7 +254,14 @@ print(torch.__version__)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("built", "runs"), [("older", "older"), ("older", "newer"), ("newer", "older")])
+@pytest.mark.parametrize(
+    ("built", "runs"),
+    [
+        pytest.param("older", "older", marks=pytest.mark.long(short=False)),
+        pytest.param("older", "newer", marks=pytest.mark.long(short=False)),
+        ("newer", "older"),
+    ],
+)
 def test_one_wheel_serves_the_oldest_torch_and_this_one(
     request: pytest.FixtureRequest, tmp_path: Path, built: str, runs: str
 ) -> None:

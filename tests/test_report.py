@@ -154,9 +154,9 @@ def test_what_cannot_be_run_is_left_out_and_said(tmp_path: Path, monkeypatch: py
     assert not (tmp_path / "none.html").exists()
 
 
-def test_photographs() -> None:
+def test_photographs(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small.model()
-    data = training_process.data()
+    data = training_process.data().subset(torch.arange(5))
     found = photographs(model, data, PhotosConfig(per=3, steps=3))
     assert len(found.tables[0].rows) == len(data)
     assert found.figures["samples"].width > 4 * 72
@@ -170,6 +170,12 @@ def test_photographs() -> None:
     moved = found.tables[0].rows[place][1]
     assert isinstance(moved, Interval)
     assert moved.value == pytest.approx(float(far.mean()), rel=1e-3)
+    monkeypatch.setattr("rcdm_fast.analysis.photos.SHOWN", 3)
+    heights = [
+        photographs(model, data.subset(torch.arange(count)), PhotosConfig(per=2, steps=1)).figures["samples"].height
+        for count in (2, 3, 5)
+    ]
+    assert heights[0] < heights[1] == heights[2], "a figure shows no more than it says"
     with pytest.raises(ConfigError, match="at least 2"):
         photographs(model, data, PhotosConfig(per=1))
     model._encoder = None

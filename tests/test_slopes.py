@@ -67,7 +67,9 @@ def test_intervals_hold_the_truth_in_95_of_100_data_sets(name: str) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("sources", [20, 32, 64, 200])
+@pytest.mark.parametrize(
+    "sources", [20, *(pytest.param(each, marks=pytest.mark.long(short=False)) for each in (32, 64)), 200]
+)
 @pytest.mark.parametrize("name", DESIGNS)
 def test_intervals_hold_the_truth_for_any_number_of_sources(name: str, sources: int, short: bool) -> None:
     """With 20 very unlike sources they are a little too wide (0.974)."""

@@ -208,3 +208,20 @@ def test_shards_beside_an_image_are_taken(tmp_path: Path) -> None:
     found = random_access.find(tmp_path)
     assert [found.id(place) for place in range(3)] == ["preview.jpg", "x", "y"]
     assert [np.asarray(found.read(place)).shape for place in range(3)] == [(16, 16, 3)] * 3
+
+
+def test_a_folder_of_photographs_and_shards(tmp_path: Path) -> None:
+    """Photographs first, then shard after shard: every place is that of its own source, in all that is asked of it."""
+    for number in (0, 1, 2):
+        (tmp_path / f"p{number}.png").write_bytes(png(100 + number))
+    shard(tmp_path / "a.tar", "a0.png", "a1.png")
+    shard(tmp_path / "b.tar", "b0.png", "b1.png", "b2.png")
+    source = random_access.find(tmp_path)
+    names = ["p0.png", "p1.png", "p2.png", "a0", "a1", "b0", "b1", "b2"]
+    wanted = dict(zip(names, (100, 101, 102, 0, 1, 0, 1, 2), strict=True))
+    for place, (name, level) in reversed(list(enumerate(wanted.items()))):
+        image = source.read(place)
+        assert isinstance(image, Image.Image)
+        assert (source.id(place), image.getpixel((0, 0))) == (name, (level, 0, 0))
+        assert source.content(place) == str(len(png(level))).encode()
+    assert len(source) == 8

@@ -55,7 +55,10 @@ def plan(tmp_path: Path) -> Path:
 @needs_rtx
 @pytest.mark.parametrize(
     ("case", "targets", "dynamic"),
-    [(CASES[0], ("sm89", "sm120"), False), (CASES[1], ("sm89",), True)],
+    [
+        pytest.param(CASES[0], ("sm89", "sm120"), False, marks=pytest.mark.long(short=False)),
+        (CASES[1], ("sm89",), True),
+    ],
 )
 def test_reference_cases_are_built(tmp_path: Path, case: str, targets: tuple[str, ...], dynamic: bool) -> None:
     torch.save(state_dict(case), tmp_path / "checkpoint.pt")

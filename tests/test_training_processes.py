@@ -58,7 +58,7 @@ def alone(encoder_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("sharding", ["none", "fully_shard"])
+@pytest.mark.parametrize("sharding", [pytest.param("none", marks=pytest.mark.long(short=False)), "fully_shard"])
 def test_two_processes_follow_one(
     sharding: str, alone: tuple[Path, list[float]], encoder_file: Path, tmp_path: Path
 ) -> None:
@@ -72,7 +72,7 @@ def test_two_processes_follow_one(
         torch.testing.assert_close(got[name], tensor, atol=2e-3, rtol=1e-2)
 
 
-@pytest.mark.long
+@pytest.mark.long(short=False)
 def test_a_run_of_two_processes_goes_on_in_one(
     alone: tuple[Path, list[float]], encoder_file: Path, tmp_path: Path
 ) -> None:
@@ -95,7 +95,7 @@ def test_killed_at_random_moments(encoder_file: Path, tmp_path: Path, short: boo
     losses(start(tmp_path / "whole", encoder_file, changes))
     moments = random.Random(20211216)
     kills = 0
-    while kills < (3 if short else 10):
+    while kills < (1 if short else 10):
         process = start(tmp_path / "cut", encoder_file, changes)
         assert process.stdout is not None
         steps = moments.randint(1, 8)

@@ -181,7 +181,7 @@ def prepare(model: Model, source: Source, folder: Path, config: JobConfig) -> Pr
     """Check that a job can be done, and say what it is; nothing is written yet."""
     feed.check_kind(model, source)
     nfe = draw.check_request(model, config)
-    options = SolverOptions(config.eta)
+    options = SolverOptions(config.eta, config.clip)
     chosen = registry.choose(model.config, config.solver, config.steps, options, config.guidance != 1)
     config = dataclasses.replace(config, solver=chosen.name)  # "auto" may mean another one tomorrow
     formats.check_size(config, model.image_size)

@@ -53,4 +53,6 @@ COMMANDS = (
     Mutant("switches stand in front only", f"{_CLI}/__init__.py", "_run(_in_front(given))", "_run(given)", _OF_AGREEMENT),
     Mutant("verbose stays for the next run", f"{_CLI}/__init__.py", "_debug, common.verbose = debug, verbose", "_debug, common.verbose = debug, common.verbose or verbose", _OF_AGREEMENT),
     Mutant("training stays on the CPU", "rcdm_fast/devices.py", 'given or ("cuda" if torch.cuda.is_available() else "cpu")', 'given or "cpu"', _OF_AGREEMENT),
+    Mutant('a playground keeps the model that it loaded first', 'rcdm_fast/app/playground.py', 'self._loaded is None or self._loaded[0] != name', 'self._loaded is None', ('tests/test_app.py::test_every_model_is_its_own',)),
+    Mutant('the second photograph is changed as the first', 'rcdm_fast/app/playground.py', 'seen.append(self._view(model, other))', 'seen.append(self._seen(model, other, settings))', ('tests/test_app.py::test_the_second_photograph_is_mixed_as_it_is',)),
 )  # fmt: skip

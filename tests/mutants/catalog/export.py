@@ -30,4 +30,5 @@ EXPORT = (
     Mutant("a plan need not be the one described", "rcdm_fast/exporters/plan_file.py", "if hashlib.sha256(plan).hexdigest() != header.sha256:", "if not header.sha256:", _PLANS),
     Mutant("a plan in a container is taken for one", "rcdm_fast/exporters/plan_file.py", "if start == CONTAINER:", "if not start:", _PLANS),
     Mutant("a wrong number passes", "rcdm_fast/exporters/onnx.py", "if not error <= tolerance:", "if error > 1e3 * tolerance:", _CHECKED),
+    Mutant('a card names the hash of what is not stored', 'rcdm_fast/exporters/hub_folder.py', 'hash_of(config.unet, stored, config.schedule)', 'hash_of(config.unet, network.state_dict(), config.schedule)', ('tests/test_hub.py::test_the_card_of_any_model',)),
 )  # fmt: skip

@@ -158,4 +158,7 @@ JOBS = (
     Mutant("one that failed has a representation", "rcdm_fast/encoders/groups.py", " if place not in bad]", "]", ("tests/test_encoders_groups.py",)),
     Mutant("what is shared has no owner", "rcdm_fast/analysis/shared.py", "full = (id(owner), key)", "full = (0, key)", ("tests/test_analysis_shared.py",)),
     Mutant("shared places are the first", "rcdm_fast/analysis/shared.py", "else whole[places]", "else whole[: len(places)]", ("tests/test_analysis_shared.py",)),
+    Mutant('a guided job takes the fitted solver', 'rcdm_fast/jobs/local.py', 'config.steps, options, config.guidance != 1)', 'config.steps, options, False)', ('tests/test_fitted.py::test_a_job_of_what_nothing_is_fitted_for_takes_ddim',)),
+    Mutant('a job with clip off takes the fitted solver', 'rcdm_fast/jobs/local.py', 'SolverOptions(config.eta, config.clip)', 'SolverOptions(config.eta)', ('tests/test_fitted.py::test_a_job_of_what_nothing_is_fitted_for_takes_ddim',)),
+    Mutant("a source's last item is the next one's", 'rcdm_fast/data/random_access.py', 'bisect_right(self._ends, place)', 'bisect_right(self._ends, place + 1)', ('tests/test_source_names.py::test_a_folder_of_photographs_and_shards',)),
 )  # fmt: skip

@@ -91,4 +91,18 @@ TRAINING = (
         _OF_GRAPHED,
     ),
     Mutant("what is made is made again", _BUNDLED, "if not made(stage, given.out).exists()]", "if stage]", _OF_BUNDLED),
+    Mutant(
+        "crops have the aspect of the image",
+        "training/augment.py",
+        "math.log(3 / 4), math.log(4 / 3)",
+        "0.0, 0.0",
+        ("tests/test_augment.py::test_crops_are_wide_and_tall_within_their_bounds",),
+    ),
+    Mutant(
+        "crops are as high as wide",
+        "training/augment.py",
+        "height = (area / aspect)",
+        "height = (area * aspect)",
+        ("tests/test_augment.py::test_crops_are_wide_and_tall_within_their_bounds",),
+    ),
 )
