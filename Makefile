@@ -3,6 +3,7 @@
 # make mutants  small wrong changes of the code, one at a time: the tests must notice each
 # make fuzz MINUTES=60  damaged and hostile inputs for every reader, in watched processes -> out/fuzz
 # make quality  what must be clean before a change lands; make style repairs what can be repaired
+# make check-docs  whether README, docs and cards say what results say (part of quality); make write-docs writes them
 # make train-bundled  the bundled models again, stage by stage (DATA=, TEST=: CIFAR-10; DEVICE=cuda; LIST=1) -> out/bundled;
 #   SHIP=rcdm_fast/bundled writes what is made there as it ships
 # make docs     the documentation as pages -> out/site (SERVE=1: at 127.0.0.1:8000, made anew at every change)
@@ -26,7 +27,7 @@ STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 NATIVE := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: venv demo calibrate docs notebooks train-bundled test test-long fuzz mutants quality style bench bench-gpu clean
+.PHONY: venv demo calibrate docs notebooks train-bundled test test-long fuzz mutants quality style check-docs write-docs bench bench-gpu clean
 
 venv: $(STAMP)
 
@@ -79,6 +80,13 @@ quality: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/mypy
+	$(BIN)/python -m benchmarks.documents
+
+check-docs: $(STAMP)
+	$(BIN)/python -m benchmarks.documents
+
+write-docs: $(STAMP)
+	$(BIN)/python -m benchmarks.documents --write
 
 style: $(STAMP)
 	$(BIN)/ruff format .

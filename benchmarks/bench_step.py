@@ -116,28 +116,39 @@ def measure_ceilings(device: torch.device, file: RowFile, shared: Row) -> None:
         file.put({**row, **shared, "config": "ceilings"})
 
 
-def report(file: RowFile, text: Path | None) -> None:
-    """Print all rows, and the Markdown table that the README shows; write the latter to a file too."""
+def document(rows: Sequence[Row]) -> str:
+    """All rows for a page of the documentation: a Markdown table for each configuration, ceilings, the machine."""
     lines: list[str] = []
-    for name in dict.fromkeys(row["config"] for row in file.rows):
-        rows = [row for row in file.rows if row["config"] == name]
-        print(f"\n{name}")
-        print("\n".join(table(rows, COLUMNS)))
-        if name != "ceilings":
-            batch, gflop = rows[0]["batch"], rows[0]["flop"] * 1e-9
-            lines += [f"`{name}`, batch {batch}, {gflop:.0f} GFLOP:", "", *markdown(rows, SHORT_COLUMNS), ""]
-    ceilings = [row for row in file.rows if row["config"] == "ceilings"]
+    for name in dict.fromkeys(row["config"] for row in rows if row["config"] != "ceilings"):
+        own = [_emphasized(row) for row in rows if row["config"] == name]
+        lines += [f"`{name}`, batch {own[0]['batch']}, {own[0]['flop'] * 1e-9:.0f} GFLOP:", ""]
+        lines += [*markdown(own, SHORT_COLUMNS), ""]
+    ceilings = [row for row in rows if row["config"] == "ceilings"]
     said = [
         f"{row['name']} {row['precision']} {row['gflop_per_s']:.0f} GFLOP/s" for row in ceilings if "gflop_per_s" in row
     ]
     said += [f"copy {row['gbyte_per_s']:.1f} GB/s" for row in ceilings if "gbyte_per_s" in row]
-    first = file.rows[0]
-    versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in rows[0]["versions"].items())
     lines += [f"Ceilings measured in the same run: {'; '.join(said)}.", ""] if said else []
-    lines += [f"{first['device']}, {first['threads']} threads, allocator {first['allocator']}; {versions}."]
-    print("\n" + "\n".join(lines))
+    return "\n".join(
+        [*lines, f"{rows[0]['device']}, {rows[0]['threads']} threads, allocator {rows[0]['allocator']}; {versions}."]
+    )
+
+
+def _emphasized(row: Row) -> Row:
+    """The engine that ``auto`` chooses, in bold."""
+    return {**row, "name": f"**{row['name']}**"} if row["name"] == "rcdm_fast native" else row
+
+
+def report(file: RowFile, text: Path | None) -> None:
+    """Print all rows; write what the documentation shows of them to a file too."""
+    for name in dict.fromkeys(row["config"] for row in file.rows):
+        print(f"\n{name}")
+        print("\n".join(table([row for row in file.rows if row["config"] == name], COLUMNS)))
+    shown = document(file.rows)
+    print("\n" + shown)
     if text is not None:
-        text.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        text.write_text(shown + "\n", encoding="utf-8")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -151,7 +162,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=0, help="instead of the configuration's own")
     parser.add_argument("--threads", type=int, default=0, help="default: torch's")
     parser.add_argument("--json", type=Path, default=Path("out/bench_step.json"))
-    parser.add_argument("--markdown", type=Path, help="write the table for the README to this file")
+    parser.add_argument("--markdown", type=Path, help="write the tables of the documentation to this file")
     options = parser.parse_args(arguments)
     if options.rounds < 1 or options.batch < 0 or options.threads < 0:
         parser.error("--rounds must be at least 1; --batch and --threads cannot be negative")

@@ -222,7 +222,7 @@ from rcdm_fast.cli import common
 
 def hello() -> None:
     """Say hello."""
-    common.say("hello")
+    common.report("hello")
 '''
     },
     after=(("rcdm_fast/cli/__init__.py", "    about.info,\n", "    hello.hello,\n"),),

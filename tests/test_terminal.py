@@ -62,7 +62,7 @@ def test_a_command_goes_on_to_its_end(monkeypatch: pytest.MonkeyPatch, code: int
 
     def work(*_: Any, **__: Any) -> None:
         for number in range(3):
-            common.say(SAID)
+            common.report(SAID)
             done.append(number)
 
     monkeypatch.setattr(cli, "app", work)
@@ -73,7 +73,7 @@ def test_a_command_goes_on_to_its_end(monkeypatch: pytest.MonkeyPatch, code: int
 
 def test_streams_that_were_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     def work(*_: Any, **__: Any) -> None:
-        common.say(SAID)
+        common.report(SAID)
         assert not common.interactive()
 
     monkeypatch.setattr(cli, "app", work)
@@ -113,7 +113,7 @@ from rcdm_fast.cli import common
 def work(*_, **__):
     time.sleep(0.3)
     for _ in range(5000):
-        common.say({SAID!r})
+        common.report({SAID!r})
     Path({str(tmp_path / "done")!r}).touch()
 cli.app = work
 sys.exit(cli.main([]))

@@ -21,7 +21,6 @@ from rcdm_fast.analysis import common, robustness
 from rcdm_fast.analysis.common import Progress
 from rcdm_fast.analysis.layers import names as names_of
 from rcdm_fast.analysis.perturb import against_probe
-from rcdm_fast.analysis.recovery import MIN_SOURCES
 from rcdm_fast.analysis.result import Analysis
 from rcdm_fast.analysis.robustness import METHODS, AttackConfig, Attacked
 from rcdm_fast.analysis.shared import Shared, encoded
@@ -30,6 +29,7 @@ from rcdm_fast.data.image_set import ImageSet, evenly
 from rcdm_fast.encoders import ImageEncoder
 from rcdm_fast.images import fit_images, image_sheet, to_pil
 from rcdm_fast.metrics import probes
+from rcdm_fast.metrics.intervals import LEAST
 from rcdm_fast.metrics.nearest import squared_distances
 from rcdm_fast.model import Model
 
@@ -104,24 +104,24 @@ def halves(data: ImageSet, config: AttackConfig) -> tuple[Tensor, Tensor]:
     """
     if data.labels is None:
         raise ConfigError("an attack on a probe needs labelled images: one sub-folder per class")
-    if len(data) < 2 * MIN_SOURCES:
-        raise ConfigError(f"at least {2 * MIN_SOURCES} images are needed, half of them for the probe; got {len(data)}")
+    if len(data) < 2 * LEAST:
+        raise ConfigError(f"at least {2 * LEAST} images are needed, half of them for the probe; got {len(data)}")
     known, rest = data.halves(config.seed)
     rest = data.one_of_each(rest)
     classes = data.labels[known].unique()
     if len(classes) < 2 or len(data.labels[rest].unique()) > len(classes):
         raise ConfigError(f"the probe needs at least 2 classes and images of each, got {len(classes)} of them")
     count = config.images or min(500, len(rest))
-    if not MIN_SOURCES <= count <= len(rest):
-        raise ConfigError(f"{count} images to attack: at least {MIN_SOURCES}, at most the {len(rest)} not used to fit")
+    if not LEAST <= count <= len(rest):
+        raise ConfigError(f"{count} images to attack: at least {LEAST}, at most the {len(rest)} not used to fit")
     return known, rest[evenly(count, len(rest))]
 
 
 def _sources(attacked: Tensor, config: AttackConfig) -> Tensor:
     """Places among the attacked images that samples are drawn of."""
     count = config.sources or min(64, len(attacked))
-    if not MIN_SOURCES <= count <= len(attacked):
-        raise ConfigError(f"{count} sources: at least {MIN_SOURCES}, at most the {len(attacked)} attacked images")
+    if not LEAST <= count <= len(attacked):
+        raise ConfigError(f"{count} sources: at least {LEAST}, at most the {len(attacked)} attacked images")
     return evenly(count, len(attacked))
 
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Annotated, Any
 
 import torch
@@ -36,7 +35,7 @@ from rcdm_fast.diffusion.sampling_config import CELL_SOLVER, CELL_STEPS
 from rcdm_fast.encoders.factor_reader import FactorReader
 from rcdm_fast.encoders.oracle_code import Code, subsets
 from rcdm_fast.exporters.graph import weights_hash
-from rcdm_fast.metrics import left_out, slopes
+from rcdm_fast.metrics import intervals, left_out, slopes
 from rcdm_fast.metrics.intervals import Interval
 from rcdm_fast.model import Model
 
@@ -44,7 +43,6 @@ VERSION = 1  # of what `Calibration.as_json` gives
 IDEAL = "ideal"
 WAVES = 256  # of the non-linear readout
 _PAIRS = tuple((number, 15 - number) for number in range(8))
-_Z = NormalDist().inv_cdf(0.975)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,13 +98,8 @@ class Rate:
 
     @property
     def interval(self) -> Interval:
-        """The fraction with its 95 % score interval (Wilson 1927); 0..1 without cells."""
-        if not self.of:
-            return Interval(0.0, 0.0, 1.0)
-        value, square = self.count / self.of, _Z**2 / self.of
-        middle = (value + square / 2) / (1 + square)
-        half = _Z / (1 + square) * (value * (1 - value) / self.of + square / (4 * self.of)) ** 0.5
-        return Interval(value, min(value, max(0.0, middle - half)), max(value, min(1.0, middle + half)))
+        """The fraction with its 95 % score interval; 0..1 without cells."""
+        return intervals.score(self.count / max(1, self.of), self.of)
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ from PIL import Image
 
 from rcdm_fast import evaluation, host
 from rcdm_fast.analysis.common import Progress
-from rcdm_fast.analysis.recovery import MIN_SOURCES
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
 from rcdm_fast.analysis.shared import Shared, encoded
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.image_set import ImageSet, evenly
 from rcdm_fast.evaluation import Drawn, EvaluateConfig, Faithfulness
 from rcdm_fast.images import from_uint8, image_sheet, to_pil
+from rcdm_fast.metrics.intervals import LEAST
 from rcdm_fast.model import Model
 
 SHOWN = 6  # sources in the figure
@@ -50,8 +50,8 @@ def run(
         ConfigError: fewer images than asked for, under 20 sources, or a model without an encoder.
     """
     _, sources = evaluation.counts(data, config)
-    if sources < MIN_SOURCES:
-        raise ConfigError(f"an interval over source images needs at least {MIN_SOURCES} of them, got {sources}")
+    if sources < LEAST:
+        raise ConfigError(f"an interval over source images needs at least {LEAST} of them, got {sources}")
     gallery = None
     if shared is not None and model.encoder is not None:
         size, _ = evaluation.counts(data, config)

@@ -23,14 +23,14 @@ from rcdm_fast import host
 from rcdm_fast.analysis import common, grounds, properties
 from rcdm_fast.analysis.common import ExperimentConfig, Progress, interval, percent
 from rcdm_fast.analysis.directions import class_of, common_dimensions, mean_difference, principal_directions
-from rcdm_fast.analysis.recovery import MIN_SOURCES, check_sources
+from rcdm_fast.analysis.recovery import check_sources
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table
 from rcdm_fast.analysis.shared import Shared, encoded
 from rcdm_fast.checks import CountOrNone
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.image_set import ImageSet, evenly
 from rcdm_fast.images import image_sheet, to_pil
-from rcdm_fast.metrics.intervals import Interval
+from rcdm_fast.metrics.intervals import LEAST, Interval
 from rcdm_fast.model import Model
 
 SPARSE = 0.2  # fraction of zeros from which "non-zero" tells dimensions apart
@@ -195,7 +195,7 @@ def run(
 
 def _setting(model: Model, data: ImageSet, config: ManipulateConfig, shared: Shared | None) -> Setting:
     encoder = common.encoder_of(model, "changes of h need")
-    needed = 2 * max(MIN_SOURCES, config.neighbors + 1)
+    needed = 2 * max(LEAST, config.neighbors + 1)
     if len(data) < needed:
         raise ConfigError(f"at least {needed} images are needed, half of them as the gallery; got {len(data)}")
     gallery, rest = data.halves(config.seed)

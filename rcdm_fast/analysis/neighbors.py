@@ -21,7 +21,6 @@ from rcdm_fast import host
 from rcdm_fast.analysis import common, memorization
 from rcdm_fast.analysis.common import ExperimentConfig, Progress, Redrawn
 from rcdm_fast.analysis.memorization import Copies
-from rcdm_fast.analysis.recovery import MIN_SOURCES
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
 from rcdm_fast.analysis.shared import Shared, encoded
 from rcdm_fast.checks import Count, CountOrNone
@@ -30,7 +29,7 @@ from rcdm_fast.data.image_set import ImageSet, evenly
 from rcdm_fast.diffusion.sampling_config import PER_SOURCE
 from rcdm_fast.images import image_sheet, to_pil
 from rcdm_fast.metrics import nearest
-from rcdm_fast.metrics.intervals import Floats
+from rcdm_fast.metrics.intervals import LEAST, Floats
 from rcdm_fast.model import Model
 
 METHOD = (
@@ -165,15 +164,15 @@ def split(data: ImageSet, config: NeighborsConfig) -> tuple[Tensor, Tensor]:
 
     Raises `ConfigError` if there are too few images for both.
     """
-    needed = MIN_SOURCES + max(MIN_SOURCES, config.neighbors + 1)
+    needed = LEAST + max(LEAST, config.neighbors + 1)
     if len(data) < needed:
-        raise ConfigError(f"at least {needed} images are needed, {MIN_SOURCES} of them as sources; got {len(data)}")
+        raise ConfigError(f"at least {needed} images are needed, {LEAST} of them as sources; got {len(data)}")
     known = data.one_of_each()
     most = len(known) - config.neighbors - 1
     count = config.sources or min(80, len(known) // 2, most)
-    if not MIN_SOURCES <= count <= most:
+    if not LEAST <= count <= most:
         raise ConfigError(
-            f"{count} sources: at least {MIN_SOURCES}, at most {most}, so that the gallery has {config.neighbors + 1}"
+            f"{count} sources: at least {LEAST}, at most {most}, so that the gallery has {config.neighbors + 1}"
         )
     sources = known[evenly(count, len(known))]
     if data.photographs is None:

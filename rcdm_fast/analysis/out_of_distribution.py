@@ -25,7 +25,6 @@ from torch import Tensor
 from rcdm_fast import host
 from rcdm_fast.analysis import common
 from rcdm_fast.analysis.common import ExperimentConfig, Progress, Redrawn
-from rcdm_fast.analysis.recovery import MIN_SOURCES
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
 from rcdm_fast.analysis.shared import Shared, encoded
 from rcdm_fast.checks import Count, CountOrNone
@@ -34,7 +33,7 @@ from rcdm_fast.data.image_set import ImageSet, evenly
 from rcdm_fast.diffusion.sampling_config import PER_SOURCE
 from rcdm_fast.images import image_sheet, to_pil
 from rcdm_fast.metrics import nearest
-from rcdm_fast.metrics.intervals import Floats, Interval
+from rcdm_fast.metrics.intervals import LEAST, Floats, Interval
 from rcdm_fast.model import Model
 
 MARGIN = 0.25  # of a nearest-neighbor distance: a difference that is surely smaller counts as none
@@ -128,7 +127,7 @@ class Group:
     @property
     def enough(self) -> bool:
         """Whether there are enough images for intervals."""
-        return len(self.images) >= MIN_SOURCES
+        return len(self.images) >= LEAST
 
 
 @host.guarded(gradients=True, random=True)
@@ -247,7 +246,7 @@ def _photo_table(group: Group, photos: ImageSet) -> Table:
 
 
 def _too_few(group: Group) -> str:
-    return f"an interval over photographs needs at least {MIN_SOURCES} of them, got {len(group.images)}"
+    return f"an interval over photographs needs at least {LEAST} of them, got {len(group.images)}"
 
 
 def _as_faithful(unfamiliar: Group, familiar: Group, config: UnfamiliarConfig) -> Finding:

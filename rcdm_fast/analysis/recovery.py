@@ -34,9 +34,8 @@ from rcdm_fast.analysis import rules
 from rcdm_fast.analysis.rules import Verdict
 from rcdm_fast.config import ConfigError
 from rcdm_fast.metrics import intervals, slopes
-from rcdm_fast.metrics.intervals import Floats, Interval, resampled
+from rcdm_fast.metrics.intervals import LEAST, Floats, Interval, resampled
 
-MIN_SOURCES = 20  # below, an interval over sources means little
 SHUFFLES = 500
 Total = Callable[[Any], Any]  # sums over sources and magnitudes of [S,M] or [B,S,M]
 STILL = 1e-12  # what a sum of squared changes is at most where nothing changes
@@ -44,8 +43,8 @@ STILL = 1e-12  # what a sum of squared changes is at most where nothing changes
 
 def check_sources(count: int, available: int) -> None:
     """Raise `ConfigError` unless there are enough source images for an interval."""
-    if count < MIN_SOURCES:
-        raise ConfigError(f"an interval over source images needs at least {MIN_SOURCES} of them, got {count}")
+    if count < LEAST:
+        raise ConfigError(f"an interval over source images needs at least {LEAST} of them, got {count}")
     if count > available:
         raise ConfigError(f"{count} source images were asked for, the data has {available}")
 

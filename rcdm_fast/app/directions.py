@@ -13,10 +13,10 @@ from torch import Tensor
 from rcdm_fast.analysis.augment import AUGMENTATIONS, Augmentation
 from rcdm_fast.analysis.directions import mean_difference, principal_directions
 from rcdm_fast.analysis.properties import PROPERTIES
-from rcdm_fast.analysis.recovery import MIN_SOURCES
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.image_set import ImageSet, evenly
 from rcdm_fast.encoders import Encoder
+from rcdm_fast.metrics.intervals import LEAST
 from rcdm_fast.training import representations
 
 NEUTRAL = {"zoom": 1.0, "brightness": 1.0, "solarize": 1.0}  # magnitudes that change nothing; 0 for the others
@@ -61,10 +61,10 @@ def of_data(encoder: Encoder, data: ImageSet) -> dict[str, Tensor]:
     deviation along it; there are fewer of them where a representation is narrow.
 
     Raises:
-        ConfigError: under `MIN_SOURCES` images.
+        ConfigError: under `LEAST` images.
     """
-    if len(data) < MIN_SOURCES:
-        raise ConfigError(f"directions from data need at least {MIN_SOURCES} images, got {len(data)}")
+    if len(data) < LEAST:
+        raise ConfigError(f"directions from data need at least {LEAST} images, got {len(data)}")
     chosen = data.subset(evenly(min(len(data), MAX_IMAGES), len(data)))
     gallery = representations.compute(encoder, chosen)
     images = chosen.floats(slice(None))

@@ -90,7 +90,7 @@ _debug = False
 
 def _show_version(given: bool) -> None:
     if given:
-        common.say(f"rcdm_fast {__version__}")
+        common.report(f"rcdm_fast {__version__}")
         raise typer.Exit
 
 
@@ -108,7 +108,7 @@ def _options(
     global _debug
     _debug, common.verbose = debug, verbose
     if context.invoked_subcommand is None:
-        common.say(START)
+        common.report(START)
         return
     logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, format="%(message)s", stream=sys.stderr)
     # Images up to images.MAX_PIXELS are welcome; Pillow warns from about half of that.

@@ -20,7 +20,7 @@ def models() -> None:
 
     for name, known in zoo.model_names().items():
         where = "" if known.present else " (downloaded at first use)"
-        common.say(f"{name:24s} {known.kind:10s} {known.about}{where}")
+        common.report(f"{name:24s} {known.kind:10s} {known.about}{where}")
 
 
 def info(
@@ -42,9 +42,9 @@ def info(
 
     common.check_writable(json)
     facts = report.report()
-    common.say("\n".join(report.lines(facts)))
+    common.report("\n".join(report.lines(facts)))
     if model is not None:
         described = rcdm_fast.load(model, device=device).describe()
-        common.say(f"\n{described}")
+        common.report(f"\n{described}")
         facts = {**facts, "model": described.splitlines()}
     common.write_json(json, facts)

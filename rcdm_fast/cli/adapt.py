@@ -47,18 +47,18 @@ def adapt(
     common.check_one(encoder, representations)
     if encoder is None and representations is None:
         raise ConfigError("no new encoder: give one with --encoder, or its --representations of the images")
-    place = best(device)
+    device = best(device)
     values: dict[str, Any] = {"name": name or out.name, "model": model, "seed": seed}
     trusted: list[str] = []
     for key, spec in (("encoder", encoder), ("old_encoder", old_encoder)):
         if spec is not None:
-            built, allowed = trust.built(spec, out, place, trust_repo and key == "encoder")
+            built, allowed = trust.built(spec, out, device, trust_repo and key == "encoder")
             values[key] = dataclasses.asdict(built.config)
             trusted += allowed
     settings = from_dict(AdaptConfig, changed(values, change or []), "options")
     images = open_data(data, checkpoint.load_model(model, None, sha256)[0].unet.image_size)
     h = common.aligned(representations, images)
-    common.say(f"{len(images)} images, {settings.steps} steps of {settings.batch_size}")
+    common.report(f"{len(images)} images, {settings.steps} steps of {settings.batch_size}")
     with common.ProgressBar(settings.steps) as progress:
-        path = run(settings, images, out, place, progress, trusted, h=h)
-    common.say(f"{path}: finished; load it with rcdm_fast.load({str(path)!r})")
+        path = run(settings, images, out, device, progress, trusted, h=h)
+    common.report(f"{path}: finished; load it with rcdm_fast.load({str(path)!r})")

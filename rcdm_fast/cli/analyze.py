@@ -97,9 +97,9 @@ def analyze(
     try:
         made_by = provenance.made_by([loaded, *others], {"data": images, "photos": shown})
         for path in write(found, out, made_by):
-            common.say(str(path))
+            common.report(str(path))
     finally:
-        common.say("\n" + found.as_text())
+        common.report("\n" + found.as_text())
 
 
 def write(found: Analysis, folder: Path, made_by: Mapping[str, Any]) -> list[Path]:

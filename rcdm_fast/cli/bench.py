@@ -71,7 +71,7 @@ def bench(
     counts = [common.whole_number(each) for each in _listed(steps)]
     ways, left_out = solver_quality.cases(loaded, _listed(solver), counts)
     for line in left_out:
-        common.say(f"left out    {line}")
+        common.report(f"left out    {line}")
     timed = _cases(loaded.device, engine, precision, ways)
     plan = throughput.Plan(timed, batch_size, images, budget, rounds, published)
     real = None if data is None else open_data(data, loaded.image_size)
@@ -89,7 +89,7 @@ def bench(
             bar.update(round(100 * fraction) - bar.n)
 
         rows = throughput.measure(loaded, plan, report)
-    common.say("\n".join(table(rows)))
+    common.report("\n".join(table(rows)))
     if real is not None:
         with common.ProgressBar(100) as progress:
 
@@ -100,8 +100,8 @@ def bench(
                 progress(round(100 * fraction), 100, 0.0)
 
             found = solver_quality.measure(loaded, real, ways, quality, done)
-        common.say("\n".join(quality_table(found)))
-        common.say(f"images of these drawn by {loaded.engine.describe()}")
+        common.report("\n".join(quality_table(found)))
+        common.report(f"images of these drawn by {loaded.engine.describe()}")
         if plot is not None:
             storage.write_text(plot, solver_plot.svg(found))
     if any(row.get("red") for row in rows):
@@ -161,7 +161,7 @@ def _cases(device: Any, engine: str, precision: str, ways: list[SolverCase]) -> 
                 if not reasons:
                     pairs.append((name, each))
                 else:
-                    common.say(f"left out    {name} {each}: {'; '.join(reasons)}")
+                    common.report(f"left out    {name} {each}: {'; '.join(reasons)}")
     return tuple(Case(*pair, way.solver, way.steps) for way in ways for pair in pairs)
 
 

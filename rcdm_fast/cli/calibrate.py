@@ -78,7 +78,7 @@ def calibrate(
     with common.ProgressBar(1) as progress:
         found = run(models, read, settings, lambda done, total: progress(done, total, 0.0))
     for table in found.tables():
-        common.say("\n".join([f"\n{table.title}", *text_table(table)]))
+        common.report("\n".join([f"\n{table.title}", *text_table(table)]))
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     reading = {"name": Path(reader).stem, "sha256": digest, "scores": about.get("scores")}
     made_by = provenance.made_by(list(models.values()))

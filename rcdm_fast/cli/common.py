@@ -137,9 +137,9 @@ def open_model(
 
     model = rcdm_fast.load(name, flags, encoder, device, engine, precision, sha256=sha256)
     if verbose:
-        say(model.describe())
+        report(model.describe())
     elif not quiet:
-        say(runs(model, name))
+        report(runs(model, name))
     return model
 
 
@@ -199,7 +199,7 @@ def aligned(representations: Path | None, images: ImageSet) -> Tensor | None:
     return None if representations is None else reader.read(representations, images)
 
 
-def say(text: str) -> None:
+def report(text: str) -> None:
     """One message to the user, on standard output."""
     print(text, flush=True)
 
@@ -252,7 +252,7 @@ class ProgressBar:
             self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
         if self._bar.disable and done * 10 // total > self._tenths:
             self._tenths = done * 10 // total
-            say(f"{done} of {total}" + (f", loss {loss:.4f}" if loss else ""))
+            report(f"{done} of {total}" + (f", loss {loss:.4f}" if loss else ""))
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()

@@ -69,9 +69,9 @@ def compare(
     drawing = common.sampling(per, steps, solver, seed)
     settings = engine_comparison.Settings(batch_size=batch_size, rounds=rounds, **vars(drawing))
     with torch.random.fork_rng(devices=[]):
-        found = engine_comparison.compare(loaded, cases, h, settings, label=label, report=common.say)
+        found = engine_comparison.compare(loaded, cases, h, settings, label=label, report=common.report)
     mrr = _mrr(loaded, [each.case for each in found], data, sources, gallery, settings) if data is not None else {}
-    common.say("\n".join(table(found, mrr)))
+    common.report("\n".join(table(found, mrr)))
     rows = [{**each.row(), **_mrr_row(mrr, each.case)} for each in found]
     common.write_json(json, {"rows": rows, "made_by": provenance.made_by([loaded])})
     if out is not None:
@@ -105,7 +105,7 @@ def _mrr(
     config = EvaluateConfig(sources=sources, gallery=gallery, **vars(drawn.changed()))
     found = {}
     for case in cases:
-        common.say(f"{case}: ranking")
+        common.report(f"{case}: ranking")
         found[case] = evaluate(engine_comparison.with_engine(model, case, model.encoder), images, config)
     return {case: (each.mrr, mrr_change(each, found[cases[0]])) for case, each in found.items()}
 

@@ -44,20 +44,21 @@ def distill(
     from rcdm_fast.training.distill import DistillConfig
     from rcdm_fast.training.distill import distill as run
 
-    place = best(device)
+    device = best(device)
     values: dict[str, Any] = {"name": name or out.name, "model": model, "nfe": nfe, "seed": seed}
     trusted: list[str] = []
     if encoder is not None:
-        built, trusted = trust.built(encoder, out, place)
+        built, trusted = trust.built(encoder, out, device)
         values["encoder"] = dataclasses.asdict(built.config)
     settings = from_dict(DistillConfig, changed(values, change or []), "options")
     size = checkpoint.load_model(model, None, sha256)[0].unet.image_size
     images = None if data is None else open_data(data, size)
-    common.say(f"{settings.steps} steps of {settings.batch_size} trajectories")
+    common.report(f"{settings.steps} steps of {settings.batch_size} trajectories")
     with common.ProgressBar(settings.steps) as progress:
-        path, judged = run(settings, images, out, place, progress, trusted)
-    common.say("\n".join(_table(judged)))
-    common.say(f"{path}: finished; draw with it in {nfe} steps: rcdm_fast.load({str(path)!r}).sample(h, steps={nfe})")
+        path, judged = run(settings, images, out, device, progress, trusted)
+    common.report("\n".join(_table(judged)))
+    call = f"rcdm_fast.load({str(path)!r}).sample(h, steps={nfe})"
+    common.report(f"{path}: finished; draw with it in {nfe} steps: {call}")
 
 
 def _table(judged: Judged) -> list[str]:

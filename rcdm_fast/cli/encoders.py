@@ -47,19 +47,19 @@ def encoders(
     image = _drawn() if photo is None else load_image(photo)
     seen = encoder.view(image.to(encoder.device))
     layers = inside.layers_of(encoder) if isinstance(encoder, ImageEncoder) else []
-    common.say(f"{config.source}: layer {config.layer}, pooling {config.pooling} -> representation [{encoder.dim}]")
+    common.report(f"{config.source}: layer {config.layer}, pooling {config.pooling} -> representation [{encoder.dim}]")
     rows = inside.convention(config, room.stated(spec))
-    common.say("\nimages")
+    common.report("\nimages")
     for name, value, origin in rows:
-        common.say(f"  {name:14s} {value:28s} {origin}")
-    common.say("\nlayers (one image)" if layers else "\nno layers can be named")
+        common.report(f"  {name:14s} {value:28s} {origin}")
+    common.report("\nlayers (one image)" if layers else "\nno layers can be named")
     wide = max((len(each.name) for each in layers), default=0)
     for each in layers:
-        common.say(f"  {each.name:{wide}s}  {list(each.shape)!s:20s} {each.kind}")
+        common.report(f"  {each.name:{wide}s}  {list(each.shape)!s:20s} {each.kind}")
     if out is not None:
         pair = [to_pil(image[0]), to_pil(seen[0])]
         outputs.write_image(image_sheet([pair], cell=SIDE, column_titles=["photo", "seen"]), out)
-        common.say(f"\n{out}: the photo, and the {config.image_size} px that the encoder sees of it")
+        common.report(f"\n{out}: the photo, and the {config.image_size} px that the encoder sees of it")
     facts = {
         "source": config.source,
         "layer": config.layer,

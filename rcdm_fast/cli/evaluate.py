@@ -127,7 +127,7 @@ def evaluate(
         except ConfigError as error:
             if features is not None or inception is not None or reference is not None:
                 raise
-            common.say(f"left out: {error}")
+            common.report(f"left out: {error}")
             space = None
     with common.ProgressBar(count) as progress:
         shown = lambda done, total: progress(done, total, 0.0)  # noqa: E731
@@ -138,13 +138,13 @@ def evaluate(
     if npz is not None:
         made = alone if h is not None else drawn
         outputs.keep(npz, lambda file: sample_files.write_npz(file, made.images.flatten(0, 1), made.labels))
-        common.say(f"{npz}: {count * per} samples")
+        common.report(f"{npz}: {count * per} samples")
     if h is not None:
         read = None if probe is None else (reader, known)
         found = unranked.measure(
             loaded, alone, settings, space=space, reference=reference, probe=read, denoising=denoising
         )
-        common.say("\n".join(_table_without(found)))
+        common.report("\n".join(_table_without(found)))
         common.write_json(json, {**dataclasses.asdict(found), **_about(loaded, images, settings)})
         return
     result = measures.faithfulness(drawn, settings)
@@ -155,7 +155,7 @@ def evaluate(
     if denoising:
         errors = x0_errors(loaded, drawn.real, drawn.sources, seed=seed)
         result = dataclasses.replace(result, x0_errors=errors)
-    common.say("\n".join(table(result)))
+    common.report("\n".join(table(result)))
     common.write_json(json, {**dataclasses.asdict(result), **_about(loaded, images, settings)})
 
 

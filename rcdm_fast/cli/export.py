@@ -58,7 +58,7 @@ def export(
         dynamic=dynamic,
         encoder=with_encoder,
         calibrate=known,
-        progress=common.say,
+        progress=common.report,
     )
     for file in files:
-        common.say(f"{file}  {file.stat().st_size / 1e6:.1f} MB")
+        common.report(f"{file}  {file.stat().st_size / 1e6:.1f} MB")

@@ -100,13 +100,13 @@ def generate(
 
 
 def _tell(summary: Summary, out: Path, json: Path | None) -> None:
-    common.say(
+    common.report(
         f"{out}: {summary.images} of {summary.wanted} images in {summary.shards} shards, "
         f"{summary.quarantined} items quarantined"
     )
     common.write_json(json, {**vars(summary), "complete": summary.complete})
     if summary.quarantined:
-        common.say(f"{out / 'quarantine.jsonl'} says why; --retry draws their shards again")
+        common.report(f"{out / 'quarantine.jsonl'} says why; --retry draws their shards again")
         raise typer.Exit(QUARANTINED)
 
 
@@ -116,10 +116,10 @@ def _verify(out: Path, json: Path | None) -> None:
     with common.ProgressBar(1) as progress:
         found = verify(out, lambda done, total: progress(done, total, 0.0))
     state = "complete" if found.complete else f"{found.missing_shards} shards not drawn yet"
-    common.say(f"{out}: {found.images} of {found.wanted} images with true checksums, {state}")
-    common.say(f"{found.quarantined} items quarantined, {found.faults} faults")
+    common.report(f"{out}: {found.images} of {found.wanted} images with true checksums, {state}")
+    common.report(f"{found.quarantined} items quarantined, {found.faults} faults")
     for line in found.examples:
-        common.say(f"  {line}")
+        common.report(f"  {line}")
     common.write_json(json, {**vars(found), "sound": found.sound, "complete": found.complete})
     if not found.sound:
         raise typer.Exit(1)
@@ -155,7 +155,7 @@ class _Lines:
         if tenths > self._tenths:
             self._tenths = tenths
             left = (now.wanted - now.images) * now.seconds / max(1, now.drawn)
-            common.say(f"{now.images} of {now.wanted}, {_rates(now)}, {left:.0f} s left")
+            common.report(f"{now.images} of {now.wanted}, {_rates(now)}, {left:.0f} s left")
 
 
 def _rates(now: Progress) -> str:

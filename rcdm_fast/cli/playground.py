@@ -56,8 +56,8 @@ def app(
     if data is not None:
         playground.from_data(playground.models[0])
     if not guard.is_loopback(host):
-        common.say(f"{host}: anybody who reaches this address can use the page")
-    common.say(f"http://{host}:{port}  (ctrl-c ends it)")
+        common.report(f"{host}: anybody who reaches this address can use the page")
+    common.report(f"http://{host}:{port}  (ctrl-c ends it)")
     page.launch(
         playground,
         host=host,

@@ -100,7 +100,7 @@ def sample(
         outputs.write_image(sheet, out)
         of = _counted(len(found.rows), "photo" if any(row.photo for row in found.rows) else "representation")
         drawn = f"{_counted(len(finished), 'sample')} of {of}, {request.chosen.label}, NFE {evaluations}"
-        common.say(f"{out}: {drawn}, by {common.runs(loaded, model)}, in {seconds:.3g} s")
+        common.report(f"{out}: {drawn}, by {common.runs(loaded, model)}, in {seconds:.3g} s")
     common.write_json(
         json,
         {
@@ -205,8 +205,8 @@ def encode(
                 np.save(file, h.numpy())
     if found.left_out and out.suffix == ".npy":
         storage.write_json(beside, names)
-        common.say(f"{beside}: the photos of its rows")
-    common.say(f"{out}: {_counted(len(h), 'representation')} of {h.shape[1]} dimensions")
+        common.report(f"{beside}: the photos of its rows")
+    common.report(f"{out}: {_counted(len(h), 'representation')} of {h.shape[1]} dimensions")
     found.finish()
 
 
@@ -256,4 +256,4 @@ def interpolate(
     gaps = [len(first), frames + len(first)]
     outputs.write_image(image_sheet(sheet, cell=96, column_titles=columns, group_gaps=gaps), out)
     drawn = f"{_counted(per, f'{mode.value} path')} of {frames} frames"
-    common.say(f"{out}: {drawn}, by {common.runs(loaded, model)}, in {seconds:.3g} s")
+    common.report(f"{out}: {drawn}, by {common.runs(loaded, model)}, in {seconds:.3g} s")

@@ -59,27 +59,27 @@ def train(
     from rcdm_fast.training.train import train as run
 
     common.check_one(encoder, representations)
-    place, folder = best(device), out or Path("runs") / name
+    device, folder = best(device), out or Path("runs") / name
     trusted: list[str] = []
     values = changed(_configuration(name, config), change or [])
     changes = {"init": init, "images": images, "compile": compile, "name": name}
     values.update({key: value for key, value in changes.items() if value is not None})
     if encoder is not None:
-        built, trusted = trust.built(encoder, folder, place, trust_repo)
+        built, trusted = trust.built(encoder, folder, device, trust_repo)
         values["encoder"] = dataclasses.asdict(built.config)
     settings = from_dict(TrainConfig, values, str(config or name))
     if trust_repo and settings.encoder is not None:
         trusted = [settings.encoder.source]
     images_of_data = open_data(data, settings.unet.image_size, store=store)
     h = common.aligned(representations, images_of_data)
-    common.say(f"{len(images_of_data)} images, {settings.steps} steps of {settings.batch_size}")
+    common.report(f"{len(images_of_data)} images, {settings.steps} steps of {settings.batch_size}")
     with common.ProgressBar(settings.steps) as progress:
         try:
-            path = run(settings, images_of_data, folder, place, progress, minutes, trusted, h=h)
+            path = run(settings, images_of_data, folder, device, progress, minutes, trusted, h=h)
         except Paused as pause:
-            common.say(f"{pause}; the same command goes on from there")
+            common.report(f"{pause}; the same command goes on from there")
             return
-    common.say(f"{path}: finished; load it with rcdm_fast.load({str(path)!r})")
+    common.report(f"{path}: finished; load it with rcdm_fast.load({str(path)!r})")
 
 
 def pretrain(
@@ -108,20 +108,20 @@ def pretrain(
     from rcdm_fast.training.pretrain import pretrain as run
 
     common.check_writable(json)
-    place = best(device)
+    device = best(device)
     values = _configuration(name, config)
     changes = {"images": images, "compile": compile}
     values.update({key: value for key, value in changes.items() if value is not None})
     settings = from_dict(PretrainConfig, values, str(config or name))
     training_set = open_data(data, settings.image_size)
     test_set = open_data(test_data, settings.image_size) if test_data is not None else None
-    common.say(f"{len(training_set)} images, {settings.steps} steps of {settings.batch_size}")
+    common.report(f"{len(training_set)} images, {settings.steps} steps of {settings.batch_size}")
     with common.ProgressBar(settings.steps) as progress:
-        path, accuracy = run(settings, training_set, out or Path("runs") / name, test_set, place, progress)
+        path, accuracy = run(settings, training_set, out or Path("runs") / name, test_set, device, progress)
     for key, value in accuracy.items():
-        common.say(f"{key:32s} {value:.4f}")
+        common.report(f"{key:32s} {value:.4f}")
     common.write_json(json, accuracy)
-    common.say(f"{path}: finished; use it with --encoder file:{path}")
+    common.report(f"{path}: finished; use it with --encoder file:{path}")
 
 
 def train_reader(
@@ -144,17 +144,17 @@ def train_reader(
     from rcdm_fast.training.reader import train as run
 
     common.check_writable(json)
-    place = best(device)
+    device = best(device)
     values = _configuration(name, config) | {"name": name}
     values |= {} if images is None else {"images": images}
     settings = from_dict(ReaderConfig, values, str(config or name))
-    common.say(f"{settings.steps} steps of {settings.batch_size} images of world:{settings.world}")
+    common.report(f"{settings.steps} steps of {settings.batch_size} images of world:{settings.world}")
     with common.ProgressBar(settings.steps) as progress:
-        path, scores = run(settings, out or Path("runs") / name, progress, place)
+        path, scores = run(settings, out or Path("runs") / name, progress, device)
     for key, value in scores.items():
-        common.say(f"{key:32s} {value:.4f}")
+        common.report(f"{key:32s} {value:.4f}")
     common.write_json(json, scores)
-    common.say(f"{path}: finished; use it with --encoder file:{path}")
+    common.report(f"{path}: finished; use it with --encoder file:{path}")
 
 
 def _configuration(name: str, given: str | None) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def tune(
             placed = solver_fit.fit(
                 loaded, fit, h, label, trajectories, lambda done, total: progress(100 * done // total, 100, 0.0)
             )
-        common.say("\n".join(table(placed)))
+        common.report("\n".join(table(placed)))
         found = [dataclasses.asdict(each) for each in placed]
         common.write_json(json, {"solver": fit.solver, "placements": found, "made_by": provenance.made_by([loaded])})
         return
@@ -99,14 +99,15 @@ def tune(
             progress(int(100 * (counts.index(count) + fraction)), 100 * len(counts), 0.0)
 
         learned = solver_learning.learn(loaded, learning, loaded.weights, h, label, trajectories, state, told)
-    common.say("\n".join(learned_table(learned)))
+    common.report("\n".join(learned_table(learned)))
     found = [dataclasses.asdict(each) for each in learned]
     common.write_json(json, {"solvers": found, "made_by": provenance.made_by([loaded])})
     if not any(each.solver for each in learned):
         raise ConfigError(f"no learned solver is better than the best of the others: {out} is not written")
     solver_learning.save(out, loaded, learned)
     state.unlink(missing_ok=True)
-    common.say(f"{out}: solvers fitted for {', '.join(str(each.nfe) for each in learned if each.solver)} evaluations")
+    fitted = ", ".join(str(each.nfe) for each in learned if each.solver)
+    common.report(f"{out}: solvers fitted for {fitted} evaluations")
 
 
 def _conditions(model: Model, data: str | None, trajectories: int) -> tuple[Tensor | None, Tensor | None]:

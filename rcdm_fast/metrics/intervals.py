@@ -114,6 +114,13 @@ def fraction(values: np.ndarray) -> Interval:
     if 0 < mean < 1:
         trials = mean * (1 - mean) / max(spread, 1e-12)
         count *= max(1.0, trials)
+    return score(mean, count)
+
+
+def score(mean: float, count: float) -> Interval:
+    """A fraction of so many trials with its score interval (Wilson 1927), however few they are; 0..1 without any."""
+    if not count:
+        return Interval(0.0, 0.0, 1.0)
     middle = (mean + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
     half = _Z / (1 + _Z**2 / count) * math.sqrt(mean * (1 - mean) / count + _Z**2 / (4 * count**2))
     return Interval(mean, min(mean, max(0.0, middle - half)), max(mean, min(1.0, middle + half)))

@@ -1,0 +1,134 @@
+"""The results by name: which file each is read from, and what it says.
+
+Files are JSON in `benchmarks/results/`, as the commands wrote them (numbers of single sources may be rounded), the
+bundled models with their cards, and `rcdm_fast/bundled/calibration.json`. What a command measured says in `made_by`
+how; older files of the benchmarks, `OLDER`, have facts of the machine at most.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.documents import known_world, models, solvers, speed
+from benchmarks.documents.speed import Found
+from rcdm_fast.analysis.error_rates import SHIPPED
+from rcdm_fast.models import zoo
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "benchmarks" / "results"
+OLDER = (
+    *("step_s_2cores", "step_m_2cores", "sampling_s_2cores", "profile_s_2cores", "profile_m_2cores"),
+    *("training_s_2cores", "generate_2cores", "guidance_wide_h100"),
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What is written into texts under a name.
+
+    Attributes:
+        sources: names of files in `FOLDER` that it is read from, without their ending.
+        text: makes it.
+    """
+
+    sources: tuple[str, ...]
+    text: Callable[[], str]
+
+
+@functools.cache
+def read(name: str) -> Found:
+    """A file of `FOLDER`.
+
+    Raises:
+        ValueError: it does not say what made it.
+        OSError: there is none.
+    """
+    found: Found = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    if name not in OLDER and "made_by" not in found:
+        raise ValueError(f"benchmarks/results/{name}.json does not say what made it (made_by)")
+    return found
+
+
+def known(prefix: str) -> dict[str, Found]:
+    """The files of a kind, by the models they are of: ``evaluate_NAME.json``, ``ceiling_NAME.json``."""
+    names = (path.stem for path in sorted(FOLDER.glob(f"{prefix}_*.json")))
+    return {name.removeprefix(f"{prefix}_"): read(name) for name in names}
+
+
+def _of(form: Callable[..., str], *names: str, **more: Any) -> Result:
+    return Result(names, lambda: form(*(read(name) for name in names), **more))
+
+
+def _cards() -> dict[str, str]:
+    return {name: zoo.bundled_path(name).with_suffix(".md").read_text(encoding="utf-8") for name in models.ENCODERS}
+
+
+def _models(long: bool) -> str:
+    return models.table(_cards(), known("evaluate"), known("ceiling"), long)
+
+
+def _calibration() -> str:
+    return known_world.calibration(json.loads(SHIPPED.read_text(encoding="utf-8")) if SHIPPED.exists() else None)
+
+
+def _speed() -> dict[str, Result]:
+    step, generate, training = "step_s_2cores", "generate_2cores", "training_s_2cores"
+    found = {
+        "rivals": _of(speed.rivals, step),
+        "step s": _of(speed.step, step),
+        "step m": _of(speed.step, "step_m_2cores"),
+        "sampling": _of(speed.sampling, "sampling_s_2cores"),
+        "profile": _of(speed.profiles, "profile_s_2cores", "profile_m_2cores"),
+        "training step": _of(speed.training_step, training),
+        "compiled training step": _of(speed.compiled_step, training),
+    }
+    for name in ("s", "m"):
+        found[f"rates {name}"] = _of(speed.ceilings, f"profile_{name}_2cores")
+        found[f"above floor {name}"] = _of(speed.above_floor, f"profile_{name}_2cores")
+    for name in ("webdataset", "folder", "npz", "parquet"):
+        found[f"job {name}"] = _of(speed.job, generate, name=name)
+    found["job spread"] = _of(speed.job_spread, generate, name="webdataset")
+    return found
+
+
+def _bundled() -> dict[str, Result]:
+    found = {
+        "models": Result((), lambda: _models(long=False)),
+        "models in full": Result((), lambda: _models(long=True)),
+        "guidance": _of(models.guidance, "guidance_wide_h100"),
+        "calibration": Result((), _calibration),
+    }
+    for name in zoo.list_bundled():
+        found[f"parameters {name}"] = Result((), functools.partial(models.parameters, name))
+        found[f"evaluation {name}"] = _of(models.evaluation, f"evaluate_{name}")
+        found[f"blurred {name}"] = _of(models.blurred, f"ceiling_{name}")
+    for path in sorted(zoo.bundled_folder().glob("*.safetensors")):
+        found[f"size {path.stem}"] = Result((), functools.partial(models.stored, path))
+    return found
+
+
+def _known_world() -> dict[str, Result]:
+    quick, oracle = "calibration_quick", "shapes-oracle"
+    return {
+        "followed": _of(known_world.followed, quick, name=oracle),
+        "kept called kept": _of(known_world.counted, quick, name=oracle, kept=True, called=True),
+        "kept called dropped": _of(known_world.counted, quick, name=oracle, kept=True, called=False),
+        "dropped called kept": _of(known_world.counted, quick, name=oracle, kept=False, called=True),
+        "reader scores": _of(known_world.read, quick),
+    }
+
+
+def _solvers() -> dict[str, Result]:
+    trunk = "solvers_cifar10-simclr-trunk"
+    found = {"solvers": _of(solvers.distances, trunk)}
+    for solver, nfe in (("ipndm", 10), ("ddim", 50)):
+        found[f"distance {solver} {nfe}"] = _of(solvers.distance, trunk, solver=solver, nfe=nfe)
+    return found
+
+
+RESULTS: dict[str, Result] = {**_speed(), **_bundled(), **_known_world(), **_solvers()}

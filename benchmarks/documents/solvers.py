@@ -1,0 +1,23 @@
+"""What solvers do in few steps, for the documentation, from what `rcdm bench --data` wrote. Texts only."""
+
+from __future__ import annotations
+
+from benchmarks.documents.models import interval
+from benchmarks.documents.speed import Found
+
+
+def distances(found: Found) -> str:
+    """How far samples end from where the flow leads: a row for each number of evaluations, a column for each solver."""
+    rows = found["quality"]
+    solvers = list(dict.fromkeys(row["solver"] for row in rows))
+    lines = ["| evaluations | " + " | ".join(f"`{name}`" for name in solvers) + " |", "|---:|" + "---:|" * len(solvers)]
+    for nfe in sorted({row["nfe"] for row in rows}):
+        own = {row["solver"]: interval(row["error"], ".3f") for row in rows if row["nfe"] == nfe}
+        lines.append(f"| {nfe} | " + " | ".join(own.get(name, "") for name in solvers) + " |")
+    return "\n".join(lines)
+
+
+def distance(found: Found, solver: str, nfe: int) -> str:
+    """One of them."""
+    row = next(row for row in found["quality"] if (row["solver"], row["nfe"]) == (solver, nfe))
+    return f"{row['error']['value']:.3f}"

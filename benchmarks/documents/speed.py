@@ -1,0 +1,118 @@
+"""What results of speed say in the documentation: tables and single numbers. Texts only; nothing is measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks import bench_step
+from benchmarks.rows import Row, markdown
+
+Found = dict[str, Any]  # a result as its JSON has it
+
+_RIVALS = (("diffusers", "diffusers"), ("torch.compile", "torch.compile"), ("OpenVINO", "OpenVINO"))
+
+
+def step(found: Found) -> str:
+    """One evaluation beside rivals."""
+    return bench_step.document(found["rows"])
+
+
+def _timed(found: Found, name: str, precision: str = "bf16") -> Row:
+    return next(row for row in found["rows"] if (row["name"], row["precision"]) == (name, precision))
+
+
+def rivals(found: Found) -> str:
+    """The same in short: in bf16, what a user would pick instead and how many times as long it takes."""
+    own = _timed(found, "rcdm_fast native")
+    rows: list[Row] = []
+    for shown, name in _RIVALS:
+        row = _timed(found, name)
+        rows.append({"name": shown, "ms": row["p50_ms"], "of": f"{row['p50_ms'] / own['p50_ms']:.1f}"})
+    rows[0]["of"] += " times as long"
+    rows.append({"name": "**rcdm_fast**", "ms": own["p50_ms"], "of": "1"})
+    lines = [f"| {row['name']} | {row['ms']:.1f} | {row['of']} |" for row in rows]
+    return "\n".join(["| | ms | |", "|---|---:|---:|", *lines])
+
+
+def sampling(found: Found) -> str:
+    """Images per second, end to end."""
+    names = {"ddim": "DDIM"}
+    lines = [
+        f"| `{found['rows'][0]['model']}`, batch {found['rows'][0]['batch']}, {found['facts']['threads']} threads | "
+        "precision | steps | images/s | sampler's share | x published recipe |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for row in found["rows"]:
+        engine = "published recipe (eager)" if row["engine"] == "published recipe" else row["engine"]
+        drawn = f"{names.get(row['solver'], row['solver'])} {row['steps']}"
+        share = f"{row['sampler_percent']:.1f} %" if "sampler_percent" in row else ""
+        rate = f"{row['images_per_s']:.{2 if row['images_per_s'] >= 1 else 3}f}"
+        lines.append(f"| {engine} | {row['precision']} | {drawn} | {rate} | {share} | {row['times_published']:.1f} |")
+    return "\n".join(lines)
+
+
+def profiles(*found: Found) -> str:
+    """Where the time of an evaluation goes, a configuration after the other."""
+    lines = [
+        "| | calls | ms | GFLOP | GFLOP/s | MB | floor: operations | floor: bytes |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for each in found:
+        parts = [row for row in each["rows"] if row["kind"] != "whole evaluation"]
+        for place, row in enumerate(each["rows"]):
+            whole = row["kind"] == "whole evaluation"
+            gflop = sum(part.get("gflop", 0.0) for part in parts) if whole else row.get("gflop", 0.0)
+            mbyte = sum(part.get("mbyte", 0.0) for part in parts) if whole else row.get("mbyte", 0.0)
+            name = f"**{each['config']}**, {row['kind']}" if place == 0 else row["kind"]
+            cells = (
+                f"{row['calls']}" if row["calls"] else "",
+                f"{row['ms']:.1f}",
+                f"{gflop:.1f}" if gflop else "",
+                f"{gflop / row['ms'] * 1e3:.0f}" if gflop else "",
+                f"{mbyte:.0f}" if mbyte else "",
+                f"{row['operations_floor_ms']:.1f}" if gflop else "",
+                f"{row['bytes_floor_ms']:.1f}" if mbyte else "",
+            )
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def above_floor(found: Found) -> str:
+    """How many times the floor of its operations an evaluation takes."""
+    whole = found["rows"][-1]
+    return f"{whole['ms'] / whole['operations_floor_ms']:.2f}"
+
+
+def ceilings(found: Found) -> str:
+    """The rates that floors are made of."""
+    rates = found["ceilings"]
+    return f"{found['config']}: {rates['gflop_per_s']:.0f} GFLOP/s, {rates['copy_gbyte_per_s']:.1f} GB/s"
+
+
+def training_step(found: Found) -> str:
+    """A step of training on the CPU."""
+    columns = (
+        ("", "name", "s"),
+        ("precision", "precision", "s"),
+        ("ms (p50)", "p50_ms", ".0f"),
+        ("images/s", "images_per_s", ".1f"),
+        ("x plain PyTorch fp32", "of_plain", ".2f"),
+        ("ready after, s", "ready_s", ".0f"),
+    )
+    return "\n".join(markdown(found["rows"], columns))
+
+
+def compiled_step(found: Found) -> str:
+    """How many times as fast as plain PyTorch the compiled step is."""
+    return f"{_timed(found, 'rcdm train, compiled')['of_plain']:.2f}"
+
+
+def job(found: Found, name: str, digits: int = 2) -> str:
+    """How many times as long as the bare loop a job takes."""
+    return f"{_timed(found, name, 'fp32')['of_bare']:.{digits}f}"
+
+
+def job_spread(found: Found, name: str) -> str:
+    """The same over the rounds."""
+    row = _timed(found, name, "fp32")
+    return f"{row['of_bare_low']:.2f} to {row['of_bare_high']:.2f}"

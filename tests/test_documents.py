@@ -1,0 +1,247 @@
+"""Numbers in README, docs and cards: from results, or listed with a reason."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from benchmarks.documents import check, guard, known_world, marks, models, results, solvers
+from benchmarks.documents.results import Result
+from rcdm_fast.analysis import error_rates
+from rcdm_fast.models import zoo
+
+PAGE = """# A page
+
+It takes <!-- result: ms -->151.3<!-- end --> ms.
+
+<!-- result: table -->
+
+| a | 1.5 |
+| b | 2.5 |
+
+<!-- end -->
+
+The end.
+"""
+TABLE = "| a | 1.5 |\n| b | 2.5 |"
+FOUND = {"ms": Result(("step",), lambda: "151.3"), "table": Result((), lambda: TABLE)}
+
+
+def _changed(**texts: str) -> dict[str, Result]:
+    return FOUND | {name: Result(FOUND[name].sources, functools.partial(str, text)) for name, text in texts.items()}
+
+
+def test_a_page_that_says_what_its_results_say_has_no_fault() -> None:
+    assert check.compared("docs/a.md", PAGE, FOUND) == []
+
+
+def test_a_difference_is_told_with_file_line_and_both_values() -> None:
+    told = check.compared("docs/a.md", PAGE, _changed(ms="150.9", table="| a | 1.5 |\n| b | 2.6 |"))
+    assert told == [
+        "docs/a.md:3: ms: the text says '151.3', the result '150.9' (step.json)",
+        "docs/a.md:8: table: the text says '2.5', the result '2.6'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("table", "line", "says", "result"),
+    [("| a | 1.5 |", 8, "| b | 2.5 |", "nothing"), (TABLE + "\n| c | 3 |", 9, "nothing", "| c | 3 |")],
+)
+def test_a_row_more_or_less_is_told(table: str, line: int, says: str, result: str) -> None:
+    (told,) = check.compared("a.md", PAGE, _changed(table=table))
+    assert told == f"a.md:{line}: table: the text says {says!r}, the result {result!r}"
+
+
+def test_a_space_more_is_a_difference() -> None:
+    assert len(check.compared("a.md", PAGE, _changed(table=TABLE.replace("| 1.5", "|  1.5")))) == 1
+
+
+def test_results_are_written_and_what_stands_around_them_stays() -> None:
+    assert marks.written(PAGE, {"ms": "151.3", "table": TABLE}) == PAGE
+    new = marks.written(PAGE, {"ms": "7", "table": "| c |"})
+    assert new == PAGE.replace("151.3", "7").replace(TABLE, "| c |")
+    assert marks.written(PAGE, {}) == PAGE
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a\nb <!-- result: x -->1\n", "2: .* has no <!-- end --> of its own"),
+        ("b <!-- result: x -->1 <!-- result: y -->2<!-- end -->", "1: .* has no <!-- end --> of its own"),
+        ("b <!-- result: x -->1<!-- end --> 2<!-- end -->", "1: marks from here on"),
+        ("a\n\nb <!-- result:x -->1<!-- end -->", "3: marks from here on"),
+        ("<!-- result: x -->1<!-- end --> of it", "1: .* begins a line"),
+        ("b <!-- result: x -->1\n2<!-- end -->", "1: .* goes over several lines"),
+    ],
+)
+def test_marks_that_are_wrong_are_refused(text: str, told: str) -> None:
+    with pytest.raises(marks.MarkError, match=told):
+        marks.uncovered(text)
+
+
+def test_lines_are_not_written_into_a_line() -> None:
+    with pytest.raises(marks.MarkError, match="3: ms is lines"):
+        marks.written(PAGE, {"ms": TABLE})
+
+
+def test_a_result_that_there_is_not_is_told() -> None:
+    def missing() -> str:
+        return str(results.read("nothing_of_that_name"))
+
+    given = {"table": FOUND["table"], "ms": Result(("nothing_of_that_name",), missing)}
+    (told,) = check.compared("a.md", PAGE, given)
+    assert told.startswith("a.md:3: ms: no such result: ")
+    assert check.compared("a.md", PAGE, {"ms": FOUND["ms"]}) == ["a.md:5: there is no result 'table'"]
+
+
+def test_files_that_no_page_shows_are_told() -> None:
+    files = ["step", "other", "evaluate_trunk"]
+    told = "benchmarks/results/{}.json: no page shows it"
+    assert check.unused({"a.md": PAGE}, FOUND, files) == [told.format("other"), told.format("evaluate_trunk")]
+    assert check.unused({"a.md": PAGE + "a <!-- result: models -->b<!-- end -->"}, FOUND, files) == [
+        told.format("other")
+    ]
+
+
+def test_a_result_says_what_made_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    (tmp_path / "quick.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"quick\.json does not say what made it"):
+        results.read("quick")
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("The MRR is 0.704 [0.673, 0.736].", ["0.704", "0.673", "0.736"]),
+        ("It takes 151 ms, 3 GB and 40 % of it, in 12 s.", ["151ms", "3GB", "40%", "12s"]),
+        ("1,024 images, 25 steps, 12,530 in all; 3 seeds", []),
+        ("agree to 1.5e-6 or 1e-4", ["1.5e-6", "1e-4"]),
+        ("| a | 1,047 [878, 1230] | 3 rows |", ["1,047", "878", "1230"]),
+        ("|---|---:|", []),
+        ("`steps=0.5` in [a](b0.5.md), 95 % intervals", []),
+        ("Python 3.11, PyTorch 2.11, arXiv 2409.19681, torch 2.14.1, 0.1.0", []),
+        ("    rcdm x 0.5", []),
+        ("# 0.5 of it", []),
+        ("1 to 1.5 times, 2x2, 32-px, sm_80, 3.6 times.", ["1.5times", "3.6times"]),
+    ],
+)
+def test_numbers_that_look_measured(line: str, found: list[str]) -> None:
+    assert [each.text for each in guard.numbers(line)] == found
+
+
+def test_code_between_fences_is_no_text() -> None:
+    assert [each.text for each in guard.numbers("```\n0.5\n# 0.5\n```\n0.25")] == ["0.25"]
+
+
+def test_a_new_number_fails_and_one_that_is_gone_has_to_leave() -> None:
+    text = "# A\n\nIt is 0.5 and 0.5, then 3.5 s.\n"
+    listed = {("a.md", "A"): Counter(["0.5", "0.5", "3.5s"])}
+    assert guard.faults({"a.md": text}, listed) == []
+    (new,) = guard.faults({"a.md": text.replace("then", "then 0.5,")}, listed)
+    assert new.startswith("a.md:3: 0.5 looks measured and comes from no result")
+    (gone,) = guard.faults({"a.md": text.replace("0.5 and ", "")}, listed)
+    assert gone.endswith("a.md, 'A': no longer in the text, take them out: 0.5")
+    assert len(guard.faults({"a.md": text.replace("# A", "# B")}, listed)) == 4
+    assert listed["a.md", "A"].total() == 3
+
+
+def test_numbers_are_listed_with_a_reason(tmp_path: Path) -> None:
+    file = tmp_path / "listed.toml"
+    entry = '[[allowed]]\npage = "a.md"\nsection = "A"\nreason = "{}"\nnumbers = """\n0.5 0.5\n2s\n"""\n'
+    file.write_text(entry.format("measured by hand"))
+    assert guard.allowed(file) == {("a.md", "A"): Counter({"0.5": 2, "2s": 1})}
+    file.write_text(entry.format(" "))
+    with pytest.raises(ValueError, match="need a reason"):
+        guard.allowed(file)
+    file.write_text(entry.format("measured by hand") * 2)
+    with pytest.raises(ValueError, match="twice"):
+        guard.allowed(file)
+
+
+def _interval(value: float) -> dict[str, float]:
+    return {"value": value, "low": value - 0.01, "high": value + 0.01}
+
+
+def test_a_card_is_written_from_an_evaluation_and_tables_are_read_off_it() -> None:
+    found = {
+        "mrr": _interval(0.5),
+        "mean_rank": _interval(12),
+        "distance": _interval(3),
+        "nearest_real": {str(k): _interval(k) for k in (1, 5, 10)},
+        "blurred_mrr": _interval(0.2),
+        "chance_mrr": 0.00098,
+        "chance_mean_rank": 5000.5,
+    }
+    card = models.evaluation(found)
+    assert models.of_card(card, models.MRR) == "0.500 [0.490, 0.510]"
+    assert models.ranks("any", card, None) == models.ranks("any", "", found)
+    with pytest.raises(ValueError, match="no row 'rank'"):
+        models.of_card(card, "rank")
+    cards = dict.fromkeys(models.ENCODERS, card)
+    table = models.table(cards, {"cifar10-simclr-head": {**found, "mrr": _interval(0.7)}}, {}, long=False)
+    shown = re.findall(r"(?m)^\| `([\w-]+)` \|.*?\| (0\.\d+) \[", table)
+    assert dict(shown)["cifar10-simclr-head"] == "0.700"
+    assert [value for name, value in shown if name != "cifar10-simclr-head"] == ["0.500"] * 3
+    assert f"{zoo.bundled_path('cifar10-simclr-wide').stat().st_size / 1e6:.1f} MB" in table
+
+
+def test_the_known_world_is_shown_once_its_result_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = results.read("calibration_quick")
+    monkeypatch.setattr(results, "SHIPPED", tmp_path / "none.json")
+    assert results.RESULTS["calibration"].text() == known_world.NOT_YET
+    monkeypatch.setattr(results, "SHIPPED", results.FOLDER / "calibration_quick.json")
+    table = results.RESULTS["calibration"].text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| ")]
+    held = [cell for cell in quick["decoders"][1]["cells"] if not cell["free"]]
+    kept = [cell["called"] for cell in held if cell["kept"]]
+    assert rows[3][:6] == [
+        "shapes-oracle",
+        "kept",
+        str(len(kept)),
+        *(str(kept.count(x)) for x in ("kept", "dropped", "inconclusive")),
+    ]
+    known = error_rates.measured(results.FOLDER / "calibration_quick.json")
+    span = known.false_kept.interval
+    assert rows[4][6] == f"{100 * span.value:.1f} [{100 * span.low:.1f}, {100 * span.high:.1f}]"
+
+
+def test_solvers_are_shown_by_evaluations() -> None:
+    rows = [("ddim", 50, 0.1), ("ddim", 5, 0.3), ("heun", 5, 0.2)]
+    quality = [{"solver": solver, "nfe": nfe, "error": _interval(value)} for solver, nfe, value in rows]
+    assert solvers.distances({"quality": quality}).splitlines()[2:] == [
+        "| 5 | 0.300 [0.290, 0.310] | 0.200 [0.190, 0.210] |",
+        "| 50 | 0.100 [0.090, 0.110] |  |",
+    ]
+    assert solvers.distance({"quality": quality}, "heun", 5) == "0.200"
+
+
+def test_pages_of_a_folder_are_written_and_then_agree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text(PAGE.replace("151.3", "9"))
+    (tmp_path / "docs" / "b.md").write_text("# B\n\n0.5\n")
+    monkeypatch.setattr(check, "RESULTS", FOUND)
+    monkeypatch.setattr(check, "FOLDER", tmp_path)
+    monkeypatch.setattr(guard, "allowed", lambda: {("docs/b.md", "B"): Counter(["0.5"])})
+    assert check.pages(tmp_path) == ["README.md", "docs/b.md"]
+    assert len(check.check(tmp_path)) == 1
+    assert check.write(tmp_path) == ["README.md"]
+    assert check.write(tmp_path) == []
+    assert check.check(tmp_path) == []
+    monkeypatch.setattr(check, "check", lambda: ["README.md:1: a fault"])
+    assert check.main([]) == 1
+    assert "README.md:1: a fault" in capsys.readouterr().err
+
+
+def test_rounded_results_are_json_as_the_command_wrote_it() -> None:
+    for path in sorted(results.FOLDER.glob("*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if path.stem not in results.OLDER:
+            assert {"command", "git", "date", "models"} <= set(found["made_by"]), path.name
