@@ -57,7 +57,7 @@ def sequence(
     loaded = common.open_model(model, None, None, device, engine, precision, sha256, quiet=True)
     start = time.perf_counter()
     images = loaded.sequence(torch.stack([each for _, each in found]), settings, progress=common.interactive())
-    names = [name for name, _ in found] if len(found) > 1 else []
+    names = tuple(name for name, _ in found) if len(found) > 1 else ()
     films.write(images.cpu(), out, names=names, fps=fps)
     seconds = time.perf_counter() - start
     drawn = f"{len(found)} {'sequence' if len(found) == 1 else 'sequences'} of {longest} frames"
