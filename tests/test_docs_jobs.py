@@ -57,14 +57,10 @@ def test_a_hue_shift(photos: Path) -> None:
 
 
 def test_two_layers(photos: Path) -> None:
-    """Of two models, and of one encoder through one decoder; the latter in Python, too."""
-    (words,) = commands("tutorial.md", "--against", "layers")
-    assert main([*words, *settings(**DEEP)]) == 0
-    assert "slope projector" in json.loads(Path("found/layers.json").read_text())["tables"][0]["columns"]
+    """Of one encoder through one decoder, by the command and in Python; two models: `test_analysis_layers.py`."""
     (words,) = commands("experiments.md", "--layers backbone.3")
-    words = [
-        "cifar10-simclr-trunk" if word == "cifar10-simclr-wide" else word for word in words
-    ]  # its decoder is small
+    small_decoder = {"cifar10-simclr-wide": "cifar10-simclr-trunk"}
+    words = [small_decoder.get(word, word) for word in words]
     assert main([*words, *settings(adapt_images=20, **DEEP)]) == 0
     told = json.loads(Path("found/layers.json").read_text())["settings"]["representations"]
     assert [each["name"] for each in told] == words[words.index("--layers") + 1].split(",")
