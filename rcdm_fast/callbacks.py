@@ -3,19 +3,23 @@
 The decoder is a finished model's and stays; the map from the new representation into it is solved anew for every sheet,
 by ridge regression as `rcdm adapt` does it in closed form. So sheets of different steps differ by the encoder alone.
 
-Knows nothing about loops or where sheets go: TensorBoard takes `SheetOf.array`, W&B a PIL image.
+`SheetOf` knows nothing about loops or where sheets go: TensorBoard takes `SheetOf.array`, W&B a PIL image. `lightning`
+makes a callback of one for a Trainer, and is the only thing here that needs that library.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from rcdm_fast import encoders, host, workflows
+from rcdm_fast import encoders, host, outputs, workflows
 from rcdm_fast import model as models
 from rcdm_fast.checks import Range, whole
 from rcdm_fast.config import ConfigError, EncoderConfig
@@ -106,3 +110,84 @@ class SheetOf:
         unet = UNet(dataclasses.replace(model.config.unet, representation_dim=h.shape[1]))
         unet.load_state_dict(fitted, strict=True)
         return Model.from_network(unet, model.config.schedule, encoder, model.device)
+
+
+def lightning(
+    look: SheetOf,
+    network: str = "",
+    *,
+    every: int = 1,
+    name: str = "samples",
+    out: str | os.PathLike[str] | None = None,
+) -> Any:
+    """A callback for Lightning's Trainer that draws the sheet after training epochs.
+
+    Sheets go to every logger of the trainer that takes images (TensorBoard's, W&B's), and to files. Only the process of
+    global rank 0 draws.
+
+    Args:
+        look: what draws.
+        network: dotted name of the encoder in the LightningModule, as ``"encoder"``; empty for the module itself.
+        every: draw after every so many epochs.
+        name: of the image in loggers and of files.
+        out: folder for ``NAME-EPOCH.png``, if sheets are to be there, too.
+
+    Returns:
+        A `lightning.pytorch.Callback` (or `pytorch_lightning.Callback`, if only that is installed).
+
+    Raises:
+        ConfigError: Lightning is not installed. When training begins: no such encoder in the module, or nowhere for a
+            sheet to go.
+    """
+    whole(every, "every", Range(1))
+
+    class Sheets(_callback()):  # type: ignore[misc]
+        """Draws after epochs."""
+
+        def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+            """Find out now what would fail after the first epoch."""
+            _encoder_in(pl_module, network)
+            if out is None and not any(map(_takes_images, trainer.loggers)):
+                raise ConfigError("no logger of the trainer takes images (TensorBoard's and W&B's do): give out=FOLDER")
+
+        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            """Draw and hand over."""
+            if not trainer.is_global_zero or (trainer.current_epoch + 1) % every:
+                return
+            sheet = look(_encoder_in(pl_module, network))
+            for logger in filter(_takes_images, trainer.loggers):
+                _log(logger, name, sheet, trainer.global_step)
+            if out is not None:
+                outputs.write_image(sheet, Path(out) / f"{name}-{trainer.current_epoch:04d}.png")
+
+    return Sheets()
+
+
+def _callback() -> Any:
+    """The class that callbacks are made of. Raises `ConfigError` without the library."""
+    for library in ("lightning.pytorch", "pytorch_lightning"):
+        try:
+            return importlib.import_module(library).Callback
+        except ImportError as error:
+            missing = error
+    raise ConfigError(f"a callback for Lightning needs that library ({missing}): pip install lightning")
+
+
+def _encoder_in(module: Any, name: str) -> Any:
+    found = module
+    for part in name.split(".") if name else ():
+        found = getattr(found, part, None)
+    if not callable(found):
+        raise ConfigError(f"{type(module).__name__} has no encoder called {name!r}")
+    return found
+
+
+def _takes_images(logger: Any) -> bool:
+    return hasattr(logger, "log_image") or hasattr(getattr(logger, "experiment", None), "add_image")
+
+
+def _log(logger: Any, name: str, sheet: Image.Image, step: int) -> None:
+    if hasattr(logger, "log_image"):  # W&B's
+        logger.log_image(name, [sheet], step=step)
+    else:
+        logger.experiment.add_image(name, np.asarray(sheet), step, dataformats="HWC")

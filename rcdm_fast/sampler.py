@@ -20,7 +20,7 @@ from rcdm_fast.checks import described
 from rcdm_fast.config import ConfigError
 from rcdm_fast.diffusion import conditioning, registry, sampling
 from rcdm_fast.diffusion.sampling import Request
-from rcdm_fast.diffusion.sampling_config import SamplingConfig, SamplingKeywords, chosen
+from rcdm_fast.diffusion.sampling_config import ONE_WAY, SamplingConfig, SamplingKeywords, chosen
 from rcdm_fast.diffusion.schedule import Schedule, network_timestep
 from rcdm_fast.exporters.graph import weights_hash
 from rcdm_fast.portable import Portable
@@ -114,6 +114,43 @@ class Sampler(Portable):
         for place, images in self.batches(request, batch_size, progress, guide=guide):
             out[place] = images
         return out.view(len(request.items), request.per, 3, size, size)
+
+    @host.guarded()
+    def sequence(
+        self,
+        h: Numbers,
+        config: SamplingConfig | None = None,
+        *,
+        batch_size: int | None = None,
+        progress: bool = False,
+        **settings: Unpack[SamplingKeywords],
+    ) -> Tensor:
+        """Frames of representations that follow each other in time, as world models and video encoders give them.
+
+        All frames of a sequence start from one x_T (and have the same noise in every step), so that what moves from
+        frame to frame is what moves in h.
+
+        Args:
+            h: representations of one sequence [T,D], or of several [S,T,D].
+            config: how frames are drawn, as in `sample`; without it there is one sample of each sequence, and `per` is
+                the number of samples of a sequence, each with its own x_T.
+            batch_size, progress, settings: as in `sample`.
+
+        Returns:
+            float32 [S,per,T,3,H,W] in [-1,1]; S is 1 for one sequence. `films.write` makes a strip or a film of it.
+
+        Raises:
+            ConfigError, SamplingError: as `sample`; h of another rank, or without frames.
+        """
+        given = arguments.floating(h, "h", "[T,D] or [S,T,D]")
+        if given.ndim not in (2, 3) or not all(given.shape[:-1]):
+            raise ConfigError(f"h must be [T,D] or [S,T,D], got {list(given.shape)}")
+        several = given[None] if given.ndim == 2 else given
+        count, frames = several.shape[:2]
+        drawn = chosen(config, settings, SamplingConfig(per=ONE_WAY))
+        items = [number for number in range(count) for _ in range(frames)]
+        images = self.sample(several.flatten(0, 1), drawn, items=items, batch_size=batch_size, progress=progress)
+        return images.unflatten(0, (count, frames)).transpose(1, 2)
 
     def request(
         self,

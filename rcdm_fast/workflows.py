@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rcdm_fast import doors, encoders
 from rcdm_fast import model as models
+from rcdm_fast.analysis import adapted as adapted_models
 from rcdm_fast.analysis import registry
 from rcdm_fast.config import ConfigError, EncoderConfig, from_dict, migrated
 from rcdm_fast.data import aligned
@@ -174,6 +175,9 @@ def analyze(
     photos: AnyData | None = None,
     training: AnyData | None = None,
     against: Iterable[AnyModel] = (),
+    layers: Sequence[str] = (),
+    encoders: Sequence[str | EncoderConfig | Encoder] = (),
+    folder: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
     **settings: Any,
 ) -> Analysis:
@@ -186,6 +190,10 @@ def analyze(
         photos: photographs that need not be like the data, for experiments that take them.
         training: images that the model was trained on, for ``"neighbors"``, which looks for copies of them.
         against: other models, for experiments that compare.
+        layers: for ``"layers"``, in place of `against`: layers of the model's encoder (dotted names), or of each of
+            `encoders`. The decoder of the model, which is then a name or a file, is adapted to each by the same budget.
+        encoders: the same for other encoders, at `layers` or each as it is specified.
+        folder: where decoders that were adapted are kept, and found again.
         progress: called with (done, in all).
         settings: fields of the experiment's configuration, such as ``sources=64``.
 
@@ -197,16 +205,30 @@ def analyze(
     """
     found = registry.find(experiment)
     others = tuple(_model(other) for other in against)
-    missing = found.lacks(data=data is not None, photos=photos is not None, against=bool(others))
+    deep = bool(layers) or bool(encoders)
+    missing = found.lacks(data=data is not None, photos=photos is not None, against=bool(others), wanted=deep)
     if training is not None and not found.takes_training:
         missing = "takes no training images"
     if missing:
         raise ConfigError(f"the experiment {experiment} {missing}")
+    wanted = _wanted(model, layers, encoders, folder) if deep else None
     loaded = _model(model)
     shown = None if photos is None else images_of(photos, loaded.image_size)
     images = None if data is None else images_of(data, loaded.image_size)
     learned = None if training is None else images_of(training, loaded.image_size)
-    return found.run(registry.Job(loaded, images, shown, others, settings, progress, training=learned))
+    return found.run(registry.Job(loaded, images, shown, others, settings, progress, training=learned, wanted=wanted))
+
+
+def _wanted(
+    model: AnyModel, layers: Sequence[str], encoders: Sequence[Any], folder: str | os.PathLike[str] | None
+) -> adapted_models.Wanted:
+    if isinstance(model, Model):
+        raise ConfigError("a decoder is adapted from its file: with layers= or encoders= give the model's name or file")
+    if folder is None:
+        raise ConfigError("folder= says where the adapted decoders are kept")
+    if isinstance(layers, str) or isinstance(encoders, str):
+        raise ConfigError("layers= and encoders= are lists")
+    return adapted_models.Wanted(model, Path(folder), tuple(layers), tuple(encoders))
 
 
 def stored_configuration(name: str | os.PathLike[str], shipped_only: bool = False) -> dict[str, Any]:

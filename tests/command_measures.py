@@ -34,7 +34,10 @@ SECOND = again("load#2", source="b", engine_file=None, sha256=None, **AS_FIRST)
 THIRD = again("load#3", source="third", engine_file=None, sha256=None, **AS_FIRST)
 ABOUT = "Measured on {}, {} steps, seed {}. Intervals are 95 % intervals."
 TASKS, RANKED = "page.tasks[0].job page.tasks[1].job", "evaluate evaluate#2"
-TASK = "name job.model job.data job.photos job.training job.against job.progress job.settings.steps job.settings.seed"
+TASK = (
+    "name job.model job.data job.photos job.training job.against job.wanted job.progress job.settings.steps "
+    "job.settings.seed"
+)
 
 MEASURING = (
     Usage(
@@ -159,6 +162,19 @@ MEASURING = (
             *of_engine("load load#2"),
         ),
         {"experiment.job.data": "images of D", "load.source": "m", "load#2.source": "other"},
+    ),
+    Usage(
+        "analyze m layers --data D --layers a,b --out o",
+        (
+            Row("--layers", "a,c.d", {"experiment.job.wanted.layers": ("a", "c.d")}),
+            Row("--encoders", "onnx:x,file:y", {"experiment.job.wanted.encoders": ("onnx:x", "file:y")}),
+        ),
+        {
+            "experiment.job.data": "images of D",
+            "experiment.job.wanted.decoder": "m",
+            "experiment.job.wanted.folder": Path("o/adapted"),
+            "experiment.job.wanted.layers": ("a", "b"),
+        },
     ),
     Usage(
         "analyze m neighbors --data D --train-data T --photograph [A-D] --out o",

@@ -107,6 +107,26 @@ DRAWING = (
         {**DEFAULT, "interpolate.config.per": 4},
     ),
     Usage(
+        "sequence given/h.npy",
+        (
+            Row(0, "given/k.npy", {"read_sequence.file": Path("given/k.npy")}),
+            row("--model", "other", "load.source"),
+            row("--fps", 5, "film_check.fps", "film.fps"),
+            Row(
+                "--per",
+                "2",
+                {"sequence.config.per": 2, "film_check.shape": (1, 2, 3), "film.images": [1, 2, 3, 3, 8, 8]},
+            ),
+            row("--steps", 7, "sequence.config.steps"),
+            row("--solver", "ancestral", "sequence.config.solver"),
+            row("--seed", 9, "sequence.config.seed"),
+            path("--out", "a.png", "film_check.path", "film.path", files=["a.png"]),
+            row("--sha256", "ab" * 32, "load.sha256"),
+            *of_engine(),
+        ),
+        {**DEFAULT, "sequence.config.per": 1},
+    ),
+    Usage(
         "generate 5",
         (*job("job"), row("--model", "other", "load.source", job__model="model other"), *of_file(), *of_engine()),
         DEFAULT,

@@ -27,7 +27,7 @@ from tests.command_calls import COMMANDS
 from tests.test_terminal import Broken
 
 MODEL_FIRST = {"adapt", "analyze", "bench", "compare", "distill", "evaluate", "export", "report", "tune"}
-INPUTS_FIRST = {"sample", "encode", "interpolate", "generate", "app"}
+INPUTS_FIRST = {"sample", "encode", "interpolate", "sequence", "generate", "app"}
 # A name of one's own, several, or none.
 OTHERS = {"train", "pretrain", "train-reader", "calibrate", "encoders", "models", "info"}
 # Options that are the same wherever they are, and where their help may say more.

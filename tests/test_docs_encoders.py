@@ -24,6 +24,7 @@ from rcdm_fast.encoders import EncoderError, build
 from rcdm_fast.images import to_uint8
 from rcdm_fast.models import checkpoint
 from tests import small
+from tests.test_callbacks import stand_in
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "encoders.md"
 NET = """
@@ -81,11 +82,14 @@ def test_every_command_of_the_page_runs(folder: Path) -> None:
     assert Path("runs/mine/mine.safetensors").is_file()
 
 
-def test_every_block_of_the_page_runs(folder: Path) -> None:
+def test_every_block_of_the_page_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch)
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     text = "\n".join(blocks)
     for said, run in (
+        ('"starter"', '"starter.json"'),
+        ('"trunk", pooling="mean")\npath', '"trunk", pooling="mean", **tiny)\npath'),
         ('pooling="mean"\n)', 'pooling="mean", steps=0\n)'),
         ("representations=h)", "representations=h, steps=0)"),
         ("per=4)", "per=1, steps=1)"),
@@ -100,10 +104,13 @@ def test_every_block_of_the_page_runs(folder: Path) -> None:
     names: dict[str, Any] = {
         "rcdm_fast": rcdm_fast, "net": net, "h": np.load("h.npy"), "batch": small.make_images(4, 32),
         "optimizer": torch.optim.SGD(net.parameters(), 0.1), "fast": SamplingConfig(per=1, steps=1),
+        "tiny": {"images": 16, "batch_size": 8, "sheet_every": 0},
+        "module": SimpleNamespace(encoder=net), "batches": [0],
         "writer": SimpleNamespace(add_image=lambda *given, **named: written.append((given, named))),
     }  # fmt: skip
     exec(compile(text, str(PAGE), "exec"), names)
     assert Path("sheet.png").is_file()
+    assert checkpoint.load_model(Path("runs/own/x.safetensors"))[0].unet.representation_dim == 6
     assert names["model"].config.encoder.layer == "trunk.0"
     assert checkpoint.load_model(names["path"])[0].unet.representation_dim == 5
     (first, options), (second, _) = written
@@ -112,6 +119,7 @@ def test_every_block_of_the_page_runs(folder: Path) -> None:
     assert first[1].shape == second[1].shape
     assert not np.array_equal(first[1], second[1]), "the encoder has changed"
     assert net.training
+    assert [path.name for path in sorted(Path("sheets").iterdir())] == ["samples-0000.png", "samples-0001.png"]
 
 
 def test_a_sheet_leaves_the_loop_as_it_was(tmp_path: Path) -> None:

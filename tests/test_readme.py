@@ -25,6 +25,7 @@ SHORTER = (  # what is said there, and what is run here
     ('(["cat.jpg"], steps=50)', '(["cat.jpg"], steps=2)'),
     ("frames=8)", "frames=8, steps=2)"),
     ('"dog.jpg"], per=4)', '"dog.jpg"], per=4, steps=2)'),
+    ("model.sequence(h, per=2)", "model.sequence(h, per=2, steps=2)"),
 )
 
 

@@ -16,6 +16,7 @@ from rcdm_fast import engine_comparison
 from rcdm_fast.analysis import (
     calibrate,
     common,
+    depth,
     interpolate,
     invert,
     layer,
@@ -52,6 +53,7 @@ OTHER: dict[type, dict[str, Any]] = {
     out_of_distribution.UnfamiliarConfig: {"per": 4, "steps": 25},
     sweeps.InvarianceConfig: {"per": 1, "steps": 25},
     layer.LayersConfig: {"per": 1, "steps": 25},
+    depth.DepthConfig: {"per": 1, "steps": 25},
     interpolate.InterpolateConfig: {"per": 1, "steps": 25},
     invert.InvertConfig: {"per": 1, "solver": "ddim"},
     photos.PhotosConfig: {},
@@ -59,7 +61,8 @@ OTHER: dict[type, dict[str, Any]] = {
     calibrate.CalibrateConfig: {"per": 1, "steps": 10, "solver": "dpmpp_2m"},
 }
 COMMAND_OTHER: dict[str, dict[str, Any]] = {
-    "interpolate": {"per": 4}, "evaluate": {"per": 4}, "compare": {"per": 4, "steps": "25"}, "report": {"steps": "25"},
+    "interpolate": {"per": 4}, "sequence": {"per": 1}, "evaluate": {"per": 4}, "compare": {"per": 4, "steps": "25"},
+    "report": {"steps": "25"},
     "bench": {"per": 2, "steps": "10,25,50,100"}, "tune": {"solver": None},
     "analyze": {"per": None, "steps": None, "solver": None}, "calibrate": {"steps": None, "solver": None},
 }  # fmt: skip

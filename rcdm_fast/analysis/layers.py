@@ -75,13 +75,30 @@ def run(
     """
     if len(models) < 2:
         raise ConfigError("layers are compared: name another model with --against")
+    return compared(measured(models, names(models), data, config, progress, shared), models, data, config)
+
+
+def measured(
+    models: Sequence[Model],
+    called: Sequence[str],
+    data: ImageSet,
+    config: LayersConfig,
+    progress: Progress | None = None,
+    shared: Shared | None = None,
+) -> list[Layer]:
+    """What is found for each model, which is called so; arguments and errors as in `run`."""
     if config.spread_samples < 2:
         raise ConfigError(f"a variance needs at least 2 samples of each source, got {config.spread_samples}")
     each_takes = len(augment.find(config.augmentations)) + 1
     layers = []
-    for number, (model, name) in enumerate(zip(models, names(models), strict=True)):
+    for number, (model, name) in enumerate(zip(models, called, strict=True)):
         told = _from(progress, number * each_takes, len(models) * each_takes)
         layers.append(_layer(model, name, data, config, told, shared))
+    return layers
+
+
+def compared(layers: list[Layer], models: Sequence[Model], data: ImageSet, config: LayersConfig) -> Analysis:
+    """The first of what was `measured` beside each of the others."""
     first, others = layers[0], layers[1:]
     drawn, below_charts = layer_figures.charts_of(layers, config)
     figures, below_figures = layer_figures.figures_of(layers, data, config)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rcdm_fast.analysis.adapted import Wanted
     from rcdm_fast.analysis.result import Analysis
     from rcdm_fast.analysis.shared import Shared
     from rcdm_fast.data.image_set import ImageSet
@@ -31,6 +32,8 @@ class Job:
         progress: called with (done, in all).
         shared: what the experiments of one report have in common is made once and kept there.
         training: images that the model was trained on, for experiments that say `takes_training`.
+        wanted: layers or encoders that the model's decoder is adapted to, in place of `against`, for experiments that
+            say `adapts`.
     """
 
     model: Model
@@ -41,6 +44,7 @@ class Job:
     progress: Callable[[int, int], None] | None = None
     shared: Shared | None = None
     training: ImageSet | None = None
+    wanted: Wanted | None = None
 
     @property
     def images(self) -> ImageSet:
@@ -73,6 +77,7 @@ class Experiment:
         takes_photos: whether photographs do in place of images.
         takes_training: whether it says more where it is given the model's training images.
         compares: whether it takes other models (`Job.against`); at least one is then needed.
+        adapts: whether it takes layers and encoders in place of those (`Job.wanted`).
     """
 
     about: str
@@ -82,11 +87,16 @@ class Experiment:
     takes_photos: bool = False
     takes_training: bool = False
     compares: bool = False
+    adapts: bool = False
 
-    def lacks(self, *, data: bool, photos: bool, against: bool) -> str:
+    def lacks(self, *, data: bool, photos: bool, against: bool, wanted: bool = False) -> str:
         """Why it cannot be run with what is there, as the end of a sentence; empty if it can."""
-        if self.compares and not against:
-            return "compares models: name another with --against"
+        if wanted and not self.adapts:
+            return "takes no --layers and no --encoders"
+        if wanted and against:
+            return "compares models (--against), or layers and encoders (--layers, --encoders), not both"
+        if self.compares and not against and not wanted:
+            return "compares models: name another with --against" + (", or two --layers" if self.adapts else "")
         if self.needs_data and not data and not (self.takes_photos and photos):
             return "needs a set of images: name one with --data"
         if self.needs_photos and not photos:
@@ -121,10 +131,13 @@ def _invariance(job: Job) -> Analysis:
 
 
 def _layers(job: Job) -> Analysis:
-    from rcdm_fast.analysis import layers
+    from rcdm_fast.analysis import depth, layers
     from rcdm_fast.analysis.layer import LayersConfig
     from rcdm_fast.config import from_dict
 
+    if job.wanted is not None:
+        budget = from_dict(depth.DepthConfig, job.settings, "settings of layers")
+        return depth.run(job.model, job.wanted, job.images, budget, job.progress, job.shared)
     config = from_dict(LayersConfig, job.settings, "settings of layers")
     return layers.run((job.model, *job.against), job.images, config, job.progress, job.shared)
 
@@ -200,7 +213,12 @@ EXPERIMENTS: dict[str, Experiment] = {
         needs_photos=True,
     ),
     "invariance": Experiment("what samples recover of transformed images, augmentation by augmentation", _invariance),
-    "layers": Experiment("backbone beside projector: what one keeps and the other drops", _layers, compares=True),
+    "layers": Experiment(
+        "representations side by side, of models or of an encoder's layers: what one keeps and another drops",
+        _layers,
+        compares=True,
+        adapts=True,
+    ),
     "manipulate": Experiment("changes of h: what moves in the samples, and whether the class is kept", _manipulate),
     "interpolate": Experiment("samples on the way from one image's h to another's", _interpolate),
     "invert": Experiment("an image's own x_T, and the same x_T with another's h", _invert),

@@ -16,6 +16,7 @@ from rcdm_fast.cli import common
 from rcdm_fast.diffusion.sampling_config import SamplingConfig
 
 if TYPE_CHECKING:
+    from rcdm_fast.analysis.adapted import Wanted
     from rcdm_fast.analysis.result import Analysis
 
 Known = Annotated[str, typer.Argument(help=f"{', '.join(EXPERIMENTS)}.", metavar="EXPERIMENT", show_default=False)]
@@ -32,6 +33,19 @@ def analyze(
     train_data: common.TrainData = None,
     photograph: common.Photograph = None,
     against: common.Against = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            help="For the experiment layers: layers of the model's encoder, or of each of --encoders, apart by commas; "
+            "the decoder is adapted to each.",
+        ),
+    ] = None,
+    encoders: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="For the experiment layers: encoders that the decoder is adapted to; repeatable, or apart by commas."
+        ),
+    ] = None,
     sources: Annotated[int | None, typer.Option(help="Source images. Default: the experiment's.")] = None,
     per: Annotated[int | None, common.usual(common.Per)] = None,
     steps: Annotated[str | None, common.usual(common.Steps)] = None,
@@ -52,7 +66,7 @@ def analyze(
 
     Numbers with intervals and findings are shown, figures and numbers written.
 
-    Example: rcdm analyze cifar10-simclr-trunk layers --against cifar10-simclr-head --data cifar10/test --out found
+    Example: rcdm analyze cifar10-simclr-wide layers --layers backbone.3,backbone.5 --data cifar10/test --out found
     """
     import rcdm_fast
     from rcdm_fast import provenance
@@ -62,7 +76,8 @@ def analyze(
     from rcdm_fast.data.sources import open_data
 
     experiment = registry.find(name)
-    missing = experiment.lacks(data=data is not None, photos=photos is not None, against=bool(against))
+    deep = layers is not None or bool(encoders)
+    missing = experiment.lacks(data=data is not None, photos=photos is not None, against=bool(against), wanted=deep)
     if against and not experiment.compares:
         missing = "takes no --against"
     if photos is not None and not (experiment.needs_photos or experiment.takes_photos):
@@ -88,10 +103,18 @@ def analyze(
     shown = open_data(photos, loaded.image_size) if photos is not None else None
     if images is not None and photograph is not None:
         images = images.cut_from(photograph)
+    wanted = _wanted(model, out, layers, encoders or []) if deep else None
     training = open_data(train_data, loaded.image_size) if train_data is not None else None
     with common.ProgressBar(1) as progress:
         job = registry.Job(
-            loaded, images, shown, others, settings, lambda done, total: progress(done, total, 0.0), training=training
+            loaded,
+            images,
+            shown,
+            others,
+            settings,
+            lambda done, total: progress(done, total, 0.0),
+            training=training,
+            wanted=wanted,
         )
         found = experiment.run(job)
     try:
@@ -100,6 +123,18 @@ def analyze(
             common.report(str(path))
     finally:
         common.report("\n" + found.as_text())
+
+
+def _wanted(model: str, out: Path, layers: str | None, encoders: list[str]) -> Wanted:
+    """What the decoder is adapted to; adapted decoders are kept beside the results."""
+    from rcdm_fast.analysis import adapted
+    from rcdm_fast.config import ConfigError
+
+    named = () if layers is None else tuple(each.strip() for each in layers.split(","))
+    if not all(named):
+        raise ConfigError(f"--layers {layers}: a name is empty")
+    specs = tuple(spec.strip() for text in encoders for spec in adapted.split_encoders(text))
+    return adapted.Wanted(model, out / "adapted", named, specs)
 
 
 def write(found: Analysis, folder: Path, made_by: Mapping[str, Any]) -> list[Path]:

@@ -23,12 +23,16 @@ _OF_EVALUATE = ("tests/test_evaluate.py",)
 _IMAGES, _OF_PHOTOGRAPHS = "rcdm_fast/data/image_set.py", ("tests/test_photographs.py",)
 _OF_MEMORIZATION = ("tests/test_analysis_memorization.py",)
 _OF_INTERVALS = ("tests/test_intervals.py",)
+_ADAPTED, _OF_DEPTH = "rcdm_fast/analysis/adapted.py", "tests/test_analysis_depth.py::"
 _OF_WAYS = tuple(
     f"tests/test_analysis_ways.py::test_{name}"
     for name in ("lines_and_steps_are_told_apart", "line_step_rise_and_jump_by_hand")
 )
 
 ANALYSIS = (
+    Mutant("decoders are adapted on sources", _ADAPTED, "if place not in taken]", "if place >= 0]", (f"{_OF_DEPTH}test_nothing_is_adapted_on_sources_or_other_cuts_of_their_photographs",)),
+    Mutant("an adapted decoder is known by its layer alone", _ADAPTED, "return hashlib.sha256(text.encode()).hexdigest()[:12]", "return hashlib.sha256(settings.name.encode()).hexdigest()[:12]", (f"{_OF_DEPTH}test_adapted_decoders_are_found_again",)),
+    Mutant("the figure hangs upside down", "rcdm_fast/analysis/depth_figure.py", "(HIGH - min(max(value, LOW), HIGH))", "(min(max(value, LOW), HIGH) - LOW)", (f"{_OF_DEPTH}test_the_figure_puts_every_verdict_where_its_slope_is",)),
     Mutant("the attacked half overlaps the fitted one", _IMAGES, "(rank >= middle)", "(rank >= middle // 2)", _OF_ATTACK),
     Mutant("crops of a photograph are sources of their own", _IMAGES, "firsts.setdefault(photograph, place)", "firsts.setdefault(place, place)", _OF_PHOTOGRAPHS),
     Mutant("crops of a photograph are in both halves", _IMAGES, "generator=torch.Generator().manual_seed(seed))[of]", "generator=torch.Generator().manual_seed(seed))[of] + torch.arange(len(of)) % 2", _OF_PHOTOGRAPHS),

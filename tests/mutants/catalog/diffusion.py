@@ -18,6 +18,13 @@ _OF_SCHEDULE, _OF_SOLVERS, _OF_NOISE = ("tests/test_schedule.py",), ("tests/test
 
 DIFFUSION = (
     Mutant(
+        "every frame has an x_T of its own",
+        "rcdm_fast/sampler.py",
+        "items = [number for number in range(count) for _ in range(frames)]",
+        "items = list(range(count * frames))",
+        ("tests/test_sequences.py::test_frames_of_a_sequence_share_their_noise",),
+    ),
+    Mutant(
         "the way ends anywhere",
         "rcdm_fast/solver_fit.py",
         "(least[count - 1] + last).argmin()",
