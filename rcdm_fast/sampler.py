@@ -150,7 +150,7 @@ class Sampler(Portable):
         drawn = chosen(config, settings, SamplingConfig(per=ONE_WAY))
         items = [number for number in range(count) for _ in range(frames)]
         images = self.sample(several.flatten(0, 1), drawn, items=items, batch_size=batch_size, progress=progress)
-        return images.unflatten(0, (count, frames)).transpose(1, 2)
+        return images.view(count, frames, *images.shape[1:]).transpose(1, 2)
 
     def request(
         self,

@@ -25,6 +25,7 @@ from rcdm_fast.images import to_pil
 from rcdm_fast.metrics.intervals import Interval
 from rcdm_fast.model import Model
 from rcdm_fast.models import checkpoint
+from rcdm_fast.training import adapt as adapting
 from rcdm_fast.training.pretrain import PretrainConfig
 from tests import small
 from tests.test_analysis import photographs
@@ -69,6 +70,7 @@ def test_layers_are_measured_and_shown_by_depth(found: tuple[Analysis, Path]) ->
     ]
     explained = [row[6] for row in budget.rows]
     assert isinstance(explained[0], float)
+    assert isinstance(explained[1], float)
     assert explained[0] < explained[1] == pytest.approx(1, abs=1e-4), "the mean of the last block is the backbone"
     assert [each.claim for each in result.findings] == [f"{name} keeps hue (hue)" for name in LAYERS]
     assert all(each.p is not None and each.adjusted is not None for each in result.findings)
@@ -92,7 +94,7 @@ def test_adapted_decoders_are_found_again(
 ) -> None:
     result, folder = found
     calls: list[str] = []
-    real = adapted.adapt
+    real = adapting.adapt
 
     def counted(settings: Any, *given: Any) -> Path:
         calls.append(settings.name)

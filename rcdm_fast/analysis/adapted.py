@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor
 
@@ -37,6 +38,7 @@ from rcdm_fast.training.adapt import AdaptConfig, adapt
 log = logging.getLogger(__name__)
 
 AnyEncoder = str | EncoderConfig | Encoder
+Pooled = Literal["mean", "max", "cls", "flatten"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def split_encoders(text: str) -> list[str]:
     return re.split(rf",(?=(?:{'|'.join(map(re.escape, encoders.OPTIONS))}):)", text)
 
 
-def chosen(model: Model, wanted: Wanted, pooling: str) -> list[Encoder]:
+def chosen(model: Model, wanted: Wanted, pooling: Pooled) -> list[Encoder]:
     """The encoders that are meant, each made ready, in the order in which they were named.
 
     Args:
@@ -91,7 +93,7 @@ def chosen(model: Model, wanted: Wanted, pooling: str) -> list[Encoder]:
     return found
 
 
-def at(encoder: Encoder, layer: str, pooling: str) -> Encoder:
+def at(encoder: Encoder, layer: str, pooling: Pooled) -> Encoder:
     """The same network at another layer; what gives positions or tokens is pooled, what gives a vector is taken so.
 
     Raises:

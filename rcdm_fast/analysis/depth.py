@@ -13,12 +13,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from rcdm_fast import host, provenance
 from rcdm_fast.analysis import adapted, augment, claims, common, depth_figure, invariance, layers, rules
 from rcdm_fast.analysis import spread as spreads
-from rcdm_fast.analysis.adapted import Wanted
+from rcdm_fast.analysis.adapted import Pooled, Wanted
 from rcdm_fast.analysis.common import Progress, choose_sources
 from rcdm_fast.analysis.layer import Layer, LayersConfig
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table
@@ -47,7 +46,7 @@ class DepthConfig(LayersConfig):
 
     adapt_images: Count = 2000
     adapt_steps: CountOrNone = 0
-    pooling: Literal["mean", "max", "cls", "flatten"] = "mean"
+    pooling: Pooled = "mean"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -158,8 +158,8 @@ def _axis(pen: ImageDraw.ImageDraw, font: Any, places: Sequence[Place], left: in
     """Below the panels: layers with their widths and what they explain, encoders under theirs."""
     small: Any = ImageFont.load_default(size=SIZE - 4)
     for column, place in enumerate(places):
-        lines = (_fitted(place.layer, font), font), (f"{place.dim} numbers", small)
-        lines = *lines, (f"explains {100 * place.explained:.0f} %", small)
+        explained = f"explains {100 * place.explained:.0f} %"
+        lines = [(_fitted(place.layer, font), font), (f"{place.dim} numbers", small), (explained, small)]
         for number, (text, letters) in enumerate(lines):
             x = _x(left, column) - letters.getlength(text) / 2
             pen.text((x, top + 4 + number * (SIZE + 4)), text, fill="black", font=letters)
