@@ -10,6 +10,7 @@
 # make calibrate  how often verdicts are wrong where the truth is known, quickly -> out/calibration-quick.json
 # make notebooks  run the notebooks in examples/ and keep their outputs in them
 # make bench    benchmarks: operators, network evaluations beside their rivals, a training step -> out/bench_*
+# make gpu-model  what a roofline says of an evaluation on a GPU, without one (DEVICE="H100 A100" BATCHES="1 64")
 # make bench-gpu PART=build|ops|step|tune   the same on a GPU, with the Python that is there -> $OUT or out/
 #   PART=tune BATCHES="1 64": which batches; REHEARSE=1: the same way on the CPU, at sizes of nothing
 # Every other target installs what it needs into $(VENV) first.
@@ -27,7 +28,7 @@ STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 NATIVE := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: venv demo calibrate docs notebooks train-bundled test test-long fuzz mutants quality style check-docs write-docs bench bench-gpu clean
+.PHONY: venv demo calibrate docs notebooks train-bundled test test-long fuzz mutants quality style check-docs write-docs bench bench-gpu gpu-model clean
 
 venv: $(STAMP)
 
@@ -108,6 +109,9 @@ GPU_PYTHON := $(if $(filter file,$(origin PYTHON)),python3,$(PYTHON))
 bench-gpu:
 	$(if $(filter build ops step tune,$(PART)),,$(error bench-gpu needs PART=build, ops, step or tune))
 	$(GPU_PYTHON) benchmarks/bench_gpu.py $(PART) $(if $(BATCHES),--batches $(BATCHES)) $(if $(REHEARSE),--rehearse)
+
+gpu-model: $(STAMP)
+	$(BIN)/python benchmarks/gpu_model.py --device $(if $(filter cpu,$(DEVICE)),H100,$(DEVICE)) $(if $(BATCHES),--batches $(BATCHES))
 
 # Everything made here except $(VENV).
 clean:

@@ -46,6 +46,7 @@ STEP_COLUMNS = (
     ("precision", "precision", "s"),
     ("batch", "batch", "d"),
     ("ms (p50)", "p50_ms", ".2f"),
+    ("ms, modeled", "modeled_ms", ".2f"),
     ("TFLOP/s", "tflop_per_s", ".0f"),
     ("MFU %", "mfu_percent", ".1f"),
     ("% of GEMM", "of_gemm_percent", ".0f"),

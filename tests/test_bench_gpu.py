@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import gc
 import json
 import shutil
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import bench_gpu, bench_step, rows, timing, workload
+from benchmarks import bench_gpu, bench_step, roofline, rows, timing, workload
 from benchmarks.gpu import build, candidates, group, machine, ops, process, step
 from benchmarks.gpu.machine import Ceilings, Deadline
 from benchmarks.gpu.process import Ended
@@ -78,6 +79,9 @@ def test_a_part_rehearsed(part: str, expected: set[str], tmp_path: Path, monkeyp
         assert all(row["of_autocast"] > 0 and row["of_gemm_percent"] > 0 and row["ready_s"] > 0 for row in ours)
         # Rivals that were measured beside the engine that compiles have rows of their own.
         autocast = [r for r in written["rows"] if r["name"] == "PyTorch autocast" and r["precision"] == "bf16"]
+        assert [
+            row["modeled_ms"] > 0 for row in timed if row["name"] == "rcdm_fast native" and row["precision"] == "bf16"
+        ]
         assert sorted(row.get("part", "") for row in autocast) == ["", "", "compiled"]
         assert [row["part"] for row in written["rows"] if row["name"] in ("rcdm_fast compiled", "compiled-bf16")]
     if part == "tune":
@@ -224,6 +228,25 @@ def test_a_candidate_is_gone_before_the_next_is_built(
     written = {row["name"]: row for row in json.loads((tmp_path / "r.json").read_text())["rows"]}
     assert set(written) == {"rival-eager-fp32", "a-fp32", "b-fp32", "c-fp32"}
     assert all(row["runs"] == REHEARSAL.rounds and "begun" not in row for row in written.values())
+
+
+def test_a_prediction_stands_beside_a_time(tiny: workload.Workload, tmp_path: Path) -> None:
+    """A rehearsal shows that of an H100; a way to run that the model does not know has none."""
+    found = _group(tiny, tmp_path)
+    names = ("rcdm_fast native", "torch.compile max-autotune", "PyTorch eager")
+    for name in names:
+        made = timing.Candidate(name, "bf16", False, lambda: lambda inputs: inputs.x)
+        found._put(name, made, {made.key: [1.0, 2.0]})
+    written = {row["name"]: row for row in json.loads((tmp_path / "r.json").read_text())["rows"]}
+    h100 = roofline.device_named("H100")
+    assert h100 is not None
+    modeled = [row["ms"] for row in roofline.predict(tiny.network.config, tiny.batch, h100)]
+    assert [written[name].get("modeled_ms") for name in names] == [*modeled, None]
+    lines = "\n".join(rows.table(found._file.rows, bench_gpu.STEP_COLUMNS))
+    assert "ms, modeled" in lines
+    unknown = dataclasses.replace(REHEARSAL, modeled="")
+    other = group.Group(tiny, found._file, {"device": "abacus"}, CEILINGS, unknown)
+    assert other._modeled(timing.Candidate(names[0], "bf16", True, lambda: lambda inputs: inputs.x)) == {}
 
 
 def test_a_group_ends_when_the_device_is_broken(

@@ -6,6 +6,8 @@ rounding, speed) is in test_ops_cuda.py.
 
 from __future__ import annotations
 
+import ctypes
+import itertools
 import shutil
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.launches import one_kernel
 from rcdm_fast.ops import reference
 from tests.cuda_on_host import launchers
 from tests.cuda_on_host.launchers import Launchers
@@ -151,6 +154,7 @@ def test_solver_step_keeps_nan_and_clips_nothing_at_infinity(host: Launchers) ->
 
 OPERATORS = """
 import ctypes, sys, torch
+from benchmarks import launches
 from rcdm_fast.ops import reference
 from tests.norm_cases import NormCase, error_bound, layouts, make_inputs
 torch.ops.load_library(sys.argv[1])
@@ -238,6 +242,19 @@ WATCHED = [
     NormCase(2200, groups=1, size=(2, 32), batch=1, film="add", resample=1),
     NormCase(64, size=(8, 12), film="scale", phases=True, dtype=torch.float16),
 ]
+
+
+def test_the_model_knows_which_norms_take_one_kernel(host: Launchers) -> None:
+    """Those of the published size, with and without a skip connection."""
+    found = set()
+    for side, channels in itertools.product((128, 64, 32, 16, 8), (256, 512, 768, 1024, 1280, 1536, 2048)):
+        sizes = {"height": side, "width": side, "x_channels": channels, "batch": 1, "groups": 32}
+        problem = launchers.NormProblem(**sizes, format=launchers.FORMATS[torch.float16])
+        floats = host.library.rcdm_fast_film_group_norm_workspace(ctypes.byref(problem))
+        fits = one_kernel(side * side, channels, 32)
+        assert fits == (floats == 0), (side, channels)
+        found.add(fits)
+    assert found == {True, False}
 
 
 @pytest.fixture(scope="module")

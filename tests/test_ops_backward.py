@@ -82,7 +82,7 @@ def check_attention(length: int, heads: int, width: int, new_order: bool, dtype:
     grad = torch.randn(2, length, heads * width).to(dtype)
     got = torch.ops.rcdm_fast.attention_backward(grad, qkv, heads, new_order)
     truth, plain = (
-        torch.autograd.grad(selection._sdpa(each, heads, new_order), each, grad.to(each.dtype))[0]
+        torch.autograd.grad(selection.sdpa(each, heads, new_order), each, grad.to(each.dtype))[0]
         for each in (qkv.double().requires_grad_(), qkv.clone().requires_grad_())
     )
     if length == 1:  # a single share is 1 whatever q and k are: their gradients are zero

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import peers, timing, workload
+from benchmarks import peers, roofline, timing, workload
 from benchmarks.gpu import candidates, machine
 from benchmarks.gpu.machine import Ceilings, Deadline, peak_tflops
 from benchmarks.gpu.process import BROKEN
@@ -94,12 +94,22 @@ class Group:
             row["of_gemm_percent"] = 100 * rate / self._ceilings.flop_per_s[candidate.precision]
         moved = workload.count_bytes(work.network.config, work.batch, ELEMENT_BYTES[candidate.precision])
         row |= {"bytes": moved, "of_copy_percent": 100 * moved / seconds / self._ceilings.bytes_per_s}
+        row |= self._modeled(candidate)
         yardsticks = {f"{candidates.AUTOCAST} {candidate.precision}": "of_autocast", peers.EAGER: "of_eager"}
         for key, each in times.items():
             column = "of_compile" if key.startswith("torch.compile") else yardsticks.get(key)
             if column:
                 row[column] = benchmarking.pair_ratio(each, times[candidate.key])
         return row
+
+    def _modeled(self, candidate: Candidate) -> Row:
+        """What the roofline says of this candidate, where it knows both the way to run and the GPU."""
+        way = "native" if candidate.name == "rcdm_fast native" else candidate.name.split()[0]
+        device = roofline.device_named(self._settings.modeled or str(self._shared["device"]))
+        if candidate.precision == "fp32" or way not in roofline.WAYS or device is None:
+            return {}
+        rows = roofline.predict(self._work.network.config, self._work.batch, device)
+        return next({"modeled_ms": row["ms"]} for row in rows if row["name"] == way)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

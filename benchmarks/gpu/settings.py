@@ -30,6 +30,7 @@ class Settings:
         ceiling: side of the matrices whose product is the ceiling.
         rounds: timed runs.
         group_s: timed rounds of one candidate end after this.
+        modeled: the GPU that a model's prediction is printed for; empty for the one that is measured.
         workers: processes that compile Triton kernels, or run tests, at a time.
     """
 
@@ -47,6 +48,7 @@ class Settings:
     ceiling: int
     rounds: int
     group_s: float
+    modeled: str
     workers: int
 
 
@@ -65,6 +67,7 @@ REAL = Settings(
     ceiling=4096,
     rounds=30,
     group_s=10.0,
+    modeled="",
     workers=8,
 )
 REHEARSAL = Settings(
@@ -82,6 +85,7 @@ REHEARSAL = Settings(
     ceiling=64,
     rounds=2,
     group_s=5.0,
+    modeled="H100",
     workers=2,
 )
 

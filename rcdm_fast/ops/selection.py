@@ -57,7 +57,7 @@ def attention_candidates(device: torch.device) -> dict[str, Attend]:
     found: dict[str, Attend] = {}
     if device.type == "cpu" and library.has_native("cpu"):
         found["native"] = torch.ops.rcdm_fast.attention
-    found["sdpa"] = _sdpa
+    found["sdpa"] = sdpa
     if not triton_reason(device):
         from rcdm_fast.kernels import attention as kernel  # needs triton
 
@@ -212,6 +212,7 @@ def _reference_norm(out: Tensor, *inputs: Any) -> None:
     out.copy_(reference.film_group_norm(*inputs))
 
 
-def _sdpa(qkv: Tensor, heads: int, new_order: bool) -> Tensor:
+def sdpa(qkv: Tensor, heads: int, new_order: bool) -> Tensor:
+    """`reference.attention` by PyTorch's `scaled_dot_product_attention`."""
     q, k, v = reference.split_heads(qkv, heads, new_order)
     return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)

@@ -1,0 +1,133 @@
+"""The roofline of GPUs: kernels, bytes and times of a network that is small enough to count by hand."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import gpu_model, launches, roofline, traced
+from benchmarks.launches import ELEMENT_BYTES, Kernel
+from benchmarks.roofline import Device
+from rcdm_fast.config import ConfigError, UNetConfig
+
+# A residual block down, two and attention in the middle, two up with a projection of 64 channels each.
+TINY = UNetConfig(
+    image_size=8,
+    num_channels=32,
+    channel_mult=(1,),
+    num_res_blocks=1,
+    attention_resolutions=(),
+    learn_sigma=True,
+    representation_dim=4,
+)
+BATCH = 2
+PLANE = BATCH * 32 * 8 * 8 * ELEMENT_BYTES  # bytes of 32 channels of a batch
+TOY = Device("toy", tflops=100.0, bytes_per_s=1e12, multiprocessors=10, launch_us=1.0)
+
+
+def _count(kernels: list[Kernel]) -> dict[str, int]:
+    return dict(collections.Counter(kernel.kind for kernel in kernels))
+
+
+def _planes(kernels: list[Kernel], kind: str) -> float:
+    return sum(kernel.moved for kernel in kernels if kernel.kind == kind) / PLANE
+
+
+def test_what_the_native_program_launches() -> None:
+    found = launches.of_engine(traced.of_program(TINY, BATCH))
+    assert _count(found) == {"convolution": 18, "bias": 16, "residual": 8, "norm": 12, "attention": 1, "other": 1}
+    assert _planes(found, "bias") == 2 * (1 + 2 + 4 + (3 + 1) + 2 * 3 + 6 / 32)
+    assert _planes(found, "residual") == 8 * 3
+    assert _planes(found, "norm") == 10 * 2 + 2 * 4
+    assert _planes(found, "attention") == 4
+    assert _planes(found, "other") == 2 * 3 / 32
+    first, second = [kernel for kernel in found if kernel.kind == "convolution"][:2]
+    assert first.product == (BATCH * 64, 32, 27)
+    assert second.product == (BATCH * 64, 32, 288)
+    assert second.moved == 2 * PLANE + 32 * 288 * ELEMENT_BYTES
+    assert second.flop == 2 * BATCH * 64 * 32 * 288
+    (attention,) = (kernel for kernel in found if kernel.kind == "attention")
+    assert attention.flop == 2 * 2 * BATCH * 64 * 64 * 32
+
+
+def test_what_the_compiler_is_taken_to_launch() -> None:
+    """Sums are written by the reduction that reads them, a concatenation too."""
+    found = launches.of_compiler(traced.of_plain(TINY, BATCH))
+    assert _count(found) == {"convolution": 16, "norm": 24, "attention": 1}
+    of_one, of_sum, of_both = 1, 3, 5
+    assert _planes(found, "norm") == (1 + 5) * of_one + 4 * of_sum + 2 * of_both + 10 * 2 + 2 * 4
+
+
+def test_only_images_grow_with_the_batch() -> None:
+    one, many = (launches.of_engine(traced.of_program(TINY, batch)) for batch in (1, 32))
+    for each, other in zip(one, many, strict=True):
+        assert (each.product is None) == (other.product is None)
+        if each.product is not None and other.product is not None:
+            assert (32 * each.product[0], *each.product[1:]) == other.product
+        assert other.written == 32 * each.written
+
+
+def test_norms_of_large_images_take_two_kernels() -> None:
+    large = dataclasses.replace(TINY, image_size=128)
+    found = launches.of_engine(traced.of_program(large, 1))
+    assert _count(found)["norm"] == 2 * 12
+    norms = [kernel for kernel in found if kernel.kind == "norm"]
+    assert [kernel.written for kernel in norms[:2]] == [0, norms[0].read]
+
+
+def test_times_of_a_kernel() -> None:
+    assert roofline.kernel_ms(Kernel("norm", 900_000_000, 0), TOY) == pytest.approx(1e-3 + 1.0)
+    # Ten tiles of 64 x 128, one on each multiprocessor, are quicker than six of 128 x 128.
+    product = Kernel("convolution", 0, 0, (300, 200, 64), 2 * 300 * 200 * 64)
+    assert roofline.kernel_ms(product, TOY) == pytest.approx(1e-3 + 1e3 * 2 * 64 * 128 * 64 / (0.78 * 10e12))
+    more = Kernel("convolution", 0, 0, (64 * 11, 128, 64), 1)  # six of 128 x 128 in one round
+    assert roofline.kernel_ms(more, TOY) == pytest.approx(1e-3 + 1e3 * 2 * 128 * 128 * 64 / (0.78 * 10e12))
+    assert roofline.kernel_ms(Kernel("attention", 1, 1, None, 10**11), TOY) == pytest.approx(1e-3 + 2.0)
+
+
+def test_rows_add_up() -> None:
+    rows = roofline.predict(TINY, BATCH, TOY)
+    assert [row["name"] for row in rows] == list(roofline.WAYS)
+    for row in rows:
+        assert row["ms"] == pytest.approx(sum(row[f"{kind}_ms"] for kind in launches.KINDS))
+        assert row["of_compile"] == pytest.approx(rows[-1]["ms"] / row["ms"])
+        assert row["mfu_percent"] == pytest.approx(row["flop"] / (row["ms"] * 1e-3) / 100e12 * 100)
+    assert rows[0]["kernels"] == 56
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "toy.json"
+    path.write_text(json.dumps({**vars(TOY), "name": "toy"}))
+    out = tmp_path / "model.json"
+    arguments = ["--config", "rehearsal", "--device", "H100", str(path), "--batches", "1", "3", "--json", str(out)]
+    assert gpu_model.main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "a model, not a measurement" in said
+    assert all(each in said for each in roofline.ASSUMPTIONS)
+    rows = json.loads(out.read_text())["rows"]
+    assert [(row["device"], row["batch"]) for row in rows[:: len(roofline.WAYS)]] == [
+        ("H100", 1), ("H100", 3), ("toy", 1), ("toy", 3),
+    ]  # fmt: skip
+
+
+def test_devices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = roofline.device_named("NVIDIA H100 PCIe")
+    assert found is not None
+    assert found.bytes_per_s == 2.0e12
+    assert gpu_model.main(["--config", "rehearsal", "--device", "abacus"]) == 2
+    assert "no numbers of 'abacus'; known: H200" in capsys.readouterr().err
+    path = tmp_path / "d.json"
+    for wrong in (
+        "{",
+        "[]",
+        '{"name": "x"}',
+        json.dumps({**vars(TOY), "tflops": 0}),
+        json.dumps({**vars(TOY), "tflops": "a"}),
+    ):
+        path.write_text(wrong)
+        with pytest.raises(ConfigError, match=r"d\.json"):
+            roofline.read_device(path)
