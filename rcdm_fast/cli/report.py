@@ -83,5 +83,7 @@ def report(
     images = [f"{len(each)} {what}" for each, what in ((known, "images"), (shown, "photographs")) if each is not None]
     about = f"Measured on {' and '.join(images)}, {steps} steps, seed {seed}. Intervals are 95 % intervals."
     told = common.say if methods else None
-    page = build.build(tasks, out, title=title, about=about, left_out=left_out, note=common.say, methods=told)
+    page = build.build(
+        tasks, out, title=title, about=about, left_out=left_out, note=common.say, methods=told, progress=common.parts
+    )
     common.say(f"{page}: finished; numbers in {page.with_suffix('.json')}")
