@@ -332,7 +332,7 @@ OTHERS = (
         ),
         {"build.source": "bundled:cifar10-simclr", "build.device": "cpu"},
     ),
-    Usage("models"),
+    Usage("models", (writes("--json", "models.json"),)),
     Usage("info", (writes("--json", "info.json"), Row("--model", "m", LOADED), row("--device", "cpu"))),
     Usage("info --model m", (of_device(),), {"load.source": "m"}),
 )  # fmt: skip

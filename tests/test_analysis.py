@@ -115,7 +115,7 @@ def test_what_the_representation_does_not_hold_is_dropped(monkeypatch: pytest.Mo
     alone = measure(model, photographs(60), dataclasses.replace(config, fitted_on=0))
     assert alone.sweeps["flip"].recovery.verdict.kept is None
     findings = {each.subject: each for each in invariance.run(model, photographs(60), config).findings}
-    flip = findings["asymmetry (flip)"]
+    flip = findings["left-right orientation"]
     assert flip.holds is False
     assert flip.p is not None
     assert flip.adjusted is not None

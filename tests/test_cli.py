@@ -88,6 +88,22 @@ def test_models_lists_bundled_and_published(capsys: pytest.CaptureFixture[str]) 
     text = capsys.readouterr().out
     for name in (*BUNDLED, "rcdm-dino-head", "rcdm-supervised"):
         assert name in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_models_as_json(tmp_path: Path) -> None:
+    assert run("models", "--json", tmp_path / "models.json") == 0
+    found = {each.pop("name"): each for each in json.loads((tmp_path / "models.json").read_text())}
+    assert found["rcdm-supervised"]["license"].startswith("CC-BY-NC")
+    assert found["shapes-oracle"]["present"] is True
+
+
+def test_completion_of_commands(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the script that `rcdm --install-completion` writes asks the command for."""
+    for name, value in (("_RCDM_COMPLETE", "complete_bash"), ("COMP_WORDS", "rcdm tr"), ("COMP_CWORD", "1")):
+        monkeypatch.setenv(name, value)
+    assert run() == 0
+    assert capsys.readouterr().out.split() == ["train", "train-reader"]
 
 
 def test_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

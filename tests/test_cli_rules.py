@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from rcdm_fast.benchmarking import Times
 from rcdm_fast.cli import analyze, bench, common, compare, export, generate, main, photos, sampling, training
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.diffusion import sampling as diffusion_sampling
 from rcdm_fast.engine_comparison import Case, Drift, Settings
 from rcdm_fast.evaluation import Faithfulness
 from rcdm_fast.exporters.onnx import ExportError
@@ -140,7 +143,7 @@ def test_models_that_are_not_there_yet_say_so(
     monkeypatch.setattr("rcdm_fast.models.zoo.model_names", lambda: known)
     assert main(["models"]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert lines == ["a bundled a model", "b bundled a model (downloaded at first use)"]
+    assert lines == ["a bundled a model", "b bundled a model *", "", "* downloaded at first use"]
 
 
 def test_photographs_with_bad_ones_among_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -206,6 +209,22 @@ def test_lines_of_progress(capsys: pytest.CaptureFixture[str]) -> None:
         for done in (1, 2, 3, 10, 20):
             show(done, 20, 0.25 if done > 5 else 0.0)
     assert capsys.readouterr().out.splitlines() == ["2 of 20", "10 of 20, loss 0.2500", "20 of 20, loss 0.2500"]
+
+
+def test_a_bar_of_images(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """On a terminal, of what takes a while: images, how many a second, and the time left."""
+    bars, make = [], diffusion_sampling._bar
+    monkeypatch.setattr(diffusion_sampling, "_bar", lambda *given: bars.append(make(*given)) or bars[-1])
+    small.model().sample(torch.zeros(1, small.DIM), per=4, steps=3, batch_size=2, progress=True)
+    assert "images" not in capsys.readouterr().err  # in under two seconds
+    shape = r"\|.*\| {} of 4 {}, .* {}/s, \d\d:\d\d left"
+    assert re.search("100%" + shape.format(4, "images", "images"), str(bars[0]))
+    monkeypatch.setattr(common, "interactive", lambda: True)
+    with common.bar(4, "parts") as shown:
+        monkeypatch.setattr(common, "bar", lambda *_: contextlib.nullcontext(shown))
+        with common.parts() as told:
+            told(3, 4)
+        assert re.search("75%" + shape.format(3, "parts", "parts"), str(shown))
 
 
 def test_files_of_an_experiment(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_wheel_has_every_module_and_every_bundled_file(wheel: Path, checkout: Pa
     assert data
     assert {f"rcdm_fast/bundled/{path.name}" for path in data} <= contents
     assert {f"rcdm_fast/training/configs/{path.name}" for path in checkout.glob("training/configs/*")} <= contents
-    assert {"rcdm_fast/py.typed", "rcdm_fast/report/page.css"} <= contents
+    assert {"rcdm_fast/py.typed", "rcdm_fast/report/page.css", "rcdm_fast/report/page.js"} <= contents
 
 
 @pytest.mark.long

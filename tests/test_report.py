@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from rcdm_fast.config import ConfigError
 from rcdm_fast.images import to_pil
 from rcdm_fast.metrics.intervals import Interval
 from rcdm_fast.models import checkpoint
-from rcdm_fast.report import build, charts
+from rcdm_fast.report import build, charts, figures
 from rcdm_fast.report.page import render
 from tests import browser, small, training_process
 
@@ -38,9 +39,16 @@ RESULT = Analysis(
     "layers", "Layers", "some <model>", {"seed": 3}, (TABLE, SWEEP),
     (
         Finding("color is dropped", True, "0.8 against 0.1"), Finding("place is dropped", None, "who knows"),
-        *(Finding(f"h keeps {what}", what != "b & c", "so", "h keeps", what) for what in ("a", "b & c", "d")),
+        *(
+            Finding(
+                f"h keeps {what}", what != "b & c", "so", "h keeps", what,
+                otherwise=f"h drops {what}", numbers=(("slope", Interval(0.5, 0.4, 0.6)),),
+            )
+            for what in ("a", "b & c", "d")
+        ),
     ),
     {"rows": Image.new("RGB", (40, 20), "red")}, {"rows": "Images & samples"}, "as told",
+    heads=(Image.new("RGB", (90, 30), "blue"),) * 4,
 )  # fmt: skip
 
 
@@ -52,8 +60,14 @@ class Reader(HTMLParser):
         self.open: list[str] = []
         self.sources: list[str] = []
         self.text = ""
+        self.ids: set[str] = set()
+        self.meta: dict[str, str] = {}
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        told = {name: value or "" for name, value in attrs}
+        self.ids |= {told["id"]} if "id" in told else set()
+        if "property" in told:
+            self.meta[told["property"]] = told["content"]
         if tag not in ("meta", "img", "br", "line", "circle"):
             self.open.append(tag)
         self.sources += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
@@ -76,16 +90,48 @@ def read(page: str) -> Reader:
 
 
 def test_the_page_says_everything_and_loads_nothing() -> None:
-    reader = read(render("A title", "A line", [RESULT], {"attack": "needs <labels>"}, {"torch": "1"}))
+    numbers = {"of": "</script><b>"}
+    facts = {"torch": "1", "command": "rcdm report <m>"}
+    page = render("A title", "A line", [RESULT], {"attack": "needs <labels>"}, facts, "So.", numbers, ["1 of 9"])
+    reader = read(page)
     for text in (
-        "What is <kept>", "0.8 [0.7, 0.9]", "place & size", "color is dropped: holds", "place is dropped: inconclusive",
-        "h keepsa, d: holdsb & c: does not hold", "h keeps d: holds.so",
-        "Images & samples", "as told", "some <model>", "needs <labels>", '"seed": 3', "1 is all",
+        "What is <kept>", "0.8 [0.7, 0.9]", "place & size", "Color is dropped.", "Undecided: place is dropped.",
+        "H keeps a (slope 0.5 [0.4, 0.6]).", "H drops b & c (slope 0.5 [0.4, 0.6]).", "0.8 against 0.1",
+        "Images & samples", "as told", "some <model>", "needs <labels>", '"seed": 3', "1 is all", "rcdm report <m>",
+        "How often verdicts are wrong: 1 of 9.", "How to read this",
     ):  # fmt: skip
         assert text in reader.text
-    assert "5 claims (holds: 3; does not hold: 1; inconclusive: 1)." in reader.text
+    assert "Of 5 claims 3 hold, 1 do not, and 1 are undecided." in reader.text
+    assert "and 1 are undecided. H keeps a (slope 0.5" in reader.meta["og:description"]
+    assert reader.meta["og:title"] == "A title"
     assert all(source.startswith(("#", "data:image/png;base64,")) for source in reader.sources)
-    assert sum(source.startswith("data:") for source in reader.sources) == 1
+    assert sum(source.startswith("data:") for source in reader.sources) == 3 + 1  # at the top, and the figure
+    assert {source.removeprefix("#") for source in reader.sources if source.startswith("#")} <= reader.ids
+    stored = page.split('id="numbers">')[1].split("</script>")[0]
+    assert json.loads(stored) == numbers
+
+
+def test_a_page_of_many_figures_stays_short() -> None:
+    noise = Image.effect_noise((700, 700), 90).convert("RGB")
+    given = [("one", {str(number): noise for number in range(4)})]
+    sizes = []
+    for most in (10_000_000, 400_000):
+        found = figures.stored(given, most)
+        assert len(found) == 4
+        sizes.append(sum(len(each.content) for each in found.values()))
+        assert sizes[-1] <= most
+    assert sizes[1] < sizes[0]
+    assert found["one", "3"].source.startswith("data:image/webp;base64,")
+
+
+def test_verdicts_come_with_how_often_they_are_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    decided = dataclasses.replace(RESULT, findings=(Finding("h keeps a", True, "so", p=0.01),))
+    assert build.rates([RESULT]) == []
+    monkeypatch.setattr("rcdm_fast.analysis.error_rates.SHIPPED", tmp_path / "none.json")
+    assert "ships no calibration" in build.rates([decided])[0]
+    (tmp_path / "none.json").touch()
+    monkeypatch.setattr("rcdm_fast.analysis.error_rates.sentence", lambda kept: f"rate of {kept}")
+    assert build.rates([decided]) == ["rate of True"]
 
 
 def test_charts_put_numbers_where_they_belong() -> None:
@@ -133,6 +179,44 @@ def test_names_stay_inside_the_chart(tmp_path: Path) -> None:
 
 def test_one_interval_without_width_is_drawn() -> None:
     assert "circle" in charts.chart(Table("x", "x", ("a", "b"), (("c", Interval(1.0, 1.0, 1.0)),)))
+
+
+def test_tables_are_sorted_and_figures_downloaded(tmp_path: Path) -> None:
+    many = Table("many", "Many", ("photograph", "far"), tuple((f"{n}", Interval(n % 7, n, n)) for n in range(40)))
+    long = Table(
+        "long", "Long", ("name", "value"), (("n01440764_" + "x" * 60 + ".JPEG", 2.0), ("b", 10.0), ("c", None))
+    )
+    page = tmp_path / "report.html"
+    result = dataclasses.replace(RESULT, tables=(TABLE, many, long))
+    page.write_text(render("A title", "A line", [result], {}, {}, "So.", {"a": 1}), encoding="utf-8")
+    with browser.chromium(tmp_path / "profile", 1280) as driver:
+        driver.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+        driver.get(page.as_uri())
+        cells = "return [...document.querySelectorAll('table')[2].tBodies[0].rows].map(r => r.cells[0].textContent)"
+        name = driver.execute_script(cells)[0]
+        assert len(name) == 32
+        title = driver.execute_script("return document.querySelector('td[title]').title")
+        assert title == long.rows[0][0]
+        for wanted in (["c", name, "b"], ["b", name, "c"]):  # by number, not by letters
+            driver.execute_script("document.querySelectorAll('table')[2].querySelectorAll('th button')[1].click()")
+            assert driver.execute_script(cells) == wanted
+        folded = driver.execute_script("return document.querySelectorAll('svg')[4].checkVisibility()")
+        assert folded is False, "a chart of forty rows"
+        for button, file in (
+            ("[data-figure]", "layers-rows.png"), ("[data-chart]", "layers-kept.svg"),
+            ("[data-table]", "layers-kept.csv"), ("[data-get=numbers]", "report.json"),
+            ("[data-get=methods]", "methods.txt"),
+        ):  # fmt: skip
+            driver.execute_script(f"document.querySelector('{button}').click()")
+            end = time.monotonic() + 30
+            while not (tmp_path / file).exists():
+                assert time.monotonic() < end, file
+                time.sleep(0.05)
+        assert Image.open(tmp_path / "layers-rows.png").size == (40, 20)
+        assert (tmp_path / "layers-kept.svg").read_text().startswith("<svg ")
+        assert (tmp_path / "layers-kept.csv").read_text().splitlines()[1] == '"hue","0.8 [0.7, 0.9]","0.1 [-0.1, 0.3]"'
+        assert json.loads((tmp_path / "report.json").read_text()) == {"a": 1}
+        assert (tmp_path / "methods.txt").read_text() == "So."
 
 
 def test_what_cannot_be_run_is_left_out_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,10 +303,14 @@ def test_in_a_browser(width: int, tmp_path: Path) -> None:
         driver.get(page.as_uri())
         assert driver.execute_script("return window.innerWidth") == width
         assert driver.execute_script("return document.documentElement.scrollWidth") <= width
-        assert driver.execute_script("return document.querySelector('figure img').naturalWidth") == 2000
+        assert driver.execute_script("return document.querySelector('figure[id] img').naturalWidth") == 2000
         heights = driver.execute_script("return [...document.querySelectorAll('svg')].map(e => e.clientHeight)")
-        assert len(heights) == 2
-        assert min(heights) > 60
+        assert len(heights) == 2 + 3  # and a small one for each claim with numbers
+        assert all(40 < height < 400 for height in heights)
+        assert driver.execute_script("return document.querySelector('nav').getBoundingClientRect().height") < 900
+        assert driver.execute_script("return document.getElementById('contents').open") is (width == 1280)
+        driver.execute_script("window.scrollTo(0, 1500)")
+        assert driver.execute_script("return document.querySelector('nav').getBoundingClientRect().top") == 0
         numbers = "return document.querySelector('details.numbers table').checkVisibility()"
         assert not driver.execute_script(numbers)
         driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})

@@ -24,6 +24,7 @@ from rcdm_fast.metrics.intervals import LEAST
 from rcdm_fast.model import Model
 
 SHOWN = 6  # sources in the figure
+HEADS = 3  # of them at the top of a page
 CEILING = (
     "The source, blurred by one pixel, is what samples would have that are perfect but for that. It depends on the "
     "encoder: ranks compare samples of one encoder, and do not say which of two encoders keeps more."
@@ -71,7 +72,10 @@ def run(
         },
         tables=(_ranks(found), _distances(found)),
         findings=(_better_than_chance(found), _near(found)),
-        figures={"samples": _sheet(drawn)},
+        figures={
+            "samples": image_sheet(_rows(drawn, SHOWN), cell=96, column_titles=("image", "samples"), group_gaps=(1,))
+        },
+        heads=tuple(image_sheet([row[:4]], cell=96) for row in _rows(drawn, HEADS)),
         captions={"samples": "Source images at the left, samples of their representations beside them."},
         method="Every sample is re-encoded; all gallery representations are ranked by squared distance to it, and the "
         "rank of the source image's own is counted (1 is best, ties count half). Intervals: 95 %, bootstrap over "
@@ -107,20 +111,25 @@ def _better_than_chance(found: Faithfulness) -> Finding:
         f"MRR {cell_text(found.mrr)}, of the source blurred by 1 px {cell_text(found.blurred_mrr)}, "
         f"chance {found.chance_mrr:.3g}"
     )
-    return Finding("samples lead back to the image they were drawn from, better than chance", held, text)
+    numbers = (("MRR of samples", found.mrr), ("of sources blurred by 1 px", found.blurred_mrr))
+    return Finding(
+        "samples lead back to the image they were drawn from, better than chance", held, text, numbers=numbers
+    )
 
 
 def _near(found: Faithfulness) -> Finding:
     nearest = found.nearest_real[1]
     held = True if found.distance.high < nearest.low else False if found.distance.low > nearest.high else None
     text = f"squared distance {cell_text(found.distance)}, nearest real neighbor {cell_text(nearest)}"
-    return Finding("samples are nearer to h than its nearest real neighbor", held, text)
+    numbers = (("squared distance of a sample", found.distance), ("of the nearest real neighbor", nearest))
+    return Finding("samples are nearer to h than its nearest real neighbor", held, text, numbers=numbers)
 
 
-def _sheet(drawn: Drawn) -> Image.Image:
-    picked = evenly(min(SHOWN, len(drawn.sources)), len(drawn.sources)).tolist()
+def _rows(drawn: Drawn, count: int) -> list[list[Image.Image]]:
+    """Of so many sources each, spread evenly: the image and its samples."""
+    picked = evenly(min(count, len(drawn.sources)), len(drawn.sources)).tolist()
     rows = []
     for number in picked:
         pixels = torch.cat([drawn.real.pixels[drawn.sources[number]][None], drawn.images[number]])
         rows.append([to_pil(image) for image in from_uint8(pixels)])
-    return image_sheet(rows, cell=96, column_titles=("image", "samples"), group_gaps=(1,))
+    return rows

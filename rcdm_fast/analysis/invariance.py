@@ -89,8 +89,13 @@ def settings(config: InvarianceConfig, data: ImageSet, found: Invariance) -> dic
 
 def label(each: Sweep) -> str:
     """For a row: "hue", "grayscale: saturation"."""
-    name, changed = each.augmentation.name, each.augmentation.changes
+    name, changed = each.augmentation.name, called(each)
     return name if name == changed else f"{name}: {changed}"
+
+
+def called(each: Sweep) -> str:
+    """What readers call the property that is changed."""
+    return properties.find(each.augmentation.changes).called
 
 
 def sentence(each: Sweep) -> str:
@@ -113,7 +118,7 @@ def recovered_table(found: Invariance) -> Table:
     lines: list[tuple[Cell, ...]] = []
     for each in _all(found):
         got = each.recovery
-        names = (each.augmentation.name, each.augmentation.changes)
+        names = (each.augmentation.name, called(each))
         moved = each.readout.movement.value
         lines.append((*names, got.slope, got.verdict.word, got.verdict.detectable, got.correlation, got.chance, moved))
     still = f" Left out, for nothing changes in these images: {common.listed(found.still)}." if found.still else ""
@@ -125,6 +130,7 @@ def recovered_table(found: Invariance) -> Table:
         f"{len(found.sources)} sources. Verdicts are on slopes, each by itself (rules of {rules.VERSION}); r "
         "describes. h moves: squared distance, over that to the nearest other image. Detectable: a slope that such a "
         f"run calls kept in {100 * RULES.detected_power:.0f} %. {rules.UNADJUSTED}{still}",
+        label=1,
     )
 
 
@@ -134,7 +140,7 @@ def readout_table(found: Invariance) -> Table:
     for each in _all(found):
         read = each.readout
         explained = [read.explained(name) if name in read.gained else None for name in (LINEAR, BENT)]
-        lines.append((each.augmentation.name, each.augmentation.changes, *explained, cell_text(read.movement)))
+        lines.append((each.augmentation.name, called(each), *explained, cell_text(read.movement)))
     note = (
         f"R^2 on left-out images of {found.read_on}, fitted on changes: 1 reads the change, 0 no more than its mean. "
         "It does not depend on the decoder. h moves: squared distance, over that to the nearest other image. "
@@ -143,7 +149,9 @@ def readout_table(found: Invariance) -> Table:
         else f"Readouts are left out: they take at least {MIN_READERS} images. Nothing is called dropped without them."
     )
     heads = ("augmentation", "property", f"{LINEAR} R^2", f"{BENT} R^2", "h moves")
-    return Table("readout", f"{found.model}: the change read off h, without a decoder", heads, tuple(lines), note)
+    return Table(
+        "readout", f"{found.model}: the change read off h, without a decoder", heads, tuple(lines), note, label=1
+    )
 
 
 def kept_table(found: Invariance, config: InvarianceConfig) -> Table:
@@ -161,9 +169,12 @@ def kept_table(found: Invariance, config: InvarianceConfig) -> Table:
 
 
 def _finding(each: Sweep) -> Finding:
-    what, group = f"{each.augmentation.changes} ({each.augmentation.name})", "the representation keeps"
+    what, group = called(each), "the representation keeps"
     found = each.recovery.verdict
-    return Finding(f"{group} {what}", found.kept, sentence(each), group, what, found.p)
+    otherwise, numbers = f"the representation drops {what}", (("slope", found.slope),)
+    return Finding(
+        f"{group} {what}", found.kept, sentence(each), group, what, found.p, otherwise=otherwise, numbers=numbers
+    )
 
 
 def rows(found: list[Sweep], names: list[str], cell: int = 96) -> Image.Image:

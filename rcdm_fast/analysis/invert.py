@@ -151,4 +151,5 @@ def _exchange_table(representation: np.ndarray, pixels: np.ndarray) -> Table:
 
 def _majority(claim: str, values: np.ndarray) -> Finding:
     fraction = common.fraction(values)
-    return Finding(claim, common.above(fraction, 0.5), f"in a fraction of {common.text(fraction)}")
+    told = f"in a fraction of {common.text(fraction)}"
+    return Finding(claim, common.above(fraction, 0.5), told, numbers=(("fraction", fraction),))

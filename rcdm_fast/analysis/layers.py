@@ -159,11 +159,11 @@ def _side_by_side(first: Layer, other: Layer) -> Table:
         slopes = found.first.slope, found.second.slope, found.difference
         words = found.first.word, found.second.word, found.holds
         r = (each.recovery.correlation.value for each in (a, b))
-        lines.append((name, a.augmentation.changes, *slopes, *words, *r))
+        lines.append((name, invariance.called(a), *slopes, *words, *r))
     both = first.name, other.name
     heads = ("augmentation", "property", *(f"slope {each}" for each in both), "difference", *both, "kept, dropped")
     title = f"Kept by {first.name}, dropped by {other.name}: how far samples follow changes of images"
-    return Table("side-by-side", title, (*heads, *(f"r {each}" for each in both)), tuple(lines), NOTE)
+    return Table("side-by-side", title, (*heads, *(f"r {each}" for each in both)), tuple(lines), NOTE, label=1)
 
 
 def _readout_table(first: Layer, other: Layer) -> Table:
@@ -173,10 +173,10 @@ def _readout_table(first: Layer, other: Layer) -> Table:
         for kind in a.readout.gained:
             apart = readout.difference(a.readout, b, kind)
             explained = a.readout.explained(kind), b.explained(kind)
-            lines.append((name, a.augmentation.changes, kind, *explained, apart))
+            lines.append((name, invariance.called(a), kind, *explained, apart))
     heads = ("augmentation", "property", "readout", f"R^2 {first.name}", f"R^2 {other.name}", "difference")
     title = f"Without a decoder: R^2 of readouts of the change, {first.name} and {other.name}"
-    return Table("readouts", title, heads, tuple(lines), rules.UNADJUSTED)
+    return Table("readouts", title, heads, tuple(lines), rules.UNADJUSTED, label=1)
 
 
 def _open_table(layers: list[Layer], config: LayersConfig, own: bool) -> Table:
@@ -241,9 +241,13 @@ def _kept_and_dropped(first: Layer, other: Layer, name: str, found: Between) -> 
     moved = (cell_text(each.readout.movement) for each in (a, b))
     text += "; r = {:.2f} and {:.2f}".format(*(each.recovery.correlation.value for each in (a, b)))
     text += "; h moves by {} and {} of the squared distance to the nearest other image".format(*moved)
-    what = f"{a.augmentation.changes} ({name})"
+    what = invariance.called(a)
     claim = f"{first.name} keeps {what}, {other.name} drops it"
-    return Finding(claim, found.holds, text, _group(first, other), what, found.p)
+    otherwise = f"{first.name} drops {what}" if found.first.kept is False else f"{other.name} keeps {what}, too"
+    numbers = tuple(
+        (f"slope of {layer.name}", each.slope) for layer, each in ((first, found.first), (other, found.second))
+    )
+    return Finding(claim, found.holds, text, _group(first, other), what, found.p, otherwise=otherwise, numbers=numbers)
 
 
 def _readable(first: Layer, other: Layer, name: str) -> Finding:
@@ -254,10 +258,13 @@ def _readable(first: Layer, other: Layer, name: str) -> Finding:
     )
     bent = (cell_text(each.explained(readout.BENT)) for each in (a, b))
     text += "; of a non-linear readout {} and {}".format(*bent)
-    what = f"{augment.AUGMENTATIONS[name].changes} ({name})"
+    what = invariance.called(first.invariance.sweeps[name])
+    numbers = tuple(
+        (f"R^2 from {layer.name}", each.explained(readout.LINEAR)) for layer, each in ((first, a), (other, b))
+    )
     group = f"a change is less linearly readable from {other.name} than from {first.name}"
     claim = f"a change of {what} is less linearly readable from {other.name} than from {first.name}"
-    return Finding(claim, common.above(apart), text, group, what, rules.p_apart(apart))
+    return Finding(claim, common.above(apart), text, group, what, rules.p_apart(apart), numbers=numbers)
 
 
 def _open_finding(first: Layer, other: Layer, config: LayersConfig) -> Finding:
@@ -271,4 +278,5 @@ def _open_finding(first: Layer, other: Layer, config: LayersConfig) -> Finding:
         f"{of_first[0][0]:.3g} and {of_other[0][0]:.3g} of the variance of real pixels, difference {cell_text(apart)}"
     )
     claim = f"{other.name} leaves more of the pixels open than {first.name}"
-    return Finding(claim, held, text, p=rules.p_apart(apart))
+    numbers = (("difference of the variances", apart),)
+    return Finding(claim, held, text, p=rules.p_apart(apart), numbers=numbers)

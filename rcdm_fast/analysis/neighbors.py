@@ -288,7 +288,8 @@ def _near_finding(found: Setting, config: NeighborsConfig) -> Finding:
     unit = nearest.apart(found.h, found.gallery)
     far = common.interval(nearest.relative(found.drawn.representations, found.h, unit).numpy(), config)
     measured = f"distance to h {cell_text(far)} of the distance from h to its nearest gallery image"
-    return Finding("samples are nearer to h than any real image", common.below(far, 1.0), measured)
+    numbers = (("distance of a sample, of that of the nearest image", far),)
+    return Finding("samples are nearer to h than any real image", common.below(far, 1.0), measured, numbers=numbers)
 
 
 def _sheet(found: Setting, data: ImageSet, config: NeighborsConfig) -> Image.Image:

@@ -278,7 +278,8 @@ def _back(group: Group, config: UnfamiliarConfig) -> Finding:
     own, chance = common.interval(group.back, config), common.interval(group.chance, config)
     gain = _gain(group, config)
     measured = f"MRR {cell_text(own)}, by the samples of other photographs {cell_text(chance)}"
-    return Finding(claim, common.above(gain), f"{measured}, difference {cell_text(gain)}")
+    numbers = (("MRR of samples", own), ("of other photographs' samples", chance))
+    return Finding(claim, common.above(gain), f"{measured}, difference {cell_text(gain)}", numbers=numbers)
 
 
 def _sheet(group: Group, config: UnfamiliarConfig) -> Image.Image:

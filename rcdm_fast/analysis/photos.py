@@ -26,6 +26,7 @@ from rcdm_fast.metrics.intervals import bootstrap
 from rcdm_fast.model import Model
 
 SHOWN = 12  # photographs in the figure
+HEADS = 3  # of them at the top of a page
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +91,7 @@ def run(model: Model, data: ImageSet, config: PhotosConfig, progress: Progress |
             ),
         ),
         figures={"samples": image_sheet(images, cell=72, column_titles=titles, group_gaps=[1])},
+        heads=tuple(image_sheet([row[:4]], cell=96) for row in images[:HEADS]),
         captions={"samples": f"Photographs as {name} sees them, and samples of their representations."},
         method="DDIM unless the settings say otherwise; every sample has its own noise, which the seed, the "
         "photograph's place and the sample's number decide. After Bordes et al. (2021), figure 1.",

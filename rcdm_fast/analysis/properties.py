@@ -31,12 +31,19 @@ class Property:
         about: for readers, with its unit.
         read: colors float64 [N,3,H,W] in [0,1] -> float64 [N], or complex128 [N] if it is circular.
         period: degrees after which a circular property repeats; None for a linear one.
+        word: what readers call it; its name where that is a word already.
     """
 
     name: str
     about: str
     read: Callable[[Tensor], Tensor]
     period: float | None = None
+    word: str = ""
+
+    @property
+    def called(self) -> str:
+        """What readers call it: "horizontal position"."""
+        return self.word or self.name
 
     def __call__(self, images: Tensor) -> Tensor:
         """Measured values of images float [N,3,H,W] in [-1,1]; float64 or complex128 [N], on the CPU."""
@@ -163,11 +170,11 @@ def orientation(colors: Tensor) -> Tensor:
 PROPERTIES: dict[str, Property] = {
     each.name: each
     for each in (
-        Property("asymmetry", "brightness right minus left (0..1)", asymmetry),
-        Property("mass-x", "place of the mass across (fraction of the width)", mass_x),
-        Property("mass-y", "place of the mass down (fraction of the height)", mass_y),
-        Property("scale", "root of the object's area (fraction of the side)", scale),
-        Property("orientation", "direction of lines (degrees of 180)", orientation, 180.0),
+        Property("asymmetry", "brightness right minus left (0..1)", asymmetry, word="left-right orientation"),
+        Property("mass-x", "place of the mass across (fraction of the width)", mass_x, word="horizontal position"),
+        Property("mass-y", "place of the mass down (fraction of the height)", mass_y, word="vertical position"),
+        Property("scale", "root of the object's area (fraction of the side)", scale, word="size"),
+        Property("orientation", "direction of lines (degrees of 180)", orientation, 180.0, "direction of lines"),
         Property("saturation", "mean chroma (0..1)", saturation),
         Property("brightness", "mean luminance (0..1)", brightness),
         Property("hue", "mean hue weighed by chroma (degrees of 360)", hue, 360.0),

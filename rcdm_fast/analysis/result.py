@@ -30,6 +30,7 @@ class Table:
         rows: as many cells each.
         note: how to read it, what chance would give.
         one_unit: whether all intervals can be drawn on one axis.
+        label: the column that names the rows of a chart.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     note: str = ""
     one_unit: bool = True
+    label: int = 0
 
     def __post_init__(self) -> None:
         wrong = [row for row in self.rows if len(row) != len(self.columns)]
@@ -53,10 +55,13 @@ class Finding:
         claim: what the paper says, or what one would expect.
         holds: True or False where the interval decides, None where it is inconclusive.
         measured: the sentence with numbers, as it stands in the report.
-        group, subject: of a claim that is made of several things: what is said, and of which ("asymmetry (flip)"), so
-            that an overview can put them together; "" for one that stands alone.
+        group, subject: of a claim that is made of several things: what is said, and of which ("hue"), so that an
+            overview can put them together; "" for one that stands alone.
         p: of the verdict, by itself, where a rule gives one (`rules.py`): below 0.05 if it is decided.
         adjusted: the same for all claims of a report together, by Holm's method; at 0.05 and above nothing is decided.
+        otherwise: the sentence that is true where the claim does not hold ("the representation drops hue"), if there is
+            a better one than "not so: ".
+        numbers: what decides, by name and on one axis; a page draws it beside the claim.
     """
 
     claim: str
@@ -66,6 +71,18 @@ class Finding:
     subject: str = ""
     p: float | None = None
     adjusted: float | None = None
+    otherwise: str = ""
+    numbers: tuple[tuple[str, Interval], ...] = ()
+
+    @property
+    def sentence(self) -> str:
+        """What was found, as a sentence for readers, with the numbers that decide."""
+        if self.holds is None:
+            said = f"undecided: {self.claim}"
+        else:
+            said = self.claim if self.holds else self.otherwise or f"not so: {self.claim}"
+        decide = "; ".join(f"{name} {cell_text(number)}" for name, number in self.numbers)
+        return said[:1].upper() + said[1:] + (f" ({decide})." if decide else ".")
 
 
 @dataclass(frozen=True)
@@ -81,6 +98,7 @@ class Analysis:
         figures: images by name; captions under the same names in `captions`.
         charts: drawings of tables' numbers, by name and with captions like figures; pages draw their own.
         method: how it was measured, in a few sentences, with the source.
+        heads: a few small images for the top of a page, each a photograph with samples beside it.
     """
 
     name: str
@@ -93,6 +111,7 @@ class Analysis:
     captions: Mapping[str, str] = field(default_factory=dict)
     method: str = ""
     charts: Mapping[str, Image.Image] = field(default_factory=dict)
+    heads: tuple[Image.Image, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Everything but the images, as plain JSON values.
@@ -105,7 +124,7 @@ class Analysis:
             "model": self.model,
             "settings": dict(self.settings),
             "tables": [_table(table) for table in self.tables],
-            "findings": [dataclasses.asdict(finding) for finding in self.findings],
+            "findings": [_finding(finding) for finding in self.findings],
             "figures": {name: self.captions.get(name, "") for name in (*self.charts, *self.figures)},
             "method": self.method,
             "rules": rules.VERSION,
@@ -151,6 +170,11 @@ def cell_text(cell: Cell) -> str:
 def _table(table: Table) -> dict[str, Any]:
     rows = [[_plain(cell) if isinstance(cell, Interval) else cell for cell in row] for row in table.rows]
     return {**dataclasses.asdict(table), "rows": rows}
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    numbers = {name: _plain(number) for name, number in finding.numbers}
+    return {**dataclasses.asdict(finding), "numbers": numbers, "sentence": finding.sentence}
 
 
 def _plain(found: Interval) -> dict[str, float | None]:

@@ -56,7 +56,6 @@ app = typer.Typer(
     help="See in images what a vision encoder's representation keeps of a photo.\n\n"
     "Example: rcdm sample photo.jpg --model cifar10-simclr-wide --out sheet.png",
     invoke_without_command=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated
 
 import typer
@@ -9,18 +10,25 @@ import typer
 from rcdm_fast.cli import common
 
 
-def models() -> None:
+def models(json: common.JsonFile = None) -> None:
     """List the models that can be named.
 
     Bundled ones, and published ones that are downloaded when first used.
 
-    Example: rcdm models
+    Example: rcdm models --json models.json
     """
     from rcdm_fast.models import zoo
 
-    for name, known in zoo.model_names().items():
-        where = "" if known.present else " (downloaded at first use)"
-        common.report(f"{name:24s} {known.kind:10s} {known.about}{where}")
+    common.check_writable(json)
+    found = zoo.model_names()
+    for name, known in found.items():
+        mark = "" if known.present else " *"
+        common.report(f"{name:20s} {known.kind:10s} {known.about}{mark}")
+    if not all(known.present for known in found.values()):
+        common.report("\n* downloaded at first use")
+    for license, kind in {known.license: known.kind for known in found.values() if known.license}.items():
+        common.report(f"weights of {kind} models: {license}")
+    common.write_json(json, [dataclasses.asdict(known) for known in found.values()])
 
 
 def info(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import json
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
@@ -230,6 +231,30 @@ def check_writable(*files: Path | None) -> None:
     for file in files:
         if file is not None:
             storage.check_writable(file)
+
+
+def bar(total: int, unit: str) -> Any:
+    """A tqdm bar on a terminal for work of more than two seconds: how many, how fast, what is left."""
+    from tqdm import tqdm
+
+    from rcdm_fast.diffusion.sampling import BAR, BAR_AFTER_S
+
+    shape = BAR.replace(" images", f" {unit}")
+    return tqdm(
+        total=total, disable=not interactive(), unit=f" {unit}", leave=False, delay=BAR_AFTER_S, bar_format=shape
+    )
+
+
+@contextlib.contextmanager
+def parts() -> Iterator[Callable[[int, int], None]]:
+    """A bar for work that says how many of its parts are done; yields what it is told by."""
+    with bar(0, "parts") as shown:
+
+        def told(done: int, total: int) -> None:
+            shown.total = total
+            shown.update(done - shown.n)
+
+        yield told
 
 
 class ProgressBar:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from rcdm_fast.cli import common
 from rcdm_fast.cli.generate import QUARANTINED
 
 if TYPE_CHECKING:
@@ -79,9 +80,11 @@ def read(model: Model, paths: Sequence[Path], photos: int = 0) -> Rows:
         assert model.encoder is None or model.encoder.dim  # built now: that it cannot be built is no item's fault
     count = 0
     items = enumerate(_items(model, paths))
-    while group := list(islice(items, groups.GROUP)):
-        count += len(group)
-        _read_group(model, group, found, photos)
+    with common.bar(len(paths), "files") as bar:
+        while group := list(islice(items, groups.GROUP)):
+            count += len(group)
+            _read_group(model, group, found, photos)
+            bar.update(min(len(group), bar.total - bar.n))  # a file of arrays has more items than one
     for reason in found.left_out[:_LISTED]:
         print(f"left out: {_printable(reason)}", file=sys.stderr)
     if len(found.left_out) > _LISTED:

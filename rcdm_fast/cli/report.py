@@ -83,6 +83,14 @@ def report(
     images = [f"{len(each)} {what}" for each, what in ((known, "images"), (shown, "photographs")) if each is not None]
     about = f"Measured on {' and '.join(images)}, {steps} steps, seed {seed}. Intervals are 95 % intervals."
     report = common.report
-    paragraph = report if methods else None
-    page = build.build(tasks, out, title=title, about=about, left_out=left_out, note=report, methods=paragraph)
-    common.report(f"{page}: finished; numbers in {page.with_suffix('.json')}")
+    page = build.build(
+        tasks,
+        out,
+        title=title,
+        about=about,
+        left_out=left_out,
+        note=report,
+        methods=report if methods else None,
+        progress=common.parts,
+    )
+    report(f"{page}: finished; numbers in {page.with_suffix('.json')}")

@@ -18,6 +18,9 @@ from rcdm_fast.diffusion.sampling_config import SamplingConfig
 from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.errors import RcdmError
 
+BAR_AFTER_S = 2.0  # less is not worth a bar
+BAR = "{percentage:3.0f}%|{bar}| {n:.0f} of {total} images, {rate_noinv_fmt}, {remaining} left"
+
 Watch = Callable[[slice, Tensor], None]  # places, x_T [n,3,H,W]
 
 
@@ -160,11 +163,16 @@ def run(
         SamplingError: a batch is not finite.
     """
     assert (guide is None) == (request.guide is None)
-    bar = _bar(request.total * request.evaluations, progress)
+    bar = _bar(request.total, progress)
+    part = 1 / max(1, request.evaluations)  # of an image, that an evaluation is
+
+    def drawn(images: int) -> None:
+        bar.update(images * part)
+
     try:
         for start in range(0, request.total, batch_size):
             place = slice(start, min(start + batch_size, request.total))
-            images = _batch(engine, plan, request, place, bar, watch=watch, guide=guide)
+            images = _batch(engine, plan, request, place, drawn, watch=watch, guide=guide)
             if not bool(images.isfinite().all()):
                 raise SamplingError(f"the samples are not finite{_origin(engine, plan, request, place, guide)}")
             yield place, images
@@ -190,7 +198,7 @@ def _origin(
             raise _Found(f": first in layer {layer}{whose}, at step {k} ({runs.precision}, {runs.name})")
 
     try:
-        _batch(engine, plan, request, place, _bar(0, False), look, guide=guide)
+        _batch(engine, plan, request, place, lambda _: None, look, guide=guide)
     except _Found as found:
         return f"{found}; the representation or the weights are out of range"
     return ": the solver's own arithmetic overflowed"
@@ -205,7 +213,7 @@ def _batch(
     plan: ConditioningPlan,
     request: Request,
     place: slice,
-    bar: Any,
+    drawn: Callable[[int], None],
     look: Callable[[Bound, Tensor, int, Tensor], None] | None = None,
     watch: Watch | None = None,
     guide: tuple[Engine, ConditioningPlan] | None = None,
@@ -227,7 +235,7 @@ def _batch(
         return noise.keyed_noise(request.seed, keys, i + 1, request.image, device)
 
     def predict(x: Tensor, k: int) -> Tensor:
-        bar.update(len(flat))
+        drawn(len(flat))
         given = torch.cat([x, x]) if request.nulls else x
         output = bound.predict(given, k)
         if look is not None:
@@ -260,9 +268,10 @@ def _away(output: Tensor, weaker: Tensor, strength: float) -> Tensor:
 
 
 def _bar(total: int, progress: bool) -> Any:
+    """A bar over images, which evaluations fill bit by bit; drawings of under two seconds have none."""
     from tqdm import tqdm
 
-    return tqdm(total=total, disable=not progress, unit="evaluation", leave=False)
+    return tqdm(total=total, disable=not progress, unit=" images", leave=False, delay=BAR_AFTER_S, bar_format=BAR)
 
 
 def interpolation_path(a: Tensor, b: Tensor, frames: int, mode: str) -> Tensor:

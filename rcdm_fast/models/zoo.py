@@ -42,6 +42,7 @@ class KnownModel:
     about: str
     location: str
     present: bool
+    license: str = ""  # of its weights, where it is not the library's own
 
 
 def _releases() -> dict[str, Release]:
@@ -81,8 +82,9 @@ def model_names() -> dict[str, KnownModel]:
     for name, release in RELEASES.items():
         copy = downloads.cached(release.file)
         encoder = release.encoder
-        about = f"128 px, {encoder.source} {encoder.layer}, {encoder.dim} dimensions; {RELEASE_LICENSE}"
-        models[name] = KnownModel(name, "published", about, str(copy or release.url), copy is not None)
+        about = f"128 px, {encoder.source} {encoder.layer}, {encoder.dim} dimensions"
+        place = str(copy or release.url)
+        models[name] = KnownModel(name, "published", about, place, copy is not None, RELEASE_LICENSE)
     return models
 
 

@@ -8,14 +8,16 @@ Knows nothing about single experiments (`analysis/registry.py`).
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rcdm_fast import outputs, provenance, storage
-from rcdm_fast.analysis import claims, registry, rules
+from rcdm_fast.analysis import claims, error_rates, registry, rules
 from rcdm_fast.analysis.registry import Job
 from rcdm_fast.analysis.result import Analysis
 from rcdm_fast.config import ConfigError
@@ -23,6 +25,7 @@ from rcdm_fast.report.methods import paragraph
 from rcdm_fast.report.page import render
 
 Note = Callable[[str], None]
+Progress = Callable[[int, int], None] | None
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ def build(
     left_out: Mapping[str, str] | None = None,
     note: Note = print,
     methods: Note | None = None,
+    progress: Callable[[], AbstractContextManager[Progress]] = nullcontext,
 ) -> Path:
     """Run the tasks and write `file` (HTML) and the JSON beside it.
 
@@ -51,6 +55,7 @@ def build(
         title, about: heading and first sentence.
         left_out: experiments that the caller already knows cannot be run, with the reason.
         note: told what begins, and what is left out.
+        progress: entered for every task, gives what its job tells its progress.
         methods: told the paragraph for a paper, which stands on the page in any case.
 
     Returns:
@@ -70,7 +75,8 @@ def build(
         note(f"{number + 1} of {len(tasks)}: {task.name}")
         since = time.monotonic()
         try:
-            results.append(registry.find(task.name).run(task.job))
+            with progress() as told:
+                results.append(registry.find(task.name).run(dataclasses.replace(task.job, progress=told)))
         except ConfigError as error:
             missing[task.name] = str(error)
             note(f"left out: {error}")
@@ -83,12 +89,23 @@ def build(
     facts = provenance.made_by(list(models.values()), {"data": job.data, "photos": job.photos})
     facts |= {"rules": rules.VERSION, "seconds": took}
     how = paragraph(results, facts)
-    outputs.keep(page, lambda file: storage.write_text(file, render(title, about, results, missing, facts, how)))
     numbers = as_json(title, results, missing, facts) | {"methods": how}
+    text = render(title, about, results, missing, facts, how, numbers, rates(results))
+    outputs.keep(page, lambda file: storage.write_text(file, text))
     outputs.keep(page.with_suffix(".json"), lambda file: storage.write_json(file, numbers))
     if methods is not None:
         methods(how)
     return page
+
+
+def rates(results: Sequence[Analysis]) -> list[str]:
+    """How often verdicts on slopes are wrong, as sentences; none where there is no such verdict."""
+    verdicts = {each.holds for result in results for each in result.findings if each.p is not None}
+    if not verdicts:
+        return []
+    if not error_rates.SHIPPED.exists():
+        return [f"not stated, for this version ships no calibration of its rules ({rules.VERSION})"]
+    return [said for each in (True, False) if each in verdicts and (said := error_rates.sentence(each))]
 
 
 def as_json(

@@ -16,6 +16,7 @@ from rcdm_fast.metrics.intervals import Interval
 
 WIDTH = 400  # units of the view box; about a phone's width in pixels, and the page scales it
 _ROW, _RIGHT = 22, 16
+_SMALL = 240  # units of a small chart's view box, about its width in pixels
 _LETTER = 7.0  # units that a letter takes at most on average
 _LONGEST, _LONGEST_NAME = 27, 50  # letters of a row's label, of a column's name
 _COLORS = (
@@ -50,7 +51,7 @@ class Axis:
 
 def chart(table: Table) -> str:
     """SVG of the table's intervals, or "" where there are none, or of several units."""
-    columns = [number for number in range(1, len(table.columns)) if _intervals(table, number)]
+    columns = [number for number in range(table.label + 1, len(table.columns)) if _intervals(table, number)]
     if not columns or not table.one_unit:
         return ""
     numeric = all(isinstance(row[0], int | float) and not isinstance(row[0], bool) for row in table.rows)
@@ -110,16 +111,17 @@ def _span(intervals: Sequence[Interval]) -> tuple[float, float]:
 def _lines(table: Table, columns: Sequence[int]) -> str:
     """Rows under each other, a dot and a whisker per column. Columns share the axis, so they need one unit."""
     everything = [cell for column in columns for cell in _intervals(table, column)]
-    labels = [_short(str(row[0])) for row in table.rows]
+    names = [str(row[table.label]) for row in table.rows]
+    labels = [shortened(name) for name in names]
     start = 24 + _LETTER * max(map(len, labels))
     axis = Axis(*_span(everything), start, WIDTH - _RIGHT)
     legend, top = _legend(table, columns)
     height = top + len(table.rows) * len(columns) * _ROW * 0.7 + len(table.rows) * 8 + 24
     body = [legend, *_vertical(axis, top, height - 20)]
     y = top + 8.0
-    for label, row in zip(labels, table.rows, strict=True):
+    for name, label, row in zip(names, labels, table.rows, strict=True):
         middle = y + (len(columns) - 1) * _ROW * 0.35
-        body.append(f'<text x="{start - 8:.1f}" y="{middle + 4:.1f}" text-anchor="end">{escape(label)}</text>')
+        body.append(f'<text x="{start - 8:.1f}" y="{middle + 4:.1f}" text-anchor="end">{_hover(name, label)}</text>')
         for column in columns:
             cell = row[column]
             if _drawn(cell):
@@ -133,8 +135,33 @@ def _lines(table: Table, columns: Sequence[int]) -> str:
     return _svg(table, height, body)
 
 
-def _short(label: str, longest: int = _LONGEST) -> str:
-    """The label, or its beginning and its end."""
+def _hover(name: str, label: str) -> str:
+    """A label, with the whole name where one points at it."""
+    return escape(label) if name == label else f"<title>{escape(name)}</title>{escape(label)}"
+
+
+def small(numbers: Sequence[tuple[str, Interval]]) -> str:
+    """SVG of a few numbers on one axis that goes through 0, each under its name; "" without any that can be drawn."""
+    drawn = [(name, cell) for name, cell in numbers if _drawn(cell)]
+    if not drawn:
+        return ""
+    ends = [end for _, cell in drawn for end in _ends(cell)]
+    low, high = min(0.0, *ends), max(1.0 if max(ends) < 1 else 0.0, *ends)
+    pad = 0.04 * (high - low)
+    axis, bottom = Axis(low - pad, high + pad, 8, _SMALL - 8), 30.0 * len(drawn) + 2
+    body = _vertical(axis, 4, bottom, 3)
+    for number, (name, cell) in enumerate(drawn):
+        y, (color, _), (left, right) = 30.0 * number + 22, _look(number + 1), _ends(cell)
+        body.append(f'<text x="8" y="{y - 9:g}">{_hover(name, shortened(name, 30))}</text>')
+        body.append(f'<line x1="{axis(left)}" x2="{axis(right)}" y1="{y}" y2="{y}" stroke="{color}" stroke-width="2"/>')
+        body.append(f'<circle cx="{axis(cell.value)}" cy="{y}" r="4" fill="{color}"/>')
+    label = escape("; ".join(f"{name} {cell.told()}" for name, cell in drawn), quote=True)
+    size = f'viewBox="0 0 {_SMALL} {bottom + 18:g}"'
+    return f'<svg class="small" {size} role="img" aria-label="{label}">{"".join(body)}</svg>'
+
+
+def shortened(label: str, longest: int = _LONGEST) -> str:
+    """A name of at most `longest` letters: its beginning and its end where it has more."""
     return label if len(label) <= longest else f"{label[: longest - 9]}…{label[-8:]}"
 
 
@@ -175,9 +202,9 @@ def _look(column: int) -> tuple[str, str]:
     return _COLORS[place % len(_COLORS)], _DASHES[(place + place // len(_COLORS)) % len(_DASHES)]
 
 
-def _vertical(axis: Axis, top: float, bottom: float) -> list[str]:
+def _vertical(axis: Axis, top: float, bottom: float, ticks: int = 5) -> list[str]:
     body = []
-    for tick in axis.ticks():
+    for tick in axis.ticks(ticks):
         kind = "zero" if tick == 0 else "grid"
         body.append(f'<line class="{kind}" x1="{axis(tick)}" x2="{axis(tick)}" y1="{top}" y2="{bottom:.1f}"/>')
         body.append(f'<text x="{axis(tick)}" y="{bottom + 15:.1f}" text-anchor="middle">{tick:g}</text>')
@@ -187,10 +214,10 @@ def _vertical(axis: Axis, top: float, bottom: float) -> list[str]:
 def _legend(table: Table, columns: Sequence[int]) -> tuple[str, float]:
     """Names of the columns, in as many lines as they need, and where the chart may begin."""
     if len(columns) == 1:
-        return f'<text x="8" y="18">{escape(_short(table.columns[columns[0]], _LONGEST_NAME))}</text>', 30.0
+        return f'<text x="8" y="18">{escape(shortened(table.columns[columns[0]], _LONGEST_NAME))}</text>', 30.0
     parts, x, y = [], 8.0, 18.0
     for column in columns:
-        name = _short(table.columns[column], _LONGEST_NAME)
+        name = shortened(table.columns[column], _LONGEST_NAME)
         color, _ = _look(column)
         width = 26 + _LETTER * len(name)
         if x > 8 and x + width > WIDTH:
