@@ -70,10 +70,10 @@ class SheetOf:
         device: str | None = None,
     ) -> None:
         self._model = models.load(decoder, device=device)
-        if self._model.encoder is None or self._model.config.unet.num_classes:
-            raise ConfigError(f"{decoder}: its decoder can be drawn with only if it knows its encoder and no classes")
         if self._model.config.unet.condition_map:
             raise ConfigError(f"{decoder} is a decoder of maps, which cannot be adapted")
+        if self._model.encoder is None or self._model.config.unet.num_classes:
+            raise ConfigError(f"{decoder}: its decoder can be drawn with only if it knows its encoder and no classes")
         images = workflows.images_of(data, self._model.image_size)
         taken = min(whole(count, "count", Range(2)), len(images))
         self._images = images.subset(evenly(taken, len(images)))

@@ -225,7 +225,8 @@ class EncoderConfig(Checked):
     ``module`` (given in Python, cannot be rebuilt from a file); options that choose its weights may follow, as in
     ``timm:resnet50?pretrained=1``. `layer` is ``backbone``, ``projector`` or the dotted name of a sub-module whose
     output is taken (``NAME#2``: at its second call), and `pooling` what makes one vector of it: ``none`` takes a vector
-    that the network gives, ``map`` leaves tokens and positions where they are (a map [C,h,w], as C h w numbers). Images in [-1,1] are
+    that the network gives, ``map`` leaves tokens and positions where they are (a map [C,h,w], as C h w numbers). Images
+    in [-1,1] are
     resized (`resize`: both sides, ``squash``, or the short one, ``short_side``) to `resize_to` pixels, cropped at the
     center to `image_size`, mapped to [0,1], and normalized by
     `mean` and `std`. `interpolation` ``box_bicubic`` halves by 2x2 means while the target allows it and finishes

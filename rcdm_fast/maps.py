@@ -41,7 +41,7 @@ def as_rows(h: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 def shaped(h: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Rows [N,D] -> maps [N,C,h,w]; as they are without a shape."""
-    return h.unflatten(1, shape) if shape else h
+    return h.reshape(len(h), *shape) if shape else h
 
 
 def named(shape: tuple[int, ...], width: int, count: str = "N") -> str:

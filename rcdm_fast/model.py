@@ -106,8 +106,9 @@ class Model(Pretrained, Shown):
                 `generate`; without it the first such image is an error.
 
         Returns:
-            float32 [N,D], of an encoder of maps [N,C,h,w], on the model's device: of all that could be read, in their order. They are read one by one
-            and encoded in groups; which others there are changes a representation by rounding only.
+            float32 [N,D], of an encoder of maps [N,C,h,w], on the model's device: of all that could be read, in their
+            order. They are read one by one and encoded in groups; which others there are changes a representation by
+            rounding only.
 
         Raises:
             SamplingError: the model has no encoder.

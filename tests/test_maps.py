@@ -1,4 +1,4 @@
-"""Representations that are maps: the network and its engines, and vectors' networks as they were before there were any."""
+"""Representations that are maps: the network, its engines, and networks of vectors as they were before."""
 
 from __future__ import annotations
 
@@ -192,7 +192,12 @@ def test_a_map_is_projected_once_for_a_batch(monkeypatch: pytest.MonkeyPatch) ->
     engine = engines.make("native", unet, ModelConfig(unet.config, small.SCHEDULE), CPU, "fp32")
     asked: list[int] = []
     real = MapFilm.forward
-    monkeypatch.setattr(MapFilm, "forward", lambda made, h: (asked.append(len(h)), real(made, h))[1])
+
+    def counted(made: MapFilm, h: Tensor) -> Tensor:
+        asked.append(len(h))
+        return real(made, h)
+
+    monkeypatch.setattr(MapFilm, "forward", counted)
     bound, x = engine.bound(batch_of(unet, 6)), images_of(unet, 6)
     for k in range(4):
         bound.predict(x, k)

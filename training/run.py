@@ -284,7 +284,9 @@ class Run:
             ConfigError: another network.
         """
         config, tensors = checkpoint.load_model(source)
-        own = distributed.bare(self.network).config
+        network = distributed.bare(self.network)
+        own = network.config
+        assert isinstance(own, UNetConfig)
         of_vectors = dataclasses.replace(own, condition_map=(), representation_dim=own.summary_dim)
         if self._inside(config.unet) not in (own, of_vectors):
             raise ConfigError(f"init {source}: its network is {config.unet}, this run's is {self._unet}")
@@ -299,7 +301,7 @@ class Run:
             )
         inside = self.batches.standard.unfold(tensors)
         if config.unet.condition_map != own.condition_map:
-            fresh = distributed.bare(self.network).map_film.state_dict(prefix="map_film.")
+            fresh = {name: value for name, value in network.state_dict().items() if name.startswith("map_film.")}
             inside = {**{name: ema.whole(value).cpu() for name, value in fresh.items()}, **inside}
         full_state.set_model_state_dict(self.network, dict(inside), options=_WHOLE)
         for average in self.emas:

@@ -109,11 +109,12 @@ class ImageEncoder:
         config: layer, pooling and input convention. With `dim` 0 the width is found by encoding one gray image.
         device: where to run.
         batch_size: images per call of the network.
-        pooler: for pooling ``function``: whatever the layer gives -> [N,D].
+        pooler: for pooling ``function``: whatever the layer gives -> [N,D], or maps [N,C,h,w].
 
     Raises:
-        EncoderError: no such layer or device, no map where one is asked for, the network fails on an image of the configured size, or tokens or
-            positions are to be pooled and nothing tells where the channels are (`EncoderConfig.layout`).
+        EncoderError: no such layer or device, no map where one is asked for, the network fails on an image of the
+            configured size, or tokens or positions are to be pooled and nothing tells where the channels are
+            (`EncoderConfig.layout`).
     """
 
     def __init__(

@@ -38,16 +38,15 @@ class MapFilm(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """Rows of maps [N,C h w] -> [N,F,h,w], channels-last in memory."""
-        channels, height, width = self.shape
-        positions = h.reshape(len(h), channels, height * width).transpose(1, 2)
-        films = self.film(F.silu(self.project(positions)))
-        out: Tensor = films.reshape(len(h), height, width, -1).permute(0, 3, 1, 2)
+        positions: Tensor = h.unflatten(1, self.shape).permute(0, 2, 3, 1)
+        out: Tensor = self.film(F.silu(self.project(positions))).permute(0, 3, 1, 2)
         return out
 
 
 def mean_of(h: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Rows of maps [N,C h w] -> their means over the positions [N,C]."""
-    return h.reshape(len(h), shape[0], -1).mean(dim=2)
+    channels: Tensor = h.unflatten(1, (shape[0], -1))
+    return channels.mean(dim=2)
 
 
 def resized(film: Tensor, size: int) -> Tensor:

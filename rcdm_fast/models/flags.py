@@ -177,7 +177,8 @@ def flags_from_configs(unet: UNetConfig, schedule: ScheduleConfig) -> dict[str, 
     Our own flags appear only where the model differs from what the published code can build.
 
     Raises:
-        ConfigError: a network of maps or one that predicts v, or a variance that is kept in its bounds, which no published flag says.
+        ConfigError: a network of maps or one that predicts v, or a variance that is kept in its bounds, which no
+            published flag says.
     """
     if schedule.prediction == "v":
         raise ConfigError("the published flags cannot describe a network that predicts v")

@@ -290,7 +290,8 @@ class UNet(nn.Module):
         if not self.config.condition_map:
             return film
         assert representation is not None, "a network of maps is asked with them"
-        return film[:, :, None, None] + self.map_film(representation)
+        maps: Tensor = self.map_film(representation)
+        return film[:, :, None, None] + maps
 
     def denoise(self, x: Tensor, film: Tensor) -> Tensor:
         """The network proper: [N,3,H,W], [N,F] or [N,F,h,w] -> [N,3 or 6,H,W] (eps, then the variance value)."""

@@ -131,7 +131,10 @@ def _known_kind(rows: Tensor | np.ndarray | arrays.Rows) -> Kind | None:
 def _kind_of(rows: Tensor | np.ndarray | arrays.Rows, name: str) -> Kind:
     kind = _known_kind(rows)
     if kind is None:
-        expected = "representations float [N,D] (maps [N,C,h,w], tokens [N,L,C] of a square grid), images uint8 [N,H,W,3] or [N,3,H,W], or labels int [N]"
+        expected = (
+            "representations float [N,D] (maps [N,C,h,w], tokens [N,L,C] of a square grid), images uint8 [N,H,W,3] or "
+            "[N,3,H,W], or labels int [N]"
+        )
         raise ConfigError(f"{name}: expected {expected}, got {rows.dtype} {list(rows.shape)}")
     return kind
 
