@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from rcdm_fast.models import checkpoint
 from rcdm_fast.models.condition_map import MapFilm, resized, weights
 from rcdm_fast.models.flags import flags_from_configs
 from rcdm_fast.models.unet import UNet
+from rcdm_fast.training import fused_unet
 from tests import small
 from tests.tolerances import ENGINE_FP32_L2
 
@@ -224,3 +226,20 @@ def test_files(tmp_path: Path) -> None:
     config, tensors = checkpoint.load_model(path)
     assert config.unet == unet.config
     assert all(torch.equal(tensors[name], value) for name, value in unet.state_dict().items())
+
+
+def test_fused_training_has_the_gradients_of_the_plain_network() -> None:
+    plain = network(resblock_updown=True).train().requires_grad_(True).to(memory_format=torch.channels_last)
+    fused = copy.deepcopy(plain)
+    fused_unet.attach(fused)
+    x, h, t = images_of(plain, 3), torch.randn(3, 45), torch.tensor([3.0, 500.0, 999.0])
+    weight = torch.randn(3, 6, 8, 8)
+    found = []
+    for each in (plain, fused):
+        (each(x, t, h) * weight).sum().backward()
+        found.append({name: value.grad for name, value in each.named_parameters()})
+    for name, want in found[0].items():
+        got = found[1][name]
+        assert want is not None
+        assert got is not None
+        assert float((got - want).norm()) < 2e-5 * max(5.0, float(want.norm())), name
