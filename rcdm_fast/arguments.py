@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rcdm_fast import devices
+from rcdm_fast import devices, maps
 from rcdm_fast.checks import ConfigError, Range, described, meant, real, whole
 from rcdm_fast.config import ModelConfig, UNetConfig
 
@@ -74,16 +74,27 @@ def floating(given: Any, name: str, shape: str) -> Tensor:
     return tensor
 
 
-def representations(h: Any, width: int, device: torch.device, name: str = "h") -> Tensor:
-    """float32 [R,width] on a device."""
-    if isinstance(h, Tensor | np.ndarray) and (h.ndim != 2 or h.shape[1] != width):
-        raise ConfigError(f"{name} must be [R,{width}], got {list(h.shape)}")
-    return floating(h, name, f"[R,{width}]").to(device)
+def representations(h: Any, unet: UNetConfig, device: torch.device, name: str = "h") -> Tensor:
+    """float32 [R,D] on a device; maps may be [R,C,h,w], tokens [R,h w,C], or rows of C h w numbers."""
+    width, shape = unet.representation_dim, unet.condition_map
+    wanted = maps.named(shape, width, "R")
+    if isinstance(h, Tensor | np.ndarray) and not shape and (h.ndim != 2 or h.shape[1] != width):
+        raise ConfigError(f"{name} must be {wanted}, got {list(h.shape)}")
+    found = floating(h, name, wanted)
+    if shape:
+        try:
+            found = maps.as_rows(found, shape)
+        except ValueError as error:
+            tokens = f"[R,{shape[1] * shape[2]},{shape[0]}]"
+            raise ConfigError(f"{name} must be maps {wanted}, or their tokens {tokens}: {error}") from error
+    return found.to(device)
 
 
-def vector(h: Any, name: str) -> Tensor:
-    """One representation, [D] or [1,D], as float32 [D]."""
+def vector(h: Any, name: str, shape: tuple[int, ...] = ()) -> Tensor:
+    """One representation, [D] or [1,D], as float32 [D]; a map of a known `shape` as its C h w numbers."""
     found = floating(h, name, "[D]")
+    if shape and tuple(found.shape) in (shape, (1, *shape)):
+        return found.reshape(-1)
     if not (found.ndim == 1 or (found.ndim == 2 and len(found) == 1)):
         raise ConfigError(f"{name} must be one representation [D], got {list(found.shape)}")
     return found.reshape(-1)
@@ -148,13 +159,14 @@ def noise(given: Any, name: str, shape: tuple[int, ...]) -> Tensor:
 def condition(unet: UNetConfig, h: Any, label: Any, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
     """Representation float32 [R,D] and label int64 [R] as a network needs them; `ConfigError` if they do not fit it."""
     if (h is None) != (unet.representation_dim == 0):
-        needs = f"needs h [R,{unet.representation_dim}]" if unet.representation_dim else "takes no representation"
+        wanted = maps.named(unet.condition_map, unet.representation_dim, "R")
+        needs = f"needs h {wanted}" if unet.representation_dim else "takes no representation"
         raise ConfigError(f"this model {needs}")
     if (label is None) != (unet.num_classes == 0):
         raise ConfigError(
             f"this model needs label= in 0..{unet.num_classes - 1}" if unet.num_classes else "this model takes no label"
         )
-    h = None if h is None else representations(h, unet.representation_dim, device)
+    h = None if h is None else representations(h, unet, device)
     label = None if label is None else labels(label, unet.num_classes, device)
     if h is not None and label is not None and len(h) != len(label):
         raise ConfigError(f"{len(label)} labels for {len(h)} representations")
@@ -187,6 +199,7 @@ def _check_guide(config: ModelConfig, guide: ModelConfig) -> None:
         return {
             "image size": unet.image_size,
             "width of representations": unet.representation_dim,
+            "map": unet.condition_map,
             "classes": unet.num_classes,
             "diffusion steps": schedule.diffusion_steps,
             "noise schedule": schedule.noise_schedule,

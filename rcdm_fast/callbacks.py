@@ -26,6 +26,7 @@ from rcdm_fast.config import ConfigError, EncoderConfig
 from rcdm_fast.data.image_set import evenly
 from rcdm_fast.data.inputs import Images
 from rcdm_fast.diffusion.sampling_config import SamplingConfig
+from rcdm_fast.encoders.base import map_shape
 from rcdm_fast.encoders.layers import Forward
 from rcdm_fast.encoders.modules import PoolingGiven
 from rcdm_fast.metrics.ridge import ridge
@@ -56,7 +57,7 @@ class SheetOf:
             images that the map was not solved on.
 
     Raises:
-        ConfigError: a decoder without its encoder.
+        ConfigError: a decoder without its encoder, or of maps.
     """
 
     def __init__(
@@ -73,6 +74,8 @@ class SheetOf:
         device: str | None = None,
     ) -> None:
         self._model = models.load(decoder, device=device)
+        if self._model.config.unet.condition_map:
+            raise ConfigError(f"{decoder} is a decoder of maps, which cannot be adapted")
         if self._model.encoder is None or self._model.config.unet.num_classes:
             raise ConfigError(f"{decoder}: its decoder can be drawn with only if it knows its encoder and no classes")
         images = workflows.images_of(data, self._model.image_size)
@@ -89,6 +92,7 @@ class SheetOf:
 
         Raises:
             EncoderError: the network gives no representation, or one that is not finite.
+            ConfigError: it gives maps.
         """
         return self._adapted(network).show(self._shown, config=self._config)
 
@@ -101,6 +105,8 @@ class SheetOf:
         encoder = encoders.build(
             network, model.device, config=self._convention, layer=self._layer, pooling=self._pooling
         )
+        if map_shape(encoder):
+            raise ConfigError("a decoder of vectors cannot be adapted to maps; choose pooling=mean")
         h = representations.compute(encoder, self._images)
         standard = Standardization(*representations.standardization(h[None]))
         tensors = {name: value.cpu() for name, value in model.unet.state_dict().items()}

@@ -12,26 +12,25 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from rcdm_fast import size
-from rcdm_fast.checks import Checked, Count, Fraction, FractionBelowOne, Range, described, meant
+from rcdm_fast.checks import Checked, Count, Fraction, FractionBelowOne, Range, described
 from rcdm_fast.checks import ConfigError as ConfigError
-from rcdm_fast.doors import printable, said
-
-T = TypeVar("T")
-
-FORMAT_VERSION = 1
+from rcdm_fast.plain_data import FORMAT_VERSION
+from rcdm_fast.plain_data import from_dict as from_dict
+from rcdm_fast.plain_data import from_json as from_json
+from rcdm_fast.plain_data import migrated as migrated
+from rcdm_fast.plain_data import plain as plain
+from rcdm_fast.plain_data import to_json as to_json
 
 NoiseSchedule = Literal["linear", "cosine"]
 Prediction = Literal["eps", "x0", "v"]  # v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0
 Variance = Literal["learned_range", "fixed_large", "fixed_small"]
-Pooling = Literal["none", "cls", "mean", "max", "flatten", "function"]  # function: given in Python
+Pooling = Literal["none", "cls", "mean", "max", "flatten", "map", "function"]  # function: given in Python
 Resize = Literal["squash", "short_side"]
 Interpolation = Literal["bilinear", "bicubic", "area", "box_bicubic"]
 Rounding = Literal["nearest", "torchvision", "transformers"]
@@ -56,6 +55,7 @@ MAX_LEVELS = 12  # resolutions of a network
 MAX_BLOCKS = 64  # residual blocks of a level
 MAX_CHANNELS = 16_384  # of a level
 MAX_WIDTH = 2**20  # of a representation, and of the table of class labels
+MAX_MAP_SIDE = 128  # positions along a side of a representation that is a map
 MAX_DIFFUSION_STEPS = 100_000
 MAX_FITTED_NFE = 32  # evaluations that a solver is fitted for; with more of them training-free ones are as good
 MAX_PARAMETERS = 20_000_000_000  # 80 GB in float32; the published 512-px networks have 0.6 billion
@@ -75,6 +75,9 @@ class UNetConfig(Checked):
     `attention_resolutions` are image sizes in pixels (32, 16, 8), not downsampling factors.
     `num_head_channels` and `num_heads_upsample` use -1 for "not set", as published.
     `representation_dim` is the published `ssl_dim`; 0 means that no representation conditions the network.
+    `condition_map` is (C,h,w) where representations are maps of C channels at h x w positions, and empty where they are
+    vectors. A map is C h w = `representation_dim` numbers in that order, and conditions every residual block per pixel
+    (`models/condition_map.py`), beside its mean over the positions, which conditions it as a vector does.
     `num_classes` 0 means that no class label conditions it.
 
     Limits: 2048 pixels, 12 levels of 64 blocks, 16,384 channels, representations and labels up to 2^20, and 20 billion
@@ -97,9 +100,11 @@ class UNetConfig(Checked):
     representation_dim: Annotated[int, Range(0, MAX_WIDTH)] = 0
     num_classes: Annotated[int, Range(0, MAX_WIDTH)] = 0
     dropout: FractionBelowOne = 0.0
+    condition_map: tuple[Annotated[int, Range(1)], ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_map()
         levels = len(self.channel_mult)
         _require(levels > 0, "channel_mult is empty")
         _require(levels <= MAX_LEVELS, f"channel_mult has {levels} levels, more than {MAX_LEVELS}")
@@ -131,6 +136,31 @@ class UNetConfig(Checked):
             self.parameters <= MAX_PARAMETERS,
             f"this network has {self.parameters / 1e9:.3g} billion parameters, more than {MAX_PARAMETERS // 10**9}",
         )
+
+    def __repr__(self) -> str:
+        """As for any configuration; of a network of vectors as it was before there were maps: hashes are made of it."""
+        shown = (item.name for item in dataclasses.fields(self) if item.name != "condition_map" or self.condition_map)
+        return f"UNetConfig({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
+
+    def _check_map(self) -> None:
+        if not self.condition_map:
+            return
+        _require(len(self.condition_map) == 3, f"condition_map is (channels, height, width), got {self.condition_map}")
+        channels, height, width = self.condition_map
+        _require(
+            max(height, width) <= MAX_MAP_SIDE, f"condition_map has more than {MAX_MAP_SIDE} positions along a side"
+        )
+        _require(
+            channels * height * width == self.representation_dim,
+            f"a condition_map {self.condition_map} has {described(channels * height * width)} numbers, "
+            f"representation_dim is {self.representation_dim}",
+        )
+        _require(self.use_scale_shift_norm, "a condition_map needs use_scale_shift_norm: it scales and shifts")
+
+    @property
+    def summary_dim(self) -> int:
+        """Numbers of a representation beside the time embedding: all of a vector, the channels of a map."""
+        return self.condition_map[0] if self.condition_map else self.representation_dim
 
     @property
     def level_channels(self) -> tuple[int, ...]:
@@ -194,7 +224,9 @@ class EncoderConfig(Checked):
     ``published:NAME``, ``oracle:WORLD`` (the truth about images of a world) or
     ``module`` (given in Python, cannot be rebuilt from a file); options that choose its weights may follow, as in
     ``timm:resnet50?pretrained=1``. `layer` is ``backbone``, ``projector`` or the dotted name of a sub-module whose
-    output is taken (``NAME#2``: at its second call), and `pooling` what makes one vector of it. Images in [-1,1] are
+    output is taken (``NAME#2``: at its second call), and `pooling` what makes one vector of it: ``none`` takes a vector
+    that the network gives, ``map`` leaves tokens and positions where they are (a map [C,h,w], as C h w numbers). Images
+    in [-1,1] are
     resized (`resize`: both sides, ``squash``, or the short one, ``short_side``) to `resize_to` pixels, cropped at the
     center to `image_size`, mapped to [0,1], and normalized by
     `mean` and `std`. `interpolation` ``box_bicubic`` halves by 2x2 means while the target allows it and finishes
@@ -204,7 +236,8 @@ class EncoderConfig(Checked):
     `normalize` divides the representation by its L2 norm. `architecture` holds the keyword arguments of a native
     network. `border` ``black`` lets `resize_to` be smaller than `image_size`: what is missing around the image is
     black. `channel_order` is the one in which the network takes its colors; `mean` and `std` are in that order.
-    `layout` is the order of a layer's output, over whose positions or tokens `pooling` ``mean`` and ``max`` go;
+    `layout` is the order of a layer's output, over whose positions or tokens `pooling` ``mean`` and ``max`` go, and
+    which ``map`` needs, too;
     ``auto`` takes it from the network, or from trying it, and is an error where neither tells. `image_size` is at most
     2048, `resize_to` 4096, `dim` 2^20.
     """
@@ -300,100 +333,3 @@ class ModelConfig(Checked):
             learned == self.unet.learn_sigma,
             f"learn_sigma={self.unet.learn_sigma} contradicts variance={self.schedule.variance!r}",
         )
-
-
-# Settings under other names in files of before: of model files, run folders and jobs.
-RENAMED = {
-    "checkpoint_blocks": "activation_checkpointing",
-    "flips": "random_flip",
-    "grey": "gray",
-    "more_emas": "ema_decays",
-    "pictures": "images",
-    "rates": "lr_schedule",
-    "shard_pictures": "shard_images",
-    "updated": "lora_targets",
-}
-
-
-def migrated(stored: Any) -> Any:
-    """Plain data of a file with the names that its settings have now; a name of today that stands beside wins."""
-    if isinstance(stored, Mapping):
-        return {
-            RENAMED.get(key, key): migrated(value) for key, value in stored.items() if RENAMED.get(key) not in stored
-        }
-    return [migrated(value) for value in stored] if isinstance(stored, list) else stored
-
-
-def to_json(config: Any) -> str:
-    """A configuration dataclass as JSON text."""
-    return json.dumps(dataclasses.asdict(config), sort_keys=True)
-
-
-def from_dict(cls: type[T], data: Mapping[str, Any], where: str = "config") -> T:
-    """Build a configuration dataclass from plain data; an unknown or missing key is an error that names it.
-
-    Lists become tuples and nested mappings nested configurations, as the type hints say.
-    """
-    if not isinstance(data, Mapping):
-        raise ConfigError(f"{where}: expected an object, got {type(data).__name__}")
-    hints = typing.get_type_hints(cls)
-    fields = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    unknown = sorted(" ".join(printable(key).split()) for key in data if key not in fields)
-    if unknown:
-        near = next(
-            (text for each in unknown if (text := meant(each, fields))), f"; known: {', '.join(sorted(fields))}"
-        )
-        raise ConfigError(f"{where}: unknown key {', '.join(unknown)[:200]}{near}")
-    missing = sorted(
-        name
-        for name, item in fields.items()
-        if name not in data and item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
-    )
-    _require(not missing, f"{where}: missing key {', '.join(missing)}")
-    values = {name: _coerce(hints[name], value, f"{where}.{name}") for name, value in data.items()}
-    try:
-        return cls(**values)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
-
-
-def from_json(cls: type[T], text: str, where: str = "config") -> T:
-    """`from_dict` over JSON text."""
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:  # too many digits and too many brackets are no JSONDecodeError
-        raise ConfigError(f"{where}: not valid JSON ({said(error)})") from error
-    version = data.get("format_version", FORMAT_VERSION) if isinstance(data, dict) else FORMAT_VERSION
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise ConfigError(
-            f"{where}: written in format {described(version)}, this version reads up to {FORMAT_VERSION}; "
-            "update rcdm_fast"
-        )
-    return from_dict(cls, data, where)
-
-
-def _coerce(hint: Any, value: Any, where: str) -> Any:
-    """One JSON value as the type that a field asks for, as far as that is about structure; the rest is `Checked`'s."""
-    arguments = typing.get_args(hint)
-    if type(None) in arguments:
-        if value is None:
-            return None
-        inside = [item for item in arguments if item is not type(None)]
-        if len(inside) > 1:
-            return value
-        (hint,) = inside
-        arguments = typing.get_args(hint)
-    if dataclasses.is_dataclass(hint):
-        return value if isinstance(value, hint) else from_dict(hint, value, where)  # type: ignore[arg-type]
-    if typing.get_origin(hint) is tuple:
-        _require(isinstance(value, list | tuple), f"{where}: expected a list, got {described(value)}")
-        item_hint = arguments[0]
-        return tuple(_coerce(item_hint, item, where) for item in value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return value  # 1 and 1.0 mean the same; the JSON keeps what was written
-    if hint in (int, float, bool, str):
-        _require(
-            isinstance(value, hint) and not (hint is int and isinstance(value, bool)),
-            f"{where}: expected {hint.__name__}, got {described(value)}",
-        )
-    return value

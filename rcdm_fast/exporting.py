@@ -87,7 +87,7 @@ def export(
         tuple(targets),
         tuple(batches),
         dynamic,
-        representations=None if calibrate is None else model.encode(calibrate),
+        representations=None if calibrate is None else model.encode(calibrate).flatten(1),
         report=progress or (lambda _: None),
     )
     return form.write(Path(out), job)

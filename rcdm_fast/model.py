@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rcdm_fast import arguments, encoders, engines, host
+from rcdm_fast import arguments, encoders, engines, host, maps
 from rcdm_fast.arguments import Numbers
 from rcdm_fast.checks import Range, whole
 from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, ScheduleConfig
@@ -25,6 +25,7 @@ from rcdm_fast.diffusion.engine import Engine
 from rcdm_fast.diffusion.sampling import SamplingError, interpolation_path
 from rcdm_fast.diffusion.sampling_config import ONE_WAY, InversionKeywords, SamplingConfig, SamplingKeywords, chosen
 from rcdm_fast.encoders import Encoder, groups
+from rcdm_fast.encoders.base import map_shape
 from rcdm_fast.encoders.modules import PoolingGiven
 from rcdm_fast.images import ImageSource, fit_images, load_image
 from rcdm_fast.models import checkpoint, networks
@@ -105,8 +106,9 @@ class Model(Pretrained, Shown):
                 `generate`; without it the first such image is an error.
 
         Returns:
-            float32 [N,D] on the model's device: of all that could be read, in their order. They are read one by one
-            and encoded in groups; which others there are changes a representation by rounding only.
+            float32 [N,D], of an encoder of maps [N,C,h,w], on the model's device: of all that could be read, in their
+            order. They are read one by one and encoded in groups; which others there are changes a representation by
+            rounding only.
 
         Raises:
             SamplingError: the model has no encoder.
@@ -115,8 +117,9 @@ class Model(Pretrained, Shown):
         encoder = self._require_encoder()
         found = inputs.several(images)
         if isinstance(found, Tensor):
-            return encoder.encode(found.to(self.device))
-        return groups.of_images(encoder, inputs.load(found, on_bad), on_bad).to(self.device)
+            return maps.shaped(encoder.encode(found.to(self.device)), map_shape(encoder))
+        h = groups.of_images(encoder, inputs.load(found, on_bad), on_bad).to(self.device)
+        return maps.shaped(h, map_shape(encoder))
 
     @host.guarded()
     def invert(
@@ -192,7 +195,7 @@ class Model(Pretrained, Shown):
         """Samples along the way from one representation to another; all frames of a way start from one x_T.
 
         Args:
-            a, b: representations [D] (or [1,D]), or an image each, as in `encode`.
+            a, b: representations [D] (or [1,D]; maps [C,h,w]), or an image each, as in `encode`.
             frames: images of a way; the first has exactly a, the last exactly b.
             config: how frames are drawn, as in `sample`; without it there is one way, and `per` is the number of ways,
                 each with its own x_T.
@@ -211,12 +214,15 @@ class Model(Pretrained, Shown):
 
     def _end(self, given: Numbers | Images, name: str) -> Tensor:
         """The representation [D] that is given, or that of the image."""
-        if isinstance(given, Numbers) and given.ndim <= 2 and given.dtype not in (torch.uint8, np.uint8):
-            return arguments.vector(given, name).to(self.device)
+        shape = self.config.unet.condition_map
+        if isinstance(given, Numbers) and given.dtype not in (torch.uint8, np.uint8):
+            is_map = bool(shape) and tuple(given.shape) in (shape, (1, *shape))
+            if given.ndim <= 2 or is_map:
+                return arguments.vector(given, name, shape).to(self.device)
         h = self.encode(given)
         if len(h) != 1:
             raise ConfigError(f"{name} must be one image, got {len(h)}")
-        return h[0]
+        return h[0].flatten()
 
     @host.guarded()
     def view(self, image: ImageSource) -> Tensor:
@@ -286,4 +292,8 @@ def _checked_width(encoder: Encoder, config: ModelConfig) -> Encoder:
     wanted = config.unet.representation_dim
     if encoder.dim != wanted:
         raise ConfigError(f"the encoder gives {encoder.dim} dimensions, the model expects {wanted}")
+    shape, own = config.unet.condition_map, map_shape(encoder)
+    if own != shape:
+        gives, expects = (maps.named(each, wanted) for each in (own, shape))
+        raise ConfigError(f"the encoder gives {gives}, the model expects {expects}; pooling=map makes maps")
     return encoder

@@ -84,7 +84,8 @@ class Sampler(Portable):
         """Images that share a representation.
 
         Args:
-            h: representations [R,D], a tensor or array of floats (used as float32); None for a class-conditional or
+            h: representations [R,D], a tensor or array of floats (used as float32); for a model of maps [R,C,h,w] or
+                their tokens [R,h w,C], row by row and without class token; None for a class-conditional or
                 unconditional model.
             config: how samples are drawn: per, steps, solver, eta, guidance, seed, clip (`SamplingConfig`, which see).
             label: class labels, whole numbers [R], for a class-conditional model.

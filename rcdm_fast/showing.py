@@ -116,7 +116,8 @@ class Shown(Sampler):
 
     def __repr__(self) -> str:
         unet, encoder = self.config.unet, self._used()
-        of = f"representations [{unet.representation_dim}]" if unet.representation_dim else ""
+        shape = unet.condition_map or (unet.representation_dim,)
+        of = f"representations [{','.join(map(str, shape))}]" if unet.representation_dim else ""
         of = f"{unet.num_classes} classes" if unet.num_classes and not of else of or "nothing"
         parts = [
             f"{unet.image_size} px of {of}",

@@ -28,6 +28,10 @@ class Widths(Protocol):
         """Numbers in a representation; 0 without one."""
 
     @property
+    def condition_map(self) -> tuple[int, ...]:
+        """Channels, height and width of a representation that is a map; empty for a vector."""
+
+    @property
     def use_scale_shift_norm(self) -> bool:
         """Whether conditions scale as well as shift."""
 
@@ -56,13 +60,16 @@ def parameters(config: Widths) -> int:
     embedding = 4 * config.num_channels
     total = _linear(config.num_channels, embedding) + _linear(embedding, embedding)
     total += config.num_classes * embedding
-    total += _linear(config.representation_dim, embedding) if config.representation_dim else 0
+    channels = config.condition_map[0] if config.condition_map else config.representation_dim
+    total += _linear(channels, embedding) if channels else 0
+    total += _linear(channels, config.num_channels) if config.condition_map else 0
 
     def block(of: int, to: int) -> int:
         film = 2 * to if config.use_scale_shift_norm else to
+        per_pixel = _linear(config.num_channels, film) if config.condition_map else 0
         skip = _convolution(of, to, 1) if of != to else 0
         both = _convolution(of, to, 3) + _convolution(to, to, 3)
-        return 2 * of + 2 * to + both + _linear(embedding, film) + skip
+        return 2 * of + 2 * to + both + _linear(embedding, film) + per_pixel + skip
 
     def stage(of: int, to: int, level: int) -> int:
         return block(of, to) + (_attention(to) if config.attends_at(level) else 0)

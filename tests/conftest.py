@@ -19,7 +19,7 @@ EXPORTS = tuple(
     f"tests/test_{name}.py"
     for name in (
         "export_onnx", "onnx_only", "openvino", "export_truth",
-        "export_timesteps", "engines", "tensorrt", "runtimes_cuda", "nfe",
+        "export_timesteps", "engines", "tensorrt", "runtimes_cuda", "nfe", "maps_export",
     )
 )  # fmt: skip
 # Files of more than 15 s on one core, the longest first, so that no worker is left alone with one at the end.

@@ -105,6 +105,7 @@ def test_every_field_of_every_configuration_is_checked(cls: type[Any]) -> None:
 TEXTS = ("x", "unipc_2", "cifar10-simclr-head", "ancestral", "hue", "data: component 1")
 WITH: dict[str, dict[str, Any]] = {name: {"method": name} for name in ("vicreg", "barlow", "byol", "dino")}
 WITH["masked_parts"] = {"standardize": False}
+WITH["condition_map"] = {"representation_dim": 16, "condition_map": (4, 2, 2)}
 ALONE = {"format_version", "observer"}  # has one value; is a function
 # Have one value there.
 ONE = {("InterpolateConfig", "per"), *(("InvertConfig", name) for name in ("per", "eta", "guidance"))}

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from rcdm_fast.cli.training import _configuration
-from rcdm_fast.config import RENAMED, from_dict, migrated
+from rcdm_fast.config import from_dict, migrated
 from rcdm_fast.encoders import native
 from rcdm_fast.models import checkpoint
+from rcdm_fast.plain_data import RENAMED
 from rcdm_fast.training.config import TrainConfig
 from rcdm_fast.training.pretrain import PretrainConfig
 from rcdm_fast.training.state import Paused

@@ -45,6 +45,7 @@ from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, from_dict
 from rcdm_fast.data.image_set import BatchOrder, ImageSet, step_generator
 from rcdm_fast.diffusion.schedule import Schedule, network_timestep
 from rcdm_fast.encoders import Encoder
+from rcdm_fast.encoders.base import map_shape
 from rcdm_fast.errors import RunError
 from rcdm_fast.exporters.graph import hash_of
 from rcdm_fast.metrics.ridge import Ridge, ridge
@@ -140,6 +141,8 @@ def adapt(
         config = dataclasses.replace(config, encoder=encoder.config)
     if h is not None:
         representations.check_given(h, data)
+        if h.ndim > 2:
+            raise ConfigError("a decoder of vectors cannot be adapted to maps; give their means over the positions")
         config = dataclasses.replace(config, encoder=None, random_flip=False)
     elif config.encoder is None:
         raise ConfigError("no new encoder is named; give one with --encoder, or its --representations")
@@ -176,6 +179,10 @@ def _adapt(
     encoder = given
     if encoder is None and config.encoder is not None:
         encoder = encoder_room.build(config.encoder, device, trust_repo=config.encoder.source in sources)
+    if map_shape(encoder):
+        raise ConfigError(
+            "the new encoder gives maps, which a decoder of vectors cannot be adapted to; choose pooling=mean"
+        )
     identity |= representations.identity(encoder, data, given is not None, h)
     settings = {**dataclasses.asdict(config), **identity}
     known = resume.as_before(folder.path, settings, FREE)
@@ -238,6 +245,8 @@ def _old_encoder(config: AdaptConfig, model: ModelConfig) -> EncoderConfig:
     """What the model was trained with; raises `ConfigError` if it cannot be adapted."""
     if not model.unet.representation_dim:
         raise ConfigError(f"{config.model} takes no representations: there is nothing to adapt")
+    if model.unet.condition_map:
+        raise ConfigError(f"{config.model} is a decoder of maps, which cannot be adapted; train one with `rcdm train`")
     if model.unet.num_classes:
         raise ConfigError(f"{config.model} takes class labels too; only models of representations alone can be adapted")
     old = config.old_encoder or model.encoder

@@ -6,12 +6,14 @@ several processes draw the same ones. What no loss can change may be drawn ahead
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from rcdm_fast.config import ConfigError
 from rcdm_fast.data.image_set import BatchOrder, ImageSet, fits, step_generator
 from rcdm_fast.devices import sent
 from rcdm_fast.training import distributed, masks, representations, timesteps
@@ -24,28 +26,41 @@ class Standardization:
     """h -> (h - mean) / std, folded into and out of the first linear layer W, b.
 
     With h the layer may be given `code_dim` more numbers, zero in use (`views.py`): weights for raw h have no columns
-    for them, and get columns of zeros back.
+    for them, and get columns of zeros back. Of maps `mean` and `std` are those of channels, [C]: each goes over a
+    channel's `positions`, and into both layers that maps lead into.
     """
 
     mean: Tensor
     std: Tensor
     code_dim: int = 0
+    positions: int = 1
 
     def __call__(self, h: Tensor) -> Tensor:
         """Standardized representations."""
-        return (h - self.mean) / self.std
+        mean, std = (each.repeat_interleave(self.positions) for each in (self.mean, self.std))
+        return (h - mean) / std
 
     def fold(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights for raw h from weights for standardized h."""
-        weight = state["ssl_emb.weight"][:, : len(self.std)] / self.std
-        bias = state["ssl_emb.bias"] - weight @ self.mean
-        return {**state, "ssl_emb.weight": weight, "ssl_emb.bias": bias}
+        found = dict(state)
+        for name in _entries(state):
+            weight = state[f"{name}.weight"][:, : len(self.std)] / self.std
+            found |= {f"{name}.weight": weight, f"{name}.bias": state[f"{name}.bias"] - weight @ self.mean}
+        return found
 
     def unfold(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The inverse of `fold`."""
-        weight, bias = state["ssl_emb.weight"], state["ssl_emb.bias"]
-        inside = torch.cat([weight * self.std, weight.new_zeros((len(weight), self.code_dim))], dim=1)
-        return {**state, "ssl_emb.weight": inside, "ssl_emb.bias": bias + weight @ self.mean}
+        found = dict(state)
+        for name in _entries(state):
+            weight, bias = state[f"{name}.weight"], state[f"{name}.bias"]
+            inside = torch.cat([weight * self.std, weight.new_zeros((len(weight), self.code_dim))], dim=1)
+            found |= {f"{name}.weight": inside, f"{name}.bias": bias + weight @ self.mean}
+        return found
+
+
+def _entries(state: Mapping[str, Tensor]) -> list[str]:
+    """The linear layers that representations lead into."""
+    return [name for name in ("ssl_emb", "map_film.project") if f"{name}.weight" in state]
 
 
 @dataclass(frozen=True)
@@ -90,17 +105,21 @@ class Batches:
     def __init__(self, config: TrainConfig, data: ImageSet, bank: Tensor, dist: distributed.Processes) -> None:
         self._config, self._dist = config, dist
         self.views = Views(config.random_flip, config.augmented_views)
+        shape = config.unet.condition_map
+        if shape and (config.masked_parts or config.augmented_views):
+            raise ConfigError("maps have neither masked_parts nor augmented_views: both change vectors")
         if config.masked_parts:
             masks.check(config.masked_parts, bank)
-        mean, std = representations.standardization(bank[: self.views.still])
+        mean, std = representations.standardization(bank[: self.views.still], shape)
         if not config.standardize:
             mean, std = torch.zeros_like(mean), torch.ones_like(std)
-        self.standard = Standardization(mean, std, self.views.code_dim)
+        positions = math.prod(shape[1:])
+        self.standard = Standardization(mean, std, self.views.code_dim, positions)
         cpu = torch.device("cpu")
         bank_device = dist.device if fits(dist.device, data.pixels, bank) else cpu
         data_device = dist.device if fits(dist.device, data.pixels) else cpu
         self.data, self.bank = data.to(data_device), bank.to(bank_device)
-        self._near = Standardization(mean.to(bank_device), std.to(bank_device))
+        self._near = Standardization(mean.to(bank_device), std.to(bank_device), positions=positions)
         self.order = BatchOrder(len(data), config.batch_size, config.seed)
         self.timesteps = timesteps.make(config.timesteps, config.schedule.diffusion_steps)
         self._ahead: _Drawn | None = None

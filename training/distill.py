@@ -150,7 +150,8 @@ def distill(
         trusted: as for `adapt`.
 
     Raises:
-        ConfigError: a teacher that is a student itself, or takes representations and there are no data or no encoder.
+        ConfigError: a teacher that is a student itself or a decoder of maps, or one that takes representations and
+            there are no data or no encoder.
         RunError: the folder holds another run, or one that is under way; the loss is not finite.
         CheckpointError, EncoderError: a model or an encoder that cannot be loaded.
         StorageError: a file cannot be written; the last state that was stays.
@@ -158,6 +159,8 @@ def distill(
     model, tensors = checkpoint.load_model(config.model)
     if model.student_steps:
         raise ConfigError(f"{config.model} is a student itself; distill the model that it learned from")
+    if model.unet.condition_map:
+        raise ConfigError(f"{config.model} is a decoder of maps, which cannot be distilled")
     encoder = _encoder(config, model, data)
     folder = RunFolder(out)
     with folder.locked():

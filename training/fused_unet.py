@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from rcdm_fast import ops
 from rcdm_fast.engines.program import phase_weights
+from rcdm_fast.models.condition_map import resized
 from rcdm_fast.models.unet import AttentionBlock, Downsample, ResBlock, UNet, Upsample
 from rcdm_fast.ops import library
 from rcdm_fast.ops.selection import triton_reason
@@ -83,7 +84,12 @@ def res_block(block: ResBlock, x: Tensor, film: Tensor, skip: Tensor | None = No
         h = convolution(h, _phase_weights(first.weight), first.bias.repeat(4), padding=1)
     else:
         h = first(h)
-    h = dropout(_norm(out_norm, h, film=film.float(), phases=up))
+    if film.ndim == 2:
+        h = dropout(_norm(out_norm, h, film=film.float(), phases=up))
+    else:
+        h = _norm(out_norm, h, silu=False, phases=up)
+        scale, shift = resized(film.float(), h.shape[-1]).to(h.dtype).chunk(2, dim=1)
+        h = dropout(F.silu(h * (1 + scale) + shift))
     if up:
         residual = F.interpolate(x, scale_factor=2.0, mode="nearest")
     elif down:

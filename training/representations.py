@@ -116,8 +116,8 @@ def identity(encoder: Encoder | None, data: ImageSet, given: bool, h: Tensor | N
 
 
 def check_given(h: Tensor, data: ImageSet) -> None:
-    """Raise `ConfigError` unless representations from elsewhere are finite float32 [N,D], one for each image."""
-    if h.ndim != 2 or h.dtype != torch.float32 or len(h) != len(data) or not h.shape[1]:
+    """Raise `ConfigError` unless representations from elsewhere are finite float32 [N,D] or [N,C,h,w], one an image."""
+    if h.ndim not in (2, 4) or h.dtype != torch.float32 or len(h) != len(data) or not h[:1].numel():
         raise ConfigError(f"representations are float32 [{len(data)},D] for {len(data)} images, got {list(h.shape)}")
     if not bool(h.isfinite().all()):
         raise ConfigError("the representations contain NaN or infinity")
@@ -131,9 +131,12 @@ def of_run(
     dist: Processes | None = None,
     h: Tensor | None = None,
 ) -> Tensor:
-    """What a run is trained on, float32 [V,N,D]: `cached`, or those that were computed elsewhere, [1,N,D]."""
+    """What a run is trained on, float32 [V,N,D]: `cached`, or those that were computed elsewhere, [1,N,D].
+
+    Maps are rows of C h w numbers, on disk, too.
+    """
     if h is not None:
-        return h.cpu()[None]
+        return h.cpu().flatten(1)[None]
     assert encoder is not None, "a run has one or the other"
     return cached(encoder, data, folder, views, dist)
 
@@ -291,8 +294,27 @@ class _Cache:
             return array
 
 
-def standardization(representations: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean [D] and standard deviation [D] (at least 1e-3 of the largest) over all but the last dimension."""
+def standardization(representations: Tensor, shape: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
+    """Mean [D] and standard deviation [D] (at least 1e-3 of the largest) over all but the last dimension.
+
+    Of maps of a `shape` (C,h,w) each channel has one of both, [C], over all positions, too.
+    """
+    if shape:
+        return _of_channels(representations.flatten(0, -2), shape[0])
     flat = representations.flatten(0, -2)
     mean, std = flat.mean(dim=0), flat.std(dim=0)
     return mean, std.clamp_min(1e-3 * float(std.max()))
+
+
+def _of_channels(rows: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+    """`standardization` of maps [N,C h w]; block by block, because all of them may be larger than memory."""
+    total, squares = torch.zeros(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
+    blocks = [block.reshape(len(block), channels, -1) for block in rows.split(256)]
+    count = sum(block.shape[0] * block.shape[2] for block in blocks)
+    for block in blocks:
+        total += block.double().sum(dim=(0, 2))
+    mean = total / count
+    for block in blocks:
+        squares += (block.double() - mean[:, None]).square().sum(dim=(0, 2))
+    std = (squares / max(1, count - 1)).sqrt()
+    return mean.float(), std.clamp_min(1e-3 * float(std.max())).float()

@@ -276,14 +276,19 @@ class Run:
         return [(average.decay, self.batches.standard.fold(average.whole())) for average in self.emas]
 
     def start_from(self, source: str) -> None:
-        """Begin with the weights of another model.
+        """Begin with the weights of another model; a decoder of maps also with those of a decoder of their channels.
+
+        What leads from maps into the network is new then, and does nothing yet.
 
         Raises:
             ConfigError: another network.
         """
         config, tensors = checkpoint.load_model(source)
-        own = distributed.bare(self.network).config
-        if self._inside(config.unet) != own:
+        network = distributed.bare(self.network)
+        own = network.config
+        assert isinstance(own, UNetConfig)
+        of_vectors = dataclasses.replace(own, condition_map=(), representation_dim=own.summary_dim)
+        if self._inside(config.unet) not in (own, of_vectors):
             raise ConfigError(f"init {source}: its network is {config.unet}, this run's is {self._unet}")
         before = config.info.get("run")
         seed = before.get("seed") if isinstance(before, Mapping) else None
@@ -295,6 +300,9 @@ class Run:
                 self.config.seed,
             )
         inside = self.batches.standard.unfold(tensors)
+        if config.unet.condition_map != own.condition_map:
+            fresh = {name: value for name, value in network.state_dict().items() if name.startswith("map_film.")}
+            inside = {**{name: ema.whole(value).cpu() for name, value in fresh.items()}, **inside}
         full_state.set_model_state_dict(self.network, dict(inside), options=_WHOLE)
         for average in self.emas:
             average.copy_(inside)

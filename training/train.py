@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import encoders as encoder_room
-from rcdm_fast import host, storage
-from rcdm_fast.config import ConfigError, ModelConfig, UNetConfig
+from rcdm_fast import host, maps, storage
+from rcdm_fast.config import ConfigError, ModelConfig, UNetConfig, plain
 from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.encoders import Encoder
+from rcdm_fast.encoders.base import map_shape
 from rcdm_fast.errors import RunError
 from rcdm_fast.models import checkpoint
 from rcdm_fast.training import memory, representations, resume, sample_grids, trust
@@ -82,7 +83,8 @@ def train(
         encoder: one that is there already, in place of the one that the configuration names: a module of the caller's
             own, say. The run is resumed with an encoder of the same answers; the finished file says that it was a
             module, and is used with it.
-        h: representations of the images that were computed elsewhere, float32 [N,D], in place of an encoder. Images are
+        h: representations of the images that were computed elsewhere, float32 [N,D] or maps [N,C,h,w], in place of an
+            encoder. Images are
             seen as they are then, neither mirrored nor moved: what such an image's representation is nobody knows.
 
     Raises:
@@ -136,13 +138,16 @@ def _train(
     with dist.leader_first():
         settled = resume.precision(folder.path, config.precision, dist.device)
         config = dataclasses.replace(config, precision=settled)
-        settings = {**dataclasses.asdict(config), "data": data.fingerprint}
+        settings = {**plain(config), "data": data.fingerprint}
         settings |= representations.identity(encoder, data, given is not None, h)
         known = resume.as_before(folder.path, settings, FREE)
         folder.compare(known, ADDED)  # before representations are computed in vain
     views = Views(config.random_flip, config.augmented_views)
     bank = representations.of_run(encoder, data, folder.path, views, dist, h)
-    unet = _with_width(config.unet, bank.shape[-1])
+    shape = map_shape(encoder) if h is None or h.ndim == 2 else tuple(h.shape[1:])
+    unet = _with_width(config.unet, bank.shape[-1], shape)
+    if shape:
+        config = dataclasses.replace(config, unet=unet)
     run = Run(config, unet, data, bank, dist)
     with dist.leader_first():
         state = folder.open(known, dist.leads, ADDED)
@@ -189,7 +194,7 @@ def _train(
         "images_seen": run.step * config.batch_size,
         "steps": run.step,
         "data": data.fingerprint,
-        "run": dataclasses.asdict(config),
+        "run": plain(config),
     }
     for decay, weights in run.weights():
         about = {**info, "ema": decay}
@@ -214,7 +219,10 @@ def _late(end: float | None, dist: Processes) -> bool:
     return float(dist.mean(over)) > 0
 
 
-def _with_width(unet: UNetConfig, width: int) -> UNetConfig:
+def _with_width(unet: UNetConfig, width: int, shape: tuple[int, ...]) -> UNetConfig:
+    if unet.condition_map not in ((), shape):
+        stated, given = (maps.named(each, width) for each in (unet.condition_map, shape))
+        raise ConfigError(f"representations are {given}, the network expects {stated}")
     if unet.representation_dim not in (0, width):
         raise ConfigError(f"the encoder gives {width} dimensions, the network expects {unet.representation_dim}")
-    return dataclasses.replace(unet, representation_dim=width)
+    return dataclasses.replace(unet, representation_dim=width, condition_map=shape)

@@ -136,7 +136,9 @@ def _layer(
 ) -> Layer:
     """All of one model."""
     found = sweeps.measure(model, data, config, progress, shared)
-    samples = common.draw(model, model.encode(data.floats(found.sources)), found.sources, config, config.spread_samples)
+    samples = common.draw(
+        model, model.encode(data.floats(found.sources)).flatten(1), found.sources, config, config.spread_samples
+    )
     spread = spreads.spread(samples, data.floats(evenly(min(len(data), 2000), len(data))))
     progress(len(augment.find(config.augmentations)) + 1, 0)
     return Layer(name, found, samples, spread)

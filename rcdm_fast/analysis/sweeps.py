@@ -145,7 +145,7 @@ def measure(
 def _measure(model: Model, data: ImageSet, config: InvarianceConfig, progress: Progress | None) -> Invariance:
     chosen = augment.find(config.augmentations)
     sources = _Sources.drawn(model, data, config)
-    again = draw(model, model.encode(sources.plain[:1])[None], sources.items[:1], config)[0, 0]
+    again = draw(model, model.encode(sources.plain[:1]).flatten(1)[None], sources.items[:1], config)[0, 0]
     sweeps, still = {}, []
     for done, each in enumerate(chosen):
         found = sources.sweep(each)
@@ -188,7 +188,9 @@ class _Sources:
         count = min(config.fitted_on, len(data))
         fits = count >= MIN_READERS
         reader = Reader(encoder, data.floats(evenly(count, len(data))) if fits else plain, fits)
-        return _Sources(model, config, items, plain, draw(model, model.encode(plain)[None], items, config)[0], reader)
+        return _Sources(
+            model, config, items, plain, draw(model, model.encode(plain).flatten(1)[None], items, config)[0], reader
+        )
 
     def sweep(self, each: Augmentation) -> Sweep | None:
         """Draw and measure; None where the property does not change in the images."""
@@ -199,7 +201,7 @@ class _Sources:
         changes = Changes(in_images, torch.zeros_like(in_images), prop.strength(of_plain), prop.period)
         if not changes.measurable:
             return None
-        h = self.model.encode(versions.flatten(0, 1)).unflatten(0, versions.shape[:2])
+        h = self.model.encode(versions.flatten(0, 1)).flatten(1).unflatten(0, versions.shape[:2])
         drawn = draw(self.model, h, self.items, self.config)
         changes = dataclasses.replace(changes, samples=prop.change(of_base[None], measured(prop, drawn)).T)
         shown = evenly(min(self.config.shown, len(self.items)), len(self.items))  # data may lie by class

@@ -86,7 +86,7 @@ def _conditions(model: Model, photos: list[Path]) -> tuple[Tensor | None, Tensor
 
     unet = model.config.unet
     if photos:
-        return model.encode(photos), None
+        return model.encode(photos).flatten(1), None
     generator = torch.Generator().manual_seed(0)
     if unet.representation_dim:
         return torch.randn(2, unet.representation_dim, generator=generator).to(model.device), None

@@ -173,7 +173,7 @@ def encode(
     sha256: common.Sha256 = None,
     device: common.Device = None,
 ) -> None:
-    """Write the representations of photos, float32 [N,D].
+    """Write the representations of photos, float32 [N,D]; maps as [N,C,h,w].
 
     They are in the order of the photos. Exit code 3: some could not be read and were left out; then NAME.paths.json
     beside an .npy lists the photos of the rows.
@@ -184,8 +184,9 @@ def encode(
 
     import numpy as np
 
-    from rcdm_fast import doors, storage
+    from rcdm_fast import doors, maps, storage
     from rcdm_fast.config import ConfigError
+    from rcdm_fast.encoders.base import map_shape
 
     if out.suffix not in (".npy", ".npz", ".safetensors"):
         raise ConfigError(f"{out}: representations are written as .npy, .npz or .safetensors")
@@ -194,7 +195,8 @@ def encode(
     paths = given.expand(photos)
     loaded = common.open_model(model, flags, encoder, device, "auto", "auto", sha256, quiet=True)
     found = given.read(loaded, paths)
-    h, names = found.h, [doors.escaped(row.name) for row in found.rows]
+    h = maps.shaped(found.h, map_shape(loaded.encoder))
+    names = [doors.escaped(row.name) for row in found.rows]
     if out.suffix == ".safetensors":
         storage.save_tensors(out, {"representations": h}, {"paths": json.dumps(names)})
     else:
@@ -206,7 +208,7 @@ def encode(
     if found.left_out and out.suffix == ".npy":
         storage.write_json(beside, names)
         common.report(f"{beside}: the photos of its rows")
-    common.report(f"{out}: {_counted(len(h), 'representation')} of {h.shape[1]} dimensions")
+    common.report(f"{out}: {_counted(len(h), 'representation')} of {' x '.join(map(str, h.shape[1:]))} dimensions")
     found.finish()
 
 

@@ -61,7 +61,7 @@ def sequence(
     films.write(images.cpu(), out, names=names, fps=fps)
     seconds = time.perf_counter() - start
     drawn = f"{len(found)} {'sequence' if len(found) == 1 else 'sequences'} of {longest} frames"
-    common.say(f"{out}: {drawn}, by {common.runs(loaded, model)}, in {seconds:.3g} s")
+    common.report(f"{out}: {drawn}, by {common.runs(loaded, model)}, in {seconds:.3g} s")
 
 
 def _read(file: Path) -> list[tuple[str, Tensor]]:

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 import torch
 from torch import Tensor
 
-from rcdm_fast import storage
+from rcdm_fast import maps, storage
 from rcdm_fast.config import MAX_WIDTH, ConfigError
 from rcdm_fast.data import random_access
 from rcdm_fast.data.image_set import ImageSet
@@ -29,11 +29,12 @@ def read(given: Given, data: ImageSet) -> Tensor:
     Otherwise they are in the images' order, and there are as many.
 
     Args:
-        given: .npy, .npz, .safetensors, a table with a column of representations, or a tensor or array [N,D].
+        given: .npy, .npz, .safetensors, a table with a column of representations, or a tensor or array [N,D]; maps
+            [N,C,h,w], or tokens [N,L,C] of a square grid without class token.
         data: the images.
 
     Returns:
-        float32 [N,D].
+        float32 [N,D], of maps and tokens [N,C,h,w].
 
     Raises:
         ConfigError: no representations, another number of them than of images, images without one, widths that
@@ -59,7 +60,8 @@ def read(given: Given, data: ImageSet) -> Tensor:
     widths = sorted({len(row) for row in rows if isinstance(row, Tensor)})
     if len(widths) != 1 or not 0 < widths[0] <= MAX_WIDTH:
         raise ConfigError(f"{source.name}: representations of {', '.join(map(str, widths))} dimensions")
-    return torch.stack([row for row in rows if isinstance(row, Tensor)])
+    h = torch.stack([row for row in rows if isinstance(row, Tensor)])
+    return maps.shaped(h, getattr(source, "map_shape", ()))
 
 
 def _ids(given: Given, source: Source) -> list[str] | None:

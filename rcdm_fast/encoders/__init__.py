@@ -83,8 +83,8 @@ def build(
         config: convention of a module or function; only for those.
         trust_repo: allow a torch.hub repository, or a Python file, to run its code.
         layer, pooling: of a module or function, in place of those in its convention: a sub-module's dotted name
-            (``NAME#2``: at its second call); ``none``, ``cls``, ``mean``, ``max``, ``flatten``, or a function of
-            whatever the layer gives.
+            (``NAME#2``: at its second call); ``none``, ``cls``, ``mean``, ``max``, ``flatten``, ``map`` (tokens or
+            positions stay where they are: [C,h,w], for decoders of maps), or a function of whatever the layer gives.
         stored: the encoder that a model file names; its convention is that of a module given in place of the one that
             the model was trained with.
 

@@ -50,7 +50,7 @@ class Encoder(Protocol):
         """Where the network runs and where representations are returned."""
 
     def encode(self, images: Tensor) -> Tensor:
-        """Float [N,3,H,W] in [-1,1] -> float32 [N,D]."""
+        """Float [N,3,H,W] in [-1,1] -> float32 [N,D]; of maps [C,h,w] these are C h w numbers, in this order."""
 
     def view(self, images: Tensor) -> Tensor:
         """Float [N,3,H,W] in [-1,1] -> the crop [N,3,s,s] that the network sees, before normalization."""
@@ -109,11 +109,12 @@ class ImageEncoder:
         config: layer, pooling and input convention. With `dim` 0 the width is found by encoding one gray image.
         device: where to run.
         batch_size: images per call of the network.
-        pooler: for pooling ``function``: whatever the layer gives -> [N,D].
+        pooler: for pooling ``function``: whatever the layer gives -> [N,D], or maps [N,C,h,w].
 
     Raises:
-        EncoderError: no such layer or device, the network fails on an image of the configured size, or tokens or
-            positions are to be pooled and nothing tells where the channels are (`EncoderConfig.layout`).
+        EncoderError: no such layer or device, no map where one is asked for, the network fails on an image of the
+            configured size, or tokens or positions are to be pooled and nothing tells where the channels are
+            (`EncoderConfig.layout`).
     """
 
     def __init__(
@@ -143,8 +144,11 @@ class ImageEncoder:
             self.to(device)
         elif self.home.type != self._device.type or self._device.index not in (None, self.home.index):
             log.warning("the encoder's weights are on %s and stay there; encoder.to(...) moves them", self.home)
-        if config.pooling in ("mean", "max", "cls"):
+        self._map: tuple[int, ...] = ()
+        if config.pooling in ("mean", "max", "cls", "map"):
             self._settle()
+        if config.pooling in ("map", "function"):
+            self._map = self._probe_map()
         if config.dim == 0:
             self._config = dataclasses.replace(self._config, dim=self._probe())
 
@@ -157,6 +161,11 @@ class ImageEncoder:
     def dim(self) -> int:
         """Width D of a representation."""
         return self._config.dim
+
+    @property
+    def map_shape(self) -> tuple[int, ...]:
+        """(C,h,w) if representations are maps (pooling ``map``, or a function that gives [N,C,h,w]); else empty."""
+        return self._map
 
     @property
     def device(self) -> torch.device:
@@ -249,9 +258,9 @@ class ImageEncoder:
         """
         config = self._config
         output = self._output(views)
-        pooling = "none" if self._pooler is not None else config.pooling
+        pooling, order = self._pooling(output)
         try:
-            h = layers.pool(output, pooling, self._prefix(output), self._order()).to(views.device, torch.float32)
+            h = layers.pool(output, pooling, self._prefix(output), order).to(views.device, torch.float32)
         except EncoderError as error:
             raise EncoderError(f"{config.source}, layer {config.layer}: {reason(error)}") from error
         if h.shape[0] != views.shape[0] or (config.dim and h.shape[1] != config.dim):
@@ -282,6 +291,12 @@ class ImageEncoder:
             return layers.tensor_of(output, config.pooling)
         except EncoderError as error:
             raise EncoderError(f"{config.source}, layer {config.layer}: {reason(error)}") from error
+
+    def _pooling(self, output: Tensor) -> tuple[str, Order | None]:
+        """How that output is pooled, and its order; what a function of the caller's gives is a row or a map already."""
+        if self._pooler is None:
+            return self._config.pooling, self._order()
+        return ("map" if output.ndim == 4 and output.shape[2] * output.shape[3] > 1 else "none"), "nchw"
 
     def _order(self) -> Order | None:
         return None if self._config.layout == "auto" else self._config.layout
@@ -319,6 +334,18 @@ class ImageEncoder:
         with self._failing():
             return self.encode(torch.zeros(1, 3, size, size)).shape[1]
 
+    def _probe_map(self) -> tuple[int, ...]:
+        """The shape of maps, from one gray image."""
+        size = self._config.image_size
+        with self._failing(), torch.no_grad(), ieee_fp32(self._device):
+            output = self._output(torch.zeros(1, 3, size, size, device=self._device))
+            pooling, order = self._pooling(output)
+            if pooling != "map":
+                return ()
+            layers.pool(output, pooling, self._prefix(output), order)  # for its errors
+            assert order is not None, "pooling says so where it is not known"
+            return tuple(layers.map_of(output, self._prefix(output), order).shape[1:])
+
     @contextlib.contextmanager
     def _failing(self) -> Iterator[None]:
         size = self._config.image_size
@@ -330,6 +357,12 @@ class ImageEncoder:
             raise EncoderError(
                 f"{self._config.source}: fails on an image [1,3,{size},{size}]: {reason(error)}"
             ) from error
+
+
+def map_shape(encoder: Encoder | None) -> tuple[int, ...]:
+    """(C,h,w) of an encoder whose representations are maps; empty for vectors, and for no encoder."""
+    found: tuple[int, ...] = getattr(encoder, "map_shape", ())
+    return found
 
 
 def _is_square(count: int) -> bool:

@@ -1,4 +1,7 @@
-"""From a network to one vector per image: which layer is taken, and how tokens or positions are pooled."""
+"""From a network to one row of numbers per image: which layer is taken, and how tokens or positions are pooled.
+
+Or left where they are: a map is a row of numbers, too, and `map_of` says what its shape is.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rcdm_fast import maps
 from rcdm_fast.doors import printable
 from rcdm_fast.encoders.errors import EncoderError
 from rcdm_fast.encoders.layout import Order
@@ -145,13 +149,14 @@ def pool(output: Tensor, pooling: str, prefix_tokens: int | None, order: Order |
     Args:
         output: [N,D], tokens [N,T,D] ([N,D,T] in order ``nchw``), or positions [N,C,H,W] ([N,H,W,C] in order ``nhwc``).
         pooling: ``none`` takes [N,D], [N,D,1,1] or [N,1,1,D]; ``cls`` takes token 0; ``mean`` averages patch tokens or
-            positions, ``max`` takes the largest number over them; ``flatten`` keeps everything, whatever its rank.
+            positions, ``max`` takes the largest number over them; ``flatten`` keeps everything, whatever its rank;
+            ``map`` keeps everything, too, as `map_of` has it.
         prefix_tokens: tokens before the patches (class, registers), None if unknown. ``mean`` and ``max`` leave them
             out.
-        order: where the channels are; needed for ``mean``, ``max`` and ``cls``.
+        order: where the channels are; needed for ``mean``, ``max``, ``cls`` and ``map``.
 
     Returns:
-        [N,D].
+        [N,D]; of a map C h w numbers, in this order.
 
     Raises:
         EncoderError: the output's rank does not fit the pooling, or its order is needed and not known.
@@ -162,14 +167,17 @@ def pool(output: Tensor, pooling: str, prefix_tokens: int | None, order: Order |
             return output
         if output.ndim == 4 and (shape[2:] == [1, 1] or shape[1:3] == [1, 1]):
             return output.flatten(1)
-        hint = {3: "pooling=cls or pooling=mean", 4: "pooling=mean"}.get(output.ndim)
+        hint = {
+            3: "pooling=cls or pooling=mean, or pooling=map for a decoder of maps",
+            4: "pooling=mean, or pooling=map for a decoder of maps",
+        }.get(output.ndim)
         raise EncoderError(f"the layer gives {shape}, not [N,D]" + (f"; choose {hint}" if hint else ""))
     if pooling == "flatten":
         if output.ndim < 2:
             raise EncoderError(f"pooling=flatten: the layer gives {shape}, a number for each image at most")
         return output.flatten(1)
     over = pooling in ("mean", "max")
-    pooled = output.ndim == 3 or (output.ndim == 4 and over)
+    pooled = output.ndim == 3 or (output.ndim == 4 and pooling != "cls")
     if not pooled:
         needs = "tokens [N,T,D]" if pooling == "cls" else "tokens [N,T,D] or positions [N,C,H,W]"
         hint = "; choose pooling=none" if output.ndim == 2 else ""
@@ -180,6 +188,8 @@ def pool(output: Tensor, pooling: str, prefix_tokens: int | None, order: Order |
             f"the layer gives {shape}, and neither its shape nor a trial tells whether that is {choice}; say "
             "layout=nhwc or layout=nchw"
         )
+    if pooling == "map":
+        return map_of(output, prefix_tokens, order).flatten(1)
     if output.ndim == 4:
         places = (1, 2) if order == "nhwc" else (2, 3)
         return output.mean(dim=places) if pooling == "mean" else output.amax(dim=places)
@@ -192,6 +202,29 @@ def pool(output: Tensor, pooling: str, prefix_tokens: int | None, order: Order |
     if prefix_tokens == 0:
         raise EncoderError("pooling=cls: this network has no class token; choose pooling=mean")
     return tokens[:, 0]
+
+
+def map_of(output: Tensor, prefix_tokens: int | None, order: Order) -> Tensor:
+    """Positions or tokens as a map, [N,C,h,w]; arguments as for `pool`.
+
+    Tokens of a square grid are its rows, one after another. Those before the patches (class, registers) are left out
+    where the network says how many there are; where it does not, nothing is, for nobody knows which they are.
+
+    Raises:
+        EncoderError: one position alone, or tokens that make no square grid.
+    """
+    if output.ndim == 3:
+        tokens = output if order == "nhwc" else output.transpose(1, 2)
+        try:
+            found = maps.of_tokens(tokens[:, prefix_tokens or 0 :])
+        except ValueError as error:
+            unknown = "; the network does not say how many tokens are none of patches" if prefix_tokens is None else ""
+            raise EncoderError(f"pooling=map: {error}{unknown}") from error
+    else:
+        found = output if order == "nchw" else output.permute(0, 3, 1, 2)
+    if found.shape[2] * found.shape[3] < 2:
+        raise EncoderError(f"pooling=map: the layer gives {list(output.shape)}, one position; choose pooling=flatten")
+    return found
 
 
 def prefix_tokens_of(network: Any) -> int | None:

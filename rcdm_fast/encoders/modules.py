@@ -24,7 +24,7 @@ from rcdm_fast.encoders.errors import EncoderError
 from rcdm_fast.encoders.layers import Forward
 
 Pooler = Callable[[Any], Tensor]
-PoolingGiven = Literal["none", "cls", "mean", "max", "flatten"] | Pooler
+PoolingGiven = Literal["none", "cls", "mean", "max", "flatten", "map"] | Pooler
 
 ASKED = (
     "say what images it takes: EncoderConfig('module', image_size=224, mean=(0.485, 0.456, 0.406), "
@@ -45,7 +45,8 @@ def encoder(
         network: called with normalized images [N,3,s,s]; a module stays as it is (`ImageEncoder`).
         device: where to run a function, and where representations are returned.
         config: the convention; None where the module itself tells it.
-        layer, pooling: in place of those of `config`; a function makes [N,D] of whatever the layer gives.
+        layer, pooling: in place of those of `config`; a function makes [N,D], or maps [N,C,h,w], of whatever the
+            layer gives.
 
     Raises:
         EncoderError: nothing tells the convention; or as `ImageEncoder`.
@@ -60,7 +61,7 @@ def encoder(
     if callable(pooling):
         pooler, changes["pooling"] = pooling, "function"
     elif pooling is not None:
-        changes["pooling"] = choice(pooling, "pooling", ("none", "cls", "mean", "max", "flatten"))
+        changes["pooling"] = choice(pooling, "pooling", ("none", "cls", "mean", "max", "flatten", "map"))
     changed = {key: value for key, value in changes.items() if value != getattr(known, key)}
     if changed:  # the width and the order of another output
         known = dataclasses.replace(known, dim=0, layout="auto" if config is None else config.layout, **changed)

@@ -18,7 +18,7 @@ from typing import Literal
 
 import torch
 
-from rcdm_fast.config import ConfigError, ModelConfig
+from rcdm_fast.config import ConfigError, ModelConfig, UNetConfig
 from rcdm_fast.diffusion.engine import Engine
 from rcdm_fast.engines import compiled, eager, native, onnx_runtime, openvino_runtime, tensorrt_runtime
 from rcdm_fast.models.unet import UNet
@@ -40,6 +40,7 @@ class EngineSpec:
         automatic: ``auto`` may choose it.
         exported: it runs an export of the model, which may be given as a file; its threads are not PyTorch's.
         int8: it has this precision.
+        maps: devices on which it runs networks of maps (`UNetConfig.condition_map`).
     """
 
     make: Make
@@ -48,6 +49,7 @@ class EngineSpec:
     automatic: bool = False
     exported: bool = False
     int8: bool = False
+    maps: tuple[str, ...] = ("cpu", "cuda")
 
 
 def _of_network(make: Callable[[UNet, torch.device, str], Engine]) -> Make:
@@ -61,11 +63,13 @@ SPECS = {  # what ``auto`` may choose stands in the order of its choice, fastest
         native.reasons_unavailable,
         "available and faster (auto takes it)",
         automatic=True,
+        maps=("cpu",),  # graphs of CUDA take rows [F]
     ),
     "compiled": EngineSpec(  # not automatic: compiling takes a minute and gains nothing over native
         _of_network(compiled.CompiledEngine),
         compiled.reasons_unavailable,
         "available, no faster than native, and every batch size takes time to compile",
+        maps=(),
     ),
     "eager": EngineSpec(
         _of_network(eager.EagerEngine),
@@ -102,18 +106,22 @@ SPECS = {  # what ``auto`` may choose stands in the order of its choice, fastest
 ENGINES = tuple(SPECS)
 
 
-def reasons_unavailable(name: str, device: torch.device, precision: Precision) -> list[str]:
-    """Why an engine cannot be used; empty if it can. `ConfigError` for a name that is no engine."""
+def reasons_unavailable(
+    name: str, device: torch.device, precision: Precision, unet: UNetConfig | None = None
+) -> list[str]:
+    """Why an engine cannot be used (for a network); empty if it can. `ConfigError` for a name that is no engine."""
     if name not in SPECS:
         raise ConfigError(f"no engine called {name!r}; known: auto, {', '.join(ENGINES)}")
     if precision == "int8" and not SPECS[name].int8:
         return [f"int8 runs in {', '.join(other for other, spec in SPECS.items() if spec.int8)} only"]
+    if unet is not None and unet.condition_map and device.type not in SPECS[name].maps:
+        return [f"networks of maps do not run in it on {device.type}"]
     return SPECS[name].reasons_unavailable(device, precision)
 
 
-def compare(device: torch.device, precision: Precision) -> dict[str, str]:
+def compare(device: torch.device, precision: Precision, unet: UNetConfig | None = None) -> dict[str, str]:
     """What each engine says: "available", or why it is not."""
-    found = {name: reasons_unavailable(name, device, precision) for name in ENGINES}
+    found = {name: reasons_unavailable(name, device, precision, unet) for name in ENGINES}
     return {name: "; ".join(reasons) or "available" for name, reasons in found.items()}
 
 
@@ -128,16 +136,16 @@ def not_chosen(engine: Engine, device: torch.device) -> dict[str, str]:
     }
 
 
-def choose(device: torch.device, precision: Precision) -> str:
-    """The engine that ``auto`` stands for: the first of `SPECS` that it may choose and that can run.
+def choose(device: torch.device, precision: Precision, unet: UNetConfig | None = None) -> str:
+    """The engine that ``auto`` stands for (for a network): the first of `SPECS` that it may choose and that can run.
 
     Raises:
         ConfigError: none can, with every engine's reasons.
     """
     for name, spec in SPECS.items():
-        if spec.automatic and not reasons_unavailable(name, device, precision):
+        if spec.automatic and not reasons_unavailable(name, device, precision, unet):
             return name
-    said = "; ".join(f"{name}: {what}" for name, what in compare(device, precision).items())
+    said = "; ".join(f"{name}: {what}" for name, what in compare(device, precision, unet).items())
     raise ConfigError(f"no engine can run {precision} on {device} ({said})")
 
 
@@ -160,10 +168,11 @@ def make(
     if precision not in (*PRECISIONS, "auto"):
         raise ConfigError(f"no precision called {precision!r}; known: auto, {', '.join(PRECISIONS)}")
     chosen: Precision = "fp32" if precision == "auto" else precision  # type: ignore[assignment]
-    kind = choose(device, chosen) if name == "auto" else name
-    reasons = reasons_unavailable(kind, device, chosen)
+    unet = config.unet
+    kind = choose(device, chosen, unet) if name == "auto" else name
+    reasons = reasons_unavailable(kind, device, chosen, unet)
     if reasons:
-        others = "; ".join(f"{other}: {what}" for other, what in compare(device, chosen).items() if other != kind)
+        others = "; ".join(f"{other}: {what}" for other, what in compare(device, chosen, unet).items() if other != kind)
         raise ConfigError(f"engine {kind} cannot run here: {'; '.join(reasons)} ({others})")
     if file is not None and not SPECS[kind].exported:
         raise ConfigError(f"engine {kind} runs the model itself, not a file ({file})")

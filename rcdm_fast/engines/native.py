@@ -78,10 +78,11 @@ class NativeEngine(Engine):
         elif self.device.type == "cpu":
             size = self._network.config.image_size
             width = sum(block.film_width for block in self._network.residual_blocks())
+            film = torch.zeros(1, width, *self._network.config.condition_map[1:])
             for count in batch_sizes:
                 x, rows = torch.zeros(count, 3, size, size), torch.zeros(count, dtype=torch.int64)
                 with torch.inference_mode(), exact(self.precision, self.device):
-                    self._run(program, x, torch.zeros(1, width), rows)
+                    self._run(program, x, film, rows)
 
     def prepare(self, batch: Batch) -> None:
         self._made()
@@ -107,9 +108,10 @@ class NativeEngine(Engine):
 
     def describe(self) -> str:
         if self.device.type == "cpu":
+            maps = ", what differs from pixel to pixel in PyTorch" if self._network.config.condition_map else ""
             return (
                 f"native, {self.precision}, on cpu: oneDNN convolutions with packed weights, "
-                f"C++ operators ({ops.instruction_set()})"
+                f"C++ operators ({ops.instruction_set()}){maps}"
             )
         choices = self._backend.choices if isinstance(self._backend, TorchBackend) else selection.Choices(self.device)
         chosen = "; ".join(f"{name}: {what}" for name, what in choices.describe().items())

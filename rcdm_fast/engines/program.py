@@ -1,8 +1,9 @@
 """The network as a fast engine runs it: convolutions, our operators between them, nothing computed twice.
 
-Channels-last throughout. GroupNorm, FiLM, SiLU and average pooling are one operator; a skip connection is read beside
-its partner instead of being concatenated; the residual is added by the convolution that ends a block; an upsampled
-block's first convolution runs as four 2x2 phase convolutions on the small image (16/36 of the work, exact).
+Channels-last throughout. GroupNorm, FiLM, SiLU and average pooling are one operator (but the FiLM of maps, which is
+plain PyTorch behind it); a skip connection is read beside its partner instead of being concatenated; the residual is
+added by the convolution that ends a block; an upsampled block's first convolution runs as four 2x2 phase
+convolutions on the small image (16/36 of the work, exact).
 
 How a convolution runs is the backend's business (`Backend`). What the network computes is `rcdm_fast.models.unet`;
 this module follows it block by block and knows nothing about plans, solvers, CUDA graphs or how weights are packed.
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rcdm_fast.models.condition_map import resized
 from rcdm_fast.models.unet import AttentionBlock, Downsample, ResBlock, UNet, Upsample
 from rcdm_fast.ops.schema import NormInputs
 
@@ -112,7 +114,10 @@ class _ResBlock:
 
     def __call__(self, x: Tensor, skip: Tensor | None, film: Tensor, rows: Tensor) -> Tensor:
         h = self.first(self.in_norm(x, skip=skip, resample=-1 if self.down else 0))
-        h = self.out_norm(h, film=film[:, self.film], rows=rows, phases=self.up)
+        if film.ndim == 2:
+            h = self.out_norm(h, film=film[:, self.film], rows=rows, phases=self.up)
+        else:
+            h = _per_pixel(self.out_norm(h, silu=False, phases=self.up), film[:, self.film], rows)
         if self.up:
             return self.last(h, add=_upsampled(x), overwrite=True)
         if self.down:
@@ -213,7 +218,10 @@ class Program:
         return layers
 
     def denoise(self, x: Tensor, film: Tensor, rows: Tensor) -> Tensor:
-        """[N,3,H,W], FiLM rows float32 [R,F], row of every image int64 [N] -> [N,3 or 6,H,W], channels-last."""
+        """[N,3,H,W], FiLM rows float32 [R,F] or [R,F,h,w], row of every image int64 [N] -> [N,3 or 6,H,W].
+
+        Images are channels-last. Maps cost two passes of plain PyTorch in every residual block.
+        """
         h = x.to(dtype=self.dtype, memory_format=torch.channels_last)
         skips = []
         for stage in self._down:
@@ -261,6 +269,16 @@ class Program:
     def _observe(self, name: str, h: Tensor) -> None:
         if self._observer is not None:
             self._observer(name, h)
+
+
+def _per_pixel(h: Tensor, film: Tensor, rows: Tensor) -> Tensor:
+    """SiLU(h (1 + scale) + shift) of what a norm gives, with films of maps [R,2C,h,w]: the same in any batch of images.
+
+    The weights of `resized` sum to one, so that one is added to the small map.
+    """
+    scale, shift = film.index_select(0, rows).chunk(2, dim=1)
+    scale, shift = resized(torch.cat([scale + 1, shift], dim=1), h.shape[-1]).to(h.dtype).chunk(2, dim=1)
+    return F.silu(torch.addcmul(shift, h, scale))
 
 
 def _upsampled(x: Tensor) -> Tensor:

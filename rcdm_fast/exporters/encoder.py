@@ -62,6 +62,10 @@ def export_encoder(path: str | os.PathLike[str], encoder: Encoder) -> Path:
     target = Path(path)
     if not isinstance(encoder, ImageEncoder):
         raise ExportError(f"{type(encoder).__name__}: only encoders made by rcdm_fast.encoders are exported; {WITHOUT}")
+    if encoder.map_shape:
+        raise ExportError(
+            f"{encoder.config.source}: gives maps, and a file with representations says no shape; {WITHOUT}"
+        )
     network, device, home = encoder.network, encoder.device, encoder.home
     encoder.to("cpu")
     try:

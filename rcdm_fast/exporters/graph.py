@@ -86,10 +86,11 @@ class NetworkGraph(nn.Module):
         emb: Tensor = network.time_embed(self.sinusoids_at(timestep, fraction).to(self.dtype))
         if network.config.representation_dim:
             assert condition is not None
-            emb = emb + network.ssl_emb(condition.to(self.dtype))
+            condition = condition.to(self.dtype)
+            emb = emb + network.ssl_emb(network.summary(condition))
         elif network.config.num_classes:
             emb = emb + network.label_emb(condition)
-        return network.denoise(sample.to(self.dtype), network.film(emb)).float()
+        return network.denoise(sample.to(self.dtype), network.film(emb, condition)).float()
 
 
 def truth(network: UNet, schedule: ScheduleConfig) -> Callable[..., Tensor]:

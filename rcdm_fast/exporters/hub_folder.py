@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rcdm_fast import encoders, storage
-from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig
+from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, plain
 from rcdm_fast.encoders import sources
 from rcdm_fast.exporters.graph import DTYPES, hash_of
 from rcdm_fast.exporters.job import Job
@@ -68,7 +68,7 @@ def save(
         config = dataclasses.replace(config, encoder=encoder)
         files += copies
     files.append(checkpoint.save_model(out, config, network.state_dict(), DTYPES[precision]))
-    description = {"library_name": "rcdm_fast", "model_type": "rcdm", **dataclasses.asdict(config)}
+    description = {"library_name": "rcdm_fast", "model_type": "rcdm", **plain(config)}
     storage.write_json(out / "config.json", description)
     parameters = sum(value.numel() for value in network.parameters())
     stored = {name: value.to(DTYPES[precision]) for name, value in network.state_dict().items()}

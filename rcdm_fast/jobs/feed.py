@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from rcdm_fast import maps
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.random_access import Kind, Source
 from rcdm_fast.encoders import Encoder
@@ -81,6 +82,10 @@ def check_kind(model: Model, source: Source) -> None:
         raise ConfigError(
             f"{source.name}: representations have {width} dimensions, the model needs {unet.representation_dim}"
         )
+    shape = getattr(source, "map_shape", ())
+    if width is not None and shape and shape != unet.condition_map:
+        wanted = maps.named(unet.condition_map, width)
+        raise ConfigError(f"{source.name}: representations are {maps.named(shape, width)}, the model needs {wanted}")
     if source.kind == "image" and model.encoder is None:
         raise ConfigError("images need the model's encoder; give one with --encoder, or give representations")
 

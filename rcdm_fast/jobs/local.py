@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rcdm_fast import doors, host, provenance, storage
+from rcdm_fast.config import plain
 from rcdm_fast.data import random_access
 from rcdm_fast.data.random_access import Given, Source
 from rcdm_fast.diffusion import registry
@@ -306,7 +307,7 @@ def _model_hash(model: Model, folder: Path) -> str:
 def _hash_of_before(model: Model) -> str:
     """What jobs named a model by before it had one hash: its encoder's description counted, too."""
     encoder = model.config.encoder
-    described = [dataclasses.asdict(model.config.schedule), dataclasses.asdict(model.config.unet)]
+    described = [dataclasses.asdict(model.config.schedule), plain(model.config.unet)]
     described.append(dataclasses.asdict(encoder) if encoder is not None else {})
     return provenance.described_hash(described, model.unet.state_dict())
 

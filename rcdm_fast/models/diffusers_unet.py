@@ -19,6 +19,8 @@ def reasons_unavailable(config: UNetConfig) -> list[str]:
     reasons = []
     if config.representation_dim and config.num_classes:
         reasons.append("it has one class embedding, this network takes representations and labels")
+    if config.condition_map:
+        reasons.append("it has one condition for a whole image, this network one for each position (condition_map)")
     if not config.resblock_updown and not config.conv_resample:
         reasons.append("it has no average pooling between levels (conv_resample=False)")
     if config.level_channels[0] != config.num_channels:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rcdm_fast.config import GROUPS, UNetConfig
+from rcdm_fast.models.condition_map import MapFilm, mean_of, resized
 
 
 def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
@@ -76,7 +77,7 @@ class ResBlock(nn.Module):
 
     film = emb_layers(emb) = Linear(SiLU(emb)) is computed by the caller, because it does not depend on the image.
     With scale-shift norm (scale, shift) = film and out = conv(SiLU(GN(h) * (1 + scale) + shift)); without, out =
-    conv(SiLU(GN(h + film))).
+    conv(SiLU(GN(h + film))). The film of a map differs from pixel to pixel.
     """
 
     def __init__(
@@ -120,13 +121,14 @@ class ResBlock(nn.Module):
         return layer
 
     def forward(self, x: Tensor, film: Tensor) -> Tensor:
-        """[N,in,H,W], [N,film_width] -> [N,out,H',W']."""
+        """[N,in,H,W], [N,film_width] (of a map [N,film_width,h,w]) -> [N,out,H',W']."""
         norm, activation, conv = self.in_layers
         h = activation(norm(x))
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
         h = conv(h)
-        film = film.to(h.dtype)[:, :, None, None]
+        film = film.to(h.dtype)
+        film = film[:, :, None, None] if film.ndim == 2 else resized(film, h.shape[-1])
         out_norm, activation, dropout, out_conv = self.out_layers
         if self.scale_shift:
             scale, shift = film.chunk(2, dim=1)
@@ -187,7 +189,7 @@ class UNet(nn.Module):
         if config.num_classes:
             self.label_emb = nn.Embedding(config.num_classes, emb_channels)
         if config.representation_dim:
-            self.ssl_emb = nn.Linear(config.representation_dim, emb_channels)
+            self.ssl_emb = nn.Linear(config.summary_dim, emb_channels)
 
         channels = config.level_channels[0]
         self.input_blocks = nn.ModuleList([Stage(nn.Conv2d(3, channels, 3, padding=1))])
@@ -218,6 +220,9 @@ class UNet(nn.Module):
         self.out = nn.Sequential(
             _group_norm(channels), nn.SiLU(), _zeroed(nn.Conv2d(channels, config.out_channels, 3, padding=1))
         )
+        if config.condition_map:
+            film_width = sum(block.film_width for block in self.residual_blocks())
+            self.map_film = MapFilm(config.condition_map, config.num_channels, film_width)
 
     def _block(self, in_channels: int, out_channels: int, up: bool = False, down: bool = False) -> ResBlock:
         return ResBlock(
@@ -255,7 +260,7 @@ class UNet(nn.Module):
         representation: Tensor | None = None,  # [N,D]
         label: Tensor | None = None,  # int64 [N]
     ) -> Tensor:
-        """The conditioning vector time_mlp(t) + W h (+ label embedding); float [N,E].
+        """The conditioning vector time_mlp(t) + W h (+ label embedding); float [N,E]. Of a map, h is its mean.
 
         It does not depend on the image, so it can be computed once for a whole trajectory.
         """
@@ -263,20 +268,33 @@ class UNet(nn.Module):
         if label is not None:
             emb = emb + self.label_emb(label)
         if representation is not None:
-            emb = emb + self.ssl_emb(representation)
+            emb = emb + self.ssl_emb(self.summary(representation))
         return emb
+
+    def summary(self, representation: Tensor) -> Tensor:
+        """What stands beside the time embedding: a vector itself, the mean of a map; [N,D] -> [N,summary_dim]."""
+        shape = self.config.condition_map
+        return mean_of(representation, shape) if shape else representation
 
     def residual_blocks(self) -> list[ResBlock]:
         """All residual blocks, in the order in which an image passes them."""
         stages = [*self.input_blocks, self.middle_block, *self.output_blocks]
         return [layer for stage in stages for layer in stage.children() if isinstance(layer, ResBlock)]
 
-    def film(self, emb: Tensor) -> Tensor:
-        """What conditions the residual blocks, side by side in their order: float [N,E] -> [N,F]."""
-        return torch.cat([block.emb_layers(emb) for block in self.residual_blocks()], dim=1)
+    def film(self, emb: Tensor, representation: Tensor | None = None) -> Tensor:
+        """What conditions the residual blocks, side by side in their order: float [N,E] -> [N,F].
+
+        With maps it takes the representations, too, and gives [N,F,h,w].
+        """
+        film = torch.cat([block.emb_layers(emb) for block in self.residual_blocks()], dim=1)
+        if not self.config.condition_map:
+            return film
+        assert representation is not None, "a network of maps is asked with them"
+        maps: Tensor = self.map_film(representation)
+        return film[:, :, None, None] + maps
 
     def denoise(self, x: Tensor, film: Tensor) -> Tensor:
-        """The network proper: [N,3,H,W], [N,F] -> [N,3 or 6,H,W] (eps, then the variance value)."""
+        """The network proper: [N,3,H,W], [N,F] or [N,F,h,w] -> [N,3 or 6,H,W] (eps, then the variance value)."""
         rows = iter(film.split([block.film_width for block in self.residual_blocks()], dim=1))
         skips = []
         h = x
@@ -297,4 +315,4 @@ class UNet(nn.Module):
         label: Tensor | None = None,  # int64 [N]
     ) -> Tensor:
         """`denoise` after `embed` and `film`; [N,3 or 6,H,W]."""
-        return self.denoise(x, self.film(self.embed(timesteps, representation, label)))
+        return self.denoise(x, self.film(self.embed(timesteps, representation, label), representation))

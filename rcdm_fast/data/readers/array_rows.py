@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rcdm_fast import doors, storage
+from rcdm_fast import doors, maps, storage
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.items import Kind, check_ids
 from rcdm_fast.data.readers import arrays
@@ -32,7 +32,10 @@ _ID_NAMES = ("ids", "id", "paths", "names")
 
 
 class Rows:
-    """An array in memory or in a file: representations, images, or labels, by its shape and type."""
+    """An array in memory or in a file: representations, images, or labels, by its shape and type.
+
+    Of maps [N,C,h,w] and tokens [N,L,C] an item is its map's C h w numbers (`maps.py`).
+    """
 
     def __init__(self, name: str, rows: Tensor | np.ndarray | arrays.Rows, ids: Sequence[str] | None = None) -> None:
         self.name, self._rows, self._ids = name, rows, ids
@@ -53,7 +56,8 @@ class Rows:
         """See `Source`."""
         row = self._rows[place]
         if self.kind == "representation":
-            h = to_float32(row).reshape(-1)
+            h = to_float32(row)
+            h = (maps.of_tokens(h[None]) if self._tokens else h).reshape(-1)
             if not bool(h.isfinite().all()):
                 raise ImageError(f"{self.name}, item {self.id(place)}: the representation is not finite")
             return h
@@ -63,6 +67,20 @@ class Rows:
         if isinstance(row, Tensor) and row.is_floating_point():
             return to_pil(check_images(row[None])[0])
         return Item(Path(self.name) / str(place), None, np.asarray(row)).image()
+
+    @property
+    def _tokens(self) -> bool:
+        return self.kind == "representation" and len(self._rows.shape) == 3 and 1 not in self._rows.shape[1:]
+
+    @property
+    def map_shape(self) -> tuple[int, ...]:
+        """(C,h,w) of maps; empty for anything else."""
+        shape = tuple(self._rows.shape[1:])
+        if self._tokens:
+            side = math.isqrt(shape[0])
+            return shape[1], side, side
+        is_map = self.kind == "representation" and len(shape) == 3 and shape[1] * shape[2] > 1 and shape[0] > 0
+        return shape if is_map and sum(side != 1 for side in shape) > 1 else ()
 
     def width(self) -> int | None:
         """See `Source`."""
@@ -85,7 +103,10 @@ def to_float32(row: Tensor | np.ndarray) -> Tensor:
 
 
 def _known_kind(rows: Tensor | np.ndarray | arrays.Rows) -> Kind | None:
-    """What rows are; sides of one beside a representation's or a label's are of no account."""
+    """What rows are; sides of one beside a representation's or a label's are of no account.
+
+    Floats [N,C,h,w] are maps, unless there are three colors; [N,L,C] are tokens of a square grid.
+    """
     shape = tuple(rows.shape)
     if isinstance(rows, Tensor):
         floating = rows.is_floating_point()
@@ -98,6 +119,10 @@ def _known_kind(rows: Tensor | np.ndarray | arrays.Rows) -> Kind | None:
         return "representation"
     if is_levels(rows) or (isinstance(rows, Tensor) and floating and len(shape) == 4 and 3 in (shape[1], shape[3])):
         return "image"
+    if floating and len(shape) == 4 and 3 not in (shape[1], shape[3]):
+        return "representation"
+    if floating and len(shape) == 3 and math.isqrt(shape[1]) ** 2 == shape[1]:
+        return "representation"
     if whole and (len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)):
         return "label"
     return None
@@ -106,7 +131,10 @@ def _known_kind(rows: Tensor | np.ndarray | arrays.Rows) -> Kind | None:
 def _kind_of(rows: Tensor | np.ndarray | arrays.Rows, name: str) -> Kind:
     kind = _known_kind(rows)
     if kind is None:
-        expected = "representations float [N,D], images uint8 [N,H,W,3] or [N,3,H,W], or labels int [N]"
+        expected = (
+            "representations float [N,D] (maps [N,C,h,w], tokens [N,L,C] of a square grid), images uint8 [N,H,W,3] or "
+            "[N,3,H,W], or labels int [N]"
+        )
         raise ConfigError(f"{name}: expected {expected}, got {rows.dtype} {list(rows.shape)}")
     return kind
 

@@ -25,6 +25,27 @@ DIFFUSION = (
         ("tests/test_sequences.py::test_frames_of_a_sequence_share_their_noise",),
     ),
     Mutant(
+        "a map's step is forgotten",
+        "rcdm_fast/diffusion/conditioning.py",
+        "whole = self._film_of_vectors(k)[:, :, None, None]",
+        "whole = self._film_of_vectors(0)[:, :, None, None]",
+        ("tests/test_maps.py::test_engines_compute_the_network",),
+    ),
+    Mutant(
+        "a larger map is looked at here and there",
+        "rcdm_fast/models/condition_map.py",
+        "reach = max(1.0, ratio)",
+        "reach = 1.0",
+        ("tests/test_maps.py::test_resizing_is_bilinear_and_over_all_that_a_pixel_covers",),
+    ),
+    Mutant(
+        "the class token is a patch",
+        "rcdm_fast/encoders/layers.py",
+        "maps.of_tokens(tokens[:, prefix_tokens or 0 :])",
+        "maps.of_tokens(tokens[:, : tokens.shape[1] - (prefix_tokens or 0)])",
+        ("tests/test_maps_use.py::test_positions_stay_where_they_are",),
+    ),
+    Mutant(
         "the way ends anywhere",
         "rcdm_fast/solver_fit.py",
         "(least[count - 1] + last).argmin()",
