@@ -187,4 +187,5 @@ def _inputs(network: UNet) -> tuple[Tensor, Tensor, Tensor]:
 def _traced(function: Callable[..., Tensor], *inputs: Tensor) -> list[Call]:
     with torch.inference_mode(), _Tracer() as tracer:
         function(*inputs)
-    return tracer.calls
+    calls: list[Call] = tracer.calls
+    return calls

@@ -192,21 +192,20 @@ def test_a_card_is_written_from_an_evaluation_and_tables_are_read_off_it() -> No
 
 
 def test_the_known_world_is_shown_once_its_result_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    quick = results.read("calibration_quick")
+    whole = results.read(results.CALIBRATION)
+    table = results.RESULTS["calibration"].text()
     monkeypatch.setattr(results, "SHIPPED", tmp_path / "none.json")
     assert results.RESULTS["calibration"].text() == known_world.NOT_YET
-    monkeypatch.setattr(results, "SHIPPED", results.FOLDER / "calibration_quick.json")
-    table = results.RESULTS["calibration"].text()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| ")]
-    held = [cell for cell in quick["decoders"][1]["cells"] if not cell["free"]]
+    held = [cell for cell in whole["decoders"][1]["cells"] if not cell["free"]]
     kept = [cell["called"] for cell in held if cell["kept"]]
     assert rows[3][:6] == [
-        "shapes-oracle",
+        "152,512 images",
         "kept",
         str(len(kept)),
         *(str(kept.count(x)) for x in ("kept", "dropped", "inconclusive")),
     ]
-    known = error_rates.measured(results.FOLDER / "calibration_quick.json")
+    known = error_rates.measured()
     span = known.false_kept.interval
     assert rows[4][6] == f"{100 * span.value:.1f} [{100 * span.low:.1f}, {100 * span.high:.1f}]"
 

@@ -111,7 +111,8 @@ def _better_than_chance(found: Faithfulness) -> Finding:
         f"MRR {cell_text(found.mrr)}, of the source blurred by 1 px {cell_text(found.blurred_mrr)}, "
         f"chance {found.chance_mrr:.3g}"
     )
-    numbers = (("MRR of samples", found.mrr), ("of sources blurred by 1 px", found.blurred_mrr))
+    named = (("MRR of samples", found.mrr), ("of sources blurred by 1 px", found.blurred_mrr))
+    numbers = tuple((name, number) for name, number in named if number is not None)
     return Finding(
         "samples lead back to the image they were drawn from, better than chance", held, text, numbers=numbers
     )
