@@ -214,7 +214,7 @@ def test_lines_of_progress(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_bar_of_images(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """On a terminal, of what takes a while: images, how many a second, and the time left."""
     bars, make = [], diffusion_sampling._bar
-    monkeypatch.setattr(diffusion_sampling, "_bar", lambda *given: bars.append(make(*given)) or bars[-1])
+    monkeypatch.setattr(diffusion_sampling, "_bar", lambda *given: bars.append(make(*given)) or bars[-1])  # type: ignore[func-returns-value]
     small.model().sample(torch.zeros(1, small.DIM), per=4, steps=3, batch_size=2, progress=True)
     assert "images" not in capsys.readouterr().err  # in under two seconds
     shape = r"\|.*\| {} of 4 {}, .* {}/s, \d\d:\d\d left"
