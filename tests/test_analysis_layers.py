@@ -295,7 +295,7 @@ def test_the_command_writes_figures_and_numbers(
     assert numbers["settings"]["rules"] == rules.VERSION
     assert Image.open(tmp_path / "layers-recovered.png").width > 500
     text = capsys.readouterr().out
-    assert "backbone keeps saturation (grayscale), projector drops it" in text
+    assert "backbone keeps saturation, projector drops it" in text
 
 
 def test_wrong_commands_say_what_is_missing(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

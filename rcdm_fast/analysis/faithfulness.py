@@ -111,8 +111,8 @@ def _better_than_chance(found: Faithfulness) -> Finding:
         f"MRR {cell_text(found.mrr)}, of the source blurred by 1 px {cell_text(found.blurred_mrr)}, "
         f"chance {found.chance_mrr:.3g}"
     )
-    named = (("MRR of samples", found.mrr), ("of sources blurred by 1 px", found.blurred_mrr))
-    numbers = tuple((name, number) for name, number in named if number is not None)
+    ceiling = () if found.blurred_mrr is None else (("of sources blurred by 1 px", found.blurred_mrr),)
+    numbers = (("MRR of samples", found.mrr), *ceiling)
     return Finding(
         "samples lead back to the image they were drawn from, better than chance", held, text, numbers=numbers
     )
