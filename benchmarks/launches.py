@@ -87,6 +87,21 @@ def _attention(call: Call) -> Kernel:
     return Kernel("attention", _bytes(*call.read), _bytes(*call.written), None, flop)
 
 
+def _product(call: Call) -> list[Kernel]:
+    """addmm(bias, x, weight), or out.addmm_(x, weight), which reads out too."""
+    given, x, weight = call.arguments[:3]
+    (out,) = call.written
+    adds = given.memory == out.memory
+    product = x.shape[0], weight.shape[1], weight.shape[0]
+    read = _bytes(x, weight, out if adds else None)
+    return [Kernel("convolution", read, _bytes(out), product, 2 * prod(product))]
+
+
+def _add_residual(call: Call) -> list[Kernel]:
+    out, _bias, add = call.arguments[:3]
+    return [Kernel("residual", _bytes(out, add), _bytes(out))]
+
+
 def _norm(call: Call) -> list[Kernel]:
     out, *_, groups, _, _, resample, _ = call.arguments
     n, channels, height, width = out.shape
@@ -104,6 +119,10 @@ ENGINE: dict[str, Callable[[Call], list[Kernel]]] = {
     "conv2d": _convolution_and_bias,
     ATTENTION: lambda call: [_attention(call)],
     "film_group_norm_out": _norm,
+    "film_group_norm_before_out": _norm,
+    "add_residual": _add_residual,
+    "addmm": _product,
+    "addmm_": _product,
     "add": _one("residual"),
     "copy": _one("other"),
     "cat": _one("other"),

@@ -128,6 +128,7 @@ def kernels_of(unet: UNetConfig, batch: int, way: str) -> tuple[Kernel, ...]:
 
 WAYS = {
     "native": lambda unet, batch: launches.of_engine(traced.of_program(unet, batch)),
+    "native, folded": lambda unet, batch: launches.of_engine(traced.of_program(unet, batch, folded=True)),
     "torch.compile": lambda unet, batch: launches.of_compiler(traced.of_plain(unet, batch)),
 }
 

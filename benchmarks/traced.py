@@ -23,9 +23,10 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from rcdm_fast.config import UNetConfig
 from rcdm_fast.engines.backends import TorchBackend
+from rcdm_fast.engines.folded import FoldedProgram
 from rcdm_fast.engines.program import Program
 from rcdm_fast.models.unet import UNet
-from rcdm_fast.ops import selection
+from rcdm_fast.ops import products, selection
 from rcdm_fast.ops.schema import NormInputs
 
 CUDA = torch.device("cuda")
@@ -124,6 +125,18 @@ class TracedBackend(TorchBackend):
 
 
 class _Settled(selection.Choices):
+    def film_group_norm_before(self, out: Tensor, before: Tensor, inputs: NormInputs) -> None:
+        torch.ops.rcdm_fast.film_group_norm_before_out(out, before, *inputs)
+
+    def add_residual(self, out: Tensor, bias: Tensor, add: Tensor, resample: int) -> None:
+        torch.ops.rcdm_fast.add_residual(out, bias, add, resample)
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return products.product(x, weight, bias)
+
+    def add_product(self, out: Tensor, x: Tensor, weight: Tensor) -> None:
+        products.add_product(out, x, weight)
+
     def film_group_norm(self, out: Tensor, inputs: NormInputs) -> None:
         torch.ops.rcdm_fast.film_group_norm_out(out, *inputs)
 
@@ -131,9 +144,9 @@ class _Settled(selection.Choices):
         return selection.sdpa(qkv, heads, new_order)
 
 
-def of_program(unet: UNetConfig, batch: int) -> list[Call]:
-    """One evaluation by the native engine's program, of float32 images [batch,3,H,W]."""
-    return _of_batch(_program(unet), batch)
+def of_program(unet: UNetConfig, batch: int, folded: bool = False) -> list[Call]:
+    """One evaluation by the native engine's program, of float32 images [batch,3,H,W]; `folded`: without bias passes."""
+    return _of_batch(_program(unet, folded), batch)
 
 
 def of_plain(unet: UNetConfig, batch: int) -> list[Call]:
@@ -142,9 +155,11 @@ def of_plain(unet: UNetConfig, batch: int) -> list[Call]:
 
 
 @functools.cache
-def _program(unet: UNetConfig) -> list[Call]:
+def _program(unet: UNetConfig, folded: bool) -> list[Call]:
     with _network(unet) as network:
-        program = Program(network, TracedBackend(), DTYPE, CUDA)
+        backend = TracedBackend()
+        program = Program(network, backend, DTYPE, CUDA)
+        program = FoldedProgram(program, backend) if folded else program
         return _traced(program.denoise, *_inputs(network))
 
 

@@ -20,7 +20,7 @@ from torch.library import triton_op, wrap_triton
 
 from rcdm_fast.kernels.film_group_norm_kernels import apply_kernel, coefficients_kernel, moments_kernel, slab_kernel
 from rcdm_fast.kernels.launch import device_of, next_power
-from rcdm_fast.ops import schema
+from rcdm_fast.ops import schema, schema_folding
 from rcdm_fast.ops.schema import NormInputs
 
 SLAB_BYTES = 65536  # of one slab, with its padding: no more than 64 registers in each of 512 threads
@@ -81,7 +81,7 @@ def plan_tiles(pixels: int, x_channels: int, skip_channels: int, itemsize: int) 
     return Tiles(block, rows, from_x, from_skip, max(1, -(-fraction // least)) * least)
 
 
-def _write(out: Tensor, inputs: NormInputs) -> None:
+def _write(out: Tensor, inputs: NormInputs, before: Tensor | None = None) -> None:
     x, skip, weight, bias, film, rows, groups, eps, silu, resample, phases = inputs
     n, channels, height, width = out.shape
     if resample:
@@ -99,14 +99,15 @@ def _write(out: Tensor, inputs: NormInputs) -> None:
     table_rows, table_stride = (0, 0) if film is None else (film.shape[0], film.stride(0))
     per_group = channels // groups
     flags = {"PHASES": phases, "SKIP": skip is not None}
+    constant = weight if before is None else before
     form = {"SILU": silu, "RESAMPLE": resample}
 
     slab = plan_slab(pixels, channels, groups, x.element_size())
     if slab is not None:
         sets = groups // slab.groups
         wrap_triton(slab_kernel)[(n * sets,)](
-            out, x, second, weight, bias, table, picked, table_rows, table_stride, pixels, width, x_channels,
-            skip_channels, x_image, out_image, per_group, sets, eps,
+            out, x, second, weight, bias, constant, table, picked, table_rows, table_stride, pixels, width, x_channels,
+            skip_channels, x_image, out_image, per_group, sets, eps, BEFORE=before is not None,
             SET_CHANNELS=slab.groups * per_group, SET_GROUPS=slab.groups, ROWS=slab.rows, BLOCK_C=slab.block,
             BLOCK_G=next_power(slab.groups), FILM=added_or_scaled, **flags, **form, num_warps=slab.warps(resample),
         )  # fmt: skip
@@ -124,9 +125,9 @@ def _write(out: Tensor, inputs: NormInputs) -> None:
     )  # fmt: skip
     block = next_power(per_group)
     wrap_triton(coefficients_kernel)[(n * groups,)](
-        coefficients, partial, weight, bias, table, picked, table_rows, table_stride, pixels, tiles.chunk, chunks,
-        channels, groups, per_group, eps, BLOCK_S=min(next_power(chunks), max(1, 4096 // block)), BLOCK_C=block,
-        FILM=added_or_scaled, num_warps=4,
+        coefficients, partial, weight, bias, constant, table, picked, table_rows, table_stride, pixels, tiles.chunk,
+        chunks, channels, groups, per_group, eps, BLOCK_S=min(next_power(chunks), max(1, 4096 // block)), BLOCK_C=block,
+        FILM=added_or_scaled, BEFORE=before is not None, num_warps=4,
     )  # fmt: skip
     block_rows, written = (tiles.rows, pixels // 4) if resample == -1 else (4 * tiles.rows, pixels)
     blocks = -(-written // block_rows)
@@ -157,6 +158,33 @@ def film_group_norm_out(
     schema.check_out(out, schema.check_film_group_norm(inputs), x)
     with device_of(x):
         _write(out, inputs)
+
+
+@triton_op(
+    "rcdm_fast::film_group_norm_before_triton_out",
+    mutates_args={"out"},
+    schema=schema_folding.FILM_GROUP_NORM_BEFORE_OUT,
+)
+def film_group_norm_before_out(
+    out: Tensor,
+    before: Tensor,
+    x: Tensor,
+    skip: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    film: Tensor | None,
+    rows: Tensor | None,
+    groups: int,
+    eps: float,
+    silu: bool,
+    resample: int,
+    phases: bool,
+) -> None:
+    """`reference.film_group_norm_before` into `out`; otherwise as `film_group_norm_out`."""
+    inputs = NormInputs(x, skip, weight, bias, film, rows, groups, eps, silu, resample, phases)
+    schema_folding.check_before(out, before, inputs)
+    with device_of(x):
+        _write(out, inputs, before)
 
 
 @triton_op("rcdm_fast::film_group_norm_triton", mutates_args=(), schema=schema.FILM_GROUP_NORM)

@@ -1,9 +1,10 @@
 """The Triton kernels behind `film_group_norm.py`: what one program does with its part of the images.
 
 Names: a place is where the channels of a pixel begin in one image, a tile is the channels of one program, BLOCK_ and
-ROWS are sizes padded to powers of two. FILM is 0 (none), 1 (added before the norm) or 2 (scale and shift); RESAMPLE is
--1 (2x2 averages), 0 or 1 (nearest neighbor); SKIP says whether there is a second input behind the first one's
-channels; WIDE asks for 64-bit places inside an image. Images are always counted in 64 bits.
+ROWS are sizes padded to powers of two. FILM is 0 (none), 1 (added before the norm) or 2 (scale and shift); BEFORE says
+whether every channel has a number of its own that is added before the norm too; RESAMPLE is -1 (2x2 averages), 0 or 1
+(nearest neighbor); SKIP says whether there is a second input behind the first one's channels; WIDE asks for 64-bit
+places inside an image. Images are always counted in 64 bits.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from rcdm_fast.kernels.film_group_norm_parts import activate, affine, film_row, 
 
 @triton.jit
 def slab_kernel(
-    out_ptr, x_ptr, skip_ptr, weight_ptr, bias_ptr, film_ptr, rows_ptr, film_rows, film_stride, pixels, width,
-    x_channels, skip_channels, x_image, out_image, per_group, sets, eps,
+    out_ptr, x_ptr, skip_ptr, weight_ptr, bias_ptr, before_ptr, film_ptr, rows_ptr, film_rows, film_stride, pixels,
+    width, x_channels, skip_channels, x_image, out_image, per_group, sets, eps,
     SET_CHANNELS: tl.constexpr, SET_GROUPS: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_G: tl.constexpr, FILM: tl.constexpr, SILU: tl.constexpr, RESAMPLE: tl.constexpr, PHASES: tl.constexpr,
-    SKIP: tl.constexpr,
+    SKIP: tl.constexpr, BEFORE: tl.constexpr,
 ):  # fmt: skip
     """All pixels of SET_GROUPS whole groups of one image."""
     program = tl.program_id(0)
@@ -46,6 +47,8 @@ def slab_kernel(
     added = tl.zeros((BLOCK_C,), tl.float32)
     if FILM == 1:
         added = film_row(film_ptr, rows_ptr, image, film_rows, film_stride, channel, used)
+    if BEFORE:
+        added += tl.load(before_ptr + channel, mask=used, other=0.0)
     member = (k // per_group)[:, None] == tl.arange(0, BLOCK_G)[None, :]
     center = over_groups(tl.where(used, mean + added, 0.0), member, SET_GROUPS) / per_group - added
     apart = tl.where(used, mean - center + rest, 0.0)
@@ -170,9 +173,9 @@ def _chunks(partial, start, chunks, chunk_pixels, pixels, channels, used, BLOCK_
 
 @triton.jit
 def coefficients_kernel(
-    coefficient_ptr, partial_ptr, weight_ptr, bias_ptr, film_ptr, rows_ptr, film_rows, film_stride, pixels,
+    coefficient_ptr, partial_ptr, weight_ptr, bias_ptr, before_ptr, film_ptr, rows_ptr, film_rows, film_stride, pixels,
     chunk_pixels, chunks, channels, groups, per_group, eps,
-    BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr, FILM: tl.constexpr,
+    BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr, FILM: tl.constexpr, BEFORE: tl.constexpr,
 ):  # fmt: skip
     """Center, factor and offset of the channels of one group of one image; coefficient [N,3,C]."""
     program = tl.program_id(0)
@@ -183,6 +186,8 @@ def coefficients_kernel(
     added = tl.zeros((BLOCK_C,), tl.float32)
     if FILM == 1:
         added = film_row(film_ptr, rows_ptr, image, film_rows, film_stride, channel, used)
+    if BEFORE:
+        added += tl.load(before_ptr + channel, mask=used, other=0.0)
     partial = partial_ptr + image * chunks * 3 * channels + channel[None, :]
     total = pixels * 1.0 * per_group
     sums = tl.zeros((BLOCK_C,), tl.float32)

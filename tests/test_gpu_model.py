@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu_model, launches, roofline, traced
+from benchmarks import gpu_model, launches, roofline, traced, workload
 from benchmarks.launches import ELEMENT_BYTES, Kernel
 from benchmarks.roofline import Device
 from rcdm_fast.config import ConfigError, UNetConfig
@@ -131,3 +131,24 @@ def test_devices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         path.write_text(wrong)
         with pytest.raises(ConfigError, match=r"d\.json"):
             roofline.read_device(path)
+
+
+KERNELS = {"native": 464, "native, folded": 286}  # of one evaluation of the 128-px release
+GBYTE = {"native": 131.4, "native, folded": 88.5}  # at 64 images
+
+
+@pytest.mark.parametrize("way", KERNELS)
+def test_budgets_of_the_published_size(way: str) -> None:
+    found = roofline.kernels_of(workload.read_config("release128").unet, 64, way)
+    assert len(found) <= KERNELS[way]
+    assert sum(kernel.moved for kernel in found) <= GBYTE[way] * 1e9
+    assert _count(list(found)).get("bias", 0) <= (122 if way == "native" else 1)
+
+
+def test_folded_biases_take_no_kernels_but_the_last() -> None:
+    found = launches.of_engine(traced.of_program(TINY, BATCH, folded=True))
+    assert _count(found) == {"convolution": 18, "bias": 1, "residual": 3, "norm": 12, "attention": 1, "other": 1}
+    assert _planes(found, "residual") == 3 * 3
+    whole = launches.of_engine(traced.of_program(TINY, BATCH))
+    work, other = (sum(kernel.flop for kernel in kernels) for kernels in (found, whole))
+    assert work == other

@@ -22,6 +22,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 from rcdm_fast.kernels import attention as attention_module
 from rcdm_fast.kernels import bias as bias_module
 from rcdm_fast.kernels import film_group_norm as norm_module
+from rcdm_fast.kernels import residual as residual_module
 from rcdm_fast.ops import schema
 from tests import older, triton_aot
 from tests.norm_cases import NormCase
@@ -126,6 +127,21 @@ def test_bias(
         _check(facts)
         assert facts.wide_loads > 0
         assert facts.wide_stores > 0 or facts.name == "sums_kernel"
+
+
+@capabilities
+@pytest.mark.parametrize("resample", [-1, 0, 1])
+def test_residual(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, resample: int, capability: int) -> None:
+    sides = {-1: (32, 64), 0: (32, 32), 1: (64, 32)}[resample]
+    out, add = (torch.empty(2, side, side, 512, device="meta", dtype=HALF).permute(0, 3, 1, 2) for side in sides)
+    bias = torch.empty(512, device="meta")
+    (launch,) = triton_aot.record(
+        monkeypatch, residual_module, lambda: residual_module._write(out, bias, add, resample)
+    )
+    facts = triton_aot.compile_launch(launch, capability, tmp_path)
+    _check(facts)
+    assert facts.wide_loads > 0
+    assert facts.wide_stores > 0
 
 
 def _attention(

@@ -27,6 +27,7 @@ from rcdm_fast.kernels import attention as attention_module
 from rcdm_fast.kernels import bias as bias_module
 from rcdm_fast.kernels import film_group_norm as norm_module
 from rcdm_fast.kernels import film_group_norm_backward as norm_backward
+from rcdm_fast.kernels import residual as residual_module
 from rcdm_fast.precision import ieee_fp32
 from rcdm_fast.training.convolution import convolution
 
@@ -215,6 +216,41 @@ def test_biases_are_added_and_summed(shape: tuple[int, int, int, int], dtype: to
     assert sums.dtype == torch.float32
     torch.testing.assert_close(sums.double(), out.double().sum(dim=(0, 2, 3)), atol=1e-3, rtol=1e-6)
     assert torch.equal(sums, bias_module.sums(out))
+
+
+@computes
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("resample", [-1, 0, 1])
+def test_a_residual_is_added_with_a_bias(resample: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    for shape, wide in (((2, 40, 6, 10), False), ((3, 3, 4, 2), True), ((0, 8, 4, 4), False)):
+        monkeypatch.setattr(residual_module, "WIDE_ELEMENTS", 1 if wide else 2**31)
+        n, channels, height, width = shape
+        size = {-1: (2 * height, 2 * width), 0: (height, width), 1: (height // 2, width // 2)}[resample]
+        out, add = (
+            torch.randn(n, channels, *each).to(DEVICE, dtype, memory_format=torch.channels_last)
+            for each in ((height, width), size)
+        )
+        bias = torch.randn(channels, device=DEVICE)
+        truth = out.double()
+        reference.add_residual(truth, bias, add.double(), resample)
+        residual_module.add_residual(out, bias, add, resample)
+        step = torch.finfo(dtype).eps * (2 if INTERPRETED else 1)  # the interpreter truncates
+        torch.testing.assert_close(out.double(), truth, atol=1e-6, rtol=step)
+
+
+@computes
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("film", [0, 1, 2])
+def test_a_norm_of_what_misses_a_bias(film: int, dtype: torch.dtype, path: str) -> None:
+    for case in (Norm(24, 4, skip=8, film=film, dtype=dtype), Norm(8, 4, height=6, width=4, film=film, phases=True)):
+        inputs = case.inputs(mean=3.0)
+        before = torch.randn(case.channels + case.skip, device=DEVICE) * 5
+        plain = reference.film_group_norm_before(before, *inputs)
+        wide = [v.double() if isinstance(v, Tensor) and v.dtype == case.dtype else v for v in inputs]
+        truth = reference.film_group_norm_before(before.double(), *wide)
+        got = torch.empty(truth.shape, dtype=case.dtype, device=DEVICE, memory_format=torch.channels_last)
+        norm_module.film_group_norm_before_out(got, before, *inputs)
+        _compare(got, plain, truth)
 
 
 @computes

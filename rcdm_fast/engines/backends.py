@@ -67,7 +67,9 @@ class OneDnnBackend:
         self._buffers.clear()
 
 
-class _TorchConvolution(nn.Module):
+class TorchConvolution(nn.Module):
+    """PyTorch's; its bias is a pass of its own on CUDA."""
+
     def __init__(
         self, weight: Tensor, bias: Tensor | None, stride: int, padding: int, dtype: torch.dtype, device: torch.device
     ) -> None:
@@ -95,7 +97,7 @@ class ModuleBackend:
         self._attention = selection.attention(device)
 
     def convolution(self, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Convolution:
-        made = _TorchConvolution(weight, bias, stride, padding, self._dtype, self._device)
+        made = TorchConvolution(weight, bias, stride, padding, self._dtype, self._device)
         self.made.append(made)
         return made
 
@@ -116,6 +118,12 @@ class TorchBackend(ModuleBackend):
     def norm(self, inputs: NormInputs) -> Tensor:
         out = schema.film_group_norm_result(inputs)
         self.choices.film_group_norm(out, inputs)
+        return out
+
+    def norm_before(self, before: Tensor, inputs: NormInputs) -> Tensor:
+        """`reference.film_group_norm_before`."""
+        out = schema.film_group_norm_result(inputs)
+        self.choices.film_group_norm_before(out, before, inputs)
         return out
 
     def attention(self, qkv: Tensor, heads: int, new_order: bool) -> Tensor:

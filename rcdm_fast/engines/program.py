@@ -63,7 +63,7 @@ def phase_weights(weight: Tensor) -> Tensor:
     return torch.cat(phases)
 
 
-class _Norm:
+class Norm:
     """A GroupNorm and what goes along with it; see `NormInputs`."""
 
     def __init__(self, norm: nn.Module, backend: Backend, device: torch.device) -> None:
@@ -84,19 +84,32 @@ class _Norm:
         resample: int = 0,
         phases: bool = False,
     ) -> Tensor:
+        return self.backend.norm(self.inputs(x, skip, film, rows, silu, resample, phases))
+
+    def inputs(
+        self,
+        x: Tensor,
+        skip: Tensor | None = None,
+        film: Tensor | None = None,
+        rows: Tensor | None = None,
+        silu: bool = True,
+        resample: int = 0,
+        phases: bool = False,
+    ) -> NormInputs:
+        """What the operator is given."""
         own = self.weight, self.bias
-        return self.backend.norm(NormInputs(x, skip, *own, film, rows, self.groups, self.eps, silu, resample, phases))
+        return NormInputs(x, skip, *own, film, rows, self.groups, self.eps, silu, resample, phases)
 
 
-class _ResBlock:
+class BlockLayer:
     """See `unet.ResBlock`; x may come in two parts, as if concatenated."""
 
     def __init__(self, block: ResBlock, split: int, backend: Backend, device: torch.device, film_start: int) -> None:
         first, last = block.in_layers[2], block.out_layers[3]
         assert isinstance(first, nn.Conv2d)
         assert isinstance(last, nn.Conv2d)
-        self.in_norm = _Norm(block.in_layers[0], backend, device)
-        self.out_norm = _Norm(block.out_layers[0], backend, device)
+        self.in_norm = Norm(block.in_layers[0], backend, device)
+        self.out_norm = Norm(block.out_layers[0], backend, device)
         self.up = isinstance(block.resample, Upsample)
         self.down = isinstance(block.resample, Downsample)
         if self.up:
@@ -131,12 +144,12 @@ class _ResBlock:
         return self.last(h, add=residual, overwrite=True)
 
 
-class _Attention:
+class AttentionLayer:
     """See `unet.AttentionBlock`."""
 
     def __init__(self, block: AttentionBlock, backend: Backend, device: torch.device) -> None:
         self.backend = backend
-        self.norm = _Norm(block.norm, backend, device)
+        self.norm = Norm(block.norm, backend, device)
         self.qkv = backend.convolution(block.qkv.weight[..., None], block.qkv.bias, 1, 0)
         self.out = backend.convolution(block.proj_out.weight[..., None], block.proj_out.bias, 1, 0)
         self.heads, self.new_order = block.heads, block.new_order
@@ -149,7 +162,7 @@ class _Attention:
         return self.out(h.reshape(n, height, width, c).permute(0, 3, 1, 2), add=x)
 
 
-class _Resize:
+class ResizeLayer:
     """See `unet.Upsample` and `unet.Downsample` outside residual blocks."""
 
     def __init__(self, layer: Upsample | Downsample, backend: Backend) -> None:
@@ -166,7 +179,7 @@ class _Resize:
         return F.avg_pool2d(x, 2) if self.conv is None else self.conv(x)
 
 
-class _First:
+class FirstLayer:
     """The first convolution."""
 
     def __init__(self, conv: nn.Conv2d, backend: Backend) -> None:
@@ -174,6 +187,10 @@ class _First:
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.conv(x)
+
+
+Layer = BlockLayer | AttentionLayer | ResizeLayer | FirstLayer
+Stage = list[tuple[str, Layer]]  # with their names in the state_dict
 
 
 class Program:
@@ -186,7 +203,8 @@ class Program:
         self._observer: Observer | None = None
         skips = [_channels(stage) for stage in network.input_blocks]
         channels = 0
-        self._down, self._up = [], []
+        self._down: list[Stage] = []
+        self._up: list[Stage] = []
         for stage in network.input_blocks:
             self._down.append(self._stage(stage, channels))
             channels = _channels(stage, channels)
@@ -197,23 +215,23 @@ class Program:
             channels = _channels(stage, channels)
         norm, _, last = network.out
         assert isinstance(last, nn.Conv2d)
-        self._out_norm = _Norm(norm, backend, device)
+        self._out_norm = Norm(norm, backend, device)
         self._out = backend.convolution(last.weight, last.bias, 1, 1)
 
-    def _stage(self, stage: nn.Module, channels: int) -> list[tuple[str, _ResBlock | _Attention | _Resize | _First]]:
-        layers: list[tuple[str, _ResBlock | _Attention | _Resize | _First]] = []
+    def _stage(self, stage: nn.Module, channels: int) -> Stage:
+        layers: Stage = []
         for layer in stage.children():
-            made: _ResBlock | _Attention | _Resize | _First
+            made: Layer
             if isinstance(layer, ResBlock):
-                made = _ResBlock(layer, channels, self._backend, self._device, self._film_start)
+                made = BlockLayer(layer, channels, self._backend, self._device, self._film_start)
                 self._film_start += layer.film_width
             elif isinstance(layer, AttentionBlock):
-                made = _Attention(layer, self._backend, self._device)
+                made = AttentionLayer(layer, self._backend, self._device)
             elif isinstance(layer, Upsample | Downsample):
-                made = _Resize(layer, self._backend)
+                made = ResizeLayer(layer, self._backend)
             else:
                 assert isinstance(layer, nn.Conv2d)
-                made = _First(layer, self._backend)
+                made = FirstLayer(layer, self._backend)
             layers.append((self._names[id(layer)], made))
         return layers
 
@@ -251,14 +269,14 @@ class Program:
 
     def _run(
         self,
-        stage: list[tuple[str, _ResBlock | _Attention | _Resize | _First]],
+        stage: Stage,
         h: Tensor,
         skip: Tensor | None,
         film: Tensor,
         rows: Tensor,
     ) -> Tensor:
         for name, layer in stage:
-            if isinstance(layer, _ResBlock):
+            if isinstance(layer, BlockLayer):
                 h = layer(h, skip, film, rows)
                 skip = None
             else:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rcdm_fast.ops.schema import NormInputs
+from rcdm_fast.ops import schema_folding
+from rcdm_fast.ops.schema import NAMESPACE, NormInputs
 
 
 def solver_step(
@@ -77,6 +78,39 @@ def film_group_norm(*inputs: Any) -> Tensor:
     return h.to(x.dtype).contiguous(memory_format=torch.channels_last)
 
 
+def film_group_norm_before(before: Tensor, *inputs: Any) -> Tensor:  # float32 [C+C'], *NormInputs
+    """`film_group_norm` of what `before` is added to, channel by channel: a bias that nobody has added yet."""
+    given = NormInputs(*inputs)
+    h = merge_phases(given.x) if given.phases else given.x
+    h = h if given.skip is None else torch.cat([h, given.skip], dim=1)
+    wide = torch.promote_types(h.dtype, torch.float32)
+    # PyTorch's norm loses digits in channels-last memory on a CPU.
+    whole = (h.to(wide) + before.to(wide)[:, None, None]).contiguous()
+    return film_group_norm(*given._replace(x=whole, skip=None, phases=False)).to(h.dtype)
+
+
+def film_group_norm_before_out(out: Tensor, before: Tensor, *inputs: Any) -> None:
+    """The same, written to `out`."""
+    schema_folding.check_before(out, before, NormInputs(*inputs))
+    out.copy_(film_group_norm_before(before, *inputs))
+
+
+def add_residual(out: Tensor, bias: Tensor, add: Tensor, resample: int) -> None:
+    """out += bias + add, in place, rounded once.
+
+    out [N,C,H,W], bias float32 [C]; add [N,C,H,W], or read upsampled from [N,C,H/2,W/2] (`resample` 1) or as 2x2
+    averages of [N,C,2H,2W] (-1).
+    """
+    schema_folding.check_add_residual(out, bias, add, resample)
+    wide = torch.promote_types(out.dtype, torch.float32)
+    read = add.to(wide)
+    if resample == 1:
+        read = F.interpolate(read, scale_factor=2.0, mode="nearest")
+    elif resample == -1:
+        read = F.avg_pool2d(read, 2)
+    out.copy_(out.to(wide) + bias.to(wide)[:, None, None] + read)
+
+
 def split_heads(qkv: Tensor, heads: int, new_order: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Views q, k, v, each [N,heads,L,d], of packed channels [N,L,3C]; see `attention`."""
     if new_order:
@@ -97,3 +131,8 @@ def attention(qkv: Tensor, heads: int, new_order: bool) -> Tensor:  # [N,L,3C] -
     q, k, v = (part.to(wide) for part in split_heads(qkv, heads, new_order))
     fractions = torch.softmax(q @ k.transpose(2, 3) / q.shape[-1] ** 0.5, dim=-1)
     return (fractions @ v).transpose(1, 2).flatten(2).to(qkv.dtype)
+
+
+# There is no C++ for these: on a CPU only tests run them.
+torch.library.impl(f"{NAMESPACE}::film_group_norm_before_out", "cpu", film_group_norm_before_out)
+torch.library.impl(f"{NAMESPACE}::add_residual", "cpu", add_residual)

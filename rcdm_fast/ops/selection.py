@@ -20,13 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rcdm_fast.ops import library, reference
+from rcdm_fast.ops import library, products, reference
 from rcdm_fast.ops.schema import NormInputs
 
 WriteNorm = Callable[..., None]  # (out, *NormInputs), as the operator
 Attend = Callable[[Tensor, int, bool], Tensor]
 
 CALLS = 10  # in one timed run: one alone is too short for the clock
+ALWAYS = ("film_group_norm", "attention")  # every program has these
 RUNS = 5  # of which the median counts
 
 
@@ -63,6 +64,26 @@ def attention_candidates(device: torch.device) -> dict[str, Attend]:
 
         found["triton"] = kernel.attention
     return found
+
+
+def film_group_norm_before_candidates(device: torch.device) -> dict[str, Callable[..., None]]:
+    """The same for a norm with a bias that nobody has added yet; takes (out, before, *NormInputs)."""
+    found: dict[str, Callable[..., None]] = {}
+    if not triton_reason(device):
+        from rcdm_fast.kernels import film_group_norm as kernel  # needs triton
+
+        found["triton"] = kernel.film_group_norm_before_out
+    return {**found, "reference": reference.film_group_norm_before_out}
+
+
+def add_residual_candidates(device: torch.device) -> dict[str, Callable[..., None]]:
+    """The same for `reference.add_residual`."""
+    found: dict[str, Callable[..., None]] = {}
+    if not triton_reason(device):
+        from rcdm_fast.kernels import residual as kernel  # needs triton
+
+        found["triton"] = kernel.add_residual
+    return {**found, "reference": reference.add_residual}
 
 
 def film_group_norm(device: torch.device) -> WriteNorm:
@@ -106,6 +127,10 @@ class Choices:
         self._candidates: dict[str, dict[str, Callable[..., Any]]] = {
             "film_group_norm": {**film_group_norm_candidates(device)},
             "attention": {**attention_candidates(device)},
+            "film_group_norm_before": {**film_group_norm_before_candidates(device)},
+            "add_residual": {**add_residual_candidates(device)},
+            "product": {**products.CANDIDATES},
+            "add_product": {**products.ADDING},
         }
         self._measured: dict[tuple[object, ...], _Measured] = {}
         self._measuring = False
@@ -128,13 +153,31 @@ class Choices:
         found: Tensor = self._run("attention", qkv, heads, new_order)
         return found
 
+    def film_group_norm_before(self, out: Tensor, before: Tensor, inputs: NormInputs) -> None:
+        """`reference.film_group_norm_before` written to `out`."""
+        self._run("film_group_norm_before", out, before, *inputs)
+
+    def add_residual(self, out: Tensor, bias: Tensor, add: Tensor, resample: int) -> None:
+        """`reference.add_residual`."""
+        self._run("add_residual", out, bias, add, resample)
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """`products.product`."""
+        found: Tensor = self._run("product", x, weight, bias)
+        return found
+
+    def add_product(self, out: Tensor, x: Tensor, weight: Tensor) -> None:
+        """`products.add_product`."""
+        self._run("add_product", out, x, weight)
+
     def times_ms(self, operator: str) -> dict[tuple[object, ...], dict[str, float]]:
         """What was measured: kind of input -> candidate -> time of one call."""
         return {kind[1:]: found.times_ms for kind, found in self._measured.items() if kind[0] == operator}
 
     def describe(self) -> dict[str, str]:
         """Operator -> what runs, with the measured times of all its calls."""
-        return {operator: self._line(operator) for operator in self._candidates}
+        met = {kind[0] for kind in self._measured}
+        return {name: self._line(name) for name in self._candidates if name in met or name in ALWAYS}
 
     def _line(self, operator: str) -> str:
         found = [measured for kind, measured in self._measured.items() if kind[0] == operator]

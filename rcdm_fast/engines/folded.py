@@ -1,0 +1,208 @@
+"""A program whose biases are no passes of their own, for GPUs: cuDNN adds none to a convolution.
+
+A bias is the same for all pixels, so nobody has to add it where it arises: what a layer passes on is the image less a
+known number per channel, which is added where that costs nothing. A norm adds it to what it reads; a 1x1 convolution
+turns it into another one, W (x + b) = W x + W b, known beforehand; the pass that ends a block without a projection adds
+it with its own. 1x1 convolutions are matrix products that add to what is there, so that a projected residual, and what
+attention gives, need no pass either.
+
+Same convolutions, in the same memory, as the program that it is made from; it rounds less often, and not as that one
+does: a candidate beside it, never its replacement. Knows nothing about how a candidate is chosen.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rcdm_fast.engines.backends import TorchBackend, TorchConvolution
+from rcdm_fast.engines.program import (
+    AttentionLayer,
+    BlockLayer,
+    Convolution,
+    FirstLayer,
+    Norm,
+    Program,
+    ResizeLayer,
+    Stage,
+)
+
+Missing = Tensor | None  # float64 [C] on the CPU: what is to be added to an image's channels; None for nothing
+
+
+class FoldedProgram(Program):
+    """See `Program`; made from one on a `TorchBackend`."""
+
+    def __init__(self, program: Program, backend: TorchBackend) -> None:
+        self.dtype = program.dtype
+        self._observer = None
+        missing: Missing = None
+        skips: list[Missing] = []
+        self._down, self._up = [], []
+        for stage in program._down:
+            folded, missing = _folded(stage, backend, missing, None)
+            self._down.append(folded)
+            skips.append(missing)
+        self._middle, missing = _folded(program._middle, backend, missing, None)
+        for stage in program._up:
+            folded, missing = _folded(stage, backend, missing, skips.pop())
+            self._up.append(folded)
+        self._out_norm = _FoldedNorm(program._out_norm, backend, missing)
+        self._out = program._out
+
+
+def _folded(stage: Stage, backend: TorchBackend, missing: Missing, of_skip: Missing) -> tuple[Stage, Missing]:
+    """The layers of a stage, given what its inputs miss; and what its result misses."""
+    made: Stage = []
+    for name, layer in stage:
+        if isinstance(layer, BlockLayer):
+            block = _FoldedBlock(layer, backend, missing, of_skip)
+            made.append((name, block))
+            missing = block.missing
+        elif isinstance(layer, AttentionLayer):
+            attention = _FoldedAttention(layer, backend, missing)
+            made.append((name, attention))
+            missing = attention.missing
+        elif isinstance(layer, ResizeLayer):
+            resize = _FoldedResize(layer, backend, missing)
+            made.append((name, resize))
+            missing = resize.missing
+        else:
+            made.append((name, _FoldedFirst(layer)))
+            missing = _bias(layer.conv)
+    return made, missing
+
+
+class _FoldedNorm(Norm):
+    def __init__(self, norm: Norm, backend: TorchBackend, before: Missing) -> None:
+        self.weight, self.bias, self.groups, self.eps = norm.weight, norm.bias, norm.groups, norm.eps
+        self.backend = self._torch = backend
+        self._before = None if before is None else _placed(before, norm.weight)
+
+    def __call__(self, x: Tensor, **options: object) -> Tensor:
+        inputs = self.inputs(x, **options)  # type: ignore[arg-type]
+        return self._torch.norm(inputs) if self._before is None else self._torch.norm_before(self._before, inputs)
+
+
+class _FoldedBlock(BlockLayer):
+    def __init__(self, block: BlockLayer, backend: TorchBackend, missing: Missing, of_skip: Missing) -> None:
+        first, last = _torch(block.first), _torch(block.last)
+        self.up, self.down, self.film = block.up, block.down, block.film
+        self.projection = block.projection
+        self.first, self.last = without_bias(first), without_bias(last)
+        self._backend = backend
+        before = _beside(missing, of_skip, block.in_norm.weight.numel())
+        self.in_norm = _FoldedNorm(block.in_norm, backend, before)
+        own = _bias(first)  # four times the same where it computes phases
+        self.out_norm = _FoldedNorm(block.out_norm, backend, None if own is None else own[: len(block.out_norm.weight)])
+        if block.projection is None:
+            settled = _sum(_bias(last), before)
+            self._settled = _placed(
+                torch.zeros(len(last.weight), device="cpu") if settled is None else settled, block.out_norm.weight
+            )
+            self.missing: Missing = None
+            return
+        direct, other = block.projection
+        self.missing = _sum(_bias(last), _through(_torch(direct), missing))
+        if other is not None:
+            self.missing = _sum(self.missing, _through(_torch(other), of_skip))
+
+    def __call__(self, x: Tensor, skip: Tensor | None, film: Tensor, rows: Tensor) -> Tensor:
+        h = self.first(self.in_norm(x, skip=skip, resample=-1 if self.down else 0))
+        h = self.last(self.out_norm(h, film=film[:, self.film], rows=rows, phases=self.up))
+        if self.projection is None:
+            residual = x if skip is None else torch.cat([x, skip], dim=1)
+            self._backend.choices.add_residual(h, self._settled, residual, 1 if self.up else -1 if self.down else 0)
+            return h
+        direct, other = self.projection
+        self._backend.choices.add_product(h, x, _torch(direct).weight)
+        if other is not None and skip is not None:
+            self._backend.choices.add_product(h, skip, _torch(other).weight)
+        return h
+
+
+class _FoldedAttention(AttentionLayer):
+    def __init__(self, layer: AttentionLayer, backend: TorchBackend, missing: Missing) -> None:
+        self.backend = self._torch = backend
+        self.norm = _FoldedNorm(layer.norm, backend, missing)
+        self.qkv, self.out = layer.qkv, layer.out
+        self.heads, self.new_order = layer.heads, layer.new_order
+        self.missing = _sum(missing, _bias(layer.out))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Adds to x itself: the block before made it for this layer alone."""
+        n, c, height, width = x.shape
+        qkv, choices = _torch(self.qkv), self._torch.choices
+        assert qkv.bias is not None
+        packed = choices.product(self.norm(x, silu=False), qkv.weight, qkv.bias)
+        h = choices.attention(packed.permute(0, 2, 3, 1).view(n, height * width, 3 * c), self.heads, self.new_order)
+        choices.add_product(x, h.view(n, height, width, c).permute(0, 3, 1, 2), _torch(self.out).weight)
+        return x
+
+
+class _FoldedResize(ResizeLayer):
+    """A convolution pads with zeros, which miss nothing: what its input misses is added first."""
+
+    def __init__(self, layer: ResizeLayer, backend: TorchBackend, missing: Missing) -> None:
+        self.up = layer.up
+        self.conv = None if layer.conv is None else without_bias(_torch(layer.conv))
+        self._settled: Tensor | None = None
+        self.missing = missing
+        if layer.conv is not None:
+            weight = _torch(layer.conv).weight
+            self._settled = None if missing is None else missing.to(weight.device, weight.dtype)[:, None, None]
+            self.missing = _bias(layer.conv)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return super().__call__(x if self._settled is None else x + self._settled)
+
+
+class _FoldedFirst(FirstLayer):
+    def __init__(self, layer: FirstLayer) -> None:
+        self.conv = without_bias(_torch(layer.conv))
+
+
+def without_bias(convolution: TorchConvolution) -> TorchConvolution:
+    """The same convolution, in the same memory, that adds no bias."""
+    made = TorchConvolution.__new__(TorchConvolution)
+    torch.nn.Module.__init__(made)
+    made.weight, made.bias = convolution.weight, None
+    made.stride, made.padding = convolution.stride, convolution.padding
+    return made
+
+
+def _torch(convolution: Convolution) -> TorchConvolution:
+    assert isinstance(convolution, TorchConvolution)
+    return convolution
+
+
+def _bias(convolution: Convolution) -> Missing:
+    bias = _torch(convolution).bias
+    return None if bias is None else bias.to("cpu", torch.float64)
+
+
+def _through(convolution: TorchConvolution, missing: Missing) -> Missing:
+    """What a 1x1 convolution misses of its result when its input misses something and its bias is not added."""
+    if missing is None:
+        return _bias(convolution)
+    return _sum(convolution.weight.flatten(1).to("cpu", torch.float64) @ missing, _bias(convolution))
+
+
+def _sum(one: Missing, other: Missing) -> Missing:
+    return other if one is None else one if other is None else one + other
+
+
+def _beside(of_x: Missing, of_skip: Missing, channels: int) -> Missing:
+    """Of x and skip side by side, `channels` in all."""
+    if of_x is None and of_skip is None:
+        return None
+    whole = torch.zeros(channels, dtype=torch.float64, device="cpu")
+    if of_x is not None:
+        whole[: len(of_x)] = of_x
+    if of_skip is not None:
+        whole[channels - len(of_skip) :] = of_skip
+    return whole
+
+
+def _placed(numbers: Tensor, like: Tensor) -> Tensor:
+    return numbers.to(like.device, torch.float32).contiguous()

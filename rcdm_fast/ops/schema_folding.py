@@ -1,0 +1,65 @@
+"""Schemas of the operators that only a program with folded biases runs (`engines/folded.py`).
+
+Declared like those of `schema.py`. There is no gradient: programs only evaluate.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rcdm_fast.ops.schema import (
+    NAMESPACE,
+    NORM_INPUTS,
+    TAGS,
+    NormInputs,
+    check_film_group_norm,
+    check_out,
+    is_channels_last,
+)
+
+FILM_GROUP_NORM_BEFORE_OUT = f"(Tensor(a!) out, Tensor before, {NORM_INPUTS}) -> ()"
+ADD_RESIDUAL = "(Tensor(a!) out, Tensor bias, Tensor add, int resample) -> ()"
+
+
+def check_before(out: Tensor, before: Tensor, inputs: NormInputs) -> None:
+    """`TypeError` or `ValueError` for what `reference.film_group_norm_before_out` does not accept."""
+    check_out(out, check_film_group_norm(inputs), inputs.x)
+    _check_vector("film_group_norm_before: before", before, out)
+
+
+def check_add_residual(out: Tensor, bias: Tensor, add: Tensor, resample: int) -> None:
+    """`ValueError` for inputs that `reference.add_residual` does not accept."""
+    if resample not in (-1, 0, 1):
+        raise ValueError(f"add_residual: resample must be -1 (pool), 0 or 1 (upsample); got {resample}")
+    n, channels, height, width = out.shape
+    if resample == 1 and (height % 2 or width % 2):
+        raise ValueError(f"add_residual: {height} x {width} is no upsampled size")
+    sizes = {0: (height, width), 1: (height // 2, width // 2), -1: (2 * height, 2 * width)}
+    if tuple(add.shape) != (n, channels, *sizes[resample]):
+        raise ValueError(f"add_residual: add {list(add.shape)} does not fit out {list(out.shape)}, resample {resample}")
+    if add.dtype != out.dtype or add.device != out.device:
+        raise ValueError("add_residual: out and add must have one dtype and lie on one device")
+    if not is_channels_last(out) or not is_channels_last(add):
+        raise ValueError("add_residual: out and add must lie in channels-last memory without gaps")
+    _check_vector("add_residual: bias", bias, out)
+
+
+def _check_vector(what: str, vector: Tensor, out: Tensor) -> None:
+    fits = vector.shape == (out.shape[1],) and vector.dtype == torch.float32 and vector.is_contiguous()
+    if not fits or vector.device != out.device:
+        raise ValueError(f"{what} must be float32 [{out.shape[1]}], contiguous, on {out.device}; got {vector.shape}")
+
+
+def _before_out(out: Tensor, before: Tensor, *inputs: Any) -> None:
+    check_before(out, before, NormInputs(*inputs))
+
+
+for _name, _schema, _fake in (
+    ("film_group_norm_before_out", FILM_GROUP_NORM_BEFORE_OUT, _before_out),
+    ("add_residual", ADD_RESIDUAL, check_add_residual),
+):
+    torch.library.define(f"{NAMESPACE}::{_name}", _schema, tags=TAGS)
+    torch.library.register_fake(f"{NAMESPACE}::{_name}", _fake)
