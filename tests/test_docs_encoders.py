@@ -46,6 +46,7 @@ SHORT = {  # what is added to the commands
     "sample": "--steps 1 --per 1",
     "interpolate": "--steps 1 --per 1 --frames 2",
     "evaluate": "--steps 1 --per 1",
+    "encode": "",
 }
 UNET = {"image_size": 32, "num_channels": 32, "channel_mult": [1], "num_res_blocks": 1, "attention_resolutions": []}
 
@@ -72,12 +73,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_every_command_of_the_page_runs(folder: Path) -> None:
     lines = re.findall(r"^    (rcdm .*)$", PAGE.read_text(encoding="utf-8"), re.M)
-    assert len(lines) == 9
+    assert len(lines) == 13
     for line in lines:
         words = shlex.split(line)[1:]
         words = ["starter.json" if word == "starter" else word for word in words]
         assert main([*words, *SHORT[words[0]].split()]) == 0, line
-    for made in ("seen.png", "sheet.png", "way.png", "runs/tiny/tiny.safetensors", "runs/h/h.safetensors"):
+    for made in ("seen.png", "sheet.png", "way.png", "runs/tiny/tiny.safetensors", "runs/h/h.safetensors", "maps.png"):
         assert Path(made).is_file(), made
     assert Path("runs/mine/mine.safetensors").is_file()
 

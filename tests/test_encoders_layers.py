@@ -81,8 +81,8 @@ def test_pooling_by_a_function_of_ones_own(tmp_path: Path) -> None:
     assert close(encoder.encode(images), images.std((2, 3)))
     with pytest.raises(EncoderError, match="needs the function that pools"):
         build(Named(), config=encoder.config)
-    with pytest.raises(EncoderError, match=r"gives \[2, 3, 8, 8\]|gives \[1, 3, 8, 8\]"):
-        build(Named(), config=SMALL, pooling=lambda out: out["map"])
+    with pytest.raises(EncoderError, match=r"gives \[1, 3, 64\]"):
+        build(Named(), config=SMALL, pooling=lambda out: out["map"].flatten(2))
     with pytest.raises(ConfigError, match="pooling"):
         build(Named(), config=SMALL, pooling="median")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="are for modules and functions"):

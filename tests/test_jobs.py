@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import io
 import json
@@ -20,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from rcdm_fast import memory
-from rcdm_fast.config import ConfigError
+from rcdm_fast.config import ConfigError, plain
 from rcdm_fast.diffusion.sampling import SamplingError
 from rcdm_fast.encoders.base import ImageEncoder
 from rcdm_fast.exporters.graph import weights_hash
@@ -96,7 +95,7 @@ def test_any_split_gives_the_same_images(model: Model, unbroken: Path, tmp_path:
 def test_a_job_of_before_goes_on_under_the_hash_it_was_begun_with(model: Model, tmp_path: Path) -> None:
     """Models had another hash in manifests then."""
     parts: list[Any] = [model.config.schedule, model.config.unet, model.config.encoder]
-    digest = hashlib.sha256(json.dumps([dataclasses.asdict(part) for part in parts], sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([plain(part) for part in parts], sort_keys=True).encode())
     for name, tensor in sorted(model.unet.state_dict().items()):
         digest.update(name.encode() + b"\0" + tensor.numpy().tobytes())
     before, now = digest.hexdigest(), weights_hash(model.unet, model.config.schedule)

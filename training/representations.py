@@ -300,14 +300,15 @@ def standardization(representations: Tensor, shape: tuple[int, ...] = ()) -> tup
     Of maps of a `shape` (C,h,w) each channel has one of both, [C], over all positions, too.
     """
     if shape:
-        return _of_channels(representations.flatten(0, -2), shape[0])
-    flat = representations.flatten(0, -2)
-    mean, std = flat.mean(dim=0), flat.std(dim=0)
+        mean, std = _of_channels(representations.flatten(0, -2), shape[0])
+    else:
+        flat = representations.flatten(0, -2)
+        mean, std = flat.mean(dim=0), flat.std(dim=0)
     return mean, std.clamp_min(1e-3 * float(std.max()))
 
 
 def _of_channels(rows: Tensor, channels: int) -> tuple[Tensor, Tensor]:
-    """`standardization` of maps [N,C h w]; block by block, because all of them may be larger than memory."""
+    """Mean and deviation of maps [N,C h w]; block by block, because all of them may be larger than memory."""
     total, squares = torch.zeros(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
     blocks = [block.reshape(len(block), channels, -1) for block in rows.split(256)]
     count = sum(block.shape[0] * block.shape[2] for block in blocks)
@@ -316,5 +317,4 @@ def _of_channels(rows: Tensor, channels: int) -> tuple[Tensor, Tensor]:
     mean = total / count
     for block in blocks:
         squares += (block.double() - mean[:, None]).square().sum(dim=(0, 2))
-    std = (squares / max(1, count - 1)).sqrt()
-    return mean.float(), std.clamp_min(1e-3 * float(std.max())).float()
+    return mean.float(), (squares / max(1, count - 1)).sqrt().float()

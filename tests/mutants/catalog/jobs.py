@@ -63,7 +63,7 @@ JOBS = (
     Mutant("a job is finished while shards are missing", _LOCAL, "    if missing:\n        ledger.reopen()\n        images", "    if missing:\n        images", (f"{_DRAW_TESTS}::test_a_shard_that_is_missing_is_no_finished_job",)),
     Mutant("counted before the damaged are withdrawn", _LOCAL, "        begin(prepared, options)\n        before = ledger.summary()\n", "        before = ledger.summary()\n        begin(prepared, options)\n", (f"{_DRAW_TESTS}::test_a_damaged_shard_does_not_count_as_done",)),
     Mutant("the manifest has no seed of its own", _LOCAL, '"seed": settings.seed,\n            "model"', '"seed": 0,\n            "model"', (f"{_DRAW_TESTS}::test_settings_reach_the_images_and_the_manifest",)),
-    Mutant("the schedule is not part of the model", _LOCAL, "[dataclasses.asdict(model.config.schedule), dataclasses.asdict(model.config.unet)]", "[dataclasses.asdict(model.config.unet)]", (f"{_DRAW_TESTS}::test_what_a_model_is",)),
+    Mutant("the schedule is not part of the model", _LOCAL, "[dataclasses.asdict(model.config.schedule), plain(model.config.unet)]", "[plain(model.config.unet)]", (f"{_DRAW_TESTS}::test_what_a_model_is",)),
     Mutant("the encoder is not part of the model", _LOCAL, "dataclasses.asdict(encoder) if encoder is not None else {})\n", "{})\n", (f"{_DRAW_TESTS}::test_what_a_model_is",)),
     Mutant("complete with a shard missing", _LEDGER, "return self.shards == self.shards_wanted", "return self.shards >= self.shards_wanted - 1", _OF_LEDGER),
     Mutant("complete if there is anything", _LEDGER, "return self.shards == self.shards_wanted", "return self.shards > 0", _OF_LEDGER),

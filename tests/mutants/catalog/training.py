@@ -31,15 +31,15 @@ TRAINING = (
     Mutant(
         "moved images count for the standardization",
         _BATCHES,
-        "standardization(bank[: self.views.still])",
-        "standardization(bank)",
+        "standardization(bank[: self.views.still], shape)",
+        "standardization(bank, shape)",
         _OF_VIEWS,
     ),
     Mutant(
         "what is told is folded into the weights",
         _BATCHES,
-        '["ssl_emb.weight"][:, : len(self.std)] /',
-        '["ssl_emb.weight"][:, -len(self.std) :] /',
+        '[f"{name}.weight"][:, : len(self.std)] /',
+        '[f"{name}.weight"][:, -len(self.std) :] /',
         _OF_VIEWS,
     ),
     Mutant(
