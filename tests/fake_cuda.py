@@ -47,9 +47,14 @@ SYNCHRONIZING = (  # of aten; they need to know on the host what a tensor holds
 IN_TRITON = {
     "film_group_norm_triton_out": "film_group_norm_out",
     "film_group_norm_triton": "film_group_norm",
+    "film_group_norm_before_triton_out": "film_group_norm_before_out",
+    "add_residual_triton": "add_residual",
     "attention_triton": "attention",
 }
-OF_ENGINES = ("film_group_norm_out", "film_group_norm", "attention")  # launched on the current device
+OF_ENGINES = (
+    *("film_group_norm_out", "film_group_norm", "attention"),
+    *("film_group_norm_before_out", "add_residual"),
+)  # launched on the current device
 
 
 class CudaTensor(Tensor):

@@ -108,7 +108,8 @@ class Graph:
         with torch.inference_mode():
             for kernel in self.kernels:
                 got = kernel.func(*kernel.args, **kernel.kwargs)
-                for old, new in zip(kernel.outputs, tensors_of(got), strict=True):
+                # What writes in place returns what it was given.
+                for old, new in zip(kernel.outputs, tensors_of(got) if kernel.outputs else (), strict=True):
                     old.copy_(new)
                 stream.clock_ms += kernel.cost_ms
 

@@ -288,7 +288,8 @@ def test_implementations_are_chosen_for_every_shape_by_what_they_take_in_a_graph
     norms = sum(isinstance(module, torch.nn.GroupNorm) for module in make_network().modules())
     assert len(times) < norms
     said = choices.describe()["film_group_norm"]
-    assert said == "native 14, triton 7 calls (measured, all of them: native 0.630 ms, triton 0.840 ms)"
+    # One is of the form with folded biases: that of the image, which misses none.
+    assert said == "native 15, triton 7 calls (measured, all of them: native 0.650 ms, triton 0.890 ms)"
     called = _costs(monkeypatch, machine, "triton")
     _engine()[0].warmup((2,))  # another model, for which the opposite is true
     assert called

@@ -53,6 +53,10 @@ def test_every_line_of_the_gpu_path_runs(tmp_path: Path, monkeypatch: pytest.Mon
             (reason,) = engines.reasons_unavailable("native", torch.device("cuda"), "fp32")
             assert reason.startswith("no CUDA operators: ")
             assert reason.endswith("and triton is not installed")
+        with fake_cuda(1):
+            only = NativeEngine(make_network(), torch.device("cuda"), "fp32")
+            only.warmup((1,))
+            assert only.describe().endswith("(1 captured, at most 4 kept)")
             monkeypatch.undo()
         _on_the_cpu(monkeypatch)
     assert {Path(name).name: sorted(lines) for name, lines in left.items()} == {

@@ -3,15 +3,18 @@
 A batch is padded to the next bucket. A graph reads images, FiLM rows and row numbers from tensors of its own, which
 are filled before each replay, so that it never has to be captured again; results are copied out. All graphs share one
 memory pool, and the least recently used one is dropped when there are more than `MOST_GRAPHS`, never the one that was
-filled last. Other threads may use the GPU during a capture, but there is one capture at a time in a process.
+filled last. Where there are several forms of a program, each is captured and timed for every bucket, and the fastest
+one kept. Other threads may use the GPU during a capture, but there is one capture at a time in a process.
 
 Not used on CPU.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +28,7 @@ from rcdm_fast.precision import ieee_fp32
 
 BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 MOST_GRAPHS = 4
+TIMED_RUNS = 5  # of each form's graph, of which the least time counts
 WARM_RUNS = 3  # before a capture: cuDNN times its algorithms, kernels are loaded
 
 _capturing = threading.Lock()  # PyTorch follows one capture at a time, whatever the number of models
@@ -42,15 +46,21 @@ class _Captured:
     film: Tensor  # float32 [B,F]
     rows: Tensor  # int64 [B]
     out: Tensor  # [B,3 or 6,H,W]
+    form: str  # of the program
 
 
 class GraphCache:
     """Captured graphs of one program, by bucket."""
 
     def __init__(
-        self, program: Program, backend: TorchBackend, image_size: int, film_width: int, device: torch.device
+        self,
+        forms: Mapping[str, Program],
+        backend: TorchBackend,
+        image_size: int,
+        film_width: int,
+        device: torch.device,
     ) -> None:
-        self._program, self._backend, self._device = program, backend, device
+        self._forms, self._backend, self._device = dict(forms), backend, device
         self._size, self._width = image_size, film_width
         self._graphs: OrderedDict[int, _Captured] = OrderedDict()
         with devices.current(device):
@@ -62,9 +72,13 @@ class GraphCache:
 
     def describe(self) -> str:
         """Which buckets are captured."""
-        return (
+        said = (
             f"CUDA graphs for batches of {list(self._graphs)} ({self._captures} captured, at most {MOST_GRAPHS} kept)"
         )
+        if len(self._forms) == 1:
+            return said
+        forms = ", ".join(f"{size}: {captured.form}" for size, captured in self._graphs.items())
+        return f"{said}, the fastest of {len(self._forms)} forms each ({forms})"
 
     @torch.inference_mode()
     def prepare(self, batch: Batch) -> None:
@@ -131,18 +145,46 @@ class GraphCache:
             x = torch.linspace(-1, 1, size * 3 * self._size**2, device=device).view(size, 3, self._size, self._size)
             film = torch.zeros(size, self._width, device=device)
             rows = torch.zeros(size, dtype=torch.int64, device=device)
-        stream = self._side
+        best, least_ms = None, math.inf
         with _capturing, torch.inference_mode(), ieee_fp32(device), devices.timed_convolutions():
-            stream.wait_stream(torch.cuda.current_stream(device))
-            with torch.cuda.stream(stream):
-                with self._backend.choices.measuring():
-                    self._program.denoise(x, film, rows)
-                for _ in range(WARM_RUNS):
-                    self._program.denoise(x, film, rows)
-            torch.cuda.current_stream(device).wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            # In the mode "global" another thread that allocates memory meanwhile, to encode an image, would end this.
-            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
-                out = self._program.denoise(x, film, rows)
+            for form, program in self._forms.items():
+                graph, out = self._capture_form(program, x, film, rows)
+                took_ms = self._time_ms(graph) if len(self._forms) > 1 else 0.0
+                if took_ms < least_ms:
+                    best, least_ms = _Captured(graph, x, film, rows, out, form), took_ms
+                del graph, out  # the next one may have the memory of a slower one
+        assert best is not None
         self._captures += 1
-        return _Captured(graph, x, film, rows, out)
+        return best
+
+    def _capture_form(
+        self, program: Program, x: Tensor, film: Tensor, rows: Tensor
+    ) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        device, stream = self._device, self._side
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            with self._backend.choices.measuring():
+                program.denoise(x, film, rows)
+            for _ in range(WARM_RUNS):
+                program.denoise(x, film, rows)
+        torch.cuda.current_stream(device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # In the mode "global" another thread that allocates memory meanwhile, to encode an image, would end this.
+        with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+            out = program.denoise(x, film, rows)
+        return graph, out
+
+    def _time_ms(self, graph: torch.cuda.CUDAGraph) -> float:
+        """The least time of some replays; the first one is not counted."""
+        stream, times = self._side, []
+        with torch.cuda.stream(stream):
+            graph.replay()
+            for _ in range(TIMED_RUNS):
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start.record(stream)
+                graph.replay()
+                end.record(stream)
+                end.synchronize()
+                times.append(float(start.elapsed_time(end)))
+        torch.cuda.current_stream(self._device).wait_stream(stream)
+        return min(times)

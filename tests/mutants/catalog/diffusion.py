@@ -116,6 +116,27 @@ DIFFUSION = (
         ("tests/test_engines.py::test_native_computes_the_network",),
     ),
     Mutant(
+        "a folded bias is lost on its way through a projection",
+        "rcdm_fast/engines/folded.py",
+        '.to("cpu", torch.float64) @ missing, _bias(convolution))',
+        '.to("cpu", torch.float64) @ (0 * missing), _bias(convolution))',
+        ("tests/test_folded.py::test_it_computes_the_same_network",),
+    ),
+    Mutant(
+        "the slowest form of a program is kept",
+        "rcdm_fast/engines/cuda_graphs.py",
+        "if took_ms < least_ms:",
+        "if best is None or took_ms > least_ms:",
+        ("tests/test_graphs_forms.py",),
+    ),
+    Mutant(
+        "a roofline forgets that tiles are filled up",
+        "benchmarks/roofline.py",
+        "tiles = ceil(rows / tile[0]) * ceil(columns / tile[1])",
+        "tiles = rows / tile[0] * columns / tile[1]",
+        ("tests/test_gpu_model.py::test_times_of_a_kernel",),
+    ),
+    Mutant(
         "models take turns in the order they are named",
         "rcdm_fast/sampler.py",
         "sorted((self, *others), key=id)",
