@@ -58,5 +58,5 @@ def test_a_report_asks_all_its_claims_together(tmp_path: Path, monkeypatch: pyte
         None, None, False,
     ]  # fmt: skip
     text = page.read_text()
-    assert "3 claims (holds: 0; does not hold: 1; inconclusive: 2). 2 with a p-value, decided together" in text
+    assert "2 have a p-value and are decided together by Holm" in text
     assert "intervals are unadjusted" in text

@@ -52,7 +52,7 @@ def test_a_hue_shift(photos: Path) -> None:
     (words,) = commands("tutorial.md", "hue")
     assert main([*words, *settings()]) == 0
     found = json.loads(Path("hue/invariance.json").read_text())
-    assert [each["subject"] for each in found["findings"]] == ["hue (hue)"]
+    assert [each["subject"] for each in found["findings"]] == ["hue"]
     assert Image.open("hue/invariance-rows-hue.png").height > 2 * 96
 
 

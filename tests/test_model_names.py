@@ -65,7 +65,7 @@ def test_model_names() -> None:
         assert not entry.present
         file = name.replace("rcdm-", "rcdm_ema_").replace("-", "_")
         assert entry.location == f"https://dl.fbaipublicfiles.com/rcdm/{file}.pt"
-        assert "CC-BY-NC" in entry.about
+        assert "CC-BY-NC" in entry.license
     dims = {name: release.encoder.dim for name, release in zoo.RELEASES.items() if name.endswith("head")}
     assert list(dims.values()) == [128, 8192, 8192, 256]
     encoder = zoo.RELEASES["rcdm-dino-head"].encoder

@@ -21,6 +21,7 @@ from rcdm_fast.analysis import (
     invert,
     layer,
     manipulate,
+    nearness,
     neighbors,
     out_of_distribution,
     photos,
@@ -58,6 +59,7 @@ OTHER: dict[type, dict[str, Any]] = {
     invert.InvertConfig: {"per": 1, "solver": "ddim"},
     photos.PhotosConfig: {},
     world_slopes.SlopesConfig: {"per": 1, "steps": 25},
+    nearness.NearnessConfig: {"per": 4, "steps": 25},
     calibrate.CalibrateConfig: {"per": 1, "steps": 10, "solver": "dpmpp_2m"},
 }
 COMMAND_OTHER: dict[str, dict[str, Any]] = {

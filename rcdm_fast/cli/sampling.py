@@ -173,9 +173,9 @@ def encode(
     sha256: common.Sha256 = None,
     device: common.Device = None,
 ) -> None:
-    """Write the representations of photos, float32 [N,D]; maps as [N,C,h,w].
+    """Write the representations of photos, float32 [N,D].
 
-    They are in the order of the photos. Exit code 3: some could not be read and were left out; then NAME.paths.json
+    Maps are [N,C,h,w]. They are in the order of the photos. Exit code 3: some could not be read and were left out; then NAME.paths.json
     beside an .npy lists the photos of the rows.
 
     Example: rcdm encode photos/ --model cifar10-simclr-wide --out h.npy
