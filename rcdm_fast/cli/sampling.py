@@ -175,8 +175,8 @@ def encode(
 ) -> None:
     """Write the representations of photos, float32 [N,D].
 
-    Maps are [N,C,h,w]. They are in the order of the photos. Exit code 3: some could not be read and were left out; then NAME.paths.json
-    beside an .npy lists the photos of the rows.
+    Maps are [N,C,h,w]. They are in the order of the photos. Exit code 3: some could not be read and were left out;
+    then NAME.paths.json beside an .npy lists the photos of the rows.
 
     Example: rcdm encode photos/ --model cifar10-simclr-wide --out h.npy
     """

@@ -34,9 +34,9 @@ def sequence(
     engine: common.EngineName = "auto",
     precision: common.Precision = "auto",
 ) -> None:
-    """Draw representations that follow each other in time, as world models and video encoders give them.
+    """Draw representations that follow each other in time.
 
-    All frames of a sequence start from one x_T, so that what moves is what moves in them.
+    World models and video encoders give such. All frames of a sequence start from one x_T, so that what moves is what moves in them.
 
     Example: rcdm sequence h.npy --model runs/h/h.safetensors --out film.gif
     """

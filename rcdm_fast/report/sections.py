@@ -24,7 +24,9 @@ _LONG = 32  # letters of a name in a table
 def adjusted(findings: Sequence[Finding]) -> str:
     """A sentence on the claims that were adjusted for how many there are; empty if none was."""
     count = sum(each.adjusted is not None for each in findings)
-    return f"{count} have a p-value and are decided together by Holm's method at 5\u00a0%." if count else ""
+    if not count:
+        return ""
+    return f"{count} have a p-value and are decided together by Holm's method at 5\u00a0%; intervals are unadjusted."
 
 
 def line(finding: Finding) -> str:
