@@ -36,7 +36,8 @@ def sequence(
 ) -> None:
     """Draw representations that follow each other in time.
 
-    World models and video encoders give such. All frames of a sequence start from one x_T, so that what moves is what moves in them.
+    World models and video encoders give such. All frames of a sequence start from one x_T, so that what moves is what
+    moves in them.
 
     Example: rcdm sequence h.npy --model runs/h/h.safetensors --out film.gif
     """
