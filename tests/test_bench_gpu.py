@@ -241,7 +241,7 @@ def test_a_prediction_stands_beside_a_time(tiny: workload.Workload, tmp_path: Pa
     h100 = roofline.device_named("H100")
     assert h100 is not None
     predicted = {row["name"]: row["ms"] for row in roofline.predict(tiny.network.config, tiny.batch, h100)}
-    modeled = [predicted[roofline.WAYS[0]], predicted["torch.compile"], None]
+    modeled = [predicted[next(iter(roofline.WAYS))], predicted["torch.compile"], None]
     assert [written[name].get("modeled_ms") for name in names] == modeled
     lines = "\n".join(rows.table(found._file.rows, bench_gpu.STEP_COLUMNS))
     assert "ms, modeled" in lines
