@@ -58,6 +58,6 @@ def test_a_report_asks_all_its_claims_together(tmp_path: Path, monkeypatch: pyte
         None, None, False,
     ]  # fmt: skip
     text = page.read_text()
-    assert "Of 3 claims 0 hold, 1 do not, and 2 are undecided." in text
+    assert "Of 3 claims 0 hold, 1 do not hold, and 2 are inconclusive." in text
     assert "2 have a p-value and are decided together by Holm" in text
     assert "intervals are unadjusted" in text

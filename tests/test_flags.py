@@ -227,6 +227,9 @@ def test_every_flag_says_one_thing_and_comes_back() -> None:
     for beyond in ({"prediction": "v"}, {"clamp_variance": True}):
         with pytest.raises(ConfigError, match="published flags cannot describe"):
             flags_from_configs(unet, dataclasses.replace(schedule, **beyond))
+    maps = dataclasses.replace(unet, representation_dim=12, condition_map=(3, 2, 2))
+    with pytest.raises(ConfigError, match="published flags cannot describe"):
+        flags_from_configs(maps, schedule)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

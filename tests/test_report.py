@@ -95,14 +95,14 @@ def test_the_page_says_everything_and_loads_nothing() -> None:
     page = render("A title", "A line", [RESULT], {"attack": "needs <labels>"}, facts, "So.", numbers, ["1 of 9"])
     reader = read(page)
     for text in (
-        "What is <kept>", "0.8 [0.7, 0.9]", "place & size", "Color is dropped.", "Undecided: place is dropped.",
+        "What is <kept>", "0.8 [0.7, 0.9]", "place & size", "Color is dropped.", "Inconclusive: place is dropped.",
         "H keeps a (slope 0.5 [0.4, 0.6]).", "H drops b & c (slope 0.5 [0.4, 0.6]).", "0.8 against 0.1",
         "Images & samples", "as told", "some <model>", "needs <labels>", '"seed": 3', "1 is all", "rcdm report <m>",
         "How often verdicts are wrong: 1 of 9.", "How to read this",
     ):  # fmt: skip
         assert text in reader.text
-    assert "Of 5 claims 3 hold, 1 do not, and 1 are undecided." in reader.text
-    assert "and 1 are undecided. H keeps a (slope 0.5" in reader.meta["og:description"]
+    assert "Of 5 claims 3 hold, 1 do not hold, and 1 are inconclusive." in reader.text
+    assert "and 1 are inconclusive. H keeps a (slope 0.5" in reader.meta["og:description"]
     assert reader.meta["og:title"] == "A title"
     assert all(source.startswith(("#", "data:image/png;base64,")) for source in reader.sources)
     assert sum(source.startswith("data:") for source in reader.sources) == 3 + 1  # at the top, and the figure

@@ -117,7 +117,7 @@ STAGES = (
         "shapes-oracle",
         "train shapes-oracle --data world:shapes?count=50000 --images 162048 --out {out}",
         "shapes-oracle.safetensors",
-        "162,048 images; an hour of a core",
+        "162,048 images; an hour and a half of a core",
         encoder="reader:{shapes-reader-encoder}?masked=1",  # which reads what the oracle knows, off samples too
     ),
 )

@@ -78,7 +78,7 @@ class Finding:
     def sentence(self) -> str:
         """What was found, as a sentence for readers, with the numbers that decide."""
         if self.holds is None:
-            said = f"undecided: {self.claim}"
+            said = f"inconclusive: {self.claim}"
         else:
             said = self.claim if self.holds else self.otherwise or f"not so: {self.claim}"
         decide = "; ".join(f"{name} {cell_text(number)}" for name, number in self.numbers)

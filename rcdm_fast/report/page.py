@@ -22,7 +22,7 @@ HOW = (
     "A <b>slope</b> says how far samples follow a change of the photograph, such as a shift: 1 entirely, 0 not at all. "
     f"<b>Kept</b>: the whole 95 % interval lies above {RULES.kept_above:g}. <b>Dropped</b>: it lies within "
     f"&plusmn;{RULES.dropped_within:g}, and no readout finds the change in the representation either. "
-    "<b>Undecided</b> is no finding: more images or a better decoder may decide it.",
+    "<b>Inconclusive</b> is no finding: more images or a better decoder may decide it.",
     "Numbers in brackets are 95 % intervals. In small charts the dot is the value, the line its interval. Claims with "
     "a p-value are decided together (Holm), so that many claims make no false one likely.",
     "<b>MRR</b> is 1 where the photograph's own representation is always the nearest one to that of its sample. It is "
@@ -96,7 +96,7 @@ def _contents(results: Sequence[Analysis]) -> str:
 
 def _counts(findings: Sequence[Finding]) -> str:
     holds, fails, open_ = (sum(each.holds is verdict for each in findings) for verdict in (True, False, None))
-    return f"Of {len(findings)} claims {holds} hold, {fails} do not, and {open_} are undecided."
+    return f"Of {len(findings)} claims {holds} hold, {fails} do not hold, and {open_} are inconclusive."
 
 
 def _strongest(findings: Sequence[Finding]) -> list[Finding]:
@@ -126,7 +126,7 @@ def _summary(results: Sequence[Analysis], findings: Sequence[Finding], rates: Se
 
 
 def _claims(results: Sequence[Analysis]) -> str:
-    """Every claim as a sentence, by experiment; undecided ones folded."""
+    """Every claim as a sentence, by experiment; inconclusive ones folded."""
     parts = ['<section><h2 id="claims">All claims</h2>']
     for result in results:
         if not result.findings:
@@ -137,7 +137,7 @@ def _claims(results: Sequence[Analysis]) -> str:
         parts.append(f'<ul class="claims">{decided}</ul>' if decided else "")
         if unsure:
             lines = "".join(map(sections.line, unsure))
-            parts.append(f"<details><summary>{len(unsure)} undecided</summary>")
+            parts.append(f"<details><summary>{len(unsure)} inconclusive</summary>")
             parts.append(f'<ul class="claims">{lines}</ul></details>')
     return "".join(parts) + "</section>"
 
