@@ -16,7 +16,7 @@ from torch import Tensor
 from rcdm_fast.analysis import registry, shared, sweeps
 from rcdm_fast.analysis.layer import LayersConfig
 from rcdm_fast.analysis.shared import Shared
-from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.data.image_set import ImageSet, evenly
 from rcdm_fast.images import to_uint8
 from rcdm_fast.model import Model
 from rcdm_fast.training import representations
@@ -96,6 +96,10 @@ def test_an_experiment_is_given_what_the_job_says(
         "training": training,
     }
     assert given.keys() == arguments.parameters.keys() - {"config"}
+    if experiment.takes_photos and not both:  # of a set that is measured on, a few are drawn
+        few = given.pop("data")
+        assert few.fingerprint == data.subset(evenly(12, len(data))).fingerprint
+        given["data"] = data
     assert {key: wanted[key] for key in given} == given
     assert ("models" in given, "training" in given) == (experiment.compares, experiment.takes_training)
 

@@ -145,9 +145,13 @@ def _layers(job: Job) -> Analysis:
 def _photos(job: Job) -> Analysis:
     from rcdm_fast.analysis import photos
     from rcdm_fast.config import from_dict
+    from rcdm_fast.data.image_set import evenly
 
     config = from_dict(photos.PhotosConfig, job.settings, "settings of photos")
-    return photos.run(job.model, job.photos or job.images, config, job.progress)
+    shown = job.photos
+    if shown is None:  # a set of images is there to be measured on: of thousands a few are drawn
+        shown = job.images.subset(evenly(min(photos.SHOWN, len(job.images)), len(job.images)))
+    return photos.run(job.model, shown, config, job.progress)
 
 
 def _attack(job: Job) -> Analysis:

@@ -96,10 +96,11 @@ ANALYSIS = (
     Mutant("the farthest image is the nearest", "rcdm_fast/analysis/nearness.py", "ordered[:1]", "ordered[-1:]", ("tests/test_analysis_nearness.py",)),
     Mutant("the class decides nothing about the object", "rcdm_fast/analysis/grounds.py", "(common.above(gain), common.above(lost, LOST))", "(common.above(gain),)", _OF_MANIPULATE),
     Mutant("ground and object are taken for each other", "rcdm_fast/analysis/grounds.py", "(ground - middle) / torch", "(middle - ground) / torch", _OF_MANIPULATE),
-    Mutant('photographs are drawn of the data where there is some', 'rcdm_fast/analysis/registry.py', 'job.photos or job.images', 'job.data or job.photographs', ('tests/test_analysis_shared.py::test_an_experiment_is_given_what_the_job_says',)),
+    Mutant('photographs are drawn of the data where there is some', 'rcdm_fast/analysis/registry.py', '    shown = job.photos\n', '    shown = job.data or job.photographs\n', ('tests/test_analysis_shared.py::test_an_experiment_is_given_what_the_job_says',)),
     Mutant('angles of samples are not in one turn', 'rcdm_fast/analysis/recovery.py', '            p, q = (np.angle(np.exp(1j * each)) for each in (p, q))\n', '            p = np.angle(np.exp(1j * p))\n', ('tests/test_analysis_recovery.py::test_a_circular_slope_is_of_angles_in_one_turn_and_random_directions_have_none',)),
     Mutant('jumps back count as forward', 'rcdm_fast/analysis/interpolate.py', 'np.diff(shares, axis=1).max(axis=1)', 'np.abs(np.diff(shares, axis=1)).max(axis=1)', ('tests/test_analysis_ways.py::test_line_step_rise_and_jump_by_hand',)),
     Mutant('a way of any length is even', 'rcdm_fast/analysis/interpolate.py', 'common.above(rises, 0.5)', 'common.above(rises)', ('tests/test_analysis_ways.py::test_a_line_must_go_more_than_half_of_the_way',)),
     Mutant('what is the same is so in units of h', 'rcdm_fast/metrics/nearest.py', 'SAME * part.double().norm(dim=1, keepdim=True)', 'SAME', ('tests/test_analysis_out_of_distribution.py::test_units_leave_out_the_image_itself_and_its_copies',)),
     Mutant('one photograph too many is shown', 'rcdm_fast/analysis/photos.py', 'if number < SHOWN', 'if number <= SHOWN', ('tests/test_report.py::test_photographs',)),
+    Mutant("a whole set is drawn", "rcdm_fast/analysis/registry.py", "evenly(min(photos.SHOWN, len(job.images)), len(job.images))", "evenly(len(job.images), len(job.images))", ("tests/test_analysis_shared.py::test_an_experiment_is_given_what_the_job_says",)),
 )  # fmt: skip
