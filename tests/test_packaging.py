@@ -144,7 +144,7 @@ def test_wheel_has_every_module_and_every_bundled_file(wheel: Path, checkout: Pa
 @pytest.mark.long
 def test_wheel_has_nothing_else(wheel: Path) -> None:
     kinds = {Path(name).suffix for name in _contents(wheel) if name.startswith("rcdm_fast/")}
-    assert kinds <= {".py", ".so", ".typed", ".json", ".safetensors", ".md", ".css"}
+    assert kinds <= {".py", ".so", ".typed", ".json", ".safetensors", ".md", ".css", ".js"}
     assert not [name for name in _contents(wheel) if "test" in name or "csrc" in name or "benchmarks/" in name]
 
 
