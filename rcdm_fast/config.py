@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 from rcdm_fast import size
 from rcdm_fast.checks import Checked, Count, Fraction, FractionBelowOne, Range, described
 from rcdm_fast.checks import ConfigError as ConfigError
-from rcdm_fast.plain_data import FORMAT_VERSION
+from rcdm_fast.plain_data import FORMAT_VERSION, LATER
 from rcdm_fast.plain_data import from_dict as from_dict
 from rcdm_fast.plain_data import from_json as from_json
 from rcdm_fast.plain_data import migrated as migrated
@@ -78,6 +78,8 @@ class UNetConfig(Checked):
     `condition_map` is (C,h,w) where representations are maps of C channels at h x w positions, and empty where they are
     vectors. A map is C h w = `representation_dim` numbers in that order, and conditions every residual block per pixel
     (`models/condition_map.py`), beside its mean over the positions, which conditions it as a vector does.
+    `representation_hidden` is the width of two hidden layers from h, beside the published linear one and added to it
+    (`condition_layers` of the network); 0 for the linear one alone, as published.
     `num_classes` 0 means that no class label conditions it.
 
     Limits: 2048 pixels, 12 levels of 64 blocks, 16,384 channels, representations and labels up to 2^20, and 20 billion
@@ -101,6 +103,7 @@ class UNetConfig(Checked):
     num_classes: Annotated[int, Range(0, MAX_WIDTH)] = 0
     dropout: FractionBelowOne = 0.0
     condition_map: tuple[Annotated[int, Range(1)], ...] = ()
+    representation_hidden: Annotated[int, Range(0, MAX_CHANNELS)] = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -138,8 +141,8 @@ class UNetConfig(Checked):
         )
 
     def __repr__(self) -> str:
-        """As for any configuration; of a network of vectors as it was before there were maps: hashes are made of it."""
-        shown = (item.name for item in dataclasses.fields(self) if item.name != "condition_map" or self.condition_map)
+        """As for any configuration, without settings of `LATER` that are not set: hashes are made of it."""
+        shown = (item.name for item in dataclasses.fields(self) if item.name not in LATER or getattr(self, item.name))
         return f"UNetConfig({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
 
     def _check_map(self) -> None:

@@ -17,6 +17,8 @@ from rcdm_fast.doors import printable, said
 T = TypeVar("T")
 
 FORMAT_VERSION = 1
+# Settings of networks that came later: they are written only where they are set.
+LATER = frozenset({"condition_map", "representation_hidden"})
 
 
 def _require(condition: bool, message: str) -> None:
@@ -49,7 +51,7 @@ def migrated(stored: Any) -> Any:
 def plain(config: Any) -> dict[str, Any]:
     """A configuration dataclass as plain data, for files and hashes.
 
-    A network of vectors has no `condition_map` in it: what was written before there were maps is not different.
+    Settings of `LATER` that are not set are not in it: what was written before there were such is not different.
     """
     found: dict[str, Any] = _told(dataclasses.asdict(config))
     return found
@@ -58,7 +60,7 @@ def plain(config: Any) -> dict[str, Any]:
 def _told(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
-    return {key: _told(each) for key, each in value.items() if key != "condition_map" or each}
+    return {key: _told(each) for key, each in value.items() if key not in LATER or each}
 
 
 def to_json(config: Any) -> str:

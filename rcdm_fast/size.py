@@ -32,6 +32,10 @@ class Widths(Protocol):
         """Channels, height and width of a representation that is a map; empty for a vector."""
 
     @property
+    def representation_hidden(self) -> int:
+        """Width of the hidden layers from a representation; 0 without such."""
+
+    @property
     def use_scale_shift_norm(self) -> bool:
         """Whether conditions scale as well as shift."""
 
@@ -63,6 +67,9 @@ def parameters(config: Widths) -> int:
     channels = config.condition_map[0] if config.condition_map else config.representation_dim
     total += _linear(channels, embedding) if channels else 0
     total += _linear(channels, config.num_channels) if config.condition_map else 0
+    hidden = config.representation_hidden
+    deep = _linear(channels, hidden) + _linear(hidden, hidden) + _linear(hidden, embedding)
+    total += deep if hidden and channels else 0
 
     def block(of: int, to: int) -> int:
         film = 2 * to if config.use_scale_shift_norm else to

@@ -182,7 +182,8 @@ CHANGES: dict[str, Any] = {
     "image_size": 16, "num_channels": 64, "channel_mult": (1, 1), "num_res_blocks": 2, "attention_resolutions": (8,),
     "num_heads": 2, "num_head_channels": 16, "num_heads_upsample": 2, "use_scale_shift_norm": False,
     "resblock_updown": True, "use_new_attention_order": True, "conv_resample": False, "learn_sigma": False,
-    "representation_dim": 7, "condition_map": (small.DIM, 1, 1), "num_classes": 3, "dropout": 0.1,
+    "representation_dim": 7, "condition_map": (small.DIM, 1, 1), "representation_hidden": 5, "num_classes": 3,
+    "dropout": 0.1,
     "diffusion_steps": 500, "noise_schedule": "cosine", "prediction": "v", "variance": "fixed_small",
     "rescale_timesteps": True, "clamp_variance": True,
 }  # fmt: skip

@@ -223,7 +223,7 @@ def test_every_flag_says_one_thing_and_comes_back() -> None:
         assert not changes or str(flags[name]) == str(value), name
         said |= changes.keys()
     fields = {item.name for cls in (UNetConfig, ScheduleConfig) for item in dataclasses.fields(cls)}
-    assert said == fields - {"clamp_variance", "condition_map"}
+    assert said == fields - {"clamp_variance", "condition_map", "representation_hidden"}
     for beyond in ({"prediction": "v"}, {"clamp_variance": True}):
         with pytest.raises(ConfigError, match="published flags cannot describe"):
             flags_from_configs(unet, dataclasses.replace(schedule, **beyond))

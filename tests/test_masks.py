@@ -69,6 +69,13 @@ def test_parts_are_hidden_whole_by_themselves_and_half_of_the_time() -> None:
     assert int(patterns.min()) > 0  # every subset is met
 
 
+def test_some_images_are_shown_whole() -> None:
+    generator = step_generator(0, 0, masks.STREAM)
+    shown = masks.drawn(PARTS, 20_000, generator, whole=0.3)[:, 14:]
+    assert float(shown.all(dim=1).float().mean()) == pytest.approx(0.3 + 0.7 / 256, abs=0.01)
+    assert shown[~shown.all(dim=1)].mean(dim=0).tolist() == pytest.approx([0.498] * 8, abs=0.015)
+
+
 def test_a_batch_holds_what_an_oracle_says_that_hides_the_same_parts(data: ImageSet) -> None:
     full = build(SOURCE.format("all"))
     bank = full.encode(data.floats(slice(0, 40)))[None]

@@ -247,6 +247,10 @@ def _old_encoder(config: AdaptConfig, model: ModelConfig) -> EncoderConfig:
         raise ConfigError(f"{config.model} takes no representations: there is nothing to adapt")
     if model.unet.condition_map:
         raise ConfigError(f"{config.model} is a decoder of maps, which cannot be adapted; train one with `rcdm train`")
+    if model.unet.representation_hidden:
+        raise ConfigError(
+            f"{config.model} has hidden layers from h, which no linear map can stand for; train one instead"
+        )
     if model.unet.num_classes:
         raise ConfigError(f"{config.model} takes class labels too; only models of representations alone can be adapted")
     old = config.old_encoder or model.encoder

@@ -60,7 +60,7 @@ class Standardization:
 
 def _entries(state: Mapping[str, Tensor]) -> list[str]:
     """The linear layers that representations lead into."""
-    return [name for name in ("ssl_emb", "map_film.project") if f"{name}.weight" in state]
+    return [name for name in ("ssl_emb", "ssl_deep.0", "map_film.project") if f"{name}.weight" in state]
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class Batches:
         h = self._near(self.bank[view.to(there), index.to(there)])
         if config.masked_parts:
             generator = step_generator(config.seed, step, masks.STREAM)
-            h = h * sent(masks.drawn(config.masked_parts, config.batch_size, generator)[own], there)
+            h = h * sent(masks.drawn(config.masked_parts, config.batch_size, generator, config.unmasked)[own], there)
         if config.representation_dropout:
             dropped = torch.rand(config.batch_size, generator=step_generator(config.seed, step, stream=2))[own]
             null = self._near(torch.zeros_like(h))

@@ -69,6 +69,7 @@ class TrainConfig(InBatches):
             guided (Ho and Salimans 2022).
         masked_parts: widths of the parts that representations are made of, if parts are to be hidden at random: one
             decoder then serves every subset of them (`masks.py`). Needs `standardize` to be false.
+        unmasked: fraction of images that are shown whole all the same.
         standardize: train on (h - mean) / std, folded into the weights when they are written.
         precision: of autocast; fp16 scales the loss and needs a GPU. ``auto``: what the run in the folder was begun in;
             for a new one bf16 where the device has instructions for it, else fp32.
@@ -102,6 +103,7 @@ class TrainConfig(InBatches):
     augmented_views: Annotated[int, Range(0, 255)] = 0
     representation_dropout: FractionBelowOne = 0.0
     masked_parts: tuple[Count, ...] = ()
+    unmasked: Fraction = 0.0
     standardize: bool = True
     precision: Computed = "auto"
     compile: bool | None = None

@@ -3,7 +3,8 @@
 A representation here is made of parts, and ends in one number for each: 1 where the part is shown. A hidden part is
 zeros, its number too. Every part of every image of a batch is hidden with probability 1/2, each by itself, so a decoder
 meets every subset equally often; an encoder that always hides the same parts (``oracle:...&masked=1``) then gives it
-what it has seen.
+what it has seen. Some images may be shown whole: what takes all parts together (how a shape is turned, and where it
+stands) is learned from them, and of eight parts all are shown in one image of 256 otherwise.
 """
 
 from __future__ import annotations
@@ -31,7 +32,13 @@ def check(parts: Sequence[int], bank: Tensor) -> None:
         raise ConfigError("masked_parts need representations whose parts are all shown: they must end in ones")
 
 
-def drawn(parts: Sequence[int], count: int, generator: torch.Generator) -> Tensor:
-    """What representations of `count` images are multiplied by, zeros and ones; float32 [count, sum(parts) + parts]."""
-    shown = (torch.rand((count, len(parts)), generator=generator) < 0.5).to(torch.float32)
+def drawn(parts: Sequence[int], count: int, generator: torch.Generator, whole: float = 0.0) -> Tensor:
+    """What representations of `count` images are multiplied by, zeros and ones; float32 [count, sum(parts) + parts].
+
+    `whole` is the fraction of images that are shown whole.
+    """
+    shown = torch.rand((count, len(parts)), generator=generator) < 0.5
+    if whole:
+        shown |= torch.rand((count, 1), generator=generator) < whole
+    shown = shown.to(torch.float32)
     return torch.cat([shown.repeat_interleave(torch.tensor(parts), dim=1), shown], dim=1)

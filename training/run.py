@@ -37,6 +37,7 @@ from rcdm_fast.training.pretrain import learning_rate
 log = logging.getLogger(__name__)
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_ADDED = ("map_film.", "ssl_deep.")  # tensors that a network to start from may lack: they begin as zeros
 _WHOLE = full_state.StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
@@ -276,9 +277,10 @@ class Run:
         return [(average.decay, self.batches.standard.fold(average.whole())) for average in self.emas]
 
     def start_from(self, source: str) -> None:
-        """Begin with the weights of another model; a decoder of maps also with those of a decoder of their channels.
+        """Begin with the weights of another model, which may lack what `_ADDED` names.
 
-        What leads from maps into the network is new then, and does nothing yet.
+        A decoder of maps begins with those of a decoder of their channels, hidden layers from h with those of a network
+        without: what leads into the network by them is new then, and does nothing yet.
 
         Raises:
             ConfigError: another network.
@@ -288,7 +290,8 @@ class Run:
         own = network.config
         assert isinstance(own, UNetConfig)
         of_vectors = dataclasses.replace(own, condition_map=(), representation_dim=own.summary_dim)
-        if self._inside(config.unet) not in (own, of_vectors):
+        linear = (dataclasses.replace(each, representation_hidden=0) for each in (own, of_vectors))
+        if self._inside(config.unet) not in (own, of_vectors, *linear):
             raise ConfigError(f"init {source}: its network is {config.unet}, this run's is {self._unet}")
         before = config.info.get("run")
         seed = before.get("seed") if isinstance(before, Mapping) else None
@@ -300,9 +303,8 @@ class Run:
                 self.config.seed,
             )
         inside = self.batches.standard.unfold(tensors)
-        if config.unet.condition_map != own.condition_map:
-            fresh = {name: value for name, value in network.state_dict().items() if name.startswith("map_film.")}
-            inside = {**{name: ema.whole(value).cpu() for name, value in fresh.items()}, **inside}
+        fresh = {name: value for name, value in network.state_dict().items() if name.startswith(_ADDED)}
+        inside = {**{name: ema.whole(value).cpu() for name, value in fresh.items()}, **inside}
         full_state.set_model_state_dict(self.network, dict(inside), options=_WHOLE)
         for average in self.emas:
             average.copy_(inside)

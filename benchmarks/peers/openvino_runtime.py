@@ -76,7 +76,7 @@ class _FromSinusoids(nn.Module):
 
     def forward(self, x: Tensor, sinusoids: Tensor, h: Tensor) -> Tensor:
         network = self.network
-        emb = network.time_embed(sinusoids) + network.ssl_emb(h)
+        emb = network.time_embed(sinusoids) + network.condition(h)
         return network.denoise(x, network.film(emb))
 
 

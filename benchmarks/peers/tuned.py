@@ -24,7 +24,7 @@ class _Half(nn.Module):
     def forward(self, x: Tensor, t: Tensor, h: Tensor) -> Tensor:
         network = self.network
         sinusoids = timestep_embedding(t, network.config.num_channels)
-        emb = network.time_embed(sinusoids.bfloat16()) + network.ssl_emb(h.bfloat16())
+        emb = network.time_embed(sinusoids.bfloat16()) + network.condition(h.bfloat16())
         return network.denoise(x.bfloat16(), network.film(emb))
 
 

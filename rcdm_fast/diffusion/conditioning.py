@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.models.condition_map import MapFilm
-from rcdm_fast.models.unet import UNet, timestep_embedding
+from rcdm_fast.models.unet import UNet, summed, timestep_embedding
 
 TABLE_LIMIT_BYTES = 64 * 2**20  # larger tables are computed step by step
 
@@ -140,7 +140,8 @@ def make_plan(
     sinusoids = timestep_embedding(timesteps, network.config.num_channels)
     time = copy.deepcopy(network.time_embed).double()(sinusoids.double())
     if representation is not None:
-        condition = copy.deepcopy(network.ssl_emb).double()(network.summary(representation.double()))
+        h = network.summary(representation.double())
+        condition = summed([copy.deepcopy(layer).double() for layer in network.condition_layers()], h)
     elif label is not None:
         condition = network.label_emb(label).double()
     else:

@@ -87,7 +87,7 @@ class NetworkGraph(nn.Module):
         if network.config.representation_dim:
             assert condition is not None
             condition = condition.to(self.dtype)
-            emb = emb + network.ssl_emb(network.summary(condition))
+            emb = emb + network.condition(condition)
         elif network.config.num_classes:
             emb = emb + network.label_emb(condition)
         return network.denoise(sample.to(self.dtype), network.film(emb, condition)).float()

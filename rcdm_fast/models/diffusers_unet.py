@@ -21,6 +21,8 @@ def reasons_unavailable(config: UNetConfig) -> list[str]:
         reasons.append("it has one class embedding, this network takes representations and labels")
     if config.condition_map:
         reasons.append("it has one condition for a whole image, this network one for each position (condition_map)")
+    if config.representation_hidden:
+        reasons.append("its pipeline has one linear layer from h, this network hidden ones (representation_hidden)")
     if not config.resblock_updown and not config.conv_resample:
         reasons.append("it has no average pooling between levels (conv_resample=False)")
     if config.level_channels[0] != config.num_channels:

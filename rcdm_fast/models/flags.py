@@ -177,13 +177,15 @@ def flags_from_configs(unet: UNetConfig, schedule: ScheduleConfig) -> dict[str, 
     Our own flags appear only where the model differs from what the published code can build.
 
     Raises:
-        ConfigError: a network of maps or one that predicts v, or a variance that is kept in its bounds, which no
-            published flag says.
+        ConfigError: a network of maps, with hidden layers from h, or one that predicts v, or a variance that is kept in
+            its bounds, which no published flag says.
     """
     if schedule.prediction == "v":
         raise ConfigError("the published flags cannot describe a network that predicts v")
     if unet.condition_map:
         raise ConfigError("the published flags cannot describe a network of maps (condition_map)")
+    if unet.representation_hidden:
+        raise ConfigError("the published flags cannot describe hidden layers from h (representation_hidden)")
     if schedule.clamp_variance:
         raise ConfigError("the published flags cannot describe a variance that is kept in its bounds (clamp_variance)")
     flags = {name: value for name, value in DEFAULTS.items() if name not in NOT_ON_COMMAND_LINE}

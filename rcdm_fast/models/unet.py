@@ -10,8 +10,9 @@ Knows nothing about the diffusion process: `timesteps` are whatever numbers the 
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,20 @@ def _zeroed(layer: nn.Conv1d | nn.Conv2d) -> nn.Conv1d | nn.Conv2d:
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)
     return layer
+
+
+def _deep(dim: int, hidden: int, out: int) -> nn.Sequential:
+    """Two hidden layers; begins as zero, so that a network with it begins as the one without."""
+    last = nn.Linear(hidden, out)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.Linear(dim, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), last)
+
+
+def summed(layers: Sequence[nn.Module], h: Tensor) -> Tensor:
+    """The sum of what layers say of the same h."""
+    found: Tensor = functools.reduce(torch.add, (layer(h) for layer in layers))
+    return found
 
 
 class Upsample(nn.Module):
@@ -190,6 +205,8 @@ class UNet(nn.Module):
             self.label_emb = nn.Embedding(config.num_classes, emb_channels)
         if config.representation_dim:
             self.ssl_emb = nn.Linear(config.summary_dim, emb_channels)
+            if config.representation_hidden:
+                self.ssl_deep = _deep(config.summary_dim, config.representation_hidden, emb_channels)
 
         channels = config.level_channels[0]
         self.input_blocks = nn.ModuleList([Stage(nn.Conv2d(3, channels, 3, padding=1))])
@@ -260,16 +277,24 @@ class UNet(nn.Module):
         representation: Tensor | None = None,  # [N,D]
         label: Tensor | None = None,  # int64 [N]
     ) -> Tensor:
-        """The conditioning vector time_mlp(t) + W h (+ label embedding); float [N,E]. Of a map, h is its mean.
+        """The conditioning vector time_mlp(t) + W h (+ what `condition` adds, + label embedding); float [N,E].
 
-        It does not depend on the image, so it can be computed once for a whole trajectory.
+        Of a map, h is its mean. It does not depend on the image, so it can be computed once for a whole trajectory.
         """
         emb: Tensor = self.time_embed(timestep_embedding(timesteps, self.config.num_channels))
         if label is not None:
             emb = emb + self.label_emb(label)
         if representation is not None:
-            emb = emb + self.ssl_emb(self.summary(representation))
+            emb = emb + self.condition(representation)
         return emb
+
+    def condition_layers(self) -> list[nn.Module]:
+        """What is called with a vector h, each by itself; the sum stands beside the time embedding."""
+        return [self.ssl_emb, self.ssl_deep] if self.config.representation_hidden else [self.ssl_emb]
+
+    def condition(self, representation: Tensor) -> Tensor:
+        """What representations [N,D] add to the time embedding; [N,E]."""
+        return summed(self.condition_layers(), self.summary(representation))
 
     def summary(self, representation: Tensor) -> Tensor:
         """What stands beside the time embedding: a vector itself, the mean of a map; [N,D] -> [N,summary_dim]."""

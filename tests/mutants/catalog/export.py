@@ -15,7 +15,7 @@ _PLANS = ("tests/test_tensorrt.py",)
 
 EXPORT = (
     Mutant("labels take the timestep's place", _GRAPH, "emb = emb + network.label_emb(condition)", "emb = network.label_emb(condition)", _TRUE),
-    Mutant("the representation is left out", _GRAPH, "emb = emb + network.ssl_emb(network.summary(condition))", "emb = emb + network.ssl_emb(0 * network.summary(condition))", _TRUE),
+    Mutant("the representation is left out", _GRAPH, "emb = emb + network.condition(condition)", "emb = emb + network.condition(0 * condition)", _TRUE),
     Mutant("timesteps are not rescaled", _GRAPH, "times = [network_timestep(schedule, t)", "times = [float(t)", _TRUE),
     Mutant("rows are turned the other way", _GRAPH, "[cosines * cos - sines * sin, sines * cos + cosines * sin]", "[cosines * cos + sines * sin, sines * cos - cosines * sin]", _TRUE),
     Mutant("fractions are not rescaled", _GRAPH, "timestep_frequencies(network.config.num_channels) * network_timestep(schedule, 1)", "timestep_frequencies(network.config.num_channels)", _TRUE),

@@ -94,6 +94,7 @@ WORLD = (
         "step_generator(config.seed, 0, masks.STREAM)",
         _OF_MASKS,
     ),
+    Mutant("images shown whole are not", "training/masks.py", "shown |= torch", "shown &= torch", _OF_MASKS),
     Mutant(
         "columns are hidden one by one",
         "training/masks.py",
