@@ -200,7 +200,7 @@ def test_the_known_world_is_shown_once_its_result_ships(tmp_path: Path, monkeypa
     held = [cell for cell in whole["decoders"][1]["cells"] if not cell["free"]]
     kept = [cell["called"] for cell in held if cell["kept"]]
     assert rows[3][:6] == [
-        "152,512 images",
+        "shapes-oracle",
         "kept",
         str(len(kept)),
         *(str(kept.count(x)) for x in ("kept", "dropped", "inconclusive")),

@@ -115,7 +115,7 @@ def _bundled() -> dict[str, Result]:
 
 
 def _known_world() -> dict[str, Result]:
-    whole, oracle = CALIBRATION, "152,512 images"
+    whole, oracle = CALIBRATION, "shapes-oracle"
     return {
         "followed": _of(known_world.followed, whole, name=oracle),
         "kept called kept": _of(known_world.counted, whole, name=oracle, kept=True, called=True),
