@@ -60,7 +60,9 @@ DEVICE ?= cpu
 train-bundled: $(STAMP)
 	$(BIN)/python -m rcdm_fast.training.bundled --data $(DATA) --test $(TEST) --device $(DEVICE) $(if $(LIST),--list) $(if $(SHIP),--ship $(SHIP))
 
-# Two files at once, a thread each: with more threads than cores PyTorch's wait for each other.
+# Two files at once, a thread each: with more threads than cores PyTorch's wait for each other. What Python compiles is
+# kept, whatever the environment says: a test run, and every process in it, compiles as much for ten seconds.
+test test-long: export PYTHONDONTWRITEBYTECODE =
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile
 

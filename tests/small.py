@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -32,8 +33,16 @@ SCHEDULE = ScheduleConfig(diffusion_steps=1000, variance="learned_range")
 def network(**changes: object) -> UNet:
     """A small network with weights that do something (a fresh one gives zeros)."""
     unet = UNet(dataclasses.replace(UNET, **changes))  # type: ignore[arg-type]
-    unet.load_state_dict(make_tensors({name: tensor.shape for name, tensor in unet.state_dict().items()}), strict=True)
+    unet.load_state_dict(
+        _tensors(tuple((name, tensor.shape) for name, tensor in unet.state_dict().items())), strict=True
+    )
     return unet
+
+
+@functools.cache
+def _tensors(shapes: tuple[tuple[str, torch.Size], ...]) -> dict[str, Tensor]:
+    """Made once in a process for thousands of networks, which copy them."""
+    return make_tensors(dict(shapes))
 
 
 class MeanColor(nn.Module):

@@ -155,7 +155,7 @@ def test_a_label_graph_without_its_timestep_is_written_by_no_format(
     monkeypatch.setattr(_Forgetful, "left_out", "time")
     with pytest.raises(ExportError, match="the exported numbers differ"):
         rcdm_fast.export(
-            _model("label", channel_mult=(1,)),
+            _model("label", channel_mult=(1,), attention_resolutions=()),
             form,
             tmp_path / "out",
             precision=precision,

@@ -148,7 +148,7 @@ def test_changes_of_heads_leave_lengths_and_checksums_true() -> None:
 @pytest.mark.long
 def test_a_short_run_finds_nothing(tmp_path: Path, short: bool) -> None:
     campaign = Campaign("tests.fuzz.kinds", (), tmp_path, Limits(seconds=60))
-    count = 4 if short else 150
+    count = 2 if short else 150
     campaign.run(range(count), minutes=30, workers=2)
     table, _ = campaign.report()
     found = {name: dict(tally.findings) for name, tally in campaign.tallies.items() if tally.findings}

@@ -68,4 +68,4 @@ def test_survivors_and_what_fails_without_a_mutant_are_named(
 @pytest.mark.long
 def test_mutants_are_noticed(short: bool) -> None:
     """In short some of them, by tests that `make test` has seen pass."""
-    assert run.main(["--every", "40", "--untried"] if short else []) == 0
+    assert run.main(["--every", "100", "--untried"] if short else []) == 0

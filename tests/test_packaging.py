@@ -38,7 +38,7 @@ SOURCES = (
     "setup.py",
     "training",
 )
-EXPECTED = {"cpu": True, "cuda": bool(torch.version.cuda and shutil.which("nvcc"))}  # part -> whether it is built here
+CUDA = bool(torch.version.cuda and shutil.which("nvcc"))  # whether that part is built here
 
 
 def _run(*command: str | Path, cwd: Path, env: Mapping[str, str] | None = None) -> str:
@@ -87,11 +87,21 @@ def _environment(folder: Path, *packages: str | Path, first: tuple[Path, ...] = 
 
 
 @pytest.fixture(scope="module")
-def wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def expected(request: pytest.FixtureRequest) -> dict[str, bool]:
+    """Part -> whether the wheel has it. In short without what nvcc takes minutes for, and makes when CI installs."""
+    return {"cpu": True, "cuda": CUDA and not request.config.getoption("--short")}
+
+
+@pytest.fixture(scope="module")
+def wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory, expected: dict[str, bool]) -> Path:
     """The wheel with native code; for one GPU architecture, which is enough to see that it is built and loads."""
-    required = ",".join(part for part, expected in EXPECTED.items() if expected)
-    folder = tmp_path_factory.mktemp("native")
-    return _build(checkout, folder, RCDM_FAST_REQUIRE=required, RCDM_FAST_CUDA_ARCHS="90")
+    return _build(checkout, tmp_path_factory.mktemp("native"), RCDM_FAST_CUDA_ARCHS="90", **_parts(expected))
+
+
+def _parts(expected: dict[str, bool]) -> dict[str, str]:
+    """What tells setup.py which parts to build, and to fail without them."""
+    required = ",".join(part for part, built in expected.items() if built)
+    return {"RCDM_FAST_REQUIRE": required, **({} if expected["cuda"] else {"RCDM_FAST_NATIVE": "cpu"})}
 
 
 @pytest.fixture(scope="module")
@@ -118,10 +128,10 @@ def test_only_one_name_is_importable(wheel: Path) -> None:
 
 
 @pytest.mark.long
-def test_native_wheel_serves_every_later_python(wheel: Path) -> None:
+def test_native_wheel_serves_every_later_python(wheel: Path, expected: dict[str, bool]) -> None:
     assert wheel.name.startswith("rcdm_fast-0.1.0-cp310-abi3-")
     libraries = {name for name in _contents(wheel) if name.endswith(".so")}
-    assert libraries == {f"rcdm_fast/{library.FILES[part]}" for part, expected in EXPECTED.items() if expected}
+    assert libraries == {f"rcdm_fast/{library.FILES[part]}" for part, built in expected.items() if built}
 
 
 @pytest.mark.long
@@ -149,10 +159,10 @@ def test_wheel_has_nothing_else(wheel: Path) -> None:
 
 
 @pytest.mark.long
-def test_installed_wheel_imports_with_native_code(installed: Path, tmp_path: Path) -> None:
+def test_installed_wheel_imports_with_native_code(installed: Path, tmp_path: Path, expected: dict[str, bool]) -> None:
     code = (
         "import rcdm_fast, torch; from rcdm_fast import ops; import rcdm_fast.data.image_set;"
-        f"loaded = {{part.name: part.loaded for part in ops.describe()}}; assert loaded == {EXPECTED}, ops.describe();"
+        f"loaded = {{part.name: part.loaded for part in ops.describe()}}; assert loaded == {expected}, ops.describe();"
         "x = torch.ones(1, 3, 2, 2);"
         "step = ops.solver_step(x, x, x_to_x0=1, output_to_x0=1, bound=1, x0_to_next=1, x_to_next=1);"
         "assert step[0].eq(2).all();"
@@ -224,19 +234,19 @@ def older_torch() -> Path:
 
 
 @pytest.fixture(scope="module")
-def older_wheel(checkout: Path, older_torch: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def older_wheel(
+    checkout: Path, older_torch: Path, tmp_path_factory: pytest.TempPathFactory, expected: dict[str, bool]
+) -> Path:
     """The wheel, compiled and linked against the oldest torch."""
-    required = ",".join(part for part, expected in EXPECTED.items() if expected)
-    environment = {"RCDM_FAST_TORCH": str(older_torch / "torch"), "RCDM_FAST_CUDA_ARCHS": "90"}
-    return _build(checkout, tmp_path_factory.mktemp("older"), RCDM_FAST_REQUIRE=required, **environment)
+    environment = {"RCDM_FAST_TORCH": str(older_torch / "torch"), "RCDM_FAST_CUDA_ARCHS": "90", **_parts(expected)}
+    return _build(checkout, tmp_path_factory.mktemp("older"), **environment)
 
 
-UNDER_ANOTHER_TORCH = f"""
+UNDER_ANOTHER_TORCH = """
 import torch
 from rcdm_fast import ops
 from rcdm_fast.ops import reference
-loaded = {{part.name: part.loaded for part in ops.describe()}}
-assert loaded == {EXPECTED}, ops.describe()
+print(torch.__version__, *(part.name for part in ops.describe() if part.loaded))
 x, wide = torch.randn(2, 3, 33, 31), torch.randn(2, 64, 8, 9).contiguous(memory_format=torch.channels_last)
 rows, parameters = torch.tensor([2, 0]), (torch.rand(64), torch.randn(64), torch.randn(3, 128))
 norm = (wide, None, *parameters, rows, 32, 1e-5, True, 0, False)
@@ -249,7 +259,6 @@ for got, want in zip(native.solver_step(*step), reference.solver_step(*step)):
     torch.testing.assert_close(got, want)
 torch.library.opcheck(native.solver_step.default, step)
 torch.library.opcheck(native.film_group_norm.default, norm)
-print(torch.__version__)
 """
 
 
@@ -263,12 +272,13 @@ print(torch.__version__)
     ],
 )
 def test_one_wheel_serves_the_oldest_torch_and_this_one(
-    request: pytest.FixtureRequest, tmp_path: Path, built: str, runs: str
+    request: pytest.FixtureRequest, tmp_path: Path, expected: dict[str, bool], built: str, runs: str
 ) -> None:
     wheel = request.getfixturevalue({"older": "older_wheel", "newer": "wheel"}[built])
     first = (request.getfixturevalue("older_torch"),) if runs == "older" else ()
     python = _environment(tmp_path / "venv", wheel, first=first)
-    version = _run(python, "-P", "-c", UNDER_ANOTHER_TORCH, cwd=tmp_path)
+    version, *loaded = _run(python, "-P", "-c", UNDER_ANOTHER_TORCH, cwd=tmp_path).split()
+    assert loaded == [part for part, there in expected.items() if there]
     assert version.startswith(older.OLDEST_TORCH if runs == "older" else torch.__version__)
     photo = tmp_path / "photo.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(photo)

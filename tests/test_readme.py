@@ -26,6 +26,7 @@ SHORTER = (  # what is said there, and what is run here
     ("frames=8)", "frames=8, steps=2)"),
     ('"dog.jpg"], per=4)', '"dog.jpg"], per=4, steps=2)'),
     ("model.sequence(h, per=2)", "model.sequence(h, per=2, steps=2)"),
+    ('export(model, "onnx"', 'export(few_layers, "onnx"'),  # those of bundled models are tested in test_onnx_only.py
 )
 
 
@@ -51,7 +52,7 @@ def test_the_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     for said, run in SHORTER:
         assert said in text
         text = text.replace(said, run)
-    names: dict[str, object] = {"torch": torch, "rcdm_fast": rcdm_fast}
+    names: dict[str, object] = {"torch": torch, "rcdm_fast": rcdm_fast, "few_layers": small.model(channel_mult=(1,))}
     exec(compile(text, "README.md", "exec"), names)
     h, drawn, way = (names[name] for name in ("h", "images", "way"))
     assert isinstance(h, torch.Tensor)

@@ -50,7 +50,9 @@ def test_kept_timesteps(case: tuple[rcdm_fast.Model, dict[str, Tensor]], spec: s
     ("key", "settings"),
     [
         ("ddim25_ddim_eta0", {"steps": "ddim25"}),
-        ("uniform10_ddim_eta0", {"steps": 10}),
+        pytest.param(
+            "uniform10_ddim_eta0", {"steps": 10}, marks=pytest.mark.long
+        ),  # below every step of it is compared
         ("uniform10_ddim_eta0.7", {"steps": "10", "eta": 0.7}),
         ("uniform10_ancestral", {"steps": "10", "solver": "ancestral"}),
     ],
@@ -83,21 +85,16 @@ def test_every_step_of_a_trajectory(case: tuple[rcdm_fast.Model, dict[str, Tenso
 
 def test_inversion(case: tuple[rcdm_fast.Model, dict[str, Tensor]]) -> None:
     model, reference = case
-    images = reference["reverse_input"].clamp(-1, 1)
+    images = reference["reverse_input"]
+    assert float(images.abs().max()) <= 1
     x_T = model.invert(images, reference["representation"], steps="10", iterations=0)
-    if bool((reference["reverse_input"].abs() <= 1).all()):
-        assert relative(x_T, reference["uniform10_ddim_reverse"]) <= TRAJECTORY_L2
-    schedule = Schedule.make(model.config.schedule, "10")
-    plan = conditioning.make_plan(model.unet, schedule, reference["representation"], None)
-    predict = model.engine.bind(plan, torch.arange(3)).predict
-    x_T = solvers.ddim_inversion(predict, reference["reverse_input"], schedule, solvers.SolverOptions())
     assert relative(x_T, reference["uniform10_ddim_reverse"]) <= TRAJECTORY_L2
 
 
 # Beside other tests two threads wait for each other by spinning: a hundred times as long as one.
 @pytest.mark.parametrize(
     ("threads", "rows", "per"),
-    [(1, 3, 3), *(pytest.param(each, 5, 7, marks=pytest.mark.long(short=each == 1)) for each in (1, 2))],
+    [(1, 2, 3), *(pytest.param(each, 5, 7, marks=pytest.mark.long(short=each == 1)) for each in (1, 2))],
 )
 def test_batch_split_changes_nothing(
     case: tuple[rcdm_fast.Model, dict[str, Tensor]], threads: int, rows: int, per: int
@@ -116,5 +113,5 @@ def check_batch_splits(model: rcdm_fast.Model, h: Tensor, per: int) -> None:
     whole = model.sample(h, per=per, steps=2, batch_size=len(h) * per)
     for size in (1, 4):  # 4: batches that begin and end inside an item
         assert float((model.sample(h, per=per, steps=2, batch_size=size) - whole).abs().max()) <= BATCH_SPLIT_ABS
-    alone = [model.sample(h[row : row + 1], items=[row], per=2, steps=2) for row in range(3)]
+    alone = [model.sample(h[row : row + 1], items=[row], per=2, steps=2) for row in range(len(h[:3]))]
     assert float((torch.cat(alone) - whole[:3, :2]).abs().max()) <= BATCH_SPLIT_ABS

@@ -297,8 +297,7 @@ def _check_fit(unet: UNetConfig, found: Mapping[str, Tensor], where: str) -> Non
         raise CheckpointError(
             f"{where}: the configuration describes a network of {unet.parameters} parameters, the file holds {held}"
         )
-    with torch.device("meta"):
-        expected = {name: tensor.shape for name, tensor in UNet(unet).state_dict().items()}
+    expected = _shapes(unet)
     problems = {
         "missing": [name for name in expected if name not in found],
         "unexpected": [name for name in found if name not in expected],
@@ -315,6 +314,13 @@ def _check_fit(unet: UNetConfig, found: Mapping[str, Tensor], where: str) -> Non
     text = "; ".join(f"{kind}: {_some(items)}" for kind, items in problems.items() if items)
     if text:
         raise CheckpointError(f"{where}: the tensors do not fit the network. {text}")
+
+
+@functools.lru_cache(maxsize=16)
+def _shapes(unet: UNetConfig) -> Mapping[str, torch.Size]:
+    """What a network's tensors are called, and their shapes. To find out takes as long as making a small network."""
+    with torch.device("meta"):
+        return {name: tensor.shape for name, tensor in UNet(unet).state_dict().items()}
 
 
 def _check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
