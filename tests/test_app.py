@@ -18,7 +18,7 @@ from torch import Tensor
 import rcdm_fast
 from rcdm_fast.analysis.augment import AUGMENTATIONS
 from rcdm_fast.analysis.properties import PROPERTIES
-from rcdm_fast.app import directions, page
+from rcdm_fast.app import directions, examples, known_world, page
 from rcdm_fast.app.playground import Drawn, Playground, Settings, magnitudes
 from rcdm_fast.config import ConfigError
 from rcdm_fast.images import ImageError, to_pil
@@ -57,6 +57,75 @@ def test_samples_appear_bit_by_bit(playground: Playground, photos: list[Image.Im
     model = playground.model("small")
     want = model.sample(model.encode([photos[0]]), per=6, steps=3)[0]
     assert same(found[-1].samples, tuple(to_pil(image) for image in want))
+
+
+def test_a_draft_comes_first_and_gives_way(playground: Playground, photos: list[Image.Image]) -> None:
+    """Where there are steps to spare. A finished image takes the place of its draft, from the same noise."""
+    found = list(playground.draw(Settings(model="small", steps=8, per=6), photos[0]))
+    assert [(len(each.samples), each.finished) for each in found] == [(0, 0), (2, 0), (4, 0), (6, 0), (6, 4), (6, 6)]
+    model = playground.model("small")
+    h = model.encode([photos[0]])
+    draft = tuple(to_pil(image) for image in model.sample(h, per=6, steps=4, solver="dpmpp_2m")[0])
+    final = tuple(to_pil(image) for image in model.sample(h, per=6, steps=8)[0])
+    assert same(found[3].samples, draft)
+    assert same(found[4].samples, (*final[:4], *draft[4:]))
+    assert same(found[5].samples, final)
+    assert all(each.h is not None and torch.equal(each.h, h) for each in found[1:])
+
+
+def test_students_have_no_draft(playground: Playground, photos: list[Image.Image]) -> None:
+    """They were made for one number of steps."""
+    model = playground.model("small")
+    own = tuple(range(9, -1, -1))
+    model.config = dataclasses.replace(model.config, student_steps=own)
+    try:
+        found = list(playground.draw(Settings(model="small", steps=10, per=2), photos[0]))
+        assert [(len(each.samples), each.finished) for each in found] == [(0, 0), (2, 2)]
+    finally:
+        model.config = dataclasses.replace(model.config, student_steps=())
+
+
+def test_what_is_refused_is_refused_before_the_draft(playground: Playground, photos: list[Image.Image]) -> None:
+    drawing = playground.draw(Settings(model="small", steps=8, solver="fitted"), photos[0])
+    assert next(drawing).samples == ()
+    with pytest.raises(ConfigError, match="no fitted solver"):
+        next(drawing)
+
+
+def test_a_representation_is_drawn_as_it_is(playground: Playground, photos: list[Image.Image]) -> None:
+    first = last(playground, photos)
+    *_, again = playground.draw(Settings(model="small", steps=3, per=6), None, h=first.h)
+    assert again.seen == ()
+    assert same(again.samples, first.samples)
+    with pytest.raises(ConfigError, match="expected"):
+        list(playground.draw(Settings(model="small"), None, h=torch.zeros(1, 3)))
+
+
+def test_factors_of_the_known_world_are_left_out() -> None:
+    """What is drawn from is what an encoder says that does not read them; photographs' encoders say no."""
+    playground = Playground(("shapes-oracle", "cifar10-simclr-head"))
+    image = examples.images()[examples.WORLD]
+    settings = Settings(model="shapes-oracle", per=1, steps=1)
+
+    def h(**changes: Any) -> Tensor:
+        *_, found = playground.draw(dataclasses.replace(settings, **changes), image)
+        assert found.h is not None
+        return found.h
+
+    whole, without = h(), h(left_out=("hue", "light"))
+    code = "shape,x,y,size,angle,ground_hue"
+    wanted = rcdm_fast.load("shapes-oracle", encoder=f"reader:shapes-reader?factors={code}&masked=1").encode([image])
+    assert torch.equal(without, wanted)
+    assert not torch.equal(whole, wanted)
+    moved = h(left_out=("hue", "light"), direction="as brightness", strength=1.0)
+    same_parts = wanted == 0
+    assert torch.equal(moved[same_parts], wanted[same_parts])
+    with pytest.raises(ConfigError, match="something must be left"):
+        h(left_out=known_world.NAMES)
+    with pytest.raises(ConfigError, match="a factor that is left out"):
+        Settings(model="shapes-oracle", left_out=("weight",))
+    with pytest.raises(ConfigError, match="only of the known world"):
+        h(model="cifar10-simclr-head", left_out=("hue",))
 
 
 def test_guidance_of_models_that_can_be_guided(playground: Playground, photos: list[Image.Image]) -> None:
@@ -143,8 +212,8 @@ def test_the_second_photograph_is_mixed_as_it_is(playground: Playground, photos:
 
 
 def test_every_model_is_its_own(monkeypatch: pytest.MonkeyPatch, photos: list[Image.Image]) -> None:
-    """The one that is named is loaded, once while it is used, and draws; directions of the data are its own."""
-    models = {name: small.model() for name in ("one", "other")}
+    """The one that is named is loaded and draws; of those that were used last two are kept, and no third one."""
+    models = {name: small.model() for name in ("one", "other", "third")}
     with torch.no_grad():
         for parameter in models["other"].unet.parameters():
             parameter.mul_(0.5)
@@ -156,10 +225,10 @@ def test_every_model_is_its_own(monkeypatch: pytest.MonkeyPatch, photos: list[Im
 
     monkeypatch.setattr(rcdm_fast, "load", load)
     playground = Playground(tuple(models), data="d")
-    for name in ("one", "one", "other", "one"):
+    for name in ("one", "one", "other", "one", "third", "one", "other"):
         assert playground.model(name) is models[name]
-    assert asked == ["one", "other", "one"]
-    drawn = {name: list(playground.draw(Settings(model=name, per=1, steps=1), photos[0]))[-1] for name in models}
+    assert asked == ["one", "other", "third", "other"]
+    drawn = {name: list(playground.draw(Settings(model=name, per=1, steps=1), photos[0]))[-1] for name in asked[:2]}
     assert not same(drawn["one"].samples, drawn["other"].samples)
     monkeypatch.setattr("rcdm_fast.app.playground.open_data", lambda *_: None)
     whose: list[Any] = []
@@ -227,34 +296,70 @@ def free_port() -> int:
 
 
 @needs_gradio
-def test_in_a_browser(tmp_path: Path, photos: list[Image.Image]) -> None:
-    """Drop a photo, draw, change it, and see an error; nothing comes from elsewhere."""
-    playground = Playground(("cifar10-simclr-trunk", "cifar10-simclr-head"))
+def test_in_a_browser(tmp_path: Path, playground: Playground, photos: list[Image.Image]) -> None:
+    """See an error, drop a photo, draw it with two models, change h, open the link; nothing comes from elsewhere."""
     photos[0].save(tmp_path / "photo.png")
-    with browser.chromium(tmp_path / "profile", 1280) as driver:
+    with browser.chromium(tmp_path / "profile", 390) as driver:
+        script = driver.execute_script
         blocks, address = page.launch(playground, host="127.0.0.1", port=free_port(), queue=2, upload_mib=1, wait=False)
         try:
             assert address.startswith("http://127.0.0.1:")
             driver.get(address)
             until(driver, "return !!document.querySelector('#draw')")
-            driver.execute_script("document.querySelector('#draw').click()")
-            until(driver, "return document.body.innerText.includes('give a photograph first')")
-            driver.find_element("css selector", "input[type=file]").send_keys(str(tmp_path / "photo.png"))
-            until(driver, "return !!document.querySelector('.image-frame img, [data-testid=image] img')")
-            driver.execute_script("document.querySelector('#draw').click()")
-            until(driver, "return document.querySelectorAll('#samples img').length >= 8")
-            assert "8 of 8 images" in driver.execute_script("return document.querySelector('#status').innerText")
+            script("document.querySelector('#draw').click()")
+            until(driver, "return document.body.innerText.includes('Give a photograph first.')")
+            driver.find_element("css selector", "#photo input[type=file]").send_keys(str(tmp_path / "photo.png"))
+            until(driver, "return !!document.querySelector('#photo img')")
+            choose(driver, "#beside", "other")
+            script("document.querySelector('#draw').click()")
+            until(
+                driver, "return document.querySelector('#status').innerText.startsWith('8 of 8 images of each model')"
+            )
+            until(
+                driver,
+                "return document.querySelectorAll('#beside-samples img').length >= 8"
+                " && !!document.querySelector('#link')",
+            )
             before = sources(driver)
+            assert len(before) >= 8
+            top, bottom = (
+                script(f"return document.querySelector('{each}').getBoundingClientRect().y")
+                for each in ("#samples", "#draw")
+            )
+            assert 0 < top - bottom < 120  # right below Draw on a phone
+            assert script("return document.documentElement.scrollWidth") <= 390
+            assert nameless(driver) == []
+            script("document.querySelector('#link').click()")
+            until(driver, "return location.hash.startsWith('#drawing=')")
+            shared = script("return location.href")
             move(driver, "as brightness", 2)
             kept = f"{json.dumps(before)}.includes(e.src)"
-            new = f"[...document.querySelectorAll('#samples img')].filter(e => !({kept})).length"
-            until(driver, f"return {new} >= 8")
-            until(driver, "return document.querySelector('#status').innerText.includes('8 of 8 images')")
-            names = driver.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
+            until(driver, f"return [...document.querySelectorAll('#samples img')].filter(e => !({kept})).length >= 8")
+            until(
+                driver, "return document.querySelector('#status').innerText.startsWith('8 of 8 images of each model')"
+            )
+            driver.get("about:blank")
+            driver.get(shared)
+            until(
+                driver,
+                f"return [...document.querySelectorAll('#samples img')].filter(e => {name_kept(before)}).length >= 8",
+            )
+            assert not script("return !!document.querySelector('#photo img')")
+            names = script("return performance.getEntriesByType('resource').map(e => e.name)")
             assert [name for name in names if not name.startswith((address, "data:", "blob:"))] == []
             driver.save_screenshot(str(tmp_path / "page.png"))
         finally:
             blocks.close()
+
+
+def nameless(driver: Any) -> list[str]:
+    """What can be pressed or filled, and has no name for those who do not see it; images without a text."""
+    found: list[str] = driver.execute_script("""
+        const named = e => e.innerText?.trim() || e.getAttribute("aria-label") || e.title || e.alt
+            || [...(e.labels || [])].some(label => label.innerText.trim());
+        return [...document.querySelectorAll("button, input:not([type=file]), select, textarea, img")]
+            .filter(e => e.offsetParent && !named(e)).map(e => e.outerHTML.slice(0, 200))""")
+    return found
 
 
 def sources(driver: Any) -> list[str]:
@@ -263,15 +368,24 @@ def sources(driver: Any) -> list[str]:
     return found
 
 
+def name_kept(before: list[str]) -> str:
+    """Whether `e` shows one of these images: Gradio's addresses end in a hash of the content and a name."""
+    return f"{json.dumps([each.rsplit('/', 2)[-2] for each in before])}.includes(e.src.split('/').at(-2))"
+
+
+def choose(driver: Any, where: str, choice: str) -> None:
+    """Choose something that ends so in a list."""
+    driver.find_element("css selector", f"{where} input").click()
+    until(driver, "return document.querySelectorAll('[role=option]').length > 0")
+    options = driver.find_elements("css selector", "[role=option]")
+    next(option for option in options if option.text.endswith(choice)).click()
+
+
 def move(driver: Any, direction: str, strength: float) -> None:
     """Open "Move the representation", choose a direction, set its strength and draw."""
     driver.execute_script("[...document.querySelectorAll('#move button')][0].click()")
     until(driver, "return !!document.querySelector('#direction input') && !!document.querySelector('#strength input')")
-    box = driver.find_element("css selector", "#direction input")
-    box.click()
-    until(driver, "return document.querySelectorAll('[role=option]').length > 5")
-    options = driver.find_elements("css selector", "[role=option]")
-    next(option for option in options if option.text.endswith(direction)).click()
+    choose(driver, "#direction", direction)
     number = driver.find_element("css selector", "#strength input[type=number]")
     driver.execute_script("arguments[0].select()", number)
     number.send_keys(f"{strength}\t")

@@ -21,7 +21,7 @@ import pytest
 from PIL import EpsImagePlugin, Image
 
 import rcdm_fast
-from rcdm_fast.app import guard, page
+from rcdm_fast.app import guard, handler, page, sharing
 from rcdm_fast.app.playground import Playground
 from rcdm_fast.model import Model
 from tests import peak, small
@@ -71,7 +71,7 @@ class Server:
         return status, json.loads(said)[0] if status == 200 else said.decode()
 
     def join(self, image: Any, session: str, steps: int = 2, count: int = 4, model: str = "small") -> None:
-        data = [image, model, count, steps, "ddim", 0, "none", 0, None, 0, "none", 0, 1]
+        data = [image, model, count, steps, "ddim", 0, "none", 0, None, 0, "none", 0, 1, "none", [], None]
         body = json.dumps({"data": data, "fn_index": self.run, "session_hash": session}).encode()
         status, _, said = self.ask("POST", "/gradio_api/queue/join", body, Content_Type="application/json")
         assert status == 200, said
@@ -131,8 +131,17 @@ def test_a_photograph_is_drawn(server: Server) -> None:
     assert status == 200
     ended = server.draw(file_data(path))
     assert ended["success"], ended
-    assert ended["output"]["data"][0] == "4 of 4 images"
-    assert len(ended["output"]["data"][3]) == 4
+    status, samples, beside, seen, second, files, *downloads, link = ended["output"]["data"]
+    assert status == "4 of 4 images, from 6 numbers alone"
+    assert len(samples["value"]) == 4
+    assert [each["visible"] for each in (beside, seen, second, files)] == [False, True, False, True]
+    assert sharing.parsed(sharing.of_link(link)).settings.per == 4
+    names = ("sheet.png", "representation.npy", "drawing.json")
+    for name, file in zip(names, downloads, strict=True):
+        assert Path(file["path"]).name == name
+        status, _, content = server.ask("GET", f"/gradio_api/file={file['path']}")
+        assert status == 200
+        assert content
 
 
 @pytest.mark.parametrize(
@@ -218,7 +227,7 @@ def test_texts_name_no_folder_of_this_machine(server: Server) -> None:
     status, path = server.upload(png((4, 4)), "dot.png")
     assert status == 200
     said = server.draw(file_data(path))["output"]["error"]
-    assert said == "dot.png: 4x4 pixels; at least 8 a side are needed"
+    assert said == "dot.png: 4x4 pixels; at least 8 a side are needed."
     said = server.draw(file_data(path), model="unknown")["output"]["error"]
     assert "secret place" not in said
     status, path = server.upload(png())
@@ -244,7 +253,7 @@ def test_texts_name_no_folder_of_this_machine(server: Server) -> None:
 )
 def test_folders_are_left_out_of_errors(said: str | OSError, shown: str) -> None:
     playground = Playground(("small", "/home/a b/m.safetensors"), data="/data/my photographs")
-    assert page._message(ValueError(said) if isinstance(said, str) else said, playground) == shown
+    assert handler.message(ValueError(said) if isinstance(said, str) else said, playground) == shown
 
 
 def test_a_small_file_with_many_pixels_is_refused_unseen(server: Server) -> None:
@@ -253,7 +262,7 @@ def test_a_small_file_with_many_pixels_is_refused_unseen(server: Server) -> None
     assert status == 200
     before = peak.begin()
     ended = server.draw(file_data(path))
-    assert ended["output"]["error"] == "photo.png: 13000x13000 is 169 megapixels, more than 60"
+    assert ended["output"]["error"] == "photo.png: 13000x13000 is 169 megapixels, more than 60."
     assert peak.bytes_held() - before <= UPLOAD_BYTES
 
 

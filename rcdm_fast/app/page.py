@@ -2,7 +2,8 @@
 
 It listens on this machine alone unless told otherwise, answers no other names then (`guard.py`), limits uploads and the
 length of the queue, keeps uploads where no other user can read them, sends nothing anywhere and loads nothing from
-elsewhere. Uploads are decoded by `rcdm_fast.images` alone. Knows nothing about how images are made (`playground.py`).
+elsewhere. Uploads are decoded by `rcdm_fast.images` alone. What it consists of is in `parts.py`, how it looks in
+`looks.py`, what a press on "Draw" means in `handler.py`.
 """
 
 from __future__ import annotations
@@ -11,30 +12,37 @@ import atexit
 import contextlib
 import functools
 import os
-import re
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from rcdm_fast import doors
-from rcdm_fast.app import guard
-from rcdm_fast.app.playground import MAX_COUNT, MAX_STEPS, MAX_STRENGTH, Abandoned, Playground, Settings, magnitudes
+from rcdm_fast.app import examples, guard, known_world, parts, sharing
+from rcdm_fast.app.handler import ERRORS, PLAIN, Given, Handler, Shown
+from rcdm_fast.app.looks import ABOUT, DRAW, FROM_LINK, OPENED, SPOKEN, STYLE, TITLE, TO_LINK
+from rcdm_fast.app.playground import Abandoned, Playground, magnitudes
 from rcdm_fast.config import ConfigError
-from rcdm_fast.diffusion.registry import AUTO, SOLVERS
-from rcdm_fast.diffusion.sampling import SamplingError
-from rcdm_fast.images import ImageError
 
-TITLE = "What a representation keeps"
-SHOWN = 128  # pixels of an image on the page
-_PLAIN = "none"
 _FONTS = ("system-ui", "sans-serif")
 _KEPT_S = 3600  # uploads are deleted after this time
-Shown = tuple[str, Image.Image, Image.Image | None, list[Image.Image]]  # status, the two images seen, samples
+_OUTPUTS = (
+    "status",
+    "samples",
+    "beside samples",
+    "seen",
+    "second",
+    "files",
+    "sheet",
+    "representation",
+    "share",
+    "code",
+)
+_OPENED = (
+    "status", "shared", "image", "model", "beside", "count", "steps", "solver", "seed", "guidance", "augmentation",
+    "magnitude", "mix", "direction", "strength", "left_out",
+)  # fmt: skip
 
 
 def gradio() -> Any:
@@ -55,76 +63,134 @@ def build(playground: Playground, queue: int = 8, listeners: guard.Listeners | N
     """
     gr = gradio()
     _folder()
-    models = _labels(playground.models)
+    handler = Handler(playground)
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(_KEPT_S, _KEPT_S)) as blocks:
-        gr.Markdown(
-            f"# {TITLE}\nAll images below the photograph share its representation: what they have in common is in it."
-        )
-        with gr.Row():
-            with gr.Column(scale=1, min_width=280):
-                image = _upload(gr, label="Photograph", height=220)
-                model = gr.Dropdown(list(models), value=next(iter(models)), label="Model and layer")
-                draw = gr.Button("Draw", variant="primary", elem_id="draw")
-                stop = gr.Button("Stop", elem_id="stop")
-                count = gr.Slider(1, MAX_COUNT, value=Settings.per, step=1, label="Images")
-                with gr.Accordion("Sampling", open=False):
-                    steps = gr.Slider(1, MAX_STEPS, value=Settings.steps, step=1, label="Steps")
-                    solver = gr.Dropdown([AUTO, *SOLVERS], value=Settings.solver, label="Solver")
-                    guidance = gr.Slider(1, 3, value=Settings.guidance, step=0.05, label="Guidance", elem_id="guidance")
-                    seed = gr.Number(value=Settings.seed, precision=0, minimum=0, label="Seed")
-                with gr.Accordion("Change the photograph", open=False):
-                    names = [_PLAIN, *_augmentations()]
-                    augmentation = gr.Dropdown(names, value=_PLAIN, label="Augmentation", elem_id="augmentation")
-                    magnitude = gr.Slider(0, 1, value=0, label="Magnitude")
-                with gr.Accordion("Mix with another", open=False):
-                    other = _upload(gr, label="Second photograph", height=180)
-                    mix = gr.Slider(0, 1, value=0, label="Share of the second representation")
-                with gr.Accordion("Move the representation", open=False, elem_id="move"):
-                    named = [_PLAIN, *playground.directions]
-                    direction = gr.Dropdown(named, value=_PLAIN, label="Direction", elem_id="direction")
-                    strength = gr.Slider(
-                        -MAX_STRENGTH, MAX_STRENGTH, value=0, step=0.1, label="Strength", elem_id="strength"
-                    )
-            with gr.Column(scale=2, min_width=280):
-                status = gr.Markdown("Give a photograph and press Draw.", elem_id="status")
-                with gr.Row():
-                    options = {"height": 170, "interactive": False, "buttons": []}
-                    seen = gr.Image(label="As the encoder sees it", elem_id="seen", **options)
-                    second = gr.Image(label="The second photograph", **options)
-                samples = gr.Gallery(label="Samples", columns=4, height="auto", elem_id="samples")
-
-        def run(request: Any, image: str | None, model: str, *values: Any) -> Iterator[Shown]:
-            session, begun = str(request.session_hash), time.monotonic()
-
-            def abandoned() -> bool:
-                return listeners is not None and listeners.gone(session, begun)
-
-            yield from _run(gr, playground, abandoned, image, models.get(model, model), *values)
-
-        def halt(request: Any) -> None:
-            if listeners is not None:
-                listeners.stop(str(request.session_hash))
-
-        run.__annotations__ = halt.__annotations__ = {"request": gr.Request}  # Gradio gives it by its type
-
-        def range_of(name: str) -> Any:
-            low, high, neutral = magnitudes("" if name == _PLAIN else name)
-            return gr.Slider(low, high, value=neutral, label=_label(name))
-
-        inputs = [image, model, count, steps, solver, seed, augmentation, magnitude, other, mix, direction, strength]
-        inputs.append(guidance)
-        outputs = [status, seen, second, samples]
-        drawing = {"show_progress": "hidden", "concurrency_id": "draw"}
-        events = [draw.click(run, inputs, outputs, concurrency_limit=1, **drawing)]
-        events += [
-            each.release(run, inputs, outputs, trigger_mode="always_last", **drawing)
-            for each in (magnitude, mix, strength)
-        ]
-        stop.click(None, cancels=events, queue=False)
-        stop.click(halt, queue=False)
-        augmentation.change(range_of, augmentation, magnitude, queue=False)
+        gr.Markdown(f"# {TITLE}\n{ABOUT}")
+        with gr.Row(elem_id="layout"):
+            with gr.Column(elem_id="give", min_width=280):
+                page = parts.giving(gr, list(handler.models))
+            with gr.Column(elem_id="drawn", min_width=280):
+                page |= parts.drawn(gr)
+            with gr.Column(elem_id="more", min_width=280):
+                page |= parts.settings(gr, handler)
+        page["shared"], page["code"] = gr.Textbox(visible=False), gr.Textbox(visible=False)
+        _connect_drawing(gr, handler, page, listeners)
+        _connect_choices(gr, handler, page)
+        _connect_sharing(gr, handler, page, blocks)
     blocks.queue(max_size=queue, default_concurrency_limit=1)
     return blocks
+
+
+def _connect_drawing(gr: Any, handler: Handler, page: dict[str, Any], listeners: guard.Listeners | None) -> None:
+    """Draw, Stop, and sliders that draw again when they are let go."""
+
+    def run(request: Any, *values: Any) -> Iterator[tuple[Any, ...]]:
+        session, begun = str(request.session_hash), time.monotonic()
+
+        def abandoned() -> bool:
+            return listeners is not None and listeners.gone(session, begun)
+
+        with _told(gr, handler):
+            for shown in handler.draw(Given(*values), abandoned):
+                yield _updates(gr, shown)
+
+    def halt(request: Any) -> None:
+        if listeners is not None:
+            listeners.stop(str(request.session_hash))
+
+    run.__annotations__ = halt.__annotations__ = {"request": gr.Request}  # Gradio gives it by its type
+    inputs, outputs = [page[name] for name in Given._fields], [page[name] for name in _OUTPUTS]
+    drawing = {"show_progress": "hidden", "concurrency_id": "draw"}
+    events = [page["draw"].click(run, inputs, outputs, concurrency_limit=1, api_name="run", **drawing)]
+    events += [
+        page[each].release(run, inputs, outputs, trigger_mode="always_last", **drawing)
+        for each in ("magnitude", "mix", "strength")
+    ]
+    page["stop"].click(None, cancels=events, queue=False)
+    page["stop"].click(halt, queue=False, api_name="halt")
+
+
+def _connect_choices(gr: Any, handler: Handler, page: dict[str, Any]) -> None:
+    """What of the page depends on what was chosen."""
+    world = next((name for name, source in handler.models.items() if source == known_world.DECODER), None)
+
+    def range_of(name: str) -> Any:
+        low, high, neutral = magnitudes("" if name == PLAIN else name)
+        return gr.Slider(low, high, value=neutral, label=parts.magnitude_of(name))
+
+    def chosen(model: str) -> tuple[Any, Any]:
+        return gr.Accordion(visible=model == world), gr.skip() if model == world else []
+
+    def example(name: str, model: str) -> tuple[Any, ...]:
+        """The image and no shared drawing; images of the known world go to its model, photographs to another."""
+        others = [each for each in handler.models if each != world]
+        if name == examples.WORLD and world is not None:
+            model = world
+        elif name != examples.WORLD and model == world and others:
+            model = others[0]
+        return examples.images()[name], None, model
+
+    page["augmentation"].change(range_of, page["augmentation"], page["magnitude"], queue=False)
+    page["model"].change(chosen, page["model"], [page["world"], page["left_out"]], queue=False)
+    page["image"].upload(lambda: None, None, page["shared"], queue=False)
+    for button, name in zip(page["examples"], examples.images(), strict=True):
+        taken = [page["image"], page["shared"], page["model"]]
+        button.click(functools.partial(example, name), page["model"], taken, queue=False)
+
+
+def _connect_sharing(gr: Any, handler: Handler, page: dict[str, Any], blocks: Any) -> None:
+    """Shared drawings come as a file or in the page's address, and leave so."""
+
+    def opened(text: str) -> tuple[Any, ...]:
+        if not text:
+            return tuple(gr.skip() for _ in _OPENED)
+        found, model, beside = handler.opened(text)
+        how = (found.per, found.steps, found.solver, found.seed, found.guidance)
+        return (OPENED, text, None, model, beside, *how, PLAIN, 0, 0, PLAIN, 0, [])
+
+    def of_file(file: str | None) -> tuple[Any, ...]:
+        with _told(gr, handler):
+            return opened("" if file is None else sharing.of_file(file))
+
+    def of_link(code: str) -> tuple[Any, ...]:
+        with _told(gr, handler):
+            return opened(sharing.of_link(code) if code else "")
+
+    filled = [page[name] for name in _OPENED]
+    from_file = page["file"].upload(of_file, page["file"], filled, queue=False)
+    from_link = blocks.load(of_link, page["code"], filled, queue=False, js=FROM_LINK)
+    for event in (from_file, from_link):
+        event.success(None, page["shared"], None, queue=False, js=DRAW)
+    page["link"].click(None, page["code"], page["status"], queue=False, js=TO_LINK)
+
+
+def _updates(gr: Any, shown: Shown) -> tuple[Any, ...]:
+    """The values of `_OUTPUTS`; what has nothing to show is hidden."""
+    (name, samples), *others = shown.samples.items()
+    beside = gr.Gallery(visible=False, value=[])
+    if others:
+        beside = gr.Gallery(visible=True, label=f"Samples: {others[0][0]}", value=others[0][1])
+    seen = [gr.Image(value=image, visible=True) for image in shown.seen] + [gr.Image(visible=False, value=None)] * 2
+    of = shown.files
+    return (
+        shown.status,
+        gr.Gallery(label=f"Samples: {name}", value=samples),
+        beside,
+        *seen[:2],
+        gr.Row(visible=of is not None),
+        *((None,) * 4 if of is None else of),
+    )
+
+
+@contextlib.contextmanager
+def _told(gr: Any, handler: Handler) -> Iterator[None]:
+    """What goes wrong inside becomes a sentence on the page; a drawing that nobody waits for just ends."""
+    try:
+        yield
+    except Abandoned:
+        return
+    except ERRORS as error:
+        raise gr.Error(handler.sentence(error), print_exception=False) from error
 
 
 def launch(
@@ -174,6 +240,8 @@ def launch(
         ssr_mode=False,
         footer_links=[],
         theme=gr.themes.Default(font=_FONTS, font_mono=("ui-monospace", "monospace")),
+        css=f"{STYLE}{examples.style()}",
+        js=SPOKEN,
         app_kwargs={"lifespan": guarded},
     )
     if wait:
@@ -192,118 +260,3 @@ def _folder() -> Path:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ[name] = folder
     return Path(folder)
-
-
-def _upload(gr: Any, **options: Any) -> Any:
-    """A place for a photograph that hands on the path of what was uploaded.
-
-    Gradio would decode it, with every format that Pillow knows, fetch addresses, and open files of this machine that
-    a request names without saying that they are files.
-    """
-    photo = gr.Image(type="filepath", sources=["upload", "clipboard"], **options)
-    folder = Path(photo.GRADIO_CACHE).resolve()
-    move = photo.async_move_resource_to_block_cache
-
-    def path_of(payload: Any) -> str | None:
-        if payload is None:
-            return None
-        path = Path(payload.path or "").resolve() if not (payload.url or "").startswith("data:") else folder
-        if folder not in path.parents:
-            raise gr.Error("give a photograph as an upload", print_exception=False)
-        return str(path)
-
-    async def moved(given: Any) -> Any:
-        if not isinstance(given, str | os.PathLike) or "://" in str(given):
-            raise gr.Error("give a photograph as an upload", print_exception=False)
-        return await move(given)
-
-    photo.preprocess, photo.async_move_resource_to_block_cache = path_of, moved
-    return photo
-
-
-def _labels(models: Sequence[str]) -> dict[str, str]:
-    """What the page calls the models: files by their name without the folders of this machine."""
-    found: dict[str, str] = {}
-    for model in models:
-        name = label = Path(model).name if Path(model).is_absolute() or model.startswith(("~", ".")) else model
-        while label in found:
-            label = f"{name} ({sum(each.startswith(name) for each in found) + 1})"
-        found[label] = model
-    return found
-
-
-def _augmentations() -> list[str]:
-    from rcdm_fast.analysis.augment import AUGMENTATIONS
-
-    return list(AUGMENTATIONS)
-
-
-def _label(name: str) -> str:
-    from rcdm_fast.analysis.augment import AUGMENTATIONS
-
-    return "Magnitude" if name == _PLAIN else f"Magnitude ({AUGMENTATIONS[name].about})"
-
-
-def _run(
-    gr: Any,
-    playground: Playground,
-    abandoned: Callable[[], bool],
-    image: str | None,
-    model: str,
-    count: float,
-    steps: float,
-    solver: str,
-    seed: float | None,
-    augmentation: str,
-    magnitude: float,
-    other: str | None,
-    mix: float,
-    direction: str,
-    strength: float,
-    guidance: float,
-) -> Iterator[Shown]:
-    """The handler: values of the page in its order; see `Shown`."""
-    changed, towards = ("" if name == _PLAIN else name for name in (augmentation, direction))
-    try:
-        settings = Settings(
-            model=model,
-            per=int(count),
-            steps=int(steps),
-            solver=solver,
-            guidance=guidance,
-            seed=int(seed or 0),
-            augmentation=changed,
-            magnitude=magnitude,
-            mix=mix,
-            direction=towards,
-            strength=strength,
-        )
-        for drawn in playground.draw(settings, image, other, abandoned=abandoned):
-            done = f"{len(drawn.samples)} of {drawn.wanted} images"
-            if guidance != 1:
-                done += f", guidance {drawn.guidance:g}"
-            if drawn.guidance != guidance:
-                done += " (the model was not trained for it)"
-            first, *rest = (_large(each) for each in drawn.seen)
-            yield done, first, rest[0] if rest else None, [_large(each) for each in drawn.samples]
-    except Abandoned:
-        return
-    except (ConfigError, ImageError, SamplingError, OSError) as error:
-        raise gr.Error(_message(error, playground), print_exception=False) from error
-
-
-def _message(error: Exception, playground: Playground) -> str:
-    """What an error says, without the folders of this machine."""
-    text = doors.said(error)
-    names = {source: label for label, source in _labels(playground.models).items()}
-    if playground.data is not None:
-        names[playground.data] = Path(playground.data).name
-    for source, label in names.items():
-        text = text.replace(source, label)
-    return re.sub(r"(?<![\w.~:/])~?/(?:[^\s/:'\"]+/)+", "", text)
-
-
-def _large(image: Image.Image) -> Image.Image:
-    """Small images enlarged so that their pixels stay pixels."""
-    factor = max(1, SHOWN // image.width)
-    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)

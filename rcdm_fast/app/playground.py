@@ -1,7 +1,7 @@
 """What the playground does: an image and settings in, images out as they are finished.
 
-One model is loaded at a time and one drawing runs at a time; the queue in front of it belongs to the page. Knows
-nothing about pages.
+Two models are loaded at a time, for two may be drawn beside each other, and one drawing runs at a time; the queue in
+front of it belongs to the page. Knows nothing about pages.
 """
 
 from __future__ import annotations
@@ -19,20 +19,24 @@ from torch import Tensor
 
 import rcdm_fast
 from rcdm_fast.analysis.augment import AUGMENTATIONS
-from rcdm_fast.app import directions
-from rcdm_fast.checks import Range
+from rcdm_fast.app import directions, known_world
+from rcdm_fast.checks import Range, choice
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.sources import open_data
 from rcdm_fast.diffusion.sampling import Request
 from rcdm_fast.diffusion.sampling_config import QUICK_STEPS, SamplingConfig
 from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.diffusion.solvers import Predict, SolverOptions, StepNoise
+from rcdm_fast.encoders import Encoder
 from rcdm_fast.images import ImageSource, load_image, to_pil
 from rcdm_fast.model import Model
 
 MAX_STEPS, MAX_COUNT = 250, 32
 MAX_STRENGTH = 2.0
 STREAMED = 4  # images that appear together
+DRAFT_STEPS, DRAFT_SOLVER = 4, "dpmpp_2m"  # of the first images: in four steps DDIM is blurred, this one is not
+DRAFTED = 2  # images of a draft that appear together: the first must not wait for many
+LOADED = 2  # models that are kept
 MAX_PIXELS = 60_000_000  # of a photograph; phones have up to 50
 
 
@@ -53,6 +57,7 @@ class Settings(SamplingConfig):
         mix: 0..1, how far h goes on the straight line from the first image's to the second's.
         direction: a name in `Playground.directions`, or "" for none.
         strength: -2..2, how far h then goes along it, in lengths of the direction.
+        left_out: factors that the encoder of the known world is told to leave out (`known_world.NAMES`).
     """
 
     model: str
@@ -63,6 +68,7 @@ class Settings(SamplingConfig):
     mix: float = 0.0
     direction: str = ""
     strength: float = 0.0
+    left_out: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,16 +81,28 @@ class Settings(SamplingConfig):
         known = (*directions.OF_PHOTOGRAPH, *directions.OF_DATA)
         if self.direction and self.direction not in known:
             raise ConfigError(f"no direction called {self.direction}; known: {', '.join(known)}")
+        for each in self.left_out:
+            choice(each, "a factor that is left out", known_world.NAMES)
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """What there is so far: the images as the encoder sees them, the samples, and with what guidance."""
+    """What there is so far.
+
+    Attributes:
+        seen: the images as the encoder sees them.
+        samples: finished ones, then those of the draft.
+        wanted, finished: how many there will be, and are.
+        guidance: that they are drawn with.
+        h: the representation, float32 [1,D]; None before it is known.
+    """
 
     seen: tuple[Image.Image, ...]
     samples: tuple[Image.Image, ...]
     wanted: int
     guidance: float = 1.0
+    finished: int = 0
+    h: Tensor | None = None
 
 
 @dataclass
@@ -103,24 +121,27 @@ class Playground:
     engine: str = "auto"
     precision: str = "auto"
     data: str | None = None
-    _loaded: tuple[str, Model] | None = field(default=None, init=False, repr=False)
+    _loaded: dict[str, Model] = field(default_factory=dict, init=False, repr=False)  # the last used at the end
     _from_data: dict[str, dict[str, Tensor]] = field(default_factory=dict, init=False, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     def model(self, name: str) -> Model:
-        """The model of that name, loaded if it is not the one that was used last.
+        """The model of that name, loaded if it is not among those that were used last.
 
         Raises:
             ConfigError: the playground was not opened with it, or it has no encoder.
         """
         if name not in self.models:
             raise ConfigError(f"{name!r} is not among the models of this playground: {', '.join(self.models)}")
-        if self._loaded is None or self._loaded[0] != name:
+        model = self._loaded.pop(name, None)
+        if model is None:
+            while len(self._loaded) >= LOADED:
+                del self._loaded[next(iter(self._loaded))]  # first, so that there never are more
             model = rcdm_fast.load(name, device=self.device, engine=self.engine, precision=self.precision)
             if model.encoder is None:
                 raise ConfigError(f"{name} has no encoder, so a photograph cannot be given to it")
-            self._loaded = (name, model)
-        return self._loaded[1]
+        self._loaded[name] = model
+        return model
 
     @property
     def directions(self) -> tuple[str, ...]:
@@ -148,9 +169,7 @@ class Playground:
             ConfigError, ImageError: as `from_data`, or a component that a narrow representation lacks.
         """
         if settings.direction in directions.OF_PHOTOGRAPH:
-            encoder = self.model(settings.model).encoder
-            assert encoder is not None
-            return directions.of_photograph(encoder, view, settings.direction)
+            return directions.of_photograph(self._encoder(settings), view, settings.direction)
         found = self.from_data(settings.model)
         if settings.direction not in found:
             raise ConfigError(f"{settings.model} has no {settings.direction}; known: {', '.join(found)}")
@@ -162,38 +181,52 @@ class Playground:
         image: ImageSource | None,
         other: ImageSource | None = None,
         *,
+        h: Tensor | None = None,
         abandoned: Callable[[], bool] | None = None,
     ) -> Iterator[Drawn]:
-        """Samples of the image's representation; yields the images seen at once, then more and more samples.
+        """Samples of the image's representation, or of `h`, float32 [1,D], as it is.
 
-        The same settings give the same images; another magnitude, mix or strength changes h alone and
+        Yields the images seen at once, then a draft of few steps where more are wanted, then more and more samples in
+        place of it. The same settings give the same images; another magnitude, mix or strength changes h alone and
         keeps the noise. `abandoned` is asked before every network evaluation.
 
         Raises:
             ConfigError, ImageError: no image, a bad setting, or an image that cannot be used.
             Abandoned: `abandoned` said so.
         """
-        if image is None:
+        if image is None and h is None:
             raise ConfigError("give a photograph first")
-        if settings.mix > 0 and other is None:
+        if settings.mix > 0 and other is None and h is None:
             raise ConfigError("mixing needs a second photograph")
         with self._lock:
             model = self.model(settings.model)
-            seen = [self._seen(model, image, settings)]
-            if other is not None:
-                seen.append(self._view(model, other))
+            seen: list[Tensor] = []
+            if h is None and image is not None:
+                seen.append(self._seen(model, image, settings))
+                seen += [self._view(model, other)] if other is not None else []
         shown = tuple(to_pil(each[0]) for each in seen)
         guidance = settings.guidance if model.config.representation_dropout else 1.0
-        yield Drawn(shown, (), settings.per, guidance)
+        now = Drawn(shown, (), settings.per, guidance)
+        yield now
         # The lock is not kept while a page looks at what it got: a drawing that nobody fetches would keep others out.
         with self._lock:
-            request = model.request(self._moved(model, seen, settings), settings, guidance=guidance)
-        if abandoned is not None:
-            request = _while_wanted(request, abandoned)
+            now = dataclasses.replace(now, h=self._moved(seen, settings) if h is None else h.to(model.device))
+            final = model.request(now.h, settings, guidance=guidance)  # before the draft: settings may be refused
+            few = dataclasses.replace(settings, steps=DRAFT_STEPS, solver=DRAFT_SOLVER, eta=0.0)
+            drafts = (
+                settings.steps >= 2 * DRAFT_STEPS and not model.config.student_steps
+            )  # they have one number of steps
+            request = model.request(now.h, few, guidance=guidance) if drafts else None
+        draft: list[Image.Image] = []
+        if request is not None:
+            for images in _images(model, request, DRAFTED, abandoned):
+                draft += images
+                yield dataclasses.replace(now, samples=tuple(draft))
         samples: list[Image.Image] = []
-        for _, images in model.batches(request, STREAMED):
-            samples += [to_pil(each) for each in images.cpu()]
-            yield Drawn(shown, tuple(samples), settings.per, guidance)
+        for images in _images(model, final, STREAMED, abandoned):
+            samples += images
+            there = (*samples, *draft[len(samples) :])
+            yield dataclasses.replace(now, samples=there, finished=len(samples))
 
     def _view(self, model: Model, image: ImageSource) -> Tensor:
         name = "photograph" if not isinstance(image, str | os.PathLike) else os.path.basename(image)
@@ -207,15 +240,29 @@ class Playground:
             return view
         return AUGMENTATIONS[settings.augmentation](view, settings.magnitude)
 
-    def _moved(self, model: Model, seen: Sequence[Tensor], settings: Settings) -> Tensor:
+    def _encoder(self, settings: Settings) -> Encoder:
+        encoder = self.model(settings.model).encoder
+        assert encoder is not None
+        return known_world.without(encoder, settings.left_out)
+
+    def _moved(self, seen: Sequence[Tensor], settings: Settings) -> Tensor:
         """h of the first image, mixed with that of the second, then moved; [1,D]."""
-        assert model.encoder is not None
-        h = model.encoder.encode(seen[0])
+        encoder = self._encoder(settings)
+        h = encoder.encode(seen[0])
         if settings.mix:
-            h = torch.lerp(h, model.encoder.encode(seen[1]), settings.mix)
+            h = torch.lerp(h, encoder.encode(seen[1]), settings.mix)
         if settings.direction and settings.strength:
             h = h + settings.strength * self.direction(settings, seen[0])
         return h
+
+
+def _images(
+    model: Model, request: Request, together: int, abandoned: Callable[[], bool] | None
+) -> Iterator[list[Image.Image]]:
+    """Samples of a request, `together` at a time."""
+    wanted = request if abandoned is None else _while_wanted(request, abandoned)
+    for _, images in model.batches(wanted, together):
+        yield [to_pil(each) for each in images.cpu()]
 
 
 def _while_wanted(request: Request, abandoned: Callable[[], bool]) -> Request:

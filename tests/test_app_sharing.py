@@ -1,0 +1,184 @@
+"""Shared drawings of the playground, and what its page's values mean: no server, no browser."""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import rcdm_fast
+from rcdm_fast.app import handler, sharing
+from rcdm_fast.app.handler import Given, Handler, Shown
+from rcdm_fast.app.playground import Playground, Settings
+from rcdm_fast.config import ConfigError
+from rcdm_fast.images import to_pil
+from tests import small
+
+H = torch.randn(1, 256, generator=torch.Generator().manual_seed(0)) * torch.logspace(-30, 30, 256)[None]
+SETTINGS = Settings(model="small", per=3, steps=7, solver="deis", guidance=1.5, seed=11, mix=0.5, clip=False)
+
+
+def never() -> bool:
+    return False
+
+
+@pytest.fixture
+def page(monkeypatch: pytest.MonkeyPatch) -> Handler:
+    model = small.model()
+    monkeypatch.setattr(rcdm_fast, "load", lambda name, **_: model)
+    return Handler(Playground(("small", "/home/somebody/other.safetensors")))
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> str:
+    to_pil(small.make_images(1, 40)[0]).save(tmp_path / "photo.png")
+    return str(tmp_path / "photo.png")
+
+
+def given(image: str | None, **changes: Any) -> Given:
+    values = {"model": "small", "count": 5, "steps": 3, "solver": "ddim", "seed": 4, "augmentation": "none"}
+    values |= {"magnitude": 0.0, "other": None, "mix": 0.0, "direction": "none", "strength": 0.0, "guidance": 1.0}
+    return Given(image, **{**values, **changes})
+
+
+def drawn(page: Handler, values: Given) -> tuple[list[Shown], dict[str, bytes]]:
+    """All that is shown, and what the files of the last hold, which are gone then."""
+    shown, kept, files = [], {}, []
+    for each in page.draw(values, never):
+        shown.append(each)
+        if each.files is not None:
+            files = [Path(name) for name in each.files[:3]]
+            kept = {file.name: file.read_bytes() for file in files}
+    assert not any(file.exists() for file in files)
+    return shown, kept
+
+
+def pixels(shown: Shown) -> dict[str, list[bytes]]:
+    return {name: [image.tobytes() for image in images] for name, images in shown.samples.items()}
+
+
+def test_a_drawing_is_told_exactly(tmp_path: Path) -> None:
+    """Settings that h does not hold already, and every number of h, from the text, a file and a link."""
+    text = sharing.text(SETTINGS, {"small": H, "other": H[:, :2]})
+    (tmp_path / "d.json").write_text(text)
+    code = sharing.link(text)
+    assert set(code) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
+    for said in (text, sharing.of_file(tmp_path / "d.json"), sharing.of_link(code)):
+        found = sharing.parsed(said)
+        assert found.settings == Settings(
+            model="small", per=3, steps=7, solver="deis", guidance=1.5, seed=11, clip=False
+        )
+        assert list(found.h) == ["small", "other"]
+        assert torch.equal(found.h["small"], H)
+        assert torch.equal(found.h["other"], H[:, :2])
+    assert sharing.link(sharing.text(SETTINGS, {"small": torch.randn(1, 8192)})) == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda said: "[]", "no shared drawing"),
+        (lambda said: said | {sharing.MARK: 2}, "of version 2; 1 is known"),
+        (lambda said: said | {"h": {}}, "no list of finite numbers"),
+        (lambda said: said | {"h": {"small": [1.0, float("nan")]}}, "no list of finite numbers"),
+        (lambda said: said | {"h": {"small": [[1.0]]}}, "no list of finite numbers"),
+        (lambda said: said | {"h": {"small": ["x"]}}, "no shared drawing"),
+        (lambda said: said | {"settings": {"steps": 100_000}}, "steps must be in 1..250"),
+        (lambda said: said | {"more": "x" * sharing.MAX_BYTES}, "over 1 MiB"),
+    ],
+)
+def test_what_is_no_drawing_is_refused(tmp_path: Path, change: Any, message: str) -> None:
+    said = change(json.loads(sharing.text(SETTINGS, {"small": H})))
+    text = said if isinstance(said, str) else json.dumps(said)
+    with pytest.raises(ConfigError, match=message):
+        sharing.parsed(text)
+
+
+def test_files_and_links_that_hold_none(tmp_path: Path) -> None:
+    (tmp_path / "long").write_bytes(b" " * (sharing.MAX_BYTES + 1))
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe")
+    for name in ("missing", "long", "bytes"):
+        with pytest.raises(ConfigError, match=f"{name}: no shared drawing"):
+            sharing.of_file(tmp_path / name)
+    code = sharing.link(sharing.text(SETTINGS, {"small": H}))
+    bomb = base64.urlsafe_b64encode(zlib.compress(b" " * (64 << 20))).decode()
+    for link in (code[: len(code) // 2], "x", "&&&&", bomb, "é"):
+        with pytest.raises(ConfigError, match="this link holds no drawing"):
+            sharing.of_link(link)
+
+
+def test_who_opens_a_drawing_sees_the_same_images(page: Handler, photo: str) -> None:
+    """Of two models at once, after h was moved; without the photograph."""
+    both = given(photo, beside="other.safetensors", direction="as brightness", strength=1.0)
+    shown, files = drawn(page, both)
+    text = files["drawing.json"].decode()
+    settings, model, beside = page.opened(text)
+    assert (model, beside, settings.per, settings.seed) == ("small", "other.safetensors", 5, 4)
+    again, _ = drawn(page, given(None, beside=beside, shared=text))
+    assert again[-1].seen == []
+    assert pixels(again[-1]) == pixels(shown[-1])
+    assert len(pixels(again[-1])) == 2
+    assert sharing.of_link(shown[-1].files.link if shown[-1].files else "") == text
+    assert str(Path(photo).parent) not in text
+    assert "/home" not in text
+
+
+def test_files_of_a_drawing(page: Handler, photo: str, tmp_path: Path) -> None:
+    shown, files = drawn(page, given(photo))
+    assert [each.files is None for each in shown] == [True] * (len(shown) - 1) + [False]
+    (tmp_path / "h.npy").write_bytes(files["representation.npy"])
+    h = np.load(tmp_path / "h.npy")
+    assert (h.dtype, h.shape) == (np.float32, (1, 6))
+    assert np.array_equal(h, page.playground.model("small").encode([photo]).numpy())
+    (tmp_path / "sheet.png").write_bytes(files["sheet.png"])
+    with Image.open(tmp_path / "sheet.png") as sheet:  # what is seen, then five samples
+        assert sheet.width > 6 * handler.SHOWN
+        assert sheet.height < 2 * handler.SHOWN
+
+
+def test_what_does_not_fit_a_shared_drawing(page: Handler, photo: str) -> None:
+    text = drawn(page, given(photo))[1]["drawing.json"].decode()
+    for changes in (
+        {"augmentation": "flip"}, {"mix": 0.5}, {"direction": "as flip", "strength": 1.0}, {"left_out": ["hue"]},
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match="drawn as it is: give a photograph"):
+            next(page.draw(given(None, shared=text, **changes), never))
+    with pytest.raises(ConfigError, match=r"representation of small, not of other\.safetensors"):
+        next(page.draw(given(None, shared=text, beside="other.safetensors"), never))
+    with pytest.raises(ConfigError, match=r"of foreign; this playground offers small, other\.safetensors"):
+        page.opened(text.replace('"small"', '"foreign"'))
+
+
+def test_two_models_draw_in_turn(page: Handler, photo: str) -> None:
+    """The second one's draft does not wait for the first one's last image."""
+    shown, _ = drawn(page, given(photo, beside="other.safetensors", steps=8, count=4))
+    counts = [[len(images) for images in each.samples.values()] for each in shown]
+    assert counts[0] == [0, 0]
+    assert [2, 2] in counts[: len(counts) // 2]
+    said = [each.status for each in shown]
+    assert said[0] == "Drawing 4 images of each model"
+    assert said[2] == "A draft of 4 images of each model; better ones take its place"
+    assert said[-1] == "4 of 4 images of each model"
+    alone, _ = drawn(page, given(photo, beside="small"))
+    assert list(alone[-1].samples) == ["small"]
+    assert alone[-1].status == "5 of 5 images, from 6 numbers alone"
+
+
+@pytest.mark.parametrize(
+    ("said", "sentence"),
+    [
+        ("give a photograph first", "Give a photograph first."),
+        ("dot.png: 4x4 pixels", "dot.png: 4x4 pixels."),
+        ("cifar10-x has no encoder", "cifar10-x has no encoder."),
+        ("what now?", "What now?"),
+    ],
+)
+def test_errors_are_sentences(said: str, sentence: str) -> None:
+    assert Handler(Playground(("small",))).sentence(ConfigError(said)) == sentence
