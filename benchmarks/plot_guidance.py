@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rcdm_fast.analysis import charts
 from rcdm_fast.analysis.result import Table
 from rcdm_fast.metrics.intervals import Interval
-from rcdm_fast.report import charts
 
 
 def table(found: dict[str, dict[str, Any]]) -> Table:
-    """Shares, and quantities as multiples of those without guidance."""
+    """Fractions, and quantities as multiples of those without guidance."""
 
     def interval(value: dict[str, float], unit: float = 1.0) -> Interval:
         return Interval(value["value"] / unit, value["low"] / unit, value["high"] / unit)

@@ -42,7 +42,7 @@ def x0_errors(
         model: a model with an encoder.
         data: images of the size that the model makes.
         index: the images to measure on, int64 [M], at least two.
-        timesteps: of the schedule the model was trained with, from 0; by default `SHARES` of them.
+        timesteps: of the schedule the model was trained with, from 0; by default `FRACTIONS` of them.
         seed: of the noise, the same for every model.
         batch_size: images at once.
         resamples: bootstrap draws behind the 95 % intervals over images.

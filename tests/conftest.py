@@ -28,9 +28,9 @@ LONGEST = (
     *(
         f"tests/test_{name}.py"
         for name in (
-            "reference", "kernels_numbers", "distill", "app", "graphs_lines", "report", "cuda_on_host", "jobs_damage",
-            "training_options", "kernels_aot", "bench",
-            "bench_gpu", "diffusers", "analysis", "host", "training", "cli", "graphs", "solver_learning", "app_http",
+            "reference", "kernels_numbers", "distill", "app", "graphs_lines", "report", "kernels_gradients",
+            "cuda_on_host", "jobs_damage", "training_options", "kernels_aot", "bench", "bench_gpu", "diffusers",
+            "analysis", "host", "training", "cli", "graphs", "solver_learning", "app_http",
             "solver_fit", "adapt", "packaging", "analysis_layers", "jobs", "portable", "pipeline", "views",
             "encoders_layout", "guidance", "ssl_methods", "ops_native", "cli_photos",
         )

@@ -172,22 +172,22 @@ def test_training_lowers_the_loss_of_the_closed_form(
     assert losses[1] < 0.99 * losses[0]
 
 
-def made(config: AdaptConfig, bank: Tensor) -> Run:
+def made(config: AdaptConfig, data: ImageSet, bank: Tensor) -> Run:
     """The moving parts, from a map that knows nothing yet."""
     described, frozen = checkpoint.load_model(config.model)
     settings = dataclasses.replace(config, loss=LossConfig())
     width = len(frozen["ssl_emb.bias"])
     start = Ridge(torch.zeros(width, bank.shape[2]).double(), frozen["ssl_emb.bias"].double(), 1.0, 0.0)
-    return Run(settings, described, frozen, start, "cpu")
+    return Run(settings, described, frozen, start, data, bank, "cpu")
 
 
 def test_weights_are_the_averages_of_all_steps(config: AdaptConfig, data: ImageSet, generator: torch.Generator) -> None:
     config = dataclasses.replace(config, rank=1, learning_rate=0.05, ema=0.3)
     bank = torch.randn(2, len(data), WIDTHS["new"], generator=generator)
-    run = made(config, bank)
+    run = made(config, data, bank)
     average = {name: value.detach().clone() for name, value in run.trained.items()}
     for step in range(1, 5):
-        run.advance(data, bank, torch.arange(16))
+        run.advance()
         decay = min(0.3, (1 + step) / (10 + step))
         for name, value in run.trained.items():
             average[name] = decay * average[name] + (1 - decay) * value.detach()
@@ -203,7 +203,7 @@ def test_mirrored_images_have_representations_of_their_own(
 ) -> None:
     index = torch.arange(20, 36)
     bank = torch.stack([torch.arange(64.0), -torch.arange(64.0)])[..., None].expand(-1, -1, WIDTHS["new"])
-    run, images, given = made(config, bank), list[Tensor](), list[Tensor]()
+    run, images, given = made(config, data, bank), list[Tensor](), list[Tensor]()
     noisy = run.loss.noisy
 
     def noised(x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
@@ -214,9 +214,10 @@ def test_mirrored_images_have_representations_of_their_own(
         given.append(seen[2])
         return functional_call(network, state, seen)
 
+    monkeypatch.setattr(run, "order", lambda step: index)
     monkeypatch.setattr(run.loss, "noisy", noised)
     monkeypatch.setattr(adapting, "functional_call", called)
-    run.advance(data, bank, index)
+    run.advance()
     mirrored = given[0][:, 0] < 0
     assert 0 < int(mirrored.sum()) < 16
     assert given[0][:, 0].abs().tolist() == index.tolist()

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from rcdm_fast import evaluation
-from rcdm_fast.analysis import charts, faithfulness, layers, readout, registry, rules
+from rcdm_fast.analysis import faithfulness, layers, readout, registry, rules
 from rcdm_fast.analysis import spread as spreads
 from rcdm_fast.analysis.augment import AUGMENTATIONS
 from rcdm_fast.analysis.layer import LayersConfig
@@ -109,8 +108,7 @@ def test_figures_and_json_of_the_real_path() -> None:
     assert done == [(part, 12) for part in range(1, 13)]  # three augmentations and a variance; three models
     rows = {f"rows-{name}" for name in QUICK.augmentations}
     assert found.figures.keys() == {"variance"} | rows
-    assert found.charts.keys() == {"recovered", "open"}
-    assert found.captions.keys() == found.figures.keys() | found.charts.keys()
+    assert found.captions.keys() == found.figures.keys()
     assert found.figures["variance"].width > 4 * 96
     names = [each["name"] for each in json.loads(json.dumps(found.as_json()))["tables"]]
     assert len(set(names)) == len(names)
@@ -234,16 +232,6 @@ def test_faithfulness_is_found_by_the_ends_of_intervals(monkeypatch: pytest.Monk
     assert verdicts((0.01, 0.09), (6.1, 20)) == [False, False]
 
 
-def test_a_chart_puts_dots_where_the_values_are() -> None:
-    bar = charts.Bar("row", (Interval(0.5, 0.4, 0.6),))
-    chart = np.asarray(charts.intervals([bar], ["one"], "title", 0.0, 1.0, plot=600)).astype(int)
-    blue = tuple(int(charts.COLORS[0][place : place + 2], 16) for place in (1, 3, 5))
-    columns = (np.abs(chart - np.array(blue)).sum(axis=2) == 0).any(axis=0).nonzero()[0]
-    assert columns.max() - columns.min() == pytest.approx(0.2 * 600, abs=3)
-    with pytest.raises(ValueError, match="one interval for each"):
-        charts.intervals([bar], ["one", "two"], "title")
-
-
 def test_too_few_models_samples_and_images() -> None:
     data = photographs(30, 8)
     with pytest.raises(ConfigError, match="--against"):
@@ -286,14 +274,14 @@ def test_the_command_writes_figures_and_numbers(
         "--set", "resamples=100",
     )  # fmt: skip
     assert code == 0, capsys.readouterr().err
-    figures = {"recovered", "open", "variance", "rows-grayscale"}
-    assert {path.name for path in tmp_path.iterdir()} == {"layers.json"} | {f"layers-{name}.png" for name in figures}
+    files = {"layers.json", "layers-charts.svg", "layers-variance.png", "layers-rows-grayscale.png"}
+    assert {path.name for path in tmp_path.iterdir()} == files
     numbers = json.loads((tmp_path / "layers.json").read_text())
     assert numbers["model"] == "cifar10-simclr-trunk, cifar10-simclr-head"
     assert numbers["settings"]["steps"] == 2
     assert numbers["tables"][0]["columns"][2:4] == ["slope backbone", "slope projector"]
     assert numbers["settings"]["rules"] == rules.VERSION
-    assert Image.open(tmp_path / "layers-recovered.png").width > 500
+    assert "Left open at fixed h" in (tmp_path / "layers-charts.svg").read_text()
     text = capsys.readouterr().out
     assert "backbone keeps saturation, projector drops it" in text
 

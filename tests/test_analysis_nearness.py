@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rcdm_fast.analysis import charts, nearness
+from rcdm_fast.analysis import histograms, nearness
 from rcdm_fast.analysis.nearness import ANY, CLASS, SAMPLES, VIEWS, Group, NearnessConfig, nearer
 from rcdm_fast.analysis.registry import EXPERIMENTS, Job
 from rcdm_fast.analysis.result import Analysis
@@ -148,16 +148,16 @@ def test_what_is_refused(monkeypatch: pytest.MonkeyPatch, data: ImageSet) -> Non
 
 def test_histograms_show_where_values_lie() -> None:
     low, high = np.linspace(0, 1, 50), np.full(50, 9.0)
-    chart = np.asarray(charts.histograms([("low", low), ("high", high)], "title", plot=600))
+    chart = np.asarray(histograms.histograms([("low", low), ("high", high)], "title", plot=600))
     colors = [np.argwhere((chart == tuple(int(color[at : at + 2], 16) for at in (1, 3, 5))).all(axis=2))
-              for color in charts.COLORS[:2]]  # fmt: skip
+              for color in histograms.COLORS[:2]]  # fmt: skip
     assert colors[0][:, 1].max() < colors[1][:, 1].min()
     assert colors[0][:, 0].max() < colors[1][:, 0].min()
     with pytest.raises(ValueError, match="needs rows"):
-        charts.histograms([], "none")
-    assert charts.histograms([("still", np.zeros(3))], "all zero").width > 0
+        histograms.histograms([], "none")
+    assert histograms.histograms([("still", np.zeros(3))], "all zero").width > 0
 
 
 @pytest.mark.parametrize(("most", "step"), [(9.0, 2.0), (4.0, 1.0), (0.7, 0.1), (25.0, 5.0), (1.0, 0.2)])
 def test_steps_of_the_axis_are_round(most: float, step: float) -> None:
-    assert charts._round_step(most) == pytest.approx(step)
+    assert histograms._round_step(most) == pytest.approx(step)

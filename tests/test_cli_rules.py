@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ from PIL import Image
 import rcdm_fast
 from rcdm_fast import engines, solver_quality
 from rcdm_fast.analysis import registry
-from rcdm_fast.analysis.result import Analysis
+from rcdm_fast.analysis.result import Analysis, Table
 from rcdm_fast.benchmarking import Times
 from rcdm_fast.cli import analyze, bench, common, compare, export, generate, main, photos, sampling, training
 from rcdm_fast.config import ConfigError
@@ -235,13 +237,28 @@ def test_a_bar_of_images(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 def test_files_of_an_experiment(tmp_path: Path) -> None:
     small_one, large = Image.new("RGB", (8, 8)), Image.new("RGB", (9, 9))
-    found = Analysis("layers", "t", "m", {"seed": 3}, figures={"rows": small_one}, charts={"bars": large})
+    tables = (
+        Table(
+            "kept",
+            "Kept <so>, said at length " * 4,
+            ("of", "slope"),
+            (("hue", Interval(0.5, 0.4, 0.6)), ("size", None)),
+        ),
+        Table("words", "Without numbers", ("of", "verdict"), (("hue", "kept"),)),
+    )
+    figures = {"rows": small_one, "maps": large}
+    found = Analysis("layers", "t", "m", {"seed": 3}, tables, figures=figures)
     files = analyze.write(found, tmp_path, {"git": "abc"})
-    assert [file.name for file in files] == ["layers.json", "layers-bars.png", "layers-rows.png"]
-    assert [Image.open(file).size for file in files[1:]] == [(9, 9), (8, 8)]
+    assert [file.name for file in files] == ["layers.json", "layers-rows.png", "layers-maps.png", "layers-charts.svg"]
+    assert [Image.open(file).size for file in files[1:3]] == [(8, 8), (9, 9)]
+    drawn = ElementTree.fromstring(files[3].read_text())
+    parts = [(each.tag.rpartition("}")[2], each.text or "") for each in drawn.iter()]
+    assert [name for name, _ in parts].count("circle") == 1
+    assert max(len(text) for name, text in parts if name == "text") < 58  # the view box is no wider
     numbers = json.loads(files[0].read_text())
     assert numbers["settings"] == {"seed": 3}
     assert numbers["made_by"] == {"git": "abc"}
+    assert len(analyze.write(dataclasses.replace(found, tables=tables[1:]), tmp_path, {})) == 3
 
 
 def test_a_configuration_by_name_by_file_or_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

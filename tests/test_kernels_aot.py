@@ -1,7 +1,7 @@
 """Triton kernels as machine code for three generations of GPUs, without a GPU: spills, shared memory, wide loads.
 
 The shapes are those of the published 128-pixel release; `--log-cli-level=info` prints a line per kernel. What the
-kernels compute is tested in test_kernels_numbers.py.
+kernels compute is tested in test_kernels_numbers.py and test_kernels_gradients.py.
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ from rcdm_fast.encoders import native
 from rcdm_fast.models import checkpoint
 from rcdm_fast.models.unet import UNet
 from rcdm_fast.training import adapt, pretrain, train
-from rcdm_fast.training.pretrain import PretrainConfig, learning_rate
+from rcdm_fast.training.loop import learning_rate
+from rcdm_fast.training.pretrain import PretrainConfig
 from rcdm_fast.training.ssl_momentum import BYOL
 from tests import small, training_process
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rcdm_fast.analysis import registry
+from rcdm_fast.analysis import charts, registry
 from rcdm_fast.analysis.photos import PhotosConfig
 from rcdm_fast.analysis.photos import run as photographs
 from rcdm_fast.analysis.registry import Experiment, Job
@@ -23,7 +23,7 @@ from rcdm_fast.config import ConfigError
 from rcdm_fast.images import to_pil
 from rcdm_fast.metrics.intervals import Interval
 from rcdm_fast.models import checkpoint
-from rcdm_fast.report import build, charts, figures
+from rcdm_fast.report import build, figures
 from rcdm_fast.report.page import render
 from tests import browser, small, training_process
 

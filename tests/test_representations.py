@@ -13,6 +13,7 @@ from rcdm_fast import storage
 from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.training import representations
 from rcdm_fast.training.distributed import Processes
+from rcdm_fast.training.representation_file import RepresentationFile
 from rcdm_fast.training.views import Views
 from tests import small, training_process
 
@@ -68,17 +69,17 @@ def test_goes_on_after_an_interruption(tmp_path: Path, calls: list[int], monkeyp
     encoder = small.encoder()
     whole = representations.cached(encoder, DATA, tmp_path / "whole", views=Views(True))
     calls.clear()
-    before = representations._Cache.write
+    before = RepresentationFile.write
 
-    def stop_in_fourth(self: representations._Cache, view: int, start: int, rows: torch.Tensor) -> None:
+    def stop_in_fourth(self: RepresentationFile, view: int, start: int, rows: torch.Tensor) -> None:
         if len(calls) == 4:
             raise KeyboardInterrupt
         before(self, view, start, rows)
 
-    monkeypatch.setattr(representations._Cache, "write", stop_in_fourth)
+    monkeypatch.setattr(RepresentationFile, "write", stop_in_fourth)
     with pytest.raises(KeyboardInterrupt):
         representations.cached(encoder, DATA, tmp_path / "torn", views=Views(True))
-    monkeypatch.setattr(representations._Cache, "write", before)
+    monkeypatch.setattr(RepresentationFile, "write", before)
     calls.clear()
     assert torch.equal(representations.cached(encoder, DATA, tmp_path / "torn", views=Views(True)), whole)
     assert calls == [10, 8, 10, 10, 10, 10, 8]

@@ -24,8 +24,9 @@ from rcdm_fast.images import ImageError, from_uint8, to_uint8
 from rcdm_fast.metrics import probes
 from rcdm_fast.training.batches import Standardization
 from rcdm_fast.training.config import TrainConfig
+from rcdm_fast.training.loop import learning_rate
 from rcdm_fast.training.losses import DiffusionLoss, LossConfig, Weighting
-from rcdm_fast.training.pretrain import PretrainConfig, learning_rate, pretrain
+from rcdm_fast.training.pretrain import PretrainConfig, pretrain
 from rcdm_fast.training.reader import ReaderConfig
 from rcdm_fast.training.train import train
 from tests import small

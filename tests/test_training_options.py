@@ -22,8 +22,9 @@ from rcdm_fast.errors import RunError
 from rcdm_fast.models import checkpoint
 from rcdm_fast.training import distributed, fused_unet, timesteps
 from rcdm_fast.training.config import TrainConfig
+from rcdm_fast.training.loop import learning_rate
 from rcdm_fast.training.losses import DiffusionLoss
-from rcdm_fast.training.pretrain import PretrainConfig, learning_rate
+from rcdm_fast.training.pretrain import PretrainConfig
 from rcdm_fast.training.run import Run
 from rcdm_fast.training.state import Paused, RunFolder
 from rcdm_fast.training.train import train

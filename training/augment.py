@@ -55,7 +55,7 @@ def random_views(images: Tensor, config: AugmentConfig, generator: torch.Generat
 def random_crop_flip(
     images: Tensor, min_scale: float, generator: torch.Generator, max_scale: float = 1.0, size: int | None = None
 ) -> Tensor:
-    """Random resized crop (area share in [min_scale, max_scale], aspect in [3/4, 4/3]) and horizontal flip.
+    """Random resized crop (fraction of the area in [min_scale, max_scale], aspect in [3/4, 4/3]) and horizontal flip.
 
     [N,3,H,W] -> the same, or [N,3,size,size] where a size (pixels) is given; bilinear, without low-pass filter.
     """

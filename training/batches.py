@@ -99,7 +99,7 @@ class Batches:
         config: the run.
         data: images.
         bank: their representations in every view, float32 [V,N,D]. Both move to a GPU that has room.
-        crew: the processes.
+        dist: the processes.
     """
 
     def __init__(self, config: TrainConfig, data: ImageSet, bank: Tensor, dist: distributed.Processes) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+import torch
+
 from rcdm_fast.checks import (
     Checked,
     Count,
@@ -23,6 +25,7 @@ from rcdm_fast.training.losses import LossConfig
 LearningRates = Literal["cosine", "constant"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Computed = Literal["auto", "fp32", "bf16", "fp16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Sharding = Literal["none", "fully_shard"]
 TimestepSampling = Literal["uniform", "loss_aware"]
 
@@ -56,13 +59,13 @@ class TrainConfig(InBatches):
         loss: weighting and L_vlb.
         timesteps: ``uniform``, or ``loss_aware``: steps with larger losses are drawn more often (`timesteps.py`).
         images: images seen in all; batches of `batch_size`, whatever the number of processes.
-        micro_batch: images that one process holds in memory at once; 0 means all of its share.
+        micro_batch: images that one process holds in memory at once; 0 means all of its part.
         activation_checkpointing: recompute activations of blocks in the backward pass instead of keeping them.
-        learning_rate: peak, after a linear warm-up over `warmup` of the run; then `rates`: cosine decay to zero, or
-            constant.
+        learning_rate: peak, after a linear warm-up over `warmup` of the run; then `lr_schedule`: cosine decay to zero,
+            or constant.
         ema: decay per step of the averaged weights, reached gradually ((1 + step) / (10 + step) before).
         ema_decays: further decays; their weights are written beside, to choose from afterwards.
-        flips: mirror images at random, with the mirrored image's own representation.
+        random_flip: mirror images at random, with the mirrored image's own representation.
         augmented_views: further views of every image, moved by random affine maps, each with its own representation and
             told to the network while it is trained (`views.py`): a decoder of few images overfits less.
         representation_dropout: fraction of images whose representation is replaced by zeros, so that sampling can be

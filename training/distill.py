@@ -16,92 +16,59 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rcdm_fast import encoders as encoder_room
-from rcdm_fast import host, storage
-from rcdm_fast.checks import (
-    Checked,
-    Count,
-    CountOrNone,
-    Fraction,
-    FractionBelowOne,
-    LearningRate,
-    Positive,
-    Range,
-    Seed,
-)
-from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, UNetConfig
+from rcdm_fast import host
+from rcdm_fast.checks import Count, CountOrNone, LearningRate, Range
+from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig
 from rcdm_fast.data.image_set import ImageSet, step_generator
 from rcdm_fast.diffusion import registry
 from rcdm_fast.diffusion.schedule import AT, Placement, Schedule
 from rcdm_fast.diffusion.solvers import Solver, ddim
-from rcdm_fast.errors import RunError
 from rcdm_fast.exporters.graph import hash_of
 from rcdm_fast.metrics.intervals import Interval, bootstrap
 from rcdm_fast.models import checkpoint, networks
 from rcdm_fast.models.unet import UNet
 from rcdm_fast.precision import ieee_fp32
-from rcdm_fast.training import ema, fused_unet, representations, resume, trajectories, trust
-from rcdm_fast.training.pretrain import learning_rate
+from rcdm_fast.training import fused_unet, loop, representations, trajectories, trust
+from rcdm_fast.training.config import DTYPES
 from rcdm_fast.training.state import RunFolder
 from rcdm_fast.training.trajectories import Conditions
+from rcdm_fast.training.tuning import FREE, TuneConfig, Tuned
 from rcdm_fast.training.views import Views
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[int, int, float], None]
-
-FREE = ("name", "weights", "save_every")  # what a run may be resumed with other values of
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _JUDGED = 1  # stream of the trajectories that judge; 0 draws those that are learned from
 _RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
-class DistillConfig(Checked):
-    """How a student is made.
+class DistillConfig(TuneConfig):
+    """How a student of `model` is made; see also `TuneConfig`.
 
     Attributes:
-        name: name of the student, written into its file.
-        model: name, file, folder or hub id of the teacher.
         nfe: network evaluations that the student has.
-        encoder: what gives representations; None for the one that the model's file names.
         placement: where the student's timesteps lie (`trajectories.student_steps`).
         between: timesteps of the teacher between two of the student's; each costs an evaluation per trajectory.
         trajectories: how many are learned from in all, each seen once; batches of `batch_size`.
-        learning_rate: peak, after a linear warm-up over `warmup` of the run; cosine decay to zero.
-        ema: decay per step of the averaged weights, reached gradually ((1 + step) / (10 + step) before).
-        random_flip: take representations of mirrored images, too.
         judged: representations whose images judge the student, two of each, from noise that had no part in learning.
-        save_every: in steps.
-        weights: how the finished weights are stored.
     """
 
-    name: str
-    model: str
+    learning_rate: LearningRate = 5e-5
     nfe: Annotated[int, Range(2, 5)] = 4
-    encoder: EncoderConfig | None = None
     placement: Placement = "logsnr"
     between: CountOrNone = 3
     trajectories: Count = 32_000
-    batch_size: Count = 32
-    learning_rate: LearningRate = 5e-5
-    warmup: Fraction = 0.03
-    ema: FractionBelowOne = 0.99
-    clip_norm: Positive = 1.0
-    random_flip: bool = True
     judged: Annotated[int, Range(2)] = 64
-    seed: Seed = 0
-    save_every: Count = 100
-    weights: Literal["fp32", "bf16", "fp16"] = "fp32"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -136,7 +103,7 @@ def distill(
     data: ImageSet | None,
     out: str | Path,
     device: str = "cpu",
-    progress: Progress | None = None,
+    progress: loop.Progress | None = None,
     trusted: Collection[str] = (),
 ) -> tuple[Path, Judged]:
     """Distill, or resume a run that `out` holds unfinished: the file `out`/NAME.safetensors, and what it is worth.
@@ -164,25 +131,21 @@ def distill(
     encoder = _encoder(config, model, data)
     folder = RunFolder(out)
     with folder.locked():
-        target = folder.path / f"{config.name}.safetensors"
-        storage.check_writable(target)
+        target = config.target(folder)
         identity = {
             "teacher": hash_of(model.unet, tensors, model.schedule),
             "data": None if data is None or encoder is None else data.fingerprint,
         }
-        settings = {**dataclasses.asdict(config), **identity}
-        state = folder.open(resume.as_before(folder.path, settings, FREE))
+        state = loop.begin(folder, {**dataclasses.asdict(config), **identity}, FREE)
         bank = None
         if encoder is not None and data is not None:
             known = encoder.source in trust.remembered(folder.path, trusted)
             built = encoder_room.build(encoder, device, trust_repo=known)
             bank = representations.cached(built, data, folder.path, Views(config.random_flip))
-            _check_width(bank, model.unet, config.model)
+            representations.check_width(bank, model.unet, "the encoder", config.model)
         run = Run(config, model, tensors, bank, device)
-        if state is not None:
-            run.restore(state)
-            log.info("resumed at step %d of %d", run.step, config.steps)
-        _train(run, folder, progress)
+        loop.restored(run, state, config)
+        loop.walk(run, folder, config, progress, logged=20)
         judged = run.judge()
         info = {
             "distilled_from": model.name or config.model,
@@ -195,7 +158,7 @@ def distill(
         finished = dataclasses.replace(
             model, name=config.name, info=info, fitted=(), student_steps=run.own, encoder=encoder or model.encoder
         )
-        return checkpoint.save_model(target, finished, run.average.whole(), _DTYPES[config.weights]), judged
+        return checkpoint.save_model(target, finished, run.average.whole(), DTYPES[config.weights]), judged
 
 
 def _encoder(config: DistillConfig, model: ModelConfig, data: ImageSet | None) -> EncoderConfig | None:
@@ -210,27 +173,8 @@ def _encoder(config: DistillConfig, model: ModelConfig, data: ImageSet | None) -
     return found
 
 
-def _check_width(bank: Tensor, unet: UNetConfig, name: str) -> None:
-    if bank.shape[-1] != unet.representation_dim:
-        raise ConfigError(f"the encoder gives {bank.shape[-1]} dimensions, {name} expects {unet.representation_dim}")
-
-
-def _train(run: Run, folder: RunFolder, progress: Progress | None) -> None:
-    config = run.config
-    while run.step < config.steps:
-        terms = run.advance()
-        if not math.isfinite(terms["loss"]):
-            raise RunError(f"the loss is {terms['loss']} at step {run.step}; the last good state is in {folder.path}")
-        if progress is not None:
-            progress(run.step, config.steps, terms["loss"])
-        if run.step % 20 == 0 or run.step == config.steps:
-            folder.log({"step": run.step, **terms})
-        if run.step % config.save_every == 0 or run.step == config.steps:
-            folder.save(run.step, run.state())
-
-
-class Run:
-    """The moving parts: teacher, student, its average, the optimizer and the step counter.
+class Run(Tuned):
+    """The moving parts: the teacher, and the student that learns from it.
 
     Attributes:
         own: the student's timesteps, ascending.
@@ -256,9 +200,12 @@ class Run:
             if not fused_unet.reasons_unavailable(self.device):
                 fused_unet.attach(each)
         self.student.requires_grad_(True)
-        self.average = ema.Ema(self.student.state_dict(), config.ema)
-        self.optimizer = torch.optim.Adam(self.student.parameters(), config.learning_rate)
-        self.step = 0
+        super().__init__(
+            config,
+            config.steps,
+            dict(self.student.named_parameters()),
+            lambda trained: torch.optim.Adam(trained, config.learning_rate),
+        )
 
     def draw(self, generator: torch.Generator, count: int, per: int = 1) -> tuple[Tensor, Conditions]:
         """x_T [count * per,3,H,W] and what they are drawn for, `per` in a row for the same."""
@@ -276,10 +223,7 @@ class Run:
         return x, Conditions(h, label)
 
     def advance(self) -> dict[str, float]:
-        """One optimizer step on a batch of trajectories; the loss of every student's step, and the gradient's norm.
-
-        All random numbers depend on (seed, step) alone.
-        """
+        """One optimizer step on a batch of trajectories; the loss of every student's step, and the gradient's norm."""
         config = self.config
         x, given = self.draw(step_generator(config.seed, self.step), config.batch_size)
         wanted = trajectories.teacher_states(self.teacher, self.grid, self.own, x, given)
@@ -293,13 +237,7 @@ class Run:
                 (apart / config.nfe).backward()
             x = after.detach()
             losses.append(float(apart.detach()))
-        norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), config.clip_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, config.steps, config.warmup, config.learning_rate)
-        self.optimizer.step()
-        self.step += 1
-        self.average.update(self.student.state_dict(), self.step)
-        terms = {"loss": sum(losses) / len(losses), "last": losses[-1], "gradient_norm": float(norm)}
+        terms = {"loss": sum(losses) / len(losses), "last": losses[-1], "gradient_norm": self.learn()}
         return {name: round(value, 6) for name, value in terms.items()}
 
     def judge(self) -> Judged:
@@ -337,22 +275,6 @@ class Run:
         each = (made - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1)
         of_representation = each.view(-1, 2).mean(dim=1).double().numpy()
         return bootstrap(of_representation, _RESAMPLES, np.random.default_rng(self.config.seed))
-
-    def state(self) -> dict[str, Any]:
-        """Everything a resumed run needs beside its teacher."""
-        return {
-            "step": self.step,
-            "student": self.student.state_dict(),
-            "average": self.average.whole(),
-            "optimizer": self.optimizer.state_dict(),
-        }
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state`."""
-        self.step = int(state["step"])
-        self.student.load_state_dict(state["student"], strict=True)
-        self.average.copy_(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
 
 
 def _variance(images: Tensor) -> float:

@@ -1,6 +1,6 @@
 """The processes that train one network together, as `accelerate launch` or `torchrun` started them.
 
-Every process draws the random numbers of the whole batch and works on its share, so that the number of processes
+Every process draws the random numbers of the whole batch and works on its part, so that the number of processes
 changes nothing but the order of sums. Without such a launcher there is one process and nothing is distributed.
 """
 

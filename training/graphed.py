@@ -68,7 +68,7 @@ class GraphedStep(Generic[B]):
         Args:
             batch: tensors on the device; those on the CPU are kept from the first batch.
             rate: learning rate.
-            shares: in 0..1, how far each average moves towards the new weights.
+            fractions: in 0..1, how far each average moves towards the new weights.
         """
         if self._batch is None:
             self._prepare(batch)

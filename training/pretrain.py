@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from rcdm_fast.encoders import native
 from rcdm_fast.encoders.small_resnet import SmallResNet
 from rcdm_fast.errors import RunError
 from rcdm_fast.metrics import probes
-from rcdm_fast.training import resume
+from rcdm_fast.training import loop, resume
 from rcdm_fast.training.pretrain_config import PretrainConfig as PretrainConfig
 from rcdm_fast.training.ssl_methods import BarlowTwins, Method, SimCLR, Supervised, VICReg
 from rcdm_fast.training.ssl_momentum import BYOL, DINO
@@ -47,14 +46,6 @@ _METHODS: dict[str, type[Method]] = {
 }
 
 
-def learning_rate(step: int, steps: int, warmup: float, peak: float) -> float:
-    """Linear warm-up over `warmup` x `steps`, then cosine decay to zero."""
-    warm = max(1, int(warmup * steps))
-    if step < warm:
-        return peak * (step + 1) / warm
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
-
-
 @host.guarded(gradients=True, random=True)
 def pretrain(
     config: PretrainConfig,
@@ -62,7 +53,7 @@ def pretrain(
     out: str | Path,
     test: ImageSet | None = None,
     device: str = "cpu",
-    progress: Callable[[int, int, float], None] | None = None,
+    progress: loop.Progress | None = None,
 ) -> tuple[Path, dict[str, float]]:
     """Train, resume if `out` holds an unfinished run, and write `out`/NAME-encoder.safetensors (float16).
 
@@ -86,89 +77,86 @@ def pretrain(
     folder = RunFolder(out)
     with folder.locked():
         storage.check_writable(_target(folder, config))
-        return _pretrain(config, chosen, train, folder, test, device, progress)
+        config = dataclasses.replace(config, bf16=resume.bf16(folder.path, config.bf16, device))
+        run = _Run(config, chosen, train, torch.device(device))
+        settings = {**dataclasses.asdict(config), "data": train.fingerprint}
+        loop.restored(run, loop.begin(folder, settings, FREE), config)
+        loop.walk(run, folder, config, progress)
+        network = run.method.result(run.network)
+        measured: dict[str, float] = {}
+        if test is not None:
+            measured = accuracy(network, run.data, test)
+            untrained = accuracy(config.network(), run.data, test)
+            measured.update({f"untrained_{name}": value for name, value in untrained.items()})
+            folder.log(measured)
+        info: dict[str, Any] = {"run": dataclasses.asdict(config), "data": train.fingerprint, "accuracy": measured}
+        native.save(_target(folder, config), network, config.encoder(), info, torch.float16)
+        return _target(folder, config), measured
 
 
-def _pretrain(
-    config: PretrainConfig,
-    chosen: type[Method],
-    train: ImageSet,
-    folder: RunFolder,
-    test: ImageSet | None,
-    device: str,
-    progress: Callable[[int, int, float], None] | None,
-) -> tuple[Path, dict[str, float]]:
-    config = dataclasses.replace(config, bf16=resume.bf16(folder.path, config.bf16, device))
-    where = torch.device(device)
-    if fits(where, train.pixels):
-        train = train.to(device)  # and is augmented there
-    network = config.network().to(device).to(memory_format=torch.channels_last).train()
-    method = chosen(config, network).to(device).train()
-    settings = {**dataclasses.asdict(config), "data": train.fingerprint}
-    known = resume.as_before(folder.path, settings, FREE)
-    state = folder.open(known)
-    if known != settings:
-        resume.keep(folder.path, settings)
-    trained = [*network.parameters(), *(item for item in method.parameters() if item.requires_grad)]
-    optimizer = torch.optim.AdamW(trained, config.learning_rate, weight_decay=config.weight_decay)
-    step = 0
-    if state is not None:
-        network.load_state_dict(state["network"])
-        method.load_state_dict(state.get("method", {}))  # runs from before other methods were known have none
-        optimizer.load_state_dict(state["optimizer"])
-        step = int(state["step"])
-        log.info("resumed at step %d of %d", step, config.steps)
-    forward: nn.Module = network
-    if config.compile:
-        forward = torch.compile(network, dynamic=False)  # type: ignore[assignment]
-        for child in method.children():
-            if isinstance(child, SmallResNet):
-                child.compile(dynamic=False)
-    order = BatchOrder(len(train), config.batch_size, config.seed)
+class _Run:
+    """The moving parts: the network, the method with what it learns itself, and the optimizer of both."""
 
-    def drawn(step: int) -> tuple[list[Tensor], Tensor | None]:
-        index = order(step)
-        images = train.floats(sent(index, train.pixels.device))
-        views = [sent(view, where) for view in method.views(images, step_generator(config.seed, step))]
-        return views, None if train.labels is None else sent(train.labels[index], where)
+    def __init__(self, config: PretrainConfig, chosen: type[Method], data: ImageSet, device: torch.device) -> None:
+        self.config, self.device = config, device
+        self.data = data.to(device) if fits(device, data.pixels) else data  # and is augmented there
+        self.network = config.network().to(device).to(memory_format=torch.channels_last).train()
+        self.method = chosen(config, self.network).to(device).train()
+        trained = [*self.network.parameters(), *(item for item in self.method.parameters() if item.requires_grad)]
+        self.optimizer = torch.optim.AdamW(trained, config.learning_rate, weight_decay=config.weight_decay)
+        self.step = 0
+        self._forward: nn.Module = self.network
+        if config.compile:
+            self._forward = torch.compile(self.network, dynamic=False)  # type: ignore[assignment]
+            for child in self.method.children():
+                if isinstance(child, SmallResNet):
+                    child.compile(dynamic=False)
+        self._order = BatchOrder(len(data), config.batch_size, config.seed)
+        self._ahead: tuple[list[Tensor], Tensor | None] | None = None
 
-    ahead: tuple[list[Tensor], Tensor | None] | None = None
-    while step < config.steps:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, config.steps, config.warmup, config.learning_rate)
-        views, labels = ahead if ahead is not None else drawn(step)
-        loss = method.loss(forward, views, labels, step)
-        optimizer.zero_grad(set_to_none=True)
+    def _drawn(self, step: int) -> tuple[list[Tensor], Tensor | None]:
+        index, data = self._order(step), self.data
+        images = data.floats(sent(index, data.pixels.device))
+        views = [sent(view, self.device) for view in self.method.views(images, step_generator(self.config.seed, step))]
+        return views, None if data.labels is None else sent(data.labels[index], self.device)
+
+    def advance(self) -> dict[str, float]:
+        """One optimizer step; the loss, and the spread of the outputs."""
+        config, method, step = self.config, self.method, self.step
+        loop.set_rate(self.optimizer, loop.learning_rate(step, config.steps, config.warmup, config.learning_rate))
+        views, labels = self._ahead if self._ahead is not None else self._drawn(step)
+        loss = method.loss(self._forward, views, labels, step)
+        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if where.type == "cuda":
-            ahead = drawn(step + 1)  # while the GPU works; the next line waits for it
+        if self.device.type == "cuda":
+            self._ahead = self._drawn(step + 1)  # while the GPU works; the next line waits for it
         value = float(loss.detach())
-        if not math.isfinite(value):
-            raise RunError(f"the loss is {value} at step {step}; the last state in {folder.path} is from before")
+        loop.check_finite(value, step)
         method.before_step(step)
-        optimizer.step()
-        method.after_step(network, step)
-        step += 1
-        if progress is not None:
-            progress(step, config.steps, value)
-        if step % 50 == 0 or step == config.steps:
-            spread = float(method.spread)
-            if spread < _COLLAPSED:
-                log.warning("step %d: the outputs have collapsed (spread %.2g)", step, spread)
-            row = {"step": step, "loss": round(value, 5), "images": step * config.batch_size}
-            folder.log({**row, "spread": round(spread, 5)})
-        if step % config.save_every == 0 or step == config.steps:
-            folder.save(step, _state(network, method, optimizer, step))
-    network = method.result(network)
-    measured: dict[str, float] = {}
-    if test is not None:
-        measured = accuracy(network, train, test)
-        untrained = accuracy(config.network(), train, test)
-        measured.update({f"untrained_{name}": value for name, value in untrained.items()})
-        folder.log(measured)
-    info: dict[str, Any] = {"run": dataclasses.asdict(config), "data": train.fingerprint, "accuracy": measured}
-    native.save(_target(folder, config), network, config.encoder(), info, torch.float16)
-    return _target(folder, config), measured
+        self.optimizer.step()
+        method.after_step(self.network, step)
+        self.step += 1
+        terms = {"loss": round(value, 5)}
+        if self.step % loop.LOGGED == 0 or self.step == config.steps:
+            terms["spread"] = round(float(method.spread), 5)
+            if terms["spread"] < _COLLAPSED:
+                log.warning("step %d: the outputs have collapsed (spread %.2g)", self.step, terms["spread"])
+        return terms
+
+    def state(self) -> dict[str, Any]:
+        """What a resume needs. Raises `RunError` rather than hand out weights that are no numbers."""
+        states = {"network": self.network.state_dict(), "method": self.method.state_dict()}
+        for name, tensor in (*states["network"].items(), *states["method"].items()):
+            if not bool(tensor.isfinite().all()):
+                raise RunError(f"{name} is not finite after {self.step} steps; the last state is from before")
+        return {**states, "optimizer": self.optimizer.state_dict(), "step": self.step}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state`."""
+        self.network.load_state_dict(state["network"])
+        self.method.load_state_dict(state.get("method", {}))  # runs from before other methods were known have none
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = int(state["step"])
 
 
 def _target(folder: RunFolder, config: PretrainConfig) -> Path:
@@ -183,19 +171,6 @@ def _method(config: PretrainConfig, train: ImageSet) -> type[Method]:
         if config.projector[-1] != len(train.classes):
             raise ConfigError(f"projector ends in {config.projector[-1]} but the data has {len(train.classes)} classes")
     return _METHODS[config.method]
-
-
-def _state(network: SmallResNet, method: Method, optimizer: torch.optim.Optimizer, step: int) -> dict[str, Any]:
-    """What a resume needs. Raises `RunError` rather than hand out weights that are no numbers."""
-    for name, tensor in (*network.state_dict().items(), *method.state_dict().items()):
-        if not bool(tensor.isfinite().all()):
-            raise RunError(f"{name} is not finite after {step} steps; the last state is from before")
-    return {
-        "network": network.state_dict(),
-        "method": method.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "step": step,
-    }
 
 
 @torch.no_grad()

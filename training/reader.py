@@ -7,12 +7,10 @@ well every factor is read is measured on another world, of the next seed, and st
 from __future__ import annotations
 
 import dataclasses
-import logging
-import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 
@@ -21,17 +19,12 @@ from rcdm_fast.checks import Count, LearningRate, NotNegative, Range
 from rcdm_fast.data.world import World
 from rcdm_fast.encoders import factor_reader
 from rcdm_fast.encoders.factor_reader import FactorReader
-from rcdm_fast.errors import RunError
 from rcdm_fast.images import from_uint8
-from rcdm_fast.training import resume
+from rcdm_fast.training import loop
 from rcdm_fast.training.config import InBatches
-from rcdm_fast.training.pretrain import learning_rate
 from rcdm_fast.training.state import RunFolder
 
-log = logging.getLogger(__name__)
-
 FREE = ("name", "save_every")
-_LOGGED = 50
 
 
 @dataclass(frozen=True)
@@ -61,7 +54,7 @@ class ReaderConfig(InBatches):
 def train(
     config: ReaderConfig,
     out: str | Path,
-    progress: Callable[[int, int, float], None] | None = None,
+    progress: loop.Progress | None = None,
     device: str | torch.device = "cpu",
 ) -> tuple[Path, dict[str, float]]:
     """Train, resume if `out` holds an unfinished run, and write `out`/NAME.safetensors (float16).
@@ -85,50 +78,46 @@ def train(
         storage.check_writable(target)
         torch.manual_seed(config.seed)
         reader = FactorReader(config.world, config.size).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-        _run(config, reader, folder, progress)
+        run = _Run(config, reader)
+        loop.restored(run, loop.begin(folder, dataclasses.asdict(config), FREE), config)
+        loop.walk(run, folder, config, progress)
         measured = held_out(factor_reader.rounded(reader).eval(), config.held_out, config.seed + 1)
         folder.log(measured)
         factor_reader.save(target, reader, {"run": dataclasses.asdict(config), "scores": measured})
     return target, measured
 
 
-def _run(
-    config: ReaderConfig, reader: FactorReader, folder: RunFolder, progress: Callable[[int, int, float], None] | None
-) -> None:
-    settings = dataclasses.asdict(config)
-    known = resume.as_before(folder.path, settings, FREE)
-    state = folder.open(known)
-    if known != settings:
-        resume.keep(folder.path, settings)
-    optimizer = torch.optim.AdamW(reader.parameters(), config.learning_rate, weight_decay=config.weight_decay)
-    step = 0
-    if state is not None:
-        reader.load_state_dict(state["reader"])
-        optimizer.load_state_dict(state["optimizer"])
-        step = int(state["step"])
-        log.info("resumed at step %d of %d", step, config.steps)
-    world = World(config.world, config.images, config.size, config.seed)
-    device = next(reader.parameters()).device
-    while step < config.steps:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, config.steps, 0.03, config.learning_rate)
-        factors = world.factors(range(step * config.batch_size, (step + 1) * config.batch_size))
-        seen = from_uint8(world.render(factors)).contiguous(memory_format=torch.channels_last)
-        loss = reader.loss(seen.to(device), factors)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise RunError(f"the loss is {value} at step {step}; the last state in {folder.path} is from before")
-        optimizer.zero_grad(set_to_none=True)
+class _Run:
+    """The moving parts: the network and its optimizer."""
+
+    def __init__(self, config: ReaderConfig, reader: FactorReader) -> None:
+        self.config, self.reader = config, reader
+        self.optimizer = torch.optim.AdamW(reader.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+        self.world = World(config.world, config.images, config.size, config.seed)
+        self.step = 0
+
+    def advance(self) -> dict[str, float]:
+        """One optimizer step; the loss."""
+        config, step = self.config, self.step
+        loop.set_rate(self.optimizer, loop.learning_rate(step, config.steps, 0.03, config.learning_rate))
+        factors = self.world.factors(range(step * config.batch_size, (step + 1) * config.batch_size))
+        seen = from_uint8(self.world.render(factors)).contiguous(memory_format=torch.channels_last)
+        loss = self.reader.loss(seen.to(next(self.reader.parameters()).device), factors)
+        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        optimizer.step()
-        step += 1
-        if progress is not None:
-            progress(step, config.steps, value)
-        if step % _LOGGED == 0 or step == config.steps:
-            folder.log({"step": step, "loss": round(value, 5), "images": step * config.batch_size})
-        if step % config.save_every == 0 or step == config.steps:
-            kept = {"reader": reader.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
-            folder.save(step, kept)
+        self.optimizer.step()
+        self.step += 1
+        return {"loss": round(float(loss.detach()), 5)}
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a resumed run needs."""
+        return {"reader": self.reader.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state`."""
+        self.reader.load_state_dict(state["reader"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = int(state["step"])
 
 
 def held_out(reader: FactorReader, count: int, seed: int) -> dict[str, float]:

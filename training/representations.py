@@ -1,7 +1,7 @@
 """Representations of a training set, computed once and mapped into memory.
 
 The cache is keyed by encoder and data, so another encoder or another folder never reuses it. It is an ordinary
-.npy file, float32 [V,N,D], filled block by block: each process of a team computes its share, an interrupted pass goes
+.npy file, float32 [V,N,D], filled block by block: each process computes its part, an interrupted pass goes
 on where it was, and the finished file can be opened by numpy and shared by runs.
 """
 
@@ -11,21 +11,17 @@ import dataclasses
 import hashlib
 import json
 import logging
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from rcdm_fast import storage
-from rcdm_fast.config import ConfigError
+from rcdm_fast.config import ConfigError, UNetConfig
 from rcdm_fast.data.image_set import ImageSet
-from rcdm_fast.doors import door, regular, said
 from rcdm_fast.encoders import Encoder
 from rcdm_fast.training.distributed import Processes
+from rcdm_fast.training.representation_file import RepresentationFile
 from rcdm_fast.training.views import VERSION, Views
 
 log = logging.getLogger(__name__)
@@ -67,8 +63,8 @@ def cached(
 
     Args:
         encoder, data, folder, views: see above.
-        crew: the processes; all of them call this, and each computes its fraction of the blocks.
-        progress: called with (representations there, representations in all) of this process's share.
+        dist: the processes; all of them call this, and each computes its fraction of the blocks.
+        progress: called with (representations there, representations in all) of this process's part.
 
     Raises:
         StorageError: the file cannot be written, or is not what it says.
@@ -78,7 +74,7 @@ def cached(
     name = f"representations-{key(encoder, data)}{'-flips' if views.flips else ''}"
     if views.augmented:
         name += f"-augmented{views.augmented}-v{VERSION}"
-    cache = _Cache(Path(folder) / f"{name}.npy", len(views), len(data))
+    cache = RepresentationFile(Path(folder) / f"{name}.npy", len(views), len(data), BLOCK)
     with dist.leader_first():
         if dist.leads:
             cache.check()
@@ -123,6 +119,12 @@ def check_given(h: Tensor, data: ImageSet) -> None:
         raise ConfigError("the representations contain NaN or infinity")
 
 
+def check_width(bank: Tensor, unet: UNetConfig, what: str, model: str) -> None:
+    """Raise `ConfigError` unless representations [V,N,D] are as wide as those that a model takes."""
+    if bank.shape[-1] != unet.representation_dim:
+        raise ConfigError(f"{what} gives {bank.shape[-1]} dimensions, {model} expects {unet.representation_dim}")
+
+
 def of_run(
     encoder: Encoder | None,
     data: ImageSet,
@@ -151,147 +153,6 @@ def _answers(encoder: Encoder, data: ImageSet) -> tuple[Tensor, str]:
     """Representations of the first two images [2,D], and the encoder's configuration as JSON."""
     probe = encoder.encode(data.floats(slice(0, 2))).cpu()
     return probe, json.dumps(dataclasses.asdict(encoder.config), sort_keys=True, default=str)
-
-
-class _Cache:
-    """An .npy file; while it is filled, `NAME.blocks/` has a file with the checksum of every block that is on disk.
-
-    When it is complete, `NAME.json` has them all. Blocks are checked whenever a run opens the file, and damaged ones
-    are computed again; files of earlier versions, without checksums, are taken as they are.
-    """
-
-    def __init__(self, path: Path, views: int, count: int) -> None:
-        self.path, self.views, self.count = path, views, count
-        self._blocks = path.with_suffix(".blocks")
-        self._about = path.with_suffix(".json")
-
-    @property
-    def complete(self) -> bool:
-        return self._about.is_file() and self.path.is_file()
-
-    def blocks(self) -> Iterator[tuple[int, int, int]]:
-        for view in range(self.views):
-            for start in range(0, self.count, BLOCK):
-                yield view, start, min(start + BLOCK, self.count)
-
-    def check(self) -> None:
-        """Compare what is complete with its checksums; blocks that are damaged are then missing.
-
-        Raises:
-            StorageError: the file is not the array that it was.
-        """
-        if not self.complete:
-            return
-        self.open()
-        try:
-            about = storage.read_json(self._about)
-        except storage.StorageError as error:
-            log.warning("%s", error)
-            about = None
-        if isinstance(about, dict) and "shape" in about and "sha256" not in about:
-            log.info("%s has no checksums (of an earlier version?)", self.path)
-            return
-        sums = about.get("sha256") if isinstance(about, dict) else None
-        sound = {}
-        for view, start, stop in self.blocks():
-            name = self._marker(view, start).name
-            if isinstance(sums, dict) and self._sum(view, start, stop) == sums.get(name):
-                sound[name] = sums[name]
-            else:
-                log.warning("%s: representations %d to %d are damaged; computed again", self.path, start, stop - 1)
-        if len(sound) < len(list(self.blocks())):
-            shutil.rmtree(self._blocks, ignore_errors=True)
-            for name, digest in sound.items():
-                storage.write_text(self._blocks / name, digest)
-            self._blocks.mkdir(exist_ok=True)
-            self._about.unlink()  # last: until here the file counts as complete, and is checked again
-
-    def begin(self, width: int, leads: bool) -> None:
-        """The file in its full length and the folder of blocks, from before or new."""
-        if not leads:
-            return
-        wanted = (self.views, self.count, width)
-        if self._blocks.is_dir() and self._shape() == wanted:
-            return
-        shutil.rmtree(self._blocks, ignore_errors=True)
-        storage.check_writable(self.path, 4 * self.views * self.count * width)
-        with storage.atomic(self.path) as temporary:
-            np.lib.format.open_memmap(temporary, "w+", np.float32, wanted).flush()
-        self._blocks.mkdir()
-
-    def _shape(self) -> tuple[int, ...] | None:
-        """Of the array on disk; None if there is none of float32 in its full length."""
-        try:
-            array = self._array()
-        except storage.StorageError:
-            return None
-        return array.shape
-
-    def has(self, view: int, start: int, stop: int) -> bool:
-        try:
-            regular(self._marker(view, start))
-            digest = self._marker(view, start).read_text(encoding="ascii")
-        except FileNotFoundError:
-            return False
-        except (OSError, ValueError) as error:
-            raise storage.StorageError(
-                f"{self._marker(view, start)}: cannot be read ({said(error)}); delete it"
-            ) from error
-        return not digest or digest == self._sum(view, start, stop)  # empty: of an earlier version
-
-    def _marker(self, view: int, start: int) -> Path:
-        return self._blocks / f"{view}-{start:012d}"
-
-    def _sum(self, view: int, start: int, stop: int) -> str:
-        """Checksum of a block as it is on disk; empty if it is not there."""
-        shape = self._shape()
-        if shape is None or shape[:2] != (self.views, self.count):
-            return ""
-        return hashlib.sha256(self._array()[view, start:stop].data).hexdigest()
-
-    def write(self, view: int, start: int, rows: Tensor) -> None:
-        """Put rows on disk, then say so. Written, not mapped: a full disk is an error then, and not a fault."""
-        width = rows.shape[1]
-        levels = rows.contiguous().numpy()
-        try:
-            with storage.open_in_place(self.path, "r+b") as file:
-                np.lib.format.read_magic(file)
-                np.lib.format.read_array_header_1_0(file)
-                file.seek(file.tell() + 4 * width * (view * self.count + start))
-                file.write(levels.data)
-                file.flush()
-                storage.sync(file.fileno())
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise storage.StorageError(f"{self.path}: cannot be written ({reason})") from error
-        storage.write_text(self._marker(view, start), hashlib.sha256(levels.data).hexdigest())
-
-    def finish(self, about: dict[str, object], leads: bool) -> None:
-        if not leads or self.complete:
-            return
-        missing = [start for view, start, stop in self.blocks() if not self.has(view, start, stop)]
-        if missing:
-            raise storage.StorageError(f"{self.path}: {len(missing)} blocks are missing; start again to compute them")
-        sums = {self._marker(view, start).name: self._sum(view, start, stop) for view, start, stop in self.blocks()}
-        storage.write_json(self._about, {**about, "shape": list(self.open().shape), "sha256": sums})
-        shutil.rmtree(self._blocks, ignore_errors=True)
-
-    def open(self) -> Tensor:
-        array = self._array()
-        if array.dtype != np.float32 or array.ndim != 3 or array.shape[:2] != (self.views, self.count):
-            raise storage.StorageError(
-                f"{self.path}: {array.dtype} {list(array.shape)}, not what was written; delete it"
-            )
-        return torch.from_numpy(array)
-
-    def _array(self) -> np.ndarray:
-        with door(storage.StorageError, f"{self.path}: cannot be read; delete it"):
-            regular(self.path)
-            # "c": nothing is written back, and PyTorch does not warn about memory that it must not write to
-            array = cast(np.ndarray, np.lib.format.open_memmap(self.path, "c"))
-            if not array.flags.c_contiguous:
-                raise ValueError("its rows do not lie one after another")
-            return array
 
 
 def standardization(representations: Tensor, shape: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:

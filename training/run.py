@@ -19,26 +19,23 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict as full_state
 
-from rcdm_fast import host
+from rcdm_fast import host, memory
 from rcdm_fast.config import ConfigError, UNetConfig
 from rcdm_fast.data.image_set import ImageSet, step_generator
 from rcdm_fast.diffusion.schedule import Schedule, network_timestep
 from rcdm_fast.errors import RunError
-from rcdm_fast.models import checkpoint
 from rcdm_fast.models.unet import UNet
 from rcdm_fast.ops.selection import triton_reason
 from rcdm_fast.precision import exact
 from rcdm_fast.training import distributed, ema, fused_unet, graphed, resume
 from rcdm_fast.training.batches import Batch, Batches
-from rcdm_fast.training.config import TrainConfig
+from rcdm_fast.training.config import DTYPES, TrainConfig
+from rcdm_fast.training.loop import check_finite, learning_rate, set_rate
 from rcdm_fast.training.losses import DiffusionLoss
-from rcdm_fast.training.pretrain import learning_rate
 
 log = logging.getLogger(__name__)
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_ADDED = ("map_film.", "ssl_deep.")  # tensors that a network to start from may lack: they begin as zeros
-_WHOLE = full_state.StateDictOptions(full_state_dict=True, cpu_offload=True)
+WHOLE = full_state.StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 class Run:
@@ -48,7 +45,7 @@ class Run:
         config: what to train; `unet` is the network with its representation's width filled in.
         data: images.
         bank: their representations in every view, float32 [V,N,D]. Both move to a GPU that has room.
-        crew: the processes.
+        dist: the processes.
 
     Raises:
         ConfigError: fp16 without a GPU, or a batch that the processes cannot share.
@@ -62,11 +59,11 @@ class Run:
         if config.precision == "auto":
             config = dataclasses.replace(config, precision=resume.automatic(dist.device))
         dist.fraction(config.batch_size)
-        self.config, self.dist, self._unet = config, dist, unet
+        self.config, self.dist, self.unet = config, dist, unet
         self.batches = Batches(config, data, bank, dist)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            network = UNet(self._inside(unet))
+            network = UNet(self.inside(unet))
         network = network.to(dist.device).to(memory_format=torch.channels_last)
         network.train()
         self.computed = self._computed(network)
@@ -82,7 +79,7 @@ class Run:
         self._forward = torch.compile(self.network) if self.computed == "compiled" else self.network
         self._graphed = self._make_graphed()
 
-    def _inside(self, unet: UNetConfig) -> UNetConfig:
+    def inside(self, unet: UNetConfig) -> UNetConfig:
         """The network that is trained: what it is told about views comes with the representation."""
         return dataclasses.replace(unet, representation_dim=unet.representation_dim + self.batches.views.code_dim)
 
@@ -155,8 +152,7 @@ class Run:
             return self._advance_graphed(self._graphed)
         config = self.config
         batch = self.batches.draw(self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._rate()
+        set_rate(self.optimizer, self._rate())
         with exact(config.precision, self.dist.device):
             sums, losses = self._backward_that_fits(batch)
         self.scaler.unscale_(self.optimizer)
@@ -182,7 +178,7 @@ class Run:
             with exact(self.config.precision, self.dist.device):
                 sums, norm, losses = step(batch, self._rate(), fractions)
         except RuntimeError as error:
-            if not _out_of_memory(error):
+            if not _memory_ran_out(error):
                 raise
             step.release()
             self._graphed = None
@@ -197,8 +193,7 @@ class Run:
         return {**{name: round(value, 6) for name, value in terms.items()}, "gradient_norm": round(length, 6)}
 
     def _check(self, terms: Mapping[str, float], norm: float) -> None:
-        if not math.isfinite(terms["loss"]):
-            raise RunError(f"the loss is {terms['loss']} at step {self.step + 1}")
+        check_finite(terms["loss"], self.step + 1)
         if not math.isfinite(norm) and not self.scaler.is_enabled():
             raise RunError(f"the gradient is not finite at step {self.step + 1}: {self._where_not_finite()}")
 
@@ -220,7 +215,7 @@ class Run:
             try:
                 return self._backward(batch)
             except RuntimeError as error:
-                if not _out_of_memory(error):
+                if not _memory_ran_out(error):
                     raise
                 self._split(len(batch), error)
 
@@ -259,7 +254,7 @@ class Run:
         config = self.config
         x_t = self.loss.noisy(part.x0, part.eps, part.t).contiguous(memory_format=torch.channels_last)
         seen = part.t.float() * network_timestep(config.schedule, 1)
-        dtype, lowered = _DTYPES[config.precision], config.precision != "fp32"
+        dtype, lowered = DTYPES[config.precision], config.precision != "fp32"
         with torch.autocast(self.dist.device.type, dtype, lowered, cache_enabled=self._graphed is None):
             output = self._forward(x_t, seen, part.h)
         return self.loss(output, part.x0, x_t, part.eps, part.t, part.importance)
@@ -276,42 +271,9 @@ class Run:
         """Every average, (decay, tensors that take raw representations); every process has to ask."""
         return [(average.decay, self.batches.standard.fold(average.whole())) for average in self.emas]
 
-    def start_from(self, source: str) -> None:
-        """Begin with the weights of another model, which may lack what `_ADDED` names.
-
-        A decoder of maps begins with those of a decoder of their channels, hidden layers from h with those of a network
-        without: what leads into the network by them is new then, and does nothing yet.
-
-        Raises:
-            ConfigError: another network.
-        """
-        config, tensors = checkpoint.load_model(source)
-        network = distributed.bare(self.network)
-        own = network.config
-        assert isinstance(own, UNetConfig)
-        of_vectors = dataclasses.replace(own, condition_map=(), representation_dim=own.summary_dim)
-        linear = (dataclasses.replace(each, representation_hidden=0) for each in (own, of_vectors))
-        if self._inside(config.unet) not in (own, of_vectors, *linear):
-            raise ConfigError(f"init {source}: its network is {config.unet}, this run's is {self._unet}")
-        before = config.info.get("run")
-        seed = before.get("seed") if isinstance(before, Mapping) else None
-        if seed == self.config.seed and config.info.get("data") == self.batches.data.fingerprint:
-            log.warning(
-                "%s was trained on the same images with seed %d too: this run draws the same batches again; "
-                "give another with --set seed=N",
-                source,
-                self.config.seed,
-            )
-        inside = self.batches.standard.unfold(tensors)
-        fresh = {name: value for name, value in network.state_dict().items() if name.startswith(_ADDED)}
-        inside = {**{name: ema.whole(value).cpu() for name, value in fresh.items()}, **inside}
-        full_state.set_model_state_dict(self.network, dict(inside), options=_WHOLE)
-        for average in self.emas:
-            average.copy_(inside)
-
     def state(self) -> dict[str, Any]:
         """Everything a resumed run needs, whole tensors on the CPU; every process has to ask."""
-        network, optimizer = full_state.get_state_dict(self.network, _plain(self.optimizer), options=_WHOLE)
+        network, optimizer = full_state.get_state_dict(self.network, _plain(self.optimizer), options=WHOLE)
         groups: Any = optimizer.get("param_groups", ())  # only the first process is given it
         for group in groups:  # a graph's rate is a tensor
             group.update(lr=float(group["lr"]), capturable=False)
@@ -336,7 +298,7 @@ class Run:
             _plain(self.optimizer),
             model_state_dict=state["network"],
             optim_state_dict=state["optimizer"],
-            options=_WHOLE,
+            options=WHOLE,
         )
         for group in self.optimizer.param_groups:
             group.update(self._passes())  # a state brings those of the processes that wrote it
@@ -360,9 +322,9 @@ def _plain(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     return inner
 
 
-def _out_of_memory(error: BaseException | None) -> bool:
+def _memory_ran_out(error: BaseException | None) -> bool:
     while error is not None:  # leaving a capture that failed raises another error
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        if memory.out_of_memory(error):
             return True
         error = error.__context__
     return False

@@ -1,7 +1,7 @@
 """Train an RCDM: a diffusion model conditioned on the representations of a frozen encoder.
 
-AdamW, averaged weights, autocast, fused operators or torch.compile; one process or several (`team.py`); exact resume
-after any interruption, also in another number of processes.
+AdamW, averaged weights, autocast, fused operators or torch.compile; one process or several (`distributed.py`); exact
+resume after any interruption, also in another number of processes.
 
 With `standardize` the network is trained on (h - mean) / std and the affine map is folded into W when weights are
 written, so a finished file takes raw representations and has the published structure.
@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -26,16 +26,14 @@ from rcdm_fast.encoders import Encoder
 from rcdm_fast.encoders.base import map_shape
 from rcdm_fast.errors import RunError
 from rcdm_fast.models import checkpoint
-from rcdm_fast.training import memory, representations, resume, sample_grids, trust
-from rcdm_fast.training.config import TrainConfig
+from rcdm_fast.training import loop, memory, representations, resume, sample_grids, trust, warm_start
+from rcdm_fast.training.config import DTYPES, TrainConfig
 from rcdm_fast.training.distributed import Processes
 from rcdm_fast.training.run import Run
 from rcdm_fast.training.state import Paused, RunFolder
 from rcdm_fast.training.views import Views
 
 log = logging.getLogger(__name__)
-
-Progress = Callable[[int, int, float], None]
 
 # What a run may be resumed with other values of.
 FREE = (
@@ -50,8 +48,6 @@ FREE = (
 )
 # Settings that runs of earlier versions did not know, and what those were run with, as JSON has it.
 ADDED = {"augmented_views": 0, "masked_parts": []}
-LOGGED = 50  # steps between lines of the log
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @host.guarded(gradients=True, random=True)
@@ -60,7 +56,7 @@ def train(
     data: ImageSet,
     out: str | Path,
     device: str = "cpu",
-    progress: Progress | None = None,
+    progress: loop.Progress | None = None,
     minutes: float | None = None,
     trusted: Collection[str] = (),
     encoder: Encoder | None = None,
@@ -124,7 +120,7 @@ def _train(
     data: ImageSet,
     folder: RunFolder,
     dist: Processes,
-    progress: Progress | None,
+    progress: loop.Progress | None,
     minutes: float | None,
     trusted: Collection[str],
     given: Encoder | None,
@@ -150,45 +146,24 @@ def _train(
         config = dataclasses.replace(config, unet=unet)
     run = Run(config, unet, data, bank, dist)
     with dist.leader_first():
-        state = folder.open(known, dist.leads, ADDED)
-        if dist.leads and known != settings:
-            resume.keep(folder.path, settings)
-    if state is not None:
-        run.restore(state)
-        log.info("resumed at step %d of %d", run.step, config.steps)
-    elif config.init:
-        run.start_from(config.init)
+        state = loop.begin(folder, settings, FREE, dist.leads, ADDED)
+    if not loop.restored(run, state, config) and config.init:
+        warm_start.start_from(run, config.init)
     if dist.leads:
         folder.describe_start(run.step, dist.device, dist.size)
         if data.skipped:
             storage.write_text(folder.path / "skipped.txt", "\n".join(data.skipped) + "\n")
     fixed = sample_grids.FixedBatch.make(data, bank[0], count=8, per=6)
-    since = time.monotonic()
-    while run.step < config.steps:
-        try:
-            terms = run.advance()
-        except RunError as error:
-            raise RunError(f"{error}; the last good state is in {folder.path}") from error
-        if progress is not None and dist.leads:
-            progress(run.step, config.steps, terms["loss"])
-        finished = run.step == config.steps
-        late = not finished and _late(end, dist)
-        if dist.leads and (run.step % LOGGED == 0 or finished):
-            rate = LOGGED * config.batch_size / max(1e-9, time.monotonic() - since)
-            since = time.monotonic()
-            seen = run.step * config.batch_size
-            folder.log({"step": run.step, "images": seen, "images_per_s": round(rate, 1), **terms})
-        if run.step % config.save_every == 0 or finished or late:
-            state = run.state()
-            if dist.leads:
-                folder.save(run.step, state)
+
+    def draw_sheet(finished: bool) -> None:
         if config.sheet_every and (run.step % config.sheet_every == 0 or finished):
             _, weights = run.weights()[0]
             if dist.leads:
                 sample_grids.write(folder.path / f"samples-{run.step:09d}.png", unet, config.schedule, weights, fixed)
-            since = time.monotonic()
-        if late:
-            raise Paused(f"{minutes:g} minutes are over at step {run.step} of {config.steps}")
+
+    done = loop.walk(run, folder, config, progress, leads=dist.leads, late=lambda: _late(end, dist), after=draw_sheet)
+    if not done:
+        raise Paused(f"{minutes:g} minutes are over at step {run.step} of {config.steps}")
     described = None if encoder is None else dataclasses.replace(encoder.config, dim=bank.shape[-1])
     info = {
         "images_seen": run.step * config.batch_size,
@@ -200,7 +175,7 @@ def _train(
         about = {**info, "ema": decay}
         model = ModelConfig(unet, config.schedule, described, config.name, about, config.representation_dropout)
         if dist.leads:
-            checkpoint.save_model(_target(folder, config, decay), model, weights, _DTYPES[config.weights])
+            checkpoint.save_model(_target(folder, config, decay), model, weights, DTYPES[config.weights])
     dist.wait()
     return _target(folder, config, config.ema)
 

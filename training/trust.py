@@ -46,7 +46,7 @@ def remembered(folder: Path, given: Collection[str], write: bool = True) -> froz
             file.parent.mkdir(parents=True, exist_ok=True)
             storage.write_json(file, everything | {place: sorted(trusted)})
         except OSError as error:
-            log.warning("%s: cannot be written (%s); a resumed run has to be told again what it may trust", file, error)
+            log.warning("%s: cannot be written (%s); a resumed run needs its trust given again", file, error)
     return trusted
 
 

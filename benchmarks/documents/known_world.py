@@ -38,7 +38,7 @@ def calibration(found: Found | None) -> str:
         for kept in (True, False):
             said = {word: _rate(cells, kept, rules.word(word)) for word in (True, False, None)}
             counts = [str(each.count) for each in said.values()]
-            shown = [said[each].interval.told(".1f", 100) for each in (not kept, kept)]
+            shown = [said[each].interval.text(".1f", 100) for each in (not kept, kept)]
             row = (decoder["name"], rules.word(kept), str(said[kept].of), *counts, *shown)
             lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)

@@ -55,7 +55,7 @@ def of_card(card: str, row: str) -> str:
 def interval(value: dict[str, Any], form: str, scale: float = 1.0, unit: str = "") -> str:
     """An interval as JSON has it, for readers."""
     ends = (value["value"], value["low"], value["high"])
-    return Interval(*ends).told(form, scale, unit)
+    return Interval(*ends).text(form, scale, unit)
 
 
 def evaluation(found: Found) -> str:

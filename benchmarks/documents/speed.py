@@ -39,15 +39,17 @@ def sampling(found: Found) -> str:
     names = {"ddim": "DDIM"}
     lines = [
         f"| `{found['rows'][0]['model']}`, batch {found['rows'][0]['batch']}, {found['facts']['threads']} threads | "
-        "precision | steps | images/s | sampler's share | x published recipe |",
+        "precision | steps | images/s | sampler's fraction | x published recipe |",
         "|---|---|---:|---:|---:|---:|",
     ]
     for row in found["rows"]:
         engine = "published recipe (eager)" if row["engine"] == "published recipe" else row["engine"]
         drawn = f"{names.get(row['solver'], row['solver'])} {row['steps']}"
-        share = f"{row['sampler_percent']:.1f} %" if "sampler_percent" in row else ""
+        fraction = f"{row['sampler_percent']:.1f} %" if "sampler_percent" in row else ""
         rate = f"{row['images_per_s']:.{2 if row['images_per_s'] >= 1 else 3}f}"
-        lines.append(f"| {engine} | {row['precision']} | {drawn} | {rate} | {share} | {row['times_published']:.1f} |")
+        lines.append(
+            f"| {engine} | {row['precision']} | {drawn} | {rate} | {fraction} | {row['times_published']:.1f} |"
+        )
     return "\n".join(lines)
 
 

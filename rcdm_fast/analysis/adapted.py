@@ -139,7 +139,7 @@ def adapted(
     found: Sequence[Encoder],
     data: ImageSet,
     steps: int,
-    told: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> list[Model]:
     """The decoder adapted to each encoder, with that encoder, run as `model` is.
 
@@ -149,7 +149,7 @@ def adapted(
         found: encoders, as `chosen` gives them.
         data: images that all maps are learned on.
         steps: optimizer steps after the closed form, for each.
-        told: called with how many are done.
+        progress: called with how many are done.
 
     Raises:
         ConfigError: a model that cannot be adapted. RunError, CheckpointError, EncoderError, StorageError: as `adapt`.
@@ -157,8 +157,8 @@ def adapted(
     made = []
     for number, encoder in enumerate(found):
         made.append(_adapted(model, wanted, encoder, data, steps))
-        if told is not None:
-            told(number + 1)
+        if progress is not None:
+            progress(number + 1)
     return made
 
 

@@ -158,9 +158,9 @@ def listed(names: Sequence[str]) -> str:
 
 def text(found: Interval) -> str:
     """An interval for a sentence, two places after the point: "0.52 [0.41, 0.60]"."""
-    return found.told(".2f")
+    return found.text(".2f")
 
 
 def percent(found: Interval) -> str:
-    """A share for a sentence: "52 % [41, 60]"."""
-    return found.told(".0f", 100, " %")
+    """A fraction for a sentence: "52 % [41, 60]"."""
+    return found.text(".0f", 100, " %")

@@ -63,7 +63,7 @@ def lean(before: Tensor, after: Tensor) -> Floats:
     """
     height, width = before.shape[-2:]
     if min(height, width) < 8:
-        raise ConfigError(f"ground and object are told apart from 8 pixels on, got {width} x {height}")
+        raise ConfigError(f"ground and object are distinguished from 8 pixels on, got {width} x {height}")
     inner = torch.zeros(height, width, dtype=torch.bool)
     inner[height // 4 : height - height // 4, width // 4 : width - width // 4] = True
     outer = torch.ones(height, width, dtype=torch.bool)

@@ -32,7 +32,7 @@ from rcdm_fast.images import image_sheet, to_pil
 from rcdm_fast.metrics.intervals import Floats
 from rcdm_fast.model import Model
 
-ROUNDING = 1e-12  # a sum of squared shares that is left by rounding
+ROUNDING = 1e-12  # a sum of squared fractions that is left by rounding
 MODES: tuple[Literal["linear", "spherical"], ...] = ("linear", "spherical")
 
 
@@ -105,9 +105,9 @@ def run(model: Model, data: ImageSet, config: InterpolateConfig, progress: Progr
         },
         captions={"ways": "Two images, and samples along the line and great circle between them, from one x_T."},
         method="Frames lie at even distances from 0 (exactly h of the first image) to 1 (exactly the second one's). "
-        "Share of the way: projection of the re-encoded sample minus h_a onto h_b - h_a, over its square. Line or "
+        "Fraction of the way: projection of the re-encoded sample minus h_a onto h_b - h_a, over its square. Line or "
         "step: (S - L) / (S + L), L and S the sums of squares that the best line and the best step leave of one pair's "
-        "shares; evenly: the slope is surely above a half of the way, and that number surely above 0. Intervals: "
+        "fractions; evenly: the slope is surely above a half of the way, and that number surely above 0. Intervals: "
         "95 %, bootstrap over pairs. After Bordes et al. (2021), figure 7.",
     )
 
@@ -127,37 +127,39 @@ def fraction_of_way(h: Tensor, start: Tensor, end: Tensor) -> Tensor:
     return along / way.square().sum().clamp_min(1e-24)
 
 
-def evenness(shares: Floats) -> Floats:
-    """Whether the shares along each way lie on a line or on a step: 1 a line exactly, -1 a step, 0 as near to both.
+def evenness(fractions: Floats) -> Floats:
+    """Whether the fractions along each way lie on a line or on a step: 1 a line exactly, -1 a step, 0 as near to both.
 
     (step - line) / (step + line) of the sums of squares that are left over by the best line and by the best step (one
-    level before some frame, another from it on; every place is tried). Shares float64 [P,F], F >= 3 -> [P].
+    level before some frame, another from it on; every place is tried). Fractions float64 [P,F], F >= 3 -> [P].
     """
-    frames = np.arange(shares.shape[1]) - (shares.shape[1] - 1) / 2
-    centered = shares - shares.mean(axis=1, keepdims=True)
+    frames = np.arange(fractions.shape[1]) - (fractions.shape[1] - 1) / 2
+    centered = fractions - fractions.mean(axis=1, keepdims=True)
     line = np.square(centered - np.outer(centered @ frames / np.square(frames).sum(), frames)).sum(axis=1)
-    step = np.min([_apart(shares[:, :at]) + _apart(shares[:, at:]) for at in range(1, shares.shape[1])], axis=0)
+    step = np.min(
+        [_apart(fractions[:, :at]) + _apart(fractions[:, at:]) for at in range(1, fractions.shape[1])], axis=0
+    )
     both = line + step
     whole: Floats = np.divide(step - line, both, out=np.zeros_like(both), where=both > ROUNDING)
     return whole
 
 
-def _apart(shares: Floats) -> Floats:
+def _apart(fractions: Floats) -> Floats:
     """Sum of squares about the mean, of every row."""
-    found: Floats = np.square(shares - shares.mean(axis=1, keepdims=True)).sum(axis=1)
+    found: Floats = np.square(fractions - fractions.mean(axis=1, keepdims=True)).sum(axis=1)
     return found
 
 
-def rise(shares: Floats) -> Floats:
-    """Slope of the best line through each way's shares, over the whole way: 1 from end to end; [P,F] -> [P]."""
-    frames = np.linspace(-0.5, 0.5, shares.shape[1])
-    found: Floats = shares @ frames / np.square(frames).sum()
+def rise(fractions: Floats) -> Floats:
+    """Slope of the best line through each way's fractions, over the whole way: 1 from end to end; [P,F] -> [P]."""
+    frames = np.linspace(-0.5, 0.5, fractions.shape[1])
+    found: Floats = fractions @ frames / np.square(frames).sum()
     return found
 
 
-def largest_jump(shares: Floats) -> Floats:
-    """The most that a way goes forward between two frames, in shares of the way; [P,F] -> [P]."""
-    found: Floats = np.diff(shares, axis=1).max(axis=1)
+def largest_jump(fractions: Floats) -> Floats:
+    """The most that a way goes forward between two frames, in fractions of the way; [P,F] -> [P]."""
+    found: Floats = np.diff(fractions, axis=1).max(axis=1)
     return found
 
 
@@ -168,10 +170,10 @@ def _table(found: dict[str, Floats], config: InterpolateConfig) -> Table:
         rows.append((round(asked, 4), *(interval(values[:, frame], config) for values in found.values())))
     columns = ("fraction of the way asked", *found)
     note = (
-        "Means over pairs: an obedient decoder gives the share that was asked. Steps of single pairs at different "
+        "Means over pairs: an obedient decoder gives the fraction that was asked. Steps of single pairs at different "
         "places look even here; the next table does not average them."
     )
-    return Table("way", "Share of the way at which re-encoded samples lie", columns, tuple(rows), note)
+    return Table("way", "Fraction of the way at which re-encoded samples lie", columns, tuple(rows), note)
 
 
 def _evenness_table(found: dict[str, Floats], config: InterpolateConfig) -> Table:

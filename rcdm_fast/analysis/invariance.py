@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from rcdm_fast import host
-from rcdm_fast.analysis import charts, claims, common, properties, rules, sweeps
+from rcdm_fast.analysis import claims, common, properties, rules, sweeps
 from rcdm_fast.analysis.common import Progress
 from rcdm_fast.analysis.readout import BENT, LINEAR, MIN_READERS
 from rcdm_fast.analysis.recovery import recovery
@@ -47,10 +47,7 @@ def run(
 ) -> Analysis:
     """The experiment as tables, sentences and figures; arguments and errors as in `measure`."""
     found = sweeps.measure(model, data, config, progress, shared)
-    bars = [charts.Bar(label(each), (each.recovery.slope,)) for each in _all(found)]
-    drawn = {"recovered": charts.intervals(bars, [found.model], "Slope of changes: samples against images")}
-    figures = {}
-    captions = {"recovered": f"Dots: the slope; 1 is all of a change, 0 none. {rules.UNADJUSTED}"}
+    figures, captions = {}, {}
     for each in _all(found) if config.shown else ():
         name = f"rows-{each.augmentation.name}"
         figures[name] = rows([each], ["samples"])
@@ -65,7 +62,6 @@ def run(
         figures=figures,
         captions=captions,
         method=METHOD,
-        charts=drawn,
     )
 
 

@@ -120,7 +120,7 @@ def run(model: Model, data: ImageSet, config: InvertConfig, progress: Progress |
         "fixed-point iteration, so the round trip is close, not exact. Inverted and drawn with another h an image "
         "comes back, too: how near says nothing about h. Error: root mean square over pixels "
         "and colors in 8-bit levels. Exchange: each x_T with the next image's h. Intervals: 95 %, bootstrap over "
-        "images, of shares by Wilson's score.",
+        "images, of fractions by Wilson's score.",
     )
 
 
@@ -146,7 +146,7 @@ def _exchange_table(representation: np.ndarray, pixels: np.ndarray) -> Table:
         ("pixels", common.fraction(pixels)),
     ]
     note = "Samples from one image's x_T with another's h; 1: always nearer to the image of h, 0: to that of x_T."
-    return Table("exchange", "Nearer to the image that gave h", ("in", "share"), tuple(rows), note)
+    return Table("exchange", "Nearer to the image that gave h", ("in", "fraction"), tuple(rows), note)
 
 
 def _majority(claim: str, values: np.ndarray) -> Finding:

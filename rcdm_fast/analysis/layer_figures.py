@@ -1,32 +1,14 @@
-"""The figures of `layers.py`: slopes, open shares, rows of samples and maps of variance for several models."""
+"""The figures of `layers.py`: rows of samples and maps of variance for several models."""
 
 from __future__ import annotations
 
 from PIL import Image
 
-from rcdm_fast.analysis import augment, charts, invariance, properties, rules
+from rcdm_fast.analysis import augment, invariance
 from rcdm_fast.analysis import spread as spreads
 from rcdm_fast.analysis.layer import Layer, LayersConfig
 from rcdm_fast.data.image_set import ImageSet, evenly
 from rcdm_fast.images import image_sheet, to_pil
-from rcdm_fast.metrics.intervals import resampled
-
-
-def charts_of(layers: list[Layer], config: LayersConfig) -> tuple[dict[str, Image.Image], dict[str, str]]:
-    """Charts and their captions, by name."""
-    labels = [layer.name for layer in layers]
-    bars = []
-    for name, each in layers[0].invariance.sweeps.items():
-        found = [layer.invariance.sweeps[name].recovery for layer in layers]
-        bars.append(charts.Bar(invariance.label(each), tuple(each.slope for each in found)))
-    drawn = {"recovered": charts.intervals(bars, labels, "Slope of changes: samples against images")}
-    captions = {"recovered": f"Dots: the slope; 1 is all of a change, 0 none. {rules.UNADJUSTED}"}
-    counts = resampled(len(layers[0].samples), config.resamples, config.seed)
-    fractions = [spreads.fractions(layer.spread, counts) for layer in layers]
-    bars = [charts.Bar(name, tuple(each[name] for each in fractions)) for name in ("pixels", *properties.PROPERTIES)]
-    drawn["open"] = charts.intervals(bars, labels, "Left open at fixed h, fraction of real variance", 0.0, 1.2)
-    captions["open"] = "0: the representation fixes it; 1: samples differ as much as real images do."
-    return drawn, captions
 
 
 def figures_of(

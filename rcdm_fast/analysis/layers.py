@@ -38,7 +38,7 @@ NOTE = (
     f"Verdicts here are each by itself. {rules.UNADJUSTED}"
 )
 METHOD = (
-    " The models share sources and noise. Open share: variance across samples of one h over the variance of real "
+    " The models share sources and noise. Open fraction: variance across samples of one h over the variance of real "
     "images. Of two readouts the difference of R^2 is taken on the same images; it does not depend on the decoders."
 )
 
@@ -100,8 +100,7 @@ def measured(
 def compared(layers: list[Layer], models: Sequence[Model], data: ImageSet, config: LayersConfig) -> Analysis:
     """The first of what was `measured` beside each of the others."""
     first, others = layers[0], layers[1:]
-    drawn, below_charts = layer_figures.charts_of(layers, config)
-    figures, below_figures = layer_figures.figures_of(layers, data, config)
+    figures, captions = layer_figures.figures_of(layers, data, config)
     tables = [_side_by_side(first, other) for other in others]
     tables += [invariance.recovered_table(_named(layer)) for layer in layers]
     tables += [_open_table(layers, config, own) for own in (False, True)]
@@ -117,9 +116,8 @@ def compared(layers: list[Layer], models: Sequence[Model], data: ImageSet, confi
         tables=tuple(_unique(tables)),
         findings=claims.together(finding for other in others for finding in _findings(first, other, config)),
         figures=figures,
-        captions=below_charts | below_figures,
+        captions=captions,
         method=invariance.METHOD + METHOD,
-        charts=drawn,
     )
 
 

@@ -153,7 +153,7 @@ def run(
             progress(number + 1, len(changes))
     name = common.name_of(model)
     columns = ["manipulation", "wanted", "moved as wanted", "control", "difference"]
-    note = "Share of samples that move as wanted against the unchanged h with the same noise; by chance a half do."
+    note = "Fraction of samples that move as wanted against the unchanged h with the same noise; by chance a half do."
     if kept_before is not None:
         columns += ["class kept", "class kept, control"]
         unchanged = percent(interval(kept_before, config))
@@ -247,7 +247,7 @@ def _random_like(direction: Tensor, count: int, generator: torch.Generator) -> T
 
 
 def _moved(model: Model, before: Tensor, after: Tensor, change: Change) -> np.ndarray:
-    """Share of each source's samples that moved as wanted, float64 [S]; a tie is a half."""
+    """Fraction of each source's samples that moved as wanted, float64 [S]; a tie is a half."""
     if change.target is None:
         each = properties.find(change.wanted)
         first, second = (each(part.flatten(0, 1).clamp(-1, 1)).view(before.shape[:2]) for part in (before, after))
@@ -264,7 +264,7 @@ def _moved(model: Model, before: Tensor, after: Tensor, change: Change) -> np.nd
 
 
 def _kept(model: Model, samples: Tensor, setting: Setting, config: ManipulateConfig) -> np.ndarray | None:
-    """Share of each source's samples that have its class, float64 [S]; None without labels."""
+    """Fraction of each source's samples that have its class, float64 [S]; None without labels."""
     if setting.labels is None or setting.gallery_labels is None or model.encoder is None:
         return None
     again = model.encoder.encode(samples.flatten(0, 1)).cpu()

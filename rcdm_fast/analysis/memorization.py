@@ -51,7 +51,7 @@ class Copies:
         space: what distances are between: "pixels" or "representations".
         samples, real: distance to the nearest training image.
         ratio: of the means, the same sources drawn for both.
-        near, near_real: share nearer than `COPY`.
+        near, near_real: fraction nearer than `COPY`.
         excess: the first minus the second, in pairs.
         own: distance of samples to their own source.
     """
@@ -157,5 +157,5 @@ def table(found: Sequence[Copies]) -> Table:
     note = (
         "In units of the mean distance from a source, an image that the model was not trained on, to the nearest one."
     )
-    columns = ("of", "distance", f"share under {COPY}")
+    columns = ("of", "distance", f"fraction under {COPY}")
     return Table("copies", "Distance to the nearest training image", columns, tuple(rows), note)

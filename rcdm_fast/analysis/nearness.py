@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import host
-from rcdm_fast.analysis import charts, common
+from rcdm_fast.analysis import common, histograms
 from rcdm_fast.analysis.common import ExperimentConfig, Progress
 from rcdm_fast.analysis.result import Analysis, Finding, Table
 from rcdm_fast.analysis.shared import Shared, encoded
@@ -128,8 +128,8 @@ def run(
         settings={**dataclasses.asdict(config), "sources": len(places), "unit": unit, "data": data.fingerprint},
         tables=(_table(groups, config),),
         findings=tuple(_findings(groups)),
-        charts={
-            "distances": charts.histograms(
+        figures={
+            "distances": histograms.histograms(
                 [(group.name, np.concatenate(group.far)) for group in groups],
                 "Distance from h (1: to the nearest other image)",
             )

@@ -206,7 +206,7 @@ def _setting(
 
 
 def overlap(lists: Tensor, of_h: Tensor, size: int) -> tuple[Floats, Floats]:
-    """Share of lists that is in the list of the source's h, and in the lists of the other sources' h.
+    """Fraction of lists that is in the list of the source's h, and in the lists of the other sources' h.
 
     Args:
         lists: places in the gallery, int64 [S,Q,K]; the Q lists of a source are averaged.
@@ -250,13 +250,13 @@ def _overlap_finding(found: Setting, config: NeighborsConfig) -> Finding:
 
 
 def _of_class(found: Setting, lists: Tensor, labels: Tensor) -> Floats:
-    """Share of neighbors with the source's class, float64 [S]."""
+    """Fraction of neighbors with the source's class, float64 [S]."""
     same = labels[found.rest][lists] == labels[found.sources][:, None, None]
     return same.double().flatten(1).mean(dim=1).numpy()
 
 
 def _frequency(found: Setting, labels: Tensor) -> Floats:
-    """Share of the gallery that has the source's class, float64 [S]."""
+    """Fraction of the gallery that has the source's class, float64 [S]."""
     same: Tensor = labels[found.sources][:, None] == labels[found.rest][None]
     return same.double().mean(dim=1).numpy()
 

@@ -96,7 +96,6 @@ class Analysis:
         settings: everything that has to be repeated to get the same numbers: seeds, steps, counts, fingerprint.
         tables, findings: see their types.
         figures: images by name; captions under the same names in `captions`.
-        charts: drawings of tables' numbers, by name and with captions like figures; pages draw their own.
         method: how it was measured, in a few sentences, with the source.
         heads: a few small images for the top of a page, each a photograph with samples beside it.
     """
@@ -110,7 +109,6 @@ class Analysis:
     figures: Mapping[str, Image.Image] = field(default_factory=dict)
     captions: Mapping[str, str] = field(default_factory=dict)
     method: str = ""
-    charts: Mapping[str, Image.Image] = field(default_factory=dict)
     heads: tuple[Image.Image, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
@@ -125,7 +123,7 @@ class Analysis:
             "settings": dict(self.settings),
             "tables": [_table(table) for table in self.tables],
             "findings": [_finding(finding) for finding in self.findings],
-            "figures": {name: self.captions.get(name, "") for name in (*self.charts, *self.figures)},
+            "figures": {name: self.captions.get(name, "") for name in self.figures},
             "method": self.method,
             "rules": rules.VERSION,
         }
@@ -159,7 +157,7 @@ def _padded(row: Sequence[str], widths: Sequence[int]) -> list[str]:
 def cell_text(cell: Cell) -> str:
     """A cell for readers: three digits, an interval in brackets, yes and no."""
     if isinstance(cell, Interval):
-        return cell.told()
+        return cell.text()
     if isinstance(cell, bool):
         return "yes" if cell else "no"
     if isinstance(cell, float):

@@ -70,7 +70,7 @@ def _variance(values: Tensor) -> Tensor:
 
 
 def fraction(found: Spread, name: str, counts: Floats, own: bool = False) -> Floats:
-    """Variance at fixed h over that of real images, or (own) of all samples; counts as in `shares`, [B,S] -> [B]."""
+    """Variance at fixed h over that of real images, or (own) of all samples; counts as in `fractions`, [B,S] -> [B]."""
     mean = counts @ found.within[name] / counts.sum(axis=1)
     whole = (found.overall if own else found.between)[name]
     return mean / whole if whole > 0 else np.zeros(len(counts))

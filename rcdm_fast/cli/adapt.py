@@ -20,7 +20,7 @@ def adapt(
     representations: common.Representations = None,
     name: Annotated[str | None, typer.Option(help="Name of the adapted model. Default: the run folder's.")] = None,
     old_encoder: Annotated[
-        str | None, typer.Option(help="Encoder that MODEL was trained with, if its file does not tell.")
+        str | None, typer.Option(help="Encoder that MODEL was trained with, if its file does not name it.")
     ] = None,
     change: Changes = None,
     trust_repo: common.Trust = False,

@@ -64,7 +64,7 @@ def analyze(
 ) -> None:
     """Run one of the paper's experiments.
 
-    Numbers with intervals and findings are shown, figures and numbers written.
+    Numbers with intervals and findings are shown, figures, charts and numbers written.
 
     Example: rcdm analyze cifar10-simclr-wide layers --layers backbone.3,backbone.5 --data cifar10/test --out found
     """
@@ -138,12 +138,16 @@ def _wanted(model: str, out: Path, layers: str | None, encoders: list[str]) -> W
 
 
 def write(found: Analysis, folder: Path, made_by: Mapping[str, Any]) -> list[Path]:
-    """NAME.json, with what made it, and a NAME-FIGURE.png for each chart and figure; returns the files."""
-    from rcdm_fast import outputs
+    """NAME.json with what made it, NAME-FIGURE.png and, where tables have charts, NAME-charts.svg; the files."""
+    from rcdm_fast import outputs, storage
+    from rcdm_fast.analysis import charts
 
     paths = [folder / f"{found.name}.json"]
     common.write_json(paths[0], {**found.as_json(), "made_by": dict(made_by)})
-    for figure, image in (*found.charts.items(), *found.figures.items()):
+    for figure, image in found.figures.items():
         paths.append(folder / f"{found.name}-{figure}.png")
         outputs.write_image(image, paths[-1])
+    if any(map(charts.chart, found.tables)):
+        paths.append(folder / f"{found.name}-charts.svg")
+        outputs.keep(paths[-1], lambda file: storage.write_text(file, charts.panels(found.tables)))
     return paths

@@ -134,7 +134,7 @@ def quality_table(rows: list[Quality]) -> list[str]:
     """Rows as lines of text."""
 
     def said(value: Interval | None) -> str:
-        return "" if value is None else value.told()
+        return "" if value is None else value.text()
 
     wide = max([12, *(len(row.steps) for row in rows)])
     title = f"{'solver':12s} {'steps':>{wide}s} {'NFE':>4s}  {'distance from the flow':24s}{'MRR':24s}"

@@ -155,7 +155,7 @@ def table(found: list[Drift], mrr: Mapping[Case, tuple[Interval, Interval]]) -> 
 
 
 def _percent(change: Interval) -> str:
-    return change.told("+.1f", 100, " %")
+    return change.text("+.1f", 100, " %")
 
 
 def _sizes(each: Drift) -> str:

@@ -187,7 +187,7 @@ def table(result: Faithfulness) -> list[str]:
     if result.recognized is not None:
         rows.append(("class read off samples", result.recognized.samples))
         rows.append(("  off the sources themselves", result.recognized.sources))
-    lines = [f"{label:34s} {each.told('.4g')}" for label, each in rows]
+    lines = [f"{label:34s} {each.text('.4g')}" for label, each in rows]
     chance = f"MRR {result.chance_mrr:.3g}, mean rank {result.chance_mean_rank:.6g} of {result.gallery}"
     lines.append(f"{'chance':34s} {chance}")
     if result.blurred_mrr is not None:

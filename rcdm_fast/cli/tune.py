@@ -155,4 +155,4 @@ def learned_table(found: list[Learned]) -> list[str]:
 
 
 def _said(one: Interval) -> str:
-    return one.told()
+    return one.text()

@@ -121,7 +121,7 @@ class PixelStore:
         size, count = int(self.made_from["size"]), int(self._state["kept"])
         file = self.folder / "pixels.u8"
         if not file.is_file() or file.stat().st_size != count * self._image:
-            raise storage.StorageError(f"{file}: not the {count} images that progress.json tells of; delete the store")
+            raise storage.StorageError(f"{file}: not the {count} images that progress.json lists; delete the store")
         if count == 0:
             return torch.empty((0, 3, size, size), dtype=torch.uint8)
         # "c": nothing is written back, and PyTorch does not warn about memory that it must not write to

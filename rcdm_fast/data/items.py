@@ -21,7 +21,7 @@ HASHES = 1 << 256  # hashes of items are added up modulo this
 
 
 class Source(Protocol):
-    """Items by place."""
+    """Items by index."""
 
     kind: Kind
     name: str
@@ -29,29 +29,29 @@ class Source(Protocol):
     def __len__(self) -> int:
         """How many items."""
 
-    def id(self, place: int) -> str:
+    def id(self, index: int) -> str:
         """What an item is called in the manifest."""
 
-    def read(self, place: int) -> Image.Image | Tensor:
+    def read(self, index: int) -> Image.Image | Tensor:
         """An image (8-bit RGB), a representation float32 [D], or a label int64 []. Raises `images.ImageError`."""
 
     def width(self) -> int | None:
         """Numbers in every representation, as far as the source says."""
 
-    def content(self, place: int) -> bytes:
+    def content(self, index: int) -> bytes:
         """What tells whether an item is still the same, as far as that can be told without decoding."""
 
 
-def hash_of(source: Source, place: int) -> int:
-    """SHA-256 of an item's place, id and content, as a number."""
-    digest = hashlib.sha256(f"{place}\0{source.id(place)}\0".encode("utf-8", "surrogatepass"))
-    digest.update(source.content(place))
+def hash_of(source: Source, index: int) -> int:
+    """SHA-256 of an item's index, id and content, as a number."""
+    digest = hashlib.sha256(f"{index}\0{source.id(index)}\0".encode("utf-8", "surrogatepass"))
+    digest.update(source.content(index))
     return int.from_bytes(digest.digest())
 
 
 def fingerprint(source: Source) -> str:
     """Hash of all items, 64 hex digits: the sum of theirs, so that single items can be exchanged."""
-    return f"{sum(hash_of(source, place) for place in range(len(source))) % HASHES:064x}"
+    return f"{sum(hash_of(source, index) for index in range(len(source))) % HASHES:064x}"
 
 
 def check_ids(ids: Sequence[str], name: str) -> None:

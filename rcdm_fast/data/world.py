@@ -77,7 +77,7 @@ FACTORS: dict[str, tuple[Factor, ...]] = {"shapes": _ONE, "textured": (*_ONE, *_
 
 _OBJECT, _GROUND = Palette(0.66, 0.34), Palette(0.38, 0.2)
 _FRONT, _BACK, _DULL = Palette(0.7, 0.3), Palette(0.42, 0.38), Palette(0.38, 0.14)
-_STRIPES = 0.5  # by which share the ground is darker where they are darkest
+_STRIPES = 0.5  # by which fraction the ground is darker where they are darkest
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ class Stripes:
     Attributes:
         angle: degrees, clockwise; at 0 they are upright.
         period: sides of the image.
-        depth: by which share the ground is darker than its color where they are darkest.
+        depth: by which fraction the ground is darker than its color where they are darkest.
     """
 
     angle: float

@@ -139,7 +139,7 @@ def _round(fraction: Tensor, turns: int) -> Tensor:
 
 
 def _redealt(values: Tensor, factors: Tensor, factor: Factor, place: int, r: float, seed: int) -> Tensor:
-    """Choices of which a share 1 - r is dealt out anew, among all."""
+    """Choices of which a fraction 1 - r is dealt out anew, among all."""
     _, uniform = _noise(factors, place, seed)
     anew = torch.floor(uniform[:, 1] * factor.high)
     return torch.where(uniform[:, 0] < r, values, anew)

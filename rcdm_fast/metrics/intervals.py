@@ -33,7 +33,7 @@ class Interval:
         """Whether there is an interval."""
         return math.isfinite(self.low) and math.isfinite(self.high)
 
-    def told(self, form: str = ".3g", scale: float = 1.0, unit: str = "") -> str:
+    def text(self, form: str = ".3g", scale: float = 1.0, unit: str = "") -> str:
         """For readers: "0.52 [0.41, 0.6]", or the value and why it has no interval. `form` as in `format`."""
         value = f"{scale * self.value:{form}}{unit}"
         if not self.known:

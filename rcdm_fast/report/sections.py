@@ -11,9 +11,9 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from rcdm_fast.analysis.charts import chart, shortened, small
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
 from rcdm_fast.metrics.intervals import Interval
-from rcdm_fast.report.charts import chart, shortened, small
 from rcdm_fast.report.figures import Key, Stored
 
 KINDS = {True: "holds", False: "fails", None: "open"}  # classes of claims by verdict; the sentences say it in words

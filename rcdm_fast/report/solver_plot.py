@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from rcdm_fast.analysis import charts
 from rcdm_fast.analysis.result import Cell, Table
 from rcdm_fast.metrics.intervals import Interval
-from rcdm_fast.report import charts
 from rcdm_fast.solver_quality import Quality
 
 PANELS: tuple[tuple[str, Callable[[Quality], Interval | None]], ...] = (

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from rcdm_fast.data.readers import tar_headers
+from rcdm_fast.data.readers.tar_headers import BLOCK
 from rcdm_fast.doors import door, printable, regular
 
-BLOCK = 512
 PIECE_BYTES = 1 << 20
 _HEADER_BYTES = 1 << 20  # of a long name or a pax header
 _FREE_BYTES = 1 << 30  # what a compressed archive may hold without a question
@@ -73,7 +74,7 @@ def is_tar(path: Path) -> bool:
     """Whether a file begins as an uncompressed tar archive does."""
     regular(path)
     with open(path, "rb") as file:
-        return _is_header(file.read(BLOCK))
+        return tar_headers.is_header(file.read(BLOCK))
 
 
 class Archive:
@@ -250,29 +251,29 @@ def _members(stream: _Plain | _Packed) -> Iterator[Member]:
         if not head.strip(b"\0"):
             zeros += len(head)
             continue
-        if len(head) < BLOCK or not _is_header(head):
+        if len(head) < BLOCK or not tar_headers.is_header(head):
             raise ValueError("what follows its end is no archive" if zeros else "a header is damaged, or it is no tar")
         if zeros and begun:
             part, everywhere = part + 1, {}
         zeros, begun = 0, True
-        size, flag = _number(head[124:136]), head[156:157]
+        size, flag = tar_headers.number(head[124:136]), head[156:157]
         if flag in b"xXgLK":
             if size > _HEADER_BYTES:
                 raise ValueError(f"a header of {size} bytes")
             content = stream.exactly(size)
             stream.go(stream.at() + -size % BLOCK)
             if flag in b"LK":
-                of_next["path" if flag == b"L" else "linkpath"] = _text(content)
+                of_next["path" if flag == b"L" else "linkpath"] = tar_headers.text(content)
             else:
-                (everywhere if flag == b"g" else of_next).update(_pax(content))
+                (everywhere if flag == b"g" else of_next).update(tar_headers.pax(content))
             continue
         about, of_next = everywhere | of_next, {}
-        size = _decimal(about["size"]) if "size" in about else size
-        name = about.get("path", _name(head))
+        size = tar_headers.decimal(about["size"]) if "size" in about else size
+        name = about.get("path", tar_headers.name(head))
         holes = [key for key in about if key.startswith("GNU.sparse.")]
         for key in holes:
             if key not in ("GNU.sparse.name", "GNU.sparse.map"):
-                _decimal(about[key])
+                tar_headers.decimal(about[key])
         sparse = flag == b"S" or bool(holes)
         more = flag == b"S" and head[482]
         while more:
@@ -283,7 +284,7 @@ def _members(stream: _Plain | _Packed) -> Iterator[Member]:
         kind: Kind = "sparse" if sparse else _KINDS.get(flag, "other" if flag in b"3456" else "file")
         if kind == "file" and name.endswith("/"):
             kind = "other"
-        yield Member(name, kind, start, held, about.get("linkpath", _text(head[157:257])), part)
+        yield Member(name, kind, start, held, about.get("linkpath", tar_headers.text(head[157:257])), part)
         stream.go(start + held + -held % BLOCK)
     if zeros < _CLOSING_BYTES:
         raise EOFError("the end of the archive is missing")
@@ -294,59 +295,6 @@ def _block(stream: _Plain | _Packed) -> bytes:
     found = b""
     while len(found) < BLOCK and (piece := stream.some(BLOCK - len(found))):
         found += piece
-    return found
-
-
-def _is_header(head: bytes) -> bool:
-    if len(head) < BLOCK or not head.strip(b"\0"):
-        return False
-    stated = head[148:156].strip(b" \0")
-    if not stated or not stated.isdigit() or b"8" in stated or b"9" in stated:
-        return False
-    rest = head[:148] + b" " * 8 + head[156:]
-    signed = sum(rest) - 256 * sum(each > 127 for each in rest)  # as some old programs add up
-    return int(stated, 8) in (sum(rest), signed)
-
-
-def _number(field: bytes) -> int:
-    """Octal, or after a byte 0x80 binary."""
-    if field[0] & 0x80:
-        if field[0] != 0x80:
-            raise ValueError("a negative size")
-        return int.from_bytes(field[1:], "big")
-    text = field.split(b"\0", 1)[0].strip()
-    if text and (not text.isdigit()):
-        raise ValueError("a size that is no number")
-    return int(text or b"0", 8)
-
-
-def _decimal(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or len(text) > 18:
-        raise ValueError("a size that is no number")
-    return int(text)
-
-
-def _text(field: bytes) -> str:
-    return field.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
-
-
-def _name(head: bytes) -> str:
-    prefix = _text(head[345:500]) if head[257:263] == b"ustar\0" else ""
-    return f"{prefix}/{_text(head[:100])}" if prefix else _text(head[:100])
-
-
-def _pax(content: bytes) -> dict[str, str]:
-    """Records "LENGTH KEY=VALUE" and an end of line, of a pax header."""
-    found: dict[str, str] = {}
-    while content.strip(b"\0"):
-        length, space, _ = content[:20].partition(b" ")
-        if not space or not length.isdigit() or not 4 <= int(length) <= len(content):
-            raise ValueError("a pax header that is damaged")
-        key, equals, value = content[len(length) + 1 : int(length) - 1].partition(b"=")
-        if not equals or content[int(length) - 1 : int(length)] != b"\n":
-            raise ValueError("a pax header that is damaged")
-        found[key.decode("utf-8", "surrogateescape")] = value.decode("utf-8", "surrogateescape")
-        content = content[int(length) :]
     return found
 
 

@@ -48,25 +48,25 @@ class Rows:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def id(self, place: int) -> str:
+    def id(self, index: int) -> str:
         """See `Source`."""
-        return str(place) if self._ids is None else self._ids[place]
+        return str(index) if self._ids is None else self._ids[index]
 
-    def read(self, place: int) -> Image.Image | Tensor:
+    def read(self, index: int) -> Image.Image | Tensor:
         """See `Source`."""
-        row = self._rows[place]
+        row = self._rows[index]
         if self.kind == "representation":
             h = to_float32(row)
             h = (maps.of_tokens(h[None]) if self._tokens else h).reshape(-1)
             if not bool(h.isfinite().all()):
-                raise ImageError(f"{self.name}, item {self.id(place)}: the representation is not finite")
+                raise ImageError(f"{self.name}, item {self.id(index)}: the representation is not finite")
             return h
         if self.kind == "label":
-            with door(ImageError, f"{self.name}, item {self.id(place)}: no usable label"):
+            with door(ImageError, f"{self.name}, item {self.id(index)}: no usable label"):
                 return torch.tensor(int(row.reshape(-1)[0]), dtype=torch.int64)
         if isinstance(row, Tensor) and row.is_floating_point():
             return to_pil(check_images(row[None])[0])
-        return Item(Path(self.name) / str(place), None, np.asarray(row)).image()
+        return Item(Path(self.name) / str(index), None, np.asarray(row)).image()
 
     @property
     def _tokens(self) -> bool:
@@ -86,9 +86,9 @@ class Rows:
         """See `Source`."""
         return math.prod(self._rows.shape[1:]) if self.kind == "representation" else None
 
-    def content(self, place: int) -> bytes:
+    def content(self, index: int) -> bytes:
         """See `Source`."""
-        row = self._rows[place]
+        row = self._rows[index]
         if isinstance(row, Tensor):
             return row.contiguous().view(torch.uint8).numpy().tobytes() if row.ndim else str(int(row)).encode()
         return np.ascontiguousarray(row).tobytes()

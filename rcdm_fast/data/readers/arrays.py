@@ -39,7 +39,7 @@ class Rows:
 
     Attributes:
         shape: [N,...].
-        dtype: of what `rows[place]` gives, in the machine's byte order.
+        dtype: of what `rows[index]` gives, in the machine's byte order.
     """
 
     def __init__(self, name: str, kind: type[Exception], held: _InFile | np.ndarray, field: str | None = None) -> None:
@@ -61,17 +61,17 @@ class Rows:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, place: int) -> np.ndarray:
+    def __getitem__(self, index: int) -> np.ndarray:
         """One row, a copy. Raises the error that the file was opened with."""
-        with door(self._kind, f"{self._name}: row {place} cannot be read", memory=False):
-            row = self._held[place]
+        with door(self._kind, f"{self._name}: row {index} cannot be read", memory=False):
+            row = self._held[index]
             copy = np.array(row if self._field is None else row[self._field], dtype=self.dtype)
             if self.dtype.kind == "U" and (np.frombuffer(copy.tobytes(), np.uint32) > sys.maxunicode).any():
                 raise ValueError("a text of what are no characters")  # Python's own would be broken ones
             return copy
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        return (self[place] for place in range(len(self)))
+        return (self[index] for index in range(len(self)))
 
     def column(self, field: str) -> Rows:
         """One column of a structured array."""
@@ -87,10 +87,10 @@ class _InFile:
         self._file = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         weakref.finalize(self, os.close, self._file)
 
-    def __getitem__(self, place: int) -> np.ndarray:
-        if not 0 <= place < self.shape[0]:
-            raise IndexError(place)
-        read = os.pread(self._file, self._bytes, self._start + place * self._bytes)
+    def __getitem__(self, index: int) -> np.ndarray:
+        if not 0 <= index < self.shape[0]:
+            raise IndexError(index)
+        read = os.pread(self._file, self._bytes, self._start + index * self._bytes)
         if len(read) != self._bytes:
             raise EOFError("the file has become shorter")
         return np.frombuffer(read, self.dtype).reshape(self.shape[1:])
@@ -187,11 +187,11 @@ class _Zipped(Mapping[str, Rows]):
 
 
 def _fill(file: IO[bytes], flat: np.ndarray) -> None:
-    place = 0
+    index = 0
     while piece := file.read(_PIECE):
-        flat[place : place + len(piece)] = np.frombuffer(piece, np.uint8)[: len(flat) - place]
-        place += len(piece)
-    if place < len(flat):
+        flat[index : index + len(piece)] = np.frombuffer(piece, np.uint8)[: len(flat) - index]
+        index += len(piece)
+    if index < len(flat):
         raise EOFError("it is shorter than its header says")
 
 

@@ -129,11 +129,11 @@ class Fetched:
     def items(self) -> Iterator[Item]:
         """See `Source`."""
         rows = self.rows()
-        for place in range(len(rows)):
-            yield rows.item(place)
+        for index in range(len(rows)):
+            yield rows.item(index)
 
     def rows(self) -> Rows:
-        """Its rows by place, fetched if they are not here. Raises `ImageError`."""
+        """Its rows by index, fetched if they are not here. Raises `ImageError`."""
         library = needed("datasets", "data")
         where = f"hf:{printable(self.name)}"
         options = self.options
@@ -169,13 +169,13 @@ class Rows:
     def __len__(self) -> int:
         return len(self.table)
 
-    def item(self, place: int) -> Item:
+    def item(self, index: int) -> Item:
         """The image of a row, and its class. Raises `ImageError`."""
-        with door(ImageError, f"hf:{printable(self.name)}: row {place} cannot be read"):
-            row = self.table[place]
+        with door(ImageError, f"hf:{printable(self.name)}: row {index} cannot be read"):
+            row = self.table[index]
             value = row[self.label] if self.label is not None else None
             known = self.classes is not None and isinstance(value, int)
             label = None if value is None else str(self.classes[value]) if known and self.classes else str(value)
             content = row[self.column] or {}
             found = content.get("bytes") or (Path(content["path"]) if content.get("path") else b"")
-        return Item(Path(self.name) / str(place), label, found)
+        return Item(Path(self.name) / str(index), label, found)

@@ -1,4 +1,4 @@
-"""A column of Parquet, Arrow or CSV files, a value at any place: which column is meant, and what its values are.
+"""A column of Parquet, Arrow or CSV files, a value at any index: which column is meant, and what its values are.
 
 A block of rows is read at a time, and the last two are kept. Not for several threads at once.
 
@@ -68,13 +68,13 @@ class Table:
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    def value(self, place: int) -> bytes | Path | np.ndarray | int | None:
+    def value(self, index: int) -> bytes | Path | np.ndarray | int | None:
         """A representation's numbers float [D]; an image's bytes, the path of its file, or uint8 levels; a label.
 
         None: the row has none, or a representation with gaps. Raises `StorageError` if it cannot be read.
         """
-        with self._reading(place):
-            arrays, row, file = self._row(place)
+        with self._reading(index):
+            arrays, row, file = self._row(index)
             if len(arrays) > 1:
                 numbers = [array[row].as_py() for array in arrays]
                 return None if None in numbers else np.array(numbers, dtype=np.float64)
@@ -87,12 +87,12 @@ class Table:
                 return value if isinstance(value, int) and not isinstance(value, bool) else None
             return _image(scalar, value, file)
 
-    def content(self, place: int) -> bytes:
+    def content(self, index: int) -> bytes:
         """What tells whether a row is still the same: its numbers; of images the size of all files."""
-        with self._reading(place):
+        with self._reading(index):
             if self.kind == "image":
                 return repr([file.stat().st_size for file in self._files]).encode()
-            arrays, row, _ = self._row(place)
+            arrays, row, _ = self._row(index)
             if len(arrays) > 1 or self.kind == "label":
                 return repr([array[row].as_py() for array in arrays]).encode()
             flat = _flat(arrays[0][row])
@@ -135,10 +135,10 @@ class Table:
         found = feature.get("names") if isinstance(feature, dict) else None
         return found if isinstance(found, list) else None
 
-    def _reading(self, place: int) -> Any:
+    def _reading(self, index: int) -> Any:
         files = [parts.path for parts, _ in self._where]
-        part = min(bisect_right(self._ends, place), len(files) - 1)
-        return door(StorageError, f"{printable(files[part])}: row {place} cannot be read")
+        part = min(bisect_right(self._ends, index), len(files) - 1)
+        return door(StorageError, f"{printable(files[part])}: row {index} cannot be read")
 
     def _all(self, name: str) -> list[Any]:
         found: list[Any] = []
@@ -151,24 +151,24 @@ class Table:
                     raise EOFError("it has other rows than it claims")
         return found
 
-    def _row(self, place: int) -> tuple[list[Any], int, Path]:
+    def _row(self, index: int) -> tuple[list[Any], int, Path]:
         """The block that holds a row, and where in it."""
         for start, stop, arrays, file in self._kept:
-            if start <= place < stop:
-                return arrays, place - start, file
-        part = bisect_right(self._ends, place)
+            if start <= index < stop:
+                return arrays, index - start, file
+        part = bisect_right(self._ends, index)
         parts, number = self._where[part]
         at, following, blocks = self._scan
-        if at != part or place < following:
+        if at != part or index < following:
             blocks = parts.scan(number, self._choice.names, _BLOCK_ROWS[self.kind])
             following = self._ends[part - 1] if part else 0
         self._scan = (-1, 0, iter(()))
         for arrays in blocks:
             start, following = following, following + len(arrays[0])
             self._kept = [*self._kept[-1:], (start, following, arrays, parts.path)]
-            if place < following:
+            if index < following:
                 self._scan = (part, following, blocks)
-                return arrays, place - start, parts.path
+                return arrays, index - start, parts.path
         raise EOFError("it has fewer rows than it claims")
 
 

@@ -256,12 +256,12 @@ class Index:
     offset: np.ndarray
     size: np.ndarray
 
-    def content(self, place: int) -> bytes:
+    def content(self, index: int) -> bytes:
         """An image file's bytes. Raises `ImageError` if it cannot be read."""
-        path = self.shards[int(self.shard[place])]
-        if self.offset[place] < 0:
-            raise ImageError(f"{printable(path)}: {printable(self.keys[place])} is a file with holes")
-        return Piece(path, int(self.offset[place]), int(self.size[place])).read()
+        path = self.shards[int(self.shard[index])]
+        if self.offset[index] < 0:
+            raise ImageError(f"{printable(path)}: {printable(self.keys[index])} is a file with holes")
+        return Piece(path, int(self.offset[index]), int(self.size[index])).read()
 
 
 def index(pattern: str, found: Sequence[Path] = ()) -> Index:

@@ -183,15 +183,36 @@ CHOSEN = (
     Mutant(
         "adapted weights are the last ones",
         "training/adapt.py",
-        "**self._changed(self.average)}",
+        "**self._changed(self.average.tensors)}",
         "**self._changed(self.trained)}",
         ("tests/test_adapt.py::test_weights_are_the_averages_of_all_steps",),
     ),
     Mutant(
+        "the last state is lost",
+        "training/loop.py",
+        "== 0 or finished or stop:",
+        "== 0 or stop:",
+        ("tests/test_distill.py::test_an_interrupted_run_goes_on_to_the_same_weights", "tests/test_optimizers.py"),
+    ),
+    Mutant(
+        "the averages of a resumed student begin anew",
+        "training/tuning.py",
+        '        self.average.copy_(state["average"])\n',
+        "",
+        ("tests/test_adapt.py::test_adapting_resumes_exactly",),
+    ),
+    Mutant(
+        "new settings are not kept",
+        "training/loop.py",
+        "if leads and known != settings:",
+        "if False:",
+        ("tests/test_training_resume.py", "tests/test_training_options.py"),
+    ),
+    Mutant(
         "mirrored images have the others' representations",
         "training/adapt.py",
-        "h = bank[view, index].to(device)",
-        "h = bank[0, index].to(device)",
+        "h = self.bank[view, index].to(device)",
+        "h = self.bank[0, index].to(device)",
         ("tests/test_adapt.py::test_mirrored_images_have_representations_of_their_own",),
     ),
     Mutant(
@@ -204,8 +225,8 @@ CHOSEN = (
     Mutant(
         "the student is kept",
         "training/pretrain.py",
-        "    network = method.result(network)\n",
-        "",
+        "network = run.method.result(run.network)",
+        "network = run.network",
         ("tests/test_ssl_methods.py::test_written_encoders_are_what_was_trained",),
     ),
     Mutant(

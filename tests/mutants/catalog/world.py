@@ -121,8 +121,8 @@ WORLD = (
     Mutant(
         "a resumed reader begins with the first images",
         "training/reader.py",
-        'step = int(state["step"])',
-        "step = 0",
+        'self.step = int(state["step"])',
+        "self.step = 0",
         _OF_READER,
     ),
     Mutant("a masked factor is left in", _CODE, "elif self.masked:", "elif False:", _OF_ORACLE),
