@@ -43,7 +43,7 @@ def photo(tmp_path: Path) -> str:
 
 
 def given(image: str | None, **changes: Any) -> Given:
-    values = {"model": "small", "count": 5, "steps": 3, "solver": "ddim", "seed": 4, "augmentation": "none"}
+    values = {"model": "small", "per": 5, "steps": 3, "solver": "ddim", "seed": 4, "augmentation": "none"}
     values |= {"magnitude": 0.0, "other": None, "mix": 0.0, "direction": "none", "strength": 0.0, "guidance": 1.0}
     return Given(image, **{**values, **changes})
 
@@ -158,7 +158,7 @@ def test_what_does_not_fit_a_shared_drawing(page: Handler, photo: str) -> None:
 
 def test_two_models_draw_in_turn(page: Handler, photo: str) -> None:
     """The second one's draft does not wait for the first one's last image."""
-    shown, _ = drawn(page, given(photo, beside="other.safetensors", steps=8, count=4))
+    shown, _ = drawn(page, given(photo, beside="other.safetensors", steps=8, per=4))
     counts = [[len(images) for images in each.samples.values()] for each in shown]
     assert counts[0] == [0, 0]
     assert [2, 2] in counts[: len(counts) // 2]

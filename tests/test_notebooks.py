@@ -49,7 +49,7 @@ def load_script(path: Path) -> Any:
 
 
 def test_there_are_notebooks() -> None:
-    assert {path.stem for path in NOTEBOOKS} >= {"the_papers_story", "your_own_encoder"}
+    assert {path.stem for path in NOTEBOOKS} >= {"the_known_world", "the_papers_story", "your_own_encoder"}
 
 
 @each_notebook

@@ -33,7 +33,7 @@ class Given(NamedTuple):
 
     image: str | None
     model: str
-    count: float
+    per: float
     steps: float
     solver: str
     seed: float | None
@@ -116,7 +116,7 @@ class Handler:
         changed, towards = ("" if name == PLAIN else name for name in (given.augmentation, given.direction))
         return Settings(
             model=self.models.get(given.model, given.model),
-            per=int(given.count),
+            per=int(given.per),
             steps=int(given.steps),
             solver=given.solver,
             guidance=given.guidance,
@@ -208,14 +208,14 @@ def _files(folder: Path, settings: Settings, found: dict[str, Drawn]) -> Files:
     rows = [[_large(each) for each in (*drawn.seen[:1], *drawn.samples)] for drawn in found.values()]
     seen = bool(next(iter(found.values())).seen)
     titles = ["seen", "samples"] if seen else ["samples"]
-    sheet = image_sheet(rows, cell=SHOWN, column_titles=titles, row_titles=list(found), group_gaps=[1] if seen else [])
-    sheet.save(folder / "sheet.png")
+    image = image_sheet(rows, cell=SHOWN, column_titles=titles, row_titles=list(found), group_gaps=[1] if seen else [])
+    image.save(folder / "sheet.png")
     h: dict[str, Tensor] = {name: drawn.h for name, drawn in found.items() if drawn.h is not None}
     np.save(folder / "representation.npy", next(iter(h.values())).float().cpu().numpy())
     text = sharing.text(settings, h)
     (folder / "drawing.json").write_text(text, encoding="utf-8")
-    names = ("sheet.png", "representation.npy", "drawing.json")
-    return Files(*(str(folder / name) for name in names), link=sharing.link(text))
+    first, second, third = (str(folder / name) for name in ("sheet.png", "representation.npy", "drawing.json"))
+    return Files(first, second, third, sharing.link(text))
 
 
 def labels(models: Sequence[str]) -> dict[str, str]:

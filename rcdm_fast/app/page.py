@@ -40,7 +40,7 @@ _OUTPUTS = (
     "code",
 )
 _OPENED = (
-    "status", "shared", "image", "model", "beside", "count", "steps", "solver", "seed", "guidance", "augmentation",
+    "status", "shared", "image", "model", "beside", "per", "steps", "solver", "seed", "guidance", "augmentation",
     "magnitude", "mix", "direction", "strength", "left_out",
 )  # fmt: skip
 

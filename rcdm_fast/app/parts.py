@@ -68,7 +68,7 @@ def settings(gr: Any, handler: Handler) -> dict[str, Any]:
         gr.Markdown(KNOWN_WORLD)
         names = [(name.replace("_", " "), name) for name in known_world.NAMES]
         found["left_out"] = gr.CheckboxGroup(names, label="Left out of the representation", elem_id="left-out")
-    found["count"] = gr.Slider(1, MAX_COUNT, value=Settings.per, step=1, label="Images", elem_id="count")
+    found["per"] = gr.Slider(1, MAX_COUNT, value=Settings.per, step=1, label="Images", elem_id="count")
     choices = [PLAIN, *handler.models]
     found["beside"] = gr.Dropdown(choices, value=PLAIN, label="Model beside it", elem_id="beside")
     with gr.Accordion("Sampling", open=False):

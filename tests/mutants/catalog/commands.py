@@ -53,6 +53,10 @@ COMMANDS = (
     Mutant("switches stand in front only", f"{_CLI}/__init__.py", "_run(_in_front(given))", "_run(given)", _OF_AGREEMENT),
     Mutant("verbose stays for the next run", f"{_CLI}/__init__.py", "_debug, common.verbose = debug, verbose", "_debug, common.verbose = debug, common.verbose or verbose", _OF_AGREEMENT),
     Mutant("training stays on the CPU", "rcdm_fast/devices.py", 'given or ("cuda" if torch.cuda.is_available() else "cpu")', 'given or "cpu"', _OF_AGREEMENT),
-    Mutant('a playground keeps the model that it loaded first', 'rcdm_fast/app/playground.py', 'self._loaded is None or self._loaded[0] != name', 'self._loaded is None', ('tests/test_app.py::test_every_model_is_its_own',)),
-    Mutant('the second photograph is changed as the first', 'rcdm_fast/app/playground.py', 'seen.append(self._view(model, other))', 'seen.append(self._seen(model, other, settings))', ('tests/test_app.py::test_the_second_photograph_is_mixed_as_it_is',)),
+    Mutant('a playground gives up the model that it has just used', 'rcdm_fast/app/playground.py', 'del self._loaded[next(iter(self._loaded))]', 'self._loaded.popitem()', ('tests/test_app.py::test_every_model_is_its_own',)),
+    Mutant('a playground keeps every model that was ever chosen', 'rcdm_fast/app/playground.py', 'while len(self._loaded) >= LOADED:', 'while len(self._loaded) > LOADED:', ('tests/test_app.py::test_every_model_is_its_own',)),
+    Mutant('a finished image does not take the place of its draft', 'rcdm_fast/app/playground.py', 'there = (*samples, *draft[len(samples) :])', 'there = (*samples, *draft)', ('tests/test_app.py::test_a_draft_comes_first_and_gives_way',)),
+    Mutant('a link loses digits of h', 'rcdm_fast/app/sharing.py', 'float(str(each))', 'round(float(each), 6)', ('tests/test_app_sharing.py::test_a_drawing_is_told_exactly',)),
+    Mutant('a shared drawing is drawn by a model that it is not of', 'rcdm_fast/app/handler.py', 'if name not in h:', 'if False:', ('tests/test_app_sharing.py::test_what_does_not_fit_a_shared_drawing',)),
+    Mutant('the second photograph is changed as the first', 'rcdm_fast/app/playground.py', 'seen += [self._view(model, other)]', 'seen += [self._seen(model, other, settings)]', ('tests/test_app.py::test_the_second_photograph_is_mixed_as_it_is',)),
 )  # fmt: skip
