@@ -256,7 +256,6 @@ def test_unknown_formats_and_precisions() -> None:
 @pytest.mark.parametrize("precision", ["fp16", pytest.param("bf16", marks=pytest.mark.long)])
 def test_reduced_precision(precision: str, tmp_path: Path) -> None:
     model = small.model(**FEW_LAYERS)
-    (full,) = rcdm_fast.export(model, "onnx", tmp_path / "full", encoder=False)
     if precision == "bf16":
         pytest.importorskip("openvino", reason="a bf16 file is checked with openvino")
     (path,) = rcdm_fast.export(model, "onnx", tmp_path / precision, precision=precision, encoder=False)
@@ -273,7 +272,7 @@ def test_reduced_precision(precision: str, tmp_path: Path) -> None:
     norms = [types[node.input[0]] for node in graph.graph.node if node.op_type == "InstanceNormalization"]
     assert set(norms) == {onnx.TensorProto.FLOAT}
     assert read_info(path).precision == precision
-    assert path.stat().st_size < 0.65 * full.stat().st_size
+    assert path.stat().st_size < 0.75 * 4 * sum(tensor.numel() for tensor in model.unet.parameters())
     if precision == "fp16":
         check_batches(model, path, (2,), exported.TOLERANCE["fp16"])
 
