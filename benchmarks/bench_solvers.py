@@ -49,7 +49,7 @@ def drawn(model: Model, h: Tensor, solver: str, steps: str, keep: Path) -> Tenso
     chosen = model.request(h[:1], per=1, solver=solver, steps=steps).chosen
     file = keep / f"{model.weights[:12]}_{chosen.label.replace(':', '-')}_{steps}.images"
     if not file.exists():
-        made = model.sample(h, per=1, seed=SEED, solver=solver, steps=steps)[:, 0]  # type: ignore[arg-type]
+        made = model.sample(h, per=1, seed=SEED, solver=solver, steps=steps)[:, 0]
         sealed.save(file, {"images": made.cpu()})
     images: Tensor = sealed.load(file)["images"]
     return images
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         row = {
             "solver": solver,
             "steps": steps,
-            "nfe": model.request(h[:1], per=1, solver=solver, steps=steps).evaluations,  # type: ignore[arg-type]
+            "nfe": model.request(h[:1], per=1, solver=solver, steps=steps).evaluations,
             "error": dataclasses.asdict(intervals.bootstrap(apart, RESAMPLES, rng)),
             "less_ddim_50": dataclasses.asdict(
                 intervals.bootstrap(apart - baseline, RESAMPLES, np.random.default_rng(SEED))
