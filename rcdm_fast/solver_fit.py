@@ -22,7 +22,7 @@ from torch import Tensor
 
 from rcdm_fast import host
 from rcdm_fast.checks import Checked, ConfigError, Count, Resamples, Seed
-from rcdm_fast.diffusion import multistep, noise, registry
+from rcdm_fast.diffusion import multistep, registry
 from rcdm_fast.diffusion.registry import SOLVERS, SolverName
 from rcdm_fast.diffusion.schedule import AT, Floats, Schedule, place
 from rcdm_fast.diffusion.solvers import Predict, Solver, SolverOptions, StepNoise, x0_factors
@@ -208,17 +208,19 @@ class Asked:
         self._model, self._batch_size = model, batch_size
         self._request = model.request(h, label=label, items=range(count), per=1, steps=1, solver="ddim", seed=seed)
 
-    def noise(self) -> Tensor:
-        """Their x_T, float32 [N,3,H,W] on the CPU."""
-        keys = [(item, 0) for item in self._request.items]
-        return noise.keyed_noise(self._request.seed, keys, 0, self._request.image, torch.device("cpu"))
-
     def images(self, schedule: Schedule, solver: Solver, places: Tensor | None = None) -> Tensor:
         """float32 [N,3,H,W] on the CPU; of some of them only, if places are given, int64 [n]."""
+        return torch.cat([images for _, images in self.batches(schedule, solver, places)])
+
+    def batches(
+        self, schedule: Schedule, solver: Solver, places: Tensor | None = None, most: int = 2**31
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """The same, of at most so many at once: which of those that are asked for, and images on the CPU."""
         request = dataclasses.replace(self._request, schedule=schedule, solver=solver, evaluations=len(schedule))
         if places is not None:
             request = dataclasses.replace(request, pairs=tuple((row, 0) for row in places.tolist()))
-        return torch.cat([images.cpu() for _, images in self._model.batches(request, self._batch_size)])
+        for rows, images in self._model.batches(request, min(most, self._batch_size)):
+            yield rows, images.cpu()
 
     def teacher(self, grid: Schedule) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
         """Of every batch: which trajectories, states and network outputs [C,n,3,H,W] in the order of the steps, images.

@@ -1,9 +1,12 @@
 """A solver learned for one model: what `rcdm tune --out` finds, and `solver="fitted"` uses.
 
 A teacher (`solver_fit.TEACHER` over many timesteps) draws images, and the numbers of a solver in few evaluations
-(`diffusion/fitted.py`) are moved down the gradient of its images' distance to the teacher's from the same noise
-(Oganov et al. 2025, arXiv 2510.17699, without the adversary): relative L2 at full, half and quarter size, no network in
-it. The gradient goes back through the whole trajectory; what the network computed is computed again instead of kept.
+(`diffusion/fitted.py`) are fitted until its images are as near to the teacher's from the same noise as they can be:
+relative L2 at full, half and quarter size, no network in it. The solver is that of Oganov et al. (2025,
+arXiv 2510.17699), who descend a gradient through the network, with an adversary. Here are a few dozen numbers and a
+distance that is nearly a sum of squares, so a step solves for all numbers at once (Gauss-Newton, damped as by
+Levenberg and Marquardt; the mean of distances by weights that are set anew in every step), from differences of
+trajectories (`solver_lesson.py`): some ten steps do what thousands of a gradient's do not.
 
 A quarter of the trajectories, other sources and other noise, has no part in that: half of it decides which numbers are
 kept, and which training-free solver is the best; the other half decides whether the first are better than the second.
@@ -14,7 +17,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -35,19 +37,18 @@ from rcdm_fast.diffusion.schedule import PLACEMENTS, Floats, Schedule, place
 from rcdm_fast.metrics.intervals import Interval, bootstrap
 from rcdm_fast.model import Model
 from rcdm_fast.models import checkpoint
-from rcdm_fast.precision import ieee_fp32
 from rcdm_fast.solver_fit import HELD_OUT, Asked, cheapest, survey
-from rcdm_fast.solver_lesson import Lesson
+from rcdm_fast.solver_lesson import Equations, Lesson
 from rcdm_fast.storage import StorageError
 
 log = logging.getLogger(__name__)
 
 LEAST = 16  # trajectories
-RATE = 0.03  # of Adam, falling to 0 as a cosine
-BETAS = (0.9, 0.99)
-CHECK_EVERY = 10  # steps between looks at what is held out
-SAVE_EVERY_S = 30.0
-_STATE_VERSION = 1
+DAMPING = 1e-2  # at first, of the curvature's diagonal; less after a step that helps, more until one does
+LITTLE = 0.02  # of the distance; after a step that gains less, the next ones are computed from twice as many
+ENOUGH = 1e-3  # of it; when three steps gain less than that, it was enough
+TRIES = 4  # of a step, each more damped than the one before
+_STATE_VERSION = 2
 
 Progress = Callable[[int, float, float], None]  # (NFE, fraction of its budget in [0,1], least distance so far)
 
@@ -58,10 +59,12 @@ class LearnConfig(Checked):
 
     Attributes:
         nfe: numbers of network evaluations to learn one for.
-        minutes: of learning for each of them; the teacher's images come before, once for all.
-        steps: most steps for each; 0: as many as the time allows.
+        minutes: of learning for each of them, at most; the teacher's images come before, once for all. A step that was
+            begun is finished.
+        steps: most steps for each; 0: as many as the time allows and gain something.
         candidates: evaluations of the teacher.
-        batch_size: trajectories in a step of learning.
+        batch_size: trajectories that the first steps are computed from, other ones every time (`LITTLE`); all of them
+            say whether a step helps.
         seed, resamples: as elsewhere.
     """
 
@@ -69,7 +72,7 @@ class LearnConfig(Checked):
     minutes: Positive = 20.0
     steps: CountOrNone = 0
     candidates: Count = 61
-    batch_size: Count = 8
+    batch_size: Count = 32
     seed: Seed = 0
     resamples: Resamples = 2000
 
@@ -134,6 +137,8 @@ def learn(
     count = next((len(value) for value in (h, label) if value is not None), trajectories)
     if count < LEAST:
         raise ConfigError(f"a solver is learned from at least {LEAST} trajectories, got {count}")
+    if model.engine.precision != "fp32":
+        raise ConfigError(f"solvers are learned from differences of images, in fp32, not in {model.engine.precision}")
     base = model.config.schedule
     if config.candidates > base.diffusion_steps:
         raise ConfigError(f"{config.candidates} candidates of {base.diffusion_steps} timesteps")
@@ -146,7 +151,7 @@ def learn(
         step, last = torch.from_numpy(costs.mean), torch.from_numpy(costs.last)
         kept.data = {"wanted": wanted, "times": list(grid.timesteps), "step": step, "last": last, "runs": {}}
         kept.save()
-    lesson = Lesson(model, ask, kept.data["wanted"], h, label, config.seed)
+    lesson = Lesson(model, ask, kept.data["wanted"])
     before = {
         each.nfe: each for each in model.config.fitted if (each.weights, each.version) == (weights, fitted.VERSION)
     }
@@ -193,9 +198,9 @@ def _one(
         rivals = _rivals(lesson, nfe)
         rival = min(rivals, key=lambda each: rivals[each])
         numbers = _start(lesson, nfe, kept.data, rivals, before)
-        nothing = torch.zeros_like(numbers)
-        run |= {"rival": rival, "start": numbers, "best": numbers, "least": math.inf, "step": 0, "seconds": 0.0}
-        run |= {"raw": nothing, "mean": nothing, "square": nothing}
+        run |= {"rival": rival, "best": numbers, "least": lesson.validate(nfe, numbers), "step": 0, "seconds": 0.0}
+        run |= {"numbers": numbers, "damping": DAMPING, "gains": []}
+        run["distance"] = lesson.distance(nfe, numbers, lesson.learning)
     try:
         _descend(lesson, nfe, config, run, progress, kept.save)
     finally:  # an interruption loses nothing
@@ -264,54 +269,53 @@ def _descend(
     progress: Progress | None,
     save: Callable[[], None],
 ) -> None:
-    """Learn until the budget is spent; `run` holds all of it between two steps."""
-    units = _units(nfe, lesson.base.diffusion_steps)
-    begun, saved = time.monotonic() - run["seconds"], time.monotonic()
+    """Learn until the budget is spent, or nothing is gained; `run` holds all of it between two steps."""
+    begun = time.monotonic() - run["seconds"]
 
-    def fraction() -> float:
-        of_steps = run["step"] / config.steps if config.steps else 0.0
-        return float(min(1.0, max(of_steps, run["seconds"] / (60 * config.minutes))))
+    def fraction(within: float = 0.0) -> float:
+        of_steps = (run["step"] + within) / config.steps if config.steps else 0.0
+        return float(min(1.0, max(of_steps, (time.monotonic() - begun) / (60 * config.minutes))))
 
-    def look() -> None:
-        numbers = run["start"] + run["raw"] * units
-        error = lesson.validate(nfe, numbers)
-        if error < run["least"]:
-            run["least"], run["best"] = error, numbers
-
-    while (done := fraction()) < 1:
-        if run["step"] % CHECK_EVERY == 0:
-            look()
+    def tell(within: float) -> None:
         if progress is not None:
-            progress(nfe, done, run["least"])
-        raw = run["raw"].clone().requires_grad_()
-        with ieee_fp32(lesson.device):  # the network is run again on the way back
-            loss = lesson.loss(nfe, run["start"] + raw * units, run["step"], config.batch_size)
-            loss.backward()
-        if raw.grad is None or not bool(raw.grad.isfinite().all()):
-            raise ConfigError("the gradient is not finite; the representations or the weights are out of range")
-        run |= _adam(run, raw.grad, RATE * (1 + math.cos(math.pi * done)) / 2)
+            progress(nfe, fraction(within), run["least"])
+
+    while fraction() < 1 and (len(run["gains"]) < 3 or max(run["gains"][-3:]) > ENOUGH):
+        found = lesson.equations(nfe, run["numbers"], _drawn(lesson, nfe, config, run["gains"]), tell)
+        run |= _stepped(lesson, nfe, run, found)
+        error = lesson.validate(nfe, run["numbers"])
+        if error < run["least"]:
+            run["least"], run["best"] = error, run["numbers"]
         run["seconds"] = time.monotonic() - begun
-        if time.monotonic() - saved > SAVE_EVERY_S:
-            save()
-            saved = time.monotonic()
-    look()
+        save()
     if progress is not None:
         progress(nfe, 1.0, run["least"])
 
 
-def _adam(run: dict[str, Any], grad: Tensor, rate: float) -> dict[str, Any]:
-    """A step of Adam (Kingma and Ba 2015, algorithm 1), as plain data that a state can hold."""
-    step = run["step"] + 1
-    mean = BETAS[0] * run["mean"] + (1 - BETAS[0]) * grad
-    square = BETAS[1] * run["square"] + (1 - BETAS[1]) * grad**2
-    move = mean / (1 - BETAS[0] ** step) / ((square / (1 - BETAS[1] ** step)).sqrt() + 1e-8)
-    return {"step": step, "mean": mean, "square": square, "raw": run["raw"] - rate * move}
+def _drawn(lesson: Lesson, nfe: int, config: LearnConfig, gains: Sequence[float]) -> Tensor:
+    """Places of the trajectories that a step is computed from, after steps that gained so much, as the seed has it."""
+    digest = hashlib.sha256(repr((config.seed, nfe, len(gains))).encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+    count = config.batch_size * 2 ** sum(gain < LITTLE for gain in gains)
+    return lesson.learning[torch.randperm(len(lesson.learning), generator=generator)[:count]]
 
 
-def _units(nfe: int, diffusion_steps: int) -> Tensor:
-    """How much of each number a step of Adam moves by, for a rate of 1."""
-    weights = nfe * (nfe + 1)
-    return torch.cat([torch.ones(nfe), torch.full((nfe,), diffusion_steps / 50), torch.full((weights,), 0.25)]).double()
+def _stepped(lesson: Lesson, nfe: int, run: dict[str, Any], found: Equations) -> dict[str, Any]:
+    """What a run has become by a step that brings its distance down, or by the knowledge that there is none."""
+    if not bool(found.curvature.isfinite().all()):
+        raise ConfigError("slopes are not finite; the representations or the weights are out of range")
+    diagonal, damping = found.curvature.diagonal(), run["damping"]
+    floor = 1e-9 * diagonal.max()
+    for _ in range(TRIES):
+        by = -torch.linalg.solve(found.curvature + torch.diag(damping * (diagonal + floor) + floor), found.slope)
+        numbers = lesson.moved(nfe, run["numbers"], by)
+        distance = lesson.distance(nfe, numbers, lesson.learning)
+        if distance < run["distance"]:
+            gains, damping = [*run["gains"], 1 - distance / run["distance"]], max(damping / 5, 1e-7)
+            made = {"numbers": numbers, "distance": distance, "damping": damping, "gains": gains}
+            return {"step": run["step"] + 1, **made}
+        damping *= 5
+    return {"step": run["step"] + 1, "damping": damping, "gains": [*run["gains"], 0.0]}
 
 
 class _Kept:

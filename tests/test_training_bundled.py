@@ -14,10 +14,13 @@ import torch
 
 import rcdm_fast
 from rcdm_fast import storage
-from rcdm_fast.config import EncoderConfig
+from rcdm_fast.cli import tune
+from rcdm_fast.config import EncoderConfig, FittedSolver
 from rcdm_fast.data.world import World
+from rcdm_fast.diffusion import fitted
 from rcdm_fast.encoders import factor_reader, native
 from rcdm_fast.encoders.factor_reader import FactorReader
+from rcdm_fast.exporters.graph import hash_of
 from rcdm_fast.images import from_uint8
 from rcdm_fast.models import checkpoint
 from rcdm_fast.training import bundled
@@ -36,18 +39,31 @@ def test_every_bundled_model_has_a_stage_and_each_reads_what_was_made_before() -
         seen.add(stage.name)
     head = next(stage for stage in STAGES if stage.name == "cifar10-simclr-head")
     assert command(head, "my data", "T", Path("out/b"), "cuda") == [
-        "adapt", "out/b/cifar10-simclr-trunk/cifar10-simclr-trunk.safetensors", "--encoder",
+        "adapt", "out/b/cifar10-simclr-trunk-trained/cifar10-simclr-trunk.safetensors", "--encoder",
         "file:out/b/cifar10-simclr-encoder/cifar10-simclr-encoder.safetensors?layer=projector", "--data", "my data",
         "--set", "steps=800", "--out", "out/b/cifar10-simclr-head", "--device", "cuda",
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
-def test_a_stage_is_a_command(stage: bundled.Stage, calls: command_calls.Calls, folder: Path) -> None:  # noqa: F811
+def test_a_stage_is_a_command(
+    stage: bundled.Stage,
+    calls: command_calls.Calls,  # noqa: F811
+    folder: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tune, "_conditions", lambda *_: (None, None))  # there are six images
     found = command_calls.run(calls, command(stage, "D", "T", Path("o"), "cpu"), folder)
     assert found["exit code"] == 0
-    run = {"pretrain": "pretrain", "train": "train", "adapt": "adapt", "train-reader": "reader"}[stage.words.split()[0]]
+    words = stage.words.split()
+    run = {"train-reader": "reader", "tune": "learn"}.get(words[0], words[0])
     assert any(key.startswith(f"{run}.") for key in found)
+    if run in ("export", "learn"):
+        said = {key: str(value) for key, value in found.items()}
+        halved = {"export.to": "hub", "export.out": f"o/{stage.name}", "export.precision": "fp16"}
+        learned = {"tuned.path": f"o/{stage.name}/{stage.file}", "learn.config.nfe": "(5,)"}
+        assert (halved if run == "export" else learned).items() <= said.items(), said
+        return
     name = found[f"{run}.config.name"]
     assert stage.file == (f"{name}-encoder.safetensors" if run == "pretrain" else f"{name}.safetensors")
 
@@ -59,7 +75,7 @@ def test_what_is_missing_is_made_in_order(
     fails = {"cifar10-simclr-wide-encoder"}
 
     def run(words: list[str], **_: Any) -> SimpleNamespace:
-        stage = next(each for each in STAGES if str(tmp_path / each.name) in words)
+        stage = next(each for each in STAGES if {str(tmp_path / each.name), str(made(each, tmp_path))} & {words[-3]})
         ran.append(stage.name)
         if stage.name in fails:
             return SimpleNamespace(returncode=3)
@@ -84,13 +100,15 @@ def test_what_is_missing_is_made_in_order(
     assert len(ran) == len(names) + 1
 
 
-def test_what_is_made_is_written_as_it_ships(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_made_is_written_as_it_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In 16 bits, without a path of the machine that made it, and what models share once."""
     out, into = tmp_path / "out", tmp_path / "into"
     trunk, head, first = (
         next(stage for stage in STAGES if stage.name == f"cifar10-simclr-{name}")
         for name in ("trunk", "head", "trunk-first")
     )
+    without = [dataclasses.replace(stage, encoder="") for stage in STAGES]  # the encoder here is none
+    monkeypatch.setattr(bundled, "STAGES", without)
     encoder = made(next(stage for stage in STAGES if stage.name == "cifar10-simclr-encoder"), out)
     encoder.parent.mkdir(parents=True)
     encoder.write_bytes(b"as it is")
@@ -118,6 +136,28 @@ def test_what_is_made_is_written_as_it_ships(tmp_path: Path, capsys: pytest.Capt
     made(trunk, out).unlink()
     with pytest.raises(rcdm_fast.RcdmError, match=f"{trunk.name}.safetensors: no such file"):
         bundled.ship(out, into)
+
+
+def test_solvers_ship_with_the_weights_that_they_belong_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those in 16 bits, and with no other model that shares them."""
+    out, into = tmp_path / "out", tmp_path / "into"
+    trunk, head = (next(s for s in STAGES if s.name == f"cifar10-simclr-{name}") for name in ("trunk", "head"))
+    monkeypatch.setattr(bundled, "STAGES", (dataclasses.replace(trunk, encoder=""), head))
+    model = small.model()
+    numbers = tuple(fitted.initial(model.config.schedule, (100, 400, 999)).tolist())
+    weights = model.unet.state_dict()
+    halved = {name: value.half().float() for name, value in weights.items()}
+    held = hash_of(model.config.unet, halved, model.config.schedule)
+    for bound, stage in ((model.weights, trunk), (held, trunk), ("", head)):
+        own = (FittedSolver(3, numbers, bound),) if bound else ()
+        checkpoint.save_model(made(stage, out), dataclasses.replace(model.config, fitted=own), weights)
+        if bound == model.weights:
+            with pytest.raises(rcdm_fast.RcdmError, match=r"its solvers for \[3\] evaluations belong to other weights"):
+                bundled.ship(out, into)
+    whole, based = (rcdm_fast.load(file, engine="eager", encoder=model.encoder) for file in bundled.ship(out, into))
+    assert "fitted" in str(whole.request(torch.zeros(1, small.DIM), steps=3).chosen.label)
+    assert based.request(torch.zeros(1, small.DIM), steps=3).chosen.label == "ddim"
+    assert whole.weights == based.weights == held
 
 
 def test_a_decoder_of_oracles_ships_with_the_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

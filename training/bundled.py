@@ -25,7 +25,9 @@ import torch
 from rcdm_fast import config as configs
 from rcdm_fast import encoders
 from rcdm_fast.config import ModelConfig
+from rcdm_fast.exporters.graph import hash_of
 from rcdm_fast.models import checkpoint
+from rcdm_fast.models.checkpoint import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,18 @@ def _encoder(name: str, takes: str) -> Stage:
 
 
 def _adapted(name: str, base: str, source: str, steps: int, takes: str = "not measured") -> Stage:
-    words = f'adapt {{{base}}} --encoder "file:{source}" --data {{data}} --set steps={steps} --out {{out}}'
+    words = f'adapt {{{base}-trained}} --encoder "file:{source}" --data {{data}} --set steps={steps} --out {{out}}'
     return Stage(name, words, f"{name}.safetensors", takes, base)
+
+
+def _tuned(name: str, encoder: str, nfe: str, takes: str) -> tuple[Stage, Stage]:
+    """Solvers for the model that stage NAME-trained made: for its weights in 16 bits, which are those that ship."""
+    halved = Stage(
+        f"{name}-halved", f"export {{{name}-trained}} --to hub --precision fp16 --out {{out}}", "model.safetensors",
+        "seconds", ships=False,
+    )  # fmt: skip
+    words = f"tune {{{name}-halved}} --data {{data}} --nfe {nfe} --out {{out}}/{name}.safetensors"
+    return halved, Stage(name, words, f"{name}.safetensors", takes, encoder=f"file:{{{encoder}}}")
 
 
 STAGES = (
@@ -73,13 +85,15 @@ STAGES = (
         ships=False,
     ),
     Stage(
-        "cifar10-simclr-trunk",
+        "cifar10-simclr-trunk-trained",
         "train cifar10-simclr-trunk --data {data} --encoder file:{cifar10-simclr-encoder} "
         "--init {cifar10-simclr-trunk-first} --images 250000 --set learning_rate=0.0008 --set ema=0.9995 "
         "--set seed=1 --out {out}",
         "cifar10-simclr-trunk.safetensors",
         "250,000 images; on two cores with bf16",
+        ships=False,
     ),
+    *_tuned("cifar10-simclr-trunk", "cifar10-simclr-encoder", "5", "stopped after four steps of learning"),
     _adapted("cifar10-simclr-head", "cifar10-simclr-trunk", "{cifar10-simclr-encoder}?layer=projector", 800),
     _adapted("cifar10-supervised", "cifar10-simclr-trunk", "{cifar10-supervised-encoder}", 800),
     _encoder("cifar10-simclr-wide", "145 s on an H100"),
@@ -157,7 +171,8 @@ def ship(out: Path, into: Path) -> list[Path]:
     of the bundled one stands, and in place of an encoder of a world's items the one that reads any image.
 
     Raises:
-        CheckpointError, StorageError: a file that cannot be read or written, or a model whose base is missing.
+        CheckpointError, StorageError: a file that cannot be read or written, a model whose base is missing, or solvers
+            that were fitted to other weights than those in 16 bits.
     """
     written = []
     for stage in STAGES:
@@ -174,6 +189,12 @@ def ship(out: Path, into: Path) -> list[Path]:
             if stage.encoder:
                 encoder = encoders.build(_named(stage.encoder, out)).config
                 config = dataclasses.replace(config, encoder=encoder)
+            stored = {key: value.half().float() for key, value in weights.items()}
+            held = hash_of(config.unet, stored, config.schedule) if config.fitted else ""
+            if foreign := [each.nfe for each in config.fitted if each.weights != held]:
+                raise CheckpointError(
+                    f"{source}: its solvers for {foreign} evaluations belong to other weights than ship"
+                )
             checkpoint.save_model(target, _by_name(config, out), weights, torch.float16, base)
         written.append(target)
     return written

@@ -127,7 +127,7 @@ def _known_world() -> dict[str, Result]:
 
 def _solvers() -> dict[str, Result]:
     trunk = "solvers_cifar10-simclr-trunk"
-    found = {"solvers": _of(solvers.distances, trunk)}
+    found = {"solvers": _of(solvers.distances, trunk), "own solvers": _of(solvers.own, "own_solvers_2cores")}
     for solver, nfe in (("ipndm", 10), ("ddim", 50)):
         found[f"distance {solver} {nfe}"] = _of(solvers.distance, trunk, solver=solver, nfe=nfe)
     return found

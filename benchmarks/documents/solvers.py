@@ -21,3 +21,13 @@ def distance(found: Found, solver: str, nfe: int) -> str:
     """One of them."""
     row = next(row for row in found["quality"] if (row["solver"], row["nfe"]) == (solver, nfe))
     return f"{row['error']['value']:.3f}"
+
+
+def own(found: Found) -> str:
+    """Solvers of a model beside those for any model, the nearest to many evaluations first, and DDIM in many."""
+    lines = ["| | distance | less that of `ddim`, 50 |", "|---|---|---|"]
+    for row in sorted(found["quality"], key=lambda row: float(row["error"]["value"])):
+        first = row["solver"] == "ddim" and row["steps"] == "50"
+        less = "" if first else interval(row["less_ddim_50"], "+.3f")
+        lines.append(f"| `{row['solver']}`, {row['steps']} | {interval(row['error'], '.3f')} | {less} |")
+    return "\n".join(lines)

@@ -9,12 +9,13 @@ For n evaluations there are n (n + 3) numbers, in this order: n logits of the ga
 the end; n offsets of what the network is asked at, in base timesteps; the weights of states, then those of estimates,
 n (n + 1) / 2 each: row after row of a lower triangle, oldest first.
 
-All of it is float64 and has gradients.
+All of it is float64.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -77,19 +78,34 @@ def like(schedule: Schedule, solver: Solver) -> Floats:
         return units[count - k]
 
     states.append(solver(predict, units[0], plain, SolverOptions(clip=False), lambda i: units[0]).flatten())
-    wanted = torch.stack(states[1:])
-    numbers = torch.from_numpy(initial(schedule.config, schedule.timesteps))
+    times = torch.tensor(schedule.timesteps[::-1], dtype=torch.float64)
+    return numbers_of(schedule.config, times, times, torch.stack(states[1:])).numpy()
+
+
+def numbers_of(config: ScheduleConfig, times: Tensor, asked: Tensor, weights: Tensor) -> Tensor:
+    """The numbers that say this; the other way round than `resolve`.
+
+    Args:
+        config: the base schedule.
+        times, asked, weights: as of `Resolved`; steps that are too near to each other move apart as in `initial`.
+
+    Returns:
+        float64 [n(n+3)].
+    """
+    count = len(times)
+    numbers = torch.from_numpy(initial(config, tuple(times.flip(0).tolist())))
+    numbers[count : 2 * count] = asked - resolve(config, count, numbers).times
     of_states, of_estimates = numbers[2 * count :].chunk(2)
     place = 0
-    for i in range(count):  # the states before are the other's by then
-        short = (wanted - resolve(schedule.config, count, numbers).weights)[i]
+    for i in range(count):  # the states before are those that are wanted by then
+        short = (weights - resolve(config, count, numbers).weights)[i]
         of_states[place], of_estimates[place : place + i + 1] = short[0], short[1 : i + 2]
         place += i + 1
-    return numbers.numpy()
+    return numbers
 
 
 def resolve(config: ScheduleConfig, nfe: int, numbers: Tensor) -> Resolved:
-    """What n (n + 3) numbers, float64, say for n evaluations; with gradients."""
+    """What n (n + 3) numbers, float64, say for n evaluations."""
     last, triangle = config.diffusion_steps - 1, nfe * (nfe + 1) // 2
     logits, offsets, of_states, of_estimates = numbers.double().split([nfe, nfe, triangle, triangle])
     gaps = torch.softmax(logits, dim=0) * (1 - nfe * LEAST_GAP) + LEAST_GAP
@@ -115,16 +131,6 @@ def resolve(config: ScheduleConfig, nfe: int, numbers: Tensor) -> Resolved:
     return Resolved(times, (times + offsets).clamp(0, last), torch.exp(logs), states[1:])
 
 
-def x0_factors(config: ScheduleConfig, alpha_bar: Tensor) -> Tensor:
-    """(a, b) with x0 = a x + b output at signals alpha_bar [n]; [n,2], with gradients (see `solvers.x0_factors`)."""
-    signal, noise = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-    if config.prediction == "x0":
-        return torch.stack([torch.zeros_like(signal), torch.ones_like(signal)], dim=1)
-    if config.prediction == "v":
-        return torch.stack([signal, -noise], dim=1)
-    return torch.stack([1 / signal, -noise / signal], dim=1)
-
-
 def schedule(config: ScheduleConfig, fitted: FittedSolver) -> Schedule:
     """Its steps."""
     found = _of(config, fitted)
@@ -136,11 +142,9 @@ def solver(config: ScheduleConfig, fitted: FittedSolver) -> Solver:
     weights: list[list[float]] = _of(config, fitted).weights.tolist()
 
     def run(predict: Predict, x: Tensor, schedule: Schedule, options: SolverOptions, step_noise: StepNoise) -> Tensor:
-        known = [x]  # x_T, then the estimates
+        known = [x]
         for i, k in enumerate(reversed(range(len(schedule)))):
-            *older, newest = weights[i][: i + 2]
-            terms, factors = _few(known, older)
-            x, estimate = step_and_x0(x, predict(x, k), schedule, k, options, (newest, 0.0), terms, factors)
+            x, estimate = step(weights[i], known, x, predict(x, k), schedule, k, options)
             known.append(estimate)
             if k == 0 and options.clip:
                 x = x.clamp(-1, 1)
@@ -151,7 +155,26 @@ def solver(config: ScheduleConfig, fitted: FittedSolver) -> Solver:
     return run
 
 
-def _few(terms: list[Tensor], weights: list[float]) -> tuple[tuple[Tensor, ...], tuple[float, ...]]:
+def step(
+    weights: Sequence[float],
+    known: Sequence[Tensor],
+    x: Tensor,
+    output: Tensor,
+    schedule: Schedule,
+    k: int,
+    options: SolverOptions,
+) -> tuple[Tensor, Tensor]:
+    """One step from x, of which the network says `output`: (next x, x0 estimate as it was clipped).
+
+    `weights` are a row of those of `Resolved`, `known` x_T and the estimates of the steps before. Their weights come
+    first, then that of this step's own.
+    """
+    *older, newest = weights[: len(known) + 1]
+    terms, factors = _few(known, older)
+    return step_and_x0(x, output, schedule, k, options, (newest, 0.0), terms, factors)
+
+
+def _few(terms: Sequence[Tensor], weights: Sequence[float]) -> tuple[tuple[Tensor, ...], tuple[float, ...]]:
     """The same sum of no more terms than the operator takes: the first ones are added up before."""
     many = len(terms) - _MOST_TERMS
     if many <= 0:
