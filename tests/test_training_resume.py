@@ -120,7 +120,7 @@ def test_pretraining_and_adapting_choose_too(
     decoder = checkpoint.save_model(
         tmp_path / "small.safetensors", model, small.network(representation_dim=8).state_dict()
     )
-    adapting = AdaptConfig("adapted", str(decoder), encoder, encoder, steps=1, batch_size=8)
+    adapting = AdaptConfig("adapted", str(decoder), encoder=encoder, old_encoder=encoder, steps=1, batch_size=8)
     adapt(adapting, DATA, tmp_path / "adapted")
     assert _kept(tmp_path / "adapted")["bf16"] is False
     _with_bf16(monkeypatch)
