@@ -76,7 +76,7 @@ def test_a_draft_comes_first_and_gives_way(playground: Playground, photos: list[
 def test_students_have_no_draft(playground: Playground, photos: list[Image.Image]) -> None:
     """They were made for one number of steps."""
     model = playground.model("small")
-    own = tuple(range(9, -1, -1))
+    own = tuple(range(10))
     model.config = dataclasses.replace(model.config, student_steps=own)
     try:
         found = list(playground.draw(Settings(model="small", steps=10, per=2), photos[0]))
@@ -97,7 +97,7 @@ def test_a_representation_is_drawn_as_it_is(playground: Playground, photos: list
     *_, again = playground.draw(Settings(model="small", steps=3, per=6), None, h=first.h)
     assert again.seen == ()
     assert same(again.samples, first.samples)
-    with pytest.raises(ConfigError, match="expected"):
+    with pytest.raises(ConfigError, match=r"h must be \[R,6\]"):
         list(playground.draw(Settings(model="small"), None, h=torch.zeros(1, 3)))
 
 
@@ -115,8 +115,8 @@ def test_factors_of_the_known_world_are_left_out() -> None:
     whole, without = h(), h(left_out=("hue", "light"))
     code = "shape,x,y,size,angle,ground_hue"
     wanted = rcdm_fast.load("shapes-oracle", encoder=f"reader:shapes-reader?factors={code}&masked=1").encode([image])
-    assert torch.equal(without, wanted)
-    assert not torch.equal(whole, wanted)
+    torch.testing.assert_close(without, wanted, atol=1e-5, rtol=0)
+    assert not torch.allclose(whole, wanted, atol=1e-2)
     moved = h(left_out=("hue", "light"), direction="as brightness", strength=1.0)
     same_parts = wanted == 0
     assert torch.equal(moved[same_parts], wanted[same_parts])
@@ -356,7 +356,7 @@ def nameless(driver: Any) -> list[str]:
     """What can be pressed or filled, and has no name for those who do not see it; images without a text."""
     found: list[str] = driver.execute_script("""
         const named = e => e.innerText?.trim() || e.getAttribute("aria-label") || e.title || e.alt
-            || [...(e.labels || [])].some(label => label.innerText.trim());
+            || [...(e.labels || [])].some(label => label.innerText.trim()) || e.querySelector("img")?.alt;
         return [...document.querySelectorAll("button, input:not([type=file]), select, textarea, img")]
             .filter(e => e.offsetParent && !named(e)).map(e => e.outerHTML.slice(0, 200))""")
     return found

@@ -37,6 +37,7 @@ NEEDED: dict[str, dict[str, Any]] = {  # fields without a default
     "TrainConfig": {"name": "x", "unet": small.UNET},
     "AdaptConfig": {"name": "x", "model": "y"},
     "DistillConfig": {"name": "x", "model": "y"},
+    "TuneConfig": {"name": "x", "model": "y"},
     "PretrainConfig": {"name": "x"},
     "Settings": {"model": "cifar10-simclr-trunk"},
     "Plan": {"cases": ()},

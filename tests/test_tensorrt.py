@@ -323,5 +323,7 @@ def test_a_plan_with_other_weights_is_refitted(tmp_path: Path) -> None:
     file, _ = rcdm_fast.export(_gpu_model("eager", "fp32"), "tensorrt", tmp_path, precision="fp16", batches=(4,))
     other = rcdm_fast.load("cifar10-simclr-trunk", device="cuda", engine="tensorrt", precision="fp16", engine_file=file)
     h = torch.randn(3, 192)
-    want = rcdm_fast.load("cifar10-simclr-trunk", device="cuda", engine="eager").sample(h, per=1, steps=5, solver="ddim")
+    want = rcdm_fast.load("cifar10-simclr-trunk", device="cuda", engine="eager").sample(
+        h, per=1, steps=5, solver="ddim"
+    )
     assert float((other.sample(h, per=1, steps=5, solver="ddim") - want).norm() / want.norm()) < 1e-2

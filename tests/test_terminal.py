@@ -65,7 +65,7 @@ def test_a_command_goes_on_to_its_end(monkeypatch: pytest.MonkeyPatch, code: int
             common.report(SAID)
             done.append(number)
 
-    monkeypatch.setattr(cli, "app", work)
+    monkeypatch.setattr(cli, "_parser", lambda: work)
     monkeypatch.setattr(sys, "stdout", Broken(code))
     assert main([]) == exit_code
     assert done == [0, 1, 2]
@@ -76,7 +76,7 @@ def test_streams_that_were_closed(monkeypatch: pytest.MonkeyPatch) -> None:
         common.report(SAID)
         assert not common.interactive()
 
-    monkeypatch.setattr(cli, "app", work)
+    monkeypatch.setattr(cli, "_parser", lambda: work)
     monkeypatch.setattr(sys, "stdout", None)
     monkeypatch.setattr(sys, "stderr", None)
     assert main([]) == 0

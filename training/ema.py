@@ -5,11 +5,15 @@ Works on what this process holds: whole tensors, or its shards.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 class Ema:
@@ -41,7 +45,7 @@ class Ema:
         """Take whole tensors over."""
         for name, own in self.tensors.items():
             value = state[name].to(own.device)
-            if isinstance(own, DTensor):
+            if _is_shard(own):
                 from torch.distributed.tensor import distribute_tensor
 
                 own.copy_(distribute_tensor(value, own.device_mesh, own.placements))
@@ -51,12 +55,18 @@ class Ema:
 
 def whole(value: Tensor) -> Tensor:
     """The tensor that shards belong to; every process has to ask."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    return value.full_tensor() if _is_shard(value) else value
+
+
+def _is_shard(value: Tensor) -> TypeGuard[DTensor]:
+    """Whether it is one; without importing what makes them, which a process that has none does not need."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(value, module.DTensor)
 
 
 def _held(values: Iterable[Tensor]) -> list[Tensor]:
     held = []
     for value in values:
         own = value.detach()
-        held.append(own.to_local() if isinstance(own, DTensor) else own)
+        held.append(own.to_local() if _is_shard(own) else own)
     return held
