@@ -33,7 +33,7 @@ from rcdm_fast.metrics.ridge import ridge
 from rcdm_fast.model import Model
 from rcdm_fast.models.unet import UNet
 from rcdm_fast.training import representations
-from rcdm_fast.training.adapt import BIAS, WEIGHT
+from rcdm_fast.training.adapt import BIAS, WEIGHT, check_adaptable
 from rcdm_fast.training.batches import Standardization
 
 DRAWN = SamplingConfig(per=4, steps=25)
@@ -57,7 +57,7 @@ class SheetOf:
             images that the map was not solved on.
 
     Raises:
-        ConfigError: a decoder without its encoder, or of maps.
+        ConfigError: a decoder without its encoder, or one that cannot be adapted (`adapt.check_adaptable`).
     """
 
     def __init__(
@@ -74,10 +74,9 @@ class SheetOf:
         device: str | None = None,
     ) -> None:
         self._model = models.load(decoder, device=device)
-        if self._model.config.unet.condition_map:
-            raise ConfigError(f"{decoder} is a decoder of maps, which cannot be adapted")
-        if self._model.encoder is None or self._model.config.unet.num_classes:
-            raise ConfigError(f"{decoder}: its decoder can be drawn with only if it knows its encoder and no classes")
+        check_adaptable(self._model.config.unet, decoder)
+        if self._model.encoder is None:
+            raise ConfigError(f"{decoder}: it can be drawn with only if it knows its encoder")
         images = workflows.images_of(data, self._model.image_size)
         taken = min(whole(count, "count", Range(2)), len(images))
         self._images = images.subset(evenly(taken, len(images)))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import rcdm_fast
+from rcdm_fast import callbacks
 from rcdm_fast import config as configs
 from rcdm_fast.config import ConfigError, ModelConfig
 from rcdm_fast.diffusion import conditioning
@@ -115,3 +116,14 @@ def test_what_cannot_hold_them_says_so() -> None:
     with pytest.raises(ConfigError, match="representation_hidden"):
         flags_from_configs(unet, dataclasses.replace(small.SCHEDULE, variance="fixed_large"))
     assert "representation_hidden" in " ".join(reasons_unavailable(unet))
+
+
+def test_they_are_not_adapted_as_if_they_were_not_there(tmp_path: Path) -> None:
+    """Neither by a run nor by a sheet: both put a linear map in place of the linear layer alone."""
+    decoder = checkpoint.save_model(
+        tmp_path / "small.safetensors", ModelConfig(network().config, small.SCHEDULE), network().state_dict()
+    )
+    with pytest.raises(ConfigError, match="hidden layers from h"):
+        rcdm_fast.adapt(decoder, small.encoder(), small.make_images(16), tmp_path / "a")
+    with pytest.raises(ConfigError, match="hidden layers from h"):
+        callbacks.SheetOf(decoder, small.make_images(16), small.make_images(1))

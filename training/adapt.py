@@ -31,7 +31,7 @@ from torch.func import functional_call
 from rcdm_fast import encoders as encoder_room
 from rcdm_fast import host
 from rcdm_fast.checks import CountOrNone, NotNegative
-from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, from_dict
+from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, UNetConfig, from_dict
 from rcdm_fast.data.image_set import BatchOrder, ImageSet, step_generator
 from rcdm_fast.diffusion.schedule import Schedule, network_timestep
 from rcdm_fast.encoders import Encoder
@@ -160,18 +160,21 @@ def adapt(
         return checkpoint.save_model(target, finished, standard.fold(run.weights()), DTYPES[config.weights])
 
 
+def check_adaptable(unet: UNetConfig, name: object) -> None:
+    """Raise `ConfigError`, which names the model, unless one linear map leads from representations into it."""
+    if not unet.representation_dim:
+        raise ConfigError(f"{name} takes no representations: there is nothing to adapt")
+    if unet.condition_map:
+        raise ConfigError(f"{name} is a decoder of maps, which cannot be adapted; train one with `rcdm train`")
+    if unet.representation_hidden:
+        raise ConfigError(f"{name} has hidden layers from h, which no linear map can stand for; train one instead")
+    if unet.num_classes:
+        raise ConfigError(f"{name} takes class labels too; only models of representations alone can be adapted")
+
+
 def _old_encoder(config: AdaptConfig, model: ModelConfig) -> EncoderConfig:
     """What the model was trained with; raises `ConfigError` if it cannot be adapted."""
-    if not model.unet.representation_dim:
-        raise ConfigError(f"{config.model} takes no representations: there is nothing to adapt")
-    if model.unet.condition_map:
-        raise ConfigError(f"{config.model} is a decoder of maps, which cannot be adapted; train one with `rcdm train`")
-    if model.unet.representation_hidden:
-        raise ConfigError(
-            f"{config.model} has hidden layers from h, which no linear map can stand for; train one instead"
-        )
-    if model.unet.num_classes:
-        raise ConfigError(f"{config.model} takes class labels too; only models of representations alone can be adapted")
+    check_adaptable(model.unet, config.model)
     old = config.old_encoder or model.encoder
     if old is None or old.source == "module":
         raise ConfigError(f"{config.model} does not name its encoder; give the one of its training with --old-encoder")

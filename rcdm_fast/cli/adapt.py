@@ -31,7 +31,7 @@ def adapt(
     """Give a trained model another encoder; its decoder stays.
 
     The map into the decoder is learned in minutes. --set changes how: steps (of the optimizer, after the closed form),
-    batch_size, learning_rate, rank (of updates of the decoder's layers; 0: none), updated (film or all) and other
+    batch_size, learning_rate, rank (of updates of the decoder's layers; 0: none), lora_targets (film or all) and other
     fields of `AdaptConfig`.
 
     Example: rcdm adapt cifar10-simclr-trunk --encoder bundled:cifar10-supervised --data cifar10/train --out runs/new
