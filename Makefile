@@ -1,4 +1,4 @@
-# make demo     sheets of images from real photographs -> out/demo.png
+# make demo     sheets of images of a known world and of real photographs -> out/demo.png, out/followed.png
 # make test     the tests (make test-long: those that take minutes; SHORT=1 shortens them)
 # make mutants  small wrong changes of the code, one at a time: the tests must notice each
 # make fuzz MINUTES=60  damaged and hostile inputs for every reader, in watched processes -> out/fuzz

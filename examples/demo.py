@@ -1,10 +1,11 @@
-"""`make demo`: real photographs, what the encoder sees of them, and samples from its backbone.
+"""`make demo`: the known world, whose truth is known, and real photographs, as an encoder sees them.
 
-Below them the known world: items of it, and samples of what three oracles say of each, which know all of an item, all
-but the object's hue, and all but the ground's. What an oracle leaves out differs from sample to sample; what it keeps
-does not.
+Above, items of the world, and samples of what oracles say of each: all of an item, or all but one thing. What an oracle
+leaves out differs from sample to sample; what it keeps does not. Below, photographs, and samples from the backbone of a
+small self-supervised encoder, to be read the same way.
 
-Writes out/demo.png. The photographs are scikit-image's samples, so nothing is downloaded.
+Writes out/demo.png, and out/followed.png: one item in six hues, and what two encoders make of it. The photographs are
+scikit-image's samples, so nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import torch
 from PIL import Image
 from skimage import data
 
@@ -22,11 +24,18 @@ from rcdm_fast.images import from_uint8, image_sheet, save_image, to_pil
 MODEL, DECODER = "cifar10-simclr-wide", "shapes-oracle"
 PER = 10
 STEPS = 25
-CELL = 72
+CELL, WORLD_CELL = 72, 61  # pixels: both sheets are about as wide
 WORLD = World(count=50)
 ITEMS = (3, 16, 21, 30, 43)  # every shape, and colors far apart
-LEFT_OUT = {"all is known": (), "all but its hue": ("hue",), "all but the ground's hue": ("ground_hue",)}
-OUT = Path("out/demo.png")
+LEFT_OUT = {
+    "all is known": (),
+    "not its hue": ("hue",),
+    "not the ground's hue": ("ground_hue",),
+    "not its shape": ("shape",),
+    "not how it is turned": ("angle",),
+}
+OUT, FOLLOWED = Path("out/demo.png"), Path("out/followed.png")
+HUES = (0.0, 60.0, 120.0, 180.0, 240.0, 300.0)  # degrees that the hue of one item is turned by
 
 
 def photographs() -> dict[str, Image.Image]:
@@ -69,17 +78,31 @@ def world_sheet() -> Image.Image:
         kept = ",".join(name for name in WORLD.names if name not in left_out)
         oracle = f"oracle:shapes?count={WORLD.count}&factors={kept}&masked=1"
         model = rcdm_fast.load(DECODER, encoder=oracle)
-        per = 4 if left_out else 3
+        per = 3 if left_out else 2
         for row, images in zip(rows, model.sample(model.encode(items), per=per, steps=STEPS, seed=0), strict=True):
             row += [to_pil(image) for image in images]
         gaps.append(len(titles))
         titles += [title, *[""] * (per - 1)]
-    return image_sheet(rows, cell=CELL, column_titles=titles, group_gaps=gaps)
+    return image_sheet(rows, cell=WORLD_CELL, column_titles=titles, group_gaps=gaps)
+
+
+def followed_sheet() -> Image.Image:
+    """One item in six hues, and what is drawn, from one noise, of encoders that keep the hue and that drop it."""
+    factors = WORLD.factors([ITEMS[0]] * len(HUES))
+    factors[:, WORLD.names.index("hue")] += torch.tensor(HUES, dtype=factors.dtype)
+    seen = from_uint8(WORLD.render(factors))
+    rows = {"the image": [to_pil(image) for image in seen]}
+    for title, left_out in {"keeps hue": (), "drops hue": ("hue",)}.items():
+        kept = ",".join(name for name in WORLD.names if name not in left_out)
+        model = rcdm_fast.load(DECODER, encoder=f"reader:shapes-reader?factors={kept}&masked=1")
+        samples = model.sample(model.encode(seen), per=1, steps=STEPS, seed=0, items=[0] * len(seen))
+        rows[title] = [to_pil(images[0]) for images in samples]
+    return image_sheet(list(rows.values()), cell=WORLD_CELL, row_titles=list(rows))
 
 
 def main() -> None:
-    """Draw both sheets, one below the other."""
-    sheets = [photo_sheet(), world_sheet()]
+    """Draw both sheets, one below the other, and that of one item beside them."""
+    sheets = [world_sheet(), photo_sheet()]
     whole = Image.new(
         "RGB", (max(sheet.width for sheet in sheets), sum(sheet.height + 16 for sheet in sheets)), "white"
     )
@@ -87,8 +110,9 @@ def main() -> None:
     for sheet in sheets:
         whole.paste(sheet, (whole.width - sheet.width, top))
         top += sheet.height + 16
-    save_image(whole, OUT)
-    print(OUT)
+    for image, path in ((whole, OUT), (followed_sheet(), FOLLOWED)):
+        save_image(image, path)
+        print(path)
 
 
 if __name__ == "__main__":

@@ -210,6 +210,30 @@ def test_the_known_world_is_shown_once_its_result_ships(tmp_path: Path, monkeypa
     assert rows[4][6] == f"{100 * span.value:.1f} [{100 * span.low:.1f}, {100 * span.high:.1f}]"
 
 
+def test_budgets_put_the_seeds_of_one_budget_together_and_leave_out_the_ideal_decoder() -> None:
+    def decoder(name: str, called: str, seen: int, slope: float) -> dict[str, object]:
+        cells = [
+            {"kept": kept, "free": free, "called": called, "factor": "x", "slope": {"value": slope if kept else 9.0}}
+            for kept in (True, False)
+            for free in (True, False)
+        ]
+        return {"name": name, "images_seen": seen, "cells": cells}
+
+    decoders = [
+        decoder("ideal", "dropped", 0, 1.0),
+        decoder("a", "kept", 1000, 0.5),
+        decoder("b", "inconclusive", 1000, 0.25),
+    ]
+    found = {"decoders": [decoder("c", "kept", 3_072_000, 0.75), *decoders]}
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in known_world.budgets(found).splitlines()[2:]]
+    assert [row[:8] for row in rows] == [
+        ["1,000", "2", "1 of 2", "0", "1", "1 of 2", "0", "1"],
+        ["3,072,000", "1", "1 of 1", "0", "0", "1 of 1", "0", "0"],
+    ]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in known_world.spread(found).splitlines()[2:]]
+    assert rows == [["1,000", "0.38 (0.25..0.50)"], ["3,072,000", "0.75"]]
+
+
 def test_solvers_are_shown_by_evaluations() -> None:
     rows = [("ddim", 50, 0.1), ("ddim", 5, 0.3), ("heun", 5, 0.2)]
     quality = [{"solver": solver, "nfe": nfe, "error": _interval(value)} for solver, nfe, value in rows]

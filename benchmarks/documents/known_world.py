@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.documents.speed import Found
 from rcdm_fast.analysis import rules
-from rcdm_fast.analysis.calibrate import Rate
+from rcdm_fast.analysis.calibrate import IDEAL, Rate
 
 NOT_YET = (
     "**The whole of it has not been run yet**, so no result ships, and no verdict names its error rate:\n"
@@ -44,6 +44,53 @@ def calibration(found: Found | None) -> str:
     return "\n".join(lines)
 
 
+def budgets(found: Found) -> str:
+    """Verdicts by how many images decoders had seen, those of all seeds of one budget together."""
+    lines = [
+        "| images seen | decoders | kept: called kept | dropped | inconclusive | dropped: called kept | dropped "
+        "| inconclusive | kept, found, % |",
+        "|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for images, decoders in _by_budget(found):
+        cells = [cell for decoder in decoders for cell in decoder["cells"] if not cell["free"]]
+        rates = [_rate(cells, kept, rules.word(word)) for kept in (True, False) for word in (True, False, None)]
+        counts = [f"{rates[0].count} of {rates[0].of}", *(str(each.count) for each in rates[1:3])]
+        counts += [f"{rates[3].count} of {rates[3].of}", *(str(each.count) for each in rates[4:])]
+        row = (f"{images:,d}", str(len(decoders)), *counts, rates[0].interval.text(".1f", 100))
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
+def spread(found: Found) -> str:
+    """The mean slope of every kept factor by budget, with the least and the largest over the decoders of one budget."""
+    groups = _by_budget(found)
+    factors = list(dict.fromkeys(cell["factor"] for cell in groups[0][1][0]["cells"]))
+    heads = " | ".join(FACTORS.get(factor, factor) for factor in factors)
+    lines = [f"| images seen | {heads} |", f"|---:|{'---:|' * len(factors)}"]
+    for images, decoders in groups:
+        shown = []
+        for factor in factors:
+            means = [_mean(decoder["cells"], factor) for decoder in decoders]
+            least = f" ({min(means):.2f}..{max(means):.2f})" if len(means) > 1 else ""
+            shown.append(f"{sum(means) / len(means):.2f}{least}")
+        lines.append(f"| {images:,d} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def _by_budget(found: Found) -> list[tuple[int, list[dict[str, Any]]]]:
+    """All decoders but the ideal one, by the images that they had seen; the fewest first."""
+    groups: dict[int, list[dict[str, Any]]] = {}
+    for decoder in found["decoders"]:
+        if decoder["name"] != IDEAL:
+            groups.setdefault(decoder["images_seen"], []).append(decoder)
+    return sorted(groups.items())
+
+
+def _mean(cells: list[dict[str, Any]], factor: str) -> float:
+    slopes = [cell["slope"]["value"] for cell in cells if cell["kept"] and cell["factor"] == factor]
+    return sum(slopes) / len(slopes)
+
+
 def _decoder(found: Found, name: str) -> list[dict[str, Any]]:
     cells: list[dict[str, Any]] = next(each["cells"] for each in found["decoders"] if each["name"] == name)
     return cells
@@ -51,11 +98,9 @@ def _decoder(found: Found, name: str) -> list[dict[str, Any]]:
 
 def followed(found: Found, name: str) -> str:
     """The mean slope of every factor that is kept, the most followed first."""
-    slopes: dict[str, list[float]] = {}
-    for cell in _decoder(found, name):
-        if cell["kept"]:
-            slopes.setdefault(cell["factor"], []).append(cell["slope"]["value"])
-    means = sorted(((sum(each) / len(each), factor) for factor, each in slopes.items()), reverse=True)
+    cells = _decoder(found, name)
+    factors = dict.fromkeys(cell["factor"] for cell in cells if cell["kept"])
+    means = sorted(((_mean(cells, factor), factor) for factor in factors), reverse=True)
     heads = " | ".join(FACTORS.get(factor, factor) for _, factor in means)
     values = " | ".join(f"{mean:.2f}" for mean, _ in means)
     return f"| {heads} |\n|{'---|' * len(means)}\n| {values} |"

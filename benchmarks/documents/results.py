@@ -122,6 +122,9 @@ def _known_world() -> dict[str, Result]:
         "kept called dropped": _of(known_world.counted, whole, name=oracle, kept=True, called=False),
         "dropped called kept": _of(known_world.counted, whole, name=oracle, kept=False, called=True),
         "reader scores": _of(known_world.read, whole),
+        "budgets": _of(known_world.budgets, "calibration_budgets"),
+        "spread": _of(known_world.spread, "calibration_budgets"),
+        "textured": _of(known_world.calibration, "calibration_textured"),
     }
 
 
