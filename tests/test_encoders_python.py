@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -171,7 +172,10 @@ def test_a_file_that_says_something_else_now_is_another_run(file: Path, tmp_path
     given = (config, tmp_path / "set.npz", tmp_path / "run")
     made = rcdm_fast.train(*given, encoder=spec, trust_repo=True)
     assert rcdm_fast.train(*given, encoder=spec) == made
+    moment = file.stat().st_mtime_ns
     file.write_text(NET.replace("nn.ReLU())", "nn.GELU())"))
+    os.utime(file, ns=(moment, moment))  # as large as before, and no newer
+    assert not (file.parent / "__pycache__").exists()
     with pytest.raises(RunError, match="answers"):
         rcdm_fast.train(*given, encoder=spec)
 

@@ -291,7 +291,7 @@ def test_a_start_describes_itself(encoder_file: Path, tmp_path: Path) -> None:
     assert row["step"] == 0
     assert row["processes"] == 1
     assert "torch" in row["versions"]
-    assert len(row["git"]) == 40
+    assert len(row["git"].removesuffix("+")) == 40  # "+": the checkout has changes
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     assert list((tmp_path / "tensorboard").glob("events.*"))
 
