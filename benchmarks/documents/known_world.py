@@ -87,7 +87,7 @@ def _by_budget(found: Found) -> list[tuple[int, list[dict[str, Any]]]]:
 
 
 def _mean(cells: list[dict[str, Any]], factor: str) -> float:
-    slopes = [cell["slope"]["value"] for cell in cells if cell["kept"] and cell["factor"] == factor]
+    slopes: list[float] = [cell["slope"]["value"] for cell in cells if cell["kept"] and cell["factor"] == factor]
     return sum(slopes) / len(slopes)
 
 
