@@ -107,6 +107,21 @@ def test_two_files_with_modules_of_the_same_name_beside_them(file: Path, tmp_pat
     assert close(three, 3 * one)
 
 
+@pytest.mark.parametrize("place", ["blocks.py", "parts/scale.py"])
+def test_what_a_file_imports_from_its_folder_is_what_it_says_now(tmp_path: Path, place: str) -> None:
+    """However soon it was changed after it was run, to whatever of the same size; and nothing is left there."""
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "net.py").write_text(NET.replace("blocks", place.removesuffix(".py").replace("/", ".")))
+    imported, images, found = tmp_path / place, make_images(8), []
+    for scale in (1.0, 3.0):
+        imported.write_text(f"SCALE = {scale}\n")
+        os.utime(imported, (1e9, 1e9))
+        spec = f"python:{tmp_path / 'net.py'}:TinyNet?{CONVENTION}&trust=1&layer=relu%231&pooling=mean"
+        found.append(build(spec).encode(images))
+    assert close(found[1], 3 * found[0])
+    assert not list(tmp_path.rglob("__pycache__"))
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [

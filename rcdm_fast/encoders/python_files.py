@@ -16,7 +16,7 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
@@ -78,19 +78,22 @@ def _keywords(source: Source) -> dict[str, Any]:
 def _own_modules(folder: Path) -> Iterator[None]:
     """A folder is searched first, and what was imported from it is forgotten: two may each have a ``blocks.py``."""
     before, path = {name.partition(".")[0] for name in sys.modules}, list(sys.path)
+    finder = _Finder(folder)
     sys.path.insert(0, str(folder))
+    sys.meta_path.insert(0, finder)
+    importlib.invalidate_caches()
     try:
         yield
     finally:
         sys.path[:] = path
+        sys.meta_path.remove(finder)
         for name, module in list(sys.modules.items()):
-            if name.partition(".")[0] not in before and _lies_in(module, folder):
+            if name.partition(".")[0] not in before and _lies_in(getattr(module, "__file__", None), folder):
                 del sys.modules[name]
 
 
-def _lies_in(module: ModuleType, folder: Path) -> bool:
-    """Whether a module is a file of the folder's own, and of no environment inside it."""
-    place = getattr(module, "__file__", None)
+def _lies_in(place: object, folder: Path) -> bool:
+    """Whether a file is one of the folder's own, and of no environment inside it."""
     if not isinstance(place, str) or not Path(place).is_relative_to(folder):
         return False
     return not {"site-packages", "dist-packages"} & set(Path(place).relative_to(folder).parts)
@@ -102,6 +105,24 @@ class _Loader(importlib.machinery.SourceFileLoader):
     def get_code(self, fullname: str) -> CodeType:
         path = self.get_filename(fullname)
         return self.source_to_code(self.get_data(path), path)
+
+
+class _Finder:
+    """Finds a folder's own modules where Python does, for that loader."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """See `importlib.abc.MetaPathFinder`; None for what lies elsewhere, which others find."""
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if spec is None or not spec.origin or not _lies_in(spec.origin, self._folder):
+            return None
+        if isinstance(spec.loader, importlib.machinery.SourceFileLoader):
+            spec.loader = _Loader(fullname, spec.origin)
+        return spec
 
 
 def _run(source: Source, path: Path) -> ModuleType:
