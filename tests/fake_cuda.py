@@ -17,20 +17,20 @@ no autograd, no races between streams, and layouts are those of the CPU's operat
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import return_and_correct_aliasing
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from rcdm_fast.ops import library
-from tests.fake_streams import Capture, Event, Facts, Graph, Kernel, Stream, on_stream, running, tensors_of
+from tests.fake_streams import Capture, Event, Facts, Graph, Kernel, Stream, mapped, on_stream, running, tensors_of
 
 SYNCHRONIZING = (  # of aten; they need to know on the host what a tensor holds
     *(
@@ -273,13 +273,13 @@ class Machine:
     # Kernels
 
     def launch(self, func: Any, args: Any, kwargs: Any) -> Any:
-        name = func._schema.name.split("::")[1]
-        implicit = torch._C.DispatchKey.CompositeImplicitAutograd
-        if _aliases(func._schema.returns) and torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), implicit):
-            return func._op_dk(implicit, *args, **kwargs)  # a view or a copy: what it is made of will tell
+        facts = _facts(func)
+        name = facts.name
+        if facts.of_parts:
+            return func._op_dk(_IMPLICIT, *args, **kwargs)  # a view or a copy: what it is made of will tell
         if name == "_to_copy" and torch.device(kwargs.get("device") or "cuda").type == "cpu":
             self.sync("a copy to the host")
-            return func(*tree_map_only(CudaTensor, _inner, args), **kwargs)
+            return func(*mapped(CudaTensor, _inner, args), **kwargs)
         if name == "copy_" and isinstance(args[0], CudaTensor) != isinstance(args[1], CudaTensor):
             self.sync("a copy between host and GPU")
             args[0].numbers.copy_(args[1]) if isinstance(args[0], CudaTensor) else args[0].copy_(args[1].numbers)
@@ -293,7 +293,7 @@ class Machine:
         return self._run(func, args, kwargs, name)
 
     def _run(self, func: Any, args: Any, kwargs: Any, name: str) -> Any:
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = tensors_of((args, kwargs))
         places = {leaf.device for leaf in tensors if isinstance(leaf, CudaTensor)}
         host = [leaf for leaf in tensors if not isinstance(leaf, CudaTensor) and leaf.dim()]
         device = next(iter(places))
@@ -306,20 +306,18 @@ class Machine:
             func = getattr(torch.ops.rcdm_fast, name).default
             if name in OF_ENGINES and device.index != self.current_device():
                 raise RuntimeError(f"{name} was launched on cuda:{self.current_device()} with memory of {device}")
-        schema = func._schema
-        writes = [alias for alias in _aliases(schema.arguments) if alias.is_write]
-        views = [alias for alias in _aliases(schema.returns) if not alias.is_write]
-        inner_args, inner_kwargs = (tree_map_only(CudaTensor, _inner, part) for part in (args, dict(kwargs)))
+        facts = _facts(func)
+        inner_args, inner_kwargs = (mapped(CudaTensor, _inner, part) for part in (args, kwargs))
         if "device" in inner_kwargs:
             inner_kwargs["device"] = "cpu"
         stream = self.current_stream(device)
-        capture = next((each for each in self.captures if each.facts.stream == stream and not views), None)
-        if not views:
+        capture = next((each for each in self.captures if each.facts.stream == stream and not facts.views), None)
+        if not facts.views:
             self.kernels.append(name)
             stream.clock_ms += 0.0 if capture else self.cost_ms
-        if capture is not None and writes:
+        if capture is not None and facts.writes:
             capture.kernels.append(Kernel(func, inner_args, inner_kwargs, [], self.cost_ms))
-            return args[0] if schema.returns else None
+            return args[0] if facts.returns else None
         got = func(*inner_args, **inner_kwargs)
         if capture is not None:
             outputs = tensors_of(got)
@@ -327,18 +325,46 @@ class Machine:
             for output in outputs:  # nothing has run yet
                 output.fill_(torch.nan if output.is_floating_point() else 0)
         first = next((leaf for leaf in tensors if isinstance(leaf, CudaTensor)), None)
-        of_view = first.is_inference() if views and first is not None else torch.is_inference_mode_enabled()
+        of_view = first.is_inference() if facts.views and first is not None else torch.is_inference_mode_enabled()
         with torch.inference_mode(of_view):  # a view of an ordinary tensor is an ordinary tensor
-            made = tree_map_only(Tensor, lambda value: self.wrap(value, device), got)
-        return return_and_correct_aliasing(func, args, kwargs, made)
+            made = mapped(Tensor, lambda value: self.wrap(value, device), got)
+        return return_and_correct_aliasing(func, args, kwargs, made) if facts.writes or facts.views else made
 
 
 def _inner(value: CudaTensor) -> Tensor:
     return value.numbers
 
 
-def _aliases(arguments: Sequence[Any]) -> list[Any]:
-    return [argument.alias_info for argument in arguments if argument.alias_info is not None]
+class _Operator(NamedTuple):
+    """What an operator's schema says: whether it writes into arguments, gives views of them, gives anything at all.
+
+    One that is made `of_parts` gives a view or a copy by other operators.
+    """
+
+    name: str
+    writes: bool
+    views: bool
+    returns: bool
+    of_parts: bool
+
+
+_IMPLICIT = torch._C.DispatchKey.CompositeImplicitAutograd
+
+
+@functools.cache
+def _facts(func: Any) -> _Operator:
+    schema = func._schema
+    writes, given = (
+        [each.alias_info for each in arguments if each.alias_info is not None]
+        for arguments in (schema.arguments, schema.returns)
+    )
+    return _Operator(
+        schema.name.split("::")[1],
+        any(alias.is_write for alias in writes),
+        any(not alias.is_write for alias in given),
+        bool(schema.returns),
+        bool(given) and torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), _IMPLICIT),
+    )
 
 
 @contextlib.contextmanager

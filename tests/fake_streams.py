@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 running: list[Any] = []  # the `fake_cuda.Machine` that is on, the last one
 
@@ -154,4 +153,17 @@ def on_stream(stream: Stream | None) -> Iterator[None]:
 
 
 def tensors_of(value: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+    found: list[Tensor] = []
+    mapped(Tensor, found.append, value)
+    return found
+
+
+def mapped(kind: type, change: Callable[[Any], Any], value: Any) -> Any:
+    """`value` with all of a kind in its lists, tuples and dictionaries changed: what arguments of operators are made of."""
+    if isinstance(value, kind):
+        return change(value)
+    if isinstance(value, list | tuple):
+        return type(value)([mapped(kind, change, each) for each in value])
+    if isinstance(value, dict):
+        return {key: mapped(kind, change, each) for key, each in value.items()}
+    return value

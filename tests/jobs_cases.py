@@ -28,7 +28,7 @@ def representations(count: int = ITEMS, seed: int = 0) -> torch.Tensor:
 def write_inputs(folder: Path, count: int = ITEMS) -> tuple[Path, Path]:
     """A model file and a file of representations."""
     folder.mkdir(parents=True, exist_ok=True)
-    model = small.model()
+    model = small.quick_model()
     config = dataclasses.replace(model.config, encoder=None, name="small")
     checkpoint.save_model(folder / "small.safetensors", config, model.unet.state_dict())
     np.save(folder / "h.npy", representations(count).numpy())

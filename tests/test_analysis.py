@@ -55,7 +55,7 @@ class Flat:
 
 
 def oracle(monkeypatch: pytest.MonkeyPatch, answer: Callable[..., Tensor]) -> Model:
-    model = small.model()
+    model = small.quick_model()
     monkeypatch.setattr(model, "_encoder", Flat())
     monkeypatch.setattr(model, "sample", small.asked(answer))
     return model
@@ -212,7 +212,7 @@ def test_a_difference_is_measured_in_pairs() -> None:
 def test_rows_with_the_same_representation_are_identical_at_every_step(
     solver: str, eta: float, case: str, batch_size: int
 ) -> None:
-    model = with_engine(small.model(), Case.parse(case))
+    model = with_engine(small.quick_model(), Case.parse(case))
     h = torch.randn(1, small.DIM, generator=torch.Generator().manual_seed(0))
     _identical_rows(model, h, solver, eta, batch_size)
 
@@ -242,7 +242,7 @@ def _identical_rows(model: Model, h: Tensor, solver: str, eta: float, batch_size
 
 
 def test_the_experiment_shares_noise_and_says_so() -> None:
-    model = small.model()
+    model = small.quick_model()
     h = model.encode(small.make_images(3))
     drawn = sweeps.draw(model, torch.stack([h, h.flip(0), h]), torch.tensor([4, 5, 6]), QUICK, per=2)
     assert drawn.shape == (3, 3, 2, 3, 8, 8)
@@ -258,7 +258,7 @@ def test_the_experiment_shares_noise_and_says_so() -> None:
 def test_the_real_path_gives_tables_findings_and_figures() -> None:
     done: list[tuple[int, int]] = []
     config = dataclasses.replace(QUICK, augmentations=("hue", "grayscale"), sources=20)
-    result = invariance.run(small.model(), photographs(30, 8), config, lambda *each: done.append(each))
+    result = invariance.run(small.quick_model(), photographs(30, 8), config, lambda *each: done.append(each))
     assert done == [(1, 2), (2, 2)]
     assert result.figures.keys() == {"rows-hue", "rows-grayscale"}
     assert result.captions.keys() == result.figures.keys()
@@ -268,27 +268,27 @@ def test_the_real_path_gives_tables_findings_and_figures() -> None:
     assert -1 <= recovered["rows"][0][5]["low"] <= recovered["rows"][0][5]["high"] <= 1
     assert len(result.findings) == 2
     assert "grayscale" in result.as_text()
-    again = invariance.run(small.model(), photographs(30, 8), config)
+    again = invariance.run(small.quick_model(), photographs(30, 8), config)
     assert again.tables == result.tables
 
 
 def test_wrong_input() -> None:
     with pytest.raises(ConfigError, match="at least 20 of them, got 19"):
-        measure(small.model(), photographs(19, 8), QUICK)
+        measure(small.quick_model(), photographs(19, 8), QUICK)
     with pytest.raises(ConfigError, match="the data has 25"):
-        measure(small.model(), photographs(25, 8), dataclasses.replace(QUICK, sources=30))
+        measure(small.quick_model(), photographs(25, 8), dataclasses.replace(QUICK, sources=30))
     with pytest.raises(ConfigError, match="known: flip"):
-        measure(small.model(), photographs(20, 8), dataclasses.replace(QUICK, augmentations=("twist",)))
+        measure(small.quick_model(), photographs(20, 8), dataclasses.replace(QUICK, augmentations=("twist",)))
     with pytest.raises(ConfigError, match="needs an encoder"):
         measure(Model.from_network(small.network(), small.SCHEDULE), photographs(20, 8), QUICK)
     with pytest.raises(ConfigError, match="per must be"):
-        measure(small.model(), photographs(20, 8), dataclasses.replace(QUICK, per=0))
+        measure(small.quick_model(), photographs(20, 8), dataclasses.replace(QUICK, per=0))
     with pytest.raises(ConfigError, match="resamples must be at least 100"):
-        measure(small.model(), photographs(20, 8), dataclasses.replace(QUICK, resamples=5))
+        measure(small.quick_model(), photographs(20, 8), dataclasses.replace(QUICK, resamples=5))
 
 
 def test_every_setting_of_an_experiment_reaches_the_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, h, items = small.model(), torch.randn(4, small.DIM), torch.tensor([3, 1, 4, 1])
+    model, h, items = small.quick_model(), torch.randn(4, small.DIM), torch.tensor([3, 1, 4, 1])
     config = common.ExperimentConfig(steps=7, seed=5, batch_size=9, per=3, solver="ancestral")
     sample, asked = model.sample, []
 

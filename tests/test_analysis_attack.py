@@ -83,7 +83,7 @@ def value(found: Analysis, name: str, row: int, column: int = 1) -> float:
 
 
 def test_a_probe_under_attack(data: ImageSet) -> None:
-    found = attack.run([small.model(), small.model()], data, QUICK)
+    found = attack.run([small.quick_model(), small.quick_model()], data, QUICK)
     for method in robustness.METHODS:
         assert value(found, f"accuracy-{method}", 0) > 0.95
         assert value(found, f"accuracy-{method}", 2) < 0.1
@@ -94,12 +94,12 @@ def test_a_probe_under_attack(data: ImageSet) -> None:
     assert len(found.findings) == 4
     assert found.settings["images"] == 60
     assert set(found.figures) == set(found.captions) == {"samples"}
-    again = attack.run([small.model(), small.model()], data, QUICK)
+    again = attack.run([small.quick_model(), small.quick_model()], data, QUICK)
     assert again.as_json() == found.as_json()
 
 
 def test_a_deaf_encoder_does_not_move(data: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    loud, quiet = small.model(), small.model()
+    loud, quiet = small.quick_model(), small.quick_model()
     assert quiet.encoder is not None
     before = quiet.encoder.represent  # type: ignore[attr-defined]
     monkeypatch.setattr(quiet.encoder, "represent", lambda views: before(views.detach() + 0 * views))
@@ -114,7 +114,7 @@ def test_a_deaf_encoder_does_not_move(data: ImageSet, monkeypatch: pytest.Monkey
 
 
 def test_what_is_refused(data: ImageSet) -> None:
-    model = small.model()
+    model = small.quick_model()
     with pytest.raises(ConfigError, match="labelled images"):
         attack.run([model], dataclasses.replace(data, labels=None), QUICK)
     with pytest.raises(ConfigError, match="at least 40 images"):
@@ -141,7 +141,7 @@ def test_the_probe_takes_features_as_they_are(generator: torch.Generator) -> Non
 def test_from_the_registry(data: ImageSet) -> None:
     settings = {name: getattr(QUICK, name) for name in ("epsilons", "pgd_steps", "steps", "resamples", "sources")}
     settings["epsilons"] = list(settings["epsilons"])
-    found = EXPERIMENTS["attack"].run(Job(small.model(), data, against=(small.model(),), settings=settings))
+    found = EXPERIMENTS["attack"].run(Job(small.quick_model(), data, against=(small.quick_model(),), settings=settings))
     assert found.name == "attack"
     assert np.isfinite(value(found, "samples", 0, 3))
 
@@ -170,7 +170,7 @@ class _Pixels(torch.nn.Module):
 
 def test_movement_is_a_distance_in_units_of_the_nearest_neighbors(data: ImageSet) -> None:
     """With the image as h one step of FGSM moves every number by epsilon: the length of the way is known."""
-    model = small.model()
+    model = small.quick_model()
     model._encoder = ImageEncoder(_Pixels(), EncoderConfig("module", image_size=8))
     config = dataclasses.replace(QUICK, epsilons=(0, 2), sources=20)
     known, attacked = attack.halves(data, config)
@@ -191,7 +191,7 @@ def test_movement_is_a_distance_in_units_of_the_nearest_neighbors(data: ImageSet
 def test_samples_are_held_against_their_own_sources_and_the_seed_reaches_the_attack(
     data: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, config = small.model(), dataclasses.replace(QUICK, sources=20, images=50, seed=7)
+    model, config = small.quick_model(), dataclasses.replace(QUICK, sources=20, images=50, seed=7)
     known, attacked = attack.halves(data, config)
     assert data.labels is not None
     sources = attack._sources(attacked, config)

@@ -44,7 +44,7 @@ class Blind(Flat):
 
 def sampler(monkeypatch: pytest.MonkeyPatch, deaf: bool, encoder: Flat | None = None) -> Model:
     """A model that draws what it is given, or (deaf) images that depend on the noise alone."""
-    model = small.model()
+    model = small.quick_model()
     monkeypatch.setattr(model, "_encoder", encoder or Flat())
 
     def draw(h: Tensor, *, items: Tensor, per: int, **_: object) -> Tensor:
@@ -104,7 +104,7 @@ def test_a_worse_decoder_beside_a_good_one_drops_nothing(monkeypatch: pytest.Mon
 def test_figures_and_json_of_the_real_path() -> None:
     done: list[tuple[int, int]] = []
     config = dataclasses.replace(QUICK, sources=20, mapped=4)
-    found = layers.run([small.model()] * 3, photographs(80, 8), config, lambda *each: done.append(each))
+    found = layers.run([small.quick_model()] * 3, photographs(80, 8), config, lambda *each: done.append(each))
     assert done == [(part, 12) for part in range(1, 13)]  # three augmentations and a variance; three models
     rows = {f"rows-{name}" for name in QUICK.augmentations}
     assert found.figures.keys() == {"variance"} | rows
@@ -115,13 +115,13 @@ def test_figures_and_json_of_the_real_path() -> None:
     assert {"side-by-side", "side-by-side-2", "open", "readouts", "readouts-2"} <= set(names)
     assert found.settings["fitted_on"] == 80
     assert found.settings["same_noise_difference"] == 0
-    alone = layers.run([small.model()] * 2, photographs(60, 8), dataclasses.replace(config, sources=20, fitted_on=0))
+    alone = layers.run([small.quick_model()] * 2, photographs(60, 8), dataclasses.replace(config, sources=20, fitted_on=0))
     assert "readouts" not in {each.name for each in alone.tables}
     assert alone.settings["fitted_on"] == 0
 
 
 def test_models_are_called_by_layer_where_that_tells_them_apart() -> None:
-    one, other = small.model(), small.model()
+    one, other = small.quick_model(), small.quick_model()
     assert layers.names([one, other]) == ["(unnamed) (1)", "(unnamed) (2)"]
     encoder = small.encoder().config
     for model, layer in ((one, "backbone"), (other, "projector")):
@@ -198,8 +198,8 @@ def test_a_direction_is_read_from_its_cosine_and_sine_and_a_code_by_a_non_linear
 def test_faithfulness_is_what_evaluate_measures() -> None:
     data = photographs(40, 8)
     config = EvaluateConfig(sources=20, per=2, steps=2, resamples=100)
-    found = faithfulness.run(small.model(), data, config)
-    expected = evaluate(small.model(), data, config)
+    found = faithfulness.run(small.quick_model(), data, config)
+    expected = evaluate(small.quick_model(), data, config)
     assert table(found, "ranks").rows[0][1] == expected.mrr
     assert table(found, "distances").rows[0][1] == expected.distance
     names = ["the source, blurred by 1 px", *(f"real neighbor number {k}" for k in (1, 5, 10))]
@@ -207,12 +207,12 @@ def test_faithfulness_is_what_evaluate_measures() -> None:
     assert found.figures["samples"].height > 6 * 96
     assert len(found.findings) == 2
     with pytest.raises(ConfigError, match="at least 20 of them, got 5"):
-        faithfulness.run(small.model(), data, dataclasses.replace(config, sources=5))
+        faithfulness.run(small.quick_model(), data, dataclasses.replace(config, sources=5))
 
 
 def test_faithfulness_is_found_by_the_ends_of_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     data, config = photographs(40, 8), EvaluateConfig(sources=20, per=1, steps=1, resamples=100)
-    measured = evaluate(small.model(), data, config)
+    measured = evaluate(small.quick_model(), data, config)
 
     def verdicts(mrr: tuple[float, float], distance: tuple[float, float]) -> list[bool | None]:
         """Of a chance of 0.1, and a nearest neighbor at 4 to 6."""
@@ -224,7 +224,7 @@ def test_faithfulness_is_found_by_the_ends_of_intervals(monkeypatch: pytest.Monk
             nearest_real={1: Interval(5, 4, 6)},
         )
         monkeypatch.setattr(evaluation, "faithfulness", lambda *_: told)
-        return [each.holds for each in faithfulness.run(small.model(), data, config).findings]
+        return [each.holds for each in faithfulness.run(small.quick_model(), data, config).findings]
 
     assert verdicts((0.11, 0.3), (1, 3.9)) == [True, True]
     assert verdicts((0.09, 0.3), (1, 4.1)) == [None, None]
@@ -235,13 +235,13 @@ def test_faithfulness_is_found_by_the_ends_of_intervals(monkeypatch: pytest.Monk
 def test_too_few_models_samples_and_images() -> None:
     data = photographs(30, 8)
     with pytest.raises(ConfigError, match="--against"):
-        layers.run([small.model()], data, QUICK)
+        layers.run([small.quick_model()], data, QUICK)
     with pytest.raises(ConfigError, match="at least 2 samples"):
-        layers.run([small.model()] * 2, data, dataclasses.replace(QUICK, spread_samples=1))
+        layers.run([small.quick_model()] * 2, data, dataclasses.replace(QUICK, spread_samples=1))
     with pytest.raises(ConfigError, match="at least 20 of them, got 10"):
-        layers.run([small.model()] * 2, photographs(10, 8), QUICK)
+        layers.run([small.quick_model()] * 2, photographs(10, 8), QUICK)
     with pytest.raises(ConfigError, match="--data"):
-        registry.EXPERIMENTS["invariance"].run(registry.Job(small.model()))
+        registry.EXPERIMENTS["invariance"].run(registry.Job(small.quick_model()))
 
 
 def test_experiments_are_listed_without_loading_them() -> None:

@@ -36,7 +36,7 @@ def data() -> ImageSet:
 @pytest.fixture
 def mirror(monkeypatch: pytest.MonkeyPatch) -> Model:
     """A model whose representation is the image and whose samples are the representation."""
-    model = small.model()
+    model = small.quick_model()
     monkeypatch.setattr(model, "_encoder", Flat())
 
     def draw(h: Tensor, *, items: Tensor, per: int, **_: object) -> Tensor:

@@ -150,7 +150,7 @@ def test_what_is_refused(monkeypatch: pytest.MonkeyPatch, data: ImageSet, traini
 def test_from_the_registry() -> None:
     plain, known = (ImageSet(to_uint8(small.make_images(50, seed=seed)), None, (), (), str(seed)) for seed in (0, 1))
     settings = {"sources": 20, "per": 1, "steps": 1, "resamples": 100}
-    found = EXPERIMENTS["neighbors"].run(Job(small.model(), plain, settings=settings, training=known))
+    found = EXPERIMENTS["neighbors"].run(Job(small.quick_model(), plain, settings=settings, training=known))
     assert found.settings["training"] == "1"
     assert [row[0] for row in found.tables[-1].rows][:2] == ["samples, pixels", "held-out images, pixels"]
     assert "training images" in found.method

@@ -137,10 +137,10 @@ def test_lists_are_those_of_a_plain_search(monkeypatch: pytest.MonkeyPatch, data
 def test_without_labels_from_the_registry() -> None:
     plain = photographs(50, 8)
     settings = {"sources": 20, "per": 2, "steps": 2, "resamples": 100}
-    found = EXPERIMENTS["neighbors"].run(Job(small.model(), plain, settings=settings))
+    found = EXPERIMENTS["neighbors"].run(Job(small.quick_model(), plain, settings=settings))
     assert [each.name for each in found.tables] == ["overlap"]
     assert json.loads(json.dumps(found.as_json()))["settings"]["gallery"] == 30
-    again = EXPERIMENTS["neighbors"].run(Job(small.model(), plain, settings=settings))
+    again = EXPERIMENTS["neighbors"].run(Job(small.quick_model(), plain, settings=settings))
     assert again.as_json() == found.as_json()
 
 
@@ -155,7 +155,7 @@ def test_sources_and_gallery_have_nothing_in_common(data: ImageSet) -> None:
 
 
 def test_what_is_refused(data: ImageSet) -> None:
-    model = small.model()
+    model = small.quick_model()
     with pytest.raises(ConfigError, match="at least 40 images are needed, 20 of them as sources; got 30"):
         neighbors.run(model, data.subset(torch.arange(30)), QUICK)
     with pytest.raises(ConfigError, match="at least 101 images"):

@@ -226,14 +226,14 @@ def test_a_difference_of_groups_covers_the_truth() -> None:
 def test_the_real_path_from_the_registry() -> None:
     data, photos = photographs(24, 8), photographs(20, 8)
     settings = {"sources": 20, "per": 2, "steps": 2, "resamples": 100}
-    found = EXPERIMENTS["unfamiliar"].run(Job(small.model(), data, photos, settings=settings))
+    found = EXPERIMENTS["unfamiliar"].run(Job(small.quick_model(), data, photos, settings=settings))
     assert json.loads(json.dumps(found.as_json()))["name"] == "unfamiliar"
-    again = EXPERIMENTS["unfamiliar"].run(Job(small.model(), data, photos, settings=settings))
+    again = EXPERIMENTS["unfamiliar"].run(Job(small.quick_model(), data, photos, settings=settings))
     assert again.as_json() == found.as_json()
 
 
 def test_what_is_refused(data: ImageSet, photos: ImageSet) -> None:
-    model = small.model()
+    model = small.quick_model()
     with pytest.raises(ConfigError, match="at least 20 of them, got 10"):
         out_of_distribution.run(model, data.subset(torch.arange(10)), photos, dataclasses.replace(QUICK, sources=0))
     with pytest.raises(ConfigError, match="the data has 30"):

@@ -39,7 +39,7 @@ ENCODING: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return small.model()
+    return small.quick_model()
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,7 @@ def test_invariance_is_measured_once_for_each_model(
         return SimpleNamespace(sweeps={"hue": None, "zoom": None})
 
     monkeypatch.setattr(sweeps, "_measure", measure)
-    known, other, told = Shared(), small.model(), list[tuple[int, int]]()
+    known, other, told = Shared(), small.quick_model(), list[tuple[int, int]]()
     plain = sweeps.InvarianceConfig(steps=1, seed=4)
     for config in (plain, LayersConfig(steps=1, seed=4, spread_samples=3)):
         sweeps.measure(model, data, config, lambda *each: told.append(each), known)

@@ -33,7 +33,7 @@ def data() -> ImageSet:
 @pytest.fixture
 def mirror(monkeypatch: pytest.MonkeyPatch) -> Model:
     """A model whose representation is the image and whose samples are the representation."""
-    model = small.model()
+    model = small.quick_model()
     monkeypatch.setattr(model, "_encoder", Flat())
 
     def draw(h: Tensor, *, per: int, **_: object) -> Tensor:
@@ -117,7 +117,7 @@ def test_line_step_rise_and_jump_by_hand() -> None:
 
 
 def test_a_real_model_runs_both() -> None:
-    data, model = training_process.data(), small.model()
+    data, model = training_process.data(), small.quick_model()
     found = interpolate.run(model, data, WAYS)
     assert found.figures["ways"].width > 7 * 64
     again = EXPERIMENTS["interpolate"].run(
@@ -129,7 +129,7 @@ def test_a_real_model_runs_both() -> None:
 @pytest.mark.long
 def test_a_round_trip_is_nearer_than_a_fresh_sample_with_any_h() -> None:
     """So it says nothing about what h lacks, and no finding does."""
-    data, model = training_process.data(), small.model()
+    data, model = training_process.data(), small.quick_model()
     found = invert.run(model, data, BACK)
     back, fresh, wrong = column(found, 0, 1)
     assert back < fresh
@@ -156,7 +156,7 @@ def test_exchange(mirror: Model, data: ImageSet, monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_is_refused(data: ImageSet) -> None:
-    model = small.model()
+    model = small.quick_model()
     with pytest.raises(ConfigError, match="at least 20"):
         interpolate.run(model, data, dataclasses.replace(WAYS, sources=3))
     with pytest.raises(ConfigError, match="at least 20"):

@@ -30,7 +30,7 @@ needs_gradio = pytest.mark.skipif(importlib.util.find_spec("gradio") is None, re
 
 @pytest.fixture
 def playground(monkeypatch: pytest.MonkeyPatch) -> Playground:
-    model = small.model()
+    model = small.quick_model()
     monkeypatch.setattr(rcdm_fast, "load", lambda name, **_: model)
     return Playground(("small", "other"))
 
@@ -213,7 +213,7 @@ def test_the_second_photograph_is_mixed_as_it_is(playground: Playground, photos:
 
 def test_every_model_is_its_own(monkeypatch: pytest.MonkeyPatch, photos: list[Image.Image]) -> None:
     """The one that is named is loaded and draws; of those that were used last two are kept, and no third one."""
-    models = {name: small.model() for name in ("one", "other", "third")}
+    models = {name: small.quick_model() for name in ("one", "other", "third")}
     with torch.no_grad():
         for parameter in models["other"].unet.parameters():
             parameter.mul_(0.5)

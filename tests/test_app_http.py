@@ -108,7 +108,7 @@ def png(size: tuple[int, int] = (40, 30), mode: str = "RGB") -> bytes:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    model = small.model()
+    model = small.quick_model()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rcdm_fast, "load", lambda name, **_: model)
         patch.setattr(guard, "Listeners", functools.partial(guard.Listeners, grace_s=GRACE_S))

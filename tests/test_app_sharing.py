@@ -31,7 +31,7 @@ def never() -> bool:
 
 @pytest.fixture
 def page(monkeypatch: pytest.MonkeyPatch) -> Handler:
-    model = small.model()
+    model = small.quick_model()
     monkeypatch.setattr(rcdm_fast, "load", lambda name, **_: model)
     return Handler(Playground(("small", "/home/somebody/other.safetensors")))
 

@@ -165,7 +165,7 @@ def test_commands_in_documents_have_the_options_that_they_name(checkout: Path) -
 
 @pytest.fixture
 def photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(rcdm_fast, "load", lambda *_, **__: small.model())
+    monkeypatch.setattr(rcdm_fast, "load", lambda *_, **__: small.quick_model())
     path = tmp_path / "K\u00e4fer.png"
     save_image(to_pil(small.make_images(1, size=16)[0]), path)
     return str(path)
@@ -182,14 +182,14 @@ def test_sample_says_one_line(photo: str, tmp_path: Path, capsys: pytest.Capture
         assert main(verbose) == 0
         told = capsys.readouterr().out
         assert "not native: " in told or "not compiled: " in told
-        assert small.model().describe().splitlines()[0] in told
+        assert small.quick_model().describe().splitlines()[0] in told
     assert main(words) == 0  # for that run alone
     assert len(capsys.readouterr().out.splitlines()) == 1
 
 
 def test_info_says_why_engines_do_not_run(photo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "--model", "m", "--json", str(tmp_path / "info.json")]) == 0
-    described = small.model().describe()
+    described = small.quick_model().describe()
     assert "not " in described
     assert described in capsys.readouterr().out
     assert json.loads((tmp_path / "info.json").read_text())["model"] == described.splitlines()

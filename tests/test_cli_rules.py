@@ -73,7 +73,7 @@ def test_compare_holds_ranks_against_those_of_the_first(monkeypatch: pytest.Monk
     monkeypatch.setattr("rcdm_fast.data.sources.open_data", lambda *_: "images")
     monkeypatch.setattr("rcdm_fast.engine_comparison.with_engine", lambda model, case, encoder: case)
     cases = [Case("eager"), Case("native")]
-    found = compare._mrr(small.model(), cases, "D", 0, 0, Settings())
+    found = compare._mrr(small.quick_model(), cases, "D", 0, 0, Settings())
     assert [found[case][1].value for case in cases] == pytest.approx([0.0, -0.5])
 
 
@@ -96,7 +96,7 @@ def test_calibration_takes_images_from_all_over(monkeypatch: pytest.MonkeyPatch,
         given.append(to_uint8(calibrate)[:, 0, 0, 0].tolist())
         return []
 
-    monkeypatch.setattr(rcdm_fast, "load", lambda *_, **__: small.model())
+    monkeypatch.setattr(rcdm_fast, "load", lambda *_, **__: small.quick_model())
     monkeypatch.setattr(rcdm_fast, "export", exported)
     for count in (100, 5):
         pixels = torch.arange(count, dtype=torch.uint8)[:, None, None, None].expand(count, 3, 8, 8)
@@ -110,7 +110,7 @@ def test_calibration_takes_images_from_all_over(monkeypatch: pytest.MonkeyPatch,
 def test_bench_measures_every_combination_quick_ones_first(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ways, left_out = solver_quality.cases(small.model(), ["ddim", "ancestral"], [2, 3])
+    ways, left_out = solver_quality.cases(small.quick_model(), ["ddim", "ancestral"], [2, 3])
     assert left_out == []
     found = bench._cases("cpu", "eager, native", "fp32,bf16", ways)
     pairs = [("eager", "fp32"), ("eager", "bf16"), ("native", "fp32"), ("native", "bf16")]
@@ -132,7 +132,7 @@ def test_bench_measures_every_combination_quick_ones_first(
 def test_bench_fails_where_an_engine_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     row = {"engine": "native", "precision": "fp32", "solver": "ddim", "steps": "2", "batch": 1, "threads": 1}
     row |= {"device": "cpu", "versions": {}, "why_not": "a wrong result"}
-    monkeypatch.setattr(rcdm_fast, "load", lambda *_, **__: small.model())
+    monkeypatch.setattr(rcdm_fast, "load", lambda *_, **__: small.quick_model())
     for red in (False, True):
         monkeypatch.setattr("rcdm_fast.throughput.measure", lambda *_, red=red: [{**row, "red": red}])
         assert main(["bench", "m"]) == int(red)
@@ -155,7 +155,7 @@ def test_photographs_with_bad_ones_among_them(tmp_path: Path, capsys: pytest.Cap
         save_image(to_pil(image), path)
     for path in (paths[0], paths[2]):
         path.write_bytes(b"no image")
-    model = small.model()
+    model = small.quick_model()
     found = photos.read(model, paths, photos=1)
     assert [(row.place, row.name) for row in found.rows] == [(1, str(paths[1])), (3, str(paths[3]))]
     assert found.rows[0].photo is not None
@@ -178,7 +178,7 @@ def test_photographs_with_bad_ones_among_them(tmp_path: Path, capsys: pytest.Cap
 
 def test_a_sheet_has_photo_view_and_samples() -> None:
     """Rows in order; the last one has those that are finished, and a row without any is left out."""
-    model, samples = small.model(), list(small.make_images(5))
+    model, samples = small.quick_model(), list(small.make_images(5))
     rows = [photos.Row(n, f"photos/{n} ?.png", Image.new("RGB", (16, 16), (90 * n, 0, 0))) for n in range(4)]
     rows[1].photo = None
     found = sampling._sheet(model, rows, samples, 2, "a model")
@@ -223,7 +223,7 @@ def test_a_bar_of_images(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         return bars[-1]
 
     monkeypatch.setattr(diffusion_sampling, "_bar", kept)
-    small.model().sample(torch.zeros(1, small.DIM), per=4, steps=3, batch_size=2, progress=True)
+    small.quick_model().sample(torch.zeros(1, small.DIM), per=4, steps=3, batch_size=2, progress=True)
     assert "images" not in capsys.readouterr().err  # in under two seconds
     shape = r"\|.*\| {} of 4 {}, .* {}/s, \d\d:\d\d left"
     assert re.search("100%" + shape.format(4, "images", "images"), str(bars[0]))
@@ -321,7 +321,7 @@ def test_a_job_tells_how_it_stands(
 ) -> None:
     summary = Summary(images=6, wanted=8, quarantined=quarantined, shards=3, shards_wanted=3)
     monkeypatch.setattr("rcdm_fast.jobs.local.run", lambda *_: summary)
-    monkeypatch.setattr(rcdm_fast, "load", lambda *_, **__: small.model())
+    monkeypatch.setattr(rcdm_fast, "load", lambda *_, **__: small.quick_model())
     code = main(["generate", "2", "--out", "job", "--json", str(tmp_path / "a.json")])
     assert code == (generate.QUARANTINED if quarantined else 0) == (3 if quarantined else 0)
     assert f"job: 6 of 8 images in 3 shards, {quarantined} items quarantined" in capsys.readouterr().out
@@ -329,7 +329,7 @@ def test_a_job_tells_how_it_stands(
 
 
 def test_interpolation_goes_from_the_first_photo_to_the_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, seen = small.model(), []
+    model, seen = small.quick_model(), []
 
     def interpolate(self: Model, a: torch.Tensor, b: torch.Tensor, frames: int, *_: Any, **__: Any) -> torch.Tensor:
         seen.extend([a, b])
@@ -407,8 +407,8 @@ def test_timesteps_that_are_named_are_one_item() -> None:
 
 
 def test_a_guide_that_is_the_model_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = small.model()
-    monkeypatch.setattr(rcdm_fast, "load", lambda *_, **__: small.model())
+    model = small.quick_model()
+    monkeypatch.setattr(rcdm_fast, "load", lambda *_, **__: small.quick_model())
     with pytest.raises(ConfigError, match="--guide m: these are the model's own weights"):
         common.open_guide("m", model, "auto", "auto")
     assert common.open_guide(None, model, "auto", "auto") is None

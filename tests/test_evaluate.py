@@ -62,7 +62,7 @@ def test_bootstrap_covers_the_mean() -> None:
 
 def test_a_model_that_returns_the_source_ranks_first_and_noise_ranks_by_chance(monkeypatch: pytest.MonkeyPatch) -> None:
     data = make_images(60)
-    model = small.model()
+    model = small.quick_model()
     floats = data.floats(slice(None))
     config = EvaluateConfig(sources=20, per=3, steps=2, resamples=200)
 
@@ -90,7 +90,7 @@ def test_a_model_that_returns_the_source_ranks_first_and_noise_ranks_by_chance(m
 
 
 def test_the_real_path_and_its_numbers() -> None:
-    result = evaluate(small.model(), make_images(24), EvaluateConfig(per=2, gallery=20, steps=2, resamples=50))
+    result = evaluate(small.quick_model(), make_images(24), EvaluateConfig(per=2, gallery=20, steps=2, resamples=50))
     assert result.sources == result.gallery == 20
     assert 0 < result.mrr.low <= result.mrr.value <= result.mrr.high <= 1
     assert set(json.loads(json.dumps(dataclasses.asdict(result)))["mrr"]) == {"value", "low", "high"}
@@ -98,14 +98,14 @@ def test_the_real_path_and_its_numbers() -> None:
 
 def test_too_few_images_are_named() -> None:
     with pytest.raises(ConfigError, match="the data has 5"):
-        evaluate(small.model(), make_images(5), EvaluateConfig(gallery=10))
+        evaluate(small.quick_model(), make_images(5), EvaluateConfig(gallery=10))
     with pytest.raises(ConfigError, match="at least 2"):
-        evaluate(small.model(), make_images(5), EvaluateConfig(sources=1))
+        evaluate(small.quick_model(), make_images(5), EvaluateConfig(sources=1))
 
 
 def test_a_change_of_mrr_is_measured_in_pairs() -> None:
     data = make_images(40)
-    want = evaluate(small.model(), data, EvaluateConfig(sources=20, per=2, steps=2, resamples=200))
+    want = evaluate(small.quick_model(), data, EvaluateConfig(sources=20, per=2, steps=2, resamples=200))
     rng = np.random.default_rng(0)
     same = mrr_change(want, want)
     assert (same.value, same.low, same.high) == (0, 0, 0)
@@ -118,7 +118,7 @@ def test_a_change_of_mrr_is_measured_in_pairs() -> None:
 
 
 def test_the_gallery_is_spread_over_the_data_and_the_seed_reaches_the_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    data, model = make_images(40), small.model()
+    data, model = make_images(40), small.quick_model()
     asked: list[dict[str, object]] = []
     floats = data.floats(slice(None))
 
@@ -175,7 +175,7 @@ def labeled(count: int, classes: tuple[str, ...] = ("dark", "light")) -> ImageSe
 
 
 def test_guidance_reaches_the_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, data = small.model(), make_images(8)
+    model, data = small.quick_model(), make_images(8)
     asked: list[object] = []
 
     def sample(h: torch.Tensor, *, items: torch.Tensor, per: int, guidance: float, **_: object) -> torch.Tensor:
@@ -192,7 +192,7 @@ def test_guidance_reaches_the_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_yardstick_is_the_blurred_source_and_variance_is_over_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """By hand: an encoder that gives pixels, sources that are rows of the gallery, samples of known spread."""
-    model, data = small.model(), make_images(12)
+    model, data = small.quick_model(), make_images(12)
     config = EvaluateConfig(sources=6, per=4, steps=1, resamples=50)
     drawn = draw(model, data, config)
     spread = torch.tensor([0, 0, 255, 255], dtype=torch.uint8)[None, :, None, None, None].expand(6, 4, 3, 8, 8).clone()
@@ -214,7 +214,7 @@ def test_the_yardstick_is_the_blurred_source_and_variance_is_over_samples(monkey
 
 
 def test_classes_are_read_off_samples_by_a_probe_of_other_images() -> None:
-    model, data, known = small.model(), labeled(40), labeled(60)
+    model, data, known = small.quick_model(), labeled(40), labeled(60)
     config = EvaluateConfig(sources=20, per=4, steps=1, resamples=100)
     drawn = draw(model, data, config)
     assert drawn.real.labels is not None
@@ -284,7 +284,7 @@ def test_a_sample_has_the_label_of_its_source() -> None:
 
 
 def test_a_reference_takes_the_place_of_the_gallery() -> None:
-    model, data = small.model(), make_images(20)
+    model, data = small.quick_model(), make_images(20)
     drawn = draw(model, data, EvaluateConfig(sources=8, per=2, steps=1))
     space = features.of_encoder(drawn.encoder)
     own = compare(drawn, space)

@@ -22,7 +22,7 @@ from tests.jobs_cases import representations
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return small.model()
+    return small.quick_model()
 
 
 def collected(model: Model, h: Tensor, **settings: int) -> Tensor:

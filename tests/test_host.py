@@ -126,7 +126,7 @@ def network_of_encoder() -> Mixed:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model = small.model()
+    model = small.quick_model()
     return checkpoint.save_model(
         tmp_path_factory.mktemp("saved") / "small.safetensors", model.config, model.unet.state_dict()
     )

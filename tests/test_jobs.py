@@ -36,7 +36,7 @@ PER = jobs_cases.CONFIG.per
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return small.model()
+    return small.quick_model()
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_a_job_of_before_goes_on_under_the_hash_it_was_begun_with(model: Model, 
     assert run(model, tmp_path).complete
     assert {row["model"] for row in manifest(tmp_path)} == {before}
     assert verify(tmp_path).complete
-    other = small.model()
+    other = small.quick_model()
     with torch.no_grad():
         next(other.unet.parameters()).view(-1)[0] += 1e-3
     with pytest.raises(ConfigError, match="model"):
@@ -164,7 +164,7 @@ def test_another_job_is_refused_with_the_differences(model: Model, unbroken: Pat
     ):
         with pytest.raises(ConfigError, match=text):
             run(model, unbroken, **changes)
-    other = small.model()
+    other = small.quick_model()
     with torch.no_grad():
         next(other.unet.parameters()).add_(1)
     with pytest.raises(ConfigError, match=r"model\.sha256 was"):
@@ -300,8 +300,8 @@ def test_labels_and_unconditional_models(tmp_path: Path) -> None:
     for wrong, given, text in (
         (plain, np.array([3, 1]), "needs a number of items, these are labels"),
         (labelled, 5, "needs labels"),
-        (small.model(), 5, "needs images or representations"),
-        (small.model(), torch.zeros(2, 3), "representations have 3 dimensions, the model needs 6"),
+        (small.quick_model(), 5, "needs images or representations"),
+        (small.quick_model(), torch.zeros(2, 3), "representations have 3 dimensions, the model needs 6"),
     ):
         with pytest.raises(ConfigError, match=text):
             run(wrong, tmp_path / "wrong", given=given)
@@ -320,7 +320,7 @@ def test_wrong_settings() -> None:
     with pytest.raises(ConfigError, match="threads must be at least 1, got 0"):
         RunOptions(threads=0)
     with pytest.raises(ConfigError, match=r"no solver called 'none'; known: auto, fitted, student, ancestral, ddim, "):
-        run(small.model(), Path("never"), solver="none")
+        run(small.quick_model(), Path("never"), solver="none")
     assert not Path("never").exists()
 
 
@@ -348,7 +348,7 @@ def test_the_users_hidden_files_stay(model: Model, tmp_path: Path) -> None:
 
 def test_another_encoder_is_another_job(tmp_path: Path) -> None:
     """Weights of the encoder count, where images are the items."""
-    first, second = small.model(), small.model()
+    first, second = small.quick_model(), small.quick_model()
     for model, seed in ((first, 0), (second, 1)):
         assert model.encoder is not None
         torch.manual_seed(seed)

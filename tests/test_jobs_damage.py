@@ -33,7 +33,7 @@ from tests.jobs_cases import ITEMS, manifest, representations, run
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return small.model()
+    return small.quick_model()
 
 
 @pytest.fixture(scope="module")

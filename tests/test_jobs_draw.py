@@ -39,7 +39,7 @@ from tests.jobs_cases import manifest, representations, run
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return small.model()
+    return small.quick_model()
 
 
 def limited(monkeypatch: pytest.MonkeyPatch, model: Model, most: Callable[[int], int]) -> list[int]:
@@ -188,7 +188,7 @@ SETTINGS: tuple[dict[str, Any], ...] = (
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_settings_reach_the_images_and_the_manifest(tmp_path: Path, settings: dict[str, Any]) -> None:
-    model = small.model()
+    model = small.quick_model()
     model.config = dataclasses.replace(model.config, representation_dropout=0.1)
     h = representations(3)
     expected = of_sample(model, h, per=2, **{"steps": 2, **settings})
@@ -327,7 +327,7 @@ def test_what_a_model_is(model: Model) -> None:
 
     The encoder in use has a hash of its own.
     """
-    changed = [small.model() for _ in range(4)]
+    changed = [small.quick_model() for _ in range(4)]
     schedule = dataclasses.replace(changed[0].config.schedule, noise_schedule="cosine")
     changed[0].config = dataclasses.replace(changed[0].config, schedule=schedule)
     assert changed[1].config.encoder is not None
@@ -344,7 +344,7 @@ def test_what_a_model_is(model: Model) -> None:
     view = dataclasses.replace(model.encoder.config, mean=(0.5, 0.5, 0.4))
     changed[0]._encoder = ImageEncoder(small.MeanColor(), view)
     assert local.encoder_fingerprint(changed[0]) != before == local.encoder_fingerprint(changed[1])
-    named = small.model()
+    named = small.quick_model()
     named.config = dataclasses.replace(named.config, name="another")
     assert _name(named) == prints[0]
 

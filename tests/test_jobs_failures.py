@@ -22,7 +22,7 @@ from tests.jobs_cases import manifest, representations, run
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return small.model()
+    return small.quick_model()
 
 
 @pytest.fixture(scope="module")

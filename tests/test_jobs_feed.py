@@ -21,7 +21,7 @@ from tests import small
 
 def test_encoding_with_bad_images_in_less_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Items 40..79 of 80 in groups of 32 and 8; every item is told of by its place, whichever half it was in."""
-    model = small.model()
+    model = small.quick_model()
     assert model.encoder is not None
     images = from_uint8(to_uint8(small.make_images(80)))
     whole, sizes = model.encoder.encode, []
@@ -72,7 +72,7 @@ def test_what_the_system_does_not_let_one_read_is_left_out(
         return read(own, place)
 
     monkeypatch.setattr(type(source), "read", refused)
-    (found,) = feed.ready_units(small.model(), source, [Layout(5, 1, 5).unit(0)], 2)
+    (found,) = feed.ready_units(small.quick_model(), source, [Layout(5, 1, 5).unit(0)], 2)
     assert found.bad == {3: str(error)}
     assert found.h is not None
     assert len(found.h) == 5

@@ -34,7 +34,7 @@ parquet = pytest.importorskip("pyarrow.parquet")
 def jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the small job in every form, and photographs."""
     folder = tmp_path_factory.mktemp("jobs")
-    model = small.model()
+    model = small.quick_model()
     for form in FORMATS:
         jobs_cases.run(model, folder / f"job-{form}", format=form)
     for number, each in enumerate(small.make_images(3, size=40)):
@@ -115,7 +115,7 @@ def test_generate_in_python(run_snippet: Any) -> None:
 def test_the_data_loader_example(
     checkout: Path, jobs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = small.model()
+    model = small.quick_model()
     monkeypatch.setattr(rcdm_fast, "load", lambda name: model)
     monkeypatch.setattr(sys, "argv", ["generate_dataset.py", str(jobs / "photos")])
     runpy.run_path(str(checkout / "examples" / "generate_dataset.py"), run_name="__main__")
@@ -255,7 +255,7 @@ def test_room_that_is_surely_needed() -> None:
 
 
 def test_shards_do_not_depend_on_time_or_user(jobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = small.model()
+    model = small.quick_model()
     previous = os.umask(0o077)
     try:
         for form in FORMATS:

@@ -334,7 +334,7 @@ def test_defaults_are_those_of_sample() -> None:
         named = inspect.signature(call).parameters
         assert named["config"].default is None
         assert not {"per", "steps", "solver", "eta", "guidance", "seed", "clip"} & set(named)
-    model = small.model()
+    model = small.quick_model()
     asked = model.request(torch.zeros(1, small.DIM)).config
     assert {name: getattr(config, name) for name in vars(asked)} == vars(asked)
     for changes, said in (
@@ -360,7 +360,7 @@ def test_arguments_of_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
         return iter(())
 
     monkeypatch.setattr(stream, "_generated", generated)
-    model, tell = small.model(), print
+    model, tell = small.quick_model(), print
     settings: dict[str, Any] = {"per": 2, "steps": 3, "solver": "ddim", "eta": 0.25, "guidance": 1.5, "seed": 4}
     list(rcdm_fast.generate(model, "photos", **settings, batch_size=5, threads=6, on_bad=tell))
     assert given == [model, "photos", JobConfig(**settings), RunOptions(batch_size=5, threads=6), tell]

@@ -229,7 +229,7 @@ def test_rows_that_do_not_fit_are_quarantined(tmp_path: Path) -> None:
     kind = pyarrow.list_(pyarrow.float32())
     table = pyarrow.table({"representation": pyarrow.array(rows, kind)})
     parquet.write_table(table, tmp_path / "h.parquet")
-    summary = jobs_cases.run(small.model(), tmp_path / "job", given=tmp_path / "h.parquet", per=1)
+    summary = jobs_cases.run(small.quick_model(), tmp_path / "job", given=tmp_path / "h.parquet", per=1)
     assert (summary.images, summary.quarantined, summary.complete) == (2, 3, True)
     bad = {row["item"]: row["reason"] for row in ledger.read_lines(tmp_path / "job" / "quarantine.jsonl")}
     assert "has 4 dimensions, the model needs 6" in bad[1]
@@ -250,14 +250,14 @@ def test_changed_numbers_are_another_job(tmp_path: Path, form: str) -> None:
             writer.write_table(table)
 
     write(H)
-    jobs_cases.run(small.model(), tmp_path / "job", given=path, per=1)
+    jobs_cases.run(small.quick_model(), tmp_path / "job", given=path, per=1)
     write(H)  # the same numbers: nothing to do
-    assert jobs_cases.run(small.model(), tmp_path / "job", given=path, per=1).complete
+    assert jobs_cases.run(small.quick_model(), tmp_path / "job", given=path, per=1).complete
     changed = H.copy()
     changed[4, 0] += 1
     write(changed)
     with pytest.raises(ConfigError, match=r"items\.sha256 was"):
-        jobs_cases.run(small.model(), tmp_path / "job", given=path, per=1)
+        jobs_cases.run(small.quick_model(), tmp_path / "job", given=path, per=1)
 
 
 @pytest.mark.parametrize("key", ["images", "x", "arr_0", "photographs"])
@@ -273,7 +273,7 @@ def test_labelled_images_are_images_or_labels_as_wanted(tmp_path: Path, key: str
 
 def test_a_model_takes_of_a_file_what_it_needs(tmp_path: Path) -> None:
     np.savez(tmp_path / "set.npz", images=levels(), labels=np.array([1, 0, 1]), embeddings=H[:3])
-    for model, drawn in ((small.model(), 3), (small.model(representation_dim=0, num_classes=2), 3)):
+    for model, drawn in ((small.quick_model(), 3), (small.model(representation_dim=0, num_classes=2), 3)):
         summary = jobs_cases.run(
             model, tmp_path / f"job-{model.config.unet.num_classes}", given=tmp_path / "set.npz", per=1
         )

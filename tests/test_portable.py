@@ -32,7 +32,7 @@ def h() -> Tensor:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model = small.model()
+    model = small.quick_model()
     return checkpoint.save_model(tmp_path_factory.mktemp("model"), model.config, model.unet.state_dict())
 
 
@@ -63,7 +63,7 @@ def test_a_copy_draws_the_same_images(way: Any, engine: str, saved: Path, h: Ten
 
 
 def test_where_the_engine_is_missing_a_copy_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = pickle.dumps(small.model())
+    data = pickle.dumps(small.quick_model())
     gone = dataclasses.replace(engines.SPECS["eager"], reasons_unavailable=lambda *_: ["it is not here"])
     monkeypatch.setitem(engines.SPECS, "eager", gone)
     with pytest.raises(rcdm_fast.ConfigError, match=r"cannot run in this process as it did in its own.*not here"):
@@ -84,7 +84,7 @@ class Encoded(torch.utils.data.Dataset[Tensor]):
 
 
 def test_spawned_workers_encode() -> None:
-    model = small.model()
+    model = small.quick_model()
     loader = torch.utils.data.DataLoader(
         Encoded(model), batch_size=2, num_workers=1, multiprocessing_context="spawn", timeout=300
     )

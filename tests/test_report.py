@@ -225,7 +225,7 @@ def test_what_cannot_be_run_is_left_out_and_said(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setitem(registry.EXPERIMENTS, "few", Experiment("x", few))
     monkeypatch.setitem(registry.EXPERIMENTS, "good", Experiment("x", lambda job: RESULT))
-    job, told = Job(small.model()), list[str]()
+    job, told = Job(small.quick_model()), list[str]()
     tasks = [build.Task("few", job), build.Task("good", job)]
     page = build.build(tasks, tmp_path / "r.html", title="t", about="a", note=told.append)
     assert "at least 20 images" in read(page.read_text()).text
@@ -239,7 +239,7 @@ def test_what_cannot_be_run_is_left_out_and_said(tmp_path: Path, monkeypatch: py
 
 
 def test_photographs(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = small.model()
+    model = small.quick_model()
     data = training_process.data().subset(torch.arange(5))
     found = photographs(model, data, PhotosConfig(per=3, steps=3))
     assert len(found.tables[0].rows) == len(data)

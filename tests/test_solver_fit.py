@@ -107,7 +107,7 @@ def test_what_is_held_out_has_no_part_in_the_costs(monkeypatch: pytest.MonkeyPat
         add(own, states, outputs, images, part)
 
     monkeypatch.setattr(solver_fit.Costs, "add", noted)
-    fit(small.model(), QUICK, torch.randn(11, small.DIM))
+    fit(small.quick_model(), QUICK, torch.randn(11, small.DIM))
     assert kept == [row % 4 != 0 for row in range(11)]
 
 
@@ -136,9 +136,9 @@ def test_what_is_refused() -> None:
         with pytest.raises(ConfigError, match=match):
             FitConfig(**changes)
     with pytest.raises(ConfigError, match="at least 8 trajectories, got 7"):
-        fit(small.model(), QUICK, torch.randn(7, small.DIM))
+        fit(small.quick_model(), QUICK, torch.randn(7, small.DIM))
     with pytest.raises(ConfigError, match="2000 candidates of 1000"):
-        fit(small.model(), dataclasses.replace(QUICK, candidates=2000), torch.randn(8, small.DIM))
+        fit(small.quick_model(), dataclasses.replace(QUICK, candidates=2000), torch.randn(8, small.DIM))
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -60,7 +60,7 @@ STEPS: tuple[tuple[str, Any, str], ...] = (  # solver, steps, what is said
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return small.model()
+    return small.quick_model()
 
 
 @pytest.fixture(scope="module")

@@ -96,7 +96,7 @@ def test_slopes_are_those_of_the_distance(prediction: Any, monkeypatch: pytest.M
 
 
 def test_many_slopes_are_found_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = lesson(small.model())
+    ours = lesson(small.quick_model())
     numbers, done = moved_about(ours), list[float]()
     whole = ours.equations(3, numbers, ours.learning, lambda _: None)
     monkeypatch.setattr(solver_lesson, "_AT_ONCE_BYTES", 5 * 14 * 4 * 3 * 8 * 8)
@@ -107,7 +107,7 @@ def test_many_slopes_are_found_in_parts(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_what_is_held_out_has_no_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = lesson(small.model())
+    ours = lesson(small.quick_model())
     assert ours.choosing.tolist() == [0, 8]
     assert ours.judged.tolist() == [4, 12]
     assert ours.learning.tolist() == [place for place in range(16) if place % 4]
@@ -233,10 +233,10 @@ def test_what_is_refused() -> None:
     ):
         with pytest.raises(ConfigError, match=match):
             dataclasses.replace(QUICK, **changes)
-    model = small.model()
+    model = small.quick_model()
     with pytest.raises(ConfigError, match="at least 16 trajectories, got 15"):
         learn(model, QUICK, model.weights, **given("representations", 15))
-    coarse = small.model()
+    coarse = small.quick_model()
     coarse.engine.precision = "bf16"
     with pytest.raises(ConfigError, match="differences of images, in fp32, not in bf16"):
         learn(coarse, QUICK, model.weights, **given("representations"))

@@ -34,7 +34,7 @@ NOISY = {"ddim": 0.1, "ipndm": 0.0, "ancestral": 0.4}  # how far samples are fro
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> Model:
     """A model whose samples are the sources', with fixed noise that depends on the solver."""
-    made = small.model()
+    made = small.quick_model()
     asked: list[dict[str, Any]] = []
 
     def sample(h: Tensor, *, items: Tensor, per: int, solver: str, steps: Any, seed: int, **_: Any) -> Tensor:
@@ -88,7 +88,7 @@ def test_distance_ranks_and_variance_of_samples_that_are_known(model: Model) -> 
 
 def test_the_reference_is_where_the_solvers_lead() -> None:
     """Of a real trajectory: more steps come nearer, and all of them arrive."""
-    model = small.model()
+    model = small.quick_model()
     model.config = dataclasses.replace(
         model.config, schedule=dataclasses.replace(model.config.schedule, diffusion_steps=60)
     )
@@ -103,7 +103,7 @@ def test_the_reference_is_where_the_solvers_lead() -> None:
 
 
 def test_a_schedule_of_fewer_steps_than_the_first_case_has() -> None:
-    model = small.model()
+    model = small.quick_model()
     model.config = dataclasses.replace(
         model.config, schedule=dataclasses.replace(model.config.schedule, diffusion_steps=30)
     )
@@ -114,7 +114,7 @@ def test_a_schedule_of_fewer_steps_than_the_first_case_has() -> None:
 
 
 def test_cases_that_are_none() -> None:
-    model = small.model()
+    model = small.quick_model()
     known, left_out = solver_quality.cases(model, ["all"], [3, 10])
     assert {case.solver for case in known} == set(SOLVERS)
     assert SolverCase("heun", 10) not in known
@@ -134,7 +134,7 @@ def test_what_cannot_be_measured_is_named_before_anything_is_drawn() -> None:
     with pytest.raises(ConfigError, match="resamples must be at least 100"):
         QualityConfig(resamples=99)
     with pytest.raises(ConfigError, match="the data has 30"):
-        solver_quality.check(small.model(), DATA, QualityConfig(sources=40))
+        solver_quality.check(small.quick_model(), DATA, QualityConfig(sources=40))
     bare = Model.from_network(small.network(), small.SCHEDULE)
     with pytest.raises(ConfigError, match="give one with --encoder"):
         solver_quality.measure(bare, DATA, [], CONFIG)
