@@ -4,8 +4,8 @@ Above, items of the world, and samples of what oracles say of each: all of an it
 leaves out differs from sample to sample; what it keeps does not. Below, photographs, and samples from the backbone of a
 small self-supervised encoder, to be read the same way.
 
-Writes out/demo.png, and out/followed.png: one item in six hues, and what two encoders make of it. The photographs are
-scikit-image's samples, so nothing is downloaded.
+Writes out/demo.png; out/followed.png: one item in six hues, and what two encoders make of it; and out/sheet.png: what
+README's five lines give for two of the photographs. These are scikit-image's samples, so nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LEFT_OUT = {
     "not its shape": ("shape",),
     "not how it is turned": ("angle",),
 }
-OUT, FOLLOWED = Path("out/demo.png"), Path("out/followed.png")
+OUT, FOLLOWED, SHEET = Path("out/demo.png"), Path("out/followed.png"), Path("out/sheet.png")
 HUES = (0.0, 60.0, 120.0, 180.0, 240.0, 300.0)  # degrees that the hue of one item is turned by
 
 
@@ -100,8 +100,16 @@ def followed_sheet() -> Image.Image:
     return image_sheet(list(rows.values()), cell=WORLD_CELL, row_titles=list(rows))
 
 
+def readme_sheet() -> Image.Image:
+    """What `Model.show` gives for two photographs."""
+    photos = photographs()
+    return rcdm_fast.load(MODEL).show(
+        [photos["coffee"], photos["rocket"]], ["coffee.jpg", "rocket.jpg"], per=8, steps=STEPS, seed=0
+    )
+
+
 def main() -> None:
-    """Draw both sheets, one below the other, and that of one item beside them."""
+    """Draw both sheets, one below the other, and the two others."""
     sheets = [world_sheet(), photo_sheet()]
     whole = Image.new(
         "RGB", (max(sheet.width for sheet in sheets), sum(sheet.height + 16 for sheet in sheets)), "white"
@@ -110,7 +118,7 @@ def main() -> None:
     for sheet in sheets:
         whole.paste(sheet, (whole.width - sheet.width, top))
         top += sheet.height + 16
-    for image, path in ((whole, OUT), (followed_sheet(), FOLLOWED)):
+    for image, path in ((whole, OUT), (followed_sheet(), FOLLOWED), (readme_sheet(), SHEET)):
         save_image(image, path)
         print(path)
 

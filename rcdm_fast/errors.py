@@ -14,3 +14,8 @@ class RcdmError(Exception):
 
 class RunError(RcdmError, RuntimeError):
     """A training run that cannot start, resume or go on."""
+
+
+def install(extra: str) -> str:
+    """What to type for an optional part of the package, which is installed from a clone."""
+    return f"pip install '.[{extra}]' in a clone of rcdm_fast"

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rcdm_fast.errors import install
+
 CPU_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_bf16", "avx512_fp16", "avx512_vnni", "amx_bf16")
 
 
@@ -144,7 +146,7 @@ def _runtime(runtime: Runtime, has_cuda: bool) -> dict[str, Any]:
     except (ImportError, ValueError):
         found = False
     if not found:
-        return {"available": False, "version": "", "reason": f"not installed: pip install 'rcdm_fast[{runtime.extra}]'"}
+        return {"available": False, "version": "", "reason": f"not installed: {install(runtime.extra)}"}
     version = _version(runtime.distributions)
     if runtime.cuda and not has_cuda:
         return {"available": False, "version": version, "reason": "installed, but there is no CUDA device"}

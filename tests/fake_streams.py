@@ -159,7 +159,7 @@ def tensors_of(value: Any) -> list[Tensor]:
 
 
 def mapped(kind: type, change: Callable[[Any], Any], value: Any) -> Any:
-    """`value` with all of a kind in its lists, tuples and dictionaries changed: what arguments of operators are made of."""
+    """An operator's argument or result, with all of a kind in its lists, tuples and dictionaries changed."""
     if isinstance(value, kind):
         return change(value)
     if isinstance(value, list | tuple):

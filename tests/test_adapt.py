@@ -153,6 +153,7 @@ def test_low_rank_updates_fold_into_the_weights(
     assert changed > 3
 
 
+@pytest.mark.long
 def test_training_lowers_the_loss_of_the_closed_form(
     config: AdaptConfig, data: ImageSet, tmp_path: Path, generator: torch.Generator
 ) -> None:

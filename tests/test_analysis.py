@@ -217,7 +217,7 @@ def test_rows_with_the_same_representation_are_identical_at_every_step(
     _identical_rows(model, h, solver, eta, batch_size)
 
 
-@pytest.mark.parametrize("eta", [0.0, 0.7])
+@pytest.mark.parametrize("eta", [pytest.param(0.0, marks=pytest.mark.long), 0.7])
 def test_noise_is_shared_by_the_engine_that_users_run(eta: float) -> None:
     model = rcdm_fast.load("cifar10-simclr-head", precision="bf16", device="cpu")
     _identical_rows(model, model.encode(small.make_images(1, 32)), "ddim", eta, 4)

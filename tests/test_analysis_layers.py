@@ -115,7 +115,9 @@ def test_figures_and_json_of_the_real_path() -> None:
     assert {"side-by-side", "side-by-side-2", "open", "readouts", "readouts-2"} <= set(names)
     assert found.settings["fitted_on"] == 80
     assert found.settings["same_noise_difference"] == 0
-    alone = layers.run([small.quick_model()] * 2, photographs(60, 8), dataclasses.replace(config, sources=20, fitted_on=0))
+    alone = layers.run(
+        [small.quick_model()] * 2, photographs(60, 8), dataclasses.replace(config, sources=20, fitted_on=0)
+    )
     assert "readouts" not in {each.name for each in alone.tables}
     assert alone.settings["fitted_on"] == 0
 

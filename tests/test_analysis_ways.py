@@ -116,6 +116,7 @@ def test_line_step_rise_and_jump_by_hand() -> None:
     assert interpolate.evenness(bent)[0] == pytest.approx((min(levels) - residual) / (min(levels) + residual))
 
 
+@pytest.mark.long
 def test_a_real_model_runs_both() -> None:
     data, model = training_process.data(), small.quick_model()
     found = interpolate.run(model, data, WAYS)

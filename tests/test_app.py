@@ -296,6 +296,7 @@ def free_port() -> int:
 
 
 @needs_gradio
+@pytest.mark.long
 def test_in_a_browser(tmp_path: Path, playground: Playground, photos: list[Image.Image]) -> None:
     """See an error, drop a photo, draw it with two models, change h, open the link; nothing comes from elsewhere."""
     photos[0].save(tmp_path / "photo.png")

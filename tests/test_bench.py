@@ -227,6 +227,7 @@ def test_bench_step_writes_rows_one_by_one(
     assert "x eager fp32" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_bench_training_writes_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -273,6 +274,7 @@ def test_bench_step_refuses_bad_input(tmp_path: Path, capsys: pytest.CaptureFixt
         bench_step.main(["--peers", "nobody"])
 
 
+@pytest.mark.long
 def test_rcdm_bench(model_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "rates.json"
     arguments = ["bench", str(model_file), "--steps", "2,3", "--solver", "ddim,ancestral", "--engine", "eager"]

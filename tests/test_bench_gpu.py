@@ -62,6 +62,7 @@ def test_peaks_of_gpus() -> None:
         pytest.param("tune", {"torch.compile max-autotune"}, marks=pytest.mark.long(short=False)),
     ],
 )
+@pytest.mark.long
 def test_a_part_rehearsed(part: str, expected: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if part == "build":
         monkeypatch.setattr(build, "TESTS", ["-c", ""])
@@ -203,6 +204,7 @@ def _evaluate_with(held: Held, evaluate: timing.Evaluate, inputs: workload.Input
     return evaluate(inputs)
 
 
+@pytest.mark.long
 def test_a_candidate_is_gone_before_the_next_is_built(
     tiny: workload.Workload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,10 @@ from tests.cuda_on_host import launchers
 from tests.cuda_on_host.launchers import Launchers
 from tests.norm_cases import DTYPES, Inputs, NormCase, error_bound, layouts, make_inputs
 
-pytestmark = pytest.mark.skipif(bool(launchers.missing()), reason=launchers.missing())
+pytestmark = [
+    pytest.mark.long,  # a minute, half of it for the compiler
+    pytest.mark.skipif(bool(launchers.missing()), reason=launchers.missing()),
+]
 
 
 @pytest.fixture(scope="module")

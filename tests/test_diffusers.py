@@ -28,6 +28,7 @@ from tests.tolerances import FORWARD_L2
 
 pytest.importorskip("diffusers", reason="diffusers is not installed")
 
+LARGEST = "cifar10-simclr-wide"  # of the bundled models
 BLOCKS = {"resblock_updown": True, "image_size": 16, "channel_mult": (1, 2, 2), "attention_resolutions": (8, 4)}
 PLAIN: dict[str, dict[str, Any]] = {
     "convolutions resample": {},
@@ -133,7 +134,14 @@ def _largest_difference(model: Model, folder: Path, steps: int) -> float:
     return float((got - want).abs().max())
 
 
-@pytest.mark.parametrize("name", [*(each for each in zoo.list_bundled() if each != "shapes-oracle"), *CASES])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(each for each in zoo.list_bundled() if each not in ("shapes-oracle", LARGEST)),
+        pytest.param(LARGEST, marks=pytest.mark.long),
+        *CASES,
+    ],
+)
 def test_the_same_images(tmp_path: Path, name: str) -> None:
     source: Any = name
     flags = None

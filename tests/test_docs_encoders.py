@@ -1,4 +1,4 @@
-"""Every line of docs/encoders.md is run, on made-up images and at tiny sizes."""
+"""Every line of the pages about encoders is run, on made-up images and at tiny sizes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ from rcdm_fast.models import checkpoint
 from tests import small
 from tests.test_callbacks import stand_in
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "encoders.md"
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+TEXT = "\n".join(
+    (DOCS / f"{name}.md").read_text(encoding="utf-8") for name in ("encoders", "embeddings", "training_loop")
+)
 NET = """
 from torch import nn
 
@@ -71,8 +74,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_every_command_of_the_page_runs(folder: Path) -> None:
-    lines = re.findall(r"^    (rcdm .*)$", PAGE.read_text(encoding="utf-8"), re.M)
+@pytest.mark.long
+def test_every_command_of_the_pages_runs(folder: Path) -> None:
+    lines = re.findall(r"^    (rcdm .*)$", TEXT, re.M)
     assert len(lines) == 13
     for line in lines:
         words = shlex.split(line)[1:]
@@ -83,9 +87,9 @@ def test_every_command_of_the_page_runs(folder: Path) -> None:
     assert Path("runs/mine/mine.safetensors").is_file()
 
 
-def test_every_block_of_the_page_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_block_of_the_pages_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch)
-    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
+    blocks = re.findall(r"```python\n(.*?)```", TEXT, re.S)
     assert len(blocks) == 4
     text = "\n".join(blocks)
     for said, run in (
@@ -109,7 +113,7 @@ def test_every_block_of_the_page_runs(folder: Path, monkeypatch: pytest.MonkeyPa
         "module": SimpleNamespace(encoder=net), "batches": [0],
         "writer": SimpleNamespace(add_image=lambda *given, **named: written.append((given, named))),
     }  # fmt: skip
-    exec(compile(text, str(PAGE), "exec"), names)
+    exec(compile(text, "docs", "exec"), names)
     assert Path("sheet.png").is_file()
     assert checkpoint.load_model(Path("runs/own/x.safetensors"))[0].unet.representation_dim == 6
     assert names["model"].config.encoder.layer == "trunk.0"

@@ -56,6 +56,7 @@ def test_a_hue_shift(photos: Path) -> None:
     assert Image.open("hue/invariance-rows-hue.png").height > 2 * 96
 
 
+@pytest.mark.long
 def test_two_layers(photos: Path) -> None:
     """Of one encoder through one decoder, by the command and in Python; two models: `test_analysis_layers.py`."""
     (words,) = commands("experiments.md", "--layers backbone.3")

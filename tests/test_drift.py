@@ -69,6 +69,7 @@ def test_cases_are_parsed() -> None:
         engine_comparison.compare(small.model(), [], torch.randn(1, small.DIM), engine_comparison.Settings(rounds=0))
 
 
+@pytest.mark.long
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sheet, rows = tmp_path / "sheet.png", tmp_path / "rows.json"
     command = ["compare", "cifar10-supervised", "--steps", "2", "--per", "1", "--rounds", "1"]

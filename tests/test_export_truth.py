@@ -144,6 +144,7 @@ def test_a_graph_that_leaves_something_out_fails_the_check(
         pytest.param("tensorrt", "fp16", marks=pytest.mark.long(short=False)),
     ],
 )
+@pytest.mark.long
 def test_a_label_graph_without_its_timestep_is_written_by_no_format(
     form: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -295,6 +295,7 @@ def _changed(file: Path, text: str, other: str) -> None:
     file.write_text(content.replace(text, other, 1))
 
 
+@pytest.mark.long
 def test_one_of_each_is_added_and_used(copy: Path, tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": f"{copy}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

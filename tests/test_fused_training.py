@@ -211,6 +211,7 @@ def test_plain_and_fused_runs_take_the_same_steps(monkeypatch: pytest.MonkeyPatc
     assert [each["gradient_norm"] for each in got] == pytest.approx([each["gradient_norm"] for each in want], rel=1e-4)
 
 
+@pytest.mark.long
 def test_freed_memory_is_faulted_in_once() -> None:
     """Ten tensors of 40 MB, one after the other: their pages are new to the process ten times, or once."""
     code = (

@@ -39,6 +39,7 @@ NOTICED = {
 }
 
 
+@pytest.mark.long
 def test_what_must_not_happen_is_noticed(tmp_path: Path) -> None:
     from tests.fuzz import faulty
 

@@ -138,6 +138,7 @@ GBYTE = {"native": 131.4, "native, folded": 88.5}  # at 64 images
 
 
 @pytest.mark.parametrize("way", KERNELS)
+@pytest.mark.long
 def test_budgets_of_the_published_size(way: str) -> None:
     found = roofline.kernels_of(workload.read_config("release128").unet, 64, way)
     assert len(found) <= KERNELS[way]

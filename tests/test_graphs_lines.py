@@ -23,6 +23,7 @@ from tests.tolerances import ENGINE_FP32_L2
 from tests.traced_lines import traced
 
 
+@pytest.mark.long
 def test_every_line_of_the_gpu_path_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The main job on a GPU, what goes wrong there, and what is said where there is none."""
     file = tmp_path / "small.safetensors"

@@ -182,6 +182,7 @@ def test_what_is_not_finite_in_a_guide_is_named() -> None:
         small.model().sample(torch.randn(1, small.DIM), steps=2, guidance=2.0, guide=guide)
 
 
+@pytest.mark.long
 def test_two_models_that_guide_each_other_in_two_threads() -> None:
     first, second, h = small.model(), weaker(), torch.randn(2, small.DIM)
     want = [

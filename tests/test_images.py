@@ -102,6 +102,7 @@ def test_orientation_is_applied(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*decompression bomb.*")
+@pytest.mark.long
 def test_large_images_are_reduced(tmp_path: Path) -> None:
     Image.new("L", (10000, 9000), 77).save(tmp_path / "large.png")
     loaded = load_image(tmp_path / "large.png")

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.skipif(not library.has_native("cpu"), reason="the nativ
 
 
 @pytest.mark.parametrize("name", ["base", "avx2", "avx512", "avx512_bf16"])
+@pytest.mark.long
 def test_every_instruction_set(name: str, checkout: Path) -> None:
     if op_checks.lacking(name):
         pytest.skip(f"this processor has no {name}")

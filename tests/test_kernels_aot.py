@@ -108,6 +108,7 @@ def test_film_group_norm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, case: 
 @capabilities
 @pytest.mark.parametrize("dtype", [HALF, FULL], ids=str)
 @pytest.mark.parametrize("shape", [(512, 64, 32, 32), (2, 128, 8, 8)], ids=str)
+@pytest.mark.long
 def test_bias(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shape: tuple[int, ...], dtype: torch.dtype, capability: int
 ) -> None:
@@ -131,6 +132,7 @@ def test_bias(
 
 @capabilities
 @pytest.mark.parametrize("resample", [-1, 0, 1])
+@pytest.mark.long
 def test_residual(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, resample: int, capability: int) -> None:
     sides = {-1: (32, 64), 0: (32, 32), 1: (64, 32)}[resample]
     out, add = (torch.empty(2, side, side, 512, device="meta", dtype=HALF).permute(0, 3, 1, 2) for side in sides)

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.usefixtures("shared_exports")
 SHAPE = (5, 3, 3)
 
 
+@pytest.mark.long
 def test_exports_have_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unet = network(SHAPE, channel_mult=(1,), attention_resolutions=())
     model = Model.from_network(unet, small.SCHEDULE)

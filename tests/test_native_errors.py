@@ -19,6 +19,7 @@ def tried() -> dict[str, tuple[bool, str]]:
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.long
 def test_an_error_in_cpp_is_an_exception(case: str, tried: dict[str, tuple[bool, str]]) -> None:
     part = case.partition("_")[0]
     if not library.has_native(part):

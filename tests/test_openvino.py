@@ -160,6 +160,7 @@ SIGNALED = """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="sigaltstack as Linux has it")
+@pytest.mark.long
 def test_signals_find_a_stack_when_engines_are_gone(tmp_path: Path, checkout: Path) -> None:
     """In whatever order and thread they go."""
     model = small.model()

@@ -136,6 +136,7 @@ def test_attention_beside_plain_autograd() -> None:
     torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_gradients_are_traced_and_compiled() -> None:
     check = torch.library.opcheck
     for case in (NORMS[1], NORMS[2], NORMS[4]):

@@ -103,6 +103,7 @@ print("faults:", faults)
 """
 
 
+@pytest.mark.long
 def test_the_hosts_settings_count_for_nothing_and_are_restored() -> None:
     done = subprocess.run([sys.executable, "-c", HOSTS], capture_output=True, text=True, timeout=300)
     assert done.stdout.strip() == "faults: 0", done.stdout + done.stderr[-2000:]

@@ -155,6 +155,7 @@ def _compiled(function: Callable[..., Tensor], *inputs: Tensor) -> set[str]:
     return found
 
 
+@pytest.mark.long
 def test_the_compiled_program_is_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     """What runs is settled when the module is made."""
     with FakeTensorMode(allow_non_fake_inputs=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -19,8 +20,10 @@ SHORTER = (  # what is said there, and what is run here
     ('"photos/", per=100', '"photos/", per=1, steps=2'),
     ("sources=64", "sources=20, per=1, steps=2, augmentations=('flip',)"),
     ("per=4, gallery=10_000", "sources=20, per=1, steps=2"),
-    ('"timm:resnet18?pretrained=1"', '"bundled:cifar10-simclr", images=16, batch_size=8, compile=False'),
-    ("convention=seen)", "convention=seen, steps=0)"),
+    ('train("starter"', 'train("starter.json"'),
+    ('"timm:resnet18?pretrained=1")', '"bundled:cifar10-simclr", images=16, batch_size=8)'),
+    ('"resnet18", pretrained=True', '"test_resnet", pretrained=False'),
+    ('"runs/net")', '"runs/net", steps=0)'),
     ("per=8, steps=25", "per=8, steps=2"),
     ('(["cat.jpg"], steps=50)', '(["cat.jpg"], steps=2)'),
     ("frames=8)", "frames=8, steps=2)"),
@@ -28,6 +31,9 @@ SHORTER = (  # what is said there, and what is run here
     ("model.sequence(h, per=2)", "model.sequence(h, per=2, steps=2)"),
     ('export(model, "onnx"', 'export(few_layers, "onnx"'),  # those of bundled models are tested in test_onnx_only.py
 )
+
+
+UNET = {"image_size": 32, "num_channels": 32, "channel_mult": [1], "num_res_blocks": 1, "attention_resolutions": []}
 
 
 def blocks() -> list[str]:
@@ -44,8 +50,10 @@ def test_the_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
         Path(folder).mkdir(parents=True)
         for number, each in enumerate(pixels[:8] if folder == "photos" else pixels):
             save_image(Image.fromarray(each), f"{folder}/{number:02d}.png")
-    for name in ("cat.jpg", "dog.jpg"):
+    for name in ("cat.jpg", "dog.jpg", "coffee.jpg", "rocket.jpg"):
         save_image(Image.fromarray(np.tile(pixels[0], (3, 3, 1))), name)
+    values = {"name": "x", "unet": UNET, "encoder": None, "precision": "fp32", "sheet_every": 0, "compile": False}
+    Path("starter.json").write_text(json.dumps(values))
     text = "\n".join(blocks())
     lines = [line for line in text.splitlines() if "my-rcdm.safetensors" not in line]  # a file of the reader's own
     text = "\n".join(lines)
@@ -59,7 +67,8 @@ def test_the_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert isinstance(drawn, torch.Tensor)
     assert isinstance(way, torch.Tensor)
     assert (tuple(h.shape), tuple(drawn.shape), tuple(way.shape)) == ((2, 256), (2, 8, 3, 32, 32), (1, 8, 3, 32, 32))
-    assert Path("runs/mine/cifar10-simclr-trunk.safetensors").is_file()
+    assert Path("runs/mine/x.safetensors").is_file()
+    assert Path("sheet.png").is_file()
     assert Path("runs/net/net.safetensors").is_file()
     assert (Path("exported") / "network.onnx").is_file()
     assert re.search(r"torch\.Size\(\[\d+, 3, 32, 32\]\)", capsys.readouterr().out)

@@ -129,6 +129,7 @@ print(peak.bytes_held() - before)
 """
 
 
+@pytest.mark.long
 def test_strips_cost_little_memory(tmp_path: Path) -> None:
     """In a process of its own, above what an ordinary photograph costs there."""
     command = [sys.executable, "-W", "error", "-c", _STRIPS, str(tmp_path / "strip.png")]
@@ -149,6 +150,7 @@ print(peak.bytes_held() - before)
 """
 
 
+@pytest.mark.long
 def test_an_image_of_169_megapixels_is_reduced_on_the_way(tmp_path: Path) -> None:
     """Black and white it is one byte a pixel when decoded; turned, as RGB and as floats it would be 4 GB."""
     from PIL import Image

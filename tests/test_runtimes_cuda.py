@@ -226,6 +226,7 @@ def test_onnxruntimes_tensorrt_has_no_float32(sessions: list[list[Any]], monkeyp
     assert engines.reasons_unavailable("onnxruntime-tensorrt", device, "fp32") == []
 
 
+@pytest.mark.long
 def test_a_plan_is_built_without_tf32(shared_exports: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The builder allows it unless it is told not to."""
     library = pytest.importorskip("tensorrt_rtx")

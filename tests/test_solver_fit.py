@@ -69,7 +69,9 @@ def test_a_step_costs_how_far_ddim_lands_from_the_trajectory(generator: torch.Ge
     assert costs.last[2] == pytest.approx(float(ends[[0, 2]].mean()), rel=1e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(each, marks=pytest.mark.long if each != "labels" else ()) for each in KINDS]
+)
 def test_a_placement_is_measured_as_it_will_be_used(kind: str) -> None:
     model = small.model(**KINDS[kind])
     h = torch.randn(12, small.DIM) if kind == "representations" else None

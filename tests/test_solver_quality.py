@@ -86,6 +86,7 @@ def test_distance_ranks_and_variance_of_samples_that_are_known(model: Model) -> 
     assert {each["seed"] for each in asked} == {0}
 
 
+@pytest.mark.long
 def test_the_reference_is_where_the_solvers_lead() -> None:
     """Of a real trajectory: more steps come nearer, and all of them arrive."""
     model = small.quick_model()

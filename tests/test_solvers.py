@@ -231,7 +231,13 @@ def test_unknown_solver() -> None:
         registry.find("euler")
 
 
-@pytest.mark.parametrize("name", zoo.list_bundled())
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(each, marks=pytest.mark.long if each == "cifar10-simclr-wide" else ())
+        for each in zoo.list_bundled()
+    ],
+)
 def test_the_bundled_models_with_few_ancestral_steps(name: str) -> None:
     """A learned variance asks for more than its largest value; unclamped, samples explode and are clipped."""
     model = rcdm_fast.load(name, engine="eager")

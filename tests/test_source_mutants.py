@@ -121,6 +121,7 @@ def saved(folder: Path) -> None:
     (folder / "state.json").write_text(json.dumps(state))
 
 
+@pytest.mark.long
 def test_some_mutants_of_arrow(tmp_path: Path) -> None:
     """The form whose damage used to end the process: about one in thirty."""
     WRITERS["h.arrow"](tmp_path / "h.arrow")

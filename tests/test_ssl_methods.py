@@ -98,6 +98,7 @@ def test_interrupted_runs_equal_unbroken_ones_bit_for_bit(data: ImageSet, tmp_pa
 
 
 @pytest.mark.parametrize("method", NEW)
+@pytest.mark.long
 def test_the_loss_falls_and_nothing_collapses(data: ImageSet, tmp_path: Path, method: str) -> None:
     losses: list[float] = []
     mild = AugmentConfig(min_scale=0.7, jitter=0.3, gray=0.0)

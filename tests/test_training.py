@@ -293,6 +293,7 @@ def test_training_writes_a_model_that_samples(data: ImageSet, encoder_file: Path
     assert len(list(tmp_path.glob("state-*.pt"))) == 2
 
 
+@pytest.mark.long
 def test_training_lowers_the_loss(data: ImageSet, encoder_file: Path, tmp_path: Path) -> None:
     losses: list[float] = []
     config = train_config(encoder_file, images=1600, learning_rate=2e-3, sheet_every=0, save_every=1000)

@@ -75,6 +75,7 @@ def test_recomputing_blocks_calls_them_twice(encoder_file: Path, monkeypatch: py
     assert sorted(map(id, calls)) == sorted(2 * [*map(id, blocks)])
 
 
+@pytest.mark.long
 def test_the_published_loss_curve(encoder_file: Path) -> None:
     """Twenty steps against a loop in plain autograd on the same images, steps and noise."""
     run = make_run(encoder_file, images=16 * 20)

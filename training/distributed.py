@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rcdm_fast.config import ConfigError
+from rcdm_fast.errors import install
 from rcdm_fast.models.unet import AttentionBlock, ResBlock
 
 MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
@@ -43,7 +44,7 @@ class Processes:
                 raise ConfigError("sharding spreads weights over several processes; start them with torchrun")
             return
         if importlib.util.find_spec("accelerate") is None:
-            raise ConfigError("training in several processes needs accelerate (pip install 'rcdm_fast[train]')")
+            raise ConfigError(f"training in several processes needs accelerate ({install('train')})")
         from accelerate import Accelerator
 
         self._accelerator = Accelerator(cpu=self.device.type == "cpu")

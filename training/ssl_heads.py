@@ -13,14 +13,14 @@ from collections.abc import Sequence
 from torch import nn
 
 from rcdm_fast.config import ConfigError
-from rcdm_fast.errors import RunError
+from rcdm_fast.errors import RunError, install
 
 _LAYERS = {"vicreg": "at least 2", "barlow": "3", "byol": "2", "dino": "3"}
 
 
 def missing_lightly(error: ImportError) -> RunError:
     """The error to raise when lightly cannot be imported."""
-    return RunError(f"self-supervised losses and heads come from lightly ({error}): pip install 'rcdm_fast[train]'")
+    return RunError(f"self-supervised losses and heads come from lightly ({error}): {install('train')}")
 
 
 def projector(method: str, channels: int, widths: Sequence[int]) -> nn.Sequential:

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from benchmarks.timing import Evaluate
 from benchmarks.workload import Inputs, Workload
+from rcdm_fast.errors import install
 
 
 def reasons_unavailable(workload: Workload) -> list[str]:
     """Missing packages, or a device that this rival is not measured on."""
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
-    reasons = [f"not installed: {', '.join(missing)} (pip install 'rcdm_fast[bench]')"] if missing else []
+    reasons = [f"not installed: {', '.join(missing)} ({install('bench')})"] if missing else []
     return reasons if workload.device.type == "cpu" else [*reasons, "measured on the CPU only"]
 
 

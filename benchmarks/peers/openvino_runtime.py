@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from benchmarks.timing import Evaluate
 from benchmarks.workload import Inputs, Workload
+from rcdm_fast.errors import install
 from rcdm_fast.exporters.graph import input_names, timestep_inputs
 from rcdm_fast.exporters.onnx import export_network
 from rcdm_fast.exporters.openvino_core import core
@@ -32,7 +33,7 @@ from rcdm_fast.models.unet import UNet, timestep_embedding
 def reasons_unavailable(workload: Workload) -> list[str]:
     """A missing package, or a device that this rival is not measured on."""
     missing = importlib.util.find_spec("openvino") is None
-    reasons = ["not installed: openvino (pip install 'rcdm_fast[bench]')"] if missing else []
+    reasons = [f"not installed: openvino ({install('bench')})"] if missing else []
     return reasons if workload.device.type == "cpu" else [*reasons, "measured on the CPU only"]
 
 
@@ -49,7 +50,7 @@ def build_bf16(workload: Workload) -> Evaluate:
 def reasons_no_int8(workload: Workload) -> list[str]:
     """Also without NNCF."""
     missing = importlib.util.find_spec("nncf") is None
-    return reasons_unavailable(workload) + (["not installed: nncf (pip install 'rcdm_fast[bench]')"] if missing else [])
+    return reasons_unavailable(workload) + ([f"not installed: nncf ({install('bench')})"] if missing else [])
 
 
 def build_int8(workload: Workload) -> Evaluate:

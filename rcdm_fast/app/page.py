@@ -24,6 +24,7 @@ from rcdm_fast.app.handler import ERRORS, PLAIN, Given, Handler, Shown
 from rcdm_fast.app.looks import ABOUT, DRAW, FROM_LINK, OPENED, SPOKEN, STYLE, TITLE, TO_LINK
 from rcdm_fast.app.playground import Abandoned, Playground, magnitudes
 from rcdm_fast.config import ConfigError
+from rcdm_fast.errors import install
 
 _FONTS = ("system-ui", "sans-serif")
 _KEPT_S = 3600  # uploads are deleted after this time
@@ -52,7 +53,7 @@ def gradio() -> Any:
     try:
         import gradio
     except ImportError as error:
-        raise ConfigError("the playground needs gradio (pip install 'rcdm_fast[app]')") from error
+        raise ConfigError(f"the playground needs gradio ({install('app')})") from error
     return gradio
 
 

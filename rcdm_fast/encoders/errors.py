@@ -6,7 +6,7 @@ import importlib
 from typing import Any
 
 from rcdm_fast.doors import printable
-from rcdm_fast.errors import RcdmError
+from rcdm_fast.errors import RcdmError, install
 
 
 class EncoderError(RcdmError, ValueError):
@@ -32,4 +32,4 @@ def need(module: str, extra: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         name = module.partition(".")[0]
-        raise EncoderError(f"this encoder needs {name} ({error}): pip install 'rcdm_fast[{extra}]'") from error
+        raise EncoderError(f"this encoder needs {name} ({error}): {install(extra)}") from error

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from rcdm_fast.config import ConfigError
 from rcdm_fast.encoders import Encoder
+from rcdm_fast.errors import install
 from rcdm_fast.images import from_uint8
 
 BATCH = 64
@@ -92,9 +93,7 @@ def of_inception(weights: str | Path, device: str | torch.device = "cpu") -> Fea
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError as error:
-        raise ConfigError(
-            f"Inception features need torch-fidelity: pip install 'rcdm_fast[metrics]' ({error})"
-        ) from error
+        raise ConfigError(f"Inception features need torch-fidelity: {install('metrics')} ({error})") from error
     try:
         torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity would run any code in the file
         network = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], str(path))

@@ -21,6 +21,7 @@ from rcdm_fast.engines.backends import ModuleBackend
 from rcdm_fast.engines.groups import in_groups
 from rcdm_fast.engines.native import DTYPES
 from rcdm_fast.engines.program import Program
+from rcdm_fast.errors import install
 from rcdm_fast.models.unet import UNet
 from rcdm_fast.precision import exact
 
@@ -34,7 +35,7 @@ def reasons_unavailable(device: torch.device, precision: str) -> list[str]:
         if not torch.cuda.is_available():
             reasons.append("this PyTorch sees no CUDA device")
         if importlib.util.find_spec("triton") is None:
-            reasons.append("torch.compile needs triton on CUDA: pip install 'rcdm_fast[triton]'")
+            reasons.append(f"torch.compile needs triton on CUDA: {install('triton')}")
     elif device.type != "cpu":
         reasons.append(f"not tried on {device.type}")
     elif not any(shutil.which(compiler) for compiler in ("g++", "clang++", "c++")):

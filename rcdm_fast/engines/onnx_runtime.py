@@ -24,6 +24,7 @@ from rcdm_fast.diffusion.conditioning import Batch
 from rcdm_fast.diffusion.engine import Engine
 from rcdm_fast.doors import door
 from rcdm_fast.engines import cache
+from rcdm_fast.errors import install
 from rcdm_fast.exporters import onnx as exported
 from rcdm_fast.exporters.graph import GRAPH, OUTPUT, input_names, timestep_inputs, weights_hash
 from rcdm_fast.models.unet import UNet
@@ -47,7 +48,7 @@ def reasons_unavailable(device: torch.device, precision: str) -> list[str]:
 def _absent(device: torch.device) -> list[str]:
     missing = exported.missing_packages()
     if missing:
-        return [f"not installed: {', '.join(missing)} (pip install 'rcdm_fast[onnx]')"]
+        return [f"not installed: {', '.join(missing)} ({install('onnx')})"]
     if device.type not in PROVIDERS:
         return [f"onnxruntime has no provider for {device.type} here"]
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -56,7 +57,7 @@ def _absent(device: torch.device) -> list[str]:
 
     wanted = PROVIDERS[device.type][0]
     if wanted not in onnxruntime.get_available_providers():
-        return [f"this onnxruntime has no {wanted} (pip install 'rcdm_fast[onnxruntime-gpu]'); its engines: cpu"]
+        return [f"this onnxruntime has no {wanted} ({install('onnxruntime-gpu')}); its engines: cpu"]
     return []
 
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from rcdm_fast import config as configs
 from rcdm_fast.config import ModelConfig
 from rcdm_fast.doors import printable, regular
-from rcdm_fast.errors import RcdmError
+from rcdm_fast.errors import RcdmError, install
 from rcdm_fast.exporters.graph import GRAPH, OUTPUT, NetworkGraph, example_inputs, input_names, truth, weights_hash
 from rcdm_fast.exporters.openvino_core import core
 from rcdm_fast.models.unet import UNet
@@ -172,7 +172,7 @@ def written(
     """Export a module with a dynamic batch, yield the temporary file for checks, then give it its name."""
     missing = missing_packages()
     if missing:
-        raise ExportError(f"not installed: {', '.join(missing)} (pip install 'rcdm_fast[onnx]')")
+        raise ExportError(f"not installed: {', '.join(missing)} ({install('onnx')})")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.stem}.", dir=target.parent) as folder:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from rcdm_fast.doors import door, printable, regular
+from rcdm_fast.errors import install
 from rcdm_fast.exporters import onnx, openvino_int8
 from rcdm_fast.exporters.graph import example_inputs, input_names, truth
 from rcdm_fast.exporters.job import Job
@@ -35,7 +36,7 @@ KEPT = "kept"  # what int8 leaves in floating point
 def missing_packages() -> list[str]:
     """Packages that are not installed."""
     there = importlib.util.find_spec("openvino") is not None
-    return ([] if there else ["openvino (pip install 'rcdm_fast[openvino]')"]) + onnx.missing_packages()
+    return ([] if there else [f"openvino ({install('openvino')})"]) + onnx.missing_packages()
 
 
 def write(out: Path, job: Job) -> list[Path]:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from rcdm_fast.benchmarking import psnr_db, relative_l2
 from rcdm_fast.config import ConfigError
+from rcdm_fast.errors import install
 from rcdm_fast.exporters import calibration
 from rcdm_fast.exporters.graph import input_names, truth
 from rcdm_fast.exporters.job import Job
@@ -87,7 +88,7 @@ def check(job: Job) -> None:
         ConfigError: NNCF is not installed, or too few representations.
     """
     if importlib.util.find_spec("nncf") is None:
-        raise ConfigError("int8 needs nncf, which is not installed (pip install 'rcdm_fast[openvino]')")
+        raise ConfigError(f"int8 needs nncf, which is not installed ({install('openvino')})")
     _conditions(job)
 
 

@@ -27,6 +27,7 @@ import torch
 from rcdm_fast import storage
 from rcdm_fast.config import ConfigError, ModelConfig
 from rcdm_fast.downloads import cache_dir
+from rcdm_fast.errors import install
 from rcdm_fast.exporters import onnx, plan_file
 from rcdm_fast.exporters.graph import input_names, weights_hash
 from rcdm_fast.exporters.job import Job
@@ -44,9 +45,7 @@ Report = Callable[[str], None]
 def missing_packages() -> list[str]:
     """Packages that are not installed: one library, and those that write ONNX."""
     there = any(importlib.util.find_spec(name) is not None for name in LIBRARIES)
-    return ([] if there else ["tensorrt or tensorrt_rtx (pip install 'rcdm_fast[tensorrt-rtx]')"]) + (
-        onnx.missing_packages()
-    )
+    return ([] if there else [f"tensorrt or tensorrt_rtx ({install('tensorrt-rtx')})"]) + onnx.missing_packages()
 
 
 def library() -> Any:

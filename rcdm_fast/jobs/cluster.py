@@ -17,6 +17,7 @@ from typing import Any
 from rcdm_fast import doors, storage
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data import random_access
+from rcdm_fast.errors import install
 from rcdm_fast.jobs import feed, local
 from rcdm_fast.jobs.ledger import Summary
 from rcdm_fast.jobs.local import Report
@@ -177,4 +178,4 @@ def _ray() -> Any:
         importlib.import_module("ray.data")
         return importlib.import_module("ray")
     except ImportError as error:
-        raise ConfigError("a job on a cluster needs Ray (pip install 'rcdm_fast[jobs]')") from error
+        raise ConfigError(f"a job on a cluster needs Ray ({install('jobs')})") from error

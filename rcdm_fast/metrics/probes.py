@@ -10,6 +10,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def knn_classes(
+    train: Tensor,  # [N,D]
+    train_labels: Tensor,  # int64 [N]
+    test: Tensor,  # [M,D]
+    k: int = 200,
+    temperature: float = 0.1,
+) -> Tensor:
+    """Classes int64 [M] by weighted k-NN on cosine similarity (Wu et al. 2018, section 3.4: k 200, temperature 0.1)."""
+    bank = F.normalize(train.float(), dim=1)
+    classes, found = int(train_labels.max()) + 1, []
+    for part in F.normalize(test.float(), dim=1).split(1000):
+        similarity, neighbors = (part @ bank.T).topk(min(k, len(bank)), dim=1)
+        weights = (similarity / temperature).exp()
+        votes = torch.zeros(len(part), classes).scatter_add_(1, train_labels[neighbors], weights)
+        found.append(votes.argmax(dim=1))
+    return torch.cat(found)
+
+
 def knn_accuracy(
     train: Tensor,  # [N,D]
     train_labels: Tensor,  # int64 [N]
@@ -18,17 +36,8 @@ def knn_accuracy(
     k: int = 200,
     temperature: float = 0.1,
 ) -> float:
-    """Weighted k-NN accuracy on cosine similarity, in [0,1] (Wu et al. 2018, section 3.4: k 200, temperature 0.1)."""
-    bank = F.normalize(train.float(), dim=1)
-    queries = F.normalize(test.float(), dim=1)
-    classes = int(train_labels.max()) + 1
-    correct = 0
-    for part, labels in zip(queries.split(1000), test_labels.split(1000), strict=True):
-        similarity, neighbors = (part @ bank.T).topk(min(k, len(bank)), dim=1)
-        weights = (similarity / temperature).exp()
-        votes = torch.zeros(len(part), classes).scatter_add_(1, train_labels[neighbors], weights)
-        correct += int((votes.argmax(dim=1) == labels).sum())
-    return correct / len(test)
+    """Accuracy of `knn_classes`, in [0,1]."""
+    return int((knn_classes(train, train_labels, test, k, temperature) == test_labels).sum()) / len(test)
 
 
 def linear_probe_accuracy(

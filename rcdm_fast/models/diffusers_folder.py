@@ -14,6 +14,7 @@ from torch import Tensor
 from rcdm_fast import config as configs
 from rcdm_fast import doors, storage
 from rcdm_fast.config import ConfigError, ModelConfig
+from rcdm_fast.errors import install
 from rcdm_fast.models import diffusers_pipeline
 from rcdm_fast.models.diffusers_pipeline import EMBEDDING
 from rcdm_fast.models.diffusers_unet import convert_back, settings
@@ -25,7 +26,7 @@ CONFIG = "rcdm_fast.json"
 def missing_packages() -> list[str]:
     """Packages that are not installed."""
     there = importlib.util.find_spec("diffusers") is not None
-    return [] if there else ["diffusers (pip install 'rcdm_fast[diffusers]')"]
+    return [] if there else [f"diffusers ({install('diffusers')})"]
 
 
 def read(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:

@@ -19,14 +19,14 @@ from rcdm_fast import config as configs
 from rcdm_fast import downloads, storage
 from rcdm_fast.config import ConfigError, ModelConfig
 from rcdm_fast.encoders.sources import Source
-from rcdm_fast.errors import RcdmError
+from rcdm_fast.errors import RcdmError, install
 from rcdm_fast.models import zoo
 
 FILE = "model.safetensors"
 ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 _BESIDE = re.compile(r"(file|onnx):([\w-][\w.-]*)")  # an encoder's file in the model's own folder
-_NEEDED = "needs huggingface_hub: pip install 'rcdm_fast[hub]'"
+_NEEDED = f"needs huggingface_hub: {install('hub')}"
 
 
 class HubError(RcdmError, OSError):

@@ -24,6 +24,7 @@ from rcdm_fast.config import ConfigError
 from rcdm_fast.data.readers import archives, arrays, tables, tars
 from rcdm_fast.data.readers.tars import Piece
 from rcdm_fast.doors import door, printable
+from rcdm_fast.errors import install
 from rcdm_fast.images import IMAGE_EXTENSIONS, ImageError, find_images, open_image, to_uint8_array
 from rcdm_fast.storage import StorageError
 
@@ -235,4 +236,4 @@ def needed(module: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImageError(f"this source needs {module} (pip install 'rcdm_fast[{extra}]')") from error
+        raise ImageError(f"this source needs {module} ({install(extra)})") from error

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from rcdm_fast.config import ConfigError
 from rcdm_fast.doors import regular
+from rcdm_fast.errors import install
 
 EXTENSIONS = (".parquet", ".arrow", ".feather")
 NAMED_EXTENSIONS = (*EXTENSIONS, ".csv", ".tsv")  # what is a table if a person names it; beside images .csv is a note
@@ -253,5 +254,5 @@ def pyarrow() -> tuple[Any, Any]:
     try:
         arrow, parquet = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
     except ImportError as error:
-        raise ConfigError("Parquet and Arrow need pyarrow (pip install 'rcdm_fast[jobs]')") from error
+        raise ConfigError(f"Parquet and Arrow need pyarrow ({install('jobs')})") from error
     return arrow, parquet
