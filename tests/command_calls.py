@@ -35,6 +35,7 @@ from rcdm_fast.analysis.calibrate import CalibrateConfig, Calibration, Judgment
 from rcdm_fast.analysis.result import Analysis
 from rcdm_fast.analysis.shared import Shared
 from rcdm_fast.benchmarking import Times
+from rcdm_fast.class_accuracy import ClassAccuracy
 from rcdm_fast.cli import app
 from rcdm_fast.config import EncoderConfig, FittedSolver
 from rcdm_fast.data.image_set import ImageSet
@@ -281,6 +282,7 @@ CALLS: tuple[tuple[str, str, Callable[..., Any] | None], ...] = (
     ("rcdm_fast.evaluation:faithfulness", "faithfulness", lambda **_: _RANKED),
     ("rcdm_fast.evaluation:compare", "distribution", lambda **_: None),
     ("rcdm_fast.evaluation:check_classes", "check_classes", lambda **_: None),
+    ("rcdm_fast.class_accuracy:measure", "class_accuracy", lambda **_: ClassAccuracy(_ONE, _ONE, 2, 6, 6)),
     ("rcdm_fast.denoising:x0_errors", "x0_errors", lambda **_: {1: _ONE}),
     ("rcdm_fast.evaluation:recognition", "recognized", lambda **_: evaluation.Recognized("probe", _ONE, _ONE)),
     ("rcdm_fast.encoders.features:of_encoder", "of_encoder", lambda **_: "features of an encoder"),

@@ -332,6 +332,19 @@ OTHERS = (
         ),
         {"build.source": "bundled:cifar10-simclr", "build.device": "cpu"},
     ),
+    Usage(
+        "encoders bundled:cifar10-simclr --data D --test-data E",
+        (
+            row("--data", "F", "open_data.source", class_accuracy__known="images of F"),
+            row("--test-data", "F", "open_data#2.source", class_accuracy__test="images of F"),
+        ),
+        {
+            "build.source": "bundled:cifar10-simclr",
+            "build.device": "cpu",
+            "open_data.source": "D",
+            "open_data#2.source": "E",
+        },
+    ),
     Usage("models", (writes("--json", "models.json"),)),
     Usage("info", (writes("--json", "info.json"), Row("--model", "m", LOADED), row("--device", "cpu"))),
     Usage("info --model m", (of_device(),), {"load.source": "m"}),

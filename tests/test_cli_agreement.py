@@ -79,7 +79,7 @@ def test_where_results_go_and_where_images_come_from() -> None:
     assert all("-o" in each.opts for each in found["--out"].values())
     assert set(found["--out"]) == set(COMMANDS.commands) - {"app", "bench", "calibrate", "evaluate", "models", "info"}
     assert all(each.help.endswith(f": {common._IMAGES}.") for each in found["--data"].values())
-    assert set(found["--data"]) == (MODEL_FIRST | {"app", "train", "pretrain"})
+    assert set(found["--data"]) == (MODEL_FIRST | {"app", "train", "pretrain", "encoders"})
     assert not {"--calibrate", "--test", "--samples", "--batch"} & set(found)
 
 

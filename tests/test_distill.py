@@ -33,6 +33,8 @@ from tests import small
 from tests.mixture import refuse
 from tests.tolerances import BATCH_SPLIT_ABS
 
+pytestmark = pytest.mark.long  # a student is trained
+
 WORLD = "world:shapes?count=256&size=8&seed=0"
 UNET = UNetConfig(8, 32, (1,), num_res_blocks=1, attention_resolutions=())
 QUICK: dict[str, Any] = {"nfe": 2, "between": 1, "batch_size": 16, "random_flip": False}

@@ -151,10 +151,14 @@ def test_onnx_outputs_with_channels_last(tmp_path: Path, channels: int) -> None:
     ("spec", "width"),
     [
         ("torchvision:swin_t?layer=norm&pooling=mean&image_size=64&resize_to=64", 768),
-        ("torchvision:swin_t?layer=features.1&pooling=mean&image_size=64&resize_to=64", 96),
-        ("torchvision:swin_t?layer=permute&pooling=mean&image_size=64&resize_to=64", 768),
+        pytest.param(
+            "torchvision:swin_t?layer=features.1&pooling=mean&image_size=64&resize_to=64", 96, marks=pytest.mark.long
+        ),
+        pytest.param(
+            "torchvision:swin_t?layer=permute&pooling=mean&image_size=64&resize_to=64", 768, marks=pytest.mark.long
+        ),
         ("torchvision:convnext_tiny?layer=features.1.0.block.5&pooling=mean&image_size=64&resize_to=64", 96),
-        ("timm:volo_d1_224?layer=network.0&pooling=mean", 192),
+        pytest.param("timm:volo_d1_224?layer=network.0&pooling=mean", 192, marks=pytest.mark.long),
         ("timm:gcvit_xxtiny?layer=stages.0&pooling=mean", 64),
         ("timm:nest_tiny?layer=levels.0.transformer_encoder&pooling=mean", None),
     ],
