@@ -4,8 +4,9 @@ Above, items of the world, and samples of what oracles say of each: all of an it
 leaves out differs from sample to sample; what it keeps does not. Below, photographs, and samples from the backbone of a
 small self-supervised encoder, to be read the same way.
 
-Writes out/demo.png; out/followed.png: one item in six hues, and what two encoders make of it; and out/sheet.png: what
-README's five lines give for two of the photographs. These are scikit-image's samples, so nothing is downloaded.
+Writes out/demo.png; out/followed.png: one item in six hues, and what two encoders make of it; out/sheet.png: what
+README's five lines give for two of the photographs; out/of-NAME.png: three samples of each bundled model. The
+photographs are scikit-image's samples, so nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from rcdm_fast.data.world import World
 from rcdm_fast.images import from_uint8, image_sheet, save_image, to_pil
 
 MODEL, DECODER = "cifar10-simclr-wide", "shapes-oracle"
+MODELS = ("cifar10-simclr-wide", "cifar10-simclr-trunk", "cifar10-simclr-head", "cifar10-supervised")
 PER = 10
 STEPS = 25
 CELL, WORLD_CELL = 72, 61  # pixels: both sheets are about as wide
@@ -108,8 +110,15 @@ def readme_sheet() -> Image.Image:
     )
 
 
+def samples_of(name: str) -> Image.Image:
+    """Three samples of a photograph, small."""
+    model = rcdm_fast.load(name)
+    h = model.encode([photographs()["rocket"]])
+    return rcdm_fast.sheet(model.sample(h, per=3, steps=STEPS, seed=0), cell=40)
+
+
 def main() -> None:
-    """Draw both sheets, one below the other, and the two others."""
+    """Draw both sheets, one below the other, and the others."""
     sheets = [world_sheet(), photo_sheet()]
     whole = Image.new(
         "RGB", (max(sheet.width for sheet in sheets), sum(sheet.height + 16 for sheet in sheets)), "white"
@@ -118,7 +127,8 @@ def main() -> None:
     for sheet in sheets:
         whole.paste(sheet, (whole.width - sheet.width, top))
         top += sheet.height + 16
-    for image, path in ((whole, OUT), (followed_sheet(), FOLLOWED), (readme_sheet(), SHEET)):
+    few = [(samples_of(name), Path(f"out/of-{name}.png")) for name in MODELS]
+    for image, path in ((whole, OUT), (followed_sheet(), FOLLOWED), (readme_sheet(), SHEET), *few):
         save_image(image, path)
         print(path)
 

@@ -173,6 +173,9 @@ def test_who_is_served() -> None:
         assert model.request(h, steps=5, **usual).chosen.name == "ddim"
     chosen = registry.choose(model.config, "auto", 5, SolverOptions(), guided=True)
     assert chosen.name == "ddim"
+    model.config = dataclasses.replace(model.config, representation_dropout=0.1)
+    assert model.request(h, steps=5, guidance=1.0).chosen.name == "fitted"
+    assert model.request(h, steps=5, guidance=2.0).chosen.name == "ddim"
     assert "fitted" not in small.model().describe()
 
 
@@ -190,6 +193,9 @@ def test_who_is_refused() -> None:
             model.sample(h, **{"steps": 5, "solver": "fitted", **given})
     with pytest.raises(ConfigError, match="without guidance, so it must be 1"):
         registry.choose(model.config, "fitted", 5, guided=True)
+    model.config = dataclasses.replace(model.config, representation_dropout=0.1)
+    with pytest.raises(ConfigError, match="without guidance, so it must be 1"):
+        model.sample(h, steps=5, solver="fitted", guidance=2.0)
     with pytest.raises(ConfigError, match="has no fitted solver: make one with `rcdm tune"):
         small.model().sample(h, steps=5, solver="fitted")
     later = dataclasses.replace(model.config.fitted[0], version=2)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from rcdm_fast.config import ConfigError, NoiseSchedule, ScheduleConfig
-from rcdm_fast.diffusion.schedule import Schedule, betas_of, network_timestep, place, respace
+from rcdm_fast.diffusion import registry
+from rcdm_fast.diffusion.schedule import PLACEMENTS, Placement, Schedule, betas_of, network_timestep, place, respace
 from tests import small
 
 
@@ -196,3 +197,14 @@ def test_named_timesteps_are_sampled_as_any_others() -> None:
         model.sample(h, per=1, steps="at:0,500,999", solver="heun")
     with pytest.raises(ConfigError, match="at least 4, got 3"):
         model.sample(h, per=1, steps="at:0,500,999", solver="ipndm")
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_a_placement_in_the_text_holds_for_every_solver(placement: Placement) -> None:
+    """Heun asks twice in every step but the last: 9 evaluations are 5 steps, which lie where the text says."""
+    alpha_bar = Schedule.make(ScheduleConfig()).alpha_bar
+    for solver, known in registry.SOLVERS.items():
+        made = registry.schedule(ScheduleConfig(), solver, f"{placement}9")
+        assert made.timesteps == place(alpha_bar, 5 if known.twice else 9, placement), solver
+        plain = registry.schedule(ScheduleConfig(), solver, 9)
+        assert plain.timesteps == place(alpha_bar, 5 if known.twice else 9, known.placement), solver

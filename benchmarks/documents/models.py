@@ -71,8 +71,20 @@ def evaluation(found: Found) -> str:
             interval(near["1"], ".2f"),
             f"of the 5th: {near['5']['value']:.2f}, the 10th: {near['10']['value']:.2f}",
         ),
+        *_recognized(found),
+        ("variance of a pixel over samples", interval(found["variance"], ".3f"), ""),
     ]
     return "\n".join(["| | value | |", "|---|---|---|", *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def _recognized(found: Found) -> list[tuple[str, str, str]]:
+    read = found.get("recognized")
+    if read is None:
+        return []
+    of_sources = interval(read["sources"], ".1f", 100)
+    return [
+        ("class of the source, read off samples, %", interval(read["samples"], ".1f", 100), f"sources: {of_sources}")
+    ]
 
 
 def _blurred(found: Found) -> list[tuple[str, str, str]]:
@@ -95,19 +107,21 @@ def table(cards: dict[str, str], measured: dict[str, Found], ceilings: dict[str,
         cards: texts by name.
         measured: what `rcdm evaluate` measured, by name, where that is committed.
         ceilings: an evaluation of each, of which the blurred sources are taken.
-        long: with dimensions and mean ranks, and chance below; else with sizes.
+        long: with dimensions and mean ranks, and chance below; else with samples of one photograph, and sizes.
     """
     last = "mean rank" if long else "size"
     lines = [
-        f"| name | encoder | MRR of the source among 10,000 | of the source itself, blurred by 1 px | {last} |",
-        "|---|---|---|---|" + ("---|" if long else "---:|"),
+        f"|{'' if long else ' |'} name | encoder | MRR of the source among 10,000 "
+        f"| of the source itself, blurred by 1 px | {last} |",
+        "|---|---|---|---|" + ("---|" if long else "---|---:|"),
     ]
     for name, encoder in ENCODERS.items():
         mrr, rank = ranks(name, cards[name], measured.get(name))
         dim = f" ({described(name).unet.representation_dim})" if long else ""
         end = rank if long else stored(zoo.bundled_path(name))
         of_blurred = blurred(ceilings[name]) if name in ceilings else ""
-        lines.append(f"| `{name}` | {encoder}{dim} | {mrr} | {of_blurred} | {end} |")
+        shown = "" if long else f"| ![samples](docs/of-{name}.png) "
+        lines.append(f"{shown}| `{name}` | {encoder}{dim} | {mrr} | {of_blurred} | {end} |")
     if long and ceilings:
         some = next(iter(ceilings.values()))
         lines.append(f"| chance | | {some['chance_mrr']:.2g} | | {some['chance_mean_rank']:.1f} |")

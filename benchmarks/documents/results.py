@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.documents import known_world, models, solvers, speed
+from benchmarks.documents import experiments, known_world, models, solvers, speed
 from benchmarks.documents.speed import Found
 from rcdm_fast.analysis.error_rates import SHIPPED
 from rcdm_fast.models import zoo
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "benchmarks" / "results"
+ENCODERS = ("cifar10-simclr", "cifar10-simclr-wide", "cifar10-supervised", "cifar10-supervised-wide")
 CALIBRATION = "calibration"  # the name of `SHIPPED`
 OLDER = (
     *("step_s_2cores", "step_m_2cores", "sampling_s_2cores", "profile_s_2cores", "profile_m_2cores"),
@@ -109,6 +110,11 @@ def _bundled() -> dict[str, Result]:
         found[f"parameters {name}"] = Result((), functools.partial(models.parameters, name))
         found[f"evaluation {name}"] = _of(models.evaluation, f"evaluate_{name}")
         found[f"blurred {name}"] = _of(models.blurred, f"ceiling_{name}")
+    for name in ENCODERS:
+        files = [f"accuracy_{name}-{layer}" for layer in ("backbone", "projector")]
+        found[f"accuracies {name}"] = _of(experiments.accuracies, *files)
+        for kind in ("knn", "linear"):
+            found[f"{kind} {name}"] = _of(experiments.accuracy, files[0], kind=kind)
     for path in sorted(zoo.bundled_folder().glob("*.safetensors")):
         found[f"size {path.stem}"] = Result((), functools.partial(models.stored, path))
     return found
