@@ -29,7 +29,7 @@ def colored(count: int, seed: int, classes: tuple[str, ...] = CLASSES) -> ImageS
     pixels = torch.randint(0, 90, (count, 3, 8, 8), generator=generator)
     pixels[torch.arange(count), 2 - labels] += 120
     pixels = pixels.to(torch.uint8)
-    return ImageSet(pixels, labels, classes, [], fingerprint(pixels, labels))
+    return ImageSet(pixels, labels, classes, (), fingerprint(pixels, labels))
 
 
 class Means(nn.Module):
@@ -53,7 +53,7 @@ def test_what_is_there_is_found_and_what_is_not_is_chance() -> None:
     assert found.linear.value == found.knn.value == 1
     assert found.linear.low == pytest.approx(120 / (120 + 1.959964**2), abs=1e-4)  # Wilson's, of 120 in 120
     assert (found.classes, found.images, found.test_images) == (3, 300, 120)
-    mixed = ImageSet(test.pixels, test.labels.roll(1), CLASSES, [], "mixed")  # type: ignore[union-attr]
+    mixed = ImageSet(test.pixels, test.labels.roll(1), CLASSES, (), "mixed")  # type: ignore[union-attr]
     assert class_accuracy.measure(encoder(), known, mixed).linear.value == 0
     blind = class_accuracy.measure(encoder(1), known, test)  # red is there, blue and green look alike
     assert 0.5 < blind.linear.value < 0.85
@@ -84,7 +84,7 @@ def test_what_is_refused() -> None:
     with pytest.raises(ConfigError, match="on the classes of the data, a, b, c"):
         class_accuracy.measure(encoder(), known, colored(30, 1, ("a", "b", "c")))
     with pytest.raises(ConfigError, match="have no labels"):
-        class_accuracy.measure(encoder(), known, ImageSet(known.pixels, None, (), [], "none"))
+        class_accuracy.measure(encoder(), known, ImageSet(known.pixels, None, (), (), "none"))
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

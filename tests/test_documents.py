@@ -177,15 +177,19 @@ def test_a_card_is_written_from_an_evaluation_and_tables_are_read_off_it() -> No
         "blurred_mrr": _interval(0.2),
         "chance_mrr": 0.00098,
         "chance_mean_rank": 5000.5,
+        "variance": _interval(0.08),
     }
+    assert "class of the source" not in models.evaluation(found)
+    found["recognized"] = {"samples": _interval(0.4), "sources": _interval(0.8)}
     card = models.evaluation(found)
+    assert "| class of the source, read off samples, % | 40.0 [39.0, 41.0] | sources: 80.0 [79.0, 81.0] |" in card
     assert models.of_card(card, models.MRR) == "0.500 [0.490, 0.510]"
     assert models.ranks("any", card, None) == models.ranks("any", "", found)
     with pytest.raises(ValueError, match="no row 'rank'"):
         models.of_card(card, "rank")
     cards = dict.fromkeys(models.ENCODERS, card)
     table = models.table(cards, {"cifar10-simclr-head": {**found, "mrr": _interval(0.7)}}, {}, long=False)
-    shown = re.findall(r"(?m)^\| `([\w-]+)` \|.*?\| (0\.\d+) \[", table)
+    shown = re.findall(r"(?m)^\| !\[samples\]\(docs/of-[\w-]+\.png\) \| `([\w-]+)` \|.*?\| (0\.\d+) \[", table)
     assert dict(shown)["cifar10-simclr-head"] == "0.700"
     assert [value for name, value in shown if name != "cifar10-simclr-head"] == ["0.500"] * 3
     assert f"{zoo.bundled_path('cifar10-simclr-wide').stat().st_size / 1e6:.1f} MB" in table

@@ -135,6 +135,17 @@ def test_noisy_factors_have_the_correlation_that_was_asked_for(r: float) -> None
     assert torch.equal(again.double(), noisy[[5, 2]])  # an image's own, in any block
 
 
+def test_each_factor_has_a_noise_of_its_own() -> None:
+    """Else the error of one could be read off another, which would then say more than r allows."""
+    factors = World(count=2000).factors(range(2000))
+    names = ("x", "y", "size", "light")
+    exact, noisy = (Code("shapes", names, noisy=of, r=0.5)(factors).double() for of in ((), names))
+    errors = (noisy - 0.5 * exact).T
+    assert errors.shape == (4, 2000)
+    apart = torch.corrcoef(torch.cat([errors, exact.T])) - torch.eye(8)
+    assert float(apart.abs().max()) < 4.5 / math.sqrt(2000)
+
+
 def test_a_high_frequency_says_all_and_a_linear_function_of_it_nothing() -> None:
     factors = World(count=3000).factors(range(3000))
     code = Code("shapes", ("x", "hue"), high=("x", "hue"), frequency=16)(factors).double()

@@ -128,6 +128,25 @@ def test_between_two_each_ones_own_verdict_counts(
     assert found.reason == f"the first: {rules.word(a)}; the second: {rules.word(b)}"
 
 
+def test_the_p_of_a_comparison_is_the_largest_of_what_it_rests_on() -> None:
+    """Three things have to be true at once; where it does not hold, one is enough."""
+    clear, weak = interval(0.8, 0.9), interval(0.26, 0.9)
+    dropped, hardly = verdict(interval(-0.01, 0.01), NOTHING), verdict(interval(-0.099, 0.0), NOTHING)
+    for difference, a, b in (
+        (interval(0.3, 0.7), weak, dropped),
+        (interval(0.3, 0.7), clear, hardly),
+        (interval(0.01, 1.6), clear, dropped),
+    ):
+        first = verdict(a, NOTHING)
+        found = between(difference, first, b)
+        assert found.holds
+        assert found.p == max(first.p, b.p, rules.p_above(difference, 0.0))
+    assert found.p == rules.p_above(interval(0.01, 1.6), 0.0) > max(first.p, dropped.p)
+    kept = verdict(weak, NOTHING)
+    assert between(interval(-0.7, 0.1), verdict(clear, NOTHING), kept).p == kept.p
+    assert between(interval(-0.7, 0.1), hardly, dropped).p == hardly.p
+
+
 @pytest.mark.parametrize("truth", [0.1, 0.17, 0.25])
 def test_a_wrong_verdict_comes_in_five_percent_at_most(truth: float) -> None:
     """Slopes between the levels are neither kept nor dropped; at a level itself every second half interval errs."""
