@@ -174,6 +174,15 @@ def test_invariance_is_measured_once_for_each_model(
     sweeps.measure(model, data, dataclasses.replace(plain, seed=5), None, known)
     sweeps.measure(model, data, plain, None, Shared())
     assert asked[1:] == [(other, 4), (model, 5), (model, 4)]
+    changes: dict[str, Any] = {"sources": 30, "per": 5, "augmentations": ("hue",), "shown": 3, "fitted_on": 60}
+    changes |= {"steps": 3, "solver": "ancestral", "eta": 0.5, "guidance": 2.0, "seed": 9, "clip": False}
+    changes |= {"batch_size": 3, "resamples": 177}
+    assert set(changes) == {each.name for each in dataclasses.fields(sweeps.InvarianceConfig)}
+    for number, (name, value) in enumerate(changes.items()):
+        sweeps.measure(model, data, dataclasses.replace(plain, **{name: value}), None, known)
+        assert len(asked) == 5 + number, f"{name} is another measurement"
+    sweeps.measure(model, photos, plain, None, known)
+    assert len(asked) == 5 + len(changes), "and other data are"
 
 
 @pytest.mark.parametrize("name", ["invariance", "layers"])
