@@ -112,6 +112,15 @@ def test_adapted_decoders_are_found_again(
     rcdm_fast.analyze(model, "layers", DATA, **run, **{**FEW, "adapt_images": 30})  # type: ignore[arg-type]
     assert calls == ["backbone.2", "backbone.2", "backbone"]
     assert len(list(folder.iterdir())) == 5
+    calls.clear()
+    before = model.read_bytes()
+    config, weights = checkpoint.load_model(model)
+    checkpoint.save_model(model, config, {name: value * 1.01 for name, value in weights.items()})
+    try:
+        rcdm_fast.analyze(model, "layers", DATA, **run, **FEW)  # type: ignore[arg-type]
+    finally:
+        model.write_bytes(before)
+    assert calls == ["backbone.2", "backbone"], "other weights under the same name are another decoder"
 
 
 def test_nothing_is_adapted_on_sources_or_other_cuts_of_their_photographs() -> None:

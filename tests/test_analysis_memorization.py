@@ -117,6 +117,20 @@ def test_few_copies_leave_it_open_and_averages_are_none() -> None:
     assert found.finding().holds is True
 
 
+def test_all_distances_are_in_units_of_the_sources_mean() -> None:
+    generator = np.random.default_rng(0)
+    samples, real, own = 5 + generator.random((300, 2)), 3 + generator.random(300), 2 + generator.random((300, 2))
+    found = memorization.compared("x", samples, real, own, 0, CONFIG)
+    assert found.samples.value == pytest.approx(samples.mean() / real.mean())
+    assert found.real.value == pytest.approx(1)
+    assert found.own.value == pytest.approx(own.mean() / real.mean())
+    assert found.own.low < found.own.value < found.own.high < 1
+    (row,) = [row for row in memorization.table([found]).rows if row[0] == "samples to source, x"]
+    assert row[1] == found.own
+    at_home = memorization.compared("x", samples, real, 0.3 * real.mean() * np.ones((300, 2)), 0, CONFIG)
+    assert "samples lie at their own sources (0.3" in at_home.finding().measured
+
+
 def test_twins_in_the_data_do_not_accuse_the_decoder() -> None:
     """A third of the sources have a twin among training images, and samples of those are it, as they should be."""
     far = np.ones(60)
