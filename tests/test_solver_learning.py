@@ -95,6 +95,19 @@ def test_slopes_are_those_of_the_distance(prediction: Any, monkeypatch: pytest.M
         assert float(found.slope @ along) == pytest.approx((up - down) / (2 * step), rel=0.06), name
 
 
+def test_a_time_at_the_end_is_moved_back_for_its_slope(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, few = lesson(smooth("representations", of_time=0.6)), torch.tensor([1, 2, 7])
+    numbers = moved_about(ours)
+    numbers[3] = 0.0  # the first is asked for at the last timestep, behind which there is none
+    monkeypatch.setattr(solver_lesson, "OF_TIME", 0.1)
+    found = ours.equations(3, numbers, few, lambda _: None)
+    back = torch.zeros(len(found.slope), dtype=torch.float64)
+    back[9] = -0.1
+    less = ours.distance(3, ours.moved(3, numbers, back), few) - ours.distance(3, numbers, few)
+    assert abs(less) > 1e-5
+    assert float(found.slope[9]) == pytest.approx(less / -0.1, rel=0.1)
+
+
 def test_many_slopes_are_found_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = lesson(small.quick_model())
     numbers, done = moved_about(ours), list[float]()

@@ -86,6 +86,14 @@ def test_distance_ranks_and_variance_of_samples_that_are_known(model: Model) -> 
     assert {each["seed"] for each in asked} == {0}
 
 
+def test_all_are_drawn_with_the_seed_that_is_asked_for(model: Model) -> None:
+    """The reference too, else all were far from it."""
+    solver_quality.measure(model, DATA, [BASELINE, SolverCase("ipndm", 10)], dataclasses.replace(CONFIG, seed=5))
+    asked: list[dict[str, Any]] = model.asked  # type: ignore[attr-defined]
+    assert {each["solver"] for each in asked} == {"ddim", "ipndm", "dpmpp_2m"}
+    assert {each["seed"] for each in asked} == {5}
+
+
 @pytest.mark.long
 def test_the_reference_is_where_the_solvers_lead() -> None:
     """Of a real trajectory: more steps come nearer, and all of them arrive."""
