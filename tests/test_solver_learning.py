@@ -16,7 +16,7 @@ from torch import Tensor
 import rcdm_fast
 from rcdm_fast import sealed, solver_learning, solver_lesson
 from rcdm_fast.cli import main
-from rcdm_fast.config import ConfigError
+from rcdm_fast.config import ConfigError, FittedSolver
 from rcdm_fast.diffusion import fitted, registry
 from rcdm_fast.diffusion.schedule import Schedule, place
 from rcdm_fast.metrics.intervals import Interval
@@ -215,6 +215,25 @@ def test_what_may_be_by_chance_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> N
         assert (found.solver is not None) == kept
 
 
+def test_a_file_has_what_was_learned_and_what_there_was_before(tmp_path: Path) -> None:
+    """By numbers of evaluations, in their order; a new one takes the place of one for as many."""
+    model = small.quick_model()
+    four, six, seven, other = (
+        FittedSolver(nfe, (value,) * (nfe * (nfe + 3)), model.weights)
+        for nfe, value in ((4, 0.1), (6, 0.2), (7, 0.3), (6, 0.4))
+    )
+    model.config = dataclasses.replace(model.config, encoder=None, name="m", fitted=(four, six))
+    one = Interval(0.1, 0.1, 0.1)
+    learned = [Learned(each.nfe, each, one, ("ddim", "4"), one, one, 1) for each in (seven, other)]
+    learned.append(Learned(5, None, one, ("ddim", "5"), one, one, 1))
+    config, tensors = checkpoint.load_model(solver_learning.save(tmp_path / "m.safetensors", model, learned))
+    assert [(each.nfe, each.numbers) for each in config.fitted] == [
+        (each.nfe, each.numbers) for each in (four, other, seven)
+    ]
+    assert dataclasses.replace(config, fitted=()) == dataclasses.replace(model.config, fitted=())
+    assert all(torch.equal(value, model.unet.state_dict()[name]) for name, value in tensors.items())
+
+
 def test_where_it_begins() -> None:
     """At least as near as the best training-free solver, or as the model's own from before."""
     model = smooth("representations")
@@ -229,7 +248,7 @@ def test_where_it_begins() -> None:
     assert ours.validate(4, start) <= min(rivals.values()) + 2e-3  # the end lies 0.2 timesteps before the first
     better = start + 0.0
     better[-1] += 0.01
-    before = rcdm_fast.config.FittedSolver(4, tuple(better.tolist()), model.weights)
+    before = FittedSolver(4, tuple(better.tolist()), model.weights)
     want = min((start, better), key=lambda each: ours.validate(4, each))
     assert torch.equal(solver_learning._start(ours, 4, data, rivals, before), want)
 
