@@ -14,7 +14,16 @@ from torch import Tensor
 
 import rcdm_fast
 from rcdm_fast.cli import main
-from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, ScheduleConfig, UNetConfig, from_json, to_json
+from rcdm_fast.config import (
+    ConfigError,
+    EncoderConfig,
+    FittedSolver,
+    ModelConfig,
+    ScheduleConfig,
+    UNetConfig,
+    from_json,
+    to_json,
+)
 from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.data.sources import open_data
 from rcdm_fast.diffusion import multistep, solvers
@@ -179,6 +188,9 @@ def saved(folder: Path, **changes: Any) -> Path:
 def test_models_without_representations(kind: str, tmp_path: Path) -> None:
     """With a learned variance, which the student does not learn."""
     path = saved(tmp_path, **KINDS[kind])
+    known, tensors = checkpoint.load_model(path)
+    own = FittedSolver(2, (0.0,) * 10, rcdm_fast.load(path, device="cpu").weights)
+    checkpoint.save_model(path, dataclasses.replace(known, fitted=(own,)), tensors)
     config = DistillConfig("few", str(path), nfe=3, trajectories=4, batch_size=4, between=0, judged=2)
     made, judged = distill(config, None, tmp_path / "run")
     model = rcdm_fast.load(made, device="cpu")
@@ -186,6 +198,7 @@ def test_models_without_representations(kind: str, tmp_path: Path) -> None:
     assert model.sample(label=label, steps=3, per=2).isfinite().all()
     assert {"dpmpp_3m", "heun"} < judged.teacher_distances.keys()
     assert model.config.info["teacher_evaluations"] == 5
+    assert model.config.fitted == (), "solvers belong to the teacher's weights"
 
 
 def test_its_steps_are_those_of_the_solver() -> None:
