@@ -236,24 +236,6 @@ def test_quarantined_items_may_be_repaired_and_others_may_not(tmp_path: Path) ->
     assert json.loads((tmp_path / "job.json").read_text())["items"] == identity(sum(repaired))["items"]
 
 
-def test_an_item_that_several_shards_quarantined_is_repaired_once(tmp_path: Path) -> None:
-    """Its samples fill two shards, each of which says what it contained."""
-    ledger = ledger_of(tmp_path, 2, per=4, shard_images=2)
-
-    def identity(now: int) -> dict[str, Any]:
-        return {"items": {"count": 2, "sha256": f"{now % 2**256:064x}"}, "settings": {}, "about": {}}
-
-    ledger.start(identity(7 + 100))
-    numbers = [number for number in range(ledger.layout.units) if 1 in ledger.layout.unit(number).items]
-    assert len(numbers) == 2
-    for number in numbers:
-        ledger.commit(ledger.layout.unit(number), [], [], {1: {"item": 1, "content": f"{100:064x}"}})
-    with pytest.raises(ConfigError, match=r"items\.sha256 was"):
-        ledger.start(identity(7 + 60), [7, 61].__getitem__)
-    ledger.start(identity(7 + 60), [7, 60].__getitem__)
-    assert json.loads((tmp_path / "job.json").read_text())["items"] == identity(67)["items"]
-
-
 GOOD = {"item": 12, "sample": 3, "offset": 0, "bytes": 7, "sha256": "0123456789abcdef" * 4, "key": "000000012-000003"}
 
 
