@@ -104,6 +104,16 @@ MEASURING = (
         (row("--representations", Path("g.npy"), "aligned.given"),),
     ),
     Usage(
+        "evaluate bare --data D --representations h.npy --guidance 2.5 --guide weak",
+        (row("--guide", "other", "load#2.source", unranked__guide="model other"),),
+        {
+            "load#2.device": "cpu",
+            "unranked.guide": "model weak",
+            "unranked.config.guidance": 2.5,
+            "measured.config.guidance": 2.5,
+        },
+    ),
+    Usage(
         "evaluate m --data D --guidance 2.5 --guide weak",
         (row("--guide", "other", "load#2.source", draw__guide="model other"),),
         {

@@ -258,6 +258,26 @@ TRAINING = (
             "adapt.trusted": [],
         },
     ),
+    Usage(
+        f"adapt m --encoder {TRUSTED} --data D --out runs/new",
+        (
+            Row(  # takes no trust away from the new one
+                "--old-encoder",
+                "timm:resnet18",
+                {
+                    **encoder("adapt.config.old_encoder", "timm:resnet18"),
+                    **again("build#2", source="timm:resnet18", **{**BUILT, "trust_repo": False}),
+                },
+            ),
+        ),
+        {
+            "adapt.config.encoder": GONE,
+            "adapt.config.encoder.image_size": 8,
+            "adapt.config.encoder.dim": small.DIM,
+            "adapt.trusted": [HUB],
+            "build.trust_repo": True,
+        },
+    ),
 )
 DISTILLING = Usage(
     "distill m --data D --out runs/few",

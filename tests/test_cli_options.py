@@ -15,6 +15,7 @@ import pytest
 
 import rcdm_fast
 from rcdm_fast.cli import main
+from rcdm_fast.errors import RcdmError
 from rcdm_fast.images import to_pil
 from rcdm_fast.jobs import local
 from rcdm_fast.jobs.settings import JobConfig
@@ -73,6 +74,31 @@ def test_an_option_changes_what_it_names_and_nothing_else(usage: Usage, calls: C
         found = changed(before, command_calls.run(calls, arguments(usage.command, row), folder))
         assert found == row.changes, row.option
         assert all(same(found[key], value) for key, value in row.changes.items()), (row.option, found)
+
+
+def number(row: Row) -> float | None:
+    """What a row gives its option, if that is a number."""
+    try:
+        return float(str(row.text)) if isinstance(row.option, str) else None
+    except ValueError:
+        return None
+
+
+@pytest.mark.parametrize("usage", USAGES, ids=lambda usage: usage.command)
+def test_a_zero_arrives_or_is_refused(usage: Usage, calls: Calls, folder: Path) -> None:
+    """It is not taken for an option that was not given, but where the help says so."""
+    for row in usage.rows:
+        given = number(row)
+        named = [key for key, value in row.changes.items() if type(value) in (int, float) and value == given]
+        if given is None or not named or given == 0 or row.option in ("--sources", "--gallery"):
+            continue
+        try:
+            found = command_calls.run(calls, arguments(usage.command, row._replace(text="0")), folder)
+        except RcdmError:  # `main` makes a line of it
+            continue
+        if found["exit code"]:
+            continue
+        assert {key: found.get(key, GONE) for key in named} == dict.fromkeys(named, 0), row.option
 
 
 @pytest.mark.parametrize("usage", USAGES, ids=lambda usage: usage.command)

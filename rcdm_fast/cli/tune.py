@@ -114,11 +114,13 @@ def _conditions(model: Model, data: str | None, trajectories: int) -> tuple[Tens
     """Representations and labels, one for each trajectory; None where the model takes none."""
     import torch
 
+    from rcdm_fast.checks import Range, whole
     from rcdm_fast.config import ConfigError
     from rcdm_fast.data.image_set import evenly
     from rcdm_fast.data.sources import open_data
     from rcdm_fast.training import representations
 
+    whole(trajectories, "trajectories", Range(1))
     unet, h, label = model.config.unet, None, None
     if unet.representation_dim:
         if data is None or model.encoder is None:
