@@ -78,6 +78,22 @@ def test_one_row_is_not_that_of_two_images(tmp_path: Path) -> None:
         aligned.read(tmp_path / "h.npz", twice)
 
 
+def test_an_id_that_could_be_of_two_rows_is_none(tmp_path: Path) -> None:
+    """Without its extension an image may find a row, but not if several rows would do, and an exact one comes first."""
+    pixels = to_uint8(small.make_images(2))
+    data = ImageSet(pixels, None, (), (Path("a/cat.webp"), Path("a/dog.jpg")), "two")
+    rows = torch.arange(6.0).view(3, 2)
+
+    def read(*ids: str) -> torch.Tensor:
+        np.savez(tmp_path / "h.npz", h=rows[: len(ids)].numpy(), ids=np.array(ids))
+        return aligned.read(tmp_path / "h.npz", data)
+
+    assert torch.equal(read("dog.png", "cat.png"), rows[[1, 0]])
+    assert torch.equal(read("dog.png", "cat.png", "cat.webp"), rows[[2, 0]])
+    with pytest.raises(ConfigError, match=r"1 of 2 images have no representation, such as a/cat\.webp"):
+        read("dog.png", "cat.png", "cat.jpg")
+
+
 def test_what_rcdm_encode_writes_fits(folder: Path, photos: ImageSet, tmp_path: Path) -> None:
     out = tmp_path / "h.npz"
     assert main(["encode", str(folder / "photos"), "--model", "cifar10-simclr-trunk", "--out", str(out)]) == 0
