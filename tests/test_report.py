@@ -320,3 +320,22 @@ def test_in_a_browser(width: int, tmp_path: Path) -> None:
         assert size >= 16
         loaded = driver.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
         assert [name for name in loaded if not name.startswith("data:")] == []
+
+
+def test_facts_are_of_the_models_of_all_experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of one that only the second experiment compares with; each once."""
+    first, second = small.quick_model(), small.quick_model()
+    with torch.no_grad():
+        next(second.unet.parameters()).add_(1)
+
+    def named(name: str) -> Experiment:
+        return dataclasses.replace(registry.find(name), run=lambda job: dataclasses.replace(RESULT, name=name))
+
+    known = {name: named(name) for name in ("faithfulness", "layers")}
+    monkeypatch.setattr(registry, "find", known.__getitem__)
+    tasks = [build.Task("faithfulness", Job(first)), build.Task("layers", Job(first, against=(second,)))]
+    page = build.build(tasks, tmp_path / "r.html", title="t", about="a", note=lambda _: None)
+    facts = json.loads(page.with_suffix(".json").read_text())["made_by"]
+    assert [each["weights"] for each in facts["models"]] == [first.weights, second.weights]
+    assert first.weights != second.weights
+    assert second.weights in page.read_text()
