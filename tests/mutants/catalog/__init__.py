@@ -9,8 +9,20 @@ from tests.mutants.catalog.diffusion import DIFFUSION
 from tests.mutants.catalog.export import EXPORT
 from tests.mutants.catalog.files import FILES
 from tests.mutants.catalog.jobs import JOBS
+from tests.mutants.catalog.second import SECOND
 from tests.mutants.catalog.training import TRAINING
 from tests.mutants.catalog.world import WORLD
 from tests.mutants.mutant import Mutant
 
-MUTANTS: tuple[Mutant, ...] = (*ANALYSIS, *CHOSEN, *COMMANDS, *DIFFUSION, *EXPORT, *FILES, *JOBS, *TRAINING, *WORLD)
+MUTANTS: tuple[Mutant, ...] = (
+    *ANALYSIS,
+    *CHOSEN,
+    *COMMANDS,
+    *DIFFUSION,
+    *EXPORT,
+    *FILES,
+    *JOBS,
+    *SECOND,
+    *TRAINING,
+    *WORLD,
+)
