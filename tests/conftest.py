@@ -28,11 +28,11 @@ LONGEST = (
     *(
         f"tests/test_{name}.py"
         for name in (
-            "reference", "kernels_numbers", "distill", "app", "graphs_lines", "report", "kernels_gradients",
-            "cuda_on_host", "jobs_damage", "training_options", "kernels_aot", "bench", "bench_gpu", "diffusers",
-            "analysis", "host", "training", "cli", "graphs", "solver_learning", "app_http",
-            "solver_fit", "adapt", "packaging", "analysis_layers", "jobs", "portable", "pipeline", "views",
-            "encoders_layout", "guidance", "ssl_methods", "ops_native", "cli_photos",
+            "cuda_on_host", "reference", "graphs", "app", "kernels_numbers", "distill", "jobs_damage", "cli", "diffusers",
+            "solver_learning", "training_options", "kernels_gradients", "graphs_lines", "analysis_layers", "host",
+            "kernels_aot", "encoders_layout", "pipeline", "bench", "report", "ops_native", "app_http", "training",
+            "encoders_processors", "cli_options", "analysis", "encoders_views", "portable", "bench_gpu", "solver_fit",
+            "adapt", "packaging", "jobs", "views", "guidance", "ssl_methods", "cli_photos", "analysis_depth",
         )
     ),
 )  # fmt: skip
