@@ -18,4 +18,4 @@ class RunError(RcdmError, RuntimeError):
 
 def install(extra: str) -> str:
     """What to type for an optional part of the package, which is installed from a clone."""
-    return f"pip install '.[{extra}]' in a clone of rcdm_fast"
+    return f'pip install ".[{extra}]" in a clone of rcdm_fast'

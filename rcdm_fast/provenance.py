@@ -28,18 +28,23 @@ from rcdm_fast.model import Model
 from rcdm_fast.version import __version__
 
 
-def made_by(models: Sequence[Model] = (), data: Mapping[str, ImageSet | None] | None = None) -> dict[str, Any]:
+def made_by(
+    models: Sequence[Model] = (),
+    data: Mapping[str, ImageSet | None] | None = None,
+    device: torch.device | None = None,
+) -> dict[str, Any]:
     """What made a measurement, as plain JSON values.
 
     Args:
-        models: the models in question, the first one's device named; without any, the CPU.
+        models: the models in question.
         data: sets of images by what they are for; those that are None are left out.
+        device: where it was measured; by default the first model's, and the CPU without any.
 
     Returns:
         date (UTC), command, version and git revision of the library, device and versions of packages, every model's and
         its encoder's hash, and fingerprints of the data.
     """
-    device = models[0].device if models else torch.device("cpu")
+    device = device or (models[0].device if models else torch.device("cpu"))
     sets = {name: images for name, images in (data or {}).items() if images is not None}
     return {
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

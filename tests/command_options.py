@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from tests import small
 from tests.command_measures import AS_FIRST, MEASURING
 from tests.command_rows import (
@@ -348,7 +350,7 @@ OTHERS = (
             writes("--out", "seen.png"),
             switch("--trust", "build.trust_repo"),
             row("--device", "cpu"),
-            writes("--json", "layers.json"),
+            Row("--json", "layers.json", {"files": ["layers.json"], "facts.device": torch.device("cpu")}),
         ),
         {"build.source": "bundled:cifar10-simclr", "build.device": "cpu"},
     ),

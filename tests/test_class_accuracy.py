@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +16,11 @@ from torch.nn import functional as F
 from rcdm_fast import class_accuracy
 from rcdm_fast.cli import main
 from rcdm_fast.config import ConfigError, EncoderConfig
+from rcdm_fast.data import sources
 from rcdm_fast.data.image_set import ImageSet, fingerprint
 from rcdm_fast.encoders import ImageEncoder
 from rcdm_fast.metrics import probes
+from rcdm_fast.training import representations
 
 CLASSES = ("blue", "green", "red")
 
@@ -47,7 +50,7 @@ def encoder(colors: int = 3) -> ImageEncoder:
     return ImageEncoder(Means(colors), EncoderConfig("module", image_size=8))
 
 
-def test_what_is_there_is_found_and_what_is_not_is_chance() -> None:
+def test_what_is_there_is_found_and_what_is_not_is_not() -> None:
     known, test = colored(300, 0), colored(120, 1)
     found = class_accuracy.measure(encoder(), known, test)
     assert found.linear.value == found.knn.value == 1
@@ -58,6 +61,59 @@ def test_what_is_there_is_found_and_what_is_not_is_chance() -> None:
     blind = class_accuracy.measure(encoder(1), known, test)  # red is there, blue and green look alike
     assert 0.5 < blind.linear.value < 0.85
     assert blind.linear.low < blind.linear.value < blind.linear.high
+
+
+def test_neighbors_and_the_probe_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Representations on two lines that cross: neighbors know the line, no linear function of the place does."""
+    generator = torch.Generator().manual_seed(0)
+
+    def crossing(count: int) -> tuple[Tensor, Tensor]:
+        labels = torch.arange(count) % 2
+        along = torch.randn(count, generator=generator)
+        return torch.stack([along, along * (1 - 2 * labels)], dim=1), labels
+
+    held = {}
+    for name, count in (("known", 600), ("test", 200)):
+        h, labels = crossing(count)
+        pixels = torch.zeros(count, 3, 8, 8, dtype=torch.uint8)
+        held[name] = (ImageSet(pixels, labels, ("a", "b"), (), name), h)
+    given = {name: h for _, (images, h) in held.items() for name in [images.fingerprint]}
+    monkeypatch.setattr(representations, "compute", lambda _, images: given[images.fingerprint])
+    found = class_accuracy.measure(encoder(), held["known"][0], held["test"][0])
+    assert found.knn.value > 0.95
+    assert 0.35 < found.linear.value < 0.65
+
+
+@pytest.mark.parametrize(("options", "side"), [("", 32), ("&resize_to=40", 40)])
+def test_images_are_opened_so_that_the_encoder_can_cut_its_own_out(
+    options: str, side: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    seen: list[tuple[int, ...]] = []
+
+    def opened(given: str, size: int) -> ImageSet:
+        sizes.append(size)
+        pixels = torch.randint(0, 255, (40, 3, size, size), dtype=torch.uint8)
+        return ImageSet(pixels, torch.arange(40) % 2, ("a", "b"), (), given)
+
+    real = ImageEncoder.encode
+
+    def encode(self: ImageEncoder, images: Any) -> Tensor:
+        seen.append(tuple(images.shape[2:]))
+        return real(self, images)
+
+    monkeypatch.setattr(sources, "open_data", opened)
+    monkeypatch.setattr(ImageEncoder, "encode", encode)
+    out = tmp_path / "found.json"
+    words = ["--data", "A", "--test-data", "B", "--device", "cpu", "--json", str(out)]
+    assert main(["encoders", f"bundled:cifar10-simclr?layer=backbone{options}", *words]) == 0
+    assert sizes == [side, side]
+    assert seen[-2:] == [(side, side)] * 2
+    found = json.loads(out.read_text())
+    assert {name: each["fingerprint"] for name, each in found["made_by"]["data"].items()} == {
+        "data": "A",
+        "test_data": "B",
+    }
 
 
 def test_neighbors_vote_by_similarity() -> None:

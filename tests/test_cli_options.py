@@ -92,11 +92,17 @@ def test_a_zero_arrives_or_is_refused(usage: Usage, calls: Calls, folder: Path) 
         named = [key for key, value in row.changes.items() if type(value) in (int, float) and value == given]
         if given is None or not named or given == 0 or row.option in ("--sources", "--gallery"):
             continue
+        found, refused = {}, ""
         try:
             found = command_calls.run(calls, arguments(usage.command, row._replace(text="0")), folder)
-        except RcdmError:  # `main` makes a line of it
+        except RcdmError as error:  # `main` makes a line of it
+            refused = str(error)
+        if refused:
+            word = str(row.option).removeprefix("--").partition("-")[0]
+            assert word in refused or "pixels wide" in refused, (row.option, refused)
             continue
         if found["exit code"]:
+            assert usage.command.startswith("app"), row.option  # whose numbers have ranges
             continue
         assert {key: found.get(key, GONE) for key in named} == dict.fromkeys(named, 0), row.option
 

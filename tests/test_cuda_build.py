@@ -27,7 +27,7 @@ def test_every_source_is_tested(checkout: Path) -> None:
 
 
 @needs_nvcc
-@pytest.mark.parametrize("source", [pytest.param(SOURCES[0], marks=pytest.mark.long), *SOURCES[1:]])
+@pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.long
 def test_kernels_compile_without_spills(checkout: Path, tmp_path: Path, short: bool, source: str) -> None:
     architectures = ("90",) if short else ARCHITECTURES

@@ -42,8 +42,6 @@ from tests import small
 from tests.mixture import refuse
 from tests.tolerances import BATCH_SPLIT_ABS
 
-pytestmark = pytest.mark.long  # a student is trained
-
 WORLD = "world:shapes?count=256&size=8&seed=0"
 UNET = UNetConfig(8, 32, (1,), num_res_blocks=1, attention_resolutions=())
 QUICK: dict[str, Any] = {"nfe": 2, "between": 1, "batch_size": 16, "random_flip": False}
@@ -83,6 +81,7 @@ def tensors(path: Path) -> dict[str, Tensor]:
     return checkpoint.load_model(path)[1]
 
 
+@pytest.mark.long
 def test_the_loss_falls(student: Made) -> None:
     assert len(student.losses) == 40
     assert np.mean(student.losses[-10:]) < 0.85 * np.mean(student.losses[:10])
@@ -91,6 +90,7 @@ def test_the_loss_falls(student: Made) -> None:
     assert rows[-1]["loss"] == student.losses[-1]
 
 
+@pytest.mark.long
 def test_it_is_nearer_than_the_teacher_in_as_few(student: Made, teacher: Path, data: ImageSet) -> None:
     """By its own judgment, and by `Model.sample` from other noise: the map from noise to images is kept."""
     few, many = (rcdm_fast.load(path, device="cpu", engine="eager") for path in (student.path, teacher))
@@ -113,6 +113,7 @@ def test_it_is_nearer_than_the_teacher_in_as_few(student: Made, teacher: Path, d
     assert own < 0.6 * apart(few.sample(h, per=4, steps=2, seed=8))  # another noise is another image
 
 
+@pytest.mark.long
 def test_how_a_student_is_used(student: Made, data: ImageSet, tmp_path: Path) -> None:
     model = rcdm_fast.load(student.path, device="cpu", engine="eager")
     own = model.config.student_steps
@@ -151,6 +152,7 @@ def test_timesteps_that_no_student_has(steps: tuple[int, ...]) -> None:
     assert from_json(ModelConfig, to_json(config)) == config
 
 
+@pytest.mark.long
 def test_an_interrupted_run_goes_on_to_the_same_weights(teacher: Path, data: ImageSet, tmp_path: Path) -> None:
     class Stop(Exception):
         pass
@@ -243,6 +245,7 @@ def test_what_is_clipped_can_still_come_back() -> None:
     assert x0.grad.tolist() == [0, -1, 1, 1, 0]
 
 
+@pytest.mark.long
 def test_what_is_refused(teacher: Path, student: Made, data: ImageSet, tmp_path: Path) -> None:
     for changes, message in (
         ({"nfe": 1}, r"nfe must be in 2..5, got 1"),

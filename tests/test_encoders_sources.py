@@ -210,10 +210,10 @@ def test_torchhub_local_weights(tmp_path: Path) -> None:
 
 def test_a_missing_library_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(EncoderError, match=r"pip install '\.\[encoders\]'"):
+    with pytest.raises(EncoderError, match=r'pip install "\.\[encoders\]"'):
         build("timm:resnet18")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(EncoderError, match=r"pip install '\.\[onnx\]'"):
+    with pytest.raises(EncoderError, match=r'pip install "\.\[onnx\]"'):
         build("onnx:file.onnx")
 
 

@@ -250,7 +250,7 @@ def test_what_push_to_hub_refuses(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(HubError, match="RCDM_FAST_OFFLINE"):
         model.push_to_hub("someone/model")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(HubError, match=r"pip install '\.\[hub\]'"):
+    with pytest.raises(HubError, match=r'pip install "\.\[hub\]"'):
         model.push_to_hub("someone/model")
     assert not hub.root.exists()
 

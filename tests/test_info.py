@@ -40,7 +40,7 @@ def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> N
     assert runtimes["openvino"] == {
         "available": False,
         "version": "",
-        "reason": "not installed: pip install '.[openvino]' in a clone of rcdm_fast",
+        "reason": 'not installed: pip install ".[openvino]" in a clone of rcdm_fast',
     }
 
 

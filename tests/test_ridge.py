@@ -31,9 +31,9 @@ def by_rows(inputs: Tensor, old: Tensor, weight: Tensor, bias: Tensor) -> tuple[
 def solved(x: np.ndarray, y: np.ndarray, penalty: float) -> np.ndarray:
     """Least squares with rows of the penalty's root below, none for the constant."""
     root = np.sqrt(penalty * len(x)) * np.eye(x.shape[1])[:-1]
-    return np.linalg.lstsq(
-        np.concatenate([x, root]), np.concatenate([y, np.zeros((len(root), y.shape[1]))]), rcond=None
-    )[0]
+    left, right = np.concatenate([x, root]), np.concatenate([y, np.zeros((len(root), y.shape[1]))])
+    found: np.ndarray = np.linalg.lstsq(left, right, rcond=None)[0]
+    return found
 
 
 @pytest.mark.parametrize(("count", "noise"), [(40, 0.1), (12, 3.0)])

@@ -50,8 +50,8 @@ def sentences(found: Found, experiment: str) -> str:
     return "\n".join(f"* {each['sentence']}" for each in found["experiments"][experiment]["findings"])
 
 
-def settings(found: Found) -> str:
-    """The command of a report."""
+def command(found: Found) -> str:
+    """What made a report, as it was typed."""
     return f"`{found['made_by']['command']}`"
 
 

@@ -82,6 +82,7 @@ def _calibration() -> str:
 def _speed() -> dict[str, Result]:
     step, generate, training = "step_s_2cores", "generate_2cores", "training_s_2cores"
     found = {
+        "first image": _of(speed.first_image, "first_image_2cores"),
         "rivals": _of(speed.rivals, step),
         "step s": _of(speed.step, step),
         "step m": _of(speed.step, "step_m_2cores"),

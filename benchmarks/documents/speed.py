@@ -34,6 +34,12 @@ def rivals(found: Found) -> str:
     return "\n".join(["| | ms | |", "|---|---:|---:|", *lines])
 
 
+def first_image(found: Found) -> str:
+    """How long it takes from nothing to the first sheet, by README's commands."""
+    minutes, seconds = divmod(found["seconds"]["whole"], 60)
+    return f"{minutes} min {seconds} s"
+
+
 def sampling(found: Found) -> str:
     """Images per second, end to end."""
     names = {"ddim": "DDIM"}

@@ -76,24 +76,24 @@ def encoders(
         pair = [to_pil(image[0]), to_pil(seen[0])]
         outputs.write_image(image_sheet([pair], cell=SIDE, column_titles=["photo", "seen"]), out)
         common.report(f"\n{out}: the photo, and the {config.image_size} px that the encoder sees of it")
+    side = config.resize_to or config.image_size  # the encoder cuts its images out of these
     sets = {
-        name: open_data(given, config.image_size)
-        for name, given in (("data", data), ("test_data", test_data))
-        if given is not None
+        name: open_data(given, side) for name, given in (("data", data), ("test_data", test_data)) if given is not None
     }
     accuracy = _accuracy(encoder, **sets) if sets else None
-    facts = {
-        "source": config.source,
-        "layer": config.layer,
-        "pooling": config.pooling,
-        "dim": encoder.dim,
-        "convention": {name: {"value": getattr(config, name), "from": origin} for name, _, origin in rows},
-        "layers": [vars(each) for each in layers],
-        "hash": provenance.encoder_hash(encoder),
-        "accuracy": None if accuracy is None else dataclasses.asdict(accuracy),
-        "made_by": provenance.made_by(data=sets),
-    }
-    common.write_json(json, facts)
+    if json is not None:
+        facts = {
+            "source": config.source,
+            "layer": config.layer,
+            "pooling": config.pooling,
+            "dim": encoder.dim,
+            "convention": {name: {"value": getattr(config, name), "from": origin} for name, _, origin in rows},
+            "layers": [vars(each) for each in layers],
+            "hash": provenance.encoder_hash(encoder),
+            "accuracy": None if accuracy is None else dataclasses.asdict(accuracy),
+            "made_by": provenance.made_by(data=sets, device=encoder.device),
+        }
+        common.write_json(json, facts)
 
 
 def _accuracy(encoder: Encoder, data: ImageSet, test_data: ImageSet) -> ClassAccuracy:
