@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.documents import check, guard, known_world, marks, models, results, solvers
+from benchmarks.documents import check, encoders, guard, known_world, marks, models, results, solvers
 from benchmarks.documents.results import Result
 from rcdm_fast.analysis import error_rates
 from rcdm_fast.models import zoo
@@ -193,6 +193,18 @@ def test_a_card_is_written_from_an_evaluation_and_tables_are_read_off_it() -> No
     assert dict(shown)["cifar10-simclr-head"] == "0.700"
     assert [value for name, value in shown if name != "cifar10-simclr-head"] == ["0.500"] * 3
     assert f"{zoo.bundled_path('cifar10-simclr-wide').stat().st_size / 1e6:.1f} MB" in table
+
+
+def test_accuracies_of_an_encoder_layer_by_layer() -> None:
+    found = [
+        {"layer": layer, "dim": dim, "accuracy": {"knn": _interval(knn), "linear": _interval(0.5)}}
+        for layer, dim, knn in (("backbone", 192, 0.6), ("projector", 128, 0.4))
+    ]
+    assert encoders.accuracies(*found).splitlines()[2:] == [
+        "| backbone | 192 | 60.0 [59.0, 61.0] | 50.0 [49.0, 51.0] |",
+        "| projector | 128 | 40.0 [39.0, 41.0] | 50.0 [49.0, 51.0] |",
+    ]
+    assert encoders.accuracy(found[0], "knn") == "60.0 %"
 
 
 def test_the_known_world_is_shown_once_its_result_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.documents import experiments, known_world, models, solvers, speed
+from benchmarks.documents import encoders, known_world, models, solvers, speed
 from benchmarks.documents.speed import Found
 from rcdm_fast.analysis.error_rates import SHIPPED
 from rcdm_fast.models import zoo
@@ -113,9 +113,9 @@ def _bundled() -> dict[str, Result]:
         found[f"blurred {name}"] = _of(models.blurred, f"ceiling_{name}")
     for name in ENCODERS:
         files = [f"accuracy_{name}-{layer}" for layer in ("backbone", "projector")]
-        found[f"accuracies {name}"] = _of(experiments.accuracies, *files)
+        found[f"accuracies {name}"] = _of(encoders.accuracies, *files)
         for kind in ("knn", "linear"):
-            found[f"{kind} {name}"] = _of(experiments.accuracy, files[0], kind=kind)
+            found[f"{kind} {name}"] = _of(encoders.accuracy, files[0], kind=kind)
     for path in sorted(zoo.bundled_folder().glob("*.safetensors")):
         found[f"size {path.stem}"] = Result((), functools.partial(models.stored, path))
     return found
