@@ -31,9 +31,9 @@ LONGEST = (
             "cuda_on_host", "reference", "graphs", "app", "kernels_numbers", "distill", "jobs_damage", "cli",
             "diffusers", "solver_learning", "training_options", "kernels_gradients", "graphs_lines", "analysis_layers",
             "host", "kernels_aot", "encoders_layout", "pipeline", "bench", "report", "ops_native", "app_http",
-            "training",
-            "encoders_processors", "cli_options", "analysis", "encoders_views", "portable", "bench_gpu", "solver_fit",
-            "adapt", "packaging", "jobs", "views", "guidance", "ssl_methods", "cli_photos", "analysis_depth",
+            "training", "encoders_processors", "cli_options", "analysis", "encoders_views", "portable",
+            "bench_gpu", "solver_fit", "adapt", "packaging", "jobs", "views", "guidance", "ssl_methods", "cli_photos",
+            "analysis_depth",
         )
     ),
 )  # fmt: skip
