@@ -8,6 +8,7 @@
 #include "cpu/film_group_norm.h"
 #include "cpu/film_group_norm_backward.h"
 #include "cpu/instruction_set.h"
+#include "cpu/map_film.h"
 #include "cpu/solver_step.h"
 #include "cpu/weight_gradient.h"
 
@@ -18,6 +19,7 @@ STABLE_TORCH_LIBRARY_IMPL(rcdm_fast, CPU, m) {
   m.impl("film_group_norm", TORCH_BOX(&rcdm_fast::cpu::film_group_norm));
   m.impl("film_group_norm_backward", TORCH_BOX(&rcdm_fast::cpu::film_group_norm_backward));
   m.impl("film_group_norm_out", TORCH_BOX(&rcdm_fast::cpu::film_group_norm_out));
+  m.impl("map_film", TORCH_BOX(&rcdm_fast::cpu::map_film));
   m.impl("solver_step", TORCH_BOX(&rcdm_fast::cpu::solver_step));
 }
 

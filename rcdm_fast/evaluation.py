@@ -98,6 +98,7 @@ class Faithfulness:
         variance: of a pixel's value in [-1,1] over the samples of one source (unbiased); None for one sample each.
         recognized: classes, if a probe was asked for.
         x0_errors: by timestep, if they were asked for (`denoising.py`).
+        ranked_by: the encoder whose representations ranks and distances compare.
     """
 
     mrr: Interval
@@ -118,6 +119,7 @@ class Faithfulness:
     variance: Interval | None = None
     recognized: Recognized | None = None
     x0_errors: dict[int, Interval] = field(default_factory=dict)
+    ranked_by: str = ""
 
 
 @dataclass(frozen=True)
@@ -125,9 +127,9 @@ class Drawn:
     """Samples and what they are compared with; S sources, P samples of each, G gallery images.
 
     Attributes:
-        encoder: what made the representations.
+        encoder: what made the representations; the model's own, or another that ranks samples.
         real: the gallery's images and labels.
-        gallery: their representations, float32 [G,D].
+        gallery: their representations by it, float32 [G,D].
         sources: places of the sources in the gallery, int64 [S].
         images: samples, uint8 [S,P,3,H,W].
         representations: of the samples before they were rounded to 8 bits, float32 [S,P,D].
@@ -169,6 +171,7 @@ def evaluate(
     progress: Callable[[int, int], None] | None = None,
     space: FeatureSpace | None = None,
     guide: Model | None = None,
+    rank_by: Encoder | None = None,
 ) -> Faithfulness:
     """Sample, re-encode, rank, and compare distributions if a feature space is given.
 
@@ -179,6 +182,8 @@ def evaluate(
         progress: called with (sources done, sources in all).
         space: where distributions are compared, gallery and samples.
         guide: as in `Model.sample`.
+        rank_by: the encoder in whose space sources are ranked; None for the model's own. In one space decoders of
+            several encoders can be compared: how much of what *it* tells apart do their samples keep?
 
     Raises:
         ConfigError: fewer images than asked for, or a model without an encoder.
@@ -186,7 +191,7 @@ def evaluate(
     gallery, sources = counts(data, config)
     if space is not None:
         check_distribution(gallery, sources)
-    drawn = draw(model, data, config, progress, guide)
+    drawn = draw(model, data, config, progress, guide, rank_by=rank_by)
     result = faithfulness(drawn, config)
     return result if space is None else dataclasses.replace(result, distribution=compare(drawn, space, config.seed))
 
@@ -209,13 +214,17 @@ def draw(
     progress: Callable[[int, int], None] | None = None,
     guide: Model | None = None,
     gallery: Tensor | None = None,
+    rank_by: Encoder | None = None,
 ) -> Drawn:
-    """Encode the gallery, unless it is given as `Drawn` has it, draw samples of the sources and encode those.
+    """Encode the gallery, unless it is given, draw samples of the sources and encode those.
 
-    Other arguments and errors as in `evaluate`.
+    Args:
+        gallery: what samples are drawn of, the gallery's representations as the model takes them, float32 [G,D].
+
+    Other arguments and errors as in `evaluate`; with `rank_by` and a gallery the model needs no encoder.
     """
-    encoder = model.encoder
-    if encoder is None:
+    encoder = rank_by or model.encoder
+    if encoder is None or (model.encoder is None and gallery is None):
         raise ConfigError(
             "evaluation needs the model's encoder; give one with --encoder, or the images' --representations for what "
             "can be measured without"
@@ -223,7 +232,9 @@ def draw(
     size, count = counts(data, config)
     real = data.subset(evenly(size, len(data)))
     if gallery is None:
-        gallery = representations.compute(encoder, real)
+        assert model.encoder is not None
+        gallery = representations.compute(model.encoder, real)
+    ranked = gallery if rank_by is None else representations.compute(rank_by, real)
     sources = evenly(count, size)
     drawn, again = [], []
     for part in sources.split(max(1, config.batch_size // config.per)):
@@ -232,11 +243,11 @@ def draw(
         drawn.append(to_uint8(images).cpu())
         if progress is not None:
             progress(sum(map(len, drawn)), count)
-    return Drawn(encoder, real, gallery, sources, torch.cat(drawn), torch.cat(again))
+    return Drawn(encoder, real, ranked, sources, torch.cat(drawn), torch.cat(again))
 
 
 def faithfulness(drawn: Drawn, config: EvaluateConfig) -> Faithfulness:
-    """Ranks and distances in the space of the model's own encoder."""
+    """Ranks and distances in the space of the encoder that `drawn` names."""
     gallery, size = drawn.gallery, len(drawn.gallery)
     count, per = drawn.representations.shape[:2]
     known = [k for k in NEIGHBORS if k < size]
@@ -268,6 +279,7 @@ def faithfulness(drawn: Drawn, config: EvaluateConfig) -> Faithfulness:
         blurred_mean_rank=intervals.mean_rank(blurred_ranks, size, config.resamples, rng),
         blurred_distance=bootstrap(blurred_distances, config.resamples, rng),
         variance=None if per < 2 else bootstrap(variances(drawn.images), config.resamples, rng),
+        ranked_by=of_encoder(drawn.encoder).name,
     )
 
 

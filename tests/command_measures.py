@@ -144,6 +144,11 @@ MEASURING = (
         dict.fromkeys((*all_of("draw.config faithfulness.config", "seed"), "distribution.seed"), 4),
     ),
     Usage(
+        "evaluate m --data D --rank-by bundled:a",
+        (row("--rank-by", "bundled:b", "build.source", draw__rank_by="encoder bundled:b"),),
+        {"draw.rank_by": "encoder bundled:a", "draw.gallery": None, "build.device": CPU},
+    ),
+    Usage(
         "evaluate m --data D --probe bundled:a --probe-data F",
         (
             row("--probe", "bundled:b", "build.source", recognized__encoder="encoder bundled:b"),

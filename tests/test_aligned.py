@@ -196,6 +196,22 @@ def test_evaluation_with_and_without_the_encoder_agree(folder: Path) -> None:
     assert found.variance.value == pytest.approx(float(evaluation.variances(full.images).mean()))
 
 
+def test_ranks_of_representations_from_elsewhere(folder: Path) -> None:
+    """An encoder that ranks is all that ranks need: with the one that made h they are those of the model's own."""
+    data, model = open_data(folder / "images.npz", 8), small.model()
+    encoder = model.encoder
+    assert encoder is not None
+    config = evaluation.EvaluateConfig(sources=6, per=2, steps=2, gallery=12, resamples=50)
+    full = evaluation.draw(model, data, config)
+    h = encoder.encode(full.real.floats(slice(None)))
+    model._encoder = None
+    with pytest.raises(ConfigError, match="needs the model's encoder"):
+        evaluation.draw(model, data, config, rank_by=encoder)
+    ranked = evaluation.draw(model, data, config, gallery=h, rank_by=encoder)
+    assert torch.equal(ranked.images, full.images)
+    assert evaluation.faithfulness(ranked, config) == evaluation.faithfulness(full, config)
+
+
 def test_images_in_memory(folder: Path) -> None:
     pixels = np.load(folder / "images.npz")["images"]
     config: dict[str, Any] = {"sources": 6, "per": 1, "steps": 1, "resamples": 50}

@@ -75,6 +75,20 @@ def test_pgd_finds_what_fgsm_does_not() -> None:
     assert float((pgd(start, gradient, 16, 20) - 0.02).abs().max()) < 0.02
 
 
+def test_every_image_starts_elsewhere_and_in_any_batch_there() -> None:
+    """With a probe that has no slope PGD stays where it began."""
+    encoder, probe = small.encoder(), torch.nn.Linear(small.DIM, 2)
+    torch.nn.init.zeros_(probe.weight)
+    views, labels = torch.zeros(7, 3, 8, 8), torch.zeros(7, dtype=torch.int64)
+    begun = [against_probe(views, labels, encoder, probe, 4, 3, seed=5, batch_size=size) for size in (7, 3, 1)]
+    assert torch.equal(begun[0], begun[1])
+    assert torch.equal(begun[0], begun[2])
+    assert len(begun[0].flatten(1).unique(dim=0)) == 7
+    assert float(begun[0].abs().max()) == pytest.approx(4 * LEVEL, rel=0.02)
+    other = against_probe(views, labels, encoder, probe, 4, 3, seed=6)
+    assert float((begun[0] - other).abs().max()) > LEVEL
+
+
 def value(found: Analysis, name: str, row: int, column: int = 1) -> float:
     table: Table = next(each for each in found.tables if each.name == name)
     cell = table.rows[row][column]

@@ -53,6 +53,20 @@ def photos() -> ImageSet:
     return ImageSet(to_uint8(small.make_images(20, seed=9)), None, (), (), "elsewhere")
 
 
+def test_sets_of_images_are_told_apart(model: Model) -> None:
+    """By what they hold, not by how many; and a part of one is a part of what was encoded once."""
+    encoder, kept = small.encoder(), Shared()
+    sets = [ImageSet(to_uint8(small.make_images(6, seed=seed)), None, (), (), f"seed {seed}") for seed in (1, 2)]
+    whole = [shared.encoded(kept, encoder, each) for each in sets]
+    for found, each in zip(whole, sets, strict=True):
+        assert torch.equal(found, representations.compute(encoder, each))
+        assert torch.equal(shared.encoded(kept, encoder, each, torch.tensor([4, 1])), found[[4, 1]])
+        assert torch.equal(shared.encoded(None, encoder, each, torch.tensor([4, 1])), found[[4, 1]])
+    assert not torch.equal(*whole)
+    other = small.encoder()
+    assert shared.encoded(kept, other, sets[0]) is not whole[0]
+
+
 def run(name: str, models: list[Model], data: ImageSet, photos: ImageSet, known: Shared | None, **more: Any) -> Any:
     job = registry.Job(models[0], data, photos, tuple(models[1:]), {**QUICK, **more}, shared=known)
     found = registry.find(name).run(job)

@@ -110,6 +110,8 @@ def test_line_step_rise_and_jump_by_hand() -> None:
     assert interpolate.largest_jump(back) == pytest.approx([-0.25, 0, 0.8])
     assert interpolate.rise(back) == pytest.approx([-1, -1.2, 0.2])
     assert interpolate.evenness(back)[:2] == pytest.approx([1, -1])
+    at_the_ends = np.array([[0, 0, 0, 0, 1.0], [0, 1.0, 1, 1, 1]])
+    assert interpolate.evenness(at_the_ends) == pytest.approx([-1, -1])
     bent = np.array([[0, 0.1, 0.5, 0.9, 1]])
     residual = np.polyfit(np.arange(5), bent[0], 1, full=True)[1][0]
     levels = [np.var(bent[0, :at]) * at + np.var(bent[0, at:]) * (5 - at) for at in range(1, 5)]

@@ -33,6 +33,7 @@ from rcdm_fast.errors import RunError
 from rcdm_fast.jobs import local
 from rcdm_fast.jobs.settings import JobConfig
 from rcdm_fast.models import checkpoint
+from rcdm_fast.training import distill as module
 from rcdm_fast.training import trajectories
 from rcdm_fast.training.config import TrainConfig
 from rcdm_fast.training.distill import DistillConfig, Judged, distill
@@ -266,6 +267,30 @@ def test_what_is_refused(teacher: Path, student: Made, data: ImageSet, tmp_path:
     with pytest.raises(RunError, match=r"the loss is (nan|inf) at step [23]"):
         distill(dataclasses.replace(config, learning_rate=1e37, warmup=0.0), data, tmp_path / "wild")
     assert not (tmp_path / "wild" / "few.safetensors").exists()
+
+
+@pytest.mark.long
+def test_it_is_judged_by_noise_that_it_has_not_seen(
+    tmp_path: Path, data: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = saved(tmp_path, representation_dim=0)
+    drawn: list[tuple[int, Tensor]] = []
+    draw = module.Run.draw
+
+    def seen(run: module.Run, generator: torch.Generator, count: int, per: int = 1) -> tuple[Tensor, Conditions]:
+        seed = generator.initial_seed()
+        x, given = draw(run, generator, count, per)
+        drawn.append((seed, x))
+        return x, given
+
+    monkeypatch.setattr(module.Run, "draw", seen)
+    config = DistillConfig("few", str(path), trajectories=8, judged=2, **{**QUICK, "between": 0, "batch_size": 4})
+    distill(config, data, tmp_path / "run")
+    *learned, (seed, judged) = drawn
+    assert len(learned) == 2
+    assert seed not in [each for each, _ in learned]
+    apart = torch.cdist(judged.flatten(1), torch.cat([x for _, x in learned]).flatten(1))
+    assert float(apart.min()) > 1
 
 
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

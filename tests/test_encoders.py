@@ -36,6 +36,22 @@ class Tokens(nn.Module):
         return torch.cat([self.prefix.expand(len(x), -1, -1), patches], dim=1)
 
 
+class Registers(nn.Module):
+    """As DINOv2 has them: a class token, three registers, and the four patches of an image of 8 px."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_register_tokens = 3
+        self.cls_token = nn.Parameter(torch.randn(1, 1, 4))
+        self.register_tokens = nn.Parameter(torch.randn(1, 3, 4))
+        self.patches = nn.Conv2d(3, 4, 4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = self.patches(x).flatten(2).transpose(1, 2)
+        before = [token.expand(len(x), -1, -1) for token in (self.cls_token, self.register_tokens)]
+        return torch.cat([*before, patches], dim=1)
+
+
 class Permuted(nn.Module):
     """[N,3,H,W] -> [N,H,W,3], said as timm says it."""
 
@@ -202,6 +218,17 @@ def test_cls_and_mean_of_tokens(prefix: int) -> None:
     else:
         with pytest.raises(EncoderError, match="no class token"):
             build(network, config=dataclasses.replace(SMALL, pooling="cls"))
+
+
+def test_registers_are_no_patches() -> None:
+    network, images = Registers(), make_images(8)
+    network.register_tokens.data += 100
+    with torch.no_grad():
+        patches = network.patches(images).flatten(2)
+    assert close(build(network, config=dataclasses.replace(SMALL, pooling="mean")).encode(images), patches.mean(2))
+    assert close(build(network, config=dataclasses.replace(SMALL, pooling="max")).encode(images), patches.amax(2))
+    positions = build(network, config=dataclasses.replace(SMALL, pooling="map")).encode(images)
+    assert close(positions, patches.flatten(1))
 
 
 def test_batches_do_not_matter() -> None:

@@ -27,7 +27,7 @@ from rcdm_fast.evaluation import (
     mrr_change,
     recognition,
 )
-from rcdm_fast.images import blur_images, to_uint8
+from rcdm_fast.images import blur_images, from_uint8, to_uint8
 from rcdm_fast.metrics.intervals import bootstrap
 from rcdm_fast.metrics.nearest import rank_of, squared_distances
 from tests import small
@@ -268,6 +268,31 @@ def test_a_rank_is_turned_over_sample_by_sample() -> None:
     assert found.reciprocal_ranks == pytest.approx(((1 + 1 / 4) / 2, 1.0))
     assert found.mean_rank.value == pytest.approx((2.5 + 1) / 2)
     assert found.mrr.value == pytest.approx((0.625 + 1) / 2)
+
+
+def test_another_encoder_ranks() -> None:
+    """The samples are the same; ranks, distances and the blurred source are those of the encoder that is named."""
+
+    class Rows(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.mean(dim=(1, 3))
+
+    judge = ImageEncoder(Rows(), EncoderConfig("module:rows", image_size=8))
+    model, data, config = small.quick_model(), make_images(20), EvaluateConfig(sources=6, per=2, steps=2, resamples=50)
+    own, ranked = draw(model, data, config), draw(model, data, config, rank_by=judge)
+    assert torch.equal(own.images, ranked.images)
+    gallery = data.floats(slice(None)).mean(dim=(1, 3))
+    torch.testing.assert_close(ranked.gallery, gallery)
+    again = from_uint8(ranked.images).mean(dim=(2, 4))
+    torch.testing.assert_close(ranked.representations, again, atol=0.005, rtol=0)
+    result = evaluate(model, data, config, rank_by=judge)
+    expected = (ranked.representations - gallery[ranked.sources][:, None]).square().sum(dim=2).mean()
+    assert result.distance.value == pytest.approx(float(expected), rel=1e-4)
+    assert result == faithfulness(ranked, config)
+    assert result.mrr != faithfulness(own, config).mrr
+    ranked_by = [each.ranked_by for each in (result, faithfulness(own, config))]
+    assert ranked_by == ["module:rows, layer backbone", "module, layer backbone"]
+    assert f"{'ranked by':34s} {ranked_by[0]}" in table(result)
 
 
 def test_a_sample_has_the_label_of_its_source() -> None:

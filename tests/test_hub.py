@@ -281,6 +281,20 @@ def test_a_damaged_file_in_the_hubs_cache(tmp_path: Path, hub: Hub, kind: str, s
         hub_module._check(folder / "model.safetensors")
 
 
+def test_both_files_are_checked_whenever_they_are_used(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = hub.root / "org" / "name"
+    small.model().save_pretrained(folder)
+    (folder / "its-encoder.safetensors").write_bytes(b"weights")
+    checked: list[str] = []
+    monkeypatch.setattr(hub_module, "_encoder_file", lambda path: "its-encoder.safetensors")
+    monkeypatch.setattr(hub_module, "_check", lambda path: checked.append(path.name))
+    for fetched in (["model.safetensors", "its-encoder.safetensors"], ["model.safetensors"]):
+        hub.calls.clear()
+        hub_module.fetch("org/name")
+        assert [name for name, _ in hub.calls] == fetched
+    assert checked == ["model.safetensors", "its-encoder.safetensors"] * 2
+
+
 def test_a_digest_is_asked_of_what_the_hub_has(hub: Hub) -> None:
     load(BUNDLED).push_to_hub("someone/model", precision="fp16")
     digest = hashlib.sha256((hub.root / "someone" / "model" / "model.safetensors").read_bytes()).hexdigest()

@@ -133,6 +133,16 @@ def test_memory_for_a_single_image(model: Model, tmp_path: Path, monkeypatch: py
     assert len(freed) == 2  # 5, 2
 
 
+def test_memory_shrinks_in_the_middle_of_a_unit_twice(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every image is drawn once, in order, whatever was drawn before each halving."""
+    sizes = limited(monkeypatch, model, lambda calls: 8 if calls <= 2 else 4 if calls <= 5 else 2)
+    unit = ready(20, 2)
+    found = [pair for drawn in artist(model, 8, per=2).draw(unit) for pair in drawn.pairs]
+    assert found == [(item, sample) for item in range(20) for sample in range(2)]
+    assert sizes == [8, 8, 8, 4, 4, 4, *[2] * 8]
+    assert unit.bad == {}
+
+
 def artist(model: Model, bucket: int, **settings: Any) -> Artist:
     return Artist(model, JobConfig(**{"steps": 1, **settings}), bucket)
 

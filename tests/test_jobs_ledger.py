@@ -236,6 +236,22 @@ def test_quarantined_items_may_be_repaired_and_others_may_not(tmp_path: Path) ->
     assert json.loads((tmp_path / "job.json").read_text())["items"] == identity(sum(repaired))["items"]
 
 
+@pytest.mark.parametrize("clip", [False, True])
+def test_settings_that_a_job_says_are_its_own(tmp_path: Path, clip: bool) -> None:
+    """And what an earlier version did not say was as usual."""
+    about: dict[str, Any] = {"items": {"count": 3, "sha256": HASH}}
+    ledger = ledger_of(tmp_path, 3)
+    ledger.start({**about, "settings": {"clip": clip}})
+    ledger.start({**about, "settings": {"clip": clip}})
+    with pytest.raises(ConfigError, match=r"settings\.clip was (true|false), is (true|false)"):
+        ledger.start({**about, "settings": {"clip": not clip}})
+    file = tmp_path / "job.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "settings": {}}))
+    ledger.start({**about, "settings": {"clip": True}})
+    with pytest.raises(ConfigError, match=r"settings\.clip was true, is false"):
+        ledger.start({**about, "settings": {"clip": False}})
+
+
 GOOD = {"item": 12, "sample": 3, "offset": 0, "bytes": 7, "sha256": "0123456789abcdef" * 4, "key": "000000012-000003"}
 
 

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from rcdm_fast import storage
+from rcdm_fast.config import EncoderConfig
 from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.encoders import ImageEncoder
 from rcdm_fast.training import representations
 from rcdm_fast.training.distributed import Processes
 from rcdm_fast.training.representation_file import RepresentationFile
@@ -153,6 +155,20 @@ def test_the_set_of_images_decides(tmp_path: Path) -> None:
     a, b = (representations.cached(small.encoder(), data, tmp_path, views=Views(False)) for data in (DATA, other))
     torch.testing.assert_close(a, b.flip(1))
     assert not torch.equal(a, b)
+
+
+def test_what_an_encoder_answers_decides_where_its_configuration_does_not(tmp_path: Path) -> None:
+    encoders = []
+    for bias in (0.0, 1.0):
+        network = torch.nn.Sequential(small.MeanColor(), torch.nn.Linear(small.DIM, 3))
+        torch.nn.init.constant_(network[1].bias, bias)
+        torch.nn.init.constant_(network[1].weight, 0.5)
+        encoders.append(ImageEncoder(network, EncoderConfig("module", image_size=8)))
+    a, b = (representations.cached(each, DATA, tmp_path, views=Views(False)) for each in encoders)
+    torch.testing.assert_close(b, a + 1)
+    assert representations.key(encoders[0], DATA) != representations.key(encoders[1], DATA)
+    keys = [representations.identity(each, DATA, given=True)["answers"] for each in encoders]
+    assert len(set(keys)) == 2
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])

@@ -7,6 +7,7 @@ import shlex
 import stat
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,6 +41,19 @@ def test_frames_of_a_sequence_share_their_noise() -> None:
     for wrong in (torch.ones(small.DIM), torch.ones(0, small.DIM), torch.ones(1, 1, 1, small.DIM)):
         with pytest.raises(ConfigError, match=r"\[T,D\] or \[S,T,D\]"):
             model.sequence(wrong)
+
+
+def test_a_sequences_name_stands_at_its_first_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, list[str]]] = []
+    sheet = films.image_sheet
+
+    def drawn(rows: Any, **options: Any) -> Image.Image:
+        seen.append((len(rows), list(options["row_titles"])))
+        return sheet(rows, **options)
+
+    monkeypatch.setattr(films, "image_sheet", drawn)
+    films.write(FRAMES, tmp_path / "strip.png", names=["a", "b"], cell=16)
+    assert seen == [(4, ["a", "", "b", ""])]
 
 
 def test_a_strip_and_an_animation(tmp_path: Path) -> None:

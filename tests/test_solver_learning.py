@@ -24,6 +24,7 @@ from rcdm_fast.model import Model
 from rcdm_fast.models import checkpoint
 from rcdm_fast.solver_fit import Asked
 from rcdm_fast.solver_learning import LearnConfig, Learned, learn
+from rcdm_fast.storage import StorageError
 from tests import small
 
 QUICK = LearnConfig(nfe=(2,), steps=2, candidates=5, batch_size=6, resamples=200)
@@ -281,6 +282,10 @@ def whole_model(folder: Path) -> Path:
     return checkpoint.save_model(folder / "model.safetensors", model.config, model.unet.state_dict())
 
 
+def full_disk(*_: Any) -> Path:
+    raise StorageError("no space left")
+
+
 def test_the_command_writes_the_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,6 +306,11 @@ def test_the_command_writes_the_model(
 
     monkeypatch.setattr(solver_learning, "learn", found)
     words = ["tune", str(path), "--nfe", "5,8", "--minutes", "0.5", "--out", str(out), "--trajectories", "20"]
+    with monkeypatch.context() as changed:
+        changed.setattr(solver_learning, "save", full_disk)
+        assert main([*words, "--device", "cpu"]) == 2
+    assert "no space left" in capsys.readouterr().err
+    assert asked["state"].read_bytes() == b"kept"  # for another try
     assert main([*words, "--device", "cpu", "--json", str(tmp_path / "found.json")]) == 0
     said = capsys.readouterr().out
     tuned = rcdm_fast.load(out, device="cpu")

@@ -50,7 +50,8 @@ def write_shards(folder: Path, pixels: np.ndarray) -> str:
     for shard in range(2):
         members = []
         for number in range(shard * 10, shard * 10 + 10):
-            members += [(f"{number:03d}.png", png(pixels[number])), (f"{number:03d}.cls", str(number % 11).encode())]
+            label = str(number % 11) + "\n" * (number % 2)  # as a program or a shell writes it
+            members += [(f"{number:03d}.png", png(pixels[number])), (f"{number:03d}.cls", label.encode())]
         write_shard(folder / f"part-{shard:02d}.tar", members)
     return str(folder / "part-{00..01}.tar")
 

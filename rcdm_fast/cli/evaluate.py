@@ -33,6 +33,14 @@ FeatureSpec = Annotated[
 InceptionFile = Annotated[
     Path | None, typer.Option(help="Inception weights (pt_inception-2015-12-05-6726825d.pth): FID and Inception Score.")
 ]
+RankBy = Annotated[
+    str | None,
+    typer.Option(
+        "--rank-by",
+        help="Encoder in whose space sources are ranked, as --encoder takes. Default: the model's own; one for all "
+        "compares models of several encoders.",
+    ),
+]
 ProbeSpec = Annotated[
     str | None,
     typer.Option(
@@ -71,6 +79,7 @@ def evaluate(
     seed: common.Seed = SamplingConfig.seed,
     encoder: common.EncoderSpec = None,
     representations: common.Representations = None,
+    rank_by: RankBy = None,
     probe: ProbeSpec = None,
     probe_data: ProbeData = None,
     features: FeatureSpec = None,
@@ -90,7 +99,7 @@ def evaluate(
     And how like real images they are: mean rank and MRR of the source image beside chance and beside a blurred
     source, distances beside those of real neighbors, variance over samples, and distances of distributions
     (Fréchet, kernel, precision and recall, density and coverage) in a stated feature space. A model of representations
-    without an encoder is measured with --representations, as far as that goes.
+    without an encoder is measured with --representations, as far as that goes, and by ranks with --rank-by.
 
     Example: rcdm evaluate cifar10-simclr-wide --data cifar10/test --per 4 --gallery 10000 --json mrr.json
     """
@@ -98,6 +107,7 @@ def evaluate(
     from rcdm_fast import evaluation as measures
     from rcdm_fast.config import ConfigError
     from rcdm_fast.data import sample_files
+    from rcdm_fast.data.image_set import evenly
     from rcdm_fast.data.sources import open_data
     from rcdm_fast.denoising import x0_errors
 
@@ -117,6 +127,7 @@ def evaluate(
     if probe is not None and probe_data is not None:
         reader, known = encoders.build(probe, loaded.device), open_data(probe_data, loaded.image_size)
         measures.check_classes(images, known)
+    judge = None if rank_by is None else encoders.build(rank_by, loaded.device)
     h = _without_encoder(loaded, representations, features, images)
     size, count = measures.counts(images, settings)
     if npz is not None:
@@ -131,15 +142,16 @@ def evaluate(
             space = None
     with common.ProgressBar(count) as progress:
         shown = lambda done, total: progress(done, total, 0.0)  # noqa: E731
-        if h is not None:
+        if h is not None and judge is None:
             alone = unranked.draw(loaded, images, h, settings, shown, weaker)
         else:
-            drawn = measures.draw(loaded, images, settings, shown, weaker)
+            given = None if h is None else h[evenly(size, len(images))]
+            drawn = measures.draw(loaded, images, settings, shown, weaker, given, judge)
     if npz is not None:
-        made = alone if h is not None else drawn
+        made = alone if h is not None and judge is None else drawn
         outputs.keep(npz, lambda file: sample_files.write_npz(file, made.images.flatten(0, 1), made.labels))
         common.report(f"{npz}: {count * per} samples")
-    if h is not None:
+    if h is not None and judge is None:
         read = None if probe is None else (reader, known)
         found = unranked.measure(
             loaded, alone, settings, space=space, reference=reference, probe=read, denoising=denoising
@@ -153,7 +165,8 @@ def evaluate(
     if probe is not None:
         result = dataclasses.replace(result, recognized=measures.recognition(drawn, reader, known))
     if denoising:
-        errors = x0_errors(loaded, drawn.real, drawn.sources, seed=seed)
+        own = None if given is None else given[drawn.sources]
+        errors = x0_errors(loaded, drawn.real, drawn.sources, seed=seed, h=own)
         result = dataclasses.replace(result, x0_errors=errors)
     common.report("\n".join(table(result)))
     common.write_json(json, {**dataclasses.asdict(result), **_about(loaded, images, settings)})
@@ -190,6 +203,7 @@ def table(result: Faithfulness) -> list[str]:
     lines = [f"{label:34s} {each.text('.4g')}" for label, each in rows]
     chance = f"MRR {result.chance_mrr:.3g}, mean rank {result.chance_mean_rank:.6g} of {result.gallery}"
     lines.append(f"{'chance':34s} {chance}")
+    lines.append(f"{'ranked by':34s} {result.ranked_by}")
     if result.blurred_mrr is not None:
         lines.append("MRR depends on the encoder: it compares samples of one encoder, not what encoders keep")
     if result.recognized is not None:

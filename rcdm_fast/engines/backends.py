@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rcdm_fast.engines.program import Convolution
+from rcdm_fast.models.condition_map import resized, weights
 from rcdm_fast.ops import schema, selection
 from rcdm_fast.ops.schema import NormInputs
 
@@ -58,6 +59,12 @@ class OneDnnBackend:
         torch.ops.rcdm_fast.film_group_norm_out(out, *inputs)
         return out
 
+    def map_film(self, x: Tensor, film: Tensor, rows: Tensor) -> Tensor:
+        sides = zip(x.shape[2:], film.shape[2:], strict=True)
+        down, across = (weights(of, to, torch.float32, x.device) for to, of in sides)
+        torch.ops.rcdm_fast.map_film(x, film, rows, down, across)
+        return x
+
     def attention(self, qkv: Tensor, heads: int, new_order: bool) -> Tensor:
         out: Tensor = torch.ops.rcdm_fast.attention(qkv, heads, new_order)
         return out
@@ -103,6 +110,12 @@ class ModuleBackend:
 
     def norm(self, inputs: NormInputs) -> Tensor:
         return self._norm(*inputs)
+
+    def map_film(self, x: Tensor, film: Tensor, rows: Tensor) -> Tensor:
+        # The weights of `resized` sum to one, so that one is added to the small map.
+        scale, shift = film.index_select(0, rows).chunk(2, dim=1)
+        scale, shift = resized(torch.cat([scale + 1, shift], dim=1), x.shape[-1]).to(x.dtype).chunk(2, dim=1)
+        return F.silu(torch.addcmul(shift, x, scale))
 
     def attention(self, qkv: Tensor, heads: int, new_order: bool) -> Tensor:
         return self._attention(qkv, heads, new_order)

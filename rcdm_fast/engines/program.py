@@ -1,7 +1,7 @@
 """The network as a fast engine runs it: convolutions, our operators between them, nothing computed twice.
 
-Channels-last throughout. GroupNorm, FiLM, SiLU and average pooling are one operator (but the FiLM of maps, which is
-plain PyTorch behind it); a skip connection is read beside its partner instead of being concatenated; the residual is
+Channels-last throughout. GroupNorm, FiLM, SiLU and average pooling are one operator (the FiLM of maps is another one
+behind it); a skip connection is read beside its partner instead of being concatenated; the residual is
 added by the convolution that ends a block; an upsampled block's first convolution runs as four 2x2 phase
 convolutions on the small image (16/36 of the work, exact).
 
@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rcdm_fast.models.condition_map import resized
 from rcdm_fast.models.unet import AttentionBlock, Downsample, ResBlock, UNet, Upsample
 from rcdm_fast.ops.schema import NormInputs
 
@@ -40,6 +39,9 @@ class Backend(Protocol):
 
     def norm(self, inputs: NormInputs) -> Tensor:
         """`reference.film_group_norm`; the result is valid until the next norm of the same shape."""
+
+    def map_film(self, x: Tensor, film: Tensor, rows: Tensor) -> Tensor:
+        """`reference.map_film` with the weights of `condition_map`; x may be overwritten."""
 
     def attention(self, qkv: Tensor, heads: int, new_order: bool) -> Tensor:
         """`ops.attention`."""
@@ -108,6 +110,7 @@ class BlockLayer:
         first, last = block.in_layers[2], block.out_layers[3]
         assert isinstance(first, nn.Conv2d)
         assert isinstance(last, nn.Conv2d)
+        self.backend = backend
         self.in_norm = Norm(block.in_layers[0], backend, device)
         self.out_norm = Norm(block.out_layers[0], backend, device)
         self.up = isinstance(block.resample, Upsample)
@@ -130,7 +133,7 @@ class BlockLayer:
         if film.ndim == 2:
             h = self.out_norm(h, film=film[:, self.film], rows=rows, phases=self.up)
         else:
-            h = _per_pixel(self.out_norm(h, silu=False, phases=self.up), film[:, self.film], rows)
+            h = self.backend.map_film(self.out_norm(h, silu=False, phases=self.up), film[:, self.film], rows)
         if self.up:
             return self.last(h, add=_upsampled(x), overwrite=True)
         if self.down:
@@ -238,7 +241,7 @@ class Program:
     def denoise(self, x: Tensor, film: Tensor, rows: Tensor) -> Tensor:
         """[N,3,H,W], FiLM rows float32 [R,F] or [R,F,h,w], row of every image int64 [N] -> [N,3 or 6,H,W].
 
-        Images are channels-last. Maps cost two passes of plain PyTorch in every residual block.
+        Images are channels-last. Maps cost one pass more in every residual block, in place.
         """
         h = x.to(dtype=self.dtype, memory_format=torch.channels_last)
         skips = []
@@ -287,16 +290,6 @@ class Program:
     def _observe(self, name: str, h: Tensor) -> None:
         if self._observer is not None:
             self._observer(name, h)
-
-
-def _per_pixel(h: Tensor, film: Tensor, rows: Tensor) -> Tensor:
-    """SiLU(h (1 + scale) + shift) of what a norm gives, with films of maps [R,2C,h,w]: the same in any batch of images.
-
-    The weights of `resized` sum to one, so that one is added to the small map.
-    """
-    scale, shift = film.index_select(0, rows).chunk(2, dim=1)
-    scale, shift = resized(torch.cat([scale + 1, shift], dim=1), h.shape[-1]).to(h.dtype).chunk(2, dim=1)
-    return F.silu(torch.addcmul(shift, h, scale))
 
 
 def _upsampled(x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rcdm_fast.ops import schema_folding
+from rcdm_fast.ops import schema, schema_folding
 from rcdm_fast.ops.schema import NAMESPACE, NormInputs
 
 
@@ -93,6 +93,19 @@ def film_group_norm_before_out(out: Tensor, before: Tensor, *inputs: Any) -> Non
     """The same, written to `out`."""
     schema_folding.check_before(out, before, NormInputs(*inputs))
     out.copy_(film_group_norm_before(before, *inputs))
+
+
+def map_film(x: Tensor, film: Tensor, rows: Tensor, down: Tensor, across: Tensor) -> None:
+    """x becomes SiLU(x (1 + scale) + shift) with films of maps, in place, rounded once.
+
+    film float32 [R,2C,h,w], (scale, shift) side by side, row `rows[n]` for image n of x [N,C,H,W]. Each pixel takes of
+    the map's positions what `down` [H,h] and `across` [W,w] say, whose rows sum to one.
+    """
+    schema.check_map_film(x, film, rows, down, across)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    spread = torch.einsum("yi,ncij,xj->ncyx", down.to(wide), film[rows].to(wide), across.to(wide))
+    scale, shift = spread.chunk(2, dim=1)
+    x.copy_(F.silu(x.to(wide) * (1 + scale) + shift))
 
 
 def add_residual(out: Tensor, bias: Tensor, add: Tensor, resample: int) -> None:

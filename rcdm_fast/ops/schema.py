@@ -30,6 +30,7 @@ NORM_INPUTS = (
 FILM_GROUP_NORM = f"({NORM_INPUTS}) -> Tensor"
 FILM_GROUP_NORM_OUT = f"(Tensor(a!) out, {NORM_INPUTS}) -> ()"
 ATTENTION = "(Tensor qkv, int heads, bool new_order) -> Tensor"
+MAP_FILM = "(Tensor(a!) x, Tensor film, Tensor rows, Tensor down, Tensor across) -> ()"
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -213,6 +214,33 @@ def _film_group_norm_out(out: Tensor, x: Tensor, *others: Any) -> None:
     check_out(out, check_film_group_norm(NormInputs(x, *others)), x)
 
 
+def check_map_film(x: Tensor, film: Tensor, rows: Tensor, down: Tensor, across: Tensor) -> None:
+    """`TypeError` or `ValueError` for inputs that `map_film` does not accept."""
+    check_float_dtype("map_film's x", x)
+    if x.ndim != 4 or not is_channels_last(x):
+        raise ValueError(
+            f"map_film: x must be [N,C,H,W] in channels-last memory without gaps; got {list(x.shape)}, "
+            f"strides {x.stride()}"
+        )
+    n, channels, height, width = x.shape
+    fits = film.ndim == 4 and film.dtype == torch.float32 and film.shape[1] == 2 * channels
+    if not fits or film.stride(1) != 1:
+        raise ValueError(
+            f"map_film: film must be float32 [R,{2 * channels},h,w], its channels side by side; "
+            f"got {dtype_name(film.dtype)} {list(film.shape)}, strides {film.stride()}"
+        )
+    if rows.shape != (n,) or rows.dtype != torch.int64 or not rows.is_contiguous():
+        raise ValueError(f"map_film: rows must be int64 [{n}], contiguous; got {dtype_name(rows.dtype)} {list(rows.shape)}")
+    for name, given, shape in (("down", down, (height, film.shape[2])), ("across", across, (width, film.shape[3]))):
+        if given.shape != shape or given.dtype != torch.float32 or not given.is_contiguous():
+            raise ValueError(
+                f"map_film: {name} must be float32 {list(shape)}, contiguous; "
+                f"got {dtype_name(given.dtype)} {list(given.shape)}"
+            )
+    if any(given.device != x.device for given in (film, rows, down, across)):
+        raise ValueError("map_film: all tensors must be on one device")
+
+
 def check_attention(qkv: Tensor, heads: int) -> int:
     """Channels C of the result; `TypeError` or `ValueError` for inputs that are not accepted."""
     check_float_dtype("attention's qkv", qkv)
@@ -233,6 +261,7 @@ for _name, _schema, _fake in (
     ("solver_step", SOLVER_STEP, _solver_step),
     ("film_group_norm", FILM_GROUP_NORM, _film_group_norm),
     ("film_group_norm_out", FILM_GROUP_NORM_OUT, _film_group_norm_out),
+    ("map_film", MAP_FILM, check_map_film),
 ):
     torch.library.define(f"{NAMESPACE}::{_name}", _schema, tags=TAGS)
     torch.library.register_fake(f"{NAMESPACE}::{_name}", _fake)
