@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from rcdm_fast import info, ops
 from rcdm_fast.benchmarking import relative_l2
+from rcdm_fast.models.condition_map import weights
 from rcdm_fast.ops import reference
 
 IMAGES = [(64, 3, 32, 32), (64, 3, 128, 128)]
@@ -118,6 +119,26 @@ def bench_attention(benchmark: Any, shape: tuple[int, int, int, int], dtype: str
         assert error < LIMITS[qkv.dtype], f"wrong result ({error:.1e}): no time is reported"
         moved_bytes = qkv.numel() * 4 // 3 * qkv.element_size()
         _time(benchmark, f"attention {dtype} {list(shape)}", run, moved_bytes)
+
+
+@pytest.mark.parametrize("implementation", ["native", "reference"])
+@pytest.mark.parametrize("shape", [(16, 32, 32, 8), (16, 64, 8, 8)], ids=_name)
+def bench_map_film(benchmark: Any, shape: tuple[int, int, int, int], implementation: str) -> None:
+    _require_native(implementation)
+    torch.manual_seed(0)
+    n, channels, size, side = shape
+    x = torch.randn(n, channels, size, size).contiguous(memory_format=torch.channels_last)
+    film = torch.randn(n, 2 * channels, side, side).contiguous(memory_format=torch.channels_last)
+    share = weights(side, size, torch.float32, torch.device("cpu"))
+    others = (film, torch.arange(n), share, share)
+    run = torch.ops.rcdm_fast.map_film if implementation == "native" else reference.map_film
+    with torch.inference_mode():
+        want, got = x.clone(), x.clone()
+        reference.map_film(want, *others)
+        run(got, *others)
+        assert relative_l2(got, want) < LIMITS[torch.float32], "wrong result: no time is reported"
+        moved_bytes = 2 * x.numel() * x.element_size() + film.numel() * film.element_size()
+        _time(benchmark, f"map_film {list(shape)}", lambda: run(x, *others), moved_bytes)
 
 
 @pytest.mark.parametrize("implementation", ["native", "reference"])

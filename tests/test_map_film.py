@@ -121,7 +121,7 @@ def test_what_is_refused(change, message: str) -> None:  # type: ignore[no-untyp
 
 
 def test_a_row_out_of_range() -> None:
-    x, film, rows, down, across = inputs(2, 8, 4, 4, 3, 3)
+    x, film, _, down, across = inputs(2, 8, 4, 4, 3, 3)
     for row in (-1, 4):
         with pytest.raises(RuntimeError, match=f"row {row} of image 1 is out of range: film has 4 rows"):
             torch.ops.rcdm_fast.map_film(x, film, torch.tensor([0, row]), down, across)

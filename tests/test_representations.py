@@ -160,9 +160,10 @@ def test_the_set_of_images_decides(tmp_path: Path) -> None:
 def test_what_an_encoder_answers_decides_where_its_configuration_does_not(tmp_path: Path) -> None:
     encoders = []
     for bias in (0.0, 1.0):
-        network = torch.nn.Sequential(small.MeanColor(), torch.nn.Linear(small.DIM, 3))
-        torch.nn.init.constant_(network[1].bias, bias)
-        torch.nn.init.constant_(network[1].weight, 0.5)
+        last = torch.nn.Linear(small.DIM, 3)
+        torch.nn.init.constant_(last.bias, bias)
+        torch.nn.init.constant_(last.weight, 0.5)
+        network = torch.nn.Sequential(small.MeanColor(), last)
         encoders.append(ImageEncoder(network, EncoderConfig("module", image_size=8)))
     a, b = (representations.cached(each, DATA, tmp_path, views=Views(False)) for each in encoders)
     torch.testing.assert_close(b, a + 1)

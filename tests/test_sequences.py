@@ -18,7 +18,7 @@ import rcdm_fast
 from rcdm_fast import films
 from rcdm_fast.cli import main
 from rcdm_fast.config import ConfigError
-from rcdm_fast.images import ImageError
+from rcdm_fast.images import ImageError, image_sheet
 from rcdm_fast.storage import StorageError
 from tests import small
 
@@ -45,11 +45,10 @@ def test_frames_of_a_sequence_share_their_noise() -> None:
 
 def test_a_sequences_name_stands_at_its_first_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, list[str]]] = []
-    sheet = films.image_sheet
 
     def drawn(rows: Any, **options: Any) -> Image.Image:
         seen.append((len(rows), list(options["row_titles"])))
-        return sheet(rows, **options)
+        return image_sheet(rows, **options)
 
     monkeypatch.setattr(films, "image_sheet", drawn)
     films.write(FRAMES, tmp_path / "strip.png", names=["a", "b"], cell=16)

@@ -94,6 +94,21 @@ STAGES = (
         ships=False,
     ),
     *_tuned("cifar10-simclr-trunk", "cifar10-simclr-encoder", "5", "stopped after four steps of learning"),
+    Stage(
+        "cifar10-simclr-map-start",
+        'adapt {cifar10-simclr-trunk-halved} --encoder "file:{cifar10-simclr-encoder}?layer=backbone.4&pooling=mean" '
+        "--data {data} --set steps=0 --out {out}",
+        "cifar10-simclr-map-start.safetensors",
+        "10 minutes of a core",
+        ships=False,
+    ),
+    Stage(
+        "cifar10-simclr-map",
+        'train cifar10-simclr-map --data {data} --encoder "file:{cifar10-simclr-encoder}?layer=backbone.4&pooling=map" '
+        "--init {cifar10-simclr-map-start} --out {out}",
+        "cifar10-simclr-map.safetensors",
+        "140,000 images; 90 minutes of a core",
+    ),
     _adapted("cifar10-simclr-head", "cifar10-simclr-trunk", "{cifar10-simclr-encoder}?layer=projector", 800),
     _adapted("cifar10-supervised", "cifar10-simclr-trunk", "{cifar10-supervised-encoder}", 800),
     _encoder("cifar10-simclr-wide", "145 s on an H100"),

@@ -96,6 +96,7 @@ def _speed() -> dict[str, Result]:
         found[f"above floor {name}"] = _of(speed.above_floor, f"profile_{name}_2cores")
     for name in ("webdataset", "folder", "npz", "parquet"):
         found[f"job {name}"] = _of(speed.job, generate, name=name)
+    found["maps"] = _of(speed.maps, "maps_trunk_2cores")
     found["job spread"] = _of(speed.job_spread, generate, name="webdataset")
     return found
 

@@ -110,6 +110,18 @@ def training_step(found: Found) -> str:
     return "\n".join(markdown(found["rows"], columns))
 
 
+def maps(found: Found) -> str:
+    """What a decoder of maps takes beside one of vectors."""
+    columns = (
+        ("engine", "name", "s"),
+        ("samples of each", "per", "d"),
+        ("vector, ms a step", "vector_ms", ".0f"),
+        ("map, ms a step", "map_ms", ".0f"),
+        ("x vector", "of_vector", ".2f"),
+    )
+    return "\n".join(markdown(found["rows"], columns))
+
+
 def compiled_step(found: Found) -> str:
     """How many times as fast as plain PyTorch the compiled step is."""
     return f"{_timed(found, 'rcdm train, compiled')['of_plain']:.2f}"

@@ -110,10 +110,9 @@ class NativeEngine(Engine):
 
     def describe(self) -> str:
         if self.device.type == "cpu":
-            maps = ", what differs from pixel to pixel in PyTorch" if self._network.config.condition_map else ""
             return (
                 f"native, {self.precision}, on cpu: oneDNN convolutions with packed weights, "
-                f"C++ operators ({ops.instruction_set()}){maps}"
+                f"C++ operators ({ops.instruction_set()})"
             )
         choices = self._backend.choices if isinstance(self._backend, TorchBackend) else selection.Choices(self.device)
         chosen = "; ".join(f"{name}: {what}" for name, what in choices.describe().items())

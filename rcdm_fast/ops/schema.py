@@ -230,7 +230,9 @@ def check_map_film(x: Tensor, film: Tensor, rows: Tensor, down: Tensor, across: 
             f"got {dtype_name(film.dtype)} {list(film.shape)}, strides {film.stride()}"
         )
     if rows.shape != (n,) or rows.dtype != torch.int64 or not rows.is_contiguous():
-        raise ValueError(f"map_film: rows must be int64 [{n}], contiguous; got {dtype_name(rows.dtype)} {list(rows.shape)}")
+        raise ValueError(
+            f"map_film: rows must be int64 [{n}], contiguous; got {dtype_name(rows.dtype)} {list(rows.shape)}"
+        )
     for name, given, shape in (("down", down, (height, film.shape[2])), ("across", across, (width, film.shape[3]))):
         if given.shape != shape or given.dtype != torch.float32 or not given.is_contiguous():
             raise ValueError(

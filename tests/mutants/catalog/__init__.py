@@ -10,6 +10,7 @@ from tests.mutants.catalog.export import EXPORT
 from tests.mutants.catalog.files import FILES
 from tests.mutants.catalog.jobs import JOBS
 from tests.mutants.catalog.second import SECOND
+from tests.mutants.catalog.third import THIRD
 from tests.mutants.catalog.training import TRAINING
 from tests.mutants.catalog.world import WORLD
 from tests.mutants.mutant import Mutant
@@ -23,6 +24,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *FILES,
     *JOBS,
     *SECOND,
+    *THIRD,
     *TRAINING,
     *WORLD,
 )
