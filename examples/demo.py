@@ -5,7 +5,8 @@ leaves out differs from sample to sample; what it keeps does not. Below, photogr
 small self-supervised encoder, to be read the same way.
 
 Writes out/demo.png; out/followed.png: one item in six hues, and what two encoders make of it; out/sheet.png: what
-README's five lines give for two of the photographs; out/of-NAME.png: three samples of each bundled model. The
+README's five lines give for two of the photographs; out/of-NAME.png: three samples of each bundled model; out/maps.png:
+samples of a vector and of a feature map of one encoder. The
 photographs are scikit-image's samples, so nothing is downloaded.
 """
 
@@ -36,7 +37,7 @@ LEFT_OUT = {
     "not its shape": ("shape",),
     "not how it is turned": ("angle",),
 }
-OUT, FOLLOWED, SHEET = Path("out/demo.png"), Path("out/followed.png"), Path("out/sheet.png")
+OUT, FOLLOWED, SHEET, MAPS = (Path(f"out/{name}.png") for name in ("demo", "followed", "sheet", "maps"))
 HUES = (0.0, 60.0, 120.0, 180.0, 240.0, 300.0)  # degrees that the hue of one item is turned by
 
 
@@ -110,6 +111,19 @@ def readme_sheet() -> Image.Image:
     )
 
 
+def maps_sheet() -> Image.Image:
+    """Samples of the vector and of the feature map that one encoder gives of each photograph."""
+    photos = photographs()
+    both = [rcdm_fast.load(name) for name in ("cifar10-simclr-trunk", "cifar10-simclr-map")]
+    rows = [[photo, to_pil(both[0].view(photo)[0])] for photo in photos.values()]
+    for model in both:
+        samples = model.sample(model.encode(list(photos.values())), per=4, steps=STEPS, seed=0)
+        for row, images in zip(rows, samples, strict=True):
+            row += [to_pil(image) for image in images]
+    titles = ["photo", "seen", "of the vector", "", "", "", "of the 8x8 map", "", "", ""]
+    return image_sheet(rows, cell=CELL, column_titles=titles, row_titles=list(photos), group_gaps=[2, 6])
+
+
 def samples_of(name: str) -> Image.Image:
     """Three samples of a photograph, small."""
     model = rcdm_fast.load(name)
@@ -128,7 +142,13 @@ def main() -> None:
         whole.paste(sheet, (whole.width - sheet.width, top))
         top += sheet.height + 16
     few = [(samples_of(name), Path(f"out/of-{name}.png")) for name in MODELS]
-    for image, path in ((whole, OUT), (followed_sheet(), FOLLOWED), (readme_sheet(), SHEET), *few):
+    for image, path in (
+        (whole, OUT),
+        (followed_sheet(), FOLLOWED),
+        (readme_sheet(), SHEET),
+        (maps_sheet(), MAPS),
+        *few,
+    ):
         save_image(image, path)
         print(path)
 

@@ -7,7 +7,8 @@ independent; of under 20 there are none. The distance of samples to h stands bes
 paper. Distributions are compared in a feature space that the caller names (`encoders/features.py`).
 
 Beside them stand the same numbers of the sources themselves, blurred by one pixel: MRR depends on how an encoder takes
-what no decoder can help, so it compares decoders of one encoder, not encoders. Variance over the samples of one
+what no decoder can help, so it compares decoders in the space of one encoder, the model's own or another (`rank_by`),
+and not encoders. Variance over the samples of one
 representation is what it leaves open; classes are read by a linear probe on another encoder.
 
 Samples are drawn once (`draw`) and every measurement reads them.
@@ -84,13 +85,14 @@ class Faithfulness:
     Attributes:
         mrr: mean reciprocal rank of the source, in (0,1].
         mean_rank: mean rank of the source, from 1.
-        distance: mean squared distance between a sample's representation and h.
-        nearest: mean squared distance between h and its nearest other real representation.
+        distance: mean squared distance between a sample's representation and its source's, h where the model's own
+            encoder ranks.
+        nearest: mean squared distance between the source's representation and the nearest other real one.
         chance_mrr, chance_mean_rank: of a rank drawn at random.
         gallery, sources, samples: sizes.
         reciprocal_ranks: of every source, the mean over its samples.
-        nearest_real: mean squared distance between h and its k-th nearest other real representation, by k (1, 5, 10,
-            as far as the gallery goes).
+        nearest_real: mean squared distance between the source's representation and the k-th nearest other real one, by
+            k (1, 5, 10, as far as the gallery goes).
         distribution: distances of distributions, if a feature space was given.
         blurred_mrr, blurred_mean_rank, blurred_distance: the same of the sources themselves, blurred by one pixel
             (Gaussian): what samples that are perfect but for that would have, with this encoder. It differs so
@@ -219,7 +221,8 @@ def draw(
     """Encode the gallery, unless it is given, draw samples of the sources and encode those.
 
     Args:
-        gallery: what samples are drawn of, the gallery's representations as the model takes them, float32 [G,D].
+        gallery: what samples are drawn of, the gallery's representations as the model takes them, float32 [G,D] or
+            [G,C,h,w].
 
     Other arguments and errors as in `evaluate`; with `rank_by` and a gallery the model needs no encoder.
     """
@@ -231,14 +234,19 @@ def draw(
         )
     size, count = counts(data, config)
     real = data.subset(evenly(size, len(data)))
+    sources = evenly(count, size)
     if gallery is None:
         assert model.encoder is not None
-        gallery = representations.compute(model.encoder, real)
+        wanted = real if rank_by is None else real.subset(sources)  # the rest is for the other encoder alone
+        found = representations.compute(model.encoder, wanted)
+        gallery, h = found, found[sources] if rank_by is None else found
+    else:
+        h = gallery[sources]
     ranked = gallery if rank_by is None else representations.compute(rank_by, real)
-    sources = evenly(count, size)
     drawn, again = [], []
-    for part in sources.split(max(1, config.batch_size // config.per)):
-        images = model.sample(gallery[part], config, items=part, batch_size=config.batch_size, guide=guide)
+    for place in torch.arange(count).split(max(1, config.batch_size // config.per)):
+        part = sources[place]
+        images = model.sample(h[place], config, items=part, batch_size=config.batch_size, guide=guide)
         again.append(encoder.encode(images.flatten(0, 1)).cpu().view(len(part), config.per, -1))
         drawn.append(to_uint8(images).cpu())
         if progress is not None:
@@ -279,8 +287,14 @@ def faithfulness(drawn: Drawn, config: EvaluateConfig) -> Faithfulness:
         blurred_mean_rank=intervals.mean_rank(blurred_ranks, size, config.resamples, rng),
         blurred_distance=bootstrap(blurred_distances, config.resamples, rng),
         variance=None if per < 2 else bootstrap(variances(drawn.images), config.resamples, rng),
-        ranked_by=of_encoder(drawn.encoder).name,
+        ranked_by=_called(drawn.encoder),
     )
+
+
+def _called(encoder: Encoder) -> str:
+    """Source, layer and, where there is one, pooling: a map is another space than its mean."""
+    pooling = encoder.config.pooling
+    return of_encoder(encoder).name + (f", pooling {pooling}" if pooling != "none" else "")
 
 
 def _blurred(drawn: Drawn) -> tuple[np.ndarray, np.ndarray]:
@@ -349,7 +363,7 @@ def compare(drawn: Sampled, space: FeatureSpace, seed: int = 0, reference: Tenso
 
     Args:
         drawn: samples; its gallery without the sources is the real set unless another is given.
-        space: where features come from. If it is the model's own encoder, nothing is encoded again.
+        space: where features come from. If it is the encoder that `drawn` names, nothing is encoded again.
         seed: of random subsets.
         reference: real images, uint8 [N,3,H,W].
 
@@ -394,10 +408,12 @@ def mrr_change(got: Faithfulness, want: Faithfulness, resamples: int = 2000, see
     Under 20 sources there is none.
 
     Raises:
-        ConfigError: not the same sources.
+        ConfigError: not the same sources, or ranked by different encoders.
     """
     if (got.sources, got.samples, got.gallery) != (want.sources, want.samples, want.gallery):
         raise ConfigError("a change of MRR needs the same sources, samples and gallery on both sides")
+    if got.ranked_by != want.ranked_by:
+        raise ConfigError(f"a change of MRR needs one encoder that ranks, not {got.ranked_by} and {want.ranked_by}")
     a, b = np.array(got.reciprocal_ranks), np.array(want.reciprocal_ranks)
     if len(a) < intervals.LEAST:
         return intervals.alone(a.mean() / b.mean() - 1)

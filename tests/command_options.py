@@ -33,7 +33,10 @@ from tests.command_rows import (
 HUB = "torchhub:a/b:c"  # whose code is trusted with the option behind it
 TRUSTED = f"{HUB}?trust=1"
 DEFAULT = {"load.source": "cifar10-simclr-wide"}
-OFFERED = ("cifar10-simclr-wide", "cifar10-simclr-head", "cifar10-simclr-trunk", "cifar10-supervised", "shapes-oracle")
+OFFERED = (
+    "cifar10-simclr-wide", "cifar10-simclr-head", "cifar10-simclr-map", "cifar10-simclr-trunk", "cifar10-supervised",
+    "shapes-oracle",
+)  # fmt: skip
 LOADED = again("load", source="m", engine_file=None, sha256=None, **AS_FIRST)
 BUILT = {"device": "cpu", "config": None, "layer": None, "pooling": None, "stored": None, "trust_repo": True}
 NUMBERS = gone("numbers", "model engine nfe images left_out solver guide seed")

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rcdm_fast import ops
+from rcdm_fast.models.condition_map import weights
 from rcdm_fast.ops import reference, schema
 from tests.tolerances import OP_ERROR_FLOOR, OP_ERROR_RATIO
 
@@ -140,6 +141,50 @@ def lacking(name: str) -> bool:
     return name.startswith("avx512") and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
 
 
+def map_film_inputs(
+    n: int, channels: int, height: int, width: int, h: int, w: int, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Films lie between those of other blocks, as an engine has them."""
+    x = torch.randn(n, channels, height, width).to(dtype, memory_format=torch.channels_last)
+    film = torch.randn(4, 2 * channels + 9, h, w).mul(0.5).contiguous(memory_format=torch.channels_last)[:, 4:-5]
+    assert film.stride(0) == (2 * channels + 9) * h * w
+    assert w == 1 or film.stride(3) == 2 * channels + 9
+    rows = torch.arange(n) * 3 % 4
+    return (
+        x,
+        film,
+        rows,
+        weights(h, height, torch.float32, torch.device("cpu")),
+        weights(w, width, torch.float32, torch.device("cpu")),
+    )
+
+
+def map_film_by_hand(x: Tensor, film: Tensor, rows: Tensor, down: Tensor, across: Tensor) -> Tensor:
+    """Pixel by pixel, float64."""
+    n, channels, height, width = x.shape
+    found = torch.empty(x.shape, dtype=torch.float64)
+    for image in range(n):
+        of_image = film[rows[image]].double()
+        for y in range(height):
+            for column in range(width):
+                share = torch.outer(down[y].double(), across[column].double())
+                both = (of_image * share).sum(dim=(1, 2))
+                value = x[image, :, y, column].double() * (1 + both[:channels]) + both[channels:]
+                found[image, :, y, column] = value / (1 + torch.exp(-value))
+    return found
+
+
+def check_map_film(shape: tuple[int, int, int, int, int, int], dtype: torch.dtype) -> None:
+    """At most twice the error of plain PyTorch at that dtype."""
+    given = map_film_inputs(*shape, dtype=dtype)
+    want = map_film_by_hand(*given)
+    plain, fused = given[0].clone(), given[0].clone()
+    reference.map_film(plain, *given[1:])
+    torch.ops.rcdm_fast.map_film(fused, *given[1:])
+    assert error(fused, want) <= 2 * error(plain, want) + 1e-7
+    assert error(plain, want) < {torch.float32: 1e-6, torch.bfloat16: 5e-3, torch.float16: 1e-3}[dtype]
+
+
 def quick_round() -> None:
     """Small cases of everything, for every dtype."""
     for dtype in DTYPES:
@@ -152,6 +197,8 @@ def quick_round() -> None:
             check_attention(length, 2, width, order, dtype)
         for layout in ("contiguous", "channels_last", "strided"):
             check_solver_step((2, 3, 5, 7), dtype, 2, layout)
+        for channels, positions in ((48, 4), (40, 3), (7, 9), (3, 1)):  # of an image of 4 x 6: as many, fewer and more
+            check_map_film((2, channels, 4, 6, positions, positions + 1), dtype)
 
 
 def check_conversions() -> None:

@@ -14,7 +14,7 @@ import rcdm_fast
 from rcdm_fast import ConfigError, evaluation, unranked
 from rcdm_fast.cli import main
 from rcdm_fast.data import aligned
-from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.data.image_set import ImageSet, evenly
 from rcdm_fast.data.sources import open_data
 from rcdm_fast.denoising import x0_errors
 from rcdm_fast.encoders.features import of_encoder
@@ -152,10 +152,22 @@ def test_a_run_on_representations(
     assert main([*words, "--representations", "h.npy", "--denoising", "--json", str(numbers)]) == 0
     text = capsys.readouterr().out
     for each in unranked.LEFT_OUT:
-        assert f"left out, for it needs the encoder: {each}" in text
+        assert f"left out, for it needs the encoder, or another one to --rank-by: {each}" in text
     found = json.loads(numbers.read_text())
     assert found["variance"]["value"] > 0
     assert found["x0_errors"].keys() == {str(t) for t in found["x0_errors"]} != set()
+    judged = ["--representations", "h.npy", "--rank-by", "bundled:cifar10-simclr", "--gallery", "9", "--sources", "3"]
+    npz = tmp_path / "samples.npz"
+    assert main([*words, *judged, "--denoising", "--npz", str(npz), "--json", str(numbers)]) == 0
+    assert "ranked by                          bundled:cifar10-simclr, layer backbone" in capsys.readouterr().out
+    ranked = json.loads(numbers.read_text())
+    assert (ranked["gallery"], ranked["sources"], ranked["samples"]) == (9, 3, 2)
+    assert ranked["made_by"]["ranked_by"]["source"] == "bundled:cifar10-simclr"
+    assert ranked["x0_errors"].keys() == found["x0_errors"].keys()
+    places = evenly(9, len(H))[evenly(3, 9)]
+    drawn = to_uint8(model.sample(H[places], per=2, steps=2, items=evenly(3, 9)))
+    with np.load(npz) as kept:
+        assert np.array_equal(kept["arr_0"], drawn.flatten(0, 1).permute(0, 2, 3, 1).numpy())
     old = ["--old-encoder", "bundled:cifar10-simclr"]
     words = [
         "adapt",

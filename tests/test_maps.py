@@ -63,6 +63,13 @@ def error(got: Tensor, want: Tensor) -> float:
     return float((got - want).norm() / want.norm())
 
 
+def test_an_engine_is_warmed_up_for_maps() -> None:
+    unet = network()
+    engine = native.NativeEngine(unet, CPU, "fp32")
+    engine.warmup((1, 3))
+    assert engine.bound(batch_of(unet, 3)).predict(images_of(unet, 3), 0).isfinite().all()
+
+
 @pytest.mark.parametrize(("of", "to"), [(3, 8), (8, 8), (5, 16), (8, 3), (20, 4), (1, 4)])
 def test_resizing_is_bilinear_and_over_all_that_a_pixel_covers(of: int, to: int) -> None:
     film = torch.randn(2, 6, of, of)

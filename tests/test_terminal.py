@@ -87,7 +87,9 @@ def test_streams_are_put_back(capsys: pytest.CaptureFixture[str]) -> None:
     before = sys.stdout, sys.stderr
     assert main(["models"]) == 0
     assert (sys.stdout, sys.stderr) == before
-    assert "cifar10-simclr-head" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "cifar10-simclr-head" in said
+    assert "backbone.4, map of 96 x 8 x 8" in said
 
 
 @pytest.mark.parametrize(
@@ -124,3 +126,11 @@ sys.exit(cli.main([]))
     assert (tmp_path / "done").exists()
     assert b"Traceback" not in run.stderr
     assert b"Exception ignored" not in run.stderr
+
+
+def test_progress_of_what_has_no_name_is_a_fraction(capsys: pytest.CaptureFixture[str]) -> None:
+    for fraction, said in ((True, ["25 % done", "100 % done"]), (False, ["50 of 200", "200 of 200"])):
+        with common.ProgressBar(200, fraction=fraction) as progress:
+            for done in (1, 50, 51, 200):
+                progress(done, 200, 0.0)
+        assert capsys.readouterr().out.splitlines() == said

@@ -61,13 +61,14 @@ def interval(value: dict[str, Any], form: str, scale: float = 1.0, unit: str = "
 def evaluation(found: Found) -> str:
     """A card's table of what `rcdm evaluate` measured."""
     near = found["nearest_real"]
+    by = found.get("ranked_by", "")
     rows = [
-        (MRR, interval(found["mrr"], ".3f"), f"chance {found['chance_mrr']:.2g}"),
+        (MRR, interval(found["mrr"], ".3f"), f"chance {found['chance_mrr']:.2g}" + (f"; ranked by {by}" if by else "")),
         *_blurred(found),
         (RANK, interval(found["mean_rank"], ".1f"), f"chance {found['chance_mean_rank']:.1f}"),
-        ("squared distance of a sample to h", interval(found["distance"], ".2f"), ""),
+        ("squared distance of a sample to the source", interval(found["distance"], ".2f"), ""),
         (
-            "squared distance of the nearest other real image to h",
+            "squared distance of the nearest other real image to the source",
             interval(near["1"], ".2f"),
             f"of the 5th: {near['5']['value']:.2f}, the 10th: {near['10']['value']:.2f}",
         ),
@@ -126,6 +127,11 @@ def table(cards: dict[str, str], measured: dict[str, Found], ceilings: dict[str,
         some = next(iter(ceilings.values()))
         lines.append(f"| chance | | {some['chance_mrr']:.2g} | | {some['chance_mean_rank']:.1f} |")
     return "\n".join(lines)
+
+
+def mrr(found: Found) -> str:
+    """The MRR of the source."""
+    return interval(found["mrr"], ".3f")
 
 
 def blurred(found: Found) -> str:

@@ -111,6 +111,7 @@ def _bundled() -> dict[str, Result]:
     for name in zoo.list_bundled():
         found[f"parameters {name}"] = Result((), functools.partial(models.parameters, name))
         found[f"evaluation {name}"] = _of(models.evaluation, f"evaluate_{name}")
+        found[f"mrr {name}"] = _of(models.mrr, f"evaluate_{name}")
         found[f"blurred {name}"] = _of(models.blurred, f"ceiling_{name}")
     for name in ENCODERS:
         files = [f"accuracy_{name}-{layer}" for layer in ("backbone", "projector")]

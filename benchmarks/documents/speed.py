@@ -118,6 +118,8 @@ def maps(found: Found) -> str:
         ("vector, ms a step", "vector_ms", ".0f"),
         ("map, ms a step", "map_ms", ".0f"),
         ("x vector", "of_vector", ".2f"),
+        ("lowest", "of_vector_low", ".2f"),
+        ("highest", "of_vector_high", ".2f"),
     )
     return "\n".join(markdown(found["rows"], columns))
 

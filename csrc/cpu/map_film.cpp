@@ -49,29 +49,16 @@ struct Spans {
   }
 };
 
-MapFilmLoops::Format loop_of(const MapFilmLoops& loops, ScalarType dtype) {
-  switch (dtype) {
-    case ScalarType::Float:
-      return loops.float32;
-    case ScalarType::BFloat16:
-      return loops.bfloat16;
-    case ScalarType::Half:
-      return loops.float16;
-    default:
-      RCDM_FAST_CHECK(false, "map_film: expected x of float32, bfloat16 or float16, got ", dtype);
-  }
-}
-
 }  // namespace
 
 void map_film(const Tensor& x, const Tensor& film, const Tensor& rows, const Tensor& down, const Tensor& across) {
   const auto& loops = *choose(&kMapFilmBase, &kMapFilmAvx2, &kMapFilmAvx512, &kMapFilmAvx512Bf16);
-  const auto run = loop_of(loops, x.scalar_type());
+  const auto run = *format_of(loops, x.scalar_type(), "map_film");
   RCDM_FAST_CHECK(x.is_cpu() && x.dim() == 4 && is_channels_last(x),
                   "map_film: x must be [N,C,H,W] in channels-last memory without gaps, on the CPU");
   const int64_t n = x.size(0), channels = x.size(1), height = x.size(2), width = x.size(3);
   RCDM_FAST_CHECK(film.is_cpu() && film.dim() == 4 && film.scalar_type() == ScalarType::Float &&
-                      film.size(1) == 2 * channels && (channels == 0 || film.stride(1) == 1) && film.size(2) > 0 &&
+                      film.size(1) == 2 * channels && film.stride(1) == 1 && film.size(2) > 0 &&
                       film.size(3) > 0,
                   "map_film: film must be float32 [R,", 2 * channels, ",h,w], its channels side by side, on the CPU");
   RCDM_FAST_CHECK(rows.is_cpu() && rows.dim() == 1 && rows.size(0) == n && rows.is_contiguous() &&

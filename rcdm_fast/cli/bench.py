@@ -91,7 +91,7 @@ def bench(
         rows = throughput.measure(loaded, plan, report)
     common.report("\n".join(table(rows)))
     if real is not None:
-        with common.ProgressBar(100) as progress:
+        with common.ProgressBar(100, fraction=True) as progress:
 
             def done(found: list[Quality], fraction: float) -> None:
                 common.write_json(

@@ -258,10 +258,10 @@ def parts() -> Iterator[Callable[[int, int], None]]:
 
 
 class ProgressBar:
-    """A progress bar on a terminal; a line in ten on anything else."""
+    """A progress bar on a terminal; a line in ten on anything else, of a fraction where what is counted has no name."""
 
-    def __init__(self, total: int) -> None:
-        self.total = total
+    def __init__(self, total: int, fraction: bool = False) -> None:
+        self.total, self.fraction = total, fraction
 
     def __enter__(self) -> Callable[[int, int, float], None]:
         from tqdm import tqdm
@@ -277,7 +277,8 @@ class ProgressBar:
             self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
         if self._bar.disable and done * 10 // total > self._tenths:
             self._tenths = done * 10 // total
-            report(f"{done} of {total}" + (f", loss {loss:.4f}" if loss else ""))
+            counted = f"{100 * done // total} % done" if self.fraction else f"{done} of {total}"
+            report(counted + (f", loss {loss:.4f}" if loss else ""))
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rcdm_fast.data.image_set import ImageSet
+    from rcdm_fast.encoders import Encoder
     from rcdm_fast.encoders.features import FeatureSpace
     from rcdm_fast.evaluation import EvaluateConfig, Faithfulness
     from rcdm_fast.model import Model
@@ -157,7 +158,7 @@ def evaluate(
             loaded, alone, settings, space=space, reference=reference, probe=read, denoising=denoising
         )
         common.report("\n".join(_table_without(found)))
-        common.write_json(json, {**dataclasses.asdict(found), **_about(loaded, images, settings)})
+        common.write_json(json, {**dataclasses.asdict(found), **_about(loaded, images, settings, judge)})
         return
     result = measures.faithfulness(drawn, settings)
     if space is not None:
@@ -169,14 +170,17 @@ def evaluate(
         errors = x0_errors(loaded, drawn.real, drawn.sources, seed=seed, h=own)
         result = dataclasses.replace(result, x0_errors=errors)
     common.report("\n".join(table(result)))
-    common.write_json(json, {**dataclasses.asdict(result), **_about(loaded, images, settings)})
+    common.write_json(json, {**dataclasses.asdict(result), **_about(loaded, images, settings, judge)})
 
 
-def _about(model: Model, images: ImageSet, settings: EvaluateConfig) -> dict[str, Any]:
+def _about(model: Model, images: ImageSet, settings: EvaluateConfig, judge: Encoder | None) -> dict[str, Any]:
     """What a file of numbers says of how they were made."""
     from rcdm_fast import provenance
 
-    return {"settings": dataclasses.asdict(settings), "made_by": provenance.made_by([model], {"data": images})}
+    made_by = provenance.made_by([model], {"data": images})
+    if judge is not None:
+        made_by["ranked_by"] = {"source": judge.config.source, "hash": provenance.encoder_hash(judge)}
+    return {"settings": dataclasses.asdict(settings), "made_by": made_by}
 
 
 def table(result: Faithfulness) -> list[str]:
@@ -189,7 +193,7 @@ def table(result: Faithfulness) -> list[str]:
     rows.append(("mean rank", result.mean_rank))
     if result.blurred_mean_rank is not None:
         rows.append(("  of the source, blurred by 1 px", result.blurred_mean_rank))
-    rows.append(("squared distance of samples to h", result.distance))
+    rows.append(("squared distance of samples to the source", result.distance))
     if result.blurred_distance is not None:
         rows.append(("  of the source, blurred by 1 px", result.blurred_distance))
     for k, interval in result.nearest_real.items():
@@ -205,7 +209,7 @@ def table(result: Faithfulness) -> list[str]:
     lines.append(f"{'chance':34s} {chance}")
     lines.append(f"{'ranked by':34s} {result.ranked_by}")
     if result.blurred_mrr is not None:
-        lines.append("MRR depends on the encoder: it compares samples of one encoder, not what encoders keep")
+        lines.append("MRR depends on the encoder that ranks: numbers of different ones are not to be compared")
     if result.recognized is not None:
         lines.append(f"{'classes are read by a probe on':34s} {result.recognized.encoder}")
     return lines if result.distribution is None else lines + distributions.table(result.distribution)
@@ -239,7 +243,9 @@ def _table_without(result: Unranked) -> list[str]:
         lines.append(f"{'classes are read by a probe on':34s} {result.recognized.encoder}")
     if result.distribution is not None:
         lines += distributions.table(result.distribution)
-    return lines + [f"left out, for it needs the encoder: {each}" for each in result.left_out]
+    return lines + [
+        f"left out, for it needs the encoder, or another one to --rank-by: {each}" for each in result.left_out
+    ]
 
 
 def _space(model: Model, features: str | None, inception: Path | None) -> FeatureSpace | None:

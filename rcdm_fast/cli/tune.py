@@ -77,7 +77,7 @@ def tune(
         fit = solver_fit.FitConfig(tuple(counts), solver or "ipndm", candidates, seed, batch_size)  # type: ignore[arg-type]
         loaded = common.open_model(*options)
         h, label = _conditions(loaded, data, trajectories)
-        with common.ProgressBar(100) as progress:
+        with common.ProgressBar(100, fraction=True) as progress:
             placed = solver_fit.fit(
                 loaded, fit, h, label, trajectories, lambda done, total: progress(100 * done // total, 100, 0.0)
             )
@@ -93,7 +93,7 @@ def tune(
     loaded = common.open_model(*options)
     h, label = _conditions(loaded, data, trajectories)
     state = out.with_name(out.name + ".learning")
-    with common.ProgressBar(100 * len(counts)) as progress:
+    with common.ProgressBar(100 * len(counts), fraction=True) as progress:
 
         def told(count: int, fraction: float, least: float) -> None:
             progress(int(100 * (counts.index(count) + fraction)), 100 * len(counts), 0.0)

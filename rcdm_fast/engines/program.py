@@ -241,7 +241,7 @@ class Program:
     def denoise(self, x: Tensor, film: Tensor, rows: Tensor) -> Tensor:
         """[N,3,H,W], FiLM rows float32 [R,F] or [R,F,h,w], row of every image int64 [N] -> [N,3 or 6,H,W].
 
-        Images are channels-last. Maps cost one pass more in every residual block, in place.
+        Images are channels-last. Maps cost a pass more in every residual block.
         """
         h = x.to(dtype=self.dtype, memory_format=torch.channels_last)
         skips = []

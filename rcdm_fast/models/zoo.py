@@ -103,4 +103,6 @@ def _about_bundled(path: Path) -> str:
         return f"unreadable ({doors.said(error)})"
     encoder = config.encoder
     seen = f"{encoder.source} {encoder.layer}, " if encoder is not None else ""
-    return f"{config.unet.image_size} px, {seen}{config.unet.representation_dim} dimensions"
+    shape = config.unet.condition_map
+    taken = f"map of {' x '.join(map(str, shape))}" if shape else f"{config.unet.representation_dim} dimensions"
+    return f"{config.unet.image_size} px, {seen}{taken}"

@@ -223,7 +223,7 @@ def check_map_film(x: Tensor, film: Tensor, rows: Tensor, down: Tensor, across: 
             f"strides {x.stride()}"
         )
     n, channels, height, width = x.shape
-    fits = film.ndim == 4 and film.dtype == torch.float32 and film.shape[1] == 2 * channels
+    fits = film.ndim == 4 and film.dtype == torch.float32 and film.shape[1] == 2 * channels and min(film.shape[2:]) > 0
     if not fits or film.stride(1) != 1:
         raise ValueError(
             f"map_film: film must be float32 [R,{2 * channels},h,w], its channels side by side; "

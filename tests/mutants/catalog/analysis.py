@@ -85,7 +85,7 @@ ANALYSIS = (
     Mutant("verdicts are turned", _COMMON, "if found.low > level:\n        return True", "if found.high > level:\n        return True", ("tests/test_analysis_attack.py", "tests/test_analysis_manipulate.py")),
     Mutant("one that holds is enough", _COMMON, "if False in known:", "if True in known:\n        return True\n    if False in known:", _OF_ATTACK),
     Mutant("the gallery is the first images", _EVALUATE, "evenly(size, len(data))", "evenly(size, size)", _OF_EVALUATE),
-    Mutant("the seed does not reach the noise", _EVALUATE, "gallery[part], config, items=part", "gallery[part], config, seed=0, items=part", _OF_EVALUATE),
+    Mutant("the seed does not reach the noise", _EVALUATE, "h[place], config, items=part", "h[place], config, seed=0, items=part", _OF_EVALUATE),
     Mutant("the bootstrap has a seed of its own", _EVALUATE, "np.random.default_rng(config.seed)", "np.random.default_rng(0)", _OF_EVALUATE),
     Mutant("a neighbor too many", _EVALUATE, "if k < size]", "if k <= size]", _OF_EVALUATE),
     Mutant("h is its own nearest image", _EVALUATE, "        to_others[source] = torch.inf\n", "", _OF_EVALUATE),
