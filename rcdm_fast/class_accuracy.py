@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import torch
 
 from rcdm_fast.config import ConfigError
-from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.data.image_set import ImageSet, check_classes
 from rcdm_fast.encoders import Encoder
-from rcdm_fast.evaluation import check_classes
 from rcdm_fast.metrics import intervals, probes
 from rcdm_fast.metrics.intervals import Interval
 from rcdm_fast.training import representations

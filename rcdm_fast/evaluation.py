@@ -7,9 +7,8 @@ independent; of under 20 there are none. The distance of samples to h stands bes
 paper. Distributions are compared in a feature space that the caller names (`encoders/features.py`).
 
 Beside them stand the same numbers of the sources themselves, blurred by one pixel: MRR depends on how an encoder takes
-what no decoder can help, so it compares decoders in the space of one encoder, the model's own or another (`rank_by`),
-and not encoders. Variance over the samples of one
-representation is what it leaves open; classes are read by a linear probe on another encoder.
+what no decoder can help, so it compares decoders in the space of one encoder (`rank_by`), not encoders. Variance over
+the samples of one representation is what it leaves open; classes are read by a linear probe on another encoder.
 
 Samples are drawn once (`draw`) and every measurement reads them.
 """
@@ -27,9 +26,9 @@ from torch import Tensor
 
 from rcdm_fast import host
 from rcdm_fast.checks import ConfigError, Count, CountOrNone
-from rcdm_fast.data.image_set import ImageSet, evenly
+from rcdm_fast.data.image_set import ImageSet, check_classes, evenly
 from rcdm_fast.diffusion.sampling_config import PER_SOURCE, SamplingConfig
-from rcdm_fast.encoders import Encoder
+from rcdm_fast.encoders import Encoder, features
 from rcdm_fast.encoders.features import FeatureSpace, of_encoder
 from rcdm_fast.images import blur_images, from_uint8, to_uint8
 from rcdm_fast.metrics import distributions, intervals, probes
@@ -184,8 +183,7 @@ def evaluate(
         progress: called with (sources done, sources in all).
         space: where distributions are compared, gallery and samples.
         guide: as in `Model.sample`.
-        rank_by: the encoder in whose space sources are ranked; None for the model's own. In one space decoders of
-            several encoders can be compared: how much of what *it* tells apart do their samples keep?
+        rank_by: the encoder in whose space sources are ranked; None for the model's own.
 
     Raises:
         ConfigError: fewer images than asked for, or a model without an encoder.
@@ -221,8 +219,7 @@ def draw(
     """Encode the gallery, unless it is given, draw samples of the sources and encode those.
 
     Args:
-        gallery: what samples are drawn of, the gallery's representations as the model takes them, float32 [G,D] or
-            [G,C,h,w].
+        gallery: representations of the gallery as the model takes them, float32 [G,D] or [G,C,h,w].
 
     Other arguments and errors as in `evaluate`; with `rank_by` and a gallery the model needs no encoder.
     """
@@ -287,14 +284,8 @@ def faithfulness(drawn: Drawn, config: EvaluateConfig) -> Faithfulness:
         blurred_mean_rank=intervals.mean_rank(blurred_ranks, size, config.resamples, rng),
         blurred_distance=bootstrap(blurred_distances, config.resamples, rng),
         variance=None if per < 2 else bootstrap(variances(drawn.images), config.resamples, rng),
-        ranked_by=_called(drawn.encoder),
+        ranked_by=features.called(drawn.encoder),
     )
-
-
-def _called(encoder: Encoder) -> str:
-    """Source, layer and, where there is one, pooling: a map is another space than its mean."""
-    pooling = encoder.config.pooling
-    return of_encoder(encoder).name + (f", pooling {pooling}" if pooling != "none" else "")
 
 
 def _blurred(drawn: Drawn) -> tuple[np.ndarray, np.ndarray]:
@@ -340,18 +331,6 @@ def recognition(drawn: Sampled, encoder: Encoder, known: ImageSet) -> Recognized
         intervals.fraction(right.numpy()),
         intervals.fraction(ceiling.numpy()),
     )
-
-
-def check_classes(data: ImageSet, known: ImageSet) -> None:
-    """Raises `ConfigError` unless both are labeled, with the same classes."""
-    for each, what in ((data, "the data"), (known, "the images that a probe is fitted on")):
-        if each.labels is None:
-            raise ConfigError(f"classes cannot be read: {what} have no labels")
-    if data.classes != known.classes:
-        raise ConfigError(
-            f"a probe must be fitted on the classes of the data, {', '.join(data.classes[:5])}...; "
-            f"it would be on {', '.join(known.classes[:5])}..."
-        )
 
 
 def compare(drawn: Sampled, space: FeatureSpace, seed: int = 0, reference: Tensor | None = None) -> Distribution:

@@ -281,7 +281,7 @@ CALLS: tuple[tuple[str, str, Callable[..., Any] | None], ...] = (
     ("rcdm_fast.evaluation:mrr_change", "mrr_change", lambda **_: _ONE),
     ("rcdm_fast.evaluation:faithfulness", "faithfulness", lambda **_: _RANKED),
     ("rcdm_fast.evaluation:compare", "distribution", lambda **_: None),
-    ("rcdm_fast.evaluation:check_classes", "check_classes", lambda **_: None),
+    ("rcdm_fast.data.image_set:check_classes", "check_classes", lambda **_: None),
     ("rcdm_fast.class_accuracy:measure", "class_accuracy", lambda **_: ClassAccuracy(_ONE, _ONE, 2, 6, 6)),
     ("rcdm_fast.denoising:x0_errors", "x0_errors", lambda **_: {1: _ONE}),
     ("rcdm_fast.evaluation:recognition", "recognized", lambda **_: evaluation.Recognized("probe", _ONE, _ONE)),

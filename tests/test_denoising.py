@@ -97,6 +97,6 @@ def test_the_command_prints_and_writes_them(
     assert "squared error of x0 at t = 900" in out.out + out.err
     written = json.loads((tmp_path / "out.json").read_text())["x0_errors"]
     assert set(written) == {"10", "900"}
-    assert asked == [(10, [0, 4, 9], {"seed": 4})]
+    assert asked == [(10, [0, 4, 9], {"seed": 4, "h": None})]
     assert main(words) == 0
     assert len(asked) == 1

@@ -13,12 +13,11 @@ import torch
 from rcdm_fast.analysis import faithfulness as analysis
 from rcdm_fast.cli.evaluate import table
 from rcdm_fast.config import ConfigError, EncoderConfig
-from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.data.image_set import ImageSet, check_classes
 from rcdm_fast.encoders import ImageEncoder, features
 from rcdm_fast.evaluation import (
     Drawn,
     EvaluateConfig,
-    check_classes,
     check_distribution,
     compare,
     draw,

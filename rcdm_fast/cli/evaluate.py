@@ -108,7 +108,7 @@ def evaluate(
     from rcdm_fast import evaluation as measures
     from rcdm_fast.config import ConfigError
     from rcdm_fast.data import sample_files
-    from rcdm_fast.data.image_set import evenly
+    from rcdm_fast.data.image_set import check_classes, evenly
     from rcdm_fast.data.sources import open_data
     from rcdm_fast.denoising import x0_errors
 
@@ -127,7 +127,7 @@ def evaluate(
     images = open_data(data, loaded.image_size)
     if probe is not None and probe_data is not None:
         reader, known = encoders.build(probe, loaded.device), open_data(probe_data, loaded.image_size)
-        measures.check_classes(images, known)
+        check_classes(images, known)
     judge = None if rank_by is None else encoders.build(rank_by, loaded.device)
     h = _without_encoder(loaded, representations, features, images)
     size, count = measures.counts(images, settings)

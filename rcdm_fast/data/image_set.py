@@ -162,6 +162,18 @@ def number_labels(names: Sequence[str | None]) -> tuple[Tensor | None, tuple[str
     return torch.tensor([index[name] for name in known]), classes
 
 
+def check_classes(data: ImageSet, known: ImageSet) -> None:
+    """Raises `ConfigError` unless both are labeled, with the same classes."""
+    for each, what in ((data, "the data"), (known, "the images that a probe is fitted on")):
+        if each.labels is None:
+            raise ConfigError(f"classes cannot be read: {what} have no labels")
+    if data.classes != known.classes:
+        raise ConfigError(
+            f"a probe must be fitted on the classes of the data, {', '.join(data.classes[:5])}...; "
+            f"it would be on {', '.join(known.classes[:5])}..."
+        )
+
+
 def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
     """A generator for one training step; the same (seed, step, stream) always gives the same numbers."""
     key = np.random.SeedSequence([seed, step, stream]).generate_state(1, np.uint64)[0]

@@ -70,6 +70,12 @@ def of_encoder(encoder: Encoder) -> FeatureSpace:
     return FeatureSpace(f"{config.source}, layer {config.layer}" if config.layer else config.source, encoder=encoder)
 
 
+def called(encoder: Encoder) -> str:
+    """Source, layer and, where there is one, pooling: a map is another space than its mean."""
+    pooling = encoder.config.pooling
+    return of_encoder(encoder).name + (f", pooling {pooling}" if pooling != "none" else "")
+
+
 def of_inception(weights: str | Path, device: str | torch.device = "cpu") -> FeatureSpace:
     """The Inception network of the published FID and Inception Score.
 
