@@ -77,7 +77,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.long
 def test_every_command_of_the_pages_runs(folder: Path) -> None:
     lines = re.findall(r"^    (rcdm .*)$", TEXT, re.M)
-    assert len(lines) == 13
+    assert len(lines) == 14
     for line in lines:
         words = shlex.split(line)[1:]
         words = ["starter.json" if word == "starter" else word for word in words]

@@ -80,9 +80,7 @@ class NativeEngine(Engine):
         elif self.device.type == "cpu":
             size = self._network.config.image_size
             width = sum(block.film_width for block in self._network.residual_blocks())
-            film = torch.zeros(1, width, *self._network.config.condition_map[1:])
-            if film.ndim == 4:  # as a batch's maps are
-                film = film.to(memory_format=torch.channels_last)
+            film = torch.zeros(1, *self._network.config.condition_map[1:], width).movedim(-1, 1)  # maps: channels last
             for count in batch_sizes:
                 x, rows = torch.zeros(count, 3, size, size), torch.zeros(count, dtype=torch.int64)
                 with torch.inference_mode(), exact(self.precision, self.device):
