@@ -5,9 +5,9 @@ leaves out differs from sample to sample; what it keeps does not. Below, photogr
 small self-supervised encoder, to be read the same way.
 
 Writes out/demo.png; out/followed.png: one item in six hues, and what two encoders make of it; out/sheet.png: what
-README's five lines give for two of the photographs; out/of-NAME.png: three samples of each bundled model; out/maps.png:
-samples of a vector and of a feature map of one encoder. The
-photographs are scikit-image's samples, so nothing is downloaded.
+README's five lines give for two of the photographs; out/of-NAME.png: three samples of each model in README's table;
+out/maps.png: samples of a vector and of a feature map of one encoder. The photographs are scikit-image's samples, so
+nothing is downloaded.
 """
 
 from __future__ import annotations

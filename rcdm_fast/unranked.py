@@ -27,7 +27,7 @@ from rcdm_fast.model import Model
 
 LEFT_OUT = (
     "MRR and mean rank of the source",
-    "squared distance of samples to h",
+    "squared distance of samples to the source",
     "MRR of the source, blurred",
 )
 

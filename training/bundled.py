@@ -99,7 +99,7 @@ STAGES = (
         'adapt {cifar10-simclr-trunk-halved} --encoder "file:{cifar10-simclr-encoder}?layer=backbone.4&pooling=mean" '
         "--data {data} --set steps=0 --out {out}",
         "cifar10-simclr-map-start.safetensors",
-        "10 minutes of a core",
+        "6 minutes of a core",
         ships=False,
     ),
     Stage(

@@ -129,7 +129,8 @@ def evaluate(
         reader, known = encoders.build(probe, loaded.device), open_data(probe_data, loaded.image_size)
         check_classes(images, known)
     judge = None if rank_by is None else encoders.build(rank_by, loaded.device)
-    h = _without_encoder(loaded, representations, features, images)
+    given = _without_encoder(loaded, representations, features, images)
+    h = given if judge is None else None  # what nobody ranks
     size, count = measures.counts(images, settings)
     if npz is not None:
         storage.check_writable(npz, count * per * 3 * loaded.image_size**2)
@@ -143,16 +144,16 @@ def evaluate(
             space = None
     with common.ProgressBar(count) as progress:
         shown = lambda done, total: progress(done, total, 0.0)  # noqa: E731
-        if h is not None and judge is None:
+        if h is not None:
             alone = unranked.draw(loaded, images, h, settings, shown, weaker)
         else:
-            given = None if h is None else h[evenly(size, len(images))]
-            drawn = measures.draw(loaded, images, settings, shown, weaker, given, judge)
+            own = None if given is None else given[evenly(size, len(images))]
+            drawn = measures.draw(loaded, images, settings, shown, weaker, own, judge)
     if npz is not None:
-        made = alone if h is not None and judge is None else drawn
+        made = alone if h is not None else drawn
         outputs.keep(npz, lambda file: sample_files.write_npz(file, made.images.flatten(0, 1), made.labels))
         common.report(f"{npz}: {count * per} samples")
-    if h is not None and judge is None:
+    if h is not None:
         read = None if probe is None else (reader, known)
         found = unranked.measure(
             loaded, alone, settings, space=space, reference=reference, probe=read, denoising=denoising
@@ -166,8 +167,8 @@ def evaluate(
     if probe is not None:
         result = dataclasses.replace(result, recognized=measures.recognition(drawn, reader, known))
     if denoising:
-        own = None if given is None else given[drawn.sources]
-        errors = x0_errors(loaded, drawn.real, drawn.sources, seed=seed, h=own)
+        of_sources = None if own is None else own[drawn.sources]
+        errors = x0_errors(loaded, drawn.real, drawn.sources, seed=seed, h=of_sources)
         result = dataclasses.replace(result, x0_errors=errors)
     common.report("\n".join(table(result)))
     common.write_json(json, {**dataclasses.asdict(result), **_about(loaded, images, settings, judge)})
@@ -193,7 +194,7 @@ def table(result: Faithfulness) -> list[str]:
     rows.append(("mean rank", result.mean_rank))
     if result.blurred_mean_rank is not None:
         rows.append(("  of the source, blurred by 1 px", result.blurred_mean_rank))
-    rows.append(("squared distance of samples to the source", result.distance))
+    rows.append(("squared distance to the source", result.distance))
     if result.blurred_distance is not None:
         rows.append(("  of the source, blurred by 1 px", result.blurred_distance))
     for k, interval in result.nearest_real.items():

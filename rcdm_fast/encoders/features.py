@@ -71,7 +71,7 @@ def of_encoder(encoder: Encoder) -> FeatureSpace:
 
 
 def called(encoder: Encoder) -> str:
-    """Source, layer and, where there is one, pooling: a map is another space than its mean."""
+    """Source, layer and, if any, pooling: a map is another space than its mean."""
     pooling = encoder.config.pooling
     return of_encoder(encoder).name + (f", pooling {pooling}" if pooling != "none" else "")
 

@@ -1,9 +1,9 @@
 """The network as a fast engine runs it: convolutions, our operators between them, nothing computed twice.
 
 Channels-last throughout. GroupNorm, FiLM, SiLU and average pooling are one operator (the FiLM of maps is another one
-behind it); a skip connection is read beside its partner instead of being concatenated; the residual is
-added by the convolution that ends a block; an upsampled block's first convolution runs as four 2x2 phase
-convolutions on the small image (16/36 of the work, exact).
+behind it); a skip connection is read beside its partner instead of being concatenated; the residual is added by the
+convolution that ends a block; an upsampled block's first convolution runs as four 2x2 phase convolutions on the small
+image (16/36 of the work, exact).
 
 How a convolution runs is the backend's business (`Backend`). What the network computes is `rcdm_fast.models.unet`;
 this module follows it block by block and knows nothing about plans, solvers, CUDA graphs or how weights are packed.

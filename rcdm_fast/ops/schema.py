@@ -190,10 +190,13 @@ def _check_film(n: int, channels: int, film: Tensor | None, rows: Tensor | None)
             f"film_group_norm: film must be float32 [R,{2 * channels}] (scale, shift) or [R,{channels}] (added), dense "
             f"along its rows; got {dtype_name(film.dtype)} {list(film.shape)}, strides {film.stride()}"
         )
+    _check_rows("film_group_norm", rows, n)
+
+
+def _check_rows(operator: str, rows: Tensor, n: int) -> None:
     if rows.shape != (n,) or rows.dtype != torch.int64 or not rows.is_contiguous():
-        raise ValueError(
-            f"film_group_norm: rows must be int64 [{n}], contiguous; got {dtype_name(rows.dtype)} {list(rows.shape)}"
-        )
+        got = f"{dtype_name(rows.dtype)} {list(rows.shape)}"
+        raise ValueError(f"{operator}: rows must be int64 [{n}], contiguous; got {got}")
 
 
 def _film_group_norm(*inputs: Any) -> Tensor:
@@ -229,10 +232,7 @@ def check_map_film(x: Tensor, film: Tensor, rows: Tensor, down: Tensor, across: 
             f"map_film: film must be float32 [R,{2 * channels},h,w], its channels side by side; "
             f"got {dtype_name(film.dtype)} {list(film.shape)}, strides {film.stride()}"
         )
-    if rows.shape != (n,) or rows.dtype != torch.int64 or not rows.is_contiguous():
-        raise ValueError(
-            f"map_film: rows must be int64 [{n}], contiguous; got {dtype_name(rows.dtype)} {list(rows.shape)}"
-        )
+    _check_rows("map_film", rows, n)
     for name, given, shape in (("down", down, (height, film.shape[2])), ("across", across, (width, film.shape[3]))):
         if given.shape != shape or given.dtype != torch.float32 or not given.is_contiguous():
             raise ValueError(

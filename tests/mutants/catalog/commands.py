@@ -23,7 +23,7 @@ COMMANDS = (
     Mutant("sample forgets --eta", _SAMPLING, "common.sampling(per, steps, solver, seed, eta, guidance)", "common.sampling(per, steps, solver, seed, None, guidance)", _ARRIVES),
     Mutant("sample forgets --guidance", _SAMPLING, "common.sampling(per, steps, solver, seed, eta, guidance)", "common.sampling(per, steps, solver, seed, eta)", _ARRIVES),
     Mutant("sample forgets --guide", _SAMPLING, "items=items, guide=weaker)", "items=items)", _ARRIVES),
-    Mutant("evaluate forgets --guide", "rcdm_fast/cli/evaluate.py", "measures.draw(loaded, images, settings, shown, weaker, given, judge)", "measures.draw(loaded, images, settings, shown, None, given, judge)", _ARRIVES),
+    Mutant("evaluate forgets --guide", "rcdm_fast/cli/evaluate.py", "measures.draw(loaded, images, settings, shown, weaker, own, judge)", "measures.draw(loaded, images, settings, shown, None, own, judge)", _ARRIVES),
     Mutant("the mode of a way is ignored", _SAMPLING, "mode=mode.value, ", "", _ARRIVES),
     Mutant("a way goes back", _SAMPLING, "loaded.interpolate(from_h, to_h,", "loaded.interpolate(to_h, from_h,", _RULES),
     Mutant("another quality by default", _GENERATE, 'lossless.")] = 95', 'lossless.")] = 90', _ARRIVES),
