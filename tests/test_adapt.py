@@ -313,3 +313,77 @@ def test_from_the_command_line(
     assert "finished" in capsys.readouterr().out
     assert main([*arguments, "--encoder", "file:/nowhere", "--out", str(tmp_path / "b")]) != 0
     assert "/nowhere" in capsys.readouterr().err
+
+
+def test_a_file_says_how_it_was_adapted(config: AdaptConfig, data: ImageSet, model: Path, tmp_path: Path) -> None:
+    """With a loss and a precision of its own; the log begins with what the closed form is worth."""
+    own = dataclasses.replace(config, loss=LossConfig("uniform"), weights="fp16", steps=2, warmup=0.0)
+    path = adapt(own, data, tmp_path)
+    assert {value.dtype for value in storage.read_tensors(path).values()} == {torch.float16}
+    info = checkpoint.load_model(path)[0].info
+    assert info["run"]["loss"]["weighting"] == "uniform"
+    assert (info["steps"], info["images_seen"]) == (2, 32)
+    first, last = (json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines())
+    assert (first["step"], first["explained"], first["penalty"] > 0) == (0, info["explained"], True)
+    assert (last["step"], last["images"]) == (2, 32)
+
+
+def test_a_step_asks_the_network_and_weighs_its_error_as_the_model_says(
+    config: AdaptConfig, data: ImageSet, monkeypatch: pytest.MonkeyPatch, generator: torch.Generator
+) -> None:
+    """Timesteps on the network's scale, and the loss that the model was trained with."""
+    described, frozen = checkpoint.load_model(config.model)
+    schedule = dataclasses.replace(small.SCHEDULE, diffusion_steps=500, rescale_timesteps=True)
+    weighting = LossConfig("min_snr", gamma=3.0, vlb_weight=0.5)
+    start = Ridge(torch.zeros(128, 16).double(), frozen["ssl_emb.bias"].double(), 1.0, 0.0)
+    bank = torch.randn(2, len(data), WIDTHS["new"], generator=generator)
+    settings, described = dataclasses.replace(config, loss=weighting), dataclasses.replace(described, schedule=schedule)
+    run = Run(settings, described, frozen, start, data, bank, "cpu")
+    asked, answered, noised = list[tuple[Tensor, ...]](), list[Tensor](), list[tuple[Tensor, ...]]()
+    noisy = run.loss.noisy
+
+    def called(network: torch.nn.Module, state: dict[str, Tensor], seen: tuple[Tensor, ...]) -> Any:
+        asked.append(seen)
+        answered.append(functional_call(network, state, seen))
+        return answered[0]
+
+    monkeypatch.setattr(run.loss, "noisy", lambda *given: noised.append(given) or noisy(*given))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(adapting, "functional_call", called)
+    terms = run.advance()
+    ((x0, eps, t),) = noised
+    assert int(t.max()) < 500
+    assert torch.equal(asked[0][1], 2.0 * t)
+    loss = DiffusionLoss(Schedule.make(schedule), weighting)
+    want = loss(answered[0].detach(), x0, loss.noisy(x0, eps, t), eps, t)
+    assert {name: terms[name] for name in ("loss", "mse", "vlb")} == pytest.approx(
+        {name: float(want[name]) for name in ("loss", "mse", "vlb")}, rel=1e-4
+    )
+
+
+def test_all_that_adapting_draws_is_of_its_seed(
+    config: AdaptConfig, data: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The order of the images, what is done to them, and the factors of updates to begin with."""
+    bank = torch.zeros(2, len(data), WIDTHS["new"])
+
+    class Enough(Exception):
+        pass
+
+    def drawn(seed: int) -> dict[str, Tensor]:
+        run = made(dataclasses.replace(config, seed=seed, rank=1), data, bank)
+        found: list[Tensor] = []
+
+        def noisy(*given: Tensor) -> Tensor:
+            found.extend(given)
+            raise Enough
+
+        monkeypatch.setattr(run.loss, "noisy", noisy)
+        with pytest.raises(Enough):
+            run.advance()
+        down = next(value for name, value in run.trained.items() if name.endswith(DOWN))
+        assert run.order is not None
+        return {"order": run.order(0), "down": down.detach(), "eps": found[1], "t": found[2]}
+
+    first, other, again = drawn(1), drawn(2), drawn(1)
+    assert {name for name, value in first.items() if torch.equal(value, other[name])} == set()
+    assert all(torch.equal(value, again[name]) for name, value in first.items())

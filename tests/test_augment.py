@@ -69,3 +69,23 @@ def test_crops_are_wide_and_tall_within_their_bounds(generator: torch.Generator)
     rightwards = crops[:, 0, 0, -1] > crops[:, 0, 0, 0]
     assert 0.4 < float(rightwards.float().mean()) < 0.6  # mirrored in half of the cases
     assert bool((crops[:, 1, -1, 0] > crops[:, 1, 0, 0]).all())  # and never upside down
+
+
+def test_gray_images_are_no_others_than_any(generator: torch.Generator) -> None:
+    """Whether an image loses its color says nothing about whether its color was changed before."""
+    images = small.make_images(1, 4).expand(2000, 3, 4, 4)
+    seen = random_color(images, AugmentConfig(jitter=0.6, gray=0.3), generator)
+    luma = torch.tensor([0.299, 0.587, 0.114])
+    gray = (seen - seen.mean(dim=1, keepdim=True)).abs().amax(dim=(1, 2, 3)) < 1e-4
+    kept = (torch.einsum("nchw,c->nhw", seen - images, luma)).abs().amax(dim=(1, 2)) < 1e-4  # brightness and contrast
+    for first, second, want in ((gray, kept, 0.12), (gray, ~kept, 0.18), (~gray, kept, 0.28), (~gray, ~kept, 0.42)):
+        assert float((first & second).float().mean()) == pytest.approx(want, abs=0.03)
+
+
+def test_views_are_cropped_as_the_settings_say(generator: torch.Generator) -> None:
+    ramp = torch.linspace(-1, 1, 32).expand(64, 3, 32, 32).contiguous()
+    for scale in (0.02, 1.0):
+        views = random_views(ramp, AugmentConfig(min_scale=scale, jitter=0.0, gray=0.0), generator)
+        width = (views.amax(dim=(1, 2, 3)) - views.amin(dim=(1, 2, 3))) / 2
+        assert (float(width.min()) > 0.75**0.5 - 0.05) is (scale == 1)
+        assert (float(width.min()) < 0.35) is (scale < 1)  # a fifth of the area is at least 0.387 wide

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import rcdm_fast
+from rcdm_fast import storage
 from rcdm_fast.cli import main
 from rcdm_fast.config import (
     ConfigError,
@@ -24,11 +25,12 @@ from rcdm_fast.config import (
     from_json,
     to_json,
 )
-from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.data.image_set import ImageSet, step_generator
 from rcdm_fast.data.sources import open_data
 from rcdm_fast.diffusion import multistep, solvers
 from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.diffusion.solvers import SolverOptions
+from rcdm_fast.encoders import native
 from rcdm_fast.errors import RunError
 from rcdm_fast.jobs import local
 from rcdm_fast.jobs.settings import JobConfig
@@ -37,6 +39,7 @@ from rcdm_fast.training import distill as module
 from rcdm_fast.training import trajectories
 from rcdm_fast.training.config import TrainConfig
 from rcdm_fast.training.distill import DistillConfig, Judged, distill
+from rcdm_fast.training.pretrain import PretrainConfig
 from rcdm_fast.training.train import train
 from rcdm_fast.training.trajectories import Conditions
 from tests import small
@@ -308,3 +311,109 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(words) == 0  # finished: judged again, and the same file
     assert main([*words, "--set", "nfe=7"]) == 2
     assert "nfe must be in 2..5, got 7" in capsys.readouterr().err
+
+
+def begun(folder: Path, bank: Tensor | None = None, **changes: Any) -> module.Run:
+    """The moving parts of a student of a small model, without representations unless there is a bank."""
+    kind = {"representation_dim": 0} if bank is None else {"num_classes": 5}
+    path = saved(folder, channel_mult=(1,), **kind)
+    settings = {"nfe": 2, "between": 0, "trajectories": 16, "batch_size": 4, "judged": 3, "seed": 6, **changes}
+    return module.Run(DistillConfig("few", str(path), **settings), *checkpoint.load_model(path), bank, "cpu")
+
+
+def test_a_step_of_learning_by_hand(tmp_path: Path) -> None:
+    """The student goes on from where it has come to; mean differences of x / alpha, of all of its steps alike."""
+    run = begun(tmp_path, learning_rate=1e-3, warmup=0.0)
+    run.advance()  # so that it is no more the teacher
+    x, given = run.draw(step_generator(6, 1), 4)
+    walk = Schedule(small.SCHEDULE, run.own)
+    seen: list[Tensor] = []
+    with torch.no_grad():
+        predict = trajectories.predict_with(run.student, walk, given)
+        solvers.ddim(predict, x, walk, SolverOptions(observer=lambda i, x: seen.append(x)), refuse)
+    wanted = trajectories.teacher_states(run.teacher, run.grid, run.own, x, given)
+    alpha_bar = Schedule.make(small.SCHEDULE).alpha_bar
+    reached = [alpha_bar[run.own[0]], 1.0]
+    losses = [
+        float((ours - theirs).abs().mean()) / kept**0.5
+        for ours, theirs, kept in zip(seen, wanted, reached, strict=True)
+    ]
+    terms = run.advance()
+    assert terms["loss"] == pytest.approx(sum(losses) / 2, rel=1e-3)
+    assert terms["last"] == pytest.approx(losses[1], rel=1e-3)
+    assert abs(losses[0] - losses[1]) > 0.1 * losses[1]
+
+
+def test_it_is_judged_by_the_average_in_pairs(tmp_path: Path) -> None:
+    run = begun(tmp_path)
+    with torch.no_grad():
+        for value in run.average.tensors.values():
+            value.mul_(1.1)  # unlike the student, which still is the teacher
+    x, given = run.draw(step_generator(6, 0, 1), 3, per=2)
+    network = small.network(representation_dim=0, channel_mult=(1,))
+    network.load_state_dict(run.average.whole())
+    made = trajectories.images(network, solvers.ddim, Schedule(small.SCHEDULE, run.own), x, given)
+    truth = trajectories.teacher_states(run.teacher, run.grid, run.own, x, given)[-1]
+    judged = run.judge()
+    apart = [float((one - other).norm() / other.norm()) for one, other in zip(made, truth, strict=True)]
+    assert judged.distance.value == pytest.approx(np.mean(apart), rel=1e-3)
+    spread = [float((images[::2] - images[1::2]).square().mean()) for images in (made, truth)]
+    assert judged.variance == pytest.approx(spread[0] / spread[1], rel=1e-3)
+    assert abs(judged.variance - 1) > 0.01
+    own = judged.teacher_distances[f"ddim at:{','.join(map(str, run.own))}"]
+    assert own.value < judged.distance.value
+
+
+def test_what_is_drawn_for_the_same_stands_side_by_side(tmp_path: Path) -> None:
+    """Two in a row of one representation and label, from noise of their own; of all views and images."""
+    bank = torch.arange(2.0 * 7 * small.DIM).view(2, 7, small.DIM)
+    run = begun(tmp_path, bank)
+    x, (h, label) = run.draw(step_generator(0, 0), 60, per=2)
+    assert h is not None
+    assert label is not None
+    assert torch.equal(h[::2], h[1::2])
+    assert torch.equal(label[::2], label[1::2])
+    assert {tuple(row) for row in h.tolist()} == {tuple(row) for row in bank.flatten(0, 1).tolist()}
+    assert set(label.tolist()) == set(range(5))
+    assert len(x.flatten(1).unique(dim=0)) == 120
+
+
+def test_settings_reach_the_student_and_its_file(data: ImageSet, tmp_path: Path) -> None:
+    encoders = []
+    for seed in (0, 1):
+        tiny = PretrainConfig("tiny", image_size=8, stem=8, widths=(8,), blocks=(1,), projector=(8, 4), seed=seed)
+        file = tmp_path / f"{seed}.safetensors"
+        native.save(file, tiny.network(), tiny.encoder(), {})
+        encoders.append(EncoderConfig(f"file:{file}", image_size=8))
+    old, new = encoders
+    model = small.model(channel_mult=(1,), representation_dim=8)
+    known = dataclasses.replace(model.config, encoder=old)
+    path = checkpoint.save_model(tmp_path / "model.safetensors", known, model.unet.state_dict())
+    config = DistillConfig(
+        "few", str(path), new, nfe=2, placement="uniform", between=0, trajectories=4, batch_size=4, judged=2,
+        weights="fp16",
+    )  # fmt: skip
+    few = data.subset(torch.arange(20))
+    made, _ = distill(config, few, tmp_path / "run")
+    assert {value.dtype for value in storage.read_tensors(made).values()} == {torch.float16}
+    found = checkpoint.load_model(made)[0]
+    own = trajectories.student_steps(small.SCHEDULE, 2, "uniform")
+    assert found.student_steps == own != trajectories.student_steps(small.SCHEDULE, 2, "logsnr")
+    assert found.encoder is not None
+    assert found.encoder.source == new.source
+    (file,) = (tmp_path / "run").glob("representations-*.npy")
+    seen = few.floats(slice(None))
+    want = [rcdm_fast.encoders.build(new).encode(images) for images in (seen, seen.flip(3))]
+    torch.testing.assert_close(torch.from_numpy(np.load(file)), torch.stack(want), atol=1e-4, rtol=1e-4)
+
+
+def test_states_of_before_are_taken(tmp_path: Path) -> None:
+    """In which what is learned had the name of who learns it."""
+    run = begun(tmp_path)
+    run.advance()
+    state = run.state()
+    state["student"] = state.pop("trained")
+    again = begun(tmp_path)
+    again.restore(state)
+    assert again.step == 1
+    assert all(torch.equal(value, run.trained[name]) for name, value in again.trained.items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -97,6 +98,28 @@ def test_training_learns_and_states_how_well(tmp_path: Path) -> None:
     world = World(count=300, size=16, seed=1)
     again = reader.scores(world.factors(range(300)), reader.read(from_uint8(world.pixels(range(300)))))
     assert again == pytest.approx(measured, abs=1e-3)
+
+
+def test_the_world_and_the_seed_are_those_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images, the weights to begin with, and the next seed's images to be judged on."""
+    asked: list[tuple[Any, ...]] = []
+
+    def world(*given: Any) -> World:
+        asked.append(given)
+        return World(*given)
+
+    monkeypatch.setattr(training, "World", world)
+    begun = []
+    for seed in (7, 8):
+        config = ReaderConfig(
+            "mine", "textured", size=8, images=8, batch_size=8, held_out=3, seed=seed, learning_rate=0.0
+        )
+        file, _ = training.train(config, tmp_path / str(seed))
+        assert asked == [("textured", 8, 8, seed), ("textured", 3, 8, seed + 1)]
+        asked.clear()
+        begun.append(storage.read_tensors(file)["layers.0.weight"])
+    assert factor_reader.load(file)[0].world == "textured"
+    assert not torch.equal(begun[0], begun[1])
 
 
 def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from rcdm_fast.models.unet import ResBlock, UNet
 from rcdm_fast.ops import gradients, library, reference, selection, selection_backward
-from rcdm_fast.training import distributed, fused_unet
+from rcdm_fast.training import distributed, fused_unet, memory
 from rcdm_fast.training import run as training_run
 from rcdm_fast.training.config import TrainConfig
 from rcdm_fast.training.convolution import convolution
@@ -234,6 +235,31 @@ def test_freed_memory_is_faulted_in_once() -> None:
         pytest.skip("this system does not fault in page by page")
     assert inside < pages / 50
     assert after > pages / 11  # it was given back: one tensor at least is new again
+
+
+def test_what_the_c_library_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its defaults hold again after an error too; where the environment says something, nothing is changed."""
+    told: list[tuple[int, ...]] = []
+    library = SimpleNamespace(mallopt=lambda *given: told.append(given), malloc_trim=lambda *given: told.append(given))
+    monkeypatch.setattr(memory, "ctypes", SimpleNamespace(CDLL=lambda name: library))
+    names = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    kept = memory.kept()
+    kept.__enter__()
+    assert told == [(-1, 2**31 - 1), (-3, 2**31 - 1)]
+    assert not kept.__exit__(KeyError, KeyError(), None)
+    assert told[2:] == [(-1, 131072), (-3, 131072), (0,)]
+    told.clear()
+    for name in names:
+        with monkeypatch.context() as patched:
+            patched.setenv(name, "1")
+            with memory.kept():
+                pass
+        assert told == []
+    monkeypatch.setattr(memory, "ctypes", SimpleNamespace(CDLL=lambda name: object()))
+    with memory.kept():  # a library that knows no such thing
+        pass
 
 
 def test_a_network_is_changed_in_its_computation_only() -> None:

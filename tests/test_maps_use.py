@@ -176,6 +176,16 @@ def test_standardizing_a_channel_is_folded_into_both_layers() -> None:
     assert all(torch.allclose(back[name], value, atol=1e-4) for name, value in unet.state_dict().items())
 
 
+def test_channels_of_many_maps_have_the_deviations_of_all() -> None:
+    """Of more maps than are read at once, the last of which are few and others than the rest."""
+    h = torch.randn(2, 300, *SHAPE, generator=torch.Generator().manual_seed(0)) * torch.rand(5)[:, None, None] + 2
+    h[1, 250:] += 3
+    mean, std = representations.standardization(h.flatten(2), SHAPE)
+    channels = h.permute(2, 0, 1, 3, 4).flatten(1)
+    torch.testing.assert_close(mean, channels.mean(dim=1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(std, channels.std(dim=1), atol=1e-5, rtol=1e-5)
+
+
 def test_maps_from_elsewhere_are_trained_on(folder: Path, trained: Path, tmp_path: Path) -> None:
     """From [N,C,h,w] and from tokens the same run; begun with a decoder of vectors."""
     h = encoder().encode(small.make_images(32)).unflatten(1, SHAPE)

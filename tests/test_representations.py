@@ -179,3 +179,54 @@ def test_the_least_deviation_is_a_share_of_the_largest(scale: float) -> None:
     largest = float(bank[..., 0].std())
     assert std.tolist() == pytest.approx([largest, 1e-3 * largest, 1e-3 * largest], rel=0.01)
     assert mean.tolist() == pytest.approx([float(bank[..., 0].mean()), 0, 0], rel=0.01, abs=1e-3 * largest)
+
+
+def test_images_keep_their_numbers_in_every_batch_of_the_encoder() -> None:
+    views = Views(False, augmented=2)
+    index = torch.arange(100, 148)
+    moved, _ = views.see(DATA.floats(slice(None)), torch.full_like(index, 2), index)
+    found = representations.compute(small.encoder(), DATA, views, 2, first=100, batch=20)
+    torch.testing.assert_close(found, small.encoder().encode(moved))
+
+
+def test_maps_of_another_version_are_computed_again(
+    tmp_path: Path, calls: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few, views = DATA.subset(torch.arange(9)), Views(False, augmented=1)
+    for version, computed in ((1, 2), (1, 2), (2, 4)):
+        monkeypatch.setattr(representations, "VERSION", version)
+        representations.cached(small.encoder(), few, tmp_path, views=views)
+        assert len(calls) == computed
+
+
+def test_the_same_numbers_in_other_rows_are_other_representations() -> None:
+    h = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    assert representations.digest(h) == representations.digest(h.clone())
+    others = (h.view(4, 6), h.view(6, 1, 2, 2), h.view(6, 4, 1, 1), h + 1)
+    assert len({representations.digest(each) for each in (h, *others)}) == 5
+    assert representations.identity(None, DATA, given=False, h=h) == {"representations": representations.digest(h)}
+
+
+def test_blocks_of_an_earlier_version_are_there(
+    tmp_path: Path, calls: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose marks were empty files, without a checksum."""
+    write = RepresentationFile.write
+
+    def stop_in_third(self: RepresentationFile, view: int, start: int, rows: torch.Tensor) -> None:
+        if start == 20:
+            raise KeyboardInterrupt
+        write(self, view, start, rows)
+
+    monkeypatch.setattr(RepresentationFile, "write", stop_in_third)
+    with pytest.raises(KeyboardInterrupt):
+        representations.cached(small.encoder(), DATA, tmp_path, views=Views(False))
+    monkeypatch.setattr(RepresentationFile, "write", write)
+    marks = list(tmp_path.glob("*.blocks/*"))
+    assert len(marks) == 2
+    for mark in marks:
+        mark.write_text("")
+    calls.clear()
+    found = representations.cached(small.encoder(), DATA, tmp_path, views=Views(False))
+    assert calls == [10, 10, 8]
+    torch.testing.assert_close(found[0], small.encoder().encode(DATA.floats(slice(None))))

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,9 @@ from rcdm_fast.data.image_set import ImageSet, step_generator
 from rcdm_fast.encoders import native
 from rcdm_fast.errors import RunError
 from rcdm_fast.images import to_uint8
+from rcdm_fast.metrics import probes
+from rcdm_fast.training import pretrain as pretraining
+from rcdm_fast.training import ssl_methods, ssl_momentum
 from rcdm_fast.training.augment import AugmentConfig, random_crop_flip, random_solarize
 from rcdm_fast.training.pretrain import features, pretrain
 from rcdm_fast.training.pretrain_config import (
@@ -25,8 +29,9 @@ from rcdm_fast.training.pretrain_config import (
     BYOLConfig,
     DINOConfig,
     PretrainConfig,
+    VICRegConfig,
 )
-from rcdm_fast.training.ssl_methods import Method, SimCLR, VICReg
+from rcdm_fast.training.ssl_methods import Method, SimCLR, Supervised, VICReg
 from rcdm_fast.training.ssl_momentum import BYOL, DINO
 from tests import small
 
@@ -311,3 +316,233 @@ def test_states_of_runs_without_method_state_are_resumed(data: ImageSet, tmp_pat
     resumed, _ = pretrain(config, data, tmp_path / "old")
     expected, actual = storage.read_tensors(whole), storage.read_tensors(resumed)
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
+
+
+def method_of(config: PretrainConfig) -> Method:
+    return pretraining._METHODS[config.method](config, config.network().train())
+
+
+def similarity(z: Tensor, temperature: float) -> Tensor:
+    unit = z / z.norm(dim=1, keepdim=True)
+    return unit @ unit.T / temperature
+
+
+@pytest.mark.parametrize("method", ["simclr", "vicreg", "barlow"])
+def test_criteria_are_told_the_settings(method: str, generator: torch.Generator) -> None:
+    """By hand, with settings that nobody has by default."""
+    a, b = (torch.randn(6, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    if method == "simclr":
+        config = configuration(method, temperature=0.7)
+        scores = similarity(torch.cat([a, b]), 0.7).fill_diagonal_(-torch.inf)
+        want = -scores.log_softmax(dim=1)[torch.arange(12), (torch.arange(12) + 6) % 12].mean()
+    elif method == "vicreg":
+        config = configuration(method, vicreg=VICRegConfig(invariance=2.0, variance=3.0, covariance=0.5))
+        spread = sum((1 - (z.var(dim=0) + 1e-4).sqrt()).clamp(min=0).mean() / 2 for z in (a, b))
+        apart = sum((torch.cov(z.T).square().sum() - torch.cov(z.T).diagonal().square().sum()) / 4 for z in (a, b))
+        want = 2 * (a - b).square().mean() + 3 * spread + 0.5 * apart
+    else:
+        config = configuration(method, barlow=BarlowConfig(redundancy=0.3))
+        first, second = ((z - z.mean(dim=0)) / z.std(dim=0, correction=0) for z in (a, b))
+        weights = torch.full((4, 4), 0.3, dtype=torch.float64).fill_diagonal_(1)
+        want = (weights * (first.T @ second / 6 - torch.eye(4)).square()).sum()
+    found = method_of(config).criterion(a, b)  # type: ignore[operator]
+    assert float(found) == pytest.approx(float(want), rel=1e-3)
+
+
+def test_criteria_of_dino_are_told_the_settings() -> None:
+    options = DINOConfig(
+        outputs=32, student_temperature=0.2, teacher_temperature_start=0.05, teacher_temperature=0.09,
+        temperature_warmup=0.5, center_momentum=0.8, momentum=0.9,
+    )  # fmt: skip
+    criterion: Any = method_of(configuration("dino", dino=options)).criterion
+    assert (criterion.student_temp, criterion.center_momentum) == (0.2, 0.8)
+    assert criterion.teacher_temp_schedule.tolist() == pytest.approx([0.05, 0.07, 0.09])  # half of six steps
+    assert float(criterion.teacher_temp) == pytest.approx(0.09)
+
+
+def test_the_predictor_is_as_wide_as_asked_for() -> None:
+    predictor = method_of(configuration("byol", byol=BYOLConfig(predictor=24))).predictor
+    layers = [each for each in predictor.modules() if isinstance(each, torch.nn.Linear)]
+    assert [(each.in_features, each.out_features) for each in layers] == [(8, 24), (24, 8)]
+
+
+@pytest.mark.parametrize(
+    ("method", "section", "chances"),
+    [
+        ("vicreg", VICRegConfig(solarize=0.3), [0.3, 0.3]),
+        ("barlow", BarlowConfig(solarize=0.3), [0.0, 0.3]),
+        ("byol", BYOLConfig(solarize=0.3), [0.0, 0.3]),
+        ("dino", DINOConfig(outputs=32, local_crops=2, local_size=4, solarize=0.3), [0.0, 0.3]),
+        ("simclr", None, []),
+    ],
+)
+def test_which_views_may_be_solarized(
+    method: str, section: object, chances: list[float], data: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+
+    def solarize(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+        asked.append(probability)
+        return images
+
+    monkeypatch.setattr(ssl_methods, "random_solarize", solarize)
+    config = configuration(method, **({} if section is None else {method: section}))
+    method_of(config).views(data.floats(slice(0, 4)), step_generator(0, 0))
+    assert asked == chances
+
+
+def test_supervised_images_are_seen_once(data: ImageSet) -> None:
+    config = dataclasses.replace(configuration("simclr"), method="supervised", projector=(2,))
+    (view,) = Supervised(config, config.network()).views(data.floats(slice(0, 4)), step_generator(0, 0))
+    assert view.shape == (4, 3, 8, 8)
+
+
+def test_local_crops_are_cut_and_colored_as_the_settings_say(data: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    cuts: list[tuple[float, float, int | None]] = []
+    colored: list[tuple[int, AugmentConfig]] = []
+
+    def cut(
+        images: Tensor, low: float, generator: torch.Generator, high: float = 1.0, size: int | None = None
+    ) -> Tensor:
+        cuts.append((low, high, size))
+        return random_crop_flip(images, low, generator, high, size)
+
+    def color(images: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+        colored.append((images.shape[-1], config))
+        return images
+
+    monkeypatch.setattr(ssl_momentum, "random_crop_flip", cut)
+    monkeypatch.setattr(ssl_momentum, "random_color", color)
+    augment = AugmentConfig(min_scale=0.5, hue=0.05)
+    section = DINOConfig(outputs=32, local_crops=2, local_size=5, local_min_scale=0.15, local_max_scale=0.35)
+    config = configuration("dino", dino=section, augment=augment)
+    method_of(config).views(data.floats(slice(0, 4)), step_generator(0, 0))
+    assert cuts == [(0.15, 0.35, 5)] * 2
+    assert colored == [(5, augment)] * 2
+
+
+class Heard(torch.nn.Module):
+    """A criterion that notes what it is asked."""
+
+    def forward(self, targets: list[Tensor], guesses: list[Tensor], epoch: int) -> Tensor:
+        self.asked = ([each.shape for each in targets], [each.shape for each in guesses], epoch)
+        return guesses[0].sum()
+
+
+def test_the_teacher_warms_up_by_steps_and_sees_global_crops_only(data: ImageSet) -> None:
+    config = configuration("dino")
+    network = config.network().train()
+    method = DINO(config, network)
+    method.criterion = heard = Heard()
+    method.loss(network, method.views(data.floats(slice(0, 4)), step_generator(0, 0)), None, 5)
+    assert heard.asked == ([(4, 32)] * 2, [(4, 32)] * 4, 5)
+
+
+def test_a_run_holds_the_last_layer_still_and_moves_the_teacher(data: ImageSet) -> None:
+    """Of two steps the first is frozen; the teacher follows after both."""
+    section = DINOConfig(outputs=32, local_crops=0, momentum=0.5, freeze=0.5)
+    config = configuration("dino", dino=section, images=32, learning_rate=0.01, warmup=0.0)
+    run = pretraining._Run(config, DINO, data, torch.device("cpu"))
+    seen = []
+    for _ in range(3):
+        seen.append({name: value.clone() for name, value in run.method.named_parameters()})
+        if run.step < 2:
+            run.advance()
+    last = [name for name in seen[0] if name.startswith("prototypes.") and name.endswith("weight_v")]
+    assert len(last) == 1
+    assert torch.equal(seen[0][last[0]], seen[1][last[0]])
+    assert not torch.equal(seen[1][last[0]], seen[2][last[0]])
+    moved = [name for name in seen[0] if name.startswith("teacher.") and name.endswith("0.weight")]
+    assert len(moved) > 1
+    assert not any(torch.equal(seen[0][name], seen[1][name]) for name in moved)
+
+
+def test_spread_is_one_on_the_whole_sphere(generator: torch.Generator) -> None:
+    """Whatever the width, and however long the outputs are; two opposite points by hand."""
+    method = method_of(configuration("simclr"))
+    for width in (4, 64):
+        method.watch(7 * torch.randn(5000, width, generator=generator))
+        assert float(method.spread) == pytest.approx(1, abs=0.05)
+    method.watch(torch.tensor([[3.0, 0.0], [-5.0, 0.0]]))
+    assert float(method.spread) == pytest.approx((2**0.5 + 0) / 2 * 2**0.5)
+
+
+@pytest.mark.parametrize("asked", [True, False, None])
+def test_networks_run_in_bf16_where_the_run_does(asked: bool | None) -> None:
+    seen: list[torch.dtype] = []
+    layer = torch.nn.Conv2d(3, 2, 1)
+    layer.register_forward_hook(lambda module, given, out: seen.append(out.dtype))
+    out = method_of(configuration("simclr", bf16=asked)).outputs(layer, torch.zeros(2, 3, 4, 4))
+    assert seen == [torch.bfloat16 if asked else torch.float32]
+    assert out.dtype == torch.float32
+
+
+@pytest.mark.parametrize("method", ["byol", "dino"])
+def test_all_that_pretraining_draws_is_of_its_seed(method: str, data: ImageSet) -> None:
+    """Weights of the network and of the method's own layers, the order of the images, views of every step."""
+
+    def drawn(seed: int) -> dict[str, Tensor]:
+        config = configuration(method, seed=seed)
+        kind = {"byol": BYOL, "dino": DINO}[method]
+        run = pretraining._Run(config, kind, data, torch.device("cpu"))
+        own = {"byol": "predictor.", "dino": "prototypes."}[method]
+        added = [value for name, value in run.method.named_parameters() if name.startswith(own) and value.ndim == 2]
+        found = {"network": next(run.network.parameters()), "added": added[-1], "order": run._order(0)}
+        run._order = lambda step: torch.arange(16)  # type: ignore[assignment]
+        return {**found, **{f"views {step}": torch.stack(run._drawn(step)[0][:2]) for step in (0, 1)}}
+
+    first, other, again = drawn(1), drawn(2), drawn(1)
+    assert {name for name, value in first.items() if torch.equal(value, other[name])} == set()
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+    assert not torch.equal(first["views 0"], first["views 1"])
+
+
+def test_features_are_those_of_every_image_in_evaluation_mode(data: ImageSet) -> None:
+    network = configuration("simclr").network()
+    many = data.subset(torch.arange(1003) % 48)  # more than are seen at once
+    with torch.no_grad():
+        network.train()(data.floats(slice(None)))  # so that both modes differ
+        trunk, projected = features(network, many)
+        network.eval()
+        want = network.backbone(many.floats(slice(None)))
+        torch.testing.assert_close(trunk, want, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(projected, network.projector(want), atol=1e-5, rtol=1e-4)
+
+
+def test_accuracies_are_of_test_images_by_what_is_known_of_the_others(
+    data: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = configuration("simclr").network()
+    train, test = data.subset(torch.arange(30)), data.subset(torch.arange(30, 48))
+    asked: list[tuple[Tensor, ...]] = []
+
+    def probe(*given: Tensor) -> float:
+        asked.append(given)
+        return len(asked) / 9
+
+    monkeypatch.setattr(probes, "knn_accuracy", probe)
+    monkeypatch.setattr(probes, "linear_probe_accuracy", probe)
+    names = ["backbone_knn", "backbone_linear", "projector_knn", "projector_linear"]
+    assert pretraining.accuracy(network, train, test) == dict(zip(names, (0.1111, 0.2222, 0.3333, 0.4444), strict=True))
+    known, sought = features(network, train), features(network, test)
+    for place, given in enumerate(asked):
+        wanted = (known[place // 2], train.labels, sought[place // 2], test.labels)
+        assert all(torch.equal(one, other) for one, other in zip(given, wanted, strict=True))  # type: ignore[arg-type]
+
+
+def test_the_untrained_network_is_measured_beside_the_trained_one(
+    data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[Tensor] = []
+
+    def accuracy(network: torch.nn.Module, train: ImageSet, test: ImageSet) -> dict[str, float]:
+        measured.append(next(network.parameters()).detach().clone())
+        return {"a": len(measured) / 4}
+
+    monkeypatch.setattr(pretraining, "accuracy", accuracy)
+    config = configuration("simclr", images=16, warmup=0.0)
+    _, found = pretrain(config, data, tmp_path, data)
+    assert found == {"a": 0.25, "untrained_a": 0.5}
+    fresh = next(config.network().parameters())
+    assert [torch.equal(each, fresh) for each in measured] == [False, True]
+    assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["untrained_a"] == 0.5

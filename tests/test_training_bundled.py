@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -98,6 +99,36 @@ def test_what_is_missing_is_made_in_order(
     assert ran == names[: stopped + 1] + names[stopped:]
     assert bundled.main(["--out", str(tmp_path)]) == 0
     assert len(ran) == len(names) + 1
+
+
+def test_options_reach_the_stages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of the command, in what it runs, in what it says that it runs, and in what it ships."""
+    ran: list[list[str]] = []
+
+    def run(words: list[str], **_: Any) -> SimpleNamespace:
+        ran.append(words[3:])
+        return SimpleNamespace(returncode=0)
+
+    shipped: list[tuple[Path, Path]] = []
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(bundled, "ship", lambda *given: [shipped.append(given)][:0])
+    given = ["--data", "my data", "--test", "T", "--out", str(tmp_path / "o"), "--device", "cuda"]
+    assert bundled.main([*given, "--ship", str(tmp_path / "s")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [shlex.split(line)[1:] for line in lines if line.startswith("         rcdm ")] == ran
+    for words in ran:
+        assert words[-2:] == ["--device", "cuda"]
+        sources = {words[place + 1] for place, word in enumerate(words) if word == "--data"}
+        assert sources <= {"my data", "world:shapes?count=50000"}
+    out = str(tmp_path / "o" / "cifar10-simclr-encoder")
+    assert ran[0] == [
+        "pretrain", "cifar10-simclr-encoder", "--data", "my data", "--test-data", "T", "--out", out, "--device", "cuda",
+    ]  # fmt: skip
+    assert shipped == [(tmp_path / "o", tmp_path / "s")]
+    assert bundled.main([*given, "--list"]) == 0
+    assert len(shipped) == 1
 
 
 def test_what_is_made_is_written_as_it_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

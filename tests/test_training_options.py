@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,18 +16,22 @@ from torch import Tensor, nn
 
 import rcdm_fast
 from rcdm_fast import provenance, storage
-from rcdm_fast.config import ConfigError
+from rcdm_fast.config import ConfigError, ModelConfig
 from rcdm_fast.data.image_set import BatchOrder, step_generator
 from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.encoders import native
 from rcdm_fast.errors import RunError
+from rcdm_fast.images import to_pil
 from rcdm_fast.models import checkpoint
-from rcdm_fast.training import distributed, fused_unet, timesteps
+from rcdm_fast.training import distributed, fused_unet, loop, sample_grids, timesteps
+from rcdm_fast.training import train as training
+from rcdm_fast.training.batches import Batches
 from rcdm_fast.training.config import TrainConfig
 from rcdm_fast.training.loop import learning_rate
-from rcdm_fast.training.losses import DiffusionLoss
+from rcdm_fast.training.losses import DiffusionLoss, LossConfig
 from rcdm_fast.training.pretrain import PretrainConfig
 from rcdm_fast.training.run import Run
+from rcdm_fast.training.sample_grids import FixedBatch
 from rcdm_fast.training.state import Paused, RunFolder
 from rcdm_fast.training.train import train
 from tests import small, training_process
@@ -339,3 +345,184 @@ def test_dropout_does_not_depend_on_random_numbers_drawn_elsewhere(encoder_file:
         file = train(training_process.config(str(encoder_file), images=32, unet=unet), DATA, tmp_path / str(seed))
         found.append(checkpoint.load_model(file)[1])
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+FLAT: dict[str, Any] = {"unet": dataclasses.replace(small.UNET, representation_dim=0, channel_mult=(1,))}
+
+
+def test_a_step_asks_the_network_and_weighs_its_error_as_the_settings_say(encoder_file: Path) -> None:
+    """Timesteps on the network's scale, the weighting asked for, images by how often they come; all losses are kept."""
+    schedule = dataclasses.replace(small.SCHEDULE, diffusion_steps=500, rescale_timesteps=True)
+    weighting = LossConfig("min_snr", gamma=3.0, vlb_weight=0.5)
+    run = make_run(encoder_file, schedule=schedule, loss=weighting, timesteps="loss_aware")
+    run.network.load_state_dict(small.network().state_dict())  # a fresh one does not look at t
+    known = torch.arange(1.0, 501)[:, None].expand(-1, timesteps.HISTORY).double()
+    run.batches.timesteps.restore({"losses": known, "counts": torch.full((500,), timesteps.HISTORY)})
+    batch = run.batches.draw(0)
+    chance = (batch.t + 1).double() / sum(range(501)) * 0.999 + 0.001 / 500
+    loss = DiffusionLoss(Schedule.make(schedule), weighting)
+    x_t = loss.noisy(batch.x0, batch.eps, batch.t)
+    with torch.no_grad():
+        output = run.network(x_t, 2 * batch.t.float(), batch.h)  # 500 steps, counted to 1000
+    each = loss(output, batch.x0, x_t, batch.eps, batch.t)["each"].double()
+    assert run.advance()["loss"] == pytest.approx(float((each / (500 * chance)).mean()), rel=1e-4)
+    kept = run.batches.timesteps.state()["losses"]
+    for t, value in zip(batch.t.tolist(), each.tolist(), strict=True):
+        assert float((kept[t] - value).abs().min()) < 1e-4 * value
+
+
+def test_all_that_a_run_draws_is_of_its_seed(encoder_file: Path) -> None:
+    """Weights, the order of the images, noise and timesteps, and which representations are dropped."""
+
+    def drawn(seed: int) -> dict[str, Tensor]:
+        run = make_run(encoder_file, seed=seed, representation_dropout=0.5)
+        batch = run.batches.draw(1)
+        null = -run.batches.standard.mean / run.batches.standard.std
+        dropped = torch.isclose(batch.h, null, atol=1e-5).all(dim=1)
+        assert 0 < int(dropped.sum()) < 16
+        weights = run.network.get_parameter("time_embed.0.weight").detach()
+        return {"weights": weights, "order": run.batches.order(1), "eps": batch.eps, "t": batch.t, "dropped": dropped}
+
+    first, other, again = drawn(1), drawn(2), drawn(1)
+    assert {name for name, value in first.items() if torch.equal(value, other[name])} == set()
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+
+
+def test_dropout_has_numbers_of_its_own_in_every_step_process_and_run(encoder_file: Path) -> None:
+    unet = dataclasses.replace(small.UNET, representation_dim=0, dropout=0.3)
+    run = make_run(encoder_file, unet=unet)
+
+    def numbers(step: int, rank: int = 0, seed: int = 0) -> tuple[float, ...]:
+        run.step, run.dist.rank, run.config = step, rank, dataclasses.replace(run.config, seed=seed)
+        with run._own_dropout():
+            return tuple(torch.rand(3).tolist())
+
+    assert numbers(4) == numbers(4)
+    assert len({numbers(4), numbers(5), numbers(4, rank=1), numbers(4, seed=1)}) == 4
+
+
+@pytest.mark.parametrize("changes", [{"representation_dropout": 0.5}, {"masked_parts": (3, 1), "standardize": False}])
+def test_processes_work_on_parts_of_one_batch(changes: dict[str, Any]) -> None:
+    config = training_process.config("unused", **changes)
+    bank = torch.randn(2, len(DATA), small.DIM, generator=torch.Generator().manual_seed(0))
+    bank[..., -2:] = 1
+    whole = Batches(config, DATA, bank, distributed.Processes()).draw(1)
+    parts = []
+    for rank in range(4):
+        dist = distributed.Processes()
+        dist.size, dist.rank = 4, rank
+        parts.append(Batches(config, DATA, bank, dist).draw(1))
+        assert len(parts[-1]) == 4
+        assert torch.equal(parts[-1].all_t, whole.t)
+    for name in ("x0", "eps", "t", "importance", "h"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name)), name
+
+
+def test_parts_that_are_asked_for_now_come_before_those_of_a_state(encoder_file: Path) -> None:
+    """What memory had no room for stays halved; what was asked for otherwise since is as it is asked for."""
+    run = make_run(encoder_file, micro_batch=8)
+    run._micro = 4
+    state = run.state()
+    for asked, found in ((8, 4), (2, 2), (0, 0)):
+        again = make_run(encoder_file, micro_batch=asked)
+        again.restore(state)
+        assert again._micro == found
+
+
+class Counting:
+    """A run whose steps take as long as it is said, and do nothing."""
+
+    def __init__(self, clock: list[float], took: tuple[float, ...] = ()) -> None:
+        self.step, self.clock, self.took, self.asked = 0, clock, took, list[int]()
+
+    def advance(self) -> dict[str, float]:
+        self.clock[0] += self.took[self.step]
+        self.step += 1
+        return {"loss": self.step / 4}
+
+    def state(self) -> dict[str, Any]:
+        self.asked.append(self.step)
+        return {"step": self.step}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        raise AssertionError
+
+
+PLAN = SimpleNamespace(steps=7, batch_size=4, save_every=3)
+
+
+def test_a_loop_tells_what_was_done_since_the_last_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, told, ended = [0.0], list[tuple[int, int, float]](), list[bool]()
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def after(finished: bool) -> None:  # a sheet, say, which is no training
+        ended.append(finished)
+        clock[0] += 100
+
+    run = Counting(clock, (2, 2, 2, 1, 1, 1, 0.5))
+    assert loop.walk(run, RunFolder(tmp_path), PLAN, lambda *done: told.append(done), logged=3, after=after)
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["images"], row["images_per_s"], row["loss"]) for row in rows] == [
+        (3, 12, 2.0, 0.75), (6, 24, 4.0, 1.5), (7, 28, 8.0, 1.75),
+    ]  # fmt: skip
+    assert told == [(step, 7, step / 4) for step in range(1, 8)]
+    assert ended == [False] * 6 + [True]
+    assert [path.name for path in RunFolder(tmp_path).states()] == ["state-000000006.pt", "state-000000007.pt"]
+
+
+def test_a_process_that_does_not_lead_is_asked_and_writes_nothing(tmp_path: Path) -> None:
+    """Whole tensors are put together of what every process holds."""
+    run, told = Counting([0.0], (0,) * 7), list[int]()
+    assert loop.walk(run, RunFolder(tmp_path), PLAN, lambda done, *_: told.append(done), leads=False)
+    assert run.asked == [3, 6, 7]
+    assert told == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_minutes_are_minutes(encoder_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(range(0, 1000, 25))
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: float(next(now))))
+    with pytest.raises(Paused, match=r"1\.2 minutes are over at step 3 of 6"):
+        train(training_process.config(str(encoder_file), **FLAT), DATA, tmp_path, minutes=1.2)
+
+
+def test_a_run_that_goes_on_does_not_begin_with_the_other_model_again(encoder_file: Path, tmp_path: Path) -> None:
+    network = small.network(channel_mult=(1,), representation_dim=8)
+    model = ModelConfig(network.config, small.SCHEDULE, None, "other")
+    other = checkpoint.save_model(tmp_path / "other.safetensors", model, network.state_dict())
+    config = training_process.config(str(encoder_file), **FLAT, images=16, ema=0.0, init=str(other))
+    want = storage.read_tensors(train(config, DATA, tmp_path / "run"))
+    assert not torch.equal(want["out.2.weight"], network.state_dict()["out.2.weight"])
+    again = storage.read_tensors(train(config, DATA, tmp_path / "run"))  # the state of its last step
+    assert all(torch.equal(again[name], value) for name, value in want.items())
+
+
+def test_sheets_are_drawn_every_so_often_and_at_the_end(
+    encoder_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+    monkeypatch.setattr(sample_grids, "write", lambda path, *_: drawn.append(path.name))
+    train(training_process.config(str(encoder_file), **FLAT, images=48, sheet_every=2), DATA, tmp_path)
+    assert drawn == [f"samples-{step:09d}.png" for step in (2, 3)]
+
+
+def test_a_sheet_shows_images_of_the_whole_set_beside_samples_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small.quick_model()
+    h = model.encode(DATA.floats(slice(None)))
+    fixed = FixedBatch.make(DATA, h, count=3, per=2)
+    places = torch.tensor([0, 23, 47])
+    assert torch.equal(fixed.images, DATA.floats(places))
+    assert torch.equal(fixed.representations, h[places])
+    assert len(FixedBatch.make(DATA.subset(torch.arange(2)), h[:2], count=8, per=6).images) == 2
+    rows: list[Any] = []
+    sheet = sample_grids.image_sheet
+    monkeypatch.setattr(sample_grids, "QUICK_STEPS", 2)
+    monkeypatch.setattr(sample_grids, "image_sheet", lambda given, **more: rows.extend(given) or sheet(given, **more))
+    unet = model.config.unet
+    sample_grids.write(tmp_path / "a.png", unet, small.SCHEDULE, model.unet.state_dict(), fixed)
+    assert (tmp_path / "a.png").exists()
+    want = model.sample(h[places], per=2, steps=2)
+    for row, image, samples in zip(rows, fixed.images, want, strict=True):
+        assert [each.tobytes() for each in row] == [to_pil(each).tobytes() for each in (image, *samples)]

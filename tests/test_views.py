@@ -11,11 +11,12 @@ import torch
 
 import rcdm_fast
 from rcdm_fast import storage
-from rcdm_fast.config import ConfigError, EncoderConfig
+from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig
 from rcdm_fast.data.image_set import ImageSet, fingerprint
 from rcdm_fast.encoders import native
 from rcdm_fast.errors import RunError
-from rcdm_fast.training import batches, distributed, representations, views
+from rcdm_fast.models import checkpoint
+from rcdm_fast.training import batches, distributed, representations, views, warm_start
 from rcdm_fast.training.batches import Batches, Standardization
 from rcdm_fast.training.config import TrainConfig
 from rcdm_fast.training.pretrain import PretrainConfig
@@ -244,3 +245,16 @@ def test_a_disk_that_has_no_room_for_representations(tmp_path: Path, monkeypatch
     with pytest.raises(storage.StorageError, match="no room"):
         representations.cached(small.encoder(), DATA, tmp_path, VIEWS)
     assert asked == [4 * 8 * len(DATA) * small.DIM]
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_the_same_seed_on_other_images_draws_other_batches(
+    same: bool, encoder_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bank = torch.randn(2, len(DATA), small.DIM)
+    run = Run(config(encoder_file, augmented_views=0), small.UNET, DATA, bank, distributed.Processes())
+    info = {"run": {"seed": 0}, "data": DATA.fingerprint if same else "other images"}
+    model = ModelConfig(small.UNET, small.SCHEDULE, None, "before", info)
+    file = checkpoint.save_model(tmp_path / "before.safetensors", model, small.network().state_dict())
+    warm_start.start_from(run, str(file))
+    assert ("the same batches again" in caplog.text) is same
