@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rcdm_fast import storage
-from rcdm_fast.config import EncoderConfig
+from rcdm_fast.config import ConfigError, EncoderConfig
 from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.encoders import ImageEncoder
 from rcdm_fast.training import representations
@@ -230,3 +230,36 @@ def test_blocks_of_an_earlier_version_are_there(
     found = representations.cached(small.encoder(), DATA, tmp_path, views=Views(False))
     assert calls == [10, 10, 8]
     torch.testing.assert_close(found[0], small.encoder().encode(DATA.floats(slice(None))))
+
+
+@pytest.mark.parametrize(
+    ("h", "message"),
+    [
+        (torch.zeros(47, 6), r"float32 \[48,D\] for 48 images, got \[47, 6\]"),
+        (torch.zeros(48, 6, dtype=torch.float64), "are float32"),
+        (torch.zeros(48, 6, 4), r"got \[48, 6, 4\]"),
+        (torch.zeros(48), r"got \[48\]"),
+        (torch.zeros(48, 0), r"got \[48, 0\]"),
+        (torch.zeros(48, 6).index_fill(0, torch.tensor(47), torch.inf), "NaN or infinity"),
+    ],
+)
+def test_representations_from_elsewhere_that_do_not_fit(h: torch.Tensor, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        representations.check_given(h, DATA)
+    for fits in (torch.zeros(48, 6), torch.zeros(48, 6, 2, 2)):
+        representations.check_given(fits, DATA)
+
+
+def test_progress_is_that_of_a_process_and_goes_through_what_is_there(tmp_path: Path, calls: list[int]) -> None:
+    told: list[tuple[int, int]] = []
+
+    def tell(done: int, whole: int) -> None:
+        told.append((done, whole))
+        if len(told) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        representations.cached(small.encoder(), DATA, tmp_path, Views(False), progress=tell)
+    representations.cached(small.encoder(), DATA, tmp_path, Views(False), progress=tell)
+    assert told == [(1, 5), (2, 5), (1, 5), (2, 5), (3, 5), (4, 5), (5, 5)]
+    assert calls == [10, 10, 10, 10, 8]

@@ -546,3 +546,36 @@ def test_the_untrained_network_is_measured_beside_the_trained_one(
     fresh = next(config.network().parameters())
     assert [torch.equal(each, fresh) for each in measured] == [False, True]
     assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["untrained_a"] == 0.5
+
+
+@pytest.mark.parametrize("method", [*NEW, "simclr", "supervised"])
+def test_views_are_augmented_as_the_settings_say(method: str, data: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[AugmentConfig] = []
+
+    def views(images: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+        asked.append(config)
+        return images
+
+    monkeypatch.setattr(ssl_methods, "random_views", views)
+    augment = AugmentConfig(min_scale=0.5, hue=0.05)
+    made = configuration("simclr" if method == "supervised" else method, augment=augment)
+    if method == "supervised":
+        made = dataclasses.replace(made, method="supervised", projector=(2,))
+    method_of(made).views(data.floats(slice(0, 4)), step_generator(0, 0))
+    assert asked == [augment] * (1 if method == "supervised" else 2)
+
+
+@pytest.mark.parametrize("widths", [(16, 8), (16, 16, 8), (16, 16, 16, 8)])
+def test_a_projector_has_the_layers_asked_for(widths: tuple[int, ...]) -> None:
+    layers = [each for each in configuration("vicreg", projector=widths).network().projector if hasattr(each, "weight")]
+    linear = [each for each in layers if isinstance(each, torch.nn.Linear)]
+    assert tuple(each.out_features for each in linear) == widths
+
+
+def test_prototypes_look_at_directions_and_begin_as_the_teachers(generator: torch.Generator) -> None:
+    method = method_of(configuration("dino"))
+    x = torch.randn(5, 8, generator=generator)
+    with torch.no_grad():
+        ours, theirs = method.prototypes(x), method.teacher_prototypes(7 * x)
+    torch.testing.assert_close(ours, theirs)
+    assert float(ours.abs().max()) <= 1 + 1e-6  # cosines

@@ -23,7 +23,8 @@ from rcdm_fast.errors import RunError
 from rcdm_fast.images import ImageError, from_uint8, to_uint8
 from rcdm_fast.metrics import probes
 from rcdm_fast.training.batches import Standardization
-from rcdm_fast.training.config import TrainConfig
+from rcdm_fast.training.config import InBatches, TrainConfig
+from rcdm_fast.training.distill import DistillConfig
 from rcdm_fast.training.loop import learning_rate
 from rcdm_fast.training.losses import DiffusionLoss, LossConfig, Weighting
 from rcdm_fast.training.pretrain import PretrainConfig, pretrain
@@ -386,3 +387,14 @@ def test_shipped_configurations_are_valid(checkout: Path) -> None:
             assert from_json(ReaderConfig, text, file.name).name == file.stem
         else:
             assert from_json(TrainConfig, text, file.name).name == file.stem
+
+
+@pytest.mark.parametrize(("seen", "steps"), [(16, 1), (31, 1), (32, 2), (100, 6)])
+def test_a_rest_that_makes_no_batch_is_left_out(seen: int, steps: int) -> None:
+    runs: list[InBatches | DistillConfig] = [
+        TrainConfig("a", small.UNET, images=seen, batch_size=16),
+        PretrainConfig("a", images=seen, batch_size=16),
+        ReaderConfig(images=seen, batch_size=16),
+        DistillConfig("a", "model", trajectories=seen, batch_size=16),
+    ]
+    assert [run.steps for run in runs] == [steps] * 4

@@ -95,6 +95,14 @@ def test_a_step_that_is_not_finite_changes_nothing(what: str, monkeypatch: pytes
     assert run.advance() == other.advance()
 
 
+def test_gradients_are_cut_before_the_step() -> None:
+    """A first step leaves a tenth of the gradient as its mean."""
+    run = make_run(clip_norm=1e-3)
+    assert run.advance()["gradient_norm"] > 0.01  # that of before
+    means = [values["exp_avg"].flatten() for values in run.optimizer.state.values()]
+    assert float(torch.cat(means).norm()) == pytest.approx(1e-4, rel=1e-3)
+
+
 def test_states_go_both_ways() -> None:
     """A run goes on from another's state, with a graph or without, as if it had not been interrupted."""
     ours = make_run()

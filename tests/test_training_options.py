@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import logging
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -526,3 +528,36 @@ def test_a_sheet_shows_images_of_the_whole_set_beside_samples_of_their_own(
     want = model.sample(h[places], per=2, steps=2)
     for row, image, samples in zip(rows, fixed.images, want, strict=True):
         assert [each.tobytes() for each in row] == [to_pil(each).tobytes() for each in (image, *samples)]
+
+
+def test_every_start_says_where_it_goes_on(encoder_file: Path, tmp_path: Path) -> None:
+    config = training_process.config(str(encoder_file), **FLAT, images=32)
+    with pytest.raises(Paused):
+        train(config, DATA, tmp_path, minutes=0)
+    train(config, DATA, tmp_path)
+    starts = [json.loads(line)["step"] for line in (tmp_path / "environment.jsonl").read_text().splitlines()]
+    assert starts == [0, 1]
+
+
+def test_weights_and_biases_is_told_numbers_by_step_where_a_project_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, told = list[dict[str, Any]](), list[tuple[dict[str, float], int]]()
+    run = SimpleNamespace(log=lambda numbers, step: told.append((numbers, step)))
+
+    def init(**given: Any) -> SimpleNamespace:
+        begun.append(given)
+        return run
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True if name == "wandb" else None)
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    RunFolder(tmp_path / "mine").log({"step": 3, "loss": 0.5})
+    assert begun == []
+    monkeypatch.setenv("WANDB_PROJECT", "a project")
+    folder = RunFolder(tmp_path / "mine")
+    for step in (3, 4):
+        folder.log({"step": step, "loss": 0.5, "note": "no number"})
+    assert begun == [{"dir": str(tmp_path / "mine"), "name": "mine", "id": "mine", "resume": "allow"}]
+    assert [(numbers["loss"], step) for numbers, step in told] == [(0.5, 3), (0.5, 4)]
+    assert set(told[0][0]) == {"step", "loss", "wall_s"}
