@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,40 @@ def test_an_id_that_could_be_of_two_rows_is_none(tmp_path: Path) -> None:
     assert torch.equal(read("dog.png", "cat.png", "cat.webp"), rows[[2, 0]])
     with pytest.raises(ConfigError, match=r"1 of 2 images have no representation, such as a/cat\.webp"):
         read("dog.png", "cat.png", "cat.jpg")
+
+
+def test_the_longest_end_of_a_path_that_is_an_id_counts(tmp_path: Path) -> None:
+    data = ImageSet(to_uint8(small.make_images(3)), None, (), (Path("a/b/1.png"), Path("b/1.png"), Path("1.png")), "x")
+    for ids, order in ((["1.png", "b/1.png", "a/b/1.png"], [2, 1, 0]), (["b/1", "1", "a/b/1"], [2, 0, 1])):
+        np.savez(tmp_path / "h.npz", h=H[:3].numpy(), ids=np.array(ids))
+        assert torch.equal(aligned.read(tmp_path / "h.npz", data), H[order])
+
+
+@pytest.mark.parametrize(
+    ("listed", "message"),
+    [
+        ([f"{number:02}.png" for number in range(COUNT - 1)], r"h\.paths\.json: no list of the 24 images of h\.npy"),
+        ({"a": 1}, r"h\.paths\.json: no list of the 24 images of h\.npy"),
+        (
+            ["00.png", *(f"{number:02}.png" for number in range(COUNT - 1))],
+            r"h\.paths\.json: 1 of 24 items .*: 00\.png",
+        ),
+    ],
+    ids=["short", "no list", "twice"],
+)
+def test_a_list_beside_representations_that_does_not_fit(
+    listed: Any, message: str, photos: ImageSet, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "h.npy", H.numpy())
+    (tmp_path / "h.paths.json").write_text(json.dumps(listed))
+    with pytest.raises(ConfigError, match=message):
+        aligned.read(tmp_path / "h.npy", photos)
+
+
+def test_images_that_could_not_be_read_are_told_where_numbers_differ(photos: ImageSet) -> None:
+    less = dataclasses.replace(photos.subset(torch.arange(COUNT - 2)), skipped=("one", "another"))
+    with pytest.raises(ConfigError, match=r"24 representations for 22 images; 2 images could not be read; give"):
+        aligned.read(H, less)
 
 
 def test_what_rcdm_encode_writes_fits(folder: Path, photos: ImageSet, tmp_path: Path) -> None:

@@ -323,6 +323,18 @@ def test_npz_files_have_the_form_that_adm_reads(tmp_path: Path) -> None:
         assert set(stored) == {"arr_0"}
 
 
+def test_npz_files_of_oblong_images(tmp_path: Path) -> None:
+    pixels = torch.arange(2 * 3 * 4 * 5, dtype=torch.uint8).view(2, 3, 4, 5)
+    sample_files.write_npz(tmp_path / "a.npz", pixels)
+    with np.load(tmp_path / "a.npz") as stored:
+        assert stored["arr_0"].shape == (2, 4, 5, 3)
+        assert stored["arr_0"][1, 3, 2].tolist() == pixels[1, :, 3, 2].tolist()
+    assert torch.equal(sample_files.read_npz(tmp_path / "a.npz"), pixels)
+    np.savez(tmp_path / "none.npz", np.zeros((0, 8, 8, 3), np.uint8))
+    with pytest.raises(ConfigError, match=r"arr_0 must be uint8 \[N,H,W,3\], is uint8 \[0, 8, 8, 3\]"):
+        sample_files.read_npz(tmp_path / "none.npz")
+
+
 def test_errors_of_npz_files(tmp_path: Path) -> None:
     pixels = some_images(4).pixels
     path = tmp_path / "x.npz"

@@ -209,7 +209,10 @@ def test_wrong_digest(server: FileServer, cache: Path) -> None:
     assert files_in(cache) == set()
 
 
-@pytest.mark.parametrize(("status", "message"), [(404, "HTTP 404, there is no such file"), (503, "HTTP 503, Service")])
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [(404, "HTTP 404, there is no such file"), (410, "HTTP 410, there is no such"), (503, "HTTP 503, Service")],
+)
 def test_http_errors(server: FileServer, cache: Path, status: int, message: str) -> None:
     server.status = status
     with pytest.raises(DownloadError, match=message):
@@ -250,6 +253,55 @@ def test_offline(server: FileServer, cache: Path, monkeypatch: pytest.MonkeyPatc
     assert fetch(f"{server.url}/file", "file.pt").read_bytes() == b"by hand"
 
 
+@pytest.mark.parametrize(
+    ("text", "forbidden"),
+    [
+        ("1", True),
+        ("true", True),
+        ("YES", True),
+        (" On\n", True),
+        ("0", False),
+        ("no", False),
+        ("", False),
+        ("2", False),
+    ],
+)
+def test_words_that_forbid_the_network(text: str, forbidden: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RCDM_FAST_OFFLINE", text)
+    assert downloads.offline() == forbidden
+
+
+def test_a_folder_is_no_file_of_the_cache(cache: Path) -> None:
+    (cache / "file.pt").mkdir(parents=True)
+    assert cached("file.pt") is None
+
+
+@pytest.mark.parametrize("modified", ["", "Wed, 01 Jan 2025 00:00:00 GMT"])
+def test_a_weak_tag_does_not_tell_versions_apart(server: FileServer, modified: str) -> None:
+    server.etag, server.modified = 'W/"v1"', modified
+    interrupt(server)
+    assert fetch(f"{server.url}/file", "file.pt").read_bytes() == CONTENT
+    assert [request.get("If-Range") for request in server.requests] == [modified or None]
+    assert ["Range" in request for request in server.requests] == [bool(modified)]
+
+
+def test_a_digest_that_was_recorded_lets_a_transfer_go_on(server: FileServer, cache: Path) -> None:
+    server.etag = ""
+    fetch(f"{server.url}/file", "file.pt").unlink()
+    interrupt(server)
+    assert fetch(f"{server.url}/file", "file.pt").read_bytes() == CONTENT
+    assert [request["Range"] for request in server.requests] == [f"bytes={HALF}-"]
+
+
+def test_what_came_already_needs_no_more_space(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt(server)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=len(CONTENT) - HALF - 1))
+    with pytest.raises(DownloadError, match=r"needs 1.5 MB, but only 1.5 MB are free"):
+        fetch(f"{server.url}/file", "file.pt")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=len(CONTENT) - HALF))
+    assert fetch(f"{server.url}/file", "file.pt").read_bytes() == CONTENT
+
+
 def test_too_little_space_is_said_before_the_transfer(
     server: FileServer, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,9 +311,10 @@ def test_too_little_space_is_said_before_the_transfer(
     assert not (cache / "file.pt").exists()
 
 
-def test_a_disk_that_fills_up(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_fills_up(server: FileServer, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise OSError(code, os.strerror(code))
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)

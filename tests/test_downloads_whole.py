@@ -5,17 +5,20 @@ from __future__ import annotations
 import errno
 import gzip
 import hashlib
+import http.client
 import io
 import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 
-from rcdm_fast import downloads
+from rcdm_fast import downloads, transfers
 from rcdm_fast.downloads import DownloadError, cached, fetch
 from tests.file_server import FileServer
 
@@ -88,6 +91,40 @@ def test_a_container_is_looked_into_however_long_it_is_said_to_be(server: FileSe
     assert files_in(cache) == set()
 
 
+@pytest.mark.parametrize("content", [tensors(), safetensors.torch.save({}), safetensors.torch.save({}, {"a": "b"})])
+def test_tensors_end_where_their_header_says(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(content)
+    downloads.check_container(path)
+    for other in (content + b"x", content[:-1]):
+        path.write_bytes(other)
+        with pytest.raises(ValueError):  # noqa: PT011  (of any kind: a header that is cut is no JSON)
+            downloads.check_container(path)
+
+
+def answer(url: str = "https://a/file", **headers: str) -> Any:
+    message = http.client.HTTPMessage()
+    for name, value in headers.items():
+        for each in value.split(";"):
+            message[name.replace("_", "-")] = each
+    return SimpleNamespace(status=200, geturl=lambda: url, headers=message)
+
+
+def test_an_encrypted_address_does_not_lead_to_one_that_is_not() -> None:
+    wrong = transfers._no_file("https://a/file", answer("http://b/file", Content_Type="x/y"), part_asked=False)
+    assert wrong == "the server sends on to http://b/file, which is not encrypted"
+    for url, last in (("http://a/f", "http://b/f"), ("http://a/f", "https://b/f"), ("https://a/f", "https://b/f")):
+        assert transfers._no_file(url, answer(last, Content_Type="x/y"), part_asked=False) == ""
+
+
+@pytest.mark.parametrize(
+    ("said", "length"), [("12", 12), ("12;12", 12), ("12;13", -1), ("-1", -1), ("1e3", -1), ("9" * 19, -1)]
+)
+def test_lengths_that_make_sense(said: str, length: int) -> None:
+    assert transfers._length(answer(Content_Length=said)) == length
+    assert transfers._length(answer()) == -1
+
+
 @pytest.mark.parametrize(("status", "length"), [(204, False), (202, True), (203, True), (206, True)])
 def test_answers_without_the_file(server: FileServer, cache: Path, status: int, length: bool) -> None:
     server.status, server.send_length = status, length
@@ -136,6 +173,21 @@ def test_the_first_digest_is_shown_and_must_stay(
     now = hashlib.sha256(changed).hexdigest()
     assert fetch(f"{server.url}/file", "file.pt", sha256=now).read_bytes() == changed
     assert fetch(f"{server.url}/file", "file.pt").read_bytes() == changed
+
+
+def test_a_file_that_was_put_there_is_recorded_and_may_be_replaced_by_one_that_is_known(cache: Path) -> None:
+    cache.mkdir()
+    record = cache / "file.pt.sha256"
+    for content in (b"by hand", b"another"):
+        digest = hashlib.sha256(content).hexdigest()
+        (cache / "file.pt").write_bytes(content)
+        given = None if content == b"by hand" else digest.upper()
+        assert fetch("http://127.0.0.1/never-asked", "file.pt", sha256=given).read_bytes() == content
+        assert record.read_text() == f"{digest}  file.pt\n"
+        fetch("http://127.0.0.1/never-asked", "file.pt")
+        downloads.check_digest(cache / "file.pt", digest[:8].upper())
+    with pytest.raises(DownloadError, match="expected 00000000"):
+        downloads.check_digest(cache / "file.pt", "00000000")
 
 
 def test_the_start_of_a_digest_suffices(server: FileServer) -> None:

@@ -64,6 +64,15 @@ def test_what_is_left_out_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert "pipe.png" in caplog.text
 
 
+def test_of_many_links_that_lead_nowhere_some_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    image(tmp_path / "1.png")
+    for number in range(11):
+        (tmp_path / f"gone{number:02}.png").symlink_to(tmp_path / "nowhere.png")
+    find_images(tmp_path)
+    assert [f"gone{number:02}.png" in caplog.text for number in range(11)] == [True] * 8 + [False] * 3
+    assert "left out: 3 more links and folders that cannot be looked at" in caplog.text
+
+
 def test_a_folder_that_cannot_be_listed_is_told_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -369,3 +369,13 @@ def test_items_that_fit_no_model(model: Model) -> None:
         assert draw.check_request(guidable, JobConfig(steps=7, guidance=guidance)) == 14
     assert draw.check_request(guidable, JobConfig(steps=7, guidance=1.0)) == 7
     assert RunOptions() == RunOptions(batch_size=None, threads=4, retry=False)
+
+
+@pytest.mark.parametrize("classes", [0, 4])
+def test_a_guide_guides_models_without_representations(classes: int) -> None:
+    unguided, guide = (small.quick_model(representation_dim=0, num_classes=classes) for _ in range(2))
+    assert draw.check_request(unguided, JobConfig(steps=3, guidance=1.5), guide) == 6
+    with pytest.raises(ConfigError, match="guidance needs a model that takes representations"):
+        draw.check_request(unguided, JobConfig(steps=3, guidance=1.5))
+    with pytest.raises(ConfigError, match="a guide does nothing at guidance 1"):
+        draw.check_request(unguided, JobConfig(steps=3), guide)

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,10 +26,12 @@ from PIL import Image
 import rcdm_fast
 from rcdm_fast.cli import main
 from rcdm_fast.config import ConfigError
+from rcdm_fast.data import random_access
 from rcdm_fast.jobs import local
 from rcdm_fast.jobs.settings import JobConfig, RunOptions
 from rcdm_fast.jobs.verify import verify
-from tests import jobs_cases
+from rcdm_fast.model import Model
+from tests import jobs_cases, small
 from tests.jobs_cases import manifest, representations
 
 KILLS = 20
@@ -184,7 +187,6 @@ def test_ray_with_a_worker_killed(inputs: tuple[str, str], items: int, tmp_path:
 def test_ray_workers_see_what_the_driver_sees(inputs: tuple[str, str], tmp_path: Path) -> None:
     """A worker whose model file is another one refuses to draw."""
     pytest.importorskip("ray")
-    from rcdm_fast.data import random_access
     from rcdm_fast.jobs import cluster
 
     model, h = inputs
@@ -225,6 +227,151 @@ def test_the_cluster_that_was_asked_for(
             cluster.run(spec, h, tmp_path / "job", config, RunOptions(), address=address)
     assert asked == ["ray://head:10001", "10.0.0.1:6379", "auto", "local"]
     assert local.run(spec.load(), h, tmp_path / "job", config).complete
+
+
+class FakeRay:
+    """A cluster whose actors are called here, one unit after the other, in another folder than the driver's."""
+
+    def __init__(self, resources: dict[str, float], folder: Path, connected: bool = False) -> None:
+        self.resources, self.folder, self.connected = resources, folder, connected
+        self.asked: dict[str, Any] = {}
+        self.orders: list[Any] = []
+        self.was_shut = False
+        self.data = SimpleNamespace(
+            DataContext=SimpleNamespace(get_current=SimpleNamespace),
+            ActorPoolStrategy=lambda size, **_: size,
+            from_items=lambda rows, **_: SimpleNamespace(map_batches=lambda *a, **k: self._mapped(rows, *a, **k)),
+        )
+
+    def _mapped(self, rows: list[dict[str, int]], worker: Any, **asked: Any) -> Any:
+        self.asked = asked
+        self.orders.append(asked["fn_constructor_args"][0])
+        return SimpleNamespace(iter_rows=lambda: self._rows(rows, worker))
+
+    def _rows(self, rows: list[dict[str, int]], worker: Any) -> Iterator[dict[str, Any]]:
+        with contextlib.chdir(self.folder):
+            actor = worker(*self.asked["fn_constructor_args"])
+            for row in rows:
+                found = actor({"unit": np.array([row["unit"]])})
+                yield {name: values[0] for name, values in found.items()}
+
+    def cluster_resources(self) -> dict[str, float]:
+        return self.resources
+
+    def is_initialized(self) -> bool:
+        return self.connected
+
+    def init(self, **_: Any) -> None:
+        self.connected = True
+
+    def shutdown(self) -> None:
+        self.was_shut = True
+
+
+@pytest.mark.parametrize(
+    ("resources", "device", "workers", "missing", "asked"),
+    [
+        ({"GPU": 3.0, "CPU": 16.0}, None, None, 9, (3, 1, None)),
+        ({"GPU": 3.0, "CPU": 16.0}, "cuda", 2, 9, (2, 1, None)),
+        ({"GPU": 3.0, "CPU": 16.0}, "cpu", None, 9, (8, None, 1)),
+        ({"CPU": 16.0}, None, None, 9, (8, None, 1)),
+        ({"CPU": 16.0}, None, 16, 99, (16, None, 1)),
+        ({"CPU": 16.0}, None, None, 5, (5, None, 1)),
+        ({"CPU": 1.0}, None, None, 9, (1, None, 1)),
+        ({"CPU": 16.0}, None, 17, 9, "17 workers were asked for, the cluster has 16 CPUs"),
+        ({"GPU": 3.0, "CPU": 16.0}, None, 4, 9, "4 workers were asked for, the cluster has 3 GPUs"),
+    ],
+)
+def test_a_worker_for_each_gpu_or_for_every_two_cpus(
+    resources: dict[str, float], device: str | None, workers: int | None, missing: int, asked: Any, tmp_path: Path
+) -> None:
+    from rcdm_fast.jobs import cluster
+
+    ray = FakeRay(resources, tmp_path)
+    spec = cluster.ModelSpec("m", device=device)
+    order = cluster.Order(spec, "h", "job", JobConfig(), RunOptions(), {})
+    if isinstance(asked, str):
+        with pytest.raises(ConfigError, match=asked):
+            cluster._results(ray, order, list(range(missing)), workers)
+        return
+    cluster._results(ray, order, list(range(missing)), workers)
+    assert (ray.asked["compute"], ray.asked["num_gpus"], ray.asked["num_cpus"]) == asked
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> Model:
+    """The model that every worker loads."""
+    from rcdm_fast.jobs import cluster
+
+    model = small.quick_model()
+    monkeypatch.setattr(cluster.ModelSpec, "load", lambda _: model)
+    return model
+
+
+@pytest.mark.parametrize("connected", [True, False])
+def test_a_job_on_a_cluster_from_its_order_to_its_summary(
+    connected: bool, quick: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nine items in shards of four, one bad: names hold in the workers' folder, counts are told, leftovers go."""
+    from rcdm_fast.jobs import cluster
+
+    rows = representations().numpy()
+    rows[5] = np.nan
+    np.save(tmp_path / "h.npy", rows)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    ray = FakeRay({"CPU": 8.0}, tmp_path / "elsewhere", connected)
+    monkeypatch.setattr(cluster, "_ray", lambda: ray)
+    given: list[RunOptions] = []
+    run_units = local.run_units
+
+    def watched(*arguments: Any) -> None:
+        given.append(arguments[3])
+        run_units(*arguments)
+        (tmp_path / "job" / "shards" / ".000001.abcdefgh.tar").touch()  # a worker that died had begun it
+
+    monkeypatch.setattr(local, "run_units", watched)
+    spec = cluster.ModelSpec("m")
+    config, options = JobConfig(per=1, steps=2, shard_images=4), RunOptions(batch_size=3, threads=1)
+    told: list[local.Progress] = []
+    summary = cluster.run(spec, "h.npy", "job", config, options, workers=2, report=told.append)
+    assert [(each.images, each.quarantined, each.wanted) for each in told] == [(4, 0, 9), (7, 1, 9), (8, 1, 9)]
+    assert (summary.images, summary.quarantined, summary.complete) == (8, 1, True)
+    assert given == [options] * 3
+    assert ray.asked["compute"] == 2
+    assert ray.was_shut == (not connected)
+    assert not list((tmp_path / "job" / "shards").glob(".*"))
+    assert verify("job").complete
+    assert cluster.run(spec, "h.npy", "job", config, options) == summary
+    assert len(ray.orders) == 1, "a finished job needs no cluster"
+
+
+@pytest.mark.parametrize("part", ["model", "encoder", "items", "fitted"])
+def test_a_worker_that_sees_something_else_refuses(part: str, quick: Model, tmp_path: Path) -> None:
+    from rcdm_fast.jobs import cluster
+
+    h, folder, config = str(tmp_path / "h.npy"), tmp_path / "job", JobConfig(per=1, steps=2)
+    np.save(h, representations().numpy())
+    identity = local.prepare(quick, random_access.find(h), folder, config).identity
+    order = cluster.Order(cluster.ModelSpec("m"), h, str(folder), config, RunOptions(), {**identity, part: "another"})
+    with pytest.raises(ConfigError, match=f"this worker sees another {part} than the job's"):
+        cluster.Worker(order)
+
+
+def test_a_worker_draws_what_lacks_its_images_or_its_manifest(quick: Model, tmp_path: Path) -> None:
+    from rcdm_fast.jobs import cluster
+
+    h, folder, config = str(tmp_path / "h.npy"), tmp_path / "job", JobConfig(per=1, steps=1, shard_images=4)
+    np.save(h, representations().numpy())
+    prepared = local.prepare(quick, random_access.find(h), folder, config)
+    worker = cluster.Worker(
+        cluster.Order(cluster.ModelSpec("m"), h, str(folder), config, RunOptions(), prepared.identity)
+    )
+    worker({"unit": np.array([1])})
+    for file in (prepared.ledger.shard(1), prepared.ledger.part(1)):
+        file.unlink()
+        assert worker({"unit": np.array([1])})["images"] == [4]
+        assert file.exists()
 
 
 def test_a_worker_loads_what_the_driver_was_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -175,3 +175,49 @@ def test_a_lock_that_is_a_link(tmp_path: Path, there: str) -> None:
         pass
     assert (tmp_path / "there").read_text() == "precious"
     assert not (tmp_path / "nothing").exists()
+
+
+def test_messages_say_what_is_going_on(tmp_path: Path, kind: int) -> None:
+    with (
+        locked(tmp_path / ".lock"),
+        pytest.raises(Busy, match=r"another process is at work here \(a store of images\)"),
+        locked(tmp_path / ".lock", what="a store of images"),
+    ):
+        raise AssertionError("two at once")
+
+
+def test_who_waits_says_so_once(
+    tmp_path: Path, kind: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "_POLL_S", 0.001)
+    taken = threading.Event()
+
+    def wait() -> None:
+        with locked(tmp_path / ".lock", wait=True, what="downloading a.pt"):
+            taken.set()
+
+    with caplog.at_level(logging.INFO):
+        thread = threading.Thread(target=wait)
+        with locked(tmp_path / ".lock"):
+            thread.start()
+            assert not taken.wait(0.05)
+        thread.join(30)
+    assert taken.is_set()
+    (said,) = (record.getMessage() for record in caplog.records if "waiting for it" in record.getMessage())
+    assert "another process is at work here (downloading a.pt)" in said
+
+
+def test_only_the_file_of_the_process_that_is_gone_is_cleared(tmp_path: Path) -> None:
+    """Another one may have taken the lock meanwhile."""
+    file = tmp_path / ".lock.held"
+    write(file, pid=5)
+    later = locks._holder(file)
+    assert later is not None
+    assert locks._cleared(file, {**later, "pid": 4})
+    assert locks._holder(file) == later
+    assert locks._cleared(file, later)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / ".lock.held.clearing").touch()
+    write(file, pid=5)
+    assert not locks._cleared(file, later)
+    assert file.exists()

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub.constants
@@ -110,3 +111,48 @@ def test_custom_code_is_refused_without_a_question(tmp_path: Path, monkeypatch: 
             build(f"transformers:{tmp_path}{options}")
     assert not mark.exists()
     assert "m" not in sys.modules
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["IPv4", "IPv6"])
+@pytest.mark.parametrize("name", ["connect", "connect_ex"])
+def test_every_way_to_connect_is_shut(name: str, family: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RCDM_FAST_OFFLINE", "1")
+    made = SimpleNamespace(family=family)  # a socket of a family that this machine may lack
+    with offline.enforced(), pytest.raises(offline.OfflineError, match="RCDM_FAST_OFFLINE forbids the network"):
+        getattr(socket.socket, name)(made, ("localhost", 9))
+
+
+def test_what_is_left_inside_another_one_does_not_open_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RCDM_FAST_OFFLINE", "1")
+    with offline.enforced():
+        with offline.enforced():
+            pass
+        with pytest.raises(offline.OfflineError):
+            socket.getaddrinfo("localhost", 80)
+
+
+def test_switches_of_libraries_are_on_inside_and_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RCDM_FAST_OFFLINE", "1")
+    before = {"HF_HUB_OFFLINE": False, "HF_DATASETS_OFFLINE": False, "other": 3}
+    datasets: Any = SimpleNamespace(**before)
+    monkeypatch.setitem(sys.modules, "datasets.config", datasets)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    with offline.enforced():
+        assert huggingface_hub.constants.HF_HUB_OFFLINE is True
+        assert vars(datasets) == {"HF_HUB_OFFLINE": True, "HF_DATASETS_OFFLINE": True, "other": 3}
+    assert huggingface_hub.constants.HF_HUB_OFFLINE is False
+    assert vars(datasets) == before
+
+
+@pytest.mark.parametrize("link", ["__cause__", "__context__"])
+@pytest.mark.parametrize("name", ["OfflineError", "OfflineModeIsEnabled", "LocalEntryNotFoundError"])
+def test_errors_of_libraries_that_come_from_no_network(name: str, link: str) -> None:
+    error = type(name, (Exception,), {})("not there")
+    outer, outermost = ValueError("no model"), OSError("no encoder")
+    assert offline.caused(error)
+    assert not offline.caused(outer)
+    setattr(outer, link, error)
+    outermost.__cause__ = outer
+    assert offline.caused(outermost)
+    error.__cause__ = outermost  # in a circle
+    assert not offline.caused(ZeroDivisionError("another"))

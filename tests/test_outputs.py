@@ -89,6 +89,33 @@ def test_names_that_fit(tmp_path: Path, stem: str) -> None:
     storage.write_text(tmp_path / name, "x")
 
 
+@pytest.mark.parametrize("stem", ["s" * 300, "\u00e4" * 200])
+@pytest.mark.parametrize("before", ["", "00001-", "b" * 100])
+def test_names_leave_room_for_what_stands_before_them(stem: str, before: str) -> None:
+    name = outputs.file_name(stem, "-003.png", before)
+    assert 240 < len(os.fsencode(name)) <= 245
+    assert name.startswith(before + stem[:20])
+    assert name.endswith(stem[:20] + "-003.png")
+
+
+def test_what_can_be_written_nowhere_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the error is that of the place that was asked for."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    tried: list[Path] = []
+
+    def write(file: Path) -> None:
+        tried.append(file)
+        if len(tried) == 2:
+            file.write_text("half of it")
+        raise OSError(f"no room for number {len(tried)}")
+
+    with pytest.raises(OSError, match=r"^no room for number 1$"):
+        outputs.keep(tmp_path / "a.json", write)
+    assert len(tried) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_cannot_be_written_after_all_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from rcdm_fast import provenance
+from rcdm_fast import benchmarking, provenance
 from rcdm_fast.cli import main
 from rcdm_fast.config import EncoderConfig
 from rcdm_fast.data.image_set import ImageSet
@@ -62,6 +65,45 @@ def test_what_made_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [each["weights"] for each in found["models"]] == [weights_hash(model.unet, model.config.schedule)]
 
 
+def test_every_model_is_named_and_the_first_ones_device_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    models = [small.quick_model(), small.quick_model()]
+    models[0].device, models[1].device = torch.device("cuda", 3), torch.device("cuda", 5)
+    models[1].config = dataclasses.replace(models[1].config, name="second")
+    asked: list[torch.device] = []
+
+    def facts(device: torch.device) -> dict[str, object]:
+        asked.append(device)
+        return {"device": str(device)}
+
+    monkeypatch.setattr(benchmarking, "facts", facts)
+    monkeypatch.setattr(provenance, "git_revision", lambda: None)
+    assert [each["name"] for each in provenance.made_by(models)["models"]] == [models[0].config.name, "second"]
+    assert provenance.made_by(models[1:])["device"] == "cuda:5"
+    assert provenance.made_by(models, device=torch.device("cpu"))["device"] == "cpu"
+    assert provenance.made_by()["models"] == []
+    assert asked == [torch.device("cuda", 3), torch.device("cuda", 5), torch.device("cpu"), torch.device("cpu")]
+
+
+def test_dates_are_those_of_greenwich(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance, "git_revision", lambda: None)
+    monkeypatch.setattr(benchmarking, "facts", lambda device: {})
+    monkeypatch.setenv("TZ", "Nowhere-9")
+    time.tzset()
+    try:
+        before = datetime.now(UTC).replace(microsecond=0)
+        found = datetime.strptime(provenance.made_by()["date"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+        assert before <= found <= datetime.now(UTC)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+@pytest.mark.parametrize("name", ["/somewhere/bin/rcdm", "/somewhere/rcdm_fast/__main__.py", "rcdm"])
+def test_a_command_is_rcdm_wherever_it_lies(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [name, "analyze", "/a/m.safetensors", "b/c", "--out", "/d/e/"])
+    assert provenance.command() == "rcdm analyze m.safetensors b/c --out e"
+
+
 def test_the_revision_says_whether_files_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def git(*words: str) -> str:
         who = ["-c", "user.name=a", "-c", "user.email=a@b"]
@@ -76,6 +118,7 @@ def test_the_revision_says_whether_files_differ(tmp_path: Path, monkeypatch: pyt
     git("add", ".")
     git("commit", "-q", "-m", "a")
     revision = git("rev-parse", "HEAD").strip()
+    (tmp_path / "notes.txt").touch()  # of no revision
     assert provenance.git_revision() == revision
     file.write_text("b")
     assert provenance.git_revision() == revision + "+"

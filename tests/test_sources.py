@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from rcdm_fast import storage
-from rcdm_fast.data import sources
+from rcdm_fast.data import image_set, sources
 from rcdm_fast.data.block_file import PixelStore
-from rcdm_fast.data.image_set import ImageSet, number_labels
+from rcdm_fast.data.image_set import ImageSet, evenly, fingerprint, fits, number_labels
 from rcdm_fast.data.readers.image_files import Item
 from rcdm_fast.data.sources import open_data
 from rcdm_fast.images import ImageError, to_uint8
@@ -227,3 +227,73 @@ def test_labels_need_a_name_for_every_image() -> None:
     labels, classes = number_labels(["10", "9", "10"])
     assert labels is not None
     assert (labels.tolist(), classes) == ([1, 0, 1], ("9", "10"))
+
+
+def test_how_many_images_have_no_label_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    number_labels([None, "a", None, None])
+    assert "3 of 4 images have no label, so no label is used" in caplog.text
+    caplog.clear()
+    number_labels([None, None])
+    number_labels([])
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("count", "available", "places"),
+    [(1, 7, [0]), (2, 7, [0, 6]), (4, 11, [0, 3, 7, 10]), (5, 5, [0, 1, 2, 3, 4]), (3, 101, [0, 50, 100])],
+)
+def test_places_are_spread_from_the_first_to_the_last(count: int, available: int, places: list[int]) -> None:
+    assert evenly(count, available).tolist() == places
+
+
+def test_a_quarter_of_what_is_free_holds_all_that_is_read_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, rows = torch.zeros(100, dtype=torch.uint8), torch.zeros(25, dtype=torch.float32)
+    asked: list[torch.device] = []
+    free = 800
+
+    def info(device: torch.device) -> tuple[int, int]:
+        asked.append(device)
+        return free, 100_000
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", info)
+    device = torch.device("cuda", 1)
+    assert fits(device, images, rows)  # 100 and 4 times 25 bytes
+    assert fits(device, images)
+    free = 799
+    assert not fits(device, images, rows)
+    assert set(asked) == {device}
+    assert not fits(torch.device("cpu"), images)
+
+
+def test_a_fingerprint_is_of_all_pixels_and_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, labels = to_uint8(small.make_images(7)), torch.arange(7)
+    whole = fingerprint(images, labels)
+    monkeypatch.setattr(image_set, "_HASHED", 2)
+    assert fingerprint(images, labels) == whole
+    marks = {whole, fingerprint(images, None), fingerprint(images, labels.flip(0))}
+    for place in range(7):
+        other = images.clone()
+        other[place, 2, 7, 7] ^= 1
+        marks.add(fingerprint(other, labels))
+    assert len(marks) == 10
+
+
+def test_a_subset_has_the_fingerprint_of_its_own_images(pixels: np.ndarray) -> None:
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+    labels, paths = torch.arange(COUNT) % 3, tuple(Path(f"{number}.png") for number in range(COUNT))
+    data = ImageSet(images, labels, ("a", "b", "c"), paths, fingerprint(images, labels))
+    index = torch.tensor([7, 3, 19])
+    some = data.subset(index)
+    assert some.fingerprint == fingerprint(images[index], labels[index])
+    assert some.labels is not None
+    assert (some.labels.tolist(), some.classes) == ([1, 0, 1], data.classes)
+    assert [str(path) for path in some.paths] == ["7.png", "3.png", "19.png"]
+    assert data.subset(torch.arange(COUNT)).fingerprint == data.fingerprint
+
+
+def test_images_in_memory_are_a_set_in_blocks(monkeypatch: pytest.MonkeyPatch, pixels: np.ndarray) -> None:
+    monkeypatch.setattr(sources, "BLOCK", 8)
+    found = sources.of_array(pixels, 8)
+    assert same(found, pixels)
+    assert found.fingerprint == fingerprint(found.pixels, None)
+    assert [path.name for path in found.paths] == [str(number) for number in range(COUNT)]

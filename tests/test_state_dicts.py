@@ -138,3 +138,64 @@ def test_deep_and_foreign_dictionaries() -> None:
     for saved in (None, 3, "text", {}, {3: torch.ones(1)}, {"a": [torch.ones(1)]}):
         with pytest.raises(state_dicts.NotFound):
             state_dicts.find(saved, ["weight"])
+
+
+@pytest.mark.parametrize(
+    "wrapper", ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"]
+)
+def test_names_of_wrappers_do_not_count_wherever_they_stand(wrapper: str) -> None:
+    saved = {f"net.{wrapper}.a.weight": torch.ones(1), f"{wrapper}.net.b.{wrapper}.bias": torch.ones(1)}
+    found = state_dicts.find(saved, ["a.weight", "b.bias"])
+    assert (found.prefix, sorted(found.state)) == ("net.", ["a.weight", "b.bias"])
+
+
+@pytest.mark.parametrize("where", ["key", "prefix"])
+@pytest.mark.parametrize(
+    ("taken", "left"),
+    [
+        ("target_encoder", "encoder"),
+        ("Teacher", "net"),
+        ("model_EMA", "model"),
+        ("ema", "online"),
+        ("teacher", "encoder_q"),
+        ("encoder_q", "encoder_k"),
+        ("encoder_q", "net"),
+        ("online", "net"),
+        ("online", "target"),
+        ("net", "encoder_k"),
+        ("net", "momentum_net"),
+        ("net", "student"),
+        ("net", "target"),
+    ],
+)
+def test_averages_come_before_what_was_trained_and_that_before_the_slow_one(taken: str, left: str, where: str) -> None:
+    for names in ((taken, left), (left, taken)):
+        copies: Any = {name: {"weight": torch.full((1,), float(name == taken))} for name in names}
+        saved = copies if where == "key" else {f"{name}.weight": copy["weight"] for name, copy in copies.items()}
+        found = state_dicts.find(saved, ["weight"])
+        assert float(found.state["weight"]) == 1
+        assert taken in (found.key, found.prefix.removesuffix("."))
+
+
+def test_what_only_counts_batches_need_not_be_there() -> None:
+    names = ["a.weight", *(f"{norm}.num_batches_tracked" for norm in "bcd")]
+    assert state_dicts.find({"net.a.weight": torch.ones(1)}, names).prefix == "net."
+
+
+def test_a_prefix_is_found_where_the_first_names_are_missing() -> None:
+    found = state_dicts.find({"net.b": torch.ones(1), "net.c": torch.ones(1)}, ["a", "b", "c"])
+    assert (found.prefix, sorted(found.state)) == ("net.", ["b", "c"])
+
+
+def test_a_prefix_counts_where_no_names_are_known() -> None:
+    saved = {"net.a": torch.ones(1), "net.b": torch.ones(1), "head.c": torch.ones(1)}
+    assert sorted(state_dicts.find(saved, (), prefix="net.").state) == ["a", "b"]
+    assert sorted(state_dicts.find(saved, ()).state) == sorted(saved)
+
+
+def test_what_a_file_holds_is_told_in_short() -> None:
+    saved = {f"place{number}": {"conv.weight": torch.ones(1)} for number in range(8)}
+    with pytest.raises(state_dicts.NotFound) as raised:
+        state_dicts.find(saved, ["weights"])
+    assert [f"key=place{number} " in str(raised.value) for number in range(8)] == [True] * 6 + [False] * 2
+    assert str(raised.value).endswith(" and 2 places more")

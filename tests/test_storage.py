@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
+import safetensors.torch
 import torch
 
 from rcdm_fast import storage
@@ -166,6 +167,39 @@ def test_a_flipped_bit_in_tensors_or_metadata_is_noticed(tmp_path: Path) -> None
         file.write_bytes(damaged)
         with pytest.raises(StorageError, match="checksum"):
             storage.read_tensors(file)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"w": torch.arange(12.0).view(3, 4), "b": torch.zeros(2)},
+        {"w": torch.arange(12.0).view(4, 3).view(torch.int32), "b": torch.zeros(2)},
+        {"v": torch.arange(12.0).view(4, 3), "b": torch.zeros(2)},
+        {"w": torch.arange(12.0).view(4, 3)},
+    ],
+    ids=["shape", "kind", "name", "less"],
+)
+def test_the_same_bytes_as_other_tensors_are_noticed(tmp_path: Path, other: dict[str, torch.Tensor]) -> None:
+    tensors = {"w": torch.arange(12.0).view(4, 3), "b": torch.zeros(2)}
+    storage.save_tensors(tmp_path / "a.safetensors", tensors, {})
+    checksum = storage.read_checksum(tmp_path / "a.safetensors")
+    assert checksum is not None
+    safetensors.torch.save_file(other, tmp_path / "b.safetensors", {"rcdm_fast.sha256": checksum})
+    with pytest.raises(StorageError, match="checksum"):
+        storage.read_tensors(tmp_path / "b.safetensors")
+    safetensors.torch.save_file(other, tmp_path / "c.safetensors")
+    assert storage.read_checksum(tmp_path / "c.safetensors") is None
+    assert storage.read_tensors(tmp_path / "c.safetensors").keys() == other.keys()
+
+
+def test_json_is_in_the_order_of_its_keys(tmp_path: Path) -> None:
+    storage.write_json(tmp_path / "a.json", {"b": 1, "a": [2]})
+    assert (tmp_path / "a.json").read_text() == '{\n  "a": [\n    2\n  ],\n  "b": 1\n}\n'
+
+
+def test_a_mount_that_does_not_say_what_is_free_is_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    storage.check_writable(tmp_path / "a.npz", 10**15)
 
 
 @pytest.mark.parametrize("code", [0, errno.EXDEV])
