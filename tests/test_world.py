@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rcdm_fast.config import ConfigError
-from rcdm_fast.data import random_access
+from rcdm_fast.data import random_access, world_shapes
 from rcdm_fast.data.sources import open_data
 from rcdm_fast.data.world import FACTORS, SHAPES, World
 from rcdm_fast.images import ImageError, to_pil
@@ -164,6 +164,10 @@ def test_a_file_of_that_name_is_meant(tmp_path: Path, monkeypatch: pytest.Monkey
         ({"shape": 4.0}, r"shape must be in 0..3 \(a whole number\), got 4"),
         ({"shape": 0.5}, "shape must be in"),
         ({"light": math.nan}, "must be finite"),
+        ({"y": -0.2}, "y must be in -0.13..0.13, got -0.2"),
+        ({"size": 0.1}, "size must be in 0.19..0.31, got 0.1"),
+        ({"light": 0.25}, "light must be in 0.5..1, got 0.25"),
+        ({"shape": -1.0}, r"shape must be in 0..3 \(a whole number\), got -1"),
     ],
 )
 def test_factors_outside_the_world(change: dict[str, float], message: str) -> None:
@@ -178,3 +182,76 @@ def test_other_wrong_factors() -> None:
         world.render(torch.zeros(1, 7))
     with pytest.raises(ConfigError, match=r"in 0\.\.4"):
         world.factors([5])
+
+
+RANGES = {
+    "shape": (0, 4), "x": (-0.13, 0.13), "y": (-0.13, 0.13), "size": (0.19, 0.31), "angle": (0, 360), "hue": (0, 360),
+    "ground_hue": (0, 360), "light": (0.5, 1),
+    "back_shape": (0, 4), "back_x": (-0.25, 0.25), "back_y": (-0.25, 0.25), "back_size": (0.19, 0.31),
+    "back_angle": (0, 360), "back_hue": (0, 360), "stripe_angle": (0, 360), "stripe_period": (0.15, 0.3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["shapes", "textured"])
+def test_ranges_are_those_that_are_promised(name: str) -> None:
+    known = {factor.name: (factor.low, factor.high) for factor in FACTORS[name]}
+    assert known == dict(list(RANGES.items())[: {"shapes": 8, "textured": 16}[name]])
+    assert World().name == "world:shapes?count=20000&seed=0&size=32"
+
+
+def test_a_world_is_told_from_others_by_all_that_it_is_drawn_from() -> None:
+    names = ("shapes?", "textured?", "shapes?seed=1", "shapes?size=16", "shapes?seed=0&size=32")
+    prints = [random_access.fingerprint(random_access.find(f"world:{name}&count=3")) for name in names]
+    assert len(set(prints)) == 4
+    assert prints[0] == prints[4]
+
+
+@pytest.mark.parametrize(("hue", "place"), [(0.0, 0), (120.0, 1), (240.0, 2)])
+def test_colors_of_the_front_and_of_the_back_object(hue: float, place: int) -> None:
+    world = World("textured")
+    wedges = {"shape": 2.0, "back_shape": 2.0, "x": -0.13, "back_x": 0.25, "hue": hue, "back_hue": hue}
+    front, back = world.render(row(world, **wedges))[0, :, 16, [11, 24]].T.tolist()  # their centers of mass
+    assert front == [255 if color == place else 140 for color in range(3)]  # 0.7 + 0.3, 0.7 - 0.3 / 2
+    assert back == [204 if color == place else 59 for color in range(3)]  # 0.42 + 0.38, 0.42 - 0.38 / 2
+
+
+@pytest.mark.parametrize("period", [0.15, 0.25])
+def test_stripes_turn_clockwise_and_keep_their_period(period: float) -> None:
+    world = World("textured", size=64)
+    size = 14  # pixels of a corner that no object reaches
+
+    def corner(angle: float) -> Tensor:
+        factors = row(world, size=0.19, back_size=0.19, stripe_angle=angle, stripe_period=period)
+        return world.render(factors)[0, 0, :size, :size].double()
+
+    upright = corner(0.0)
+    assert float(upright.std(dim=0).max()) == 0
+    assert float(upright[0].std()) > 10
+    assert float((corner(90.0) - upright.T).abs().max()) <= 1
+    aslant = corner(45.0)  # the same where one goes down and to the left
+    assert float((aslant[1:, :-1] - aslant[:-1, 1:]).abs().max()) <= 1
+    assert float((aslant[1:, 1:] - aslant[:-1, :-1]).abs().max()) > 10
+
+
+def test_factors_that_are_given_stay_as_they_are() -> None:
+    world = World()
+    given = row(world, hue=-30.0, angle=400.0)
+    before = given.clone()
+    world.render(given)
+    assert torch.equal(given, before)
+
+
+def test_items_are_called_by_their_places() -> None:
+    world = World(count=5, size=8, seed=7)
+    paths = [item.path.as_posix() for item in world.items()]
+    assert paths == [f"world:shapes?count=5&seed=7&size=8/{place}" for place in range(5)]
+
+
+def test_light_is_that_of_each_image_in_any_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(size=8)
+    lights = [0.5, 0.7, 0.8, 0.9, 1.0]
+    factors = torch.cat([row(world, light=light) for light in lights])
+    monkeypatch.setattr(world_shapes, "_BLOCK", 2 * (4 * 8) ** 2)  # two images at once
+    assert torch.equal(world.render(factors), torch.cat([world.render(each[None]) for each in factors]))
+    ground = world.render(factors)[:, 0, 0, 0].tolist()
+    assert ground == [int(0.58 * light * 255 + 0.5) for light in lights]
