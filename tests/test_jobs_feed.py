@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,11 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import rcdm_fast
 from rcdm_fast.data import random_access
 from rcdm_fast.encoders import EncoderError
 from rcdm_fast.images import from_uint8, to_pil, to_uint8
-from rcdm_fast.jobs import feed
+from rcdm_fast.jobs import feed, local
 from rcdm_fast.jobs.layout import Layout
+from rcdm_fast.jobs.settings import JobConfig, RunOptions
 from tests import small
 
 
@@ -92,3 +96,38 @@ def test_more_labels_than_a_group_has(tmp_path: Path) -> None:
     good = [item for item in range(70) if item not in (33, 66)]
     assert given[good].tolist() == labels[good].tolist()
     assert [len(each.label) for each in found if each.label is not None] == [40, 30]
+
+
+def test_the_time_of_encoding_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small.quick_model()
+    assert model.encoder is not None
+    now, whole = [100.0], model.encoder.encode
+
+    def encode(views: Tensor) -> Tensor:
+        now[0] += 4
+        return whole(views)
+
+    monkeypatch.setattr(feed, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(model.encoder, "encode", encode)
+    images = random_access.find([to_pil(each) for each in small.make_images(40)])  # two groups
+    (found,) = feed.ready_units(model, images, [Layout(40, 1, 40).unit(0)], 2)
+    assert found.busy_s == 8
+    (found,) = feed.ready_units(model, random_access.find(torch.zeros(3, small.DIM)), [Layout(3, 1, 3).unit(0)], 2)
+    assert found.busy_s == 0
+
+
+def test_as_many_threads_read_and_encode_as_were_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, h = small.quick_model(), torch.zeros(2, small.DIM)
+    asked: list[tuple[str, int]] = []
+    for module in (feed, local):
+
+        def made(count: int, name: str = module.__name__, pool: Any = ThreadPoolExecutor) -> Any:
+            asked.append((name.rpartition(".")[2], count))
+            return pool(count)
+
+        monkeypatch.setattr(module, "ThreadPoolExecutor", made)
+    list(rcdm_fast.generate(model, h, per=1, steps=1, threads=3))
+    assert asked == [("feed", 3)]
+    asked.clear()
+    local.run(model, h, tmp_path, JobConfig(per=1, steps=1), RunOptions(threads=5))
+    assert sorted(asked) == [("feed", 5), ("local", 1), ("local", 5), ("local", 5)]  # writing; checking and encoding

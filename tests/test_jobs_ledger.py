@@ -329,6 +329,17 @@ def test_faults_are_counted_and_the_first_are_listed(tmp_path: Path) -> None:
     assert told == [(1, 3), (2, 3), (3, 3)]
 
 
+def test_a_verification_tells_its_progress_and_counts_the_items_of_all_shards(tmp_path: Path) -> None:
+    ledger = start(ledger_of(tmp_path, 12, per=2, shard_images=6))
+    for number, bad in ((0, {1}), (1, {3, 5}), (3, set[int]())):
+        commit(ledger, number, frozenset(bad))
+    told: list[tuple[int, int]] = []
+    found = verify(tmp_path, lambda *given: told.append(given))
+    assert told == [(1, 3), (2, 3), (3, 3)]
+    assert (found.images, found.wanted, found.quarantined, found.missing_shards) == (12, 24, 3, 1)
+    assert (found.sound, found.complete) == (True, False)
+
+
 def test_a_torn_shard_keeps_what_can_be_read(tmp_path: Path) -> None:
     ledger = start(ledger_of(tmp_path, 4, per=1, format="folder"))
     commit(ledger, 0)
