@@ -96,7 +96,9 @@ def test_an_id_that_could_be_of_two_rows_is_none(tmp_path: Path) -> None:
 
 
 def test_the_longest_end_of_a_path_that_is_an_id_counts(tmp_path: Path) -> None:
-    data = ImageSet(to_uint8(small.make_images(3)), None, (), (Path("a/b/1.png"), Path("b/1.png"), Path("1.png")), "x")
+    data = ImageSet(
+        to_uint8(small.make_images(3)), None, (), (Path("in/a/b/1.png"), Path("in/b/1.png"), Path("in/1.png")), "x"
+    )
     for ids, order in ((["1.png", "b/1.png", "a/b/1.png"], [2, 1, 0]), (["b/1", "1", "a/b/1"], [2, 0, 1])):
         np.savez(tmp_path / "h.npz", h=H[:3].numpy(), ids=np.array(ids))
         assert torch.equal(aligned.read(tmp_path / "h.npz", data), H[order])
