@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import functools
 import importlib.util
 import json
 import socket
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,10 +21,12 @@ from torch import Tensor
 import rcdm_fast
 from rcdm_fast.analysis.augment import AUGMENTATIONS
 from rcdm_fast.analysis.properties import PROPERTIES
-from rcdm_fast.app import directions, examples, known_world, page
+from rcdm_fast.app import directions, examples, guard, known_world, page
+from rcdm_fast.app.handler import Files, Handler, Shown
 from rcdm_fast.app.playground import Drawn, Playground, Settings, magnitudes
 from rcdm_fast.config import ConfigError
-from rcdm_fast.images import ImageError, to_pil
+from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.images import ImageError, to_pil, to_uint8
 from rcdm_fast.model import Model
 from tests import browser, small
 
@@ -268,6 +273,49 @@ def test_directions_from_data(playground: Playground, photos: list[Image.Image],
         Playground(("small",), data=str(tmp_path)).from_data("small")
 
 
+def test_models_are_loaded_as_the_playground_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def load(name: str, **told: Any) -> Model:
+        asked.append((name, told))
+        return small.quick_model()
+
+    monkeypatch.setattr(rcdm_fast, "load", load)
+    Playground(("a", "b"), "cpu", "eager", "bf16").model("b")
+    assert asked == [("b", {"device": "cpu", "engine": "eager", "precision": "bf16"})]
+
+
+def test_a_draft_does_not_stumble_over_settings_of_the_drawing(
+    playground: Playground, photos: list[Image.Image]
+) -> None:
+    """Its solver takes no fresh noise, and this model no guidance."""
+    asked = Settings(model="small", steps=8, per=2, solver="ddim", eta=0.5, guidance=2.0)
+    found = list(playground.draw(asked, photos[0]))
+    model = playground.model("small")
+    h = model.encode([photos[0]])
+    draft = model.sample(h, per=2, steps=4, solver="dpmpp_2m")[0]
+    final = model.sample(h, per=2, steps=8, solver="ddim", eta=0.5)[0]
+    assert same(found[1].samples, tuple(map(to_pil, draft)))
+    assert same(found[-1].samples, tuple(map(to_pil, final)))
+
+
+def test_directions_look_at_images_from_all_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many, which may lie by class, the first, the last and those between; as many as there must be are enough."""
+    seen: list[list[int]] = []
+    subset = ImageSet.subset
+
+    def noted(self: ImageSet, places: Tensor) -> ImageSet:
+        seen.append(places.tolist())
+        return subset(self, places)
+
+    monkeypatch.setattr(ImageSet, "subset", noted)
+    monkeypatch.setattr(directions, "MAX_IMAGES", 20)
+    for count in (58, 20):
+        directions.of_data(small.encoder(), ImageSet(to_uint8(small.make_images(count)), None, (), (), str(count)))
+    assert seen[0] == [3 * number for number in range(20)]
+    assert list(range(20)) in seen
+
+
 def test_what_is_refused(playground: Playground, photos: list[Image.Image]) -> None:
     for changes, message in (
         ({"steps": 0}, "steps must be in 1..250"), ({"per": 33}, "per must be in 1..32"), ({"mix": 1.5}, "mix"),
@@ -287,6 +335,118 @@ def test_what_is_refused(playground: Playground, photos: list[Image.Image]) -> N
         next(playground.draw(Settings(model="/etc/passwd"), photos[0]))
     with pytest.raises(ImageError, match="at least 8"):
         next(playground.draw(Settings(model="small"), Image.new("RGB", (4, 4))))
+
+
+def gray(level: int) -> Image.Image:
+    return Image.new("RGB", (8, 8), (level, level, level))
+
+
+def made(kind: str, *given: Any, **options: Any) -> dict[str, Any]:
+    """In place of a component of the page: what it is made with."""
+    return {"kind": kind, "given": given, **options}
+
+
+COMPONENTS: dict[str, Any] = {
+    name: functools.partial(made, name) for name in ("Gallery", "Image", "Row", "Slider", "Accordion")
+}
+
+
+def test_every_part_of_a_page_gets_its_own_of_a_drawing() -> None:
+    gr = SimpleNamespace(**COMPONENTS)
+    files = Files("a.png", "h.npy", "d.json", "code")
+    samples = {"one": [gray(1), gray(2)], "two": [gray(3)]}
+    found = dict(zip(page._OUTPUTS, page._updates(gr, Shown("said", [gray(4), gray(5)], samples, files)), strict=True))
+    assert found["status"] == "said"
+    assert (found["samples"]["label"], found["samples"]["value"]) == ("Samples: one", samples["one"])
+    assert (found["beside samples"]["label"], found["beside samples"]["value"]) == ("Samples: two", samples["two"])
+    assert [found[name]["value"] for name in ("seen", "second")] == [gray(4), gray(5)]
+    assert [found[name] for name in ("sheet", "representation", "share", "code")] == list(files)
+    assert found["files"]["visible"]
+    found = dict(zip(page._OUTPUTS, page._updates(gr, Shown("", [gray(4)], {"one": []})), strict=True))
+    hidden = {name: found[name]["visible"] for name in ("beside samples", "seen", "second", "files")}
+    assert hidden == {"beside samples": False, "seen": True, "second": False, "files": False}
+    assert [found[name] for name in ("sheet", "representation", "share", "code")] == [None] * 4
+
+
+class Part:
+    """A component whose events are noted."""
+
+    def __init__(self) -> None:
+        self.heard: dict[str, Any] = {}
+
+    def __getattr__(self, event: str) -> Any:
+        return lambda called, *_, **__: self.heard.setdefault(event, called)
+
+
+def test_choices_of_a_page_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images of the known world go to its model, photographs to another; sliders have their augmentation's range."""
+    monkeypatch.setattr(examples, "images", lambda: {"Cat": gray(1), examples.WORLD: gray(2)})
+    parts: dict[str, Any] = {name: Part() for name in ("augmentation", "magnitude", "model", "image")}
+    parts |= {"world": None, "left_out": None, "shared": None, "examples": [Part(), Part()]}
+    gr = SimpleNamespace(skip=lambda: "as it is", **COMPONENTS)
+    page._connect_choices(gr, Handler(Playground(("first", known_world.DECODER, "third"))), parts)
+    photograph, world = (each.heard["click"] for each in parts["examples"])
+    assert photograph("third") == (gray(1), None, "third")
+    assert photograph(known_world.DECODER) == (gray(1), None, "first")
+    assert world("third") == (gray(2), None, known_world.DECODER)
+    chosen = parts["model"].heard["change"]
+    assert chosen(known_world.DECODER) == (made("Accordion", visible=True), "as it is")
+    assert chosen("third") == (made("Accordion", visible=False), [])
+    slider = parts["augmentation"].heard["change"]("brightness")
+    assert (*slider["given"], slider["value"]) == magnitudes("brightness")
+    assert slider["label"] == f"Magnitude ({AUGMENTATIONS['brightness'].about})"
+    assert parts["augmentation"].heard["change"]("none")["label"] == "Magnitude"
+    assert parts["image"].heard["upload"]() is None, "a photograph takes the place of a shared drawing"
+
+
+@pytest.mark.parametrize(
+    ("host", "allowed", "names"),
+    [
+        ("127.0.0.1", (), guard.THIS_MACHINE),
+        ("[::1]", ("Cats.Example",), (*guard.THIS_MACHINE, "cats.example")),
+        ("0.0.0.0", (), None),
+        ("192.168.3.4", ("cats.example",), (*guard.THIS_MACHINE, "192.168.3.4", "cats.example")),
+    ],
+)
+def test_a_page_is_served_and_guarded_as_it_was_told(
+    host: str, allowed: tuple[str, ...], names: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: dict[str, Any] = {}
+
+    class Blocks:
+        def launch(self, **options: Any) -> tuple[None, str, None]:
+            served.update(options)
+            return None, "http://there", None
+
+        def block_thread(self) -> None:
+            served["waited"] = True
+
+    def build(playground: Playground, queue: int, listeners: Any) -> Blocks:
+        served.update(playground=playground, queue=queue, listeners=listeners)
+        return Blocks()
+
+    gr = SimpleNamespace(themes=SimpleNamespace(Default=lambda **_: None))
+    for name, value in {"gradio": lambda: gr, "build": build, "_folder": lambda: tmp_path}.items():
+        monkeypatch.setattr(page, name, value)
+    monkeypatch.setattr(examples, "style", str)
+    playground = Playground(("small",))
+    page.launch(playground, host=host, port=7, queue=3, upload_mib=5, quota_mib=6, allow_hosts=allowed)
+    assert {name: served[name] for name in ("server_name", "server_port", "max_file_size", "queue", "waited")} == {
+        "server_name": host, "server_port": 7, "max_file_size": "5mb", "queue": 3, "waited": True,
+    }  # fmt: skip
+    assert served["playground"] is playground
+    assert served["share"] is served["show_error"] is False
+    app = SimpleNamespace(middleware_stack="what answers")
+
+    async def begin() -> None:
+        async with served["app_kwargs"]["lifespan"](app):
+            pass
+
+    asyncio.run(begin())
+    found: Any = app.middleware_stack
+    assert (found.app, found.folder, found.quota_bytes) == ("what answers", tmp_path, 6 * 2**20)
+    assert found.listeners is served["listeners"]
+    assert found.hosts == (None if names is None else set(names))
 
 
 def free_port() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import http.client
 import importlib.util
@@ -400,3 +401,46 @@ def test_listeners() -> None:
         listeners.leave(str(number))
     assert len(listeners._left) <= 1000
     assert set(listeners._open) == {"a"}
+
+
+def told(hosts: Any, kind: str = "http", method: str = "GET", path: str = "/", **headers: str) -> Any:
+    """What a guard lets through or answers by itself: "passed", a status, or the code of a close."""
+    sent: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        sent.append({"status": "passed"})
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    given = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": kind, "method": method, "path": path, "query_string": b"", "headers": given}
+    asyncio.run(guard.Guard(app, hosts, Path("/nowhere"), 100, guard.Listeners())(scope, receive, send))
+    return sent[0].get("status", sent[0].get("code"))
+
+
+@pytest.mark.parametrize(
+    ("hosts", "request_", "answer"),
+    [
+        (["Cats.Example"], {"host": "cats.example:80", "origin": "https://CATS.example"}, "passed"),
+        (["Cats.Example"], {"host": "dogs.example"}, 403),
+        (None, {"host": "dogs.example", "origin": "http://evil.com"}, "passed"),
+        (["a"], {"host": "b", "kind": "websocket"}, 1008),
+        (["a"], {"host": "a", "kind": "websocket"}, "passed"),
+        (["a"], {"host": "b", "kind": "lifespan"}, "passed"),
+        (["a"], {"host": "a", "method": "HEAD", "transfer_encoding": "chunked"}, "passed"),
+        (["a"], {"host": "a", "method": "POST"}, "passed"),
+        (["a"], {"host": "a", "method": "POST", "content_length": str(2**20)}, "passed"),
+        (["a"], {"host": "a", "method": "POST", "content_length": str(2**20 + 1)}, 413),
+        (["a"], {"host": "a", "method": "PUT", "transfer_encoding": "chunked"}, 411),
+        (["a"], {"host": "a", "method": "POST", "content_length": "-1"}, 411),
+        (["a"], {"host": "a", "method": "POST", "path": "/x/upload/", "content_length": "100"}, "passed"),
+        (["a"], {"host": "a", "method": "POST", "path": "/x/upload/", "content_length": "101"}, 413),
+        (["a"], {"host": "a", "method": "POST", "path": "/x/upload"}, 411),
+    ],
+)
+def test_who_is_let_through(hosts: Any, request_: dict[str, Any], answer: Any) -> None:
+    assert told(hosts, **request_) == answer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import zlib
 from pathlib import Path
@@ -16,8 +17,9 @@ from PIL import Image
 import rcdm_fast
 from rcdm_fast.app import handler, sharing
 from rcdm_fast.app.handler import Given, Handler, Shown
-from rcdm_fast.app.playground import Playground, Settings
+from rcdm_fast.app.playground import Drawn, Playground, Settings
 from rcdm_fast.config import ConfigError
+from rcdm_fast.diffusion.sampling_config import SamplingConfig
 from rcdm_fast.images import to_pil
 from tests import small
 
@@ -182,3 +184,97 @@ def test_two_models_draw_in_turn(page: Handler, photo: str) -> None:
 )
 def test_errors_are_sentences(said: str, sentence: str) -> None:
     assert Handler(Playground(("small",))).sentence(ConfigError(said)) == sentence
+
+
+def test_everything_that_h_does_not_hold_is_shared() -> None:
+    settings = Settings(model="small", per=3, steps=7, solver="ddim", guidance=1.5, eta=0.5, seed=11, clip=False)
+    assert sharing.parsed(sharing.text(settings, {"small": H})).settings == settings
+    fields = {each.name: each.default for each in dataclasses.fields(SamplingConfig)}
+    assert not [name for name, usual in fields.items() if getattr(settings, name) == usual], "left as it is by default"
+
+
+@pytest.mark.parametrize(
+    ("value", "setting"),
+    [
+        ({"model": "other.safetensors"}, {"model": "/home/somebody/other.safetensors"}),
+        ({"per": 3.0}, {"per": 3}),
+        ({"steps": 9.0}, {"steps": 9}),
+        ({"solver": "deis"}, {"solver": "deis"}),
+        ({"seed": 12.0}, {"seed": 12}),
+        ({"seed": None}, {"seed": 0}),
+        ({"guidance": 2.5}, {"guidance": 2.5}),
+        ({"augmentation": "brightness", "magnitude": 0.3}, {"augmentation": "brightness", "magnitude": 0.3}),
+        ({"mix": 0.25}, {"mix": 0.25}),
+        ({"direction": "as flip", "strength": -1.5}, {"direction": "as flip", "strength": -1.5}),
+        ({"left_out": ["hue", "x"]}, {"left_out": ("hue", "x")}),
+    ],
+)
+def test_a_value_of_the_page_is_a_setting(page: Handler, value: dict[str, Any], setting: dict[str, Any]) -> None:
+    usual = Settings(model="small", per=5, steps=3, solver="ddim", seed=4)
+    assert page._settings(given("photo.png")) == usual
+    assert page._settings(given("photo.png", **value)) == dataclasses.replace(usual, **setting)
+
+
+def test_the_second_photograph_of_the_page_is_mixed(page: Handler, photo: str, tmp_path: Path) -> None:
+    second = str(tmp_path / "second.png")
+    to_pil(small.make_images(2, 40)[1]).save(second)
+    mixed, _ = drawn(page, given(photo, other=second, mix=1.0, per=1))
+    alone, _ = drawn(page, given(second, per=1))
+    assert [len(each[-1].seen) for each in (mixed, alone)] == [2, 1]
+    assert pixels(mixed[-1]) == pixels(alone[-1])
+
+
+def test_a_direction_without_strength_leaves_a_shared_drawing_as_it_is(page: Handler, photo: str) -> None:
+    shown, files = drawn(page, given(photo))
+    text = files["drawing.json"].decode()
+    again, _ = drawn(page, given(None, shared=text, direction="as flip", strength=0.0))
+    assert pixels(again[-1]) == pixels(shown[-1])
+
+
+@pytest.mark.parametrize(
+    ("finished", "guided", "asked", "said"),
+    [
+        ((4, 2), (1.0, 1.0), 1.0, "2 of 4 images of each model"),
+        ((4, 0), (1.0, 1.0), 1.0, "A draft of 4 images of each model; better ones take its place"),
+        ((4, 4), (1.5, 1.0), 1.5, "4 of 4 images of each model, guidance 1.5 where a model was trained for it"),
+        ((4, 4), (1.5, 1.5), 1.5, "4 of 4 images of each model, guidance 1.5"),
+        ((3,), (1.5,), 1.5, "3 of 4 images, from 6 numbers alone, guidance 1.5"),
+        ((4,), (1.0,), 1.5, "4 of 4 images, from 6 numbers alone, guidance 1 (the model was not trained for it)"),
+    ],
+)
+def test_what_is_said_of_how_far_a_drawing_is(
+    finished: tuple[int, ...], guided: tuple[float, ...], asked: float, said: str
+) -> None:
+    """As far as the slower of two models."""
+    image, h = Image.new("RGB", (8, 8)), torch.zeros(1, 6)
+    found = {
+        str(place): Drawn((image,), (image,) * 4, 4, strength, done, h)
+        for place, (done, strength) in enumerate(zip(finished, guided, strict=True))
+    }
+    assert handler._shown(found, asked).status == said
+
+
+def test_files_of_two_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row for each on the sheet; the representation by itself is the first one's, the file to share has both."""
+    sheets: list[Any] = []
+
+    def sheet(rows: Any, **options: Any) -> Image.Image:
+        sheets.append(([[image.getpixel((0, 0)) for image in row] for row in rows], options))
+        return Image.new("RGB", (8, 8))
+
+    monkeypatch.setattr(handler, "image_sheet", sheet)
+    grays = [Image.new("L", (8, 8), level) for level in range(5)]
+    one = Drawn((grays[0], grays[4]), (grays[1],), 1, h=torch.full((1, 2), 0.5), finished=1)
+    two = Drawn((grays[2], grays[4]), (grays[3],), 1, h=torch.full((1, 3), 0.25), finished=1)
+    files = handler._files(tmp_path, SETTINGS, {"one": one, "two": two})
+    ((rows, options),) = sheets
+    assert rows == [[0, 1], [2, 3]]
+    assert (options["row_titles"], options["column_titles"]) == (["one", "two"], ["seen", "samples"])
+    assert np.load(files.representation).tolist() == [[0.5, 0.5]]
+    shared = sharing.parsed(Path(files.drawing).read_text())
+    assert {name: row.tolist() for name, row in shared.h.items()} == {"one": [[0.5] * 2], "two": [[0.25] * 3]}
+
+
+def test_models_of_one_name_are_told_apart() -> None:
+    found = handler.labels(("a", "/x/m.pt", "/y/m.pt", "~/m.pt", "org/m"))
+    assert found == {"a": "a", "m.pt": "/x/m.pt", "m.pt (2)": "/y/m.pt", "m.pt (3)": "~/m.pt", "org/m": "org/m"}
