@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 import rcdm_fast
+from rcdm_fast import evaluation
 from rcdm_fast.cli import main
+from rcdm_fast.config import ConfigError
 from rcdm_fast.errors import RcdmError
 from rcdm_fast.images import to_pil
 from rcdm_fast.jobs import local
@@ -123,6 +125,24 @@ def test_an_address_that_others_can_reach_is_told(
         text = capsys.readouterr().out
         assert f"http://{host}:7860" in text
         assert ("anybody who reaches this address" in text) is told
+
+
+@pytest.mark.parametrize("asked", ["", "--features model", "--inception i.pth", "--reference-npz r.npz"])
+def test_distributions_of_too_few_images_are_left_out_unless_they_were_asked_for(
+    asked: str, calls: Calls, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def few(*_: Any) -> None:
+        raise ConfigError("too few images")
+
+    monkeypatch.setattr(evaluation, "check_distribution", few)
+    words = ["evaluate", "m", "--data", "D", *asked.split()]
+    if asked:
+        with pytest.raises(ConfigError, match="too few"):
+            command_calls.run(calls, words, folder)
+        return
+    found = command_calls.run(calls, words, folder)
+    assert "left out: too few images" in capsys.readouterr().out
+    assert not [name for name in found if name.startswith("distribution")]
 
 
 def test_every_option_of_every_command_has_a_row() -> None:

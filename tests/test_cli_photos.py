@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rcdm_fast import storage
+from rcdm_fast import ConfigError, storage
 from rcdm_fast.cli import main
+from rcdm_fast.cli import photos as reading
 from rcdm_fast.data import random_access
 
 DRAWN = ("--per", "2", "--steps", "2")
@@ -106,3 +107,28 @@ def test_arrays_that_are_no_representations(tmp_path: Path, capsys: pytest.Captu
         assert run("sample", tmp_path / f"{name}.npy", *DRAWN, "--out", tmp_path / "sheet.png") == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "sheet.png").exists()
+
+
+def test_an_end_is_a_row_by_its_id_and_else_by_its_number(tmp_path: Path) -> None:
+    """An id that is a number is the id's row; there is none behind the last one."""
+    h = np.arange(6, dtype=np.float32).reshape(3, 2)
+    np.savez(tmp_path / "ids.npz", h=h, ids=np.array(["b", "0", "a"]))
+    np.save(tmp_path / "plain.npy", h)
+    np.save(tmp_path / "one.npy", h[1:2])
+    for wanted, name, place in (
+        ("ids.npz:a", "ids.npz:a", 2),
+        ("ids.npz:0", "ids.npz:0", 1),
+        ("ids.npz:2", "ids.npz:a", 2),
+        ("plain.npy:0", "plain.npy:0", 0),
+        ("plain.npy:2", "plain.npy:2", 2),
+        ("one.npy", "one.npy:0", 1),
+    ):
+        found, row = reading.end(tmp_path / wanted)
+        assert (found, np.asarray(row).tolist()) == (name, h[place].tolist())
+    for wanted, message in (
+        ("plain.npy:3", "has no representation 3; there are 3"),
+        ("plain.npy", r"has 3 representations: say which, as in .*plain\.npy:0 or .*plain\.npy:2"),
+        ("ids.npz:c", "has no representation c"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            reading.end(tmp_path / wanted)

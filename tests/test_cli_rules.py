@@ -9,6 +9,7 @@ import math
 import re
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -18,11 +19,12 @@ import typer
 from PIL import Image
 
 import rcdm_fast
-from rcdm_fast import engines, solver_quality
+from rcdm_fast import cli, engines, solver_quality
 from rcdm_fast.analysis import registry
+from rcdm_fast.analysis.registry import Experiment, Job
 from rcdm_fast.analysis.result import Analysis, Table
 from rcdm_fast.benchmarking import Times
-from rcdm_fast.cli import analyze, bench, common, compare, export, generate, main, photos, sampling, training
+from rcdm_fast.cli import analyze, bench, common, compare, export, generate, main, photos, sampling, training, tune
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.diffusion import sampling as diffusion_sampling
@@ -36,6 +38,8 @@ from rcdm_fast.jobs.verify import Verdict
 from rcdm_fast.metrics.intervals import Interval
 from rcdm_fast.model import Model
 from rcdm_fast.models.zoo import KnownModel
+from rcdm_fast.report.build import Task
+from rcdm_fast.solver_quality import Quality
 from rcdm_fast.storage import StorageError
 from rcdm_fast.throughput import Case as Way
 from tests import small
@@ -412,3 +416,164 @@ def test_a_guide_that_is_the_model_itself(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(ConfigError, match="--guide m: these are the model's own weights"):
         common.open_guide("m", model, "auto", "auto")
     assert common.open_guide(None, model, "auto", "auto") is None
+
+
+def test_compare_tells_the_largest_error_of_a_step_and_the_last_of_a_path() -> None:
+    errors: dict[str, Any] = {"step_errors": (0.1, 0.3, 0.2), "path_errors": (0.01, 0.05, 0.04)}
+    first = dataclasses.replace(drift(math.inf, "eager"), **errors)
+    other = dataclasses.replace(drift(30.0), **errors, speedup=2.5, memory_bytes=3_000_000, file_bytes=1_500_000)
+    ranks = {each.case: (Interval(0.5, 0.4, 0.6), Interval(-0.1, -0.2, 0.0)) for each in (first, other)}
+    lines = [re.split(" {2,}", line.strip()) for line in compare.table([first, other], ranks)]
+    assert lines[1] == ["eager", "fp32", "3.0e-01", "1.0e-01", "4.0e-02", "equal", "0.5000", "1.0", "1.00"]
+    change = "-10.0 % [-20.0, +0.0]"
+    assert lines[2] == [
+        "native", "fp32", "3.0e-01", "1.0e-01", "4.0e-02", "30.0", "0.5000", change, "1.0", "2.50", "3 + 1.5 of files",
+    ]  # fmt: skip
+    assert lines[0][2:] == [
+        "step error", "first step", "trajectory", "PSNR dB", "MRR", "change", "ms", "times", "MB",
+    ]  # fmt: skip
+
+
+def test_placing_takes_images_from_all_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row for each trajectory: the first image, the last, and those between."""
+    model, images = small.quick_model(), small.make_images(25)
+    data = ImageSet(to_uint8(images), None, (), (), "made up")
+    monkeypatch.setattr("rcdm_fast.data.sources.open_data", lambda *_: data)
+    h, label = tune._conditions(model, "D", 5)
+    assert label is None
+    assert h is not None
+    torch.testing.assert_close(h.cpu(), model.encode(data.floats(torch.tensor([0, 6, 12, 18, 24]))).cpu())
+
+
+def test_what_a_sample_took_is_told_of_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Twelve seconds for six samples of two photographs; guidance asks the network twice."""
+    model = small.quick_model()
+    model.config = dataclasses.replace(model.config, representation_dropout=0.1)
+    monkeypatch.setattr(rcdm_fast, "load", lambda *_, **__: model)
+    clock = iter([100.0, 112.0])
+    monkeypatch.setattr(sampling, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    for number, image in enumerate(small.make_images(2, size=16)):
+        save_image(to_pil(image), tmp_path / "photos" / f"{number}.png")
+    words = ["sample", str(tmp_path / "photos"), "--per", "3", "--steps", "1", "--guidance", "2.5", "--eta", "0.5"]
+    numbers = tmp_path / "a.json"
+    assert main([*words, "--seed", "4", "--out", str(tmp_path / "a.png"), "--json", str(numbers)]) == 0
+    found = json.loads(numbers.read_text())
+    assert found["seconds_per_image"] == 2.0
+    assert (found["nfe"], found["guidance"], found["guide"], found["seed"]) == (2, 2.5, None, 4)
+    assert "6 samples of 2 photos, " in capsys.readouterr().out
+
+
+def made_up(data: str, *_: Any, **__: Any) -> ImageSet:
+    """Six images that are told apart by where they are from."""
+    return ImageSet(to_uint8(small.make_images(6)), None, (), (), f"of {data}")
+
+
+def weighted(name: str, *_: Any, **__: Any) -> Model:
+    """A small model whose weights depend on its name."""
+    model = small.quick_model()
+    with torch.no_grad():
+        next(model.unet.parameters()).add_(len(name))
+    return model
+
+
+def test_an_experiment_is_written_with_all_that_made_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both models, the data and the photographs."""
+    run = lambda job: Analysis("held", "t", "m", dict(job.settings))  # noqa: E731
+    held = Experiment("x", run, needs_photos=True, compares=True)
+    monkeypatch.setitem(registry.EXPERIMENTS, "held", held)
+    monkeypatch.setattr(rcdm_fast, "load", weighted)
+    monkeypatch.setattr("rcdm_fast.data.sources.open_data", made_up)
+    words = ["analyze", "m", "held", "--data", "D", "--photos", "P", "--against", "other", "--out", str(tmp_path)]
+    assert main(words) == 0
+    found = json.loads((tmp_path / "held.json").read_text())["made_by"]
+    sets = {name: each["fingerprint"] for name, each in found["data"].items()}
+    assert sets == {"data": "of D", "photos": "of P"}
+    assert [each["weights"] for each in found["models"]] == [weighted(name).weights for name in ("m", "other")]
+
+
+def test_experiments_of_a_report_share_what_they_make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And each is given what it takes: others to compare with, training images, sources unless it is photographs."""
+    built: list[tuple[list[Task], dict[str, Any]]] = []
+
+    def build(tasks: list[Task], out: Path, **told: Any) -> Path:
+        built.append((tasks, told))
+        return out
+
+    monkeypatch.setattr(rcdm_fast, "load", weighted)
+    monkeypatch.setattr("rcdm_fast.data.sources.open_data", made_up)
+    monkeypatch.setattr("rcdm_fast.report.build.build", build)
+    words = ["report", "m", "--data", "D", "--photos", "P", "--train-data", "T", "--against", "other", "--sources", "4"]
+    names = ["neighbors", "layers", "photos", "unfamiliar"]
+    assert main([*words, "--experiments", ", ".join(names), "--out", str(tmp_path / "r.html")]) == 0
+    ((tasks, told),) = built
+    jobs: dict[str, Job] = {each.name: each.job for each in tasks}
+    assert list(jobs) == names
+    assert told["left_out"] == {}
+    assert jobs["photos"].shared is not None
+    assert len({id(each.shared) for each in jobs.values()}) == 1
+    assert [len(each.against) for each in jobs.values()] == [0, 1, 0, 0]
+    assert [each.training is not None for each in jobs.values()] == [True, False, False, False]
+    assert [each.settings.get("sources") for each in jobs.values()] == [4, 4, None, 4]
+
+
+def test_bench_keeps_rates_and_quality_with_what_made_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = Interval(0.5, 0.4, 0.6)
+    seen: list[dict[str, Any]] = []
+    out = tmp_path / "b.json"
+
+    def rates(model: Model, plan: Any, report: Any) -> list[dict[str, Any]]:
+        report([{"rate": 1}], 0.5)
+        seen.append(json.loads(out.read_text()))
+        return []
+
+    def quality(model: Model, data: ImageSet, ways: Any, config: Any, done: Any) -> list[Quality]:
+        found = [Quality("ddim", "2", 2, one, one, one, one, None, None)]  # type: ignore[arg-type]
+        done(found, 1.0)
+        return found
+
+    monkeypatch.setattr(rcdm_fast, "load", weighted)
+    monkeypatch.setattr("rcdm_fast.data.sources.open_data", made_up)
+    monkeypatch.setattr("rcdm_fast.throughput.measure", rates)
+    monkeypatch.setattr(solver_quality, "check", lambda *_: None)
+    monkeypatch.setattr(solver_quality, "measure", quality)
+    assert main(["bench", "m", "--steps", "2", "--data", "D", "--json", str(out)]) == 0
+    found = json.loads(out.read_text())
+    assert seen[0]["rows"] == [{"rate": 1}]
+    for written in (seen[0], found):
+        assert written["made_by"]["data"]["data"]["fingerprint"] == "of D"
+        assert [each["weights"] for each in written["made_by"]["models"]] == [weighted("m").weights]
+    (row,) = found["quality"]
+    assert row["mrr"] == {"value": 0.5, "low": 0.4, "high": 0.6}
+    assert "found" not in row
+
+
+def test_lines_of_a_bench() -> None:
+    row = {"engine": "native", "precision": "bf16", "solver": "ddim", "steps": "10", "batch": 4, "threads": 2}
+    row |= {"device": "a cpu", "versions": {"torch": "2"}, "images_per_s": 12.5, "p50_ms": 2500.0}
+    slow = {**row, "sampler_percent": 1.25, "times_published": 3.5}
+    lines = [" ".join(line.split()) for line in bench.table([row, slow, {**row, "why_not": "it is not here"}])]
+    assert lines[1:] == [
+        "native bf16 ddim 10 12.500 2.500",
+        "native bf16 ddim 10 12.500 2.500 1.25% 3.50",
+        "native bf16 ddim 10 not measured: it is not here",
+        "batch 4, 2 threads, a cpu; torch 2",
+    ]
+    names = ("error", "mrr", "mrr_change", "variance")
+    numbers = {name: Interval(place, place, place) for place, name in enumerate(names, 1)}
+    shown = bench.quality_table([Quality("ddim", "10", 9, **numbers, frechet=7.25, found=None)])  # type: ignore[arg-type]
+    assert shown[1].split() == ["ddim", "10", "9", *(part for n in "1234" for part in (n, f"[{n},", f"{n}]")), "7.25"]
+
+
+def test_words_of_all_commands_stand_anywhere_but_behind_two_dashes() -> None:
+    given = ["sample", "a", "--debug", "--per", "2", "--verbose", "--", "--verbose", "--debug"]
+    assert cli._in_front(given) == ["--debug", "--verbose", "sample", "a", "--per", "2", "--", "--verbose", "--debug"]
+    assert cli._in_front(["--debug"]) == ["--debug"]
+
+
+def test_numbers_that_are_not_finite_are_written_as_null(tmp_path: Path) -> None:
+    common.write_json(tmp_path / "a.json", {"interval": Interval(0.5, -math.inf, math.inf), "nan": [math.nan, 1.5]})
+    common.write_json(tmp_path / "b.json", Interval(0.5, -math.inf, math.inf))
+    assert json.loads((tmp_path / "a.json").read_text())["nan"] == [None, 1.5]
+    assert json.loads((tmp_path / "b.json").read_text()) == {"value": 0.5, "low": None, "high": None}

@@ -71,6 +71,16 @@ def test_a_command_goes_on_to_its_end(monkeypatch: pytest.MonkeyPatch, code: int
     assert done == [0, 1, 2]
 
 
+def test_a_failure_is_told_by_its_own_code_on_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(*_: Any, **__: Any) -> None:
+        common.report(SAID)
+        raise SystemExit(3)
+
+    monkeypatch.setattr(cli, "_parser", lambda: work)
+    monkeypatch.setattr(sys, "stdout", Broken(errno.ENOSPC))
+    assert main([]) == 3
+
+
 def test_streams_that_were_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     def work(*_: Any, **__: Any) -> None:
         common.report(SAID)
