@@ -7,6 +7,7 @@ import math
 import time
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,19 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from benchmarks import bench_sampling, bench_step, bench_training, convolutions, rows, timing, workload
+import rcdm_fast
+from benchmarks import (
+    bench_generate,
+    bench_maps,
+    bench_sampling,
+    bench_step,
+    bench_training,
+    convolutions,
+    profile_step,
+    rows,
+    timing,
+    workload,
+)
 from benchmarks.peers import eager
 from rcdm_fast import benchmarking, cli, precision, storage, throughput
 from rcdm_fast.benchmarking import Times, pair_ratio, relative_l2
@@ -357,3 +370,138 @@ def test_rcdm_bench_errors_are_one_line(
 def test_bench_sampling_covers_every_sampler() -> None:
     found = bench_sampling.cases(CPU, ["eager"], ["fp32"])
     assert [(case.solver, case.steps) for case in found] == list(bench_sampling.SAMPLERS)
+
+
+def test_rows_of_one_key_take_each_others_place(tmp_path: Path) -> None:
+    file = rows.RowFile(tmp_path / "r.json", {"device": "a"}, ("name", "precision"))
+    file.put({"name": "x", "precision": "fp32"}, {"name": "y"})
+    file.put({"name": "x", "precision": "bf16", "ms": 1}, {"name": "x", "precision": "fp32", "ms": 2})
+    assert json.loads(file.path.read_text()) == {
+        "facts": {"device": "a"},
+        "rows": [
+            {"name": "x", "precision": "fp32", "ms": 2}, {"name": "y"}, {"name": "x", "precision": "bf16", "ms": 1},
+        ],
+    }  # fmt: skip
+
+
+def test_a_jobs_time_is_held_against_the_loops_of_the_same_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the median of the ratios; the medians of the times would give 1.1 for the first and 2 for the second."""
+    model = small.quick_model()
+    bare = [1000.0, 2000.0, 4000.0]
+    times = {bench_generate.BARE: bare, "folder": [1500.0, 2200.0, 8000.0], "npz": [4000.0, 2000.0, 4000.0]}
+    monkeypatch.setattr(rcdm_fast, "load", lambda *_, **__: model)
+    monkeypatch.setattr(benchmarking, "in_turn", lambda *_, **__: times)
+    words = ["--images", "8", "--steps", "1", "--batch", "4", "--json", str(tmp_path / "r.json")]
+    assert bench_generate.main(words) == 0
+    found = {row["name"]: row for row in json.loads((tmp_path / "r.json").read_text())["rows"]}
+    ratios = {name: [row[f"of_bare{end}"] for end in ("_low", "", "_high")] for name, row in found.items()}
+    assert ratios == {bench_generate.BARE: [1, 1, 1], "folder": [1.1, 1.5, 2], "npz": [1, 1, 4]}
+    assert (found["folder"]["p50_s"], found["folder"]["images_per_s"]) == (2.2, 8 / 2.2)
+    assert found["folder"]["images"] == 8
+    bare_loop = bench_generate.bare
+    monkeypatch.setattr(bench_generate, "bare", lambda *given: [each * 0.5 for each in bare_loop(*given)])
+    assert bench_generate.main(words) == 1
+
+
+def test_a_map_is_held_against_the_vector_of_the_same_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In milliseconds a step; the first round, which packs weights, does not count, and turns change."""
+    now, seen = [0.0], list[str]()
+
+    def model(name: str, taken: list[float]) -> Any:
+        def sample(h: torch.Tensor, *, per: int, steps: int, batch_size: int) -> None:
+            assert (h.ndim, per, steps, batch_size) == (2 if name == "vector" else 4, 3, 5, 7)
+            seen.append(name)
+            now[0] += taken.pop(0)
+
+        return SimpleNamespace(sample=sample)
+
+    monkeypatch.setattr(bench_maps, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    vector, of_map = model("vector", [99.0, 1.0, 2.0, 4.0]), model("map", [999.0, 1.5, 2.2, 8.0])
+    found = bench_maps._timed(vector, of_map, torch.zeros(2, 3, 4, 5), 3, 5, 7, 3)
+    assert found == pytest.approx(
+        {"vector_ms": 400, "map_ms": 440, "of_vector": 1.5, "of_vector_low": 1.1, "of_vector_high": 2.0}
+    )
+    assert seen == ["map", "vector", "vector", "map", "map", "vector", "vector", "map"]
+
+
+def test_floors_of_a_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every kind by the machine's rates; of the whole evaluation the sums."""
+    kinds = [
+        {"kind": "convolution", "calls": 2, "ms": 4.0, "gflop": 1.0, "mbyte": 30.0},
+        {"kind": "norm", "calls": 1, "ms": 1.0, "gflop": 0.5, "mbyte": 10.0},
+        {"kind": "everything else", "calls": 0, "ms": 1.0},
+        {"kind": "whole evaluation", "calls": 0, "ms": 6.0, "flop_as_written": 9.0},
+    ]
+    asked: list[Any] = []
+    monkeypatch.setattr(profile_step, "profile", lambda *given: asked.append(given) or kinds)  # type: ignore[func-returns-value]
+    monkeypatch.setattr(profile_step, "peak_gflop_per_s", lambda precision: {"fp32": 500.0}[precision])
+    monkeypatch.setattr(timing, "ceilings", lambda _: [{"gflop_per_s": 7.0}, {"bytes_per_s": 20e9}])
+    out = tmp_path / "p.json"
+    words = ["profile", "--config", "m", "--precision", "fp32", "--rounds", "4", "--json", str(out)]
+    monkeypatch.setattr("sys.argv", words)
+    assert profile_step.main() == 0
+    assert asked == [("m", "fp32", 4)]
+    found = json.loads(out.read_text())
+    assert found["ceilings"] == {"gflop_per_s": 500.0, "copy_gbyte_per_s": 20.0}
+    floors = [(row["operations_floor_ms"], row["bytes_floor_ms"]) for row in found["rows"]]
+    assert floors == [(2.0, 1.5), (1.0, 0.5), (0.0, 0.0), (3.0, 2.0)]
+
+
+@pytest.mark.parametrize("red", [False, True])
+def test_bench_sampling_fails_where_a_batch_was_wrong(
+    red: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it is not the last batch; rows of all batches are kept."""
+    plans: list[throughput.Plan] = []
+
+    def measure(model: Any, plan: throughput.Plan, report: Any) -> list[dict[str, Any]]:
+        plans.append(plan)
+        row = {"engine": "eager", "precision": "fp32", "solver": "ddim", "steps": "10", "batch": plan.batch}
+        found = [{**row, "why_not": "x", "red": red and plan.batch == 2, "threads": 1, "device": "d", "versions": {}}]
+        report(found, 1.0)
+        return found
+
+    model = ModelConfig(small.UNET, small.SCHEDULE, info={"batch": 3})
+    monkeypatch.setattr(workload, "read_config", lambda name: model)
+    monkeypatch.setattr(throughput, "measure", measure)
+    out = tmp_path / "r.json"
+    words = ["--batches", "2", "3", "--engines", "eager", "--precisions", "fp32", "--rounds", "4", "--budget", "5"]
+    assert bench_sampling.main([*words, "--device", "cpu", "--json", str(out)]) == int(red)
+    assert [(each.batch, each.rounds, each.budget_s) for each in plans] == [(2, 4, 5.0), (3, 4, 5.0)]
+    assert [row["batch"] for row in json.loads(out.read_text())["rows"]] == [2, 3]
+
+
+def test_a_page_of_a_step_has_a_table_for_each_configuration_and_the_ceilings() -> None:
+    shared = {"batch": 4, "flop": 59.4e9, "device": "a cpu", "threads": 2, "allocator": "x", "versions": {"torch": "2"}}
+    row = {"precision": "bf16", "p50_ms": 12.34, "gflop_per_s": 56.0, "error": 1e-3, **shared}
+    found = [
+        {"config": "ceilings", "name": "GEMM 64", "precision": "bf16", **shared, "gflop_per_s": 120.0},
+        {"config": "ceilings", "name": "copy", "precision": "", **shared, "gbyte_per_s": 9.87},
+        {"config": "s", "name": "rcdm_fast native", **row, "of_eager": 2.5, "of_compile": 1.25, "of_openvino": 0.75},
+        {"config": "m", "name": "torch.compile", **row, "batch": 8},
+    ]
+    lines = bench_step.document(found).splitlines()
+    assert [line for line in lines if line.startswith("`")] == ["`s`, batch 4, 59 GFLOP:", "`m`, batch 8, 59 GFLOP:"]
+    shown = [line for line in lines if "| bf16 |" in line]
+    assert shown == [
+        "| **rcdm_fast native** | bf16 | 12.3 | 56 | 1.0e-03 | 0.75 | 1.25 | 2.50 |",
+        "| torch.compile | bf16 | 12.3 | 56 | 1.0e-03 |  |  |  |",
+    ]
+    assert lines[-3:] == [
+        "Ceilings measured in the same run: GEMM 64 bf16 120 GFLOP/s; copy 9.9 GB/s.",
+        "",
+        "a cpu, 2 threads, allocator x; torch 2.",
+    ]
+
+
+def test_a_rate_stands_beside_its_yardsticks(tiny: workload.Workload) -> None:
+    """How many times as long the yardstick takes, not the other way round."""
+    candidate = timing.Candidate("x", "fp32", True, lambda: None)  # type: ignore[arg-type,return-value]
+    own, others = [10.0, 20.0, 40.0], {name: [factor * 10.0] * 3 for factor, name in enumerate(("a", "b", "c"), 2)}
+    yardsticks = dict(zip(others, bench_step.YARDSTICKS.values(), strict=True))
+    times = {candidate.key: own, **{yardsticks[name]: each for name, each in others.items()}}
+    found = bench_step._row(candidate, times, {"flop": 3e9})
+    assert found["gflop_per_s"] == pytest.approx(150.0)  # in 20 ms
+    assert [found[column] for column in bench_step.YARDSTICKS] == pytest.approx([1.0, 1.5, 2.0])

@@ -14,7 +14,12 @@ from PIL import Image
 from torch import nn
 
 from rcdm_fast import callbacks
-from rcdm_fast.config import ConfigError
+from rcdm_fast.config import ConfigError, EncoderConfig
+from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.diffusion.sampling_config import SamplingConfig
+from rcdm_fast.images import to_uint8
+from rcdm_fast.model import Model
+from tests import small
 
 
 class Trainer:
@@ -95,6 +100,40 @@ def test_what_would_fail_later_is_found_out_first(monkeypatch: pytest.MonkeyPatc
         Trainer(1, [callbacks.lightning(look, "model.backbone", out="x")]).fit(module, [0])  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="every"):
         callbacks.lightning(look, every=0)  # type: ignore[arg-type]
+
+
+def test_a_sheet_is_solved_and_drawn_as_it_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On images from all over the data, of the encoder as it is described, with the device and settings given."""
+    asked: list[Any] = []
+    model, sheet, network = small.quick_model(), Image.new("RGB", (4, 3)), Encoder()
+
+    def built(*given: Any, **named: Any) -> Any:
+        asked.append((given, named))
+        return small.encoder()
+
+    def show(self: Model, shown: Any, config: Any = None) -> Image.Image:
+        asked.append((shown, config))
+        return sheet
+
+    monkeypatch.setattr(callbacks.models, "load", lambda name, **named: asked.append((name, named)) or model)  # type: ignore[func-returns-value]
+    monkeypatch.setattr(callbacks.encoders, "build", built)
+    monkeypatch.setattr(Model, "show", show)
+    pixels, shown = to_uint8(small.make_images(61)), small.make_images(2)
+    told: dict[str, Any] = {"layer": "a.b", "pooling": "mean"}
+    convention, config = EncoderConfig("module", image_size=8), SamplingConfig(per=3, steps=5)
+    data = ImageSet(pixels, None, (), (), "made up")
+    look = callbacks.SheetOf(
+        "decoder", data, shown, convention=convention, count=31, config=config, device="cpu", **told
+    )
+    assert torch.equal(look._images.pixels, pixels[::2])
+    assert look.explained != look.explained, "nothing is explained before the first sheet"
+    assert look(network) is sheet  # type: ignore[arg-type]
+    assert asked == [
+        ("decoder", {"device": "cpu"}),
+        ((network, model.device), {"config": convention, **told}),
+        (shown, config),
+    ]
+    assert look.explained > 0.99, "the encoder is the decoder's own"
 
 
 @pytest.mark.long

@@ -20,10 +20,12 @@ import pytest
 import torch
 
 import rcdm_fast
+from rcdm_fast import checks
 from rcdm_fast import config as configs
 from rcdm_fast.checks import Checked, ConfigError, Range
 from rcdm_fast.cli.training import _configuration
-from rcdm_fast.config import EncoderConfig, ModelConfig, ScheduleConfig, UNetConfig
+from rcdm_fast.config import EncoderConfig, FittedSolver, ModelConfig, ScheduleConfig, UNetConfig
+from rcdm_fast.diffusion.sampling_config import SamplingConfig
 from rcdm_fast.models.unet import UNet
 from rcdm_fast.training.config import TrainConfig
 from rcdm_fast.training.losses import LossConfig
@@ -305,3 +307,87 @@ def test_damaged_configuration_files_are_named(tmp_path: Path, content: bytes | 
     with pytest.raises(ConfigError, match="no configuration"):
         _configuration("x" * 200, None)
     assert _configuration("starter", None)["name"] == _configuration("anything", "starter")["name"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_heads": 3}, "32 channels do not split into 3 heads"),  # of the middle, which always attends
+        ({"num_heads_upsample": 3}, "32 channels do not split into 3 heads"),
+        ({"num_head_channels": 48}, "32 channels do not split into heads of 48"),
+        ({"channel_mult": (1, 2), "num_heads": 64, "attention_resolutions": (32,)}, "32 channels do not split into 64"),
+        ({"representation_dim": 200, "condition_map": (1, 200, 1)}, "more than 128 positions"),
+        ({"representation_dim": 200, "condition_map": (1, 1, 200)}, "more than 128 positions"),
+    ],
+)
+def test_networks_that_cannot_be(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        UNetConfig(
+            **{"image_size": 32, "num_channels": 32, "channel_mult": (1,), "attention_resolutions": (), **changes}
+        )
+
+
+def test_heads_of_both_halves() -> None:
+    config = UNetConfig(32, 32, (1, 1), num_heads=4, num_heads_upsample=2)
+    assert [config.heads(64, half) for half in (False, True)] == [4, 2]
+    config = dataclasses.replace(config, num_head_channels=16)
+    assert [config.heads(64, half) for half in (False, True)] == [4, 4]
+
+
+def test_fitted_solvers_are_told_apart_by_all_that_they_are() -> None:
+    numbers = tuple(float(each) for each in range(10))
+    weights = "0" * 64
+    solvers = [
+        FittedSolver(2, numbers, weights),
+        FittedSolver(2, numbers[::-1], weights),
+        FittedSolver(2, numbers, weights, version=2),
+        FittedSolver(3, numbers, weights, version=2),
+    ]
+    assert len({each.digest for each in solvers}) == 4
+    assert FittedSolver(2, numbers, "1" * 64, info={"a": 1}).digest == solvers[0].digest
+    for count in (9, 11):
+        with pytest.raises(ConfigError, match=f"has 10 numbers, got {count}"):
+            FittedSolver(2, (0.0,) * count, weights)
+
+
+@pytest.mark.parametrize(
+    ("limits", "inside", "outside", "said"),
+    [
+        (Range(1, 3), (1, 3), (0, 4), "in 1..3"),
+        (Range(0, below=1), (0, 0.5), (-0.1, 1), "at least 0 and less than 1"),
+        (Range(above=0), (1e-300,), (0, -1), "greater than 0"),
+        (Range(most=2.5), (2.5, -9), (2.6,), "at most 2.5"),
+        (Range(), (-1e300, 0), (), ""),
+    ],
+)
+def test_bounds_of_a_range(limits: Range, inside: tuple[float, ...], outside: tuple[float, ...], said: str) -> None:
+    assert all(value in limits for value in inside)
+    assert not any(value in limits for value in outside)
+    assert str(limits) == said
+
+
+def test_what_may_be_one_of_several_is_told_with_all_of_them() -> None:
+    with pytest.raises(ConfigError, match=r"^x must be a whole number, got 1\.5 or a text$"):
+        checks._fitted(int | str, 1.5, "x")
+    assert [checks._fitted(int | str | None, value, "x") for value in (2, "2", None)] == [2, "2", None]
+
+
+def test_only_names_that_are_near_are_offered() -> None:
+    known = ("ancestral", "ddim")
+    given = ("anc", "an", "DDIM ", "dimm", "heun")
+    offered = [checks.meant(text, known).removeprefix("; did you mean ").rstrip("?") for text in given]
+    assert offered == ["ancestral", "", "ddim", "ddim", ""]
+
+
+def test_limits_themselves_are_allowed() -> None:
+    assert SamplingConfig(seed=2**64 - 1).seed == 2**64 - 1
+    least = dataclasses.replace(made(EncoderConfig), image_size=32, resize_to=32)
+    assert least.resize_to == 32
+    with pytest.raises(ConfigError, match="is smaller than image_size"):
+        dataclasses.replace(least, resize_to=31)
+    assert dataclasses.replace(least, resize_to=31, border="black").resize_to == 31
+    longest = tuple(range(checks.LONGEST))
+    last = {"student_steps": longest, "schedule": ScheduleConfig(1000, variance="learned_range")}
+    assert made(ModelConfig, **last).student_steps == longest
+    with pytest.raises(ConfigError, match="at most 1000 values, got 1001"):
+        made(ModelConfig, student_steps=(*longest, 1000))

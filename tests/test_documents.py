@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.documents import check, encoders, guard, known_world, marks, models, results, solvers
+from benchmarks.documents import check, encoders, guard, known_world, marks, models, results, solvers, speed
 from benchmarks.documents.results import Result
 from rcdm_fast.analysis import error_rates
 from rcdm_fast.models import zoo
@@ -284,3 +284,203 @@ def test_rounded_results_are_json_as_the_command_wrote_it() -> None:
         found = json.loads(path.read_text(encoding="utf-8"))
         if path.stem not in results.OLDER:
             assert {"command", "git", "date", "models"} <= set(found["made_by"]), path.name
+
+
+def _cells(table: str, first: int = 2) -> list[list[str]]:
+    """A Markdown table's cells below its head."""
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[first:]]
+
+
+def test_rivals_are_compared_in_one_precision() -> None:
+    times = {"rcdm_fast native": 50.0, "diffusers": 100.0, "torch.compile": 75.0, "OpenVINO": 60.0}
+    rows = [
+        {"name": name, "precision": precision, "p50_ms": ms if precision == "bf16" else 1.0}
+        for precision in ("fp32", "bf16")
+        for name, ms in times.items()
+    ]
+    assert _cells(speed.rivals({"rows": rows})) == [
+        ["diffusers", "100.0", "2.0 times as long"],
+        ["torch.compile", "75.0", "1.5"],
+        ["OpenVINO", "60.0", "1.2"],
+        ["**rcdm_fast**", "50.0", "1"],
+    ]
+
+
+def test_rates_of_sampling() -> None:
+    row = {"model": "m", "batch": 4, "precision": "fp32", "steps": "10", "images_per_s": 0.1234, "times_published": 1.0}
+    rows = [
+        {**row, "engine": "published recipe", "solver": "ancestral"},
+        {**row, "engine": "native", "solver": "ddim", "images_per_s": 12.345, "times_published": 4.56}
+        | {"sampler_percent": 0.74},
+    ]
+    shown = speed.sampling({"rows": rows, "facts": {"threads": 2}})
+    assert shown.startswith("| `m`, batch 4, 2 threads |")
+    assert _cells(shown) == [
+        ["published recipe (eager)", "fp32", "ancestral 10", "0.123", "", "1.0"],
+        ["native", "fp32", "DDIM 10", "12.35", "0.7 %", "4.6"],
+    ]
+
+
+def test_profiles_add_up_to_their_evaluations() -> None:
+    def found(name: str, scale: float) -> dict[str, object]:
+        floors = {"operations_floor_ms": 2.0 * scale, "bytes_floor_ms": 1.0 * scale}
+        convolution = {"kind": "convolution", "calls": 3, "ms": 4 * scale, "gflop": 8.0, "mbyte": 20.0, **floors}
+        rest = {"kind": "everything else", "calls": 0, "ms": 1.0, "operations_floor_ms": 0, "bytes_floor_ms": 0}
+        norm = {"kind": "norm", "calls": 2, "ms": 1.0, "gflop": 0.0, "mbyte": 10.0, **floors, "operations_floor_ms": 0}
+        whole = {"kind": "whole evaluation", "calls": 0, "ms": 10.0, **floors}
+        return {"config": name, "rows": [convolution, norm, rest, whole]}
+
+    s, m = found("s", 1.0), found("m", 2.0)
+    assert _cells(speed.profiles(s, m)) == [
+        ["**s**, convolution", "3", "4.0", "8.0", "2000", "20", "2.0", "1.0"],
+        ["norm", "2", "1.0", "", "", "10", "", "1.0"],
+        ["everything else", "", "1.0", "", "", "", "", ""],
+        ["whole evaluation", "", "10.0", "8.0", "800", "30", "2.0", "1.0"],
+        ["**m**, convolution", "3", "8.0", "8.0", "1000", "20", "4.0", "2.0"],
+        ["norm", "2", "1.0", "", "", "10", "", "2.0"],
+        ["everything else", "", "1.0", "", "", "", "", ""],
+        ["whole evaluation", "", "10.0", "8.0", "800", "30", "4.0", "2.0"],
+    ]
+    assert [speed.above_floor(each) for each in (s, m)] == ["5.00", "2.50"]
+
+
+def test_single_numbers_of_speed() -> None:
+    assert speed.first_image({"seconds": {"install": 7, "whole": 125}}) == "2 min 5 s"
+    rates = {"gflop_per_s": 120.4, "copy_gbyte_per_s": 9.87}
+    assert speed.ceilings({"config": "s", "ceilings": rates}) == "s: 120 GFLOP/s, 9.9 GB/s"
+    job = {"name": "npz", "precision": "fp32", "of_bare": 1.046, "of_bare_low": 0.98, "of_bare_high": 1.125}
+    other = {**job, "name": "folder", "of_bare": 2.0, "of_bare_low": 2.0, "of_bare_high": 2.0}
+    found = {"rows": [other, {**other, "name": "npz", "precision": "bf16"}, job]}
+    assert (speed.job(found, "npz"), speed.job(found, "npz", digits=1)) == ("1.05", "1.0")
+    assert speed.job_spread(found, "npz") == "0.98 to 1.12"
+    steps = {"precision": "bf16", "p50_ms": 200.0, "images_per_s": 80.0, "ready_s": 3.0}
+    rows = [
+        {**steps, "name": "rcdm train", "of_plain": 1.5},
+        {**steps, "name": "rcdm train, compiled", "of_plain": 2.25},
+        {**steps, "name": "torn", "why_not": "wrong"},
+    ]
+    assert speed.compiled_step({"rows": rows}) == "2.25"
+    assert _cells(speed.training_step({"rows": rows})) == [
+        ["rcdm train", "bf16", "200", "80.0", "1.50", "3"],
+        ["rcdm train, compiled", "bf16", "200", "80.0", "2.25", "3"],
+    ]
+
+
+def test_every_number_of_an_evaluation_stands_in_its_row() -> None:
+    found = {
+        "mrr": _interval(0.5), "mean_rank": _interval(12), "distance": _interval(3), "ranked_by": "an encoder",
+        "nearest_real": {str(k): _interval(k) for k in (1, 5, 10)}, "chance_mrr": 0.00098, "chance_mean_rank": 5000.5,
+        "blurred_mrr": _interval(0.2), "variance": _interval(0.08),
+    }  # fmt: skip
+    assert _cells(models.evaluation(found)) == [
+        [models.MRR, "0.500 [0.490, 0.510]", "chance 0.00098; ranked by an encoder"],
+        ["the same of the source, blurred by one pixel", "0.200 [0.190, 0.210]", ""],
+        [models.RANK, "12.0 [12.0, 12.0]", "chance 5000.5"],
+        ["squared distance of a sample to the source", "3.00 [2.99, 3.01]", ""],
+        [
+            "squared distance of the nearest other real image to the source", "1.00 [0.99, 1.01]",
+            "of the 5th: 5.00, the 10th: 10.00",
+        ],
+        ["variance of a pixel over samples", "0.080 [0.070, 0.090]", ""],
+    ]  # fmt: skip
+    assert (models.mrr(found), models.blurred(found)) == ("0.500 [0.490, 0.510]", "0.200")
+    measured = dict.fromkeys(models.ENCODERS, found)
+    ceilings = {"cifar10-simclr-head": {**found, "blurred_mrr": _interval(0.3)}}
+    rows = _cells(models.table(dict.fromkeys(models.ENCODERS, ""), measured, ceilings, long=True))
+    assert [row[2:] for row in rows] == [
+        ["0.500 [0.490, 0.510]", "0.300" if "head" in name else "", "12.0 [12.0, 12.0]"] for name in models.ENCODERS
+    ] + [["0.00098", "", "5000.5"]]
+    dims = [models.described(name).unet.representation_dim for name in models.ENCODERS]
+    assert [row[1].rpartition(" (")[2] for row in rows[:-1]] == [f"{dim})" for dim in dims]
+
+
+def test_strengths_of_guidance_stand_in_their_order() -> None:
+    def row(value: float) -> dict[str, object]:
+        names = ("mrr", "mean_rank", "distance", "variance")
+        numbers: dict[str, object] = {name: _interval(value + place) for place, name in enumerate(names)}
+        recognized = {"samples": _interval(0.4), "sources": _interval(0.9)}
+        return {**numbers, "recognized": recognized, "distribution": {"frechet_distance": value / 2}}
+
+    shown = _cells(models.guidance({"10": row(3), "1.5": row(2), "1": row(1)}))
+    assert [row[0] for row in shown] == ["1", "1.5", "10"]
+    assert shown[0][1:] == [
+        "1.000 [0.990, 1.010]", "2.0", "3.00 [2.99, 3.01]", "40.0 % [39.0, 41.0]", "4.0000 [3.9900, 4.0100]", "0.50",
+    ]  # fmt: skip
+
+
+def test_own_solvers_stand_with_the_nearest_first() -> None:
+    rows = [("ddim", "50", 0.2, 0.0), ("ipndm", "5", 0.3, 0.1), ("fitted", "5", 0.1, -0.1), ("ddim", "5", 0.9, 0.7)]
+    quality = [
+        {"solver": solver, "steps": steps, "error": _interval(error), "less_ddim_50": _interval(less)}
+        for solver, steps, error, less in rows
+    ]
+    assert _cells(solvers.own({"quality": quality})) == [
+        ["`fitted`, 5", "0.100 [0.090, 0.110]", "-0.100 [-0.110, -0.090]"],
+        ["`ddim`, 50", "0.200 [0.190, 0.210]", ""],
+        ["`ipndm`, 5", "0.300 [0.290, 0.310]", "+0.100 [+0.090, +0.110]"],
+        ["`ddim`, 5", "0.900 [0.890, 0.910]", "+0.700 [+0.690, +0.710]"],
+    ]
+
+
+def test_what_a_decoder_follows() -> None:
+    """Means over the cells that are kept, largest first; verdicts are counted beside one truth."""
+
+    def cell(factor: str, kept: bool, called: str, slope: float) -> dict[str, object]:
+        return {"factor": factor, "kept": kept, "called": called, "slope": {"value": slope}}
+
+    cells = [
+        cell("x", True, "kept", 0.5),
+        cell("x", True, "dropped", 0.25),
+        cell("x", False, "kept", 9.0),
+        cell("ground_hue", True, "kept", 0.75),
+        cell("ground_hue", False, "dropped", 0.0),
+        cell("ground_hue", False, "inconclusive", 0.0),
+    ]
+    other = {"name": "other", "cells": [cell("x", True, "kept", 5.0)]}
+    found = {"decoders": [other, {"name": "own", "cells": cells}], "reader": {"scores": {}}}
+    assert known_world.followed(found, "own") == "| ground's hue | x |\n|---|---|\n| 0.75 | 0.38 |"
+    counts = {
+        (kept, called): known_world.counted(found, "own", kept, called)
+        for kept in (True, False)
+        for called in (True, False)
+    }
+    assert counts == {
+        (True, True): "2 of 3", (True, False): "1 of 3", (False, True): "1 of 3", (False, False): "1 of 3",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["s", "m"])
+def test_results_of_a_configuration_are_read_from_its_files(name: str) -> None:
+    profile = (f"profile_{name}_2cores",)
+    assert results.RESULTS[f"step {name}"].sources == (f"step_{name}_2cores",)
+    assert results.RESULTS[f"rates {name}"].sources == results.RESULTS[f"above floor {name}"].sources == profile
+    assert results.RESULTS[f"rates {name}"].text().startswith(f"{name}: ")
+
+
+@pytest.mark.parametrize("name", results.ENCODERS)
+def test_accuracies_are_of_the_encoder_and_layer_that_is_named(name: str) -> None:
+    read = {layer: results.read(f"accuracy_{name}-{layer}")["accuracy"] for layer in ("backbone", "projector")}
+    for kind in ("knn", "linear"):
+        assert results.RESULTS[f"{kind} {name}"].text() == f"{100 * read['backbone'][kind]['value']:.1f} %"
+    rows = _cells(results.RESULTS[f"accuracies {name}"].text())
+    assert [row[0] for row in rows] == ["backbone", "projector"]
+    for row in rows:
+        assert row[2].startswith(f"{100 * read[row[0]]['knn']['value']:.1f} ")
+
+
+def test_a_card_that_is_damaged_is_told_and_hides_no_other_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files that nobody shows are not looked for as long as a page cannot be read."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text("a <!-- result: ms -->9<!-- end -->\n")
+    (tmp_path / "docs" / "b.md").write_text("b <!-- result: ms -->9\n")
+    (tmp_path / "other.json").write_text("{}")
+    monkeypatch.setattr(check, "RESULTS", FOUND)
+    monkeypatch.setattr(check, "FOLDER", tmp_path)
+    monkeypatch.setattr(guard, "allowed", dict)
+    told = check.check(tmp_path)
+    assert [line.partition(" ")[0] for line in told] == ["README.md:1:", "docs/b.md:1:"]
+    (tmp_path / "docs" / "b.md").write_text("b <!-- result: ms -->151.3<!-- end -->\n")
+    told = check.check(tmp_path)
+    assert [line.partition(" ")[0] for line in told] == ["README.md:1:", "benchmarks/results/other.json:"]

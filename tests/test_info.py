@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -92,6 +93,46 @@ def test_command_prints_and_writes_json(capsys: pytest.CaptureFixture[str], tmp_
 def test_command_reports_an_unwritable_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert info.main(["--json", str(tmp_path / "missing" / "info.json")]) == 1
     assert "cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("gpu", "reason"), [(False, "installed, but there is no CUDA device"), (True, "")])
+def test_what_needs_a_gpu_is_not_available_without(gpu: bool, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(info, "_version", lambda names: "1.2")
+    needing, other = (info.Runtime("json", ("json",), "x", cuda=cuda) for cuda in (True, False))
+    assert info._runtime(needing, gpu) == {"available": gpu, "version": "1.2", "reason": reason}
+    assert info._runtime(other, gpu) == {"available": True, "version": "1.2", "reason": ""}
+
+
+@pytest.mark.parametrize(("key", "cpu"), [("flags", "A"), ("Features", "A")])
+def test_the_first_processor_is_told(key: str, cpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = f"processor: 0\nmodel name : A\n{key}\t: fma sse avx2\n\nprocessor: 1\nmodel name : B\n{key} : avx512f\n"
+    monkeypatch.setattr(info, "Path", lambda _: SimpleNamespace(read_text=lambda **_: text))
+    found = info._machine()
+    assert (found["cpu"], found["cpu_features"]) == (cpu, ["avx2", "fma"])
+
+
+def test_lines_of_a_report() -> None:
+    parts = {"ops": {"loaded": True, "path": "/a.so", "reason": ""}}
+    parts["cuda"] = {"loaded": False, "path": "/b.so", "reason": "not built"}
+    facts = {
+        "versions": {"torch": "2"},
+        "machine": {"system": "s", "cpu": "A", "cores": 2, "cpu_features": []},
+        "devices": {"available": [{"type": "cpu", "name": "cpu", "threads": 2}], "reason": "no CUDA"},
+        "native": parts,
+        "instruction_set": "avx2",
+        "build": {"compiler": "gcc", "cuda": ""},
+        "runtimes": {
+            "onnx": {"available": True, "version": "1.2", "reason": ""},
+            "triton": {"available": False, "version": "3", "reason": "no GPU"},
+            "timm": {"available": False, "version": "", "reason": "not installed"},
+        },
+    }
+    assert [" ".join(line.split()) for line in info.lines(facts)] == [
+        "torch 2", "system s", "cpu A, 2 cores", "cpu features unknown",
+        "", "devices", "cpu name cpu, threads 2", "no CUDA",
+        "", "native parts", "ops /a.so", "cuda missing: not built", "instructions avx2", "built with compiler gcc",
+        "", "optional packages", "+ onnx 1.2", "- triton 3 no GPU", "- timm not installed",
+    ]  # fmt: skip
 
 
 def test_module_runs_and_imports_nothing_heavy() -> None:

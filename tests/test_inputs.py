@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import pickle
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 
 import rcdm_fast
 from rcdm_fast import arguments
-from rcdm_fast.config import ConfigError
+from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig
 from rcdm_fast.images import ImageError, load_image
 from rcdm_fast.model import Model
 from tests import small
@@ -279,3 +280,73 @@ def test_errors_can_be_sent_to_other_processes(model: Model) -> None:
     with pytest.raises(ConfigError) as raised:
         model.sample(torch.zeros(1, 6), per=0)
     assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)
+
+
+def test_a_gpu_that_is_not_there_is_told_with_those_that_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for given in ("cuda:2", 2, torch.device("cuda:3")):
+        with pytest.raises(ConfigError, match=r"there are only cuda:0\.\.cuda:1"):
+            arguments.device(given)
+
+
+def test_what_is_taken_where_nothing_is_given() -> None:
+    assert [arguments.batch_size(None, torch.device(kind)) for kind in ("cuda", "cpu")] == [64, 32]
+    assert arguments.batch_size(7, torch.device("cpu")) == 7
+    assert [arguments.keys(None, rows) for rows in (3, None)] == [(0, 1, 2), (0,)]
+    assert arguments.keys([5, -6], None) == (5, -6)
+    with pytest.raises(ConfigError, match="1 items for 2 representations"):
+        arguments.keys([5], 2)
+
+
+def test_pairs_are_rows_and_samples_that_there_are() -> None:
+    assert arguments.pairs([(1, 0), (0, 2**63 - 1)], 2) == ((1, 0), (0, 2**63 - 1))
+    for wrong in ((0, -1), (-1, 0), (2, 0), (0, 2**63)):
+        with pytest.raises(ConfigError, match=r"rows 0\.\.1"):
+            arguments.pairs([wrong], 2)
+
+
+@pytest.mark.parametrize("labels", [[0], [0, 1, 2]])
+def test_labels_are_as_many_as_representations(labels: list[int]) -> None:
+    unet = dataclasses.replace(small.UNET, num_classes=3)
+    with pytest.raises(ConfigError, match=f"{len(labels)} labels for 2 representations"):
+        arguments.condition(unet, torch.zeros(2, small.DIM), labels, torch.device("cpu"))
+
+
+def test_one_map_is_its_numbers() -> None:
+    numbers = torch.arange(12.0)
+    for given in (numbers, numbers[None], numbers.reshape(3, 2, 2), numbers.reshape(1, 3, 2, 2)):
+        assert torch.equal(arguments.vector(given, "a", (3, 2, 2)), numbers)
+    for wrong in (numbers.reshape(3, 2, 2), numbers.reshape(1, 3, 2, 2), numbers.reshape(2, 6)):
+        with pytest.raises(ConfigError, match="must be one representation"):
+            arguments.vector(wrong, "a")
+
+
+MAP = dataclasses.replace(small.UNET, condition_map=(2, 3, 1))
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "message"),
+    [
+        ({}, {"unet": dataclasses.replace(small.UNET, num_classes=3)}, "classes 3 instead of 0"),
+        ({"unet": MAP}, {"unet": dataclasses.replace(MAP, condition_map=(2, 1, 3))}, "map .* instead of"),
+        ({"encoder": "timm:a"}, {"encoder": "timm:b"}, r"encoder timm:b \(backbone\) instead of timm:a \(backbone\)"),
+        ({"encoder": "timm:a"}, {"encoder": EncoderConfig("timm:a", "layer4")}, r"timm:a \(layer4\) instead"),
+        ({"encoder": "timm:a?pretrained=1"}, {"encoder": "timm:a?pretrained=0"}, ""),
+        *(({"encoder": "timm:a"}, {"encoder": f"{kind}:x"}, "") for kind in ("onnx", "file", "module", "function")),
+        ({"encoder": "onnx:a"}, {"encoder": "timm:b"}, ""),
+        ({"encoder": "timm:a"}, {}, ""),
+    ],
+)
+def test_guides_are_asked_the_same(ours: dict[str, Any], theirs: dict[str, Any], message: str) -> None:
+    """Of encoders as far as their names say it."""
+
+    def config(encoder: Any = None, **changes: Any) -> ModelConfig:
+        named = EncoderConfig(encoder) if isinstance(encoder, str) else encoder
+        return ModelConfig(**{"unet": small.UNET, "schedule": small.SCHEDULE, "encoder": named, **changes})
+
+    if not message:
+        assert arguments.guidance(config(**ours), 2, config(**theirs)) == 2
+        return
+    with pytest.raises(ConfigError, match=message):
+        arguments.guidance(config(**ours), 2, config(**theirs))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -147,3 +148,29 @@ def test_sheets_of_commands_bear_names(tmp_path: Path, monkeypatch: pytest.Monke
     np.savez(tmp_path / "h.npz", h=np.zeros((2, small.DIM), np.float32), ids=np.array(["x", "y"]))
     assert main(["interpolate", paths[0], f"{tmp_path}/h.npz:y", "--frames", "3", *out]) == 0
     assert titles[-1]["column_titles"] == ["cat.png", "", "", "h.npz:y"]
+
+
+def test_cells_of_photographs_are_as_large_as_the_models_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But 96 at least and 192 at most, unless it is said."""
+    model, cells = small.quick_model(), list[int]()
+    monkeypatch.setattr(showing, "sheet", lambda rows, titles, cell, **_: cells.append(cell))
+    monkeypatch.setattr(model, "sample", lambda h, config: torch.zeros(len(h), 1, 3, 8, 8))
+    photo = list(small.make_images(1, 16))
+    for size in (8, 128, 512):
+        unet = dataclasses.replace(model.config.unet, image_size=size)
+        model.config = dataclasses.replace(model.config, unet=unet)
+        model.show(photo)
+    model.show(photo, cell=20)
+    assert cells == [96, 128, 192, 20]
+
+
+def test_a_model_without_its_encoder_tells_the_one_of_its_file() -> None:
+    model = small.quick_model()
+    model.config = dataclasses.replace(model.config, encoder=rcdm_fast.EncoderConfig("timm:a", "layer4"), name="kept")
+    model._encoder = None
+    assert model.describe().splitlines()[-1] == "encoder  timm:a (layer4)"
+    assert repr(model).endswith("encoder timm:a (layer4)>")
+    assert repr(model).startswith("<rcdm_fast.Model kept: ")
+    unet = dataclasses.replace(model.config.unet, condition_map=(2, 3, 1))
+    model.config = dataclasses.replace(model.config, unet=unet)
+    assert "8 px of representations [2,3,1], " in repr(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,10 @@ import torch
 from torch import nn
 
 import rcdm_fast
-from rcdm_fast import ConfigError, EncoderConfig
+from rcdm_fast import ConfigError, EncoderConfig, workflows
+from rcdm_fast.analysis import registry
+from rcdm_fast.analysis.registry import Experiment, Job
+from rcdm_fast.analysis.result import Analysis
 from rcdm_fast.errors import RunError
 from rcdm_fast.images import to_uint8
 from rcdm_fast.models import checkpoint
@@ -115,3 +119,85 @@ def test_another_encoder_evaluated_and_analyzed(folder: Path, tmp_path: Path) ->
             rcdm_fast.analyze(model, "layers" if options else "invariance", **options)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="invariance"):
         rcdm_fast.analyze(model, "invarianse", folder / "set.npz")
+
+
+def pixels(count: int, size: int = 8) -> Any:
+    """Images as an array that a caller has."""
+    return to_uint8(small.make_images(count, size)).permute(0, 2, 3, 1).numpy()
+
+
+def told(*_: Any) -> None:
+    """Progress."""
+
+
+def test_what_is_given_reaches_an_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs: list[Job] = []
+    run = lambda job: jobs.append(job) or Analysis("x", "t", "m", {})  # type: ignore[func-returns-value]  # noqa: E731
+    takes = Experiment("x", run, needs_photos=True, takes_training=True, compares=True)
+    monkeypatch.setitem(registry.EXPERIMENTS, "x", takes)
+    model, other = small.quick_model(), small.quick_model()
+    sets = {"data": pixels(2), "photos": pixels(3), "training": pixels(4)}
+    rcdm_fast.analyze(model, "x", **sets, against=[other], progress=told, steps=3, per=2)
+    (job,) = jobs
+    assert (job.model, job.against, job.progress, job.settings) == (model, (other,), told, {"steps": 3, "per": 2})
+    assert job.data is not None
+    assert job.photos is not None
+    assert job.training is not None
+    assert [len(job.data), len(job.photos), len(job.training)] == [2, 3, 4]
+    monkeypatch.setitem(registry.EXPERIMENTS, "x", Experiment("x", run))
+    with pytest.raises(ConfigError, match="takes no training images"):
+        rcdm_fast.analyze(model, "x", pixels(2), training=pixels(2))
+
+
+def test_what_is_given_reaches_the_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(workflows, "measure", lambda *given: seen.append(given))
+    model = small.quick_model()
+    rcdm_fast.evaluate(model, pixels(5), progress=told, sources=3, steps=7, seed=2)
+    ((found, images, config, progress),) = seen
+    assert (found, len(images), progress) == (model, 5, told)
+    assert (config.sources, config.steps, config.seed) == (3, 7, 2)
+
+
+def test_what_is_given_reaches_the_training(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Representations, minutes, and whose code is trusted: the configuration's own encoder, too."""
+    seen: list[Any] = []
+    monkeypatch.setattr("rcdm_fast.training.train.train", lambda *given: seen.append(given))
+    named = {**json.loads((folder / "tiny.json").read_text()), "encoder": {"source": "python:a.py:A", "image_size": 8}}
+    (tmp_path / "named.json").write_text(json.dumps(named))
+    usual: dict[str, Any] = {"device": "cpu", "minutes": 2.5, "progress": told, "seed": 3}
+    h = np.arange(10, dtype=np.float32).reshape(5, 2)
+    rcdm_fast.train(folder / "tiny.json", pixels(5), tmp_path / "a", representations=h, **usual)
+    rcdm_fast.train(tmp_path / "named.json", pixels(5), tmp_path / "b", trust_repo=True, **usual)
+    rcdm_fast.train(tmp_path / "named.json", pixels(5), tmp_path / "b", **usual)
+    for settings, images, _, device, progress, minutes, _, built, _ in seen:
+        assert (settings.seed, len(images), str(device), progress, minutes, built) == (3, 5, "cpu", told, 2.5, None)
+    assert [each[2] for each in seen] == [tmp_path / "a", tmp_path / "b", tmp_path / "b"]
+    assert [each[6] for each in seen] == [[], ["python:a.py:A"], []]
+    assert np.array_equal(np.asarray(seen[0][8]), h)
+    assert [each[8] for each in seen[1:]] == [None, None]
+    with pytest.raises(ConfigError, match="give one of them"):
+        rcdm_fast.train(
+            folder / "tiny.json", pixels(5), tmp_path / "a", encoder=small.encoder(), representations=h, **usual
+        )
+
+
+def test_what_is_given_reaches_the_adapting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name by the folder, representations in place of an encoder; images as large as the model's."""
+    seen: list[Any] = []
+    monkeypatch.setattr(workflows, "adapted", lambda *given: seen.append(given))
+    model = small.quick_model()
+    checkpoint.save_model(tmp_path / "m.safetensors", model.config, model.unet.state_dict())
+    h = np.arange(10, dtype=np.float32).reshape(5, 2)
+    given: dict[str, Any] = {"device": "cpu", "progress": told, "steps": 0}
+    for encoder, more in ((None, {"representations": h}), (small.encoder(), {"name": "mine"})):
+        rcdm_fast.adapt(tmp_path / "m.safetensors", encoder, pixels(5, 8), tmp_path / "new", **given, **more)
+    for settings, images, out, device, progress, trusted, _, _ in seen:
+        assert (settings.model, settings.steps) == (str(tmp_path / "m.safetensors"), 0)
+        assert (len(images), images.pixels.shape[-1], out, str(device)) == (5, 8, tmp_path / "new", "cpu")
+        assert (progress, trusted) == (told, [])
+    assert [each[0].name for each in seen] == ["new", "mine"]
+    assert seen[0][6] is None
+    assert seen[1][6].config.source == "module"
+    assert np.array_equal(np.asarray(seen[0][7]), h)
+    assert seen[1][7] is None
