@@ -401,8 +401,8 @@ def test_strengths_of_guidance_stand_in_their_order() -> None:
         recognized = {"samples": _interval(0.4), "sources": _interval(0.9)}
         return {**numbers, "recognized": recognized, "distribution": {"frechet_distance": value / 2}}
 
-    shown = _cells(models.guidance({"10": row(3), "1.5": row(2), "1": row(1)}))
-    assert [row[0] for row in shown] == ["1", "1.5", "10"]
+    shown = _cells(models.guidance({"10": row(3), "2.5": row(2), "1": row(1)}))
+    assert [row[0] for row in shown] == ["1", "2.5", "10"]
     assert shown[0][1:] == [
         "1.000 [0.990, 1.010]", "2.0", "3.00 [2.99, 3.01]", "40.0 % [39.0, 41.0]", "4.0000 [3.9900, 4.0100]", "0.50",
     ]  # fmt: skip
