@@ -60,7 +60,7 @@ class Pretrained:
         """
         wanted: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
         wanted |= {"force_download": force_download, "local_files_only": local_files_only}
-        asked = {key: value for key, value in wanted.items() if value}
+        asked = {key: value for key, value in wanted.items() if value or (key, value) == ("token", False)}
         here = os.path.exists(os.path.expanduser(source)) or str(source) in zoo.model_names()
         if isinstance(source, str) and not here and hub.ID.fullmatch(source):
             source = hub.fetch(source, **asked)

@@ -165,6 +165,22 @@ def test_another_number_of_steps(tmp_path: Path) -> None:
     assert _largest_difference(model, tmp_path / "out", 25) < 1e-3
 
 
+@pytest.mark.parametrize("prediction", ["x0", "v"])
+def test_another_prediction(tmp_path: Path, prediction: Any) -> None:
+    model = Model.from_network(small.network(), ScheduleConfig(prediction=prediction, variance="learned_range"))
+    assert _largest_difference(model, tmp_path / "out", 5) < 1e-3
+
+
+def test_an_unconditional_pipeline_is_told_how_many(tmp_path: Path) -> None:
+    rcdm_fast.export(small.quick_model(representation_dim=0), "diffusers", tmp_path / "out")
+    pipeline = RcdmPipeline.load(tmp_path / "out")
+    assert [len(pipeline(steps=1, **asked)) for asked in ({}, {"count": 3}, {"noise": torch.zeros(2, 3, 8, 8)})] == [
+        1,
+        3,
+        2,
+    ]
+
+
 def test_the_folder_needs_no_rcdm_fast(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rcdm_fast import engines
+from rcdm_fast import Model, engines
 from rcdm_fast.config import ConfigError, ModelConfig, ScheduleConfig, Variance
 from rcdm_fast.diffusion import conditioning
 from rcdm_fast.diffusion.engine import Engine
@@ -142,6 +142,15 @@ def test_auto_takes_the_fastest_and_says_why(monkeypatch: pytest.MonkeyPatch) ->
         ConfigError, match=r"engine native cannot run here: no C\+\+ operators: .*\(compiled: available"
     ):
         engines.make("native", model.unet, model.config, CPU, "fp32")
+
+
+def test_of_maps_each_engine_says_what_it_makes_of_them() -> None:
+    model = Model.from_network(small.network(representation_dim=12, condition_map=(3, 2, 2)), small.SCHEDULE)
+    assert "not compiled: networks of maps do not run in it on cpu\n" in model.describe()
+    with pytest.raises(
+        ConfigError, match=r"engine native cannot run here: fp16 .*compiled: networks of maps do not run"
+    ):
+        engines.make("native", model.unet, model.config, CPU, "fp16")
 
 
 def test_the_table_has_every_engine() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.metadata
 import importlib.util
 import logging
 import shutil
@@ -22,6 +23,7 @@ from rcdm_fast import engines
 from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, ScheduleConfig
 from rcdm_fast.diffusion.engine import Engine
 from rcdm_fast.encoders import ImageEncoder, build
+from rcdm_fast.engines import onnx_runtime
 from rcdm_fast.exporters import encoder as encoder_export
 from rcdm_fast.exporters import onnx as exported
 from rcdm_fast.exporters.encoder import export_encoder
@@ -222,6 +224,35 @@ def test_a_damaged_cache_entry_is_built_again(
     assert len(built) == 3
 
 
+def test_an_export_is_kept_by_all_that_it_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys: list[dict[str, str]] = []
+    monkeypatch.setattr(onnx_runtime.cache, "entry", lambda _, key, build: keys.append(dict(key)) or Path("kept"))
+    network, other = small.network(channel_mult=(1,)), small.network(channel_mult=(1,))
+    other.out[2].bias.data += 1  # type: ignore[operator]
+    config = ModelConfig(network.config, small.SCHEDULE)
+    whole = dataclasses.replace(config, schedule=dataclasses.replace(small.SCHEDULE, diffusion_steps=500))
+    for of, how, precision in (
+        (network, config, "fp32"),
+        (network, config, "bf16"),
+        (other, config, "fp32"),
+        (network, whole, "fp32"),
+    ):
+        onnx_runtime.network_file(of, how, precision)
+    changes: tuple[tuple[Any, str, Any], ...] = (
+        (exported, "OPSET", 21),
+        (onnx_runtime, "GRAPH", 3),
+        (torch, "__version__", "0.1"),
+        (importlib.metadata, "version", lambda _: "0.0.1"),
+    )
+    for where, name, value in changes:
+        with monkeypatch.context() as patch:
+            patch.setattr(where, name, value)
+            onnx_runtime.network_file(network, config, "fp32")
+    assert len({str(sorted(key.items())) for key in keys}) == len(keys) == 8
+    onnx_runtime.network_file(network, config, "fp32")
+    assert keys[-1] == keys[0]
+
+
 def test_large_weights_lie_in_a_file_beside_it(
     model: rcdm_fast.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -340,6 +371,55 @@ def test_onnx_files_that_leave_work_to_others_are_refused(tmp_path: Path) -> Non
     with pytest.raises(ExportError, match=r"normalizes outside .* and divides by the L2 norm outside .*--no-encoder"):
         export_encoder(tmp_path / "new.onnx", build(f"onnx:{path}?mean=0.1&normalize=1"))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["encoder.onnx"]
+
+
+def _pooled_colors(path: Path, shape: list[Any], nodes: list[Any], outputs: dict[str, list[Any]], kind: int) -> Path:
+    """An ONNX file made by hand."""
+    made = [onnx.helper.make_tensor_value_info(name, kind, each) for name, each in outputs.items()]
+    graph = onnx.helper.make_graph(nodes, "g", [onnx.helper.make_tensor_value_info("x", kind, shape)], made)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    onnx.helper.set_model_props(model, {"author": "somebody"})
+    onnx.save(model, str(path))
+    return path
+
+
+POOL = onnx.helper.make_node("GlobalAveragePool", ["x"], ["p"], name="pool")
+FLAT = onnx.helper.make_node("Flatten", ["p"], ["y"])
+LAST = [
+    onnx.helper.make_node("Transpose", ["x"], ["t"], perm=[0, 3, 1, 2]),
+    onnx.helper.make_node("GlobalAveragePool", ["t"], ["p"]),
+    FLAT,
+]
+FLOAT, HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
+ANY: list[Any] = ["n", 3, 8, 8]
+FOREIGN: dict[str, tuple[Any, ...]] = {
+    "": ("", ANY, [POOL, FLAT], {"y": ["n", 3]}, FLOAT),
+    "reorders colors outside": ("?channel_order=bgr", ANY, [POOL, FLAT], {"y": ["n", 3]}, FLOAT),
+    "normalizes outside": ("?std=0.1", ANY, [POOL, FLAT], {"y": ["n", 3]}, FLOAT),
+    "pools outside": ("?pooling=flatten", ANY, [POOL, FLAT], {"y": ["n", 3]}, FLOAT),
+    "divides by the L2 norm outside": ("?normalize=1", ANY, [POOL, FLAT], {"y": ["n", 3]}, FLOAT),
+    "has a fixed batch": ("", [2, 3, 8, 8], [POOL, FLAT], {"y": [2, 3]}, FLOAT),
+    "takes its colors last": ("", ["n", 8, 8, 3], LAST, {"y": ["n", 3]}, FLOAT),
+    "is cut inside": ("?layer=pool", ANY, [POOL, FLAT], {"y": ["n", 3]}, FLOAT),
+    "has several outputs": ("", ANY, [POOL, FLAT], {"y": ["n", 3], "p": ["n", 3, 1, 1]}, FLOAT),
+    "is not float32": ("", ANY, [POOL, FLAT], {"y": ["n", 3]}, HALF),
+    "does not give": ("", ANY, [POOL], {"p": ["n", 3, 1, 1]}, FLOAT),
+}
+
+
+@pytest.mark.parametrize("fault", FOREIGN)
+def test_an_onnx_file_is_copied_if_it_does_all_by_itself(fault: str, tmp_path: Path) -> None:
+    options, *graph = FOREIGN[fault]
+    encoder = build(f"onnx:{_pooled_colors(tmp_path / 'theirs.onnx', *graph)}{options}")
+    if fault:
+        with pytest.raises(ExportError, match=rf"because it {fault}[^;]*; leave the encoder out") as refused:
+            export_encoder(tmp_path / "copy.onnx", encoder)
+        assert " and " not in str(refused.value).replace("mean and std", "")
+        return
+    copy = export_encoder(tmp_path / "copy.onnx", encoder)
+    images = small.make_images(3)
+    torch.testing.assert_close(build(f"onnx:{copy}").encode(images), images.mean(dim=(2, 3)))
+    assert _properties(onnx.load(copy))["author"] == "somebody"
 
 
 class Undecided(nn.Module):

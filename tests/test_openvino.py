@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from rcdm_fast import benchmarking, engine_comparison, engines
 from rcdm_fast.config import ConfigError
 from rcdm_fast.diffusion.conditioning import make_plan
 from rcdm_fast.diffusion.schedule import Schedule
+from rcdm_fast.engines import openvino_runtime
 from rcdm_fast.engines.openvino_runtime import KEPT, OpenVINOEngine
 from rcdm_fast.exporters import calibration, openvino_core, openvino_int8
 from rcdm_fast.exporters import openvino as exported
@@ -29,7 +31,7 @@ from tests import small
 from tests.reference_weights import CASES, flags_path, state_dict
 from tests.tolerances import FORWARD_L2, TRAJECTORY_L2
 
-pytest.importorskip("openvino", reason="openvino is not installed")
+openvino = pytest.importorskip("openvino", reason="openvino is not installed")
 
 pytestmark = pytest.mark.usefixtures("shared_exports")
 
@@ -93,6 +95,46 @@ def test_batches_share_an_engine_and_few_are_kept() -> None:
     for size in range(1, 7):
         assert _relative(model.sample(h, per=1, steps=2, batch_size=size), want) <= TRAJECTORY_L2
     assert len(engine._requests) == KEPT
+
+
+def test_the_batch_size_that_was_not_used_for_longest_is_given_up() -> None:
+    engine: Any = OpenVINOEngine.__new__(OpenVINOEngine)
+    engine._requests, engine._compiled = OrderedDict(), lambda size: f"for {size}"
+    for size in (*range(1, KEPT + 1), 1, KEPT + 1):
+        assert engine._request(size) == f"for {size}"
+    assert sorted(engine._requests) == [1, *range(3, KEPT + 2)]
+
+
+def test_what_is_compiled_is_kept_by_all_that_it_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small.model()
+    engine = OpenVINOEngine(model.unet, model.config, CPU, "fp32")
+    keys: list[dict[str, str]] = []
+
+    def entry(_: str, key: dict[str, str], build: object) -> Path:
+        keys.append(dict(key))
+        raise FileNotFoundError
+
+    monkeypatch.setattr(openvino_runtime.cache, "entry", entry)
+
+    def asked(size: int) -> None:
+        with pytest.raises(FileNotFoundError):
+            engine._compiled(size)
+
+    asked(2)
+    asked(3)
+    changes: tuple[tuple[object, str, object], ...] = (
+        (engine, "precision", "bf16"),
+        (engine, "_digest", "of other weights"),
+        (torch, "get_num_threads", lambda: 77),
+        (openvino, "__version__", "0.1"),
+    )
+    for where, name, value in changes:
+        with monkeypatch.context() as patch:
+            patch.setattr(where, name, value)
+            asked(2)
+    assert len({str(sorted(key.items())) for key in keys}) == len(keys) == 6
+    asked(2)
+    assert keys[-1] == keys[0]
 
 
 def test_a_file_is_run_and_checked(tmp_path: Path) -> None:

@@ -125,10 +125,10 @@ def compare(device: torch.device, precision: Precision, unet: UNetConfig | None 
     return {name: "; ".join(reasons) or "available" for name, reasons in found.items()}
 
 
-def not_chosen(engine: Engine, device: torch.device) -> dict[str, str]:
-    """Why each of the other engines does not run in this one's place."""
+def not_chosen(engine: Engine, device: torch.device, unet: UNetConfig | None = None) -> dict[str, str]:
+    """Why each of the other engines does not run in this one's place (for a network)."""
     precision: Precision = engine.precision  # type: ignore[assignment]
-    others = compare(device, precision)
+    others = compare(device, precision, unet)
     return {
         name: SPECS[name].not_chosen if why == "available" else why
         for name, why in others.items()
