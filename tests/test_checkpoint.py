@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import logging
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from rcdm_fast import storage
 from rcdm_fast.config import ConfigError, EncoderConfig, to_json
+from rcdm_fast.models import checkpoint
 from rcdm_fast.models.checkpoint import CheckpointError, load_model, save_model
 from rcdm_fast.models.flags import configs_from_flags
 from rcdm_fast.models.unet import UNet
@@ -241,6 +243,25 @@ def test_bad_tensors(tmp_path: Path, weights: Tensors, kind: str) -> None:
     safetensors.torch.save_file(bad, tmp_path / "bad.safetensors", metadata={"rcdm_fast.model": to_json(CONFIG)})
     with pytest.raises(CheckpointError, match=rf"bad\.safetensors: .*{message}"):
         load_model(tmp_path / "bad.safetensors")
+
+
+def test_of_many_tensors_three_are_named_and_the_others_counted(tmp_path: Path, weights: Tensors) -> None:
+    lacking = [name for name in weights if "emb_layers" in name and not name.startswith("input_blocks.1.")]
+    torch.save({name: tensor for name, tensor in weights.items() if name not in lacking}, tmp_path / "bad.pt")
+    with pytest.raises(CheckpointError, match=rf"missing: \S+, \S+, \S+ and {len(lacking) - 3} more$"):
+        load_model(tmp_path / "bad.pt", FLAGS)
+
+
+def test_a_network_far_larger_than_its_file_is_not_built_to_say_so(
+    tmp_path: Path, weights: Tensors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    huge = dataclasses.replace(CONFIG, unet=dataclasses.replace(CONFIG.unet, num_channels=1024, num_res_blocks=4))
+    path = tmp_path / "huge.safetensors"
+    safetensors.torch.save_file(weights, path, metadata={"rcdm_fast.model": to_json(huge)})
+    monkeypatch.setattr(checkpoint, "UNet", lambda _: pytest.fail("was built"))
+    held = sum(tensor.numel() for tensor in weights.values())
+    with pytest.raises(CheckpointError, match=rf"network of {huge.unet.parameters} parameters, the file holds {held}$"):
+        load_model(path)
 
 
 def test_nothing_unloadable_is_written(tmp_path: Path, weights: Tensors) -> None:

@@ -176,6 +176,32 @@ def test_a_report_names_its_space_its_numbers_and_a_singular_covariance() -> Non
         assert told.kernel_distance != enough.kernel_distance
 
 
+def test_features_of_more_images_than_are_seen_at_once() -> None:
+    pixels = to_uint8(small.make_images(features.BATCH + 3))
+    encoder = small.encoder()
+    seen: list[int] = []
+
+    def network(part: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append(len(part))
+        return part.double().mean(dim=(2, 3)), part[:, :1, 0, 0]
+
+    found, none = features.of_encoder(encoder).of(pixels)
+    assert none is None
+    torch.testing.assert_close(found, encoder.encode(pixels / 127.5 - 1))
+    found, logits = features.FeatureSpace("made up", inception=network).of(pixels)
+    assert logits is not None
+    torch.testing.assert_close(found, pixels.float().mean(dim=(2, 3)))
+    assert torch.equal(logits, pixels[:, :1, 0, 0].float())
+    assert seen == [features.BATCH, 3]
+
+
+def test_a_space_is_called_by_its_pooling_too() -> None:
+    encoder = small.encoder()
+    assert features.called(encoder) == "module, layer backbone"
+    encoder._config = dataclasses.replace(encoder.config, layer="trunk", pooling="map")
+    assert features.called(encoder) == "module, layer trunk, pooling map"
+
+
 def test_fid_and_inception_score_are_named_only_in_the_space_of_inception() -> None:
     data = some_images(12)
     drawn = draw(small.model(), data, EvaluateConfig(per=2, steps=2))

@@ -385,6 +385,24 @@ def test_wrong_width_and_damaged_weights() -> None:
         encoder.encode(images)
 
 
+def test_a_network_sees_so_many_at_once_and_each_of_them_is_checked() -> None:
+    sizes: list[int] = []
+
+    def network(x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return 1 / x.mean((2, 3))
+
+    encoder = ImageEncoder(network, dataclasses.replace(SMALL, dim=3), batch_size=2)
+    images = make_images(8, 8, count=5)
+    assert close(encoder.encode(images), 1 / images.mean((2, 3)))
+    assert sizes == [2, 2, 1]
+    for place in range(5):
+        black = images.clone()
+        black[place] = 0
+        with pytest.raises(EncoderError, match="NaN or infinity"):
+            encoder.encode(black)
+
+
 def test_what_is_no_batch_of_images() -> None:
     encoder = build(TwoParts(), config=SMALL)
     for wrong in (torch.zeros(3, 8, 8), torch.zeros(1, 4, 8, 8), torch.zeros(1, 3, 8, 8, dtype=torch.uint8)):

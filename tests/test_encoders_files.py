@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import os
 import time
 import zipfile
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from rcdm_fast import config as configs
+from rcdm_fast import storage
 from rcdm_fast.config import ConfigError, EncoderConfig
 from rcdm_fast.encoders import EncoderError, build, native, weights
 from rcdm_fast.encoders.small_resnet import SmallResNet
@@ -122,6 +124,27 @@ def test_native_and_bundled_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert build(bundled.config).config == bundled.config
     with pytest.raises(ConfigError, match="there are tiny"):
         build("bundled:large")
+
+
+def test_matrices_are_stored_in_the_precision_that_is_asked_for(tmp_path: Path) -> None:
+    shape: dict[str, Any] = {"stem": 4, "widths": [4], "blocks": [1], "projector": [6, 5], "activation": "gelu"}
+    network, path = SmallResNet(**shape).eval(), tmp_path / "tiny.safetensors"
+    config = EncoderConfig("module", layer="projector", image_size=8, architecture=shape)
+    native.save(path, network, config, {"epochs": 3}, torch.bfloat16)
+    stored = storage.read_tensors(path)
+    assert {tensor.dtype for tensor in stored.values() if tensor.ndim > 1} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in stored.values() if tensor.ndim < 2} == {torch.float32}
+    assert json.loads(storage.read_metadata(path)["rcdm_fast.info"]) == {"epochs": 3}
+    with torch.no_grad():
+        for value in network.parameters():
+            if value.ndim > 1:
+                value.copy_(value.bfloat16())
+        images = make_images(8)
+        h = network.backbone(images)
+        first, norm, _, last = network.projector
+        hidden = norm(first(h))
+        by_hand = last(hidden * (1 + torch.erf(hidden / 2**0.5)) / 2)
+    assert close(build(f"file:{path}").encode(images), by_hand)
 
 
 class Runs:

@@ -121,6 +121,43 @@ def test_groups_are_halved_where_memory_is_short(monkeypatch: pytest.MonkeyPatch
         model.encode(folder)
 
 
+def test_each_is_told_of_under_its_own_name_where_memory_is_short() -> None:
+    encoder = small.encoder()
+    views = small.make_images(7)
+
+    class Poor:
+        dim = encoder.dim
+
+        def encode(self, given: Tensor) -> Tensor:
+            if len(given) > 4:
+                raise torch.OutOfMemoryError("out of memory")
+            for number in (2, 5):
+                if any(torch.equal(view, views[number]) for view in given):
+                    raise EncoderError(f"number {number}")
+            return encoder.encode(given)
+
+    bad: dict[int, str] = {}
+    found = groups.encode(Poor(), views, list("abcdefg"), bad)  # type: ignore[arg-type]
+    assert bad == {"c": "number 2", "f": "number 5"}
+    good = [0, 1, 3, 4, 6]
+    torch.testing.assert_close(found[good], encoder.encode(views)[good])
+    assert not found[[2, 5]].any()
+
+
+def test_where_all_fail_the_first_says_why(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
+    told: list[tuple[int, str]] = []
+
+    def encode(views: Tensor) -> Tensor:
+        raise EncoderError("several" if len(views) > 1 else f"mean {float(views.mean()):.3f}")
+
+    images = small.make_images(3)
+    assert model.encoder is not None
+    monkeypatch.setattr(model.encoder, "encode", encode)
+    with pytest.raises(EncoderError, match=f"^mean {float(images[0].mean()):.3f}$"):
+        groups.of_images(model.encoder, enumerate(images[:, None]), lambda *each: told.append(each))
+    assert told == [(place, f"mean {float(image.mean()):.3f}") for place, image in enumerate(images)]
+
+
 def test_no_image_no_representation(model: Model) -> None:
     assert model.encoder is not None
     assert groups.of_images(model.encoder, []).shape == (0, small.DIM)

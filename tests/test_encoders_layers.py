@@ -213,3 +213,11 @@ def test_layers_of_a_network_that_is_training() -> None:
     function = build(lambda x: x.mean((2, 3)), config=SMALL)
     assert isinstance(function, ImageEncoder)
     assert inside.layers_of(function) == []
+
+
+def test_an_image_is_shown_to_be_resized_to_the_view_unless_it_is_otherwise() -> None:
+    for changes, wanted in (({}, "32"), ({"resize_to": 40}, "40")):
+        config = EncoderConfig("bundled:some", image_size=32, **changes)
+        rows = {name: (text, origin) for name, text, origin in inside.convention(config, {"std"})}
+        assert rows["resize_to"] == (wanted, "the encoder's file")
+        assert rows["std"] == ("0.5, 0.5, 0.5", "the specification")

@@ -178,6 +178,19 @@ def test_masked_codes_have_one_layout() -> None:
     assert Code("shapes", ("x",), masked=True).widths == (4, 1, 1, 1, 2, 2, 2, 1)
 
 
+def test_noise_is_that_of_the_worlds_seed() -> None:
+    encoder = made("x,y&noisy=x&r=0.3&seed=4&size=16&count=5")
+    world = World(count=5, seed=4, size=16)
+    factors = world.factors(range(5))
+    code = Code("shapes", ("x", "y"), noisy=("x",), r=0.3)
+    h = encoder.encode(from_uint8(world.pixels(range(5))))
+    assert torch.equal(h, code(factors, 4))
+    assert not torch.equal(h, code(factors, 0))
+    oracle = encoder.network
+    assert isinstance(oracle, Oracle)
+    assert torch.equal(oracle.of_factors(factors), h)
+
+
 def test_oracles_come_back_from_their_configuration_and_travel() -> None:
     encoder = made("shape,x&noisy=x&r=0.3&seed=4")
     seen = from_uint8(World(count=300, seed=4).pixels(range(5)))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +71,18 @@ def file(tmp_path: Path) -> Path:
     (tmp_path / "net.py").write_text(NET)
     (tmp_path / "blocks.py").write_text("SCALE = 1.0\n")
     return tmp_path / "net.py"
+
+
+def test_what_python_knew_before_is_put_back(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = object()
+    monkeypatch.setitem(sys.modules, "net", mine)
+    path, finders = list(sys.path), list(sys.meta_path)
+    for name in ("TinyNet", "nothing"):
+        with contextlib.suppress(EncoderError):
+            build(f"python:{file}:{name}?{CONVENTION}&trust=1")
+        assert (sys.path, sys.meta_path) == (path, finders)
+        assert sys.modules["net"] is mine
+        assert "blocks" not in sys.modules
 
 
 def test_a_network_with_weights_of_a_training_script(file: Path) -> None:

@@ -109,6 +109,15 @@ def test_other_files_in_an_entry(built: list[Path], build: Callable[[Path], None
     assert whole(cache.entry("x", KEY, build))
 
 
+def test_what_was_built_for_something_else_is_not_taken(built: list[Path], build: Callable[[Path], None]) -> None:
+    """A whole entry, but another's: by its own record."""
+    mine, other = cache.entry("x", KEY, build), cache.entry("x", {"weights": "other"}, build)
+    shutil.rmtree(mine)
+    other.rename(mine)
+    assert cache.entry("x", KEY, build) == mine
+    assert len(built) == 3
+
+
 def test_a_link_in_place_of_an_entry(tmp_path: Path, built: list[Path], build: Callable[[Path], None]) -> None:
     place = cache.entry("x", KEY, build)
     shutil.rmtree(place)
@@ -180,12 +189,13 @@ def test_a_cache_that_can_only_be_read(
     assert len(built) == 1
 
 
-def test_a_full_disk_is_an_error(build: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_an_error(build: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(Path, "mkdir", full)
-    with pytest.raises(StorageError, match=r"No space left on device; RCDM_FAST_CACHE names another folder"):
+    with pytest.raises(StorageError, match=rf"{os.strerror(code)}; RCDM_FAST_CACHE names another folder"):
         cache.entry("x", KEY, build)
 
 

@@ -142,6 +142,31 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
         training.train(dataclasses.replace(SMALL, learning_rate=0.1), tmp_path / "parts")
 
 
+def test_the_loss_is_the_mean_over_factors() -> None:
+    world = World(count=5, size=16)
+    factors, seen = world.factors(range(5)), from_uint8(world.pixels(range(5)))
+    reader = FactorReader("shapes", 16).eval()
+    code = Code("shapes", tuple(factor.name for factor in reader.about))(factors)
+    raw, start, terms = reader.raw(seen), 0, []
+    for place, factor in enumerate(reader.about):
+        width = {"choice": int(factor.high), "scalar": 1, "circle": 2}[factor.kind]
+        own = raw[:, start : start + width]
+        if factor.kind == "choice":
+            right = own.log_softmax(dim=1)[torch.arange(5), factors[:, place].long()]
+            terms.append(float(-right.mean()))
+        else:
+            terms.append(float((own - code[:, start : start + width]).square().mean()))
+        start += width
+    assert float(reader.loss(seen, factors)) == pytest.approx(sum(terms) / len(terms), rel=1e-5)
+
+
+def test_many_images_are_read_like_few() -> None:
+    reader, seen = FactorReader("shapes", 8).eval(), torch.rand(300, 3, 8, 8) * 2 - 1
+    whole = reader.read(seen)
+    torch.testing.assert_close(whole[[0, 255, 256, 299]], reader.read(seen[[0, 255, 256, 299]]), atol=1e-3, rtol=1e-4)
+    assert len(whole) == 300
+
+
 def test_a_file_is_an_encoder_plain_and_as_an_oracle_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reader = factor_reader.rounded(FactorReader("shapes", 16)).eval()
     file = tmp_path / "mine-encoder.safetensors"

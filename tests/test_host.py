@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import rcdm_fast
-from rcdm_fast import host
+from rcdm_fast import devices, host
 from rcdm_fast.config import EncoderConfig
 from rcdm_fast.encoders import ImageEncoder, native
 from rcdm_fast.evaluation import EvaluateConfig, evaluate
@@ -298,6 +298,45 @@ def test_a_network_of_another_type_is_copied_as_float32(given: dict[str, Tensor]
     assert model.sample(given["h"], per=1, steps=2).dtype == torch.float32
     with pytest.raises(rcdm_fast.ConfigError, match=r"expected an rcdm_fast\.models\.unet\.UNet, got Linear"):
         Model.from_network(nn.Linear(2, 2), small.SCHEDULE)  # type: ignore[arg-type]
+
+
+def test_whatever_draws_leaves_all_generators_where_they_were() -> None:
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    expected = draw()
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+    with contextlib.suppress(KeyError), host.own_random():
+        draw()
+        raise KeyError
+    assert draw() == expected
+
+
+def test_building_an_encoder_and_exporting_draw_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def draws(*_: Any) -> Any:
+        torch.rand(1)
+        return small.encoder()
+
+    monkeypatch.setattr("rcdm_fast.encoders.build", draws)
+    model = Model.from_network(small.network(channel_mult=(1,)), small.SCHEDULE)
+    model._encoder = EncoderConfig("bundled:some", image_size=8, dim=small.DIM)
+    drawn = torch.get_rng_state()
+    assert model.encoder is not None
+    assert torch.equal(torch.get_rng_state(), drawn)
+    monkeypatch.setattr("rcdm_fast.exporters.hub_folder.write", lambda *_: draws() and [])
+    assert rcdm_fast.export(model, "hub", tmp_path / "out") == []
+    assert torch.equal(torch.get_rng_state(), drawn)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_timing_convolutions_is_the_hosts_choice_again(before: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", before)
+    with devices.timed_convolutions():
+        assert torch.backends.cudnn.benchmark
+    assert torch.backends.cudnn.benchmark is before
 
 
 def test_loading_draws_nothing(saved: Path) -> None:

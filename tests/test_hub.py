@@ -224,6 +224,53 @@ def test_push_and_fetch(hub: Hub) -> None:
     assert same(model, load("someone/model"))
 
 
+def test_what_is_said_when_a_model_is_pushed_arrives(hub: Hub) -> None:
+    small.model().push_to_hub("someone/model", license="cc-by-4.0", create_pr=True)
+    assert ("upload_folder", {"revision": None, "create_pr": True, "commit_message": "Upload an rcdm_fast model"}) == (
+        hub.calls[-1]
+    )
+    assert ModelCard.load(hub.root / "someone" / "model" / "README.md").data.license == "cc-by-4.0"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"revision": "next"},
+        {"token": "secret"},
+        {"token": False},  # never the stored one
+        {"cache_dir": "elsewhere"},
+        {"force_download": True},
+        {"local_files_only": True},
+    ],
+    ids=str,
+)
+def test_model_and_encoder_are_fetched_as_is_asked(
+    options: dict[str, Any], hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small.quick_model(representation_dim=0).save_pretrained(hub.root / "org" / "name")
+    (hub.root / "org" / "name" / "its-encoder.safetensors").write_bytes(b"weights")
+    monkeypatch.setattr(hub_module, "_encoder_file", lambda path: "its-encoder.safetensors")
+    Model.from_pretrained("org/name", device="cpu", engine="eager", **options)
+    asked = {"local_files_only": False, **options}
+    assert hub.calls == [("model.safetensors", asked), ("its-encoder.safetensors", asked)]
+
+
+def test_a_folder_names_the_encoder_that_is_used(tmp_path: Path) -> None:
+    """Not the one that the model's file named before."""
+    mine = small.encoder()
+    Model.from_network(small.network(), small.SCHEDULE).save_pretrained(tmp_path / "before")
+    rcdm_fast.export(load(tmp_path / "before", encoder=mine), "hub", tmp_path / "after")
+    assert load(tmp_path / "before").config.encoder is None
+    assert load(tmp_path / "after").config.encoder == mine.config
+
+
+def test_a_card_says_mean_and_std_of_the_encoders_images(tmp_path: Path) -> None:
+    convention = EncoderConfig("module", image_size=8, mean=(0.1, 0.2, 0.3), std=(0.25, 0.25, 0.25), dim=small.DIM)
+    model = Model.from_network(small.network(), small.SCHEDULE, build(small.MeanColor(), config=convention))
+    model.save_pretrained(tmp_path)
+    assert "images of 8 px, mean 0.1, 0.2, 0.3, std 0.25." in (tmp_path / "README.md").read_text()
+
+
 def test_from_pretrained_takes_names_and_says_what_does_not_fit(tmp_path: Path, hub: Hub) -> None:
     assert same(Model.from_pretrained(BUNDLED, device="cpu", engine="eager"), load(BUNDLED))
     with pytest.raises(ConfigError, match="revision are for hub ids"):

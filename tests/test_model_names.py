@@ -9,6 +9,7 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+import safetensors.torch
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -97,6 +98,8 @@ def test_published_release(release_server: FileServer, weights: Tensors, caplog:
     assert config.name == "rcdm-simclr-trunk"
     assert config.encoder == zoo.RELEASES["rcdm-simclr-trunk"].encoder
     assert "CC-BY-NC" in config.info["license"]
+    assert config.info["url"] == f"{release_server.url}/rcdm_ema_simclr_trunk.pt"
+    assert config.info["flags_recognized"]["given"] == FLAGS
     entry = model_names()["rcdm-simclr-trunk"]
     assert entry.present
     assert entry.location.endswith("cache/rcdm_ema_simclr_trunk.pt")
@@ -129,6 +132,17 @@ def test_hub_id(tmp_path: Path, weights: Tensors, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("RCDM_FAST_OFFLINE", "1")
     load_model("someone/model")
     assert asked[1][2] == {"local_files_only": True}
+
+
+def test_flags_are_for_bare_weights_of_the_hub_too(
+    tmp_path: Path, weights: Tensors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.safetensors"
+    safetensors.torch.save_file(weights, path)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: str(path))
+    config, tensors = load_model("someone/model", FLAGS)
+    assert (config.unet, config.schedule) == (CONFIG.unet, CONFIG.schedule)
+    assert equal(tensors, weights)
 
 
 def test_an_existing_path_wins_over_a_hub_id(weights: Tensors, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from rcdm_fast.config import ConfigError
-from rcdm_fast.diffusion import noise
+from rcdm_fast.diffusion import noise, sampling
 from rcdm_fast.diffusion.sampling import SamplingError, interpolation_path
 from rcdm_fast.images import ImageError, from_uint8, load_image, to_uint8
 from rcdm_fast.model import Model
@@ -261,3 +261,32 @@ def test_interrupted_work_keeps_what_is_finished(model: Model, h: Tensor) -> Non
     assert (place.start, place.stop) == (0, 4)
     expected = model.sample(h, per=2, steps=2).flatten(0, 1)[:4]
     torch.testing.assert_close(images, expected, atol=BATCH_SPLIT_ABS, rtol=0)
+
+
+@pytest.mark.parametrize("way", ["sample", "sequence", "interpolate", "invert"])
+def test_batches_and_progress_are_as_asked(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, h = small.quick_model(), torch.randn(5, small.DIM)
+    seen: list[tuple[int, bool]] = []
+    real = sampling.run
+
+    def run(engine: Any, plan: Any, request: Any, size: int, progress: bool, *rest: Any) -> Any:
+        seen.append((size, progress))
+        return real(engine, plan, request, size, False, *rest)
+
+    evaluated: list[int] = []
+    evaluate = model.engine.evaluate
+
+    def counted(batch: Any, x: Tensor, k: int) -> Tensor:
+        evaluated.append(len(x))
+        return evaluate(batch, x, k)
+
+    monkeypatch.setattr(sampling, "run", run)
+    monkeypatch.setattr(model.engine, "evaluate", counted)
+    if way == "invert":
+        model.invert(small.make_images(5), h, steps=1, batch_size=2)
+    elif way == "interpolate":
+        model.interpolate(h[0], h[1], 5, steps=1, batch_size=2, progress=True)
+    else:
+        getattr(model, way)(h, per=1, steps=1, batch_size=2, progress=True)
+    assert set(evaluated) == {2, 1}
+    assert seen == ([] if way == "invert" else [(2, True)])

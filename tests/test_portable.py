@@ -62,6 +62,26 @@ def test_a_copy_draws_the_same_images(way: Any, engine: str, saved: Path, h: Ten
     assert torch.equal(model.sample(h, per=2, steps=3), expected)
 
 
+@pytest.mark.parametrize("encoder", [None, small.encoder()], ids=["none", "given"])
+def test_a_copy_runs_the_file_that_was_given(
+    encoder: Any, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[str, Path | None]] = []
+
+    def make(network: Any, _config: Any, device: Any, precision: str, file: Path | None) -> Any:
+        engine = engines.eager.EagerEngine(network, device, precision)
+        engine.name = "onnxruntime"
+        made.append((precision, file))
+        return engine
+
+    spec = dataclasses.replace(engines.SPECS["onnxruntime"], make=make, reasons_unavailable=lambda *_: [])
+    monkeypatch.setitem(engines.SPECS, "onnxruntime", spec)
+    monkeypatch.chdir(tmp_path)
+    model = rcdm_fast.load(saved, encoder=encoder, device="cpu", engine="onnxruntime", engine_file="its.onnx")
+    pickled(pickled(model))
+    assert made == [("fp32", Path("its.onnx"))] + [("fp32", tmp_path / "its.onnx")] * 2
+
+
 def test_where_the_engine_is_missing_a_copy_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     data = pickle.dumps(small.quick_model())
     gone = dataclasses.replace(engines.SPECS["eager"], reasons_unavailable=lambda *_: ["it is not here"])
