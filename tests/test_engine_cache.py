@@ -195,7 +195,9 @@ def test_a_full_disk_is_an_error(build: Callable[[Path], None], monkeypatch: pyt
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(Path, "mkdir", full)
-    with pytest.raises(StorageError, match=rf"{os.strerror(code)}; RCDM_FAST_CACHE names another folder"):
+    with pytest.raises(
+        StorageError, match=rf"cannot be built \({os.strerror(code)}; RCDM_FAST_CACHE names another folder"
+    ):
         cache.entry("x", KEY, build)
 
 
