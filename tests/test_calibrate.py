@@ -14,15 +14,17 @@ from torch import Tensor
 
 from rcdm_fast.analysis import calibrate as calibration
 from rcdm_fast.analysis import error_rates, rules
-from rcdm_fast.analysis.calibrate import IDEAL, CalibrateConfig, Calibration, Rate, calibrate
+from rcdm_fast.analysis.calibrate import IDEAL, CalibrateConfig, Calibration, Judged, Judgment, Rate, calibrate
 from rcdm_fast.analysis.result import text_table
-from rcdm_fast.analysis.world_slopes import DecoderSampler, IdealSampler
+from rcdm_fast.analysis.rules import Verdict
+from rcdm_fast.analysis.world_slopes import Cell, DecoderSampler, IdealSampler
 from rcdm_fast.cli import main
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.world import World
 from rcdm_fast.encoders import factor_reader
 from rcdm_fast.encoders.factor_reader import FactorReader
 from rcdm_fast.encoders.oracle_code import subsets
+from rcdm_fast.metrics.intervals import Interval
 from rcdm_fast.models import checkpoint
 from tests import small
 
@@ -189,3 +191,123 @@ def test_samples_of_a_real_decoder_are_read(reader: FactorReader) -> None:
     assert len(cells) == 16
     assert all(torch.isfinite(torch.tensor([cell.cell.slope.low, cell.cell.slope.high])).all() for cell in cells)
     assert found.judgments[1].about["engine"]
+
+
+def _judged(factor: str, kept: bool, called: bool | None, slope: float, free: bool) -> Judged:
+    found = Interval(slope, slope - 0.1, slope + 0.1)
+    read = (Interval(0.6, 0.5, 0.7), Interval(0.4, 0.3, 0.5))
+    return Judged(Cell((factor,), factor, kept, found), free, read, Verdict(called, found, 0.3, 0.02, "so"))
+
+
+BY_HAND = (
+    *(_judged("hue", True, called, slope, False) for called, slope in ((True, 0.9), (True, 0.5), (None, 0.4))),
+    _judged("hue", True, False, 0.0, True),
+    _judged("hue", False, True, 0.3, False),
+    *(_judged("hue", False, called, -0.1, True) for called in (False, False, False, None)),
+    _judged("size", True, True, 0.8, False),
+    _judged("size", False, False, 0.2, False),
+)
+
+
+def test_tables_count_verdicts_by_truth_and_by_factor() -> None:
+    """Of five kept ones three are called so and one is called dropped; of six dropped ones four and one."""
+    found = Calibration("shapes", CONFIG, (Judgment("mine", {}, BY_HAND),)).tables()
+    tables = {each.name: [tuple(getattr(cell, "value", cell) for cell in row) for row in each.rows] for each in found}
+    assert [each.name for each in found] == ["held", "all", "factors"]
+    assert tables["all"] == [
+        ("mine: kept", 5, 3, 1, 1, pytest.approx(1 / 5), pytest.approx(3 / 5)),
+        ("mine: dropped", 6, 1, 4, 1, pytest.approx(1 / 6), pytest.approx(4 / 6)),
+    ]
+    assert tables["held"] == [
+        ("mine: kept", 4, 3, 0, 1, 0, pytest.approx(3 / 4)),
+        ("mine: dropped", 2, 1, 1, 0, pytest.approx(1 / 2), pytest.approx(1 / 2)),
+    ]
+    assert tables["factors"] == [
+        ("mine: hue", pytest.approx(0.45), "2 of 4", pytest.approx(-0.02), "3 of 5"),
+        ("mine: size", pytest.approx(0.8), "1 of 1", pytest.approx(0.2), "1 of 1"),
+    ]
+
+
+def test_a_cell_is_written_with_its_truth_and_its_verdict() -> None:
+    written = json.loads(json.dumps(Calibration("w", CONFIG, (Judgment("a", {"x": 1}, BY_HAND[4:]),)).as_json()))
+    assert written["world"] == "w"
+    assert written["decoders"][0]["name"] == "a"
+    assert written["decoders"][0]["x"] == 1
+    assert written["decoders"][0]["cells"][0] == {
+        "factor": "hue", "subset": ["hue"], "kept": False, "free": False, "called": "kept", "detectable": 0.3, "p": 0.02,
+        "slope": {"value": 0.3, "low": pytest.approx(0.2), "high": pytest.approx(0.4)},
+        "readouts": [{"value": 0.6, "low": 0.5, "high": 0.7}, {"value": 0.4, "low": 0.3, "high": 0.5}],
+    }  # fmt: skip
+    assert [each["free"] for each in written["decoders"][0]["cells"]] == [False, *[True] * 4, False, False]
+
+
+def test_items_and_subsets_are_those_of_the_settings_and_progress_goes_through_all_decoders(
+    monkeypatch: pytest.MonkeyPatch, reader: FactorReader
+) -> None:
+    asked, done = list[Any](), list[tuple[int, int]]()
+
+    def cells(sampler: Any, read: Any, world: World, chosen: Any, config: Any, told: Any) -> list[Cell]:
+        asked.append((sampler, world, chosen))
+        for number in range(len(chosen)):
+            told(number + 1, len(chosen))
+        return []
+
+    monkeypatch.setattr(calibration, "_readouts", lambda *_: {})
+    monkeypatch.setattr(calibration.world_slopes, "cells", cells)
+    config = CalibrateConfig(subsets=4, fraction=1, sources=300, readable=120, world_seed=7, seed=5)
+    model = small.model(representation_dim=DIM)
+    found = calibrate({"m": model}, reader, config, lambda *each: done.append(each))
+    assert [each.decoder for each in found.judgments] == [IDEAL, "m"]
+    assert done == [(number, 8) for number in range(1, 9)]
+    (ideal, world, chosen), (decoder, _, again) = asked
+    assert (world.seed, len(world)) == (7, 300)
+    assert (ideal.seed, decoder.config, decoder.model) == (5, config, model)
+    assert chosen == again == [subsets(1)[number] for number in (0, 15, 1, 14)]
+    assert len(asked) == 2
+    calibrate({}, reader, CalibrateConfig(sources=20, readable=150))
+    assert len(asked[-1][1]) == 300, "a pair of items for each readout"
+
+
+def test_the_second_readout_sees_waves_of_the_seed_beside_the_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def errors(inputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append((inputs, target))
+        spread = torch.linspace(1, 2, len(inputs)).double()
+        return 0.25 * spread, spread
+
+    monkeypatch.setattr(calibration.left_out, "errors", errors)
+    world = World("shapes", 200, 8, 2)
+    found = calibration._readouts(world, ("hue", "size"), CalibrateConfig(sources=20, readable=100, seed=1))
+    assert list(found) == list(world.names[:8])
+    assert [each.value for pair in found.values() for each in pair] == pytest.approx([0.75] * 16)
+    changes, bent = seen[0][0], seen[1][0]
+    assert (changes.shape, bent.shape) == ((100, 1, DIM), (100, 1, DIM + calibration.WAVES))
+    assert torch.equal(bent[..., :DIM], changes)
+    size = world.names.index("size")
+    items = world.factors(range(200))[:, size]
+    torch.testing.assert_close(seen[2 * size][1].flatten(), items[100:] - items[:100])
+    calibration._readouts(world, ("hue", "size"), CalibrateConfig(sources=20, readable=100, seed=2))
+    assert not torch.equal(seen[17][0], bent)
+
+
+def _file(tmp_path: Path, **changes: Any) -> Path:
+    file = tmp_path / "c.json"
+    file.write_text(json.dumps({"version": 1, "rules": {"version": rules.VERSION}, "decoders": [], **changes}))
+    return file
+
+
+def test_a_calibration_of_another_form_is_not_read(tmp_path: Path) -> None:
+    cells = [{"kept": kept, "called": "kept", "free": False} for kept in (True, False)]
+    decoders = [{"name": "a", "cells": cells}]
+    assert error_rates.measured(_file(tmp_path, decoders=decoders)).false_kept == Rate(1, 1)
+    error_rates.measured.cache_clear()
+    with pytest.raises(ConfigError, match="rcdm calibrate makes one"):
+        error_rates.measured(_file(tmp_path, decoders=decoders, version=2))
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_cells_of_one_truth_say_nothing_of_the_other(tmp_path: Path, kept: bool) -> None:
+    decoders = [{"name": "a", "cells": [{"kept": kept, "called": "kept", "free": False}]}]
+    with pytest.raises(ConfigError, match="without cells"):
+        error_rates.measured(_file(tmp_path, decoders=decoders))
