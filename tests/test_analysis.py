@@ -17,7 +17,9 @@ import rcdm_fast
 from rcdm_fast import engines
 from rcdm_fast.analysis import common, invariance, sweeps
 from rcdm_fast.analysis.augment import AUGMENTATIONS
-from rcdm_fast.analysis.recovery import Changes, difference, recovery
+from rcdm_fast.analysis.readout import BENT, LINEAR, Readout
+from rcdm_fast.analysis.recovery import Changes, Recovery, difference, recovery
+from rcdm_fast.analysis.rules import Verdict
 from rcdm_fast.analysis.sweeps import InvarianceConfig, measure
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.image_set import ImageSet
@@ -311,3 +313,120 @@ def test_every_setting_of_an_experiment_reaches_the_sampler(monkeypatch: pytest.
         }  # fmt: skip
     torch.testing.assert_close(again.images, drawn, atol=1e-5, rtol=1e-4)
     assert common.draw(model, h, items, config, per=1).shape[1] == 1
+
+
+def test_progress_of_redrawing_counts_sources() -> None:
+    """Of five sources with three samples each two are drawn at a time, and each one is encoded beside its own."""
+    model, done = small.quick_model(), list[tuple[int, int]]()
+    h = torch.randn(5, small.DIM, generator=torch.Generator().manual_seed(2))
+    config = common.ExperimentConfig(steps=1, batch_size=7, per=3)
+    found = common.redraw(model, h, torch.arange(5), config, lambda *each: done.append(each))
+    assert done == [(2, 5), (4, 5), (5, 5)]
+    for images, read in zip(found.images, found.representations, strict=True):
+        torch.testing.assert_close(model.encode(images), read)
+
+
+def test_the_spread_of_samples_is_in_levels_of_eight_bits() -> None:
+    samples = torch.rand(4, 3, 3, 8, 8) * 2 - 1
+    want = [np.std((each.numpy() + 1) * 127.5, axis=0, ddof=1).mean() for each in samples.double()]
+    assert common.spread_of(samples).tolist() == pytest.approx(want)
+
+
+def test_sources_are_sixty_four_from_first_to_last_unless_asked() -> None:
+    data = photographs(100, 8)
+    for asked, count in ((0, 64), (30, 30), (100, 100)):
+        places = common.choose_sources(data, asked).tolist()
+        assert len(places) == len(set(places)) == count
+        assert (places[0], places[-1]) == (0, 99)
+        assert max(b - a for a, b in zip(places, places[1:], strict=False)) <= -(-99 // (count - 1))
+    assert len(common.choose_sources(data, 0, 25)) == 25
+    assert len(common.choose_sources(photographs(40, 8), 0)) == 40
+
+
+def made_up_sweep(
+    name: str, slope: Interval, kept: bool | None, r2: dict[str, float] | None = None, count: int = 24
+) -> sweeps.Sweep:
+    """A sweep whose numbers are all known: r 0.6, chance 0.2, detectable 0.4, p 0.01; h moves by a half."""
+    each, size = AUGMENTATIONS[name], (1, len(AUGMENTATIONS[name].magnitudes) + 1, 3, 8, 8)
+    shape = (count, len(each.magnitudes))
+    verdict = Verdict(kept, slope, 0.4, 0.01, "as it is")
+    found = Recovery(Interval(0.6, 0.5, 0.7), 0.2, verdict, count, count * len(each.magnitudes))
+    ones = np.ones(count)
+    read = Readout(
+        0.5 * ones, ones, {kind: value * ones for kind, value in (r2 or {}).items()}, dict.fromkeys(r2 or {}, ones)
+    )
+    changes = Changes(torch.ones(shape).double(), torch.ones(shape).double(), torch.ones(count).double())
+    images = torch.arange(size[1], dtype=torch.uint8).view(1, -1, 1, 1, 1).expand(size)
+    return sweeps.Sweep(each, changes, found, read, images, 100 + images)
+
+
+def made_up_invariance(
+    *found: sweeps.Sweep, read_on: int = 60, kept: dict[str, Changes] | None = None
+) -> sweeps.Invariance:
+    return sweeps.Invariance(
+        "it", torch.arange(24), {each.augmentation.name: each for each in found}, kept or {}, 0.0, (), read_on
+    )
+
+
+def test_tables_of_invariance_have_each_number_in_its_column() -> None:
+    wide = Interval(0.3, 0.1, 0.5)
+    read, unread = {LINEAR: 0.25, BENT: 0.75}, {BENT: 0.5}
+    found = made_up_invariance(made_up_sweep("hue", wide, None, read), made_up_sweep("grayscale", wide, True, unread))
+    rows = invariance.recovered_table(found)
+    assert rows.columns[2:] == ("slope", "verdict", "detectable slope", "r", "chance of |r|", "h moves")
+    assert rows.rows == (
+        ("hue", "hue", wide, "inconclusive", 0.4, Interval(0.6, 0.5, 0.7), 0.2, pytest.approx(0.5)),
+        ("grayscale", "saturation", wide, "kept", 0.4, Interval(0.6, 0.5, 0.7), 0.2, pytest.approx(0.5)),
+    )
+    readouts = invariance.readout_table(found)
+    assert readouts.columns[2:4] == ("linear R^2", "non-linear R^2")
+    values = [[getattr(cell, "value", cell) for cell in row[2:4]] for row in readouts.rows]
+    assert values == [pytest.approx([0.25, 0.75]), [None, pytest.approx(0.5)]]
+    assert "left-out images of 60" in readouts.note
+    alone = invariance.readout_table(dataclasses.replace(found, read_on=0))
+    assert "at least 50 images" in alone.note
+
+
+@pytest.mark.parametrize("kept", [True, False, None])
+def test_what_a_run_could_have_found_is_told_where_it_found_nothing(kept: bool | None) -> None:
+    each = made_up_sweep("grayscale", Interval(0.3, 0.1, 0.5), kept, {LINEAR: 0.25})
+    said = invariance.sentence(each)
+    assert said.startswith(
+        "slope 0.3 [0.1, 0.5]: as it is; r = 0.6 [0.5, 0.7], chance 0.2; R^2 of readouts: linear 0.25"
+    )
+    assert ("such a run calls a slope of 0.40 kept in 80 %" in said) is (kept is None)
+    found = invariance._finding(each)
+    assert (found.holds, found.p, found.subject, found.group) == (kept, 0.01, "saturation", "the representation keeps")
+    begins = {True: "The representation keeps", False: "The representation drops", None: "Inconclusive: the repres"}[
+        kept
+    ]
+    assert found.sentence.startswith(begins)
+    assert found.sentence.endswith("saturation (slope 0.3 [0.1, 0.5]).")
+
+
+def test_properties_that_images_share_with_samples_are_resampled_by_the_settings() -> None:
+    rng = torch.Generator().manual_seed(0)
+    values = torch.randn(2, 24, 1, generator=rng).double()
+    kept = {"mass-x": Changes(values[0], values[0] + values[1], torch.ones(24).double())}
+    found = made_up_invariance(made_up_sweep("hue", Interval(0.3, 0.1, 0.5), None), kept=kept)
+    (first,), (again,), (other,), (more,) = (
+        invariance.kept_table(found, InvarianceConfig(seed=seed, resamples=resamples)).rows
+        for seed, resamples in ((1, 200), (1, 200), (2, 200), (1, 300))
+    )
+    assert first[0] == "mass-x"
+    assert isinstance(first[2], Interval)
+    assert first[2].value == pytest.approx(np.corrcoef(values[0].flatten(), (values[0] + values[1]).flatten())[0, 1])
+    assert first == again
+    assert other[2] != first[2] != more[2]
+
+
+def test_rows_of_the_figure_are_images_and_the_samples_of_every_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(invariance, "image_sheet", lambda *given, **named: seen.append((given, named)))
+    one, other = (made_up_sweep("grayscale", Interval(0.3, 0.1, 0.5), None) for _ in range(2))
+    invariance.rows([one, dataclasses.replace(other, samples=one.samples + 100)], ["a", "b"])
+    ((lines,), named) = seen[0]
+    assert named["row_titles"] == ["image", "a", "b"]
+    assert named["column_titles"] == ["as it is", "0.33", "0.67", "1"]
+    pixels = [[image.getpixel((0, 0))[0] for image in line] for line in lines]
+    assert pixels == [[0, 1, 2, 3], [100, 101, 102, 103], [200, 201, 202, 203]]

@@ -19,6 +19,7 @@ from rcdm_fast.analysis.robustness import AttackConfig, Attacked
 from rcdm_fast.config import ConfigError, EncoderConfig
 from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.encoders import ImageEncoder
+from rcdm_fast.images import to_uint8
 from rcdm_fast.metrics import probes
 from rcdm_fast.metrics.intervals import Interval
 from tests import small
@@ -323,3 +324,94 @@ def test_findings_have_the_sign_of_what_they_say_and_leave_the_clean_images_out(
     turned = robustness.findings(shy, calm, config)
     assert [each.holds for each in turned] == [False, False, False, False]
     assert "epsilon 1: 0.30 " in turned[0].measured
+
+
+def test_what_is_said_of_several_models_is_of_all_of_them(data: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one beside each of the others; how many images were fitted on, and the largest epsilon."""
+    made = iter(_attacked(name, (0.9, 0.5, 0.4), (0, 0.2, 0.4), (0.5, 0.4)) for name in ("a", "b", "c"))
+    monkeypatch.setattr(attack, "_attack", lambda *_: next(made))
+    monkeypatch.setattr(attack, "image_sheet", lambda *_, **__: None)
+    done: list[tuple[int, int]] = []
+    config = dataclasses.replace(THREE, images=30, sources=25)
+    found = attack.run([small.quick_model()] * 3, data, config, lambda *each: done.append(each))
+    assert done == [(1, 3), (2, 3), (3, 3)]
+    assert found.title == "a, b and c under attack"
+    assert len(found.findings) == 8
+    for place, name in ((0, "b"), (4, "c")):
+        assert found.findings[place].claim == f"PGD moves h of a less than h of {name}"
+    assert {name: found.settings[name] for name in ("images", "fitted_on", "sources")} == {
+        "images": 30, "fitted_on": 60, "sources": 25,
+    }  # fmt: skip
+    assert "epsilon 2;" in found.captions["samples"]
+
+
+def test_samples_and_the_figure_are_of_clean_images_and_then_of_attacked_ones(
+    data: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the image as h, and samples that are what h says; attacks keep to the batch size."""
+    model, config = small.quick_model(), dataclasses.replace(QUICK, epsilons=(0, 64), images=50, shown=3, batch_size=17)
+    monkeypatch.setattr(model, "_encoder", ImageEncoder(_Pixels(), EncoderConfig("module", image_size=8)))
+    drawn = small.asked(lambda h, *, per, **_: h.view(-1, 1, 3, 8, 8).expand(-1, per, -1, -1, -1))
+    monkeypatch.setattr(model, "sample", drawn)
+    sizes = set()
+
+    def noted(*given: Any) -> Tensor:
+        sizes.add(given[7])
+        return against_probe(*given)
+
+    monkeypatch.setattr(attack, "against_probe", noted)
+    known, attacked = attack.halves(data, config)
+    found = attack._attack(model, "it", data, known, attacked, config)
+    assert sizes == {17}
+    places = attacked[attack._sources(attacked, config)]
+    assert len(found.rows) == 3
+    assert all(len(row) == 2 * (1 + config.per) for row in found.rows)
+    for place, row in zip(places.tolist(), found.rows, strict=False):
+        clean, after = row[0], row[1 + config.per]
+        torch.testing.assert_close(clean, data.floats(torch.tensor([place]))[0])
+        assert torch.equal(row[1], clean)
+        assert 60 * LEVEL < float((after - clean).abs().max()) <= 64 * LEVEL + 1e-6
+        assert torch.equal(row[2 + config.per], after)
+    assert found.kept[0].mean() > 0.9 > found.kept[1].mean() + 0.5
+
+
+def test_images_of_another_size_are_attacked_as_the_encoder_sees_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = small.make_images(80, 16)
+    labels = torch.arange(80) % 2
+    data = ImageSet(to_uint8(images), labels, ("a", "b"), (), "made-up")
+    seen = []
+
+    def noted(views: Tensor, *_: Any) -> Tensor:
+        seen.append(views.shape[-1])
+        return views
+
+    monkeypatch.setattr(attack, "against_probe", noted)
+    model, config = small.quick_model(), dataclasses.replace(QUICK, epsilons=(0, 1))
+    drawn = small.asked(lambda h, *, per, **_: torch.zeros(len(h), per, 3, 8, 8))
+    monkeypatch.setattr(model, "sample", drawn)
+    known, attacked = attack.halves(data, config)
+    found = attack._attack(model, "it", data, known, attacked, config)
+    assert seen == [8] * 4
+    assert {tuple(shown.shape) for row in found.rows for shown in row} == {(3, 8, 8)}
+
+
+def test_a_class_that_the_probe_has_not_seen_is_refused(data: ImageSet) -> None:
+    known, rest = data.halves(QUICK.seed)
+    assert data.labels is not None
+    labels = data.labels.clone()
+    labels[rest[3]] = 2
+    with pytest.raises(ConfigError, match="images of each"):
+        attack.halves(dataclasses.replace(data, labels=labels), QUICK)
+    labels = data.labels.clone()
+    labels[known[3]] = 2  # seen and not attacked: no harm
+    assert len(attack.halves(dataclasses.replace(data, labels=labels), QUICK)[1]) == 60
+
+
+def test_sources_are_sixty_four_unless_asked_and_no_more_than_there_are() -> None:
+    config = AttackConfig()
+    assert len(attack._sources(torch.arange(100), config)) == 64
+    assert attack._sources(torch.arange(30), config).tolist() == list(range(30))
+    assert attack._sources(torch.arange(100), AttackConfig(sources=20))[[0, -1]].tolist() == [0, 99]
+    for asked, available in ((19, 100), (31, 30)):
+        with pytest.raises(ConfigError, match=f"{asked} sources: at least 20, at most the {available} attacked"):
+            attack._sources(torch.arange(available), AttackConfig(sources=asked))

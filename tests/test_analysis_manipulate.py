@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -282,3 +283,35 @@ def test_common_dimensions_are_held_against_the_ground(
     verdict = next(each for each in found.findings if each.claim.startswith("common dimensions zeroed: the ground"))
     assert verdict.holds is True
     assert grounds.METHOD in found.method
+
+
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_a_third_is_never_none_and_never_all(count: int) -> None:
+    gallery = torch.arange(count, dtype=torch.float32).flip(0)[:, None] * torch.tensor([[1.0, 2.0]])
+    third = max(1, count // 3)
+    want = sum(range(count - third, count)) / third - sum(range(third)) / third
+    found = mean_difference(gallery, gallery[:, 0] * 3)
+    torch.testing.assert_close(found, want * torch.tensor([1.0, 2.0]))
+
+
+def test_votes_are_by_angle_and_of_no_more_neighbors_than_there_are() -> None:
+    gallery = torch.tensor([[1.0, 0.1], [1.0, 0.0], [50.0, 50.0], [0.0, 60.0]])  # longer ones are not nearer
+    labels = torch.tensor([2, 2, 0, 0])
+    assert class_of(torch.tensor([[1.0, 0.05], [0.1, 1.0]]), gallery, labels, 2).tolist() == [2, 0]
+    assert class_of(torch.tensor([[1.0, 0.0]]), gallery[1:], labels[1:], 9).tolist() == [0]
+
+
+def test_the_table_of_the_ground_has_the_change_its_control_and_what_is_between_them() -> None:
+    found = grounds.table([_moved(0.5, 0.2, None, 0.0), _moved(-0.3, 0.1, None, 0.0)], QUICK)
+    assert found.columns[1:] == ("ground", "control", "difference")
+    values = [[cell.value for cell in row[1:] if isinstance(cell, Interval)] for row in found.rows]
+    assert values == [pytest.approx([0.5, 0.2, 0.3]), pytest.approx([-0.3, 0.1, -0.4])]
+
+
+def test_the_second_direction_is_as_long_as_the_spread_along_it(generator: torch.Generator) -> None:
+    gallery = torch.randn(50, 4, generator=generator) * torch.tensor([1.0, 5.0, 2.0, 0.1]) + 3
+    values, vectors = np.linalg.eigh(np.cov(gallery.numpy().T))
+    found = principal_directions(gallery, 3)
+    assert found.norm(dim=1).tolist() == pytest.approx(np.sqrt(values[::-1][:3]).tolist(), rel=1e-4)
+    along = np.abs((found.numpy() * vectors.T[::-1][:3]).sum(axis=1)) / found.norm(dim=1).numpy()
+    assert along.tolist() == pytest.approx([1, 1, 1], abs=1e-4)

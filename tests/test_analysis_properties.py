@@ -14,7 +14,7 @@ from rcdm_fast.analysis.augment import AUGMENTATIONS
 from rcdm_fast.analysis.properties import PROPERTIES
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.world import World
-from rcdm_fast.images import ImageError, from_uint8
+from rcdm_fast.images import ImageError, from_uint8, to_pil
 from tests import small
 
 
@@ -216,3 +216,34 @@ def test_the_size_of_a_square_does_not_depend_on_its_place(top: int, left: int) 
     image = torch.full((1, 3, 34, 34), -0.5)
     image[:, :, top + 1 : top + 9, left + 1 : left + 9] = 0.6
     assert value("scale", image) == pytest.approx(8 / 34, abs=1e-6)
+
+
+@pytest.mark.parametrize("fraction", [0.02, 0.05])
+def test_a_blur_is_as_wide_as_it_says(fraction: float) -> None:
+    """A point becomes a bell whose standard deviation is that fraction of the width."""
+    point = torch.full((1, 3, 64, 64), -1.0)
+    point[:, :, 32, 32] = 1.0
+    bell = (AUGMENTATIONS["blur"](point, fraction)[0, 0].double() + 1).sum(dim=0)
+    places = torch.arange(64).double() - 32
+    spread = float((bell * places.square()).sum() / bell.sum()) ** 0.5
+    assert spread == pytest.approx(fraction * 64, rel=0.03)
+
+
+def test_white_stays_white_where_nothing_is_above_the_threshold() -> None:
+    white, level = torch.ones(1, 3, 8, 8), torch.full((1, 3, 8, 8), 0.5)
+    assert torch.equal(AUGMENTATIONS["solarize"](white, 1.0), white)
+    assert torch.equal(AUGMENTATIONS["solarize"](level, 0.75), level)
+    assert torch.equal(AUGMENTATIONS["solarize"](level, 0.74), -level)
+
+
+def test_augmentations_come_in_the_order_in_which_they_are_asked_for() -> None:
+    assert [each.name for each in augment.find(["solarize", "flip", "hue"])] == ["solarize", "flip", "hue"]
+    assert [each.name for each in augment.find()] == list(AUGMENTATIONS)
+
+
+def test_luminance_is_that_of_pillow() -> None:
+    image = small.make_images(1, size=16, seed=8)
+    gray = to_pil(image[0]).convert("L")
+    torch.testing.assert_close(
+        (augment.luminance(image)[0, 0] + 1) * 127.5, torch.tensor(np.asarray(gray)).float(), atol=1, rtol=0
+    )

@@ -29,6 +29,12 @@ def test_what_chance_may_explain_is_not_decided() -> None:
     assert claims.together([given[1]])[0].holds is True  # alone it is
 
 
+@pytest.mark.parametrize("holds", [True, False])
+def test_a_claim_at_the_level_itself_is_not_decided(holds: bool) -> None:
+    assert claims.together([finding(holds, rules.LEVEL)])[0].holds is None
+    assert claims.together([finding(holds, 0.0499)])[0].holds is holds
+
+
 def test_more_claims_decide_less_and_never_more() -> None:
     first = claims.together([finding(True, 0.03), finding(True, 0.02)])
     assert [each.holds for each in first] == [True, True]

@@ -132,3 +132,38 @@ def test_a_handful_of_items_has_no_interval() -> None:
     table = Table("t", "t", ("of", "value"), (("a", found[1]),))
     cell = Analysis("x", "x", "m", {}, (table,)).as_json()["tables"][0]["rows"][0][1]
     assert cell == {"value": pytest.approx(0.75), "low": None, "high": None}
+
+
+def test_an_interval_that_touches_a_level_decides_nothing() -> None:
+    for low, high, above in ((0.5, 1, None), (0.51, 1, True), (0, 0.5, None), (0, 0.49, False), (0.4, 0.6, None)):
+        found = Interval(0.5, low, high)
+        assert common.above(found, 0.5) is above
+        assert common.below(found, 0.5) is (None if above is None else not above)
+    assert (common.above(Interval(1, 0, 2)), common.below(Interval(-1, -2, 0))) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "holds"),
+    [
+        ((True, True), True), ((True, None), None), ((None, True), None), ((None, False, True), False), ((), True),
+    ],
+)  # fmt: skip
+def test_all_hold_where_each_one_does(verdicts: tuple[bool | None, ...], holds: bool | None) -> None:
+    assert common.all_hold(iter(verdicts)) is holds
+
+
+@pytest.mark.parametrize("name", ["interval", "gain", "difference"])
+def test_settings_of_an_experiment_decide_what_is_resampled(name: str) -> None:
+    rng = np.random.default_rng(0)
+    groups = rng.standard_normal((2, 40))
+
+    def ends(**settings: int) -> tuple[float, float, float]:
+        config = common.ExperimentConfig(**settings)  # type: ignore[arg-type]
+        found = getattr(common, name)(*groups[: 1 if name == "interval" else 2], config)
+        return found.value, found.low, found.high
+
+    first = ends(seed=3, resamples=300)
+    assert ends(seed=3, resamples=300) == first
+    for other in (ends(seed=4, resamples=300), ends(seed=3, resamples=400)):
+        assert other[0] == first[0]
+        assert other[1:] != first[1:]

@@ -21,6 +21,7 @@ from rcdm_fast.analysis.result import Analysis, Finding, Table
 from rcdm_fast.cli import main
 from rcdm_fast.config import ConfigError
 from rcdm_fast.images import to_pil
+from rcdm_fast.metrics import intervals
 from rcdm_fast.metrics.intervals import Interval
 from rcdm_fast.models import checkpoint
 from rcdm_fast.report import build, figures
@@ -152,6 +153,78 @@ def test_charts_put_numbers_where_they_belong() -> None:
     plain = Table("x", "x", ("a", "b"), (("c", 1.0),))
     assert charts.chart(plain) == ""
     assert charts.chart(Table("x", "x", TABLE.columns, TABLE.rows, one_unit=False)) == ""
+
+
+def circles(svg: str) -> list[tuple[float, float]]:
+    return [(float(x), float(y)) for x, y in re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)" r="[34]" fill', svg)]
+
+
+def test_small_charts_go_through_zero_and_to_one() -> None:
+    """240 units wide with 8 at each side and 4 % of the range beyond both ends."""
+    for values, low, high in (((0.5, 0.25), 0.0, 1.0), ((2.0, 1.5), 0.0, 2.5), ((-1.0, -0.5), -1.5, 1.0)):
+        cells = [(f"n{number}", Interval(each, each - 0.5, each + 0.5)) for number, each in enumerate(values)]
+        if high == 1 and low == 0:
+            cells = [(name, Interval(cell.value, cell.value - 0.1, cell.value + 0.1)) for name, cell in cells]
+        pad = 0.04 * (high - low)
+        want = [8 + 224 * (each - low + pad) / (high - low + 2 * pad) for each in values]
+        found = circles(charts.small(cells))
+        assert [x for x, _ in found] == pytest.approx(want, abs=0.1)
+        assert found[1][1] - found[0][1] == 30
+    assert charts.small([]) == charts.small([("a", Interval(float("nan"), 0, 1))]) == ""
+    named = charts.small([("a < b", Interval(0.5, 0.4, 0.6))])
+    assert 'aria-label="a &lt; b 0.5 [0.4, 0.6]"' in named
+
+
+def test_a_value_without_an_interval_is_a_dot() -> None:
+    table = Table("x", "x", ("a", "b"), (("c", intervals.alone(0.5)), ("d", Interval(0.8, 0.7, 0.9))))
+    lines = charts.chart(table)
+    assert len(circles(lines)) == 2
+    ends = re.findall(r'<line x1="([\d.]+)" x2="([\d.]+)" y1="[\d.]+" y2="[\d.]+" stroke=', lines)
+    assert [left == right for left, right in ends] == [True, False]
+
+
+def test_rows_are_named_by_the_column_that_names_them() -> None:
+    table = Table("x", "x", ("how", "what", "slope"), (("flip", "side", Interval(0.5, 0.4, 0.6)),), label=1)
+    assert ">side</text>" in charts.chart(table)
+    assert "flip" not in charts.chart(table)
+
+
+def test_charts_of_a_file_stand_below_each_other() -> None:
+    plain = Table("plain", "Not drawn", ("a", "b"), (("c", 1.0),))
+    whole = charts.panels([TABLE, plain, SWEEP, TABLE], 600)
+    tops = [(float(y), float(high)) for y, high in re.findall(r'<svg y="(\d+)" width="400" height="(\d+)"', whole)]
+    assert len(tops) == 3
+    titles = [float(y) for y in re.findall(r'y="(\d+)" font-weight="bold"', whole)]
+    end = 0.0
+    for title, (top, high) in zip(titles, tops, strict=True):
+        assert end < title < top
+        end = top + high
+    assert re.search(r'viewBox="0 0 400 (\d+)" width="600"', whole)[1] == f"{end + 10:.0f}"  # type: ignore[index]
+    assert "Not drawn" not in whole
+    assert "font-weight" not in charts.panels([TABLE])  # one chart needs no title of its own
+
+
+def test_curves_run_from_left_to_right_with_a_band_about_them() -> None:
+    values = {4: 0.2, 0: 0.9, 8: 0.1, 2: 0.5}  # rows in any order, one of them without a value
+    rows = (*((x, Interval(y, y - 0.05, y + 0.08)) for x, y in values.items()), (6, None))
+    drawn = charts.chart(Table("x", "x", ("epsilon", "accuracy"), rows))
+    line, band = (
+        [tuple(map(float, point.split(","))) for point in re.search(rf'<{kind} points="([^"]*)"', drawn)[1].split()]  # type: ignore[index]
+        for kind in ("polyline", "polygon")
+    )
+    assert [x for x, _ in line] == sorted(x for x, _ in line)
+    assert [x for x, _ in line] == pytest.approx([60 + 324 * x / 8 for x in (0, 2, 4, 8)], abs=0.1)
+    assert [y for _, y in line] == sorted(y for _, y in line)
+    upper, lower = band[:4], band[:3:-1]
+    for (x, y), above, below in zip(line, upper, lower, strict=True):
+        assert above[0] == below[0] == x
+        assert (y - above[1]) / (below[1] - y) == pytest.approx(8 / 5, rel=0.05)
+
+
+@pytest.mark.parametrize(("values", "zero"), [((0.8, 0.9), False), ((0.3, 0.9), True), ((-0.9, -0.8), False)])
+def test_zero_belongs_to_an_axis_that_it_is_near(values: tuple[float, float], zero: bool) -> None:
+    rows = tuple((f"r{each}", Interval(each, each - 0.01, each + 0.01)) for each in values)
+    assert ('class="zero"' in charts.chart(Table("x", "x", ("a", "b"), rows))) is zero
 
 
 def test_names_stay_inside_the_chart(tmp_path: Path) -> None:
