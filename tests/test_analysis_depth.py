@@ -5,19 +5,23 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageColor
+from PIL import Image, ImageColor, ImageFont
 
 import rcdm_fast
 from rcdm_fast import encoders
 from rcdm_fast.analysis import adapted, depth, depth_figure, layers
+from rcdm_fast.analysis import spread as spreads
 from rcdm_fast.analysis.adapted import Wanted
 from rcdm_fast.analysis.depth import DepthConfig
+from rcdm_fast.analysis.layer import Layer
 from rcdm_fast.analysis.result import Analysis, Finding
+from rcdm_fast.analysis.shared import Shared
 from rcdm_fast.cli import main
 from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig
 from rcdm_fast.encoders import EncoderError, ImageEncoder, native
@@ -28,7 +32,7 @@ from rcdm_fast.models import checkpoint
 from rcdm_fast.training import adapt as adapting
 from rcdm_fast.training.pretrain import PretrainConfig
 from tests import small
-from tests.test_analysis import photographs
+from tests.test_analysis import made_up_invariance, made_up_sweep, photographs
 
 FEW: dict[str, Any] = {
     "sources": 20, "steps": 1, "augmentations": ("hue",), "resamples": 100, "spread_samples": 2, "fitted_on": 0,
@@ -253,3 +257,246 @@ def test_encoders_by_the_command(model: Path, tmp_path: Path) -> None:
     assert written["made_by"]["data"]["data"]["images"] == 30
     assert Image.open(tmp_path / "found" / "layers-depth.png").width > 500
     assert len(list((tmp_path / "found" / "adapted").iterdir())) == 2
+
+
+def _stub(**encoder: Any) -> Any:
+    """As much of a model as adapting asks for."""
+    own = SimpleNamespace(config=EncoderConfig("file:own.safetensors", image_size=8, **encoder))
+    engine = SimpleNamespace(name="native", precision="bf16")
+    return SimpleNamespace(encoder=own, weights="abc", device=torch.device("cpu"), engine=engine)
+
+
+def _net() -> ImageEncoder:
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 3), torch.nn.ReLU(), torch.nn.Flatten())
+    built = encoders.build(net, config=EncoderConfig("module", image_size=8))
+    assert isinstance(built, ImageEncoder)
+    return built
+
+
+def test_layers_of_several_encoders_come_encoder_by_encoder(tmp_path: Path) -> None:
+    one, other = _net(), _net()
+    wanted = Wanted("m", tmp_path, ("0", "2"), (one, other))
+    found = adapted.chosen(_stub(), wanted, "max")
+    assert [(each.config.layer, each.config.pooling) for each in found] == [("0", "max"), ("2", "none")] * 2
+    assert [each.network is net.network for each, net in zip(found, (one, one, other, other), strict=True)] == [
+        True
+    ] * 4  # type: ignore[attr-defined]
+    assert adapted.chosen(_stub(), Wanted("m", tmp_path, (), (one, other)), "max") == [one, other]
+
+
+def test_a_layer_by_its_short_name_is_pooled(model: Path) -> None:
+    encoder = rcdm_fast.load(model).encoder
+    assert encoder is not None
+    assert adapted.at(encoder, "2", "max").config.pooling == "max"
+    assert adapted.at(encoder, "backbone.2", "max").config.pooling == "max"
+
+
+def test_networks_of_torchvision_are_random_without_weights() -> None:
+    assert adapted.random_weights(EncoderConfig("torchvision:resnet18", image_size=32))
+    assert not adapted.random_weights(EncoderConfig("torchvision:resnet18?weights=w.pth", image_size=32))
+    assert not adapted.random_weights(EncoderConfig("module", image_size=32))
+
+
+def test_images_to_adapt_on_are_spread_over_what_is_left() -> None:
+    names = [int(path.name) for path in adapted.apart(DATA, torch.tensor([0, 69]), 12).paths]
+    assert (names[0], names[-1], len(names)) == (1, 68, 12)
+    assert {b - a for a, b in zip(names, names[1:], strict=False)} <= {6, 7}
+
+
+def test_a_decoder_is_adapted_by_the_budget_and_runs_as_the_model_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    loaded: list[Any] = []
+    monkeypatch.setattr(adapted, "adapt", lambda *given: asked.append(given))
+    monkeypatch.setattr(adapted.models, "load", lambda *given: loaded.append(given))
+    encoders_ = [adapted.at(_net(), "0", "mean"), adapted.at(_net(), "0", "max")]
+    done: list[int] = []
+    model = _stub()
+    adapted.adapted(model, Wanted("some model", tmp_path), encoders_, DATA, 7, done.append)
+    assert done == [1, 2]
+    for encoder, given, (file, _, read, device, *runs) in zip(encoders_, asked, loaded, strict=True):
+        settings, data, folder, place, _, trusted, used = given
+        assert (settings.steps, settings.model, settings.encoder) == (7, "some model", encoder.config)
+        assert settings.old_encoder == model.encoder.config
+        assert data is DATA
+        assert used is read is encoder
+        assert (place, device, runs, trusted) == ("cpu", model.device, ["native", "bf16"], [])
+        assert file.parent == folder
+    assert asked[0][2] != asked[1][2], "the same layer, pooled in another way"
+    adapted.adapted(model, Wanted("some model", tmp_path), encoders_[:1], DATA, 8)
+    adapted.adapted(model, Wanted("renamed", tmp_path), encoders_[:1], DATA, 7)
+    model.weights = "abd"
+    adapted.adapted(model, Wanted("some model", tmp_path), encoders_[:1], DATA, 7)
+    folders = [given[2] for given in asked]
+    assert folders[3] == folders[0], "a model counts by its weights, not by its name"
+    assert len({folders[0], folders[2], folders[4]}) == 3
+
+
+def _layers_by_hand() -> list[Layer]:
+    """Of two representations and two properties, slope and R^2 by number."""
+    made = []
+    for number, name in enumerate("ab"):
+        found = []
+        for place, each in enumerate(("hue", "grayscale")):
+            value = 0.1 + 0.2 * number + 0.4 * place
+            read = {"linear": value, "non-linear": 0.05} if number == 0 else {}
+            found.append(made_up_sweep(each, Interval(value, value - 0.02, value + 0.02), [True, None][number], read))
+        samples = torch.rand(24, 2, 3, 8, 8, generator=torch.Generator().manual_seed(number)) * 2 - 1
+        measured = dataclasses.replace(made_up_invariance(*found), sources=torch.arange(10, 34))
+        made.append(Layer(name, measured, samples, spreads.spread(samples, samples[:, 0])))
+    return made
+
+
+def test_the_budget_and_the_settings_arrive_and_progress_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+    done: list[tuple[int, int]] = []
+    made = _layers_by_hand()
+    nets = [adapted.at(_net(), "0", "max"), adapted.at(_net(), "2", "max")]
+    models = []
+    for net, explained in zip(nets, (0.25, 0.75), strict=True):
+        each = small.quick_model()
+        each.config = dataclasses.replace(each.config, info={"explained": explained})
+        monkeypatch.setattr(each, "_encoder", net)
+        models.append(each)
+
+    def chosen(model: Any, wanted: Any, pooling: str) -> list[Any]:
+        asked["pooling"] = pooling
+        return nets
+
+    def adapt(model: Any, wanted: Any, found: Any, images: Any, steps: int, told: Any) -> list[Any]:
+        asked.update(images=images, steps=steps, found=found)
+        told(1)
+        told(2)
+        return models
+
+    def measured(given: Any, names: Any, data: Any, config: Any, progress: Any, shared: Any) -> list[Layer]:
+        asked.update(names=names, shared=shared)
+        for part in range(6):
+            progress(part + 1, 6)
+        return made
+
+    monkeypatch.setattr(adapted, "chosen", chosen)
+    monkeypatch.setattr(adapted, "adapted", adapt)
+    monkeypatch.setattr(layers, "measured", measured)
+    monkeypatch.setattr(layers, "compared", lambda *_: Analysis("layers", "t", "m", {"a": 1}, method="As ever."))
+    monkeypatch.setattr(depth_figure, "draw", lambda measured, places, *_: places)
+    known = Shared()
+    config = DepthConfig(
+        **{**FEW, "adapt_images": 15, "adapt_steps": 3, "pooling": "max", "augmentations": ("hue", "grayscale")}
+    )
+    found = depth.run(small.quick_model(), Wanted("m", tmp_path), DATA, config, lambda *each: done.append(each), known)
+    assert (asked["pooling"], asked["steps"], asked["names"], asked["shared"]) == ("max", 3, ["0", "2"], known)
+    assert done == [(part, 8) for part in range(1, 9)]
+    assert found.settings["adapted_on"] == asked["images"].fingerprint != DATA.fingerprint
+    assert len(asked["images"]) == 15
+    assert found.settings["a"] == 1
+    assert [each["explained"] for each in found.settings["representations"]] == [0.25, 0.75]
+    assert [each["pooling"] for each in found.settings["representations"]] == ["max", "none"]
+    for said in ("As ever.", "15 images", "3 optimizer steps", "(max)"):
+        assert said in found.method
+    places: Any = found.figures["depth"]
+    assert [(each.layer, each.source, each.explained) for each in places] == [
+        ("0", "module", 0.25),
+        ("2", "module", 0.75),
+    ]
+    kept, budget = found.tables[:2]
+    assert [(row[0], row[1], row[2].value) for row in kept.rows] == [  # type: ignore[union-attr]
+        ("a", "hue", pytest.approx(0.1)), ("b", "hue", pytest.approx(0.3)),
+        ("a", "grayscale: saturation", pytest.approx(0.5)), ("b", "grayscale: saturation", pytest.approx(0.7)),
+    ]  # fmt: skip
+    assert [getattr(row[5], "value", None) for row in kept.rows] == [pytest.approx(0.1), None, pytest.approx(0.5), None]
+    assert [row[:7] for row in budget.rows] == [
+        ("0", 5, "max", False, 15, 3, 0.25),
+        ("2", 180, "none", False, 15, 3, 0.75),
+    ]
+    for row, layer in zip(budget.rows, made, strict=True):
+        open_pixels = layer.spread.within["pixels"].mean() / layer.spread.between["pixels"]
+        assert row[7].value == pytest.approx(open_pixels)  # type: ignore[union-attr]
+    assert [(each.subject, each.group) for each in found.findings] == [
+        ("hue (hue)", "a keeps"), ("hue (hue)", "b keeps"),
+        ("saturation (grayscale)", "a keeps"), ("saturation (grayscale)", "b keeps"),
+    ]  # fmt: skip
+
+
+def test_names_of_random_networks_say_so_in_the_figure() -> None:
+    places = depth._places(
+        [
+            SimpleNamespace(
+                config=SimpleNamespace(info={"explained": 1}),
+                encoder=SimpleNamespace(config=EncoderConfig(source, image_size=32, layer="x", dim=9)),
+            )  # type: ignore[misc]
+            for source in ("timm:resnet18", "timm:resnet18?pretrained=1")
+        ]
+    )
+    assert [each.source for each in places] == ["resnet18, random weights", "resnet18"]
+
+
+def test_the_figure_has_every_verdict_image_and_sample_where_it_belongs(monkeypatch: pytest.MonkeyPatch) -> None:
+    marks, pasted = list[Any](), list[Any]()
+    monkeypatch.setattr(depth_figure, "_mark", lambda pen, x, top, found, kept: marks.append((x, top, found[0], kept)))
+    monkeypatch.setattr(depth_figure, "_paste", lambda canvas, image, x, y: pasted.append((np.asarray(image), x, y)))
+    made = _layers_by_hand()
+    places = [depth_figure.Place(name, "net", 9, 0.5) for name in "ab"]
+    verdicts = [Finding("", holds, "") for holds in (True, False, None, True)]
+    depth_figure.draw(made, places, verdicts, DATA, DepthConfig(**FEW))
+    assert [mark[3] for mark in marks] == [True, False, None, True]
+    assert [mark[2] for mark in marks] == pytest.approx([0.1, 0.3, 0.5, 0.7])
+    assert marks[0][0] == marks[2][0] < marks[1][0] == marks[3][0]
+    assert marks[0][1] == marks[1][1] < marks[2][1] == marks[3][1]
+    assert len(pasted) == 3 * (1 + 2 * 2)
+    for row, source in enumerate((0, 12, 23)):  # of 24, which are images 10 to 33 of the data
+        image, *samples = pasted[5 * row : 5 * row + 5]
+        assert np.array_equal(image[0].transpose(2, 0, 1), DATA.pixels[10 + source].numpy())
+        for (shown, x, y), (layer, number) in zip(samples, ((0, 0), (0, 1), (1, 0), (1, 1)), strict=True):
+            np.testing.assert_allclose(
+                shown.transpose(2, 0, 1), (made[layer].samples[source, number] + 1) * 127.5, atol=0.51
+            )
+            assert y == image[2]
+            assert x > image[1]
+
+
+class Pen:
+    """Notes what is drawn."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[float, ...]] = []
+        self.texts: dict[str, float] = {}
+
+    def line(self, ends: Any, **_: object) -> None:
+        self.lines.append(tuple(number for end in ends for number in (end if isinstance(end, tuple) else (end,))))
+
+    def text(self, place: tuple[float, float], text: str, **_: object) -> None:
+        self.texts[text] = place[0]
+
+
+def test_lines_join_layers_of_one_encoder_alone() -> None:
+    pen: Any = Pen()
+    depth_figure._join(pen, ["a", "a", "b", "b", "a"], [0.0, 0.5, 0.1, 0.9, 1.0], (10, 20))
+    assert [(line[0], line[2]) for line in pen.lines] == [
+        tuple(10 + depth_figure.COLUMN * (column + 0.5) for column in pair) for pair in ((0, 1), (2, 3))
+    ]
+    assert pen.lines[0][1] > pen.lines[0][3], "larger slopes stand higher"
+
+
+def test_encoders_stand_under_their_own_layers() -> None:
+    pen: Any = Pen()
+    long = "a.very.long.name.of.a.layer.with.its.number.17"
+    places = [
+        depth_figure.Place(layer, source, dim, explained)
+        for layer, source, dim, explained in (
+            ("x", "one", 5, 0.25), (long, "one", 6, 0.5), ("y", "two", 7, 0.755), ("z", "three", 8, 1.0),
+        )
+    ]  # fmt: skip
+    depth_figure._axis(pen, ImageFont.load_default(size=depth_figure.SIZE), places, 0, 0)
+    columns = [(line[0] / depth_figure.COLUMN, line[2] / depth_figure.COLUMN) for line in pen.lines]
+    assert columns == [pytest.approx(ends) for ends in ((0.05, 1.95), (2.05, 2.95), (3.05, 3.95))]
+    assert {"explains 25 %", "explains 50 %", "explains 76 %", "explains 100 %", "5 numbers", "8 numbers"} <= set(
+        pen.texts
+    )
+    (shown,) = [text for text in pen.texts if text.startswith("...")]
+    assert long.endswith(shown[3:])
+    assert shown.endswith(".17")
+    assert pen.texts["one"] < pen.texts["two"] < pen.texts["three"]

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import evaluation
-from rcdm_fast.analysis import faithfulness, layers, readout, registry, rules
+from rcdm_fast.analysis import faithfulness, layer_figures, layers, readout, registry, rules
 from rcdm_fast.analysis import spread as spreads
 from rcdm_fast.analysis.augment import AUGMENTATIONS
-from rcdm_fast.analysis.layer import LayersConfig
+from rcdm_fast.analysis.layer import Layer, LayersConfig
 from rcdm_fast.analysis.properties import PROPERTIES
 from rcdm_fast.analysis.result import Analysis, Table
+from rcdm_fast.analysis.shared import Shared
 from rcdm_fast.cli import main
 from rcdm_fast.config import ConfigError
 from rcdm_fast.evaluation import EvaluateConfig, evaluate
@@ -28,7 +29,7 @@ from rcdm_fast.images import to_pil
 from rcdm_fast.metrics.intervals import Interval
 from rcdm_fast.model import Model
 from tests import small
-from tests.test_analysis import Flat, photographs
+from tests.test_analysis import Flat, made_up_invariance, made_up_sweep, photographs
 
 QUICK = LayersConfig(steps=2, resamples=200, spread_samples=3, augmentations=("grayscale", "hue", "shift-x"))
 
@@ -303,3 +304,70 @@ def test_wrong_commands_say_what_is_missing(folder: Path, tmp_path: Path, capsys
         error = capsys.readouterr().err
         assert said in error
         assert error.count("\n") == 1
+
+
+def test_faithfulness_tells_every_number_of_evaluate_in_its_place() -> None:
+    data, done = photographs(40, 8), list[tuple[int, int]]()
+    config = EvaluateConfig(sources=20, per=2, steps=1, resamples=100, gallery=30)
+    model = small.quick_model()
+    found = faithfulness.run(model, data, config, lambda *each: done.append(each))
+    expected = evaluate(model, data, config)
+    assert table(found, "ranks").columns[1:] == ("samples", "the source, blurred by 1 px", "chance")
+    assert table(found, "ranks").rows == (
+        ("mean reciprocal rank", expected.mrr, expected.blurred_mrr, expected.chance_mrr),
+        ("mean rank", expected.mean_rank, expected.blurred_mean_rank, expected.chance_mean_rank),
+    )
+    nearest = [expected.nearest_real[k] for k in (1, 5, 10)]
+    assert [row[1] for row in table(found, "distances").rows] == [
+        expected.distance, expected.blurred_distance, *nearest,
+    ]  # fmt: skip
+    assert (found.settings["gallery"], found.settings["sources"]) == (30, 20)
+    assert done[-1] == (20, 20)
+    first, near = found.findings
+    assert first.numbers == (("MRR of samples", expected.mrr), ("of sources blurred by 1 px", expected.blurred_mrr))
+    assert [number for _, number in near.numbers] == [expected.distance, nearest[0]]
+    together = faithfulness.run(model, data, config, None, Shared())  # all of the data is encoded, a part of it ranks
+    assert together.tables == found.tables
+
+
+def test_the_figure_of_faithfulness_has_each_source_beside_its_own_samples() -> None:
+    data = photographs(40, 8)
+    sources = torch.arange(1, 40, 2)
+    images = data.pixels[sources][:, None].expand(-1, 3, -1, -1, -1)
+    nothing = torch.zeros(40, 1)
+    drawn = evaluation.Drawn(Flat(), data, nothing, sources, images, nothing)  # type: ignore[arg-type]
+    rows = faithfulness._rows(drawn, 6)
+    assert [len(row) for row in rows] == [4] * 6
+    for row, place in zip(rows, np.linspace(0, 19, 6).round().astype(int), strict=True):
+        for shown in row:
+            assert np.array_equal(np.asarray(shown).transpose(2, 0, 1), data.pixels[sources[place]].numpy())
+
+
+def test_the_figure_of_variances_has_each_image_above_its_own_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Maps of every model on its own scale; of twelve sources two are shown, the first and the last."""
+    data, sources = photographs(40, 8), torch.arange(5, 17)
+    made = []
+    for number in range(2):
+        samples = torch.rand(12, 4, 3, 8, 8, generator=torch.Generator().manual_seed(number)) * 2 - 1
+        found = spreads.spread(samples, (0.5 + 0.5 * number) * samples[:, 0])
+        measured = made_up_invariance(made_up_sweep("hue", Interval(0.3, 0.1, 0.5), None))
+        made.append(Layer("ab"[number], dataclasses.replace(measured, sources=sources), samples, found))
+    seen: list[Any] = []
+    monkeypatch.setattr(layer_figures, "image_sheet", lambda lines, **named: seen.append((lines, named)))
+    layer_figures.figures_of(made, data, LayersConfig(mapped=2, shown=0))
+    ((lines, named),) = seen
+    assert named["row_titles"] == ["image", "a", "", "", "variance", "b", "", "", "variance"]
+    shown = [np.stack([np.asarray(image) for image in line]).transpose(0, 3, 1, 2) for line in lines]
+    assert np.array_equal(shown[0], data.pixels[[5, 16]].numpy())
+    for number, layer in enumerate(made):
+        for sample in range(3):
+            wanted = (layer.samples[[0, 11], sample] + 1) * 127.5
+            np.testing.assert_allclose(shown[1 + 4 * number + sample], wanted, atol=0.51)
+        level = layer.samples[[0, 11]].var(dim=1).mean(dim=1) / layer.spread.between["pixels"]
+        red = shown[4 + 4 * number][:, 0] / 255
+        np.testing.assert_allclose(red, (3 * level).clamp(0, 1), atol=0.01)
+    figures, captions = layer_figures.figures_of(made, data, LayersConfig(mapped=0, shown=1))
+    assert figures.keys() == captions.keys() == {"rows-hue"}
+    figures, captions = layer_figures.figures_of(made, data, LayersConfig(mapped=1, shown=0))
+    assert figures.keys() == captions.keys() == {"variance"}
+    assert len(seen[-1][0][0]) == 1

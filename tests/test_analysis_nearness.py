@@ -161,3 +161,38 @@ def test_histograms_show_where_values_lie() -> None:
 @pytest.mark.parametrize(("most", "step"), [(9.0, 2.0), (4.0, 1.0), (0.7, 0.1), (25.0, 5.0), (1.0, 0.2)])
 def test_steps_of_the_axis_are_round(most: float, step: float) -> None:
     assert histograms._round_step(most) == pytest.approx(step)
+
+
+def _lanes(rows: list[tuple[str, np.ndarray]], plot: int = 600) -> tuple[np.ndarray, int]:
+    """The chart, and where its axis begins (its title is short)."""
+    chart = np.asarray(histograms.histograms(rows, "t", plot=plot)).astype(int)
+    return chart, chart.shape[1] - plot - 60
+
+
+def _painted(chart: np.ndarray, number: int) -> np.ndarray:
+    color = tuple(int(histograms.COLORS[number][at : at + 2], 16) for at in (1, 3, 5))
+    found: np.ndarray = (chart == color).all(axis=2)
+    return found
+
+
+def test_what_lies_beyond_the_axis_is_in_the_last_bin() -> None:
+    chart, left = _lanes([("a", np.concatenate([np.linspace(0, 1, 991), np.full(9, 50.0)]))])
+    heights = _painted(chart, 0).sum(axis=0)
+    middle, last = heights[left + 305], heights[left + 595]
+    assert last == pytest.approx(66, abs=2)
+    assert middle == pytest.approx(66 * 16.5 / 25.5, abs=5)
+
+
+def test_a_line_is_at_the_median() -> None:
+    values = np.concatenate([np.full(60, 0.2), np.full(40, 1.0)])
+    chart, left = _lanes([("a", values)])
+    black = (chart == 0).all(axis=2).sum(axis=0)
+    assert abs(int(black[left - 5 :].argmax()) + left - 5 - (left + 120)) <= 1
+    assert black[left + 600 * 52 // 100] < 20  # the mean
+
+
+def test_every_row_reaches_the_same_height() -> None:
+    rows = [("one", np.full(30, 0.5)), ("many", np.linspace(0, 1, 600))]
+    chart, _ = _lanes(rows)
+    high = [np.ptp(np.nonzero(_painted(chart, number))[0]) for number in (0, 1)]
+    assert high == pytest.approx([66, 66], abs=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -171,3 +172,107 @@ def test_what_is_refused(data: ImageSet) -> None:
         interpolate.run(model, data, WAYS)
     with pytest.raises(ConfigError, match="encoder"):
         invert.run(model, data, BACK)
+
+
+def test_each_kind_of_way_is_asked_for_and_stands_under_its_own_name(
+    mirror: Model, data: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One kind obeys, the other stays where it begins; ends of the figure are the images of the pair."""
+    asked: list[Any] = []
+
+    def between(a: Tensor, b: Tensor, frames: int, config: Any, *, mode: str, batch_size: int) -> Tensor:
+        asked.append((frames, config, mode, batch_size))
+        weights = torch.linspace(0, 1, frames) * (mode == "linear")
+        return torch.stack([torch.lerp(a, b, float(each)) for each in weights]).view(1, frames, 3, 16, 16)
+
+    sheets: list[Any] = []
+    monkeypatch.setattr(mirror, "interpolate", between)
+    monkeypatch.setattr(interpolate, "image_sheet", lambda rows, **named: sheets.append((rows, named)))
+    done: list[tuple[int, int]] = []
+    config = dataclasses.replace(WAYS, batch_size=3, shown=2)
+    found = interpolate.run(mirror, data, config, lambda *each: done.append(each))
+    assert asked == [(5, config, mode, 3) for _ in range(20) for mode in ("linear", "spherical")]
+    assert done == [(number, 20) for number in range(1, 21)]
+    assert found.tables[0].columns[1:] == found.tables[1].columns[1:] == ("linear", "spherical")
+    assert column(found, 0, 1) == pytest.approx([0, 0.25, 0.5, 0.75, 1], abs=1e-5)
+    assert column(found, 0, 2) == pytest.approx([0] * 5, abs=1e-5)
+    assert column(found, 1, 1) == pytest.approx([1, 1, 0.25], abs=1e-4)
+    assert column(found, 1, 2) == pytest.approx([0, 0, 0], abs=1e-4)
+    assert [(each.holds, "linear" in each.claim) for each in found.findings] == [(True, True), (False, False)]
+    ((rows, named),) = sheets
+    assert named["row_titles"] == ["linear", "spherical"] * 2
+    for row, (a, b) in zip(rows[::2], interpolate._pairs(data, config).tolist(), strict=False):
+        for shown, place in ((row[0], a), (row[-1], b), (row[1], a), (row[-2], b)):
+            assert np.array_equal(np.asarray(shown).transpose(2, 0, 1), data.pixels[place].numpy())
+
+
+def test_pairs_are_of_different_images_by_the_seed_and_thirty_two_unless_asked(data: ImageSet) -> None:
+    pairs = interpolate._pairs(data, InterpolateConfig(seed=1))
+    assert pairs.shape == (30, 2)  # of 60 images
+    assert len(pairs.unique()) == 60
+    assert interpolate._pairs(data, InterpolateConfig(seed=1)).tolist() == pairs.tolist()
+    assert interpolate._pairs(data, InterpolateConfig(seed=2)).tolist() != pairs.tolist()
+    assert len(interpolate._pairs(photographs(90, 8), InterpolateConfig())) == 32
+    assert len(interpolate._pairs(data, InterpolateConfig(sources=21))) == 21
+    with pytest.raises(ConfigError, match="the data has 30"):
+        interpolate._pairs(data, InterpolateConfig(sources=31))
+
+
+def test_errors_of_round_trips_stand_under_what_they_are_of(
+    mirror: Model, data: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its own h an image comes back, with another's half as strong; from fresh noise all is gray."""
+    asked: list[dict[str, Any]] = []
+
+    def back(images: Tensor, h: Tensor, config: Any, **named: Any) -> Tensor:
+        asked.append({**named, "config": config})
+        own = (h == images.flatten(1)).all(dim=1)
+        return images * torch.where(own, 1.0, 0.5)[:, None, None, None]
+
+    def drawn(h: Tensor, *, noise: Tensor | None, **_: object) -> Tensor:
+        return torch.zeros(len(h), 1, 3, 16, 16) if noise is None else noise
+
+    monkeypatch.setattr(mirror, "invert", back)
+    monkeypatch.setattr(mirror, "sample", small.asked(drawn))
+    done: list[tuple[int, int]] = []
+    config = dataclasses.replace(BACK, iterations=3, batch_size=6)
+    found = invert.run(mirror, data, config, lambda *each: done.append(each))
+    assert asked == [{"iterations": 3, "batch_size": 6, "config": config}] * 2
+    assert done == [(part, 5) for part in range(1, 6)]
+    sources = np.linspace(0, 59, 20).round().astype(int)
+    levels = data.pixels.numpy()[sources].astype(float) - 127.5
+    strength = float(np.sqrt((levels**2).mean(axis=(1, 2, 3))).mean())
+    assert [row[0] for row in found.tables[0].rows] == [
+        "own h, own x_T", "own h, fresh noise", "the next one's h, x_T found with it",
+    ]  # fmt: skip
+    assert column(found, 0, 1) == pytest.approx([0, strength, strength / 2], abs=1e-3)
+    assert found.settings["sources"] == 20
+
+
+def test_the_figure_of_exchanges_has_the_next_image_at_its_end(
+    mirror: Model, data: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sheets: list[Any] = []
+    monkeypatch.setattr(mirror, "invert", lambda images, h, *_, **__: images)
+    monkeypatch.setattr(invert, "image_sheet", lambda rows, **_: sheets.append(rows))
+    invert.run(mirror, data, dataclasses.replace(BACK, shown=2))
+    sources = np.linspace(0, 59, 20).round().astype(int)
+    (rows,) = sheets
+    assert len(rows) == 2
+    for number, row in enumerate(rows):  # samples are what h says
+        wanted = [sources[number + step] for step in (0, 0, 0, 1, 1)]
+        for shown, place in zip(row, wanted, strict=True):
+            assert np.array_equal(np.asarray(shown).transpose(2, 0, 1), data.pixels[place].numpy())
+
+
+def test_what_cannot_be_inverted_is_refused_before_anything_is_drawn() -> None:
+    for changes in ({"solver": "ancestral"}, {"eta": 0.5}):
+        with pytest.raises(ConfigError):
+            InvertConfig(**changes)  # type: ignore[arg-type]
+    assert InvertConfig().solver == "ddim"
+
+
+def test_sixty_four_images_are_inverted_unless_asked(mirror: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirror, "invert", lambda images, h, *_, **__: images)
+    found = invert.run(mirror, photographs(70), InvertConfig(resamples=100, steps=1))
+    assert found.settings["sources"] == 64
