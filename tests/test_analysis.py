@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -338,7 +339,7 @@ def test_sources_are_sixty_four_from_first_to_last_unless_asked() -> None:
         places = common.choose_sources(data, asked).tolist()
         assert len(places) == len(set(places)) == count
         assert (places[0], places[-1]) == (0, 99)
-        assert max(b - a for a, b in zip(places, places[1:], strict=False)) <= -(-99 // (count - 1))
+        assert max(b - a for a, b in itertools.pairwise(places)) <= -(-99 // (count - 1))
     assert len(common.choose_sources(data, 0, 25)) == 25
     assert len(common.choose_sources(photographs(40, 8), 0)) == 40
 

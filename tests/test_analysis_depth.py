@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -300,7 +301,7 @@ def test_networks_of_torchvision_are_random_without_weights() -> None:
 def test_images_to_adapt_on_are_spread_over_what_is_left() -> None:
     names = [int(path.name) for path in adapted.apart(DATA, torch.tensor([0, 69]), 12).paths]
     assert (names[0], names[-1], len(names)) == (1, 68, 12)
-    assert {b - a for a, b in zip(names, names[1:], strict=False)} <= {6, 7}
+    assert {b - a for a, b in itertools.pairwise(names)} <= {6, 7}
 
 
 def test_a_decoder_is_adapted_by_the_budget_and_runs_as_the_model_does(

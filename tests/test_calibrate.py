@@ -234,8 +234,8 @@ def test_a_cell_is_written_with_its_truth_and_its_verdict() -> None:
     assert written["decoders"][0]["name"] == "a"
     assert written["decoders"][0]["x"] == 1
     assert written["decoders"][0]["cells"][0] == {
-        "factor": "hue", "subset": ["hue"], "kept": False, "free": False, "called": "kept", "detectable": 0.3, "p": 0.02,
-        "slope": {"value": 0.3, "low": pytest.approx(0.2), "high": pytest.approx(0.4)},
+        "factor": "hue", "subset": ["hue"], "kept": False, "free": False, "called": "kept",
+        "detectable": 0.3, "p": 0.02, "slope": {"value": 0.3, "low": pytest.approx(0.2), "high": pytest.approx(0.4)},
         "readouts": [{"value": 0.6, "low": 0.5, "high": 0.7}, {"value": 0.4, "low": 0.3, "high": 0.5}],
     }  # fmt: skip
     assert [each["free"] for each in written["decoders"][0]["cells"]] == [False, *[True] * 4, False, False]
