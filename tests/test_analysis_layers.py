@@ -308,7 +308,7 @@ def test_wrong_commands_say_what_is_missing(folder: Path, tmp_path: Path, capsys
 
 def test_faithfulness_tells_every_number_of_evaluate_in_its_place() -> None:
     data, done = photographs(40, 8), list[tuple[int, int]]()
-    config = EvaluateConfig(sources=20, per=2, steps=1, resamples=100, gallery=30)
+    config = EvaluateConfig(sources=20, per=1, steps=1, resamples=100, gallery=30)
     model = small.quick_model()
     found = faithfulness.run(model, data, config, lambda *each: done.append(each))
     expected = evaluate(model, data, config)
