@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rcdm_fast.analysis import memorization, neighbors
+from rcdm_fast.analysis import common, memorization, neighbors
 from rcdm_fast.analysis.neighbors import NeighborsConfig, split
 from rcdm_fast.analysis.registry import EXPERIMENTS, Job
 from rcdm_fast.config import ConfigError
@@ -168,3 +168,40 @@ def test_from_the_registry() -> None:
     assert found.settings["training"] == "1"
     assert [row[0] for row in found.tables[-1].rows][:2] == ["samples, pixels", "held-out images, pixels"]
     assert "training images" in found.method
+
+
+def test_samples_and_held_out_images_are_not_taken_for_each_other() -> None:
+    """One of two samples of each source is a copy, and a tenth of the held-out images."""
+    samples, own, real = np.ones((60, 2)), np.ones((60, 2)), np.ones(60)
+    samples[:, 0], real[:6] = 0.1, 0.1
+    found = memorization.compared("x", samples, real, own, 0, CONFIG)
+    near, near_real = (common.percent(each) for each in (found.near, found.near_real))
+    assert (near[:5], near_real[:5]) == ("50 % ", "10 % ")
+    assert f"; {near} of samples are under 0.5, {near_real} of held-out real images" in found.finding().measured
+    rows = memorization.table([found, dataclasses.replace(found, space="y")]).rows
+    assert [row[0] for row in rows] == [
+        f"{what}, {space}" for space in "xy" for what in ("samples", "held-out images", "samples to source")
+    ]
+    assert [row[1:] for row in rows[:3]] == [
+        (found.samples, found.near), (found.real, found.near_real), (found.own, None),
+    ]  # fmt: skip
+    assert found.excess.value == pytest.approx(0.4)
+
+
+def test_the_seed_and_the_number_of_resamples_reach_the_ratio() -> None:
+    rng = np.random.default_rng(0)
+    given = rng.random((60, 2)), 1 + rng.random(60), rng.random((60, 2))
+    one, again, other, more = (
+        memorization.compared("x", *given, 0, dataclasses.replace(CONFIG, seed=seed, resamples=resamples)).ratio
+        for seed, resamples in ((3, 200), (3, 200), (4, 200), (3, 300))
+    )
+    assert one == again
+    assert len({one, other, more}) == 3
+    assert one.value == other.value == more.value
+
+
+def test_sources_of_another_size_are_refused(training: ImageSet) -> None:
+    drawn = torch.zeros(20, 1, 3, 16, 16), torch.zeros(20, 1, 4)
+    real = torch.zeros(20, 3, 8, 8), torch.zeros(20, 4)
+    with pytest.raises(ConfigError, match="cannot be compared"):
+        memorization.search(drawn, real, training, torch.zeros(200, 4), CONFIG)

@@ -6,14 +6,19 @@ import dataclasses
 import json
 import re
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
 from rcdm_fast.analysis import charts, registry
+from rcdm_fast.analysis import photos as of_photos
 from rcdm_fast.analysis.photos import PhotosConfig
 from rcdm_fast.analysis.photos import run as photographs
 from rcdm_fast.analysis.registry import Experiment, Job
@@ -24,7 +29,7 @@ from rcdm_fast.images import to_pil
 from rcdm_fast.metrics import intervals
 from rcdm_fast.metrics.intervals import Interval
 from rcdm_fast.models import checkpoint
-from rcdm_fast.report import build, figures
+from rcdm_fast.report import build, figures, methods, sections
 from rcdm_fast.report.page import render
 from tests import browser, small, training_process
 
@@ -412,3 +417,207 @@ def test_facts_are_of_the_models_of_all_experiments(tmp_path: Path, monkeypatch:
     assert [each["weights"] for each in facts["models"]] == [first.weights, second.weights]
     assert first.weights != second.weights
     assert second.weights in page.read_text()
+
+
+def test_a_paragraph_for_a_paper_by_hand() -> None:
+    """A method that experiments share is told once, and of settings what each of them has."""
+    made = {"engine": "native", "precision": "bf16"}
+    facts = {
+        "rcdm_fast": "9.1",
+        "models": [
+            {"name": "one", "weights": "0123456789abcdef", **made, "encoder": {"source": "simclr", "hash": "h"}},
+            {"name": "", "weights": "fedcba9876543210", **made},
+        ],
+        "data": {"data": {"images": 12345, "fingerprint": "f1"}, "photos": {"images": 3, "fingerprint": "f2"}},
+    }
+    first = Analysis("a", "First", "m", {"solver": "heun", "steps": 7, "per": 2, "sources": 20}, method="As told.")
+    second = Analysis("b", "Second", "m", {"seed": 4}, method="As told.")
+    said = methods.paragraph([first, second], facts)
+    assert said.endswith(
+        "as implemented in rcdm_fast 9.1. "
+        "Decoder one (weights 0123456789ab; native engine, bf16), representations from simclr. "
+        "Decoder (unnamed) (weights fedcba987654; native engine, bf16). "
+        "12,345 images (fingerprint f1). 3 photos (fingerprint f2). "
+        "First. Settings: sources 20, per 2, steps 7, solver heun. As told. Second."
+    )
+
+
+def test_a_report_tells_what_runs_how_far_it_is_and_how_long_it_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[tuple[int, int]] = []
+    told, paper, entered = list[str](), list[str](), list[int]()
+
+    def good(job: Job) -> Analysis:
+        assert job.progress is not None
+        job.progress(1, 2)
+        return RESULT
+
+    def few(job: Job) -> Analysis:
+        raise ConfigError("too few")
+
+    @contextmanager
+    def progress() -> Iterator[Callable[[int, int], None]]:
+        entered.append(len(steps))
+        yield lambda *each: steps.append(each)
+
+    for name, run in (("good", good), ("few", few)):
+        monkeypatch.setitem(registry.EXPERIMENTS, name, Experiment("x", run))
+    monkeypatch.setattr(build, "time", SimpleNamespace(monotonic=iter((10.0, 12.5, 20.0, 20.2)).__next__))
+    photos = dataclasses.replace(training_process.data().subset(torch.arange(3)), fingerprint="shown")
+    tasks = [build.Task(name, Job(small.quick_model(), photos=photos)) for name in ("good", "few")]
+    page = build.build(
+        tasks, tmp_path / "r.html", title="t", about="a", left_out={"attack": "no labels"}, note=told.append,
+        methods=paper.append, progress=progress,
+    )  # fmt: skip
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert told == ["1 of 2: good", "2 of 2: few", "left out: too few"]
+    assert (steps, entered) == ([(1, 2)], [0, 1])
+    assert found["left_out"] == {"attack": "no labels", "few": "too few"}
+    assert found["made_by"]["seconds"] == {"good": 2.5, "few": 0.2}
+    assert found["made_by"]["data"] == {"photos": {"fingerprint": "shown", "images": 3}}
+    assert found["title"] == "t"
+    assert paper == [found["methods"]]
+    assert "attack: no labels" in read(page.read_text()).text
+
+
+def test_rates_are_told_of_the_verdicts_that_there_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of claims by a rule alone, which have a p-value; those of the other kind have no rate."""
+    (tmp_path / "rates.json").touch()
+    monkeypatch.setattr("rcdm_fast.analysis.error_rates.SHIPPED", tmp_path / "rates.json")
+    monkeypatch.setattr("rcdm_fast.analysis.error_rates.sentence", lambda kept: f"rate of {kept}")
+
+    def rates(*given: tuple[bool | None, float | None]) -> list[str]:
+        findings = tuple(Finding("it", holds, "so", p=p) for holds, p in given)
+        return build.rates([dataclasses.replace(RESULT, findings=(each,)) for each in findings])
+
+    assert rates((False, 0.01), (True, 0.02)) == ["rate of True", "rate of False"]
+    assert rates((False, 0.01), (True, None)) == ["rate of False"]
+    assert rates((None, 0.5)) == []
+
+
+def first_screen(page: str) -> list[str]:
+    """The claims beside the summary, as the page says them."""
+    return re.findall(r"<li class=\"\w+\">(\w+)", page.split('<ul class="claims">')[1].split("</ul>")[0])
+
+
+def test_decided_claims_with_numbers_come_first_and_of_those_that_do_not_hold_two() -> None:
+    number = (("slope", Interval(0.5, 0.4, 0.6)),)
+    given = {
+        "a": (None, ()), "b": (None, number), "c": (True, ()), "d": (False, ()), "e": (False, number),
+        "f": (False, number), "g": (True, number), "h": (True, ()), "i": (True, ()),
+    }  # fmt: skip
+
+    def page(names: str, numbers: object = None) -> str:
+        claims = tuple(
+            Finding(name, holds, "so", otherwise=name, numbers=decide) for name, (holds, decide) in given.items()
+            if name in names
+        )  # fmt: skip
+        claims = tuple(
+            dataclasses.replace(each, claim=f"{each.claim} it is", otherwise=f"{each.claim} it is") for each in claims
+        )
+        result = dataclasses.replace(RESULT, findings=claims)
+        return render("t", "a", [result], {}, {}, numbers=numbers)  # type: ignore[arg-type]
+
+    whole, few = page("abcdefghi", {"a": 1}), page("abc")
+    assert first_screen(whole) == ["G", "C", "H", "E", "F"]
+    assert first_screen(few) == ["C", "Inconclusive", "Inconclusive"]
+    assert few.index("Inconclusive: b it is") < few.index("Inconclusive: a it is")
+    link, button = '<p><a href="#claims">All claims</a></p>', 'data-get="numbers"'
+    assert (link in whole, link in few) == (True, False)
+    assert (button in whole, button in few) == (True, False)
+    every = whole.split('id="claims">')[1].split("</section>")[0]
+    decided, unsure = every.split("<details>")
+    assert "<summary>2 inconclusive</summary>" in unsure
+    assert (decided.count("<li"), unsure.count("<li")) == (7, 2)
+    assert "Inconclusive" not in decided
+
+
+@pytest.mark.parametrize(("holds", "kind"), [(True, "holds"), (False, "fails"), (None, "open")])
+def test_a_verdict_has_its_own_look(holds: bool | None, kind: str) -> None:
+    found = Finding("it", holds, "so")
+    assert sections.line(found).startswith(f'<li class="{kind}">')
+    page = sections.section(dataclasses.replace(RESULT, findings=(found,), figures={}), {})
+    assert f'<div class="finding {kind}">' in page
+
+
+def test_only_adjusted_claims_are_counted_as_such() -> None:
+    found = [Finding("a", True, "so", p=0.01, adjusted=0.02), Finding("b", None, "so")]
+    assert sections.adjusted(found).startswith("1 have a p-value")
+    assert sections.adjusted(found[1:]) == ""
+
+
+@pytest.mark.parametrize(
+    ("cell", "sorted_by"),
+    [(Interval(0.5, 0.1, 0.6), "0.5"), (2.25, "2.25"), (7, "7"), (None, None), ("hue", None), (float("inf"), None)],
+)
+def test_a_cell_is_sorted_by_its_value(cell: Any, sorted_by: str | None) -> None:
+    found = re.findall(r'data-v="([^"]*)"', sections._cell(cell))
+    assert found == ([] if sorted_by is None else [sorted_by])
+
+
+def test_long_tables_and_charts_are_folded_and_curves_are_not() -> None:
+    def shown(rows: int, value: object, name: Callable[[int], object] = str) -> str:
+        body = tuple((name(row), value) for row in range(rows))
+        table = Table("t", "T", ("of", "value"), body)  # type: ignore[arg-type]
+        return sections.section(dataclasses.replace(RESULT, tables=(table,), figures={}, findings=()), {})
+
+    one = Interval(0.5, 0.4, 0.6)
+    assert "Table of 13 rows" in shown(13, 0.5)
+    assert "Table of" not in shown(12, 0.5)
+    assert "Chart of 13 rows" in shown(13, one)
+    assert "Chart of" not in shown(12, one)
+    assert "<polyline" in shown(13, one, int)
+    assert "Chart of" not in shown(13, one, int)
+
+
+def test_figures_are_kept_as_well_as_they_fit_in_the_order_of_ways() -> None:
+    noise = Image.effect_noise((80, 40), 90).convert("RGB")
+    given = [("one", {"a": noise}), ("two", {"a": noise.rotate(180)})]
+    plain = figures.stored(given)
+    assert plain.keys() == {("one", "a"), ("two", "a")}
+    assert {(each.kind, each.width, each.height) for each in plain.values()} == {("png", 80, 40)}
+    size = sum(len(each.content) for each in plain.values())
+    assert figures.stored(given, size) == plain  # at most so many
+    less = figures.stored(given, size - 1)
+    assert {(each.kind, each.width, each.height) for each in less.values()} == {("webp", 80, 40)}
+    best = sum(len(each.content) for each in less.values())
+    worse = figures.stored(given, best - 1)
+    assert sum(len(each.content) for each in worse.values()) < best
+    last = figures.stored(given, 1)["two", "a"]
+    assert (last.width, last.height) == (20, 10)
+    page = sections.section(dataclasses.replace(RESULT, name="two", figures={"a": noise}, captions={"a": "As <it> is"}),
+                            figures.stored(given, 1))  # fmt: skip
+    assert 'width="20" height="10" alt="As &lt;it&gt; is"' in page
+    assert 'data-figure="two-a.webp"' in page
+
+
+def test_photographs_are_named_and_those_at_the_top_are_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = training_process.data().subset(torch.arange(5))
+    data = dataclasses.replace(data, paths=tuple(Path(f"folder/{name}.png") for name in "abcde"))
+    model, sheets = small.quick_model(), list[list[list[Any]]]()
+    done: list[tuple[int, int]] = []
+
+    def sheet(rows: list[list[Any]], **_: object) -> Image.Image:
+        sheets.append(rows)
+        return Image.new("RGB", (4, 4))
+
+    monkeypatch.setattr(of_photos, "image_sheet", sheet)
+    monkeypatch.setattr(of_photos, "to_pil", lambda image: image)
+    drawn = small.asked(lambda h, *, items, per, **_: small.make_images(per, seed=int(items[0]))[None])
+    monkeypatch.setattr(model, "sample", drawn)
+    config = PhotosConfig(per=20, steps=1, resamples=100)
+    found = photographs(model, data, config, lambda *each: done.append(each))
+    assert done == [(number, 5) for number in range(1, 6)]
+    assert [row[0] for row in found.tables[0].rows] == [f"{name}.png" for name in "abcde"]
+    assert [row[0] for row in photographs(model, dataclasses.replace(data, paths=()), config).tables[0].rows] == [
+        *range(5)
+    ]
+    whole, *heads = sheets[:4]
+    assert (len(whole), len(found.heads)) == (5, 3)
+    for number, (head,) in enumerate(heads):
+        assert len(head) == 4
+        assert torch.equal(head[0], data.floats(torch.tensor([number]))[0])
+        assert all(torch.equal(*each) for each in zip(head, whole[number], strict=False))
+    other = photographs(model, data, dataclasses.replace(config, resamples=101)).tables[0].rows[0][1]
+    assert other != found.tables[0].rows[0][1]

@@ -181,3 +181,33 @@ def test_other_thresholds_are_taken() -> None:
     assert verdict(interval(-0.02, 0.02), NOTHING, strict).kept is None
     assert verdict(interval(-0.002, 0.002), (interval(-0.01, 0.0009),), strict).kept is False
     assert verdict(interval(-0.002, 0.002), (interval(-0.01, 0.0011),), strict).kept is None
+
+
+def test_reasons_and_what_is_detectable_are_those_of_other_thresholds() -> None:
+    other = Rules(kept_above=0.6, dropped_within=0.3, readable=0.02, detected_power=0.5)
+    assert verdict(interval(0.61, 0.9), NOTHING, other).reason == "the slope is surely above 0.6"
+    assert verdict(interval(0.2, 0.29), NOTHING, other).reason == (
+        "the slope is surely within +-0.3, and no readout finds it"
+    )
+    assert "surely between 0.3 and 0.6: " in verdict(interval(0.31, 0.59), NOTHING, other).reason
+    seen = (interval(0.011, 0.019),)  # found by the usual rules, and not by these
+    assert verdict(interval(0.0, 0.1), seen, other).kept is False
+    assert verdict(interval(0.4, 0.8), NOTHING, other).detectable == pytest.approx(0.6 + 0.2)  # half of the time
+
+
+def test_a_power_under_a_half_and_thresholds_that_touch_are_no_rules() -> None:
+    with pytest.raises(ConfigError, match="at least 0.5"):
+        Rules(detected_power=0.49)
+    assert Rules(detected_power=0.5).detected_power == 0.5
+    with pytest.raises(ConfigError, match=r"cannot be dropped within 0\.25"):
+        Rules(dropped_within=0.25)
+    with pytest.raises(ConfigError, match="finite numbers"):
+        verdict(interval(0.0, 0.1), (NOTHING[0], Interval(0.0, -math.inf, math.inf)))
+
+
+def test_apart_is_on_either_side_of_a_level() -> None:
+    for found, level in ((interval(0.3, 0.5), 0.2), (interval(0.3, 0.5), 0.6), (interval(-0.5, -0.3), 0.0)):
+        assert rules.p_apart(found, level) < 0.05
+    for level in (0.31, 0.4, 0.49):
+        assert rules.p_apart(interval(0.3, 0.5), level) >= 0.05
+    assert rules.p_apart(Interval(3.0, 2.0, 4.0), 3.0 + 2.5758 / 1.959964) == pytest.approx(0.01, rel=1e-3)

@@ -133,3 +133,35 @@ def test_what_cannot_be_measured() -> None:
         cells(Exact(), as_it_is, WORLD, subsets(), dataclasses.replace(CONFIG, sources=201))
     with pytest.raises(ConfigError, match="factors that were read are"):
         cells(Exact(), lambda drawn: drawn[:, :3], WORLD, subsets(), CONFIG)
+
+
+def test_progress_counts_subsets_and_only_the_first_eight_factors_are_measured() -> None:
+    done: list[tuple[int, int]] = []
+    found = cells(Exact(), as_it_is, WORLD, [("x",), ("y",), ()], CONFIG, lambda *each: done.append(each))
+    assert done == [(1, 3), (2, 3), (3, 3)]
+    assert [cell.factor for cell in found] == [*WORLD.names[:8]] * 3
+
+
+def test_a_batch_and_the_noise_are_the_configurations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three subsets each has keys of its own, and every drawing of an item."""
+    model, asked = small.model(representation_dim=22), list[tuple[list[int], int]]()
+
+    def sample(self: Model, h: Tensor, config: SlopesConfig, **settings: object) -> Tensor:
+        asked.append((settings["items"], settings["batch_size"]))  # type: ignore[arg-type]
+        return torch.zeros(len(h), 1, 3, 8, 8)
+
+    monkeypatch.setattr(Model, "sample", sample)
+    config = SlopesConfig(sources=20, noises=2, batch_size=5)
+    given = WORLD.factors(range(20)).repeat(2, 1)
+    cells(DecoderSampler(model, WORLD, config), lambda _: given, WORLD, [("x",), ("y",), ()], config)
+    assert [key for keys, _ in asked for key in keys] == [*range(120)]
+    assert {size for _, size in asked} == {5}
+
+
+def test_what_is_not_kept_is_drawn_anew_by_seed_and_key() -> None:
+    factors = WORLD.factors(range(3))
+    one, again, other = (IdealSampler(WORLD, seed).factors(factors, (), [4, 5, 4]) for seed in (1, 1, 2))
+    assert torch.equal(one, again)
+    assert torch.equal(one[0], one[2])
+    assert not torch.equal(one[0], one[1])
+    assert (one != other).any(dim=1).all()
