@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from rcdm_fast.analysis import histograms, nearness
-from rcdm_fast.analysis.nearness import ANY, CLASS, SAMPLES, VIEWS, Group, NearnessConfig, nearer
+from rcdm_fast.analysis.nearness import ANY, BLURRED, CLASS, NEAREST, SAMPLES, VIEWS, Group, NearnessConfig, nearer
 from rcdm_fast.analysis.registry import EXPERIMENTS, Job
 from rcdm_fast.analysis.result import Analysis
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.image_set import ImageSet
-from rcdm_fast.images import to_uint8
+from rcdm_fast.images import blur_images, to_uint8
 from rcdm_fast.metrics.intervals import Interval
 from tests.test_analysis import oracle
 from tests.test_analysis_neighbors import deaf, obeys
@@ -196,3 +196,70 @@ def test_every_row_reaches_the_same_height() -> None:
     chart, _ = _lanes(rows)
     high = [np.ptp(np.nonzero(_painted(chart, number))[0]) for number in (0, 1)]
     assert high == pytest.approx([66, 66], abs=2)
+
+
+def test_real_images_are_counted_from_the_nearest_and_drawn_by_the_seed(data: ImageSet) -> None:
+    gallery, places = torch.arange(1.0, 81)[:, None] ** 1.5, [3, 41]
+    labels = data.labels
+    assert labels is not None
+
+    def groups(seed: int) -> dict[str, list[list[float]]]:
+        found = nearness._real(data, torch.tensor(places), gallery, dataclasses.replace(QUICK, seed=seed))
+        return {each.name: [far.tolist() for far in each.far] for each in found}
+
+    found = groups(0)
+    for number, place in enumerate(places):
+        far = {other: abs(float(gallery[other] - gallery[place])) for other in range(80) if other != place}
+        ordered = sorted(far.values())
+        assert found[NEAREST][number] == pytest.approx(ordered[:1])
+        assert found["neighbor number 5"][number] == pytest.approx(ordered[4:5])
+        alike = [far[other] for other in far if labels[other] == labels[place]]
+        for name, known in ((ANY, list(far.values())), (CLASS, alike)):
+            drawn = found[name][number]
+            assert len(drawn) == 4
+            assert all(min(abs(each - other) for other in known) < 1e-3 for each in drawn)
+            assert sorted(drawn) != pytest.approx(sorted(known[:4]))  # not those that come first
+    assert groups(0) == found
+    assert all(groups(1)[name] != found[name] for name in (ANY, CLASS))
+
+
+def test_as_many_views_as_are_asked_for_and_a_blur_of_one_pixel(monkeypatch: pytest.MonkeyPatch, data: ImageSet) -> None:
+    encoder, places = oracle(monkeypatch, obeys).encoder, torch.tensor([5, 2])
+    assert encoder is not None
+    for views in (1, 3):
+        asked = dataclasses.replace(QUICK, views=views)
+        assert nearness._views(encoder, data, places, asked).shape == (2, views, 768)
+    blurred = nearness._blurred(encoder, data, places)
+    torch.testing.assert_close(blurred[:, 0], blur_images(data.floats(places), 1.0).flatten(1))
+
+
+def test_the_chart_has_every_distance_and_the_sentence_the_tables_means(
+    monkeypatch: pytest.MonkeyPatch, data: ImageSet
+) -> None:
+    drawn: list[tuple[str, int]] = []
+    done: list[tuple[int, int]] = []
+
+    def chart(rows: list[tuple[str, np.ndarray]], _: str) -> object:
+        drawn.extend((name, len(values)) for name, values in rows)
+        return real(rows, _)
+
+    real = histograms.histograms
+    monkeypatch.setattr(histograms, "histograms", chart)
+    found = nearness.run(oracle(monkeypatch, deaf), data, QUICK, lambda *each: done.append(each))
+    assert done[-1] == (24, 24)
+    counts = {SAMPLES: 2, BLURRED: 1, VIEWS: 3, NEAREST: 1, "neighbor number 5": 1, CLASS: 4, ANY: 4}
+    assert dict(drawn) == {name: 24 * count for name, count in counts.items()}
+    table = rows(found)
+    for finding, name in zip(found.findings, (VIEWS, CLASS), strict=True):
+        means = (table[each][0].value for each in (SAMPLES, name))
+        assert finding.measured.endswith("mean distances {:.3g} and {:.3g}".format(*means))
+
+
+def test_nothing_is_said_of_classes_where_a_source_is_the_only_one_of_its_own(data: ImageSet) -> None:
+    labels = torch.arange(80) % 4
+    labels[7] = 9
+    alone = dataclasses.replace(data, labels=labels)
+    gallery = torch.arange(80.0)[:, None]
+    names = [each.name for each in nearness._real(alone, torch.tensor([3, 7]), gallery, QUICK)]
+    assert CLASS not in names
+    assert CLASS in [each.name for each in nearness._real(alone, torch.tensor([3, 4]), gallery, QUICK)]

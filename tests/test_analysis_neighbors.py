@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rcdm_fast.analysis import neighbors
-from rcdm_fast.analysis.neighbors import NeighborsConfig, overlap, split
+from rcdm_fast.analysis import common, neighbors
+from rcdm_fast.analysis.common import Redrawn
+from rcdm_fast.analysis.neighbors import NeighborsConfig, Setting, overlap, split
 from rcdm_fast.analysis.registry import EXPERIMENTS, Job
 from rcdm_fast.analysis.result import Analysis, Cell, Table
 from rcdm_fast.config import ConfigError
@@ -171,3 +172,77 @@ def test_what_is_refused(data: ImageSet) -> None:
     model._encoder = None
     with pytest.raises(ConfigError, match="encoder"):
         neighbors.run(model, data, QUICK)
+
+
+def made_up(data: ImageSet) -> Setting:
+    """Lists at random: of h, of the mean and of two samples of every second image, among all others."""
+    generator = torch.Generator().manual_seed(6)
+    sources, rest = torch.arange(0, 50, 2), torch.cat([torch.arange(1, 50, 2), torch.arange(50, COUNT)])
+    of_h, of_mean, of_each = (
+        torch.stack([torch.randperm(75, generator=generator)[:3] for _ in range(25 * per)]).view(25, per, 3)
+        for per in (1, 1, 2)
+    )
+    drawn = Redrawn(torch.zeros(25, 2, 3, 16, 16), torch.zeros(25, 2, 4))
+    h, gallery = torch.ones(25, 4), 2 + torch.arange(300.0).view(75, 4)
+    return Setting(sources, rest, h, gallery, drawn, of_h, of_mean, of_each)
+
+
+def test_classes_of_neighbors_by_hand(data: ImageSet) -> None:
+    found, labels = made_up(data), torch.arange(COUNT) % 3
+    lists = {"the mean of samples": found.of_mean, "each sample": found.of_each}
+
+    def of_class(each: Tensor) -> np.ndarray:
+        return np.array([
+            np.mean([labels[found.rest[place]] == labels[source] for place in each[number].flatten().tolist()])
+            for number, source in enumerate(found.sources.tolist())
+        ])  # fmt: skip
+
+    rest = labels[found.rest].tolist()
+    chance = np.mean([rest.count(int(labels[source])) / 75 for source in found.sources.tolist()])
+    h, mean, each = neighbors._class_table(found, lists, labels, QUICK).rows
+    of_h = of_class(found.of_h)
+    assert (interval(h[1]).value, h[2], h[3]) == (pytest.approx(of_h.mean()), None, pytest.approx(chance))
+    for row, given in ((mean, found.of_mean), (each, found.of_each)):
+        assert interval(row[1]).value == pytest.approx(of_class(given).mean())
+        assert interval(row[2]).value == pytest.approx((of_class(given) - of_h).mean())
+        assert row[3] == pytest.approx(chance)
+    told = neighbors._class_finding(found, labels, QUICK).measured
+    values, usual = (common.percent(common.interval(of_class(each), QUICK)) for each in (found.of_each, found.of_h))
+    assert told == (
+        f"{values} of a sample's neighbors, {usual} of the neighbors of h, {100 * chance:.0f} % of the gallery"
+    )
+
+
+def test_a_sentence_tells_of_each_sample_and_not_of_their_mean(data: ImageSet) -> None:
+    found = made_up(data)
+    own, others = overlap(found.of_each, found.of_h, 75)
+    values = (common.percent(common.interval(each, QUICK)) for each in (own, np.round(own - others, 12)))
+    told = "{} of a sample's neighbors are neighbors of its h, {} more than of another source's h".format(*values)
+    assert neighbors._overlap_finding(found, QUICK).measured == told
+    lists = {"the mean of samples": found.of_mean, "each sample": found.of_each}
+    rows = neighbors._overlap_table(found, lists, QUICK).rows
+    assert interval(rows[1][1]).value == pytest.approx(own.mean())
+    assert interval(rows[0][1]).value == pytest.approx(overlap(found.of_mean, found.of_h, 75)[0].mean())
+
+
+def test_the_figure_shows_neighbors_of_h_samples_and_neighbors_of_their_mean(
+    monkeypatch: pytest.MonkeyPatch, data: ImageSet
+) -> None:
+    found, sheets = made_up(data), list[list[list[Tensor]]]()
+    drawn = small.make_images(50, 16).view(25, 2, 3, 16, 16)
+    found = dataclasses.replace(found, drawn=Redrawn(drawn, found.drawn.representations))
+    monkeypatch.setattr(neighbors, "to_pil", lambda image: image)
+    monkeypatch.setattr(neighbors, "image_sheet", lambda rows, **_: sheets.append(rows))
+    neighbors._sheet(found, data, dataclasses.replace(QUICK, shown=3))
+    (rows,) = sheets
+    assert len(rows) == 3
+    for row, number in zip(rows, (0, 12, 24), strict=True):
+        near = (data.floats(found.rest[each[number, 0]]) for each in (found.of_h, found.of_mean))
+        of_h, of_mean = near
+        want = [*data.floats(found.sources[number][None]), *of_h, *drawn[number], *of_mean]
+        assert all(torch.equal(*each) for each in zip(row, want, strict=True))
+
+
+def test_eighty_sources_where_there_are_images_enough() -> None:
+    plain = ImageSet(torch.zeros(200, 3, 8, 8, dtype=torch.uint8), None, (), (), "plain")
+    assert len(split(plain, NeighborsConfig())[0]) == 80

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from rcdm_fast.analysis import out_of_distribution
 from rcdm_fast.analysis.common import Redrawn, all_hold, below, difference
 from rcdm_fast.analysis.out_of_distribution import UnfamiliarConfig
 from rcdm_fast.analysis.registry import EXPERIMENTS, Job
-from rcdm_fast.analysis.result import Analysis, Cell
+from rcdm_fast.analysis.result import Analysis, Cell, cell_text
 from rcdm_fast.cli import main
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.image_set import ImageSet
@@ -306,3 +307,61 @@ def test_a_report_without_photographs_leaves_it_out(folder: Path, tmp_path: Path
     assert set(found["experiments"]) == {"faithfulness"}
     assert "--photos" in found["left_out"]["unfamiliar"]
     assert "--photos" in page.read_text()
+
+
+def two_groups() -> tuple[out_of_distribution.Group, out_of_distribution.Group]:
+    """Of 24 familiar and 22 unfamiliar images, with another number everywhere."""
+    images = small.make_images(46, 16)
+    made = []
+    for name, count, more in (("familiar", 24, 0.0), ("unfamiliar", 22, 0.07)):
+        jitter = np.linspace(-0.01, 0.01, count) + more
+        shown = images[:count] if name == "familiar" else images[24:]
+        numbers = (jitter + level for level in (1.1, 0.2, 0.3, 0.9, 0.4, 5.0))
+        made.append(out_of_distribution.Group(name, shown, (shown * 0.5)[:, None].repeat(1, 3, 1, 1, 1), *numbers))
+    return made[0], made[1]
+
+
+def test_sentences_name_the_right_numbers() -> None:
+    familiar, unfamiliar = two_groups()
+    back = out_of_distribution._back(unfamiliar, QUICK)
+    (_, own), (other, chance) = back.numbers
+    assert other == "of other photographs' samples"
+    assert (own.value, chance.value) == pytest.approx((0.97, 0.47))
+    assert back.measured.startswith(
+        f"MRR {cell_text(own)}, by the samples of other photographs {cell_text(chance)}, difference 0.5 ["
+    )
+    farther = dataclasses.replace(unfamiliar, shared=unfamiliar.shared + 0.1)
+    measured = out_of_distribution._as_faithful(farther, familiar, QUICK).measured
+    assert re.findall(r"([\d.]+) \[[^]]*\] of (the \w+)", measured) == [("0.07", "the own"), ("0.17", "the data")]
+
+
+def test_a_figure_shows_images_beside_their_own_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    sheets: list[list[list[Tensor]]] = []
+    monkeypatch.setattr(out_of_distribution, "to_pil", lambda image: image)
+    monkeypatch.setattr(out_of_distribution, "image_sheet", lambda rows, **_: sheets.append(rows))
+    _, group = two_groups()
+    out_of_distribution._sheet(group, dataclasses.replace(QUICK, shown=3))
+    (rows,) = sheets
+    assert len(rows) == 3
+    for row, number in zip(rows, (0, 10, 21), strict=True):
+        assert len(row) == 4
+        assert torch.equal(row[0], group.images[number])
+        assert torch.equal(row[1], group.images[number] * 0.5)
+
+
+def test_figures_settings_and_chance_are_of_both_sets(
+    monkeypatch: pytest.MonkeyPatch, data: ImageSet, photos: ImageSet
+) -> None:
+    shown: list[str] = []
+
+    def sheet(group: out_of_distribution.Group, _: UnfamiliarConfig) -> str:
+        shown.append(group.name)
+        return group.name
+
+    monkeypatch.setattr(out_of_distribution, "_sheet", sheet)
+    config = dataclasses.replace(QUICK, sources=0)
+    found = out_of_distribution.run(oracle(monkeypatch, obeys), data, photos.subset(torch.arange(4)), config)
+    assert found.figures == {"unfamiliar": "unfamiliar", "familiar": "familiar"}
+    assert (found.settings["sources"], found.settings["photographs"]) == (KNOWN, 4)
+    chance = sum(1 / rank for rank in range(1, 35)) / 34
+    assert f"from 34 images would give an MRR of {chance:.2g}." in found.tables[0].note
