@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -415,3 +416,89 @@ def test_sources_are_sixty_four_unless_asked_and_no_more_than_there_are() -> Non
     for asked, available in ((19, 100), (31, 30)):
         with pytest.raises(ConfigError, match=f"{asked} sources: at least 20, at most the {available} attacked"):
             attack._sources(torch.arange(available), AttackConfig(sources=asked))
+
+
+def test_every_table_has_its_own_numbers() -> None:
+    """By hand: two methods, two units, two models, three epsilons, and another number for each."""
+    rng = np.random.default_rng(5)
+    results = []
+    for name, clean in (("one", 0.9), ("two", 0.7)):
+        right = rng.random(100) < clean
+        correct = {method: np.stack([right, *(rng.random((2, 100)) < clean / 2)]) for method in ("fgsm", "pgd")}
+        far = [{method: rng.random((3, 100)) for method in ("fgsm", "pgd")} for _ in range(2)]
+        results.append(Attacked(name, correct, far[0], far[1], rng.random((2, 30)), []))
+    found = {table.name: table for table in robustness.tables(results, dataclasses.replace(THREE, epsilons=(0, 1, 16)))}
+
+    def values(name: str) -> list[list[float]]:
+        rows = found[name].rows
+        assert [row[0] for row in rows] == [0, 1, 16]
+        assert found[name].columns == ("epsilon (8-bit levels)", "one", "two")
+        return [[cell.value for cell in row[1:] if isinstance(cell, Interval)] for row in rows]
+
+    def check(name: str, expected: list[np.ndarray]) -> None:
+        np.testing.assert_allclose(values(name), np.stack(expected, axis=1), err_msg=name)
+
+    both = results[0].correct["pgd"][0] & results[1].correct["pgd"][0]
+    check("left-pgd", [each.correct["pgd"].mean(axis=1) / each.correct["pgd"][0].mean() for each in results])
+    check("both-pgd", [each.correct["pgd"][:, both].mean(axis=1) for each in results])
+    assert f"the {both.sum()} clean images" in found["both-pgd"].note
+    for method in ("fgsm", "pgd"):
+        check(f"accuracy-{method}", [each.correct[method].mean(axis=1) for each in results])
+        check(f"moved-{method}", [each.moved[method].mean(axis=1) for each in results])
+        check(f"moved-pairs-{method}", [each.moved_pairs[method].mean(axis=1) for each in results])
+    samples = found["samples"]
+    assert "epsilon 16" in samples.title
+    for row, each in zip(samples.rows, results, strict=True):
+        clean, attacked = each.kept.mean(axis=1)
+        got = [cell.value for cell in row[1:] if isinstance(cell, Interval)]
+        assert (row[0], got) == (each.name, pytest.approx([clean, attacked, attacked - clean]))
+    left = [f"{values('left-pgd')[1][number]:.0%}".replace("%", " %") for number in (0, 1)]
+    said = robustness.findings(*results, dataclasses.replace(THREE, epsilons=(0, 1, 16)))[1].measured
+    assert re.search(rf"epsilon 1: {left[0]} \[[^]]*\] and {left[1]} \[", said)
+
+
+def test_the_seed_reaches_the_interval_of_what_is_left() -> None:
+    one = _attacked("one", (0.6, 0.24, 0.24), (0, 0.2, 0.4), (0.5, 0.45))
+    found = [robustness.kept_part(one, 1, dataclasses.replace(THREE, seed=seed)) for seed in (0, 3, 3)]
+    assert found[0] != found[1] == found[2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"epsilons": (0, 2, 2)}, "begin with 0 and grow"),
+        ({"epsilons": (0, 2, 1)}, "begin with 0 and grow"),
+        ({"epsilons": (0,)}, "begin with 0 and grow"),
+        ({"pgd_steps": 0}, "pgd_steps and shown"),
+        ({"shown": 0}, "pgd_steps and shown"),
+    ],
+)
+def test_attacks_that_are_none(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        AttackConfig(**settings)
+
+
+def test_an_attack_stays_among_colors() -> None:
+    """Also of images that are black or white, from any start."""
+    images = torch.ones(3, 3, 4, 4) * torch.tensor([1.0, -1.0, 0.99]).view(3, 1, 1, 1)
+    seen: list[Tensor] = []
+
+    def gradient(x: Tensor) -> Tensor:
+        seen.append(x)
+        return x.sign()
+
+    last = pgd(images, gradient, 8, 3, torch.Generator().manual_seed(0))
+    assert all(float(each.abs().max()) <= 1 for each in [*seen, last])
+
+
+def test_no_more_images_are_attacked_at_once_than_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, probe, sizes = small.encoder(), torch.nn.Linear(small.DIM, 2), list[int]()
+    before = encoder.represent
+
+    def represent(views: Tensor) -> Tensor:
+        sizes.append(len(views))
+        return before(views)
+
+    monkeypatch.setattr(encoder, "represent", represent)
+    against_probe(small.make_images(7), torch.zeros(7, dtype=torch.int64), encoder, probe, 4, batch_size=3)
+    assert sizes == [3, 3, 1]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from rcdm_fast.analysis import grounds, manipulate, properties
+from rcdm_fast.analysis import common, grounds, manipulate, properties
 from rcdm_fast.analysis.directions import class_of, common_dimensions, mean_difference, principal_directions
 from rcdm_fast.analysis.manipulate import ManipulateConfig
 from rcdm_fast.config import ConfigError
@@ -315,3 +316,104 @@ def test_the_second_direction_is_as_long_as_the_spread_along_it(generator: torch
     assert found.norm(dim=1).tolist() == pytest.approx(np.sqrt(values[::-1][:3]).tolist(), rel=1e-4)
     along = np.abs((found.numpy() * vectors.T[::-1][:3]).sum(axis=1)) / found.norm(dim=1).numpy()
     assert along.tolist() == pytest.approx([1, 1, 1], abs=1e-4)
+
+
+def test_the_seed_decides_the_halves_and_the_controls(mirror: Model, data: ImageSet) -> None:
+    found = {}
+    for seed in (1, 2):
+        setting = manipulate._setting(mirror, data, dataclasses.replace(QUICK, seed=seed), None)
+        gallery, rest = data.halves(seed)
+        assert torch.equal(setting.gallery, data.floats(gallery).flatten(1))
+        assert torch.equal(setting.h, data.floats(setting.items).flatten(1))
+        assert set(setting.items.tolist()) <= set(rest.tolist())
+        assert data.labels is not None
+        assert setting.labels is not None
+        assert torch.equal(setting.labels, data.labels[setting.items])
+        found[seed] = manipulate._changes(_sparse(), dataclasses.replace(QUICK, seed=seed))
+    for one, other in zip(*found.values(), strict=True):
+        assert not torch.equal(one.control, other.control), one.name
+
+
+def test_lengths_and_neighbors_are_those_that_were_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, ...]] = []
+    real = manipulate.common_dimensions
+
+    def noted(h: Tensor, gallery: Tensor, *given: int) -> Tensor:
+        asked.append(given)
+        return real(h, gallery, *given)
+
+    monkeypatch.setattr(manipulate, "common_dimensions", noted)
+    setting = _sparse()
+    short, long = (
+        manipulate._changes(setting, dataclasses.replace(QUICK, strength=strength, neighbors=9, threshold=4, components=2))
+        for strength in (1.0, 3.0)
+    )
+    assert asked == [(9, 4)] * 2
+    assert [each.name for each in short[2:]] == ["towards more brightness", "component 1", "component 2"]
+    for one, other in zip(short[2:], long[2:], strict=True):
+        torch.testing.assert_close(other.h - setting.h, 3 * (one.h - setting.h), rtol=1e-4, atol=1e-5)
+
+
+def test_changes_controls_and_what_was_before_are_told_apart(
+    mirror: Model, data: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples are of one shade: 0 before, 0.1 and 0.2 of the changes, a tenth of that less than 0 of the controls."""
+    setting = manipulate._setting(mirror, data, QUICK, None)
+    changes = [
+        manipulate.Change(f"change {number}", setting.h + number, setting.h - number, "target", setting.h, True)
+        for number in (1, 2)
+    ]
+    sheets: list[list[list[float]]] = []
+    done: list[tuple[int, int]] = []
+
+    def drawn(_: Model, h: Tensor, items: Tensor, *__: object) -> Tensor:
+        assert torch.equal(items, setting.items)
+        step = float((h - setting.h).mean())
+        return torch.full((len(h), 2, 3, 16, 16), 0.1 * step if step > 0 else 0.01 * step)
+
+    def shade(samples: Tensor) -> np.ndarray:
+        return samples[:, 0, 0, 0, 0].double().numpy()
+
+    def sheet(rows: list[list[Tensor]], **_: object) -> None:
+        sheets.append([[round(float(image.mean()), 3) for image in row[1:]] for row in rows])
+
+    monkeypatch.setattr(manipulate, "_setting", lambda *_: setting)
+    monkeypatch.setattr(manipulate, "_changes", lambda *_: changes)
+    monkeypatch.setattr(common, "draw", drawn)
+    monkeypatch.setattr(manipulate, "_moved", lambda _, before, after, __: shade(after) - shade(before))
+    monkeypatch.setattr(manipulate, "_kept", lambda _, samples, *__: 0.5 + shade(samples))
+    monkeypatch.setattr(grounds, "lean", lambda before, after: shade(after) - shade(before))
+    monkeypatch.setattr(manipulate, "to_pil", lambda image: image)
+    monkeypatch.setattr(manipulate, "image_sheet", sheet)
+    found = manipulate.run(mirror, data, dataclasses.replace(QUICK, shown=2), lambda *each: done.append(each))
+    assert done == [(1, 2), (2, 2)]
+    assert sheets == [[[0.0, 0.1, 0.2]] * 2]
+    values = [[round(cell.value, 3) for cell in row[2:] if isinstance(cell, Interval)] for row in found.tables[0].rows]
+    assert values == [[0.1, -0.01, 0.11, 0.6, 0.49], [0.2, -0.02, 0.22, 0.7, 0.48]]
+    assert "unchanged h: 50 % [" in found.tables[0].note
+    where = [[round(cell.value, 3) for cell in row[1:] if isinstance(cell, Interval)] for row in found.tables[1].rows]
+    assert where == [[0.1, -0.01, 0.11], [0.2, -0.02, 0.22]]
+    said = found.findings[2].measured
+    assert said.startswith("20 % [20, 20] of samples move as wanted, 22 % [22, 22] more than with the control; the ")
+    assert said.endswith("class is kept in 70 % [70, 70] (unchanged h: 50 % [50, 50])")
+    assert "non-zero in more than 14 of 20 nearest neighbors" in found.method
+    assert (found.settings["sources"], found.settings["gallery"]) == (24, 50)
+
+
+def test_more_neighbors_need_more_images(mirror: Model, data: ImageSet) -> None:
+    config = dataclasses.replace(QUICK, neighbors=50)
+    with pytest.raises(ConfigError, match="at least 102 images are needed, half of them as the gallery; got 100"):
+        manipulate.run(mirror, data, config)
+
+
+def test_votes_are_as_many_as_were_asked_for(mirror: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def voted(again: Tensor, *given: Any) -> Tensor:
+        asked.append(given[-1])
+        return torch.zeros(len(again), dtype=torch.int64)
+
+    monkeypatch.setattr(manipulate, "class_of", voted)
+    setting = _sparse()
+    manipulate._kept(mirror, small.make_images(12, 16)[:, None], setting, dataclasses.replace(QUICK, knn=7))
+    assert asked == [7]

@@ -101,3 +101,34 @@ def test_the_circular_correlation_is_around_the_mean_of_each(seed: int) -> None:
     want = (off[0] * off[1]).sum() / math.sqrt((off[0] ** 2).sum() * (off[1] ** 2).sum())
     assert found[0] == pytest.approx(want, abs=1e-9)
     assert 0.3 < want < 0.95
+
+
+def test_a_source_without_a_direction_counts_for_nothing() -> None:
+    """Weights of 3 are those of a source three times there, of 0 of one that is not, in slope and correlation."""
+    rng = np.random.default_rng(4)
+    p, q = rng.normal(0, 40, (2, 24, 3))
+    times = np.repeat([0, 1, 3], 8)
+    of = np.repeat(np.arange(24), times)
+    for period in (360.0, None):
+        weighed = Changes(torch.tensor(p), torch.tensor(q), torch.tensor(times).double(), period)
+        plain = Changes(torch.tensor(p[of]), torch.tensor(q[of]), torch.ones(len(of)), period)
+        a, b = ([float(each.sum()) for each in changes.sums()] for changes in (weighed, plain))
+        assert a == pytest.approx(b)
+        r = [float(each.correlation(np.ones((1, len(each.weight))))[0]) for each in (weighed, plain)]
+        assert r[0] == pytest.approx(r[1])
+
+
+def test_seed_and_resamples_reach_the_bootstrap_and_all_readouts_the_verdict() -> None:
+    rng = np.random.default_rng(1)
+    p = rng.normal(size=(30, 2))
+    changes = _changes(p, p + rng.normal(size=p.shape))
+    one, other, more = (recovery(changes, *each) for each in ((200, 1), (200, 2), (300, 1)))
+    assert one.correlation != other.correlation
+    assert one.chance != other.chance
+    assert one.correlation != more.correlation
+    assert one.chance == more.chance
+    assert one.slope == other.slope
+    assert (one.sources, one.pairs) == (30, 60)
+    nothing, read = Interval(0.0, -0.004, 0.004), Interval(0.4, 0.3, 0.5)
+    still = _changes(p, 0.01 * p)
+    assert [recovery(still, 100, readouts=(nothing, each)).verdict.kept for each in (nothing, read)] == [False, None]
