@@ -21,6 +21,10 @@ from rcdm_fast.analysis.augment import AUGMENTATIONS
 from rcdm_fast.analysis.readout import BENT, LINEAR, Readout
 from rcdm_fast.analysis.recovery import Changes, Recovery, difference, recovery
 from rcdm_fast.analysis.rules import Verdict
+
+
+from rcdm_fast.analysis.properties import PROPERTIES
+from rcdm_fast.analysis.recovery import Changes, difference, recovery
 from rcdm_fast.analysis.sweeps import InvarianceConfig, measure
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.image_set import ImageSet
@@ -431,3 +435,100 @@ def test_rows_of_the_figure_are_images_and_the_samples_of_every_model(monkeypatc
     assert named["column_titles"] == ["as it is", "0.33", "0.67", "1"]
     pixels = [[image.getpixel((0, 0))[0] for image in line] for line in lines]
     assert pixels == [[0, 1, 2, 3], [100, 101, 102, 103], [200, 201, 202, 203]]
+
+
+def test_the_figure_of_a_sweep_shows_sources_of_all_parts_of_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside each the samples of its own versions; sources may lie by class, so the first ones alone would not do."""
+
+    def half(h: Tensor, *, per: int, **_: object) -> Tensor:
+        return 0.5 * h.view(-1, 1, 3, 16, 16).repeat(1, per, 1, 1, 1)
+
+    data, each = photographs(24), AUGMENTATIONS["hue"]
+    config = dataclasses.replace(QUICK, augmentations=("hue",), shown=3, fitted_on=0)
+    found = measure(oracle(monkeypatch, half), data, config).sweeps["hue"]
+    plain = data.floats(torch.tensor([0, 12, 23]))
+    want = torch.stack([plain, *(each(plain, magnitude) for magnitude in each.magnitudes)], dim=1)
+    for got, images in ((found.images, want), (found.samples, 0.5 * want)):
+        assert got.shape == images.shape
+        for number in range(3):
+            torch.testing.assert_close(got[number].int(), to_uint8(images[number]).int(), atol=1, rtol=0)
+
+
+def test_what_samples_share_with_their_image_is_a_mean_over_them() -> None:
+    """A sum of directions for a hue, of which the longer ones count more."""
+
+    def flat(*colors: tuple[float, float, float]) -> Tensor:
+        return torch.tensor(colors)[:, :, None, None].expand(-1, -1, 8, 8)
+
+    red, green, faint = (1.0, -1.0, -1.0), (-1.0, 1.0, -1.0), (0.5, -0.5, -0.5)
+    plain = flat(red, faint)
+    base = torch.stack([flat(red, green, green), flat(faint, faint, green)])
+    bright = sweeps.kept_values(PROPERTIES["brightness"], plain, base)
+    levels = {red: 0.299, green: 0.587, faint: 0.25 + 0.5 * 0.299}
+    assert bright.image[:, 0].tolist() == pytest.approx([levels[red], levels[faint]], abs=1e-6)
+    assert bright.samples[:, 0].tolist() == pytest.approx(
+        [(levels[red] + 2 * levels[green]) / 3, (2 * levels[faint] + levels[green]) / 3], abs=1e-6
+    )
+    hue = sweeps.kept_values(PROPERTIES["hue"], plain, base)
+    of_two = [np.angle(1 + 2 * np.exp(2j * np.pi / 3), deg=True), np.angle(1 + np.exp(2j * np.pi / 3), deg=True)]
+    assert hue.samples[:, 0].tolist() == pytest.approx(of_two, abs=1e-4)
+    assert hue.weight.tolist() == pytest.approx([1, 0.5], abs=1e-6)
+    assert (hue.period, bright.period) == (360.0, None)
+
+
+def test_an_engine_that_depends_on_the_batch_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def drifts(h: Tensor, *, per: int, **_: object) -> Tensor:
+        return torch.full((len(h), per, 3, 16, 16), 0.25 if len(h) == 1 else 0.0)
+
+    config = dataclasses.replace(QUICK, augmentations=("hue",), fitted_on=0)
+    result = invariance.run(oracle(monkeypatch, drifts), photographs(24), config)
+    assert result.settings["same_noise_difference"] == 0.25
+
+
+def test_a_change_of_hue_counts_by_the_sources_chroma_and_settings_reach_the_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The mean over samples of each source, whose samples before are those with the same number."""
+    moved = [small.make_images(24 * 2, 16, seed=seed).view(24, 2, 3, 16, 16) for seed in range(9)]
+    calls = iter(range(9))
+
+    def drawn(h: Tensor, *, per: int, **_: object) -> Tensor:
+        parts = [moved[next(calls)] for _ in range(max(1, len(h) // 24))]
+        return torch.cat(parts)[: len(h)]
+
+    asked: list[tuple[Any, ...]] = []
+    real = sweeps.recovery
+
+    def noted(changes: Changes, *given: Any, **more: Any) -> Any:
+        asked.append((*given, *more.values()))
+        return real(changes, *given, **more)
+
+    monkeypatch.setattr(sweeps, "recovery", noted)
+    data = photographs(24)
+    config = dataclasses.replace(QUICK, augmentations=("hue",), per=2, seed=6, resamples=150, fitted_on=0)
+    found = measure(oracle(monkeypatch, drawn), data, config).sweeps["hue"].changes
+    assert asked[0][:2] == (150, 6)
+    hue = PROPERTIES["hue"]
+    torch.testing.assert_close(found.weight, hue(data.floats(slice(None))).abs())
+    before, after = hue(moved[0].flatten(0, 1)).view(24, 2), hue(moved[2].flatten(0, 1)).view(24, 2)
+    want = torch.angle((after * before.conj()).sum(dim=1)).rad2deg()
+    torch.testing.assert_close(found.samples[:, 0], want)
+
+
+def test_readouts_are_fitted_on_images_of_all_parts_of_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Tensor] = []
+
+    class Stop(Exception):
+        """The rest need not be measured."""
+
+    def reader(_: object, images: Tensor, fits: bool) -> None:
+        given.append(images)
+        assert fits
+        raise Stop
+
+    monkeypatch.setattr(sweeps, "Reader", reader)
+    data = photographs(100, 8)
+    with pytest.raises(Stop):
+        measure(small.quick_model(), data, dataclasses.replace(QUICK, sources=20, fitted_on=60))
+    assert torch.equal(given[0][[0, -1]], data.floats(torch.tensor([0, 99])))
+    assert len(given[0]) == 60

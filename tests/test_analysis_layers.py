@@ -16,12 +16,20 @@ from torch import Tensor
 
 from rcdm_fast import evaluation
 from rcdm_fast.analysis import faithfulness, layer_figures, layers, readout, registry, rules
+
+
+from rcdm_fast.analysis import faithfulness, layers, readout, registry, rules, sweeps
 from rcdm_fast.analysis import spread as spreads
 from rcdm_fast.analysis.augment import AUGMENTATIONS
 from rcdm_fast.analysis.layer import Layer, LayersConfig
 from rcdm_fast.analysis.properties import PROPERTIES
 from rcdm_fast.analysis.result import Analysis, Table
 from rcdm_fast.analysis.shared import Shared
+
+
+from rcdm_fast.analysis.recovery import Changes, recovery
+from rcdm_fast.analysis.result import Analysis, Table, cell_text
+from rcdm_fast.analysis.sweeps import Invariance, Sweep
 from rcdm_fast.cli import main
 from rcdm_fast.config import ConfigError
 from rcdm_fast.evaluation import EvaluateConfig, evaluate
@@ -371,3 +379,157 @@ def test_the_figure_of_variances_has_each_image_above_its_own_samples(monkeypatc
     figures, captions = layer_figures.figures_of(made, data, LayersConfig(mapped=1, shown=0))
     assert figures.keys() == captions.keys() == {"variance"}
     assert len(seen[-1][0][0]) == 1
+
+
+def made_up(name: str, slopes: dict[str, float], seed: int, repeated: float, found: bool = False) -> Layer:
+    """What would be found of a model whose samples follow changes so far; readouts find something or nothing."""
+    rng = np.random.default_rng(seed)
+    p = np.random.default_rng(0).normal(size=(30, 3))
+    known = np.random.default_rng(1).random(60) + 0.5
+    swept = {}
+    for augmentation, slope in slopes.items():
+        gained = {
+            kind: (0.4 + more) * known + 0.2 * rng.normal(size=60) if found else 1e-4 * rng.normal(size=60)
+            for kind, more in ((readout.LINEAR, 0.0), (readout.BENT, 0.3))
+        }
+        read = readout.Readout(rng.random(60), rng.random(60) + 1, gained, dict.fromkeys(gained, known))
+        q = slope * p + 0.02 * rng.normal(size=p.shape)
+        changes = Changes(torch.tensor(p), torch.tensor(q), torch.ones(30).double())
+        none = torch.zeros(0, 4, 3, 8, 8, dtype=torch.uint8)
+        verdict = recovery(changes, 100, readouts=read.all_explained)
+        swept[augmentation] = Sweep(AUGMENTATIONS[augmentation], changes, verdict, read, none, none)
+    samples = small.make_images(60, 8, seed).view(30, 2, 3, 8, 8) * (0.2 + 0.2 * seed)
+    alike = Invariance("(unnamed)", torch.arange(30), swept, {}, repeated, (), 60)
+    return Layer(name, alike, samples, spreads.spread(samples, small.make_images(20)))
+
+
+def compared(*given: Layer) -> Analysis:
+    config = LayersConfig(shown=0, mapped=0, resamples=100, seed=4)
+    return layers.compared(list(given), [small.quick_model()] * len(given), photographs(30, 8), config)
+
+
+def test_each_column_of_a_comparison_is_of_its_own_model() -> None:
+    first = made_up("one", {"grayscale": 0.9, "hue": 0.6}, 1, 0.25, found=True)
+    other = made_up("two", {"grayscale": 0.0, "hue": 0.15}, 2, 0.5, found=True)
+    found = compared(first, other)
+    for row in table(found, "side-by-side").rows:
+        a, b = (each.invariance.sweeps[str(row[0])].recovery for each in (first, other))
+        assert row[2:4] == (a.slope, b.slope)
+        assert row[5:7] == (a.verdict.word, b.verdict.word)
+        assert row[8:] == (a.correlation.value, b.correlation.value)
+        assert isinstance(row[4], Interval)
+        assert row[4].value == pytest.approx(a.slope.value - b.slope.value)
+    read = table(found, "readouts").rows
+    assert [row[0] for row in read] == ["grayscale", "grayscale", "hue", "hue"]
+    for row in read:
+        a, b = (each.invariance.sweeps[str(row[0])].readout for each in (first, other))
+        assert row[3:5] == (a.explained(str(row[2])), b.explained(str(row[2])))
+        assert isinstance(row[5], Interval)
+        assert row[5].value == pytest.approx(a.explained(str(row[2])).value - b.explained(str(row[2])).value)
+    claim = next(each for each in found.findings if each.claim.startswith("one keeps saturation"))
+    a, b = (each.invariance.sweeps["grayscale"] for each in (first, other))
+    assert claim.numbers == (("slope of one", a.recovery.slope), ("slope of two", b.recovery.slope))
+    assert claim.measured.startswith(f"slopes {cell_text(a.recovery.slope)} and {cell_text(b.recovery.slope)}, diff")
+    moved = [cell_text(each.readout.movement) for each in (a, b)]
+    assert "; h moves by {} and {} of the squared".format(*moved) in claim.measured
+    r = [each.recovery.correlation.value for each in (a, b)]
+    assert "; r = {:.2f} and {:.2f}; ".format(*r) in claim.measured
+    said = next(each for each in found.findings if each.claim.startswith("a change of saturation"))
+    linear = [each.readout.explained(readout.LINEAR) for each in (a, b)]
+    assert said.numbers == (("R^2 from one", linear[0]), ("R^2 from two", linear[1]))
+    opened = next(each for each in found.findings if "leaves more of the pixels open" in each.claim)
+    rows = {row[0]: row for row in table(found, "open").rows}["pixels"][1:]
+    shares = [cell.value for cell in rows if isinstance(cell, Interval)]
+    assert opened.measured.startswith("{:.3g} and {:.3g} of the variance".format(*shares))
+    assert opened.numbers[0][1].value == pytest.approx(shares[1] - shares[0])
+
+
+def test_color_is_kept_where_both_parts_are_and_named_in_their_order() -> None:
+    keeps = made_up("one", {"grayscale": 0.9, "hue": 0.9}, 1, 0)
+    unsure = made_up("two", {"grayscale": 0.0, "hue": 0.15}, 2, 0)
+    drops = made_up("two", {"grayscale": 0.0, "hue": 0.0}, 3, 0)
+    also = made_up("two", {"grayscale": 0.0, "hue": 0.9}, 4, 0)
+    for other, said, holds in (
+        (drops, "saturation: holds, hue: holds", True),
+        (unsure, "saturation: holds, hue: is inconclusive", None),
+        (also, "saturation: holds, hue: does not hold", False),
+    ):
+        config = LayersConfig(resamples=100)
+        found = layers._findings(keeps, other, config)
+        color = next(each for each in found if "keeps color" in each.claim)
+        assert (color.measured, color.holds) == (said, holds)
+        parts = [layers.compare(keeps, other, name).p for name in ("grayscale", "hue")]
+        assert color.p == (parts[1] if holds is False else max(parts))
+    unsure_parts = [layers.compare(keeps, unsure, name).p for name in ("grayscale", "hue")]
+    assert unsure_parts[0] < unsure_parts[1]
+
+
+def test_what_is_true_instead_is_said_of_the_model_that_it_is_true_of() -> None:
+    def otherwise(first: float, other: float) -> str:
+        given = (made_up(name, {"hue": slope}, 1, 0) for name, slope in (("one", first), ("two", other)))
+        return layers._findings(*given, LayersConfig(resamples=100))[0].otherwise
+
+    assert otherwise(0.0, 0.0) == otherwise(0.0, 0.9) == "one drops hue"
+    assert otherwise(0.9, 0.9) == otherwise(0.15, 0.9) == "two keeps hue, too"
+
+
+def test_tables_of_three_models_have_names_of_their_own_and_the_largest_difference_counts() -> None:
+    given = [made_up(name, {"hue": 0.5}, seed, 0.1 * seed) for name, seed in (("one", 1), ("two", 3), ("three", 2))]
+    found = compared(*given)
+    names = [each.name for each in found.tables]
+    assert len(set(names)) == len(names)
+    assert {"side-by-side-2", "recovered-3", "readouts-2"} <= set(names)
+    assert found.settings["same_noise_difference"] == pytest.approx(0.3)
+    recovered = [each.title.split(":")[0] for each in found.tables if each.name.startswith("recovered")]
+    assert recovered == ["one", "two", "three"]
+    assert found.title == "What one, two and three keep of transformed images"
+
+
+def test_progress_goes_on_from_model_to_model_and_the_variance_has_samples_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done: list[tuple[int, int]] = []
+    real: list[Tensor] = []
+    one = dataclasses.replace(made_up("x", {}, 1, 0).invariance, sources=torch.tensor([3, 1]))
+
+    def measure(model: Model, data: Any, config: Any, progress: Any, _: object) -> Any:
+        progress(1, 2)
+        progress(2, 2)
+        return one
+
+    def spread(samples: Tensor, images: Tensor) -> Any:
+        assert samples.shape == (2, 5, 3, 8, 8)
+        real.append(images)
+
+    monkeypatch.setattr(sweeps, "measure", measure)
+    monkeypatch.setattr(spreads, "spread", spread)
+    data = photographs(12, 8)
+    config = LayersConfig(steps=1, per=1, spread_samples=5, augmentations=("hue", "flip"))
+    model = small.quick_model()
+    monkeypatch.setattr(
+        model, "sample", small.asked(lambda h, *, per, **_: small.make_images(len(h) * per).view(-1, per, 3, 8, 8))
+    )
+    found = layers.measured([model] * 2, ["a", "b"], data, config, lambda *each: done.append(each))
+    assert done == [(part, 6) for part in range(1, 7)]
+    assert [each.name for each in found] == ["a", "b"]
+    assert all(torch.equal(each, data.floats(slice(None))) for each in real)
+
+
+def test_movement_is_a_mean_square_over_magnitudes_and_its_unit_a_square() -> None:
+    """By hand, of a representation that is the image."""
+    images, each = photographs(8).floats(slice(None)), AUGMENTATIONS["grayscale"]
+    read = readout.Reader(Flat(), images, fits=False).read(each)  # type: ignore[arg-type]
+    flat = images.flatten(1).double().numpy()
+    moved = [((each(images, m).flatten(1).numpy() - flat) ** 2).sum(axis=1) for m in each.magnitudes]
+    np.testing.assert_allclose(read.moved, np.mean(moved, axis=0), rtol=1e-5)
+    far = ((flat[:, None] - flat[None]) ** 2).sum(axis=2) + 1e9 * np.eye(8)
+    np.testing.assert_allclose(read.unit, far.min(axis=1), rtol=1e-5)
+
+
+def test_a_difference_of_readouts_has_the_sign_of_the_first() -> None:
+    a, b = (made_up("x", {"hue": 0.5}, seed, 0, found=True).invariance.sweeps["hue"].readout for seed in (1, 2))
+    for kind in (readout.LINEAR, readout.BENT):
+        want = (a.gained[kind].sum() - b.gained[kind].sum()) / a.spread[kind].sum()
+        assert readout.difference(a, b, kind).value == pytest.approx(want)
+    assert a.all_explained == (a.explained(readout.LINEAR), a.explained(readout.BENT))
+    assert len(set(a.all_explained)) == 2

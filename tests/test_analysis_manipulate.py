@@ -345,7 +345,9 @@ def test_lengths_and_neighbors_are_those_that_were_asked_for(monkeypatch: pytest
     monkeypatch.setattr(manipulate, "common_dimensions", noted)
     setting = _sparse()
     short, long = (
-        manipulate._changes(setting, dataclasses.replace(QUICK, strength=strength, neighbors=9, threshold=4, components=2))
+        manipulate._changes(
+            setting, dataclasses.replace(QUICK, strength=strength, neighbors=9, threshold=4, components=2)
+        )
         for strength in (1.0, 3.0)
     )
     assert asked == [(9, 4)] * 2

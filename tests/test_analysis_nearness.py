@@ -223,7 +223,9 @@ def test_real_images_are_counted_from_the_nearest_and_drawn_by_the_seed(data: Im
     assert all(groups(1)[name] != found[name] for name in (ANY, CLASS))
 
 
-def test_as_many_views_as_are_asked_for_and_a_blur_of_one_pixel(monkeypatch: pytest.MonkeyPatch, data: ImageSet) -> None:
+def test_as_many_views_as_are_asked_for_and_a_blur_of_one_pixel(
+    monkeypatch: pytest.MonkeyPatch, data: ImageSet
+) -> None:
     encoder, places = oracle(monkeypatch, obeys).encoder, torch.tensor([5, 2])
     assert encoder is not None
     for views in (1, 3):

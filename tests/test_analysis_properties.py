@@ -247,3 +247,48 @@ def test_luminance_is_that_of_pillow() -> None:
     torch.testing.assert_close(
         (augment.luminance(image)[0, 0] + 1) * 127.5, torch.tensor(np.asarray(gray)).float(), atol=1, rtol=0
     )
+
+
+def test_the_middle_of_an_odd_width_is_in_neither_half() -> None:
+    image = torch.full((1, 3, 5, 5), -1.0)
+    image[..., 2:] = 1.0
+    assert value("asymmetry", image) == pytest.approx(1)
+    assert value("asymmetry", image.flip(3)) == pytest.approx(-1)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_lines_outside_the_disc_of_the_shorter_side_do_not_count(turned: bool) -> None:
+    """Level lines in the middle of a long image, upright ones at its ends."""
+    image = torch.zeros(1, 3, 16, 64)
+    image[..., 1::2, 18:46] = 0.5
+    image[..., 2::4, 18:46] = -0.3
+    clean = PROPERTIES["orientation"](image.transpose(2, 3) if turned else image)
+    image[..., :16] = (torch.arange(16) % 4 - 1.5) / 3
+    image[..., 48:] = (torch.arange(16) % 4 - 1.5) / 3
+    ends = PROPERTIES["orientation"](image.transpose(2, 3) if turned else image)
+    torch.testing.assert_close(ends, clean)
+    degrees = abs(float(PROPERTIES["orientation"].degrees(ends)[0]))
+    assert degrees == pytest.approx(90 if turned else 0, abs=1e-6)
+
+
+def test_a_change_of_direction_counts_by_both_lengths() -> None:
+    hue = PROPERTIES["hue"]
+    before = torch.tensor([[1.0, 0.5, 2.0]]).to(torch.complex128)
+    turns = torch.tensor([[30.0, -60.0, 90.0]]).double().deg2rad()
+    after = torch.polar(torch.tensor([[1.0, 4.0, 0.1]]).double(), turns)
+    together = np.exp(1j * turns.numpy()) @ np.array([1.0, 2.0, 0.2])
+    assert float(hue.change(before, after)) == pytest.approx(np.angle(together, deg=True)[0])
+    assert hue.strength(after).tolist() == [pytest.approx([1, 4, 0.1])]
+    assert PROPERTIES["scale"].strength(turns).tolist() == [[1, 1, 1]]
+    with pytest.raises(ValueError, match="brightness is not circular"):
+        PROPERTIES["brightness"].degrees(turns)
+
+
+def test_detail_is_what_a_blur_of_a_thirty_second_of_the_width_takes() -> None:
+    """Of a wave of w radians a pixel a Gaussian of deviation s leaves exp(-s^2 w^2 / 2)."""
+    size, turns = 64, 8
+    wave = 0.5 * torch.cos(2 * math.pi * turns * torch.arange(size) / size)
+    image = wave.expand(1, 3, size, -1)
+    w = 2 * math.pi * turns / size
+    want = 0.25 * math.sqrt(0.5) * (1 - math.exp(-((size / 32) ** 2) * w**2 / 2))
+    assert value("sharpness", image) == pytest.approx(want, rel=0.05)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rcdm_fast.analysis.spread import fraction, fractions, spread
+from rcdm_fast.analysis.spread import fraction, fractions, heat, spread
+from rcdm_fast.config import ConfigError
 
 RED, GREEN, BLUE, GRAY = (1.0, -1.0, -1.0), (-1.0, 1.0, -1.0), (-1.0, -1.0, 1.0), (0.0, 0.0, 0.0)
 
@@ -47,3 +48,20 @@ def test_shares_are_of_real_images_or_of_all_samples() -> None:
     assert fraction(found, "brightness", counts).tolist() == pytest.approx((mean / 2).tolist())
     told = {own: fractions(found, counts, own)["pixels"].value for own in (False, True)}
     assert told == pytest.approx({False: mean[0] / 2, True: mean[0] / overall})
+
+
+def test_where_real_images_are_all_alike_there_is_no_share() -> None:
+    samples = torch.stack([flat(GRAY, RED), flat(GREEN, BLUE)])
+    found = spread(samples, flat(GRAY, GRAY, GRAY))
+    counts = np.ones((4, 2))
+    assert fraction(found, "pixels", counts).tolist() == [0] * 4
+    assert fractions(found, counts)["pixels"].value == 0
+    assert fraction(found, "pixels", counts, own=True).tolist() != [0] * 4
+    with pytest.raises(ConfigError, match="at least 2"):
+        spread(samples, flat(GRAY))
+
+
+def test_the_scale_of_a_map_ends_where_it_is_told_to() -> None:
+    maps = torch.tensor([[[0.0, 0.5]], [[1.0, 2.0]]])
+    assert heat(maps, 3.0)[1, :, 0, 0].tolist() == pytest.approx([1, -1, -1])
+    assert heat(maps, 3.0)[0, 0, 0].tolist() == pytest.approx([-1, 0])
