@@ -196,7 +196,7 @@ def test_reasons_and_what_is_detectable_are_those_of_other_thresholds() -> None:
 
 
 def test_a_power_under_a_half_and_thresholds_that_touch_are_no_rules() -> None:
-    with pytest.raises(ConfigError, match="at least 0.5"):
+    with pytest.raises(ConfigError, match=r"at least 0\.5"):
         Rules(detected_power=0.49)
     assert Rules(detected_power=0.5).detected_power == 0.5
     with pytest.raises(ConfigError, match=r"cannot be dropped within 0\.25"):
