@@ -533,3 +533,27 @@ def test_a_difference_of_readouts_has_the_sign_of_the_first() -> None:
         assert readout.difference(a, b, kind).value == pytest.approx(want)
     assert a.all_explained == (a.explained(readout.LINEAR), a.explained(readout.BENT))
     assert len(set(a.all_explained)) == 2
+
+
+@pytest.mark.parametrize(
+    ("saturation", "hue", "p"),
+    [
+        ((True, 0.01), (False, 0.003), 0.003),
+        ((False, 0.02), (False, 0.004), 0.004),
+        ((True, 0.01), (True, 0.002), 0.01),
+        ((None, 1.0), (True, 0.002), 1.0),
+    ],
+)
+def test_the_p_of_color_is_the_largest_of_both_or_the_smallest_that_speaks_against_it(
+    saturation: tuple[bool | None, float], hue: tuple[bool | None, float], p: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"grayscale": saturation, "hue": hue}
+    first, other = (made_up(name, {"grayscale": 0.5, "hue": 0.5}, 1, 0) for name in ("one", "two"))
+    real = layers.compare
+
+    def decided(a: Layer, b: Layer, name: str) -> rules.Between:
+        return dataclasses.replace(real(a, b, name), holds=given[name][0], p=given[name][1])
+
+    monkeypatch.setattr(layers, "compare", decided)
+    found = layers._findings(first, other, LayersConfig(resamples=100))
+    assert next(each for each in found if "keeps color" in each.claim).p == p
