@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from rcdm_fast import unranked
 from rcdm_fast.analysis import faithfulness as analysis
 from rcdm_fast.cli.evaluate import table
 from rcdm_fast.config import ConfigError, EncoderConfig
@@ -20,6 +21,7 @@ from rcdm_fast.evaluation import (
     EvaluateConfig,
     check_distribution,
     compare,
+    counts,
     draw,
     evaluate,
     faithfulness,
@@ -27,6 +29,7 @@ from rcdm_fast.evaluation import (
     recognition,
 )
 from rcdm_fast.images import blur_images, from_uint8, to_uint8
+from rcdm_fast.metrics import distributions
 from rcdm_fast.metrics.intervals import bootstrap
 from rcdm_fast.metrics.nearest import rank_of, squared_distances
 from tests import small
@@ -397,3 +400,131 @@ def test_how_many_images_distances_need(gallery: int, sources: int, reference: i
     else:
         with pytest.raises(ConfigError, match="at least 6 real images and 6 samples"):
             check_distribution(gallery, sources, reference)
+
+
+@pytest.mark.parametrize("door", ["draw", "evaluate", "unranked"])
+def test_a_guide_and_progress_arrive_batch_by_batch(door: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven sources, three samples of each, at most eight images at once: two sources at a time, the last one alone."""
+    model, data, guide = small.quick_model(), make_images(12), small.quick_model()
+    asked: list[tuple[object, list[int]]] = []
+    seen: list[tuple[int, int]] = []
+
+    def sample(h: torch.Tensor, *, items: torch.Tensor, per: int, guide: object, **_: object) -> torch.Tensor:
+        asked.append((guide, items.tolist()))
+        return torch.zeros(len(items), per, 3, 8, 8)
+
+    monkeypatch.setattr(model, "sample", small.asked(sample))
+    config = EvaluateConfig(sources=7, per=3, steps=1, batch_size=8, resamples=100)
+
+    def told(done: int, total: int) -> None:
+        seen.append((done, total))
+
+    if door == "draw":
+        draw(model, data, config, told, guide)
+    elif door == "evaluate":
+        evaluate(model, data, config, told, guide=guide)
+    else:
+        unranked.draw(model, data, torch.zeros(12, small.DIM), config, told, guide)
+    assert all(each is guide for each, _ in asked)
+    assert [len(items) for _, items in asked] == [2, 2, 2, 1]
+    assert [item for _, items in asked for item in items] == [0, 2, 4, 6, 7, 9, 11]
+    assert seen == [(2, 7), (4, 7), (6, 7), (7, 7)]
+
+
+def test_so_many_sources_as_the_configuration_says_or_256() -> None:
+    data = dataclasses.replace(make_images(1), pixels=torch.zeros(300, 3, 8, 8, dtype=torch.uint8))
+    for sizes, wanted in (
+        ({}, (300, 256)),
+        ({"gallery": 280}, (280, 256)),
+        ({"gallery": 40}, (40, 40)),
+        ({"sources": 290}, (300, 290)),
+        ({"sources": 20, "gallery": 20}, (20, 20)),
+    ):
+        assert counts(data, EvaluateConfig(**sizes)) == wanted  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="21 sources in a gallery of 20"):
+        counts(data, EvaluateConfig(sources=21, gallery=20))
+
+
+def test_ranks_end_with_the_gallery() -> None:
+    """One source of many is last by far: neither interval of a mean rank goes beyond what there is."""
+    data, count = make_images(30), 24
+    gallery = torch.arange(30.0)[:, None] * torch.eye(6)[0]
+    again = gallery[:count, None].clone()
+    again[0, 0, 0] = 1000.0
+    shown = torch.zeros(count, 1, 3, 8, 8, dtype=torch.uint8)
+
+    class Far(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            near = gallery[: len(x)].clone()
+            near[0, 0] = 1000.0
+            return near
+
+    encoder = ImageEncoder(Far(), EncoderConfig("module", image_size=8))
+    found = faithfulness(
+        Drawn(encoder, data, gallery, torch.arange(count), shown, again), EvaluateConfig(per=1, resamples=200)
+    )
+    for each in (found.mean_rank, found.blurred_mean_rank):
+        assert each is not None
+        assert each.value == pytest.approx((23 + 30) / 24)
+        assert each.high == pytest.approx(30), "half of the resamples are without it"
+
+
+def test_changes_of_mrr_are_those_of_one_measurement() -> None:
+    """The interval is drawn by the seed, from so many resamples; other sizes or another encoder do not compare."""
+    rng = np.random.default_rng(5)
+    data = make_images(24)
+    want = evaluate(small.quick_model(), data, EvaluateConfig(per=1, steps=1, resamples=100))
+    a, b = (rng.uniform(0.2, 1, 24) for _ in range(2))
+    got, base = (dataclasses.replace(want, reciprocal_ranks=tuple(each)) for each in (a, b))
+    for resamples, seed in ((100, 3), (150, 4)):
+        places = np.random.default_rng(seed).integers(0, 24, (resamples, 24))
+        changes = [a[row].mean() / b[row].mean() - 1 for row in places]
+        found = mrr_change(got, base, resamples, seed)
+        assert (found.low, found.high) == pytest.approx(tuple(np.quantile(changes, [0.025, 0.975])))
+        assert found.value == pytest.approx(a.mean() / b.mean() - 1)
+    for changed in ({"sources": 23}, {"samples": 2}, {"gallery": 25}):
+        with pytest.raises(ConfigError, match="the same sources, samples and gallery"):
+            mrr_change(dataclasses.replace(got, **changed), base)
+    with pytest.raises(ConfigError, match=f"not another and {want.ranked_by}"):
+        mrr_change(dataclasses.replace(got, ranked_by="another"), base)
+
+
+def test_distributions_and_classes_are_those_of_the_seed_and_the_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("SUBSETS", 2), ("SUBSET_SIZE", 5)):
+        monkeypatch.setattr(distributions, name, value)
+    model, data, known = small.quick_model(), labeled(24), labeled(30)
+    config = EvaluateConfig(sources=12, per=2, steps=1, resamples=100, seed=3)
+    drawn, space = draw(model, data, config), features.of_encoder(small.encoder())
+    kernels = {compare(drawn, space, seed).kernel_distance for seed in (0, 3)}
+    assert len(kernels) == 2
+    of_evaluation = evaluate(model, data, config, space=space).distribution
+    assert of_evaluation == compare(drawn, space, 3)
+    of_h = unranked.draw(model, data, drawn.gallery, config)
+    reference = known.pixels
+    for given in (None, reference):
+        found = unranked.measure(model, of_h, config, space=space, reference=given)
+        assert found.distribution == compare(drawn, space, 3, given)
+
+    class Light(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.mean(dim=(2, 3))
+
+    judge = ImageEncoder(Light(), EncoderConfig("module:light", image_size=8))
+    assert recognition(drawn, judge, known).encoder == features.of_encoder(judge).name
+    assert recognition(drawn, judge, known).encoder != features.of_encoder(drawn.encoder).name
+
+
+def test_the_interval_of_a_variance_is_drawn_as_asked_for() -> None:
+    data, rng = make_images(24), np.random.default_rng(9)
+    shown = torch.randint(0, 255, (24, 2, 3, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    shown = (shown * torch.linspace(0.1, 1, 24)[:, None, None, None, None]).to(torch.uint8)
+    of_h = unranked.Samples(data, torch.arange(24), shown, torch.zeros(24, small.DIM))
+    config = EvaluateConfig(per=2, resamples=130, seed=9)
+    each = [float(((a.double() - b.double()) / 127.5).square().mean() / 2) for a, b in shown]
+    wanted = np.quantile(np.array(each)[rng.integers(0, 24, (130, 24))].mean(axis=1), [0.025, 0.975])
+    found = unranked.measure(small.quick_model(), of_h, config)
+    assert found.variance is not None
+    assert (found.variance.low, found.variance.high) == pytest.approx(tuple(wanted), rel=1e-5)
+    assert (found.sources, found.samples) == (24, 2)
+    alone = dataclasses.replace(of_h, images=shown[:, :1])
+    assert unranked.measure(small.quick_model(), alone, config).variance is None
