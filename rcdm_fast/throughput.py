@@ -172,7 +172,7 @@ class _Bench:
         part = slice(0, plan.batch)
         inputs = (x, seen, None if h is None else h[part], None if label is None else label[part])
         labels = {"engine": timed.name, "precision": timed.precision, "solver": case.solver, "steps": str(case.steps)}
-        labels["runs"] = timed.describe()
+        labels["what_runs"] = timed.describe()
         why_not = self._why_not(evaluation(), timed.precision, inputs)
         return _Runner(labels, request.evaluations * plan.batches, run, evaluation, timed, why_not)
 
@@ -229,7 +229,7 @@ class _Bench:
                     solvers.ancestral(predict, noise(0), schedule, solvers.SolverOptions(), noise)
 
         labels = {"engine": PUBLISHED, "precision": "fp32", "solver": "ancestral", "steps": str(PUBLISHED_STEPS)}
-        labels["runs"] = "plain PyTorch, the whole network in every step, one representation at a time"
+        labels["what_runs"] = "plain PyTorch, the whole network in every step, one representation at a time"
         return _Runner(labels, len(schedule) * plan.batches, run, evaluation)
 
 

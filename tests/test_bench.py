@@ -505,3 +505,82 @@ def test_a_rate_stands_beside_its_yardsticks(tiny: workload.Workload) -> None:
     found = bench_step._row(candidate, times, {"flop": 3e9})
     assert found["gflop_per_s"] == pytest.approx(150.0)  # in 20 ms
     assert [found[column] for column in bench_step.YARDSTICKS] == pytest.approx([1.0, 1.5, 2.0])
+
+
+def test_a_row_of_rates_is_arithmetic_of_its_runs() -> None:
+    """Six images a run in three batches of two, four evaluations for each of them."""
+    plan = throughput.Plan((throughput.Case(),), batch=2, images=6)
+    labels = {"engine": "x", "steps": "4"}
+    timed = throughput.TimedEngine(small.quick_model().engine, CPU)
+    ours = throughput._Runner(labels, 12, lambda: None, lambda: torch.zeros(1), timed)
+    ours.times_ms, ours.evaluations_ms = [10.0, 20.0, 40.0], [6.0, 18.0, 30.0]
+    published = throughput._Runner({"engine": "y"}, 300, lambda: None, lambda: torch.zeros(1))
+    published.times_ms = [100.0, 80.0]
+    row = throughput._row(ours, published, plan, {"model": "m"})
+    assert (row["nfe"], row["model"], row["steps"]) == (4, "m", "4")
+    assert row["p50_ms"] == 20
+    assert row["images_per_s"] == pytest.approx(6 / 0.020)
+    assert row["sampler_percent"] == pytest.approx(25)  # of 40, 10 and 25 % the median
+    assert row["evaluation_ms"] == pytest.approx(18 / 12)
+    assert row["times_published"] == pytest.approx((100 / 10 + 80 / 20) / 2)
+    first = throughput._row(published, published, plan, {})
+    assert (first["nfe"], first["times_published"]) == (100, 1.0)
+    assert not {"sampler_percent", "evaluation_ms"} & first.keys()
+    assert "times_published" not in throughput._row(ours, None, plan, {})
+
+
+@pytest.mark.parametrize(("solver", "steps", "nfe"), [("ddim", 3, 3), ("heun", 5, 5)])
+def test_a_timed_run_draws_all_its_batches(solver: str, steps: int, nfe: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many evaluations as the row says, each of images with representations of their own; the recipe's of one."""
+    monkeypatch.setattr(throughput, "PUBLISHED_STEPS", 2)
+    model = small.quick_model()
+    plan = throughput.Plan((throughput.Case(solver=solver, steps=steps),), batch=2, images=6)
+    bench = throughput._Bench(model, plan)
+    runner, published = bench.runner(plan.cases[0]), bench.published()
+    assert (runner.nfe, published.nfe) == (3 * nfe, 3 * 2)
+    assert runner.engine is not None
+    before = runner.engine.evaluations
+    runner.measure(CPU)
+    assert runner.engine.evaluations - before == runner.nfe
+    whole = runner.engine.evaluations_ms
+    runner.measure(CPU)
+    assert sum(runner.evaluations_ms) < runner.engine.evaluations_ms  # the one that was checked does not count
+    assert runner.evaluations_ms[1] == pytest.approx(runner.engine.evaluations_ms - whole)
+    seen: list[torch.Tensor] = []
+    bench._network.register_forward_hook(lambda module, given, out: seen.append(given[2]))
+    published.run()
+    assert len(seen) == published.nfe
+    assert all(torch.equal(h, bench._h[:1].expand(2, -1)) for h in seen)
+    assert len(bench._h.unique(dim=0)) == 6
+
+
+def test_a_run_is_expected_to_take_as_long_as_its_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmarking, "time_ms", lambda run, device: 50.0)
+    runner = throughput._Runner({}, 40, lambda: None, lambda: torch.zeros(1))
+    runner.warm_up(CPU)
+    assert runner.expected_s == pytest.approx(2.0)
+
+
+def test_rounds_end_with_the_number_that_is_planned_and_are_reported() -> None:
+    told: list[tuple[list[int], float]] = []
+
+    def report(rows: list[dict[str, Any]], fraction: float) -> None:
+        told.append(([row.get("runs", 0) for row in rows], fraction))
+        assert ["fp32" in row["what_runs"] for row in rows] == [True, True], "beside how often it ran"
+
+    plan = throughput.Plan((throughput.Case(steps=1), throughput.Case(steps=2)), batch=1, rounds=2, published=False)
+    throughput.measure(small.quick_model(), plan, report)
+    assert [runs for runs, _ in told] == [[1, 0], [1, 1], [2, 1], [2, 2], [2, 2]]
+    fractions = [fraction for _, fraction in told]
+    assert fractions == sorted(fractions)
+    assert fractions[0] < fractions[-1] == 1
+
+
+def test_every_run_is_warmed_up_and_every_round_is_told_of() -> None:
+    calls, told = {"a": 0, "b": 0}, []
+    runs = {name: (lambda name=name: calls.update({name: calls[name] + 1})) for name in calls}
+    benchmarking.in_turn(
+        runs, CPU, rounds=3, warmup=2, after_round=lambda times: told.append({name: len(times[name]) for name in times})
+    )
+    assert calls == {"a": 5, "b": 5}
+    assert told == [{"a": count, "b": count} for count in (1, 2, 3)]

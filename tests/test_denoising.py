@@ -100,3 +100,43 @@ def test_the_command_prints_and_writes_them(
     assert asked == [(10, [0, 4, 9], {"seed": 4, "h": None})]
     assert main(words) == 0
     assert len(asked) == 1
+
+
+def test_every_batch_and_every_level_has_noise_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One image three times, in batches of two; each is told with the representation that was given for its place."""
+    model = small.quick_model()
+    full = Schedule.make(model.config.schedule)
+    noises: dict[int, list[Tensor]] = {}
+    told: list[Tensor] = []
+    index = torch.tensor([5, 5, 5])
+    x0 = DATA.floats(index[:1])
+
+    def network(x: Tensor, t: Tensor, h: Tensor) -> Tensor:
+        (level,) = set(t.tolist())
+        told.append(h)
+        alpha_bar = float(full.alpha_bar[level])
+        noises.setdefault(level, []).append((x - math.sqrt(alpha_bar) * x0) / math.sqrt(1 - alpha_bar))
+        return torch.zeros(len(x), 6, 8, 8)
+
+    monkeypatch.setattr(model, "network", network)
+    h = torch.arange(3.0)[:, None].expand(3, small.DIM)
+    x0_errors(model, DATA, index, (300, 700), batch_size=2, h=h)
+    every = torch.cat([each for level in (300, 700) for each in noises[level]])
+    assert every.shape == (6, 3, 8, 8)
+    apart = torch.cdist(every.flatten(1), every.flatten(1)) + 99 * torch.eye(6)
+    assert float(apart.min()) > 5
+    assert torch.cat(told)[:, 0].tolist() == [0, 1, 0, 1, 2, 2]
+
+
+def test_intervals_of_errors_are_drawn_as_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int, float]] = []
+
+    def drawn(values: Any, resamples: int, rng: np.random.Generator) -> Any:
+        asked.append((len(values), resamples, rng.random()))
+        return len(asked)
+
+    monkeypatch.setattr("rcdm_fast.denoising.bootstrap", drawn)
+    model = small.quick_model()
+    monkeypatch.setattr(model, "network", lambda x, t, h: torch.zeros(len(x), 6, 8, 8))
+    x0_errors(model, DATA, torch.arange(4), (0, 999), seed=3, resamples=150, batch_size=3)
+    assert asked == [(4, 150, np.random.default_rng([3, t]).random()) for t in (0, 999)]

@@ -391,3 +391,40 @@ def test_errors_of_npz_files(tmp_path: Path) -> None:
             file.write(bytes(3 << 20))
     with pytest.raises(ConfigError, match=r"arr_0\.npy claims 3\.15e\+08 bytes"):
         sample_files.read_npz(path)
+
+
+def test_parts_of_an_inception_score_are_mixed_by_the_seed() -> None:
+    """Logits in the order of their classes: parts of them know one class each, unless they are mixed before."""
+    logits = 50 * torch.eye(10).repeat_interleave(6, dim=0)
+    found = [distributions.measure("x", points(60), points(60, seed=1), logits, seed).inception for seed in (0, 1)]
+    for each in found:
+        assert each is not None
+        assert each.inception_score > 2
+        assert each.inception_score_std > 0
+    assert found[0] != found[1]
+    assert distances.inception_score(logits)[0] == pytest.approx(1)
+
+
+def test_real_images_stand_in_the_second_column_with_the_seed_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributions, "SUBSET_SIZE", 6)
+    real, samples, others = points(40), points(30, seed=1, shift=2.0), points(30, seed=2)
+    found = distributions.measure("x", real, samples, seed=5, others=others)
+    assert found.of_real == distributions.measure("x", real, others, seed=5)
+    assert found.of_real != distributions.measure("x", real, others)
+    lines = distributions.table(found)
+    names = ("frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage")
+    for line, name, form in zip(lines[2:8], names, (".4g", ".4g", *[".3f"] * 4), strict=True):
+        assert line.split()[-2:] == [f"{getattr(each, name):{form}}" for each in (found, found.of_real)], name
+    assert lines[1].split()[0] == "samples"
+
+
+@pytest.mark.parametrize("sizes", [(9, 30), (30, 9)])
+def test_the_smaller_set_says_whether_images_suffice(sizes: tuple[int, int]) -> None:
+    found = distributions.measure("x", points(sizes[0], 9), points(sizes[1], 9, seed=1))
+    assert found.rank_deficient
+    assert found.few
+    assert found.kernel_subset_size == 9
+    enough = distributions.measure("x", points(50), points(60, seed=1))
+    assert not enough.few
+    few = distributions.measure("x", points(49 if sizes[0] == 9 else 60), points(60 if sizes[0] == 9 else 49, seed=1))
+    assert "49 images are under 10 for each of 5" in distributions.table(few)[-1]

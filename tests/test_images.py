@@ -240,3 +240,37 @@ def test_titles_of_a_sheet_keep_to_their_columns() -> None:
     alone = np.asarray(image_sheet([[white] * 3], cell=60, column_titles=("a long title, alone",)).convert("L"))
     assert alone.shape[0] < 62 + 2 * 12
     assert (alone[:, 70:] < 255).any()
+
+
+def test_a_cell_of_a_sheet_lies_where_its_row_and_column_say() -> None:
+    """Wide gaps before a group; small images keep their pixels, larger ones are reduced smoothly."""
+    colors = [[(10 * row + 1, 10 * column + 1, 0) for column in range(3)] for row in range(2)]
+    rows = [[Image.new("RGB", (4, 4), each) for each in row] for row in colors]
+    plain = np.asarray(image_sheet(rows, cell=10, gap=3))
+    grouped = np.asarray(image_sheet(rows, cell=10, gap=3, group_gaps=[2]))
+    assert grouped.shape[1] - plain.shape[1] == 4 * 3
+    top = int((plain[:, 5] != 255).any(axis=1).argmax())
+    for row in range(2):
+        for column in range(3):
+            y, x = top + 13 * row, 3 + 13 * column
+            assert (plain[y : y + 10, x : x + 10] == colors[row][column]).all()
+            x += 12 if column == 2 else 0
+            assert (grouped[y : y + 10, x : x + 10] == colors[row][column]).all()
+    board = Image.fromarray((np.indices((4, 4)).sum(axis=0) % 2 * 255).astype(np.uint8)).convert("RGB")
+    enlarged = np.asarray(image_sheet([[board]], cell=16, gap=2))[-18:-2, 2:18, 0]
+    assert (enlarged == np.kron(np.asarray(board)[..., 0], np.ones((4, 4)))).all()
+    fine = Image.fromarray((np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)).convert("RGB")
+    reduced = np.asarray(image_sheet([[fine]], cell=16, gap=2))[-16:-4, 4:16, 0].astype(int)
+    assert np.abs(reduced - 127).max() < 12
+
+
+def test_every_row_of_a_sheet_has_its_own_title() -> None:
+    white = Image.new("RGB", (8, 8), "white")
+    ink = [
+        (np.asarray(image_sheet([[white]] * 2, cell=40, row_titles=titles).convert("L")) < 255)
+        for titles in (("WWW", ""), ("", "WWW"), ("WWW",), ("WWW", "i"))
+    ]
+    half = ink[0].shape[0] // 2
+    assert [bool(each[:half].any()) for each in ink] == [True, False, True, True]
+    assert [bool(each[half:].any()) for each in ink] == [False, True, False, True]
+    assert ink[3][half:].sum() < ink[3][:half].sum()

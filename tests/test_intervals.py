@@ -167,3 +167,66 @@ def test_settings_of_an_experiment_decide_what_is_resampled(name: str) -> None:
     for other in (ends(seed=4, resamples=300), ends(seed=3, resamples=400)):
         assert other[0] == first[0]
         assert other[1:] != first[1:]
+
+
+def normal(values: Floats) -> float:
+    return float(1.959964 * values.std(ddof=1) / math.sqrt(len(values)))
+
+
+def test_intervals_are_as_wide_as_the_normal_law_has_them() -> None:
+    """Of many items: means, differences of two groups, ratios of pairs, and their differences to first order."""
+    rng = np.random.default_rng(7)
+    a, b = rng.normal(3, 1, 400), rng.normal(5, 2, 100)
+    bottom = rng.normal(4, 1, 400)
+    top = bottom * 0.5 + rng.normal(0, 0.1, 400)
+    other = bottom * 0.25 + rng.normal(0, 0.1, 400)
+    of_ratio = (top - 0.5 * bottom) / 4
+    of_both = (top - other - 0.25 * bottom) / 4
+    draw = {"resamples": 2000, "rng": rng}
+    found = {
+        "mean": (intervals.bootstrap(a, **draw), a.mean(), normal(a)),  # type: ignore[arg-type]
+        "difference": (
+            intervals.difference(a, b, **draw),  # type: ignore[arg-type]
+            a.mean() - b.mean(),
+            math.hypot(normal(a), normal(b)),
+        ),
+        "ratio": (intervals.ratio(top, bottom, **draw), top.sum() / bottom.sum(), normal(of_ratio)),  # type: ignore[arg-type]
+        "ratios": (
+            intervals.ratio_difference((top, bottom), (other, bottom), **draw),  # type: ignore[arg-type]
+            (top.sum() - other.sum()) / bottom.sum(),
+            normal(of_both),
+        ),
+    }
+    for name, (each, value, half) in found.items():
+        assert each.value == pytest.approx(value), name
+        assert (each.high - each.value, each.value - each.low) == pytest.approx((half, half), rel=0.12), name
+
+
+def test_ends_of_intervals_and_what_is_said_of_them() -> None:
+    assert intervals.score(0.0, 0) == Interval(0, 0, 1)
+    assert not Interval(1.0, -math.inf, 2.0).known
+    assert not Interval(1.0, 0.0, math.inf).known
+    assert Interval(0.5, 0.25, 0.75).text(".1f", 100, " %") == "50.0 % [25.0, 75.0]"
+    assert intervals.alone(0.5).text(".1f", 100, " %") == "50.0 % [none: n < 20]"
+    opposite = intervals.fraction_difference(np.ones(20), np.zeros(20))
+    assert (opposite.value, opposite.high) == (1, 1)
+    assert intervals.fraction_difference(np.zeros(20), np.ones(20)).low == -1
+    low = intervals.mean_rank(np.array([1.0] * 25 + [1.5]), 9, 300, np.random.default_rng(0))
+    assert low.low >= 1
+
+
+@pytest.mark.parametrize(("first", "second"), [(19, 50), (50, 19)])
+def test_a_difference_needs_enough_items_on_both_sides(first: int, second: int) -> None:
+    found = intervals.difference(np.ones(first), np.zeros(second), 100, np.random.default_rng(0))
+    assert (found.value, found.known) == (1, False)
+
+
+def test_resampled_weights_are_numbers_of_draws_by_the_seed() -> None:
+    found = intervals.resampled(25, 400, 3)
+    assert found.shape == (400, 25)
+    assert (found.sum(axis=1) == 25).all()
+    assert found.var() == pytest.approx(24 / 25, rel=0.1)
+    assert np.array_equal(found, intervals.resampled(25, 400, 3))
+    assert not np.array_equal(found, intervals.resampled(25, 400, 4))
+    with pytest.raises(ConfigError, match="at least 100 resamples, got 99"):
+        intervals.resampled(25, 99, 0)

@@ -160,3 +160,39 @@ def test_files_that_are_no_sequences(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert main(["sequence", *words, "--model", "cifar10-simclr-head"]) == 2, given
         assert said in capsys.readouterr().err
     assert not (tmp_path / "x.gif").exists()
+
+
+def test_an_animation_has_a_row_for_each_sequence_and_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of two sequences of three samples at another size and speed than the usual ones."""
+    frames = small.make_images(12).view(2, 3, 2, 3, 8, 8)
+    seen: list[tuple[Any, ...]] = []
+
+    def drawn(rows: Any, **options: Any) -> Image.Image:
+        seen.append(([len(row) for row in rows], list(options["row_titles"]), options["cell"]))
+        return image_sheet(rows, **options)
+
+    monkeypatch.setattr(films, "image_sheet", drawn)
+    films.write(frames, tmp_path / "film.gif", names=["a", "b"], fps=10, cell=24)
+    assert seen == [([3, 3], ["a", "b"], 24)] * 2
+    with Image.open(tmp_path / "film.gif") as film:
+        assert film.info["duration"] == 100
+    seen.clear()
+    films.write(frames, tmp_path / "strip.png", names=["a", "b"], cell=24)
+    assert seen == [([2] * 6, ["a", "", "", "b", "", ""], 24)]
+
+
+def test_writing_asks_first_what_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the speed, the size and the numbers that it will have; a film of any number of frames is no larger."""
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(films.outputs, "check_image", lambda path, width, height: asked.append((width, height)))
+    films.check(tmp_path / "a.gif", (3, 2, 50), cell=30)
+    films.check(tmp_path / "a.png", (3, 2, 50), cell=30)
+    assert asked == [(2 * 32 + 200, 3 * 32 + 40), (50 * 32 + 200, 6 * 32 + 40)]
+    with pytest.raises(ConfigError, match="fps"):
+        films.write(FRAMES, tmp_path / "a.gif", fps=60)
+    asked.clear()
+    films.write(FRAMES, tmp_path / "a.gif", cell=16)
+    assert asked == [(2 * 18 + 200, 2 * 18 + 40)]
+    _program(tmp_path, "", monkeypatch)
+    with pytest.raises(StorageError):
+        films.check(tmp_path / "nowhere" / "\0.mp4", (1, 1, 2))

@@ -159,3 +159,53 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "give images with --data" in capsys.readouterr().err
     assert main([*words, "--trajectories", "11"]) == 2
     assert "11 trajectories of 10 images" in capsys.readouterr().err
+
+
+def test_trajectories_are_those_of_the_seed_in_batches_of_the_size_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, h = small.quick_model(), torch.randn(8, small.DIM)
+    made, schedule = solver_fit.Asked, Schedule.make(small.SCHEDULE, 2)
+    asked = {
+        seed: made(model, h, None, 8, seed, 3).images(schedule, solvers.ddim, torch.tensor([6, 1])) for seed in (0, 4)
+    }
+    for seed, images in asked.items():
+        want = model.sample(h, items=range(8), per=1, steps=2, solver="ddim", seed=seed)[[6, 1], 0]
+        torch.testing.assert_close(images, want, atol=1e-4, rtol=0)
+    assert not torch.equal(asked[0], asked[4])
+    batches = [rows for rows, _ in made(model, h, None, 8, 0, 3).batches(schedule, solvers.ddim)]
+    assert batches == [slice(0, 3), slice(3, 6), slice(6, 8)]
+    assert [rows for rows, _ in made(model, h, None, 8, 0, 5).batches(schedule, solvers.ddim, most=4)] == [
+        slice(0, 4), slice(4, 8),
+    ]  # fmt: skip
+    given: list[tuple[int, int]] = []
+
+    class Noted(solver_fit.Asked):
+        def __init__(self, *arguments: Any) -> None:
+            given.append(arguments[-2:])
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(solver_fit, "Asked", Noted)
+    fit(model, dataclasses.replace(QUICK, nfe=(4,), candidates=5, seed=6, batch_size=7), h)
+    assert given == [(6, 7)]
+
+
+def test_a_placement_is_held_against_the_solver_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own steps, its own way to run; the progress counts both, for every number of evaluations."""
+    model, h = small.quick_model(), torch.randn(8, small.DIM)
+    done: list[tuple[int, int]] = []
+    found = fit(
+        model,
+        FitConfig(nfe=(2, 3), solver="ddim", candidates=6, resamples=100),
+        h,
+        progress=lambda *each: done.append(each),
+    )
+    assert done == [(6, 16), (8, 16), (10, 16), (13, 16), (16, 16)]
+    want = model.sample(h, items=range(8), per=1, steps="at:" + grid_of(6), solver="dpmpp_2m")[::4, 0]
+    for each in found:
+        for steps, error in ((each.nfe, each.own_error), (each.found, each.error)):
+            got = model.sample(h, items=range(8), per=1, steps=steps, solver="ddim")[::4, 0]
+            apart = (got - want).flatten(1).norm(dim=1) / want.flatten(1).norm(dim=1)
+            assert error.value == pytest.approx(float(apart.mean()), rel=1e-3)
+
+
+def grid_of(count: int) -> str:
+    return ",".join(map(str, place(Schedule.make(small.SCHEDULE).alpha_bar, count, "karras")))

@@ -343,3 +343,120 @@ def test_the_command_learns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         assert message in capsys.readouterr().err
     assert main(["tune", str(path), "--minutes", "3"]) == 2
     assert "name the file that they are to be written into with --out" in capsys.readouterr().err
+
+
+def test_what_is_chosen_is_judged_by_other_trajectories(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rivals and the best numbers by one half of what is held out, errors that are told by the other."""
+    model = smooth("nothing")
+    asked: list[list[int]] = []
+    errors, validated = solver_lesson.Lesson.errors, list[list[int]]()
+    drawn = solver_lesson.Lesson._drawn
+
+    def noted(own: solver_lesson.Lesson, schedule: Any, solver: Any, places: Tensor) -> Any:
+        asked.append(places.tolist())
+        return errors(own, schedule, solver, places)
+
+    def images(own: solver_lesson.Lesson, nfe: int, numbers: Tensor, places: Tensor) -> Tensor:
+        validated.append(places.tolist())
+        return drawn(own, nfe, numbers, places)
+
+    monkeypatch.setattr(solver_lesson.Lesson, "errors", noted)
+    monkeypatch.setattr(solver_lesson.Lesson, "_drawn", images)
+    learn(model, dataclasses.replace(QUICK, steps=1), model.weights, **given("nothing"))
+    assert asked[-2:] == [[4, 12]] * 2
+    assert all(places == [0, 8] for places in asked[:-2])
+    assert [4, 12] not in validated
+
+
+def test_a_solver_says_what_it_was_measured_against(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = smooth("nothing")
+    values = iter((Interval(-0.1, -0.2, -0.05), Interval(0.3, 0.2, 0.4), Interval(0.4, 0.3, 0.5)))
+    monkeypatch.setattr(solver_learning, "bootstrap", lambda *_: next(values))
+    config = dataclasses.replace(QUICK, steps=1, seed=2)
+    (found,) = learn(model, config, model.weights, **given("nothing"))
+    assert found.solver is not None
+    assert (found.error.value, found.other_error.value, found.steps) == (0.3, 0.4, 1)
+    assert found.solver.info == {
+        "error": 0.3,
+        "training_free": " ".join(found.other),
+        "training_free_error": 0.4,
+        "learning_steps": 1,
+        "teacher_evaluations": 5,
+        "seed": 2,
+    }
+    assert (found.solver.nfe, found.solver.weights, found.solver.version) == (2, model.weights, fitted.VERSION)
+
+
+def test_the_best_numbers_are_kept_and_not_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps that help where it is learned and not where choices are made."""
+    ours = lesson(small.quick_model())
+    first, second, third = (torch.full((10,), value, dtype=torch.float64) for value in (0.0, 1.0, 2.0))
+    run: dict[str, Any] = {"step": 0, "numbers": first, "best": first, "least": 0.5, "damping": 1.0, "gains": []}
+    run |= {"distance": 1.0, "seconds": 0.0}
+    following = iter(((second, 0.4), (third, 0.9)))
+    error = {1.0: 0.4, 2.0: 0.9}
+    monkeypatch.setattr(ours, "equations", lambda *_: None)
+    monkeypatch.setattr(ours, "validate", lambda nfe, numbers: error[float(numbers[0])])
+
+    def stepped(lesson: Any, nfe: int, run: dict[str, Any], found: Any) -> dict[str, Any]:
+        return {"numbers": next(following)[0], "step": run["step"] + 1, "gains": [*run["gains"], 0.1]}
+
+    monkeypatch.setattr(solver_learning, "_stepped", stepped)
+    saved: list[int] = []
+    told: list[float] = []
+    solver_learning._descend(
+        ours, 2, QUICK, run, lambda nfe, fraction, least: told.append(least), lambda: saved.append(run["step"])
+    )
+    assert (float(run["best"][0]), float(run["numbers"][0]), run["least"]) == (1.0, 2.0, 0.4)
+    assert saved == [1, 2]
+    assert told[-1] == 0.4
+
+
+def test_it_ends_when_three_steps_gain_nothing() -> None:
+    ours = lesson(small.quick_model())
+    for gains, ended in (([0.1, 0.0, 0.0, 0.0], True), ([0.0, 0.0, 0.002], False), ([0.0, 0.0], False)):
+        run: dict[str, Any] = {"step": 0, "gains": gains, "least": 1.0, "seconds": 0.0, "numbers": torch.zeros(10)}
+
+        def equations(*_: Any) -> Any:
+            raise Stopped
+
+        ours.equations = equations  # type: ignore[method-assign]
+        config = dataclasses.replace(QUICK, steps=0)
+        if ended:
+            solver_learning._descend(ours, 2, config, run, None, lambda: None)
+        else:
+            with pytest.raises(Stopped):
+                solver_learning._descend(ours, 2, config, run, None, lambda: None)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_model_is_written_in_16_bits_where_that_loses_nothing(exact: bool, tmp_path: Path) -> None:
+    model = small.quick_model()
+    model.config = dataclasses.replace(model.config, encoder=None, name="m")
+    with torch.no_grad():
+        for parameter in model.unet.parameters():
+            parameter.copy_(parameter.half().float())
+        if not exact:
+            next(model.unet.parameters()).view(-1)[-1] += 1e-5
+    path = solver_learning.save(tmp_path / "m.safetensors", model, [])
+    _, tensors = checkpoint.load_model(path)
+    assert all(torch.equal(value.float(), model.unet.state_dict()[name]) for name, value in tensors.items())
+    count = sum(parameter.numel() for parameter in model.unet.parameters())
+    assert (path.stat().st_size < 3 * count) is exact
+
+
+def test_numbers_of_other_weights_are_no_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = smooth("nothing"), list[Any]()
+    numbers = tuple(fitted.initial(model.config.schedule, (300.0, 999.0)).tolist())
+    one = Interval(0.1, 0.1, 0.1)
+
+    def noted(lesson: Any, nfe: int, config: Any, weights: str, kept: Any, before: Any, progress: Any) -> Learned:
+        seen.append(before)
+        return Learned(nfe, None, one, ("ddim", "2"), one, one, 0)
+
+    monkeypatch.setattr(solver_learning, "_one", noted)
+    for weights, version in ((model.weights, fitted.VERSION), ("others", fitted.VERSION), (model.weights, 0)):
+        own = FittedSolver(2, numbers, weights, version)
+        model.config = dataclasses.replace(model.config, fitted=(own,))
+        learn(model, QUICK, model.weights, **given("nothing"))
+    assert seen == [FittedSolver(2, numbers, model.weights, fitted.VERSION), None, None]

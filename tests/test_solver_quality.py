@@ -13,11 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from rcdm_fast import solver_quality
+from rcdm_fast import evaluation, solver_quality
 from rcdm_fast.cli import bench, main
-from rcdm_fast.config import ConfigError
+from rcdm_fast.config import ConfigError, FittedSolver
 from rcdm_fast.data.image_set import ImageSet, fingerprint
+from rcdm_fast.diffusion import fitted
 from rcdm_fast.diffusion.registry import SOLVERS
+from rcdm_fast.images import from_uint8, to_uint8
 from rcdm_fast.metrics import intervals
 from rcdm_fast.metrics.intervals import Interval
 from rcdm_fast.model import Model
@@ -203,3 +205,50 @@ def test_the_command_measures_prints_and_plots(
     assert len(bench.quality_table([row("ddim", "3", 3, 0.5)])) == 2
     assert main(["bench", "cifar10-simclr-head", "--plot", str(tmp_path / "p.svg")]) == 2
     assert "give both" in capsys.readouterr().err
+
+
+def test_what_a_model_has_of_its_own_is_a_case_too() -> None:
+    """``auto`` is named as what it is; a fitted solver follows the flow, so it has a distance from it."""
+    model = small.quick_model()
+    own = FittedSolver(5, tuple(fitted.initial(model.config.schedule, tuple(np.linspace(9, 999, 5))).tolist()), "")
+    model.config = dataclasses.replace(model.config, fitted=(own,))
+    known, left_out = solver_quality.cases(model, ["all"], [5])
+    assert SolverCase("fitted", 5) in known
+    assert not any("student" in line for line in left_out)
+    assert solver_quality.cases(model, ["auto"], [5, 6]) == ([SolverCase("fitted", 5), SolverCase("ddim", 6)], [])
+    model.config = dataclasses.replace(model.config, fitted=(), student_steps=(10, 999))
+    known, _ = solver_quality.cases(model, ["all"], [2])
+    assert SolverCase("student", 2) in known
+    assert "fitted" not in {case.solver for case in known}
+
+
+def test_a_case_is_drawn_and_measured_as_the_configuration_says(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = QualityConfig(sources=24, per=3, gallery=25, references=22, seed=6, batch_size=9, resamples=120)
+    asked = dataclasses.asdict(config.of(SolverCase("ipndm", 7)))
+    assert {name: asked[name] for name in ("sources", "per", "gallery", "seed", "batch_size", "resamples")} == {
+        "sources": 24, "per": 3, "gallery": 25, "seed": 6, "batch_size": 9, "resamples": 120,
+    }  # fmt: skip
+    assert (asked["solver"], asked["steps"]) == ("ipndm", 7)
+    base, loose = solver_quality.measure(model, DATA, [SolverCase("deis", 9)], config)
+    assert loose.variance.value == 0
+    drawn = evaluation.draw(model, DATA, config.of(BASELINE))
+    spread = evaluation.variances(drawn.images)
+    rng = np.random.default_rng(6)
+    wanted = intervals.bootstrap(spread, 120, rng)
+    assert base.variance == Interval(1, 1, 1)
+    assert base.found.variance is not None
+    assert base.found.variance.value == pytest.approx(wanted.value)
+    assert loose.error is not None
+    assert (loose.error.low, loose.error.high) == (0, 0)
+    assert base.error is not None
+    chosen = drawn.sources[torch.linspace(0, 23, 22).round().long()]
+    noise = (torch.rand(30, 4, 3, 8, 8, generator=torch.Generator().manual_seed(7)) * 2 - 1)[chosen, 0]
+    images = from_uint8(to_uint8(DATA.floats(chosen)))
+    shown = from_uint8(to_uint8(DATA.floats(chosen) + 0.1 * noise))
+    far = ((shown - images).flatten(1).norm(dim=1) / images.flatten(1).norm(dim=1)).double().numpy()
+    assert base.error == intervals.bootstrap(far, 120, np.random.default_rng(6))
+
+
+def test_a_handful_of_samples_has_no_frechet_distance(model: Model) -> None:
+    config = QualityConfig(sources=2, per=2, references=1, resamples=100)
+    assert [row.frechet for row in solver_quality.measure(model, DATA, [], config)] == [None]
