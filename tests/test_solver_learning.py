@@ -360,6 +360,7 @@ def test_what_is_chosen_is_judged_by_other_trajectories(monkeypatch: pytest.Monk
         validated.append(places.tolist())
         return drawn(own, nfe, numbers, places)
 
+    monkeypatch.setattr(solver_learning, "SOLVERS", {"ddim": registry.SOLVERS["ddim"]})
     monkeypatch.setattr(solver_lesson.Lesson, "errors", noted)
     monkeypatch.setattr(solver_lesson.Lesson, "_drawn", images)
     learn(model, dataclasses.replace(QUICK, steps=1), model.weights, **given("nothing"))
@@ -370,6 +371,7 @@ def test_what_is_chosen_is_judged_by_other_trajectories(monkeypatch: pytest.Monk
 
 def test_a_solver_says_what_it_was_measured_against(monkeypatch: pytest.MonkeyPatch) -> None:
     model = smooth("nothing")
+    monkeypatch.setattr(solver_learning, "SOLVERS", {"ddim": registry.SOLVERS["ddim"]})
     values = iter((Interval(-0.1, -0.2, -0.05), Interval(0.3, 0.2, 0.4), Interval(0.4, 0.3, 0.5)))
     monkeypatch.setattr(solver_learning, "bootstrap", lambda *_: next(values))
     config = dataclasses.replace(QUICK, steps=1, seed=2)
@@ -447,7 +449,10 @@ def test_a_model_is_written_in_16_bits_where_that_loses_nothing(exact: bool, tmp
 
 def test_numbers_of_other_weights_are_no_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
     model, seen = smooth("nothing"), list[Any]()
-    numbers = tuple(fitted.initial(model.config.schedule, (300.0, 999.0)).tolist())
+    own = tuple(
+        FittedSolver(nfe, (0.1,) * (nfe * (nfe + 3)), weights, version)
+        for nfe, weights, version in ((2, model.weights, 1), (3, "others", 1), (4, model.weights, 2))
+    )
     one = Interval(0.1, 0.1, 0.1)
 
     def noted(lesson: Any, nfe: int, config: Any, weights: str, kept: Any, before: Any, progress: Any) -> Learned:
@@ -455,8 +460,6 @@ def test_numbers_of_other_weights_are_no_beginning(monkeypatch: pytest.MonkeyPat
         return Learned(nfe, None, one, ("ddim", "2"), one, one, 0)
 
     monkeypatch.setattr(solver_learning, "_one", noted)
-    for weights, version in ((model.weights, fitted.VERSION), ("others", fitted.VERSION), (model.weights, 0)):
-        own = FittedSolver(2, numbers, weights, version)
-        model.config = dataclasses.replace(model.config, fitted=(own,))
-        learn(model, QUICK, model.weights, **given("nothing"))
-    assert seen == [FittedSolver(2, numbers, model.weights, fitted.VERSION), None, None]
+    model.config = dataclasses.replace(model.config, fitted=own)
+    learn(model, dataclasses.replace(QUICK, nfe=(2, 3, 4)), model.weights, **given("nothing"))
+    assert seen == [own[0], None, None]
