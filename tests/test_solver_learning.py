@@ -363,7 +363,8 @@ def test_what_is_chosen_is_judged_by_other_trajectories(monkeypatch: pytest.Monk
     monkeypatch.setattr(solver_learning, "SOLVERS", {"ddim": registry.SOLVERS["ddim"]})
     monkeypatch.setattr(solver_lesson.Lesson, "errors", noted)
     monkeypatch.setattr(solver_lesson.Lesson, "_drawn", images)
-    learn(model, dataclasses.replace(QUICK, steps=1), model.weights, **given("nothing"))
+    monkeypatch.setattr(solver_learning, "_descend", lambda *_: None)
+    learn(model, QUICK, model.weights, **given("nothing"))
     assert asked[-2:] == [[4, 12]] * 2
     assert all(places == [0, 8] for places in asked[:-2])
     assert [4, 12] not in validated
@@ -374,15 +375,18 @@ def test_a_solver_says_what_it_was_measured_against(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(solver_learning, "SOLVERS", {"ddim": registry.SOLVERS["ddim"]})
     values = iter((Interval(-0.1, -0.2, -0.05), Interval(0.3, 0.2, 0.4), Interval(0.4, 0.3, 0.5)))
     monkeypatch.setattr(solver_learning, "bootstrap", lambda *_: next(values))
+    start = torch.from_numpy(fitted.initial(model.config.schedule, (300.0, 999.0)))
+    monkeypatch.setattr(solver_learning, "_start", lambda *_: start)
+    monkeypatch.setattr(solver_learning, "_descend", lambda lesson, nfe, config, run, *_: run.update(step=7))
     config = dataclasses.replace(QUICK, steps=1, seed=2)
     (found,) = learn(model, config, model.weights, **given("nothing"))
     assert found.solver is not None
-    assert (found.error.value, found.other_error.value, found.steps) == (0.3, 0.4, 1)
+    assert (found.error.value, found.other_error.value, found.steps) == (0.3, 0.4, 7)
     assert found.solver.info == {
         "error": 0.3,
         "training_free": " ".join(found.other),
         "training_free_error": 0.4,
-        "learning_steps": 1,
+        "learning_steps": 7,
         "teacher_evaluations": 5,
         "seed": 2,
     }
