@@ -420,7 +420,7 @@ def test_the_best_numbers_are_kept_and_not_the_last(monkeypatch: pytest.MonkeyPa
 
 def test_it_ends_when_three_steps_gain_nothing() -> None:
     ours = lesson(small.quick_model())
-    for gains, ended in (([0.1, 0.0, 0.0, 0.0], True), ([0.0, 0.0, 0.002], False), ([0.0, 0.0], False)):
+    for gains, ended in (([0.1, 0.0, 0.0, 0.0], True), ([0.002, 0.0, 0.0], False), ([0.0, 0.0], False)):
         run: dict[str, Any] = {"step": 0, "gains": gains, "least": 1.0, "seconds": 0.0, "numbers": torch.zeros(10)}
 
         def equations(*_: Any) -> Any:
