@@ -18,13 +18,10 @@ import rcdm_fast
 from rcdm_fast import engines
 from rcdm_fast.analysis import common, invariance, sweeps
 from rcdm_fast.analysis.augment import AUGMENTATIONS
+from rcdm_fast.analysis.properties import PROPERTIES
 from rcdm_fast.analysis.readout import BENT, LINEAR, Readout
 from rcdm_fast.analysis.recovery import Changes, Recovery, difference, recovery
 from rcdm_fast.analysis.rules import Verdict
-
-
-from rcdm_fast.analysis.properties import PROPERTIES
-from rcdm_fast.analysis.recovery import Changes, difference, recovery
 from rcdm_fast.analysis.sweeps import InvarianceConfig, measure
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.image_set import ImageSet

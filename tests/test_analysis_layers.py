@@ -15,20 +15,14 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import evaluation
-from rcdm_fast.analysis import faithfulness, layer_figures, layers, readout, registry, rules
-
-
-from rcdm_fast.analysis import faithfulness, layers, readout, registry, rules, sweeps
+from rcdm_fast.analysis import faithfulness, layer_figures, layers, readout, registry, rules, sweeps
 from rcdm_fast.analysis import spread as spreads
 from rcdm_fast.analysis.augment import AUGMENTATIONS
 from rcdm_fast.analysis.layer import Layer, LayersConfig
 from rcdm_fast.analysis.properties import PROPERTIES
-from rcdm_fast.analysis.result import Analysis, Table
-from rcdm_fast.analysis.shared import Shared
-
-
 from rcdm_fast.analysis.recovery import Changes, recovery
 from rcdm_fast.analysis.result import Analysis, Table, cell_text
+from rcdm_fast.analysis.shared import Shared
 from rcdm_fast.analysis.sweeps import Invariance, Sweep
 from rcdm_fast.cli import main
 from rcdm_fast.config import ConfigError
