@@ -376,10 +376,11 @@ def test_tables_of_invariance_have_each_number_in_its_column() -> None:
     found = made_up_invariance(made_up_sweep("hue", wide, None, read), made_up_sweep("grayscale", wide, True, unread))
     rows = invariance.recovered_table(found)
     assert rows.columns[2:] == ("slope", "verdict", "detectable slope", "r", "chance of |r|", "h moves")
-    assert rows.rows == (
+    wanted: tuple[Any, ...] = (
         ("hue", "hue", wide, "inconclusive", 0.4, Interval(0.6, 0.5, 0.7), 0.2, pytest.approx(0.5)),
         ("grayscale", "saturation", wide, "kept", 0.4, Interval(0.6, 0.5, 0.7), 0.2, pytest.approx(0.5)),
     )
+    assert rows.rows == wanted
     readouts = invariance.readout_table(found)
     assert readouts.columns[2:4] == ("linear R^2", "non-linear R^2")
     values = [[getattr(cell, "value", cell) for cell in row[2:4]] for row in readouts.rows]
@@ -494,11 +495,10 @@ def test_a_change_of_hue_counts_by_the_sources_chroma_and_settings_reach_the_num
         return torch.cat(parts)[: len(h)]
 
     asked: list[tuple[Any, ...]] = []
-    real = sweeps.recovery
 
     def noted(changes: Changes, *given: Any, **more: Any) -> Any:
         asked.append((*given, *more.values()))
-        return real(changes, *given, **more)
+        return recovery(changes, *given, **more)
 
     monkeypatch.setattr(sweeps, "recovery", noted)
     data = photographs(24)

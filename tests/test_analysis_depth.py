@@ -279,9 +279,8 @@ def test_layers_of_several_encoders_come_encoder_by_encoder(tmp_path: Path) -> N
     wanted = Wanted("m", tmp_path, ("0", "2"), (one, other))
     found = adapted.chosen(_stub(), wanted, "max")
     assert [(each.config.layer, each.config.pooling) for each in found] == [("0", "max"), ("2", "none")] * 2
-    assert [each.network is net.network for each, net in zip(found, (one, one, other, other), strict=True)] == [
-        True
-    ] * 4  # type: ignore[attr-defined]
+    same = [each.network is net.network for each, net in zip(found, (one, one, other, other), strict=True)]  # type: ignore[attr-defined]
+    assert same == [True] * 4
     assert adapted.chosen(_stub(), Wanted("m", tmp_path, (), (one, other)), "max") == [one, other]
 
 
@@ -310,7 +309,7 @@ def test_a_decoder_is_adapted_by_the_budget_and_runs_as_the_model_does(
     asked: list[Any] = []
     loaded: list[Any] = []
     monkeypatch.setattr(adapted, "adapt", lambda *given: asked.append(given))
-    monkeypatch.setattr(adapted.models, "load", lambda *given: loaded.append(given))
+    monkeypatch.setattr("rcdm_fast.model.load", lambda *given: loaded.append(given))
     encoders_ = [adapted.at(_net(), "0", "mean"), adapted.at(_net(), "0", "max")]
     done: list[int] = []
     model = _stub()

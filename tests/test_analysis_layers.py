@@ -416,20 +416,21 @@ def test_each_column_of_a_comparison_is_of_its_own_model() -> None:
     read = table(found, "readouts").rows
     assert [row[0] for row in read] == ["grayscale", "grayscale", "hue", "hue"]
     for row in read:
-        a, b = (each.invariance.sweeps[str(row[0])].readout for each in (first, other))
-        assert row[3:5] == (a.explained(str(row[2])), b.explained(str(row[2])))
+        c, d = (each.invariance.sweeps[str(row[0])].readout.explained(str(row[2])) for each in (first, other))
+        assert row[3:5] == (c, d)
         assert isinstance(row[5], Interval)
-        assert row[5].value == pytest.approx(a.explained(str(row[2])).value - b.explained(str(row[2])).value)
+        assert row[5].value == pytest.approx(c.value - d.value)
     claim = next(each for each in found.findings if each.claim.startswith("one keeps saturation"))
-    a, b = (each.invariance.sweeps["grayscale"] for each in (first, other))
-    assert claim.numbers == (("slope of one", a.recovery.slope), ("slope of two", b.recovery.slope))
-    assert claim.measured.startswith(f"slopes {cell_text(a.recovery.slope)} and {cell_text(b.recovery.slope)}, diff")
-    moved = [cell_text(each.readout.movement) for each in (a, b)]
+    one, two = (each.invariance.sweeps["grayscale"] for each in (first, other))
+    slopes = [each.recovery.slope for each in (one, two)]
+    assert claim.numbers == (("slope of one", slopes[0]), ("slope of two", slopes[1]))
+    assert claim.measured.startswith(f"slopes {cell_text(slopes[0])} and {cell_text(slopes[1])}, diff")
+    moved = [cell_text(each.readout.movement) for each in (one, two)]
     assert "; h moves by {} and {} of the squared".format(*moved) in claim.measured
-    r = [each.recovery.correlation.value for each in (a, b)]
+    r = [each.recovery.correlation.value for each in (one, two)]
     assert "; r = {:.2f} and {:.2f}; ".format(*r) in claim.measured
     said = next(each for each in found.findings if each.claim.startswith("a change of saturation"))
-    linear = [each.readout.explained(readout.LINEAR) for each in (a, b)]
+    linear = [each.readout.explained(readout.LINEAR) for each in (one, two)]
     assert said.numbers == (("R^2 from one", linear[0]), ("R^2 from two", linear[1]))
     opened = next(each for each in found.findings if "leaves more of the pixels open" in each.claim)
     rows = {row[0]: row for row in table(found, "open").rows}["pixels"][1:]
@@ -460,8 +461,8 @@ def test_color_is_kept_where_both_parts_are_and_named_in_their_order() -> None:
 
 def test_what_is_true_instead_is_said_of_the_model_that_it_is_true_of() -> None:
     def otherwise(first: float, other: float) -> str:
-        given = (made_up(name, {"hue": slope}, 1, 0) for name, slope in (("one", first), ("two", other)))
-        return layers._findings(*given, LayersConfig(resamples=100))[0].otherwise
+        one, two = (made_up(name, {"hue": slope}, 1, 0) for name, slope in (("one", first), ("two", other)))
+        return layers._findings(one, two, LayersConfig(resamples=100))[0].otherwise
 
     assert otherwise(0.0, 0.0) == otherwise(0.0, 0.9) == "one drops hue"
     assert otherwise(0.9, 0.9) == otherwise(0.15, 0.9) == "two keeps hue, too"

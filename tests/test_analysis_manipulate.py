@@ -336,11 +336,10 @@ def test_the_seed_decides_the_halves_and_the_controls(mirror: Model, data: Image
 
 def test_lengths_and_neighbors_are_those_that_were_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, ...]] = []
-    real = manipulate.common_dimensions
 
     def noted(h: Tensor, gallery: Tensor, *given: int) -> Tensor:
         asked.append(given)
-        return real(h, gallery, *given)
+        return common_dimensions(h, gallery, *given)
 
     monkeypatch.setattr(manipulate, "common_dimensions", noted)
     setting = _sparse()

@@ -268,7 +268,7 @@ def test_the_figure_of_exchanges_has_the_next_image_at_its_end(
 def test_what_cannot_be_inverted_is_refused_before_anything_is_drawn() -> None:
     for changes in ({"solver": "ancestral"}, {"eta": 0.5}):
         with pytest.raises(ConfigError):
-            InvertConfig(**changes)  # type: ignore[arg-type]
+            InvertConfig(**changes)
     assert InvertConfig().solver == "ddim"
 
 

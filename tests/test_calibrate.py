@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rcdm_fast.analysis import calibrate as calibration
-from rcdm_fast.analysis import error_rates, rules
+from rcdm_fast.analysis import error_rates, rules, world_slopes
 from rcdm_fast.analysis.calibrate import IDEAL, CalibrateConfig, Calibration, Judged, Judgment, Rate, calibrate
 from rcdm_fast.analysis.result import text_table
 from rcdm_fast.analysis.rules import Verdict
@@ -24,6 +24,7 @@ from rcdm_fast.data.world import World
 from rcdm_fast.encoders import factor_reader
 from rcdm_fast.encoders.factor_reader import FactorReader
 from rcdm_fast.encoders.oracle_code import subsets
+from rcdm_fast.metrics import left_out
 from rcdm_fast.metrics.intervals import Interval
 from rcdm_fast.models import checkpoint
 from tests import small
@@ -253,7 +254,7 @@ def test_items_and_subsets_are_those_of_the_settings_and_progress_goes_through_a
         return []
 
     monkeypatch.setattr(calibration, "_readouts", lambda *_: {})
-    monkeypatch.setattr(calibration.world_slopes, "cells", cells)
+    monkeypatch.setattr(world_slopes, "cells", cells)
     config = CalibrateConfig(subsets=4, fraction=1, sources=300, readable=120, world_seed=7, seed=5)
     model = small.model(representation_dim=DIM)
     found = calibrate({"m": model}, reader, config, lambda *each: done.append(each))
@@ -276,7 +277,7 @@ def test_the_second_readout_sees_waves_of_the_seed_beside_the_change(monkeypatch
         spread = torch.linspace(1, 2, len(inputs)).double()
         return 0.25 * spread, spread
 
-    monkeypatch.setattr(calibration.left_out, "errors", errors)
+    monkeypatch.setattr(left_out, "errors", errors)
     world = World("shapes", 200, 8, 2)
     found = calibration._readouts(world, ("hue", "size"), CalibrateConfig(sources=20, readable=100, seed=1))
     assert list(found) == list(world.names[:8])

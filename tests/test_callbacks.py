@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from rcdm_fast import callbacks
+from rcdm_fast import callbacks, encoders
+from rcdm_fast import model as models
 from rcdm_fast.config import ConfigError, EncoderConfig
 from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.diffusion.sampling_config import SamplingConfig
@@ -107,6 +108,10 @@ def test_a_sheet_is_solved_and_drawn_as_it_was_told(monkeypatch: pytest.MonkeyPa
     asked: list[Any] = []
     model, sheet, network = small.quick_model(), Image.new("RGB", (4, 3)), Encoder()
 
+    def load(name: str, **named: Any) -> Model:
+        asked.append((name, named))
+        return model
+
     def built(*given: Any, **named: Any) -> Any:
         asked.append((given, named))
         return small.encoder()
@@ -115,8 +120,8 @@ def test_a_sheet_is_solved_and_drawn_as_it_was_told(monkeypatch: pytest.MonkeyPa
         asked.append((shown, config))
         return sheet
 
-    monkeypatch.setattr(callbacks.models, "load", lambda name, **named: asked.append((name, named)) or model)  # type: ignore[func-returns-value]
-    monkeypatch.setattr(callbacks.encoders, "build", built)
+    monkeypatch.setattr(models, "load", load)
+    monkeypatch.setattr(encoders, "build", built)
     monkeypatch.setattr(Model, "show", show)
     pixels, shown = to_uint8(small.make_images(61)), small.make_images(2)
     told: dict[str, Any] = {"layer": "a.b", "pooling": "mean"}
@@ -127,7 +132,7 @@ def test_a_sheet_is_solved_and_drawn_as_it_was_told(monkeypatch: pytest.MonkeyPa
     )
     assert torch.equal(look._images.pixels, pixels[::2])
     assert look.explained != look.explained, "nothing is explained before the first sheet"
-    assert look(network) is sheet  # type: ignore[arg-type]
+    assert look(network) is sheet
     assert asked == [
         ("decoder", {"device": "cpu"}),
         ((network, model.device), {"config": convention, **told}),

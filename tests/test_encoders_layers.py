@@ -6,6 +6,7 @@ import copy
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -216,8 +217,9 @@ def test_layers_of_a_network_that_is_training() -> None:
 
 
 def test_an_image_is_shown_to_be_resized_to_the_view_unless_it_is_otherwise() -> None:
-    for changes, wanted in (({}, "32"), ({"resize_to": 40}, "40")):
+    cases: list[tuple[dict[str, Any], str]] = [({}, "32"), ({"resize_to": 40}, "40")]
+    for changes, wanted in cases:
         config = EncoderConfig("bundled:some", image_size=32, **changes)
-        rows = {name: (text, origin) for name, text, origin in inside.convention(config, {"std"})}
+        rows = {name: (text, origin) for name, text, origin in inside.convention(config, {"std": (0.5, 0.5, 0.5)})}
         assert rows["resize_to"] == (wanted, "the encoder's file")
         assert rows["std"] == ("0.5, 0.5, 0.5", "the specification")

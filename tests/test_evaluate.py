@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -482,7 +483,8 @@ def test_changes_of_mrr_are_those_of_one_measurement() -> None:
         found = mrr_change(got, base, resamples, seed)
         assert (found.low, found.high) == pytest.approx(tuple(np.quantile(changes, [0.025, 0.975])))
         assert found.value == pytest.approx(a.mean() / b.mean() - 1)
-    for changed in ({"sources": 23}, {"samples": 2}, {"gallery": 25}):
+    others: list[dict[str, Any]] = [{"sources": 23}, {"samples": 2}, {"gallery": 25}]
+    for changed in others:
         with pytest.raises(ConfigError, match="the same sources, samples and gallery"):
             mrr_change(dataclasses.replace(got, **changed), base)
     with pytest.raises(ConfigError, match=f"not another and {want.ranked_by}"):

@@ -23,7 +23,7 @@ from rcdm_fast import engines
 from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, ScheduleConfig
 from rcdm_fast.diffusion.engine import Engine
 from rcdm_fast.encoders import ImageEncoder, build
-from rcdm_fast.engines import onnx_runtime
+from rcdm_fast.engines import cache, onnx_runtime
 from rcdm_fast.exporters import encoder as encoder_export
 from rcdm_fast.exporters import onnx as exported
 from rcdm_fast.exporters.encoder import export_encoder
@@ -226,9 +226,15 @@ def test_a_damaged_cache_entry_is_built_again(
 
 def test_an_export_is_kept_by_all_that_it_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
     keys: list[dict[str, str]] = []
-    monkeypatch.setattr(onnx_runtime.cache, "entry", lambda _, key, build: keys.append(dict(key)) or Path("kept"))
+
+    def entry(_: str, key: dict[str, str], build: object) -> Path:
+        keys.append(dict(key))
+        return Path("kept")
+
+    monkeypatch.setattr(cache, "entry", entry)
     network, other = small.network(channel_mult=(1,)), small.network(channel_mult=(1,))
-    other.out[2].bias.data += 1  # type: ignore[operator]
+    bias: Any = other.out[2].bias
+    bias.data += 1
     config = ModelConfig(network.config, small.SCHEDULE)
     whole = dataclasses.replace(config, schedule=dataclasses.replace(small.SCHEDULE, diffusion_steps=500))
     for of, how, precision in (

@@ -20,7 +20,6 @@ from rcdm_fast import benchmarking, engine_comparison, engines
 from rcdm_fast.config import ConfigError
 from rcdm_fast.diffusion.conditioning import make_plan
 from rcdm_fast.diffusion.schedule import Schedule
-from rcdm_fast.engines import openvino_runtime
 from rcdm_fast.engines.openvino_runtime import KEPT, OpenVINOEngine
 from rcdm_fast.exporters import calibration, openvino_core, openvino_int8
 from rcdm_fast.exporters import openvino as exported
@@ -114,7 +113,7 @@ def test_what_is_compiled_is_kept_by_all_that_it_depends_on(monkeypatch: pytest.
         keys.append(dict(key))
         raise FileNotFoundError
 
-    monkeypatch.setattr(openvino_runtime.cache, "entry", entry)
+    monkeypatch.setattr("rcdm_fast.engines.cache.entry", entry)
 
     def asked(size: int) -> None:
         with pytest.raises(FileNotFoundError):

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 import rcdm_fast
-from rcdm_fast import films
+from rcdm_fast import films, outputs
 from rcdm_fast.cli import main
 from rcdm_fast.config import ConfigError
 from rcdm_fast.images import ImageError, image_sheet
@@ -184,7 +184,7 @@ def test_an_animation_has_a_row_for_each_sequence_and_its_name(monkeypatch: pyte
 def test_writing_asks_first_what_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the speed, the size and the numbers that it will have; a film of any number of frames is no larger."""
     asked: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(films.outputs, "check_image", lambda path, width, height: asked.append((width, height)))
+    monkeypatch.setattr(outputs, "check_image", lambda path, width, height: asked.append((width, height)))
     films.check(tmp_path / "a.gif", (3, 2, 50), cell=30)
     films.check(tmp_path / "a.png", (3, 2, 50), cell=30)
     assert asked == [(2 * 32 + 200, 3 * 32 + 40), (50 * 32 + 200, 6 * 32 + 40)]

@@ -426,7 +426,7 @@ def test_it_ends_when_three_steps_gain_nothing() -> None:
         def equations(*_: Any) -> Any:
             raise Stopped
 
-        ours.equations = equations  # type: ignore[method-assign]
+        ours.equations = equations  # type: ignore[method-assign, assignment]
         config = dataclasses.replace(QUICK, steps=0)
         if ended:
             solver_learning._descend(ours, 2, config, run, None, lambda: None)

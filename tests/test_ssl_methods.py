@@ -323,7 +323,7 @@ def method_of(config: PretrainConfig) -> Method:
 
 
 def similarity(z: Tensor, temperature: float) -> Tensor:
-    unit = z / z.norm(dim=1, keepdim=True)
+    unit: Tensor = z / z.norm(dim=1, keepdim=True)
     return unit @ unit.T / temperature
 
 
@@ -361,7 +361,7 @@ def test_criteria_of_dino_are_told_the_settings() -> None:
 
 
 def test_the_predictor_is_as_wide_as_asked_for() -> None:
-    predictor = method_of(configuration("byol", byol=BYOLConfig(predictor=24))).predictor
+    predictor: Any = method_of(configuration("byol", byol=BYOLConfig(predictor=24))).predictor
     layers = [each for each in predictor.modules() if isinstance(each, torch.nn.Linear)]
     assert [(each.in_features, each.out_features) for each in layers] == [(8, 24), (24, 8)]
 
@@ -573,7 +573,7 @@ def test_a_projector_has_the_layers_asked_for(widths: tuple[int, ...]) -> None:
 
 
 def test_prototypes_look_at_directions_and_begin_as_the_teachers(generator: torch.Generator) -> None:
-    method = method_of(configuration("dino"))
+    method: Any = method_of(configuration("dino"))
     x = torch.randn(5, 8, generator=generator)
     with torch.no_grad():
         ours, theirs = method.prototypes(x), method.teacher_prototypes(7 * x)

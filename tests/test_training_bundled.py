@@ -112,8 +112,13 @@ def test_options_reach_the_stages(
         return SimpleNamespace(returncode=0)
 
     shipped: list[tuple[Path, Path]] = []
+
+    def ship(*paths: Any) -> list[Any]:
+        shipped.append(paths)
+        return []
+
     monkeypatch.setattr(subprocess, "run", run)
-    monkeypatch.setattr(bundled, "ship", lambda *given: [shipped.append(given)][:0])
+    monkeypatch.setattr(bundled, "ship", ship)
     given = ["--data", "my data", "--test", "T", "--out", str(tmp_path / "o"), "--device", "cuda"]
     assert bundled.main([*given, "--ship", str(tmp_path / "s")]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -23,7 +23,7 @@ from rcdm_fast.data.image_set import BatchOrder, step_generator
 from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.encoders import native
 from rcdm_fast.errors import RunError
-from rcdm_fast.images import to_pil
+from rcdm_fast.images import image_sheet, to_pil
 from rcdm_fast.models import checkpoint
 from rcdm_fast.training import distributed, fused_unet, loop, sample_grids, timesteps
 from rcdm_fast.training import train as training
@@ -519,9 +519,13 @@ def test_a_sheet_shows_images_of_the_whole_set_beside_samples_of_their_own(
     assert torch.equal(fixed.representations, h[places])
     assert len(FixedBatch.make(DATA.subset(torch.arange(2)), h[:2], count=8, per=6).images) == 2
     rows: list[Any] = []
-    sheet = sample_grids.image_sheet
+
+    def sheet(given: Any, **more: Any) -> Any:
+        rows.extend(given)
+        return image_sheet(given, **more)
+
     monkeypatch.setattr(sample_grids, "QUICK_STEPS", 2)
-    monkeypatch.setattr(sample_grids, "image_sheet", lambda given, **more: rows.extend(given) or sheet(given, **more))
+    monkeypatch.setattr(sample_grids, "image_sheet", sheet)
     unet = model.config.unet
     sample_grids.write(tmp_path / "a.png", unet, small.SCHEDULE, model.unet.state_dict(), fixed)
     assert (tmp_path / "a.png").exists()

@@ -8,6 +8,7 @@ from tests.mutants.catalog.commands import COMMANDS
 from tests.mutants.catalog.diffusion import DIFFUSION
 from tests.mutants.catalog.export import EXPORT
 from tests.mutants.catalog.files import FILES
+from tests.mutants.catalog.fourth import FOURTH
 from tests.mutants.catalog.jobs import JOBS
 from tests.mutants.catalog.second import SECOND
 from tests.mutants.catalog.third import THIRD
@@ -22,6 +23,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *DIFFUSION,
     *EXPORT,
     *FILES,
+    *FOURTH,
     *JOBS,
     *SECOND,
     *THIRD,
