@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rcdm_fast import storage
+from rcdm_fast import provenance, storage
 
 Row = dict[str, Any]
 
 
 class RowFile:
-    """A JSON file of rows under some facts that hold for all of them; it is complete at every moment.
+    """A JSON file of rows under some facts that hold for all of them, and what made it; it is complete at every moment.
 
     A row is known by the values of `keys`; putting a row with the same ones again replaces it.
     """
@@ -22,6 +22,7 @@ class RowFile:
         self.path = path
         self.rows: list[Row] = []
         self._facts = facts
+        self._made_by = provenance.made_by()
         self._keys = tuple(keys)
 
     def put(self, *rows: Row) -> None:
@@ -32,7 +33,7 @@ class RowFile:
                 self.rows.append(row)
             else:
                 self.rows[place] = row
-        storage.write_json(self.path, {"facts": self._facts, "rows": self.rows})
+        storage.write_json(self.path, {"facts": self._facts, "rows": self.rows, "made_by": self._made_by})
 
     def _key(self, row: Row) -> tuple[Any, ...]:
         return tuple(row.get(key) for key in self._keys)

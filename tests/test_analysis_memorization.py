@@ -205,3 +205,12 @@ def test_sources_of_another_size_are_refused(training: ImageSet) -> None:
     real = torch.zeros(20, 3, 8, 8), torch.zeros(20, 4)
     with pytest.raises(ConfigError, match="cannot be compared"):
         memorization.search(drawn, real, training, torch.zeros(200, 4), CONFIG)
+
+
+def test_samples_that_may_lie_at_their_sources_leave_it_open() -> None:
+    """Whether they do is unknown where the interval of their distance has the limit inside."""
+    samples, real, own = np.ones((300, 2)), np.ones(300), np.tile(np.linspace(0.1, 0.9, 300)[:, None], 2)
+    found = memorization.compared("x", samples, real, own, 0, CONFIG)
+    assert found.own.low < memorization.COPY < found.own.high
+    assert found.finding().holds is None
+    assert memorization.compared("x", samples, real, own + 0.5, 0, CONFIG).finding().holds is True

@@ -67,3 +67,9 @@ def test_a_report_asks_all_its_claims_together(tmp_path: Path, monkeypatch: pyte
     assert "Of 3 claims 0 hold, 1 do not hold, and 2 are inconclusive." in text
     assert "2 have a p-value and are decided together by Holm" in text
     assert "intervals are unadjusted" in text
+
+
+def test_a_sentence_begins_with_a_capital_unless_it_begins_with_a_models_name() -> None:
+    assert Finding("samples move", True, "").sentence == "Samples move."
+    assert Finding("samples move", None, "").sentence == "Inconclusive: samples move."
+    assert Finding("cifar10-simclr-head keeps hue", True, "").sentence == "cifar10-simclr-head keeps hue."

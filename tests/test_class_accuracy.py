@@ -162,3 +162,13 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert len(found["hash"]) == 64
     assert main(["encoders", spec, "--data", str(tmp_path / "train")]) == 2
     assert "give both or neither" in capsys.readouterr().err
+
+
+def test_a_probe_takes_features_as_they_are() -> None:
+    """It answers as one that was fitted on standardized features, whatever their mean and scale."""
+    features = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+    labels = (features[:, 0] > 0.3).long()
+    features = (features - features.mean(dim=0)) / features.std(dim=0)
+    mean, std = torch.tensor([5.0, -2.0, 0.5]), torch.tensor([3.0, 0.25, 10.0])
+    plain, moved = (probes.fit_linear_probe(each, labels) for each in (features, features * std + mean))
+    torch.testing.assert_close(moved(features * std + mean), plain(features), rtol=1e-2, atol=1e-2)

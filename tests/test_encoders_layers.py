@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import rcdm_fast
 from rcdm_fast.cli import main
 from rcdm_fast.config import ConfigError, EncoderConfig
-from rcdm_fast.encoders import EncoderError, ImageEncoder, build, inside
+from rcdm_fast.encoders import EncoderError, ImageEncoder, build, inside, layers
 from rcdm_fast.exporters.encoder import export_encoder
 from rcdm_fast.exporters.onnx import ExportError
 from tests import small
@@ -69,6 +69,15 @@ def test_calls_of_one_layer_are_told_apart() -> None:
         build(twice, config=SMALL, layer="0#3", pooling="mean")
     with pytest.raises(EncoderError, match=r"no layer 'acts' .* act"):
         build(network, config=SMALL, layer="acts")
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_the_first_pass_answers_as_every_other_does(call: int) -> None:
+    network, x = nn.Sequential(layer := nn.Linear(3, 3), nn.ReLU(), layer), torch.randn(2, 3)
+    output = layers.LayerOutput(network, "0", call)
+    known = layer(x) if call == 1 else network(x)
+    assert torch.equal(output(x), known)
+    assert torch.equal(output(x), known)
 
 
 def test_pooling_by_a_function_of_ones_own(tmp_path: Path) -> None:

@@ -295,3 +295,17 @@ def test_native_on_cuda(precision: str) -> None:
         got = engine.bind(there, batch.rows[:count]).predict(x[:count].to(device), 2).cpu()
         assert _error(got, truth[:count]) <= {"fp32": 1e-3, "bf16": 3e-2, "fp16": 5e-3}[precision]
     assert "2 captured" in engine.describe()
+
+
+def test_rows_without_a_table_are_those_of_each_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where images share a representation, and where a batch has some of them only, in any order."""
+    network = small.network().eval().requires_grad_(False)
+    h = torch.randn(5, small.DIM, generator=torch.Generator().manual_seed(0))
+    rows = torch.tensor([4, 1, 4, 2])
+    table = conditioning.make_plan(network, SCHEDULE, h, None)
+    monkeypatch.setattr(conditioning, "TABLE_LIMIT_BYTES", 0)
+    without = conditioning.make_plan(network, SCHEDULE, h, None)
+    assert (table.table is None, without.table is None) == (False, True)
+    for k in range(3):
+        known = table.table[k][rows] if table.table is not None else None
+        torch.testing.assert_close(without.batch(rows).film(k), known)

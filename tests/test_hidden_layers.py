@@ -14,6 +14,7 @@ import rcdm_fast
 from rcdm_fast import callbacks
 from rcdm_fast import config as configs
 from rcdm_fast.config import ConfigError, ModelConfig
+from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.diffusion import conditioning
 from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.exporters.graph import NetworkGraph, example_inputs, truth
@@ -21,8 +22,11 @@ from rcdm_fast.models import checkpoint
 from rcdm_fast.models.diffusers_unet import reasons_unavailable
 from rcdm_fast.models.flags import flags_from_configs
 from rcdm_fast.models.unet import UNet
+from rcdm_fast.training import warm_start
 from rcdm_fast.training.batches import Standardization
 from rcdm_fast.training.config import TrainConfig
+from rcdm_fast.training.distributed import Processes
+from rcdm_fast.training.run import Run
 from tests import small
 
 HIDDEN = 16
@@ -108,6 +112,20 @@ def test_a_run_goes_on_from_a_network_without(tmp_path: Path) -> None:
     assert float(after["ssl_deep.4.weight"].abs().max()) > 0
     with pytest.raises(ConfigError, match="its network is"):
         rcdm_fast.train(config, data, tmp_path / "c", representations=h, init=str(second))
+
+
+def test_a_run_begins_with_all_that_a_network_with_them_has(tmp_path: Path) -> None:
+    """Not only with the layers that a network without has, too."""
+    data, deep = small.make_images(32), dataclasses.replace(small.UNET, representation_hidden=HIDDEN)
+    weights = {name: torch.full_like(value, 0.125) for name, value in UNet(deep).state_dict().items()}
+    file = checkpoint.save_model(tmp_path / "before.safetensors", ModelConfig(deep, small.SCHEDULE), weights)
+    config = TrainConfig("tiny", deep, small.SCHEDULE, images=16, batch_size=16, precision="fp32", random_flip=False)
+    pixels = ImageSet(((data + 1) * 127.5).round().to(torch.uint8), None, (), (), "made-up")
+    run = Run(config, deep, pixels, torch.randn(1, 32, small.DIM), Processes())
+    warm_start.start_from(run, str(file))
+    changed = {name for name, value in run.network.state_dict().items() if bool((value != 0.125).any())}
+    standardized = {f"{layer}.{part}" for layer in ("ssl_deep.0", "ssl_emb") for part in ("weight", "bias")}
+    assert changed == standardized  # those that see h, which a run gives in units of its own
 
 
 def test_what_cannot_hold_them_says_so() -> None:

@@ -139,6 +139,28 @@ def blurred(found: Found) -> str:
     return f"{found['blurred_mrr']['value']:.3f}"
 
 
+def denoising(training: Found, test: Found) -> str:
+    """Errors of x0 on images that a decoder was trained on and on others, by timestep."""
+    lines = ["| t | images of the training set | test images |", "|---:|---|---|"]
+    for timestep in sorted(training["x0_errors"], key=int):
+        cells = [interval(each["x0_errors"][timestep], ".3f") for each in (training, test)]
+        lines.append(f"| {timestep} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def error_of_x0(found: Found, timestep: int) -> str:
+    """The error at one timestep."""
+    return interval(found["x0_errors"][str(timestep)], ".5f")
+
+
+def adapted(*found: Found, names: tuple[str, ...]) -> str:
+    """Decoders beside one another: what each is, its MRR and its distance to h."""
+    lines = ["| | MRR of the source image | squared distance of a sample to the source |", "|---|---|---|"]
+    for name, each in zip(names, found, strict=True):
+        lines.append(f"| {name} | {interval(each['mrr'], '.3f')} | {interval(each['distance'], '.2f')} |")
+    return "\n".join(lines)
+
+
 def guidance(found: Found) -> str:
     """What guidance does."""
     lines = [

@@ -14,14 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.documents import encoders, known_world, models, solvers, speed
+from benchmarks.documents import encoders, experiments, known_world, models, runtimes, solvers, speed
 from benchmarks.documents.speed import Found
 from rcdm_fast.analysis.error_rates import SHIPPED
+from rcdm_fast.analysis.registry import EXPERIMENTS
 from rcdm_fast.models import zoo
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "benchmarks" / "results"
 ENCODERS = ("cifar10-simclr", "cifar10-simclr-wide", "cifar10-supervised", "cifar10-supervised-wide")
+ADAPTED = {  # rows of the table, and the evaluation of each
+    "supervised backbone, closed form alone (`steps=0`)": "adapted_supervised",
+    "supervised backbone, then 800 steps: `cifar10-supervised`": "evaluate_cifar10-supervised",
+    "SimCLR projector, then 800 steps: `cifar10-simclr-head`": "evaluate_cifar10-simclr-head",
+}
 CALIBRATION = "calibration"  # the name of `SHIPPED`
 OLDER = (
     *("step_s_2cores", "step_m_2cores", "sampling_s_2cores", "profile_s_2cores", "profile_m_2cores"),
@@ -81,6 +87,7 @@ def _calibration() -> str:
 
 def _speed() -> dict[str, Result]:
     step, generate, training = "step_s_2cores", "generate_2cores", "training_s_2cores"
+    fused = "training_s_avx2"
     found = {
         "first image": _of(speed.first_image, "first_image_2cores"),
         "rivals": _of(speed.rivals, step),
@@ -90,6 +97,11 @@ def _speed() -> dict[str, Result]:
         "profile": _of(speed.profiles, "profile_s_2cores", "profile_m_2cores"),
         "training step": _of(speed.training_step, training),
         "compiled training step": _of(speed.compiled_step, training),
+        "fused training step": _of(speed.fused_step, fused),
+        "training convolutions": _of(speed.convolutions, fused),
+        "parts above floor": _of(speed.parts_above_floor, "profile_s_2cores"),
+        "runtimes": _of(runtimes.drift, "compare_trunk"),
+        "int8": _of(runtimes.int8, "compare_int8"),
     }
     for name in ("s", "m"):
         found[f"rates {name}"] = _of(speed.ceilings, f"profile_{name}_2cores")
@@ -107,7 +119,11 @@ def _bundled() -> dict[str, Result]:
         "models in full": Result((), lambda: _models(long=True)),
         "guidance": _of(models.guidance, "guidance_wide_h100"),
         "calibration": Result((), _calibration),
+        "denoising": _of(models.denoising, "denoising_train", "denoising_test"),
+        "adapted": _of(models.adapted, *ADAPTED.values(), names=tuple(ADAPTED)),
     }
+    for timestep in (150, 980):
+        found[f"error of shapes-oracle {timestep}"] = _of(models.error_of_x0, "denoising_shapes", timestep=timestep)
     for name in zoo.list_bundled():
         found[f"parameters {name}"] = Result((), functools.partial(models.parameters, name))
         found[f"evaluation {name}"] = _of(models.evaluation, f"evaluate_{name}")
@@ -137,12 +153,24 @@ def _known_world() -> dict[str, Result]:
     }
 
 
+def _experiments() -> dict[str, Result]:
+    report = "report_cifar10"
+    found = {
+        "report": _of(experiments.command, report),
+        "slopes": _of(experiments.slopes, report),
+        "readouts": _of(experiments.readouts, report),
+    }
+    return found | {f"found by {each}": _of(experiments.findings, report, experiment=each) for each in EXPERIMENTS}
+
+
 def _solvers() -> dict[str, Result]:
     trunk = "solvers_cifar10-simclr-trunk"
-    found = {"solvers": _of(solvers.distances, trunk), "own solvers": _of(solvers.own, "own_solvers_2cores")}
+    found = {"solvers": _of(solvers.distances, trunk), "faithful": _of(solvers.faithful, trunk, nfe=(5, 10))}
+    placed = [f"placement_{name}" for name in ("ddim", "dpmpp_2m", "ipndm")]
+    found |= {"own solvers": _of(solvers.own, "own_solvers_2cores"), "placements": _of(solvers.placements, *placed)}
     for solver, nfe in (("ipndm", 10), ("ddim", 50)):
         found[f"distance {solver} {nfe}"] = _of(solvers.distance, trunk, solver=solver, nfe=nfe)
     return found
 
 
-RESULTS: dict[str, Result] = {**_speed(), **_bundled(), **_known_world(), **_solvers()}
+RESULTS: dict[str, Result] = {**_speed(), **_bundled(), **_known_world(), **_experiments(), **_solvers()}

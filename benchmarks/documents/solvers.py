@@ -23,6 +23,32 @@ def distance(found: Found, solver: str, nfe: int) -> str:
     return f"{row['error']['value']:.3f}"
 
 
+def faithful(found: Found, nfe: tuple[int, ...]) -> str:
+    """What solvers do to ranks and to variance in so many evaluations, beside the first of them."""
+    lines = [
+        "| | MRR of the source | change, % | variance over samples, against the first row |",
+        "|---|---|---|---|",
+    ]
+    for place, row in enumerate(found["quality"]):
+        if place and row["nfe"] not in nfe:
+            continue
+        more = (interval(row["mrr_change"], "+.1f", 100), interval(row["variance"], ".2f")) if place else ("", "")
+        cells = (f"`{row['solver']}`, {row['steps']}", interval(row["mrr"], ".3f"), *more)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def placements(*found: Found) -> str:
+    """Steps that were found for a model beside the solvers' own: distances to the teacher."""
+    names = [each["solver"] for each in found]
+    heads = " | ".join(f"`{name}`, found | own" for name in names)
+    lines = [f"| evaluations | {heads} |", "|---:|" + "---|" * 2 * len(names)]
+    for rows in zip(*(each["placements"] for each in found), strict=True):
+        cells = " | ".join(f"{interval(row['error'], '.3f')} | {interval(row['own_error'], '.3f')}" for row in rows)
+        lines.append(f"| {rows[0]['nfe']} | {cells} |")
+    return "\n".join(lines)
+
+
 def own(found: Found) -> str:
     """Solvers of a model beside those for any model, the nearest to many evaluations first, and DDIM in many."""
     lines = ["| | distance | less that of `ddim`, 50 |", "|---|---|---|"]

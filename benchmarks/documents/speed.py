@@ -91,6 +91,13 @@ def above_floor(found: Found) -> str:
     return f"{whole['ms'] / whole['operations_floor_ms']:.2f}"
 
 
+def parts_above_floor(found: Found) -> str:
+    """What of an evaluation is above the floor of its operations, most first, in the sum of what each kind takes."""
+    parts = [row for row in found["rows"] if row["kind"] != "whole evaluation"]
+    above = sorted(((row["ms"] - row["operations_floor_ms"], row["kind"]) for row in parts), reverse=True)
+    return "; ".join(f"{kind} {ms:.1f} ms" for ms, kind in above if ms > 0)
+
+
 def ceilings(found: Found) -> str:
     """The rates that floors are made of."""
     rates = found["ceilings"]
@@ -108,6 +115,32 @@ def training_step(found: Found) -> str:
         ("ready after, s", "ready_s", ".0f"),
     )
     return "\n".join(markdown(found["rows"], columns))
+
+
+def fused_step(found: Found) -> str:
+    """A step of training beside plain PyTorch's and beside the convolutions alone."""
+    columns = (
+        ("", "name", "s"),
+        ("ms (p50)", "p50_ms", ".0f"),
+        ("x plain PyTorch", "of_plain", ".2f"),
+        ("x floor", "of_floor", ".2f"),
+    )
+    return "\n".join(markdown(found["rows"], columns))
+
+
+def convolutions(found: Found, precision: str = "fp32") -> str:
+    """What the convolutions of a training step take, and the rate of those with the most work."""
+    rows = found["facts"]["convolutions"][precision]
+    parts = ("forward", "of_input", "of_weight")
+    whole = [f"{sum(row['count'] * row[f'{part}_ms'] for row in rows):.0f}" for part in parts]
+    count = sum(row["count"] for row in rows)
+    lines = ["| | forward | for x | for the weight and bias |", "|---|---:|---:|---:|"]
+    lines.append(f"| all {count} convolutions, ms | {' | '.join(whole)} |")
+    for row in rows[:3]:
+        shape = f"{row['kernel']}x{row['kernel']} on {row['size']} px, {row['inputs']} to {row['outputs']} channels"
+        rates = " | ".join(f"{row[f'{part}_gflops']:.0f}" for part in parts)
+        lines.append(f"| GFLOP/s, {shape} | {rates} |")
+    return "\n".join(lines)
 
 
 def maps(found: Found) -> str:

@@ -82,7 +82,9 @@ class Finding:
         else:
             said = self.claim if self.holds else self.otherwise or f"not so: {self.claim}"
         decide = "; ".join(f"{name} {cell_text(number)}" for name, number in self.numbers)
-        return said[:1].upper() + said[1:] + (f" ({decide})." if decide else ".")
+        if said.partition(" ")[0].rstrip(":").isalpha():  # a model's name is written as it is
+            said = said[:1].upper() + said[1:]
+        return said + (f" ({decide})." if decide else ".")
 
 
 @dataclass(frozen=True)
