@@ -102,7 +102,7 @@ def test_findings_without_numbers_say_all_that_was_measured() -> None:
     open_ = {"sentence": "Undecided.", "numbers": {}, "measured": "slope 0.1."}
     found = {"made_by": {"command": "rcdm report m"}, "experiments": {"attack": {"findings": [decided, open_]}}}
     assert experiments.command(found) == "`rcdm report m`"
-    assert experiments.findings(found, "attack") == "* It holds.\n* Undecided. slope 0.1."
+    assert experiments.findings(found, "attack") == "* It holds.\n* Undecided: slope 0.1."
 
 
 def test_models_stand_side_by_side_property_by_property() -> None:

@@ -20,8 +20,8 @@ def findings(found: Found, experiment: str) -> str:
     """Every sentence of an experiment, with the numbers that decide it, or else with all that was measured."""
     lines = []
     for each in found["experiments"][experiment]["findings"]:
-        more = "" if each["numbers"] else f" {each['measured'].rstrip('.')}."
-        lines.append(f"* {each['sentence']}{more}")
+        said = each["sentence"]
+        lines.append(f"* {said}" if each["numbers"] else f"* {said.rstrip('.')}: {each['measured'].rstrip('.')}.")
     return "\n".join(lines)
 
 
