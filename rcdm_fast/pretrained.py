@@ -60,10 +60,10 @@ class Pretrained:
         """
         wanted: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
         wanted |= {"force_download": force_download, "local_files_only": local_files_only}
-        asked = {key: value for key, value in wanted.items() if value or (key, value) == ("token", False)}
+        asked = {key: value for key, value in wanted.items() if value}
         here = os.path.exists(os.path.expanduser(source)) or str(source) in zoo.model_names()
         if isinstance(source, str) and not here and hub.ID.fullmatch(source):
-            source = hub.fetch(source, **asked)
+            source = hub.fetch(source, **asked, **({"token": False} if token is False else {}))
         elif asked:
             raise ConfigError(f"{source}: {', '.join(asked)} are for hub ids, and this is none")
         return cls._loaded(source, **options)

@@ -86,6 +86,8 @@ def test_times_of_a_kernel() -> None:
     assert roofline.kernel_ms(product, TOY) == pytest.approx(1e-3 + 1e3 * 2 * 64 * 128 * 64 / (0.78 * 10e12))
     more = Kernel("convolution", 0, 0, (64 * 11, 128, 64), 1)  # six of 128 x 128 in one round
     assert roofline.kernel_ms(more, TOY) == pytest.approx(1e-3 + 1e3 * 2 * 128 * 128 * 64 / (0.78 * 10e12))
+    half = Kernel("convolution", 0, 0, (64 * 11, 64, 64), 1)  # tiles that are filled to a half take as long
+    assert roofline.kernel_ms(half, TOY) == roofline.kernel_ms(more, TOY)
     assert roofline.kernel_ms(Kernel("attention", 1, 1, None, 10**11), TOY) == pytest.approx(1e-3 + 2.0)
 
 

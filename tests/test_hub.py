@@ -255,6 +255,13 @@ def test_model_and_encoder_are_fetched_as_is_asked(
     assert hub.calls == [("model.safetensors", asked), ("its-encoder.safetensors", asked)]
 
 
+def test_no_token_is_no_demand_where_there_is_no_hub(tmp_path: Path) -> None:
+    small.quick_model(representation_dim=0).save_pretrained(tmp_path / "m")
+    Model.from_pretrained(tmp_path / "m", device="cpu", engine="eager", token=False)
+    with pytest.raises(ConfigError, match="token are for hub ids"):
+        Model.from_pretrained(tmp_path / "m", device="cpu", engine="eager", token="secret")
+
+
 def test_a_folder_names_the_encoder_that_is_used(tmp_path: Path) -> None:
     """Not the one that the model's file named before."""
     mine = small.encoder()
