@@ -111,8 +111,8 @@ STAGES = (
     ),
     _adapted("cifar10-simclr-head", "cifar10-simclr-trunk", "{cifar10-simclr-encoder}?layer=projector", 800),
     _adapted("cifar10-supervised", "cifar10-simclr-trunk", "{cifar10-supervised-encoder}", 800),
-    _encoder("cifar10-simclr-wide", "145 s on an H100"),
-    _encoder("cifar10-supervised-wide", "53 s on an H100, beside the stage before"),
+    _encoder("cifar10-simclr-wide", "minutes on an H100"),
+    _encoder("cifar10-supervised-wide", "a minute on an H100, beside the stage before"),
     Stage(
         "cifar10-simclr-wide-first",
         "train cifar10-simclr-wide --data {data} --encoder file:{cifar10-simclr-wide-encoder} --set augmented_views=0 "

@@ -82,7 +82,7 @@ class Finding:
         else:
             said = self.claim if self.holds else self.otherwise or f"not so: {self.claim}"
         decide = "; ".join(f"{name} {cell_text(number)}" for name, number in self.numbers)
-        if said.partition(" ")[0].rstrip(":").isalpha():  # a model's name is written as it is
+        if said.partition(" ")[0].rstrip(":").isalpha():  # a name such as cifar10-head is written as it is
             said = said[:1].upper() + said[1:]
         return said + (f" ({decide})." if decide else ".")
 

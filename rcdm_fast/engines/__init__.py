@@ -57,11 +57,11 @@ def _of_network(make: Callable[[UNet, torch.device, str], Engine]) -> Make:
     return lambda network, _config, device, precision, _file: make(network, device, precision)
 
 
-SPECS = {  # what ``auto`` may choose stands in the order of its choice, fastest first
+SPECS = {  # what ``auto`` may choose stands in the order of its choice
     "native": EngineSpec(
         _of_network(native.NativeEngine),
         native.reasons_unavailable,
-        "available and faster (auto takes it)",
+        "available (auto takes it)",
         automatic=True,
         maps=("cpu",),  # graphs of CUDA take rows [F]
     ),
@@ -80,7 +80,7 @@ SPECS = {  # what ``auto`` may choose stands in the order of its choice, fastest
     "onnxruntime": EngineSpec(
         onnx_runtime.OnnxRuntimeEngine,
         onnx_runtime.reasons_unavailable,
-        "available, slower than native; runs the exported ONNX",
+        "available; runs the exported ONNX",
         exported=True,
     ),
     "onnxruntime-tensorrt": EngineSpec(
@@ -92,7 +92,7 @@ SPECS = {  # what ``auto`` may choose stands in the order of its choice, fastest
     "openvino": EngineSpec(
         openvino_runtime.OpenVINOEngine,
         openvino_runtime.reasons_unavailable,
-        "available, slower than native; runs the exported network",
+        "available; runs the exported network",
         exported=True,
         int8=True,
     ),
