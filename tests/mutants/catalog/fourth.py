@@ -367,7 +367,7 @@ FOURTH = (
     Mutant(
         "token=False is taken for none",
         "rcdm_fast/pretrained.py",
-        ' or (key, value) == ("token", False)',
+        ', **({"token": False} if token is False else {})',
         "",
         ("tests/test_hub.py::test_model_and_encoder_are_fetched_as_is_asked",),
     ),
