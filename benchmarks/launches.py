@@ -121,6 +121,7 @@ ENGINE: dict[str, Callable[[Call], list[Kernel]]] = {
     "film_group_norm_out": _norm,
     "film_group_norm_before_out": _norm,
     "add_residual": _add_residual,
+    "map_film": lambda call: [Kernel("norm", _bytes(*call.arguments[:2]), _bytes(call.arguments[0]))],
     "addmm": _product,
     "addmm_": _product,
     "add": _one("residual"),

@@ -131,6 +131,9 @@ class _Settled(selection.Choices):
     def add_residual(self, out: Tensor, bias: Tensor, add: Tensor, resample: int) -> None:
         torch.ops.rcdm_fast.add_residual(out, bias, add, resample)
 
+    def map_film(self, x: Tensor, film: Tensor, rows: Tensor, down: Tensor, across: Tensor) -> None:
+        torch.ops.rcdm_fast.map_film(x, film, rows, down, across)
+
     def product(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return products.product(x, weight, bias)
 

@@ -4,10 +4,12 @@
 #include <torch/csrc/stable/library.h>
 
 #include "cuda/film_group_norm.h"
+#include "cuda/map_film.h"
 #include "cuda/solver_step.h"
 
 STABLE_TORCH_LIBRARY_IMPL(rcdm_fast, CUDA, m) {
   m.impl("film_group_norm", TORCH_BOX(&rcdm_fast::cuda::film_group_norm));
   m.impl("film_group_norm_out", TORCH_BOX(&rcdm_fast::cuda::film_group_norm_out));
+  m.impl("map_film", TORCH_BOX(&rcdm_fast::cuda::map_film));
   m.impl("solver_step", TORCH_BOX(&rcdm_fast::cuda::solver_step));
 }

@@ -137,10 +137,7 @@ class Shown(Sampler):
             f"model    {self.config.name or '(unnamed)'}: {unet.image_size} px, "
             f"{self._parameters() / 1e6:.1f} M parameters",
             f"engine   {self.engine.describe()}",
-            *(
-                f"         not {name}: {why}"
-                for name, why in engines.not_chosen(self.engine, self.device, unet).items()
-            ),
+            *(f"         not {name}: {why}" for name, why in engines.not_chosen(self.engine, self.device).items()),
             f"encoder  {encoder.source} ({encoder.layer})" if encoder is not None else "encoder  none",
         ]
         return "\n".join([*lines, *registry.describe(self.config)])

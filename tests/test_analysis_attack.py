@@ -306,8 +306,9 @@ def test_both_units_of_movement_are_stated_and_both_have_to_agree() -> None:
     assert moved.holds is True
     assert "difference in distances to the nearest other image, epsilon 1: -0.30 " in moved.measured
     assert "difference in median distances between two images, epsilon 1: -0.15 " in moved.measured
-    turned = dataclasses.replace(near, moved_pairs={key: 9 * each for key, each in far.moved_pairs.items()})
-    assert robustness.findings(turned, far, THREE)[0].holds is False
+    for unit in ("moved", "moved_pairs"):
+        turned = dataclasses.replace(near, **{unit: {key: 9 * each for key, each in getattr(far, unit).items()}})
+        assert robustness.findings(turned, far, THREE)[0].holds is False
 
 
 def test_findings_have_the_sign_of_what_they_say_and_leave_the_clean_images_out() -> None:

@@ -19,7 +19,7 @@ ARCHITECTURES = ("80", "90", "100", "120")
 NVCC = shutil.which("nvcc")
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="no nvcc on the path")
 
-SOURCES = ("film_group_norm", "solver_step")
+SOURCES = ("film_group_norm", "map_film", "solver_step")
 
 
 def test_every_source_is_tested(checkout: Path) -> None:

@@ -11,6 +11,8 @@ import itertools
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ import torch
 
 from benchmarks.launches import one_kernel
 from rcdm_fast.ops import reference
+from tests import op_checks
 from tests.cuda_on_host import launchers
 from tests.cuda_on_host.launchers import Launchers
 from tests.norm_cases import DTYPES, Inputs, NormCase, error_bound, layouts, make_inputs
@@ -155,10 +158,44 @@ def test_solver_step_keeps_nan_and_clips_nothing_at_infinity(host: Launchers) ->
         assert x0[0, 0, 0, 1:].tolist() == want
 
 
+FILMS = [  # images, channels, their height and width, the map's
+    (3, 16, 8, 8, 8, 8),
+    (2, 264, 5, 40, 3, 5),  # two blocks share a line
+    (2, 64, 4, 4, 20, 30),  # smaller than the map, whose blended lines leave room for a part of the channels
+    (2, 13, 5, 7, 1, 1),
+    (2, 3, 1, 1, 6, 6),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", FILMS, ids=str)
+def test_map_film(host: Launchers, shape: tuple[int, int, int, int, int, int], dtype: torch.dtype) -> None:
+    given = op_checks.map_film_inputs(*shape, dtype=dtype)
+    want, plain = op_checks.map_film_by_hand(*given), given[0].clone()
+    reference.map_film(plain, *given[1:])
+    for offset in (0, 1):
+        got = host.map_film(*given, offset=offset)
+        assert host.launches == 1
+        assert op_checks.error(got, want) <= 2 * op_checks.error(plain, want) + 1e-7
+    for image in range(shape[0]):
+        alone = host.map_film(given[0][image : image + 1], given[1], given[2][image : image + 1].clone(), *given[3:])
+        assert torch.equal(alone[0], got[image])
+
+
+def test_a_map_out_of_range_gives_nan_for_its_image_alone(host: Launchers) -> None:
+    x, film, rows, down, across = op_checks.map_film_inputs(3, 24, 6, 6, 4, 4)
+    want = host.map_film(x, film, rows, down, across)
+    for bad in (-1, 4, 2**40):
+        got = host.map_film(x, film, torch.tensor([rows[0], bad, rows[2]]), down, across)
+        assert got[1].isnan().all()
+        assert torch.equal(got[::2], want[::2])
+
+
 OPERATORS = """
 import ctypes, sys, torch
 from benchmarks import launches
 from rcdm_fast.ops import reference
+from tests import op_checks
 from tests.norm_cases import NormCase, error_bound, layouts, make_inputs
 torch.ops.load_library(sys.argv[1])
 kernels = ctypes.CDLL(sys.argv[2])
@@ -187,6 +224,14 @@ for count in (0, 1, 8):
         torch.testing.assert_close(got, want)
     check(ops.solver_step.default, arguments, **skipping)
 assert ops.solver_step(x[:0], output[:0], [], [], 1.0, 1.0, 1.0, 1.0, 1.0)[0].shape == (0, 3, 8, 9)
+
+maps = op_checks.map_film_inputs(3, 24, 6, 7, 4, 5, dtype=torch.bfloat16)
+want, plain, got = op_checks.map_film_by_hand(*maps), maps[0].clone(), maps[0].clone()
+reference.map_film(plain, *maps[1:])
+ops.map_film(got, *maps[1:])
+assert op_checks.error(got, want) <= 2 * op_checks.error(plain, want)
+check(ops.map_film.default, maps, **skipping)
+ops.map_film(maps[0][:0], maps[1], maps[2][:0], *maps[3:])
 
 def refuses(message, operator, *arguments):
     try:
@@ -218,6 +263,18 @@ for message, changes in (
         changes.update(weight=good[2][:64], bias=good[3][:64], film=None, rows=None)
     refuses(message, ops.film_group_norm, *norm(**changes))
 refuses("out must be [2,96,6,10]", ops.film_group_norm_out, good[0].clone(), *good)
+x_, film, rows, down, across = maps
+for message, arguments in (
+    ("x must be [N,C,H,W] in channels-last", (x_.contiguous(), film, rows, down, across)),
+    ("expected float32, bfloat16 or float16", (x_.double(), film, rows, down, across)),
+    ("film must be float32 [R,48,h,w]", (x_, film[:, :-1], rows, down, across)),
+    ("side by side", (x_, film.contiguous(), rows, down, across)),
+    ("film has no rows", (x_, film[:0], rows, down, across)),
+    ("rows must be int64 [3]", (x_, film, rows.int(), down, across)),
+    ("down must be float32 [6,4]", (x_, film, rows, down[:-1], across)),
+    ("across must be float32 [7,5]", (x_, film, rows, down, across.double())),
+):
+    refuses(message, ops.map_film, *arguments)
 step = (1.0, 1.0, 1.0, 1.0, 1.0)
 refuses("at most 8 terms", ops.solver_step, x, output, [x] * 9, [1.0] * 9, *step)
 refuses("1 terms, 0 weights", ops.solver_step, x, output, [x], [], *step)
@@ -277,7 +334,12 @@ def test_no_thread_depends_on_timing_in_a_solver_step(watched: Launchers) -> Non
     assert following.isfinite().all()
 
 
-BARRIERS = {"film_group_norm_block.cuh": 3, "film_group_norm_write.cuh": 2}
+def test_no_thread_depends_on_timing_in_films_of_maps(watched: Launchers) -> None:
+    for shape in FILMS:
+        assert watched.map_film(*op_checks.map_film_inputs(*shape, dtype=torch.bfloat16)).isfinite().all()
+
+
+BARRIERS = {"film_group_norm_block.cuh": 3, "film_group_norm_write.cuh": 2, "map_film.cu": 1}
 
 
 def test_every_barrier_is_tried(checkout: Path) -> None:
@@ -300,12 +362,16 @@ def test_a_missing_barrier_is_found(checkout: Path, tmp_path: Path, name: str, n
     pieces = (copy / "csrc/cuda" / name).read_text().split("__syncthreads();")
     pieces[number : number + 2] = [";".join(pieces[number : number + 2])]
     (copy / "csrc/cuda" / name).write_text("__syncthreads();".join(pieces))
-    library = launchers.compile_launchers(copy, tmp_path, shadow=True, sources=[copy / "csrc/cuda/film_group_norm.cu"])
-    unwatched = Launchers(library, names=("film_group_norm",))
+    names = ("film_group_norm", "map_film")
+    sources = [copy / f"csrc/cuda/{each}.cu" for each in names]
+    watched = Launchers(launchers.compile_launchers(copy, tmp_path, shadow=True, sources=sources), names)
+    tries: list[Callable[[], object]] = [partial(_check, watched, case) for case in WATCHED]
+    if name == "map_film.cu":
+        tries = [partial(watched.map_film, *op_checks.map_film_inputs(2, 16, 4, 4, 3, 3))]
     said = []
-    for case in WATCHED:
+    for each in tries:
         try:
-            _check(unwatched, case)
+            each()
         except AssertionError as error:
             said.append(str(error))
     assert any("shared memory that another one" in each for each in said), said

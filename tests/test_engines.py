@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rcdm_fast import Model, engines
+from rcdm_fast import engines
 from rcdm_fast.config import ConfigError, ModelConfig, ScheduleConfig, Variance
 from rcdm_fast.diffusion import conditioning
 from rcdm_fast.diffusion.engine import Engine
@@ -39,6 +39,7 @@ NETWORKS: dict[str, dict[str, object]] = {
     "labels": {"representation_dim": 0, "num_classes": 3},
     "unconditional": {"representation_dim": 0, "learn_sigma": False},
 }
+MAPS: dict[str, object] = {"condition_map": (5, 3, 4), "representation_dim": 60}  # more of them: test_maps.py
 
 
 def _batch(network: UNet, count: int, schedule: Schedule = SCHEDULE) -> conditioning.Batch:
@@ -144,15 +145,6 @@ def test_auto_takes_the_fastest_and_says_why(monkeypatch: pytest.MonkeyPatch) ->
         engines.make("native", model.unet, model.config, CPU, "fp32")
 
 
-def test_of_maps_each_engine_says_what_it_makes_of_them() -> None:
-    model = Model.from_network(small.network(representation_dim=12, condition_map=(3, 2, 2)), small.SCHEDULE)
-    assert "not compiled: networks of maps do not run in it on cpu\n" in model.describe()
-    with pytest.raises(
-        ConfigError, match=r"engine native cannot run here: fp16 .*compiled: networks of maps do not run"
-    ):
-        engines.make("native", model.unet, model.config, CPU, "fp16")
-
-
 def test_the_table_has_every_engine() -> None:
     """Under its own name; one that runs exports takes a file, any other says that it takes none."""
     modules = [
@@ -245,11 +237,12 @@ def test_groups_and_buckets() -> None:
     assert [cuda_graphs.bucket_for(size) for size in (1, 3, 8, 33, 512, 700)] == [1, 4, 8, 48, 512, 700]
 
 
-def test_the_program_is_one_graph_for_the_compiler() -> None:
+@pytest.mark.parametrize("changes", [NETWORKS["blocks resample"], MAPS], ids=["blocks resample", "maps"])
+def test_the_program_is_one_graph_for_the_compiler(changes: dict[str, object]) -> None:
     """No graph break, our operators in the graph; the compiler's own code generation is a long test."""
     from torch._dynamo.testing import CompileCounterWithBackend
 
-    network = small.network(**NETWORKS["blocks resample"]).eval().requires_grad_(False)
+    network = small.network(**changes).eval().requires_grad_(False)
     module = compiled._Module(network, torch.float32, CPU).eval()
     counter = CompileCounterWithBackend("eager")
     batch, x = _batch(network, 3), _images(network, 3)
@@ -264,10 +257,11 @@ def test_the_program_is_one_graph_for_the_compiler() -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("precision", ["fp32", *(["bf16"] * has_bf16)])
-def test_compiled(precision: str, short: bool) -> None:
+@pytest.mark.parametrize("changes", [{}, pytest.param(MAPS, marks=pytest.mark.long(short=False))], ids=["", "maps"])
+def test_compiled(changes: dict[str, object], precision: str, short: bool) -> None:
     if short and has_bf16 and precision == "fp32":
         pytest.skip("left out of the short form")
-    network = small.network().eval().requires_grad_(False)
+    network = small.network(**changes).eval().requires_grad_(False)
     batch, x = _batch(network, 5), _images(network, 5)
     outputs = []
     for kind in ("eager", "native", "compiled"):

@@ -22,6 +22,7 @@ CONFIGS: tuple[dict[str, object], ...] = (
     {"use_scale_shift_norm": False, "use_new_attention_order": True},
     {"conv_resample": False, "attention_resolutions": ()},
     {"channel_mult": (2, 1)},  # a block that takes a skip connection and needs no projection
+    {"condition_map": (5, 3, 4), "representation_dim": 60, "resblock_updown": True},
 )
 
 
@@ -36,7 +37,8 @@ def _network(large_biases: bool = False, **changes: object) -> UNet:
 
 def _inputs(network: UNet) -> tuple[Tensor, Tensor, Tensor]:
     width = sum(block.film_width for block in network.residual_blocks())
-    return torch.randn(3, 3, 8, 8), torch.randn(2, width), torch.tensor([0, 1, 1])
+    film = torch.randn(2, *network.config.condition_map[1:], width).movedim(-1, 1)
+    return torch.randn(3, 3, 8, 8), film, torch.tensor([0, 1, 1])
 
 
 def _programs(network: UNet, dtype: torch.dtype) -> tuple[Program, FoldedProgram]:

@@ -101,6 +101,32 @@ def test_a_step_waits_for_nothing(machine: Machine, table: bool, monkeypatch: py
             assert _close(got, truth(x, rows, k))
 
 
+@pytest.mark.parametrize("parts", [("cpu", "cuda"), ("cpu",)], ids=["native", "Triton alone"])
+def test_maps(parts: tuple[str, ...]) -> None:
+    """In padded batches, with shared rows and batches beside each other; in both forms of the program."""
+    changes: dict[str, object] = {"condition_map": (5, 3, 4), "representation_dim": 60}
+    network = small.network(**changes).eval().requires_grad_(False)
+    given = torch.randn(4, 60, generator=torch.Generator().manual_seed(5))
+    of_cpu = conditioning.make_plan(network, SCHEDULE, given, None)
+    with fake_cuda(1, parts) as machine:
+        twin = small.network(**changes).eval().requires_grad_(False)
+        twin.load_state_dict(network.state_dict())
+        engine = NativeEngine(twin, torch.device("cuda"), "fp32")
+        plan = conditioning.make_plan(twin, SCHEDULE, given.to("cuda"), None)
+        batches = [[3, 0, 3], [2]]
+        bound = [engine.bind(plan, torch.tensor(rows)) for rows in batches]
+        for k in (3, 1):
+            for rows, batch in zip(batches, bound, strict=True):
+                x = made_images(len(rows))
+                there = x.to("cuda")
+                with machine.no_waiting():
+                    got = batch.predict(there, k)
+                with torch.inference_mode():
+                    want = network.denoise(x, of_cpu.batch(torch.tensor(rows)).film(k))
+                assert _close(got, want)
+        assert "map_film: " in engine.describe()
+
+
 def test_preparing_and_predicting_in_any_mode(machine: Machine) -> None:
     """A graph's tensors are ordinary ones: they can be written inside inference mode and outside."""
     engine, plan = _engine()

@@ -22,6 +22,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 from rcdm_fast.kernels import attention as attention_module
 from rcdm_fast.kernels import bias as bias_module
 from rcdm_fast.kernels import film_group_norm as norm_module
+from rcdm_fast.kernels import map_film as map_film_module
 from rcdm_fast.kernels import residual as residual_module
 from rcdm_fast.ops import schema
 from tests import older, triton_aot
@@ -146,6 +147,25 @@ def test_residual(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, resample: int
     assert facts.wide_stores > 0
 
 
+@capabilities
+@pytest.mark.parametrize("dtype", [HALF, FULL], ids=str)
+@pytest.mark.parametrize(("side", "channels"), [(128, 256), (8, 1024)])
+@pytest.mark.long
+def test_map_film(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, side: int, channels: int, dtype: torch.dtype, capability: int
+) -> None:
+    x = torch.empty(2, side, side, channels, device="meta", dtype=dtype).permute(0, 3, 1, 2)
+    film = torch.empty(2, 16, 16, 2 * channels, device="meta").permute(0, 3, 1, 2)
+    rows, weights = torch.empty(2, device="meta", dtype=torch.int64), torch.empty(side, 16, device="meta")
+    (launch,) = triton_aot.record(
+        monkeypatch, map_film_module, lambda: map_film_module._write(x, film, rows, weights, weights)
+    )
+    facts = triton_aot.compile_launch(launch, capability, tmp_path)
+    _check(facts)
+    assert facts.wide_loads > 0
+    assert facts.wide_stores > 0
+
+
 def _attention(
     monkeypatch: pytest.MonkeyPatch, folder: Path, capability: int, length: int, head: int, dtype: torch.dtype
 ) -> None:
@@ -212,6 +232,12 @@ def test_the_oldest_triton_compiles_the_same(checkout: Path, short: bool, capabi
     versions = "import torch, triton; print(torch.__version__.split('+')[0], triton.__version__)"
     assert run("-c", versions).split() == [older.OLDEST_TORCH, older.OLDEST_TRITON]
     tests = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", f"sm_{capability} and not oldest"]
-    chosen = ["bias", "residual", "attention[256-192-dtype2", *(f"film_group_norm[{NORMS[i]}" for i in (0, 5, 11))]
+    chosen = [
+        "bias",
+        "residual",
+        "map_film[8-1024-dtype0",
+        "attention[256-192-dtype2",
+        *(f"film_group_norm[{NORMS[i]}" for i in (0, 5, 11)),
+    ]
     names = [f"::test_{name}" + f"-sm_{capability}]" * ("[" in name) for name in chosen] if short else [""]
     assert " passed" in run(*tests, *(f"{__file__}{name}" for name in names))

@@ -1,4 +1,4 @@
-"""What Triton kernels of a network's way forward compute, against fp64: norms and attention.
+"""What Triton kernels of a network's way forward compute, against fp64: norms, films of maps and attention.
 
 In Triton's interpreter without a GPU, and on a GPU where there is one (`triton_cases.py`).
 """
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rcdm_fast.ops import reference
+from tests import op_checks
 from tests.triton_cases import (
     DEVICE,
     DTYPES,
@@ -26,12 +27,14 @@ from tests.triton_cases import (
     passes_in_the_interpreter,
     patched_once,
     poison,
+    ulp,
 )
 
 pytest.importorskip("triton", reason="triton is not installed")
 
 from rcdm_fast.kernels import attention as attention_module
 from rcdm_fast.kernels import film_group_norm as norm_module
+from rcdm_fast.kernels import map_film as map_film_module
 
 SUMMED = DTYPES[:2] if INTERPRETED else DTYPES  # the interpreter multiplies matrices of bfloat16 as integers
 
@@ -311,3 +314,47 @@ def test_attention_of_nothing_and_of_a_long_head() -> None:
     _check_attention(_qkv(1, 5, 1, 300, torch.float32), 1, True)
     with pytest.raises(ValueError, match="are not q, k and v of 5 heads"):
         attention_module.attention(_qkv(1, 5, 1, 16, torch.float32), 5, False)
+
+
+def _film(x: Tensor, film: Tensor, rows: Tensor, down: Tensor, across: Tensor) -> Tensor:
+    """What the kernel leaves in x, which lies between numbers that must stay."""
+    n, channels, height, width = x.shape
+    around = torch.full((x.numel() + 16,), 7.0, dtype=x.dtype)
+    inside = around[8:-8].view(n, height, width, channels).permute(0, 3, 1, 2).copy_(x)
+    around = around.to(DEVICE)
+    inside = around[8:-8].view(n, height, width, channels).permute(0, 3, 1, 2)
+    map_film_module.map_film(inside, *(each.to(DEVICE) for each in (film, rows, down, across)))
+    assert (around[:8] == 7).all()
+    assert (around[-8:] == 7).all()
+    return inside
+
+
+FILMS = [(3, 16, 8, 8, 8, 8), (2, 140, 3, 40, 2, 5), (2, 24, 4, 4, 9, 6), (2, 13, 5, 7, 1, 1), (1, 3, 1, 1, 4, 4)]
+
+
+@computes
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", FILMS, ids=str)
+def test_films_of_maps(
+    shape: tuple[int, int, int, int, int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(map_film_module, "WIDE_ELEMENTS", 1 if shape[1] == 13 else 2**31)
+    given = op_checks.map_film_inputs(*shape, dtype=dtype)
+    truth, plain = op_checks.map_film_by_hand(*given), given[0].clone()
+    reference.map_film(plain, *given[1:])
+    got = _film(*given)
+    assert op_checks.error(got.cpu(), truth) <= 2 * op_checks.error(plain, truth) + 1e-7 + ulp(dtype)
+    x, film, rows, *weights = given
+    last = shape[0] - 1
+    assert torch.equal(_film(x[last:], film, rows[last:].clone(), *weights)[0], got[last])
+
+
+@computes
+def test_a_map_out_of_range_gives_nan_for_its_image_alone() -> None:
+    x, film, rows, *weights = op_checks.map_film_inputs(3, 24, 4, 4, 4, 4)
+    want = _film(x, film, rows, *weights)
+    for bad in (-1, 4, 2**40):
+        got = _film(x, film, torch.tensor([rows[0], bad, rows[2]]), *weights)
+        assert got[1].isnan().all()
+        assert torch.equal(got[::2], want[::2])
+    assert _film(x[:0], film, rows[:0], *weights).shape == (0, 24, 4, 4)

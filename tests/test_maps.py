@@ -213,15 +213,8 @@ def test_a_map_is_projected_once_for_a_batch(monkeypatch: pytest.MonkeyPatch) ->
     assert len(asked) == 2  # of the six images' two representations, for four steps
 
 
-def test_engines_that_do_not_run_maps_say_so() -> None:
+def test_published_flags_cannot_describe_them() -> None:
     unet = network()
-    cuda = torch.device("cuda")
-    assert engines.reasons_unavailable("native", cuda, "fp32", unet.config) == [
-        "networks of maps do not run in it on cuda"
-    ]
-    with pytest.raises(ConfigError, match="engine compiled cannot run here: networks of maps"):
-        engines.make("compiled", unet, ModelConfig(unet.config, small.SCHEDULE), CPU, "fp32")
-    assert engines.choose(CPU, "fp32", unet.config) == "native"
     with pytest.raises(ConfigError, match="published flags cannot describe a network of maps"):
         flags_from_configs(unet.config, small.SCHEDULE)
 

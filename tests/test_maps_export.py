@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 import rcdm_fast
 from rcdm_fast import engines
+from rcdm_fast.exporters import plan_file
 from rcdm_fast.exporters.graph import truth
 from rcdm_fast.exporters.onnx import run_onnxruntime
 from rcdm_fast.model import Model
@@ -35,6 +37,9 @@ def test_exports_have_the_same_numbers(tmp_path: Path, monkeypatch: pytest.Monke
         got = torch.from_numpy(run({name: value.numpy() for name, value in zip(names, given, strict=True)}))
         want = truth(model.unet, model.config.schedule)(*given)
         assert float((got - want).norm() / want.norm()) <= FORWARD_L2
+    if importlib.util.find_spec("tensorrt_rtx") is not None:  # built; a GPU runs it
+        file, _ = rcdm_fast.export(model, "tensorrt", tmp_path / "plan", targets=("sm89",), batches=(2,), encoder=False)
+        assert plan_file.read_header(file).config == model.config
     checkpoint.save_model(tmp_path / "m.safetensors", model.config, model.unet.state_dict())
     monkeypatch.setenv("RCDM_FAST_CACHE", str(tmp_path / "cache"))
     h = torch.randn(2, *SHAPE)

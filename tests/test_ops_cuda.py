@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rcdm_fast import ops
 from rcdm_fast.ops import library, reference
-from tests import native_errors
+from tests import native_errors, op_checks
 from tests.norm_cases import DTYPES, Inputs, NormCase, error_bound, layouts, make_inputs
 
 pytestmark = pytest.mark.gpu
@@ -182,6 +182,23 @@ def test_solver_step(shape: tuple[int, int, int, int], dtype: torch.dtype, terms
     torch.library.opcheck(
         torch.ops.rcdm_fast.solver_step.default, (x[:2], wide[:2], [t[:2] for t in listed], weights, *numbers)
     )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(9, 64, 32, 32, 8, 8), (2, 264, 5, 130, 3, 5), (2, 13, 5, 7, 30, 30)], ids=str)
+def test_map_film(shape: tuple[int, int, int, int, int, int], dtype: torch.dtype) -> None:
+    given = op_checks.map_film_inputs(*shape, dtype=dtype)
+    want, plain = op_checks.map_film_by_hand(*given), given[0].clone()
+    reference.map_film(plain, *given[1:])
+    there = tuple(each.cuda() for each in given)
+    got = there[0].clone()
+    torch.ops.rcdm_fast.map_film(got, *there[1:])
+    assert op_checks.error(got.cpu(), want) <= 2 * op_checks.error(plain, want) + 1e-7
+    x, film, rows, *weights = there
+    alone = x[1:2].clone(memory_format=torch.channels_last)
+    torch.ops.rcdm_fast.map_film(alone, film, rows[1:2].clone(), *weights)
+    assert torch.equal(alone[0], got[1])
+    torch.library.opcheck(torch.ops.rcdm_fast.map_film.default, there)
 
 
 def test_the_wrappers_choose_the_native_operators() -> None:

@@ -3,18 +3,9 @@
 #pragma once
 
 #include "cuda/film_group_norm_block.cuh"
+#include "cuda/silu.cuh"
 
 namespace rcdm_fast::cuda {
-
-// x / (1 + e^-x). For 16-bit results the fast exponential and division are far more exact than the rounding.
-template <typename Element>
-__device__ __forceinline__ float silu(float x) {
-  if constexpr (sizeof(typename Element::Storage) == 4) {
-    return x / (1.0f + expf(-x));
-  } else {
-    return __fdividef(x, 1.0f + __expf(-x));
-  }
-}
 
 // Mean, a and b of every channel of a tile into shared memory, [3][tile_channels]. `groups` holds the groups' means and
 // m2 as join_groups leaves them.

@@ -94,7 +94,7 @@ class Batch:
             return None
         assert given is not None
         with torch.inference_mode():  # one by one: in float64 all of a batch would take much memory at once
-            found = [made(given[row : row + 1].double()).float() for row in self.distinct.tolist()]
+            found = [made(given.index_select(0, row).double()).float() for row in self.distinct.split(1)]
             return torch.cat(found)
 
     def film(self, k: int) -> Tensor:

@@ -18,7 +18,7 @@ from typing import Literal
 
 import torch
 
-from rcdm_fast.config import ConfigError, ModelConfig, UNetConfig
+from rcdm_fast.config import ConfigError, ModelConfig
 from rcdm_fast.diffusion.engine import Engine
 from rcdm_fast.engines import compiled, eager, native, onnx_runtime, openvino_runtime, tensorrt_runtime
 from rcdm_fast.models.unet import UNet
@@ -40,7 +40,6 @@ class EngineSpec:
         automatic: ``auto`` may choose it.
         exported: it runs an export of the model, which may be given as a file; its threads are not PyTorch's.
         int8: it has this precision.
-        maps: devices on which it runs networks of maps (`UNetConfig.condition_map`).
     """
 
     make: Make
@@ -49,7 +48,6 @@ class EngineSpec:
     automatic: bool = False
     exported: bool = False
     int8: bool = False
-    maps: tuple[str, ...] = ("cpu", "cuda")
 
 
 def _of_network(make: Callable[[UNet, torch.device, str], Engine]) -> Make:
@@ -63,13 +61,11 @@ SPECS = {  # what ``auto`` may choose stands in the order of its choice
         native.reasons_unavailable,
         "available (auto takes it)",
         automatic=True,
-        maps=("cpu",),  # graphs of CUDA take rows [F]
     ),
     "compiled": EngineSpec(  # not automatic: compiling takes a minute and gains nothing over native
         _of_network(compiled.CompiledEngine),
         compiled.reasons_unavailable,
         "available, no faster than native, and every batch size takes time to compile",
-        maps=(),
     ),
     "eager": EngineSpec(
         _of_network(eager.EagerEngine),
@@ -106,29 +102,25 @@ SPECS = {  # what ``auto`` may choose stands in the order of its choice
 ENGINES = tuple(SPECS)
 
 
-def reasons_unavailable(
-    name: str, device: torch.device, precision: Precision, unet: UNetConfig | None = None
-) -> list[str]:
-    """Why an engine cannot be used (for a network); empty if it can. `ConfigError` for a name that is no engine."""
+def reasons_unavailable(name: str, device: torch.device, precision: Precision) -> list[str]:
+    """Why an engine cannot be used; empty if it can. `ConfigError` for a name that is no engine."""
     if name not in SPECS:
         raise ConfigError(f"no engine called {name!r}; known: auto, {', '.join(ENGINES)}")
     if precision == "int8" and not SPECS[name].int8:
         return [f"int8 runs in {', '.join(other for other, spec in SPECS.items() if spec.int8)} only"]
-    if unet is not None and unet.condition_map and device.type not in SPECS[name].maps:
-        return [f"networks of maps do not run in it on {device.type}"]
     return SPECS[name].reasons_unavailable(device, precision)
 
 
-def compare(device: torch.device, precision: Precision, unet: UNetConfig | None = None) -> dict[str, str]:
+def compare(device: torch.device, precision: Precision) -> dict[str, str]:
     """What each engine says: "available", or why it is not."""
-    found = {name: reasons_unavailable(name, device, precision, unet) for name in ENGINES}
+    found = {name: reasons_unavailable(name, device, precision) for name in ENGINES}
     return {name: "; ".join(reasons) or "available" for name, reasons in found.items()}
 
 
-def not_chosen(engine: Engine, device: torch.device, unet: UNetConfig | None = None) -> dict[str, str]:
-    """Why each of the other engines does not run in this one's place (for a network)."""
+def not_chosen(engine: Engine, device: torch.device) -> dict[str, str]:
+    """Why each of the other engines does not run in this one's place."""
     precision: Precision = engine.precision  # type: ignore[assignment]
-    others = compare(device, precision, unet)
+    others = compare(device, precision)
     return {
         name: SPECS[name].not_chosen if why == "available" else why
         for name, why in others.items()
@@ -136,16 +128,16 @@ def not_chosen(engine: Engine, device: torch.device, unet: UNetConfig | None = N
     }
 
 
-def choose(device: torch.device, precision: Precision, unet: UNetConfig | None = None) -> str:
-    """The engine that ``auto`` stands for (for a network): the first of `SPECS` that it may choose and that can run.
+def choose(device: torch.device, precision: Precision) -> str:
+    """The engine that ``auto`` stands for: the first of `SPECS` that it may choose and that can run.
 
     Raises:
         ConfigError: none can, with every engine's reasons.
     """
     for name, spec in SPECS.items():
-        if spec.automatic and not reasons_unavailable(name, device, precision, unet):
+        if spec.automatic and not reasons_unavailable(name, device, precision):
             return name
-    said = "; ".join(f"{name}: {what}" for name, what in compare(device, precision, unet).items())
+    said = "; ".join(f"{name}: {what}" for name, what in compare(device, precision).items())
     raise ConfigError(f"no engine can run {precision} on {device} ({said})")
 
 
@@ -168,11 +160,10 @@ def make(
     if precision not in (*PRECISIONS, "auto"):
         raise ConfigError(f"no precision called {precision!r}; known: auto, {', '.join(PRECISIONS)}")
     chosen: Precision = "fp32" if precision == "auto" else precision  # type: ignore[assignment]
-    unet = config.unet
-    kind = choose(device, chosen, unet) if name == "auto" else name
-    reasons = reasons_unavailable(kind, device, chosen, unet)
+    kind = choose(device, chosen) if name == "auto" else name
+    reasons = reasons_unavailable(kind, device, chosen)
     if reasons:
-        others = "; ".join(f"{other}: {what}" for other, what in compare(device, chosen, unet).items() if other != kind)
+        others = "; ".join(f"{other}: {what}" for other, what in compare(device, chosen).items() if other != kind)
         raise ConfigError(f"engine {kind} cannot run here: {'; '.join(reasons)} ({others})")
     if file is not None and not SPECS[kind].exported:
         raise ConfigError(f"engine {kind} runs the model itself, not a file ({file})")

@@ -60,9 +60,7 @@ class OneDnnBackend:
         return out
 
     def map_film(self, x: Tensor, film: Tensor, rows: Tensor) -> Tensor:
-        sides = zip(x.shape[2:], film.shape[2:], strict=True)
-        down, across = (weights(of, to, torch.float32, x.device) for to, of in sides)
-        torch.ops.rcdm_fast.map_film(x, film, rows, down, across)
+        torch.ops.rcdm_fast.map_film(x, film, rows, *_sides(x, film))
         return x
 
     def attention(self, qkv: Tensor, heads: int, new_order: bool) -> Tensor:
@@ -72,6 +70,14 @@ class OneDnnBackend:
     def forget_buffers(self) -> None:
         """Give back the norms' buffers; for another batch size."""
         self._buffers.clear()
+
+
+def _sides(x: Tensor, film: Tensor) -> tuple[Tensor, Tensor]:
+    """What each line and each column of images takes of a map's."""
+    down, across = (
+        weights(of, to, torch.float32, x.device) for to, of in zip(x.shape[2:], film.shape[2:], strict=True)
+    )
+    return down, across
 
 
 class TorchConvolution(nn.Module):
@@ -138,6 +144,10 @@ class TorchBackend(ModuleBackend):
         out = schema.film_group_norm_result(inputs)
         self.choices.film_group_norm_before(out, before, inputs)
         return out
+
+    def map_film(self, x: Tensor, film: Tensor, rows: Tensor) -> Tensor:
+        self.choices.map_film(x, film, rows, *_sides(x, film))
+        return x
 
     def attention(self, qkv: Tensor, heads: int, new_order: bool) -> Tensor:
         return self.choices.attention(qkv, heads, new_order)

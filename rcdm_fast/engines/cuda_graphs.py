@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -43,25 +43,33 @@ def bucket_for(batch_size: int) -> int:
 class _Captured:
     graph: torch.cuda.CUDAGraph
     x: Tensor  # float32 [B,3,H,W]
-    film: Tensor  # float32 [B,F]
+    film: Tensor  # float32 [B,F] or [B,F,h,w]
     rows: Tensor  # int64 [B]
     out: Tensor  # [B,3 or 6,H,W]
     form: str  # of the program
 
 
 class GraphCache:
-    """Captured graphs of one program, by bucket."""
+    """Captured graphs of one program, by bucket.
+
+    Args:
+        forms: the program, by name, as often as there are ways to run it.
+        backend: theirs.
+        image_size: of images, in pixels.
+        film: makes as many rows as it is told, of zeros, on the device: [B,F], or of maps [B,F,h,w].
+        device: a GPU.
+    """
 
     def __init__(
         self,
         forms: Mapping[str, Program],
         backend: TorchBackend,
         image_size: int,
-        film_width: int,
+        film: Callable[[int], Tensor],
         device: torch.device,
     ) -> None:
         self._forms, self._backend, self._device = dict(forms), backend, device
-        self._size, self._width = image_size, film_width
+        self._size, self._film = image_size, film
         self._graphs: OrderedDict[int, _Captured] = OrderedDict()
         with devices.current(device):
             self._pool = torch.cuda.graph_pool_handle()
@@ -143,7 +151,7 @@ class GraphCache:
         device = self._device
         with torch.inference_mode(False):  # tensors that may be written anywhere
             x = torch.linspace(-1, 1, size * 3 * self._size**2, device=device).view(size, 3, self._size, self._size)
-            film = torch.zeros(size, self._width, device=device)
+            film = self._film(size)
             rows = torch.zeros(size, dtype=torch.int64, device=device)
         best, least_ms = None, math.inf
         with _capturing, torch.inference_mode(), ieee_fp32(device), devices.timed_convolutions():

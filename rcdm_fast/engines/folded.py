@@ -90,7 +90,7 @@ class _FoldedBlock(BlockLayer):
         self.up, self.down, self.film = block.up, block.down, block.film
         self.projection = block.projection
         self.first, self.last = without_bias(first), without_bias(last)
-        self._backend = backend
+        self.backend = self._torch = backend
         before = _beside(missing, of_skip, block.in_norm.weight.numel())
         self.in_norm = _FoldedNorm(block.in_norm, backend, before)
         own = _bias(first)  # four times the same where it computes phases
@@ -109,15 +109,15 @@ class _FoldedBlock(BlockLayer):
 
     def __call__(self, x: Tensor, skip: Tensor | None, film: Tensor, rows: Tensor) -> Tensor:
         h = self.first(self.in_norm(x, skip=skip, resample=-1 if self.down else 0))
-        h = self.last(self.out_norm(h, film=film[:, self.film], rows=rows, phases=self.up))
+        h = self.last(self.conditioned(h, film, rows))
         if self.projection is None:
             residual = x if skip is None else torch.cat([x, skip], dim=1)
-            self._backend.choices.add_residual(h, self._settled, residual, 1 if self.up else -1 if self.down else 0)
+            self._torch.choices.add_residual(h, self._settled, residual, 1 if self.up else -1 if self.down else 0)
             return h
         direct, other = self.projection
-        self._backend.choices.add_product(h, x, _torch(direct).weight)
+        self._torch.choices.add_product(h, x, _torch(direct).weight)
         if other is not None and skip is not None:
-            self._backend.choices.add_product(h, skip, _torch(other).weight)
+            self._torch.choices.add_product(h, skip, _torch(other).weight)
         return h
 
 

@@ -79,8 +79,7 @@ class NativeEngine(Engine):
                 self._graphs.warm(size)
         elif self.device.type == "cpu":
             size = self._network.config.image_size
-            width = sum(block.film_width for block in self._network.residual_blocks())
-            film = torch.zeros(1, *self._network.config.condition_map[1:], width).movedim(-1, 1)  # maps: channels last
+            film = self._film(1)
             for count in batch_sizes:
                 x, rows = torch.zeros(count, 3, size, size), torch.zeros(count, dtype=torch.int64)
                 with torch.inference_mode(), exact(self.precision, self.device):
@@ -124,6 +123,12 @@ class NativeEngine(Engine):
             return in_groups(lambda part, own: program.denoise(part, film, own), x, rows).contiguous()
         return program.denoise(x, film, rows).to(torch.float32, memory_format=torch.contiguous_format)
 
+    def _film(self, count: int) -> Tensor:
+        """FiLM rows of zeros, as a batch has them: [count,F], of maps [count,F,h,w] with channels last."""
+        width = sum(block.film_width for block in self._network.residual_blocks())
+        sides = self._network.config.condition_map[1:]
+        return torch.zeros(count, *sides, width, device=self.device).movedim(-1, 1)
+
     def _made(self) -> Program:
         if self._program is not None:
             return self._program
@@ -138,9 +143,8 @@ class NativeEngine(Engine):
             with devices.current(self.device):
                 self._program = Program(self._network, backend, dtype, self.device)
             size = self._network.config.image_size
-            width = sum(block.film_width for block in self._network.residual_blocks())
             forms = {"as written": self._program}
             if not selection.triton_reason(self.device):
                 forms["biases folded"] = FoldedProgram(self._program, backend)
-            self._graphs = GraphCache(forms, backend, size, width, self.device)
+            self._graphs = GraphCache(forms, backend, size, self._film, self.device)
         return self._program

@@ -129,11 +129,7 @@ class BlockLayer:
             self.projection = backend.convolution(weight[:, :split], bias, 1, 0), other
 
     def __call__(self, x: Tensor, skip: Tensor | None, film: Tensor, rows: Tensor) -> Tensor:
-        h = self.first(self.in_norm(x, skip=skip, resample=-1 if self.down else 0))
-        if film.ndim == 2:
-            h = self.out_norm(h, film=film[:, self.film], rows=rows, phases=self.up)
-        else:
-            h = self.backend.map_film(self.out_norm(h, silu=False, phases=self.up), film[:, self.film], rows)
+        h = self.conditioned(self.first(self.in_norm(x, skip=skip, resample=-1 if self.down else 0)), film, rows)
         if self.up:
             return self.last(h, add=_upsampled(x), overwrite=True)
         if self.down:
@@ -145,6 +141,13 @@ class BlockLayer:
         if other is not None and skip is not None:
             residual = other(skip, add=residual, overwrite=True)
         return self.last(h, add=residual, overwrite=True)
+
+    def conditioned(self, h: Tensor, film: Tensor, rows: Tensor) -> Tensor:
+        """What the block's last convolution reads."""
+        own = film[:, self.film]
+        if film.ndim == 2:
+            return self.out_norm(h, film=own, rows=rows, phases=self.up)
+        return self.backend.map_film(self.out_norm(h, silu=False, phases=self.up), own, rows)
 
 
 class AttentionLayer:

@@ -77,7 +77,6 @@ def _kept(of: int, to: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         return torch.tensor(_triangles(of, to), dtype=dtype, device=device)
 
 
-@functools.cache
 def _triangles(of: int, to: int) -> tuple[tuple[float, ...], ...]:
     """Triangles around the pixels' centers, as wide as two positions or, where they are larger, two pixels."""
     ratio = of / to

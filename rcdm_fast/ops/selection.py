@@ -86,6 +86,18 @@ def add_residual_candidates(device: torch.device) -> dict[str, Callable[..., Non
     return {**found, "reference": reference.add_residual}
 
 
+def map_film_candidates(device: torch.device) -> dict[str, Callable[..., None]]:
+    """The same for `reference.map_film`."""
+    found: dict[str, Callable[..., None]] = {}
+    if library.has_native(device.type):
+        found["native"] = torch.ops.rcdm_fast.map_film
+    if not triton_reason(device):
+        from rcdm_fast.kernels import map_film as kernel  # needs triton
+
+        found["triton"] = kernel.map_film
+    return {**found, "reference": reference.map_film}
+
+
 def film_group_norm(device: torch.device) -> WriteNorm:
     """The preferred implementation on a device."""
     return next(iter(film_group_norm_candidates(device).values()))
@@ -129,6 +141,7 @@ class Choices:
             "attention": {**attention_candidates(device)},
             "film_group_norm_before": {**film_group_norm_before_candidates(device)},
             "add_residual": {**add_residual_candidates(device)},
+            "map_film": {**map_film_candidates(device)},
             "product": {**products.CANDIDATES},
             "add_product": {**products.ADDING},
         }
@@ -160,6 +173,10 @@ class Choices:
     def add_residual(self, out: Tensor, bias: Tensor, add: Tensor, resample: int) -> None:
         """`reference.add_residual`."""
         self._run("add_residual", out, bias, add, resample)
+
+    def map_film(self, x: Tensor, film: Tensor, rows: Tensor, down: Tensor, across: Tensor) -> None:
+        """`reference.map_film`."""
+        self._run("map_film", x, film, rows, down, across)
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """`products.product`."""

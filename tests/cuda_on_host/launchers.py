@@ -43,6 +43,17 @@ class NormProblem(ctypes.Structure):
     ]
 
 
+class MapFilmProblem(ctypes.Structure):
+    """`MapFilmProblem` of csrc/cuda/map_film_launch.h."""
+
+    _fields_ = [
+        *((name, Pointer) for name in ("x", "film", "rows", "down", "across")),
+        *((name, Int64) for name in ("batch", "film_rows", "of_map", "of_line", "of_place")),
+        *((name, Int) for name in ("channels", "height", "width", "lines", "places")),
+        ("format", Int),
+    ]
+
+
 class StepProblem(ctypes.Structure):
     """`SolverStepProblem` of csrc/cuda/solver_step_launch.h."""
 
@@ -125,7 +136,7 @@ def address(tensor: Tensor | None) -> int | None:
 class Launchers:
     """The library and its switches."""
 
-    def __init__(self, path: Path, names: Sequence[str] = ("film_group_norm", "solver_step")) -> None:
+    def __init__(self, path: Path, names: Sequence[str] = ("film_group_norm", "map_film", "solver_step")) -> None:
         self.library = ctypes.CDLL(str(path))
         for name in names:
             getattr(self.library, f"rcdm_fast_{name}").restype = ctypes.c_char_p
@@ -184,6 +195,28 @@ class Launchers:
         assert surroundings_untouched(out)
         assert surroundings_untouched(workspace)
         return out
+
+    def map_film(self, x: Tensor, film: Tensor, rows: Tensor, down: Tensor, across: Tensor, offset: int = 0) -> Tensor:
+        """What `torch.ops.rcdm_fast.map_film` leaves in x; x and film lie `offset` numbers off alignment."""
+        schema.check_map_film(x, film, rows, down, across)
+        x, film, down, across = guarded(x, offset), guarded(film, offset), guarded(down), guarded(across)
+        problem = MapFilmProblem(
+            *(address(tensor) for tensor in (x, film, rows, down, across)),
+            batch=x.shape[0],
+            film_rows=film.shape[0],
+            of_map=film.stride(0),
+            of_line=film.stride(2),
+            of_place=film.stride(3),
+            channels=x.shape[1],
+            height=x.shape[2],
+            width=x.shape[3],
+            lines=film.shape[2],
+            places=film.shape[3],
+            format=FORMATS[x.dtype],
+        )
+        self._call("map_film", (x, film, down, across), ctypes.byref(problem), None)
+        assert surroundings_untouched(x)
+        return x
 
     def solver_step(
         self,

@@ -313,6 +313,6 @@ DIFFUSION = (
         _MULTISTEP,
         "found.append(h**n - n * found[-1])",
         "found.append(h**n - found[-1])",
-        _OF_MULTISTEP,
+        ("tests/test_convergence.py",),
     ),
 )
