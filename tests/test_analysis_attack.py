@@ -307,7 +307,8 @@ def test_both_units_of_movement_are_stated_and_both_have_to_agree() -> None:
     assert "difference in distances to the nearest other image, epsilon 1: -0.30 " in moved.measured
     assert "difference in median distances between two images, epsilon 1: -0.15 " in moved.measured
     for unit in ("moved", "moved_pairs"):
-        turned = dataclasses.replace(near, **{unit: {key: 9 * each for key, each in getattr(far, unit).items()}})
+        changes: dict[str, Any] = {unit: {key: 9 * each for key, each in getattr(far, unit).items()}}
+        turned = dataclasses.replace(near, **changes)
         assert robustness.findings(turned, far, THREE)[0].holds is False
 
 
