@@ -187,7 +187,8 @@ def analyze(
         model: a model, or what `load` takes.
         experiment: its name, as ``rcdm analyze --help`` lists them: ``"invariance"``, ``"layers"``...
         data: images, as for `train`, if the experiment needs them.
-        photos: photographs that need not be like the data, for experiments that take them.
+        photos: photographs that need not be like the data, for experiments that take them; with `layers` or `encoders`
+            they are shown in the figure in place of sources.
         training: images that the model was trained on, for ``"neighbors"``, which looks for copies of them.
         against: other models, for experiments that compare.
         layers: for ``"layers"``, in place of `against`: layers of the model's encoder (dotted names), or of each of
@@ -207,8 +208,7 @@ def analyze(
     others = tuple(_model(other) for other in against)
     deep = bool(layers) or bool(encoders)
     missing = found.lacks(data=data is not None, photos=photos is not None, against=bool(others), wanted=deep)
-    if training is not None and not found.takes_training:
-        missing = "takes no training images"
+    missing = found.leaves_out(photos=photos is not None, training=training is not None, wanted=deep) or missing
     if missing:
         raise ConfigError(f"the experiment {experiment} {missing}")
     wanted = _wanted(model, layers, encoders, folder) if deep else None

@@ -178,7 +178,7 @@ def test_the_figure_puts_every_verdict_where_its_slope_is(model: Path, monkeypat
     slopes = (Interval(0.8, 0.6, 1.0), Interval(0.0, -0.05, 0.05), Interval(0.3, 0.1, 0.5))
     made = [_with_slope(layer, slope) for slope in slopes]
     claims = [Finding("", holds, "") for holds in (True, False, None)]
-    picture = np.asarray(depth_figure.draw(made, places, claims, DATA, config))
+    picture = np.asarray(depth_figure.draw(made, places, claims, depth_figure.of_sources(made, DATA)))
     left = picture.shape[1] - 20 - 3 * depth_figure.COLUMN
     rows = []
     for number, (slope, kept) in enumerate(zip(slopes, (True, False, None), strict=True)):
@@ -216,6 +216,7 @@ def test_what_cannot_be_compared(model: Path, tmp_path: Path, capsys: pytest.Cap
         (("layers", "--layers", "backbone,backbone.2", "--set", "pooling='best'"), "pooling"),
         (("layers", "--layers", "backbone,backbone.2", "--sources", "24"), "take fewer --sources"),
         (("layers",), "or two --layers"),
+        (("layers", "--against", model, "--photos", tmp_path / "data"), "takes no --photos without --layers or --enc"),
     ):
         words = [
             "analyze",
@@ -242,7 +243,7 @@ def _as_module(model: Path) -> tuple[Any, ...]:
     return loaded.config, loaded.unet, loaded.engine, small.encoder(), loaded.device
 
 
-def test_encoders_by_the_command(model: Path, tmp_path: Path) -> None:
+def test_encoders_by_the_command(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each encoder as it is specified, or each at every layer; the results and what was adapted in one folder."""
     for number, image in enumerate(DATA.floats(slice(0, 30))):
         (tmp_path / "data").mkdir(exist_ok=True)
@@ -252,7 +253,20 @@ def test_encoders_by_the_command(model: Path, tmp_path: Path) -> None:
     few = [f"--set={name}={json.dumps(value)}" for name, value in FEW.items() if name not in ("sources", "steps")]
     words = ["analyze", str(model), "layers", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "found")]
     specs = f"{own.config.source},{own.config.source}?layer=projector"
+    (tmp_path / "photos").mkdir()
+    to_pil(DATA.floats(slice(69, 70))[0]).save(tmp_path / "photos" / "last.png")
+    shown: list[Any] = []
+    real = depth_figure.draw
+    monkeypatch.setattr(depth_figure, "draw", lambda *given: (shown.append(given), real(*given))[1])
+    words += ["--photos", str(tmp_path / "photos")]
     assert main([*words, "--encoders", specs, "--sources", "20", "--steps", "1", *few]) == 0
+    ((_, _, _, ((image, drawn),)),) = shown
+    assert torch.equal((image * 127.5 + 127.5).round(), DATA.pixels[69].float())
+    made = [rcdm_fast.load(each) for each in (tmp_path / "found/adapted").glob("*/*.safetensors")]
+    models = {each.config.encoder.layer: each for each in made if each.config.encoder is not None}
+    for layer, samples in zip(("backbone", "projector"), drawn, strict=True):
+        h = models[layer].encode(image[None])
+        assert torch.equal(samples, models[layer].sample(h, per=2, steps=1, items=torch.tensor([30]))[0])
     written = json.loads((tmp_path / "found" / "layers.json").read_text())
     assert [each["layer"] for each in written["settings"]["representations"]] == ["backbone", "projector"]
     assert written["made_by"]["data"]["data"]["images"] == 30
@@ -441,7 +455,7 @@ def test_the_figure_has_every_verdict_image_and_sample_where_it_belongs(monkeypa
     made = _layers_by_hand()
     places = [depth_figure.Place(name, "net", 9, 0.5) for name in "ab"]
     verdicts = [Finding("", holds, "") for holds in (True, False, None, True)]
-    depth_figure.draw(made, places, verdicts, DATA, DepthConfig(**FEW))
+    depth_figure.draw(made, places, verdicts, depth_figure.of_sources(made, DATA))
     assert [mark[3] for mark in marks] == [True, False, None, True]
     assert [mark[2] for mark in marks] == pytest.approx([0.1, 0.3, 0.5, 0.7])
     assert marks[0][0] == marks[2][0] < marks[1][0] == marks[3][0]

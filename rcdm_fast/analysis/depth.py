@@ -14,6 +14,8 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from rcdm_fast import host, provenance
 from rcdm_fast.analysis import adapted, augment, claims, common, depth_figure, invariance, layers, rules
 from rcdm_fast.analysis import spread as spreads
@@ -61,6 +63,7 @@ def run(
     config: DepthConfig,
     progress: Progress | None = None,
     shared: Shared | None = None,
+    photos: ImageSet | None = None,
 ) -> Analysis:
     """The comparison, with the figure of depth.
 
@@ -71,6 +74,7 @@ def run(
         config: sizes, solver and budget.
         progress: called with (parts done, all of them).
         shared: with other experiments.
+        photos: shown in the figure, all of them, in place of some sources; nothing is measured on them.
 
     Raises:
         ConfigError: fewer than two representations, one twice, or too few images.
@@ -91,7 +95,8 @@ def run(
     measured = layers.measured(models, names, data, config, lambda done, _: told(parts + done), shared)
     compared = layers.compared(measured, models, data, config)
     findings = claims.together(_findings(measured))
-    shown = depth_figure.draw(measured, _places(models), findings, data, config)
+    rows = depth_figure.of_sources(measured, data) if photos is None else _rows(models, photos, len(data), config)
+    shown = depth_figure.draw(measured, _places(models), findings, rows)
     budget = METHOD.format(
         decoder=common.name_of(model), images=len(images), steps=config.adapt_steps, pooling=config.pooling
     )
@@ -102,6 +107,7 @@ def run(
         settings={
             **compared.settings,
             "adapted_on": images.fingerprint,
+            "shown": None if photos is None else photos.fingerprint,
             "representations": [_described(name, each) for name, each in zip(names, models, strict=True)],
         },
         tables=(_kept_table(measured), _budget_table(names, models, measured, len(images), config), *compared.tables),
@@ -110,6 +116,16 @@ def run(
         captions={**compared.captions, "depth": depth_figure.CAPTION},
         method=compared.method + budget,
     )
+
+
+def _rows(models: Sequence[Model], photos: ImageSet, first: int, config: DepthConfig) -> list[depth_figure.Row]:
+    """Photographs and samples of each representation; the noise is that of items from `first` on, of no source."""
+    images, items = photos.floats(slice(None)), first + torch.arange(len(photos))
+    drawn = []
+    for model in models:
+        h = common.encoder_of(model, "a representation has").encode(images).cpu()
+        drawn.append(common.draw(model, h, items, config, depth_figure.PAIR))
+    return [(image, [samples[row] for samples in drawn]) for row, image in enumerate(images)]
 
 
 def _places(models: Sequence[Model]) -> list[depth_figure.Place]:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from rcdm_fast.analysis import invariance
-from rcdm_fast.analysis.layer import Layer, LayersConfig
+from rcdm_fast.analysis.layer import Layer
 from rcdm_fast.analysis.result import Finding
 from rcdm_fast.analysis.rules import RULES, word
 from rcdm_fast.data.image_set import ImageSet, evenly
@@ -29,8 +30,10 @@ COLORS = {True: "#0b5fa5", False: "#d1495b", None: "#8a9199"}  # kept, dropped, 
 COLUMN, CELL, PANEL = 190, 84, 120  # pixels
 LOW, HIGH = -0.4, 1.4  # of the axis of slopes
 SIZE = 20  # of letters
-SHOWN = 3  # rows of samples
+SHOWN = 3  # rows of samples, if they are of sources
 PAIR = 2  # samples of a representation in a row
+
+Row = tuple[Tensor, Sequence[Tensor]]  # an image [3,H,W], and samples of each representation [P,3,H,W], in [-1,1]
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,7 @@ def draw(
     measured: Sequence[Layer],
     places: Sequence[Place],
     findings: Sequence[Finding],
-    data: ImageSet,
-    config: LayersConfig,
+    shown: Sequence[Row],
 ) -> Image.Image:
     """The figure.
 
@@ -56,20 +58,18 @@ def draw(
         measured: what was found for each representation.
         places: the same representations on the axis.
         findings: by property, of each representation whether it is kept, for all claims together.
-        data: where sources are from.
-        config: sizes of what was measured.
+        shown: rows of images above the panels.
     """
     sweeps = measured[0].invariance.sweeps
-    rows = min(SHOWN, len(measured[0].samples))
     font: Any = ImageFont.load_default(size=SIZE)
     named = [invariance.label(each) for each in sweeps.values()]
     left = int(max(*(font.getlength(name) for name in named), CELL, 150)) + 70
     head, foot = 2 * SIZE + 24, 4 * SIZE + 60
-    top = head + rows * (CELL + 6) + 16
+    top = head + len(shown) * (CELL + 6) + 16
     canvas = Image.new("RGB", (left + COLUMN * len(places) + 20, top + (PANEL + 14) * len(named) + foot), "white")
     pen = ImageDraw.Draw(canvas)
     _legend(pen, font)
-    _samples(canvas, measured, data, rows, left, head)
+    _samples(canvas, shown, left, head)
     marks = iter(findings)
     for number, (name, label) in enumerate(zip(sweeps, named, strict=True)):
         slopes = [layer.invariance.sweeps[name].recovery.slope for layer in measured]
@@ -80,6 +80,13 @@ def draw(
             _mark(pen, _x(left, column), y, (slope.value, slope.low, slope.high), next(marks).holds)
     _axis(pen, font, places, left, top + (PANEL + 14) * len(named))
     return canvas
+
+
+def of_sources(measured: Sequence[Layer], data: ImageSet) -> list[Row]:
+    """Some of the sources, which are from the data, with the first samples of each representation."""
+    picked = evenly(min(SHOWN, len(measured[0].samples)), len(measured[0].samples)).tolist()
+    images = data.floats(measured[0].invariance.sources[picked])
+    return [(images[row], [layer.samples[source, :PAIR] for layer in measured]) for row, source in enumerate(picked)]
 
 
 def _x(left: int, column: int) -> float:
@@ -98,15 +105,13 @@ def _legend(pen: ImageDraw.ImageDraw, font: Any) -> None:
         x += font.getlength(word(kept)) + 60
 
 
-def _samples(canvas: Image.Image, measured: Sequence[Layer], data: ImageSet, rows: int, left: int, head: int) -> None:
-    """The image at the left of each row, and a pair of samples in every column."""
-    picked = evenly(rows, len(measured[0].samples)).tolist()
-    images = data.floats(measured[0].invariance.sources[picked])
-    for row, source in enumerate(picked):
+def _samples(canvas: Image.Image, shown: Sequence[Row], left: int, head: int) -> None:
+    """The image at the left of each row, and its samples in every column."""
+    for row, (image, drawn) in enumerate(shown):
         y = head + row * (CELL + 6)
-        _paste(canvas, to_pil(images[row]), left - CELL - 24, y)
-        for column, layer in enumerate(measured):
-            own = layer.samples[source, :PAIR].clamp(-1, 1)
+        _paste(canvas, to_pil(image), left - CELL - 24, y)
+        for column, samples in enumerate(drawn):
+            own = samples.clamp(-1, 1)
             start = int(_x(left, column) - len(own) * (CELL + 4) / 2)
             for number, sample in enumerate(own):
                 _paste(canvas, to_pil(sample), start + number * (CELL + 4), y)

@@ -26,7 +26,7 @@ class Job:
         model: the model in question.
         data: images; always there if the experiment says `needs_data`.
         photos: photographs to draw samples of; need not be like the data; always there if the experiment says
-            `needs_photos`.
+            `needs_photos`. With `wanted` they are what the figure shows.
         against: other models, for experiments that compare.
         settings: fields of the experiment's own configuration that are not to be its defaults.
         progress: called with (done, in all).
@@ -103,6 +103,14 @@ class Experiment:
             return "needs photographs to hold against the images: name a folder of them with --photos"
         return ""
 
+    def leaves_out(self, *, photos: bool, training: bool, wanted: bool = False) -> str:
+        """What of these it would not look at, as the end of a sentence; empty if there is nothing."""
+        if photos and not (self.needs_photos or self.takes_photos or wanted):
+            return "takes no --photos" + (" without --layers or --encoders" if self.adapts else "")
+        if training and not self.takes_training:
+            return "takes no --train-data"
+        return ""
+
 
 def _faithfulness(job: Job) -> Analysis:
     from rcdm_fast.analysis import faithfulness
@@ -137,7 +145,7 @@ def _layers(job: Job) -> Analysis:
 
     if job.wanted is not None:
         budget = from_dict(depth.DepthConfig, job.settings, "settings of layers")
-        return depth.run(job.model, job.wanted, job.images, budget, job.progress, job.shared)
+        return depth.run(job.model, job.wanted, job.images, budget, job.progress, job.shared, job.photos)
     config = from_dict(LayersConfig, job.settings, "settings of layers")
     return layers.run((job.model, *job.against), job.images, config, job.progress, job.shared)
 

@@ -28,7 +28,11 @@ def analyze(
     out: Annotated[Path, common.out("Folder for figures (PNG) and EXPERIMENT.json.")],
     data: Annotated[str | None, common.data("Images like those the model knows")] = None,
     photos: Annotated[
-        str | None, typer.Option("--photos", help="Photographs that need not be like the data, as --data takes.")
+        str | None,
+        typer.Option(
+            "--photos",
+            help="Photographs that need not be like the data, as --data takes; shown in the figure of --layers.",
+        ),
     ] = None,
     train_data: common.TrainData = None,
     photograph: common.Photograph = None,
@@ -80,10 +84,7 @@ def analyze(
     missing = experiment.lacks(data=data is not None, photos=photos is not None, against=bool(against), wanted=deep)
     if against and not experiment.compares:
         missing = "takes no --against"
-    if photos is not None and not (experiment.needs_photos or experiment.takes_photos):
-        missing = "takes no --photos"
-    if train_data is not None and not experiment.takes_training:
-        missing = "takes no --train-data"
+    missing = experiment.leaves_out(photos=photos is not None, training=train_data is not None, wanted=deep) or missing
     if photograph is not None and data is None:
         missing = "is given no --data, whose paths --photograph is about"
     if missing:
