@@ -257,7 +257,12 @@ def test_encoders_by_the_command(model: Path, tmp_path: Path, monkeypatch: pytes
     to_pil(DATA.floats(slice(69, 70))[0]).save(tmp_path / "photos" / "last.png")
     shown: list[Any] = []
     real = depth_figure.draw
-    monkeypatch.setattr(depth_figure, "draw", lambda *given: (shown.append(given), real(*given))[1])
+
+    def draw(*given: Any) -> Image.Image:
+        shown.append(given)
+        return real(*given)
+
+    monkeypatch.setattr(depth_figure, "draw", draw)
     words += ["--photos", str(tmp_path / "photos")]
     assert main([*words, "--encoders", specs, "--sources", "20", "--steps", "1", *few]) == 0
     ((_, _, _, ((image, drawn),)),) = shown
