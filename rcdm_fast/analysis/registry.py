@@ -78,6 +78,7 @@ class Experiment:
         takes_training: whether it says more where it is given the model's training images.
         compares: whether it takes other models (`Job.against`); at least one is then needed.
         adapts: whether it takes layers and encoders in place of those (`Job.wanted`).
+        needs_maps: whether the model must be a decoder of maps.
     """
 
     about: str
@@ -88,8 +89,9 @@ class Experiment:
     takes_training: bool = False
     compares: bool = False
     adapts: bool = False
+    needs_maps: bool = False
 
-    def lacks(self, *, data: bool, photos: bool, against: bool, wanted: bool = False) -> str:
+    def lacks(self, *, data: bool, photos: bool, against: bool, wanted: bool = False, maps: bool = True) -> str:
         """Why it cannot be run with what is there, as the end of a sentence; empty if it can."""
         if wanted and not self.adapts:
             return "takes no --layers and no --encoders"
@@ -99,6 +101,8 @@ class Experiment:
             return "compares models: name another with --against" + (", or two --layers" if self.adapts else "")
         if self.needs_data and not data and not (self.takes_photos and photos):
             return "needs a set of images: name one with --data"
+        if self.needs_maps and not maps:
+            return "is about positions of maps: this is a decoder of vectors"
         if self.needs_photos and not photos:
             return "needs photographs to hold against the images: name a folder of them with --photos"
         return ""
@@ -202,6 +206,14 @@ def _unfamiliar(job: Job) -> Analysis:
     return out_of_distribution.run(job.model, job.images, job.photographs, config, job.progress, job.shared)
 
 
+def _tokens(job: Job) -> Analysis:
+    from rcdm_fast.analysis import tokens
+    from rcdm_fast.config import from_dict
+
+    config = from_dict(tokens.TokensConfig, job.settings, "settings of tokens")
+    return tokens.run(job.model, job.images, config, job.progress, job.shared)
+
+
 def _neighbors(job: Job) -> Analysis:
     from rcdm_fast.analysis import neighbors
     from rcdm_fast.config import from_dict
@@ -230,6 +242,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         _layers,
         compares=True,
         adapts=True,
+    ),
+    "tokens": Experiment(
+        "positions of a map: what each says of what is drawn there, and around it", _tokens, needs_maps=True
     ),
     "manipulate": Experiment("changes of h: what moves in the samples, and whether the class is kept", _manipulate),
     "interpolate": Experiment("samples on the way from one image's h to another's", _interpolate),

@@ -68,7 +68,12 @@ def report(
     training = open_data(train_data, loaded.image_size) if train_data is not None else None
     tasks, left_out, shared = [], {}, Shared()
     for name, experiment in found.items():
-        missing = experiment.lacks(data=known is not None, photos=shown is not None, against=bool(others))
+        missing = experiment.lacks(
+            data=known is not None,
+            photos=shown is not None,
+            against=bool(others),
+            maps=bool(loaded.config.unet.condition_map),
+        )
         if missing:
             left_out[name] = missing
         else:
