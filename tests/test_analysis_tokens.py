@@ -118,7 +118,7 @@ def test_what_fills_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     h = Pooled().encode(DATA.floats(slice(None))).view(-1, *SHAPE)
     for fill in ("swap", "mean"):
         asked.clear()
-        found = tokens.run(model, DATA, dataclasses.replace(QUICK, sources=60, sides=(1, 4), fill=fill))  # type: ignore[arg-type]
+        found = tokens.run(model, DATA, dataclasses.replace(QUICK, sources=60, sides=(1, 4), fill=fill))
         whole, filled, kept, replaced, *others = asked
         assert torch.equal(whole, h)
         wanted = h.roll(30, 0) if fill == "swap" else h.mean(dim=0, keepdim=True).expand_as(h)
@@ -165,7 +165,7 @@ def test_what_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         tokens.run(model, DATA, dataclasses.replace(QUICK, sides=(2, 8)))
     for changes in ({"sides": (0,)}, {"sides": (2, 2)}, {"fill": "zero"}):
         with pytest.raises(ConfigError):
-            TokensConfig(**changes)  # type: ignore[arg-type]
+            TokensConfig(**changes)
     assert "decoder of vectors" in registry.find("tokens").lacks(data=True, photos=False, against=False, maps=False)
 
 
