@@ -454,8 +454,9 @@ def test_names_of_random_networks_say_so_in_the_figure() -> None:
 
 
 def test_the_figure_has_every_verdict_image_and_sample_where_it_belongs(monkeypatch: pytest.MonkeyPatch) -> None:
-    marks, pasted = list[Any](), list[Any]()
+    marks, pasted, read = list[Any](), list[Any](), list[Any]()
     monkeypatch.setattr(depth_figure, "_mark", lambda pen, x, top, found, kept: marks.append((x, top, found[0], kept)))
+    monkeypatch.setattr(depth_figure, "_diamond", lambda pen, x, top, found: read.append((x, top, found[0])))
     monkeypatch.setattr(depth_figure, "_paste", lambda canvas, image, x, y: pasted.append((np.asarray(image), x, y)))
     made = _layers_by_hand()
     places = [depth_figure.Place(name, "net", 9, 0.5) for name in "ab"]
@@ -465,6 +466,8 @@ def test_the_figure_has_every_verdict_image_and_sample_where_it_belongs(monkeypa
     assert [mark[2] for mark in marks] == pytest.approx([0.1, 0.3, 0.5, 0.7])
     assert marks[0][0] == marks[2][0] < marks[1][0] == marks[3][0]
     assert marks[0][1] == marks[1][1] < marks[2][1] == marks[3][1]
+    first = marks[0][0] + depth_figure.ASIDE  # the other one has no readouts
+    assert read == [(first, marks[0][1], pytest.approx(0.1)), (first, marks[2][1], pytest.approx(0.5))]
     assert len(pasted) == 3 * (1 + 2 * 2)
     for row, source in enumerate((0, 12, 23)):  # of 24, which are images 10 to 33 of the data
         image, *samples = pasted[5 * row : 5 * row + 5]

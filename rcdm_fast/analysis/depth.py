@@ -163,11 +163,16 @@ def _kept_table(measured: list[Layer]) -> Table:
     for name, first in measured[0].invariance.sweeps.items():
         for layer in measured:
             sweep = layer.invariance.sweeps[name]
-            read = [sweep.readout.explained(kind) for kind in sweep.readout.gained]
-            best = max(read, key=lambda each: each.value, default=None)
             got = sweep.recovery
             lines.append(
-                (layer.name, invariance.label(first), got.slope, got.verdict.word, got.verdict.detectable, best)
+                (
+                    layer.name,
+                    invariance.label(first),
+                    got.slope,
+                    got.verdict.word,
+                    got.verdict.detectable,
+                    sweep.readout.best,
+                )
             )
     heads = ("representation", "property", "slope", "verdict", "detectable slope", "R^2 of the better readout")
     note = f"Verdicts here are each by itself. {rules.UNADJUSTED}"

@@ -1,7 +1,7 @@
 """The figure of `depth.py`: samples in columns, one for each representation, and below them what each one keeps.
 
-A panel for each property: slopes with their intervals, one above the other in the columns of the samples. Verdicts have
-a color and a form, so that they are told apart without colors.
+A panel for each property: slopes with their intervals, in the columns of the samples, and beside each what a readout
+explains, which needs no decoder. Verdicts have a color and a form, so that they are told apart without colors.
 """
 
 from __future__ import annotations
@@ -24,10 +24,13 @@ CAPTION = (
     "Above: images, and two samples of each representation, the same noise in each row. Below: how far samples follow "
     "a change of each image (slope: 1 entirely, 0 not at all) with 95 % intervals, each by itself; verdicts hold for "
     "all claims together (Holm). Bands: where a whole interval is kept (blue, above "
-    f"{RULES.kept_above:g}) and dropped (red, within +-{RULES.dropped_within:g}, if no readout finds the change)."
+    f"{RULES.kept_above:g}) and dropped (red, within +-{RULES.dropped_within:g}, if no readout finds the change). "
+    "Diamonds: R^2 of the better readout of the change from the representation itself, without a decoder."
 )
 COLORS = {True: "#0b5fa5", False: "#d1495b", None: "#8a9199"}  # kept, dropped, inconclusive
+READOUT = "#9a6700"
 COLUMN, CELL, PANEL = 190, 84, 120  # pixels
+ASIDE = 36  # of a readout from the middle of its column
 LOW, HIGH = -0.4, 1.4  # of the axis of slopes
 SIZE = 20  # of letters
 SHOWN = 3  # rows of samples, if they are of sources
@@ -78,6 +81,10 @@ def draw(
         _join(pen, [each.source for each in places], [each.value for each in slopes], (left, y))
         for column, slope in enumerate(slopes):
             _mark(pen, _x(left, column), y, (slope.value, slope.low, slope.high), next(marks).holds)
+        for column, layer in enumerate(measured):
+            found = layer.invariance.sweeps[name].readout.best
+            if found is not None:
+                _diamond(pen, _x(left, column) + ASIDE, y, (found.value, found.low, found.high))
     _axis(pen, font, places, left, top + (PANEL + 14) * len(named))
     return canvas
 
@@ -103,6 +110,8 @@ def _legend(pen: ImageDraw.ImageDraw, font: Any) -> None:
         _sign(pen, x, 14 + SIZE / 2, kept)
         pen.text((x + 18, 10), word(kept), fill="black", font=font)
         x += font.getlength(word(kept)) + 60
+    _rhombus(pen, x, 14 + SIZE / 2)
+    pen.text((x + 18, 10), "readout", fill="black", font=font)
 
 
 def _samples(canvas: Image.Image, shown: Sequence[Row], left: int, head: int) -> None:
@@ -148,6 +157,17 @@ def _mark(pen: ImageDraw.ImageDraw, x: float, top: int, found: tuple[float, floa
     value, low, high = found
     pen.line((x, _y(top, low), x, _y(top, high)), fill=COLORS[kept], width=4)
     _sign(pen, x, _y(top, value), kept)
+
+
+def _diamond(pen: ImageDraw.ImageDraw, x: float, top: int, found: tuple[float, float, float]) -> None:
+    """What a readout explains."""
+    value, low, high = found
+    pen.line((x, _y(top, low), x, _y(top, high)), fill=READOUT, width=3)
+    _rhombus(pen, x, _y(top, value))
+
+
+def _rhombus(pen: ImageDraw.ImageDraw, x: float, y: float) -> None:
+    pen.polygon([(x, y - 9), (x + 9, y), (x, y + 9), (x - 9, y)], fill="white", outline=READOUT, width=3)
 
 
 def _sign(pen: ImageDraw.ImageDraw, x: float, y: float, kept: bool | None) -> None:

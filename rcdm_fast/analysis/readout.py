@@ -62,6 +62,11 @@ class Readout:
         """R^2 of every readout; empty if there is none."""
         return tuple(self.explained(name) for name in self.gained)
 
+    @property
+    def best(self) -> Interval | None:
+        """The largest R^2 of a readout; None if there is none."""
+        return max(self.all_explained, key=lambda each: each.value, default=None)
+
 
 def difference(a: Readout, b: Readout, name: str) -> Interval:
     """R^2 of a less that of b with its interval, the same images in both. Raises `ConfigError` for others."""

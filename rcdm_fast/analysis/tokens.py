@@ -269,6 +269,7 @@ def _findings(own: Floats, kept: dict[int, list[Interval]], replaced: dict[int, 
             "positions of samples are nearer to the source's than to another image's",
             common.above(near, 0.5),
             f"{common.percent(near)} of positions; a half by chance",
+            numbers=(("nearer to the source's", near),),
         )
     ]
     for side, rings in kept.items():
@@ -279,17 +280,22 @@ def _findings(own: Floats, kept: dict[int, list[Interval]], replaced: dict[int, 
                 f"samples follow {square} of the source where these lie",
                 common.above(inside, RULES.kept_above),
                 f"follows by {common.text(inside)}; surely above {RULES.kept_above:g} counts",
+                numbers=(("follows there", inside),),
             ),
             Finding(
                 f"{square} of the source are seen in what is drawn beside them",
                 common.above(beside, RULES.dropped_within),
                 f"follows by {common.text(beside)} one position away; surely above {RULES.dropped_within:g} counts",
+                otherwise=f"{square} of the source are hardly seen in what is drawn beside them",
+                numbers=(("follows one position away", beside),),
             ),
             Finding(
                 f"what stands around {square} is drawn over them",
                 common.below(replaced[side], 1 - RULES.kept_above),
                 f"what replaced them is followed by {common.text(replaced[side])}; surely below "
                 f"{1 - RULES.kept_above:g} counts",
+                otherwise=f"{square} that were replaced are drawn in spite of what stands around",
+                numbers=(("follows what replaced them", replaced[side]),),
             ),
         ]
     return found
