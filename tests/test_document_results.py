@@ -132,6 +132,32 @@ def test_models_stand_side_by_side_property_by_property() -> None:
     assert _rows(experiments.readouts(found)) == [["side (flip)", "0.40 [0.39, 0.41]", "0.80 [0.79, 0.81]"]]
 
 
+def test_depth_and_positions_of_one_experiment() -> None:
+    budget = {"columns": ("representation", "explained"), "rows": (("a", 0.254), ("b", 1.0)), "name": "budget"}
+    columns = ("representation", "property", "slope", "R^2 of the better readout")
+    rows = [(name, of, _span(value), best) for of in ("hue", "side") for name, value, best in (
+        ("a", 0.5, _span(0.9)), ("b", 0.25, None)
+    )]  # fmt: skip
+    found: dict[str, Any] = {"tables": [budget, {"name": "depth", "columns": columns, "rows": rows}]}
+    assert experiments.depth(found).splitlines() == [
+        "| representation | explains | hue: slope | hue: readout | side: slope | side: readout |",
+        "|---|---|---|---|---|---|",
+        "| a | 25 % | 0.50 [0.49, 0.51] | 0.90 [0.89, 0.91] | 0.50 [0.49, 0.51] | 0.90 [0.89, 0.91] |",
+        "| b | 100 % | 0.25 [0.24, 0.26] |  | 0.25 [0.24, 0.26] |  |",
+    ]
+    kept = {"name": "kept", "columns": ("away", "1 x 1"), "rows": ((0, _span(0.5)), (1, None))}
+    replaced = {"name": "replaced", "columns": ("replaced", "follows"), "rows": (("1 x 1", _span(0.75)),)}
+    found = {"tables": [kept, replaced], "findings": [{"sentence": "It holds.", "numbers": {"share": 1}}]}
+    assert experiments.positions(found).splitlines() == [
+        "| away | 1 x 1 |",
+        "|---|---|",
+        "| 0 | 0.50 [0.49, 0.51] |",
+        "| 1 |  |",
+        "| *what replaces them, there* | 0.75 [0.74, 0.76] |",
+    ]
+    assert experiments.findings(found) == "* It holds."
+
+
 @pytest.mark.parametrize("name", sorted(results.ADAPTED.values()))
 def test_decoders_of_one_encoder_were_measured_alike(name: str) -> None:
     settings = [results.read(each)["settings"] for each in ("evaluate_cifar10-supervised", name)]

@@ -16,10 +16,13 @@ def command(found: Found) -> str:
     return f"`{found['made_by']['command']}`"
 
 
-def findings(found: Found, experiment: str) -> str:
-    """Every sentence of an experiment, with the numbers that decide it, or else with all that was measured."""
+def findings(found: Found, experiment: str = "") -> str:
+    """Every sentence of an experiment, with the numbers that decide it, or else with all that was measured.
+
+    Of a report the experiment is named; what `rcdm analyze` wrote is of one.
+    """
     lines = []
-    for each in found["experiments"][experiment]["findings"]:
+    for each in (found["experiments"][experiment] if experiment else found)["findings"]:
         said = each["sentence"]
         lines.append(f"* {said}" if each["numbers"] else f"* {said.rstrip('.')}: {each['measured'].rstrip('.')}.")
     return "\n".join(lines)
@@ -46,6 +49,38 @@ def readouts(found: Found) -> str:
                 model = name.removeprefix(_EXPLAINED)
                 cells.setdefault(f"{row['property']} ({row['augmentation']})", {})[model] = interval(value, ".2f")
     return _table("R^2 of a linear readout", cells)
+
+
+def depth(found: Found) -> str:
+    """Of each representation what of the decoder's conditioning it explains, and by property slope and readout."""
+    explained = {row["representation"]: row["explained"] for row in _lines(found, "budget")}
+    heads, cells = ["explains"], {name: [f"{100 * value:.0f} %"] for name, value in explained.items()}
+    for row in _lines(found, "depth"):
+        of = row["property"]
+        heads += [f"{of}: slope", f"{of}: readout"] if f"{of}: slope" not in heads else []
+        best = row["R^2 of the better readout"]
+        cells[row["representation"]] += [interval(row["slope"], ".2f"), "" if best is None else interval(best, ".2f")]
+    lines = [f"| representation | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    return "\n".join([*lines, *(f"| {name} | {' | '.join(row)} |" for name, row in cells.items())])
+
+
+def positions(found: Found) -> str:
+    """How far samples follow kept positions of a map, by how many positions away, and replaced ones where these lie."""
+    kept = next(each for each in found["tables"] if each["name"] == "kept")
+    lines = [f"| {' | '.join(kept['columns'])} |", "|---" * len(kept["columns"]) + "|"]
+    for ring, *cells in kept["rows"]:
+        lines.append(
+            f"| {ring} | " + " | ".join("" if each is None else interval(each, ".2f") for each in cells) + " |"
+        )
+    replaced = [interval(each["follows"], ".2f") for each in _lines(found, "replaced")]
+    return "\n".join([*lines, f"| *what replaces them, there* | {' | '.join(replaced)} |"])
+
+
+def _lines(found: Found, name: str) -> Iterator[dict[str, Any]]:
+    """Rows of a table that `rcdm analyze` wrote, by their columns."""
+    (table,) = (each for each in found["tables"] if each["name"] == name)
+    for row in table["rows"]:
+        yield dict(zip(table["columns"], row, strict=True))
 
 
 def _rows(found: Found, start: str) -> Iterator[dict[str, Any]]:

@@ -107,8 +107,8 @@ def followed(found: Found, name: str) -> str:
 
 
 def counted(found: Found, name: str, kept: bool, called: bool) -> str:
-    """How many cells of one truth are called so."""
-    rate = _rate(_decoder(found, name), kept, rules.word(called))
+    """How many cells of one truth are called so, of those that moved no threshold."""
+    rate = _rate([cell for cell in _decoder(found, name) if not cell["free"]], kept, rules.word(called))
     return f"{rate.count} of {rate.of}"
 
 

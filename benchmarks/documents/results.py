@@ -159,8 +159,13 @@ def _experiments() -> dict[str, Result]:
         "report": _of(experiments.command, report),
         "slopes": _of(experiments.slopes, report),
         "readouts": _of(experiments.readouts, report),
+        "depth": _of(experiments.depth, "layers_depth"),
+        "command of depth": _of(experiments.command, "layers_depth"),
+        "positions": _of(experiments.positions, "tokens_map"),
+        "found by tokens": _of(experiments.findings, "tokens_map"),
+        "command of positions": _of(experiments.command, "tokens_map"),
     }
-    return found | {f"found by {each}": _of(experiments.findings, report, experiment=each) for each in EXPERIMENTS}
+    return {f"found by {each}": _of(experiments.findings, report, experiment=each) for each in EXPERIMENTS} | found
 
 
 def _solvers() -> dict[str, Result]:

@@ -25,7 +25,7 @@ Known = Annotated[str, typer.Argument(help=f"{', '.join(EXPERIMENTS)}.", metavar
 def analyze(
     model: common.ModelArgument,
     name: Known,
-    out: Annotated[Path, common.out("Folder for figures (PNG) and EXPERIMENT.json.")],
+    out: Annotated[Path, common.out("Folder for figures (PNG) and EXPERIMENT.json.")] = Path("found"),
     data: Annotated[str | None, common.data("Images like those the model knows")] = None,
     photos: Annotated[
         str | None,
