@@ -35,8 +35,8 @@ def map_film_kernel(
             weight = tl.load(down_ptr + y * lines + k)
             if weight != 0.0:
                 near = film + k * of_line + place * of_place
-                of_scale += weight * tl.load(near, mask=used, other=0.0)
-                of_shift += weight * tl.load(near + channels, mask=used, other=0.0)
+                of_scale += weight * tl.load(near, mask=used & known, other=0.0)
+                of_shift += weight * tl.load(near + channels, mask=used & known, other=0.0)
         share = tl.load(across_ptr + pixel * places + place, mask=pixel < width, other=0.0)
         scale += share[:, None] * (of_scale + 1.0)[None, :]
         shift += share[:, None] * of_shift[None, :]

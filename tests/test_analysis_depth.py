@@ -216,7 +216,10 @@ def test_what_cannot_be_compared(model: Path, tmp_path: Path, capsys: pytest.Cap
         (("layers", "--layers", "backbone,backbone.2", "--set", "pooling='best'"), "pooling"),
         (("layers", "--layers", "backbone,backbone.2", "--sources", "24"), "take fewer --sources"),
         (("layers",), "or two --layers"),
-        (("layers", "--against", model, "--photos", tmp_path / "data"), "takes no --photos without --layers or --enc"),
+        (
+            ("layers", "--against", model, "--photos", tmp_path / "data"),
+            "takes no photographs (--photos) without layers or enc",
+        ),
     ):
         words = [
             "analyze",
@@ -229,6 +232,9 @@ def test_what_cannot_be_compared(model: Path, tmp_path: Path, capsys: pytest.Cap
         ]
         assert main(words) == 2, given
         assert said in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="13 photographs make no figure"):
+        many = DATA.subset(torch.arange(13))
+        rcdm_fast.analyze(model, "layers", DATA, layers=LAYERS, folder=tmp_path, photos=many, **FEW)
     with pytest.raises(ConfigError, match="name or file"):
         rcdm_fast.analyze(rcdm_fast.load(model), "layers", DATA, layers=LAYERS, folder=tmp_path)
     with pytest.raises(ConfigError, match="folder= says"):

@@ -293,7 +293,7 @@ def test_from_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.Capt
     for given, said in (
         ((model, "unfamiliar", "--data", str(folder)), "--photos"),
         ((model, "unfamiliar", "--photos", str(folder)), "--data"),
-        ((model, "interpolate", *with_both), "takes no --photos"),
+        ((model, "interpolate", *with_both), "takes no photographs"),
     ):
         assert main(["analyze", *given, "--out", str(tmp_path)]) == 2
         assert said in capsys.readouterr().err

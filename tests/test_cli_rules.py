@@ -363,7 +363,7 @@ def test_interpolation_goes_from_the_first_photo_to_the_second(tmp_path: Path, m
     [
         ("analyze m photos --data D --against other", "takes no --against"),
         ("analyze m layers --data D", "compares models: name another with --against"),
-        ("analyze m invariance --photos P --data D", "takes no --photos"),
+        ("analyze m invariance --photos P --data D", "takes no photographs"),
         ("analyze m unfamiliar --data D", "needs photographs"),
         ("analyze m invariance", "needs a set of images"),
         ("evaluate m --data D --features none --inception i.pth", "both name a feature space"),

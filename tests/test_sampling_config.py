@@ -27,6 +27,7 @@ from rcdm_fast.analysis import (
     photos,
     robustness,
     sweeps,
+    tokens,
     world_slopes,
 )
 from rcdm_fast.app import playground
@@ -60,6 +61,7 @@ OTHER: dict[type, dict[str, Any]] = {
     photos.PhotosConfig: {},
     world_slopes.SlopesConfig: {"per": 1, "steps": 25},
     nearness.NearnessConfig: {"per": 4, "steps": 25},
+    tokens.TokensConfig: {"per": 2, "steps": 25},
     calibrate.CalibrateConfig: {"per": 1, "steps": 10, "solver": "dpmpp_2m"},
 }
 COMMAND_OTHER: dict[str, dict[str, Any]] = {

@@ -145,7 +145,7 @@ def test_what_is_given_reaches_an_experiment(monkeypatch: pytest.MonkeyPatch) ->
     assert job.training is not None
     assert [len(job.data), len(job.photos), len(job.training)] == [2, 3, 4]
     monkeypatch.setitem(registry.EXPERIMENTS, "x", Experiment("x", run))
-    with pytest.raises(ConfigError, match="takes no --train-data"):
+    with pytest.raises(ConfigError, match="takes no training images"):
         rcdm_fast.analyze(model, "x", pixels(2), training=pixels(2))
 
 

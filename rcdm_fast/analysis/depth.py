@@ -25,6 +25,7 @@ from rcdm_fast.analysis.layer import Layer, LayersConfig
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table
 from rcdm_fast.analysis.shared import Shared
 from rcdm_fast.checks import Count, CountOrNone, choice
+from rcdm_fast.config import ConfigError
 from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.metrics.intervals import resampled
 from rcdm_fast.model import Model
@@ -34,6 +35,9 @@ METHOD = (
     "(ridge regression) on {images} images and their mirror images, none of them a source, then {steps} optimizer "
     "steps. Layers that give positions or tokens were pooled ({pooling}), which drops places whatever the layer holds."
 )
+
+
+MOST_SHOWN = 12  # photographs in the figure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,16 +78,18 @@ def run(
         config: sizes, solver and budget.
         progress: called with (parts done, all of them).
         shared: with other experiments.
-        photos: shown in the figure, all of them, in place of some sources; nothing is measured on them.
+        photos: shown in the figure in place of some sources, at most 12; nothing is measured on them.
 
     Raises:
-        ConfigError: fewer than two representations, one twice, or too few images.
+        ConfigError: fewer than two representations, one twice, too few images, or too many photographs.
         EncoderError: no such encoder or layer.
         RunError, CheckpointError, StorageError: as `training.adapt`.
     """
     found = adapted.chosen(model, wanted, config.pooling)
     names = adapted.labels(found)
     images = adapted.apart(data, choose_sources(data, config.sources), config.adapt_images)
+    if photos is not None and len(photos) > MOST_SHOWN:
+        raise ConfigError(f"{len(photos)} photographs make no figure: at most {MOST_SHOWN} are shown")
     parts = len(found)
     total = parts * (len(augment.find(config.augmentations)) + 2)
 
@@ -92,10 +98,11 @@ def run(
             progress(done, total)
 
     models = adapted.adapted(model, wanted, found, images, config.adapt_steps, told)
+    photographed = [] if photos is None else _rows(models, photos, len(data), config)
     measured = layers.measured(models, names, data, config, lambda done, _: told(parts + done), shared)
+    rows = photographed or depth_figure.of_sources(measured, data)
     compared = layers.compared(measured, models, data, config)
     findings = claims.together(_findings(measured))
-    rows = depth_figure.of_sources(measured, data) if photos is None else _rows(models, photos, len(data), config)
     shown = depth_figure.draw(measured, _places(models), findings, rows)
     budget = METHOD.format(
         decoder=common.name_of(model), images=len(images), steps=config.adapt_steps, pooling=config.pooling

@@ -110,9 +110,9 @@ class Experiment:
     def leaves_out(self, *, photos: bool, training: bool, wanted: bool = False) -> str:
         """What of these it would not look at, as the end of a sentence; empty if there is nothing."""
         if photos and not (self.needs_photos or self.takes_photos or wanted):
-            return "takes no --photos" + (" without --layers or --encoders" if self.adapts else "")
+            return "takes no photographs (--photos)" + (" without layers or encoders" if self.adapts else "")
         if training and not self.takes_training:
-            return "takes no --train-data"
+            return "takes no training images (--train-data)"
         return ""
 
 
@@ -244,7 +244,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         adapts=True,
     ),
     "tokens": Experiment(
-        "positions of a map: what each says of what is drawn there, and around it", _tokens, needs_maps=True
+        "positions in the middle of a map: what they say of what is drawn there, and around", _tokens, needs_maps=True
     ),
     "manipulate": Experiment("changes of h: what moves in the samples, and whether the class is kept", _manipulate),
     "interpolate": Experiment("samples on the way from one image's h to another's", _interpolate),

@@ -1,17 +1,19 @@
-"""What single positions of a map hold: are they drawn where they lie, and what do they know of their surroundings?
+"""What positions in the middle of a map say of what is drawn there and around.
 
-A map, patch tokens or a convolution's features, says something at every position. Three questions, source by source,
-each with another source beside it:
+A map, patch tokens or a convolution's features, says something at every position. Two questions, source by source, each
+with another image beside it that is no source:
 
-* *Faithful*: encoded again, is each position of a sample nearer to the source's there than to the other one's?
-* *Kept*: some positions in the middle are the source's, the rest is filled with the other one's map. What is drawn
-  there, and around? A patch that knows nothing of its surroundings changes no pixel beyond its own.
-* *Replaced*: the rest is the source's, and the middle is filled. What is drawn in the middle shows whether the
-  surroundings say it, too.
+* *Faithful*: encoded again, is each position of a sample nearer to the source's there than to the other image's?
+* *Kept*: a square of positions in the middle is the source's, the rest is filled, with the other image's map or with
+  the mean map. How far is the source's drawn there, and around?
 
-All three samples (whole source, whole other one, mixed) begin from the same noise. How far the mixed one follows the
-source is the regression of (mixed - other) on (source - other) over the pixels of a ring around the middle: 1 if it is
-drawn as the whole source's map draws it, 0 as the other's.
+Three samples (of the whole source, of what fills, of both mixed) begin from the same noise. How far the mixed one
+follows the source is the regression of (mixed - filling) on (source - filling) over the pixels of a ring around the
+middle: 1 if it is drawn as the whole source's map draws it, 0 as the filling's.
+
+That is of encoder and decoder together: a decoder brings maps to the size of an image by interpolation, so that a
+position reaches a little beyond its own pixels whatever it holds. How much of the film of a ring is the kept positions'
+stands beside. What is not drawn may still be there.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from torch import Tensor
 from rcdm_fast import host
 from rcdm_fast.analysis import common
 from rcdm_fast.analysis.common import ExperimentConfig, Progress
+from rcdm_fast.analysis.recovery import check_sources
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table
 from rcdm_fast.analysis.rules import RULES
 from rcdm_fast.analysis.shared import Shared, encoded
@@ -39,6 +42,7 @@ from rcdm_fast.images import image_sheet, to_pil
 from rcdm_fast.metrics import intervals
 from rcdm_fast.metrics.intervals import Floats, Interval
 from rcdm_fast.model import Model
+from rcdm_fast.models.condition_map import weights
 
 CELL = 96  # pixels
 FRAME = "#d1495b"
@@ -50,7 +54,8 @@ class TokensConfig(ExperimentConfig):
     """What to mix and sample.
 
     Attributes:
-        sources: source images, spread evenly over the data; 0 means 64, or all there are if fewer.
+        sources: source images, spread evenly over the data, as many others between them; 0 means 64, or half of what
+            there is if that is fewer.
         sides: of the square of positions in the middle, one size after another; () means 1, 2 and 4, as far as there
             is something around them.
         fill: what stands in place of the source's map: "swap" (another source's) or "mean" (of the data).
@@ -67,21 +72,6 @@ class TokensConfig(ExperimentConfig):
         choice(self.fill, "fill", FILLS)
         if any(side < 1 for side in self.sides) or len(set(self.sides)) != len(self.sides):
             raise ConfigError(f"sides are different whole numbers from 1 on, got {self.sides}")
-
-
-@dataclass(frozen=True)
-class Mixed:
-    """Samples of maps that are partly the source's.
-
-    Attributes:
-        side: of the square in the middle, in positions.
-        kept: samples of maps that are the source's in the middle, float32 [S,P,3,H,W].
-        replaced: of maps that are the source's around it.
-    """
-
-    side: int
-    kept: Tensor
-    replaced: Tensor
 
 
 @host.guarded(gradients=True, random=True)
@@ -110,13 +100,16 @@ def run(
             f"{common.name_of(model)} is a decoder of vectors: this experiment is about positions of maps"
         )
     encoder = common.encoder_of(model, "positions of samples need")
-    sides = _sides(config, shape)
-    places = common.choose_sources(data, config.sources)
-    gallery = encoded(shared, encoder, data)
-    h = gallery[places].view(-1, *shape)
-    another = h.roll(len(h) // 2, 0)
-    other = another if config.fill == "swap" else gallery.mean(dim=0).view(1, *shape).expand_as(h)
-    total = 2 + 2 * len(sides)
+    sides = _sides(config, shape, model.image_size)
+    places, others = _pairs(data, config)
+    if config.fill == "mean":
+        gallery = encoded(shared, encoder, data)
+        h, other = (gallery[each].view(-1, *shape) for each in (places, others))
+        filling = gallery.mean(dim=0).view(1, *shape).expand_as(h)
+    else:
+        h, other = (encoded(shared, encoder, data, each).view(-1, *shape) for each in (places, others))
+        filling = other
+    total = 2 + len(sides)
 
     def drawn(maps: Tensor, part: int) -> Tensor:
         found = common.draw(model, maps.flatten(1), places, config)
@@ -124,20 +117,15 @@ def run(
             progress(part, total)
         return found
 
-    whole, filled = drawn(h, 1), drawn(other, 2)
-    mixes = []
-    for number, side in enumerate(sides):
-        middle = within(shape[1:], side)
-        parts = (
-            drawn(torch.where(middle, h, other), 3 + 2 * number),
-            drawn(torch.where(middle, other, h), 4 + 2 * number),
-        )
-        mixes.append(Mixed(side, *parts))
+    whole, filled = drawn(h, 1), drawn(filling, 2)
+    mixed = {
+        side: drawn(torch.where(within(shape[1:], side), h, filling), 3 + number) for number, side in enumerate(sides)
+    }
     again = encoder.encode(whole.flatten(0, 1)).cpu().view(len(h), -1, *shape)
-    own, far = nearer(again, h, another), distances(again, h, another)
+    own, far = nearer(again, h, other), distances(again, h, other)
     rings = {side: ring_of(shape[1:], whole.shape[-2:], side) for side in sides}
-    kept = {each.side: follows(each.kept, whole, filled, rings[each.side], config) for each in mixes}
-    replaced = {each.side: follows(each.replaced, filled, whole, rings[each.side], config)[0] for each in mixes}
+    kept = {side: follows(each, whole, filled, rings[side], config) for side, each in mixed.items()}
+    parts = {side: film_of(shape[1:], rings[side], side) for side in sides}
     name = common.name_of(model)
     grid = f"{shape[1]} x {shape[2]}"
     return Analysis(
@@ -153,28 +141,37 @@ def run(
         },
         tables=(
             _faithful_table(own, far, config),
-            _kept_table(kept, config.fill),
-            _replaced_table(replaced, config.fill),
+            _kept_table(kept, parts, config.fill),
         ),
-        findings=tuple(_findings(own, kept, replaced)),
-        figures={"samples": _sheet(data, places, (whole, filled), mixes, shape[1:], config)},
+        findings=tuple(_findings(own, kept)),
+        figures={"samples": _sheet(data, places, (whole, filled), mixed, shape[1:], config)},
         captions={
             "samples": f"The source, samples of its map and of mixed ones, from the same noise; what is left is "
             f"{FILLS[config.fill]}. Framed: the positions in the middle."
         },
-        method=f"Maps of {grid} positions; beside each source's stands {FILLS[config.fill]}. Mixed maps are drawn from "
-        "the noise of the whole ones. Follows: regression of (mixed - filled) on (whole - filled) over pixels and "
-        "samples of a ring of positions around the middle. Intervals: 95 %, bootstrap over sources, Wilson's score for "
-        "fractions.",
+        method=f"Maps of {grid} positions. Beside each source stands another image, which is no source; mixed maps are "
+        f"filled with {FILLS[config.fill]}, and drawn from the noise of the whole ones. Follows: regression of "
+        "(mixed - filling) on (whole - filling) over pixels and samples of a ring of positions around the middle. "
+        "Intervals: 95 %, bootstrap over sources, Wilson's score for fractions; each sentence is decided by itself.",
     )
 
 
-def _sides(config: TokensConfig, shape: tuple[int, ...]) -> tuple[int, ...]:
+def _sides(config: TokensConfig, shape: tuple[int, ...], size: int) -> tuple[int, ...]:
     least = min(shape[1:])
     sides = config.sides or tuple(side for side in (1, 2, 4) if side < least)
     if not sides or max(sides) >= least:
         raise ConfigError(f"a square of {max(sides, default=1)} positions leaves nothing of {shape[1]} x {shape[2]}")
+    if max(shape[1:]) > size:
+        raise ConfigError(f"a map of {shape[1]} x {shape[2]} has positions without a pixel in images of {size} px")
     return sides
+
+
+def _pairs(data: ImageSet, config: TokensConfig) -> tuple[Tensor, Tensor]:
+    """Places of sources and of as many others, one after the other: no image is in two pairs."""
+    both = common.choose_sources(data, 2 * config.sources, 128)
+    count = len(both) // 2
+    check_sources(count, len(both))
+    return both[: 2 * count : 2], both[1 : 2 * count : 2]
 
 
 def steps_to(grid: Sequence[int], side: int) -> Tensor:
@@ -198,6 +195,15 @@ def ring_of(grid: Sequence[int], size: Sequence[int], side: int) -> Tensor:
     return steps_to(grid, side)[rows][:, columns]
 
 
+def film_of(grid: Sequence[int], rings: Tensor, side: int) -> list[float]:
+    """How much of the film of each ring's pixels is that of the positions in the middle, by interpolation alone."""
+    down, across = (
+        weights(of, to, torch.float64, torch.device("cpu")) for of, to in zip(grid, rings.shape, strict=True)
+    )
+    part = down @ within(grid, side).double() @ across.T
+    return [float(part[rings == ring].mean()) for ring in range(int(rings.max()) + 1)]
+
+
 def follows(mixed: Tensor, whole: Tensor, filled: Tensor, rings: Tensor, config: ExperimentConfig) -> list[Interval]:
     """How far mixed samples [S,P,3,H,W] follow those of the whole map, ring by ring from the middle."""
     wanted, got = (whole - filled).double(), (mixed - filled).double()
@@ -211,9 +217,9 @@ def follows(mixed: Tensor, whole: Tensor, filled: Tensor, rings: Tensor, config:
 
 
 def _ratio(top: Floats, bottom: Floats, config: ExperimentConfig) -> Interval:
-    """mean(top) / mean(bottom) over sources; 0 of nothing."""
+    """mean(top) / mean(bottom) over sources; without an interval where the decoder draws both alike."""
     if not bottom.any():
-        return common.interval(np.zeros(len(top)), config)
+        return intervals.alone(0.0)
     return intervals.ratio(top, bottom, config.resamples, np.random.default_rng(config.seed))
 
 
@@ -245,24 +251,21 @@ def _faithful_table(own: Floats, far: tuple[Floats, Floats], config: TokensConfi
     return Table("faithful", "Positions of samples, encoded again", heads, rows, note, one_unit=False)
 
 
-def _kept_table(kept: dict[int, list[Interval]], fill: str) -> Table:
+def _kept_table(kept: dict[int, list[Interval]], parts: dict[int, list[float]], fill: str) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for ring in range(max(map(len, kept.values()))):
-        rows.append((ring, *(each[ring] if ring < len(each) else None for each in kept.values())))
-    heads = ("positions from the kept ones", *(f"{side} x {side} kept" for side in kept))
+        pairs = [(each[ring], parts[side][ring]) if ring < len(each) else (None, None) for side, each in kept.items()]
+        rows.append((ring, *(found for found, _ in pairs), *(part for _, part in pairs)))
+    squares = [f"{side} x {side}" for side in kept]
+    heads = ("positions away", *(f"{each} kept" for each in squares), *(f"film of {each}" for each in squares))
     note = (
-        f"1: as the whole map of the source draws it; 0: as {FILLS[fill]} does. At 0 lie the kept positions themselves."
+        f"1: as the whole map of the source draws it; 0: as {FILLS[fill]} does. At 0 lie the kept positions. "
+        "Film: the part of a pixel's scales and shifts that is the kept positions', by interpolation alone."
     )
-    return Table("kept", "What kept positions say of their surroundings", heads, tuple(rows), note)
+    return Table("kept", "How far positions in the middle are drawn, there and around", heads, tuple(rows), note)
 
 
-def _replaced_table(replaced: dict[int, Interval], fill: str) -> Table:
-    rows = tuple((f"{side} x {side}", found) for side, found in replaced.items())
-    note = f"1: as the whole of {FILLS[fill]} draws it; 0: as the source's map, which is all around, does."
-    return Table("replaced", "What is drawn where positions were replaced", ("replaced", "follows"), rows, note)
-
-
-def _findings(own: Floats, kept: dict[int, list[Interval]], replaced: dict[int, Interval]) -> list[Finding]:
+def _findings(own: Floats, kept: dict[int, list[Interval]]) -> list[Finding]:
     near = common.fraction(own.mean(axis=1))
     found = [
         Finding(
@@ -272,30 +275,21 @@ def _findings(own: Floats, kept: dict[int, list[Interval]], replaced: dict[int, 
             numbers=(("nearer to the source's", near),),
         )
     ]
-    for side, rings in kept.items():
-        square = f"{side} x {side} positions"
-        inside, beside = rings[0], rings[1]
+    for side, (inside, beside, *_) in kept.items():
+        square = f"{side} x {side} positions in the middle"
         found += [
             Finding(
-                f"samples follow {square} of the source where these lie",
+                f"samples follow {square} where these lie",
                 common.above(inside, RULES.kept_above),
                 f"follows by {common.text(inside)}; surely above {RULES.kept_above:g} counts",
                 numbers=(("follows there", inside),),
             ),
             Finding(
-                f"{square} of the source are seen in what is drawn beside them",
+                f"{square} are seen in what is drawn beside them",
                 common.above(beside, RULES.dropped_within),
                 f"follows by {common.text(beside)} one position away; surely above {RULES.dropped_within:g} counts",
-                otherwise=f"{square} of the source are hardly seen in what is drawn beside them",
+                otherwise=f"{square} are hardly seen in what is drawn beside them",
                 numbers=(("follows one position away", beside),),
-            ),
-            Finding(
-                f"what stands around {square} is drawn over them",
-                common.below(replaced[side], 1 - RULES.kept_above),
-                f"what replaced them is followed by {common.text(replaced[side])}; surely below "
-                f"{1 - RULES.kept_above:g} counts",
-                otherwise=f"{square} that were replaced are drawn in spite of what stands around",
-                numbers=(("follows what replaced them", replaced[side]),),
             ),
         ]
     return found
@@ -305,20 +299,18 @@ def _sheet(
     data: ImageSet,
     places: Tensor,
     drawn: tuple[Tensor, Tensor],
-    mixes: Sequence[Mixed],
+    mixed: dict[int, Tensor],
     grid: Sequence[int],
     config: TokensConfig,
 ) -> Image.Image:
-    titles = ["source", "its map", *(f"{each.side} x {each.side} kept" for each in mixes)]
-    titles += [f"{each.side} x {each.side} replaced" for each in mixes]
+    titles = ["source", "its map", *(f"{side} x {side} kept" for side in mixed)]
     titles.append("the other map" if config.fill == "swap" else "the mean map")
     rows = []
     for row in evenly(min(config.shown, len(places)), len(places)).tolist():
         image = data.floats(places[row : row + 1]).cpu()[0]
-        parts = [each.kept[row, 0] for each in mixes] + [each.replaced[row, 0] for each in mixes]
-        framed = [_framed(part, grid, each.side) for part, each in zip(parts, [*mixes, *mixes], strict=True)]
+        framed = [_framed(samples[row, 0], grid, side) for side, samples in mixed.items()]
         rows.append([to_pil(image), to_pil(drawn[0][row, 0]), *framed, to_pil(drawn[1][row, 0])])
-    return image_sheet(rows, cell=CELL, column_titles=titles, group_gaps=[1, 2, 2 + len(mixes), 2 + 2 * len(mixes)])
+    return image_sheet(rows, cell=CELL, column_titles=titles, group_gaps=[1, 2, 2 + len(mixed)])
 
 
 def _framed(image: Tensor, grid: Sequence[int], side: int) -> Image.Image:
