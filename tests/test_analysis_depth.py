@@ -232,8 +232,8 @@ def test_what_cannot_be_compared(model: Path, tmp_path: Path, capsys: pytest.Cap
         ]
         assert main(words) == 2, given
         assert said in capsys.readouterr().err
+    many = DATA.subset(torch.arange(13))
     with pytest.raises(ConfigError, match="13 photographs make no figure"):
-        many = DATA.subset(torch.arange(13))
         rcdm_fast.analyze(model, "layers", DATA, layers=LAYERS, folder=tmp_path, photos=many, **FEW)
     with pytest.raises(ConfigError, match="name or file"):
         rcdm_fast.analyze(rcdm_fast.load(model), "layers", DATA, layers=LAYERS, folder=tmp_path)

@@ -115,7 +115,7 @@ def test_what_fills_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     h = Pooled().encode(DATA.floats(slice(None))).view(-1, *SHAPE)
     for fill in ("swap", "mean"):
         asked.clear()
-        found = tokens.run(model, DATA, dataclasses.replace(QUICK, sources=45, sides=(1, 4), fill=fill))  # type: ignore[arg-type]
+        found = tokens.run(model, DATA, dataclasses.replace(QUICK, sources=45, sides=(1, 4), fill=fill))
         whole, filled, small_one, large = asked
         assert torch.equal(whole, h[::2])
         wanted = h[1::2] if fill == "swap" else h.mean(dim=0, keepdim=True).expand(45, -1, -1, -1)
@@ -157,7 +157,12 @@ def test_nearer_and_distances_by_hand() -> None:
 
 def test_the_figure_frames_the_middle(monkeypatch: pytest.MonkeyPatch) -> None:
     pasted: list[Any] = []
-    monkeypatch.setattr(tokens, "image_sheet", lambda rows, **titles: pasted.append((rows, titles)) or rows[0][0])
+
+    def sheet(rows: Any, **titles: Any) -> Any:
+        pasted.append((rows, titles))
+        return rows[0][0]
+
+    monkeypatch.setattr(tokens, "image_sheet", sheet)
     tokens.run(decoder(monkeypatch, local), DATA, dataclasses.replace(QUICK, sources=45, shown=3))
     ((rows, titles),) = pasted
     assert titles["column_titles"] == ["source", "its map", "2 x 2 kept", "the other map"]

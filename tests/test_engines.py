@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib
 import inspect
@@ -273,14 +274,15 @@ def test_compiled(changes: dict[str, object], precision: str, short: bool) -> No
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_native_on_cuda(precision: str) -> None:
+@pytest.mark.parametrize("changes", [NETWORKS["blocks resample"], MAPS], ids=["blocks resample", "maps"])
+def test_native_on_cuda(changes: dict[str, object], precision: str) -> None:
     device = torch.device("cuda")
-    network = small.network(**NETWORKS["blocks resample"]).eval().requires_grad_(False)
+    network = small.network(**changes).eval().requires_grad_(False)
     batch, x = _batch(network, 5), _images(network, 5)
     truth = network.denoise(x, batch.film(2))
     engine = native.NativeEngine(network, device, precision)
     moved = {
-        field.name: value.to(device) if isinstance(value, Tensor) else value
+        field.name: copy.deepcopy(value).to(device) if isinstance(value, Tensor | torch.nn.Module) else value
         for field in dataclasses.fields(batch.plan)
         for value in [getattr(batch.plan, field.name)]
     }

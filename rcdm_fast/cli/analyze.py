@@ -31,7 +31,7 @@ def analyze(
         str | None,
         typer.Option(
             "--photos",
-            help="Photographs that need not be like the data, as --data takes; shown in the figure of --layers and --encoders.",
+            help="Photographs that need not be like the data, as --data takes; shown in the figure of depth.",
         ),
     ] = None,
     train_data: common.TrainData = None,
