@@ -145,15 +145,13 @@ def test_depth_and_positions_of_one_experiment() -> None:
         "| a | 25 % | 0.50 [0.49, 0.51] | 0.90 [0.89, 0.91] | 0.50 [0.49, 0.51] | 0.90 [0.89, 0.91] |",
         "| b | 100 % | 0.25 [0.24, 0.26] |  | 0.25 [0.24, 0.26] |  |",
     ]
-    kept = {"name": "kept", "columns": ("away", "1 x 1"), "rows": ((0, _span(0.5)), (1, None))}
-    replaced = {"name": "replaced", "columns": ("replaced", "follows"), "rows": (("1 x 1", _span(0.75)),)}
-    found = {"tables": [kept, replaced], "findings": [{"sentence": "It holds.", "numbers": {"share": 1}}]}
+    kept = {"name": "kept", "columns": ("away", "1 x 1", "film"), "rows": ((0, _span(0.5), 0.25), (1, None, None))}
+    found = {"tables": [kept], "findings": [{"sentence": "It holds.", "numbers": {"share": 1}}]}
     assert experiments.positions(found).splitlines() == [
-        "| away | 1 x 1 |",
-        "|---|---|",
-        "| 0 | 0.50 [0.49, 0.51] |",
-        "| 1 |  |",
-        "| *what replaces them, there* | 0.75 [0.74, 0.76] |",
+        "| away | 1 x 1 | film |",
+        "|---|---|---|",
+        "| 0 | 0.50 [0.49, 0.51] | 0.25 |",
+        "| 1 |  |  |",
     ]
     assert experiments.findings(found) == "* It holds."
 

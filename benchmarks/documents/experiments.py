@@ -65,15 +65,17 @@ def depth(found: Found) -> str:
 
 
 def positions(found: Found) -> str:
-    """How far samples follow kept positions of a map, by how many positions away, and replaced ones where these lie."""
+    """How far samples follow kept positions of a map, by how many positions away, and their part of the film there."""
     kept = next(each for each in found["tables"] if each["name"] == "kept")
     lines = [f"| {' | '.join(kept['columns'])} |", "|---" * len(kept["columns"]) + "|"]
     for ring, *cells in kept["rows"]:
-        lines.append(
-            f"| {ring} | " + " | ".join("" if each is None else interval(each, ".2f") for each in cells) + " |"
-        )
-    replaced = [interval(each["follows"], ".2f") for each in _lines(found, "replaced")]
-    return "\n".join([*lines, f"| *what replaces them, there* | {' | '.join(replaced)} |"])
+        shown = ["" if each is None else _number(each) for each in cells]
+        lines.append(f"| {ring} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def _number(cell: Any) -> str:
+    return interval(cell, ".2f") if isinstance(cell, dict) else f"{cell:.2f}"
 
 
 def _lines(found: Found, name: str) -> Iterator[dict[str, Any]]:

@@ -167,11 +167,11 @@ def _sides(config: TokensConfig, shape: tuple[int, ...], size: int) -> tuple[int
 
 
 def _pairs(data: ImageSet, config: TokensConfig) -> tuple[Tensor, Tensor]:
-    """Places of sources and of as many others, one after the other: no image is in two pairs."""
+    """Places of sources and of as many others, half of the data away (classes often stand together), each in one pair."""
     both = common.choose_sources(data, 2 * config.sources, 128)
     count = len(both) // 2
     check_sources(count, len(both))
-    return both[: 2 * count : 2], both[1 : 2 * count : 2]
+    return both[: 2 * count : 2], both[1 : 2 * count : 2].roll(count // 2)
 
 
 def steps_to(grid: Sequence[int], side: int) -> Tensor:

@@ -388,7 +388,7 @@ FOURTH = (
     Mutant(
         "a pair is an image with itself",
         "rcdm_fast/analysis/tokens.py",
-        "both[1 : 2 * count : 2]",
+        "both[1 : 2 * count : 2].roll(count // 2)",
         "both[: 2 * count : 2]",
         ("tests/test_analysis_tokens.py::test_what_fills_the_rest",),
     ),
