@@ -167,7 +167,7 @@ def _sides(config: TokensConfig, shape: tuple[int, ...], size: int) -> tuple[int
 
 
 def _pairs(data: ImageSet, config: TokensConfig) -> tuple[Tensor, Tensor]:
-    """Places of sources and of as many others, half of the data away (classes often stand together), each in one pair."""
+    """Places of sources and as many others, half of the data away (classes often stand together); each in one pair."""
     both = common.choose_sources(data, 2 * config.sources, 128)
     count = len(both) // 2
     check_sources(count, len(both))
