@@ -46,6 +46,8 @@ def test_every_line_of_the_gpu_path_runs(tmp_path: Path, monkeypatch: pytest.Mon
             assert bound.first_nonfinite(x, 0) is None
             with pytest.raises(ValueError, match="1 images, bound was a batch of 2"):
                 bound.predict(x[:1], 0)
+            of_maps = small.network(condition_map=(5, 3, 4), representation_dim=60).eval().requires_grad_(False)
+            NativeEngine(of_maps, torch.device("cuda"), "fp32").warmup((1,))
             visible = selection.film_group_norm_visible(torch.device("cuda"))
             assert visible is importlib.import_module("rcdm_fast.kernels.film_group_norm").film_group_norm
             assert engines.reasons_unavailable("native", torch.device("cuda"), "bf16") == []
