@@ -425,10 +425,11 @@ def test_own_solvers_stand_with_the_nearest_first() -> None:
 def test_what_a_decoder_follows() -> None:
     """Means over the cells that are kept, largest first; verdicts are counted beside one truth."""
 
-    def cell(factor: str, kept: bool, called: str, slope: float) -> dict[str, object]:
-        return {"factor": factor, "kept": kept, "called": called, "slope": {"value": slope}}
+    def cell(factor: str, kept: bool, called: str, slope: float, free: bool = False) -> dict[str, object]:
+        return {"factor": factor, "kept": kept, "called": called, "slope": {"value": slope}, "free": free}
 
     cells = [
+        cell("x", False, "kept", 9.0, free=True),  # thresholds may have been moved on it: it is not counted
         cell("x", True, "kept", 0.5),
         cell("x", True, "dropped", 0.25),
         cell("x", False, "kept", 9.0),
