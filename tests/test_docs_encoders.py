@@ -42,7 +42,23 @@ class TinyNet(nn.Module):
     def forward(self, x):
         return self.head(self.trunk(x).mean((2, 3)))
 """
+VIT = """
+import torch
+from torch import nn
+
+class MyViT(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, 4))
+        self.patches = nn.Conv2d(3, 4, 16, 16)
+        self.blocks = nn.Sequential(*(nn.LayerNorm(4) for _ in range(12)))
+
+    def forward(self, x):
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        return self.blocks(torch.cat([self.cls_token.expand(len(x), -1, -1), tokens], 1))[:, 0]
+"""
 SHORT = {  # what is added to the commands
+    "analyze": "--steps 1 --per 1 --set sides=[1]",
     "encoders": "",
     "adapt": "--set steps=0",
     "train": "--images 16 --set batch_size=8 --set sheet_every=0",
@@ -63,12 +79,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     np.savez("images.npz", images=pixels)
     np.save("h.npy", np.random.default_rng(0).normal(size=(12, 5)).astype(np.float32))
     Path("photos").mkdir()
-    for number, each in enumerate(pixels):
+    for number, each in enumerate(to_uint8(small.make_images(40, size=32)).permute(0, 2, 3, 1).numpy()):
         Image.fromarray(each).save(f"photos/{number:02}.png")
     Image.fromarray(np.tile(pixels[0], (2, 3, 1))).save("photo.jpg")
     Path("net.py").write_text(NET)
     net = build("python:net.py:TinyNet?size=32&mean=0.5&std=0.5&trust=1").network  # type: ignore[attr-defined]
     torch.save({"model": net.state_dict()}, "net.pth")
+    Path("vit.py").write_text(VIT)
+    net = build("python:vit.py:MyViT?size=224&mean=0.5&std=0.5&trust=1").network  # type: ignore[attr-defined]
+    torch.save(net.state_dict(), "vit.pth")
     values = {"name": "x", "unet": UNET, "encoder": None, "precision": "fp32"}
     Path("starter.json").write_text(json.dumps(values))
     return tmp_path
@@ -77,9 +96,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.long
 def test_every_command_of_the_pages_runs(folder: Path) -> None:
     lines = re.findall(r"^    (rcdm .*)$", TEXT, re.M)
-    assert len(lines) == 14
+    assert len(lines) == 18
+    ((name, value),) = re.findall(r"^    (E)='(.*)'$", TEXT, re.M)
     for line in lines:
-        words = shlex.split(line)[1:]
+        words = shlex.split(line.replace(f"${name}", value))[1:]
         words = ["starter.json" if word == "starter" else word for word in words]
         assert main([*words, *SHORT[words[0]].split()]) == 0, line
     for made in ("seen.png", "sheet.png", "way.png", "runs/tiny/tiny.safetensors", "runs/h/h.safetensors", "maps.png"):
