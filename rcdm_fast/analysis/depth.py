@@ -35,8 +35,6 @@ METHOD = (
     "(ridge regression) on {images} images and their mirror images, none of them a source, then {steps} optimizer "
     "steps. Layers that give positions or tokens were pooled ({pooling}), which drops places whatever the layer holds."
 )
-
-
 MOST_SHOWN = 12  # photographs in the figure
 
 

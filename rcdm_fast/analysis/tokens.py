@@ -46,7 +46,7 @@ from rcdm_fast.models.condition_map import weights
 
 CELL = 96  # pixels
 FRAME = "#d1495b"
-FILLS = {"swap": "another source's map", "mean": "the mean map of the data"}
+FILLS = {"swap": "another image's map", "mean": "the mean map of the data"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class TokensConfig(ExperimentConfig):
             there is if that is fewer.
         sides: of the square of positions in the middle, one size after another; () means 1, 2 and 4, as far as there
             is something around them.
-        fill: what stands in place of the source's map: "swap" (another source's) or "mean" (of the data).
+        fill: what stands in place of the source's map: "swap" (another image's) or "mean" (of the data).
         shown: sources in the figure.
     """
 
@@ -92,7 +92,8 @@ def run(
         shared: with other experiments.
 
     Raises:
-        ConfigError: a decoder of vectors, one without an encoder, under 20 images, or a square that leaves nothing.
+        ConfigError: a decoder of vectors, one without an encoder, under 40 images or twice the sources, a map finer than its
+            images, or a square that leaves nothing.
     """
     shape = model.config.unet.condition_map
     if not shape:
