@@ -92,8 +92,8 @@ def run(
         shared: with other experiments.
 
     Raises:
-        ConfigError: a decoder of vectors, one without an encoder, under 40 images or twice the sources, a map finer than
-            its images, or a square that leaves nothing.
+        ConfigError: a decoder of vectors, one without an encoder, under 40 images or twice the sources, a map finer
+            than its images, or a square that leaves nothing.
     """
     shape = model.config.unet.condition_map
     if not shape:
