@@ -235,7 +235,7 @@ def test_the_oldest_triton_compiles_the_same(checkout: Path, short: bool, capabi
     chosen = [
         "bias",
         "residual",
-        "map_film[8-1024-dtype0",
+        "map_film[8-1024-torch.bfloat16",
         "attention[256-192-dtype2",
         *(f"film_group_norm[{NORMS[i]}" for i in (0, 5, 11)),
     ]
