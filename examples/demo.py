@@ -26,7 +26,7 @@ from rcdm_fast.images import from_uint8, image_sheet, save_image, to_pil
 MODEL, DECODER = "cifar10-simclr-wide", "shapes-oracle"
 MODELS = ("cifar10-simclr-wide", "cifar10-simclr-trunk", "cifar10-simclr-head", "cifar10-supervised")
 PER = 10
-STEPS = 25
+STEPS = rcdm_fast.SamplingConfig.steps
 CELL, WORLD_CELL = 72, 61  # pixels: both sheets are about as wide
 WORLD = World(count=50)
 ITEMS = (3, 16, 21, 30, 43)  # every shape, and colors far apart
@@ -60,7 +60,7 @@ def photo_sheet() -> Image.Image:
     model = rcdm_fast.load(MODEL)
     h = model.encode(list(photos.values()))
     start = time.perf_counter()
-    samples = model.sample(h, per=PER, steps=STEPS, seed=0)
+    samples = model.sample(h, per=PER, seed=0)
     seconds = (time.perf_counter() - start) / (len(photos) * PER)
     rows = [
         [photo, to_pil(model.view(photo)[0]), *(to_pil(image) for image in images)]
@@ -82,7 +82,7 @@ def world_sheet() -> Image.Image:
         oracle = f"oracle:shapes?count={WORLD.count}&factors={kept}&masked=1"
         model = rcdm_fast.load(DECODER, encoder=oracle)
         per = 3 if left_out else 2
-        for row, images in zip(rows, model.sample(model.encode(items), per=per, steps=STEPS, seed=0), strict=True):
+        for row, images in zip(rows, model.sample(model.encode(items), per=per, seed=0), strict=True):
             row += [to_pil(image) for image in images]
         gaps.append(len(titles))
         titles += [title, *[""] * (per - 1)]
@@ -98,7 +98,7 @@ def followed_sheet() -> Image.Image:
     for title, left_out in {"keeps hue": (), "drops hue": ("hue",)}.items():
         kept = ",".join(name for name in WORLD.names if name not in left_out)
         model = rcdm_fast.load(DECODER, encoder=f"reader:shapes-reader?factors={kept}&masked=1")
-        samples = model.sample(model.encode(seen), per=1, steps=STEPS, seed=0, items=[0] * len(seen))
+        samples = model.sample(model.encode(seen), per=1, seed=0, items=[0] * len(seen))
         rows[title] = [to_pil(images[0]) for images in samples]
     return image_sheet(list(rows.values()), cell=WORLD_CELL, row_titles=list(rows))
 
@@ -106,9 +106,7 @@ def followed_sheet() -> Image.Image:
 def readme_sheet() -> Image.Image:
     """What `Model.show` gives for two photographs."""
     photos = photographs()
-    return rcdm_fast.load(MODEL).show(
-        [photos["coffee"], photos["rocket"]], ["coffee.jpg", "rocket.jpg"], per=8, steps=STEPS, seed=0
-    )
+    return rcdm_fast.load(MODEL).show([photos["coffee"], photos["rocket"]], ["coffee.jpg", "rocket.jpg"], per=8, seed=0)
 
 
 def maps_sheet() -> Image.Image:
@@ -117,7 +115,7 @@ def maps_sheet() -> Image.Image:
     both = [rcdm_fast.load(name) for name in ("cifar10-simclr-trunk", "cifar10-simclr-map")]
     rows = [[photo, to_pil(both[0].view(photo)[0])] for photo in photos.values()]
     for model in both:
-        samples = model.sample(model.encode(list(photos.values())), per=4, steps=STEPS, seed=0)
+        samples = model.sample(model.encode(list(photos.values())), per=4, seed=0)
         for row, images in zip(rows, samples, strict=True):
             row += [to_pil(image) for image in images]
     titles = ["photo", "seen", "of the vector", "", "", "", "of the 8x8 map", "", "", ""]
@@ -128,7 +126,7 @@ def samples_of(name: str) -> Image.Image:
     """Three samples of a photograph, small."""
     model = rcdm_fast.load(name)
     h = model.encode([photographs()["rocket"]])
-    return rcdm_fast.sheet(model.sample(h, per=3, steps=STEPS, seed=0), cell=40)
+    return rcdm_fast.sheet(model.sample(h, per=3, seed=0), cell=40)
 
 
 def main() -> None:

@@ -36,7 +36,7 @@ from rcdm_fast.training import representations
 from rcdm_fast.training.adapt import BIAS, WEIGHT, check_adaptable
 from rcdm_fast.training.batches import Standardization
 
-DRAWN = SamplingConfig(per=4, steps=25)
+DRAWN = SamplingConfig(per=4)
 
 
 class SheetOf:

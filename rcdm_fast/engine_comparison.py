@@ -27,7 +27,7 @@ from rcdm_fast.diffusion import conditioning
 from rcdm_fast.diffusion.conditioning import Batch
 from rcdm_fast.diffusion.engine import Engine, EngineWrapper
 from rcdm_fast.diffusion.sampling import Request
-from rcdm_fast.diffusion.sampling_config import PER_SOURCE, QUICK_STEPS, SamplingConfig
+from rcdm_fast.diffusion.sampling_config import PER_SOURCE, SamplingConfig
 from rcdm_fast.encoders import Encoder
 from rcdm_fast.model import Model
 
@@ -64,7 +64,6 @@ REFERENCE = Case("eager", "fp32")
 class Settings(SamplingConfig):
     """What is drawn, in batches; each case is timed in `rounds` rounds."""
 
-    steps: Count | str = QUICK_STEPS
     per: Count = PER_SOURCE
     batch_size: Count = 8
     rounds: Count = 5

@@ -133,12 +133,12 @@ class Model(Pretrained, Shown):
         batch_size: int | None = None,
         **settings: Unpack[InversionKeywords],
     ) -> Tensor:
-        """The x_T from which DDIM (eta 0, same steps) leads back to the images: DDIM inversion.
+        """The x_T from which DDIM (eta 0, same steps) leads back to the images, others nearly: DDIM inversion.
 
         Args:
             images: as in `encode`; brought to the model's size (short side, center).
             h: representations [N,D]; computed by the encoder if left out.
-            config: how it would be drawn, as in `sample`: steps, solver and clip count, eta must be 0 and guidance 1.
+            config: how it would be drawn: steps (usually 50), solver and clip count, eta must be 0 and guidance 1.
                 solver: "ddim" (also "auto"); or "unipc_2", second order (`multistep_inversion`), steps "quadratic"
                 unless they say so: with 10 and more x_T is nearer to where the flow comes from, for all solvers
                 without noise.
@@ -159,7 +159,7 @@ class Model(Pretrained, Shown):
         """
         iterations = whole(iterations, "iterations", Range(0))
         size = arguments.batch_size(batch_size, self.device)
-        drawn = chosen(config, settings, keywords=InversionKeywords)
+        drawn = inversion.wanted(config, settings)
         if self.config.student_steps:
             raise ConfigError("a student knows the way to images alone: invert with the model that it learned from")
         schedule, multistep = inversion.way_back(self.config.schedule, drawn, iterations)

@@ -98,7 +98,7 @@ class Sampler(Portable):
             batch_size: images per network evaluation; default 32 on CPU, 64 on GPU. Changes the images by
                 rounding only.
             progress: show a progress bar.
-            settings: fields of `config` as keywords, as in ``sample(h, steps=25)``; they go before those of `config`.
+            settings: fields of `config` as keywords, as in ``sample(h, steps=20)``; they go before those of `config`.
 
         Returns:
             float32 [R,per,3,H,W] in [-1,1] on the model's device (values may pass the bounds if `clip` is False).

@@ -44,7 +44,7 @@ class SolverCase(NamedTuple):
     steps: int | str
 
 
-BASELINE = SolverCase("ddim", SamplingConfig.steps)
+BASELINE = SolverCase("ddim", 50)
 
 
 @dataclass(frozen=True)

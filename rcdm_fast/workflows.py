@@ -157,7 +157,7 @@ def evaluate(
         model: a model, or what `load` takes.
         data: images, as for `train`; sources and gallery are spread evenly over them.
         progress: called with (done, in all).
-        settings: fields of `EvaluateConfig`, such as ``sources=256, per=4, steps=50``.
+        settings: fields of `EvaluateConfig`, such as ``sources=256, per=4, steps=20``.
 
     Raises:
         ConfigError: a field that is none, or data that is too small.

@@ -169,6 +169,7 @@ MEASURING = (
             Row("--out", "found", {"files": ["found/layers.json"]}),
             row("--data", "E", "open_data.source", experiment__job__data="images of E"),
             Row("--against", "third", {"experiment.job.against[1]": "model third", **THIRD}),
+            row("--against-encoder", "file:net", "load#2.encoder"),
             *(row(f"--{name}", 7, f"experiment.job.settings.{name}") for name in ("sources", "per", "steps")),
             row("--solver", "ancestral", "experiment.job.settings.solver"),
             row("--seed", 9, "experiment.job.settings.seed"),
@@ -224,16 +225,17 @@ MEASURING = (
                     **dict.fromkeys(all_of(TASKS, "photos"), "images of P"),
                     "open_data.source": "P",
                     **again("open_data#2", source="D", **READ),
-                    "page.about": ABOUT.format("6 images and 6 photographs", 25, 0),
+                    "page.about": ABOUT.format("6 images and 6 photographs", 10, 0),
                 },
             ),
             Row("--data", "E", {"open_data.source": "E", **dict.fromkeys(all_of(TASKS, "data"), "images of E")}),
             Row("--against", "third", {"page.tasks[0].job.against[1]": "model third", **THIRD}),
+            row("--against-encoder", "file:net", "load#2.encoder"),
             Row("--experiments", "layers", gone("page.tasks[1]", TASK)),
             Row("--methods", None, gone("page", "methods")),  # a function that is told the paragraph
             row("--sources", 4, *all_of(TASKS, "settings.sources")),
             row("--steps", 7, *all_of(TASKS, "settings.steps"), page__about=ABOUT.format("6 images", 7, 0)),
-            row("--seed", 9, *all_of(TASKS, "settings.seed"), page__about=ABOUT.format("6 images", 25, 9)),
+            row("--seed", 9, *all_of(TASKS, "settings.seed"), page__about=ABOUT.format("6 images", 10, 9)),
             *of_file(),
             *of_engine("load load#2"),
         ),
@@ -255,7 +257,7 @@ MEASURING = (
         other={
             "page.tasks[0].name": "photos",
             "page.tasks[0].job.photos": "images of P",
-            "page.tasks[0].job.settings.steps": 25,
+            "page.tasks[0].job.settings.steps": 10,
             "page.tasks[0].job.settings.sources": GONE,
             "page.tasks[1].name": GONE,
         },
@@ -277,7 +279,7 @@ MEASURING = (
             of_device(),
             writes("--json", "rates.json"),
         ),
-        {"measure.plan.cases[0].steps": 7, "measure.plan.cases[0].solver": "ddim"},
+        {"measure.plan.cases[0].steps": 7, "measure.plan.cases[0].solver": "deis"},
     ),
     Usage(
         "bench m --steps 7 --data D",
@@ -291,7 +293,7 @@ MEASURING = (
         ),
         {
             "measure.plan.cases[0].steps": 7,
-            "measure.plan.cases[0].solver": "ddim",
+            "measure.plan.cases[0].solver": "deis",
             **dict.fromkeys(("can.data", "quality.data"), "images of D"),
         },
     ),
@@ -337,7 +339,7 @@ MEASURING = (
     Usage(
         "bench m",
         other={f"measure.plan.cases[{k}].steps": n for k, n in enumerate((10, 25, 50, 100))}
-        | {f"measure.plan.cases[{k}].solver": "ddim" for k in range(4)},  # what auto is for this model
+        | {f"measure.plan.cases[{k}].solver": "deis" for k in range(4)},  # what auto is for this model
     ),
     Usage(
         "compare m --data D",
@@ -400,7 +402,7 @@ MEASURING = (
         {
             "load.engine": "eager",
             "load.precision": "fp32",
-            **dict.fromkeys(all_of(RANKED, "config.steps"), 25),
+            **dict.fromkeys(all_of(RANKED, "config.steps"), 10),
             **dict.fromkeys(("with_engine.encoder", "with_engine#2.encoder"), "encoder module"),
             "compare.cases[0].engine": "native",
             "compare.cases[1].engine": "native",

@@ -50,8 +50,8 @@ DRAWING = (
             row("--per", 3, "check.config.per", "request.config.per", "numbers.images"),
             row("--steps", 7, "check.config.steps", "request.config.steps", "numbers.nfe"),
             row("--solver", "ancestral", *all_of("check.config request.config numbers", "solver")),
-            row("--eta", 0.5, "check.config.eta", "request.config.eta"),
-            row("--guidance", 2.5, "check.config.guidance", "request.config.guidance", numbers__nfe=100),
+            row("--eta", 0.5, "check.config.eta", "request.config.eta", numbers__solver="ddim"),
+            row("--guidance", 2.5, "check.config.guidance", "request.config.guidance", numbers__nfe=20),
             row("--seed", 9, *all_of("check.config request.config numbers", "seed")),
             writes("--out", "a.webp", beside="numbers.json"),
             writes("--images", "p", beside="numbers.json sheet.png", folder=[f"00000-a-00{k}.png" for k in range(8)]),
@@ -314,6 +314,7 @@ OTHERS = (
         (
             Row("--model", "new", dict.fromkeys(all_of(PAGE, "models"), ("m", "new"))),
             row("--data", "D", *all_of(PAGE, "data"), from_data__name="m"),
+            Row("--encoder", "file:net", dict.fromkeys(all_of(PAGE, "encoders.m"), "file:net")),
             row("--host", "0.0.0.0", "launch.host"),
             *(row(f"--{name}", 19, f"launch.{name.replace('-', '_')}") for name in (
                 "port", "queue", "upload-mib", "quota-mib")),

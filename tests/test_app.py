@@ -281,8 +281,11 @@ def test_models_are_loaded_as_the_playground_was_told(monkeypatch: pytest.Monkey
         return small.quick_model()
 
     monkeypatch.setattr(rcdm_fast, "load", load)
-    Playground(("a", "b"), "cpu", "eager", "bf16").model("b")
-    assert asked == [("b", {"device": "cpu", "engine": "eager", "precision": "bf16"})]
+    playground = Playground(("a", "b"), "cpu", "eager", "bf16", encoders={"b": "file:net.pt2"})
+    how = {"device": "cpu", "engine": "eager", "precision": "bf16"}
+    for name, encoder in (("b", "file:net.pt2"), ("a", None)):
+        playground.model(name)
+        assert asked.pop() == (name, {**how, "encoder": encoder})
 
 
 def test_a_draft_does_not_stumble_over_settings_of_the_drawing(

@@ -32,9 +32,10 @@ INPUTS_FIRST = {"sample", "encode", "interpolate", "sequence", "generate", "app"
 OTHERS = {"train", "pretrain", "train-reader", "calibrate", "encoders", "models", "info"}
 # Options that are the same wherever they are, and where their help may say more.
 SAME = ("--per", "--steps", "--solver", "--eta", "--guidance", "--guide", "--seed", "--batch-size", "--device",
-        "--json", "--engine", "--precision", "--encoder", "--flags", "--sha256", "--against")  # fmt: skip
+        "--json", "--engine", "--precision", "--encoder", "--flags", "--sha256", "--against",
+        "--against-encoder")  # fmt: skip
 LISTS = {("bench", "--steps"), ("bench", "--solver"), ("bench", "--engine"), ("bench", "--precision"),
-         ("export", "--batch-size"), ("export", "--precision"), ("adapt", "--encoder"),
+         ("export", "--batch-size"), ("export", "--precision"), ("adapt", "--encoder"), ("app", "--encoder"),
          ("tune", "--solver")}  # fmt: skip
 DEFAULT = " Default: the experiment's."
 

@@ -188,5 +188,7 @@ def test_a_job_of_the_command_is_the_librarys(options: str, config: JobConfig, t
     assert local.run(model, h, job, config).complete
     assert {path: path.read_bytes() for path in job.rglob("*") if path.is_file()} == drawn
     identity = json.loads((job / "job.json").read_text())
-    settled = config.solver if config.solver != "auto" else "ddim"  # what auto is for this model
+    settled = (
+        config.solver if config.solver != "auto" else "ddim" if config.eta else "deis"
+    )  # what auto is for this model
     assert identity["settings"] == json.loads(json.dumps({**vars(config), "solver": settled}))

@@ -358,6 +358,12 @@ def test_interpolation_goes_from_the_first_photo_to_the_second(tmp_path: Path, m
     assert [level for level in order if level != 255][:4] == [0, 128, 191, 64]
 
 
+def test_encoders_go_to_the_models_in_the_same_place() -> None:
+    pairs = common.with_encoders(["a", "b", "c"], ["", "onnx:x"], "--model")
+    assert pairs == [("a", None), ("b", "onnx:x"), ("c", None)]
+    assert common.with_encoders([], [], "--against") == []
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -370,6 +376,13 @@ def test_interpolation_goes_from_the_first_photo_to_the_second(tmp_path: Path, m
         ("report m --out r.txt --data D", "is an .html file"),
         ("report m --out r.html", "a report needs images"),
         ("generate", "generate needs items"),
+        (
+            "analyze m layers --data D --against other --against-encoder a --against-encoder b",
+            "2 encoders for 1 models: each --against has at most one",
+        ),
+        ("report m --out r.html --data D --against-encoder a", "1 encoders for 0 models"),
+        ("app --model m --encoder a --encoder b", "2 encoders for 1 models: each --model has at most one"),
+        ("app --model m --model m", "a model is offered once"),
     ],
 )
 def test_what_does_not_go_together(

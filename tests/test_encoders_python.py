@@ -186,6 +186,12 @@ def test_a_run_of_the_command_is_trusted_and_its_model_file_is_not(
     again = rcdm_fast.load("run/tiny.safetensors", encoder=offered)
     assert again.encoder is not None
     assert again.encoder.config == model.config.encoder
+    drawn = ["analyze", "run/tiny.safetensors", "layers", "--encoder", offered, "--data", "set.npz", "--sources", "20"]
+    drawn += ["--steps", "1", "--set", "fitted_on=0", "--set", 'augmentations=["flip"]', "--out", "found"]
+    drawn += ["--against", "run/tiny.safetensors"]
+    assert main(drawn) == 2
+    assert "a stored name is no leave" in capsys.readouterr().err
+    assert main([*drawn, "--against-encoder", offered]) == 0
 
     (tmp_path / "hubconf.py").write_text(f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{NET}")
     hub = f"torchhub:{tmp_path}:wide?{CONVENTION}&resize_to=8&layer=trunk&pooling=mean"

@@ -160,7 +160,7 @@ def test_who_is_served() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model.engine, "evaluate", counting)
-        for steps, kind in ((5, "fitted"), ("8", "fitted"), (6, "ddim"), ("uniform5", "ddim")):
+        for steps, kind in ((5, "fitted"), ("8", "fitted"), (6, "deis"), ("uniform5", "deis"), (2, "ddim")):
             calls.clear()
             got = model.sample(h, per=1, steps=steps)
             assert calls == list(reversed(range(int(str(steps).removeprefix("uniform")))))
@@ -169,13 +169,13 @@ def test_who_is_served() -> None:
     assert model.request(h, steps=5).chosen.label == f"fitted:{own.digest}"
     assert model.request(h, steps=5, solver="ddim").chosen.label == "ddim"
     assert f"5 ({own.digest}), 8 (" in model.describe()
-    for usual in ({"eta": 0.5}, {"clip": False}):
-        assert model.request(h, steps=5, **usual).chosen.name == "ddim"
+    for other, kind in (({"eta": 0.5}, "ddim"), ({"clip": False}, "deis")):
+        assert model.request(h, steps=5, **other).chosen.name == kind
     chosen = registry.choose(model.config, "auto", 5, SolverOptions(), guided=True)
-    assert chosen.name == "ddim"
+    assert chosen.name == "deis"
     model.config = dataclasses.replace(model.config, representation_dropout=0.1)
     assert model.request(h, steps=5, guidance=1.0).chosen.name == "fitted"
-    assert model.request(h, steps=5, guidance=2.0).chosen.name == "ddim"
+    assert model.request(h, steps=5, guidance=2.0).chosen.name == "deis"
     assert "fitted" not in small.model().describe()
 
 
@@ -249,7 +249,7 @@ def test_manifests_name_its_numbers(tmp_path: Path) -> None:
     model.config = dataclasses.replace(model.config, fitted=())
     with pytest.raises(ConfigError, match=r"holds another job: .*solver"):
         local.run(model, tmp_path / "h.npy", tmp_path / "job", JobConfig(per=1, steps=5))
-    local.run(model, tmp_path / "h.npy", tmp_path / "plain", JobConfig(per=1, steps=5, solver="ddim"))
+    local.run(model, tmp_path / "h.npy", tmp_path / "plain", JobConfig(per=1, steps=5, solver="deis"))
     settled = local.run(model, tmp_path / "h.npy", tmp_path / "plain", JobConfig(per=1, steps=5))  # what auto is there
     assert settled.complete
 
@@ -276,11 +276,12 @@ def test_other_engines_ask_between_timesteps(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"guidance": 2.0}, {"eta": 0.5}, {"clip": False}], ids=str)
-def test_a_job_of_what_nothing_is_fitted_for_takes_ddim(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_a_job_of_what_nothing_is_fitted_for_takes_the_usual_solver(changes: dict[str, Any], tmp_path: Path) -> None:
     model = serving(5)
     model.config = dataclasses.replace(model.config, representation_dropout=0.1)  # else it cannot be guided
     np.save(tmp_path / "h.npy", np.ones((1, small.DIM), np.float32))
     local.run(model, tmp_path / "h.npy", tmp_path / "job", JobConfig(per=1, steps=5, **changes))
     (row,) = (tmp_path / "job" / "manifest.jsonl").read_text().splitlines()
-    assert json.loads(row)["solver"].partition(" ")[0] == "ddim"
-    assert json.loads((tmp_path / "job" / "job.json").read_text())["settings"]["solver"] == "ddim"
+    wanted = "ddim" if "eta" in changes else "deis"
+    assert json.loads(row)["solver"].partition(" ")[0] == wanted
+    assert json.loads((tmp_path / "job" / "job.json").read_text())["settings"]["solver"] == wanted

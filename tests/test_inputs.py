@@ -190,7 +190,7 @@ NOISE = torch.zeros(2, 8, 3, 8, 8)
         ({"steps": None}, "steps"),
         ({"steps": "1_0"}, "steps '1_0'"),
         ({"steps": "٣"}, "steps"),
-        ({"steps": 1001}, "asks for 1001 steps"),
+        ({"steps": 1001}, "asks for 1001 of 1000 steps"),
         ({"eta": 1j}, "eta must be a number, got 1j"),
         ({"eta": "0.5"}, "eta"),
         ({"eta": float("nan")}, "eta must be a finite number"),

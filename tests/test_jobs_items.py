@@ -327,7 +327,7 @@ def test_memory_of_a_gpu_is_given_back(monkeypatch: pytest.MonkeyPatch, there: b
 def test_defaults_are_those_of_sample() -> None:
     """A job, a stream and a single call draw the same where nobody says otherwise; the rest is in the guide."""
     config = JobConfig()
-    assert dataclasses.astuple(config) == (8, 50, "auto", 0.0, 1.0, 0, True, "webdataset", "png", 95, 1024)
+    assert dataclasses.astuple(config) == (8, 10, "auto", 0.0, 1.0, 0, True, "webdataset", "png", 95, 1024)
     assert RunOptions() == RunOptions(batch_size=None, threads=4, retry=False)
     assert (FORMATS, ENCODINGS) == (("webdataset", "folder", "npz", "parquet"), ("png", "jpeg", "webp"))
     for call in (Model.sample, stream.generate):  # none of their own

@@ -46,27 +46,26 @@ FIELDS = {item.name: item.default for item in dataclasses.fields(SamplingConfig)
 OTHER: dict[type, dict[str, Any]] = {
     JobConfig: {},
     EvaluateConfig: {"per": 4},
-    engine_comparison.Settings: {"per": 4, "steps": 25},
-    playground.Settings: {"steps": 25},
-    common.ExperimentConfig: {"per": 2, "steps": 25},
-    robustness.AttackConfig: {"per": 2, "steps": 25},
-    manipulate.ManipulateConfig: {"per": 2, "steps": 25},
-    neighbors.NeighborsConfig: {"per": 4, "steps": 25},
-    out_of_distribution.UnfamiliarConfig: {"per": 4, "steps": 25},
-    sweeps.InvarianceConfig: {"per": 1, "steps": 25},
-    layer.LayersConfig: {"per": 1, "steps": 25},
-    depth.DepthConfig: {"per": 1, "steps": 25},
-    interpolate.InterpolateConfig: {"per": 1, "steps": 25},
-    invert.InvertConfig: {"per": 1, "solver": "ddim"},
+    engine_comparison.Settings: {"per": 4},
+    playground.Settings: {},
+    common.ExperimentConfig: {"per": 2},
+    robustness.AttackConfig: {"per": 2},
+    manipulate.ManipulateConfig: {"per": 2},
+    neighbors.NeighborsConfig: {"per": 4},
+    out_of_distribution.UnfamiliarConfig: {"per": 4},
+    sweeps.InvarianceConfig: {"per": 1},
+    layer.LayersConfig: {"per": 1},
+    depth.DepthConfig: {"per": 1},
+    interpolate.InterpolateConfig: {"per": 1},
+    invert.InvertConfig: {"per": 1, "steps": 50, "solver": "ddim"},
     photos.PhotosConfig: {},
-    world_slopes.SlopesConfig: {"per": 1, "steps": 25},
-    nearness.NearnessConfig: {"per": 4, "steps": 25},
-    tokens.TokensConfig: {"per": 2, "steps": 25},
-    calibrate.CalibrateConfig: {"per": 1, "steps": 10, "solver": "dpmpp_2m"},
+    world_slopes.SlopesConfig: {"per": 1},
+    nearness.NearnessConfig: {"per": 4},
+    tokens.TokensConfig: {"per": 2},
+    calibrate.CalibrateConfig: {"per": 1, "solver": "dpmpp_2m"},
 }
 COMMAND_OTHER: dict[str, dict[str, Any]] = {
-    "interpolate": {"per": 4}, "sequence": {"per": 1}, "evaluate": {"per": 4}, "compare": {"per": 4, "steps": "25"},
-    "report": {"steps": "25"},
+    "interpolate": {"per": 4}, "sequence": {"per": 1}, "evaluate": {"per": 4}, "compare": {"per": 4},
     "bench": {"per": 2, "steps": "10,25,50,100"}, "tune": {"solver": None},
     "analyze": {"per": None, "steps": None, "solver": None}, "calibrate": {"steps": None, "solver": None},
 }  # fmt: skip
@@ -89,7 +88,7 @@ def _below(cls: type) -> set[type]:
 
 def test_the_defaults() -> None:
     assert FIELDS == {
-        "per": 8, "steps": 50, "solver": "auto", "eta": 0.0, "guidance": 1.0, "seed": 0, "clip": True,
+        "per": 8, "steps": 10, "solver": "auto", "eta": 0.0, "guidance": 1.0, "seed": 0, "clip": True,
     }  # fmt: skip
     for keywords in (SamplingKeywords, InversionKeywords):
         hints, taken = (typing.get_type_hints(each) for each in (SamplingConfig, keywords))
@@ -104,7 +103,7 @@ def test_every_configuration_has_these_defaults_unless_it_is_listed() -> None:
         assert found == {**FIELDS, **other}, cls
     assert (BASELINE.solver, BASELINE.steps) == ("ddim", 50)
     assert QualityConfig.per == 2
-    assert vars(QualityConfig().of(BASELINE)) == vars(EvaluateConfig(per=2, sources=64, solver="ddim"))
+    assert vars(QualityConfig().of(BASELINE)) == vars(EvaluateConfig(per=2, sources=64, solver="ddim", steps=50))
 
 
 def test_every_command_has_these_defaults_unless_it_is_listed() -> None:

@@ -215,7 +215,7 @@ def test_what_a_model_has_of_its_own_is_a_case_too() -> None:
     known, left_out = solver_quality.cases(model, ["all"], [5])
     assert SolverCase("fitted", 5) in known
     assert not any("student" in line for line in left_out)
-    assert solver_quality.cases(model, ["auto"], [5, 6]) == ([SolverCase("fitted", 5), SolverCase("ddim", 6)], [])
+    assert solver_quality.cases(model, ["auto"], [5, 6]) == ([SolverCase("fitted", 5), SolverCase("deis", 6)], [])
     model.config = dataclasses.replace(model.config, fitted=(), student_steps=(10, 999))
     known, _ = solver_quality.cases(model, ["all"], [2])
     assert SolverCase("student", 2) in known

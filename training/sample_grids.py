@@ -11,7 +11,6 @@ from torch import Tensor
 
 from rcdm_fast.config import ScheduleConfig, UNetConfig
 from rcdm_fast.data.image_set import ImageSet
-from rcdm_fast.diffusion.sampling_config import QUICK_STEPS
 from rcdm_fast.images import image_sheet, save_image, to_pil
 from rcdm_fast.model import Model
 from rcdm_fast.models import networks
@@ -35,9 +34,9 @@ class FixedBatch:
 def write(
     path: Path, unet: UNetConfig, schedule: ScheduleConfig, weights: Mapping[str, Tensor], batch: FixedBatch
 ) -> None:
-    """Draw samples with `QUICK_STEPS` DDIM steps and save them, each source image at the left of its row."""
+    """Draw samples and save them, each source image at the left of its row."""
     model = Model.from_network(networks.from_tensors(unet, weights), schedule)
-    samples = model.sample(batch.representations, per=batch.per, steps=QUICK_STEPS)
+    samples = model.sample(batch.representations, per=batch.per)
     rows = [
         [to_pil(image), *(to_pil(sample) for sample in row)] for image, row in zip(batch.images, samples, strict=True)
     ]

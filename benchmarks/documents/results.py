@@ -18,6 +18,8 @@ from benchmarks.documents import encoders, experiments, known_world, models, run
 from benchmarks.documents.speed import Found
 from rcdm_fast.analysis.error_rates import SHIPPED
 from rcdm_fast.analysis.registry import EXPERIMENTS
+from rcdm_fast.diffusion.registry import USUAL
+from rcdm_fast.diffusion.sampling_config import STEPS
 from rcdm_fast.models import zoo
 
 ROOT = Path(__file__).parents[2]
@@ -28,6 +30,10 @@ ADAPTED = {  # rows of the table, and the evaluation of each
     "supervised backbone, then 800 steps: `cifar10-supervised`": "evaluate_cifar10-supervised",
     "SimCLR projector, then 800 steps: `cifar10-simclr-head`": "evaluate_cifar10-simclr-head",
 }
+DRAWN = (  # models that the usual solver was held against DDIM on
+    *("cifar10-simclr-wide", "cifar10-simclr-trunk", "cifar10-simclr-head", "cifar10-supervised"),
+    *("cifar10-simclr-map", "shapes-oracle"),
+)
 CALIBRATION = "calibration"  # the name of `SHIPPED`
 OLDER = (
     *("step_s_2cores", "step_m_2cores", "sampling_s_2cores", "profile_s_2cores", "profile_m_2cores"),
@@ -173,6 +179,7 @@ def _solvers() -> dict[str, Result]:
     found = {"solvers": _of(solvers.distances, trunk), "faithful": _of(solvers.faithful, trunk, nfe=(5, 10))}
     placed = [f"placement_{name}" for name in ("ddim", "dpmpp_2m", "ipndm")]
     found |= {"own solvers": _of(solvers.own, "own_solvers_2cores"), "placements": _of(solvers.placements, *placed)}
+    found["usual"] = _of(solvers.usual, *(f"usual_{name}" for name in DRAWN), solver=USUAL, nfe=STEPS)
     for solver, nfe in (("ipndm", 10), ("ddim", 50)):
         found[f"distance {solver} {nfe}"] = _of(solvers.distance, trunk, solver=solver, nfe=nfe)
     return found

@@ -38,6 +38,21 @@ def faithful(found: Found, nfe: tuple[int, ...]) -> str:
     return "\n".join(lines)
 
 
+def usual(*found: Found, solver: str, nfe: int) -> str:
+    """One solver in few evaluations beside the first of each model's solvers: a row for each model."""
+    lines = [
+        "| | distance | of the first | change of MRR, % | variance over samples, against the first |",
+        "|---|---|---|---|---|",
+    ]
+    for each in found:
+        first = each["quality"][0]
+        row = next(row for row in each["quality"] if (row["solver"], row["nfe"]) == (solver, nfe))
+        cells = [interval(row["error"], ".3f"), interval(first["error"], ".3f")]
+        cells += [interval(row["mrr_change"], "+.1f", 100), interval(row["variance"], ".2f")]
+        lines.append(f"| `{each['made_by']['models'][0]['name']}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def placements(*found: Found) -> str:
     """Steps that were found for a model beside the solvers' own: distances to the teacher."""
     names = [each["solver"] for each in found]

@@ -12,7 +12,7 @@ from torch import Tensor
 from rcdm_fast.analysis.recovery import check_sources
 from rcdm_fast.checks import ConfigError, Count, Resamples
 from rcdm_fast.data.image_set import ImageSet, evenly
-from rcdm_fast.diffusion.sampling_config import PER_VARIANCE, QUICK_STEPS, SamplingConfig
+from rcdm_fast.diffusion.sampling_config import PER_VARIANCE, SamplingConfig
 from rcdm_fast.encoders import Encoder
 from rcdm_fast.metrics import intervals
 from rcdm_fast.metrics.intervals import Interval, bootstrap
@@ -30,7 +30,6 @@ class ExperimentConfig(SamplingConfig):
         resamples: bootstrap draws behind the intervals.
     """
 
-    steps: Count | str = QUICK_STEPS
     per: Count = PER_VARIANCE
     batch_size: Count = 64
     resamples: Resamples = 2000

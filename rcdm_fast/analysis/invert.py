@@ -25,7 +25,7 @@ from rcdm_fast.analysis.common import ExperimentConfig, Progress, interval
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table
 from rcdm_fast.checks import Count, CountOrNone, Range
 from rcdm_fast.data.image_set import ImageSet
-from rcdm_fast.diffusion.sampling_config import SamplingConfig
+from rcdm_fast.diffusion.sampling_config import INVERSION_STEPS
 from rcdm_fast.images import image_sheet, to_pil
 from rcdm_fast.model import Model
 
@@ -45,7 +45,7 @@ class InvertConfig(ExperimentConfig):
 
     sources: CountOrNone = 0
     per: Annotated[int, Range(1, 1)] = 1
-    steps: Count | str = SamplingConfig.steps
+    steps: Count | str = INVERSION_STEPS
     solver: str = "ddim"  # inversion leads back along it
     iterations: CountOrNone = 1
     shown: Count = 6

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -24,7 +24,7 @@ from rcdm_fast.checks import Range, choice
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.sources import open_data
 from rcdm_fast.diffusion.sampling import Request
-from rcdm_fast.diffusion.sampling_config import QUICK_STEPS, SamplingConfig
+from rcdm_fast.diffusion.sampling_config import STEPS, SamplingConfig
 from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.diffusion.solvers import Predict, SolverOptions, StepNoise
 from rcdm_fast.encoders import Encoder
@@ -62,7 +62,7 @@ class Settings(SamplingConfig):
 
     model: str
     per: Annotated[int, Range(1, MAX_COUNT)] = SamplingConfig.per
-    steps: Annotated[int, Range(1, MAX_STEPS)] = QUICK_STEPS
+    steps: Annotated[int, Range(1, MAX_STEPS)] = STEPS
     augmentation: str = ""
     magnitude: float = 0.0
     mix: float = 0.0
@@ -114,6 +114,7 @@ class Playground:
         device, engine, precision: as in `rcdm_fast.load`.
         data: images for directions, as `rcdm train --data` takes them; without them there are those of the
             photograph alone.
+        encoders: specifications of other encoders than their own, by the models' names.
     """
 
     models: Sequence[str]
@@ -121,6 +122,7 @@ class Playground:
     engine: str = "auto"
     precision: str = "auto"
     data: str | None = None
+    encoders: Mapping[str, str] = field(default_factory=dict)
     _loaded: dict[str, Model] = field(default_factory=dict, init=False, repr=False)  # the last used at the end
     _from_data: dict[str, dict[str, Tensor]] = field(default_factory=dict, init=False, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
@@ -137,7 +139,10 @@ class Playground:
         if model is None:
             while len(self._loaded) >= LOADED:
                 del self._loaded[next(iter(self._loaded))]  # first, so that there never are more
-            model = rcdm_fast.load(name, device=self.device, engine=self.engine, precision=self.precision)
+            other = self.encoders.get(name)
+            model = rcdm_fast.load(
+                name, encoder=other, device=self.device, engine=self.engine, precision=self.precision
+            )
             if model.encoder is None:
                 raise ConfigError(f"{name} has no encoder, so a photograph cannot be given to it")
         self._loaded[name] = model

@@ -37,6 +37,7 @@ def analyze(
     train_data: common.TrainData = None,
     photograph: common.Photograph = None,
     against: common.Against = None,
+    against_encoder: common.AgainstEncoder = None,
     layers: Annotated[
         str | None,
         typer.Option(
@@ -72,7 +73,6 @@ def analyze(
 
     Example: rcdm analyze cifar10-simclr-wide layers --layers backbone.3,backbone.5 --data cifar10/test --out found
     """
-    import rcdm_fast
     from rcdm_fast import provenance
     from rcdm_fast.analysis import registry
     from rcdm_fast.cli.training import changed
@@ -80,6 +80,7 @@ def analyze(
     from rcdm_fast.data.sources import open_data
 
     experiment = registry.find(name)
+    compared = common.with_encoders(against or (), against_encoder or (), "--against")
     deep = layers is not None or bool(encoders)
     missing = experiment.lacks(data=data is not None, photos=photos is not None, against=bool(against), wanted=deep)
     if against and not experiment.compares:
@@ -99,7 +100,7 @@ def analyze(
     settings = changed({key: value for key, value in given.items() if value is not None}, change or [])
     common.check_writable(out / f"{name}.json")
     loaded = common.open_model(model, flags, encoder, device, engine, precision, sha256)
-    others = tuple(rcdm_fast.load(other, None, None, device, engine, precision) for other in against or ())
+    others = common.open_others(compared, device, engine, precision)
     images = open_data(data, loaded.image_size) if data is not None else None
     shown = open_data(photos, loaded.image_size) if photos is not None else None
     if images is not None and photograph is not None:

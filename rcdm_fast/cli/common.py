@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor
 
@@ -50,6 +51,13 @@ ModelName = Annotated[str, typer.Option("--model", "-m", help=_MODEL)]
 ModelArgument = Annotated[str, typer.Argument(help=_MODEL, show_default=False)]
 Against = Annotated[
     list[str] | None, typer.Option("--against", help="Another model, for experiments that compare; repeatable.")
+]
+AgainstEncoder = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--against-encoder",
+        help="Other encoder of the --against in the same place, '' for its own; repeatable.",
+    ),
 ]
 TrainData = Annotated[
     str | None,
@@ -92,7 +100,7 @@ Per = Annotated[int, typer.Option("--per", help="Samples of each representation.
 Steps = Annotated[
     str,
     typer.Option(
-        help="Network evaluations: 50; uniform10, quadratic10, logsnr10, karras10; at:0,250,999; or a published text "
+        help="Network evaluations: 10; uniform10, quadratic10, logsnr10, karras10; at:0,250,999; or a published text "
         "such as ddim25 or 10,10,5."
     ),
 ]
@@ -101,8 +109,8 @@ SolverName = Annotated[
     typer.Option(
         "--solver",
         help="auto: the model's own for so many evaluations where it has one (fitted, see rcdm tune; student, see rcdm "
-        "distill), else ddim. Or fitted, student, ddim, ancestral, dpmpp_2m, dpmpp_3m, dpmpp_2m_sde, unipc_2, unipc_3, "
-        "unipc_2_bh1, unipc_3_bh1, deis, ipndm or heun.",
+        "distill), else deis, but ddim for an eta and for published texts. Or fitted, student, ddim, ancestral, "
+        "dpmpp_2m, dpmpp_3m, dpmpp_2m_sde, unipc_2, unipc_3, unipc_2_bh1, unipc_3_bh1, deis, ipndm or heun.",
     ),
 ]
 Eta = Annotated[float, typer.Option(help="DDIM's fraction of fresh noise, 0 to 1.")]
@@ -142,6 +150,33 @@ def open_model(
     elif not quiet:
         report(runs(model, name))
     return model
+
+
+def with_encoders(models: Sequence[str], encoders: Sequence[str], option: str) -> list[tuple[str, str | None]]:
+    """Each model with the other encoder in the same place, if there is one.
+
+    Args:
+        models: names, in the order in which they were given.
+        encoders: specifications; "" stands for the model's own.
+        option: which gives models.
+
+    Raises:
+        ConfigError: more encoders than models.
+    """
+    from rcdm_fast.config import ConfigError
+
+    if len(encoders) > len(models):
+        raise ConfigError(f"{len(encoders)} encoders for {len(models)} models: each {option} has at most one")
+    return [(name, spec or None) for name, spec in itertools.zip_longest(models, encoders, fillvalue="")]
+
+
+def open_others(
+    pairs: Sequence[tuple[str, str | None]], device: str | None, engine: str, precision: str
+) -> tuple[Model, ...]:
+    """The models of `with_encoders`, for experiments that compare."""
+    import rcdm_fast
+
+    return tuple(rcdm_fast.load(name, None, spec, device, engine, precision) for name, spec in pairs)
 
 
 def runs(model: Model, name: str) -> str:

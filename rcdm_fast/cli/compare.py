@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rcdm_fast.cli import common
-from rcdm_fast.diffusion.sampling_config import PER_SOURCE, QUICK_STEPS, SamplingConfig
+from rcdm_fast.diffusion.sampling_config import PER_SOURCE, STEPS, SamplingConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +31,7 @@ def compare(
         typer.Option("--engines", help="ENGINE[:PRECISION[=FILE]], as native:bf16,openvino:int8."),
     ] = "native:fp32,native:bf16",
     out: Annotated[Path | None, common.out("Sheet of the same images by every engine.")] = None,
-    steps: common.Steps = str(QUICK_STEPS),
+    steps: common.Steps = str(STEPS),
     solver: common.SolverName = SamplingConfig.solver,
     per: common.Per = PER_SOURCE,
     seed: common.Seed = SamplingConfig.seed,

@@ -65,7 +65,7 @@ def generate(
     Stop it at any time, the same command goes on. Exit code 3: finished, but some items could not be read or drawn
     (quarantine.jsonl says why).
 
-    Example: rcdm generate photos/ --model cifar10-simclr-wide --per 100 --steps 25 --out job
+    Example: rcdm generate photos/ --model cifar10-simclr-wide --per 100 --out job
     """
     from rcdm_fast.config import ConfigError
 

@@ -22,6 +22,13 @@ def app(
             f"Default: {common.DEFAULT_MODEL} and the other bundled ones.",
         ),
     ] = None,
+    encoder: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Other encoder of the --model in the same place, such as python:vit.py:MyViT?trust=1, '' for its own; "
+            "repeatable."
+        ),
+    ] = None,
     data: Annotated[str | None, common.data("Whose properties and components become directions")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; others than 127.0.0.1 let other machines in.")] = (
         "127.0.0.1"
@@ -48,10 +55,15 @@ def app(
     """
     from rcdm_fast.app import guard, page
     from rcdm_fast.app.playground import Playground
+    from rcdm_fast.config import ConfigError
     from rcdm_fast.models import checkpoint
 
+    named = common.with_encoders(model or (), encoder or (), "--model")
+    if len(dict(named)) < len(named):
+        raise ConfigError("a model is offered once: each --model has another name")
     offered = model or dict.fromkeys((common.DEFAULT_MODEL, *checkpoint.list_bundled()))
-    playground = Playground(tuple(offered), device, engine, precision, data)
+    others = {name: spec for name, spec in named if spec is not None}
+    playground = Playground(tuple(offered), device, engine, precision, data, others)
     playground.model(playground.models[0])
     if data is not None:
         playground.from_data(playground.models[0])

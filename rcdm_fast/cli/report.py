@@ -12,7 +12,7 @@ import typer
 
 from rcdm_fast.analysis.registry import EXPERIMENTS
 from rcdm_fast.cli import common
-from rcdm_fast.diffusion.sampling_config import QUICK_STEPS, SamplingConfig
+from rcdm_fast.diffusion.sampling_config import STEPS, SamplingConfig
 
 
 def report(
@@ -23,9 +23,10 @@ def report(
     train_data: common.TrainData = None,
     photograph: common.Photograph = None,
     against: common.Against = None,
+    against_encoder: common.AgainstEncoder = None,
     experiments: Annotated[str, typer.Option(help="Which, as invariance,layers; all: whatever can be run.")] = "all",
     sources: Annotated[int, typer.Option(help="Source images of every experiment; 0: its default.")] = 0,
-    steps: common.Steps = str(QUICK_STEPS),
+    steps: common.Steps = str(STEPS),
     seed: common.Seed = SamplingConfig.seed,
     encoder: common.EncoderSpec = None,
     flags: common.Flags = None,
@@ -43,7 +44,6 @@ def report(
 
     Example: rcdm report cifar10-simclr-trunk --data cifar10/test --against cifar10-simclr-head --out report.html
     """
-    import rcdm_fast
     from rcdm_fast.analysis import registry
     from rcdm_fast.analysis.shared import Shared
     from rcdm_fast.config import ConfigError
@@ -52,6 +52,7 @@ def report(
 
     if out.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"{out}: a report is an .html file")
+    named = common.with_encoders(against or (), against_encoder or (), "--against")
     if photos is None and data is None:
         raise ConfigError("a report needs images: photographs with --photos, a set of images with --data, or both")
     if photograph is not None and data is None:
@@ -60,7 +61,7 @@ def report(
     names = list(EXPERIMENTS) if experiments == "all" else [name.strip() for name in experiments.split(",")]
     found = {name: registry.find(name) for name in names}
     loaded = common.open_model(model, flags, encoder, device, engine, precision, sha256)
-    others = tuple(rcdm_fast.load(other, None, None, device, engine, precision) for other in against or ())
+    others = common.open_others(named, device, engine, precision)
     shown = open_data(photos, loaded.image_size) if photos is not None else None
     known = open_data(data, loaded.image_size) if data is not None else None
     if known is not None and photograph is not None:

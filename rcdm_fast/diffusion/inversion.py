@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,8 +12,13 @@ from rcdm_fast.config import ConfigError, ScheduleConfig
 from rcdm_fast.diffusion import multistep_inversion, registry, solvers
 from rcdm_fast.diffusion.conditioning import ConditioningPlan
 from rcdm_fast.diffusion.engine import Engine
-from rcdm_fast.diffusion.sampling_config import SamplingConfig
+from rcdm_fast.diffusion.sampling_config import INVERSION_STEPS, InversionKeywords, SamplingConfig, chosen
 from rcdm_fast.diffusion.schedule import Schedule
+
+
+def wanted(config: SamplingConfig | None, settings: Mapping[str, Any]) -> SamplingConfig:
+    """How a call says that images are led back (`sampling_config.chosen`); in `INVERSION_STEPS` unless it says so."""
+    return chosen(config, settings, SamplingConfig(steps=INVERSION_STEPS), InversionKeywords)
 
 
 def way_back(config: ScheduleConfig, drawn: SamplingConfig, iterations: int) -> tuple[Schedule, bool]:

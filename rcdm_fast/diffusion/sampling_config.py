@@ -13,6 +13,7 @@ from typing import Any, TypedDict, Unpack
 
 from rcdm_fast.checks import Checked, ConfigError, Count, NotNegative, Seed, choice, described, meant
 
+STEPS = 10  # network evaluations of a sample, unless they are given (docs/solvers.md says why)
 INVERSIONS = ("ddim", "unipc_2")  # solvers that `Model.invert` knows the way back of
 
 
@@ -42,16 +43,15 @@ class SamplingConfig(Checked):
 
     Attributes:
         per: samples of each representation.
-        steps: network evaluations: an int N, placed evenly in t for ddim and ancestral, in the logarithm of the
-            signal-to-noise ratio for others; "uniform10", "quadratic10", "logsnr10" or "karras10"
-            (`diffusion.schedule.place`); "at:0,250,999", timesteps one by one; or a published respacing text
-            ("ddim25", "10,10,5").
+        steps: network evaluations: an int N, placed evenly in the logarithm of the signal-to-noise ratio, for ddim and
+            ancestral in t; "uniform10", "quadratic10", "logsnr10" or "karras10" (`diffusion.schedule.place`);
+            "at:0,250,999", timesteps one by one; or a published respacing text ("ddim25", "10,10,5").
         solver: "auto", the model's own for so many evaluations where it has one (`rcdm tune`; with eta 0, clip and no
-            guidance), else "ddim"; "fitted", that one or an error; "student", as a distilled model is drawn with (its
-            "auto" is that too; `rcdm distill`); "ddim"; "dpmpp_2m", "dpmpp_3m", "unipc_2", "unipc_3", "unipc_2_bh1",
-            "unipc_3_bh1", "deis" or "ipndm", which go on from several steps and come nearer to the same images in
-            fewer; "ancestral" or "dpmpp_2m_sde", which draw fresh noise in every step; "heun", which asks the network
-            twice a step (`steps` counts its evaluations).
+            guidance), else "deis" ("ddim" with an eta, for one or two steps, for published texts); "fitted", that one
+            or an error; "student", as a distilled model is drawn with (its "auto" is that too; `rcdm distill`); "ddim";
+            "dpmpp_2m", "dpmpp_3m", "unipc_2", "unipc_3", "unipc_2_bh1", "unipc_3_bh1", "deis" or "ipndm", which go on
+            from several steps and come nearer to the same images in fewer; "ancestral" or "dpmpp_2m_sde", which draw
+            fresh noise in every step; "heun", which asks the network twice a step (`steps` counts its evaluations).
         eta: DDIM's fraction of fresh noise; 0 is deterministic. Other solvers have no such setting.
         guidance: strength w of classifier-free guidance on h, null + w (conditional - null); 1 is none. Others need a
             model trained with representation dropout, or a guide, and two network evaluations per step.
@@ -64,7 +64,7 @@ class SamplingConfig(Checked):
     """
 
     per: Count = 8
-    steps: Count | str = 50
+    steps: Count | str = STEPS
     solver: str = "auto"
     eta: NotNegative = 0.0
     guidance: NotNegative = 1.0
@@ -94,10 +94,9 @@ class SamplingConfig(Checked):
 
 
 # Defaults other than those above, and why. What has none of these takes those above.
-QUICK_STEPS = 25  # many sources are averaged, or somebody waits: half the time; stands beside every number
+INVERSION_STEPS = 50  # with fewer, DDIM inversion does not lead back near the image
 PER_SOURCE = 4  # intervals are over sources: more samples of the same source hardly narrow them
 PER_VARIANCE = 2  # the fewest samples of a source that have a variance
-CELL_STEPS, CELL_SOLVER = 10, "dpmpp_2m"  # slopes of ten thousands of samples: as few evaluations as keep slopes
 PER_VERSION = 1  # every source is drawn many times already, changed in as many ways
 ONE_WAY = 1  # an interpolation is one row of images; several rows show what the noise adds
 SHEET_WAYS = 4  # rows of a sheet that a person looks at

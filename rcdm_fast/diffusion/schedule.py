@@ -134,6 +134,14 @@ def respace(base_steps: int, spec: int | str) -> tuple[int, ...]:
     return tuple(kept_steps)
 
 
+def is_respacing(text: str) -> bool:
+    """Whether steps are written in one of the published ways that no number is: "ddimN", "a,b,c", ""."""
+    text = text.strip()
+    if text.startswith((AT, *PLACEMENTS)):
+        return False
+    return not text or text.startswith("ddim") or "," in text
+
+
 def _positive(text: str, spec: str) -> int:
     if not re.fullmatch(r"\s*-?[0-9]{1,9}\s*", text, re.ASCII):
         words = ("", "ddim", *PLACEMENTS)
@@ -177,7 +185,7 @@ class Schedule:
         if text.startswith(AT):
             return cls(config, named(config.diffusion_steps, text.removeprefix(AT)))
         how: Placement | None = next((each for each in PLACEMENTS if text.startswith(each)), None)
-        if how is None and (not text or text.startswith("ddim") or "," in text):
+        if is_respacing(text):
             return cls(config, respace(config.diffusion_steps, steps))
         count = _positive(text.removeprefix(how or ""), text)
         if (how or placement) == "uniform":

@@ -162,7 +162,7 @@ def _example(config: ModelConfig, repository: str) -> list[str]:
     ]
     if config.unet.representation_dim:
         lines.append('h = model.encode("photo.jpg")' if known else "h = ...  # [R, D]: the encoder's representations")
-        lines.append("images = model.sample(h, per=8, steps=50)  # [R, 8, 3, H, W] in [-1, 1]")
+        lines.append("images = model.sample(h, per=8)  # [R, 8, 3, H, W] in [-1, 1]")
     elif config.unet.num_classes:
         lines.append("images = model.sample(label=torch.tensor([0, 1]), per=8)  # [2, 8, 3, H, W] in [-1, 1]")
         lines.insert(3, "import torch")

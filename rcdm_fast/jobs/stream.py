@@ -73,7 +73,7 @@ def generate(
         threads: that read images.
         on_bad: told (item, reason) of an item that cannot be read or drawn, and the others go on; without it the
             first such item is an error.
-        settings: fields of `config` as keywords, as in ``generate(model, source, steps=25)``.
+        settings: fields of `config` as keywords, as in ``generate(model, source, steps=20)``.
 
     Returns:
         batches: item and sample int64 [N], ids, images uint8 [N,3,H,W] on the CPU; in order.

@@ -118,7 +118,7 @@ JOBS = (
     Mutant("seeds are signed", _SHARD_TABLES, '"seed": arrow.uint64()', '"seed": arrow.int64()', _OF_FORMATS),
     Mutant("files without extension", _SHARD_TABLES, 'f"{each.key}.{self.extension}"', "each.key", _OF_FORMATS),
     Mutant("beyond the table", _SHARD_TABLES, 'if row["offset"] < len(payloads) else None', 'if row["offset"] <= len(payloads) else None', _OF_FORMATS),
-    Mutant("another default of steps", "rcdm_fast/diffusion/sampling_config.py", "steps: Count | str = 50", "steps: Count | str = 25", _OF_ITEMS),
+    Mutant("another default of steps", "rcdm_fast/diffusion/sampling_config.py", "STEPS = 10  #", "STEPS = 25  #", _OF_ITEMS),
     Mutant("another default quality", _SETTINGS, "Range(1, 100)] = 95", "Range(1, 100)] = 75", _OF_ITEMS),
     Mutant("a quality above all", _SETTINGS, "Range(1, 100)", "Range(1, 101)", _OF_ITEMS),
     Mutant("keywords of a stream are lost", _STREAM, "chosen(config, settings)", "chosen(config, {})", _OF_ITEMS),
@@ -158,7 +158,7 @@ JOBS = (
     Mutant("one that failed has a representation", "rcdm_fast/encoders/groups.py", " if place not in bad]", "]", ("tests/test_encoders_groups.py",)),
     Mutant("what is shared has no owner", "rcdm_fast/analysis/shared.py", "full = (id(owner), key)", "full = (0, key)", ("tests/test_analysis_shared.py",)),
     Mutant("shared places are the first", "rcdm_fast/analysis/shared.py", "else whole[places]", "else whole[: len(places)]", ("tests/test_analysis_shared.py",)),
-    Mutant('a guided job takes the fitted solver', 'rcdm_fast/jobs/local.py', 'config.steps, options, config.guidance != 1)', 'config.steps, options, False)', ('tests/test_fitted.py::test_a_job_of_what_nothing_is_fitted_for_takes_ddim',)),
-    Mutant('a job with clip off takes the fitted solver', 'rcdm_fast/jobs/local.py', 'SolverOptions(config.eta, config.clip)', 'SolverOptions(config.eta)', ('tests/test_fitted.py::test_a_job_of_what_nothing_is_fitted_for_takes_ddim',)),
+    Mutant('a guided job takes the fitted solver', 'rcdm_fast/jobs/local.py', 'config.steps, options, config.guidance != 1)', 'config.steps, options, False)', ('tests/test_fitted.py::test_a_job_of_what_nothing_is_fitted_for_takes_the_usual_solver',)),
+    Mutant('a job with clip off takes the fitted solver', 'rcdm_fast/jobs/local.py', 'SolverOptions(config.eta, config.clip)', 'SolverOptions(config.eta)', ('tests/test_fitted.py::test_a_job_of_what_nothing_is_fitted_for_takes_the_usual_solver',)),
     Mutant("a source's last item is the next one's", 'rcdm_fast/data/item_sources.py', 'bisect_right(self._ends, index)', 'bisect_right(self._ends, index + 1)', ('tests/test_source_names.py::test_a_folder_of_photographs_and_shards',)),
 )  # fmt: skip
