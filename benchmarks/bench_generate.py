@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         runs: dict[str, Callable[[], object]] = {BARE: lambda: bare(model, h, given.steps, given.batch)}
         for form in FORMATS:
-            config = JobConfig(per=PER, steps=given.steps, format=form)
+            config = JobConfig(per=PER, steps=given.steps, solver="ddim", format=form)
             runs[form] = _job(model, h, Path(scratch) / form, config, given.batch)
         runs["npz"]()
         found = np.load(Path(scratch) / "npz" / "samples.npz")["arr_0"]
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def bare(model: Model, h: torch.Tensor, steps: int, batch: int) -> list[torch.Tensor]:
     """The loop alone; float32 images in [-1,1], one tensor [N,3,H,W] of each batch."""
-    request = model.request(h, per=PER, steps=steps)
+    request = model.request(h, per=PER, steps=steps, solver="ddim")
     return [images for _, images in model.batches(request, batch)]
 
 

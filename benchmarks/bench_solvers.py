@@ -31,7 +31,7 @@ from rcdm_fast.training import representations
 
 REFERENCE = ("dpmpp_2m", "100")
 BASELINE = ("ddim", "50")
-FEW = ("ipndm", "dpmpp_2m")
+FEW = ("ipndm", "dpmpp_2m", "deis")
 SOURCES, RESAMPLES = 64, 2000
 SEED = 1  # learning draws with 0 unless told otherwise, and the noise is to be new, too
 

@@ -4,7 +4,7 @@
     python examples/onnx_only.py PHOTO exported OUT.png --steps 50 --count 8 --seed 0
 
 The ONNX files say everything about themselves in their metadata. The image written shows the photograph as the
-encoder sees it, then the samples; they are those of `rcdm sample` with the same seed, up to rounding.
+encoder sees it, then the samples; they are those of `rcdm sample --solver ddim --steps 50`, up to rounding.
 
 Knows nothing about rcdm_fast: this file may be copied anywhere.
 """

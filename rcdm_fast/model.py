@@ -138,7 +138,7 @@ class Model(Pretrained, Shown):
         Args:
             images: as in `encode`; brought to the model's size (short side, center).
             h: representations [N,D]; computed by the encoder if left out.
-            config: how it would be drawn: steps (usually 50), solver and clip count, eta must be 0 and guidance 1.
+            config: how it would be drawn: steps (50 without one), solver and clip count, eta must be 0 and guidance 1.
                 solver: "ddim" (also "auto"); or "unipc_2", second order (`multistep_inversion`), steps "quadratic"
                 unless they say so: with 10 and more x_T is nearer to where the flow comes from, for all solvers
                 without noise.

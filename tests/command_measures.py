@@ -32,12 +32,9 @@ NOTHING = dict.fromkeys(("flags", "encoder", "device", "convention", "pooling"))
 AS_FIRST: dict[str, Any] = {**NOTHING, "engine": "auto", "precision": "auto"}
 SECOND = again("load#2", source="b", engine_file=None, sha256=None, **AS_FIRST)
 THIRD = again("load#3", source="third", engine_file=None, sha256=None, **AS_FIRST)
-ABOUT = "Measured on {}, {} steps, seed {}. Intervals are 95 % intervals."
+ABOUT = "Measured on {}, seed {}. Intervals are 95 % intervals."
 TASKS, RANKED = "page.tasks[0].job page.tasks[1].job", "evaluate evaluate#2"
-TASK = (
-    "name job.model job.data job.photos job.training job.against job.wanted job.progress job.settings.steps "
-    "job.settings.seed"
-)
+TASK = "name job.model job.data job.photos job.training job.against job.wanted job.progress job.settings.seed"
 
 MEASURING = (
     Usage(
@@ -225,7 +222,7 @@ MEASURING = (
                     **dict.fromkeys(all_of(TASKS, "photos"), "images of P"),
                     "open_data.source": "P",
                     **again("open_data#2", source="D", **READ),
-                    "page.about": ABOUT.format("6 images and 6 photographs", 10, 0),
+                    "page.about": ABOUT.format("6 images and 6 photographs", 0),
                 },
             ),
             Row("--data", "E", {"open_data.source": "E", **dict.fromkeys(all_of(TASKS, "data"), "images of E")}),
@@ -234,8 +231,9 @@ MEASURING = (
             Row("--experiments", "layers", gone("page.tasks[1]", TASK)),
             Row("--methods", None, gone("page", "methods")),  # a function that is told the paragraph
             row("--sources", 4, *all_of(TASKS, "settings.sources")),
-            row("--steps", 7, *all_of(TASKS, "settings.steps"), page__about=ABOUT.format("6 images", 7, 0)),
-            row("--seed", 9, *all_of(TASKS, "settings.seed"), page__about=ABOUT.format("6 images", 10, 9)),
+            row("--steps", 7, *all_of(TASKS, "settings.steps"), page__about=ABOUT.format("6 images, 7 steps", 0)),
+            row("--solver", "heun", *all_of(TASKS, "settings.solver")),
+            row("--seed", 9, *all_of(TASKS, "settings.seed"), page__about=ABOUT.format("6 images", 9)),
             *of_file(),
             *of_engine("load load#2"),
         ),
@@ -257,7 +255,7 @@ MEASURING = (
         other={
             "page.tasks[0].name": "photos",
             "page.tasks[0].job.photos": "images of P",
-            "page.tasks[0].job.settings.steps": 10,
+            "page.tasks[0].job.settings.steps": GONE,  # every experiment has its own
             "page.tasks[0].job.settings.sources": GONE,
             "page.tasks[1].name": GONE,
         },

@@ -20,6 +20,7 @@ from rcdm_fast.app.handler import Given, Handler, Shown
 from rcdm_fast.app.playground import Drawn, Playground, Settings
 from rcdm_fast.config import ConfigError
 from rcdm_fast.diffusion.sampling_config import SamplingConfig
+from rcdm_fast.encoders import EncoderError, build
 from rcdm_fast.images import to_pil
 from tests import small
 
@@ -87,7 +88,7 @@ def test_a_drawing_is_told_exactly(tmp_path: Path) -> None:
     ("change", "message"),
     [
         (lambda said: "[]", "no shared drawing"),
-        (lambda said: said | {sharing.MARK: 2}, "of version 2; 1 is known"),
+        (lambda said: said | {sharing.MARK: 3}, "of version 3; 2 is known"),
         (lambda said: said | {"h": {}}, "no list of finite numbers"),
         (lambda said: said | {"h": {"small": [1.0, float("nan")]}}, "no list of finite numbers"),
         (lambda said: said | {"h": {"small": [[1.0]]}}, "no list of finite numbers"),
@@ -101,6 +102,20 @@ def test_what_is_no_drawing_is_refused(tmp_path: Path, change: Any, message: str
     text = said if isinstance(said, str) else json.dumps(said)
     with pytest.raises(ConfigError, match=message):
         sharing.parsed(text)
+
+
+def test_auto_of_the_first_version_was_ddim() -> None:
+    said = json.loads(sharing.text(Settings(model="small"), {"small": H}))
+    for version, solver, means in ((1, "auto", "ddim"), (1, "heun", "heun"), (2, "auto", "auto")):
+        text = json.dumps({**said, sharing.MARK: version, "settings": {**said["settings"], "solver": solver}})
+        assert sharing.parsed(text).settings.solver == means
+
+
+def test_a_drawing_says_what_auto_was(page: Handler, photo: str) -> None:
+    """Another playground may mean something else by it."""
+    for changes, solver in (({"steps": 3}, "deis"), ({"steps": 2}, "ddim")):
+        _, files = drawn(page, given(photo, solver="auto", **changes))
+        assert sharing.parsed(files["drawing.json"].decode()).settings.solver == solver
 
 
 def test_files_and_links_that_hold_none(tmp_path: Path) -> None:
@@ -184,6 +199,14 @@ def test_two_models_draw_in_turn(page: Handler, photo: str) -> None:
 )
 def test_errors_are_sentences(said: str, sentence: str) -> None:
     assert Handler(Playground(("small",))).sentence(ConfigError(said)) == sentence
+
+
+def test_where_the_code_of_an_encoder_lies_is_not_told() -> None:
+    page = Handler(Playground(("small",), encoders={"small": "python:/tmp/secret/nix.py:Net?trust=1"}))
+    with pytest.raises(EncoderError) as error:
+        build("python:/tmp/secret/nix.py:Net?trust=1")
+    assert page.sentence(error.value) == "python:nix.py:Net: no such file."
+    assert page.sentence(ConfigError("https://a.example/b/c is no model")) == "https://a.example/b/c is no model."
 
 
 def test_everything_that_h_does_not_hold_is_shared() -> None:

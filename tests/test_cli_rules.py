@@ -383,6 +383,7 @@ def test_encoders_go_to_the_models_in_the_same_place() -> None:
         ("report m --out r.html --data D --against-encoder a", "1 encoders for 0 models"),
         ("app --model m --encoder a --encoder b", "2 encoders for 1 models: each --model has at most one"),
         ("app --model m --model m", "a model is offered once"),
+        ("app --encoder a", "and none is given"),
     ],
 )
 def test_what_does_not_go_together(

@@ -71,6 +71,26 @@ def test_ranks_and_variance_beside_the_first_solver() -> None:
     ]
 
 
+def test_one_solver_of_several_models() -> None:
+    first = {"solver": "ddim", "steps": "50", "nfe": 50, "error": _span(0.2)}
+    row = {"solver": "deis", "steps": "10", "nfe": 10, "error": _span(0.1), "mrr_change": _span(-0.05)}
+    made = [
+        {
+            "quality": [first, {**row, "nfe": 8}, {**row, "variance": _span(1.1)}],
+            "made_by": {"models": [{"name": name}]},
+        }
+        for name in "ab"
+    ]
+    table = solvers.usual(*made, solver="deis", nfe=10)
+    assert table.startswith(
+        "| | distance | of `ddim`, 50 | change of MRR, % | variance over samples, against `ddim`, 50 |"
+    )
+    assert _rows(table) == [
+        [f"`{name}`", "0.100 [0.090, 0.110]", "0.200 [0.190, 0.210]", "-5.0 [-6.0, -4.0]", "1.10 [1.09, 1.11]"]
+        for name in "ab"
+    ]
+
+
 def test_placements_of_solvers_stand_side_by_side() -> None:
     def found(solver: str, error: float) -> dict[str, Any]:
         return {"solver": solver, "placements": [{"nfe": 5, "error": _span(error), "own_error": _span(2 * error)}]}

@@ -51,7 +51,7 @@ def test_kept_timesteps(case: tuple[rcdm_fast.Model, dict[str, Tensor]], spec: s
     [
         ("ddim25_ddim_eta0", {"steps": "ddim25"}),
         pytest.param(
-            "uniform10_ddim_eta0", {"steps": 10}, marks=pytest.mark.long
+            "uniform10_ddim_eta0", {"steps": 10, "solver": "ddim"}, marks=pytest.mark.long
         ),  # below every step of it is compared
         ("uniform10_ddim_eta0.7", {"steps": "10", "eta": 0.7}),
         ("uniform10_ancestral", {"steps": "10", "solver": "ancestral"}),

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from rcdm_fast.config import ConfigError
-from rcdm_fast.diffusion import registry
+import rcdm_fast
+from rcdm_fast.analysis import registry as experiments
+from rcdm_fast.analysis.interpolate import InterpolateConfig
+from rcdm_fast.analysis.invert import InvertConfig
+from rcdm_fast.config import ConfigError, FittedSolver
+from rcdm_fast.data import sources
+from rcdm_fast.diffusion import auto, fitted, registry
 from rcdm_fast.diffusion.sampling_config import SamplingConfig
 from tests import small
 
@@ -62,3 +69,34 @@ def test_inversion_has_a_default_of_its_own() -> None:
     few = model.invert(images, h, SamplingConfig())
     assert torch.equal(few, model.invert(images, h, steps=10))
     assert not torch.equal(few, usual)
+
+
+def test_an_experiment_draws_all_its_models_alike() -> None:
+    """A solver fitted to one of them is not another's; students are drawn as they were distilled; a name is kept."""
+    plain = small.quick_model().config
+    timesteps = tuple(np.linspace(9, 999, 10))
+    own = FittedSolver(10, tuple(fitted.initial(small.SCHEDULE, timesteps).tolist()), "")
+    tuned = dataclasses.replace(plain, fitted=(own,))
+    student = dataclasses.replace(plain, student_steps=(10, 999))
+    assert auto.settled(tuned, SamplingConfig()).solver == "fitted"
+    assert auto.settled(plain, SamplingConfig(guidance=2.0)).solver == "deis"
+    assert auto.settled(student, SamplingConfig(steps=2)).solver == "student"
+    for models in ((tuned,), (tuned, plain), (plain, tuned)):
+        assert auto.settled_for_all(models, SamplingConfig()).solver == "deis"
+        assert auto.settled_for_all(models, SamplingConfig(eta=0.5)).solver == "ddim"
+        assert auto.settled_for_all(models, SamplingConfig(solver="heun", steps=9)).solver == "heun"
+    assert auto.settled_for_all((plain, student), SamplingConfig(steps=2)).solver == "auto"
+
+
+def test_results_name_the_solver() -> None:
+    data = sources.of_array(small.make_images(20, 32), 8)
+    model = small.quick_model()
+    for steps, solver in ((3, "deis"), (2, "ddim")):
+        found = rcdm_fast.analyze(model, "distances", data, sources=20, per=2, steps=steps)
+        assert found.settings["solver"] == solver
+
+
+def test_a_report_leaves_every_experiment_its_steps() -> None:
+    job = experiments.Job(small.quick_model(), settings={"seed": 3})
+    assert job.configured(InvertConfig, "invert").steps == 50
+    assert job.configured(InterpolateConfig, "interpolate").steps == 10

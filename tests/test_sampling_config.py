@@ -68,6 +68,7 @@ COMMAND_OTHER: dict[str, dict[str, Any]] = {
     "interpolate": {"per": 4}, "sequence": {"per": 1}, "evaluate": {"per": 4}, "compare": {"per": 4},
     "bench": {"per": 2, "steps": "10,25,50,100"}, "tune": {"solver": None},
     "analyze": {"per": None, "steps": None, "solver": None}, "calibrate": {"steps": None, "solver": None},
+    "report": {"steps": None, "solver": None},
 }  # fmt: skip
 
 

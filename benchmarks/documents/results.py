@@ -30,9 +30,9 @@ ADAPTED = {  # rows of the table, and the evaluation of each
     "supervised backbone, then 800 steps: `cifar10-supervised`": "evaluate_cifar10-supervised",
     "SimCLR projector, then 800 steps: `cifar10-simclr-head`": "evaluate_cifar10-simclr-head",
 }
-DRAWN = (  # models that the usual solver was held against DDIM on
-    *("cifar10-simclr-wide", "cifar10-simclr-trunk", "cifar10-simclr-head", "cifar10-supervised"),
-    *("cifar10-simclr-map", "shapes-oracle"),
+DRAWN = (  # what the usual solver was held against DDIM in
+    *("usual_cifar10-simclr-wide", "solvers_cifar10-simclr-trunk", "usual_cifar10-simclr-head"),
+    *("usual_cifar10-supervised", "usual_cifar10-simclr-map"),
 )
 CALIBRATION = "calibration"  # the name of `SHIPPED`
 OLDER = (
@@ -179,7 +179,8 @@ def _solvers() -> dict[str, Result]:
     found = {"solvers": _of(solvers.distances, trunk), "faithful": _of(solvers.faithful, trunk, nfe=(5, 10))}
     placed = [f"placement_{name}" for name in ("ddim", "dpmpp_2m", "ipndm")]
     found |= {"own solvers": _of(solvers.own, "own_solvers_2cores"), "placements": _of(solvers.placements, *placed)}
-    found["usual"] = _of(solvers.usual, *(f"usual_{name}" for name in DRAWN), solver=USUAL, nfe=STEPS)
+    found["faithful fitted"] = _of(solvers.faithful, "fitted_cifar10-simclr-trunk", nfe=(4, 5, 6, 8, 10))
+    found["usual"] = _of(solvers.usual, *DRAWN, solver=USUAL, nfe=STEPS)
     for solver, nfe in (("ipndm", 10), ("ddim", 50)):
         found[f"distance {solver} {nfe}"] = _of(solvers.distance, trunk, solver=solver, nfe=nfe)
     return found

@@ -40,12 +40,12 @@ def faithful(found: Found, nfe: tuple[int, ...]) -> str:
 
 def usual(*found: Found, solver: str, nfe: int) -> str:
     """One solver in few evaluations beside the first of each model's solvers: a row for each model."""
-    lines = [
-        "| | distance | of the first | change of MRR, % | variance over samples, against the first |",
-        "|---|---|---|---|---|",
-    ]
+    lines: list[str] = []
     for each in found:
         first = each["quality"][0]
+        other = f"`{first['solver']}`, {first['steps']}"
+        head = f"| | distance | of {other} | change of MRR, % | variance over samples, against {other} |"
+        lines = lines or [head, "|---|---|---|---|---|"]
         row = next(row for row in each["quality"] if (row["solver"], row["nfe"]) == (solver, nfe))
         cells = [interval(row["error"], ".3f"), interval(first["error"], ".3f")]
         cells += [interval(row["mrr_change"], "+.1f", 100), interval(row["variance"], ".2f")]

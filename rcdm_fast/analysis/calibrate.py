@@ -29,7 +29,7 @@ from rcdm_fast.analysis import rules, world_slopes
 from rcdm_fast.analysis.result import Table
 from rcdm_fast.analysis.rules import Verdict
 from rcdm_fast.analysis.world_slopes import Cell, DecoderSampler, IdealSampler, Sampler, SlopesConfig
-from rcdm_fast.checks import ConfigError, Range, Seed
+from rcdm_fast.checks import ConfigError, Count, Range, Seed
 from rcdm_fast.data.world import World
 from rcdm_fast.encoders.factor_reader import FactorReader
 from rcdm_fast.encoders.oracle_code import Code, subsets
@@ -55,7 +55,8 @@ class CalibrateConfig(SlopesConfig):
         world_seed: of the items. No reader or decoder that ships has seen items of the usual one.
     """
 
-    solver: str = "dpmpp_2m"  # which the rules' error rates were measured with
+    steps: Count | str = 10  # with these the rules' error rates were measured
+    solver: str = "dpmpp_2m"
     subsets: Annotated[int, Range(2, 16)] = 16
     fraction: Annotated[int, Range(0, 6)] = 0
     readable: Annotated[int, Range(100, 100_000)] = 2000

@@ -93,6 +93,6 @@ def run(model: Model, data: ImageSet, config: PhotosConfig, progress: Progress |
         figures={"samples": image_sheet(images, cell=72, column_titles=titles, group_gaps=[1])},
         heads=tuple(image_sheet([row[:4]], cell=96) for row in images[:HEADS]),
         captions={"samples": f"Photographs as {name} sees them, and samples of their representations."},
-        method="DDIM unless the settings say otherwise; every sample has its own noise, which the seed, the "
+        method="Every sample has its own noise, which the seed, the "
         "photograph's place and the sample's number decide. After Bordes et al. (2021), figure 1.",
     )

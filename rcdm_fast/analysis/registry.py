@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from rcdm_fast.analysis.adapted import Wanted
     from rcdm_fast.analysis.result import Analysis
     from rcdm_fast.analysis.shared import Shared
     from rcdm_fast.data.image_set import ImageSet
+    from rcdm_fast.diffusion.sampling_config import SamplingConfig
     from rcdm_fast.model import Model
+
+Configured = TypeVar("Configured", bound="SamplingConfig")
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,18 @@ class Job:
     shared: Shared | None = None
     training: ImageSet | None = None
     wanted: Wanted | None = None
+
+    def configured(self, cls: type[Configured], name: str) -> Configured:
+        """The configuration of the experiment of that name; all models of the job are drawn alike.
+
+        Raises:
+            ConfigError: settings that are none, or that the models cannot be asked for.
+        """
+        from rcdm_fast.config import from_dict
+        from rcdm_fast.diffusion import auto
+
+        config = from_dict(cls, self.settings, f"settings of {name}")
+        return auto.settled_for_all([each.config for each in (self.model, *self.against)], config)
 
     @property
     def images(self) -> ImageSet:
@@ -118,48 +133,43 @@ class Experiment:
 
 def _faithfulness(job: Job) -> Analysis:
     from rcdm_fast.analysis import faithfulness
-    from rcdm_fast.config import from_dict
     from rcdm_fast.evaluation import EvaluateConfig
 
-    config = from_dict(EvaluateConfig, job.settings, "settings of faithfulness")
+    config = job.configured(EvaluateConfig, "faithfulness")
     return faithfulness.run(job.model, job.images, config, job.progress, job.shared)
 
 
 def _distances(job: Job) -> Analysis:
     from rcdm_fast.analysis import nearness
-    from rcdm_fast.config import from_dict
 
-    config = from_dict(nearness.NearnessConfig, job.settings, "settings of distances")
+    config = job.configured(nearness.NearnessConfig, "distances")
     return nearness.run(job.model, job.images, config, job.progress, job.shared)
 
 
 def _invariance(job: Job) -> Analysis:
     from rcdm_fast.analysis import invariance
     from rcdm_fast.analysis.sweeps import InvarianceConfig
-    from rcdm_fast.config import from_dict
 
-    config = from_dict(InvarianceConfig, job.settings, "settings of invariance")
+    config = job.configured(InvarianceConfig, "invariance")
     return invariance.run(job.model, job.images, config, job.progress, job.shared)
 
 
 def _layers(job: Job) -> Analysis:
     from rcdm_fast.analysis import depth, layers
     from rcdm_fast.analysis.layer import LayersConfig
-    from rcdm_fast.config import from_dict
 
     if job.wanted is not None:
-        budget = from_dict(depth.DepthConfig, job.settings, "settings of layers")
+        budget = job.configured(depth.DepthConfig, "layers")
         return depth.run(job.model, job.wanted, job.images, budget, job.progress, job.shared, job.photos)
-    config = from_dict(LayersConfig, job.settings, "settings of layers")
+    config = job.configured(LayersConfig, "layers")
     return layers.run((job.model, *job.against), job.images, config, job.progress, job.shared)
 
 
 def _photos(job: Job) -> Analysis:
     from rcdm_fast.analysis import photos
-    from rcdm_fast.config import from_dict
     from rcdm_fast.data.image_set import evenly
 
-    config = from_dict(photos.PhotosConfig, job.settings, "settings of photos")
+    config = job.configured(photos.PhotosConfig, "photos")
     shown = job.photos
     if shown is None:  # a set of images is there to be measured on: of thousands a few are drawn
         shown = job.images.subset(evenly(min(photos.SHOWN, len(job.images)), len(job.images)))
@@ -168,57 +178,50 @@ def _photos(job: Job) -> Analysis:
 
 def _attack(job: Job) -> Analysis:
     from rcdm_fast.analysis import attack, robustness
-    from rcdm_fast.config import from_dict
 
-    config = from_dict(robustness.AttackConfig, job.settings, "settings of attack")
+    config = job.configured(robustness.AttackConfig, "attack")
     return attack.run((job.model, *job.against), job.images, config, job.progress, job.shared)
 
 
 def _manipulate(job: Job) -> Analysis:
     from rcdm_fast.analysis import manipulate
-    from rcdm_fast.config import from_dict
 
-    config = from_dict(manipulate.ManipulateConfig, job.settings, "settings of manipulate")
+    config = job.configured(manipulate.ManipulateConfig, "manipulate")
     return manipulate.run(job.model, job.images, config, job.progress, job.shared)
 
 
 def _interpolate(job: Job) -> Analysis:
     from rcdm_fast.analysis import interpolate
-    from rcdm_fast.config import from_dict
 
-    config = from_dict(interpolate.InterpolateConfig, job.settings, "settings of interpolate")
+    config = job.configured(interpolate.InterpolateConfig, "interpolate")
     return interpolate.run(job.model, job.images, config, job.progress)
 
 
 def _invert(job: Job) -> Analysis:
     from rcdm_fast.analysis import invert
-    from rcdm_fast.config import from_dict
 
-    config = from_dict(invert.InvertConfig, job.settings, "settings of invert")
+    config = job.configured(invert.InvertConfig, "invert")
     return invert.run(job.model, job.images, config, job.progress)
 
 
 def _unfamiliar(job: Job) -> Analysis:
     from rcdm_fast.analysis import out_of_distribution
-    from rcdm_fast.config import from_dict
 
-    config = from_dict(out_of_distribution.UnfamiliarConfig, job.settings, "settings of unfamiliar")
+    config = job.configured(out_of_distribution.UnfamiliarConfig, "unfamiliar")
     return out_of_distribution.run(job.model, job.images, job.photographs, config, job.progress, job.shared)
 
 
 def _tokens(job: Job) -> Analysis:
     from rcdm_fast.analysis import tokens
-    from rcdm_fast.config import from_dict
 
-    config = from_dict(tokens.TokensConfig, job.settings, "settings of tokens")
+    config = job.configured(tokens.TokensConfig, "tokens")
     return tokens.run(job.model, job.images, config, job.progress, job.shared)
 
 
 def _neighbors(job: Job) -> Analysis:
     from rcdm_fast.analysis import neighbors
-    from rcdm_fast.config import from_dict
 
-    config = from_dict(neighbors.NeighborsConfig, job.settings, "settings of neighbors")
+    config = job.configured(neighbors.NeighborsConfig, "neighbors")
     return neighbors.run(job.model, job.images, config, job.progress, job.shared, job.training)
 
 

@@ -20,6 +20,7 @@ from rcdm_fast import doors
 from rcdm_fast.app import sharing
 from rcdm_fast.app.playground import Drawn, Playground, Settings
 from rcdm_fast.config import ConfigError
+from rcdm_fast.diffusion import auto
 from rcdm_fast.diffusion.sampling import SamplingError
 from rcdm_fast.images import ImageError, image_sheet
 
@@ -110,7 +111,8 @@ class Handler:
             found = dict(zip(names, drawn, strict=True))
             yield _shown(found, given.guidance)
         with tempfile.TemporaryDirectory(prefix="rcdm-app-") as folder:
-            yield replace(_shown(found, given.guidance), files=_files(Path(folder), settings, found))
+            files = _files(Path(folder), self._named(settings, names), found)
+            yield replace(_shown(found, given.guidance), files=files)
 
     def _settings(self, given: Given) -> Settings:
         changed, towards = ("" if name == PLAIN else name for name in (given.augmentation, given.direction))
@@ -128,6 +130,12 @@ class Handler:
             strength=given.strength,
             left_out=tuple(given.left_out),
         )
+
+    def _named(self, settings: Settings, names: Sequence[str]) -> Settings:
+        """Settings with the solver that the models were drawn by in place of ``auto``, where it is one."""
+        configs = [self.playground.model(self.models.get(name, name)).config for name in names]
+        solvers = {auto.settled(each, settings).solver for each in configs}
+        return replace(settings, solver=solvers.pop()) if len(solvers) == 1 else settings
 
     def opened(self, text: str) -> tuple[Settings, str, str]:
         """Settings of a shared drawing, and what the page calls its model and the one beside it.
@@ -237,7 +245,7 @@ def message(error: Exception, playground: Playground) -> str:
         names[playground.data] = Path(playground.data).name
     for source, label in names.items():
         text = text.replace(source, label)
-    return re.sub(r"(?<![\w.~:/])~?/(?:[^\s/:'\"]+/)+", "", text)
+    return re.sub(r"(?<![\w.~/])~?/(?:[^\s/:'\"]+/)+", "", text)
 
 
 def _large(image: Image.Image) -> Image.Image:

@@ -24,7 +24,8 @@ from rcdm_fast.app.playground import Settings
 from rcdm_fast.config import ConfigError, from_dict
 
 MARK = "rcdm_fast_playground"
-VERSION = 1
+VERSION = 2
+FIRST = 1  # in which "auto" was ddim
 MAX_BYTES = 1 << 20  # of the text
 MAX_LINK = 8000  # characters that browsers and mail programs keep
 _KEPT = ("per", "steps", "solver", "guidance", "eta", "seed", "clip")  # of the settings; the others are in h already
@@ -60,13 +61,15 @@ def parsed(said: str) -> Shared:
         if len(said) > MAX_BYTES:
             raise ConfigError(f"no shared drawing: over {MAX_BYTES >> 20} MiB")
         found: Any = json.loads(said)
-        if found[MARK] != VERSION:
+        if found[MARK] not in (FIRST, VERSION):
             version = doors.printable(str(found[MARK])[:20])
             raise ConfigError(f"the shared drawing is of version {version}; {VERSION} is known here")
         h = {str(name): torch.tensor(row, dtype=torch.float32) for name, row in found["h"].items()}
         if not h or not all(each.ndim == 1 and len(each) and bool(each.isfinite().all()) for each in h.values()):
             raise ConfigError("no shared drawing: its representation is no list of finite numbers")
         kept = {key: value for key, value in found["settings"].items() if key in _KEPT}
+        if found[MARK] == FIRST and kept.get("solver") == "auto":
+            kept["solver"] = "ddim"
         settings = from_dict(Settings, {**kept, "model": next(iter(h))}, "the settings of the shared drawing")
     return Shared(settings, {name: row[None] for name, row in h.items()})
 

@@ -109,8 +109,8 @@ SolverName = Annotated[
     typer.Option(
         "--solver",
         help="auto: the model's own for so many evaluations where it has one (fitted, see rcdm tune; student, see rcdm "
-        "distill), else deis, but ddim for an eta and for published texts. Or fitted, student, ddim, ancestral, "
-        "dpmpp_2m, dpmpp_3m, dpmpp_2m_sde, unipc_2, unipc_3, unipc_2_bh1, unipc_3_bh1, deis, ipndm or heun.",
+        "distill), else deis, but ddim for an eta, one or two steps, published texts. Or fitted, student, ddim, "
+        "ancestral, dpmpp_2m, dpmpp_3m, dpmpp_2m_sde, unipc_2, unipc_3, unipc_2_bh1, unipc_3_bh1, deis, ipndm or heun.",
     ),
 ]
 Eta = Annotated[float, typer.Option(help="DDIM's fraction of fresh noise, 0 to 1.")]
@@ -167,7 +167,7 @@ def with_encoders(models: Sequence[str], encoders: Sequence[str], option: str) -
 
     if len(encoders) > len(models):
         raise ConfigError(f"{len(encoders)} encoders for {len(models)} models: each {option} has at most one")
-    return [(name, spec or None) for name, spec in itertools.zip_longest(models, encoders, fillvalue="")]
+    return [(name, spec.strip() or None) for name, spec in itertools.zip_longest(models, encoders, fillvalue="")]
 
 
 def open_others(

@@ -177,11 +177,12 @@ def evaluate(
 def _about(model: Model, images: ImageSet, settings: EvaluateConfig, judge: Encoder | None) -> dict[str, Any]:
     """What a file of numbers says of how they were made."""
     from rcdm_fast import provenance
+    from rcdm_fast.diffusion import auto
 
     made_by = provenance.made_by([model], {"data": images})
     if judge is not None:
         made_by["ranked_by"] = {"source": judge.config.source, "hash": provenance.encoder_hash(judge)}
-    return {"settings": dataclasses.asdict(settings), "made_by": made_by}
+    return {"settings": dataclasses.asdict(auto.settled(model.config, settings)), "made_by": made_by}
 
 
 def table(result: Faithfulness) -> list[str]:

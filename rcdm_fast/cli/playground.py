@@ -58,6 +58,8 @@ def app(
     from rcdm_fast.config import ConfigError
     from rcdm_fast.models import checkpoint
 
+    if encoder and not model:
+        raise ConfigError("--encoder is another encoder of a --model, and none is given")
     named = common.with_encoders(model or (), encoder or (), "--model")
     if len(dict(named)) < len(named):
         raise ConfigError("a model is offered once: each --model has another name")

@@ -6,13 +6,13 @@ Knows nothing about experiments (`analysis/`) or pages (`report/`).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from rcdm_fast.analysis.registry import EXPERIMENTS
 from rcdm_fast.cli import common
-from rcdm_fast.diffusion.sampling_config import STEPS, SamplingConfig
+from rcdm_fast.diffusion.sampling_config import SamplingConfig
 
 
 def report(
@@ -26,7 +26,8 @@ def report(
     against_encoder: common.AgainstEncoder = None,
     experiments: Annotated[str, typer.Option(help="Which, as invariance,layers; all: whatever can be run.")] = "all",
     sources: Annotated[int, typer.Option(help="Source images of every experiment; 0: its default.")] = 0,
-    steps: common.Steps = str(STEPS),
+    steps: Annotated[str | None, common.usual(common.Steps)] = None,
+    solver: Annotated[str | None, common.usual(common.SolverName)] = None,
     seed: common.Seed = SamplingConfig.seed,
     encoder: common.EncoderSpec = None,
     flags: common.Flags = None,
@@ -78,7 +79,8 @@ def report(
         if missing:
             left_out[name] = missing
         else:
-            settings: dict[str, Any] = {"steps": common.whole_number(steps), "seed": seed}
+            chosen = {"steps": common.whole_number(steps), "solver": solver}
+            settings = {"seed": seed, **{key: value for key, value in chosen.items() if value is not None}}
             if sources and name != "photos":
                 settings["sources"] = sources
             compared = others if experiment.compares else ()
@@ -87,13 +89,13 @@ def report(
             tasks.append(build.Task(name, job))
     title = f"What the representation of {loaded.config.name or model} keeps"
     images = [f"{len(each)} {what}" for each, what in ((known, "images"), (shown, "photographs")) if each is not None]
-    about = f"Measured on {' and '.join(images)}, {steps} steps, seed {seed}. Intervals are 95 % intervals."
+    about = ", ".join([" and ".join(images), *([] if steps is None else [f"{steps} steps"]), f"seed {seed}"])
     report = common.report
     page = build.build(
         tasks,
         out,
         title=title,
-        about=about,
+        about=f"Measured on {about}. Intervals are 95 % intervals.",
         left_out=left_out,
         note=report,
         methods=report if methods else None,

@@ -26,7 +26,7 @@ AUTO: SolverName = "auto"
 FITTED: SolverName = "fitted"
 STUDENT: SolverName = "student"
 OF_MODELS = (AUTO, FITTED, STUDENT)  # which depend on the model
-USUAL: SolverName = "deis"  # in 10 steps nearer to where the flow leads than ddim in 50 (docs/solvers.md)
+USUAL: SolverName = "deis"  # in 10 steps as near to where the flow leads as ddim in 50, or nearer (docs/solvers.md)
 PUBLISHED: SolverName = "ddim"  # for what the usual one has no word for
 
 

@@ -152,6 +152,7 @@ def _plain(values: Sequence[float]) -> str:
 
 def _example(config: ModelConfig, repository: str) -> list[str]:
     known = config.encoder is not None and config.encoder.source != "module"
+    steps = f", steps={len(config.student_steps)}" if config.student_steps else ""  # a student has one number of them
     lines = [
         "## Use",
         "",
@@ -162,10 +163,10 @@ def _example(config: ModelConfig, repository: str) -> list[str]:
     ]
     if config.unet.representation_dim:
         lines.append('h = model.encode("photo.jpg")' if known else "h = ...  # [R, D]: the encoder's representations")
-        lines.append("images = model.sample(h, per=8)  # [R, 8, 3, H, W] in [-1, 1]")
+        lines.append(f"images = model.sample(h, per=8{steps})  # [R, 8, 3, H, W] in [-1, 1]")
     elif config.unet.num_classes:
-        lines.append("images = model.sample(label=torch.tensor([0, 1]), per=8)  # [2, 8, 3, H, W] in [-1, 1]")
+        lines.append(f"images = model.sample(label=torch.tensor([0, 1]), per=8{steps})  # [2, 8, 3, H, W] in [-1, 1]")
         lines.insert(3, "import torch")
     else:
-        lines.append("images = model.sample(per=8)  # [1, 8, 3, H, W] in [-1, 1]")
+        lines.append(f"images = model.sample(per=8{steps})  # [1, 8, 3, H, W] in [-1, 1]")
     return [*lines, "```"]

@@ -26,7 +26,7 @@ from rcdm_fast.exporters.job import Job
 from rcdm_fast.exporters.onnx import ExportError
 from rcdm_fast.exporters.openvino_core import core
 
-PSNR_DB = 43.0  # of the final images against float32, 25 steps; below it the rank of the source image suffers
+PSNR_DB = 43.0  # of the final images against float32, DDIM in 25 steps; below it the rank of the source image suffers
 MOST_KEPT = 0.5  # of the convolutions; with more in floating point int8 gains nothing over bf16
 HELD_OUT = 4  # every fourth trajectory is kept for the check
 RANKED = 24  # network inputs on which layers are compared

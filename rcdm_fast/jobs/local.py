@@ -21,7 +21,7 @@ from rcdm_fast import doors, host, provenance, storage
 from rcdm_fast.config import plain
 from rcdm_fast.data import random_access
 from rcdm_fast.data.random_access import Given, Source
-from rcdm_fast.diffusion import registry
+from rcdm_fast.diffusion import auto, registry
 from rcdm_fast.diffusion.solvers import SolverOptions
 from rcdm_fast.exporters.graph import hash_of
 from rcdm_fast.images import ImageError
@@ -184,7 +184,7 @@ def prepare(model: Model, source: Source, folder: Path, config: JobConfig) -> Pr
     nfe = draw.check_request(model, config)
     options = SolverOptions(config.eta, config.clip)
     chosen = registry.choose(model.config, config.solver, config.steps, options, config.guidance != 1)
-    config = dataclasses.replace(config, solver=chosen.name)  # "auto" may mean another one tomorrow
+    config = auto.settled(model.config, config)
     formats.check_size(config, model.image_size)
     layout = Layout(len(source), config.per, config.shard_images)
     identity: dict[str, Any] = {
