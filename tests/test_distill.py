@@ -131,7 +131,7 @@ def test_how_a_student_is_used(student: Made, data: ImageSet, tmp_path: Path) ->
     native = rcdm_fast.load(student.path, device="cpu", engine="native", precision="fp32")
     torch.testing.assert_close(native.sample(h, per=2, steps=2), images, atol=BATCH_SPLIT_ABS, rtol=0)
     refused: tuple[tuple[dict[str, Any], str], ...] = (
-        ({}, "was distilled for 2 evaluations, not for 50: ask for steps=2, or name a solver"),
+        ({}, "was distilled for 2 evaluations, not for 10: ask for steps=2, or name a solver"),
         ({"steps": 1}, "not for 1"),
         ({"steps": 3, "solver": "student"}, "not for 3"),
         ({"steps": "uniform2"}, "not for 'uniform2'"),
