@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,13 @@ import rcdm_fast
 from rcdm_fast.analysis import registry as experiments
 from rcdm_fast.analysis.interpolate import InterpolateConfig
 from rcdm_fast.analysis.invert import InvertConfig
+from rcdm_fast.analysis.nearness import NearnessConfig
+from rcdm_fast.cli import main
 from rcdm_fast.config import ConfigError, FittedSolver
 from rcdm_fast.data import sources
 from rcdm_fast.diffusion import auto, fitted, registry
 from rcdm_fast.diffusion.sampling_config import SamplingConfig
+from rcdm_fast.report import build
 from tests import small
 
 
@@ -100,3 +104,19 @@ def test_a_report_leaves_every_experiment_its_steps() -> None:
     job = experiments.Job(small.quick_model(), settings={"seed": 3})
     assert job.configured(InvertConfig, "invert").steps == 50
     assert job.configured(InterpolateConfig, "interpolate").steps == 10
+
+
+@pytest.mark.parametrize(("solver", "own"), [("heun", True), ("deis", True), ("unipc_2", False)])
+def test_a_report_by_a_solver_without_a_way_back_inverts_by_its_own(
+    solver: str, own: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tasks: list[Any] = []
+    monkeypatch.setattr(rcdm_fast, "load", lambda *_, **__: small.quick_model())
+    monkeypatch.setattr(build, "build", lambda given, out, **_: tasks.extend(given) or out)  # type: ignore[func-returns-value]
+    np.savez(tmp_path / "d.npz", images=np.zeros((20, 8, 8, 3), np.uint8))
+    words = ["report", "m", "--data", str(tmp_path / "d.npz"), "--experiments", "invert,distances", "--solver", solver]
+    assert main([*words, "--out", str(tmp_path / "r.html")]) == 0
+    configs = [
+        each.job.configured(kind, each.name) for each, kind in zip(tasks, (InvertConfig, NearnessConfig), strict=True)
+    ]
+    assert [each.solver for each in configs] == ["ddim" if own else solver, solver]

@@ -12,7 +12,7 @@ import typer
 
 from rcdm_fast.analysis.registry import EXPERIMENTS
 from rcdm_fast.cli import common
-from rcdm_fast.diffusion.sampling_config import SamplingConfig
+from rcdm_fast.diffusion.sampling_config import INVERSIONS, SamplingConfig
 
 
 def report(
@@ -79,7 +79,8 @@ def report(
         if missing:
             left_out[name] = missing
         else:
-            chosen = {"steps": common.whole_number(steps), "solver": solver}
+            led_back = name == "invert" and solver not in INVERSIONS  # it stays with its own solver
+            chosen = {"steps": common.whole_number(steps), "solver": None if led_back else solver}
             settings = {"seed": seed, **{key: value for key, value in chosen.items() if value is not None}}
             if sources and name != "photos":
                 settings["sources"] = sources
