@@ -120,3 +120,9 @@ def test_a_report_by_a_solver_without_a_way_back_inverts_by_its_own(
         each.job.configured(kind, each.name) for each, kind in zip(tasks, (InvertConfig, NearnessConfig), strict=True)
     ]
     assert [each.solver for each in configs] == ["ddim" if own else solver, solver]
+
+
+def test_auto_of_an_inversion_is_its_own_solver() -> None:
+    data = sources.of_array(small.make_images(20, 32), 8)
+    found = rcdm_fast.analyze(small.quick_model(), "invert", data, sources=20, steps=2, solver="auto")
+    assert found.settings["solver"] == "ddim"

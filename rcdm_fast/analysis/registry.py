@@ -6,6 +6,7 @@ To add one: a function that takes a `Job` and returns an `Analysis`, importing i
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -200,7 +201,8 @@ def _interpolate(job: Job) -> Analysis:
 def _invert(job: Job) -> Analysis:
     from rcdm_fast.analysis import invert
 
-    config = job.configured(invert.InvertConfig, "invert")
+    named = {key: value for key, value in job.settings.items() if (key, value) != ("solver", "auto")}  # its own
+    config = dataclasses.replace(job, settings=named).configured(invert.InvertConfig, "invert")
     return invert.run(job.model, job.images, config, job.progress)
 
 
