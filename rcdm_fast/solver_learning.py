@@ -117,6 +117,7 @@ def learn(
     trajectories: int = 0,
     state: Path | None = None,
     progress: Progress | None = None,
+    begin: Sequence[FittedSolver] = (),
 ) -> list[Learned]:
     """A solver for each number of evaluations.
 
@@ -129,6 +130,8 @@ def learn(
         state: a file in which learning is kept, from where it goes on after an interruption; one that is damaged, or of
             another run, gives way.
         progress: see `Progress`.
+        begin: solvers of another model of the same schedule, which learning may begin with where they are better than
+            what it would begin with otherwise.
 
     Raises:
         ConfigError: fewer than 16 trajectories, or conditions that the model does not take.
@@ -152,10 +155,37 @@ def learn(
         kept.data = {"wanted": wanted, "times": list(grid.timesteps), "step": step, "last": last, "runs": {}}
         kept.save()
     lesson = Lesson(model, ask, kept.data["wanted"])
-    before = {
-        each.nfe: each for each in model.config.fitted if (each.weights, each.version) == (weights, fitted.VERSION)
-    }
-    return [_one(lesson, nfe, config, weights, kept, before.get(nfe), progress) for nfe in config.nfe]
+    own = [each for each in model.config.fitted if each.weights == weights]
+    before = [each for each in (*own, *begin) if each.version == fitted.VERSION]
+    return [
+        _one(lesson, nfe, config, weights, kept, [each for each in before if each.nfe == nfe], progress)
+        for nfe in config.nfe
+    ]
+
+
+def beginnings(model: Model, name: str, nfe: Sequence[int]) -> tuple[FittedSolver, ...]:
+    """The solvers of another model, by its name or file, that learning this one's may begin with.
+
+    Raises:
+        ConfigError: it has none for any of these numbers of evaluations, or is of another schedule.
+        CheckpointError: it cannot be loaded.
+    """
+    other, _ = checkpoint.load_model(name)
+    found = tuple(each for each in other.fitted if each.nfe in nfe and each.version == fitted.VERSION)
+    if not found:
+        has = ", ".join(str(each.nfe) for each in other.fitted) or "none"
+        raise ConfigError(f"{name} has no learned solver for {_listed(nfe)} evaluations to begin with (it has {has})")
+    ours, theirs = model.config.schedule, other.schedule
+    if (ours.noise_schedule, ours.diffusion_steps) != (theirs.noise_schedule, theirs.diffusion_steps):
+        raise ConfigError(
+            f"solvers of {name} are for {theirs.diffusion_steps} {theirs.noise_schedule} steps, "
+            f"not for {ours.diffusion_steps} {ours.noise_schedule} ones"
+        )
+    return found
+
+
+def _listed(counts: Sequence[int]) -> str:
+    return ", ".join(map(str, counts))
 
 
 def _try(model: Model, ask: Asked, nfe: int) -> None:
@@ -190,7 +220,7 @@ def _one(
     config: LearnConfig,
     weights: str,
     kept: _Kept,
-    before: FittedSolver | None,
+    before: Sequence[FittedSolver],
     progress: Progress | None,
 ) -> Learned:
     run = kept.data["runs"].setdefault(nfe, {})
@@ -240,12 +270,12 @@ def _start(
     nfe: int,
     data: dict[str, Any],
     rivals: dict[tuple[str, str], float],
-    before: FittedSolver | None,
+    before: Sequence[FittedSolver],
 ) -> Tensor:
     """Where learning begins; float64.
 
     With the numbers of the best training-free solver that asks the network once in a step, or of DPM-Solver++(3M) with
-    steps by `solver_fit`, or with steps that end before the first timestep, or with those that the model has.
+    steps by `solver_fit`, or with steps that end before the first timestep, or with those that there are already.
     """
     bar = Schedule.make(lesson.base).alpha_bar
     times = [place(bar, nfe + 1, each)[1:] for each in PLACEMENTS]
@@ -256,8 +286,7 @@ def _start(
         solver, steps = min(once, key=lambda each: once[each])
         made = registry.schedule(lesson.base, solver, steps)
         starts.append(torch.from_numpy(fitted.like(made, SOLVERS[solver].run)))
-    if before is not None:
-        starts.append(torch.tensor(before.numbers, dtype=torch.float64))
+    starts += [torch.tensor(each.numbers, dtype=torch.float64) for each in before]
     return min(starts, key=lambda numbers: lesson.validate(nfe, numbers))
 
 

@@ -119,6 +119,7 @@ def adapt(
     representations: Given | None = None,
     device: str | None = None,
     progress: Callable[[int, int, float], None] | None = None,
+    minutes: float | None = None,
     trust_repo: bool = False,
     **changes: Any,
 ) -> Path:
@@ -127,7 +128,7 @@ def adapt(
     Args:
         model: name, file, folder or hub id of the model whose decoder is kept.
         encoder, convention, layer, pooling, representations: as for `train`; encoder is None with representations.
-        data, out, device, progress, trust_repo: as for `train`.
+        data, out, device, progress, minutes, trust_repo: as for `train`.
         changes: fields of `AdaptConfig`, such as ``steps=0`` (the closed form alone); ``name`` is the folder's by
             default.
 
@@ -145,7 +146,7 @@ def adapt(
     size = checkpoint.load_model(model)[0].unet.image_size
     images = images_of(data, size)
     h = None if representations is None else aligned.read(representations, images)
-    return adapted(settings, images, Path(out), best(device), progress, trusted, built, h)
+    return adapted(settings, images, Path(out), best(device), progress, trusted, built, h, minutes)
 
 
 def evaluate(

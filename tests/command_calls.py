@@ -295,6 +295,7 @@ CALLS: tuple[tuple[str, str, Callable[..., Any] | None], ...] = (
     ("rcdm_fast.throughput:measure", "measure", _measure),
     ("rcdm_fast.solver_fit:fit", "fit", lambda **_: []),
     ("rcdm_fast.solver_learning:learn", "learn", lambda **_: [_LEARNED]),
+    ("rcdm_fast.solver_learning:beginnings", "begin", lambda name, **_: (f"solvers of {name}",)),
     ("rcdm_fast.solver_learning:save", "tuned", lambda **_: None),
     ("rcdm_fast.solver_quality:check", "can", lambda **_: None),
     ("rcdm_fast.solver_quality:measure", "quality", lambda **_: []),

@@ -316,6 +316,14 @@ MEASURING = (
         "tune m --data D --trajectories 6 --out t.safetensors",
         (
             row("--minutes", 5.0, "learn.config.minutes"),
+            Row(
+                "--init",
+                "old",
+                {
+                    "learn.begin": ("solvers of old",),
+                    **again("begin", model="model m", name="old", nfe=[4, 5, 6, 8, 10]),
+                },
+            ),
             row("--data", "E", "open_data.source"),
             Row("--nfe", "7", {"learn.config.nfe": (7,)}),
             row("--trajectories", 5, "learn.trajectories", learn__h=[5, 6]),

@@ -31,6 +31,7 @@ from rcdm_fast.training import representations
 from rcdm_fast.training.adapt import DOWN, UP, AdaptConfig, Run, adapt
 from rcdm_fast.training.losses import DiffusionLoss, LossConfig
 from rcdm_fast.training.pretrain import PretrainConfig
+from rcdm_fast.training.state import Paused
 from rcdm_fast.training.views import Views
 from tests import small
 
@@ -387,3 +388,11 @@ def test_all_that_adapting_draws_is_of_its_seed(
     first, other, again = drawn(1), drawn(2), drawn(1)
     assert {name for name, value in first.items() if torch.equal(value, other[name])} == set()
     assert all(torch.equal(value, again[name]) for name, value in first.items())
+
+
+def test_it_stops_after_minutes_and_goes_on(data: ImageSet, config: AdaptConfig, tmp_path: Path) -> None:
+    with pytest.raises(Paused, match="0 minutes are over at step 1 of 6"):
+        adapt(config, data, tmp_path, minutes=0)
+    seen: list[int] = []
+    adapt(config, data, tmp_path, progress=lambda step, *_: seen.append(step), minutes=60)
+    assert seen == [2, 3, 4, 5, 6]

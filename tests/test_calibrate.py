@@ -283,7 +283,7 @@ def test_the_second_readout_sees_waves_of_the_seed_beside_the_change(monkeypatch
     assert list(found) == list(world.names[:8])
     assert [each.value for pair in found.values() for each in pair] == pytest.approx([0.75] * 16)
     changes, bent = seen[0][0], seen[1][0]
-    assert (changes.shape, bent.shape) == ((100, 1, DIM), (100, 1, DIM + calibration.WAVES))
+    assert (changes.shape, bent.shape) == ((100, 1, DIM), (100, 1, DIM + world_slopes.WAVES))
     assert torch.equal(bent[..., :DIM], changes)
     size = world.names.index("size")
     items = world.factors(range(200))[:, size]

@@ -40,6 +40,7 @@ from rcdm_fast.training import trajectories
 from rcdm_fast.training.config import TrainConfig
 from rcdm_fast.training.distill import DistillConfig, Judged, distill
 from rcdm_fast.training.pretrain import PretrainConfig
+from rcdm_fast.training.state import Paused
 from rcdm_fast.training.train import train
 from rcdm_fast.training.trajectories import Conditions
 from tests import small
@@ -417,3 +418,12 @@ def test_states_of_before_are_taken(tmp_path: Path) -> None:
     again.restore(state)
     assert again.step == 1
     assert all(torch.equal(value, run.trained[name]) for name, value in again.trained.items())
+
+
+def test_it_stops_after_minutes_and_goes_on(teacher: Path, data: ImageSet, tmp_path: Path) -> None:
+    config = DistillConfig("few", str(teacher), trajectories=48, judged=16, **QUICK)
+    with pytest.raises(Paused, match="0 minutes are over at step 1 of 3"):
+        distill(config, data, tmp_path, minutes=0)
+    seen: list[int] = []
+    distill(config, data, tmp_path, progress=lambda step, *_: seen.append(step), minutes=60)
+    assert seen == [2, 3]

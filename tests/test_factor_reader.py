@@ -21,6 +21,7 @@ from rcdm_fast.images import from_uint8
 from rcdm_fast.metrics.factors import score
 from rcdm_fast.training import reader as training
 from rcdm_fast.training.reader import ReaderConfig
+from rcdm_fast.training.state import Paused
 
 SMALL = ReaderConfig(size=16, images=16 * 6, batch_size=16, held_out=20, save_every=2, weight_decay=0.125)
 
@@ -209,3 +210,11 @@ def test_files_that_are_no_reader(tmp_path: Path) -> None:
         factor_reader.load(tmp_path / "none.safetensors")
     with pytest.raises(ConfigError, match="at least one batch"):
         ReaderConfig(images=8)
+
+
+def test_it_stops_after_minutes_and_goes_on(tmp_path: Path) -> None:
+    with pytest.raises(Paused, match="0 minutes are over at step 1 of 6"):
+        training.train(SMALL, tmp_path, minutes=0)
+    seen: list[int] = []
+    training.train(SMALL, tmp_path, lambda step, steps, loss: seen.append(step), minutes=60)
+    assert seen == [2, 3, 4, 5, 6]

@@ -17,6 +17,7 @@ from rcdm_fast.analysis import (
     calibrate,
     common,
     depth,
+    factors,
     interpolate,
     invert,
     layer,
@@ -62,6 +63,7 @@ OTHER: dict[type, dict[str, Any]] = {
     world_slopes.SlopesConfig: {"per": 1},
     nearness.NearnessConfig: {"per": 4},
     tokens.TokensConfig: {"per": 2},
+    factors.FactorsConfig: {"per": 2},
     calibrate.CalibrateConfig: {"per": 1, "solver": "dpmpp_2m"},
 }
 COMMAND_OTHER: dict[str, dict[str, Any]] = {

@@ -245,13 +245,15 @@ def test_where_it_begins() -> None:
     }
     times = place(Schedule.make(ours.base).alpha_bar, 9, "karras")
     data = {"times": list(times), "step": torch.ones(9, 9), "last": torch.ones(9)}
-    start = solver_learning._start(ours, 4, data, rivals, None)
+    start = solver_learning._start(ours, 4, data, rivals, ())
     assert ours.validate(4, start) <= min(rivals.values()) + 2e-3  # the end lies 0.2 timesteps before the first
     better = start + 0.0
     better[-1] += 0.01
     before = FittedSolver(4, tuple(better.tolist()), model.weights)
     want = min((start, better), key=lambda each: ours.validate(4, each))
-    assert torch.equal(solver_learning._start(ours, 4, data, rivals, before), want)
+    assert torch.equal(solver_learning._start(ours, 4, data, rivals, [before]), want)
+    worse = dataclasses.replace(before, numbers=tuple(np.ones(28).tolist()))
+    assert torch.equal(solver_learning._start(ours, 4, data, rivals, [worse, before]), want)
 
 
 def test_what_is_refused() -> None:
@@ -293,7 +295,7 @@ def test_the_command_writes_the_model(
     asked: dict[str, Any] = {}
 
     def found(model: Model, config: LearnConfig, weights: str, h: Any, label: Tensor, *rest: Any) -> list[Learned]:
-        asked.update(config=config, weights=weights, label=label, count=rest[0], state=rest[1])
+        asked.update(config=config, weights=weights, label=label, count=rest[0], state=rest[1], begin=rest[3])
         rest[1].write_bytes(b"kept")
         rest[2](5, 0.5, 0.1)
         numbers = fitted.initial(model.config.schedule, tuple(np.linspace(9, 999, 5)))
@@ -325,6 +327,9 @@ def test_the_command_writes_the_model(
     written = json.loads((tmp_path / "found.json").read_text())["solvers"]
     assert [each["solver"] is None for each in written] == [False, True]
     assert tuned.sample(label=[0], steps=5, per=1).isfinite().all()
+    assert asked["begin"] == ()
+    assert main([*words, "--device", "cpu", "--init", str(out)]) == 0
+    assert asked["begin"] == tuned.config.fitted
 
 
 def test_the_command_learns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -343,6 +348,8 @@ def test_the_command_learns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         assert message in capsys.readouterr().err
     assert main(["tune", str(path), "--minutes", "3"]) == 2
     assert "name the file that they are to be written into with --out" in capsys.readouterr().err
+    assert main(["tune", str(path), "--init", "cifar10-simclr-trunk"]) == 2
+    assert "--init is where learning begins; name the file to write into with --out" in capsys.readouterr().err
 
 
 def test_what_is_chosen_is_judged_by_other_trajectories(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -466,4 +473,35 @@ def test_numbers_of_other_weights_are_no_beginning(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(solver_learning, "_one", noted)
     model.config = dataclasses.replace(model.config, fitted=own)
     learn(model, dataclasses.replace(QUICK, nfe=(2, 3, 4)), model.weights, **given("nothing"))
-    assert seen == [own[0], None, None]
+    assert seen == [[own[0]], [], []]
+
+
+def test_learning_may_begin_with_solvers_of_another_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever weights they belong to; those of another version of the form are left aside."""
+    model, seen = smooth("nothing"), list[Any]()
+    one, other = Interval(0.1, 0.1, 0.1), FittedSolver(3, (0.1,) * 18, "of another model")
+
+    def noted(lesson: Any, nfe: int, config: Any, weights: str, kept: Any, before: Any, progress: Any) -> Learned:
+        seen.append(before)
+        return Learned(nfe, None, one, ("ddim", "2"), one, one, 0)
+
+    monkeypatch.setattr(solver_learning, "_one", noted)
+    both = [other, dataclasses.replace(other, version=2)]
+    learn(model, dataclasses.replace(QUICK, nfe=(2, 3)), model.weights, **given("nothing"), begin=both)
+    assert seen == [[], [other]]
+
+
+def test_solvers_of_another_model_are_asked_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = smooth("nothing")
+    own = FittedSolver(3, (0.1,) * 18, "w"), FittedSolver(4, (0.1,) * 28, "w")
+    other = dataclasses.replace(model.config, fitted=own)
+    schedule = dataclasses.replace(other.schedule, noise_schedule="cosine")
+    known = {"m": other, "none": model.config, "cosine": dataclasses.replace(other, schedule=schedule)}
+    monkeypatch.setattr(checkpoint, "load_model", lambda name: (known[name], {}))
+    assert solver_learning.beginnings(model, "m", (2, 4)) == own[1:]
+    with pytest.raises(ConfigError, match=r"m has no learned solver for 2, 5 evaluations to begin with .it has 3, 4."):
+        solver_learning.beginnings(model, "m", (2, 5))
+    with pytest.raises(ConfigError, match="it has none"):
+        solver_learning.beginnings(model, "none", (2,))
+    with pytest.raises(ConfigError, match="solvers of cosine are for 1000 cosine steps, not for 1000 linear ones"):
+        solver_learning.beginnings(model, "cosine", (4,))

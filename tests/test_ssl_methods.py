@@ -33,6 +33,7 @@ from rcdm_fast.training.pretrain_config import (
 )
 from rcdm_fast.training.ssl_methods import Method, SimCLR, Supervised, VICReg
 from rcdm_fast.training.ssl_momentum import BYOL, DINO
+from rcdm_fast.training.state import Paused
 from tests import small
 
 pytest.importorskip("lightly")
@@ -579,3 +580,11 @@ def test_prototypes_look_at_directions_and_begin_as_the_teachers(generator: torc
         ours, theirs = method.prototypes(x), method.teacher_prototypes(7 * x)
     torch.testing.assert_close(ours, theirs)
     assert float(ours.abs().max()) <= 1 + 1e-6  # cosines
+
+
+def test_it_stops_after_minutes_and_goes_on(data: ImageSet, tmp_path: Path) -> None:
+    with pytest.raises(Paused, match="0 minutes are over at step 1 of 6"):
+        pretrain(configuration("simclr"), data, tmp_path, minutes=0)
+    seen: list[int] = []
+    pretrain(configuration("simclr"), data, tmp_path, progress=lambda step, *_: seen.append(step), minutes=60)
+    assert seen == [2, 3, 4, 5, 6]

@@ -26,7 +26,6 @@ from rcdm_fast.errors import RunError
 from rcdm_fast.images import image_sheet, to_pil
 from rcdm_fast.models import checkpoint
 from rcdm_fast.training import distributed, fused_unet, loop, sample_grids, timesteps
-from rcdm_fast.training import train as training
 from rcdm_fast.training.batches import Batches
 from rcdm_fast.training.config import TrainConfig
 from rcdm_fast.training.loop import learning_rate
@@ -462,7 +461,7 @@ def test_a_loop_tells_what_was_done_since_the_last_line(tmp_path: Path, monkeypa
         clock[0] += 100
 
     run = Counting(clock, (2, 2, 2, 1, 1, 1, 0.5))
-    assert loop.walk(run, RunFolder(tmp_path), PLAN, lambda *done: told.append(done), logged=3, after=after)
+    loop.walk(run, RunFolder(tmp_path), PLAN, lambda *done: told.append(done), logged=3, after=after)
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [(row["step"], row["images"], row["images_per_s"], row["loss"]) for row in rows] == [
         (3, 12, 2.0, 0.75), (6, 24, 4.0, 1.5), (7, 28, 8.0, 1.75),
@@ -475,15 +474,33 @@ def test_a_loop_tells_what_was_done_since_the_last_line(tmp_path: Path, monkeypa
 def test_a_process_that_does_not_lead_is_asked_and_writes_nothing(tmp_path: Path) -> None:
     """Whole tensors are put together of what every process holds."""
     run, told = Counting([0.0], (0,) * 7), list[int]()
-    assert loop.walk(run, RunFolder(tmp_path), PLAN, lambda done, *_: told.append(done), leads=False)
+    loop.walk(run, RunFolder(tmp_path), PLAN, lambda done, *_: told.append(done), leads=False)
     assert run.asked == [3, 6, 7]
     assert told == []
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_process_stops_when_all_agree_and_not_by_its_own_clock(tmp_path: Path) -> None:
+    """With a state to go on from; and nobody is asked where there is no deadline."""
+    run, asked, ended = Counting([0.0], (0,) * 7), list[bool](), list[bool]()
+
+    def agreed(over: bool) -> bool:
+        asked.append(over)
+        return len(asked) == 2
+
+    late = loop.Deadline(1e-9)
+    with pytest.raises(Paused, match="minutes are over at step 2 of 7"):
+        loop.walk(run, RunFolder(tmp_path), PLAN, deadline=late, agreed=agreed, after=ended.append)
+    assert (asked, run.asked, ended) == ([True, True], [2], [False, False])
+    loop.walk(run, RunFolder(tmp_path), PLAN, deadline=loop.Deadline(None), agreed=agreed)
+    assert (len(asked), run.step) == (2, 7)
+    late = loop.Deadline(1000)
+    assert not late.over
+
+
 def test_minutes_are_minutes(encoder_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = iter(range(0, 1000, 25))
-    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: float(next(now))))
+    now = iter(range(0, 1000, 9))  # asked thrice in a step
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: float(next(now))))
     with pytest.raises(Paused, match=r"1\.2 minutes are over at step 3 of 6"):
         train(training_process.config(str(encoder_file), **FLAT), DATA, tmp_path, minutes=1.2)
 

@@ -88,21 +88,24 @@ def adapt(
     trusted: Collection[str] = (),
     encoder: Encoder | None = None,
     h: Tensor | None = None,
+    minutes: float | None = None,
 ) -> Path:
     """Adapt, resume if `out` holds an unfinished run, and write `out`/NAME.safetensors (averaged weights).
 
     `data` has images of the model's size; `progress` is called with (steps done, steps in all, loss). `trusted` are
     sources of encoders whose code may be run (``torchhub:...``), now and when this folder's run is resumed. `encoder`
     is a new encoder that is there already, in place of one that `config` names, and `h` are representations [N,D] that
-    were computed elsewhere, both as for `train`.
+    were computed elsewhere, both as for `train`, and so are `minutes`.
 
     Raises:
+        Paused: `minutes` ended before the run.
         ConfigError: no new encoder, or a model without representations, with labels, or whose encoder is unknown.
         RunError: the folder holds another run, or one that is under way; the loss is not finite, or the data has the
             wrong size.
         CheckpointError, EncoderError: a model or an encoder that cannot be loaded.
         StorageError: a file cannot be written; the last state that was stays.
     """
+    deadline = loop.Deadline(minutes)
     if encoder is not None:
         config = dataclasses.replace(config, encoder=encoder.config)
     if h is not None:
@@ -146,7 +149,7 @@ def adapt(
         run = Run(config, model, frozen, start, data, bank, device)
         if not loop.restored(run, state, config):
             folder.log({"step": 0, "explained": round(start.explained, 4), "penalty": start.penalty})
-        loop.walk(run, folder, config, progress, logged=20)
+        loop.walk(run, folder, config, progress, logged=20, deadline=deadline)
         described = None if encoder is None else dataclasses.replace(encoder.config, dim=bank.shape[-1])
         info = {
             "adapted_from": model.name or config.model,

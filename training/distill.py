@@ -105,6 +105,7 @@ def distill(
     device: str = "cpu",
     progress: loop.Progress | None = None,
     trusted: Collection[str] = (),
+    minutes: float | None = None,
 ) -> tuple[Path, Judged]:
     """Distill, or resume a run that `out` holds unfinished: the file `out`/NAME.safetensors, and what it is worth.
 
@@ -115,14 +116,17 @@ def distill(
         device: where to run.
         progress: called with (steps done, steps in all, loss).
         trusted: as for `adapt`.
+        minutes: stop once this call has worked for so long, with a state to go on from; at least one step is done.
 
     Raises:
+        Paused: `minutes` ended before the run.
         ConfigError: a teacher that is a student itself or a decoder of maps, or one that takes representations and
             there are no data or no encoder.
         RunError: the folder holds another run, or one that is under way; the loss is not finite.
         CheckpointError, EncoderError: a model or an encoder that cannot be loaded.
         StorageError: a file cannot be written; the last state that was stays.
     """
+    deadline = loop.Deadline(minutes)
     model, tensors = checkpoint.load_model(config.model)
     if model.student_steps:
         raise ConfigError(f"{config.model} is a student itself; distill the model that it learned from")
@@ -145,7 +149,7 @@ def distill(
             representations.check_width(bank, model.unet, "the encoder", config.model)
         run = Run(config, model, tensors, bank, device)
         loop.restored(run, state, config)
-        loop.walk(run, folder, config, progress, logged=20)
+        loop.walk(run, folder, config, progress, logged=20, deadline=deadline)
         judged = run.judge()
         info = {
             "distilled_from": model.name or config.model,

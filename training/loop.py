@@ -16,7 +16,7 @@ import torch
 
 from rcdm_fast.errors import RunError
 from rcdm_fast.training import resume
-from rcdm_fast.training.state import RunFolder
+from rcdm_fast.training.state import Paused, RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,19 @@ class Plan(Protocol):
     @property
     def save_every(self) -> int:
         """Steps between states."""
+
+
+class Deadline:
+    """When a call has to stop: `minutes` after this was made, however they were spent; None: never."""
+
+    def __init__(self, minutes: float | None) -> None:
+        self.minutes = minutes
+        self._end = math.inf if minutes is None else time.monotonic() + 60 * minutes
+
+    @property
+    def over(self) -> bool:
+        """Whether it has passed."""
+        return time.monotonic() > self._end
 
 
 class Run(Protocol):
@@ -95,23 +108,27 @@ def walk(
     *,
     logged: int = LOGGED,
     leads: bool = True,
-    late: Callable[[], bool] = lambda: False,
+    deadline: Deadline | None = None,
+    agreed: Callable[[bool], bool] = bool,
     after: Callable[[bool], None] = lambda finished: None,
-) -> bool:
-    """Go on to the end; False if the run stopped before, with a state to go on from.
+) -> None:
+    """Go on to the end.
 
     Args:
         run, folder, plan: what steps, where, and how far.
         progress: called after every step.
         logged: steps between lines of the log.
         leads: whether this process writes.
-        late: asked after every step but the last whether to stop.
+        deadline: when to stop before the end, after a step at least, with a state to go on from.
+        agreed: whether all processes stop, from whether the deadline of this one is over.
         after: called after every step, once its state is kept, with whether it was the last.
 
     Raises:
+        Paused: the deadline is over.
         RunError: as the run, or a loss that is not finite; it names the folder of the last good state.
         StorageError: a file cannot be written; the last state that was stays.
     """
+    deadline = deadline or Deadline(None)
     since, seconds = run.step, 0.0
     while run.step < plan.steps:
         begun = time.monotonic()
@@ -124,7 +141,7 @@ def walk(
         if progress is not None and leads:
             progress(run.step, plan.steps, terms["loss"])
         finished = run.step == plan.steps
-        stop = not finished and late()
+        stop = not finished and deadline.minutes is not None and agreed(deadline.over)
         if leads and (run.step % logged == 0 or finished):
             rate = (run.step - since) * plan.batch_size / max(1e-9, seconds)
             since, seconds = run.step, 0.0
@@ -136,8 +153,7 @@ def walk(
                 folder.save(run.step, state)
         after(finished)
         if stop:
-            return False
-    return True
+            raise Paused(f"{deadline.minutes:g} minutes are over at step {run.step} of {plan.steps}")
 
 
 def check_finite(loss: float, step: int) -> None:

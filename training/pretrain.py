@@ -54,6 +54,7 @@ def pretrain(
     test: ImageSet | None = None,
     device: str = "cpu",
     progress: loop.Progress | None = None,
+    minutes: float | None = None,
 ) -> tuple[Path, dict[str, float]]:
     """Train, resume if `out` holds an unfinished run, and write `out`/NAME-encoder.safetensors (float16).
 
@@ -62,17 +63,20 @@ def pretrain(
         train: images of `config.image_size` pixels; labels are needed by the supervised method and the probes.
         test: where given (with labels), kNN and linear-probe accuracy are measured and stored with the encoder.
         progress: called with (steps done, steps in all, loss).
+        minutes: stop once this call has worked for so long, with a state to go on from; at least one step is done.
 
     Returns:
         Path of the encoder file, and its accuracies (empty without `test`); see `accuracy`. The same network untrained
         is measured too, under names that begin with "untrained_".
 
     Raises:
-        RunError: lightly missing, labels missing, a run of another configuration, or one that is under way, in `out`,
+        Paused: `minutes` ended before the run.
+        RunError: labels missing, a run of another configuration, or one that is under way, in `out`,
             or a loss or weight that is no finite number (the last state in `out` is then from before).
         ConfigError: a projector that the method or the classes do not fit.
         StorageError: a file cannot be written; the last state that was stays.
     """
+    deadline = loop.Deadline(minutes)
     chosen = _method(config, train)
     folder = RunFolder(out)
     with folder.locked():
@@ -81,7 +85,7 @@ def pretrain(
         run = _Run(config, chosen, train, torch.device(device))
         settings = {**dataclasses.asdict(config), "data": train.fingerprint}
         loop.restored(run, loop.begin(folder, settings, FREE), config)
-        loop.walk(run, folder, config, progress)
+        loop.walk(run, folder, config, progress, deadline=deadline)
         network = run.method.result(run.network)
         measured: dict[str, float] = {}
         if test is not None:

@@ -56,6 +56,7 @@ def train(
     out: str | Path,
     progress: loop.Progress | None = None,
     device: str | torch.device = "cpu",
+    minutes: float | None = None,
 ) -> tuple[Path, dict[str, float]]:
     """Train, resume if `out` holds an unfinished run, and write `out`/NAME.safetensors (float16).
 
@@ -63,15 +64,18 @@ def train(
         config, out: the run.
         progress: called with (steps done, steps in all, loss).
         device: where the network is; images are drawn on the CPU.
+        minutes: stop once this call has worked for so long, with a state to go on from; at least one step is done.
 
     Returns:
         The file, and how well each factor is read on held-out images by what it holds, in [0,1].
 
     Raises:
+        Paused: `minutes` ended before the run.
         RunError: another run in `out`, or one that is under way; a loss that is no finite number.
         ConfigError: a size that no reader has.
         StorageError: a file cannot be written; the last state that was stays.
     """
+    deadline = loop.Deadline(minutes)
     folder = RunFolder(out)
     target = folder.path / f"{config.name}.safetensors"
     with folder.locked():
@@ -80,7 +84,7 @@ def train(
         reader = FactorReader(config.world, config.size).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         run = _Run(config, reader)
         loop.restored(run, loop.begin(folder, dataclasses.asdict(config), FREE), config)
-        loop.walk(run, folder, config, progress)
+        loop.walk(run, folder, config, progress, deadline=deadline)
         measured = held_out(factor_reader.rounded(reader).eval(), config.held_out, config.seed + 1)
         folder.log(measured)
         factor_reader.save(target, reader, {"run": dataclasses.asdict(config), "scores": measured})

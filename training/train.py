@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import time
 from collections.abc import Collection
 from pathlib import Path
 
@@ -30,7 +29,7 @@ from rcdm_fast.training import loop, memory, representations, resume, sample_gri
 from rcdm_fast.training.config import DTYPES, TrainConfig
 from rcdm_fast.training.distributed import Processes
 from rcdm_fast.training.run import Run
-from rcdm_fast.training.state import Paused, RunFolder
+from rcdm_fast.training.state import RunFolder
 from rcdm_fast.training.views import Views
 
 log = logging.getLogger(__name__)
@@ -126,7 +125,7 @@ def _train(
     given: Encoder | None,
     h: Tensor | None,
 ) -> Path:
-    end = None if minutes is None else time.monotonic() + 60 * minutes
+    deadline = loop.Deadline(minutes)
     sources = trust.remembered(folder.path, trusted, dist.leads)
     encoder = given
     if encoder is None and config.encoder is not None:
@@ -161,9 +160,11 @@ def _train(
             if dist.leads:
                 sample_grids.write(folder.path / f"samples-{run.step:09d}.png", unet, config.schedule, weights, fixed)
 
-    done = loop.walk(run, folder, config, progress, leads=dist.leads, late=lambda: _late(end, dist), after=draw_sheet)
-    if not done:
-        raise Paused(f"{minutes:g} minutes are over at step {run.step} of {config.steps}")
+    def agreed(over: bool) -> bool:
+        """Whether the time of any process is over; the same answer in all of them."""
+        return float(dist.mean(torch.tensor(float(over), device=dist.device))) > 0
+
+    loop.walk(run, folder, config, progress, leads=dist.leads, deadline=deadline, agreed=agreed, after=draw_sheet)
     described = None if encoder is None else dataclasses.replace(encoder.config, dim=bank.shape[-1])
     info = {
         "images_seen": run.step * config.batch_size,
@@ -184,14 +185,6 @@ def _target(folder: RunFolder, config: TrainConfig, decay: float) -> Path:
     """Where averaged weights go."""
     ending = "" if decay == config.ema else f"-ema{decay:g}"
     return folder.path / f"{config.name}{ending}.safetensors"
-
-
-def _late(end: float | None, dist: Processes) -> bool:
-    """Whether the time of any process is over; the same answer in all of them."""
-    if end is None:
-        return False
-    over = torch.tensor(float(time.monotonic() > end), device=dist.device)
-    return float(dist.mean(over)) > 0
 
 
 def _with_width(unet: UNetConfig, width: int, shape: tuple[int, ...]) -> UNetConfig:

@@ -23,8 +23,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import torch
-
 from rcdm_fast.analysis import rules, world_slopes
 from rcdm_fast.analysis.result import Table
 from rcdm_fast.analysis.rules import Verdict
@@ -34,13 +32,12 @@ from rcdm_fast.data.world import World
 from rcdm_fast.encoders.factor_reader import FactorReader
 from rcdm_fast.encoders.oracle_code import Code, subsets
 from rcdm_fast.exporters.graph import weights_hash
-from rcdm_fast.metrics import intervals, left_out, slopes
+from rcdm_fast.metrics import intervals
 from rcdm_fast.metrics.intervals import Interval
 from rcdm_fast.model import Model
 
 VERSION = 1  # of what `Calibration.as_json` gives
 IDEAL = "ideal"
-WAVES = 256  # of the non-linear readout
 _PAIRS = tuple((number, 15 - number) for number in range(8))
 
 
@@ -235,25 +232,10 @@ def _free(number: int, config: CalibrateConfig) -> bool:
 
 
 def _readouts(world: World, subset: Sequence[str], config: CalibrateConfig) -> dict[str, tuple[Interval, ...]]:
-    """R^2 of a change of every factor from the change of h, cross-validated over pairs of items.
-
-    Of a ridge, and of one on random cosines of h and its change as well.
-    """
+    """R^2 of a change of every factor from that of what an oracle of a subset says."""
     factors = world.factors(range(2 * config.readable))
-    h = Code(world.world, tuple(subset), masked=True)(factors).double()
-    before, after = h.chunk(2)
-    change = (after - before)[:, None]
-    bent = torch.cat([change, left_out.waves(before, change, WAVES, seed=config.seed)], dim=2)
-    found = {}
-    for place, factor in enumerate(world.about[:8]):
-        values = world_slopes.place(factors[:, place], factor)
-        target = (values[config.readable :] - values[: config.readable])[:, None]
-        tried = []
-        for inputs in (change, bent):
-            left, spread = (each.numpy() for each in left_out.errors(inputs, target))
-            tried.append(slopes.slope(spread - left, spread))
-        found[factor.name] = tuple(tried)
-    return found
+    h = Code(world.world, tuple(subset), masked=True)(factors)
+    return world_slopes.readouts(h, factors, world.about[:8], config.seed)
 
 
 def _about(model: Model) -> dict[str, Any]:

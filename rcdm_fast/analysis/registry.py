@@ -95,6 +95,7 @@ class Experiment:
         compares: whether it takes other models (`Job.against`); at least one is then needed.
         adapts: whether it takes layers and encoders in place of those (`Job.wanted`).
         needs_maps: whether the model must be a decoder of maps.
+        needs_world: whether the data must be items of a world, whose factors are known.
     """
 
     about: str
@@ -106,8 +107,18 @@ class Experiment:
     compares: bool = False
     adapts: bool = False
     needs_maps: bool = False
+    needs_world: bool = False
 
-    def lacks(self, *, data: bool, photos: bool, against: bool, wanted: bool = False, maps: bool = True) -> str:
+    def lacks(
+        self,
+        *,
+        data: bool,
+        photos: bool,
+        against: bool,
+        wanted: bool = False,
+        maps: bool = True,
+        world: bool = True,
+    ) -> str:
         """Why it cannot be run with what is there, as the end of a sentence; empty if it can."""
         if wanted and not self.adapts:
             return "takes no --layers and no --encoders"
@@ -119,6 +130,8 @@ class Experiment:
             return "needs a set of images: name one with --data"
         if self.needs_maps and not maps:
             return "is about positions of maps: this is a decoder of vectors"
+        if self.needs_world and not world:
+            return "is about images whose factors are known: give it a world, --data world:shapes"
         if self.needs_photos and not photos:
             return "needs photographs to hold against the images: name a folder of them with --photos"
         return ""
@@ -220,6 +233,13 @@ def _tokens(job: Job) -> Analysis:
     return tokens.run(job.model, job.images, config, job.progress, job.shared)
 
 
+def _factors(job: Job) -> Analysis:
+    from rcdm_fast.analysis import factors
+
+    config = job.configured(factors.FactorsConfig, "factors")
+    return factors.run(job.model, job.images, config, job.progress, job.shared)
+
+
 def _neighbors(job: Job) -> Analysis:
     from rcdm_fast.analysis import neighbors
 
@@ -250,6 +270,9 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "tokens": Experiment(
         "positions in the middle of a map: what they say of what is drawn there, and around", _tokens, needs_maps=True
+    ),
+    "factors": Experiment(
+        "factors of a known world that samples follow, beside what is read off h", _factors, needs_world=True
     ),
     "manipulate": Experiment("changes of h: what moves in the samples, and whether the class is kept", _manipulate),
     "interpolate": Experiment("samples on the way from one image's h to another's", _interpolate),

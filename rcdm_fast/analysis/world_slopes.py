@@ -33,9 +33,11 @@ from rcdm_fast.data.world import Factor, World
 from rcdm_fast.diffusion.sampling_config import PER_VERSION
 from rcdm_fast.encoders.oracle_code import Code
 from rcdm_fast.images import from_uint8
-from rcdm_fast.metrics import slopes
+from rcdm_fast.metrics import left_out, slopes
 from rcdm_fast.metrics.intervals import Interval
 from rcdm_fast.model import Model
+
+WAVES = 256  # of the non-linear readout
 
 Read = Callable[[Tensor], Tensor]  # float [N,3,S,S] in [-1,1] -> factors, float64 [N,F]
 
@@ -105,13 +107,38 @@ def cells(
         for column, factor in enumerate(world.about[:8]):
             true = place(factors[:, column], factor)
             seen = place(answer[:, column], factor).view(config.noises, *true.shape).mean(dim=0)
-            found.append(Cell(tuple(subset), factor.name, factor.name in subset, _slope(true, seen)))
+            found.append(Cell(tuple(subset), factor.name, factor.name in subset, slope(true, seen)))
         if progress is not None:
             progress(done + 1, len(subsets))
     return found
 
 
-def _slope(true: Tensor, read: Tensor) -> Interval:
+def readouts(h: Tensor, factors: Tensor, about: Sequence[Factor], seed: int) -> dict[str, tuple[Interval, ...]]:
+    """R^2 of a change of every factor from the change of h, cross-validated over pairs of items.
+
+    Of a ridge, and of one on random cosines of h and its change as well.
+
+    Args:
+        h: representations, float [2R,D]; item R + i is the other one of the pair of item i.
+        factors: float64 [2R,F or more].
+        about: the factors, F of them.
+        seed: of the cosines.
+    """
+    before, after = h.double().chunk(2)
+    change = (after - before)[:, None]
+    bent = torch.cat([change, left_out.waves(before, change, WAVES, seed=seed)], dim=2)
+    found = {}
+    for column, factor in enumerate(about):
+        first, second = place(factors[:, column], factor).chunk(2)
+        tried = []
+        for inputs in (change, bent):
+            left, spread = (each.numpy() for each in left_out.errors(inputs, (second - first)[:, None]))
+            tried.append(slopes.slope(spread - left, spread))
+        found[factor.name] = tuple(tried)
+    return found
+
+
+def slope(true: Tensor, read: Tensor) -> Interval:
     """Of the regression of z [S,Z] on z [S,Z]."""
     true, read = true - true.mean(dim=0), read - read.mean(dim=0)
     return slopes.slope((true * read).sum(dim=1).numpy(), true.square().sum(dim=1).numpy())

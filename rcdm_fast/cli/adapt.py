@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from rcdm_fast.cli import common
-from rcdm_fast.cli.training import Changes, changed
+from rcdm_fast.cli.training import Changes, Minutes, changed, pausing
 
 
 def adapt(
@@ -23,6 +23,7 @@ def adapt(
         str | None, typer.Option(help="Encoder that MODEL was trained with, if its file does not name it.")
     ] = None,
     change: Changes = None,
+    minutes: Minutes = None,
     trust_repo: common.Trust = False,
     seed: common.Seed = 0,
     sha256: common.Sha256 = None,
@@ -59,6 +60,6 @@ def adapt(
     images = open_data(data, checkpoint.load_model(model, None, sha256)[0].unet.image_size)
     h = common.aligned(representations, images)
     common.report(f"{len(images)} images, {settings.steps} steps of {settings.batch_size}")
-    with common.ProgressBar(settings.steps) as progress:
-        path = run(settings, images, out, device, progress, trusted, h=h)
+    with common.ProgressBar(settings.steps) as progress, pausing():
+        path = run(settings, images, out, device, progress, trusted, h=h, minutes=minutes)
     common.report(f"{path}: finished; load it with rcdm_fast.load({str(path)!r})")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rcdm_fast.cli import common
-from rcdm_fast.cli.training import Changes, changed
+from rcdm_fast.cli.training import Changes, Minutes, changed, pausing
 
 if TYPE_CHECKING:
     from rcdm_fast.training.distill import Judged
@@ -23,6 +23,7 @@ def distill(
     name: Annotated[str | None, typer.Option(help="Name of the student. Default: the run folder's.")] = None,
     encoder: common.EncoderSpec = None,
     change: Changes = None,
+    minutes: Minutes = None,
     seed: common.Seed = 0,
     sha256: common.Sha256 = None,
     device: common.Device = None,
@@ -54,8 +55,8 @@ def distill(
     size = checkpoint.load_model(model, None, sha256)[0].unet.image_size
     images = None if data is None else open_data(data, size)
     common.report(f"{settings.steps} steps of {settings.batch_size} trajectories")
-    with common.ProgressBar(settings.steps) as progress:
-        path, judged = run(settings, images, out, device, progress, trusted)
+    with common.ProgressBar(settings.steps) as progress, pausing():
+        path, judged = run(settings, images, out, device, progress, trusted, minutes)
     common.report("\n".join(_table(judged)))
     call = f"rcdm_fast.load({str(path)!r}).sample(h, steps={nfe})"
     common.report(f"{path}: finished; draw with it in {nfe} steps: {call}")

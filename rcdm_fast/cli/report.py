@@ -48,6 +48,7 @@ def report(
     from rcdm_fast.analysis import registry
     from rcdm_fast.analysis.shared import Shared
     from rcdm_fast.config import ConfigError
+    from rcdm_fast.data import world as worlds
     from rcdm_fast.data.sources import open_data
     from rcdm_fast.report import build
 
@@ -75,6 +76,7 @@ def report(
             photos=shown is not None,
             against=bool(others),
             maps=bool(loaded.config.unet.condition_map),
+            world=known is not None and worlds.behind(known.paths) is not None,
         )
         if missing:
             left_out[name] = missing

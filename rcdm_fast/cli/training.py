@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +26,7 @@ Store = Annotated[
 ]
 Name = Annotated[str, typer.Argument(help="Name of the model.", show_default=False)]
 Out = Annotated[Path | None, common.out("Run folder (resumed if unfinished). Default: runs/NAME.")]
+Minutes = Annotated[float | None, typer.Option(help="Stop after so long; the same command goes on.")]
 ImageCount = Annotated[int | None, typer.Option(help="Images to be seen, instead of the configuration's.")]
 
 
@@ -39,7 +42,7 @@ def train(
     compile: Annotated[bool | None, typer.Option("--compile/--no-compile", help="Use torch.compile.")] = None,
     change: Changes = None,
     store: Store = None,
-    minutes: Annotated[float | None, typer.Option(help="Stop after so long; the same command goes on.")] = None,
+    minutes: Minutes = None,
     trust_repo: common.Trust = False,
     device: common.Device = None,
 ) -> None:
@@ -55,7 +58,6 @@ def train(
     from rcdm_fast.devices import best
     from rcdm_fast.training import trust
     from rcdm_fast.training.config import TrainConfig
-    from rcdm_fast.training.state import Paused
     from rcdm_fast.training.train import train as run
 
     common.check_one(encoder, representations)
@@ -73,12 +75,8 @@ def train(
     images_of_data = open_data(data, settings.unet.image_size, store=store)
     h = common.aligned(representations, images_of_data)
     common.report(f"{len(images_of_data)} images, {settings.steps} steps of {settings.batch_size}")
-    with common.ProgressBar(settings.steps) as progress:
-        try:
-            path = run(settings, images_of_data, folder, device, progress, minutes, trusted, h=h)
-        except Paused as pause:
-            common.report(f"{pause}; the same command goes on from there")
-            return
+    with common.ProgressBar(settings.steps) as progress, pausing():
+        path = run(settings, images_of_data, folder, device, progress, minutes, trusted, h=h)
     common.report(f"{path}: finished; load it with rcdm_fast.load({str(path)!r})")
 
 
@@ -92,6 +90,8 @@ def pretrain(
     ] = None,
     images: ImageCount = None,
     compile: Annotated[bool | None, typer.Option("--compile/--no-compile", help="Use torch.compile.")] = None,
+    change: Changes = None,
+    minutes: Minutes = None,
     device: common.Device = None,
     json: common.JsonFile = None,
 ) -> None:
@@ -109,15 +109,15 @@ def pretrain(
 
     common.check_writable(json)
     device = best(device)
-    values = _configuration(name, config)
-    changes = {"images": images, "compile": compile}
+    values = changed(_configuration(name, config), change or [])
+    changes = {"images": images, "compile": compile, "name": name.removesuffix("-encoder")}
     values.update({key: value for key, value in changes.items() if value is not None})
     settings = from_dict(PretrainConfig, values, str(config or name))
     training_set = open_data(data, settings.image_size)
     test_set = open_data(test_data, settings.image_size) if test_data is not None else None
     common.report(f"{len(training_set)} images, {settings.steps} steps of {settings.batch_size}")
-    with common.ProgressBar(settings.steps) as progress:
-        path, accuracy = run(settings, training_set, out or Path("runs") / name, test_set, device, progress)
+    with common.ProgressBar(settings.steps) as progress, pausing():
+        path, accuracy = run(settings, training_set, out or Path("runs") / name, test_set, device, progress, minutes)
     for key, value in accuracy.items():
         common.report(f"{key:32s} {value:.4f}")
     common.write_json(json, accuracy)
@@ -129,6 +129,8 @@ def train_reader(
     config: ConfigFile = None,
     out: Out = None,
     images: ImageCount = None,
+    change: Changes = None,
+    minutes: Minutes = None,
     device: common.Device = None,
     json: common.JsonFile = None,
 ) -> None:
@@ -145,16 +147,28 @@ def train_reader(
 
     common.check_writable(json)
     device = best(device)
-    values = _configuration(name, config) | {"name": name}
+    values = changed(_configuration(name, config), change or []) | {"name": name}
     values |= {} if images is None else {"images": images}
     settings = from_dict(ReaderConfig, values, str(config or name))
     common.report(f"{settings.steps} steps of {settings.batch_size} images of world:{settings.world}")
-    with common.ProgressBar(settings.steps) as progress:
-        path, scores = run(settings, out or Path("runs") / name, progress, device)
+    with common.ProgressBar(settings.steps) as progress, pausing():
+        path, scores = run(settings, out or Path("runs") / name, progress, device, minutes)
     for key, value in scores.items():
         common.report(f"{key:32s} {value:.4f}")
     common.write_json(json, scores)
     common.report(f"{path}: finished; use it with --encoder file:{path}")
+
+
+@contextlib.contextmanager
+def pausing() -> Iterator[None]:
+    """A run that was told to stop ends the command, which says that it goes on, without an error."""
+    from rcdm_fast.training.state import Paused
+
+    try:
+        yield
+    except Paused as pause:
+        common.report(f"{pause}; the same command goes on from there")
+        raise typer.Exit from pause
 
 
 def _configuration(name: str, given: str | None) -> dict[str, Any]:
@@ -166,7 +180,6 @@ def _configuration(name: str, given: str | None) -> dict[str, Any]:
 
 def changed(values: dict[str, Any], changes: list[str]) -> dict[str, Any]:
     """The configuration with KEY=VALUE applied; VALUE is JSON, or text that is none."""
-    import contextlib
     import json
 
     from rcdm_fast import doors

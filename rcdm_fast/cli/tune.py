@@ -17,6 +17,7 @@ from rcdm_fast.diffusion.sampling_config import SamplingConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from rcdm_fast.config import FittedSolver
     from rcdm_fast.metrics.intervals import Interval
     from rcdm_fast.model import Model
     from rcdm_fast.solver_fit import Placed
@@ -30,6 +31,13 @@ def tune(
     out: Annotated[Path | None, common.out("Model file for the model with a learned solver for each of them.")] = None,
     minutes: Annotated[
         float | None, typer.Option(help="Of learning for each of them, with --out.  [default: 20]", show_default=False)
+    ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            help="With --out: model whose learned solvers to begin with, such as that which MODEL was adapted from.",
+            show_default=False,
+        ),
     ] = None,
     solver: Annotated[
         str | None,
@@ -64,6 +72,8 @@ def tune(
         raise ConfigError(
             "--minutes are for learning solvers; name the file that they are to be written into with --out"
         )
+    if out is None and init is not None:
+        raise ConfigError("--init is where learning begins; name the file to write into with --out")
     if out is not None and solver is not None:
         raise ConfigError("--solver is placed where no --out is given; with it solvers are learned")
     if out is not None and out.suffix != ".safetensors":
@@ -91,6 +101,9 @@ def tune(
         tuple(counts), 20.0 if minutes is None else minutes, 0, candidates, seed=seed
     )
     loaded = common.open_model(*options)
+    begin: tuple[FittedSolver, ...] = ()
+    if init is not None:
+        begin = solver_learning.beginnings(loaded, init, counts)
     h, label = _conditions(loaded, data, trajectories)
     state = out.with_name(out.name + ".learning")
     with common.ProgressBar(100 * len(counts), fraction=True) as progress:
@@ -98,7 +111,7 @@ def tune(
         def told(count: int, fraction: float, least: float) -> None:
             progress(int(100 * (counts.index(count) + fraction)), 100 * len(counts), 0.0)
 
-        learned = solver_learning.learn(loaded, learning, loaded.weights, h, label, trajectories, state, told)
+        learned = solver_learning.learn(loaded, learning, loaded.weights, h, label, trajectories, state, told, begin)
     common.report("\n".join(learned_table(learned)))
     found = [dataclasses.asdict(each) for each in learned]
     common.write_json(json, {"solvers": found, "made_by": provenance.made_by([loaded])})

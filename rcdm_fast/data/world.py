@@ -207,6 +207,14 @@ def find(spec: str) -> World:
         raise ImageError(f"{where}: {error}") from error
 
 
+def behind(paths: Sequence[Path]) -> tuple[World, list[int]] | None:
+    """The world that items with these paths are of (`World.items`), and their places; None if they are of none."""
+    names = {path.parent.as_posix() for path in paths}
+    if len(names) != 1 or not (name := names.pop()).startswith(PREFIX):
+        return None
+    return find(name.removeprefix(PREFIX)), [int(path.name) for path in paths]
+
+
 def number(text: str, key: str) -> int:
     """A whole number written in digits. Raises `ConfigError`."""
     if not (text.isascii() and text.isdecimal() and len(text) < 21):

@@ -22,7 +22,7 @@ from rcdm_fast import doors, storage
 from rcdm_fast.checks import Range, choice, whole
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.world import FACTORS, Factor
-from rcdm_fast.encoders.oracle_code import Code
+from rcdm_fast.encoders.oracle_code import Code, factors_of
 from rcdm_fast.images import check_images
 from rcdm_fast.metrics import factors as scores
 
@@ -110,17 +110,8 @@ class FactorReader(nn.Module):
         if tuple(seen.shape[-2:]) != (self.size, self.size):
             raise ConfigError(f"this reader sees {self.size} px, got {list(seen.shape[-2:])}")
         device = next(self.parameters()).device
-        codes = [self.raw(part.to(device, torch.float32)).cpu().double() for part in seen.split(_BATCH)]
-        columns = []
-        for factor, part in zip(self.about, self._parts(torch.cat(codes)), strict=True):
-            if factor.kind == "choice":
-                columns.append(part.argmax(dim=1).double())
-            elif factor.kind == "circle":
-                columns.append(torch.rad2deg(torch.atan2(part[:, 1], part[:, 0])) % 360)
-            else:
-                middle = (factor.low + factor.high) / 2
-                columns.append(middle + part[:, 0] * (factor.high - factor.low) / 12**0.5)
-        return torch.stack(columns, dim=1)
+        codes = [self.raw(part.to(device, torch.float32)).cpu() for part in seen.split(_BATCH)]
+        return factors_of(self.about, torch.cat(codes))
 
     def scores(self, true: Tensor, read: Tensor) -> dict[str, float]:
         """How well each factor was read, in [0,1] (`metrics/factors.py`); both are [N,F]."""

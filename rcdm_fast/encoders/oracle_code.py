@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -125,6 +126,28 @@ class Code(Checked):
         if not noisy:
             return code
         return self.r * code + math.sqrt(1 - self.r**2) * _noise(factors, place, seed)[0][:, : code.shape[1]]
+
+
+def factors_of(about: Sequence[Factor], code: Tensor) -> Tensor:
+    """Factors that a plain code of all of them says, or logits in place of the columns of choices.
+
+    Args:
+        about: the world's factors.
+        code: float [N,D], as `Code` gives it for all factors; it need not be a code of any item.
+
+    Returns:
+        float64 [N,F]; scalars may lie beyond their ranges.
+    """
+    columns = []
+    widths = [{"choice": int(factor.high), "scalar": 1, "circle": 2}[factor.kind] for factor in about]
+    for factor, part in zip(about, code.double().split(widths, dim=1), strict=True):
+        if factor.kind == "choice":
+            columns.append(part.argmax(dim=1).double())
+        elif factor.kind == "circle":
+            columns.append(torch.rad2deg(torch.atan2(part[:, 1], part[:, 0])) % 360)
+        else:
+            columns.append((factor.low + factor.high) / 2 + part[:, 0] * (factor.high - factor.low) / 12**0.5)
+    return torch.stack(columns, dim=1)
 
 
 def _one_hot(values: Tensor, factor: Factor) -> Tensor:
