@@ -102,6 +102,13 @@ def _add_residual(call: Call) -> list[Kernel]:
     return [Kernel("residual", _bytes(out, add), _bytes(out))]
 
 
+def _convolution_residual(call: Call) -> list[Kernel]:
+    x, weight, _bias, add = call.arguments[:4]
+    (out,) = call.written
+    product = out.numbers // weight.shape[0], weight.shape[0], prod(weight.shape[1:])
+    return [Kernel("convolution", _bytes(x, weight, add), _bytes(out), product, 2 * prod(product))]
+
+
 def _norm(call: Call) -> list[Kernel]:
     out, *_, groups, _, _, resample, _ = call.arguments
     n, channels, height, width = out.shape
@@ -121,6 +128,7 @@ ENGINE: dict[str, Callable[[Call], list[Kernel]]] = {
     "film_group_norm_out": _norm,
     "film_group_norm_before_out": _norm,
     "add_residual": _add_residual,
+    "convolution_residual": _convolution_residual,
     "map_film": lambda call: [Kernel("norm", _bytes(*call.arguments[:2]), _bytes(call.arguments[0]))],
     "addmm": _product,
     "addmm_": _product,

@@ -129,6 +129,9 @@ def kernels_of(unet: UNetConfig, batch: int, way: str) -> tuple[Kernel, ...]:
 WAYS = {
     "native": lambda unet, batch: launches.of_engine(traced.of_program(unet, batch)),
     "native, folded": lambda unet, batch: launches.of_engine(traced.of_program(unet, batch, folded=True)),
+    "native, residuals in convolutions": lambda unet, batch: launches.of_engine(
+        traced.of_program(unet, batch, folded=True, epilogue=True)
+    ),
     "torch.compile": lambda unet, batch: launches.of_compiler(traced.of_plain(unet, batch)),
 }
 

@@ -119,17 +119,29 @@ class _Tracer(TorchDispatchMode):
 class TracedBackend(TorchBackend):
     """The native engine's backend on CUDA, with our operators whether they are built here or not."""
 
-    def __init__(self) -> None:
+    def __init__(self, epilogue: bool = False) -> None:
         super().__init__(DTYPE, CUDA)
-        self.choices = _Settled(CUDA)
+        self.choices = _Settled(epilogue)
 
 
 class _Settled(selection.Choices):
+    """`epilogue`: whether residuals are added by convolutions of ours, not in a pass after PyTorch's."""
+
+    def __init__(self, epilogue: bool) -> None:
+        super().__init__(CUDA)
+        self._epilogue = epilogue
+
     def film_group_norm_before(self, out: Tensor, before: Tensor, inputs: NormInputs) -> None:
         torch.ops.rcdm_fast.film_group_norm_before_out(out, before, *inputs)
 
-    def add_residual(self, out: Tensor, bias: Tensor, add: Tensor, resample: int) -> None:
-        torch.ops.rcdm_fast.add_residual(out, bias, add, resample)
+    def convolution_residual(self, x: Tensor, weight: Tensor, bias: Tensor, add: Tensor, resample: int) -> Tensor:
+        out: Tensor
+        if self._epilogue:
+            out = torch.ops.rcdm_fast.convolution_residual(x, weight, bias, add, resample, 1)
+        else:
+            out = torch.nn.functional.conv2d(x, weight, padding=1)
+            torch.ops.rcdm_fast.add_residual(out, bias, add, resample)
+        return out
 
     def map_film(self, x: Tensor, film: Tensor, rows: Tensor, down: Tensor, across: Tensor) -> None:
         torch.ops.rcdm_fast.map_film(x, film, rows, down, across)
@@ -147,9 +159,15 @@ class _Settled(selection.Choices):
         return selection.sdpa(qkv, heads, new_order)
 
 
-def of_program(unet: UNetConfig, batch: int, folded: bool = False) -> list[Call]:
-    """One evaluation by the native engine's program, of float32 images [batch,3,H,W]; `folded`: without bias passes."""
-    return _of_batch(_program(unet, folded), batch)
+def of_program(unet: UNetConfig, batch: int, folded: bool = False, epilogue: bool = False) -> list[Call]:
+    """One evaluation by the native engine's program, of float32 images [batch,3,H,W].
+
+    Args:
+        unet, batch: which network, and how many images.
+        folded: without bias passes (`engines/folded.py`).
+        epilogue: of that, with residuals added by the convolutions themselves (`kernels/convolution.py`).
+    """
+    return _of_batch(_program(unet, folded, epilogue), batch)
 
 
 def of_plain(unet: UNetConfig, batch: int) -> list[Call]:
@@ -158,9 +176,9 @@ def of_plain(unet: UNetConfig, batch: int) -> list[Call]:
 
 
 @functools.cache
-def _program(unet: UNetConfig, folded: bool) -> list[Call]:
+def _program(unet: UNetConfig, folded: bool, epilogue: bool) -> list[Call]:
     with _network(unet) as network:
-        backend = TracedBackend()
+        backend = TracedBackend(epilogue)
         program = Program(network, backend, DTYPE, CUDA)
         program = FoldedProgram(program, backend) if folded else program
         return _traced(program.denoise, *_inputs(network))

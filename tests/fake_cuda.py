@@ -49,12 +49,13 @@ IN_TRITON = {
     "film_group_norm_triton": "film_group_norm",
     "film_group_norm_before_triton_out": "film_group_norm_before_out",
     "add_residual_triton": "add_residual",
+    "convolution_residual_triton": "convolution_residual",
     "map_film_triton": "map_film",
     "attention_triton": "attention",
 }
 OF_ENGINES = (
     *("film_group_norm_out", "film_group_norm", "attention"),
-    *("film_group_norm_before_out", "add_residual", "map_film"),
+    *("film_group_norm_before_out", "add_residual", "convolution_residual", "map_film"),
 )  # launched on the current device
 
 

@@ -108,12 +108,14 @@ class _FoldedBlock(BlockLayer):
             self.missing = _sum(self.missing, _through(_torch(other), of_skip))
 
     def __call__(self, x: Tensor, skip: Tensor | None, film: Tensor, rows: Tensor) -> Tensor:
-        h = self.first(self.in_norm(x, skip=skip, resample=-1 if self.down else 0))
-        h = self.last(self.conditioned(h, film, rows))
+        h = self.conditioned(self.first(self.in_norm(x, skip=skip, resample=-1 if self.down else 0)), film, rows)
         if self.projection is None:
             residual = x if skip is None else torch.cat([x, skip], dim=1)
-            self._torch.choices.add_residual(h, self._settled, residual, 1 if self.up else -1 if self.down else 0)
-            return h
+            resample = 1 if self.up else -1 if self.down else 0
+            return self._torch.choices.convolution_residual(
+                h, _torch(self.last).weight, self._settled, residual, resample
+            )
+        h = self.last(h)
         direct, other = self.projection
         self._torch.choices.add_product(h, x, _torch(direct).weight)
         if other is not None and skip is not None:

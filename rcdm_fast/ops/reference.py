@@ -116,12 +116,27 @@ def add_residual(out: Tensor, bias: Tensor, add: Tensor, resample: int) -> None:
     """
     schema_folding.check_add_residual(out, bias, add, resample)
     wide = torch.promote_types(out.dtype, torch.float32)
-    read = add.to(wide)
+    out.copy_(out.to(wide) + bias.to(wide)[:, None, None] + _resampled(add.to(wide), resample))
+
+
+def convolution_residual(
+    x: Tensor, weight: Tensor, bias: Tensor, add: Tensor, resample: int, splits: int = 1
+) -> Tensor:
+    """The 3x3 convolution of x [N,I,H,W], padded by zeros, with weight [O,I,3,3], plus bias and residual; rounded once.
+
+    bias float32 [O]; add [N,O,H,W] as in `add_residual`. The result is [N,O,H,W]. In how many parts a kernel sums
+    (`splits`) is nothing but rounding.
+    """
+    out = schema_folding.convolution_residual_result(x, weight, bias, add, resample, splits)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    whole = F.conv2d(x.to(wide), weight.to(wide), padding=1)
+    return out.copy_(whole + bias.to(wide)[:, None, None] + _resampled(add.to(wide), resample))
+
+
+def _resampled(add: Tensor, resample: int) -> Tensor:
     if resample == 1:
-        read = F.interpolate(read, scale_factor=2.0, mode="nearest")
-    elif resample == -1:
-        read = F.avg_pool2d(read, 2)
-    out.copy_(out.to(wide) + bias.to(wide)[:, None, None] + read)
+        return F.interpolate(add, scale_factor=2.0, mode="nearest")
+    return F.avg_pool2d(add, 2) if resample == -1 else add
 
 
 def split_heads(qkv: Tensor, heads: int, new_order: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -149,3 +164,4 @@ def attention(qkv: Tensor, heads: int, new_order: bool) -> Tensor:  # [N,L,3C] -
 # There is no C++ for these: on a CPU only tests run them.
 torch.library.impl(f"{NAMESPACE}::film_group_norm_before_out", "cpu", film_group_norm_before_out)
 torch.library.impl(f"{NAMESPACE}::add_residual", "cpu", add_residual)
+torch.library.impl(f"{NAMESPACE}::convolution_residual", "cpu", convolution_residual)

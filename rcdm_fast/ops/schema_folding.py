@@ -21,6 +21,7 @@ from rcdm_fast.ops.schema import (
 )
 
 FILM_GROUP_NORM_BEFORE_OUT = f"(Tensor(a!) out, Tensor before, {NORM_INPUTS}) -> ()"
+CONVOLUTION_RESIDUAL = "(Tensor x, Tensor weight, Tensor bias, Tensor add, int resample, int splits) -> Tensor"
 ADD_RESIDUAL = "(Tensor(a!) out, Tensor bias, Tensor add, int resample) -> ()"
 
 
@@ -47,6 +48,25 @@ def check_add_residual(out: Tensor, bias: Tensor, add: Tensor, resample: int) ->
     _check_vector("add_residual: bias", bias, out)
 
 
+def convolution_residual_result(
+    x: Tensor, weight: Tensor, bias: Tensor, add: Tensor, resample: int, splits: int
+) -> Tensor:
+    """What `reference.convolution_residual` writes to, not written yet; `ValueError` for what it does not accept."""
+    n, inner, height, width = x.shape
+    outer = weight.shape[0]
+    if tuple(weight.shape) != (outer, inner, 3, 3):
+        raise ValueError(f"convolution_residual: weight {list(weight.shape)} does not fit x {list(x.shape)}")
+    if weight.dtype != x.dtype or weight.device != x.device:
+        raise ValueError("convolution_residual: x and weight must have one dtype and lie on one device")
+    if splits < 1:
+        raise ValueError(f"convolution_residual: splits must be at least 1, got {splits}")
+    if not is_channels_last(x) or not is_channels_last(weight):
+        raise ValueError("convolution_residual: x and weight must lie in channels-last memory without gaps")
+    out = torch.empty((n, outer, height, width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    check_add_residual(out, bias, add, resample)
+    return out
+
+
 def _check_vector(what: str, vector: Tensor, out: Tensor) -> None:
     fits = vector.shape == (out.shape[1],) and vector.dtype == torch.float32 and vector.is_contiguous()
     if not fits or vector.device != out.device:
@@ -60,6 +80,7 @@ def _before_out(out: Tensor, before: Tensor, *inputs: Any) -> None:
 for _name, _schema, _fake in (
     ("film_group_norm_before_out", FILM_GROUP_NORM_BEFORE_OUT, _before_out),
     ("add_residual", ADD_RESIDUAL, check_add_residual),
+    ("convolution_residual", CONVOLUTION_RESIDUAL, convolution_residual_result),
 ):
     torch.library.define(f"{NAMESPACE}::{_name}", _schema, tags=TAGS)
     torch.library.register_fake(f"{NAMESPACE}::{_name}", _fake)

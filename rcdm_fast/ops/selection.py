@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from rcdm_fast.ops import library, products, reference
 from rcdm_fast.ops.schema import NormInputs
@@ -29,6 +30,8 @@ Attend = Callable[[Tensor, int, bool], Tensor]
 CALLS = 10  # in one timed run: one alone is too short for the clock
 ALWAYS = ("film_group_norm", "attention")  # every program has these
 RUNS = 5  # of which the median counts
+SMALL = 256  # pixels of a map whose convolutions' sums may be split, and into how many parts
+SPLITS = (1, 4, 8)
 
 
 # The compiler of torch 2.11 refuses `find_spec` inside what it traces.
@@ -86,6 +89,23 @@ def add_residual_candidates(device: torch.device) -> dict[str, Callable[..., Non
     return {**found, "reference": reference.add_residual}
 
 
+def convolution_residual_candidates(device: torch.device, small: bool) -> dict[str, Callable[..., Tensor]]:
+    """The same for `reference.convolution_residual`, of maps of at most `SMALL` pixels or of others."""
+    add = next(iter(add_residual_candidates(device).values()))
+
+    def library(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, resample: int) -> Tensor:
+        out = F.conv2d(x, weight, padding=1)
+        add(out, bias, residual, resample)
+        return out
+
+    found: dict[str, Callable[..., Tensor]] = {"library": library}
+    if not triton_reason(device):
+        from rcdm_fast.kernels import convolution as kernel  # needs triton
+
+        found |= {f"triton{n}": partial(kernel.convolution_residual, splits=n) for n in (SPLITS if small else (1,))}
+    return found
+
+
 def map_film_candidates(device: torch.device) -> dict[str, Callable[..., None]]:
     """The same for `reference.map_film`."""
     found: dict[str, Callable[..., None]] = {}
@@ -140,7 +160,8 @@ class Choices:
             "film_group_norm": {**film_group_norm_candidates(device)},
             "attention": {**attention_candidates(device)},
             "film_group_norm_before": {**film_group_norm_before_candidates(device)},
-            "add_residual": {**add_residual_candidates(device)},
+            "convolution_residual": {**convolution_residual_candidates(device, small=False)},
+            "convolution_residual_small": {**convolution_residual_candidates(device, small=True)},
             "map_film": {**map_film_candidates(device)},
             "product": {**products.CANDIDATES},
             "add_product": {**products.ADDING},
@@ -170,9 +191,12 @@ class Choices:
         """`reference.film_group_norm_before` written to `out`."""
         self._run("film_group_norm_before", out, before, *inputs)
 
-    def add_residual(self, out: Tensor, bias: Tensor, add: Tensor, resample: int) -> None:
-        """`reference.add_residual`."""
-        self._run("add_residual", out, bias, add, resample)
+    def convolution_residual(self, x: Tensor, weight: Tensor, bias: Tensor, add: Tensor, resample: int) -> Tensor:
+        """`reference.convolution_residual`."""
+        small = x.shape[2] * x.shape[3] <= SMALL
+        operator = "convolution_residual_small" if small else "convolution_residual"
+        found: Tensor = self._run(operator, x, weight, bias, add, resample)
+        return found
 
     def map_film(self, x: Tensor, film: Tensor, rows: Tensor, down: Tensor, across: Tensor) -> None:
         """`reference.map_film`."""
