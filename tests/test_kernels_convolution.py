@@ -125,10 +125,11 @@ def test_candidates_by_size_of_the_map(monkeypatch: pytest.MonkeyPatch) -> None:
     """Splits for small maps alone; what runs where nothing is measured is the library's convolution."""
     monkeypatch.setattr(selection, "triton_reason", lambda device: "" if device.type == "cuda" else "none")
     cuda = torch.device("cuda")
-    assert list(selection.convolution_residual_candidates(cuda, small=False)) == ["library", "triton1"]
-    assert list(selection.convolution_residual_candidates(cuda, small=True)) == [
-        "library", "triton1", "triton4", "triton8",
-    ]  # fmt: skip
+    split = ["library", "triton1", "triton4", "triton8"]
+    for dtype, pixels, wanted in (
+        (torch.float16, 257, split[:2]), (torch.bfloat16, 256, split), (torch.float32, 64, split[:1])
+    ):  # fmt: skip
+        assert list(selection.convolution_residual_candidates(cuda, dtype, pixels)) == wanted
     choices = selection.Choices(torch.device("cpu"))
     for size in (4, 32):
         x, weight, bias, add = made((2, 8, 8, size, size), -1, torch.float32, "cpu")
@@ -136,4 +137,4 @@ def test_candidates_by_size_of_the_map(monkeypatch: pytest.MonkeyPatch) -> None:
             found = choices.convolution_residual(x, weight, bias, add, -1)
         torch.testing.assert_close(found, reference.convolution_residual(x, weight, bias, add, -1))
     met = [name for name in choices.describe() if "convolution" in name]
-    assert met == ["convolution_residual", "convolution_residual_small"]
+    assert met == [f"convolution_residual, {size} float32 maps" for size in ("small", "large")]

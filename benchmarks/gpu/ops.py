@@ -29,6 +29,7 @@ from benchmarks.gpu.machine import Deadline
 from benchmarks.gpu.settings import Settings, chosen
 from benchmarks.rows import Row, RowFile
 from rcdm_fast import benchmarking, ops
+from rcdm_fast.models.condition_map import resized, weights
 from rcdm_fast.ops import reference, selection
 from rcdm_fast.precision import ieee_fp32
 
@@ -149,6 +150,10 @@ def plan(settings: Settings) -> Iterator[Plan]:
                 for name, mode in (("", 0), (" skip", 0), (" up", 1), (" down", -1)):
                     shape = (batch, channels, side, side)
                     yield _planned(f"film_group_norm{name}", shape, precision, partial(_norm_case, name, mode))
+                if precision != "fp32":
+                    shape = (batch, channels, side, side)
+                    yield _planned("convolution_residual", shape, precision, _convolution_case)
+                yield _planned("map_film", (batch, channels, side, side), precision, _map_case)
             for width, side in settings.attention_shapes:
                 yield _planned("attention", (batch, side * side, 3 * width), precision, _attention_case)
         image = (batch, *settings.image)
@@ -226,6 +231,63 @@ def _attention_case(qkv: Tensor, precision: str, random: Random) -> Case:
     moved = qkv.numel() // 3 * 4 * qkv.element_size()
     wanted = lambda: reference.attention(qkv.double(), HEADS, False)  # noqa: E731
     return Case("attention", str(list(qkv.shape)), precision, found, wanted, moved)
+
+
+def _convolution_case(x: Tensor, precision: str, random: Random) -> Case:
+    """The convolution that ends a block of as many channels, with its residual."""
+    _, channels, height, width = x.shape
+    x = x.contiguous(memory_format=torch.channels_last)
+    weight = random(channels, channels, 3, 3, dtype=x.dtype).contiguous(memory_format=torch.channels_last)
+    bias, add = random(channels), x.roll(1, 2).contiguous(memory_format=torch.channels_last)
+    found: dict[str, Callable[[], Tensor]] = {
+        PLAIN: lambda: F.conv2d(x, weight, bias.to(x.dtype), padding=1) + add,
+        **{
+            name: partial(each, x, weight, bias, add, 0)
+            for name, each in selection.convolution_residual_candidates(x.device, x.dtype, height * width).items()
+        },
+    }
+    wide = x.double(), weight.double(), bias, add.double(), 0
+    moved = (3 * x.numel() + weight.numel()) * x.element_size()
+    return Case(
+        "convolution_residual",
+        str(list(x.shape)),
+        precision,
+        found,
+        lambda: reference.convolution_residual(*wide),
+        moved,
+    )
+
+
+def _map_case(x: Tensor, precision: str, random: Random) -> Case:
+    """Films of a map of 8 x 8, one for each image."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    film, rows = random(len(x), 2 * x.shape[1], 8, 8), torch.arange(len(x), device=x.device)
+    down, across = (weights(8, side, torch.float32, x.device) for side in x.shape[2:])
+
+    def candidate(run: Callable[..., None]) -> Callable[[], Tensor]:
+        def compute() -> Tensor:
+            out = x.clone(memory_format=torch.preserve_format)
+            run(out, film, rows, down, across)
+            return out
+
+        return compute
+
+    def plain() -> Tensor:
+        scale, shift = resized(film, x.shape[-1]).to(x.dtype).chunk(2, dim=1)
+        return F.silu(x * (1 + scale) + shift)
+
+    ours = {name: run for name, run in selection.map_film_candidates(x.device).items() if name != "reference"}
+    found = {PLAIN: plain, **{name: candidate(run) for name, run in ours.items()}}
+    return Case(
+        "map_film", str(list(x.shape)), precision, found, lambda: _whole_map(x, film, rows, down, across),
+        2 * x.numel() * x.element_size(),
+    )  # fmt: skip
+
+
+def _whole_map(x: Tensor, *films: Tensor) -> Tensor:
+    out = x.double().contiguous(memory_format=torch.channels_last)
+    reference.map_film(out, *films)
+    return out
 
 
 def _solver_case(x: Tensor, precision: str, random: Random) -> Case:

@@ -89,8 +89,10 @@ def add_residual_candidates(device: torch.device) -> dict[str, Callable[..., Non
     return {**found, "reference": reference.add_residual}
 
 
-def convolution_residual_candidates(device: torch.device, small: bool) -> dict[str, Callable[..., Tensor]]:
-    """The same for `reference.convolution_residual`, of maps of at most `SMALL` pixels or of others."""
+def convolution_residual_candidates(
+    device: torch.device, dtype: torch.dtype, pixels: int
+) -> dict[str, Callable[..., Tensor]]:
+    """The same for `reference.convolution_residual` of maps of so many pixels; ours are for 16 bits."""
     add = next(iter(add_residual_candidates(device).values()))
 
     def library(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, resample: int) -> Tensor:
@@ -99,10 +101,11 @@ def convolution_residual_candidates(device: torch.device, small: bool) -> dict[s
         return out
 
     found: dict[str, Callable[..., Tensor]] = {"library": library}
-    if not triton_reason(device):
+    if dtype != torch.float32 and not triton_reason(device):
         from rcdm_fast.kernels import convolution as kernel  # needs triton
 
-        found |= {f"triton{n}": partial(kernel.convolution_residual, splits=n) for n in (SPLITS if small else (1,))}
+        splits = SPLITS if pixels <= SMALL else SPLITS[:1]
+        found |= {f"triton{n}": partial(kernel.convolution_residual, splits=n) for n in splits}
     return found
 
 
@@ -160,8 +163,6 @@ class Choices:
             "film_group_norm": {**film_group_norm_candidates(device)},
             "attention": {**attention_candidates(device)},
             "film_group_norm_before": {**film_group_norm_before_candidates(device)},
-            "convolution_residual": {**convolution_residual_candidates(device, small=False)},
-            "convolution_residual_small": {**convolution_residual_candidates(device, small=True)},
             "map_film": {**map_film_candidates(device)},
             "product": {**products.CANDIDATES},
             "add_product": {**products.ADDING},
@@ -193,8 +194,10 @@ class Choices:
 
     def convolution_residual(self, x: Tensor, weight: Tensor, bias: Tensor, add: Tensor, resample: int) -> Tensor:
         """`reference.convolution_residual`."""
-        small = x.shape[2] * x.shape[3] <= SMALL
-        operator = "convolution_residual_small" if small else "convolution_residual"
+        pixels = x.shape[2] * x.shape[3]
+        operator = f"convolution_residual, {'small' if pixels <= SMALL else 'large'} {str(x.dtype)[6:]} maps"
+        if operator not in self._candidates:
+            self._candidates[operator] = convolution_residual_candidates(self._device, x.dtype, pixels)
         found: Tensor = self._run(operator, x, weight, bias, add, resample)
         return found
 
