@@ -32,7 +32,7 @@ def _write(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor, add: Tensor, re
     inner, pixels = x.shape[1], n * height * width
     if out.numel() == 0:
         return
-    rows = max(LEAST, min(ROWS, next_power(pixels)))
+    rows = max(LEAST, min(ROWS, next_power(height * width)))  # by the size of one image: its bits stay in any batch
     columns = max(LEAST, min(COLUMNS if rows == ROWS else COLUMNS // 2, next_power(outer)))
     depth = max(LEAST, min(DEPTH_BYTES // x.element_size(), next_power(inner)))
     tiles = triton.cdiv(pixels, rows), triton.cdiv(outer, columns)

@@ -56,7 +56,7 @@ def convolution_kernel(
         total += residual_read(add_ptr, row, channel, width, outer, mask, RESAMPLE, ROWS, COLUMNS)
         tl.store(out_ptr + at, total.to(out_ptr.dtype.element_ty), mask=mask)
     else:
-        tl.store(parts_ptr + at + (split * pixels).to(tl.int64) * outer, total, mask=mask)
+        tl.store(parts_ptr + at + tl.cast(pixels, tl.int64) * split * outer, total, mask=mask)
 
 
 @triton.jit
@@ -73,7 +73,8 @@ def join_kernel(
     at = (row * outer)[:, None] + channel[None, :]
     total = tl.zeros((ROWS, BLOCK_C), tl.float32)
     for split in tl.static_range(SPLITS):
-        total += tl.load(parts_ptr + at + split * (pixels * outer).to(tl.int64), mask=mask, other=0.0)
+        before = tl.cast(pixels, tl.int64) * split * outer
+        total += tl.load(parts_ptr + at + before, mask=mask, other=0.0)
     total += tl.load(bias_ptr + channel, mask=channel < outer, other=0.0)[None, :]
     total += residual_read(add_ptr, row, channel, width, outer, mask, RESAMPLE, ROWS, BLOCK_C)
     tl.store(out_ptr + at, total.to(out_ptr.dtype.element_ty), mask=mask)

@@ -223,13 +223,16 @@ def _one(
     before: Sequence[FittedSolver],
     progress: Progress | None,
 ) -> Learned:
-    run = kept.data["runs"].setdefault(nfe, {})
+    run, begun = kept.data["runs"].setdefault(nfe, {}), [each.digest for each in before]
+    if run and run.get("begun", []) != begun:
+        log.info("%d evaluations: learning begins anew, with other numbers than before", nfe)
+        run.clear()
     if not run:
         rivals = _rivals(lesson, nfe)
         rival = min(rivals, key=lambda each: rivals[each])
         numbers = _start(lesson, nfe, kept.data, rivals, before)
         run |= {"rival": rival, "best": numbers, "least": lesson.validate(nfe, numbers), "step": 0, "seconds": 0.0}
-        run |= {"numbers": numbers, "damping": DAMPING, "gains": []}
+        run |= {"numbers": numbers, "damping": DAMPING, "gains": [], "begun": begun}
         run["distance"] = lesson.distance(nfe, numbers, lesson.learning)
     try:
         _descend(lesson, nfe, config, run, progress, kept.save)

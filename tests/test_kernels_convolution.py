@@ -121,20 +121,21 @@ def test_what_does_not_fit_is_refused() -> None:
 
 
 @outside
-def test_candidates_by_size_of_the_map(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Splits for small maps alone; what runs where nothing is measured is the library's convolution."""
+def test_sums_are_split_where_there_are_few_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For 16 bits alone; what runs where nothing is measured is the library's convolution."""
     monkeypatch.setattr(selection, "triton_reason", lambda device: "" if device.type == "cuda" else "none")
     cuda = torch.device("cuda")
-    split = ["library", "triton1", "triton4", "triton8"]
-    for dtype, pixels, wanted in (
-        (torch.float16, 257, split[:2]), (torch.bfloat16, 256, split), (torch.float32, 64, split[:1])
+    ours = ["library", "triton1", "triton4", "triton8"]
+    for dtype, split, wanted in (
+        (torch.float16, False, ours[:2]), (torch.bfloat16, True, ours), (torch.float32, True, ours[:1]),
+        (torch.float64, True, ours[:1]),
     ):  # fmt: skip
-        assert list(selection.convolution_residual_candidates(cuda, dtype, pixels)) == wanted
+        assert list(selection.convolution_residual_candidates(cuda, dtype, split)) == wanted
     choices = selection.Choices(torch.device("cpu"))
-    for size in (4, 32):
+    for size in (4, 24):
         x, weight, bias, add = made((2, 8, 8, size, size), -1, torch.float32, "cpu")
         with choices.measuring():
             found = choices.convolution_residual(x, weight, bias, add, -1)
         torch.testing.assert_close(found, reference.convolution_residual(x, weight, bias, add, -1))
     met = [name for name in choices.describe() if "convolution" in name]
-    assert met == [f"convolution_residual, {size} float32 maps" for size in ("small", "large")]
+    assert met == [f"convolution_residual, {count} pixels of float32" for count in ("few", "many")]

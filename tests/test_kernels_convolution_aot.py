@@ -23,8 +23,14 @@ from tests import triton_aot
     [90, *(pytest.param(each, marks=pytest.mark.long(short=False)) for each in (80, 120))],
     ids="sm_{}".format,
 )
-@pytest.mark.parametrize("shape", [(2, 512, 512, 32, 32), (1, 1024, 1024, 8, 8), (64, 256, 256, 128, 128)], ids=str)
-def test_machine_code(shape: tuple[int, ...], capability: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("shape", "resample"),
+    [((2, 512, 512, 32, 32), -1), ((1, 1024, 1024, 8, 8), 1), ((64, 256, 256, 128, 128), 0)],
+    ids=str,
+)
+def test_machine_code(
+    shape: tuple[int, ...], resample: int, capability: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Tensor cores, copies of 16 bytes, nothing spilled, no more shared memory than there is."""
     n, inner, outer, height, width = shape
 
@@ -34,7 +40,9 @@ def test_machine_code(shape: tuple[int, ...], capability: int, monkeypatch: pyte
     x, weight, add, out = of(n, inner, height, width), of(outer, inner, 3, 3), *(of(n, outer, height, width),) * 2
     bias = torch.empty(outer, device="meta")
     splits = 8 if shape[-1] == 8 else 1
-    launches = triton_aot.record(monkeypatch, module, lambda: module._write(out, x, weight, bias, add, 0, splits))
+    launches = triton_aot.record(
+        monkeypatch, module, lambda: module._write(out, x, weight, bias, add, resample, splits)
+    )
     assert [launch.kernel.__name__ for launch in launches] == ["convolution_kernel", "join_kernel"][: 1 + (splits > 1)]
     for launch in launches:
         facts = triton_aot.compile_launch(launch, capability, tmp_path)

@@ -38,11 +38,19 @@ def test_every_bundled_model_has_a_stage_and_each_reads_what_was_made_before() -
         assert set(re.findall(r"\{(.*?)\}", stage.words)) - {"data", "test", "out"} <= seen
         assert not any("{" in word for word in command(stage, "D", "T", Path("o"), "cpu"))
         seen.add(stage.name)
-    head = next(stage for stage in STAGES if stage.name == "cifar10-simclr-head")
+    head = next(stage for stage in STAGES if stage.name == "cifar10-simclr-head-trained")
     assert command(head, "my data", "T", Path("out/b"), "cuda") == [
         "adapt", "out/b/cifar10-simclr-trunk-trained/cifar10-simclr-trunk.safetensors", "--encoder",
         "file:out/b/cifar10-simclr-encoder/cifar10-simclr-encoder.safetensors?layer=projector", "--data", "my data",
-        "--set", "steps=800", "--out", "out/b/cifar10-simclr-head", "--device", "cuda",
+        "--set", "steps=800", "--name", "cifar10-simclr-head", "--out", "out/b/cifar10-simclr-head-trained",
+        "--device", "cuda",
+    ]  # fmt: skip
+    tuned = next(stage for stage in STAGES if stage.name == "cifar10-simclr-head")
+    assert command(tuned, "D", "T", Path("o"), "cpu") == [
+        "tune", "o/cifar10-simclr-head-halved/model.safetensors", "--data", "D", "--nfe", "4,5,6,8,10",
+        "--minutes", "3",
+        "--init", "o/cifar10-simclr-trunk/cifar10-simclr-trunk.safetensors",
+        "--out", "o/cifar10-simclr-head/cifar10-simclr-head.safetensors", "--device", "cpu",
     ]  # fmt: skip
 
 
@@ -178,7 +186,7 @@ def test_solvers_ship_with_the_weights_that_they_belong_to(tmp_path: Path, monke
     """Those in 16 bits, and with no other model that shares them."""
     out, into = tmp_path / "out", tmp_path / "into"
     trunk, head = (next(s for s in STAGES if s.name == f"cifar10-simclr-{name}") for name in ("trunk", "head"))
-    monkeypatch.setattr(bundled, "STAGES", (dataclasses.replace(trunk, encoder=""), head))
+    monkeypatch.setattr(bundled, "STAGES", tuple(dataclasses.replace(each, encoder="") for each in (trunk, head)))
     model = small.model()
     numbers = tuple(fitted.initial(model.config.schedule, (100, 400, 999)).tolist())
     weights = model.unet.state_dict()

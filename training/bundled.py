@@ -59,19 +59,24 @@ def _encoder(name: str, takes: str) -> Stage:
     return Stage(f"{name}-encoder", words, f"{name}-encoder.safetensors", takes)
 
 
-def _adapted(name: str, base: str, source: str, steps: int, takes: str = "not measured") -> Stage:
-    words = f'adapt {{{base}-trained}} --encoder "file:{source}" --data {{data}} --set steps={steps} --out {{out}}'
-    return Stage(name, words, f"{name}.safetensors", takes, base)
+def _adapted(name: str, base: str, source: str, steps: int) -> tuple[Stage, ...]:
+    """The model of stage BASE-trained for another encoder, with solvers that begin with those of BASE."""
+    words = f'adapt {{{base}-trained}} --encoder "file:{source}" --data {{data}} --set steps={steps}'
+    words += f" --name {name} --out {{out}}"
+    adapted = Stage(f"{name}-trained", words, f"{name}.safetensors", "not measured", ships=False)
+    return adapted, *_tuned(name, source, "30 minutes of a busy core, three for each solver at most", base, 3)
 
 
-def _tuned(name: str, encoder: str, nfe: str, takes: str) -> tuple[Stage, Stage]:
+def _tuned(name: str, encoder: str, takes: str, base: str = "", minutes: int = 20) -> tuple[Stage, Stage]:
     """Solvers for the model that stage NAME-trained made: for its weights in 16 bits, which are those that ship."""
     halved = Stage(
         f"{name}-halved", f"export {{{name}-trained}} --to hub --precision fp16 --out {{out}}", "model.safetensors",
         "seconds", ships=False,
     )  # fmt: skip
-    words = f"tune {{{name}-halved}} --data {{data}} --nfe {nfe} --out {{out}}/{name}.safetensors"
-    return halved, Stage(name, words, f"{name}.safetensors", takes, encoder=f"file:{{{encoder}}}")
+    begins = f" --init {{{base}}}" if base else ""
+    words = f"tune {{{name}-halved}} --data {{data}} --nfe 4,5,6,8,10 --minutes {minutes}{begins}"
+    words += f" --out {{out}}/{name}.safetensors"
+    return halved, Stage(name, words, f"{name}.safetensors", takes, base, f"file:{encoder}")
 
 
 STAGES = (
@@ -95,8 +100,7 @@ STAGES = (
     ),
     *_tuned(
         "cifar10-simclr-trunk",
-        "cifar10-simclr-encoder",
-        "4,5,6,8,10",
+        "{cifar10-simclr-encoder}",
         "those that ship: 15 minutes of a busy core for each, that for 5 stopped after four steps of learning",
     ),
     Stage(
@@ -114,8 +118,8 @@ STAGES = (
         "cifar10-simclr-map.safetensors",
         "140,000 images; 90 minutes of a core",
     ),
-    _adapted("cifar10-simclr-head", "cifar10-simclr-trunk", "{cifar10-simclr-encoder}?layer=projector", 800),
-    _adapted("cifar10-supervised", "cifar10-simclr-trunk", "{cifar10-supervised-encoder}", 800),
+    *_adapted("cifar10-simclr-head", "cifar10-simclr-trunk", "{cifar10-simclr-encoder}?layer=projector", 800),
+    *_adapted("cifar10-supervised", "cifar10-simclr-trunk", "{cifar10-supervised-encoder}", 800),
     _encoder("cifar10-simclr-wide", "minutes on an H100"),
     _encoder("cifar10-supervised-wide", "a minute on an H100, beside the stage before"),
     Stage(

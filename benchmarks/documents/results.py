@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.documents import encoders, experiments, known_world, models, runtimes, solvers, speed
+from benchmarks.documents import encoders, experiments, known_world, models, runtimes, seeds, solvers, speed
 from benchmarks.documents.speed import Found
 from rcdm_fast.analysis.error_rates import SHIPPED
 from rcdm_fast.analysis.registry import EXPERIMENTS
@@ -34,6 +34,12 @@ DRAWN = (  # what the usual solver was held against DDIM in
     *("usual_cifar10-simclr-wide", "solvers_cifar10-simclr-trunk", "usual_cifar10-simclr-head"),
     *("usual_cifar10-supervised", "usual_cifar10-simclr-map"),
 )
+TRAININGS = {  # of encoders in the known world, and what they are called there
+    "color0-0": "colors changed",
+    "crop0-0": "cropped",
+    "both0-0": "both",
+}
+SEEDS = tuple(f"color{encoder}-{decoder}" for encoder in range(3) for decoder in range(3))
 CALIBRATION = "calibration"  # the name of `SHIPPED`
 OLDER = (
     *("step_s_2cores", "step_m_2cores", "sampling_s_2cores", "profile_s_2cores", "profile_m_2cores"),
@@ -159,6 +165,20 @@ def _known_world() -> dict[str, Result]:
     }
 
 
+def _seeds() -> dict[str, Result]:
+    def each(form: Callable[..., str], kind: str, names: Iterable[str], **more: Any) -> Result:
+        files = tuple(f"{kind}_{name}" for name in names)
+        return Result(files, lambda: form({file.partition("_")[2]: read(file) for file in files}, **more))
+
+    return {
+        "trainings": each(seeds.trainings, "factors", TRAININGS, called=TRAININGS),
+        "seeds": each(seeds.world, "factors", SEEDS),
+        "verdicts of seeds": each(seeds.verdicts, "factors", SEEDS),
+        "seeds of encoders": each(seeds.images, "invariance", [f"seed{number}" for number in range(3)]),
+        "command of seeds": _of(experiments.command, "invariance_seed0"),
+    }
+
+
 def _experiments() -> dict[str, Result]:
     report = "report_cifar10"
     found = {
@@ -186,4 +206,4 @@ def _solvers() -> dict[str, Result]:
     return found
 
 
-RESULTS: dict[str, Result] = {**_speed(), **_bundled(), **_known_world(), **_experiments(), **_solvers()}
+RESULTS: dict[str, Result] = {**_speed(), **_bundled(), **_known_world(), **_seeds(), **_experiments(), **_solvers()}

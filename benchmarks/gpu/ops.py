@@ -235,7 +235,7 @@ def _attention_case(qkv: Tensor, precision: str, random: Random) -> Case:
 
 def _convolution_case(x: Tensor, precision: str, random: Random) -> Case:
     """The convolution that ends a block of as many channels, with its residual."""
-    _, channels, height, width = x.shape
+    channels, few = x.shape[1], len(x) * x.shape[2] * x.shape[3] <= selection.FEW
     x = x.contiguous(memory_format=torch.channels_last)
     weight = random(channels, channels, 3, 3, dtype=x.dtype).contiguous(memory_format=torch.channels_last)
     bias, add = random(channels), x.roll(1, 2).contiguous(memory_format=torch.channels_last)
@@ -243,7 +243,7 @@ def _convolution_case(x: Tensor, precision: str, random: Random) -> Case:
         PLAIN: lambda: F.conv2d(x, weight, bias.to(x.dtype), padding=1) + add,
         **{
             name: partial(each, x, weight, bias, add, 0)
-            for name, each in selection.convolution_residual_candidates(x.device, x.dtype, height * width).items()
+            for name, each in selection.convolution_residual_candidates(x.device, x.dtype, few).items()
         },
     }
     wide = x.double(), weight.double(), bias, add.double(), 0

@@ -63,7 +63,7 @@ def train(
     common.check_one(encoder, representations)
     device, folder = best(device), out or Path("runs") / name
     trusted: list[str] = []
-    values = changed(_configuration(name, config), change or [])
+    values = configured(name, config, change)
     changes = {"init": init, "images": images, "compile": compile, "name": name}
     values.update({key: value for key, value in changes.items() if value is not None})
     if encoder is not None:
@@ -109,7 +109,7 @@ def pretrain(
 
     common.check_writable(json)
     device = best(device)
-    values = changed(_configuration(name, config), change or [])
+    values = configured(name, config, change)
     changes = {"images": images, "compile": compile, "name": name.removesuffix("-encoder")}
     values.update({key: value for key, value in changes.items() if value is not None})
     settings = from_dict(PretrainConfig, values, str(config or name))
@@ -147,7 +147,7 @@ def train_reader(
 
     common.check_writable(json)
     device = best(device)
-    values = changed(_configuration(name, config), change or []) | {"name": name}
+    values = configured(name, config, change) | {"name": name}
     values |= {} if images is None else {"images": images}
     settings = from_dict(ReaderConfig, values, str(config or name))
     common.report(f"{settings.steps} steps of {settings.batch_size} images of world:{settings.world}")
@@ -176,6 +176,17 @@ def _configuration(name: str, given: str | None) -> dict[str, Any]:
     from rcdm_fast.workflows import stored_configuration
 
     return stored_configuration(name, shipped_only=True) if given is None else stored_configuration(given)
+
+
+def configured(name: str, config: str | None, changes: list[str] | None) -> dict[str, Any]:
+    """The configuration of a run with what --set says. Raises `ConfigError` for another name."""
+    from rcdm_fast.config import ConfigError
+
+    values = _configuration(name, config)
+    before = values.get("name")
+    if changed(values, changes or []).get("name") != before:
+        raise ConfigError(f"--set name: the run is called as it is asked for, {name}")
+    return values
 
 
 def changed(values: dict[str, Any], changes: list[str]) -> dict[str, Any]:

@@ -212,7 +212,12 @@ def behind(paths: Sequence[Path]) -> tuple[World, list[int]] | None:
     names = {path.parent.as_posix() for path in paths}
     if len(names) != 1 or not (name := names.pop()).startswith(PREFIX):
         return None
-    return find(name.removeprefix(PREFIX)), [int(path.name) for path in paths]
+    try:
+        found = find(name.removeprefix(PREFIX))
+        places = [number(path.name, "the place of an item") for path in paths]
+    except (ConfigError, ImageError):  # a folder that is called like one
+        return None
+    return (found, places) if max(places) < len(found) else None
 
 
 def number(text: str, key: str) -> int:

@@ -30,8 +30,8 @@ Attend = Callable[[Tensor, int, bool], Tensor]
 CALLS = 10  # in one timed run: one alone is too short for the clock
 ALWAYS = ("film_group_norm", "attention")  # every program has these
 RUNS = 5  # of which the median counts
-SMALL = 256  # pixels of a map whose convolutions' sums may be split, and into how many parts
-SPLITS = (1, 4, 8)
+FEW = 1024  # pixels of all images, up to which convolutions' sums may be split: more fill a GPU by themselves
+SPLITS = (1, 4, 8)  # into how many parts
 
 
 # The compiler of torch 2.11 refuses `find_spec` inside what it traces.
@@ -90,9 +90,9 @@ def add_residual_candidates(device: torch.device) -> dict[str, Callable[..., Non
 
 
 def convolution_residual_candidates(
-    device: torch.device, dtype: torch.dtype, pixels: int
+    device: torch.device, dtype: torch.dtype, split: bool
 ) -> dict[str, Callable[..., Tensor]]:
-    """The same for `reference.convolution_residual` of maps of so many pixels; ours are for 16 bits."""
+    """The same for `reference.convolution_residual`, with split sums or without; ours are for 16 bits."""
     add = next(iter(add_residual_candidates(device).values()))
 
     def library(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, resample: int) -> Tensor:
@@ -101,10 +101,10 @@ def convolution_residual_candidates(
         return out
 
     found: dict[str, Callable[..., Tensor]] = {"library": library}
-    if dtype != torch.float32 and not triton_reason(device):
+    if dtype in (torch.float16, torch.bfloat16) and not triton_reason(device):
         from rcdm_fast.kernels import convolution as kernel  # needs triton
 
-        splits = SPLITS if pixels <= SMALL else SPLITS[:1]
+        splits = SPLITS if split else SPLITS[:1]
         found |= {f"triton{n}": partial(kernel.convolution_residual, splits=n) for n in splits}
     return found
 
@@ -194,10 +194,10 @@ class Choices:
 
     def convolution_residual(self, x: Tensor, weight: Tensor, bias: Tensor, add: Tensor, resample: int) -> Tensor:
         """`reference.convolution_residual`."""
-        pixels = x.shape[2] * x.shape[3]
-        operator = f"convolution_residual, {'small' if pixels <= SMALL else 'large'} {str(x.dtype)[6:]} maps"
+        few = len(x) * x.shape[2] * x.shape[3] <= FEW
+        operator = f"convolution_residual, {'few' if few else 'many'} pixels of {str(x.dtype)[6:]}"
         if operator not in self._candidates:
-            self._candidates[operator] = convolution_residual_candidates(self._device, x.dtype, pixels)
+            self._candidates[operator] = convolution_residual_candidates(self._device, x.dtype, few)
         found: Tensor = self._run(operator, x, weight, bias, add, resample)
         return found
 

@@ -7,6 +7,7 @@ from tests.mutants.catalog.chosen import CHOSEN
 from tests.mutants.catalog.commands import COMMANDS
 from tests.mutants.catalog.diffusion import DIFFUSION
 from tests.mutants.catalog.export import EXPORT
+from tests.mutants.catalog.fifth import FIFTH
 from tests.mutants.catalog.files import FILES
 from tests.mutants.catalog.fourth import FOURTH
 from tests.mutants.catalog.jobs import JOBS
@@ -22,6 +23,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *COMMANDS,
     *DIFFUSION,
     *EXPORT,
+    *FIFTH,
     *FILES,
     *FOURTH,
     *JOBS,

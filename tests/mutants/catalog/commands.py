@@ -32,7 +32,7 @@ COMMANDS = (
     Mutant("the digest is not asked for", _COMMON, "precision, sha256=sha256)", "precision)", _ARRIVES),
     Mutant("sources and gallery change places", _EVALUATE, "EvaluateConfig(sources=sources, gallery=gallery,", "EvaluateConfig(sources=gallery, gallery=sources,", _ARRIVES),
     Mutant("other models run by themselves", f"{_CLI}/common.py", "rcdm_fast.load(name, None, spec, device, engine, precision)", "rcdm_fast.load(name, None, spec)", _ARRIVES),
-    Mutant("--no-compile is no change", _TRAIN, 'changes = {"images": images, "compile": compile}\n    values.update({key: value for key, value in changes.items() if value is not None})', 'changes = {"images": images, "compile": compile}\n    values.update({key: value for key, value in changes.items() if value})', _ARRIVES),
+    Mutant("--no-compile is no change", _TRAIN, '"name": name.removesuffix("-encoder")}\n    values.update({key: value for key, value in changes.items() if value is not None})', '"name": name.removesuffix("-encoder")}\n    values.update({key: value for key, value in changes.items() if value})', _ARRIVES),
     Mutant("a shipped configuration hides a file", "rcdm_fast/workflows.py", "else [chosen, shipped]) if", "else [shipped, chosen]) if", _RULES),
     Mutant("settings stay texts", _TRAIN, "            place[last] = json.loads(text)\n", "            pass\n", _RULES),
     Mutant("a gain of MRR fails", _COMPARE, "if -100 * change.value > max_mrr_loss", "if 100 * change.value > max_mrr_loss", _RULES),

@@ -109,7 +109,13 @@ WORLD = (
         "dim=1), torch.ones_like(shown)], dim=1)",
         _OF_MASKS,
     ),
-    Mutant("sine before cosine", _READER, "atan2(part[:, 1], part[:, 0])", "atan2(part[:, 0], part[:, 1])", _OF_READER),
+    Mutant(
+        "sine before cosine",
+        "rcdm_fast/encoders/oracle_code.py",
+        "atan2(part[:, 1], part[:, 0])",
+        "atan2(part[:, 0], part[:, 1])",
+        _OF_READER,
+    ),
     Mutant("chance counts as reading", _SCORE, "(right - 1 / choices) / (1 - 1 / choices)", "right", _OF_READER),
     Mutant(
         "what is read backwards counts",
