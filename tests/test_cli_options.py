@@ -21,6 +21,7 @@ from rcdm_fast.errors import RcdmError
 from rcdm_fast.images import to_pil
 from rcdm_fast.jobs import local
 from rcdm_fast.jobs.settings import JobConfig
+from rcdm_fast.training.state import Paused
 from tests import command_calls, jobs_cases, small
 from tests.command_calls import COMMANDS, Calls, Seen
 from tests.command_options import USAGES
@@ -192,3 +193,39 @@ def test_a_job_of_the_command_is_the_librarys(options: str, config: JobConfig, t
         config.solver if config.solver != "auto" else "ddim" if config.eta else "deis"
     )  # what auto is for this model
     assert identity["settings"] == json.loads(json.dumps({**vars(config), "solver": settled}))
+
+
+@pytest.mark.parametrize(
+    ("words", "function"),
+    [
+        ("train mine --data D --config given/train.json", "train.train"),
+        ("pretrain mine --data D --config given/pretrain.json", "pretrain.pretrain"),
+        ("train-reader mine --config given/reader.json", "reader.train"),
+        ("adapt m --encoder timm:resnet18 --data D --out runs/new", "adapt.adapt"),
+        ("distill m --data D --out runs/few", "distill.distill"),
+    ],
+)
+def test_a_run_that_is_told_to_stop_is_no_error(
+    words: str, function: str, calls: Calls, folder: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def paused(*_: object, **__: object) -> None:
+        raise Paused("2 minutes are over at step 1 of 6")
+
+    monkeypatch.setattr(f"rcdm_fast.training.{function}", paused)
+    found = command_calls.run(calls, [*words.split(), "--minutes", "2"], folder)
+    said = capsys.readouterr()
+    assert found["exit code"] == 0
+    assert "2 minutes are over at step 1 of 6; the same command goes on from there" in said.out + said.err
+    assert "finished" not in said.out + said.err
+
+
+@pytest.mark.parametrize("words", ["train mine --data D --config given/train.json",
+                                   "pretrain mine --data D --config given/pretrain.json",
+                                   "train-reader mine --config given/reader.json"])  # fmt: skip
+def test_a_run_is_called_as_it_is_asked_for(
+    words: str, calls: Calls, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words.split(), "--set", "name=other"]) == 2
+    assert "--set name: the run is called as it is asked for, mine" in capsys.readouterr().err
+    assert not [name for name in calls.seen if name.partition(".")[0] in ("train", "pretrain", "reader")]

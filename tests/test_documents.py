@@ -408,17 +408,26 @@ def test_strengths_of_guidance_stand_in_their_order() -> None:
     ]  # fmt: skip
 
 
-def test_own_solvers_stand_with_the_nearest_first() -> None:
-    rows = [("ddim", "50", 0.2, 0.0), ("ipndm", "5", 0.3, 0.1), ("fitted", "5", 0.1, -0.1), ("ddim", "5", 0.9, 0.7)]
+def test_solvers_of_models_stand_beside_many_evaluations_and_the_best_other_one() -> None:
+    """A row for each model; the best other one is in as many evaluations as the last that was fitted."""
+    rows = [("ddim", 50, 0.2, 0.0), ("fitted", 4, 0.3, 0.1), ("fitted", 5, 0.1, -0.1), ("ipndm", 4, 0.01, -0.19),
+            ("ipndm", 5, 0.25, 0.05), ("deis", 5, 0.24, 0.04)]  # fmt: skip
     quality = [
-        {"solver": solver, "steps": steps, "error": _interval(error), "less_ddim_50": _interval(less)}
-        for solver, steps, error, less in rows
+        {"solver": solver, "nfe": nfe, "error": _interval(error), "less_ddim_50": _interval(less)}
+        for solver, nfe, error, less in rows
     ]
-    assert _cells(solvers.own({"quality": quality})) == [
-        ["`fitted`, 5", "0.100 [0.090, 0.110]", "-0.100 [-0.110, -0.090]"],
-        ["`ddim`, 50", "0.200 [0.190, 0.210]", ""],
-        ["`ipndm`, 5", "0.300 [0.290, 0.310]", "+0.100 [+0.090, +0.110]"],
-        ["`ddim`, 5", "0.900 [0.890, 0.910]", "+0.700 [+0.690, +0.710]"],
+    found = {"quality": quality, "made_by": {"models": [{"name": "m"}]}}
+    text = solvers.own(found, {**found, "made_by": {"models": [{"name": "other"}]}})
+    assert text.splitlines()[0] == "| | `ddim`, 50 | fitted, 4 | fitted, 5 | best other, 5 |"
+    assert _cells(text) == [
+        [
+            f"`{name}`",
+            "0.200 [0.190, 0.210]",
+            "0.300, +0.100 [+0.090, +0.110]",
+            "0.100, -0.100 [-0.110, -0.090]",
+            "0.240, +0.040 [+0.030, +0.050] (`deis`)",
+        ]
+        for name in ("m", "other")
     ]
 
 

@@ -40,6 +40,7 @@ TRAININGS = {  # of encoders in the known world, and what they are called there
     "both0-0": "both",
 }
 SEEDS = tuple(f"color{encoder}-{decoder}" for encoder in range(3) for decoder in range(3))
+FITTED = ("cifar10-simclr-trunk", "cifar10-simclr-head", "cifar10-supervised")  # models that ship with solvers
 CALIBRATION = "calibration"  # the name of `SHIPPED`
 OLDER = (
     *("step_s_2cores", "step_m_2cores", "sampling_s_2cores", "profile_s_2cores", "profile_m_2cores"),
@@ -198,7 +199,10 @@ def _solvers() -> dict[str, Result]:
     trunk = "solvers_cifar10-simclr-trunk"
     found = {"solvers": _of(solvers.distances, trunk), "faithful": _of(solvers.faithful, trunk, nfe=(5, 10))}
     placed = [f"placement_{name}" for name in ("ddim", "dpmpp_2m", "ipndm")]
-    found |= {"own solvers": _of(solvers.own, "own_solvers_2cores"), "placements": _of(solvers.placements, *placed)}
+    found |= {
+        "own solvers": _of(solvers.own, *(f"own_solvers_{name}" for name in FITTED)),
+        "placements": _of(solvers.placements, *placed),
+    }
     found["faithful fitted"] = _of(solvers.faithful, "fitted_cifar10-simclr-trunk", nfe=(4, 5, 6, 8, 10))
     found["usual"] = _of(solvers.usual, *DRAWN, solver=USUAL, nfe=STEPS)
     for solver, nfe in (("ipndm", 10), ("ddim", 50)):

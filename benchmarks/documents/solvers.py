@@ -64,11 +64,22 @@ def placements(*found: Found) -> str:
     return "\n".join(lines)
 
 
-def own(found: Found) -> str:
-    """Solvers of a model beside those for any model, the nearest to many evaluations first, and DDIM in many."""
-    lines = ["| | distance | less that of `ddim`, 50 |", "|---|---|---|"]
-    for row in sorted(found["quality"], key=lambda row: float(row["error"]["value"])):
-        first = row["solver"] == "ddim" and row["steps"] == "50"
-        less = "" if first else interval(row["less_ddim_50"], "+.3f")
-        lines.append(f"| `{row['solver']}`, {row['steps']} | {interval(row['error'], '.3f')} | {less} |")
+def own(*found: Found) -> str:
+    """Solvers that were fitted to models: distances, and in pairs what that is less than of DDIM in many evaluations.
+
+    A row for each model; beside them the best training-free solver in as many evaluations as the last of them.
+    """
+    lines: list[str] = []
+    for each in found:
+        rows = each["quality"]
+        (many,) = (row for row in rows if "ddim" == row["solver"])
+        fitted = [row for row in rows if row["solver"] == "fitted"]
+        last = fitted[-1]["nfe"]
+        free = [row for row in rows if row["nfe"] == last and row["solver"] != "fitted"]
+        best = min(free, key=lambda row: float(row["error"]["value"]))
+        heads = [f"`ddim`, {many['nfe']}", *(f"fitted, {row['nfe']}" for row in fitted), f"best other, {last}"]
+        lines = lines or [f"| | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
+        cells = [interval(many["error"], ".3f")]
+        cells += [f"{row['error']['value']:.3f}, {interval(row['less_ddim_50'], '+.3f')}" for row in (*fitted, best)]
+        lines.append(f"| `{each['made_by']['models'][0]['name']}` | {' | '.join(cells)} (`{best['solver']}`) |")
     return "\n".join(lines)

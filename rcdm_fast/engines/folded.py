@@ -2,11 +2,11 @@
 
 A bias is the same for all pixels, so nobody has to add it where it arises: what a layer passes on is the image less a
 known number per channel, which is added where that costs nothing. A norm adds it to what it reads; a 1x1 convolution
-turns it into another one, W (x + b) = W x + W b, known beforehand; the pass that ends a block without a projection adds
-it with its own. 1x1 convolutions are matrix products that add to what is there, so that a projected residual, and what
-attention gives, need no pass either.
+turns it into another one, W (x + b) = W x + W b, known beforehand; what ends a block without a projection, a
+convolution of ours or a pass behind PyTorch's, adds it with the residual. 1x1 convolutions are matrix products that add
+to what is there, so that a projected residual, and what attention gives, need no pass either.
 
-Same convolutions, in the same memory, as the program that it is made from; it rounds less often, and not as that one
+Same weights, in the same memory, as the program that it is made from; it rounds less often, and not as that one
 does: a candidate beside it, never its replacement. Knows nothing about how a candidate is chosen.
 """
 
