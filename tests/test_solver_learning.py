@@ -476,6 +476,25 @@ def test_numbers_of_other_weights_are_no_beginning(monkeypatch: pytest.MonkeyPat
     assert seen == [[own[0]], [], []]
 
 
+def test_other_beginnings_are_looked_at_where_learning_was_over(tmp_path: Path) -> None:
+    """A run that went on to its end without them is begun anew with them, and goes on with the same ones."""
+    model, state = smooth("nothing"), tmp_path / "state"
+    learn(model, QUICK, model.weights, **given("nothing"), state=state)
+    held = sealed.load(state)["data"]["runs"][2]
+    times = place(Schedule.make(model.config.schedule).alpha_bar, 2, "karras")
+    other = FittedSolver(2, tuple(fitted.initial(model.config.schedule, times).tolist()), "of another model")
+    for number in range(2):  # the second time there is nothing left to do
+        told: list[float] = []
+        learn(
+            model, QUICK, model.weights, **given("nothing"), state=state, begin=[other],
+            progress=lambda nfe, fraction, least, told=told: told.append(fraction),
+        )  # fmt: skip
+        now = sealed.load(state)["data"]["runs"][2]
+        assert now["begun"] == [other.digest]
+        assert (told == [1.0]) == bool(number)
+    assert held["begun"] == []
+
+
 def test_learning_may_begin_with_solvers_of_another_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever weights they belong to; those of another version of the form are left aside."""
     model, seen = smooth("nothing"), list[Any]()
@@ -491,14 +510,19 @@ def test_learning_may_begin_with_solvers_of_another_model(monkeypatch: pytest.Mo
     assert seen == [[], [other]]
 
 
-def test_solvers_of_another_model_are_asked_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_solvers_of_another_model_are_asked_of_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     model = smooth("nothing")
     own = FittedSolver(3, (0.1,) * 18, "w"), FittedSolver(4, (0.1,) * 28, "w")
     other = dataclasses.replace(model.config, fitted=own)
     schedule = dataclasses.replace(other.schedule, noise_schedule="cosine")
     known = {"m": other, "none": model.config, "cosine": dataclasses.replace(other, schedule=schedule)}
     monkeypatch.setattr(checkpoint, "load_model", lambda name: (known[name], {}))
+    assert solver_learning.beginnings(model, "m", (3, 4)) == own
+    assert not caplog.text
     assert solver_learning.beginnings(model, "m", (2, 4)) == own[1:]
+    assert "m has no learned solver for 2 evaluations; these begin without one" in caplog.text
     with pytest.raises(ConfigError, match=r"m has no learned solver for 2, 5 evaluations to begin with .it has 3, 4."):
         solver_learning.beginnings(model, "m", (2, 5))
     with pytest.raises(ConfigError, match="it has none"):

@@ -189,11 +189,11 @@ def test_what_is_given_reaches_the_adapting(tmp_path: Path, monkeypatch: pytest.
     model = small.quick_model()
     checkpoint.save_model(tmp_path / "m.safetensors", model.config, model.unet.state_dict())
     h = np.arange(10, dtype=np.float32).reshape(5, 2)
-    given: dict[str, Any] = {"device": "cpu", "progress": told, "steps": 0}
+    given: dict[str, Any] = {"device": "cpu", "progress": told, "steps": 0, "minutes": 7}
     for encoder, more in ((None, {"representations": h}), (small.encoder(), {"name": "mine"})):
         rcdm_fast.adapt(tmp_path / "m.safetensors", encoder, pixels(5, 8), tmp_path / "new", **given, **more)
-    for settings, images, out, device, progress, trusted, _, _ in seen:
-        assert (settings.model, settings.steps) == (str(tmp_path / "m.safetensors"), 0)
+    for settings, images, out, device, progress, trusted, _, _, minutes in seen:
+        assert (settings.model, settings.steps, minutes) == (str(tmp_path / "m.safetensors"), 0, 7)
         assert (len(images), images.pixels.shape[-1], out, str(device)) == (5, 8, tmp_path / "new", "cpu")
         assert (progress, trusted) == (told, [])
     assert [each[0].name for each in seen] == ["new", "mine"]

@@ -104,8 +104,6 @@ def tune(
     begin: tuple[FittedSolver, ...] = ()
     if init is not None:
         begin = solver_learning.beginnings(loaded, init, counts)
-        if without := [str(nfe) for nfe in counts if nfe not in {each.nfe for each in begin}]:
-            common.report(f"{init} has no solver for {', '.join(without)} evaluations to begin with")
     h, label = _conditions(loaded, data, trajectories)
     state = out.with_name(out.name + ".learning")
     with common.ProgressBar(100 * len(counts), fraction=True) as progress:
