@@ -15,8 +15,8 @@ FIFTH = (
     Mutant(
         "a factor is judged without readouts",
         "rcdm_fast/analysis/factors.py",
-        "probed[factor.name], rules.verdict(slope, read))",
-        "probed[factor.name], rules.verdict(slope))",
+        "read, rules.verdict(slope, read))",
+        "read, rules.verdict(slope))",
         ("tests/test_analysis_factors.py",),
     ),
     Mutant(
@@ -32,6 +32,20 @@ FIFTH = (
         "    network.load_state_dict(best)\n",
         "",
         ("tests/test_analysis_factors.py",),
+    ),
+    Mutant(
+        "what a network reads has no say in what is dropped",
+        "rcdm_fast/analysis/factors.py",
+        "read, rules.verdict(slope, read))",
+        "read, rules.verdict(slope, read[:2]))",
+        ("tests/test_analysis_factors.py",),
+    ),
+    Mutant(
+        "learning that was over does not look at other beginnings",
+        "rcdm_fast/solver_learning.py",
+        '    if run and run.get("begun", []) != begun:\n',
+        "    if False:\n",
+        ("tests/test_solver_learning.py::test_other_beginnings_are_looked_at_where_learning_was_over",),
     ),
     Mutant(
         "processes stop by their own clocks",
