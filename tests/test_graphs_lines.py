@@ -48,6 +48,9 @@ def test_every_line_of_the_gpu_path_runs(tmp_path: Path, monkeypatch: pytest.Mon
                 bound.predict(x[:1], 0)
             of_maps = small.network(condition_map=(5, 3, 4), representation_dim=60).eval().requires_grad_(False)
             NativeEngine(of_maps, torch.device("cuda"), "fp32").warmup((1,))
+            half = NativeEngine(make_network(), torch.device("cuda"), "fp16")  # convolutions of ours are for 16 bits
+            half.warmup((2,))
+            assert "convolution_residual, few pixels of float16" in half.describe()
             visible = selection.film_group_norm_visible(torch.device("cuda"))
             assert visible is importlib.import_module("rcdm_fast.kernels.film_group_norm").film_group_norm
             assert engines.reasons_unavailable("native", torch.device("cuda"), "bf16") == []

@@ -72,10 +72,10 @@ def own(*found: Found) -> str:
     lines: list[str] = []
     for each in found:
         rows = each["quality"]
-        (many,) = (row for row in rows if "ddim" == row["solver"])
+        many = max((row for row in rows if row["solver"] == "ddim"), key=lambda row: int(row["nfe"]))
         fitted = [row for row in rows if row["solver"] == "fitted"]
         last = fitted[-1]["nfe"]
-        free = [row for row in rows if row["nfe"] == last and row["solver"] != "fitted"]
+        free = [row for row in rows if row["nfe"] == last and row["solver"] != "fitted" and row is not many]
         best = min(free, key=lambda row: float(row["error"]["value"]))
         heads = [f"`ddim`, {many['nfe']}", *(f"fitted, {row['nfe']}" for row in fitted), f"best other, {last}"]
         lines = lines or [f"| | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
