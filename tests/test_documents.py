@@ -408,6 +408,17 @@ def test_strengths_of_guidance_stand_in_their_order() -> None:
     ]  # fmt: skip
 
 
+def test_times_the_published_recipe() -> None:
+    rows = [
+        {"engine": engine, "nfe": nfe, "times_published": nfe * 1.25}
+        for engine in ("eager", "native")
+        for nfe in (4, 5)
+    ]
+    assert speed.times_published({"rows": rows}, "native", 5) == "6.2"
+    with pytest.raises(ValueError, match="unpack"):
+        speed.times_published({"rows": rows}, "native", 6)
+
+
 def test_solvers_of_models_stand_beside_many_evaluations_and_the_best_other_one() -> None:
     """A row for each model; the best other one is in as many evaluations as the last that was fitted."""
     rows = [("ddim", 50, 0.2, 0.0), ("fitted", 4, 0.3, 0.1), ("fitted", 5, 0.1, -0.1), ("ipndm", 4, 0.01, -0.19),

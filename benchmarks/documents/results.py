@@ -103,6 +103,8 @@ def _speed() -> dict[str, Result]:
     fused = "training_s_avx2"
     found = {
         "first image": _of(speed.first_image, "first_image_2cores"),
+        "end to end 4": _of(speed.times_published, "end_to_end_trunk_avx2", engine="native", nfe=4),
+        "end to end 5": _of(speed.times_published, "end_to_end_trunk_avx2", engine="native", nfe=5),
         "rivals": _of(speed.rivals, step),
         "step s": _of(speed.step, step),
         "step m": _of(speed.step, "step_m_2cores"),

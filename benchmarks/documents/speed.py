@@ -40,6 +40,12 @@ def first_image(found: Found) -> str:
     return f"{minutes} min {seconds} s"
 
 
+def times_published(found: Found, engine: str, nfe: int) -> str:
+    """How many times the published recipe's images a second an engine draws in so many evaluations."""
+    (row,) = (row for row in found["rows"] if (row["engine"], row["nfe"]) == (engine, nfe))
+    return f"{row['times_published']:.1f}"
+
+
 def sampling(found: Found) -> str:
     """Images per second, end to end."""
     names = {"ddim": "DDIM"}
