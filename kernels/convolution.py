@@ -1,8 +1,8 @@
 """3x3 convolutions as implicit matrix products, in Triton: bias and residual are added before the result is written.
 
 The residual may be read upsampled or as 2x2 averages. Small maps have few pixels and many channels: their sums can be
-split, so that more of a GPU works on them, and a second kernel joins the parts in a fixed order. How the work is cut
-depends on its shape alone.
+split, so that more of a GPU works on them, and a second kernel joins the parts in a fixed order. Tiles depend on the
+shape of one image alone; into how many parts a sum is split is the caller's choice.
 
 Inference only. Importing this needs Triton.
 """

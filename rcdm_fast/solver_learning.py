@@ -181,7 +181,7 @@ def beginnings(model: Model, name: str, nfe: Sequence[int]) -> tuple[FittedSolve
             f"solvers of {name} are for {theirs.diffusion_steps} {theirs.noise_schedule} steps, "
             f"not for {ours.diffusion_steps} {ours.noise_schedule} ones"
         )
-    if without := [nfe for nfe in nfe if nfe not in {each.nfe for each in found}]:
+    if without := [count for count in nfe if count not in {each.nfe for each in found}]:
         log.warning("%s has no learned solver for %s evaluations; these begin without one", name, _listed(without))
     return found
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -21,8 +19,8 @@ from tests.triton_cases import (
     computes,
     outside,
     passes_in_the_interpreter,
-    patched_once,
-    poison,
+    patched_once,  # noqa: F401  (a fixture)
+    poisoned,  # noqa: F401  (a fixture)
 )
 
 SUMMED = DTYPES[:2] if INTERPRETED else DTYPES  # the interpreter multiplies matrices of bfloat16 as integers
@@ -33,17 +31,6 @@ SHAPES = [(2, 20, 40, 4, 6), (3, 16, 3, 4, 2), (1, 70, 17, 4, 4), (0, 8, 8, 4, 4
 @both_lengths
 def test_in_the_interpreter(marked: str, short: bool) -> None:
     passes_in_the_interpreter(__file__, marked, short)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _patched_once() -> Iterator[None]:
-    with patched_once():
-        yield
-
-
-@pytest.fixture(autouse=True)
-def _poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    poison(monkeypatch)
 
 
 def made(shape: tuple[int, ...], resample: int, dtype: torch.dtype, device: str = DEVICE) -> tuple[Tensor, ...]:

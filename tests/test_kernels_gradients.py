@@ -6,7 +6,6 @@ In Triton's interpreter without a GPU, and on a GPU where there is one (`triton_
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -23,8 +22,8 @@ from tests.triton_cases import (
     computes,
     outside,
     passes_in_the_interpreter,
-    patched_once,
-    poison,
+    patched_once,  # noqa: F401  (a fixture)
+    poisoned,  # noqa: F401  (a fixture)
     ulp,
 )
 
@@ -41,17 +40,6 @@ from rcdm_fast.training.convolution import convolution
 @both_lengths
 def test_in_the_interpreter(marked: str, short: bool) -> None:
     passes_in_the_interpreter(__file__, marked, short)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _patched_once() -> Iterator[None]:
-    with patched_once():
-        yield
-
-
-@pytest.fixture(autouse=True)
-def _poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    poison(monkeypatch)
 
 
 GRADIENTS = (

@@ -6,7 +6,6 @@ process (`passes_in_the_interpreter`). There the same tests run on the CPU; else
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import sys
@@ -40,7 +39,7 @@ def passes_in_the_interpreter(file: str, marked: str, short: bool) -> None:
     assert " passed" in done.stdout
 
 
-@contextlib.contextmanager
+@pytest.fixture(autouse=True, scope="module")
 def patched_once() -> Iterator[None]:
     """The interpreter puts its functions into Triton's language at every call inside a kernel, a third of its time.
 
@@ -66,7 +65,8 @@ def patched_once() -> Iterator[None]:
         yield
 
 
-def poison(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     """New float tensors are full of NaN: outputs and workspaces that are not written show."""
     made = torch.empty
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
+from rcdm_fast.checks import ConfigError
 from rcdm_fast.errors import RunError
 from rcdm_fast.training import resume
 from rcdm_fast.training.state import Paused, RunFolder
@@ -41,9 +42,15 @@ class Plan(Protocol):
 
 
 class Deadline:
-    """When a call has to stop: `minutes` after this was made, however they were spent; None: never."""
+    """When a call has to stop: `minutes` after this was made, however they were spent; None: never.
+
+    Raises:
+        ConfigError: less than none, or no number.
+    """
 
     def __init__(self, minutes: float | None) -> None:
+        if minutes is not None and not minutes >= 0:
+            raise ConfigError(f"minutes are a number from 0 on, got {minutes:g}")
         self.minutes = minutes
         self._end = math.inf if minutes is None else time.monotonic() + 60 * minutes
 

@@ -115,7 +115,7 @@ def run(
 
     Args:
         model: any model with its encoder.
-        data: items of a world, best such that neither of them was trained on (another `seed`).
+        data: items of a world, best such that neither encoder nor decoder was trained on (of another `seed`).
         config: sizes and solver.
         progress: called with (parts done, all of them): sources as they are drawn, and one part for the readouts.
         shared: with other experiments.
