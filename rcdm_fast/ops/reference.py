@@ -70,12 +70,7 @@ def film_group_norm(*inputs: Any) -> Tensor:
     if picked is not None and picked.shape[1] == 2 * h.shape[1]:
         scale, shift = picked.chunk(2, dim=1)
         h = h * (1 + scale) + shift
-    h = F.silu(h) if silu else h
-    if resample == 1:
-        h = F.interpolate(h, scale_factor=2.0, mode="nearest")
-    elif resample == -1:
-        h = F.avg_pool2d(h, 2)
-    return h.to(x.dtype).contiguous(memory_format=torch.channels_last)
+    return resampled(F.silu(h) if silu else h, resample).to(x.dtype).contiguous(memory_format=torch.channels_last)
 
 
 def film_group_norm_before(before: Tensor, *inputs: Any) -> Tensor:  # float32 [C+C'], *NormInputs
@@ -116,7 +111,7 @@ def add_residual(out: Tensor, bias: Tensor, add: Tensor, resample: int) -> None:
     """
     schema_folding.check_add_residual(out, bias, add, resample)
     wide = torch.promote_types(out.dtype, torch.float32)
-    out.copy_(out.to(wide) + bias.to(wide)[:, None, None] + _resampled(add.to(wide), resample))
+    out.copy_(out.to(wide) + bias.to(wide)[:, None, None] + resampled(add.to(wide), resample))
 
 
 def convolution_residual(
@@ -130,10 +125,11 @@ def convolution_residual(
     out = schema_folding.convolution_residual_result(x, weight, bias, add, resample, splits)
     wide = torch.promote_types(x.dtype, torch.float32)
     whole = F.conv2d(x.to(wide), weight.to(wide), padding=1)
-    return out.copy_(whole + bias.to(wide)[:, None, None] + _resampled(add.to(wide), resample))
+    return out.copy_(whole + bias.to(wide)[:, None, None] + resampled(add.to(wide), resample))
 
 
-def _resampled(add: Tensor, resample: int) -> Tensor:
+def resampled(add: Tensor, resample: int) -> Tensor:  # [N,C,H,W]
+    """Upsampled by nearest neighbors (1), as it is (0), or as 2x2 averages (-1)."""
     if resample == 1:
         return F.interpolate(add, scale_factor=2.0, mode="nearest")
     return F.avg_pool2d(add, 2) if resample == -1 else add

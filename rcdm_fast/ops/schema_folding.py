@@ -28,7 +28,7 @@ ADD_RESIDUAL = "(Tensor(a!) out, Tensor bias, Tensor add, int resample) -> ()"
 def check_before(out: Tensor, before: Tensor, inputs: NormInputs) -> None:
     """`TypeError` or `ValueError` for what `reference.film_group_norm_before_out` does not accept."""
     check_out(out, check_film_group_norm(inputs), inputs.x)
-    _check_vector("film_group_norm_before: before", before, out)
+    check_vector("film_group_norm_before: before", before, out.shape[1], out.device)
 
 
 def check_add_residual(out: Tensor, bias: Tensor, add: Tensor, resample: int) -> None:
@@ -45,32 +45,38 @@ def check_add_residual(out: Tensor, bias: Tensor, add: Tensor, resample: int) ->
         raise ValueError("add_residual: out and add must have one dtype and lie on one device")
     if not is_channels_last(out) or not is_channels_last(add):
         raise ValueError("add_residual: out and add must lie in channels-last memory without gaps")
-    _check_vector("add_residual: bias", bias, out)
+    check_vector("add_residual: bias", bias, out.shape[1], out.device)
 
 
 def convolution_residual_result(
     x: Tensor, weight: Tensor, bias: Tensor, add: Tensor, resample: int, splits: int
 ) -> Tensor:
     """What `reference.convolution_residual` writes to, not written yet; `ValueError` for what it does not accept."""
-    n, inner, height, width = x.shape
-    outer = weight.shape[0]
-    if tuple(weight.shape) != (outer, inner, 3, 3):
-        raise ValueError(f"convolution_residual: weight {list(weight.shape)} does not fit x {list(x.shape)}")
-    if weight.dtype != x.dtype or weight.device != x.device:
-        raise ValueError("convolution_residual: x and weight must have one dtype and lie on one device")
     if splits < 1:
         raise ValueError(f"convolution_residual: splits must be at least 1, got {splits}")
-    if not is_channels_last(x) or not is_channels_last(weight):
-        raise ValueError("convolution_residual: x and weight must lie in channels-last memory without gaps")
-    out = torch.empty((n, outer, height, width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    out = check_convolution("convolution_residual", x, weight)
     check_add_residual(out, bias, add, resample)
     return out
 
 
-def _check_vector(what: str, vector: Tensor, out: Tensor) -> None:
-    fits = vector.shape == (out.shape[1],) and vector.dtype == torch.float32 and vector.is_contiguous()
-    if not fits or vector.device != out.device:
-        raise ValueError(f"{what} must be float32 [{out.shape[1]}], contiguous, on {out.device}; got {vector.shape}")
+def check_convolution(operator: str, x: Tensor, weight: Tensor) -> Tensor:
+    """What a 3x3 convolution padded by zeros gives, not written yet; `ValueError` for what it does not accept."""
+    n, inner, height, width = x.shape
+    outer = weight.shape[0]
+    if tuple(weight.shape) != (outer, inner, 3, 3):
+        raise ValueError(f"{operator}: weight {list(weight.shape)} does not fit x {list(x.shape)}")
+    if weight.dtype != x.dtype or weight.device != x.device:
+        raise ValueError(f"{operator}: x and weight must have one dtype and lie on one device")
+    if not is_channels_last(x) or not is_channels_last(weight):
+        raise ValueError(f"{operator}: x and weight must lie in channels-last memory without gaps")
+    return torch.empty((n, outer, height, width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def check_vector(what: str, vector: Tensor, channels: int, device: torch.device) -> None:
+    """`ValueError` unless it is a float32 number for each channel, on that device."""
+    fits = vector.shape == (channels,) and vector.dtype == torch.float32 and vector.is_contiguous()
+    if not fits or vector.device != device:
+        raise ValueError(f"{what} must be float32 [{channels}], contiguous, on {device}; got {vector.shape}")
 
 
 def _before_out(out: Tensor, before: Tensor, *inputs: Any) -> None:
