@@ -8,6 +8,7 @@ A model, not a measurement; its assumptions are printed with it (`roofline.ASSUM
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,7 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("\n".join(f"* {each}." for each in roofline.ASSUMPTIONS))
     print("\n".join((markdown if options.markdown else table)(rows, COLUMNS)))
     if options.json:
-        storage.write_json(options.json, {"config": options.config, "assumptions": roofline.ASSUMPTIONS, "rows": rows})
+        made_by = "python benchmarks/gpu_model.py " + shlex.join(sys.argv[1:] if arguments is None else arguments)
+        found = {"config": options.config, "assumptions": roofline.ASSUMPTIONS, "made_by": made_by, "rows": rows}
+        storage.write_json(options.json, found)
     return 0
 
 

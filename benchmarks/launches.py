@@ -18,6 +18,7 @@ from benchmarks.traced import ATTENTION, Call, Operand
 
 KINDS = ("convolution", "bias", "residual", "norm", "attention", "other")  # products of 1x1 are convolutions too
 ELEMENT_BYTES = 2
+MOMENT_BYTES = 4
 SHARED_BYTES = 96 * 1024  # of one block of csrc/cuda's norm; what does not fit into it takes two kernels
 SHARED_OVERHEAD = 8 * 1024
 SECTOR_BYTES = 32
@@ -97,16 +98,15 @@ def _product(call: Call) -> list[Kernel]:
     return [Kernel("convolution", read, _bytes(out), product, 2 * prod(product))]
 
 
+def _bare_product(call: Call) -> list[Kernel]:
+    x, weight = call.arguments[:2]
+    product = x.shape[0], weight.shape[1], weight.shape[0]
+    return [Kernel("convolution", _bytes(x, weight), _bytes(*call.written), product, 2 * prod(product))]
+
+
 def _add_residual(call: Call) -> list[Kernel]:
     out, _bias, add = call.arguments[:3]
     return [Kernel("residual", _bytes(out, add), _bytes(out))]
-
-
-def _convolution_residual(call: Call) -> list[Kernel]:
-    x, weight, _bias, add = call.arguments[:4]
-    (out,) = call.written
-    product = out.numbers // weight.shape[0], weight.shape[0], prod(weight.shape[1:])
-    return [Kernel("convolution", _bytes(x, weight, add), _bytes(out), product, 2 * prod(product))]
 
 
 def _norm(call: Call) -> list[Kernel]:
@@ -116,6 +116,31 @@ def _norm(call: Call) -> list[Kernel]:
     read, written = n * pixels * channels * ELEMENT_BYTES, _bytes(out)
     both = [Kernel("norm", read, written)]
     return both if one_kernel(pixels, channels, groups) else [Kernel("norm", read, 0), *both]
+
+
+def _convolution_residual(call: Call) -> list[Kernel]:
+    """Also with moments; products of other images lengthen the sum."""
+    x, weight, _bias, add = (*call.arguments, None, None)[:4]
+    sides = call.arguments[5 + (call.name == "convolution_residual") :]  # behind resample, and splits
+    out, *moments = call.written
+    product = out.numbers // out.shape[1], out.shape[1], sum(prod(each.shape[1:]) for each in (weight, *sides[1::2]))
+    written = _bytes(out) + sum(each.numbers for each in moments) * MOMENT_BYTES
+    return [Kernel("convolution", _bytes(x, weight, add, *sides), written, product, 2 * prod(product))]
+
+
+def _add_residual_moments(call: Call) -> list[Kernel]:
+    out, _bias, add = call.arguments[:3]
+    moments = call.written[-1].numbers * MOMENT_BYTES
+    return [Kernel("residual", _bytes(out, add), _bytes(out) + moments)]
+
+
+def _norm_given(call: Call) -> list[Kernel]:
+    """Its chunks are joined by a kernel of their own, which writes three numbers for every channel of an image."""
+    out, moments, skip_moments = call.arguments[:3]
+    x, skip = call.arguments[4:6]
+    taken = sum(each.numbers for each in (moments, skip_moments) if each is not None) * MOMENT_BYTES
+    joined = out.shape[0] * out.shape[1] * 3 * MOMENT_BYTES
+    return [Kernel("norm", taken, joined), Kernel("norm", _bytes(x, skip) + joined, _bytes(out))]
 
 
 def _one(kind: str) -> Callable[[Call], list[Kernel]]:
@@ -129,9 +154,14 @@ ENGINE: dict[str, Callable[[Call], list[Kernel]]] = {
     "film_group_norm_before_out": _norm,
     "add_residual": _add_residual,
     "convolution_residual": _convolution_residual,
+    "moments": lambda call: [Kernel("norm", _bytes(call.arguments[0]), call.written[0].numbers * MOMENT_BYTES)],
+    "add_residual_moments": _add_residual_moments,
+    "convolution_moments": _convolution_residual,
+    "film_group_norm_given_out": _norm_given,
     "map_film": lambda call: [Kernel("norm", _bytes(*call.arguments[:2]), _bytes(call.arguments[0]))],
     "addmm": _product,
     "addmm_": _product,
+    "mm": _bare_product,
     "add": _one("residual"),
     "copy": _one("other"),
     "cat": _one("other"),

@@ -128,9 +128,13 @@ def kernels_of(unet: UNetConfig, batch: int, way: str) -> tuple[Kernel, ...]:
 
 WAYS = {
     "native": lambda unet, batch: launches.of_engine(traced.of_program(unet, batch)),
-    "native, folded": lambda unet, batch: launches.of_engine(traced.of_program(unet, batch, folded=True)),
+    "native, folded": lambda unet, batch: launches.of_engine(traced.of_program(unet, batch, "folded")),
     "native, residuals in convolutions": lambda unet, batch: launches.of_engine(
-        traced.of_program(unet, batch, folded=True, epilogue=True)
+        traced.of_program(unet, batch, "folded", epilogue=True)
+    ),
+    "native, moments given": lambda unet, batch: launches.of_engine(traced.of_program(unet, batch, "summed")),
+    "native, moments in convolutions": lambda unet, batch: launches.of_engine(
+        traced.of_program(unet, batch, "summed", epilogue=True)
     ),
     "torch.compile": lambda unet, batch: launches.of_compiler(traced.of_plain(unet, batch)),
 }

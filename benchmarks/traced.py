@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,8 +25,9 @@ from rcdm_fast.config import UNetConfig
 from rcdm_fast.engines.backends import TorchBackend
 from rcdm_fast.engines.folded import FoldedProgram
 from rcdm_fast.engines.program import Program
+from rcdm_fast.engines.summed import SummedProgram
 from rcdm_fast.models.unet import UNet
-from rcdm_fast.ops import products, selection
+from rcdm_fast.ops import convolutions, products, selection
 from rcdm_fast.ops.schema import NormInputs
 
 CUDA = torch.device("cuda")
@@ -134,19 +135,45 @@ class _Settled(selection.Choices):
     def film_group_norm_before(self, out: Tensor, before: Tensor, inputs: NormInputs) -> None:
         torch.ops.rcdm_fast.film_group_norm_before_out(out, before, *inputs)
 
-    def convolution_residual(self, x: Tensor, weight: Tensor, bias: Tensor, add: Tensor, resample: int) -> Tensor:
-        out: Tensor
+    def convolution_residual(
+        self, x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, resample: int, *sides: Tensor | None
+    ) -> Tensor:
+        run = torch.ops.rcdm_fast
         if self._epilogue:
-            out = torch.ops.rcdm_fast.convolution_residual(x, weight, bias, add, resample, 1)
-        else:
-            out = torch.nn.functional.conv2d(x, weight, padding=1)
-            torch.ops.rcdm_fast.add_residual(out, bias, add, resample)
-        return out
+            out: Tensor = run.convolution_residual(x, weight, bias, add, resample, 1, *sides)
+            return out
+        return convolutions.convolution_then_residual(run.add_residual, x, weight, bias, add, resample, *sides)
+
+    def convolution_moments(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        add: Tensor | None = None,
+        resample: int = 0,
+        *sides: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        run = torch.ops.rcdm_fast
+        if self._epilogue:
+            out, moments = run.convolution_moments(x, weight, bias, add, resample, *sides)
+            return out, moments
+        behind = run.add_residual_moments, run.moments
+        return convolutions.convolution_then_moments(*behind, x, weight, bias, add, resample, *sides)
+
+    def film_group_norm_given(
+        self,
+        out: Tensor,
+        moments: Tensor,
+        skip_moments: Tensor | None,
+        before: Tensor | None,
+        inputs: NormInputs,
+    ) -> None:
+        torch.ops.rcdm_fast.film_group_norm_given_out(out, moments, skip_moments, before, *inputs)
 
     def map_film(self, x: Tensor, film: Tensor, rows: Tensor, down: Tensor, across: Tensor) -> None:
         torch.ops.rcdm_fast.map_film(x, film, rows, down, across)
 
-    def product(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return products.product(x, weight, bias)
 
     def add_product(self, out: Tensor, x: Tensor, weight: Tensor) -> None:
@@ -159,15 +186,19 @@ class _Settled(selection.Choices):
         return selection.sdpa(qkv, heads, new_order)
 
 
-def of_program(unet: UNetConfig, batch: int, folded: bool = False, epilogue: bool = False) -> list[Call]:
+Form = Literal["written", "folded", "summed"]
+
+
+def of_program(unet: UNetConfig, batch: int, form: Form = "written", epilogue: bool = False) -> list[Call]:
     """One evaluation by the native engine's program, of float32 images [batch,3,H,W].
 
     Args:
         unet, batch: which network, and how many images.
-        folded: without bias passes (`engines/folded.py`).
-        epilogue: of that, with residuals added by the convolutions themselves (`kernels/convolution.py`).
+        form: as it is written, without bias passes (`engines/folded.py`), or of that with moments of large images taken
+            by what writes them (`engines/summed.py`).
+        epilogue: residuals, and moments, are the convolutions' own business (`kernels/convolution.py`).
     """
-    return _of_batch(_program(unet, folded, epilogue), batch)
+    return _of_batch(_program(unet, form, epilogue), batch)
 
 
 def of_plain(unet: UNetConfig, batch: int) -> list[Call]:
@@ -176,11 +207,12 @@ def of_plain(unet: UNetConfig, batch: int) -> list[Call]:
 
 
 @functools.cache
-def _program(unet: UNetConfig, folded: bool, epilogue: bool) -> list[Call]:
+def _program(unet: UNetConfig, form: Form, epilogue: bool) -> list[Call]:
     with _network(unet) as network:
         backend = TracedBackend(epilogue)
         program = Program(network, backend, DTYPE, CUDA)
-        program = FoldedProgram(program, backend) if folded else program
+        if form != "written":
+            program = (FoldedProgram if form == "folded" else SummedProgram)(program, backend)
         return _traced(program.denoise, *_inputs(network))
 
 

@@ -3,9 +3,10 @@
 An image whose groups fit into registers takes one kernel that reads it once (`slab_kernel`). Others take three: the
 mean and the sum of squared deviations of every channel in every chunk of pixels (`moments_kernel`); from these, for
 every channel, the numbers of y = (x - center) * factor + offset (`coefficients_kernel`); then y, SiLU and the
-resampling (`apply_kernel`). FiLM is part of those numbers, also where it is added before the norm: that moves the mean
-and leaves the deviations. How an image is cut depends on its shape alone, never on the batch, and nothing depends on
-timing: an image gets the same bits alone and in a batch.
+resampling (`apply_kernel`). Whoever wrote the image may have taken the moments, which leaves two kernels and one read
+(`film_group_norm_given_out`). FiLM is part of those numbers, also where it is added before the norm: that moves the
+mean and leaves the deviations. How an image is cut depends on its shape alone, never on the batch, and nothing depends
+on timing: an image gets the same bits alone and in a batch.
 
 Knows nothing about models or how an implementation is chosen. Inference only. Importing this needs Triton.
 """
@@ -20,7 +21,7 @@ from torch.library import triton_op, wrap_triton
 
 from rcdm_fast.kernels.film_group_norm_kernels import apply_kernel, coefficients_kernel, moments_kernel, slab_kernel
 from rcdm_fast.kernels.launch import device_of, next_power
-from rcdm_fast.ops import schema, schema_folding
+from rcdm_fast.ops import schema, schema_folding, schema_moments
 from rcdm_fast.ops.schema import NormInputs
 
 SLAB_BYTES = 65536  # of one slab, with its padding: no more than 64 registers in each of 512 threads
@@ -81,7 +82,10 @@ def plan_tiles(pixels: int, x_channels: int, skip_channels: int, itemsize: int) 
     return Tiles(block, rows, from_x, from_skip, max(1, -(-fraction // least)) * least)
 
 
-def _write(out: Tensor, inputs: NormInputs, before: Tensor | None = None) -> None:
+def _write(
+    out: Tensor, inputs: NormInputs, before: Tensor | None = None, given: tuple[Tensor, Tensor | None] | None = None
+) -> None:
+    """`given` are the moments of x and of skip."""
     x, skip, weight, bias, film, rows, groups, eps, silu, resample, phases = inputs
     n, channels, height, width = out.shape
     if resample:
@@ -103,7 +107,7 @@ def _write(out: Tensor, inputs: NormInputs, before: Tensor | None = None) -> Non
     form = {"SILU": silu, "RESAMPLE": resample}
 
     slab = plan_slab(pixels, channels, groups, x.element_size())
-    if slab is not None:
+    if slab is not None and given is None:
         sets = groups // slab.groups
         wrap_triton(slab_kernel)[(n * sets,)](
             out, x, second, weight, bias, constant, table, picked, table_rows, table_stride, pixels, width, x_channels,
@@ -114,20 +118,26 @@ def _write(out: Tensor, inputs: NormInputs, before: Tensor | None = None) -> Non
         return
 
     tiles = plan_tiles(pixels, x_channels, skip_channels, x.element_size())
-    chunks = -(-pixels // tiles.chunk)
-    partial = torch.empty((n, chunks, 3, channels), dtype=torch.float32, device=x.device)
     coefficients = torch.empty((n, 3, channels), dtype=torch.float32, device=x.device)
     wide = max(x_image, out_image, pixels * skip_channels) >= WIDE_ELEMENTS
     warps = THREADS // 32
-    wrap_triton(moments_kernel)[(n * chunks * tiles.number,)](
-        partial, x, second, pixels, width, x_channels, skip_channels, x_image, tiles.number, tiles.from_x,
-        tiles.chunk, chunks, ROWS=tiles.rows, BLOCK_C=tiles.block, **flags, WIDE=wide, num_warps=warps,
-    )  # fmt: skip
+    chunk = tiles.chunk if given is None else schema_moments.CHUNK
+    chunks = -(-pixels // chunk)
+    if given is None:
+        partial = beside = torch.empty((n, chunks, 3, channels), dtype=torch.float32, device=x.device)
+        parts = channels, 0
+        wrap_triton(moments_kernel)[(n * chunks * tiles.number,)](
+            partial, x, second, pixels, width, x_channels, skip_channels, x_image, tiles.number, tiles.from_x,
+            chunk, chunks, ROWS=tiles.rows, BLOCK_C=tiles.block, **flags, WIDE=wide, num_warps=warps,
+        )  # fmt: skip
+    else:
+        partial, beside = given[0], given[0] if given[1] is None else given[1]
+        parts = x_channels, skip_channels
     block = next_power(per_group)
     wrap_triton(coefficients_kernel)[(n * groups,)](
-        coefficients, partial, weight, bias, constant, table, picked, table_rows, table_stride, pixels, tiles.chunk,
-        chunks, channels, groups, per_group, eps, BLOCK_S=min(next_power(chunks), max(1, 4096 // block)), BLOCK_C=block,
-        FILM=added_or_scaled, BEFORE=before is not None, num_warps=4,
+        coefficients, partial, beside, weight, bias, constant, table, picked, table_rows, table_stride, pixels, chunk,
+        chunks, *parts, groups, per_group, eps, BLOCK_S=min(next_power(chunks), max(1, 4096 // block)), BLOCK_C=block,
+        FILM=added_or_scaled, BEFORE=before is not None, APART=parts[1] > 0, num_warps=4,
     )  # fmt: skip
     block_rows, written = (tiles.rows, pixels // 4) if resample == -1 else (4 * tiles.rows, pixels)
     blocks = -(-written // block_rows)
@@ -185,6 +195,35 @@ def film_group_norm_before_out(
     schema_folding.check_before(out, before, inputs)
     with device_of(x):
         _write(out, inputs, before)
+
+
+@triton_op(
+    "rcdm_fast::film_group_norm_given_triton_out",
+    mutates_args={"out"},
+    schema=schema_moments.FILM_GROUP_NORM_GIVEN_OUT,
+)
+def film_group_norm_given_out(
+    out: Tensor,
+    moments: Tensor,
+    skip_moments: Tensor | None,
+    before: Tensor | None,
+    x: Tensor,
+    skip: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    film: Tensor | None,
+    rows: Tensor | None,
+    groups: int,
+    eps: float,
+    silu: bool,
+    resample: int,
+    phases: bool,
+) -> None:
+    """`reference_moments.film_group_norm_given_out`; otherwise as `film_group_norm_out`."""
+    inputs = NormInputs(x, skip, weight, bias, film, rows, groups, eps, silu, resample, phases)
+    schema_moments.check_given(out, moments, skip_moments, before, inputs)
+    with device_of(x):
+        _write(out, inputs, before, (moments, skip_moments))
 
 
 @triton_op("rcdm_fast::film_group_norm_triton", mutates_args=(), schema=schema.FILM_GROUP_NORM)

@@ -159,25 +159,38 @@ def moments_kernel(
 
 
 @triton.jit
-def _chunks(partial, start, chunks, chunk_pixels, pixels, channels, used, BLOCK_S: tl.constexpr):
-    """Of some chunks: means from the pivot, pivots, numbers of pixels (0 for what is not there), squared deviations."""
+def _chunks(
+    partial, second, start, chunks, chunk_pixels, pixels, x_channels, skip_channels, channel, used,
+    BLOCK_S: tl.constexpr, APART: tl.constexpr,
+):  # fmt: skip
+    """Of some chunks: means from the pivot, pivots, numbers of pixels (0 for what is not there), squared deviations.
+
+    The moments are those of x, or of x and skip side by side; APART: the skip's lie elsewhere, at `second`.
+    """
     chunk = start + tl.arange(0, BLOCK_S)
     mask = (chunk < chunks)[:, None] & used[None, :]
-    at = partial + chunk[:, None] * 3 * channels
-    mean = tl.load(at, mask=mask, other=0.0)
-    squares = tl.load(at + channels, mask=mask, other=0.0)
-    pivot = tl.load(at + 2 * channels, mask=mask, other=0.0)
+    here = mask & (channel < x_channels)[None, :]
+    at = partial + chunk[:, None] * 3 * x_channels + channel[None, :]
+    mean = tl.load(at, mask=here, other=0.0)
+    squares = tl.load(at + x_channels, mask=here, other=0.0)
+    pivot = tl.load(at + 2 * x_channels, mask=here, other=0.0)
+    if APART:
+        there = mask & (channel >= x_channels)[None, :]
+        at = second + chunk[:, None] * 3 * skip_channels + (channel - x_channels)[None, :]
+        mean += tl.load(at, mask=there, other=0.0)
+        squares += tl.load(at + skip_channels, mask=there, other=0.0)
+        pivot += tl.load(at + 2 * skip_channels, mask=there, other=0.0)
     count = tl.where(mask, tl.minimum(chunk_pixels, pixels - chunk * chunk_pixels)[:, None], 0)
     return mean, pivot, count, squares
 
 
 @triton.jit
 def coefficients_kernel(
-    coefficient_ptr, partial_ptr, weight_ptr, bias_ptr, before_ptr, film_ptr, rows_ptr, film_rows, film_stride, pixels,
-    chunk_pixels, chunks, channels, groups, per_group, eps,
-    BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr, FILM: tl.constexpr, BEFORE: tl.constexpr,
+    coefficient_ptr, partial_ptr, second_ptr, weight_ptr, bias_ptr, before_ptr, film_ptr, rows_ptr, film_rows,
+    film_stride, pixels, chunk_pixels, chunks, x_channels, skip_channels, groups, per_group, eps,
+    BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr, FILM: tl.constexpr, BEFORE: tl.constexpr, APART: tl.constexpr,
 ):  # fmt: skip
-    """Center, factor and offset of the channels of one group of one image; coefficient [N,3,C]."""
+    """Center, factor and offset of the channels of one group of one image; coefficient [N,3,C]. See `_chunks`."""
     program = tl.program_id(0)
     image = (program // groups).to(tl.int64)
     k = tl.arange(0, BLOCK_C)
@@ -188,17 +201,25 @@ def coefficients_kernel(
         added = film_row(film_ptr, rows_ptr, image, film_rows, film_stride, channel, used)
     if BEFORE:
         added += tl.load(before_ptr + channel, mask=used, other=0.0)
-    partial = partial_ptr + image * chunks * 3 * channels + channel[None, :]
+    channels = x_channels + skip_channels
+    partial = partial_ptr + image * chunks * 3 * x_channels
+    second = second_ptr + image * chunks * 3 * skip_channels
     total = pixels * 1.0 * per_group
     sums = tl.zeros((BLOCK_C,), tl.float32)
     for start in range(0, chunks, BLOCK_S):
-        mean, pivot, count, _ = _chunks(partial, start, chunks, chunk_pixels, pixels, channels, used, BLOCK_S)
+        mean, pivot, count, _ = _chunks(
+            partial, second, start, chunks, chunk_pixels, pixels, x_channels, skip_channels, channel, used, BLOCK_S,
+            APART,
+        )  # fmt: skip
         sums += tl.sum(((pivot + added[None, :]) + mean) * count, 0)
     center = tl.sum(sums, 0) / total - added
     sums = tl.zeros((BLOCK_C,), tl.float32)
     rests = tl.zeros((BLOCK_C,), tl.float32)
     for start in range(0, chunks, BLOCK_S):
-        mean, pivot, count, squares = _chunks(partial, start, chunks, chunk_pixels, pixels, channels, used, BLOCK_S)
+        mean, pivot, count, squares = _chunks(
+            partial, second, start, chunks, chunk_pixels, pixels, x_channels, skip_channels, channel, used, BLOCK_S,
+            APART,
+        )  # fmt: skip
         apart = (pivot - center[None, :]) + mean
         sums += tl.sum(squares + apart * apart * count, 0)
         rests += tl.sum(apart * count, 0)

@@ -1,4 +1,4 @@
-"""The Triton kernel behind `residual.py`, and how a residual is read, here and by convolutions."""
+"""The Triton kernel behind `residual.py`, and how residuals are read and moments written, here and by convolutions."""
 
 from __future__ import annotations
 
@@ -35,11 +35,28 @@ def residual_read(
 
 
 @triton.jit
+def write_moments(moments_ptr, v, chunk, channel, channels, ROWS: tl.constexpr):
+    """The moments of a chunk [ROWS,channels] of pixels; moments [chunks of all images,3,channels]."""
+    pivot = tl.sum(tl.where((tl.arange(0, ROWS) == 0)[:, None], v, 0.0), 0)
+    apart = v - pivot[None, :]
+    mean = tl.sum(apart, 0) * (1.0 / ROWS)
+    apart -= mean[None, :]
+    at = moments_ptr + tl.cast(chunk, tl.int64) * 3 * channels + channel
+    here = channel < channels
+    tl.store(at, mean, mask=here)
+    tl.store(at + channels, tl.sum(apart * apart, 0), mask=here)
+    tl.store(at + 2 * channels, pivot, mask=here)
+
+
+@triton.jit
 def residual_kernel(
-    out_ptr, bias_ptr, add_ptr, pixels, width, channels, RESAMPLE: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK_C: tl.constexpr, WIDE: tl.constexpr,
+    out_ptr, moments_ptr, bias_ptr, add_ptr, pixels, width, channels, ADD: tl.constexpr, MOMENTS: tl.constexpr,
+    RESAMPLE: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """out [pixels,channels] += bias + add; `pixels` are those of all images, `width` that of one of out."""
+    """out [pixels,channels] += bias + add (ADD), and its moments (MOMENTS: ROWS are a chunk).
+
+    `pixels` are those of all images, `width` that of one of out.
+    """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     if WIDE:
@@ -47,6 +64,11 @@ def residual_kernel(
     there = (row < pixels)[:, None] & (channel < channels)[None, :]
     at = (row * channels)[:, None] + channel[None, :]
     v = tl.load(out_ptr + at, mask=there, other=0.0).to(tl.float32)
-    v += tl.load(bias_ptr + channel, mask=channel < channels, other=0.0)[None, :]
-    v += residual_read(add_ptr, row, channel, width, channels, there, RESAMPLE, ROWS, BLOCK_C)
-    tl.store(out_ptr + at, v.to(out_ptr.dtype.element_ty), mask=there)
+    if ADD:
+        v += tl.load(bias_ptr + channel, mask=channel < channels, other=0.0)[None, :]
+        v += residual_read(add_ptr, row, channel, width, channels, there, RESAMPLE, ROWS, BLOCK_C)
+        rounded = v.to(out_ptr.dtype.element_ty)
+        tl.store(out_ptr + at, rounded, mask=there)
+        v = rounded.to(tl.float32)
+    if MOMENTS:
+        write_moments(moments_ptr, v, tl.program_id(0), channel, channels, ROWS)

@@ -50,12 +50,17 @@ IN_TRITON = {
     "film_group_norm_before_triton_out": "film_group_norm_before_out",
     "add_residual_triton": "add_residual",
     "convolution_residual_triton": "convolution_residual",
+    "film_group_norm_given_triton_out": "film_group_norm_given_out",
+    "moments_triton": "moments",
+    "add_residual_moments_triton": "add_residual_moments",
+    "convolution_moments_triton": "convolution_moments",
     "map_film_triton": "map_film",
     "attention_triton": "attention",
 }
 OF_ENGINES = (
     *("film_group_norm_out", "film_group_norm", "attention"),
     *("film_group_norm_before_out", "add_residual", "convolution_residual", "map_film"),
+    *("film_group_norm_given_out", "moments", "add_residual_moments", "convolution_moments"),
 )  # launched on the current device
 
 

@@ -1,6 +1,8 @@
-"""The program with folded biases: same network, errors against fp64 no larger than twice the program's."""
+"""The program in its other forms (folded biases, moments given): same network, errors no larger than twice its own."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
@@ -9,8 +11,9 @@ from torch import Tensor, nn
 from rcdm_fast.engines.backends import TorchBackend
 from rcdm_fast.engines.folded import FoldedProgram, without_bias
 from rcdm_fast.engines.program import BlockLayer, Program
+from rcdm_fast.engines.summed import SummedProgram
 from rcdm_fast.models.unet import UNet
-from rcdm_fast.ops import products, reference, schema_folding
+from rcdm_fast.ops import products, reference, reference_moments, schema_folding
 from rcdm_fast.ops.schema import is_channels_last
 from tests import small
 from tests.norm_cases import NormCase, doubled, make_inputs
@@ -35,57 +38,77 @@ def _network(large_biases: bool = False, **changes: object) -> UNet:
     return made
 
 
-def _inputs(network: UNet) -> tuple[Tensor, Tensor, Tensor]:
+def _inputs(network: UNet, side: int = 8, images: int = 3) -> tuple[Tensor, Tensor, Tensor]:
     width = sum(block.film_width for block in network.residual_blocks())
     film = torch.randn(2, *network.config.condition_map[1:], width).movedim(-1, 1)
-    return torch.randn(3, 3, 8, 8), film, torch.tensor([0, 1, 1])
+    return torch.randn(images, 3, side, side), film, torch.tensor([0, 1, 1])[:images]
 
 
-def _programs(network: UNet, dtype: torch.dtype) -> tuple[Program, FoldedProgram]:
+def _programs(network: UNet, dtype: torch.dtype) -> tuple[Program, FoldedProgram, SummedProgram]:
     backend = TorchBackend(dtype, CPU)
     program = Program(network, backend, dtype, CPU)
-    return program, FoldedProgram(program, backend)
+    return program, FoldedProgram(program, backend), SummedProgram(program, backend)
 
 
-def _errors(network: UNet, dtype: torch.dtype) -> tuple[float, float]:
-    """Largest errors against fp64 of the program and of the folded one."""
-    x, film, rows = _inputs(network)
+def _errors(network: UNet, dtype: torch.dtype, side: int = 8, images: int = 3) -> list[float]:
+    """Errors against fp64 of the program and of its other forms."""
+    x, film, rows = _inputs(network, side, images)
     with torch.inference_mode():
         found = [program.denoise(x, film, rows).double() for program in _programs(network, dtype)]
         truth = network.double().denoise(x.double(), film[rows].double())
-    return (found[0] - truth).norm().item(), (found[1] - truth).norm().item()
+    return [(each - truth).norm().item() for each in found]
 
 
 @pytest.mark.parametrize("changes", CONFIGS, ids=str)
 def test_it_computes_the_same_network(changes: dict[str, object]) -> None:
     for large in (False, True):
-        plain, folded = _errors(_network(large, **changes), torch.float32)
-        assert folded <= 2 * plain
+        plain, *others = _errors(_network(large, **changes), torch.float32)
+        assert max(others) <= 2 * plain
+
+
+@pytest.mark.parametrize("changes", [*CONFIGS, {"attention_resolutions": (8,)}], ids=str)
+def test_images_that_are_large_enough_for_moments(changes: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 48 pixels, of which norms are given moments, and of 24 inside, of which they are not."""
+    given = []
+    real = reference_moments.film_group_norm_given
+
+    def noted(*arguments: Any) -> Tensor:
+        given.append(arguments)
+        return real(*arguments)
+
+    monkeypatch.setattr(reference_moments, "film_group_norm_given", noted)
+    plain, *others = _errors(_network(True, **changes), torch.float32, 48, 2)
+    assert max(others) <= 2 * plain
+    assert len(given) >= (3 if "resblock_updown" not in changes else 2)
+    everywhere = changes.get("attention_resolutions") == (8,)  # attention leaves no moments
+    assert any(each[1] is not None for each in given) is not everywhere  # of skip connections
 
 
 @pytest.mark.parametrize("large", [False, True])
 def test_in_16_bits_it_is_as_exact(large: bool) -> None:
-    plain, folded = _errors(_network(large, resblock_updown=True), torch.bfloat16)
-    assert folded <= 2 * plain
+    for side, images in ((8, 3), (48, 1)):
+        plain, *others = _errors(_network(large, resblock_updown=True), torch.bfloat16, side, images)
+        assert max(others) <= 2 * plain
 
 
 def test_weights_lie_in_memory_once_and_no_bias_is_left() -> None:
-    program, folded = _programs(_network(), torch.float32)
-    for stage, other in zip([*program._down, program._middle], [*folded._down, folded._middle], strict=True):
-        for (name, layer), (again, made) in zip(stage, other, strict=True):
-            assert name == again
-            if isinstance(layer, BlockLayer) and isinstance(made, BlockLayer):
-                assert made.first.weight is layer.first.weight  # type: ignore[attr-defined]
-                assert made.first.bias is None  # type: ignore[attr-defined]
-                assert layer.first.bias is not None  # type: ignore[attr-defined]
+    program, *others = _programs(_network(), torch.float32)
+    for other in others:
+        for stage, again in zip([*program._down, program._middle], [*other._down, other._middle], strict=True):
+            for (name, layer), (same, made) in zip(stage, again, strict=True):
+                assert name == same
+                if isinstance(layer, BlockLayer) and isinstance(made, BlockLayer):
+                    assert made.first.weight is layer.first.weight  # type: ignore[attr-defined]
+                    assert made.first.bias is None  # type: ignore[attr-defined]
+                    assert layer.first.bias is not None  # type: ignore[attr-defined]
 
 
 def test_the_first_layer_that_is_not_finite_is_named() -> None:
     network = _network()
     dict(network.named_parameters())["middle_block.1.proj_out.weight"].fill_(torch.nan)
-    _, folded = _programs(network, torch.float32)
-    with torch.inference_mode():
-        assert folded.first_nonfinite(*_inputs(network)) == "middle_block.1"
+    for program in _programs(network, torch.float32):
+        with torch.inference_mode():
+            assert program.first_nonfinite(*_inputs(network)) == "middle_block.1"
 
 
 @pytest.mark.parametrize("shape", [(2, 24, 5, 7), (1, 8, 1, 1), (3, 2, 4, 2)])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import gpu_model, launches, roofline, traced, workload
+from benchmarks.documents import results
 from benchmarks.launches import ELEMENT_BYTES, Kernel
 from benchmarks.roofline import Device
 from rcdm_fast.config import ConfigError, UNetConfig
@@ -135,9 +136,10 @@ def test_devices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
             roofline.read_device(path)
 
 
-EPILOGUE = "native, residuals in convolutions"
-KERNELS = {"native": 464, "native, folded": 286, EPILOGUE: 269}  # of one evaluation of the 128-px release
-GBYTE = {"native": 131.4, "native, folded": 88.5, EPILOGUE: 83.3}  # at 64 images
+EPILOGUE, MOMENTS = "native, residuals in convolutions", "native, moments in convolutions"
+# Of one evaluation of the 128-px release; bytes at 64 images.
+KERNELS = {"native": 464, "native, folded": 286, EPILOGUE: 269, MOMENTS: 236}
+GBYTE = {"native": 131.4, "native, folded": 88.5, EPILOGUE: 83.3, MOMENTS: 64.4}
 
 
 @pytest.mark.parametrize("way", KERNELS)
@@ -149,11 +151,41 @@ def test_budgets_of_the_published_size(way: str) -> None:
     assert _count(list(found)).get("bias", 0) <= (122 if way == "native" else 1)
 
 
+@pytest.mark.long
+def test_the_published_table_is_what_the_model_says_today() -> None:
+    device, unet = roofline.device_named("H100"), workload.read_config("release128").unet
+    assert device is not None
+    published = results.read("gpu_model_h100")["rows"]
+    for batch in (1, 4, 16, 64, 256):
+        for row in roofline.predict(unet, batch, device):
+            (stands,) = (each for each in published if (each["batch"], each["name"]) == (batch, row["name"]))
+            assert stands["kernels"] == row["kernels"]
+            assert (stands["ms"], stands["of_compile"]) == pytest.approx((row["ms"], row["of_compile"]), rel=1e-4)
+
+
+def test_moments_save_a_read_and_projections_a_pass() -> None:
+    """Of images of 128 pixels: 12 norms, of which each takes a kernel for the moments it is given and one to write."""
+    large = dataclasses.replace(TINY, image_size=128)
+    folded = launches.of_engine(traced.of_program(large, 1, "folded", epilogue=True))
+    summed = launches.of_engine(traced.of_program(large, 1, "summed", epilogue=True))
+    plane = 32 * 128 * 128 * ELEMENT_BYTES
+    moments = 128 * 3 * 32 * launches.MOMENT_BYTES  # of a plane, whose norm joins them into 3 * 32 numbers
+    joined = 3 * 32 * launches.MOMENT_BYTES
+    assert _count(summed) == {"convolution": 14, "bias": 1, "norm": 2 * 12, "attention": 1, "other": 1}
+    norms = sum(kernel.moved for kernel in summed if kernel.kind == "norm")
+    # One norm follows attention and takes its moments itself; two read skip connections beside their images.
+    given = 10 + 2 * 2 - 1
+    assert norms == (2 * 10 + 2 * 4 + 1) * plane + given * (moments + 2 * joined)
+    saved = sum(kernel.moved for kernel in folded) - sum(kernel.moved for kernel in summed)
+    assert saved > 0
+    assert sum(kernel.flop for kernel in folded) == sum(kernel.flop for kernel in summed)
+
+
 def test_folded_biases_take_no_kernels_but_the_last() -> None:
-    found = launches.of_engine(traced.of_program(TINY, BATCH, folded=True))
+    found = launches.of_engine(traced.of_program(TINY, BATCH, "folded"))
     assert _count(found) == {"convolution": 18, "bias": 1, "residual": 3, "norm": 12, "attention": 1, "other": 1}
     assert _planes(found, "residual") == 3 * 3
-    fused = launches.of_engine(traced.of_program(TINY, BATCH, folded=True, epilogue=True))
+    fused = launches.of_engine(traced.of_program(TINY, BATCH, "folded", epilogue=True))
     assert _count(fused) == {"convolution": 18, "bias": 1, "norm": 12, "attention": 1, "other": 1}
     saved = sum(kernel.moved for kernel in found) - sum(kernel.moved for kernel in fused)
     assert saved == 2 * sum(kernel.written for kernel in found if kernel.kind == "residual")  # written and read again

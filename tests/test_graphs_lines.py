@@ -50,6 +50,8 @@ def test_every_line_of_the_gpu_path_runs(tmp_path: Path, monkeypatch: pytest.Mon
             NativeEngine(of_maps, torch.device("cuda"), "fp32").warmup((1,))
             half = NativeEngine(make_network(), torch.device("cuda"), "fp16")  # convolutions of ours are for 16 bits
             half.warmup((2,))
+            of_large = small.network(image_size=48).eval().requires_grad_(False)  # which take moments
+            NativeEngine(of_large, torch.device("cuda"), "fp16").warmup((1,))
             assert "convolution_residual, few pixels of float16" in half.describe()
             visible = selection.film_group_norm_visible(torch.device("cuda"))
             assert visible is importlib.import_module("rcdm_fast.kernels.film_group_norm").film_group_norm

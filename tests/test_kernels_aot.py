@@ -59,8 +59,8 @@ capabilities = pytest.mark.parametrize(
 )
 
 
-def _norm_call(case: NormCase) -> Callable[[], object]:
-    """Host code of one call on tensors without data."""
+def _norm_call(case: NormCase, moments: torch.Tensor | None = None) -> Callable[[], object]:
+    """Host code of one call on tensors without data; `moments`: of x, and of skip if there is one."""
 
     def empty(channels: int, height: int, width: int) -> torch.Tensor:
         memory = torch.empty(1, height, width, channels, device="meta", dtype=case.dtype)
@@ -78,7 +78,8 @@ def _norm_call(case: NormCase) -> Callable[[], object]:
     settings = (case.groups, 1e-5, case.silu, case.resample, case.phases)
     inputs = schema.NormInputs(x, skip, weight, weight, film, rows, *settings)
     out = empty(*schema.film_group_norm_shape(inputs)[1:])
-    return lambda: norm_module._write(out, inputs)
+    given = None if moments is None else (moments, moments if case.skip else None)
+    return lambda: norm_module._write(out, inputs, None, given)
 
 
 def _check(facts: triton_aot.Facts) -> None:
@@ -132,14 +133,32 @@ def test_bias(
 
 
 @capabilities
-@pytest.mark.parametrize("resample", [-1, 0, 1])
+@pytest.mark.parametrize("dtype", [HALF, FULL], ids=str)
+@pytest.mark.parametrize("skip", [0, 256])
 @pytest.mark.long
-def test_residual(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, resample: int, capability: int) -> None:
+def test_a_norm_by_given_moments(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, skip: int, dtype: torch.dtype, capability: int
+) -> None:
+    case = NormCase(256, skip=skip, size=(128, 128), film="scale", dtype=dtype)
+    moments = torch.empty(0, device="meta")
+    launches = triton_aot.record(monkeypatch, norm_module, _norm_call(case, moments))
+    assert [launch.kernel.__name__ for launch in launches] == ["coefficients_kernel", "apply_kernel"]
+    for launch in launches:
+        _check(triton_aot.compile_launch(launch, capability, tmp_path))
+
+
+@capabilities
+@pytest.mark.parametrize("resample", [-1, 0, 1])
+@pytest.mark.parametrize("moments", [False, True])
+@pytest.mark.long
+def test_residual(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, moments: bool, resample: int, capability: int
+) -> None:
     sides = {-1: (32, 64), 0: (32, 32), 1: (64, 32)}[resample]
     out, add = (torch.empty(2, side, side, 512, device="meta", dtype=HALF).permute(0, 3, 1, 2) for side in sides)
-    bias = torch.empty(512, device="meta")
+    bias, taken = torch.empty(512, device="meta"), torch.empty(0, device="meta") if moments else None
     (launch,) = triton_aot.record(
-        monkeypatch, residual_module, lambda: residual_module._write(out, bias, add, resample)
+        monkeypatch, residual_module, lambda: residual_module._write(out, (bias, add, resample), taken)
     )
     facts = triton_aot.compile_launch(launch, capability, tmp_path)
     _check(facts)

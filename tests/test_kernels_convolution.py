@@ -67,6 +67,26 @@ def test_it_is_the_convolution(resample: int, splits: int, dtype: torch.dtype, m
 
 
 @computes
+@pytest.mark.parametrize("sides", [1, 2])
+@pytest.mark.parametrize("residual", [False, True])
+def test_products_of_other_images_are_part_of_the_sum(residual: bool, sides: int) -> None:
+    """However it is split: some parts have nothing but those, or nothing at all."""
+    x, weight, bias, add = made((2, 20, 40, 4, 6), 0, torch.float16)
+    given: list[Tensor | None] = [None] * 4
+    for side, channels in enumerate((70, 17)[:sides]):
+        given[2 * side] = made((2, channels, 1, 4, 6), 0, torch.float16)[0]
+        given[2 * side + 1] = made((40, channels, 1, 1, 1), 0, torch.float16)[0]
+    wide = [None if each is None else each.double() for each in given]
+    truth = reference.convolution_residual(
+        x.double(), weight.double(), bias, add.double() if residual else None, 0, 1, *wide
+    )
+    for splits in (1, 3, 8, 16):
+        out = module.convolution_residual(x, weight, bias, add if residual else None, 0, splits, *given)
+        error = float((out.double() - truth).abs().max() / truth.abs().max())
+        assert error <= 2 * torch.finfo(torch.float16).eps
+
+
+@computes
 def test_an_image_has_the_same_bits_in_any_batch() -> None:
     x, weight, bias, add = made((3, 24, 32, 4, 4), 0, torch.float16)
     for splits in (1, 4):
@@ -100,6 +120,12 @@ def test_what_does_not_fit_is_refused() -> None:
         ((x, weight, bias, add[:, :4], 0, 1), "does not fit out"),
         ((x, weight, bias[:4], add, 0, 1), r"bias must be float32 \[6\]"),
         ((x, weight, bias, add, 3, 1), "resample must be"),
+        ((x, weight, bias, None, 1, 1), "resample is a residual's"),
+        ((x, weight, bias, None, 0, 1, None, None, x, weight[..., :1, :1]), "right comes after left"),
+        ((x, weight, bias, None, 0, 1, x), "left and its weight go together"),
+        ((x, weight, bias, None, 0, 1, x, weight), "does not fit"),
+        ((x, weight, bias, None, 0, 1, x, weight[:, :, :1, :1].half()), "x's dtype"),
+        ((x, weight, bias, None, 0, 1, x.contiguous(), weight[:, :, :1, :1].contiguous()), "channels-last"),
     ):
         with pytest.raises(ValueError, match=match):
             check(*given)

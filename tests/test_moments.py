@@ -70,13 +70,19 @@ def test_a_norm_by_given_moments_is_the_norm(film: int, skip: bool, resample: in
 def test_a_convolution_gives_the_moments_of_what_it_wrote() -> None:
     x, weight = image(4, 1, torch.bfloat16), torch.randn(12, 4, 3, 3, dtype=torch.bfloat16)
     weight = weight.contiguous(memory_format=torch.channels_last)
-    out, taken = reference_moments.convolution_moments(x, weight, None, None, 0)
+    out, taken = reference_moments.convolution_moments(x, weight)
     torch.testing.assert_close(out, F.conv2d(x.float(), weight.float(), padding=1).bfloat16(), rtol=0, atol=0)
     assert torch.equal(taken, reference_moments.moments(out))
     bias, add = torch.randn(12), image(12, 2, torch.bfloat16, SIDE // 2)
     out, taken = reference_moments.convolution_moments(x, weight, bias, add, 1)
     assert torch.equal(out, reference.convolution_residual(x, weight, bias, add, 1))
     assert torch.equal(taken, reference_moments.moments(out))
+    left, right = image(3, 5, torch.bfloat16), image(6, 6, torch.bfloat16)
+    of_left, of_right = torch.randn(12, 3, 1, 1).bfloat16(), torch.randn(12, 6, 1, 1).bfloat16()
+    out, _ = reference_moments.convolution_moments(x, weight, bias, None, 0, left, of_left, right, of_right)
+    sides = F.conv2d(left.float(), of_left.float()) + F.conv2d(right.float(), of_right.float())
+    whole = F.conv2d(x.float(), weight.float(), padding=1) + sides + bias[:, None, None]
+    torch.testing.assert_close(out.float(), whole, rtol=torch.finfo(torch.bfloat16).eps, atol=1e-4)
 
 
 @pytest.mark.parametrize(("height", "width", "chunks"), [(32, 32, 0), (64, 64, 32), (48, 48, 18), (50, 50, 0)])
@@ -93,15 +99,26 @@ def test_what_does_not_fit_is_refused() -> None:
         reference_moments.film_group_norm_given_out(out, *given, *inputs._replace(**changes))
 
     norm(taken, of_skip, None)
-    torch.testing.assert_close(out, reference.film_group_norm(*inputs), rtol=0, atol=1e-5)
+    torch.testing.assert_close(out, reference.film_group_norm(*inputs), rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="skip and its moments go together"):
         norm(taken, None, None)
     with pytest.raises(ValueError, match=r"moments must be float32 \[2, 18, 3, 12\]"):
         norm(of_skip, of_skip, None)
     with pytest.raises(ValueError, match=r"before must be float32 \[18\]"):
         norm(taken, of_skip, torch.zeros(12))
-    x, weight = image(4, 1, side=50), torch.zeros(4, 4, 3, 3, dtype=torch.float64)
+    x, weight = image(4, 1, side=50), image(4, 1, side=3)[:1].expand(4, -1, -1, -1)
+    weight = weight.contiguous(memory_format=torch.channels_last)
     with pytest.raises(ValueError, match="50 x 50 are not cut"):
-        reference_moments.convolution_moments(x, weight, None, None, 0)
-    with pytest.raises(ValueError, match="added together"):
-        reference_moments.convolution_moments(x, weight, torch.zeros(4), None, 0)
+        reference_moments.convolution_moments(x, weight)
+    bias, side = torch.zeros(4), torch.zeros(4, 4, 1, 1, dtype=torch.float64)
+    for wrong, match in (
+        ((None, x, 0), "adds a bias, too"),
+        ((bias, None, 1), "resample is a residual's"),
+        ((bias, None, 0, None, None, x, side), "right comes after left"),
+        ((bias, None, 0, x), "left and its weight go together"),
+        ((bias, None, 0, x, side[:, :2]), "does not fit"),
+        ((bias, None, 0, x, side.float()), "x's dtype"),
+        ((bias, None, 0, x.contiguous(), side), "channels-last"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            reference_moments.convolution_moments(x, weight, *wrong)

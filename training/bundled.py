@@ -64,17 +64,26 @@ def _adapted(name: str, base: str, source: str, steps: int) -> tuple[Stage, ...]
     words = f'adapt {{{base}-trained}} --encoder "file:{source}" --data {{data}} --set steps={steps}'
     words += f" --name {name} --out {{out}}"
     adapted = Stage(f"{name}-trained", words, f"{name}.safetensors", "not measured", ships=False)
-    return adapted, *_tuned(name, source, "30 minutes of a busy core, three for each solver at most", base, 3)
+    takes = "30 minutes of a busy core, three for each solver at most"
+    return adapted, *_tuned(name, source, takes, base, base, 3)
 
 
-def _tuned(name: str, encoder: str, takes: str, base: str = "", minutes: int = 20) -> tuple[Stage, Stage]:
-    """Solvers for the model that stage NAME-trained made: for its weights in 16 bits, which are those that ship."""
+def _tuned(
+    name: str, encoder: str, takes: str, base: str = "", begins: str = "", minutes: int = 20
+) -> tuple[Stage, Stage]:
+    """Solvers for the model that stage NAME-trained made: for its weights in 16 bits, which are those that ship.
+
+    Args:
+        name, encoder, takes, base: see `Stage`.
+        begins: the model with whose solvers learning begins, or none.
+        minutes: for each solver.
+    """
     halved = Stage(
         f"{name}-halved", f"export {{{name}-trained}} --to hub --precision fp16 --out {{out}}", "model.safetensors",
         "seconds", ships=False,
     )  # fmt: skip
-    begins = f" --init {{{base}}}" if base else ""
-    words = f"tune {{{name}-halved}} --data {{data}} --nfe 4,5,6,8,10 --minutes {minutes}{begins}"
+    words = f"tune {{{name}-halved}} --data {{data}} --nfe 4,5,6,8,10 --minutes {minutes}"
+    words += f" --init {{{begins}}}" if begins else ""
     words += f" --out {{out}}/{name}.safetensors"
     return halved, Stage(name, words, f"{name}.safetensors", takes, base, f"file:{encoder}")
 
@@ -112,11 +121,19 @@ STAGES = (
         ships=False,
     ),
     Stage(
-        "cifar10-simclr-map",
+        "cifar10-simclr-map-trained",
         'train cifar10-simclr-map --data {data} --encoder "file:{cifar10-simclr-encoder}?layer=backbone.4&pooling=map" '
         "--init {cifar10-simclr-map-start} --out {out}",
         "cifar10-simclr-map.safetensors",
         "140,000 images; 90 minutes of a core",
+        ships=False,
+    ),
+    *_tuned(
+        "cifar10-simclr-map",
+        "{cifar10-simclr-encoder}?layer=backbone.4&pooling=map",
+        "60 minutes of a busy core, three for each solver at most",
+        begins="cifar10-simclr-trunk",
+        minutes=3,
     ),
     *_adapted("cifar10-simclr-head", "cifar10-simclr-trunk", "{cifar10-simclr-encoder}?layer=projector", 800),
     *_adapted("cifar10-supervised", "cifar10-simclr-trunk", "{cifar10-supervised-encoder}", 800),

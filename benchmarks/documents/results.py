@@ -40,7 +40,8 @@ TRAININGS = {  # of encoders in the known world, and what they are called there
     "both0-0": "both",
 }
 SEEDS = tuple(f"color{encoder}-{decoder}" for encoder in range(3) for decoder in range(3))
-FITTED = ("cifar10-simclr-trunk", "cifar10-simclr-head", "cifar10-supervised")  # models that ship with solvers
+# Models that ship with solvers.
+FITTED = ("cifar10-simclr-trunk", "cifar10-simclr-head", "cifar10-supervised", "cifar10-simclr-map")
 CALIBRATION = "calibration"  # the name of `SHIPPED`
 OLDER = (
     *("step_s_2cores", "step_m_2cores", "sampling_s_2cores", "profile_s_2cores", "profile_m_2cores"),
@@ -124,8 +125,22 @@ def _speed() -> dict[str, Result]:
     for name in ("webdataset", "folder", "npz", "parquet"):
         found[f"job {name}"] = _of(speed.job, generate, name=name)
     found["maps"] = _of(speed.maps, "maps_trunk_2cores")
+    found |= _gpu_model("gpu_model_h100")
     found["job spread"] = _of(speed.job_spread, generate, name="webdataset")
     return found
+
+
+def _gpu_model(file: str) -> dict[str, Result]:
+    ours = "native, moments in convolutions"
+    return {
+        "gpu model": _of(speed.gpu_model, file),
+        "modeled biases": _of(speed.modeled, file, name="native", key="bias_ms"),
+        "modeled residuals": _of(speed.modeled, file, name="native", key="residual_ms"),
+        "modeled norms": _of(speed.modeled, file, name="native", key="norm_ms"),
+        "modeled norms given": _of(speed.modeled, file, name=ours, key="norm_ms"),
+        "modeled convolutions": _of(speed.modeled, file, name=ours, key="convolution_ms", fraction_of="ms"),
+        "modeled by library": _of(speed.modeled, file, name="native, moments given", key="of_compile"),
+    }
 
 
 def _bundled() -> dict[str, Result]:

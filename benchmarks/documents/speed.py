@@ -11,6 +11,8 @@ Found = dict[str, Any]  # a result as its JSON has it
 
 _RIVALS = (("diffusers", "diffusers"), ("torch.compile", "torch.compile"), ("OpenVINO", "OpenVINO"))
 
+GPU_BATCH = 64  # at which bytes of the model of GPUs are counted
+
 
 def step(found: Found) -> str:
     """One evaluation beside rivals."""
@@ -177,3 +179,32 @@ def job_spread(found: Found, name: str) -> str:
     """The same over the rounds."""
     row = _timed(found, name, "fp32")
     return f"{row['of_bare_low']:.2f} to {row['of_bare_high']:.2f}"
+
+
+def gpu_model(found: Found) -> str:
+    """Modeled times of one evaluation on one GPU, a way after the other; of torch.compile's time at every batch."""
+    rows = found["rows"]
+    batches = list(dict.fromkeys(row["batch"] for row in rows))
+    largest = f"GB at {GPU_BATCH}"
+    heads = [
+        "",
+        "kernels",
+        largest,
+        *(f"ms at {batch}" for batch in batches),
+        *(f"times at {batch}" for batch in batches),
+    ]
+    lines = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
+    for name in dict.fromkeys(row["name"] for row in rows):
+        of = {row["batch"]: row for row in rows if row["name"] == name}
+        cells = [
+            name, f"{of[GPU_BATCH]['kernels']}", f"{of[GPU_BATCH]['gbyte']:.1f}",
+            *(f"{of[batch]['ms']:.2f}" for batch in batches), *(f"{of[batch]['of_compile']:.2f}" for batch in batches),
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def modeled(found: Found, name: str, key: str, batch: int = GPU_BATCH, fraction_of: str = "") -> str:
+    """One number of the same, or what fraction of another one it is."""
+    (row,) = (row for row in found["rows"] if row["name"] == name and row["batch"] == batch)
+    return f"{row[key] / row[fraction_of]:.0%}" if fraction_of else f"{row[key]:.{2 if key == 'of_compile' else 1}f}"

@@ -145,6 +145,14 @@ class TorchBackend(ModuleBackend):
         self.choices.film_group_norm_before(out, before, inputs)
         return out
 
+    def norm_given(
+        self, moments: Tensor, skip_moments: Tensor | None, before: Tensor | None, inputs: NormInputs
+    ) -> Tensor:
+        """`reference_moments.film_group_norm_given`."""
+        out = schema.film_group_norm_result(inputs)
+        self.choices.film_group_norm_given(out, moments, skip_moments, before, inputs)
+        return out
+
     def map_film(self, x: Tensor, film: Tensor, rows: Tensor) -> Tensor:
         self.choices.map_film(x, film, rows, *_sides(x, film))
         return x

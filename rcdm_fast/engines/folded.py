@@ -69,7 +69,7 @@ def _folded(stage: Stage, backend: TorchBackend, missing: Missing, of_skip: Miss
             missing = resize.missing
         else:
             made.append((name, _FoldedFirst(layer)))
-            missing = _bias(layer.conv)
+            missing = bias_of(layer.conv)
     return made, missing
 
 
@@ -77,7 +77,7 @@ class _FoldedNorm(Norm):
     def __init__(self, norm: Norm, backend: TorchBackend, before: Missing) -> None:
         self.weight, self.bias, self.groups, self.eps = norm.weight, norm.bias, norm.groups, norm.eps
         self.backend = self._torch = backend
-        self._before = None if before is None else _placed(before, norm.weight)
+        self._before = None if before is None else placed(before, norm.weight)
 
     def __call__(self, x: Tensor, **options: object) -> Tensor:
         inputs = self.inputs(x, **options)  # type: ignore[arg-type]
@@ -86,26 +86,26 @@ class _FoldedNorm(Norm):
 
 class _FoldedBlock(BlockLayer):
     def __init__(self, block: BlockLayer, backend: TorchBackend, missing: Missing, of_skip: Missing) -> None:
-        first, last = _torch(block.first), _torch(block.last)
+        first, last = plain(block.first), plain(block.last)
         self.up, self.down, self.film = block.up, block.down, block.film
         self.projection = block.projection
         self.first, self.last = without_bias(first), without_bias(last)
         self.backend = self._torch = backend
-        before = _beside(missing, of_skip, block.in_norm.weight.numel())
+        before = beside(missing, of_skip, block.in_norm.weight.numel())
         self.in_norm = _FoldedNorm(block.in_norm, backend, before)
-        own = _bias(first)  # four times the same where it computes phases
+        own = bias_of(first)  # four times the same where it computes phases
         self.out_norm = _FoldedNorm(block.out_norm, backend, None if own is None else own[: len(block.out_norm.weight)])
         if block.projection is None:
-            settled = _sum(_bias(last), before)
-            self._settled = _placed(
+            settled = sum_of(bias_of(last), before)
+            self._settled = placed(
                 torch.zeros(len(last.weight), device="cpu") if settled is None else settled, block.out_norm.weight
             )
             self.missing: Missing = None
             return
         direct, other = block.projection
-        self.missing = _sum(_bias(last), _through(_torch(direct), missing))
+        self.missing = sum_of(bias_of(last), through(plain(direct), missing))
         if other is not None:
-            self.missing = _sum(self.missing, _through(_torch(other), of_skip))
+            self.missing = sum_of(self.missing, through(plain(other), of_skip))
 
     def __call__(self, x: Tensor, skip: Tensor | None, film: Tensor, rows: Tensor) -> Tensor:
         h = self.conditioned(self.first(self.in_norm(x, skip=skip, resample=-1 if self.down else 0)), film, rows)
@@ -113,13 +113,13 @@ class _FoldedBlock(BlockLayer):
             residual = x if skip is None else torch.cat([x, skip], dim=1)
             resample = 1 if self.up else -1 if self.down else 0
             return self._torch.choices.convolution_residual(
-                h, _torch(self.last).weight, self._settled, residual, resample
+                h, plain(self.last).weight, self._settled, residual, resample
             )
         h = self.last(h)
         direct, other = self.projection
-        self._torch.choices.add_product(h, x, _torch(direct).weight)
+        self._torch.choices.add_product(h, x, plain(direct).weight)
         if other is not None and skip is not None:
-            self._torch.choices.add_product(h, skip, _torch(other).weight)
+            self._torch.choices.add_product(h, skip, plain(other).weight)
         return h
 
 
@@ -129,16 +129,16 @@ class _FoldedAttention(AttentionLayer):
         self.norm = _FoldedNorm(layer.norm, backend, missing)
         self.qkv, self.out = layer.qkv, layer.out
         self.heads, self.new_order = layer.heads, layer.new_order
-        self.missing = _sum(missing, _bias(layer.out))
+        self.missing = sum_of(missing, bias_of(layer.out))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Adds to x itself: the block before made it for this layer alone."""
         n, c, height, width = x.shape
-        qkv, choices = _torch(self.qkv), self._torch.choices
+        qkv, choices = plain(self.qkv), self._torch.choices
         assert qkv.bias is not None
         packed = choices.product(self.norm(x, silu=False), qkv.weight, qkv.bias)
         h = choices.attention(packed.permute(0, 2, 3, 1).view(n, height * width, 3 * c), self.heads, self.new_order)
-        choices.add_product(x, h.view(n, height, width, c).permute(0, 3, 1, 2), _torch(self.out).weight)
+        choices.add_product(x, h.view(n, height, width, c).permute(0, 3, 1, 2), plain(self.out).weight)
         return x
 
 
@@ -147,13 +147,13 @@ class _FoldedResize(ResizeLayer):
 
     def __init__(self, layer: ResizeLayer, backend: TorchBackend, missing: Missing) -> None:
         self.up = layer.up
-        self.conv = None if layer.conv is None else without_bias(_torch(layer.conv))
+        self.conv = None if layer.conv is None else without_bias(plain(layer.conv))
         self._settled: Tensor | None = None
         self.missing = missing
         if layer.conv is not None:
-            weight = _torch(layer.conv).weight
+            weight = plain(layer.conv).weight
             self._settled = None if missing is None else missing.to(weight.device, weight.dtype)[:, None, None]
-            self.missing = _bias(layer.conv)
+            self.missing = bias_of(layer.conv)
 
     def __call__(self, x: Tensor) -> Tensor:
         return super().__call__(x if self._settled is None else x + self._settled)
@@ -161,7 +161,7 @@ class _FoldedResize(ResizeLayer):
 
 class _FoldedFirst(FirstLayer):
     def __init__(self, layer: FirstLayer) -> None:
-        self.conv = without_bias(_torch(layer.conv))
+        self.conv = without_bias(plain(layer.conv))
 
 
 def without_bias(convolution: TorchConvolution) -> TorchConvolution:
@@ -173,28 +173,31 @@ def without_bias(convolution: TorchConvolution) -> TorchConvolution:
     return made
 
 
-def _torch(convolution: Convolution) -> TorchConvolution:
+def plain(convolution: Convolution) -> TorchConvolution:
+    """It, on a `TorchBackend`."""
     assert isinstance(convolution, TorchConvolution)
     return convolution
 
 
-def _bias(convolution: Convolution) -> Missing:
-    bias = _torch(convolution).bias
+def bias_of(convolution: Convolution) -> Missing:
+    """What its result misses while nobody adds its bias."""
+    bias = plain(convolution).bias
     return None if bias is None else bias.to("cpu", torch.float64)
 
 
-def _through(convolution: TorchConvolution, missing: Missing) -> Missing:
+def through(convolution: TorchConvolution, missing: Missing) -> Missing:
     """What a 1x1 convolution misses of its result when its input misses something and its bias is not added."""
     if missing is None:
-        return _bias(convolution)
-    return _sum(convolution.weight.flatten(1).to("cpu", torch.float64) @ missing, _bias(convolution))
+        return bias_of(convolution)
+    return sum_of(convolution.weight.flatten(1).to("cpu", torch.float64) @ missing, bias_of(convolution))
 
 
-def _sum(one: Missing, other: Missing) -> Missing:
+def sum_of(one: Missing, other: Missing) -> Missing:
+    """Both together."""
     return other if one is None else one if other is None else one + other
 
 
-def _beside(of_x: Missing, of_skip: Missing, channels: int) -> Missing:
+def beside(of_x: Missing, of_skip: Missing, channels: int) -> Missing:
     """Of x and skip side by side, `channels` in all."""
     if of_x is None and of_skip is None:
         return None
@@ -206,5 +209,6 @@ def _beside(of_x: Missing, of_skip: Missing, channels: int) -> Missing:
     return whole
 
 
-def _placed(numbers: Tensor, like: Tensor) -> Tensor:
+def placed(numbers: Tensor, like: Tensor) -> Tensor:
+    """In float32, where another tensor is."""
     return numbers.to(like.device, torch.float32).contiguous()

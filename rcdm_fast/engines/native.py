@@ -3,8 +3,8 @@
 CPU: oneDNN convolutions with packed weights and our C++ operators, in fp32 or bf16. fp32 images run in groups of one
 fixed size and get equal bits in any batch; in bf16 an image may differ with its batch by rounding. CUDA: cuDNN
 convolutions and our C++ or Triton operators (the faster of the two for every shape, measured while warming up), in
-fp32, bf16 or fp16, replayed as one CUDA graph per batch bucket; where Triton is there, the program with folded biases
-is captured too, and the faster one kept. fp32 is float32 whatever the host program allows.
+fp32, bf16 or fp16, replayed as one CUDA graph per batch bucket; where Triton is there, two other forms of the program
+are captured too (`folded.py`, `summed.py`), and the fastest one kept. fp32 is float32 whatever the host program allows.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from rcdm_fast.engines.cuda_graphs import GraphCache
 from rcdm_fast.engines.folded import FoldedProgram
 from rcdm_fast.engines.groups import in_groups
 from rcdm_fast.engines.program import Program
+from rcdm_fast.engines.summed import SummedProgram
 from rcdm_fast.models.unet import UNet
 from rcdm_fast.ops import library, selection
 from rcdm_fast.precision import exact, without_bf16
@@ -146,5 +147,6 @@ class NativeEngine(Engine):
             forms = {"as written": self._program}
             if not selection.triton_reason(self.device):
                 forms["biases folded"] = FoldedProgram(self._program, backend)
+                forms["moments given"] = SummedProgram(self._program, backend)
             self._graphs = GraphCache(forms, backend, size, self._film, self.device)
         return self._program

@@ -12,7 +12,7 @@ this module follows it block by block and knows nothing about plans, solvers, CU
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from rcdm_fast.models.unet import AttentionBlock, Downsample, ResBlock, UNet, Up
 from rcdm_fast.ops.schema import NormInputs
 
 Observer = Callable[[str, Tensor], None]  # (layer's name in the state_dict, its output)
+Passed = Any  # from layer to layer: an image, of which another form of the program may know more (`summed.py`)
 
 
 class Convolution(Protocol):
@@ -246,7 +247,7 @@ class Program:
 
         Images are channels-last. Maps cost a pass more in every residual block.
         """
-        h = x.to(dtype=self.dtype, memory_format=torch.channels_last)
+        h: Passed = x.to(dtype=self.dtype, memory_format=torch.channels_last)
         skips = []
         for stage in self._down:
             h = self._run(stage, h, None, film, rows)
@@ -254,9 +255,9 @@ class Program:
         h = self._run(self._middle, h, None, film, rows)
         for stage in self._up:
             h = self._run(stage, h, skips.pop(), film, rows)
-        h = self._out(self._out_norm(h))
-        self._observe("out", h)
-        return h
+        out = self._out(self._out_norm(h))
+        self._observe("out", out)
+        return out
 
     def first_nonfinite(self, x: Tensor, film: Tensor, rows: Tensor) -> str | None:
         """Name of the first layer whose output is not finite, or None; runs the program once more."""
@@ -276,11 +277,11 @@ class Program:
     def _run(
         self,
         stage: Stage,
-        h: Tensor,
-        skip: Tensor | None,
+        h: Passed,
+        skip: Passed,
         film: Tensor,
         rows: Tensor,
-    ) -> Tensor:
+    ) -> Passed:
         for name, layer in stage:
             if isinstance(layer, BlockLayer):
                 h = layer(h, skip, film, rows)
@@ -290,7 +291,7 @@ class Program:
             self._observe(name, h)
         return h
 
-    def _observe(self, name: str, h: Tensor) -> None:
+    def _observe(self, name: str, h: Passed) -> None:
         if self._observer is not None:
             self._observer(name, h)
 

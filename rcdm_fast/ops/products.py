@@ -17,10 +17,11 @@ def rows_of(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).view(-1, x.shape[1])
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """[N,I,H,W], [O,I,1,1], [O] -> [N,O,H,W], channels-last; one dtype."""
     n, _, height, width = x.shape
-    out = torch.addmm(bias, rows_of(x), weight.flatten(1).t())
+    columns = weight.flatten(1).t()
+    out = torch.mm(rows_of(x), columns) if bias is None else torch.addmm(bias, rows_of(x), columns)
     return out.view(n, height, width, -1).permute(0, 3, 1, 2)
 
 
@@ -29,7 +30,7 @@ def add_product(out: Tensor, x: Tensor, weight: Tensor) -> None:
     rows_of(out).addmm_(rows_of(x), weight.flatten(1).t())
 
 
-def _convolution(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.conv2d(x, weight, bias)
 
 

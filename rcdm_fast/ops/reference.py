@@ -115,17 +115,33 @@ def add_residual(out: Tensor, bias: Tensor, add: Tensor, resample: int) -> None:
 
 
 def convolution_residual(
-    x: Tensor, weight: Tensor, bias: Tensor, add: Tensor, resample: int, splits: int = 1
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    add: Tensor | None,
+    resample: int,
+    splits: int = 1,
+    left: Tensor | None = None,
+    left_weight: Tensor | None = None,
+    right: Tensor | None = None,
+    right_weight: Tensor | None = None,
 ) -> Tensor:
     """The 3x3 convolution of x [N,I,H,W], padded by zeros, with weight [O,I,3,3], plus bias and residual; rounded once.
 
-    bias float32 [O]; add [N,O,H,W] as in `add_residual`. The result is [N,O,H,W]. In how many parts a kernel sums
+    bias float32 [O]; add [N,O,H,W] as in `add_residual`; `left` and `right` [N,J,H,W] are images whose 1x1
+    convolutions, with weights [O,J,1,1], are part of the sum. The result is [N,O,H,W]. In how many parts a kernel sums
     (`splits`) is nothing but rounding.
     """
-    out = schema_folding.convolution_residual_result(x, weight, bias, add, resample, splits)
+    sides = (left, left_weight, right, right_weight)
+    out = schema_folding.convolution_residual_result(x, weight, bias, add, resample, splits, *sides)
     wide = torch.promote_types(x.dtype, torch.float32)
-    whole = F.conv2d(x.to(wide), weight.to(wide), padding=1)
-    return out.copy_(whole + bias.to(wide)[:, None, None] + resampled(add.to(wide), resample))
+    whole = F.conv2d(x.to(wide), weight.to(wide), padding=1) + bias.to(wide)[:, None, None]
+    if add is not None:
+        whole = whole + resampled(add.to(wide), resample)
+    for image, its in ((left, left_weight), (right, right_weight)):
+        if image is not None and its is not None:
+            whole = whole + F.conv2d(image.to(wide), its.to(wide))
+    return out.copy_(whole)
 
 
 def resampled(add: Tensor, resample: int) -> Tensor:  # [N,C,H,W]

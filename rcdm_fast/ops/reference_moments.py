@@ -32,12 +32,21 @@ def add_residual_moments(out: Tensor, bias: Tensor, add: Tensor, resample: int) 
 
 
 def convolution_moments(
-    x: Tensor, weight: Tensor, bias: Tensor | None, add: Tensor | None, resample: int
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    add: Tensor | None = None,
+    resample: int = 0,
+    left: Tensor | None = None,
+    left_weight: Tensor | None = None,
+    right: Tensor | None = None,
+    right_weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`reference.convolution_residual`, or the convolution alone, and the moments of what it wrote."""
-    out, _ = schema_moments.convolution_moments_result(x, weight, bias, add, resample)
-    if bias is not None and add is not None:
-        out = reference.convolution_residual(x, weight, bias, add, resample)
+    """`reference.convolution_residual`, or without a bias the convolution alone, and the moments of what it wrote."""
+    sides = (left, left_weight, right, right_weight)
+    out, _ = schema_moments.convolution_moments_result(x, weight, bias, add, resample, *sides)
+    if bias is not None:
+        out = reference.convolution_residual(x, weight, bias, add, resample, 1, *sides)
     else:
         wide = torch.promote_types(x.dtype, torch.float32)
         out.copy_(F.conv2d(x.to(wide), weight.to(wide), padding=1))

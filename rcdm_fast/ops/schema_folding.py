@@ -21,7 +21,10 @@ from rcdm_fast.ops.schema import (
 )
 
 FILM_GROUP_NORM_BEFORE_OUT = f"(Tensor(a!) out, Tensor before, {NORM_INPUTS}) -> ()"
-CONVOLUTION_RESIDUAL = "(Tensor x, Tensor weight, Tensor bias, Tensor add, int resample, int splits) -> Tensor"
+SIDES = "Tensor? left=None, Tensor? left_weight=None, Tensor? right=None, Tensor? right_weight=None"
+CONVOLUTION_RESIDUAL = (
+    f"(Tensor x, Tensor weight, Tensor bias, Tensor? add, int resample, int splits, {SIDES}) -> Tensor"
+)
 ADD_RESIDUAL = "(Tensor(a!) out, Tensor bias, Tensor add, int resample) -> ()"
 
 
@@ -49,14 +52,42 @@ def check_add_residual(out: Tensor, bias: Tensor, add: Tensor, resample: int) ->
 
 
 def convolution_residual_result(
-    x: Tensor, weight: Tensor, bias: Tensor, add: Tensor, resample: int, splits: int
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    add: Tensor | None,
+    resample: int,
+    splits: int,
+    left: Tensor | None = None,
+    left_weight: Tensor | None = None,
+    right: Tensor | None = None,
+    right_weight: Tensor | None = None,
 ) -> Tensor:
     """What `reference.convolution_residual` writes to, not written yet; `ValueError` for what it does not accept."""
     if splits < 1:
         raise ValueError(f"convolution_residual: splits must be at least 1, got {splits}")
     out = check_convolution("convolution_residual", x, weight)
-    check_add_residual(out, bias, add, resample)
+    if (add is None and resample != 0) or (left is None and right is not None):
+        raise ValueError("convolution_residual: resample is a residual's, and right comes after left")
+    check_add_residual(out, bias, out if add is None else add, resample)
+    _check_side("left", out, left, left_weight)
+    _check_side("right", out, right, right_weight)
     return out
+
+
+def _check_side(what: str, out: Tensor, image: Tensor | None, weight: Tensor | None) -> None:
+    if image is None or weight is None:
+        if image is not weight:
+            raise ValueError(f"convolution_residual: {what} and its weight go together")
+        return
+    n, outer, height, width = out.shape
+    inner = weight.shape[1]
+    if tuple(weight.shape) != (outer, inner, 1, 1) or tuple(image.shape) != (n, inner, height, width):
+        raise ValueError(f"convolution_residual: {what} {list(image.shape)}, {list(weight.shape)} does not fit")
+    if any(each.dtype != out.dtype or each.device != out.device for each in (image, weight)):
+        raise ValueError(f"convolution_residual: {what} must have x's dtype and lie on its device")
+    if not is_channels_last(image) or not is_channels_last(weight):
+        raise ValueError(f"convolution_residual: {what} must lie in channels-last memory without gaps")
 
 
 def check_convolution(operator: str, x: Tensor, weight: Tensor) -> Tensor:

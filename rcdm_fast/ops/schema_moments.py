@@ -16,14 +16,22 @@ import torch
 from torch import Tensor
 
 from rcdm_fast.ops.schema import NAMESPACE, NORM_INPUTS, TAGS, NormInputs, check_film_group_norm, check_out
-from rcdm_fast.ops.schema_folding import check_add_residual, check_convolution, check_vector
+from rcdm_fast.ops.schema_folding import (
+    SIDES,
+    check_add_residual,
+    check_convolution,
+    check_vector,
+    convolution_residual_result,
+)
 
 CHUNK = 128  # pixels, one behind another; of a tile of matrix products, too
 ONCE = 1024  # pixels of an image that a norm reads once anyway, for they stay on the chip
 
 MOMENTS = "(Tensor x) -> Tensor"
 ADD_RESIDUAL_MOMENTS = "(Tensor(a!) out, Tensor bias, Tensor add, int resample) -> Tensor"
-CONVOLUTION_MOMENTS = "(Tensor x, Tensor weight, Tensor? bias, Tensor? add, int resample) -> (Tensor, Tensor)"
+CONVOLUTION_MOMENTS = (
+    f"(Tensor x, Tensor weight, Tensor? bias=None, Tensor? add=None, int resample=0, {SIDES}) -> (Tensor, Tensor)"
+)
 FILM_GROUP_NORM_GIVEN_OUT = (
     f"(Tensor(a!) out, Tensor moments, Tensor? skip_moments, Tensor? before, {NORM_INPUTS}) -> ()"
 )
@@ -51,14 +59,24 @@ def add_residual_moments_result(out: Tensor, bias: Tensor, add: Tensor, resample
 
 
 def convolution_moments_result(
-    x: Tensor, weight: Tensor, bias: Tensor | None, add: Tensor | None, resample: int
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    add: Tensor | None = None,
+    resample: int = 0,
+    left: Tensor | None = None,
+    left_weight: Tensor | None = None,
+    right: Tensor | None = None,
+    right_weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """What `reference_moments.convolution_moments` returns, not written yet; `ValueError` for what it does not take."""
+    if bias is not None:
+        sides = (left, left_weight, right, right_weight)
+        out = convolution_residual_result(x, weight, bias, add, resample, 1, *sides)
+        return out, moments_result(out)
+    if resample != 0 or any(each is not None for each in (add, left, left_weight, right, right_weight)):
+        raise ValueError("convolution_moments: what adds a residual or products adds a bias, too")
     out = check_convolution("convolution_moments", x, weight)
-    if (bias is None) != (add is None) or (add is None and resample != 0):
-        raise ValueError("convolution_moments: bias and residual are added together, or neither is")
-    if bias is not None and add is not None:
-        check_add_residual(out, bias, add, resample)
     return out, moments_result(out)
 
 

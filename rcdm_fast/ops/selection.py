@@ -11,18 +11,22 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from rcdm_fast.ops import library, products, reference
+from rcdm_fast import memory
+from rcdm_fast.ops import convolutions, library, products, reference, reference_moments
 from rcdm_fast.ops.schema import NormInputs
+
+log = logging.getLogger(__name__)
 
 WriteNorm = Callable[..., None]  # (out, *NormInputs), as the operator
 Attend = Callable[[Tensor, int, bool], Tensor]
@@ -94,19 +98,44 @@ def convolution_residual_candidates(
 ) -> dict[str, Callable[..., Tensor]]:
     """The same for `reference.convolution_residual`, with split sums or without; ours are for 16 bits."""
     add = next(iter(add_residual_candidates(device).values()))
-
-    def library(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, resample: int) -> Tensor:
-        out = F.conv2d(x, weight, padding=1)
-        add(out, bias, residual, resample)
-        return out
-
-    found: dict[str, Callable[..., Tensor]] = {"library": library}
+    found: dict[str, Callable[..., Tensor]] = {"library": partial(convolutions.convolution_then_residual, add)}
     if dtype in (torch.float16, torch.bfloat16) and not triton_reason(device):
         from rcdm_fast.kernels import convolution as kernel  # needs triton
 
         splits = SPLITS if split else SPLITS[:1]
         found |= {f"triton{n}": partial(kernel.convolution_residual, splits=n) for n in splits}
     return found
+
+
+def convolution_moments_candidates(
+    device: torch.device, dtype: torch.dtype
+) -> dict[str, Callable[..., tuple[Tensor, Tensor]]]:
+    """The same for `reference_moments.convolution_moments`; ours are for 16 bits."""
+    add: Callable[..., Tensor] = reference_moments.add_residual_moments
+    take: Callable[[Tensor], Tensor] = reference_moments.moments
+    if not triton_reason(device):
+        from rcdm_fast.kernels import residual as pass_behind  # needs triton
+
+        add, take = pass_behind.add_residual_moments, pass_behind.moments
+
+    found: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+        "library": partial(convolutions.convolution_then_moments, add, take)
+    }
+    if dtype in (torch.float16, torch.bfloat16) and not triton_reason(device):
+        from rcdm_fast.kernels import convolution as kernel  # needs triton
+
+        found["triton"] = kernel.convolution_moments
+    return found
+
+
+def film_group_norm_given_candidates(device: torch.device) -> dict[str, Callable[..., None]]:
+    """The same for a norm whose moments are given; takes (out, moments, skip_moments, before, *NormInputs)."""
+    found: dict[str, Callable[..., None]] = {}
+    if not triton_reason(device):
+        from rcdm_fast.kernels import film_group_norm as kernel  # needs triton
+
+        found["triton"] = kernel.film_group_norm_given_out
+    return {**found, "reference": reference_moments.film_group_norm_given_out}
 
 
 def map_film_candidates(device: torch.device) -> dict[str, Callable[..., None]]:
@@ -163,6 +192,7 @@ class Choices:
             "film_group_norm": {**film_group_norm_candidates(device)},
             "attention": {**attention_candidates(device)},
             "film_group_norm_before": {**film_group_norm_before_candidates(device)},
+            "film_group_norm_given": {**film_group_norm_given_candidates(device)},
             "map_film": {**map_film_candidates(device)},
             "product": {**products.CANDIDATES},
             "add_product": {**products.ADDING},
@@ -192,20 +222,49 @@ class Choices:
         """`reference.film_group_norm_before` written to `out`."""
         self._run("film_group_norm_before", out, before, *inputs)
 
-    def convolution_residual(self, x: Tensor, weight: Tensor, bias: Tensor, add: Tensor, resample: int) -> Tensor:
+    def film_group_norm_given(
+        self,
+        out: Tensor,
+        moments: Tensor,
+        skip_moments: Tensor | None,
+        before: Tensor | None,
+        inputs: NormInputs,
+    ) -> None:
+        """`reference_moments.film_group_norm_given` written to `out`."""
+        self._run("film_group_norm_given", out, moments, skip_moments, before, *inputs)
+
+    def convolution_moments(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        add: Tensor | None = None,
+        resample: int = 0,
+        *sides: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """`reference_moments.convolution_moments`."""
+        operator = f"convolution_moments of {str(x.dtype)[6:]}"
+        if operator not in self._candidates:
+            self._candidates[operator] = convolution_moments_candidates(self._device, x.dtype)
+        found: tuple[Tensor, Tensor] = self._run(operator, x, weight, bias, add, resample, *sides)
+        return found
+
+    def convolution_residual(
+        self, x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, resample: int, *sides: Tensor | None
+    ) -> Tensor:
         """`reference.convolution_residual`."""
         few = len(x) * x.shape[2] * x.shape[3] <= FEW
         operator = f"convolution_residual, {'few' if few else 'many'} pixels of {str(x.dtype)[6:]}"
         if operator not in self._candidates:
             self._candidates[operator] = convolution_residual_candidates(self._device, x.dtype, few)
-        found: Tensor = self._run(operator, x, weight, bias, add, resample)
+        found: Tensor = self._run(operator, x, weight, bias, add, resample, *sides)
         return found
 
     def map_film(self, x: Tensor, film: Tensor, rows: Tensor, down: Tensor, across: Tensor) -> None:
         """`reference.map_film`."""
         self._run("map_film", x, film, rows, down, across)
 
-    def product(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """`products.product`."""
         found: Tensor = self._run("product", x, weight, bias)
         return found
@@ -233,7 +292,9 @@ class Choices:
         fraction = ", ".join(f"{name} {count}" for name, count in sorted(calls.items(), key=lambda each: -each[1]))
         names = found[0].times_ms
         sums = {name: sum(measured.times_ms[name] * measured.calls for measured in found) for name in names}
-        times = ", ".join(f"{name} {value:.3f} ms" for name, value in sums.items())
+        times = ", ".join(
+            f"{name} cannot run" if value == inf else f"{name} {value:.3f} ms" for name, value in sums.items()
+        )
         return f"{fraction} calls (measured, all of them: {times})"
 
     def _run(self, operator: str, *arguments: Any) -> Any:
@@ -241,7 +302,7 @@ class Choices:
         kind = (operator, *map(_kind, arguments))
         if self._measuring:
             if kind not in self._measured:
-                self._measured[kind] = _measure(candidates, arguments, self._device)
+                self._measured[kind] = _measure(operator, candidates, arguments, self._device)
             self._measured[kind].calls += 1
         found = self._measured.get(kind)
         return candidates[next(iter(candidates)) if found is None else found.chosen](*arguments)
@@ -252,12 +313,26 @@ def _kind(argument: Any) -> object:
 
 
 def _measure(
-    candidates: dict[str, Callable[..., object]], arguments: tuple[Any, ...], device: torch.device
+    operator: str, candidates: dict[str, Callable[..., object]], arguments: tuple[Any, ...], device: torch.device
 ) -> _Measured:
-    """Time every candidate; the reference only where there is nothing else."""
+    """Time every candidate; the reference only where there is nothing else.
+
+    One that cannot run is reported and counts as endless; the error is raised where none can, or where memory was out.
+    """
     timed = {name: run for name, run in candidates.items() if name != "reference" or len(candidates) == 1}
     clock = _time_in_a_graph_ms if device.type == "cuda" else _time_ms
-    times = {name: clock(partial(run, *arguments)) for name, run in timed.items()}
+    times: dict[str, float] = {}
+    failure: Exception | None = None
+    for name, run in timed.items():
+        try:
+            times[name] = clock(partial(run, *arguments))
+        except Exception as error:
+            if memory.out_of_memory(error):
+                raise
+            times[name], failure = inf, error
+            log.warning("%s by %s cannot run here and is left out: %s", operator, name, error)
+    if failure is not None and min(times.values()) == inf:
+        raise failure
     return _Measured(times, min(times, key=lambda name: times[name]))
 
 

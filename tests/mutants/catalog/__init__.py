@@ -12,6 +12,7 @@ from tests.mutants.catalog.files import FILES
 from tests.mutants.catalog.fourth import FOURTH
 from tests.mutants.catalog.jobs import JOBS
 from tests.mutants.catalog.second import SECOND
+from tests.mutants.catalog.sixth import SIXTH
 from tests.mutants.catalog.third import THIRD
 from tests.mutants.catalog.training import TRAINING
 from tests.mutants.catalog.world import WORLD
@@ -28,6 +29,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *FOURTH,
     *JOBS,
     *SECOND,
+    *SIXTH,
     *THIRD,
     *TRAINING,
     *WORLD,

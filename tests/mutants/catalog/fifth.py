@@ -71,8 +71,8 @@ FIFTH = (
     Mutant(
         "parts of a sum overlap",
         "rcdm_fast/kernels/convolution_kernels.py",
-        "range(split * steps, tl.minimum(split * steps + steps, 9 * blocks))",
-        "range(split * steps, tl.minimum(split * steps + steps + 1, 9 * blocks))",
+        "tl.minimum(begin, 9 * blocks), tl.minimum(end, 9 * blocks)",
+        "tl.minimum(begin, 9 * blocks), tl.minimum(end + 1, 9 * blocks)",
         ("tests/test_kernels_convolution.py::test_in_the_interpreter[not long]",),
     ),
     Mutant(

@@ -1,0 +1,59 @@
+"""What was built after the fifth set: moments that are given, sums that go on over other images."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import Mutant
+
+MOMENTS = ("tests/test_kernels_moments.py::test_in_the_interpreter[not long]",)
+
+SIXTH = (
+    Mutant(
+        "moments of a skip connection are looked for where the image's lie",
+        "rcdm_fast/kernels/film_group_norm_kernels.py",
+        "        at = second + chunk[:, None] * 3 * skip_channels +",
+        "        at = second + chunk[:, None] * 3 * x_channels +",
+        MOMENTS,
+    ),
+    Mutant(
+        "moments are written without their pivot",
+        "rcdm_fast/kernels/residual_kernels.py",
+        "    tl.store(at + 2 * channels, pivot, mask=here)",
+        "    tl.store(at + 2 * channels, pivot * 0.0, mask=here)",
+        MOMENTS,
+    ),
+    Mutant(
+        "moments are those of numbers that were not rounded yet",
+        "rcdm_fast/kernels/convolution_kernels.py",
+        "write_moments(moments_ptr, rounded.to(tl.float32), tile_m",
+        "write_moments(moments_ptr, total, tile_m",
+        MOMENTS,
+    ),
+    Mutant(
+        "attention leaves the moments of before",
+        "rcdm_fast/engines/summed.py",
+        "        return Known(x.image, None)\n",
+        "        return Known(x.image, x.moments)\n",
+        ("tests/test_folded.py::test_images_that_are_large_enough_for_moments",),
+    ),
+    Mutant(
+        "what a skip connection misses is forgotten behind its projection",
+        "rcdm_fast/engines/summed.py",
+        "through(plain(other), of_skip)",
+        "through(plain(other), None)",
+        ("tests/test_folded.py",),
+    ),
+    Mutant(
+        "a part of a sum begins the second image where the first one began",
+        "rcdm_fast/kernels/convolution_kernels.py",
+        "        begin -= tl.cdiv(left_inner, DEPTH)\n",
+        "",
+        ("tests/test_kernels_convolution.py::test_in_the_interpreter[not long]",),
+    ),
+    Mutant(
+        "a candidate that runs out of memory is left out like one that cannot run",
+        "rcdm_fast/ops/selection.py",
+        "            if memory.out_of_memory(error):\n",
+        "            if False:\n",
+        ("tests/test_selection.py",),
+    ),
+)
