@@ -19,7 +19,7 @@ ARCHITECTURES = ("80", "90", "100", "120")
 NVCC = shutil.which("nvcc")
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="no nvcc on the path")
 
-SOURCES = ("film_group_norm", "map_film", "solver_step")
+SOURCES = ("film_group_norm", "film_group_norm_given", "map_film", "residual", "solver_step")
 
 
 def test_every_source_is_tested(checkout: Path) -> None:
@@ -41,6 +41,27 @@ def test_kernels_compile_without_spills(checkout: Path, tmp_path: Path, short: b
     assert {arch for arch, _ in kernels} == set(architectures)
     spilling = {key: facts for key, facts in kernels.items() if "0 bytes stack frame, 0 bytes spill" not in facts}
     assert not spilling
+
+
+@needs_nvcc
+@pytest.mark.parametrize("source", ["film_group_norm_given", "residual"])
+@pytest.mark.long
+def test_images_are_read_and_written_16_bytes_at_a_time(checkout: Path, tmp_path: Path, source: str) -> None:
+    triton = pytest.importorskip("triton")
+    disassembler = Path(triton.__file__).parent / "backends/nvidia/bin/nvdisasm"
+    cubin = tmp_path / "kernels.cubin"
+    command = [str(NVCC), "-std=c++17", "-O3", "-arch=sm_90", "-I", str(checkout / "csrc"), "-cubin", "-o", str(cubin)]
+    subprocess.run([*command, str(checkout / f"csrc/cuda/{source}.cu")], check=True, capture_output=True)
+    done = subprocess.run([disassembler, "-c", cubin], check=True, capture_output=True, text=True)
+    kernels = re.findall(r"^\.text\.(\w+):$(.*?)(?=^\.text\.|\Z)", done.stdout, re.DOTALL | re.MULTILINE)
+    of_vectors = [(name, code) for name, code in kernels if re.search(r"Float(16ELi8|32ELi4)E", name)]
+    assert len(of_vectors) == {"film_group_norm_given": 9, "residual": 21}[source]
+    for name, code in of_vectors:
+        loads = re.findall(r"\bLDG\.\S*STRONG\S*", code)  # of images: past the first-level cache
+        assert loads, name
+        assert all(".128" in load for load in loads), name
+        writes = "residual_kernel" not in name or "ELi2ELb1E" not in name  # that one takes moments alone
+        assert writes == ("STG.E.128" in code), name
 
 
 def _resources(report: str) -> dict[tuple[str, str], str]:

@@ -24,7 +24,7 @@ from tests.fake_cuda import fake_cuda
     ],
 )
 def test_the_fastest_form_is_kept(times_ms: list[float] | None, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the clock of its graph; the fakes' kernels all take equally long, and the second form has the fewest in fp32."""
+    """By the clock of its graph; the fakes' kernels take equally long, and in fp32 the second form has the fewest."""
     network = small.network().eval().requires_grad_(False)
     h, x = torch.randn(2, small.DIM), torch.randn(2, 3, 8, 8)
     plan = conditioning.make_plan(network, Schedule.make(small.SCHEDULE, 3), h, None)

@@ -14,7 +14,8 @@ from tests.mutants.mutant import Mutant
 def test_every_mutant_fits_the_code(checkout: Path) -> None:
     for each in MUTANTS:
         changed = each.text(checkout)
-        compile(changed, each.file, "exec")
+        if each.file.endswith(".py"):
+            compile(changed, each.file, "exec")
         assert all((checkout / test.partition("::")[0]).is_file() for test in each.tests)
     assert len({(each.file, each.what) for each in MUTANTS}) == len(MUTANTS)
 

@@ -117,4 +117,39 @@ struct Vector<Element, 1> {
   }
 };
 
+// Size floats side by side, four at a time where there are as many, which must be aligned then.
+template <int Size>
+__device__ __forceinline__ void read_floats(const float* from, float (&values)[Size]) {
+  if constexpr (Size % 4 == 0) {
+#pragma unroll
+    for (int i = 0; i < Size; i += 4) {
+      const float4 four = *reinterpret_cast<const float4*>(from + i);
+      values[i] = four.x;
+      values[i + 1] = four.y;
+      values[i + 2] = four.z;
+      values[i + 3] = four.w;
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < Size; ++i) {
+      values[i] = from[i];
+    }
+  }
+}
+
+template <int Size>
+__device__ __forceinline__ void write_floats(float* to, const float (&values)[Size]) {
+  if constexpr (Size % 4 == 0) {
+#pragma unroll
+    for (int i = 0; i < Size; i += 4) {
+      *reinterpret_cast<float4*>(to + i) = make_float4(values[i], values[i + 1], values[i + 2], values[i + 3]);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < Size; ++i) {
+      to[i] = values[i];
+    }
+  }
+}
+
 }  // namespace rcdm_fast::cuda

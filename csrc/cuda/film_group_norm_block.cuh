@@ -4,7 +4,7 @@
 
 #include "cuda/elements.cuh"
 #include "cuda/film_group_norm_plan.h"
-#include "cuda/moments.cuh"
+#include "cuda/join_groups.cuh"
 
 namespace rcdm_fast::cuda {
 
@@ -62,6 +62,22 @@ struct Film {
       out_of_range = index < 0 || index >= problem.film_rows;
       row = out_of_range ? nullptr : problem.film + index * problem.film_stride;
     }
+  }
+};
+
+// What is added to a channel of an image before the norm: `before`, a row of film of one number per channel, or both.
+struct Added {
+  const float* before;
+  const float* film;
+
+  __device__ __forceinline__ Added(const FilmGroupNormProblem& problem, const Film& row, int channels) {
+    before = problem.before;
+    film = problem.film_width == channels ? row.row : nullptr;
+  }
+
+  __device__ __forceinline__ float operator()(int channel) const {
+    const float of_film = film != nullptr ? film[channel] : 0.0f;
+    return before != nullptr ? before[channel] + of_film : of_film;
   }
 };
 
@@ -131,7 +147,7 @@ __device__ __forceinline__ void gather(const FilmGroupNormParameters& p, const P
                                        int first, int end, Vector<Element, Size>* keep,
                                        ThreadMoments<Size, Same>& moments) {
   constexpr int kPixels = 4;
-  const bool adds = film.row != nullptr && p.problem.film_width == p.plan.channels;
+  const Added add(p.problem, film, p.plan.channels);
   for (int start = 0; start < place.columns; start += place.tile) {
     if (!place.has(start)) {
       continue;
@@ -141,7 +157,7 @@ __device__ __forceinline__ void gather(const FilmGroupNormParameters& p, const P
     float added[Size];
 #pragma unroll
     for (int i = 0; i < Size; ++i) {
-      added[i] = adds ? film.row[channel + i] : 0.0f;
+      added[i] = add(channel + i);
     }
     for (int pixel = first + place.lane; pixel < end; pixel += kPixels * place.lanes) {
       Vector<Element, Size> read[kPixels];
@@ -171,33 +187,6 @@ __device__ __forceinline__ void gather(const FilmGroupNormParameters& p, const P
       moments.add(values, (end - pixel + place.lanes - 1) / place.lanes);
     }
   }
-}
-
-// Joins `total` moments for each of the block's groups; get(group, i) gives one of them. Several threads share a group
-// and one finishes it: two short loops instead of a long one. `reduce` has 3 kThreads + 2 kMostGroups floats, of which
-// the last hold the result: mean and m2 for every group. Every thread of the block must come here.
-template <typename Get>
-__device__ __forceinline__ void join_groups(int groups, int total, float* reduce, const Get& get) {
-  int helpers = 1;
-  while (2 * helpers * groups <= kThreads && helpers * helpers < total) {
-    helpers *= 2;
-  }
-  const int t = threadIdx.x;
-  if (t < helpers * groups) {
-    const int group = t / helpers;
-    const Moments part = join([&](int i) { return get(group, i); }, t % helpers, total, helpers);
-    reduce[t] = part.count;
-    reduce[kThreads + t] = part.mean;
-    reduce[2 * kThreads + t] = part.m2;
-  }
-  __syncthreads();
-  if (t < groups) {
-    const auto part = [&](int i) { return Moments{reduce[i], reduce[kThreads + i], reduce[2 * kThreads + i]}; };
-    const Moments whole = join(part, t * helpers, (t + 1) * helpers, 1);
-    reduce[3 * kThreads + t] = whole.mean;
-    reduce[3 * kThreads + kMostGroups + t] = whole.m2;
-  }
-  __syncthreads();
 }
 
 // Moments of the block's groups from those of its threads; the result as in join_groups. `sets` has room for every set

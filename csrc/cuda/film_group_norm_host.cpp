@@ -4,6 +4,7 @@
 
 #include <array>
 
+#include "cuda/chunks.h"
 #include "cuda/film_group_norm_launch.h"
 #include "cuda/host.h"
 
@@ -101,6 +102,35 @@ Checked check(const Tensor& x, const std::optional<Tensor>& skip, const Tensor& 
   return {problem, {x.size(0), channels, resized(height), resized(width)}};
 }
 
+void check_out(const Tensor& out, const Checked& checked, const Tensor& x) {
+  check_activations(out, x, "out");
+  for (int d = 0; d < 4; ++d) {
+    RCDM_FAST_CHECK(out.size(d) == checked.shape[d], "film_group_norm: out must be [", checked.shape[0], ",",
+                    checked.shape[1], ",", checked.shape[2], ",", checked.shape[3], "]");
+  }
+}
+
+// Moments of an image that has some, checked.
+const float* given_moments(const Tensor& moments, const Tensor& image, const char* name) {
+  const int64_t chunks = chunks_of(image.size(2), image.size(3));
+  RCDM_FAST_CHECK(chunks > 0, "film_group_norm_given: images of ", image.size(2), " x ", image.size(3),
+                  " are not cut into chunks of ", kChunk, " pixels");
+  RCDM_FAST_CHECK(moments.dim() == 4 && moments.size(0) == image.size(0) && moments.size(1) == chunks &&
+                      moments.size(2) == kMomentsOfChannel && moments.size(3) == image.size(1) &&
+                      moments.is_contiguous() && moments.scalar_type() == ScalarType::Float &&
+                      on_same_device(moments, image),
+                  "film_group_norm_given: ", name, " must be float32 [", image.size(0), ",", chunks, ",",
+                  kMomentsOfChannel, ",", image.size(1), "], contiguous, on the device of x");
+  RCDM_FAST_CHECK(chunks * kMomentsOfChannel * image.size(1) <= kMostNumbers / 2,
+                  "film_group_norm_given: an image is too large");
+  return static_cast<const float*>(moments.const_data_ptr());
+}
+
+Tensor scratch(const Tensor& like, int64_t floats) {
+  const std::array<int64_t, 1> size{floats};
+  return torch::stable::new_empty(like, size, ScalarType::Float);
+}
+
 // The scratch memory goes back to torch's allocator here, while the kernels may still run: it is handed out again on
 // the same stream only, after them.
 void run(FilmGroupNormProblem problem, const Tensor& out) {
@@ -114,8 +144,7 @@ void run(FilmGroupNormProblem problem, const Tensor& out) {
     check_launch("film_group_norm", rcdm_fast_film_group_norm(&problem, nullptr, device.stream()));
     return;
   }
-  const std::array<int64_t, 1> size{floats};
-  const Tensor workspace = torch::stable::new_empty(out, size, ScalarType::Float);
+  const Tensor workspace = scratch(out, floats);
   auto* memory = static_cast<float*>(workspace.mutable_data_ptr());
   check_launch("film_group_norm", rcdm_fast_film_group_norm(&problem, memory, device.stream()));
 }
@@ -126,12 +155,44 @@ void film_group_norm_out(const Tensor& out, const Tensor& x, const std::optional
                          const Tensor& bias, const std::optional<Tensor>& film, const std::optional<Tensor>& rows,
                          int64_t groups, double eps, bool silu, int64_t resample, bool phases) {
   const Checked checked = check(x, skip, weight, bias, film, rows, groups, eps, silu, resample, phases);
-  check_activations(out, x, "out");
-  for (int d = 0; d < 4; ++d) {
-    RCDM_FAST_CHECK(out.size(d) == checked.shape[d], "film_group_norm: out must be [", checked.shape[0], ",",
-                    checked.shape[1], ",", checked.shape[2], ",", checked.shape[3], "]");
-  }
+  check_out(out, checked, x);
   run(checked.problem, out);
+}
+
+void film_group_norm_before_out(const Tensor& out, const Tensor& before, const Tensor& x,
+                                const std::optional<Tensor>& skip, const Tensor& weight, const Tensor& bias,
+                                const std::optional<Tensor>& film, const std::optional<Tensor>& rows, int64_t groups,
+                                double eps, bool silu, int64_t resample, bool phases) {
+  Checked checked = check(x, skip, weight, bias, film, rows, groups, eps, silu, resample, phases);
+  check_out(out, checked, x);
+  checked.problem.before = parameter(before, checked.shape[1], x, "before");
+  run(checked.problem, out);
+}
+
+void film_group_norm_given_out(const Tensor& out, const Tensor& moments, const std::optional<Tensor>& skip_moments,
+                               const std::optional<Tensor>& before, const Tensor& x, const std::optional<Tensor>& skip,
+                               const Tensor& weight, const Tensor& bias, const std::optional<Tensor>& film,
+                               const std::optional<Tensor>& rows, int64_t groups, double eps, bool silu,
+                               int64_t resample, bool phases) {
+  Checked checked = check(x, skip, weight, bias, film, rows, groups, eps, silu, resample, phases);
+  check_out(out, checked, x);
+  RCDM_FAST_CHECK(!phases, "film_group_norm_given: nobody takes moments of phases");
+  RCDM_FAST_CHECK(skip_moments.has_value() == skip.has_value(),
+                  "film_group_norm_given: skip and its moments go together");
+  GivenMoments given = {};
+  given.of_x = given_moments(moments, x, "moments");
+  given.of_skip = skip ? given_moments(*skip_moments, *skip, "skip_moments") : nullptr;
+  if (before) {
+    checked.problem.before = parameter(*before, checked.shape[1], x, "before");
+  }
+  if (out.numel() == 0) {
+    return;
+  }
+  checked.problem.out = out.mutable_data_ptr();
+  const OnDevice device(out);
+  const Tensor coefficients = scratch(out, x.size(0) * 3 * checked.shape[1]);
+  given.coefficients = static_cast<float*>(coefficients.mutable_data_ptr());
+  check_launch("film_group_norm_given", rcdm_fast_film_group_norm_given(&checked.problem, &given, device.stream()));
 }
 
 Tensor film_group_norm(const Tensor& x, const std::optional<Tensor>& skip, const Tensor& weight, const Tensor& bias,

@@ -1,5 +1,5 @@
-// film_group_norm on plain pointers: what film_group_norm_host.cpp asks of film_group_norm.cu. Neither torch nor CUDA
-// here.
+// film_group_norm on plain pointers: what film_group_norm_host.cpp asks of film_group_norm.cu and, where moments are
+// given, of film_group_norm_given.cu. Neither torch nor CUDA here.
 
 #pragma once
 
@@ -17,6 +17,7 @@ struct FilmGroupNormProblem {
   void* out;
   const float* weight;
   const float* bias;
+  const float* before;  // [C+C'], added before the norm, or nullptr
   const float* film;    // or nullptr
   const int64_t* rows;  // [N], with film
   int64_t batch;
@@ -35,6 +36,13 @@ struct FilmGroupNormProblem {
   bool phases;
 };
 
+// Moments as chunks.h has them, of images that have chunks.
+struct GivenMoments {
+  const float* of_x;     // [N,chunks,3,C]
+  const float* of_skip;  // [N,chunks,3,C'], with skip
+  float* coefficients;   // [N,3,C+C'], scratch memory
+};
+
 }  // namespace rcdm_fast::cuda
 
 extern "C" {
@@ -45,4 +53,8 @@ int64_t rcdm_fast_film_group_norm_workspace(const rcdm_fast::cuda::FilmGroupNorm
 // Enqueues on a cudaStream_t. nullptr, or what went wrong.
 const char* rcdm_fast_film_group_norm(const rcdm_fast::cuda::FilmGroupNormProblem* problem, float* workspace,
                                       void* stream);
+
+// The same by given moments, without phases.
+const char* rcdm_fast_film_group_norm_given(const rcdm_fast::cuda::FilmGroupNormProblem* problem,
+                                            const rcdm_fast::cuda::GivenMoments* given, void* stream);
 }

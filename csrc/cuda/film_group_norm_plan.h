@@ -12,17 +12,16 @@
 #include <numeric>
 
 #include "cuda/film_group_norm_launch.h"
+#include "cuda/threads.h"
 
 namespace rcdm_fast::cuda {
 
-constexpr int kThreads = 256;
-constexpr int kMostGroups = 64;            // of one slab; slab_channels() keeps to it
 constexpr int kSector = 32;                // bytes that memory moves at least
 constexpr int kChunkBytes = 16 * 1024;     // below, starting a block costs more than it saves
 constexpr int kBlocksPerImage = 256;     // enough to fill the chip with one image
 constexpr int kMostShared = 96 * 1024;     // what a block may have on every chip from sm_80
 constexpr int kSharedIfWide = 32 * 1024;   // slabs of 64 bytes must leave room for several blocks
-constexpr int kReduceFloats = 4 * kThreads + 2 * kMostGroups;  // counts, three partial results, the groups' result
+constexpr int kReduceFloats = kThreads + kJoinFloats;  // the threads' counts, and what joins their moments
 
 struct FilmGroupNormPlan {
   int channels;
@@ -77,9 +76,13 @@ inline int64_t moments_bytes(const FilmGroupNormPlan& plan) {  // a mean and an 
   return int64_t{kThreads} * (plan.vector / plan.same) * 2 * static_cast<int64_t>(sizeof(float));
 }
 
-inline FilmGroupNormPlan make_plan(const FilmGroupNormProblem& problem) {
-  const int itemsize = problem.format == Format::kFloat32 ? 4 : 2;
-  const int full = 16 / itemsize;
+inline int itemsize_of(const FilmGroupNormProblem& problem) {
+  return problem.format == Format::kFloat32 ? 4 : 2;
+}
+
+// Sizes, and how many channels a thread can handle together.
+inline FilmGroupNormPlan begin_plan(const FilmGroupNormProblem& problem) {
+  const int full = 16 / itemsize_of(problem);
   const auto aligned = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
 
   FilmGroupNormPlan plan = {};
@@ -87,10 +90,29 @@ inline FilmGroupNormPlan make_plan(const FilmGroupNormProblem& problem) {
   plan.per_group = plan.channels / problem.groups;
   plan.pixels = problem.height * problem.width;
   plan.items = problem.resample == -1 ? plan.pixels / 4 : plan.pixels;
-
   const bool wide = problem.x_channels % full == 0 && problem.skip_channels % full == 0 && aligned(problem.x) &&
                     aligned(problem.skip) && aligned(problem.out);
   plan.vector = wide ? full : 1;
+  return plan;
+}
+
+// Cuts slabs into chunks of pixels; one, or enough to fill the chip.
+inline void cut_pixels(FilmGroupNormPlan& plan, int itemsize, bool whole) {
+  plan.slabs = (plan.channels + plan.slab_channels - 1) / plan.slab_channels;
+  int64_t chunks = 1;
+  if (!whole) {
+    const int64_t slab = int64_t{plan.pixels} * plan.slab_channels * itemsize;
+    const int64_t most = kBlocksPerImage / plan.slabs > 1 ? kBlocksPerImage / plan.slabs : 1;
+    chunks = at_most((slab + kChunkBytes - 1) / kChunkBytes, most);
+  }
+  plan.chunk_pixels = static_cast<int>((plan.pixels + chunks - 1) / chunks);
+  plan.chunks = (plan.pixels + plan.chunk_pixels - 1) / plan.chunk_pixels;
+  plan.chunk_items = (plan.items + plan.chunks - 1) / plan.chunks;
+}
+
+inline FilmGroupNormPlan make_plan(const FilmGroupNormProblem& problem) {
+  const int itemsize = itemsize_of(problem);
+  FilmGroupNormPlan plan = begin_plan(problem);
   plan.same = std::gcd(plan.vector, plan.per_group);
   int unit = plan.per_group / plan.same * plan.vector;
   plan.same = plan.same == 2 ? 1 : plan.same;  // not worth kernels of its own
@@ -119,18 +141,17 @@ inline FilmGroupNormPlan make_plan(const FilmGroupNormProblem& problem) {
     plan.slab_channels = slab_channels(plan.channels, unit, plan.vector, itemsize, 4 * kSector, true);
     plan.shared_bytes = moments_bytes(plan) + reduce_bytes;
   }
-  plan.slabs = (plan.channels + plan.slab_channels - 1) / plan.slab_channels;
   plan.shared_bytes_apply = reduce_bytes + coefficient_bytes(plan);
+  cut_pixels(plan, itemsize, plan.fused);
+  return plan;
+}
 
-  int64_t chunks = 1;
-  if (!plan.fused) {
-    const int64_t slab = int64_t{plan.pixels} * plan.slab_channels * itemsize;
-    const int64_t most = kBlocksPerImage / plan.slabs > 1 ? kBlocksPerImage / plan.slabs : 1;
-    chunks = at_most((slab + kChunkBytes - 1) / kChunkBytes, most);
-  }
-  plan.chunk_pixels = static_cast<int>((plan.pixels + chunks - 1) / chunks);
-  plan.chunks = (plan.pixels + plan.chunk_pixels - 1) / plan.chunk_pixels;
-  plan.chunk_items = (plan.items + plan.chunks - 1) / plan.chunks;
+// Where the moments are given, only the writing is cut; slabs need not hold whole groups.
+inline FilmGroupNormPlan make_given_plan(const FilmGroupNormProblem& problem) {
+  const int itemsize = itemsize_of(problem);
+  FilmGroupNormPlan plan = begin_plan(problem);
+  plan.slab_channels = slab_channels(plan.channels, plan.vector, plan.vector, itemsize, 4 * kSector, true);
+  cut_pixels(plan, itemsize, false);
   return plan;
 }
 

@@ -7,31 +7,41 @@
 
 namespace rcdm_fast::cuda {
 
+// What multiplies a channel's distance from its mean, and what is added then: the norm's weight and bias, FiLM's scale
+// and shift. A row of film out of range makes NaN of everything.
+struct Scaling {
+  float a;
+  float b;
+
+  __device__ __forceinline__ Scaling(const FilmGroupNormParameters& p, const Film& film, int channel, float variance) {
+    a = p.problem.weight[channel] / sqrtf(variance + p.problem.eps);
+    b = p.problem.bias[channel];
+    if (film.row != nullptr && p.problem.film_width != p.plan.channels) {
+      const float scale = 1.0f + film.row[channel];
+      a *= scale;
+      b = b * scale + film.row[p.plan.channels + channel];
+    }
+    a = film.out_of_range ? __int_as_float(0x7fc00000) : a;
+  }
+};
+
 // Mean, a and b of every channel of a tile into shared memory, [3][tile_channels]. `groups` holds the groups' means and
 // m2 as join_groups leaves them.
 __device__ __forceinline__ void stage_coefficients(const FilmGroupNormParameters& p, const Place& place,
                                                    const Film& film, const float* groups, int start, int size,
                                                    float* coefficients) {
   const int tile_channels = place.tile * size;
+  const Added add(p.problem, film, p.plan.channels);
   const float numbers = static_cast<float>(static_cast<int64_t>(p.plan.pixels) * p.plan.per_group);
   const int channels = place.columns * size;
   for (int i = threadIdx.x; i < tile_channels && start * size + i < channels; i += kThreads) {
     const int within = start * size + i;
     const int channel = place.first_channel + within;
     const int group = within / p.plan.per_group;
-    float mean = groups[group];
-    float a = p.problem.weight[channel] / sqrtf(groups[kMostGroups + group] / numbers + p.problem.eps);
-    float b = p.problem.bias[channel];
-    if (film.row != nullptr && p.problem.film_width == p.plan.channels) {
-      mean -= film.row[channel];
-    } else if (film.row != nullptr) {
-      const float scale = 1.0f + film.row[channel];
-      a *= scale;
-      b = b * scale + film.row[p.plan.channels + channel];
-    }
-    coefficients[i] = mean;
-    coefficients[tile_channels + i] = film.out_of_range ? __int_as_float(0x7fc00000) : a;
-    coefficients[2 * tile_channels + i] = b;
+    const Scaling scaling(p, film, channel, groups[kMostGroups + group] / numbers);
+    coefficients[i] = groups[group] - add(channel);
+    coefficients[tile_channels + i] = scaling.a;
+    coefficients[2 * tile_channels + i] = scaling.b;
   }
 }
 

@@ -47,6 +47,11 @@ def triton_reason(device: torch.device) -> str:
     return "" if importlib.util.find_spec("triton") else "triton is not installed"
 
 
+def _native_on_cuda(device: torch.device) -> bool:
+    """Whether there are C++ operators that no program for CPUs has."""
+    return device.type == "cuda" and library.has_native("cuda")
+
+
 def film_group_norm_candidates(device: torch.device) -> dict[str, WriteNorm]:
     """Implementations that can run on a device, preferred first; the last one always works."""
     found: dict[str, WriteNorm] = {}
@@ -76,6 +81,8 @@ def attention_candidates(device: torch.device) -> dict[str, Attend]:
 def film_group_norm_before_candidates(device: torch.device) -> dict[str, Callable[..., None]]:
     """The same for a norm with a bias that nobody has added yet; takes (out, before, *NormInputs)."""
     found: dict[str, Callable[..., None]] = {}
+    if _native_on_cuda(device):
+        found["native"] = torch.ops.rcdm_fast.film_group_norm_before_out
     if not triton_reason(device):
         from rcdm_fast.kernels import film_group_norm as kernel  # needs triton
 
@@ -86,6 +93,8 @@ def film_group_norm_before_candidates(device: torch.device) -> dict[str, Callabl
 def add_residual_candidates(device: torch.device) -> dict[str, Callable[..., None]]:
     """The same for `reference.add_residual`."""
     found: dict[str, Callable[..., None]] = {}
+    if _native_on_cuda(device):
+        found["native"] = torch.ops.rcdm_fast.add_residual
     if not triton_reason(device):
         from rcdm_fast.kernels import residual as kernel  # needs triton
 
@@ -111,15 +120,17 @@ def convolution_moments_candidates(
     device: torch.device, dtype: torch.dtype
 ) -> dict[str, Callable[..., tuple[Tensor, Tensor]]]:
     """The same for `reference_moments.convolution_moments`; ours are for 16 bits."""
-    add: Callable[..., Tensor] = reference_moments.add_residual_moments
-    take: Callable[[Tensor], Tensor] = reference_moments.moments
-    if not triton_reason(device):
-        from rcdm_fast.kernels import residual as pass_behind  # needs triton
+    behind: tuple[Callable[..., Tensor], Callable[[Tensor], Tensor]]
+    if _native_on_cuda(device):
+        behind = torch.ops.rcdm_fast.add_residual_moments, torch.ops.rcdm_fast.moments
+    elif not triton_reason(device):
+        from rcdm_fast.kernels import residual  # needs triton
 
-        add, take = pass_behind.add_residual_moments, pass_behind.moments
-
+        behind = residual.add_residual_moments, residual.moments
+    else:
+        behind = reference_moments.add_residual_moments, reference_moments.moments
     found: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
-        "library": partial(convolutions.convolution_then_moments, add, take)
+        "library": partial(convolutions.convolution_then_moments, *behind)
     }
     if dtype in (torch.float16, torch.bfloat16) and not triton_reason(device):
         from rcdm_fast.kernels import convolution as kernel  # needs triton
@@ -131,6 +142,8 @@ def convolution_moments_candidates(
 def film_group_norm_given_candidates(device: torch.device) -> dict[str, Callable[..., None]]:
     """The same for a norm whose moments are given; takes (out, moments, skip_moments, before, *NormInputs)."""
     found: dict[str, Callable[..., None]] = {}
+    if _native_on_cuda(device):
+        found["native"] = torch.ops.rcdm_fast.film_group_norm_given_out
     if not triton_reason(device):
         from rcdm_fast.kernels import film_group_norm as kernel  # needs triton
 

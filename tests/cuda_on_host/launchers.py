@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from rcdm_fast.ops import schema
+from rcdm_fast.ops.schema_moments import moments_result
 
 FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 WARNINGS = "-Wall -Wextra -Werror -Wno-unknown-pragmas"
@@ -32,7 +33,7 @@ class NormProblem(ctypes.Structure):
     """`FilmGroupNormProblem` of csrc/cuda/film_group_norm_launch.h."""
 
     _fields_ = [
-        *((name, Pointer) for name in ("x", "skip", "out", "weight", "bias", "film", "rows")),
+        *((name, Pointer) for name in ("x", "skip", "out", "weight", "bias", "before", "film", "rows")),
         *((name, Int64) for name in ("batch", "film_rows", "film_stride")),
         *((name, Int) for name in ("film_width", "height", "width", "x_channels", "skip_channels", "groups")),
         ("eps", Float),
@@ -40,6 +41,22 @@ class NormProblem(ctypes.Structure):
         ("resample", Int),
         ("silu", ctypes.c_bool),
         ("phases", ctypes.c_bool),
+    ]
+
+
+class GivenMoments(ctypes.Structure):
+    """`GivenMoments` of csrc/cuda/film_group_norm_launch.h."""
+
+    _fields_ = [(name, Pointer) for name in ("of_x", "of_skip", "coefficients")]
+
+
+class ResidualProblem(ctypes.Structure):
+    """`ResidualProblem` of csrc/cuda/residual_launch.h."""
+
+    _fields_ = [
+        *((name, Pointer) for name in ("out", "bias", "add", "moments")),
+        ("batch", Int64),
+        *((name, Int) for name in ("height", "width", "channels", "resample", "format")),
     ]
 
 
@@ -133,14 +150,18 @@ def address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
+LAUNCHERS = ("film_group_norm", "film_group_norm_given", "residual", "map_film", "solver_step")
+
+
 class Launchers:
     """The library and its switches."""
 
-    def __init__(self, path: Path, names: Sequence[str] = ("film_group_norm", "map_film", "solver_step")) -> None:
+    def __init__(self, path: Path, names: Sequence[str] = LAUNCHERS) -> None:
         self.library = ctypes.CDLL(str(path))
         for name in names:
             getattr(self.library, f"rcdm_fast_{name}").restype = ctypes.c_char_p
-        self.library.rcdm_fast_film_group_norm_workspace.restype = Int64
+        if "film_group_norm" in names:
+            self.library.rcdm_fast_film_group_norm_workspace.restype = Int64
         self.launches = 0  # of the last call
 
     def number(self, name: str) -> ctypes.c_int:
@@ -163,17 +184,42 @@ class Launchers:
         self.launches = counter.value - before
         assert message is None, message.decode()
 
-    def film_group_norm(self, *inputs: Any, offset: int = 0) -> Tensor:
+    def film_group_norm(self, *inputs: Any, offset: int = 0, before: Tensor | None = None) -> Tensor:
         """As `torch.ops.rcdm_fast.film_group_norm`; tensors lie `offset` numbers off alignment."""
-        x, skip, weight, bias, film, rows, groups, eps, silu, resample, phases = of = schema.NormInputs(*inputs)
+        problem, out, kept = self._norm(schema.NormInputs(*inputs), before, offset)
+        floats = self.library.rcdm_fast_film_group_norm_workspace(ctypes.byref(problem))
+        workspace = guarded(torch.full((floats,), float("nan")))
+        self._call("film_group_norm", kept[:2], ctypes.byref(problem), Pointer(address(workspace)), None)
+        assert surroundings_untouched(out)
+        assert surroundings_untouched(workspace)
+        return out
+
+    def film_group_norm_given(
+        self, moments: Tensor, skip_moments: Tensor | None, before: Tensor | None, *inputs: Any, offset: int = 0
+    ) -> Tensor:
+        """What `torch.ops.rcdm_fast.film_group_norm_given_out` writes."""
+        problem, out, kept = self._norm(schema.NormInputs(*inputs), before, offset)
+        moments, skip_moments = guarded(moments), None if skip_moments is None else guarded(skip_moments)
+        coefficients = guarded(torch.full((out.shape[0], 3, out.shape[1]), float("nan")))
+        given = GivenMoments(*(address(tensor) for tensor in (moments, skip_moments, coefficients)))
+        self._call("film_group_norm_given", kept[:2], ctypes.byref(problem), ctypes.byref(given), None)
+        assert surroundings_untouched(out)
+        assert surroundings_untouched(coefficients)
+        return out
+
+    def _norm(
+        self, of: schema.NormInputs, before: Tensor | None, offset: int
+    ) -> tuple[NormProblem, Tensor, list[Tensor | None]]:
+        """The problem, the memory for its result, and all that it points to, which has to be kept: x and skip first."""
         shape = schema.check_film_group_norm(of)
-        x, weight, bias = guarded(x, offset), guarded(weight), guarded(bias)
-        skip, film = (None if tensor is None else guarded(tensor, offset) for tensor in (skip, film))
+        x, phases = guarded(of.x, offset), of.phases
+        skip, film = (None if tensor is None else guarded(tensor, offset) for tensor in (of.skip, of.film))
+        weight, bias, added = (None if each is None else guarded(each) for each in (of.weight, of.bias, before))
         out = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
         out = guarded(out.fill_(float("nan")), offset)
         height, width = (2 * (x.shape[2] - 1), 2 * (x.shape[3] - 1)) if phases else (x.shape[2], x.shape[3])
         problem = NormProblem(
-            *(address(tensor) for tensor in (x, skip, out, weight, bias, film, rows)),
+            *(address(tensor) for tensor in (x, skip, out, weight, bias, added, film, of.rows)),
             batch=x.shape[0],
             film_rows=0 if film is None else film.shape[0],
             film_stride=0 if film is None else film.stride(0),
@@ -182,19 +228,38 @@ class Launchers:
             width=width,
             x_channels=x.shape[1] // 4 if phases else x.shape[1],
             skip_channels=0 if skip is None else skip.shape[1],
-            groups=groups,
-            eps=eps,
+            groups=of.groups,
+            eps=of.eps,
             format=FORMATS[x.dtype],
-            resample=resample,
-            silu=silu,
+            resample=of.resample,
+            silu=of.silu,
             phases=phases,
         )
-        floats = self.library.rcdm_fast_film_group_norm_workspace(ctypes.byref(problem))
-        workspace = guarded(torch.full((floats,), float("nan")))
-        self._call("film_group_norm", (x, skip), ctypes.byref(problem), Pointer(address(workspace)), None)
+        return problem, out, [x, skip, weight, bias, added, film, of.rows]
+
+    def residual(
+        self, out: Tensor, bias: Tensor, add: Tensor, resample: int, take: bool, offset: int = 0
+    ) -> tuple[Tensor, Tensor | None]:
+        """What `add_residual` leaves in out and, to `take` them, the moments of `add_residual_moments`."""
+        out, bias, add = guarded(out, offset), guarded(bias), guarded(add, offset)
+        moments = guarded(torch.full_like(moments_result(out), float("nan"))) if take else None
+        self._residual(ResidualProblem(*map(address, (out, bias, add, moments)), resample=resample), out, add)
         assert surroundings_untouched(out)
-        assert surroundings_untouched(workspace)
-        return out
+        assert moments is None or surroundings_untouched(moments)
+        return out, moments
+
+    def moments(self, x: Tensor, offset: int = 0) -> Tensor:
+        """As `torch.ops.rcdm_fast.moments`."""
+        given, moments = guarded(x, offset), guarded(torch.full_like(moments_result(x), float("nan")))
+        self._residual(ResidualProblem(*map(address, (given, None, None, moments))), given, None)
+        assert torch.equal(given, x)
+        assert surroundings_untouched(moments)
+        return moments
+
+    def _residual(self, problem: ResidualProblem, out: Tensor, add: Tensor | None) -> None:
+        problem.batch, problem.channels, problem.height, problem.width = out.shape
+        problem.format = FORMATS[out.dtype]
+        self._call("residual", (out, add), ctypes.byref(problem), None)
 
     def map_film(self, x: Tensor, film: Tensor, rows: Tensor, down: Tensor, across: Tensor, offset: int = 0) -> Tensor:
         """What `torch.ops.rcdm_fast.map_film` leaves in x; x and film lie `offset` numbers off alignment."""
@@ -245,3 +310,27 @@ class Launchers:
         assert surroundings_untouched(x0)
         assert surroundings_untouched(following)
         return following, x0
+
+
+def without_barrier(checkout: Path, folder: Path, name: str, number: int, names: Sequence[str]) -> Launchers:
+    """Launchers of sources `names`, every access followed, after the file `name` of csrc/cuda has lost a barrier."""
+    copy = folder / "checkout"
+    shutil.copytree(checkout / "csrc", copy / "csrc")
+    shutil.copytree(checkout / "tests/cuda_on_host", copy / "tests/cuda_on_host")
+    file = copy / "csrc/cuda" / name
+    pieces = file.read_text().split("__syncthreads();")
+    pieces[number : number + 2] = [";".join(pieces[number : number + 2])]
+    file.write_text("__syncthreads();".join(pieces))
+    sources = [copy / f"csrc/cuda/{each}.cu" for each in names]
+    return Launchers(compile_launchers(copy, folder, shadow=True, sources=sources), names)
+
+
+def assert_race_is_found(tries: Iterable[Callable[[], object]]) -> None:
+    """That one of these calls ends with what shadow.h says of a missing barrier."""
+    said = []
+    for each in tries:
+        try:
+            each()
+        except AssertionError as error:
+            said.append(str(error))
+    assert any("shared memory that another one" in each for each in said), said

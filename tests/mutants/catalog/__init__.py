@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.mutants.catalog.analysis import ANALYSIS
 from tests.mutants.catalog.chosen import CHOSEN
 from tests.mutants.catalog.commands import COMMANDS
+from tests.mutants.catalog.cuda import CUDA
 from tests.mutants.catalog.diffusion import DIFFUSION
 from tests.mutants.catalog.export import EXPORT
 from tests.mutants.catalog.fifth import FIFTH
@@ -22,6 +23,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *ANALYSIS,
     *CHOSEN,
     *COMMANDS,
+    *CUDA,
     *DIFFUSION,
     *EXPORT,
     *FIFTH,
