@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from benchmarks import bench_gpu, bench_step, roofline, rows, timing, workload
-from benchmarks.gpu import build, candidates, group, machine, ops, process, step
+from benchmarks.gpu import build, candidates, cases, group, machine, ops, process, step
 from benchmarks.gpu.machine import Ceilings, Deadline
 from benchmarks.gpu.process import Ended
 from benchmarks.gpu.settings import REAL, REHEARSAL
@@ -274,14 +274,14 @@ def test_a_broken_operator_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("CUDA error:\nmisaligned address")
 
     x = torch.randn(8)
-    found = {ops.PLAIN: lambda: x, "broken": broken, "wrong": lambda: x + 1}
-    case = ops.Case("double", "[8]", "fp32", found, lambda: x.double(), 64)
+    found = {cases.PLAIN: lambda: x, "broken": broken, "wrong": lambda: x + 1}
+    case = cases.Case("double", "[8]", "fp32", found, lambda: x.double(), 64)
     put: list[Row] = []
     ops.measure(case, torch.device("cpu"), put.append, REHEARSAL, 1e10)
     said = {row["name"]: row for row in put}
     assert said["broken"]["why_not"] == "cannot run: CUDA error: misaligned address"
     assert "wrong result" in said["wrong"]["why_not"]
-    assert said[ops.PLAIN]["p50_ms"] > 0
+    assert said[cases.PLAIN]["p50_ms"] > 0
     assert [row["name"] for row in put if row.get("red")] == ["broken", "wrong"]
 
 
@@ -294,7 +294,7 @@ def test_triton_kernels_are_compiled_by_several_processes(monkeypatch: pytest.Mo
         return 0
 
     monkeypatch.setattr(process, "run_all", run_all)
-    names = [str(number) for number in range(len(list(ops.plan(REAL))))]
+    names = [str(number) for number in range(len(list(cases.plan(REAL))))]
     assert len(names) == 3 * (3 * (5 * 5 + 3) + 5 * 2 + 1)
     ops.compile_all([], names, REAL.workers, 10)
     assert len(fractions) == REAL.workers
@@ -323,7 +323,7 @@ def test_parts_import_one_way() -> None:
                 found |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("benchmarks.gpu."):
                 found.add(str(node.module).rsplit(".", 1)[1])
-    order = ["settings", "process", "machine", "candidates", "group", "build", "ops", "step", "tune"]
+    order = ["settings", "process", "machine", "candidates", "group", "build", "cases", "ops", "step", "tune"]
     assert set(imported) == {*order, "__init__"}
     for place, name in enumerate(order):
         assert imported[name] <= set(order[:place]), name
