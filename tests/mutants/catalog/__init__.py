@@ -14,6 +14,7 @@ from tests.mutants.catalog.jobs import JOBS
 from tests.mutants.catalog.second import SECOND
 from tests.mutants.catalog.third import THIRD
 from tests.mutants.catalog.training import TRAINING
+from tests.mutants.catalog.trajectories import TRAJECTORIES
 from tests.mutants.catalog.world import WORLD
 from tests.mutants.mutant import Mutant
 
@@ -30,5 +31,6 @@ MUTANTS: tuple[Mutant, ...] = (
     *SECOND,
     *THIRD,
     *TRAINING,
+    *TRAJECTORIES,
     *WORLD,
 )

@@ -83,8 +83,8 @@ DIFFUSION = (
     Mutant(
         "a guide pulls",
         "rcdm_fast/diffusion/sampling.py",
-        "_away(output, weaker, request.guidance)",
-        "_away(weaker, output, request.guidance)",
+        "away(output, weaker, request.guidance)",
+        "away(weaker, output, request.guidance)",
         ("tests/test_guidance.py",),
     ),
     Mutant(
