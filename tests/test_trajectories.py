@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import itertools
 import threading
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,7 @@ from rcdm_fast.engines.native import NativeEngine
 from rcdm_fast.engines.trajectory_graphs import MOST_TRAJECTORIES, REMEMBERED, USES_BEFORE, TrajectoryGraphs
 from tests import small
 from tests.fake_cuda import Machine, fake_cuda
+from tests.fake_streams import tensors_of
 
 OF_MAPS: dict[str, Any] = {"condition_map": (5, 3, 4), "representation_dim": 60}
 
@@ -117,6 +119,34 @@ def test_every_solver_draws_what_it_draws_step_by_step(machine: Machine, at_once
         ((_, captured),) = [each for each in drawn.graphs()._kept.items() if each[0][1] == trajectory]
         assert bool(captured.noise) == trajectory.fresh
     assert len(drawn.graphs()._kept) == MOST_TRAJECTORIES
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_memory_that_a_graph_uses_is_held(
+    machine: Machine, at_once: None, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """By tensors, not only by kernels: all but what was allocated during the capture, which is the graph's."""
+    own: dict[int, object] = {}
+    wrap = machine.wrap
+
+    def kept(inner: Tensor, device: torch.device) -> Tensor:
+        storage = inner.untyped_storage()
+        if machine.capturing() and storage._cdata not in machine._memory:  # no view of what was there
+            own[storage._cdata] = storage
+        return wrap(inner, device)
+
+    monkeypatch.setattr(machine, "wrap", kept)
+    drawn = Drawn()
+    drawn.bound(made("ancestral"), [0, 1, 2][:count])
+    own.clear()
+    drawn.same(made("ancestral"), [0, 1, 2][:count])
+    ((captured,),) = [drawn.graphs()._kept.values()]
+    gc.collect()
+    kernels = captured.graph.kernels  # type: ignore[attr-defined]
+    used = {each.untyped_storage()._cdata for each in tensors_of([(each.args, each.kwargs) for each in kernels])}
+    outer = {each.numbers.untyped_storage()._cdata for each in captured.noise.values()}  # type: ignore[attr-defined]
+    assert outer <= used
+    assert used - own.keys() <= machine._memory.keys()
 
 
 @pytest.mark.parametrize(("changes", "table"), [({}, False), (OF_MAPS, True), (OF_MAPS, False)])
@@ -259,6 +289,18 @@ def test_what_is_too_much_for_a_graph(machine: Machine, at_once: None, monkeypat
             monkeypatch.setattr(trajectory_graphs, "MOST_BYTES", 4 * 4 * numbers - short)
             assert (drawn.both(made(solver), [0, 1])[1] is None) == bool(short)
     assert len(drawn.graphs()._kept) == 2
+
+
+def test_wrong_use(machine: Machine, at_once: None) -> None:
+    drawn, trajectory, x = Drawn(), made("ddim", 3), torch.zeros(2, 3, 8, 8, device="cuda")
+    bound = drawn.bound(trajectory, [0, 1])
+    for other in (2, 4):
+        with pytest.raises(ValueError, match=f"{other} steps, bound was a plan of 3"):
+            bound.trajectory(made("ddim", other), x, lambda _: x)
+    with pytest.raises(ValueError, match="1 images, bound was a batch of 2"):
+        bound.trajectory(trajectory, x[:1], lambda _: x)
+    with pytest.raises(ValueError, match="4 images, bound was a batch of 2"):
+        bound.trajectory(made("ddim", 3, guidance=2.0), x, lambda _: x)
 
 
 def test_who_wraps_an_engine_sees_every_evaluation(machine: Machine, at_once: None) -> None:

@@ -64,7 +64,7 @@ class Bound:
         Raises:
             ValueError: another number of images than was bound.
         """
-        self._check(x)
+        self._check(len(x))
         return self.engine.evaluate(self.batch, x, k)
 
     def trajectory(self, trajectory: Trajectory, x: Tensor, step_noise: StepNoise) -> Tensor | None:
@@ -78,17 +78,24 @@ class Bound:
         Returns:
             x0, float32 [n,3,H,W], with the numbers that `trajectory(self.predict, x, step_noise)` gives (on a GPU up to
             rounding, where cuDNN has measured another algorithm meanwhile); or None: nothing was done, run that.
+
+        Raises:
+            ValueError: another number of images or of steps than was bound.
         """
+        asked, bound = len(trajectory.schedule), len(self.batch.plan.timesteps)
+        if asked != bound:
+            raise ValueError(f"{asked} steps, bound was a plan of {bound}")
+        self._check(len(x) if trajectory.guidance is None else 2 * len(x))
         return self.engine.trajectory(self.batch, trajectory, x, step_noise)
 
     def first_nonfinite(self, x: Tensor, k: int) -> str | None:
         """Name of the first layer whose output is not finite at step k, or None; slow, for error messages."""
-        self._check(x)
+        self._check(len(x))
         return self.engine.first_nonfinite(self.batch, x, k)
 
-    def _check(self, x: Tensor) -> None:
-        if len(x) != len(self.batch):
-            raise ValueError(f"{len(x)} images, bound was a batch of {len(self.batch)}")
+    def _check(self, count: int) -> None:
+        if count != len(self.batch):
+            raise ValueError(f"{count} images, bound was a batch of {len(self.batch)}")
 
 
 class EngineWrapper(Engine):

@@ -28,7 +28,7 @@ from rcdm_fast import devices
 from rcdm_fast.diffusion.conditioning import Batch
 from rcdm_fast.diffusion.solvers import StepNoise
 from rcdm_fast.diffusion.trajectory import Trajectory
-from rcdm_fast.engines.cuda_graphs import GraphCache
+from rcdm_fast.engines.cuda_graphs import GraphCache, bucket_for
 
 MOST_IMAGES = 4  # of an evaluation; of more it takes the GPU longer than the host takes for what lies between two
 # The published 128-px network has some 300 kernels, so these are 30,000 nodes. At an estimated 2 kB of each (nobody has
@@ -64,8 +64,11 @@ class _Met:
 
 @dataclass
 class _Captured:
+    """A graph, and all memory that it uses and does not own."""
+
     graph: torch.cuda.CUDAGraph
     x: Tensor  # x_T, float32 [n,3,H,W]
+    padded: Tensor  # what the network reads where a bucket is not full, float32 [B,3,H,W]
     films: Tensor  # float32 [K,B,F] or [K,B,F,h,w], B of the bucket
     rows: Tensor  # int64 [B]; those of padding stay 0
     noise: dict[int, Tensor]  # of the steps that ask for it, float32 [n,3,H,W]
@@ -124,7 +127,7 @@ class TrajectoryGraphs:
     def _bounded(self, batch: Batch, trajectory: Trajectory, x: Tensor) -> bool:
         """Whether the trajectory is one for a graph at all."""
         few = len(batch) <= MOST_IMAGES and trajectory.evaluations <= MOST_EVALUATIONS
-        numbers = len(batch) * self._row_size + (x.numel() if trajectory.fresh else 0)
+        numbers = bucket_for(len(batch)) * self._row_size + (x.numel() if trajectory.fresh else 0)
         small = len(trajectory.schedule) * numbers * x.element_size() <= MOST_BYTES
         return few and small and trajectory.options.observer is None
 
@@ -170,7 +173,8 @@ class TrajectoryGraphs:
         return captured.out.clone()
 
     def _renew(self, captured: _Captured, step_noise: StepNoise) -> None:
-        self._graphs.follow()
+        if captured.noise:
+            self._graphs.follow()
         for i, own in captured.noise.items():
             own.copy_(step_noise(i))
 
@@ -196,7 +200,7 @@ class TrajectoryGraphs:
 
         with graphs.alone():
             graph, out = graphs.record(lambda: trajectory(evaluate, begin, fresh), warm_runs=1)
-        return _Captured(graph, begin, films, rows, noise, out)
+        return _Captured(graph, begin, padded, films, rows, noise, out)
 
 
 def _line(key: Key, met: _Met) -> str:

@@ -97,8 +97,8 @@ DIFFUSION = (
     Mutant(
         "any number of images goes to a bound batch",
         "rcdm_fast/diffusion/engine.py",
-        "if len(x) != len(self.batch):",
-        "if len(x) > len(self.batch):",
+        "if count != len(self.batch):",
+        "if count > len(self.batch):",
         ("tests/test_engines.py::test_wrong_use",),
     ),
     Mutant(

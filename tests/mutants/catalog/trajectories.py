@@ -47,6 +47,13 @@ TRAJECTORIES = (
         _DIFFERS,
     ),
     Mutant(
+        "a trajectory is drawn with the rows of other steps",
+        "rcdm_fast/diffusion/engine.py",
+        "if asked != bound:",
+        "if asked > bound:",
+        (f"{_TESTS}::test_wrong_use",),
+    ),
+    Mutant(
         "images are pushed towards the null representation",
         _TRAJECTORY,
         "conditional, null = evaluate(",
@@ -80,6 +87,13 @@ TRAJECTORIES = (
         "        self._graphs.follow()\n        captured.rows",
         "        captured.rows",
         (f"{_TESTS}::test_streams_follow_each_other",),
+    ),
+    Mutant(
+        "memory of padding is given back while a graph writes to it",
+        _GRAPHS,
+        "_Captured(graph, begin, padded, films",
+        "_Captured(graph, begin, padded.clone(), films",
+        (f"{_TESTS}::test_memory_that_a_graph_uses_is_held[3]",),
     ),
     Mutant(
         "the slower way is kept",
