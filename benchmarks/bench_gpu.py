@@ -3,9 +3,10 @@
     python benchmarks/bench_gpu.py build|ops|step|tune [--batches 1 64] [--rehearse]
 
 build: the tests marked gpu; ops: operators beside plain PyTorch; step: network evaluations, the published 128-px size
-first; tune: torch.compile with max-autotune as the rival, on the batches that are named. Every part builds the native
-code first, and measures nothing without it. A part is done in nine minutes at most, and writes its rows as they are
-measured to bench_gpu_PART.json in $OUT, or in out/. `--rehearse` goes the same way on the CPU, at sizes of nothing.
+first, and trajectories of small batches; tune: torch.compile with max-autotune as the rival, on the batches that are
+named. Every part builds the native code first, and measures nothing without it. A part is done in nine minutes at most,
+and writes its rows as they are measured to bench_gpu_PART.json in $OUT, or in out/. `--rehearse` goes the same way on
+the CPU, at sizes of nothing.
 
 Knows nothing about what a part does. This process measures nothing itself (benchmarks/gpu/process.py says why).
 """
@@ -56,6 +57,7 @@ STEP_COLUMNS = (
     ("memory", "memory_bytes", ",d"),
     ("x autocast", "of_autocast", ".2f"),
     ("x compile", "of_compile", ".2f"),
+    ("x one by one", "of_steps", ".2f"),
 )
 COLUMNS = {
     "build": (("", "name", "s"), ("s", "seconds", ".0f"), ("status", "status", "d")),

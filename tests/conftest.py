@@ -29,7 +29,7 @@ LONGEST = (
         f"tests/test_{name}.py"
         for name in (
             "cuda_on_host", "cuda_moments_on_host", "reference", "graphs", "app", "kernels_numbers", "distill",
-            "jobs_damage", "cli",
+            "jobs_damage", "cli", "trajectories",
             "diffusers", "solver_learning", "training_options", "kernels_gradients", "graphs_lines", "analysis_layers",
             "host", "kernels_aot", "encoders_layout", "pipeline", "bench", "report", "ops_native", "app_http",
             "training", "encoders_processors", "cli_options", "analysis", "encoders_views", "portable",

@@ -17,12 +17,15 @@ import pytest
 import torch
 
 from benchmarks import bench_gpu, bench_step, roofline, rows, timing, workload
-from benchmarks.gpu import build, candidates, cases, group, machine, ops, process, step
+from benchmarks.gpu import build, candidates, cases, group, machine, ops, process, step, trajectory
 from benchmarks.gpu.machine import Ceilings, Deadline
 from benchmarks.gpu.process import Ended
 from benchmarks.gpu.settings import REAL, REHEARSAL
 from benchmarks.rows import Row
 from rcdm_fast import engines, storage
+from rcdm_fast.config import ModelConfig
+from tests import small
+from tests.fake_cuda import fake_cuda
 
 CEILINGS = Ceilings([], {"bf16": 1e12, "fp32": 1e12}, 1e10)
 SHARED = {"device": "NVIDIA H100 80GB HBM3"}
@@ -84,6 +87,10 @@ def test_a_part_rehearsed(part: str, expected: set[str], tmp_path: Path, monkeyp
         assert native or engines.reasons_unavailable("native", torch.device("cpu"), "bf16")
         assert all(row["modeled_ms"] > 0 for row in native)
         assert sorted(row.get("part", "") for row in autocast) == ["", "", "compiled"]
+        one_by_one, at_once = (row for row in written["rows"] if row.get("part") == "trajectory")
+        assert (one_by_one["name"], one_by_one["batch"]) == ("rcdm_fast native, 10 steps one by one", 1)
+        assert one_by_one["p50_ms"] > 0
+        assert "the engine draws step by step" in at_once["why_not"]  # on a CPU
         assert [row["part"] for row in written["rows"] if row["name"] in ("rcdm_fast compiled", "compiled-bf16")]
     if part == "tune":
         assert "rcdm_fast native" in {row["name"] for row in written["rows"]}
@@ -252,6 +259,34 @@ def test_a_prediction_stands_beside_a_time(tiny: workload.Workload, tmp_path: Pa
     assert other._modeled(timing.Candidate(names[0], "bf16", True, lambda: lambda inputs: inputs.x)) == {}
 
 
+def test_a_trajectory_is_timed_both_ways_where_they_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU made of the CPU's memory; on a CPU there is one way."""
+    config = ModelConfig(dataclasses.replace(small.UNET, channel_mult=(1,)), small.SCHEDULE)
+
+    def measured(device: str, precision: str = "fp32") -> list[Row]:
+        put: list[Row] = []
+        work = workload.make(config, 1, torch.device(device))
+        trajectory.measure(f"native-{precision}", work, REHEARSAL, {"part": trajectory.PART}, put.append)
+        return [row for row in put if "begun" not in row]
+
+    at_once, one_by_one = measured("cpu")
+    assert one_by_one["p50_ms"] > 0
+    assert "the engine draws step by step: native, fp32, on cpu" in at_once["why_not"]
+    assert [row["why_not"] for row in measured("cpu", "fp16")] == ["fp16 runs on CUDA only (use bf16)"]
+    with fake_cuda():
+        one_by_one, at_once = measured("cuda")
+        assert at_once["error"] == 0.0
+        assert at_once["of_steps"] > 1
+        assert at_once["of_steps"] == pytest.approx(one_by_one["p50_ms"] / at_once["p50_ms"])
+        assert {row["batch"] for row in (one_by_one, at_once)} == {1}
+        steps = trajectory._Batch.steps
+        monkeypatch.setattr(trajectory._Batch, "steps", lambda batch: steps(batch) * 1.1)
+        wrong, timed = measured("cuda")
+        assert wrong["red"]
+        assert "wrong result: relative error 9.09e-02 to step by step, allowed 5.00e-02" in wrong["why_not"]
+        assert "p50_ms" in timed
+
+
 def test_a_group_ends_when_the_device_is_broken(
     tiny: workload.Workload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -308,7 +343,7 @@ def test_batches_begin_only_while_there_is_time(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(candidates, "SLOW_TO_BUILD", ())
     monkeypatch.setattr(engines, "ENGINES", {})
     assert step.run(REAL, file, SHARED, tmp_path, Deadline.after(3)) == 0
-    assert [row["batch"] for row in file.rows] == [1, 8, 64, 256, 16, 256, 4, 64]
+    assert [row["batch"] for row in file.rows] == [1, 8, 64, 256, 1, 4, 16, 256, 4, 64]
     assert {row["why_not"] for row in file.rows} == {"no time left"}
 
 
@@ -323,7 +358,19 @@ def test_parts_import_one_way() -> None:
                 found |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("benchmarks.gpu."):
                 found.add(str(node.module).rsplit(".", 1)[1])
-    order = ["settings", "process", "machine", "candidates", "group", "build", "cases", "ops", "step", "tune"]
+    order = [
+        "settings",
+        "process",
+        "machine",
+        "candidates",
+        "group",
+        "trajectory",
+        "build",
+        "cases",
+        "ops",
+        "step",
+        "tune",
+    ]
     assert set(imported) == {*order, "__init__"}
     for place, name in enumerate(order):
         assert imported[name] <= set(order[:place]), name

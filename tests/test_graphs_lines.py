@@ -11,7 +11,7 @@ import torch
 import rcdm_fast
 from rcdm_fast import engines
 from rcdm_fast.diffusion import conditioning
-from rcdm_fast.engines import cuda_graphs, native
+from rcdm_fast.engines import cuda_graphs, native, trajectory_graphs
 from rcdm_fast.engines.native import NativeEngine
 from rcdm_fast.models import checkpoint
 from rcdm_fast.ops import library, reference, selection
@@ -29,7 +29,7 @@ def test_every_line_of_the_gpu_path_runs(tmp_path: Path, monkeypatch: pytest.Mon
     file = tmp_path / "small.safetensors"
     made = small.model()
     checkpoint.save_model(file, made.config, made.unet.state_dict())
-    with traced(cuda_graphs, native, selection) as left:
+    with traced(cuda_graphs, native, selection, trajectory_graphs) as left:
         with fake_cuda(2):
             model = rcdm_fast.load(file, encoder=small.encoder().to("cuda"))
             assert "not measured" in model.engine.describe()
@@ -41,6 +41,7 @@ def test_every_line_of_the_gpu_path_runs(tmp_path: Path, monkeypatch: pytest.Mon
             with torch.cuda.stream(torch.cuda.Stream()):
                 model.sample(h, per=1, steps=1)
             assert "captured" in model.engine.describe()
+            _whole_trajectories(model, h, monkeypatch)
             x = made_images(2).to("cuda")
             bound = model.engine.bind(conditioning.make_plan(model.unet, SCHEDULE, h, None), torch.arange(2))
             assert bound.first_nonfinite(x, 0) is None
@@ -71,7 +72,23 @@ def test_every_line_of_the_gpu_path_runs(tmp_path: Path, monkeypatch: pytest.Mon
         "cuda_graphs.py": [],
         "native.py": [],
         "selection.py": [],
+        "trajectory_graphs.py": [],
     }
+
+
+def _whole_trajectories(model: rcdm_fast.Model, h: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Captured, replayed, dropped for another; step by step where that is as fast; of noise; forgotten."""
+    with monkeypatch.context() as patch:
+        patch.setattr(trajectory_graphs, "USES_BEFORE", 1)
+        patch.setattr(trajectory_graphs, "MOST_TRAJECTORIES", 1)
+        patch.setattr(trajectory_graphs, "REMEMBERED", 1)
+        for solver, batch_size in (("ddim", 2), ("ddim", 3), ("ancestral", 3)):
+            for _ in range(3):
+                model.sample(h[:1], per=batch_size, steps=6, solver=solver)
+        assert "; trajectories in one launch: ancestral, 6 evaluations of 3 (" in model.engine.describe()
+        for _ in range(3):
+            model.sample(h[:1], per=1, steps=1)
+        assert "; faster step by step: ddim, 1 evaluations of 1 (" in model.engine.describe()
 
 
 def _on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,8 @@ class Settings:
         groups: what `step` measures, in this order.
         compiled_groups: the same for engines that compile for minutes, each in a process of its own.
         compiled_s: how long one of these processes may take.
+        trajectories: the same for whole trajectories, step by step and in one launch.
+        trajectory_precision: theirs.
         largest_fp32_batch: plain fp32 is there to compare with, not worth minutes.
         tuned: the configuration that `tune` measures.
         norm_shapes: channels and side of images, for `ops`.
@@ -38,6 +40,8 @@ class Settings:
     groups: Groups
     compiled_groups: tuple[tuple[str, int], ...]
     compiled_s: float
+    trajectories: tuple[tuple[str, int], ...]
+    trajectory_precision: str
     largest_fp32_batch: int
     tuned: str
     norm_shapes: tuple[tuple[int, int], ...]
@@ -57,6 +61,8 @@ REAL = Settings(
     groups=(("release128", (1, 8, 64, 256)), ("s", (16, 256)), ("m", (4, 64))),
     compiled_groups=(("release128", 1), ("release128", 64)),
     compiled_s=100.0,
+    trajectories=(("release128", 1), ("release128", 4)),
+    trajectory_precision="bf16",
     largest_fp32_batch=8,
     tuned="release128",
     norm_shapes=((256, 128), (256, 64), (512, 32), (768, 16), (1024, 8)),
@@ -75,6 +81,8 @@ REHEARSAL = Settings(
     groups=(("rehearsal", (1, 3)),),
     compiled_groups=(("rehearsal", 2),),
     compiled_s=200.0,
+    trajectories=(("rehearsal", 1),),
+    trajectory_precision="fp32",
     largest_fp32_batch=1,
     tuned="rehearsal",
     norm_shapes=((64, 4), (32, 48)),

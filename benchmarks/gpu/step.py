@@ -1,7 +1,7 @@
 """`make bench-gpu PART=step`: network evaluations of the published 128-px size, and of the smaller ones, on a GPU.
 
-Every batch is measured in a process of its own (`group.py`), the engine that compiles for minutes in another one; a
-batch begins only while there is time.
+Every batch is measured in a process of its own (`group.py`), the engine that compiles for minutes in another one, and
+so are whole trajectories of small batches (`trajectory.py`); a batch begins only while there is time.
 
 Knows nothing about rivals that have to be tuned (`tune.py`).
 """
@@ -34,12 +34,32 @@ def run(settings: Settings, file: RowFile, shared: Row, machine: Path, deadline:
                 continue
             red += measure(settings, config, batch, names, file, shared, machine, left)
         if config == first:
+            red += measure_trajectories(settings, file, shared, machine, deadline.earlier(reserved))
             for name in slow:
                 for slow_config, batch in settings.compiled_groups:
                     left = Deadline.after(min(settings.compiled_s, deadline.left_s))
                     names = [f"{name}-bf16"]
                     # Rivals are measured again in that process: their rows are its own.
                     red += measure(settings, slow_config, batch, names, file, shared, machine, left, part=name)
+    return red
+
+
+def measure_trajectories(settings: Settings, file: RowFile, shared: Row, machine: Path, deadline: Deadline) -> int:
+    """Whole trajectories of the native engine; the number of wrong ones."""
+    red, precision = 0, settings.trajectory_precision
+    for config, batch in settings.trajectories:
+        labels = {**shared, "config": config, "batch": batch, "part": "trajectory"}
+        if deadline.left_s < RESERVE_S:
+            file.put({**labels, "why_not": "no time left"})
+            continue
+        arguments = ["--config", config, "--batch", str(batch), "--machine", str(machine)]
+        arguments += ["--rehearse"] if settings.device == "cpu" else []
+
+        def label(name: str, labels: Row = labels) -> Row:
+            return {**labels, "name": name, "precision": precision}
+
+        names = [f"native-{precision}"]
+        red += process.run_all("trajectory", arguments, names, lambda: deadline.left_s, file.put, label)
     return red
 
 

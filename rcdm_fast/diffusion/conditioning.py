@@ -119,6 +119,15 @@ class Batch:
             return torch.add(whole, maps) if out is None else torch.add(whole, maps, out=out)
         return self._film_of_vectors(k, out)
 
+    def films(self, out: Tensor) -> None:
+        """Write `film_of_distinct` of all K kept steps into `out`, float32 [K,R',F] or [K,R',F,h,w] of any strides."""
+        plan = self.plan
+        if plan.table is not None and plan.map_film is None:
+            torch.index_select(plan.table, 1, self.distinct, out=out)
+            return
+        for k, rows in enumerate(out):
+            self.film_of_distinct(k, out=rows)
+
     def _film_of_vectors(self, k: int, out: Tensor | None = None) -> Tensor:
         plan = self.plan
         if plan.table is not None:

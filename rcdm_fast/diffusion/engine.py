@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from rcdm_fast.diffusion.conditioning import Batch, ConditioningPlan
+from rcdm_fast.diffusion.solvers import StepNoise
+from rcdm_fast.diffusion.trajectory import Trajectory
 
 
 class Engine(ABC):
@@ -36,6 +38,10 @@ class Engine(ABC):
     def evaluate(self, batch: Batch, x: Tensor, k: int) -> Tensor:
         """See `Bound.predict`; x has as many images as the batch."""
 
+    def trajectory(self, batch: Batch, trajectory: Trajectory, x: Tensor, step_noise: StepNoise) -> Tensor | None:
+        """See `Bound.trajectory`; most have no other way than step by step."""
+        return None
+
     def first_nonfinite(self, batch: Batch, x: Tensor, k: int) -> str | None:
         """See `Bound.first_nonfinite`; the whole network, where a runtime shows no layers of it."""
         return None if bool(self.evaluate(batch, x, k).isfinite().all()) else "the exported network"
@@ -58,21 +64,45 @@ class Bound:
         Raises:
             ValueError: another number of images than was bound.
         """
-        self._check(x)
+        self._check(len(x))
         return self.engine.evaluate(self.batch, x, k)
+
+    def trajectory(self, trajectory: Trajectory, x: Tensor, step_noise: StepNoise) -> Tensor | None:
+        """All of a trajectory at once, where the engine has a way that it measured as faster than step by step.
+
+        Args:
+            trajectory: whose network evaluations are of as many images as were bound.
+            x: x_T, float32 [n,3,H,W].
+            step_noise: noise of the steps.
+
+        Returns:
+            x0, float32 [n,3,H,W], with the numbers that `trajectory(self.predict, x, step_noise)` gives (on a GPU up to
+            rounding, where cuDNN has measured another algorithm meanwhile); or None: nothing was done, run that.
+
+        Raises:
+            ValueError: another number of images or of steps than was bound.
+        """
+        asked, bound = len(trajectory.schedule), len(self.batch.plan.timesteps)
+        if asked != bound:
+            raise ValueError(f"{asked} steps, bound was a plan of {bound}")
+        self._check(len(x) if trajectory.guidance is None else 2 * len(x))
+        return self.engine.trajectory(self.batch, trajectory, x, step_noise)
 
     def first_nonfinite(self, x: Tensor, k: int) -> str | None:
         """Name of the first layer whose output is not finite at step k, or None; slow, for error messages."""
-        self._check(x)
+        self._check(len(x))
         return self.engine.first_nonfinite(self.batch, x, k)
 
-    def _check(self, x: Tensor) -> None:
-        if len(x) != len(self.batch):
-            raise ValueError(f"{len(x)} images, bound was a batch of {len(self.batch)}")
+    def _check(self, count: int) -> None:
+        if count != len(self.batch):
+            raise ValueError(f"{count} images, bound was a batch of {len(self.batch)}")
 
 
 class EngineWrapper(Engine):
-    """Another engine as it is; a subclass adds to what it does."""
+    """Another engine as it is; a subclass adds to what it does.
+
+    It never runs a whole trajectory, so that a subclass sees every evaluation.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self.name = engine.name

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -139,20 +140,27 @@ def schedule(config: ScheduleConfig, fitted: FittedSolver) -> Schedule:
 
 def solver(config: ScheduleConfig, fitted: FittedSolver) -> Solver:
     """The solver itself; it is run with `schedule`. An image is clipped where its x0 estimates are."""
-    weights: list[list[float]] = _of(config, fitted).weights.tolist()
+    return _Run(tuple(map(tuple, _of(config, fitted).weights.tolist())))
 
-    def run(predict: Predict, x: Tensor, schedule: Schedule, options: SolverOptions, step_noise: StepNoise) -> Tensor:
+
+@dataclass(frozen=True)
+class _Run:
+    """The solver with these weights (of `Resolved`); equal to another that has the same."""
+
+    weights: tuple[tuple[float, ...], ...]
+
+    def __call__(
+        self, predict: Predict, x: Tensor, schedule: Schedule, options: SolverOptions, step_noise: StepNoise
+    ) -> Tensor:
         known = [x]
         for i, k in enumerate(reversed(range(len(schedule)))):
-            x, estimate = step(weights[i], known, x, predict(x, k), schedule, k, options)
+            x, estimate = step(self.weights[i], known, x, predict(x, k), schedule, k, options)
             known.append(estimate)
             if k == 0 and options.clip:
                 x = x.clamp(-1, 1)
             if options.observer is not None:
                 options.observer(i, x)
         return x
-
-    return run
 
 
 def step(

@@ -16,6 +16,7 @@ from rcdm_fast.diffusion.conditioning import ConditioningPlan
 from rcdm_fast.diffusion.engine import Bound, Engine
 from rcdm_fast.diffusion.sampling_config import SamplingConfig
 from rcdm_fast.diffusion.schedule import Schedule
+from rcdm_fast.diffusion.trajectory import Trajectory, away
 from rcdm_fast.errors import RcdmError
 
 BAR_AFTER_S = 2.0  # less is not worth a bar
@@ -90,6 +91,15 @@ class Request:
     def pair(self, index: int) -> tuple[int, int]:
         """Row and sample of the image at that place."""
         return divmod(index, self.per) if self.pairs is None else self.pairs[index]
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """What leads from x_T to an image."""
+        fresh = self.chosen.fresh or self.options.eta > 0
+        guidance = self.guidance if self.nulls else None
+        return Trajectory(
+            self.chosen.label, self.solver, self.schedule, self.options, self.evaluations, fresh, guidance
+        )
 
     @property
     def conditions(self) -> Tensor | None:
@@ -234,21 +244,17 @@ def _batch(
             return request.step_noise[i].flatten(0, 1)[place].to(device, torch.float32)
         return noise.keyed_noise(request.seed, keys, i + 1, request.image, device)
 
-    def predict(x: Tensor, k: int) -> Tensor:
+    def evaluate(x: Tensor, k: int) -> Tensor:
         drawn(len(flat))
-        given = torch.cat([x, x]) if request.nulls else x
-        output = bound.predict(given, k)
+        output = bound.predict(x, k)
         if look is not None:
-            look(bound, given, k, output)
-        if weak is not None:
-            weaker = weak.predict(x, k)
-            if look is not None:
-                look(weak, x, k, weaker)
-            return _away(output, weaker, request.guidance)
-        if not request.nulls:
+            look(bound, x, k, output)
+        if weak is None:
             return output
-        conditional, null = output.chunk(2)
-        return _away(conditional, null, request.guidance)
+        weaker = weak.predict(x, k)
+        if look is not None:
+            look(weak, x, k, weaker)
+        return away(output, weaker, request.guidance)
 
     if request.noise is not None:
         x = request.noise.flatten(0, 1)[place].to(device, torch.float32)
@@ -256,15 +262,14 @@ def _batch(
         x = noise.keyed_noise(request.seed, keys, 0, request.image, device)
     if watch is not None:
         watch(place, x)
+    trajectory = request.trajectory
     with torch.inference_mode():
-        images = request.solver(predict, x, request.schedule, request.options, step_noise)
+        # Who looks sees every evaluation, and a guide's are another engine's.
+        whole = bound.trajectory(trajectory, x, step_noise) if look is None and weak is None else None
+        if whole is not None:
+            drawn(len(flat) * request.evaluations)
+        images = trajectory(evaluate, x, step_noise) if whole is None else whole
     return images.clone()
-
-
-def _away(output: Tensor, weaker: Tensor, strength: float) -> Tensor:
-    """What the network says, pushed away from what the null representation or a guide says; its variance stays."""
-    mean = torch.lerp(weaker[:, :3], output[:, :3], strength)
-    return torch.cat([mean, output[:, 3:]], dim=1)
 
 
 def _bar(total: int, progress: bool) -> Any:

@@ -3,7 +3,8 @@
     solver(predict, x, schedule, options, step_noise) -> x0
 
 `predict(x, k)` is one network evaluation (the raw output at kept step k); those here make exactly one per step. Scalars
-are computed in float64.
+are computed in float64. A solver depends on its arguments alone and never looks at what a tensor holds, for an engine
+may capture the loop once and replay it (`trajectory.py`).
 
 Others are in `multistep.py`; `registry.py` knows them all by name.
 """

@@ -11,10 +11,11 @@ Not used on CPU.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -100,7 +101,7 @@ class GraphCache:
         count = len(batch)
         with devices.current(self._device):
             captured = self._fill(batch)
-            self._follow()
+            self.follow()
             captured.x[:count].copy_(x)
             batch.film_of_distinct(k, out=captured.film[: len(batch.distinct)])
             captured.graph.replay()
@@ -111,12 +112,69 @@ class GraphCache:
         with devices.current(self._device):
             self._bucket(batch_size)
 
+    def fastest(self, batch_size: int) -> tuple[int, Program]:
+        """The bucket of a batch size, and the form that is the fastest there; captured if need be."""
+        with devices.current(self._device):
+            captured = self._bucket(batch_size)
+        return len(captured.x), self._forms[captured.form]
+
+    def follow(self) -> None:
+        """Let the current stream wait for what the last one does with the tensors of a graph, and be the last one."""
+        stream = torch.cuda.current_stream(self._device)
+        if self._stream is not None and self._stream != stream:
+            stream.wait_stream(self._stream)
+        self._stream = stream
+
+    def wait(self) -> None:
+        """Until no graph is running."""
+        if self._stream is not None:
+            self._stream.synchronize()
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """The only capture in the process inside, as all are made: float32 is float32, cuDNN times its algorithms."""
+        with _capturing, torch.inference_mode(), ieee_fp32(self._device), devices.timed_convolutions():
+            yield
+
+    def record(self, run: Callable[[], Tensor], warm_runs: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        """A graph of what `run` launches, after some runs without one, and where its result will be; for `alone`.
+
+        Memory that is made inside is of the pool that all graphs share: it holds until another graph is replayed.
+        """
+        device, stream = self._device, self._side
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            for _ in range(warm_runs):
+                run()
+        torch.cuda.current_stream(device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # In the mode "global" another thread that allocates memory meanwhile, to encode an image, would end this.
+        with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+            out = run()
+        return graph, out
+
+    def time_ms(self, run: Callable[[], object], runs: int = TIMED_RUNS) -> float:
+        """The least time of some runs on the stream of captures; the first one is not counted."""
+        stream, times = self._side, []
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream):
+            run()
+            for _ in range(runs):
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start.record(stream)
+                run()
+                end.record(stream)
+                end.synchronize()
+                times.append(float(start.elapsed_time(end)))
+        torch.cuda.current_stream(self._device).wait_stream(stream)
+        return min(times)
+
     def _fill(self, batch: Batch) -> _Captured:
         """The graph of a batch's bucket, with its rows."""
         if self._filled is not None and self._filled[0] is batch:
             return self._filled[1]
         captured = self._bucket(len(batch))
-        self._follow()
+        self.follow()
         captured.rows.zero_()
         captured.rows[: len(batch)].copy_(batch.inverse)
         captured.x.zero_()
@@ -136,16 +194,8 @@ class GraphCache:
         used = self._filled[1] if self._filled is not None else None
         unused = [size for size, captured in self._graphs.items() if captured is not used]
         for size in unused[: max(0, len(self._graphs) - MOST_GRAPHS + 1)]:
-            if self._stream is not None:
-                self._stream.synchronize()  # it may be running
+            self.wait()
             del self._graphs[size]
-
-    def _follow(self) -> None:
-        """Let the current stream wait for what the last one does with the tensors of a graph."""
-        stream = torch.cuda.current_stream(self._device)
-        if self._stream is not None and self._stream != stream:
-            stream.wait_stream(self._stream)
-        self._stream = stream
 
     def _capture(self, size: int) -> _Captured:
         device = self._device
@@ -154,7 +204,7 @@ class GraphCache:
             film = self._film(size)
             rows = torch.zeros(size, dtype=torch.int64, device=device)
         best, least_ms = None, math.inf
-        with _capturing, torch.inference_mode(), ieee_fp32(device), devices.timed_convolutions():
+        with self.alone():
             for form, program in self._forms.items():
                 graph, out = self._capture_form(program, x, film, rows)
                 took_ms = self._time_ms(graph) if len(self._forms) > 1 else 0.0
@@ -168,31 +218,11 @@ class GraphCache:
     def _capture_form(
         self, program: Program, x: Tensor, film: Tensor, rows: Tensor
     ) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        device, stream = self._device, self._side
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            with self._backend.choices.measuring():
-                program.denoise(x, film, rows)
-            for _ in range(WARM_RUNS):
-                program.denoise(x, film, rows)
-        torch.cuda.current_stream(device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        # In the mode "global" another thread that allocates memory meanwhile, to encode an image, would end this.
-        with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
-            out = program.denoise(x, film, rows)
-        return graph, out
+        stream = self._side
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream), self._backend.choices.measuring():
+            program.denoise(x, film, rows)
+        return self.record(lambda: program.denoise(x, film, rows), WARM_RUNS)
 
     def _time_ms(self, graph: torch.cuda.CUDAGraph) -> float:
-        """The least time of some replays; the first one is not counted."""
-        stream, times = self._side, []
-        with torch.cuda.stream(stream):
-            graph.replay()
-            for _ in range(TIMED_RUNS):
-                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                start.record(stream)
-                graph.replay()
-                end.record(stream)
-                end.synchronize()
-                times.append(float(start.elapsed_time(end)))
-        torch.cuda.current_stream(self._device).wait_stream(stream)
-        return min(times)
+        return self.time_ms(graph.replay)

@@ -4,7 +4,8 @@ CPU: oneDNN convolutions with packed weights and our C++ operators, in fp32 or b
 fixed size and get equal bits in any batch; in bf16 an image may differ with its batch by rounding. CUDA: cuDNN
 convolutions and our C++ or Triton operators (the faster of the two for every shape, measured while warming up), in
 fp32, bf16 or fp16, replayed as one CUDA graph per batch bucket; where Triton is there, two other forms of the program
-are captured too (`folded.py`, `summed.py`), and the fastest one kept. fp32 is float32 whatever the host program allows.
+are captured too (`folded.py`, `summed.py`), and the fastest one kept. Whole trajectories of small batches are replayed
+where that is faster. fp32 is float32 whatever the host program allows.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ from torch import Tensor
 from rcdm_fast import devices, ops
 from rcdm_fast.diffusion.conditioning import Batch
 from rcdm_fast.diffusion.engine import Engine
+from rcdm_fast.diffusion.solvers import StepNoise
+from rcdm_fast.diffusion.trajectory import Trajectory
 from rcdm_fast.engines.backends import OneDnnBackend, TorchBackend
 from rcdm_fast.engines.cuda_graphs import GraphCache
 from rcdm_fast.engines.folded import FoldedProgram
 from rcdm_fast.engines.groups import in_groups
 from rcdm_fast.engines.program import Program
 from rcdm_fast.engines.summed import SummedProgram
+from rcdm_fast.engines.trajectory_graphs import TrajectoryGraphs
 from rcdm_fast.models.unet import UNet
 from rcdm_fast.ops import library, selection
 from rcdm_fast.precision import exact, without_bf16
@@ -66,6 +70,7 @@ class NativeEngine(Engine):
         self._program: Program | None = None
         self._backend: OneDnnBackend | TorchBackend | None = None
         self._graphs: GraphCache | None = None
+        self._trajectories: TrajectoryGraphs | None = None
         self._batch_size = 0
 
     def warmup(self, batch_sizes: tuple[int, ...] = (1,)) -> None:
@@ -102,6 +107,9 @@ class NativeEngine(Engine):
         with exact(self.precision, self.device):
             return self._run(self._made(), x, film, rows)
 
+    def trajectory(self, batch: Batch, trajectory: Trajectory, x: Tensor, step_noise: StepNoise) -> Tensor | None:
+        return None if self._trajectories is None else self._trajectories.run(batch, trajectory, x, step_noise)
+
     @torch.inference_mode()
     def first_nonfinite(self, batch: Batch, x: Tensor, k: int) -> str | None:
         """Name of the first layer whose output is not finite for these images at step k, or None."""
@@ -117,7 +125,9 @@ class NativeEngine(Engine):
         choices = self._backend.choices if isinstance(self._backend, TorchBackend) else selection.Choices(self.device)
         chosen = "; ".join(f"{name}: {what}" for name, what in choices.describe().items())
         graphs = self._graphs.describe() if self._graphs is not None else "no graph captured yet"
-        return f"native, {self.precision}, on {self.device}: cuDNN convolutions, {chosen}; {graphs}"
+        trajectories = self._trajectories.describe() if self._trajectories is not None else ""
+        said = "; ".join(filter(None, (chosen, graphs, trajectories)))
+        return f"native, {self.precision}, on {self.device}: cuDNN convolutions, {said}"
 
     def _run(self, program: Program, x: Tensor, film: Tensor, rows: Tensor) -> Tensor:
         if self.precision == "fp32":
@@ -149,4 +159,5 @@ class NativeEngine(Engine):
                 forms["biases folded"] = FoldedProgram(self._program, backend)
                 forms["moments given"] = SummedProgram(self._program, backend)
             self._graphs = GraphCache(forms, backend, size, self._film, self.device)
+            self._trajectories = TrajectoryGraphs(self._graphs, self._film, self.device)
         return self._program

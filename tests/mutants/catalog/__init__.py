@@ -16,6 +16,7 @@ from tests.mutants.catalog.second import SECOND
 from tests.mutants.catalog.sixth import SIXTH
 from tests.mutants.catalog.third import THIRD
 from tests.mutants.catalog.training import TRAINING
+from tests.mutants.catalog.trajectories import TRAJECTORIES
 from tests.mutants.catalog.world import WORLD
 from tests.mutants.mutant import Mutant
 
@@ -34,5 +35,6 @@ MUTANTS: tuple[Mutant, ...] = (
     *SIXTH,
     *THIRD,
     *TRAINING,
+    *TRAJECTORIES,
     *WORLD,
 )

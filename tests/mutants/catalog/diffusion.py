@@ -83,8 +83,8 @@ DIFFUSION = (
     Mutant(
         "a guide pulls",
         "rcdm_fast/diffusion/sampling.py",
-        "_away(output, weaker, request.guidance)",
-        "_away(weaker, output, request.guidance)",
+        "away(output, weaker, request.guidance)",
+        "away(weaker, output, request.guidance)",
         ("tests/test_guidance.py",),
     ),
     Mutant(
@@ -97,8 +97,8 @@ DIFFUSION = (
     Mutant(
         "any number of images goes to a bound batch",
         "rcdm_fast/diffusion/engine.py",
-        "if len(x) != len(self.batch):",
-        "if len(x) > len(self.batch):",
+        "if count != len(self.batch):",
+        "if count > len(self.batch):",
         ("tests/test_engines.py::test_wrong_use",),
     ),
     Mutant(
