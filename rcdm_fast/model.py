@@ -266,8 +266,10 @@ def load(
             nn.Module, any callable, or an Encoder. A file's own encoder is built at the first `encode`.
         device: "cpu", "cuda", "cuda:1" (or 1), ...; default CUDA if there is one.
         engine: "auto" or one of `rcdm_fast.engines.ENGINES`.
-        precision: "fp32", "bf16", "fp16" or "auto".
-        engine_file: an export of this very model that a runtime's engine is to run; made and cached if left out.
+        precision: "fp32", "bf16", "fp16" or "auto"; with the file that it was calibrated in, "int8=DIR/network.xml"
+            (engine "openvino") or "fp8=DIR/fp8.safetensors" (engine "eager", which emulates it).
+        engine_file: an export of this very model that a runtime's engine is to run; made and cached if left out. The
+            file of int8 and fp8 may be given here, too.
         sha256: hex digest that the model's file must have.
         convention: what images an nn.Module or callable takes; by default that of the one that the model was trained
             with. It is asked for where nothing tells it.
@@ -278,6 +280,7 @@ def load(
         ConfigError: flags, device, engine or precision that make no sense here.
     """
     place = arguments.device(device)
+    precision, engine_file = engines.parse(precision, engine_file)
     config, tensors = checkpoint.load_model(source, flags, sha256)
     network = networks.from_tensors(config.unet, tensors)
     runner = engines.make(engine, network, config, place, precision, engine_file)
