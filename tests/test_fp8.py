@@ -18,7 +18,7 @@ from rcdm_fast import cli, engine_comparison, engines, storage
 from rcdm_fast.benchmarking import relative_l2
 from rcdm_fast.config import ConfigError
 from rcdm_fast.engine_comparison import Case
-from rcdm_fast.exporters import fallback, fp8
+from rcdm_fast.exporters import calibration, fallback, fp8
 from rcdm_fast.exporters.fallback import Layer
 from rcdm_fast.exporters.graph import truth
 from rcdm_fast.exporters.job import Job
@@ -215,9 +215,9 @@ def test_files_that_are_not_this_models_are_refused(tmp_path: Path) -> None:
     tensors, metadata = storage.read_tensors(file), storage.read_metadata(file)
     name, *_ = tensors
 
-    def changed(scales: dict[str, Tensor] | None = None, **more: str) -> Path:
+    def changed(scales: dict[str, Tensor] = tensors, key: str = "", value: str = "") -> Path:
         made = tmp_path / "changed.safetensors"
-        storage.save_tensors(made, scales or tensors, {**metadata, **more})
+        storage.save_tensors(made, scales, {**metadata, key: value} if key else metadata)
         return made
 
     def refused(path: Path, match: str, kind: type[Exception] = GraphError, of: Model = model) -> None:
@@ -228,11 +228,11 @@ def test_files_that_are_not_this_models_are_refused(tmp_path: Path) -> None:
     refused(tmp_path / "none.safetensors", "no such file", StorageError)
     refused(file, "network of another structure", of=small.model())
     other = small.quick_model()
-    other.unet.out[2].bias.data += 1  # type: ignore[union-attr,operator]
+    other.unet.get_parameter("out.2.bias").data += 1
     refused(file, "exported from other weights", of=other)
-    refused(changed(**{"rcdm_fast.precision": "int8"}), "exported in int8, asked for is fp8")
-    refused(changed(**{"rcdm_fast.kept": "[]"}), "its layers are not the network's")
-    refused(changed(**{"rcdm_fast.kept": "[[1"}), "damaged; export it again")
+    refused(changed(key="rcdm_fast.precision", value="int8"), "exported in int8, asked for is fp8")
+    refused(changed(key="rcdm_fast.kept", value="[]"), "its layers are not the network's")
+    refused(changed(key="rcdm_fast.kept", value="[[1"), "damaged; export it again")
     refused(changed({**tensors, "out.2": torch.ones(32)}), "its layers are not the network's")
     for wrong in (0.0, -1.0, 3.0, float("nan"), float("inf")):
         scales = torch.full_like(tensors[name], wrong)
@@ -251,7 +251,7 @@ def job(model: Model, count: int = 8) -> Job:
 def quick_steps(monkeypatch: pytest.MonkeyPatch, psnr_db: float) -> None:
     """Trajectories of two steps, and images of made-up weights, which are rougher than trained ones."""
     for name in ("draw", "collect"):
-        monkeypatch.setattr(fallback.calibration, name, _short(getattr(fallback.calibration, name)))
+        monkeypatch.setattr(calibration, name, _short(getattr(calibration, name)))
     monkeypatch.setattr(fallback, "PSNR_DB", psnr_db)
     monkeypatch.setattr(fallback, "RANKED", 2)
 
@@ -272,7 +272,7 @@ def test_calibration_sees_the_trajectories_that_it_may(monkeypatch: pytest.Monke
     largest: dict[str, Tensor] = {}
     assert asked.representations is not None
     watched = truth(fp8._watched(model.unet, largest), model.config.schedule)
-    fallback.calibration.draw(watched, model.config, asked.representations[~held])
+    calibration.draw(watched, model.config, asked.representations[~held])
     assert {name: scale.tolist() for name, scale in found.model.items()} == {
         name: input_scale(each).tolist() for name, each in largest.items()
     }
