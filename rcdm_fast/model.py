@@ -267,7 +267,7 @@ def load(
         device: "cpu", "cuda", "cuda:1" (or 1), ...; default CUDA if there is one.
         engine: "auto" or one of `rcdm_fast.engines.ENGINES`.
         precision: "fp32", "bf16", "fp16" or "auto"; with the file that it was calibrated in, "int8=DIR/network.xml"
-            (engine "openvino") or "fp8=DIR/fp8.safetensors" (engine "eager", which emulates it).
+            (engine "openvino") or "fp8=DIR/fp8.safetensors" (on CUDA "native"; anywhere "eager", which emulates it).
         engine_file: an export of this very model that a runtime's engine is to run; made and cached if left out. The
             file of int8 and fp8 may be given here, too.
         sha256: hex digest that the model's file must have.

@@ -51,11 +51,14 @@ IN_TRITON = {
     "add_residual_triton": "add_residual",
     "convolution_residual_triton": "convolution_residual",
     "map_film_triton": "map_film",
+    "quantize_triton": "quantize",
+    "fp8_convolution_triton": "fp8_convolution",
     "attention_triton": "attention",
 }
 OF_ENGINES = (
     *("film_group_norm_out", "film_group_norm", "attention"),
     *("film_group_norm_before_out", "add_residual", "convolution_residual", "map_film"),
+    *("quantize", "fp8_convolution"),
 )  # launched on the current device
 
 

@@ -195,7 +195,9 @@ def test_who_has_no_fp8_says_so(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match=r"fp8 needs a calibrated file: rcdm export MODEL --to fp8 --data IMAGES"):
         make("eager", "fp8")
-    with pytest.raises(ConfigError, match="fp8 runs in eager only"):
+    with pytest.raises(ConfigError, match="fp8 runs in native, eager only"):
+        make("compiled", "fp8", file)
+    with pytest.raises(ConfigError, match=r"fp8 runs on CUDA only \(engine eager emulates it\)"):
         make("native", "fp8", file)
     with pytest.raises(ConfigError, match=r"no engine can run fp8 .*eager: emulates fp8, slower than fp32"):
         make("auto", "fp8", file)  # it is asked for to be fast

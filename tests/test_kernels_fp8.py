@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -33,7 +35,7 @@ def test_in_the_interpreter(short: bool) -> None:
     passes_in_the_interpreter(__file__, "not long", short)
 
 
-def made(shape: tuple[int, ...], resize: int, resample: int | None, dtype: torch.dtype, device: str) -> list[object]:
+def made(shape: tuple[int, ...], resize: int, resample: int | None, dtype: torch.dtype, device: str) -> list[Any]:
     """What the convolution is given: channels of different sizes, a residual unless `resample` is None."""
     n, inner, outer, height, width = shape
     out = {-1: ((height + 1) // 2, (width + 1) // 2), 0: (height, width), 1: (2 * height, 2 * width)}[resize]
@@ -49,20 +51,20 @@ def made(shape: tuple[int, ...], resize: int, resample: int | None, dtype: torch
     return [x, weight, scale, bias, add, resize, resample or 0, dtype]
 
 
-def truth(given: list[object]) -> Tensor:
+def truth(given: list[Any]) -> Tensor:
     """In float64, from the rounded operands."""
     x, weight, scale, bias, add, resize, resample, _ = given
-    assert all(isinstance(each, Tensor) for each in (x, weight, scale, bias))
-    image = x.float().double()  # type: ignore[attr-defined]
+    image = x.float().double()
     image = image.repeat_interleave(2, 2).repeat_interleave(2, 3) if resize == 1 else image
-    sums = F.conv2d(image, weight.float().double(), stride=2 if resize == -1 else 1, padding=1)  # type: ignore[attr-defined]
-    whole = sums * scale.double()[:, None, None] + bias.double()[:, None, None]  # type: ignore[attr-defined]
-    if isinstance(add, Tensor):
+    sums = F.conv2d(image, weight.float().double(), stride=2 if resize == -1 else 1, padding=1)
+    whole = sums * scale.double()[:, None, None] + bias.double()[:, None, None]
+    if add is not None:
         read = add.double()
         if resample == 1:
             read = read.repeat_interleave(2, 2).repeat_interleave(2, 3)
         whole = whole + (F.avg_pool2d(read, 2) if resample == -1 else read)
-    return whole
+    found: Tensor = whole
+    return found
 
 
 @computes
@@ -81,7 +83,7 @@ def test_it_is_the_sum_of_rounded_operands(resize: int, resample: int | None, mo
         monkeypatch.setattr(module, "DEPTH", 32 if number == 0 else 128)
         for dtype in (torch.float32, torch.float16) if number == 0 else (torch.float16,):
             given = made(shape, resize, resample, dtype, DEVICE)
-            got, want = module.fp8_convolution(*given), truth(given)  # type: ignore[arg-type]
+            got, want = module.fp8_convolution(*given), truth(given)
             assert got.dtype == dtype
             assert got.shape == want.shape
             if not want.numel():
@@ -97,8 +99,8 @@ def test_it_is_the_sum_of_rounded_operands(resize: int, resample: int | None, mo
 @on_fp8
 def test_an_image_has_the_same_bits_in_any_batch() -> None:
     x, weight, scale, bias, add, *rest = made((3, 24, 32, 4, 4), 0, 0, torch.float16, DEVICE)
-    whole = module.fp8_convolution(x, weight, scale, bias, add, *rest)  # type: ignore[arg-type]
-    alone = module.fp8_convolution(x[2:], weight, scale, bias, add[2:], *rest)  # type: ignore[index]
+    whole = module.fp8_convolution(x, weight, scale, bias, add, *rest)
+    alone = module.fp8_convolution(x[2:], weight, scale, bias, add[2:], *rest)
     assert torch.equal(whole[2:], alone)
 
 
@@ -142,12 +144,9 @@ def test_the_operators_are_the_emulation() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     given = made((1, 4, 6, 4, 4), 0, 0, torch.float16, "cpu")
     x, weight, _, bias, add, *_ = given
-    assert isinstance(x, Tensor)
-    assert isinstance(weight, Tensor)
-    assert isinstance(add, Tensor)
     check = schema_fp8.fp8_convolution_result
 
-    def of(**changes: object) -> list[object]:
+    def of(**changes: object) -> list[Any]:
         names = ("x", "weight", "scale", "bias", "add", "resize", "resample", "dtype")
         return [changes.get(name, value) for name, value in zip(names, given, strict=True)]
 
@@ -157,14 +156,14 @@ def test_what_does_not_fit_is_refused() -> None:
         (ValueError, {"weight": weight[:, :3]}, "weight .* does not fit x"),
         (ValueError, {"x": x.contiguous()}, "channels-last"),
         (ValueError, {"resize": 2}, "resize must be"),
-        (ValueError, {"scale": bias[:4]}, r"scale must be float32 \[6\]"),  # type: ignore[index]
-        (ValueError, {"bias": None if bias is None else bias.double()}, r"bias must be float32 \[6\]"),  # type: ignore[attr-defined]
+        (ValueError, {"scale": bias[:4]}, r"scale must be float32 \[6\]"),
+        (ValueError, {"bias": bias.double()}, r"bias must be float32 \[6\]"),
         (ValueError, {"add": add.float()}, "one dtype"),
         (ValueError, {"resize": 1}, "does not fit out"),
         (ValueError, {"add": None, "resample": 1}, "there is none"),
     ):
         with pytest.raises(kind, match=match):
-            check(*of(**changes))  # type: ignore[arg-type]
+            check(*of(**changes))
     y = torch.zeros(1, 4, 2, 2).to(memory_format=torch.channels_last)
     for wrong, inverse, match in (
         (y.contiguous(), torch.ones(4), "channels-last"),

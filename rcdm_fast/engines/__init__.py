@@ -64,22 +64,26 @@ def _of_network(make: Callable[[UNet, torch.device, str], Engine]) -> Make:
     return lambda network, _config, device, precision, _file: make(network, device, precision)
 
 
-def _eager(
-    network: UNet, config: ModelConfig, device: torch.device, precision: str, file: Path | None
-) -> eager.EagerEngine:
-    if precision != "fp8":
-        return eager.EagerEngine(network, device, precision)
-    if file is None:
-        raise ConfigError(FP8_NEEDS)
-    return eager.EagerEngine(network, device, precision, fp8.read(file, network, config))
+def _with_scales(kind: type[eager.EagerEngine] | type[native.NativeEngine]) -> Make:
+    """An engine that runs the model itself, in fp8 with the scales of a file."""
+
+    def make(network: UNet, config: ModelConfig, device: torch.device, precision: str, file: Path | None) -> Engine:
+        if precision != "fp8":
+            return kind(network, device, precision)
+        if file is None:
+            raise ConfigError(FP8_NEEDS)
+        return kind(network, device, precision, fp8.read(file, network, config))
+
+    return make
 
 
 SPECS = {  # what ``auto`` may choose stands in the order of its choice
     "native": EngineSpec(
-        _of_network(native.NativeEngine),
+        _with_scales(native.NativeEngine),
         native.reasons_unavailable,
         "available (auto takes it)",
         automatic=True,
+        calibrated=("fp8",),
     ),
     "compiled": EngineSpec(  # not automatic: compiling takes a minute and gains nothing over native
         _of_network(compiled.CompiledEngine),
@@ -87,7 +91,7 @@ SPECS = {  # what ``auto`` may choose stands in the order of its choice
         "available, no faster than native, and every batch size takes time to compile",
     ),
     "eager": EngineSpec(
-        _eager,
+        _with_scales(eager.EagerEngine),
         eager.reasons_unavailable,
         "available, slower; the truth that the others are compared with",
         automatic=True,

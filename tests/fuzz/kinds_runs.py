@@ -18,6 +18,7 @@ from rcdm_fast.downloads import DownloadError
 from rcdm_fast.engines import cache
 from rcdm_fast.errors import RunError
 from rcdm_fast.exporters import fp8, plan_file
+from rcdm_fast.exporters.fallback import Layer
 from rcdm_fast.exporters.onnx import GraphError
 from rcdm_fast.images import ImageError
 from rcdm_fast.jobs import local, verify
@@ -144,7 +145,7 @@ def _scales(folder: Path) -> None:
     scales = {name: torch.ones(each.in_channels) for name, each in inner_convolutions(network).items()}
     kept, *_ = scales
     del scales[kept]
-    fp8.save(fp8.Calibrated(scales, (fp8.Layer(kept, 0.01),), 43.5, folder / "scales" / fp8.FILE), network, config)
+    fp8.save(fp8.Calibrated(scales, (Layer(kept, 0.01),), 43.5, folder / "scales" / fp8.FILE), network, config)
 
 
 def scaled(path: Path) -> None:
