@@ -24,6 +24,8 @@ from rcdm_fast.exporters.graph import truth
 from rcdm_fast.exporters.job import Job
 from rcdm_fast.exporters.onnx import ExportError, GraphError
 from rcdm_fast.images import to_pil
+from rcdm_fast.jobs import local
+from rcdm_fast.jobs.settings import JobConfig
 from rcdm_fast.model import Model
 from rcdm_fast.models import checkpoint
 from rcdm_fast.models.fp8 import (
@@ -184,6 +186,18 @@ def test_a_model_with_its_file_travels(tmp_path: Path, monkeypatch: pytest.Monke
     packed = pickle.dumps(loaded)
     monkeypatch.chdir(tmp_path.parent)
     assert torch.equal(pickle.loads(packed).sample(h, per=1, steps=2), want)
+
+
+def test_a_job_goes_on_with_the_scales_that_it_was_begun_with(tmp_path: Path) -> None:
+    model = small.quick_model()
+    h, folder, config = torch.randn(2, small.DIM), tmp_path / "job", JobConfig(per=1, steps=1)
+    one = with_fp8(model, written(model, tmp_path / "one.safetensors"))
+    local.run(one, h, folder, config)
+    file = tmp_path / "other.safetensors"
+    scales = {name: 2 * scale for name, scale in scales_of(model).items()}
+    fp8.save(fp8.Calibrated(scales, (), 50.0, file), model.unet, model.config)
+    with pytest.raises(ConfigError, match="holds another job: calibrated"):
+        local.run(with_fp8(model, file), h, folder, config)
 
 
 def test_who_has_no_fp8_says_so(tmp_path: Path) -> None:
