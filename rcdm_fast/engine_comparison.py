@@ -228,7 +228,7 @@ def _measure(case: Case, got: _Drawn, truth: _Drawn, times_ms: list[float], trut
         times=Times.of(times_ms),
         speedup=benchmarking.pair_ratio(truth_ms, times_ms),
         memory_bytes=got.memory_bytes,
-        file_bytes=sum(file.stat().st_size for file in getattr(got.engine, "files", ())),
+        file_bytes=sum(file.stat().st_size for file in got.engine.files),
         images=got.images,
     )
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import rcdm_fast
-from rcdm_fast import cli, engine_comparison, engines, storage
+from rcdm_fast import cli, engine_comparison, engines, storage, throughput
 from rcdm_fast.benchmarking import relative_l2
 from rcdm_fast.config import ConfigError
 from rcdm_fast.engine_comparison import Case
@@ -198,6 +198,19 @@ def test_a_job_goes_on_with_the_scales_that_it_was_begun_with(tmp_path: Path) ->
     fp8.save(fp8.Calibrated(scales, (), 50.0, file), model.unet, model.config)
     with pytest.raises(ConfigError, match="holds another job: calibrated"):
         local.run(with_fp8(model, file), h, folder, config)
+
+
+def test_rates_of_fp8_are_those_of_what_was_calibrated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small.quick_model()
+    case = throughput.Case("eager", f"fp8={written(model, tmp_path / 'fp8.safetensors')}", steps=2)
+    plan = throughput.Plan((case,), batch=2, rounds=1, published=False)
+    (row,) = throughput.measure(model, plan, lambda rows, fraction: None)
+    assert (row["precision"], row.get("why_not", "")) == ("fp8", "")
+    assert row["images_per_s"] > 0
+    evaluate = engines.eager.EagerEngine.evaluate
+    monkeypatch.setattr(engines.eager.EagerEngine, "evaluate", lambda *given: 1.5 * evaluate(*given))
+    (row,) = throughput.measure(model, plan, lambda rows, fraction: None)
+    assert "wrong result" in row["why_not"]
 
 
 def test_who_has_no_fp8_says_so(tmp_path: Path) -> None:

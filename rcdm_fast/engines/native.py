@@ -176,6 +176,7 @@ class NativeEngine(Engine):
                 with devices.current(self.device):
                     made = Fp8Program(self._program, self._network, self._calibrated.scales, self.device)
                 self._program, forms = made, {"fp8": made}
+                backend.made.clear()  # weights in 16 bits of what is computed in fp8 are not kept
             elif not selection.triton_reason(self.device):
                 forms["biases folded"] = FoldedProgram(self._program, backend)
             self._graphs = GraphCache(forms, backend, size, self._film, self.device)

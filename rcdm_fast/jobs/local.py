@@ -199,7 +199,7 @@ def prepare(model: Model, source: Source, folder: Path, config: JobConfig) -> Pr
     if chosen.fitted is not None:
         identity["fitted"] = chosen.fitted.digest
     if model.engine.precision in engines.CALIBRATED:
-        identity["calibrated"] = [storage.sha256(file) for file in getattr(model.engine, "files", ())]
+        identity["calibrated"] = [storage.sha256(file) for file in model.engine.files]
     return Prepared(identity, Ledger(folder, config, layout), source, nfe, chosen.label, model.image_size)
 
 
