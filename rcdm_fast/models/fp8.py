@@ -3,7 +3,8 @@
 Every input channel is divided by a scale of its own, which was calibrated, and rounded to e4m3 (4 bits of exponent, 3
 of mantissa, largest number 448, no infinity); the weights take up the scales, are divided by one more of each output
 channel and rounded, too. Products of such numbers are exact in float32 and summed in float32; then come the output
-channel's scale and the bias. Everything else stays float32.
+channel's scale and the bias. Everything else stays float32. (The tensor cores of sm_90 keep fewer digits in sums of up
+to 128 products, `kernels/fp8_convolution.py`.)
 
 Scales of inputs are powers of two: dividing by one, and giving it to the weights, rounds nothing, on any device.
 Nothing is lost by that, for e4m3 has the same digits in every binade.
