@@ -10,7 +10,7 @@
     found = rcdm_fast.analyze(model, "invariance", "cifar10/test")    # the paper's experiments as numbers
     rcdm_fast.train("cifar10-simclr-trunk", "photos/", "runs/mine", encoder="timm:resnet18?pretrained=1")
     rcdm_fast.adapt("cifar10-simclr-wide", my_module, "cifar10/train", "runs/adapted")
-    rcdm_fast.export(model, "onnx", "exported")                       # or openvino, tensorrt, diffusers, hub
+    rcdm_fast.export(model, "onnx", "exported")                       # or openvino, tensorrt, diffusers, hub, fp8
 
 Importing this package is cheap: PyTorch and everything else is imported when a name is first used.
 """

@@ -44,14 +44,10 @@ class Case:
     def parse(cls, text: str) -> Case:
         """ENGINE[:PRECISION[=FILE]], such as ``native:bf16`` or ``openvino:int8=exported/network.xml``."""
         name, _, rest = text.strip().partition(":")
-        precision, _, file = rest.partition("=")
-        if precision not in ("", *engines.PRECISIONS):
-            raise ConfigError(f"no precision called {precision!r}; known: {', '.join(engines.PRECISIONS)}")
-        return cls(
-            name,
-            precision or "fp32",  # type: ignore[arg-type]
-            Path(file) if file else None,
-        )
+        precision, file = engines.parse(rest or "fp32")
+        if precision == "auto":
+            raise ConfigError("precision auto is no case: name one of " + ", ".join(engines.PRECISIONS))
+        return cls(name, precision, None if file is None else Path(file))
 
     def __str__(self) -> str:
         return f"{self.engine} {self.precision}"
@@ -232,7 +228,7 @@ def _measure(case: Case, got: _Drawn, truth: _Drawn, times_ms: list[float], trut
         times=Times.of(times_ms),
         speedup=benchmarking.pair_ratio(truth_ms, times_ms),
         memory_bytes=got.memory_bytes,
-        file_bytes=sum(file.stat().st_size for file in getattr(got.engine, "files", ())),
+        file_bytes=sum(file.stat().st_size for file in got.engine.files),
         images=got.images,
     )
 

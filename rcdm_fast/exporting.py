@@ -15,18 +15,18 @@ from rcdm_fast.data.inputs import Images
 from rcdm_fast.exporters.job import Format, Job
 from rcdm_fast.model import Model
 
-FORMATS = ("onnx", "openvino", "tensorrt", "diffusers", "hub")
+FORMATS = ("onnx", "openvino", "tensorrt", "diffusers", "hub", "fp8")
 
 
 def _module(name: str) -> Format:
-    from rcdm_fast.exporters import diffusers, hub_folder, onnx_folder, openvino, tensorrt
+    from rcdm_fast.exporters import diffusers, fp8, hub_folder, onnx_folder, openvino, tensorrt
 
-    formats: tuple[Format, ...] = (onnx_folder, openvino, tensorrt, diffusers, hub_folder)
+    formats: tuple[Format, ...] = (onnx_folder, openvino, tensorrt, diffusers, hub_folder, fp8)
     return dict(zip(FORMATS, formats, strict=True))[name]
 
 
 def find(name: str, precision: str) -> Format:
-    """A format that can be written here in a precision.
+    """A format that can be written here in a precision, or in the first one that it has for "auto".
 
     Raises:
         ConfigError: unknown, without that precision, or without its packages.
@@ -34,7 +34,7 @@ def find(name: str, precision: str) -> Format:
     if name not in FORMATS:
         raise ConfigError(f"no export format called {name!r}; known: {', '.join(FORMATS)}")
     module = _module(name)
-    if precision not in module.PRECISIONS:
+    if precision not in ("auto", *module.PRECISIONS):
         raise ConfigError(f"{name} is not exported in {precision!r}; known: {', '.join(module.PRECISIONS)}")
     missing = module.missing_packages()
     if missing:
@@ -48,7 +48,7 @@ def export(
     to: str,
     out: str | os.PathLike[str],
     *,
-    precision: str = "fp32",
+    precision: str = "auto",
     targets: Sequence[str] = (),
     batches: Sequence[int] = (1,),
     dynamic: bool = False,
@@ -60,14 +60,14 @@ def export(
 
     Args:
         model: as `rcdm_fast.load` gives it; on any device.
-        to: "onnx", "openvino", "tensorrt", "diffusers" or "hub".
+        to: "onnx", "openvino", "tensorrt", "diffusers", "hub", or "fp8": scales for our own engines.
         out: the folder to write.
-        precision: "fp32", "fp16", "bf16", "int8" or "fp8", as far as the format has it.
+        precision: "fp32", "fp16", "bf16" or "int8", as far as the format has it; "auto" is fp32, and fp8 of "fp8".
         targets: GPU generations such as "sm89" for TensorRT; the GPU that is there if left out.
         batches: images per evaluation that TensorRT builds for.
         dynamic: one TensorRT engine for all batches up to the largest, instead of one for each.
         encoder: export the encoder too, where there is one and the format takes it.
-        calibrate: images whose representations int8 is calibrated with.
+        calibrate: images whose representations int8 and fp8 are calibrated with.
         progress: takes one line at a time about what is being done.
 
     Returns:
@@ -83,7 +83,7 @@ def export(
         model.unet,
         model.config,
         model.encoder if encoder else None,
-        precision,
+        form.PRECISIONS[0] if precision == "auto" else precision,
         tuple(targets),
         tuple(batches),
         dynamic,

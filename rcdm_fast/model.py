@@ -266,11 +266,10 @@ def load(
             nn.Module, any callable, or an Encoder. A file's own encoder is built at the first `encode`.
         device: "cpu", "cuda", "cuda:1" (or 1), ...; default CUDA if there is one.
         engine: "auto" or one of `rcdm_fast.engines.ENGINES`.
-        precision: "fp32", "bf16", "fp16" or "auto".
-        engine_file: an export of this very model that a runtime's engine is to run; made and cached if left out.
+        precision: "fp32", "bf16", "fp16", "auto", or with the file that it was calibrated in "int8=FILE", "fp8=FILE".
+        engine_file: an export of this very model that an engine is to run, or that file; else made and cached.
         sha256: hex digest that the model's file must have.
-        convention: what images an nn.Module or callable takes; by default that of the one that the model was trained
-            with. It is asked for where nothing tells it.
+        convention: what images an nn.Module or callable takes; by default as in training, asked for if nothing tells.
         pooling: of an nn.Module or callable, in place of that of its convention; a function if it was one in training.
 
     Raises:
@@ -278,6 +277,7 @@ def load(
         ConfigError: flags, device, engine or precision that make no sense here.
     """
     place = arguments.device(device)
+    precision, engine_file = engines.parse(precision, engine_file)
     config, tensors = checkpoint.load_model(source, flags, sha256)
     network = networks.from_tensors(config.unet, tensors)
     runner = engines.make(engine, network, config, place, precision, engine_file)

@@ -5,7 +5,7 @@ it embeds the representation anew in every step. Images are drawn in turn with e
 the time is used up. The fraction of the sampler is what a trajectory takes beyond its network evaluations.
 
 No time is reported for an engine whose network evaluation is wrong: further from plain PyTorch in fp32 than
-`benchmarking.FP32_LIMIT`, or in another precision than twice what PyTorch's autocast gives.
+`benchmarking.FP32_LIMIT`, or in another precision than twice what PyTorch's autocast gives, in fp8 its emulation.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ from rcdm_fast.diffusion.conditioning import Batch
 from rcdm_fast.diffusion.engine import Engine, EngineWrapper
 from rcdm_fast.diffusion.sampling_config import SamplingConfig
 from rcdm_fast.diffusion.schedule import Schedule
+from rcdm_fast.exporters import fp8 as scales
 from rcdm_fast.model import Model
+from rcdm_fast.models import fp8
 
 PUBLISHED_STEPS = 100
 PUBLISHED = "published recipe"
@@ -173,17 +175,21 @@ class _Bench:
         inputs = (x, seen, None if h is None else h[part], None if label is None else label[part])
         labels = {"engine": timed.name, "precision": timed.precision, "solver": case.solver, "steps": str(case.steps)}
         labels["what_runs"] = timed.describe()
-        why_not = self._why_not(evaluation(), timed.precision, inputs)
+        why_not = self._why_not(evaluation(), timed, inputs)
         return _Runner(labels, request.evaluations * plan.batches, run, evaluation, timed, why_not)
 
     @torch.inference_mode()
-    def _why_not(self, got: Tensor, precision: str, inputs: tuple[Tensor | None, ...]) -> str:
+    def _why_not(self, got: Tensor, timed: TimedEngine, inputs: tuple[Tensor | None, ...]) -> str:
         """Why no time may be reported for an engine that gave `got`; empty if it is right."""
         network, device = self._network, self._model.device
         want = network(*inputs)
         limit = benchmarking.FP32_LIMIT
-        if precision != "fp32":
-            dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+        if timed.precision == "fp8":
+            (file,) = timed.files
+            rounded = fp8.emulated(network, scales.read(file, network, self._model.config).scales)
+            limit = 2 * benchmarking.relative_l2(rounded(*inputs), want)
+        elif timed.precision != "fp32":
+            dtype = torch.bfloat16 if timed.precision == "bf16" else torch.float16
             with torch.autocast(device.type, dtype):
                 limit = 2 * benchmarking.relative_l2(network(*inputs), want)
         error = benchmarking.relative_l2(got, want)

@@ -34,7 +34,7 @@ LONGEST = (
             "host", "kernels_aot", "encoders_layout", "pipeline", "bench", "report", "ops_native", "app_http",
             "training", "encoders_processors", "cli_options", "analysis", "encoders_views", "portable",
             "bench_gpu", "solver_fit", "adapt", "packaging", "jobs", "views", "guidance", "ssl_methods", "cli_photos",
-            "analysis_depth",
+            "analysis_depth", "fp8", "kernels_fp8", "kernels_fp8_aot", "fp8_program",
         )
     ),
 )  # fmt: skip

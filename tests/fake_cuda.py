@@ -55,12 +55,15 @@ IN_TRITON = {
     "add_residual_moments_triton": "add_residual_moments",
     "convolution_moments_triton": "convolution_moments",
     "map_film_triton": "map_film",
+    "quantize_triton": "quantize",
+    "fp8_convolution_triton": "fp8_convolution",
     "attention_triton": "attention",
 }
 OF_ENGINES = (
     *("film_group_norm_out", "film_group_norm", "attention"),
     *("film_group_norm_before_out", "add_residual", "convolution_residual", "map_film"),
     *("film_group_norm_given_out", "moments", "add_residual_moments", "convolution_moments"),
+    *("quantize", "fp8_convolution"),
 )  # launched on the current device
 
 

@@ -117,6 +117,24 @@ def test_runtimes_are_held_against_the_first_of_them() -> None:
     assert runtimes.int8(found) == "a PSNR of 48.6 dB, and the MRR of the source changes by -0.8 % [-1.8, +0.2]"
 
 
+def test_fp8_says_which_layers_run_in_it_and_whether_ranks_stay() -> None:
+    first = {"engine": "eager", "precision": "fp32", "mrr": _span(0.4)}
+    layers = "3 of 4 inner 3x3 convolutions in fp8, all but a.b"
+    runs = f"eager PyTorch 2.14.1, fp8 (emulated, slower than fp32: {layers}), on cpu"
+    other: dict[str, Any] = {"engine": "eager", "precision": "fp8", "mrr": _span(0.39), "psnr_db": 44.06, "runs": runs}
+    made_by = {"command": "rcdm compare m a.jpg --per 4", "models": [{"name": "m"}]}
+
+    def found(change: float) -> dict[str, Any]:
+        return {"rows": [first, {**other, "mrr_change": _span(change)}], "made_by": made_by}
+
+    passed, failed = _rows(runtimes.fp8(found(-0.019), found(-0.021)))
+    assert passed[:2] == ["`m`", "4"]
+    assert passed[4:] == ["-1.9 % [-2.9, -0.9]", "44.1", layers, "passed"]
+    assert failed[-1] == "failed"
+    with pytest.raises(ValueError, match="no comparison of fp8: eager fp32"):
+        runtimes.fp8({"rows": [first, {**other, "precision": "fp32"}], "made_by": made_by})
+
+
 def test_findings_without_numbers_say_all_that_was_measured() -> None:
     decided = {"sentence": "It holds.", "numbers": {"share": 1}, "measured": "not shown"}
     open_ = {"sentence": "Undecided.", "numbers": {}, "measured": "slope 0.1."}

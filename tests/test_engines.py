@@ -160,6 +160,7 @@ def test_the_table_has_every_engine() -> None:
     network = small.network()
     for name, spec in engines.SPECS.items():
         assert spec.exported == takes[name]
+        assert set(spec.emulated) <= set(spec.calibrated) <= set(engines.CALIBRATED)
         if not spec.exported and not engines.reasons_unavailable(name, CPU, "fp32"):
             with pytest.raises(ConfigError, match=f"engine {name} runs the model itself, not a file"):
                 engines.make(name, network, _config(network), CPU, "fp32", "network.onnx")

@@ -346,7 +346,7 @@ def test_a_job_on_a_cluster_from_its_order_to_its_summary(
     assert len(ray.orders) == 1, "a finished job needs no cluster"
 
 
-@pytest.mark.parametrize("part", ["model", "encoder", "items", "fitted"])
+@pytest.mark.parametrize("part", ["model", "encoder", "items", "fitted", "calibrated"])
 def test_a_worker_that_sees_something_else_refuses(part: str, quick: Model, tmp_path: Path) -> None:
     from rcdm_fast.jobs import cluster
 

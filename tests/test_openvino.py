@@ -21,7 +21,7 @@ from rcdm_fast.config import ConfigError
 from rcdm_fast.diffusion.conditioning import make_plan
 from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.engines.openvino_runtime import KEPT, OpenVINOEngine
-from rcdm_fast.exporters import calibration, openvino_core, openvino_int8
+from rcdm_fast.exporters import calibration, fallback, openvino_core
 from rcdm_fast.exporters import openvino as exported
 from rcdm_fast.exporters.graph import NetworkGraph
 from rcdm_fast.exporters.onnx import ExportError, GraphError
@@ -268,8 +268,8 @@ def test_int8_of_models_without_representations(
     condition: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("nncf", reason="nncf is not installed")
-    monkeypatch.setattr(openvino_int8, "PSNR_DB", 15.0)  # made-up weights are rougher than trained ones
-    monkeypatch.setattr(openvino_int8, "MADE_UP", 8)
+    monkeypatch.setattr(fallback, "PSNR_DB", 15.0)  # made-up weights are rougher than trained ones
+    monkeypatch.setattr(fallback, "MADE_UP", 8)
     model = small.model(representation_dim=0, num_classes=3 if condition == "label" else 0)
     said: list[str] = []
     rcdm_fast.export(model, "openvino", tmp_path / "out", precision="int8", progress=said.append)
@@ -302,7 +302,7 @@ def test_the_fewest_layers_that_are_enough(needed: int) -> None:
         asked.append(kept)
         return kept >= needed
 
-    assert openvino_int8._fewest(6, enough) == min(needed, 6)
+    assert fallback.fewest(6, enough) == min(needed, 6)
     assert len(asked) <= 3
 
 
@@ -321,8 +321,8 @@ def test_int8_says_what_it_needs(tmp_path: Path) -> None:
 def test_int8_that_cannot_be_good_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("nncf", reason="nncf is not installed")
     model = small.model()
-    monkeypatch.setattr(openvino_int8, "PSNR_DB", 500.0)
-    monkeypatch.setattr(openvino_int8, "MOST_KEPT", 0.15)  # fewer to go through
+    monkeypatch.setattr(fallback, "PSNR_DB", 500.0)
+    monkeypatch.setattr(fallback, "MOST_KEPT", 0.15)  # fewer to go through
     with pytest.raises(
         ExportError, match=r"needed 500.*in floating point: (in|out)put_blocks\.\d+\.\d.*\(\d\.\de-\d\d\)"
     ):

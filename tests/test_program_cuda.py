@@ -24,7 +24,9 @@ from benchmarks import workload
 from rcdm_fast import ops
 from rcdm_fast.engines import compiled
 from rcdm_fast.engines.backends import TorchBackend
+from rcdm_fast.engines.fp8_program import Fp8Program
 from rcdm_fast.engines.program import Program
+from rcdm_fast.models.fp8 import inner_convolutions
 from rcdm_fast.models.unet import AttentionBlock, UNet
 from rcdm_fast.ops import library, schema, selection
 from tests import small
@@ -113,6 +115,25 @@ def test_one_evaluation(network: UNet, count: int, monkeypatch: pytest.MonkeyPat
     kinds = [kind for operator in ("film_group_norm", "attention") for kind in backend.choices.times_ms(operator)]
     assert len(kinds) == len(measured) < KERNELS["rcdm_fast::film_group_norm_out"] // 2
     assert tuning.peak_bytes <= count * PEAK_BYTES
+
+
+def test_one_evaluation_in_fp8(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every 3x3 convolution but the first and the last is one of ours, of images in channels-last memory."""
+    monkeypatch.setattr(library, "has_native", lambda _: True)
+    monkeypatch.setattr(selection, "triton_reason", lambda _: "left out")
+    with FakeTensorMode(), torch.inference_mode():
+        with torch.device(CUDA):
+            network = UNet(workload.read_config("release128").unet).eval().requires_grad_(False)
+        inner = inner_convolutions(network)
+        scales = {name: torch.ones(each.in_channels) for name, each in inner.items()}
+        program = Program(network, TorchBackend(torch.float16, CUDA), torch.float16, CUDA)
+        program = Fp8Program(program, network, scales, CUDA)
+        with Watch() as plain:
+            out = program.denoise(*_inputs(network, 2))
+        assert schema.is_channels_last(out)
+    assert plain.launched["rcdm_fast::fp8_convolution"] == plain.launched["rcdm_fast::quantize"] == len(inner)
+    assert plain.launched["aten::conv2d"] == KERNELS["aten::conv2d"] - len(inner)
+    assert plain.launched["aten::avg_pool2d"] == plain.launched["aten::upsample_nearest2d"] == 0  # read so
 
 
 def test_blocks_of_the_plain_network_keep_channels_last(network: UNet) -> None:

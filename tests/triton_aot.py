@@ -22,9 +22,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 CAPABILITIES = (80, 90, 120)
-SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 120: 99 * 1024}  # bytes that one block may have
+SHARED_LIMIT = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 120: 99 * 1024}  # bytes that one block may have
 OPTIONS = ("num_warps", "num_stages")
-TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int64: "*i64"}
+TYPES = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.float8_e4m3fn: "*fp8e4nv",
+    torch.int64: "*i64",
+}
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -52,6 +58,7 @@ class Facts:
     wide_stores: int
     asynchronous: int  # copies of 16 bytes to shared memory
     matrix: int  # tensor-core instructions
+    of_fp8: int  # those of them that multiply e4m3
 
 
 def record(monkeypatch: pytest.MonkeyPatch, module: ModuleType, run: Callable[[], object]) -> list[Launch]:
@@ -132,5 +139,6 @@ def compile_launch(launch: Launch, capability: int, folder: Path) -> Facts:
         narrow_loads=count(r"\bLDG\.") - wide,
         wide_stores=count(r"\bSTG\.E\.\S*128"),
         asynchronous=count(r"\bLDGSTS\.E\.\S*128"),
-        matrix=count(r"\b(?:HMMA|HGMMA)\b"),
+        matrix=count(r"\b[HQ]G?MMA\b"),
+        of_fp8=count(r"\bQG?MMA\.\S*E4M3\.E4M3\b"),
     )

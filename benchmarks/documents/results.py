@@ -118,6 +118,7 @@ def _speed() -> dict[str, Result]:
         "parts above floor": _of(speed.parts_above_floor, "profile_s_2cores"),
         "runtimes": _of(runtimes.drift, "compare_trunk"),
         "int8": _of(runtimes.int8, "compare_int8"),
+        "fp8": _of(runtimes.fp8, *sorted(f"compare_fp8_{name}" for name in known("compare_fp8"))),
     }
     for name in ("s", "m"):
         found[f"rates {name}"] = _of(speed.ceilings, f"profile_{name}_2cores")

@@ -9,14 +9,14 @@ import typer
 
 from rcdm_fast.cli import common
 
-CALIBRATED = 32  # images that int8 is calibrated with
+CALIBRATED = 32  # images that int8 and fp8 are calibrated with
 
 
 def export(
     model: common.ModelArgument,
-    to: Annotated[str, typer.Option("--to", help="onnx, openvino, tensorrt, diffusers or hub.")],
+    to: Annotated[str, typer.Option("--to", help="onnx, openvino, tensorrt, diffusers, hub or fp8.")],
     out: Annotated[Path, common.out("Folder to write.")],
-    precision: Annotated[str, typer.Option(help="fp32, fp16, bf16, int8, fp8, where the format has it.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, fp16, bf16, int8, where the format has it.")] = "auto",
     target: Annotated[
         str,
         typer.Option(help="tensorrt: GPU generations, as sm86,sm89,sm120. Default: the GPU here."),
@@ -26,13 +26,13 @@ def export(
     ] = "1",
     dynamic: Annotated[bool, typer.Option(help="tensorrt: one engine for all batches up to the largest.")] = False,
     with_encoder: Annotated[bool, typer.Option("--with-encoder/--no-encoder", help="Export the encoder too.")] = True,
-    data: Annotated[str | None, common.data("int8: images to calibrate with")] = None,
+    data: Annotated[str | None, common.data("int8, fp8: images to calibrate with")] = None,
     encoder: common.EncoderSpec = None,
     flags: common.Flags = None,
     sha256: common.Sha256 = None,
     device: common.Device = None,
 ) -> None:
-    """Write a model for another runtime or library.
+    """Write a model for another runtime or library, or scales for fp8.
 
     Its numbers are checked against PyTorch before.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
 
@@ -21,6 +22,7 @@ class Engine(ABC):
 
     name: str
     precision: str
+    files: tuple[Path, ...] = ()  # beside the model: what it runs, or was calibrated in
 
     def bind(self, plan: ConditioningPlan, rows: Tensor) -> Bound:
         """The engine for a batch of images whose conditions are these rows of the plan, int64 [N]."""
@@ -107,6 +109,7 @@ class EngineWrapper(Engine):
     def __init__(self, engine: Engine) -> None:
         self.name = engine.name
         self.precision = engine.precision
+        self.files = engine.files
         self._engine = engine
 
     def prepare(self, batch: Batch) -> None:

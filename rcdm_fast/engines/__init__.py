@@ -3,7 +3,8 @@
 An engine is chosen when a model is made ready. Each runtime says why it cannot be used here
 (`reasons_unavailable`), and a request that cannot be met lists every runtime's reasons.
 
-Runtimes other than PyTorch run what `rcdm_fast.export` writes; they keep what they build in a cache.
+Runtimes other than PyTorch run what `rcdm_fast.export` writes; they keep what they build in a cache. Precisions of 8
+bits need a file that was calibrated on images: an export of the network (int8), or scales beside the model (fp8).
 
 To add an engine: a module, and its line in `SPECS`.
 """
@@ -21,10 +22,16 @@ import torch
 from rcdm_fast.config import ConfigError, ModelConfig
 from rcdm_fast.diffusion.engine import Engine
 from rcdm_fast.engines import compiled, eager, native, onnx_runtime, openvino_runtime, tensorrt_runtime
+from rcdm_fast.exporters import fp8
 from rcdm_fast.models.unet import UNet
 
-Precision = Literal["fp32", "bf16", "fp16", "int8"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16", "int8")
+Precision = Literal["fp32", "bf16", "fp16", "int8", "fp8"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16", "int8", "fp8")
+CALIBRATED = ("int8", "fp8")  # precisions that need a file
+FP8_NEEDS = (
+    "fp8 needs a calibrated file: rcdm export MODEL --to fp8 --data IMAGES --out DIR, then "
+    "precision='fp8=DIR/fp8.safetensors' (in commands --precision fp8=DIR/fp8.safetensors)"
+)
 
 Make = Callable[[UNet, ModelConfig, torch.device, str, Path | None], Engine]
 
@@ -39,7 +46,8 @@ class EngineSpec:
         not_chosen: why it does not run though it can, when nobody asked for it.
         automatic: ``auto`` may choose it.
         exported: it runs an export of the model, which may be given as a file; its threads are not PyTorch's.
-        int8: it has this precision.
+        calibrated: those of `CALIBRATED` that it has.
+        emulated: those of them that it emulates, slower than fp32: never chosen by ``auto``.
     """
 
     make: Make
@@ -47,7 +55,8 @@ class EngineSpec:
     not_chosen: str
     automatic: bool = False
     exported: bool = False
-    int8: bool = False
+    calibrated: tuple[str, ...] = ()
+    emulated: tuple[str, ...] = ()
 
 
 def _of_network(make: Callable[[UNet, torch.device, str], Engine]) -> Make:
@@ -55,12 +64,26 @@ def _of_network(make: Callable[[UNet, torch.device, str], Engine]) -> Make:
     return lambda network, _config, device, precision, _file: make(network, device, precision)
 
 
+def _with_scales(kind: type[eager.EagerEngine] | type[native.NativeEngine]) -> Make:
+    """An engine that runs the model itself, in fp8 with the scales of a file."""
+
+    def make(network: UNet, config: ModelConfig, device: torch.device, precision: str, file: Path | None) -> Engine:
+        if precision != "fp8":
+            return kind(network, device, precision)
+        if file is None:
+            raise ConfigError(FP8_NEEDS)
+        return kind(network, device, precision, fp8.read(file, network, config))
+
+    return make
+
+
 SPECS = {  # what ``auto`` may choose stands in the order of its choice
     "native": EngineSpec(
-        _of_network(native.NativeEngine),
+        _with_scales(native.NativeEngine),
         native.reasons_unavailable,
         "available (auto takes it)",
         automatic=True,
+        calibrated=("fp8",),
     ),
     "compiled": EngineSpec(  # not automatic: compiling takes a minute and gains nothing over native
         _of_network(compiled.CompiledEngine),
@@ -68,10 +91,12 @@ SPECS = {  # what ``auto`` may choose stands in the order of its choice
         "available, no faster than native, and every batch size takes time to compile",
     ),
     "eager": EngineSpec(
-        _of_network(eager.EagerEngine),
+        _with_scales(eager.EagerEngine),
         eager.reasons_unavailable,
         "available, slower; the truth that the others are compared with",
         automatic=True,
+        calibrated=("fp8",),
+        emulated=("fp8",),
     ),
     "onnxruntime": EngineSpec(
         onnx_runtime.OnnxRuntimeEngine,
@@ -90,7 +115,7 @@ SPECS = {  # what ``auto`` may choose stands in the order of its choice
         openvino_runtime.reasons_unavailable,
         "available; runs the exported network",
         exported=True,
-        int8=True,
+        calibrated=("int8",),
     ),
     "tensorrt": EngineSpec(
         tensorrt_runtime.TensorRTEngine,
@@ -100,21 +125,29 @@ SPECS = {  # what ``auto`` may choose stands in the order of its choice
     ),
 }
 ENGINES = tuple(SPECS)
+AVAILABLE = "available"
 
 
 def reasons_unavailable(name: str, device: torch.device, precision: Precision) -> list[str]:
     """Why an engine cannot be used; empty if it can. `ConfigError` for a name that is no engine."""
     if name not in SPECS:
         raise ConfigError(f"no engine called {name!r}; known: auto, {', '.join(ENGINES)}")
-    if precision == "int8" and not SPECS[name].int8:
-        return [f"int8 runs in {', '.join(other for other, spec in SPECS.items() if spec.int8)} only"]
+    if precision in CALIBRATED and precision not in SPECS[name].calibrated:
+        able = ", ".join(other for other, spec in SPECS.items() if precision in spec.calibrated)
+        return [f"{precision} runs in {able} only"]
     return SPECS[name].reasons_unavailable(device, precision)
 
 
 def compare(device: torch.device, precision: Precision) -> dict[str, str]:
-    """What each engine says: "available", or why it is not."""
+    """What each engine says: "available", or why it is not, or why only where it is asked for by name."""
     found = {name: reasons_unavailable(name, device, precision) for name in ENGINES}
-    return {name: "; ".join(reasons) or "available" for name, reasons in found.items()}
+    there = {
+        name: f"emulates {precision}, slower than fp32, where it is asked for by name"
+        if precision in spec.emulated
+        else AVAILABLE
+        for name, spec in SPECS.items()
+    }
+    return {name: "; ".join(reasons) or there[name] for name, reasons in found.items()}
 
 
 def not_chosen(engine: Engine, device: torch.device) -> dict[str, str]:
@@ -122,9 +155,7 @@ def not_chosen(engine: Engine, device: torch.device) -> dict[str, str]:
     precision: Precision = engine.precision  # type: ignore[assignment]
     others = compare(device, precision)
     return {
-        name: SPECS[name].not_chosen if why == "available" else why
-        for name, why in others.items()
-        if name != engine.name
+        name: SPECS[name].not_chosen if why == AVAILABLE else why for name, why in others.items() if name != engine.name
     }
 
 
@@ -135,7 +166,8 @@ def choose(device: torch.device, precision: Precision) -> str:
         ConfigError: none can, with every engine's reasons.
     """
     for name, spec in SPECS.items():
-        if spec.automatic and not reasons_unavailable(name, device, precision):
+        emulates = precision in spec.emulated
+        if spec.automatic and not emulates and not reasons_unavailable(name, device, precision):
             return name
     said = "; ".join(f"{name}: {what}" for name, what in compare(device, precision).items())
     raise ConfigError(f"no engine can run {precision} on {device} ({said})")
@@ -152,19 +184,39 @@ def make(
     """Build an engine. ``auto`` is the fastest that can run here (`choose`), and precision ``auto`` is fp32.
 
     `config` is that of the network's model: an exported network has to know the schedule's timesteps.
-    `file` is an export of this model to be used instead of the cache's.
+    `file` is an export of this model to be used instead of the cache's, or its scales for fp8; `precision` may name it,
+    too (`parse`).
 
     Raises:
         ConfigError: unknown name or precision, or an engine that cannot run here (with every engine's reasons).
     """
-    if precision not in (*PRECISIONS, "auto"):
-        raise ConfigError(f"no precision called {precision!r}; known: auto, {', '.join(PRECISIONS)}")
-    chosen: Precision = "fp32" if precision == "auto" else precision  # type: ignore[assignment]
+    wanted, file = parse(precision, file)
+    chosen: Precision = "fp32" if wanted == "auto" else wanted
     kind = choose(device, chosen) if name == "auto" else name
     reasons = reasons_unavailable(kind, device, chosen)
     if reasons:
         others = "; ".join(f"{other}: {what}" for other, what in compare(device, chosen).items() if other != kind)
         raise ConfigError(f"engine {kind} cannot run here: {'; '.join(reasons)} ({others})")
-    if file is not None and not SPECS[kind].exported:
+    if file is not None and not SPECS[kind].exported and chosen not in SPECS[kind].calibrated:
         raise ConfigError(f"engine {kind} runs the model itself, not a file ({file})")
     return SPECS[kind].make(network, config, device, chosen, None if file is None else Path(file))
+
+
+def parse(
+    text: str, file: str | os.PathLike[str] | None = None
+) -> tuple[Precision | Literal["auto"], str | os.PathLike[str] | None]:
+    """A precision, and the file that it may name: "bf16", or "fp8=exported/fp8.safetensors".
+
+    Args:
+        text: PRECISION or PRECISION=FILE.
+        file: what is given beside it.
+
+    Raises:
+        ConfigError: no such precision, or two files.
+    """
+    precision, _, named = text.partition("=")
+    if precision not in (*PRECISIONS, "auto"):
+        raise ConfigError(f"no precision called {precision!r}; known: auto, {', '.join(PRECISIONS)}")
+    if named and file is not None and Path(named) != Path(file):
+        raise ConfigError(f"two files are given for one engine: {named} and {os.fspath(file)}")
+    return precision, named or file  # type: ignore[return-value]

@@ -5,7 +5,8 @@ fixed size and get equal bits in any batch; in bf16 an image may differ with its
 convolutions and our C++ or Triton operators (the faster of the two for every shape, measured while warming up), in
 fp32, bf16 or fp16, replayed as one CUDA graph per batch bucket; where Triton is there, two other forms of the program
 are captured too (`folded.py`, `summed.py`), and the fastest one kept. Whole trajectories of small batches are replayed
-where that is faster. fp32 is float32 whatever the host program allows.
+where that is faster. fp32 is float32 whatever the host program allows. fp8 on CUDA, with a file of scales: inner 3x3
+convolutions of e4m3 in Triton (`fp8_program.py`), all else in bf16, one form alone.
 """
 
 from __future__ import annotations
@@ -21,15 +22,18 @@ from rcdm_fast.diffusion.trajectory import Trajectory
 from rcdm_fast.engines.backends import OneDnnBackend, TorchBackend
 from rcdm_fast.engines.cuda_graphs import GraphCache
 from rcdm_fast.engines.folded import FoldedProgram
+from rcdm_fast.engines.fp8_program import Fp8Program
 from rcdm_fast.engines.groups import in_groups
 from rcdm_fast.engines.program import Program
 from rcdm_fast.engines.summed import SummedProgram
 from rcdm_fast.engines.trajectory_graphs import TrajectoryGraphs
+from rcdm_fast.exporters.fp8 import Calibrated
 from rcdm_fast.models.unet import UNet
 from rcdm_fast.ops import library, selection
 from rcdm_fast.precision import exact, without_bf16
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
+OLDEST_FP8 = (8, 9)  # compute capability of the first GPUs that multiply e4m3
 
 
 def reasons_unavailable(device: torch.device, precision: str) -> list[str]:
@@ -37,6 +41,8 @@ def reasons_unavailable(device: torch.device, precision: str) -> list[str]:
     if device.type == "cuda":
         if not torch.cuda.is_available():
             return ["this PyTorch sees no CUDA device"]
+        if precision == "fp8":
+            return _reasons_no_fp8(device)
         if library.has_native("cuda") or not selection.triton_reason(device):
             return []
         return [f"no CUDA operators: {_missing('cuda')}; and {selection.triton_reason(device)}"]
@@ -47,6 +53,8 @@ def reasons_unavailable(device: torch.device, precision: str) -> list[str]:
         reasons.append(f"no C++ operators: {_missing('cpu')}")
     if not torch.backends.mkldnn.is_available():
         reasons.append("this PyTorch was built without oneDNN")
+    elif precision == "fp8":
+        reasons.append("fp8 runs on CUDA only (engine eager emulates it)")
     elif precision == "fp16":
         reasons.append("fp16 runs on CUDA only (use bf16)")
     elif precision == "bf16" and without_bf16(device):
@@ -54,17 +62,36 @@ def reasons_unavailable(device: torch.device, precision: str) -> list[str]:
     return reasons
 
 
+def _reasons_no_fp8(device: torch.device) -> list[str]:
+    if selection.triton_reason(device):
+        return [f"fp8 needs Triton: {selection.triton_reason(device)}"]
+    major, minor = torch.cuda.get_device_capability(device)
+    if (major, minor) < OLDEST_FP8:
+        return [f"this GPU (sm_{major}{minor}) does not multiply e4m3; sm_89 is the oldest that does"]
+    return []
+
+
 def _missing(part: str) -> str:
     return next((found.reason for found in library.describe() if found.name == part), f"no part {part}")
 
 
 class NativeEngine(Engine):
-    """See `rcdm_fast.diffusion.engine.Engine`."""
+    """See `rcdm_fast.diffusion.engine.Engine`.
+
+    Args:
+        network, device, precision: as of `engines.make`.
+        calibrated: what fp8 needs, and no other precision.
+    """
 
     name = "native"
 
-    def __init__(self, network: UNet, device: torch.device, precision: str) -> None:
+    def __init__(
+        self, network: UNet, device: torch.device, precision: str, calibrated: Calibrated | None = None
+    ) -> None:
+        assert (calibrated is not None) == (precision == "fp8")
         self.precision = precision
+        self._calibrated = calibrated
+        self.files = () if calibrated is None else (calibrated.file,)
         self.device = devices.placed(device)
         self._network = network.to(self.device)
         self._program: Program | None = None
@@ -126,8 +153,9 @@ class NativeEngine(Engine):
         chosen = "; ".join(f"{name}: {what}" for name, what in choices.describe().items())
         graphs = self._graphs.describe() if self._graphs is not None else "no graph captured yet"
         trajectories = self._trajectories.describe() if self._trajectories is not None else ""
+        what = self.precision if self._calibrated is None else f"{self.precision} ({self._calibrated.in_words()})"
         said = "; ".join(filter(None, (chosen, graphs, trajectories)))
-        return f"native, {self.precision}, on {self.device}: cuDNN convolutions, {said}"
+        return f"native, {what}, on {self.device}: cuDNN convolutions, {said}"
 
     def _run(self, program: Program, x: Tensor, film: Tensor, rows: Tensor) -> Tensor:
         if self.precision == "fp32":
@@ -154,8 +182,13 @@ class NativeEngine(Engine):
             with devices.current(self.device):
                 self._program = Program(self._network, backend, dtype, self.device)
             size = self._network.config.image_size
-            forms = {"as written": self._program}
-            if not selection.triton_reason(self.device):
+            forms: dict[str, Program] = {"as written": self._program}
+            if self._calibrated is not None:
+                with devices.current(self.device):
+                    made = Fp8Program(self._program, self._network, self._calibrated.scales, self.device)
+                self._program, forms = made, {"fp8": made}
+                backend.made.clear()  # weights in 16 bits of what is computed in fp8 are not kept
+            elif not selection.triton_reason(self.device):
                 forms["biases folded"] = FoldedProgram(self._program, backend)
                 forms["moments given"] = SummedProgram(self._program, backend)
             self._graphs = GraphCache(forms, backend, size, self._film, self.device)

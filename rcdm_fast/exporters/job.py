@@ -32,7 +32,7 @@ class Job:
         targets: GPU generations such as "sm89", for formats that compile for one; empty: the GPU that is there.
         batches: images per evaluation that a compiled format is made for.
         dynamic: one file for all batches up to the largest of `batches`, where a format has the choice.
-        representations: float32 [R,D] of real images, to calibrate int8 with; None where it is not needed.
+        representations: float32 [R,D] of real images, to calibrate int8 and fp8 with; None where it is not needed.
         report: takes one line about progress.
     """
 
@@ -52,7 +52,7 @@ class Format(Protocol):
 
     @property
     def PRECISIONS(self) -> tuple[str, ...]:  # noqa: N802 # a module's constant
-        """What it is written in."""
+        """What it is written in, the usual one first."""
 
     def missing_packages(self) -> list[str]:
         """Packages that are not installed."""

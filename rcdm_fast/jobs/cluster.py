@@ -63,7 +63,7 @@ class Worker:
         self.model = order.spec.load()
         found = random_access.find(order.source, feed.wanted_kinds(self.model))
         self.prepared = local.prepare(self.model, found, Path(order.folder), order.config)
-        for part in ("model", "encoder", "items", "fitted"):
+        for part in ("model", "encoder", "items", "fitted", "calibrated"):
             here = self.prepared.identity.get(part)
             if here != order.identity.get(part):
                 raise ConfigError(f"this worker sees another {part} than the job's: {here}")

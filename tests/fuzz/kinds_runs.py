@@ -11,18 +11,20 @@ from pathlib import Path
 import torch
 
 from rcdm_fast import config as configs
-from rcdm_fast import downloads
+from rcdm_fast import downloads, engines
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.image_set import ImageSet, fingerprint
 from rcdm_fast.downloads import DownloadError
 from rcdm_fast.engines import cache
 from rcdm_fast.errors import RunError
-from rcdm_fast.exporters import plan_file
+from rcdm_fast.exporters import fp8, plan_file
+from rcdm_fast.exporters.fallback import Layer
 from rcdm_fast.exporters.onnx import GraphError
 from rcdm_fast.images import ImageError
 from rcdm_fast.jobs import local, verify
 from rcdm_fast.jobs.settings import FORMATS, JobConfig
 from rcdm_fast.model import Model
+from rcdm_fast.models.fp8 import inner_convolutions
 from rcdm_fast.storage import StorageError
 from rcdm_fast.training import representations
 from rcdm_fast.training.config import TrainConfig
@@ -138,6 +140,20 @@ def plan(path: Path) -> None:
     header.batch_for(3, str(path))
 
 
+def _scales(folder: Path) -> None:
+    network, config = model().unet, model().config
+    scales = {name: torch.ones(each.in_channels) for name, each in inner_convolutions(network).items()}
+    kept, *_ = scales
+    del scales[kept]
+    fp8.save(fp8.Calibrated(scales, (Layer(kept, 0.01),), 43.5, folder / "scales" / fp8.FILE), network, config)
+
+
+def scaled(path: Path) -> None:
+    """As an engine reads a file that it is given."""
+    engine = engines.make("eager", model().unet, model().config, torch.device("cpu"), "fp8", path)
+    assert "emulated" in engine.describe()
+
+
 RECORD = "file.bin.partial.json"
 CONTENT = b"content of a file " * 4000
 URL = b"http://at.example"  # stands for the server's address, which is another one every time
@@ -177,6 +193,7 @@ KINDS = (
     Kind("job", _job, (Door(verified, JOBS), Door(continued, JOBS)), own=True, names=0.2),
     Kind("engine-cache", _cache, (Door(cached, (StorageError,)),), own=True, names=0.2),
     Kind("plan", _plan, (Door(plan, (GraphError,)),), target="network.plan"),
+    Kind("fp8-scales", _scales, (Door(scaled, (GraphError, StorageError)),), target=fp8.FILE),
     Kind(
         "download",
         _download,

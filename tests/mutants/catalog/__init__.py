@@ -11,6 +11,7 @@ from tests.mutants.catalog.export import EXPORT
 from tests.mutants.catalog.fifth import FIFTH
 from tests.mutants.catalog.files import FILES
 from tests.mutants.catalog.fourth import FOURTH
+from tests.mutants.catalog.fp8 import FP8
 from tests.mutants.catalog.jobs import JOBS
 from tests.mutants.catalog.second import SECOND
 from tests.mutants.catalog.sixth import SIXTH
@@ -30,6 +31,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *FIFTH,
     *FILES,
     *FOURTH,
+    *FP8,
     *JOBS,
     *SECOND,
     *SIXTH,
