@@ -8,7 +8,6 @@ A model, not a measurement; its assumptions are printed with it (`roofline.ASSUM
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import roofline, workload
 from benchmarks.rows import markdown, table
-from rcdm_fast import storage
+from rcdm_fast import provenance, storage
 from rcdm_fast.config import ConfigError
 
 COLUMNS = (
@@ -63,9 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("\n".join(f"* {each}." for each in roofline.ASSUMPTIONS))
     print("\n".join((markdown if options.markdown else table)(rows, COLUMNS)))
     if options.json:
-        made_by = "python benchmarks/gpu_model.py " + shlex.join(sys.argv[1:] if arguments is None else arguments)
-        found = {"config": options.config, "assumptions": roofline.ASSUMPTIONS, "made_by": made_by, "rows": rows}
-        storage.write_json(options.json, found)
+        found = {"config": options.config, "assumptions": roofline.ASSUMPTIONS, "rows": rows}
+        storage.write_json(options.json, {**found, "made_by": provenance.made_by()})
     return 0
 
 

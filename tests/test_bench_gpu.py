@@ -330,7 +330,7 @@ def test_triton_kernels_are_compiled_by_several_processes(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(process, "run_all", run_all)
     names = [str(number) for number in range(len(list(cases.plan(REAL))))]
-    assert len(names) == 3 * (3 * (5 * 5 + 3) + 5 * 2 + 1)
+    assert len(names) == 3 * (3 * (5 * 5 + 2 + 3) + (5 + 2) * 2 + 1)
     ops.compile_all([], names, REAL.workers, 10)
     assert len(fractions) == REAL.workers
     assert sorted(name for fraction in fractions for name in fraction) == sorted(names)

@@ -20,7 +20,7 @@ from tests import triton_aot
 
 @pytest.mark.parametrize(
     "capability",
-    [90, *(pytest.param(each, marks=pytest.mark.long(short=False)) for each in (80, 120))],
+    [90, *(pytest.param(each, marks=pytest.mark.long(short=False)) for each in (80, 89, 120))],
     ids="sm_{}".format,
 )
 @pytest.mark.parametrize(
@@ -56,6 +56,8 @@ def test_machine_code(
         assert facts.wide_stores > 0
         if facts.name == "convolution_kernel":
             assert facts.matrix > 0
+            assert facts.target == ("sm_90a" if capability == 90 else f"sm_{capability}")
+            assert (facts.warpgroup > 0) is (capability == 90)  # WGMMA
             assert facts.asynchronous > 0
         else:
             assert facts.wide_loads > 0

@@ -21,7 +21,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-CAPABILITIES = (80, 90, 120)
+CAPABILITIES = (80, 89, 90, 120)
 SHARED_LIMIT = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 120: 99 * 1024}  # bytes that one block may have
 OPTIONS = ("num_warps", "num_stages")
 TYPES = {
@@ -58,6 +58,8 @@ class Facts:
     wide_stores: int
     asynchronous: int  # copies of 16 bytes to shared memory
     matrix: int  # tensor-core instructions
+    warpgroup: int  # those of them that a whole warpgroup issues, WGMMA: sm_90a has them
+    target: str  # architecture of the machine code, as PTX names it
     of_fp8: int  # those of them that multiply e4m3
 
 
@@ -140,5 +142,7 @@ def compile_launch(launch: Launch, capability: int, folder: Path) -> Facts:
         wide_stores=count(r"\bSTG\.E\.\S*128"),
         asynchronous=count(r"\bLDGSTS\.E\.\S*128"),
         matrix=count(r"\b[HQ]G?MMA\b"),
+        warpgroup=count(r"\b[HQ]GMMA\b"),
+        target=re.findall(r"^\.target (\w+)", compiled.asm["ptx"], re.MULTILINE)[0],
         of_fp8=count(r"\bQG?MMA\.\S*E4M3\.E4M3\b"),
     )

@@ -32,7 +32,7 @@ def export(
     sha256: common.Sha256 = None,
     device: common.Device = None,
 ) -> None:
-    """Write a model for another runtime or library, or scales for fp8.
+    """Write a model for another runtime or library, or for fp8.
 
     Its numbers are checked against PyTorch before.
 

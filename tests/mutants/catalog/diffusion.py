@@ -118,8 +118,8 @@ DIFFUSION = (
     Mutant(
         "a folded bias is lost on its way through a projection",
         "rcdm_fast/engines/folded.py",
-        '.to("cpu", torch.float64) @ missing, _bias(convolution))',
-        '.to("cpu", torch.float64) @ (0 * missing), _bias(convolution))',
+        '.to("cpu", torch.float64) @ missing, bias_of(convolution))',
+        '.to("cpu", torch.float64) @ (0 * missing), bias_of(convolution))',
         ("tests/test_folded.py::test_it_computes_the_same_network",),
     ),
     Mutant(
