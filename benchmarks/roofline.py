@@ -128,7 +128,7 @@ def kernels_of(unet: UNetConfig, batch: int, way: str) -> tuple[Kernel, ...]:
 
 WAYS = {
     "native": lambda unet, batch: launches.of_engine(traced.of_program(unet, batch)),
-    "native, folded": lambda unet, batch: launches.of_engine(traced.of_program(unet, batch, "folded")),
+    "native, biases folded": lambda unet, batch: launches.of_engine(traced.of_program(unet, batch, "folded")),
     "native, residuals in convolutions": lambda unet, batch: launches.of_engine(
         traced.of_program(unet, batch, "folded", epilogue=True)
     ),

@@ -34,6 +34,7 @@ from rcdm_fast.config import MAX_FITTED_NFE, FittedSolver
 from rcdm_fast.diffusion import fitted, registry
 from rcdm_fast.diffusion.registry import SOLVERS
 from rcdm_fast.diffusion.schedule import PLACEMENTS, Floats, Schedule, place
+from rcdm_fast.metrics import intervals
 from rcdm_fast.metrics.intervals import Interval, bootstrap
 from rcdm_fast.model import Model
 from rcdm_fast.models import checkpoint
@@ -43,7 +44,7 @@ from rcdm_fast.storage import StorageError
 
 log = logging.getLogger(__name__)
 
-LEAST = 16  # trajectories
+LEAST = 2 * HELD_OUT * intervals.LEAST  # trajectories: half of those that are held out judge, and need an interval
 DAMPING = 1e-2  # at first, of the curvature's diagonal; less after a step that helps, more until one does
 LITTLE = 0.02  # of the distance; after a step that gains less, the next ones are computed from twice as many
 ENOUGH = 1e-3  # of it; when three steps gain less than that, it was enough
@@ -134,12 +135,15 @@ def learn(
             what it would begin with otherwise.
 
     Raises:
-        ConfigError: fewer than 16 trajectories, or conditions that the model does not take.
+        ConfigError: fewer than 160 trajectories, or conditions that the model does not take.
         StorageError: the state cannot be written.
     """
     count = next((len(value) for value in (h, label) if value is not None), trajectories)
     if count < LEAST:
-        raise ConfigError(f"a solver is learned from at least {LEAST} trajectories, got {count}")
+        raise ConfigError(
+            f"a solver is learned from at least {LEAST} trajectories, got {count}: one in {2 * HELD_OUT} judges it, "
+            f"and of fewer than {intervals.LEAST} nothing is beyond doubt"
+        )
     if model.engine.precision != "fp32":
         raise ConfigError(f"solvers are learned from differences of images, in fp32, not in {model.engine.precision}")
     base = model.config.schedule

@@ -125,7 +125,7 @@ def test_one_evaluation_in_fp8(monkeypatch: pytest.MonkeyPatch) -> None:
         with torch.device(CUDA):
             network = UNet(workload.read_config("release128").unet).eval().requires_grad_(False)
         inner = inner_convolutions(network)
-        scales = {name: torch.ones(each.in_channels) for name, each in inner.items()}
+        scales = {name: torch.ones(each.in_channels, device="cpu") for name, each in inner.items()}
         program = Program(network, TorchBackend(torch.float16, CUDA), torch.float16, CUDA)
         program = Fp8Program(program, network, scales, CUDA)
         with Watch() as plain:

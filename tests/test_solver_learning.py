@@ -20,6 +20,7 @@ from rcdm_fast.cli import main
 from rcdm_fast.config import ConfigError, FittedSolver
 from rcdm_fast.diffusion import fitted, registry
 from rcdm_fast.diffusion.schedule import Schedule, place
+from rcdm_fast.metrics import intervals
 from rcdm_fast.metrics.intervals import Interval
 from rcdm_fast.model import Model
 from rcdm_fast.models import checkpoint
@@ -36,6 +37,12 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 OTHER_SETTINGS: tuple[dict[str, Any], ...] = ({"seed": 1}, {"candidates": 6})
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two trajectories may judge."""
+    monkeypatch.setattr(solver_learning, "LEAST", 16)
 
 
 def given(kind: str, count: int = 16) -> dict[str, Any]:
@@ -270,7 +277,7 @@ def test_what_is_refused() -> None:
         with pytest.raises(ConfigError, match=match):
             dataclasses.replace(QUICK, **changes)
     model = small.quick_model()
-    with pytest.raises(ConfigError, match="at least 16 trajectories, got 15"):
+    with pytest.raises(ConfigError, match="at least 16 trajectories, got 15: one in 8 judges it"):
         learn(model, QUICK, model.weights, **given("representations", 15))
     coarse = small.quick_model()
     coarse.engine.precision = "bf16"
@@ -530,3 +537,12 @@ def test_solvers_of_another_model_are_asked_of_it(
         solver_learning.beginnings(model, "none", (2,))
     with pytest.raises(ConfigError, match="solvers of cosine are for 1000 cosine steps, not for 1000 linear ones"):
         solver_learning.beginnings(model, "cosine", (4,))
+
+
+def test_enough_trajectories_are_asked_for_that_something_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the fewest that are accepted so many judge as an interval needs."""
+    monkeypatch.undo()
+    model = small.quick_model()
+    ask = Asked(model, torch.zeros(1, small.DIM), None, 1, 0, 8)
+    taught = solver_lesson.Lesson(model, ask, torch.zeros(solver_learning.LEAST, 1))
+    assert len(taught.judged) == intervals.LEAST

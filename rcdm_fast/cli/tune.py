@@ -43,7 +43,9 @@ def tune(
         str | None,
         typer.Option(help="Without --out: the solver that is to be placed.  [default: ipndm]", show_default=False),
     ] = None,
-    trajectories: Annotated[int, typer.Option(help="How many are drawn; a quarter of them only to check.")] = 256,
+    trajectories: Annotated[
+        int, typer.Option(help="How many are drawn; a quarter of them only to check (160 at least to learn).")
+    ] = 256,
     candidates: Annotated[int, typer.Option(help="Timesteps of the teacher; each costs an evaluation.")] = 61,
     seed: common.Seed = SamplingConfig.seed,
     encoder: common.EncoderSpec = None,
