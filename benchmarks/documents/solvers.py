@@ -38,6 +38,23 @@ def faithful(found: Found, nfe: tuple[int, ...]) -> str:
     return "\n".join(lines)
 
 
+def ranks(*found: Found, solver: str, nfe: int) -> str:
+    """What one solver in few evaluations does to ranks and to variance, a row for each model."""
+    lines: list[str] = []
+    for each in found:
+        first = each["quality"][0]
+        other = f"`{first['solver']}`, {first['steps']}"
+        head = (
+            f"| | MRR of the source, {other} | `{solver}`, {nfe} | change, % | variance over samples, against {other} |"
+        )
+        lines = lines or [head, "|---|---|---|---|---|"]
+        row = next(row for row in each["quality"] if (row["solver"], row["nfe"]) == (solver, nfe))
+        cells = [interval(first["mrr"], ".3f"), interval(row["mrr"], ".3f")]
+        cells += [interval(row["mrr_change"], "+.1f", 100), interval(row["variance"], ".2f")]
+        lines.append(f"| `{each['made_by']['models'][0]['name']}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def usual(*found: Found, solver: str, nfe: int) -> str:
     """One solver in few evaluations beside the first of each model's solvers: a row for each model."""
     lines: list[str] = []
