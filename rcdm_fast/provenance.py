@@ -70,13 +70,18 @@ def command() -> str:
 
 
 def of_model(model: Model) -> dict[str, Any]:
-    """A model's name and hash (of weights, network and schedule), those of its encoder, and what evaluates it."""
+    """A model's name and hash (of weights, network and schedule), those of its encoder, and what evaluates it.
+
+    An engine that was calibrated is named by the SHA-256 of its files, too.
+    """
     found: dict[str, Any] = {
         "name": model.config.name,
         "weights": hash_of(model.config.unet, model.unet.state_dict(), model.config.schedule),
         "engine": model.engine.name,
         "precision": model.engine.precision,
     }
+    if model.engine.digests:
+        found["calibrated"] = list(model.engine.digests)
     if model.encoder is not None:
         found["encoder"] = {"source": model.encoder.config.source, "hash": encoder_hash(model.encoder)}
     return found
