@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -26,6 +27,8 @@ from rcdm_fast.encoders import Encoder
 from rcdm_fast.exporters.graph import hash_of
 from rcdm_fast.model import Model
 from rcdm_fast.version import __version__
+
+_NAMED = re.compile(r"=/(?:[^,;/]+/)*([^,;/]+)/?")  # an absolute path within a word: --json=/a/b.json, fp8=/a/b,bf16
 
 
 def made_by(
@@ -64,7 +67,7 @@ def command() -> str:
     shared, and where somebody keeps files is nobody's business.
     """
     name, *words = sys.argv or [""]
-    words = [os.path.basename(word.rstrip("/")) if os.path.isabs(word) else word for word in words]
+    words = [os.path.basename(word.rstrip("/")) if os.path.isabs(word) else _NAMED.sub(r"=\1", word) for word in words]
     called = "rcdm" if Path(name).name in ("rcdm", "__main__.py") else name
     return shlex.join([called, *words])
 
