@@ -1,8 +1,8 @@
 """3x3 convolutions of e4m3 numbers as implicit matrix products, in Triton, and the rounding of their inputs.
 
 The result gets its channel's scale, bias and residual before it is written. Tiles depend on the shape of one image
-alone. Rounding is a pass of its own; that the norm before writes e4m3 itself comes later *(later)*, and so do sums that
-are split over several programs, which small maps of few images need.
+alone. Rounding is a pass of its own. Not built: a norm that writes e4m3 itself, and sums that are split over several
+programs, which small maps of few images need.
 
 Inference only, from sm_89 on. Importing this needs Triton.
 """

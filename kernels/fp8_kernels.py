@@ -1,4 +1,4 @@
-"""The Triton kernels behind `fp8_convolution.py` and `quantize.py`."""
+"""The Triton kernels behind `fp8_convolution.py`."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class Case:
         return cls(name, precision, None if file is None else Path(file))
 
     def __str__(self) -> str:
-        return f"{self.engine} {self.precision}"
+        return f"{self.engine} {self.precision}" + ("" if self.file is None else f"={self.file}")
 
 
 REFERENCE = Case("eager", "fp32")
@@ -80,6 +80,7 @@ class Drift:
         memory_bytes: by which this process grew while the engine was made and run once; None where it is not known.
         file_bytes: of the exported files that the engine runs; 0 if it runs the model itself.
         images: float32 [R x per,3,H,W].
+        digests: SHA-256 of the files that the engine was calibrated in.
     """
 
     case: Case
@@ -92,6 +93,7 @@ class Drift:
     memory_bytes: int | None
     file_bytes: int
     images: Tensor = field(repr=False, compare=False)
+    digests: tuple[str, ...] = ()
 
     def row(self) -> dict[str, object]:
         """What can be written as JSON."""
@@ -108,6 +110,7 @@ class Drift:
             "speedup": self.speedup,
             "memory_bytes": self.memory_bytes,
             "file_bytes": self.file_bytes,
+            **({"calibrated": list(self.digests)} if self.digests else {}),
         }
 
 
@@ -142,11 +145,30 @@ def with_engine(model: Model, case: Case, encoder: Encoder | None = None) -> Mod
     """The same model on another engine, with weights of its own (an engine may lay them out anew).
 
     Raises:
-        ConfigError: no such engine or precision, or it cannot run here.
+        ConfigError: no such engine or precision, it cannot run here, or needs a file.
+        GraphError, StorageError: the file is damaged, missing or another model's.
     """
     network = copy.deepcopy(model.unet)
     runner = engines.make(case.engine, network, model.config, model.device, case.precision, case.file)
-    return Model(model.config, network, runner, encoder, model.device)
+    return Model(model.config, network, runner, encoder, model.device, case.file)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A case's model, and by how many bytes the process grew while it was made; None where it is not known."""
+
+    model: Model
+    grown: int | None
+
+
+def _made(model: Model, case: Case) -> _Made:
+    before = _resident_bytes(model.device)
+    made = with_engine(model, case)
+    return _Made(made, _grown(before, _resident_bytes(model.device)))
+
+
+def _grown(before: int | None, after: int | None) -> int | None:
+    return None if before is None or after is None else max(0, after - before)
 
 
 def compare(
@@ -169,7 +191,8 @@ def compare(
         report: takes one line about progress.
 
     Raises:
-        ConfigError: a case that cannot run here, or settings that make no sense.
+        ConfigError: a case that cannot run here or lacks its file, or settings that make no sense.
+        GraphError, StorageError: a case's file is damaged, missing or another model's; nothing was drawn.
     """
     settings = settings or Settings()
     if settings.rounds < 1:
@@ -179,10 +202,12 @@ def compare(
         if reasons:
             raise ConfigError(f"{case} cannot run here: {'; '.join(reasons)}")
     listed = [REFERENCE, *(case for case in cases if case != REFERENCE)]
+    files = (case for case in listed if case.file is not None or case.precision in engines.CALIBRATED)
+    made = {case: _made(model, case) for case in files}
     drawn = {}
     for case in listed:
         report(f"{case}: drawing")
-        drawn[case] = _draw(model, case, h, label, settings)
+        drawn[case] = _draw(model, case, h, label, settings, made.get(case))
     report(f"timing {len(listed)} cases in turn")
     runs = {str(index): drawn[case].evaluate for index, case in enumerate(listed)}
     times = benchmarking.in_turn(runs, model.device, rounds=settings.rounds, warmup=1, settle_s=0.1)
@@ -190,22 +215,25 @@ def compare(
     return [_measure(case, drawn[case], truth, times[str(i)], times["0"]) for i, case in enumerate(listed)]
 
 
-def _draw(model: Model, case: Case, h: Tensor | None, label: Tensor | None, settings: Settings) -> _Drawn:
+def _draw(
+    model: Model, case: Case, h: Tensor | None, label: Tensor | None, settings: Settings, made: _Made | None = None
+) -> _Drawn:
     before = _resident_bytes(model.device)
-    drawing = with_engine(model, case)
+    drawing = with_engine(model, case) if made is None else made.model
     request: Request = drawing.request(h, settings, label=label)
     own = drawing.engine
     plan = conditioning.make_plan(drawing.unet, request.schedule, request.representation, request.label)
     size = min(settings.batch_size, request.total)
     bound = own.bind(plan, torch.zeros(size, dtype=torch.int64))
     bound.predict(torch.zeros(size, *request.image, device=model.device), 0)
-    after = _resident_bytes(model.device)
+    grown = _grown(before, _resident_bytes(model.device))
+    if made is not None:
+        grown = None if grown is None or made.grown is None else made.grown + grown
     recorder = RecordingEngine(own)
     drawing.engine = recorder
     images = torch.empty(request.total, *request.image)
     for place, part in drawing.batches(request, settings.batch_size):
         images[place] = part.cpu()
-    grown = None if before is None or after is None else max(0, after - before)
     return _Drawn(own, recorder.seen, images, grown)
 
 
@@ -230,6 +258,7 @@ def _measure(case: Case, got: _Drawn, truth: _Drawn, times_ms: list[float], trut
         memory_bytes=got.memory_bytes,
         file_bytes=sum(file.stat().st_size for file in got.engine.files),
         images=got.images,
+        digests=got.engine.digests,
     )
 
 

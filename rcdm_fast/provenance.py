@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -26,6 +27,8 @@ from rcdm_fast.encoders import Encoder
 from rcdm_fast.exporters.graph import hash_of
 from rcdm_fast.model import Model
 from rcdm_fast.version import __version__
+
+_NAMED = re.compile(r"=/(?:[^,;/]+/)*([^,;/]+)/?")  # an absolute path within a word: --json=/a/b.json, fp8=/a/b,bf16
 
 
 def made_by(
@@ -64,19 +67,24 @@ def command() -> str:
     shared, and where somebody keeps files is nobody's business.
     """
     name, *words = sys.argv or [""]
-    words = [os.path.basename(word.rstrip("/")) if os.path.isabs(word) else word for word in words]
+    words = [os.path.basename(word.rstrip("/")) if os.path.isabs(word) else _NAMED.sub(r"=\1", word) for word in words]
     called = "rcdm" if Path(name).name in ("rcdm", "__main__.py") else name
     return shlex.join([called, *words])
 
 
 def of_model(model: Model) -> dict[str, Any]:
-    """A model's name and hash (of weights, network and schedule), those of its encoder, and what evaluates it."""
+    """A model's name and hash (of weights, network and schedule), those of its encoder, and what evaluates it.
+
+    An engine that was calibrated is named by the SHA-256 of its files, too.
+    """
     found: dict[str, Any] = {
         "name": model.config.name,
         "weights": hash_of(model.config.unet, model.unet.state_dict(), model.config.schedule),
         "engine": model.engine.name,
         "precision": model.engine.precision,
     }
+    if model.engine.digests:
+        found["calibrated"] = list(model.engine.digests)
     if model.encoder is not None:
         found["encoder"] = {"source": model.encoder.config.source, "hash": encoder_hash(model.encoder)}
     return found

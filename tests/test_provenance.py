@@ -59,6 +59,10 @@ def test_what_made_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     found = provenance.made_by([model], {"data": images, "photos": None})
     assert found["command"] == "rcdm evaluate 'a model' --data x --per 4"
+    monkeypatch.setattr(
+        sys, "argv", ["rcdm", "compare", "--engines", "a:fp8=/home/me/x.s,b:fp8=/y.s", "--out=/home/o/"]
+    )
+    assert provenance.command() == "rcdm compare --engines a:fp8=x.s,b:fp8=y.s --out=o"
     assert found["data"] == {"data": {"fingerprint": "abc", "images": 5}}
     assert found["rcdm_fast"] == __version__
     assert torch.__version__.startswith(found["versions"]["torch"])

@@ -21,7 +21,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from rcdm_fast import encoders, storage
+from rcdm_fast import encoders, engines, storage
 from rcdm_fast import model as models
 from rcdm_fast.analysis.common import encoder_of
 from rcdm_fast.config import ConfigError, EncoderConfig
@@ -75,9 +75,16 @@ def chosen(model: Model, wanted: Wanted, pooling: Pooled) -> list[Encoder]:
         pooling: how one vector is made of a layer's output that is none; only where `wanted` names layers.
 
     Raises:
-        ConfigError: fewer than two representations, or one twice.
+        ConfigError: fewer than two representations, one twice, or a model in a precision that was calibrated for its
+            weights.
         EncoderError: as `encoders.build`; no such layer.
     """
+    precision = model.engine.precision
+    if precision in engines.CALIBRATED:
+        raise ConfigError(
+            f"a decoder cannot be adapted from a model in {precision}: the calibrated file is bound to the model's "
+            "weights, and an adapted decoder has others; load it in fp32, bf16 or fp16"
+        )
     own = encoder_of(model, "layers are those of")
     if own.config.source == "module":
         raise ConfigError("the model's own encoder is a module, which cannot be made again by its name to adapt from")

@@ -26,7 +26,12 @@ def bench(
     engine: Annotated[
         str, typer.Option(help="Engines, separated by commas; all: every one that can run here.")
     ] = "auto",
-    precision: Annotated[str, typer.Option(help="Precisions, separated by commas: fp32, bf16, fp16, auto.")] = "auto",
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="Precisions, separated by commas: fp32, bf16, fp16, auto, int8=FILE, fp8=FILE (rcdm export)."
+        ),
+    ] = "auto",
     batch_size: common.BatchSize = 16,
     images: Annotated[int, typer.Option(help="Images per timed run, a multiple of the batch. Default: one batch.")] = 0,
     rounds: Annotated[int, typer.Option(help="At most so many timed runs of each.")] = 5,
@@ -59,13 +64,15 @@ def bench(
     Example: rcdm bench cifar10-simclr-trunk --steps 10,50 --engine all --precision fp32,bf16 --json rates.json
     Example: rcdm bench cifar10-simclr-trunk --solver all --steps 5,10,25 --data cifar10/test --plot solvers.svg
     """
-    from rcdm_fast import provenance, solver_quality, storage, throughput
+    from rcdm_fast import engines, provenance, solver_quality, storage, throughput
     from rcdm_fast.config import ConfigError
     from rcdm_fast.data.sources import open_data
     from rcdm_fast.report import solver_plot
 
     if plot is not None and data is None:
         raise ConfigError("--plot shows what is measured with --data; give both")
+    for each in _listed(precision):
+        engines.parse_with_file(each)
     common.check_writable(json, plot)
     loaded = common.open_model(model, flags, encoder, device, "auto", "auto", sha256)
     counts = [common.whole_number(each) for each in _listed(steps)]
@@ -157,7 +164,7 @@ def _cases(device: Any, engine: str, precision: str, ways: list[SolverCase]) -> 
         wanted = [each if each != "auto" else "fp32" for each in precisions]
         for name in engines.ENGINES:
             for each in wanted:
-                reasons = engines.reasons_unavailable(name, device, each)  # type: ignore[arg-type]
+                reasons = engines.reasons_unavailable(name, device, engines.parse(each)[0])  # type: ignore[arg-type]
                 if not reasons:
                     pairs.append((name, each))
                 else:

@@ -95,7 +95,13 @@ Representations = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1... Default: CUDA if there is one.")]
 EngineName = Annotated[str, typer.Option("--engine", help="What runs the network.")]
-Precision = Annotated[str, typer.Option(help="fp32, bf16, fp16, auto, or fp8=FILE (rcdm export --to fp8).")]
+Precision = Annotated[
+    str,
+    typer.Option(
+        help="fp32, bf16, fp16, auto; or, with a file of rcdm export, int8=FILE (for --engine openvino) or fp8=FILE "
+        "(on a CPU with --engine eager)."
+    ),
+]
 Per = Annotated[int, typer.Option("--per", help="Samples of each representation.")]
 Steps = Annotated[
     str,

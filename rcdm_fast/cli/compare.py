@@ -28,7 +28,7 @@ def compare(
     photos: Annotated[list[Path] | None, typer.Argument(help="Photos whose representations are drawn.")] = None,
     engines: Annotated[
         str,
-        typer.Option("--engines", help="ENGINE[:PRECISION[=FILE]], as native:bf16,openvino:int8."),
+        typer.Option("--engines", help="ENGINE[:PRECISION[=FILE]], as native:bf16,eager:fp8=FILE."),
     ] = "native:fp32,native:bf16",
     out: Annotated[Path | None, common.out("Sheet of the same images by every engine.")] = None,
     steps: common.Steps = str(STEPS),
@@ -138,7 +138,7 @@ def table(found: list[Drift], mrr: Mapping[Case, tuple[Interval, Interval]]) -> 
         rows.append(
             (
                 each.case.engine,
-                each.case.precision,
+                _precision(each),
                 f"{max(each.step_errors):.1e}",
                 f"{each.step_errors[0]:.1e}",
                 f"{each.path_errors[-1]:.1e}",
@@ -152,6 +152,11 @@ def table(found: list[Drift], mrr: Mapping[Case, tuple[Interval, Interval]]) -> 
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in rows]
+
+
+def _precision(each: Drift) -> str:
+    """With 12 hex digits of the digest of the file that it was calibrated in, for there may be several."""
+    return " ".join([each.case.precision, *(digest[:12] for digest in each.digests[:1])])
 
 
 def _percent(change: Interval) -> str:
@@ -184,7 +189,7 @@ def _sheet(found: list[Drift], out: Path) -> None:
     rows, titles = [], []
     for each in found:
         rows.append([to_pil(image) for image in each.images[:SHOWN]])
-        titles.append(str(each.case))
+        titles.append(f"{each.case.engine} {_precision(each)}")
         if each is not found[0]:
             apart = (8 * (each.images[:SHOWN] - found[0].images[:SHOWN])).clamp(-1, 1)
             rows.append([to_pil(image) for image in apart])

@@ -23,6 +23,7 @@ class Engine(ABC):
     name: str
     precision: str
     files: tuple[Path, ...] = ()  # beside the model: what it runs, or was calibrated in
+    digests: tuple[str, ...] = ()  # SHA-256 of each of `files`, where they were calibrated
 
     def bind(self, plan: ConditioningPlan, rows: Tensor) -> Bound:
         """The engine for a batch of images whose conditions are these rows of the plan, int64 [N]."""
@@ -109,7 +110,7 @@ class EngineWrapper(Engine):
     def __init__(self, engine: Engine) -> None:
         self.name = engine.name
         self.precision = engine.precision
-        self.files = engine.files
+        self.files, self.digests = engine.files, engine.digests
         self._engine = engine
 
     def prepare(self, batch: Batch) -> None:

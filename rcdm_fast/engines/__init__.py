@@ -12,13 +12,14 @@ To add an engine: a module, and its line in `SPECS`.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 
+from rcdm_fast.checks import described
 from rcdm_fast.config import ConfigError, ModelConfig
 from rcdm_fast.diffusion.engine import Engine
 from rcdm_fast.engines import compiled, eager, native, onnx_runtime, openvino_runtime, tensorrt_runtime
@@ -28,10 +29,12 @@ from rcdm_fast.models.unet import UNet
 Precision = Literal["fp32", "bf16", "fp16", "int8", "fp8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16", "int8", "fp8")
 CALIBRATED = ("int8", "fp8")  # precisions that need a file
-FP8_NEEDS = (
-    "fp8 needs a calibrated file: rcdm export MODEL --to fp8 --data IMAGES --out DIR, then "
-    "precision='fp8=DIR/fp8.safetensors' (in commands --precision fp8=DIR/fp8.safetensors)"
-)
+FILES = {"int8": "network.xml", "fp8": fp8.FILE}  # what their exports are called in the folder that they are written to
+NEEDS = {
+    "int8": openvino_runtime.INT8_NEEDS,
+    "fp8": "fp8 needs a calibrated file: rcdm export MODEL --to fp8 --data IMAGES --out DIR, then "
+    "precision='fp8=DIR/fp8.safetensors' (in commands --precision fp8=DIR/fp8.safetensors)",
+}
 
 Make = Callable[[UNet, ModelConfig, torch.device, str, Path | None], Engine]
 
@@ -71,7 +74,7 @@ def _with_scales(kind: type[eager.EagerEngine] | type[native.NativeEngine]) -> M
         if precision != "fp8":
             return kind(network, device, precision)
         if file is None:
-            raise ConfigError(FP8_NEEDS)
+            raise ConfigError(NEEDS[precision])
         return kind(network, device, precision, fp8.read(file, network, config))
 
     return make
@@ -131,7 +134,7 @@ AVAILABLE = "available"
 def reasons_unavailable(name: str, device: torch.device, precision: Precision) -> list[str]:
     """Why an engine cannot be used; empty if it can. `ConfigError` for a name that is no engine."""
     if name not in SPECS:
-        raise ConfigError(f"no engine called {name!r}; known: auto, {', '.join(ENGINES)}")
+        raise ConfigError(f"no engine called {name!r}; known: {', '.join(ENGINES)}")
     if precision in CALIBRATED and precision not in SPECS[name].calibrated:
         able = ", ".join(other for other, spec in SPECS.items() if precision in spec.calibrated)
         return [f"{precision} runs in {able} only"]
@@ -163,14 +166,26 @@ def choose(device: torch.device, precision: Precision) -> str:
     """The engine that ``auto`` stands for: the first of `SPECS` that it may choose and that can run.
 
     Raises:
-        ConfigError: none can, with every engine's reasons.
+        ConfigError: none can, with every engine's reasons, and what emulates the precision here.
     """
     for name, spec in SPECS.items():
         emulates = precision in spec.emulated
         if spec.automatic and not emulates and not reasons_unavailable(name, device, precision):
             return name
-    said = "; ".join(f"{name}: {what}" for name, what in compare(device, precision).items())
-    raise ConfigError(f"no engine can run {precision} on {device} ({said})")
+    cure = "".join(
+        f"; engine={name!r} (in commands --engine {name}) emulates it"
+        for name, spec in SPECS.items()
+        if precision in spec.emulated and not reasons_unavailable(name, device, precision)
+    )
+    raise ConfigError(f"no engine can run {precision} on {device} ({_together(compare(device, precision))}){cure}")
+
+
+def _together(said: Mapping[str, str]) -> str:
+    """What engines say, in a line; those that say the same together."""
+    names: dict[str, list[str]] = {}
+    for name, what in said.items():
+        names.setdefault(what, []).append(name)
+    return "; ".join(f"{', '.join(those)}: {what}" for what, those in names.items())
 
 
 def make(
@@ -190,12 +205,14 @@ def make(
     Raises:
         ConfigError: unknown name or precision, or an engine that cannot run here (with every engine's reasons).
     """
+    if name != "auto" and name not in SPECS:
+        raise ConfigError(f"no engine called {name!r}; known: auto, {', '.join(ENGINES)}")
     wanted, file = parse(precision, file)
     chosen: Precision = "fp32" if wanted == "auto" else wanted
     kind = choose(device, chosen) if name == "auto" else name
     reasons = reasons_unavailable(kind, device, chosen)
     if reasons:
-        others = "; ".join(f"{other}: {what}" for other, what in compare(device, chosen).items() if other != kind)
+        others = _together({other: what for other, what in compare(device, chosen).items() if other != kind})
         raise ConfigError(f"engine {kind} cannot run here: {'; '.join(reasons)} ({others})")
     if file is not None and not SPECS[kind].exported and chosen not in SPECS[kind].calibrated:
         raise ConfigError(f"engine {kind} runs the model itself, not a file ({file})")
@@ -203,7 +220,7 @@ def make(
 
 
 def parse(
-    text: str, file: str | os.PathLike[str] | None = None
+    text: object, file: str | os.PathLike[str] | None = None
 ) -> tuple[Precision | Literal["auto"], str | os.PathLike[str] | None]:
     """A precision, and the file that it may name: "bf16", or "fp8=exported/fp8.safetensors".
 
@@ -212,11 +229,31 @@ def parse(
         file: what is given beside it.
 
     Raises:
-        ConfigError: no such precision, or two files.
+        ConfigError: no such precision, two files, or a folder in place of a calibrated file.
     """
+    if not isinstance(text, str):
+        got = text if isinstance(text, torch.dtype) else described(text)
+        raise ConfigError(f"precision must be a text, one of auto, {', '.join(PRECISIONS)}; got {got}")
     precision, _, named = text.partition("=")
     if precision not in (*PRECISIONS, "auto"):
         raise ConfigError(f"no precision called {precision!r}; known: auto, {', '.join(PRECISIONS)}")
-    if named and file is not None and Path(named) != Path(file):
+    if named and file is not None and os.path.realpath(named) != os.path.realpath(file):
         raise ConfigError(f"two files are given for one engine: {named} and {os.fspath(file)}")
-    return precision, named or file  # type: ignore[return-value]
+    file = named or file
+    if precision in CALIBRATED and file is not None and os.path.isdir(file):
+        raise ConfigError(f"{file} is a folder; name the file in it: {Path(file) / FILES[precision]}")
+    return precision, file  # type: ignore[return-value]
+
+
+def parse_with_file(text: str) -> tuple[Precision | Literal["auto"], str | os.PathLike[str] | None]:
+    """The same, where no other place names the file. Raises `ConfigError`, also where one is needed and not named."""
+    precision, file = parse(text)
+    if precision in CALIBRATED and file is None:
+        raise ConfigError(NEEDS[precision])
+    return precision, file
+
+
+def absolute(text: str) -> str:
+    """A precision with the file that it names by an absolute path. Raises `ConfigError` as `parse`."""
+    precision, file = parse(text)
+    return precision if file is None else f"{precision}={os.path.abspath(file)}"

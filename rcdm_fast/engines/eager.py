@@ -51,10 +51,10 @@ class EagerEngine(Engine):
         self._layout = torch.contiguous_format if self._computed == "fp32" else torch.channels_last
         self._network = network.to(self.device).to(memory_format=self._layout)
         self._how = "as written" if precision == "fp32" else "autocast, channels-last"
-        self.files = () if calibrated is None else (calibrated.file,)
         if precision == "fp8":
             assert calibrated is not None
             self._network = fp8.emulated(network, calibrated.scales)
+            self.files, self.digests = (calibrated.file,), (calibrated.digest,)
             self._how = f"emulated, slower than fp32: {calibrated.in_words()}"
 
     @torch.inference_mode()
@@ -78,7 +78,7 @@ class EagerEngine(Engine):
         hooks = [
             module.register_forward_hook(lambda _, __, output, name=name: look(name, output))
             for name, module in self._network.named_modules()
-            if isinstance(module, ResBlock | AttentionBlock | nn.Conv2d)
+            if isinstance(module, ResBlock | AttentionBlock | nn.Conv2d | fp8.Fp8Convolution)
         ]
         try:
             self.evaluate(batch, x, k)
@@ -88,4 +88,5 @@ class EagerEngine(Engine):
         return found[0] if found else None
 
     def describe(self) -> str:
-        return f"eager PyTorch {torch.__version__}, {self.precision} ({self._how}), on {self.device}"
+        scales = "".join(f", scales {digest[:12]}" for digest in self.digests)
+        return f"eager PyTorch {torch.__version__}, {self.precision} ({self._how}){scales}, on {self.device}"

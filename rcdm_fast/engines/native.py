@@ -91,7 +91,8 @@ class NativeEngine(Engine):
         assert (calibrated is not None) == (precision == "fp8")
         self.precision = precision
         self._calibrated = calibrated
-        self.files = () if calibrated is None else (calibrated.file,)
+        if calibrated is not None:
+            self.files, self.digests = (calibrated.file,), (calibrated.digest,)
         self.device = devices.placed(device)
         self._network = network.to(self.device)
         self._program: Program | None = None
@@ -153,7 +154,9 @@ class NativeEngine(Engine):
         chosen = "; ".join(f"{name}: {what}" for name, what in choices.describe().items())
         graphs = self._graphs.describe() if self._graphs is not None else "no graph captured yet"
         trajectories = self._trajectories.describe() if self._trajectories is not None else ""
-        what = self.precision if self._calibrated is None else f"{self.precision} ({self._calibrated.in_words()})"
+        what = self.precision
+        if self._calibrated is not None:
+            what += f" ({self._calibrated.in_words()}), scales {self._calibrated.digest[:12]}"
         said = "; ".join(filter(None, (chosen, graphs, trajectories)))
         return f"native, {what}, on {self.device}: cuDNN convolutions, {said}"
 

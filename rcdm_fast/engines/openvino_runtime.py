@@ -31,6 +31,10 @@ from rcdm_fast.exporters.openvino_core import core
 from rcdm_fast.exporters.openvino_int8 import floating_hint
 from rcdm_fast.models.unet import UNet
 
+INT8_NEEDS = (
+    "int8 needs a calibrated export: rcdm export MODEL --to openvino --precision int8 --data IMAGES --out DIR, then "
+    "precision='int8=DIR/network.xml' (in commands --precision int8=DIR/network.xml)"
+)
 HINTS = {"fp32": "f32", "bf16": "bf16"}
 BLOB = "compiled.blob"
 KEPT = 4  # compiled batch sizes
@@ -67,10 +71,7 @@ class OpenVINOEngine(Engine):
         self.device = device
         self._size = config.unet.image_size
         if file is None and precision == "int8":
-            raise ConfigError(
-                "int8 needs a calibrated export: rcdm export MODEL --to openvino --precision int8 --data IMAGES "
-                "--out DIR, then engine_file='DIR/network.xml'"
-            )
+            raise ConfigError(INT8_NEEDS)
         self._graph, given = GRAPH, file is not None
         file = file if file is not None else network_file(network, config, "fp32")
         self._model, self._file = exported.read_model(file), file
@@ -84,7 +85,9 @@ class OpenVINOEngine(Engine):
         exported.check_inputs(self._model, self._names, str(file))
         weights = file.with_suffix(".bin")
         self.files: tuple[Path, ...] = (file, weights) if weights.exists() else (file,)
-        self._digest = " ".join(hashlib.sha256(each.read_bytes()).hexdigest() for each in self.files)
+        digests = tuple(hashlib.sha256(each.read_bytes()).hexdigest() for each in self.files)
+        self._digest = " ".join(digests)
+        self.digests = digests if precision == "int8" else ()
         self._requests: OrderedDict[int, Any] = OrderedDict()
 
     def prepare(self, batch: Batch) -> None:
@@ -149,4 +152,6 @@ class OpenVINOEngine(Engine):
 
         kept = exported.kept_in_words(self._model)
         what = f"{self.precision} ({kept})" if kept else self.precision
+        if self.digests:
+            what += f", file {self.digests[0][:12]}"  # it has the checksum of the weights beside it
         return f"OpenVINO {openvino.__version__.split('-')[0]}, {what}, on {self.device}"

@@ -7,7 +7,7 @@ had to stay there gets no file. Weights are not in it: whoever runs it rounds th
 Judged by the images of held-out representations (PSNR). What becomes of ranks needs a gallery: ``rcdm compare MODEL
 --engines eager:fp8=FILE --data IMAGES --max-mrr-loss 2`` says it.
 
-Knows nothing about running a network with it (`engines/eager.py`).
+Knows nothing about running a network with it (`engines/eager.py`, which emulates it, and `engines/native.py`).
 """
 
 from __future__ import annotations
@@ -57,12 +57,14 @@ class Calibrated:
         kept: inner 3x3 convolutions in floating point, the worst first.
         psnr_db: of images beside float32's, of representations that nothing was calibrated on.
         file: that says so.
+        digest: SHA-256 of the file that was read; empty where it is yet to be written.
     """
 
     scales: Mapping[str, Tensor]
     kept: tuple[Layer, ...]
     psnr_db: float
     file: Path
+    digest: str = ""
 
     def in_words(self) -> str:
         """Which layers run in fp8."""
@@ -166,7 +168,7 @@ def read(path: Path, network: UNet, config: ModelConfig) -> Calibrated:
             raise GraphError(f"{where}: damaged (its layers are not the network's); export it again")
         for name, scale in tensors.items():
             _check_scale(scale, convolutions[name], f"{where}: damaged (scales of {printable(name)}")
-    return Calibrated(tensors, kept, psnr_db, path)
+    return Calibrated(tensors, kept, psnr_db, path, storage.sha256(path))
 
 
 def _check_scale(scale: Tensor, convolution: nn.Conv2d, what: str) -> None:
@@ -174,3 +176,6 @@ def _check_scale(scale: Tensor, convolution: nn.Conv2d, what: str) -> None:
         raise GraphError(f"{what} are {scale.dtype} {list(scale.shape)}); export it again")
     if not bool((scale > 0).all()) or not bool((scale.frexp().mantissa == 0.5).all()):
         raise GraphError(f"{what} are no powers of two); export it again")
+    least = torch.finfo(torch.float32).tiny
+    if bool((scale < least).any()) or bool((1 / scale < least).any()):
+        raise GraphError(f"{what} are too small or too large for float32 to divide by); export it again")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rcdm_fast import doors, storage
+from rcdm_fast import doors, engines, storage
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data import random_access
 from rcdm_fast.errors import install
@@ -27,7 +27,13 @@ from rcdm_fast.model import Model, load
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Arguments of `rcdm_fast.load`, so that every worker can load the model; files must lie where all see them."""
+    """Arguments of `rcdm_fast.load`, so that every worker can load the model; files must lie where all see them.
+
+    A calibrated file that `precision` names is kept by its absolute path, for workers run in folders of their own.
+
+    Raises:
+        ConfigError: no such precision.
+    """
 
     name: str
     flags: str | None = None
@@ -36,6 +42,9 @@ class ModelSpec:
     engine: str = "auto"
     precision: str = "auto"
     sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "precision", engines.absolute(self.precision))
 
     def load(self) -> Model:
         """The model."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rcdm_fast import doors, engines, host, provenance, storage
+from rcdm_fast import doors, host, provenance, storage
 from rcdm_fast.config import plain
 from rcdm_fast.data import random_access
 from rcdm_fast.data.random_access import Given, Source
@@ -198,8 +198,8 @@ def prepare(model: Model, source: Source, folder: Path, config: JobConfig) -> Pr
     }
     if chosen.fitted is not None:
         identity["fitted"] = chosen.fitted.digest
-    if model.engine.precision in engines.CALIBRATED:
-        identity["calibrated"] = [storage.sha256(file) for file in model.engine.files]
+    if model.engine.digests:
+        identity["calibrated"] = list(model.engine.digests)
     return Prepared(identity, Ledger(folder, config, layout), source, nfe, chosen.label, model.image_size)
 
 

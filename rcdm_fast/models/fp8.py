@@ -29,6 +29,7 @@ MANTISSA = 3  # bits
 # The largest input of a calibration is scaled to 112..224: another one may be twice as large before it saturates, and
 # that costs only the smallest of 15 binades.
 AIMED = LARGEST / 2
+MOST_EXPONENT = 60  # of a scale, up and down: it, its inverse and weights times it stay normal in float32
 _FLOAT32_MANTISSA, _FLOAT32_BIAS = 23, 127
 _EXPONENT_BITS = 0xFF << _FLOAT32_MANTISSA
 
@@ -46,9 +47,12 @@ def rounded(x: Tensor) -> Tensor:
 
 
 def input_scale(largest: Tensor) -> Tensor:
-    """The scales of channels whose inputs are at most so large in size: powers of two; float32 [I] -> float32 [I]."""
+    """The scales of channels whose inputs are at most so large in size: powers of two; float32 [I] -> float32 [I].
+
+    Between 2^-60 and 2^60; inputs for which that is too large a scale are so small that they round to zero.
+    """
     wanted = torch.where(largest > 0, largest.double() / AIMED, 1.0)
-    return wanted.log2().ceil().exp2().float()
+    return wanted.log2().ceil().clamp(-MOST_EXPONENT, MOST_EXPONENT).exp2().float()
 
 
 def rounded_weight(weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,7 +67,8 @@ def rounded_weight(weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """
     folded = weight.detach().float() * scale[:, None, None]
     largest = folded.abs().amax(dim=(1, 2, 3))
-    out_scale = torch.where(largest > 0, largest / LARGEST, 1.0)
+    least = LARGEST * torch.finfo(torch.float32).tiny  # a channel below it is zero: its scale would not be normal
+    out_scale = torch.where(largest >= least, largest / LARGEST, 1.0)
     return rounded(folded / out_scale[:, None, None, None]), out_scale
 
 

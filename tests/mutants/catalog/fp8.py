@@ -13,6 +13,10 @@ _SEEN = (f"{_FILE}::test_calibration_sees_the_trajectories_that_it_may",)
 _KEPT = (f"{_FILE}::test_what_is_not_chosen_runs_unrounded",)
 _ASKED = (f"{_FILE}::test_who_has_no_fp8_says_so",)
 _PROGRAMS = ("tests/test_fp8_program.py::test_it_computes_the_emulations_network",)
+_FILES = "tests/test_fp8_files.py"
+_COMPARISON, _BENCH = "rcdm_fast/engine_comparison.py", "rcdm_fast/cli/bench.py"
+_NAMED = (f"{_FILES}::test_results_name_the_calibrated_file",)
+_HARDLY = (f"{_FILES}::test_channels_that_hardly_anything_reaches",)
 _INTERPRETED = ("tests/test_kernels_fp8.py::test_in_the_interpreter",)
 
 FP8 = (
@@ -37,4 +41,22 @@ FP8 = (
     Mutant("fp8 in Triton: no scale", "kernels/fp8_kernels.py", "    total *= tl.load(scale_ptr", "    total += 0 * tl.load(scale_ptr", _INTERPRETED),
     Mutant("fp8 in Triton: taps of the next line", "kernels/fp8_kernels.py", "inside = here & (down >= 0) & (down < height) & (across >= 0) & (across < width)", "inside = here & (down >= 0) & (down < height)", _INTERPRETED),
     Mutant("fp8 in Triton: inputs beyond the largest", "kernels/fp8_kernels.py", "tl.clamp(v, -LARGEST, LARGEST,", "tl.clamp(v, -2 * LARGEST, 2 * LARGEST,", _INTERPRETED),
+    Mutant("bench takes a file for a precision", _BENCH, "engines.parse(each)[0])  # type", "each)  # type", (f"{_FILES}::test_bench_takes_files",)),
+    Mutant("bench finds a lacking file late", _BENCH, "        engines.parse_with_file(each)\n", "        engines.parse(each)\n", (f"{_FILES}::test_bench_refuses_before_the_model_is_loaded",)),
+    Mutant("a folder is a file", _ENGINES, "file is not None and os.path.isdir(file)", "file is not None and not file", (f"{_FILES}::test_a_folder_is_no_file",)),
+    Mutant("one file by two names is two", _ENGINES, "os.path.realpath(named) != os.path.realpath(file)", "Path(named) != Path(file)", (f"{_FILES}::test_one_file_by_two_names_is_one",)),
+    Mutant("files of cases are read when they are drawn", _COMPARISON, "    made = {case: _made(model, case) for case in files}\n", "    made: dict[Case, _Made] = dict.fromkeys(files)  # type: ignore[arg-type]\n", (f"{_FILES}::test_every_file_is_looked_at_before_anything_is_drawn",)),
+    Mutant("memory of a case is that of its first run", _COMPARISON, "else made.grown + grown", "else grown", (f"{_FILES}::test_memory_of_a_case_with_a_file_is_of_making_it_and_of_its_first_run",)),
+    Mutant("results do not say what was calibrated", "rcdm_fast/provenance.py", "    if model.engine.digests:\n", "    if False:\n", _NAMED),
+    Mutant("a wrapped engine forgets its digests", "rcdm_fast/diffusion/engine.py", "self.files, self.digests = engine.files, engine.digests", "self.files = engine.files", _NAMED),
+    Mutant("where a calibrated file lies is told", "rcdm_fast/provenance.py", '_NAMED.sub(r"=\\1", word) for', "word for", ("tests/test_provenance.py::test_what_made_numbers",)),
+    Mutant("fp8 cases look alike", "rcdm_fast/cli/compare.py", "*(digest[:12] for digest in each.digests[:1])", "*()", _NAMED),
+    Mutant("a decoder is adapted from fp8", "rcdm_fast/analysis/adapted.py", "    if precision in engines.CALIBRATED:\n", "    if False:\n", (f"{_FILES}::test_decoders_are_not_adapted_from_a_calibrated_model",)),
+    Mutant("scales of any exponent", _MODEL, ".clamp(-MOST_EXPONENT, MOST_EXPONENT)", "", _HARDLY),
+    Mutant("weights too small for a scale", _MODEL, "torch.where(largest >= least,", "torch.where(largest > 0,", _HARDLY),
+    Mutant("scales that are not normal", _EXPORT, "bool((scale < least).any()) or ", "", (f"{_FILES}::test_scales_that_nothing_can_be_divided_by_are_refused",)),
+    Mutant("inverses that are not normal", _EXPORT, " or bool((1 / scale < least).any())", "", (f"{_FILES}::test_scales_that_nothing_can_be_divided_by_are_refused",)),
+    Mutant("another engine's model travels without its file", _COMPARISON, "encoder, model.device, case.file)", "encoder, model.device)", (f"{_FILES}::test_a_model_that_was_put_on_another_engine_travels",)),
+    Mutant("workers look in their own folders", _ENGINES, "os.path.abspath(file)", "file", (f"{_FILES}::test_workers_are_told_where_the_file_lies",)),
+    Mutant("layers in fp8 are never the first", "rcdm_fast/engines/eager.py", " | nn.Conv2d | fp8.Fp8Convolution)", " | nn.Conv2d)", (f"{_FILES}::test_the_first_layer_that_is_not_finite_may_be_in_fp8",)),
 )  # fmt: skip
