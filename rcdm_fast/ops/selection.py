@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rcdm_fast import memory
+from rcdm_fast import devices, memory
 from rcdm_fast.ops import convolutions, library, products, reference, reference_moments
 from rcdm_fast.ops.schema import NormInputs
 
@@ -34,6 +35,8 @@ Attend = Callable[[Tensor, int, bool], Tensor]
 CALLS = 10  # in one timed run: one alone is too short for the clock
 ALWAYS = ("film_group_norm", "attention")  # every program has these
 RUNS = 5  # of which the median counts
+# Errors of a wrong call, which no other way to run it would mend. Triton's are none of these: its compiler wraps them.
+MISTAKES = (TypeError, ValueError, AssertionError, NotImplementedError)
 FEW = 1024  # pixels of all images, up to which convolutions' sums may be split: more fill a GPU by themselves
 SPLITS = (1, 4, 8)  # into how many parts
 
@@ -330,7 +333,8 @@ def _measure(
 ) -> _Measured:
     """Time every candidate; the reference only where there is nothing else.
 
-    One that cannot run is reported and counts as endless; the error is raised where none can, or where memory was out.
+    One that cannot run is reported and counts as endless. The error is raised where none can, where memory was out, and
+    where it is one of `MISTAKES`.
     """
     timed = {name: run for name, run in candidates.items() if name != "reference" or len(candidates) == 1}
     clock = _time_in_a_graph_ms if device.type == "cuda" else _time_ms
@@ -339,11 +343,13 @@ def _measure(
     for name, run in timed.items():
         try:
             times[name] = clock(partial(run, *arguments))
+        except MISTAKES:
+            raise
         except Exception as error:
             if memory.out_of_memory(error):
                 raise
             times[name], failure = inf, error
-            log.warning("%s by %s cannot run here and is left out: %s", operator, name, error)
+            log.warning("%s by %s cannot run here and is left out: %s", operator, name, str(error))
     if failure is not None and min(times.values()) == inf:
         raise failure
     return _Measured(times, min(times, key=lambda name: times[name]))
@@ -357,7 +363,7 @@ def _time_in_a_graph_ms(run: Callable[[], object]) -> float:
     run()  # kernels are loaded and compiled
     stream = torch.cuda.current_stream()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+    with devices.capturing(graph, stream):
         for _ in range(CALLS):
             run()
     graph.replay()
@@ -370,6 +376,11 @@ def _time_in_a_graph_ms(run: Callable[[], object]) -> float:
         end.synchronize()
         times.append(float(start.elapsed_time(end)) / CALLS)
     return sorted(times)[RUNS // 2]
+
+
+def in_short(error: BaseException) -> str:
+    """An error in one line, of at most some 200 characters."""
+    return f"{type(error).__name__}: {textwrap.shorten(str(error), 200, placeholder=' ...')}"
 
 
 def _time_ms(run: Callable[[], object]) -> float:
