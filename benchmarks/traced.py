@@ -27,7 +27,7 @@ from rcdm_fast.engines.folded import FoldedProgram
 from rcdm_fast.engines.program import Program
 from rcdm_fast.engines.summed import SummedProgram
 from rcdm_fast.models.unet import UNet
-from rcdm_fast.ops import convolutions, products, selection
+from rcdm_fast.ops import candidates, convolutions, products, selection
 from rcdm_fast.ops.schema import NormInputs
 
 CUDA = torch.device("cuda")
@@ -183,7 +183,7 @@ class _Settled(selection.Choices):
         torch.ops.rcdm_fast.film_group_norm_out(out, *inputs)
 
     def attention(self, qkv: Tensor, heads: int, new_order: bool) -> Tensor:
-        return selection.sdpa(qkv, heads, new_order)
+        return candidates.sdpa(qkv, heads, new_order)
 
 
 Form = Literal["written", "folded", "summed"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,6 +44,32 @@ def timed_convolutions() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.benchmark = before
+
+
+@contextmanager
+def capturing(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream, pool: Any = None) -> Iterator[None]:
+    """Captures what this thread launches inside as a CUDA graph, on a stream that is current meanwhile.
+
+    Where that fails the error of the body is raised: PyTorch's own, from ending a capture that is void, would hide it,
+    even a KeyboardInterrupt. The stream of before is current again, which `torch.cuda.graph` alone forgets then.
+    """
+    first: BaseException | None = None
+    try:
+        # In the mode "global" another thread that allocates memory meanwhile, to encode an image, would end this.
+        with (
+            torch.cuda.stream(stream),
+            torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
+        ):
+            try:
+                yield
+            except BaseException as error:
+                first = error
+                raise
+    except Exception:
+        if first is None:
+            raise
+    if first is not None:
+        raise first  # not in `except`: PyTorch's error, chained to it, would hold it and all memory of its frames
 
 
 def sent(value: Tensor, device: torch.device) -> Tensor:

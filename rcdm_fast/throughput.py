@@ -2,7 +2,8 @@
 
 The published recipe is plain PyTorch in fp32, 100 ancestral steps, and the images of one representation at a time;
 it embeds the representation anew in every step. Images are drawn in turn with every case (see `benchmarking`) until
-the time is used up. The fraction of the sampler is what a trajectory takes beyond its network evaluations.
+the time is used up. The fraction of the sampler is what a trajectory takes beyond its network evaluations. Those are
+timed through an `EngineWrapper`, so images are drawn step by step: trajectories in one launch are never measured here.
 
 No time is reported for an engine whose network evaluation is wrong: further from plain PyTorch in fp32 than
 `benchmarking.FP32_LIMIT`, or in another precision than twice what PyTorch's autocast gives, in fp8 its emulation.

@@ -30,7 +30,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import return_and_correct_aliasing
 
 from rcdm_fast.ops import library
-from tests.fake_streams import Capture, Event, Facts, Graph, Kernel, Stream, mapped, on_stream, running, tensors_of
+from tests.fake_streams import Capture, Event, Facts, Graph, Kernel, OnStream, Stream, mapped, running, tensors_of
 
 SYNCHRONIZING = (  # of aten; they need to know on the host what a tensor holds
     *(
@@ -396,7 +396,7 @@ def fake_cuda(count: int = 1, parts: Sequence[str] = ("cpu", "cuda")) -> Iterato
             "_maybe_exchange_device": machine.exchange_device,
             "current_stream": machine.current_stream,
             "default_stream": machine.default_stream,
-            "stream": on_stream,
+            "stream": OnStream,
             "Stream": Stream,
             "Event": Event,
             "CUDAGraph": Graph,

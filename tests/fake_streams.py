@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -113,6 +112,26 @@ class Graph:
                 stream.clock_ms += kernel.cost_ms
 
 
+class OnStream:
+    """See `torch.cuda.stream`: where it is entered and never left, as after a failed capture, its stream stays."""
+
+    def __init__(self, stream: Stream | None) -> None:
+        self._stream = stream
+
+    def __enter__(self) -> None:
+        machine, stream = running[-1], self._stream
+        if stream is not None:
+            self._before = machine.current_device(), machine.current_stream(stream.device)
+            machine.exchange_device(stream.device_index)
+            machine.streams[stream.device_index] = stream
+
+    def __exit__(self, *error: Any) -> None:
+        machine, stream = running[-1], self._stream
+        if stream is not None:
+            device, machine.streams[stream.device_index] = self._before
+            machine.exchange_device(device)
+
+
 class Capture:
     """See `torch.cuda.graph`, whose own stream is made once, on the device that is current then."""
 
@@ -124,7 +143,7 @@ class Capture:
         if stream is None and Capture.default_stream is None:
             Capture.default_stream = Stream()
         self._graph, self._pool, self._mode = graph, pool, capture_error_mode
-        self._context = on_stream(stream or Capture.default_stream)
+        self._context = OnStream(stream or Capture.default_stream)
 
     def __enter__(self) -> None:
         running[-1].sync("torch.cuda.graph")
@@ -134,22 +153,6 @@ class Capture:
     def __exit__(self, *error: Any) -> None:
         self._graph.capture_end()
         self._context.__exit__(*error)
-
-
-@contextlib.contextmanager
-def on_stream(stream: Stream | None) -> Iterator[None]:
-    machine = running[-1]
-    if stream is None:
-        yield
-        return
-    device, before = machine.current_device(), machine.current_stream(stream.device)
-    machine.exchange_device(stream.device_index)
-    machine.streams[stream.device_index] = stream
-    try:
-        yield
-    finally:
-        machine.streams[stream.device_index] = before
-        machine.exchange_device(device)
 
 
 def tensors_of(value: Any) -> list[Tensor]:

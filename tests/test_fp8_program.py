@@ -21,7 +21,7 @@ from rcdm_fast.exporters import fp8
 from rcdm_fast.exporters.fallback import Layer
 from rcdm_fast.models.fp8 import emulated, inner_convolutions, input_scale
 from rcdm_fast.models.unet import UNet
-from rcdm_fast.ops import selection
+from rcdm_fast.ops import candidates
 from tests import small
 from tests.fake_cuda import CudaTensor, fake_cuda
 
@@ -142,5 +142,5 @@ def test_what_fp8_on_a_gpu_needs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         assert native.reasons_unavailable(CUDA, "fp8") == [
             "this GPU (sm_86) does not multiply e4m3; sm_89 is the oldest that does"
         ]
-        monkeypatch.setattr(selection, "triton_reason", lambda device: "triton is not installed")
+        monkeypatch.setattr(candidates, "triton_reason", lambda device: "triton is not installed")
         assert native.reasons_unavailable(CUDA, "fp8") == ["fp8 needs Triton: triton is not installed"]

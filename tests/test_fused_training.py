@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rcdm_fast.models.unet import ResBlock, UNet
-from rcdm_fast.ops import gradients, library, reference, selection, selection_backward
+from rcdm_fast.ops import candidates, gradients, library, reference, selection_backward
 from rcdm_fast.training import distributed, fused_unet, memory
 from rcdm_fast.training import run as training_run
 from rcdm_fast.training.config import TrainConfig
@@ -197,7 +197,7 @@ def test_norms_have_gradients_on_every_build(monkeypatch: pytest.MonkeyPatch) ->
         (False, False, reference.film_group_norm),
     ):
         monkeypatch.setattr(library, "has_native", lambda kind, built=built: built)
-        monkeypatch.setattr(selection, "triton_reason", lambda device, triton=triton: "" if triton else "not there")
+        monkeypatch.setattr(candidates, "triton_reason", lambda device, triton=triton: "" if triton else "not there")
         assert gradients.differentiable_film_group_norm(cuda) == wanted
         assert gradients.differentiable_film_group_norm(cpu) == wanted
 

@@ -22,7 +22,7 @@ from rcdm_fast.engines import cuda_graphs
 from rcdm_fast.engines.native import NativeEngine
 from rcdm_fast.models import checkpoint
 from rcdm_fast.models.unet import UNet
-from rcdm_fast.ops import selection
+from rcdm_fast.ops import candidates
 from tests import small
 from tests.fake_cuda import CudaTensor, Machine, fake_cuda
 from tests.tolerances import ENGINE_FP32_L2, TRAJECTORY_L2
@@ -293,7 +293,7 @@ def _costs(monkeypatch: pytest.MonkeyPatch, machine: Machine, fast_when_small: s
         return write
 
     found = {name: candidate(name) for name in ("native", "triton")}
-    monkeypatch.setattr(selection, "film_group_norm_candidates", lambda _: found)
+    monkeypatch.setattr(candidates, "film_group_norm_candidates", lambda _: found)
     return called
 
 

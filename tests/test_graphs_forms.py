@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from rcdm_fast.diffusion import conditioning
+from rcdm_fast.diffusion.engine import Bound
 from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.engines.cuda_graphs import TIMED_RUNS, GraphCache
+from rcdm_fast.engines.folded import FoldedProgram
 from rcdm_fast.engines.native import NativeEngine
+from rcdm_fast.engines.program import Program
+from rcdm_fast.engines.summed import SummedProgram
 from tests import small
 from tests.fake_cuda import fake_cuda
 
@@ -45,3 +50,59 @@ def test_the_fastest_form_is_kept(times_ms: list[float] | None, form: str, monke
                 TIMED_RUNS + 2,
             ]
         torch.testing.assert_close(got.cpu(), on_cpu, atol=1e-4, rtol=1e-4)
+
+
+def _bound(count: int = 2) -> tuple[NativeEngine, Tensor, Bound]:
+    network = small.network().eval().requires_grad_(False)
+    engine = NativeEngine(network, torch.device("cuda"), "fp32")
+    plan = conditioning.make_plan(network, Schedule.make(small.SCHEDULE, 3), torch.ones(2, small.DIM).to("cuda"), None)
+    return engine, torch.ones(count, 3, 8, 8).to("cuda"), engine.bind(plan, torch.arange(count))
+
+
+def _broken(monkeypatch: pytest.MonkeyPatch, kinds: tuple[type[Program], ...], error: Exception) -> None:
+    """No form of these kinds can be run."""
+
+    def denoise(*_: object) -> Tensor:
+        raise error
+
+    for kind in kinds:
+        monkeypatch.setattr(kind, "denoise", denoise)
+
+
+def test_a_form_that_cannot_run_is_left_out_and_reported(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    _broken(monkeypatch, (SummedProgram,), RuntimeError("at 1:2:\n no such instruction"))
+    with fake_cuda(), caplog.at_level("WARNING"):
+        engine, x, bound = _bound()
+        bound.predict(x, 1)
+        assert torch.cuda.current_stream().stream_id == 0
+        said = engine.describe()
+    assert (
+        "the fastest of 3 forms each (2: biases folded); form 'moments given' cannot run: batches of 2: Runtime" in said
+    )
+    assert "RuntimeError: at 1:2: no such instruction" in said
+    assert "form 'moments given' cannot run for batches of 2 and is left out: at 1:2:\n no such" in caplog.text
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    ("kinds", "error"),
+    [
+        ((Program, FoldedProgram, SummedProgram), RuntimeError("nothing runs")),
+        ((SummedProgram,), torch.OutOfMemoryError("CUDA out of memory")),
+        ((SummedProgram,), ValueError("a mistake of ours")),
+    ],
+)
+def test_what_leaving_a_form_out_does_not_mend_is_raised(
+    monkeypatch: pytest.MonkeyPatch, kinds: tuple[type[Program], ...], error: Exception
+) -> None:
+    """No form is left, memory is out, or the call is wrong; what was broken can be mended and tried again."""
+    with fake_cuda():
+        with monkeypatch.context() as patch:
+            _broken(patch, kinds, error)
+            with pytest.raises(type(error), match=str(error)):
+                _bound()
+        engine, x, bound = _bound()
+        bound.predict(x, 1)
+        assert "cannot run" not in engine.describe()

@@ -14,7 +14,7 @@ from rcdm_fast.diffusion import conditioning
 from rcdm_fast.engines import cuda_graphs, native, trajectory_graphs
 from rcdm_fast.engines.native import NativeEngine
 from rcdm_fast.models import checkpoint
-from rcdm_fast.ops import library, reference, selection
+from rcdm_fast.ops import candidates, library, reference, selection
 from rcdm_fast.ops.schema import NormInputs
 from tests import small
 from tests.fake_cuda import fake_cuda
@@ -29,7 +29,7 @@ def test_every_line_of_the_gpu_path_runs(tmp_path: Path, monkeypatch: pytest.Mon
     file = tmp_path / "small.safetensors"
     made = small.model()
     checkpoint.save_model(file, made.config, made.unet.state_dict())
-    with traced(cuda_graphs, native, selection, trajectory_graphs) as left:
+    with traced(candidates, cuda_graphs, native, selection, trajectory_graphs) as left:
         with fake_cuda(2):
             model = rcdm_fast.load(file, encoder=small.encoder().to("cuda"))
             assert "not measured" in model.engine.describe()
@@ -58,7 +58,7 @@ def test_every_line_of_the_gpu_path_runs(tmp_path: Path, monkeypatch: pytest.Mon
             assert visible is importlib.import_module("rcdm_fast.kernels.film_group_norm").film_group_norm
             assert engines.reasons_unavailable("native", torch.device("cuda"), "bf16") == []
         with fake_cuda(1, parts=("cpu",)):
-            monkeypatch.setattr(selection, "triton_reason", lambda _: "triton is not installed")
+            monkeypatch.setattr(candidates, "triton_reason", lambda _: "triton is not installed")
             (reason,) = engines.reasons_unavailable("native", torch.device("cuda"), "fp32")
             assert reason.startswith("no CUDA operators: ")
             assert reason.endswith("and triton is not installed")
@@ -69,6 +69,7 @@ def test_every_line_of_the_gpu_path_runs(tmp_path: Path, monkeypatch: pytest.Mon
             monkeypatch.undo()
         _on_the_cpu(monkeypatch)
     assert {Path(name).name: sorted(lines) for name, lines in left.items()} == {
+        "candidates.py": [],
         "cuda_graphs.py": [],
         "native.py": [],
         "selection.py": [],

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 pytest.importorskip("triton", reason="triton is not installed")
 
 from rcdm_fast.kernels import convolution as module
-from rcdm_fast.ops import reference, schema_folding, selection
+from rcdm_fast.ops import candidates, reference, schema_folding, selection
 from tests.triton_cases import (
     DEVICE,
     DTYPES,
@@ -136,14 +136,14 @@ def test_what_does_not_fit_is_refused() -> None:
 @outside
 def test_sums_are_split_where_there_are_few_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     """For 16 bits alone; what runs where nothing is measured is the library's convolution."""
-    monkeypatch.setattr(selection, "triton_reason", lambda device: "" if device.type == "cuda" else "none")
+    monkeypatch.setattr(candidates, "triton_reason", lambda device: "" if device.type == "cuda" else "none")
     cuda = torch.device("cuda")
     ours = ["library", "triton1", "triton4", "triton8"]
     for dtype, split, wanted in (
         (torch.float16, False, ours[:2]), (torch.bfloat16, True, ours), (torch.float32, True, ours[:1]),
         (torch.float64, True, ours[:1]),
     ):  # fmt: skip
-        assert list(selection.convolution_residual_candidates(cuda, dtype, split)) == wanted
+        assert list(candidates.convolution_residual_candidates(cuda, dtype, split)) == wanted
     choices = selection.Choices(torch.device("cpu"))
     for size in (4, 24):
         x, weight, bias, add = made((2, 8, 8, size, size), -1, torch.float32, "cpu")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rcdm_fast.ops import gradients, library, reference, selection, selection_backward
+from rcdm_fast.ops import candidates, gradients, library, reference, selection_backward
 from tests.triton_cases import (
     DEVICE,
     DTYPES,
@@ -88,7 +88,7 @@ def test_a_gpu_without_a_native_part_differentiates_the_norm(monkeypatch: pytest
         selection_backward, "film_group_norm_backward", lambda device: norm_backward.film_group_norm_backward
     )
     monkeypatch.setattr(library, "has_native", lambda kind: False)
-    monkeypatch.setattr(selection, "triton_reason", lambda device: "")
+    monkeypatch.setattr(candidates, "triton_reason", lambda device: "")
     *tensors, rows, groups, eps, silu, resample, phases = Norm(40, 2, skip=24, film=2, images=3).inputs()
     leaves = [tensor.detach().requires_grad_() for tensor in tensors]
     out = gradients.differentiable_film_group_norm(torch.device(DEVICE))(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import ops
-from rcdm_fast.ops import gradients, library, reference, schema, selection, selection_backward
+from rcdm_fast.ops import candidates, gradients, library, reference, schema, selection_backward
 from tests import op_checks
 from tests.op_checks import NormCase, widened
 from tests.tolerances import OP_ERROR_FLOOR, OP_ERROR_RATIO
@@ -82,7 +82,7 @@ def check_attention(length: int, heads: int, width: int, new_order: bool, dtype:
     grad = torch.randn(2, length, heads * width).to(dtype)
     got = torch.ops.rcdm_fast.attention_backward(grad, qkv, heads, new_order)
     truth, plain = (
-        torch.autograd.grad(selection.sdpa(each, heads, new_order), each, grad.to(each.dtype))[0]
+        torch.autograd.grad(candidates.sdpa(each, heads, new_order), each, grad.to(each.dtype))[0]
         for each in (qkv.double().requires_grad_(), qkv.clone().requires_grad_())
     )
     if length == 1:  # a single share is 1 whatever q and k are: their gradients are zero
@@ -257,7 +257,7 @@ def test_who_computes_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     if library.has_native("cpu"):
         assert selection_backward.film_group_norm_backward(cpu) is torch.ops.rcdm_fast.film_group_norm_backward
         assert selection_backward.attention_backward(cpu) is torch.ops.rcdm_fast.attention_backward
-    if not selection.triton_reason(gpu):
+    if not candidates.triton_reason(gpu):
         from rcdm_fast.kernels import film_group_norm_backward as kernels
 
         assert selection_backward.film_group_norm_backward(gpu) is kernels.film_group_norm_backward

@@ -28,7 +28,7 @@ from rcdm_fast.engines.fp8_program import Fp8Program
 from rcdm_fast.engines.program import Program
 from rcdm_fast.models.fp8 import inner_convolutions
 from rcdm_fast.models.unet import AttentionBlock, UNet
-from rcdm_fast.ops import library, schema, selection
+from rcdm_fast.ops import candidates, library, schema, selection
 from tests import small
 
 CUDA = torch.device("cuda")
@@ -90,7 +90,7 @@ def _inputs(network: UNet, count: int) -> tuple[Tensor, Tensor, Tensor]:
 def test_one_evaluation(network: UNet, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it launches and keeps, also while implementations are measured: no operand longer than it is used."""
     monkeypatch.setattr(library, "has_native", lambda _: True)
-    monkeypatch.setattr(selection, "triton_reason", lambda _: "left out")
+    monkeypatch.setattr(candidates, "triton_reason", lambda _: "left out")
     measured: list[float] = []
 
     def clock(run: Callable[[], object]) -> float:
@@ -120,7 +120,7 @@ def test_one_evaluation(network: UNet, count: int, monkeypatch: pytest.MonkeyPat
 def test_one_evaluation_in_fp8(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every 3x3 convolution but the first and the last is one of ours, of images in channels-last memory."""
     monkeypatch.setattr(library, "has_native", lambda _: True)
-    monkeypatch.setattr(selection, "triton_reason", lambda _: "left out")
+    monkeypatch.setattr(candidates, "triton_reason", lambda _: "left out")
     with FakeTensorMode(), torch.inference_mode():
         with torch.device(CUDA):
             network = UNet(workload.read_config("release128").unet).eval().requires_grad_(False)
@@ -184,8 +184,9 @@ def test_the_compiled_program_is_one_graph(monkeypatch: pytest.MonkeyPatch) -> N
             network = small.network().eval().requires_grad_(False)
             module = compiled._Module(network, torch.float16, CUDA).eval()
             x, *rest = _inputs(network, 2)
-        triton = not selection.triton_reason(CUDA)
-        for name in ("triton_reason", "film_group_norm_visible", "attention"):
+        triton = not candidates.triton_reason(CUDA)
+        monkeypatch.setattr(candidates, "triton_reason", None)
+        for name in ("film_group_norm_visible", "attention"):
             monkeypatch.setattr(selection, name, None)
         found = _compiled(module, x.contiguous(memory_format=torch.channels_last), *rest)
     assert ("film_group_norm_triton.default" in found) == triton

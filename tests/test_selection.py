@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import Tensor
 
 from rcdm_fast.ops import reference, selection
 from rcdm_fast.ops.schema import NormInputs
@@ -42,3 +46,47 @@ def test_what_cannot_run_is_left_out_and_reported(
     choices._candidates["film_group_norm"] = {"triton": broken, "native": works}
     with choices.measuring(), pytest.raises(torch.OutOfMemoryError):
         choices.film_group_norm(out, inputs)
+
+
+def _norm_with(broken: Callable[..., None]) -> tuple[selection.Choices, Tensor, NormInputs]:
+    """Choices between what works and something else, an output, and inputs."""
+    x = torch.randn(1, 32, 4, 4).contiguous(memory_format=torch.channels_last)
+    inputs = NormInputs(x, None, torch.ones(32), torch.zeros(32), None, None, 32, 1e-5, True, 0, False)
+    choices = selection.Choices(CPU)
+    found = choices._candidates["film_group_norm"]
+    choices._candidates["film_group_norm"] = {"native": found["native"], "triton": broken}
+    return choices, torch.empty_like(x), inputs
+
+
+@pytest.mark.parametrize("kind", [TypeError, ValueError, AssertionError, NotImplementedError])
+def test_a_wrong_call_is_no_reason_to_leave_a_candidate_out(kind: type[Exception]) -> None:
+    def broken(*_: object) -> None:
+        raise kind("expected channels-last")
+
+    choices, out, inputs = _norm_with(broken)
+    with choices.measuring(), pytest.raises(kind, match="expected channels-last"):
+        choices.film_group_norm(out, inputs)
+    assert choices.times_ms("film_group_norm") == {}
+
+
+def test_what_triton_says_of_a_kernel_leaves_it_out() -> None:
+    """Errors of its compiler and of its launcher."""
+    errors = pytest.importorskip("triton.compiler.errors")
+    of_launches = pytest.importorskip("triton.runtime.errors")
+    said = (
+        *(
+            errors.CompilationError("x = 1", ast.parse("x = 1").body[0], "no"),
+            of_launches.OutOfResources(2, 1, "shared"),
+        ),
+        *(errors.UnsupportedLanguageConstruct(None, None), errors.CompileTimeAssertionFailure(None, None)),
+        of_launches.PTXASError("no such instruction"),
+    )
+    for error in said:
+
+        def broken(*_: object, error: Exception = error) -> None:
+            raise error
+
+        choices, out, inputs = _norm_with(broken)
+        with choices.measuring():
+            choices.film_group_norm(out, inputs)
+        assert "triton cannot run" in choices.describe()["film_group_norm"]

@@ -19,7 +19,7 @@ from rcdm_fast.engines.program import phase_weights
 from rcdm_fast.models.condition_map import resized
 from rcdm_fast.models.unet import AttentionBlock, Downsample, ResBlock, UNet, Upsample
 from rcdm_fast.ops import library
-from rcdm_fast.ops.selection import triton_reason
+from rcdm_fast.ops.candidates import triton_reason
 from rcdm_fast.ops.wrappers import Resample
 from rcdm_fast.training.convolution import convolution
 

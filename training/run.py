@@ -25,7 +25,7 @@ from rcdm_fast.data.image_set import ImageSet, step_generator
 from rcdm_fast.diffusion.schedule import Schedule, network_timestep
 from rcdm_fast.errors import RunError
 from rcdm_fast.models.unet import UNet
-from rcdm_fast.ops.selection import triton_reason
+from rcdm_fast.ops.candidates import triton_reason
 from rcdm_fast.precision import exact
 from rcdm_fast.training import distributed, ema, fused_unet, graphed, resume
 from rcdm_fast.training.batches import Batch, Batches

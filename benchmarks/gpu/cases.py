@@ -18,7 +18,7 @@ from benchmarks.gpu.settings import Settings
 from benchmarks.rows import Row
 from rcdm_fast import ops
 from rcdm_fast.models.condition_map import resized, weights
-from rcdm_fast.ops import reference, reference_moments, schema_moments, selection
+from rcdm_fast.ops import candidates, reference, reference_moments, schema_moments
 
 HEADS = 4
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -115,7 +115,7 @@ def _norm_case(name: str, mode: int, x: Tensor, precision: str, random: Random) 
         return compute
 
     found: dict[str, Callable[[], Tensor]] = {PLAIN: lambda: _plain_norm(x, skip, weight, bias, film, mode)}
-    for label, write in selection.film_group_norm_candidates(x.device).items():
+    for label, write in candidates.film_group_norm_candidates(x.device).items():
         if label != "reference":
             found[label] = candidate(write)
 
@@ -145,7 +145,7 @@ def _attention_case(qkv: Tensor, precision: str, random: Random) -> Case:
     # Its fused attention is what plain PyTorch runs here.
     names = {"sdpa": PLAIN}
     found = {
-        names.get(name, name): candidate(each) for name, each in selection.attention_candidates(qkv.device).items()
+        names.get(name, name): candidate(each) for name, each in candidates.attention_candidates(qkv.device).items()
     }
     found.setdefault(PLAIN, candidate(reference.attention))
     moved = qkv.numel() // 3 * 4 * qkv.element_size()
@@ -155,7 +155,7 @@ def _attention_case(qkv: Tensor, precision: str, random: Random) -> Case:
 
 def _convolution_case(x: Tensor, precision: str, random: Random) -> Case:
     """The convolution that ends a block of as many channels, with its residual."""
-    channels, few = x.shape[1], len(x) * x.shape[2] * x.shape[3] <= selection.FEW
+    channels, few = x.shape[1], len(x) * x.shape[2] * x.shape[3] <= candidates.FEW
     x = x.contiguous(memory_format=torch.channels_last)
     weight = random(channels, channels, 3, 3, dtype=x.dtype).contiguous(memory_format=torch.channels_last)
     bias, add = random(channels), x.roll(1, 2).contiguous(memory_format=torch.channels_last)
@@ -163,7 +163,7 @@ def _convolution_case(x: Tensor, precision: str, random: Random) -> Case:
         PLAIN: lambda: F.conv2d(x, weight, bias.to(x.dtype), padding=1) + add,
         **{
             name: partial(each, x, weight, bias, add, 0)
-            for name, each in selection.convolution_residual_candidates(x.device, x.dtype, few).items()
+            for name, each in candidates.convolution_residual_candidates(x.device, x.dtype, few).items()
         },
     }
     wide = x.double(), weight.double(), bias, add.double(), 0
@@ -193,7 +193,7 @@ def _projecting_case(x: Tensor, precision: str, random: Random) -> Case:
     def plain() -> Tensor:
         return F.conv2d(x, weight, bias.to(x.dtype), padding=1) + F.conv2d(left, side_weight)
 
-    ours = selection.convolution_moments_candidates(x.device, x.dtype)
+    ours = candidates.convolution_moments_candidates(x.device, x.dtype)
     found = {PLAIN: plain, **{name: candidate(run) for name, run in ours.items()}}
     wide = x.double(), weight.double(), bias, None, 0, 1, left.double(), side_weight.double()
     moved = (3 * x.numel() + weight.numel() + side_weight.numel()) * x.element_size()
@@ -216,7 +216,7 @@ def _given_case(x: Tensor, precision: str, random: Random) -> Case:
 
         return compute
 
-    ours = selection.film_group_norm_given_candidates(x.device)
+    ours = candidates.film_group_norm_given_candidates(x.device)
     found: dict[str, Callable[[], Tensor]] = {PLAIN: lambda: _plain_norm(x, None, weight, bias, film, 0)}
     found |= {name: candidate(write) for name, write in ours.items() if name != "reference" or len(ours) == 1}
     wide = [each.double() if isinstance(each, Tensor) and each.is_floating_point() else each for each in arguments]
@@ -242,7 +242,7 @@ def _map_case(x: Tensor, precision: str, random: Random) -> Case:
         scale, shift = resized(film, x.shape[-1]).to(x.dtype).chunk(2, dim=1)
         return F.silu(x * (1 + scale) + shift)
 
-    ours = {name: run for name, run in selection.map_film_candidates(x.device).items() if name != "reference"}
+    ours = {name: run for name, run in candidates.map_film_candidates(x.device).items() if name != "reference"}
     found = {PLAIN: plain, **{name: candidate(run) for name, run in ours.items()}}
     return Case(
         "map_film", str(list(x.shape)), precision, found, lambda: _whole_map(x, film, rows, down, across),

@@ -4,7 +4,8 @@ A batch is padded to the next bucket. A graph reads images, FiLM rows and row nu
 are filled before each replay, so that it never has to be captured again; results are copied out. All graphs share one
 memory pool, and the least recently used one is dropped when there are more than `MOST_GRAPHS`, never the one that was
 filled last. Where there are several forms of a program, each is captured and timed for every bucket, and the fastest
-one kept. Other threads may use the GPU during a capture, but there is one capture at a time in a process.
+one kept; a form that cannot run is left out. Other threads may use the GPU during a capture, but there is one capture
+at a time in a process.
 
 Not used on CPU.
 """
@@ -12,6 +13,7 @@ Not used on CPU.
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import threading
 from collections import OrderedDict
@@ -21,11 +23,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rcdm_fast import devices
+from rcdm_fast import devices, memory
 from rcdm_fast.diffusion.conditioning import Batch
 from rcdm_fast.engines.backends import TorchBackend
 from rcdm_fast.engines.program import Program
+from rcdm_fast.ops import selection
 from rcdm_fast.precision import ieee_fp32
+
+log = logging.getLogger(__name__)
 
 BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 MOST_GRAPHS = 4
@@ -76,18 +81,20 @@ class GraphCache:
             self._pool = torch.cuda.graph_pool_handle()
             self._side = torch.cuda.Stream(device)  # graphs that share a pool are captured on one stream
         self._captures = 0
+        self._unable: dict[str, str] = {}  # form -> the last batch size for which it could not run, and why
         self._filled: tuple[Batch, _Captured] | None = None  # the last batch, and the graph that has its rows
         self._stream: torch.cuda.Stream | None = None  # on which a graph's tensors were used last
 
     def describe(self) -> str:
-        """Which buckets are captured."""
+        """Which buckets are captured, by which forms, and which forms could not run."""
         said = (
             f"CUDA graphs for batches of {list(self._graphs)} ({self._captures} captured, at most {MOST_GRAPHS} kept)"
         )
         if len(self._forms) == 1:
             return said
         forms = ", ".join(f"{size}: {captured.form}" for size, captured in self._graphs.items())
-        return f"{said}, the fastest of {len(self._forms)} forms each ({forms})"
+        unable = "".join(f"; form {form!r} cannot run: {why}" for form, why in self._unable.items())
+        return f"{said}, the fastest of {len(self._forms)} forms each ({forms}){unable}"
 
     @torch.inference_mode()
     def prepare(self, batch: Batch) -> None:
@@ -141,23 +148,18 @@ class GraphCache:
 
         Memory that is made inside is of the pool that all graphs share: it holds until another graph is replayed.
         """
-        device, stream = self._device, self._side
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
+        with self._aside():
             for _ in range(warm_runs):
                 run()
-        torch.cuda.current_stream(device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # In the mode "global" another thread that allocates memory meanwhile, to encode an image, would end this.
-        with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+        with devices.capturing(graph, self._side, self._pool):
             out = run()
         return graph, out
 
     def time_ms(self, run: Callable[[], object], runs: int = TIMED_RUNS) -> float:
         """The least time of some runs on the stream of captures; the first one is not counted."""
         stream, times = self._side, []
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream):
+        with self._aside():
             run()
             for _ in range(runs):
                 start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -166,8 +168,18 @@ class GraphCache:
                 end.record(stream)
                 end.synchronize()
                 times.append(float(start.elapsed_time(end)))
-        torch.cuda.current_stream(self._device).wait_stream(stream)
         return min(times)
+
+    @contextlib.contextmanager
+    def _aside(self) -> Iterator[None]:
+        """On the stream of captures, which follows the current one; that one follows it afterwards, on errors too."""
+        current = torch.cuda.current_stream(self._device)
+        self._side.wait_stream(current)
+        try:
+            with torch.cuda.stream(self._side):
+                yield
+        finally:
+            current.wait_stream(self._side)  # or memory that is freed now would be used again while kernels write to it
 
     def _fill(self, batch: Batch) -> _Captured:
         """The graph of a batch's bucket, with its rows."""
@@ -204,10 +216,20 @@ class GraphCache:
             film = self._film(size)
             rows = torch.zeros(size, dtype=torch.int64, device=device)
         best, least_ms = None, math.inf
+        *_, last = self._forms
         with self.alone():
             for form, program in self._forms.items():
-                graph, out = self._capture_form(program, x, film, rows)
-                took_ms = self._time_ms(graph) if len(self._forms) > 1 else 0.0
+                try:
+                    graph, out = self._capture_form(program, x, film, rows)
+                    took_ms = self._time_ms(graph) if len(self._forms) > 1 else 0.0
+                except selection.MISTAKES:
+                    raise
+                except Exception as error:
+                    if memory.out_of_memory(error) or (best is None and form == last):
+                        raise
+                    self._unable[form] = f"batches of {size}: {selection.in_short(error)}"
+                    log.warning("form %r cannot run for batches of %d and is left out: %s", form, size, str(error))
+                    continue
                 if took_ms < least_ms:
                     best, least_ms = _Captured(graph, x, film, rows, out, form), took_ms
                 del graph, out  # the next one may have the memory of a slower one
@@ -218,9 +240,7 @@ class GraphCache:
     def _capture_form(
         self, program: Program, x: Tensor, film: Tensor, rows: Tensor
     ) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        stream = self._side
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream), self._backend.choices.measuring():
+        with self._aside(), self._backend.choices.measuring():
             program.denoise(x, film, rows)
         return self.record(lambda: program.denoise(x, film, rows), WARM_RUNS)
 

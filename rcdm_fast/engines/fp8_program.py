@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from rcdm_fast.engines.program import BlockLayer, Convolution, Layer, Program, ResizeLayer, Stage
 from rcdm_fast.models import fp8
 from rcdm_fast.models.unet import UNet
-from rcdm_fast.ops import reference_fp8, selection  # noqa: F401 # has the operators' reference
+from rcdm_fast.ops import candidates, reference_fp8  # noqa: F401 # has the operators' reference
 from rcdm_fast.ops.schema_fp8 import E4M3
 
 
@@ -33,7 +33,7 @@ class _Operators:
 
 def _operators(device: torch.device) -> _Operators:
     """Triton's; elsewhere than on a GPU, where only tests run this, the reference."""
-    if selection.triton_reason(device):
+    if candidates.triton_reason(device):
         return _Operators(torch.ops.rcdm_fast.quantize, torch.ops.rcdm_fast.fp8_convolution)
     from rcdm_fast.kernels import fp8_convolution as kernel  # needs triton
 

@@ -29,7 +29,7 @@ from rcdm_fast.engines.summed import SummedProgram
 from rcdm_fast.engines.trajectory_graphs import TrajectoryGraphs
 from rcdm_fast.exporters.fp8 import Calibrated
 from rcdm_fast.models.unet import UNet
-from rcdm_fast.ops import library, selection
+from rcdm_fast.ops import candidates, library, selection
 from rcdm_fast.precision import exact, without_bf16
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
@@ -43,9 +43,9 @@ def reasons_unavailable(device: torch.device, precision: str) -> list[str]:
             return ["this PyTorch sees no CUDA device"]
         if precision == "fp8":
             return _reasons_no_fp8(device)
-        if library.has_native("cuda") or not selection.triton_reason(device):
+        if library.has_native("cuda") or not candidates.triton_reason(device):
             return []
-        return [f"no CUDA operators: {_missing('cuda')}; and {selection.triton_reason(device)}"]
+        return [f"no CUDA operators: {_missing('cuda')}; and {candidates.triton_reason(device)}"]
     if device.type != "cpu":
         return [f"there are no native operators for {device.type}"]
     reasons = []
@@ -63,8 +63,8 @@ def reasons_unavailable(device: torch.device, precision: str) -> list[str]:
 
 
 def _reasons_no_fp8(device: torch.device) -> list[str]:
-    if selection.triton_reason(device):
-        return [f"fp8 needs Triton: {selection.triton_reason(device)}"]
+    if candidates.triton_reason(device):
+        return [f"fp8 needs Triton: {candidates.triton_reason(device)}"]
     major, minor = torch.cuda.get_device_capability(device)
     if (major, minor) < OLDEST_FP8:
         return [f"this GPU (sm_{major}{minor}) does not multiply e4m3; sm_89 is the oldest that does"]
@@ -191,7 +191,7 @@ class NativeEngine(Engine):
                     made = Fp8Program(self._program, self._network, self._calibrated.scales, self.device)
                 self._program, forms = made, {"fp8": made}
                 backend.made.clear()  # weights in 16 bits of what is computed in fp8 are not kept
-            elif not selection.triton_reason(self.device):
+            elif not candidates.triton_reason(self.device):
                 forms["biases folded"] = FoldedProgram(self._program, backend)
                 forms["moments given"] = SummedProgram(self._program, backend)
             self._graphs = GraphCache(forms, backend, size, self._film, self.device)

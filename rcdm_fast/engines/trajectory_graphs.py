@@ -8,14 +8,16 @@ these, replays the graph and copies the result.
 
 A graph belongs to a number of images and to a `Trajectory`, and serves all batches for which these are equal, whatever
 their representations. It is captured when the same trajectory has been drawn step by step `USES_BEFORE` times, then
-timed against that way, and kept where it is faster. So a single odd request never pays for a capture; and since
-capturing and timing take about as long as `USES_BEFORE` batches, they at most double the time of what was drawn.
+timed against that way, and kept where it is faster. One that cannot be captured (memory was out, a solver asks what a
+tensor holds) is reported and drawn step by step from then on. So a single odd request never pays for a capture; and
+since capturing and timing take about as long as `USES_BEFORE` batches, they at most double the time of what was drawn.
 
 Nothing here has run on a GPU yet.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import OrderedDict
 from collections.abc import Callable
@@ -24,21 +26,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rcdm_fast import devices
+from rcdm_fast import devices, memory
 from rcdm_fast.diffusion.conditioning import Batch
 from rcdm_fast.diffusion.solvers import StepNoise
 from rcdm_fast.diffusion.trajectory import Trajectory
 from rcdm_fast.engines.cuda_graphs import GraphCache, bucket_for
+from rcdm_fast.ops import selection
+
+log = logging.getLogger(__name__)
 
 MOST_IMAGES = 4  # of an evaluation; of more it takes the GPU longer than the host takes for what lies between two
 # The published 128-px network has some 300 kernels, so these are 30,000 nodes. At an estimated 2 kB of each (nobody has
-# measured it) a graph takes 60 MB, and all that are kept a quarter of a GB.
+# measured it) a graph takes 60 MB, and all that are kept a quarter of a GB; one more while a trajectory is timed.
 MOST_EVALUATIONS = 100
 MOST_BYTES = 64 * 2**20  # of the tensors that a batch fills, as of a plan's table
 MOST_TRAJECTORIES = 4  # as many as buckets: a job has one and an odd last batch, a playground a draft and a better one
 USES_BEFORE = 8  # a run before the capture, the capture, and twice `TIMED_RUNS` + 1 take about as long
 TIMED_RUNS = 2  # each way, of which the least time counts; a whole trajectory varies less than one evaluation
-REMEMBERED = 16  # trajectories without a graph whose uses are counted, or which are known to be faster step by step
+REMEMBERED = 16  # trajectories without a graph whose uses are counted, or which are known to be better off step by step
 
 Key = tuple[int, Trajectory]  # images of an evaluation
 
@@ -50,11 +55,13 @@ class _Met:
     Attributes:
         uses: how often it was asked for since it has no graph.
         whole_ms, steps_ms: of a batch by one launch and step by step; 0 before they were timed.
+        unable: why it cannot be captured, if that was tried.
     """
 
     uses: int = 0
     whole_ms: float = 0.0
     steps_ms: float = 0.0
+    unable: str = ""
 
     @property
     def slower(self) -> bool:
@@ -91,12 +98,14 @@ class TrajectoryGraphs:
         self._kept: OrderedDict[Key, _Captured] = OrderedDict()
 
     def describe(self) -> str:
-        """Which trajectories are replayed as a whole, and which are faster step by step; empty before one was timed."""
-        timed = {key: met for key, met in self._met.items() if met.whole_ms}
+        """Which trajectories are replayed as a whole, which are not, and why; empty before one was tried."""
+        timed = {key: met for key, met in self._met.items() if met.steps_ms}
         kept = ", ".join(_line(key, met) for key, met in timed.items() if key in self._kept)
         slower = ", ".join(_line(key, met) for key, met in timed.items() if met.slower)
         said = [f"trajectories in one launch: {kept}"] if kept else []
-        return "; ".join([*said, *([f"faster step by step: {slower}"] if slower else [])])
+        said += [f"faster step by step: {slower}"] if slower else []
+        unable = ", ".join(f"{_named(key)} ({met.unable})" for key, met in self._met.items() if met.unable)
+        return "; ".join([*said, *([f"cannot be captured: {unable}"] if unable else [])])
 
     @torch.inference_mode()
     def run(self, batch: Batch, trajectory: Trajectory, x: Tensor, step_noise: StepNoise) -> Tensor | None:
@@ -113,11 +122,11 @@ class TrajectoryGraphs:
             return None
         met = self._meet(key)
         captured = self._kept.get(key)
-        if captured is None and (met.slower or met.uses <= USES_BEFORE):
+        if captured is None and (met.unable or met.slower or met.uses <= USES_BEFORE):
             return None
         with devices.current(self._device):
             if captured is None:
-                captured = self._measured(key, met, batch, x, step_noise)
+                captured = self._tried(key, met, batch, x, step_noise)
                 if captured is None:
                     return None
             self._kept.move_to_end(key)
@@ -140,9 +149,20 @@ class TrajectoryGraphs:
             del self._met[next(each for each in self._met if each not in self._kept)]
         return met
 
+    def _tried(self, key: Key, met: _Met, batch: Batch, x: Tensor, step_noise: StepNoise) -> _Captured | None:
+        """`_measured`, or None where the trajectory cannot be captured, as is reported once and remembered."""
+        try:
+            return self._measured(key, met, batch, x, step_noise)
+        except selection.MISTAKES:
+            raise
+        except Exception as error:
+            met.unable = selection.in_short(error)
+            log.warning("%s cannot be captured and is drawn step by step: %s", _named(key), str(error))
+        memory.release()  # no traceback holds it any more
+        return None
+
     def _measured(self, key: Key, met: _Met, batch: Batch, x: Tensor, step_noise: StepNoise) -> _Captured | None:
         """The trajectory captured, and kept if it is faster than step by step."""
-        self._make_room()
         trajectory, graphs = key[1], self._graphs
         captured = self._capture(trajectory, batch, x)
         self._renew(captured, step_noise)  # the same noise either way, and no part of either time
@@ -154,6 +174,7 @@ class TrajectoryGraphs:
         met.steps_ms = graphs.time_ms(step_by_step, TIMED_RUNS)
         if met.slower:
             return None
+        self._make_room()
         self._kept[key] = captured
         return captured
 
@@ -204,6 +225,9 @@ class TrajectoryGraphs:
 
 
 def _line(key: Key, met: _Met) -> str:
+    return f"{_named(key)} ({met.whole_ms:.3f} ms, step by step {met.steps_ms:.3f})"
+
+
+def _named(key: Key) -> str:
     images, trajectory = key
-    what = f"{trajectory.name}, {trajectory.evaluations} evaluations of {images}"
-    return f"{what} ({met.whole_ms:.3f} ms, step by step {met.steps_ms:.3f})"
+    return f"{trajectory.name}, {trajectory.evaluations} evaluations of {images}"

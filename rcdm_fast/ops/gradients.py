@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rcdm_fast.ops import library, reference, selection, selection_backward
+from rcdm_fast.ops import candidates, library, reference, selection_backward
 from rcdm_fast.ops.schema import NAMESPACE, NormInputs
 
 
@@ -165,7 +165,7 @@ def differentiable_film_group_norm(device: torch.device) -> Callable[..., Tensor
     if library.has_native(device.type):
         native: Callable[..., Tensor] = torch.ops.rcdm_fast.film_group_norm
         return native
-    if not selection.triton_reason(device):
+    if not candidates.triton_reason(device):
         made: Callable[..., Tensor] = _TritonNorm.apply
         return made
     return reference.film_group_norm

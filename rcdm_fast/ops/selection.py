@@ -1,4 +1,4 @@
-"""Which implementation of an operator runs on a device: native, Triton, the library's, or the reference.
+"""Which implementation of an operator runs on a device, of its `candidates`.
 
 An order of preference holds for whoever calls an operator by itself. An engine has `Choices` of its own, which time the
 candidates for every shape and dtype that it meets while it warms up: what one model found never changes what another
@@ -10,8 +10,8 @@ Knows nothing about models: a caller brings the inputs that matter to it.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import logging
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,155 +22,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rcdm_fast import memory
-from rcdm_fast.ops import convolutions, library, products, reference, reference_moments
+from rcdm_fast import devices, memory
+from rcdm_fast.ops import candidates, library, products, reference
+from rcdm_fast.ops.candidates import Attend, WriteNorm
 from rcdm_fast.ops.schema import NormInputs
 
 log = logging.getLogger(__name__)
 
-WriteNorm = Callable[..., None]  # (out, *NormInputs), as the operator
-Attend = Callable[[Tensor, int, bool], Tensor]
-
 CALLS = 10  # in one timed run: one alone is too short for the clock
 ALWAYS = ("film_group_norm", "attention")  # every program has these
 RUNS = 5  # of which the median counts
-FEW = 1024  # pixels of all images, up to which convolutions' sums may be split: more fill a GPU by themselves
-SPLITS = (1, 4, 8)  # into how many parts
-
-
-# The compiler of torch 2.11 refuses `find_spec` inside what it traces.
-@library.settled
-def triton_reason(device: torch.device) -> str:
-    """Why Triton kernels cannot run on a device; empty if they can."""
-    if device.type != "cuda":
-        return f"Triton kernels do not run on {device.type}"
-    return "" if importlib.util.find_spec("triton") else "triton is not installed"
-
-
-def _native_on_cuda(device: torch.device) -> bool:
-    """Whether there are C++ operators that no program for CPUs has."""
-    return device.type == "cuda" and library.has_native("cuda")
-
-
-def film_group_norm_candidates(device: torch.device) -> dict[str, WriteNorm]:
-    """Implementations that can run on a device, preferred first; the last one always works."""
-    found: dict[str, WriteNorm] = {}
-    if library.has_native(device.type):
-        found["native"] = torch.ops.rcdm_fast.film_group_norm_out
-    if not triton_reason(device):
-        from rcdm_fast.kernels import film_group_norm as kernel  # needs triton
-
-        found["triton"] = kernel.film_group_norm_out
-    found["reference"] = _reference_norm
-    return found
-
-
-def attention_candidates(device: torch.device) -> dict[str, Attend]:
-    """The same for attention; "sdpa" is PyTorch's own."""
-    found: dict[str, Attend] = {}
-    if device.type == "cpu" and library.has_native("cpu"):
-        found["native"] = torch.ops.rcdm_fast.attention
-    found["sdpa"] = sdpa
-    if not triton_reason(device):
-        from rcdm_fast.kernels import attention as kernel  # needs triton
-
-        found["triton"] = kernel.attention
-    return found
-
-
-def film_group_norm_before_candidates(device: torch.device) -> dict[str, Callable[..., None]]:
-    """The same for a norm with a bias that nobody has added yet; takes (out, before, *NormInputs)."""
-    found: dict[str, Callable[..., None]] = {}
-    if _native_on_cuda(device):
-        found["native"] = torch.ops.rcdm_fast.film_group_norm_before_out
-    if not triton_reason(device):
-        from rcdm_fast.kernels import film_group_norm as kernel  # needs triton
-
-        found["triton"] = kernel.film_group_norm_before_out
-    return {**found, "reference": reference.film_group_norm_before_out}
-
-
-def add_residual_candidates(device: torch.device) -> dict[str, Callable[..., None]]:
-    """The same for `reference.add_residual`."""
-    found: dict[str, Callable[..., None]] = {}
-    if _native_on_cuda(device):
-        found["native"] = torch.ops.rcdm_fast.add_residual
-    if not triton_reason(device):
-        from rcdm_fast.kernels import residual as kernel  # needs triton
-
-        found["triton"] = kernel.add_residual
-    return {**found, "reference": reference.add_residual}
-
-
-def convolution_residual_candidates(
-    device: torch.device, dtype: torch.dtype, split: bool
-) -> dict[str, Callable[..., Tensor]]:
-    """The same for `reference.convolution_residual`, with split sums or without; ours are for 16 bits."""
-    add = next(iter(add_residual_candidates(device).values()))
-    found: dict[str, Callable[..., Tensor]] = {"library": partial(convolutions.convolution_then_residual, add)}
-    if dtype in (torch.float16, torch.bfloat16) and not triton_reason(device):
-        from rcdm_fast.kernels import convolution as kernel  # needs triton
-
-        splits = SPLITS if split else SPLITS[:1]
-        found |= {f"triton{n}": partial(kernel.convolution_residual, splits=n) for n in splits}
-    return found
-
-
-def convolution_moments_candidates(
-    device: torch.device, dtype: torch.dtype
-) -> dict[str, Callable[..., tuple[Tensor, Tensor]]]:
-    """The same for `reference_moments.convolution_moments`; ours are for 16 bits."""
-    behind: tuple[Callable[..., Tensor], Callable[[Tensor], Tensor]]
-    if _native_on_cuda(device):
-        behind = torch.ops.rcdm_fast.add_residual_moments, torch.ops.rcdm_fast.moments
-    elif not triton_reason(device):
-        from rcdm_fast.kernels import residual  # needs triton
-
-        behind = residual.add_residual_moments, residual.moments
-    else:
-        behind = reference_moments.add_residual_moments, reference_moments.moments
-    found: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
-        "library": partial(convolutions.convolution_then_moments, *behind)
-    }
-    if dtype in (torch.float16, torch.bfloat16) and not triton_reason(device):
-        from rcdm_fast.kernels import convolution as kernel  # needs triton
-
-        found["triton"] = kernel.convolution_moments
-    return found
-
-
-def film_group_norm_given_candidates(device: torch.device) -> dict[str, Callable[..., None]]:
-    """The same for a norm whose moments are given; takes (out, moments, skip_moments, before, *NormInputs)."""
-    found: dict[str, Callable[..., None]] = {}
-    if _native_on_cuda(device):
-        found["native"] = torch.ops.rcdm_fast.film_group_norm_given_out
-    if not triton_reason(device):
-        from rcdm_fast.kernels import film_group_norm as kernel  # needs triton
-
-        found["triton"] = kernel.film_group_norm_given_out
-    return {**found, "reference": reference_moments.film_group_norm_given_out}
-
-
-def map_film_candidates(device: torch.device) -> dict[str, Callable[..., None]]:
-    """The same for `reference.map_film`."""
-    found: dict[str, Callable[..., None]] = {}
-    if library.has_native(device.type):
-        found["native"] = torch.ops.rcdm_fast.map_film
-    if not triton_reason(device):
-        from rcdm_fast.kernels import map_film as kernel  # needs triton
-
-        found["triton"] = kernel.map_film
-    return {**found, "reference": reference.map_film}
+# Errors of a wrong call, which no other way to run it would mend. Triton's are none of these: its compiler wraps them.
+MISTAKES = (TypeError, ValueError, AssertionError, NotImplementedError)
 
 
 def film_group_norm(device: torch.device) -> WriteNorm:
     """The preferred implementation on a device."""
-    return next(iter(film_group_norm_candidates(device).values()))
+    return next(iter(candidates.film_group_norm_candidates(device).values()))
 
 
 def film_group_norm_visible(device: torch.device) -> Callable[..., Tensor]:
     """An implementation that torch.compile can place in a graph; takes `*NormInputs`, returns a new tensor."""
-    if device.type == "cuda" and not triton_reason(device):
+    if device.type == "cuda" and not candidates.triton_reason(device):
         from rcdm_fast.kernels import film_group_norm as kernel  # needs triton
 
         found: Callable[..., Tensor] = kernel.film_group_norm
@@ -183,7 +56,7 @@ def film_group_norm_visible(device: torch.device) -> Callable[..., Tensor]:
 
 def attention(device: torch.device) -> Attend:
     """The preferred implementation on a device."""
-    return next(iter(attention_candidates(device).values()))
+    return next(iter(candidates.attention_candidates(device).values()))
 
 
 @dataclass
@@ -202,11 +75,11 @@ class Choices:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._candidates: dict[str, dict[str, Callable[..., Any]]] = {
-            "film_group_norm": {**film_group_norm_candidates(device)},
-            "attention": {**attention_candidates(device)},
-            "film_group_norm_before": {**film_group_norm_before_candidates(device)},
-            "film_group_norm_given": {**film_group_norm_given_candidates(device)},
-            "map_film": {**map_film_candidates(device)},
+            "film_group_norm": {**candidates.film_group_norm_candidates(device)},
+            "attention": {**candidates.attention_candidates(device)},
+            "film_group_norm_before": {**candidates.film_group_norm_before_candidates(device)},
+            "film_group_norm_given": {**candidates.film_group_norm_given_candidates(device)},
+            "map_film": {**candidates.map_film_candidates(device)},
             "product": {**products.CANDIDATES},
             "add_product": {**products.ADDING},
         }
@@ -258,7 +131,7 @@ class Choices:
         """`reference_moments.convolution_moments`."""
         operator = f"convolution_moments of {str(x.dtype)[6:]}"
         if operator not in self._candidates:
-            self._candidates[operator] = convolution_moments_candidates(self._device, x.dtype)
+            self._candidates[operator] = candidates.convolution_moments_candidates(self._device, x.dtype)
         found: tuple[Tensor, Tensor] = self._run(operator, x, weight, bias, add, resample, *sides)
         return found
 
@@ -266,10 +139,10 @@ class Choices:
         self, x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, resample: int, *sides: Tensor | None
     ) -> Tensor:
         """`reference.convolution_residual`."""
-        few = len(x) * x.shape[2] * x.shape[3] <= FEW
+        few = len(x) * x.shape[2] * x.shape[3] <= candidates.FEW
         operator = f"convolution_residual, {'few' if few else 'many'} pixels of {str(x.dtype)[6:]}"
         if operator not in self._candidates:
-            self._candidates[operator] = convolution_residual_candidates(self._device, x.dtype, few)
+            self._candidates[operator] = candidates.convolution_residual_candidates(self._device, x.dtype, few)
         found: Tensor = self._run(operator, x, weight, bias, add, resample, *sides)
         return found
 
@@ -311,14 +184,14 @@ class Choices:
         return f"{fraction} calls (measured, all of them: {times})"
 
     def _run(self, operator: str, *arguments: Any) -> Any:
-        candidates = self._candidates[operator]
+        ways = self._candidates[operator]
         kind = (operator, *map(_kind, arguments))
         if self._measuring:
             if kind not in self._measured:
-                self._measured[kind] = _measure(operator, candidates, arguments, self._device)
+                self._measured[kind] = _measure(operator, ways, arguments, self._device)
             self._measured[kind].calls += 1
         found = self._measured.get(kind)
-        return candidates[next(iter(candidates)) if found is None else found.chosen](*arguments)
+        return ways[next(iter(ways)) if found is None else found.chosen](*arguments)
 
 
 def _kind(argument: Any) -> object:
@@ -326,24 +199,27 @@ def _kind(argument: Any) -> object:
 
 
 def _measure(
-    operator: str, candidates: dict[str, Callable[..., object]], arguments: tuple[Any, ...], device: torch.device
+    operator: str, ways: dict[str, Callable[..., object]], arguments: tuple[Any, ...], device: torch.device
 ) -> _Measured:
     """Time every candidate; the reference only where there is nothing else.
 
-    One that cannot run is reported and counts as endless; the error is raised where none can, or where memory was out.
+    One that cannot run is reported and counts as endless. The error is raised where none can, where memory was out, and
+    where it is one of `MISTAKES`.
     """
-    timed = {name: run for name, run in candidates.items() if name != "reference" or len(candidates) == 1}
+    timed = {name: run for name, run in ways.items() if name != "reference" or len(ways) == 1}
     clock = _time_in_a_graph_ms if device.type == "cuda" else _time_ms
     times: dict[str, float] = {}
     failure: Exception | None = None
     for name, run in timed.items():
         try:
             times[name] = clock(partial(run, *arguments))
+        except MISTAKES:
+            raise
         except Exception as error:
             if memory.out_of_memory(error):
                 raise
             times[name], failure = inf, error
-            log.warning("%s by %s cannot run here and is left out: %s", operator, name, error)
+            log.warning("%s by %s cannot run here and is left out: %s", operator, name, str(error))
     if failure is not None and min(times.values()) == inf:
         raise failure
     return _Measured(times, min(times, key=lambda name: times[name]))
@@ -357,7 +233,7 @@ def _time_in_a_graph_ms(run: Callable[[], object]) -> float:
     run()  # kernels are loaded and compiled
     stream = torch.cuda.current_stream()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+    with devices.capturing(graph, stream):
         for _ in range(CALLS):
             run()
     graph.replay()
@@ -372,6 +248,11 @@ def _time_in_a_graph_ms(run: Callable[[], object]) -> float:
     return sorted(times)[RUNS // 2]
 
 
+def in_short(error: BaseException) -> str:
+    """An error in one line, of at most some 200 characters."""
+    return f"{type(error).__name__}: {textwrap.shorten(str(error), 200, placeholder=' ...')}"
+
+
 def _time_ms(run: Callable[[], object]) -> float:
     run()
     times = []
@@ -381,13 +262,3 @@ def _time_ms(run: Callable[[], object]) -> float:
             run()
         times.append((time.perf_counter() - start) * 1e3 / CALLS)
     return sorted(times)[RUNS // 2]
-
-
-def _reference_norm(out: Tensor, *inputs: Any) -> None:
-    out.copy_(reference.film_group_norm(*inputs))
-
-
-def sdpa(qkv: Tensor, heads: int, new_order: bool) -> Tensor:
-    """`reference.attention` by PyTorch's `scaled_dot_product_attention`."""
-    q, k, v = reference.split_heads(qkv, heads, new_order)
-    return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)

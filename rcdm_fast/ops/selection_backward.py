@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rcdm_fast.ops import library
-from rcdm_fast.ops.selection import triton_reason
+from rcdm_fast.ops.candidates import triton_reason
 
 
 def film_group_norm_backward(device: torch.device) -> Callable[..., tuple[Tensor, ...]] | None:

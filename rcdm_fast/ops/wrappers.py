@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rcdm_fast.ops import gradients, library, reference, schema, selection
+from rcdm_fast.ops import candidates, gradients, library, reference, schema, selection
 from rcdm_fast.ops.schema import NormInputs
 
 Resample = Literal["none", "up", "down"]
@@ -119,7 +119,7 @@ def attention(qkv: Tensor, heads: int, new_order: bool = False) -> Tensor:  # [N
     """
     schema.check_attention(qkv, heads)
     if _wants_gradient(qkv) and not (qkv.device.type == "cpu" and library.has_native("cpu")):
-        return selection.attention_candidates(qkv.device)["sdpa"](qkv, heads, new_order)  # PyTorch's own gradient
+        return candidates.attention_candidates(qkv.device)["sdpa"](qkv, heads, new_order)  # PyTorch's own gradient
     return selection.attention(qkv.device)(qkv, heads, new_order)
 
 

@@ -130,6 +130,20 @@ DIFFUSION = (
         ("tests/test_graphs_forms.py",),
     ),
     Mutant(
+        "a form that cannot run takes the engine down",
+        "rcdm_fast/engines/cuda_graphs.py",
+        "or (best is None and form == last):",
+        "or True:",
+        ("tests/test_graphs_forms.py::test_a_form_that_cannot_run_is_left_out_and_reported",),
+    ),
+    Mutant(
+        "a form that runs out of memory is left out like one that cannot run",
+        "rcdm_fast/engines/cuda_graphs.py",
+        "if memory.out_of_memory(error) or (",
+        "if (",
+        ("tests/test_graphs_forms.py::test_what_leaving_a_form_out_does_not_mend_is_raised",),
+    ),
+    Mutant(
         "a roofline forgets that tiles are filled up",
         "benchmarks/roofline.py",
         "tiles = ceil(rows / tile[0]) * ceil(columns / tile[1])",

@@ -56,4 +56,11 @@ SIXTH = (
         "            if False:\n",
         ("tests/test_selection.py",),
     ),
+    Mutant(
+        "a wrong call is a reason to leave a candidate out",
+        "rcdm_fast/ops/selection.py",
+        "        except MISTAKES:\n            raise\n",
+        "",
+        ("tests/test_selection.py",),
+    ),
 )

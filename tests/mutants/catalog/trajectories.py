@@ -9,6 +9,8 @@ _TESTS = "tests/test_trajectories.py"
 _DIFFERS = (f"{_TESTS}::test_what_differs_has_a_graph_of_its_own",)
 _MAPS = (f"{_TESTS}::test_rows_that_are_computed_and_maps",)
 _USES = (f"{_TESTS}::test_a_few_uses_pay_for_no_capture",)
+_FAILS = (f"{_TESTS}::test_what_cannot_be_captured_is_drawn_step_by_step",)
+_LEAVES = (f"{_TESTS}::test_a_capture_that_fails_leaves_nothing_behind",)
 
 TRAJECTORIES = (
     Mutant(
@@ -101,6 +103,41 @@ TRAJECTORIES = (
         "return self.whole_ms >= self.steps_ms > 0",
         "return self.steps_ms >= self.whole_ms > 0",
         (f"{_TESTS}::test_the_faster_way_is_kept",),
+    ),
+    Mutant(
+        "a trajectory that cannot be captured is tried at every use",
+        _GRAPHS,
+        "(met.unable or met.slower or",
+        "(met.slower or",
+        _FAILS,
+    ),
+    Mutant(
+        "a capture that fails breaks a model that was working",
+        _GRAPHS,
+        "        except Exception as error:\n            met.unable",
+        "        except KeyError as error:\n            met.unable",
+        _FAILS,
+    ),
+    Mutant(
+        "a slower trajectory drops a faster one",
+        _GRAPHS,
+        "        if met.slower:\n            return None\n        self._make_room()\n",
+        "        self._make_room()\n        if met.slower:\n            return None\n",
+        (f"{_TESTS}::test_a_slower_one_drops_none",),
+    ),
+    Mutant(
+        "a capture that fails leaves its stream the current one",
+        "rcdm_fast/devices.py",
+        "            torch.cuda.stream(stream),\n            torch.cuda.graph(",
+        "            torch.cuda.graph(",
+        _LEAVES,
+    ),
+    Mutant(
+        "what goes wrong in a capture is hidden by the error of ending it",
+        "rcdm_fast/devices.py",
+        "    except Exception:\n        if first",
+        "    except KeyError:\n        if first",
+        _LEAVES,
     ),
     Mutant("a use less pays for a capture", _GRAPHS, "met.uses <= USES_BEFORE", "met.uses < USES_BEFORE", _USES),
     Mutant("a dropped trajectory is captured at once", _GRAPHS, "            self._met[key] = _Met()\n", "", _USES),
