@@ -171,7 +171,7 @@ def test_files_that_an_engine_runs_are_counted(tmp_path: Path) -> None:
     second.write_bytes(b"2" * 5)
     model, settings = small.quick_model(), engine_comparison.Settings(steps=1, per=1)
     drawn = engine_comparison._draw(model, engine_comparison.REFERENCE, torch.zeros(1, small.DIM), None, settings)
-    drawn.engine.files = (first, second)  # type: ignore[attr-defined]
+    drawn.engine.files = (first, second)
     found = engine_comparison._measure(engine_comparison.REFERENCE, drawn, drawn, [1.0], [1.0])
     assert found.file_bytes == 15
 
