@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import rcdm_fast
-from rcdm_fast import benchmarking, engine_comparison, engines
+from rcdm_fast import benchmarking, engine_comparison, engines, storage
 from rcdm_fast.config import ConfigError
 from rcdm_fast.diffusion.conditioning import make_plan
 from rcdm_fast.diffusion.schedule import Schedule
@@ -275,6 +275,8 @@ def test_int8_of_models_without_representations(
     rcdm_fast.export(model, "openvino", tmp_path / "out", precision="int8", progress=said.append)
     assert "drawing 8 trajectories" in said[1]
     model.engine = engines.make("openvino", model.unet, model.config, CPU, "int8", tmp_path / "out/network.xml")
+    assert model.engine.digests == tuple(storage.sha256(tmp_path / "out" / f"network.{end}") for end in ("xml", "bin"))
+    assert f"file {model.engine.digests[0][:12]}, on cpu" in model.engine.describe()
     label = torch.tensor([0, 2]) if condition == "label" else None
     between: Any = (412, 412.7)
     plan = make_plan(model.unet, Schedule(model.config.schedule, between), None, label)
