@@ -136,7 +136,7 @@ class _Settled(selection.Choices):
         torch.ops.rcdm_fast.film_group_norm_before_out(out, before, *inputs)
 
     def convolution_residual(
-        self, x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, resample: int, *sides: Tensor | None
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, add: Tensor | None, resample: int, *sides: Tensor | None
     ) -> Tensor:
         run = torch.ops.rcdm_fast
         if self._epilogue:

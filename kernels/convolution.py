@@ -70,8 +70,8 @@ def _write(out: Tensor, x: Tensor, weight: Tensor, added: Added, splits: int, mo
         block = min(next_power(outer), 64)
         height_of = JOINED // block
         wrap_triton(join_kernel)[(triton.cdiv(pixels, height_of), triton.cdiv(outer, block))](
-            out, parts, bias, add, pixels, width, outer, ADD=added.residual is not None, RESAMPLE=added.resample,
-            SPLITS=splits, ROWS=height_of, BLOCK_C=block, WIDE=wide, num_warps=4,
+            out, parts, bias, add, pixels, width, outer, BIAS=added.bias is not None, ADD=added.residual is not None,
+            RESAMPLE=added.resample, SPLITS=splits, ROWS=height_of, BLOCK_C=block, WIDE=wide, num_warps=4,
         )  # fmt: skip
 
 
@@ -79,7 +79,7 @@ def _write(out: Tensor, x: Tensor, weight: Tensor, added: Added, splits: int, mo
 def convolution_residual(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     add: Tensor | None,
     resample: int,
     splits: int,

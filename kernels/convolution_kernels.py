@@ -98,10 +98,10 @@ def convolution_kernel(
 
 @triton.jit
 def join_kernel(
-    out_ptr, parts_ptr, bias_ptr, add_ptr, pixels, width, outer, ADD: tl.constexpr, RESAMPLE: tl.constexpr,
-    SPLITS: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr, WIDE: tl.constexpr,
+    out_ptr, parts_ptr, bias_ptr, add_ptr, pixels, width, outer, BIAS: tl.constexpr, ADD: tl.constexpr,
+    RESAMPLE: tl.constexpr, SPLITS: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """out [pixels,outer] = the parts, one after another, + bias + residual (ADD)."""
+    """out [pixels,outer] = the parts, one after another, + bias and residual (BIAS, ADD)."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     if WIDE:
@@ -112,7 +112,8 @@ def join_kernel(
     for split in tl.static_range(SPLITS):
         before = tl.cast(pixels, tl.int64) * split * outer
         total += tl.load(parts_ptr + at + before, mask=mask, other=0.0)
-    total += tl.load(bias_ptr + channel, mask=channel < outer, other=0.0)[None, :]
+    if BIAS:
+        total += tl.load(bias_ptr + channel, mask=channel < outer, other=0.0)[None, :]
     if ADD:
         total += residual_read(add_ptr, row, channel, width, outer, mask, RESAMPLE, ROWS, BLOCK_C)
     tl.store(out_ptr + at, total.to(out_ptr.dtype.element_ty), mask=mask)

@@ -67,6 +67,15 @@ def test_it_is_the_convolution(resample: int, splits: int, dtype: torch.dtype, m
 
 
 @computes
+def test_nothing_need_be_added() -> None:
+    x, weight, _, _ = made((2, 20, 40, 4, 6), 0, torch.float16)
+    truth = F.conv2d(x.double(), weight.double(), padding=1)
+    for splits in (1, 8):
+        out = module.convolution_residual(x, weight, None, None, 0, splits).double()
+        assert float((out - truth).abs().max() / truth.abs().max()) <= 2 * torch.finfo(torch.float16).eps
+
+
+@computes
 @pytest.mark.parametrize("sides", [1, 2])
 @pytest.mark.parametrize("residual", [False, True])
 def test_products_of_other_images_are_part_of_the_sum(residual: bool, sides: int) -> None:
@@ -121,6 +130,7 @@ def test_what_does_not_fit_is_refused() -> None:
         ((x, weight, bias[:4], add, 0, 1), r"bias must be float32 \[6\]"),
         ((x, weight, bias, add, 3, 1), "resample must be"),
         ((x, weight, bias, None, 1, 1), "resample is a residual's"),
+        ((x, weight, None, add, 0, 1), "adds a bias, too"),
         ((x, weight, bias, None, 0, 1, None, None, x, weight[..., :1, :1]), "right comes after left"),
         ((x, weight, bias, None, 0, 1, x), "left and its weight go together"),
         ((x, weight, bias, None, 0, 1, x, weight), "does not fit"),

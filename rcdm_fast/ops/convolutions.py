@@ -16,7 +16,7 @@ def convolution_then_residual(
     add: Callable[..., Any],  # `reference.add_residual`, or the same with moments
     x: Tensor,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     residual: Tensor | None,
     resample: int,
     left: Tensor | None = None,
@@ -25,6 +25,8 @@ def convolution_then_residual(
     right_weight: Tensor | None = None,
 ) -> Tensor:
     """`reference.convolution_residual` by PyTorch's convolution and products, and `add` behind them."""
+    if bias is None:
+        return F.conv2d(x, weight, padding=1)
     return _convolved(add, x, weight, bias, residual, resample, left, left_weight, right, right_weight)[0]
 
 

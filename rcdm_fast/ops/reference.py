@@ -117,7 +117,7 @@ def add_residual(out: Tensor, bias: Tensor, add: Tensor, resample: int) -> None:
 def convolution_residual(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     add: Tensor | None,
     resample: int,
     splits: int = 1,
@@ -128,14 +128,16 @@ def convolution_residual(
 ) -> Tensor:
     """The 3x3 convolution of x [N,I,H,W], padded by zeros, with weight [O,I,3,3], plus bias and residual; rounded once.
 
-    bias float32 [O]; add [N,O,H,W] as in `add_residual`; `left` and `right` [N,J,H,W] are images whose 1x1
-    convolutions, with weights [O,J,1,1], are part of the sum. The result is [N,O,H,W]. In how many parts a kernel sums
-    (`splits`) is nothing but rounding.
+    bias float32 [O], without which nothing else is added; add [N,O,H,W] as in `add_residual`; `left` and `right`
+    [N,J,H,W] are images whose 1x1 convolutions, with weights [O,J,1,1], are part of the sum. The result is [N,O,H,W].
+    In how many parts a kernel sums (`splits`) is nothing but rounding.
     """
     sides = (left, left_weight, right, right_weight)
     out = schema_folding.convolution_residual_result(x, weight, bias, add, resample, splits, *sides)
     wide = torch.promote_types(x.dtype, torch.float32)
-    whole = F.conv2d(x.to(wide), weight.to(wide), padding=1) + bias.to(wide)[:, None, None]
+    whole = F.conv2d(x.to(wide), weight.to(wide), padding=1)
+    if bias is not None:
+        whole = whole + bias.to(wide)[:, None, None]
     if add is not None:
         whole = whole + resampled(add.to(wide), resample)
     for image, its in ((left, left_weight), (right, right_weight)):

@@ -42,14 +42,8 @@ def convolution_moments(
     right: Tensor | None = None,
     right_weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`reference.convolution_residual`, or without a bias the convolution alone, and the moments of what it wrote."""
-    sides = (left, left_weight, right, right_weight)
-    out, _ = schema_moments.convolution_moments_result(x, weight, bias, add, resample, *sides)
-    if bias is not None:
-        out = reference.convolution_residual(x, weight, bias, add, resample, 1, *sides)
-    else:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        out.copy_(F.conv2d(x.to(wide), weight.to(wide), padding=1))
+    """`reference.convolution_residual`, and the moments of what it wrote."""
+    out = reference.convolution_residual(x, weight, bias, add, resample, 1, left, left_weight, right, right_weight)
     return out, moments(out)
 
 

@@ -23,7 +23,7 @@ from rcdm_fast.ops.schema import (
 FILM_GROUP_NORM_BEFORE_OUT = f"(Tensor(a!) out, Tensor before, {NORM_INPUTS}) -> ()"
 SIDES = "Tensor? left=None, Tensor? left_weight=None, Tensor? right=None, Tensor? right_weight=None"
 CONVOLUTION_RESIDUAL = (
-    f"(Tensor x, Tensor weight, Tensor bias, Tensor? add, int resample, int splits, {SIDES}) -> Tensor"
+    f"(Tensor x, Tensor weight, Tensor? bias, Tensor? add, int resample, int splits, {SIDES}) -> Tensor"
 )
 ADD_RESIDUAL = "(Tensor(a!) out, Tensor bias, Tensor add, int resample) -> ()"
 
@@ -54,7 +54,7 @@ def check_add_residual(out: Tensor, bias: Tensor, add: Tensor, resample: int) ->
 def convolution_residual_result(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     add: Tensor | None,
     resample: int,
     splits: int,
@@ -69,7 +69,10 @@ def convolution_residual_result(
     out = check_convolution("convolution_residual", x, weight)
     if (add is None and resample != 0) or (left is None and right is not None):
         raise ValueError("convolution_residual: resample is a residual's, and right comes after left")
-    check_add_residual(out, bias, out if add is None else add, resample)
+    if bias is not None:
+        check_add_residual(out, bias, out if add is None else add, resample)
+    elif any(each is not None for each in (add, left, left_weight, right, right_weight)):
+        raise ValueError("convolution_residual: what adds a residual or products adds a bias, too")
     _check_side("left", out, left, left_weight)
     _check_side("right", out, right, right_weight)
     return out

@@ -16,13 +16,7 @@ import torch
 from torch import Tensor
 
 from rcdm_fast.ops.schema import NAMESPACE, NORM_INPUTS, TAGS, NormInputs, check_film_group_norm, check_out
-from rcdm_fast.ops.schema_folding import (
-    SIDES,
-    check_add_residual,
-    check_convolution,
-    check_vector,
-    convolution_residual_result,
-)
+from rcdm_fast.ops.schema_folding import SIDES, check_add_residual, check_vector, convolution_residual_result
 
 CHUNK = 128  # pixels, one behind another; of a tile of matrix products, too
 ONCE = 1024  # pixels of an image that a norm reads once anyway, for they stay on the chip
@@ -70,13 +64,8 @@ def convolution_moments_result(
     right_weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """What `reference_moments.convolution_moments` returns, not written yet; `ValueError` for what it does not take."""
-    if bias is not None:
-        sides = (left, left_weight, right, right_weight)
-        out = convolution_residual_result(x, weight, bias, add, resample, 1, *sides)
-        return out, moments_result(out)
-    if resample != 0 or any(each is not None for each in (add, left, left_weight, right, right_weight)):
-        raise ValueError("convolution_moments: what adds a residual or products adds a bias, too")
-    out = check_convolution("convolution_moments", x, weight)
+    sides = (left, left_weight, right, right_weight)
+    out = convolution_residual_result(x, weight, bias, add, resample, 1, *sides)
     return out, moments_result(out)
 
 

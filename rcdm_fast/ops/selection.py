@@ -136,7 +136,7 @@ class Choices:
         return found
 
     def convolution_residual(
-        self, x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None, resample: int, *sides: Tensor | None
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, add: Tensor | None, resample: int, *sides: Tensor | None
     ) -> Tensor:
         """`reference.convolution_residual`."""
         few = len(x) * x.shape[2] * x.shape[3] <= candidates.FEW
