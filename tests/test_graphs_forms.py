@@ -106,3 +106,14 @@ def test_what_leaving_a_form_out_does_not_mend_is_raised(
         engine, x, bound = _bound()
         bound.predict(x, 1)
         assert "cannot run" not in engine.describe()
+
+
+def test_every_candidate_is_called_as_it_is_declared(caplog: pytest.LogCaptureFixture) -> None:
+    """None is left out in any form in 16 bits, where convolutions of ours sum what blocks read, too."""
+    network = small.network().eval().requires_grad_(False)
+    with fake_cuda(), caplog.at_level("WARNING"):
+        engine = NativeEngine(network, torch.device("cuda"), "fp16")
+        engine.warmup((1,))
+        assert "convolution_residual, few pixels of float16" in engine.describe()
+        assert "cannot run" not in engine.describe()
+    assert not caplog.records

@@ -96,7 +96,7 @@ def convolution_residual_candidates(
         from rcdm_fast.kernels import convolution as kernel  # needs triton
 
         splits = SPLITS if split else SPLITS[:1]
-        found |= {f"triton{n}": partial(kernel.convolution_residual, splits=n) for n in splits}
+        found |= {f"triton{n}": partial(_split, kernel.convolution_residual, n) for n in splits}
     return found
 
 
@@ -145,6 +145,11 @@ def map_film_candidates(device: torch.device) -> dict[str, Callable[..., None]]:
 
         found["triton"] = kernel.map_film
     return {**found, "reference": reference.map_film}
+
+
+def _split(run: Callable[..., Tensor], splits: int, *arguments: Any) -> Tensor:
+    """An operator whose number of parts stands behind its fifth argument, before what else is summed."""
+    return run(*arguments[:5], splits, *arguments[5:])
 
 
 def _reference_norm(out: Tensor, *inputs: Any) -> None:

@@ -57,6 +57,13 @@ SIXTH = (
         ("tests/test_selection.py",),
     ),
     Mutant(
+        "a split sum takes an image for the number of its parts",
+        "rcdm_fast/ops/candidates.py",
+        "partial(_split, kernel.convolution_residual, n)",
+        "partial(kernel.convolution_residual, splits=n)",
+        ("tests/test_graphs_forms.py::test_every_candidate_is_called_as_it_is_declared",),
+    ),
+    Mutant(
         "a wrong call is a reason to leave a candidate out",
         "rcdm_fast/ops/selection.py",
         "        except MISTAKES:\n            raise\n",
