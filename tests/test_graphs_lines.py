@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,12 +14,17 @@ import rcdm_fast
 from rcdm_fast import engines
 from rcdm_fast.diffusion import conditioning
 from rcdm_fast.engines import cuda_graphs, native, trajectory_graphs
+from rcdm_fast.engines.cuda_graphs import GraphCache
+from rcdm_fast.engines.folded import FoldedProgram
 from rcdm_fast.engines.native import NativeEngine
+from rcdm_fast.engines.program import Program
+from rcdm_fast.engines.summed import SummedProgram
 from rcdm_fast.models import checkpoint
 from rcdm_fast.ops import candidates, library, reference, selection
 from rcdm_fast.ops.schema import NormInputs
 from tests import small
 from tests.fake_cuda import fake_cuda
+from tests.test_fp8_program import written
 from tests.test_graphs import CPU, REPRESENTATIONS, SCHEDULE, made_images, make_network, truth
 from tests.tolerances import ENGINE_FP32_L2
 from tests.traced_lines import traced
@@ -54,11 +61,14 @@ def test_every_line_of_the_gpu_path_runs(tmp_path: Path, monkeypatch: pytest.Mon
             of_large = small.network(image_size=48).eval().requires_grad_(False)  # which take moments
             NativeEngine(of_large, torch.device("cuda"), "fp16").warmup((1,))
             assert "convolution_residual, few pixels of float16" in half.describe()
+            _what_cannot_run(monkeypatch)
             visible = selection.film_group_norm_visible(torch.device("cuda"))
             assert visible is importlib.import_module("rcdm_fast.kernels.film_group_norm").film_group_norm
             assert engines.reasons_unavailable("native", torch.device("cuda"), "bf16") == []
         with fake_cuda(1, parts=("cpu",)):
+            candidates.convolution_moments_candidates(torch.device("cuda"), torch.float32)
             monkeypatch.setattr(candidates, "triton_reason", lambda _: "triton is not installed")
+            candidates.convolution_moments_candidates(torch.device("cuda"), torch.float32)
             (reason,) = engines.reasons_unavailable("native", torch.device("cuda"), "fp32")
             assert reason.startswith("no CUDA operators: ")
             assert reason.endswith("and triton is not installed")
@@ -67,6 +77,7 @@ def test_every_line_of_the_gpu_path_runs(tmp_path: Path, monkeypatch: pytest.Mon
             only.warmup((1,))
             assert only.describe().endswith("(1 captured, at most 4 kept)")
             monkeypatch.undo()
+        _in_fp8(tmp_path, monkeypatch)
         _on_the_cpu(monkeypatch)
     assert {Path(name).name: sorted(lines) for name, lines in left.items()} == {
         "candidates.py": [],
@@ -90,6 +101,58 @@ def _whole_trajectories(model: rcdm_fast.Model, h: torch.Tensor, monkeypatch: py
         for _ in range(3):
             model.sample(h[:1], per=1, steps=1)
         assert "; faster step by step: ddim, 1 evaluations of 1 (" in model.engine.describe()
+
+
+def _what_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trajectory, a form, a candidate: left out, or raised where nothing else is left or the call is wrong."""
+
+    def failing(error: Exception) -> Callable[..., None]:
+        def fail(*_: object, **__: object) -> None:
+            raise error
+
+        return fail
+
+    wrong, unable = ValueError("a mistake of ours"), RuntimeError("no such instruction")
+    model, h = small.quick_model(), torch.ones(1, small.DIM)
+    for error in (wrong, unable):
+        engine = NativeEngine(model.unet, torch.device("cuda"), "fp32")
+        with monkeypatch.context() as patch:
+            patch.setattr(SummedProgram, "denoise", failing(error))
+            with pytest.raises(ValueError, match="of ours") if error is wrong else contextlib.nullcontext():
+                engine.warmup((1,))
+        with monkeypatch.context() as patch:
+            for kind in (Program, FoldedProgram, SummedProgram):
+                patch.setattr(kind, "denoise", failing(error))
+            with pytest.raises(type(error)):
+                engine.warmup((2,))
+        with monkeypatch.context() as patch:
+            patch.setattr(trajectory_graphs, "USES_BEFORE", 0)
+            native_model = rcdm_fast.Model(model.config, model.unet, engine, None, engine.device)
+            engine.warmup((1,))
+            patch.setattr(GraphCache, "record", failing(error))
+            with pytest.raises(ValueError, match="of ours") if error is wrong else contextlib.nullcontext():
+                native_model.sample(h, per=1, steps=2)
+    assert "form 'moments given' cannot run: " in engine.describe()
+    assert "cannot be captured: " in engine.describe()
+    choices = selection.Choices(CPU)
+    for error in (wrong, unable, torch.OutOfMemoryError("CUDA out of memory")):
+        choices._candidates["attention"] = {"only": failing(error)}
+        with choices.measuring(), pytest.raises(type(error)):
+            choices.attention(torch.ones(1), 1, False)
+
+
+def _in_fp8(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = written(folder / "fp8.safetensors", "middle_block.0.in_layers.2")
+    model, cuda = small.model(), torch.device("cuda")
+    assert native.reasons_unavailable(CPU, "fp8") == ["fp8 runs on CUDA only (engine eager emulates it)"]
+    with fake_cuda(1), monkeypatch.context() as patch:
+        engine = engines.make("native", model.unet, model.config, cuda, "fp8", file)
+        assert isinstance(engine, NativeEngine)
+        engine.warmup((1,))
+        patch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+        assert "does not multiply e4m3" in native.reasons_unavailable(cuda, "fp8")[0]
+        patch.setattr(candidates, "triton_reason", lambda _: "triton is not installed")
+        assert native.reasons_unavailable(cuda, "fp8") == ["fp8 needs Triton: triton is not installed"]
 
 
 def _on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
