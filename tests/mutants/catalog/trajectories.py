@@ -5,12 +5,12 @@ from __future__ import annotations
 from tests.mutants.mutant import Mutant
 
 _TRAJECTORY, _GRAPHS = "rcdm_fast/diffusion/trajectory.py", "rcdm_fast/engines/trajectory_graphs.py"
-_TESTS = "tests/test_trajectories.py"
+_TESTS, _FAILING = "tests/test_trajectories.py", "tests/test_trajectories_failing.py"
 _DIFFERS = (f"{_TESTS}::test_what_differs_has_a_graph_of_its_own",)
 _MAPS = (f"{_TESTS}::test_rows_that_are_computed_and_maps",)
 _USES = (f"{_TESTS}::test_a_few_uses_pay_for_no_capture",)
-_FAILS = (f"{_TESTS}::test_what_cannot_be_captured_is_drawn_step_by_step",)
-_LEAVES = (f"{_TESTS}::test_a_capture_that_fails_leaves_nothing_behind",)
+_FAILS = (f"{_FAILING}::test_what_cannot_be_captured_is_drawn_step_by_step",)
+_LEAVES = (f"{_FAILING}::test_a_capture_that_fails_leaves_nothing_behind",)
 
 TRAJECTORIES = (
     Mutant(
@@ -123,7 +123,7 @@ TRAJECTORIES = (
         _GRAPHS,
         "        if met.slower:\n            return None\n        self._make_room()\n",
         "        self._make_room()\n        if met.slower:\n            return None\n",
-        (f"{_TESTS}::test_a_slower_one_drops_none",),
+        (f"{_FAILING}::test_a_slower_one_drops_none",),
     ),
     Mutant(
         "a capture that fails leaves its stream the current one",
