@@ -147,6 +147,7 @@ def _in_fp8(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert native.reasons_unavailable(CPU, "fp8") == ["fp8 runs on CUDA only (engine eager emulates it)"]
     with fake_cuda(1), monkeypatch.context() as patch:
         engine = engines.make("native", model.unet, model.config, cuda, "fp8", file)
+        assert "inner 3x3 convolutions in fp8" in engine.describe()
         assert isinstance(engine, NativeEngine)
         engine.warmup((1,))
         patch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
