@@ -186,20 +186,12 @@ def gpu_model(found: Found) -> str:
     rows = found["rows"]
     batches = list(dict.fromkeys(row["batch"] for row in rows))
     largest = f"GB at {GPU_BATCH}"
-    heads = [
-        "",
-        "kernels",
-        largest,
-        *(f"ms at {batch}" for batch in batches),
-        *(f"times at {batch}" for batch in batches),
-    ]
+    heads = ["", "kernels", largest, *(f"batch {batch}" for batch in batches)]
     lines = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
     for name in dict.fromkeys(row["name"] for row in rows):
         of = {row["batch"]: row for row in rows if row["name"] == name}
-        cells = [
-            name, f"{of[GPU_BATCH]['kernels']}", f"{of[GPU_BATCH]['gbyte']:.1f}",
-            *(f"{of[batch]['ms']:.2f}" for batch in batches), *(f"{of[batch]['of_compile']:.2f}" for batch in batches),
-        ]  # fmt: skip
+        cells = [name, f"{of[GPU_BATCH]['kernels']}", f"{of[GPU_BATCH]['gbyte']:.1f}"]
+        cells += [f"{of[batch]['ms']:.2f} ({of[batch]['of_compile']:.2f})" for batch in batches]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
