@@ -51,7 +51,7 @@ def add_(out: Tensor, bias: Tensor, add: Tensor | None) -> Tensor:
     with device_of(out):
         wrap_triton(add_kernel)[grid](
             out, bias, out if add is None else add, pixels, channels, ADD=add is not None, ROWS=rows, BLOCK_C=block,
-            WIDE=out.numel() >= WIDE_ELEMENTS, num_warps=WARPS,
+            WIDE=out.numel() >= WIDE_ELEMENTS, num_warps=2 * WARPS,  # with WARPS ptxas spills on sm_89
         )  # fmt: skip
     return out
 
