@@ -26,11 +26,13 @@ from rcdm_fast.diffusion import multistep, registry
 from rcdm_fast.diffusion.registry import SOLVERS, SolverName
 from rcdm_fast.diffusion.schedule import AT, Floats, Schedule, place
 from rcdm_fast.diffusion.solvers import Predict, Solver, SolverOptions, StepNoise, x0_factors
+from rcdm_fast.metrics import intervals
 from rcdm_fast.metrics.intervals import Interval, bootstrap
 from rcdm_fast.model import Model
 
 TEACHER = multistep.dpmpp_2m
 HELD_OUT = 4  # every so many-th trajectory
+LEAST = HELD_OUT * intervals.LEAST  # trajectories: those that are held out judge, and need an interval
 
 Progress = Callable[[int, int], None]
 
@@ -116,11 +118,14 @@ def fit(
         progress: called with (evaluations done, evaluations in all) of an image.
 
     Raises:
-        ConfigError: fewer than 8 trajectories, or conditions that the model does not take.
+        ConfigError: fewer than 80 trajectories, or conditions that the model does not take.
     """
     count = next((len(value) for value in (h, label) if value is not None), trajectories)
-    if count < 2 * HELD_OUT:
-        raise ConfigError(f"placements are found from at least {2 * HELD_OUT} trajectories, got {count}")
+    if count < LEAST:
+        raise ConfigError(
+            f"placements are found from at least {LEAST} trajectories, got {count}: one in {HELD_OUT} judges them, and "
+            f"of fewer than {intervals.LEAST} nothing is beyond doubt"
+        )
     base = Schedule.make(model.config.schedule)
     if config.candidates > len(base):
         raise ConfigError(f"{config.candidates} candidates of {len(base)} timesteps")

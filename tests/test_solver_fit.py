@@ -19,6 +19,7 @@ from rcdm_fast.config import ConfigError
 from rcdm_fast.diffusion import solvers
 from rcdm_fast.diffusion.schedule import Schedule, place
 from rcdm_fast.diffusion.solvers import SolverOptions
+from rcdm_fast.metrics import intervals
 from rcdm_fast.solver_fit import FitConfig, Placed, cheapest, fit
 from tests import small
 
@@ -28,6 +29,18 @@ KINDS: dict[str, dict[str, Any]] = {
     "labels": {"representation_dim": 0, "num_classes": 3},
     "nothing": {"representation_dim": 0},
 }
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two trajectories may judge."""
+    monkeypatch.setattr(solver_fit, "LEAST", 8)
+
+
+def test_enough_trajectories_are_asked_for_that_something_can_be_recommended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the fewest that are accepted so many judge as an interval needs."""
+    monkeypatch.undo()
+    assert len(range(0, solver_fit.LEAST, solver_fit.HELD_OUT)) == intervals.LEAST
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 7])
@@ -137,7 +150,7 @@ def test_what_is_refused() -> None:
     for changes, match in wrong:
         with pytest.raises(ConfigError, match=match):
             FitConfig(**changes)
-    with pytest.raises(ConfigError, match="at least 8 trajectories, got 7"):
+    with pytest.raises(ConfigError, match="at least 8 trajectories, got 7: one in 4 judges them"):
         fit(small.quick_model(), QUICK, torch.randn(7, small.DIM))
     with pytest.raises(ConfigError, match="2000 candidates of 1000"):
         fit(small.quick_model(), dataclasses.replace(QUICK, candidates=2000), torch.randn(8, small.DIM))

@@ -44,7 +44,7 @@ def tune(
         typer.Option(help="Without --out: the solver that is to be placed.  [default: ipndm]", show_default=False),
     ] = None,
     trajectories: Annotated[
-        int, typer.Option(help="How many are drawn; a quarter of them only to check (160 at least to learn).")
+        int, typer.Option(help="How many are drawn; a quarter of them only to check; at least 80, to learn 160.")
     ] = 256,
     candidates: Annotated[int, typer.Option(help="Timesteps of the teacher; each costs an evaluation.")] = 61,
     seed: common.Seed = SamplingConfig.seed,

@@ -40,19 +40,27 @@ class FoldedProgram(Program):
         skips: list[Missing] = []
         self._down, self._up = [], []
         for stage in program._down:
-            folded, missing = _folded(stage, backend, missing, None)
+            folded, missing = self._stage_of(stage, backend, missing, None)
             self._down.append(folded)
             skips.append(missing)
-        self._middle, missing = _folded(program._middle, backend, missing, None)
+        self._middle, missing = self._stage_of(program._middle, backend, missing, None)
         for stage in program._up:
-            folded, missing = _folded(stage, backend, missing, skips.pop())
+            folded, missing = self._stage_of(stage, backend, missing, skips.pop())
             self._up.append(folded)
-        self._out_norm = _FoldedNorm(program._out_norm, backend, missing)
+        self._out_norm = self._norm_of(program._out_norm, backend, missing)
         self._out = program._out
+
+    def _stage_of(
+        self, stage: Stage, backend: TorchBackend, missing: Missing, of_skip: Missing
+    ) -> tuple[Stage, Missing]:
+        """The layers of a stage, given what its inputs miss; and what its result misses."""
+        return _folded(stage, backend, missing, of_skip)
+
+    def _norm_of(self, norm: Norm, backend: TorchBackend, before: Missing) -> Norm:
+        return FoldedNorm(norm, backend, before)
 
 
 def _folded(stage: Stage, backend: TorchBackend, missing: Missing, of_skip: Missing) -> tuple[Stage, Missing]:
-    """The layers of a stage, given what its inputs miss; and what its result misses."""
     made: Stage = []
     for name, layer in stage:
         if isinstance(layer, BlockLayer):
@@ -60,11 +68,11 @@ def _folded(stage: Stage, backend: TorchBackend, missing: Missing, of_skip: Miss
             made.append((name, block))
             missing = block.missing
         elif isinstance(layer, AttentionLayer):
-            attention = _FoldedAttention(layer, backend, missing)
+            attention = FoldedAttention(layer, backend, missing)
             made.append((name, attention))
             missing = attention.missing
         elif isinstance(layer, ResizeLayer):
-            resize = _FoldedResize(layer, backend, missing)
+            resize = FoldedResize(layer, backend, missing)
             made.append((name, resize))
             missing = resize.missing
         else:
@@ -73,7 +81,9 @@ def _folded(stage: Stage, backend: TorchBackend, missing: Missing, of_skip: Miss
     return made, missing
 
 
-class _FoldedNorm(Norm):
+class FoldedNorm(Norm):
+    """Of an image less `before`, which it adds."""
+
     def __init__(self, norm: Norm, backend: TorchBackend, before: Missing) -> None:
         self.weight, self.bias, self.groups, self.eps = norm.weight, norm.bias, norm.groups, norm.eps
         self.backend = self._torch = backend
@@ -92,9 +102,9 @@ class _FoldedBlock(BlockLayer):
         self.first, self.last = without_bias(first), without_bias(last)
         self.backend = self._torch = backend
         before = beside(missing, of_skip, block.in_norm.weight.numel())
-        self.in_norm = _FoldedNorm(block.in_norm, backend, before)
+        self.in_norm = FoldedNorm(block.in_norm, backend, before)
         own = bias_of(first)  # four times the same where it computes phases
-        self.out_norm = _FoldedNorm(block.out_norm, backend, None if own is None else own[: len(block.out_norm.weight)])
+        self.out_norm = FoldedNorm(block.out_norm, backend, None if own is None else own[: len(block.out_norm.weight)])
         if block.projection is None:
             settled = sum_of(bias_of(last), before)
             self._settled = placed(
@@ -123,26 +133,31 @@ class _FoldedBlock(BlockLayer):
         return h
 
 
-class _FoldedAttention(AttentionLayer):
+class FoldedAttention(AttentionLayer):
+    """See `AttentionLayer`; its result misses `missing`."""
+
     def __init__(self, layer: AttentionLayer, backend: TorchBackend, missing: Missing) -> None:
         self.backend = self._torch = backend
-        self.norm = _FoldedNorm(layer.norm, backend, missing)
+        self.norm = FoldedNorm(layer.norm, backend, missing)
         self.qkv, self.out = layer.qkv, layer.out
         self.heads, self.new_order = layer.heads, layer.new_order
         self.missing = sum_of(missing, bias_of(layer.out))
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Adds to x itself: the block before made it for this layer alone."""
+        return self.attended(x, self.norm(x, silu=False))
+
+    def attended(self, x: Tensor, read: Tensor) -> Tensor:
+        """What was read of x, attended to, is added to x itself: the block before made it for this layer alone."""
         n, c, height, width = x.shape
         qkv, choices = plain(self.qkv), self._torch.choices
         assert qkv.bias is not None
-        packed = choices.product(self.norm(x, silu=False), qkv.weight, qkv.bias)
+        packed = choices.product(read, qkv.weight, qkv.bias)
         h = choices.attention(packed.permute(0, 2, 3, 1).view(n, height * width, 3 * c), self.heads, self.new_order)
         choices.add_product(x, h.view(n, height, width, c).permute(0, 3, 1, 2), plain(self.out).weight)
         return x
 
 
-class _FoldedResize(ResizeLayer):
+class FoldedResize(ResizeLayer):
     """A convolution pads with zeros, which miss nothing: what its input misses is added first."""
 
     def __init__(self, layer: ResizeLayer, backend: TorchBackend, missing: Missing) -> None:

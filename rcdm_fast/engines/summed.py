@@ -17,8 +17,21 @@ import torch
 from torch import Tensor
 
 from rcdm_fast.engines.backends import TorchBackend, TorchConvolution
-from rcdm_fast.engines.folded import Missing, beside, bias_of, placed, plain, sum_of, through, without_bias
-from rcdm_fast.engines.program import AttentionLayer, BlockLayer, FirstLayer, Norm, Program, ResizeLayer, Stage
+from rcdm_fast.engines.folded import (
+    FoldedAttention,
+    FoldedNorm,
+    FoldedProgram,
+    FoldedResize,
+    Missing,
+    beside,
+    bias_of,
+    placed,
+    plain,
+    sum_of,
+    through,
+    without_bias,
+)
+from rcdm_fast.engines.program import AttentionLayer, BlockLayer, FirstLayer, Norm, ResizeLayer, Stage
 from rcdm_fast.ops.schema_moments import chunks_of
 
 
@@ -29,61 +42,44 @@ class Known(NamedTuple):
     moments: Tensor | None
 
 
-class SummedProgram(Program):
-    """See `Program`; made from one on a `TorchBackend`."""
+class SummedProgram(FoldedProgram):
+    """See `FoldedProgram`; its layers hand on `Known`."""
 
-    def __init__(self, program: Program, backend: TorchBackend) -> None:
-        self.dtype = program.dtype
-        self._observer = None
-        missing: Missing = None
-        skips: list[Missing] = []
-        self._down, self._up = [], []
-        for stage in program._down:
-            made, missing = _summed(stage, backend, missing, None)
-            self._down.append(made)
-            skips.append(missing)
-        self._middle, missing = _summed(program._middle, backend, missing, None)
-        for stage in program._up:
-            made, missing = _summed(stage, backend, missing, skips.pop())
-            self._up.append(made)
-        self._out_norm = _SummedNorm(program._out_norm, backend, missing)
-        self._out = program._out
+    def _stage_of(
+        self, stage: Stage, backend: TorchBackend, missing: Missing, of_skip: Missing
+    ) -> tuple[Stage, Missing]:
+        made: Stage = []
+        for name, layer in stage:
+            if isinstance(layer, BlockLayer):
+                made.append((name, _SummedBlock(layer, backend, missing, of_skip)))
+                missing = None
+            elif isinstance(layer, AttentionLayer):
+                attention = _SummedAttention(layer, backend, missing)
+                made.append((name, attention))
+                missing = attention.missing
+            elif isinstance(layer, ResizeLayer):
+                resize = _SummedResize(layer, backend, missing)
+                made.append((name, resize))
+                missing = resize.missing
+            else:
+                made.append((name, _SummedFirst(layer, backend)))
+                missing = bias_of(layer.conv)
+        return made, missing
+
+    def _norm_of(self, norm: Norm, backend: TorchBackend, before: Missing) -> Norm:
+        return _SummedNorm(norm, backend, before)
 
     def _observe(self, name: str, h: Tensor | Known) -> None:
         super()._observe(name, h.image if isinstance(h, Known) else h)
 
 
-def _summed(stage: Stage, backend: TorchBackend, missing: Missing, of_skip: Missing) -> tuple[Stage, Missing]:
-    """The layers of a stage, given what its inputs miss; and what its result misses."""
-    made: Stage = []
-    for name, layer in stage:
-        if isinstance(layer, BlockLayer):
-            made.append((name, _SummedBlock(layer, backend, missing, of_skip)))
-            missing = None
-        elif isinstance(layer, AttentionLayer):
-            made.append((name, _SummedAttention(layer, backend, missing)))
-            missing = sum_of(missing, bias_of(layer.out))
-        elif isinstance(layer, ResizeLayer):
-            made.append((name, _SummedResize(layer, missing)))
-            missing = missing if layer.conv is None else bias_of(layer.conv)
-        else:
-            made.append((name, _SummedFirst(layer, backend)))
-            missing = bias_of(layer.conv)
-    return made, missing
-
-
-class _SummedNorm(Norm):
-    def __init__(self, norm: Norm, backend: TorchBackend, before: Missing) -> None:
-        self.weight, self.bias, self.groups, self.eps = norm.weight, norm.bias, norm.groups, norm.eps
-        self.backend = self._torch = backend
-        self._before = None if before is None else placed(before, norm.weight)
-
+class _SummedNorm(FoldedNorm):
     def __call__(self, x: Known, *, skip: Known | None = None, **options: object) -> Tensor:  # type: ignore[override]
         beside = None if skip is None else skip.image
+        if x.moments is None or (skip is not None and skip.moments is None):
+            return super().__call__(x.image, skip=beside, **options)
         inputs = self.inputs(x.image, beside, **options)  # type: ignore[arg-type]
-        if x.moments is not None and (skip is None or skip.moments is not None):
-            return self._torch.norm_given(x.moments, None if skip is None else skip.moments, self._before, inputs)
-        return self._torch.norm(inputs) if self._before is None else self._torch.norm_before(self._before, inputs)
+        return self._torch.norm_given(x.moments, None if skip is None else skip.moments, self._before, inputs)
 
 
 class _SummedBlock(BlockLayer):
@@ -132,37 +128,19 @@ class _SummedBlock(BlockLayer):
         return [x, plain(direct).weight, *beside]
 
 
-class _SummedAttention(AttentionLayer):
+class _SummedAttention(FoldedAttention):
     def __init__(self, layer: AttentionLayer, backend: TorchBackend, missing: Missing) -> None:
-        self.backend = self._torch = backend
+        super().__init__(layer, backend, missing)
         self._norm = _SummedNorm(layer.norm, backend, missing)
-        self.qkv, self.out = layer.qkv, layer.out
-        self.heads, self.new_order = layer.heads, layer.new_order
 
     def __call__(self, x: Known) -> Known:  # type: ignore[override]
-        """Adds to x itself, which the block before made for this layer alone; its moments are not the result's."""
-        n, c, height, width = x.image.shape
-        qkv, choices = plain(self.qkv), self._torch.choices
-        assert qkv.bias is not None
-        packed = choices.product(self._norm(x, silu=False), qkv.weight, qkv.bias)
-        h = choices.attention(packed.permute(0, 2, 3, 1).view(n, height * width, 3 * c), self.heads, self.new_order)
-        choices.add_product(x.image, h.view(n, height, width, c).permute(0, 3, 1, 2), plain(self.out).weight)
-        return Known(x.image, None)
+        """The moments are not those of the result."""
+        return Known(self.attended(x.image, self._norm(x, silu=False)), None)
 
 
-class _SummedResize(ResizeLayer):
-    """What its input misses is added before a convolution, which pads with zeros that miss nothing."""
-
-    def __init__(self, layer: ResizeLayer, missing: Missing) -> None:
-        self.up = layer.up
-        self.conv = None if layer.conv is None else without_bias(plain(layer.conv))
-        self._settled: Tensor | None = None
-        if layer.conv is not None and missing is not None:
-            weight = plain(layer.conv).weight
-            self._settled = missing.to(weight.device, weight.dtype)[:, None, None]
-
+class _SummedResize(FoldedResize):
     def __call__(self, x: Known) -> Known:  # type: ignore[override]
-        return Known(super().__call__(x.image if self._settled is None else x.image + self._settled), None)
+        return Known(super().__call__(x.image), None)
 
 
 class _SummedFirst(FirstLayer):

@@ -31,8 +31,8 @@ SIXTH = (
     Mutant(
         "attention leaves the moments of before",
         "rcdm_fast/engines/summed.py",
-        "        return Known(x.image, None)\n",
-        "        return Known(x.image, x.moments)\n",
+        "self._norm(x, silu=False)), None)\n",
+        "self._norm(x, silu=False)), x.moments)\n",
         ("tests/test_folded.py::test_images_that_are_large_enough_for_moments",),
     ),
     Mutant(
