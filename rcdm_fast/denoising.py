@@ -69,12 +69,13 @@ def x0_errors(
         )
     errors: dict[int, list[torch.Tensor]] = {t: [] for t in timesteps}
     for number, places in enumerate(torch.arange(len(index)).split(batch_size)):
-        x0 = data.floats(index[places]).cpu()
+        part = index[places]
+        x0 = data.floats(part).cpu()
         if h is not None:
             own = h[places]
         else:
             assert encoder is not None
-            own = encoder.encode(x0)
+            own = encoder.encode(data.seen(part, encoder))
         for t in timesteps:
             eps = torch.randn(x0.shape, generator=step_generator(seed, number, stream=t))
             alpha_bar = float(schedule.alpha_bar[t])

@@ -199,7 +199,7 @@ def test_a_store_goes_on_where_it_was_stopped(
     decoded = sources._decoded
     monkeypatch.setattr(PixelStore, "append", before)
 
-    def noted(item: Item, size: int) -> np.ndarray | str:
+    def noted(item: Item, size: int) -> tuple[np.ndarray, bool] | str:
         read.append(item.path.name)
         return decoded(item, size)
 

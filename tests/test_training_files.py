@@ -17,7 +17,7 @@ import torch
 
 from rcdm_fast import storage
 from rcdm_fast.data import sources
-from rcdm_fast.data.block_file import PixelStore
+from rcdm_fast.data.block_file import Block, PixelStore
 from rcdm_fast.data.image_set import ImageSet, fingerprint
 from rcdm_fast.data.sources import open_data
 from rcdm_fast.encoders import native
@@ -259,9 +259,9 @@ def test_a_flipped_bit_in_stored_images(
     read: list[int] = []
     append = PixelStore.append
 
-    def counted(self: PixelStore, pixels: np.ndarray, *more: Any) -> None:
-        read.append(len(pixels))
-        append(self, pixels, *more)
+    def counted(self: PixelStore, block: Block) -> None:
+        read.append(len(block.pixels))
+        append(self, block)
 
     monkeypatch.setattr(PixelStore, "append", counted)
     assert equal(open_data(store.parent / "a.npz", 8, store=store), wanted)

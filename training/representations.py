@@ -34,6 +34,8 @@ def compute(
 ) -> Tensor:
     """Representations of all images, in one of their views; float32 [N,D] on the CPU.
 
+    An image that is larger in its source is seen as it is there (`ImageSet.seen`).
+
     Args:
         encoder, data: see above.
         views, view: how the images are seen; as they are without.
@@ -42,7 +44,7 @@ def compute(
     """
     parts = []
     for start in range(0, len(data), batch):
-        images = data.floats(slice(start, start + batch))
+        images = data.seen(slice(start, start + batch), encoder)
         if views is not None:
             images = images.to(encoder.device)
             index = torch.arange(first + start, first + start + len(images), device=images.device)
@@ -85,8 +87,7 @@ def cached(
         own = list(cache.blocks())[dist.rank :: dist.size]
         for number, (view, start, stop) in enumerate(own):
             if not cache.has(view, start, stop):
-                part = dataclasses.replace(data, pixels=data.pixels[start:stop])
-                cache.write(view, start, compute(encoder, part, views, view, start))
+                cache.write(view, start, compute(encoder, data.part(start, stop), views, view, start))
             if progress is not None:
                 progress(number + 1, len(own))
         dist.wait()
@@ -146,11 +147,12 @@ def of_run(
 def key(encoder: Encoder, data: ImageSet) -> str:
     """What tells one encoder's representations of one set from all others: 16 hex digits."""
     probe, described = _answers(encoder, data)
-    return hashlib.sha256(described.encode() + probe.numpy().tobytes() + data.fingerprint.encode()).hexdigest()[:16]
+    marks = data.fingerprint if data.originals is None else f"{data.fingerprint} originals"
+    return hashlib.sha256(described.encode() + probe.numpy().tobytes() + marks.encode()).hexdigest()[:16]
 
 
 def _answers(encoder: Encoder, data: ImageSet) -> tuple[Tensor, str]:
-    """Representations of the first two images [2,D], and the encoder's configuration as JSON."""
+    """Representations of the first two images at the set's size [2,D], and the encoder's configuration as JSON."""
     probe = encoder.encode(data.floats(slice(0, 2))).cpu()
     return probe, json.dumps(dataclasses.asdict(encoder.config), sort_keys=True, default=str)
 

@@ -143,7 +143,7 @@ def _attack(
     fitted = encoded(shared, encoder, data, known)
     probe = probes.fit_linear_probe(fitted, data.labels[known]).to(encoder.device)
     labels = data.labels[attacked]
-    views = data.floats(attacked)
+    views = data.seen(attacked, encoder)
     if views.shape[-1] != encoder.config.image_size:  # data of the encoder's size are seen as they are, as in training
         views = encoder.view(views)
     clean = encoder.encode(views).cpu()

@@ -125,10 +125,11 @@ def run(
 
 def _rows(models: Sequence[Model], photos: ImageSet, first: int, config: DepthConfig) -> list[depth_figure.Row]:
     """Photographs and samples of each representation; the noise is that of items from `first` on, of no source."""
-    images, items = photos.floats(slice(None)), first + torch.arange(len(photos))
+    images, items, every = photos.floats(slice(None)), first + torch.arange(len(photos)), slice(None)
     drawn = []
     for model in models:
-        h = common.encoder_of(model, "a representation has").encode(images).cpu()
+        encoder = common.encoder_of(model, "a representation has")
+        h = encoder.encode(photos.seen(every, encoder)).cpu()
         drawn.append(common.draw(model, h, items, config, depth_figure.PAIR))
     return [(image, [samples[row] for samples in drawn]) for row, image in enumerate(images)]
 

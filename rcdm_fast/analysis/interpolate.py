@@ -77,8 +77,8 @@ def run(model: Model, data: ImageSet, config: InterpolateConfig, progress: Progr
     rows: list[list[Tensor]] = []
     names: list[str] = []
     for number, (a, b) in enumerate(pairs.tolist()):
-        ends = data.floats(torch.tensor([a, b]))
-        h = encoder.encode(ends)
+        places = torch.tensor([a, b])
+        ends, h = data.floats(places), encoder.encode(data.seen(places, encoder))
         for mode in MODES:
             drawn = model.interpolate(h[0], h[1], config.frames, config, mode=mode, batch_size=config.batch_size)[0]
             fractions[mode].append(fraction_of_way(encoder.encode(drawn).cpu(), *h.cpu()))

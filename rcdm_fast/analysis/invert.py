@@ -69,10 +69,11 @@ def run(model: Model, data: ImageSet, config: InvertConfig, progress: Progress |
         ConfigError: too few images, or a model without an encoder.
     """
     encoder = common.encoder_of(model, "inversion needs")
-    images = data.floats(common.choose_sources(data, config.sources))
+    sources = common.choose_sources(data, config.sources)
+    images = data.floats(sources)
     count = len(images)
     told = progress if progress is not None else _silent
-    h = encoder.encode(images)
+    h = encoder.encode(data.seen(sources, encoder))
     other = h.roll(-1, 0)
     x_t, x_other = (
         model.invert(images, given, config, iterations=config.iterations, batch_size=config.batch_size)

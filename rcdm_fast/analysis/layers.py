@@ -24,7 +24,7 @@ from rcdm_fast.analysis.layer import Layer, LayersConfig
 from rcdm_fast.analysis.recovery import difference
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table, cell_text
 from rcdm_fast.analysis.rules import Between
-from rcdm_fast.analysis.shared import Shared
+from rcdm_fast.analysis.shared import Shared, encoded
 from rcdm_fast.analysis.sweeps import Invariance
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.image_set import ImageSet, evenly
@@ -134,9 +134,8 @@ def _layer(
 ) -> Layer:
     """All of one model."""
     found = sweeps.measure(model, data, config, progress, shared)
-    samples = common.draw(
-        model, model.encode(data.floats(found.sources)).flatten(1), found.sources, config, config.spread_samples
-    )
+    h = encoded(shared, common.encoder_of(model, "a layer has"), data, found.sources)
+    samples = common.draw(model, h, found.sources, config, config.spread_samples)
     spread = spreads.spread(samples, data.floats(evenly(min(len(data), 2000), len(data))))
     progress(len(augment.find(config.augmentations)) + 1, 0)
     return Layer(name, found, samples, spread)

@@ -164,7 +164,7 @@ def _views(encoder: Encoder, data: ImageSet, places: Tensor, config: NearnessCon
     """Representations of random views of every source, float32 [S,V,D]; keyed by source, whatever the others are."""
     found = []
     for place in places:
-        images = data.floats(place[None]).cpu().expand(config.views, -1, -1, -1)
+        images = data.seen(place[None], encoder).cpu().expand(config.views, -1, -1, -1)
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + int(place))
         found.append(encoder.encode(random_views(images, AugmentConfig(), generator)).cpu())
     return torch.stack(found)

@@ -57,8 +57,8 @@ def run(model: Model, data: ImageSet, config: PhotosConfig, progress: Progress |
     rows: list[tuple[Cell, ...]] = []
     images = []
     for number in range(len(data)):
-        source = data.floats(slice(number, number + 1))
-        h = encoder.encode(source).cpu()
+        place = slice(number, number + 1)
+        source, h = data.floats(place), encoder.encode(data.seen(place, encoder)).cpu()
         drawn = common.draw(model, h, torch.tensor([number]), config)[0]
         again = encoder.encode(drawn).cpu()
         moved = ((again - h).double().norm(dim=1) / h.double().norm().clamp_min(1e-12)).numpy()

@@ -14,6 +14,7 @@ another one, and of which less is read, has not become invariant: it holds the c
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,7 @@ from rcdm_fast.metrics.intervals import Floats, Interval
 MIN_READERS = 50  # images; below, a map from a hundred numbers is mostly noise
 WAVES = 256  # of the non-linear readout
 LINEAR, BENT = "linear", "non-linear"
+_AT_ONCE = 256  # images that are changed and encoded
 
 
 @dataclass(frozen=True)
@@ -83,26 +85,36 @@ class Reader:
         encoder: makes the representations.
         images: [N,3,H,W] in [-1,1]; at least two.
         fits: whether anything is fitted, which takes `MIN_READERS` images; else only the movement is measured.
+        seen: the same images as the encoder sees them, [N,3,s,s]; `images` without.
 
     Raises:
         ConfigError: too few images to fit on, or all images have the same representation.
     """
 
-    def __init__(self, encoder: Encoder, images: Tensor, fits: bool = True) -> None:
+    def __init__(self, encoder: Encoder, images: Tensor, fits: bool = True, seen: Tensor | None = None) -> None:
         if fits and len(images) < MIN_READERS:
             raise ConfigError(f"a readout is fitted on at least {MIN_READERS} images, got {len(images)}")
         self.encoder, self.images, self.fits = encoder, images, fits
-        self.h = self._encoded(images)
+        self.seen = images if seen is None else seen
+        self.h = self._encoded(self.seen)
         self.unit = nearest.apart(self.h, self.h).square()
 
     def _encoded(self, images: Tensor) -> Tensor:
         return self.encoder.encode(images).double().cpu()
 
+    def _changed(self, each: Augmentation, versions: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Representations [N,D] of what becomes of the images at every magnitude, `versions` at their own size."""
+        for magnitude, version in zip(each.magnitudes, versions, strict=True):
+            if self.seen is self.images:
+                yield self._encoded(version)
+            else:
+                yield torch.cat([self._encoded(each(part, magnitude)) for part in self.seen.split(_AT_ONCE)])
+
     def read(self, each: Augmentation) -> Readout:
         """What the augmentation moves, and how much of its property's change is read."""
         prop = properties.find(each.changes)
         versions = [each(self.images, magnitude) for magnitude in each.magnitudes]
-        change = torch.stack([self._encoded(version) for version in versions], dim=1) - self.h[:, None]  # [N,M,D]
+        change = torch.stack(list(self._changed(each, versions)), dim=1) - self.h[:, None]  # [N,M,D]
         moved = change.square().sum(dim=2).mean(dim=1)
         gained, spread = {}, {}
         if self.fits:

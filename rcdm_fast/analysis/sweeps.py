@@ -171,12 +171,16 @@ def _measure(model: Model, data: ImageSet, config: InvarianceConfig, progress: P
 
 @dataclass(frozen=True)
 class _Sources:
-    """What all sweeps of a model begin with: sources [S,3,H,W], samples of them as they are [S,P,3,H,W], the reader."""
+    """What all sweeps of a model begin with.
+
+    Sources [S,3,H,W], what the encoder sees of them [S,3,s,s], samples of them as they are [S,P,3,H,W], the reader.
+    """
 
     model: Model
     config: InvarianceConfig
     items: Tensor
     plain: Tensor
+    seen: Tensor
     base: Tensor
     reader: Reader
 
@@ -185,12 +189,18 @@ class _Sources:
         encoder = common.encoder_of(model, "this experiment needs")
         items = choose_sources(data, config.sources)
         plain = data.floats(items)
+        seen = plain if data.originals is None else data.seen(items, encoder)
         count = min(config.fitted_on, len(data))
         fits = count >= MIN_READERS
-        reader = Reader(encoder, data.floats(evenly(count, len(data))) if fits else plain, fits)
-        return _Sources(
-            model, config, items, plain, draw(model, model.encode(plain).flatten(1)[None], items, config)[0], reader
-        )
+        if not fits:
+            reader = Reader(encoder, plain, fits, seen)
+        elif data.originals is None:
+            reader = Reader(encoder, data.floats(evenly(count, len(data))), fits)
+        else:
+            read = evenly(count, len(data))
+            reader = Reader(encoder, data.floats(read), fits, data.seen(read, encoder))
+        base = draw(model, model.encode(seen).flatten(1)[None], items, config)[0]
+        return _Sources(model, config, items, plain, seen, base, reader)
 
     def sweep(self, each: Augmentation) -> Sweep | None:
         """Draw and measure; None where the property does not change in the images."""
@@ -201,7 +211,8 @@ class _Sources:
         changes = Changes(in_images, torch.zeros_like(in_images), prop.strength(of_plain), prop.period)
         if not changes.measurable:
             return None
-        h = self.model.encode(versions.flatten(0, 1)).flatten(1).unflatten(0, versions.shape[:2])
+        seen = versions if self.seen is self.plain else torch.stack([each(self.seen, m) for m in each.magnitudes])
+        h = self.model.encode(seen.flatten(0, 1)).flatten(1).unflatten(0, seen.shape[:2])
         drawn = draw(self.model, h, self.items, self.config)
         changes = dataclasses.replace(changes, samples=prop.change(of_base[None], measured(prop, drawn)).T)
         shown = evenly(min(self.config.shown, len(self.items)), len(self.items))  # data may lie by class

@@ -47,7 +47,9 @@ def export(
     known = None
     if data is not None:
         found = open_data(data, loaded.image_size)
-        known = found.floats(evenly(min(CALIBRATED, len(found)), len(found)))  # the data may be sorted by class
+        chosen = evenly(min(CALIBRATED, len(found)), len(found))  # the data may be sorted by class
+        own = loaded.encoder
+        known = found.floats(chosen) if own is None else found.seen(chosen, own)
     files = rcdm_fast.export(
         loaded,
         to,

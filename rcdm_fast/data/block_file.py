@@ -1,10 +1,10 @@
 """Decoded images in a folder, for sets that are larger than memory: written once, block by block, then mapped.
 
-`pixels.u8` holds uint8 [N,3,S,S] without a header, `items.jsonl` a line for every item of the source (its path and
-label, or why it was skipped), `progress.json` how much of both is valid, with the checksums of every block. A process
-that is killed loses at most the block it was writing; the next one goes on behind the last valid block, and so does one
-that finds a damaged block: what is behind it is read again. A lock keeps two processes from writing at once: the second
-waits, and finds a complete store.
+`pixels.u8` holds uint8 [N,3,S,S] without a header, `items.jsonl` a line for every item of the source (its path, label,
+place in the source and whether it has another size there, or why it was skipped), `progress.json` how much of both is
+valid, with the checksums of every block. A process that is killed loses at most the block it was writing; the next one
+goes on behind the last valid block, and so does one that finds a damaged block: what is behind it is read again. A lock
+keeps two processes from writing at once: the second waits, and finds a complete store.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import logging
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,6 +28,8 @@ from torch import Tensor
 from rcdm_fast import doors, locks, storage
 from rcdm_fast.data import image_set
 from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.data.originals import Originals
+from rcdm_fast.data.readers.image_files import Source
 from rcdm_fast.doors import door
 
 log = logging.getLogger(__name__)
@@ -34,6 +37,26 @@ log = logging.getLogger(__name__)
 _COUNTS = ("read", "kept", "items_bytes")
 _THREADS = 8  # that compare checksums
 _PIECE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Block:
+    """Images that were decoded one after the other.
+
+    Attributes:
+        pixels: uint8 [n,3,S,S].
+        labels, paths: of each.
+        places: the number of each among the items of the source.
+        other: whether each has another size in the source.
+        skipped: why others were left out, a line each.
+    """
+
+    pixels: np.ndarray
+    labels: list[str | None]
+    paths: list[str]
+    places: list[int]
+    other: list[bool]
+    skipped: list[str]
 
 
 class PixelStore:
@@ -85,18 +108,21 @@ class PixelStore:
     def _image(self) -> int:
         return 3 * int(self.made_from["size"]) ** 2
 
-    def append(self, pixels: np.ndarray, labels: list[str | None], paths: list[str], skipped: list[str]) -> None:
-        """Add a block: uint8 [n,3,S,S] with their labels and paths, and the reasons of what was left out."""
-        rows: list[dict[str, Any]] = [{"path": path, "label": label} for path, label in zip(paths, labels, strict=True)]
-        rows += [{"skipped": reason} for reason in skipped]
-        levels = np.ascontiguousarray(pixels).data
+    def append(self, block: Block) -> None:
+        """Add a block."""
+        kept = zip(block.paths, block.labels, block.places, block.other, strict=True)
+        rows: list[dict[str, Any]] = [
+            {"path": path, "label": label, "place": place, "other": other} for path, label, place, other in kept
+        ]
+        rows += [{"skipped": reason} for reason in block.skipped]
+        levels = np.ascontiguousarray(block.pixels).data
         self._add("pixels.u8", levels)
         text = "".join(json.dumps(row) + "\n" for row in rows).encode()
         self._add("items.jsonl", text)
         state = self._state
         now = {
             "read": state["read"] + len(rows),
-            "kept": state["kept"] + len(paths),
+            "kept": state["kept"] + len(block.paths),
             "items_bytes": state["items_bytes"] + len(text),
         }
         if "blocks" in state:
@@ -108,14 +134,33 @@ class PixelStore:
         """The source is read to its end."""
         self._save(complete=True, fingerprint=self._fingerprint())
 
-    def open(self) -> ImageSet:
-        """The images, mapped into memory. Raises `StorageError` if the files are not what they were."""
+    def open(self, source: Source | None = None) -> ImageSet:
+        """The images, mapped into memory, with what encoders may see of them in the source.
+
+        Raises `StorageError` if the files are not what they were.
+        """
         rows = self._rows()
         kept = [row for row in rows if "path" in row]
         labels, classes = image_set.number_labels([row["label"] for row in kept])
         paths = tuple(Path(row["path"]) for row in kept)
         skipped = tuple(row["skipped"] for row in rows if "skipped" in row)
-        return ImageSet(self._mapped(), labels, classes, paths, self._state["fingerprint"], skipped)
+        originals = None if source is None else self._originals(source, kept)
+        return ImageSet(
+            self._mapped(), labels, classes, paths, self._state["fingerprint"], skipped, originals=originals
+        )
+
+    def _originals(self, source: Source, kept: list[dict[str, Any]]) -> Originals | None:
+        """None where all images have this size, or where the store does not say."""
+        if not all("other" in row for row in kept):
+            log.warning(
+                "%s is of an earlier version: encoders see images of %d px; delete it, and they see the originals",
+                self.folder,
+                self.made_from["size"],
+            )
+            return None
+        other = torch.tensor([row["other"] for row in kept], dtype=torch.bool)
+        places = torch.tensor([row["place"] for row in kept], dtype=torch.int64)
+        return Originals(source, places, other, [row["path"] for row in kept]) if bool(other.any()) else None
 
     def _mapped(self) -> Tensor:
         size, count = int(self.made_from["size"]), int(self._state["kept"])
@@ -136,6 +181,8 @@ class PixelStore:
                 if not isinstance(row.get("skipped", row.get("path")), str):
                     raise TypeError("a row without path")
                 row.setdefault("label", None)
+                if type(row.get("place", 0)) is not int or type(row.get("other", False)) is not bool:
+                    raise TypeError("a row without place")
             return rows
 
     def _progress(self) -> dict[str, Any]:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from rcdm_fast.checks import ConfigError
+from rcdm_fast.data.originals import Originals, Viewer
 from rcdm_fast.doors import door
 from rcdm_fast.images import from_uint8
 
@@ -43,6 +44,7 @@ class ImageSet:
         fingerprint: hash of the pixels and labels; names caches and goes into model cards.
         skipped: what was left out and why, a line each.
         photographs: which photograph each image was cut from, int64 [N]; None: every image is one.
+        originals: the images as they lie in their source, for encoders; None: the pixels are all there is.
     """
 
     pixels: Tensor
@@ -52,6 +54,7 @@ class ImageSet:
     fingerprint: str
     skipped: tuple[str, ...] = ()
     photographs: Tensor | None = None
+    originals: Originals | None = None
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -62,12 +65,35 @@ class ImageSet:
             index = index.to(self.pixels.device)
         return from_uint8(self.pixels[index])
 
+    def seen(self, index: Tensor | slice, viewer: Viewer) -> Tensor:
+        """The images at `index` as an encoder is to see them: float32 [M,3,s,s] in [-1,1], where the pixels are.
+
+        Those whose size in the source is another one than here are read from there again, and seen by the `viewer`
+        (the encoder) as one photograph by itself would be. Where there is none the pixels are given as they are.
+
+        Raises:
+            ImageError: an image is not in its source any more, or cannot be read.
+        """
+        images = self.floats(index)
+        if self.originals is None:
+            return images
+        places = torch.arange(len(self))[index] if isinstance(index, slice) else index.cpu()
+        return self.originals.seen(places, images, viewer)
+
     def subset(self, index: Tensor) -> ImageSet:
         """The images at `index` (int64 [M]) as a set of its own, with the same classes."""
         labels = None if self.labels is None else self.labels[index]
         paths = tuple(self.paths[place] for place in index.tolist()) if self.paths else ()
         marks = fingerprint(self.pixels[index], labels)
-        return ImageSet(self.pixels[index], labels, self.classes, paths, marks, photographs=self._photographs()[index])
+        originals = None if self.originals is None else self.originals.subset(index)
+        return ImageSet(
+            self.pixels[index], labels, self.classes, paths, marks, (), self._photographs()[index], originals
+        )
+
+    def part(self, start: int, stop: int) -> ImageSet:
+        """The images from one place to before another, without labels and paths; the fingerprint is that of the set."""
+        originals = None if self.originals is None else self.originals.subset(torch.arange(start, stop))
+        return ImageSet(self.pixels[start:stop], None, (), (), self.fingerprint, originals=originals)
 
     def cut_from(self, pattern: str) -> ImageSet:
         """The same set, told which images were cut from one photograph.

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -21,8 +23,9 @@ from torch import Tensor
 
 from rcdm_fast import doors
 from rcdm_fast.data import image_set, world
-from rcdm_fast.data.block_file import PixelStore
+from rcdm_fast.data.block_file import Block, PixelStore
 from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.data.originals import Originals
 from rcdm_fast.data.readers import hugging_face, tables, tars
 from rcdm_fast.data.readers.image_files import (
     Arrays,
@@ -70,10 +73,10 @@ def open_data(source: str | Path, size: int, *, store: str | Path | None = None,
         with PixelStore(store, {"source": name, "size": size}) as kept:
             if not kept.complete:
                 _fill(find(source), name, kept, size, workers)
-            return _reported(kept.open(), name)
-    memory = _Memory()
-    _fill(find(source), name, memory, size, workers)
-    return _reported(memory.open(), name)
+            return _reported(kept.open(_Later(source)), name)
+    found, memory = find(source), _Memory()
+    _fill(found, name, memory, size, workers)
+    return _reported(memory.open(found), name)
 
 
 def of_array(images: np.ndarray | Tensor, size: int) -> ImageSet:
@@ -90,8 +93,40 @@ def of_array(images: np.ndarray | Tensor, size: int) -> ImageSet:
     if not isinstance(batch, Tensor) or not len(batch):
         raise ImageError(f"expected images uint8 [N,H,W,3] or float [N,3,H,W], got {list(images.shape)}")
     pixels = torch.cat([to_uint8(fit_images(part.cpu(), size)) for part in batch.split(BLOCK)]).contiguous()
-    paths = tuple(Path("(given)") / str(number) for number in range(len(pixels)))
-    return ImageSet(pixels, None, (), paths, image_set.fingerprint(pixels, None))
+    given = _Given(batch)
+    paths = tuple(given.path(number) for number in range(len(pixels)))
+    originals = None
+    if tuple(batch.shape[-2:]) != (size, size):
+        places = torch.arange(len(pixels))
+        originals = Originals(given, places, torch.ones(len(pixels), dtype=torch.bool), [str(path) for path in paths])
+    return ImageSet(pixels, None, (), paths, image_set.fingerprint(pixels, None), originals=originals)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """Images that are in memory; float [N,3,H,W] in [-1,1]."""
+
+    batch: Tensor
+
+    def path(self, number: int) -> Path:
+        """What an image of them is called."""
+        return Path("(given)") / str(number)
+
+    def items(self) -> Iterator[Item]:
+        """See `Source`."""
+        for number, image in enumerate(self.batch):
+            yield Item(self.path(number), None, image.detach().cpu()[None])
+
+
+@dataclass(frozen=True)
+class _Later:
+    """A source that is looked for when it is read."""
+
+    name: str | Path
+
+    def items(self) -> Iterator[Item]:
+        """See `Source`."""
+        yield from find(self.name).items()
 
 
 def find(source: str | Path) -> Source:
@@ -139,49 +174,56 @@ class _Memory:
 
     def __init__(self) -> None:
         self.read = 0
-        self._pixels: list[np.ndarray] = []
-        self._labels: list[str | None] = []
-        self._paths: list[str] = []
-        self._skipped: list[str] = []
+        self._blocks: list[Block] = []
 
-    def append(self, pixels: np.ndarray, labels: list[str | None], paths: list[str], skipped: list[str]) -> None:
-        self._pixels.append(pixels)
-        self._labels += labels
-        self._paths += paths
-        self._skipped += skipped
+    def append(self, block: Block) -> None:
+        self._blocks.append(block)
 
     def finish(self) -> None:
         return
 
-    def open(self) -> ImageSet:
-        pixels = torch.from_numpy(np.concatenate(self._pixels))
-        labels, classes = image_set.number_labels(self._labels)
-        paths = tuple(map(Path, self._paths))
-        return ImageSet(pixels, labels, classes, paths, image_set.fingerprint(pixels, labels), tuple(self._skipped))
+    def open(self, source: Source) -> ImageSet:
+        blocks = self._blocks
+        pixels = torch.from_numpy(np.concatenate([block.pixels for block in blocks]))
+        labels, classes = image_set.number_labels([label for block in blocks for label in block.labels])
+        names = [path for block in blocks for path in block.paths]
+        skipped = tuple(line for block in blocks for line in block.skipped)
+        other = torch.tensor([each for block in blocks for each in block.other], dtype=torch.bool)
+        originals = None
+        if bool(other.any()):
+            places = torch.tensor([place for block in blocks for place in block.places])
+            originals = Originals(source, places, other, names)
+        marks = image_set.fingerprint(pixels, labels)
+        return ImageSet(pixels, labels, classes, tuple(map(Path, names)), marks, skipped, originals=originals)
 
 
 def _fill(source: Source, name: str, target: _Memory | PixelStore, size: int, workers: int) -> None:
     """Decode what `target` has not seen yet and hand it over, block by block."""
-    kept = target.read > 0
-    rest = islice(source.items(), target.read, None)
+    kept, read = target.read > 0, target.read
+    rest = islice(source.items(), read, None)
     with ThreadPoolExecutor(workers) as pool:
         while block := list(islice(rest, BLOCK)):
             results = list(pool.map(lambda item: _decoded(item, size), block))
-            good = [(item, found) for item, found in zip(block, results, strict=True) if not isinstance(found, str)]
+            good = [
+                (place, item, found)
+                for place, (item, found) in enumerate(zip(block, results, strict=True), read)
+                if not isinstance(found, str)
+            ]
             skipped = [escaped(found) for found in results if isinstance(found, str)]
             for line in skipped:
                 log.warning("skipped: %s", line)
-            pixels = np.stack([found for _, found in good]) if good else np.empty((0, 3, size, size), np.uint8)
-            paths = [escaped(str(item.path)) for item, _ in good]
-            labels = [None if item.label is None else escaped(item.label) for item, _ in good]
-            target.append(pixels, labels, paths, skipped)
-            kept = True
+            pixels = np.stack([found for _, _, (found, _) in good]) if good else np.empty((0, 3, size, size), np.uint8)
+            paths = [escaped(str(item.path)) for _, item, _ in good]
+            labels = [None if item.label is None else escaped(item.label) for _, item, _ in good]
+            places, other = [place for place, _, _ in good], [resized for _, _, (_, resized) in good]
+            target.append(Block(pixels, labels, paths, places, other, skipped))
+            kept, read = True, read + len(block)
     if not kept:
         raise ImageError(f"{printable(name)}: no images in it")
     target.finish()
 
 
-def _decoded(item: Item, size: int) -> np.ndarray | str:
+def _decoded(item: Item, size: int) -> tuple[np.ndarray, bool] | str:
     try:
         return item.pixels(size)
     except ImageError as error:

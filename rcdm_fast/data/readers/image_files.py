@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from rcdm_fast import folders
 from rcdm_fast.config import ConfigError
@@ -25,7 +26,7 @@ from rcdm_fast.data.readers import archives, arrays, tables, tars
 from rcdm_fast.data.readers.tars import Piece
 from rcdm_fast.doors import door, printable
 from rcdm_fast.errors import install
-from rcdm_fast.images import IMAGE_EXTENSIONS, ImageError, find_images, open_image, to_uint8_array
+from rcdm_fast.images import IMAGE_EXTENSIONS, ImageError, find_images, load_image, open_image, to_uint8_array
 from rcdm_fast.storage import StorageError
 
 _ARRAY_NAMES = (("images", "x", "arr_0", "image", "data"), ("labels", "y", "arr_1", "label", "targets"))
@@ -38,28 +39,40 @@ class Item:
     Attributes:
         path: what it is called in messages.
         label: name of its class, if it has one.
-        content: a file or a part of one, its bytes, a PIL image, uint8 [H,W], [H,W,3] or [3,H,W], or why it cannot
-            be read.
+        content: a file or a part of one, its bytes, a PIL image, uint8 [H,W], [H,W,3] or [3,H,W], float [1,3,H,W] in
+            [-1,1], or why it cannot be read.
     """
 
     path: Path
     label: str | None
-    content: Path | Piece | bytes | Image.Image | np.ndarray | ImageError
+    content: Path | Piece | bytes | Image.Image | np.ndarray | Tensor | ImageError
 
     def image(self) -> Image.Image:
         """Decoded, as 8-bit RGB. Raises `ImageError`."""
+        content = self._content()
+        return open_image(content, name=self._name(content))
+
+    def floats(self) -> Tensor:
+        """Decoded, as `load_image` gives it; float32 [1,3,H,W] in [-1,1]. Raises `ImageError`."""
+        content = self._content()
+        return load_image(content, name=self._name(content))
+
+    def pixels(self, size: int) -> tuple[np.ndarray, bool]:
+        """uint8 [3,size,size]: short side resized, center crop; and whether that changed it. Raises `ImageError`."""
+        image = self.image()
+        array = np.ascontiguousarray(to_uint8_array(image, size).transpose(2, 0, 1))
+        return array, image.size != (size, size)
+
+    def _content(self) -> Path | bytes | Image.Image | np.ndarray | Tensor:
         content = self.content
         if isinstance(content, ImageError):
             raise content
         if isinstance(content, Piece):
-            content = content.read()
-        elif isinstance(content, np.ndarray):
-            content = levels(content)
-        return open_image(content, name=str(content if isinstance(content, Path) else self.path))
+            return content.read()
+        return levels(content) if isinstance(content, np.ndarray) else content
 
-    def pixels(self, size: int) -> np.ndarray:
-        """uint8 [3,size,size]: short side resized, center crop. Raises `ImageError`."""
-        return np.ascontiguousarray(to_uint8_array(self.image(), size).transpose(2, 0, 1))
+    def _name(self, content: Path | bytes | Image.Image | np.ndarray | Tensor) -> str:
+        return str(content if isinstance(content, Path) else self.path)
 
 
 class Source(Protocol):

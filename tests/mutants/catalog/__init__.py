@@ -13,6 +13,7 @@ from tests.mutants.catalog.files import FILES
 from tests.mutants.catalog.fourth import FOURTH
 from tests.mutants.catalog.fp8 import FP8
 from tests.mutants.catalog.jobs import JOBS
+from tests.mutants.catalog.originals import ORIGINALS
 from tests.mutants.catalog.second import SECOND
 from tests.mutants.catalog.sixth import SIXTH
 from tests.mutants.catalog.third import THIRD
@@ -33,6 +34,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *FOURTH,
     *FP8,
     *JOBS,
+    *ORIGINALS,
     *SECOND,
     *SIXTH,
     *THIRD,

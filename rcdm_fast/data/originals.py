@@ -1,0 +1,111 @@
+"""The images of a set as they lie in their source, for encoders that see more of them than the set's pixels hold.
+
+A decoder of 32 pixels is conditioned on what an encoder of 224 makes of a photograph, not of 32 pixels enlarged. So an
+image is read from its source again when an encoder is to see it; nothing of it is kept.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from rcdm_fast.data.readers.image_files import Item, Source
+from rcdm_fast.doors import escaped, printable
+from rcdm_fast.images import ImageError
+
+_AT_ONCE = 64  # images that are decoded before they are seen
+_WORKERS = 8  # threads that decode
+
+
+class Viewer(Protocol):
+    """An encoder, as far as it is needed here."""
+
+    def view(self, images: Tensor) -> Tensor:
+        """Float [N,3,H,W] in [-1,1] -> what it sees of them, [N,3,s,s]."""
+
+
+class Originals:
+    """See the module.
+
+    Args:
+        source: where the images come from; gives the same items in the same order every time.
+        places: int64 [N]; the number among the source's items of each image.
+        other: bool [N]; whether an image in the source has another size than in the set. Only those are read again.
+        names: what each image was called when it was read, so that one whose source has changed is an error.
+    """
+
+    def __init__(self, source: Source, places: Tensor, other: Tensor, names: Sequence[str]) -> None:
+        self.places, self.other = places, other
+        self._source, self._names = source, names
+        self._lock = threading.Lock()
+        self._next, self._items = 0, source.items()
+
+    def __reduce__(self) -> tuple[type[Originals], tuple[Source, Tensor, Tensor, Sequence[str]]]:
+        return Originals, (self._source, self.places, self.other, self._names)
+
+    def subset(self, index: Tensor) -> Originals:
+        """Those of the images at `index`, int64 [M]."""
+        names = [self._names[place] for place in index.tolist()]
+        return Originals(self._source, self.places[index], self.other[index], names)
+
+    def seen(self, index: Tensor, pixels: Tensor, viewer: Viewer) -> Tensor:
+        """What an encoder sees of the images at some places.
+
+        Args:
+            index: int64 [M], on the CPU.
+            pixels: the same images as the set holds them, float [M,3,S,S] in [-1,1]; those that have this size in the
+                source, too, are seen as they are here.
+            viewer: the encoder.
+
+        Returns:
+            float32 [M,3,s,s] in [-1,1]; `pixels` themselves if no image has another size.
+
+        Raises:
+            ImageError: an image is not in its source any more, or cannot be read.
+        """
+        other = self.other[index]
+        if not bool(other.any()):
+            return pixels
+        found: dict[int, Tensor] = {}
+        rows = other.nonzero().flatten()
+        ordered = rows[self.places[index[rows]].argsort()]  # as they lie in the source, which is gone through once
+        with ThreadPoolExecutor(_WORKERS) as pool:
+            for part in ordered.split(_AT_ONCE):
+                items = self._fetched(index[part])
+                for row, image in zip(part.tolist(), pool.map(Item.floats, items), strict=True):
+                    found[row] = viewer.view(image.to(pixels.device))
+        size = next(iter(found.values())).shape[-1]
+        for row in (~other).nonzero().flatten().tolist():
+            alone = pixels[row : row + 1]
+            found[row] = alone if alone.shape[-1] == size else viewer.view(alone)
+        return torch.cat([found[row] for row in range(len(index))])
+
+    def _fetched(self, index: Tensor) -> list[Item]:
+        """The items of images, in the order of the source; one image may be asked for twice."""
+        items: list[Item] = []
+        with self._lock:
+            last: tuple[int, Item] | None = None
+            for place, image in zip(self.places[index].tolist(), index.tolist(), strict=True):
+                if last is None or last[0] != place:
+                    last = place, self._item(place, image)
+                items.append(last[1])
+        return items
+
+    def _item(self, place: int, image: int) -> Item:
+        if place < self._next:
+            self._next, self._items = 0, self._source.items()
+        item = next(islice(self._items, place - self._next, None), None)
+        self._next = place + 1
+        name = self._names[image]
+        if item is None or escaped(str(item.path)) != name:
+            self._next, self._items = 0, self._source.items()
+            raise ImageError(
+                f"{printable(name)}: not in its source any more, where the encoder would see it; read the data again"
+            )
+        return item
