@@ -37,7 +37,7 @@ COMMANDS = (
     Mutant("settings stay texts", _TRAIN, "            place[last] = json.loads(text)\n", "            pass\n", _RULES),
     Mutant("a gain of MRR fails", _COMPARE, "if -100 * change.value > max_mrr_loss", "if 100 * change.value > max_mrr_loss", _RULES),
     Mutant("a damaged job is only unfinished", _GENERATE, "    if not found.sound:\n        raise typer.Exit(1)\n", "", _RULES),
-    Mutant("calibration sees the first class", f"{_CLI}/export.py", "found.floats(evenly(min(CALIBRATED, len(found)), len(found)))", "found.floats(slice(0, CALIBRATED))", _RULES),
+    Mutant("calibration sees the first class", f"{_CLI}/export.py", "chosen = evenly(min(CALIBRATED, len(found)), len(found))", "chosen = evenly(len(found), len(found))[:CALIBRATED]", _RULES),
     Mutant("flags lose the small variance", _FLAGS, '    if schedule.variance == "fixed_small":\n        flags["sigma_small"] = True\n', "", _OF_FLAGS),
     Mutant("flags lose the heads of the decoder", _FLAGS, 'num_heads_upsample=_int(values, "num_heads_upsample")', "num_heads_upsample=-1", _OF_FLAGS),
     Mutant("flags lose the bounds of the variance", _FLAGS, "    if schedule.clamp_variance:", "    if False:", _OF_FLAGS),

@@ -50,8 +50,8 @@ THIRD = (
     Mutant(
         "the key leaves the encoder's own answers out",
         "rcdm_fast/training/representations.py",
-        "    return hashlib.sha256(described.encode() + probe.numpy().tobytes() + data.fingerprint.encode()).hexdigest()[:16]",
-        "    return hashlib.sha256(described.encode() + data.fingerprint.encode()).hexdigest()[:16]",
+        "    return hashlib.sha256(described.encode() + probe.numpy().tobytes() + marks.encode()).hexdigest()[:16]",
+        "    return hashlib.sha256(described.encode() + marks.encode()).hexdigest()[:16]",
         ("tests/test_representations.py::test_what_an_encoder_answers_decides_where_its_configuration_does_not",),
     ),
     Mutant(
