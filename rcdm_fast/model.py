@@ -277,7 +277,7 @@ def load(
         ConfigError: flags, device, engine or precision that make no sense here.
     """
     place = arguments.device(device)
-    precision, engine_file = engines.parse(precision, engine_file)
+    _, _, engine_file = engines.checked(engine, place, precision, engine_file)  # before anything is read
     config, tensors = checkpoint.load_model(source, flags, sha256)
     network = networks.from_tensors(config.unet, tensors)
     runner = engines.make(engine, network, config, place, precision, engine_file)

@@ -233,3 +233,46 @@ def test_reasons_stand_once_and_the_cure_beside_them() -> None:
     assert "emulates" not in str(raised.value)
     with pytest.raises(ConfigError, match="no engine called 'auto'; known: native, compiled"):
         engine_comparison.compare(model, [Case("auto", "fp8", Path("a"))])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"precision": "fp8"},
+        {"precision": "int8"},
+        {"precision": "fp9"},
+        {"engine": "natve"},
+        {"engine": "tensorrt"},
+        {"engine": "native", "precision": "int8=a.xml"},
+        {"engine": "native", "engine_file": "a.onnx"},
+    ],
+)
+def test_what_no_engine_can_run_is_refused_before_a_model_is_read(options: dict[str, str]) -> None:
+    with pytest.raises(ConfigError) as refused:
+        rcdm_fast.load("there-is-no-such-model", device="cpu", **options)  # type: ignore[arg-type]
+    assert "there-is-no-such-model" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "sample a.png --guide OTHER",
+        "evaluate cifar10-simclr-trunk --data D --guide OTHER",
+        "analyze cifar10-simclr-trunk layers --data D --against OTHER --out FOLDER",
+        "report cifar10-simclr-trunk --data D --against OTHER --out FOLDER/a.html",
+        "app --model cifar10-simclr-trunk --model OTHER",
+        "calibrate shapes-oracle OTHER --quick",
+    ],
+)
+def test_a_calibrated_file_is_not_for_the_other_model_of_a_command(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(rcdm_fast, "load", load)
+    monkeypatch.chdir(tmp_path)
+    words = command.replace("FOLDER", str(tmp_path)).split()
+    assert cli.main([*words, "--precision", "fp8=scales.safetensors"]) == 2
+    said = capsys.readouterr().err
+    assert "scales.safetensors is calibrated for one model, so OTHER cannot run in --precision fp8" in said

@@ -99,6 +99,7 @@ def analyze(
     }
     settings = changed({key: value for key, value in given.items() if value is not None}, change or [])
     common.check_writable(out / f"{name}.json")
+    common.check_alone(precision, against or [])
     loaded = common.open_model(model, flags, encoder, device, engine, precision, sha256)
     others = common.open_others(compared, device, engine, precision)
     images = open_data(data, loaded.image_size) if data is not None else None

@@ -64,6 +64,7 @@ def calibrate(
     from rcdm_fast.encoders import factor_reader, read_code
 
     common.check_writable(json)
+    common.check_alone(precision, (decoders or [])[1:])
     values = dict(QUICK) if quick else {}
     given = {"steps": common.whole_number(steps), "solver": solver, "seed": seed}
     values |= {key: value for key, value in given.items() if value is not None}

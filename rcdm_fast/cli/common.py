@@ -185,6 +185,18 @@ def open_others(
     return tuple(rcdm_fast.load(name, None, spec, device, engine, precision) for name, spec in pairs)
 
 
+def check_alone(precision: str, others: Sequence[str]) -> None:
+    """Raise `ConfigError` if a precision names a file, which is that of one model, and others shall run in it."""
+    from rcdm_fast.config import ConfigError
+
+    name, _, file = precision.partition("=")
+    if file and others:
+        raise ConfigError(
+            f"{file} is calibrated for one model, so {', '.join(others)} cannot run in --precision {name}; "
+            "give one that needs no file"
+        )
+
+
 def runs(model: Model, name: str) -> str:
     """Model, engine, precision and device; for a line of text."""
     return f"{model.config.name or name}, {model.engine.name} {model.engine.precision} on {model.device}"

@@ -119,6 +119,7 @@ def evaluate(
     drawing = common.sampling(per, steps, solver, seed, eta, guidance)
     settings = measures.EvaluateConfig(sources=sources, gallery=gallery, **vars(drawing))
     common.check_writable(json, npz)
+    common.check_alone(precision, [guide] if guide else [])
     reference = sample_files.read_npz(reference_npz) if reference_npz is not None else None
     loaded = common.open_model(model, flags, encoder, device, engine, precision, sha256)
     weaker = common.open_guide(guide, loaded, engine, precision)

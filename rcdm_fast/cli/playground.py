@@ -64,6 +64,7 @@ def app(
     if len(dict(named)) < len(named):
         raise ConfigError("a model is offered once: each --model has another name")
     offered = model or dict.fromkeys((common.DEFAULT_MODEL, *checkpoint.list_bundled()))
+    common.check_alone(precision, list(offered)[1:])
     others = {name: spec for name, spec in named if spec is not None}
     playground = Playground(tuple(offered), device, engine, precision, data, others)
     playground.model(playground.models[0])

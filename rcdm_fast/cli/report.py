@@ -60,6 +60,7 @@ def report(
     if photograph is not None and data is None:
         raise ConfigError("--photograph is about the paths of --data, which is not given")
     common.check_writable(out, out.with_suffix(".json"))
+    common.check_alone(precision, against or [])
     names = list(EXPERIMENTS) if experiments == "all" else [name.strip() for name in experiments.split(",")]
     found = {name: registry.find(name) for name in names}
     loaded = common.open_model(model, flags, encoder, device, engine, precision, sha256)

@@ -70,6 +70,7 @@ def sample(
 
     shown = outputs.rows_of_sheet(out, 2 + per, MAX_SHEET_ROWS, cell=96)
     common.check_writable(json, None if images is None else images / "00000-000.png")
+    common.check_alone(precision, [guide] if guide else [])
     paths = given.expand(photos)
     settings = common.sampling(per, steps, solver, seed, eta, guidance)
     loaded = common.open_model(model, flags, encoder, device, engine, precision, sha256, quiet=True)

@@ -73,8 +73,7 @@ def _with_scales(kind: type[eager.EagerEngine] | type[native.NativeEngine]) -> M
     def make(network: UNet, config: ModelConfig, device: torch.device, precision: str, file: Path | None) -> Engine:
         if precision != "fp8":
             return kind(network, device, precision)
-        if file is None:
-            raise ConfigError(NEEDS[precision])
+        assert file is not None, "`checked` has asked for it"
         return kind(network, device, precision, fp8.read(file, network, config))
 
     return make
@@ -205,6 +204,18 @@ def make(
     Raises:
         ConfigError: unknown name or precision, or an engine that cannot run here (with every engine's reasons).
     """
+    kind, chosen, file = checked(name, device, precision, file)
+    return SPECS[kind].make(network, config, device, chosen, None if file is None else Path(file))
+
+
+def checked(
+    name: str, device: torch.device, precision: str, file: str | os.PathLike[str] | None = None
+) -> tuple[str, Precision, str | os.PathLike[str] | None]:
+    """The engine, the precision and the file that these mean, so far as can be said before there is a network.
+
+    Raises:
+        ConfigError: as `make`, unless the file itself is wrong.
+    """
     if name != "auto" and name not in SPECS:
         raise ConfigError(f"no engine called {name!r}; known: auto, {', '.join(ENGINES)}")
     wanted, file = parse(precision, file)
@@ -214,9 +225,11 @@ def make(
     if reasons:
         others = _together({other: what for other, what in compare(device, chosen).items() if other != kind})
         raise ConfigError(f"engine {kind} cannot run here: {'; '.join(reasons)} ({others})")
+    if chosen in CALIBRATED and file is None:
+        raise ConfigError(NEEDS[chosen])
     if file is not None and not SPECS[kind].exported and chosen not in SPECS[kind].calibrated:
         raise ConfigError(f"engine {kind} runs the model itself, not a file ({file})")
-    return SPECS[kind].make(network, config, device, chosen, None if file is None else Path(file))
+    return kind, chosen, file
 
 
 def parse(
