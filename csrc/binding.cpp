@@ -11,6 +11,7 @@
 #include "cpu/map_film.h"
 #include "cpu/solver_step.h"
 #include "cpu/weight_gradient.h"
+#include "cpu/winograd.h"
 
 STABLE_TORCH_LIBRARY_IMPL(rcdm_fast, CPU, m) {
   m.impl("attention", TORCH_BOX(&rcdm_fast::cpu::attention));
@@ -21,6 +22,8 @@ STABLE_TORCH_LIBRARY_IMPL(rcdm_fast, CPU, m) {
   m.impl("film_group_norm_out", TORCH_BOX(&rcdm_fast::cpu::film_group_norm_out));
   m.impl("map_film", TORCH_BOX(&rcdm_fast::cpu::map_film));
   m.impl("solver_step", TORCH_BOX(&rcdm_fast::cpu::solver_step));
+  m.impl("winograd_convolution", TORCH_BOX(&rcdm_fast::cpu::winograd_convolution));
+  m.impl("winograd_weight", TORCH_BOX(&rcdm_fast::cpu::winograd_weight));
 }
 
 // Read by rcdm_fast/ops/library.py through ctypes, for reports.

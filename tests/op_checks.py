@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from rcdm_fast import ops
 from rcdm_fast.models.condition_map import weights
-from rcdm_fast.ops import reference, schema
-from tests.tolerances import OP_ERROR_FLOOR, OP_ERROR_RATIO
+from rcdm_fast.ops import reference, schema, winograd
+from tests.tolerances import OP_ERROR_FLOOR, OP_ERROR_RATIO, WINOGRAD_L2
 
 DTYPES = schema.FLOAT_DTYPES
 
@@ -185,8 +185,36 @@ def check_map_film(shape: tuple[int, int, int, int, int, int], dtype: torch.dtyp
     assert error(plain, want) < {torch.float32: 1e-6, torch.bfloat16: 5e-3, torch.float16: 1e-3}[dtype]
 
 
+def winograd_inputs(
+    n: int, inputs: int, outputs: int, height: int, width: int, mean: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x (an offset view), weight, bias and a residual."""
+    x = (torch.randn(n + 1, inputs, height, width) + mean).contiguous(memory_format=torch.channels_last)[1:]
+    weight, bias = torch.randn(outputs, inputs, 3, 3) / (3 * inputs**0.5), torch.randn(outputs)
+    return x, weight, bias, torch.randn(n, outputs, height, width).contiguous(memory_format=torch.channels_last)
+
+
+def check_winograd(n: int, inputs: int, outputs: int, height: int, width: int, mean: float = 0.0) -> None:
+    """A convolution, one of the upsampled image, and the gradient of its input, against float64."""
+    x, weight, bias, add = winograd_inputs(n, inputs, outputs, height, width, mean)
+    packed, true = winograd.packed(weight), weight.double()
+    wide = F.interpolate(x.double(), scale_factor=2.0)
+    for got, truth in (
+        (winograd.convolution(x, packed, bias, add), F.conv2d(x.double(), true, bias.double(), padding=1) + add),
+        (winograd.convolution(x, packed, upsampled=True), F.conv2d(wide, true, padding=1)),
+        (
+            winograd.convolution(add, winograd.packed(weight, mirrored=True)),
+            F.conv_transpose2d(add.double(), true, padding=1),
+        ),
+    ):
+        assert schema.is_channels_last(got)
+        assert error(got, truth) <= WINOGRAD_L2
+
+
 def quick_round() -> None:
     """Small cases of everything, for every dtype."""
+    for inputs, outputs, height, width in ((16, 32, 4, 4), (48, 16, 7, 9), (32, 32, 16, 12), (16, 16, 1, 2)):
+        check_winograd(3, inputs, outputs, height, width)
     for dtype in DTYPES:
         for channels, groups in ((32, 32), (96, 32), (40, 8), (7, 7)):
             check_norm(NormCase(channels, groups), dtype)

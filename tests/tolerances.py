@@ -39,6 +39,10 @@ PROCESSOR_L2 = 0.006
 OP_ERROR_RATIO = 2.0
 OP_ERROR_FLOOR = {torch.float32: 5e-8, torch.bfloat16: 1e-3, torch.float16: 1e-4}
 
+# Relative L2 error of float32 convolutions after Winograd against float64. Measured over 120 kinds: at most 9e-7, where
+# PyTorch's own have at most 1.2e-6.
+WINOGRAD_L2 = 1.2e-6
+
 # The same between engines and the fp32 network, for one evaluation. Measured: 4e-6 for native fp32 on s.
 ENGINE_FP32_L2 = 2e-5
 

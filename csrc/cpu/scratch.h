@@ -22,4 +22,17 @@ inline Scratch make_scratch(int64_t bytes) {
   return Scratch(static_cast<char*>(::operator new[](bytes, kScratchAlignment)));
 }
 
+// The thread's own, kept from call to call and as large as the largest asked for: memory that is given back and taken
+// again for every call costs as much as a small convolution.
+inline char* kept_scratch(int64_t bytes) {
+  static thread_local Scratch memory;
+  static thread_local int64_t size = 0;
+  if (size < bytes) {
+    memory = nullptr;
+    memory = make_scratch(bytes);
+    size = bytes;
+  }
+  return memory.get();
+}
+
 }  // namespace rcdm_fast::cpu

@@ -1,8 +1,8 @@
 """Convolutions, norms and attention as the fast engines run them; see `program.Backend`.
 
-`OneDnnBackend` (CPU): weights packed once into oneDNN's own layout, bias and residual inside the convolution, results
-of norms in buffers that the backend keeps. `TorchBackend` (any device): PyTorch's convolutions in channels-last memory.
-`ModuleBackend`: the same for the compiler, without anything that it could not see.
+`OneDnnBackend` (CPU): weights packed once, bias and residual inside the convolution, results of norms in buffers that
+the backend keeps; 3x3 convolutions of float32 are ours (`ops/winograd.py`). `TorchBackend` (any device): PyTorch's, in
+channels-last memory. `ModuleBackend`: the same for the compiler, without anything that it could not see.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rcdm_fast.engines.program import Convolution
+from rcdm_fast.engines.program import Convolution, upsampled
 from rcdm_fast.models.condition_map import resized, weights
-from rcdm_fast.ops import schema, selection
+from rcdm_fast.ops import schema, selection, winograd
 from rcdm_fast.ops.schema import NormInputs
 
 
@@ -41,6 +41,19 @@ class _OneDnnConvolution:
         return out
 
 
+class _WinogradConvolution:
+    def __init__(self, weight: Tensor, bias: Tensor | None, upsampled: bool = False) -> None:
+        self._weight = winograd.packed(weight.detach())
+        self._bias = None if bias is None else bias.detach().contiguous()
+        self._small = _OneDnnConvolution(weight, bias, 1, 1, torch.float32)
+        self._upsampled = upsampled
+
+    def __call__(self, x: Tensor, add: Tensor | None = None, overwrite: bool = False) -> Tensor:
+        if winograd.large_enough(x, self._upsampled):
+            return winograd.convolution(x, self._weight, self._bias, add, overwrite, self._upsampled)
+        return self._small(upsampled(x) if self._upsampled else x, add, overwrite)
+
+
 class OneDnnBackend:
     """On the CPU, in float32 or bfloat16."""
 
@@ -49,7 +62,14 @@ class OneDnnBackend:
         self._buffers: dict[tuple[int, ...], Tensor] = {}
 
     def convolution(self, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Convolution:
+        if winograd.serves(weight, stride, padding, self._dtype, weight.device):
+            return _WinogradConvolution(weight, bias)
         return _OneDnnConvolution(weight, bias, stride, padding, self._dtype)
+
+    def upsampling(self, weight: Tensor, bias: Tensor | None) -> Convolution | None:
+        if not winograd.serves(weight, 1, 1, self._dtype, weight.device):
+            return None
+        return _WinogradConvolution(weight, bias, upsampled=True)
 
     def norm(self, inputs: NormInputs) -> Tensor:
         shape = schema.film_group_norm_shape(inputs)
@@ -113,6 +133,9 @@ class ModuleBackend:
         made = TorchConvolution(weight, bias, stride, padding, self._dtype, self._device)
         self.made.append(made)
         return made
+
+    def upsampling(self, weight: Tensor, bias: Tensor | None) -> Convolution | None:
+        return None
 
     def norm(self, inputs: NormInputs) -> Tensor:
         return self._norm(*inputs)

@@ -2,8 +2,8 @@
 
 Channels-last throughout. GroupNorm, FiLM, SiLU and average pooling are one operator (the FiLM of maps is another one
 behind it); a skip connection is read beside its partner instead of being concatenated; the residual is added by the
-convolution that ends a block; an upsampled block's first convolution runs as four 2x2 phase convolutions on the small
-image (16/36 of the work, exact).
+convolution that ends a block; an upsampled block's first convolution reads the small image where the backend has one
+that does, or runs as four 2x2 phase convolutions on it (16/36 of the work, exact).
 
 How a convolution runs is the backend's business (`Backend`). What the network computes is `rcdm_fast.models.unet`;
 this module follows it block by block and knows nothing about plans, solvers, CUDA graphs or how weights are packed.
@@ -37,6 +37,9 @@ class Backend(Protocol):
 
     def convolution(self, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Convolution:
         """Prepare a convolution: float32 weight [O,I,k,k], bias [O]."""
+
+    def upsampling(self, weight: Tensor, bias: Tensor | None) -> Convolution | None:
+        """Prepare one of 3x3 that reads a small image and gives that of the upsampled one; None if it has none."""
 
     def norm(self, inputs: NormInputs) -> Tensor:
         """`reference.film_group_norm`; the result is valid until the next norm of the same shape."""
@@ -116,7 +119,11 @@ class BlockLayer:
         self.out_norm = Norm(block.out_layers[0], backend, device)
         self.up = isinstance(block.resample, Upsample)
         self.down = isinstance(block.resample, Downsample)
-        if self.up:
+        whole = backend.upsampling(first.weight, first.bias) if self.up else None
+        self.phases = self.up and whole is None
+        if whole is not None:
+            self.first = whole
+        elif self.up:
             assert first.bias is not None
             self.first = backend.convolution(phase_weights(first.weight), first.bias.repeat(4), 1, 1)
         else:
@@ -132,7 +139,7 @@ class BlockLayer:
     def __call__(self, x: Tensor, skip: Tensor | None, film: Tensor, rows: Tensor) -> Tensor:
         h = self.conditioned(self.first(self.in_norm(x, skip=skip, resample=-1 if self.down else 0)), film, rows)
         if self.up:
-            return self.last(h, add=_upsampled(x), overwrite=True)
+            return self.last(h, add=upsampled(x), overwrite=True)
         if self.down:
             return self.last(h, add=F.avg_pool2d(x, 2), overwrite=True)
         if self.projection is None:
@@ -147,8 +154,8 @@ class BlockLayer:
         """What the block's last convolution reads."""
         own = film[:, self.film]
         if film.ndim == 2:
-            return self.out_norm(h, film=own, rows=rows, phases=self.up)
-        return self.backend.map_film(self.out_norm(h, silu=False, phases=self.up), own, rows)
+            return self.out_norm(h, film=own, rows=rows, phases=self.phases)
+        return self.backend.map_film(self.out_norm(h, silu=False, phases=self.phases), own, rows)
 
 
 class AttentionLayer:
@@ -176,12 +183,17 @@ class ResizeLayer:
         self.up = isinstance(layer, Upsample)
         conv = layer.conv if isinstance(layer, Upsample) else layer.op
         self.conv: Convolution | None = None
+        self.whole: Convolution | None = None  # reads the small image itself
         if isinstance(conv, nn.Conv2d):
-            self.conv = backend.convolution(conv.weight, conv.bias, 1 if self.up else 2, 1)
+            self.whole = backend.upsampling(conv.weight, conv.bias) if self.up else None
+            if self.whole is None:
+                self.conv = backend.convolution(conv.weight, conv.bias, 1 if self.up else 2, 1)
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self.whole is not None:
+            return self.whole(x)
         if self.up:
-            x = _upsampled(x)
+            x = upsampled(x)
             return x if self.conv is None else self.conv(x)
         return F.avg_pool2d(x, 2) if self.conv is None else self.conv(x)
 
@@ -296,7 +308,8 @@ class Program:
             self._observer(name, h)
 
 
-def _upsampled(x: Tensor) -> Tensor:
+def upsampled(x: Tensor) -> Tensor:
+    """Each pixel four times; [N,C,H,W] -> [N,C,2H,2W]."""
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 

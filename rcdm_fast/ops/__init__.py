@@ -8,7 +8,7 @@ Knows nothing about models, engines or images files. How to add an operator: csr
 
 from __future__ import annotations
 
-from rcdm_fast.ops import gradients, reference, schema, schema_backward, selection
+from rcdm_fast.ops import gradients, reference, schema, schema_backward, schema_winograd, selection
 from rcdm_fast.ops.library import Part, describe, instruction_set, load
 from rcdm_fast.ops.wrappers import attention, film_group_norm, solver_step
 
@@ -23,6 +23,7 @@ __all__ = [
     "reference",
     "schema",
     "schema_backward",
+    "schema_winograd",
     "selection",
     "solver_step",
 ]
