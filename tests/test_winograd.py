@@ -134,11 +134,11 @@ CHANGES: list[tuple[Callable[..., tuple[Any, ...]], str]] = [
 def test_what_is_refused(change: Callable[..., tuple[Any, ...]], message: str) -> None:
     """By the operator and by its fake."""
     x, weight, bias, add = winograd_inputs(2, 16, 32, 5, 6)
-    out, *rest = change(torch.empty_like(add), x, winograd.packed(weight), bias, add)
+    given = (*change(torch.empty_like(add), x, winograd.packed(weight), bias, add), False)
     with pytest.raises(RuntimeError, match=message):
-        torch.ops.rcdm_fast.winograd_convolution(out, *rest, False)
+        torch.ops.rcdm_fast.winograd_convolution(*given)
     with pytest.raises(ValueError, match=message):
-        reference_winograd.winograd_convolution(out, *rest, False)
+        reference_winograd.winograd_convolution(*given)
 
 
 @pytest.mark.parametrize(
