@@ -17,7 +17,7 @@ from torch import Tensor
 from benchmarks.workload import Inputs, Workload
 from rcdm_fast import benchmarking
 from rcdm_fast.benchmarking import FP32_LIMIT, relative_l2
-from rcdm_fast.precision import ieee_fp32
+from rcdm_fast.precision import ieee_fp32, without_bf16
 
 Evaluate = Callable[[Inputs], Tensor]  # -> float32 [N,3 or 6,H,W]
 RIVAL_FACTOR = 2.0  # a rival's bf16 error may be so many times autocast's
@@ -206,7 +206,9 @@ def ceilings(device: torch.device, size: int = 4096, rounds: int = 5) -> list[di
 
 def _ceilings(device: torch.device, size: int, rounds: int) -> list[dict[str, Any]]:
     rows = []
-    precisions = {"bf16": torch.bfloat16, "fp32": torch.float32}
+    precisions = {"fp32": torch.float32}
+    if not without_bf16(device):  # without instructions for it one product takes minutes
+        precisions["bf16"] = torch.bfloat16
     if device.type == "cuda":
         precisions["fp16"] = torch.float16
     with torch.inference_mode():

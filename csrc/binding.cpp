@@ -24,6 +24,7 @@ STABLE_TORCH_LIBRARY_IMPL(rcdm_fast, CPU, m) {
   m.impl("solver_step", TORCH_BOX(&rcdm_fast::cpu::solver_step));
   m.impl("winograd_convolution", TORCH_BOX(&rcdm_fast::cpu::winograd_convolution));
   m.impl("winograd_weight", TORCH_BOX(&rcdm_fast::cpu::winograd_weight));
+  m.impl("winograd_weight_gradient", TORCH_BOX(&rcdm_fast::cpu::winograd_weight_gradient));
 }
 
 // Read by rcdm_fast/ops/library.py through ctypes, for reports.

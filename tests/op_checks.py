@@ -209,6 +209,13 @@ def check_winograd(n: int, inputs: int, outputs: int, height: int, width: int, m
     ):
         assert schema.is_channels_last(got)
         assert error(got, truth) <= WINOGRAD_L2
+    of_weight, of_bias = winograd.weight_gradient(add, x)
+    truth = torch.ops.aten.convolution_backward(
+        add.double(), x.double(), true, [outputs], [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [False, True, True]
+    )
+    assert schema.is_channels_last(of_weight)
+    assert error(of_weight, truth[1]) <= WINOGRAD_L2 * 2
+    assert error(of_bias, truth[2]) <= WINOGRAD_L2
 
 
 def quick_round() -> None:

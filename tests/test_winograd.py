@@ -100,9 +100,56 @@ def test_an_image_is_the_same_in_any_batch_and_with_any_threads() -> None:
         torch.set_num_threads(before)
 
 
+def test_a_gradient_of_a_weight_is_the_same_with_any_threads() -> None:
+    x, _, _, grad = winograd_inputs(5, 32, 48, 18, 22)
+    before, found = torch.get_num_threads(), list[tuple[Tensor, Tensor]]()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(winograd.weight_gradient(grad, x))
+    finally:
+        torch.set_num_threads(before)
+    for weight, bias in found[1:]:
+        assert torch.equal(weight, found[0][0])
+        assert torch.equal(bias, found[0][1])
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 48, 6, 5), (1, 16, 16, 4, 4), (40, 16, 16, 9, 8)], ids=str)
+def test_gradients_of_weights_are_those_of_the_reference(shape: tuple[int, int, int, int, int]) -> None:
+    x, _, _, grad = winograd_inputs(*shape)
+    for found, wanted in zip(
+        winograd.weight_gradient(grad, x), reference_winograd.winograd_weight_gradient(grad, x), strict=True
+    ):
+        assert found.stride() == wanted.stride()
+        assert error(found, wanted.double()) < 3e-6
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda grad, x: (grad, x.contiguous()), "channels-last"),
+        (lambda grad, x: (grad.double(), x), "must be float32"),
+        (lambda grad, x: (grad[:1], x), "grad does not fit|does not fit x"),
+        (lambda grad, x: (grad, x[:, :, 1:].contiguous(memory_format=torch.channels_last)), "does not fit x"),
+        (
+            lambda grad, x: (grad, x[:, :8].contiguous(memory_format=torch.channels_last)),
+            "multiples of 16, got 32 and 8",
+        ),
+    ],
+)
+def test_gradients_that_are_refused(change: Callable[..., tuple[Tensor, Tensor]], message: str) -> None:
+    x, _, _, grad = winograd_inputs(2, 16, 32, 5, 6)
+    given = change(grad, x)
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.rcdm_fast.winograd_weight_gradient(*given)
+    with pytest.raises(ValueError, match=message):
+        reference_winograd.winograd_weight_gradient(*given)
+
+
 def test_nothing_to_do() -> None:
-    x, weight, bias, _ = winograd_inputs(2, 16, 16, 4, 4)
+    x, weight, bias, add = winograd_inputs(2, 16, 16, 4, 4)
     assert winograd.convolution(x[:0], winograd.packed(weight), bias).shape == (0, 16, 4, 4)
+    assert not any(bool(each.any()) for each in winograd.weight_gradient(add[:0], x[:0]))
 
 
 def test_what_is_no_number_stays_near() -> None:
@@ -160,6 +207,7 @@ def test_weights_that_are_refused(weight: Tensor, message: str) -> None:
 def test_registration() -> None:
     x, weight, bias, add = winograd_inputs(2, 16, 32, 5, 6)
     torch.library.opcheck(torch.ops.rcdm_fast.winograd_weight.default, (weight, True))
+    torch.library.opcheck(torch.ops.rcdm_fast.winograd_weight_gradient.default, (add, x))
     packed = winograd.packed(weight)
     for rest in ((bias, add), (None, None)):
         torch.library.opcheck(

@@ -1,6 +1,6 @@
 """A convolution of training: channels-last both ways, a residual added in place, the faster ways to compute it.
 
-In float32 on a CPU 3x3 convolutions and the gradients of their inputs are ours (`ops/winograd.py`).
+In float32 on a CPU 3x3 convolutions and their gradients are ours (`ops/winograd.py`).
 """
 
 from __future__ import annotations
@@ -33,6 +33,12 @@ def convolution(
     return out
 
 
+def quick(x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0) -> bool:
+    """Whether a convolution of images [N,I,H,W] is one of `ops/winograd.py`."""
+    dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+    return winograd.serves(weight, stride, padding, dtype, x.device) and winograd.large_enough(x)
+
+
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -42,7 +48,7 @@ class _Convolution(torch.autograd.Function):
         used = weight.to(x.dtype, memory_format=torch.channels_last)
         context.save_for_backward(x, used)
         context.geometry = stride, padding, bias is not None
-        context.quick = winograd.serves(used, stride, padding, x.dtype, x.device) and winograd.large_enough(x)
+        context.quick = quick(x, used, stride, padding)
         if context.quick:
             last = None if add is None else add.to(x.dtype, memory_format=torch.channels_last)
             return winograd.convolution(x, winograd.packed(used), bias, last)
@@ -66,17 +72,19 @@ class _Convolution(torch.autograd.Function):
         grad = grad.to(x.dtype).contiguous(memory_format=torch.channels_last)
         of_x = of_weight = of_bias = None
         own = selection_backward.weight_gradient(x, weight) if of_weight_wanted else None
-        if own is not None:
+        if of_weight_wanted and context.quick:
+            of_weight, of_bias = winograd.weight_gradient(grad, x)
+        elif own is not None:
             of_weight, of_bias = own(grad, x, weight.shape[2], stride, padding)
-        kernels = selection_backward.bias_kernels(x.device) if of_bias_wanted and own is None else None
+        kernels = selection_backward.bias_kernels(x.device) if of_bias_wanted and of_bias is None else None
         if kernels is not None:
             of_bias = kernels.sums(grad)
         if of_x_wanted and context.quick:
             of_x = winograd.convolution(grad, winograd.packed(weight, mirrored=True))
         rest = [
             of_x_wanted and of_x is None,
-            of_weight_wanted and own is None,
-            of_bias_wanted and own is None and kernels is None,
+            of_weight_wanted and of_weight is None,
+            of_bias_wanted and of_bias is None,
         ]
         if any(rest):
             found = torch.ops.aten.convolution_backward(

@@ -21,7 +21,7 @@ from rcdm_fast.models.unet import AttentionBlock, Downsample, ResBlock, UNet, Up
 from rcdm_fast.ops import library
 from rcdm_fast.ops.candidates import triton_reason
 from rcdm_fast.ops.wrappers import Resample
-from rcdm_fast.training.convolution import convolution
+from rcdm_fast.training.convolution import convolution, quick
 
 
 def reasons_unavailable(device: torch.device) -> list[str]:
@@ -79,15 +79,16 @@ def res_block(block: ResBlock, x: Tensor, film: Tensor, skip: Tensor | None = No
     assert isinstance(last, nn.Conv2d)
     up, down = isinstance(block.resample, Upsample), isinstance(block.resample, Downsample)
     h = _norm(in_norm, x, skip=skip, resample="down" if down else "none")
-    if up:
+    phases = up and not quick(h, first.weight, padding=1)
+    if phases:
         assert first.bias is not None
         h = convolution(h, _phase_weights(first.weight), first.bias.repeat(4), padding=1)
     else:
-        h = first(h)
+        h = first(F.interpolate(h, scale_factor=2.0, mode="nearest") if up else h)
     if film.ndim == 2:
-        h = dropout(_norm(out_norm, h, film=film.float(), phases=up))
+        h = dropout(_norm(out_norm, h, film=film.float(), phases=phases))
     else:
-        h = _norm(out_norm, h, silu=False, phases=up)
+        h = _norm(out_norm, h, silu=False, phases=phases)
         scale, shift = resized(film.float(), h.shape[-1]).to(h.dtype).chunk(2, dim=1)
         h = dropout(F.silu(h * (1 + scale) + shift))
     if up:

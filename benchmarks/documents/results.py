@@ -108,6 +108,7 @@ def _speed() -> dict[str, Result]:
         "end to end 5": _of(speed.times_published, "end_to_end_trunk_avx2", engine="native", nfe=5),
         "rivals": _of(speed.rivals, step),
         "step s": _of(speed.step, step),
+        "step avx2": _of(speed.step_fp32, "step_s_avx2"),
         "step m": _of(speed.step, "step_m_2cores"),
         "sampling": _of(speed.sampling, "sampling_s_2cores"),
         "profile": _of(speed.profiles, "profile_s_2cores", "profile_m_2cores"),

@@ -36,6 +36,19 @@ def rivals(found: Found) -> str:
     return "\n".join(["| | ms | |", "|---|---:|---:|", *lines])
 
 
+def step_fp32(found: Found) -> str:
+    """One evaluation in fp32, and how many times as long as ours the others take."""
+    own = _timed(found, "rcdm_fast native", "fp32")
+    lines = ["| | ms (p50) | GFLOP/s | rel. error | times as long |", "|---|---:|---:|---:|---:|"]
+    for row in found["rows"]:
+        if row.get("rel_error") is not None and row["precision"] == "fp32":
+            name = f"**{row['name']}**" if row is own else row["name"]
+            rate, of = row["gflop_per_s"], row["p50_ms"] / own["p50_ms"]
+            lines.append(f"| {name} | {row['p50_ms']:.0f} | {rate:.0f} | {row['rel_error']:.1e} | {of:.2f} |")
+    (ceiling,) = (row for row in found["rows"] if row["name"].startswith("GEMM"))
+    return "\n".join([*lines, "", f"{ceiling['name']} in the same run: {ceiling['gflop_per_s']:.0f} GFLOP/s."])
+
+
 def first_image(found: Found) -> str:
     """How long it takes from nothing to the first sheet, by README's commands."""
     minutes, seconds = divmod(found["seconds"]["whole"], 60)

@@ -47,20 +47,25 @@ struct Work {
   int64_t tiles() const {
     return images * parts(height, kSide) * across();
   }
+  // Into how many parts the outputs are cut: more than one where there are too few tiles for all threads.
+  int64_t output_parts() const {
+    const int64_t threads = torch::stable::get_num_threads();
+    return tiles() < 2 * threads * kTileBlock ? std::min(threads, outputs / kPanel) : 1;
+  }
   // Tiles of a task: as many as stay in the cache, in tasks of about one size for every thread.
   int64_t tiles_together() const {
     const int64_t fit = kTaskBytes / (kPlaces * (inputs + outputs) * static_cast<int64_t>(sizeof(float)));
     const int64_t most = std::clamp<int64_t>(fit / kTileBlock * kTileBlock, kTileBlock, kMostTiles);
-    const int64_t threads = torch::stable::get_num_threads();
+    const int64_t threads = output_parts() > 1 ? 1 : torch::stable::get_num_threads();
     const int64_t tasks = parts(parts(tiles(), most), threads) * threads;
     return parts(parts(tiles(), tasks), kTileBlock) * kTileBlock;
   }
 
-  void run(int64_t first, int64_t count, float* seen, float* products) const;
+  void run(int64_t first, int64_t count, int64_t from, int64_t to, float* seen, float* products) const;
 };
 
-// Tiles from `first` on. What they see, then their products, then their pixels.
-void Work::run(int64_t first, int64_t count, float* seen, float* products) const {
+// Tiles from `first` on, outputs `from` up to `to`. What they see, then their products, then their pixels.
+void Work::run(int64_t first, int64_t count, int64_t from, int64_t to, float* seen, float* products) const {
   const int64_t each = parts(height, kSide) * across();
   const int64_t seen_step = count * inputs + kApart, products_step = count * outputs + kApart;
   for (int64_t t = 0; t < count; ++t) {
@@ -73,11 +78,11 @@ void Work::run(int64_t first, int64_t count, float* seen, float* products) const
       const int64_t line = image * (height >> shift) + (row >> shift);
       pixels[place] = inside ? x + (line * (width >> shift) + (column >> shift)) * inputs : nullptr;
     }
-    loops->see(pixels, inputs, seen + t * inputs, seen_step);
+    loops->see(pixels, inputs, seen + t * inputs, seen_step, kPanel);
   }
   for (int64_t place = 0; place < kPlaces; ++place) {
     const float* weights = weight + place * outputs * inputs;
-    for (int64_t o = 0; o < outputs; o += kPanel) {
+    for (int64_t o = from; o < to; o += kPanel) {
       loops->multiply(seen + place * seen_step, count, inputs, weights + o * inputs, products + place * products_step + o,
                       outputs);
     }
@@ -88,11 +93,12 @@ void Work::run(int64_t first, int64_t count, float* seen, float* products) const
     const float* residuals[kSide * kSide];
     for (int64_t place = 0; place < kSide * kSide; ++place) {
       const int64_t row = y + place / kSide, column = x0 + place % kSide;
-      const int64_t at = ((image * height + row) * width + column) * outputs;
+      const int64_t at = ((image * height + row) * width + column) * outputs + from;
       pixels[place] = row < height && column < width ? out + at : nullptr;
       residuals[place] = add == nullptr ? nullptr : add + at;
     }
-    loops->give(products + t * outputs, products_step, outputs, bias, add == nullptr ? nullptr : residuals, pixels);
+    loops->give(products + t * outputs + from, products_step, to - from, bias == nullptr ? nullptr : bias + from,
+                add == nullptr ? nullptr : residuals, pixels);
   }
 }
 
@@ -167,13 +173,15 @@ void winograd_convolution(const Tensor& out, const Tensor& x, const Tensor& weig
   work.weight = static_cast<const float*>(weight.const_data_ptr());
   work.out = static_cast<float*>(out.mutable_data_ptr());
   const int64_t together = std::min(work.tiles_together(), work.tiles());
-  const int64_t tasks = parts(work.tiles(), together);
+  const int64_t cuts = work.output_parts(), panels = work.outputs / kPanel;
+  const int64_t tasks = parts(work.tiles(), together) * cuts;
   torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
     const int64_t seen = kPlaces * (together * work.inputs + kApart), given = kPlaces * (together * work.outputs + kApart);
     auto* scratch = reinterpret_cast<float*>(kept_scratch((seen + given) * static_cast<int64_t>(sizeof(float))));
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t first = task * together;
-      work.run(first, std::min(together, work.tiles() - first), scratch, scratch + seen);
+      const int64_t first = task / cuts * together, cut = task % cuts;
+      work.run(first, std::min(together, work.tiles() - first), cut * panels / cuts * kPanel,
+               (cut + 1) * panels / cuts * kPanel, scratch, scratch + seen);
     }
   });
 }

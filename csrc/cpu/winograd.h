@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <tuple>
 
 namespace rcdm_fast::cpu {
 
@@ -23,5 +24,9 @@ void winograd_convolution(
     const std::optional<torch::stable::Tensor>& bias,
     const std::optional<torch::stable::Tensor>& add,
     bool upsampled);
+
+// The gradients of the convolution's weight, [O,I,3,3] channels-last, and bias, [O]: of grad [N,O,H,W] and x [N,I,H,W].
+std::tuple<torch::stable::Tensor, torch::stable::Tensor> winograd_weight_gradient(
+    const torch::stable::Tensor& grad, const torch::stable::Tensor& x);
 
 }  // namespace rcdm_fast::cpu

@@ -54,8 +54,9 @@ inline void give_line(const Floats* m, int64_t stride, Floats* to, int64_t to_st
   to[3 * to_stride] = kA3 * apart_a + kB3 * apart_b + m[5 * stride];
 }
 
-void see(const float* const* pixels, int64_t channels, float* to, int64_t step) {
+void see(const float* const* pixels, int64_t channels, float* to, int64_t step, int64_t panel_step) {
   for (int64_t c = 0; c < channels; c += kWidth) {
+    float* panel = to + c / kPanel * panel_step + c % kPanel;
     Floats half[kPlaces], whole[kSeen];
     for (int column = 0; column < kSeen; ++column) {
       Floats line[kSeen];
@@ -68,7 +69,104 @@ void see(const float* const* pixels, int64_t channels, float* to, int64_t step) 
     for (int row = 0; row < kSeen; ++row) {
       see_line(half + row * kSeen, 1, whole, 1);
       for (int column = 0; column < kSeen; ++column) {
-        Float32::store(to + (row * kSeen + column) * step + c, whole[column]);
+        Float32::store(panel + (row * kSeen + column) * step, whole[column]);
+      }
+    }
+  }
+}
+
+// The gradient of four pixels -> that of products at six points.
+inline void spread_line(const Floats* y, int64_t stride, Floats* to, int64_t to_stride) {
+  const Floats y0 = y[0], y1 = y[stride], y2 = y[2 * stride], y3 = y[3 * stride];
+  const Floats even_a = y0 + kA2 * y2, odd_a = kA * y1 + kA3 * y3;
+  const Floats even_b = y0 + kB2 * y2, odd_b = kB * y1 + kB3 * y3;
+  to[0] = y0;
+  to[to_stride] = even_a + odd_a;
+  to[2 * to_stride] = even_a - odd_a;
+  to[3 * to_stride] = even_b + odd_b;
+  to[4 * to_stride] = even_b - odd_b;
+  to[5 * to_stride] = y3;
+}
+
+// The gradient of a weight at six points -> that of its three numbers.
+inline void take_back_line(const Floats* u, int64_t stride, Floats* to, int64_t to_stride) {
+  constexpr float kOf0 = 1 / (kA2 * kB2), kOfA = 1 / (2 * kA2 * (kA2 - kB2)), kOfB = 1 / (2 * kB2 * (kB2 - kA2));
+  const Floats sum_a = kOfA * (u[stride] + u[2 * stride]), apart_a = kOfA * (u[stride] - u[2 * stride]);
+  const Floats sum_b = kOfB * (u[3 * stride] + u[4 * stride]), apart_b = kOfB * (u[3 * stride] - u[4 * stride]);
+  to[0] = kOf0 * u[0] + sum_a + sum_b;
+  to[to_stride] = kA * apart_a + kB * apart_b;
+  to[2 * to_stride] = kA2 * sum_a + kB2 * sum_b + u[5 * stride];
+}
+
+void spread(const float* const* pixels, int64_t channels, float* to, int64_t step, int64_t panel_step) {
+  for (int64_t c = 0; c < channels; c += kWidth) {
+    float* panel = to + c / kPanel * panel_step + c % kPanel;
+    Floats half[kSeen * kSide], whole[kSeen];
+    for (int column = 0; column < kSide; ++column) {
+      Floats line[kSide];
+      for (int row = 0; row < kSide; ++row) {
+        const float* at = pixels[row * kSide + column];
+        line[row] = at == nullptr ? Floats{} : Float32::load(at + c);
+      }
+      spread_line(line, 1, half + column, kSide);
+    }
+    for (int row = 0; row < kSeen; ++row) {
+      spread_line(half + row * kSide, 1, whole, 1);
+      for (int column = 0; column < kSeen; ++column) {
+        Float32::store(panel + (row * kSeen + column) * step, whole[column]);
+      }
+    }
+  }
+}
+
+template <int outputs>
+void gather_block(const float* grad, const float* x, int64_t tiles, float* to) {
+  Floats sums[outputs][kVectors] = {};
+  for (int64_t t = 0; t < tiles; ++t, grad += kPanel, x += kPanel) {
+    Floats values[kVectors];
+    for (int v = 0; v < kVectors; ++v) {
+      values[v] = Float32::load(x + v * kWidth);
+    }
+    for (int o = 0; o < outputs; ++o) {
+      const Floats one = splat(grad[o]);
+      for (int v = 0; v < kVectors; ++v) {
+        sums[o][v] += one * values[v];
+      }
+    }
+  }
+  for (int o = 0; o < outputs; ++o) {
+    for (int v = 0; v < kVectors; ++v) {
+      float* at = to + o * kPanel + v * kWidth;
+      Float32::store(at, Float32::load(at) + sums[o][v]);
+    }
+  }
+}
+
+void gather(const float* grad, const float* x, int64_t tiles, float* to) {
+  constexpr int kMost = kTiles < kPanel ? kTiles : kPanel, kRest = kPanel % kMost;
+  int o = 0;
+  for (; o + kMost <= kPanel; o += kMost) {
+    gather_block<kMost>(grad + o, x, tiles, to + o * kPanel);
+  }
+  if constexpr (kRest > 0) {
+    gather_block<kRest>(grad + o, x, tiles, to + o * kPanel);
+  }
+}
+
+void take_back(const float* from, int64_t step, float* to, int64_t tap_step) {
+  for (int64_t c = 0; c < kPanel; c += kWidth) {
+    Floats half[3 * kSeen], whole[3];
+    for (int column = 0; column < kSeen; ++column) {
+      Floats line[kSeen];
+      for (int row = 0; row < kSeen; ++row) {
+        line[row] = Float32::load(from + (row * kSeen + column) * step + c);
+      }
+      take_back_line(line, 1, half + column, kSeen);
+    }
+    for (int row = 0; row < 3; ++row) {
+      take_back_line(half + row * kSeen, 1, whole, 1);
+      for (int column = 0; column < 3; ++column) {
+        Float32::store(to + (row * 3 + column) * tap_step + c, whole[column]);
       }
     }
   }
@@ -166,6 +264,6 @@ void give(const float* from, int64_t step, int64_t channels, const float* bias, 
 
 }  // namespace
 
-const WinogradLoops RCDM_FAST_LOOPS = {&bring, &see, &multiply, &give};
+const WinogradLoops RCDM_FAST_LOOPS = {&bring, &see, &multiply, &give, &spread, &gather, &take_back};
 
 }  // namespace rcdm_fast::cpu

@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rcdm_fast.ops.schema_winograd import PANEL, PLACES, check_winograd_convolution, winograd_weight_result
+from rcdm_fast.ops.schema_winograd import (
+    PANEL,
+    PLACES,
+    check_winograd_convolution,
+    winograd_weight_gradient_result,
+    winograd_weight_result,
+)
 
 POINTS = (0.0, 5 / 8, -5 / 8, 3 / 2, -3 / 2)
 SIDE, SEEN = 4, 6  # of a tile, and of what it sees
@@ -57,6 +63,19 @@ def winograd_convolution(
     if bias is not None:
         pixels = pixels + bias[:, None, None]
     out.copy_(pixels if add is None else pixels + add)
+
+
+def winograd_weight_gradient(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of the convolution's weight [O,I,3,3] and bias [O], from that of its result."""
+    winograd_weight_gradient_result(grad, x)
+    a, g, b = (each.to(x.dtype) for each in matrices())
+    below, right = -x.shape[2] % SIDE, -x.shape[3] % SIDE
+    tiles = F.pad(x, (1, right + 1, 1, below + 1)).unfold(2, SEEN, SIDE).unfold(3, SEEN, SIDE)
+    given = F.pad(grad, (0, right, 0, below)).unfold(2, SIDE, SIDE).unfold(3, SIDE, SIDE)
+    seen = torch.einsum("ak,nihwkl,bl->nihwab", b, tiles, b)
+    spread = torch.einsum("pa,nohwpq,qb->nohwab", a, given, a)
+    weight = torch.einsum("ak,oiab,bl->oikl", g, torch.einsum("nohwab,nihwab->oiab", spread, seen), g)
+    return weight.contiguous(memory_format=torch.channels_last), grad.sum(dim=(0, 2, 3))
 
 
 def _apart(point: float) -> float:

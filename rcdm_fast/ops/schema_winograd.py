@@ -13,6 +13,7 @@ from rcdm_fast.ops.schema import NAMESPACE, TAGS, is_channels_last
 
 WINOGRAD_WEIGHT = "(Tensor weight, bool mirrored) -> Tensor"
 WINOGRAD_CONVOLUTION = "(Tensor(a!) out, Tensor x, Tensor weight, Tensor? bias, Tensor? add, bool upsampled) -> ()"
+WINOGRAD_WEIGHT_GRADIENT = "(Tensor grad, Tensor x) -> (Tensor, Tensor)"
 PLACES = 36  # products of a tile of 4x4 pixels
 PANEL = 16  # channels that are computed at once: their numbers are multiples of it
 
@@ -48,9 +49,24 @@ def check_winograd_convolution(
         raise ValueError(f"winograd_convolution: add {list(add.shape)} is not like out {list(out.shape)}")
 
 
+def winograd_weight_gradient_result(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """What `winograd_weight_gradient` returns, not written yet; `ValueError` for what it does not take."""
+    for name, each in (("grad", grad), ("x", x)):
+        if each.ndim != 4 or not is_channels_last(each) or each.dtype != torch.float32:
+            raise ValueError(f"winograd_weight_gradient: {name} must be float32 [N,C,H,W] in channels-last memory")
+    if grad.shape[0] != x.shape[0] or grad.shape[2:] != x.shape[2:]:
+        raise ValueError(f"winograd_weight_gradient: grad {list(grad.shape)} does not fit x {list(x.shape)}")
+    outputs, inputs = grad.shape[1], x.shape[1]
+    if outputs % PANEL or inputs % PANEL:
+        raise ValueError(f"winograd_weight_gradient: channels must be multiples of {PANEL}, got {outputs} and {inputs}")
+    weight = torch.empty((outputs, inputs, 3, 3), device=x.device, memory_format=torch.channels_last)
+    return weight, x.new_empty(outputs)
+
+
 for _name, _schema, _fake in (
     ("winograd_convolution", WINOGRAD_CONVOLUTION, check_winograd_convolution),
     ("winograd_weight", WINOGRAD_WEIGHT, winograd_weight_result),
+    ("winograd_weight_gradient", WINOGRAD_WEIGHT_GRADIENT, winograd_weight_gradient_result),
 ):
     torch.library.define(f"{NAMESPACE}::{_name}", _schema, tags=TAGS)
     torch.library.register_fake(f"{NAMESPACE}::{_name}", _fake)

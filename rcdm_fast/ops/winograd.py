@@ -39,6 +39,12 @@ def packed(weight: Tensor, mirrored: bool = False) -> Tensor:
     return found
 
 
+def weight_gradient(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Of weight [O,I,3,3] and bias [O]: from the result's [N,O,H,W] and the input [N,I,H,W], float32, channels-last."""
+    found: tuple[Tensor, Tensor] = torch.ops.rcdm_fast.winograd_weight_gradient(grad, x)
+    return found
+
+
 def convolution(
     x: Tensor,  # float32 [N,I,H,W], channels-last
     weight: Tensor,  # of `packed`

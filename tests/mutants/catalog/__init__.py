@@ -19,6 +19,7 @@ from tests.mutants.catalog.sixth import SIXTH
 from tests.mutants.catalog.third import THIRD
 from tests.mutants.catalog.training import TRAINING
 from tests.mutants.catalog.trajectories import TRAJECTORIES
+from tests.mutants.catalog.winograd import WINOGRAD
 from tests.mutants.catalog.world import WORLD
 from tests.mutants.mutant import Mutant
 
@@ -40,5 +41,6 @@ MUTANTS: tuple[Mutant, ...] = (
     *THIRD,
     *TRAINING,
     *TRAJECTORIES,
+    *WINOGRAD,
     *WORLD,
 )

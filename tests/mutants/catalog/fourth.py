@@ -416,8 +416,8 @@ FOURTH = (
     Mutant(
         "a folded block leaves out the map",
         "rcdm_fast/engines/program.py",
-        "        return self.backend.map_film(self.out_norm(h, silu=False, phases=self.up), own, rows)\n",
-        "        return self.out_norm(h, silu=True, phases=self.up)\n",
+        "        return self.backend.map_film(self.out_norm(h, silu=False, phases=self.phases), own, rows)\n",
+        "        return self.out_norm(h, silu=True, phases=self.phases)\n",
         (
             "tests/test_folded.py::test_it_computes_the_same_network",
             "tests/test_maps.py::test_engines_compute_the_network",
