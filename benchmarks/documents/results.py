@@ -106,6 +106,7 @@ def _speed() -> dict[str, Result]:
         "first image": _of(speed.first_image, "first_image_2cores"),
         "end to end 4": _of(speed.times_published, "end_to_end_trunk_avx2", engine="native", nfe=4),
         "end to end 5": _of(speed.times_published, "end_to_end_trunk_avx2", engine="native", nfe=5),
+        "end to end s": _of(speed.times_published, "end_to_end_s_avx2", engine="native", nfe=4),
         "rivals": _of(speed.rivals, step),
         "step s": _of(speed.step, step),
         "step avx2": _of(speed.step_fp32, "step_s_avx2"),

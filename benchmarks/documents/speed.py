@@ -41,12 +41,13 @@ def step_fp32(found: Found) -> str:
     own = _timed(found, "rcdm_fast native", "fp32")
     lines = ["| | ms (p50) | GFLOP/s | rel. error | times as long |", "|---|---:|---:|---:|---:|"]
     for row in found["rows"]:
-        if row.get("rel_error") is not None and row["precision"] == "fp32":
+        if row.get("error") is not None and row["precision"] == "fp32":
             name = f"**{row['name']}**" if row is own else row["name"]
             rate, of = row["gflop_per_s"], row["p50_ms"] / own["p50_ms"]
-            lines.append(f"| {name} | {row['p50_ms']:.0f} | {rate:.0f} | {row['rel_error']:.1e} | {of:.2f} |")
+            lines.append(f"| {name} | {row['p50_ms']:.0f} | {rate:.0f} | {row['error']:.1e} | {of:.2f} |")
     (ceiling,) = (row for row in found["rows"] if row["name"].startswith("GEMM"))
-    return "\n".join([*lines, "", f"{ceiling['name']} in the same run: {ceiling['gflop_per_s']:.0f} GFLOP/s."])
+    flop = f"{own['flop'] / 1e9:.0f} GFLOP in batches of {own['batch']}"
+    return "\n".join([*lines, "", f"{flop}. {ceiling['name']} in the same run: {ceiling['gflop_per_s']:.0f} GFLOP/s."])
 
 
 def first_image(found: Found) -> str:
