@@ -97,7 +97,7 @@ class FoldedNorm(Norm):
 class _FoldedBlock(BlockLayer):
     def __init__(self, block: BlockLayer, backend: TorchBackend, missing: Missing, of_skip: Missing) -> None:
         first, last = plain(block.first), plain(block.last)
-        self.up, self.down, self.film = block.up, block.down, block.film
+        self.up, self.down, self.film, self.phases = block.up, block.down, block.film, block.phases
         self.projection = block.projection
         self.first, self.last = without_bias(first), without_bias(last)
         self.backend = self._torch = backend

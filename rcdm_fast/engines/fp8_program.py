@@ -120,7 +120,7 @@ class _Fp8Block(BlockLayer):
         self.first: Convolution = first or block.first
         self.last: Convolution = last or block.last
         self._reads_resampled = last
-        self._phases = block.up and first is None
+        self._phases = block.phases and first is None
 
     def conditioned(self, h: Tensor, film: Tensor, rows: Tensor) -> Tensor:
         own = film[:, self.film]

@@ -179,11 +179,12 @@ class AttentionLayer:
 class ResizeLayer:
     """See `unet.Upsample` and `unet.Downsample` outside residual blocks."""
 
+    whole: Convolution | None = None  # reads the small image itself
+
     def __init__(self, layer: Upsample | Downsample, backend: Backend) -> None:
         self.up = isinstance(layer, Upsample)
         conv = layer.conv if isinstance(layer, Upsample) else layer.op
         self.conv: Convolution | None = None
-        self.whole: Convolution | None = None  # reads the small image itself
         if isinstance(conv, nn.Conv2d):
             self.whole = backend.upsampling(conv.weight, conv.bias) if self.up else None
             if self.whole is None:

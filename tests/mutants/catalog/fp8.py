@@ -36,7 +36,7 @@ FP8 = (
     Mutant("layers may be missing", _EXPORT, "if sorted([*tensors, *names]) != sorted(convolutions):", "if not {*tensors, *names} <= set(convolutions):", _REFUSED),
     Mutant("auto emulates", _ENGINES, "if spec.automatic and not emulates and not", "if spec.automatic and not", _ASKED),
     Mutant("an upsampled block reads small images", _PROGRAM, "1 if layer.up else 0)", "0)", _PROGRAMS),
-    Mutant("phases of an image that has none", _PROGRAM, "self._phases = block.up and first is None", "self._phases = block.up", _PROGRAMS),
+    Mutant("phases of an image that has none", _PROGRAM, "self._phases = block.phases and first is None", "self._phases = block.phases", _PROGRAMS),
     Mutant("a residual is read as it lies there", _PROGRAM, "resample=1 if self.up else -1)\n\n\nclass", "resample=0)\n\n\nclass", _PROGRAMS),
     Mutant("fp8 in Triton: no scale", "kernels/fp8_kernels.py", "    total *= tl.load(scale_ptr", "    total += 0 * tl.load(scale_ptr", _INTERPRETED),
     Mutant("fp8 in Triton: taps of the next line", "kernels/fp8_kernels.py", "inside = here & (down >= 0) & (down < height) & (across >= 0) & (across < width)", "inside = here & (down >= 0) & (down < height)", _INTERPRETED),
