@@ -1,12 +1,12 @@
 """The native engine: the network as a program of fused operators, the fastest way that needs no other runtime.
 
-CPU: oneDNN convolutions with packed weights and our C++ operators, in fp32 or bf16. fp32 images run in groups of one
-fixed size and get equal bits in any batch; in bf16 an image may differ with its batch by rounding. CUDA: cuDNN
-convolutions and our C++ or Triton operators (the faster of the two for every shape, measured while warming up), in
-fp32, bf16 or fp16, replayed as one CUDA graph per batch bucket; where Triton is there, two other forms of the program
-are captured too (`folded.py`, `summed.py`), and the fastest one kept. Whole trajectories of small batches are replayed
-where that is faster. fp32 is float32 whatever the host program allows. fp8 on CUDA, with a file of scales: inner 3x3
-convolutions of e4m3 in Triton (`fp8_program.py`), all else in bf16, one form alone.
+CPU: convolutions with packed weights, of oneDNN and (3x3, fp32) our own, and our C++ operators, in fp32 or bf16. fp32
+images run in groups of one fixed size and get equal bits in any batch; in bf16 an image may differ with its batch by
+rounding. CUDA: cuDNN convolutions and our C++ or Triton operators (the faster of the two for every shape, measured
+while warming up), in fp32, bf16 or fp16, replayed as one CUDA graph per batch bucket; where Triton is there, two other
+forms of the program are captured too (`folded.py`, `summed.py`), and the fastest one kept. Whole trajectories of small
+batches are replayed where that is faster. fp32 is float32 whatever the host program allows. fp8 on CUDA, with a file of
+scales: inner 3x3 convolutions of e4m3 in Triton (`fp8_program.py`), all else in bf16, one form alone.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from rcdm_fast.engines.summed import SummedProgram
 from rcdm_fast.engines.trajectory_graphs import TrajectoryGraphs
 from rcdm_fast.exporters.fp8 import Calibrated
 from rcdm_fast.models.unet import UNet
-from rcdm_fast.ops import candidates, library, selection
+from rcdm_fast.ops import candidates, library, selection, winograd
 from rcdm_fast.precision import exact, without_bf16
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
@@ -146,8 +146,9 @@ class NativeEngine(Engine):
 
     def describe(self) -> str:
         if self.device.type == "cpu":
+            ours = "3x3 convolutions after Winograd, other " if winograd.runs_here(DTYPES[self.precision]) else ""
             return (
-                f"native, {self.precision}, on cpu: oneDNN convolutions with packed weights, "
+                f"native, {self.precision}, on cpu: {ours}oneDNN convolutions with packed weights, "
                 f"C++ operators ({ops.instruction_set()})"
             )
         choices = self._backend.choices if isinstance(self._backend, TorchBackend) else selection.Choices(self.device)

@@ -25,7 +25,13 @@ def serves(weight: Tensor, stride: int, padding: int, dtype: torch.dtype, device
     outputs, inputs = weight.shape[:2]
     if outputs % PANEL or inputs % PANEL or 4 * PLACES * outputs * inputs > MOST_BYTES:
         return False
-    return library.has_native("cpu") and library.instruction_set() in ("avx2", "avx512", "avx512_bf16")
+    return runs_here(dtype)
+
+
+def runs_here(dtype: torch.dtype) -> bool:
+    """Whether any convolution runs so on this machine's CPU."""
+    there = library.has_native("cpu") and library.instruction_set() in ("avx2", "avx512", "avx512_bf16")
+    return there and dtype == torch.float32
 
 
 def large_enough(x: Tensor, upsampled: bool = False) -> bool:
