@@ -178,7 +178,28 @@ def test_a_batch_goes_through_its_source_once(folder: Path, monkeypatch: pytest.
     monkeypatch.setattr(Folder, "items", items)
     chosen = data.subset(torch.arange(COUNT).flip(0))
     assert torch.allclose(representations.compute(encoder(), chosen), alone(folder).flip(0), atol=FINE)
+    for start in range(0, COUNT, 9):  # parts go on where the one before has ended
+        part = data.part(start, min(COUNT, start + 9))
+        assert torch.allclose(representations.compute(encoder(), part), alone(folder)[start : start + 9], atol=FINE)
     assert len(begun) == 1
+
+
+def test_a_way_that_failed_is_begun_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, real = open_data(folder, SIZE), Folder.items
+    broken = [True]
+
+    def items(self: Folder) -> Iterator[Item]:
+        for number, item in enumerate(real(self)):
+            if number == 9 and broken:
+                broken.clear()
+                raise OSError("for once")
+            yield item
+
+    before = representations.compute(encoder(), data)
+    monkeypatch.setattr(Folder, "items", items)
+    with pytest.raises(OSError, match="for once"):
+        representations.compute(encoder(), data)
+    assert torch.equal(representations.compute(encoder(), data), before)
 
 
 def test_every_encoder_sees_them_its_own_way(folder: Path) -> None:

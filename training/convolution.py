@@ -50,7 +50,7 @@ class _Convolution(torch.autograd.Function):
         context.geometry = stride, padding, bias is not None
         context.quick = quick(x, used, stride, padding)
         if context.quick:
-            last = None if add is None else add.to(x.dtype, memory_format=torch.channels_last)
+            last = None if add is None else add.to(x.dtype).contiguous(memory_format=torch.channels_last)
             return winograd.convolution(x, winograd.packed(used), bias, last)
         kernels = None if bias is None else selection_backward.bias_kernels(x.device)
         inside = None if bias is None or kernels is not None else bias.to(x.dtype)

@@ -28,6 +28,7 @@ inline char* kept_scratch(int64_t bytes) {
   static thread_local Scratch memory;
   static thread_local int64_t size = 0;
   if (size < bytes) {
+    size = 0;
     memory = nullptr;
     memory = make_scratch(bytes);
     size = bytes;

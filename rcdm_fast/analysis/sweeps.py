@@ -145,7 +145,7 @@ def measure(
 def _measure(model: Model, data: ImageSet, config: InvarianceConfig, progress: Progress | None) -> Invariance:
     chosen = augment.find(config.augmentations)
     sources = _Sources.drawn(model, data, config)
-    again = draw(model, model.encode(sources.plain[:1]).flatten(1)[None], sources.items[:1], config)[0, 0]
+    again = draw(model, model.encode(sources.seen[:1]).flatten(1)[None], sources.items[:1], config)[0, 0]
     sweeps, still = {}, []
     for done, each in enumerate(chosen):
         found = sources.sweep(each)

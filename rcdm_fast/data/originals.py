@@ -19,8 +19,7 @@ from rcdm_fast.data.readers.image_files import Item, Source
 from rcdm_fast.doors import escaped, printable
 from rcdm_fast.images import ImageError
 
-_AT_ONCE = 64  # images that are decoded before they are seen
-_WORKERS = 8  # threads that decode
+_AT_ONCE = 8  # images that are decoded before they are seen, each by a thread: large ones are large in memory
 
 
 class Viewer(Protocol):
@@ -40,19 +39,20 @@ class Originals:
         names: what each image was called when it was read, so that one whose source has changed is an error.
     """
 
-    def __init__(self, source: Source, places: Tensor, other: Tensor, names: Sequence[str]) -> None:
+    def __init__(
+        self, source: Source, places: Tensor, other: Tensor, names: Sequence[str], cursor: _Cursor | None = None
+    ) -> None:
         self.places, self.other = places, other
         self._source, self._names = source, names
-        self._lock = threading.Lock()
-        self._next, self._items = 0, source.items()
+        self._cursor = cursor or _Cursor(source)
 
     def __reduce__(self) -> tuple[type[Originals], tuple[Source, Tensor, Tensor, Sequence[str]]]:
         return Originals, (self._source, self.places, self.other, self._names)
 
     def subset(self, index: Tensor) -> Originals:
-        """Those of the images at `index`, int64 [M]."""
+        """Those of the images at `index`, int64 [M]; parts of a set go through its source together."""
         names = [self._names[place] for place in index.tolist()]
-        return Originals(self._source, self.places[index], self.other[index], names)
+        return Originals(self._source, self.places[index], self.other[index], names, self._cursor)
 
     def seen(self, index: Tensor, pixels: Tensor, viewer: Viewer) -> Tensor:
         """What an encoder sees of the images at some places.
@@ -60,52 +60,63 @@ class Originals:
         Args:
             index: int64 [M], on the CPU.
             pixels: the same images as the set holds them, float [M,3,S,S] in [-1,1]; those that have this size in the
-                source, too, are seen as they are here.
+                source, too, are seen from here.
             viewer: the encoder.
 
         Returns:
-            float32 [M,3,s,s] in [-1,1]; `pixels` themselves if no image has another size.
+            float32 [M,3,s,s] in [-1,1].
 
         Raises:
             ImageError: an image is not in its source any more, or cannot be read.
         """
         other = self.other[index]
-        if not bool(other.any()):
-            return pixels
         found: dict[int, Tensor] = {}
         rows = other.nonzero().flatten()
         ordered = rows[self.places[index[rows]].argsort()]  # as they lie in the source, which is gone through once
-        with ThreadPoolExecutor(_WORKERS) as pool:
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
             for part in ordered.split(_AT_ONCE):
                 items = self._fetched(index[part])
                 for row, image in zip(part.tolist(), pool.map(Item.floats, items), strict=True):
                     found[row] = viewer.view(image.to(pixels.device))
-        size = next(iter(found.values())).shape[-1]
-        for row in (~other).nonzero().flatten().tolist():
-            alone = pixels[row : row + 1]
-            found[row] = alone if alone.shape[-1] == size else viewer.view(alone)
-        return torch.cat([found[row] for row in range(len(index))])
+        own = (~other).nonzero().flatten()  # seen here, whatever the others are: their order with what follows is fixed
+        found |= zip(own.tolist(), viewer.view(pixels[own.to(pixels.device)]).split(1) if len(own) else (), strict=True)
+        return torch.cat([found[row] for row in range(len(index))]) if found else pixels
 
     def _fetched(self, index: Tensor) -> list[Item]:
         """The items of images, in the order of the source; one image may be asked for twice."""
         items: list[Item] = []
-        with self._lock:
+        with self._cursor.lock:
             last: tuple[int, Item] | None = None
             for place, image in zip(self.places[index].tolist(), index.tolist(), strict=True):
                 if last is None or last[0] != place:
-                    last = place, self._item(place, image)
+                    last = place, self._cursor.item(place, self._names[image])
                 items.append(last[1])
         return items
 
-    def _item(self, place: int, image: int) -> Item:
+
+class _Cursor:
+    """A way through a source: on from where it is, or from the beginning."""
+
+    def __init__(self, source: Source) -> None:
+        self.lock = threading.Lock()
+        self._source = source
+        self._begin()
+
+    def _begin(self) -> None:
+        self._next, self._items = 0, self._source.items()
+
+    def item(self, place: int, name: str) -> Item:
+        """The item at a place, which must have that name; the lock is held."""
         if place < self._next:
-            self._next, self._items = 0, self._source.items()
-        item = next(islice(self._items, place - self._next, None), None)
-        self._next = place + 1
-        name = self._names[image]
-        if item is None or escaped(str(item.path)) != name:
-            self._next, self._items = 0, self._source.items()
-            raise ImageError(
-                f"{printable(name)}: not in its source any more, where the encoder would see it; read the data again"
-            )
+            self._begin()
+        try:
+            item = next(islice(self._items, place - self._next, None), None)
+            self._next = place + 1
+            if item is None or escaped(str(item.path)) != name:
+                raise ImageError(
+                    f"{printable(name)}: not in its source any more, where an encoder would see it; read the data again"
+                )
+        except BaseException:  # a way that failed goes no further
+            self._begin()
+            raise
         return item

@@ -21,8 +21,8 @@ ORIGINALS = (
     Mutant(
         "images of the set's size are not brought to the encoder's",
         _FILE,
-        "alone if alone.shape[-1] == size else viewer.view(alone)",
-        "alone if alone.shape[-1] == size else alone.repeat(1, 1, 4, 4)",
+        "viewer.view(pixels[own.to(pixels.device)])",
+        "pixels[own].repeat(1, 1, 4, 4)",
         _TESTS,
     ),
     Mutant(
