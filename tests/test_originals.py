@@ -210,7 +210,7 @@ def test_every_encoder_sees_them_its_own_way(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("store", [False, True])
-@pytest.mark.parametrize("change", ["renamed", "gone", "all gone", "one more", "damaged"])
+@pytest.mark.parametrize("change", ["renamed", "gone", "all gone", "one more", "damaged", "another"])
 def test_a_source_that_has_changed_since(folder: Path, tmp_path: Path, store: bool, change: str) -> None:
     own = tmp_path / "own"
     shutil.copytree(folder, own)
@@ -221,6 +221,8 @@ def test_a_source_that_has_changed_since(folder: Path, tmp_path: Path, store: bo
         file.rename(own / "a" / "00x.png")
     elif change == "one more":
         shutil.copy(file, own / "a" / "00x.png")
+    elif change == "another":
+        shutil.copy(own / "b" / "30.png", file)
     elif change == "damaged":
         file.write_bytes(file.read_bytes()[:100])
     else:

@@ -147,8 +147,7 @@ def of_run(
 def key(encoder: Encoder, data: ImageSet) -> str:
     """What tells one encoder's representations of one set from all others: 16 hex digits."""
     probe, described = _answers(encoder, data)
-    marks = data.fingerprint if data.originals is None else f"{data.fingerprint} originals"
-    return hashlib.sha256(described.encode() + probe.numpy().tobytes() + marks.encode()).hexdigest()[:16]
+    return hashlib.sha256(described.encode() + probe.numpy().tobytes() + data.identity.encode()).hexdigest()[:16]
 
 
 def _answers(encoder: Encoder, data: ImageSet) -> tuple[Tensor, str]:

@@ -36,6 +36,6 @@ def encoded(shared: Shared | None, encoder: Encoder, data: ImageSet, places: Ten
     """
     if shared is None:
         return representations.compute(encoder, data if places is None else data.subset(places))
-    key = ("representations", data.fingerprint)
+    key = ("representations", data.identity)
     whole = shared.once(encoder, key, lambda: representations.compute(encoder, data))
     return whole if places is None else whole[places]

@@ -136,7 +136,7 @@ def measure(
     if shared is None:
         return _measure(model, data, config, progress)
     asked = tuple(getattr(config, item.name) for item in dataclasses.fields(InvarianceConfig))
-    found = shared.once(model, (data.fingerprint, asked), lambda: _measure(model, data, config, progress))
+    found = shared.once(model, (data.identity, asked), lambda: _measure(model, data, config, progress))
     if progress is not None:
         progress(len(found.sweeps), len(found.sweeps))
     return found

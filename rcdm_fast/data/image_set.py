@@ -59,6 +59,11 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.pixels)
 
+    @property
+    def identity(self) -> str:
+        """What tells it from other sets where encoders look at it: the fingerprint, and whether there are originals."""
+        return self.fingerprint if self.originals is None else f"{self.fingerprint} originals"
+
     def floats(self, index: Tensor | slice) -> Tensor:
         """The images at `index` as float32 in [-1,1], on the device of the pixels."""
         if isinstance(index, Tensor):

@@ -12,14 +12,16 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rcdm_fast.data.readers.image_files import Item, Source
 from rcdm_fast.doors import escaped, printable
-from rcdm_fast.images import ImageError
+from rcdm_fast.images import ImageError, to_uint8
 
 _AT_ONCE = 8  # images that are decoded before they are seen, each by a thread: large ones are large in memory
+_SAME = 4.0  # 8-bit levels, in the mean: libraries decode and resize an image not quite alike
 
 
 class Viewer(Protocol):
@@ -76,7 +78,13 @@ class Originals:
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             for part in ordered.split(_AT_ONCE):
                 items = self._fetched(index[part])
-                for row, image in zip(part.tolist(), pool.map(Item.floats, items), strict=True):
+                sides = [pixels.shape[-1]] * len(items)
+                for row, (image, small) in zip(part.tolist(), pool.map(Item.whole, items, sides), strict=True):
+                    if small is not None and _other(small, pixels[row]):
+                        name = printable(self._names[int(index[row])])
+                        raise ImageError(
+                            f"{name}: another image than the one that was read before; read the data again"
+                        )
                     found[row] = viewer.view(image.to(pixels.device))
         own = (~other).nonzero().flatten()  # seen here, whatever the others are: their order with what follows is fixed
         found |= zip(own.tolist(), viewer.view(pixels[own.to(pixels.device)]).split(1) if len(own) else (), strict=True)
@@ -92,6 +100,12 @@ class Originals:
                     last = place, self._cursor.item(place, self._names[image])
                 items.append(last[1])
         return items
+
+
+def _other(levels: np.ndarray, pixels: Tensor) -> bool:
+    """Whether an image at the set's size, uint8 [S,S,3], is another one than the set has, float [3,S,S]."""
+    had = to_uint8(pixels).permute(1, 2, 0).cpu().numpy()
+    return bool(np.abs(levels.astype(np.int16) - had).mean() > _SAME)
 
 
 class _Cursor:

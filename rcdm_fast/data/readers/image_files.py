@@ -52,10 +52,16 @@ class Item:
         content = self._content()
         return open_image(content, name=self._name(content))
 
-    def floats(self) -> Tensor:
-        """Decoded, as `load_image` gives it; float32 [1,3,H,W] in [-1,1]. Raises `ImageError`."""
+    def whole(self, size: int) -> tuple[Tensor, np.ndarray | None]:
+        """float32 [1,3,H,W] as `load_image` gives it, and uint8 [size,size,3] like `pixels`; None of floats in memory.
+
+        Raises `ImageError`.
+        """
         content = self._content()
-        return load_image(content, name=self._name(content))
+        if isinstance(content, Tensor):
+            return load_image(content), None
+        image = open_image(content, name=self._name(content))
+        return load_image(image), to_uint8_array(image, size)
 
     def pixels(self, size: int) -> tuple[np.ndarray, bool]:
         """uint8 [3,size,size]: short side resized, center crop; and whether that changed it. Raises `ImageError`."""

@@ -155,7 +155,7 @@ CHOSEN = (
     Mutant(
         "what is encoded of one set serves for another",
         "rcdm_fast/analysis/shared.py",
-        '("representations", data.fingerprint)',
+        '("representations", data.identity)',
         '("representations",)',
         ("tests/test_analysis_shared.py::test_the_data_is_encoded_once",),
     ),

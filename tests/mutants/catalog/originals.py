@@ -63,9 +63,9 @@ ORIGINALS = (
     ),
     Mutant(
         "what is computed from pixels is taken for that of photographs",
-        "training/representations.py",
-        'f"{data.fingerprint} originals"',
-        "data.fingerprint",
+        _SET,
+        'else f"{self.fingerprint} originals"',
+        "else self.fingerprint",
         _TESTS,
     ),
     Mutant(

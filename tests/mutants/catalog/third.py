@@ -22,7 +22,7 @@ THIRD = (
     Mutant(
         "shared representations kept by the number of images only",
         "rcdm_fast/analysis/shared.py",
-        '    key = ("representations", data.fingerprint)\n',
+        '    key = ("representations", data.identity)\n',
         '    key = ("representations", len(data))\n',
         ("tests/test_analysis_shared.py::test_sets_of_images_are_told_apart",),
     ),
@@ -50,8 +50,8 @@ THIRD = (
     Mutant(
         "the key leaves the encoder's own answers out",
         "rcdm_fast/training/representations.py",
-        "    return hashlib.sha256(described.encode() + probe.numpy().tobytes() + marks.encode()).hexdigest()[:16]",
-        "    return hashlib.sha256(described.encode() + marks.encode()).hexdigest()[:16]",
+        "    return hashlib.sha256(described.encode() + probe.numpy().tobytes() + data.identity.encode()).hexdigest()[:16]",
+        "    return hashlib.sha256(described.encode() + data.identity.encode()).hexdigest()[:16]",
         ("tests/test_representations.py::test_what_an_encoder_answers_decides_where_its_configuration_does_not",),
     ),
     Mutant(
