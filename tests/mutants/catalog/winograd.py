@@ -9,7 +9,7 @@ _LAYER, _BACKENDS = "training/convolution.py", "rcdm_fast/engines/backends.py"
 
 WINOGRAD = (
     Mutant("a convolution without padding runs so", _FILE, "(stride, padding) != (1, 1)", "stride != 1", _TESTS),
-    Mutant("bf16 runs so", _FILE, "or dtype != torch.float32 ", "", _TESTS),
+    Mutant("bf16 runs so", _FILE, "there and dtype == torch.float32", "there", _TESTS),
     Mutant("any weight runs so, however large", _FILE, " or 4 * PLACES * outputs * inputs > MOST_BYTES", "", _TESTS),
     Mutant(
         "weights of any width run so", _FILE, "if outputs % PANEL or inputs % PANEL or", "if outputs % PANEL or", _TESTS
