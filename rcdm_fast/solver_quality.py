@@ -4,7 +4,8 @@ All cases draw the same sources with the same noise. Each is measured by
 
 * its distance from where the flow leads, x0 clipped: the relative L2 distance of an image to the reference, a
   second-order solver (`REFERENCE`) in as many evaluations as the schedule has timesteps, from the same noise;
-* the MRR of the source, and its change from the first case, `BASELINE` (or as many steps as there are), in pairs;
+* the MRR of the source, and its change from the first case, in pairs: `BASELINE` (or as many steps as there are) unless
+  another one is named;
 * the variance over samples of one representation, as a fraction of the first case's, in pairs;
 * the Fréchet distance to real images in the model's own encoder.
 
@@ -130,9 +131,19 @@ def check(model: Model, data: ImageSet, config: QualityConfig) -> None:
     evaluation.counts(data, config.of(BASELINE))
 
 
-def baseline(model: Model) -> SolverCase:
-    """What the others are held against."""
-    return SolverCase(BASELINE.solver, min(int(BASELINE.steps), model.config.schedule.diffusion_steps))
+def baseline(model: Model, text: str | None = None) -> SolverCase:
+    """What the others are held against: what `text` says, such as ``ancestral:100``, or `BASELINE`.
+
+    Raises:
+        ConfigError: not SOLVER:STEPS, or none that the model can be asked for.
+    """
+    if text is None:
+        return SolverCase(BASELINE.solver, min(int(BASELINE.steps), model.config.schedule.diffusion_steps))
+    solver, _, steps = (part.strip() for part in text.partition(":"))
+    if not solver or not steps:
+        raise ConfigError(f"a baseline is a solver and its steps, such as ancestral:100, got {text!r}")
+    chosen = registry.choose(model.config, solver, steps)
+    return SolverCase(chosen.name, int(steps) if steps.isdecimal() else steps)
 
 
 @host.guarded(gradients=True, random=True)
@@ -142,8 +153,9 @@ def measure(
     wanted: Sequence[SolverCase],
     config: QualityConfig,
     report: Callable[[list[Quality], float], None] | None = None,
+    first_case: SolverCase | None = None,
 ) -> list[Quality]:
-    """Draw and measure every case, `BASELINE` first.
+    """Draw and measure every case, the one that the others are held against first.
 
     Args:
         model: a model with an encoder.
@@ -151,12 +163,13 @@ def measure(
         wanted: cases.
         config: sizes.
         report: called with all rows so far and the fraction of the evaluations that is done, in [0,1].
+        first_case: what the others are held against; None: `baseline`.
 
     Raises:
         ConfigError: no encoder, too few images, or a case that the model cannot be asked for.
     """
     check(model, data, config)
-    first_case = baseline(model)
+    first_case = first_case or baseline(model)
     everything = [first_case, *(case for case in wanted if case != first_case)]
     schedule = model.config.schedule
     counts = [registry.choose(model.config, solver, steps).evaluations for solver, steps in everything]

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from rcdm_fast.solver_quality import SolverCase
 from tests import command_calls
 from tests.command_rows import (
     GONE,
@@ -286,6 +287,7 @@ MEASURING = (
             *(row(f"--{name}", 21, *all_of("can quality", f"config.{name}")) for name in ("sources", "references")),
             row("--per", 3, *all_of("can quality", "config.per")),
             row("--gallery", 5, *all_of("can quality", "config.gallery")),
+            row("--baseline", "ancestral:6", quality__first_case=SolverCase("ancestral", 6)),
             row("--seed", 9, *all_of("can quality", "config.seed")),
             writes("--plot", "p.svg"),
         ),

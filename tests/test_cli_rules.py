@@ -545,7 +545,7 @@ def test_bench_keeps_rates_and_quality_with_what_made_them(tmp_path: Path, monke
         seen.append(json.loads(out.read_text()))
         return []
 
-    def quality(model: Model, data: ImageSet, ways: Any, config: Any, done: Any) -> list[Quality]:
+    def quality(model: Model, data: ImageSet, ways: Any, config: Any, done: Any, first: Any) -> list[Quality]:
         found = [Quality("ddim", "2", 2, one, one, one, one, None, None)]  # type: ignore[arg-type]
         done(found, 1.0)
         return found

@@ -96,6 +96,28 @@ def test_all_are_drawn_with_the_seed_that_is_asked_for(model: Model) -> None:
     assert {each["seed"] for each in asked} == {5}
 
 
+def test_held_against_another_solver(model: Model) -> None:
+    """Changes are from the first row, whichever that is; the published recipe's solver takes fresh noise."""
+    first = solver_quality.baseline(model, "ancestral:10")
+    assert first == SolverCase("ancestral", 10)
+    base, usual = solver_quality.measure(model, DATA, [SolverCase("ddim", 50), first], CONFIG, first_case=first)
+    assert (base.solver, base.mrr_change.value, base.variance.value) == ("ancestral", 0, 1)
+    assert base.error is None
+    assert usual.mrr_change.value == pytest.approx(usual.mrr.value / base.mrr.value - 1)
+    assert usual.mrr_change.value > 0
+    assert usual.variance.value == pytest.approx(1 / 16, rel=0.1)
+
+
+@pytest.mark.parametrize("text", ["", "ancestral", ":100", "ancestral:", "ddin:10", "ddim:0", "fitted:5"])
+def test_a_baseline_that_is_none(text: str) -> None:
+    with pytest.raises(ConfigError):
+        solver_quality.baseline(small.quick_model(), text)
+
+
+def test_a_baseline_of_steps_by_name() -> None:
+    assert solver_quality.baseline(small.quick_model(), "ddim: at:0,500") == SolverCase("ddim", "at:0,500")
+
+
 @pytest.mark.long
 def test_the_reference_is_where_the_solvers_lead() -> None:
     """Of a real trajectory: more steps come nearer, and all of them arrive."""

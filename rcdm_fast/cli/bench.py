@@ -44,6 +44,14 @@ def bench(
     references: Annotated[
         int, typer.Option(help="With --data: sources whose samples are held against the end of the flow.")
     ] = 20,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            help="With --data: solver and steps that the others are held against, such as ancestral:100, those of the "
+            "published recipe.  [default: ddim:50]",
+            show_default=False,
+        ),
+    ] = None,
     seed: common.Seed = SamplingConfig.seed,
     plot: Annotated[Path | None, typer.Option(help="With --data: an SVG of the numbers against evaluations.")] = None,
     flags: common.Flags = None,
@@ -55,8 +63,8 @@ def bench(
     """Measure images per second, beside the published recipe.
 
     Both in the same run, from representation to image. With --data also what solvers and steps do to samples, beside
-    DDIM with 50 steps from the same noise: the distance from where the flow leads, the MRR of the source, variance over
-    samples, and the Fréchet distance.
+    DDIM with 50 steps (--baseline) from the same noise: the distance from where the flow leads, the MRR of the source,
+    variance over samples, and the Fréchet distance.
 
     The published recipe is plain PyTorch in fp32, 100 ancestral steps, one representation at a time. "sampler" is the
     fraction of the time that is not spent in network evaluations.
@@ -71,6 +79,8 @@ def bench(
 
     if plot is not None and data is None:
         raise ConfigError("--plot shows what is measured with --data; give both")
+    if baseline is not None and data is None:
+        raise ConfigError("--baseline is for what is measured with --data; give both")
     for each in _listed(precision):
         engines.parse_with_file(each)
     common.check_writable(json, plot)
@@ -79,6 +89,7 @@ def bench(
     ways, left_out = solver_quality.cases(loaded, _listed(solver), counts)
     for line in left_out:
         common.report(f"left out    {line}")
+    first = None if baseline is None else solver_quality.baseline(loaded, baseline)
     timed = _cases(loaded.device, engine, precision, ways)
     plan = throughput.Plan(timed, batch_size, images, budget, rounds, published)
     real = None if data is None else open_data(data, loaded.image_size)
@@ -106,7 +117,7 @@ def bench(
                 )
                 progress(round(100 * fraction), 100, 0.0)
 
-            found = solver_quality.measure(loaded, real, ways, quality, done)
+            found = solver_quality.measure(loaded, real, ways, quality, done, first)
         common.report("\n".join(quality_table(found)))
         common.report(f"images of these drawn by {loaded.engine.describe()}")
         if plot is not None:
