@@ -155,8 +155,8 @@ class ImageSet:
 
 
 def evenly(count: int, available: int) -> Tensor:
-    """`count` places spread evenly over `available`, first and last included; int64 [count]."""
-    return torch.linspace(0, available - 1, count).round().long()
+    """`count` places spread evenly over `available`, first and last included, no two alike; int64 [count]."""
+    return torch.linspace(0, available - 1, count, dtype=torch.float64).round().long()  # float32: one place twice
 
 
 def fits(device: torch.device, *tensors: Tensor) -> bool:
