@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import host
-from rcdm_fast.checks import ConfigError, Count, CountOrNone
+from rcdm_fast.checks import ConfigError, Count, CountOrNone, Resamples
 from rcdm_fast.data.image_set import ImageSet, check_classes, evenly
 from rcdm_fast.diffusion.sampling_config import PER_SOURCE, SamplingConfig
 from rcdm_fast.encoders import Encoder, features
@@ -50,7 +50,8 @@ class EvaluateConfig(SamplingConfig):
     Attributes:
         sources: source images, spread evenly over the gallery; 0 means 256, or the whole gallery if it is smaller.
         per: samples of each; how they are drawn as in `SamplingConfig`.
-        gallery: real images that a sample is ranked among, spread evenly over the data; 0 means all.
+        gallery: real images that a sample is ranked among, spread evenly over the data, one of each photograph; 0 means
+            all.
         batch_size: images per network evaluation.
         resamples: bootstrap draws behind the 95 % intervals.
     """
@@ -59,7 +60,7 @@ class EvaluateConfig(SamplingConfig):
     per: Count = PER_SOURCE
     gallery: CountOrNone = 0
     batch_size: Count = 64
-    resamples: Count = 2000
+    resamples: Resamples = 2000
 
 
 @dataclass(frozen=True)
@@ -198,13 +199,23 @@ def evaluate(
 
 def counts(data: ImageSet, config: EvaluateConfig) -> tuple[int, int]:
     """Gallery and source images that `config` means for this data. Raises `ConfigError` if there are too few."""
-    size = config.gallery or len(data)
+    known = len(data.one_of_each())
+    size = config.gallery or known
     count = config.sources or min(256, size)
-    if size > len(data) or count > size:
-        raise ConfigError(f"{count} sources in a gallery of {size} images: the data has {len(data)}")
+    if size > known or count > size:
+        raise ConfigError(f"{count} sources in a gallery of {size} images: the data has {known}")
     if count < 2:
         raise ConfigError(f"an interval needs at least 2 source images, got {count}")
     return size, count
+
+
+def gallery_of(data: ImageSet, size: int) -> Tensor:
+    """Places of a gallery's images, int64 [size], spread evenly over the data; no two of one photograph.
+
+    Another crop of a source would be its nearest neighbor, and two crops are no two sources.
+    """
+    known = data.one_of_each()
+    return known[evenly(size, len(known))]
 
 
 def draw(
@@ -230,7 +241,7 @@ def draw(
             "can be measured without"
         )
     size, count = counts(data, config)
-    real = data.subset(evenly(size, len(data)))
+    real = data.subset(gallery_of(data, size))
     sources = evenly(count, size)
     if gallery is None:
         assert model.encoder is not None

@@ -108,7 +108,7 @@ def evaluate(
     from rcdm_fast import evaluation as measures
     from rcdm_fast.config import ConfigError
     from rcdm_fast.data import sample_files
-    from rcdm_fast.data.image_set import check_classes, evenly
+    from rcdm_fast.data.image_set import check_classes
     from rcdm_fast.data.sources import open_data
     from rcdm_fast.denoising import x0_errors
 
@@ -148,7 +148,7 @@ def evaluate(
         if h is not None:
             alone = unranked.draw(loaded, images, h, settings, shown, weaker)
         else:
-            own = None if given is None else given[evenly(size, len(images))]
+            own = None if given is None else given[measures.gallery_of(images, size)]
             drawn = measures.draw(loaded, images, settings, shown, weaker, own, judge)
     if npz is not None:
         made = alone if h is not None else drawn

@@ -36,8 +36,8 @@ FOURTH = (
     Mutant(
         "both ways are straight",
         "rcdm_fast/analysis/interpolate.py",
-        "config.frames, config, mode=mode,",
-        'config.frames, config, mode="linear",',
+        "h[1], config.frames, mode)",
+        'h[1], config.frames, "linear")',
         ("tests/test_analysis_ways.py::test_each_kind_of_way_is_asked_for_and_stands_under_its_own_name",),
     ),
     Mutant(
