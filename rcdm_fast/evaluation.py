@@ -209,15 +209,6 @@ def counts(data: ImageSet, config: EvaluateConfig) -> tuple[int, int]:
     return size, count
 
 
-def gallery_of(data: ImageSet, size: int) -> Tensor:
-    """Places of a gallery's images, int64 [size], spread evenly over the data; no two of one photograph.
-
-    Another crop of a source would be its nearest neighbor, and two crops are no two sources.
-    """
-    known = data.one_of_each()
-    return known[evenly(size, len(known))]
-
-
 def draw(
     model: Model,
     data: ImageSet,
@@ -241,7 +232,7 @@ def draw(
             "can be measured without"
         )
     size, count = counts(data, config)
-    real = data.subset(gallery_of(data, size))
+    real = data.subset(data.spread(size))
     sources = evenly(count, size)
     if gallery is None:
         assert model.encoder is not None

@@ -1,10 +1,10 @@
 """Images along the way from one representation to another, and whether the way is even.
 
 Pairs of images, straight lines and great circles from h_a (0) to h_b (1), both ends exact; all frames of a pair start
-from one x_T, those of another pair from another one. Re-encoded samples say where they are: the fraction of the way, projected onto h_b - h_a. On an even way
-it grows with the frame; where it jumps, the decoder knows no images in between. That a fraction grows says nothing of
-this: it does in a single step, too. So a line and a step are fitted to every way by itself. After Bordes et al. (2021),
-figure 7.
+from one x_T, those of another pair from another one. Re-encoded samples say where they are: the fraction of the way,
+projected onto h_b - h_a. On an even way it grows with the frame; where it jumps, the decoder knows no images in
+between. That a fraction grows says nothing of this: it does in a single step, too. So a line and a step are fitted to
+every way by itself. After Bordes et al. (2021), figure 7.
 
 Knows nothing about classes.
 """
@@ -105,7 +105,7 @@ def run(model: Model, data: ImageSet, config: InterpolateConfig, progress: Progr
                 sheet, cell=64, column_titles=titles, row_titles=names, group_gaps=[1, config.frames + 1]
             )
         },
-        captions={"ways": "Two images, and samples along the line and great circle between them, all of a pair from one x_T."},
+        captions={"ways": "Two images, and samples along the line and great circle between them, a pair from one x_T."},
         method="Frames lie at even distances from 0 (exactly h of the first image) to 1 (exactly the second one's). "
         "Fraction of the way: projection of the re-encoded sample minus h_a onto h_b - h_a, over its square. Line or "
         "step: (S - L) / (S + L), L and S the sums of squares that the best line and the best step leave of one pair's "

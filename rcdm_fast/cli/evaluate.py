@@ -148,7 +148,7 @@ def evaluate(
         if h is not None:
             alone = unranked.draw(loaded, images, h, settings, shown, weaker)
         else:
-            own = None if given is None else given[measures.gallery_of(images, size)]
+            own = None if given is None else given[images.spread(size)]
             drawn = measures.draw(loaded, images, settings, shown, weaker, own, judge)
     if npz is not None:
         made = alone if h is not None else drawn

@@ -136,6 +136,11 @@ class ImageSet:
             firsts.setdefault(photograph, place)
         return torch.tensor(list(firsts.values()), dtype=torch.int64)
 
+    def spread(self, count: int) -> Tensor:
+        """Places of `count` images spread evenly over the set, no two of one photograph; int64 [count]."""
+        known = self.one_of_each()
+        return known[evenly(count, len(known))]
+
     def halves(self, seed: int) -> tuple[Tensor, Tensor]:
         """Places of two halves at random, in order, int64; a photograph is never in both.
 
