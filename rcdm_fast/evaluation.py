@@ -9,7 +9,6 @@ paper. Distributions are compared in a feature space that the caller names (`enc
 Beside them stand the same numbers of the sources themselves, blurred by one pixel: MRR depends on how an encoder takes
 what no decoder can help, so it compares decoders in the space of one encoder (`rank_by`), not encoders. Variance over
 the samples of one representation is what it leaves open; classes are read by a linear probe on another encoder.
-
 Samples are drawn once (`draw`) and every measurement reads them.
 """
 
@@ -50,8 +49,7 @@ class EvaluateConfig(SamplingConfig):
     Attributes:
         sources: source images, spread evenly over the gallery; 0 means 256, or the whole gallery if it is smaller.
         per: samples of each; how they are drawn as in `SamplingConfig`.
-        gallery: real images that a sample is ranked among, spread evenly over the data, one of each photograph; 0 means
-            all.
+        gallery: real images that a sample is ranked among, spread evenly, one of each photograph; 0 means all.
         batch_size: images per network evaluation.
         resamples: bootstrap draws behind the 95 % intervals.
     """
@@ -312,7 +310,7 @@ def recognition(drawn: Sampled, encoder: Encoder, known: ImageSet) -> Recognized
     Args:
         drawn: samples, of labeled data.
         encoder: whose representations the probe reads (multinomial logistic regression).
-        known: labeled images of the same classes that the probe is fitted on, none of them a source.
+        known: labeled images of the same classes that the probe is fitted on, none of them a source (not checked).
 
     Raises:
         ConfigError: images without labels, or of other classes.

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 RESIDENT = 0.25  # of a GPU's free memory: what a set may take to be kept there
 _HASHED = 4096  # images at once
+COPIES = 0.05  # of images that are asked of: what may be among those that were fitted on
 
 
 @dataclass(frozen=True)
@@ -207,6 +208,20 @@ def check_classes(data: ImageSet, known: ImageSet) -> None:
         raise ConfigError(
             f"a probe must be fitted on the classes of the data, {', '.join(data.classes[:5])}...; "
             f"it would be on {', '.join(known.classes[:5])}..."
+        )
+
+
+def check_unseen(known: ImageSet, asked: ImageSet) -> None:
+    """Raises `ConfigError` if many of the images that a probe is asked of are among those that it was fitted on.
+
+    Of more than `COPIES` of them it would say what it has learned by heart. A few copies are in most sets.
+    """
+    marks = {hashlib.sha256(row.contiguous().numpy().data).digest() for row in known.pixels.cpu()}
+    seen = sum(hashlib.sha256(row.contiguous().numpy().data).digest() in marks for row in asked.pixels.cpu())
+    if seen > COPIES * len(asked):
+        raise ConfigError(
+            f"{seen} of {len(asked)} images that classes are asked of are among the very images that the probe was "
+            "fitted on; give others"
         )
 
 

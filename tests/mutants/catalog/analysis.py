@@ -96,6 +96,8 @@ ANALYSIS = (
     Mutant("places of many images are counted in float32", _IMAGES, "count, dtype=torch.float64)", "count)", ("tests/test_sources.py::test_of_many_images_no_place_is_taken_twice_and_none_lies_behind_the_last",)),
     Mutant("the seed does not reach the noise", _EVALUATE, "h[place], config, items=part", "h[place], config, seed=0, items=part", _OF_EVALUATE),
     Mutant("the bootstrap has a seed of its own", _EVALUATE, "np.random.default_rng(config.seed)", "np.random.default_rng(0)", _OF_EVALUATE),
+    Mutant("a probe is asked of what it was fitted on", _IMAGES, "    if seen > COPIES * len(asked):", "    if seen > len(asked):", ("tests/test_class_accuracy.py::test_what_is_refused",)),
+    Mutant("another model is given to an experiment that compares none", "rcdm_fast/analysis/registry.py", "if against and not self.compares:", "if False:", ("tests/test_workflows.py::test_what_is_given_reaches_an_experiment",)),
     Mutant("a neighbor too many", _EVALUATE, "if k < size]", "if k <= size]", _OF_EVALUATE),
     Mutant("h is its own nearest image", _EVALUATE, "        to_others[source] = torch.inf\n", "", _OF_EVALUATE),
     Mutant("ties do not count", _NEAREST, "ties.double() / 2", "0 * ties.double()", _OF_EVALUATE),
