@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rcdm_fast.config import ConfigError
-from rcdm_fast.data.image_set import ImageSet, check_classes
+from rcdm_fast.data.image_set import ImageSet, check_classes, check_unseen
 from rcdm_fast.encoders import Encoder
 from rcdm_fast.metrics import intervals, probes
 from rcdm_fast.metrics.intervals import Interval
@@ -44,11 +43,10 @@ def measure(encoder: Encoder, known: ImageSet, test: ImageSet) -> ClassAccuracy:
         test: other labeled images, of the same classes.
 
     Raises:
-        ConfigError: images without labels or of other classes, or the same images twice.
+        ConfigError: images without labels or of other classes, or test images that are among the known ones.
     """
     check_classes(test, known)
-    if test.fingerprint == known.fingerprint:
-        raise ConfigError("accuracy is asked of the very images that it was fitted on; give others as test images")
+    check_unseen(known, test)
     assert known.labels is not None
     assert test.labels is not None
     bank, queries = representations.compute(encoder, known), representations.compute(encoder, test)

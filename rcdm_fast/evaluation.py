@@ -9,7 +9,6 @@ paper. Distributions are compared in a feature space that the caller names (`enc
 Beside them stand the same numbers of the sources themselves, blurred by one pixel: MRR depends on how an encoder takes
 what no decoder can help, so it compares decoders in the space of one encoder (`rank_by`), not encoders. Variance over
 the samples of one representation is what it leaves open; classes are read by a linear probe on another encoder.
-
 Samples are drawn once (`draw`) and every measurement reads them.
 """
 
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import host
-from rcdm_fast.checks import ConfigError, Count, CountOrNone
+from rcdm_fast.checks import ConfigError, Count, CountOrNone, Resamples
 from rcdm_fast.data.image_set import ImageSet, check_classes, evenly
 from rcdm_fast.diffusion.sampling_config import PER_SOURCE, SamplingConfig
 from rcdm_fast.encoders import Encoder, features
@@ -50,7 +49,7 @@ class EvaluateConfig(SamplingConfig):
     Attributes:
         sources: source images, spread evenly over the gallery; 0 means 256, or the whole gallery if it is smaller.
         per: samples of each; how they are drawn as in `SamplingConfig`.
-        gallery: real images that a sample is ranked among, spread evenly over the data; 0 means all.
+        gallery: real images that a sample is ranked among, spread evenly, one of each photograph; 0 means all.
         batch_size: images per network evaluation.
         resamples: bootstrap draws behind the 95 % intervals.
     """
@@ -59,7 +58,7 @@ class EvaluateConfig(SamplingConfig):
     per: Count = PER_SOURCE
     gallery: CountOrNone = 0
     batch_size: Count = 64
-    resamples: Count = 2000
+    resamples: Resamples = 2000
 
 
 @dataclass(frozen=True)
@@ -198,10 +197,11 @@ def evaluate(
 
 def counts(data: ImageSet, config: EvaluateConfig) -> tuple[int, int]:
     """Gallery and source images that `config` means for this data. Raises `ConfigError` if there are too few."""
-    size = config.gallery or len(data)
+    known = len(data.one_of_each())
+    size = config.gallery or known
     count = config.sources or min(256, size)
-    if size > len(data) or count > size:
-        raise ConfigError(f"{count} sources in a gallery of {size} images: the data has {len(data)}")
+    if size > known or count > size:
+        raise ConfigError(f"{count} sources in a gallery of {size} images: the data has {known}")
     if count < 2:
         raise ConfigError(f"an interval needs at least 2 source images, got {count}")
     return size, count
@@ -230,7 +230,7 @@ def draw(
             "can be measured without"
         )
     size, count = counts(data, config)
-    real = data.subset(evenly(size, len(data)))
+    real = data.subset(data.spread(size))
     sources = evenly(count, size)
     if gallery is None:
         assert model.encoder is not None
@@ -310,7 +310,7 @@ def recognition(drawn: Sampled, encoder: Encoder, known: ImageSet) -> Recognized
     Args:
         drawn: samples, of labeled data.
         encoder: whose representations the probe reads (multinomial logistic regression).
-        known: labeled images of the same classes that the probe is fitted on, none of them a source.
+        known: labeled images of the same classes that the probe is fitted on, none of them a source (not checked).
 
     Raises:
         ConfigError: images without labels, or of other classes.

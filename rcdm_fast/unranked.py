@@ -97,7 +97,7 @@ def draw(
     if len(h) != len(data):
         raise ConfigError(f"{len(h)} representations for {len(data)} images")
     size, count = evaluation.counts(data, config)
-    chosen, sources = evenly(size, len(data)), evenly(count, size)
+    chosen, sources = data.spread(size), evenly(count, size)
     own = h[chosen][sources]
     drawn: list[Tensor] = []
     for part in torch.arange(count).split(max(1, config.batch_size // config.per)):

@@ -209,7 +209,10 @@ def analyze(
     others = tuple(_model(other) for other in against)
     deep = bool(layers) or bool(encoders)
     missing = found.lacks(data=data is not None, photos=photos is not None, against=bool(others), wanted=deep)
-    missing = found.leaves_out(photos=photos is not None, training=training is not None, wanted=deep) or missing
+    missing = (
+        found.leaves_out(photos=photos is not None, training=training is not None, against=bool(others), wanted=deep)
+        or missing
+    )
     if missing:
         raise ConfigError(f"the experiment {experiment} {missing}")
     wanted = _wanted(model, layers, encoders, folder) if deep else None

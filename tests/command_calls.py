@@ -282,6 +282,7 @@ CALLS: tuple[tuple[str, str, Callable[..., Any] | None], ...] = (
     ("rcdm_fast.evaluation:faithfulness", "faithfulness", lambda **_: _RANKED),
     ("rcdm_fast.evaluation:compare", "distribution", lambda **_: None),
     ("rcdm_fast.data.image_set:check_classes", "check_classes", lambda **_: None),
+    ("rcdm_fast.data.image_set:check_unseen", "check_unseen", lambda **_: None),
     ("rcdm_fast.class_accuracy:measure", "class_accuracy", lambda **_: ClassAccuracy(_ONE, _ONE, 2, 6, 6)),
     ("rcdm_fast.denoising:x0_errors", "x0_errors", lambda **_: {1: _ONE}),
     ("rcdm_fast.evaluation:recognition", "recognized", lambda **_: evaluation.Recognized("probe", _ONE, _ONE)),

@@ -154,10 +154,15 @@ MEASURING = (
                 "--probe-data",
                 "G",
                 "open_data#2.source",
-                **dict.fromkeys(("recognized__known", "check_classes__known"), "images of G"),
+                **dict.fromkeys(("recognized__known", "check_classes__known", "check_unseen__known"), "images of G"),
             ),
         ),
-        {"recognized.drawn.real": "images of D", "check_classes.data": "images of D", "build.device": CPU},
+        {
+            "recognized.drawn.real": "images of D",
+            "check_classes.data": "images of D",
+            "check_unseen.asked": "images of D",
+            "build.device": CPU,
+        },
     ),
     Usage(
         "analyze m layers --data D --out o --against other",

@@ -230,7 +230,7 @@ def test_evaluation_with_and_without_the_encoder_agree(folder: Path) -> None:
     encoder = model.encoder
     assert encoder is not None
     h = encoder.encode(data.floats(slice(None)))
-    config = evaluation.EvaluateConfig(sources=6, per=2, steps=2, gallery=12, resamples=50)
+    config = evaluation.EvaluateConfig(sources=6, per=2, steps=2, gallery=12, resamples=100)
     full = evaluation.draw(model, data, config)
     model._encoder = None
     alone = unranked.draw(model, data, h, config)
@@ -250,7 +250,7 @@ def test_ranks_of_representations_from_elsewhere(folder: Path) -> None:
     data, model = open_data(folder / "images.npz", 8), small.model()
     encoder = model.encoder
     assert encoder is not None
-    config = evaluation.EvaluateConfig(sources=6, per=2, steps=2, gallery=12, resamples=50)
+    config = evaluation.EvaluateConfig(sources=6, per=2, steps=2, gallery=12, resamples=100)
     full = evaluation.draw(model, data, config)
     h = encoder.encode(full.real.floats(slice(None)))
     model._encoder = None
@@ -263,7 +263,7 @@ def test_ranks_of_representations_from_elsewhere(folder: Path) -> None:
 
 def test_images_in_memory(folder: Path) -> None:
     pixels = np.load(folder / "images.npz")["images"]
-    config: dict[str, Any] = {"sources": 6, "per": 1, "steps": 1, "resamples": 50}
+    config: dict[str, Any] = {"sources": 6, "per": 1, "steps": 1, "resamples": 100}
     from_file = rcdm_fast.evaluate(small.model(), folder / "images.npz", **config)
     assert rcdm_fast.evaluate(small.model(), pixels, **config) == from_file
     floats = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1

@@ -399,15 +399,33 @@ def test_images_of_another_size_are_attacked_as_the_encoder_sees_them(monkeypatc
 
 
 def test_a_class_that_the_probe_has_not_seen_is_refused(data: ImageSet) -> None:
+    data = dataclasses.replace(data, classes=("red", "blue", "rare", "odd"))
     known, rest = data.halves(QUICK.seed)
     assert data.labels is not None
     labels = data.labels.clone()
-    labels[rest[3]] = 2
+    labels[rest[3]], labels[known[3]] = 2, 3  # as many classes in both halves
+    with pytest.raises(ConfigError, match=r"none of 1 classes of the other half, rare among them: .* images of each"):
+        attack.halves(dataclasses.replace(data, labels=labels), QUICK)
+    labels[known[3]] = int(data.labels[known[3]])
     with pytest.raises(ConfigError, match="images of each"):
         attack.halves(dataclasses.replace(data, labels=labels), QUICK)
     labels = data.labels.clone()
     labels[known[3]] = 2  # seen and not attacked: no harm
     assert len(attack.halves(dataclasses.replace(data, labels=labels), QUICK)[1]) == 60
+
+
+def test_a_copy_of_an_image_is_no_unit_of_movement(data: ImageSet) -> None:
+    """Images that are in a set twice lie at no distance from each other, in which nothing can be told."""
+    _, rest = data.halves(QUICK.seed)
+    pixels = data.pixels.clone()
+    pixels[rest[1]] = pixels[rest[0]]
+    model, config = small.quick_model(), dataclasses.replace(QUICK, epsilons=(0, 2))
+    known, attacked = attack.halves(data, config)
+    assert {int(rest[0]), int(rest[1])} <= set(attacked.tolist())
+    found = attack._attack(model, "it", dataclasses.replace(data, pixels=pixels), known, attacked, config)
+    usual = attack._attack(model, "it", data, known, attacked, config)
+    for method in robustness.METHODS:
+        assert float(found.moved[method].max()) < 2 * float(usual.moved[method].max())
 
 
 def test_sources_are_sixty_four_unless_asked_and_no_more_than_there_are() -> None:

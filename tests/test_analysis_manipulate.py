@@ -16,6 +16,7 @@ from rcdm_fast.analysis.directions import class_of, common_dimensions, mean_diff
 from rcdm_fast.analysis.manipulate import ManipulateConfig
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.metrics import intervals
 from rcdm_fast.metrics.intervals import Interval
 from rcdm_fast.model import Model
 from tests import small
@@ -381,7 +382,7 @@ def test_changes_controls_and_what_was_before_are_told_apart(
     monkeypatch.setattr(manipulate, "_setting", lambda *_: setting)
     monkeypatch.setattr(manipulate, "_changes", lambda *_: changes)
     monkeypatch.setattr(common, "draw", drawn)
-    monkeypatch.setattr(manipulate, "_moved", lambda _, before, after, __: shade(after) - shade(before))
+    monkeypatch.setattr(manipulate, "_moved", lambda _, before, after, __: 0.5 + shade(after) - shade(before))
     monkeypatch.setattr(manipulate, "_kept", lambda _, samples, *__: 0.5 + shade(samples))
     monkeypatch.setattr(grounds, "lean", lambda before, after: shade(after) - shade(before))
     monkeypatch.setattr(manipulate, "to_pil", lambda image: image)
@@ -390,15 +391,35 @@ def test_changes_controls_and_what_was_before_are_told_apart(
     assert done == [(1, 2), (2, 2)]
     assert sheets == [[[0.0, 0.1, 0.2]] * 2]
     values = [[round(cell.value, 3) for cell in row[2:] if isinstance(cell, Interval)] for row in found.tables[0].rows]
-    assert values == [[0.1, -0.01, 0.11, 0.6, 0.49], [0.2, -0.02, 0.22, 0.7, 0.48]]
+    assert values == [[0.6, 0.49, 0.11, 0.6, 0.49], [0.7, 0.48, 0.22, 0.7, 0.48]]
     assert "unchanged h: 50 % [" in found.tables[0].note
     where = [[round(cell.value, 3) for cell in row[1:] if isinstance(cell, Interval)] for row in found.tables[1].rows]
     assert where == [[0.1, -0.01, 0.11], [0.2, -0.02, 0.22]]
     said = found.findings[2].measured
-    assert said.startswith("20 % [20, 20] of samples move as wanted, 22 % [22, 22] more than with the control; the ")
+    assert said.startswith("70 % [70, 70] of samples move as wanted, 22 % [22, 22] more than with the control; the ")
     assert said.endswith("class is kept in 70 % [70, 70] (unchanged h: 50 % [50, 50])")
     assert "non-zero in more than 14 of 20 nearest neighbors" in found.method
     assert (found.settings["sources"], found.settings["gallery"]) == (24, 50)
+
+
+def test_fractions_that_are_all_alike_are_not_sure() -> None:
+    """Of 20 sources whose samples all moved and kept their class: a bootstrap would have no width at all."""
+    every, some = np.ones(20), np.where(np.arange(20) < 10, 1.0, 0.0)
+    change = manipulate.Change("it", torch.zeros(20, 3), torch.zeros(20, 3), "brightness")
+    found = manipulate._finding(change, intervals.fraction_difference(every, some), every, every, some)
+    assert found.measured.startswith("100 % [84, 100] of samples move as wanted, 50 % [")
+    assert found.measured.endswith("the class is kept in 100 % [84, 100] (unchanged h: 50 % [30, 70])")
+    assert found.holds is True
+    for count, holds in ((20, None), (64, True)):
+        lean, kept = np.linspace(0.2, 0.3, count), np.ones(count)
+        moved = grounds.Moved("it", lean, -lean, kept, kept)  # as often as with the control: of 20 that says little
+        assert grounds.finding(moved, QUICK).holds is holds
+
+
+def test_a_half_that_one_photograph_fills_is_told(mirror: Model, data: ImageSet) -> None:
+    crops = dataclasses.replace(data, photographs=torch.arange(100).clamp_max(14))  # 86 are of the last one
+    with pytest.raises(ConfigError, match="20 neighbors need more images in a half of the data than 10"):
+        manipulate.run(mirror, crops, QUICK)
 
 
 def test_more_neighbors_need_more_images(mirror: Model, data: ImageSet) -> None:

@@ -19,7 +19,7 @@ from rcdm_fast.config import ConfigError
 from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.images import to_uint8
 from rcdm_fast.metrics import nearest
-from rcdm_fast.metrics.intervals import Interval
+from rcdm_fast.metrics.intervals import Interval, fraction_difference
 from tests import small
 from tests.test_analysis import oracle, photographs
 
@@ -68,7 +68,7 @@ def test_a_decoder_that_obeys(monkeypatch: pytest.MonkeyPatch, data: ImageSet) -
     found = neighbors.run(oracle(monkeypatch, obeys), data, QUICK, lambda *each: done.append(each))
     assert verdicts(found) == {"lists": True, "class": True, "near": True, "copies": None}
     for row in table(found, "overlap").rows:
-        assert interval(row[1]).low == pytest.approx(1)
+        assert (interval(row[1]).value, interval(row[1]).low) == pytest.approx((1, 24 / (24 + 1.959964**2)))  # Wilson's
         assert interval(row[2]).high < 0.3
         assert row[3] == 3 / (COUNT - 24)
     h, mean, each = table(found, "class").rows
@@ -209,7 +209,7 @@ def test_classes_of_neighbors_by_hand(data: ImageSet) -> None:
         assert interval(row[2]).value == pytest.approx((of_class(given) - of_h).mean())
         assert row[3] == pytest.approx(chance)
     told = neighbors._class_finding(found, labels, QUICK).measured
-    values, usual = (common.percent(common.interval(of_class(each), QUICK)) for each in (found.of_each, found.of_h))
+    values, usual = (common.percent(common.fraction(of_class(each))) for each in (found.of_each, found.of_h))
     assert told == (
         f"{values} of a sample's neighbors, {usual} of the neighbors of h, {100 * chance:.0f} % of the gallery"
     )
@@ -218,7 +218,7 @@ def test_classes_of_neighbors_by_hand(data: ImageSet) -> None:
 def test_a_sentence_tells_of_each_sample_and_not_of_their_mean(data: ImageSet) -> None:
     found = made_up(data)
     own, others = overlap(found.of_each, found.of_h, 75)
-    values = (common.percent(common.interval(each, QUICK)) for each in (own, np.round(own - others, 12)))
+    values = map(common.percent, (common.fraction(own), fraction_difference(own, others)))
     told = "{} of a sample's neighbors are neighbors of its h, {} more than of another source's h".format(*values)
     assert neighbors._overlap_finding(found, QUICK).measured == told
     lists = {"the mean of samples": found.of_mean, "each sample": found.of_each}

@@ -180,18 +180,25 @@ def test_each_kind_of_way_is_asked_for_and_stands_under_its_own_name(
     """One kind obeys, the other stays where it begins; ends of the figure are the images of the pair."""
     asked: list[Any] = []
 
-    def between(a: Tensor, b: Tensor, frames: int, config: Any, *, mode: str, batch_size: int) -> Tensor:
-        asked.append((frames, config, mode, batch_size))
+    def between(a: Tensor, b: Tensor, frames: int, mode: str) -> Tensor:
+        asked.append((frames, mode))
         weights = torch.linspace(0, 1, frames) * (mode == "linear")
-        return torch.stack([torch.lerp(a, b, float(each)) for each in weights]).view(1, frames, 3, 16, 16)
+        return torch.stack([torch.lerp(a, b, float(each)) for each in weights])
+
+    def sample(h: Tensor, config: Any, *, items: list[int], batch_size: int) -> Tensor:
+        drawn.append((config, items, batch_size))
+        return h.view(-1, 1, 3, 16, 16)
 
     sheets: list[Any] = []
-    monkeypatch.setattr(mirror, "interpolate", between)
+    drawn: list[Any] = []
+    monkeypatch.setattr(interpolate, "interpolation_path", between)
+    monkeypatch.setattr(mirror, "sample", sample)
     monkeypatch.setattr(interpolate, "image_sheet", lambda rows, **named: sheets.append((rows, named)))
     done: list[tuple[int, int]] = []
     config = dataclasses.replace(WAYS, batch_size=3, shown=2)
     found = interpolate.run(mirror, data, config, lambda *each: done.append(each))
-    assert asked == [(5, config, mode, 3) for _ in range(20) for mode in ("linear", "spherical")]
+    assert asked == [(5, mode) for _ in range(20) for mode in ("linear", "spherical")]
+    assert drawn == [(config, [pair] * 5, 3) for pair in range(20) for _ in range(2)]  # each pair from its own x_T
     assert done == [(number, 20) for number in range(1, 21)]
     assert found.tables[0].columns[1:] == found.tables[1].columns[1:] == ("linear", "spherical")
     assert column(found, 0, 1) == pytest.approx([0, 0.25, 0.5, 0.75, 1], abs=1e-5)

@@ -19,6 +19,7 @@ from rcdm_fast.analysis.result import text_table
 from rcdm_fast.analysis.rules import Verdict
 from rcdm_fast.analysis.world_slopes import Cell, DecoderSampler, IdealSampler
 from rcdm_fast.cli import main
+from rcdm_fast.cli.calibrate import named
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.world import World
 from rcdm_fast.encoders import factor_reader
@@ -173,6 +174,13 @@ def test_calibrations_that_say_nothing(tmp_path: Path) -> None:
             error_rates.measured(file)
     with pytest.raises(ConfigError, match="no calibration"):
         error_rates.measured(tmp_path / "none.json")
+
+
+def test_a_file_with_an_equals_sign_has_no_label(tmp_path: Path) -> None:
+    file = tmp_path / "lr=0.1" / "m.safetensors"
+    file.parent.mkdir()
+    file.touch()
+    assert named(["oracle", f"mine={file}", str(file)]) == {"oracle": "oracle", "mine": str(file), str(file): str(file)}
 
 
 def test_what_cannot_be_calibrated(reader: FactorReader) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +136,14 @@ def test_neighbors_vote_by_similarity() -> None:
 
 def test_what_is_refused() -> None:
     known = colored(60, 0)
-    with pytest.raises(ConfigError, match="the very images that it was fitted on"):
+    with pytest.raises(ConfigError, match=r"60 of 60 images .* are among the very images that the probe was fitted on"):
         class_accuracy.measure(encoder(), known, known)
+    pixels, labels = colored(60, 1).pixels, known.labels
+    for copies, refused in ((3, False), (4, True), (30, True)):  # of 60: a few are in most sets
+        pixels[:copies] = known.pixels[-copies:]
+        test = ImageSet(pixels, labels, CLASSES, (), f"{copies} copies")
+        with pytest.raises(ConfigError, match=f"{copies} of 60 images") if refused else nullcontext():
+            class_accuracy.measure(encoder(), known, test)
     with pytest.raises(ConfigError, match="on the classes of the data, a, b, c"):
         class_accuracy.measure(encoder(), known, colored(30, 1, ("a", "b", "c")))
     with pytest.raises(ConfigError, match="have no labels"):

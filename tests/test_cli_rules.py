@@ -373,6 +373,8 @@ def test_encoders_go_to_the_models_in_the_same_place() -> None:
         ("analyze m unfamiliar --data D", "needs photographs"),
         ("analyze m invariance", "needs a set of images"),
         ("evaluate m --data D --features none --inception i.pth", "both name a feature space"),
+        ("evaluate m --data D --features none --reference-npz r.npz", "there is none: name one with --features"),
+        ("calibrate a=x b=y a=z", "two decoders are called a: give each a label"),
         ("report m --out r.txt --data D", "is an .html file"),
         ("report m --out r.html", "a report needs images"),
         ("generate", "generate needs items"),

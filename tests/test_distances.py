@@ -321,7 +321,7 @@ def test_what_subsets_differ_by_is_not_called_an_error() -> None:
 
 def test_distances_of_real_neighbors() -> None:
     data = some_images(20)
-    result = evaluate(small.model(), data, EvaluateConfig(per=2, steps=2, resamples=50))
+    result = evaluate(small.model(), data, EvaluateConfig(per=2, steps=2, resamples=100))
     h = small.encoder().encode(data.floats(slice(None))).double()
     squared = (h[:, None] - h[None]).square().sum(dim=2).sort(dim=1).values  # column 0 is the image itself
     assert set(result.nearest_real) == {1, 5, 10}

@@ -93,7 +93,7 @@ def test_a_model_that_returns_the_source_ranks_first_and_noise_ranks_by_chance(m
 
 
 def test_the_real_path_and_its_numbers() -> None:
-    result = evaluate(small.quick_model(), make_images(24), EvaluateConfig(per=2, gallery=20, steps=2, resamples=50))
+    result = evaluate(small.quick_model(), make_images(24), EvaluateConfig(per=2, gallery=20, steps=2, resamples=100))
     assert result.sources == result.gallery == 20
     assert 0 < result.mrr.low <= result.mrr.value <= result.mrr.high <= 1
     assert set(json.loads(json.dumps(dataclasses.asdict(result)))["mrr"]) == {"value", "low", "high"}
@@ -196,7 +196,7 @@ def test_guidance_reaches_the_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_yardstick_is_the_blurred_source_and_variance_is_over_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """By hand: an encoder that gives pixels, sources that are rows of the gallery, samples of known spread."""
     model, data = small.quick_model(), make_images(12)
-    config = EvaluateConfig(sources=6, per=4, steps=1, resamples=50)
+    config = EvaluateConfig(sources=6, per=4, steps=1, resamples=100)
     drawn = draw(model, data, config)
     spread = torch.tensor([0, 0, 255, 255], dtype=torch.uint8)[None, :, None, None, None].expand(6, 4, 3, 8, 8).clone()
     spread[0] = 7
@@ -281,7 +281,7 @@ def test_another_encoder_ranks() -> None:
             return x.mean(dim=(1, 3))
 
     judge = ImageEncoder(Rows(), EncoderConfig("module:rows", image_size=8))
-    model, data, config = small.quick_model(), make_images(20), EvaluateConfig(sources=6, per=2, steps=2, resamples=50)
+    model, data, config = small.quick_model(), make_images(20), EvaluateConfig(sources=6, per=2, steps=2, resamples=100)
     own, ranked = draw(model, data, config), draw(model, data, config, rank_by=judge)
     assert torch.equal(own.images, ranked.images)
     gallery = data.floats(slice(None)).mean(dim=(1, 3))

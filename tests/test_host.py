@@ -210,7 +210,7 @@ def test_training_adapting_and_evaluating_too(name: str, tmp_path: Path) -> None
             folder / "adapted",
         )
         model = rcdm_fast.load(adapted, device="cpu")
-        result = evaluate(model, data, EvaluateConfig(sources=4, per=1, gallery=8, steps=2, resamples=10))
+        result = evaluate(model, data, EvaluateConfig(sources=4, per=1, gallery=8, steps=2, resamples=100))
         weights = [*checkpoint.load_model(trained)[1].values(), *checkpoint.load_model(adapted)[1].values()]
         return [*weights, torch.tensor(result.reciprocal_ranks, dtype=torch.float64)]
 

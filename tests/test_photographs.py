@@ -9,11 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from rcdm_fast.analysis import attack, common, manipulate, neighbors
+from rcdm_fast import evaluation, unranked
+from rcdm_fast.analysis import attack, common, faithfulness, interpolate, manipulate, neighbors, sweeps
+from rcdm_fast.analysis.interpolate import InterpolateConfig
 from rcdm_fast.analysis.neighbors import NeighborsConfig
 from rcdm_fast.analysis.robustness import AttackConfig
+from rcdm_fast.analysis.shared import Shared
+from rcdm_fast.analysis.sweeps import InvarianceConfig
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.evaluation import EvaluateConfig
 from rcdm_fast.images import to_uint8
 from tests import small
 
@@ -81,6 +86,36 @@ def test_no_neighbor_is_another_crop_of_the_source(data: ImageSet) -> None:
     assert len(sources) == len(set(photographs(data, sources))) == 20
     assert not set(photographs(data, sources)) & set(photographs(data, rest))
     assert len(rest) == 30 * EACH
+
+
+def test_ranks_are_among_one_image_of_each_photograph(data: ImageSet) -> None:
+    model, config = small.quick_model(), EvaluateConfig(sources=20, per=1, steps=1, resamples=100)
+    assert evaluation.counts(data, config) == (50, 20)
+    drawn = evaluation.draw(model, data, config)
+    assert len(set(photographs(drawn.real, torch.arange(len(drawn.real))))) == len(drawn.real) == 50
+    assert evaluation.counts(data, EvaluateConfig(gallery=30)) == (30, 30)
+    with pytest.raises(ConfigError, match="30 sources in a gallery of 60 images: the data has 50"):
+        evaluation.counts(data, EvaluateConfig(sources=30, gallery=60))
+    alone, shared = (faithfulness.run(model, data, config, None, each) for each in (None, Shared()))
+    assert alone.settings["gallery"] == shared.settings["gallery"] == 50
+    assert alone.tables[0].rows == shared.tables[0].rows
+    given = unranked.draw(model, data, data.floats(slice(None)).flatten(1)[:, : small.DIM], config)
+    assert torch.equal(given.real.pixels, drawn.real.pixels)
+
+
+def test_readouts_are_judged_on_other_photographs_than_they_are_fitted_on(data: ImageSet) -> None:
+    config = InvarianceConfig(sources=20, per=1, steps=1)
+    reader = sweeps._Sources.drawn(small.quick_model(), data, config).reader
+    assert torch.equal(reader.images, data.floats(torch.arange(0, COUNT * EACH, EACH)))
+    assert reader.fits
+    few = data.subset(torch.arange(49 * EACH))
+    assert not sweeps._Sources.drawn(small.quick_model(), few, config).reader.fits
+
+
+def test_a_way_leads_to_another_photograph_and_each_is_in_one_pair(data: ImageSet) -> None:
+    pairs = interpolate._pairs(data, InterpolateConfig())
+    assert pairs.shape == (25, 2)
+    assert len(set(photographs(data, pairs.flatten()))) == 50
 
 
 def test_a_probe_that_knows_photographs_is_found_out(data: ImageSet) -> None:

@@ -316,6 +316,31 @@ def test_what_cannot_be_run_is_left_out_and_said(tmp_path: Path, monkeypatch: py
     assert not (tmp_path / "none.html").exists()
 
 
+@pytest.mark.parametrize("ends", [KeyboardInterrupt(), RuntimeError("the GPU is gone")])
+def test_what_was_measured_before_an_error_is_kept(
+    ends: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bad(job: Job) -> Analysis:
+        raise ends
+
+    monkeypatch.setitem(registry.EXPERIMENTS, "bad", Experiment("x", bad))
+    monkeypatch.setitem(registry.EXPERIMENTS, "good", Experiment("x", lambda job: RESULT))
+    job, told = Job(small.quick_model()), list[str]()
+    (tmp_path / "r.html").write_text("of another day")
+    tasks = [build.Task(name, job) for name in ("good", "bad", "last")]
+    with pytest.raises(type(ends)):
+        build.build(tasks, tmp_path / "r.html", title="t", about="a", note=told.append)
+    found = json.loads((tmp_path / "r-unfinished.json").read_text())
+    assert list(found["experiments"]) == ["layers"]
+    assert found["left_out"] == {"bad": f"ended by {type(ends).__name__}: {ends}", "last": "not begun"}
+    assert "t (unfinished)" in (tmp_path / "r-unfinished.html").read_text()
+    assert "r-unfinished.html: what was measured before bad failed" in told[-1]
+    assert (tmp_path / "r.html").read_text() == "of another day"
+    with pytest.raises(type(ends)):
+        build.build(tasks[1:], tmp_path / "none.html", title="t", about="a", note=told.append)
+    assert not (tmp_path / "none-unfinished.html").exists()
+
+
 def test_photographs(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small.quick_model()
     data = training_process.data().subset(torch.arange(5))

@@ -246,6 +246,14 @@ def test_places_are_spread_from_the_first_to_the_last(count: int, available: int
     assert evenly(count, available).tolist() == places
 
 
+@pytest.mark.parametrize(("count", "available"), [(49_999, 50_000), (1_200_000, 1_281_167), (1000, 20_000_000)])
+def test_of_many_images_no_place_is_taken_twice_and_none_lies_behind_the_last(count: int, available: int) -> None:
+    places = evenly(count, available)
+    assert int(places[0]) == 0
+    assert int(places[-1]) == available - 1
+    assert int(places.diff().min()) >= 1
+
+
 def test_a_quarter_of_what_is_free_holds_all_that_is_read_from(monkeypatch: pytest.MonkeyPatch) -> None:
     images, rows = torch.zeros(100, dtype=torch.uint8), torch.zeros(25, dtype=torch.float32)
     asked: list[torch.device] = []

@@ -147,6 +147,8 @@ def test_what_is_given_reaches_an_experiment(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(registry.EXPERIMENTS, "x", Experiment("x", run))
     with pytest.raises(ConfigError, match="takes no training images"):
         rcdm_fast.analyze(model, "x", pixels(2), training=pixels(2))
+    with pytest.raises(ConfigError, match="takes no --against"):
+        rcdm_fast.analyze(model, "x", pixels(2), against=[other])
 
 
 def test_what_is_given_reaches_the_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:

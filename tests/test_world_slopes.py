@@ -122,6 +122,8 @@ def test_a_decoder_is_given_the_oracles_code_and_its_noise(monkeypatch: pytest.M
     assert drawn.shape == (4, 3, 8, 8)
     assert torch.equal(given.pop("h"), Code("shapes", ("x", "hue"), masked=True)(factors))  # type: ignore[arg-type]
     assert given == {"items": [5, 5, 6, 7], "per": 1, "steps": 3, "seed": 9, "batch_size": 64}
+    with pytest.raises(ConfigError, match=r"per must be in 1\.\.1, got 2"):  # more would be drawn and thrown away
+        SlopesConfig(per=2)
     with pytest.raises(ConfigError, match="have 22 numbers, the model takes 6"):
         DecoderSampler(small.model(), WORLD)
 

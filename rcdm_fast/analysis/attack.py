@@ -28,7 +28,7 @@ from rcdm_fast.config import ConfigError
 from rcdm_fast.data.image_set import ImageSet, evenly
 from rcdm_fast.encoders import ImageEncoder
 from rcdm_fast.images import fit_images, image_sheet, to_pil
-from rcdm_fast.metrics import probes
+from rcdm_fast.metrics import nearest, probes
 from rcdm_fast.metrics.intervals import LEAST
 from rcdm_fast.metrics.nearest import squared_distances
 from rcdm_fast.model import Model
@@ -90,10 +90,11 @@ def run(
         captions={"samples": f"Images and samples of h, then attacked by PGD with epsilon {largest}; the same noise."},
         method="A linear probe (logistic regression) is fitted on half of the images and attacked on the other half "
         "by FGSM and PGD in the maximum norm, with the gradient of its cross-entropy. Movement: distance of h from the "
-        "clean h, in two units: the distance of the clean h to its nearest neighbor among the attacked images, and the "
+        "clean h, in two units: the distance of the clean h to that of the nearest other attacked image, and the "
         "median distance between two of them. Probes start with different accuracy: they are compared by the part of "
         "it that is left, and on the images that both have right. Intervals: 95 %, bootstrap over images, of "
-        "accuracies by Wilson's score. After Bordes et al. (2021), section 5.2.",
+        "accuracies by Wilson's score, of differences of two in pairs by Newcombe's. After Bordes et al. (2021), "
+        "section 5.2.",
     )
 
 
@@ -109,8 +110,14 @@ def halves(data: ImageSet, config: AttackConfig) -> tuple[Tensor, Tensor]:
     known, rest = data.halves(config.seed)
     rest = data.one_of_each(rest)
     classes = data.labels[known].unique()
-    if len(classes) < 2 or len(data.labels[rest].unique()) > len(classes):
+    if len(classes) < 2:
         raise ConfigError(f"the probe needs at least 2 classes and images of each, got {len(classes)} of them")
+    unknown = [int(label) for label in data.labels[rest].unique() if label not in classes]
+    if unknown:
+        raise ConfigError(
+            f"the probe's half of the images has none of {len(unknown)} classes of the other half, "
+            f"{data.classes[unknown[0]]} among them: it needs images of each; leave out classes of so few"
+        )
     count = config.images or min(500, len(rest))
     if not LEAST <= count <= len(rest):
         raise ConfigError(f"{count} images to attack: at least {LEAST}, at most the {len(rest)} not used to fit")
@@ -149,7 +156,7 @@ def _attack(
     clean = encoder.encode(views).cpu()
     pairs = squared_distances(clean, clean)
     pair = pairs[torch.triu(torch.ones_like(pairs, dtype=torch.bool), 1)].sqrt().median().clamp_min(1e-12)
-    apart = pairs.fill_diagonal_(torch.inf).min(dim=1).values.sqrt().clamp_min(1e-12)
+    apart = nearest.apart(clean, clean)  # a copy of an image is no other one
     sources = _sources(attacked, config)
     correct, moved, moved_pairs = {}, {}, {}
     strongest = views

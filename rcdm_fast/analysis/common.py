@@ -119,11 +119,6 @@ def fraction(values: np.ndarray) -> Interval:
     return intervals.fraction(values.astype(np.float64))
 
 
-def gain(own: np.ndarray, chance: np.ndarray, config: ExperimentConfig) -> Interval:
-    """Mean of own - chance in pairs, [S] and [S], with its interval; what differs by rounding alone is equal."""
-    return interval(np.round(own - chance, 12), config)
-
-
 def difference(a: np.ndarray, b: np.ndarray, config: ExperimentConfig) -> Interval:
     """mean(a) - mean(b) of two groups that are not paired, [N] and [M], with its 95 % bootstrap interval."""
     return intervals.difference(a, b, config.resamples, np.random.default_rng(config.seed))

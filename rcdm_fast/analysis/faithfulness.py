@@ -56,7 +56,7 @@ def run(
     gallery = None
     if shared is not None and model.encoder is not None:
         size, _ = evaluation.counts(data, config)
-        gallery = encoded(shared, model.encoder, data, evenly(size, len(data)))
+        gallery = encoded(shared, model.encoder, data, data.spread(size))
     drawn = evaluation.draw(model, data, config, progress, gallery=gallery)
     found = evaluation.faithfulness(drawn, config)
     name = model.config.name or "(unnamed)"

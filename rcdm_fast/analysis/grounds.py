@@ -20,6 +20,7 @@ from rcdm_fast.analysis import common
 from rcdm_fast.analysis.common import ExperimentConfig
 from rcdm_fast.analysis.result import Finding, Table, cell_text
 from rcdm_fast.config import ConfigError
+from rcdm_fast.metrics import intervals
 from rcdm_fast.metrics.intervals import Floats
 
 LOST = -0.1  # fraction of samples: what may be lost of the class, beyond the control's loss, where it counts as kept
@@ -98,6 +99,6 @@ def finding(moved: Moved, config: ExperimentConfig) -> Finding:
     claim = f"{moved.name}: the ground goes and the object stays"
     if moved.kept is None or moved.kept_control is None:
         return Finding(claim, None, f"{text}; without labels nothing tells whether the object stays", group, moved.name)
-    lost = common.interval(moved.kept - moved.kept_control, config)
+    lost = intervals.fraction_difference(moved.kept, moved.kept_control)
     text += f"; the class is kept {common.percent(lost)} more often than with these"
     return Finding(claim, common.all_hold((common.above(gain), common.above(lost, LOST))), text, group, moved.name)

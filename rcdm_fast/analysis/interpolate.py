@@ -1,10 +1,10 @@
 """Images along the way from one representation to another, and whether the way is even.
 
 Pairs of images, straight lines and great circles from h_a (0) to h_b (1), both ends exact; all frames of a pair start
-from one x_T. Re-encoded samples say where they are: the fraction of the way, projected onto h_b - h_a. On an even way
-it grows with the frame; where it jumps, the decoder knows no images in between. That a fraction grows says nothing of
-this: it does in a single step, too. So a line and a step are fitted to every way by itself. After Bordes et al. (2021),
-figure 7.
+from one x_T, those of another pair from another one. Re-encoded samples say where they are: the fraction of the way,
+projected onto h_b - h_a. On an even way it grows with the frame; where it jumps, the decoder knows no images in
+between. That a fraction grows says nothing of this: it does in a single step, too. So a line and a step are fitted to
+every way by itself. After Bordes et al. (2021), figure 7.
 
 Knows nothing about classes.
 """
@@ -27,6 +27,7 @@ from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table
 from rcdm_fast.checks import CountOrNone, Range
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.image_set import ImageSet
+from rcdm_fast.diffusion.sampling import interpolation_path
 from rcdm_fast.diffusion.sampling_config import ONE_WAY
 from rcdm_fast.images import image_sheet, to_pil
 from rcdm_fast.metrics.intervals import Floats
@@ -80,7 +81,8 @@ def run(model: Model, data: ImageSet, config: InterpolateConfig, progress: Progr
         places = torch.tensor([a, b])
         ends, h = data.floats(places), encoder.encode(data.seen(places, encoder))
         for mode in MODES:
-            drawn = model.interpolate(h[0], h[1], config.frames, config, mode=mode, batch_size=config.batch_size)[0]
+            path = interpolation_path(h[0], h[1], config.frames, mode)
+            drawn = model.sample(path, config, items=[number] * config.frames, batch_size=config.batch_size)[:, 0]
             fractions[mode].append(fraction_of_way(encoder.encode(drawn).cpu(), *h.cpu()))
             if number < config.shown:
                 rows.append([ends[0], *drawn.cpu(), ends[1]])
@@ -103,7 +105,7 @@ def run(model: Model, data: ImageSet, config: InterpolateConfig, progress: Progr
                 sheet, cell=64, column_titles=titles, row_titles=names, group_gaps=[1, config.frames + 1]
             )
         },
-        captions={"ways": "Two images, and samples along the line and great circle between them, from one x_T."},
+        captions={"ways": "Two images, and samples along the line and great circle between them, a pair from one x_T."},
         method="Frames lie at even distances from 0 (exactly h of the first image) to 1 (exactly the second one's). "
         "Fraction of the way: projection of the re-encoded sample minus h_a onto h_b - h_a, over its square. Line or "
         "step: (S - L) / (S + L), L and S the sums of squares that the best line and the best step leave of one pair's "
@@ -113,11 +115,12 @@ def run(model: Model, data: ImageSet, config: InterpolateConfig, progress: Progr
 
 
 def _pairs(data: ImageSet, config: InterpolateConfig) -> Tensor:
-    """Places of images far apart in a random order, int64 [P,2]."""
-    count = config.sources or min(32, len(data) // 2)
-    check_sources(count, len(data) // 2)
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(config.seed))
-    return order[: 2 * count].view(count, 2)
+    """Places of images in a random order, int64 [P,2]; no two of one photograph."""
+    known = data.one_of_each()
+    count = config.sources or min(32, len(known) // 2)
+    check_sources(count, len(known) // 2)
+    order = torch.randperm(len(known), generator=torch.Generator().manual_seed(config.seed))
+    return known[order[: 2 * count]].view(count, 2)
 
 
 def fraction_of_way(h: Tensor, start: Tensor, end: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rcdm_fast import host
 from rcdm_fast.analysis import common, grounds, properties
-from rcdm_fast.analysis.common import ExperimentConfig, Progress, interval, percent
+from rcdm_fast.analysis.common import ExperimentConfig, Progress, fraction, percent
 from rcdm_fast.analysis.directions import class_of, common_dimensions, mean_difference, principal_directions
 from rcdm_fast.analysis.recovery import check_sources
 from rcdm_fast.analysis.result import Analysis, Cell, Finding, Table
@@ -30,7 +30,7 @@ from rcdm_fast.checks import CountOrNone
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.image_set import ImageSet, evenly
 from rcdm_fast.images import image_sheet, to_pil
-from rcdm_fast.metrics.intervals import LEAST, Interval
+from rcdm_fast.metrics.intervals import LEAST, Interval, fraction_difference
 from rcdm_fast.model import Model
 
 SPARSE = 0.2  # fraction of zeros from which "non-zero" tells dimensions apart
@@ -136,13 +136,13 @@ def run(
         after = common.draw(model, change.h, setting.items, config)
         control = common.draw(model, change.control, setting.items, config)
         moved, moved_control = (_moved(model, before, each, change) for each in (after, control))
-        gain = interval(moved - moved_control, config)
+        gain = fraction_difference(moved, moved_control)
         kept, kept_control = (_kept(model, each, setting, config) for each in (after, control))
-        row: list[Cell] = [change.name, change.wanted, interval(moved, config), interval(moved_control, config), gain]
+        row: list[Cell] = [change.name, change.wanted, fraction(moved), fraction(moved_control), gain]
         if kept is not None and kept_control is not None:
-            row += [interval(kept, config), interval(kept_control, config)]
+            row += [fraction(kept), fraction(kept_control)]
         rows.append(tuple(row))
-        findings.append(_finding(change, gain, moved, kept, kept_before, config))
+        findings.append(_finding(change, gain, moved, kept, kept_before))
         if change.dimensions:
             leans = grounds.lean(before, after), grounds.lean(before, control)
             moved_where.append(grounds.Moved(change.name, *leans, kept, kept_control))
@@ -156,7 +156,7 @@ def run(
     note = "Fraction of samples that move as wanted against the unchanged h with the same noise; by chance a half do."
     if kept_before is not None:
         columns += ["class kept", "class kept, control"]
-        unchanged = percent(interval(kept_before, config))
+        unchanged = percent(fraction(kept_before))
         note += f" Class by {config.knn}-NN of the re-encoded sample; unchanged h: {unchanged}."
     tables = [Table("manipulations", "Moved as wanted, and class kept", tuple(columns), tuple(rows), note)]
     if moved_where:
@@ -188,8 +188,9 @@ def run(
         f"non-zero in more than {config.threshold} of {config.neighbors} nearest neighbors, set to zero or to the "
         "values of a random target image. Directions: difference of means between the upper and the lower third of a "
         "property, and principal components. Controls: as many random dimensions; a random direction of the same "
-        "length, another one for every source. Intervals: 95 %, bootstrap over sources. After Bordes et al. (2021), "
-        "section 5.3." + (f" {grounds.METHOD}" if moved_where else ""),
+        "length, another one for every source. Intervals: 95 % over sources, Wilson's score for fractions, Newcombe's "
+        "for their differences in pairs. After Bordes et al. (2021), section 5.3."
+        + (f" {grounds.METHOD}" if moved_where else ""),
     )
 
 
@@ -199,6 +200,8 @@ def _setting(model: Model, data: ImageSet, config: ManipulateConfig, shared: Sha
     if len(data) < needed:
         raise ConfigError(f"at least {needed} images are needed, half of them as the gallery; got {len(data)}")
     gallery, rest = data.halves(config.seed)
+    if len(gallery) <= config.neighbors:
+        raise ConfigError(f"{config.neighbors} neighbors need more images in a half of the data than {len(gallery)}")
     rest = data.one_of_each(rest)
     count = config.sources or min(64, len(rest))
     check_sources(count, len(rest))
@@ -278,14 +281,10 @@ def _finding(
     moved: np.ndarray,
     kept: np.ndarray | None,
     kept_before: np.ndarray | None,
-    config: ManipulateConfig,
 ) -> Finding:
-    text = f"{percent(interval(moved, config))} of samples move as wanted, {percent(gain)} more than with the control"
+    text = f"{percent(fraction(moved))} of samples move as wanted, {percent(gain)} more than with the control"
     if kept is not None and kept_before is not None:
-        text += (
-            f"; the class is kept in {percent(interval(kept, config))} "
-            f"(unchanged h: {percent(interval(kept_before, config))})"
-        )
+        text += f"; the class is kept in {percent(fraction(kept))} (unchanged h: {percent(fraction(kept_before))})"
     wanted = "the target" if change.target is not None else f"more {change.wanted}"
     claim, group = f"{change.name}: samples move to {wanted}", "samples move as the change says"
     return Finding(claim, common.above(gain), text, group, change.name)

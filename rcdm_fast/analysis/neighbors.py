@@ -29,14 +29,15 @@ from rcdm_fast.data.image_set import ImageSet, evenly
 from rcdm_fast.diffusion.sampling_config import PER_SOURCE
 from rcdm_fast.images import image_sheet, to_pil
 from rcdm_fast.metrics import nearest
-from rcdm_fast.metrics.intervals import LEAST, Floats
+from rcdm_fast.metrics.intervals import LEAST, Floats, fraction_difference
 from rcdm_fast.model import Model
 
 METHOD = (
     "Sources are spread evenly over the data; all other images are the gallery. Every sample is re-encoded. "
     "Neighbors are exact, by Euclidean distance: of the mean representation of a source's samples, and of each sample "
     "by itself. Chance: the fraction of k in the gallery, and the list of another source's h. "
-    "Intervals: 95 %, bootstrap over sources. After Bordes et al. (2021)."
+    "Intervals: 95 % over sources, bootstrap for distances, Wilson's score for fractions, Newcombe's for their "
+    "differences in pairs. After Bordes et al. (2021)."
 )
 
 
@@ -219,7 +220,8 @@ def overlap(lists: Tensor, of_h: Tensor, size: int) -> tuple[Floats, Floats]:
     count = len(lists)
     together = _membership(lists, size) @ _membership(of_h, size).T / lists.shape[2]
     own = together.diagonal()
-    return own.numpy(), ((together.sum(dim=1) - own) / (count - 1)).numpy()
+    others = (together.sum(dim=1) - own) / (count - 1)
+    return own.clamp(0, 1).numpy(), others.clamp(0, 1).numpy()  # sums of parts pass the ends by rounding
 
 
 def _membership(lists: Tensor, size: int) -> Tensor:
@@ -232,7 +234,7 @@ def _overlap_table(found: Setting, lists: dict[str, Tensor], config: NeighborsCo
     size = len(found.rest)
     rows: list[tuple[Cell, ...]] = []
     for name, each in lists.items():
-        own, others = (common.interval(values, config) for values in overlap(each, found.of_h, size))
+        own, others = map(common.fraction, overlap(each, found.of_h, size))
         rows.append((name, own, others, config.neighbors / size))
     title = f"Neighbors in common with h, of {config.neighbors} among {size} images"
     columns = ("neighbors of", "in common with h", "with another source's h", "random lists")
@@ -241,9 +243,9 @@ def _overlap_table(found: Setting, lists: dict[str, Tensor], config: NeighborsCo
 
 def _overlap_finding(found: Setting, config: NeighborsConfig) -> Finding:
     own, others = overlap(found.of_each, found.of_h, len(found.rest))
-    gain = common.gain(own, others, config)
+    gain = fraction_difference(own, others)
     measured = (
-        f"{common.percent(common.interval(own, config))} of a sample's neighbors are neighbors of its h, "
+        f"{common.percent(common.fraction(own))} of a sample's neighbors are neighbors of its h, "
         f"{common.percent(gain)} more than of another source's h"
     )
     return Finding("samples lie in the neighborhood of their h", common.above(gain), measured)
@@ -264,20 +266,20 @@ def _frequency(found: Setting, labels: Tensor) -> Floats:
 def _class_table(found: Setting, lists: dict[str, Tensor], labels: Tensor, config: NeighborsConfig) -> Table:
     chance = float(_frequency(found, labels).mean())
     of_h = _of_class(found, found.of_h, labels)
-    rows: list[tuple[Cell, ...]] = [("h", common.interval(of_h, config), None, chance)]
+    rows: list[tuple[Cell, ...]] = [("h", common.fraction(of_h), None, chance)]
     for name, each in lists.items():
         values = _of_class(found, each, labels)
-        rows.append((name, common.interval(values, config), common.interval(values - of_h, config), chance))
+        rows.append((name, common.fraction(values), fraction_difference(values, of_h), chance))
     columns = ("neighbors of", "of the source's class", "less those of h", "random images")
     return Table("class", "Neighbors with the class of the source", columns, tuple(rows))
 
 
 def _class_finding(found: Setting, labels: Tensor, config: NeighborsConfig) -> Finding:
     values, chance = _of_class(found, found.of_each, labels), _frequency(found, labels)
-    of_h = common.interval(_of_class(found, found.of_h, labels), config)
-    gain = common.gain(values, chance, config)
+    of_h = common.fraction(_of_class(found, found.of_h, labels))
+    gain = fraction_difference(values, chance)
     measured = (
-        f"{common.percent(common.interval(values, config))} of a sample's neighbors, "
+        f"{common.percent(common.fraction(values))} of a sample's neighbors, "
         f"{common.percent(of_h)} of the neighbors of h, {100 * chance.mean():.0f} % of the gallery"
     )
     claim = "neighbors of samples have the class of the source more often than chance"

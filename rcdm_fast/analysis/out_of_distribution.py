@@ -33,7 +33,7 @@ from rcdm_fast.data.image_set import ImageSet, evenly
 from rcdm_fast.diffusion.sampling_config import PER_SOURCE
 from rcdm_fast.images import image_sheet, to_pil
 from rcdm_fast.metrics import nearest
-from rcdm_fast.metrics.intervals import LEAST, Floats, Interval
+from rcdm_fast.metrics.intervals import LEAST, Floats, Interval, fraction_difference
 from rcdm_fast.model import Model
 
 MARGIN = 0.25  # of a nearest-neighbor distance: a difference that is surely smaller counts as none
@@ -46,6 +46,7 @@ HEADS = (
     "MRR by others' samples",
     "spread (8-bit levels)",
 )
+RANKS = ("MRR", "MRR by others' samples")  # of these, means of reciprocal ranks
 NOTE = (
     "Distances in units of the mean distance from a familiar image to its nearest neighbor in the data, or to the "
     "image's own nearest neighbor. MRR: mean reciprocal rank of the image among the data and the photographs; "
@@ -56,8 +57,9 @@ METHOD = (
     "in the data, and the mean of that distance over familiar images. As faithful: in both units the mean over "
     f"unfamiliar images is surely less than {MARGIN} larger; open where not even samples of familiar images lead "
     "back to them. Back to the image: its reciprocal rank among the data and all photographs by its own samples, "
-    "less that by the samples of the other images of its group, in pairs. Intervals: 95 %, bootstrap over images. "
-    "After Bordes et al. (2021), figure 2 and section 4."
+    "less that by the samples of the other images of its group, in pairs. Intervals: 95 % over images, bootstrap, of "
+    "reciprocal ranks by Wilson's score, of their differences by Newcombe's. After Bordes et al. (2021), figure 2 "
+    "and section 4."
 )
 
 
@@ -184,7 +186,7 @@ def run(
             "photos": photos.fingerprint,
         },
         tables=tuple(tables),
-        findings=(_as_faithful(unfamiliar, familiar, config), _back(unfamiliar, config)),
+        findings=(_as_faithful(unfamiliar, familiar, config), _back(unfamiliar)),
         figures={each.name: _sheet(each, config) for each in (unfamiliar, familiar)},
         captions={
             "unfamiliar": f"Photographs as {name} gets them, and samples of their representations.",
@@ -210,7 +212,7 @@ def _group(name: str, images: Tensor, drawn: Redrawn, places: Tensor, real: Real
         nearest.relative(drawn.representations, h, apart).numpy(),
         nearest.relative(drawn.representations, h, torch.full_like(apart, real.unit)).numpy(),
         back.numpy(),
-        ((by_source.sum(dim=0) - back) / (count - 1)).numpy() if count > 1 else None,
+        ((by_source.sum(dim=0) - back) / (count - 1)).clamp(0, 1).numpy() if count > 1 else None,
         common.spread_of(drawn.images).numpy(),
     )
 
@@ -224,11 +226,13 @@ def _group_table(groups: tuple[Group, ...], size: int, config: UnfamiliarConfig)
     rows: list[tuple[Cell, ...]] = []
     for group in groups:
         cells: list[Cell] = [group.name, len(group.images)]
-        for values in _numbers(group):
+        for head, values in zip(HEADS, _numbers(group), strict=True):
             if values is None:
                 cells.append(None)
+            elif not group.enough:
+                cells.append(float(values.mean()))
             else:
-                cells.append(common.interval(values, config) if group.enough else float(values.mean()))
+                cells.append(common.fraction(values) if head in RANKS else common.interval(values, config))
         rows.append(tuple(cells))
     drawn = float((1 / np.arange(1, size + 1)).mean())
     note = f"{NOTE} A rank drawn at random from {size} images would give an MRR of {drawn:.2g}."
@@ -260,23 +264,22 @@ def _as_faithful(unfamiliar: Group, familiar: Group, config: UnfamiliarConfig) -
         f"distance to h less that of familiar images: {cell_text(own)} of the own neighbor's distance, "
         f"{cell_text(shared)} of the data's; surely under {MARGIN} in both counts as the same"
     )
-    if holds and common.above(_gain(familiar, config)) is not True:
+    if holds and common.above(_gain(familiar)) is not True:
         return Finding(claim, None, f"samples of familiar images do not lead back to them either; {measured}")
     return Finding(claim, holds, measured)
 
 
-def _gain(group: Group, config: UnfamiliarConfig) -> Interval:
+def _gain(group: Group) -> Interval:
     """Reciprocal rank by own samples less that by others', in pairs; at least two images."""
     assert group.chance is not None
-    return common.gain(group.back, group.chance, config)
+    return fraction_difference(group.back, group.chance)
 
 
-def _back(group: Group, config: UnfamiliarConfig) -> Finding:
+def _back(group: Group) -> Finding:
     claim = "samples of unfamiliar images lead back to their image better than chance"
     if not group.enough or group.chance is None:
         return Finding(claim, None, _too_few(group))
-    own, chance = common.interval(group.back, config), common.interval(group.chance, config)
-    gain = _gain(group, config)
+    own, chance, gain = common.fraction(group.back), common.fraction(group.chance), _gain(group)
     measured = f"MRR {cell_text(own)}, by the samples of other photographs {cell_text(chance)}"
     numbers = (("MRR of samples", own), ("of other photographs' samples", chance))
     return Finding(claim, common.above(gain), f"{measured}, difference {cell_text(gain)}", numbers=numbers)

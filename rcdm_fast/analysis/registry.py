@@ -136,10 +136,12 @@ class Experiment:
             return "needs photographs to hold against the images: name a folder of them with --photos"
         return ""
 
-    def leaves_out(self, *, photos: bool, training: bool, wanted: bool = False) -> str:
+    def leaves_out(self, *, photos: bool, training: bool, against: bool = False, wanted: bool = False) -> str:
         """What of these it would not look at, as the end of a sentence; empty if there is nothing."""
         if photos and not (self.needs_photos or self.takes_photos or wanted):
             return "takes no photographs (--photos)" + (" without layers or encoders" if self.adapts else "")
+        if against and not self.compares:
+            return "takes no --against"
         if training and not self.takes_training:
             return "takes no training images (--train-data)"
         return ""

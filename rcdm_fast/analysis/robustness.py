@@ -125,7 +125,7 @@ def _kept_table(results: Sequence[Attacked], config: AttackConfig) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for result in results:
         clean, attacked = result.kept
-        rows.append((result.name, fraction(clean), fraction(attacked), interval(attacked - clean, config)))
+        rows.append((result.name, fraction(clean), fraction(attacked), intervals.fraction_difference(attacked, clean)))
     title = f"Samples that the probe gives the true class, PGD with epsilon {config.epsilons[-1]:g}"
     return Table("samples", title, ("model", "of clean h", "of attacked h", "difference"), tuple(rows))
 
@@ -182,7 +182,7 @@ def _among(first: Attacked, other: Attacked, config: AttackConfig) -> Finding:
     if not right.any():
         return Finding(claim, None, "there is no such image")
     a, b = (result.correct["pgd"][1:, right].astype(np.float64).mean(axis=0) for result in (first, other))
-    gap = interval(a - b, config)
+    gap = intervals.fraction_difference(a, b)
     measured = (
         f"{common.percent(fraction(a))} and {common.percent(fraction(b))} of {right.sum()} images, over epsilons; "
         f"difference in pairs {cell_text(gap)}"

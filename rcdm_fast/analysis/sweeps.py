@@ -41,8 +41,8 @@ class InvarianceConfig(ExperimentConfig):
         per: samples of each version, each of other noise; their changes are averaged.
         augmentations: names in `augment.AUGMENTATIONS`; none means all.
         shown: source images in the figures.
-        fitted_on: images that readouts are fitted and judged on; 0, or data of fewer than 50 images, leaves them out,
-            and then nothing is called dropped.
+        fitted_on: images that readouts are fitted and judged on, one of each photograph; 0, or data of fewer than 50,
+            leaves them out, and then nothing is called dropped.
     """
 
     sources: CountOrNone = 0
@@ -190,14 +190,14 @@ class _Sources:
         items = choose_sources(data, config.sources)
         plain = data.floats(items)
         seen = plain if data.originals is None else data.seen(items, encoder)
-        count = min(config.fitted_on, len(data))
-        fits = count >= MIN_READERS
+        known = data.one_of_each()  # another crop of an image that is left out would tell what it shows
+        read = known[evenly(min(config.fitted_on, len(known)), len(known))]
+        fits = len(read) >= MIN_READERS
         if not fits:
             reader = Reader(encoder, plain, fits, seen)
         elif data.originals is None:
-            reader = Reader(encoder, data.floats(evenly(count, len(data))), fits)
+            reader = Reader(encoder, data.floats(read), fits)
         else:
-            read = evenly(count, len(data))
             reader = Reader(encoder, data.floats(read), fits, data.seen(read, encoder))
         base = draw(model, model.encode(seen).flatten(1)[None], items, config)[0]
         return _Sources(model, config, items, plain, seen, base, reader)

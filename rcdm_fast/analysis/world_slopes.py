@@ -55,11 +55,12 @@ class SlopesConfig(ExperimentConfig):
 
     Attributes:
         sources: items; at least 20.
+        per: samples from one key of noise; one.
         noises: samples of each, for every subset, all of noise of their own.
     """
 
     sources: Count = 768
-    per: Count = PER_VERSION
+    per: Annotated[int, Range(PER_VERSION, PER_VERSION)] = PER_VERSION
     noises: Annotated[Count, Range(1, 1000)] = 2
 
 

@@ -83,9 +83,12 @@ def analyze(
     compared = common.with_encoders(against or (), against_encoder or (), "--against")
     deep = layers is not None or bool(encoders)
     missing = experiment.lacks(data=data is not None, photos=photos is not None, against=bool(against), wanted=deep)
-    if against and not experiment.compares:
-        missing = "takes no --against"
-    missing = experiment.leaves_out(photos=photos is not None, training=train_data is not None, wanted=deep) or missing
+    missing = (
+        experiment.leaves_out(
+            photos=photos is not None, training=train_data is not None, against=bool(against), wanted=deep
+        )
+        or missing
+    )
     if photograph is not None and data is None:
         missing = "is given no --data, whose paths --photograph is about"
     if missing:

@@ -71,10 +71,10 @@ def calibrate(
     settings = from_dict(CalibrateConfig, changed(values, change or []), "calibrate")
     source = read_code.file_of(reader)
     read, about = factor_reader.load(source)
-    models = {}
-    for text in decoders or [DECODER]:
-        label, equals, file = text.partition("=")
-        models[label] = common.open_model(file if equals else text, None, None, device, engine, precision)
+    models = {
+        label: common.open_model(name, None, None, device, engine, precision)
+        for label, name in named(decoders or [DECODER]).items()
+    }
     read.to(next(iter(models.values())).device)
     with common.ProgressBar(1) as progress:
         found = run(models, read, settings, lambda done, total: progress(done, total, 0.0))
@@ -87,3 +87,18 @@ def calibrate(
     worst = max(each.wrong for each in found.judgments)
     if max_wrong is not None and worst > max_wrong:
         raise RuntimeError(f"{worst} cells are called the opposite of what they are; {max_wrong} allowed")
+
+
+def named(decoders: list[str]) -> dict[str, str]:
+    """What each decoder is called, and the name or file of it. Raises `ConfigError` if two are called the same."""
+    from rcdm_fast.config import ConfigError
+
+    found: dict[str, str] = {}
+    for text in decoders:
+        label, equals, file = text.partition("=")
+        if not equals or Path(text).exists():  # a file such as lr=0.1/model.safetensors has no label
+            label = file = text
+        if label in found:
+            raise ConfigError(f"two decoders are called {label}: give each a label of its own, as LABEL=FILE")
+        found[label] = file
+    return found

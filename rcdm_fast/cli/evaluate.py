@@ -60,6 +60,7 @@ Denoising = Annotated[
     ),
 ]
 NpzFile = Annotated[Path | None, typer.Option("--npz", help="Write the samples to this file, for ADM's evaluation.")]
+NO_SPACE = "--reference-npz is compared in a feature space, and there is none: name one with --features"
 ReferenceFile = Annotated[
     Path | None,
     typer.Option("--reference-npz", help="Real images (arr_0) for distributions, instead of the gallery."),
@@ -108,12 +109,14 @@ def evaluate(
     from rcdm_fast import evaluation as measures
     from rcdm_fast.config import ConfigError
     from rcdm_fast.data import sample_files
-    from rcdm_fast.data.image_set import check_classes, evenly
+    from rcdm_fast.data.image_set import check_classes, check_unseen, evenly
     from rcdm_fast.data.sources import open_data
     from rcdm_fast.denoising import x0_errors
 
     if inception is not None and features is not None:
         raise ConfigError("--inception and --features both name a feature space; give one")
+    if reference_npz is not None and features == "none":
+        raise ConfigError(NO_SPACE)
     if (probe is None) != (probe_data is None):
         raise ConfigError("--probe names an encoder and --probe-data what the probe is fitted on; give both or neither")
     drawing = common.sampling(per, steps, solver, seed, eta, guidance)
@@ -125,6 +128,8 @@ def evaluate(
     weaker = common.open_guide(guide, loaded, engine, precision)
     loaded.check_guidance(guidance, weaker)
     space = _space(loaded, features, inception)
+    if reference is not None and space is None:
+        raise ConfigError(NO_SPACE)
     images = open_data(data, loaded.image_size)
     if probe is not None and probe_data is not None:
         reader, known = encoders.build(probe, loaded.device), open_data(probe_data, loaded.image_size)
@@ -133,6 +138,8 @@ def evaluate(
     given = _without_encoder(loaded, representations, features, images)
     h = given if judge is None else None  # what nobody ranks
     size, count = measures.counts(images, settings)
+    if probe is not None:
+        check_unseen(known, images.subset(images.spread(size)[evenly(count, size)]))
     if npz is not None:
         storage.check_writable(npz, count * per * 3 * loaded.image_size**2)
     if space is not None:
@@ -148,7 +155,7 @@ def evaluate(
         if h is not None:
             alone = unranked.draw(loaded, images, h, settings, shown, weaker)
         else:
-            own = None if given is None else given[evenly(size, len(images))]
+            own = None if given is None else given[images.spread(size)]
             drawn = measures.draw(loaded, images, settings, shown, weaker, own, judge)
     if npz is not None:
         made = alone if h is not None else drawn
@@ -241,7 +248,7 @@ def _table_without(result: Unranked) -> list[str]:
     if result.recognized is not None:
         rows.append(("class read off samples", result.recognized.samples))
         rows.append(("  off the sources themselves", result.recognized.sources))
-    lines = [f"{label:34s} {each.value:.4g}  [{each.low:.4g}, {each.high:.4g}]" for label, each in rows if each]
+    lines = [f"{label:34s} {each.text('.4g')}" for label, each in rows if each]
     if result.recognized is not None:
         lines.append(f"{'classes are read by a probe on':34s} {result.recognized.encoder}")
     if result.distribution is not None:

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 RESIDENT = 0.25  # of a GPU's free memory: what a set may take to be kept there
 _HASHED = 4096  # images at once
+COPIES = 0.05  # of images that are asked of: what may be among those that were fitted on
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,11 @@ class ImageSet:
             firsts.setdefault(photograph, place)
         return torch.tensor(list(firsts.values()), dtype=torch.int64)
 
+    def spread(self, count: int) -> Tensor:
+        """Places of `count` images spread evenly over the set, no two of one photograph; int64 [count]."""
+        known = self.one_of_each()
+        return known[evenly(count, len(known))]
+
     def halves(self, seed: int) -> tuple[Tensor, Tensor]:
         """Places of two halves at random, in order, int64; a photograph is never in both.
 
@@ -155,8 +161,8 @@ class ImageSet:
 
 
 def evenly(count: int, available: int) -> Tensor:
-    """`count` places spread evenly over `available`, first and last included; int64 [count]."""
-    return torch.linspace(0, available - 1, count).round().long()
+    """`count` places spread evenly over `available`, first and last included, no two alike; int64 [count]."""
+    return torch.linspace(0, available - 1, count, dtype=torch.float64).round().long()  # float32: one place twice
 
 
 def fits(device: torch.device, *tensors: Tensor) -> bool:
@@ -202,6 +208,20 @@ def check_classes(data: ImageSet, known: ImageSet) -> None:
         raise ConfigError(
             f"a probe must be fitted on the classes of the data, {', '.join(data.classes[:5])}...; "
             f"it would be on {', '.join(known.classes[:5])}..."
+        )
+
+
+def check_unseen(known: ImageSet, asked: ImageSet) -> None:
+    """Raises `ConfigError` if many of the images that a probe is asked of are among those that it was fitted on.
+
+    Of more than `COPIES` of them it would say what it has learned by heart. A few copies are in most sets.
+    """
+    marks = {hashlib.sha256(row.contiguous().numpy().data).digest() for row in known.pixels.cpu()}
+    seen = sum(hashlib.sha256(row.contiguous().numpy().data).digest() in marks for row in asked.pixels.cpu())
+    if seen > COPIES * len(asked):
+        raise ConfigError(
+            f"{seen} of {len(asked)} images that classes are asked of are among the very images that the probe was "
+            "fitted on; give others"
         )
 
 

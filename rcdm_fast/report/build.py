@@ -1,7 +1,8 @@
 """Run experiments one after the other and write the page, and all numbers as JSON beside it.
 
 An experiment that cannot be run with what there is (too few images, no labels, a missing package) is left out, and
-the page says why; everything else that goes wrong is an error.
+the page says why; everything else that goes wrong is an error. What was measured before one, or before an
+interruption, is kept in a page of its own.
 
 Knows nothing about single experiments (`analysis/registry.py`).
 """
@@ -59,7 +60,7 @@ def build(
         methods: told the paragraph for a paper, which stands on the page in any case.
 
     Returns:
-        The path of the page.
+        The path of the page. A run that ends in an error leaves what it has measured in NAME-unfinished.html and .json.
 
     Raises:
         ConfigError: nothing could be run.
@@ -80,22 +81,44 @@ def build(
         except ConfigError as error:
             missing[task.name] = str(error)
             note(f"left out: {error}")
+        except BaseException as error:  # whatever ends it: hours may be behind what was measured
+            if results:
+                missing[task.name] = f"ended by {type(error).__name__}: {error}"
+                missing |= {each.name: "not begun" for each in tasks[number + 1 :]}
+                kept = page.with_name(f"{page.stem}-unfinished{page.suffix}")
+                _write(tasks, results, missing, took, kept, f"{title} (unfinished)", about)
+                note(f"{kept}: what was measured before {task.name} failed")
+            raise
         took[task.name] = round(time.monotonic() - since, 1)
     if not results:
         raise ConfigError("nothing could be measured: " + "; ".join(f"{key}: {why}" for key, why in missing.items()))
-    results = claims.of_report(results)
+    how = _write(tasks, results, missing, took, page, title, about)
+    if methods is not None:
+        methods(how)
+    return page
+
+
+def _write(
+    tasks: Sequence[Task],
+    found: Sequence[Analysis],
+    missing: Mapping[str, str],
+    took: Mapping[str, float],
+    page: Path,
+    title: str,
+    about: str,
+) -> str:
+    """Write the page and its numbers; the paragraph for a paper."""
+    results = claims.of_report(found)
     job = tasks[0].job
     models = {id(each): each for task in tasks for each in (task.job.model, *task.job.against)}
     facts = provenance.made_by(list(models.values()), {"data": job.data, "photos": job.photos})
-    facts |= {"rules": rules.VERSION, "seconds": took}
+    facts |= {"rules": rules.VERSION, "seconds": dict(took)}
     how = paragraph(results, facts)
     numbers = as_json(title, results, missing, facts) | {"methods": how}
     text = render(title, about, results, missing, facts, how, numbers, rates(results))
     outputs.keep(page, lambda file: storage.write_text(file, text))
     outputs.keep(page.with_suffix(".json"), lambda file: storage.write_json(file, numbers))
-    if methods is not None:
-        methods(how)
-    return page
+    return how
 
 
 def rates(results: Sequence[Analysis]) -> list[str]:
