@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from rcdm_fast import doors, encoders
+from rcdm_fast import doors, encoders, folders
 from rcdm_fast import model as models
 from rcdm_fast.analysis import adapted as adapted_models
 from rcdm_fast.analysis import registry
@@ -95,6 +95,7 @@ def train(
     """
     from rcdm_fast.training.train import train as trained  # brings in what changes settings of the host's warnings
 
+    folders.check_outside(out, data, "out=")
     settings = _changed(config, changes)
     chosen, built, trusted = _encoder(encoder, convention, device, trust_repo, Path(out), layer, pooling)
     _one_of(encoder, representations)
@@ -139,9 +140,10 @@ def adapt(
         ConfigError: a model that cannot be adapted, or a field that is none.
         RunError, CheckpointError, ImageError, EncoderError, StorageError: as for `train`.
     """
+    folders.check_outside(out, data, "out=")
     chosen, built, trusted = _encoder(encoder, convention, device, trust_repo, Path(out), layer, pooling)
     _one_of(encoder, representations)
-    values = {"name": Path(out).name, "model": os.fspath(model), **changes}
+    values = {"name": Path(os.path.abspath(out)).name, "model": os.fspath(model), **changes}
     settings = dataclasses.replace(from_dict(AdaptConfig, values, "adapt"), encoder=chosen)
     size = checkpoint.load_model(model)[0].unet.image_size
     images = images_of(data, size)

@@ -5,6 +5,7 @@ Knows nothing about how (`analysis/calibrate.py`).
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -60,7 +61,7 @@ def calibrate(
     from rcdm_fast.analysis.calibrate import calibrate as run
     from rcdm_fast.analysis.result import text_table
     from rcdm_fast.cli.training import changed
-    from rcdm_fast.config import from_dict
+    from rcdm_fast.config import ConfigError, from_dict
     from rcdm_fast.encoders import factor_reader, read_code
 
     common.check_writable(json)
@@ -73,7 +74,9 @@ def calibrate(
     read, about = factor_reader.load(source)
     models = {}
     for text in decoders or [DECODER]:
-        label, equals, file = text.partition("=")
+        label, equals, file = (text, "", "") if os.path.exists(text) else text.partition("=")  # a path may have one
+        if label in models:
+            raise ConfigError(f"{label} names two decoders: give each a LABEL of its own, as {label}2={file or text}")
         models[label] = common.open_model(file if equals else text, None, None, device, engine, precision)
     read.to(next(iter(models.values())).device)
     with common.ProgressBar(1) as progress:

@@ -125,6 +125,11 @@ def evaluate(
     weaker = common.open_guide(guide, loaded, engine, precision)
     loaded.check_guidance(guidance, weaker)
     space = _space(loaded, features, inception)
+    if reference is not None and space is None:
+        raise ConfigError(
+            "--reference-npz is what distributions are compared with, and no space to compare them in is named: give "
+            "one with --features or --inception"
+        )
     images = open_data(data, loaded.image_size)
     if probe is not None and probe_data is not None:
         reader, known = encoders.build(probe, loaded.device), open_data(probe_data, loaded.image_size)
