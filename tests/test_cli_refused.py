@@ -183,3 +183,11 @@ def test_all_engines_are_all_beside_one_that_is_named(monkeypatch: pytest.Monkey
     ways, _ = solver_quality.cases(small.quick_model(), ["ddim"], [2])
     found = bench._cases("cpu", "native, all", "fp32", ways)
     assert found == (Case("native", "fp32", "ddim", 2), Case("eager", "fp32", "ddim", 2))
+
+
+def test_a_node_gives_its_cores_to_the_run(checkout: Path) -> None:
+    """Slurm's srun has one core for each task unless it is told again."""
+    lines = (checkout / "examples" / "train.slurm").read_text(encoding="utf-8").splitlines()
+    (command,) = [line for line in lines if line.startswith("srun ")]
+    assert '--cpus-per-task "$SLURM_CPUS_PER_TASK"' in command
+    assert any(line.startswith("#SBATCH --cpus-per-task=") for line in lines)
