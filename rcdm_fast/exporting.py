@@ -13,7 +13,7 @@ from rcdm_fast import host
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.inputs import Images
 from rcdm_fast.exporters.job import Format, Job
-from rcdm_fast.model import Model
+from rcdm_fast.model import Model, loaded
 
 FORMATS = ("onnx", "openvino", "tensorrt", "diffusers", "hub", "fp8")
 
@@ -74,11 +74,16 @@ def export(
         The files written.
 
     Raises:
-        ConfigError: unknown format, or a precision that it does not have, or packages that are missing.
+        ConfigError: no model, unknown format, or a precision that it does not have, or packages that are missing; what
+            only TensorRT is built for, of another format.
         ExportError: the exported numbers are wrong; nothing is left at `out`.
         StorageError: `out` cannot be written.
     """
-    form = find(to, precision)
+    model, form = loaded(model), find(to, precision)
+    built = {"targets": bool(targets), "batches": tuple(batches) != (1,), "dynamic": dynamic}
+    if to != "tensorrt" and any(built.values()):
+        asked = " and ".join(name for name, given in built.items() if given)
+        raise ConfigError(f"{asked}: only tensorrt is built for certain GPUs and batches; what {to} writes takes any")
     job = Job(
         model.unet,
         model.config,

@@ -1,4 +1,7 @@
-"""What lies below a folder: every visible file once, linked folders included, and what could not be looked at."""
+"""What lies below a folder: every visible file once, linked folders included, and what could not be looked at.
+
+And whether what is written would lie there, too.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rcdm_fast import doors
+from rcdm_fast.checks import ConfigError
 from rcdm_fast.doors import printable
 
 log = logging.getLogger(__name__)
@@ -67,6 +72,38 @@ def tree(root: Path) -> Tree:
             except OSError as error:  # a link into a place that may not be looked at
                 unseen.append(f"{path} ({error.strerror or error})")
     return Tree(tuple(sorted(files)), tuple(unseen))
+
+
+def check_outside(out: str | os.PathLike[str], data: object, option: str = "--out") -> None:
+    """Find out now whether images that are written would be among those that they are made of.
+
+    The next run would read them: a job or a training run could not be resumed, and an experiment would be about its own
+    figures. Hidden folders are fine, for nothing in them is read.
+
+    Args:
+        out: the folder that is to be written.
+        data: what images are read from; what is no path of a folder has nothing below it.
+        option: what names another folder, for the message.
+
+    Raises:
+        ConfigError: `out` is `data`, or lies visibly below it.
+    """
+    if not isinstance(data, str | os.PathLike):
+        return
+    try:
+        root = doors.path(data, ConfigError)
+    except ConfigError:  # whoever reads it says so
+        return
+    if not root.is_dir():  # "world:shapes", a file
+        return
+    written, read = Path(os.path.realpath(out)), Path(os.path.realpath(root))
+    if written == read or (
+        read in written.parents and not any(part.startswith(".") for part in written.relative_to(read).parts)
+    ):
+        raise ConfigError(
+            f"{printable(os.fspath(out))} lies in {printable(os.fspath(data))}, and what is written there would be "
+            f"read as images the next time: name a folder outside with {option}"
+        )
 
 
 def report(root: Path, others: Collection[Path], unseen: Sequence[str]) -> None:

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from rcdm_fast import doors, encoders
+from rcdm_fast import doors, encoders, folders
 from rcdm_fast import model as models
 from rcdm_fast.analysis import adapted as adapted_models
 from rcdm_fast.analysis import registry
+from rcdm_fast.checks import described
 from rcdm_fast.config import ConfigError, EncoderConfig, from_dict, migrated
 from rcdm_fast.data import aligned
 from rcdm_fast.data.image_set import ImageSet
@@ -30,6 +31,7 @@ from rcdm_fast.encoders.layers import Forward
 from rcdm_fast.encoders.modules import PoolingGiven
 from rcdm_fast.evaluation import EvaluateConfig, Faithfulness
 from rcdm_fast.evaluation import evaluate as measure
+from rcdm_fast.images import ImageError
 from rcdm_fast.model import Model
 from rcdm_fast.models import checkpoint
 from rcdm_fast.training import trust
@@ -95,6 +97,7 @@ def train(
     """
     from rcdm_fast.training.train import train as trained  # brings in what changes settings of the host's warnings
 
+    folders.check_outside(out, data, "out=")
     settings = _changed(config, changes)
     chosen, built, trusted = _encoder(encoder, convention, device, trust_repo, Path(out), layer, pooling)
     _one_of(encoder, representations)
@@ -139,9 +142,12 @@ def adapt(
         ConfigError: a model that cannot be adapted, or a field that is none.
         RunError, CheckpointError, ImageError, EncoderError, StorageError: as for `train`.
     """
+    folders.check_outside(out, data, "out=")
     chosen, built, trusted = _encoder(encoder, convention, device, trust_repo, Path(out), layer, pooling)
     _one_of(encoder, representations)
-    values = {"name": Path(out).name, "model": os.fspath(model), **changes}
+    if isinstance(model, Model):
+        raise ConfigError("a decoder is adapted from its file: give the model's name or file")
+    values = {"name": Path(os.path.abspath(out)).name, "model": os.fspath(model), **changes}
     settings = dataclasses.replace(from_dict(AdaptConfig, values, "adapt"), encoder=chosen)
     size = checkpoint.load_model(model)[0].unet.image_size
     images = images_of(data, size)
@@ -206,6 +212,8 @@ def analyze(
         ConfigError: no such experiment or field; data, photographs or models that it needs are missing.
     """
     found = registry.find(experiment)
+    if isinstance(against, str | os.PathLike | Model):
+        raise ConfigError("against= is a list of models")
     others = tuple(_model(other) for other in against)
     deep = bool(layers) or bool(encoders)
     missing = found.lacks(data=data is not None, photos=photos is not None, against=bool(others), wanted=deep)
@@ -293,7 +301,11 @@ def images_of(given: AnyData, size: int) -> ImageSet:
     """Images as `train` takes them, as a set of size x size pixels. Raises `ImageError`."""
     if isinstance(given, np.ndarray | Tensor):
         return of_array(given, size)
-    return given if isinstance(given, ImageSet) else open_data(os.fspath(given), size)
+    if isinstance(given, ImageSet):
+        return given
+    if not isinstance(given, str | os.PathLike):
+        raise ImageError(f"images are a folder, a file, an array or an open set, got {described(given)}")
+    return open_data(os.fspath(given), size)
 
 
 def _model(given: AnyModel) -> Model:

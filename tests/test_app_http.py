@@ -427,6 +427,7 @@ def told(hosts: Any, kind: str = "http", method: str = "GET", path: str = "/", *
     [
         (["Cats.Example"], {"host": "cats.example:80", "origin": "https://CATS.example"}, "passed"),
         (["Cats.Example"], {"host": "dogs.example"}, 403),
+        (["cats.example"], {"host": "cats.example", "origin": "http://["}, 403),
         (None, {"host": "dogs.example", "origin": "http://evil.com"}, "passed"),
         (["a"], {"host": "b", "kind": "websocket"}, 1008),
         (["a"], {"host": "a", "kind": "websocket"}, "passed"),

@@ -10,11 +10,12 @@ import pytest
 from PIL import Image
 
 from rcdm_fast import ConfigError, storage
-from rcdm_fast.cli import main
+from rcdm_fast.cli import main, sampling
 from rcdm_fast.cli import photos as reading
 from rcdm_fast.data import random_access
 
 DRAWN = ("--per", "2", "--steps", "2")
+CHEAP = ("--per", "1", "--steps", "1", "--model", "cifar10-simclr-trunk")
 
 
 def run(*arguments: object) -> int:
@@ -132,3 +133,28 @@ def test_an_end_is_a_row_by_its_id_and_else_by_its_number(tmp_path: Path) -> Non
     ):
         with pytest.raises(ConfigError, match=message):
             reading.end(tmp_path / wanted)
+
+
+def test_a_list_of_photographs_is_that_of_the_file_beside_it(photos: Path, tmp_path: Path) -> None:
+    """One that an earlier run left would be taken for the order of the new rows."""
+    out, beside = tmp_path / "h.npy", tmp_path / "h.paths.json"
+    assert run("encode", photos, "--out", out) == 3
+    assert len(json.loads(beside.read_text())) == 3
+    assert run("encode", photos / "3.png", photos / "0.png", photos / "2.png", "--out", out) == 0
+    assert not beside.exists()
+
+
+def test_a_sheet_says_what_it_does_not_show(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sampling, "MAX_SHEET_ROWS", 2)
+    out, command = tmp_path / "sheet.png", ("sample", photos, *CHEAP)
+    run(*command, "--out", out)
+    assert f"{out} shows samples of the first 2 of 3 items; --images FOLDER keeps those of all" in (
+        capsys.readouterr().out
+    )
+    run(*command, "--out", out, "--images", tmp_path / "all")
+    assert f"those of the others are in {tmp_path / 'all'}" in capsys.readouterr().out
+    (photos / "3.png").unlink()
+    run(*command, "--out", out)
+    assert "shows samples" not in capsys.readouterr().out

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from rcdm_fast import folders
+from rcdm_fast import ConfigError, folders
 from rcdm_fast.data.sources import open_data
 from rcdm_fast.images import find_images
 
@@ -105,3 +106,26 @@ def test_extensions_of_the_formats_that_are_read(tmp_path: Path, extension: str)
     form = {".avif": "AVIF", ".apng": "PNG", ".pbm": "PPM", ".pnm": "PPM"}.get(extension, "JPEG")
     Image.new("1" if extension == ".pbm" else "RGB", (16, 16)).save(tmp_path / f"a{extension}", form)
     assert len(open_data(tmp_path, 16)) == 1
+
+
+def test_what_is_written_lies_outside_of_what_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tmp_path / "data"
+    (data / "cats").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(data)
+    for out in (data, data / "cats" / "run", tmp_path / "link" / "run", tmp_path / "other" / ".." / "data" / "run"):
+        with pytest.raises(
+            ConfigError, match="would be read as images the next time: name a folder outside with --out"
+        ):
+            folders.check_outside(out, data)
+        with pytest.raises(ConfigError, match="lies in"):
+            folders.check_outside(out, str(tmp_path / "link"))
+    for out in (tmp_path, tmp_path / "data2", tmp_path / "run", data / ".runs" / "a", data / "cats" / ".a"):
+        folders.check_outside(out, data)
+    monkeypatch.chdir(data)
+    with pytest.raises(ConfigError, match=r"^run lies in \., "):
+        folders.check_outside("run", ".")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ConfigError, match="lies in ~/data"):
+        folders.check_outside(data / "run", "~/data")
+    for other in (None, 5, "world:shapes", "hf:data?split=train", "", np.zeros(3), str(tmp_path / "missing"), "\0"):
+        folders.check_outside(data / "run", other)

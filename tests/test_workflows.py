@@ -17,7 +17,7 @@ from rcdm_fast.analysis import registry
 from rcdm_fast.analysis.registry import Experiment, Job
 from rcdm_fast.analysis.result import Analysis
 from rcdm_fast.errors import RunError
-from rcdm_fast.images import to_uint8
+from rcdm_fast.images import ImageError, to_uint8
 from rcdm_fast.models import checkpoint
 from rcdm_fast.training.config import TrainConfig
 from tests import small
@@ -203,3 +203,26 @@ def test_what_is_given_reaches_the_adapting(tmp_path: Path, monkeypatch: pytest.
     assert seen[1][6].config.source == "module"
     assert np.array_equal(np.asarray(seen[0][7]), h)
     assert seen[1][7] is None
+
+
+def test_what_is_no_model_and_no_images_is_told(folder: Path, tmp_path: Path) -> None:
+    """A name where a model is due had no attribute 'config'; a name as against= was read letter by letter."""
+    for call in (
+        lambda: rcdm_fast.generate("starter", folder),  # type: ignore[arg-type]
+        lambda: rcdm_fast.export("starter", "onnx", tmp_path / "e"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(
+            ConfigError, match=r"expected a model, got 'starter'; rcdm_fast.load\('starter'\) makes one"
+        ):
+            call()
+    with pytest.raises(ConfigError, match=r"expected a model, got 5$"):
+        rcdm_fast.generate(5, folder)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="against= is a list of models"):
+        rcdm_fast.analyze("m", "layers", folder, against="other")
+    with pytest.raises(ConfigError, match="against= is a list of models"):
+        rcdm_fast.analyze("m", "layers", folder, against=small.quick_model())  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="a decoder is adapted from its file"):
+        rcdm_fast.adapt(small.quick_model(), "bundled:cifar10-simclr", folder, tmp_path / "a")  # type: ignore[arg-type]
+    for data in (None, ["a.jpg"]):
+        with pytest.raises(ImageError, match="images are a folder, a file, an array or an open set, got"):
+            rcdm_fast.evaluate(small.quick_model(), data)  # type: ignore[arg-type]

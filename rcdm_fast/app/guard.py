@@ -135,7 +135,7 @@ class Guard:
             if _name(headers.get("host", "")) not in self.hosts:
                 return 403, "this host name is not one of the playground's (rcdm app --allow-host NAME adds it)"
             origin = headers.get("origin")
-            if origin is not None and (urlsplit(origin).hostname or "") not in self.hosts:
+            if origin is not None and _name(origin.partition("://")[2]) not in self.hosts:
                 return 403, "pages from elsewhere may not use the playground"
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
             return None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from rcdm_fast.cli import common
-from rcdm_fast.cli.training import Changes, Minutes, changed, pausing
+from rcdm_fast.cli.training import Changes, Minutes, changed, pausing, run_folder
 
 
 def adapt(
@@ -48,8 +49,10 @@ def adapt(
     common.check_one(encoder, representations)
     if encoder is None and representations is None:
         raise ConfigError("no new encoder: give one with --encoder, or its --representations of the images")
+    name = name or Path(os.path.abspath(out)).name  # of "." it is that of the folder here
+    run_folder(name, out, data)
     device = best(device)
-    values: dict[str, Any] = {"name": name or out.name, "model": model, "seed": seed}
+    values: dict[str, Any] = {"name": name, "model": model, "seed": seed}
     trusted: list[str] = []
     for key, spec in (("encoder", encoder), ("old_encoder", old_encoder)):
         if spec is not None:

@@ -73,7 +73,7 @@ def analyze(
 
     Example: rcdm analyze cifar10-simclr-wide layers --layers backbone.3,backbone.5 --data cifar10/test --out found
     """
-    from rcdm_fast import provenance
+    from rcdm_fast import folders, provenance
     from rcdm_fast.analysis import registry
     from rcdm_fast.cli.training import changed
     from rcdm_fast.config import ConfigError
@@ -101,6 +101,8 @@ def analyze(
         "seed": seed,
     }
     settings = changed({key: value for key, value in given.items() if value is not None}, change or [])
+    for each in (data, photos, train_data):
+        folders.check_outside(out, each)
     common.check_writable(out / f"{name}.json")
     common.check_alone(precision, against or [])
     loaded = common.open_model(model, flags, encoder, device, engine, precision, sha256)

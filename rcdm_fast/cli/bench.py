@@ -171,11 +171,13 @@ def _cases(device: Any, engine: str, precision: str, ways: list[SolverCase]) -> 
 
     precisions = _listed(precision)
     pairs = [(name, each) for name in _listed(engine) if name != "all" for each in precisions]
-    if engine.strip() == "all":
+    if "all" in _listed(engine):
         wanted = [each if each != "auto" else "fp32" for each in precisions]
         for name in engines.ENGINES:
             for each in wanted:
                 reasons = engines.reasons_unavailable(name, device, engines.parse(each)[0])  # type: ignore[arg-type]
+                if (name, each) in pairs:
+                    continue
                 if not reasons:
                     pairs.append((name, each))
                 else:

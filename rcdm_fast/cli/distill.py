@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rcdm_fast.cli import common
-from rcdm_fast.cli.training import Changes, Minutes, changed, pausing
+from rcdm_fast.cli.training import Changes, Minutes, changed, pausing, run_folder
 
 if TYPE_CHECKING:
     from rcdm_fast.training.distill import Judged
@@ -45,8 +46,10 @@ def distill(
     from rcdm_fast.training.distill import DistillConfig
     from rcdm_fast.training.distill import distill as run
 
+    name = name or Path(os.path.abspath(out)).name  # of "." it is that of the folder here
+    run_folder(name, out, data)
     device = best(device)
-    values: dict[str, Any] = {"name": name or out.name, "model": model, "nfe": nfe, "seed": seed}
+    values: dict[str, Any] = {"name": name, "model": model, "nfe": nfe, "seed": seed}
     trusted: list[str] = []
     if encoder is not None:
         built, trusted = trust.built(encoder, out, device)

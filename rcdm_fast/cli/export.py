@@ -39,9 +39,13 @@ def export(
     Example: rcdm export cifar10-simclr-trunk --to onnx --out exported
     """
     import rcdm_fast
+    from rcdm_fast.config import ConfigError
     from rcdm_fast.data.image_set import evenly
     from rcdm_fast.data.sources import open_data
 
+    sizes = [size.strip() for size in batch_size.split(",")]
+    if not all(size.isdecimal() for size in sizes):
+        raise ConfigError(f"--batch-size {batch_size}: expected whole numbers, separated by commas")
     common.check_writable(out / "README.md")
     loaded = rcdm_fast.load(model, flags, encoder, device, "eager", sha256=sha256)
     known = None
@@ -56,7 +60,7 @@ def export(
         out,
         precision=precision,
         targets=tuple(filter(None, target.split(","))),
-        batches=tuple(int(size) for size in batch_size.split(",")),
+        batches=tuple(map(int, sizes)),
         dynamic=dynamic,
         encoder=with_encoder,
         calibrate=known,

@@ -64,13 +64,16 @@ def sample(
 
     Example: rcdm sample cat.jpg dog.jpg --model cifar10-simclr-head --per 8 --out sheet.png
     """
-    from rcdm_fast import outputs
+    from rcdm_fast import folders, outputs
     from rcdm_fast.images import save_image, to_pil
     from rcdm_fast.jobs import draw
 
     shown = outputs.rows_of_sheet(out, 2 + per, MAX_SHEET_ROWS, cell=96)
     common.check_writable(json, None if images is None else images / "00000-000.png")
     common.check_alone(precision, [guide] if guide else [])
+    if images is not None:
+        for photo in photos:
+            folders.check_outside(images, photo, "--images")
     paths = given.expand(photos)
     settings = common.sampling(per, steps, solver, seed, eta, guidance)
     loaded = common.open_model(model, flags, encoder, device, engine, precision, sha256, quiet=True)
@@ -78,6 +81,9 @@ def sample(
     draw.check_request(loaded, settings, weaker)  # before anything is read
     found = given.read(loaded, paths, shown)
     items = [row.place for row in found.rows]
+    if len(items) > shown:
+        kept = f"those of the others are in {images}" if images is not None else "--images FOLDER keeps those of all"
+        common.report(f"{out} shows samples of the first {shown} of {len(items)} items; {kept}")
     request = loaded.request(found.h, settings, items=items, guide=weaker)
     finished: list[Tensor] = []
     interrupted = False
@@ -197,6 +203,8 @@ def encode(
     loaded = common.open_model(model, flags, encoder, device, "auto", "auto", sha256, quiet=True)
     found = given.read(loaded, paths)
     h = maps.shaped(found.h, map_shape(loaded.encoder))
+    if out.suffix == ".npy":
+        beside.unlink(missing_ok=True)  # of an earlier file of that name: readers would take it for this one's
     names = [doors.escaped(row.name) for row in found.rows]
     if out.suffix == ".safetensors":
         storage.save_tensors(out, {"representations": h}, {"paths": json.dumps(names)})

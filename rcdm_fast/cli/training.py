@@ -61,7 +61,8 @@ def train(
     from rcdm_fast.training.train import train as run
 
     common.check_one(encoder, representations)
-    device, folder = best(device), out or Path("runs") / name
+    folder = run_folder(name, out, data)
+    device = best(device)
     trusted: list[str] = []
     values = configured(name, config, change)
     changes = {"init": init, "images": images, "compile": compile, "name": name}
@@ -108,6 +109,7 @@ def pretrain(
     from rcdm_fast.training.pretrain import pretrain as run
 
     common.check_writable(json)
+    folder = run_folder(name, out, data)
     device = best(device)
     values = configured(name, config, change)
     changes = {"images": images, "compile": compile, "name": name.removesuffix("-encoder")}
@@ -117,7 +119,7 @@ def pretrain(
     test_set = open_data(test_data, settings.image_size) if test_data is not None else None
     common.report(f"{len(training_set)} images, {settings.steps} steps of {settings.batch_size}")
     with common.ProgressBar(settings.steps) as progress, pausing():
-        path, accuracy = run(settings, training_set, out or Path("runs") / name, test_set, device, progress, minutes)
+        path, accuracy = run(settings, training_set, folder, test_set, device, progress, minutes)
     for key, value in accuracy.items():
         common.report(f"{key:32s} {value:.4f}")
     common.write_json(json, accuracy)
@@ -146,17 +148,30 @@ def train_reader(
     from rcdm_fast.training.reader import train as run
 
     common.check_writable(json)
+    folder = run_folder(name, out)
     device = best(device)
     values = configured(name, config, change) | {"name": name}
     values |= {} if images is None else {"images": images}
     settings = from_dict(ReaderConfig, values, str(config or name))
     common.report(f"{settings.steps} steps of {settings.batch_size} images of world:{settings.world}")
     with common.ProgressBar(settings.steps) as progress, pausing():
-        path, scores = run(settings, out or Path("runs") / name, progress, device, minutes)
+        path, scores = run(settings, folder, progress, device, minutes)
     for key, value in scores.items():
         common.report(f"{key:32s} {value:.4f}")
     common.write_json(json, scores)
     common.report(f"{path}: finished; use it with --encoder file:{path}")
+
+
+def run_folder(name: str, out: Path | None, data: str | None = None) -> Path:
+    """Where a run of that name lies. Raises `ConfigError`: the name is no file's, or that is among its images."""
+    from rcdm_fast import folders
+    from rcdm_fast.config import ConfigError
+
+    if not name.strip() or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ConfigError(f"a run is called by a name such as mine, got {name!r}; --out says in which folder it lies")
+    folder = out or Path("runs") / name
+    folders.check_outside(folder, data)
+    return folder
 
 
 @contextlib.contextmanager

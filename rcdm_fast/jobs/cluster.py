@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rcdm_fast import doors, engines, storage
+from rcdm_fast import doors, engines, folders, storage
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data import random_access
 from rcdm_fast.errors import install
@@ -126,6 +126,7 @@ def run(
     ray = _ray()
     model = spec.load()
     folder, source = doors.path(folder, storage.StorageError).resolve(), _absolute(source)
+    folders.check_outside(folder, source)
     prepared = local.prepare(model, random_access.find(source, feed.wanted_kinds(model)), folder, config)
     ledger = prepared.ledger
     del model

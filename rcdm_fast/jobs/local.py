@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rcdm_fast import doors, host, provenance, storage
+from rcdm_fast import doors, folders, host, provenance, storage
 from rcdm_fast.config import plain
 from rcdm_fast.data import random_access
 from rcdm_fast.data.random_access import Given, Source
@@ -122,11 +122,13 @@ def run(
         How the job stands: complete, unless it was interrupted.
 
     Raises:
-        ConfigError: settings that do not fit, or the folder holds another job (with the differences).
+        ConfigError: settings that do not fit, or the folder holds another job (with the differences), or lies among the
+            images.
         ImageError, StorageError: the source is damaged, or something cannot be written.
     """
     options = options or RunOptions()
     place = doors.path(folder, storage.StorageError)
+    folders.check_outside(place, source)
     prepared = prepare(model, random_access.find(source, feed.wanted_kinds(model)), place, config or JobConfig())
     ledger = prepared.ledger
     with ledger.locked():
