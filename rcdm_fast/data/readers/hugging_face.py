@@ -174,8 +174,9 @@ class Rows:
         with door(ImageError, f"hf:{printable(self.name)}: row {index} cannot be read"):
             row = self.table[index]
             value = row[self.label] if self.label is not None else None
-            known = self.classes is not None and isinstance(value, int)
-            label = None if value is None else str(self.classes[value]) if known and self.classes else str(value)
+            label = None if value is None else str(value)
+            if self.classes and isinstance(value, int):  # -1: no label
+                label = str(self.classes[value]) if 0 <= value < len(self.classes) else None
             content = row[self.column] or {}
             found = content.get("bytes") or (Path(content["path"]) if content.get("path") else b"")
         return Item(Path(self.name) / str(index), label, found)
