@@ -75,6 +75,8 @@ def generate(
         return
     if source is None:
         raise ConfigError("generate needs items: a folder, a file or a number (or --verify to check a job)")
+    if workers is not None and ray is None:
+        raise ConfigError("--workers are Ray's: give --ray, too (--threads read and encode images without it)")
     from rcdm_fast.jobs.settings import JobConfig, RunOptions
 
     config = JobConfig(
