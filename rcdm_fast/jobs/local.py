@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -18,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from rcdm_fast import doors, host, provenance, storage
-from rcdm_fast.config import plain
+from rcdm_fast.config import ConfigError, plain
 from rcdm_fast.data import random_access
+from rcdm_fast.data.item_sources import Columns
 from rcdm_fast.data.random_access import Given, Source
+from rcdm_fast.data.readers.hugging_face import is_saved
 from rcdm_fast.diffusion import auto, registry
 from rcdm_fast.diffusion.solvers import SolverOptions
 from rcdm_fast.exporters.graph import hash_of
@@ -181,6 +184,7 @@ def _withdraw_damaged(prepared: Prepared, options: RunOptions) -> None:
 def prepare(model: Model, source: Source, folder: Path, config: JobConfig) -> Prepared:
     """Check that a job can be done, and say what it is; nothing is written yet."""
     feed.check_kind(model, source)
+    _check_apart(source, folder, config)
     nfe = draw.check_request(model, config)
     options = SolverOptions(config.eta, config.clip)
     chosen = registry.choose(model.config, config.solver, config.steps, options, config.guidance != 1)
@@ -201,6 +205,21 @@ def prepare(model: Model, source: Source, folder: Path, config: JobConfig) -> Pr
     if model.engine.digests:
         identity["calibrated"] = list(model.engine.digests)
     return Prepared(identity, Ledger(folder, config, layout), source, nfe, chosen.label, model.image_size)
+
+
+def _check_apart(source: Source, folder: Path, config: JobConfig) -> None:
+    """Raise `ConfigError` if a job's shards would lie among its items, and be other items when it goes on."""
+    of_tables = isinstance(source, Columns)
+    if config.format == "npz" or (config.format == "parquet" and not of_tables):  # no items beside images
+        return
+    if not os.path.isdir(source.name) or (of_tables and is_saved(Path(source.name))):
+        return
+    inside = os.path.relpath(os.path.realpath(folder), os.path.realpath(source.name)).split(os.sep)
+    if not any(part.startswith(".") and part != "." for part in inside):  # neither outside (..) nor hidden
+        raise ConfigError(
+            f"{folder}: lies in the folder of the items, {doors.printable(source.name)}, so what is drawn would be "
+            "items when the job goes on; take another folder"
+        )
 
 
 def run_units(

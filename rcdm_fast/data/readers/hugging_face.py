@@ -35,6 +35,10 @@ def find(spec: str) -> Found:
     if unknown:
         raise ImageError(f"hf:{printable(spec)}: unknown options {printable(', '.join(sorted(unknown)))}")
     path = doors.path(name, ImageError)
+    if path.is_dir() and (unused := sorted(options.keys() & {"name", "revision"})):
+        raise ImageError(
+            f"hf:{printable(spec)}: a folder has no {' and no '.join(unused)}; give the folder that is meant"
+        )
     if is_saved(path):
         return Saved(path, options)
     if path.is_dir():
@@ -83,6 +87,9 @@ class Saved:
                     raise ValueError(f"no split {split!r}; there are {', '.join(map(str, there))}")
                 folder = folder / split
             state = _read(folder / _STATE)
+            only = str(state.get("_split") or "train").partition("[")[0]  # "train[:10%]" is of train
+            if folder is self.path and self.options.get("split", only) != only:
+                raise ValueError(f"it holds one split, {only!r}, and not {self.options['split']!r}")
             if state.get("_indices_data_files"):
                 raise ValueError("its rows are chosen by a list beside them; save it again with save_to_disk")
             names = [each["filename"] for each in state["_data_files"]]
