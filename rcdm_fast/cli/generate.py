@@ -1,6 +1,7 @@
 """`rcdm generate`: many images into shards with a manifest, resumable; and the check of what is there.
 
-Exit codes beside the usual ones: 3, finished but some items were quarantined; 1, verification found faults.
+Exit codes beside the usual ones: 3, finished but some items were quarantined; 1, verification found faults; 4, it found
+none, and the job is not finished.
 
 Knows nothing about how jobs are run (`jobs/`).
 """
@@ -117,7 +118,12 @@ def _verify(out: Path, json: Path | None) -> None:
 
     with common.ProgressBar(1) as progress:
         found = verify(out, lambda done, total: progress(done, total, 0.0))
-    state = "complete" if found.complete else f"{found.missing_shards} shards not drawn yet"
+    if found.complete:
+        state = "complete"
+    elif found.missing_shards or not found.sound:
+        state = f"{found.missing_shards} shards not drawn yet"
+    else:
+        state = "all shards are drawn; the job run again writes manifest.jsonl and what else is made of all of them"
     common.report(f"{out}: {found.images} of {found.wanted} images with true checksums, {state}")
     common.report(f"{found.quarantined} items quarantined, {found.faults} faults")
     for line in found.examples:
