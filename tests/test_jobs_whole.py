@@ -86,3 +86,12 @@ def test_a_job_that_was_stopped_before_its_end_is_not_complete(
     run(model, tmp_path, format="npz", steps=1)
     assert verify(tmp_path).complete
     assert (tmp_path / "samples.npz").exists()
+
+
+def test_a_damaged_job_lacks_no_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(small.quick_model(), tmp_path, steps=1)
+    (tmp_path / "shards" / "000000.tar").write_bytes(b"")
+    assert main(["generate", "--verify", "--out", str(tmp_path)]) == 1
+    said = capsys.readouterr().out
+    assert "all shards drawn, but not all as they were" in said
+    assert "0 shards" not in said

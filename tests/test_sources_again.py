@@ -14,7 +14,7 @@ import torch
 
 from rcdm_fast import storage
 from rcdm_fast.config import ConfigError
-from rcdm_fast.data import sources
+from rcdm_fast.data import random_access, sources
 from rcdm_fast.data.block_file import Block, PixelStore
 from rcdm_fast.data.sources import open_data
 from rcdm_fast.images import ImageError, save_image, to_pil
@@ -173,3 +173,36 @@ def test_a_job_beside_shards_is_refused_too(tmp_path: Path, folder: Path) -> Non
             tar.add(each, each.name)
     with pytest.raises(ConfigError, match="lies in the folder of the items"):
         jobs_cases.run(small.quick_model(), tmp_path / "shards" / "job", given=tmp_path / "shards", steps=1)
+
+
+def test_a_split_is_a_word_of_the_names_of_its_files(tmp_path: Path) -> None:
+    """The word test is in latest, and train in constrained: images of another split were taken for this one's."""
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    names = ("latest/train-0", "constrained/test_0", "data/validation-00000", "pretrain")
+    for place, name in enumerate(names):
+        file = tmp_path / f"{name}.parquet"
+        file.parent.mkdir(exist_ok=True)
+        levels = small.make_images(place + 1, 8).add(1).mul(127).byte().permute(0, 2, 3, 1).tolist()
+        kind = arrow.list_(arrow.list_(arrow.list_(arrow.uint8())))
+        parquet.write_table(arrow.table({"image": arrow.array(levels, kind)}), file)
+    for split, count in (("train", 1), ("test", 2), ("val", 3), ("validation", 3)):
+        assert len(open_data(f"hf:{tmp_path}?split={split}", 8)) == count
+
+
+def test_files_of_tables_are_asked_for_their_sizes_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not once for every row: a million rows in three hundred files would be asked 300 million times."""
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    for name in "ab":
+        parquet.write_table(arrow.table({"image": [b"x"] * 50}), tmp_path / f"{name}.parquet")
+    source = random_access.find(tmp_path)
+    asked: list[Path] = []
+    stat = Path.stat
+
+    def counted(self: Path, **options: Any) -> Any:
+        asked.append(self)
+        return stat(self, **options)
+
+    monkeypatch.setattr(Path, "stat", counted)
+    hashed = random_access.fingerprint(source)
+    assert len(asked) == 2
+    assert hashed == random_access.fingerprint(random_access.find(tmp_path))

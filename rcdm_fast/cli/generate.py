@@ -120,8 +120,10 @@ def _verify(out: Path, json: Path | None) -> None:
         found = verify(out, lambda done, total: progress(done, total, 0.0))
     if found.complete:
         state = "complete"
-    elif found.missing_shards or not found.sound:
+    elif found.missing_shards:
         state = f"{found.missing_shards} shards not drawn yet"
+    elif not found.sound:
+        state = "all shards drawn, but not all as they were"
     else:
         state = "all shards are drawn; the job run again writes manifest.jsonl and what else is made of all of them"
     common.report(f"{out}: {found.images} of {found.wanted} images with true checksums, {state}")

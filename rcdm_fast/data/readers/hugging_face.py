@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,10 +53,11 @@ def is_saved(path: Path) -> bool:
 
 
 def _of_folder(path: Path, options: Mapping[str, str]) -> Tables:
-    """Parquet or Arrow files as they lie in a dataset's repository; a split is part of their names."""
+    """Parquet or Arrow files as they lie in a dataset's repository; a split begins a word of their names."""
     split = options.get("split", "train")
     files = [each for each in folders.tree(path).files if each.suffix.lower() in tables.EXTENSIONS]
-    chosen = [each for each in files if split in each.relative_to(path).as_posix()]
+    begins = re.compile(rf"(?<![^\W\d_]){re.escape(split)}")  # a word: "latest" is not of the split test
+    chosen = [each for each in files if begins.search(each.relative_to(path).as_posix())]
     if not chosen and "split" not in options:
         chosen = files
     if not chosen:

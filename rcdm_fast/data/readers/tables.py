@@ -14,6 +14,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
@@ -97,7 +98,7 @@ class Table:
         """
         with self._reading(index):
             if self.kind == "image":
-                sizes = repr([file.stat().st_size for file in self._files]).encode()
+                sizes = self._sizes
                 named = _is_text(self._schema.field(self._choice.names[0]).type)
                 return sizes + self._named(index) if named else sizes
             arrays, row, _ = self._row(index)
@@ -105,6 +106,11 @@ class Table:
                 return repr([array[row].as_py() for array in arrays]).encode()
             flat = _flat(arrays[0][row])
             return b"" if flat is None else flat.to_numpy(zero_copy_only=False).tobytes()
+
+    @cached_property
+    def _sizes(self) -> bytes:
+        """Of all files; asked once and not for every row, for a set of a million rows may have hundreds of them."""
+        return repr([file.stat().st_size for file in self._files]).encode()
 
     def _named(self, index: int) -> bytes:
         arrays, row, file = self._row(index)
