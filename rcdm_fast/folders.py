@@ -69,6 +69,12 @@ def tree(root: Path) -> Tree:
     return Tree(tuple(sorted(files)), tuple(unseen))
 
 
+def in_sight(folder: str | os.PathLike[str], root: str | os.PathLike[str]) -> bool:
+    """Whether `tree(root)` sees what lies in a folder (it need not exist): it is below the root, by no hidden name."""
+    parts = os.path.relpath(os.path.realpath(folder), os.path.realpath(root)).split(os.sep)
+    return not any(part.startswith(".") and part != "." for part in parts)  # ".." leads out
+
+
 def report(root: Path, others: Collection[Path], unseen: Sequence[str]) -> None:
     """Say in the log what a reader of a folder leaves out: files of other kinds, counted, and what cannot be seen."""
     if others:

@@ -23,7 +23,7 @@ from rcdm_fast.config import ConfigError, EncoderConfig, from_dict, migrated
 from rcdm_fast.data import aligned
 from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.data.random_access import Given
-from rcdm_fast.data.sources import of_array, open_data
+from rcdm_fast.data.sources import check_apart, of_array, open_data
 from rcdm_fast.devices import best
 from rcdm_fast.encoders import Encoder
 from rcdm_fast.encoders.layers import Forward
@@ -102,6 +102,8 @@ def train(
         settings = dataclasses.replace(settings, encoder=chosen)
     if trust_repo and settings.encoder is not None:
         trusted.append(settings.encoder.source)
+    if isinstance(data, str | os.PathLike):
+        check_apart(out, os.fspath(data))
     images = images_of(data, settings.unet.image_size)
     h = None if representations is None else aligned.read(representations, images)
     return trained(settings, images, Path(out), best(device), progress, minutes, trusted, built, h)

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from rcdm_fast import storage
+import rcdm_fast
+from rcdm_fast import folders, storage
+from rcdm_fast.cli import main
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data import random_access, sources
 from rcdm_fast.data.block_file import Block, PixelStore
@@ -206,3 +208,28 @@ def test_files_of_tables_are_asked_for_their_sizes_once(tmp_path: Path, monkeypa
     hashed = random_access.fingerprint(source)
     assert len(asked) == 2
     assert hashed == random_access.fingerprint(random_access.find(tmp_path))
+
+
+@pytest.mark.parametrize("way", ["command", "call"])
+def test_a_run_does_not_lie_among_its_images(
+    way: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The sheets that it writes would be its data, so it could not be resumed; by default it lies in runs/NAME."""
+    monkeypatch.chdir(folder)
+    if way == "call":
+        with pytest.raises(ConfigError, match="lies in the folder of the images"):
+            rcdm_fast.train("cifar10-simclr-trunk", ".", "runs/a")
+    else:
+        assert main(["train", "cifar10-simclr-trunk", "--data", str(folder)]) == 2
+        assert "cifar10-simclr-trunk: lies in the folder of the images" in capsys.readouterr().err
+    assert not (folder / "runs").exists()
+
+
+def test_what_a_walk_through_a_folder_sees(tmp_path: Path) -> None:
+    for place, seen in ((".", True), ("a", True), ("a/b", True), (".a/b", False), ("a/.b", False), ("../a", False)):
+        assert folders.in_sight(tmp_path / place, tmp_path) == seen
+    for outside in (tmp_path / "..b" / "c", Path("/")):
+        assert not folders.in_sight(outside, tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    (tmp_path / "a").mkdir()
+    assert folders.in_sight(tmp_path / "a", tmp_path / "link")

@@ -54,7 +54,7 @@ def train(
     Example: rcdm train cifar10-simclr-trunk --data cifar10/train --out runs/trunk
     """
     from rcdm_fast.config import from_dict
-    from rcdm_fast.data.sources import open_data
+    from rcdm_fast.data.sources import check_apart, open_data
     from rcdm_fast.devices import best
     from rcdm_fast.training import trust
     from rcdm_fast.training.config import TrainConfig
@@ -72,6 +72,8 @@ def train(
     settings = from_dict(TrainConfig, values, str(config or name))
     if trust_repo and settings.encoder is not None:
         trusted = [settings.encoder.source]
+    if store is None:  # else they are read once
+        check_apart(folder, data)
     images_of_data = open_data(data, settings.unet.image_size, store=store)
     h = common.aligned(representations, images_of_data)
     common.report(f"{len(images_of_data)} images, {settings.steps} steps of {settings.batch_size}")

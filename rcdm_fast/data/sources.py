@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rcdm_fast import doors
+from rcdm_fast import doors, folders
+from rcdm_fast.checks import ConfigError
 from rcdm_fast.data import image_set, world
 from rcdm_fast.data.block_file import Block, PixelStore
 from rcdm_fast.data.image_set import ImageSet
@@ -78,6 +79,16 @@ def open_data(source: str | Path, size: int, *, store: str | Path | None = None,
     found, memory = find(source), _Memory()
     _fill(found, name, memory, size, workers)
     return _reported(memory.open(found), name)
+
+
+def check_apart(folder: str | os.PathLike[str], source: str | os.PathLike[str]) -> None:
+    """Raise `ConfigError` if images that a run writes into its folder would be its data, too, when it goes on."""
+    root = doors.path(source, ImageError) if os.path.isdir(source) else None
+    if root is not None and not hugging_face.is_saved(root) and folders.in_sight(folder, root):
+        raise ConfigError(
+            f"{folder}: lies in the folder of the images, {printable(root)}, so what is drawn there would be among "
+            "them when the run goes on; take another folder"
+        )
 
 
 def of_array(images: np.ndarray | Tensor, size: int) -> ImageSet:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rcdm_fast import doors, host, provenance, storage
+from rcdm_fast import doors, folders, host, provenance, storage
 from rcdm_fast.config import ConfigError, plain
 from rcdm_fast.data import random_access
 from rcdm_fast.data.item_sources import Columns
@@ -214,8 +214,7 @@ def _check_apart(source: Source, folder: Path, config: JobConfig) -> None:
         return
     if not os.path.isdir(source.name) or (of_tables and is_saved(Path(source.name))):
         return
-    inside = os.path.relpath(os.path.realpath(folder), os.path.realpath(source.name)).split(os.sep)
-    if not any(part.startswith(".") and part != "." for part in inside):  # neither outside (..) nor hidden
+    if folders.in_sight(folder, source.name):
         raise ConfigError(
             f"{folder}: lies in the folder of the items, {doors.printable(source.name)}, so what is drawn would be "
             "items when the job goes on; take another folder"
