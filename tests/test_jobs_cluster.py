@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from rcdm_fast import memory
 from rcdm_fast.cli import main
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data import random_access
 from rcdm_fast.jobs import cluster, local
 from rcdm_fast.jobs.settings import JobConfig, RunOptions
+from rcdm_fast.model import Model
 from tests import jobs_cases, small
 
 
@@ -73,3 +76,28 @@ def test_workers_without_a_cluster(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["generate", "3", "--workers", "2", "--out", str(tmp_path / "job")]) == 2
     assert "--workers are Ray's: give --ray, too" in capsys.readouterr().err
     assert not (tmp_path / "job").exists()
+
+
+def test_the_driver_keeps_nothing_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has looked at it on the GPU that a worker is to draw on."""
+    np.save(tmp_path / "h.npy", jobs_cases.representations().numpy())
+    told: list[object] = []
+    alive: list[weakref.ref[Model]] = []
+
+    def load(_: cluster.ModelSpec) -> Model:
+        model = small.quick_model()
+        alive.append(weakref.ref(model))
+        return model
+
+    def begin(*_: object) -> list[int]:
+        told.append(alive[0]())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cluster.ModelSpec, "load", load)
+    monkeypatch.setattr(cluster, "_ray", lambda: None)
+    monkeypatch.setattr(memory, "release", lambda: told.append("released"))
+    monkeypatch.setattr(local, "begin", begin)
+    config = JobConfig(per=1, steps=2)
+    with pytest.raises(KeyboardInterrupt):
+        cluster.run(cluster.ModelSpec("m"), str(tmp_path / "h.npy"), tmp_path / "job", config, RunOptions())
+    assert told == ["released", None]

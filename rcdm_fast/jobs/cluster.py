@@ -6,6 +6,7 @@ shards are those of `local.py`; which actor drew a unit leaves no trace. Ray doe
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import os
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rcdm_fast import doors, engines, storage
+from rcdm_fast import doors, engines, memory, storage
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data import random_access
 from rcdm_fast.data.readers import tars
@@ -142,6 +143,8 @@ def run(
     prepared = local.prepare(model, random_access.find(source, feed.wanted_kinds(model)), folder, config)
     ledger = prepared.ledger
     del model
+    gc.collect()
+    memory.release()  # a worker may be given the same GPU
     with ledger.locked():
         missing = local.begin(prepared, options)
         done = local.reporter(ledger.summary(), report)
