@@ -104,6 +104,14 @@ def test_the_longest_end_of_a_path_that_is_an_id_counts(tmp_path: Path) -> None:
         assert torch.equal(aligned.read(tmp_path / "h.npz", data), H[order])
 
 
+def test_ids_without_extension_may_hold_dots(tmp_path: Path) -> None:
+    """An id photo.v2 is photo.v2.jpg, not a file photo of the kind v2; what is no file's name is no image's."""
+    names = ("photo.v1.jpg", "photo.v2.jpg", "photo.jpg")
+    data = ImageSet(to_uint8(small.make_images(3)), None, (), tuple(Path("in", name) for name in names), "dots")
+    np.savez(tmp_path / "h.npz", h=H[:4].numpy(), ids=np.array(["photo.v2", "photo", ".", "photo.v1"]))
+    assert torch.equal(aligned.read(tmp_path / "h.npz", data), H[[3, 0, 1]])
+
+
 @pytest.mark.parametrize(
     ("listed", "message"),
     [

@@ -131,3 +131,14 @@ def test_as_many_threads_read_and_encode_as_were_asked_for(tmp_path: Path, monke
     asked.clear()
     local.run(model, h, tmp_path, JobConfig(per=1, steps=1), RunOptions(threads=5))
     assert sorted(asked) == [("feed", 5), ("local", 1), ("local", 5), ("local", 5)]  # writing; checking and encoding
+
+
+def test_a_group_of_labels_none_of_which_the_model_has() -> None:
+    """Labels that are sorted, of a data set with more classes than the model."""
+    labelled = small.model(representation_dim=0, num_classes=2)
+    labels = np.arange(100) // 40  # the third group of 32 has 2 alone
+    (found,) = feed.ready_units(labelled, random_access.find(labels), [Layout(100, 1, 100).unit(0)], 2)
+    assert sorted(found.bad) == list(range(80, 100))
+    assert found.label is not None
+    assert found.label[:80].tolist() == labels[:80].tolist()
+    assert len(found.label) == 100

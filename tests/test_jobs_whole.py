@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rcdm_fast.cli import main
 from rcdm_fast.config import ConfigError
 from rcdm_fast.jobs.layout import Layout
 from rcdm_fast.jobs.ledger import Ledger
@@ -63,3 +64,34 @@ def test_an_item_that_several_shards_quarantined_is_repaired_once(tmp_path: Path
         ledger.start(identity(7 + 60), [7, 61].__getitem__)
     ledger.start(identity(7 + 60), [7, 60].__getitem__)
     assert json.loads((tmp_path / "job.json").read_text())["items"] == identity(67)["items"]
+
+
+def test_a_job_that_was_stopped_before_its_end_is_not_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All shards are there, and neither manifest.jsonl nor samples.npz."""
+    model = small.quick_model()
+
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Ledger, "finish", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run(model, tmp_path, format="npz", steps=1)
+    found = verify(tmp_path)
+    assert (found.sound, found.missing_shards, found.finished, found.complete) == (True, 0, False, False)
+    assert main(["generate", "--verify", "--out", str(tmp_path)]) == 4
+    assert "all shards are drawn; the job run again writes manifest.jsonl" in capsys.readouterr().out
+    run(model, tmp_path, format="npz", steps=1)
+    assert verify(tmp_path).complete
+    assert (tmp_path / "samples.npz").exists()
+
+
+def test_a_damaged_job_lacks_no_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(small.quick_model(), tmp_path, steps=1)
+    (tmp_path / "shards" / "000000.tar").write_bytes(b"")
+    assert main(["generate", "--verify", "--out", str(tmp_path)]) == 1
+    said = capsys.readouterr().out
+    assert "all shards drawn, but not all as they were" in said
+    assert "0 shards" not in said

@@ -1,6 +1,7 @@
 """`rcdm generate`: many images into shards with a manifest, resumable; and the check of what is there.
 
-Exit codes beside the usual ones: 3, finished but some items were quarantined; 1, verification found faults.
+Exit codes beside the usual ones: 3, finished but some items were quarantined; 1, verification found faults; 4, it found
+none, and the job is not finished.
 
 Knows nothing about how jobs are run (`jobs/`).
 """
@@ -76,7 +77,7 @@ def generate(
     if source is None:
         raise ConfigError("generate needs items: a folder, a file or a number (or --verify to check a job)")
     if workers is not None and ray is None:
-        raise ConfigError("--workers are Ray's actors: name a cluster, or local, with --ray")
+        raise ConfigError("--workers are Ray's: give --ray, too (--threads read and encode images without it)")
     from rcdm_fast.jobs.settings import JobConfig, RunOptions
 
     config = JobConfig(
@@ -117,7 +118,14 @@ def _verify(out: Path, json: Path | None) -> None:
 
     with common.ProgressBar(1) as progress:
         found = verify(out, lambda done, total: progress(done, total, 0.0))
-    state = "complete" if found.complete else f"{found.missing_shards} shards not drawn yet"
+    if found.complete:
+        state = "complete"
+    elif found.missing_shards:
+        state = f"{found.missing_shards} shards not drawn yet"
+    elif not found.sound:
+        state = "all shards drawn, but not all as they were"
+    else:
+        state = "all shards are drawn; the job run again writes manifest.jsonl and what else is made of all of them"
     common.report(f"{out}: {found.images} of {found.wanted} images with true checksums, {state}")
     common.report(f"{found.quarantined} items quarantined, {found.faults} faults")
     for line in found.examples:

@@ -87,7 +87,7 @@ def _order(ids: list[str], data: ImageSet, name: str) -> list[int]:
     whole = {each: place for place, each in enumerate(ids)}
     stems: dict[str, list[int]] = {}
     for place, each in enumerate(ids):
-        stems.setdefault(str(PurePosixPath(each).with_suffix("")) if each else "", []).append(place)
+        stems.setdefault(_stem(each), []).append(place)
     order = [_row(str(image), whole, stems) for image in data.paths]
     missing = [str(image) for image, row in zip(data.paths, order, strict=True) if row is None]
     if missing or not order:
@@ -111,7 +111,13 @@ def _row(image: str, whole: Mapping[str, int], stems: Mapping[str, list[int]]) -
         if end in whole:
             return whole[end]
     for end in ends:
-        bare = stems.get(str(PurePosixPath(end).with_suffix("")) if end else "", [])
-        if len(bare) == 1:
-            return bare[0]
+        if (bare := _stem(end)) in whole:  # an id without extension may hold dots
+            return whole[bare]
+        if len(rows := stems.get(bare, [])) == 1:
+            return rows[0]
     return None
+
+
+def _stem(name: str) -> str:
+    path = PurePosixPath(name)
+    return str(path.with_suffix("")) if path.name else name

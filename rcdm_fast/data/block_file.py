@@ -108,6 +108,10 @@ class PixelStore:
     def _image(self) -> int:
         return 3 * int(self.made_from["size"]) ** 2
 
+    def names(self) -> dict[int, str]:
+        """What the images that were kept are called, by their places; nothing of a store of an earlier version."""
+        return {row["place"]: row["path"] for row in self._rows() if "path" in row and "place" in row}
+
     def append(self, block: Block) -> None:
         """Add a block."""
         kept = zip(block.paths, block.labels, block.places, block.other, strict=True)

@@ -80,12 +80,36 @@ class Images:
         """See `Source`."""
 
     def content(self, index: int) -> bytes:
-        """See `Source`; of a file: its size."""
+        """See `Source`; of a file: its size; of what is in memory: all of it."""
         image = self._images[index]
         try:
-            return image.tobytes() if isinstance(image, Image.Image) else str(os.stat(image).st_size).encode()
+            return _size(image) if isinstance(image, str | os.PathLike) else _held(image)
         except Exception:  # damaged, as will be said of it when it is read
             return b"unreadable"
+
+
+def _size(path: str | os.PathLike[str]) -> bytes:
+    return str(os.stat(path).st_size).encode()
+
+
+def _held(image: Any) -> bytes:
+    """What an image in memory consists of."""
+    if isinstance(image, Image.Image):
+        drawn = image.tobytes()  # of a palette's image numbers of colors, which say nothing without it
+        return drawn if image.mode not in ("P", "PA") else drawn + bytes(image.getpalette("RGBA") or ())
+    if isinstance(image, Tensor):
+        levels = image.detach().cpu().contiguous()
+        return f"{levels.dtype} {list(levels.shape)}".encode() + levels.reshape(-1).view(torch.uint8).numpy().tobytes()
+    if isinstance(image, np.ndarray) and not image.dtype.hasobject:
+        return f"{image.dtype} {list(image.shape)}".encode() + np.ascontiguousarray(image).tobytes()
+    if isinstance(image, bytes | bytearray | memoryview):
+        return bytes(image)
+    place = image.tell()
+    try:
+        image.seek(0)
+        return bytes(image.read())
+    finally:
+        image.seek(place)
 
 
 class Shards:
@@ -161,7 +185,7 @@ class Columns:
         return len(value) if isinstance(value, np.ndarray) else None
 
     def content(self, index: int) -> bytes:
-        """See `Source`; of images: the size of all files."""
+        """See `Source`; of images: the size of all files, and where they are named: name and size of the image's."""
         with self._lock:
             return self._table.content(index)
 
@@ -195,7 +219,10 @@ class HubImages:
         """See `Source`; its size."""
         with self._lock:
             content = self._rows.item(index).content
-        return str(len(content)).encode() if isinstance(content, bytes) else b""
+        try:
+            return str(len(content)).encode() if isinstance(content, bytes) else _size(content)  # type: ignore[arg-type]
+        except Exception:  # not there, as will be said of it when it is read
+            return b"unreadable"
 
 
 class Drawn:

@@ -9,8 +9,9 @@ Knows nothing about models (what kind of item a model needs is asked in `jobs/fe
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -54,16 +55,16 @@ def find(given: Given, wanted: Sequence[Kind] = ()) -> Source:
 
 
 def _find(given: Given, wanted: Sequence[Kind]) -> Source:
-    if isinstance(given, int):
-        return Nothing(given)
+    if isinstance(given, int | np.integer):
+        return _numbered(given)
     if isinstance(given, Tensor | np.ndarray):
         return Rows("(given)", given.detach().cpu() if isinstance(given, Tensor) else given)
     if not isinstance(given, str | os.PathLike):
-        return Images("(given)", list(given))
+        return Images("(given)", _listed(given))
     name = os.fspath(given)
     there = os.path.lexists(name)
     if name.isdecimal() and not there:
-        return Nothing(int(name)) if len(name) < 19 else Nothing(_too_many(name))
+        return _numbered(int(name) if len(name) < 19 else _too_many(name))
     if not there and name.startswith("wds:"):
         return Shards(name.removeprefix("wds:"))
     if not there and name.startswith("hf:"):
@@ -92,6 +93,23 @@ def _hugging_face(name: str, found: hugging_face.Found, wanted: Sequence[Kind]) 
         return HubImages(name, found.rows())
     table = found.table() if isinstance(found, hugging_face.Saved) else found
     return Columns(Path(name), tables.open_files(table.files, _columns(wanted), table.column))
+
+
+def _numbered(count: int | np.integer[Any]) -> Nothing:
+    if isinstance(count, bool) or count < 0:
+        raise ConfigError(f"{count} items: expected how many there are")
+    return Nothing(int(count) if count < 10**18 else _too_many(str(count)))
+
+
+def _listed(given: Any) -> list[Any]:
+    """Images in memory, and paths, one by one; one of them may be given by itself."""
+    if isinstance(given, Image.Image | bytes | bytearray | memoryview) or hasattr(given, "read"):
+        return [given]
+    if isinstance(given, Mapping) or not isinstance(given, Iterable):
+        raise ConfigError(f"a {type(given).__name__} is no source of items: give a path, images, arrays or a number")
+    if hasattr(given, "column_names"):
+        raise ConfigError(f"a {type(given).__name__} has several columns: give one of them, as in dataset['image']")
+    return list(given)
 
 
 def _too_many(count: str) -> int:

@@ -40,6 +40,7 @@ from rcdm_fast.data.readers.image_files import (
 )
 from rcdm_fast.doors import escaped, printable
 from rcdm_fast.images import IMAGE_EXTENSIONS, ImageError, fit_images, several_images, to_uint8
+from rcdm_fast.storage import StorageError
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ def open_data(source: str | Path, size: int, *, store: str | Path | None = None,
 
     Raises:
         ImageError: no such source, a shard is missing or damaged, or nothing could be read as an image.
-        StorageError: the store cannot be written.
+        StorageError: the store cannot be written, or the source has changed since it was read in part.
     """
     name = str(source)
     if store is not None:
@@ -176,6 +177,9 @@ class _Memory:
         self.read = 0
         self._blocks: list[Block] = []
 
+    def names(self) -> dict[int, str]:
+        return {}
+
     def append(self, block: Block) -> None:
         self._blocks.append(block)
 
@@ -200,7 +204,8 @@ class _Memory:
 def _fill(source: Source, name: str, target: _Memory | PixelStore, size: int, workers: int) -> None:
     """Decode what `target` has not seen yet and hand it over, block by block."""
     kept, read = target.read > 0, target.read
-    rest = islice(source.items(), read, None)
+    rest = source.items()
+    _go_behind(rest, name, target)
     with ThreadPoolExecutor(workers) as pool:
         while block := list(islice(rest, BLOCK)):
             results = list(pool.map(lambda item: _decoded(item, size), block))
@@ -221,6 +226,25 @@ def _fill(source: Source, name: str, target: _Memory | PixelStore, size: int, wo
     if not kept:
         raise ImageError(f"{printable(name)}: no images in it")
     target.finish()
+
+
+def _go_behind(items: Iterator[Item], name: str, target: _Memory | PixelStore) -> None:
+    """Leave out what `target` has read. Raises `StorageError` if the source has changed since, as far as names tell."""
+    known = target.names() if target.read else {}
+    walked = 0
+    for place, item in zip(range(target.read), items, strict=False):
+        walked += 1
+        found = escaped(str(item.path))
+        if known.get(place, found) != found:
+            raise StorageError(
+                f"{printable(name)} has changed since reading was interrupted (item {place} was "
+                f"{printable(known[place])}, is {printable(found)}); delete the store"
+            )
+    if walked < target.read:
+        raise StorageError(
+            f"{printable(name)} has changed since reading was interrupted ({target.read} items were read, there are "
+            f"{walked}); delete the store"
+        )
 
 
 def _decoded(item: Item, size: int) -> tuple[np.ndarray, bool] | str:

@@ -6,6 +6,7 @@ shards are those of `local.py`; which actor drew a unit leaves no trace. Ray doe
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import os
@@ -14,22 +15,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rcdm_fast import doors, engines, folders, storage
+from rcdm_fast import doors, engines, folders, memory, storage
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data import random_access
+from rcdm_fast.data.readers import tars
 from rcdm_fast.errors import install
 from rcdm_fast.jobs import feed, local
 from rcdm_fast.jobs.ledger import Summary
 from rcdm_fast.jobs.local import Report
 from rcdm_fast.jobs.settings import JobConfig, RunOptions
 from rcdm_fast.model import Model, load
+from rcdm_fast.models import zoo
 
 
 @dataclass(frozen=True)
 class ModelSpec:
     """Arguments of `rcdm_fast.load`, so that every worker can load the model; files must lie where all see them.
 
-    A calibrated file that `precision` names is kept by its absolute path, for workers run in folders of their own.
+    Files that `name`, `flags` and `precision` name are kept by their absolute paths, for workers run in folders of
+    their own; those of an `encoder` are to be named so.
 
     Raises:
         ConfigError: no such precision.
@@ -45,6 +49,10 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "precision", engines.absolute(self.precision))
+        if self.name not in zoo.model_names():
+            object.__setattr__(self, "name", _absolute_file(self.name))
+        if self.flags is not None:
+            object.__setattr__(self, "flags", _absolute_file(self.flags))
 
     def load(self) -> Model:
         """The model."""
@@ -76,6 +84,10 @@ class Worker:
             here = self.prepared.identity.get(part)
             if here != order.identity.get(part):
                 raise ConfigError(f"this worker sees another {part} than the job's: {here}")
+        for part in ("engine", "precision"):  # of one job all images are by one engine, and a resumed job asks for it
+            here, begun = self.prepared.identity[part], order.identity[part]
+            if here != begun:
+                raise ConfigError(f"this worker runs {part} {here}, the machine that began the job {begun}; name one")
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Draw the units batch["unit"]; what is committed already is left alone. Returns counts for each."""
@@ -115,7 +127,7 @@ def run(
         folder: of the job; every worker must see it.
         config, options: as for `local.run`.
         address: of a running cluster, or "local" to start one on this machine.
-        workers: actors; None: one for each GPU of the cluster, or for every 2 CPUs if there is none.
+        workers: actors, at least 1; None: one for each GPU of the cluster, or for every 2 CPUs if there is none.
         report: told after every unit (busy is not known and given as 0).
         started: given the `ray` module once the cluster is connected.
 
@@ -123,6 +135,8 @@ def run(
         ConfigError: Ray is missing, the cluster has too little, or the folder holds another job.
         and what `local.run` raises.
     """
+    if workers is not None and workers < 1:
+        raise ConfigError(f"workers must be at least 1, got {workers}")
     ray = _ray()
     model = spec.load()
     folder, source = doors.path(folder, storage.StorageError).resolve(), _absolute(source)
@@ -130,6 +144,8 @@ def run(
     prepared = local.prepare(model, random_access.find(source, feed.wanted_kinds(model)), folder, config)
     ledger = prepared.ledger
     del model
+    gc.collect()
+    memory.release()  # a worker may be given the same GPU
     with ledger.locked():
         missing = local.begin(prepared, options)
         done = local.reporter(ledger.summary(), report)
@@ -179,7 +195,22 @@ def _results(ray: Any, order: Order, missing: list[int], workers: int | None) ->
 
 
 def _absolute(source: str) -> str:
-    return str(Path(source).resolve()) if os.path.exists(source) else source  # unlike Path's, it takes any text
+    if os.path.exists(source):  # unlike Path's, it takes any text
+        return str(Path(source).resolve())
+    before, name = "", source
+    if source.startswith("hf:"):
+        name, mark, rest = source.removeprefix("hf:").partition("?")
+        return f"hf:{_absolute_file(name)}{mark}{rest}"
+    if source.startswith("wds:"):
+        before, name = "wds:", source.removeprefix("wds:")
+    if "{" not in name:
+        return before + _absolute_file(name)
+    parts = [part if tars.remote(part) or part.startswith("{") else os.path.abspath(part) for part in name.split("::")]
+    return before + "::".join(parts)
+
+
+def _absolute_file(name: str) -> str:
+    return os.path.abspath(name) if os.path.exists(name) else name
 
 
 def _ray() -> Any:

@@ -184,7 +184,8 @@ def _ready(model: Model, kind: Kind, unit: Unit, groups: list[_Group]) -> Ready:
     if kind == "nothing":
         return Ready(unit, None, None, bad)
     if kind == "label":
-        return Ready(unit, None, torch.stack([each for group in groups for each in group.values]), bad)
+        labels = [each if each.numel() else torch.tensor(0) for group in groups for each in group.values]
+        return Ready(unit, None, torch.stack(labels), bad)
     if kind == "representation":
         return Ready(unit, _stacked(model, groups), None, bad)
     assert model.encoder is not None, "check_kind has asked for it"

@@ -32,6 +32,7 @@ class Verdict:
         missing_shards: that no run has committed yet.
         faults: how many things are wrong.
         examples: the first of them, a line each.
+        finished: whether a run has written what is made of all shards (manifest.jsonl and so on).
     """
 
     images: int
@@ -40,6 +41,7 @@ class Verdict:
     missing_shards: int
     faults: int
     examples: tuple[str, ...]
+    finished: bool = True
 
     @property
     def sound(self) -> bool:
@@ -49,7 +51,7 @@ class Verdict:
     @property
     def complete(self) -> bool:
         """Whether all of the job is there."""
-        return self.sound and not self.missing_shards
+        return self.sound and not self.missing_shards and self.finished
 
 
 def open_ledger(folder: str | Path) -> Ledger:
@@ -88,7 +90,8 @@ def verify(folder: str | Path, progress: Callable[[int, int], None] | None = Non
     for fault in _whole_faults(ledger, known) if not missing else ():
         count += 1
         faults += [fault] if len(faults) < SHOWN else []
-    return Verdict(good, layout.images, len(bad), missing, count, tuple(faults))
+    finished = (ledger.folder / "summary.json").exists()
+    return Verdict(good, layout.images, len(bad), missing, count, tuple(faults), finished)
 
 
 @dataclass(frozen=True)

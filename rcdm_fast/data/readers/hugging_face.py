@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,10 @@ def find(spec: str) -> Found:
     if unknown:
         raise ImageError(f"hf:{printable(spec)}: unknown options {printable(', '.join(sorted(unknown)))}")
     path = doors.path(name, ImageError)
+    if path.is_dir() and (unused := sorted(options.keys() & {"name", "revision"})):
+        raise ImageError(
+            f"hf:{printable(spec)}: a folder has no {' and no '.join(unused)}; give the folder that is meant"
+        )
     if is_saved(path):
         return Saved(path, options)
     if path.is_dir():
@@ -48,10 +53,11 @@ def is_saved(path: Path) -> bool:
 
 
 def _of_folder(path: Path, options: Mapping[str, str]) -> Tables:
-    """Parquet or Arrow files as they lie in a dataset's repository; a split is part of their names."""
+    """Parquet or Arrow files as they lie in a dataset's repository; a split begins a word of their names."""
     split = options.get("split", "train")
     files = [each for each in folders.tree(path).files if each.suffix.lower() in tables.EXTENSIONS]
-    chosen = [each for each in files if split in each.relative_to(path).as_posix()]
+    begins = re.compile(rf"(?<![^\W\d_]){re.escape(split)}")  # a word: "latest" is not of the split test
+    chosen = [each for each in files if begins.search(each.relative_to(path).as_posix())]
     if not chosen and "split" not in options:
         chosen = files
     if not chosen:
@@ -83,6 +89,9 @@ class Saved:
                     raise ValueError(f"no split {split!r}; there are {', '.join(map(str, there))}")
                 folder = folder / split
             state = _read(folder / _STATE)
+            only = str(state.get("_split") or "train").partition("[")[0]  # "train[:10%]" is of train
+            if folder is self.path and self.options.get("split", only) != only:
+                raise ValueError(f"it holds one split, {only!r}, and not {self.options['split']!r}")
             if state.get("_indices_data_files"):
                 raise ValueError("its rows are chosen by a list beside them; save it again with save_to_disk")
             names = [each["filename"] for each in state["_data_files"]]
@@ -174,8 +183,9 @@ class Rows:
         with door(ImageError, f"hf:{printable(self.name)}: row {index} cannot be read"):
             row = self.table[index]
             value = row[self.label] if self.label is not None else None
-            known = self.classes is not None and isinstance(value, int)
-            label = None if value is None else str(self.classes[value]) if known and self.classes else str(value)
+            label = None if value is None else str(value)
+            if self.classes and isinstance(value, int):  # -1: no label
+                label = str(self.classes[value]) if 0 <= value < len(self.classes) else None
             content = row[self.column] or {}
             found = content.get("bytes") or (Path(content["path"]) if content.get("path") else b"")
         return Item(Path(self.name) / str(index), label, found)

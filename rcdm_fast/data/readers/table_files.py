@@ -219,7 +219,10 @@ class _Csv:
         with open(path, encoding="utf-8-sig") as file:
             first = file.readline(1 << 20)
         mark = "\t" if path.suffix.lower() == ".tsv" else ","
-        unnamed = all(_is_number(each) for each in first.split(mark))
+        fields = first.rstrip("\r\n").split(mark)
+        numbers = [str(place) for place in range(len(fields))]
+        # What pandas calls columns without names is no row, though it consists of numbers.
+        unnamed = all(_is_number(each) for each in fields) and not (len(fields) > 2 and fields == numbers)
         reading = csv.ReadOptions(autogenerate_column_names=unnamed, use_threads=False)
         self._table = csv.read_csv(path, read_options=reading, parse_options=csv.ParseOptions(delimiter=mark))
         self.lengths, self.schema = [self._table.num_rows], self._table.schema

@@ -7,11 +7,14 @@ Knows nothing about what the values are for, nor about the files' formats (`tabl
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +36,7 @@ IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "png")
 PATH_COLUMNS = ("file_name", "image_path", "path", "filepath", "file")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "cls")
 ID_COLUMNS = ("id", "ids", "key", "__key__", "name")
+_DIGITS = "0123456789"
 _BLOCK_ROWS = {"image": 64, "representation": 1024, "label": 65536}
 
 
@@ -88,15 +92,34 @@ class Table:
             return _image(scalar, value, file)
 
     def content(self, index: int) -> bytes:
-        """What tells whether a row is still the same: its numbers; of images the size of all files."""
+        """What tells whether a row is still the same: its numbers; of images the size of all files.
+
+        Of images that are named, name and size of the image's file count, too: rows in another order are others.
+        """
         with self._reading(index):
             if self.kind == "image":
-                return repr([file.stat().st_size for file in self._files]).encode()
+                sizes = self._sizes
+                named = _is_text(self._schema.field(self._choice.names[0]).type)
+                return sizes + self._named(index) if named else sizes
             arrays, row, _ = self._row(index)
             if len(arrays) > 1 or self.kind == "label":
                 return repr([array[row].as_py() for array in arrays]).encode()
             flat = _flat(arrays[0][row])
             return b"" if flat is None else flat.to_numpy(zero_copy_only=False).tobytes()
+
+    @cached_property
+    def _sizes(self) -> bytes:
+        """Of all files; asked once and not for every row, for a set of a million rows may have hundreds of them."""
+        return repr([file.stat().st_size for file in self._files]).encode()
+
+    def _named(self, index: int) -> bytes:
+        arrays, row, file = self._row(index)
+        name = arrays[0][row].as_py()
+        size = -1
+        if name is not None:
+            with contextlib.suppress(OSError, ValueError):  # missing, as will be said of it when it is read
+                size = os.stat(file.parent / name).st_size
+        return f" {size} {name}".encode("utf-8", "surrogatepass")
 
     def ids(self) -> list[str] | None:
         """Ids of all rows, if there is a column of texts or whole numbers for them that are all different."""
@@ -120,8 +143,8 @@ class Table:
         names = self._classes(name)
         found: list[str | None] = []
         for value in self._all(name):
-            if names and isinstance(value, int) and 0 <= value < len(names):
-                found.append(str(names[value]))
+            if names and isinstance(value, int):  # -1: no label, as the datasets library writes it
+                found.append(str(names[value]) if 0 <= value < len(names) else None)
             else:
                 found.append(str(value) if isinstance(value, str | int | float) else None)
         return found
@@ -229,9 +252,8 @@ def _choose(schema: Any, file: Path, wanted: Sequence[Kind], column: str | None)
             return _Choice((found[0],), kind)
         if found:
             raise ConfigError(f"{printable(file)}: which of the columns {', '.join(found)} is meant? Keep one of them")
-    floats = [name for name in others if pyarrow()[0].types.is_floating(schema.field(name).type)]
-    if "representation" in kinds and len(floats) > 1:
-        return _Choice(tuple(floats), "representation")
+    if "representation" in kinds and len(numbers := _numbers(schema, others, file)) > 1:
+        return _Choice(numbers, "representation")
     if "label" in kinds and (found := by_name("label")):
         return _Choice((found[0],), "label")
     looked = ", ".join(column or name for kind in kinds for name in usual[kind])
@@ -239,6 +261,27 @@ def _choose(schema: Any, file: Path, wanted: Sequence[Kind], column: str | None)
         f"{printable(file)}: no column of representations (lists of floats) or images among "
         f"{printable(', '.join(schema.names))}; looked for {printable(looked)}"
     )
+
+
+def _numbers(schema: Any, names: Sequence[str], file: Path) -> tuple[str, ...]:
+    """Columns that hold one number each of a representation: of floats, and of whole numbers if numbered as those are.
+
+    In a text a column that happens to hold 0 and 1 alone is one of whole numbers ("h7" beside floats "h6" and "h8").
+    """
+    types = pyarrow()[0].types
+    floats = {name for name in names if types.is_floating(schema.field(name).type)}
+    numbered = {stem for name in floats if (stem := name.rstrip(_DIGITS)) != name}
+    chosen = [
+        name
+        for name in names
+        if name in floats
+        or (types.is_integer(schema.field(name).type) and name != (stem := name.rstrip(_DIGITS)) and stem in numbered)
+    ]
+    left = [name for name in names if name not in chosen and not _is_text(schema.field(name).type)]
+    if len(chosen) > 1 and left:
+        listed = printable(", ".join(left))
+        log.warning("%s: %d columns are no numbers of representations: %s", printable(file), len(left), listed)
+    return tuple(chosen)
 
 
 def _fits(kind: Any, wanted: Kind, named: bool) -> bool:

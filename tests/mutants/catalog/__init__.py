@@ -16,6 +16,7 @@ from tests.mutants.catalog.jobs import JOBS
 from tests.mutants.catalog.originals import ORIGINALS
 from tests.mutants.catalog.second import SECOND
 from tests.mutants.catalog.sixth import SIXTH
+from tests.mutants.catalog.sources import SOURCES
 from tests.mutants.catalog.third import THIRD
 from tests.mutants.catalog.training import TRAINING
 from tests.mutants.catalog.trajectories import TRAJECTORIES
@@ -38,6 +39,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *ORIGINALS,
     *SECOND,
     *SIXTH,
+    *SOURCES,
     *THIRD,
     *TRAINING,
     *TRAJECTORIES,

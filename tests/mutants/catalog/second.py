@@ -148,8 +148,8 @@ SECOND = (
     Mutant(
         "ids that are the same without their extensions: the first is taken",
         "rcdm_fast/data/aligned.py",
-        "if len(bare) == 1:",
-        "if bare:",
+        "if len(rows := stems.get(bare, [])) == 1:",
+        "if rows := stems.get(bare, []):",
         ("tests/test_aligned.py::test_an_id_that_could_be_of_two_rows_is_none",),
     ),
     Mutant(
