@@ -80,6 +80,20 @@ def test_the_first_pass_answers_as_every_other_does(call: int) -> None:
     assert torch.equal(output(x), known)
 
 
+def test_a_layer_that_is_written_over_answers_with_what_it_gave(tmp_path: Path) -> None:
+    """ReLU in place behind a convolution, as torchvision's networks have it; the whole pass is run once, and exported."""
+    network, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Flatten()), make_images(8)
+    given = network[0](x).mean((2, 3)).detach()
+    config = EncoderConfig("module", layer="0", pooling="mean", layout="nchw", image_size=8, dim=4)
+    encoder = build(network, config=config)  # its first pass is this one, as nothing has to be found out before
+    assert close(encoder.encode(x), given)
+    assert close(encoder.encode(x), given)
+    pooled = build(network, config=config, pooling=lambda out: out.mean((2, 3)))
+    assert close(pooled.encode(x), given)
+    path = export_encoder(tmp_path / "cut.onnx", encoder)
+    assert close(build(f"onnx:{path}").encode(x), given)
+
+
 def test_pooling_by_a_function_of_ones_own(tmp_path: Path) -> None:
     class Named(nn.Module):
         def forward(self, x: Tensor) -> dict[str, Tensor]:
