@@ -38,7 +38,7 @@ from rcdm_fast.metrics import intervals
 from rcdm_fast.metrics.intervals import Interval, bootstrap
 from rcdm_fast.model import Model
 from rcdm_fast.models import checkpoint
-from rcdm_fast.solver_fit import HELD_OUT, Asked, cheapest, survey
+from rcdm_fast.solver_fit import HELD_OUT, Asked, cheapest, check_no_student, survey
 from rcdm_fast.solver_lesson import Equations, Lesson
 from rcdm_fast.storage import StorageError
 
@@ -135,9 +135,10 @@ def learn(
             what it would begin with otherwise.
 
     Raises:
-        ConfigError: fewer than 160 trajectories, or conditions that the model does not take.
+        ConfigError: fewer than 160 trajectories, conditions that the model does not take, or a student.
         StorageError: the state cannot be written.
     """
+    check_no_student(model)
     count = next((len(value) for value in (h, label) if value is not None), trajectories)
     if count < LEAST:
         raise ConfigError(

@@ -283,6 +283,10 @@ def test_what_is_refused() -> None:
     coarse.engine.precision = "bf16"
     with pytest.raises(ConfigError, match="differences of images, in fp32, not in bf16"):
         learn(coarse, QUICK, model.weights, **given("representations"))
+    student = small.quick_model()
+    student.config = dataclasses.replace(student.config, student_steps=(100, 900))
+    with pytest.raises(ConfigError, match="is a student"):
+        learn(student, QUICK, student.weights, **given("representations"))
     with pytest.raises(ConfigError, match="2000 candidates of 1000"):
         learn(model, dataclasses.replace(QUICK, candidates=2000), model.weights, **given("representations"))
 
