@@ -181,6 +181,31 @@ def test_the_least_deviation_is_a_share_of_the_largest(scale: float) -> None:
     assert mean.tolist() == pytest.approx([float(bank[..., 0].mean()), 0, 0], rel=0.01, abs=1e-3 * largest)
 
 
+@pytest.mark.parametrize("bank", [torch.full((1, 7, 3), 0.1), torch.randn(1, 1, 3), torch.zeros(2, 5, 3)])
+def test_representations_that_are_all_the_same_stay_numbers(
+    bank: torch.Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a collapsed encoder, or of a single image: nothing is divided by zero, nor is rounding made large."""
+    mean, std = representations.standardization(bank)
+    assert std.tolist() == [1, 1, 1]
+    assert mean.tolist() == pytest.approx(bank[0, 0].tolist(), rel=1e-6)
+    assert [record.getMessage() for record in caplog.records] == [
+        "all images have the same representation: is there only one image, or has the encoder collapsed?"
+    ]
+    of_channels = representations.standardization(torch.cat([torch.ones(1, 2, 4), torch.zeros(1, 2, 4)], 2), (2, 2, 2))
+    assert [each.tolist() for each in of_channels] == [[1, 0], [1, 1]]
+
+
+def test_an_encoder_is_asked_by_this_process_alone_where_others_were_started_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Adapting in one process of somebody else's training neither waits for the others nor leaves its work to them."""
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    encoder = small.encoder()
+    bank = representations.cached(encoder, DATA, tmp_path, Views(False))
+    assert torch.equal(bank[0], representations.compute(encoder, DATA))
+
+
 def test_images_keep_their_numbers_in_every_batch_of_the_encoder() -> None:
     views = Views(False, augmented=2)
     index = torch.arange(100, 148)

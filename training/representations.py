@@ -27,6 +27,7 @@ from rcdm_fast.training.views import VERSION, Views
 log = logging.getLogger(__name__)
 
 BLOCK = 4096  # images after which what was computed is on disk
+_ROUNDING = 1e-6  # of a mean: float32 numbers that differ by less are the same
 
 
 def compute(
@@ -65,13 +66,14 @@ def cached(
 
     Args:
         encoder, data, folder, views: see above.
-        dist: the processes; all of them call this, and each computes its fraction of the blocks.
+        dist: the processes; all of them call this, and each computes its fraction of the blocks. None: this one alone,
+            also where others were started with it.
         progress: called with (representations there, representations in all) of this process's part.
 
     Raises:
         StorageError: the file cannot be written, or is not what it says.
     """
-    dist = dist or Processes()
+    dist = dist or Processes(size=1)
     probe, described = _answers(encoder, data)
     name = f"representations-{key(encoder, data)}{'-flips' if views.flips else ''}"
     if views.augmented:
@@ -159,13 +161,17 @@ def _answers(encoder: Encoder, data: ImageSet) -> tuple[Tensor, str]:
 def standardization(representations: Tensor, shape: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
     """Mean [D] and standard deviation [D] (at least 1e-3 of the largest) over all but the last dimension.
 
-    Of maps of a `shape` (C,h,w) each channel has one of both, [C], over all positions, too.
+    Of maps of a `shape` (C,h,w) each channel has one of both, [C], over all positions, too. Where all images have the
+    same representation, but for rounding, the deviations are ones, and that is logged.
     """
     if shape:
         mean, std = _of_channels(representations.flatten(0, -2), shape[0])
     else:
         flat = representations.flatten(0, -2)
-        mean, std = flat.mean(dim=0), flat.std(dim=0)
+        mean, std = flat.mean(dim=0), flat.std(dim=0, correction=min(1, len(flat) - 1))
+    if not bool((std > _ROUNDING * mean.abs()).any()):
+        log.warning("all images have the same representation: is there only one image, or has the encoder collapsed?")
+        std = torch.ones_like(std)
     return mean, std.clamp_min(1e-3 * float(std.max()))
 
 
