@@ -198,6 +198,11 @@ def encode(
     found = given.read(loaded, paths)
     h = maps.shaped(found.h, map_shape(loaded.encoder))
     names = [doors.escaped(row.name) for row in found.rows]
+    if out.suffix == ".npy":
+        try:
+            beside.unlink(missing_ok=True)  # a list of before would name other photos
+        except OSError as error:
+            raise storage.StorageError(f"{beside}: cannot be removed ({error.strerror})") from error
     if out.suffix == ".safetensors":
         storage.save_tensors(out, {"representations": h}, {"paths": json.dumps(names)})
     else:
