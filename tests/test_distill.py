@@ -310,7 +310,7 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert made.config.name == "mine"
     assert len(made.config.student_steps) == 2
     assert main(words) == 0  # finished: judged again, and the same file
-    assert main([*words, "--set", "nfe=7"]) == 2
+    assert main([*words, "--nfe", "7"]) == 2
     assert "nfe must be in 2..5, got 7" in capsys.readouterr().err
 
 

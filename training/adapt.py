@@ -264,7 +264,7 @@ class Run(Tuned):
         x0 = x0.to(device)
         x_t = self.loss.noisy(x0, eps, t).contiguous(memory_format=torch.channels_last)
         seen = t.float() * network_timestep(self.schedule, 1)
-        with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=bool(config.bf16)):
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bool(config.bf16)):
             output = functional_call(self.network, self._changed(self.trained), (x_t, seen, h))
         terms = self.loss(output, x0, x_t, eps, t)
         self.optimizer.zero_grad(set_to_none=True)

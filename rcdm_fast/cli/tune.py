@@ -100,7 +100,7 @@ def tune(
     from rcdm_fast import solver_learning
 
     learning = solver_learning.LearnConfig(
-        tuple(counts), 20.0 if minutes is None else minutes, 0, candidates, seed=seed
+        tuple(counts), 20.0 if minutes is None else minutes, 0, candidates, evaluation_batch=batch_size, seed=seed
     )
     loaded = common.open_model(*options)
     begin: tuple[FittedSolver, ...] = ()
