@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +14,12 @@ from rcdm_fast import storage
 from rcdm_fast.config import ConfigError, EncoderConfig
 from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.encoders import ImageEncoder
+from rcdm_fast.errors import RunError
 from rcdm_fast.training import representations
 from rcdm_fast.training.distributed import Processes
 from rcdm_fast.training.representation_file import RepresentationFile
+from rcdm_fast.training.state import Paused
+from rcdm_fast.training.train import train
 from rcdm_fast.training.views import Views
 from tests import small, training_process
 
@@ -170,6 +174,50 @@ def test_what_an_encoder_answers_decides_where_its_configuration_does_not(tmp_pa
     assert representations.key(encoders[0], DATA) != representations.key(encoders[1], DATA)
     keys = [representations.identity(each, DATA, given=True)["answers"] for each in encoders]
     assert len(set(keys)) == 2
+
+
+class Scaled(small.MeanColor):
+    """Somebody's encoder on a machine that rounds otherwise, or another one."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * self.scale
+
+
+def scaled(scale: float, size: int = 8) -> ImageEncoder:
+    return ImageEncoder(Scaled(scale), EncoderConfig("module", image_size=size))
+
+
+def test_a_machine_that_rounds_otherwise_takes_what_is_there(tmp_path: Path, calls: list[int]) -> None:
+    here, there = scaled(1.0), scaled(1 + 1e-6)
+    bank = representations.cached(here, DATA, tmp_path, Views(False))
+    assert representations.key(here, DATA) != representations.key(there, DATA)
+    of_run = representations.identity(here, DATA, given=True, folder=tmp_path)
+    assert of_run == {"answers": representations.key(here, DATA)}
+    assert representations.identity(there, DATA, given=True, folder=tmp_path) == of_run
+    calls.clear()
+    assert torch.equal(representations.cached(there, DATA, tmp_path, Views(False)), bank)
+    assert set(calls) == {32}, "a few images to compare, and no block"
+    other = dataclasses.replace(DATA, fingerprint="another")
+    for encoder, data in ((scaled(1.001), DATA), (scaled(1 + 1e-6, 4), DATA), (there, other)):
+        assert representations.known(encoder, data, tmp_path) == representations.key(encoder, data)
+    assert representations.known(there, DATA, tmp_path, "-flips") == representations.key(there, DATA)
+    (about,) = tmp_path.glob("*.json")
+    for content in ("", "[]", '{"encoder": 3}'):
+        about.write_text(content)
+        assert representations.known(there, DATA, tmp_path) == representations.key(there, DATA)
+
+
+def test_a_run_with_an_encoder_of_ones_own_goes_on_on_another_machine(tmp_path: Path) -> None:
+    config = dataclasses.replace(training_process.config("none"), encoder=None, images=32)
+    with pytest.raises(Paused):
+        train(config, DATA, tmp_path, minutes=0, encoder=scaled(1.0))
+    with pytest.raises(RunError, match="answers"):
+        train(config, DATA, tmp_path, encoder=scaled(1.001))
+    assert train(config, DATA, tmp_path, encoder=scaled(1 + 1e-6)).exists()
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])

@@ -497,6 +497,7 @@ def test_a_process_stops_when_all_agree_and_not_by_its_own_clock(tmp_path: Path)
     assert (len(asked), run.step) == (2, 7)
     late = loop.Deadline(1000)
     assert not late.over
+    wrong: Any
     for wrong in (-1.0, float("nan"), "5", 1j):
         with pytest.raises(ConfigError, match="minutes are a number from 0 on"):
             loop.Deadline(wrong)

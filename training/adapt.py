@@ -136,7 +136,7 @@ def adapt(
         identity = {
             "data": data.fingerprint,
             "decoder": _decoder_hash(model, frozen, resume.begun_with(folder.path, "decoder")),
-            **representations.identity(encoder, data, given, h),
+            **representations.identity(encoder, data, given, h, folder.path),
         }
         state = loop.begin(folder, {**dataclasses.asdict(config), **identity}, FREE)
         bank = representations.of_run(encoder, data, folder.path, Views(config.random_flip), h=h)

@@ -134,7 +134,7 @@ def _train(
         settled = resume.precision(folder.path, config.precision, dist.device)
         config = dataclasses.replace(config, precision=settled)
         settings = {**plain(config), "data": data.fingerprint}
-        settings |= representations.identity(encoder, data, given is not None, h)
+        settings |= representations.identity(encoder, data, given is not None, h, folder.path)
         known = resume.as_before(folder.path, settings, FREE)
         folder.compare(known, ADDED)  # before representations are computed in vain
     views = Views(config.random_flip, config.augmented_views)
