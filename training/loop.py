@@ -51,7 +51,7 @@ class Deadline:
 
     def __init__(self, minutes: float | None) -> None:
         given: Any = minutes  # whatever a caller passes
-        if given is not None and not (isinstance(given, numbers.Real) and bool(given >= 0)):
+        if given is not None and not (isinstance(given, numbers.Real) and float(given) >= 0):
             raise ConfigError(f"minutes are a number from 0 on, got {described(minutes)}")
         self.minutes = minutes
         self._end = math.inf if minutes is None else time.monotonic() + 60 * minutes
