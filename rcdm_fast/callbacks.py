@@ -74,7 +74,7 @@ class SheetOf:
         device: str | None = None,
     ) -> None:
         self._model = models.load(decoder, device=device)
-        check_adaptable(self._model.config.unet, decoder)
+        check_adaptable(self._model.config, decoder)
         if self._model.encoder is None:
             raise ConfigError(f"{decoder}: it can be drawn with only if it knows its encoder")
         images = workflows.images_of(data, self._model.image_size)

@@ -25,9 +25,9 @@ def placed(device: torch.device | str) -> torch.device:
     return found
 
 
-def best(given: str | None = None) -> str:
+def best(given: str | torch.device | None = None) -> str:
     """The device that is given; where none is, a GPU if there is one."""
-    return given or ("cuda" if torch.cuda.is_available() else "cpu")
+    return str(given or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def current(device: torch.device) -> AbstractContextManager[object]:

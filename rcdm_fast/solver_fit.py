@@ -118,8 +118,9 @@ def fit(
         progress: called with (evaluations done, evaluations in all) of an image.
 
     Raises:
-        ConfigError: fewer than 80 trajectories, or conditions that the model does not take.
+        ConfigError: fewer than 80 trajectories, conditions that the model does not take, or a student.
     """
+    check_no_student(model)
     count = next((len(value) for value in (h, label) if value is not None), trajectories)
     if count < LEAST:
         raise ConfigError(
@@ -154,6 +155,15 @@ def fit(
             report(nfe)
         placed.append(_placed(nfe, found, errors[0], errors[1], config))
     return placed
+
+
+def check_no_student(model: Model) -> None:
+    """Raise `ConfigError` for a distilled model: a teacher would ask it at timesteps that it does not know."""
+    if model.config.student_steps:
+        raise ConfigError(
+            f"{model.config.name or 'the model'} is a student, which has steps of its own and no others: "
+            "tune the model that it learned from"
+        )
 
 
 def _placed(nfe: int, found: str, error: np.ndarray, own: np.ndarray, config: FitConfig) -> Placed:

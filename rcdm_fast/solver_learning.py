@@ -38,7 +38,7 @@ from rcdm_fast.metrics import intervals
 from rcdm_fast.metrics.intervals import Interval, bootstrap
 from rcdm_fast.model import Model
 from rcdm_fast.models import checkpoint
-from rcdm_fast.solver_fit import HELD_OUT, Asked, cheapest, survey
+from rcdm_fast.solver_fit import HELD_OUT, Asked, cheapest, check_no_student, survey
 from rcdm_fast.solver_lesson import Equations, Lesson
 from rcdm_fast.storage import StorageError
 
@@ -66,6 +66,7 @@ class LearnConfig(Checked):
         candidates: evaluations of the teacher.
         batch_size: trajectories that the first steps are computed from, other ones every time (`LITTLE`); all of them
             say whether a step helps.
+        evaluation_batch: trajectories that the network is asked about in one evaluation, at most.
         seed, resamples: as elsewhere.
     """
 
@@ -74,6 +75,7 @@ class LearnConfig(Checked):
     steps: CountOrNone = 0
     candidates: Count = 61
     batch_size: Count = 32
+    evaluation_batch: Count = 32
     seed: Seed = 0
     resamples: Resamples = 2000
 
@@ -135,9 +137,10 @@ def learn(
             what it would begin with otherwise.
 
     Raises:
-        ConfigError: fewer than 160 trajectories, or conditions that the model does not take.
+        ConfigError: fewer than 160 trajectories, conditions that the model does not take, or a student.
         StorageError: the state cannot be written.
     """
+    check_no_student(model)
     count = next((len(value) for value in (h, label) if value is not None), trajectories)
     if count < LEAST:
         raise ConfigError(
@@ -149,7 +152,7 @@ def learn(
     base = model.config.schedule
     if config.candidates > base.diffusion_steps:
         raise ConfigError(f"{config.candidates} candidates of {base.diffusion_steps} timesteps")
-    ask = Asked(model, h, label, count, config.seed, 32)
+    ask = Asked(model, h, label, count, config.seed, config.evaluation_batch)
     _try(model, ask, min(config.nfe))
     kept = _Kept(state, _key(config, weights, h, label, count))
     if not kept.data:

@@ -336,6 +336,7 @@ MEASURING = (
             row("--trajectories", 5, "learn.trajectories", learn__h=[5, 6]),
             row("--candidates", 30, "learn.config.candidates"),
             row("--seed", 9, "learn.config.seed"),
+            row("--batch-size", 4, "learn.config.evaluation_batch"),
             Row(
                 "--out",
                 "u.safetensors",

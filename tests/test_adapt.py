@@ -261,9 +261,9 @@ def test_adapting_resumes_exactly(config: AdaptConfig, data: ImageSet, tmp_path:
 def test_what_cannot_be_adapted(
     config: AdaptConfig, data: ImageSet, encoders: dict[str, EncoderConfig], tmp_path: Path
 ) -> None:
-    def saved(name: str, encoder: EncoderConfig | None, **changes: object) -> str:
+    def saved(name: str, encoder: EncoderConfig | None, steps: tuple[int, ...] = (), **changes: object) -> str:
         network = small.network(**changes)
-        made = ModelConfig(network.config, small.SCHEDULE, encoder, name)
+        made = ModelConfig(network.config, small.SCHEDULE, encoder, name, student_steps=steps)
         return str(checkpoint.save_model(tmp_path / f"{name}.safetensors", made, network.state_dict()))
 
     def refused(error: type[Exception], match: str, images: ImageSet = data, **changes: object) -> None:
@@ -273,6 +273,7 @@ def test_what_cannot_be_adapted(
     refused(ConfigError, "no new encoder", encoder=None)
     refused(ConfigError, "no representations", model=saved("plain", None, representation_dim=0))
     refused(ConfigError, "class labels", model=saved("labels", encoders["old"], num_classes=3))
+    refused(ConfigError, "is a student", model=saved("student", encoders["old"], (100, 900), representation_dim=8))
     refused(ConfigError, "--old-encoder", model=saved("nameless", None, representation_dim=8))
     refused(checkpoint.CheckpointError, "unknown model", model="nobody")
     bigger = dataclasses.replace(data, pixels=data.pixels.repeat(1, 1, 2, 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -139,6 +140,14 @@ def test_a_sheet_is_solved_and_drawn_as_it_was_told(monkeypatch: pytest.MonkeyPa
         (shown, config),
     ]
     assert look.explained > 0.99, "the encoder is the decoder's own"
+
+
+def test_a_student_draws_no_sheet(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small.quick_model()
+    model.config = dataclasses.replace(model.config, student_steps=(100, 900))
+    monkeypatch.setattr(models, "load", lambda *_, **__: model)
+    with pytest.raises(ConfigError, match="decoder is a student; adapt the model that it learned from"):
+        callbacks.SheetOf("decoder", to_uint8(small.make_images(8)), small.make_images(1))
 
 
 @pytest.mark.long

@@ -111,6 +111,7 @@ def test_a_gpu_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
         assert devices.best(None) == wanted
         assert devices.best("cpu") == "cpu"
+        assert devices.best(torch.device("cuda", 1)) == "cuda:1"
 
 
 def test_help_fits_its_column(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -229,3 +229,21 @@ def test_a_run_is_called_as_it_is_asked_for(
     assert main([*words.split(), "--set", "name=other"]) == 2
     assert "--set name: the run is called as it is asked for, mine" in capsys.readouterr().err
     assert not [name for name in calls.seen if name.partition(".")[0] in ("train", "pretrain", "reader")]
+
+
+@pytest.mark.parametrize(("words", "change", "option"), [
+    ("train mine --data D --config given/train.json --images 96", "images=32", "--images"),
+    ("train mine --data D --config given/train.json --encoder timm:resnet18", "encoder.layer=layer1", "--encoder"),
+    ("pretrain mine --data D --config given/pretrain.json --no-compile", "compile=true", "--compile"),
+    ("train-reader mine --config given/reader.json --images 96", "images=32", "--images"),
+    ("adapt m --encoder timm:resnet18 --data D --out runs/new", "model=other", "MODEL"),
+    ("adapt m --encoder timm:resnet18 --data D --out runs/new", "encoder.layer=layer1", "--encoder"),
+    ("adapt m --encoder timm:resnet18 --data D --out runs/new --seed 1", "seed=2", "--seed"),
+    ("distill m --data D --out runs/few", "nfe=3", "--nfe"),
+])  # fmt: skip
+def test_what_an_option_says_is_not_said_by_set_too(
+    words: str, change: str, option: str, calls: Calls, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of both was taken, and the other one left without a word."""
+    assert main([*words.split(), "--set", change]) == 2
+    assert f"--set {change.partition('=')[0]}: say that with {option}" in capsys.readouterr().err

@@ -47,6 +47,8 @@ def test_encode_leaves_out_what_cannot_be_read(
     assert np.array_equal(np.load(tmp_path / "h.npy"), expected)
     names = [str(path) for path in good]
     assert json.loads((tmp_path / "h.paths.json").read_text()) == names
+    assert run("encode", photos / "3.png", photos / "0.png", photos / "2.png", "--out", tmp_path / "h.npy") == 0
+    assert not (tmp_path / "h.paths.json").exists(), "it would name these rows in another order"
     assert run("encode", photos, "--out", tmp_path / "h.npz") == 3
     with np.load(tmp_path / "h.npz") as file:
         assert np.array_equal(file["representations"], expected)

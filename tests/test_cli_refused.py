@@ -148,12 +148,6 @@ def test_real_images_are_compared_in_a_space(tmp_path: Path, capsys: pytest.Capt
     assert "--reference-npz is compared in a feature space" in refused(capsys, *words, "--reference-npz", real)
 
 
-def test_learning_chooses_its_batches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "t.safetensors"
-    said = refused(capsys, "tune", "m", "--data", "D", "--out", out, "--batch-size", "8")
-    assert "--batch-size is for placing steps" in said
-
-
 def test_every_decoder_of_a_calibration_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

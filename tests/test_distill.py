@@ -32,6 +32,7 @@ from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.diffusion.solvers import SolverOptions
 from rcdm_fast.encoders import native
 from rcdm_fast.errors import RunError
+from rcdm_fast.images import to_uint8
 from rcdm_fast.jobs import local
 from rcdm_fast.jobs.settings import JobConfig
 from rcdm_fast.models import checkpoint
@@ -208,6 +209,24 @@ def test_models_without_representations(kind: str, tmp_path: Path) -> None:
     assert model.config.fitted == (), "solvers belong to the teacher's weights"
 
 
+def test_a_run_does_not_go_on_with_other_code_of_its_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RCDM_FAST_CACHE", str(tmp_path / "cache"))
+    code = "import torch\nclass Net(torch.nn.Module):\n    def forward(self, x):\n        return {} * x.mean((2, 3))\n"
+    (tmp_path / "net.py").write_text(code.format(1))
+    images = ImageSet(to_uint8(small.make_images(16)), None, (), (), "made-up")
+    encoder = EncoderConfig(f"python:{tmp_path / 'net.py'}:Net", image_size=8)
+    path, trusted = saved(tmp_path, representation_dim=3), [encoder.source]
+    changes: dict[str, Any] = {"batch_size": 4, "between": 0, "judged": 2, "encoder": encoder}
+    config = DistillConfig("few", str(path), nfe=2, trajectories=8, **changes)
+    with pytest.raises(Paused):
+        distill(config, images, tmp_path / "run", minutes=0, trusted=trusted)
+    (tmp_path / "net.py").write_text(code.format(2))
+    with pytest.raises(RunError, match="answers"):
+        distill(config, images, tmp_path / "run")
+    (tmp_path / "net.py").write_text(code.format(1))
+    assert distill(config, images, tmp_path / "run")[0].exists()
+
+
 def test_its_steps_are_those_of_the_solver() -> None:
     """Step after step from where it has come to, clipped; and the teacher's states are those of its solver."""
     network, schedule = small.network(), small.SCHEDULE
@@ -310,7 +329,7 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert made.config.name == "mine"
     assert len(made.config.student_steps) == 2
     assert main(words) == 0  # finished: judged again, and the same file
-    assert main([*words, "--set", "nfe=7"]) == 2
+    assert main([*words, "--nfe", "7"]) == 2
     assert "nfe must be in 2..5, got 7" in capsys.readouterr().err
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import pickle
 from pathlib import Path
@@ -78,6 +79,20 @@ def test_the_first_pass_answers_as_every_other_does(call: int) -> None:
     known = layer(x) if call == 1 else network(x)
     assert torch.equal(output(x), known)
     assert torch.equal(output(x), known)
+
+
+def test_a_layer_that_is_written_over_answers_with_what_it_gave(tmp_path: Path) -> None:
+    """ReLU in place behind a convolution, as torchvision's networks have it; a whole pass is run once, and exported."""
+    network, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Flatten()), make_images(8)
+    given = network[0](x).mean((2, 3)).detach()
+    config = EncoderConfig("module", layer="0", pooling="mean", layout="nchw", image_size=8, dim=4)
+    encoder = build(network, config=config)  # its first pass is this one, as nothing has to be found out before
+    assert close(encoder.encode(x), given)
+    assert close(encoder.encode(x), given)
+    pooled = build(network, config=config, pooling=lambda out: out.mean((2, 3)))
+    assert close(pooled.encode(x), given)
+    path = export_encoder(tmp_path / "cut.onnx", encoder)
+    assert close(build(f"onnx:{path}").encode(x), given)
 
 
 def test_pooling_by_a_function_of_ones_own(tmp_path: Path) -> None:
@@ -223,6 +238,28 @@ def test_layers_of_a_network_that_is_training() -> None:
     function = build(lambda x: x.mean((2, 3)), config=SMALL)
     assert isinstance(function, ImageEncoder)
     assert inside.layers_of(function) == []
+    oracle = build("oracle:shapes?factors=x,y&count=4")  # refuses images that are none of its world's
+    assert isinstance(oracle, ImageEncoder)
+    assert inside.layers_of(oracle) == []
+
+
+def test_layers_before_a_head_that_fails(caplog: pytest.LogCaptureFixture) -> None:
+    class Headed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Conv2d(3, 4, 3), nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.head(self.first(x).mean((2, 3)))
+            return out
+
+    encoder = build(Headed(), config=SMALL, layer="first", pooling="mean")
+    assert isinstance(encoder, ImageEncoder)
+    assert [each.name for each in inside.layers_of(encoder)] == ["first"]
+    assert "the network fails behind layer first" in caplog.text
+    with pytest.raises(EncoderError, match="fails on an image"):
+        broken = ImageEncoder(nn.Sequential(nn.Conv2d(1, 2, 3)), dataclasses.replace(SMALL, dim=2))
+        inside.layers_of(broken)
 
 
 def test_an_image_is_shown_to_be_resized_to_the_view_unless_it_is_otherwise() -> None:

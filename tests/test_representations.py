@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +14,12 @@ from rcdm_fast import storage
 from rcdm_fast.config import ConfigError, EncoderConfig
 from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.encoders import ImageEncoder
+from rcdm_fast.errors import RunError
 from rcdm_fast.training import representations
 from rcdm_fast.training.distributed import Processes
 from rcdm_fast.training.representation_file import RepresentationFile
+from rcdm_fast.training.state import Paused
+from rcdm_fast.training.train import train
 from rcdm_fast.training.views import Views
 from tests import small, training_process
 
@@ -172,6 +176,50 @@ def test_what_an_encoder_answers_decides_where_its_configuration_does_not(tmp_pa
     assert len(set(keys)) == 2
 
 
+class Scaled(small.MeanColor):
+    """Somebody's encoder on a machine that rounds otherwise, or another one."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * self.scale
+
+
+def scaled(scale: float, size: int = 8) -> ImageEncoder:
+    return ImageEncoder(Scaled(scale), EncoderConfig("module", image_size=size))
+
+
+def test_a_machine_that_rounds_otherwise_takes_what_is_there(tmp_path: Path, calls: list[int]) -> None:
+    here, there = scaled(1.0), scaled(1 + 1e-6)
+    bank = representations.cached(here, DATA, tmp_path, Views(False))
+    assert representations.key(here, DATA) != representations.key(there, DATA)
+    of_run = representations.identity(here, DATA, given=True, folder=tmp_path)
+    assert of_run == {"answers": representations.key(here, DATA)}
+    assert representations.identity(there, DATA, given=True, folder=tmp_path) == of_run
+    calls.clear()
+    assert torch.equal(representations.cached(there, DATA, tmp_path, Views(False)), bank)
+    assert set(calls) == {32}, "a few images to compare, and no block"
+    other = dataclasses.replace(DATA, fingerprint="another")
+    for encoder, data in ((scaled(1.001), DATA), (scaled(1 + 1e-6, 4), DATA), (there, other)):
+        assert representations.known(encoder, data, tmp_path) == representations.key(encoder, data)
+    assert representations.known(there, DATA, tmp_path, "-flips") == representations.key(there, DATA)
+    (about,) = tmp_path.glob("*.json")
+    for content in ("", "[]", '{"encoder": 3}'):
+        about.write_text(content)
+        assert representations.known(there, DATA, tmp_path) == representations.key(there, DATA)
+
+
+def test_a_run_with_an_encoder_of_ones_own_goes_on_on_another_machine(tmp_path: Path) -> None:
+    config = dataclasses.replace(training_process.config("none"), encoder=None, images=32)
+    with pytest.raises(Paused):
+        train(config, DATA, tmp_path, minutes=0, encoder=scaled(1.0))
+    with pytest.raises(RunError, match="answers"):
+        train(config, DATA, tmp_path, encoder=scaled(1.001))
+    assert train(config, DATA, tmp_path, encoder=scaled(1 + 1e-6)).exists()
+
+
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 def test_the_least_deviation_is_a_share_of_the_largest(scale: float) -> None:
     bank = torch.randn(2, 500, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 1e-5, 0.0]) * scale
@@ -179,6 +227,31 @@ def test_the_least_deviation_is_a_share_of_the_largest(scale: float) -> None:
     largest = float(bank[..., 0].std())
     assert std.tolist() == pytest.approx([largest, 1e-3 * largest, 1e-3 * largest], rel=0.01)
     assert mean.tolist() == pytest.approx([float(bank[..., 0].mean()), 0, 0], rel=0.01, abs=1e-3 * largest)
+
+
+@pytest.mark.parametrize("bank", [torch.full((1, 7, 3), 0.1), torch.randn(1, 1, 3), torch.zeros(2, 5, 3)])
+def test_representations_that_are_all_the_same_stay_numbers(
+    bank: torch.Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a collapsed encoder, or of a single image: nothing is divided by zero, nor is rounding made large."""
+    mean, std = representations.standardization(bank)
+    assert std.tolist() == [1, 1, 1]
+    assert mean.tolist() == pytest.approx(bank[0, 0].tolist(), rel=1e-6)
+    assert [record.getMessage() for record in caplog.records] == [
+        "all images have the same representation: is there only one image, or has the encoder collapsed?"
+    ]
+    of_channels = representations.standardization(torch.cat([torch.ones(1, 2, 4), torch.zeros(1, 2, 4)], 2), (2, 2, 2))
+    assert [each.tolist() for each in of_channels] == [[1, 0], [1, 1]]
+
+
+def test_an_encoder_is_asked_by_this_process_alone_where_others_were_started_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Adapting in one process of somebody else's training neither waits for the others nor leaves its work to them."""
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    encoder = small.encoder()
+    bank = representations.cached(encoder, DATA, tmp_path, Views(False))
+    assert torch.equal(bank[0], representations.compute(encoder, DATA))
 
 
 def test_images_keep_their_numbers_in_every_batch_of_the_encoder() -> None:

@@ -152,6 +152,10 @@ def test_what_is_refused() -> None:
             FitConfig(**changes)
     with pytest.raises(ConfigError, match="at least 8 trajectories, got 7: one in 4 judges them"):
         fit(small.quick_model(), QUICK, torch.randn(7, small.DIM))
+    student = small.quick_model()
+    student.config = dataclasses.replace(student.config, student_steps=(100, 900))
+    with pytest.raises(ConfigError, match="is a student"):
+        fit(student, QUICK, torch.randn(8, small.DIM))
     with pytest.raises(ConfigError, match="2000 candidates of 1000"):
         fit(small.quick_model(), dataclasses.replace(QUICK, candidates=2000), torch.randn(8, small.DIM))
 

@@ -277,12 +277,18 @@ def test_what_is_refused() -> None:
         with pytest.raises(ConfigError, match=match):
             dataclasses.replace(QUICK, **changes)
     model = small.quick_model()
+    with pytest.raises(ConfigError, match="evaluation_batch must be at least 1"):
+        dataclasses.replace(QUICK, evaluation_batch=0)
     with pytest.raises(ConfigError, match="at least 16 trajectories, got 15: one in 8 judges it"):
         learn(model, QUICK, model.weights, **given("representations", 15))
     coarse = small.quick_model()
     coarse.engine.precision = "bf16"
     with pytest.raises(ConfigError, match="differences of images, in fp32, not in bf16"):
         learn(coarse, QUICK, model.weights, **given("representations"))
+    student = small.quick_model()
+    student.config = dataclasses.replace(student.config, student_steps=(100, 900))
+    with pytest.raises(ConfigError, match="is a student"):
+        learn(student, QUICK, student.weights, **given("representations"))
     with pytest.raises(ConfigError, match="2000 candidates of 1000"):
         learn(model, dataclasses.replace(QUICK, candidates=2000), model.weights, **given("representations"))
 
@@ -375,11 +381,19 @@ def test_what_is_chosen_is_judged_by_other_trajectories(monkeypatch: pytest.Monk
         validated.append(places.tolist())
         return drawn(own, nfe, numbers, places)
 
+    batches: list[int] = []
+
+    def ask(*arguments: Any) -> Asked:
+        batches.append(arguments[-1])
+        return Asked(*arguments)
+
+    monkeypatch.setattr(solver_learning, "Asked", ask)
     monkeypatch.setattr(solver_learning, "SOLVERS", {"ddim": registry.SOLVERS["ddim"]})
     monkeypatch.setattr(solver_lesson.Lesson, "errors", noted)
     monkeypatch.setattr(solver_lesson.Lesson, "_drawn", images)
     monkeypatch.setattr(solver_learning, "_descend", lambda *_: None)
-    learn(model, QUICK, model.weights, **given("nothing"))
+    learn(model, dataclasses.replace(QUICK, evaluation_batch=3), model.weights, **given("nothing"))
+    assert batches == [3]
     assert asked[-2:] == [[4, 12]] * 2
     assert all(places == [0, 8] for places in asked[:-2])
     assert [4, 12] not in validated

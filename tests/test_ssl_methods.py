@@ -251,8 +251,21 @@ def test_an_unknown_method_and_foreign_settings_are_refused(data: ImageSet, tmp_
     for method, widths in (("vicreg", (8,)), ("barlow", (16, 8)), ("byol", (8, 8, 4)), ("dino", (16, 8, 4))):
         with pytest.raises(ConfigError, match=f"{method} takes"):
             configuration(method, projector=widths).network()
+    for count, match in ((0, "at least one width"), (17, "list of 1 to 16 numbers")):
+        with pytest.raises(ConfigError, match=match):
+            configuration("simclr", projector=(8,) * count).network()
     with pytest.raises(ConfigError, match="local crops"):
         DINOConfig(local_min_scale=0.5, local_max_scale=0.4)
+
+
+def test_test_images_that_no_probe_can_be_asked_of_are_refused_before_training(data: ImageSet, tmp_path: Path) -> None:
+    def refused(error: type[Exception], match: str, **changes: object) -> None:
+        with pytest.raises(error, match=match):
+            pretrain(configuration("simclr"), data, tmp_path / "run", dataclasses.replace(data, **changes))  # type: ignore[arg-type]
+
+    refused(RunError, "accuracy needs labels", labels=None, classes=())
+    refused(ConfigError, "fitted on the classes of the data", classes=("others", *data.classes[1:]))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_loss_that_is_no_number_leaves_the_last_good_state(

@@ -196,7 +196,7 @@ def test_a_flipped_bit_in_representations(tmp_path: Path, monkeypatch: pytest.Mo
     for content in (b"{", b"[]", b"[" * 100_000, b'{"sha256": 3}'):
         about.write_bytes(content)
         assert torch.equal(representations.cached(small.encoder(), data, tmp_path, views=Views(True)), whole)
-        assert set(json.loads(about.read_text())) == {"encoder", "data", "shape", "sha256"}
+        assert set(json.loads(about.read_text())) == {"encoder", "identity", "data", "shape", "sha256"}
 
 
 def test_a_flipped_bit_in_representations_that_are_not_complete(

@@ -24,6 +24,7 @@ from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.encoders import native
 from rcdm_fast.errors import RunError
 from rcdm_fast.images import image_sheet, to_pil
+from rcdm_fast.model import Model
 from rcdm_fast.models import checkpoint
 from rcdm_fast.training import distributed, fused_unet, loop, sample_grids, timesteps
 from rcdm_fast.training.batches import Batches
@@ -496,7 +497,8 @@ def test_a_process_stops_when_all_agree_and_not_by_its_own_clock(tmp_path: Path)
     assert (len(asked), run.step) == (2, 7)
     late = loop.Deadline(1000)
     assert not late.over
-    for wrong in (-1.0, float("nan")):
+    wrong: Any
+    for wrong in (-1.0, float("nan"), "5", 1j):
         with pytest.raises(ConfigError, match="minutes are a number from 0 on"):
             loop.Deadline(wrong)
 
@@ -523,8 +525,14 @@ def test_sheets_are_drawn_every_so_often_and_at_the_end(
     encoder_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[str] = []
-    monkeypatch.setattr(sample_grids, "write", lambda path, *_: drawn.append(path.name))
-    train(training_process.config(str(encoder_file), **FLAT, images=48, sheet_every=2), DATA, tmp_path)
+
+    def write(path: Path, *given: Any) -> None:
+        assert given[-1] == torch.device("cpu:0"), "drawn where the network is trained"
+        drawn.append(path.name)
+
+    monkeypatch.setattr(sample_grids, "write", write)
+    config = training_process.config(str(encoder_file), **FLAT, images=48, sheet_every=2)
+    train(config, DATA, tmp_path, "cpu:0")
     assert drawn == [f"samples-{step:09d}.png" for step in (2, 3)]
 
 
@@ -551,6 +559,32 @@ def test_a_sheet_shows_images_of_the_whole_set_beside_samples_of_their_own(
     want = model.sample(h[places], per=2)
     for row, image, samples in zip(rows, fixed.images, want, strict=True):
         assert [each.tobytes() for each in row] == [to_pil(each).tobytes() for each in (image, *samples)]
+
+
+def test_a_sheet_for_which_a_gpu_has_no_memory_is_drawn_on_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: list[str] = []
+    model = small.quick_model()
+
+    class Limited:
+        @staticmethod
+        def from_network(network: Any, schedule: Any, device: str) -> Model:
+            asked.append(device)
+            if device != "cpu":
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return model
+
+    monkeypatch.setattr(sample_grids, "Model", Limited)
+    fixed = FixedBatch.make(DATA, model.encode(DATA.floats(slice(None))), count=1, per=1)
+    given = model.config.unet, small.SCHEDULE, model.unet.state_dict(), fixed
+    sample_grids.write(tmp_path / "a.png", *given, "cuda:1")
+    assert asked == ["cuda:1", "cpu"]
+    assert (tmp_path / "a.png").exists()
+    assert "a.png: drawn on the CPU, as cuda:1 has no memory left for it" in caplog.text
+    monkeypatch.setattr(Limited, "from_network", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        sample_grids.write(tmp_path / "b.png", *given, "cuda:1")
 
 
 def test_every_start_says_where_it_goes_on(encoder_file: Path, tmp_path: Path) -> None:
@@ -581,6 +615,26 @@ def test_weights_and_biases_is_told_numbers_by_step_where_a_project_is_named(
     folder = RunFolder(tmp_path / "mine")
     for step in (3, 4):
         folder.log({"step": step, "loss": 0.5, "note": "no number"})
-    assert begun == [{"dir": str(tmp_path / "mine"), "name": "mine", "id": "mine", "resume": "allow"}]
+    assert begun == [{"dir": str(tmp_path / "mine"), "name": "mine", "id": begun[0]["id"], "resume": "allow"}]
     assert [(numbers["loss"], step) for numbers, step in told] == [(0.5, 3), (0.5, 4)]
     assert set(told[0][0]) == {"step", "loss", "wall_s"}
+    (tmp_path / "old" / "mine" / "wandb").mkdir(parents=True)  # what an earlier version's run leaves
+    for place in ("mine", "other/mine", "old/mine", "odd/a b#1"):
+        RunFolder(tmp_path / place).log({"step": 5})
+    first, again, other, old, odd = (each["id"] for each in begun)
+    assert again == first.strip() != other, "a run goes on as itself, not as one in another folder of its name"
+    assert old == "mine"
+    assert odd.startswith("a-b-1-")
+
+
+def test_what_is_done_again_is_not_shown_twice_by_tensorboard(tmp_path: Path) -> None:
+    reader = "tensorboard.backend.event_processing.event_accumulator"
+    events = pytest.importorskip(reader, reason="tensorboard is not installed")
+    for steps in ((10, 20, 30), (20,)):  # interrupted behind step 30, its last state that of step 15
+        folder = RunFolder(tmp_path)
+        for step in steps:
+            folder.log({"step": step, "loss": 1.0 * step})
+    RunFolder(tmp_path).log({"knn": 0.5})  # what is measured at the end has no step
+    shown = events.EventAccumulator(str(tmp_path / "tensorboard"))
+    shown.Reload()
+    assert [each.step for each in shown.Scalars("loss")] == [10, 20]

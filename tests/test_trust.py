@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import rcdm_fast
-from rcdm_fast import encoders, storage
+from rcdm_fast import encoders, locks, storage
 from rcdm_fast.cli import main
 from rcdm_fast.config import EncoderConfig, ModelConfig
 from rcdm_fast.data.image_set import ImageSet
@@ -131,6 +134,36 @@ def test_what_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (tmp_path / "file").write_text("", encoding="utf-8")
     monkeypatch.setenv("RCDM_FAST_CACHE", str(tmp_path / "file"))
     assert trust.remembered(run, ["a"]) == {"a"}  # nowhere to remember it
+
+
+def test_runs_that_begin_together_do_not_forget_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, together = storage.write_json, threading.Barrier(3, timeout=30)
+
+    def slow(*given: Any) -> None:
+        time.sleep(0.2)  # for long enough that all have read what was there
+        before(*given)
+
+    def begin(number: int) -> None:
+        together.wait()
+        trust.remembered(tmp_path / f"run{number}", ["a"])
+
+    monkeypatch.setattr(storage, "write_json", slow)
+    threads = [threading.Thread(target=begin, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [trust.remembered(tmp_path / f"run{number}", []) for number in range(3)] == [{"a"}] * 3
+
+
+def test_trust_is_remembered_beside_a_lock_that_nobody_gives_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trust, "_WAIT_S", 0.0)
+    (tmp_path / "cache").mkdir(exist_ok=True)
+    with locks.locked(tmp_path / "cache" / f"{trust.FILE}.lock"):
+        trust.remembered(tmp_path / "run", ["a"])
+    assert trust.remembered(tmp_path / "run", []) == {"a"}
 
 
 FOREIGN = """

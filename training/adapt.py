@@ -31,7 +31,7 @@ from torch.func import functional_call
 from rcdm_fast import encoders as encoder_room
 from rcdm_fast import host
 from rcdm_fast.checks import CountOrNone, NotNegative
-from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, UNetConfig, from_dict
+from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, from_dict
 from rcdm_fast.data.image_set import BatchOrder, ImageSet, step_generator
 from rcdm_fast.diffusion.schedule import Schedule, network_timestep
 from rcdm_fast.encoders import Encoder
@@ -99,7 +99,8 @@ def adapt(
 
     Raises:
         Paused: `minutes` ended before the run.
-        ConfigError: no new encoder, or a model without representations, with labels, or whose encoder is unknown.
+        ConfigError: no new encoder, or a model without representations, with labels, or whose encoder is unknown; or a
+            student.
         RunError: the folder holds another run, or one that is under way; the loss is not finite, or the data has the
             wrong size.
         CheckpointError, EncoderError: a model or an encoder that cannot be loaded.
@@ -135,7 +136,7 @@ def adapt(
         identity = {
             "data": data.fingerprint,
             "decoder": _decoder_hash(model, frozen, resume.begun_with(folder.path, "decoder")),
-            **representations.identity(encoder, data, given, h),
+            **representations.identity(encoder, data, given, h, folder.path),
         }
         state = loop.begin(folder, {**dataclasses.asdict(config), **identity}, FREE)
         bank = representations.of_run(encoder, data, folder.path, Views(config.random_flip), h=h)
@@ -163,8 +164,14 @@ def adapt(
         return checkpoint.save_model(target, finished, standard.fold(run.weights()), DTYPES[config.weights])
 
 
-def check_adaptable(unet: UNetConfig, name: object) -> None:
-    """Raise `ConfigError`, which names the model, unless one linear map leads from representations into it."""
+def check_adaptable(model: ModelConfig, name: object) -> None:
+    """Raise `ConfigError`, which names the model, unless one linear map leads from representations into it.
+
+    A student is refused, too: between its own timesteps it is no decoder.
+    """
+    unet = model.unet
+    if model.student_steps:
+        raise ConfigError(f"{name} is a student; adapt the model that it learned from, and distill that one")
     if not unet.representation_dim:
         raise ConfigError(f"{name} takes no representations: there is nothing to adapt")
     if unet.condition_map:
@@ -177,7 +184,7 @@ def check_adaptable(unet: UNetConfig, name: object) -> None:
 
 def _old_encoder(config: AdaptConfig, model: ModelConfig) -> EncoderConfig:
     """What the model was trained with; raises `ConfigError` if it cannot be adapted."""
-    check_adaptable(model.unet, config.model)
+    check_adaptable(model, config.model)
     old = config.old_encoder or model.encoder
     if old is None or old.source == "module":
         raise ConfigError(f"{config.model} does not name its encoder; give the one of its training with --old-encoder")
@@ -257,7 +264,7 @@ class Run(Tuned):
         x0 = x0.to(device)
         x_t = self.loss.noisy(x0, eps, t).contiguous(memory_format=torch.channels_last)
         seen = t.float() * network_timestep(self.schedule, 1)
-        with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=bool(config.bf16)):
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bool(config.bf16)):
             output = functional_call(self.network, self._changed(self.trained), (x_t, seen, h))
         terms = self.loss(output, x0, x_t, eps, t)
         self.optimizer.zero_grad(set_to_none=True)

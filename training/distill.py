@@ -140,11 +140,15 @@ def distill(
             "teacher": hash_of(model.unet, tensors, model.schedule),
             "data": None if data is None or encoder is None else data.fingerprint,
         }
-        state = loop.begin(folder, {**dataclasses.asdict(config), **identity}, FREE)
-        bank = None
+        built, answers = None, dict[str, str]()
         if encoder is not None and data is not None:
             known = encoder.source in trust.remembered(folder.path, trusted)
             built = encoder_room.build(encoder, device, trust_repo=known)
+            answers = representations.identity(built, data, False, folder=folder.path)
+        identity |= answers
+        state = loop.begin(folder, {**dataclasses.asdict(config), **identity}, FREE, added=answers)
+        bank = None
+        if built is not None and data is not None:
             bank = representations.cached(built, data, folder.path, Views(config.random_flip))
             representations.check_width(bank, model.unet, "the encoder", config.model)
         run = Run(config, model, tensors, bank, device)

@@ -28,13 +28,14 @@ class Processes:
     Args:
         device: "cpu", or "cuda" (the launcher says which one), or a device for a single process.
         sharding: as in `TrainConfig`.
+        size: 1 for this process alone, whatever started it; None: as many as were started together.
 
     Raises:
         ConfigError: several processes and no accelerate, or sharding with a single process.
     """
 
-    def __init__(self, device: str = "cpu", sharding: str = "none") -> None:
-        self.size = int(os.environ.get("WORLD_SIZE", "1"))
+    def __init__(self, device: str = "cpu", sharding: str = "none", size: int | None = None) -> None:
+        self.size = int(os.environ.get("WORLD_SIZE", "1")) if size is None else size
         self.rank = 0
         self.device = torch.device(device)
         self.sharding = sharding

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 import math
+import numbers
 import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
 import torch
 
-from rcdm_fast.checks import ConfigError
+from rcdm_fast.checks import ConfigError, described
 from rcdm_fast.errors import RunError
 from rcdm_fast.training import resume
 from rcdm_fast.training.state import Paused, RunFolder
@@ -49,8 +50,9 @@ class Deadline:
     """
 
     def __init__(self, minutes: float | None) -> None:
-        if minutes is not None and not minutes >= 0:
-            raise ConfigError(f"minutes are a number from 0 on, got {minutes:g}")
+        given: Any = minutes  # whatever a caller passes
+        if given is not None and not (isinstance(given, numbers.Real) and float(given) >= 0):
+            raise ConfigError(f"minutes are a number from 0 on, got {described(minutes)}")
         self.minutes = minutes
         self._end = math.inf if minutes is None else time.monotonic() + 60 * minutes
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rcdm_fast import host, storage
 from rcdm_fast.config import ConfigError
-from rcdm_fast.data.image_set import BatchOrder, ImageSet, fits, step_generator
+from rcdm_fast.data.image_set import BatchOrder, ImageSet, check_classes, fits, step_generator
 from rcdm_fast.devices import sent
 from rcdm_fast.encoders import native
 from rcdm_fast.encoders.small_resnet import SmallResNet
@@ -73,11 +73,13 @@ def pretrain(
         Paused: `minutes` ended before the run.
         RunError: labels missing, a run of another configuration, or one that is under way, in `out`,
             or a loss or weight that is no finite number (the last state in `out` is then from before).
-        ConfigError: a projector that the method or the classes do not fit.
+        ConfigError: a projector that the method or the classes do not fit, or `test` has other classes.
         StorageError: a file cannot be written; the last state that was stays.
     """
     deadline = loop.Deadline(minutes)
     chosen = _method(config, train)
+    if test is not None:  # hours later it would be too late
+        _check_probed(train, test)
     folder = RunFolder(out)
     with folder.locked():
         storage.check_writable(_target(folder, config))
@@ -190,13 +192,25 @@ def features(network: SmallResNet, data: ImageSet) -> tuple[Tensor, Tensor]:
     return torch.cat(backbone), torch.cat(projector)
 
 
-def accuracy(network: SmallResNet, train: ImageSet, test: ImageSet) -> dict[str, float]:
-    """kNN and linear-probe accuracy of the backbone and of the projector, in [0,1]."""
+def _check_probed(train: ImageSet, test: ImageSet) -> tuple[Tensor, Tensor]:
+    """The labels of both. Raises `RunError` where there are none, and `ConfigError` where they mean other classes."""
     if train.labels is None or test.labels is None:
         raise RunError("accuracy needs labels: put the images into one sub-folder per class")
+    check_classes(test, train)
+    return train.labels, test.labels
+
+
+def accuracy(network: SmallResNet, train: ImageSet, test: ImageSet) -> dict[str, float]:
+    """kNN and linear-probe accuracy of the backbone and of the projector, in [0,1].
+
+    Raises:
+        RunError: images without labels.
+        ConfigError: other classes in `test` than in `train`.
+    """
+    known, wanted = _check_probed(train, test)
     results: dict[str, float] = {}
     pairs = zip(("backbone", "projector"), features(network, train), features(network, test), strict=True)
     for name, bank, queries in pairs:
-        results[f"{name}_knn"] = round(probes.knn_accuracy(bank, train.labels, queries, test.labels), 4)
-        results[f"{name}_linear"] = round(probes.linear_probe_accuracy(bank, train.labels, queries, test.labels), 4)
+        results[f"{name}_knn"] = round(probes.knn_accuracy(bank, known, queries, wanted), 4)
+        results[f"{name}_linear"] = round(probes.linear_probe_accuracy(bank, known, queries, wanted), 4)
     return results

@@ -149,16 +149,21 @@ class PretrainConfig(InBatches):
                 f"{self.name}: widths and blocks must have a value for each of 1..{MAX_LEVELS} levels, "
                 f"got {len(self.widths)} and {len(self.blocks)}"
             )
+        if not self.projector:
+            raise ConfigError(f"{self.name}: projector must have at least one width, that of its output")
         if foreign:
             raise ConfigError(f"{self.name}: settings for {', '.join(foreign)}, but the method is {self.method}")
         if self.method in _SECTIONS and getattr(self, self.method) is None:
             object.__setattr__(self, self.method, _SECTIONS[self.method]())
 
     def network(self) -> SmallResNet:
-        """A fresh network with this run's seed. Raises as `ssl_heads.projector`."""
+        """A fresh network with this run's seed. Raises as `ssl_heads.projector`, and `ConfigError` for its limits."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            network = SmallResNet(self.stem, self.widths, self.blocks, self.projector)
+            try:
+                network = SmallResNet(self.stem, self.widths, self.blocks, self.projector)
+            except ValueError as error:
+                raise ConfigError(f"{self.name}: {error}") from error
             if self.method in _SECTIONS:
                 network.projector = ssl_heads.projector(self.method, self.widths[-1], self.projector)
         return network

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +10,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rcdm_fast import memory
 from rcdm_fast.config import ScheduleConfig, UNetConfig
 from rcdm_fast.data.image_set import ImageSet
 from rcdm_fast.images import image_sheet, save_image, to_pil
 from rcdm_fast.model import Model
 from rcdm_fast.models import networks
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,11 +36,33 @@ class FixedBatch:
 
 
 def write(
-    path: Path, unet: UNetConfig, schedule: ScheduleConfig, weights: Mapping[str, Tensor], batch: FixedBatch
+    path: Path,
+    unet: UNetConfig,
+    schedule: ScheduleConfig,
+    weights: Mapping[str, Tensor],
+    batch: FixedBatch,
+    device: torch.device | str = "cpu",
 ) -> None:
-    """Draw samples and save them, each source image at the left of its row."""
-    model = Model.from_network(networks.from_tensors(unet, weights), schedule)
-    samples = model.sample(batch.representations, per=batch.per)
+    """Draw samples and save them, each source image at the left of its row.
+
+    A GPU draws them itself: other processes of a run wait meanwhile, and give up after minutes. Where its memory does
+    not suffice beside the run they are drawn on the CPU, and that is logged.
+    """
+
+    def drawn(where: torch.device | str) -> Tensor:
+        model = Model.from_network(networks.from_tensors(unet, weights), schedule, device=where)
+        return model.sample(batch.representations, per=batch.per).cpu()
+
+    samples: Tensor | None = None
+    try:
+        samples = drawn(device)
+    except Exception as error:
+        if torch.device(device).type == "cpu" or not memory.out_of_memory(error):
+            raise
+        log.warning("%s: drawn on the CPU, as %s has no memory left for it", path, device)
+    if samples is None:  # what the failed try held went with its error
+        memory.release()
+        samples = drawn("cpu")
     rows = [
         [to_pil(image), *(to_pil(sample) for sample in row)] for image, row in zip(batch.images, samples, strict=True)
     ]

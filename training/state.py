@@ -13,8 +13,10 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import sys
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -188,7 +190,7 @@ class RunFolder:
         numbers = {name: float(value) for name, value in line.items() if isinstance(value, int | float)}
         try:
             if self._sinks is None:
-                self._sinks = _sinks(self.path)
+                self._sinks = _sinks(self.path, line.get("step"))
             for sink in self._sinks:
                 sink(numbers, int(line.get("step", 0)))
         except OSError as error:
@@ -212,13 +214,13 @@ def _change(key: str, before: Any, now: Any) -> str:
     return f"{doors.printable(key)}: {doors.printable(repr(before))} -> {doors.printable(repr(now))}"
 
 
-def _sinks(folder: Path) -> list[Any]:
-    """Takers of (numbers, step) beside the log file."""
+def _sinks(folder: Path, step: int | None) -> list[Any]:
+    """Takers of (numbers, step) beside the log file; what was told of `step` and later ones before is done again."""
     found: list[Any] = []
     if importlib.util.find_spec("tensorboard") is not None:
         from torch.utils.tensorboard import SummaryWriter
 
-        writer = SummaryWriter(str(folder / "tensorboard"))
+        writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
 
         def to_tensorboard(numbers: Mapping[str, float], step: int) -> None:
             for name, value in numbers.items():
@@ -229,6 +231,19 @@ def _sinks(folder: Path) -> list[Any]:
     if importlib.util.find_spec("wandb") is not None and os.environ.get("WANDB_PROJECT"):
         import wandb
 
-        run = wandb.init(dir=str(folder), name=folder.name, id=folder.name, resume="allow")
+        run = wandb.init(dir=str(folder), name=folder.resolve().name, id=_wandb_id(folder), resume="allow")
         found.append(lambda numbers, step: run.log(dict(numbers), step=step))
     return found
+
+
+def _wandb_id(folder: Path) -> str:
+    """What a run goes on under at Weights & Biases; other folders of the same name have other ones."""
+    file, name = folder / "wandb-id.txt", folder.resolve().name
+    with contextlib.suppress(OSError, ValueError):
+        regular(file)
+        if known := file.read_text(encoding="utf-8").strip():
+            return known
+    begun = (folder / "wandb").is_dir()  # by an earlier version, which told it the folder's name
+    made = name if begun else f"{re.sub(r'[^A-Za-z0-9_.-]', '-', name)[:64]}-{uuid.uuid4().hex[:8]}"
+    storage.write_text(file, made)
+    return made

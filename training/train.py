@@ -134,7 +134,7 @@ def _train(
         settled = resume.precision(folder.path, config.precision, dist.device)
         config = dataclasses.replace(config, precision=settled)
         settings = {**plain(config), "data": data.fingerprint}
-        settings |= representations.identity(encoder, data, given is not None, h)
+        settings |= representations.identity(encoder, data, given is not None, h, folder.path)
         known = resume.as_before(folder.path, settings, FREE)
         folder.compare(known, ADDED)  # before representations are computed in vain
     views = Views(config.random_flip, config.augmented_views)
@@ -158,7 +158,8 @@ def _train(
         if config.sheet_every and (run.step % config.sheet_every == 0 or finished):
             _, weights = run.weights()[0]
             if dist.leads:
-                sample_grids.write(folder.path / f"samples-{run.step:09d}.png", unet, config.schedule, weights, fixed)
+                file = folder.path / f"samples-{run.step:09d}.png"
+                sample_grids.write(file, unet, config.schedule, weights, fixed, dist.device)
 
     def agreed(over: bool) -> bool:
         """Whether the time of any process is over; the same answer in all of them."""

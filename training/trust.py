@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Collection
+import time
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import torch
 
-from rcdm_fast import downloads, encoders, storage
+from rcdm_fast import downloads, encoders, locks, storage
 from rcdm_fast.config import EncoderConfig
 from rcdm_fast.doors import regular
 from rcdm_fast.encoders import Encoder
@@ -22,6 +23,7 @@ from rcdm_fast.encoders import Encoder
 log = logging.getLogger(__name__)
 
 FILE = "trusted.json"
+_TRIES, _WAIT_S = 50, 0.1  # for another process that writes; one that is gone without a trace is not waited for longer
 
 
 def remembered(folder: Path, given: Collection[str], write: bool = True) -> frozenset[str]:
@@ -33,21 +35,39 @@ def remembered(folder: Path, given: Collection[str], write: bool = True) -> froz
         write: whether to remember them (one of several processes does).
     """
     file, place = downloads.cache_dir() / FILE, str(folder.resolve())
-    everything: dict[str, list[str]] = {}
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        regular(file)
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(found, dict):
-            everything = {key: [str(name) for name in value] for key, value in found.items() if isinstance(value, list)}
-    before = frozenset(everything.get(place, ()))
+    before = frozenset(_read(file).get(place, ()))
     trusted = before | frozenset(given)
     if write and trusted != before:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            storage.write_json(file, everything | {place: sorted(trusted)})
+            with _alone(file):
+                storage.write_json(file, _read(file) | {place: sorted(trusted)})
         except OSError as error:
             log.warning("%s: cannot be written (%s); a resumed run needs its trust given again", file, error)
     return trusted
+
+
+def _read(file: Path) -> dict[str, list[str]]:
+    """What is remembered of every run folder; nothing if that cannot be read."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        regular(file)
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return {key: [str(name) for name in value] for key, value in found.items() if isinstance(value, list)}
+    return {}
+
+
+@contextlib.contextmanager
+def _alone(file: Path) -> Iterator[None]:
+    """Runs that begin together do not forget each other's trust."""
+    with contextlib.ExitStack() as held:
+        for _ in range(_TRIES):
+            try:
+                held.enter_context(locks.locked(file.with_name(f"{file.name}.lock"), what="remembering trust"))
+                break
+            except locks.Busy:
+                time.sleep(_WAIT_S)
+        yield
 
 
 def built(

@@ -59,7 +59,10 @@ def adapt(
             built, allowed = trust.built(spec, out, device, trust_repo and key == "encoder")
             values[key] = dataclasses.asdict(built.config)
             trusted += allowed
-    settings = from_dict(AdaptConfig, changed(values, change or []), "options")
+    said = {"name": "--name", "model": "MODEL", "encoder": "--encoder", "old_encoder": "--old-encoder"}
+    if seed:
+        said["seed"] = "--seed"
+    settings = from_dict(AdaptConfig, changed(values, change or [], said), "options")
     images = open_data(data, checkpoint.load_model(model, None, sha256)[0].unet.image_size)
     h = common.aligned(representations, images)
     common.report(f"{len(images)} images, {settings.steps} steps of {settings.batch_size}")

@@ -54,7 +54,10 @@ def distill(
     if encoder is not None:
         built, trusted = trust.built(encoder, out, device)
         values["encoder"] = dataclasses.asdict(built.config)
-    settings = from_dict(DistillConfig, changed(values, change or []), "options")
+    said = {"name": "--name", "model": "MODEL", "nfe": "--nfe", "encoder": "--encoder"}
+    if seed:
+        said["seed"] = "--seed"
+    settings = from_dict(DistillConfig, changed(values, change or [], said), "options")
     size = checkpoint.load_model(model, None, sha256)[0].unet.image_size
     images = None if data is None else open_data(data, size)
     common.report(f"{settings.steps} steps of {settings.batch_size} trajectories")

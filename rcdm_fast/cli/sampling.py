@@ -203,9 +203,12 @@ def encode(
     loaded = common.open_model(model, flags, encoder, device, "auto", "auto", sha256, quiet=True)
     found = given.read(loaded, paths)
     h = maps.shaped(found.h, map_shape(loaded.encoder))
-    if out.suffix == ".npy":
-        beside.unlink(missing_ok=True)  # of an earlier file of that name: readers would take it for this one's
     names = [doors.escaped(row.name) for row in found.rows]
+    if out.suffix == ".npy":
+        try:
+            beside.unlink(missing_ok=True)  # a list of before would name other photos
+        except OSError as error:
+            raise storage.StorageError(f"{beside}: cannot be removed ({error.strerror})") from error
     if out.suffix == ".safetensors":
         storage.save_tensors(out, {"representations": h}, {"paths": json.dumps(names)})
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -64,7 +64,8 @@ def train(
     folder = run_folder(name, out, data)
     device = best(device)
     trusted: list[str] = []
-    values = configured(name, config, change)
+    given = {"init": init, "images": images, "compile": compile, "encoder": encoder}
+    values = configured(name, config, change, given)
     changes = {"init": init, "images": images, "compile": compile, "name": name}
     values.update({key: value for key, value in changes.items() if value is not None})
     if encoder is not None:
@@ -111,7 +112,7 @@ def pretrain(
     common.check_writable(json)
     folder = run_folder(name, out, data)
     device = best(device)
-    values = configured(name, config, change)
+    values = configured(name, config, change, {"images": images, "compile": compile})
     changes = {"images": images, "compile": compile, "name": name.removesuffix("-encoder")}
     values.update({key: value for key, value in changes.items() if value is not None})
     settings = from_dict(PretrainConfig, values, str(config or name))
@@ -150,7 +151,7 @@ def train_reader(
     common.check_writable(json)
     folder = run_folder(name, out)
     device = best(device)
-    values = configured(name, config, change) | {"name": name}
+    values = configured(name, config, change, {"images": images}) | {"name": name}
     values |= {} if images is None else {"images": images}
     settings = from_dict(ReaderConfig, values, str(config or name))
     common.report(f"{settings.steps} steps of {settings.batch_size} images of world:{settings.world}")
@@ -193,19 +194,30 @@ def _configuration(name: str, given: str | None) -> dict[str, Any]:
     return stored_configuration(name, shipped_only=True) if given is None else stored_configuration(given)
 
 
-def configured(name: str, config: str | None, changes: list[str] | None) -> dict[str, Any]:
-    """The configuration of a run with what --set says. Raises `ConfigError` for another name."""
+def configured(
+    name: str, config: str | None, changes: list[str] | None, given: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The configuration of a run with what --set says.
+
+    Raises:
+        ConfigError: another name, or what an option of the command says, too (`given` by field, None if it does not).
+    """
     from rcdm_fast.config import ConfigError
 
     values = _configuration(name, config)
     before = values.get("name")
-    if changed(values, changes or []).get("name") != before:
+    said = {key: f"--{key}" for key, value in (given or {}).items() if value is not None}
+    if changed(values, changes or [], said).get("name") != before:
         raise ConfigError(f"--set name: the run is called as it is asked for, {name}")
     return values
 
 
-def changed(values: dict[str, Any], changes: list[str]) -> dict[str, Any]:
-    """The configuration with KEY=VALUE applied; VALUE is JSON, or text that is none."""
+def changed(values: dict[str, Any], changes: list[str], said: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The configuration with KEY=VALUE applied; VALUE is JSON, or text that is none.
+
+    Raises:
+        ConfigError: no KEY=VALUE, or a field that options of the command say (`said`: their names).
+    """
     import json
 
     from rcdm_fast import doors
@@ -214,6 +226,8 @@ def changed(values: dict[str, Any], changes: list[str]) -> dict[str, Any]:
     for change in changes:
         key, equals, text = change.partition("=")
         *outer, last = key.strip().split(".")
+        if option := (said or {}).get([*outer, last][0]):
+            raise ConfigError(f"--set {doors.printable(key.strip())}: say that with {option}")
         place: Any = values
         for name in outer:
             place = place.setdefault(name, {}) if isinstance(place, dict) else None

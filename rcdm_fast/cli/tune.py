@@ -54,7 +54,7 @@ def tune(
     device: common.Device = None,
     engine: common.EngineName = "auto",
     precision: common.Precision = "auto",
-    batch_size: common.BatchSizeIfAny = None,
+    batch_size: common.BatchSize = 32,
     json: common.JsonFile = None,
 ) -> None:
     """Learn solvers of few evaluations, or place their steps.
@@ -78,8 +78,6 @@ def tune(
         raise ConfigError("--init is where learning begins; name the file to write into with --out")
     if out is not None and solver is not None:
         raise ConfigError("--solver is placed where no --out is given; with it solvers are learned")
-    if out is not None and batch_size is not None:
-        raise ConfigError("--batch-size is for placing steps, without --out; learning chooses its own batches")
     if out is not None and out.suffix != ".safetensors":
         raise ConfigError(f"{out}: a model is written as .safetensors")
     options = (model, flags, encoder, device, engine, precision, sha256)
@@ -88,8 +86,7 @@ def tune(
     if out is None:
         from rcdm_fast import solver_fit
 
-        size = solver_fit.FitConfig.batch_size if batch_size is None else batch_size
-        fit = solver_fit.FitConfig(tuple(counts), solver or "ipndm", candidates, seed, size)  # type: ignore[arg-type]
+        fit = solver_fit.FitConfig(tuple(counts), solver or "ipndm", candidates, seed, batch_size)  # type: ignore[arg-type]
         loaded = common.open_model(*options)
         h, label = _conditions(loaded, data, trajectories)
         with common.ProgressBar(100, fraction=True) as progress:
@@ -103,7 +100,7 @@ def tune(
     from rcdm_fast import solver_learning
 
     learning = solver_learning.LearnConfig(
-        tuple(counts), 20.0 if minutes is None else minutes, 0, candidates, seed=seed
+        tuple(counts), 20.0 if minutes is None else minutes, 0, candidates, evaluation_batch=batch_size, seed=seed
     )
     loaded = common.open_model(*options)
     begin: tuple[FittedSolver, ...] = ()

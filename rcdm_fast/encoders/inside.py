@@ -5,6 +5,7 @@ Knows nothing about how layers are pooled (`layers.py`).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +16,11 @@ from torch import Tensor, nn
 from rcdm_fast.config import EncoderConfig
 from rcdm_fast.encoders import modes
 from rcdm_fast.encoders.base import ImageEncoder
+from rcdm_fast.encoders.errors import EncoderError, reason
 from rcdm_fast.encoders.layers import CALL
 from rcdm_fast.encoders.onnx_models import OnnxNetwork
+
+log = logging.getLogger(__name__)
 
 ORIGINS = {
     "bundled": "the encoder's file",
@@ -54,12 +58,15 @@ def layers_of(encoder: ImageEncoder) -> list[Layer]:
     One that is called several times is listed at each call (``NAME#1``...); a network that is a function has none.
 
     Raises:
-        EncoderError: a graph that cannot be read.
+        EncoderError: a graph that cannot be read, or a network that fails before any layer has answered.
     """
     network = encoder.network
     if isinstance(network, OnnxNetwork):
         return [Layer(name, shape, "tensor") for name, shape in network.layers().items()]
     if not isinstance(network, nn.Module):
+        return []
+    names: dict[nn.Module, str] = {module: name for name, module in network.named_modules() if name}
+    if not names:  # nor is it asked: an oracle refuses images that are none of its world's
         return []
     seen: list[tuple[nn.Module, tuple[int, ...]]] = []
 
@@ -70,7 +77,6 @@ def layers_of(encoder: ImageEncoder) -> list[Layer]:
         if isinstance(found, Tensor) and found.ndim > 1:
             seen.append((module, tuple(found.shape)))
 
-    names: dict[nn.Module, str] = {module: name for name, module in network.named_modules() if name}
     handles = [module.register_forward_hook(note) for module in names]
     size = encoder.config.image_size
     try:
@@ -78,7 +84,12 @@ def layers_of(encoder: ImageEncoder) -> list[Layer]:
             # as the network itself is called, so that layers behind the one that is configured are seen, too
             first = next((each for each in network.parameters() if each.is_floating_point()), None)
             x = torch.zeros(1, 3, size, size, device=encoder.home, dtype=None if first is None else first.dtype)
-            network(x)
+            try:
+                network(x)
+            except Exception as error:  # of a head that fails nothing is wanted where layers before it answer
+                if not seen:
+                    raise EncoderError(f"{encoder.config.source}: fails on an image: {reason(error)}") from error
+                log.warning("the network fails behind layer %s: %s", names[seen[-1][0]], reason(error))
     finally:
         for handle in handles:
             handle.remove()

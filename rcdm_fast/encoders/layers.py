@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from rcdm_fast import maps
 from rcdm_fast.doors import printable
@@ -55,8 +56,11 @@ class LayerOutput:
         wanted = self.call or 1
 
         def stop(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            seen.append(output)
-            if self.calls is not None and len(seen) == wanted and not torch.compiler.is_exporting():
+            reached = len(seen) + 1 == wanted
+            ends = reached and self.calls is not None and not torch.compiler.is_exporting()
+            # where the pass goes on, what follows may write over it: a ReLU in place, a sum of a residual block
+            seen.append(output if ends or not reached else tree_map_only(Tensor, Tensor.clone, output))
+            if ends:
                 raise _Reached
 
         with _ONE_THREAD:

@@ -330,8 +330,8 @@ CHOSEN = (
     Mutant(
         "learning has a seed of its own",
         "rcdm_fast/cli/tune.py",
-        "0, candidates, seed=seed",
-        "0, candidates",
+        "evaluation_batch=batch_size, seed=seed",
+        "evaluation_batch=batch_size",
         ("tests/test_cli_options.py",),
     ),
     Mutant(

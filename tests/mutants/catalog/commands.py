@@ -60,10 +60,8 @@ COMMANDS = (
     Mutant('a link loses digits of h', 'rcdm_fast/app/sharing.py', 'float(str(each))', 'round(float(each), 6)', ('tests/test_app_sharing.py::test_a_drawing_is_told_exactly',)),
     Mutant('a shared drawing is drawn by a model that it is not of', 'rcdm_fast/app/handler.py', 'if name not in h:', 'if False:', ('tests/test_app_sharing.py::test_what_does_not_fit_a_shared_drawing',)),
     Mutant('the second photograph is changed as the first', 'rcdm_fast/app/playground.py', 'seen += [self._view(model, other)]', 'seen += [self._seen(model, other, settings)]', ('tests/test_app.py::test_the_second_photograph_is_mixed_as_it_is',)),
-    Mutant("a list of photographs outlives its file", _SAMPLING, "        beside.unlink(missing_ok=True)", "        pass", ("tests/test_cli_photos.py::test_a_list_of_photographs_is_that_of_the_file_beside_it",)),
     Mutant("results may lie deep among the images", "rcdm_fast/folders.py", "read in written.parents and", "read == written.parent and", _OF_PLACES),
     Mutant("what is hidden counts as read", "rcdm_fast/folders.py", 'not any(part.startswith(".") for part in written.relative_to(read).parts)', "True", _OF_PLACES),
     Mutant("links lead results among the images", "rcdm_fast/folders.py", "Path(os.path.realpath(out)), Path(os.path.realpath(root))", "Path(os.path.abspath(out)), Path(os.path.abspath(root))", _OF_PLACES),
     Mutant("a job on a cluster lies anywhere", "rcdm_fast/jobs/cluster.py", "    folders.check_outside(folder, source)\n", "", ("tests/test_cli_refused.py::test_on_a_cluster_too",)),
-    Mutant("a path is cut at its equals sign", f"{_CLI}/calibrate.py", '(text, "", "") if os.path.exists(text) else text.partition("=")', 'text.partition("=")', ("tests/test_cli_refused.py::test_every_decoder_of_a_calibration_is_kept",)),
 )  # fmt: skip

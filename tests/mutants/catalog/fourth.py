@@ -178,8 +178,8 @@ FOURTH = (
     Mutant(
         "linear probes are judged on what they were fitted on",
         "training/pretrain.py",
-        "probes.linear_probe_accuracy(bank, train.labels, queries, test.labels)",
-        "probes.linear_probe_accuracy(bank, train.labels, bank, train.labels)",
+        "probes.linear_probe_accuracy(bank, known, queries, wanted)",
+        "probes.linear_probe_accuracy(bank, known, bank, known)",
         ("tests/test_ssl_methods.py::test_accuracies_are_of_test_images_by_what_is_known_of_the_others",),
     ),
     Mutant(
