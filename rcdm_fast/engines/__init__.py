@@ -19,6 +19,7 @@ from typing import Literal
 
 import torch
 
+from rcdm_fast import doors
 from rcdm_fast.checks import described
 from rcdm_fast.config import ConfigError, ModelConfig
 from rcdm_fast.diffusion.engine import Engine
@@ -238,7 +239,7 @@ def parse(
     """A precision, and the file that it may name: "bf16", or "fp8=exported/fp8.safetensors".
 
     Args:
-        text: PRECISION or PRECISION=FILE.
+        text: PRECISION or PRECISION=FILE; "~" is the home folder, which a shell leaves as it is behind "=".
         file: what is given beside it.
 
     Raises:
@@ -250,6 +251,7 @@ def parse(
     precision, _, named = text.partition("=")
     if precision not in (*PRECISIONS, "auto"):
         raise ConfigError(f"no precision called {precision!r}; known: auto, {', '.join(PRECISIONS)}")
+    named, file = (doors.path(each, ConfigError) if each else None for each in (named, file))
     if named and file is not None and os.path.realpath(named) != os.path.realpath(file):
         raise ConfigError(f"two files are given for one engine: {named} and {os.fspath(file)}")
     file = named or file
