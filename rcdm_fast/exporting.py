@@ -79,10 +79,11 @@ def export(
         StorageError: `out` cannot be written.
     """
     form = find(to, precision)
+    named = model._saved_config() if encoder and to == "hub" else model.config  # its file names the encoder
     job = Job(
         model.unet,
-        model.config,
-        model.encoder if encoder else None,
+        named,
+        model.encoder if encoder and to == "onnx" else None,  # other formats have none: it is not even built
         form.PRECISIONS[0] if precision == "auto" else precision,
         tuple(targets),
         tuple(batches),
