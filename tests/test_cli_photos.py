@@ -46,6 +46,8 @@ def test_encode_leaves_out_what_cannot_be_read(
     assert np.array_equal(np.load(tmp_path / "h.npy"), expected)
     names = [str(path) for path in good]
     assert json.loads((tmp_path / "h.paths.json").read_text()) == names
+    assert run("encode", *good[:2], "--out", tmp_path / "h.npy") == 0  # whose ids are read from the list beside it
+    assert json.loads((tmp_path / "h.paths.json").read_text()) == names[:2]
     assert run("encode", photos, "--out", tmp_path / "h.npz") == 3
     with np.load(tmp_path / "h.npz") as file:
         assert np.array_equal(file["representations"], expected)
