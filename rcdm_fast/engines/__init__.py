@@ -251,10 +251,11 @@ def parse(
     precision, _, named = text.partition("=")
     if precision not in (*PRECISIONS, "auto"):
         raise ConfigError(f"no precision called {precision!r}; known: auto, {', '.join(PRECISIONS)}")
-    named, file = (doors.path(each, ConfigError) if each else None for each in (named, file))
-    if named and file is not None and os.path.realpath(named) != os.path.realpath(file):
-        raise ConfigError(f"two files are given for one engine: {named} and {os.fspath(file)}")
-    file = named or file
+    own = doors.path(named, ConfigError) if named else None
+    file = None if file is None else doors.path(file, ConfigError)
+    if own is not None and file is not None and os.path.realpath(own) != os.path.realpath(file):
+        raise ConfigError(f"two files are given for one engine: {own} and {file}")
+    file = own or file
     if precision in CALIBRATED and file is not None and os.path.isdir(file):
         raise ConfigError(f"{file} is a folder; name the file in it: {Path(file) / FILES[precision]}")
     return precision, file  # type: ignore[return-value]
