@@ -277,9 +277,9 @@ def test_any_number_of_batch_sizes_is_compiled(monkeypatch: pytest.MonkeyPatch) 
 def test_the_file_of_a_precision_may_lie_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A shell leaves "~" behind "=" as it is."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert engines.parse("fp8=~/a/fp8.safetensors") == ("fp8", tmp_path / "a/fp8.safetensors")
-    assert engines.parse("auto", "~/network.onnx") == ("auto", tmp_path / "network.onnx")
-    assert engines.parse("int8=~/x.xml", tmp_path / "x.xml") == ("int8", tmp_path / "x.xml")
+    assert engines.parse("fp8=~/a/fp8.safetensors") == ("fp8", str(tmp_path / "a/fp8.safetensors"))
+    assert engines.parse("auto", "~/network.onnx") == ("auto", str(tmp_path / "network.onnx"))
+    assert engines.parse("int8=~/x.xml", tmp_path / "x.xml") == ("int8", str(tmp_path / "x.xml"))
     assert engines.absolute("int8=~/x.xml") == f"int8={tmp_path / 'x.xml'}"
     (tmp_path / "folder").mkdir()
     with pytest.raises(ConfigError, match="is a folder; name the file in it"):

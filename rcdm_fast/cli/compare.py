@@ -66,11 +66,11 @@ def compare(
     common.check_writable(json)
     if out is not None:
         outputs.rows_of_sheet(out, SHOWN, 2 * len(cases), cell=96)
+    drawing = common.sampling(per, steps, solver, seed)
+    settings = engine_comparison.Settings(batch_size=batch_size, rounds=rounds, **vars(drawing))
     loaded = rcdm_fast.load(model, flags, encoder, device, "eager", "fp32", sha256=sha256)
     images = None if data is None else open_data(data, loaded.image_size)
     h, label = _conditions(loaded, photos or [])
-    drawing = common.sampling(per, steps, solver, seed)
-    settings = engine_comparison.Settings(batch_size=batch_size, rounds=rounds, **vars(drawing))
     with torch.random.fork_rng(devices=[]):
         found = engine_comparison.compare(loaded, cases, h, settings, label=label, report=common.report)
     mrr = {} if images is None else _mrr(loaded, [each.case for each in found], images, sources, gallery, settings)

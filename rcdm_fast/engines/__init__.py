@@ -251,8 +251,8 @@ def parse(
     precision, _, named = text.partition("=")
     if precision not in (*PRECISIONS, "auto"):
         raise ConfigError(f"no precision called {precision!r}; known: auto, {', '.join(PRECISIONS)}")
-    own = doors.path(named, ConfigError) if named else None
-    file = None if file is None else doors.path(file, ConfigError)
+    own = os.fspath(doors.path(named, ConfigError)) if named else None
+    file = None if file is None else os.fspath(doors.path(file, ConfigError))
     if own is not None and file is not None and os.path.realpath(own) != os.path.realpath(file):
         raise ConfigError(f"two files are given for one engine: {own} and {file}")
     file = own or file
