@@ -84,10 +84,11 @@ def export(
     if to != "tensorrt" and any(built.values()):
         asked = " and ".join(name for name, given in built.items() if given)
         raise ConfigError(f"{asked}: only tensorrt is built for certain GPUs and batches; what {to} writes takes any")
+    named = model._saved_config() if encoder and to == "hub" else model.config  # its file names the encoder
     job = Job(
         model.unet,
-        model.config,
-        model.encoder if encoder else None,
+        named,
+        model.encoder if encoder and to == "onnx" else None,  # other formats have none: it is not even built
         form.PRECISIONS[0] if precision == "auto" else precision,
         tuple(targets),
         tuple(batches),

@@ -155,7 +155,7 @@ class Model(Pretrained, Shown):
         Raises:
             ImageError: what is no image; floats outside [-1,1], such as levels 0..255, are none.
             ConfigError: a wrong shape, width, step count or setting.
-            SamplingError: no `h`, and the model has no encoder.
+            SamplingError: no `h`, and the model has no encoder; the result is not finite.
         """
         iterations = whole(iterations, "iterations", Range(0))
         size = arguments.batch_size(batch_size, self.device)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from rcdm_fast import engines, host
+from rcdm_fast import arguments, engines, host
 from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig
 from rcdm_fast.diffusion.engine import Engine
 from rcdm_fast.diffusion.sampling import SamplingError
@@ -71,6 +71,7 @@ class Portable:
         name, precision, file = state["engine"]
         self.unet = networks.from_tensors(self.config.unet, state["tensors"])
         try:
+            self.device = arguments.device(self.device)
             self.engine = engines.make(name, self.unet, self.config, self.device, precision, file)
         except ConfigError as error:
             raise ConfigError(f"the model cannot run in this process as it did in its own: {error}") from error

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rcdm_fast import engines
 from rcdm_fast.arguments import Numbers
-from rcdm_fast.checks import Range, whole
+from rcdm_fast.checks import Range, described, whole
 from rcdm_fast.config import ConfigError, EncoderConfig
 from rcdm_fast.data import inputs
 from rcdm_fast.data.inputs import Images
@@ -48,13 +48,13 @@ def sheet(
         images: what `Model.sample` and `interpolate` give, float [R,P,3,H,W] in [-1,1]; a batch [N,3,H,W] (or uint8
             [N,H,W,3]), a folder or a list of images, in rows of eight; or a list of rows. An image is anything that
             `Model.encode` takes.
-        titles: of the rows, one each; a single text is the sheet's, above all.
+        titles: of the rows, one each; a single text is the sheet's, above all: there are no `columns` then.
         columns: titles of the columns; an empty one leaves its place to its left neighbor.
         cell: side of an image on the sheet, in pixels; by default that of the images, but 96 at least and 192 at most.
 
     Raises:
         ImageError: nothing, more than 200 rows, or something that is no image.
-        ConfigError: another number of titles than of rows.
+        ConfigError: another number of titles than of rows, or a single text beside `columns`.
     """
     rows = _rows(images)
     if not rows or not all(rows):
@@ -63,6 +63,8 @@ def sheet(
         raise ImageError(f"{len(rows)} rows are too many for a sheet, {MAX_ROWS} at most: pick some")
     above = list(columns)
     if isinstance(titles, str):
+        if titles and above:
+            raise ConfigError(f"{described(titles)} and titles of columns have one place: give titles of rows, or none")
         above, titles = above or [titles], []
     elif titles and len(titles) != len(rows):
         raise ConfigError(f"{len(titles)} titles for {len(rows)} rows")
@@ -95,11 +97,18 @@ def _several(given: Any) -> bool:
 
 def _each(images: Any) -> list[Image.Image]:
     """Every image of a batch, a folder or a list; uint8 [N,3,H,W], as `generate` gives them, too."""
-    if isinstance(images, Tensor | np.ndarray) and images.ndim == 4 and images.dtype in (torch.uint8, np.uint8):
-        pixels = torch.as_tensor(images)
-        if pixels.shape[1] == 3 and pixels.shape[3] != 3:
-            images = from_uint8(pixels)
-    found = inputs.several(images)
+    return _opened(_found(images))
+
+
+def _found(images: Any) -> Tensor | list[Any]:
+    """What `inputs.several` makes of it, once: what is gone through may be gone afterwards."""
+    is_array = isinstance(images, Tensor | np.ndarray) and images.ndim == 4
+    if is_array and images.dtype in (torch.uint8, np.uint8) and images.shape[1] == 3 and images.shape[3] != 3:
+        images = from_uint8(images if isinstance(images, Tensor) else torch.from_numpy(images.copy()))
+    return inputs.several(images)
+
+
+def _opened(found: Tensor | list[Any]) -> list[Image.Image]:
     return [to_pil(each) for each in found] if isinstance(found, Tensor) else [open_image(each) for each in found]
 
 
@@ -175,19 +184,19 @@ class Shown(Sampler):
         """
         drawn = chosen(config, settings)
         if _is_representations(what):
-            h = torch.as_tensor(what)
+            h: Any = what
             return sheet(self.sample(h[None] if h.ndim == 1 else h, drawn), titles, cell=cell)
-        found = inputs.several(what)
+        found = _found(what)
         if len(found) > MAX_ROWS:
             raise ImageError(f"{len(found)} rows are too many for a sheet, {MAX_ROWS} at most: pick some")
         names = [Path(each).name if isinstance(each, str | os.PathLike) else "" for each in found]
-        photos = _each(what)
+        photos = _opened(found)
         samples = self.sample(self.encode(photos), drawn)
         seen = [to_pil(self.view(photo)[0]) for photo in photos]
         rows: list[Any] = [
             [photo, crop, *map(to_pil, row)] for photo, crop, row in zip(photos, seen, samples, strict=True)
         ]
-        side = cell or min(LARGEST_CELL, max(CELL, self.config.unet.image_size))
+        side = min(LARGEST_CELL, max(CELL, self.config.unet.image_size)) if cell is None else cell
         return sheet(rows, titles or (names if any(names) else ()), columns=["photo", "seen", "samples"], cell=side)
 
 

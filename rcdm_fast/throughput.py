@@ -6,7 +6,8 @@ the time is used up. The fraction of the sampler is what a trajectory takes beyo
 timed through an `EngineWrapper`, so images are drawn step by step: trajectories in one launch are never measured here.
 
 No time is reported for an engine whose network evaluation is wrong: further from plain PyTorch in fp32 than
-`benchmarking.FP32_LIMIT`, or in another precision than twice what PyTorch's autocast gives, in fp8 its emulation.
+`benchmarking.FP32_LIMIT`, or in another precision than twice what PyTorch's autocast gives, in fp8 its emulation. int8
+has no such bound and is refused; `engine_comparison.py` times it, beside its images.
 """
 
 from __future__ import annotations
@@ -36,6 +37,10 @@ from rcdm_fast.models import fp8
 PUBLISHED_STEPS = 100
 PUBLISHED = "published recipe"
 SEED = 0
+NO_BOUND = (
+    "no time of int8 is reported here, for there is no bound on the error of its evaluations: rcdm compare times it, "
+    "beside what becomes of the images"
+)
 
 
 @dataclass(frozen=True)
@@ -205,6 +210,8 @@ class _Bench:
             else:
                 network = copy.deepcopy(model.unet)  # an engine may lay the weights out anew
                 runner = engines.make(engine, network, model.config, model.device, precision)
+            if runner.precision == "int8":
+                raise ConfigError(NO_BOUND)
             timed = TimedEngine(runner, model.device)
             self._drawing[key] = Model(model.config, network, timed, None, model.device)
         return self._drawing[key]

@@ -29,8 +29,9 @@ from benchmarks import (
     workload,
 )
 from benchmarks.peers import eager
-from rcdm_fast import benchmarking, cli, precision, storage, throughput
+from rcdm_fast import benchmarking, cli, precision, solver_quality, storage, throughput
 from rcdm_fast.benchmarking import Times, pair_ratio, relative_l2
+from rcdm_fast.cli import bench
 from rcdm_fast.config import ConfigError, ModelConfig
 from rcdm_fast.models.checkpoint import save_model
 from rcdm_fast.models.unet import UNet
@@ -315,6 +316,25 @@ def test_rcdm_bench(model_file: Path, tmp_path: Path) -> None:
     assert [row["nfe"] for row in written[1:]] == [2] * 4 + [3] * 4
     assert all(0 < row["sampler_percent"] < 100 for row in written[1:])
     assert "published recipe" in result.output
+
+
+def test_all_engines_may_be_asked_for_among_others() -> None:
+    ways = [solver_quality.SolverCase("ddim", "3")]
+    device = torch.device("cpu")
+    alone = bench._cases(device, "all", "fp32", ways)
+    assert {"eager", "native"} <= {case.engine for case in alone}
+    for together in ("all,eager", "eager, all"):
+        found = bench._cases(device, together, "fp32", ways)
+        assert len(found) == len(alone)
+        assert set(found) == set(alone)
+
+
+def test_no_time_of_int8_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice the error of autocast in 16 bits is no bound for it: every file was called wrong."""
+    model = small.quick_model()
+    model.engine.precision = "int8"
+    with pytest.raises(ConfigError, match="rcdm compare times it"):
+        throughput.measure(model, throughput.Plan((throughput.Case(steps=2),), batch=2, rounds=1), lambda *_: None)
 
 
 @pytest.mark.parametrize(

@@ -74,11 +74,41 @@ def test_compare_holds_ranks_against_those_of_the_first(monkeypatch: pytest.Monk
         return Faithfulness(half, half, half, 0.5, 0.5, 3.5, 6, 2, 1, ranks[case.engine])
 
     monkeypatch.setattr("rcdm_fast.evaluation.evaluate", evaluate)
-    monkeypatch.setattr("rcdm_fast.data.sources.open_data", lambda *_: "images")
     monkeypatch.setattr("rcdm_fast.engine_comparison.with_engine", lambda model, case, encoder: case)
-    cases = [Case("eager"), Case("native")]
-    found = compare._mrr(small.quick_model(), cases, "D", 0, 0, Settings())
+    cases, images = [Case("eager"), Case("native")], ImageSet(torch.zeros(1), None, (), (), "made up")
+    found = compare._mrr(small.quick_model(), cases, images, 0, 0, Settings())
     assert [found[case][1].value for case in cases] == pytest.approx([0.0, -0.5])
+
+
+def test_compare_opens_the_data_before_it_draws(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What had been drawn and timed was lost with a name that was wrong; and the file did not say which data it was."""
+    monkeypatch.setattr(rcdm_fast, "load", lambda *_, **__: small.quick_model())
+    drawn: list[object] = []
+    monkeypatch.setattr("rcdm_fast.engine_comparison.compare", lambda *_, **__: drawn.append(1) or [])
+    assert main(["compare", "m", "--data", str(tmp_path / "nowhere")]) == 2
+    assert "nowhere" in capsys.readouterr().err
+    assert not drawn
+    data = ImageSet(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), None, (), (), "made up")
+    monkeypatch.setattr("rcdm_fast.data.sources.open_data", lambda *_: data)
+    monkeypatch.setattr(compare, "_mrr", lambda *_: {})
+    assert main(["compare", "m", "--data", "D", "--json", str(tmp_path / "rows.json")]) == 0
+    assert json.loads((tmp_path / "rows.json").read_text())["made_by"]["data"]["data"]["images"] == 2
+
+
+def test_export_takes_sizes_and_targets_with_spaces(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(rcdm_fast, "load", lambda *_, **__: small.quick_model())
+    monkeypatch.setattr(rcdm_fast, "export", lambda *_, **options: given.update(options) or [])
+    words = ["export", "m", "--to", "tensorrt", "--out", str(tmp_path / "e")]
+    assert main([*words, "--batch-size", "1, 8", "--target", "sm89, sm120"]) == 0
+    assert (given["batches"], given["targets"]) == ((1, 8), ("sm89", "sm120"))
+    for wrong in ("a", "1,", "-1", "1.5"):
+        assert main([*words, "--batch-size", wrong]) == 2
+        assert "--batch-size takes whole numbers separated by commas" in capsys.readouterr().err
 
 
 def test_compare_shows_eight_times_the_distance(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import rcdm_fast
 from rcdm_fast import Model
-from rcdm_fast.config import ConfigError, ScheduleConfig
+from rcdm_fast.config import ConfigError, EncoderConfig, ScheduleConfig
 from rcdm_fast.exporters import diffusers as exported
 from rcdm_fast.exporters.onnx import ExportError
 from rcdm_fast.models import diffusers_folder, diffusers_unet, zoo
@@ -217,6 +217,25 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, changes: dict[str, Any], r
     assert not (tmp_path / "out").exists()
 
 
+def test_labels_over_an_export_of_representations(tmp_path: Path) -> None:
+    """Their embedding stayed behind, and was applied to labels."""
+    rcdm_fast.export(small.quick_model(), "diffusers", tmp_path / "out")
+    model = small.quick_model(representation_dim=0, num_classes=3)
+    rcdm_fast.export(model, "diffusers", tmp_path / "out")
+    assert _error_of_eps(model, tmp_path / "out", load_unet(tmp_path / "out")) <= FORWARD_L2
+
+
+@pytest.mark.parametrize("to", ["diffusers", "hub"])
+def test_an_encoder_that_is_not_exported_is_not_built(to: str, tmp_path: Path) -> None:
+    """It may be a download, or need packages that are not there."""
+    model = small.quick_model()
+    model._encoder = EncoderConfig("timm:no_such_network", image_size=8, dim=small.DIM)
+    rcdm_fast.export(model, to, tmp_path / "out")
+    assert model._encoder == EncoderConfig("timm:no_such_network", image_size=8, dim=small.DIM)
+    if to == "hub":
+        assert rcdm_fast.load(tmp_path / "out", device="cpu", engine="eager").config.encoder == model._encoder
+
+
 def test_wrong_numbers_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diffusers_unet, "_split_qkv", lambda *_: None)
     with pytest.raises(ExportError, match="another eps"):
@@ -234,6 +253,8 @@ def test_other_folders_and_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     rcdm_fast.export(model, "diffusers", out)  # over an earlier one
     with pytest.raises(ValueError, match="describes itself"):
         rcdm_fast.load(out, {"image_size": 8})
+    with pytest.raises(StorageError, match=r"mine\.txt: cannot be written \(Not a directory\)"):
+        rcdm_fast.export(model, "diffusers", tmp_path / "mine.txt")
     settings = json.loads((out / "unet" / "config.json").read_text())
     for key, value in (("layers_per_block", 2), ("layers_per_block", 10**9), ("block_out_channels", [2**40] * 9)):
         (out / "unet" / "config.json").write_text(json.dumps({**settings, key: value}))

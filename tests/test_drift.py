@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from rcdm_fast import benchmarking, engine_comparison, engines
-from rcdm_fast.cli import main
+from rcdm_fast.cli import compare, main
 from rcdm_fast.config import ConfigError
 from rcdm_fast.diffusion.conditioning import Batch
 from rcdm_fast.engines.native import NativeEngine
@@ -183,3 +183,10 @@ def test_memory_is_what_the_engine_and_its_first_run_took(monkeypatch: pytest.Mo
         monkeypatch.setattr(engine_comparison, "_resident_bytes", lambda device, told=told: next(told))
         drawn = engine_comparison._draw(model, engine_comparison.REFERENCE, torch.zeros(1, small.DIM), None, settings)
         assert drawn.memory_bytes == grown
+
+
+@pytest.mark.parametrize("changes", [{"num_classes": 3}, {"num_classes": 1}, {"representation_dim": 0}])
+def test_a_model_is_compared_on_all_that_it_takes(changes: dict[str, object]) -> None:
+    model = small.quick_model(**changes)
+    h, label = compare._conditions(model, [])
+    assert model.request(h, label=label).total

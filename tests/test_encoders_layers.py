@@ -257,8 +257,8 @@ def test_layers_before_a_head_that_fails(caplog: pytest.LogCaptureFixture) -> No
     assert isinstance(encoder, ImageEncoder)
     assert [each.name for each in inside.layers_of(encoder)] == ["first"]
     assert "the network fails behind layer first" in caplog.text
+    broken = ImageEncoder(nn.Sequential(nn.Conv2d(1, 2, 3)), dataclasses.replace(SMALL, dim=2))
     with pytest.raises(EncoderError, match="fails on an image"):
-        broken = ImageEncoder(nn.Sequential(nn.Conv2d(1, 2, 3)), dataclasses.replace(SMALL, dim=2))
         inside.layers_of(broken)
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -258,6 +259,32 @@ def test_the_program_is_one_graph_for_the_compiler(changes: dict[str, object]) -
     assert counter.frame_count == 1
     called = {str(node.target) for graph in counter.graphs for node in graph.graph.nodes}
     assert any("film_group_norm" in target for target in called)
+
+
+def test_any_number_of_batch_sizes_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch itself stops at the ninth with an error; its limit is as it was afterwards."""
+    real: Any = torch.compile
+    without = {"backend": "eager"}  # no code is generated
+    monkeypatch.setattr(torch, "compile", lambda module, options, **rest: real(module, **without, **rest))
+    limits: Any = torch._dynamo.config
+    network = small.network(channel_mult=(1,)).eval().requires_grad_(False)
+    engine = compiled.CompiledEngine(network, CPU, "bf16")  # fp32 images run in groups of one size
+    with limits.patch(recompile_limit=2, accumulated_recompile_limit=2):
+        for count in (1, 2, 3, 4):
+            assert engine.bound(_batch(network, count)).predict(_images(network, count), 0).isfinite().all()
+        assert (limits.recompile_limit, limits.accumulated_recompile_limit) == (2, 2)
+
+
+def test_the_file_of_a_precision_may_lie_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell leaves "~" behind "=" as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert engines.parse("fp8=~/a/fp8.safetensors") == ("fp8", str(tmp_path / "a/fp8.safetensors"))
+    assert engines.parse("auto", "~/network.onnx") == ("auto", str(tmp_path / "network.onnx"))
+    assert engines.parse("int8=~/x.xml", tmp_path / "x.xml") == ("int8", str(tmp_path / "x.xml"))
+    assert engines.absolute("int8=~/x.xml") == f"int8={tmp_path / 'x.xml'}"
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ConfigError, match="is a folder; name the file in it"):
+        engines.parse("fp8=~/folder")
 
 
 @pytest.mark.long

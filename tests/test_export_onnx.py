@@ -311,6 +311,10 @@ def test_reduced_precision(precision: str, tmp_path: Path) -> None:
     assert set(norms) == {onnx.TensorProto.FLOAT}
     assert read_info(path).precision == precision
     assert path.stat().st_size < 0.75 * 4 * sum(tensor.numel() for tensor in model.unet.parameters())
+    kinds = ("onnxruntime", "openvino") if importlib.util.find_spec("openvino") else ("onnxruntime",)
+    for kind in kinds:  # they would compute in what the file has, and say fp32
+        with pytest.raises(GraphError, match=f"exported in {precision}, asked for is fp32"):
+            engines.make(kind, model.unet, model.config, torch.device("cpu"), "fp32", path)
     if precision == "fp16":
         check_batches(model, path, (2,), exported.TOLERANCE["fp16"])
 
@@ -493,3 +497,26 @@ def test_loggers_of_the_exporter_are_left_as_they_were(fails: bool) -> None:
     finally:
         for name, level in before.items():
             logging.getLogger(name).setLevel(level)
+
+
+def test_tensorrt_plans_of_onnxruntime_belong_to_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The provider tells them apart by names of file and nodes: other weights of one structure had the same plan."""
+    monkeypatch.setenv("RCDM_FAST_CACHE", str(tmp_path / "cache"))
+    asked: list[str] = []
+
+    class Session:
+        def __init__(self, file: str, options: Any, providers: list[Any]) -> None:
+            asked.append(dict(providers[0][1])["trt_engine_cache_path"])
+
+        def get_providers(self) -> list[str]:
+            return [onnx_runtime.TENSORRT, onnx_runtime.CUDA, "CPUExecutionProvider"]
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", Session)
+    for folder, graph, data in (("a", b"x", b"1"), ("b", b"x", b"2"), ("c", b"y", b"1"), ("d", b"x", b"1")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "network.onnx").write_bytes(graph)
+        (tmp_path / folder / "network.onnx.data").write_bytes(data)
+        onnx_runtime._session(tmp_path / folder / "network.onnx", torch.device("cuda:0"), tensorrt=True)
+    assert len(set(asked)) == 3
+    assert asked[0] == asked[3]
+    assert all(path.startswith(str(tmp_path / "cache")) for path in asked)

@@ -181,6 +181,39 @@ def test_an_encoder_file_goes_along(tmp_path: Path, hub: Hub) -> None:
     assert [name for name, _ in hub.calls] == ["model.safetensors"]
 
 
+def test_solvers_of_weights_before_rounding_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The file would refuse to draw in as many steps as they are for; rounding to what is stored already keeps them."""
+    model = load("cifar10-simclr-trunk")
+    fitted = model.config.fitted
+    assert {each.nfe for each in fitted} >= {4, 10}
+    model.save_pretrained(tmp_path / "fp16", precision="fp16")
+    assert not caplog.records
+    assert load(tmp_path / "fp16").config.fitted == fitted
+    model.save_pretrained(tmp_path / "bf16", precision="bf16")
+    assert "left out: the solvers fitted for 4, 5, 6, 8, 10 evaluations" in caplog.text
+    again = load(tmp_path / "bf16")
+    assert again.config.fitted == ()
+    h = torch.randn(1, again.config.unet.representation_dim)
+    assert again.sample(h, per=1, steps=4).isfinite().all()
+
+
+def test_weights_beside_an_encoders_graph_go_along(tmp_path: Path) -> None:
+    """PyTorch's exporter puts them into a second file, whatever their size."""
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, small.DIM)).eval()
+    file = tmp_path / "mine" / "net.onnx"
+    file.parent.mkdir()
+    torch.onnx.export(network, (torch.zeros(2, 3, 8, 8),), file, dynamo=True, external_data=True, verbose=False)
+    assert file.with_name("net.onnx.data").is_file()
+    encoder = build(f"onnx:{file}?size=8&mean=0.5&std=0.5")
+    model = small.quick_model()
+    model._encoder = encoder.config
+    model.save_pretrained(tmp_path / "out")
+    shutil.rmtree(file.parent)
+    images = small.make_images(2)
+    assert torch.equal(load(tmp_path / "out").encode(images), encoder.encode(images))
+
+
 def test_an_encoder_file_that_is_gone(tmp_path: Path) -> None:
     copied = tmp_path / "encoder-copy.safetensors"
     shutil.copyfile(ENCODER, copied)
@@ -253,6 +286,10 @@ def test_model_and_encoder_are_fetched_as_is_asked(
     Model.from_pretrained("org/name", device="cpu", engine="eager", **options)
     asked = {"local_files_only": False, **options}
     assert hub.calls == [("model.safetensors", asked), ("its-encoder.safetensors", asked)]
+    hub.calls.clear()
+    Model.from_pretrained("org/name", device="cpu", engine="eager", **options)
+    again = ["its-encoder.safetensors"] if "force_download" in options else []
+    assert [name for name, _ in hub.calls] == ["model.safetensors", *again]
 
 
 def test_no_token_is_no_demand_where_there_is_no_hub(tmp_path: Path) -> None:

@@ -230,11 +230,27 @@ def test_interpolation_ends_exactly_at_both(model: Model, h: Tensor) -> None:
         model.interpolate(h[0], h[1], frames=1)
 
 
+def test_an_inversion_that_is_not_finite_is_an_error() -> None:
+    model = small.quick_model()
+    with torch.no_grad():
+        for value in model.unet.out[2].parameters():
+            value.fill_(3e38)
+    h = torch.zeros(3, small.DIM)
+    for solver in ("ddim", "unipc_2"):
+        with pytest.raises(SamplingError, match=r"x_T of images 0\.\.1 are not finite \(fp32, eager\)"):
+            model.invert(small.make_images(3), h, steps=4, clip=False, solver=solver, batch_size=2)
+
+
 def test_interpolation_paths() -> None:
     a, b = torch.tensor([2.0, 0.0]), torch.tensor([0.0, 4.0])
     linear = interpolation_path(a, b, 3, "linear")
     torch.testing.assert_close(linear, torch.tensor([[2.0, 0.0], [1.0, 2.0], [0.0, 4.0]]))
     spherical = interpolation_path(a, b, 5, "spherical")
+    one, other = torch.randn(2, 64, generator=torch.Generator().manual_seed(3))
+    for mode in ("linear", "spherical"):  # the ends are those that were given, not up to rounding
+        path = interpolation_path(one, other, 7, mode)
+        assert torch.equal(path[0], one)
+        assert torch.equal(path[-1], other)
     torch.testing.assert_close(spherical.norm(dim=1), torch.tensor([2.0, 2.5, 3.0, 3.5, 4.0]))
     angles = torch.atan2(spherical[:, 1], spherical[:, 0])
     torch.testing.assert_close(angles.diff(), torch.full((4,), torch.pi / 8))

@@ -103,6 +103,14 @@ class Encoded(torch.utils.data.Dataset[Tensor]):
         return self.model.encode(small.make_images(2)[place : place + 1])[0]
 
 
+def test_where_there_are_fewer_gpus_a_copy_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = {**small.quick_model().__getstate__(), "device": torch.device("cuda:3")}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(rcdm_fast.ConfigError, match=r"cannot run in this process.*there are only cuda:0\.\.cuda:0"):
+        Model.__new__(Model).__setstate__(state)
+
+
 def test_spawned_workers_encode() -> None:
     model = small.quick_model()
     loader = torch.utils.data.DataLoader(

@@ -152,7 +152,8 @@ def test_a_placement_is_that_of_the_text_if_it_names_one() -> None:
     config = ScheduleConfig()
     uniform = Schedule.make(config, 10).timesteps
     assert Schedule.make(config, "uniform10", "logsnr").timesteps == uniform
-    assert Schedule.make(config, 1, "uniform").timesteps == Schedule.make(config, "uniform1").timesteps == (0,)
+    for one in (1, "1", "uniform1", "logsnr1"):  # from noise: at the first timestep x_T would be taken for an image
+        assert Schedule.make(config, one, "uniform").timesteps == (999,)
     assert Schedule.make(config, "ddim25", "logsnr").timesteps == respace(1000, "ddim25")
     assert Schedule.make(config, "4,3", "logsnr").timesteps == respace(1000, "4,3")
     assert Schedule.make(config, "", "logsnr").timesteps == tuple(range(1000))

@@ -76,6 +76,8 @@ def test_names_on_a_sheet(monkeypatch: pytest.MonkeyPatch) -> None:
             rcdm_fast.sheet(grays(2, 3), titles)
     with pytest.raises(ConfigError, match="4 titles for 3 columns"):
         rcdm_fast.sheet(grays(2, 3), columns=list("abcd"))
+    with pytest.raises(ConfigError, match="'above all' and titles of columns have one place"):
+        rcdm_fast.sheet(grays(2, 3), "above all", columns=list("abc"))
     none: list[torch.Tensor] = []
     for nothing in (none, torch.zeros(0, 3, 8, 8), torch.zeros(0, 2, 3, 8, 8)):
         with pytest.raises(ImageError):
@@ -148,6 +150,26 @@ def test_sheets_of_commands_bear_names(tmp_path: Path, monkeypatch: pytest.Monke
     np.savez(tmp_path / "h.npz", h=np.zeros((2, small.DIM), np.float32), ids=np.array(["x", "y"]))
     assert main(["interpolate", paths[0], f"{tmp_path}/h.npz:y", "--frames", "3", *out]) == 0
     assert titles[-1]["column_titles"] == ["cat.png", "", "", "h.npz:y"]
+
+
+def test_arrays_of_any_memory_are_shown() -> None:
+    """Turned around, of the other byte order; a tensor cannot be made of them as they are."""
+    model, h = small.quick_model(), np.random.default_rng(0).normal(size=(2, small.DIM)).astype(np.float32)
+    want = model.show(h[::-1].copy(), per=1, steps=2)
+    assert same(model.show(h[::-1], per=1, steps=2), want)
+    assert same(model.show(h[::-1].astype(">f4"), per=1, steps=2), want)
+    pixels = to_uint8(grays(2, 3)).numpy()[0]
+    assert same(rcdm_fast.sheet(pixels[::-1]), rcdm_fast.sheet(pixels[::-1].copy()))
+
+
+def test_photographs_that_can_be_gone_through_once() -> None:
+    """And images in 8 bits, colors first, as `generate` gives them."""
+    model, batch = small.quick_model(), small.make_images(2, 16)
+    want = model.show(list(map(to_pil, batch)), per=1, steps=2)
+    assert same(model.show(map(to_pil, batch), per=1, steps=2), want)
+    assert same(model.show(to_uint8(batch), per=1, steps=2), want)
+    with pytest.raises(ConfigError, match=r"cell must be in 8\.\.2048, got 0"):
+        model.show(batch, per=1, steps=2, cell=0)
 
 
 def test_cells_of_photographs_are_as_large_as_the_models_images(monkeypatch: pytest.MonkeyPatch) -> None:

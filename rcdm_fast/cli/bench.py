@@ -29,7 +29,7 @@ def bench(
     precision: Annotated[
         str,
         typer.Option(
-            help="Precisions, separated by commas: fp32, bf16, fp16, auto, int8=FILE, fp8=FILE (rcdm export)."
+            help="Precisions, separated by commas: fp32, bf16, fp16, auto, fp8=FILE (rcdm export); int8: rcdm compare."
         ),
     ] = "auto",
     batch_size: common.BatchSize = 16,
@@ -170,16 +170,15 @@ def _cases(device: Any, engine: str, precision: str, ways: list[SolverCase]) -> 
     from rcdm_fast.throughput import Case
 
     precisions = _listed(precision)
-    pairs = [(name, each) for name in _listed(engine) if name != "all" for each in precisions]
-    if "all" in _listed(engine):
+    listed = _listed(engine)
+    pairs = [(name, each) for name in listed if name != "all" for each in precisions]
+    if "all" in listed:
         wanted = [each if each != "auto" else "fp32" for each in precisions]
         for name in engines.ENGINES:
             for each in wanted:
                 reasons = engines.reasons_unavailable(name, device, engines.parse(each)[0])  # type: ignore[arg-type]
-                if (name, each) in pairs:
-                    continue
                 if not reasons:
-                    pairs.append((name, each))
+                    pairs += [(name, each)] if (name, each) not in pairs else []
                 else:
                     common.report(f"left out    {name} {each}: {'; '.join(reasons)}")
     return tuple(Case(*pair, way.solver, way.steps) for way in ways for pair in pairs)

@@ -16,6 +16,7 @@ from rcdm_fast.diffusion.sampling_config import PER_SOURCE, STEPS, SamplingConfi
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from rcdm_fast.data.image_set import ImageSet
     from rcdm_fast.engine_comparison import Case, Drift, Settings
     from rcdm_fast.metrics.intervals import Interval
     from rcdm_fast.model import Model
@@ -59,21 +60,23 @@ def compare(
 
     import rcdm_fast
     from rcdm_fast import engine_comparison, outputs, provenance
+    from rcdm_fast.data.sources import open_data
 
     cases = [engine_comparison.Case.parse(text) for text in engines.split(",")]
     common.check_writable(json)
     if out is not None:
         outputs.rows_of_sheet(out, SHOWN, 2 * len(cases), cell=96)
-    loaded = rcdm_fast.load(model, flags, encoder, device, "eager", "fp32", sha256=sha256)
-    h, label = _conditions(loaded, photos or [])
     drawing = common.sampling(per, steps, solver, seed)
     settings = engine_comparison.Settings(batch_size=batch_size, rounds=rounds, **vars(drawing))
+    loaded = rcdm_fast.load(model, flags, encoder, device, "eager", "fp32", sha256=sha256)
+    images = None if data is None else open_data(data, loaded.image_size)
+    h, label = _conditions(loaded, photos or [])
     with torch.random.fork_rng(devices=[]):
         found = engine_comparison.compare(loaded, cases, h, settings, label=label, report=common.report)
-    mrr = _mrr(loaded, [each.case for each in found], data, sources, gallery, settings) if data is not None else {}
+    mrr = {} if images is None else _mrr(loaded, [each.case for each in found], images, sources, gallery, settings)
     common.report("\n".join(table(found, mrr)))
     rows = [{**each.row(), **_mrr_row(mrr, each.case)} for each in found]
-    common.write_json(json, {"rows": rows, "made_by": provenance.made_by([loaded])})
+    common.write_json(json, {"rows": rows, "made_by": provenance.made_by([loaded], {"data": images})})
     if out is not None:
         _sheet(found, out)
     failures = list(_failures(found, mrr, min_psnr, max_mrr_loss))
@@ -88,20 +91,20 @@ def _conditions(model: Model, photos: list[Path]) -> tuple[Tensor | None, Tensor
     if photos:
         return model.encode(photos).flatten(1), None
     generator = torch.Generator().manual_seed(0)
-    if unet.representation_dim:
-        return torch.randn(2, unet.representation_dim, generator=generator).to(model.device), None
-    return None, torch.arange(min(2, unet.num_classes), device=model.device) if unet.num_classes else None
+    label = torch.arange(min(2, unet.num_classes), device=model.device) if unet.num_classes else None
+    if not unet.representation_dim:
+        return None, label
+    rows = 2 if label is None else len(label)
+    return torch.randn(rows, unet.representation_dim, generator=generator).to(model.device), label
 
 
 def _mrr(
-    model: Model, cases: list[Case], data: str, sources: int, gallery: int, drawn: Settings
+    model: Model, cases: list[Case], images: ImageSet, sources: int, gallery: int, drawn: Settings
 ) -> dict[Case, tuple[Interval, Interval]]:
     """MRR of the source image for every case, and its change from the first one's, from the same noise."""
     from rcdm_fast import engine_comparison
-    from rcdm_fast.data.sources import open_data
     from rcdm_fast.evaluation import EvaluateConfig, evaluate, mrr_change
 
-    images = open_data(data, model.image_size)
     config = EvaluateConfig(sources=sources, gallery=gallery, **vars(drawn.changed()))
     found = {}
     for case in cases:

@@ -39,13 +39,10 @@ def export(
     Example: rcdm export cifar10-simclr-trunk --to onnx --out exported
     """
     import rcdm_fast
-    from rcdm_fast.config import ConfigError
     from rcdm_fast.data.image_set import evenly
     from rcdm_fast.data.sources import open_data
 
-    sizes = [size.strip() for size in batch_size.split(",")]
-    if not all(size.isdecimal() for size in sizes):
-        raise ConfigError(f"--batch-size {batch_size}: expected whole numbers, separated by commas")
+    sizes = _sizes(batch_size)
     common.check_writable(out / "README.md")
     loaded = rcdm_fast.load(model, flags, encoder, device, "eager", sha256=sha256)
     known = None
@@ -59,8 +56,8 @@ def export(
         to,
         out,
         precision=precision,
-        targets=tuple(filter(None, target.split(","))),
-        batches=tuple(map(int, sizes)),
+        targets=tuple(filter(None, map(str.strip, target.split(",")))),
+        batches=sizes,
         dynamic=dynamic,
         encoder=with_encoder,
         calibrate=known,
@@ -68,3 +65,13 @@ def export(
     )
     for file in files:
         common.report(f"{file}  {file.stat().st_size / 1e6:.1f} MB")
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    """Batch sizes with commas between. Raises `ConfigError`."""
+    from rcdm_fast.config import ConfigError
+
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdecimal() for part in parts):
+        raise ConfigError(f"--batch-size takes whole numbers separated by commas, such as 1,8; got {text!r}")
+    return tuple(map(int, parts))

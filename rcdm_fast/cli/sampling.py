@@ -217,7 +217,7 @@ def encode(
                 np.savez(file, representations=h.numpy(), paths=np.array(names))
             else:
                 np.save(file, h.numpy())
-    if found.left_out and out.suffix == ".npy":
+    if out.suffix == ".npy" and found.left_out:
         storage.write_json(beside, names)
         common.report(f"{beside}: the photos of its rows")
     common.report(f"{out}: {_counted(len(h), 'representation')} of {' x '.join(map(str, h.shape[1:]))} dimensions")

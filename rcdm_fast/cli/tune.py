@@ -154,20 +154,20 @@ def _conditions(model: Model, data: str | None, trajectories: int) -> tuple[Tens
 
 def table(found: list[Placed]) -> list[str]:
     """Lines for a reader."""
-    lines = [f"{'NFE':>4s}  {'distance to the teacher':24s}{'with its own steps':24s}--steps"]
+    lines = [f"{'NFE':>4s}  {'distance to the teacher':32s}{'with its own steps':32s}--steps"]
     for each in found:
         error, own = map(_said, (each.error, each.own_error))
-        lines.append(f"{each.nfe:4d}  {error:24s}{own:24s}{each.steps}")
+        lines.append(f"{each.nfe:4d}  {error:32s}{own:32s}{each.steps}")
     return lines
 
 
 def learned_table(found: list[Learned]) -> list[str]:
     """Lines for a reader."""
-    lines = [f"{'NFE':>4s}  {'distance to the teacher':24s}{'the best other solver':24s}{'which':22s}kept"]
+    lines = [f"{'NFE':>4s}  {'distance to the teacher':32s}{'the best other solver':32s}{'which':22s}kept"]
     for each in found:
         error, other = map(_said, (each.error, each.other_error))
         kept = f"yes ({each.solver.digest})" if each.solver else "no: not better beyond doubt"
-        lines.append(f"{each.nfe:4d}  {error:24s}{other:24s}{' '.join(each.other):22s}{kept}")
+        lines.append(f"{each.nfe:4d}  {error:32s}{other:32s}{' '.join(each.other):22s}{kept}")
     return lines
 
 

@@ -12,6 +12,7 @@ from rcdm_fast.config import ConfigError, ScheduleConfig
 from rcdm_fast.diffusion import multistep_inversion, registry, solvers
 from rcdm_fast.diffusion.conditioning import ConditioningPlan
 from rcdm_fast.diffusion.engine import Engine
+from rcdm_fast.diffusion.sampling import SamplingError
 from rcdm_fast.diffusion.sampling_config import INVERSION_STEPS, InversionKeywords, SamplingConfig, chosen
 from rcdm_fast.diffusion.schedule import Schedule
 
@@ -56,6 +57,9 @@ def batches(
         iterations: network evaluations of a step; 0 is the explicit way, as published.
         batch_size: images per network evaluation.
         multistep: by `multistep_inversion`, one evaluation a step.
+
+    Raises:
+        SamplingError: a batch is not finite.
     """
     for start in range(0, len(views), batch_size):
         part = views[start : start + batch_size]
@@ -69,4 +73,10 @@ def batches(
                 x_t = solvers.implicit_inversion(predict, part, schedule, options, iterations)
             else:
                 x_t = solvers.ddim_inversion(predict, part, schedule, options)
+        if not bool(x_t.isfinite().all()):
+            which = f"{start}..{start + len(part) - 1}"
+            raise SamplingError(
+                f"the x_T of images {which} are not finite ({engine.precision}, {engine.name}); the representation or "
+                "the weights are out of range"
+            )
         yield x_t.clone()

@@ -304,4 +304,6 @@ def interpolation_path(a: Tensor, b: Tensor, frames: int, mode: str) -> Tensor:
             )
         return torch.lerp(a[None], b[None], weight)
     direction: Tensor = ((1 - weight) * angle).sin() * unit_a + (weight * angle).sin() * unit_b
-    return direction / angle.sin() * torch.lerp(length_a, length_b, weight)
+    path = direction / angle.sin() * torch.lerp(length_a, length_b, weight)
+    path[0], path[-1] = a, b  # not up to rounding
+    return path

@@ -174,8 +174,9 @@ class Schedule:
 
         Args:
             config: the base schedule.
-            steps: an int N or "N": N steps, placed as `placement` says; "uniformN", "quadraticN", "logsnrN",
-                "karrasN": placed as the word says (`place`); "at:0,250,999": these timesteps; else as by `respace`.
+            steps: an int N or "N": N steps, placed as `placement` says, a single one at the last timestep; "uniformN",
+                "quadraticN", "logsnrN", "karrasN": placed as the word says (`place`); "at:0,250,999": these timesteps;
+                else as by `respace`.
             placement: where steps lie unless `steps` says so.
 
         Raises:
@@ -188,7 +189,7 @@ class Schedule:
         if is_respacing(text):
             return cls(config, respace(config.diffusion_steps, steps))
         count = _positive(text.removeprefix(how or ""), text)
-        if (how or placement) == "uniform":
+        if (how or placement) == "uniform" and count > 1:  # `respace` has 1 at the first one
             return cls(config, respace(config.diffusion_steps, count))
         if count > config.diffusion_steps:
             raise ConfigError(f"{text!r}: asks for {count} of {config.diffusion_steps} steps")

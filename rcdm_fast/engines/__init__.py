@@ -19,6 +19,7 @@ from typing import Literal
 
 import torch
 
+from rcdm_fast import doors
 from rcdm_fast.checks import described
 from rcdm_fast.config import ConfigError, ModelConfig
 from rcdm_fast.diffusion.engine import Engine
@@ -242,7 +243,7 @@ def parse(
     """A precision, and the file that it may name: "bf16", or "fp8=exported/fp8.safetensors".
 
     Args:
-        text: PRECISION or PRECISION=FILE.
+        text: PRECISION or PRECISION=FILE; "~" is the home folder, which a shell leaves as it is behind "=".
         file: what is given beside it.
 
     Raises:
@@ -254,9 +255,11 @@ def parse(
     precision, _, named = text.partition("=")
     if precision not in (*PRECISIONS, "auto"):
         raise ConfigError(f"no precision called {precision!r}; known: auto, {', '.join(PRECISIONS)}")
-    if named and file is not None and os.path.realpath(named) != os.path.realpath(file):
-        raise ConfigError(f"two files are given for one engine: {named} and {os.fspath(file)}")
-    file = named or file
+    own = os.fspath(doors.path(named, ConfigError)) if named else None
+    file = None if file is None else os.fspath(doors.path(file, ConfigError))
+    if own is not None and file is not None and os.path.realpath(own) != os.path.realpath(file):
+        raise ConfigError(f"two files are given for one engine: {own} and {file}")
+    file = own or file
     if precision in CALIBRATED and file is not None and os.path.isdir(file):
         raise ConfigError(f"{file} is a folder; name the file in it: {Path(file) / FILES[precision]}")
     return precision, file  # type: ignore[return-value]

@@ -1,9 +1,9 @@
 """Where runtimes keep what they built: one folder per entry, named by everything that the build depends on.
 
 An entry records the size and SHA-256 of all its files; one that is damaged, unreadable or holds other files is built
-again, never trusted. Two processes may build the same entry at once: each builds beside it, and the last one to finish
-is kept. Where the cache cannot be written, entries are built in a folder of this process, which goes with it; the log
-says so.
+again, never trusted. Two processes may build the same entry at once: each builds beside it, and the first one to finish
+is kept, for it may be read already. Where the cache cannot be written, entries are built in a folder of this process,
+which goes with it; the log says so.
 """
 
 from __future__ import annotations
@@ -107,6 +107,9 @@ def _built(place: Path, temporary: Path, key: str, build: Callable[[Path], None]
         if isinstance(error, OSError) and not isinstance(error, StorageError):
             raise StorageError(f"{place}: cannot be built ({_advice(error)})") from error
         raise
+    if os.path.lexists(place) and not _fault(place, key):  # another process was quicker, and reads it
+        shutil.rmtree(temporary, ignore_errors=True)
+        return place
     try:
         if place.is_dir() and not place.is_symlink():
             shutil.rmtree(place, ignore_errors=True)

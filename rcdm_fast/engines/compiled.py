@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib.util
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +26,8 @@ from rcdm_fast.engines.program import Program
 from rcdm_fast.errors import install
 from rcdm_fast.models.unet import UNet
 from rcdm_fast.precision import exact
+
+MOST_SIZES = 2**16  # in a process
 
 Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -64,7 +68,7 @@ class CompiledEngine(Engine):
     def evaluate(self, batch: Batch, x: Tensor, k: int) -> Tensor:
         run = self._made()
         film = batch.film(k)
-        with devices.current(self.device), exact(self.precision, self.device):
+        with devices.current(self.device), exact(self.precision, self.device), _any_number_of_sizes():
             if self.precision == "fp32" and self.device.type == "cpu":
                 return in_groups(lambda part, own: run(part, own, _rows(part)), x, film).contiguous()
             return run(x, film, _rows(x)).to(torch.float32, memory_format=torch.contiguous_format)
@@ -91,6 +95,15 @@ class CompiledEngine(Engine):
                 options = {"triton.cudagraphs": True}
             self._compiled = torch.compile(self._module, fullgraph=True, dynamic=False, options=options)
         return self._compiled
+
+
+def _any_number_of_sizes() -> AbstractContextManager[None]:
+    """Every batch size is compiled by itself; PyTorch gives up at the ninth in a process, whatever the models."""
+    limits: Any = torch._dynamo.config
+    found: AbstractContextManager[None] = limits.patch(
+        recompile_limit=MOST_SIZES, accumulated_recompile_limit=MOST_SIZES
+    )
+    return found
 
 
 class _Module(nn.Module):

@@ -10,6 +10,7 @@ Knows nothing about solvers; of conditioning it takes timesteps and representati
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rcdm_fast import devices
+from rcdm_fast import devices, storage
 from rcdm_fast.config import ConfigError, ModelConfig
 from rcdm_fast.diffusion.conditioning import Batch
 from rcdm_fast.diffusion.engine import Engine
@@ -124,7 +125,8 @@ class OnnxRuntimeEngine(Engine):
 
     Args:
         network, config, device, precision: as of `engines.make`.
-        file: an exported network to use instead of the cache's; `GraphError` if it is not this model's.
+        file: an exported network to use instead of the cache's; `GraphError` if it is not this model's, or not in this
+            precision.
     """
 
     name = "onnxruntime"
@@ -141,6 +143,7 @@ class OnnxRuntimeEngine(Engine):
         else:
             info = exported.read_info(file)
             exported.check_belongs(info, network, config, str(file))
+            exported.check_precision(info, precision, asked=precision, where=str(file))
             self._graph = info.graph
         self._names = input_names(config.unet, self._graph)
         self._session = _session(file, self.device, self._tensorrt)
@@ -217,6 +220,13 @@ def _numpy_type(kind: str) -> Any:
     return np.dtype(kind).type
 
 
+def _plans_of(file: Path) -> Path:
+    """Where the provider keeps plans of this very file: it calls them after names of file and nodes, not weights."""
+    parts = sorted(file.parent.glob(f"{file.name}*"))  # weights beside it, too
+    digest = hashlib.sha256("".join(storage.sha256(each) for each in parts).encode()).hexdigest()
+    return cache.folder() / "ort-tensorrt" / digest[:24]
+
+
 def _session(file: Path, device: torch.device, tensorrt: bool) -> Any:
     import onnxruntime
 
@@ -228,7 +238,7 @@ def _session(file: Path, device: torch.device, tensorrt: bool) -> Any:
         settings = {"device_id": str(device.index)}
         providers[0] = (CUDA, {**settings, "cudnn_conv_algo_search": "EXHAUSTIVE", "use_tf32": "0"})
         if tensorrt:
-            kept = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(cache.folder() / "ort-tensorrt")}
+            kept = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(_plans_of(file))}
             providers.insert(0, (TENSORRT, {**settings, **kept}))
     try:
         session = onnxruntime.InferenceSession(str(file), options, providers=providers)

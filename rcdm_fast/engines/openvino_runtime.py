@@ -21,12 +21,12 @@ from torch import Tensor
 from rcdm_fast.config import ConfigError, ModelConfig
 from rcdm_fast.diffusion.conditioning import Batch
 from rcdm_fast.diffusion.engine import Engine
-from rcdm_fast.doors import door, printable
+from rcdm_fast.doors import door
 from rcdm_fast.engines import cache
 from rcdm_fast.engines.onnx_runtime import check_timesteps, graph_inputs, network_file
 from rcdm_fast.exporters import openvino as exported
 from rcdm_fast.exporters.graph import GRAPH, input_names
-from rcdm_fast.exporters.onnx import GraphError, check_belongs, read_info
+from rcdm_fast.exporters.onnx import GraphError, check_belongs, check_precision, read_info
 from rcdm_fast.exporters.openvino_core import core
 from rcdm_fast.exporters.openvino_int8 import floating_hint
 from rcdm_fast.models.unet import UNet
@@ -78,8 +78,8 @@ class OpenVINOEngine(Engine):
         if given:
             info = read_info(file) if file.suffix == ".onnx" else exported.read_info(self._model, str(file))
             check_belongs(info, network, config, str(file))
-            if (info.precision == "int8") != (precision == "int8"):
-                raise GraphError(f"{file}: exported in {printable(info.precision)}, asked for is {precision}")
+            rounded_later = ("fp32",) if precision == "bf16" else ()
+            check_precision(info, precision, *rounded_later, asked=precision, where=str(file))
             self._graph = info.graph
         self._names = input_names(config.unet, self._graph)
         exported.check_inputs(self._model, self._names, str(file))

@@ -48,14 +48,18 @@ def write(out: Path, job: Job) -> list[Path]:
         reasons.append("it sees the scheduler's timesteps, this network rescaled ones (rescale_timesteps)")
     if reasons:
         raise ConfigError(f"this network cannot be diffusers' UNet2DModel: {'; '.join(reasons)}")
+    try:
+        strange = out.exists() and any(out.iterdir()) and not (out / CONFIG).exists()
+    except OSError as error:
+        raise StorageError(f"{out}: cannot be written ({error.strerror or error})") from error
+    if strange:
+        raise StorageError(f"{out}: not empty, and no earlier export")
     network = UNet(job.config.unet).eval()
     network.load_state_dict(job.network.state_dict())
     job.report("network: converting and checking")
     embedding = dict(network.ssl_emb.state_dict()) if job.config.unet.representation_dim else {}
     pipeline = RcdmPipeline(convert(network), scheduler(schedule), embedding)
     _check(pipeline, network, schedule)
-    if out.exists() and any(out.iterdir()) and not (out / CONFIG).exists():
-        raise StorageError(f"{out}: not empty, and no earlier export")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
@@ -71,6 +75,8 @@ def write(out: Path, job: Job) -> list[Path]:
             for file in files:
                 (out / file).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(place / file, out / file)
+            if not embedding:  # of an earlier export, whose network took representations
+                (out / EMBEDDING).unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(f"{out}: cannot be written ({error.strerror or error})") from error
     return [out / file for file in files]

@@ -9,18 +9,22 @@ Knows nothing about the hub's own interface (`rcdm_fast.models.hub`).
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rcdm_fast import encoders, storage
+from rcdm_fast import doors, encoders, storage
 from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, plain
 from rcdm_fast.encoders import sources
 from rcdm_fast.exporters.graph import DTYPES, hash_of
 from rcdm_fast.exporters.job import Job
 from rcdm_fast.models import checkpoint, zoo
 from rcdm_fast.models.unet import UNet
+
+log = logging.getLogger(__name__)
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 TAGS = ("diffusion", "representation-learning", "interpretability", "rcdm")
@@ -49,7 +53,8 @@ def save(
     Args:
         out: the folder; files of the same names are replaced.
         network: its weights are written.
-        config: what the model says about itself. An encoder whose source is a local file is copied.
+        config: what the model says about itself. An encoder whose source is a local file is copied. Solvers that were
+            fitted to other weights than those stored are left out, as the log says.
         precision: of the weights on disk.
         license: identifier of the weights' license on the hub ("mit", "cc-by-4.0"); by default what the model itself
             says about it, if anything.
@@ -67,16 +72,29 @@ def save(
         encoder, copies = _encoder_beside(out, config.encoder)
         config = dataclasses.replace(config, encoder=encoder)
         files += copies
+    stored = {name: value.to(DTYPES[precision]) for name, value in network.state_dict().items()}
+    weights = hash_of(config.unet, stored, config.schedule)
+    config = _with_own_solvers(config, weights, precision)
     files.append(checkpoint.save_model(out, config, network.state_dict(), DTYPES[precision]))
     description = {"library_name": "rcdm_fast", "model_type": "rcdm", **plain(config)}
     storage.write_json(out / "config.json", description)
     parameters = sum(value.numel() for value in network.parameters())
-    stored = {name: value.to(DTYPES[precision]) for name, value in network.state_dict().items()}
-    weights = hash_of(config.unet, stored, config.schedule)
     text = card(config, parameters, precision, license, repository, weights)
     with storage.atomic(out / "README.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
     return [*files, out / "config.json", out / "README.md"]
+
+
+def _with_own_solvers(config: ModelConfig, weights: str, precision: str) -> ModelConfig:
+    """The configuration without solvers that were fitted to other weights, as those before rounding are."""
+    own = tuple(each for each in config.fitted if each.weights == weights)
+    if len(own) < len(config.fitted):
+        foreign = ", ".join(str(each.nfe) for each in config.fitted if each.weights != weights)
+        log.warning(
+            "left out: the solvers fitted for %s evaluations, which belong to other weights than those stored in %s; "
+            "save in another precision, or fit them again with `rcdm tune`", foreign, precision,
+        )  # fmt: skip
+    return dataclasses.replace(config, fitted=own)
 
 
 def _encoder_beside(out: Path, encoder: EncoderConfig) -> tuple[EncoderConfig, list[Path]]:
@@ -88,12 +106,34 @@ def _encoder_beside(out: Path, encoder: EncoderConfig) -> tuple[EncoderConfig, l
     copied = out / ("encoder.onnx" if source.family == "onnx" else "encoder.safetensors")
     if original.absolute() != copied.absolute():
         try:
-            content = original.read_bytes()
+            content = original.read_bytes() if source.family == "file" else _whole_graph(original)
         except OSError as error:
-            raise storage.StorageError(f"{original}: the encoder cannot be read ({error.strerror})") from error
+            raise storage.StorageError(f"{original}: the encoder cannot be read ({error.strerror or error})") from error
         with storage.atomic(copied) as temporary:
             temporary.write_bytes(content)
     return dataclasses.replace(encoder, source=f"{source.family}:{copied.name}"), [copied]
+
+
+def _whole_graph(path: Path) -> bytes:
+    """An ONNX file's bytes, with the weights inside that lie in files beside it, as PyTorch's exporter puts them.
+
+    Raises:
+        OSError: it cannot be read.
+        StorageError: what lies beside it cannot, or all of it is too large for one file.
+    """
+    content = path.read_bytes()
+    if importlib.util.find_spec("onnx") is None and not path.with_name(f"{path.name}.data").exists():
+        return content  # whoever runs a graph need not be able to take it apart
+    with doors.door(storage.StorageError, f"{path}: the encoder cannot be read"):
+        import onnx
+        from onnx.external_data_helper import load_external_data_for_model, uses_external_data
+
+        model = onnx.load_from_string(content)
+        if not any(uses_external_data(tensor) for tensor in model.graph.initializer):
+            return content
+        load_external_data_for_model(model, str(path.parent))
+        whole: bytes = model.SerializeToString()
+        return whole
 
 
 def card(config: ModelConfig, parameters: int, precision: str, license: str, repository: str, weights: str) -> str:

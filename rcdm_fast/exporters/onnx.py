@@ -120,6 +120,18 @@ def check_belongs(info: GraphInfo, network: UNet, config: ModelConfig, where: st
         raise GraphError(f"{where}: exported by rcdm_fast {printable(info.version)}, this is {version}; export again")
 
 
+def check_precision(info: GraphInfo, *able: str, asked: str, where: str) -> None:
+    """Whether a file was exported in one of these precisions, as it takes to be run in the one that is asked for.
+
+    A runtime computes in what the file has, whatever it is asked for.
+
+    Raises:
+        GraphError: it was exported in another one.
+    """
+    if info.precision not in able:
+        raise GraphError(f"{where}: exported in {printable(info.precision)}, asked for is {asked}")
+
+
 def missing_packages() -> list[str]:
     """Packages that writing ONNX needs and that are not installed."""
     return [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]

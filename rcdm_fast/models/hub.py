@@ -55,7 +55,7 @@ def fetch(repository: str, **options: Any) -> Path:
         path = Path(huggingface_hub.hf_hub_download(repository, name, **options))
         _check(path)
         wanted = _encoder_file(path)
-        if wanted and not os.path.isfile(path.parent / wanted):
+        if wanted and (options.get("force_download") or not os.path.isfile(path.parent / wanted)):
             name = wanted
             huggingface_hub.hf_hub_download(repository, name, **options)
         if wanted:

@@ -7,6 +7,7 @@ from tests.mutants.catalog.chosen import CHOSEN
 from tests.mutants.catalog.commands import COMMANDS
 from tests.mutants.catalog.cuda import CUDA
 from tests.mutants.catalog.diffusion import DIFFUSION
+from tests.mutants.catalog.engines import ENGINES
 from tests.mutants.catalog.export import EXPORT
 from tests.mutants.catalog.fifth import FIFTH
 from tests.mutants.catalog.files import FILES
@@ -30,6 +31,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *COMMANDS,
     *CUDA,
     *DIFFUSION,
+    *ENGINES,
     *EXPORT,
     *FIFTH,
     *FILES,
