@@ -22,6 +22,7 @@ from rcdm_fast.diffusion.schedule import Schedule
 from rcdm_fast.engines import compiled, cuda_graphs, groups, native
 from rcdm_fast.engines.backends import OneDnnBackend, TorchBackend
 from rcdm_fast.engines.program import Program
+from rcdm_fast.model import Model
 from rcdm_fast.models.unet import AttentionBlock, UNet
 from rcdm_fast.ops import library
 from rcdm_fast.ops.selection import Choices
@@ -308,3 +309,23 @@ def test_rows_without_a_table_are_those_of_each_image(monkeypatch: pytest.Monkey
     for k in range(3):
         known = table.table[k][rows] if table.table is not None else None
         torch.testing.assert_close(without.batch(rows).film(k), known)
+
+
+@pytest.mark.parametrize("kind", ["eager", "native"])
+def test_weights_that_are_changed_later_are_an_error_or_drawn_with(kind: str) -> None:
+    """An engine that has packed them would draw with old and new ones together."""
+    model = small.quick_model()
+    h = torch.randn(1, small.DIM)
+    model.engine = engines.make(kind, model.unet, model.config, CPU, "fp32")
+    before = model.sample(h, per=1, steps=2)
+    with torch.no_grad():
+        for parameter in model.unet.parameters():
+            parameter.mul_(1.1)
+    if kind == "native":
+        with pytest.raises(ConfigError, match="weights were changed after engine native had prepared them"):
+            model.sample(h, per=1, steps=2)
+        model = copy.copy(model)
+    after = model.sample(h, per=1, steps=2)
+    plain = Model.from_network(model.unet, small.SCHEDULE).sample(h, per=1, steps=2)
+    assert float((after - plain).norm() / plain.norm()) < ENGINE_FP32_L2
+    assert float((after - before).norm() / before.norm()) > 100 * ENGINE_FP32_L2

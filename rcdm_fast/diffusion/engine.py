@@ -11,6 +11,7 @@ from torch import Tensor
 from rcdm_fast.diffusion.conditioning import Batch, ConditioningPlan
 from rcdm_fast.diffusion.solvers import StepNoise
 from rcdm_fast.diffusion.trajectory import Trajectory
+from rcdm_fast.models.networks import Watch
 
 
 class Engine(ABC):
@@ -24,13 +25,20 @@ class Engine(ABC):
     precision: str
     files: tuple[Path, ...] = ()  # beside the model: what it runs, or was calibrated in
     digests: tuple[str, ...] = ()  # SHA-256 of each of `files`, where they were calibrated
+    watch: Watch | None = None  # of the weights, where the engine keeps a form of its own of them
 
     def bind(self, plan: ConditioningPlan, rows: Tensor) -> Bound:
         """The engine for a batch of images whose conditions are these rows of the plan, int64 [N]."""
         return self.bound(plan.batch(rows))
 
     def bound(self, batch: Batch) -> Bound:
-        """The same for a batch at hand, such as another engine had."""
+        """The same for a batch at hand, such as another engine had.
+
+        Raises:
+            ConfigError: the network's weights are others than they were at the first batch, and the engine's are not.
+        """
+        if self.watch is not None:
+            self.watch.check(self.name)
         self.prepare(batch)
         return Bound(self, batch)
 
@@ -111,6 +119,7 @@ class EngineWrapper(Engine):
         self.name = engine.name
         self.precision = engine.precision
         self.files, self.digests = engine.files, engine.digests
+        self.watch = engine.watch
         self._engine = engine
 
     def prepare(self, batch: Batch) -> None:

@@ -24,6 +24,7 @@ from rcdm_fast.config import ConfigError, ModelConfig
 from rcdm_fast.diffusion.engine import Engine
 from rcdm_fast.engines import compiled, eager, native, onnx_runtime, openvino_runtime, tensorrt_runtime
 from rcdm_fast.exporters import fp8
+from rcdm_fast.models import networks
 from rcdm_fast.models.unet import UNet
 
 Precision = Literal["fp32", "bf16", "fp16", "int8", "fp8"]
@@ -205,7 +206,10 @@ def make(
         ConfigError: unknown name or precision, or an engine that cannot run here (with every engine's reasons).
     """
     kind, chosen, file = checked(name, device, precision, file)
-    return SPECS[kind].make(network, config, device, chosen, None if file is None else Path(file))
+    made = SPECS[kind].make(network, config, device, chosen, None if file is None else Path(file))
+    if kind != "eager" or chosen in CALIBRATED:  # which runs the network itself
+        made.watch = networks.Watch(network)
+    return made
 
 
 def checked(

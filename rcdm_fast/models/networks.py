@@ -45,3 +45,24 @@ def copy_of(network: UNet, device: torch.device | str = "cpu") -> UNet:
     if any(parameter.is_meta for parameter in network.parameters()):
         raise ConfigError("the network has no values yet (its parameters are on the meta device)")
     return from_tensors(network.config, network.state_dict(), device)
+
+
+class Watch:
+    """Notices when weights are changed that somebody prepared: packed them, captured them, exported them.
+
+    What writes to `parameter.data` is not noticed, nor weights made in inference mode: PyTorch does not count there.
+    """
+
+    def __init__(self, network: UNet) -> None:
+        self._network = network
+        self._before: list[int] | None = None
+
+    def check(self, engine: str) -> None:
+        """Raises `ConfigError` where the weights are not those of the first call; `engine`: who prepared them."""
+        now = [-1 if tensor.is_inference() else tensor._version for tensor in self._network.state_dict().values()]
+        self._before = now if self._before is None else self._before
+        if now != self._before:
+            raise ConfigError(
+                f"the network's weights were changed after engine {engine} had prepared them: it would draw with old "
+                "and new ones together. copy.copy(model) makes a model whose engine has the new ones"
+            )

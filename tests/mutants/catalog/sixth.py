@@ -70,4 +70,18 @@ SIXTH = (
         "",
         ("tests/test_selection.py",),
     ),
+    Mutant(
+        "an engine draws with weights of before and after a change",
+        "rcdm_fast/diffusion/engine.py",
+        "            self.watch.check(self.name)\n",
+        "            pass\n",
+        ("tests/test_engines.py::test_weights_that_are_changed_later_are_an_error_or_drawn_with",),
+    ),
+    Mutant(
+        "an engine that runs the network itself refuses its new weights",
+        "rcdm_fast/engines/__init__.py",
+        '    if kind != "eager" or chosen in CALIBRATED:',
+        "    if True:",
+        ("tests/test_engines.py::test_weights_that_are_changed_later_are_an_error_or_drawn_with",),
+    ),
 )
