@@ -15,10 +15,11 @@ from rcdm_fast.config import ModelConfig, UNetConfig, from_json
 from rcdm_fast.models.checkpoint import load_model
 from rcdm_fast.models.flags import configs_from_flags
 from rcdm_fast.models.unet import AttentionBlock, ResBlock, UNet
-from rcdm_fast.ops import library, reference, schema
+from rcdm_fast.ops import gradients, library, reference, schema
 from tests import op_checks
 from tests.op_checks import DTYPES, NormCase, check_attention, check_norm, check_solver_step
 from tests.reference_weights import CASES, flags_path
+from tests.tolerances import OP_ERROR_FLOOR, OP_ERROR_RATIO
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 RELEASE_128 = UNetConfig(128, 256, (1, 1, 2, 3, 4), attention_resolutions=(32, 16, 8), resblock_updown=True)
@@ -155,6 +156,20 @@ def test_constant_channels_and_special_values() -> None:
     )
     assert step[1].isnan().flatten().tolist() == [True, False]
     assert float(step[1][0, 0, 0, 1]) == 1.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_large_scores(dtype: torch.dtype) -> None:
+    """Of some 1e10 and more: one position of k takes it all, in the gradient too."""
+    qkv = torch.randn(2, 21, 3 * 40)
+    qkv[..., :80] *= 1e5
+    qkv = qkv.to(dtype).requires_grad_()
+    got = ops.attention(qkv, 1)
+    (gradient,) = torch.autograd.grad(got.float().square().sum(), qkv)
+    got, qkv = got.detach(), qkv.detach()
+    assert op_checks.error(got, reference.attention(qkv.double(), 1, False)) < OP_ERROR_FLOOR[dtype]
+    truth = gradients.attention(2 * got.double(), qkv.double(), 1, False)
+    assert op_checks.error(gradient, truth) < OP_ERROR_RATIO * 1e-6 + OP_ERROR_FLOOR[dtype]
 
 
 def test_phases_are_upsampling_and_a_convolution() -> None:
