@@ -84,4 +84,18 @@ SIXTH = (
         "    if True:",
         ("tests/test_engines.py::test_weights_that_are_changed_later_are_an_error_or_drawn_with",),
     ),
+    Mutant(
+        "a library from before is used for what it lacks",
+        "rcdm_fast/ops/library.py",
+        "    if lacking:\n",
+        "    if False:\n",
+        ("tests/test_ops.py::test_a_library_from_before_says_what_it_lacks",),
+    ),
+    Mutant(
+        "moments are taken of images in any layout",
+        "rcdm_fast/ops/schema_moments.py",
+        "x.ndim != 4 or not is_channels_last(x)",
+        "x.ndim != 4",
+        ("tests/test_moments.py::test_an_image_in_another_layout_has_no_moments",),
+    ),
 )
