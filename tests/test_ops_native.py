@@ -295,6 +295,13 @@ def test_without_native_code_the_references_run(monkeypatch: pytest.MonkeyPatch,
     x, skip, weight, bias, film, rows, *_ = inputs
     got = ops.film_group_norm(x, weight, bias, skip=skip, film=film, rows=rows)
     assert torch.equal(got, reference.film_group_norm(*inputs))
+    for name in ("row", "negative row"):
+        changes, error, message = NORM_ERRORS[name]
+        for gradients_too in (False, True):
+            with pytest.raises(error, match=message):
+                _norm(**changes, weight=torch.ones(64, requires_grad=gradients_too))
+    pixel = torch.randn(1, 32, 1, 1).to(memory_format=torch.channels_last)
+    assert float(ops.film_group_norm(pixel, torch.ones(32), torch.zeros(32)).abs().max()) < 1e-4  # groups of one number
     qkv = torch.randn(2, 9, 96)
     torch.testing.assert_close(ops.attention(qkv, 4), reference.attention(qkv, 4, False))
     given = ops.solver_step(x.float().contiguous(), x, **op_checks.STEP)
