@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,9 +46,10 @@ def cases(model: Model, counts: Sequence[int]) -> list[tuple[str, str]]:
 
 
 def drawn(model: Model, h: Tensor, solver: str, steps: str, keep: Path) -> Tensor:
-    """A sample of every source, [N,3,H,W]; drawn once for these weights."""
+    """A sample of every source, [N,3,H,W]; drawn once for these weights and sources."""
     chosen = model.request(h[:1], per=1, solver=solver, steps=steps).chosen
-    file = keep / f"{model.weights[:12]}_{chosen.label.replace(':', '-')}_{steps}.images"
+    of_sources = hashlib.sha256(h.cpu().numpy().tobytes()).hexdigest()
+    file = keep / f"{model.weights[:12]}_{of_sources[:12]}_{chosen.label.replace(':', '-')}_{steps}.images"
     if not file.exists():
         made = model.sample(h, per=1, seed=SEED, solver=solver, steps=steps)[:, 0]
         sealed.save(file, {"images": made.cpu()})

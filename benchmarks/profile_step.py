@@ -2,9 +2,10 @@
 
     python benchmarks/profile_step.py --config s --rounds 10
 
-Every call of a convolution, norm or attention is timed in place, with the operations it does (phase convolutions count
-what they really do) and the bytes it must move: inputs, weights and result once. The floors are those sums over the
-ceilings measured in the same run: the best rate of any convolution here, and a copy. Timing costs about 1 %.
+Every call of a convolution, norm or attention is timed in place, with the operations it does (phase convolutions, and
+those after Winograd, count the products that they take) and the bytes it must move: inputs, weights and result once.
+The floors are those sums over the ceilings measured in the same run: the best rate of any convolution here, and a copy.
+Timing costs about 1 %.
 
 Knows the backend's protocol, nothing about the network.
 """
@@ -29,6 +30,7 @@ from benchmarks import timing, workload
 from rcdm_fast import ops, storage
 from rcdm_fast.engines.backends import OneDnnBackend
 from rcdm_fast.engines.program import Convolution, Program
+from rcdm_fast.ops import winograd
 from rcdm_fast.ops.schema import NormInputs
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -62,9 +64,17 @@ class RecordingBackend(OneDnnBackend):
         self.recorder = Recorder()
 
     def convolution(self, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Convolution:
-        inner = super().convolution(weight, bias, stride, padding)
+        made = super().convolution(weight, bias, stride, padding)
+        return self._noted(made, weight, winograd.serves(weight, stride, padding, self._dtype, weight.device))
+
+    def upsampling(self, weight: Tensor, bias: Tensor | None) -> Convolution | None:
+        made = super().upsampling(weight, bias)
+        return None if made is None else self._noted(made, weight, True)
+
+    def _noted(self, inner: Convolution, weight: Tensor, ours: bool) -> Convolution:
+        """`ours`: after Winograd."""
         kind = f"convolution {weight.shape[2]}x{weight.shape[3]}"
-        per_pixel = 2 * weight.shape[1] * weight.shape[2] * weight.shape[3]
+        per_pixel = 2 * weight.shape[1] * weight.shape[2] * weight.shape[3] // (4 if ours else 1)
         stored = weight.detach().to(self._dtype)
 
         def call(x: Tensor, add: Tensor | None = None, overwrite: bool = False) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -44,7 +45,7 @@ class Device:
     """Numbers of a GPU, as its maker states them, but for the launch.
 
     Attributes:
-        name: a part of the name that its driver gives.
+        name: words of the name that its driver gives.
         tflops: dense 16-bit matrix products, TFLOP/s.
         bytes_per_s: of its memory.
         multiprocessors: how many there are.
@@ -58,11 +59,13 @@ class Device:
     launch_us: float = 2.0
 
 
-DEVICES = (  # the first whose name occurs in a device's
+DEVICES = (  # the first that a device is called by
     Device("H200", 989.4, 4.8e12, 132),
     Device("H100 PCIe", 756.0, 2.0e12, 114),
     Device("H100 NVL", 835.0, 3.9e12, 132),
     Device("H100", 989.4, 3.35e12, 132),
+    Device("A100-SXM4-40GB", 312.0, 1.555e12, 108),
+    Device("A100-PCIE-40GB", 312.0, 1.555e12, 108),
     Device("A100", 312.0, 2.039e12, 108),
     Device("L40S", 362.0, 0.864e12, 142),
     Device("L4", 121.0, 0.3e12, 58),
@@ -71,9 +74,14 @@ DEVICES = (  # the first whose name occurs in a device's
 )
 
 
+def is_named(known: str, name: str) -> bool:
+    """Whether a GPU's name says that it is a known one: in whole words (an L40 is no L4), not its form for laptops."""
+    return re.search(rf"\b{re.escape(known)}\b(?! Laptop| D\b)", name) is not None
+
+
 def device_named(name: str) -> Device | None:
     """The numbers of a GPU by its name, or None where they are not known."""
-    return next((device for device in DEVICES if device.name in name), None)
+    return next((device for device in DEVICES if is_named(device.name, name)), None)
 
 
 def read_device(path: Path) -> Device:

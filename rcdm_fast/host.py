@@ -92,7 +92,7 @@ class _ProcessWide:
 
     def leave(self) -> None:
         with self._lock:
-            self._inside -= 1
+            self._inside = max(0, self._inside - 1)  # 0 already in a child that was forked inside
             if not self._inside:
                 self._put_back()
 

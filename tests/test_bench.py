@@ -33,8 +33,10 @@ from rcdm_fast import benchmarking, cli, precision, solver_quality, storage, thr
 from rcdm_fast.benchmarking import Times, pair_ratio, relative_l2
 from rcdm_fast.cli import bench
 from rcdm_fast.config import ConfigError, ModelConfig
+from rcdm_fast.engines.program import Program
 from rcdm_fast.models.checkpoint import save_model
 from rcdm_fast.models.unet import UNet
+from rcdm_fast.ops import winograd
 from tests import small
 
 CPU = torch.device("cpu")
@@ -446,6 +448,21 @@ def test_a_map_is_held_against_the_vector_of_the_same_round(monkeypatch: pytest.
         {"vector_ms": 400, "map_ms": 440, "of_vector": 1.5, "of_vector_low": 1.1, "of_vector_high": 2.0}
     )
     assert seen == ["map", "vector", "vector", "map", "map", "vector", "vector", "map"]
+
+
+def test_a_profile_has_every_convolution_however_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {}
+    for ours in (True, False):
+        if not ours:
+            monkeypatch.setattr(winograd, "serves", lambda *_: False)
+        network = small.network(image_size=16, channel_mult=(1, 2), resblock_updown=True)
+        backend = profile_step.RecordingBackend(torch.float32)
+        program = Program(network, backend, torch.float32, torch.device("cpu"))
+        film = torch.zeros(1, sum(block.film_width for block in network.residual_blocks()))
+        with torch.inference_mode():
+            program.denoise(torch.zeros(1, 3, 16, 16), film, torch.zeros(1, dtype=torch.int64))
+        found[ours] = sum(calls for kind, calls in backend.recorder.calls.items() if kind.startswith("convolution"))
+    assert found[True] == found[False]
 
 
 def test_floors_of_a_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,7 +49,21 @@ def test_it_says_that_there_is_no_gpu(
 def test_peaks_of_gpus() -> None:
     assert machine.peak_tflops("NVIDIA H100 80GB HBM3") == 989.4
     assert machine.peak_tflops("NVIDIA H100 PCIe") == 756.0
-    assert machine.peak_tflops("something else") is None
+    assert machine.peak_tflops("NVIDIA GH200 480GB") == 989.4
+    assert machine.peak_tflops("NVIDIA A100-SXM4-80GB") == 312.0
+    for name in ("something else", "NVIDIA L40", "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 4090 D"):
+        assert machine.peak_tflops(name) is None
+
+
+def test_a_library_that_is_in_use_is_replaced_and_not_written_into(tmp_path: Path) -> None:
+    """Else a process that has it loaded dies."""
+    made, used = tmp_path / "made.so", tmp_path / "used.so"
+    made.write_bytes(b"new")
+    used.write_bytes(b"old")
+    with used.open("rb") as file:
+        build._replace(made, used)
+        assert (file.read(), used.read_bytes()) == (b"old", b"new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["made.so", "used.so"]
 
 
 @pytest.mark.parametrize(

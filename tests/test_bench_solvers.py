@@ -52,6 +52,12 @@ def test_all_cases_from_the_same_noise(tmp_path: Path, monkeypatch: pytest.Monke
     less = found["ddim", "quadratic2"]["less_ddim_50"]["value"]
     assert less == pytest.approx(-found["ddim", "3"]["error"]["value"])
     assert json.loads((tmp_path / "first.json").read_text())["quality"] == rows
+    others = PIXELS.flip(0)
+    monkeypatch.setattr(
+        bench_solvers, "open_data", lambda *_: ImageSet(others, None, (), (), fingerprint(others, None))
+    )
+    assert bench_solvers.main([*words, str(tmp_path / "third.json")]) == 0
+    assert len(asked) == 8  # what was kept is of other images
     shown = solvers.own({"quality": rows, "made_by": {"models": [{"name": "m"}]}}).splitlines()
     assert shown[0] == "| | `ddim`, 3 | fitted, 2 | best other, 2 |"
     assert "| 0.000, -" in shown[-1]

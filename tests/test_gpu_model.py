@@ -121,6 +121,10 @@ def test_devices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = roofline.device_named("NVIDIA H100 PCIe")
     assert found is not None
     assert found.bytes_per_s == 2.0e12
+    smaller = roofline.device_named("NVIDIA A100-SXM4-40GB")
+    assert smaller is not None
+    assert smaller.bytes_per_s == 1.555e12
+    assert roofline.device_named("NVIDIA L40") is None
     assert gpu_model.main(["--config", "rehearsal", "--device", "abacus"]) == 2
     assert "no numbers of 'abacus'; known: H200" in capsys.readouterr().err
     path = tmp_path / "d.json"

@@ -345,3 +345,24 @@ def test_loading_draws_nothing(saved: Path) -> None:
     torch.manual_seed(0)
     rcdm_fast.load(saved, device="cpu")
     assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_child_that_was_forked_inside_a_call_keeps_its_own_settings(tmp_path: Path) -> None:
+    """It leaves a call that only its parent had entered; later calls of its own put back what they found."""
+    said, before = tmp_path / "child", torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with host.apart():
+            child = os.fork()
+        if child == 0:
+            try:
+                with host.apart():
+                    pass
+                said.write_text(str(torch.get_default_dtype()))
+            finally:
+                os._exit(0)
+    finally:
+        torch.set_default_dtype(before)
+    os.waitpid(child, 0)
+    assert said.read_text() == "torch.float64"

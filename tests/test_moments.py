@@ -122,3 +122,9 @@ def test_what_does_not_fit_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=match):
             reference_moments.convolution_moments(x, weight, *wrong)
+
+
+def test_an_image_in_another_layout_has_no_moments() -> None:
+    """A kernel would read it as if it were channels-last."""
+    with pytest.raises(ValueError, match=r"moments: x must be \[N,C,H,W\] in channels-last memory"):
+        torch.ops.rcdm_fast.moments(torch.randn(1, 8, 64, 32))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -97,3 +98,24 @@ def test_an_unusable_library_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert "cannot be loaded" in part.reason
     assert "file too short" in part.reason or "invalid ELF header" in part.reason
     assert torch.equal(_step(torch.ones(1, 3, 2, 2)), torch.full((1, 3, 2, 2), 2.0))
+
+
+def test_a_library_from_before_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An install whose sources went on without it: an operator that it has not would be an error while drawing."""
+    ops.load()
+    if not library.has_native("cpu"):
+        pytest.skip("no native CPU code")
+    monkeypatch.setattr(library, "_parts", {})
+    monkeypatch.setattr(library, "OPERATORS", {"cpu": ("attention", "of_tomorrow"), "cuda": ()})
+    with torch.library._scoped_library("rcdm_fast", "FRAGMENT") as declared:
+        declared.define("of_tomorrow(Tensor x) -> Tensor")
+        part = _cpu_part()
+    assert not part.loaded
+    assert part.reason == "_C.abi3.so was built from older sources: it has no of_tomorrow; install the package again"
+    assert torch.equal(_step(torch.ones(1, 3, 2, 2)), torch.full((1, 3, 2, 2), 2.0))
+
+
+@pytest.mark.parametrize(("part", "file"), [("cpu", "binding.cpp"), ("cuda", "binding_cuda.cpp")])
+def test_every_operator_of_a_library_is_asked_for(part: str, file: str) -> None:
+    text = (Path(__file__).parent.parent / "csrc" / file).read_text(encoding="utf-8")
+    assert sorted(re.findall(r'm\.impl\("(\w+)"', text)) == sorted(library.OPERATORS[part])

@@ -135,6 +135,10 @@ def test_attention(length: int, width: int, dtype: torch.dtype) -> None:
         check_attention(length, 2, width, new_order, dtype)
 
 
+def test_a_head_wider_than_what_is_summed_at_a_time_comes_to_an_end() -> None:
+    check_attention(3, 1, 4104, False, torch.float32)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", CONVOLUTIONS, ids=str)
 def test_convolution_weight_gradient(

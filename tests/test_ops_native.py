@@ -15,10 +15,11 @@ from rcdm_fast.config import ModelConfig, UNetConfig, from_json
 from rcdm_fast.models.checkpoint import load_model
 from rcdm_fast.models.flags import configs_from_flags
 from rcdm_fast.models.unet import AttentionBlock, ResBlock, UNet
-from rcdm_fast.ops import library, reference, schema
+from rcdm_fast.ops import gradients, library, reference, schema
 from tests import op_checks
 from tests.op_checks import DTYPES, NormCase, check_attention, check_norm, check_solver_step
 from tests.reference_weights import CASES, flags_path
+from tests.tolerances import OP_ERROR_FLOOR, OP_ERROR_RATIO
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 RELEASE_128 = UNetConfig(128, 256, (1, 1, 2, 3, 4), attention_resolutions=(32, 16, 8), resblock_updown=True)
@@ -157,6 +158,20 @@ def test_constant_channels_and_special_values() -> None:
     assert float(step[1][0, 0, 0, 1]) == 1.0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_large_scores(dtype: torch.dtype) -> None:
+    """Of some 1e10 and more: one position of k takes it all, in the gradient too."""
+    qkv = torch.randn(2, 21, 3 * 40)
+    qkv[..., :80] *= 1e5
+    qkv = qkv.to(dtype).requires_grad_()
+    got = ops.attention(qkv, 1)
+    (gradient,) = torch.autograd.grad(got.float().square().sum(), qkv)
+    got, qkv = got.detach(), qkv.detach()
+    assert op_checks.error(got, reference.attention(qkv.double(), 1, False)) < OP_ERROR_FLOOR[dtype]
+    truth = gradients.attention(2 * got.double(), qkv.double(), 1, False)
+    assert op_checks.error(gradient, truth) < OP_ERROR_RATIO * 1e-6 + OP_ERROR_FLOOR[dtype]
+
+
 def test_phases_are_upsampling_and_a_convolution() -> None:
     from rcdm_fast.engines.program import phase_weights
 
@@ -280,6 +295,13 @@ def test_without_native_code_the_references_run(monkeypatch: pytest.MonkeyPatch,
     x, skip, weight, bias, film, rows, *_ = inputs
     got = ops.film_group_norm(x, weight, bias, skip=skip, film=film, rows=rows)
     assert torch.equal(got, reference.film_group_norm(*inputs))
+    for name in ("row", "negative row"):
+        changes, error, message = NORM_ERRORS[name]
+        for gradients_too in (False, True):
+            with pytest.raises(error, match=message):
+                _norm(**changes, weight=torch.ones(64, requires_grad=gradients_too))
+    pixel = torch.randn(1, 32, 1, 1).to(memory_format=torch.channels_last)
+    assert float(ops.film_group_norm(pixel, torch.ones(32), torch.zeros(32)).abs().max()) < 1e-4  # groups of one number
     qkv = torch.randn(2, 9, 96)
     torch.testing.assert_close(ops.attention(qkv, 4), reference.attention(qkv, 4, False))
     given = ops.solver_step(x.float().contiguous(), x, **op_checks.STEP)

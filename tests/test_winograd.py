@@ -171,7 +171,11 @@ CHANGES: list[tuple[Callable[..., tuple[Any, ...]], str]] = [
     (lambda out, x, w, b, a: (out, x, w[1:], b, a), "weight must be"),
     (lambda out, x, w, b, a: (out, x, w.transpose(2, 3), b, a), "weight must be"),
     (lambda out, x, w, b, a: (out, x, w[:, :1], b, a), "weight must be"),
+    (lambda out, x, w, b, a: (out, x, w.double(), b, a), "weight must be"),
+    (lambda out, x, w, b, a: (out, x[:, :0], w[:, :, :0].contiguous(), b, a), "x has no channels|channels-last"),
     (lambda out, x, w, b, a: (out, x, w, b[1:], a), "bias must be"),
+    (lambda out, x, w, b, a: (out, x, w, b.double(), a), "bias must be float32"),
+    (lambda out, x, w, b, a: (out, x, w, b.repeat(2)[::2], a), "bias must be float32"),
     (lambda out, x, w, b, a: (out, x, w, b, a[:1]), "like out"),
     (lambda out, x, w, b, a: (out, x, w, b, a.contiguous()), "like out|add must be float32"),
 ]
@@ -213,6 +217,18 @@ def test_registration() -> None:
         torch.library.opcheck(
             torch.ops.rcdm_fast.winograd_convolution.default, (torch.empty_like(add), x, packed, *rest, False)
         )
+
+
+def test_gradients_are_float32_whatever_the_hosts_default() -> None:
+    """What a graph is told of them, too."""
+    x = torch.empty(1, 16, 4, 4, dtype=torch.float32, device="meta").to(memory_format=torch.channels_last)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = winograd.weight_gradient(x, x)
+    finally:
+        torch.set_default_dtype(before)
+    assert [each.dtype for each in found] == [torch.float32, torch.float32]
 
 
 @pytest.mark.parametrize(

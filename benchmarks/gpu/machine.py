@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from benchmarks import timing
+from benchmarks import roofline, timing
 from benchmarks.gpu.settings import chosen
 from rcdm_fast import benchmarking, storage
 
-# Dense bf16 and fp16 matrix products, TFLOP/s, as the maker states them; the first name that occurs in the device's.
+# Dense bf16 and fp16 matrix products, TFLOP/s, as the maker states them; the first that a device is called by.
 PEAK_TFLOPS = (
     ("B200", 2250.0),
     ("H200", 989.4),
@@ -47,7 +47,7 @@ def reason_missing() -> str:
 
 def peak_tflops(device_name: str) -> float | None:
     """The stated peak of a device, or None for one that is not in the table."""
-    return next((peak for name, peak in PEAK_TFLOPS if name in device_name), None)
+    return next((peak for name, peak in PEAK_TFLOPS if roofline.is_named(name, device_name)), None)
 
 
 @dataclass(frozen=True)

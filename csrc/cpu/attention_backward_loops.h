@@ -98,7 +98,7 @@ void differentiate(const HeadGradient& head, char* memory) {
   std::memset(of_v, 0, plan.keys * plan.columns * sizeof(float));
   const float factor = 1.0f / __builtin_sqrtf(static_cast<float>(head.width)), log2e = 1.44269504f;
   const int64_t across = plan.columns * kWidth, vectors = plan.columns / kWidth, stride = plan.score_stride;
-  const int64_t chunk = kCacheBytes / (plan.columns * static_cast<int64_t>(sizeof(float)));
+  const int64_t fit = kCacheBytes / (plan.columns * static_cast<int64_t>(sizeof(float))), chunk = fit > 0 ? fit : 1;
   for (int64_t first = 0; first < head.length; first += kRows) {
     const int64_t rows = head.length - first < kRows ? head.length - first : kRows;
     const int64_t padded = rounded_up(rows, kTileRows);

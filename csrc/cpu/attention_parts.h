@@ -126,7 +126,8 @@ inline void copy_row(const typename Format::Storage* from, int64_t width, typena
   }
 }
 
-// shares = exp(scores / sqrt(width)) up to a factor; returns 1 / their sum. Padding gets 0.
+// shares = exp(scores / sqrt(width)) up to a factor; returns 1 / their sum. Padding gets 0. The largest score is taken off
+// before the factor: a fused product less a rounded one is above 0 for large scores, where `exp2_of` gives nonsense.
 template <typename Products>
 inline float softmax(const float* scores, int64_t length, int64_t keys, float factor,
                      typename Products::Element* shares) {
@@ -144,15 +145,14 @@ inline float softmax(const float* scores, int64_t length, int64_t keys, float fa
   for (int64_t c = whole; c < length; ++c) {
     largest = scores[c] > largest ? scores[c] : largest;
   }
-  const float offset = largest * factor;
   Floats sum = {};
   for (int64_t c = 0; c < whole; c += kWidth) {
-    const Floats share = exp2_of<Products::kCoarse>(Float32::load(scores + c) * factor - offset);
+    const Floats share = exp2_of<Products::kCoarse>((Float32::load(scores + c) - largest) * factor);
     sum += share;
     Products::store(shares + c, share);
   }
   if (whole < keys) {
-    Float32::store(tail, exp2_of<Products::kCoarse>(Float32::load(scores + whole) * factor - offset));
+    Float32::store(tail, exp2_of<Products::kCoarse>((Float32::load(scores + whole) - largest) * factor));
     for (int i = 0; i < kWidth; ++i) {
       tail[i] = whole + i < length ? tail[i] : 0.0f;
     }

@@ -148,6 +148,7 @@ void winograd_convolution(const Tensor& out, const Tensor& x, const Tensor& weig
   work.outputs = out.size(1), work.upsampled = upsampled;
   RCDM_FAST_CHECK(out.size(0) == work.images && out.size(2) == work.height && out.size(3) == work.width,
                   "winograd_convolution: out does not fit x");
+  RCDM_FAST_CHECK(work.inputs > 0, "winograd_convolution: x has no channels");
   RCDM_FAST_CHECK(weight.is_cpu() && weight.dim() == 4 && weight.scalar_type() == ScalarType::Float &&
                       weight.is_contiguous() && weight.size(0) == kPlaces && weight.size(1) * kPanel == work.outputs &&
                       weight.size(2) == work.inputs && weight.size(3) == kPanel,

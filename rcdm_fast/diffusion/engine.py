@@ -118,7 +118,8 @@ class EngineWrapper(Engine):
     def __init__(self, engine: Engine) -> None:
         self.name = engine.name
         self.precision = engine.precision
-        self.files, self.digests, self.watch = engine.files, engine.digests, engine.watch
+        self.files, self.digests = engine.files, engine.digests
+        self.watch = engine.watch
         self._engine = engine
 
     def prepare(self, batch: Batch) -> None:

@@ -22,6 +22,32 @@ Answer = TypeVar("Answer", bound=Callable[..., Any])
 
 PACKAGE = Path(__file__).resolve().parent.parent
 FILES = {"cpu": "_C.abi3.so", "cuda": "_C_cuda.abi3.so"}  # part, named after the device type it serves -> file
+OPERATORS = {  # what csrc/binding.cpp and csrc/binding_cuda.cpp tie: a library from before has fewer
+    "cpu": (
+        "attention",
+        "attention_backward",
+        "convolution_weight_gradient",
+        "film_group_norm",
+        "film_group_norm_backward",
+        "film_group_norm_out",
+        "map_film",
+        "solver_step",
+        "winograd_convolution",
+        "winograd_weight",
+        "winograd_weight_gradient",
+    ),
+    "cuda": (
+        "film_group_norm",
+        "film_group_norm_out",
+        "film_group_norm_before_out",
+        "film_group_norm_given_out",
+        "add_residual",
+        "add_residual_moments",
+        "moments",
+        "map_film",
+        "solver_step",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -105,7 +131,16 @@ def _load(name: str, path: Path) -> Part:
     except OSError as error:
         cause = f" ({error.__cause__})" if error.__cause__ else ""
         return Part(name, False, path, f"{path.name} cannot be loaded: {error}{cause}")
+    lacking = [operator for operator in OPERATORS[name] if not _is_tied(operator, name)]
+    if lacking:
+        what = f"{path.name} was built from older sources: it has no {', '.join(lacking)}; install the package again"
+        return Part(name, False, path, what)
     return Part(name, True, path)
+
+
+def _is_tied(operator: str, device_type: str) -> bool:
+    """Whether there is an implementation for this kind of device."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"rcdm_fast::{operator}", device_type.upper())
 
 
 def _reason_left_out(name: str) -> str:

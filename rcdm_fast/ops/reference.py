@@ -66,7 +66,8 @@ def film_group_norm(*inputs: Any) -> Tensor:
     picked = None if film is None or rows is None else film[rows][:, :, None, None].to(h.dtype)
     if picked is not None and picked.shape[1] == h.shape[1]:
         h = h + picked
-    h = F.group_norm(h, groups, weight.to(h.dtype), bias.to(h.dtype), eps)
+    # Not F.group_norm, which refuses groups of one number, and so the only image of a batch.
+    h = torch.group_norm(h, groups, weight.to(h.dtype), bias.to(h.dtype), eps)
     if picked is not None and picked.shape[1] == 2 * h.shape[1]:
         scale, shift = picked.chunk(2, dim=1)
         h = h * (1 + scale) + shift

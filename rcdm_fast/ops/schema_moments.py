@@ -15,7 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rcdm_fast.ops.schema import NAMESPACE, NORM_INPUTS, TAGS, NormInputs, check_film_group_norm, check_out
+from rcdm_fast.ops.schema import (
+    NAMESPACE,
+    NORM_INPUTS,
+    TAGS,
+    NormInputs,
+    check_film_group_norm,
+    check_out,
+    is_channels_last,
+)
 from rcdm_fast.ops.schema_folding import SIDES, check_add_residual, check_vector, convolution_residual_result
 
 CHUNK = 128  # pixels, one behind another; of a tile of matrix products, too
@@ -39,6 +47,8 @@ def chunks_of(height: int, width: int) -> int:
 
 def moments_result(x: Tensor) -> Tensor:
     """What `reference_moments.moments` returns of an image [N,C,H,W], not written yet; `ValueError` if it has none."""
+    if x.ndim != 4 or not is_channels_last(x):
+        raise ValueError(f"moments: x must be [N,C,H,W] in channels-last memory without gaps; got {list(x.shape)}")
     n, channels, height, width = x.shape
     chunks = chunks_of(height, width)
     if not chunks:

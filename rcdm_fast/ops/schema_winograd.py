@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rcdm_fast.ops.schema import NAMESPACE, TAGS, is_channels_last
+from rcdm_fast.ops.schema_folding import check_vector
 
 WINOGRAD_WEIGHT = "(Tensor weight, bool mirrored) -> Tensor"
 WINOGRAD_CONVOLUTION = "(Tensor(a!) out, Tensor x, Tensor weight, Tensor? bias, Tensor? add, bool upsampled) -> ()"
@@ -38,13 +39,16 @@ def check_winograd_convolution(
         if each.ndim != 4 or not is_channels_last(each) or each.dtype != torch.float32:
             raise ValueError(f"winograd_convolution: {name} must be float32 [N,C,H,W] in channels-last memory")
     expected = (PLACES, out.shape[1] // PANEL, x.shape[1], PANEL)
-    if tuple(weight.shape) != expected or out.shape[1] % PANEL or not weight.is_contiguous():
-        raise ValueError(f"winograd_convolution: weight must be {list(expected)}, as winograd_weight gives it")
+    fits = tuple(weight.shape) == expected and weight.dtype == torch.float32 and weight.is_contiguous()
+    if not fits or out.shape[1] % PANEL:
+        raise ValueError(f"winograd_convolution: weight must be float32 {list(expected)}, as winograd_weight gives it")
     scale = 2 if upsampled else 1
     if out.shape[0] != x.shape[0] or out.shape[2:] != (scale * x.shape[2], scale * x.shape[3]):
         raise ValueError(f"winograd_convolution: out {list(out.shape)} does not fit x {list(x.shape)}")
-    if bias is not None and tuple(bias.shape) != (out.shape[1],):
-        raise ValueError(f"winograd_convolution: bias must be [{out.shape[1]}], got {list(bias.shape)}")
+    if not x.shape[1]:
+        raise ValueError("winograd_convolution: x has no channels")
+    if bias is not None:
+        check_vector("winograd_convolution: bias", bias, out.shape[1], out.device)
     if add is not None and add.shape != out.shape:
         raise ValueError(f"winograd_convolution: add {list(add.shape)} is not like out {list(out.shape)}")
 
@@ -59,8 +63,8 @@ def winograd_weight_gradient_result(grad: Tensor, x: Tensor) -> tuple[Tensor, Te
     outputs, inputs = grad.shape[1], x.shape[1]
     if outputs % PANEL or inputs % PANEL:
         raise ValueError(f"winograd_weight_gradient: channels must be multiples of {PANEL}, got {outputs} and {inputs}")
-    weight = torch.empty((outputs, inputs, 3, 3), device=x.device, memory_format=torch.channels_last)
-    return weight, x.new_empty(outputs)
+    shape, last = (outputs, inputs, 3, 3), torch.channels_last
+    return torch.empty(shape, dtype=torch.float32, device=x.device, memory_format=last), x.new_empty(outputs)
 
 
 for _name, _schema, _fake in (

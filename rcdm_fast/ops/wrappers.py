@@ -42,6 +42,7 @@ def solver_step(
 
     Raises:
         TypeError, ValueError: dtypes, shapes or devices that do not fit.
+        RuntimeError: more than eight terms (GPU).
     """
     listed, factors = list(terms), list(weights)
     schema.check_solver_step(x, output, listed, factors, bound)

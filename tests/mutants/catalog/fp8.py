@@ -48,7 +48,7 @@ FP8 = (
     Mutant("files of cases are read when they are drawn", _COMPARISON, "    made = {case: _made(model, case) for case in files}\n", "    made: dict[Case, _Made] = dict.fromkeys(files)  # type: ignore[arg-type]\n", (f"{_FILES}::test_every_file_is_looked_at_before_anything_is_drawn",)),
     Mutant("memory of a case is that of its first run", _COMPARISON, "else made.grown + grown", "else grown", (f"{_FILES}::test_memory_of_a_case_with_a_file_is_of_making_it_and_of_its_first_run",)),
     Mutant("results do not say what was calibrated", "rcdm_fast/provenance.py", "    if model.engine.digests:\n", "    if False:\n", _NAMED),
-    Mutant("a wrapped engine forgets its digests", "rcdm_fast/diffusion/engine.py", "self.files, self.digests, self.watch = engine.files, engine.digests, engine.watch", "self.files, self.watch = engine.files, engine.watch", _NAMED),
+    Mutant("a wrapped engine forgets its digests", "rcdm_fast/diffusion/engine.py", "self.files, self.digests = engine.files, engine.digests", "self.files = engine.files", _NAMED),
     Mutant("where a calibrated file lies is told", "rcdm_fast/provenance.py", '_NAMED.sub(r"=\\1", word) for', "word for", ("tests/test_provenance.py::test_what_made_numbers",)),
     Mutant("fp8 cases look alike", "rcdm_fast/cli/compare.py", "*(digest[:12] for digest in each.digests[:1])", "*()", _NAMED),
     Mutant("a decoder is adapted from fp8", "rcdm_fast/analysis/adapted.py", "    if precision in engines.CALIBRATED:\n", "    if False:\n", (f"{_FILES}::test_decoders_are_not_adapted_from_a_calibrated_model",)),

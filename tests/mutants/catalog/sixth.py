@@ -147,4 +147,32 @@ SIXTH = (
         "            pass",
         ("tests/test_cli_photos.py::test_encode_leaves_out_what_cannot_be_read",),
     ),
+    Mutant(
+        "a library from before is used for what it lacks",
+        "rcdm_fast/ops/library.py",
+        "    if lacking:\n",
+        "    if False:\n",
+        ("tests/test_ops.py::test_a_library_from_before_says_what_it_lacks",),
+    ),
+    Mutant(
+        "moments are taken of images in any layout",
+        "rcdm_fast/ops/schema_moments.py",
+        "x.ndim != 4 or not is_channels_last(x)",
+        "x.ndim != 4",
+        ("tests/test_moments.py::test_an_image_in_another_layout_has_no_moments",),
+    ),
+    Mutant(
+        "without native code a row of -1 is the last one",
+        "rcdm_fast/ops/candidates.py",
+        "if not 0 <= row < len(film):",
+        "if row >= len(film):",
+        ("tests/test_ops_native.py::test_without_native_code_the_references_run",),
+    ),
+    Mutant(
+        "a child that was forked inside a call counts calls from below zero",
+        "rcdm_fast/host.py",
+        "max(0, self._inside - 1)",
+        "self._inside - 1",
+        ("tests/test_host.py::test_a_child_that_was_forked_inside_a_call_keeps_its_own_settings",),
+    ),
 )
