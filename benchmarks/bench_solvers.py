@@ -28,7 +28,7 @@ from rcdm_fast.data.sources import open_data
 from rcdm_fast.metrics import intervals
 from rcdm_fast.model import Model
 from rcdm_fast.solver_fit import distances
-from rcdm_fast.training import representations
+from rcdm_fast.training import masks, representations
 
 REFERENCE = ("dpmpp_2m", "100")
 BASELINE = ("ddim", "50")
@@ -71,6 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"{given.model} has no encoder for the images")
     data = open_data(given.data, model.image_size)
     h = representations.compute(model.encoder, data.subset(evenly(SOURCES, len(data))))
+    if parts := masks.parts_of(model.encoder):  # such a model is asked of any subset of them
+        h = masks.hidden(h, parts, SEED)
     given.keep.mkdir(parents=True, exist_ok=True)
     want, rows = drawn(model, h, *REFERENCE, given.keep), []
     baseline = distances(drawn(model, h, *BASELINE, given.keep), want)

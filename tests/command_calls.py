@@ -294,6 +294,7 @@ CALLS: tuple[tuple[str, str, Callable[..., Any] | None], ...] = (
     ("rcdm_fast.engine_comparison:with_engine", "with_engine", lambda model, **_: model),
     ("rcdm_fast.cli.compare:_failures", "failures", lambda **_: []),
     ("rcdm_fast.throughput:measure", "measure", _measure),
+    ("rcdm_fast.training.masks:hidden", "hide", lambda h, **_: h),
     ("rcdm_fast.solver_fit:fit", "fit", lambda **_: []),
     ("rcdm_fast.solver_learning:learn", "learn", lambda **_: [_LEARNED]),
     ("rcdm_fast.solver_learning:beginnings", "begin", lambda name, **_: (f"solvers of {name}",)),

@@ -312,6 +312,7 @@ MEASURING = (
             row("--trajectories", 5, "fit.trajectories", fit__h=[5, 6]),
             row("--candidates", 30, "fit.config.candidates"),
             row("--seed", 9, "fit.config.seed"),
+            Row("--masked-parts", "4,1", {**again("hide", h=[6, 6], parts=(4, 1), seed=0)}),
             row("--batch-size", 4, "fit.config.batch_size"),
             *of_file(),
             *of_engine(),

@@ -86,7 +86,12 @@ def test_compare_opens_the_data_before_it_draws(
     """What had been drawn and timed was lost with a name that was wrong; and the file did not say which data it was."""
     monkeypatch.setattr(rcdm_fast, "load", lambda *_, **__: small.quick_model())
     drawn: list[object] = []
-    monkeypatch.setattr("rcdm_fast.engine_comparison.compare", lambda *_, **__: drawn.append(1) or [])
+
+    def draw(*_: object, **__: object) -> list[object]:
+        drawn.append(1)
+        return []
+
+    monkeypatch.setattr("rcdm_fast.engine_comparison.compare", draw)
     assert main(["compare", "m", "--data", str(tmp_path / "nowhere")]) == 2
     assert "nowhere" in capsys.readouterr().err
     assert not drawn

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from rcdm_fast import config as configs
+from rcdm_fast.cli import tune
 from rcdm_fast.config import ConfigError, EncoderConfig, ScheduleConfig
 from rcdm_fast.data.image_set import ImageSet, step_generator
 from rcdm_fast.data.sources import open_data
@@ -19,10 +22,12 @@ from rcdm_fast.encoders.oracle_code import Code
 from rcdm_fast.errors import RunError
 from rcdm_fast.images import from_uint8
 from rcdm_fast.model import load
-from rcdm_fast.training import distributed, masks
+from rcdm_fast.training import distributed, masks, trajectories
 from rcdm_fast.training.batches import Batches
 from rcdm_fast.training.config import TrainConfig
+from rcdm_fast.training.distill import DistillConfig, distill
 from rcdm_fast.training.train import train
+from rcdm_fast.training.trajectories import predict_with
 from tests import small
 
 PARTS = (4, 1, 1, 1, 2, 2, 2, 1)
@@ -111,6 +116,51 @@ def test_one_decoder_serves_every_subset(data: ImageSet, tmp_path: Path) -> None
     drawn = model.sample(h, steps=2, seed=1)
     assert torch.equal(drawn, again.sample(h, steps=2, seed=1))  # resumed exactly
     assert torch.equal(model.encode(from_uint8(data.pixels[:1])), h[:1])
+
+
+def test_what_is_learned_from_a_finished_model_meets_hidden_parts(data: ImageSet) -> None:
+    """A solver that was learned from whole codes leads samples of others astray."""
+    encoder = build(SOURCE.format("all"))
+    assert masks.parts_of(encoder) == PARTS
+    for plain in (build("oracle:shapes?count=40&size=8&factors=all"), None):
+        assert masks.parts_of(plain) == ()
+    h = encoder.encode(data.floats(slice(0, 40)))
+    hidden = masks.hidden(h, PARTS, 3)
+    shown = hidden[:, 14:]
+    assert 10 < int(shown.all(dim=1).sum()) < 30
+    assert torch.equal(hidden[:, :14] != 0, (h[:, :14] != 0) & (shown.repeat_interleave(torch.tensor(PARTS), 1) == 1))
+    assert torch.equal(hidden, masks.hidden(h, PARTS, 3))
+    assert not torch.equal(hidden, masks.hidden(h, PARTS, 4))
+    with pytest.raises(ConfigError, match="all shown"):
+        masks.hidden(hidden, PARTS, 3)
+
+
+def test_tune_and_distill_hide_parts_of_masked_codes(data: ImageSet, tmp_path: Path) -> None:
+    made = load(train(config(images=16), data, tmp_path / "made"))
+    h, _ = tune._conditions(made, "world:shapes?count=40&size=8", 40, None, 3)
+    assert h is not None
+    assert torch.equal(h.cpu(), masks.hidden(made.encode(data.floats(slice(0, 40))).cpu(), PARTS, 3))
+    with pytest.raises(ConfigError, match="need representations of 9 dimensions"):
+        tune._conditions(made, "world:shapes?count=40&size=8", 40, "4,3", 3)
+    file = tmp_path / "made" / "masked.safetensors"
+    student = DistillConfig(
+        "few", str(file), trajectories=32, batch_size=16, judged=2, between=0, nfe=2, random_flip=False
+    )
+    seen: list[Tensor] = []
+
+    def noted(network: Any, schedule: Any, given: Any) -> Any:
+        assert given.h is not None
+        seen.append(given.h[:, 14:])
+        return predict_with(network, schedule, given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trajectories, "predict_with", noted)
+        distill(student, data, tmp_path / "few")
+    shown = torch.cat(seen)
+    assert bool(((shown == 0) | (shown == 1)).all())
+    assert 0 < float(shown.all(dim=1).float().mean()) < 1
+    with pytest.raises(ConfigError, match="masked_parts"):
+        distill(dataclasses.replace(student, masked_parts=(4, 3)), data, tmp_path / "others")
 
 
 def test_a_run_of_an_earlier_version_goes_on_without_masks(data: ImageSet, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -38,7 +38,7 @@ from rcdm_fast.metrics.intervals import Interval, bootstrap
 from rcdm_fast.models import checkpoint, networks
 from rcdm_fast.models.unet import UNet
 from rcdm_fast.precision import ieee_fp32
-from rcdm_fast.training import fused_unet, loop, representations, trajectories, trust
+from rcdm_fast.training import fused_unet, loop, masks, representations, trajectories, trust
 from rcdm_fast.training.config import DTYPES
 from rcdm_fast.training.state import RunFolder
 from rcdm_fast.training.trajectories import Conditions
@@ -61,6 +61,8 @@ class DistillConfig(TuneConfig):
         between: timesteps of the teacher between two of the student's; each costs an evaluation per trajectory.
         trajectories: how many are learned from in all, each seen once; batches of `batch_size`.
         judged: representations whose images judge the student, two of each, from noise that had no part in learning.
+        masked_parts: widths of the parts of representations that the teacher was trained to do without, as in its
+            `TrainConfig`: in half of the trajectories some are hidden. Empty: those of a world's masked codes, or none.
     """
 
     learning_rate: LearningRate = 5e-5
@@ -69,6 +71,7 @@ class DistillConfig(TuneConfig):
     between: CountOrNone = 3
     trajectories: Count = 32_000
     judged: Annotated[int, Range(2)] = 64
+    masked_parts: tuple[Count, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -146,12 +149,17 @@ def distill(
             built = encoder_room.build(encoder, device, trust_repo=known)
             answers = representations.identity(built, data, False, folder=folder.path)
         identity |= answers
-        state = loop.begin(folder, {**dataclasses.asdict(config), **identity}, FREE, added=answers)
+        state = loop.begin(
+            folder, {**dataclasses.asdict(config), **identity}, FREE, added={**answers, "masked_parts": []}
+        )
         bank = None
         if built is not None and data is not None:
             bank = representations.cached(built, data, folder.path, Views(config.random_flip))
             representations.check_width(bank, model.unet, "the encoder", config.model)
-        run = Run(config, model, tensors, bank, device)
+        parts = config.masked_parts or masks.parts_of(built)
+        if parts and bank is not None:
+            masks.check(parts, bank)
+        run = Run(config, model, tensors, bank, device, parts)
         loop.restored(run, state, config)
         loop.walk(run, folder, config, progress, logged=20, deadline=deadline)
         judged = run.judge()
@@ -193,12 +201,20 @@ class Run(Tuned):
         model: the teacher's configuration, and `tensors`, its weights.
         bank: representations [V,N,D], for a model that takes some.
         device: where to run.
+        parts: widths of the parts of representations, if some are to be hidden (`masks.py`).
     """
 
     def __init__(
-        self, config: DistillConfig, model: ModelConfig, tensors: Mapping[str, Tensor], bank: Tensor | None, device: str
+        self,
+        config: DistillConfig,
+        model: ModelConfig,
+        tensors: Mapping[str, Tensor],
+        bank: Tensor | None,
+        device: str,
+        parts: Sequence[int] = (),
     ) -> None:
         self.config, self.device, self.bank, self._unet = config, torch.device(device), bank, model.unet
+        self._parts = parts
         self.own = trajectories.student_steps(model.schedule, config.nfe, config.placement)
         self.grid = trajectories.teacher_schedule(model.schedule, self.own, config.between)
         self._walk = Schedule(model.schedule, self.own)
@@ -222,7 +238,10 @@ class Run(Tuned):
             views, images = self.bank.shape[:2]
             view = torch.randint(views, (count,), generator=generator)
             index = torch.randint(images, (count,), generator=generator)
-            h = self.bank[view, index].repeat_interleave(per, dim=0).to(self.device)
+            h = self.bank[view, index]
+            if self._parts:
+                h = h * masks.drawn(self._parts, count, generator, masks.WHOLE)
+            h = h.repeat_interleave(per, dim=0).to(self.device)
         if self._unet.num_classes:
             label = torch.randint(self._unet.num_classes, (count,), generator=generator)
             label = label.repeat_interleave(per).to(self.device)

@@ -15,7 +15,10 @@ import torch
 from torch import Tensor
 
 from rcdm_fast.config import ConfigError
+from rcdm_fast.encoders import Encoder
+from rcdm_fast.encoders.oracle_code import Code
 
+WHOLE = 0.5  # of the images that a finished model is learned from further: how many are shown whole
 STREAM = 1 << 20  # of a step's random numbers: masks have one of their own
 
 
@@ -42,3 +45,20 @@ def drawn(parts: Sequence[int], count: int, generator: torch.Generator, whole: f
         shown |= torch.rand((count, 1), generator=generator) < whole
     shown = shown.to(torch.float32)
     return torch.cat([shown.repeat_interleave(torch.tensor(parts), dim=1), shown], dim=1)
+
+
+def parts_of(encoder: Encoder | None) -> tuple[int, ...]:
+    """Widths of the parts of what an encoder says, where it writes masked codes of a world; else none."""
+    code = getattr(getattr(encoder, "network", None), "code", None)
+    return code.widths if isinstance(code, Code) and code.masked else ()
+
+
+def hidden(h: Tensor, parts: Sequence[int], seed: int) -> Tensor:
+    """Representations [N,D] of which half are whole, and in the others each part is hidden with probability 1/2.
+
+    Raises:
+        ConfigError: they do not consist of such parts, all shown.
+    """
+    check(parts, h)
+    shown = drawn(parts, len(h), torch.Generator().manual_seed(seed), whole=WHOLE)
+    return h * shown.to(h.device)

@@ -47,6 +47,15 @@ def tune(
         int, typer.Option(help="How many are drawn; a quarter of them only to check; at least 80, to learn 160.")
     ] = 256,
     candidates: Annotated[int, typer.Option(help="Timesteps of the teacher; each costs an evaluation.")] = 61,
+    masked_parts: Annotated[
+        str | None,
+        typer.Option(
+            help="Widths of the parts of representations that the model was trained to do without (masked_parts of its "
+            "training), such as 4,1,2: half of the trajectories are drawn with some hidden. Default: those of a "
+            "world's masked codes, otherwise none.",
+            show_default=False,
+        ),
+    ] = None,
     seed: common.Seed = SamplingConfig.seed,
     encoder: common.EncoderSpec = None,
     flags: common.Flags = None,
@@ -88,7 +97,7 @@ def tune(
 
         fit = solver_fit.FitConfig(tuple(counts), solver or "ipndm", candidates, seed, batch_size)  # type: ignore[arg-type]
         loaded = common.open_model(*options)
-        h, label = _conditions(loaded, data, trajectories)
+        h, label = _conditions(loaded, data, trajectories, masked_parts, seed)
         with common.ProgressBar(100, fraction=True) as progress:
             placed = solver_fit.fit(
                 loaded, fit, h, label, trajectories, lambda done, total: progress(100 * done // total, 100, 0.0)
@@ -106,7 +115,7 @@ def tune(
     begin: tuple[FittedSolver, ...] = ()
     if init is not None:
         begin = solver_learning.beginnings(loaded, init, counts)
-    h, label = _conditions(loaded, data, trajectories)
+    h, label = _conditions(loaded, data, trajectories, masked_parts, seed)
     state = out.with_name(out.name + ".learning")
     with common.ProgressBar(100 * len(counts), fraction=True) as progress:
 
@@ -125,7 +134,9 @@ def tune(
     common.report(f"{out}: solvers fitted for {fitted} evaluations")
 
 
-def _conditions(model: Model, data: str | None, trajectories: int) -> tuple[Tensor | None, Tensor | None]:
+def _conditions(
+    model: Model, data: str | None, trajectories: int, masked_parts: str | None, seed: int
+) -> tuple[Tensor | None, Tensor | None]:
     """Representations and labels, one for each trajectory; None where the model takes none."""
     import torch
 
@@ -133,7 +144,7 @@ def _conditions(model: Model, data: str | None, trajectories: int) -> tuple[Tens
     from rcdm_fast.config import ConfigError
     from rcdm_fast.data.image_set import evenly
     from rcdm_fast.data.sources import open_data
-    from rcdm_fast.training import representations
+    from rcdm_fast.training import masks, representations
 
     whole(trajectories, "trajectories", Range(1))
     unet, h, label = model.config.unet, None, None
@@ -147,6 +158,17 @@ def _conditions(model: Model, data: str | None, trajectories: int) -> tuple[Tens
             raise ConfigError(f"{trajectories} trajectories of {len(images)} images")
         chosen = evenly(trajectories, len(images))
         h = representations.compute(model.encoder, images.subset(chosen))
+        if masked_parts is not None:
+            parts: tuple[int, ...] = tuple(common.whole_number(part.strip()) for part in masked_parts.split(","))
+        else:
+            parts = masks.parts_of(model.encoder)
+        if parts:
+            h = masks.hidden(h, parts, seed)
+            common.report(
+                f"in half of the trajectories, parts of h ({', '.join(map(str, parts))}) are hidden at random"
+            )
+    elif masked_parts is not None:
+        raise ConfigError("--masked-parts are parts of representations, and the model takes none")
     if unet.num_classes:
         label = torch.arange(trajectories) % unet.num_classes
     return h, label

@@ -175,4 +175,18 @@ SIXTH = (
         "self._inside - 1",
         ("tests/test_host.py::test_a_child_that_was_forked_inside_a_call_keeps_its_own_settings",),
     ),
+    Mutant(
+        "a solver is learned from whole codes alone",
+        "rcdm_fast/cli/tune.py",
+        "            parts = masks.parts_of(model.encoder)\n",
+        "            parts = ()\n",
+        ("tests/test_masks.py::test_tune_and_distill_hide_parts_of_masked_codes",),
+    ),
+    Mutant(
+        "a student learns from whole codes alone",
+        "training/distill.py",
+        "            if self._parts:\n",
+        "            if False:\n",
+        ("tests/test_masks.py::test_tune_and_distill_hide_parts_of_masked_codes",),
+    ),
 )
