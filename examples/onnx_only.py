@@ -99,8 +99,10 @@ def alpha_bars(schedule: dict[str, Any]) -> NDArray[np.float64]:
 
 
 def spread(base: int, count: int) -> list[int]:
-    """`count` timesteps from 0 to base - 1, both included, evenly spread."""
-    gap = (base - 1) / (count - 1) if count > 1 else 1.0
+    """`count` timesteps from 0 to base - 1, both included, evenly spread; one is the last."""
+    if count == 1:
+        return [base - 1]
+    gap = (base - 1) / (count - 1)
     steps, position = [], 0.0
     for _ in range(count):
         steps.append(round(position))

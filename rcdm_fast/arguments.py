@@ -6,8 +6,9 @@ anything else is refused in a plain sentence. Half precision and float64 become 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence, Set
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,9 +18,18 @@ from rcdm_fast import devices, maps
 from rcdm_fast.checks import ConfigError, Range, described, meant, real, whole
 from rcdm_fast.config import ModelConfig, UNetConfig
 
+Loaded = TypeVar("Loaded")
 Numbers = Tensor | np.ndarray  # what counts as an array of numbers
 _KEYS = Range(-(2**63), 2**63 - 1)
 _DEVICES = ("cpu", "cuda")
+
+
+def loaded(given: Loaded) -> Loaded:
+    """The model that a call was given. Raises `ConfigError` for anything else, such as a name to be loaded."""
+    if hasattr(given, "unet"):
+        return given
+    hint = f"; rcdm_fast.load({str(given)!r}) makes one" if isinstance(given, str | os.PathLike) else ""
+    raise ConfigError(f"expected a model, got {described(given)}{hint}")
 
 
 def device(given: Any) -> torch.device:

@@ -9,11 +9,11 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rcdm_fast import host
+from rcdm_fast import arguments, host
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.inputs import Images
 from rcdm_fast.exporters.job import Format, Job
-from rcdm_fast.model import Model, loaded
+from rcdm_fast.model import Model
 
 FORMATS = ("onnx", "openvino", "tensorrt", "diffusers", "hub", "fp8")
 
@@ -79,7 +79,7 @@ def export(
         ExportError: the exported numbers are wrong; nothing is left at `out`.
         StorageError: `out` cannot be written.
     """
-    model, form = loaded(model), find(to, precision)
+    model, form = arguments.loaded(model), find(to, precision)
     built = {"targets": bool(targets), "batches": tuple(batches) != (1,), "dynamic": dynamic}
     if to != "tensorrt" and any(built.values()):
         asked = " and ".join(name for name, given in built.items() if given)

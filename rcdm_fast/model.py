@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rcdm_fast import arguments, encoders, engines, host, maps
 from rcdm_fast.arguments import Numbers
-from rcdm_fast.checks import Range, described, whole
+from rcdm_fast.checks import Range, whole
 from rcdm_fast.config import ConfigError, EncoderConfig, ModelConfig, ScheduleConfig
 from rcdm_fast.data import inputs
 from rcdm_fast.data.inputs import Images, OnBad
@@ -286,14 +286,6 @@ def load(
         return Model(config, network, runner, _checked_width(built, config), place, engine_file)
     own = config.encoder if config.encoder is not None and config.encoder.source != "module" else None
     return Model(config, network, runner, own, place, engine_file)
-
-
-def loaded(given: object) -> Model:
-    """The model that a call was given. Raises `ConfigError` for anything else, such as a name to be loaded."""
-    if isinstance(given, Model):
-        return given
-    hint = f"; rcdm_fast.load({os.fspath(given)!r}) makes one" if isinstance(given, str | os.PathLike) else ""
-    raise ConfigError(f"expected a model, got {described(given)}{hint}")
 
 
 def _checked_width(encoder: Encoder, config: ModelConfig) -> Encoder:

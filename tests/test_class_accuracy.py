@@ -76,7 +76,7 @@ def test_neighbors_and_the_probe_are_told_apart(monkeypatch: pytest.MonkeyPatch)
     held = {}
     for name, count in (("known", 600), ("test", 200)):
         h, labels = crossing(count)
-        pixels = torch.zeros(count, 3, 8, 8, dtype=torch.uint8)
+        pixels = torch.randint(256, (count, 3, 8, 8), dtype=torch.uint8, generator=generator)
         held[name] = (ImageSet(pixels, labels, ("a", "b"), (), name), h)
     given = {name: h for _, (images, h) in held.items() for name in [images.fingerprint]}
     monkeypatch.setattr(representations, "compute", lambda _, images: given[images.fingerprint])

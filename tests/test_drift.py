@@ -148,7 +148,7 @@ def test_what_is_written_of_a_case() -> None:
 
 def test_labels_and_the_size_of_batches_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small.quick_model(representation_dim=0, num_classes=3)
-    settings = engine_comparison.Settings(steps=1, per=2, batch_size=3, rounds=1, seed=4)
+    settings = engine_comparison.Settings(steps="at:0", per=2, batch_size=3, rounds=1, seed=4)
     sizes: list[int] = []
     right = NativeEngine.evaluate
 
@@ -161,7 +161,7 @@ def test_labels_and_the_size_of_batches_arrive(monkeypatch: pytest.MonkeyPatch) 
     cases = [engine_comparison.Case("native")]
     drawn = engine_comparison._draw(model, cases[0], None, label, settings)
     assert sizes == [3, 3, 1]  # the first is for memory
-    want = model.sample(label=label, per=2, steps=1, seed=4).flatten(0, 1)
+    want = model.sample(label=label, per=2, steps="at:0", seed=4).flatten(0, 1)
     torch.testing.assert_close(drawn.images, want, atol=1e-4, rtol=0)
 
 

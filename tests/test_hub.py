@@ -153,7 +153,7 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     arguments = ["export", BUNDLED, "--to", "hub", "--out", str(tmp_path), "--precision", "bf16"]
     assert main(arguments) == 0
     assert f"{tmp_path / 'model.safetensors'}  2.5 MB" in capsys.readouterr().out
-    assert load(tmp_path).config == load(BUNDLED).config
+    assert load(tmp_path).config == dataclasses.replace(load(BUNDLED).config, fitted=())  # they are of other weights
     assert main([*arguments[:-1], "int8"]) == 2
     assert "hub is not exported in 'int8'" in capsys.readouterr().err
 

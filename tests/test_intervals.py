@@ -152,7 +152,7 @@ def test_all_hold_where_each_one_does(verdicts: tuple[bool | None, ...], holds: 
     assert common.all_hold(iter(verdicts)) is holds
 
 
-@pytest.mark.parametrize("name", ["interval", "gain", "difference"])
+@pytest.mark.parametrize("name", ["interval", "difference"])
 def test_settings_of_an_experiment_decide_what_is_resampled(name: str) -> None:
     rng = np.random.default_rng(0)
     groups = rng.standard_normal((2, 40))

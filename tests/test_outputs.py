@@ -147,7 +147,7 @@ def test_what_cannot_be_written_after_all_is_kept(tmp_path: Path, monkeypatch: p
         ("generate", "{photo}", "--out", "{long}"),
         ("evaluate", "cifar10-simclr-trunk", "--data", "{tmp}", "--json", "{long}"),
         ("evaluate", "cifar10-simclr-trunk", "--data", "{tmp}", "--npz", "{tmp}/file/a.npz"),
-        ("analyze", "cifar10-simclr-trunk", "photos", "--photos", "{tmp}", "--out", "{tmp}/file"),
+        ("analyze", "cifar10-simclr-trunk", "photos", "--photos", "{photo}", "--out", "{tmp}/file"),
         ("report", "cifar10-simclr-trunk", "--photos", "{tmp}", "--out", "{tmp}/file/a.html"),
         ("compare", "cifar10-simclr-trunk", "--out", "{tmp}/file/a.png"),
         ("compare", "cifar10-simclr-trunk", "--out", "{tmp}/a.xyz"),

@@ -135,7 +135,7 @@ def tune(
 
 
 def _conditions(
-    model: Model, data: str | None, trajectories: int, masked_parts: str | None, seed: int
+    model: Model, data: str | None, trajectories: int, masked_parts: str | None = None, seed: int = 0
 ) -> tuple[Tensor | None, Tensor | None]:
     """Representations and labels, one for each trajectory; None where the model takes none."""
     import torch

@@ -15,7 +15,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-from rcdm_fast import host
+from rcdm_fast import arguments, host
 from rcdm_fast.data import random_access
 from rcdm_fast.data.inputs import OnBad
 from rcdm_fast.data.random_access import Given
@@ -25,7 +25,7 @@ from rcdm_fast.jobs import draw, feed
 from rcdm_fast.jobs.draw import Artist
 from rcdm_fast.jobs.layout import Layout
 from rcdm_fast.jobs.settings import JobConfig, RunOptions
-from rcdm_fast.model import Model, loaded
+from rcdm_fast.model import Model
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def generate(
     Raises:
         ConfigError, ImageError, StorageError: at once, if the source or the settings cannot be used.
     """
-    model, job = loaded(model), JobConfig(**vars(chosen(config, settings)))
+    model, job = arguments.loaded(model), JobConfig(**vars(chosen(config, settings)))
     with host.apart():
         found = _generated(model, source, job, RunOptions(batch_size, threads), on_bad)
     return host.guarded_each(found)
