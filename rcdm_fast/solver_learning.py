@@ -33,13 +33,14 @@ from rcdm_fast.checks import Checked, ConfigError, Count, CountOrNone, Positive,
 from rcdm_fast.config import MAX_FITTED_NFE, FittedSolver
 from rcdm_fast.diffusion import fitted, registry
 from rcdm_fast.diffusion.registry import SOLVERS
-from rcdm_fast.diffusion.schedule import PLACEMENTS, Floats, Schedule, place
+from rcdm_fast.diffusion.schedule import Floats, Schedule, place
 from rcdm_fast.metrics import intervals
 from rcdm_fast.metrics.intervals import Interval, bootstrap
 from rcdm_fast.model import Model
 from rcdm_fast.models import checkpoint
-from rcdm_fast.solver_fit import HELD_OUT, Asked, cheapest, check_no_student, survey
+from rcdm_fast.solver_fit import HELD_OUT, Asked, check_no_student, survey
 from rcdm_fast.solver_lesson import Equations, Lesson
+from rcdm_fast.solver_starts import rivals, starts
 from rcdm_fast.storage import StorageError
 
 log = logging.getLogger(__name__)
@@ -237,12 +238,10 @@ def _one(
         log.info("%d evaluations: learning begins anew, with other numbers than before", nfe)
         run.clear()
     if not run:
-        rivals = _rivals(lesson, nfe)
-        rival = min(rivals, key=lambda each: rivals[each])
-        numbers = _start(lesson, nfe, kept.data, rivals, before)
-        run |= {"rival": rival, "best": numbers, "least": lesson.validate(nfe, numbers), "step": 0, "seconds": 0.0}
-        run |= {"numbers": numbers, "damping": DAMPING, "gains": [], "begun": begun}
-        run["distance"] = lesson.distance(nfe, numbers, lesson.learning)
+        others = rivals(lesson, nfe)
+        rival = min(others, key=lambda each: others[each])
+        run |= _scouted(lesson, nfe, config, starts(lesson, nfe, kept.data, others, before), progress)
+        run |= {"rival": rival, "begun": begun}
     try:
         _descend(lesson, nfe, config, run, progress, kept.save)
     finally:  # an interruption loses nothing
@@ -263,43 +262,35 @@ def _one(
     return Learned(nfe, better, error, (solver, steps), other, difference, run["step"])
 
 
-def _rivals(lesson: Lesson, nfe: int) -> dict[tuple[str, str], float]:
-    """Training-free solvers that there are in so many evaluations, and their mean distance where choices are made."""
-    found = {}
-    for name, known in SOLVERS.items():
-        for placement in () if known.fresh else dict.fromkeys((known.placement, "quadratic")):
-            steps = f"{placement}{nfe}"
-            try:
-                made = registry.schedule(lesson.base, name, steps)
-            except ConfigError:  # too few for its order, or an even number
-                continue
-            found[name, steps] = float(lesson.errors(made, known.run, lesson.choosing).mean())
-    return found
+def _scouted(
+    lesson: Lesson, nfe: int, config: LearnConfig, beginnings: Sequence[Tensor], progress: Progress | None
+) -> dict[str, Any]:
+    """A run that has begun where a first step leads nearest to the teacher, of several beginnings.
 
-
-def _start(
-    lesson: Lesson,
-    nfe: int,
-    data: dict[str, Any],
-    rivals: dict[tuple[str, str], float],
-    before: Sequence[FittedSolver],
-) -> Tensor:
-    """Where learning begins; float64.
-
-    With the numbers of the best training-free solver that asks the network once in a step, or of DPM-Solver++(3M) with
-    steps by `solver_fit`, or with steps that end before the first timestep, or with those that there are already.
+    What is near before learning need not be near after it: where steps lie hardly changes, all else does.
     """
-    bar = Schedule.make(lesson.base).alpha_bar
-    times = [place(bar, nfe + 1, each)[1:] for each in PLACEMENTS]
-    times.append(tuple(data["times"][k] for k in cheapest(data["step"].numpy(), data["last"].numpy(), nfe)))
-    starts = [torch.from_numpy(fitted.initial(lesson.base, each)) for each in times]
-    once = {each: rivals[each] for each in rivals if not SOLVERS[each[0]].twice}
-    if once:
-        solver, steps = min(once, key=lambda each: once[each])
-        made = registry.schedule(lesson.base, solver, steps)
-        starts.append(torch.from_numpy(fitted.like(made, SOLVERS[solver].run)))
-    starts += [torch.tensor(each.numbers, dtype=torch.float64) for each in before]
-    return min(starts, key=lambda numbers: lesson.validate(nfe, numbers))
+    since, runs = time.monotonic(), list[dict[str, Any]]()
+    for numbers in beginnings:
+        run = {"best": numbers, "least": lesson.validate(nfe, numbers), "step": 0, "numbers": numbers}
+        run |= {"damping": DAMPING, "gains": [], "distance": lesson.distance(nfe, numbers, lesson.learning)}
+        if progress is not None:
+            progress(nfe, 0.0, min(each["least"] for each in (*runs, run)))
+        if len(beginnings) > 1:
+            run |= _learned(lesson, nfe, config, run, lambda _: None)
+        runs.append(run)
+    best = min(runs, key=lambda each: each["distance"])
+    return {**best, "seconds": time.monotonic() - since}
+
+
+def _learned(
+    lesson: Lesson, nfe: int, config: LearnConfig, run: dict[str, Any], tell: Callable[[float], None]
+) -> dict[str, Any]:
+    """What a step of learning changes of a run."""
+    found = lesson.equations(nfe, run["numbers"], _drawn(lesson, nfe, config, run["gains"]), tell)
+    made = _stepped(lesson, nfe, run, found)
+    numbers = made.get("numbers", run["numbers"])
+    error = lesson.validate(nfe, numbers)
+    return {**made, **({"least": error, "best": numbers} if error < run["least"] else {})}
 
 
 def _descend(
@@ -322,11 +313,7 @@ def _descend(
             progress(nfe, fraction(within), run["least"])
 
     while fraction() < 1 and (len(run["gains"]) < 3 or max(run["gains"][-3:]) > ENOUGH):
-        found = lesson.equations(nfe, run["numbers"], _drawn(lesson, nfe, config, run["gains"]), tell)
-        run |= _stepped(lesson, nfe, run, found)
-        error = lesson.validate(nfe, run["numbers"])
-        if error < run["least"]:
-            run["least"], run["best"] = error, run["numbers"]
+        run |= _learned(lesson, nfe, config, run, tell)
         run["seconds"] = time.monotonic() - begun
         save()
     if progress is not None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import rcdm_fast
-from rcdm_fast import sealed, solver_learning, solver_lesson
+from rcdm_fast import sealed, solver_learning, solver_lesson, solver_starts
 from rcdm_fast.cli import main
 from rcdm_fast.config import ConfigError, FittedSolver
 from rcdm_fast.diffusion import fitted, registry
@@ -247,21 +247,46 @@ def test_where_it_begins() -> None:
     """At least as near as the best training-free solver, or as the model's own from before."""
     model = smooth("representations")
     ours = lesson(model)
-    rivals = solver_learning._rivals(ours, 4)
+    rivals = solver_starts.rivals(ours, 4)
     assert {name for name, _ in rivals} == {
         *("ddim", "dpmpp_2m", "dpmpp_3m", "unipc_2", "unipc_3", "unipc_2_bh1", "unipc_3_bh1", "deis", "ipndm")
     }
     times = place(Schedule.make(ours.base).alpha_bar, 9, "karras")
     data = {"times": list(times), "step": torch.ones(9, 9), "last": torch.ones(9)}
-    start = solver_learning._start(ours, 4, data, rivals, ())
+    start, *others = solver_starts.starts(ours, 4, data, rivals, ())
+    assert 0 < len(others) < 3
+    errors = [ours.validate(4, numbers) for numbers in (start, *others)]
+    assert errors == sorted(errors)
+    assert errors[-1] <= 2 * errors[0]
     assert ours.validate(4, start) <= min(rivals.values()) + 2e-3  # the end lies 0.2 timesteps before the first
     better = start + 0.0
     better[-1] += 0.01
     before = FittedSolver(4, tuple(better.tolist()), model.weights)
     want = min((start, better), key=lambda each: ours.validate(4, each))
-    assert torch.equal(solver_learning._start(ours, 4, data, rivals, [before]), want)
+    assert torch.equal(solver_starts.starts(ours, 4, data, rivals, [before])[0], want)
     worse = dataclasses.replace(before, numbers=tuple(np.ones(28).tolist()))
-    assert torch.equal(solver_learning._start(ours, 4, data, rivals, [worse, before]), want)
+    assert torch.equal(solver_starts.starts(ours, 4, data, rivals, [worse, before])[0], want)
+
+
+def test_it_goes_on_from_where_a_first_step_leads_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is nearest before learning need not be; what was tried counts as a step, and its time as learning's."""
+    model = smooth("representations")
+    ours = lesson(model)
+    near, far = moved_about(ours), moved_about(ours) + 0.01
+    after = {False: 0.5, True: 0.2}
+
+    def learned(_lesson: Any, _nfe: int, _config: Any, run: dict[str, Any], _tell: Any) -> dict[str, Any]:
+        return {"step": 1, "distance": after[torch.equal(run["numbers"], far)]}
+
+    monkeypatch.setattr(solver_learning, "_learned", learned)
+    told: list[float] = []
+    run = solver_learning._scouted(ours, 3, QUICK, [near, far], lambda _nfe, fraction, least: told.append(least))
+    assert torch.equal(run["numbers"], far)
+    assert (run["step"], run["distance"]) == (1, 0.2)
+    assert run["seconds"] > 0
+    assert told[0] == ours.validate(3, near)
+    alone = solver_learning._scouted(ours, 3, QUICK, [near], None)
+    assert (alone["step"], alone["distance"]) == (0, ours.distance(3, near, ours.learning))
 
 
 def test_what_is_refused() -> None:
@@ -401,11 +426,11 @@ def test_what_is_chosen_is_judged_by_other_trajectories(monkeypatch: pytest.Monk
 
 def test_a_solver_says_what_it_was_measured_against(monkeypatch: pytest.MonkeyPatch) -> None:
     model = smooth("nothing")
-    monkeypatch.setattr(solver_learning, "SOLVERS", {"ddim": registry.SOLVERS["ddim"]})
+    monkeypatch.setattr(solver_starts, "SOLVERS", {"ddim": registry.SOLVERS["ddim"]})
     values = iter((Interval(-0.1, -0.2, -0.05), Interval(0.3, 0.2, 0.4), Interval(0.4, 0.3, 0.5)))
     monkeypatch.setattr(solver_learning, "bootstrap", lambda *_: next(values))
     start = torch.from_numpy(fitted.initial(model.config.schedule, (300.0, 999.0)))
-    monkeypatch.setattr(solver_learning, "_start", lambda *_: start)
+    monkeypatch.setattr(solver_learning, "starts", lambda *_: [start])
     monkeypatch.setattr(solver_learning, "_descend", lambda lesson, nfe, config, run, *_: run.update(step=7))
     config = dataclasses.replace(QUICK, steps=1, seed=2)
     (found,) = learn(model, config, model.weights, **given("nothing"))

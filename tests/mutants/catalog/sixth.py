@@ -189,4 +189,11 @@ SIXTH = (
         "            if False:\n",
         ("tests/test_masks.py::test_tune_and_distill_hide_parts_of_masked_codes",),
     ),
+    Mutant(
+        "learning goes on from the beginning that was nearest",
+        "rcdm_fast/solver_learning.py",
+        'best = min(runs, key=lambda each: each["distance"])',
+        "best = runs[0]",
+        ("tests/test_solver_learning.py::test_it_goes_on_from_where_a_first_step_leads_nearest",),
+    ),
 )
