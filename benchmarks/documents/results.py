@@ -41,7 +41,9 @@ TRAININGS = {  # of encoders in the known world, and what they are called there
 }
 SEEDS = tuple(f"color{encoder}-{decoder}" for encoder in range(3) for decoder in range(3))
 # Models that ship with solvers.
-FITTED = ("cifar10-simclr-trunk", "cifar10-simclr-head", "cifar10-supervised", "cifar10-simclr-map")
+FITTED = (
+    *("cifar10-simclr-wide", "cifar10-simclr-trunk", "cifar10-simclr-head", "cifar10-supervised", "cifar10-simclr-map"),
+)
 CALIBRATION = "calibration"  # the name of `SHIPPED`
 OLDER = (
     *("step_s_2cores", "step_m_2cores", "sampling_s_2cores", "profile_s_2cores", "profile_m_2cores"),
@@ -224,7 +226,7 @@ def _solvers() -> dict[str, Result]:
         "placements": _of(solvers.placements, *placed),
     }
     found["faithful fitted"] = _of(solvers.faithful, "fitted_cifar10-simclr-trunk", nfe=(4, 5, 6, 8, 10))
-    four = ("four_evaluations_cifar10-simclr-trunk", "four_evaluations_cifar10-simclr-map")
+    four = (f"four_evaluations_cifar10-simclr-{name}" for name in ("trunk", "map"))
     found["four evaluations"] = _of(solvers.ranks, *four, solver="fitted", nfe=4)
     found["usual"] = _of(solvers.usual, *DRAWN, solver=USUAL, nfe=STEPS)
     for solver, nfe in (("ipndm", 10), ("ddim", 50)):
