@@ -166,8 +166,7 @@ STAGES = (
     *_tuned(
         "cifar10-simclr-wide",
         "{cifar10-simclr-wide-encoder}",
-        "those that ship: up to two hours of a busy core for each; those for 4 and 5 began where the command looks now, "
-        "by hand",
+        "those that ship: up to two hours of a busy core for each; for 4 and 5 begun by hand where the command looks now",
         minutes=60,
     ),
     Stage(
