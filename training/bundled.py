@@ -166,7 +166,7 @@ STAGES = (
     *_tuned(
         "cifar10-simclr-wide",
         "{cifar10-simclr-wide-encoder}",
-        "those that ship: up to two hours of a busy core for each; for 4 and 5 begun by hand where the command looks now",
+        "those that ship: up to two hours of a core for each; for 4 and 5 begun by hand where the command looks now",
         minutes=60,
     ),
     Stage(
