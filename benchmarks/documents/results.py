@@ -226,7 +226,7 @@ def _solvers() -> dict[str, Result]:
         "placements": _of(solvers.placements, *placed),
     }
     found["faithful fitted"] = _of(solvers.faithful, "fitted_cifar10-simclr-trunk", nfe=(4, 5, 6, 8, 10))
-    four = (f"four_evaluations_cifar10-simclr-{name}" for name in ("trunk", "map"))
+    four = (f"four_evaluations_cifar10-simclr-{name}" for name in ("wide", "trunk", "map"))
     found["four evaluations"] = _of(solvers.ranks, *four, solver="fitted", nfe=4)
     found["usual"] = _of(solvers.usual, *DRAWN, solver=USUAL, nfe=STEPS)
     for solver, nfe in (("ipndm", 10), ("ddim", 50)):
