@@ -263,15 +263,19 @@ def _one(
 
 
 def _scouted(
-    lesson: Lesson, nfe: int, config: LearnConfig, beginnings: Sequence[Tensor], progress: Progress | None
+    lesson: Lesson,
+    nfe: int,
+    config: LearnConfig,
+    beginnings: Sequence[tuple[float, Tensor]],
+    progress: Progress | None,
 ) -> dict[str, Any]:
     """A run that has begun where a first step leads nearest to the teacher, of several beginnings.
 
     What is near before learning need not be near after it: where steps lie hardly changes, all else does.
     """
     since, runs = time.monotonic(), list[dict[str, Any]]()
-    for numbers in beginnings:
-        run = {"best": numbers, "least": lesson.validate(nfe, numbers), "step": 0, "numbers": numbers}
+    for least, numbers in beginnings:
+        run = {"best": numbers, "least": least, "step": 0, "numbers": numbers}
         run |= {"damping": DAMPING, "gains": [], "distance": lesson.distance(nfe, numbers, lesson.learning)}
         if progress is not None:
             progress(nfe, 0.0, min(each["least"] for each in (*runs, run)))

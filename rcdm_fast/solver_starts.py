@@ -41,8 +41,8 @@ def starts(
     data: dict[str, Any],
     others: dict[tuple[str, str], float],
     before: Sequence[FittedSolver],
-) -> list[Tensor]:
-    """Where learning may begin, the nearest to the teacher first; float64.
+) -> list[tuple[float, Tensor]]:
+    """Where learning may begin, with its distance where choices are made, the nearest to the teacher first; float64.
 
     With the numbers of the best training-free solver that asks the network once in a step, also with steps even in
     other roots of t (`POWERS`), or of DPM-Solver++(3M) with steps by `solver_fit`, or with steps that end before the
@@ -61,6 +61,5 @@ def starts(
             schedules.append(Schedule(lesson.base, even, even))
         found += [torch.from_numpy(fitted.like(each, SOLVERS[solver].run)) for each in schedules]
     found += [torch.tensor(each.numbers, dtype=torch.float64) for each in before]
-    errors = [lesson.validate(nfe, numbers) for numbers in found]
-    near = [i for i, error in enumerate(errors) if error <= NEAR * min(errors)]
-    return [found[i] for i in sorted(near, key=lambda i: errors[i])[:MOST]]
+    known = sorted(((lesson.validate(nfe, numbers), numbers) for numbers in found), key=lambda each: each[0])
+    return [each for each in known[:MOST] if each[0] <= NEAR * known[0][0]]

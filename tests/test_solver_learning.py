@@ -253,19 +253,20 @@ def test_where_it_begins() -> None:
     }
     times = place(Schedule.make(ours.base).alpha_bar, 9, "karras")
     data = {"times": list(times), "step": torch.ones(9, 9), "last": torch.ones(9)}
-    start, *others = solver_starts.starts(ours, 4, data, rivals, ())
-    assert 0 < len(others) < 3
-    errors = [ours.validate(4, numbers) for numbers in (start, *others)]
-    assert errors == sorted(errors)
+    begun = solver_starts.starts(ours, 4, data, rivals, ())
+    assert 1 < len(begun) <= 3
+    errors = [error for error, _ in begun]
+    assert errors == [ours.validate(4, numbers) for _, numbers in begun] == sorted(errors)
     assert errors[-1] <= 2 * errors[0]
+    start = begun[0][1]
     assert ours.validate(4, start) <= min(rivals.values()) + 2e-3  # the end lies 0.2 timesteps before the first
     better = start + 0.0
     better[-1] += 0.01
     before = FittedSolver(4, tuple(better.tolist()), model.weights)
     want = min((start, better), key=lambda each: ours.validate(4, each))
-    assert torch.equal(solver_starts.starts(ours, 4, data, rivals, [before])[0], want)
+    assert torch.equal(solver_starts.starts(ours, 4, data, rivals, [before])[0][1], want)
     worse = dataclasses.replace(before, numbers=tuple(np.ones(28).tolist()))
-    assert torch.equal(solver_starts.starts(ours, 4, data, rivals, [worse, before])[0], want)
+    assert torch.equal(solver_starts.starts(ours, 4, data, rivals, [worse, before])[0][1], want)
 
 
 def test_it_goes_on_from_where_a_first_step_leads_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,12 +281,14 @@ def test_it_goes_on_from_where_a_first_step_leads_nearest(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(solver_learning, "_learned", learned)
     told: list[float] = []
-    run = solver_learning._scouted(ours, 3, QUICK, [near, far], lambda _nfe, fraction, least: told.append(least))
+    run = solver_learning._scouted(
+        ours, 3, QUICK, [(0.4, near), (0.6, far)], lambda _nfe, fraction, least: told.append(least)
+    )
     assert torch.equal(run["numbers"], far)
     assert (run["step"], run["distance"]) == (1, 0.2)
     assert run["seconds"] > 0
-    assert told[0] == ours.validate(3, near)
-    alone = solver_learning._scouted(ours, 3, QUICK, [near], None)
+    assert told == [0.4, 0.4]
+    alone = solver_learning._scouted(ours, 3, QUICK, [(0.4, near)], None)
     assert (alone["step"], alone["distance"]) == (0, ours.distance(3, near, ours.learning))
 
 
@@ -430,7 +433,7 @@ def test_a_solver_says_what_it_was_measured_against(monkeypatch: pytest.MonkeyPa
     values = iter((Interval(-0.1, -0.2, -0.05), Interval(0.3, 0.2, 0.4), Interval(0.4, 0.3, 0.5)))
     monkeypatch.setattr(solver_learning, "bootstrap", lambda *_: next(values))
     start = torch.from_numpy(fitted.initial(model.config.schedule, (300.0, 999.0)))
-    monkeypatch.setattr(solver_learning, "starts", lambda *_: [start])
+    monkeypatch.setattr(solver_learning, "starts", lambda *_: [(0.5, start)])
     monkeypatch.setattr(solver_learning, "_descend", lambda lesson, nfe, config, run, *_: run.update(step=7))
     config = dataclasses.replace(QUICK, steps=1, seed=2)
     (found,) = learn(model, config, model.weights, **given("nothing"))
