@@ -9,11 +9,14 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from rcdm_fast import arguments, host
 from rcdm_fast.config import ConfigError
 from rcdm_fast.data.inputs import Images
 from rcdm_fast.exporters.job import Format, Job
 from rcdm_fast.model import Model
+from rcdm_fast.training import masks
 
 FORMATS = ("onnx", "openvino", "tensorrt", "diffusers", "hub", "fp8")
 
@@ -93,7 +96,13 @@ def export(
         tuple(targets),
         tuple(batches),
         dynamic,
-        representations=None if calibrate is None else model.encode(calibrate).flatten(1),
+        representations=None if calibrate is None else _calibrating(model, calibrate),
         report=progress or (lambda _: None),
     )
     return form.write(Path(out), job)
+
+
+def _calibrating(model: Model, images: Images) -> Tensor:
+    """What scales are measured with; of masked codes half with parts hidden, as the model may be asked."""
+    h, parts = model.encode(images).flatten(1), masks.parts_of(model.encoder)
+    return masks.hidden(h, parts, 0) if parts else h

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rcdm_fast import config as configs
+from rcdm_fast import exporting
 from rcdm_fast.cli import tune
 from rcdm_fast.config import ConfigError, EncoderConfig, ScheduleConfig
 from rcdm_fast.data.image_set import ImageSet, step_generator
@@ -161,6 +163,18 @@ def test_tune_and_distill_hide_parts_of_masked_codes(data: ImageSet, tmp_path: P
     assert 0 < float(shown.all(dim=1).float().mean()) < 1
     with pytest.raises(ConfigError, match="masked_parts"):
         distill(dataclasses.replace(student, masked_parts=(4, 3)), data, tmp_path / "others")
+
+
+def test_scales_are_calibrated_with_hidden_parts(
+    data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = load(train(config(images=16), data, tmp_path / "made"))
+    jobs: list[Any] = []
+    form = SimpleNamespace(PRECISIONS=("int8",), write=lambda _, job: jobs.append(job))
+    monkeypatch.setattr(exporting, "find", lambda *_: form)
+    images = data.floats(slice(0, 40))
+    exporting.export(made, "openvino", tmp_path / "out", precision="int8", calibrate=images)
+    assert torch.equal(jobs[0].representations.cpu(), masks.hidden(made.encode(images).cpu(), PARTS, 0))
 
 
 def test_a_run_of_an_earlier_version_goes_on_without_masks(data: ImageSet, tmp_path: Path) -> None:

@@ -196,4 +196,11 @@ SIXTH = (
         "best = runs[0]",
         ("tests/test_solver_learning.py::test_it_goes_on_from_where_a_first_step_leads_nearest",),
     ),
+    Mutant(
+        "scales are calibrated with whole codes alone",
+        "rcdm_fast/exporting.py",
+        "return masks.hidden(h, parts, 0) if parts else h",
+        "return h",
+        ("tests/test_masks.py::test_scales_are_calibrated_with_hidden_parts",),
+    ),
 )
