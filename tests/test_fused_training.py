@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rcdm_fast.models.unet import ResBlock, UNet
-from rcdm_fast.ops import candidates, gradients, library, selection_backward
+from rcdm_fast.ops import candidates, gradients, library, reference, selection_backward
 from rcdm_fast.training import distributed, fused_unet, memory
 from rcdm_fast.training import run as training_run
 from rcdm_fast.training.config import TrainConfig
@@ -194,7 +194,7 @@ def test_norms_have_gradients_on_every_build(monkeypatch: pytest.MonkeyPatch) ->
         (True, True, native),
         (True, False, native),
         (False, True, gradients._TritonNorm.apply),
-        (False, False, candidates.reference_norm),
+        (False, False, reference.film_group_norm_checked),
     ):
         monkeypatch.setattr(library, "has_native", lambda kind, built=built: built)
         monkeypatch.setattr(candidates, "triton_reason", lambda device, triton=triton: "" if triton else "not there")

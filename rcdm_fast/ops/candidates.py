@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from rcdm_fast.ops import convolutions, library, reference, reference_moments
-from rcdm_fast.ops.schema import NormInputs
 
 WriteNorm = Callable[..., None]  # (out, *NormInputs), as the operator
 Attend = Callable[[Tensor, int, bool], Tensor]
@@ -154,19 +153,7 @@ def _split(run: Callable[..., Tensor], splits: int, *arguments: Any) -> Tensor:
 
 
 def _reference_norm(out: Tensor, *inputs: Any) -> None:
-    out.copy_(reference_norm(*inputs))
-
-
-def reference_norm(*inputs: Any) -> Tensor:
-    """`reference.film_group_norm`, and on a CPU an error for a row that is not there: to PyTorch -1 is the last one."""
-    film, rows = NormInputs(*inputs).film, NormInputs(*inputs).rows
-    if film is not None and rows is not None and rows.device.type == "cpu" and not torch.compiler.is_compiling():
-        for image, row in enumerate(rows.tolist()):
-            if not 0 <= row < len(film):
-                raise RuntimeError(
-                    f"film_group_norm: row {row} of image {image} is out of range: film has {len(film)} rows"
-                )
-    return reference.film_group_norm(*inputs)
+    out.copy_(reference.film_group_norm_checked(*inputs))
 
 
 def sdpa(qkv: Tensor, heads: int, new_order: bool) -> Tensor:

@@ -168,7 +168,7 @@ def differentiable_film_group_norm(device: torch.device) -> Callable[..., Tensor
     if not candidates.triton_reason(device):
         made: Callable[..., Tensor] = _TritonNorm.apply
         return made
-    return candidates.reference_norm
+    return reference.film_group_norm_checked
 
 
 def _keep_attention(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

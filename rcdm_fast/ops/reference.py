@@ -74,6 +74,19 @@ def film_group_norm(*inputs: Any) -> Tensor:
     return resampled(F.silu(h) if silu else h, resample).to(x.dtype).contiguous(memory_format=torch.channels_last)
 
 
+def film_group_norm_checked(*inputs: Any) -> Tensor:
+    """`film_group_norm`, and on a CPU an error for a row that is not there: to PyTorch -1 is the last one."""
+    given = NormInputs(*inputs)
+    film, rows = given.film, given.rows
+    if film is not None and rows is not None and rows.device.type == "cpu" and not torch.compiler.is_compiling():
+        for image, row in enumerate(rows.tolist()):
+            if not 0 <= row < len(film):
+                raise RuntimeError(
+                    f"film_group_norm: row {row} of image {image} is out of range: film has {len(film)} rows"
+                )
+    return film_group_norm(*inputs)
+
+
 def film_group_norm_before(before: Tensor, *inputs: Any) -> Tensor:  # float32 [C+C'], *NormInputs
     """`film_group_norm` of what `before` is added to, channel by channel: a bias that nobody has added yet."""
     given = NormInputs(*inputs)

@@ -163,7 +163,7 @@ SIXTH = (
     ),
     Mutant(
         "without native code a row of -1 is the last one",
-        "rcdm_fast/ops/candidates.py",
+        "rcdm_fast/ops/reference.py",
         "if not 0 <= row < len(film):",
         "if row >= len(film):",
         ("tests/test_ops_native.py::test_without_native_code_the_references_run",),
